@@ -1,0 +1,1 @@
+"""What everything leans on: array types, validators, pytree and config helpers."""

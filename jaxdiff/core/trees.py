@@ -1,0 +1,46 @@
+"""Nested dicts of arrays seen as flat tables with dotted names, and what one asks of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Dtype, PyTree
+
+
+def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """`{"a": {"b": x}}` as `{"a.b": x}`; integer keys (list positions) become digits."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{rest}": leaf for rest, leaf in flatten(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[Any, Any]:
+    """The inverse of `flatten`: dotted names to nested dicts, digits to integer keys."""
+    tree: dict[Any, Any] = {}
+    for name, leaf in flat.items():
+        *parents, last = [int(part) if part.isdigit() else part for part in name.split(".")]
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return tree
+
+
+def cast(tree: PyTree, dtype: Dtype) -> PyTree:
+    """`tree` with its floating leaves in `dtype`; integers and keys stay as they are."""
+
+    def leaf(x: Any) -> Any:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(leaf, tree)
+
+
+def count(tree: PyTree) -> int:
+    """The number of parameters in `tree`; leaves need only a shape."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

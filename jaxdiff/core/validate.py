@@ -1,0 +1,47 @@
+"""Validators for the boundary where a user's values arrive; each returns its value or raises `InputError`."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from jaxdiff.core.errors import InputError
+
+T = TypeVar("T")
+Number = TypeVar("Number", int, float)
+
+
+def positive(name: str, value: Number) -> Number:
+    """Return `value` if it is a finite number above zero."""
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name}: got {value}, expected a number above 0")
+    return value
+
+
+def in_range(name: str, value: Number, low: float, high: float) -> Number:
+    """Return `value` if low <= value <= high."""
+    if not low <= value <= high:
+        raise InputError(f"{name}: got {value}, expected a number from {low} to {high}")
+    return value
+
+
+def one_of(name: str, value: T, choices: Iterable[T]) -> T:
+    """Return `value` if it is among `choices`; the error proposes the nearest spelling."""
+    known = list(choices)
+    if value in known:
+        return value
+    near = difflib.get_close_matches(str(value), [str(c) for c in known], n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise InputError(f"{name}: got {value!r}, expected one of {', '.join(map(str, known))}{hint}")
+
+
+def shape(name: str, array: Any, expected: tuple[int | None, ...]) -> Any:
+    """Return `array` if its shape is `expected`, where None stands for any length."""
+    got = tuple(array.shape)
+    fits = len(got) == len(expected) and all(
+        e is None or g == e for g, e in zip(got, expected, strict=True)
+    )
+    if not fits:
+        wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
+        raise InputError(f"{name}: got shape {got}, expected {wanted}")
+    return array

@@ -1,0 +1,49 @@
+"""Imports only go down the ranks of the package; folders of one rank never import each other."""
+
+import ast
+import pathlib
+
+import pytest
+
+RANK = {
+    "core": 0,
+    "diffusion": 1,
+    "nn": 1,
+    "parallel": 1,
+    "models": 2,
+    "guidance": 2,
+    "samplers": 2,
+    "checkpoints": 3,
+    "data": 3,
+    "training": 3,
+    "pipeline": 4,
+    "evaluation": 5,
+    "cli": 6,
+}
+PACKAGE = pathlib.Path(__file__).parents[1] / "jaxdiff"
+FILES = sorted(PACKAGE.glob("*/**/*.py"))
+
+
+def imported_folders(path: pathlib.Path) -> set[str]:
+    """Folders of the package that the file at `path` imports from."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    parts = [name.split(".") for name in names]
+    return {p[1] for p in parts if p[0] == "jaxdiff" and len(p) > 1 and p[1] in RANK}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    here = path.relative_to(PACKAGE).parts[0]
+    upward = {f for f in imported_folders(path) if f != here and RANK[f] >= RANK[here]}
+    assert not upward, f"{here} (rank {RANK[here]}) imports {upward}"
+
+
+def test_every_folder_has_a_rank():
+    folders = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
+    assert folders <= set(RANK), folders - set(RANK)
