@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Bad input, as one sentence `name: got X, expected Y`; the command line prints it and exits with 2."""
+    """Bad input, in one sentence `name: got X, expected Y`; the command line exits with 2."""

@@ -1,4 +1,4 @@
-"""Validators for the boundary where a user's values arrive; each returns its value or raises `InputError`."""
+"""Validators for the boundary where a user's values arrive; each returns its value or raises."""
 
 import difflib
 import math
