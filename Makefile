@@ -1,0 +1,71 @@
+# `make generate PROMPT="..."` and `make test` set up everything that they need on a machine that has
+# only Python >= 3.11, pip and make. The environments are rebuilt only when the requirements change.
+
+PYTHON ?= python3
+VENV := .venv
+PARITY := .venv-parity
+PROMPT ?= a small red circle above a large blue square
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help generate test check format parity ci clean
+
+help:
+	@echo 'make generate PROMPT="..."  draw a picture from words with the embedded model (ARGS="--seed 7 ...")'
+	@echo 'make test                   the tests (ARGS="tests/samplers -k euler" for some of them)'
+	@echo 'make check                  formatter, linter and type checker'
+	@echo 'make parity                 compare with PyTorch in an environment of its own'
+	@echo 'make ci                     all of it, as the continuous integration runs it'
+
+generate: $(VENV)/.run
+	@$(VENV)/bin/python generate.py "$(PROMPT)" $(ARGS)
+
+test: $(VENV)/.dev
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+format: $(VENV)/.dev
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+parity: $(PARITY)/.ready
+	@$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
+
+ci:
+	@bash .ci/run
+
+clean:
+	rm -rf $(VENV) $(PARITY)
+
+# A virtual environment; virtualenv stands in where the system's Python lacks the venv module.
+define create
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "PYTHON: got $$($(PYTHON) -V 2>&1), expected Python 3.11 or newer (make PYTHON=python3.12 ...)"; exit 2; }
+	@test -x $(1)/bin/pip || $(PYTHON) -m venv $(1) 2>/dev/null \
+	  || { rm -rf $(1); $(PYTHON) -m pip install -q --user virtualenv && $(PYTHON) -m virtualenv -q $(1); }
+endef
+
+$(VENV)/.run: requirements.txt
+	$(call create,$(VENV))
+	@echo "Setting up $(VENV): about a minute, once"
+	@$(VENV)/bin/python -m pip install -q -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements.txt requirements-dev.txt
+	$(call create,$(VENV))
+	@echo "Setting up $(VENV) for the tests: about a minute, once"
+	@$(VENV)/bin/python -m pip install -q -r requirements-dev.txt
+	@touch $@ $(VENV)/.run
+
+# torch first and alone: the exact version has a CPU build, a range would bring gigabytes.
+$(PARITY)/.ready: requirements.txt requirements-dev.txt requirements-parity.txt
+	$(call create,$(PARITY))
+	@echo "Setting up $(PARITY): PyTorch and diffusers, a few minutes, once"
+	@$(PARITY)/bin/python -m pip install -q $$(grep '^torch==' requirements-parity.txt)
+	@$(PARITY)/bin/python -m pip install -q -r requirements-parity.txt
+	@touch $@
