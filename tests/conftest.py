@@ -15,4 +15,4 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_compilation_cache", False)
 
-install_import_hook("jaxdiff", "beartype.beartype")
+install_import_hook("jaxdiff", "typechecker.check")
