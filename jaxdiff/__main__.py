@@ -1,0 +1,5 @@
+"""`python -m jaxdiff COMMAND ...`."""
+
+from jaxdiff.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The command line: parse, call the library, print; the only place that prints."""

@@ -1,0 +1,52 @@
+"""`jaxdiff COMMAND ...`: find the command, run it, turn a user's mistake into one sentence."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import one_of
+
+COMMANDS = {
+    "generate": "draw pictures from prompts",
+    "train": "train a model from a config file",
+    "export": "gather trained components into one diffusers folder",
+    "evaluate": "measure how well the pictures follow their prompts",
+    "sweep": "draw a table of prompts against guidance scales",
+}
+USAGE = "usage: jaxdiff COMMAND ...\n\n" + "\n".join(
+    f"  {name:10s} {text}" for name, text in COMMANDS.items()
+)
+
+
+def run(command: str, arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code: 0 done, 2 bad input, 130 interrupted.
+
+    Each command is a module of this folder with a function `run(arguments)`, imported only when
+    it is asked for, so that `--help` does not wait for jax.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        importlib.import_module(f"jaxdiff.cli.{command}").run(arguments)
+    except InputError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main() -> None:
+    """The console script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        sys.exit(0 if arguments else 2)
+    try:
+        one_of("command", arguments[0], COMMANDS)
+    except InputError as error:
+        print(f"jaxdiff: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(run(arguments[0], arguments[1:]))

@@ -1,0 +1,53 @@
+"""PNG files that carry their settings, written whole or not at all."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from jaxdiff.core.errors import InputError
+
+BLOCK = "jaxdiff"
+
+
+def parameters_text(settings: Mapping[str, Any]) -> str:
+    """The settings in the `parameters` text that A1111's web UI writes and most viewers read."""
+    lines = [settings["prompt"]]
+    if settings["negative_prompt"]:
+        lines.append(f"Negative prompt: {settings['negative_prompt']}")
+    lines.append(
+        f"Steps: {settings['steps']}, Sampler: {settings['sampler']}, "
+        f"CFG scale: {settings['guidance_scale']:g}, Seed: {settings['seed']}, "
+        f"Size: {settings['width']}x{settings['height']}, Model: {settings['model']}"
+    )
+    return "\n".join(lines)
+
+
+def write(path: pathlib.Path, image: Image.Image, settings: Mapping[str, Any]) -> None:
+    """Write `image` and its settings to `path`: to a temporary name first, then renamed."""
+    info = PngInfo()
+    info.add_itxt("parameters", parameters_text(settings))
+    info.add_itxt(BLOCK, json.dumps(settings, sort_keys=True))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        image.save(temporary, format="PNG", pnginfo=info)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def settings_of(path: pathlib.Path) -> dict[str, Any] | None:
+    """The settings stored in the PNG at `path`, or None if there is no such picture."""
+    if not path.exists():
+        return None
+    try:
+        with Image.open(path) as image:
+            return json.loads(image.info.get(BLOCK, "null"))
+    except (UnidentifiedImageError, OSError, json.JSONDecodeError):
+        raise InputError(
+            f"output: got {path}, which is no picture of ours, expected a free name"
+        ) from None
