@@ -1,0 +1,16 @@
+"""The maths of diffusion, and the one place where its conventions are stated.
+
+- `x_t = alpha(t) x_0 + sigma(t) eps` with eps ~ N(0, I). Schedules are variance preserving,
+  alpha^2 + sigma^2 = 1 and alpha^2 = abar_t, and every latent inside the package lives in this
+  space. `ratio = sigma / alpha` is what EDM and k-diffusion call sigma: SNR = ratio^-2, and
+  lambda = log(alpha / sigma) is DPM-Solver's half log-SNR.
+- Time t counts the training noise levels 0 .. T-1 from clean to noisy. A grid gives the levels of a
+  sampler from noisy to clean, the last of which is where the final step lands.
+- A network predicts `epsilon`, `sample` (x_0), `v_prediction` (alpha eps - sigma x_0) or
+  `flow_prediction` (eps - x_0). `predict` turns each of them into `Prediction(x0, eps)`; samplers
+  and guidance see nothing else, except where a guidance rule is defined in one of these spaces.
+- Guidance: g = uncond + w (cond - uncond). w = 1 is the conditional model, w = 0 the unconditional.
+- Arrays are NHWC with the image first. A number that differs between images has shape (b,), one
+  that they share is a scalar. Tables are float64 on the host, arrays in a loop float32.
+- Every random draw belongs to one image: the key of image i, folded with the step.
+"""

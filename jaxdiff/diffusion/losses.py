@@ -1,0 +1,68 @@
+"""The forward process and the weights of the training loss."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Float
+from jaxdiff.core.validate import one_of
+from jaxdiff.diffusion.predictions import KINDS, PerImage, per_image
+
+# How much more the squared error of each kind weighs than that of x0, as a function of the SNR S:
+# ||y - target||^2 = factor * ||D - x0||^2 for one and the same denoiser D.
+X0_FACTORS: dict[str, Callable[[Array], Array]] = {
+    "epsilon": lambda S: S,
+    "sample": jnp.ones_like,
+    "v_prediction": lambda S: S + 1,
+    # 1 / sigma^2 on the path alpha + sigma = 1, where alpha / sigma = sqrt(S)
+    "flow_prediction": lambda S: (jnp.sqrt(S) + 1) ** 2,
+}
+
+
+def diffuse(
+    x0: Float[Array, "b *d"], eps: Float[Array, "b *d"], alpha: PerImage, sigma: PerImage
+) -> Float[Array, "b *d"]:
+    """x_t = alpha x_0 + sigma eps (2006.11239, eq. 4)."""
+    return per_image(alpha, x0) * x0 + per_image(sigma, x0) * eps
+
+
+def snr(alpha: Float[Array, "b"], sigma: Float[Array, "b"]) -> Float[Array, "b"]:
+    """The signal-to-noise ratio (alpha / sigma)^2."""
+    return (alpha / sigma) ** 2
+
+
+def uniform(kind: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
+    """Weight 1 on the error of the prediction itself: DDPM's L_simple (2006.11239, eq. 14)."""
+    return jnp.ones_like(S)
+
+
+def min_snr(kind: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
+    """Weight min(SNR, gamma) on the error of x0 (Min-SNR, 2303.09556, section 3.4).
+
+    Written for the error of the kind that the network predicts; 1, its limit, for epsilon at SNR 0.
+    """
+    factor = X0_FACTORS[kind](S)
+    zero = factor == 0
+    return jnp.where(zero, 1.0, jnp.minimum(S, gamma) / jnp.where(zero, 1.0, factor))
+
+
+WEIGHTINGS: dict[str, Callable[[str, Array, float], Array]] = {
+    "uniform": uniform,
+    "min_snr": min_snr,
+}
+
+
+def weights(
+    weighting: str, kind: str, snr: Float[Array, "b"], gamma: float = 5.0
+) -> Float[Array, "b"]:
+    """The weight of each image's squared error, for a network that predicts `kind`."""
+    one_of("prediction_type", kind, KINDS)
+    return WEIGHTINGS[one_of("weighting", weighting, WEIGHTINGS)](kind, snr, gamma)
+
+
+def mse(
+    output: Float[Array, "b *d"], target: Float[Array, "b *d"], weights: Float[Array, "b"]
+) -> Float[Array, ""]:
+    """The weighted squared error: the mean over each image's elements, then over the images."""
+    error = (output - target) ** 2
+    return jnp.mean(weights * jnp.mean(error.reshape(error.shape[0], -1), axis=1))

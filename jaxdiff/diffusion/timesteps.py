@@ -1,0 +1,238 @@
+"""Grids: which noise levels a sampler visits, from the first to the one where it lands.
+
+Laid out on the host in float64. What checkpoints and samplers differ in is data: `GridOptions` is
+what a scheduler_config.json says, `Convention` what diffusers' scheduler of that family does, so
+that the same number of steps means the same noise levels here and there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Float, Int, NDArray
+from jaxdiff.core.validate import in_range, one_of
+from jaxdiff.diffusion.schedules import NoiseSchedule, interpolate, levels_of
+
+
+def leading(T: int, n: int, extra: int) -> Float[NDArray, "n"]:
+    """Multiples of T // n from 0 up: never reaches T-1 (2305.08891, table 2)."""
+    return np.arange(n + extra)[::-1][:n] * float(T // (n + extra))
+
+
+def linspace(T: int, n: int, extra: int) -> Float[NDArray, "n"]:
+    """Equal distances from T-1 to 0 (2305.08891, table 2); one single step starts at T-1."""
+    return np.linspace(T - 1.0, 0.0, n + extra)[:n]
+
+
+def trailing(T: int, n: int, extra: int) -> Float[NDArray, "n"]:
+    """Multiples of T / n from T down, less 1 (2305.08891, table 2): for few steps and zero SNR."""
+    return np.round(T - np.arange(n) * (T / n)) - 1
+
+
+def karras(first: float, last: float, n: int) -> Float[NDArray, "n"]:
+    """Ratios with equal distances in ratio^(1/7) (EDM, 2206.00364, eq. 5)."""
+    return np.linspace(first ** (1 / 7), last ** (1 / 7), n) ** 7
+
+
+def exponential(first: float, last: float, n: int) -> Float[NDArray, "n"]:
+    """Ratios with equal distances in their logarithm, which is DPM-Solver's uniform lambda."""
+    return np.exp(np.linspace(np.log(first), np.log(last), n))
+
+
+# A spacing of times is given T, the steps and the points to place beyond them; a curve of ratios
+# runs between two ratios.
+TIMES: dict[str, Callable[[int, int, int], NDArray]] = {
+    "leading": leading,
+    "linspace": linspace,
+    "trailing": trailing,
+}
+CURVES: dict[str, Callable[[float, float, int], NDArray]] = {
+    "karras": karras,
+    "exponential": exponential,
+}
+SPACINGS = (*TIMES, *CURVES)
+
+# Where a sampler cannot start from infinite noise, abar_T = 2^-24 stands for zero, as in diffusers.
+LARGEST_RATIO = float(np.sqrt(2.0**24 - 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convention:
+    """How a family of samplers places its levels where a checkpoint leaves it open."""
+
+    spacing: str = "leading"  # the default spacing of times
+    extra: int = 0  # points that leading and linspace place beyond the steps, at the clean end
+    whole_times: bool = True  # the network is only told the times of training
+    lands_on: str = "zero"  # "zero", or the option that decides: see GridOptions.lands_on_first
+    finite: bool = False  # ratios are finite even at zero terminal SNR
+    curve_within_times: bool = False  # a curve spans the ratios of the times, not of the schedule
+    starts_below_one: bool = False  # linspace and trailing start from sigma * noise, not 1 * noise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """What a diffusers scheduler_config.json says about grids; names and defaults are its own."""
+
+    timestep_spacing: str | None = None  # None: the convention of the sampler
+    curve: str | None = None  # a name in CURVES; diffusers: use_karras_sigmas, ...
+    steps_offset: int = 0  # added to leading times
+    set_alpha_to_one: bool = True  # land on the clean image; otherwise on the first level
+    final_sigmas_type: str = "zero"  # the same choice for others: "zero" or "sigma_min"
+
+    def __post_init__(self) -> None:
+        if self.timestep_spacing is not None:
+            one_of("timestep_spacing", self.timestep_spacing, TIMES)
+        if self.curve is not None:
+            one_of("curve", self.curve, CURVES)
+        in_range("steps_offset", self.steps_offset, 0, 1000)
+        one_of("final_sigmas_type", self.final_sigmas_type, ("zero", "sigma_min"))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "GridOptions":
+        """Options from scheduler_config.json; raises InputError where it asks for what is not here.
+
+        Keys of other scheduler classes are common in these files and are passed over.
+        """
+        for key, only in _SUPPORTED.items():
+            if key in config and config[key] not in only:
+                raise InputError(
+                    f"scheduler_config.json: {key}: got {config[key]!r}, expected {only[0]!r}"
+                )
+        names = {f.name for f in dataclasses.fields(cls)} - {"curve"}
+        values = {k: v for k, v in config.items() if k in names and v is not None}
+        curves = [name for name in CURVES if config.get(f"use_{name}_sigmas")]
+        return cls(curve=curves[0] if curves else None, **values)
+
+    def with_spacing(self, spacing: str | None) -> "GridOptions":
+        """These options with the user's choice of spacing, if there is one."""
+        if spacing is None:
+            return self
+        if one_of("timesteps", spacing, SPACINGS) in CURVES:
+            return dataclasses.replace(self, curve=spacing)
+        return dataclasses.replace(self, timestep_spacing=spacing, curve=None)
+
+    def lands_on_first(self, decided_by: str) -> bool:
+        """Whether the last step goes to the first level of the schedule instead of to ratio 0."""
+        choices = {
+            "zero": False,
+            "set_alpha_to_one": not self.set_alpha_to_one,
+            "final_sigmas_type": self.final_sigmas_type == "sigma_min",
+        }
+        return choices[decided_by]
+
+
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "thresholding": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "use_flow_sigmas": (False, None),
+    "interpolation_type": ("linear", None),
+    "timestep_type": ("discrete", None),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+}
+
+
+class Layout(NamedTuple):
+    """The levels of n steps in float64: level 0 is the noisiest, level n where the last step lands.
+
+    `t` is what the network is told; t[n] is 0 and told to nobody. `start` is the standard deviation
+    of the noise that the sampler starts from.
+    """
+
+    t: Float[NDArray, "n_1"]
+    alpha: Float[NDArray, "n_1"]
+    sigma: Float[NDArray, "n_1"]
+    start: float
+
+
+def _times(T: int, steps: int, convention: Convention, options: GridOptions) -> NDArray:
+    spacing = options.timestep_spacing or convention.spacing
+    t = TIMES[spacing](T, steps, convention.extra)
+    if spacing == "leading":
+        t = t + options.steps_offset
+    if t[0] > T - 1:
+        raise InputError(
+            f"steps: got {steps}, expected fewer: with leading spacing and steps_offset "
+            f"{options.steps_offset} the first time would be {t[0]:.0f} of {T - 1}"
+        )
+    return np.round(t) if convention.whole_times else t
+
+
+def _curve(
+    table: NDArray, ratio: NDArray, convention: Convention, curve: str
+) -> tuple[NDArray, NDArray]:
+    ends = (ratio[0], ratio[-1]) if convention.curve_within_times else (table[-1], table[0])
+    ratio = CURVES[curve](*ends, len(ratio))
+    t = np.interp(np.log(ratio), np.log(table), np.arange(len(table)))
+    if convention.whole_times:
+        # diffusers rounds the times of one curve and cuts those of the other.
+        t = np.round(t) if curve == "karras" else np.floor(t)
+    return t, ratio
+
+
+def layout(
+    schedule: NoiseSchedule,
+    steps: int,
+    *,
+    convention: Convention,
+    options: GridOptions,
+) -> Layout:
+    """The noise levels of `steps` steps.
+
+    Raises InputError for more steps than the schedule has levels for.
+    """
+    in_range("steps", steps, 1, schedule.levels)
+    table = schedule.ratio
+    if convention.finite or options.curve:
+        table = np.where(np.isinf(table), LARGEST_RATIO, table)
+    t = _times(schedule.levels, steps, convention, options)
+    ratio = interpolate(table, t)
+    if options.curve:
+        t, ratio = _curve(table, ratio, convention, options.curve)
+    if np.any(np.diff(ratio) >= 0):
+        raise InputError(f"steps: got {steps}, expected fewer: two of them have the same time")
+    final = table[0] if options.lands_on_first(convention.lands_on) else 0.0
+    alpha, sigma = levels_of(np.append(ratio, final))
+    leads = (options.timestep_spacing or convention.spacing) == "leading"
+    start = float(sigma[0]) if convention.starts_below_one and not leads else 1.0
+    return Layout(np.append(t, 0.0), alpha, sigma, start)
+
+
+class Level(NamedTuple):
+    """One noise level: the time for the network, and x = alpha x0 + sigma eps."""
+
+    t: Float[Array, ""]
+    alpha: Float[Array, ""]
+    sigma: Float[Array, ""]
+
+
+class Grid(NamedTuple):
+    """A layout as arrays for a compiled loop, padded so that the number of steps is data too."""
+
+    t: Float[Array, "n_1"]
+    alpha: Float[Array, "n_1"]
+    sigma: Float[Array, "n_1"]
+    start: Float[Array, ""]
+    steps: Int[Array, ""]
+
+    def level(self, i: Int[Array, ""]) -> Level:
+        """The level from which step i starts, and where step i - 1 lands."""
+        return Level(self.t[i], self.alpha[i], self.sigma[i])
+
+    @classmethod
+    def of(cls, layout: Layout, length: int | None = None, dtype: Any = jnp.float32) -> "Grid":
+        """The grid of a layout, padded with clean levels to `length` steps."""
+        steps = len(layout.t) - 1
+        pad = (0, (length or steps) - steps)
+        return cls(
+            t=jnp.asarray(np.pad(layout.t, pad), dtype),
+            alpha=jnp.asarray(np.pad(layout.alpha, pad, constant_values=1.0), dtype),
+            sigma=jnp.asarray(np.pad(layout.sigma, pad), dtype),
+            start=jnp.asarray(layout.start, dtype),
+            steps=jnp.asarray(steps, jnp.int32),
+        )

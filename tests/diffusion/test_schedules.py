@@ -1,0 +1,105 @@
+"""Noise schedules against their closed forms and published numbers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.diffusion.schedules import SCHEDULES, NoiseSchedule, levels_of
+
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+# abar_0, abar_{T-1}, smallest and largest sigma / alpha
+TABLE = [
+    ({"beta_schedule": "linear"}, 0.9999, 4.036e-5, 0.0100, 157.41),
+    (STABLE_DIFFUSION, 0.99915, 4.6601e-3, 0.029167, 14.6146),
+    ({"beta_schedule": "squaredcos_cap_v2"}, 0.9999587, 2.43e-9, 0.00643, 2.03e4),
+]
+
+
+@pytest.mark.parametrize(("config", "first", "last", "low", "high"), TABLE)
+def test_published_end_points(config, first, last, low, high):
+    schedule = NoiseSchedule(**config)
+    assert schedule.abar[0] == pytest.approx(first, abs=1e-7)
+    assert schedule.abar[-1] == pytest.approx(last, rel=2e-3)
+    assert schedule.ratio[0] == pytest.approx(low, rel=8e-4)
+    assert schedule.ratio[-1] == pytest.approx(high, rel=2e-3)
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_keeps_the_contract(name, zero_terminal_snr):
+    schedule = NoiseSchedule(beta_schedule=name, zero_terminal_snr=zero_terminal_snr)
+    assert schedule.levels == 1000
+    for table in (schedule.abar, schedule.alpha, schedule.sigma):
+        assert table.shape == (1000,)
+        assert table.dtype == np.float64
+    np.testing.assert_allclose(schedule.alpha**2 + schedule.sigma**2, 1, rtol=1e-15)
+    assert np.all(np.diff(schedule.abar) < 0)
+    assert np.all(np.diff(schedule.ratio) > 0)
+    assert 0.999 < schedule.abar[0] < 1
+    assert (schedule.abar[-1] == 0) == zero_terminal_snr
+    again = NoiseSchedule.from_config(schedule.to_config())
+    np.testing.assert_array_equal(again.abar, schedule.abar)
+
+
+def test_cosine_follows_its_definition_until_the_cap():
+    abar = NoiseSchedule(beta_schedule="cosine").abar
+    u = np.arange(1, 1001) / 1000
+    exact = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(abar[:-1], exact[:-1], rtol=1e-10)
+    assert abar[-1] == pytest.approx(abar[-2] * 0.001, rel=1e-12)
+
+
+def test_zero_terminal_snr_of_stable_diffusion():
+    plain = NoiseSchedule(**STABLE_DIFFUSION)
+    zero = NoiseSchedule(**STABLE_DIFFUSION, zero_terminal_snr=True)
+    assert zero.abar[0] == pytest.approx(plain.abar[0], rel=1e-14)
+    assert zero.abar[998] == pytest.approx(1.97e-7, rel=3e-3)
+    assert zero.abar[999] == 0
+    assert np.isinf(zero.ratio[999])
+
+
+def test_at_a_level_gives_the_table_and_between_two_the_middle_ratio():
+    schedule = NoiseSchedule(**STABLE_DIFFUSION, zero_terminal_snr=True)
+    alpha, sigma = schedule.at(np.array([0.0, 500.0, 998.0, 999.0]))
+    np.testing.assert_allclose(alpha, schedule.alpha[[0, 500, 998, 999]], rtol=1e-12, atol=1e-300)
+    np.testing.assert_allclose(sigma, schedule.sigma[[0, 500, 998, 999]], rtol=1e-12)
+    alpha, sigma = schedule.at(np.array([41.5]))
+    assert sigma / alpha == pytest.approx((schedule.ratio[41] + schedule.ratio[42]) / 2)
+    assert alpha**2 + sigma**2 == pytest.approx(1)
+
+
+def test_levels_of_the_extremes():
+    alpha, sigma = levels_of(np.array([0.0, 1.0, np.inf]))
+    np.testing.assert_allclose(alpha, [1, 0.5**0.5, 0], rtol=1e-15)
+    np.testing.assert_allclose(sigma, [0, 0.5**0.5, 1], rtol=1e-15)
+
+
+def test_gather_reads_the_tables_in_float32():
+    schedule = NoiseSchedule(**STABLE_DIFFUSION)
+    alpha, sigma = schedule.gather(jnp.array([0, 999]))
+    assert alpha.dtype == sigma.dtype == jnp.float32
+    np.testing.assert_array_equal(alpha, schedule.alpha[[0, 999]].astype(np.float32))
+    np.testing.assert_array_equal(sigma, schedule.sigma[[0, 999]].astype(np.float32))
+
+
+def test_from_config_passes_over_foreign_keys_and_keeps_trained_betas():
+    config = {"_class_name": "PNDMScheduler", "clip_sample": False, "trained_betas": [0.1, 0.2]}
+    schedule = NoiseSchedule.from_config(config)
+    np.testing.assert_allclose(schedule.abar, [0.9, 0.72])
+    assert schedule.levels == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"beta_schedule": "sigmoid"},
+        {"num_train_timesteps": 0},
+        {"beta_end": 1.5},
+        {"trained_betas": (0.1, -0.1)},
+    ],
+)
+def test_bad_values_are_named(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        NoiseSchedule(**wrong)
