@@ -1,0 +1,225 @@
+"""`train.py CONFIG --workdir FOLDER [--any.field value]`: train, or go on where training stopped."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+
+from jaxdiff.checkpoints.training_state import TrainingStore
+from jaxdiff.cli.train_setup import Experiment, vae_experiment
+from jaxdiff.cli.train_terminal import Terminal
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import dtype_of
+from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, replicated, shard_batch
+from jaxdiff.training import loop
+from jaxdiff.training.config import TrainConfig, VAEObjective, identity
+from jaxdiff.training.log import JsonlLog
+from jaxdiff.training.optimiser import learning_rate, optimiser
+from jaxdiff.training.prefetch import Prefetch
+from jaxdiff.training.state import TrainState, initial_state
+from jaxdiff.training.step import compile_step, make_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says beside the config's fields."""
+
+    workdir: pathlib.Path  # where checkpoints, log, samples and export go; the same again resumes
+    export_only: bool = False  # write the export of the newest checkpoint and stop
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+
+def load_config(path: pathlib.Path) -> TrainConfig:
+    """The `config` that the Python file at `path` defines."""
+    if not path.is_file():
+        raise InputError(f"config: got {path}, expected a Python file such as configs/scenes_vae.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"config: got {path}, expected a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = getattr(module, "config", None)
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"{path}: got {type(config).__name__}, expected config = TrainConfig(...)")
+    return config
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """The options of a command line; prints help or usage errors and exits (2) like argparse."""
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: train.py CONFIG --workdir FOLDER [--any.field value ...]", file=sys.stderr)
+        print("       train.py CONFIG --help lists every field", file=sys.stderr)
+        raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
+    config = load_config(pathlib.Path(arguments[0]))
+    return tyro.cli(
+        Options,
+        prog=f"train.py {arguments[0]}",
+        args=list(arguments[1:]),
+        default=Options(workdir=tyro.MISSING_NONPROP, config=config),
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def record(config: TrainConfig, workdir: pathlib.Path) -> None:
+    """Write `workdir`/config.json; InputError if another model is being trained there."""
+    path = workdir / "config.json"
+    current = json.loads(json.dumps({"identity": identity(config)} | dataclasses.asdict(config)))
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))["identity"]
+        now = current["identity"]
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise InputError(
+                    f"{name}: got {now.get(name)}, expected {before.get(name)} as trained so far "
+                    f"in {workdir} (take another --workdir for another model)"
+                )
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(current, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that receives the first SIGINT or SIGTERM; the second of a kind acts as usual."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Trainer:
+    """A training in its workdir: made from scratch, or as its newest checkpoint left it."""
+
+    def __init__(self, config: TrainConfig, workdir: pathlib.Path, store: TrainingStore) -> None:
+        self.config, self.workdir, self.store = config, workdir, store
+        self.mesh = data_mesh()
+        check_batch_size(config.batch_size, self.mesh)
+        self.experiment = experiment(config, workdir)
+        self.optimiser = optimiser(config.optimiser, config.steps)
+        whole = replicated(self.mesh)
+        begin = functools.partial(initial_state, self.experiment.learner.init, self.optimiser)
+        first, base = jax.random.split(jax.random.key(config.seed))
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+            jax.eval_shape(begin, first),
+        )
+        found = store.restore(template)
+        self.resumed = found is not None
+        if found is None:
+            self.state: TrainState = jax.jit(begin, out_shardings=whole)(first)
+        else:
+            self.state = found.state
+            self.experiment.batches.set_state(found.host["data"])
+            base = jax.random.wrap_key_data(np.asarray(found.host["base"], np.uint32))
+        self.base = replicate(base, self.mesh)
+        self.step = 0 if found is None else found.step
+
+    def save(self, step: int, state: TrainState, position: Any) -> None:
+        """Write a checkpoint."""
+        base = np.asarray(jax.random.key_data(self.base)).tolist()
+        self.store.save(step, state, {"data": position, "base": base})
+
+    def train(self, terminal: Terminal, stop: Callable[[], bool]) -> None:
+        """Train to the last step."""
+        config, learner = self.config, self.experiment.learner
+        log = JsonlLog(self.workdir / "log.jsonl", step=self.step)
+
+        def record_values(step: int, values: Mapping[str, float]) -> None:
+            log(step, values)
+            terminal.values(step, values)
+
+        pure = make_step(
+            learner.loss,
+            self.optimiser,
+            learning_rate(config.optimiser, config.steps),
+            config.ema_decay,
+        )
+        frozen = replicate(self.experiment.frozen, self.mesh)
+        with Prefetch(self.experiment.batches, lambda b: shard_batch(b, self.mesh)) as ahead:
+            self.state = loop.train(
+                compile_step(pure, self.mesh),
+                self.state,
+                frozen,
+                ahead,
+                self.base,
+                intervals=loop.Intervals(
+                    steps=config.steps,
+                    log=config.log_every,
+                    checkpoint=config.checkpoint_every,
+                    sample=config.sample_every,
+                ),
+                images_per_step=config.batch_size,
+                hooks=loop.Hooks(
+                    save=self.save,
+                    log=record_values,
+                    sample=lambda step, state: self.experiment.sample(step, state.ema),
+                    progress=terminal.step,
+                    stop=stop,
+                ),
+            )
+
+    def export(self) -> pathlib.Path:
+        """Write the EMA weights as component folders."""
+        folder = self.workdir / "export"
+        self.experiment.export(self.state.ema, folder)
+        return folder
+
+
+def experiment(config: TrainConfig, workdir: pathlib.Path) -> Experiment:
+    """The objective of `config` wired up."""
+    kinds = {VAEObjective: vae_experiment}
+    return kinds[type(config.objective)](config, workdir, dtype_of(config.dtype))
+
+
+def run(arguments: Sequence[str]) -> None:
+    """The command. SystemExit with 130 or 143 after SIGINT or SIGTERM, once the state is saved."""
+    options = parse(arguments)
+    workdir = options.workdir
+    workdir.mkdir(parents=True, exist_ok=True)
+    record(options.config, workdir)
+    with TrainingStore(workdir / "checkpoints", keep=options.config.keep) as store:
+        trainer = Trainer(options.config, workdir, store)
+        if options.export_only and not trainer.resumed:
+            raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
+        if not options.export_only:
+            train_until_stopped(trainer)
+        print(f"train: exported to {trainer.export()}", file=sys.stderr)
+
+
+def train_until_stopped(trainer: Trainer) -> None:
+    """Train to the end; SystemExit says how to go on if that was not reached."""
+    steps = trainer.config.steps
+    with stop_signals() as received, Terminal(start=trainer.step, steps=steps) as terminal:
+        if trainer.resumed:
+            terminal.message(f"train: going on after step {trainer.step} of {steps}")
+        try:
+            trainer.train(terminal, lambda: bool(received))
+        except loop.StoppedError as stopped:
+            terminal.message(f"train: {stopped}; the same command goes on from there")
+            raise SystemExit(128 + received[0]) from None
+        except loop.NonFiniteError as error:
+            kept = trainer.store.latest()
+            terminal.message(
+                f"train: {error}; training stopped. The last good checkpoint is of step {kept}: "
+                "start again with a lower --optimiser.learning-rate to go on from there"
+            )
+            raise SystemExit(1) from None

@@ -1,0 +1,1 @@
+"""Devices as one mesh, and how arrays lie on them."""

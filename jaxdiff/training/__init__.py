@@ -1,0 +1,1 @@
+"""Losses, optimiser, the pure step and the loop that drives it."""

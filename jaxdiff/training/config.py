@@ -1,0 +1,183 @@
+"""What a training is: one frozen tree of choices, checked when it is made.
+
+A file in `configs/` defines `config = TrainConfig(...)`; the command line overrides its fields.
+"""
+
+import dataclasses
+from typing import Any
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import DTYPES
+from jaxdiff.core.validate import in_range, one_of, positive
+from jaxdiff.diffusion.losses import WEIGHTINGS
+from jaxdiff.diffusion.predictions import KINDS
+from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.vae import AutoencoderKLConfig
+
+DECAYS = ("linear", "cosine")
+TIMES = ("uniform", "logit_normal")
+
+
+def _not_negative(prefix: str, config: Any, *names: str) -> None:
+    for name in names:
+        in_range(f"{prefix}.{name}", getattr(config, name), 0, float("inf"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEObjective:
+    """Learn to encode pictures into few numbers and back (Kingma & Welling, 1312.6114)."""
+
+    model: AutoencoderKLConfig = dataclasses.field(default_factory=AutoencoderKLConfig)
+    l1_weight: float = 1.0  # of the mean absolute error of the pixels
+    l2_weight: float = 1.0  # of the mean squared error of the pixels
+    edge_weight: float = 1.0  # of the mean absolute error of the differences of neighbouring pixels
+    kl_weight: float = 1e-4  # of the divergence from N(0, 1), in nats per latent element
+
+    def __post_init__(self) -> None:
+        _not_negative("objective", self, "l1_weight", "l2_weight", "edge_weight", "kl_weight")
+        if self.l1_weight + self.l2_weight == 0:
+            raise InputError("objective.l1_weight: got 0 beside l2_weight 0, expected one above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPObjective:
+    """Tell which caption belongs to which picture (CLIP, 2103.00020)."""
+
+    text: CLIPTextConfig = dataclasses.field(default_factory=CLIPTextConfig)
+    vision: CLIPVisionConfig = dataclasses.field(default_factory=CLIPVisionConfig)
+    projection_dim: int = 128  # of the space in which pictures and captions meet
+    logit_scale: float = 14.285714  # initial inverse temperature, 1 / 0.07
+
+    def __post_init__(self) -> None:
+        positive("objective.projection_dim", self.projection_dim)
+        in_range("objective.logit_scale", self.logit_scale, 1, 100)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionObjective:
+    """Learn to denoise the latents of captioned pictures (latent diffusion, 2112.10752)."""
+
+    model: UNet2DConditionConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
+    vae: str  # folder of the frozen VAE: a finished training's export/
+    text_encoder: str  # folder with the frozen text_encoder/ and tokenizer/
+    schedule: NoiseSchedule = dataclasses.field(
+        default_factory=lambda: NoiseSchedule(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+        )
+    )
+    prediction_type: str = "v_prediction"  # what the network outputs: a name in diffusion.KINDS
+    weighting: str = "uniform"  # of the squared error over noise levels: uniform or min_snr
+    gamma: float = 5.0  # the cap of min_snr
+    times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
+    caption_dropout: float = 0.1  # share of captions replaced by the null caption
+    sample_scale: float = 5.0  # guidance scale of the sample grids
+    sample_steps: int = 25  # DDIM steps of the sample grids
+
+    def __post_init__(self) -> None:
+        one_of("objective.prediction_type", self.prediction_type, KINDS)
+        one_of("objective.weighting", self.weighting, WEIGHTINGS)
+        one_of("objective.times", self.times, TIMES)
+        positive("objective.gamma", self.gamma)
+        in_range("objective.caption_dropout", self.caption_dropout, 0, 1)
+        in_range("objective.sample_scale", self.sample_scale, 0, 1000)
+        in_range("objective.sample_steps", self.sample_steps, 1, self.schedule.num_train_timesteps)
+
+
+Objective = VAEObjective | CLIPObjective | DiffusionObjective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pictures are seen: procedural scenes."""
+
+    seed: int = 0  # of the scenes and their order
+    variations: int = 1  # how many of a batch's consecutive scenes differ in one thing only
+
+    def __post_init__(self) -> None:
+        in_range("data.seed", self.seed, 0, 2**31 - 1)
+        in_range("data.variations", self.variations, 1, 64)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """AdamW (1711.05101) and its schedule."""
+
+    learning_rate: float = 1e-3  # after the warm-up
+    beta1: float = 0.9  # decay of the mean of the gradients
+    beta2: float = 0.99  # decay of the mean of their squares
+    epsilon: float = 1e-8  # added to the root of the latter
+    weight_decay: float = 0.01  # of matrices and kernels, times the learning rate
+    warmup_steps: int = 500  # of linear rise from nothing
+    decay: str = "cosine"  # shape of the fall at the end: linear or cosine
+    decay_fraction: float = 0.2  # share of all steps that the fall takes; 0 keeps the rate constant
+    final_fraction: float = 0.0  # share of the learning rate that is left at the very end
+    clip_norm: float = 1.0  # gradients whose global norm is larger are scaled down to it
+
+    def __post_init__(self) -> None:
+        positive("optimiser.learning_rate", self.learning_rate)
+        in_range("optimiser.beta1", self.beta1, 0, 0.9999999)
+        in_range("optimiser.beta2", self.beta2, 0, 0.9999999)
+        positive("optimiser.epsilon", self.epsilon)
+        _not_negative("optimiser", self, "weight_decay", "warmup_steps")
+        one_of("optimiser.decay", self.decay, DECAYS)
+        in_range("optimiser.decay_fraction", self.decay_fraction, 0, 1)
+        in_range("optimiser.final_fraction", self.final_fraction, 0, 1)
+        positive("optimiser.clip_norm", self.clip_norm)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training, complete: with the same code it gives the same weights."""
+
+    objective: Objective
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
+    steps: int  # optimiser steps in all
+    batch_size: int  # pictures per step over all devices
+    seed: int = 0  # of the initial weights and of all noise
+    dtype: str = "float32"  # in which the networks compute; weights are float32
+    ema_decay: float = 0.999  # of the averaged weights that are sampled from and exported
+    log_every: int = 50  # steps between lines of the log, which are means over those steps
+    checkpoint_every: int = 1000  # steps between checkpoints
+    sample_every: int = 2000  # steps between sample grids; 0 makes none
+    keep: int = 2  # newest checkpoints that stay
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+            positive(name, getattr(self, name))
+        in_range("seed", self.seed, 0, 2**31 - 1)
+        in_range("ema_decay", self.ema_decay, 0, 1)
+        _not_negative("train", self, "sample_every")
+        one_of("dtype", self.dtype, DTYPES)
+        if self.batch_size % self.data.variations:
+            raise InputError(
+                f"batch_size: got {self.batch_size}, "
+                f"expected a multiple of data.variations, {self.data.variations}"
+            )
+
+
+# The fields of each objective that fix its parameters and what they mean.
+_IDENTITY: dict[type, tuple[str, ...]] = {
+    VAEObjective: ("model",),
+    CLIPObjective: ("text", "vision", "projection_dim"),
+    DiffusionObjective: ("model", "schedule", "prediction_type"),
+}
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """What must not change when a training goes on: dotted field name -> value, JSON-like.
+
+    Learning rates, loss weights, intervals and the number of steps may.
+    """
+    objective = config.objective
+    values: dict[str, Any] = {"objective": type(objective).__name__}
+    for name in _IDENTITY[type(objective)]:
+        value = getattr(objective, name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = dataclasses.asdict(value)
+            values |= {f"objective.{name}.{key}": item for key, item in fields.items()}
+        else:
+            values[f"objective.{name}"] = value
+    return values

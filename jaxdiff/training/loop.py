@@ -1,0 +1,127 @@
+"""The loop around the step. It receives everything that touches the world as functions."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdiff.core.types import Array, PyTree
+from jaxdiff.training.prefetch import Prefetch
+from jaxdiff.training.state import TrainState
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient became infinite or NaN."""
+
+
+class StoppedError(RuntimeError):
+    """Training was asked to stop and has saved its state."""
+
+
+def _nothing(step: int, state: TrainState) -> Mapping[str, float]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the loop calls. Steps are counts of finished updates: 1 after the first."""
+
+    save: Callable[[int, TrainState, Any], None]  # step, state, position of the data
+    log: Callable[[int, Mapping[str, float]], None]  # step, values
+    sample: Callable[[int, TrainState], Mapping[str, float]] = _nothing  # returns values to log
+    progress: Callable[[int], None] = lambda step: None  # after every step
+    stop: Callable[[], bool] = lambda: False  # asked after every step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """When to stop and how often to do what, in steps."""
+
+    steps: int
+    log: int
+    checkpoint: int
+    sample: int  # 0: never
+
+
+class _Window:
+    """Metrics since the last log line, left on the device until their mean is asked for."""
+
+    def __init__(self, images_per_step: int) -> None:
+        self._images = images_per_step
+        self._metrics: list[Mapping[str, Array]] = []
+        self._started = time.perf_counter()
+
+    def add(self, metrics: Mapping[str, Array]) -> None:
+        """Append one step's; waits for the step before the last, so the host runs two ahead."""
+        self._metrics.append(metrics)
+        if len(self._metrics) > 2:
+            jax.block_until_ready(self._metrics[-3])
+
+    def check(self, step: int) -> list[Mapping[str, np.ndarray]]:
+        """Fetch all; NonFiniteError names the first step with an infinity or a NaN."""
+        fetched: list[Mapping[str, np.ndarray]] = jax.device_get(self._metrics)
+        for i, metrics in enumerate(fetched):
+            bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+            if bad:
+                at = step - len(fetched) + i + 1
+                raise NonFiniteError(f"{bad[0]}: got {metrics[bad[0]]} at step {at}")
+        self._metrics = list(fetched)  # pyright: ignore[reportAttributeAccessIssue]
+        return fetched
+
+    def close(self, step: int) -> dict[str, float]:
+        """The means and the speed of the window, which then begins anew."""
+        fetched = self.check(step)
+        seconds = (time.perf_counter() - self._started) / len(fetched)
+        means = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+        self._metrics = []
+        self.restart()
+        return means | {"step_ms": 1e3 * seconds, "images_per_s": self._images / seconds}
+
+    def restart(self) -> None:
+        """Leave what was done since (compiling, saving, sampling) out of the speed."""
+        self._started = time.perf_counter()
+
+
+def train(
+    step: Callable[[TrainState, PyTree, Any, Array], tuple[TrainState, Mapping[str, Array]]],
+    state: TrainState,
+    frozen: PyTree,
+    batches: Prefetch,
+    base: Array,
+    *,
+    intervals: Intervals,
+    images_per_step: int,
+    hooks: Hooks,
+) -> TrainState:
+    """Train from `state` to the last step and return the final state, saved.
+
+    Raises NonFiniteError before anything non-finite is saved, and StoppedError after saving.
+    """
+    done = int(state.step)
+    window = _Window(images_per_step)
+    while done < intervals.steps:
+        batch, position = next(batches)
+        state, metrics = step(state, frozen, batch, base)
+        done += 1
+        window.add(metrics)
+        hooks.progress(done)
+        stopping = hooks.stop()
+        last = done == intervals.steps
+        values: dict[str, float] = {}
+        if last or done % intervals.log == 0:
+            values |= window.close(done)
+        if intervals.sample and (last or done % intervals.sample == 0):
+            values |= hooks.sample(done, state)
+            window.restart()
+        if values:
+            hooks.log(done, values)
+        if stopping or last or done % intervals.checkpoint == 0:
+            window.check(done)
+            hooks.save(done, state, position)
+            window.restart()
+        if stopping and not last:
+            raise StoppedError(f"stopped after step {done}")
+    return state

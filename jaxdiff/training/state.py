@@ -1,0 +1,33 @@
+"""Everything that a training step changes."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdiff.core.trees import cast
+from jaxdiff.core.types import Array, Int, Key, PyTree
+
+
+class TrainState(NamedTuple):
+    """The whole state as one flat pytree; `step` counts finished updates."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    ema: PyTree  # float32, same structure as params
+    opt_state: PyTree
+
+
+def initial_state(
+    init: Callable[[Key[Array, ""]], PyTree],
+    optimiser: optax.GradientTransformation,
+    key: Key[Array, ""],
+) -> TrainState:
+    """The state before the first step; pure, so that `jax.eval_shape` gives its shapes."""
+    params = init(key)
+    ema = jax.tree.map(jnp.copy, cast(params, jnp.float32))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=optimiser.init(params)
+    )
