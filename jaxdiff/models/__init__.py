@@ -1,0 +1,1 @@
+"""The networks: a config dataclass and a module each, presets as data."""

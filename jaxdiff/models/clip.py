@@ -1,0 +1,274 @@
+"""CLIP's text and vision transformers (Radford et al. 2021), with transformers' parameter names."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Dtype, Float, Int
+from jaxdiff.core.validate import shape
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.nn.activations import activation
+from jaxdiff.nn.attention import attention
+from jaxdiff.nn.layers import Layers, normal
+from jaxdiff.nn.transformer import split_heads
+
+LEGACY_EOS = 2  # what old configs say, whatever the tokenizer
+LOGIT_SCALE = 2.6592  # log(1 / 0.07), the initial inverse temperature
+
+
+class TextFeatures(NamedTuple):
+    """What diffusion models take from a text encoder."""
+
+    last: Float[Array, "b n d"]  # after the last layer and the final norm
+    penultimate: Float[Array, "b n d"]  # before the last layer, without the final norm
+    pooled: Float[Array, "b p"]  # `last` at the end of the text, projected if the model projects
+
+
+class VisionFeatures(NamedTuple):
+    """What the vision tower says of an image."""
+
+    last: Float[Array, "b n d"]  # class token, then patches, after the last layer, not normed
+    pooled: Float[Array, "b p"]  # the normed class token, projected if the model projects
+
+
+class _Attention(nnx.Module):
+    def __init__(self, width: int, heads: int, depth: int, *, layers: Layers):
+        std = width**-0.5
+        into = normal(std * (2 * depth) ** -0.5)
+        self.q_proj = layers.linear(width, width, init=into)
+        self.k_proj = layers.linear(width, width, init=into)
+        self.v_proj = layers.linear(width, width, init=into)
+        self.out_proj = layers.linear(width, width, init=normal(std))
+        self.heads = heads
+        self.backend = layers.attention
+
+    def __call__(self, x: Float[Array, "b n d"], *, causal: bool) -> Float[Array, "b n d"]:
+        q, k, v = (split_heads(f(x), self.heads) for f in (self.q_proj, self.k_proj, self.v_proj))
+        out = attention(q, k, v, causal=causal, backend=self.backend)
+        return self.out_proj(out.reshape(x.shape))
+
+
+class _MLP(nnx.Module):
+    def __init__(self, width: int, inner: int, depth: int, act: str, *, layers: Layers):
+        self.fc1 = layers.linear(width, inner, init=normal((2 * width) ** -0.5))
+        self.fc2 = layers.linear(inner, width, init=normal((2 * depth * width) ** -0.5))
+        self.act = act
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return self.fc2(activation(self.act)(self.fc1(x)))
+
+
+class _Layer(nnx.Module):
+    def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, layers: Layers):
+        d, depth = config.hidden_size, config.num_hidden_layers
+        self.layer_norm1 = layers.layer_norm(d, eps=config.layer_norm_eps)
+        self.self_attn = _Attention(d, config.num_attention_heads, depth, layers=layers)
+        self.layer_norm2 = layers.layer_norm(d, eps=config.layer_norm_eps)
+        self.mlp = _MLP(d, config.intermediate_size, depth, config.hidden_act, layers=layers)
+
+    def __call__(self, x: Float[Array, "b n d"], *, causal: bool) -> Float[Array, "b n d"]:
+        x = x + self.self_attn(self.layer_norm1(x), causal=causal)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class _Encoder(nnx.Module):
+    def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, layers: Layers):
+        depth = range(config.num_hidden_layers)
+        self.layers = nnx.List(_Layer(config, layers=layers) for _ in depth)
+
+    def __call__(
+        self, x: Float[Array, "b n d"], *, causal: bool
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
+        """States after the last layer, and before it."""
+        before = x
+        for layer in self.layers:
+            before, x = x, layer(x, causal=causal)
+        return x, before
+
+
+class _TextEmbeddings(nnx.Module):
+    def __init__(self, config: CLIPTextConfig, *, layers: Layers):
+        self.token_embedding = layers.embed(config.vocab_size, config.hidden_size)
+        self.position_embedding = layers.embed(config.max_position_embeddings, config.hidden_size)
+
+    def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        return self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))[None]
+
+
+class TextTransformer(nnx.Module):
+    """The causal text transformer shared by CLIPTextModel and CLIPModel."""
+
+    def __init__(self, config: CLIPTextConfig, *, layers: Layers):
+        self.config = config
+        self.embeddings = _TextEmbeddings(config, layers=layers)
+        self.encoder = _Encoder(config, layers=layers)
+        self.final_layer_norm = layers.layer_norm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(self, ids: Int[Array, "b n"]) -> TextFeatures:
+        """Features with `pooled` not projected; InputError if there are too many tokens."""
+        if ids.shape[1] > self.config.max_position_embeddings:
+            raise InputError(
+                f"ids: got {ids.shape[1]} tokens, "
+                f"expected at most {self.config.max_position_embeddings}"
+            )
+        x, penultimate = self.encoder(self.embeddings(ids), causal=True)
+        last = self.final_layer_norm(x)
+        pooled = jnp.take_along_axis(last, self._end(ids)[:, None, None], axis=1)[:, 0]
+        return TextFeatures(last, penultimate, pooled)
+
+    def _end(self, ids: Int[Array, "b n"]) -> Int[Array, "b"]:
+        """Position of the end-of-text token.
+
+        Old configs name the wrong token (2); the right one is then the largest id of the text.
+        """
+        if self.config.eos_token_id == LEGACY_EOS:
+            return jnp.argmax(ids, axis=-1)
+        return jnp.argmax(ids == self.config.eos_token_id, axis=-1)
+
+
+class CLIPTextModel(nnx.Module):
+    """CLIP's text encoder; `with_projection` adds the map into the space shared with images."""
+
+    def __init__(
+        self,
+        config: CLIPTextConfig,
+        with_projection: bool = False,
+        *,
+        dtype: Dtype = jnp.float32,
+        param_dtype: Dtype = jnp.float32,
+        attention: str = "auto",
+        rngs: nnx.Rngs,
+    ):
+        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        self.config = config
+        self.text_model = TextTransformer(config, layers=layers)
+        widths = config.hidden_size, config.projection_dim
+        self.text_projection = _projection(*widths, layers) if with_projection else None
+
+    def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        """Last hidden state after the final norm, in the compute dtype."""
+        return self.text_model(ids).last
+
+    def features(self, ids: Int[Array, "b n"]) -> TextFeatures:
+        """Last and penultimate states and the pooled vector, in the compute dtype."""
+        features = self.text_model(ids)
+        if self.text_projection is None:
+            return features
+        return features._replace(pooled=self.text_projection(features.pooled))
+
+
+class _VisionEmbeddings(nnx.Module):
+    def __init__(self, config: CLIPVisionConfig, *, layers: Layers):
+        d = config.hidden_size
+        self.class_embedding = nnx.Param(layers.param(normal(d**-0.5), (d,)))
+        self.patch_embedding = layers.conv(
+            config.num_channels,
+            d,
+            config.patch_size,
+            stride=config.patch_size,
+            padding=((0, 0), (0, 0)),
+            bias=False,
+            init=normal(0.02),
+        )
+        tokens = (config.image_size // config.patch_size) ** 2 + 1
+        self.position_embedding = layers.embed(tokens, d)
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        patches = self.patch_embedding(images)
+        b, *_, d = patches.shape
+        first = self.class_embedding[...].astype(patches.dtype)
+        tokens = jnp.concatenate(
+            [jnp.broadcast_to(first, (b, 1, d)), patches.reshape(b, -1, d)], axis=1
+        )
+        return tokens + self.position_embedding(jnp.arange(tokens.shape[1]))[None]
+
+
+class VisionTransformer(nnx.Module):
+    """The vision transformer shared by CLIPVisionModel and CLIPModel."""
+
+    def __init__(self, config: CLIPVisionConfig, *, layers: Layers):
+        self.config = config
+        self.embeddings = _VisionEmbeddings(config, layers=layers)
+        # The spelling is that of every checkpoint.
+        self.pre_layrnorm = layers.layer_norm(config.hidden_size, eps=config.layer_norm_eps)
+        self.encoder = _Encoder(config, layers=layers)
+        self.post_layernorm = layers.layer_norm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> VisionFeatures:
+        """Features with `pooled` not projected; InputError if the images have another size."""
+        side = self.config.image_size
+        shape("images", images, (None, side, side, self.config.num_channels))
+        x = self.pre_layrnorm(self.embeddings(images))
+        last, _ = self.encoder(x, causal=False)
+        return VisionFeatures(last, self.post_layernorm(last[:, 0]))
+
+
+class CLIPVisionModel(nnx.Module):
+    """CLIP's image encoder; `with_projection` adds the map into the space shared with texts."""
+
+    def __init__(
+        self,
+        config: CLIPVisionConfig,
+        with_projection: bool = False,
+        *,
+        dtype: Dtype = jnp.float32,
+        param_dtype: Dtype = jnp.float32,
+        attention: str = "auto",
+        rngs: nnx.Rngs,
+    ):
+        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        self.config = config
+        self.vision_model = VisionTransformer(config, layers=layers)
+        widths = config.hidden_size, config.projection_dim
+        self.visual_projection = _projection(*widths, layers) if with_projection else None
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> VisionFeatures:
+        """Features of images that are already resized and normalised as the model expects."""
+        features = self.vision_model(images)
+        if self.visual_projection is None:
+            return features
+        return features._replace(pooled=self.visual_projection(features.pooled))
+
+
+class CLIPModel(nnx.Module):
+    """Both encoders and the temperature: what contrastive training learns."""
+
+    def __init__(
+        self,
+        text_config: CLIPTextConfig,
+        vision_config: CLIPVisionConfig,
+        projection_dim: int = 512,
+        *,
+        dtype: Dtype = jnp.float32,
+        param_dtype: Dtype = jnp.float32,
+        attention: str = "auto",
+        rngs: nnx.Rngs,
+    ):
+        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        self.text_model = TextTransformer(text_config, layers=layers)
+        self.vision_model = VisionTransformer(vision_config, layers=layers)
+        self.text_projection = _projection(text_config.hidden_size, projection_dim, layers)
+        self.visual_projection = _projection(vision_config.hidden_size, projection_dim, layers)
+        self.logit_scale = nnx.Param(jnp.asarray(LOGIT_SCALE, param_dtype))
+
+    def text_embeds(self, ids: Int[Array, "b n"]) -> Float[Array, "b p"]:
+        """Texts as unit vectors, in float32."""
+        return _unit(self.text_projection(self.text_model(ids).pooled))
+
+    def image_embeds(self, images: Float[Array, "b h w c"]) -> Float[Array, "b p"]:
+        """Images as unit vectors, in float32."""
+        return _unit(self.visual_projection(self.vision_model(images).pooled))
+
+
+def _projection(n_in: int, n_out: int | None, layers: Layers):
+    if n_out is None:
+        raise InputError("projection_dim: got null, expected a width")
+    return layers.linear(n_in, n_out, bias=False, init=normal(n_in**-0.5))
+
+
+def _unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True))

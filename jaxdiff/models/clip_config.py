@@ -1,0 +1,100 @@
+"""The configs of CLIP's two encoders: transformers' fields that say what the network is."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdiff.core.configs import from_mapping
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import one_of, positive
+from jaxdiff.nn.activations import ACTIVATIONS
+
+# Entries of a transformers config.json that do not describe the network.
+BOOKKEEPING = frozenset(
+    {
+        "architectures",
+        "attention_dropout",
+        "dropout",
+        "dtype",
+        "gradient_checkpointing",
+        "initializer_factor",
+        "initializer_range",
+        "model_type",
+        "torch_dtype",
+        "transformers_version",
+    }
+)
+
+
+def _check_sizes(config: "CLIPTextConfig | CLIPVisionConfig") -> None:
+    one_of("hidden_act", config.hidden_act, ACTIVATIONS)
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        positive(name, getattr(config, name))
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"num_attention_heads: got {config.num_attention_heads}, "
+            f"expected a divisor of hidden_size {config.hidden_size}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPTextConfig:
+    """A text encoder, with the defaults of transformers."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int | None = 512  # only read by models with a projection
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    pad_token_id: int | None = 1  # informative; the tokenizer decides
+    bos_token_id: int | None = 49406  # informative; the tokenizer decides
+    eos_token_id: int = 49407  # where `pooled` is taken; 2 stands for "the largest id"
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no network."""
+        _check_sizes(self)
+        positive("vocab_size", self.vocab_size)
+        positive("max_position_embeddings", self.max_position_embeddings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPVisionConfig:
+    """An image encoder, with the defaults of transformers."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    projection_dim: int | None = 512  # only read by models with a projection
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224  # pixels along a side
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no network."""
+        _check_sizes(self)
+        positive("patch_size", self.patch_size)
+        if self.image_size < self.patch_size:
+            raise InputError(
+                f"image_size: got {self.image_size}, expected at least patch_size {self.patch_size}"
+            )
+
+
+def text_config(mapping: Mapping[str, Any], *, source: str) -> CLIPTextConfig:
+    """The config in a transformers config.json `mapping` read from `source`."""
+    return from_mapping(CLIPTextConfig, _network_fields(mapping), source=source)
+
+
+def vision_config(mapping: Mapping[str, Any], *, source: str) -> CLIPVisionConfig:
+    """The config in a transformers config.json `mapping` read from `source`."""
+    return from_mapping(CLIPVisionConfig, _network_fields(mapping), source=source)
+
+
+def _network_fields(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name not in BOOKKEEPING}

@@ -1,0 +1,137 @@
+"""UNet2DConditionModel: the denoising network of Stable Diffusion 1, 2 and XL (and relatives)."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Dtype, Float, Int
+from jaxdiff.core.validate import shape
+from jaxdiff.models.unet_blocks import down_stage, mid_stage, up_stage
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.nn.activations import activation
+from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
+from jaxdiff.nn.layers import ZEROS, Layers
+
+Sample = Float[Array, "b h w c"]
+Vectors = Float[Array, "b p"] | None
+
+
+class UNet2DConditionModel(nnx.Module):
+    """A UNet with attention, told the diffusion time and, by its config, a context and more."""
+
+    def __init__(
+        self,
+        config: UNet2DConditionConfig,
+        *,
+        dtype: Dtype = jnp.float32,
+        param_dtype: Dtype = jnp.float32,
+        attention: str = "auto",
+        rngs: nnx.Rngs,
+    ):
+        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        channels, blocks = config.block_out_channels, range(len(config.block_out_channels))
+        self.config = config
+        self.dtype = dtype
+        self.conv_in = layers.conv(config.in_channels, channels[0], config.conv_in_kernel)
+        self.time_embedding = TimestepEmbedding(
+            channels[0], config.time_width, layers=layers, act=config.act_fn
+        )
+        added = config.projection_class_embeddings_input_dim if config.addition_embed_type else None
+        self.add_embedding = (
+            TimestepEmbedding(added, config.time_width, layers=layers) if added else None
+        )
+        self.down_blocks = nnx.List(down_stage(config, i, layers=layers) for i in blocks)
+        self.mid_block = mid_stage(config, layers=layers)
+        self.up_blocks = nnx.List(up_stage(config, i, layers=layers) for i in blocks)
+        self.conv_norm_out = layers.group_norm(
+            channels[0], groups=config.norm_num_groups, eps=config.norm_eps
+        )
+        self.conv_out = layers.conv(
+            channels[0], config.out_channels, config.conv_out_kernel, init=ZEROS
+        )
+
+    def __call__(
+        self,
+        sample: Float[Array, "b h w c"],
+        timesteps: Float[Array, "b"] | Int[Array, "b"],
+        context: Float[Array, "b n d"] | None = None,
+        *,
+        text_embeds: Float[Array, "b p"] | None = None,
+        time_ids: Float[Array, "b k"] | Int[Array, "b k"] | None = None,
+    ) -> Float[Array, "b h w o"]:
+        """The network's output for noisy latents, in the dtype of `sample`.
+
+        `timesteps` count the steps of the training schedule. `context` (text states) is needed
+        exactly when a block has cross-attention; `text_embeds` (pooled text) and `time_ids` (sizes
+        and crops in pixels) exactly when addition_embed_type is "text_time". InputError otherwise.
+        """
+        self._check(sample, context, text_embeds, time_ids)
+        x = sample.astype(self.dtype)
+        if self.config.center_input_sample:
+            x = 2 * x - 1
+        context = None if context is None else context.astype(self.dtype)
+        time = self._embed_time(timesteps, text_embeds, time_ids)
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            skips += block(skips[-1], time, context)
+        x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], time, context)
+        for block in self.up_blocks:
+            used, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            # An odd resolution was rounded up on the way down; the skip below knows the right one.
+            size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None
+            x = block(x, time, context, skips=used, size=size)
+        x = activation(self.config.act_fn)(self.conv_norm_out(x))
+        return self.conv_out(x).astype(sample.dtype)
+
+    def _embed_time(
+        self, timesteps: Array, text_embeds: Array | None, time_ids: Array | None
+    ) -> Float[Array, "b e"]:
+        time = self.time_embedding(self._sines(timesteps, self.config.block_out_channels[0]))
+        if self.add_embedding is None or text_embeds is None or time_ids is None:
+            return time
+        ids = self._sines(time_ids.reshape(-1), self.config.addition_time_embed_dim or 0)
+        ids = ids.reshape(len(time_ids), -1)
+        return time + self.add_embedding(
+            jnp.concatenate([text_embeds.astype(jnp.float32), ids], axis=-1)
+        )
+
+    def _sines(self, values: Array, width: int) -> Float[Array, "n e"]:
+        return sinusoidal(
+            values,
+            width,
+            cos_first=self.config.flip_sin_to_cos,
+            freq_shift=self.config.freq_shift,
+        )
+
+    def _check(
+        self,
+        sample: Array,
+        context: Array | None,
+        text_embeds: Array | None,
+        time_ids: Array | None,
+    ) -> None:
+        """Raise InputError unless the inputs are those that the config asks for."""
+        config = self.config
+        shape("sample", sample, (None, None, None, config.in_channels))
+        _present("context", context, config.has_context)
+        if context is not None:
+            shape(
+                "context", context, (len(sample), None, config.per_block("cross_attention_dim")[0])
+            )
+        added = config.addition_embed_type == "text_time"
+        _present("text_embeds", text_embeds, added)
+        _present("time_ids", time_ids, added)
+        if text_embeds is not None and time_ids is not None:
+            got = text_embeds.shape[-1] + time_ids.shape[-1] * (config.addition_time_embed_dim or 0)
+            if got != config.projection_class_embeddings_input_dim:
+                raise InputError(
+                    f"text_embeds and embedded time_ids: got width {got}, "
+                    f"expected {config.projection_class_embeddings_input_dim}"
+                )
+
+
+def _present(name: str, value: Array | None, wanted: bool) -> None:
+    if (value is not None) != wanted:
+        state = "an array" if wanted else "none for this model"
+        raise InputError(f"{name}: got {'none' if value is None else 'an array'}, expected {state}")

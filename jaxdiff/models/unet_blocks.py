@@ -1,0 +1,144 @@
+"""What each diffusers block type of a UNet2DConditionModel consists of."""
+
+from collections.abc import Iterable
+
+from jaxdiff.models.unet_config import Depth, UNet2DConditionConfig
+from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
+from jaxdiff.nn.stages import DownStage, MidStage, Mixer, UpStage
+from jaxdiff.nn.transformer import SpatialSelfAttention, SpatialTransformer
+
+
+def _resnets(
+    config: UNet2DConditionConfig,
+    widths: Iterable[tuple[int, int]],
+    layers: Layers,
+    output_scale: float = 1.0,
+) -> list[ResnetBlock]:
+    return [
+        ResnetBlock(
+            n_in,
+            n_out,
+            layers=layers,
+            groups=config.norm_num_groups,
+            eps=config.norm_eps,
+            act=config.act_fn,
+            time_width=config.time_width,
+            scale_shift=config.resnet_time_scale_shift == "scale_shift",
+            output_scale=output_scale,
+            zero_init=True,
+        )
+        for n_in, n_out in widths
+    ]
+
+
+def _mixers(
+    config: UNet2DConditionConfig,
+    kind: str,
+    block: int,
+    count: int,
+    depth: Depth,
+    layers: Layers,
+    *,
+    head_width: int,
+) -> list[Mixer] | None:
+    """`count` attention modules for the block type `kind` with the sizes of down block `block`."""
+    channels, groups = config.block_out_channels[block], config.norm_num_groups
+    if "CrossAttn" in kind:
+        return [
+            SpatialTransformer(
+                channels,
+                layers=layers,
+                heads=config.per_block("attention_head_dim")[block],
+                context_width=config.per_block("cross_attention_dim")[block],
+                depth=depth[i] if isinstance(depth, tuple) else depth,
+                groups=groups,
+                linear=config.use_linear_projection,
+            )
+            for i in range(count)
+        ]
+    if kind.startswith("Attn"):
+        heads = channels // head_width
+        return [
+            SpatialSelfAttention(
+                channels, layers=layers, heads=heads, groups=groups, eps=config.norm_eps
+            )
+            for _ in range(count)
+        ]
+    return None
+
+
+def down_stage(config: UNet2DConditionConfig, block: int, *, layers: Layers) -> DownStage:
+    """Down block number `block`, counted from the highest resolution."""
+    channels = config.block_out_channels
+    n_in, n_out = channels[max(block - 1, 0)], channels[block]
+    count = config.per_block("layers_per_block")[block]
+    mixers = _mixers(
+        config,
+        config.down_block_types[block],
+        block,
+        count,
+        config.per_block("transformer_layers_per_block")[block],
+        layers,
+        head_width=config.per_block("attention_head_dim")[block],
+    )
+    last = block == len(channels) - 1
+    return DownStage(
+        _resnets(config, [(n_in if i == 0 else n_out, n_out) for i in range(count)], layers),
+        mixers,
+        None if last else Downsample(n_out, layers=layers, padding=config.downsample_padding),
+    )
+
+
+def mid_stage(config: UNet2DConditionConfig, *, layers: Layers) -> MidStage | None:
+    """The middle block, at the lowest resolution, if there is one."""
+    if config.mid_block_type is None:
+        return None
+    block = len(config.block_out_channels) - 1
+    width = config.block_out_channels[block]
+    mixers = _mixers(
+        config,
+        config.mid_block_type,
+        block,
+        1,
+        config.per_block("transformer_layers_per_block")[block],
+        layers,
+        head_width=0,
+    )
+    # The kind without cross-attention is a single residual block.
+    count = 2 if mixers else 1
+    return MidStage(
+        _resnets(config, [(width, width)] * count, layers, config.mid_block_scale_factor), mixers
+    )
+
+
+def up_stage(config: UNet2DConditionConfig, index: int, *, layers: Layers) -> UpStage:
+    """Up block number `index`, counted from the lowest resolution."""
+    channels = config.block_out_channels
+    block = len(channels) - 1 - index  # the down block of the same resolution
+    n_out = channels[block]
+    below = channels[min(block + 1, len(channels) - 1)]
+    above = channels[max(block - 1, 0)]
+    count = config.per_block("layers_per_block")[block] + 1
+    if config.reverse_transformer_layers_per_block is None:
+        depth = config.per_block("transformer_layers_per_block")[block]
+    else:
+        depth = config.reverse_transformer_layers_per_block[index]
+    mixers = _mixers(
+        config,
+        config.up_block_types[index],
+        block,
+        count,
+        depth,
+        layers,
+        # diffusers does not reverse this list on the way up; for an int there is no difference.
+        head_width=config.per_block("attention_head_dim")[index],
+    )
+    widths = [
+        ((below if i == 0 else n_out) + (above if i == count - 1 else n_out), n_out)
+        for i in range(count)
+    ]
+    last = block == 0
+    return UpStage(
+        _resnets(config, widths, layers), mixers, None if last else Upsample(n_out, layers=layers)
+    )

@@ -1,0 +1,202 @@
+"""AutoencoderKL, the convolutional VAE of latent diffusion (Rombach et al. 2022, appendix G)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Dtype, Float
+from jaxdiff.core.validate import one_of, positive, shape
+from jaxdiff.nn.activations import ACTIVATIONS, activation
+from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
+from jaxdiff.nn.stages import DownStage, MidStage, UpStage
+from jaxdiff.nn.transformer import SpatialSelfAttention
+
+EPS = 1e-6  # of every norm; diffusers fixes it in code, not in the config
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderKLConfig:
+    """The fields of a diffusers AutoencoderKL config.json, with its defaults."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)  # from the image's resolution downwards
+    layers_per_block: int = 1  # residual blocks a stage; the decoder has one more
+    act_fn: str = "silu"
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int | tuple[int, ...] = 32  # of the training images, in pixels; informative
+    scaling_factor: float = 0.18215  # brings latents to unit variance
+    shift_factor: float | None = None  # taken from latents before scaling; None is 0
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    force_upcast: bool = True  # float16 overflows in this VAE: decode it in a wider dtype
+    use_quant_conv: bool = True  # a 1x1 convolution after the encoder
+    use_post_quant_conv: bool = True  # a 1x1 convolution before the decoder
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what AutoencoderKL cannot do."""
+        stages = len(self.block_out_channels)
+        for name, kind in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
+            types = getattr(self, name)
+            if len(types) != stages:
+                raise InputError(f"{name}: got {len(types)} blocks, expected {stages}")
+            for block in types:
+                one_of(name, block, [kind])
+        one_of("act_fn", self.act_fn, ACTIVATIONS)
+        for name in ("in_channels", "out_channels", "layers_per_block", "latent_channels"):
+            positive(name, getattr(self, name))
+        positive("scaling_factor", self.scaling_factor)
+        for name in ("latents_mean", "latents_std"):
+            # Models that set these scale by them instead of by scaling_factor.
+            if getattr(self, name) is not None:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected null")
+
+    @property
+    def downscale(self) -> int:
+        """Pixels along the side of one latent."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+def _resnets(config: AutoencoderKLConfig, n_in: int, n_out: int, count: int, layers: Layers):
+    return [
+        ResnetBlock(
+            n_in if i == 0 else n_out,
+            n_out,
+            layers=layers,
+            groups=config.norm_num_groups,
+            eps=EPS,
+            act=config.act_fn,
+        )
+        for i in range(count)
+    ]
+
+
+def _mid(config: AutoencoderKLConfig, layers: Layers) -> MidStage:
+    c = config.block_out_channels[-1]
+    attention = SpatialSelfAttention(
+        c, layers=layers, heads=1, groups=config.norm_num_groups, eps=EPS
+    )
+    return MidStage(
+        _resnets(config, c, c, 2, layers), [attention] if config.mid_block_add_attention else None
+    )
+
+
+class Encoder(nnx.Module):
+    """Image to the parameters of a diagonal Gaussian over latents."""
+
+    def __init__(self, config: AutoencoderKLConfig, *, layers: Layers):
+        channels = config.block_out_channels
+        self.conv_in = layers.conv(config.in_channels, channels[0], 3)
+        self.down_blocks = nnx.List()
+        for i, (n_in, n_out) in enumerate(zip((channels[0], *channels), channels, strict=False)):
+            last = i == len(channels) - 1
+            self.down_blocks.append(
+                DownStage(
+                    _resnets(config, n_in, n_out, config.layers_per_block, layers),
+                    downsampler=None if last else Downsample(n_out, layers=layers, padding=0),
+                )
+            )
+        self.mid_block = _mid(config, layers)
+        self.conv_norm_out = layers.group_norm(channels[-1], groups=config.norm_num_groups, eps=EPS)
+        self.conv_out = layers.conv(channels[-1], 2 * config.latent_channels, 3)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 z"]:
+        """Mean and log-variance, joined along the channels."""
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)[-1]
+        # diffusers ends both halves with SiLU, whatever act_fn says.
+        return self.conv_out(activation("silu")(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nnx.Module):
+    """Latents to image."""
+
+    def __init__(self, config: AutoencoderKLConfig, *, layers: Layers):
+        channels = config.block_out_channels[::-1]
+        self.conv_in = layers.conv(config.latent_channels, channels[0], 3)
+        self.mid_block = _mid(config, layers)
+        self.up_blocks = nnx.List()
+        for i, (n_in, n_out) in enumerate(zip((channels[0], *channels), channels, strict=False)):
+            last = i == len(channels) - 1
+            self.up_blocks.append(
+                UpStage(
+                    _resnets(config, n_in, n_out, config.layers_per_block + 1, layers),
+                    upsampler=None if last else Upsample(n_out, layers=layers),
+                )
+            )
+        self.conv_norm_out = layers.group_norm(channels[-1], groups=config.norm_num_groups, eps=EPS)
+        self.conv_out = layers.conv(channels[-1], config.out_channels, 3)
+
+    def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
+        """The decoded image."""
+        x = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(activation("silu")(self.conv_norm_out(x)))
+
+
+class AutoencoderKL(nnx.Module):
+    """The VAE: images in [-1, 1] to and from latents of 1/downscale the resolution."""
+
+    def __init__(
+        self,
+        config: AutoencoderKLConfig,
+        *,
+        dtype: Dtype = jnp.float32,
+        param_dtype: Dtype = jnp.float32,
+        attention: str = "auto",
+        rngs: nnx.Rngs,
+    ):
+        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        z = config.latent_channels
+        self.config = config
+        self.encoder = Encoder(config, layers=layers)
+        self.decoder = Decoder(config, layers=layers)
+        self.quant_conv = layers.conv(2 * z, 2 * z, 1) if config.use_quant_conv else None
+        self.post_quant_conv = layers.conv(z, z, 1) if config.use_post_quant_conv else None
+
+    def encode(
+        self, images: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b h2 w2 z"], Float[Array, "b h2 w2 z"]]:
+        """Mean and log-variance (limited to [-30, 20]) of the unscaled latents, in float32.
+
+        InputError unless height and width are multiples of `config.downscale`.
+        """
+        shape("images", images, (None, None, None, self.config.in_channels))
+        for name, length in zip(("height", "width"), images.shape[1:3], strict=True):
+            if length % self.config.downscale:
+                raise InputError(
+                    f"image {name}: got {length}, expected a multiple of {self.config.downscale}"
+                )
+        moments = self.encoder(images)
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+    def decode(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
+        """Images, about [-1, 1] and not clipped, in float32, of unscaled latents."""
+        shape("latents", z, (None, None, None, self.config.latent_channels))
+        if self.post_quant_conv is not None:
+            z = self.post_quant_conv(z)
+        return self.decoder(z).astype(jnp.float32)
+
+    def scale(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
+        """Unscaled latents to what the diffusion model sees, about unit variance."""
+        return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+
+    def unscale(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
+        """The inverse of `scale`."""
+        return z / self.config.scaling_factor + (self.config.shift_factor or 0.0)

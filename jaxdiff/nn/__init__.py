@@ -1,0 +1,1 @@
+"""Building blocks with weights: layers, attention, ResNet and transformer blocks."""

@@ -1,0 +1,196 @@
+"""The layers that hold the weights, and the factory that gives one model's layers their dtypes.
+
+Kernels are (in, out) for linear layers and HWIO for convolutions, arrays are NHWC. Parameters are
+kept in `param_dtype` and used in `dtype`; norms take their statistics in float32 in any dtype.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Dtype, Float, Int
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+Initializer = jax.nn.initializers.Initializer
+
+LECUN = jax.nn.initializers.lecun_normal()
+ZEROS = jax.nn.initializers.zeros
+ONES = jax.nn.initializers.ones
+
+
+def normal(std: float) -> Initializer:
+    """Gaussian initial values of standard deviation `std`."""
+    return jax.nn.initializers.normal(std)
+
+
+def last_axis(vector: Float[Array, "c"], ndim: int) -> Float[Array, "..."]:
+    """`vector` with leading axes of length one, so that it broadcasts along the last of `ndim`."""
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)
+
+
+class Linear(nnx.Module):
+    """y = x W + b on the last axis."""
+
+    def __init__(self, kernel: Array, bias: Array | None, *, dtype: Dtype):
+        self.kernel = nnx.Param(kernel)
+        self.bias = None if bias is None else nnx.Param(bias)
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        """Apply the layer, in its compute dtype."""
+        y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        if self.bias is None:
+            return y
+        return y + last_axis(self.bias[...].astype(self.dtype), y.ndim)
+
+
+class Conv(nnx.Module):
+    """2-D convolution (cross-correlation, as in every deep-learning library) with a bias."""
+
+    def __init__(
+        self, kernel: Array, bias: Array | None, *, stride: int, padding: Padding, dtype: Dtype
+    ):
+        self.kernel = nnx.Param(kernel)
+        self.bias = None if bias is None else nnx.Param(bias)
+        self.stride = stride
+        self.padding = padding
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        """Apply the layer, in its compute dtype."""
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.bias is None:
+            return y
+        return y + last_axis(self.bias[...].astype(self.dtype), 4)
+
+
+class Embed(nnx.Module):
+    """A table of vectors, looked up by integer."""
+
+    def __init__(self, embedding: Array, *, dtype: Dtype):
+        self.embedding = nnx.Param(embedding)
+        self.dtype = dtype
+
+    def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... d"]:
+        """The vectors of `ids`; an id outside the table takes the nearest row."""
+        table = self.embedding[...].astype(self.dtype)
+        return jnp.take(table, ids, axis=0, mode="clip")
+
+
+class LayerNorm(nnx.Module):
+    """Zero mean and unit variance over the last axis (Ba et al. 2016), then scale and bias."""
+
+    def __init__(self, scale: Array, bias: Array, *, eps: float, dtype: Dtype):
+        self.scale = nnx.Param(scale)
+        self.bias = nnx.Param(bias)
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        """Normalise in float32, return in the compute dtype."""
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        scale, bias = (
+            last_axis(p[...].astype(jnp.float32), x.ndim) for p in (self.scale, self.bias)
+        )
+        return (centred * lax.rsqrt(variance + self.eps) * scale + bias).astype(self.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Zero mean and unit variance over space and a group of channels (Wu & He 2018)."""
+
+    def __init__(self, scale: Array, bias: Array, *, groups: int, eps: float, dtype: Dtype):
+        self.scale = nnx.Param(scale)
+        self.bias = nnx.Param(bias)
+        self.groups = groups
+        self.eps = eps
+        self.dtype = dtype
+
+    def _group_mean(self, x: Float[Array, "b p c"]) -> Float[Array, "b 1 c"]:
+        # Space first, keeping channels in the last axis, then the few channel means by group: XLA
+        # vectorises this; reducing over both at once on a split channel axis is four times slower.
+        b, _, c = x.shape
+        by_group = x.mean(1).reshape(b, self.groups, c // self.groups).mean(-1, keepdims=True)
+        return jnp.repeat(by_group, c // self.groups, axis=-1).reshape(b, 1, c)
+
+    def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
+        """Normalise in float32, return in the compute dtype."""
+        flat = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
+        centred = flat - self._group_mean(flat)
+        variance = self._group_mean(jnp.square(centred))
+        scale, bias = (last_axis(p[...].astype(jnp.float32), 3) for p in (self.scale, self.bias))
+        normed = centred * (lax.rsqrt(variance + self.eps) * scale) + bias
+        return normed.reshape(x.shape).astype(self.dtype)
+
+
+class NoWeights(nnx.Module):
+    """Holds a list position where a checkpoint's numbering counts a layer without weights."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Makes the layers of one model: the choices that all of them share, said once."""
+
+    rngs: nnx.Rngs
+    dtype: Dtype = jnp.float32  # of the computation
+    param_dtype: Dtype = jnp.float32  # of the stored weights
+    attention: str = "auto"  # attention back end, see nn.attention.BACKENDS
+
+    def param(self, init: Initializer, shape: tuple[int, ...]) -> Array:
+        """Initial values of one weight."""
+        return init(self.rngs.params(), shape, self.param_dtype)
+
+    def linear(self, n_in: int, n_out: int, *, bias: bool = True, init: Initializer = LECUN):
+        """A linear layer with initial weights `init` and zero bias."""
+        b = self.param(ZEROS, (n_out,)) if bias else None
+        return Linear(self.param(init, (n_in, n_out)), b, dtype=self.dtype)
+
+    def conv(
+        self,
+        n_in: int,
+        n_out: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: Padding | None = None,
+        bias: bool = True,
+        init: Initializer = LECUN,
+    ) -> Conv:
+        """A size x size convolution; padding None is (size - 1) // 2 on each side."""
+        side = ((size - 1) // 2, (size - 1) // 2)
+        return Conv(
+            self.param(init, (size, size, n_in, n_out)),
+            self.param(ZEROS, (n_out,)) if bias else None,
+            stride=stride,
+            padding=(side, side) if padding is None else padding,
+            dtype=self.dtype,
+        )
+
+    def embed(self, rows: int, width: int, *, std: float = 0.02) -> Embed:
+        """A table of `rows` vectors with Gaussian initial values."""
+        return Embed(self.param(normal(std), (rows, width)), dtype=self.dtype)
+
+    def layer_norm(self, width: int, *, eps: float = 1e-5) -> LayerNorm:
+        """A layer norm with scale one and bias zero."""
+        scale, bias = self.param(ONES, (width,)), self.param(ZEROS, (width,))
+        return LayerNorm(scale, bias, eps=eps, dtype=self.dtype)
+
+    def group_norm(self, channels: int, *, groups: int, eps: float) -> GroupNorm:
+        """A group norm with scale one and bias zero; `groups` must divide `channels`."""
+        if groups < 1 or channels % groups:
+            raise InputError(
+                f"norm_num_groups: got {groups}, expected a divisor of {channels} channels"
+            )
+        scale, bias = self.param(ONES, (channels,)), self.param(ZEROS, (channels,))
+        return GroupNorm(scale, bias, groups=groups, eps=eps, dtype=self.dtype)

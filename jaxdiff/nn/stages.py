@@ -1,0 +1,100 @@
+"""Runs of residual blocks at one resolution: the way down, the middle and the way up of a UNet.
+
+The VAE's encoder and decoder are the same stages without time, context and skip connections.
+A stage's `attentions` list is None or has one module for each residual block (the middle: between
+them); what a stage consists of is decided by the model that builds it.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdiff.core.types import Array, Float
+from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
+from jaxdiff.nn.transformer import SpatialSelfAttention, SpatialTransformer
+
+Mixer = SpatialSelfAttention | SpatialTransformer
+Image = Float[Array, "b h w c"]
+Time = Float[Array, "b e"] | None
+Context = Float[Array, "b n d"] | None
+
+
+def mix(mixer: Mixer, x: Image, context: Context) -> Image:
+    """Apply either kind of attention; only a transformer reads the context."""
+    if isinstance(mixer, SpatialTransformer):
+        return mixer(x, context)
+    return mixer(x)
+
+
+class DownStage(nnx.Module):
+    """Residual blocks, then perhaps a downsampling."""
+
+    def __init__(
+        self,
+        resnets: Sequence[ResnetBlock],
+        attentions: Sequence[Mixer] | None = None,
+        downsampler: Downsample | None = None,
+    ):
+        self.resnets = nnx.List(resnets)
+        self.attentions = nnx.List(attentions) if attentions else None
+        self.downsamplers = nnx.List([downsampler]) if downsampler else None
+
+    def __call__(self, x: Image, time: Time = None, context: Context = None) -> list[Array]:
+        """The feature maps after each block and after the downsampling, the last one to go on."""
+        states = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if self.attentions is not None:
+                x = mix(self.attentions[i], x, context)
+            states.append(x)
+        if self.downsamplers is not None:
+            states.append(self.downsamplers[0](x))
+        return states
+
+
+class MidStage(nnx.Module):
+    """Residual blocks with attention between them."""
+
+    def __init__(self, resnets: Sequence[ResnetBlock], attentions: Sequence[Mixer] | None = None):
+        self.resnets = nnx.List(resnets)
+        self.attentions = nnx.List(attentions) if attentions else None
+
+    def __call__(self, x: Image, time: Time = None, context: Context = None) -> Array:
+        """The feature map after all blocks, of the same shape."""
+        x = self.resnets[0](x, time)
+        for i, resnet in enumerate(list(self.resnets)[1:]):
+            if self.attentions is not None:
+                x = mix(self.attentions[i], x, context)
+            x = resnet(x, time)
+        return x
+
+
+class UpStage(nnx.Module):
+    """Residual blocks, each on its input joined with a skip connection, then perhaps upsampling."""
+
+    def __init__(
+        self,
+        resnets: Sequence[ResnetBlock],
+        attentions: Sequence[Mixer] | None = None,
+        upsampler: Upsample | None = None,
+    ):
+        self.resnets = nnx.List(resnets)
+        self.attentions = nnx.List(attentions) if attentions else None
+        self.upsamplers = nnx.List([upsampler]) if upsampler else None
+
+    def __call__(
+        self,
+        x: Image,
+        time: Time = None,
+        context: Context = None,
+        *,
+        skips: Sequence[Array] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Array:
+        """Take `skips` from the end, one for each block; upsample to `size`, by default double."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x if skips is None else jnp.concatenate([x, skips[-1 - i]], -1), time)
+            if self.attentions is not None:
+                x = mix(self.attentions[i], x, context)
+        return x if self.upsamplers is None else self.upsamplers[0](x, size)

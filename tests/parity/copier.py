@@ -1,0 +1,101 @@
+"""Weights between a PyTorch module and ours, failing when either side has one left over."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from jaxdiff.checkpoints.rules import to_jax, to_key, to_path, to_torch
+from jaxdiff.models.build import abstract, assemble, weights
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Give every parameter (norms and biases too) random values; signals keep their scale."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim < 2:
+                parameter.copy_(parameter + 0.1 * noise)
+            else:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+    return module.eval()
+
+
+def to_ours(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """PyTorch tensors by key as arrays in our layout by path."""
+    arrays = {}
+    for key, tensor in tensors.items():
+        path = to_path(key, tensor.ndim)
+        assert to_key(path) == key
+        array = tensor.detach().numpy()
+        arrays[path] = to_jax(array, path)
+        assert np.array_equal(to_torch(arrays[path], path), array)
+    return arrays
+
+
+def prefixed(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Put `prefix` before every key: transformers writes bare names for models without a head."""
+    return {prefix + key: tensor for key, tensor in tensors.items()}
+
+
+def copy(module: torch.nn.Module, cls: type, *configs: Any, prefix: str = "", **options: Any):
+    """Our module `cls(*configs)` with the weights of the PyTorch `module`."""
+    arrays = to_ours(prefixed(module.state_dict(), prefix))
+    return assemble(
+        abstract(cls, *configs, **options), {path: jnp.asarray(a) for path, a in arrays.items()}
+    )
+
+
+def gradients(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The PyTorch module's gradients in our layout, one for each parameter."""
+    found = {}
+    for key, parameter in module.named_parameters():
+        assert parameter.grad is not None, f"{key} has no gradient"
+        found[key] = parameter.grad
+    return to_ours(found)
+
+
+def compare_gradients(ours: Any, module: torch.nn.Module, limit: float = 2e-5) -> float:
+    """Largest error of any gradient, relative to the largest gradient of its own parameter.
+
+    A parameter whose gradient vanishes (a bias before a norm, say) is measured against 1e-3 of the
+    largest gradient of all instead, since what is left of it is rounding. Fails above `limit`.
+    """
+    theirs, ours = gradients(module), weights(ours)
+    assert theirs.keys() == ours.keys(), theirs.keys() ^ ours.keys()
+    floor = 1e-3 * max(np.abs(g).max() for g in theirs.values())
+    worst = max(
+        (float(np.abs(np.asarray(ours[p]) - g).max() / max(np.abs(g).max(), floor)), p)
+        for p, g in theirs.items()
+    )
+    assert worst[0] < limit, worst
+    return worst[0]
+
+
+def relative_error(ours: Any, theirs: torch.Tensor) -> float:
+    """max |ours - theirs| / max |theirs|, where theirs may be NCHW and ours NHWC."""
+    reference = theirs.detach().numpy()
+    if reference.ndim == 4:
+        reference = reference.transpose(0, 2, 3, 1)
+    ours = np.asarray(ours, np.float32)
+    assert ours.shape == reference.shape, (ours.shape, reference.shape)
+    return float(np.abs(ours - reference).max() / np.abs(reference).max())
+
+
+def agree(ours: Any, theirs: torch.Tensor, limit: float = 2e-5) -> float:
+    """Fail unless the relative error is below `limit`; returns it."""
+    error = relative_error(ours, theirs)
+    assert error < limit, error
+    return error
+
+
+def image(shape: tuple[int, ...], seed: int = 1) -> np.ndarray:
+    """Standard normal float32 NHWC values."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def nchw(x: np.ndarray) -> torch.Tensor:
+    """NHWC values as a PyTorch tensor."""
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))

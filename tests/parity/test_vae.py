@@ -1,0 +1,84 @@
+"""AutoencoderKL against diffusers: outputs and gradients for several shapes of the network."""
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from copier import agree, compare_gradients, copy, image, nchw, randomise
+from flax import nnx
+
+from jaxdiff.core.configs import from_mapping
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+
+
+def config(*channels, **fields):
+    """A small config with one block for each entry of `channels`."""
+    return {
+        "block_out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+        "norm_num_groups": 4,
+        **fields,
+    }
+
+
+CONFIGS = {
+    "one-block": config(8),
+    "sd": config(8, 16, 16, 16, layers_per_block=2),
+    "no-quant": config(
+        8,
+        16,
+        latent_channels=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+    ),
+    "no-attention": config(8, 12, 16, mid_block_add_attention=False, act_fn="gelu"),
+    "grey": config(8, 16, in_channels=1, out_channels=1, use_quant_conv=False),
+}
+
+
+def pair(name):
+    theirs = randomise(diffusers.AutoencoderKL(**CONFIGS[name]))
+    ours = from_mapping(AutoencoderKLConfig, CONFIGS[name], source=name)
+    return theirs, copy(theirs, AutoencoderKL, ours)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_encode_and_decode(name):
+    theirs, ours = pair(name)
+    x = image((2, 16, 24, ours.config.in_channels))
+    latents = theirs.encode(nchw(x)).latent_dist
+    mean, logvar = jax.jit(lambda x: ours.encode(x))(jnp.asarray(x))
+    agree(mean, latents.mean)
+    agree(logvar, latents.logvar)
+    z = image((2, 4, 6, ours.config.latent_channels), seed=2)
+    decoded = jax.jit(lambda z: ours.decode(z))(jnp.asarray(z))
+    agree(decoded, theirs.decode(nchw(z)).sample)
+
+
+def test_gradients():
+    theirs, ours = pair("sd")
+    x = image((2, 16, 16, 3))
+    latents = theirs.encode(nchw(x)).latent_dist
+    decoded = theirs.decode(latents.mean).sample
+    ((decoded - nchw(x)).square().mean() + latents.logvar.square().mean()).backward()
+    graph, state = nnx.split(ours)
+
+    def loss(state):
+        vae = nnx.merge(graph, state)
+        mean, logvar = vae.encode(jnp.asarray(x))
+        return jnp.square(vae.decode(mean) - x).mean() + jnp.square(logvar).mean()
+
+    compare_gradients(nnx.merge(graph, jax.jit(jax.grad(loss))(state)), theirs)
+
+
+def test_scaling_is_invertible():
+    _, ours = pair("no-quant")
+    z = jnp.asarray(image((1, 2, 2, 16)))
+    np.testing.assert_allclose(ours.scale(z), (z - 0.0609) * 1.5305, rtol=1e-6)
+    np.testing.assert_allclose(ours.unscale(ours.scale(z)), z, rtol=1e-5, atol=1e-6)
+    assert torch.is_tensor(nchw(np.asarray(z)))
