@@ -1,0 +1,1 @@
+"""Weights in and out: safetensors, diffusers component and pipeline folders, training state."""

@@ -1,0 +1,55 @@
+"""Files and folders that appear whole or not at all."""
+
+import contextlib
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from jaxdiff.core.errors import InputError
+
+
+@contextlib.contextmanager
+def new_folder(
+    target: pathlib.Path, *, marker: str, stale: tuple[str, ...] = ()
+) -> Iterator[pathlib.Path]:
+    """A temporary folder beside `target` that takes its place when the block ends well.
+
+    An existing `target` is replaced only if it is empty or holds the file `marker`, which says that
+    it is of the same kind. What it holds under other names than the new one (a README) moves over,
+    except names that match a pattern in `stale`. On an error `target` is as it was.
+    """
+    target = target.resolve()
+    _check_target(target, marker)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    new, old = work / "new", work / "old"
+    new.mkdir()
+    try:
+        yield new
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        if old.exists():
+            _keep_foreign(old, target, stale)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(work)
+
+
+def _check_target(target: pathlib.Path, marker: str) -> None:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: got a file, expected a folder to write to")
+    if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
+        raise InputError(
+            f"{target}: got a folder with other things in it, expected a new or an empty one "
+            f"(or one with {marker}, to replace)"
+        )
+
+
+def _keep_foreign(old: pathlib.Path, target: pathlib.Path, stale: tuple[str, ...]) -> None:
+    for entry in list(old.iterdir()):
+        replaced = (target / entry.name).exists() or any(entry.match(p) for p in stale)
+        if not replaced:
+            entry.rename(target / entry.name)

@@ -1,0 +1,126 @@
+"""Component folders of diffusers and transformers (config.json and weights) as modules."""
+
+import pathlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdiff.checkpoints.atomic import new_folder
+from jaxdiff.checkpoints.configs import named, updated
+from jaxdiff.checkpoints.jsonfiles import read_object, write_object
+from jaxdiff.checkpoints.kinds import KINDS, Kind, arguments, class_name_of, fields
+from jaxdiff.checkpoints.loading import Placement, fill, pending, stored_dtype
+from jaxdiff.checkpoints.tensors import Entry, Pending, write_tensors
+from jaxdiff.checkpoints.weights import find_weights, read_weights
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Dtype
+from jaxdiff.core.validate import one_of
+from jaxdiff.models.build import abstract
+
+CONFIG = "config.json"
+STALE = ("*.safetensors", "*.safetensors.index*.json")  # weights of a folder that is replaced
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A module, and the config.json that it came with, for what only other programs read in it."""
+
+    module: nnx.Module
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_component(
+    folder: pathlib.Path,
+    *,
+    class_name: str | None = None,
+    dtype: Dtype | None = None,
+    variant: str | None = None,
+    sharding: Placement = None,
+    attention: str = "auto",
+) -> Component:
+    """The module in a component folder, its weights on the device(s) in `dtype`.
+
+    `class_name` overrules the config's; `dtype` None keeps the stored dtypes and computes in the
+    most common one; `variant` picks among several weight files; `sharding` places the weights (see
+    `loading.fill`). Raises InputError, naming the file, for anything missing, broken or unknown.
+    """
+    source = folder / CONFIG
+    raw = read_object(source)
+    name = _class_name(raw, str(source)) if class_name is None else class_name
+    kind = KINDS[one_of(f"{source}: class", name.removeprefix("Flax"), KINDS)]
+    weights_file = find_weights(folder, variant=variant)
+    entries = read_weights(weights_file)
+    compute = _commonest(entries) if dtype is None else dtype
+    with named(str(source)):
+        configs = kind.configs(raw, source=str(source))
+        module = abstract(
+            kind.module,
+            *configs,
+            dtype=compute,
+            param_dtype=compute,
+            attention=attention,
+            **kind.options,
+        )
+    module = fill(
+        module,
+        entries,
+        class_name=kind.name,
+        source=str(weights_file),
+        dtype=dtype,
+        sharding=sharding,
+    )
+    return Component(module=module, config=raw)
+
+
+def write_component(
+    folder: pathlib.Path, component: Component, *, dtype: Dtype | None = None
+) -> None:
+    """Write a component folder that diffusers or transformers loads; whole or not at all.
+
+    `dtype` converts the weights, None keeps them. A component folder in its place is replaced.
+    """
+    with new_folder(folder, marker=CONFIG, stale=STALE) as new:
+        write_files(new, component, dtype=dtype)
+
+
+def write_files(folder: pathlib.Path, component: Component, *, dtype: Dtype | None = None) -> None:
+    """Write config.json and weights into the existing `folder`."""
+    kind = KINDS[class_name_of(component.module)]
+    tensors = pending(component.module, dtype=dtype)
+    write_object(folder / CONFIG, _config(kind, component, tensors))
+    write_tensors(folder / f"{kind.stem}.safetensors", tensors)
+
+
+def _config(kind: Kind, component: Component, tensors: Mapping[str, Pending]) -> dict[str, Any]:
+    """The config.json of a component: as it was read, with what has changed since."""
+    raw = component.config
+    now = fields(arguments(component.module))
+    before = fields(kind.configs(raw, source=CONFIG)) if raw else {}
+    config = updated(raw, now, before) | kind.identity
+    if kind.library == "transformers":
+        # What transformers loads the weights in; older versions read the first spelling only.
+        commonest = Counter(str(t.dtype) for t in tensors.values()).most_common(1)[0][0]
+        config["dtype" if "dtype" in raw else "torch_dtype"] = commonest
+    return config
+
+
+def _class_name(raw: Mapping[str, Any], source: str) -> str:
+    """The class that a config.json names, in diffusers' way or in transformers'."""
+    architectures = raw.get("architectures") or [None]
+    name = raw.get("_class_name") or (architectures[0] if isinstance(architectures, list) else None)
+    if not isinstance(name, str):
+        raise InputError(f"{source}: got no class, expected _class_name or architectures")
+    return name
+
+
+def _commonest(entries: Mapping[str, Entry]) -> Dtype:
+    """The floating dtype that most of the stored tensors have; float32 if none is floating."""
+    dtypes = Counter(e.dtype for e in entries.values() if e.dtype in ("F64", "F32", "F16", "BF16"))
+    if not dtypes:
+        return jnp.float32
+    common = dtypes.most_common(1)[0][0]
+    return stored_dtype(next(e for e in entries.values() if e.dtype == common))

@@ -1,0 +1,155 @@
+"""The classes that component folders may name, and the modules that stand for them here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from flax import nnx
+
+from jaxdiff.checkpoints.configs import from_diffusers, from_transformers
+from jaxdiff.core.configs import to_mapping
+from jaxdiff.core.errors import InputError
+from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+
+Configs = tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One class of diffusers or transformers."""
+
+    name: str
+    module: type[nnx.Module]
+    configs: Callable[..., Configs]  # (raw, source=...): the module's positional arguments
+    options: Mapping[str, Any] = field(default_factory=dict)
+    model_type: str | None = None  # transformers' name of the architecture
+
+    @property
+    def library(self) -> str:
+        """The package that the class is from."""
+        return "diffusers" if self.model_type is None else "transformers"
+
+    @property
+    def stem(self) -> str:
+        """The weights' file name without its extension."""
+        return "diffusion_pytorch_model" if self.library == "diffusers" else "model"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The entries of config.json that say which class it is."""
+        if self.library == "diffusers":
+            return {"_class_name": self.name}
+        return {"architectures": [self.name], "model_type": self.model_type}
+
+
+def _single(read: Callable[..., Any], cls: type, raw: Mapping[str, Any], *, source: str) -> Configs:
+    return (read(cls, raw, source=source),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contrast:
+    """CLIPModel's own fields, beside those of its towers."""
+
+    projection_dim: int = 512
+
+
+def _clip(raw: Mapping[str, Any], *, source: str) -> Configs:
+    """The two towers of CLIPModel; its own entries are the projection and bookkeeping."""
+    towers: dict[str, Mapping[str, Any]] = {}
+    for name in ("text_config", "vision_config"):
+        if not isinstance(raw.get(name), Mapping):
+            raise InputError(f"{source}: {name}: got {raw.get(name)!r:.80}, expected an object")
+        towers[name] = raw[name]
+    own = {k: v for k, v in raw.items() if k not in towers}
+    contrast = from_transformers(_Contrast, own, source=source)
+    text, vision = towers.values()
+    return (
+        from_transformers(CLIPTextConfig, text, source=f"{source}: text_config"),
+        from_transformers(CLIPVisionConfig, vision, source=f"{source}: vision_config"),
+        contrast.projection_dim,
+    )
+
+
+_TEXT = partial(_single, from_transformers, CLIPTextConfig)
+_VISION = partial(_single, from_transformers, CLIPVisionConfig)
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            name="UNet2DConditionModel",
+            module=UNet2DConditionModel,
+            configs=partial(_single, from_diffusers, UNet2DConditionConfig),
+        ),
+        Kind(
+            name="AutoencoderKL",
+            module=AutoencoderKL,
+            configs=partial(_single, from_diffusers, AutoencoderKLConfig),
+        ),
+        Kind(
+            name="CLIPTextModel",
+            module=CLIPTextModel,
+            configs=_TEXT,
+            model_type="clip_text_model",
+        ),
+        Kind(
+            name="CLIPTextModelWithProjection",
+            module=CLIPTextModel,
+            configs=_TEXT,
+            options={"with_projection": True},
+            model_type="clip_text_model",
+        ),
+        Kind(
+            name="CLIPVisionModel",
+            module=CLIPVisionModel,
+            configs=_VISION,
+            model_type="clip_vision_model",
+        ),
+        Kind(
+            name="CLIPVisionModelWithProjection",
+            module=CLIPVisionModel,
+            configs=_VISION,
+            options={"with_projection": True},
+            model_type="clip_vision_model",
+        ),
+        Kind(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
+    )
+}
+
+
+def class_name_of(module: nnx.Module) -> str:
+    """The diffusers or transformers class that `module` is saved as."""
+    projects = False
+    if isinstance(module, CLIPTextModel):
+        projects = module.text_projection is not None
+    elif isinstance(module, CLIPVisionModel):
+        projects = module.visual_projection is not None
+    for kind in KINDS.values():
+        if type(module) is kind.module and kind.options.get("with_projection", False) == projects:
+            return kind.name
+    raise InputError(f"module: got {type(module).__name__}, expected one of {', '.join(KINDS)}")
+
+
+def arguments(module: nnx.Module) -> Configs:
+    """What `module` was built from: the inverse of `Kind.configs`."""
+    if isinstance(module, CLIPModel):
+        width = module.text_projection.kernel.shape[1]
+        return module.text_model.config, module.vision_model.config, width
+    return (module.config,)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def fields(configs: Configs) -> dict[str, Any]:
+    """The entries of config.json that `configs` stand for."""
+    if len(configs) == 1:
+        return to_mapping(configs[0])
+    text, vision, width = configs
+    return {
+        "text_config": to_mapping(text),
+        "vision_config": to_mapping(vision),
+        "projection_dim": width,
+    }

@@ -1,0 +1,113 @@
+"""Stored tensors into a module: matched by name, converted in layout and dtype, one at a time."""
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxdiff.checkpoints.names import canonical
+from jaxdiff.checkpoints.rules import to_jax, to_key, to_torch, torch_shape
+from jaxdiff.checkpoints.tensors import NUMPY_DTYPES, Entry, Pending, read_tensor
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Dtype
+from jaxdiff.models.build import assemble, weights
+
+M = TypeVar("M", bound=nnx.Module)
+Placement = jax.sharding.Sharding | Callable[[str], jax.sharding.Sharding] | None
+
+FLOATS = ("F64", "F32", "BF16", "F16")
+# Each holds one tensor on the host. Two keep reading, casting and transposing apart from the
+# transfer; more only help where there are many cores.
+WORKERS = min(4, os.cpu_count() or 1)
+
+
+def fill(
+    module: M,
+    entries: Mapping[str, Entry],
+    *,
+    class_name: str,
+    source: str,
+    dtype: Dtype | None = None,
+    sharding: Placement = None,
+) -> M:
+    """A copy of an abstract `module` with the stored tensors `entries` for weights.
+
+    `dtype` None keeps the stored one. `sharding` says where a weight goes, or gives it by path;
+    None is the default device. The host holds no more than WORKERS tensors beside the result.
+    Raises InputError, naming `source` or the file, before any tensor is read.
+    """
+    plan = match(module, entries, class_name=class_name, source=source)
+
+    def load(item: tuple[str, Entry]) -> Array:
+        path, entry = item
+        values = read_tensor(entry)
+        with np.errstate(over="ignore"):  # beyond float16's range is inf, as in PyTorch
+            values = values.astype(stored_dtype(entry) if dtype is None else dtype, copy=False)
+        # XLA transposes strided arrays several times faster than numpy. It may also take over the
+        # buffer, which nothing else refers to.
+        place = sharding(path) if callable(sharding) else sharding
+        return jax.block_until_ready(jax.device_put(to_jax(values, path), place))
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        arrays = dict(zip(plan, pool.map(load, plan.items()), strict=True))
+    return assemble(module, arrays)
+
+
+def stored_dtype(entry: Entry) -> Dtype:
+    """The dtype in which a stored weight is kept: its own, but never float64."""
+    return np.float32 if entry.dtype == "F64" else NUMPY_DTYPES[entry.dtype]
+
+
+def match(
+    module: nnx.Module, entries: Mapping[str, Entry], *, class_name: str, source: str
+) -> dict[str, Entry]:
+    """The stored tensor of every weight of `module`, by path; InputError unless one to one."""
+    stored: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        key = canonical(name, class_name=class_name)
+        if key in stored:
+            raise InputError(
+                f"{entry.path}: got {name} and {stored[key].name}, expected one of them"
+            )
+        if key is not None:
+            stored[key] = entry
+    wanted = {to_key(path): path for path in weights(module)}
+    _none(f"{source}: missing tensors", [key for key in wanted if key not in stored])
+    _none(f"{source}: unknown tensors", [e.name for key, e in stored.items() if key not in wanted])
+    shapes = weights(module)
+    wrong = [_misfit(stored[key], path, shapes[path].shape) for key, path in wanted.items()]
+    _none(f"{source}: unfit tensors", [text for text in wrong if text])
+    return {path: stored[key] for key, path in wanted.items()}
+
+
+def pending(module: nnx.Module, *, dtype: Dtype | None = None) -> dict[str, Pending]:
+    """The weights of `module` as tensors to be written, by PyTorch key and in its layout."""
+    return {to_key(path): _pending(path, array, dtype) for path, array in weights(module).items()}
+
+
+def _pending(path: str, array: Any, dtype: Dtype | None) -> Pending:
+    kind = np.dtype(array.dtype if dtype is None else dtype)
+
+    def fetch() -> np.ndarray:
+        return to_torch(np.asarray(array), path).astype(kind, copy=False)
+
+    return Pending(dtype=kind, shape=torch_shape(array.shape, path), fetch=fetch)
+
+
+def _misfit(entry: Entry, path: str, shape: tuple[int, ...]) -> str:
+    """What keeps a stored tensor from being the weight at `path` of this shape; "" if it fits."""
+    if entry.dtype not in FLOATS:
+        return f"{entry.name} in {entry.dtype}, not F32, F16 or BF16"
+    wanted = torch_shape(shape, path)
+    return "" if entry.shape == wanted else f"{entry.name} {entry.shape}, not {wanted}"
+
+
+def _none(what: str, names: list[str]) -> None:
+    if names:
+        shown = ", ".join(sorted(names)[:3])
+        more = ", ..." if len(names) > 3 else ""
+        raise InputError(f"{what}: got {len(names)} ({shown}{more}), expected none")

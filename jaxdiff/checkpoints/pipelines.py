@@ -1,0 +1,187 @@
+"""Pipeline folders of diffusers: model_index.json, a folder per component, and back.
+
+model_index.json names the class of every component as `[library, class]`, or `[null, null]` for one
+that is absent; plain values are options of the pipeline. What it does not name is not read. An
+optional jaxdiff.json holds the defaults of this model for jaxdiff (guidance scale, steps, ...).
+"""
+
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxdiff.checkpoints.atomic import new_folder
+from jaxdiff.checkpoints.components import Component, read_component, write_files
+from jaxdiff.checkpoints.jsonfiles import read_object, write_object
+from jaxdiff.checkpoints.kinds import KINDS, class_name_of
+from jaxdiff.checkpoints.loading import Placement
+from jaxdiff.checkpoints.tokenizers import TokenizerFiles, read_tokenizer, write_tokenizer
+from jaxdiff.checkpoints.weights import variants
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Dtype
+from jaxdiff.core.validate import one_of
+
+INDEX = "model_index.json"
+DEFAULTS = "jaxdiff.json"
+SCHEDULER = "scheduler"
+# Not part of drawing a picture from words: a filter of results, and its image preprocessing.
+SKIPPED = ("safety_checker", "feature_extractor")
+# Components that these classes want to see named, if only as absent.
+NAMED = ("feature_extractor", "image_encoder", "safety_checker")
+LAYOUT = "0.42.1"  # the diffusers release whose folder layout is written
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineParts:
+    """What a pipeline folder holds."""
+
+    components: Mapping[str, Component]  # unet, vae, text_encoder, ...
+    scheduler: Mapping[str, Any]  # scheduler_config.json as it is, unknown entries included
+    tokenizers: Mapping[str, TokenizerFiles] = field(default_factory=dict)
+    class_name: str = "StableDiffusionPipeline"  # without the prefix of former Flax classes
+    options: Mapping[str, Any] = field(default_factory=dict)  # plain values of model_index.json
+    absent: tuple[str, ...] = ()  # components named but not there, or skipped
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # jaxdiff.json
+
+
+def read_pipeline(
+    folder: str | pathlib.Path,
+    dtype: Dtype | None = None,
+    *,
+    variant: str | None = None,
+    sharding: Placement = None,
+    attention: str = "auto",
+) -> PipelineParts:
+    """Read a pipeline folder, its weights straight to the device(s) in `dtype`.
+
+    `dtype` None keeps the stored dtypes. A component without `variant` gives its plain weights, but
+    one must have it. `sharding` and `attention` are `read_component`'s. Raises InputError, naming
+    the file, for anything missing, broken or unknown.
+    """
+    folder = pathlib.Path(folder)
+    index = _read_index(folder)
+    classes = _classes(index, str(folder / INDEX))
+    modules = {name: cls for name, cls in classes.items() if cls in KINDS}
+    _check_variant(folder, modules, variant)
+    # The small files first: what is wrong with them shows before gigabytes are read.
+    tokenizers = {
+        name: read_tokenizer(folder / name, class_name=cls, source=f"{folder / INDEX}: {name}")
+        for name, cls in classes.items()
+        if cls and "Tokenizer" in cls
+    }
+    scheduler = read_object(folder / SCHEDULER / "scheduler_config.json")
+    defaults = read_object(folder / DEFAULTS) if (folder / DEFAULTS).exists() else {}
+    components = {
+        name: read_component(
+            folder / name,
+            class_name=cls,
+            dtype=dtype,
+            variant=variant if variant in variants(folder / name) else None,
+            sharding=sharding,
+            attention=attention,
+        )
+        for name, cls in modules.items()
+    }
+    return PipelineParts(
+        class_name=index["_class_name"].removeprefix("Flax"),
+        components=components,
+        scheduler=scheduler | {"_class_name": classes[SCHEDULER]},
+        tokenizers=tokenizers,
+        options={k: v for k, v in _entries(index).items() if not isinstance(v, list)},
+        absent=tuple(name for name, cls in classes.items() if cls is None),
+        defaults=defaults,
+    )
+
+
+def write_pipeline(
+    folder: str | pathlib.Path, parts: PipelineParts, *, dtype: Dtype | None = None
+) -> None:
+    """Write a folder that diffusers loads; it appears whole or not at all.
+
+    `dtype` converts the weights, None keeps them. A pipeline folder in its place is replaced,
+    where other files beside the components stay; any other folder must be empty.
+    """
+    with new_folder(pathlib.Path(folder), marker=INDEX) as new:
+        for name, component in parts.components.items():
+            (new / name).mkdir()
+            write_files(new / name, component, dtype=dtype)
+        for name, tokenizer in parts.tokenizers.items():
+            write_tokenizer(new / name, tokenizer)
+        (new / SCHEDULER).mkdir()
+        write_object(new / SCHEDULER / "scheduler_config.json", parts.scheduler)
+        if parts.defaults:
+            write_object(new / DEFAULTS, parts.defaults)
+        write_object(new / INDEX, _index_of(parts))
+
+
+def _read_index(folder: pathlib.Path) -> dict[str, Any]:
+    """model_index.json, which must name its class and a scheduler."""
+    if not (folder / INDEX).exists():
+        raise InputError(f"{folder}: got no {INDEX}, expected a diffusers pipeline folder")
+    index = read_object(folder / INDEX)
+    if not isinstance(index.get("_class_name"), str):
+        got = index.get("_class_name")
+        raise InputError(f"{folder / INDEX}: _class_name: got {got!r:.80}, expected a text")
+    if SCHEDULER not in index:
+        raise InputError(f"{folder / INDEX}: got no scheduler, expected one")
+    return index
+
+
+def _entries(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The components and options; other entries say by whom the file was written."""
+    return {name: value for name, value in index.items() if not name.startswith("_")}
+
+
+def _classes(index: Mapping[str, Any], source: str) -> dict[str, str | None]:
+    """The class of every component, None for one that is absent or skipped.
+
+    Raises InputError for a class that is not known here.
+    """
+    classes: dict[str, str | None] = {}
+    for name, value in _entries(index).items():
+        if not isinstance(value, list):
+            continue
+        # The name is a folder's too, and must not lead out of this one.
+        texts = all(isinstance(v, str) for v in value) or value == [None, None]
+        if len(value) != 2 or not texts or not re.fullmatch(r"\w+", name):
+            raise InputError(
+                f"{source}: got {name!r:.80}: {value!r:.80}, expected [library, class]"
+            )
+        if name in SKIPPED or value[1] is None:
+            classes[name] = None
+            continue
+        cls = str(value[1]).removeprefix("Flax")
+        if name != SCHEDULER and "Tokenizer" not in cls:
+            one_of(f"{source}: {name}: class", cls, KINDS)
+        classes[name] = cls
+    return classes
+
+
+def _check_variant(folder: pathlib.Path, names: Iterable[str], variant: str | None) -> None:
+    """InputError unless some component has weights of this variant."""
+    found = {v for name in names for v in variants(folder / name)}
+    if variant is not None and variant not in found:
+        there = ", ".join(sorted(found - {""})) or "none"
+        raise InputError(f"{folder}: variant: got {variant!r}, expected one of {there}")
+
+
+def _index_of(parts: PipelineParts) -> dict[str, Any]:
+    """The model_index.json of `parts`."""
+    stable_diffusion = re.fullmatch(r"StableDiffusion(Img2Img|Inpaint)?Pipeline", parts.class_name)
+    absent = {*parts.absent, *(NAMED if stable_diffusion else ())}
+    index: dict[str, Any] = {name: [None, None] for name in absent}
+    index |= {"_class_name": parts.class_name, "_diffusers_version": LAYOUT}
+    index |= parts.options
+    if "safety_checker" in absent and stable_diffusion:
+        index["requires_safety_checker"] = False
+    for name, component in parts.components.items():
+        kind = KINDS[class_name_of(component.module)]
+        index[name] = [kind.library, kind.name]
+    for name, tokenizer in parts.tokenizers.items():
+        index[name] = ["transformers", tokenizer.class_name]
+    scheduler = parts.scheduler.get("_class_name")
+    if not isinstance(scheduler, str):
+        raise InputError(f"scheduler: got _class_name {scheduler!r}, expected a text")
+    index[SCHEDULER] = ["diffusers", scheduler]
+    return index

@@ -1,0 +1,235 @@
+"""The safetensors format: a table of tensors, then their bytes.
+
+Layout (huggingface/safetensors): 8 bytes little-endian header length, a JSON object
+`{name: {dtype, shape, data_offsets}}` with an optional `__metadata__` of strings, then the data,
+which the offsets cover without gap or overlap. Files are read with plain reads, one tensor at a
+time: mapping the file would count its pages as memory, and one cut short while mapped kills the
+process.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxdiff.checkpoints.jsonfiles import parse_object, reason
+from jaxdiff.core.errors import InputError
+
+MAX_HEADER = 100_000_000  # bytes, as in the reference implementation
+MAX_DIMENSIONS = 32
+MAX_COUNT = 2**48
+ALIGNMENT = 64  # bytes; XLA's CPU client takes over a buffer so aligned without copying it
+
+NUMPY_DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+BITS = {name: 8 * np.dtype(dtype).itemsize for name, dtype in NUMPY_DTYPES.items()} | {
+    "C64": 64,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+}
+NAMES = {np.dtype(dtype): name for name, dtype in NUMPY_DTYPES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One tensor's place: its file, what it is, and which bytes of the file it takes."""
+
+    path: pathlib.Path
+    name: str
+    dtype: str  # in the format's spelling: F32, BF16, ...
+    shape: tuple[int, ...]
+    start: int  # bytes from the beginning of the file
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """A tensor still to be written: its type and shape, and a function that brings its values."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    fetch: Callable[[], np.ndarray]
+
+
+def read_table(path: pathlib.Path) -> dict[str, Entry]:
+    """The tensors of the safetensors file at `path`, from its header alone.
+
+    Raises InputError, naming the file, for whatever is not a whole and consistent file.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(64)
+            length = _header_length(path, head, size)
+            file.seek(8)
+            header = file.read(length)
+    except OSError as error:
+        raise InputError(f"{path}: got {reason(error)}, expected safetensors weights") from None
+    table = parse_object(header, f"{path} (header)")
+    _check_metadata(path, table.pop("__metadata__", {}))
+    entries = {name: _entry(path, name, field, 8 + length) for name, field in table.items()}
+    _check_coverage(path, entries, 8 + length, size)
+    return entries
+
+
+def read_tensor(entry: Entry) -> np.ndarray:
+    """The values of one tensor in a fresh, aligned buffer of its own.
+
+    Raises InputError for a dtype that numpy and JAX do not compute in (8-bit floats and below).
+    """
+    if entry.dtype not in NUMPY_DTYPES:
+        raise InputError(
+            f"{entry.path}: got {entry.name} in {entry.dtype}, expected F32, F16 or BF16"
+        )
+    spare = np.empty(entry.nbytes + ALIGNMENT, np.uint8)
+    begin = -spare.ctypes.data % ALIGNMENT
+    buffer = spare[begin : begin + entry.nbytes]
+    try:
+        with entry.path.open("rb", buffering=0) as file:
+            file.seek(entry.start)
+            done = 0
+            while done < entry.nbytes:  # the kernel returns at most 2 GiB a call
+                got = file.readinto(buffer.data[done:])
+                if not got:
+                    raise InputError(f"{entry.path}: got a file cut short while it was read")
+                done += got
+    except OSError as error:
+        raise InputError(f"{entry.path}: got {reason(error)}, expected {entry.name}") from None
+    return buffer.view(NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def write_tensors(path: pathlib.Path, tensors: Mapping[str, Pending]) -> None:
+    """Write a safetensors file at `path`, fetching one tensor at a time.
+
+    The order is the reference writer's: wider dtypes first (which keeps each aligned), then names.
+    The metadata `format: pt` is what transformers asks of a file that it reads.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        begin, end = end, end + math.prod(tensors[name].shape) * tensors[name].dtype.itemsize
+        table[name] = {
+            "dtype": NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+    header = json.dumps(table, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in order:
+            values = np.ascontiguousarray(tensors[name].fetch())
+            file.write(values.reshape(-1).view(np.uint8).data)
+
+
+def _header_length(path: pathlib.Path, head: bytes, size: int) -> int:
+    """The header's length, after a look at what else the file might be."""
+    if head.startswith(b"version "):
+        raise InputError(
+            f"{path}: got a Git LFS pointer, expected the weights themselves (run `git lfs pull`)"
+        )
+    if head.lstrip().lower().startswith((b"<!doc", b"<html", b"<?xml", b"<head")):
+        raise InputError(f"{path}: got an HTML page, expected safetensors (download it again)")
+    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        raise InputError(f"{path}: got a pickled PyTorch file, expected safetensors")
+    if len(head) < 8:
+        raise InputError(f"{path}: got {size} bytes, expected a safetensors file (truncated?)")
+    length = int.from_bytes(head[:8], "little")
+    if length > MAX_HEADER:
+        raise InputError(
+            f"{path}: got a header of {length} bytes, expected at most {MAX_HEADER} "
+            "(no safetensors file?)"
+        )
+    if 8 + length > size:
+        raise InputError(f"{path}: got {size} bytes, expected at least {8 + length} (truncated)")
+    return length
+
+
+def _check_metadata(path: pathlib.Path, metadata: Any) -> None:
+    texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    if not texts:
+        raise InputError(f"{path}: got __metadata__ {metadata!r:.80}, expected texts by name")
+
+
+def _entry(path: pathlib.Path, name: str, field: Any, base: int) -> Entry:
+    """The header's row for one tensor, checked."""
+    sound = (
+        isinstance(field, dict)
+        and set(field) == {"dtype", "shape", "data_offsets"}
+        and isinstance(field["dtype"], str)
+        and field["dtype"] in BITS
+        and _counts(field["shape"])
+        and _counts(field["data_offsets"])
+        and len(field["data_offsets"]) == 2
+    )
+    if not sound:
+        raise InputError(
+            f"{path}: got {name!r:.80}: {field!r:.120} in the header, "
+            "expected a known dtype, a shape and two offsets"
+        )
+    begin, end = field["data_offsets"]
+    bits = math.prod(field["shape"]) * BITS[field["dtype"]]
+    if 8 * (end - begin) != bits:
+        raise InputError(
+            f"{path}: got {end - begin} bytes for {name!r:.80}, expected {bits / 8:g} for "
+            f"{field['dtype']} {tuple(field['shape'])!r:.80}"
+        )
+    return Entry(
+        path=path,
+        name=name,
+        dtype=field["dtype"],
+        shape=tuple(field["shape"]),
+        start=base + begin,
+        nbytes=end - begin,
+    )
+
+
+def _counts(value: Any) -> bool:
+    """Whether `value` is a list of counts (True and False are none) that numpy has room for."""
+    return (
+        isinstance(value, list)
+        and len(value) <= MAX_DIMENSIONS
+        and all(type(v) is int and 0 <= v < MAX_COUNT for v in value)
+        and math.prod(v or 1 for v in value) < MAX_COUNT**2
+    )
+
+
+def _check_coverage(path: pathlib.Path, entries: Mapping[str, Entry], base: int, size: int) -> None:
+    """The tensors must lie end to end and fill the file."""
+    end = base
+    for entry in sorted(entries.values(), key=lambda e: (e.start, e.nbytes)):
+        if entry.start != end:
+            raise InputError(
+                f"{path}: got {entry.name!r:.80} at byte {entry.start}, expected it at {end} "
+                "(tensors overlap or leave a gap)"
+            )
+        end += entry.nbytes
+    if end != size:
+        hint = "truncated" if size < end else "something follows the weights"
+        raise InputError(f"{path}: got {size} bytes, expected {end} ({hint})")

@@ -1,0 +1,62 @@
+"""Tokenizer folders, kept as the files that they are, so that saving changes nothing."""
+
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxdiff.checkpoints.jsonfiles import parse_object, reason
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import one_of
+
+# Either one file says all, or vocabulary and merges do; the rest are settings.
+WHOLE = ("tokenizer.json",)
+PARTS = ("vocab.json", "merges.txt")
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """A tokenizer folder: where it was read, and its files by name."""
+
+    class_name: str
+    folder: pathlib.Path
+    files: Mapping[str, bytes]
+
+
+def read_tokenizer(
+    folder: pathlib.Path, *, class_name: str = "CLIPTokenizer", source: str = "tokenizer"
+) -> TokenizerFiles:
+    """The files of a CLIP tokenizer's folder.
+
+    `source` names what asked for `class_name`. Raises InputError for a class other than CLIP's, a
+    missing file, or one that is no JSON where it should be.
+    """
+    one_of(f"{source}: class", class_name, CLASSES)
+    names = [n for n in (*WHOLE, *PARTS, *SETTINGS) if (folder / n).is_file()]
+    if not any(set(group) <= set(names) for group in (WHOLE, PARTS)):
+        got = ", ".join(names) or "no tokenizer files"
+        raise InputError(f"{folder}: got {got}, expected vocab.json and merges.txt")
+    files = {name: _read(folder / name) for name in names}
+    return TokenizerFiles(class_name=class_name, folder=folder, files=files)
+
+
+def write_tokenizer(folder: pathlib.Path, tokenizer: TokenizerFiles) -> None:
+    """Write the tokenizer's files into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in tokenizer.files.items():
+        (folder / name).write_bytes(data)
+
+
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: got {reason(error)}, expected a tokenizer file") from None
+    if data.startswith(b"version https://git-lfs"):
+        raise InputError(
+            f"{path}: got a Git LFS pointer, expected the file itself (run `git lfs pull`)"
+        )
+    if path.suffix == ".json":
+        parse_object(data, str(path))
+    return data

@@ -1,0 +1,107 @@
+"""Small components and a whole pipeline folder to read, break and write."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.checkpoints.components import Component
+from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
+from jaxdiff.checkpoints.tokenizers import TokenizerFiles
+from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+
+TEXT = CLIPTextConfig(
+    vocab_size=20,
+    hidden_size=8,
+    intermediate_size=16,
+    projection_dim=6,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=5,
+)
+VISION = CLIPVisionConfig(
+    hidden_size=8,
+    intermediate_size=16,
+    projection_dim=6,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=8,
+    patch_size=4,
+)
+UNET = UNet2DConditionConfig(
+    sample_size=8,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    norm_num_groups=4,
+    cross_attention_dim=8,
+    attention_head_dim=2,
+)
+VAE = AutoencoderKLConfig(block_out_channels=(8,), norm_num_groups=4, sample_size=8)
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "skip_prk_steps": True,
+    "trained_betas": None,
+}
+FILES = {
+    "vocab.json": b'{"a": 0, "b": 1}',
+    "merges.txt": b"#version: 0.2\n",
+    "tokenizer_config.json": b'{"model_max_length": 5}',
+}
+
+
+def build(cls, *configs, **options):
+    """A component with random weights; drawing them with numpy spares compiling a program."""
+    module = abstract(cls, *configs, **options)
+    rng = np.random.default_rng(0)
+    values = {
+        path: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)
+        for path, leaf in weights(module).items()
+    }
+    return Component(module=assemble(module, values))
+
+
+@pytest.fixture(scope="session")
+def components():
+    """One component of every class, by class name."""
+    return {
+        "UNet2DConditionModel": build(UNet2DConditionModel, UNET),
+        "AutoencoderKL": build(AutoencoderKL, VAE),
+        "CLIPTextModel": build(CLIPTextModel, TEXT),
+        "CLIPTextModelWithProjection": build(CLIPTextModel, TEXT, with_projection=True),
+        "CLIPVisionModel": build(CLIPVisionModel, VISION),
+        "CLIPVisionModelWithProjection": build(CLIPVisionModel, VISION, with_projection=True),
+        "CLIPModel": build(CLIPModel, TEXT, VISION, 6),
+    }
+
+
+@pytest.fixture(scope="session")
+def parts(components, tmp_path_factory):
+    """The parts of a small text-to-image pipeline."""
+    return PipelineParts(
+        components={
+            "unet": components["UNet2DConditionModel"],
+            "vae": components["AutoencoderKL"],
+            "text_encoder": components["CLIPTextModel"],
+        },
+        scheduler=SCHEDULER,
+        tokenizers={
+            "tokenizer": TokenizerFiles(
+                class_name="CLIPTokenizer", folder=tmp_path_factory.mktemp("none"), files=FILES
+            )
+        },
+        defaults={"guidance_scale": 5.0, "steps": 20},
+    )
+
+
+@pytest.fixture
+def folder(parts, tmp_path):
+    """A pipeline folder of a test's own."""
+    write_pipeline(tmp_path / "model", parts)
+    return tmp_path / "model"
