@@ -32,7 +32,13 @@ class TrainingStore:
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "host": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(
+            folder.resolve(), options=options, item_handlers=handlers
+        )
 
     def __enter__(self) -> "TrainingStore":
         return self

@@ -1,13 +1,15 @@
 """Each objective with what its training reads, shows and leaves behind."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 from PIL import Image
 
+from jaxdiff.checkpoints.components import Component, write_component
 from jaxdiff.core.types import Array, Dtype, Float, NDArray, PyTree
 from jaxdiff.data.batches import batches
 from jaxdiff.data.scenes import SceneSource
@@ -15,10 +17,12 @@ from jaxdiff.models.build import abstract, assemble
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training.config import TrainConfig, VAEObjective
 from jaxdiff.training.objectives import Learner, Params
-from jaxdiff.training.objectives.vae import reconstruct, vae_learner
+from jaxdiff.training.objectives.vae import latent_moments, reconstruct, vae_learner
 
 SHOWN = 16  # pictures in a sample grid
 VALIDATED = 256  # validation pictures behind a number in the log
+MEASURED = 2048  # training pictures from which the latents' standard deviation is measured
+MEASURED_AT_ONCE = 64
 
 
 class Experiment(NamedTuple):
@@ -64,8 +68,7 @@ def process_share() -> dict[str, int]:
 
 def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Pictures alone; reconstructions of validation pictures with their PSNR."""
-    objective = config.objective
-    assert isinstance(objective, VAEObjective)
+    objective = cast(VAEObjective, config.objective)
     source = SceneSource(seed=config.data.seed, split="train")
     held_back = SceneSource(seed=config.data.seed, split="validation")
     shown = next(batches(held_back, batch_size=VALIDATED))["image"]
@@ -81,8 +84,18 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
         save_grid(workdir / "samples", step, grid(pair, SHOWN))
         return {"validation_psnr": psnr(shown, rebuilt)}
 
+    moments = jax.jit(lambda params, images: latent_moments(assemble(template, params), images))
+
     def export(params: Params, folder: pathlib.Path) -> None:
-        raise NotImplementedError
+        stream = batches(source, batch_size=MEASURED_AT_ONCE)
+        parts = [moments(params, next(stream)["image"]) for _ in range(MEASURED // MEASURED_AT_ONCE)]
+        mean, square = np.mean(np.asarray(parts, np.float64), axis=0)
+        # A shift would bring the mean to 0, but StableDiffusionPipeline does not apply one.
+        scaled = dataclasses.replace(
+            objective.model, scaling_factor=float(1 / np.sqrt(square - mean**2)), shift_factor=None
+        )
+        module = assemble(abstract(AutoencoderKL, scaled), params)
+        write_component(folder, Component(module=module))
 
     stream = batches(source, batch_size=config.batch_size, **process_share())
     return Experiment(vae_learner(objective, dtype), {}, stream, sample, export)

@@ -69,3 +69,11 @@ def reconstruct(
 ) -> Float[Array, "b h w c"]:
     """`images` through the latents' means and back."""
     return model.decode(model.encode(images)[0])
+
+
+def latent_moments(
+    model: AutoencoderKL, images: Float[Array, "b h w c"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean and mean square of the unscaled latents of `images`, their sampling noise included."""
+    mean, logvar = model.encode(images)
+    return jnp.mean(mean), jnp.mean(mean**2 + jnp.exp(logvar))
