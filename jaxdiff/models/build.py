@@ -16,9 +16,20 @@ from jaxdiff.core.types import Array, Key
 M = TypeVar("M", bound=nnx.Module)
 
 
+class _OneKey(nnx.Rngs):
+    """The same key for every weight, where no value is ever drawn.
+
+    Counting draws on a traced counter takes most of the time of tracing a large model.
+    """
+
+    def params(self) -> Key[Array, ""]:
+        """A key."""
+        return jax.random.key(0)
+
+
 def abstract(cls: Callable[..., M], *configs: Any, **options: Any) -> M:
     """A module `cls(*configs, **options)` whose weights are shapes and dtypes, at no memory."""
-    return nnx.eval_shape(lambda: cls(*configs, **options, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: cls(*configs, **options, rngs=_OneKey(0)))
 
 
 def initialise(cls: Callable[..., M], *configs: Any, key: Key[Array, ""], **options: Any) -> M:
