@@ -41,7 +41,7 @@ def make_step(
         averaged = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay))
         metrics = parts | {
             "loss": value,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
         return TrainState(state.step + 1, params, averaged, opt_state), metrics
