@@ -68,7 +68,7 @@ class Convention:
     extra: int = 0  # points that leading and linspace place beyond the steps, at the clean end
     whole_times: bool = True  # the network is only told the times of training
     lands_on: str = "zero"  # "zero", or the option that decides: see GridOptions.lands_on_first
-    finite: bool = False  # ratios are finite even at zero terminal SNR
+    in_ratios: bool = False  # works in ratios: they must be finite; a checkpoint's curve applies
     curve_within_times: bool = False  # a curve spans the ratios of the times, not of the schedule
     starts_below_one: bool = False  # linspace and trailing start from sigma * noise, not 1 * noise
 
@@ -107,14 +107,6 @@ class GridOptions:
         curves = [name for name in CURVES if config.get(f"use_{name}_sigmas")]
         return cls(curve=curves[0] if curves else None, **values)
 
-    def with_spacing(self, spacing: str | None) -> "GridOptions":
-        """These options with the user's choice of spacing, if there is one."""
-        if spacing is None:
-            return self
-        if one_of("timesteps", spacing, SPACINGS) in CURVES:
-            return dataclasses.replace(self, curve=spacing)
-        return dataclasses.replace(self, timestep_spacing=spacing, curve=None)
-
     def lands_on_first(self, decided_by: str) -> bool:
         """Whether the last step goes to the first level of the schedule instead of to ratio 0."""
         choices = {
@@ -150,27 +142,36 @@ class Layout(NamedTuple):
     start: float
 
 
-def _times(T: int, steps: int, convention: Convention, options: GridOptions) -> NDArray:
-    spacing = options.timestep_spacing or convention.spacing
-    t = TIMES[spacing](T, steps, convention.extra)
-    if spacing == "leading":
-        t = t + options.steps_offset
+def _choose(
+    spacing: str | None, convention: Convention, options: GridOptions
+) -> tuple[str, str | None]:
+    """The spacing of times, and the curve of ratios that replaces them if there is one."""
+    times = options.timestep_spacing or convention.spacing
+    if spacing is None:
+        return times, options.curve if convention.in_ratios else None
+    one_of("timesteps", spacing, SPACINGS)
+    return (times, spacing) if spacing in CURVES else (spacing, None)
+
+
+def _times(spacing: str, T: int, steps: int, convention: Convention, offset: int) -> NDArray:
+    t = TIMES[spacing](T, steps, convention.extra) + (offset if spacing == "leading" else 0)
     if t[0] > T - 1:
         raise InputError(
-            f"steps: got {steps}, expected fewer: with leading spacing and steps_offset "
-            f"{options.steps_offset} the first time would be {t[0]:.0f} of {T - 1}"
+            f"steps: got {steps}, expected fewer: with leading spacing and steps_offset {offset} "
+            f"the first time is {t[0]:.0f} and the last of the training {T - 1}"
         )
     return np.round(t) if convention.whole_times else t
 
 
 def _curve(
-    table: NDArray, ratio: NDArray, convention: Convention, curve: str
+    curve: str, table: NDArray, ratio: NDArray, convention: Convention
 ) -> tuple[NDArray, NDArray]:
-    ends = (ratio[0], ratio[-1]) if convention.curve_within_times else (table[-1], table[0])
-    ratio = CURVES[curve](*ends, len(ratio))
+    """Times and ratios of a curve that replaces `ratio`."""
+    first, last = (ratio[0], ratio[-1]) if convention.curve_within_times else (table[-1], table[0])
+    ratio = CURVES[curve](first, last, len(ratio))
     t = np.interp(np.log(ratio), np.log(table), np.arange(len(table)))
-    if convention.whole_times:
-        # diffusers rounds the times of one curve and cuts those of the other.
+    if convention.whole_times and convention.in_ratios:
+        # So does DPM-Solver in diffusers; elsewhere the network is told the time that fits.
         t = np.round(t) if curve == "karras" else np.floor(t)
     return t, ratio
 
@@ -181,26 +182,27 @@ def layout(
     *,
     convention: Convention,
     options: GridOptions,
+    spacing: str | None = None,
 ) -> Layout:
-    """The noise levels of `steps` steps.
+    """The noise levels of `steps` steps; `spacing` is the user's choice over what `options` say.
 
-    Raises InputError for more steps than the schedule has levels for.
+    Raises InputError for more steps than the spacing can place on the levels of the schedule.
     """
     in_range("steps", steps, 1, schedule.levels)
+    times, curve = _choose(spacing, convention, options)
     table = schedule.ratio
-    if convention.finite or options.curve:
+    if convention.in_ratios or curve:
         table = np.where(np.isinf(table), LARGEST_RATIO, table)
-    t = _times(schedule.levels, steps, convention, options)
+    t = _times(times, schedule.levels, steps, convention, options.steps_offset)
     ratio = interpolate(table, t)
-    if options.curve:
-        t, ratio = _curve(table, ratio, convention, options.curve)
+    if curve:
+        t, ratio = _curve(curve, table, ratio, convention)
     if np.any(np.diff(ratio) >= 0):
-        raise InputError(f"steps: got {steps}, expected fewer: two of them have the same time")
+        raise InputError(f"steps: got {steps}, expected fewer: two of them would be at one time")
     final = table[0] if options.lands_on_first(convention.lands_on) else 0.0
     alpha, sigma = levels_of(np.append(ratio, final))
-    leads = (options.timestep_spacing or convention.spacing) == "leading"
-    start = float(sigma[0]) if convention.starts_below_one and not leads else 1.0
-    return Layout(np.append(t, 0.0), alpha, sigma, start)
+    below_one = convention.starts_below_one and times != "leading"
+    return Layout(np.append(t, 0.0), alpha, sigma, float(sigma[0]) if below_one else 1.0)
 
 
 class Level(NamedTuple):
@@ -220,7 +222,7 @@ class Grid(NamedTuple):
     start: Float[Array, ""]
     steps: Int[Array, ""]
 
-    def level(self, i: Int[Array, ""]) -> Level:
+    def level(self, i: int | Int[Array, ""]) -> Level:
         """The level from which step i starts, and where step i - 1 lands."""
         return Level(self.t[i], self.alpha[i], self.sigma[i])
 

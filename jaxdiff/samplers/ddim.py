@@ -1,0 +1,43 @@
+"""DDIM: from the ODE (eta = 0) to ancestral sampling (eta = 1)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Float, PyTree
+from jaxdiff.core.validate import in_range
+from jaxdiff.diffusion.predictions import Denoiser
+from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.samplers.rule import Carry, Draw, decay
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDIM:
+    """DDIM (2010.02502, eq. 12 and 16).
+
+    The paper's noise c = eta (sigma'/sigma) sqrt(1 - alpha^2/alpha'^2) is eta sigma' sqrt(1 - q^2),
+    so x' = alpha' D + sigma' (sqrt(1 - eta^2 (1 - q^2)) eps + eta sqrt(1 - q^2) z).
+    """
+
+    eta: float = 0.0  # 0: deterministic; 1: DDPM
+    convention: Convention = dataclasses.field(
+        default=Convention(lands_on="set_alpha_to_one"), init=False
+    )
+
+    def __post_init__(self) -> None:
+        in_range("eta", self.eta, 0, 1)
+
+    def init(self, x: Float[Array, "b *d"]) -> PyTree:
+        """No history."""
+        return ()
+
+    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+        """One evaluation; draws noise unless eta = 0."""
+        (D, eps), memory = denoise(carry.x, here, carry.memory)
+        noise = eps
+        if self.eta > 0:
+            fresh = 1 - decay(here, there) ** 2
+            kept = jnp.sqrt(1 - self.eta**2 * fresh)
+            noise = kept * eps + self.eta * jnp.sqrt(fresh) * draw()
+        x = there.alpha * D + there.sigma * noise
+        return Carry(x=x, x0=D, history=(), memory=memory)

@@ -1,0 +1,39 @@
+"""Euler's method for the probability-flow ODE in the ratio sigma / alpha."""
+
+import dataclasses
+
+from jaxdiff.core.types import Array, Float, PyTree
+from jaxdiff.diffusion.predictions import Denoiser
+from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.samplers.rule import Carry, Draw
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Euler:
+    """Euler (EDM, 2206.00364, algorithm 1 without churn or correction).
+
+    With r = sigma / alpha the ODE is d(x / alpha) / dr = (x / alpha - D) / r = eps. Its step
+    x'/alpha' = x/alpha + (r' - r) eps has x/alpha = D + r eps in it, hence x'/alpha' = D + r' eps.
+    """
+
+    convention: Convention = dataclasses.field(
+        default=Convention(
+            spacing="linspace",
+            whole_times=False,
+            lands_on="final_sigmas_type",
+            in_ratios=True,
+            curve_within_times=True,
+            starts_below_one=True,
+        ),
+        init=False,
+    )
+
+    def init(self, x: Float[Array, "b *d"]) -> PyTree:
+        """No history."""
+        return ()
+
+    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+        """One evaluation."""
+        (D, eps), memory = denoise(carry.x, here, carry.memory)
+        x = there.alpha * D + there.sigma * eps
+        return Carry(x=x, x0=D, history=(), memory=memory)

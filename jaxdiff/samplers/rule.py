@@ -1,0 +1,50 @@
+"""What a step rule is: its state, its inputs and two quantities that the rules share."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Float, PyTree
+from jaxdiff.diffusion.predictions import Denoiser
+from jaxdiff.diffusion.timesteps import Convention, Level
+
+# The standard normal noise of this step, one key per image; deterministic rules never ask for it.
+Draw = Callable[[], Array]
+
+
+class Carry(NamedTuple):
+    """The state of the loop between two steps."""
+
+    x: Float[Array, "b *d"]
+    x0: Float[Array, "b *d"]  # D of the last step: a preview, and the memory of multistep rules
+    history: PyTree  # what else the step rule remembers
+    memory: PyTree  # what the guidance rule remembers
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A step rule: a frozen choice without arrays."""
+
+    @property
+    def convention(self) -> Convention:
+        """How the rule places its noise levels."""
+        ...
+
+    def init(self, x: Float[Array, "b *d"]) -> PyTree:
+        """The history before the first step."""
+        ...
+
+    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+        """Go from `here` to `there`, calling the denoiser as often as the method needs."""
+        ...
+
+
+def decay(here: Level, there: Level) -> Float[Array, ""]:
+    """q = exp(-h) = (sigma' / alpha') / (sigma / alpha); 0 from pure noise or to a clean image."""
+    return (there.sigma * here.alpha) / (here.sigma * there.alpha)
+
+
+def log_snr_step(here: Level, there: Level) -> Float[Array, ""]:
+    """h = lambda' - lambda with lambda = log(alpha / sigma); infinite where `decay` is 0."""
+    return -jnp.log(decay(here, there))

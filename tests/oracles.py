@@ -1,0 +1,95 @@
+"""Exact denoisers of Gaussian mixtures as networks, and what they say about a traced program.
+
+The grids made here tell the network the ratio sigma / alpha as its time, from which it finds the
+noise level again; so an oracle works on any grid and in any precision.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.diffusion.predictions import per_image, target
+from jaxdiff.diffusion.schedules import levels_of
+from jaxdiff.diffusion.timesteps import Grid, Layout
+
+
+def ratio_layout(ratio, start=1.0):
+    """A layout through the given ratios, the last of which is where the last step lands."""
+    ratio = np.asarray(ratio, np.float64)
+    return Layout(ratio, *levels_of(ratio), start)
+
+
+def ratio_grid(ratio, dtype=jnp.float32):
+    """A grid through the given ratios that tells the network the ratio."""
+    return Grid.of(ratio_layout(ratio), dtype=dtype)
+
+
+def levels(t):
+    """(alpha, sigma) of a time that is the ratio."""
+    return 1 / jnp.sqrt(1 + t**2), t / jnp.sqrt(1 + t**2)
+
+
+def posterior_mean(x, alpha, sigma, means, variances, weights):
+    """E[x0 | x] elementwise for x = alpha x0 + sigma eps and x0 ~ sum_k w_k N(m_k, v_k).
+
+    `means` and `variances` have shape (k,), `weights` (n, k) for the n images of x.
+    """
+    x, alpha, sigma = (jnp.asarray(a)[..., None] for a in (x, alpha, sigma))
+    weights = weights.reshape(len(weights), *(1,) * (x.ndim - 2), -1)
+    means, variances = (jnp.asarray(a, x.dtype) for a in (means, variances))
+    with jax.numpy_rank_promotion("allow"):
+        spread = alpha**2 * variances + sigma**2
+        off = x - alpha * means
+        log_p = jnp.log(weights) - off**2 / (2 * spread) - jnp.log(spread) / 2
+        each = means + alpha * variances / spread * off
+        return jnp.sum(jax.nn.softmax(log_p, axis=-1) * each, axis=-1)
+
+
+def output_for(kind, D, x, t):
+    """What a network of this kind outputs at ratio t when it means the denoised image D."""
+    alpha, sigma = levels(t)
+    eps = (x - per_image(alpha, x) * D) / per_image(sigma, x)
+    return target(kind, D, eps, alpha, sigma)
+
+
+def gaussian(kind):
+    """A network for data N(m, v), each element alike; its conditioning is (m, v), each (n,)."""
+
+    def network(weights, x, t, conditioning):
+        m, v = (per_image(c, x) for c in conditioning)
+        alpha, sigma = (per_image(level, x) for level in levels(t))
+        D = m + alpha * v / (alpha**2 * v + sigma**2) * (x - alpha * m)
+        return output_for(kind, D, x, t)
+
+    return network
+
+
+def mixture(kind, means, variances):
+    """A network for a mixture; its conditioning is the weights of the components, (n, k)."""
+
+    def network(weights, x, t, conditioning):
+        alpha, sigma = (per_image(level, x) for level in levels(t))
+        D = posterior_mean(x, alpha, sigma, means, variances, conditioning)
+        return output_for(kind, D, x, t)
+
+    return network
+
+
+def equations(jaxpr):
+    """Every equation of a jaxpr and of the jaxprs inside it: loops, branches, calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
+
+
+def calls(jaxpr, name):
+    """The shapes of the arguments of each call of the jitted function called `name`."""
+    return [
+        [v.aval.shape for v in equation.invars]
+        for equation in equations(jaxpr)
+        if equation.params.get("name") == name
+    ]

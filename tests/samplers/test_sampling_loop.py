@@ -1,0 +1,276 @@
+"""The loop as a compiled program: one contract for every sampler in the registry."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from oracles import calls, equations, mixture, ratio_grid
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.guidance.denoiser import guided, stack_streams
+from jaxdiff.guidance.rules import RULES
+from jaxdiff.samplers.ddim import DDIM
+from jaxdiff.samplers.loop import advance, begin, sample
+from jaxdiff.samplers.noise import image_keys, initial_noise, step_noise
+from jaxdiff.samplers.registry import SAMPLERS, make_grid
+
+RULE_SETS = {**SAMPLERS, "ddim-eta-1": DDIM(eta=1.0)}
+STOCHASTIC = {"ddpm", "ddim-eta-1"}
+MEANS, VARIANCES = (-2.0, 2.0), (0.25, 0.25)
+SHAPE = (4, 4, 2)
+KIND = "v_prediction"
+SCHEDULE = NoiseSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+
+
+@jax.jit
+def network(weights, x, t, conditioning):
+    """A network that has weights, sees its image as a whole, and guides by its conditioning."""
+    h = jnp.einsum("nhwc,cd->nhwd", x, weights) + jnp.mean(x, axis=(1, 2), keepdims=True)
+    return jnp.tanh(h + conditioning[:, None, None, :] + jnp.sin(t)[:, None, None, None] / 10)
+
+
+WEIGHTS = jnp.array([[0.5, -0.3], [0.2, 0.7]])
+
+
+def inputs(seeds=(0, 1, 2, 3, 4, 5, 6, 7)):
+    """Latents, conditioning of two streams, scales and keys of images known by their seed."""
+    keys = image_keys(seeds)
+    latents = initial_noise(keys, SHAPE)
+    cond = jnp.stack([jnp.sin(jnp.arange(2.0) + seed) for seed in seeds])
+    scales = jnp.array([1.0 + seed for seed in seeds])
+    return latents, stack_streams(jnp.zeros_like(cond), cond), scales, keys
+
+
+def run(weights, latents, conditioning, scales, grid, keys, *, sampler, rule=RULES["cfg"]):
+    """The whole path, as a pipeline composes it."""
+    denoise = guided(network, weights, conditioning, scales, rule=rule, kind=KIND)
+    memory = rule.init(latents)
+    return sample(denoise, latents, grid, keys, sampler=sampler, memory=memory)
+
+
+def chunk(weights, carry, conditioning, scales, grid, keys, start, stop, *, sampler):
+    """A part of it."""
+    denoise = guided(network, weights, conditioning, scales, rule=RULES["cfg"], kind=KIND)
+    return advance(denoise, carry, grid, keys, start, stop, sampler=sampler)
+
+
+def grid_for(name, steps=7):
+    sampler = name.removesuffix("-eta-1")
+    return make_grid(SCHEDULE, sampler, steps, kind=KIND, spacing="trailing")
+
+
+@functools.cache
+def compiled(name):
+    return jax.jit(functools.partial(run, sampler=RULE_SETS[name]))
+
+
+@functools.cache
+def whole(name):
+    latents, conditioning, scales, keys = inputs()
+    return compiled(name)(WEIGHTS, latents, conditioning, scales, grid_for(name), keys)
+
+
+@pytest.fixture(params=RULE_SETS)
+def name(request):
+    return request.param
+
+
+def test_latents_are_finite_float32_and_differ(name):
+    x = whole(name)
+    assert x.shape == (8, *SHAPE)
+    assert x.dtype == jnp.float32
+    assert np.all(np.isfinite(x))
+    assert len({image.tobytes() for image in np.asarray(x)}) == 8
+
+
+def test_compiled_is_eager(name):
+    latents, conditioning, scales, keys = inputs((3, 5))
+    with jax.disable_jit():
+        eager = run(
+            WEIGHTS, latents, conditioning, scales, grid_for(name), keys, sampler=RULE_SETS[name]
+        )
+    np.testing.assert_allclose(eager, whole(name)[jnp.array([3, 5])], rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_does_not_depend_on_its_batch(name):
+    one = compiled(name)
+    for seeds in ((4,), (7, 4, 0), (6, 5, 4, 3, 2, 1, 0, 7)):
+        latents, conditioning, scales, keys = inputs(seeds)
+        x = one(WEIGHTS, latents, conditioning, scales, grid_for(name), keys)
+        np.testing.assert_allclose(x, whole(name)[jnp.array(seeds)], rtol=1e-6, atol=1e-6)
+
+
+def test_chunks_are_the_whole_bit_for_bit(name):
+    latents, conditioning, scales, keys = inputs()
+    sampler, grid = RULE_SETS[name], grid_for(name)
+    part = jax.jit(functools.partial(chunk, sampler=sampler))
+
+    def through(*stops):
+        carry, start = begin(latents, grid, sampler=sampler), 0
+        for stop in stops:
+            ends = jnp.int32(start), jnp.int32(stop)
+            carry, start = part(WEIGHTS, carry, conditioning, scales, grid, keys, *ends), stop
+        return carry
+
+    one, many = through(7), through(1, 4, 4, 7)
+    jax.tree.map(np.testing.assert_array_equal, many, one)
+    np.testing.assert_allclose(many.x, whole(name), rtol=1e-5, atol=1e-6)
+
+
+def test_one_compilation_for_any_prompts_seeds_scales_and_steps(name):
+    traces = []
+
+    @jax.jit
+    def once(*arguments):
+        traces.append(1)
+        return run(*arguments, sampler=RULE_SETS[name])
+
+    for seeds, steps in (((0, 1), 2), ((7, 9), 5), ((1, 1), 11)):
+        latents, conditioning, scales, keys = inputs(seeds)
+        once(WEIGHTS, latents, conditioning, scales, grid_for(name, steps), keys)
+    assert len(traces) == 1
+
+
+def traced(name, rule):
+    """The traced program for 3 images."""
+    latents, conditioning, scales, keys = inputs((0, 1, 2))
+    conditioning = conditioning[:, -rule.streams :]
+    program = functools.partial(run, sampler=RULE_SETS[name], rule=rule)
+    grid = grid_for(name)
+    return jax.make_jaxpr(program)(WEIGHTS, latents, conditioning, scales, grid, keys).jaxpr
+
+
+@pytest.mark.parametrize(("rule", "batch"), [("none", 3), ("cfg", 6)])
+def test_a_step_is_one_network_call_on_all_streams(name, rule, batch):
+    jaxpr = traced(name, RULES[rule])
+    assert [shapes[1] for shapes in calls(jaxpr, "network")] == [(batch, *SHAPE)]
+    loops = [e for e in equations(jaxpr) if e.primitive.name == "while"]
+    assert len(loops) == 1
+
+
+def test_only_stochastic_samplers_draw(name):
+    drawn = any("random" in e.primitive.name for e in equations(traced(name, RULES["cfg"])))
+    assert drawn == (name in STOCHASTIC)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_the_network_is_called_once_a_step(name, steps):
+    seen = []
+
+    def counting(weights, x, t, conditioning):
+        jax.debug.callback(lambda t: seen.append(float(t[0])), t, ordered=True)
+        return network(weights, x, t, conditioning)
+
+    latents, conditioning, scales, keys = inputs((0, 1))
+    grid = grid_for(name, steps)
+    denoise = guided(counting, WEIGHTS, conditioning, scales, rule=RULES["cfg"], kind=KIND)
+    jax.block_until_ready(sample(denoise, latents, grid, keys, sampler=RULE_SETS[name]))
+    jax.effects_barrier()
+    np.testing.assert_array_equal(seen, grid.t[:steps])
+
+
+def test_scale_one_is_the_conditional_model(name):
+    latents, conditioning, _, keys = inputs((0, 1))
+    guided_by_one = compiled(name)(
+        WEIGHTS, latents, conditioning, jnp.ones(2), grid_for(name), keys
+    )
+    alone = run(
+        WEIGHTS,
+        latents,
+        conditioning[:, 1:],
+        jnp.ones(2),
+        grid_for(name),
+        keys,
+        sampler=RULE_SETS[name],
+        rule=RULES["none"],
+    )
+    np.testing.assert_allclose(guided_by_one, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_negative_prompt_equal_to_the_prompt_leaves_the_scale_no_effect(name):
+    latents, conditioning, scales, keys = inputs((0, 1))
+    same = conditioning[:, jnp.array([1, 1])]
+    one, other = (
+        compiled(name)(WEIGHTS, latents, same, w, grid_for(name), keys)
+        for w in (scales, 3 * scales)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_pmap_over_eight_devices_is_one_device(name):
+    latents, conditioning, scales, keys = inputs()
+    over_devices = jax.pmap(
+        functools.partial(run, sampler=RULE_SETS[name]),
+        axis_name="data",
+        in_axes=(None, 0, 0, 0, None, 0),
+    )
+    split = [a.reshape(8, 1, *a.shape[1:]) for a in (latents, conditioning, scales, keys)]
+    x = over_devices(WEIGHTS, *split[:3], grid_for(name), split[3])
+    assert len(x.sharding.device_set) == 8
+    np.testing.assert_allclose(x[:, 0], whole(name), rtol=1e-6, atol=1e-6)
+
+
+def test_a_sharded_batch_exchanges_nothing(name):
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    by_image, shared = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    latents, conditioning, scales, keys = (jax.device_put(a, by_image) for a in inputs())
+    weights, grid = jax.device_put((WEIGHTS, grid_for(name)), shared)
+    program = compiled(name)
+    text = program.lower(weights, latents, conditioning, scales, grid, keys).compile().as_text()
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in text
+    x = program(weights, latents, conditioning, scales, grid, keys)
+    np.testing.assert_allclose(x, whole(name), rtol=1e-6, atol=1e-6)
+
+
+def test_zero_terminal_snr_starts_from_pure_noise(name):
+    zero = NoiseSchedule(beta_schedule="scaled_linear", zero_terminal_snr=True)
+    sampler = name.removesuffix("-eta-1")
+    grid = make_grid(zero, sampler, 6, kind=KIND, spacing="trailing")
+    latents, conditioning, scales, keys = inputs()
+    x = compiled(name)(WEIGHTS, latents, conditioning, scales, grid, keys)
+    assert np.all(np.isfinite(x))
+
+
+# Fine where the posterior of x0 narrows, so that first-order methods err less than 4e4 draws do.
+FINE = np.concatenate([np.geomspace(2000, 8, 60), np.geomspace(7.9, 0.05, 640), [0.03, 0.01, 0]])
+
+
+def test_samples_of_a_mixture_have_the_moments_of_their_class(name):
+    """Class +2 of the mixture, w = 1: mean 2, variance .25, each within 3 standard errors."""
+    n = 40_000
+    keys = jax.random.split(jax.random.key(0), n)
+    conditioning = jnp.tile(jnp.array([[[0.0, 1.0]]]), (n, 1, 1))
+    denoise = guided(
+        mixture("sample", MEANS, VARIANCES),
+        (),
+        conditioning,
+        None,
+        rule=RULES["none"],
+        kind="sample",
+    )
+    program = jax.jit(functools.partial(sample, denoise, sampler=RULE_SETS[name]))
+    x = np.asarray(program(initial_noise(keys, ()), ratio_grid(FINE), keys), np.float64)
+    assert np.mean(x) == pytest.approx(2, abs=3 * np.sqrt(0.25 / n))
+    assert np.var(x) == pytest.approx(0.25, abs=3 * 0.25 * np.sqrt(2 / n))
+
+
+def test_noise_belongs_to_the_seed_and_the_step():
+    keys = image_keys([3, 2**32 - 1, 3])
+    start = initial_noise(keys, SHAPE)
+    np.testing.assert_array_equal(start[0], start[2])
+    draws = [start, *(step_noise(keys, jnp.int32(i), SHAPE, start.dtype) for i in (0, 1))]
+    assert len({a[i].tobytes() for a in map(np.asarray, draws) for i in (0, 1)}) == 6
+    many = np.asarray(initial_noise(image_keys(range(64)), SHAPE))
+    assert np.mean(many) == pytest.approx(0, abs=4 / np.sqrt(many.size))
+    assert np.var(many) == pytest.approx(1, abs=4 * np.sqrt(2 / many.size))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_would_collide_are_refused(seed):
+    with pytest.raises(InputError, match=f"seed: got {seed}"):
+        image_keys([0, seed])
