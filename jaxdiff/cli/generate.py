@@ -1,0 +1,168 @@
+"""`jaxdiff generate`: prompts in, PNG files out, resumable."""
+
+import dataclasses
+import pathlib
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from jaxdiff.cli import pictures
+from jaxdiff.cli.generate_terminal import Progress, print_report, warn_plainly
+from jaxdiff.cli.jobs import Job, PromptLine, expand, read_lines
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import positive
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Draw pictures from prompts; what is left out comes from the model's own defaults."""
+
+    prompt: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What to draw, one or several texts."""
+    prompts: pathlib.Path | None = None
+    """A file of prompts: .jsonl with {"prompt": ..., "seed": ...} or one prompt a line; resumes."""
+    model: str | None = None
+    """A diffusers folder; the embedded model when left out."""
+    negative_prompt: str | None = None
+    """What to keep out of the picture."""
+    guidance_scale: float | None = None
+    """Strength of the guidance: 0 ignores the prompt, 1 is the plain conditional model."""
+    steps: int | None = None
+    """Denoising steps."""
+    sampler: str | None = None
+    """The rule of one step, such as dpmpp-2m, ddim, euler, ddpm."""
+    timesteps: str | None = None
+    """Spacing of the steps: leading, trailing, linspace, karras or exponential."""
+    height: int | None = None
+    """Height in pixels."""
+    width: int | None = None
+    """Width in pixels."""
+    seed: int = 0
+    """Image j of a prompt has seed + j, whatever stands around it."""
+    num_images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
+    """Pictures of each prompt."""
+    batch_size: int = 8
+    """Pictures drawn at once, over all devices together."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; by default float32 on CPU and bfloat16 elsewhere."""
+    output: pathlib.Path = pathlib.Path("out")
+    """Folder for the PNG files; pictures that are there with the same settings are kept."""
+    json: bool = False
+    """Print one JSON object at the end instead of text."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse `arguments`, draw what is missing, report. Raises InputError on bad input."""
+    options = tyro.cli(Options, args=arguments, prog="jaxdiff generate")
+    started = time.perf_counter()
+    jobs = _jobs(options)
+    warnings.showwarning = warn_plainly
+    import jaxdiff  # only now: bad arguments and --help need not wait for jax
+
+    pipe = jaxdiff.load(options.model, options.dtype)
+    plan = _plan(pipe, options, jobs)
+    todo = [(job, settings) for job, settings in plan if _missing(options, job, settings)]
+    with Progress(images=len(todo), quiet=options.json) as progress:
+        timings = _draw(pipe, options, todo, progress)
+    total = time.perf_counter() - started
+    images = [str(options.output / f"{job.name}.png") for job, _ in plan]
+    report = {
+        "images": images,
+        "seeds": [job.seed for job, _ in plan],
+        "skipped": len(plan) - len(todo),
+        **{name: round(seconds, 4) for name, seconds in timings.items()},
+        "images_per_s": round(len(todo) / timings["sample_s"], 4) if todo else None,
+        "total_s": round(total, 4),
+        "device": pipe.device_name,
+    }
+    print_report(report, as_json=options.json)
+
+
+def _jobs(options: Options) -> list[Job]:
+    """The pictures that the options ask for; names that would collide are an error."""
+    if bool(options.prompt) == (options.prompts is not None):
+        raise InputError("prompt: got none or both, expected a PROMPT or --prompts FILE")
+    positive("num_images", options.num_images)
+    positive("batch_size", options.batch_size)
+    lines = (
+        [PromptLine(prompt=text) for text in options.prompt]
+        if options.prompts is None
+        else read_lines(options.prompts)
+    )
+    jobs = list(
+        expand(
+            lines,
+            numbered=options.prompts is not None,
+            seed=options.seed,
+            num_images=options.num_images,
+            negative_prompt=options.negative_prompt,
+            guidance_scale=options.guidance_scale,
+        )
+    )
+    return list({job.name: job for job in jobs}.values())
+
+
+def _plan(pipe: Any, options: Options, jobs: Sequence[Job]) -> list[tuple[Job, dict[str, Any]]]:
+    """Every job with its complete settings, so that a bad one shows before anything is drawn."""
+    return [
+        (job, {"model": pipe.name} | pipe.resolve(**_arguments(options, [job])).settings(0))
+        for job in jobs
+    ]
+
+
+def _arguments(options: Options, jobs: Sequence[Job]) -> dict[str, Any]:
+    """What the pipeline is called with for these jobs."""
+    shared = {name: getattr(options, name) for name in ("steps", "sampler", "timesteps")}
+    scales = [job.guidance_scale for job in jobs]
+    return shared | {
+        "prompt": [job.prompt for job in jobs],
+        "negative_prompt": [job.negative_prompt or "" for job in jobs],
+        "guidance_scale": None if None in scales else scales,
+        "seed": [job.seed for job in jobs],
+        "height": options.height,
+        "width": options.width,
+    }
+
+
+def _missing(options: Options, job: Job, settings: dict[str, Any]) -> bool:
+    """False where the picture is there with the same settings; others are never overwritten."""
+    path = options.output / f"{job.name}.png"
+    there = pictures.settings_of(path)
+    if there is None:
+        return True
+    differ = [name for name in settings if there.get(name) != settings[name]]
+    if differ:
+        raise InputError(
+            f"output: got {path}, made with {differ[0]} {there.get(differ[0])!r} instead of "
+            f"{settings[differ[0]]!r}, expected another --output folder"
+        )
+    return False
+
+
+def _draw(
+    pipe: Any, options: Options, todo: Sequence[tuple[Job, dict[str, Any]]], progress: Progress
+) -> dict[str, float]:
+    """Draw and write batch by batch; what is written stays if the next one is interrupted."""
+    size = min(options.batch_size, max(len(todo), 1))
+    total = {"compile_s": 0.0, "encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
+    _make_folder(options.output)
+    for first in range(0, len(todo), size):
+        batch = todo[first : first + size]
+        arguments = _arguments(options, [job for job, _ in batch])
+        arguments["guidance_scale"] = [settings["guidance_scale"] for _, settings in batch]
+        progress.begin(len(batch))
+        out = pipe(**arguments, batch_size=size, report=progress.steps)
+        for (job, settings), image in zip(batch, out.images, strict=True):
+            pictures.write(options.output / f"{job.name}.png", image, settings)
+        total = {name: total[name] + out.timings[name] for name in total}
+    return total
+
+
+def _make_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output: got {folder} ({error.strerror}), expected a folder") from None

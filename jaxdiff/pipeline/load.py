@@ -1,0 +1,35 @@
+"""`load`: a model folder, or the embedded model, as a `Pipeline`."""
+
+import pathlib
+
+import jax
+
+from jaxdiff.checkpoints.pipelines import read_pipeline
+from jaxdiff.core.types import dtype_of
+from jaxdiff.parallel.mesh import data_mesh, replicated
+from jaxdiff.pipeline import cache
+from jaxdiff.pipeline.pipeline import Pipeline
+
+EMBEDDED = pathlib.Path(__file__).parents[1] / "assets" / "scenes"
+
+
+def load(
+    path: str | pathlib.Path | None = None,
+    dtype: str | None = None,
+    *,
+    variant: str | None = None,
+) -> Pipeline:
+    """The model in a diffusers folder, on all local devices; without `path` the embedded one.
+
+    `dtype` is what the networks compute in and keep their weights in: float32, bfloat16 or float16;
+    by default float32 on CPU and bfloat16 elsewhere. `variant` picks weight files such as "fp16".
+    Raises InputError for anything missing, broken or unknown.
+    """
+    devices = jax.local_devices()
+    name = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
+    cache.enable()
+    folder = EMBEDDED if path is None else pathlib.Path(path)
+    parts = read_pipeline(
+        folder, dtype_of(name), variant=variant, sharding=replicated(data_mesh(devices))
+    )
+    return Pipeline(parts, name=folder.resolve().name, devices=devices)

@@ -1,0 +1,59 @@
+"""Functions compiled for all local devices, with the time that compiling took told apart."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdiff.core.types import PyTree
+
+
+class Program:
+    """A pure function under `jax.pmap` over `devices` (axis "data"), one executable per shapes.
+
+    `per_device` says for each argument whether its leading axis is the devices' (True) or whether
+    it is the same on all of them (False): weights and loop bounds.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        per_device: Sequence[bool],
+        devices: Sequence[jax.Device],
+    ) -> None:
+        in_axes = tuple(0 if own else None for own in per_device)
+        self._mapped = jax.pmap(function, axis_name="data", in_axes=in_axes, devices=devices)
+        self._executables: dict[Any, Any] = {}
+        self.compile_s = 0.0
+
+    def __call__(self, *arguments: PyTree) -> Any:
+        """Run on `arguments`, compiling first where these shapes are new."""
+        key = _signature(arguments)
+        if key not in self._executables:
+            started = time.perf_counter()
+            self._executables[key] = self._mapped.lower(*arguments).compile()
+            self.compile_s += time.perf_counter() - started
+        return self._executables[key](*arguments)
+
+    @property
+    def compilations(self) -> int:
+        """How many executables there are: one per set of argument shapes."""
+        return len(self._executables)
+
+
+def _signature(arguments: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, tuple((np.shape(x), jax.numpy.result_type(x)) for x in leaves)
+
+
+def split(tree: PyTree, devices: int) -> PyTree:
+    """(b, ...) leaves as (devices, b / devices, ...)."""
+    return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), tree)
+
+
+def join(array: Any) -> np.ndarray:
+    """(devices, b, ...) on the devices as (devices * b, ...) on the host."""
+    host = np.asarray(array)
+    return host.reshape(-1, *host.shape[2:])

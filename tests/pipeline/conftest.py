@@ -1,0 +1,16 @@
+import pytest
+import tiny
+
+import jaxdiff
+
+
+@pytest.fixture(scope="session")
+def pipe(tmp_path_factory):
+    """The tiny model on all 8 fake devices."""
+    return jaxdiff.load(tiny.write_tiny(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def single(pipe):
+    """The same model on one device."""
+    return tiny.first_devices(pipe, 1)

@@ -1,0 +1,165 @@
+"""The whole path against a plain reference, and what must not change a picture."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxdiff
+from jaxdiff.core.errors import InputError
+from jaxdiff.data.tokenizer import tokenize
+
+PROMPT = "a small red circle"
+
+
+def reference_latents(pipe, prompt, noise, steps, w):
+    """DDIM with guidance (2010.02502, eq. 12; 2207.12598, eq. 6), written out in float64.
+
+    Two separate network calls a step, the step's levels from abar alone.
+    """
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    abar = np.cumprod(1 - betas)
+    times = (np.arange(steps) * (1000 // steps))[::-1] + 1
+    call = nnx.jit(lambda module, *arguments: module(*arguments))
+    ids = [jnp.asarray(tokenize(pipe.tokenizer, [text])) for text in ("", prompt)]
+    contexts = [call(pipe.text_encoder, i) for i in ids]
+    x = np.asarray(noise, np.float64)
+    for i, t in enumerate(times):
+        inputs = jnp.asarray(x, jnp.float32), jnp.full(1, float(t))
+        uncond, cond = (np.asarray(call(pipe.unet, *inputs, c), np.float64) for c in contexts)
+        v = uncond + w * (cond - uncond)
+        a, s = np.sqrt(abar[t]), np.sqrt(1 - abar[t])
+        x0, eps = a * x - s * v, s * x + a * v
+        after = abar[times[i + 1]] if i + 1 < steps else 1.0
+        x = np.sqrt(after) * x0 + np.sqrt(1 - after) * eps
+    return x
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 3.5])
+def test_latents_equal_a_plain_reference(single, noise, w):
+    got = single(
+        PROMPT, latents=noise, guidance_scale=w, steps=4, sampler="ddim", output="latent"
+    ).images
+    want = reference_latents(single, PROMPT, noise, 4, w)
+    assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
+
+
+def test_pictures_are_the_decoded_latents(single, noise):
+    latents = single(PROMPT, latents=noise, output="latent").images
+    images = single(PROMPT, latents=noise, output="numpy").images
+    decoded = np.asarray(single.vae.decode(jnp.asarray(latents) / 0.7))
+    want = np.clip(decoded / 2 + 0.5, 0, 1) * 255
+    assert images.dtype == np.uint8
+    assert np.abs(images - want).max() < 0.502
+
+
+def test_one_compilation_serves_any_prompt_seed_scale_and_steps(pipe):
+    pipe(["x", "y"], guidance_scale=[2.0, 3.0], seed=[1, 2], steps=3)
+    before = pipe.stages.compilations
+    out = pipe(["a star", "ring"], guidance_scale=[0.0, 9.0], seed=[5, 4], steps=7)
+    assert pipe.stages.compilations == before
+    assert out.timings["compile_s"] == 0
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_a_seed_is_the_same_picture_in_any_batch_on_any_devices(pipe, single, sampler):
+    prompts = [f"a {c} star" for c in "abcdefgh"]
+    shared = {"sampler": sampler, "output": "latent", "guidance_scale": 4.0}
+    batch = pipe(prompts, seed=11, **shared).images
+    for i in (0, 5):
+        alone = single(prompts[i], seed=11 + i, **shared).images[0]
+        assert np.abs(batch[i] - alone).max() < 1e-5 * np.abs(alone).max()
+
+
+def test_a_padded_last_batch_changes_nothing(single):
+    whole = single(["a", "b", "c"], seed=0, output="latent").images
+    cut = single(["a", "b", "c"], seed=0, batch_size=2, output="latent").images
+    assert np.abs(whole - cut).max() < 1e-5 * np.abs(whole).max()
+
+
+def test_seeds_differ_and_repeat(single):
+    one, two, again = (single(PROMPT, seed=s, output="latent").images for s in (1, 2, 1))
+    assert np.array_equal(one, again)
+    assert np.abs(one - two).max() > 0.1
+
+
+def test_a_negative_prompt_equal_to_the_prompt_cancels_the_scale(single):
+    """g = c + w (c - c): the plain conditional model whatever w."""
+    plain, cancelled = (
+        single(PROMPT, negative_prompt=n, guidance_scale=w, output="latent").images
+        for n, w in (("", 1.0), (PROMPT, 8.0))
+    )
+    assert np.abs(plain - cancelled).max() < 1e-5 * np.abs(plain).max()
+
+
+def test_scale_one_runs_one_stream_within_a_mixed_batch_too(single):
+    mixed = single([PROMPT, PROMPT], guidance_scale=[1.0, 3.0], seed=[0, 0], output="latent").images
+    for row, w in enumerate((1.0, 3.0)):
+        alone = single(PROMPT, guidance_scale=w, seed=0, output="latent").images[0]
+        assert np.abs(mixed[row] - alone).max() < 1e-5 * np.abs(alone).max()
+
+
+def test_save_and_load_draws_the_same_picture(pipe, tmp_path):
+    pipe.save(tmp_path / "copy")
+    copy = jaxdiff.load(tmp_path / "copy")
+    one, two = (p(PROMPT, seed=3, output="numpy").images for p in (pipe, copy))
+    assert np.array_equal(one, two)
+    assert copy.defaults == pipe.defaults
+
+
+def test_progress_counts_every_step_once(single):
+    seen = []
+    single(PROMPT, steps=6, report=lambda done, steps: seen.append((done, steps)))
+    assert [steps for _, steps in seen] == [6] * len(seen)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert seen[-1][0] == 6
+
+
+def test_an_interruption_between_chunks_leaves_the_pipeline_usable(single):
+    def interrupt(done, steps):
+        raise KeyboardInterrupt
+
+    before = single(PROMPT, seed=1, output="latent").images
+    with pytest.raises(KeyboardInterrupt):
+        single(PROMPT, seed=1, report=interrupt)
+    assert np.array_equal(before, single(PROMPT, seed=1, output="latent").images)
+
+
+def test_cut_prompts_are_told(single):
+    with pytest.warns(UserWarning, match="tokens beyond 12 are cut"):
+        single("star " * 20, steps=1)
+
+
+def test_pil_pictures(single):
+    (image,) = single(PROMPT).images
+    assert (image.size, image.mode) == ((16, 16), "RGB")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output": "jpeg"}, r"^output: got 'jpeg'"),
+        ({"sampler": "dim"}, r"^sampler: got 'dim', .*'ddim'"),
+        ({"timesteps": "karas"}, r"^timesteps: got 'karas', .*'karras'"),
+        ({"steps": 0}, r"^steps: got 0"),
+        ({"guidance_scale": float("nan")}, r"^guidance_scale: got nan"),
+        ({"guidance_scale": [1.0, 2.0, 3.0], "seed": [1, 2]}, r"^seed: got 2 entries.*1 or 3"),
+        ({"seed": -1}, r"^seed: got -1"),
+        ({"height": 17}, r"^height: got 17, expected a multiple of 2 such as 16 or 18"),
+        ({"latents": np.zeros((1, 4, 8, 4))}, r"^latents: got shape \(1, 4, 8, 4\), expected"),
+        ({"batch_size": 0}, r"^batch_size: got 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(single, options, message):
+    with pytest.raises(InputError, match=message):
+        single(PROMPT, **options)
+
+
+def test_no_prompt(single):
+    with pytest.raises(InputError, match=r"^prompt: got an empty list"):
+        single([])

@@ -1,0 +1,106 @@
+"""A tiny text-to-image model with random weights, as a pipeline folder on disk."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.checkpoints.components import Component
+from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
+from jaxdiff.checkpoints.tokenizers import read_tokenizer
+from jaxdiff.data.tokenizer import save_tokenizer, train_tokenizer
+from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.clip_config import CLIPTextConfig
+from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.parallel.mesh import replicate
+from jaxdiff.pipeline.pipeline import Pipeline
+
+CAPTIONS = ["a small red circle", "a large blue star above a green square"]
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+DEFAULTS = {"guidance_scale": 3.0, "steps": 4, "sampler": "ddim"}
+
+
+def random_component(cls, *configs, seed=0, **options):
+    """A component whose weights are random but of the size that keeps activations near 1."""
+    module = abstract(cls, *configs, **options)
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        fan_in = max(1, leaf.size // leaf.shape[-1])
+        centre = 1.0 if path.endswith("scale") else 0.0
+        return jnp.asarray(centre + rng.normal(size=leaf.shape) * fan_in**-0.5, leaf.dtype)
+
+    values = {path: draw(path, leaf) for path, leaf in weights(module).items()}
+    return Component(module=assemble(module, values))
+
+
+def write_tiny(folder: pathlib.Path, defaults=DEFAULTS) -> pathlib.Path:
+    """Write the model into `folder`: 16x16 pictures from 8x8x4 latents."""
+    tokenizer = train_tokenizer(CAPTIONS, vocab_size=560, max_length=12)
+    save_tokenizer(tokenizer, folder.parent / "tokenizer")
+    unet = UNet2DConditionConfig(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+    )
+    vae = AutoencoderKLConfig(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        scaling_factor=0.7,
+    )
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=16,
+        projection_dim=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+    )
+    parts = PipelineParts(
+        components={
+            "unet": random_component(UNet2DConditionModel, unet, seed=1),
+            "vae": random_component(AutoencoderKL, vae, seed=2),
+            "text_encoder": random_component(CLIPTextModel, text, seed=3),
+        },
+        scheduler=SCHEDULER,
+        tokenizers={"tokenizer": read_tokenizer(folder.parent / "tokenizer")},
+        defaults=defaults,
+    )
+    write_pipeline(folder, parts)
+    return folder
+
+
+def first_devices(pipe, count):
+    """The same model on the first `count` devices only."""
+
+    devices = jax.local_devices()[:count]
+    components = {
+        name: Component(module=replicate(part.module, devices), config=part.config)
+        for name, part in pipe.parts.components.items()
+    }
+
+    parts = dataclasses.replace(pipe.parts, components=components)
+    return Pipeline(parts, name=pipe.name, devices=devices)
