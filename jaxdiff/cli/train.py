@@ -16,13 +16,23 @@ import numpy as np
 import tyro
 
 from jaxdiff.checkpoints.training_state import TrainingStore
-from jaxdiff.cli.train_setup import Experiment, vae_experiment
-from jaxdiff.cli.train_terminal import Terminal
+from jaxdiff.cli.training.clip import clip_experiment
+from jaxdiff.cli.training.diffusion import diffusion_experiment
+from jaxdiff.cli.training.experiment import Experiment
+from jaxdiff.cli.training.terminal import Terminal
+from jaxdiff.cli.training.vae import vae_experiment
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
 from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, replicated, shard_batch
+from jaxdiff.pipeline import cache
 from jaxdiff.training import loop
-from jaxdiff.training.config import TrainConfig, VAEObjective, identity
+from jaxdiff.training.config import (
+    CLIPObjective,
+    DiffusionObjective,
+    TrainConfig,
+    VAEObjective,
+    identity,
+)
 from jaxdiff.training.log import JsonlLog
 from jaxdiff.training.optimiser import learning_rate, optimiser
 from jaxdiff.training.prefetch import Prefetch
@@ -42,7 +52,9 @@ class Options:
 def load_config(path: pathlib.Path) -> TrainConfig:
     """The `config` that the Python file at `path` defines."""
     if not path.is_file():
-        raise InputError(f"config: got {path}, expected a Python file such as configs/scenes_vae.py")
+        raise InputError(
+            f"config: got {path}, expected a Python file such as configs/scenes_vae.py"
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise InputError(f"config: got {path}, expected a file that ends in .py")
@@ -152,6 +164,7 @@ class Trainer:
             self.optimiser,
             learning_rate(config.optimiser, config.steps),
             config.ema_decay,
+            learner.limit,
         )
         frozen = replicate(self.experiment.frozen, self.mesh)
         with Prefetch(self.experiment.batches, lambda b: shard_batch(b, self.mesh)) as ahead:
@@ -186,7 +199,11 @@ class Trainer:
 
 def experiment(config: TrainConfig, workdir: pathlib.Path) -> Experiment:
     """The objective of `config` wired up."""
-    kinds = {VAEObjective: vae_experiment}
+    kinds = {
+        VAEObjective: vae_experiment,
+        CLIPObjective: clip_experiment,
+        DiffusionObjective: diffusion_experiment,
+    }
     return kinds[type(config.objective)](config, workdir, dtype_of(config.dtype))
 
 
@@ -194,6 +211,7 @@ def run(arguments: Sequence[str]) -> None:
     """The command. SystemExit with 130 or 143 after SIGINT or SIGTERM, once the state is saved."""
     options = parse(arguments)
     workdir = options.workdir
+    cache.enable()
     workdir.mkdir(parents=True, exist_ok=True)
     record(options.config, workdir)
     with TrainingStore(workdir / "checkpoints", keep=options.config.keep) as store:

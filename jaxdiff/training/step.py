@@ -22,12 +22,14 @@ def make_step(
     optimiser: optax.GradientTransformation,
     schedule: optax.Schedule,
     ema_decay: float,
+    limit: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> Step:
     """The pure function (state, frozen, batch, base key) -> (state, metrics).
 
     `frozen` holds weights that the loss reads and nothing changes; they are an argument because
     constants inside a compiled function are folded and copied. The step's own key is
-    fold_in(base key, step), so a resumed training draws what an uninterrupted one would.
+    fold_in(base key, step), so a resumed training draws what an uninterrupted one would. `limit`
+    brings parameters back into their allowed range after each update.
     """
 
     def step(
@@ -37,7 +39,7 @@ def make_step(
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, parts), grads = gradient(state.params, frozen, batch, key)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = limit(optax.apply_updates(state.params, updates))
         averaged = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay))
         metrics = parts | {
             "loss": value,

@@ -19,3 +19,5 @@ class Learner(NamedTuple):
     init: Callable[[Key[Array, ""]], Params]
     # (parameters, frozen weights, batch, key) -> (scalar to minimise, its named parts)
     loss: Callable[[Params, Any, dict[str, Array], Key[Array, ""]], tuple[Array, Metrics]]
+    # parameters after an update -> the nearest allowed ones
+    limit: Callable[[Params], Params] = lambda params: params

@@ -64,9 +64,7 @@ def vae_learner(config: VAEObjective, dtype: Dtype = jnp.float32) -> Learner:
     return Learner(init, loss)
 
 
-def reconstruct(
-    model: AutoencoderKL, images: Float[Array, "b h w c"]
-) -> Float[Array, "b h w c"]:
+def reconstruct(model: AutoencoderKL, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """`images` through the latents' means and back."""
     return model.decode(model.encode(images)[0])
 

@@ -1,0 +1,38 @@
+"""The text encoder of the embedded model: captions of scenes against the scenes.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=2 \
+        python train.py configs/scenes_clip.py --workdir runs/scenes_clip
+"""
+
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.training.config import CLIPObjective, DataConfig, OptimiserConfig, TrainConfig
+
+config = TrainConfig(
+    objective=CLIPObjective(
+        text=CLIPTextConfig(
+            vocab_size=1024,
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=32,
+        ),
+        vision=CLIPVisionConfig(
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=64,
+            patch_size=8,
+        ),
+        projection_dim=128,
+    ),
+    data=DataConfig(variations=4),
+    optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=200, decay_fraction=0.5),
+    steps=6_000,
+    batch_size=128,
+    ema_decay=0.999,
+    log_every=50,
+    checkpoint_every=500,
+    sample_every=500,
+)

@@ -1,0 +1,38 @@
+"""The UNet of the embedded model: 8x8x16 latents of scenes, told by their captions.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=2 \
+        python train.py configs/scenes_unet.py --workdir runs/scenes_unet
+
+Needs runs/scenes_vae/export and runs/scenes_clip/export, which the other two configs make.
+"""
+
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.training.config import DiffusionObjective, OptimiserConfig, TrainConfig
+
+config = TrainConfig(
+    objective=DiffusionObjective(
+        vae="runs/scenes_vae/export",
+        text_encoder="runs/scenes_clip/export",
+        model=UNet2DConditionConfig(
+            sample_size=8,
+            in_channels=16,
+            out_channels=16,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(128, 192),
+            layers_per_block=1,
+            norm_num_groups=16,
+            cross_attention_dim=128,
+            attention_head_dim=4,
+            use_linear_projection=True,
+        ),
+        prediction_type="v_prediction",
+    ),
+    optimiser=OptimiserConfig(learning_rate=5e-4, warmup_steps=500, decay_fraction=0.3),
+    steps=60_000,
+    batch_size=32,
+    ema_decay=0.9995,
+    log_every=100,
+    checkpoint_every=1000,
+    sample_every=2000,
+)

@@ -1,0 +1,1 @@
+"""What `train` does around the loop, for each objective."""

@@ -1,0 +1,86 @@
+"""Training the text encoder: captions against pictures."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+
+from jaxdiff.checkpoints.components import Component, write_component
+from jaxdiff.cli.training.experiment import Experiment, training_batches, validation_batch
+from jaxdiff.core.types import Array, Dtype, NDArray
+from jaxdiff.data.scenes import SceneSource
+from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from jaxdiff.models.build import abstract, assemble
+from jaxdiff.models.clip import CLIPModel, CLIPTextModel
+from jaxdiff.training.config import CLIPObjective, TrainConfig
+from jaxdiff.training.objectives import Metrics, Params
+from jaxdiff.training.objectives.clip import (
+    clip_learner,
+    retrieval,
+    same_caption,
+    similarities,
+    without_doubles,
+)
+
+READ = 20_000  # captions that the tokenizer learns from
+
+
+def workdir_tokenizer(config: TrainConfig, workdir: pathlib.Path) -> Any:
+    """The tokenizer of `workdir`, learnt from training captions if there is none yet."""
+    folder = workdir / "tokenizer"
+    if not (folder / "special_tokens_map.json").exists():  # the last file to be written
+        text = cast(CLIPObjective, config.objective).text
+        source = SceneSource(seed=config.data.seed)
+        captions = (source.example(i)[2] for i in itertools.count())
+        tokenizer = train_tokenizer(
+            itertools.islice(captions, READ), text.vocab_size, text.max_position_embeddings
+        )
+        save_tokenizer(tokenizer, folder)
+    return load_tokenizer(folder)
+
+
+def with_tokens(objective: CLIPObjective, tokenizer: Any) -> CLIPObjective:
+    """`objective` with the tokenizer's vocabulary in the text encoder's config."""
+    text = dataclasses.replace(
+        objective.text,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=objective.projection_dim,
+    )
+    return dataclasses.replace(objective, text=text)
+
+
+def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
+    """No pictures: the measure is how often a validation picture finds its caption."""
+    tokenizer = workdir_tokenizer(config, workdir)
+    objective = with_tokens(cast(CLIPObjective, config.objective), tokenizer)
+    batch = validation_batch(config, tokenizer)
+    sizes = (objective.text, objective.vision, objective.projection_dim)
+    template = abstract(CLIPModel, *sizes, dtype=dtype)
+
+    @jax.jit
+    def measure(params: Params, images: Array, ids: Array) -> Metrics:
+        cosines = similarities(assemble(template, params), images, ids)
+        return retrieval(without_doubles(cosines, same_caption(ids)), config.data.variations)
+
+    def sample(step: int, params: Params) -> Mapping[str, float]:
+        found: Mapping[str, NDArray] = jax.device_get(measure(params, **_named(batch)))
+        return {f"validation_{name}": float(value) for name, value in found.items()}
+
+    def export(params: Params, folder: pathlib.Path) -> None:
+        text = {name: leaf for name, leaf in params.items() if name.startswith("text_model.")}
+        module = assemble(abstract(CLIPTextModel, objective.text), text)
+        write_component(folder / "text_encoder", Component(module=module))
+        save_tokenizer(tokenizer, folder / "tokenizer")
+
+    learner = clip_learner(objective, dtype)
+    return Experiment(learner, {}, training_batches(config, tokenizer), sample, export)
+
+
+def _named(batch: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    return {"images": batch["image"], "ids": batch["ids"]}

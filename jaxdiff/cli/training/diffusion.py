@@ -1,0 +1,133 @@
+"""Training the UNet: latents of a frozen VAE, told by a frozen text encoder."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.checkpoints.components import Component, read_component
+from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
+from jaxdiff.checkpoints.tokenizers import read_tokenizer
+from jaxdiff.cli.training.experiment import (
+    SHOWN,
+    Experiment,
+    grid,
+    save_grid,
+    training_batches,
+    validation_batch,
+)
+from jaxdiff.core.types import Array, Dtype, Float, Int
+from jaxdiff.data.scenes import sample_prompts
+from jaxdiff.data.tokenizer import load_tokenizer, tokenize
+from jaxdiff.guidance.denoiser import guided, stack_streams
+from jaxdiff.guidance.rules import ClassifierFree
+from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.samplers.loop import sample as run_sampler
+from jaxdiff.samplers.noise import image_keys, initial_noise
+from jaxdiff.samplers.registry import SAMPLERS, make_grid
+from jaxdiff.training.config import DiffusionObjective, TrainConfig
+from jaxdiff.training.objectives import Params
+from jaxdiff.training.objectives.diffusion import Frozen, diffusion_learner
+
+SAMPLER, SPACING = "ddim", "trailing"  # of the grids
+
+
+def shown_prompts() -> list[str]:
+    """The fixed prompts of the grids: half with one thing, half with two, none trained on."""
+    half = SHOWN // 2
+    kinds = (sample_prompts(half, 0, kind) for kind in ("one", "two"))
+    return [prompt.text for prompts in kinds for prompt in prompts]
+
+
+def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
+    """The scheduler_config.json that samples as the grids were sampled."""
+    return objective.schedule.to_config() | {
+        "_class_name": "DDIMScheduler",
+        "prediction_type": objective.prediction_type,
+        "timestep_spacing": SPACING,
+        "set_alpha_to_one": True,
+        "clip_sample": False,
+        "steps_offset": 0,
+    }
+
+
+def make_sampler(
+    objective: DiffusionObjective, vae: AutoencoderKL, text: CLIPTextModel, dtype: Dtype
+) -> Callable[[Params, Frozen, Int[Array, "b n"]], Float[Array, "b h w c"]]:
+    """The function (UNet weights, frozen, ids) -> pictures in [-1, 1]; image i has seed i."""
+    unet = abstract(UNet2DConditionModel, objective.model, dtype=dtype)
+    kind = objective.prediction_type
+    levels = make_grid(
+        objective.schedule, SAMPLER, objective.sample_steps, kind=kind, spacing=SPACING
+    )
+    side, channels = cast(int, objective.model.sample_size), objective.model.in_channels
+
+    def network(params: Params, x: Array, t: Array, context: Array) -> Array:
+        return assemble(unet, params)(x, t, context)
+
+    def draw(params: Params, frozen: Frozen, ids: Int[Array, "b n"]) -> Float[Array, "b h w c"]:
+        encode, decoder = assemble(text, frozen.text_encoder), assemble(vae, frozen.vae)
+        null = jnp.broadcast_to(encode(frozen.null[None]), (len(ids), *encode_shape(ids, text)))
+        denoise = guided(
+            network,
+            params,
+            stack_streams(null, encode(ids)),
+            jnp.full(len(ids), objective.sample_scale, jnp.float32),
+            rule=ClassifierFree(),
+            kind=kind,
+        )
+        keys = image_keys(range(len(ids)))
+        noise = initial_noise(keys, (side, side, channels))
+        z = run_sampler(denoise, noise, levels, keys, sampler=SAMPLERS[SAMPLER])
+        return decoder.decode(decoder.unscale(z))
+
+    return draw
+
+
+def encode_shape(ids: Int[Array, "b n"], text: CLIPTextModel) -> tuple[int, int]:
+    """(tokens, width) of the hidden states of one caption."""
+    return ids.shape[1], text.config.hidden_size
+
+
+def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
+    """Grids are pictures of fixed prompts; the measure is the loss on validation pictures."""
+    objective = cast(DiffusionObjective, config.objective)
+    given = pathlib.Path(objective.text_encoder)
+    parts = {
+        "vae": read_component(pathlib.Path(objective.vae), dtype=dtype),
+        "text_encoder": read_component(given / "text_encoder", dtype=dtype),
+    }
+    vae = cast(AutoencoderKL, parts["vae"].module)
+    text = cast(CLIPTextModel, parts["text_encoder"].module)
+    tokenizer = load_tokenizer(given / "tokenizer")
+    (null,) = tokenize(tokenizer, [""])
+    frozen = Frozen(vae=weights(vae), text_encoder=weights(text), null=jnp.asarray(null))
+    learner = diffusion_learner(objective, vae, text, dtype)
+    draw = jax.jit(make_sampler(objective, vae, text, dtype))
+    measure = jax.jit(learner.loss)
+    ids = tokenize(tokenizer, shown_prompts())
+    batch = validation_batch(config, tokenizer)
+
+    def sample(step: int, params: Params) -> Mapping[str, float]:
+        save_grid(
+            workdir / "samples", step, grid(np.asarray(draw(params, frozen, ids)), SHOWN // 2)
+        )
+        loss, _ = measure(params, frozen, batch, jax.random.key(0))
+        return {"validation_loss": float(loss)}
+
+    def export(params: Params, folder: pathlib.Path) -> None:
+        unet = assemble(abstract(UNet2DConditionModel, objective.model), params)
+        whole = PipelineParts(
+            components={**parts, "unet": Component(module=unet)},
+            scheduler=scheduler_config(objective),
+            tokenizers={"tokenizer": read_tokenizer(given / "tokenizer")},
+        )
+        write_pipeline(folder, whole)
+
+    return Experiment(learner, frozen, training_batches(config, tokenizer), sample, export)

@@ -1,0 +1,68 @@
+"""What a training reads, shows and leaves behind, whatever its objective."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxdiff.core.types import Float, NDArray, PyTree
+from jaxdiff.data.batches import batches
+from jaxdiff.data.scenes import SceneSource
+from jaxdiff.training.config import TrainConfig
+from jaxdiff.training.objectives import Learner, Params
+
+SHOWN = 16  # pictures in a sample grid
+VALIDATED = 256  # validation pictures behind a number in the log
+
+
+class Experiment(NamedTuple):
+    """One objective wired up. `sample` and `export` are given EMA weights."""
+
+    learner: Learner
+    frozen: PyTree  # the weights that the loss reads and nothing changes
+    batches: Any  # a Batches that also has set_state
+    sample: Callable[[int, Params], Mapping[str, float]]  # writes a grid, returns measures
+    export: Callable[[Params, pathlib.Path], None]  # writes into this folder
+
+
+def training_batches(config: TrainConfig, tokenizer: Any = None) -> Any:
+    """This process's share of the endless training batches."""
+    source = SceneSource(seed=config.data.seed, variations=config.data.variations)
+    return batches(
+        source,
+        batch_size=config.batch_size,
+        tokenizer=tokenizer,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def validation_batch(config: TrainConfig, tokenizer: Any = None) -> dict[str, NDArray]:
+    """VALIDATED items that are never trained on, the same at every call."""
+    source = SceneSource(
+        seed=config.data.seed, split="validation", variations=config.data.variations
+    )
+    return next(batches(source, batch_size=VALIDATED, tokenizer=tokenizer))
+
+
+def grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
+    """Pictures in [-1, 1] row by row, as one picture."""
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    canvas = np.ones((rows * columns, h, w, c), np.float32)
+    canvas[:n] = images
+    joined = canvas.reshape(rows, columns, h, w, c).swapaxes(1, 2)
+    pixels = np.round((joined.reshape(rows * h, columns * w, c).clip(-1, 1) + 1) * 127.5)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def save_grid(folder: pathlib.Path, step: int, picture: Image.Image) -> None:
+    """Write `folder`/step_XXXXXX.png, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:06d}.png"
+    temporary = path.with_suffix(".part")
+    picture.save(temporary, format="PNG")
+    temporary.replace(path)

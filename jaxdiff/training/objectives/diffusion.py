@@ -1,0 +1,107 @@
+"""Denoising of latents told what the picture shows: latent diffusion (2112.10752)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
+from jaxdiff.diffusion.losses import diffuse, mse, snr
+from jaxdiff.diffusion.losses import weights as loss_weights
+from jaxdiff.diffusion.predictions import target
+from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.training.config import DiffusionObjective
+from jaxdiff.training.objectives import Learner, Metrics, Params
+from jaxdiff.training.objectives.vae import sample_latents
+
+
+class Frozen(NamedTuple):
+    """What turns a batch into latents and conditions, and is not trained: weights and a caption."""
+
+    vae: Params
+    text_encoder: Params
+    null: Int[Array, "n"]  # token ids of the empty caption
+
+
+def draw_times(key: Key[Array, ""], shape: tuple[int, ...], levels: int, how: str) -> Array:
+    """Noise levels 0 ... levels - 1, one draw per sample.
+
+    `logit_normal` is sigmoid of a standard normal (SD3, 2403.03206, section 3.1): the middle more
+    often than the ends.
+    """
+    if how == "uniform":
+        return jax.random.randint(key, shape, 0, levels)
+    middle = jax.nn.sigmoid(jax.random.normal(key, shape))
+    return jnp.minimum((middle * levels).astype(jnp.int32), levels - 1)
+
+
+def drop_captions(
+    key: Key[Array, ""], ids: Int[Array, "b n"], null: Int[Array, "n"], rate: float
+) -> tuple[Int[Array, "b n"], Bool[Array, "b"]]:
+    """`ids` with each caption replaced by the null caption with probability `rate`, independently.
+
+    What classifier-free guidance needs (2207.12598, algorithm 1). Also says which were dropped.
+    """
+    dropped = jax.random.bernoulli(key, rate, (len(ids),))
+    return jnp.where(dropped[:, None], null[None], ids), dropped
+
+
+def diffusion_learner(
+    config: DiffusionObjective,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    dtype: Dtype = jnp.float32,
+) -> Learner:
+    """The UNet's learner, given the (abstract) modules that its `Frozen` weights belong to.
+
+    Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n) int32.
+    """
+    template = abstract(UNet2DConditionModel, config.model, dtype=dtype)
+
+    def init(key: Key[Array, ""]) -> Params:
+        return weights(UNet2DConditionModel(config.model, dtype=dtype, rngs=nnx.Rngs(key)))
+
+    def encode(
+        frozen: Frozen, batch: dict[str, Array], noise_key: Array, drop_key: Array
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b n d"]]:
+        """Scaled latents, and hidden states of captions; no gradient flows back."""
+        encoder = assemble(vae, frozen.vae)
+        x0 = encoder.scale(sample_latents(*encoder.encode(batch["image"]), noise_key))
+        ids, _ = drop_captions(drop_key, batch["ids"], frozen.null, config.caption_dropout)
+        return jax.lax.stop_gradient((x0, assemble(text_encoder, frozen.text_encoder)(ids)))
+
+    def loss(
+        params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, Metrics]:
+        latent_key, drop_key, time_key, noise_key = jax.random.split(key, 4)
+        x0, context = encode(frozen, batch, latent_key, drop_key)
+        value = denoising_loss(
+            config,
+            lambda x, t: assemble(template, params)(x, t, context),
+            x0,
+            draw_times(time_key, x0.shape[:1], config.schedule.levels, config.times),
+            jax.random.normal(noise_key, x0.shape, x0.dtype),
+        )
+        return value, {"latent_std": jnp.std(x0)}
+
+    return Learner(init, loss)
+
+
+def denoising_loss(
+    config: DiffusionObjective,
+    network: Callable[[Array, Array], Array],
+    x0: Float[Array, "b h w c"],
+    t: Int[Array, "b"],
+    eps: Float[Array, "b h w c"],
+) -> Float[Array, ""]:
+    """The weighted squared error of `network(x_t, t)` at x_t = alpha x0 + sigma eps."""
+    alpha, sigma = config.schedule.gather(t)
+    kind = config.prediction_type
+    output = network(diffuse(x0, eps, alpha, sigma), t)
+    weight = loss_weights(config.weighting, kind, snr(alpha, sigma), config.gamma)
+    return mse(output, target(kind, x0, eps, alpha, sigma), weight)
