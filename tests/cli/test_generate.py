@@ -1,0 +1,154 @@
+"""The generate command on a tiny model: files, resuming, JSON, and one sentence for each mistake."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tiny
+from PIL import Image
+
+from jaxdiff.cli import main
+from jaxdiff.cli.pictures import settings_of
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.write_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def generate(model, output, *arguments):
+    """Run the command in this process; returns its exit code."""
+    return main.run("generate", [*arguments, "--model", str(model), "--output", str(output)])
+
+
+@pytest.fixture(scope="module")
+def batch_job(model, tmp_path_factory):
+    """Three prompts drawn from a file in batches of two: the output folder and the file."""
+    folder = tmp_path_factory.mktemp("job")
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text(
+        '{"prompt": "a ring"}\n{"prompt": "a star", "seed": 9}\n'
+        '{"prompt": "a ring", "guidance_scale": 1, "negative_prompt": "star"}\n'
+    )
+    arguments = ("--prompts", str(prompts), "--batch-size", "2", "--seed", "4")
+    assert generate(model, folder / "out", *arguments) == 0
+    return folder / "out", arguments
+
+
+def test_a_batch_job_writes_every_picture_with_its_settings(batch_job):
+    output, _ = batch_job
+    assert sorted(p.name for p in output.iterdir()) == [
+        "000000_4.png",
+        "000001_9.png",
+        "000002_4.png",
+    ]
+    assert settings_of(output / "000002_4.png") == {
+        "model": "tiny",
+        "prompt": "a ring",
+        "negative_prompt": "star",
+        "guidance_scale": 1,
+        "seed": 4,
+        "steps": 4,
+        "sampler": "ddim",
+        "timesteps": None,
+        "height": 16,
+        "width": 16,
+    }
+
+
+def test_a_batch_job_goes_on_where_it_stopped(batch_job, model, capsys):
+    output, arguments = batch_job
+    (output / "000001_9.png").unlink()
+    kept = output / "000000_4.png"
+    before = kept.stat().st_mtime_ns
+    assert generate(model, output, *arguments, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["skipped"] == 2
+    assert report["seeds"] == [4, 9, 4]
+    assert [pathlib.Path(p).name for p in report["images"]] == [
+        "000000_4.png",
+        "000001_9.png",
+        "000002_4.png",
+    ]
+    assert kept.stat().st_mtime_ns == before
+    assert (output / "000001_9.png").exists()
+
+
+def test_json_has_the_promised_keys(batch_job, model, capsys):
+    output, arguments = batch_job
+    generate(model, output, *arguments, "--json")
+    keys = {"images", "seeds", "compile_s", "sample_s", "images_per_s", "device"}
+    assert keys <= set(json.loads(capsys.readouterr().out))
+
+
+def test_other_settings_never_overwrite(batch_job, model, capsys):
+    output, arguments = batch_job
+    assert generate(model, output, *arguments, "--steps", "2") == 2
+    error = capsys.readouterr().err
+    assert "made with steps 4 instead of 2, expected another --output folder" in error
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(batch_job, model, tmp_path):
+    output, _ = batch_job
+    assert generate(model, tmp_path, "a star", "--seed", "9", "--batch-size", "1") == 0
+    alone, beside = (Image.open(p) for p in (tmp_path / "a-star_9.png", output / "000001_9.png"))
+    differences = [abs(a - b) for a, b in zip(alone.tobytes(), beside.tobytes(), strict=True)]
+    assert max(differences) <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "prompt: got none or both"),
+        (["a", "--prompts", "x.txt"], "prompt: got none or both"),
+        (["--prompts", "none.txt"], "prompts: got none.txt"),
+        (["a", "--num-images", "0"], "num_images: got 0"),
+        (["a", "--sampler", "dpmp"], "sampler: got 'dpmp'"),
+        (["a", "--steps", "1001"], "steps: got 1001"),
+        (["a", "--height", "3"], "height: got 3, expected a multiple of 2"),
+        (["a", "--dtype", "int8"], "dtype: got 'int8'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(model, tmp_path, capsys, arguments, message):
+    assert generate(model, tmp_path / "out", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"generate: {message}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_model_is_named(tmp_path, capsys):
+    assert generate(tmp_path / "nothing", tmp_path / "out", "a") == 2
+    assert "nothing" in capsys.readouterr().err
+
+
+def run_process(*arguments):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate.py", "a", "--no-such-option"], "--no-such-option"),
+        (["-m", "jaxdiff", "generat"], "jaxdiff: command: got 'generat'"),
+    ],
+)
+def test_the_process_exits_with_2_and_no_traceback(arguments, said):
+    result = run_process(*arguments)
+    assert result.returncode == 2
+    assert said in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_help_lists_the_commands():
+    result = run_process("-m", "jaxdiff", "--help")
+    assert result.returncode == 0
+    assert "generate" in result.stdout
