@@ -3,47 +3,43 @@
 A module's weights are seen as a flat table of dotted paths ("down_blocks.0.resnets.0.norm1.scale").
 """
 
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import flatten, unflatten
-from jaxdiff.core.types import Array, Key
 
 M = TypeVar("M", bound=nnx.Module)
 
 
-class _OneKey(nnx.Rngs):
-    """The same key for every weight, where no value is ever drawn.
-
-    Counting draws on a traced counter takes most of the time of tracing a large model.
-    """
-
-    def params(self) -> Key[Array, ""]:
-        """A key."""
-        return jax.random.key(0)
-
-
 def abstract(cls: Callable[..., M], *configs: Any, **options: Any) -> M:
     """A module `cls(*configs, **options)` whose weights are shapes and dtypes, at no memory."""
-    return nnx.eval_shape(lambda: cls(*configs, **options, rngs=_OneKey(0)))
+    return cls(*configs, **options, rngs=None)
 
 
-def initialise(cls: Callable[..., M], *configs: Any, key: Key[Array, ""], **options: Any) -> M:
-    """A module `cls(*configs, **options)` with random initial weights drawn from `key`.
+def initial_weights(module: nnx.Module, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Paths and random initial values, drawn on the host one weight at a time.
 
-    Compiled as one program, which is several times faster than drawing weight by weight.
+    A weight's values depend on `seed` and its path only, so it does not matter what else a model
+    has, nor which process draws. Compiling the same draws takes longer than this for any model
+    that fits one host.
     """
-    shapes = nnx.split(abstract(cls, *configs, **options))
+    for path, variable in nnx.to_flat_state(nnx.state(module)):
+        name = ".".join(map(str, path))
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        yield name, variable.init.numpy(rng, variable.shape).astype(variable.dtype)
 
-    @jax.jit
-    def draw(key: Key[Array, ""]) -> Any:
-        return nnx.state(cls(*configs, **options, rngs=nnx.Rngs(key)))
 
-    return nnx.merge(shapes[0], draw(key))
+def initialise(cls: Callable[..., M], *configs: Any, seed: int, **options: Any) -> M:
+    """A module `cls(*configs, **options)` with random initial weights drawn from `seed`."""
+    module = abstract(cls, *configs, **options)
+    arrays = {path: jnp.asarray(array) for path, array in initial_weights(module, seed)}
+    return assemble(module, arrays)
 
 
 def weights(module: nnx.Module) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from jaxdiff.core.validate import shape
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.attention import attention
-from jaxdiff.nn.layers import Layers, normal
+from jaxdiff.nn.initial import Constant, Normal
+from jaxdiff.nn.layers import Layers
 from jaxdiff.nn.transformer import split_heads
 
 LEGACY_EOS = 2  # what old configs say, whatever the tokenizer
@@ -37,11 +38,11 @@ class VisionFeatures(NamedTuple):
 class _Attention(nnx.Module):
     def __init__(self, width: int, heads: int, depth: int, *, layers: Layers):
         std = width**-0.5
-        into = normal(std * (2 * depth) ** -0.5)
+        into = Normal(std * (2 * depth) ** -0.5)
         self.q_proj = layers.linear(width, width, init=into)
         self.k_proj = layers.linear(width, width, init=into)
         self.v_proj = layers.linear(width, width, init=into)
-        self.out_proj = layers.linear(width, width, init=normal(std))
+        self.out_proj = layers.linear(width, width, init=Normal(std))
         self.heads = heads
         self.backend = layers.attention
 
@@ -53,8 +54,8 @@ class _Attention(nnx.Module):
 
 class _MLP(nnx.Module):
     def __init__(self, width: int, inner: int, depth: int, act: str, *, layers: Layers):
-        self.fc1 = layers.linear(width, inner, init=normal((2 * width) ** -0.5))
-        self.fc2 = layers.linear(inner, width, init=normal((2 * depth * width) ** -0.5))
+        self.fc1 = layers.linear(width, inner, init=Normal((2 * width) ** -0.5))
+        self.fc2 = layers.linear(inner, width, init=Normal((2 * depth * width) ** -0.5))
         self.act = act
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -140,7 +141,7 @@ class CLIPTextModel(nnx.Module):
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
         attention: str = "auto",
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         self.config = config
@@ -163,7 +164,7 @@ class CLIPTextModel(nnx.Module):
 class _VisionEmbeddings(nnx.Module):
     def __init__(self, config: CLIPVisionConfig, *, layers: Layers):
         d = config.hidden_size
-        self.class_embedding = nnx.Param(layers.param(normal(d**-0.5), (d,)))
+        self.class_embedding = layers.param(Normal(d**-0.5), (d,))
         self.patch_embedding = layers.conv(
             config.num_channels,
             d,
@@ -171,7 +172,7 @@ class _VisionEmbeddings(nnx.Module):
             stride=config.patch_size,
             padding=((0, 0), (0, 0)),
             bias=False,
-            init=normal(0.02),
+            init=Normal(0.02),
         )
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.position_embedding = layers.embed(tokens, d)
@@ -217,7 +218,7 @@ class CLIPVisionModel(nnx.Module):
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
         attention: str = "auto",
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         self.config = config
@@ -245,14 +246,14 @@ class CLIPModel(nnx.Module):
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
         attention: str = "auto",
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         self.text_model = TextTransformer(text_config, layers=layers)
         self.vision_model = VisionTransformer(vision_config, layers=layers)
         self.text_projection = _projection(text_config.hidden_size, projection_dim, layers)
         self.visual_projection = _projection(vision_config.hidden_size, projection_dim, layers)
-        self.logit_scale = nnx.Param(jnp.asarray(LOGIT_SCALE, param_dtype))
+        self.logit_scale = layers.param(Constant(LOGIT_SCALE), ())
 
     def text_embeds(self, ids: Int[Array, "b n"]) -> Float[Array, "b p"]:
         """Texts as unit vectors, in float32."""
@@ -266,7 +267,7 @@ class CLIPModel(nnx.Module):
 def _projection(n_in: int, n_out: int | None, layers: Layers):
     if n_out is None:
         raise InputError("projection_dim: got null, expected a width")
-    return layers.linear(n_in, n_out, bias=False, init=normal(n_in**-0.5))
+    return layers.linear(n_in, n_out, bias=False, init=Normal(n_in**-0.5))
 
 
 def _unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:

@@ -10,7 +10,8 @@ from jaxdiff.models.unet_blocks import down_stage, mid_stage, up_stage
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
-from jaxdiff.nn.layers import ZEROS, Layers
+from jaxdiff.nn.initial import ZEROS
+from jaxdiff.nn.layers import Layers
 
 Sample = Float[Array, "b h w c"]
 Vectors = Float[Array, "b p"] | None
@@ -26,7 +27,7 @@ class UNet2DConditionModel(nnx.Module):
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
         attention: str = "auto",
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         channels, blocks = config.block_out_channels, range(len(config.block_out_channels))

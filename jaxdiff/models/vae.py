@@ -157,7 +157,7 @@ class AutoencoderKL(nnx.Module):
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
         attention: str = "auto",
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         z = config.latent_channels

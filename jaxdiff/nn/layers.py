@@ -13,18 +13,9 @@ from jax import lax
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
+from jaxdiff.nn.initial import ONES, ZEROS, Initial, Normal, keep_variance
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-Initializer = jax.nn.initializers.Initializer
-
-LECUN = jax.nn.initializers.lecun_normal()
-ZEROS = jax.nn.initializers.zeros
-ONES = jax.nn.initializers.ones
-
-
-def normal(std: float) -> Initializer:
-    """Gaussian initial values of standard deviation `std`."""
-    return jax.nn.initializers.normal(std)
 
 
 def last_axis(vector: Float[Array, "c"], ndim: int) -> Float[Array, "..."]:
@@ -35,9 +26,9 @@ def last_axis(vector: Float[Array, "c"], ndim: int) -> Float[Array, "..."]:
 class Linear(nnx.Module):
     """y = x W + b on the last axis."""
 
-    def __init__(self, kernel: Array, bias: Array | None, *, dtype: Dtype):
-        self.kernel = nnx.Param(kernel)
-        self.bias = None if bias is None else nnx.Param(bias)
+    def __init__(self, kernel: nnx.Param, bias: nnx.Param | None, *, dtype: Dtype):
+        self.kernel = kernel
+        self.bias = bias
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
@@ -52,10 +43,16 @@ class Conv(nnx.Module):
     """2-D convolution (cross-correlation, as in every deep-learning library) with a bias."""
 
     def __init__(
-        self, kernel: Array, bias: Array | None, *, stride: int, padding: Padding, dtype: Dtype
+        self,
+        kernel: nnx.Param,
+        bias: nnx.Param | None,
+        *,
+        stride: int,
+        padding: Padding,
+        dtype: Dtype,
     ):
-        self.kernel = nnx.Param(kernel)
-        self.bias = None if bias is None else nnx.Param(bias)
+        self.kernel = kernel
+        self.bias = bias
         self.stride = stride
         self.padding = padding
         self.dtype = dtype
@@ -77,8 +74,8 @@ class Conv(nnx.Module):
 class Embed(nnx.Module):
     """A table of vectors, looked up by integer."""
 
-    def __init__(self, embedding: Array, *, dtype: Dtype):
-        self.embedding = nnx.Param(embedding)
+    def __init__(self, embedding: nnx.Param, *, dtype: Dtype):
+        self.embedding = embedding
         self.dtype = dtype
 
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... d"]:
@@ -90,9 +87,9 @@ class Embed(nnx.Module):
 class LayerNorm(nnx.Module):
     """Zero mean and unit variance over the last axis (Ba et al. 2016), then scale and bias."""
 
-    def __init__(self, scale: Array, bias: Array, *, eps: float, dtype: Dtype):
-        self.scale = nnx.Param(scale)
-        self.bias = nnx.Param(bias)
+    def __init__(self, scale: nnx.Param, bias: nnx.Param, *, eps: float, dtype: Dtype):
+        self.scale = scale
+        self.bias = bias
         self.eps = eps
         self.dtype = dtype
 
@@ -110,9 +107,9 @@ class LayerNorm(nnx.Module):
 class GroupNorm(nnx.Module):
     """Zero mean and unit variance over space and a group of channels (Wu & He 2018)."""
 
-    def __init__(self, scale: Array, bias: Array, *, groups: int, eps: float, dtype: Dtype):
-        self.scale = nnx.Param(scale)
-        self.bias = nnx.Param(bias)
+    def __init__(self, scale: nnx.Param, bias: nnx.Param, *, groups: int, eps: float, dtype: Dtype):
+        self.scale = scale
+        self.bias = bias
         self.groups = groups
         self.eps = eps
         self.dtype = dtype
@@ -142,19 +139,26 @@ class NoWeights(nnx.Module):
 class Layers:
     """Makes the layers of one model: the choices that all of them share, said once."""
 
-    rngs: nnx.Rngs
+    rngs: nnx.Rngs | None  # None: nothing is drawn, weights are shapes
     dtype: Dtype = jnp.float32  # of the computation
     param_dtype: Dtype = jnp.float32  # of the stored weights
     attention: str = "auto"  # attention back end, see nn.attention.BACKENDS
 
-    def param(self, init: Initializer, shape: tuple[int, ...]) -> Array:
-        """Initial values of one weight."""
-        return init(self.rngs.params(), shape, self.param_dtype)
+    def param(self, init: Initial, shape: tuple[int, ...]) -> nnx.Param:
+        """A weight that begins as `init` says."""
+        if self.rngs is None:
+            value = jax.ShapeDtypeStruct(shape, self.param_dtype)
+        else:
+            value = init(self.rngs.params(), shape, self.param_dtype)
+        return nnx.Param(value, init=init)
 
-    def linear(self, n_in: int, n_out: int, *, bias: bool = True, init: Initializer = LECUN):
-        """A linear layer with initial weights `init` and zero bias."""
+    def linear(
+        self, n_in: int, n_out: int, *, bias: bool = True, init: Initial | None = None
+    ) -> Linear:
+        """A linear layer; by default the kernel keeps the variance of its input. Zero bias."""
+        shape = (n_in, n_out)
         b = self.param(ZEROS, (n_out,)) if bias else None
-        return Linear(self.param(init, (n_in, n_out)), b, dtype=self.dtype)
+        return Linear(self.param(init or keep_variance(shape), shape), b, dtype=self.dtype)
 
     def conv(
         self,
@@ -165,12 +169,13 @@ class Layers:
         stride: int = 1,
         padding: Padding | None = None,
         bias: bool = True,
-        init: Initializer = LECUN,
+        init: Initial | None = None,
     ) -> Conv:
         """A size x size convolution; padding None is (size - 1) // 2 on each side."""
+        shape = (size, size, n_in, n_out)
         side = ((size - 1) // 2, (size - 1) // 2)
         return Conv(
-            self.param(init, (size, size, n_in, n_out)),
+            self.param(init or keep_variance(shape), shape),
             self.param(ZEROS, (n_out,)) if bias else None,
             stride=stride,
             padding=(side, side) if padding is None else padding,
@@ -179,7 +184,7 @@ class Layers:
 
     def embed(self, rows: int, width: int, *, std: float = 0.02) -> Embed:
         """A table of `rows` vectors with Gaussian initial values."""
-        return Embed(self.param(normal(std), (rows, width)), dtype=self.dtype)
+        return Embed(self.param(Normal(std), (rows, width)), dtype=self.dtype)
 
     def layer_norm(self, width: int, *, eps: float = 1e-5) -> LayerNorm:
         """A layer norm with scale one and bias zero."""

@@ -6,7 +6,8 @@ from flax import nnx
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.nn.activations import activation
-from jaxdiff.nn.layers import LECUN, ZEROS, Layers
+from jaxdiff.nn.initial import ZEROS
+from jaxdiff.nn.layers import Layers
 
 
 class ResnetBlock(nnx.Module):
@@ -36,7 +37,7 @@ class ResnetBlock(nnx.Module):
         shifts = 2 * n_out if scale_shift else n_out
         self.time_emb_proj = layers.linear(time_width, shifts) if time_width else None
         self.norm2 = layers.group_norm(n_out, groups=groups, eps=eps)
-        self.conv2 = layers.conv(n_out, n_out, 3, init=ZEROS if zero_init else LECUN)
+        self.conv2 = layers.conv(n_out, n_out, 3, init=ZEROS if zero_init else None)
         self.conv_shortcut = None if n_in == n_out else layers.conv(n_in, n_out, 1)
         self.act = act
         self.scale_shift = scale_shift

@@ -7,7 +7,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float
 from jaxdiff.nn.activations import exact_gelu
 from jaxdiff.nn.attention import attention
-from jaxdiff.nn.layers import ZEROS, Layers, NoWeights
+from jaxdiff.nn.initial import ZEROS
+from jaxdiff.nn.layers import Layers, NoWeights
 
 
 def split_heads(x: Float[Array, "b n c"], heads: int) -> Float[Array, "b n {heads} d"]:
