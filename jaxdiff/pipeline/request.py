@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
 
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
@@ -10,7 +12,6 @@ from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.timesteps import SPACINGS
 from jaxdiff.samplers.registry import SAMPLERS, sampler_name
 
-T = TypeVar("T")
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
 
@@ -25,6 +26,10 @@ class Defaults:
     timesteps: str | None = None  # spacing of the steps; None: the scheduler config's own
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        _check_scale(self.guidance_scale)
+        _check_loop(self.steps, self.sampler, self.timesteps)
 
     @classmethod
     def of(
@@ -109,43 +114,55 @@ def resolve(
         "guidance_scale": scale,
     }
     count = _count(columns | {"seed": seed})
-    seeds = range(seed, seed + count) if isinstance(seed, int) else seed
+    seeds = np.arange(count) + np.asarray(seed) if _single(seed) else seed
     request = Request(
-        prompts=_column("prompt", columns["prompt"], count),
-        negative_prompts=_column("negative_prompt", columns["negative_prompt"], count),
-        guidance_scales=_column("guidance_scale", columns["guidance_scale"], count),
-        seeds=_column("seed", tuple(seeds), count),
+        prompts=_column("prompt", columns["prompt"], count, str),
+        negative_prompts=_column("negative_prompt", columns["negative_prompt"], count, str),
+        guidance_scales=_column("guidance_scale", columns["guidance_scale"], count, float),
+        seeds=_column("seed", seeds, count, int),
         **choices,
     )
     _check(request, pixels_per_cell)
     return request
 
 
-def _count(columns: dict[str, Any]) -> int:
-    lengths = {len(v) for v in columns.values() if not isinstance(v, str | int | float)}
+def _single(value: Any) -> bool:
+    return isinstance(value, str) or np.ndim(value) == 0
+
+
+def _count(columns: Mapping[str, Any]) -> int:
+    """The number of images: the length of the longest column."""
+    lengths = {len(column) for column in columns.values() if not _single(column)}
     if 0 in lengths:
         raise InputError("prompt: got an empty list, expected at least one entry")
     return max(lengths, default=1)
 
 
-def _column(name: str, value: T | Sequence[T], count: int) -> tuple[T, ...]:
-    if isinstance(value, str | int | float):
-        return (value,) * count  # pyright: ignore[reportReturnType]
-    entries = tuple(value)  # pyright: ignore[reportArgumentType]
+def _column(name: str, value: Any, count: int, kind: type) -> tuple[Any, ...]:
+    """`value` as one entry of type `kind` for each of `count` images."""
+    entries = (value,) * count if _single(value) else tuple(value)
     if len(entries) == 1:
-        return entries * count
+        entries *= count
     if len(entries) != count:
         raise InputError(f"{name}: got {len(entries)} entries, expected 1 or {count}")
-    return entries
+    return tuple(kind(entry) for entry in entries)
+
+
+def _check_scale(scale: float) -> None:
+    in_range("guidance_scale", scale, 0, MAX_SCALE)
+
+
+def _check_loop(steps: int, sampler: str, timesteps: str | None) -> None:
+    in_range("steps", steps, 1, MAX_STEPS)
+    one_of("sampler", sampler, SAMPLERS)
+    if timesteps is not None:
+        one_of("timesteps", timesteps, SPACINGS)
 
 
 def _check(request: Request, pixels_per_cell: int) -> None:
-    one_of("sampler", request.sampler, SAMPLERS)
-    if request.timesteps is not None:
-        one_of("timesteps", request.timesteps, SPACINGS)
-    in_range("steps", request.steps, 1, MAX_STEPS)
+    _check_loop(request.steps, request.sampler, request.timesteps)
     for scale in request.guidance_scales:
-        in_range("guidance_scale", scale, 0, MAX_SCALE)
+        _check_scale(scale)
     for seed in request.seeds:
         in_range("seed", seed, 0, 2**32 - 1)
     for name in ("height", "width"):
