@@ -64,8 +64,9 @@ def _clip(raw: Mapping[str, Any], *, source: str) -> Configs:
     for name in ("text_config", "vision_config"):
         if not isinstance(raw.get(name), Mapping):
             raise InputError(f"{source}: {name}: got {raw.get(name)!r:.80}, expected an object")
-        towers[name] = raw[name]
-    own = {k: v for k, v in raw.items() if k not in towers}
+        # Old files repeat some of a tower's entries under a second name; those count.
+        towers[name] = raw[name] | (raw.get(f"{name}_dict") or {})
+    own = {k: v for k, v in raw.items() if k.removesuffix("_dict") not in towers}
     contrast = from_transformers(_Contrast, own, source=source)
     text, vision = towers.values()
     return (

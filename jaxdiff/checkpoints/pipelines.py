@@ -123,7 +123,7 @@ def _read_index(folder: pathlib.Path) -> dict[str, Any]:
     if not isinstance(index.get("_class_name"), str):
         got = index.get("_class_name")
         raise InputError(f"{folder / INDEX}: _class_name: got {got!r:.80}, expected a text")
-    if SCHEDULER not in index:
+    if index.get(SCHEDULER) in (None, [None, None]):
         raise InputError(f"{folder / INDEX}: got no scheduler, expected one")
     return index
 
