@@ -1,0 +1,188 @@
+"""Published models as data: the networks of Stable Diffusion 1, 2 and XL and their relatives.
+
+A preset's config says the same as the config.json of the repository it names; its parameter count
+is that of the published weights.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+
+from jaxdiff.core.validate import one_of
+from jaxdiff.models.build import abstract
+from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.clip_config import CLIPTextConfig
+from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One published network."""
+
+    cls: type[nnx.Module]
+    config: Any
+    source: str  # repository and folder
+    parameters: int
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # more arguments of cls
+
+    def abstract(self, **options: Any) -> nnx.Module:
+        """The module with shapes for weights; `options` are dtypes and the like."""
+        return abstract(self.cls, self.config, **self.options, **options)
+
+
+def _unet(source: str, parameters: int, **fields: Any) -> Preset:
+    return Preset(
+        cls=UNet2DConditionModel,
+        config=UNet2DConditionConfig(**fields),
+        source=f"{source}/unet",
+        parameters=parameters,
+    )
+
+
+def _vae(source: str, parameters: int, **fields: Any) -> Preset:
+    config = AutoencoderKLConfig(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        **fields,
+    )
+    return Preset(cls=AutoencoderKL, config=config, source=f"{source}/vae", parameters=parameters)
+
+
+def _text(source: str, parameters: int, *, with_projection: bool = False, **fields: Any) -> Preset:
+    # All of these say end-of-text 2 (see models.clip for what that means) and bos 0.
+    return Preset(
+        cls=CLIPTextModel,
+        config=CLIPTextConfig(bos_token_id=0, eos_token_id=2, **fields),
+        source=source,
+        parameters=parameters,
+        options={"with_projection": with_projection},
+    )
+
+
+_SD15 = "runwayml/stable-diffusion-v1-5"
+_SD21 = "stabilityai/stable-diffusion-2-1"
+_XL = "stabilityai/stable-diffusion-xl-base-1.0"
+_REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
+_SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+_ADDED = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
+_XL_ATTENTION = {"use_linear_projection": True, "upcast_attention": None}
+
+UNETS: dict[str, Preset] = {
+    "sd15": _unet(_SD15, 859_520_964, sample_size=64, cross_attention_dim=768),
+    "sd15-inpainting": _unet(
+        "runwayml/stable-diffusion-inpainting",
+        859_535_364,
+        sample_size=64,
+        in_channels=9,
+        cross_attention_dim=768,
+    ),
+    "sd21": _unet(
+        _SD21,
+        865_910_724,
+        sample_size=96,
+        cross_attention_dim=1024,
+        attention_head_dim=(5, 10, 20, 20),
+        use_linear_projection=True,
+        upcast_attention=True,
+    ),
+    "sdxl-base": _unet(
+        _XL,
+        2_567_463_684,
+        sample_size=128,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(320, 640, 1280),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        projection_class_embeddings_input_dim=2816,
+        **_ADDED,
+        **_XL_ATTENTION,
+    ),
+    "sdxl-refiner": _unet(
+        _REFINER,
+        2_259_526_660,
+        sample_size=128,
+        down_block_types=(
+            "DownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "DownBlock2D",
+        ),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(384, 768, 1536, 1536),
+        transformer_layers_per_block=4,
+        attention_head_dim=(6, 12, 24, 24),
+        cross_attention_dim=1280,
+        projection_class_embeddings_input_dim=2560,
+        **_ADDED,
+        **_XL_ATTENTION,
+    ),
+}
+
+_NO_QUANT = {
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+
+VAES: dict[str, Preset] = {
+    "sd": _vae(_SD15, 83_653_863, sample_size=512),
+    "sdxl": _vae(_XL, 83_653_863, sample_size=1024, scaling_factor=0.13025),
+    "sd3": _vae(_SD3, 83_819_683, scaling_factor=1.5305, shift_factor=0.0609, **_NO_QUANT),
+    "flux": _vae(
+        "black-forest-labs/FLUX.1-schnell",
+        83_819_683,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        **_NO_QUANT,
+    ),
+}
+
+_CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 768,
+    "num_attention_heads": 12,
+}
+
+TEXT_ENCODERS: dict[str, Preset] = {
+    "clip-l": _text(f"{_SD15}/text_encoder", 123_060_480, **_CLIP_L),
+    "clip-l-projection": _text(
+        f"{_SD3}/text_encoder", 123_650_304, with_projection=True, **_CLIP_L
+    ),
+    # The last of the 24 layers is left out: its penultimate output is this one's last.
+    "openclip-h": _text(
+        f"{_SD21}/text_encoder",
+        340_387_840,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=23,
+        num_attention_heads=16,
+        hidden_act="gelu",
+    ),
+    "openclip-bigg": _text(
+        f"{_XL}/text_encoder_2",
+        694_659_840,
+        with_projection=True,
+        hidden_size=1280,
+        intermediate_size=5120,
+        projection_dim=1280,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        hidden_act="gelu",
+    ),
+}
+
+KINDS: dict[str, dict[str, Preset]] = {"unet": UNETS, "vae": VAES, "text": TEXT_ENCODERS}
+
+
+def preset(kind: str, name: str) -> Preset:
+    """The published network `name` of `kind` "unet", "vae" or "text"; InputError if unknown."""
+    return KINDS[one_of("kind of network", kind, KINDS)][one_of(kind, name, KINDS[kind])]

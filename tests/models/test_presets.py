@@ -1,0 +1,59 @@
+"""Presets against published models: configs, and the name and shape of every tensor."""
+
+import json
+import pathlib
+
+import pytest
+
+from jaxdiff.checkpoints.rules import to_key, to_path, torch_shape
+from jaxdiff.core.configs import from_mapping
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.trees import count, flatten
+from jaxdiff.models.build import weights
+from jaxdiff.models.clip_config import text_config
+from jaxdiff.models.presets import KINDS, preset
+
+INVENTORIES = pathlib.Path(__file__).parent / "inventories"
+CASES = [(kind, name) for kind, table in KINDS.items() for name in table]
+
+
+def inventory(kind, name):
+    return json.loads((INVENTORIES / f"{kind}-{name}.json").read_text())
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_names_shapes_and_count(kind, name):
+    published = inventory(kind, name)
+    shapes = {key: tuple(shape) for key, shape in flatten(published["shapes"]).items()}
+    if published["class"] == "CLIPTextModel":
+        shapes = {f"text_model.{key}": shape for key, shape in shapes.items()}
+    ours = weights(preset(kind, name).abstract())
+    assert {to_key(p): torch_shape(w.shape, p) for p, w in ours.items()} == shapes
+    assert all(to_path(to_key(p), w.ndim) == p for p, w in ours.items())
+    assert len(ours) == published["tensors"]
+    assert count(ours) == published["parameters"] == preset(kind, name).parameters
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_config_is_the_published_one(kind, name):
+    published, known = inventory(kind, name), preset(kind, name)
+    if kind == "text":
+        config = text_config(published["config"], source=name)
+        assert known.options["with_projection"] == published["class"].endswith("Projection")
+    else:
+        config = from_mapping(type(known.config), published["config"], source=name)
+    assert config == known.config
+    assert published["source"].startswith(known.source)
+
+
+def test_every_inventory_has_a_preset():
+    assert {f"{kind}-{name}.json" for kind, name in CASES} == {
+        path.name for path in INVENTORIES.glob("*.json")
+    }
+
+
+def test_unknown_names():
+    with pytest.raises(InputError, match="did you mean 'sdxl-base'"):
+        preset("unet", "sdxl-bse")
+    with pytest.raises(InputError, match="kind of network"):
+        preset("transformer", "sd15")
