@@ -1,6 +1,6 @@
 """The VAE of the embedded model: 64x64 scenes to 8x8 latents of 16 channels.
 
-    python train.py configs/scenes_vae.py --workdir runs/scenes_vae
+python train.py configs/scenes_vae.py --workdir runs/scenes_vae
 """
 
 from jaxdiff.models.vae import AutoencoderKLConfig
@@ -11,7 +11,7 @@ config = TrainConfig(
         model=AutoencoderKLConfig(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(16, 32, 64, 128),
+            block_out_channels=(16, 32, 64, 96),
             layers_per_block=1,
             latent_channels=16,
             norm_num_groups=8,
@@ -22,9 +22,9 @@ config = TrainConfig(
         edge_weight=1.0,
         kl_weight=1e-4,
     ),
-    optimiser=OptimiserConfig(learning_rate=2e-3, warmup_steps=200, decay_fraction=0.5),
-    steps=20_000,
-    batch_size=32,
+    optimiser=OptimiserConfig(learning_rate=1.5e-3, warmup_steps=200, decay_fraction=0.5),
+    steps=5_000,
+    batch_size=16,
     ema_decay=0.999,
     log_every=50,
     checkpoint_every=500,
