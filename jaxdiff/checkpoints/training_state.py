@@ -51,7 +51,7 @@ class TrainingStore:
         return self._manager.latest_step()
 
     def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
-        """Write `state` (arrays) and `host` (JSON values) as `step`; nothing if it is there already."""
+        """Write `state` (arrays) and `host` (JSON values) as `step`, unless it is there already."""
         if step in self._manager.all_steps():
             return
         self._manager.save(
@@ -78,7 +78,7 @@ class TrainingStore:
                 state=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore()
             ),
         )
-        return Restored(step, found.state, found.host)
+        return Restored(step, found["state"], found["host"])
 
 
 def _check_structure(stored: Any, template: PyTree, step: int) -> None:

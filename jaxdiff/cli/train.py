@@ -1,4 +1,4 @@
-"""`train.py CONFIG --workdir FOLDER [--any.field value]`: train, or go on where training stopped."""
+"""`train.py CONFIG --workdir FOLDER [--any.field value]`: train, or go on where it stopped."""
 
 import dataclasses
 import functools
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -82,8 +83,8 @@ def parse(arguments: Sequence[str]) -> Options:
     )
 
 
-def record(config: TrainConfig, workdir: pathlib.Path) -> None:
-    """Write `workdir`/config.json; InputError if another model is being trained there."""
+def record(config: TrainConfig, workdir: pathlib.Path, *, write: bool) -> None:
+    """Check and `write` `workdir`/config.json; InputError if another model is trained there."""
     path = workdir / "config.json"
     current = json.loads(json.dumps({"identity": identity(config)} | dataclasses.asdict(config)))
     if path.exists():
@@ -95,6 +96,8 @@ def record(config: TrainConfig, workdir: pathlib.Path) -> None:
                     f"{name}: got {now.get(name)}, expected {before.get(name)} as trained so far "
                     f"in {workdir} (take another --workdir for another model)"
                 )
+    if not write:
+        return
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(current, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -107,7 +110,7 @@ def stop_signals() -> Iterator[list[int]]:
 
     def handle(number: int, frame: Any) -> None:
         received.append(number)
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.signal(number, handle) for number in numbers}
@@ -141,7 +144,7 @@ class Trainer:
         else:
             self.state = found.state
             self.experiment.batches.set_state(found.host["data"])
-            base = jax.random.wrap_key_data(np.asarray(found.host["base"], np.uint32))
+            base = jax.random.wrap_key_data(jnp.asarray(found.host["base"], jnp.uint32))
         self.base = replicate(base, self.mesh)
         self.step = 0 if found is None else found.step
 
@@ -213,7 +216,7 @@ def run(arguments: Sequence[str]) -> None:
     workdir = options.workdir
     cache.enable()
     workdir.mkdir(parents=True, exist_ok=True)
-    record(options.config, workdir)
+    record(options.config, workdir, write=not options.export_only)
     with TrainingStore(workdir / "checkpoints", keep=options.config.keep) as store:
         trainer = Trainer(options.config, workdir, store)
         if options.export_only and not trainer.resumed:

@@ -1,7 +1,8 @@
 """The loop around the step. It receives everything that touches the world as functions."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,38 +52,51 @@ class _Window:
 
     def __init__(self, images_per_step: int) -> None:
         self._images = images_per_step
-        self._metrics: list[Mapping[str, Array]] = []
-        self._started = time.perf_counter()
+        self._metrics: list[Mapping[str, Any]] = []
+        self._timed = 0  # steps since the clock was set
+        self._started: float | None = None
 
     def add(self, metrics: Mapping[str, Array]) -> None:
-        """Append one step's; waits for the step before the last, so the host runs two ahead."""
+        """Append one step's metrics; the host then waits while it is two steps ahead.
+
+        The clock starts after the very first step, which is mostly compilation.
+        """
         self._metrics.append(metrics)
+        if self._started is None:
+            jax.block_until_ready(metrics)
+            self._started = time.perf_counter()
+        else:
+            self._timed += 1
         if len(self._metrics) > 2:
             jax.block_until_ready(self._metrics[-3])
 
-    def check(self, step: int) -> list[Mapping[str, np.ndarray]]:
+    def check(self, step: int) -> None:
         """Fetch all; NonFiniteError names the first step with an infinity or a NaN."""
-        fetched: list[Mapping[str, np.ndarray]] = jax.device_get(self._metrics)
-        for i, metrics in enumerate(fetched):
+        self._metrics = jax.device_get(self._metrics)
+        for i, metrics in enumerate(self._metrics):
             bad = [name for name, value in metrics.items() if not np.isfinite(value)]
             if bad:
-                at = step - len(fetched) + i + 1
+                at = step - len(self._metrics) + i + 1
                 raise NonFiniteError(f"{bad[0]}: got {metrics[bad[0]]} at step {at}")
-        self._metrics = list(fetched)  # pyright: ignore[reportAttributeAccessIssue]
-        return fetched
 
     def close(self, step: int) -> dict[str, float]:
-        """The means and the speed of the window, which then begins anew."""
-        fetched = self.check(step)
-        seconds = (time.perf_counter() - self._started) / len(fetched)
-        means = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
-        self._metrics = []
-        self.restart()
-        return means | {"step_ms": 1e3 * seconds, "images_per_s": self._images / seconds}
+        """The means of the metrics and the speed; the window then begins anew."""
+        self.check(step)
+        names = self._metrics[0]
+        means = {name: float(np.mean([m[name] for m in self._metrics])) for name in names}
+        if self._timed and self._started is not None:
+            seconds = (time.perf_counter() - self._started) / self._timed
+            means |= {"step_ms": 1e3 * seconds, "images_per_s": self._images / seconds}
+        self._metrics, self._timed, self._started = [], 0, time.perf_counter()
+        return means
 
-    def restart(self) -> None:
-        """Leave what was done since (compiling, saving, sampling) out of the speed."""
-        self._started = time.perf_counter()
+    @contextmanager
+    def stopped_clock(self) -> Iterator[None]:
+        """What is done inside does not count as time of the steps."""
+        begin = time.perf_counter()
+        yield
+        if self._started is not None:
+            self._started += time.perf_counter() - begin
 
 
 def train(
@@ -114,14 +128,14 @@ def train(
         if last or done % intervals.log == 0:
             values |= window.close(done)
         if intervals.sample and (last or done % intervals.sample == 0):
-            values |= hooks.sample(done, state)
-            window.restart()
+            with window.stopped_clock():
+                values |= hooks.sample(done, state)
         if values:
             hooks.log(done, values)
         if stopping or last or done % intervals.checkpoint == 0:
             window.check(done)
-            hooks.save(done, state, position)
-            window.restart()
+            with window.stopped_clock():
+                hooks.save(done, state, position)
         if stopping and not last:
             raise StoppedError(f"stopped after step {done}")
     return state

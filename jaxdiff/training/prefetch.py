@@ -23,7 +23,7 @@ class Batches(Protocol):
 
 
 class Positioned(NamedTuple):
-    """A batch, and the position of its iterator right after it: where a resumed training goes on."""
+    """A batch, and the position of its iterator right after it, where a resumed run goes on."""
 
     batch: Any
     position: Any
