@@ -25,12 +25,13 @@ def leading(T: int, n: int, extra: int) -> Float[NDArray, "n"]:
 
 def linspace(T: int, n: int, extra: int) -> Float[NDArray, "n"]:
     """Equal distances from T-1 to 0 (2305.08891, table 2); one single step starts at T-1."""
-    return np.linspace(T - 1.0, 0.0, n + extra)[:n]
+    return np.linspace(0, T - 1, max(n + extra, 2))[::-1][:n]
 
 
 def trailing(T: int, n: int, extra: int) -> Float[NDArray, "n"]:
     """Multiples of T / n from T down, less 1 (2305.08891, table 2): for few steps and zero SNR."""
-    return np.round(T - np.arange(n) * (T / n)) - 1
+    # Written so, halves round as they do in the reference implementation.
+    return np.round(np.arange(T, 0, -T / n)[:n]) - 1
 
 
 def karras(first: float, last: float, n: int) -> Float[NDArray, "n"]:
