@@ -107,7 +107,7 @@ def _spelled(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_spelled(choice) for choice in get_args(hint))
     if get_origin(hint) is tuple:
-        return f"a list of {_spelled(get_args(hint)[0])}"
+        return f"a list, each {_spelled(get_args(hint)[0])}"
     return _JSON.get(hint, str(hint))
 
 

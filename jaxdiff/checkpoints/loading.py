@@ -93,9 +93,18 @@ def _pending(path: str, array: Any, dtype: Dtype | None) -> Pending:
     kind = np.dtype(array.dtype if dtype is None else dtype)
 
     def fetch() -> np.ndarray:
-        return to_torch(np.asarray(array), path).astype(kind, copy=False)
+        return _contiguous(to_torch(np.asarray(array).astype(kind, copy=False), path))
 
     return Pending(dtype=kind, shape=torch_shape(array.shape, path), fetch=fetch)
+
+
+def _contiguous(view: np.ndarray) -> np.ndarray:
+    """`view` in C order, by way of XLA, which is several times faster at it than numpy."""
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return np.ascontiguousarray(view)
+    return np.asarray(jax.device_put(view, host))
 
 
 def _misfit(entry: Entry, path: str, shape: tuple[int, ...]) -> str:
