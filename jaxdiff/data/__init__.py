@@ -1,0 +1,1 @@
+"""Training data: procedurally drawn scenes, their captions and tokenizer, and grain pipelines."""

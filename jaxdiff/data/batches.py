@@ -1,0 +1,75 @@
+"""Endless batches from a grain source, sharded by process and resumable at any batch."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Float, NDArray, UInt8
+from jaxdiff.core.validate import in_range, positive
+from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
+
+Item = Mapping[str, Any]
+Batch = dict[str, np.ndarray]
+
+READ_AHEAD = 2  # batches prepared while the device computes
+
+
+def to_unit(images: UInt8[NDArray, "..."]) -> Float[NDArray, "..."]:
+    """Bytes 0 to 255 as float32 in [-1, 1]."""
+    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def collate(items: Sequence[Item], tokenizer: CLIPTokenizer | None = None) -> Batch:
+    """Items with "image" and "caption" as arrays "image" (b, h, w, 3) in [-1, 1] and "ids" (b, n).
+
+    Without a tokenizer there are no "ids".
+    """
+    batch = {"image": to_unit(np.stack([item["image"] for item in items]))}
+    if tokenizer is not None:
+        batch["ids"] = tokenize(tokenizer, [item["caption"] for item in items])
+    return batch
+
+
+def batches(
+    source: Any,
+    *,
+    batch_size: int,
+    tokenizer: CLIPTokenizer | None = None,
+    transform: Callable[[Sequence[Item]], Batch] | None = None,
+    seed: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """An endless iterator over this process's share of batches of `batch_size` items in all.
+
+    `transform` makes a batch of a list of items (default: `collate` with `tokenizer`). `seed`
+    None keeps the source's order, right for a source whose items are independent draws; a number
+    shuffles anew in every epoch. The n-th global batch is the same for any number of processes,
+    each holding a contiguous part of it, and for any number of threads.
+
+    `get_state` returns a small JSON mapping after which `set_state` continues exactly; `close`
+    stops the reading threads (they also end with the interpreter). Raises InputError if the
+    processes cannot share a batch evenly or the source is smaller than a batch.
+    """
+    positive("batch_size", batch_size)
+    positive("process_count", process_count)
+    in_range("process_index", process_index, 0, process_count - 1)
+    in_range("threads", threads, 0, 64)
+    if batch_size % process_count:
+        raise InputError(f"batch_size: got {batch_size}, expected a multiple of {process_count}")
+    if len(source) < batch_size:
+        raise InputError(f"source: got {len(source)} items, expected at least {batch_size}")
+    data = grain.MapDataset.source(source)
+    if seed is not None:
+        data = data.seed(seed).shuffle()
+    # Whole global batches only, so that an epoch ends at the same batch for every process.
+    data = data[: len(source) // batch_size * batch_size].repeat()
+    assemble = transform or functools.partial(collate, tokenizer=tokenizer)
+    data = data.batch(batch_size // process_count, batch_fn=assemble)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(READ_AHEAD, threads))
+    return iter(data[process_index::process_count].to_iter_dataset(options))
