@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+from jaxdiff.checkpoints.jsonfiles import reason
 from jaxdiff.core.errors import InputError
 
 
@@ -21,21 +22,27 @@ def new_folder(
     """
     target = target.resolve()
     _check_target(target, marker)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    new, old = work / "new", work / "old"
-    new.mkdir()
     try:
-        yield new
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-        if old.exists():
-            _keep_foreign(old, target, stale)
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(work)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        new, old = work / "new", work / "old"
+        new.mkdir()
+        try:
+            yield new
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+            if old.exists():
+                _keep_foreign(old, target, stale)
+                shutil.rmtree(old)
+        finally:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            if not old.exists():  # it has what could not be moved
+                shutil.rmtree(work)
+    except OSError as error:  # no permission, no space, ...
+        wanted = "a folder that can be written"
+        raise InputError(f"{target}: got {reason(error)}, expected {wanted}") from None
 
 
 def _check_target(target: pathlib.Path, marker: str) -> None:

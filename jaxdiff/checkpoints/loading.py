@@ -47,14 +47,25 @@ def fill(
         values = read_tensor(entry)
         with np.errstate(over="ignore"):  # beyond float16's range is inf, as in PyTorch
             values = values.astype(stored_dtype(entry) if dtype is None else dtype, copy=False)
-        # XLA transposes strided arrays several times faster than numpy. It may also take over the
-        # buffer, which nothing else refers to.
         place = sharding(path) if callable(sharding) else sharding
-        return jax.block_until_ready(jax.device_put(to_jax(values, path), place))
+        return jax.block_until_ready(_put(to_jax(values, path), place))
 
     with ThreadPoolExecutor(WORKERS) as pool:
         arrays = dict(zip(plan, pool.map(load, plan.items()), strict=True))
     return assemble(module, arrays)
+
+
+def _put(view: np.ndarray, place: jax.sharding.Sharding | None) -> Array:
+    """`view` on the device(s).
+
+    XLA transposes strided arrays several times faster than numpy, and may take over the buffer of
+    others, to which nothing else refers. It does so for every device, so that copies for several
+    are better made from the first.
+    """
+    if place is not None and place.is_fully_replicated and place.is_fully_addressable:
+        first = min(place.device_set, key=lambda device: device.id)
+        return jax.device_put(jax.device_put(view, first), place)
+    return jax.device_put(view, place)
 
 
 def stored_dtype(entry: Entry) -> Dtype:
@@ -93,18 +104,21 @@ def _pending(path: str, array: Any, dtype: Dtype | None) -> Pending:
     kind = np.dtype(array.dtype if dtype is None else dtype)
 
     def fetch() -> np.ndarray:
-        return _contiguous(to_torch(np.asarray(array).astype(kind, copy=False), path))
+        return _fetch(array, kind, path)
 
     return Pending(dtype=kind, shape=torch_shape(array.shape, path), fetch=fetch)
 
 
-def _contiguous(view: np.ndarray) -> np.ndarray:
-    """`view` in C order, by way of XLA, which is several times faster at it than numpy."""
+def _fetch(array: Any, kind: np.dtype, path: str) -> np.ndarray:
+    """The values of a weight in PyTorch's layout and in C order."""
     try:
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        return np.ascontiguousarray(view)
-    return np.asarray(jax.device_put(view, host))
+        return np.ascontiguousarray(to_torch(np.asarray(array).astype(kind, copy=False), path))
+    # By way of the CPU device, since an array on another one keeps the host copy that it gives.
+    values = np.asarray(jax.device_put(array, host)).astype(kind, copy=False)
+    # XLA transposes several times faster than numpy.
+    return np.asarray(jax.device_put(to_torch(values, path), host))
 
 
 def _misfit(entry: Entry, path: str, shape: tuple[int, ...]) -> str:

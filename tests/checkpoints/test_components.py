@@ -298,3 +298,17 @@ def test_other_peoples_folders_are_not_touched(components, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file: got a file"):
         write_component(tmp_path / "file", components["AutoencoderKL"])
+    with pytest.raises(InputError, match=r"file/x: got .*, expected a folder that can be written"):
+        write_component(tmp_path / "file" / "x", components["AutoencoderKL"])
+
+
+def test_full_disk_is_one_error(components, vae, monkeypatch):
+    before = {p.name: p.read_bytes() for p in vae.iterdir()}
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jaxdiff.checkpoints.components.write_tensors", full)
+    with pytest.raises(InputError, match="vae: got no space left on device, expected"):
+        write_component(vae, components["AutoencoderKL"])
+    assert {p.name: p.read_bytes() for p in vae.iterdir()} == before
