@@ -90,7 +90,7 @@ def record(config: TrainConfig, workdir: pathlib.Path, *, write: bool) -> None:
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))["identity"]
         now = current["identity"]
-        for name in sorted(before.keys() | now.keys()):
+        for name in sorted(before.keys() & now.keys()):
             if before.get(name) != now.get(name):
                 raise InputError(
                     f"{name}: got {now.get(name)}, expected {before.get(name)} as trained so far "
@@ -131,16 +131,18 @@ class Trainer:
         self.experiment = experiment(config, workdir)
         self.optimiser = optimiser(config.optimiser, config.steps)
         whole = replicated(self.mesh)
-        begin = functools.partial(initial_state, self.experiment.learner.init, self.optimiser)
-        first, base = jax.random.split(jax.random.key(config.seed))
+        begin = functools.partial(initial_state, optimiser=self.optimiser)
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-            jax.eval_shape(begin, first),
+            jax.eval_shape(begin, self.experiment.learner.shapes),
         )
+        base = jax.random.key(config.seed)
         found = store.restore(template)
         self.resumed = found is not None
         if found is None:
-            self.state: TrainState = jax.jit(begin, out_shardings=whole)(first)
+            weights = self.experiment.learner.init(config.seed)
+            params = {path: jax.device_put(array, whole) for path, array in weights}
+            self.state: TrainState = jax.jit(begin, out_shardings=whole)(params)
         else:
             self.state = found.state
             self.experiment.batches.set_state(found.host["data"])

@@ -3,13 +3,14 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxdiff.core.types import NDArray
 
 Batch = dict[str, NDArray]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An endless iterator whose position can be saved."""
 

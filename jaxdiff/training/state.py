@@ -1,6 +1,5 @@
 """Everything that a training step changes."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdiff.core.trees import cast
-from jaxdiff.core.types import Array, Int, Key, PyTree
+from jaxdiff.core.types import Array, Int, PyTree
 
 
 class TrainState(NamedTuple):
@@ -20,13 +19,8 @@ class TrainState(NamedTuple):
     opt_state: PyTree
 
 
-def initial_state(
-    init: Callable[[Key[Array, ""]], PyTree],
-    optimiser: optax.GradientTransformation,
-    key: Key[Array, ""],
-) -> TrainState:
-    """The state before the first step; pure, so that `jax.eval_shape` gives its shapes."""
-    params = init(key)
+def initial_state(params: PyTree, optimiser: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; `jax.eval_shape` gives its shapes without arrays."""
     ema = jax.tree.map(jnp.copy, cast(params, jnp.float32))
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=optimiser.init(params)

@@ -3,10 +3,10 @@
 Parameters are flat tables from dotted path to array, as `models.build.weights` gives them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from jaxdiff.core.types import Array, Key
+from jaxdiff.core.types import Array, Key, NDArray
 
 Params = dict[str, Array]
 Metrics = dict[str, Array]
@@ -15,8 +15,10 @@ Metrics = dict[str, Array]
 class Learner(NamedTuple):
     """An objective made concrete: how parameters begin, and how wrong they are on a batch."""
 
-    # key -> parameters
-    init: Callable[[Key[Array, ""]], Params]
+    # parameters as shapes and dtypes
+    shapes: Params
+    # seed -> path and initial value of each parameter, one at a time
+    init: Callable[[int], Iterator[tuple[str, NDArray]]]
     # (parameters, frozen weights, batch, key) -> (scalar to minimise, its named parts)
     loss: Callable[[Params, Any, dict[str, Array], Key[Array, ""]], tuple[Array, Metrics]]
     # parameters after an update -> the nearest allowed ones

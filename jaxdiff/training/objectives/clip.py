@@ -1,13 +1,14 @@
 """Which caption belongs to which picture: the symmetric contrastive loss of CLIP (2103.00020)."""
 
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 
-from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, PyTree
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray, PyTree
+from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.training.config import CLIPObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
@@ -69,10 +70,10 @@ def clip_learner(config: CLIPObjective, dtype: Dtype = jnp.float32) -> Learner:
     sizes = (config.text, config.vision, config.projection_dim)
     template = abstract(CLIPModel, *sizes, dtype=dtype)
 
-    def init(key: Key[Array, ""]) -> Params:
-        params = weights(CLIPModel(*sizes, dtype=dtype, rngs=nnx.Rngs(key)))
-        scale = jnp.asarray(math.log(config.logit_scale), params["logit_scale"].dtype)
-        return params | {"logit_scale": scale}
+    def init(seed: int) -> Iterator[tuple[str, NDArray]]:
+        for path, array in initial_weights(template, seed):
+            scale = path == "logit_scale"
+            yield path, np.full_like(array, math.log(config.logit_scale)) if scale else array
 
     def loss(
         params: Params, frozen: PyTree, batch: dict[str, Array], key: Key[Array, ""]
@@ -93,4 +94,4 @@ def clip_learner(config: CLIPObjective, dtype: Dtype = jnp.float32) -> Learner:
         scale = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
         return params | {"logit_scale": scale}
 
-    return Learner(init, loss, limit)
+    return Learner(weights(template), init, loss, limit)

@@ -1,17 +1,17 @@
 """Denoising of latents told what the picture shows: latent diffusion (2112.10752)."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
 from jaxdiff.diffusion.losses import diffuse, mse, snr
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.predictions import target
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -63,9 +63,6 @@ def diffusion_learner(
     """
     template = abstract(UNet2DConditionModel, config.model, dtype=dtype)
 
-    def init(key: Key[Array, ""]) -> Params:
-        return weights(UNet2DConditionModel(config.model, dtype=dtype, rngs=nnx.Rngs(key)))
-
     def encode(
         frozen: Frozen, batch: dict[str, Array], noise_key: Array, drop_key: Array
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b n d"]]:
@@ -89,7 +86,7 @@ def diffusion_learner(
         )
         return value, {"latent_std": jnp.std(x0)}
 
-    return Learner(init, loss)
+    return Learner(weights(template), functools.partial(initial_weights, template), loss)
 
 
 def denoising_loss(

@@ -1,11 +1,12 @@
 """Reconstruction, edges and divergence from N(0, 1): what the VAE of latent diffusion minimises."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from jaxdiff.core.types import Array, Dtype, Float, Key
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.core.types import Array, Dtype, Float, Key, PyTree
+from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training.config import VAEObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
@@ -38,11 +39,8 @@ def vae_learner(config: VAEObjective, dtype: Dtype = jnp.float32) -> Learner:
     """The VAE's learner; batches have `image` (b, h, w, 3) in [-1, 1], nothing is frozen."""
     template = abstract(AutoencoderKL, config.model, dtype=dtype)
 
-    def init(key: Key[Array, ""]) -> Params:
-        return weights(AutoencoderKL(config.model, dtype=dtype, rngs=nnx.Rngs(key)))
-
     def loss(
-        params: Params, frozen: None, batch: dict[str, Array], key: Key[Array, ""]
+        params: Params, frozen: PyTree, batch: dict[str, Array], key: Key[Array, ""]
     ) -> tuple[Array, Metrics]:
         model, images = assemble(template, params), batch["image"]
         mean, logvar = model.encode(images)
@@ -61,7 +59,7 @@ def vae_learner(config: VAEObjective, dtype: Dtype = jnp.float32) -> Learner:
         )
         return total, parts
 
-    return Learner(init, loss)
+    return Learner(weights(template), functools.partial(initial_weights, template), loss)
 
 
 def reconstruct(model: AutoencoderKL, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

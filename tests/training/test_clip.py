@@ -1,0 +1,113 @@
+"""The contrastive loss against its closed forms, and the retrieval measures."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.training.config import CLIPObjective
+from jaxdiff.training.objectives.clip import (
+    clip_learner,
+    contrastive_loss,
+    retrieval,
+    same_caption,
+    without_doubles,
+)
+
+OBJECTIVE = CLIPObjective(
+    text=CLIPTextConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=6,
+        eos_token_id=19,
+    ),
+    vision=CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    ),
+    projection_dim=4,
+)
+LEARNER = clip_learner(OBJECTIVE)
+RNG = np.random.default_rng(0)
+BATCH = {
+    "image": jnp.asarray(RNG.uniform(-1, 1, (4, 8, 8, 3)), jnp.float32),
+    "ids": jnp.asarray(
+        [
+            [18, 1, 2, 19, 19, 19],
+            [18, 2, 1, 19, 19, 19],
+            [18, 3, 19, 19, 19, 19],
+            [18, 4, 5, 6, 7, 19],
+        ]
+    ),
+}
+
+
+def test_a_perfect_network_loses_nothing():
+    for loss in contrastive_loss(100 * jnp.eye(5)):
+        assert float(loss) < 1e-30
+
+
+def test_knowing_nothing_costs_log_b():
+    for loss in contrastive_loss(jnp.full((7, 7), 0.3)):
+        np.testing.assert_allclose(loss, math.log(7), rtol=1e-6)
+
+
+def test_the_two_directions_are_transposes():
+    logits = jnp.asarray(RNG.normal(size=(6, 6)), jnp.float32)
+    to_caption, to_picture = contrastive_loss(logits)
+    again_picture, again_caption = contrastive_loss(logits.T)
+    np.testing.assert_allclose([to_caption, to_picture], [again_caption, again_picture], rtol=1e-6)
+    expected = -np.mean([logits[i, i] - np.log(np.exp(logits[i]).sum()) for i in range(6)])
+    np.testing.assert_allclose(to_caption, expected, rtol=1e-5)
+
+
+def test_another_picture_of_the_same_caption_is_no_mistake():
+    ids = jnp.asarray([[1, 2], [1, 2], [1, 3]])
+    same = same_caption(ids)
+    np.testing.assert_array_equal(same, [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+    scores = without_doubles(jnp.zeros((3, 3)), same)
+    to_caption, _ = contrastive_loss(scores)
+    np.testing.assert_allclose(to_caption, (2 * math.log(2) + math.log(3)) / 3, rtol=1e-6)
+
+
+def test_retrieval_among_all_and_within_blocks():
+    # picture 1 prefers a caption of another block, picture 2 its neighbour's
+    scores = jnp.asarray([[9, 1, 0, 0], [1, 8, 9, 0], [0, 0, 1, 2], [0, 0, 1, 5]], jnp.float32)
+    found = retrieval(scores, 2)
+    assert float(found["retrieval"]) == 0.5
+    assert float(found["retrieval_hard"]) == 0.75
+    assert float(retrieval(scores, 1)["retrieval_hard"]) == 1
+
+
+def test_scale_begins_as_configured_and_ends_at_100():
+    params = {path: jnp.asarray(array) for path, array in LEARNER.init(0)}
+    np.testing.assert_allclose(jnp.exp(params["logit_scale"]), 1 / 0.07, rtol=1e-5)
+    limited = LEARNER.limit(params | {"logit_scale": jnp.float32(7)})
+    np.testing.assert_allclose(jnp.exp(limited["logit_scale"]), 100, rtol=1e-5)
+    assert LEARNER.limit(params)["logit_scale"] == params["logit_scale"]
+
+
+def test_every_weight_learns():
+    params = {path: jnp.asarray(array) for path, array in LEARNER.init(0)}
+    value_and_grad = jax.jit(jax.value_and_grad(LEARNER.loss, has_aux=True))
+    (value, parts), grads = value_and_grad(params, {}, BATCH, jax.random.key(1))
+    np.testing.assert_allclose(value, (parts["to_caption"] + parts["to_picture"]) / 2, rtol=1e-6)
+    # softmax does not see what all keys have in common
+    still = [name for name, g in grads.items() if jnp.max(jnp.abs(g)) < 1e-9]
+    assert all(name.endswith("k_proj.bias") for name in still)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1000.0])
+def test_impossible_scales_are_refused(scale):
+    with pytest.raises(ValueError, match=r"objective\.logit_scale"):
+        CLIPObjective(logit_scale=scale)

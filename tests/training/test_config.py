@@ -1,0 +1,91 @@
+"""Configs refuse what cannot be trained, and know what must not change on the way."""
+
+import dataclasses
+import json
+
+import pytest
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.models.clip_config import CLIPTextConfig
+from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.training.config import (
+    CLIPObjective,
+    DataConfig,
+    DiffusionObjective,
+    OptimiserConfig,
+    TrainConfig,
+    VAEObjective,
+    identity,
+)
+
+CONFIG = TrainConfig(objective=VAEObjective(), steps=10, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 0},
+        {"batch_size": -1},
+        {"log_every": 0},
+        {"checkpoint_every": 0},
+        {"sample_every": -1},
+        {"keep": 0},
+        {"seed": -1},
+        {"ema_decay": 1.1},
+        {"dtype": "float8"},
+        {"data": DataConfig(variations=3)},
+    ],
+    ids=str,
+)
+def test_impossible_trainings_are_refused(changes):
+    with pytest.raises(InputError, match="got"):
+        dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"beta1": 1.0},
+        {"beta2": -0.1},
+        {"epsilon": 0.0},
+        {"weight_decay": -1.0},
+        {"warmup_steps": -1},
+        {"decay": "exponential"},
+        {"decay_fraction": 1.5},
+        {"final_fraction": -0.5},
+        {"clip_norm": 0.0},
+    ],
+    ids=str,
+)
+def test_impossible_optimisers_are_refused(changes):
+    (name,) = changes
+    with pytest.raises(InputError, match=rf"optimiser\.{name}: got"):
+        OptimiserConfig(**changes)
+
+
+def test_identity_is_the_model_alone():
+    other = dataclasses.replace(
+        CONFIG,
+        objective=VAEObjective(kl_weight=1.0),
+        steps=99,
+        optimiser=OptimiserConfig(learning_rate=1.0),
+    )
+    assert identity(other) == identity(CONFIG)
+    wider = VAEObjective(model=AutoencoderKLConfig(block_out_channels=(96,)))
+    changed = identity(dataclasses.replace(CONFIG, objective=wider))
+    before = identity(CONFIG)
+    assert [n for n in before if before[n] != changed[n]] == ["objective.model.block_out_channels"]
+
+
+def test_identity_of_every_objective_is_json():
+    for objective in (
+        VAEObjective(),
+        CLIPObjective(text=CLIPTextConfig(vocab_size=300)),
+        DiffusionObjective(vae="a", text_encoder="b"),
+    ):
+        values = identity(dataclasses.replace(CONFIG, objective=objective))
+        assert values["objective"] == type(objective).__name__
+        assert json.loads(json.dumps(values)).keys() == values.keys()
+    assert "objective.prediction_type" in values

@@ -1,0 +1,111 @@
+"""The loop calls its hooks at the right steps and saves nothing that is not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.training.loop import Hooks, Intervals, NonFiniteError, StoppedError, train
+from jaxdiff.training.prefetch import Prefetch
+from jaxdiff.training.state import TrainState
+
+
+class Ones:
+    """An endless iterator of the number 1 that knows its position."""
+
+    def __init__(self):
+        self.made = 0
+
+    def __next__(self):
+        self.made += 1
+        return {"x": np.ones(2, np.float32)}
+
+    def get_state(self):
+        return self.made
+
+
+class Record:
+    """Hooks that note what they were called with."""
+
+    def __init__(self, stop_after: int = 10**9):
+        self.saved, self.logged, self.sampled, self.shown = [], {}, [], []
+        self.stop_after = stop_after
+        self.hooks = Hooks(
+            save=lambda step, state, position: self.saved.append((step, int(state.step), position)),
+            log=lambda step, values: self.logged.update({step: dict(values)}),
+            sample=self.sample,
+            progress=self.shown.append,
+            stop=lambda: len(self.shown) >= self.stop_after,
+        )
+
+    def sample(self, step, state):
+        self.sampled.append(step)
+        return {"measure": 0.5}
+
+
+def run(record: Record, *, steps=10, bad_at=None, start=0):
+    state = TrainState(jnp.int32(start), {"w": jnp.float32(0)}, {"w": jnp.float32(0)}, ())
+
+    def step(state, frozen, batch, base):
+        new = state._replace(step=state.step + 1)
+        loss = new.step.astype(jnp.float32)
+        return new, {"loss": jnp.where(new.step == bad_at, jnp.nan, loss) if bad_at else loss}
+
+    intervals = Intervals(steps=steps, log=4, checkpoint=3, sample=5)
+    with Prefetch(Ones(), lambda batch: batch) as ahead:
+        return train(
+            jax.jit(step),
+            state,
+            {},
+            ahead,
+            jax.random.key(0),
+            intervals=intervals,
+            images_per_step=2,
+            hooks=record.hooks,
+        )
+
+
+def test_hooks_are_called_at_their_steps():
+    record = Record()
+    final = run(record)
+    assert int(final.step) == 10
+    # step, the state's own count, the position of the data: all of the same moment
+    assert record.saved == [(n, n, n) for n in (3, 6, 9, 10)]
+    assert record.sampled == [5, 10]
+    assert record.shown == list(range(1, 11))
+    assert {n: v.get("loss") for n, v in record.logged.items()} == {
+        4: 2.5,
+        5: None,
+        8: 6.5,
+        10: 9.5,
+    }
+    assert record.logged[10]["measure"] == 0.5
+    assert record.logged[8]["images_per_s"] > 0
+
+
+def test_goes_on_where_the_state_is():
+    record = Record()
+    run(record, start=8)
+    assert record.shown == [9, 10]
+
+
+def test_nothing_is_left_to_do():
+    record = Record()
+    run(record, start=10)
+    assert not record.shown
+    assert not record.saved
+
+
+def test_stopping_saves_the_step_it_stopped_at():
+    record = Record(stop_after=7)
+    with pytest.raises(StoppedError, match="after step 7"):
+        run(record)
+    assert record.saved[-1] == (7, 7, 7)
+
+
+@pytest.mark.parametrize("bad_at", [2, 4, 5])
+def test_nothing_is_saved_from_a_step_that_is_not_finite_on(bad_at):
+    record = Record()
+    with pytest.raises(NonFiniteError, match=f"loss: got nan at step {bad_at}"):
+        run(record, bad_at=bad_at)
+    assert [step for step, *_ in record.saved] == [s for s in (3,) if s < bad_at]
