@@ -29,7 +29,7 @@ config = TrainConfig(
     ),
     data=DataConfig(variations=4),
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=200, decay_fraction=0.5),
-    steps=4_000,
+    steps=2_500,
     batch_size=128,
     ema_decay=0.999,
     log_every=50,
