@@ -3,14 +3,13 @@
 import dataclasses
 import pathlib
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
 
 from jaxdiff.cli import pictures
-from jaxdiff.cli.generate_terminal import Progress, print_report, warn_plainly
+from jaxdiff.cli.generate_terminal import Progress, print_report
 from jaxdiff.cli.jobs import Job, PromptLine, expand, read_lines
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import positive
@@ -59,7 +58,6 @@ def run(arguments: Sequence[str]) -> None:
     options = tyro.cli(Options, args=arguments, prog="jaxdiff generate")
     started = time.perf_counter()
     jobs = _jobs(options)
-    warnings.showwarning = warn_plainly
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
     pipe = jaxdiff.load(options.model, options.dtype)

@@ -1,4 +1,4 @@
-"""What `jaxdiff generate` shows: a progress bar, warnings in one line, the report at the end."""
+"""What `jaxdiff generate` shows: a progress bar and the report at the end."""
 
 import json
 import sys
@@ -52,11 +52,6 @@ class Progress:
             self._drawn += self._batch
             share = 0
         self._bar.update(self._task, completed=self._drawn + share, drawn=self._drawn)
-
-
-def warn_plainly(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning as one line on stderr, without the place in the code."""
-    print(f"warning: {message}", file=sys.stderr)
 
 
 def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:

@@ -1,9 +1,10 @@
 """`jaxdiff COMMAND ...`: find the command, run it, turn a user's mistake into one sentence."""
 
 import importlib
-import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
@@ -26,7 +27,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     Each command is a module of this folder with a function `run(arguments)`, imported only when
     it is asked for, so that `--help` does not wait for jax.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.showwarning = _warn
     try:
         importlib.import_module(f"jaxdiff.cli.{command}").run(arguments)
     except InputError as error:
@@ -36,6 +37,11 @@ def run(command: str, arguments: Sequence[str]) -> int:
         print(f"{command}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line on stderr, without the place in the code."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def main() -> None:

@@ -1,0 +1,75 @@
+"""`jaxdiff evaluate`: how well a model of scenes follows its prompts."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tyro
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import NDArray, UInt8
+from jaxdiff.core.validate import positive
+from jaxdiff.data.drawing import CANVAS
+from jaxdiff.data.scenes import Prompt
+from jaxdiff.evaluation.report import Report, alignment, renders, standard_prompts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Draw the standard prompts, none of which was trained on, and judge the pictures."""
+
+    model: str | None = None
+    """A diffusers folder; the embedded model when left out; "renders" for perfect drawings."""
+    guidance_scale: float | None = None
+    """Strength of the guidance; the model's default when left out."""
+    steps: int | None = None
+    """Denoising steps."""
+    sampler: str | None = None
+    """The rule of one step."""
+    timesteps: str | None = None
+    """Spacing of the steps."""
+    seed: int = 0
+    """Of the first picture."""
+    batch_size: int = 64
+    """Pictures drawn at once."""
+    every: int = 1
+    """Take only each n-th prompt: faster and less certain."""
+    output: pathlib.Path | None = None
+    """A file for the report as JSON."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse `arguments`, draw, judge, print the table. Raises InputError on bad input."""
+    options = tyro.cli(Options, args=arguments, prog="jaxdiff evaluate")
+    prompts = standard_prompts()[:: positive("every", options.every)]
+    if options.model == "renders":
+        report = alignment(renders(prompts), prompts, seed=options.seed)
+    else:
+        import jaxdiff  # only now: bad arguments and --help need not wait for jax
+
+        names = ("guidance_scale", "steps", "sampler", "timesteps")
+        choices = {name: getattr(options, name) for name in names}
+        pipe = jaxdiff.load(options.model)
+        report = measure(pipe, prompts, seed=options.seed, batch_size=options.batch_size, **choices)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report.to_mapping(), indent=2) + "\n")
+    print(report.table())
+
+
+def measure(
+    pipe: Any, prompts: Sequence[Prompt], *, seed: int = 0, batch_size: int = 64, **choices: Any
+) -> Report:
+    """The report on `pipe`, called with `choices` (guidance_scale, steps, ...)."""
+    size = pipe.defaults.height, pipe.defaults.width
+    if size != (CANVAS, CANVAS):
+        raise InputError(f"model: got pictures of {size}, expected {CANVAS} x {CANVAS} scenes")
+
+    def generate(texts: list[str], seeds: list[int]) -> UInt8[NDArray, "n h w 3"]:
+        call = {"seed": seeds, "batch_size": batch_size, "output": "numpy"}
+        return np.asarray(pipe(texts, **call, **choices).images)
+
+    return alignment(generate, prompts, seed=seed, batch_size=batch_size)
