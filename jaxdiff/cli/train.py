@@ -43,11 +43,20 @@ from jaxdiff.training.step import compile_step, make_step
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line says beside the config's fields."""
+    """What a command line asks for."""
 
-    workdir: pathlib.Path  # where checkpoints, log, samples and export go; the same again resumes
-    export_only: bool = False  # write the export of the newest checkpoint and stop
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    config: TrainConfig
+    workdir: pathlib.Path
+    export_only: bool
+
+
+Workdir = Annotated[
+    pathlib.Path,
+    tyro.conf.arg(help="where checkpoints, log, samples and export go; the same again resumes"),
+]
+ExportOnly = Annotated[bool, tyro.conf.arg(help="only write the export of the newest checkpoint")]
+# The fields of the config get no prefix of their own: --steps, --optimiser.learning-rate.
+Fields = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 
 def load_config(path: pathlib.Path) -> TrainConfig:
@@ -73,12 +82,18 @@ def parse(arguments: Sequence[str]) -> Options:
         print("usage: train.py CONFIG --workdir FOLDER [--any.field value ...]", file=sys.stderr)
         print("       train.py CONFIG --help lists every field", file=sys.stderr)
         raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
-    config = load_config(pathlib.Path(arguments[0]))
+    given = load_config(pathlib.Path(arguments[0]))
+
+    def options(
+        *, workdir: Workdir, export_only: ExportOnly = False, config: Fields = given
+    ) -> Options:
+        return Options(config=config, workdir=workdir, export_only=export_only)
+
     return tyro.cli(
-        Options,
+        options,
         prog=f"train.py {arguments[0]}",
+        description="Train, or go on where training stopped.",
         args=list(arguments[1:]),
-        default=Options(workdir=tyro.MISSING_NONPROP, config=config),
         config=(tyro.conf.AvoidSubcommands,),
     )
 

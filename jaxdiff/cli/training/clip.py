@@ -9,8 +9,13 @@ from typing import Any, cast
 import jax
 
 from jaxdiff.checkpoints.components import Component, write_component
-from jaxdiff.cli.training.experiment import Experiment, training_batches, validation_batch
-from jaxdiff.core.types import Array, Dtype, NDArray
+from jaxdiff.cli.training.experiment import (
+    Experiment,
+    spread,
+    training_batches,
+    validation_batch,
+)
+from jaxdiff.core.types import Array, Dtype
 from jaxdiff.data.scenes import SceneSource
 from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from jaxdiff.models.build import abstract, assemble
@@ -59,7 +64,7 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
     """No pictures: the measure is how often a validation picture finds its caption."""
     tokenizer = workdir_tokenizer(config, workdir)
     objective = with_tokens(cast(CLIPObjective, config.objective), tokenizer)
-    batch = validation_batch(config, tokenizer)
+    batch = spread(validation_batch(config, tokenizer))
     sizes = (objective.text, objective.vision, objective.projection_dim)
     template = abstract(CLIPModel, *sizes, dtype=dtype)
 
@@ -69,7 +74,7 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
         return retrieval(without_doubles(cosines, same_caption(ids)), config.data.variations)
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        found: Mapping[str, NDArray] = jax.device_get(measure(params, **_named(batch)))
+        found = jax.device_get(measure(params, batch["image"], batch["ids"]))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
     def export(params: Params, folder: pathlib.Path) -> None:
@@ -80,7 +85,3 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
 
     learner = clip_learner(objective, dtype)
     return Experiment(learner, {}, training_batches(config, tokenizer), sample, export)
-
-
-def _named(batch: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    return {"images": batch["image"], "ids": batch["ids"]}

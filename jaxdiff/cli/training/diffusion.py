@@ -16,10 +16,11 @@ from jaxdiff.cli.training.experiment import (
     Experiment,
     grid,
     save_grid,
+    spread,
     training_batches,
     validation_batch,
 )
-from jaxdiff.core.types import Array, Dtype, Float, Int
+from jaxdiff.core.types import Array, Dtype, Float, Int, NDArray
 from jaxdiff.data.scenes import sample_prompts
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.guidance.denoiser import guided, stack_streams
@@ -45,6 +46,12 @@ def shown_prompts() -> list[str]:
     return [prompt.text for prompts in kinds for prompt in prompts]
 
 
+def shown_noise(objective: DiffusionObjective) -> Float[NDArray, "b h w c"]:
+    """What the pictures of the grids start from: image i has seed i."""
+    side, channels = cast(int, objective.model.sample_size), objective.model.in_channels
+    return np.asarray(initial_noise(image_keys(range(SHOWN)), (side, side, channels)))
+
+
 def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
     """The scheduler_config.json that samples as the grids were sampled."""
     return objective.schedule.to_config() | {
@@ -59,19 +66,20 @@ def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
 
 def make_sampler(
     objective: DiffusionObjective, vae: AutoencoderKL, text: CLIPTextModel, dtype: Dtype
-) -> Callable[[Params, Frozen, Int[Array, "b n"]], Float[Array, "b h w c"]]:
-    """The function (UNet weights, frozen, ids) -> pictures in [-1, 1]; image i has seed i."""
+) -> Callable[[Params, Frozen, Array, Array], Array]:
+    """The function (UNet weights, frozen, ids, noise) -> pictures in [-1, 1]."""
     unet = abstract(UNet2DConditionModel, objective.model, dtype=dtype)
     kind = objective.prediction_type
     levels = make_grid(
         objective.schedule, SAMPLER, objective.sample_steps, kind=kind, spacing=SPACING
     )
-    side, channels = cast(int, objective.model.sample_size), objective.model.in_channels
 
     def network(params: Params, x: Array, t: Array, context: Array) -> Array:
         return assemble(unet, params)(x, t, context)
 
-    def draw(params: Params, frozen: Frozen, ids: Int[Array, "b n"]) -> Float[Array, "b h w c"]:
+    def draw(
+        params: Params, frozen: Frozen, ids: Int[Array, "b n"], noise: Float[Array, "b h w z"]
+    ) -> Float[Array, "b h2 w2 c"]:
         encode, decoder = assemble(text, frozen.text_encoder), assemble(vae, frozen.vae)
         null = jnp.broadcast_to(encode(frozen.null[None]), (len(ids), *encode_shape(ids, text)))
         denoise = guided(
@@ -82,8 +90,7 @@ def make_sampler(
             rule=ClassifierFree(),
             kind=kind,
         )
-        keys = image_keys(range(len(ids)))
-        noise = initial_noise(keys, (side, side, channels))
+        keys = image_keys(range(len(ids)))  # DDIM draws nothing
         z = run_sampler(denoise, noise, levels, keys, sampler=SAMPLERS[SAMPLER])
         return decoder.decode(decoder.unscale(z))
 
@@ -111,12 +118,12 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     learner = diffusion_learner(objective, vae, text, dtype)
     draw = jax.jit(make_sampler(objective, vae, text, dtype))
     measure = jax.jit(learner.loss)
-    ids = tokenize(tokenizer, shown_prompts())
-    batch = validation_batch(config, tokenizer)
+    shown = spread({"ids": tokenize(tokenizer, shown_prompts()), "noise": shown_noise(objective)})
+    batch = spread(validation_batch(config, tokenizer))
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
         save_grid(
-            workdir / "samples", step, grid(np.asarray(draw(params, frozen, ids)), SHOWN // 2)
+            workdir / "samples", step, grid(np.asarray(draw(params, frozen, **shown)), SHOWN // 2)
         )
         loss, _ = measure(params, frozen, batch, jax.random.key(0))
         return {"validation_loss": float(loss)}

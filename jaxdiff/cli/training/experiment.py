@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxdiff.core.types import Float, NDArray, PyTree
+from jaxdiff.core.types import Array, Float, NDArray, PyTree
 from jaxdiff.data.batches import batches
 from jaxdiff.data.scenes import SceneSource
+from jaxdiff.parallel.mesh import data_mesh, replicate, shard_batch
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.objectives import Learner, Params
 
@@ -46,6 +47,16 @@ def validation_batch(config: TrainConfig, tokenizer: Any = None) -> dict[str, ND
         seed=config.data.seed, split="validation", variations=config.data.variations
     )
     return next(batches(source, batch_size=VALIDATED, tokenizer=tokenizer))
+
+
+def spread(batch: Mapping[str, NDArray]) -> dict[str, Array]:
+    """`batch` shared out over all devices if they divide it, so that each computes its part only.
+
+    A batch that they do not divide goes whole to each of them.
+    """
+    mesh = data_mesh()
+    shared = all(len(array) % mesh.size == 0 for array in batch.values())
+    return shard_batch(batch, mesh) if shared else replicate(dict(batch), mesh)
 
 
 def grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
