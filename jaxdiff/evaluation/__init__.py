@@ -1,0 +1,1 @@
+"""Measuring generated pictures: what they show, against what the prompt asked for."""
