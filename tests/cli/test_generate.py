@@ -1,4 +1,4 @@
-"""The generate command on a tiny model: files, resuming, JSON, and one sentence for each mistake."""
+"""The generate command on a tiny model: files, resuming, JSON, a sentence for each mistake."""
 
 import json
 import os
