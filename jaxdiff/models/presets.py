@@ -145,7 +145,7 @@ VAES: dict[str, Preset] = {
     ),
 }
 
-_CLIP_L = {
+_CLIP_L: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "projection_dim": 768,

@@ -4,13 +4,17 @@ softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, equation 1), scores and softmax
 Arrays are (batch, tokens, heads, head width); with `causal`, query i sees the keys j <= i.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.core.validate import one_of
+from jaxdiff.nn.attention_blockwise import blockwise
+from jaxdiff.nn.attention_kernels import CUDNN_DTYPES, CUDNN_WIDTH, cudnn, tpu
 
 Q = Float[Array, "b n h d"]
 KV = Float[Array, "b m h d"]
@@ -18,29 +22,74 @@ KV = Float[Array, "b m h d"]
 
 def plain(q: Q, k: KV, v: KV, *, causal: bool) -> Q:
     """Attention as the equation says, holding the full (b, h, n, m) score matrix."""
-    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    # Heads first: XLA on the CPU multiplies strided heads several times slower.
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
     scores *= q.shape[-1] ** -0.5
     if causal:
-        seen = jnp.tri(q.shape[1], k.shape[1], dtype=bool)
+        seen = jnp.tri(q.shape[2], k.shape[2], dtype=bool)
         scores = jnp.where(seen[None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bhnm,bmhd->bnhd", weights, v, preferred_element_type=jnp.float32)
-    return out.astype(q.dtype)
+    out = jnp.einsum("bhnm,bhmd->bhnd", weights, v, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype).swapaxes(1, 2)
 
 
-BACKENDS: dict[str, Callable[..., Array]] = {"plain": plain}
+BACKENDS: dict[str, Callable[..., Array]] = {
+    "plain": plain,
+    "blockwise": blockwise,
+    "cudnn": cudnn,
+    "tpu": tpu,
+}
+
+# From how many scores a head "auto" leaves the full matrix. CPU: benchmarks/attention.py.
+# Elsewhere loops are slow, so only for memory's sake: 4096 x 4096 scores are 64 MiB a head.
+BLOCKWISE_FROM = {"cpu": 512 * 512, "cuda": 4096 * 4096, "tpu": 4096 * 4096}
+CUDNN_FROM = 128 * 128  # below, starting another kernel costs more than the scores
+TPU_FROM = 1024  # tokens on either side; below, the compiler estimates the kernel to be slower
 
 
-def choose(q: Q, k: KV) -> str:
-    """The back end that "auto" means for these sizes on this platform."""
-    return "plain"
+def choose(platform: str, q: Q | jax.ShapeDtypeStruct, k: KV | jax.ShapeDtypeStruct) -> str:
+    """The back end that "auto" means on `platform` ("cpu", "cuda" or "tpu") for these arrays."""
+    n, m, width = q.shape[1], k.shape[1], q.shape[3]
+    if platform == "tpu" and min(n, m) >= TPU_FROM:
+        return "tpu"
+    fits = q.dtype.name in CUDNN_DTYPES and width <= CUDNN_WIDTH
+    if platform == "cuda" and fits and n * m >= CUDNN_FROM:
+        return "cudnn"
+    return "blockwise" if n * m >= BLOCKWISE_FROM[platform] else "plain"
 
 
 def attention(q: Q, k: KV, v: KV, *, causal: bool = False, backend: str = "auto") -> Q:
     """Attention of queries over keys and values, in q's dtype.
 
-    `backend` is "auto" or a name in BACKENDS; InputError for any other.
+    `backend` is a name in BACKENDS or "auto", which chooses by size and by the platform that the
+    program is compiled for. InputError for any other name.
     """
     one_of("attention backend", backend, ["auto", *BACKENDS])
-    name = choose(q, k) if backend == "auto" else backend
-    return BACKENDS[name](q, k, v, causal=causal)
+    if backend != "auto":
+        return _run(q, k, v, causal=causal, choices=(("default", backend),))
+    # A program can be compiled for a TPU that is not here. cuDNN's functions must see their GPU.
+    platforms = ["cpu", "tpu", *(["cuda"] if _flash_gpu() else [])]
+    choices = tuple((platform, choose(platform, q, k)) for platform in platforms)
+    if len({name for _, name in choices}) == 1:
+        choices = (("default", choices[0][1]),)
+    return _run(q, k, v, causal=causal, choices=choices)
+
+
+# Compiled by itself so that the many layers of one shape are traced once.
+@functools.partial(jax.jit, static_argnames=("causal", "choices"))
+def _run(q: Q, k: KV, v: KV, *, causal: bool, choices: tuple[tuple[str, str], ...]) -> Q:
+    branches = {
+        platform: functools.partial(BACKENDS[name], causal=causal) for platform, name in choices
+    }
+    if len(branches) == 1:
+        return branches["default"](q, k, v)
+    return lax.platform_dependent(q, k, v, **branches, default=branches["cpu"])
+
+
+def _flash_gpu() -> bool:
+    """Whether this process's devices are NVIDIA GPUs of compute capability 8 (Ampere) or later."""
+    device = jax.devices()[0]
+    if not device.device_kind.startswith(("NVIDIA", "Tesla")):
+        return False
+    return int(str(device.compute_capability).split(".")[0]) >= 8

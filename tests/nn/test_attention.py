@@ -1,0 +1,176 @@
+"""Every attention back end against the equation, forwards and backwards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.nn.attention import attention, choose, plain
+from jaxdiff.nn.attention_blockwise import blockwise
+from jaxdiff.nn.attention_kernels import tpu
+
+
+def by_hand(q, k, v, causal):
+    """The equation in float64, one query at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros(q.shape)
+    for b, i, h in np.ndindex(q.shape[:3]):
+        seen = min(i + 1, k.shape[1]) if causal else k.shape[1]
+        scores = k[b, :seen, h] @ q[b, i, h] / np.sqrt(q.shape[-1])
+        p = np.exp(scores - scores.max())
+        out[b, i, h] = p @ v[b, :seen, h] / p.sum()
+    return out
+
+
+def arrays(n, m, d=8, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((2, n, 3, d), (2, m, 3, d), (2, m, 3, d))
+    return [2 * jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(7, 7), (5, 9), (9, 5), (1, 4)])
+def test_plain(n, m, causal):
+    q, k, v = arrays(n, m)
+    np.testing.assert_allclose(
+        plain(q, k, v, causal=causal), by_hand(q, k, v, causal), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(16, 16), (10, 23), (23, 10), (3, 40), (1, 1)])
+def test_blockwise(n, m, causal):
+    q, k, v = arrays(n, m)
+    got = blockwise(q, k, v, causal=causal, block_q=4, block_k=8)
+    np.testing.assert_allclose(got, by_hand(q, k, v, causal), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(16, 16), (10, 23), (23, 10)])
+def test_blockwise_gradients(n, m, causal):
+    q, k, v = arrays(n, m)
+    direction = jax.random.normal(jax.random.key(1), q.shape)
+
+    def loss(f, **options):
+        return lambda *qkv: (f(*qkv, causal=causal, **options) * direction).sum()
+
+    got = jax.grad(loss(blockwise, block_q=4, block_k=8), argnums=(0, 1, 2))(q, k, v)
+    expected = jax.grad(loss(plain), argnums=(0, 1, 2))(q, k, v)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_blockwise_holds_no_score_matrix():
+    """Neither pass has a temporary as large as the scores (here 32 MiB a head)."""
+    x = jax.ShapeDtypeStruct((1, 2048, 2, 16), jnp.float32)
+
+    def loss(q, k, v):
+        return blockwise(q, k, v, causal=False).sum()
+
+    memory = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2048 * 2048 * 2 * 4 / 3
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("backend", ["plain", "blockwise"])
+def test_half_precision_stays_in_its_dtype(backend, dtype):
+    q, k, v = arrays(12, 20, dtype=dtype)
+    got = attention(q, k, v, backend=backend)
+    assert got.dtype == dtype
+    error = np.abs(np.asarray(got, np.float32) - by_hand(q, k, v, False)).max()
+    assert error < 4 * float(jnp.finfo(dtype).eps)
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v = (100 * x for x in arrays(6, 6))
+    for backend in ("plain", "blockwise"):
+        assert np.isfinite(attention(q, k, v, backend=backend)).all()
+
+
+def test_unknown_backend():
+    with pytest.raises(InputError, match="attention backend: got 'flush'"):
+        attention(*arrays(2, 2), backend="flush")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("n", "m", "d"), [(130, 130, 8), (256, 77, 40)])
+def test_tpu_kernel_interpreted(n, m, d, causal):
+    """The kernel's own program, step by step on this machine, with lengths that need padding."""
+    q, k, v = arrays(n, m, d)
+    direction = jax.random.normal(jax.random.key(1), q.shape)
+
+    def both(f, **options):
+        def loss(q, k, v):
+            out = f(q, k, v, causal=causal, **options)
+            return (out * direction).sum(), out
+
+        grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+        return jax.tree.leaves(grad(q, k, v))
+
+    for a, b in zip(both(tpu, interpret=True), both(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("n", "m", "d"), [(256, 256, 64), (100, 77, 40)])
+def test_cudnn(n, m, d, causal):
+    q, k, v = arrays(n, m, d, jnp.bfloat16)
+    got = np.asarray(attention(q, k, v, causal=causal, backend="cudnn"), np.float32)
+    assert np.abs(got - by_hand(q, k, v, causal)).max() < 4 * float(jnp.finfo(jnp.bfloat16).eps)
+
+
+def test_cudnn_refuses_what_it_cannot_do():
+    with pytest.raises(InputError, match="dtype for cudnn attention: got 'float32'"):
+        attention(*arrays(4, 4), backend="cudnn")
+    with pytest.raises(InputError, match="head width for cudnn attention: got 160"):
+        attention(*arrays(4, 4, 160, jnp.bfloat16), backend="cudnn")
+
+
+@pytest.mark.parametrize(
+    ("platform", "n", "m", "d", "dtype", "expected"),
+    [
+        ("cpu", 64, 64, 40, jnp.float32, "plain"),
+        ("cpu", 1024, 77, 40, jnp.float32, "plain"),
+        ("cpu", 1024, 1024, 40, jnp.float32, "blockwise"),
+        ("cuda", 4096, 4096, 40, jnp.bfloat16, "cudnn"),
+        ("cuda", 64, 64, 160, jnp.bfloat16, "plain"),
+        ("cuda", 16384, 16384, 512, jnp.bfloat16, "blockwise"),
+        ("cuda", 1024, 1024, 40, jnp.float32, "plain"),
+        ("tpu", 4096, 4096, 40, jnp.bfloat16, "tpu"),
+        ("tpu", 4096, 77, 40, jnp.bfloat16, "plain"),
+    ],
+)
+def test_choice(platform, n, m, d, dtype, expected):
+    q = jax.ShapeDtypeStruct((2, n, 8, d), dtype)
+    k = jax.ShapeDtypeStruct((2, m, 8, d), dtype)
+    assert choose(platform, q, k) == expected
+
+
+def test_auto_follows_the_platform_of_the_program():
+    """Sizes for which platforms differ: the one program here is the CPU's, with its gradient."""
+    q, k, v = arrays(1024, 1024)
+
+    def loss(backend):
+        return lambda q, k, v: jnp.square(attention(q, k, v, backend=backend)).sum()
+
+    auto, blocks = (
+        jax.jit(jax.grad(loss(b), argnums=(0, 1, 2)))(q, k, v) for b in ("auto", "blockwise")
+    )
+    for a, b in zip(auto, blocks, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_auto_compiles_to_the_kernel_for_a_tpu_that_is_not_here(monkeypatch):
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    topology = topologies.get_topology_desc("v5e:2x2", platform="tpu")
+    here = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    x = jax.ShapeDtypeStruct((2, 4096, 8, 40), jnp.bfloat16, sharding=here)
+    compiled = jax.jit(attention).lower(x, x, x).compile()
+    assert "splash" in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 4096
