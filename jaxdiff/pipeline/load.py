@@ -5,6 +5,7 @@ import pathlib
 import jax
 
 from jaxdiff.checkpoints.pipelines import read_pipeline
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
 from jaxdiff.parallel.mesh import data_mesh, replicated
 from jaxdiff.pipeline import cache
@@ -29,6 +30,9 @@ def load(
     name = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
     cache.enable()
     folder = EMBEDDED if path is None else pathlib.Path(path)
+    if not folder.is_dir():
+        missing = "this installation has no embedded model" if path is None else "no such folder"
+        raise InputError(f"model: got {path} ({missing}), expected a diffusers folder")
     parts = read_pipeline(
         folder, dtype_of(name), variant=variant, sharding=replicated(data_mesh(devices))
     )
