@@ -1,29 +1,10 @@
 """The configs of CLIP's two encoders: transformers' fields that say what the network is."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
-from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of, positive
 from jaxdiff.nn.activations import ACTIVATIONS
-
-# Entries of a transformers config.json that do not describe the network.
-BOOKKEEPING = frozenset(
-    {
-        "architectures",
-        "attention_dropout",
-        "dropout",
-        "dtype",
-        "gradient_checkpointing",
-        "initializer_factor",
-        "initializer_range",
-        "model_type",
-        "torch_dtype",
-        "transformers_version",
-    }
-)
 
 
 def _check_sizes(config: "CLIPTextConfig | CLIPVisionConfig") -> None:
@@ -84,17 +65,3 @@ class CLIPVisionConfig:
             raise InputError(
                 f"image_size: got {self.image_size}, expected at least patch_size {self.patch_size}"
             )
-
-
-def text_config(mapping: Mapping[str, Any], *, source: str) -> CLIPTextConfig:
-    """The config in a transformers config.json `mapping` read from `source`."""
-    return from_mapping(CLIPTextConfig, _network_fields(mapping), source=source)
-
-
-def vision_config(mapping: Mapping[str, Any], *, source: str) -> CLIPVisionConfig:
-    """The config in a transformers config.json `mapping` read from `source`."""
-    return from_mapping(CLIPVisionConfig, _network_fields(mapping), source=source)
-
-
-def _network_fields(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in mapping.items() if name not in BOOKKEEPING}

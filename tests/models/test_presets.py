@@ -5,12 +5,13 @@ import pathlib
 
 import pytest
 
+from jaxdiff.checkpoints.configs import from_transformers
 from jaxdiff.checkpoints.rules import to_key, to_path, torch_shape
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import count, flatten
 from jaxdiff.models.build import weights
-from jaxdiff.models.clip_config import text_config
+from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.presets import KINDS, preset
 
 INVENTORIES = pathlib.Path(__file__).parent / "inventories"
@@ -38,7 +39,7 @@ def test_names_shapes_and_count(kind, name):
 def test_config_is_the_published_one(kind, name):
     published, known = inventory(kind, name), preset(kind, name)
     if kind == "text":
-        config = text_config(published["config"], source=name)
+        config = from_transformers(CLIPTextConfig, published["config"], source=name)
         assert known.options["with_projection"] == published["class"].endswith("Projection")
     else:
         config = from_mapping(type(known.config), published["config"], source=name)

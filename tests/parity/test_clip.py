@@ -10,7 +10,7 @@ from copier import agree, copy, image, nchw, randomise
 
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
-from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig, text_config
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 
 SIZES = {"vocab_size": 99, "hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3}
 TEXT = {
@@ -42,7 +42,7 @@ def test_text(name, projection):
     ours = copy(
         theirs,
         CLIPTextModel,
-        text_config(fields, source=name),
+        from_mapping(CLIPTextConfig, fields, source=name),
         projection,
         prefix="" if projection else "text_model.",
     )

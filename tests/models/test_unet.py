@@ -1,0 +1,161 @@
+"""The UNet's boundary: what its config and its inputs may be, and the dtypes inside."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.models.build import abstract, initial_weights, initialise
+from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+
+SMALL = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "norm_num_groups": 4,
+    "cross_attention_dim": 6,
+    "attention_head_dim": 2,
+    "layers_per_block": 1,
+}
+ADDED = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 7 + 6 * 4,
+}
+PLAIN = {
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "mid_block_type": None,
+    "cross_attention_dim": None,
+}
+
+
+def shapes(**changes):
+    made = {
+        "sample": jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32),
+        "timesteps": jax.ShapeDtypeStruct((2,), jnp.float32),
+        "context": jax.ShapeDtypeStruct((2, 5, 6), jnp.float32),
+    }
+    return {name: x for name, x in (made | changes).items() if x is not None}
+
+
+def traced(inputs, options=None, **fields):
+    unet = initialise(
+        UNet2DConditionModel, UNet2DConditionConfig(**SMALL | fields), seed=0, **options or {}
+    )
+    return jax.make_jaxpr(lambda inputs: unet(**inputs), return_shape=True)(inputs)
+
+
+def test_new_network_starts_at_zero():
+    """Its last convolution and the ends of its residual branches do."""
+    template = abstract(UNet2DConditionModel, UNet2DConditionConfig(**SMALL))
+    first = dict(initial_weights(template, seed=0))
+    zero = {path for path, array in first.items() if path.endswith("kernel") and not array.any()}
+    ends = (".conv2.kernel", ".proj_out.kernel")
+    assert zero == {"conv_out.kernel", *(path for path in first if path.endswith(ends))}
+
+
+def dots(jaxpr):
+    """Input dtypes of all matrix products and convolutions, those in inner programs included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield tuple(str(v.aval.dtype) for v in equation.invars)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(inner):
+                yield from dots(getattr(inner, "jaxpr", inner))
+
+
+def is_jaxpr(x):
+    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_computes_in_its_dtype_and_returns_the_samples(dtype):
+    jaxpr, out = traced(shapes(), {"dtype": jnp.dtype(dtype)})
+    assert (out.shape, out.dtype) == ((2, 8, 8, 4), jnp.float32)
+    found = list(dots(jaxpr.jaxpr))
+    assert len(found) > 40
+    assert set(found) == {(dtype, dtype)}
+
+
+def test_same_picture_alone_or_in_a_batch():
+    unet = initialise(UNet2DConditionModel, UNet2DConditionConfig(**SMALL), seed=0)
+    unet.conv_out.kernel[...] = jnp.ones_like(unet.conv_out.kernel[...])
+    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 4))
+    t, c = jnp.array([1.0, 500.0, 999.0]), jax.random.normal(jax.random.key(1), (3, 5, 6))
+    call = jax.jit(lambda x, t, c: unet(x, t, c))
+    together = call(x, t, c)
+    for i in range(3):
+        alone = call(x[i : i + 1], t[i : i + 1], c[i : i + 1])
+        np.testing.assert_allclose(together[i], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes", "message"),
+    [
+        ({}, {"context": None}, "context: got none, expected an array"),
+        (
+            {},
+            {"context": jax.ShapeDtypeStruct((2, 5, 7), jnp.float32)},
+            r"context: got shape \(2, 5, 7\), expected \(2, any, 6\)",
+        ),
+        (
+            {},
+            {"sample": jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)},
+            r"sample: got shape \(2, 8, 8, 3\), expected \(any, any, any, 4\)",
+        ),
+        ({}, {"time_ids": jax.ShapeDtypeStruct((2, 6), jnp.float32)}, "time_ids: got an array"),
+        (PLAIN, {}, "context: got an array, expected none for this model"),
+        (ADDED, {}, "text_embeds: got none, expected an array"),
+        (
+            ADDED,
+            {
+                "text_embeds": jax.ShapeDtypeStruct((2, 7), jnp.float32),
+                "time_ids": jax.ShapeDtypeStruct((2, 5), jnp.float32),
+            },
+            "text_embeds and embedded time_ids: got width 27, expected 31",
+        ),
+    ],
+)
+def test_inputs_must_be_those_of_the_config(fields, changes, message):
+    with pytest.raises(InputError, match=message):
+        traced(shapes(**changes), **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"class_embed_type": "timestep"}, "class_embed_type: got 'timestep'"),
+        ({"num_class_embeds": 1000}, "num_class_embeds: got 1000"),
+        ({"addition_embed_type": "image"}, "addition_embed_type: got 'image'"),
+        ({"time_cond_proj_dim": 256}, "time_cond_proj_dim: got 256"),
+        ({"encoder_hid_dim": 9}, "encoder_hid_dim: got 9"),
+        ({"dual_cross_attention": True}, "dual_cross_attention: got True"),
+        ({"only_cross_attention": True}, "only_cross_attention: got True"),
+        ({"num_attention_heads": 4}, "num_attention_heads: got 4"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type: got 'fourier'"),
+        ({"dropout": 0.1}, "dropout: got 0.1"),
+        ({"act_fn": "selu"}, "act_fn: got 'selu'"),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type: got"),
+        ({"down_block_types": ("DownBlock2D", "KDownBlock2D")}, "down_block_types: got 'KDown"),
+        ({"up_block_types": ("UpBlock2D",)}, "up_block_types: got 1 entries, expected 2"),
+        ({"layers_per_block": (1, 2, 3)}, "layers_per_block: got 3 entries, expected 2"),
+        ({"transformer_layers_per_block": ((1,), 2)}, "reverse_transformer_layers_per_block"),
+        ({"cross_attention_dim": None}, "cross_attention_dim: got None|cross_attention_dim: got n"),
+        ({"addition_embed_type": "text_time"}, "addition_time_embed_dim: got null"),
+    ],
+)
+def test_config_refuses_what_is_not_there(fields, message):
+    with pytest.raises(InputError, match=message):
+        UNet2DConditionConfig(**SMALL | fields)
+
+
+def test_sizes_that_do_not_divide():
+    for fields, message in (
+        ({"norm_num_groups": 3}, "norm_num_groups: got 3"),
+        ({"attention_head_dim": 3}, "attention heads: got 3, expected a divisor of width 8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            abstract(UNet2DConditionModel, UNet2DConditionConfig(**SMALL | fields))

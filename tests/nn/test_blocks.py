@@ -1,0 +1,111 @@
+"""Embeddings, activations, ResNet and transformer blocks: formulas and identities."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.nn.activations import activation
+from jaxdiff.nn.embeddings import sinusoidal
+from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample, nearest
+from jaxdiff.nn.transformer import Attention, SpatialTransformer
+
+ACTIVATIONS = {
+    "silu": lambda x: x / (1 + math.exp(-x)),
+    "swish": lambda x: x / (1 + math.exp(-x)),
+    "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+    "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
+    "relu": lambda x: max(x, 0),
+    "mish": lambda x: x * math.tanh(math.log1p(math.exp(x))),
+}
+
+
+def layers():
+    return Layers(rngs=nnx.Rngs(0))
+
+
+def image(*shape):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name):
+    x = np.linspace(-6, 6, 25)
+    expected = [ACTIVATIONS[name](v) for v in x]
+    np.testing.assert_allclose(activation(name)(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_unknown_activation():
+    with pytest.raises(InputError, match="activation: got 'sillu'"):
+        activation("sillu")
+
+
+@pytest.mark.parametrize("cos_first", [True, False])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_sinusoidal(cos_first, shift):
+    t = np.array([0.0, 0.5, 999.0])
+    angles = t[:, None] * 10000.0 ** (-np.arange(4) / (4 - shift))
+    halves = [np.cos(angles), np.sin(angles)]
+    expected = np.concatenate(halves if cos_first else halves[::-1], axis=1)
+    got = sinusoidal(jnp.asarray(t, jnp.float32), 8, cos_first=cos_first, freq_shift=shift)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_sinusoidal_of_odd_width_ends_in_zero():
+    got = sinusoidal(jnp.array([3, 4]), 7)
+    assert got.shape == (2, 7)
+    assert (got[:, -1] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(6, 10), (5, 9), (7, 11), (3, 5), (4, 4)])
+def test_nearest(size):
+    x = image(1, 3, 5, 2)
+    rows = [i * 3 // size[0] for i in range(size[0])]
+    columns = [j * 5 // size[1] for j in range(size[1])]
+    np.testing.assert_array_equal(nearest(x, size), np.asarray(x)[:, rows][:, :, columns])
+
+
+def test_change_of_resolution():
+    x = image(1, 6, 7, 4)
+    assert Upsample(4, layers=layers())(x).shape == (1, 12, 14, 4)
+    assert Upsample(4, layers=layers())(x, (11, 13)).shape == (1, 11, 13, 4)
+    assert Downsample(4, layers=layers(), padding=1)(x).shape == (1, 3, 4, 4)
+    assert Downsample(4, layers=layers(), padding=0)(x).shape == (1, 3, 3, 4)
+
+
+def test_residual_blocks_can_start_as_the_identity():
+    x = image(2, 4, 4, 8)
+    options = {"layers": layers(), "groups": 2, "eps": 1e-5, "act": "silu", "time_width": 6}
+    block = ResnetBlock(8, 8, zero_init=True, **options)
+    np.testing.assert_array_equal(jax.jit(lambda x, t: block(x, t))(x, image(2, 6)), x)
+    transformer = SpatialTransformer(
+        8, layers=layers(), heads=2, context_width=5, depth=2, groups=2, linear=True
+    )
+    np.testing.assert_array_equal(jax.jit(lambda x, c: transformer(x, c))(x, image(2, 3, 5)), x)
+
+
+def test_output_scale_divides_the_sum():
+    x = image(1, 4, 4, 8)
+    block = ResnetBlock(
+        8, 8, layers=layers(), groups=2, eps=1e-5, act="silu", output_scale=4.0, zero_init=True
+    )
+    np.testing.assert_allclose(block(x), x / 4, rtol=1e-6)
+
+
+def test_attention_over_equal_tokens_is_their_value():
+    """With one and the same context token m times, the weights do not matter."""
+    attention = Attention(6, layers=layers(), heads=3, context_width=4)
+    token = image(1, 1, 4)
+    expected = attention.to_out[0](attention.to_v(token))
+    got = attention(image(1, 5, 6), jnp.repeat(token, 7, axis=1))
+    np.testing.assert_allclose(got, jnp.repeat(expected, 5, axis=1), rtol=1e-4, atol=1e-6)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(InputError, match="attention heads: got 5, expected a divisor of width 8"):
+        Attention(8, layers=layers(), heads=5)
