@@ -112,7 +112,8 @@ def train(
 ) -> TrainState:
     """Train from `state` to the last step and return the final state, saved.
 
-    Raises NonFiniteError before anything non-finite is saved, and StoppedError after saving.
+    Raises NonFiniteError before anything is saved or sampled from a step whose metrics are not
+    all finite, and StoppedError after saving.
     """
     done = int(state.step)
     window = _Window(images_per_step)
@@ -128,6 +129,7 @@ def train(
         if last or done % intervals.log == 0:
             values |= window.close(done)
         if intervals.sample and (last or done % intervals.sample == 0):
+            window.check(done)
             with window.stopped_clock():
                 values |= hooks.sample(done, state)
         if values:

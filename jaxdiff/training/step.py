@@ -44,6 +44,8 @@ def make_step(
         metrics = parts | {
             "loss": value,
             "grad_norm": optax.tree.norm(grads),
+            # Not finite as soon as one parameter is not, a step before the loss shows it.
+            "param_norm": optax.tree.norm(params),
             "learning_rate": schedule(state.step),
         }
         return TrainState(state.step + 1, params, averaged, opt_state), metrics

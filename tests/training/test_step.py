@@ -62,7 +62,7 @@ def test_each_step_draws_with_its_own_key():
 def test_metrics_and_average():
     state = fresh_state()
     after, metrics = STEP(state, FROZEN, BATCH, BASE)
-    assert set(metrics) == {"loss", "mse", "grad_norm", "learning_rate"}
+    assert set(metrics) == {"loss", "mse", "grad_norm", "param_norm", "learning_rate"}
     assert int(after.step) == 1
     assert float(metrics["learning_rate"]) == np.float32(0.1)
     # the first decay is 1 / 10

@@ -1,0 +1,140 @@
+"""A training that is killed and started again ends as if it had never stopped, bit for bit."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxdiff.training.log import read_lines
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 30
+CONFIG = f"""
+from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.training.config import TrainConfig, VAEObjective
+model = AutoencoderKLConfig(block_out_channels=(2,), norm_num_groups=1, latent_channels=2,
+    mid_block_add_attention=False)
+config = TrainConfig(objective=VAEObjective(model=model), steps={STEPS}, batch_size=2,
+    log_every=1, checkpoint_every=4, sample_every=0)
+"""
+SPEED = {"step_ms", "images_per_s"}
+
+
+class Run:
+    """The train command in a process of its own, on one CPU device."""
+
+    def __init__(self, folder: pathlib.Path, name: str):
+        self.workdir = folder / name
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        }
+        command = ["train.py", str(folder / "tiny.py"), "--workdir", str(self.workdir)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", *command],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def steps(self) -> int:
+        """How many steps the log has."""
+        log = self.workdir / "log.jsonl"
+        return log.read_text().count("\n") if log.exists() else 0
+
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written, by the temporary folder that it begins as."""
+        return any(self.workdir.glob("checkpoints/*tmp*"))
+
+    def until(self, condition) -> None:
+        """Wait for `condition`; the training must not end before it."""
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            time.sleep(0.001)
+
+    def end(self, signal_number: int | None = None) -> tuple[int, str]:
+        """Send the signal and wait; the exit code and what was said."""
+        if signal_number is not None:
+            self.process.send_signal(signal_number)
+        _, said = self.process.communicate(timeout=300)
+        return self.process.returncode, said
+
+
+def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of the last checkpoint: parameters, averages, optimiser, step."""
+    folder = workdir.resolve() / "checkpoints" / str(STEPS) / "state"
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as reader:
+        shapes = reader.metadata(folder).item_metadata.tree
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+        )
+        tree = reader.restore(folder, template)
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    assert Run(tmp_path, "whole").end()[0] == 0
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+
+    # Killed while the first checkpoint is being written: nothing to go on from.
+    run = Run(tmp_path, "cut")
+    run.until(run.saving)
+    assert run.end(signal.SIGKILL)[0] == -signal.SIGKILL
+
+    # Killed while a later one is, with complete ones beside it.
+    run = Run(tmp_path, "cut")
+    run.until(lambda: run.steps() >= 6)
+    run.until(run.saving)
+    run.end(signal.SIGKILL)
+    reached = run.steps()
+
+    # Killed at a random moment.
+    run = Run(tmp_path, "cut")
+    wait = chance.randrange(reached + 1, 22)
+    run.until(lambda: run.steps() >= wait)
+    time.sleep(chance.random() * 0.05)
+    run.end(signal.SIGKILL)
+
+    # Asked to stop: saves first, at a step that is no multiple of anything.
+    run = Run(tmp_path, "cut")
+    run.until(lambda: run.steps() >= 23)
+    code, said = run.end(signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM, said
+    assert "the same command goes on from there" in said
+
+    code, said = Run(tmp_path, "cut").end()
+    assert code == 0, said
+    assert "going on after step" in said
+
+    whole, cut = arrays(tmp_path / "whole"), arrays(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert len({name.split("'")[1] for name in whole}) == 4, "step, params, ema, opt_state"
+    different = [name for name in whole if whole[name].tobytes() != cut[name].tobytes()]
+    assert not different, f"seed {seed}"
+
+    logs = [read_lines(tmp_path / name / "log.jsonl") for name in ("whole", "cut")]
+    assert [line["step"] for line in logs[1]] == list(range(1, STEPS + 1))
+    for first, second in zip(*logs, strict=True):
+        assert {k: first[k] for k in first.keys() - SPEED} == {
+            k: second[k] for k in second.keys() - SPEED
+        }
+    weights = "export/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "whole" / weights).read_bytes() == (tmp_path / "cut" / weights).read_bytes()

@@ -1,0 +1,209 @@
+"""The train command on tiny models: from nothing to a folder that draws, and its errors."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.pipelines import read_pipeline
+from jaxdiff.cli import main
+from jaxdiff.cli.train import load_config, parse, run
+from jaxdiff.cli.training import clip, experiment, vae
+from jaxdiff.core.errors import InputError
+from jaxdiff.training.log import read_lines
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+VAE = """
+from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.training.config import TrainConfig, VAEObjective
+model = AutoencoderKLConfig(
+    down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+    block_out_channels=(2, 2, 4), norm_num_groups=2, latent_channels=2, sample_size=64,
+    mid_block_add_attention=False,
+)
+config = TrainConfig(objective=VAEObjective(model=model), steps=3, batch_size=8,
+    log_every=2, checkpoint_every=2, sample_every=2)
+"""
+CLIP = """
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.training.config import CLIPObjective, DataConfig, TrainConfig
+sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+text = CLIPTextConfig(vocab_size=600, max_position_embeddings=32, **sizes)
+vision = CLIPVisionConfig(image_size=64, patch_size=32, **sizes)
+config = TrainConfig(objective=CLIPObjective(text=text, vision=vision, projection_dim=4),
+    data=DataConfig(variations=4), steps=1, batch_size=8)
+"""
+UNET = """
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.training.config import DiffusionObjective, TrainConfig
+model = UNet2DConditionConfig(
+    sample_size=16, in_channels=2, out_channels=2, block_out_channels=(4,), layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+    norm_num_groups=2, cross_attention_dim=8, attention_head_dim=1,
+)
+objective = DiffusionObjective(
+    model=model, vae="FOLDER/vae/export", text_encoder="FOLDER/clip/export", sample_steps=2)
+config = TrainConfig(objective=objective, steps=1, batch_size=8, sample_every=1)
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few():
+    """Measures on few pictures, a tokenizer from few captions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "VALIDATED", 16)
+        patch.setattr(vae, "MEASURED", 64)
+        patch.setattr(clip, "READ", 300)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, few):
+    """A folder with the config and the finished workdir of a VAE."""
+    folder = tmp_path_factory.mktemp("trained")
+    with jax.numpy_dtype_promotion("standard"):
+        run([config_file(folder), "--workdir", str(folder / "vae")])
+    return folder
+
+
+@pytest.fixture
+def again(trained, tmp_path):
+    """The command that trained the VAE, on a copy of its workdir."""
+    shutil.copytree(trained / "vae", tmp_path / "vae")
+    return [str(trained / "tiny.py"), "--workdir", str(tmp_path / "vae")]
+
+
+def config_file(folder, text=VAE, name="tiny.py"):
+    """Write a config and return its path."""
+    path = folder / name
+    path.write_text(text.replace("FOLDER", str(folder)))
+    return str(path)
+
+
+def size_of(path):
+    """Width and height of a picture."""
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_log_and_samples(trained):
+    log = read_lines(trained / "vae/log.jsonl")
+    assert [line["step"] for line in log] == [2, 3]
+    wanted = {"loss", "grad_norm", "learning_rate", "step_ms", "images_per_s", "validation_psnr"}
+    assert wanted <= set(log[0])
+    assert size_of(trained / "vae/samples/step_000002.png") == (16 * 64, 2 * 64)
+
+
+@pytest.mark.slow
+def test_three_trainings_make_a_pipeline(trained, capsys):
+    for name, text in (("clip", CLIP), ("unet", UNET)):
+        run([config_file(trained, text, f"{name}.py"), "--workdir", str(trained / name)])
+    assert "exported to" in capsys.readouterr().err
+
+    (line,) = read_lines(trained / "clip/log.jsonl")
+    assert {"validation_retrieval", "validation_retrieval_hard"} <= set(line)
+    (line,) = read_lines(trained / "unet/log.jsonl")
+    assert np.isfinite(line["validation_loss"])
+    assert size_of(trained / "unet/samples/step_000001.png") == (8 * 64, 2 * 64)
+
+    parts = read_pipeline(trained / "unet/export")
+    assert set(parts.components) == {"unet", "vae", "text_encoder"}
+    assert parts.scheduler["prediction_type"] == "v_prediction"
+    text = parts.components["text_encoder"].module.config
+    assert text.eos_token_id == text.vocab_size - 1
+
+
+def test_latents_of_the_exported_vae_have_unit_variance(trained):
+    module = read_component(trained / "vae/export").module
+    config = load_config(trained / "tiny.py")
+    images = jnp.asarray(experiment.validation_batch(config)["image"])
+    mean, logvar = jax.jit(lambda images: module.encode(images))(images)
+    variance = np.var(np.asarray(mean)) + np.exp(np.asarray(logvar)).mean()
+    np.testing.assert_allclose(variance * module.config.scaling_factor**2, 1, rtol=0.1)
+
+
+def test_export_only_writes_the_newest_checkpoint(trained, again, tmp_path):
+    shutil.rmtree(tmp_path / "vae/export")
+    run([*again, "--export-only", "--steps", "99"])
+    weights = "vae/export/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (trained / weights).read_bytes()
+    kept = (tmp_path / "vae/config.json").read_text()
+    assert kept == (trained / "vae/config.json").read_text()
+
+
+def test_nothing_to_export_is_refused(tmp_path):
+    with pytest.raises(InputError, match="without a checkpoint, expected one to export"):
+        run([config_file(tmp_path), "--workdir", str(tmp_path / "w"), "--export-only"])
+
+
+def test_another_model_in_the_same_workdir_is_refused(again):
+    with pytest.raises(InputError, match=r"latent_channels: got 3, expected 2 as trained so far"):
+        run([*again, "--objective.model.latent-channels", "3"])
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(again, tmp_path, capsys):
+    wild = ["--optimiser.learning-rate", "1e38", "--optimiser.warmup-steps", "0", "--steps", "9"]
+    with pytest.raises(SystemExit) as stopped:
+        run([*again, *wild])
+    assert stopped.value.code == 1
+    assert "training stopped. The last good checkpoint is of step" in capsys.readouterr().err
+    steps = [line["step"] for line in read_lines(tmp_path / "vae/log.jsonl")]
+    assert steps[:2] == [2, 3]
+    assert not (tmp_path / "vae/samples/step_000004.png").exists()
+    assert steps == sorted(set(steps))
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
+    arguments = [config_file(tmp_path), "--workdir", str(tmp_path / "w")]
+    with pytest.raises(InputError, match=f"expected a multiple of the {len(jax.devices())} dev"):
+        run([*arguments, "--batch-size", "12"])
+
+
+def test_flags_override_fields(tmp_path):
+    path = config_file(tmp_path)
+    options = parse([path, "--workdir", "w", "--optimiser.learning-rate", "0.5", "--steps", "7"])
+    assert options.config.optimiser.learning_rate == 0.5
+    assert options.config.steps == 7
+    assert options.config.objective.model.block_out_channels == (2, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--optimiser.learning-rat", "1"],
+        ["--optimiser.learning-rate", "fast"],
+        ["--optimiser.learning-rate", "-1"],
+        ["--objective.model.latent-channels", "0"],
+        ["--steps", "0"],
+        ["--dtype", "float8"],
+    ],
+    ids=" ".join,
+)
+def test_unknown_flags_and_values_end_with_code_2(tmp_path, capsys, flags):
+    command = [config_file(tmp_path), "--workdir", str(tmp_path / "w"), *flags]
+    try:
+        code = main.run("train", command)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert flags[0].lstrip("-").rpartition(".")[2].split("-")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--steps", "1"], 2), (["--help"], 0)])
+def test_without_a_config_usage_is_shown(capsys, arguments, code):
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments)
+    assert ended.value.code == code
+    assert "usage: train.py CONFIG" in capsys.readouterr().err
+
+
+def test_config_files_that_are_none_are_refused(tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        load_config(tmp_path / "nowhere.py")
+    with pytest.raises(InputError, match="expected config = TrainConfig"):
+        load_config(tmp_path / config_file(tmp_path, "config = 3"))
