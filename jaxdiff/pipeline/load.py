@@ -32,7 +32,7 @@ def load(
     folder = EMBEDDED if path is None else pathlib.Path(path)
     if not folder.is_dir():
         missing = "this installation has no embedded model" if path is None else "no such folder"
-        raise InputError(f"model: got {path} ({missing}), expected a diffusers folder")
+        raise InputError(f"model: got {path or 'none'} ({missing}), expected a diffusers folder")
     parts = read_pipeline(
         folder, dtype_of(name), variant=variant, sharding=replicated(data_mesh(devices))
     )
