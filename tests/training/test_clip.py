@@ -107,6 +107,12 @@ def test_every_weight_learns():
     assert all(name.endswith("k_proj.bias") for name in still)
 
 
+def test_computing_in_bfloat16_needs_no_implicit_promotion():
+    half = clip_learner(OBJECTIVE, jnp.bfloat16)
+    value, _ = jax.eval_shape(half.loss, half.shapes, {}, BATCH, jax.random.key(0))
+    assert value.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("scale", [0.5, 1000.0])
 def test_impossible_scales_are_refused(scale):
     with pytest.raises(ValueError, match=r"objective\.logit_scale"):

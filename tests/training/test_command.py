@@ -158,6 +158,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(again, tmp_path
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.parametrize(("count", "shards"), [(16, 8), (9, 1)])
+def test_validation_is_spread_over_the_devices_that_divide_it(count, shards):
+    (array,) = experiment.spread({"x": np.arange(count)}).values()
+    assert len(array.sharding.device_set) == 8
+    assert array.addressable_shards[0].data.shape == (count // shards,)
+
+
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
     arguments = [config_file(tmp_path), "--workdir", str(tmp_path / "w")]
     with pytest.raises(InputError, match=f"expected a multiple of the {len(jax.devices())} dev"):

@@ -168,6 +168,19 @@ def test_an_untrained_network_loses_the_variance_of_its_target(frozen):
     assert abs(float(value) - 1) < 4 * np.sqrt(2 / (256 * 32))
 
 
+def test_computing_in_bfloat16_needs_no_implicit_promotion(frozen):
+    half = jnp.bfloat16
+    learn = diffusion_learner(
+        OBJECTIVE,
+        abstract(AutoencoderKL, VAE, dtype=half),
+        abstract(CLIPTextModel, TEXT, dtype=half),
+        half,
+    )
+    value, _ = jax.eval_shape(learn.loss, learn.shapes, frozen, batch(), jax.random.key(0))
+    assert value.dtype == jnp.float32
+    assert {leaf.dtype for leaf in learn.shapes.values()} == {jnp.dtype(jnp.float32)}
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

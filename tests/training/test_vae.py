@@ -96,6 +96,12 @@ def test_reconstruction_goes_through_the_means(params):
     np.testing.assert_array_equal(reconstruct(model, IMAGES), model.decode(model.encode(IMAGES)[0]))
 
 
+def test_computing_in_bfloat16_needs_no_implicit_promotion():
+    half = vae_learner(OBJECTIVE, jnp.bfloat16)
+    value, _ = jax.eval_shape(half.loss, half.shapes, {}, {"image": IMAGES}, jax.random.key(0))
+    assert value.dtype == jnp.float32
+
+
 def test_weights_that_make_no_loss_are_refused():
     with pytest.raises(InputError, match=r"objective\.l1_weight: got 0 beside l2_weight 0"):
         VAEObjective(model=MODEL, l1_weight=0, l2_weight=0)
