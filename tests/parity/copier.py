@@ -57,11 +57,11 @@ def gradients(module: torch.nn.Module) -> dict[str, np.ndarray]:
     return to_ours(found)
 
 
-def compare_gradients(ours: Any, module: torch.nn.Module, limit: float = 2e-5) -> float:
+def compare_gradients(ours: Any, module: torch.nn.Module, limit: float = 5e-5) -> float:
     """Largest error of any gradient, relative to the largest gradient of its own parameter.
 
-    A parameter whose gradient vanishes (a bias before a norm, say) is measured against 1e-3 of the
-    largest gradient of all instead, since what is left of it is rounding. Fails above `limit`.
+    A parameter without influence (the bias of attention keys) has only rounding for a gradient: the
+    measure is at least 1e-3 of the largest gradient of all. Fails above `limit`.
     """
     theirs, ours = gradients(module), weights(ours)
     assert theirs.keys() == ours.keys(), theirs.keys() ^ ours.keys()
