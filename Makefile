@@ -22,7 +22,7 @@ generate: $(VENV)/.run
 	@$(VENV)/bin/python generate.py "$(PROMPT)" $(ARGS)
 
 test: $(VENV)/.dev
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev
 	@$(VENV)/bin/ruff format --check .
