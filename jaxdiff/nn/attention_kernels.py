@@ -1,9 +1,11 @@
 """Attention by kernels that others wrote for one kind of accelerator: cuDNN's and TPU's."""
 
+import functools
 from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float
@@ -14,6 +16,7 @@ KV = Float[Array, "b m h d"]
 
 CUDNN_DTYPES = ("bfloat16", "float16")
 CUDNN_WIDTH = 128  # widest head of the flash kernels on every GPU that has them
+BATCH_AXIS = "data"  # of a mesh, by the convention of the whole package
 TPU_BLOCKS = (512, 256, 128)  # tried in turn: large blocks keep the matrix unit busy
 
 
@@ -45,8 +48,22 @@ def cudnn(q: Q, k: KV, v: KV, *, causal: bool) -> Q:
 def tpu(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool = False) -> Q:
     """The splash attention kernel that comes with JAX, on TPU, forwards and backwards.
 
-    `interpret` runs the kernel's program on any platform, slowly, for tests.
+    The compiler cannot divide it among devices. In a program for several, it must be called under
+    `jax.set_mesh`, and runs on each device's part of the batch (mesh axis "data"), or from within
+    `jax.shard_map` or `jax.pmap`. `interpret` runs it on any platform, slowly, for tests.
     """
+    kernel = functools.partial(_splash, causal=causal, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.axis_names or set(mesh.manual_axes) == set(mesh.axis_names):
+        return kernel(q, k, v)
+    shards = mesh.shape.get(BATCH_AXIS, 1)
+    spec = PartitionSpec(BATCH_AXIS if shards > 1 and len(q) % shards == 0 else None)
+    # Of the kernel's results nothing is known to the check of varying axes.
+    divided = jax.shard_map(kernel, in_specs=spec, out_specs=spec, check_vma=False)
+    return cast(Array, divided(q, k, v))
+
+
+def _splash(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool) -> Q:
     # Imported here because it takes a good part of a second, which only a TPU should pay.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks

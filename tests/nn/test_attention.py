@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.nn.attention import attention, choose, plain
@@ -163,6 +164,31 @@ def test_auto_follows_the_platform_of_the_program():
     )
     for a, b in zip(auto, blocks, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("batch", [8, 3])
+def test_tpu_kernel_is_divided_by_the_mesh(batch):
+    """Under a mesh each device has its part of the batch, or all of one that does not divide."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    spec = PartitionSpec("data" if batch % len(jax.devices()) == 0 else None)
+    x = jax.random.normal(jax.random.key(0), (batch, 128, 2, 8))
+    x = jax.device_put(x, NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+        out = jax.jit(lambda x: tpu(x, x, x, causal=False, interpret=True))(x)
+    assert out.sharding.is_equivalent_to(x.sharding, 4)
+    expected = plain(*[jnp.asarray(np.asarray(x))] * 3, causal=False)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_auto_under_a_mesh_and_under_pmap():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    x = jax.random.normal(jax.random.key(0), (len(jax.devices()), 1024, 1, 4))
+    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    with jax.set_mesh(mesh):
+        out = jax.jit(lambda x: attention(x, x, x))(sharded)
+    assert out.sharding.is_equivalent_to(sharded.sharding, 4)
+    mapped = jax.pmap(lambda x: attention(x, x, x))(x[:, None])
+    np.testing.assert_allclose(out, mapped[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_auto_compiles_to_the_kernel_for_a_tpu_that_is_not_here(monkeypatch):
