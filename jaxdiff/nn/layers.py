@@ -33,10 +33,13 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         """Apply the layer, in its compute dtype."""
-        y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        if self.bias is None:
-            return y
-        return y + last_axis(self.bias[...].astype(self.dtype), y.ndim)
+        # As one matrix: XLA on the CPU is slow at weight gradients that sum over several axes.
+        y = jnp.dot(
+            x.reshape(-1, x.shape[-1]).astype(self.dtype), self.kernel[...].astype(self.dtype)
+        )
+        if self.bias is not None:
+            y = y + last_axis(self.bias[...].astype(self.dtype), 2)
+        return y.reshape(*x.shape[:-1], -1)
 
 
 class Conv(nnx.Module):
