@@ -46,8 +46,10 @@ def read_lines(path: pathlib.Path) -> list[PromptLine]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompts: got {path} ({error}), expected a text file") from None
+    except OSError as error:
+        raise InputError(f"prompts: got {path} ({error.strerror}), expected a text file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"prompts: got {path} (not UTF-8), expected a text file") from None
     read = _json_line if path.suffix == ".jsonl" else _plain_line
     lines = [
         read(line.strip(), f"{path}:{number}")

@@ -45,8 +45,17 @@ def test_bad_lines_name_the_line(tmp_path, text, message):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match="expected a text file"):
+    with pytest.raises(
+        InputError, match=r"none\.txt \(No such file or directory\), expected a text"
+    ):
         read_lines(tmp_path / "none.txt")
+
+
+def test_file_that_is_no_text(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"prompts\.txt \(not UTF-8\), expected a text file"):
+        read_lines(path)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
