@@ -33,12 +33,27 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         """Apply the layer, in its compute dtype."""
+        return self._columns(x, slice(None))
+
+    def halves(self, x: Float[Array, "... i"]) -> tuple[Float[Array, "... o"], ...]:
+        """The first and the second half of the outputs."""
+        middle = self.kernel.shape[-1] // 2
+
+        def together(x: Array) -> tuple[Array, ...]:
+            return tuple(jnp.split(self(x), 2, axis=-1))
+
+        def apart(x: Array) -> tuple[Array, ...]:
+            # The gradient of the split would join the halves in a pass of its own.
+            return self._columns(x, slice(middle)), self._columns(x, slice(middle, None))
+
+        return lax.platform_dependent(x, cpu=apart, default=together)
+
+    def _columns(self, x: Float[Array, "... i"], some: slice) -> Float[Array, "... o"]:
         # As one matrix: XLA on the CPU is slow at weight gradients that sum over several axes.
-        y = jnp.dot(
-            x.reshape(-1, x.shape[-1]).astype(self.dtype), self.kernel[...].astype(self.dtype)
-        )
+        kernel = self.kernel[...].astype(self.dtype)[:, some]
+        y = jnp.dot(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel)
         if self.bias is not None:
-            y = y + last_axis(self.bias[...].astype(self.dtype), 2)
+            y = y + last_axis(self.bias[...].astype(self.dtype)[some], 2)
         return y.reshape(*x.shape[:-1], -1)
 
 

@@ -1,6 +1,5 @@
 """Attention and transformer blocks of the UNet and the VAE, with diffusers' parameter names."""
 
-import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.core.errors import InputError
@@ -69,7 +68,7 @@ class GEGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n i"]:
         """Apply the gated layer."""
-        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        value, gate = self.proj.halves(x)
         return value * exact_gelu(gate)
 
 

@@ -40,6 +40,32 @@ def test_activations(name):
     np.testing.assert_allclose(activation(name)(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_gelu_keeps_its_tail_in_half_precision(dtype):
+    x = jnp.linspace(-3, 3, 25).astype(dtype)
+    expected = [ACTIVATIONS["gelu"](float(v)) for v in x]
+    got = activation("gelu")(x)
+    assert got.dtype == dtype
+    precision = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=4 * precision)
+
+
+def test_halves_of_a_linear_layer_are_its_output():
+    layer = layers().linear(6, 10)
+    x = image(2, 3, 6)
+    np.testing.assert_allclose(jnp.concatenate(layer.halves(x), -1), layer(x), rtol=1e-6, atol=1e-6)
+
+    def gradient(function):
+        graph, state = nnx.split(layer)
+        return jax.grad(lambda s, x: (function(nnx.merge(graph, s), x) ** 2).sum(), (0, 1))(
+            state, x
+        )
+
+    joined = gradient(lambda layer, x: layer(x))
+    apart = gradient(lambda layer, x: jnp.concatenate(layer.halves(x), -1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), joined, apart)
+
+
 def test_unknown_activation():
     with pytest.raises(InputError, match="activation: got 'sillu'"):
         activation("sillu")
