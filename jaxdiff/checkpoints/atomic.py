@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import os
 import pathlib
 import shutil
 import tempfile
@@ -43,6 +44,32 @@ def new_folder(
     except OSError as error:  # no permission, no space, ...
         wanted = "a folder that can be written"
         raise InputError(f"{target}: got {reason(error)}, expected {wanted}") from None
+
+
+def check_file(target: pathlib.Path) -> None:
+    """InputError unless a file `target` can be written; makes the folder that it is to lie in."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        pathlib.Path(name).unlink()
+    except OSError as error:
+        raise InputError(f"{target}: got {reason(error)}, expected a file to write") from None
+    if target.is_dir():
+        raise InputError(f"{target}: got a folder, expected a file to write")
+
+
+@contextlib.contextmanager
+def new_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary file beside `target` that takes its place when the block ends well."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        raise InputError(f"{target}: got {reason(error)}, expected a file to write") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check_target(target: pathlib.Path, marker: str) -> None:

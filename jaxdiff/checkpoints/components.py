@@ -12,7 +12,7 @@ from flax import nnx
 from jaxdiff.checkpoints.atomic import new_folder
 from jaxdiff.checkpoints.configs import named, updated
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
-from jaxdiff.checkpoints.kinds import KINDS, Kind, arguments, class_name_of, fields
+from jaxdiff.checkpoints.kinds import KINDS, Configs, Kind, arguments, class_name_of, fields
 from jaxdiff.checkpoints.loading import Placement, fill, pending, stored_dtype
 from jaxdiff.checkpoints.tensors import Entry, Pending, write_tensors
 from jaxdiff.checkpoints.weights import find_weights, read_weights
@@ -53,10 +53,37 @@ def read_component(
     name = _class_name(raw, str(source)) if class_name is None else class_name
     kind = KINDS[one_of(f"{source}: class", name.removeprefix("Flax"), KINDS)]
     weights_file = find_weights(folder, variant=variant)
-    entries = read_weights(weights_file)
-    compute = _commonest(entries) if dtype is None else dtype
     with named(str(source)):
         configs = kind.configs(raw, source=str(source))
+    module = build(
+        kind.name,
+        configs,
+        read_weights(weights_file),
+        sources=(str(source), str(weights_file)),
+        dtype=dtype,
+        sharding=sharding,
+        attention=attention,
+    )
+    return Component(module=module, config=raw)
+
+
+def build(
+    class_name: str,
+    configs: Configs,
+    entries: Mapping[str, Entry],
+    *,
+    sources: tuple[str, str],
+    dtype: Dtype | None = None,
+    sharding: Placement = None,
+    attention: str = "auto",
+) -> nnx.Module:
+    """The module of a class in KINDS with the stored tensors `entries`, as `read_component` says.
+
+    `sources` say where the configs and where the tensors are from, for errors.
+    """
+    kind = KINDS[class_name]
+    compute = _commonest(entries) if dtype is None else dtype
+    with named(sources[0]):
         module = abstract(
             kind.module,
             *configs,
@@ -65,15 +92,9 @@ def read_component(
             attention=attention,
             **kind.options,
         )
-    module = fill(
-        module,
-        entries,
-        class_name=kind.name,
-        source=str(weights_file),
-        dtype=dtype,
-        sharding=sharding,
+    return fill(
+        module, entries, class_name=class_name, source=sources[1], dtype=dtype, sharding=sharding
     )
-    return Component(module=module, config=raw)
 
 
 def write_component(

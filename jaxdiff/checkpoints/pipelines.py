@@ -102,7 +102,7 @@ def write_pipeline(
     `dtype` converts the weights, None keeps them. A pipeline folder in its place is replaced,
     where other files beside the components stay; any other folder must be empty.
     """
-    with new_folder(pathlib.Path(folder), marker=INDEX) as new:
+    with new_folder(pathlib.Path(folder), marker=INDEX, stale=(DEFAULTS,)) as new:
         for name, component in parts.components.items():
             (new / name).mkdir()
             write_files(new / name, component, dtype=dtype)

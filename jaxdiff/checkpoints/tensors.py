@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -65,6 +65,23 @@ class Entry:
     shape: tuple[int, ...]
     start: int  # bytes from the beginning of the file
     nbytes: int
+    # Position in the file of each axis of `shape`, where the file's order is another: (1, 0) for a
+    # matrix that is stored transposed.
+    axes: tuple[int, ...] | None = None
+
+    def rows(self, begin: int, end: int) -> "Entry":
+        """The rows begin ... end - 1 of the first axis, which follow each other in the file."""
+        row = self.nbytes // self.shape[0]
+        return replace(
+            self,
+            shape=(end - begin, *self.shape[1:]),
+            start=self.start + begin * row,
+            nbytes=(end - begin) * row,
+        )
+
+    def transposed(self) -> "Entry":
+        """The transpose of a matrix that is stored by rows."""
+        return replace(self, shape=self.shape[::-1], axes=(1, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +137,11 @@ def read_tensor(entry: Entry) -> np.ndarray:
                 done += got
     except OSError as error:
         raise InputError(f"{entry.path}: got {reason(error)}, expected {entry.name}") from None
-    return buffer.view(NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
+    values = buffer.view(NUMPY_DTYPES[entry.dtype])
+    if entry.axes is None:
+        return values.reshape(entry.shape)
+    stored = sorted(range(len(entry.shape)), key=lambda axis: entry.axes[axis])
+    return values.reshape([entry.shape[axis] for axis in stored]).transpose(entry.axes)
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, Pending]) -> None:

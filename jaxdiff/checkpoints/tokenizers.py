@@ -17,10 +17,9 @@ CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
-    """A tokenizer folder: where it was read, and its files by name."""
+    """A tokenizer folder: the class that it is for, and its files by name."""
 
     class_name: str
-    folder: pathlib.Path
     files: Mapping[str, bytes]
 
 
@@ -38,7 +37,7 @@ def read_tokenizer(
         got = ", ".join(names) or "no tokenizer files"
         raise InputError(f"{folder}: got {got}, expected vocab.json and merges.txt")
     files = {name: _read(folder / name) for name in names}
-    return TokenizerFiles(class_name=class_name, folder=folder, files=files)
+    return TokenizerFiles(class_name=class_name, files=files)
 
 
 def write_tokenizer(folder: pathlib.Path, tokenizer: TokenizerFiles) -> None:

@@ -18,19 +18,27 @@ class Restored(NamedTuple):
     host: dict[str, Any]
 
 
+def has_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether a `TrainingStore` in `folder` would find a checkpoint."""
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 class TrainingStore:
     """The checkpoints in `folder`, one per saved step, of which the newest `keep` stay.
 
     Saving writes to a temporary name that is renamed when everything is on disk, so a process
-    killed at any moment leaves complete checkpoints only. A context manager.
+    killed at any moment leaves complete checkpoints only. `read_only` leaves the folder as it is,
+    and what another process is writing there. A context manager.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: pathlib.Path, *, keep: int = 2, read_only: bool = False) -> None:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            max_to_keep=None if read_only else keep,
             # The state's buffers are donated to the next step, so it must be on disk before.
             enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
         )
         handlers = {
             "state": ocp.StandardCheckpointHandler(),

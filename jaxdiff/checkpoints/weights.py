@@ -2,18 +2,36 @@
 
 File names are diffusers' and transformers': `STEM.safetensors`, `STEM.VARIANT.safetensors`,
 `STEM.safetensors.index.json`, `STEM.safetensors.index.VARIANT.json`, where STEM is
-`diffusion_pytorch_model` or `model`.
+`diffusion_pytorch_model` or `model`; the same with `.bin` for pickled PyTorch files and with
+`.msgpack` for legacy Flax ones, which count only where there are no safetensors.
 """
 
+import hashlib
 import pathlib
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 
+from jaxdiff.checkpoints.flax_files import read_flax
 from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.pickled import read_pickled
 from jaxdiff.checkpoints.tensors import Entry, read_table
 from jaxdiff.core.errors import InputError
 
-STEMS = ("diffusion_pytorch_model", "model")
+# Extensions in the order of preference, with the stems of their files.
+STEMS = {
+    ".safetensors": ("diffusion_pytorch_model", "model"),
+    ".bin": ("diffusion_pytorch_model", "pytorch_model"),
+    ".msgpack": ("diffusion_flax_model", "flax_model"),
+}
+READERS = {
+    ".safetensors": read_table,
+    ".bin": read_pickled,
+    ".ckpt": read_pickled,
+    ".pt": read_pickled,
+    ".pth": read_pickled,
+    ".msgpack": read_flax,
+}
 # Preferred order of variants where no plain file lies in the folder.
 VARIANTS = ("fp32", "bf16", "fp16")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
@@ -37,27 +55,60 @@ def find_weights(folder: pathlib.Path, *, variant: str | None = None) -> pathlib
         return next(iter(found.values()))
     if found:
         raise InputError(f"{folder}: got variants {', '.join(sorted(found))}, expected one named")
-    wanted = " or ".join(f"{stem}.safetensors" for stem in STEMS)
+    wanted = " or ".join(f"{stem}.safetensors" for stem in STEMS[".safetensors"])
     raise InputError(f"{folder}: got {_listing(folder)}, expected {wanted}")
 
 
 def variants(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """The weights in `folder` by variant; the plain ones have the name ""."""
-    found: dict[str, pathlib.Path] = {}
-    for stem in STEMS:
-        # Indices come second so that one whole file wins over shards of the same weights.
-        files = sorted(folder.glob(f"{stem}*.safetensors"))
-        for path in [*files, *sorted(folder.glob(f"{stem}*.safetensors.index*.json"))]:
-            name = path.name.removeprefix(stem).replace(".safetensors", "", 1)
-            name = name.removesuffix(".json").replace(".index", "", 1)
-            if (name == "" or name.startswith(".")) and not _SHARD.search(name):
-                found.setdefault(name.removeprefix("."), path)
-    return found
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return {variant: folder / name for variant, name in named_variants(names).items()}
+
+
+def named_variants(names: Iterable[str]) -> dict[str, str]:
+    """The weights among a folder's file `names` by variant, of the best format that is there."""
+    # Indices come second so that one whole file wins over shards of the same weights.
+    ordered = sorted(names, key=lambda name: (".index" in name, name))
+    for extension, stems in STEMS.items():
+        found: dict[str, str] = {}
+        for stem in stems:
+            pattern = re.compile(
+                rf"{stem}(?P<a>\.[^.]+)?{re.escape(extension)}"
+                r"(\.index(?P<b>\.[^.]+)?\.json)?"
+            )
+            for name in ordered:
+                match = pattern.fullmatch(name)
+                if match and not _SHARD.search(match["a"] or ""):
+                    found.setdefault((match["a"] or match["b"] or "").removeprefix("."), name)
+        if found:
+            return found
+    return {}
 
 
 def read_weights(path: pathlib.Path) -> dict[str, Entry]:
-    """The table of tensors behind a weights file or an index of shards."""
-    return read_table(path) if path.suffix == ".safetensors" else _read_index(path)
+    """The table of tensors behind a weights file or an index of shards.
+
+    A file is read by its extension; InputError for one that is not in READERS.
+    """
+    if path.suffix == ".json":
+        return _read_index(path)
+    if path.suffix not in READERS:
+        raise InputError(f"{path}: got {path.suffix or 'no extension'}, expected {_known()}")
+    return READERS[path.suffix](path)
+
+
+def digest(path: pathlib.Path) -> str:
+    """A fingerprint of all bytes behind a weights file or an index of shards."""
+    files = sorted({path, *(entry.path for entry in read_weights(path).values())})
+    parts = []
+    for file in files:
+        with file.open("rb") as opened:
+            parts.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def _known() -> str:
+    return ", ".join(READERS)
 
 
 def _read_index(path: pathlib.Path) -> dict[str, Entry]:
@@ -68,7 +119,7 @@ def _read_index(path: pathlib.Path) -> dict[str, Entry]:
     shards: dict[str, set[str]] = defaultdict(set)
     for name, shard in places.items():
         # A shard lies beside its index: a path could lead anywhere on the machine.
-        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", shard):
+        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\\0]+\.(safetensors|bin)", shard):
             raise InputError(
                 f"{path}: got the shard {shard!r:.80} for {name}, "
                 "expected the name of a .safetensors file"
@@ -76,7 +127,7 @@ def _read_index(path: pathlib.Path) -> dict[str, Entry]:
         shards[shard].add(name)
     entries: dict[str, Entry] = {}
     for shard, names in sorted(shards.items()):
-        table = read_table(path.parent / shard)
+        table = read_weights(path.parent / shard)
         if table.keys() != names:
             wrong = ", ".join(sorted(table.keys() ^ names)[:3])
             raise InputError(f"{path.parent / shard}: got other tensors than {path.name}: {wrong}")

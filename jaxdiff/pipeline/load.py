@@ -4,7 +4,7 @@ import pathlib
 
 import jax
 
-from jaxdiff.checkpoints.pipelines import read_pipeline
+from jaxdiff.checkpoints.models import read_model
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
 from jaxdiff.parallel.mesh import data_mesh, replicated
@@ -19,21 +19,31 @@ def load(
     dtype: str | None = None,
     *,
     variant: str | None = None,
+    prediction_type: str | None = None,
 ) -> Pipeline:
-    """The model in a diffusers folder, on all local devices; without `path` the embedded one.
+    """The model at `path` on all local devices; without `path` the embedded one.
+
+    `path` is a diffusers folder, a checkpoint file in the original layout (.safetensors, .ckpt), or
+    a repository of the Hub (owner/name).
 
     `dtype` is what the networks compute in and keep their weights in: float32, bfloat16 or float16;
-    by default float32 on CPU and bfloat16 elsewhere. `variant` picks weight files such as "fp16".
-    Raises InputError for anything missing, broken or unknown.
+    by default float32 on CPU and bfloat16 elsewhere. `variant` picks weight files such as "fp16";
+    `prediction_type` says what a single file's network predicts, where the file does not. Raises
+    InputError for anything missing, broken or unknown.
     """
     devices = jax.local_devices()
     name = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
     cache.enable()
-    folder = EMBEDDED if path is None else pathlib.Path(path)
-    if not folder.is_dir():
-        missing = "this installation has no embedded model" if path is None else "no such folder"
-        raise InputError(f"model: got {path or 'none'} ({missing}), expected a diffusers folder")
-    parts = read_pipeline(
-        folder, dtype_of(name), variant=variant, sharding=replicated(data_mesh(devices))
+    if path is None and not EMBEDDED.is_dir():
+        raise InputError(
+            "model: got none (this installation has no embedded model), expected a diffusers folder"
+        )
+    source = EMBEDDED if path is None else path
+    parts = read_model(
+        source,
+        dtype_of(name),
+        variant=variant,
+        prediction_type=prediction_type,
+        sharding=replicated(data_mesh(devices)),
     )
-    return Pipeline(parts, name=folder.resolve().name, devices=devices)
+    return Pipeline(parts, name=pathlib.Path(source).resolve().name, devices=devices)

@@ -82,7 +82,7 @@ def components():
 
 
 @pytest.fixture(scope="session")
-def parts(components, tmp_path_factory):
+def parts(components):
     """The parts of a small text-to-image pipeline."""
     return PipelineParts(
         components={
@@ -91,11 +91,7 @@ def parts(components, tmp_path_factory):
             "text_encoder": components["CLIPTextModel"],
         },
         scheduler=SCHEDULER,
-        tokenizers={
-            "tokenizer": TokenizerFiles(
-                class_name="CLIPTokenizer", folder=tmp_path_factory.mktemp("none"), files=FILES
-            )
-        },
+        tokenizers={"tokenizer": TokenizerFiles(class_name="CLIPTokenizer", files=FILES)},
         defaults={"guidance_scale": 5.0, "steps": 20},
     )
 

@@ -1,5 +1,6 @@
 """Pipeline folders: round trips, what model_index.json may say, and replacing folders."""
 
+import dataclasses
 import json
 import shutil
 
@@ -35,9 +36,16 @@ def test_parts_are_what_was_written(folder, parts):
     assert got.class_name == "StableDiffusionPipeline"
     assert got.options == {"requires_safety_checker": False}
     assert got.tokenizers["tokenizer"].files == parts.tokenizers["tokenizer"].files
-    assert got.tokenizers["tokenizer"].folder == folder / "tokenizer"
     for component in got.components.values():
         assert {a.dtype for a in weights(component.module).values()} == {jnp.dtype("bfloat16")}
+
+
+def test_a_replaced_folder_keeps_no_defaults_of_the_old_model(folder, parts):
+    assert (folder / "jaxdiff.json").exists()
+    (folder / "notes.txt").write_text("mine")
+    write_pipeline(folder, dataclasses.replace(parts, defaults={}))
+    assert read_pipeline(folder).defaults == {}
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_index_of_a_stable_diffusion_folder(folder):

@@ -46,6 +46,10 @@ def shards(folder, index="model.safetensors.index.json", **changes):
             f"{STEM}.fp16.safetensors",
         ),
         ([f"{STEM}.non_ema.safetensors"], None, f"{STEM}.non_ema.safetensors"),
+        (["pytorch_model.bin", "model.fp16.safetensors"], None, "model.fp16.safetensors"),
+        (["pytorch_model.bin", "flax_model.msgpack"], None, "pytorch_model.bin"),
+        (["diffusion_pytorch_model.fp16.bin"], "fp16", "diffusion_pytorch_model.fp16.bin"),
+        (["diffusion_flax_model.msgpack"], None, "diffusion_flax_model.msgpack"),
         (
             ["model.safetensors.index.json", "model-00001-of-00001.safetensors"],
             None,
@@ -83,8 +87,8 @@ def test_the_file_that_counts(tmp_path, files, variant, expected):
     [
         ([], None, "an empty folder, expected diffusion_pytorch_model.safetensors"),
         (["config.json"], None, "got config.json, expected"),
-        (["config.json", "pytorch_model.bin"], None, "got pytorch_model.bin, expected"),
-        (["flax_model.msgpack"], None, "got flax_model.msgpack"),
+        (["config.json", "weights.ckpt"], None, "got weights.ckpt, expected"),
+        (["model.msgpack"], None, "got model.msgpack"),
         (["model.safetensors"], "fp16", "expected variant 'fp16'"),
         (["model.x.safetensors", "model.y.safetensors"], None, "variants x, y"),
         (["model-00001-of-00002.safetensors"], None, "got model-00001"),

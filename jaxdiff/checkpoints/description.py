@@ -1,0 +1,119 @@
+"""What a checkpoint is, from its tables alone: no weights are read, and jax is not needed."""
+
+import dataclasses
+import math
+import pathlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jaxdiff.checkpoints.families import UNET, VAE, family_of
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.tensors import Entry
+from jaxdiff.checkpoints.weights import find_weights, read_weights
+from jaxdiff.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One component: how many parameters it has, in which dtypes, in how many bytes."""
+
+    name: str
+    class_name: str
+    tensors: int
+    parameters: int
+    dtypes: tuple[str, ...]  # the most common first
+    nbytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """A checkpoint in words and numbers."""
+
+    path: str
+    layout: str  # "diffusers folder", "component folder", "single file" or "tensors"
+    family: str  # what pipeline or model it is
+    prediction_type: str | None
+    parts: tuple[Part, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+
+def describe(path: pathlib.Path, *, variant: str | None = None) -> Description:
+    """The description of a folder or file; InputError if it holds no weights."""
+    if path.is_file():
+        return _file(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: got no such file or folder, expected a checkpoint")
+    if (path / "model_index.json").is_file():
+        return _pipeline(path, variant)
+    config = read_object(path / "config.json") if (path / "config.json").is_file() else {}
+    name = _class(config)
+    part = _part(path.resolve().name, name, read_weights(find_weights(path, variant=variant)))
+    return _description(path, "component folder", name, None, [part])
+
+
+def _file(path: pathlib.Path) -> Description:
+    entries = read_weights(path)
+    if f"{UNET}input_blocks.0.0.weight" not in entries:
+        part = _part("tensors", "unknown", entries)
+        return _description(path, "tensors", "unknown", None, [part])
+    family = family_of(entries)
+    parts = [
+        _part(name, cls, {k: e for k, e in entries.items() if k.startswith(prefix)})
+        for name, cls, prefix in (
+            ("unet", "UNet2DConditionModel", UNET),
+            ("vae", "AutoencoderKL", VAE),
+            *((part.name, part.class_name, part.prefix) for part in family.texts),
+        )
+    ]
+    predicts = family.scheduler.get("prediction_type", "epsilon")
+    return _description(path, "single file", family.name, predicts, parts)
+
+
+def _pipeline(folder: pathlib.Path, variant: str | None) -> Description:
+    index = read_object(folder / "model_index.json")
+    parts = []
+    for name, value in sorted(index.items()):
+        component = folder / name
+        if not isinstance(value, list) or len(value) != 2 or not component.is_dir():
+            continue
+        if (component / "config.json").is_file():
+            weights = read_weights(find_weights(component, variant=variant))
+            parts.append(_part(name, str(value[1]), weights))
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    config = read_object(scheduler) if scheduler.is_file() else {}
+    predicts = str(config.get("prediction_type", "epsilon"))
+    family = str(index.get("_class_name", "unknown"))
+    return _description(folder, "diffusers folder", family, predicts, parts)
+
+
+def _class(config: Mapping[str, Any]) -> str:
+    architectures = config.get("architectures") or ["unknown"]
+    return str(config.get("_class_name") or architectures[0])
+
+
+def _part(name: str, class_name: str, entries: Mapping[str, Entry]) -> Part:
+    counts = Counter(e.dtype for e in entries.values())
+    return Part(
+        name=name,
+        class_name=class_name,
+        tensors=len(entries),
+        parameters=sum(math.prod(e.shape) for e in entries.values()),
+        dtypes=tuple(dtype for dtype, _ in counts.most_common()),
+        nbytes=sum(e.nbytes for e in entries.values()),
+    )
+
+
+def _description(
+    path: pathlib.Path, layout: str, family: str, predicts: str | None, parts: Iterable[Part]
+) -> Description:
+    return Description(
+        path=str(path),
+        layout=layout,
+        family=family,
+        prediction_type=predicts,
+        parts=tuple(parts),
+    )

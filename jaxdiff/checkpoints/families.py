@@ -1,0 +1,161 @@
+"""The families of Stable Diffusion that single files come in, told apart by names of tensors."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxdiff.checkpoints.clip_vocabulary import END
+from jaxdiff.checkpoints.tensors import Entry
+from jaxdiff.core.errors import InputError
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+_BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+_SCHEDULER = _BETAS | {
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+_EULER = _SCHEDULER | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPart:
+    """A text encoder in a single file: where it is, how it is written, what it becomes."""
+
+    prefix: str
+    name: str  # of the component
+    tokenizer: str
+    pad: str  # token that fills short prompts
+    hidden_act: str
+    open_clip: bool = False  # written by OpenCLIP, not by transformers
+    drop_last: bool = False  # without its last layer and its projection
+    projection_dim: int | None = None  # what the published config says where no tensor does
+
+    @property
+    def class_name(self) -> str:
+        """The class in transformers."""
+        projects = self.open_clip and not self.drop_last
+        return "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What the files of a family share and their tensors do not say."""
+
+    name: str
+    pipeline: str  # class in diffusers, for text to image
+    inpainting: str  # class for UNets of nine channels
+    texts: tuple[TextPart, ...]
+    scheduler: Mapping[str, Any]
+    sample_size: int  # latents along a side
+    scaling_factor: float = 0.18215
+    heads: int | None = None  # of the UNet's attention; None: as many of width 64 as fit
+    options: Mapping[str, Any] = field(default_factory=dict)  # of model_index.json
+
+
+def _clip_l(prefix: str) -> TextPart:
+    return TextPart(
+        prefix=prefix, name="text_encoder", tokenizer="tokenizer", pad=END, hidden_act="quick_gelu"
+    )
+
+
+def _open_clip(prefix: str, number: str = "", *, drop_last: bool = False) -> TextPart:
+    return TextPart(
+        prefix=prefix,
+        name=f"text_encoder{number}",
+        tokenizer=f"tokenizer{number}",
+        pad="!",
+        hidden_act="gelu",
+        open_clip=True,
+        drop_last=drop_last,
+        projection_dim=512 if drop_last else None,
+    )
+
+
+SD1 = Family(
+    name="Stable Diffusion 1",
+    pipeline="StableDiffusionPipeline",
+    inpainting="StableDiffusionInpaintPipeline",
+    texts=(_clip_l("cond_stage_model.transformer."),),
+    scheduler=_SCHEDULER | {"_class_name": "PNDMScheduler"},
+    sample_size=64,
+    heads=8,
+)
+# Files of 2.x do not say which they are; the 768-pixel models predict v, and are the later ones.
+SD2 = Family(
+    name="Stable Diffusion 2",
+    pipeline="StableDiffusionPipeline",
+    inpainting="StableDiffusionInpaintPipeline",
+    texts=(_open_clip("cond_stage_model.model.", drop_last=True),),
+    scheduler=_SCHEDULER | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+    sample_size=96,
+)
+SD2_BASE = Family(
+    name="Stable Diffusion 2 base",
+    pipeline="StableDiffusionPipeline",
+    inpainting="StableDiffusionInpaintPipeline",
+    texts=SD2.texts,
+    scheduler=_SCHEDULER | {"_class_name": "PNDMScheduler", "prediction_type": "epsilon"},
+    sample_size=64,
+)
+SD_TURBO = Family(
+    name="SD-Turbo",
+    pipeline="StableDiffusionPipeline",
+    inpainting="StableDiffusionInpaintPipeline",
+    texts=(_open_clip("conditioner.embedders.0.model.", drop_last=True),),
+    scheduler=_EULER | {"prediction_type": "epsilon", "timestep_spacing": "trailing"},
+    sample_size=64,
+)
+SDXL = Family(
+    name="Stable Diffusion XL",
+    pipeline="StableDiffusionXLPipeline",
+    inpainting="StableDiffusionXLInpaintPipeline",
+    texts=(
+        _clip_l("conditioner.embedders.0.transformer."),
+        _open_clip("conditioner.embedders.1.model.", "_2"),
+    ),
+    scheduler=_EULER | {"prediction_type": "epsilon"},
+    sample_size=128,
+    scaling_factor=0.13025,
+    options={"force_zeros_for_empty_prompt": True},
+)
+REFINER = Family(
+    name="Stable Diffusion XL refiner",
+    pipeline="StableDiffusionXLImg2ImgPipeline",
+    inpainting="StableDiffusionXLInpaintPipeline",
+    texts=(_open_clip("conditioner.embedders.0.model.", "_2"),),
+    scheduler=_EULER | {"prediction_type": "epsilon"},
+    sample_size=128,
+    scaling_factor=0.13025,
+    options={"force_zeros_for_empty_prompt": False, "requires_aesthetics_score": True},
+)
+
+
+def family_of(entries: Mapping[str, Entry], prediction_type: str | None = None) -> Family:
+    """The family of a single file; InputError if it is none of them.
+
+    `prediction_type` tells the two kinds of Stable Diffusion 2 apart, whose tensors are the same;
+    without it, a file is of the kind that predicts v.
+    """
+    source = next(iter(entries.values())).path if entries else "checkpoint"
+    if f"{UNET}input_blocks.0.0.weight" not in entries:
+        raise InputError(
+            f"{source}: got {_some(entries)}, expected a Stable Diffusion checkpoint with "
+            f"{UNET}input_blocks.0.0.weight"
+        )
+    added = f"{UNET}label_emb.0.0.weight" in entries
+    for family in (SDXL, REFINER) if added else (SD_TURBO, SD2, SD1):
+        if all(any(name.startswith(part.prefix) for name in entries) for part in family.texts):
+            break
+    else:
+        raise InputError(f"{source}: got no text encoder, expected a whole checkpoint")
+    return SD2_BASE if family is SD2 and prediction_type == "epsilon" else family
+
+
+def _some(entries: Iterable[str]) -> str:
+    names = sorted(entries)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "no tensors"

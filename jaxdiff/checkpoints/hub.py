@@ -1,0 +1,99 @@
+"""Models of the Hugging Face Hub, through huggingface_hub and its cache."""
+
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+
+from jaxdiff.checkpoints.weights import named_variants
+from jaxdiff.core.errors import InputError
+
+ID = re.compile(r"[\w.-]+/[\w.-]+")
+INDEX = "model_index.json"
+SETTINGS = (".json", ".txt")  # configs, vocabularies
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can be the name of a repository: owner/name."""
+    return ID.fullmatch(text) is not None
+
+
+def download(repository: str, *, variant: str | None = None) -> pathlib.Path:
+    """The local folder of a Hub repository with what a pipeline needs of it.
+
+    Of the weights only the files that count are fetched: safetensors before other formats, of each
+    component the `variant` where it has it. Without a connection the cache serves. Raises
+    InputError if the repository cannot be had.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        names = huggingface_hub.list_repo_files(repository)
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise InputError(
+            f"model: got {repository} ({_first_line(error)}), expected a folder, a file or a "
+            "repository of the Hub"
+        ) from None
+    except Exception:  # no connection, in any of the ways that the network library says it
+        return _cached(repository)
+    try:
+        wanted = needed(names, variant)
+        folder = huggingface_hub.snapshot_download(repository, allow_patterns=wanted)
+        shards = _shards(pathlib.Path(folder), wanted)
+        if shards:
+            huggingface_hub.snapshot_download(repository, allow_patterns=shards)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"model: got {repository} ({_first_line(error)}), expected to download it"
+        ) from None
+    return pathlib.Path(folder)
+
+
+def needed(names: Sequence[str], variant: str | None) -> list[str]:
+    """The files of a pipeline repository to fetch: settings, and one format of each weights."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if "/" not in folder:  # components lie side by side
+            folders.setdefault(folder, []).append(file)
+    if INDEX not in folders.get("", []):
+        raise InputError(f"model: got a repository without {INDEX}, expected a diffusers pipeline")
+    wanted = [name for name in (INDEX, "jaxdiff.json") if name in folders[""]]
+    for folder, files in folders.items():
+        if folder:
+            wanted += [
+                f"{folder}/{f}" for f in files if f.endswith(SETTINGS) and ".index." not in f
+            ]
+            found = named_variants(files)
+            chosen = found.get(variant or "", found.get("", next(iter(found.values()), None)))
+            wanted += [f"{folder}/{chosen}"] if chosen else []
+    return wanted
+
+
+def _shards(folder: pathlib.Path, fetched: Sequence[str]) -> list[str]:
+    """The files that the indices among `fetched` name."""
+    found = []
+    for name in fetched:
+        if ".index." in name:
+            table = json.loads((folder / name).read_text(encoding="utf-8")).get("weight_map", {})
+            place = name.rpartition("/")[0]
+            found += sorted({f"{place}/{shard}" for shard in table.values()})
+    return found
+
+
+def _cached(repository: str) -> pathlib.Path:
+    """The folder of an earlier download; InputError if there was none."""
+    import huggingface_hub
+
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
+    except Exception:  # not in the cache, in any of the library's ways to say it
+        raise InputError(
+            f"model: got {repository} (no such folder here, no connection to the Hub, not in its "
+            "cache), expected a model that can be read"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

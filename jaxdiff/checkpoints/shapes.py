@@ -1,0 +1,125 @@
+"""The configs of networks read off the shapes of their tensors, for files that come without.
+
+Names are those of diffusers and transformers. What no shape shows (heads, activations, scaling
+factors) is the same in all published Stable Diffusion models of a family, and given by the caller.
+"""
+
+import re
+from collections.abc import Mapping
+
+from jaxdiff.checkpoints.tensors import Entry
+from jaxdiff.core.errors import InputError
+from jaxdiff.models.clip_config import CLIPTextConfig
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.vae import AutoencoderKLConfig
+
+HEAD_WIDTH = 64  # of attention heads everywhere but in the UNet of Stable Diffusion 1
+TIME_WIDTH = 256  # of each embedded size of Stable Diffusion XL
+
+
+def count(entries: Mapping[str, Entry], prefix: str) -> int:
+    """How many numbered modules follow `prefix` ("down_blocks."): the highest number plus one."""
+    numbers = {
+        int(m[1]) for name in entries if (m := re.match(re.escape(prefix) + r"(\d+)\.", name))
+    }
+    return max(numbers, default=-1) + 1
+
+
+def shape(entries: Mapping[str, Entry], name: str, ndim: int) -> tuple[int, ...]:
+    """The shape of a tensor that must be there with so many dimensions; else InputError."""
+    if name not in entries:
+        source = next(iter(entries.values())).path if entries else "checkpoint"
+        raise InputError(f"{source}: missing tensors: got no {name}, expected one")
+    entry = entries[name]
+    if len(entry.shape) != ndim:
+        raise InputError(f"{entry.path}: {entry.name}: got {entry.shape}, expected {ndim} axes")
+    return entry.shape
+
+
+def unet_config(
+    entries: Mapping[str, Entry], *, heads: int | None, sample_size: int
+) -> UNet2DConditionConfig:
+    """The config of a UNet; `heads` None: as many heads of HEAD_WIDTH as fit into each stage."""
+    stages = range(count(entries, "down_blocks."))
+    channels = tuple(
+        shape(entries, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in stages
+    )
+    depths = tuple(
+        count(entries, f"down_blocks.{i}.attentions.0.transformer_blocks.") for i in stages
+    )
+    attending = [depth for depth in depths if depth]
+    if not attending:
+        raise InputError(
+            f"{next(iter(entries.values())).path}: got no attention, expected a UNet with some"
+        )
+    first = f"down_blocks.{depths.index(attending[0])}.attentions.0."
+    inside = f"{first}transformer_blocks.0.attn2.to_k.weight"
+    uniform = len(set(attending)) == 1
+    up = [count(entries, f"up_blocks.{i}.attentions.") > 0 for i in stages]
+    options = {}
+    if "add_embedding.linear_1.weight" in entries:
+        options = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": TIME_WIDTH,
+            "projection_class_embeddings_input_dim": shape(
+                entries, "add_embedding.linear_1.weight", 2
+            )[1],
+        }
+    return UNet2DConditionConfig(
+        sample_size=sample_size,
+        in_channels=shape(entries, "conv_in.weight", 4)[1],
+        out_channels=shape(entries, "conv_out.weight", 4)[0],
+        down_block_types=tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in up),
+        block_out_channels=channels,
+        layers_per_block=count(entries, "down_blocks.0.resnets."),
+        transformer_layers_per_block=attending[0] if uniform else tuple(d or 1 for d in depths),
+        cross_attention_dim=shape(entries, inside, 2)[1],
+        attention_head_dim=heads or tuple(max(1, c // HEAD_WIDTH) for c in channels),
+        use_linear_projection=len(entries[f"{first}proj_in.weight"].shape) == 2,
+        **options,
+    )
+
+
+def vae_config(
+    entries: Mapping[str, Entry], *, scaling_factor: float, sample_size: int
+) -> AutoencoderKLConfig:
+    """The config of an AutoencoderKL."""
+    stages = count(entries, "encoder.down_blocks.")
+    return AutoencoderKLConfig(
+        block_out_channels=tuple(
+            shape(entries, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0]
+            for i in range(stages)
+        ),
+        down_block_types=("DownEncoderBlock2D",) * stages,
+        up_block_types=("UpDecoderBlock2D",) * stages,
+        layers_per_block=count(entries, "encoder.down_blocks.0.resnets."),
+        latent_channels=shape(entries, "decoder.conv_in.weight", 4)[1],
+        sample_size=sample_size,
+        scaling_factor=scaling_factor,
+        use_quant_conv="quant_conv.weight" in entries,
+        use_post_quant_conv="post_quant_conv.weight" in entries,
+    )
+
+
+def text_config(
+    entries: Mapping[str, Entry], *, hidden_act: str, projection_dim: int | None = None
+) -> CLIPTextConfig:
+    """The config of a CLIP text encoder, saying bos 0 and eos 2 as all of Stable Diffusion's do."""
+    words, width = shape(entries, "text_model.embeddings.token_embedding.weight", 2)
+    positions, _ = shape(entries, "text_model.embeddings.position_embedding.weight", 2)
+    inner, _ = shape(entries, "text_model.encoder.layers.0.mlp.fc1.weight", 2)
+    if "text_projection.weight" in entries:
+        projection_dim = shape(entries, "text_projection.weight", 2)[0]
+    return CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=inner,
+        projection_dim=projection_dim or width,
+        num_hidden_layers=count(entries, "text_model.encoder.layers."),
+        num_attention_heads=max(1, width // HEAD_WIDTH),
+        max_position_embeddings=positions,
+        hidden_act=hidden_act,
+        bos_token_id=0,
+        eos_token_id=2,
+    )

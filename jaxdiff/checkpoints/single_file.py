@@ -1,0 +1,152 @@
+"""One file with a whole pipeline in it, in the original layout (LDM, A1111, Civitai)."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+
+from jaxdiff.checkpoints import original, shapes
+from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
+from jaxdiff.checkpoints.components import Component, build
+from jaxdiff.checkpoints.families import UNET, VAE, Family, TextPart, family_of
+from jaxdiff.checkpoints.loading import Placement
+from jaxdiff.checkpoints.names import canonical
+from jaxdiff.checkpoints.pipelines import PipelineParts
+from jaxdiff.checkpoints.tensors import Entry
+from jaxdiff.checkpoints.weights import read_weights
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Dtype
+from jaxdiff.core.validate import one_of
+from jaxdiff.diffusion.predictions import KINDS
+
+# What else such files hold: tables of the noise schedule, averaged weights, traces of training.
+IGNORED = re.compile(
+    r"(betas|(sqrt_)?(one_minus_)?alphas_cumprod(_prev)?|log_one_minus_alphas_cumprod"
+    r"|sqrt_(recip|recipm1|one_minus)_alphas_cumprod|posterior_\w+|scale_factor|logvar|lvlb_weights"
+    r"|model_ema\..*|denoiser\..*|v_pred|ztsnr|.*\.position_ids|.*\.logit_scale)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """How networks are placed: `read_component`'s choices."""
+
+    dtype: Dtype | None
+    sharding: Placement
+    attention: str
+
+
+def read_single_file(
+    path: pathlib.Path,
+    dtype: Dtype | None = None,
+    *,
+    prediction_type: str | None = None,
+    sharding: Placement = None,
+    attention: str = "auto",
+) -> PipelineParts:
+    """The pipeline in a file of the original layout, its family and sizes told by its tensors.
+
+    `prediction_type` overrules what the family predicts, which the files of Stable Diffusion 2 do
+    not say. The rest is `read_component`'s. Raises InputError, naming the file, for anything that
+    is missing, left over or unfit.
+    """
+    if prediction_type is not None:
+        one_of("prediction_type", prediction_type, KINDS)
+    entries = read_weights(path)
+    family = family_of(entries, prediction_type)
+    prefixes = (UNET, VAE, *(part.prefix for part in family.texts))
+    groups = split(entries, prefixes)
+    how = _Options(dtype, sharding, attention)
+    components = {
+        "unet": _unet(groups[UNET], family, path, how),
+        "vae": _vae(groups[VAE], family, path, how),
+    }
+    for part in family.texts:
+        components[part.name] = _text(groups[part.prefix], part, path, how)
+    nine = components["unet"].module.config.in_channels == 9
+    scheduler = dict(family.scheduler)
+    if prediction_type or "v_pred" in entries:
+        scheduler["prediction_type"] = prediction_type or "v_prediction"
+    if "ztsnr" in entries:
+        scheduler["rescale_betas_zero_snr"] = True
+    return PipelineParts(
+        components=components,
+        scheduler=scheduler,
+        tokenizers={part.tokenizer: clip_tokenizer(part.pad) for part in family.texts},
+        class_name=family.inpainting if nine else family.pipeline,
+        options=family.options,
+    )
+
+
+def split(entries: Mapping[str, Entry], prefixes: tuple[str, ...]) -> dict[str, dict[str, Entry]]:
+    """The tensors below each prefix, without it; InputError for left-overs and empty groups."""
+    groups: dict[str, dict[str, Entry]] = {prefix: {} for prefix in prefixes}
+    unknown = []
+    for name, entry in entries.items():
+        if IGNORED.fullmatch(name):
+            continue
+        prefix = next((p for p in prefixes if name.startswith(p)), None)
+        if prefix is None:
+            unknown.append(name)
+        else:
+            groups[prefix][name.removeprefix(prefix)] = entry
+    source = next(iter(entries.values())).path
+    if unknown:
+        shown = ", ".join(sorted(unknown)[:3]) + (", ..." if len(unknown) > 3 else "")
+        raise InputError(f"{source}: unknown tensors: got {len(unknown)} ({shown}), expected none")
+    for prefix, group in groups.items():
+        if not group:
+            raise InputError(f"{source}: got no tensors {prefix}*, expected a whole checkpoint")
+    return groups
+
+
+def _unet(
+    group: Mapping[str, Entry], family: Family, path: pathlib.Path, how: _Options
+) -> Component:
+    tensors = original.unet(group)
+    config = shapes.unet_config(tensors, heads=family.heads, sample_size=family.sample_size)
+    return _component("UNet2DConditionModel", config, tensors, path, how)
+
+
+def _vae(
+    group: Mapping[str, Entry], family: Family, path: pathlib.Path, how: _Options
+) -> Component:
+    tensors = original.vae(group)
+    config = shapes.vae_config(
+        tensors, scaling_factor=family.scaling_factor, sample_size=8 * family.sample_size
+    )
+    return _component("AutoencoderKL", config, tensors, path, how)
+
+
+def _text(
+    group: Mapping[str, Entry], part: TextPart, path: pathlib.Path, how: _Options
+) -> Component:
+    if part.open_clip:
+        tensors = original.open_clip(group, drop_last=part.drop_last)
+    else:
+        names = {name: canonical(name, class_name=part.class_name) for name in group}
+        tensors = {new: group[name] for name, new in names.items() if new is not None}
+    config = shapes.text_config(
+        tensors, hidden_act=part.hidden_act, projection_dim=part.projection_dim
+    )
+    return _component(part.class_name, config, tensors, path, how)
+
+
+def _component(
+    class_name: str,
+    config: object,
+    tensors: Mapping[str, Entry],
+    path: pathlib.Path,
+    how: _Options,
+) -> Component:
+    sources = (str(path), str(path))
+    module = build(
+        class_name,
+        (config,),
+        tensors,
+        sources=sources,
+        dtype=how.dtype,
+        sharding=how.sharding,
+        attention=how.attention,
+    )
+    return Component(module=module)

@@ -1,0 +1,42 @@
+"""`jaxdiff inspect`: what a checkpoint is, without reading its weights."""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+
+from jaxdiff.checkpoints.description import Description, describe
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse `arguments`, look, print. Raises InputError for what is no checkpoint."""
+    # argparse, for tyro takes half of the second in which this command answers.
+    parser = argparse.ArgumentParser(
+        prog="jaxdiff inspect", description="Say what a checkpoint is, without reading its weights."
+    )
+    parser.add_argument("checkpoint", type=pathlib.Path, help="a folder or a file")
+    parser.add_argument("--variant", help='weights of a folder such as "fp16"')
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(list(arguments))
+    found = describe(options.checkpoint, variant=options.variant)
+    print(json.dumps(found.to_mapping()) if options.json else table(found))
+
+
+def table(found: Description) -> str:
+    """A description for reading."""
+    predicts = f", predicts {found.prediction_type}" if found.prediction_type else ""
+    lines = [f"{found.path}: {found.family} ({found.layout}){predicts}"]
+    rows = [
+        (p.name, p.class_name, f"{p.parameters:,}", " ".join(p.dtypes), f"{p.nbytes / 1e6:,.1f} MB")
+        for p in found.parts
+    ]
+    total = sum(p.parameters for p in found.parts), sum(p.nbytes for p in found.parts)
+    rows.append(("total", "", f"{total[0]:,}", "", f"{total[1] / 1e6:,.1f} MB"))
+    rows.insert(0, ("component", "class", "parameters", "dtype", "size"))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for name, cls, count, dtypes, size in rows:
+        lines.append(
+            f"  {name:{widths[0]}}  {cls:{widths[1]}}  {count:>{widths[2]}}  "
+            f"{dtypes:{widths[3]}}  {size:>{widths[4]}}".rstrip()
+        )
+    return "\n".join(lines)

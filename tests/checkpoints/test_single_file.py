@@ -1,0 +1,163 @@
+"""Files of the original layout: family, configs and every weight, bit for bit."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import originals
+import pytest
+
+from jaxdiff.checkpoints.description import describe
+from jaxdiff.checkpoints.models import read_model
+from jaxdiff.checkpoints.single_file import read_single_file
+from jaxdiff.cli import main
+from jaxdiff.core.errors import InputError
+from jaxdiff.models.build import weights
+
+PIPELINES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "refiner": "StableDiffusionXLImg2ImgPipeline",
+}
+PREDICTS = {"sd1": None, "sd2": "v_prediction", "sdxl": "epsilon", "refiner": "epsilon"}
+PADS = {"sd1": ["<|endoftext|>"], "sd2": ["!"], "sdxl": ["<|endoftext|>", "!"], "refiner": ["!"]}
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def written(request, tmp_path_factory):
+    """(family, its components, a file with them)"""
+    parts = originals.components(request.param)
+    tensors = originals.original_tensors(request.param, parts)
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, parts, originals.write_safetensors(folder / "x.safetensors", tensors)
+
+
+def test_everything_is_read(written):
+    family, expected, path = written
+    parts = read_model(path)
+    assert parts.class_name == PIPELINES[family]
+    assert parts.scheduler.get("prediction_type") == PREDICTS[family]
+    assert parts.components.keys() == expected.keys()
+    for name, component in parts.components.items():
+        ours, theirs = weights(component.module), weights(expected[name].module)
+        assert ours.keys() == theirs.keys()
+        for key, values in theirs.items():
+            np.testing.assert_array_equal(ours[key], values, err_msg=key)
+    pads = [json.loads(t.files["special_tokens_map.json"]) for t in parts.tokenizers.values()]
+    assert [pad["pad_token"] for pad in pads] == PADS[family]
+
+
+def test_configs_are_told_by_the_shapes(written):
+    _, expected, path = written
+    parts = read_single_file(path)
+    for name, component in parts.components.items():
+        got, wanted = component.module.config, expected[name].module.config
+        differ = {f for f in vars(wanted) if getattr(got, f) != getattr(wanted, f)}
+        # One head in every stage may be said once or for each.
+        assert differ <= {"sample_size", "attention_head_dim", "scaling_factor"}
+
+
+def test_what_it_is_shows_without_reading_it(written):
+    family, expected, path = written
+    found = describe(path)
+    assert found.layout == "single file"
+    assert found.prediction_type == (PREDICTS[family] or "epsilon")
+    counts = {part.name: part.parameters for part in found.parts}
+    for name, component in expected.items():
+        count = sum(array.size for array in weights(component.module).values())
+        if (family, name) != ("sd2", "text_encoder"):  # the file has a layer more
+            assert counts[name] == count
+    assert {dtype for part in found.parts for dtype in part.dtypes} == {"F32"}
+
+
+@pytest.fixture(scope="module")
+def sd1():
+    return originals.original_tensors("sd1", originals.components("sd1"))
+
+
+def read(tmp_path, tensors, **options):
+    return read_single_file(
+        originals.write_safetensors(tmp_path / "y.safetensors", tensors), **options
+    )
+
+
+def test_leftovers_of_training_are_ignored(tmp_path, sd1):
+    more = {
+        "betas": np.zeros(3, np.float32),
+        "model_ema.decay": np.zeros((), np.float32),
+        "model_ema.diffusion_modelinput_blocks00weight": np.zeros(2, np.float32),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": np.zeros(
+            (1, 77), np.int64
+        ),
+    }
+    assert read(tmp_path, sd1 | more).class_name == "StableDiffusionPipeline"
+
+
+def test_names_without_the_prefix_of_the_text_model(tmp_path, sd1):
+    bare = {k.replace("transformer.text_model.", "transformer."): v for k, v in sd1.items()}
+    assert bare.keys() != sd1.keys()
+    read(tmp_path, bare)
+
+
+def test_hints_at_the_prediction(tmp_path, sd1):
+    none = np.zeros(0, np.float32)
+    scheduler = read(tmp_path, sd1 | {"v_pred": none, "ztsnr": none}).scheduler
+    assert scheduler["prediction_type"] == "v_prediction"
+    assert scheduler["rescale_betas_zero_snr"] is True
+    assert read(tmp_path, sd1, prediction_type="sample").scheduler["prediction_type"] == "sample"
+    with pytest.raises(InputError, match="prediction_type: got 'noise'"):
+        read(tmp_path, sd1, prediction_type="noise")
+
+
+def test_nine_channels_are_for_inpainting(tmp_path):
+    parts = originals.components("sd1", channels=9)
+    found = read(tmp_path, originals.original_tensors("sd1", parts))
+    assert found.class_name == "StableDiffusionInpaintPipeline"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.diffusion_model.out.2.bias"), r"missing tensors: got 1 \(conv_out"),
+        (
+            lambda t: t.update({"model.diffusion_model.x": np.zeros(1, np.float32)}),
+            "unknown tensors",
+        ),
+        (lambda t: t.update({"lora.x": np.zeros(1, np.float32)}), r"got 1 \(lora\.x\)"),
+        (
+            lambda t: [t.pop(k) for k in list(t) if k.startswith("first_stage_model.")],
+            r"got no tensors first_stage_model\.\*",
+        ),
+        (
+            lambda t: [t.pop(k) for k in list(t) if k.startswith("cond_stage_model.")],
+            "got no text encoder",
+        ),
+        (
+            lambda t: t.update({"model.diffusion_model.out.2.bias": np.zeros(5, np.float32)}),
+            "unfit tensors",
+        ),
+        (lambda t: t.pop("model.diffusion_model.input_blocks.0.0.weight"), "expected a Stable Dif"),
+    ],
+)
+def test_incomplete_files_are_refused(tmp_path, sd1, change, message):
+    tensors = dict(sd1)
+    change(tensors)
+    with pytest.raises(InputError, match=message) as error:
+        read(tmp_path, tensors)
+    assert "y.safetensors" in str(error.value)
+
+
+def test_inspect_prints_what_it_is(written, capsys):
+    _, _, path = written
+    assert main.run("inspect", [str(path)]) == 0
+    assert "single file" in capsys.readouterr().out
+    assert main.run("inspect", [str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layout"] == "single file"
+    assert main.run("inspect", [str(path.parent / "none")]) == 2
+
+
+def test_inspect_does_not_wait_for_jax():
+    code = "import sys, jaxdiff.cli.inspect; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
