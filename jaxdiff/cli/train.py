@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxdiff.checkpoints.training_state import TrainingStore
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
 from jaxdiff.cli.training.clip import clip_experiment
 from jaxdiff.cli.training.diffusion import diffusion_experiment
-from jaxdiff.cli.training.experiment import Experiment
+from jaxdiff.cli.training.experiment import CHECKPOINTS, Experiment
 from jaxdiff.cli.training.terminal import Terminal
 from jaxdiff.cli.training.vae import vae_experiment
 from jaxdiff.core.errors import InputError
@@ -98,23 +100,32 @@ def parse(arguments: Sequence[str]) -> Options:
     )
 
 
-def record(config: TrainConfig, workdir: pathlib.Path, *, write: bool) -> None:
-    """Check and `write` `workdir`/config.json; InputError if another model is trained there."""
+Identity = Mapping[str, Any]
+
+
+def check_identity(now: Identity, workdir: pathlib.Path) -> None:
+    """InputError if `workdir` has a checkpoint of a training with another identity than `now`."""
     path = workdir / "config.json"
-    current = json.loads(json.dumps({"identity": identity(config)} | dataclasses.asdict(config)))
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))["identity"]
-        now = current["identity"]
-        for name in sorted(before.keys() & now.keys()):
-            if before.get(name) != now.get(name):
-                raise InputError(
-                    f"{name}: got {now.get(name)}, expected {before.get(name)} as trained so far "
-                    f"in {workdir} (take another --workdir for another model)"
-                )
-    if not write:
+    if not has_checkpoint(workdir / CHECKPOINTS) or not path.exists():
         return
+    before = read_object(path).get("identity")
+    if not isinstance(before, dict):
+        raise InputError(f"{path}: got no identity, expected the config.json of a training")
+    now = json.loads(json.dumps(now))
+    for name in sorted(before.keys() & now.keys()):
+        if before[name] != now[name]:
+            raise InputError(
+                f"{name}: got {now[name]}, expected {before[name]} as trained so far "
+                f"in {workdir} (take another --workdir for another model)"
+            )
+
+
+def record(config: TrainConfig, now: Identity, workdir: pathlib.Path) -> None:
+    """Write `workdir`/config.json."""
+    path = workdir / "config.json"
+    values = {"identity": now} | dataclasses.asdict(config)
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(current, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
@@ -139,11 +150,15 @@ def stop_signals() -> Iterator[list[int]]:
 class Trainer:
     """A training in its workdir: made from scratch, or as its newest checkpoint left it."""
 
-    def __init__(self, config: TrainConfig, workdir: pathlib.Path, store: TrainingStore) -> None:
-        self.config, self.workdir, self.store = config, workdir, store
+    def __init__(
+        self,
+        config: TrainConfig,
+        workdir: pathlib.Path,
+        store: TrainingStore,
+        parts: Experiment,
+    ) -> None:
+        self.config, self.workdir, self.store, self.experiment = config, workdir, store, parts
         self.mesh = data_mesh()
-        check_batch_size(config.batch_size, self.mesh)
-        self.experiment = experiment(config, workdir)
         self.optimiser = optimiser(config.optimiser, config.steps)
         whole = replicated(self.mesh)
         begin = functools.partial(initial_state, optimiser=self.optimiser)
@@ -232,15 +247,39 @@ def run(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     workdir = options.workdir
     cache.enable()
-    workdir.mkdir(parents=True, exist_ok=True)
-    record(options.config, workdir, write=not options.export_only)
-    with TrainingStore(workdir / "checkpoints", keep=options.config.keep) as store:
-        trainer = Trainer(options.config, workdir, store)
-        if options.export_only and not trainer.resumed:
-            raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
-        if not options.export_only:
+    config, checkpoints = options.config, workdir / CHECKPOINTS
+    # What can be refused is refused before the workdir is touched.
+    check_batch_size(config.batch_size, data_mesh())
+    if options.export_only and not has_checkpoint(checkpoints):
+        raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
+    check_identity(identity(config), workdir)
+    parts = experiment(config, workdir)
+    now = identity(config) | parts.identity
+    check_identity(now, workdir)
+    if options.export_only:
+        with TrainingStore(checkpoints, read_only=True) as store:
+            trainer = Trainer(config, workdir, store, parts)
+    else:
+        with alone(workdir), TrainingStore(checkpoints, keep=config.keep) as store:
+            record(config, now, workdir)
+            trainer = Trainer(config, workdir, store, parts)
             train_until_stopped(trainer)
-        print(f"train: exported to {trainer.export()}", file=sys.stderr)
+    print(f"train: exported to {trainer.export()}", file=sys.stderr)
+
+
+@contextmanager
+def alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Make `workdir` and keep other trainings out of it; InputError if one is there."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(workdir / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise InputError(
+            f"workdir: got {workdir}, where a training is running, expected another one"
+        ) from None
+    except FileExistsError:
+        raise InputError(f"workdir: got the file {workdir}, expected a folder") from None
 
 
 def train_until_stopped(trainer: Trainer) -> None:

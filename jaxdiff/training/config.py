@@ -17,6 +17,7 @@ from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 
 DECAYS = ("linear", "cosine")
+VARIATIONS = (1, 2, 4, 8)
 TIMES = ("uniform", "logit_normal")
 
 
@@ -97,7 +98,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         in_range("data.seed", self.seed, 0, 2**31 - 1)
-        in_range("data.variations", self.variations, 1, 64)
+        one_of("data.variations", self.variations, VARIATIONS)  # divisors of a validation batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,10 +170,11 @@ _IDENTITY: dict[type, tuple[str, ...]] = {
 def identity(config: TrainConfig) -> dict[str, Any]:
     """What must not change when a training goes on: dotted field name -> value, JSON-like.
 
-    Learning rates, loss weights, intervals and the number of steps may.
+    That is the model and the seed. Learning rates, loss weights, intervals and the number of steps
+    may change.
     """
     objective = config.objective
-    values: dict[str, Any] = {"objective": type(objective).__name__}
+    values: dict[str, Any] = {"objective": type(objective).__name__, "seed": config.seed}
     for name in _IDENTITY[type(objective)]:
         value = getattr(objective, name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

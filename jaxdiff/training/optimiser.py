@@ -9,7 +9,9 @@ from jaxdiff.training.config import OptimiserConfig
 
 def learning_rate(config: OptimiserConfig, steps: int) -> optax.Schedule:
     """Step index -> learning rate: linear warm-up, constant, then decay over the last fraction."""
-    decay_steps = int(config.decay_fraction * steps)
+    warmup = max(config.warmup_steps, 1)
+    # What warm-up and decay cannot both have is the warm-up's, so that the decay reaches its end.
+    decay_steps = min(int(config.decay_fraction * steps), max(steps - warmup, 0))
     last = config.learning_rate * config.final_fraction
     constant = optax.constant_schedule(config.learning_rate)
     tails = {
@@ -20,10 +22,8 @@ def learning_rate(config: OptimiserConfig, steps: int) -> optax.Schedule:
     }
     tail = tails[config.decay] if decay_steps else constant
     # From 1/warmup, not 0: a first step at rate zero would be wasted.
-    warmup = max(config.warmup_steps, 1)
     rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup - 1)
-    start = max(steps - decay_steps, warmup)
-    return optax.join_schedules([rise, constant, tail], [warmup, start])
+    return optax.join_schedules([rise, constant, tail], [warmup, max(steps - decay_steps, warmup)])
 
 
 def matrices(params: PyTree) -> PyTree:

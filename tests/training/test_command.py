@@ -11,7 +11,7 @@ from PIL import Image
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.cli import main
-from jaxdiff.cli.train import load_config, parse, run
+from jaxdiff.cli.train import alone, check_identity, load_config, parse, run
 from jaxdiff.cli.training import clip, experiment, vae
 from jaxdiff.core.errors import InputError
 from jaxdiff.training.log import read_lines
@@ -137,6 +137,7 @@ def test_export_only_writes_the_newest_checkpoint(trained, again, tmp_path):
 
 
 def test_nothing_to_export_is_refused(tmp_path):
+    assert not (tmp_path / "w").exists()
     with pytest.raises(InputError, match="without a checkpoint, expected one to export"):
         run([config_file(tmp_path), "--workdir", str(tmp_path / "w"), "--export-only"])
 
@@ -144,6 +145,51 @@ def test_nothing_to_export_is_refused(tmp_path):
 def test_another_model_in_the_same_workdir_is_refused(again):
     with pytest.raises(InputError, match=r"latent_channels: got 3, expected 2 as trained so far"):
         run([*again, "--objective.model.latent-channels", "3"])
+
+
+def test_another_seed_or_other_frozen_weights_are_refused(again, trained, tmp_path):
+    with pytest.raises(InputError, match=r"seed: got 5, expected 0 as trained so far"):
+        run([*again, "--seed", "5"])
+    shutil.copytree(trained, tmp_path / "copy")
+    path = tmp_path / "unet.py"
+    path.write_text(UNET.replace("FOLDER", str(tmp_path / "copy")))
+    weights = tmp_path / "copy" / "vae" / "export" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(InputError, match=r"weights of vae: got .* as trained so far"):
+        run([str(path), "--workdir", str(tmp_path / "copy" / "unet")])
+
+
+def test_a_workdir_without_a_checkpoint_takes_another_model(tmp_path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "config.json").write_text('{"identity": {"objective.model.sample_size": 1}}')
+    check_identity({"objective.model.sample_size": 2}, tmp_path / "w")
+    (tmp_path / "w" / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(InputError, match="got 2, expected 1 as trained so far"):
+        check_identity({"objective.model.sample_size": 2}, tmp_path / "w")
+    (tmp_path / "w" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="got no identity"):
+        check_identity({}, tmp_path / "w")
+
+
+def test_two_trainings_do_not_share_a_workdir(tmp_path):
+    with alone(tmp_path / "w"), pytest.raises(InputError, match="where a training is running"):  # noqa: SIM117
+        with alone(tmp_path / "w"):
+            pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="got the file"), alone(tmp_path / "file"):
+        pass
+
+
+@pytest.mark.parametrize("field", ["sample-size", "in-channels", "out-channels"])
+def test_a_unet_for_other_latents_is_refused(trained, tmp_path, field):
+    path = tmp_path / "unet.py"
+    path.write_text(UNET.replace("FOLDER", str(trained)))
+    arguments = [str(path), "--workdir", str(tmp_path / "w"), f"--objective.model.{field}", "8"]
+    name = field.replace("-", "_")
+    with pytest.raises(InputError, match=f"objective.model.{name}: got 8, expected .* as the lat"):
+        run(arguments)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(again, tmp_path, capsys):
@@ -169,6 +215,15 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
     arguments = [config_file(tmp_path), "--workdir", str(tmp_path / "w")]
     with pytest.raises(InputError, match=f"expected a multiple of the {len(jax.devices())} dev"):
         run([*arguments, "--batch-size", "12"])
+
+
+def test_a_refused_training_leaves_nothing_behind(tmp_path, capsys):
+    path = tmp_path / "unet.py"
+    path.write_text(UNET.replace("FOLDER", str(tmp_path / "missing")))
+    workdir = tmp_path / "runs" / "unet"
+    assert main.run("train", [str(path), "--workdir", str(workdir)]) == 2
+    assert str(tmp_path / "missing" / "vae" / "export") in capsys.readouterr().err
+    assert not workdir.parent.exists()
 
 
 def test_flags_override_fields(tmp_path):

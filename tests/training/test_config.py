@@ -33,7 +33,7 @@ CONFIG = TrainConfig(objective=VAEObjective(), steps=10, batch_size=4)
         {"seed": -1},
         {"ema_decay": 1.1},
         {"dtype": "float8"},
-        {"data": DataConfig(variations=3)},
+        {"data": DataConfig(variations=8)},
     ],
     ids=str,
 )
@@ -65,7 +65,12 @@ def test_impossible_optimisers_are_refused(changes):
         OptimiserConfig(**changes)
 
 
-def test_identity_is_the_model_alone():
+def test_variations_fill_a_validation_batch():
+    with pytest.raises(InputError, match=r"data\.variations: got 3, expected one of 1, 2, 4, 8"):
+        DataConfig(variations=3)
+
+
+def test_identity_is_the_model_and_the_seed():
     other = dataclasses.replace(
         CONFIG,
         objective=VAEObjective(kl_weight=1.0),
@@ -73,6 +78,7 @@ def test_identity_is_the_model_alone():
         optimiser=OptimiserConfig(learning_rate=1.0),
     )
     assert identity(other) == identity(CONFIG)
+    assert identity(dataclasses.replace(CONFIG, seed=1)) != identity(CONFIG)
     wider = VAEObjective(model=AutoencoderKLConfig(block_out_channels=(96,)))
     changed = identity(dataclasses.replace(CONFIG, objective=wider))
     before = identity(CONFIG)

@@ -38,6 +38,11 @@ def test_cosine_decay_is_half_way_in_the_middle():
     np.testing.assert_allclose(rates(config)[[80, 90, 100]], [0.1, 0.05, 0], atol=1e-7)
 
 
+def test_a_decay_that_begins_with_the_warm_up_reaches_its_end():
+    config = dataclasses.replace(CONFIG, decay_fraction=1.0)
+    np.testing.assert_allclose(rates(config)[[9, 10, 55, 100]], [0.1, 0.1, 0.075, 0.05], rtol=1e-6)
+
+
 def test_without_decay_and_warm_up_the_rate_is_constant():
     config = dataclasses.replace(CONFIG, warmup_steps=0, decay_fraction=0)
     np.testing.assert_allclose(rates(config), 0.1, rtol=1e-6)

@@ -9,7 +9,9 @@ from typing import Any, cast
 import jax
 
 from jaxdiff.checkpoints.components import Component, write_component
+from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.cli.training.experiment import (
+    CHECKPOINTS,
     Experiment,
     spread,
     training_batches,
@@ -34,9 +36,10 @@ READ = 20_000  # captions that the tokenizer learns from
 
 
 def workdir_tokenizer(config: TrainConfig, workdir: pathlib.Path) -> Any:
-    """The tokenizer of `workdir`, learnt from training captions if there is none yet."""
+    """The tokenizer of a training that goes on, or one learnt from training captions."""
     folder = workdir / "tokenizer"
-    if not (folder / "special_tokens_map.json").exists():  # the last file to be written
+    whole = (folder / "special_tokens_map.json").exists()  # the last file to be written
+    if not (whole and has_checkpoint(workdir / CHECKPOINTS)):
         text = cast(CLIPObjective, config.objective).text
         source = SceneSource(seed=config.data.seed)
         captions = (source.example(i)[2] for i in itertools.count())

@@ -11,6 +11,7 @@ import numpy as np
 from jaxdiff.checkpoints.components import Component, read_component
 from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
+from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.training.experiment import (
     SHOWN,
     Experiment,
@@ -20,7 +21,9 @@ from jaxdiff.cli.training.experiment import (
     training_batches,
     validation_batch,
 )
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int, NDArray
+from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.scenes import sample_prompts
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.guidance.denoiser import guided, stack_streams
@@ -102,16 +105,31 @@ def encode_shape(ids: Int[Array, "b n"], text: CLIPTextModel) -> tuple[int, int]
     return ids.shape[1], text.config.hidden_size
 
 
+def _check_size(objective: DiffusionObjective, vae: AutoencoderKL) -> None:
+    """InputError unless the UNet is for the latents that the VAE makes of scenes."""
+    model = objective.model
+    side, channels = CANVAS // vae.config.downscale, vae.config.latent_channels
+    for name, wanted in (
+        ("sample_size", side),
+        ("in_channels", channels),
+        ("out_channels", channels),
+    ):
+        if getattr(model, name) != wanted:
+            raise InputError(
+                f"objective.model.{name}: got {getattr(model, name)}, expected {wanted} as the "
+                f"latents of {objective.vae} have"
+            )
+
+
 def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Grids are pictures of fixed prompts; the measure is the loss on validation pictures."""
     objective = cast(DiffusionObjective, config.objective)
     given = pathlib.Path(objective.text_encoder)
-    parts = {
-        "vae": read_component(pathlib.Path(objective.vae), dtype=dtype),
-        "text_encoder": read_component(given / "text_encoder", dtype=dtype),
-    }
+    folders = {"vae": pathlib.Path(objective.vae), "text_encoder": given / "text_encoder"}
+    parts = {name: read_component(path, dtype=dtype) for name, path in folders.items()}
     vae = cast(AutoencoderKL, parts["vae"].module)
     text = cast(CLIPTextModel, parts["text_encoder"].module)
+    _check_size(objective, vae)
     tokenizer = load_tokenizer(given / "tokenizer")
     (null,) = tokenize(tokenizer, [""])
     frozen = Frozen(vae=weights(vae), text_encoder=weights(text), null=jnp.asarray(null))
@@ -129,12 +147,21 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         return {"validation_loss": float(loss)}
 
     def export(params: Params, folder: pathlib.Path) -> None:
+        stored = {name: read_component(path) for name, path in folders.items()}  # in their dtypes
         unet = assemble(abstract(UNet2DConditionModel, objective.model), params)
         whole = PipelineParts(
-            components={**parts, "unet": Component(module=unet)},
+            components={**stored, "unet": Component(module=unet)},
             scheduler=scheduler_config(objective),
             tokenizers={"tokenizer": read_tokenizer(given / "tokenizer")},
+            defaults={
+                "guidance_scale": objective.sample_scale,
+                "steps": objective.sample_steps,
+                "sampler": SAMPLER,
+            },
         )
         write_pipeline(folder, whole)
 
-    return Experiment(learner, frozen, training_batches(config, tokenizer), sample, export)
+    identity = {f"weights of {k}": digest(find_weights(path)) for k, path in folders.items()}
+    return Experiment(
+        learner, frozen, training_batches(config, tokenizer), sample, export, identity
+    )

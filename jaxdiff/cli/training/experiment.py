@@ -15,6 +15,7 @@ from jaxdiff.parallel.mesh import data_mesh, replicate, shard_batch
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.objectives import Learner, Params
 
+CHECKPOINTS = "checkpoints"  # their folder in a workdir
 SHOWN = 16  # pictures in a sample grid
 VALIDATED = 256  # validation pictures behind a number in the log
 
@@ -27,6 +28,7 @@ class Experiment(NamedTuple):
     batches: Any  # a Batches that also has set_state
     sample: Callable[[int, Params], Mapping[str, float]]  # writes a grid, returns measures
     export: Callable[[Params, pathlib.Path], None]  # writes into this folder
+    identity: Mapping[str, str] = {}  # fingerprints of what must not change on the way
 
 
 def training_batches(config: TrainConfig, tokenizer: Any = None) -> Any:
@@ -42,7 +44,10 @@ def training_batches(config: TrainConfig, tokenizer: Any = None) -> Any:
 
 
 def validation_batch(config: TrainConfig, tokenizer: Any = None) -> dict[str, NDArray]:
-    """VALIDATED items that are never trained on, the same at every call."""
+    """VALIDATED items, the same at every call; with variations the first of each block is new.
+
+    It is of the validation split, and the minimal changes of it that follow are any scenes.
+    """
     source = SceneSource(
         seed=config.data.seed, split="validation", variations=config.data.variations
     )
