@@ -42,12 +42,13 @@ ci:
 clean:
 	rm -rf $(VENV) $(PARITY)
 
-# A virtual environment; virtualenv stands in where the system's Python lacks the venv module.
+# A virtual environment; where the system's Python cannot put pip into it, the system's pip does.
 define create
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "PYTHON: got $$($(PYTHON) -V 2>&1), expected Python 3.11 or newer (make PYTHON=python3.12 ...)"; exit 2; }
 	@test -x $(1)/bin/pip || $(PYTHON) -m venv $(1) 2>/dev/null \
-	  || { rm -rf $(1); $(PYTHON) -m pip install -q --user virtualenv && $(PYTHON) -m virtualenv -q $(1); }
+	  || { rm -rf $(1); $(PYTHON) -m venv --without-pip $(1) \
+	    && $(PYTHON) -m pip --python $(1)/bin/python install -q pip; }
 endef
 
 $(VENV)/.run: requirements.txt

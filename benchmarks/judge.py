@@ -1,21 +1,29 @@
-"""How reliable the judge of scenes is: python benchmarks/judge.py [--pictures 2000]
+"""How reliable the judge of scenes is: python benchmarks/judge.py [--pictures 2000] [--vae FOLDER]
 
 Prints the share of real drawings whose attributes are named right, clean and degraded, with the
-median distance from the clean drawing in decibels.
+median distance from the clean drawing in decibels. With a VAE also for its reconstructions, from
+latents as they are and with noise: the most that pictures decoded by it can score.
 """
 
 import argparse
 import io
+import pathlib
 from collections.abc import Callable
+from typing import cast
 
+import jax
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from jaxdiff.checkpoints.components import read_component
+from jaxdiff.core.types import Array
 from jaxdiff.data.drawing import draw
 from jaxdiff.data.scenes import Prompt, SceneSource
 from jaxdiff.evaluation.report import summarise
 from jaxdiff.evaluation.scenes import judge, score
+from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.vae import AutoencoderKL
 
 Degrade = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -50,14 +58,40 @@ def decibels(image: np.ndarray, other: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / error)) if error else 99.0
 
 
+def reconstruct(folder: pathlib.Path, noise: float) -> Degrade:
+    """A picture through the VAE in `folder`, with noise of this deviation added to its latents."""
+    vae = cast(AutoencoderKL, read_component(folder).module)
+
+    @jax.jit
+    def through(params: dict[str, Array], image: Array, eps: Array) -> Array:
+        model = assemble(vae, params)
+        mean, _ = model.encode(image[None] / 127.5 - 1)
+        return model.decode(model.unscale(model.scale(mean) + noise * eps))[0]
+
+    side = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        shape = (1, image.shape[0] // side, image.shape[1] // side, vae.config.latent_channels)
+        eps = rng.normal(size=shape).astype(np.float32)
+        picture = through(weights(vae), image.astype(np.float32), eps)
+        return _bytes(127.5 * (np.asarray(picture) + 1))
+
+    return degrade
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=2000)
-    pictures = parser.parse_args().pictures
+    parser.add_argument("--vae", type=pathlib.Path, help="folder of an AutoencoderKL")
+    arguments = parser.parse_args()
+    pictures, degraded = arguments.pictures, dict(DEGRADED)
+    if arguments.vae:
+        for noise in (0.0, 0.2, 0.3):
+            degraded[f"VAE, latent noise {noise}"] = reconstruct(arguments.vae, noise)
     for split in ("train", "heldout"):
         source = SceneSource(seed=1, split=split)
         examples = [source.example(i) for i in range(pictures)]
-        for how, degrade in DEGRADED.items():
+        for how, degrade in degraded.items():
             rng = np.random.default_rng(0)
             images = [draw(scene, layout) for scene, layout, _ in examples]
             worse = [degrade(image, rng) for image in images]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from jaxdiff.checkpoints.atomic import check_file, new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import positive
@@ -45,6 +46,8 @@ def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, draw, judge, print the table. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff evaluate")
     prompts = standard_prompts()[:: positive("every", options.every)]
+    if options.output is not None:
+        check_file(options.output)  # before pictures are drawn for it
     if options.model == "renders":
         report = alignment(renders(prompts), prompts, seed=options.seed)
     else:
@@ -54,10 +57,10 @@ def run(arguments: Sequence[str]) -> None:
         choices = {name: getattr(options, name) for name in names}
         pipe = jaxdiff.load(options.model)
         report = measure(pipe, prompts, seed=options.seed, batch_size=options.batch_size, **choices)
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report.to_mapping(), indent=2) + "\n")
     print(report.table())
+    if options.output is not None:
+        with new_file(options.output) as temporary:
+            temporary.write_text(json.dumps(report.to_mapping(), indent=2) + "\n")
 
 
 def measure(

@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> None:
         "seeds": [job.seed for job, _ in plan],
         "skipped": len(plan) - len(todo),
         **{name: round(seconds, 4) for name, seconds in timings.items()},
-        "images_per_s": round(len(todo) / timings["sample_s"], 4) if todo else None,
+        "images_per_s": round(len(todo) / _drawing(timings), 4) if todo else None,
         "total_s": round(total, 4),
         "device": pipe.device_name,
     }
@@ -100,15 +100,20 @@ def _jobs(options: Options) -> list[Job]:
             guidance_scale=options.guidance_scale,
         )
     )
-    return list({job.name: job for job in jobs}.values())
+    by_name: dict[str, Job] = {}
+    for job in jobs:
+        if by_name.setdefault(job.name, job) != job:
+            raise InputError(
+                f"prompt: got {by_name[job.name].prompt!r:.60} and {job.prompt!r:.60}, which would "
+                f"both be {job.name}.png, expected one of them, or a file for --prompts"
+            )
+    return list(by_name.values())
 
 
 def _plan(pipe: Any, options: Options, jobs: Sequence[Job]) -> list[tuple[Job, dict[str, Any]]]:
     """Every job with its complete settings, so that a bad one shows before anything is drawn."""
-    return [
-        (job, {"model": pipe.name} | pipe.resolve(**_arguments(options, [job])).settings(0))
-        for job in jobs
-    ]
+    model = {"model": pipe.name, "weights": pipe.fingerprint}
+    return [(job, model | pipe.resolve(**_arguments(options, [job])).settings(0)) for job in jobs]
 
 
 def _arguments(options: Options, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -157,6 +162,11 @@ def _draw(
             pictures.write(options.output / f"{job.name}.png", image, settings)
         total = {name: total[name] + out.timings[name] for name in total}
     return total
+
+
+def _drawing(timings: dict[str, float]) -> float:
+    """Seconds from text to pictures, without compiling."""
+    return timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
 
 
 def _make_folder(folder: pathlib.Path) -> None:

@@ -34,6 +34,14 @@ class PromptLine:
     num_images: int | None = None
 
 
+TYPES: dict[str, tuple[type, ...]] = {
+    "negative_prompt": (str,),
+    "guidance_scale": (int, float),
+    "seed": (int,),
+    "num_images": (int,),
+}
+
+
 def slug(prompt: str) -> str:
     """`prompt` as the beginning of a file name: lower-case words joined by hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:80] or "image"
@@ -53,7 +61,7 @@ def read_lines(path: pathlib.Path) -> list[PromptLine]:
     read = _json_line if path.suffix == ".jsonl" else _plain_line
     lines = [
         read(line.strip(), f"{path}:{number}")
-        for number, line in enumerate(text.splitlines(), 1)
+        for number, line in enumerate(text.split("\n"), 1)
         if line.strip()
     ]
     if not lines:
@@ -73,6 +81,11 @@ def _json_line(line: str, source: str) -> PromptLine:
         raise InputError(f"{source}: got invalid JSON ({error}), expected an object") from None
     if not isinstance(mapping, dict) or not isinstance(mapping.get("prompt"), str):
         raise InputError(f'{source}: got {line[:60]}, expected an object with a "prompt"')
+    for name, value in mapping.items():
+        kinds = TYPES.get(name)
+        if kinds and not (type(value) in kinds or value is None):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise InputError(f"{source}: {name}: got {value!r:.60}, expected {expected}")
     return from_mapping(PromptLine, mapping, source=source)
 
 

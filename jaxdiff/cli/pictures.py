@@ -1,7 +1,6 @@
 """PNG files that carry their settings, written whole or not at all."""
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.core.errors import InputError
 
 BLOCK = "jaxdiff"
@@ -32,12 +32,8 @@ def write(path: pathlib.Path, image: Image.Image, settings: Mapping[str, Any]) -
     info = PngInfo()
     info.add_itxt("parameters", parameters_text(settings))
     info.add_itxt(BLOCK, json.dumps(settings, sort_keys=True))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with new_file(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def settings_of(path: pathlib.Path) -> dict[str, Any] | None:
@@ -46,8 +42,9 @@ def settings_of(path: pathlib.Path) -> dict[str, Any] | None:
         return None
     try:
         with Image.open(path) as image:
-            return json.loads(image.info.get(BLOCK, "null"))
-    except (UnidentifiedImageError, OSError, json.JSONDecodeError):
-        raise InputError(
-            f"output: got {path}, which is no picture of ours, expected a free name"
-        ) from None
+            settings = json.loads(image.info.get(BLOCK, "null"))
+    except (UnidentifiedImageError, OSError, ValueError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise InputError(f"output: got {path}, which is no picture of ours, expected a free name")
+    return settings

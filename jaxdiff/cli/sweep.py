@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
+from jaxdiff.checkpoints.atomic import check_file, new_file
 from jaxdiff.cli.evaluate import measure
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
@@ -45,7 +46,7 @@ class Options:
     seed: int = 0
     """Of every picture."""
     output: pathlib.Path = pathlib.Path("sweep.png")
-    """The file to write."""
+    """The PNG file to write."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -54,6 +55,7 @@ def run(arguments: Sequence[str]) -> None:
     prompts = standard_prompts()[:: positive("every", options.every)]
     if not options.scales:
         raise InputError("scales: got none, expected at least one guidance scale")
+    check_file(options.output)  # before pictures are drawn for it
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
     pipe = jaxdiff.load(options.model)
@@ -73,10 +75,14 @@ def run(arguments: Sequence[str]) -> None:
     feet = []
     for scale in options.scales if options.measured else ():
         shares = measure(pipe, prompts, guidance_scale=scale, **shared).shares
-        one, two = (shares[f"{count} all right"].value for count in ("one", "two"))
-        feet.append(f"one thing {one:.0%}\ntwo things {two:.0%}")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    table(np.stack(rows), options.prompt, heads, feet).save(options.output)
+        kinds = {"one thing": "one all right", "two things": "two all right"}
+        feet.append(
+            "\n".join(
+                f"{k} {shares[name].value:.0%}" for k, name in kinds.items() if name in shares
+            )
+        )
+    with new_file(options.output) as temporary:
+        table(np.stack(rows), options.prompt, heads, feet).save(temporary, format="PNG")
     print(options.output)
 
 

@@ -37,8 +37,3 @@ def leave_open(scene: Scene, rng: np.random.Generator, *others: Scene) -> Scene:
     )
     said = chances[2] < SAY_BACKGROUND or len({other.background for other in block}) > 1
     return replace(scene, things=things, background=scene.background if said else None)
-
-
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of a full specification, its sizes and background left out at random."""
-    return describe(leave_open(scene, rng))

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.data.captions import caption, describe, leave_open
+from jaxdiff.data.captions import describe, leave_open
 from jaxdiff.data.drawing import PLACEMENT_DRAWS, Layout, draw, place
 from jaxdiff.data.specification import (
     BACKGROUNDS,
@@ -204,7 +204,6 @@ __all__ = [
     "Scene",
     "SceneSource",
     "Thing",
-    "caption",
     "describe",
     "draw",
     "held_out",

@@ -137,13 +137,6 @@ class NoiseSchedule:
         with np.errstate(divide="ignore"):
             return self.sigma / self.alpha
 
-    def at(self, t: Float[NDArray, "n"]) -> tuple[Float[NDArray, "n"], Float[NDArray, "n"]]:
-        """(alpha, sigma) at times 0 <= t <= T-1; between two levels the ratio is interpolated.
-
-        Linear in sigma / alpha, as the Euler scheduler of diffusers does it, so that they agree.
-        """
-        return levels_of(interpolate(self.ratio, t))
-
     def gather(self, t: Int[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
         """(alpha, sigma) in float32 at integer times t, inside a compiled training step."""
         return jnp.asarray(self.alpha, jnp.float32)[t], jnp.asarray(self.sigma, jnp.float32)[t]

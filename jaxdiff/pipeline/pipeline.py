@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import pathlib
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
+from jaxdiff.checkpoints.tokenizers import TokenizerFiles, write_tokenizer
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.core.validate import one_of, positive, shape
@@ -60,7 +64,7 @@ class Pipeline:
         self.unet = cast(UNet2DConditionModel, modules["unet"])
         self.vae = cast(AutoencoderKL, modules["vae"])
         self.text_encoder = cast(CLIPTextModel, modules["text_encoder"])
-        self.tokenizer = load_tokenizer(parts.tokenizers["tokenizer"].folder)
+        self.tokenizer = _tokenizer(parts.tokenizers["tokenizer"])
         self.schedule = NoiseSchedule.from_config(parts.scheduler)
         self.grid_options = GridOptions.from_config(parts.scheduler)
         self.prediction_type = one_of(
@@ -78,6 +82,13 @@ class Pipeline:
     def device_name(self) -> str:
         """The devices in words, such as "4 x TPU v5 lite"."""
         return f"{len(self.devices)} x {self.devices[0].device_kind}"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A short text that another training, or another dtype, of the same networks changes."""
+        # Every training moves the last layer of the UNet; to read all of them would take long.
+        last = np.asarray(self.unet.conv_out.kernel[...])
+        return hashlib.sha256(last.tobytes()).hexdigest()[:12]
 
     def resolve(self, prompt: str | Sequence[str], **options: Any) -> Request:
         """The complete request that a call with these arguments would run; raises InputError."""
@@ -193,7 +204,7 @@ class Pipeline:
         streams = (request.negative_prompts, request.prompts)[-rule.streams :]
         with clock("encode_s"):
             ids = np.stack([self._tokens(texts) for texts in streams], axis=1)[rows]
-            context = self.stages.encode(ids)
+            context = jax.block_until_ready(self.stages.encode(ids))
         with clock("sample_s"):
             keys = image_keys(request.seeds)[rows]
             if noise is None:
@@ -238,6 +249,14 @@ class _Clock:
             "compile_s": self._stages.compile_s - self._compiled,
             "total_s": time.perf_counter() - self._started,
         }
+
+
+def _tokenizer(files: TokenizerFiles) -> Any:
+    """The tokenizer that reads `files`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_tokenizer(folder, files)
+        return load_tokenizer(folder)
 
 
 def _check(parts: PipelineParts, name: str) -> None:

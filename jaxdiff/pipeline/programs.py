@@ -14,7 +14,8 @@ class Program:
     """A pure function under `jax.pmap` over `devices` (axis "data"), one executable per shapes.
 
     `per_device` says for each argument whether its leading axis is the devices' (True) or whether
-    it is the same on all of them (False): weights and loop bounds.
+    it is the same on all of them (False): weights and loop bounds. `precision` is that of products
+    of float32 matrices, as `jax.default_matmul_precision` takes it.
     """
 
     def __init__(
@@ -22,9 +23,12 @@ class Program:
         function: Callable[..., Any],
         per_device: Sequence[bool],
         devices: Sequence[jax.Device],
+        *,
+        precision: str | None = None,
     ) -> None:
         in_axes = tuple(0 if own else None for own in per_device)
         self._mapped = jax.pmap(function, axis_name="data", in_axes=in_axes, devices=devices)
+        self._precision = precision
         self._executables: dict[Any, Any] = {}
         self.compile_s = 0.0
 
@@ -33,7 +37,8 @@ class Program:
         key = _signature(arguments)
         if key not in self._executables:
             started = time.perf_counter()
-            self._executables[key] = self._mapped.lower(*arguments).compile()
+            with jax.default_matmul_precision(self._precision):
+                self._executables[key] = self._mapped.lower(*arguments).compile()
             self.compile_s += time.perf_counter() - started
         return self._executables[key](*arguments)
 

@@ -1,6 +1,7 @@
 """What one call of the pipeline asks for, checked and with every default filled in."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.timesteps import SPACINGS
-from jaxdiff.samplers.registry import SAMPLERS, sampler_name
+from jaxdiff.samplers.registry import SAMPLERS, STAND_INS, sampler_name
 
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
@@ -22,7 +23,7 @@ class Defaults:
 
     guidance_scale: float = 7.5
     steps: int = 50
-    sampler: str
+    sampler: str | None  # None: the scheduler config's has no counterpart here
     timesteps: str | None = None  # spacing of the steps; None: the scheduler config's own
     height: int
     width: int
@@ -42,7 +43,8 @@ class Defaults:
     ) -> "Defaults":
         """What a model says of itself (jaxdiff.json), the rest from its scheduler and size."""
         values = {"height": native[0], "width": native[1], **stored}
-        values.setdefault("sampler", sampler_name(scheduler))
+        if "sampler" not in values:
+            values["sampler"] = _default_sampler(scheduler)
         return from_mapping(cls, values, source=source)
 
 
@@ -107,6 +109,11 @@ def resolve(
     choices = {name: getattr(defaults, name) for name in ("steps", "sampler", "timesteps")}
     choices |= {"height": defaults.height, "width": defaults.width}
     choices |= {name: value for name, value in shared.items() if value is not None}
+    if choices["sampler"] is None:
+        raise InputError(
+            "sampler: got none, and the model's own scheduler has no counterpart here, "
+            f"expected one of {', '.join(SAMPLERS)}"
+        )
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     columns = {
         "prompt": prompt,
@@ -152,9 +159,22 @@ def _check_scale(scale: float) -> None:
     in_range("guidance_scale", scale, 0, MAX_SCALE)
 
 
-def _check_loop(steps: int, sampler: str, timesteps: str | None) -> None:
+def _default_sampler(scheduler: Mapping[str, Any]) -> str | None:
+    """The sampler of a scheduler_config.json; a warning where it is another one's stand-in."""
+    try:
+        name = sampler_name(scheduler)
+    except InputError:
+        return None
+    asked = str(scheduler.get("_class_name", "")).removeprefix("Flax")
+    if asked in STAND_INS:
+        warnings.warn(f"scheduler: {name} takes the place of {asked}", stacklevel=2)
+    return name
+
+
+def _check_loop(steps: int, sampler: str | None, timesteps: str | None) -> None:
     in_range("steps", steps, 1, MAX_STEPS)
-    one_of("sampler", sampler, SAMPLERS)
+    if sampler is not None:
+        one_of("sampler", sampler, SAMPLERS)
     if timesteps is not None:
         one_of("timesteps", timesteps, SPACINGS)
 

@@ -14,6 +14,7 @@ from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree, UInt8
 from jaxdiff.diffusion.timesteps import Grid
 from jaxdiff.guidance.denoiser import guided
 from jaxdiff.guidance.rules import Guidance
+from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -42,7 +43,10 @@ class Stages:
         kind: str,
         devices: Sequence[jax.Device],
     ) -> None:
-        self._text, self._unet, self._vae = (nnx.split(m) for m in (text_encoder, unet, vae))
+        self._text, self._unet, self._vae = (nnx.split(m) for m in (text_encoder, unet, _safe(vae)))
+        # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
+        exact = all(w.dtype == jnp.float32 for w in weights(unet).values())
+        self._precision = "highest" if exact else None
         self._kind = kind
         self._devices = list(devices)
         self._programs: dict[Any, Program] = {}
@@ -63,13 +67,13 @@ class Stages:
         if key not in self._programs:
             chosen = functools.partial(function, **static)
             own = [letter == "d" for letter in per_device]
-            self._programs[key] = Program(chosen, own, self._devices)
+            self._programs[key] = Program(chosen, own, self._devices, precision=self._precision)
         return self._programs[key]
 
     def encode(self, ids: Int[NDArray, "b k n"]) -> PyTree:
         """Contexts (b, k, n, d) of token ids, left on the devices for `denoise`."""
-        graph, weights = self._text
-        return self._program(_encode, ".d", graph=graph)(weights, split(ids, len(self._devices)))
+        graph, params = self._text
+        return self._program(_encode, ".d", graph=graph)(params, split(ids, len(self._devices)))
 
     def noise(
         self, keys: Key[Array, "b"], shape: tuple[int, int, int]
@@ -91,7 +95,7 @@ class Stages:
         report: Report | None = None,
     ) -> Float[NDArray, "b h w c"]:
         """Latents after all steps of `grid`, in chunks of about CHUNK_S seconds."""
-        graph, weights = self._unet
+        graph, params = self._unet
         noise, w, k = split((latents, scales, keys), len(self._devices))
         carry = self._program(_begin, "d.", sampler=sampler, rule=rule)(noise, grid)
         program = self._program(
@@ -103,7 +107,7 @@ class Stages:
             stop = min(done + chunk, steps)
             bounds = np.int32(done), np.int32(stop)
             compiled = program.compile_s
-            carry = jax.block_until_ready(program(weights, carry, context, w, grid, k, *bounds))
+            carry = jax.block_until_ready(program(params, carry, context, w, grid, k, *bounds))
             ran = time.perf_counter() - started - (program.compile_s - compiled)
             chunk = max(1, int(CHUNK_S * (stop - done) / max(ran, 1e-6)))
             done = stop
@@ -113,13 +117,22 @@ class Stages:
 
     def decode(self, latents: Float[NDArray, "b h w c"]) -> UInt8[NDArray, "b h2 w2 3"]:
         """Pictures of scaled latents."""
-        graph, weights = self._vae
+        graph, params = self._vae
         program = self._program(_decode, ".d", graph=graph)
-        return join(program(weights, split(latents, len(self._devices))))
+        return join(program(params, split(latents, len(self._devices))))
 
 
-def _encode(weights: PyTree, ids: Int[Array, "b k n"], *, graph: Any) -> Array:
-    flat = nnx.merge(graph, weights)(ids.reshape(-1, ids.shape[-1]))
+def _safe(vae: AutoencoderKL) -> AutoencoderKL:
+    """`vae`, computing in float32 where its config says that float16 overflows in it."""
+    stored = weights(vae)
+    if not vae.config.force_upcast or jnp.float16 not in {w.dtype for w in stored.values()}:
+        return vae
+    wide = abstract(AutoencoderKL, vae.config, dtype=jnp.float32, param_dtype=jnp.float16)
+    return assemble(wide, stored)
+
+
+def _encode(params: PyTree, ids: Int[Array, "b k n"], *, graph: Any) -> Array:
+    flat = nnx.merge(graph, params)(ids.reshape(-1, ids.shape[-1]))
     return flat.reshape(*ids.shape, flat.shape[-1])
 
 
@@ -128,7 +141,7 @@ def _begin(latents: Array, grid: Grid, *, sampler: str, rule: Guidance) -> Carry
 
 
 def _advance(
-    weights: PyTree,
+    params: PyTree,
     carry: Carry,
     context: Array,
     scales: Array,
@@ -142,14 +155,14 @@ def _advance(
     sampler: str,
     rule: Guidance,
 ) -> Carry:
-    def network(weights: PyTree, x: Array, t: Array, context: Array) -> Array:
-        return nnx.merge(graph, weights)(x, t, context)
+    def network(params: PyTree, x: Array, t: Array, context: Array) -> Array:
+        return nnx.merge(graph, params)(x, t, context)
 
-    denoise = guided(network, weights, context, scales, rule=rule, kind=kind)
+    denoise = guided(network, params, context, scales, rule=rule, kind=kind)
     return advance(denoise, carry, grid, keys, start, stop, sampler=SAMPLERS[sampler])
 
 
-def _decode(weights: PyTree, latents: Array, *, graph: Any) -> Array:
-    vae = nnx.merge(graph, weights)
+def _decode(params: PyTree, latents: Array, *, graph: Any) -> Array:
+    vae = nnx.merge(graph, params)
     images = vae.decode(vae.unscale(latents))
     return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)

@@ -24,14 +24,21 @@ SAMPLERS: dict[str, Sampler] = {
 SCHEDULERS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
     "DDPMScheduler": ("ddpm", {"variance_type": ("fixed_small", "fixed_small_log")}),
     "DDIMScheduler": ("ddim", {}),
-    # PNDM extrapolates the eps of DDIM steps: the same ODE on the same grid.
     "PNDMScheduler": ("ddim", {}),
     "EulerDiscreteScheduler": ("euler", {}),
     "DPMSolverMultistepScheduler": (
         "dpmpp-2m",
-        {"algorithm_type": ("dpmsolver++",), "solver_order": (2,), "solver_type": ("midpoint",)},
+        {
+            "algorithm_type": ("dpmsolver++",),
+            "solver_order": (2,),
+            "solver_type": ("midpoint",),
+            "final_sigmas_type": ("zero",),
+            "euler_at_final": (False,),
+        },
     ),
 }
+# Classes whose sampler only solves the same ODE on the same grid: PNDM extrapolates DDIM's eps.
+STAND_INS = ("PNDMScheduler",)
 
 
 def sampler_name(config: Mapping[str, Any]) -> str:

@@ -47,7 +47,9 @@ def test_a_batch_job_writes_every_picture_with_its_settings(batch_job):
         "000001_9.png",
         "000002_4.png",
     ]
-    assert settings_of(output / "000002_4.png") == {
+    settings = settings_of(output / "000002_4.png")
+    assert len(settings.pop("weights")) == 12
+    assert settings == {
         "model": "tiny",
         "prompt": "a ring",
         "negative_prompt": "star",
@@ -59,6 +61,18 @@ def test_a_batch_job_writes_every_picture_with_its_settings(batch_job):
         "height": 16,
         "width": 16,
     }
+
+
+def test_pictures_of_other_weights_are_not_taken_for_the_same(batch_job, model, tmp_path, capsys):
+    output, arguments = batch_job
+    assert generate(model, output, *arguments, "--dtype", "bfloat16") == 2
+    assert "made with weights" in capsys.readouterr().err
+
+
+def test_prompts_that_would_share_a_file_are_refused(model, tmp_path, capsys):
+    assert generate(model, tmp_path, "a ring!", "a ring?") == 2
+    assert "'a ring!' and 'a ring?', which would both be a-ring_0.png" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_batch_job_goes_on_where_it_stopped(batch_job, model, capsys):

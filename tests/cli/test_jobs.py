@@ -22,6 +22,12 @@ def test_json_lines_with_defaults_from_the_command_line(tmp_path):
     ]
 
 
+def test_a_line_ends_at_a_newline_only(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a\u2028ring"}\r\n{"prompt": "a\x85star"}', encoding="utf-8")
+    assert [line.prompt for line in read_lines(path)] == ["a\u2028ring", "a\x85star"]
+
+
 def test_plain_lines(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("a ring\n  a star \n")
@@ -35,6 +41,11 @@ def test_plain_lines(tmp_path):
         ('["a"]', r"prompts\.jsonl:1: .*expected an object with a \"prompt\""),
         ('{"prompt": "a", "sede": 1}', r"prompts\.jsonl:1: field: got 'sede', .*'seed'"),
         ("\n", r"got no line"),
+        ('{"prompt": "a", "seed": "7"}', r"prompts\.jsonl:1: seed: got '7', expected int"),
+        ('{"prompt": "a", "seed": true}', r"seed: got True, expected int"),
+        ('{"prompt": "a", "num_images": 2.5}', r"num_images: got 2\.5, expected int"),
+        ('{"prompt": "a", "guidance_scale": "high"}', r"got 'high', expected int or float"),
+        ('{"prompt": "a", "negative_prompt": 3}', r"negative_prompt: got 3, expected str"),
     ],
 )
 def test_bad_lines_name_the_line(tmp_path, text, message):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from jaxdiff.cli.pictures import parameters_text, settings_of, write
 from jaxdiff.core.errors import InputError
@@ -41,8 +42,20 @@ def test_no_picture_has_no_settings(tmp_path):
     assert settings_of(tmp_path / "a.png") is None
 
 
-def test_a_foreign_file_is_not_ours(tmp_path):
+@pytest.mark.parametrize("block", [None, "[1]", "{", "text"])
+def test_a_foreign_file_is_not_ours(tmp_path, block):
     path = tmp_path / "a.png"
-    path.write_text("not a picture")
+    if block == "text":
+        path.write_text("not a picture")
+    else:  # a PNG as an editor saves it again, or with a block that is no object
+        info = PngInfo()
+        if block:
+            info.add_itxt("jaxdiff", block)
+        Image.new("RGB", (4, 4)).save(path, pnginfo=info)
     with pytest.raises(InputError, match="expected a free name"):
         settings_of(path)
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"none/a\.png: got no such file"):
+        write(tmp_path / "none" / "a.png", Image.new("RGB", (4, 4)), SETTINGS)

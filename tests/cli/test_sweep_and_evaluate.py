@@ -29,6 +29,8 @@ def test_table_writes_its_texts():
     [
         ("sweep", ["--every", "0"], "sweep: every: got 0"),
         ("evaluate", ["--every", "0"], "evaluate: every: got 0"),
+        ("sweep", ["--output", "."], "sweep: .: got a folder, expected a file"),
+        ("evaluate", ["--output", "."], "evaluate: .: got a folder, expected a file"),
     ],
 )
 def test_bad_options(command, arguments, message, capsys):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.schedules import SCHEDULES, NoiseSchedule, levels_of
+from jaxdiff.diffusion.schedules import SCHEDULES, NoiseSchedule, interpolate, levels_of
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -60,14 +60,10 @@ def test_zero_terminal_snr_of_stable_diffusion():
     assert np.isinf(zero.ratio[999])
 
 
-def test_at_a_level_gives_the_table_and_between_two_the_middle_ratio():
-    schedule = NoiseSchedule(**STABLE_DIFFUSION, zero_terminal_snr=True)
-    alpha, sigma = schedule.at(np.array([0.0, 500.0, 998.0, 999.0]))
-    np.testing.assert_allclose(alpha, schedule.alpha[[0, 500, 998, 999]], rtol=1e-12, atol=1e-300)
-    np.testing.assert_allclose(sigma, schedule.sigma[[0, 500, 998, 999]], rtol=1e-12)
-    alpha, sigma = schedule.at(np.array([41.5]))
-    assert sigma / alpha == pytest.approx((schedule.ratio[41] + schedule.ratio[42]) / 2)
-    assert alpha**2 + sigma**2 == pytest.approx(1)
+def test_between_two_levels_the_ratio_is_interpolated():
+    ratio = NoiseSchedule(**STABLE_DIFFUSION).ratio
+    np.testing.assert_allclose(interpolate(ratio, np.array([0.0, 500.0])), ratio[[0, 500]])
+    assert interpolate(ratio, np.array([41.5])) == pytest.approx((ratio[41] + ratio[42]) / 2)
 
 
 def test_levels_of_the_extremes():

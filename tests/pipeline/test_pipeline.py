@@ -1,5 +1,7 @@
 """The whole path against a plain reference, and what must not change a picture."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,11 +99,35 @@ def test_a_negative_prompt_equal_to_the_prompt_cancels_the_scale(single):
     assert np.abs(plain - cancelled).max() < 1e-5 * np.abs(plain).max()
 
 
-def test_scale_one_runs_one_stream_within_a_mixed_batch_too(single):
+def test_scales_of_a_mixed_batch_are_those_of_single_calls(single):
     mixed = single([PROMPT, PROMPT], guidance_scale=[1.0, 3.0], seed=[0, 0], output="latent").images
     for row, w in enumerate((1.0, 3.0)):
         alone = single(PROMPT, guidance_scale=w, seed=0, output="latent").images[0]
         assert np.abs(mixed[row] - alone).max() < 1e-5 * np.abs(alone).max()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_draws_nearly_the_same(pipe, tmp_path, dtype):
+    pipe.save(tmp_path / "copy")
+    half = jaxdiff.load(tmp_path / "copy", dtype=dtype)
+    exact, rough = (p([PROMPT] * 2, seed=3, output="numpy").images for p in (pipe, half))
+    error = np.abs(exact.astype(float) - rough)
+    assert 0 < error.mean() < 6
+
+
+def test_a_model_with_an_unknown_scheduler_draws_with_a_named_sampler(pipe, tmp_path):
+    pipe.save(tmp_path / "copy")
+    path = tmp_path / "copy" / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"_class_name": "HeunDiscreteScheduler"}))
+    (tmp_path / "copy" / "jaxdiff.json").unlink()
+    copy = jaxdiff.load(tmp_path / "copy")
+    with pytest.raises(InputError, match="sampler: got none, and the model's own scheduler"):
+        copy(PROMPT, steps=2)
+    assert copy(PROMPT, steps=2, sampler="euler", output="latent").images.shape == (1, 8, 8, 4)
+    path.write_text(json.dumps(config | {"_class_name": "PNDMScheduler"}))
+    with pytest.warns(UserWarning, match="ddim takes the place of PNDMScheduler"):
+        jaxdiff.load(tmp_path / "copy")
 
 
 def test_save_and_load_draws_the_same_picture(pipe, tmp_path):
