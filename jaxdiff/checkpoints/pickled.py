@@ -137,7 +137,7 @@ def _screen(data: bytes) -> None:
     """InputError for an instruction that tensors do not need, before any is carried out."""
     for opcode, argument, _ in pickletools.genops(data):
         # Room is made for as many memos as the highest number says.
-        bomb = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > len(data)
+        bomb = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(str(argument)) > len(data)
         if opcode.name not in OPCODES or bomb:
             raise InputError(f"the instruction {opcode.name}")
 

@@ -63,7 +63,7 @@ def read_single_file(
     }
     for part in family.texts:
         components[part.name] = _text(groups[part.prefix], part, path, how)
-    nine = components["unet"].module.config.in_channels == 9
+    nine = groups[UNET]["input_blocks.0.0.weight"].shape[1:2] == (9,)
     scheduler = dict(family.scheduler)
     if prediction_type or "v_pred" in entries:
         scheduler["prediction_type"] = prediction_type or "v_prediction"

@@ -138,10 +138,11 @@ def read_tensor(entry: Entry) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{entry.path}: got {reason(error)}, expected {entry.name}") from None
     values = buffer.view(NUMPY_DTYPES[entry.dtype])
-    if entry.axes is None:
+    axes = entry.axes
+    if axes is None:
         return values.reshape(entry.shape)
-    stored = sorted(range(len(entry.shape)), key=lambda axis: entry.axes[axis])
-    return values.reshape([entry.shape[axis] for axis in stored]).transpose(entry.axes)
+    stored = sorted(range(len(axes)), key=axes.__getitem__)
+    return values.reshape([entry.shape[axis] for axis in stored]).transpose(axes)
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, Pending]) -> None:

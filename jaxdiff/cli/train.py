@@ -254,7 +254,7 @@ def run(arguments: Sequence[str]) -> None:
         raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
     check_identity(identity(config), workdir)
     parts = experiment(config, workdir)
-    now = identity(config) | parts.identity
+    now = identity(config) | dict(parts.identity)
     check_identity(now, workdir)
     if options.export_only:
         with TrainingStore(checkpoints, read_only=True) as store:
