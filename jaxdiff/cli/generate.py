@@ -24,7 +24,7 @@ class Options:
     prompts: pathlib.Path | None = None
     """A file of prompts: .jsonl with {"prompt": ..., "seed": ...} or one prompt a line; resumes."""
     model: str | None = None
-    """A diffusers folder; the embedded model when left out."""
+    """A diffusers folder, a checkpoint file or a Hub repository; left out: the embedded model."""
     negative_prompt: str | None = None
     """What to keep out of the picture."""
     guidance_scale: float | None = None

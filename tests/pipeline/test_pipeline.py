@@ -1,13 +1,16 @@
 """The whole path against a plain reference, and what must not change a picture."""
 
-import json
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import originals
 import pytest
 from flax import nnx
+from tiny import first_devices
 
 import jaxdiff
+from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.tokenizer import tokenize
 
@@ -115,19 +118,20 @@ def test_half_precision_draws_nearly_the_same(pipe, tmp_path, dtype):
     assert 0 < error.mean() < 6
 
 
+def with_scheduler(pipe, folder, name):
+    """Write the model with another scheduler class and no defaults of its own."""
+    scheduler = {**pipe.parts.scheduler, "_class_name": name}
+    write_pipeline(folder, dataclasses.replace(pipe.parts, scheduler=scheduler, defaults={}))
+    return folder
+
+
 def test_a_model_with_an_unknown_scheduler_draws_with_a_named_sampler(pipe, tmp_path):
-    pipe.save(tmp_path / "copy")
-    path = tmp_path / "copy" / "scheduler" / "scheduler_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"_class_name": "HeunDiscreteScheduler"}))
-    (tmp_path / "copy" / "jaxdiff.json").unlink()
-    copy = jaxdiff.load(tmp_path / "copy")
+    copy = jaxdiff.load(with_scheduler(pipe, tmp_path / "copy", "HeunDiscreteScheduler"))
     with pytest.raises(InputError, match="sampler: got none, and the model's own scheduler"):
         copy(PROMPT, steps=2)
     assert copy(PROMPT, steps=2, sampler="euler", output="latent").images.shape == (1, 8, 8, 4)
-    path.write_text(json.dumps(config | {"_class_name": "PNDMScheduler"}))
     with pytest.warns(UserWarning, match="ddim takes the place of PNDMScheduler"):
-        jaxdiff.load(tmp_path / "copy")
+        jaxdiff.load(with_scheduler(pipe, tmp_path / "other", "PNDMScheduler"))
 
 
 def test_save_and_load_draws_the_same_picture(pipe, tmp_path):
@@ -189,3 +193,20 @@ def test_bad_input_is_one_sentence(single, options, message):
 def test_no_prompt(single):
     with pytest.raises(InputError, match=r"^prompt: got an empty list"):
         single([])
+
+
+def test_a_single_file_draws_what_its_folder_draws(tmp_path):
+    components = originals.components("sd1", words=49408)
+    path = tmp_path / "model.safetensors"
+    originals.write_safetensors(path, originals.original_tensors("sd1", components))
+    with pytest.warns(UserWarning, match="PNDM"):
+        one = jaxdiff.load(path)
+    parts = dataclasses.replace(one.parts, components=components)
+    write_pipeline(tmp_path / "folder", parts)
+    with pytest.warns(UserWarning, match="PNDM"):
+        two = jaxdiff.load(tmp_path / "folder")
+    options = {"height": 32, "width": 32, "steps": 2, "guidance_scale": 3.0, "output": "latent"}
+    with pytest.warns(UserWarning, match="PNDM"):
+        first, second = (first_devices(p, 1)("a cat!", **options).images for p in (one, two))
+    assert np.isfinite(first).all()
+    np.testing.assert_array_equal(first, second)
