@@ -2,6 +2,10 @@
 
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
         python train.py configs/scenes_clip.py --workdir runs/scenes_clip
+
+154,000 pictures, 8 minutes on two CPU cores that other work shared: of 256 validation pictures 68%
+find their caption among all, and 79% among four that differ in one thing (validation_retrieval and
+validation_retrieval_hard in the log's last line).
 """
 
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
@@ -23,13 +27,13 @@ config = TrainConfig(
             num_hidden_layers=4,
             num_attention_heads=4,
             image_size=64,
-            patch_size=8,
+            patch_size=16,
         ),
         projection_dim=128,
     ),
     data=DataConfig(variations=4),
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=200, decay_fraction=0.5),
-    steps=2_500,
+    steps=1_200,
     batch_size=128,
     ema_decay=0.999,
     log_every=50,

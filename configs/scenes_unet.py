@@ -4,6 +4,10 @@
         python train.py configs/scenes_unet.py --workdir runs/scenes_unet
 
 Needs runs/scenes_vae/export and runs/scenes_clip/export, which the other two configs make.
+384,000 pictures, 92 minutes on two CPU cores that other work shared: validation loss 0.120
+(validation_loss in the log's last line). `python -m jaxdiff evaluate` at guidance scale 3 and 25
+steps of dpmpp-2m: background 1.00, colour .99, size .97, shape .54, relation .29, all right with one
+thing .55, with two .08.
 """
 
 from jaxdiff.models.unet_config import UNet2DConditionConfig
@@ -28,11 +32,11 @@ config = TrainConfig(
         ),
         prediction_type="v_prediction",
     ),
-    optimiser=OptimiserConfig(learning_rate=8e-4, warmup_steps=500, decay_fraction=0.3),
-    steps=30_000,
+    optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=500, decay_fraction=0.3),
+    steps=6_000,
     batch_size=64,
-    ema_decay=0.9995,
+    ema_decay=0.999,
     log_every=100,
     checkpoint_every=1000,
-    sample_every=2000,
+    sample_every=1000,
 )

@@ -63,7 +63,7 @@ def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
         "timestep_spacing": SPACING,
         "set_alpha_to_one": True,
         "clip_sample": False,
-        "steps_offset": 0,
+        "steps_offset": 1,  # diffusers insists on it; trailing steps do not read it
     }
 
 
