@@ -63,6 +63,7 @@ class DiffusionObjective:
     model: UNet2DConditionConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
     vae: str  # folder of the frozen VAE: a finished training's export/
     text_encoder: str  # folder with the frozen text_encoder/ and tokenizer/
+    weights: str | None = None  # folder of a UNet to begin with; None begins at random
     schedule: NoiseSchedule = dataclasses.field(
         default_factory=lambda: NoiseSchedule(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012

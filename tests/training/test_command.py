@@ -14,6 +14,7 @@ from jaxdiff.cli import main
 from jaxdiff.cli.train import alone, check_identity, load_config, parse, run
 from jaxdiff.cli.training import clip, experiment, vae
 from jaxdiff.core.errors import InputError
+from jaxdiff.models.build import weights
 from jaxdiff.training.log import read_lines
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -71,6 +72,15 @@ def trained(tmp_path_factory, few):
     return folder
 
 
+@pytest.fixture(scope="module")
+def three(trained):
+    """The same folder with the finished workdirs of a text encoder and a UNet too."""
+    with jax.numpy_dtype_promotion("standard"):
+        for name, text in (("clip", CLIP), ("unet", UNET)):
+            run([config_file(trained, text, f"{name}.py"), "--workdir", str(trained / name)])
+    return trained
+
+
 @pytest.fixture
 def again(trained, tmp_path):
     """The command that trained the VAE, on a copy of its workdir."""
@@ -100,20 +110,17 @@ def test_log_and_samples(trained):
 
 
 @pytest.mark.slow
-def test_three_trainings_make_a_pipeline(trained, capsys):
-    for name, text in (("clip", CLIP), ("unet", UNET)):
-        run([config_file(trained, text, f"{name}.py"), "--workdir", str(trained / name)])
-    assert "exported to" in capsys.readouterr().err
-
-    (line,) = read_lines(trained / "clip/log.jsonl")
+def test_three_trainings_make_a_pipeline(three):
+    (line,) = read_lines(three / "clip/log.jsonl")
     assert {"validation_retrieval", "validation_retrieval_hard"} <= set(line)
-    (line,) = read_lines(trained / "unet/log.jsonl")
+    (line,) = read_lines(three / "unet/log.jsonl")
     assert np.isfinite(line["validation_loss"])
-    assert size_of(trained / "unet/samples/step_000001.png") == (8 * 64, 2 * 64)
+    assert size_of(three / "unet/samples/step_000001.png") == (8 * 64, 2 * 64)
 
-    parts = read_pipeline(trained / "unet/export")
+    parts = read_pipeline(three / "unet/export")
     assert set(parts.components) == {"unet", "vae", "text_encoder"}
     assert parts.scheduler["prediction_type"] == "v_prediction"
+    assert parts.defaults == {"guidance_scale": 5.0, "steps": 2, "sampler": "ddim"}
     text = parts.components["text_encoder"].module.config
     assert text.eos_token_id == text.vocab_size - 1
 
@@ -130,8 +137,8 @@ def test_latents_of_the_exported_vae_have_unit_variance(trained):
 def test_export_only_writes_the_newest_checkpoint(trained, again, tmp_path):
     shutil.rmtree(tmp_path / "vae/export")
     run([*again, "--export-only", "--steps", "99"])
-    weights = "vae/export/diffusion_pytorch_model.safetensors"
-    assert (tmp_path / weights).read_bytes() == (trained / weights).read_bytes()
+    file = "vae/export/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / file).read_bytes() == (trained / file).read_bytes()
     kept = (tmp_path / "vae/config.json").read_text()
     assert kept == (trained / "vae/config.json").read_text()
 
@@ -147,16 +154,16 @@ def test_another_model_in_the_same_workdir_is_refused(again):
         run([*again, "--objective.model.latent-channels", "3"])
 
 
-def test_another_seed_or_other_frozen_weights_are_refused(again, trained, tmp_path):
+def test_another_seed_or_other_frozen_weights_are_refused(again, three, tmp_path):
     with pytest.raises(InputError, match=r"seed: got 5, expected 0 as trained so far"):
         run([*again, "--seed", "5"])
-    shutil.copytree(trained, tmp_path / "copy")
+    shutil.copytree(three, tmp_path / "copy")
     path = tmp_path / "unet.py"
     path.write_text(UNET.replace("FOLDER", str(tmp_path / "copy")))
-    weights = tmp_path / "copy" / "vae" / "export" / "diffusion_pytorch_model.safetensors"
-    data = bytearray(weights.read_bytes())
+    file = tmp_path / "copy" / "vae" / "export" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(file.read_bytes())
     data[-1] ^= 1
-    weights.write_bytes(data)
+    file.write_bytes(data)
     with pytest.raises(InputError, match=r"weights of vae: got .* as trained so far"):
         run([str(path), "--workdir", str(tmp_path / "copy" / "unet")])
 
@@ -182,10 +189,26 @@ def test_two_trainings_do_not_share_a_workdir(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("field", ["sample-size", "in-channels", "out-channels"])
-def test_a_unet_for_other_latents_is_refused(trained, tmp_path, field):
+def test_a_training_begins_with_given_weights(three, tmp_path):
     path = tmp_path / "unet.py"
-    path.write_text(UNET.replace("FOLDER", str(trained)))
+    path.write_text(UNET.replace("FOLDER", str(three)))
+    given = three / "unet" / "export" / "unet"
+    more = ["--objective.weights", str(given), "--optimiser.learning-rate", "1e-30"]
+    run([str(path), "--workdir", str(tmp_path / "w"), *more])
+    begun = weights(read_component(given).module)
+    ended = weights(read_component(tmp_path / "w" / "export" / "unet").module)
+    for name, values in begun.items():
+        np.testing.assert_allclose(ended[name], values, rtol=1e-6, atol=1e-20)
+    other = ["--objective.model.cross-attention-dim", "4", "--objective.weights", str(given)]
+    with pytest.raises(InputError, match=r"objective\.weights: got .* \(8, 4\), expected \(4, 4\)"):
+        run([str(path), "--workdir", str(tmp_path / "v"), *other])
+    assert not (tmp_path / "v").exists()
+
+
+@pytest.mark.parametrize("field", ["sample-size", "in-channels", "out-channels"])
+def test_a_unet_for_other_latents_is_refused(three, tmp_path, field):
+    path = tmp_path / "unet.py"
+    path.write_text(UNET.replace("FOLDER", str(three)))
     arguments = [str(path), "--workdir", str(tmp_path / "w"), f"--objective.model.{field}", "8"]
     name = field.replace("-", "_")
     with pytest.raises(InputError, match=f"objective.model.{name}: got 8, expected .* as the lat"):

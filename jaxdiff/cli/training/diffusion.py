@@ -1,7 +1,7 @@
 """Training the UNet: latents of a frozen VAE, told by a frozen text encoder."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import jax
@@ -11,8 +11,10 @@ import numpy as np
 from jaxdiff.checkpoints.components import Component, read_component
 from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
+from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.training.experiment import (
+    CHECKPOINTS,
     SHOWN,
     Experiment,
     grid,
@@ -121,6 +123,27 @@ def _check_size(objective: DiffusionObjective, vae: AutoencoderKL) -> None:
             )
 
 
+def _given_weights(
+    folder: str, shapes: Mapping[str, Any]
+) -> Callable[[int], Iterator[tuple[str, NDArray]]]:
+    """What begins a training with the UNet in `folder`; InputError unless its weights fit."""
+    stored = weights(read_component(pathlib.Path(folder)).module)
+    for path in sorted(stored.keys() | shapes):
+        got, wanted = (table[path].shape if path in table else None for table in (stored, shapes))
+        if got != wanted:
+            raise InputError(
+                f"objective.weights: got {folder} with {path} {got}, "
+                f"expected {wanted} as objective.model has"
+            )
+
+    def init(seed: int) -> Iterator[tuple[str, NDArray]]:
+        del seed  # nothing is drawn
+        for path, array in stored.items():
+            yield path, np.asarray(array, np.float32)
+
+    return init
+
+
 def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Grids are pictures of fixed prompts; the measure is the loss on validation pictures."""
     objective = cast(DiffusionObjective, config.objective)
@@ -134,6 +157,8 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     (null,) = tokenize(tokenizer, [""])
     frozen = Frozen(vae=weights(vae), text_encoder=weights(text), null=jnp.asarray(null))
     learner = diffusion_learner(objective, vae, text, dtype)
+    if objective.weights is not None and not has_checkpoint(workdir / CHECKPOINTS):
+        learner = learner._replace(init=_given_weights(objective.weights, learner.shapes))
     draw = jax.jit(make_sampler(objective, vae, text, dtype))
     measure = jax.jit(learner.loss)
     shown = spread({"ids": tokenize(tokenizer, shown_prompts()), "noise": shown_noise(objective)})
