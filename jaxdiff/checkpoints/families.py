@@ -1,7 +1,7 @@
 """The families of Stable Diffusion that single files come in, told apart by names of tensors."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxdiff.checkpoints.clip_vocabulary import END
@@ -94,21 +94,17 @@ SD2 = Family(
     scheduler=_SCHEDULER | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
     sample_size=96,
 )
-SD2_BASE = Family(
+SD2_BASE = replace(
+    SD2,
     name="Stable Diffusion 2 base",
-    pipeline="StableDiffusionPipeline",
-    inpainting="StableDiffusionInpaintPipeline",
-    texts=SD2.texts,
     scheduler=_SCHEDULER | {"_class_name": "PNDMScheduler", "prediction_type": "epsilon"},
     sample_size=64,
 )
-SD_TURBO = Family(
+SD_TURBO = replace(
+    SD2_BASE,
     name="SD-Turbo",
-    pipeline="StableDiffusionPipeline",
-    inpainting="StableDiffusionInpaintPipeline",
     texts=(_open_clip("conditioner.embedders.0.model.", drop_last=True),),
     scheduler=_EULER | {"prediction_type": "epsilon", "timestep_spacing": "trailing"},
-    sample_size=64,
 )
 SDXL = Family(
     name="Stable Diffusion XL",

@@ -28,6 +28,7 @@ def download(repository: str, *, variant: str | None = None) -> pathlib.Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    huggingface_hub.logging.set_verbosity_error()  # retries would print over the one sentence
     try:
         names = huggingface_hub.list_repo_files(repository)
     except (HfHubHTTPError, HFValidationError) as error:
@@ -85,10 +86,11 @@ def _shards(folder: pathlib.Path, fetched: Sequence[str]) -> list[str]:
 def _cached(repository: str) -> pathlib.Path:
     """The folder of an earlier download; InputError if there was none."""
     import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
-    except Exception:  # not in the cache, in any of the library's ways to say it
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
         raise InputError(
             f"model: got {repository} (no such folder here, no connection to the Hub, not in its "
             "cache), expected a model that can be read"

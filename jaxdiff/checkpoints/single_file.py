@@ -1,9 +1,11 @@
 """One file with a whole pipeline in it, in the original layout (LDM, A1111, Civitai)."""
 
-import dataclasses
+import functools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+from flax import nnx
 
 from jaxdiff.checkpoints import original, shapes
 from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
@@ -27,13 +29,7 @@ IGNORED = re.compile(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    """How networks are placed: `read_component`'s choices."""
-
-    dtype: Dtype | None
-    sharding: Placement
-    attention: str
+Build = Callable[..., nnx.Module]  # (class, configs, tensors): `components.build`, the rest chosen
 
 
 def read_single_file(
@@ -56,13 +52,12 @@ def read_single_file(
     family = family_of(entries, prediction_type)
     prefixes = (UNET, VAE, *(part.prefix for part in family.texts))
     groups = split(entries, prefixes)
-    how = _Options(dtype, sharding, attention)
-    components = {
-        "unet": _unet(groups[UNET], family, path, how),
-        "vae": _vae(groups[VAE], family, path, how),
-    }
+    make = functools.partial(
+        build, sources=(str(path), str(path)), dtype=dtype, sharding=sharding, attention=attention
+    )
+    modules = {"unet": _unet(groups[UNET], family, make), "vae": _vae(groups[VAE], family, make)}
     for part in family.texts:
-        components[part.name] = _text(groups[part.prefix], part, path, how)
+        modules[part.name] = _text(groups[part.prefix], part, make)
     nine = groups[UNET]["input_blocks.0.0.weight"].shape[1:2] == (9,)
     scheduler = dict(family.scheduler)
     if prediction_type or "v_pred" in entries:
@@ -70,7 +65,7 @@ def read_single_file(
     if "ztsnr" in entries:
         scheduler["rescale_betas_zero_snr"] = True
     return PipelineParts(
-        components=components,
+        components={name: Component(module=module) for name, module in modules.items()},
         scheduler=scheduler,
         tokenizers={part.tokenizer: clip_tokenizer(part.pad) for part in family.texts},
         class_name=family.inpainting if nine else family.pipeline,
@@ -100,27 +95,21 @@ def split(entries: Mapping[str, Entry], prefixes: tuple[str, ...]) -> dict[str, 
     return groups
 
 
-def _unet(
-    group: Mapping[str, Entry], family: Family, path: pathlib.Path, how: _Options
-) -> Component:
+def _unet(group: Mapping[str, Entry], family: Family, make: Build) -> nnx.Module:
     tensors = original.unet(group)
     config = shapes.unet_config(tensors, heads=family.heads, sample_size=family.sample_size)
-    return _component("UNet2DConditionModel", config, tensors, path, how)
+    return make("UNet2DConditionModel", (config,), tensors)
 
 
-def _vae(
-    group: Mapping[str, Entry], family: Family, path: pathlib.Path, how: _Options
-) -> Component:
+def _vae(group: Mapping[str, Entry], family: Family, make: Build) -> nnx.Module:
     tensors = original.vae(group)
     config = shapes.vae_config(
         tensors, scaling_factor=family.scaling_factor, sample_size=8 * family.sample_size
     )
-    return _component("AutoencoderKL", config, tensors, path, how)
+    return make("AutoencoderKL", (config,), tensors)
 
 
-def _text(
-    group: Mapping[str, Entry], part: TextPart, path: pathlib.Path, how: _Options
-) -> Component:
+def _text(group: Mapping[str, Entry], part: TextPart, make: Build) -> nnx.Module:
     if part.open_clip:
         tensors = original.open_clip(group, drop_last=part.drop_last)
     else:
@@ -129,24 +118,4 @@ def _text(
     config = shapes.text_config(
         tensors, hidden_act=part.hidden_act, projection_dim=part.projection_dim
     )
-    return _component(part.class_name, config, tensors, path, how)
-
-
-def _component(
-    class_name: str,
-    config: object,
-    tensors: Mapping[str, Entry],
-    path: pathlib.Path,
-    how: _Options,
-) -> Component:
-    sources = (str(path), str(path))
-    module = build(
-        class_name,
-        (config,),
-        tensors,
-        sources=sources,
-        dtype=how.dtype,
-        sharding=how.sharding,
-        attention=how.attention,
-    )
-    return Component(module=module)
+    return make(part.class_name, (config,), tensors)

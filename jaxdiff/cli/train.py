@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
 from jaxdiff.cli.training.clip import clip_experiment
@@ -124,9 +125,8 @@ def record(config: TrainConfig, now: Identity, workdir: pathlib.Path) -> None:
     """Write `workdir`/config.json."""
     path = workdir / "config.json"
     values = {"identity": now} | dataclasses.asdict(config)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
 from jaxdiff.data.batches import batches
 from jaxdiff.data.scenes import SceneSource
@@ -78,7 +79,5 @@ def grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
 def save_grid(folder: pathlib.Path, step: int, picture: Image.Image) -> None:
     """Write `folder`/step_XXXXXX.png, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:06d}.png"
-    temporary = path.with_suffix(".part")
-    picture.save(temporary, format="PNG")
-    temporary.replace(path)
+    with new_file(folder / f"step_{step:06d}.png") as temporary:
+        picture.save(temporary, format="PNG")
