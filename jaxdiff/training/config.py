@@ -73,6 +73,7 @@ class DiffusionObjective:
     weighting: str = "uniform"  # of the squared error over noise levels: uniform or min_snr
     gamma: float = 5.0  # the cap of min_snr
     times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
+    time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
     caption_dropout: float = 0.1  # share of captions replaced by the null caption
     sample_scale: float = 5.0  # guidance scale of the sample grids
     sample_steps: int = 25  # DDIM steps of the sample grids
@@ -82,6 +83,7 @@ class DiffusionObjective:
         one_of("objective.weighting", self.weighting, WEIGHTINGS)
         one_of("objective.times", self.times, TIMES)
         positive("objective.gamma", self.gamma)
+        in_range("objective.time_shift", self.time_shift, 0.01, 100)
         in_range("objective.caption_dropout", self.caption_dropout, 0, 1)
         in_range("objective.sample_scale", self.sample_scale, 0, 1000)
         in_range("objective.sample_steps", self.sample_steps, 1, self.schedule.num_train_timesteps)

@@ -121,13 +121,16 @@ def test_captions_are_dropped_one_by_one_at_the_given_rate():
     assert abs(both - n * rate**2) < 4 * np.sqrt(n * rate**2)
 
 
-@pytest.mark.parametrize(("how", "quartile"), [("uniform", 0.25), ("logit_normal", 0.3374)])
-def test_times_cover_the_levels(how, quartile):
-    t = np.asarray(draw_times(jax.random.key(0), (20_000,), 100, how))
+# The quartile of how times are drawn: sigmoid(-0.6745) is 0.3374; 4 (0.25) / (1 + 3 (0.25)) is 4/7.
+@pytest.mark.parametrize(
+    ("how", "shift", "quartile"),
+    [("uniform", 1, 0.25), ("logit_normal", 1, 0.3374), ("uniform", 4, 4 / 7)],
+)
+def test_times_cover_the_levels(how, shift, quartile):
+    t = np.asarray(draw_times(jax.random.key(0), (20_000,), 100, how, shift))
     assert t.min() >= 0
     assert t.max() <= 99
     assert len(np.unique(t)) > 95
-    # sigmoid of the normal's quartile, -0.6745, is 0.3374
     assert abs(np.mean(t < 100 * quartile) - 0.25) < 0.02
 
 

@@ -28,16 +28,22 @@ class Frozen(NamedTuple):
     null: Int[Array, "n"]  # token ids of the empty caption
 
 
-def draw_times(key: Key[Array, ""], shape: tuple[int, ...], levels: int, how: str) -> Array:
-    """Noise levels 0 ... levels - 1, one draw per sample.
+def draw_times(
+    key: Key[Array, ""], shape: tuple[int, ...], levels: int, how: str, shift: float = 1.0
+) -> Int[Array, "..."]:
+    """Noise levels 0 ... levels - 1, one draw per sample (SD3, 2403.03206, section 3.1 and eq. 23).
 
-    `logit_normal` is sigmoid of a standard normal (SD3, 2403.03206, section 3.1): the middle more
-    often than the ends.
+    `how` spreads u over [0, 1): `uniform`, or `logit_normal`, the sigmoid of a standard normal,
+    the middle more often than the ends. `shift` s then moves it to s u / (1 + (s - 1) u).
     """
-    if how == "uniform":
-        return jax.random.randint(key, shape, 0, levels)
-    middle = jax.nn.sigmoid(jax.random.normal(key, shape))
-    return jnp.minimum((middle * levels).astype(jnp.int32), levels - 1)
+    spread = jax.random.uniform if how == "uniform" else _logit_normal
+    u = spread(key, shape)
+    moved = shift * u / (1 + (shift - 1) * u)
+    return jnp.minimum((moved * levels).astype(jnp.int32), levels - 1)
+
+
+def _logit_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    return jax.nn.sigmoid(jax.random.normal(key, shape))
 
 
 def drop_captions(
@@ -81,7 +87,9 @@ def diffusion_learner(
             config,
             lambda x, t: assemble(template, params)(x, t, context),
             x0,
-            draw_times(time_key, x0.shape[:1], config.schedule.levels, config.times),
+            draw_times(
+                time_key, x0.shape[:1], config.schedule.levels, config.times, config.time_shift
+            ),
             jax.random.normal(noise_key, x0.shape, x0.dtype),
         )
         return value, {"latent_std": jnp.std(x0)}
