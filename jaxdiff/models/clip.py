@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
-from jaxdiff.core.validate import shape
+from jaxdiff.core.validate import in_range, shape
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.attention import attention
@@ -23,9 +23,9 @@ LOGIT_SCALE = 2.6592  # log(1 / 0.07), the initial inverse temperature
 class TextFeatures(NamedTuple):
     """What diffusion models take from a text encoder."""
 
-    last: Float[Array, "b n d"]  # after the last layer and the final norm
-    penultimate: Float[Array, "b n d"]  # before the last layer, without the final norm
-    pooled: Float[Array, "b p"]  # `last` at the end of the text, projected if the model projects
+    last: Float[Array, "b n d"]  # after the last layer that is not skipped and the final norm
+    penultimate: Float[Array, "b n d"]  # one layer before that, without the final norm
+    pooled: Float[Array, "b p"]  # end of the text after all layers, projected if the model projects
 
 
 class VisionFeatures(NamedTuple):
@@ -82,12 +82,12 @@ class _Encoder(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "b n d"], *, causal: bool
-    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
-        """States after the last layer, and before it."""
-        before = x
+    ) -> list[Float[Array, "b n d"]]:
+        """The states before the first layer and after each."""
+        states = [x]
         for layer in self.layers:
-            before, x = x, layer(x, causal=causal)
-        return x, before
+            states.append(layer(states[-1], causal=causal))
+        return states
 
 
 class _TextEmbeddings(nnx.Module):
@@ -108,17 +108,22 @@ class TextTransformer(nnx.Module):
         self.encoder = _Encoder(config, layers=layers)
         self.final_layer_norm = layers.layer_norm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def __call__(self, ids: Int[Array, "b n"]) -> TextFeatures:
-        """Features with `pooled` not projected; InputError if there are too many tokens."""
+    def __call__(self, ids: Int[Array, "b n"], skip: int = 0) -> TextFeatures:
+        """Features with `pooled` not projected; InputError if there are too many tokens.
+
+        `skip` layers at the end count for `pooled` only.
+        """
+        in_range("clip_skip", skip, 0, self.config.num_hidden_layers - 1)
         if ids.shape[1] > self.config.max_position_embeddings:
             raise InputError(
                 f"ids: got {ids.shape[1]} tokens, "
                 f"expected at most {self.config.max_position_embeddings}"
             )
-        x, penultimate = self.encoder(self.embeddings(ids), causal=True)
-        last = self.final_layer_norm(x)
-        pooled = jnp.take_along_axis(last, self._end(ids)[:, None, None], axis=1)[:, 0]
-        return TextFeatures(last, penultimate, pooled)
+        states = self.encoder(self.embeddings(ids), causal=True)
+        whole = self.final_layer_norm(states[-1])
+        last = whole if skip == 0 else self.final_layer_norm(states[-1 - skip])
+        pooled = jnp.take_along_axis(whole, self._end(ids)[:, None, None], axis=1)[:, 0]
+        return TextFeatures(last, states[-2 - skip], pooled)
 
     def _end(self, ids: Int[Array, "b n"]) -> Int[Array, "b"]:
         """Position of the end-of-text token.
@@ -153,9 +158,12 @@ class CLIPTextModel(nnx.Module):
         """Last hidden state after the final norm, in the compute dtype."""
         return self.text_model(ids).last
 
-    def features(self, ids: Int[Array, "b n"]) -> TextFeatures:
-        """Last and penultimate states and the pooled vector, in the compute dtype."""
-        features = self.text_model(ids)
+    def features(self, ids: Int[Array, "b n"], skip: int = 0) -> TextFeatures:
+        """Last and penultimate states and the pooled vector, in the compute dtype.
+
+        `skip` leaves out layers at the end of the states ("clip skip"), 0 to depth - 1.
+        """
+        features = self.text_model(ids, skip)
         if self.text_projection is None:
             return features
         return features._replace(pooled=self.text_projection(features.pooled))
@@ -203,7 +211,7 @@ class VisionTransformer(nnx.Module):
         side = self.config.image_size
         shape("images", images, (None, side, side, self.config.num_channels))
         x = self.pre_layrnorm(self.embeddings(images))
-        last, _ = self.encoder(x, causal=False)
+        last = self.encoder(x, causal=False)[-1]
         return VisionFeatures(last, self.post_layernorm(last[:, 0]))
 
 

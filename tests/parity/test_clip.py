@@ -53,6 +53,12 @@ def test_text(name, projection):
     agree(features.penultimate, out.hidden_states[-2])
     agree(features.pooled, out.text_embeds if projection else out.pooler_output)
     agree(ours(ids), out.last_hidden_state)
+    norm = theirs.text_model.final_layer_norm if projection else theirs.final_layer_norm
+    for skip in range(1, fields["num_hidden_layers"]):
+        features = ours.features(ids, skip)
+        agree(features.last, norm(out.hidden_states[-1 - skip]))
+        agree(features.penultimate, out.hidden_states[-2 - skip])
+        agree(features.pooled, out.text_embeds if projection else out.pooler_output)
 
 
 VISION = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3, "patch_size": 4}
