@@ -6,7 +6,7 @@ Here such tensors get the names of diffusers and transformers; their bytes stay 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 from jaxdiff.checkpoints.tensors import Entry
@@ -95,6 +95,44 @@ def _unet_name(name: str, blocks: int) -> str:
     if part := _resnet_part(rest):
         return f"{place}.resnets.{layer}.{part}"
     return f"{place}.attentions.{layer}.{rest}"
+
+
+def unet_spelling(names: Iterable[str]) -> dict[str, str]:
+    """The original name of every tensor of a UNet, by its name in diffusers: `unet` backwards."""
+    names = list(names)
+    layers = [int(m[1]) for n in names if (m := re.match(r"down_blocks\.0\.resnets\.(\d+)\.", n))]
+    blocks = max(layers, default=0) + 2  # with the downsampler
+    attended = {m[1] for n in names if (m := re.match(r"up_blocks\.(\d+)\.attentions\.", n))}
+    return {name: _unet_original(name, blocks, attended) for name in names}
+
+
+def _unet_original(name: str, blocks: int, attended: Set[str]) -> str:
+    """One name; `attended` are the numbers of the upward stages with attention."""
+    module, _, leaf = name.rpartition(".")
+    if module in _UNET.values():
+        return f"{_inverse(_UNET)[module]}.{leaf}"
+    if middle := re.match(r"mid_block\.(resnets\.0|attentions\.0|resnets\.1)\.(.+)", name):
+        return f"middle_block.{_MIDDLES.index(middle[1])}.{_original_part(middle[2])}"
+    place = re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name)
+    if not place:
+        return name
+    way, stage, kind, layer, rest = place[1], place[2], place[3], int(place[4]), place[5]
+    if kind == "downsamplers":
+        return f"input_blocks.{(int(stage) + 1) * blocks}.0.{rest.replace('conv.', 'op.')}"
+    if kind == "upsamplers":
+        return f"output_blocks.{(int(stage) + 1) * blocks - 1}.{1 + (stage in attended)}.{rest}"
+    number = int(stage) * blocks + layer + (way == "down")
+    blocks_name = "input" if way == "down" else "output"
+    return f"{blocks_name}_blocks.{number}.{int(kind == 'attentions')}.{_original_part(rest)}"
+
+
+def _original_part(rest: str) -> str:
+    module, _, leaf = rest.rpartition(".")
+    return f"{_inverse(_RESNET).get(module, module)}.{leaf}"
+
+
+def _inverse(table: Mapping[str, str]) -> dict[str, str]:
+    return {new: old for old, new in table.items()}
 
 
 def _resnet_part(rest: str) -> str | None:

@@ -98,6 +98,20 @@ def read_table(path: pathlib.Path) -> dict[str, Entry]:
 
     Raises InputError, naming the file, for whatever is not a whole and consistent file.
     """
+    table, length, size = _header(path)
+    table.pop("__metadata__", None)
+    entries = {name: _entry(path, name, field, 8 + length) for name, field in table.items()}
+    _check_coverage(path, entries, 8 + length, size)
+    return entries
+
+
+def read_metadata(path: pathlib.Path) -> dict[str, str]:
+    """The free texts in the header of the safetensors file at `path`; raises as `read_table`."""
+    return _header(path)[0].get("__metadata__", {})
+
+
+def _header(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
+    """The header of a safetensors file, its length and the file's."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -108,10 +122,8 @@ def read_table(path: pathlib.Path) -> dict[str, Entry]:
     except OSError as error:
         raise InputError(f"{path}: got {reason(error)}, expected safetensors weights") from None
     table = parse_object(header, f"{path} (header)")
-    _check_metadata(path, table.pop("__metadata__", {}))
-    entries = {name: _entry(path, name, field, 8 + length) for name, field in table.items()}
-    _check_coverage(path, entries, 8 + length, size)
-    return entries
+    _check_metadata(path, table.get("__metadata__", {}))
+    return table, length, size
 
 
 def read_tensor(entry: Entry) -> np.ndarray:

@@ -122,7 +122,7 @@ def _arguments(options: Options, jobs: Sequence[Job]) -> dict[str, Any]:
     scales = [job.guidance_scale for job in jobs]
     return shared | {
         "prompt": [job.prompt for job in jobs],
-        "negative_prompt": [job.negative_prompt or "" for job in jobs],
+        "negative_prompt": [job.negative_prompt for job in jobs],
         "guidance_scale": None if None in scales else scales,
         "seed": [job.seed for job in jobs],
         "height": options.height,

@@ -65,6 +65,16 @@ def assemble(module: M, arrays: Mapping[str, Any]) -> M:
     return nnx.merge(graph, state)
 
 
+def replace_weights(module: nnx.Module, arrays: Mapping[str, Any]) -> None:
+    """Give `module` itself other weights, by dotted path; the rest stay. InputError as `assemble`.
+
+    Nothing is written into an array: whoever holds the old ones keeps their values.
+    """
+    table = weights(module)
+    _check_names("unknown weights", set(arrays) - set(table))
+    nnx.update(module, nnx.state(assemble(module, table | dict(arrays))))
+
+
 def _check_names(what: str, names: set[str]) -> None:
     if names:
         shown = ", ".join(sorted(names)[:4])

@@ -80,9 +80,7 @@ class _Encoder(nnx.Module):
         depth = range(config.num_hidden_layers)
         self.layers = nnx.List(_Layer(config, layers=layers) for _ in depth)
 
-    def __call__(
-        self, x: Float[Array, "b n d"], *, causal: bool
-    ) -> list[Float[Array, "b n d"]]:
+    def __call__(self, x: Float[Array, "b n d"], *, causal: bool) -> list[Float[Array, "b n d"]]:
         """The states before the first layer and after each."""
         states = [x]
         for layer in self.layers:

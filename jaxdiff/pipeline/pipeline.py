@@ -8,8 +8,8 @@ import pathlib
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -18,25 +18,32 @@ from PIL import Image
 from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, write_tokenizer
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Float, NDArray
-from jaxdiff.core.validate import one_of, positive, shape
-from jaxdiff.data.tokenizer import load_tokenizer, tokenize, truncated
+from jaxdiff.core.types import Float, NDArray
+from jaxdiff.core.validate import one_of, positive
+from jaxdiff.data.tokenizer import load_tokenizer
 from jaxdiff.diffusion.predictions import KINDS
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import Grid, GridOptions
-from jaxdiff.guidance.rules import rule_for
+from jaxdiff.guidance.rules import Guidance, rule_for
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.pipeline import given
+from jaxdiff.pipeline.adapters import Adapters
+from jaxdiff.pipeline.conditioning import Conditioning, TextRecipe
+from jaxdiff.pipeline.inputs import Given, Inputs, Noise, gather
 from jaxdiff.pipeline.request import Defaults, Request, resolve, size_of
 from jaxdiff.pipeline.stages import Report, Stages
-from jaxdiff.samplers.noise import image_keys
 from jaxdiff.samplers.registry import make_grid
 
 OUTPUTS = ("pil", "numpy", "latent")
-CLASSES = ("StableDiffusionPipeline",)
-NEEDED = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-Noise = Float[NDArray, "b h w c"] | Float[Array, "b h w c"]
+CLASSES = tuple(
+    f"StableDiffusion{family}{task}Pipeline"
+    for family in ("", "XL")
+    for task in ("", "Img2Img", "Inpaint")
+)
+ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+STRENGTH = 0.8  # of a given picture, as in diffusers; all of it where a mask is given too
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,23 +55,41 @@ class Output:
     timings: dict[str, float]  # compile_s, encode_s, sample_s, decode_s, total_s
 
 
-class Pipeline:
-    """A text-to-image model; `jaxdiff.load` makes one from a folder.
+class Plan(NamedTuple):
+    """What all images of a call have in common."""
 
-    `unet`, `vae` and `text_encoder` are modules that can be called by themselves; calling the
-    pipeline runs them compiled on all of its devices.
+    request: Request
+    grid: Grid
+    span: tuple[int, int]
+    rule: Guidance
+    start: str  # see `Stages.denoise`
+    decode: bool
+    report: Report | None
+
+
+class Pipeline:
+    """A text-to-image model; `jaxdiff.load` makes one.
+
+    `unet`, `vae` and `text_encoders` are modules that can be called by themselves, `text_encoder`
+    the first of them; calling the pipeline runs them compiled on all of its devices.
     """
 
     def __init__(self, parts: PipelineParts, *, name: str, devices: Sequence[jax.Device]) -> None:
         _check(parts, name)
-        modules = {key: part.module for key, part in parts.components.items()}
         self.parts = parts
         self.name = name
         self.devices = tuple(devices)
-        self.unet = cast(UNet2DConditionModel, modules["unet"])
-        self.vae = cast(AutoencoderKL, modules["vae"])
-        self.text_encoder = cast(CLIPTextModel, modules["text_encoder"])
-        self.tokenizer = _tokenizer(parts.tokenizers["tokenizer"])
+        self.unet = cast(UNet2DConditionModel, parts.components["unet"].module)
+        self.vae = cast(AutoencoderKL, parts.components["vae"].module)
+        _check_channels(self.unet, self.vae, name)
+        names = [encoder for encoder in ENCODERS if encoder in parts.components]
+        self.text_encoders = [cast(CLIPTextModel, parts.components[n].module) for n in names]
+        self.tokenizers = [_tokenizer(parts.tokenizers[ENCODERS[name]]) for name in names]
+        self.recipe = TextRecipe.of(
+            self.unet.config,
+            self.text_encoders,
+            blank_zeros=bool(parts.options.get("force_zeros_for_empty_prompt", True)),
+        )
         self.schedule = NoiseSchedule.from_config(parts.scheduler)
         self.grid_options = GridOptions.from_config(parts.scheduler)
         self.prediction_type = one_of(
@@ -75,8 +100,31 @@ class Pipeline:
         native = size_of(self.unet.config.sample_size, self.vae.config.downscale)
         self.defaults = Defaults.of(parts.defaults, parts.scheduler, native, source=name)
         self.stages = Stages(
-            self.text_encoder, self.unet, self.vae, kind=self.prediction_type, devices=self.devices
+            self.text_encoders,
+            self.unet,
+            self.vae,
+            kind=self.prediction_type,
+            pooled=self.recipe.added is not None,
+            devices=self.devices,
         )
+
+        encoders = dict(zip(names, self.text_encoders, strict=True))
+        self._adapters = Adapters({"unet": self.unet, **encoders})
+
+    @property
+    def text_encoder(self) -> CLIPTextModel:
+        """The first text encoder."""
+        return self.text_encoders[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The first text encoder's tokenizer."""
+        return self.tokenizers[0]
+
+    @property
+    def fills_in(self) -> bool:
+        """Whether the network is told a mask and what is around it, as inpainting models are."""
+        return self.unet.config.in_channels == 2 * self.vae.config.latent_channels + 1
 
     @property
     def device_name(self) -> str:
@@ -90,15 +138,47 @@ class Pipeline:
         last = np.asarray(self.unet.conv_out.kernel[...])
         return hashlib.sha256(last.tobytes()).hexdigest()[:12]
 
-    def resolve(self, prompt: str | Sequence[str], **options: Any) -> Request:
+    def resolve(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        image: given.Given = None,
+        mask: given.Given = None,
+        **options: Any,
+    ) -> Request:
         """The complete request that a call with these arguments would run; raises InputError."""
-        return resolve(self.defaults, prompt, pixels_per_cell=self.vae.config.downscale, **options)
+        if image is None:
+            for name in ("strength", "denoising_start"):
+                if options.get(name) is not None:
+                    raise InputError(f"{name}: got {options[name]} without an image, expected both")
+            if mask is not None:
+                raise InputError("mask: got one without an image, expected both")
+        else:
+            options |= self._of_image(image, mask, options)
+        cell = self.vae.config.downscale
+        return resolve(
+            self.defaults, prompt, images=given.count_of(image), pixels_per_cell=cell, **options
+        )
+
+    def _of_image(
+        self, image: given.Given, mask: given.Given, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Size and strength where a picture or latents are given and these are left out."""
+        cell = self.vae.config.downscale
+        if given.are_latents(image, self.vae.config.latent_channels):
+            height, width = (cell * length for length in np.shape(image)[-3:-1])
+        else:
+            height, width = given.size_of(image) or (None, None)
+        left_out: dict[str, Any] = {"height": height, "width": width}
+        if options.get("denoising_start") is None:
+            left_out["strength"] = STRENGTH if mask is None else 1.0
+        return {name: value for name, value in left_out.items() if options.get(name) is None}
 
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str | None] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         sampler: str | None = None,
@@ -106,21 +186,39 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         height: int | None = None,
         width: int | None = None,
+        image: given.Given = None,
+        mask: given.Given = None,
+        strength: float | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        prompt_syntax: bool | None = None,
+        clip_skip: int | None = None,
+        original_size: tuple[int, int] | None = None,
+        crop_top_left: tuple[int, int] | None = None,
+        target_size: tuple[int, int] | None = None,
+        aesthetic_score: float | None = None,
+        negative_aesthetic_score: float | None = None,
         latents: Noise | None = None,
         batch_size: int | None = None,
         output: str = "pil",
         report: Report | None = None,
     ) -> Output:
-        """Draw one picture per prompt, or per seed or scale where there is a single prompt.
+        """Draw one picture per prompt, or per seed, scale or image where there is a single prompt.
 
         What is None takes the model's default. An integer seed s gives image i the seed s + i.
-        `latents` is unit-variance start noise and replaces the seed's. `batch_size` is how many
+        `image` is where to begin: pictures (PIL or uint8), of which `strength` is redrawn (0 to 1),
+        or scaled latents; where `mask` is black it stays as it is. `denoising_start` and
+        `denoising_end` run a part of the way only, 0 to 1, so that another model can go on with the
+        latents. `latents` is unit-variance noise and replaces the seed's. `batch_size` is how many
         pictures are drawn at once (all by default); a smaller last batch is padded to it.
-        `report(done, steps)` hears of the loop's progress. Raises InputError.
+        `report(done, steps)` hears of the loop's progress. The other options are `Request`'s.
+        Raises InputError.
         """
         one_of("output", output, OUTPUTS)
         request = self.resolve(
             prompt,
+            image=image,
+            mask=mask,
             negative_prompt=negative_prompt,
             guidance_scale=guidance_scale,
             steps=steps,
@@ -129,37 +227,67 @@ class Pipeline:
             seed=seed,
             height=height,
             width=width,
+            strength=strength,
+            denoising_start=denoising_start,
+            denoising_end=denoising_end,
+            prompt_syntax=prompt_syntax,
+            clip_skip=clip_skip,
+            original_size=original_size,
+            crop_top_left=crop_top_left,
+            target_size=target_size,
+            aesthetic_score=aesthetic_score,
+            negative_aesthetic_score=negative_aesthetic_score,
         )
-        grid = self._grid(request)
-        noise = None if latents is None else self._own_noise(latents, request)
+        plan = self._plan(request, Given(image, mask, latents), output != "latent", report)
         count = len(request.prompts)
         size = count if batch_size is None else positive("batch_size", batch_size)
         clock = _Clock(self.stages)
-        batches = [
-            self._draw(
-                request.part(first, size),
-                grid,
-                None if noise is None else noise[first : first + size],
-                size,
-                decode=output != "latent",
-                clock=clock,
-                report=report,
-            )
-            for first in range(0, count, size)
-        ]
-        images = np.concatenate(batches)
+        images: dict[int, NDArray] = {}
+        for numbers, inputs in self._inputs(plan, Given(image, mask, latents), size):
+            images |= dict(zip(numbers, self._draw(inputs, plan, size, clock), strict=True))
+        ordered = np.stack([images[i] for i in range(count)])
         return Output(
-            images=[Image.fromarray(image) for image in images] if output == "pil" else images,
+            images=[Image.fromarray(image) for image in ordered] if output == "pil" else ordered,
             request=request,
             timings=clock.timings(),
         )
+
+    @property
+    def loras(self) -> dict[str, float]:
+        """The LoRAs that are applied, and how strongly."""
+        return dict(self._adapters.scales)
+
+    def load_lora(
+        self, source: str | pathlib.Path, scale: float = 1.0, *, name: str | None = None
+    ) -> str:
+        """Apply the LoRA in a file or folder beside those that are there; returns its name.
+
+        Compiles nothing. `name` is the file's by default. Raises InputError, with the model as it
+        was, for factors that fit nothing in it.
+        """
+        name = self._adapters.load(pathlib.Path(source), name, scale)
+        self._weights_changed()
+        return name
+
+    def set_loras(self, scales: Mapping[str, float]) -> None:
+        """Apply loaded LoRAs with other scales; those that are left out rest."""
+        self._adapters.set(scales)
+        self._weights_changed()
+
+    def unload_loras(self) -> None:
+        """Take all LoRAs off; every weight is again what it was, bit for bit."""
+        self._adapters.remove()
+        self._weights_changed()
+
+    def _weights_changed(self) -> None:
+        self.stages.take(self.text_encoders, self.unet)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write a diffusers folder that PyTorch loads; weights keep their dtype."""
         write_pipeline(folder, self.parts)
 
-    def _grid(self, request: Request) -> Grid:
-        return make_grid(
+    def _plan(self, request: Request, origin: Given, decode: bool, report: Report | None) -> Plan:
+        grid = make_grid(
             self.schedule,
             request.sampler,
             request.steps,
@@ -167,65 +295,110 @@ class Pipeline:
             spacing=request.timesteps,
             options=self.grid_options,
         )
+        times = np.asarray(grid.t)[: int(grid.steps)]
+        if request.denoising_start is not None:
+            start = "latents"
+        elif origin.image is None or (origin.mask is not None and request.strength == 1):
+            start = "noise"
+        else:
+            start = "image"
+        return Plan(
+            request=request,
+            grid=grid,
+            span=request.span(times, self.schedule.levels),
+            rule=rule_for(request.guidance_scales),
+            start=start,
+            decode=decode,
+            report=report,
+        )
 
     def _latent_shape(self, request: Request) -> tuple[int, int, int]:
         cell = self.vae.config.downscale
         return request.height // cell, request.width // cell, self.vae.config.latent_channels
 
-    def _own_noise(self, latents: Noise, request: Request) -> Noise:
-        return shape("latents", latents, (len(request.prompts), *self._latent_shape(request)))
-
-    def _tokens(self, texts: Sequence[str]) -> NDArray:
-        for text, cut in zip(texts, truncated(self.tokenizer, texts), strict=True):
+    def _inputs(self, plan: Plan, origin: Given, size: int) -> Iterator[tuple[list[int], Inputs]]:
+        """The images' inputs in batches; a warning where words find no room."""
+        request, streams = plan.request, plan.rule.streams
+        columns = (request.negative_prompts, request.prompts)[-streams:]
+        words = []
+        for texts in zip(*columns, strict=True):
+            said, cut = self.recipe.words(self.tokenizers, texts, syntax=request.prompt_syntax)
             if cut:
-                limit = self.tokenizer.model_max_length
                 warnings.warn(
-                    f"prompt: {cut} tokens beyond {limit} are cut from {text[:60]!r}...",
-                    stacklevel=4,
+                    f"prompt: {cut} tokens are cut from the end of {texts[-1]!r:.60}", stacklevel=4
                 )
-        return tokenize(self.tokenizer, texts)
+            words.append(said)
+        time_ids = self.recipe.time_ids(request, streams)
+        yield from gather(request, origin, words, time_ids, self._latent_shape(request), size)
 
-    def _draw(
-        self,
-        request: Request,
-        grid: Grid,
-        noise: Noise | None,
-        size: int,
-        *,
-        decode: bool,
-        clock: "_Clock",
-        report: Report | None,
-    ) -> NDArray:
+    def _draw(self, inputs: Inputs, plan: Plan, size: int, clock: "_Clock") -> NDArray:
         """One batch, padded to `size` and to the devices by repeating its last image."""
-        count = len(request.prompts)
+        count = len(inputs.scales)
         size = -(-size // len(self.devices)) * len(self.devices)
-        rows = np.minimum(np.arange(size), count - 1)
-        rule = rule_for(request.guidance_scales)
-        streams = (request.negative_prompts, request.prompts)[-rule.streams :]
+        inputs = inputs.rows(np.minimum(np.arange(size), count - 1))
         with clock("encode_s"):
-            ids = np.stack([self._tokens(texts) for texts in streams], axis=1)[rows]
-            context = jax.block_until_ready(self.stages.encode(ids))
+            told, latents, mask = self._told(inputs, plan)
         with clock("sample_s"):
-            keys = image_keys(request.seeds)[rows]
+            noise = inputs.noise
             if noise is None:
-                start = self.stages.noise(keys, self._latent_shape(request))
-            else:
-                start = np.asarray(noise, np.float32)[rows]
-            scales = np.asarray(request.guidance_scales, np.float32)[rows]
+                noise = self.stages.noise(inputs.keys, self._latent_shape(plan.request))
             latents = self.stages.denoise(
-                start,
-                context,
-                scales,
-                grid,
-                keys,
-                sampler=request.sampler,
-                rule=rule,
-                report=report,
+                noise,
+                told,
+                inputs.scales,
+                plan.grid,
+                inputs.keys,
+                sampler=plan.request.sampler,
+                rule=plan.rule,
+                span=plan.span,
+                start=plan.start,
+                given=latents,
+                mask=mask,
+                report=plan.report,
             )
-        if not decode:
+        if not plan.decode:
             return latents[:count]
         with clock("decode_s"):
             return self.stages.decode(latents)[:count]
+
+    def _told(
+        self, inputs: Inputs, plan: Plan
+    ) -> tuple[Conditioning, NDArray | None, NDArray | None]:
+        """What the network is told, the latents given, and the mask outside of which they stay.
+
+        A network that fills in is told mask and surroundings, and needs no other hold on them; told
+        of neither picture nor mask, everything is to be drawn.
+        """
+        latents, mask, channels = inputs.latents, None, None
+        if inputs.pictures is not None:
+            latents = self.stages.latents(inputs.pictures)
+        if inputs.masks is not None:
+            mask = given.shrink(inputs.masks, self.vae.config.downscale)
+        if self.fills_in:
+            channels = self._surroundings(inputs, plan, mask)
+            mask = None
+        told = self.stages.encode(
+            inputs.words,
+            skip=plan.request.clip_skip,
+            time_ids=inputs.time_ids,
+            channels=channels,
+        )
+        return jax.block_until_ready(told), latents, mask
+
+    def _surroundings(
+        self, inputs: Inputs, plan: Plan, mask: NDArray | None
+    ) -> Float[NDArray, "b k h w c"]:
+        """The mask and the latents of what is around it, for a network that fills in."""
+        count, shape = len(inputs.scales), self._latent_shape(plan.request)
+        if mask is None:
+            mask = np.ones((count, *shape[:2], 1), np.float32)
+        around = np.zeros((count, plan.request.height, plan.request.width, 3), np.float32)
+        if inputs.masks is not None:
+            if inputs.pictures is None:
+                raise InputError("image: got latents with a mask, expected a picture")
+            around = inputs.pictures * (1 - inputs.masks)
+        channels = np.concatenate([mask, self.stages.latents(around)], axis=-1)
+        return np.repeat(channels[:, None], plan.rule.streams, axis=1)
 
 
 class _Clock:
@@ -262,10 +435,22 @@ def _tokenizer(files: TokenizerFiles) -> Any:
 def _check(parts: PipelineParts, name: str) -> None:
     """InputError unless `parts` make a pipeline that this class can run."""
     one_of(f"{name}: pipeline class", parts.class_name, CLASSES)
-    for key, cls in NEEDED.items():
+    encoders = [encoder for encoder in ENCODERS if encoder in parts.components] or ["text_encoder"]
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    for key, cls in (kinds | dict.fromkeys(encoders, CLIPTextModel)).items():
         module = parts.components[key].module if key in parts.components else None
         if not isinstance(module, cls):
             got = "none" if module is None else type(module).__name__
             raise InputError(f"{name}: {key}: got {got}, expected {cls.__name__}")
-    if "tokenizer" not in parts.tokenizers:
-        raise InputError(f"{name}: tokenizer: got none, expected CLIPTokenizer")
+    for encoder in encoders:
+        if ENCODERS[encoder] not in parts.tokenizers:
+            raise InputError(f"{name}: {ENCODERS[encoder]}: got none, expected CLIPTokenizer")
+
+
+def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL, name: str) -> None:
+    got, channels = unet.config.in_channels, vae.config.latent_channels
+    if got not in (channels, 2 * channels + 1):
+        raise InputError(
+            f"{name}: unet: got in_channels {got}, "
+            f"expected {channels}, or {2 * channels + 1} for inpainting"
+        )

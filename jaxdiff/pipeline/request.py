@@ -9,12 +9,16 @@ import numpy as np
 
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.timesteps import SPACINGS
 from jaxdiff.samplers.registry import SAMPLERS, STAND_INS, sampler_name
 
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
+MAX_SIZE = 16384  # pixels
+# What models distilled into one step without guidance want (2311.17042).
+_FEW_STEPS = {"guidance_scale": 1.0, "steps": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,8 @@ class Defaults:
         source: str,
     ) -> "Defaults":
         """What a model says of itself (jaxdiff.json), the rest from its scheduler and size."""
-        values = {"height": native[0], "width": native[1], **stored}
+        distilled = _FEW_STEPS if _few_steps(scheduler) else {}
+        values = {"height": native[0], "width": native[1], **distilled, **stored}
         if "sampler" not in values:
             values["sampler"] = _default_sampler(scheduler)
         return from_mapping(cls, values, source=source)
@@ -53,7 +58,7 @@ class Request:
     """One entry per image in `prompts`, `negative_prompts`, `guidance_scales` and `seeds`."""
 
     prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
+    negative_prompts: tuple[str | None, ...]  # None: nothing was said
     guidance_scales: tuple[float, ...]
     seeds: tuple[int, ...]
     steps: int
@@ -61,26 +66,55 @@ class Request:
     timesteps: str | None
     height: int
     width: int
-
-    def part(self, first: int, count: int) -> "Request":
-        """The request for the images first, ..., first + count - 1 of this one."""
-        names = ("prompts", "negative_prompts", "guidance_scales", "seeds")
-        rows = {name: getattr(self, name)[first : first + count] for name in names}
-        return dataclasses.replace(self, **rows)
+    prompt_syntax: bool = True  # brackets and BREAK in prompts mean something
+    clip_skip: int = 0  # layers left out at the end of the text encoders
+    strength: float | None = None  # how much of the noise a given image gets, 0 to 1
+    denoising_start: float | None = None  # share of the way from noise that is already gone
+    denoising_end: float | None = None  # share of the way from noise after which it ends
+    original_size: tuple[int, int] | None = None  # height, width that XL is told; None: the image's
+    crop_top_left: tuple[int, int] = (0, 0)  # the crop that XL is told
+    target_size: tuple[int, int] | None = None  # height, width that XL is told; None: the image's
+    aesthetic_score: float = 6.0  # that XL's refiner is told, 0 to 10
+    negative_aesthetic_score: float = 2.5  # the same in the null stream
 
     def settings(self, index: int) -> dict[str, Any]:
-        """Everything that made image `index`, as JSON values."""
-        return {
+        """Everything that made image `index`, as JSON values; rare options where they are used."""
+        own = {
             "prompt": self.prompts[index],
             "negative_prompt": self.negative_prompts[index],
             "guidance_scale": self.guidance_scales[index],
             "seed": self.seeds[index],
-            "steps": self.steps,
-            "sampler": self.sampler,
-            "timesteps": self.timesteps,
-            "height": self.height,
-            "width": self.width,
         }
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in _COLUMNS and (
+                field.default is dataclasses.MISSING or value != field.default
+            ):
+                own[field.name] = list(value) if isinstance(value, tuple) else value
+        return own
+
+    def span(self, times: Float[NDArray, "n"], levels: int) -> tuple[int, int]:
+        """Which of the steps at `times` are run: the first, and the one before which it ends.
+
+        A strength s runs the last int(n s) of n steps (SDEdit, 2108.01073); shares of the way are
+        cut at the time round(levels (1 - share)). InputError where no step is left.
+        """
+
+        def cut(share: float) -> int:
+            return int(np.sum(times >= round(levels * (1 - share))))
+
+        n = len(times)
+        first = 0 if self.strength is None else n - min(int(n * self.strength), n)
+        first = first if self.denoising_start is None else cut(self.denoising_start)
+        last = n if self.denoising_end is None else cut(self.denoising_end)
+        if first >= last:
+            names = ("strength", "denoising_start", "denoising_end")
+            chosen = [f"{x} {getattr(self, x)}" for x in names if getattr(self, x) is not None]
+            raise InputError(f"steps: got {n} with {', '.join(chosen)}, which leaves no step")
+        return first, last
+
+
+_COLUMNS = ("prompts", "negative_prompts", "guidance_scales", "seeds")
 
 
 def size_of(sample_size: int | Sequence[int] | None, downscale: int) -> tuple[int, int]:
@@ -97,14 +131,15 @@ def resolve(
     negative_prompt: str | Sequence[str] | None = None,
     guidance_scale: float | Sequence[float] | None = None,
     seed: int | Sequence[int] = 0,
+    images: int = 1,
     pixels_per_cell: int,
     **shared: Any,
 ) -> Request:
     """The complete request; None takes the model's default, one value serves all images.
 
-    One prompt with several seeds, scales or negative prompts draws one image for each. An integer
-    seed s gives image i the seed s + i. Height and width must be multiples of `pixels_per_cell`.
-    Raises InputError.
+    One prompt with several seeds, scales, negative prompts or given `images` draws one image for
+    each. An integer seed s gives image i the seed s + i. Height and width must be multiples of
+    `pixels_per_cell`. Raises InputError.
     """
     choices = {name: getattr(defaults, name) for name in ("steps", "sampler", "timesteps")}
     choices |= {"height": defaults.height, "width": defaults.width}
@@ -117,10 +152,10 @@ def resolve(
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     columns = {
         "prompt": prompt,
-        "negative_prompt": "" if negative_prompt is None else negative_prompt,
+        "negative_prompt": negative_prompt,
         "guidance_scale": scale,
     }
-    count = _count(columns | {"seed": seed})
+    count = max(images, _count(columns | {"seed": seed}))
     seeds = np.arange(count) + np.asarray(seed) if _single(seed) else seed
     request = Request(
         prompts=_column("prompt", columns["prompt"], count, str),
@@ -134,7 +169,7 @@ def resolve(
 
 
 def _single(value: Any) -> bool:
-    return isinstance(value, str) or np.ndim(value) == 0
+    return value is None or isinstance(value, str) or np.ndim(value) == 0
 
 
 def _count(columns: Mapping[str, Any]) -> int:
@@ -152,7 +187,22 @@ def _column(name: str, value: Any, count: int, kind: type) -> tuple[Any, ...]:
         entries *= count
     if len(entries) != count:
         raise InputError(f"{name}: got {len(entries)} entries, expected 1 or {count}")
-    return tuple(kind(entry) for entry in entries)
+    if None in entries and name != "negative_prompt":
+        raise InputError(f"{name}: got None, expected a {kind.__name__}")
+    return tuple(None if entry is None else kind(entry) for entry in entries)
+
+
+def _few_steps(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a scheduler config is that of a distilled model, such as SD-Turbo.
+
+    Trailing times begin at pure noise, where only networks that predict v, or that were distilled
+    to go all the way from there, say something about the image.
+    """
+    return (
+        str(scheduler.get("_class_name", "")).startswith("Euler")
+        and scheduler.get("timestep_spacing") == "trailing"
+        and scheduler.get("prediction_type", "epsilon") == "epsilon"
+    )
 
 
 def _check_scale(scale: float) -> None:
@@ -181,6 +231,15 @@ def _check_loop(steps: int, sampler: str | None, timesteps: str | None) -> None:
 
 def _check(request: Request, pixels_per_cell: int) -> None:
     _check_loop(request.steps, request.sampler, request.timesteps)
+    for name in ("strength", "denoising_start", "denoising_end"):
+        if getattr(request, name) is not None:
+            in_range(name, getattr(request, name), 0, 1)
+    for name in ("aesthetic_score", "negative_aesthetic_score"):
+        in_range(name, getattr(request, name), 0, 10)
+    in_range("clip_skip", request.clip_skip, 0, 100)
+    for name in ("original_size", "crop_top_left", "target_size"):
+        for length in getattr(request, name) or ():
+            in_range(name, length, 0, MAX_SIZE)
     for scale in request.guidance_scales:
         _check_scale(scale)
     for seed in request.seeds:

@@ -1,4 +1,4 @@
-"""The three stages of a picture as compiled programs: encode the text, denoise, decode."""
+"""The stages of a picture as compiled programs: read words and pictures, denoise, decode."""
 
 import functools
 import time
@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree, UInt8
+from jaxdiff.diffusion.losses import diffuse
 from jaxdiff.diffusion.timesteps import Grid
 from jaxdiff.guidance.denoiser import guided
 from jaxdiff.guidance.rules import Guidance
@@ -18,8 +19,9 @@ from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.pipeline.conditioning import Conditioning, Words, encode
 from jaxdiff.pipeline.programs import Program, join, split
-from jaxdiff.samplers.loop import advance, begin
+from jaxdiff.samplers.loop import Known, advance, begin
 from jaxdiff.samplers.noise import initial_noise
 from jaxdiff.samplers.registry import SAMPLERS
 from jaxdiff.samplers.rule import Carry
@@ -36,20 +38,28 @@ class Stages:
 
     def __init__(
         self,
-        text_encoder: CLIPTextModel,
+        text_encoders: Sequence[CLIPTextModel],
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         *,
         kind: str,
+        pooled: bool,
         devices: Sequence[jax.Device],
     ) -> None:
-        self._text, self._unet, self._vae = (nnx.split(m) for m in (text_encoder, unet, _safe(vae)))
+        self.take(text_encoders, unet)
+        self._vae = nnx.split(_safe(vae))
         # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
         exact = all(w.dtype == jnp.float32 for w in weights(unet).values())
         self._precision = "highest" if exact else None
         self._kind = kind
+        self._pooled = pooled
         self._devices = list(devices)
         self._programs: dict[Any, Program] = {}
+
+    def take(self, text_encoders: Sequence[CLIPTextModel], unet: UNet2DConditionModel) -> None:
+        """Use the weights that these modules have now; programs are kept."""
+        self._texts = [nnx.split(encoder) for encoder in text_encoders]
+        self._unet = nnx.split(unet)
 
     @property
     def compile_s(self) -> float:
@@ -70,56 +80,83 @@ class Stages:
             self._programs[key] = Program(chosen, own, self._devices, precision=self._precision)
         return self._programs[key]
 
-    def encode(self, ids: Int[NDArray, "b k n"]) -> PyTree:
-        """Contexts (b, k, n, d) of token ids, left on the devices for `denoise`."""
-        graph, params = self._text
-        return self._program(_encode, ".d", graph=graph)(params, split(ids, len(self._devices)))
+    def _split(self, tree: PyTree) -> PyTree:
+        return split(tree, len(self._devices))
+
+    def encode(
+        self,
+        words: Words,
+        *,
+        skip: int,
+        time_ids: Float[NDArray, "b k i"] | None = None,
+        channels: Float[NDArray, "b k h w c"] | None = None,
+    ) -> Conditioning:
+        """What the network is told, the words' part left on the devices for `denoise`."""
+        graphs, params = zip(*self._texts, strict=True)
+        program = self._program(encode, ".d", graphs=graphs, pooled=self._pooled, skip=skip)
+        told = program(params, self._split(words))
+        return told._replace(time_ids=self._split(time_ids), channels=self._split(channels))
+
+    def latents(self, pictures: Float[NDArray, "b h2 w2 3"]) -> Float[NDArray, "b h w c"]:
+        """Scaled latents, the most likely ones, of pictures in [-1, 1]."""
+        graph, params = self._vae
+        return join(self._program(_latents, ".d", graph=graph)(params, self._split(pictures)))
 
     def noise(
         self, keys: Key[Array, "b"], shape: tuple[int, int, int]
     ) -> Float[NDArray, "b h w c"]:
         """The unit-variance noise that each image starts from."""
-        program = self._program(initial_noise, "d", shape=shape)
-        return join(program(split(keys, len(self._devices))))
+        return join(self._program(initial_noise, "d", shape=shape)(self._split(keys)))
 
     def denoise(
         self,
-        latents: Float[NDArray, "b h w c"],
-        context: PyTree,
+        noise: Float[NDArray, "b h w c"],
+        conditioning: Conditioning,
         scales: Float[NDArray, "b"],
         grid: Grid,
         keys: Key[Array, "b"],
         *,
         sampler: str,
         rule: Guidance,
+        span: tuple[int, int],
+        start: str = "noise",
+        given: Float[NDArray, "b h w c"] | None = None,
+        mask: Float[NDArray, "b h w 1"] | None = None,
         report: Report | None = None,
     ) -> Float[NDArray, "b h w c"]:
-        """Latents after all steps of `grid`, in chunks of about CHUNK_S seconds."""
+        """Latents after the steps of `span`, in chunks of about CHUNK_S seconds.
+
+        `start` says what the first step begins from: "noise"; the latents `given`, with noise
+        ("image") or as noisy as they are ("latents"). With a `mask` they stay where it is 0.
+        """
         graph, params = self._unet
-        noise, w, k = split((latents, scales, keys), len(self._devices))
-        carry = self._program(_begin, "d.", sampler=sampler, rule=rule)(noise, grid)
+        eps, w, k, x0, m = self._split((noise, scales, keys, given, mask))
+        known = None if m is None else Known(x0, eps, m)
+        first, last = span
+        program = self._program(_begin, "dd..", sampler=sampler, rule=rule, start=start)
+        carry = program(eps, x0, grid, np.int32(first))
         program = self._program(
-            _advance, ".ddd.d..", graph=graph, kind=self._kind, sampler=sampler, rule=rule
+            _advance, ".ddd.dd..", graph=graph, kind=self._kind, sampler=sampler, rule=rule
         )
-        steps, done, chunk = int(grid.steps), 0, 1
-        while done < steps:
+        done, chunk = first, 1
+        while done < last:
             started = time.perf_counter()
-            stop = min(done + chunk, steps)
+            stop = min(done + chunk, last)
             bounds = np.int32(done), np.int32(stop)
             compiled = program.compile_s
-            carry = jax.block_until_ready(program(params, carry, context, w, grid, k, *bounds))
+            carry = program(params, carry, conditioning, w, grid, k, known, *bounds)
+            jax.block_until_ready(carry)
             ran = time.perf_counter() - started - (program.compile_s - compiled)
             chunk = max(1, int(CHUNK_S * (stop - done) / max(ran, 1e-6)))
             done = stop
             if report:
-                report(done, steps)
+                report(done - first, last - first)
         return join(carry.x)
 
     def decode(self, latents: Float[NDArray, "b h w c"]) -> UInt8[NDArray, "b h2 w2 3"]:
         """Pictures of scaled latents."""
         graph, params = self._vae
-        program = self._program(_decode, ".d", graph=graph)
-        return join(program(params, split(latents, len(self._devices))))
+        return join(self._program(_decode, ".d", graph=graph)(params, self._split(latents)))
 
 
 def _safe(vae: AutoencoderKL) -> AutoencoderKL:
@@ -131,22 +168,39 @@ def _safe(vae: AutoencoderKL) -> AutoencoderKL:
     return assemble(wide, stored)
 
 
-def _encode(params: PyTree, ids: Int[Array, "b k n"], *, graph: Any) -> Array:
-    flat = nnx.merge(graph, params)(ids.reshape(-1, ids.shape[-1]))
-    return flat.reshape(*ids.shape, flat.shape[-1])
+def _latents(params: PyTree, pictures: Array, *, graph: Any) -> Array:
+    vae = nnx.merge(graph, params)
+    return vae.scale(vae.encode(pictures)[0])
 
 
-def _begin(latents: Array, grid: Grid, *, sampler: str, rule: Guidance) -> Carry:
-    return begin(latents, grid, sampler=SAMPLERS[sampler], memory=rule.init(latents))
+def _begin(
+    noise: Array,
+    given: Array | None,
+    grid: Grid,
+    first: Int[Array, ""],
+    *,
+    sampler: str,
+    rule: Guidance,
+    start: str,
+) -> Carry:
+    if given is None or start == "noise":
+        x = grid.start * noise
+    elif start == "image":
+        level = grid.level(first)
+        x = diffuse(given, noise, level.alpha, level.sigma)
+    else:
+        x = given
+    return begin(x, sampler=SAMPLERS[sampler], memory=rule.init(x))
 
 
 def _advance(
     params: PyTree,
     carry: Carry,
-    context: Array,
+    conditioning: Conditioning,
     scales: Array,
     grid: Grid,
     keys: Array,
+    known: Known | None,
     start: Array,
     stop: Array,
     *,
@@ -155,11 +209,15 @@ def _advance(
     sampler: str,
     rule: Guidance,
 ) -> Carry:
-    def network(params: PyTree, x: Array, t: Array, context: Array) -> Array:
-        return nnx.merge(graph, params)(x, t, context)
+    def network(params: PyTree, x: Array, t: Array, told: Conditioning) -> Array:
+        if told.channels is not None:
+            x = jnp.concatenate([x, told.channels], axis=-1)
+        unet = nnx.merge(graph, params)
+        return unet(x, t, told.context, text_embeds=told.text_embeds, time_ids=told.time_ids)
 
-    denoise = guided(network, params, context, scales, rule=rule, kind=kind)
-    return advance(denoise, carry, grid, keys, start, stop, sampler=SAMPLERS[sampler])
+    denoise = guided(network, params, conditioning, scales, rule=rule, kind=kind)
+    rules = SAMPLERS[sampler]
+    return advance(denoise, carry, grid, keys, start, stop, sampler=rules, known=known)
 
 
 def _decode(params: PyTree, latents: Array, *, graph: Any) -> Array:

@@ -1,132 +1,24 @@
 """Pipeline folders between diffusers and jaxdiff: same values and outputs in both directions."""
 
-import diffusers
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
 from copier import agree, image, nchw, randomise
-from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from families import FAMILIES, LENGTH, pipeline, text_encoder
 from flax import nnx
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig
 
 from jaxdiff.checkpoints.components import Component, read_component, write_component
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
 from jaxdiff.checkpoints.rules import to_key, to_torch
 from jaxdiff.models.build import weights
 
-DOWN, CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
-UP, CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
-LENGTH = 7  # tokens of a text
-
 call = nnx.jit(lambda module, *inputs, **more: module(*inputs, **more))
 encode = nnx.jit(lambda vae, images: vae.encode(images))
 decode = nnx.jit(lambda vae, z: vae.decode(z))
-
-FAMILIES = {
-    "sd1": {
-        "unet": {
-            "down_block_types": (CROSS_DOWN, DOWN),
-            "up_block_types": (UP, CROSS_UP),
-            "block_out_channels": (8, 16),
-            "attention_head_dim": 2,
-            "cross_attention_dim": 12,
-        },
-        "text": {"hidden_act": "quick_gelu", "eos_token_id": 2, "bos_token_id": 0},
-    },
-    "sd2": {
-        "unet": {
-            "down_block_types": (CROSS_DOWN, DOWN),
-            "up_block_types": (UP, CROSS_UP),
-            "block_out_channels": (8, 16),
-            "attention_head_dim": (1, 4),
-            "cross_attention_dim": 12,
-            "use_linear_projection": True,
-            "upcast_attention": True,
-        },
-        "text": {"hidden_act": "gelu"},
-    },
-    "sdxl": {
-        "unet": {
-            "down_block_types": (DOWN, CROSS_DOWN),
-            "up_block_types": (CROSS_UP, UP),
-            "block_out_channels": (8, 16),
-            "attention_head_dim": (1, 2),
-            "transformer_layers_per_block": (1, 2),
-            "cross_attention_dim": 24,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 6,
-            "projection_class_embeddings_input_dim": 10 + 6 * 6,
-        },
-        "text": {"hidden_act": "quick_gelu"},
-    },
-}
-
-
-def text_encoder(cls, seed, **fields):
-    config = CLIPTextConfig(
-        vocab_size=40,
-        hidden_size=12,
-        intermediate_size=24,
-        projection_dim=10,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=LENGTH,
-        **{"eos_token_id": 39, "bos_token_id": 38} | fields,
-    )
-    return randomise(cls(config), seed)
-
-
-def tokenizer():
-    tokens = [
-        *"abcdefghij",
-        *(f"{c}</w>" for c in "abcdefghij"),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=LENGTH)
-
-
-def pipeline(family):
-    """A diffusers pipeline with small random parts."""
-    fields = FAMILIES[family]
-    common = {"norm_num_groups": 4, "layers_per_block": 1, "sample_size": 8}
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        scaling_factor=0.3,
-    )
-    parts = {
-        "unet": randomise(UNet2DConditionModel(**common, **fields["unet"]), 1),
-        "vae": randomise(vae, 2),
-        "text_encoder": text_encoder(CLIPTextModel, 3, **fields["text"]),
-        "tokenizer": tokenizer(),
-    }
-    if family == "sdxl":
-        return diffusers.StableDiffusionXLPipeline(
-            **parts,
-            text_encoder_2=text_encoder(CLIPTextModelWithProjection, 4, hidden_act="gelu"),
-            tokenizer_2=tokenizer(),
-            scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
-        )
-    return diffusers.StableDiffusionPipeline(
-        **parts,
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def values(module):
@@ -157,12 +49,13 @@ def assert_same_outputs(parts, pipe):
     """Text, UNet and VAE in float32."""
     components = {name: component.module for name, component in parts.components.items()}
     ids = np.array([[38, 3, 5, 9, 39, 39, 39]], np.int32)
-    x = image((1, 8, 8, 4))
+    x = image((1, 8, 8, pipe.unet.config.in_channels))
     context = image((1, LENGTH, pipe.unet.config.cross_attention_dim))
     ours, theirs = {}, {}
     if "text_encoder_2" in components:
         pooled = image((1, 10))
-        time_ids = np.array([[64, 64, 0, 0, 64, 64]], np.float32)
+        numbers = [64, 64, 0, 0, 64, 64] if "text_encoder" in components else [64, 64, 0, 0, 6]
+        time_ids = np.array([numbers], np.float32)
         ours = {"text_embeds": jnp.asarray(pooled), "time_ids": jnp.asarray(time_ids)}
         theirs = {"text_embeds": torch.tensor(pooled), "time_ids": torch.tensor(time_ids)}
     with torch.no_grad():
@@ -176,10 +69,15 @@ def assert_same_outputs(parts, pipe):
         got = call(components["unet"], *inputs, **ours)
         agree(got, expected)
         vae = components["vae"]
-        agree(decode(vae, jnp.asarray(x)), pipe.vae.decode(nchw(x)).sample)
+        z = x[..., :4]
+        agree(decode(vae, jnp.asarray(z)), pipe.vae.decode(nchw(z)).sample)
         pixels = image((1, 16, 16, 3))
         moments = pipe.vae.encode(nchw(pixels)).latent_dist
         agree(encode(vae, jnp.asarray(pixels))[0], moments.mean)
+
+
+def modules(part):
+    return isinstance(part, torch.nn.Module)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -192,6 +90,7 @@ def test_folder_written_by_diffusers(pipe, tmp_path):
     parts = read_pipeline(tmp_path, jnp.float32)
     assert parts.class_name == type(pipe).__name__
     assert parts.scheduler["_class_name"] == type(pipe.scheduler).__name__
+    assert parts.components.keys() == {n for n, m in pipe.components.items() if modules(m)}
     for name, component in parts.components.items():
         assert_same_values(component.module, getattr(pipe, name))
     assert_same_outputs(parts, pipe)
@@ -233,7 +132,9 @@ def test_folder_written_here_loads_in_diffusers(pipe, tmp_path, dtype):
     if dtype == "float32":
         assert_same_outputs(parts, loaded)
         assert public(loaded.scheduler.config) == public(pipe.scheduler.config)
-    assert loaded.tokenizer("abc de").input_ids == pipe.tokenizer("abc de").input_ids
+    for name in parts.tokenizers:
+        ids = [getattr(p, name)("abc de!").input_ids for p in (loaded, pipe)]
+        assert ids[0] == ids[1]
 
 
 def test_configs_made_here_load_in_diffusers(tmp_path):

@@ -161,8 +161,8 @@ def test_an_interruption_between_chunks_leaves_the_pipeline_usable(single):
 
 
 def test_cut_prompts_are_told(single):
-    with pytest.warns(UserWarning, match="tokens beyond 12 are cut"):
-        single("star " * 20, steps=1)
+    with pytest.warns(UserWarning, match="40 tokens are cut from the end of 'star"):
+        single("star " * 200, steps=1)
 
 
 def test_pil_pictures(single):

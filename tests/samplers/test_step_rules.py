@@ -179,7 +179,7 @@ def test_ddim_refuses_an_eta_outside_its_range():
 
 def test_begin_scales_the_noise():
     grid = ratio_grid([2.0, 0.0])._replace(start=jnp.asarray(0.5))
-    carry = begin(jnp.array([2.0]), grid, sampler=SAMPLERS["euler"])
+    carry = begin(grid.start * jnp.array([2.0]), sampler=SAMPLERS["euler"])
     np.testing.assert_array_equal(carry.x, [1.0])
 
 
@@ -205,7 +205,7 @@ def guided_variance(name, w, a, b, ratio):
         A, B = after.x
         return (after, A**2 * variance + B**2), None
 
-    first = begin(jnp.zeros(2), grid, sampler=sampler)
+    first = begin(jnp.zeros(2), sampler=sampler)
     (_, variance), _ = jax.lax.scan(step, (first, jnp.asarray(1.0)), jnp.arange(len(ratio) - 1))
     return float(variance)
 
@@ -269,7 +269,7 @@ def test_guidance_moves_the_mean_of_equal_gaussians_to_w(name, keys):
     def step(i, carry):
         return sampler.step(denoise, carry, grid.level(i), grid.level(i + 1), lambda: jnp.zeros(2))
 
-    carry = jax.lax.fori_loop(0, grid.steps, step, begin(jnp.zeros(2), grid, sampler=sampler))
+    carry = jax.lax.fori_loop(0, grid.steps, step, begin(jnp.zeros(2), sampler=sampler))
     np.testing.assert_allclose(carry.x, w * mc + (1 - w) * mu, rtol=2e-2)
 
 

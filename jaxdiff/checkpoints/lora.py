@@ -1,0 +1,246 @@
+"""LoRA files (2106.09685) in the spellings that trainers write: low-rank changes of weights.
+
+| writer              | names                                                            |
+| ------------------- | ---------------------------------------------------------------- |
+| diffusers with PEFT | `unet.PATH.lora_A.weight`, `unet.PATH.lora_B.weight`             |
+| its examples        | `unet.PATH.lora.down.weight`, `PATH.lora_linear_layer.up.weight` |
+| diffusers before    | `BLOCK.attn1.processor.to_q_lora.down.weight`                    |
+| PEFT by itself      | `base_model.model.PATH.lora_A.weight`                            |
+| kohya, LoCon        | `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.alpha`     |
+
+kohya's names of SDXL count blocks as the original layout does. Underscores are ambiguous, so names
+are looked up among the paths that the model has.
+"""
+
+import pathlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff.checkpoints import original
+from jaxdiff.checkpoints.jsonfiles import parse_object, read_object
+from jaxdiff.checkpoints.rules import to_key, torch_shape
+from jaxdiff.checkpoints.tensors import Entry, read_metadata, read_tensor
+from jaxdiff.checkpoints.weights import read_weights
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Float, NDArray
+
+# Names of a LoRA in a folder, the first that is there.
+FILES = ("pytorch_lora_weights", "adapter_model")
+METADATA = "lora_adapter_metadata"  # diffusers' JSON with alphas, in the header of the file
+
+_ROLES = (
+    (re.compile(r"\.lora_A(\.\w+)?\.weight$|\.lora(_linear_layer)?\.down\.weight$"), "down"),
+    (re.compile(r"\.lora_B(\.\w+)?\.weight$|\.lora(_linear_layer)?\.up\.weight$"), "up"),
+    (re.compile(r"\.lora_down\.weight$"), "down"),
+    (re.compile(r"\.lora_up\.weight$"), "up"),
+    (re.compile(r"\.lora_mid\.weight$"), "mid"),
+    (re.compile(r"\.alpha$"), "alpha"),
+)
+_OLD_ROLE = re.compile(r"(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight$")
+_KOHYA = {
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+}
+_OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+
+
+class Factors(NamedTuple):
+    """One weight's change, scale * up @ down, in PyTorch's layouts.
+
+    Of a convolution `down` has its kernel, or, in Tucker form, `mid` (s, r, h, w) between two
+    factors without.
+    """
+
+    down: Float[NDArray, "r ..."]
+    up: Float[NDArray, "o ..."]
+    mid: Float[NDArray, "s r h w"] | None
+    scale: float  # alpha / r
+
+    def delta(self, shape: tuple[int, ...]) -> Float[NDArray, "..."]:
+        """The change of a weight of `shape`, in float32."""
+        up = self.up.reshape(len(self.up), -1)
+        if self.mid is None:
+            return self.scale * (up @ self.down.reshape(len(self.down), -1)).reshape(shape)
+        down = self.down.reshape(len(self.down), -1)
+        return self.scale * np.einsum("os,srhw,ri->oihw", up, self.mid, down, optimize=True)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether `delta` has a meaning for a weight of `shape`."""
+        if self.down.ndim < 2 or self.up.ndim < 2 or self.down.size == 0:
+            return False
+        r, outer, inner = len(self.down), len(self.up), self.down.shape[1:]
+        if self.mid is not None:
+            core = self.mid.shape
+            return (
+                len(shape) == 4
+                and (outer, inner[0], *core[2:]) == shape
+                and core[:2] == (int(np.prod(self.up.shape[1:])), r)
+                and inner[1:] in ((), (1, 1))
+            )
+        flat = len(shape) == 2 or shape[2:] == (1, 1)
+        alike = inner == shape[1:] or (
+            flat and inner[:1] == shape[1:2] and inner[1:] in ((), (1, 1))
+        )
+        return outer == shape[0] and alike and int(np.prod(self.up.shape[1:])) == r
+
+
+Changes = dict[str, dict[str, Factors]]  # component -> PyTorch key of a weight -> its change
+
+
+def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Changes:
+    """The changes in a LoRA file, or in a folder with one.
+
+    `shapes` are those of the weights of the model's components, by path and in its own layout.
+    Raises InputError that lists what fits nothing.
+    """
+    path = _file(source)
+    entries = read_weights(path)
+    wanted = {name: _torch_shapes(table) for name, table in shapes.items()}
+    names = _Names(wanted)
+    groups: dict[tuple[str, str], dict[str, Entry]] = defaultdict(dict)
+    strange = []
+    for name, entry in entries.items():
+        found = names.find(name)
+        if found is None or found[2] in groups[found[:2]]:
+            strange.append(name)
+        else:
+            groups[found[:2]][found[2]] = entry
+    scales = _Scales(path)
+    _refuse(path, "names that fit nothing in this model", strange)
+    changes: Changes = defaultdict(dict)
+    unfit = []
+    for (component, key), roles in groups.items():
+        if not {"down", "up"} <= roles.keys():
+            unfit.append(next(iter(roles.values())).name)
+            continue
+        factors = _factors(roles, component, key, scales)
+        if not factors.fits(wanted[component][key]):
+            unfit.append(roles["down"].name)
+        changes[component][key] = factors
+    _refuse(path, "factors that fit no weight", unfit)
+    if not changes:
+        raise InputError(f"{path}: got no factors, expected a LoRA")
+    return dict(changes)
+
+
+def _torch_shapes(table: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """PyTorch keys and shapes of the matrices and kernels among a component's weights."""
+    return {
+        to_key(path): torch_shape(shape, path)
+        for path, shape in table.items()
+        if path.endswith(".kernel")
+    }
+
+
+class _Names:
+    """Names in LoRA files -> (component, PyTorch key, role)."""
+
+    def __init__(self, wanted: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
+        self._wanted = wanted
+        self._flat: dict[str, dict[str, str]] = {}
+        for component, keys in wanted.items():
+            flat = {key.removesuffix(".weight").replace(".", "_"): key for key in keys}
+            if component == "unet":
+                spelled = original.unet_spelling(keys)
+                flat |= {
+                    old.removesuffix(".weight").replace(".", "_"): key
+                    for key, old in spelled.items()
+                }
+            self._flat[component] = flat
+
+    def find(self, name: str) -> tuple[str, str, str] | None:
+        """Where `name` belongs; None if nowhere."""
+        module, role = _role(name)
+        if role is None:
+            return None
+        for prefix, component in _KOHYA.items():
+            if module.startswith(prefix):
+                key = self._flat.get(component, {}).get(module.removeprefix(prefix))
+                return None if key is None else (component, key, role)
+        component, module = self._component(module.removeprefix("base_model.model."))
+        for key in (f"{module}.weight", f"text_model.{module}.weight"):
+            if key in self._wanted.get(component, {}):
+                return component, key, role
+        return None
+
+    def _component(self, module: str) -> tuple[str, str]:
+        for component in sorted(self._wanted, key=len, reverse=True):
+            if module.startswith(f"{component}."):
+                return component, module.removeprefix(f"{component}.")
+        return ("text_encoder" if module.startswith("text_model.") else "unet"), module
+
+
+def _role(name: str) -> tuple[str, str | None]:
+    """The module that a name belongs to, as the model spells it, and the role of its tensor."""
+    name = name.replace(".processor.", ".")
+    if old := _OLD_ROLE.search(name):
+        text = ".self_attn." in name
+        last = _OLD_TEXT[old[1]] if text else {"to_out": "to_out.0"}.get(old[1], old[1])
+        return name[: old.start()] + last, old[2]
+    for pattern, role in _ROLES:
+        if pattern.search(name):
+            return pattern.sub("", name), role
+    return name, None
+
+
+class _Scales:
+    """alpha / r of factors whose file has no alpha beside them: as PEFT's settings say, or 1."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        beside = path.parent / "adapter_config.json"
+        self._settings: Mapping[str, Any] = {}
+        if path.stem == "adapter_model" and beside.is_file():
+            self._settings = read_object(beside)
+        elif path.suffix == ".safetensors":
+            text = read_metadata(path).get(METADATA, "{}")
+            self._settings = parse_object(text.encode(), f"{path} ({METADATA})")
+
+    def _get(self, component: str, name: str) -> Any:
+        return self._settings.get(f"{component}.{name}", self._settings.get(name))
+
+    def scale(self, component: str, key: str, rank: int) -> float:
+        """The scale of the factors of `rank` for a weight."""
+        module = key.removesuffix(".weight")
+        alpha = self._get(component, "lora_alpha")
+        for pattern, own in (self._get(component, "alpha_pattern") or {}).items():
+            # PEFT's pattern is the end of a module's path.
+            if module == pattern or module.endswith(f".{pattern}"):
+                alpha = own
+        if not isinstance(alpha, int | float) or alpha == 0:
+            return 1.0
+        return alpha / (rank**0.5 if self._get(component, "use_rslora") else rank)
+
+
+def _factors(roles: Mapping[str, Entry], component: str, key: str, scales: _Scales) -> Factors:
+    arrays = {role: read_tensor(entry).astype(np.float32) for role, entry in roles.items()}
+    down = arrays["down"]
+    rank = len(down) if down.ndim else 0
+    if "alpha" in arrays and rank:
+        # An alpha of 0 stands for none.
+        scale = float(arrays["alpha"].reshape(-1)[0]) / rank or 1.0
+    else:
+        scale = scales.scale(component, key, rank)
+    return Factors(down, arrays["up"], arrays.get("mid"), scale)
+
+
+def _file(source: pathlib.Path) -> pathlib.Path:
+    if not source.is_dir():
+        return source
+    for stem in FILES:
+        for ending in (".safetensors", ".bin"):
+            if (source / f"{stem}{ending}").is_file():
+                return source / f"{stem}{ending}"
+    raise InputError(f"{source}: got no {FILES[0]}.safetensors, expected a LoRA")
+
+
+def _refuse(path: pathlib.Path, what: str, names: Iterable[str]) -> None:
+    names = sorted(names)
+    if names:
+        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        raise InputError(f"{path}: {what}: got {len(names)} ({shown}), expected none")

@@ -1,0 +1,150 @@
+"""From prompts to what the network is told: text states, pooled text, sizes in pixels.
+
+Stable Diffusion 1 and 2 are told the normed last states of one encoder. Stable Diffusion XL is told
+the states before the last layer of all its encoders side by side, and beside them the projected end
+of the text of the last encoder and six numbers (2307.01952, section 2.2); its refiner five, with an
+aesthetic score in the place of the target size.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Bool, Float, Int, NDArray, PyTree
+from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.pipeline.prompts import chunks_of, lengthened
+from jaxdiff.pipeline.request import Request
+
+
+class Conditioning(NamedTuple):
+    """What the network is told beside the latents and the time: K streams of each image."""
+
+    context: Float[Array, "b k n d"]
+    text_embeds: Float[Array, "b k p"] | None = None
+    time_ids: Float[Array, "b k i"] | None = None
+    channels: Float[Array, "b k h w c"] | None = None  # joined to the latents
+
+
+class Words(NamedTuple):
+    """Texts of K streams as the compiled encoders read them: one entry per encoder in the tuples.
+
+    Streams that are `blank` become zeros, whatever their words. The words of one image have no
+    leading b.
+    """
+
+    ids: tuple[Int[NDArray, "b k m n"], ...]
+    weights: tuple[Float[NDArray, "b k m n"], ...]
+    blank: Bool[NDArray, "b k"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextRecipe:
+    """How a family makes conditions of the encoders' features."""
+
+    added: int | None  # how many numbers the network is told; None: no pooled text either
+    blank_zeros: bool = False  # a negative prompt that was not given is zeros, not the empty text
+
+    @classmethod
+    def of(
+        cls, unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel], blank_zeros: bool
+    ) -> "TextRecipe":
+        """The recipe that fits the network's config; InputError if the encoders do not fit it."""
+        width = sum(encoder.config.hidden_size for encoder in encoders)
+        wanted = unet.per_block("cross_attention_dim")[0]
+        if width != wanted:
+            raise InputError(
+                f"text encoders: got states of width {width}, expected the UNet's {wanted}"
+            )
+        if unet.addition_embed_type is None:
+            if len(encoders) != 1:
+                raise InputError(f"text encoders: got {len(encoders)}, expected 1")
+            return cls(added=None)
+        pooled = encoders[-1].config.projection_dim
+        if encoders[-1].text_projection is None or pooled is None:
+            raise InputError("text encoders: got no projection in the last, expected one")
+        numbers = (unet.projection_class_embeddings_input_dim or 0) - pooled
+        added, rest = divmod(numbers, unet.addition_time_embed_dim or 1)
+        if rest or added not in (5, 6):
+            raise InputError(
+                f"UNet: got {numbers} inputs beside {pooled} of pooled text, expected "
+                f"5 or 6 times {unet.addition_time_embed_dim}"
+            )
+        return cls(added=added, blank_zeros=blank_zeros)
+
+    def time_ids(self, request: Request, streams: int) -> Float[NDArray, "b k i"] | None:
+        """Sizes and crops (height before width), or an aesthetic score, for each stream."""
+        if self.added is None:
+            return None
+        size = (request.height, request.width)
+        common = (*(request.original_size or size), *request.crop_top_left)
+        target = request.target_size or size
+        scores = (request.negative_aesthetic_score, request.aesthetic_score)[-streams:]
+        rows = [(*common, *(target if self.added == 6 else (score,))) for score in scores]
+        return np.tile(np.array(rows, np.float32), (len(request.prompts), 1, 1))
+
+    def words(
+        self, tokenizers: Sequence[Any], texts: Sequence[str | None], *, syntax: bool
+    ) -> tuple[Words, int]:
+        """One image's words, all streams in as many chunks; and how many tokens found no room.
+
+        `texts` are those of its K streams, None where nothing was said.
+        """
+        rows = [[chunks_of(t, text or "", syntax=syntax) for text in texts] for t in tokenizers]
+        longest = max(len(tokens.ids) for row in rows for tokens in row)
+        even = [
+            [lengthened(tokens, longest, chunks_of(tokenizer, "")) for tokens in row]
+            for tokenizer, row in zip(tokenizers, rows, strict=True)
+        ]
+        words = Words(
+            ids=tuple(np.stack([tokens.ids for tokens in row]) for row in even),
+            weights=tuple(np.stack([tokens.weights for tokens in row]) for row in even),
+            blank=np.array([self.blank_zeros and text is None for text in texts]),
+        )
+        return words, max(tokens.cut for row in rows for tokens in row)
+
+
+def weighted(states: Float[Array, "t n d"], weights: Float[Array, "t n"]) -> Float[Array, "t n d"]:
+    """States of tokens times their weights, brought back to the mean that they had.
+
+    As the AUTOMATIC1111 web UI does it; where every weight is 1 nothing changes.
+    """
+    wide = states.astype(jnp.float32)
+    heavy = wide * weights[..., None]
+    before, after = (x.mean(axis=(1, 2), keepdims=True) for x in (wide, heavy))
+    kept = jnp.where(after == 0, 1.0, before / jnp.where(after == 0, 1.0, after))
+    plain = jnp.all(weights == 1, axis=1)[:, None, None]
+    return jnp.where(plain, states, (heavy * kept).astype(states.dtype))
+
+
+def encode(
+    params: tuple[PyTree, ...],
+    words: Words,
+    *,
+    graphs: tuple[Any, ...],
+    pooled: bool,
+    skip: int,
+) -> Conditioning:
+    """Text states of all encoders side by side, chunks one after the other; `pooled` as in XL."""
+    shape = words.ids[0].shape[:3]
+    features = [
+        nnx.merge(graph, weights).features(ids.reshape(-1, ids.shape[-1]), skip)
+        for graph, weights, ids in zip(graphs, params, words.ids, strict=True)
+    ]
+    states = [
+        weighted(f.penultimate if pooled else f.last, jnp.reshape(w, (-1, w.shape[-1])))
+        for f, w in zip(features, words.weights, strict=True)
+    ]
+    context = jnp.concatenate([s.reshape(*shape[:2], -1, s.shape[-1]) for s in states], axis=-1)
+    # The end of a text in several chunks is that of the first.
+    ends = features[-1].pooled.reshape(*shape, -1)[:, :, 0]
+    told = ~words.blank[..., None]
+    return Conditioning(
+        context=jnp.where(told[..., None], context, 0),
+        text_embeds=jnp.where(told, ends, 0) if pooled else None,
+    )

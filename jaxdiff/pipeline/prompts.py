@@ -1,0 +1,143 @@
+"""Prompts as chunks of weighted tokens: attention syntax, and texts longer than the encoder reads.
+
+The syntax is that of the AUTOMATIC1111 web UI: `(word)` weighs 1.1 times, `[word]` 1 / 1.1 times,
+`(word:1.3)` 1.3 times, all of them nest, a backslash makes a bracket a character, and the word
+BREAK begins a new chunk. A chunk is what the text encoder reads at once: start, up to n - 2 tokens
+of text, end, padding.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Float, Int, NDArray
+
+EMPHASIS = 1.1  # of a pair of brackets without a number
+MAX_WEIGHT = 100.0
+MAX_CHUNKS = 16
+
+_MARKS = re.compile(
+    r"\\[()\[\]\\]"  # an escaped bracket or backslash
+    r"|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)"  # a weight and the end of its bracket
+    r"|[()\[\]]"
+    r"|\bBREAK\b"
+    r"|[^\\()\[\]:B]+|[\\:B]"
+)
+
+
+class Piece(NamedTuple):
+    """A run of text with one weight; text None is a break between chunks."""
+
+    text: str | None
+    weight: float
+
+
+class Tokens(NamedTuple):
+    """One prompt in chunks, and how many of its tokens found no room."""
+
+    ids: Int[NDArray, "m n"]
+    weights: Float[NDArray, "m n"]
+    cut: int
+
+
+def parse(prompt: str) -> list[Piece]:
+    """`prompt` by weight; brackets that never close weigh as those that close at the end.
+
+    A closing bracket without its opening one is a character. Raises InputError for a weight beyond
+    MAX_WEIGHT.
+    """
+    pieces: list[Piece] = []
+    opened: list[tuple[str, int]] = []  # brackets, and where their content begins
+
+    def close(bracket: str, factor: float) -> bool:
+        """Weigh what is in the bracket opened last; False if it is another or none."""
+        if not opened or opened[-1][0] != bracket:
+            return False
+        _, first = opened.pop()
+        pieces[first:] = [Piece(text, weight * factor) for text, weight in pieces[first:]]
+        return True
+
+    for mark in _MARKS.findall(prompt):
+        if mark in ("(", "["):
+            opened.append((mark, len(pieces)))
+        elif mark == "BREAK":
+            pieces.append(Piece(None, 1.0))
+        elif mark[-1] in ")]" and mark[0] != "\\" and close(*_closing(mark)):
+            continue
+        else:
+            plain = mark[1:] if len(mark) == 2 and mark[0] == "\\" else mark
+            pieces.append(Piece(plain, 1.0))
+    while opened:
+        close(*_closing(")" if opened[-1][0] == "(" else "]"))
+    for text, weight in pieces:
+        if abs(weight) > MAX_WEIGHT:
+            raise InputError(
+                f"prompt: got weight {weight:g} for {text!r:.60}, expected at most {MAX_WEIGHT:g}"
+            )
+    return _joined(pieces)
+
+
+def _closing(mark: str) -> tuple[str, float]:
+    """The bracket that `mark` closes, and the factor of what is inside."""
+    if mark == "]":
+        return "[", 1 / EMPHASIS
+    return "(", EMPHASIS if mark == ")" else float(mark[1:-1])
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Neighbours of one weight as one piece, so that the tokenizer sees whole words."""
+    joined: list[Piece] = []
+    for text, weight in pieces:
+        last = joined[-1] if joined else None
+        if last and last.text is not None and text is not None and last.weight == weight:
+            joined[-1] = Piece(last.text + text, weight)
+        else:
+            joined.append(Piece(text, weight))
+    return joined
+
+
+def chunks_of(tokenizer: Any, prompt: str, *, syntax: bool = True) -> Tokens:
+    """The chunks of `prompt`, one at least; without `syntax` every character stands for itself.
+
+    A prompt without brackets that fits one chunk gets exactly the ids that the tokenizer gives.
+    """
+    room = tokenizer.model_max_length - 2
+    chunks: list[tuple[list[int], list[float]]] = [([], [])]
+    for text, weight in parse(prompt) if syntax else [Piece(prompt, 1.0)]:
+        if text is None:
+            chunks.append(([], []))
+            continue
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        for token in ids:
+            if len(chunks[-1][0]) == room:
+                chunks.append(([], []))
+            chunks[-1][0].append(token)
+            chunks[-1][1].append(weight)
+    cut = sum(len(ids) for ids, _ in chunks[MAX_CHUNKS:])
+    framed = [_framed(tokenizer, *chunk) for chunk in chunks[:MAX_CHUNKS]]
+    ids, weights = (np.stack(column) for column in zip(*framed, strict=True))
+    return Tokens(ids, weights, cut)
+
+
+def _framed(tokenizer: Any, ids: list[int], weights: list[float]) -> tuple[NDArray, NDArray]:
+    """Start, `ids`, end, padding; what is not text weighs 1."""
+    n = tokenizer.model_max_length
+    padding = n - 2 - len(ids)
+    start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    return (
+        np.array([start, *ids, end, *[pad] * padding], np.int32),
+        np.array([1.0, *weights, 1.0, *[1.0] * padding], np.float32),
+    )
+
+
+def lengthened(tokens: Tokens, chunks: int, empty: Tokens) -> Tokens:
+    """`tokens` in at least so many chunks, the `empty` text's behind its own."""
+    missing = max(0, chunks - len(tokens.ids))
+    return Tokens(
+        ids=np.concatenate([tokens.ids, np.repeat(empty.ids[:1], missing, axis=0)]),
+        weights=np.concatenate([tokens.weights, np.repeat(empty.weights[:1], missing, axis=0)]),
+        cut=tokens.cut,
+    )

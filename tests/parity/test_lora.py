@@ -1,0 +1,154 @@
+"""LoRAs that PEFT and diffusers write, in every spelling: the pictures of both are the same."""
+
+import numpy as np
+import pytest
+import torch
+from copier import image, nchw
+from families import pipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from tiny import first_devices
+
+import jaxdiff
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),
+]
+
+PROMPT = "abc de"
+STEPS = 3
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "conv1"]
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1"]
+
+
+def adapted(module, targets, seed):
+    """`module` with random factors of rank 3 and alpha 6, and these factors."""
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False)
+    module.add_adapter(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return get_peft_model_state_dict(module)
+
+
+class Case:
+    """A family in both programs, and a LoRA for it as diffusers writes it."""
+
+    def __init__(self, family, folder):
+        self.base = folder / family
+        pipe = pipeline(family)
+        pipe.save_pretrained(self.base)
+        self.cls = type(pipe)
+        layers = {"unet_lora_layers": adapted(pipe.unet, TARGETS, 1)}
+        layers["text_encoder_lora_layers"] = adapted(pipe.text_encoder, TEXT_TARGETS, 2)
+        if family == "sdxl":
+            layers["text_encoder_2_lora_layers"] = adapted(pipe.text_encoder_2, TEXT_TARGETS, 3)
+        # diffusers' file has no alpha where nobody passes its metadata on.
+        self.cls.save_lora_weights(folder / "lora", **layers)
+        self.file = folder / "lora" / "pytorch_lora_weights.safetensors"
+        self.ours = first_devices(jaxdiff.load(self.base, dtype="float32"), 1)
+
+    def theirs(self, *loras, scales=(1.0,)):
+        """The latents of diffusers with these files."""
+        pipe = self.cls.from_pretrained(self.base)
+        pipe.set_progress_bar_config(disable=True)
+        for i, path in enumerate(loras):
+            pipe.load_lora_weights(path, adapter_name=str(i))
+        if loras:
+            pipe.set_adapters([str(i) for i in range(len(loras))], list(scales))
+        out = pipe(
+            PROMPT,
+            latents=nchw(NOISE),
+            num_inference_steps=STEPS,
+            guidance_scale=2.0,
+            output_type="latent",
+        ).images
+        return out.detach().numpy().transpose(0, 2, 3, 1)
+
+    def draw(self):
+        return self.ours(
+            PROMPT, latents=NOISE, steps=STEPS, guidance_scale=2.0, output="latent"
+        ).images
+
+
+NOISE = image((1, 8, 8, 4), seed=5)
+
+
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+def case(request, tmp_path_factory):
+    return Case(request.param, tmp_path_factory.mktemp("lora"))
+
+
+@pytest.fixture(autouse=True)
+def unload(case):
+    yield
+    case.ours.unload_loras()
+
+
+def near(got, want):
+    return np.abs(got - want).max() / np.abs(want).max()
+
+
+def test_a_file_of_diffusers(case):
+    before = case.draw()
+    case.ours.load_lora(case.file)
+    want = case.theirs(case.file)
+    assert near(case.draw(), want) < 1e-4
+    assert near(before, want) > 1e-2
+
+
+def test_two_at_once_with_weights(case, tmp_path):
+    other = {name: tensor.flip(0) for name, tensor in load_file(case.file).items()}
+    save_file(other, tmp_path / "other.safetensors")
+    case.ours.load_lora(case.file, 0.7)
+    case.ours.load_lora(tmp_path / "other.safetensors", -0.4)
+    want = case.theirs(case.file, tmp_path / "other.safetensors", scales=(0.7, -0.4))
+    assert near(case.draw(), want) < 1e-4
+
+
+def kohya(tensors, alpha):
+    """The same factors in kohya's spelling, with alpha."""
+    prefixes = {"unet": "lora_unet_"}
+    two = any(name.startswith("text_encoder_2.") for name in tensors)
+    prefixes |= {"text_encoder": "lora_te1_" if two else "lora_te_", "text_encoder_2": "lora_te2_"}
+    found = {}
+    for name, tensor in tensors.items():
+        component, _, rest = name.partition(".")
+        module, factor = rest.removesuffix(".weight").rsplit(".", 1)
+        if component != "unet" and not module.startswith("text_model."):
+            module = f"text_model.{module}"
+        stem = prefixes[component] + module.replace(".", "_")
+        role = {"lora_A": "down", "lora_B": "up"}[factor]
+        found[f"{stem}.lora_{role}.weight"] = tensor
+        found[f"{stem}.alpha"] = torch.tensor(alpha)
+    return found
+
+
+def test_kohya(case, tmp_path):
+    save_file(kohya(load_file(case.file), 1.5), tmp_path / "k.safetensors")
+    case.ours.load_lora(tmp_path / "k.safetensors")
+    got = case.draw()
+    case.ours.set_loras({})
+    # alpha / r = 0.5: half as strong as the same factors without alpha
+    case.ours.load_lora(case.file, 0.5)
+    assert near(got, case.draw()) < 1e-6
+    assert near(got, case.theirs(case.file, scales=(0.5,))) < 1e-4
+
+
+def test_spellings_of_older_diffusers(case, tmp_path):
+    def older(name):
+        name = name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
+        if name.startswith("text_encoder"):
+            return name.replace(".lora.", ".lora_linear_layer.")
+        return name
+
+    save_file(
+        {older(name): tensor for name, tensor in load_file(case.file).items()},
+        tmp_path / "old.safetensors",
+    )
+    case.ours.load_lora(tmp_path / "old.safetensors")
+    assert near(case.draw(), case.theirs(case.file)) < 1e-4

@@ -1,0 +1,245 @@
+"""Whole pipelines against diffusers, from the same start noise: every family, every task."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from copier import image, nchw
+from families import pipeline
+from PIL import Image
+from tiny import first_devices
+
+import jaxdiff
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+LIMIT = 1e-3  # relative error of the final latents
+STEPS = 20
+PROMPT, NEGATIVE = "abc de", "ij h"
+SCHEDULERS = {
+    "ddim": diffusers.DDIMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "dpmpp-2m": diffusers.DPMSolverMultistepScheduler,
+}
+RANDOM = (
+    "stable_diffusion.pipeline_stable_diffusion_img2img",
+    "stable_diffusion.pipeline_stable_diffusion_inpaint",
+    "stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img",
+    "stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint",
+)
+
+
+@pytest.fixture
+def noise(monkeypatch):
+    """The start noise, which diffusers draws too; its VAE draws the mean of its latents."""
+    noise = image((1, 8, 8, 4), seed=5)
+
+    def draw(shape, *_, dtype=None, **__):
+        assert tuple(shape) == (1, 4, 8, 8)
+        return nchw(noise).to(dtype)
+
+    for name in RANDOM:
+        monkeypatch.setattr(f"diffusers.pipelines.{name}.randn_tensor", draw)
+    monkeypatch.setattr(
+        "diffusers.models.autoencoders.vae.randn_tensor", lambda shape, **_: torch.zeros(shape)
+    )
+    return noise
+
+
+@pytest.fixture
+def picture():
+    pixels = np.random.default_rng(3).integers(0, 256, (16, 16, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def mask():
+    pixels = np.zeros((16, 16), np.uint8)
+    pixels[3:11, 5:] = 255
+    return Image.fromarray(pixels)
+
+
+_PIPES = {}
+
+
+def both(family, tmp_path_factory):
+    """The family's pipeline in diffusers and here, through a folder."""
+    if family not in _PIPES:
+        folder = tmp_path_factory.mktemp(family)
+        pipeline(family).save_pretrained(folder)
+        cls = type(pipeline(family))
+        theirs = cls.from_pretrained(folder)
+        theirs.set_progress_bar_config(disable=True)
+        _PIPES[family] = theirs, first_devices(jaxdiff.load(folder, dtype="float32"), 1)
+    return _PIPES[family]
+
+
+@pytest.fixture
+def pipes(request, tmp_path_factory):
+    return both(request.param, tmp_path_factory)
+
+
+def families(*names):
+    return pytest.mark.parametrize("pipes", names, indirect=True)
+
+
+def as_class(pipe, cls, sampler=None):
+    """`pipe`'s parts in another class, with the scheduler that stands for `sampler`."""
+    parts = {n: p for n, p in pipe.components.items() if n not in ("image_encoder",)}
+    if sampler is not None:
+        parts["scheduler"] = SCHEDULERS[sampler].from_config(
+            pipe.scheduler.config, clip_sample=False
+        )
+    options = {"requires_safety_checker": False} if "safety_checker" in parts else {}
+    if "XL" in cls.__name__:
+        options["force_zeros_for_empty_prompt"] = pipe.config.force_zeros_for_empty_prompt
+        if "requires_aesthetics_score" in pipe.config:
+            options["requires_aesthetics_score"] = pipe.config.requires_aesthetics_score
+    made = cls(**parts, **options)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def agree(got, want, start=0.0):
+    reference = want.detach().numpy().transpose(0, 2, 3, 1)
+    error = np.abs(got - reference).max() / np.abs(reference).max()
+    assert error < LIMIT, error
+    # The pictures differ from where they began: something was drawn.
+    assert np.abs(reference - start).max() > 0.1
+
+
+# Each sampler once, each way of guidance once: which goes with which changes nothing.
+SAMPLING = pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        ("ddim", {"guidance_scale": 1.0}),
+        ("euler", {"guidance_scale": 5.0}),
+        ("dpmpp-2m", {"guidance_scale": 3.0, "negative_prompt": NEGATIVE}),
+    ],
+    ids=["ddim-plain", "euler-guided", "dpmpp-2m-negative"],
+)
+
+
+@SAMPLING
+@families("sd1", "sd2", "sdxl")
+def test_text_to_image(pipes, noise, sampler, options):
+    theirs, ours = pipes
+    theirs = as_class(theirs, type(theirs), sampler)
+    want = theirs(
+        PROMPT, num_inference_steps=STEPS, latents=nchw(noise), output_type="latent", **options
+    ).images
+    got = ours(
+        PROMPT, steps=STEPS, latents=noise, output="latent", sampler=sampler, **options
+    ).images
+    agree(got, want, noise)
+
+
+@families("turbo")
+def test_one_step_without_guidance(pipes, noise):
+    theirs, ours = pipes
+    want = theirs(
+        PROMPT,
+        num_inference_steps=1,
+        guidance_scale=0.0,
+        latents=nchw(noise),
+        output_type="latent",
+    ).images
+    # Both are the model's defaults here; diffusers means by a scale of 0 what is 1 here.
+    assert (ours.defaults.steps, ours.defaults.guidance_scale) == (1, 1.0)
+    agree(ours(PROMPT, latents=noise, output="latent").images, want, noise)
+
+
+IMAGE_CLASSES = {
+    "sd1": diffusers.StableDiffusionImg2ImgPipeline,
+    "sd2": diffusers.StableDiffusionImg2ImgPipeline,
+    "sdxl": diffusers.StableDiffusionXLImg2ImgPipeline,
+    "refiner": diffusers.StableDiffusionXLImg2ImgPipeline,
+}
+
+
+@pytest.mark.parametrize("strength", [0.33, 1.0])
+@SAMPLING
+@pytest.mark.parametrize("family", IMAGE_CLASSES)
+def test_image_to_image(family, tmp_path_factory, noise, picture, sampler, options, strength):
+    theirs, ours = both(family, tmp_path_factory)
+    theirs = as_class(theirs, IMAGE_CLASSES[family], sampler)
+    shared = {"image": picture, "strength": strength, **options}
+    want = theirs(PROMPT, num_inference_steps=STEPS, output_type="latent", **shared).images
+    got = ours(
+        PROMPT, steps=STEPS, latents=noise, output="latent", sampler=sampler, **shared
+    ).images
+    agree(got, want)
+
+
+INPAINT_CLASSES = {
+    "sd1": diffusers.StableDiffusionInpaintPipeline,
+    "inpaint": diffusers.StableDiffusionInpaintPipeline,
+    "sdxl": diffusers.StableDiffusionXLInpaintPipeline,
+}
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@SAMPLING
+@pytest.mark.parametrize("family", INPAINT_CLASSES)
+def test_inpainting(family, tmp_path_factory, noise, picture, mask, sampler, options, strength):
+    theirs, ours = both(family, tmp_path_factory)
+    theirs = as_class(theirs, INPAINT_CLASSES[family], sampler)
+    shared = {"image": picture, "strength": strength, **options}
+    want = theirs(
+        PROMPT,
+        num_inference_steps=STEPS,
+        output_type="latent",
+        mask_image=mask,
+        height=16,
+        width=16,
+        **shared,
+    ).images
+    got = ours(
+        PROMPT, steps=STEPS, latents=noise, output="latent", sampler=sampler, mask=mask, **shared
+    ).images
+    agree(got, want)
+
+
+def test_base_then_refiner(tmp_path_factory, noise):
+    """80% of the way by the base model, the rest by the refiner."""
+    base, our_base = both("sdxl", tmp_path_factory)
+    refiner, our_refiner = both("refiner", tmp_path_factory)
+    options = {"guidance_scale": 4.0, "negative_prompt": NEGATIVE}
+    way = {"num_inference_steps": STEPS, "output_type": "latent"}
+    middle = base(PROMPT, latents=nchw(noise), denoising_end=0.8, **way, **options).images
+    want = refiner(PROMPT, image=middle, denoising_start=0.8, **way, **options).images
+    way = {"steps": STEPS, "output": "latent"}
+    got = our_base(PROMPT, latents=noise, denoising_end=0.8, **way, **options).images
+    got = our_refiner(PROMPT, image=got, denoising_start=0.8, **way, **options).images
+    agree(got, want)
+
+
+@families("sdxl")
+def test_sizes_that_xl_is_told(pipes, noise):
+    theirs, ours = pipes
+    sizes = {
+        "original_size": (100, 50),
+        "target_size": (40, 30),
+        "guidance_scale": 3.0,
+    }
+    want = theirs(
+        PROMPT,
+        num_inference_steps=STEPS,
+        latents=nchw(noise),
+        output_type="latent",
+        crops_coords_top_left=(4, 2),
+        **sizes,
+    ).images
+    options = {"steps": STEPS, "latents": noise, "output": "latent"}
+    agree(ours(PROMPT, crop_top_left=(4, 2), **options, **sizes).images, want, noise)
+    plain = ours(PROMPT, guidance_scale=3.0, **options).images
+    assert np.abs(plain - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-2
+
+
+@families("sd1")
+def test_pictures(pipes, noise):
+    """Through the VAE and to bytes: nowhere more than one step of brightness apart."""
+    theirs, ours = pipes
+    want = theirs(PROMPT, num_inference_steps=4, latents=nchw(noise), output_type="np").images
+    got = ours(PROMPT, steps=4, latents=noise, output="numpy").images
+    assert np.abs(got / 255 - want).max() < 1.01 / 255
