@@ -32,13 +32,13 @@ class TextPart:
     pad: str  # token that fills short prompts
     hidden_act: str
     open_clip: bool = False  # written by OpenCLIP, not by transformers
-    drop_last: bool = False  # without its last layer and its projection
+    depth: int | None = None  # keep so many layers and no projection
     projection_dim: int | None = None  # what the published config says where no tensor does
 
     @property
     def class_name(self) -> str:
         """The class in transformers."""
-        projects = self.open_clip and not self.drop_last
+        projects = self.open_clip and self.depth is None
         return "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
 
 
@@ -63,7 +63,7 @@ def _clip_l(prefix: str) -> TextPart:
     )
 
 
-def _open_clip(prefix: str, number: str = "", *, drop_last: bool = False) -> TextPart:
+def _open_clip(prefix: str, number: str = "", *, depth: int | None = None) -> TextPart:
     return TextPart(
         prefix=prefix,
         name=f"text_encoder{number}",
@@ -71,8 +71,8 @@ def _open_clip(prefix: str, number: str = "", *, drop_last: bool = False) -> Tex
         pad="!",
         hidden_act="gelu",
         open_clip=True,
-        drop_last=drop_last,
-        projection_dim=512 if drop_last else None,
+        depth=depth,
+        projection_dim=512 if depth else None,
     )
 
 
@@ -90,7 +90,7 @@ SD2 = Family(
     name="Stable Diffusion 2",
     pipeline="StableDiffusionPipeline",
     inpainting="StableDiffusionInpaintPipeline",
-    texts=(_open_clip("cond_stage_model.model.", drop_last=True),),
+    texts=(_open_clip("cond_stage_model.model.", depth=23),),
     scheduler=_SCHEDULER | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
     sample_size=96,
 )
@@ -103,7 +103,7 @@ SD2_BASE = replace(
 SD_TURBO = replace(
     SD2_BASE,
     name="SD-Turbo",
-    texts=(_open_clip("conditioner.embedders.0.model.", drop_last=True),),
+    texts=(_open_clip("conditioner.embedders.0.model.", depth=23),),
     scheduler=_EULER | {"prediction_type": "epsilon", "timestep_spacing": "trailing"},
 )
 SDXL = Family(
@@ -150,6 +150,27 @@ def family_of(entries: Mapping[str, Entry], prediction_type: str | None = None) 
     else:
         raise InputError(f"{source}: got no text encoder, expected a whole checkpoint")
     return SD2_BASE if family is SD2 and prediction_type == "epsilon" else family
+
+
+def family_for(
+    class_name: str, hidden_acts: Mapping[str, str], scheduler: Mapping[str, Any]
+) -> Family:
+    """The family that a pipeline is written as, by its text encoders' names and activations.
+
+    Raises InputError for what no single file can hold.
+    """
+    names = set(hidden_acts)
+    predicts = scheduler.get("prediction_type", "epsilon")
+    if "XL" in class_name:
+        return SDXL if names == {"text_encoder", "text_encoder_2"} else REFINER
+    if names != {"text_encoder"}:
+        raise InputError(f"text encoders: got {', '.join(sorted(names))}, expected text_encoder")
+    if hidden_acts["text_encoder"] == "quick_gelu":
+        return SD1
+    if predicts == "epsilon":
+        trailing = scheduler.get("timestep_spacing") == "trailing"
+        return SD_TURBO if trailing else SD2_BASE
+    return SD2
 
 
 def _some(entries: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.checkpoints import original
+from jaxdiff.checkpoints import original_names
 from jaxdiff.checkpoints.jsonfiles import parse_object, read_object
 from jaxdiff.checkpoints.rules import to_key, torch_shape
 from jaxdiff.checkpoints.tensors import Entry, read_metadata, read_tensor
@@ -147,7 +147,7 @@ class _Names:
         for component, keys in wanted.items():
             flat = {key.removesuffix(".weight").replace(".", "_"): key for key in keys}
             if component == "unet":
-                spelled = original.unet_spelling(keys)
+                spelled = original_names.unet_spelling(keys)
                 flat |= {
                     old.removesuffix(".weight").replace(".", "_"): key
                     for key, old in spelled.items()

@@ -6,7 +6,7 @@ Here such tensors get the names of diffusers and transformers; their bytes stay 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping
 from dataclasses import replace
 
 from jaxdiff.checkpoints.tensors import Entry
@@ -14,7 +14,7 @@ from jaxdiff.core.errors import InputError
 
 Entries = dict[str, Entry]
 
-_UNET = {
+UNET = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "label_emb.0.0": "add_embedding.linear_1",
@@ -23,7 +23,7 @@ _UNET = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-_RESNET = {
+RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -33,7 +33,7 @@ _RESNET = {
 }
 _BLOCK = re.compile(r"(input|output)_blocks\.(\d+)\.\d+\.(.+)")
 _MIDDLE = re.compile(r"middle_block\.([012])\.(.+)")
-_MIDDLES = ("resnets.0", "attentions.0", "resnets.1")
+MIDDLES = ("resnets.0", "attentions.0", "resnets.1")
 
 _VAE = (
     (re.compile(r"^encoder\.down\.(\d+)\.block\.(\d+)\."), r"encoder.down_blocks.\1.resnets.\2."),
@@ -50,14 +50,14 @@ _VAE = (
 )
 _STAGE = re.compile(r"decoder\.up_blocks\.(\d+)\.")
 
-_TEXT = {
+TEXT = {
     "token_embedding.weight": "embeddings.token_embedding.weight",
     "positional_embedding": "embeddings.position_embedding.weight",
     "ln_final.weight": "final_layer_norm.weight",
     "ln_final.bias": "final_layer_norm.bias",
 }
 _LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
-_LAYER_PARTS = {
+LAYER_PARTS = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
@@ -79,10 +79,10 @@ def unet(entries: Mapping[str, Entry]) -> Entries:
 def _unet_name(name: str, blocks: int) -> str:
     """One name, where every stage of the UNet has so many numbered `blocks`."""
     module, _, leaf = name.rpartition(".")
-    if module in _UNET:
-        return f"{_UNET[module]}.{leaf}"
+    if module in UNET:
+        return f"{UNET[module]}.{leaf}"
     if middle := _MIDDLE.match(name):
-        return f"mid_block.{_MIDDLES[int(middle[1])]}.{_resnet_part(middle[2]) or middle[2]}"
+        return f"mid_block.{MIDDLES[int(middle[1])]}.{_resnet_part(middle[2]) or middle[2]}"
     if not (block := _BLOCK.match(name)):
         return name
     down, number, rest = block[1] == "input", int(block[2]), block[3]
@@ -97,47 +97,9 @@ def _unet_name(name: str, blocks: int) -> str:
     return f"{place}.attentions.{layer}.{rest}"
 
 
-def unet_spelling(names: Iterable[str]) -> dict[str, str]:
-    """The original name of every tensor of a UNet, by its name in diffusers: `unet` backwards."""
-    names = list(names)
-    layers = [int(m[1]) for n in names if (m := re.match(r"down_blocks\.0\.resnets\.(\d+)\.", n))]
-    blocks = max(layers, default=0) + 2  # with the downsampler
-    attended = {m[1] for n in names if (m := re.match(r"up_blocks\.(\d+)\.attentions\.", n))}
-    return {name: _unet_original(name, blocks, attended) for name in names}
-
-
-def _unet_original(name: str, blocks: int, attended: Set[str]) -> str:
-    """One name; `attended` are the numbers of the upward stages with attention."""
-    module, _, leaf = name.rpartition(".")
-    if module in _UNET.values():
-        return f"{_inverse(_UNET)[module]}.{leaf}"
-    if middle := re.match(r"mid_block\.(resnets\.0|attentions\.0|resnets\.1)\.(.+)", name):
-        return f"middle_block.{_MIDDLES.index(middle[1])}.{_original_part(middle[2])}"
-    place = re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name)
-    if not place:
-        return name
-    way, stage, kind, layer, rest = place[1], place[2], place[3], int(place[4]), place[5]
-    if kind == "downsamplers":
-        return f"input_blocks.{(int(stage) + 1) * blocks}.0.{rest.replace('conv.', 'op.')}"
-    if kind == "upsamplers":
-        return f"output_blocks.{(int(stage) + 1) * blocks - 1}.{1 + (stage in attended)}.{rest}"
-    number = int(stage) * blocks + layer + (way == "down")
-    blocks_name = "input" if way == "down" else "output"
-    return f"{blocks_name}_blocks.{number}.{int(kind == 'attentions')}.{_original_part(rest)}"
-
-
-def _original_part(rest: str) -> str:
-    module, _, leaf = rest.rpartition(".")
-    return f"{_inverse(_RESNET).get(module, module)}.{leaf}"
-
-
-def _inverse(table: Mapping[str, str]) -> dict[str, str]:
-    return {new: old for old, new in table.items()}
-
-
 def _resnet_part(rest: str) -> str | None:
     module, _, leaf = rest.rpartition(".")
-    return f"{_RESNET[module]}.{leaf}" if module in _RESNET else None
+    return f"{RESNET[module]}.{leaf}" if module in RESNET else None
 
 
 def vae(entries: Mapping[str, Entry]) -> Entries:
@@ -158,29 +120,27 @@ def vae(entries: Mapping[str, Entry]) -> Entries:
     }
 
 
-def open_clip(entries: Mapping[str, Entry], *, drop_last: bool) -> Entries:
+def open_clip(entries: Mapping[str, Entry], *, depth: int | None = None) -> Entries:
     """OpenCLIP's text tower under the names of transformers' CLIPTextModel.
 
-    `drop_last` leaves out the last layer and the projection: Stable Diffusion 2 reads the output of
-    the last layer but one.
+    `depth` keeps so many layers and no projection: Stable Diffusion 2 reads the output of the last
+    layer but one.
     """
-    layers = [int(m[1]) for name in entries if (m := _LAYER.match(name))]
-    last = max(layers, default=-1) if drop_last else None
     found: Entries = {}
     for name, entry in entries.items():
         if name == "text_projection":
-            if not drop_last:
+            if depth is None:
                 # OpenCLIP multiplies from the right, x P; transformers keeps a linear layer.
                 found["text_projection.weight"] = entry.transposed()
         elif joint := _IN_PROJ.match(name):
-            if int(joint[1]) != last:
+            if depth is None or int(joint[1]) < depth:
                 found |= _three(f"text_model.encoder.layers.{joint[1]}.self_attn", joint[2], entry)
         elif layer := _LAYER.match(name):
-            if int(layer[1]) != last:
-                part = _LAYER_PARTS.get(layer[2], layer[2])
+            if depth is None or int(layer[1]) < depth:
+                part = LAYER_PARTS.get(layer[2], layer[2])
                 found[f"text_model.encoder.layers.{layer[1]}.{part}.{layer[3]}"] = entry
         else:
-            found[f"text_model.{_TEXT.get(name, name)}"] = entry
+            found[f"text_model.{TEXT.get(name, name)}"] = entry
     return found
 
 

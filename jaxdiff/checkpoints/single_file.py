@@ -7,20 +7,23 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
-from jaxdiff.checkpoints import original, shapes
+from jaxdiff.checkpoints import original, original_names, shapes
+from jaxdiff.checkpoints.atomic import check_file, new_file
 from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from jaxdiff.checkpoints.components import Component, build
-from jaxdiff.checkpoints.families import UNET, VAE, Family, TextPart, family_of
-from jaxdiff.checkpoints.loading import Placement
+from jaxdiff.checkpoints.families import UNET, VAE, Family, TextPart, family_for, family_of
+from jaxdiff.checkpoints.loading import Placement, pending
 from jaxdiff.checkpoints.names import canonical
 from jaxdiff.checkpoints.pipelines import PipelineParts
-from jaxdiff.checkpoints.tensors import Entry
+from jaxdiff.checkpoints.tensors import Entry, read_metadata, write_tensors
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.predictions import KINDS
+from jaxdiff.models.clip import CLIPTextModel
 
+NOTE = "modelspec.prediction_type"  # in the metadata, as the ModelSpec standard calls it
 # What else such files hold: tables of the noise schedule, averaged weights, traces of training.
 IGNORED = re.compile(
     r"(betas|(sqrt_)?(one_minus_)?alphas_cumprod(_prev)?|log_one_minus_alphas_cumprod"
@@ -49,6 +52,7 @@ def read_single_file(
     if prediction_type is not None:
         one_of("prediction_type", prediction_type, KINDS)
     entries = read_weights(path)
+    prediction_type = prediction_type or _noted(path)
     family = family_of(entries, prediction_type)
     prefixes = (UNET, VAE, *(part.prefix for part in family.texts))
     groups = split(entries, prefixes)
@@ -71,6 +75,43 @@ def read_single_file(
         class_name=family.inpainting if nine else family.pipeline,
         options=family.options,
     )
+
+
+def write_single_file(
+    path: pathlib.Path, parts: PipelineParts, *, dtype: Dtype | None = None
+) -> None:
+    """Write a pipeline as one file in the original layout; it appears whole or not at all.
+
+    `dtype` converts the weights, None keeps them. Raises InputError for a model that the layout
+    cannot hold.
+    """
+    modules = {name: component.module for name, component in parts.components.items()}
+    acts = {
+        name: module.config.hidden_act
+        for name, module in modules.items()
+        if isinstance(module, CLIPTextModel)
+    }
+    family = family_for(parts.class_name, acts, parts.scheduler)
+    tensors = {name: pending(module, dtype=dtype) for name, module in modules.items()}
+    spelled = original_names.unet_spelling(tensors["unet"])
+    found = {UNET + spelled[name]: tensor for name, tensor in tensors["unet"].items()}
+    found |= {VAE + k: t for k, t in original_names.vae(tensors["vae"]).items()}
+    for part in family.texts:
+        name = part.name if part.name in tensors else "text_encoder"
+        text = original_names.open_clip(tensors[name]) if part.open_clip else tensors[name]
+        found |= {part.prefix + key: tensor for key, tensor in text.items()}
+    predicts = str(parts.scheduler.get("prediction_type", "epsilon")).removesuffix("_prediction")
+    check_file(path)
+    with new_file(path) as temporary:
+        write_tensors(temporary, found, metadata={NOTE: predicts})
+
+
+def _noted(path: pathlib.Path) -> str | None:
+    """What the network predicts, where the file's own metadata says it."""
+    if path.suffix != ".safetensors":
+        return None
+    noted = read_metadata(path).get(NOTE, "")
+    return next((kind for kind in KINDS if noted and kind.startswith(noted)), None)
 
 
 def split(entries: Mapping[str, Entry], prefixes: tuple[str, ...]) -> dict[str, dict[str, Entry]]:
@@ -111,7 +152,7 @@ def _vae(group: Mapping[str, Entry], family: Family, make: Build) -> nnx.Module:
 
 def _text(group: Mapping[str, Entry], part: TextPart, make: Build) -> nnx.Module:
     if part.open_clip:
-        tensors = original.open_clip(group, drop_last=part.drop_last)
+        tensors = original.open_clip(group, depth=part.depth)
     else:
         names = {name: canonical(name, class_name=part.class_name) for name in group}
         tensors = {new: group[name] for name, new in names.items() if new is not None}

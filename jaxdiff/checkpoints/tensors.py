@@ -157,14 +157,16 @@ def read_tensor(entry: Entry) -> np.ndarray:
     return values.reshape([entry.shape[axis] for axis in stored]).transpose(axes)
 
 
-def write_tensors(path: pathlib.Path, tensors: Mapping[str, Pending]) -> None:
+def write_tensors(
+    path: pathlib.Path, tensors: Mapping[str, Pending], *, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file at `path`, fetching one tensor at a time.
 
     The order is the reference writer's: wider dtypes first (which keeps each aligned), then names.
     The metadata `format: pt` is what transformers asks of a file that it reads.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in order:
         begin, end = end, end + math.prod(tensors[name].shape) * tensors[name].dtype.itemsize

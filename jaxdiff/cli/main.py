@@ -13,6 +13,7 @@ COMMANDS = {
     "generate": "draw pictures from prompts",
     "train": "train a model from a config file",
     "export": "gather trained components into one diffusers folder",
+    "convert": "write a checkpoint in another layout",
     "inspect": "say what a checkpoint is",
     "evaluate": "measure how well the pictures follow their prompts",
     "sweep": "draw a table of prompts against guidance scales",

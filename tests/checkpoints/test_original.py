@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxdiff.checkpoints import original, shapes
+from jaxdiff.checkpoints import original, original_names, shapes
 from jaxdiff.checkpoints.tensors import Entry, Pending, read_table, read_tensor, write_tensors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import flatten
@@ -65,6 +65,7 @@ def test_unet(name):
     got = original.unet(entries({mapped[k]: shape for k, shape in expected.items()}))
     assert {k: e.shape for k, e in got.items()} == expected
     assert {k: e.name for k, e in got.items()} == mapped
+    assert original_names.unet_spelling(expected) == mapped
     config = shapes.unet_config(got, **options)
     wanted = preset("unet", name).config
     assert config == dataclasses.replace(wanted, upcast_attention=config.upcast_attention)
@@ -106,7 +107,7 @@ def test_open_clip(name, names, prefix):
     if drop:  # the file holds the 24th layer and the projection all the same
         last = {k.replace(".22.", ".23."): s for k, s in stored.items() if ".22." in k}
         stored |= last | {"text_projection": (1024, 1024)}
-    got = original.open_clip(entries(stored), drop_last=drop)
+    got = original.open_clip(entries(stored), depth=23 if drop else None)
     assert {k: e.shape for k, e in got.items()} == expected
     for key, (place, how) in table(names).items():
         found = got[key]
@@ -152,7 +153,7 @@ def test_other_axis_orders(tmp_path):
 def test_three_parts_must_be_equal():
     broken = {"transformer.resblocks.0.attn.in_proj_bias": entry("b", (7,))}
     with pytest.raises(InputError, match=r"b \(7,\), expected 3 equal parts"):
-        original.open_clip(broken, drop_last=False)
+        original.open_clip(broken)
 
 
 def test_two_names_of_one_tensor_are_refused():

@@ -1,5 +1,6 @@
 """Files of the original layout: family, configs and every weight, bit for bit."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 
 from jaxdiff.checkpoints.description import describe
 from jaxdiff.checkpoints.models import read_model
-from jaxdiff.checkpoints.single_file import read_single_file
+from jaxdiff.checkpoints.single_file import read_single_file, write_single_file
+from jaxdiff.checkpoints.tensors import read_table, read_tensor
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import weights
@@ -70,6 +72,56 @@ def test_what_it_is_shows_without_reading_it(written):
         if (family, name) != ("sd2", "text_encoder"):  # the file has a layer more
             assert counts[name] == count
     assert {dtype for part in found.parts for dtype in part.dtypes} == {"F32"}
+
+
+def values_of(path):
+    return {name: read_tensor(entry) for name, entry in read_table(path).items()}
+
+
+def test_written_again_it_is_the_same_file(written, tmp_path):
+    family, _, path = written
+    write_single_file(tmp_path / "again.safetensors", read_model(path))
+    before, after = values_of(path), values_of(tmp_path / "again.safetensors")
+    if family == "sd2":  # the layer that nobody uses, and the projection, are gone
+        before = {k: v for k, v in before.items() if ".resblocks.23." not in k}
+        before.pop("cond_stage_model.model.text_projection")
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values, err_msg=name)
+
+
+def test_what_a_written_file_predicts_comes_back(tmp_path):
+    parts = read_model(
+        originals.write_safetensors(
+            tmp_path / "x.safetensors",
+            originals.original_tensors("sd2", originals.components("sd2")),
+        )
+    )
+    for predicts in ("epsilon", "v_prediction"):
+        scheduler = {**parts.scheduler, "prediction_type": predicts}
+        path = tmp_path / f"{predicts}.safetensors"
+        write_single_file(path, dataclasses.replace(parts, scheduler=scheduler))
+        assert read_model(path).scheduler["prediction_type"] == predicts
+
+
+def test_convert_there_and_back(tmp_path, capsys):
+    expected = originals.components("sd1")
+    path = tmp_path / "x.safetensors"
+    originals.write_safetensors(path, originals.original_tensors("sd1", expected))
+    folder, file = tmp_path / "folder", tmp_path / "again.safetensors"
+    assert main.run("convert", [str(path), str(folder)]) == 0
+    assert main.run("convert", [str(folder), str(file), "--dtype", "float16"]) == 0
+    assert "StableDiffusionPipeline, " in capsys.readouterr().out
+    got = read_model(file)
+    for name, component in got.components.items():
+        for key, values in weights(expected[name].module).items():
+            half = np.asarray(values).astype(np.float16)
+            np.testing.assert_array_equal(weights(component.module)[key], half, err_msg=key)
+
+
+def test_convert_to_a_pickle_is_refused(tmp_path, capsys):
+    assert main.run("convert", ["x", str(tmp_path / "x.ckpt")]) == 2
+    assert "expected a folder or FILE.safetensors" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,50 @@
+"""`jaxdiff convert`: a checkpoint of any layout as a diffusers folder, or as a single file."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import tyro
+
+from jaxdiff.checkpoints.models import read_model
+from jaxdiff.checkpoints.pipelines import write_pipeline
+from jaxdiff.checkpoints.single_file import write_single_file
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import dtype_of
+
+SINGLE = ".safetensors"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write a checkpoint in another layout: a folder, or FILE.safetensors in the original one."""
+
+    source: tyro.conf.Positional[str]
+    """A diffusers folder (also one of Flax), a .safetensors or .ckpt file, a Hub repository."""
+    output: tyro.conf.Positional[pathlib.Path]
+    """The diffusers folder to write, or a file whose name ends in .safetensors."""
+    dtype: str | None = None
+    """Of the stored weights: float32, bfloat16 or float16; left out: as they are."""
+    variant: str | None = None
+    """Which weights of a folder, such as fp16."""
+    prediction_type: str | None = None
+    """What the network of a single file predicts, where the file does not say."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse `arguments`, read, write. Raises InputError on bad input."""
+    options = tyro.cli(Options, args=arguments, prog="jaxdiff convert")
+    dtype = None if options.dtype is None else dtype_of(options.dtype)
+    if options.output.suffix in (".ckpt", ".pt", ".bin", ".pth"):
+        raise InputError(f"output: got {options.output}, expected a folder or FILE{SINGLE}")
+    parts = read_model(
+        options.source, variant=options.variant, prediction_type=options.prediction_type
+    )
+    if options.output.suffix == SINGLE:
+        write_single_file(options.output, parts, dtype=dtype)
+        files = [options.output]
+    else:
+        write_pipeline(options.output, parts, dtype=dtype)
+        files = [path for path in options.output.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    print(f"{options.output}: {parts.class_name}, {size / 1e6:.1f} MB")

@@ -1,0 +1,152 @@
+"""LoRA names and factors: the tables of real trainers, closed forms, and what must be refused."""
+
+import json
+import pathlib
+
+import numpy as np
+import originals
+import pytest
+
+from jaxdiff.checkpoints.lora import Factors, read_lora
+from jaxdiff.checkpoints.rules import to_jax, to_path
+from jaxdiff.core.errors import InputError
+
+TABLES = pathlib.Path(__file__).parent / "lora"
+UNET = {"unet": {"a.to_q.kernel": (4, 6), "a.conv.kernel": (3, 3, 4, 5), "a.to_q.bias": (6,)}}
+
+
+def shapes(table: dict) -> dict:
+    """A published model's weights by path, in our layout; shapes are told by an empty array."""
+    found = {}
+    for key, torch_shape in table.items():
+        path = to_path(f"{key}.weight", len(torch_shape))
+        found[path] = to_jax(np.broadcast_to(np.int8(0), torch_shape), path).shape
+    return found
+
+
+def small(shape):
+    """Factors of rank 1 that fit a weight of `shape` in PyTorch's layout."""
+    rest = (1, 1) if len(shape) == 4 else ()
+    return np.zeros((1, *shape[1:]), np.float16), np.zeros((shape[0], 1, *rest), np.float16)
+
+
+def write(path, tensors):
+    return originals.write_safetensors(path, tensors)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in TABLES.glob("*.json")))
+def test_every_kohya_name_of_a_published_model(tmp_path, name):
+    """Each spelling of each weight finds that weight."""
+    table = json.loads((TABLES / f"{name}.json").read_text())
+    component = table["component"]
+    modules = {key: tuple(shape) for key, (shape, _) in table["modules"].items()}
+    for style in range(max(len(names) for _, names in table["modules"].values())):
+        tensors = {}
+        for shape, names in table["modules"].values():
+            down, up = small(shape)
+            stem = names[min(style, len(names) - 1)]
+            tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
+        path = write(tmp_path / f"{style}.safetensors", tensors)
+        changes = read_lora(path, {component: shapes(modules)})
+        assert changes.keys() == {component}
+        assert {f"{key}.weight" for key in modules} == changes[component].keys()
+
+
+RNG = np.random.default_rng(0)
+
+
+def factor(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def test_a_matrix():
+    down, up = factor(2, 4), factor(6, 2)
+    got = Factors(down, up, None, 0.5).delta((6, 4))
+    np.testing.assert_allclose(got, 0.5 * up @ down, rtol=1e-6)
+
+
+def test_a_convolution_is_two_convolutions():
+    """delta * x = up * (down * x) for every input patch (LoCon)."""
+    down, up = factor(2, 4, 3, 3), factor(5, 2, 1, 1)
+    got = Factors(down, up, None, 2.0).delta((5, 4, 3, 3))
+    patch = factor(4, 3, 3)
+    want = 2 * up[:, :, 0, 0] @ np.tensordot(down, patch, 3)
+    np.testing.assert_allclose(np.tensordot(got, patch, 3), want, rtol=1e-5)
+
+
+def test_a_tucker_convolution_is_three():
+    down, mid, up = factor(2, 4, 1, 1), factor(3, 2, 3, 3), factor(5, 3, 1, 1)
+    factors = Factors(down, up, mid, 1.0)
+    assert factors.fits((5, 4, 3, 3))
+    patch = factor(4, 3, 3)
+    inner = np.einsum("ri,ihw->rhw", down[:, :, 0, 0], patch)
+    want = up[:, :, 0, 0] @ np.tensordot(mid, inner, 3)
+    np.testing.assert_allclose(np.tensordot(factors.delta((5, 4, 3, 3)), patch, 3), want, rtol=1e-5)
+
+
+def test_a_matrix_for_a_1x1_convolution_and_the_reverse():
+    down, up = factor(2, 4), factor(6, 2)
+    flat = Factors(down, up, None, 1.0)
+    convolved = Factors(down[..., None, None], up[..., None, None], None, 1.0)
+    for factors in (flat, convolved):
+        assert factors.fits((6, 4))
+        assert factors.fits((6, 4, 1, 1))
+        assert not factors.fits((6, 5))
+        assert not factors.fits((6, 4, 3, 3))
+    np.testing.assert_array_equal(flat.delta((6, 4, 1, 1)), convolved.delta((6, 4, 1, 1)))
+
+
+DOWN, UP = factor(2, 4), factor(6, 2)
+PAIR = {"lora_unet_a_to_q.lora_down.weight": DOWN, "lora_unet_a_to_q.lora_up.weight": UP}
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(None, 1), (1.0, 0.5), (2.0, 1), (8.0, 4), (0.0, 1)])
+def test_alpha_over_rank(tmp_path, alpha, scale):
+    more = {} if alpha is None else {"lora_unet_a_to_q.alpha": np.array(alpha, np.float32)}
+    path = write(tmp_path / "x.safetensors", PAIR | more)
+    assert read_lora(path, UNET)["unet"]["a.to_q.weight"].scale == scale
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 2), (True, 4 / 2**0.5)])
+def test_an_adapter_of_peft(tmp_path, rslora, scale):
+    prefix = "base_model.model.a.to_q"
+    tensors = {f"{prefix}.lora_A.weight": DOWN, f"{prefix}.lora_B.weight": UP}
+    write(tmp_path / "adapter_model.safetensors", tensors)
+    settings = {"r": 2, "lora_alpha": 4, "use_rslora": rslora}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    assert read_lora(tmp_path, UNET)["unet"]["a.to_q.weight"].scale == pytest.approx(scale)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"lora_unet_b.lora_up.weight": factor(1, 1)}, r"names that fit nothing.*lora_unet_b.lora"),
+        ({"lora_te_a.alpha": factor()}, "names that fit nothing"),
+        ({"lora_unet_a_to_q.hada_w1_a": factor(1, 1)}, "names that fit nothing.*hada"),
+        ({"unet.a.to_q.lora_A.weight": factor(2, 4)}, "names that fit nothing"),
+        ({"lora_unet_a_conv.lora_up.weight": factor(5, 2, 1, 1)}, "factors that fit no weight"),
+        (
+            {
+                "lora_unet_a_conv.lora_up.weight": factor(5, 2, 1, 1),
+                "lora_unet_a_conv.lora_down.weight": factor(2, 4, 5, 5),
+            },
+            "factors that fit no weight.*a_conv",
+        ),
+        (
+            {
+                "lora_unet_a_conv.lora_up.weight": factor(5, 3, 1, 1),
+                "lora_unet_a_conv.lora_down.weight": factor(2, 4, 3, 3),
+            },
+            "factors that fit no weight.*a_conv",
+        ),
+    ],
+)
+def test_what_fits_nothing_is_listed(tmp_path, more, message):
+    path = write(tmp_path / "x.safetensors", PAIR | more)
+    with pytest.raises(InputError, match=message):
+        read_lora(path, UNET)
+
+
+def test_no_lora(tmp_path):
+    with pytest.raises(InputError, match="expected a LoRA"):
+        read_lora(tmp_path, UNET)
