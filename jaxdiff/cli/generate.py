@@ -1,9 +1,10 @@
 """`jaxdiff generate`: prompts in, PNG files out, resumable."""
 
 import dataclasses
+import functools
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -39,6 +40,26 @@ class Options:
     """Height in pixels."""
     width: int | None = None
     """Width in pixels."""
+    image: pathlib.Path | None = None
+    """A picture to begin with, of which --strength is redrawn."""
+    mask: pathlib.Path | None = None
+    """Black where that picture stays, white where something new is drawn."""
+    strength: float | None = None
+    """How much of the picture is redrawn: 0 nothing, 1 all of it."""
+    hires_scale: float | None = None
+    """Draw twice: at the size asked for, then enlarged so many times and refined."""
+    hires_strength: float = 0.7
+    """How much of the enlarged picture is redrawn."""
+    lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A LoRA file or folder, or PATH:SCALE; again for several."""
+    refiner: str | None = None
+    """A second model that ends what the first began, such as SDXL's refiner."""
+    refiner_start: float = 0.8
+    """The share of the way after which the refiner takes over."""
+    clip_skip: int | None = None
+    """Layers left out at the end of the text encoders."""
+    literal: bool = False
+    """Take brackets and BREAK in prompts as what they are, not as weights."""
     seed: int = 0
     """Image j of a prompt has seed + j, whatever stands around it."""
     num_images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
@@ -61,10 +82,12 @@ def run(arguments: Sequence[str]) -> None:
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
     pipe = jaxdiff.load(options.model, options.dtype)
+    for lora in options.lora:
+        pipe.load_lora(*_path_and_scale(lora))
     plan = _plan(pipe, options, jobs)
     todo = [(job, settings) for job, settings in plan if _missing(options, job, settings)]
     with Progress(images=len(todo), quiet=options.json) as progress:
-        timings = _draw(pipe, options, todo, progress)
+        timings = _draw(_call(pipe, options), options, todo, progress)
     total = time.perf_counter() - started
     images = [str(options.output / f"{job.name}.png") for job, _ in plan]
     report = {
@@ -112,13 +135,19 @@ def _jobs(options: Options) -> list[Job]:
 
 def _plan(pipe: Any, options: Options, jobs: Sequence[Job]) -> list[tuple[Job, dict[str, Any]]]:
     """Every job with its complete settings, so that a bad one shows before anything is drawn."""
-    model = {"model": pipe.name, "weights": pipe.fingerprint}
+    model = {"model": pipe.name, "weights": pipe.fingerprint, **_passes(options)}
+    if pipe.loras:
+        model["loras"] = pipe.loras
     return [(job, model | pipe.resolve(**_arguments(options, [job])).settings(0)) for job in jobs]
 
 
 def _arguments(options: Options, jobs: Sequence[Job]) -> dict[str, Any]:
     """What the pipeline is called with for these jobs."""
-    shared = {name: getattr(options, name) for name in ("steps", "sampler", "timesteps")}
+    names = ("steps", "sampler", "timesteps", "strength", "clip_skip")
+    shared = {name: getattr(options, name) for name in names}
+    for name in ("image", "mask"):
+        if getattr(options, name) is not None:
+            shared[name] = pictures.read(name, getattr(options, name))
     scales = [job.guidance_scale for job in jobs]
     return shared | {
         "prompt": [job.prompt for job in jobs],
@@ -127,7 +156,49 @@ def _arguments(options: Options, jobs: Sequence[Job]) -> dict[str, Any]:
         "seed": [job.seed for job in jobs],
         "height": options.height,
         "width": options.width,
+        "prompt_syntax": False if options.literal else None,
     }
+
+
+def _path_and_scale(lora: str) -> tuple[str, float]:
+    """PATH or PATH:SCALE taken apart."""
+    path, colon, scale = lora.rpartition(":")
+    try:
+        return (path, float(scale)) if colon else (lora, 1.0)
+    except ValueError:
+        return lora, 1.0
+
+
+def _passes(options: Options) -> dict[str, Any]:
+    """What the pictures' settings say of given pictures and of second passes."""
+    said: dict[str, Any] = {}
+    for name in ("image", "mask"):
+        path = getattr(options, name)
+        if path is not None:
+            said[name] = f"{path.name} {pictures.digest(path)}"
+    if options.hires_scale is not None:
+        if options.refiner is not None:
+            raise InputError("hires_scale: got it with a refiner, expected one of them")
+        said |= {"hires_scale": options.hires_scale, "hires_strength": options.hires_strength}
+    if options.refiner is not None:
+        said |= {"refiner": options.refiner, "refiner_start": options.refiner_start}
+    return said
+
+
+def _call(pipe: Any, options: Options) -> Callable[..., Any]:
+    """What draws: the model, or two passes."""
+    from jaxdiff.pipeline import passes
+
+    if options.hires_scale is not None:
+        return functools.partial(
+            passes.enlarged, pipe, scale=options.hires_scale, strength=options.hires_strength
+        )
+    if options.refiner is not None:
+        import jaxdiff
+
+        refiner = jaxdiff.load(options.refiner, options.dtype)
+        return functools.partial(passes.handed_over, pipe, refiner, start=options.refiner_start)
+    return pipe
 
 
 def _missing(options: Options, job: Job, settings: dict[str, Any]) -> bool:
@@ -146,7 +217,10 @@ def _missing(options: Options, job: Job, settings: dict[str, Any]) -> bool:
 
 
 def _draw(
-    pipe: Any, options: Options, todo: Sequence[tuple[Job, dict[str, Any]]], progress: Progress
+    draw: Callable[..., Any],
+    options: Options,
+    todo: Sequence[tuple[Job, dict[str, Any]]],
+    progress: Progress,
 ) -> dict[str, float]:
     """Draw and write batch by batch; what is written stays if the next one is interrupted."""
     size = min(options.batch_size, max(len(todo), 1))
@@ -157,7 +231,7 @@ def _draw(
         arguments = _arguments(options, [job for job, _ in batch])
         arguments["guidance_scale"] = [settings["guidance_scale"] for _, settings in batch]
         progress.begin(len(batch))
-        out = pipe(**arguments, batch_size=size, report=progress.steps)
+        out = draw(**arguments, batch_size=size, report=progress.steps)
         for (job, settings), image in zip(batch, out.images, strict=True):
             pictures.write(options.output / f"{job.name}.png", image, settings)
         total = {name: total[name] + out.timings[name] for name in total}

@@ -1,11 +1,13 @@
 """PNG files that carry their settings, written whole or not at all."""
 
+import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from jaxdiff.checkpoints.atomic import new_file
@@ -34,6 +36,24 @@ def write(path: pathlib.Path, image: Image.Image, settings: Mapping[str, Any]) -
     info.add_itxt(BLOCK, json.dumps(settings, sort_keys=True))
     with new_file(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
+
+
+@functools.lru_cache(maxsize=4)
+def read(name: str, path: pathlib.Path) -> Image.Image:
+    """The picture at `path`, upright and in memory; InputError that begins with `name`."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).copy()
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: got {path} (no picture), expected a picture") from None
+    except OSError as error:
+        why = error.strerror or "cut short"
+        raise InputError(f"{name}: got {path} ({why}), expected a picture") from None
+
+
+def digest(path: pathlib.Path) -> str:
+    """A short text that another picture's file does not have; "" where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else ""
 
 
 def settings_of(path: pathlib.Path) -> dict[str, Any] | None:

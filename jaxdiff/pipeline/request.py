@@ -128,7 +128,7 @@ def resolve(
     defaults: Defaults,
     prompt: str | Sequence[str],
     *,
-    negative_prompt: str | Sequence[str] | None = None,
+    negative_prompt: str | Sequence[str | None] | None = None,
     guidance_scale: float | Sequence[float] | None = None,
     seed: int | Sequence[int] = 0,
     images: int = 1,

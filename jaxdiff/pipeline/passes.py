@@ -1,0 +1,73 @@
+"""Pictures in two passes: enlarged and refined, or begun by one model and ended by another."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import in_range
+from jaxdiff.pipeline import given
+from jaxdiff.pipeline.pipeline import Output, Pipeline
+
+MAX_ENLARGEMENT = 8.0
+
+
+def enlarged(
+    pipe: Pipeline,
+    *arguments: Any,
+    scale: float = 2.0,
+    strength: float = 0.7,
+    output: str = "pil",
+    **options: Any,
+) -> Output:
+    """Draw small, enlarge the latents `scale` times, redraw `strength` of them at that size.
+
+    Models draw whole scenes best at the size that they were trained at. The other arguments are
+    those of calling `pipe`. Sizes are rounded to what the model can draw. Raises InputError.
+    """
+    in_range("hires scale", scale, 1, MAX_ENLARGEMENT)
+    first = pipe(*arguments, output="latent", **options)
+    cell = pipe.vae.config.downscale
+    height, width = (round(scale * x / cell) for x in (first.request.height, first.request.width))
+    size = {"height": height * cell, "width": width * cell}
+    kept = {k: v for k, v in options.items() if k not in ("image", "mask", "latents", "strength")}
+    second = pipe(
+        *arguments,
+        **(kept | size),
+        image=given.enlarge(np.asarray(first.images), height, width),
+        strength=strength,
+        output=output,
+    )
+    return _together(first, second)
+
+
+def handed_over(
+    base: Pipeline,
+    refiner: Pipeline,
+    *arguments: Any,
+    start: float = 0.8,
+    output: str = "pil",
+    **options: Any,
+) -> Output:
+    """Let `base` go the share `start` of the way from noise, and `refiner` the rest.
+
+    An ensemble of experts, as SDXL's base and refiner are (2307.01952, section 2.5). The other
+    arguments are those of calling `base`. Raises InputError.
+    """
+    in_range("refiner start", start, 0, 1)
+    channels = [pipe.vae.config.latent_channels for pipe in (base, refiner)]
+    if channels[0] != channels[1]:
+        raise InputError(f"refiner: got {channels[1]} latent channels, expected {channels[0]}")
+    first = base(*arguments, denoising_end=start, output="latent", **options)
+    kept = {k: v for k, v in options.items() if k not in ("image", "mask", "latents", "strength")}
+    if kept.get("steps") is None:
+        kept["steps"] = first.request.steps
+    second = refiner(*arguments, **kept, image=first.images, denoising_start=start, output=output)
+    return _together(first, second)
+
+
+def _together(first: Output, second: Output) -> Output:
+    """The second pass, with the seconds of both."""
+    timings = {name: first.timings[name] + seconds for name, seconds in second.timings.items()}
+    return dataclasses.replace(second, timings=timings)

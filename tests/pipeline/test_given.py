@@ -1,0 +1,195 @@
+"""Pictures, masks and latents to begin with, partial ways, two passes, LoRAs: on a tiny model."""
+
+import numpy as np
+import originals
+import pytest
+from PIL import Image
+
+from jaxdiff.checkpoints.rules import to_key, torch_shape
+from jaxdiff.core.errors import InputError
+from jaxdiff.models.build import weights
+from jaxdiff.pipeline import given
+from jaxdiff.pipeline.passes import enlarged, handed_over
+
+PROMPT = "a small red circle"
+LATENT = {"output": "latent", "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def near(a, b):
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+def test_where_the_mask_is_black_the_picture_stays(single, picture):
+    mask = np.zeros((16, 16), bool)
+    mask[:, 8:] = True
+    out = single(PROMPT, image=picture, mask=mask, strength=0.5, **LATENT).images[0]
+    kept = single.stages.latents(given.pictures(picture, 16, 16))[0]
+    np.testing.assert_array_equal(out[:, :4], kept[:, :4])
+    assert np.abs(out[:, 4:] - kept[:, 4:]).max() > 0.1
+
+
+def test_a_white_mask_at_full_strength_is_drawing_from_words(single, picture):
+    white = Image.new("L", (16, 16), 255)
+    masked = single(PROMPT, image=picture, mask=white, **LATENT).images
+    assert near(masked, single(PROMPT, **LATENT).images) < 1e-6
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "ddpm"])
+def test_two_parts_of_the_way_are_the_whole(single, sampler):
+    """Rules of one step keep nothing but x, so that another call can go on with it."""
+    way = {"sampler": sampler, "steps": 5, **LATENT}
+    whole = single(PROMPT, **way).images
+    half = single(PROMPT, denoising_end=0.6, **way).images
+    assert near(half, whole) > 1e-2
+    rest = single(PROMPT, image=half, denoising_start=0.6, **way).images
+    assert near(rest, whole) < 1e-6
+
+
+def test_handing_over_to_the_same_model_changes_nothing(single):
+    whole = single(PROMPT, **LATENT)
+    shared = handed_over(single, single, PROMPT, start=0.5, **LATENT)
+    assert near(shared.images, whole.images) < 1e-6
+    assert shared.timings.keys() == whole.timings.keys()
+
+
+def test_strength_is_how_much_changes(single, picture):
+    kept = single.stages.latents(given.pictures(picture, 16, 16))
+    changes = [
+        np.abs(
+            single(PROMPT, image=picture, strength=s, steps=10, guidance_scale=1.0, **LATENT).images
+            - kept
+        ).mean()
+        for s in (0.1, 0.4, 1.0)
+    ]
+    assert changes == sorted(changes)
+
+
+def test_several_pictures_for_one_prompt(single, picture):
+    both = [picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    out = single(PROMPT, image=both, seed=[1, 1], output="latent").images
+    alone = single(PROMPT, image=both[1], seed=1, output="latent").images
+    assert near(out[1:], alone) < 1e-5
+
+
+def test_size_is_that_of_the_picture(single, picture):
+    wide = picture.resize((24, 16))
+    (out,) = single(PROMPT, image=wide).images
+    assert out.size == (24, 16)
+    (out,) = single(PROMPT, image=wide, height=20, width=16).images
+    assert out.size == (16, 20)
+
+
+def test_enlarged(single):
+    out = enlarged(single, PROMPT, scale=1.5, seed=3)
+    assert out.images[0].size == (24, 24)
+    assert (out.request.strength, out.request.height) == (0.7, 24)
+
+
+def test_a_long_prompt_does_not_change_its_company(single):
+    short, long = "a ring", "a small red circle above a large blue star " * 2
+    together = single([short, long], seed=[5, 5], output="latent").images
+    for row, prompt in enumerate((short, long)):
+        alone = single(prompt, seed=5, output="latent").images[0]
+        assert near(together[row], alone) < 1e-5
+    assert near(together[1], together[0]) > 1e-3
+
+
+def test_weights_of_words_change_the_picture_and_weight_one_does_not(single):
+    plain = single(PROMPT, **LATENT).images
+    same = single("a small (red:1) circle", **LATENT).images
+    heavy = single("a small (red:1.8) circle", **LATENT).images
+    np.testing.assert_array_equal(same, plain)
+    assert near(heavy, plain) > 1e-4
+
+
+def test_clip_skip_changes_the_picture(single):
+    plain, skipped = (single(PROMPT, clip_skip=s, **LATENT).images for s in (0, 1))
+    assert near(skipped, plain) > 1e-3
+    with pytest.raises(InputError, match=r"^clip_skip: got 2, expected a number from 0 to 1"):
+        single(PROMPT, clip_skip=2, **LATENT)
+
+
+def lora(pipe, path, seed):
+    """A LoRA for every matrix and kernel of the UNet, in kohya's spelling."""
+    rng, tensors = np.random.default_rng(seed), {}
+    for key, array in weights(pipe.unet).items():
+        if key.endswith(".kernel"):
+            shape = torch_shape(array.shape, key)
+            stem = "lora_unet_" + to_key(key).removesuffix(".weight").replace(".", "_")
+            tail = (1,) * (len(shape) - 2)
+            values = rng.normal(size=(2, *shape[1:])), 0.1 * rng.normal(size=(shape[0], 2, *tail))
+            for role, value in zip(("down", "up"), values, strict=True):
+                tensors[f"{stem}.lora_{role}.weight"] = value.astype(np.float32)
+    return originals.write_safetensors(path, tensors)
+
+
+def test_loras_come_and_go_without_a_trace(single, tmp_path):
+    one, two = (lora(single, tmp_path / f"{n}.safetensors", n) for n in (1, 2))
+    stored = weights(single.unet)
+    before = single(PROMPT, **LATENT).images
+    compilations = single.stages.compilations
+    assert single.load_lora(one, 0.5) == "1"
+    alone = single(PROMPT, **LATENT).images
+    single.load_lora(two, 0.25)
+    both = single(PROMPT, **LATENT).images
+    assert single.loras == {"1": 0.5, "2": 0.25}
+    single.set_loras({"1": 0.5})
+    np.testing.assert_array_equal(single(PROMPT, **LATENT).images, alone)
+    single.unload_loras()
+    assert single.loras == {}
+    np.testing.assert_array_equal(single(PROMPT, **LATENT).images, before)
+    for path, array in weights(single.unet).items():
+        np.testing.assert_array_equal(array, stored[path])
+    assert near(alone, before) > 1e-3
+    assert near(both, alone) > 1e-3
+    assert single.stages.compilations == compilations
+
+
+def test_a_broken_lora_leaves_the_model_as_it_was(single, tmp_path):
+    before = single(PROMPT, **LATENT).images
+    path = originals.write_safetensors(tmp_path / "x.safetensors", {"a": np.zeros(3, np.float32)})
+    with pytest.raises(InputError, match="names that fit nothing"):
+        single.load_lora(path)
+    with pytest.raises(InputError, match=r"^lora: got 'y', expected one of"):
+        single.set_loras({"y": 1.0})
+    np.testing.assert_array_equal(single(PROMPT, **LATENT).images, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": 0.5}, r"^strength: got 0.5 without an image"),
+        ({"mask": np.zeros((16, 16), bool)}, r"^mask: got one without an image"),
+        ({"image": np.zeros((16, 17, 3), np.uint8)}, r"^width: got 17.*such as 16 or 18"),
+        ({"image": np.zeros((16, 16, 3), np.float32)}, r"^image: got an array of float32"),
+        ({"image": np.zeros((16, 16), np.uint8)}, r"^image: got ndarray of shape"),
+        ({"image": "cat.png"}, r"^image: got str"),
+        (
+            {"image": np.zeros((2, 16, 16, 3), np.uint8), "seed": [1, 2, 3]},
+            r"^image: got 2 entries",
+        ),
+        ({"denoising_end": 0.0}, r"^steps: got 4 with denoising_end 0.0, which leaves no step"),
+        ({"denoising_end": 1.5}, r"^denoising_end: got 1.5"),
+        ({"original_size": (-1, 2)}, r"^original_size: got -1"),
+    ],
+)
+def test_bad_input_is_one_sentence(single, options, message):
+    with pytest.raises(InputError, match=message):
+        single(PROMPT, **options)
+
+
+def test_too_little_strength(single, picture):
+    with pytest.raises(InputError, match=r"^steps: got 4 with strength 0.1, which leaves no step"):
+        single(PROMPT, image=picture, strength=0.1)
+
+
+def test_masks_are_white_from_the_middle_on():
+    grey = np.array([[0, 127], [128, 255]], np.uint8)
+    np.testing.assert_array_equal(given.masks(grey, 2, 2)[0, ..., 0], [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(given.masks(grey / 255.0, 2, 2)[0, ..., 0], [[0, 0], [1, 1]])
