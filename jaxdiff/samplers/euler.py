@@ -1,11 +1,22 @@
-"""Euler's method for the probability-flow ODE in the ratio sigma / alpha."""
+"""Euler's method in the ratio sigma / alpha: for the probability-flow ODE, and ancestral."""
 
 import dataclasses
+
+import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import Convention, Level
-from jaxdiff.samplers.rule import Carry, Draw
+from jaxdiff.samplers.rule import Carry, Draw, decay
+
+_CONVENTION = Convention(
+    spacing="linspace",
+    whole_times=False,
+    lands_on="final_sigmas_type",
+    in_ratios=True,
+    curve_within_times=True,
+    starts_below_one=True,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,17 +27,7 @@ class Euler:
     x'/alpha' = x/alpha + (r' - r) eps has x/alpha = D + r eps in it, hence x'/alpha' = D + r' eps.
     """
 
-    convention: Convention = dataclasses.field(
-        default=Convention(
-            spacing="linspace",
-            whole_times=False,
-            lands_on="final_sigmas_type",
-            in_ratios=True,
-            curve_within_times=True,
-            starts_below_one=True,
-        ),
-        init=False,
-    )
+    convention: Convention = dataclasses.field(default=_CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""
@@ -36,4 +37,27 @@ class Euler:
         """One evaluation."""
         (D, eps), memory = denoise(carry.x, here, carry.memory)
         x = there.alpha * D + there.sigma * eps
+        return Carry(x=x, x0=D, history=(), memory=memory)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EulerAncestral:
+    """Euler steps that go too far down and come back up with fresh noise (k-diffusion).
+
+    Down to the ratio r'^2 / r = r' q, up by r' sqrt(1 - q^2): in ratios their squares add to r'^2.
+    """
+
+    convention: Convention = dataclasses.field(
+        default=dataclasses.replace(_CONVENTION, lands_on="zero"), init=False
+    )
+
+    def init(self, x: Float[Array, "b *d"]) -> PyTree:
+        """No history."""
+        return ()
+
+    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+        """One evaluation, one draw."""
+        (D, eps), memory = denoise(carry.x, here, carry.memory)
+        q = decay(here, there)
+        x = there.alpha * D + there.sigma * (q * eps + jnp.sqrt(1 - q**2) * draw())
         return Carry(x=x, x0=D, history=(), memory=memory)

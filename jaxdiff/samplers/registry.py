@@ -10,13 +10,14 @@ from jaxdiff.diffusion.timesteps import Grid, GridOptions, layout
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.dpmpp_2m import DPMpp2M
-from jaxdiff.samplers.euler import Euler
+from jaxdiff.samplers.euler import Euler, EulerAncestral
 from jaxdiff.samplers.rule import Sampler
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": DDPM(),
     "ddim": DDIM(),
     "euler": Euler(),
+    "euler-ancestral": EulerAncestral(),
     "dpmpp-2m": DPMpp2M(),
 }
 
@@ -26,6 +27,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
     "DDIMScheduler": ("ddim", {}),
     "PNDMScheduler": ("ddim", {}),
     "EulerDiscreteScheduler": ("euler", {}),
+    "EulerAncestralDiscreteScheduler": ("euler-ancestral", {}),
     "DPMSolverMultistepScheduler": (
         "dpmpp-2m",
         {

@@ -68,8 +68,10 @@ CLASSES = {
     "ddpm": diffusers.DDPMScheduler,
     "ddim": diffusers.DDIMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
+    "euler-ancestral": diffusers.EulerAncestralDiscreteScheduler,
     "dpmpp-2m": diffusers.DPMSolverMultistepScheduler,
 }
+IN_RATIOS = ("euler", "euler-ancestral", "dpmpp-2m")
 SPACINGS = (None, "leading", "linspace", "trailing")
 CURVES = ("karras", "exponential")
 
@@ -135,12 +137,12 @@ def scheduler_for(config, name, steps, exact=True):
     scheduler = CLASSES[name].from_config(config)
     if exact:
         table = NoiseSchedule.from_config(config).abar.copy()
-        if name in ("euler", "dpmpp-2m"):
+        if name in IN_RATIOS:
             table[-1] = max(table[-1], 2.0**-24)  # as they do themselves
         scheduler.alphas_cumprod = torch.from_numpy(table)
         scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(steps)
-    if name in ("euler", "dpmpp-2m"):
+    if name in IN_RATIOS:
         scheduler.set_begin_index(0)  # where two times round to one it would start from the second
     if name == "dpmpp-2m" and config.get("use_exponential_sigmas"):
         scheduler.timesteps[0] = 999  # it cuts 998.999..., by the last bit of a logarithm
@@ -208,7 +210,8 @@ CASES = list(itertools.product(CONFIGS, (2, 4, 25, 50), SPACINGS))
 
 
 def tolerance(name, config):
-    return EULER_FROM_ZERO_SNR if (name, config) == ("euler", "zero-snr") else TOLERANCE
+    from_infinity = name.startswith("euler") and config == "zero-snr"
+    return EULER_FROM_ZERO_SNR if from_infinity else TOLERANCE
 
 
 @pytest.mark.parametrize("steps", [2, 25, 50])
@@ -248,16 +251,19 @@ def test_ddim_with_noise(config, steps, spacing, keys, noises):
 
 
 @pytest.mark.parametrize(("config", "steps", "spacing"), CASES)
-def test_ddpm(config, steps, spacing, keys, noises, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("ddpm", "scheduling_ddpm"), ("euler-ancestral", "scheduling_euler_ancestral_discrete")],
+)
+def test_samplers_with_noise(name, module, config, steps, spacing, keys, noises, monkeypatch):
     drawn = iter(noises)
     monkeypatch.setattr(
-        diffusers.schedulers.scheduling_ddpm,
-        "randn_tensor",
+        f"diffusers.schedulers.{module}.randn_tensor",
         lambda *_, **__: torch.from_numpy(next(drawn)),
     )
-    mine = ours(CONFIGS[config], "ddpm", steps, keys, spacing)
-    reference = theirs(with_spacing(CONFIGS[config], spacing), "ddpm", steps, noises)
-    close(mine, reference, TOLERANCE)
+    mine = ours(CONFIGS[config], name, steps, keys, spacing)
+    reference = theirs(with_spacing(CONFIGS[config], spacing), name, steps, noises)
+    close(mine, reference, tolerance(name, config))
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])

@@ -19,7 +19,7 @@ from jaxdiff.samplers.noise import image_keys, initial_noise, step_noise
 from jaxdiff.samplers.registry import SAMPLERS, make_grid
 
 RULE_SETS = {**SAMPLERS, "ddim-eta-1": DDIM(eta=1.0)}
-STOCHASTIC = {"ddpm", "ddim-eta-1"}
+STOCHASTIC = {"ddpm", "ddim-eta-1", "euler-ancestral"}
 MEANS, VARIANCES = (-2.0, 2.0), (0.25, 0.25)
 SHAPE = (4, 4, 2)
 KIND = "v_prediction"
