@@ -126,10 +126,11 @@ class TextTransformer(nnx.Module):
     def _end(self, ids: Int[Array, "b n"]) -> Int[Array, "b"]:
         """Position of the end-of-text token.
 
-        Old configs name the wrong token (2); the right one is then the largest id of the text.
+        Old configs name the wrong token (2); the right one is then the largest id of the text,
+        words that were added to the vocabulary left out.
         """
         if self.config.eos_token_id == LEGACY_EOS:
-            return jnp.argmax(ids, axis=-1)
+            return jnp.argmax(jnp.where(ids < self.config.vocab_size, ids, -1), axis=-1)
         return jnp.argmax(ids == self.config.eos_token_id, axis=-1)
 
 

@@ -20,6 +20,7 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.pipeline.prompts import chunks_of, lengthened
 from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.vocabulary import Vocabulary
 
 
 class Conditioning(NamedTuple):
@@ -89,17 +90,17 @@ class TextRecipe:
         return np.tile(np.array(rows, np.float32), (len(request.prompts), 1, 1))
 
     def words(
-        self, tokenizers: Sequence[Any], texts: Sequence[str | None], *, syntax: bool
+        self, vocabularies: Sequence[Vocabulary], texts: Sequence[str | None], *, syntax: bool
     ) -> tuple[Words, int]:
         """One image's words, all streams in as many chunks; and how many tokens found no room.
 
         `texts` are those of its K streams, None where nothing was said.
         """
-        rows = [[chunks_of(t, text or "", syntax=syntax) for text in texts] for t in tokenizers]
+        rows = [[chunks_of(v, text or "", syntax=syntax) for text in texts] for v in vocabularies]
         longest = max(len(tokens.ids) for row in rows for tokens in row)
         even = [
-            [lengthened(tokens, longest, chunks_of(tokenizer, "")) for tokens in row]
-            for tokenizer, row in zip(tokenizers, rows, strict=True)
+            [lengthened(tokens, longest, chunks_of(vocabulary, "")) for tokens in row]
+            for vocabulary, row in zip(vocabularies, rows, strict=True)
         ]
         words = Words(
             ids=tuple(np.stack([tokens.ids for tokens in row]) for row in even),

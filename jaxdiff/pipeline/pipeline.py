@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +15,10 @@ import numpy as np
 from PIL import Image
 
 from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
-from jaxdiff.checkpoints.tokenizers import TokenizerFiles, write_tokenizer
+from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import one_of, positive
-from jaxdiff.data.tokenizer import load_tokenizer
 from jaxdiff.diffusion.predictions import KINDS
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import Grid, GridOptions
@@ -34,6 +32,7 @@ from jaxdiff.pipeline.conditioning import Conditioning, TextRecipe
 from jaxdiff.pipeline.inputs import Given, Inputs, Noise, gather
 from jaxdiff.pipeline.request import Defaults, Request, resolve, size_of
 from jaxdiff.pipeline.stages import Report, Stages
+from jaxdiff.pipeline.vocabulary import Vocabulary, add_inversion
 from jaxdiff.samplers.registry import make_grid
 
 OUTPUTS = ("pil", "numpy", "latent")
@@ -84,7 +83,10 @@ class Pipeline:
         _check_channels(self.unet, self.vae, name)
         names = [encoder for encoder in ENCODERS if encoder in parts.components]
         self.text_encoders = [cast(CLIPTextModel, parts.components[n].module) for n in names]
-        self.tokenizers = [_tokenizer(parts.tokenizers[ENCODERS[name]]) for name in names]
+        self._vocabularies = {
+            name: Vocabulary(parts.tokenizers[ENCODERS[name]], encoder)
+            for name, encoder in zip(names, self.text_encoders, strict=True)
+        }
         self.recipe = TextRecipe.of(
             self.unet.config,
             self.text_encoders,
@@ -119,7 +121,7 @@ class Pipeline:
     @property
     def tokenizer(self) -> Any:
         """The first text encoder's tokenizer."""
-        return self.tokenizers[0]
+        return next(iter(self._vocabularies.values())).tokenizer
 
     @property
     def fills_in(self) -> bool:
@@ -279,11 +281,45 @@ class Pipeline:
         self._adapters.remove()
         self._weights_changed()
 
+    @property
+    def added_words(self) -> tuple[str, ...]:
+        """The words of textual inversions."""
+        return next(iter(self._vocabularies.values())).words
+
+    def load_textual_inversion(self, source: str | pathlib.Path, *, word: str | None = None) -> str:
+        """Learn the word in a textual inversion file; returns it, to be used in prompts.
+
+        `word` replaces the file's own. The sampler is not compiled again. Raises InputError, with
+        the model as it was, for vectors that do not fit and for words that are known.
+        """
+        widths = {
+            name: encoder.config.hidden_size
+            for name, encoder in zip(self._vocabularies, self.text_encoders, strict=True)
+        }
+        inversion = read_inversion(pathlib.Path(source), widths, word)
+        add_inversion(self._vocabularies, inversion)
+        self._weights_changed()
+        return inversion.word
+
+    def unload_textual_inversions(self) -> None:
+        """Forget all words of textual inversions."""
+        for vocabulary in self._vocabularies.values():
+            vocabulary.reset()
+        self._weights_changed()
+
     def _weights_changed(self) -> None:
         self.stages.take(self.text_encoders, self.unet)
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Write a diffusers folder that PyTorch loads; weights keep their dtype."""
+        """Write a diffusers folder that PyTorch loads; weights keep their dtype.
+
+        LoRAs that are applied are in the weights. InputError where textual inversions are loaded,
+        which have no place in such a folder.
+        """
+        if self.added_words:
+            raise InputError(
+                f"save: got the added words {', '.join(self.added_words)}, expected none"
+            )
         write_pipeline(folder, self.parts)
 
     def _plan(self, request: Request, origin: Given, decode: bool, report: Report | None) -> Plan:
@@ -320,9 +356,9 @@ class Pipeline:
         """The images' inputs in batches; a warning where words find no room."""
         request, streams = plan.request, plan.rule.streams
         columns = (request.negative_prompts, request.prompts)[-streams:]
-        words = []
+        vocabularies, words = list(self._vocabularies.values()), []
         for texts in zip(*columns, strict=True):
-            said, cut = self.recipe.words(self.tokenizers, texts, syntax=request.prompt_syntax)
+            said, cut = self.recipe.words(vocabularies, texts, syntax=request.prompt_syntax)
             if cut:
                 warnings.warn(
                     f"prompt: {cut} tokens are cut from the end of {texts[-1]!r:.60}", stacklevel=4
@@ -422,14 +458,6 @@ class _Clock:
             "compile_s": self._stages.compile_s - self._compiled,
             "total_s": time.perf_counter() - self._started,
         }
-
-
-def _tokenizer(files: TokenizerFiles) -> Any:
-    """The tokenizer that reads `files`."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        write_tokenizer(folder, files)
-        return load_tokenizer(folder)
 
 
 def _check(parts: PipelineParts, name: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, Int, NDArray
+from jaxdiff.pipeline.vocabulary import Vocabulary
 
 EMPHASIS = 1.1  # of a pair of brackets without a number
 MAX_WEIGHT = 100.0
@@ -99,19 +100,19 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     return joined
 
 
-def chunks_of(tokenizer: Any, prompt: str, *, syntax: bool = True) -> Tokens:
+def chunks_of(vocabulary: Vocabulary, prompt: str, *, syntax: bool = True) -> Tokens:
     """The chunks of `prompt`, one at least; without `syntax` every character stands for itself.
 
     A prompt without brackets that fits one chunk gets exactly the ids that the tokenizer gives.
     """
+    tokenizer = vocabulary.tokenizer
     room = tokenizer.model_max_length - 2
     chunks: list[tuple[list[int], list[float]]] = [([], [])]
     for text, weight in parse(prompt) if syntax else [Piece(prompt, 1.0)]:
         if text is None:
             chunks.append(([], []))
             continue
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        for token in ids:
+        for token in vocabulary.ids(text):
             if len(chunks[-1][0]) == room:
                 chunks.append(([], []))
             chunks[-1][0].append(token)

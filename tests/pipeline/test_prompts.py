@@ -8,9 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
+from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.tokenizer import tokenize
+from jaxdiff.models.build import abstract
+from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.pipeline.prompts import MAX_CHUNKS, chunks_of, parse
+from jaxdiff.pipeline.vocabulary import Vocabulary
 
 LETTERS = "abcdefgh"
 
@@ -20,6 +25,14 @@ def tokenizer():
     tokens = ["!", *LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=6)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    return Vocabulary(read_tokenizer(folder), abstract(CLIPTextModel, config))
 
 
 @pytest.mark.parametrize(
@@ -75,31 +88,31 @@ def test_an_absurd_weight_is_an_error():
 
 
 @pytest.mark.parametrize("text", ["", "a", "ab c", "abcd", "a! b"])
-def test_a_plain_prompt_is_what_the_tokenizer_says(tokenizer, text):
-    tokens = chunks_of(tokenizer, text)
+def test_a_plain_prompt_is_what_the_tokenizer_says(vocabulary, tokenizer, text):
+    tokens = chunks_of(vocabulary, text)
     np.testing.assert_array_equal(tokens.ids, tokenize(tokenizer, [text]))
     np.testing.assert_array_equal(tokens.weights, np.ones((1, 6)))
 
 
-def test_a_long_prompt_goes_on_in_the_next_chunk(tokenizer):
+def test_a_long_prompt_goes_on_in_the_next_chunk(vocabulary):
     """Letters one by one: four to a chunk between start (17) and end (18)."""
-    tokens = chunks_of(tokenizer, "abcd (ef:1.5)")
+    tokens = chunks_of(vocabulary, "abcd (ef:1.5)")
     np.testing.assert_array_equal(tokens.ids, [[17, 1, 2, 3, 12, 18], [17, 5, 14, 18, 18, 18]])
     np.testing.assert_array_equal(tokens.weights, [[1] * 6, [1, 1.5, 1.5, 1, 1, 1]])
     assert tokens.cut == 0
 
 
-def test_break_begins_a_chunk(tokenizer):
-    tokens = chunks_of(tokenizer, "a BREAK b")
+def test_break_begins_a_chunk(vocabulary):
+    tokens = chunks_of(vocabulary, "a BREAK b")
     np.testing.assert_array_equal(tokens.ids[:, 1], [9, 10])
 
 
-def test_without_syntax_brackets_are_characters(tokenizer):
-    tokens = chunks_of(tokenizer, "(a:2) BREAK", syntax=False)
+def test_without_syntax_brackets_are_characters(vocabulary, tokenizer):
+    tokens = chunks_of(vocabulary, "(a:2) BREAK", syntax=False)
     np.testing.assert_array_equal(tokens.ids[:1], tokenize(tokenizer, ["(a:2) BREAK"]))
     assert (tokens.weights == 1).all()
 
 
-def test_what_is_cut_is_counted(tokenizer):
-    tokens = chunks_of(tokenizer, "a " * (4 * MAX_CHUNKS + 3))
+def test_what_is_cut_is_counted(vocabulary):
+    tokens = chunks_of(vocabulary, "a " * (4 * MAX_CHUNKS + 3))
     assert (len(tokens.ids), tokens.cut) == (MAX_CHUNKS, 3)

@@ -1,0 +1,87 @@
+"""The words that a pipeline knows: its tokenizers' own, and those that textual inversion adds."""
+
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.checkpoints.textual_inversion import Inversion
+from jaxdiff.checkpoints.tokenizers import TokenizerFiles, write_tokenizer
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Float, NDArray
+from jaxdiff.data.tokenizer import load_tokenizer
+from jaxdiff.models.clip import CLIPTextModel
+
+
+class Vocabulary:
+    """A tokenizer and the text encoder that reads its ids.
+
+    A word of several vectors is several ids, which its first one stands for.
+    """
+
+    def __init__(self, files: TokenizerFiles, encoder: CLIPTextModel) -> None:
+        self._files = files
+        self._encoder = encoder
+        self._original: Array | None = None
+        self._meanings: dict[int, list[int]] = {}
+        self.tokenizer = _load(files)
+        self.words: tuple[str, ...] = ()
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of `text`, without start and end."""
+        plain = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [part for token in plain for part in self._meanings.get(token, [token])]
+
+    def knows(self, word: str) -> bool:
+        """Whether `word` is a token already."""
+        return word in self.tokenizer.get_vocab()
+
+    def add(self, word: str, vectors: Float[NDArray, "n d"]) -> None:
+        """A new word that means `vectors` (n, d)."""
+        first = len(self.tokenizer)
+        self.tokenizer.add_tokens([word, *(f"{word}_{i}" for i in range(1, len(vectors)))])
+        own = self.tokenizer.convert_tokens_to_ids(word)
+        if own != first:
+            raise InputError(f"word: got {word!r}, which the tokenizer reads otherwise")
+        self._meanings[first] = list(range(first, first + len(vectors)))
+        self.words = (*self.words, word)
+        embedding = self._encoder.text_model.embeddings.token_embedding.embedding
+        table = embedding[...]
+        if self._original is None:
+            self._original = table
+        gap = max(0, first - len(table))
+        rows = np.concatenate([np.zeros((gap, table.shape[1]), np.float32), vectors])
+        longer = jnp.concatenate([table[:first], jnp.asarray(rows, table.dtype)])
+        embedding.set_value(jax.device_put(longer, table.sharding))
+
+    def reset(self) -> None:
+        """Forget all added words."""
+        if self._original is not None:
+            embedding = self._encoder.text_model.embeddings.token_embedding.embedding
+            embedding.set_value(self._original)
+        self._original, self._meanings, self.words = None, {}, ()
+        self.tokenizer = _load(self._files)
+
+
+def add_inversion(vocabularies: Mapping[str, Vocabulary], inversion: Inversion) -> None:
+    """Teach all of a pipeline's vocabularies a word; InputError if one of them knows it."""
+    word = inversion.word
+    if not word or any(c.isspace() or c in "()[]\\" for c in word):
+        raise InputError(f"word: got {word!r}, expected one without spaces and brackets")
+    for vocabulary in vocabularies.values():
+        if vocabulary.knows(word):
+            raise InputError(f"word: got {word!r}, which is a token already, expected a new one")
+    for name, vocabulary in vocabularies.items():
+        vocabulary.add(word, inversion.vectors[name])
+
+
+def _load(files: TokenizerFiles) -> Any:
+    """The tokenizer that reads `files`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_tokenizer(folder, files)
+        return load_tokenizer(folder)

@@ -1,0 +1,88 @@
+"""New words for a model: what they mean, that they go again, and what is refused."""
+
+import jax.numpy as jnp
+import numpy as np
+import originals
+import pytest
+
+from jaxdiff.core.errors import InputError
+
+DRAW = {"output": "latent", "seed": 3, "steps": 2}
+VECTORS = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return originals.write_safetensors(tmp_path / "thing.safetensors", {"emb_params": VECTORS})
+
+
+@pytest.fixture(autouse=True)
+def forget(single):
+    yield
+    single.unload_textual_inversions()
+
+
+def rows(pipe, text):
+    """The token vectors that the encoder begins with."""
+    ids = next(iter(pipe._vocabularies.values())).ids(text)
+    return np.asarray(pipe.text_encoder.text_model.embeddings.token_embedding(jnp.array(ids)))
+
+
+def test_a_word_means_its_vectors(single, file):
+    before = rows(single, "a red star")
+    assert single.load_textual_inversion(file) == "thing"
+    assert single.added_words == ("thing",)
+    got = rows(single, "a thing star")
+    np.testing.assert_array_equal(got[1:3], VECTORS)
+    np.testing.assert_array_equal(got[[0, 3]], before[[0, 2]])
+
+
+def test_it_changes_pictures_and_goes_without_a_trace(single, file):
+    plain, before = (single(p, **DRAW).images for p in ("a star", "a thing star"))
+    single.load_textual_inversion(file)
+    steps = [p for p in single.stages._programs.values() if p.compilations]
+    counts = [p.compilations for p in steps]
+    after = single("a thing star", **DRAW).images
+    np.testing.assert_array_equal(single("a star", **DRAW).images, plain)
+    assert np.abs(after - before).max() > 1e-3
+    # The text encoder is compiled for the longer table, and nothing else.
+    assert sum(p.compilations for p in steps) - sum(counts) == 1
+    single.unload_textual_inversions()
+    np.testing.assert_array_equal(single("a thing star", **DRAW).images, before)
+
+
+def test_another_name(single, file):
+    assert single.load_textual_inversion(file, word="<cat>") == "<cat>"
+    np.testing.assert_array_equal(rows(single, "<cat>"), VECTORS)
+
+
+def test_a_file_of_diffusers_and_a_single_vector(single, tmp_path):
+    path = originals.write_safetensors(tmp_path / "x.safetensors", {"<dog>": VECTORS[0]})
+    assert single.load_textual_inversion(path) == "<dog>"
+    np.testing.assert_array_equal(rows(single, "<dog>"), VECTORS[:1])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "options", "message"),
+    [
+        ({"a": VECTORS[:, :7]}, {}, r"a: got shape \(2, 7\), expected \(n, 8\)"),
+        ({"a": VECTORS, "b": VECTORS}, {}, "got 2 tensors"),
+        (
+            {"clip_l": VECTORS, "clip_g": VECTORS[:1]},
+            {"word": "two words"},
+            "word: got 'two words'",
+        ),
+        ({"a": VECTORS}, {"word": "circle</w>"}, "which is a token already"),
+    ],
+)
+def test_what_does_not_fit_is_refused(single, tmp_path, tensors, options, message):
+    path = originals.write_safetensors(tmp_path / "x.safetensors", tensors)
+    with pytest.raises(InputError, match=message):
+        single.load_textual_inversion(path, **options)
+    assert single.added_words == ()
+
+
+def test_a_folder_has_no_place_for_them(single, file, tmp_path):
+    single.load_textual_inversion(file)
+    with pytest.raises(InputError, match="got the added words thing"):
+        single.save(tmp_path / "x")
