@@ -52,12 +52,16 @@ class Options:
     """How much of the enlarged picture is redrawn."""
     lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A LoRA file or folder, or PATH:SCALE; again for several."""
+    embedding: Annotated[tuple[pathlib.Path, ...], tyro.conf.UseAppendAction] = ()
+    """A textual inversion file, whose word prompts can use; again for several."""
     refiner: str | None = None
     """A second model that ends what the first began, such as SDXL's refiner."""
     refiner_start: float = 0.8
     """The share of the way after which the refiner takes over."""
     clip_skip: int | None = None
     """Layers left out at the end of the text encoders."""
+    vae_tile: int | None = None
+    """Pixels of the tiles in which the VAE makes the picture, to save memory."""
     literal: bool = False
     """Take brackets and BREAK in prompts as what they are, not as weights."""
     seed: int = 0
@@ -84,6 +88,8 @@ def run(arguments: Sequence[str]) -> None:
     pipe = jaxdiff.load(options.model, options.dtype)
     for lora in options.lora:
         pipe.load_lora(*_path_and_scale(lora))
+    for embedding in options.embedding:
+        pipe.load_textual_inversion(embedding)
     plan = _plan(pipe, options, jobs)
     todo = [(job, settings) for job, settings in plan if _missing(options, job, settings)]
     with Progress(images=len(todo), quiet=options.json) as progress:
@@ -138,6 +144,8 @@ def _plan(pipe: Any, options: Options, jobs: Sequence[Job]) -> list[tuple[Job, d
     model = {"model": pipe.name, "weights": pipe.fingerprint, **_passes(options)}
     if pipe.loras:
         model["loras"] = pipe.loras
+    if pipe.added_words:
+        model["embeddings"] = list(pipe.added_words)
     return [(job, model | pipe.resolve(**_arguments(options, [job])).settings(0)) for job in jobs]
 
 
@@ -191,7 +199,7 @@ def _call(pipe: Any, options: Options) -> Callable[..., Any]:
 
     if options.hires_scale is not None:
         return functools.partial(
-            passes.enlarged, pipe, scale=options.hires_scale, strength=options.hires_strength
+            passes.enlarged, pipe, scale=options.hires_scale, redrawn=options.hires_strength
         )
     if options.refiner is not None:
         import jaxdiff
@@ -231,7 +239,7 @@ def _draw(
         arguments = _arguments(options, [job for job, _ in batch])
         arguments["guidance_scale"] = [settings["guidance_scale"] for _, settings in batch]
         progress.begin(len(batch))
-        out = draw(**arguments, batch_size=size, report=progress.steps)
+        out = draw(**arguments, vae_tile=options.vae_tile, batch_size=size, report=progress.steps)
         for (job, settings), image in zip(batch, out.images, strict=True):
             pictures.write(options.output / f"{job.name}.png", image, settings)
         total = {name: total[name] + out.timings[name] for name in total}

@@ -17,11 +17,11 @@ def enlarged(
     pipe: Pipeline,
     *arguments: Any,
     scale: float = 2.0,
-    strength: float = 0.7,
+    redrawn: float = 0.7,
     output: str = "pil",
     **options: Any,
 ) -> Output:
-    """Draw small, enlarge the latents `scale` times, redraw `strength` of them at that size.
+    """Draw small, enlarge the latents `scale` times, redraw that share of them at that size.
 
     Models draw whole scenes best at the size that they were trained at. The other arguments are
     those of calling `pipe`. Sizes are rounded to what the model can draw. Raises InputError.
@@ -36,7 +36,7 @@ def enlarged(
         *arguments,
         **(kept | size),
         image=given.enlarge(np.asarray(first.images), height, width),
-        strength=strength,
+        strength=redrawn,
         output=output,
     )
     return _together(first, second)

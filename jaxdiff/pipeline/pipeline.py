@@ -8,6 +8,7 @@ import pathlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -17,7 +18,7 @@ from PIL import Image
 from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
 from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Float, NDArray
+from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import one_of, positive
 from jaxdiff.diffusion.predictions import KINDS
 from jaxdiff.diffusion.schedules import NoiseSchedule
@@ -32,6 +33,7 @@ from jaxdiff.pipeline.conditioning import Conditioning, TextRecipe
 from jaxdiff.pipeline.inputs import Given, Inputs, Noise, gather
 from jaxdiff.pipeline.request import Defaults, Request, resolve, size_of
 from jaxdiff.pipeline.stages import Report, Stages
+from jaxdiff.pipeline.tiling import in_tiles
 from jaxdiff.pipeline.vocabulary import Vocabulary, add_inversion
 from jaxdiff.samplers.registry import make_grid
 
@@ -42,6 +44,8 @@ CLASSES = tuple(
     for task in ("", "Img2Img", "Inpaint")
 )
 ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+MAX_UNTILED = 2048 * 2048  # pixels that the VAE takes as a whole
+TILE = 1024  # pixels along a tile of larger pictures
 STRENGTH = 0.8  # of a given picture, as in diffusers; all of it where a mask is given too
 
 
@@ -63,6 +67,7 @@ class Plan(NamedTuple):
     rule: Guidance
     start: str  # see `Stages.denoise`
     decode: bool
+    tile: int | None  # of the VAE, in pixels
     report: Report | None
 
 
@@ -201,6 +206,7 @@ class Pipeline:
         aesthetic_score: float | None = None,
         negative_aesthetic_score: float | None = None,
         latents: Noise | None = None,
+        vae_tile: int | None = None,
         batch_size: int | None = None,
         output: str = "pil",
         report: Report | None = None,
@@ -211,7 +217,9 @@ class Pipeline:
         `image` is where to begin: pictures (PIL or uint8), of which `strength` is redrawn (0 to 1),
         or scaled latents; where `mask` is black it stays as it is. `denoising_start` and
         `denoising_end` run a part of the way only, 0 to 1, so that another model can go on with the
-        latents. `latents` is unit-variance noise and replaces the seed's. `batch_size` is how many
+        latents. `latents` is unit-variance noise and replaces the seed's. The VAE reads and makes
+        pictures beyond MAX_UNTILED pixels in tiles of `vae_tile` pixels, and smaller ones where it
+        is given. `batch_size` is how many
         pictures are drawn at once (all by default); a smaller last batch is padded to it.
         `report(done, steps)` hears of the loop's progress. The other options are `Request`'s.
         Raises InputError.
@@ -240,12 +248,15 @@ class Pipeline:
             aesthetic_score=aesthetic_score,
             negative_aesthetic_score=negative_aesthetic_score,
         )
-        plan = self._plan(request, Given(image, mask, latents), output != "latent", report)
+        origin = Given(image, mask, latents)
+        plan = self._plan(
+            request, origin, output != "latent", self._tile(request, vae_tile), report
+        )
         count = len(request.prompts)
         size = count if batch_size is None else positive("batch_size", batch_size)
         clock = _Clock(self.stages)
         images: dict[int, NDArray] = {}
-        for numbers, inputs in self._inputs(plan, Given(image, mask, latents), size):
+        for numbers, inputs in self._inputs(plan, origin, size):
             images |= dict(zip(numbers, self._draw(inputs, plan, size, clock), strict=True))
         ordered = np.stack([images[i] for i in range(count)])
         return Output(
@@ -322,7 +333,23 @@ class Pipeline:
             )
         write_pipeline(folder, self.parts)
 
-    def _plan(self, request: Request, origin: Given, decode: bool, report: Report | None) -> Plan:
+    def _tile(self, request: Request, tile: int | None) -> int | None:
+        """The length of the VAE's tiles in pixels; None where it takes the picture as a whole."""
+        cell = self.vae.config.downscale
+        if tile is None:
+            return TILE // cell * cell if request.height * request.width > MAX_UNTILED else None
+        if tile < 2 * cell or tile % cell:
+            raise InputError(f"vae_tile: got {tile}, expected a multiple of {cell} above it")
+        return tile
+
+    def _plan(
+        self,
+        request: Request,
+        origin: Given,
+        decode: bool,
+        tile: int | None,
+        report: Report | None,
+    ) -> Plan:
         grid = make_grid(
             self.schedule,
             request.sampler,
@@ -345,6 +372,7 @@ class Pipeline:
             rule=rule_for(request.guidance_scales),
             start=start,
             decode=decode,
+            tile=tile,
             report=report,
         )
 
@@ -395,7 +423,24 @@ class Pipeline:
         if not plan.decode:
             return latents[:count]
         with clock("decode_s"):
-            return self.stages.decode(latents)[:count]
+            return self._pictures(latents, plan.tile)[:count]
+
+    def _pictures(self, latents: NDArray, tile: int | None) -> UInt8[NDArray, "b h w 3"]:
+        """The VAE's pictures of latents, in tiles of so many pixels or as a whole."""
+        cell = self.vae.config.downscale
+        if tile is None:
+            return self.stages.decode(latents)
+        pictures = in_tiles(
+            self.stages.decode, latents, tile=tile // cell, cell=1, zoom=Fraction(cell)
+        )
+        return np.round(pictures).astype(np.uint8)
+
+    def _latents(self, pictures: NDArray, tile: int | None) -> Float[NDArray, "b h w c"]:
+        """The VAE's latents of pictures, in tiles of so many pixels or as a whole."""
+        cell = self.vae.config.downscale
+        if tile is None:
+            return self.stages.latents(pictures)
+        return in_tiles(self.stages.latents, pictures, tile=tile, cell=cell, zoom=Fraction(1, cell))
 
     def _told(
         self, inputs: Inputs, plan: Plan
@@ -407,7 +452,7 @@ class Pipeline:
         """
         latents, mask, channels = inputs.latents, None, None
         if inputs.pictures is not None:
-            latents = self.stages.latents(inputs.pictures)
+            latents = self._latents(inputs.pictures, plan.tile)
         if inputs.masks is not None:
             mask = given.shrink(inputs.masks, self.vae.config.downscale)
         if self.fills_in:
@@ -433,7 +478,7 @@ class Pipeline:
             if inputs.pictures is None:
                 raise InputError("image: got latents with a mask, expected a picture")
             around = inputs.pictures * (1 - inputs.masks)
-        channels = np.concatenate([mask, self.stages.latents(around)], axis=-1)
+        channels = np.concatenate([mask, self._latents(around, plan.tile)], axis=-1)
         return np.repeat(channels[:, None], plan.rule.streams, axis=1)
 
 

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
+import originals
 import pytest
 import tiny
 from PIL import Image
@@ -166,3 +168,51 @@ def test_help_lists_the_commands():
     result = run_process("-m", "jaxdiff", "--help")
     assert result.returncode == 0
     assert "generate" in result.stdout
+
+
+def picture(path, size=(16, 16)):
+    Image.linear_gradient("L").resize(size).convert("RGB").save(path)
+    return str(path)
+
+
+def test_pictures_in_two_passes_and_with_files_beside(model, tmp_path):
+    """Options that need more than words: each leaves its trace in the picture's settings."""
+    image, mask = picture(tmp_path / "a.png"), picture(tmp_path / "m.png")
+    embedding, lora = tmp_path / "word.safetensors", tmp_path / "style.safetensors"
+    originals.write_safetensors(embedding, {"emb_params": np.ones((1, 8), np.float32)})
+    factors = {"down": np.ones((1, 8, 3, 3)), "up": np.ones((4, 1, 1, 1))}
+    originals.write_safetensors(
+        lora, {f"lora_unet_conv_out.lora_{k}.weight": v.astype("f4") for k, v in factors.items()}
+    )
+    cases = {
+        "image": ["--image", image, "--strength", "0.5"],
+        "mask": ["--image", image, "--mask", mask],
+        "hires_scale": ["--hires-scale", "1.5"],
+        "refiner": ["--refiner", str(model), "--refiner-start", "0.5"],
+        "loras": ["--lora", f"{lora}:0.1"],
+        "embeddings": ["--embedding", str(embedding)],
+        "clip_skip": ["--clip-skip", "1"],
+        "prompt_syntax": ["--literal"],
+    }
+    for name, arguments in cases.items():
+        output = tmp_path / name
+        assert generate(model, output, "a (ring:1.2)", *arguments) == 0
+        (path,) = output.glob("*.png")
+        assert name in settings_of(path)
+        with Image.open(path) as drawn:
+            assert drawn.size == ((24, 24) if name == "hires_scale" else (16, 16))
+    assert settings_of(path)["prompt_syntax"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "no.png"], "image: got no.png (No such file or directory)"),
+        (["--lora", "no.safetensors"], "no.safetensors: got no such file"),
+        (["--hires-scale", "2", "--refiner", "x"], "hires_scale: got it with a refiner"),
+        (["--hires-scale", "90"], "hires scale: got 90.0"),
+    ],
+)
+def test_mistakes_with_files_are_one_sentence(model, tmp_path, capsys, arguments, message):
+    assert generate(model, tmp_path, "a ring", *arguments) == 2
+    assert message in capsys.readouterr().err

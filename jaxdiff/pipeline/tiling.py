@@ -1,0 +1,54 @@
+"""Large pictures through a VAE in overlapping tiles: memory does not grow with the picture."""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+
+from jaxdiff.core.types import Float, NDArray
+
+OVERLAP = 4  # a tile shares 1 / OVERLAP of its length with the next
+
+
+def starts(length: int, tile: int, step: int) -> list[int]:
+    """Where tiles begin: `step` apart, the last one flush with the end."""
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, step), length - tile]
+
+
+def ramp(tile: int, shared: int) -> Float[NDArray, "n"]:
+    """Weights along a tile: rising and falling linearly over what it shares with its neighbours."""
+    rise = (np.arange(tile) + 1) / (shared + 1)
+    return np.minimum(1, np.minimum(rise, rise[::-1])).astype(np.float32)
+
+
+def in_tiles(
+    function: Callable[[NDArray], NDArray],
+    array: NDArray,
+    *,
+    tile: int,
+    cell: int,
+    zoom: Fraction,
+) -> Float[NDArray, "b h w c"]:
+    """`function` of (b, h, w, c), which maps lengths n to n `zoom`, from its values on tiles.
+
+    Tiles are `tile` long and begin at multiples of `cell`; they are all of one size, so that one
+    program serves all. Where they overlap they are blended; elsewhere nothing is changed.
+    """
+    height, width = array.shape[1:3]
+    size = (min(tile, height), min(tile, width))
+    shared = max(tile // OVERLAP // cell, 1) * cell
+    weights = np.outer(*(ramp(int(n * zoom), int(shared * zoom)) for n in size))[..., None]
+    total = np.zeros((), np.float32)
+    norm = np.zeros((int(height * zoom), int(width * zoom), 1), np.float32)
+    for top in starts(height, tile, tile - shared):
+        for left in starts(width, tile, tile - shared):
+            part = function(array[:, top : top + size[0], left : left + size[1]])
+            if not total.ndim:
+                total = np.zeros((len(part), *norm.shape[:2], part.shape[-1]), np.float32)
+            y, x = int(top * zoom), int(left * zoom)
+            rows, columns = slice(y, y + part.shape[1]), slice(x, x + part.shape[2])
+            total[:, rows, columns] += weights * part
+            norm[rows, columns] += weights
+    return total / norm
