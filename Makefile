@@ -9,13 +9,14 @@ ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help generate test check format parity ci clean
+.PHONY: help generate test check format parity parity-full ci clean
 
 help:
 	@echo 'make generate PROMPT="..."  draw a picture from words with the embedded model (ARGS="--seed 7 ...")'
 	@echo 'make test                   the tests (ARGS="tests/samplers -k euler" for some of them)'
 	@echo 'make check                  formatter, linter and type checker'
 	@echo 'make parity                 compare with PyTorch in an environment of its own'
+	@echo 'make parity-full            the published networks at full size against PyTorch: 12 GB of memory'
 	@echo 'make ci                     all of it, as the continuous integration runs it'
 
 generate: $(VENV)/.run
@@ -35,6 +36,9 @@ format: $(VENV)/.dev
 
 parity: $(PARITY)/.ready
 	@$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
+
+parity-full: $(PARITY)/.ready
+	@PYTHONPATH=. JAX_PLATFORMS=cpu $(PARITY)/bin/python benchmarks/parity_full.py $(ARGS)
 
 ci:
 	@bash .ci/run

@@ -1,15 +1,12 @@
 """`Pipeline`: a model in memory that turns prompts into pictures."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import pathlib
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -18,22 +15,22 @@ from PIL import Image
 from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
 from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Float, NDArray, UInt8
+from jaxdiff.core.types import NDArray
 from jaxdiff.core.validate import one_of, positive
 from jaxdiff.diffusion.predictions import KINDS
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.diffusion.timesteps import Grid, GridOptions
-from jaxdiff.guidance.rules import Guidance, rule_for
+from jaxdiff.diffusion.timesteps import GridOptions
+from jaxdiff.guidance.rules import rule_for
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline import given
 from jaxdiff.pipeline.adapters import Adapters
-from jaxdiff.pipeline.conditioning import Conditioning, TextRecipe
+from jaxdiff.pipeline.batches import Batches, Clock, Plan
+from jaxdiff.pipeline.conditioning import TextRecipe
 from jaxdiff.pipeline.inputs import Given, Inputs, Noise, gather
 from jaxdiff.pipeline.request import Defaults, Request, resolve, size_of
 from jaxdiff.pipeline.stages import Report, Stages
-from jaxdiff.pipeline.tiling import in_tiles
 from jaxdiff.pipeline.vocabulary import Vocabulary, add_inversion
 from jaxdiff.samplers.registry import make_grid
 
@@ -56,19 +53,6 @@ class Output:
     images: Any  # list of PIL images, uint8 (b, H, W, 3), or scaled float32 latents (b, h, w, c)
     request: Request
     timings: dict[str, float]  # compile_s, encode_s, sample_s, decode_s, total_s
-
-
-class Plan(NamedTuple):
-    """What all images of a call have in common."""
-
-    request: Request
-    grid: Grid
-    span: tuple[int, int]
-    rule: Guidance
-    start: str  # see `Stages.denoise`
-    decode: bool
-    tile: int | None  # of the VAE, in pixels
-    report: Report | None
 
 
 class Pipeline:
@@ -115,6 +99,13 @@ class Pipeline:
             devices=self.devices,
         )
 
+        self._batches = Batches(
+            self.stages,
+            cell=self.vae.config.downscale,
+            channels=self.vae.config.latent_channels,
+            fills_in=self.fills_in,
+            devices=len(self.devices),
+        )
         encoders = dict(zip(names, self.text_encoders, strict=True))
         self._adapters = Adapters({"unet": self.unet, **encoders})
 
@@ -254,10 +245,10 @@ class Pipeline:
         )
         count = len(request.prompts)
         size = count if batch_size is None else positive("batch_size", batch_size)
-        clock = _Clock(self.stages)
+        clock = Clock(self.stages)
         images: dict[int, NDArray] = {}
         for numbers, inputs in self._inputs(plan, origin, size):
-            images |= dict(zip(numbers, self._draw(inputs, plan, size, clock), strict=True))
+            images |= dict(zip(numbers, self._batches.draw(inputs, plan, size, clock), strict=True))
         ordered = np.stack([images[i] for i in range(count)])
         return Output(
             images=[Image.fromarray(image) for image in ordered] if output == "pil" else ordered,
@@ -376,10 +367,6 @@ class Pipeline:
             report=report,
         )
 
-    def _latent_shape(self, request: Request) -> tuple[int, int, int]:
-        cell = self.vae.config.downscale
-        return request.height // cell, request.width // cell, self.vae.config.latent_channels
-
     def _inputs(self, plan: Plan, origin: Given, size: int) -> Iterator[tuple[list[int], Inputs]]:
         """The images' inputs in batches; a warning where words find no room."""
         request, streams = plan.request, plan.rule.streams
@@ -393,116 +380,9 @@ class Pipeline:
                 )
             words.append(said)
         time_ids = self.recipe.time_ids(request, streams)
-        yield from gather(request, origin, words, time_ids, self._latent_shape(request), size)
-
-    def _draw(self, inputs: Inputs, plan: Plan, size: int, clock: "_Clock") -> NDArray:
-        """One batch, padded to `size` and to the devices by repeating its last image."""
-        count = len(inputs.scales)
-        size = -(-size // len(self.devices)) * len(self.devices)
-        inputs = inputs.rows(np.minimum(np.arange(size), count - 1))
-        with clock("encode_s"):
-            told, latents, mask = self._told(inputs, plan)
-        with clock("sample_s"):
-            noise = inputs.noise
-            if noise is None:
-                noise = self.stages.noise(inputs.keys, self._latent_shape(plan.request))
-            latents = self.stages.denoise(
-                noise,
-                told,
-                inputs.scales,
-                plan.grid,
-                inputs.keys,
-                sampler=plan.request.sampler,
-                rule=plan.rule,
-                span=plan.span,
-                start=plan.start,
-                given=latents,
-                mask=mask,
-                report=plan.report,
-            )
-        if not plan.decode:
-            return latents[:count]
-        with clock("decode_s"):
-            return self._pictures(latents, plan.tile)[:count]
-
-    def _pictures(self, latents: NDArray, tile: int | None) -> UInt8[NDArray, "b h w 3"]:
-        """The VAE's pictures of latents, in tiles of so many pixels or as a whole."""
-        cell = self.vae.config.downscale
-        if tile is None:
-            return self.stages.decode(latents)
-        pictures = in_tiles(
-            self.stages.decode, latents, tile=tile // cell, cell=1, zoom=Fraction(cell)
+        yield from gather(
+            request, origin, words, time_ids, self._batches.latent_shape(request), size
         )
-        return np.round(pictures).astype(np.uint8)
-
-    def _latents(self, pictures: NDArray, tile: int | None) -> Float[NDArray, "b h w c"]:
-        """The VAE's latents of pictures, in tiles of so many pixels or as a whole."""
-        cell = self.vae.config.downscale
-        if tile is None:
-            return self.stages.latents(pictures)
-        return in_tiles(self.stages.latents, pictures, tile=tile, cell=cell, zoom=Fraction(1, cell))
-
-    def _told(
-        self, inputs: Inputs, plan: Plan
-    ) -> tuple[Conditioning, NDArray | None, NDArray | None]:
-        """What the network is told, the latents given, and the mask outside of which they stay.
-
-        A network that fills in is told mask and surroundings, and needs no other hold on them; told
-        of neither picture nor mask, everything is to be drawn.
-        """
-        latents, mask, channels = inputs.latents, None, None
-        if inputs.pictures is not None:
-            latents = self._latents(inputs.pictures, plan.tile)
-        if inputs.masks is not None:
-            mask = given.shrink(inputs.masks, self.vae.config.downscale)
-        if self.fills_in:
-            channels = self._surroundings(inputs, plan, mask)
-            mask = None
-        told = self.stages.encode(
-            inputs.words,
-            skip=plan.request.clip_skip,
-            time_ids=inputs.time_ids,
-            channels=channels,
-        )
-        return jax.block_until_ready(told), latents, mask
-
-    def _surroundings(
-        self, inputs: Inputs, plan: Plan, mask: NDArray | None
-    ) -> Float[NDArray, "b k h w c"]:
-        """The mask and the latents of what is around it, for a network that fills in."""
-        count, shape = len(inputs.scales), self._latent_shape(plan.request)
-        if mask is None:
-            mask = np.ones((count, *shape[:2], 1), np.float32)
-        around = np.zeros((count, plan.request.height, plan.request.width, 3), np.float32)
-        if inputs.masks is not None:
-            if inputs.pictures is None:
-                raise InputError("image: got latents with a mask, expected a picture")
-            around = inputs.pictures * (1 - inputs.masks)
-        channels = np.concatenate([mask, self._latents(around, plan.tile)], axis=-1)
-        return np.repeat(channels[:, None], plan.rule.streams, axis=1)
-
-
-class _Clock:
-    """Seconds by stage, those of compiling counted apart."""
-
-    def __init__(self, stages: Stages) -> None:
-        self._stages = stages
-        self._started = time.perf_counter()
-        self._compiled = stages.compile_s
-        self._seconds = {"encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        started, compiled = time.perf_counter(), self._stages.compile_s
-        yield
-        compiling = self._stages.compile_s - compiled
-        self._seconds[stage] += time.perf_counter() - started - compiling
-
-    def timings(self) -> dict[str, float]:
-        return self._seconds | {
-            "compile_s": self._stages.compile_s - self._compiled,
-            "total_s": time.perf_counter() - self._started,
-        }
 
 
 def _check(parts: PipelineParts, name: str) -> None:
