@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
+from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.tokenizer import tokenize
@@ -116,3 +117,27 @@ def test_without_syntax_brackets_are_characters(vocabulary, tokenizer):
 def test_what_is_cut_is_counted(vocabulary):
     tokens = chunks_of(vocabulary, "a " * (4 * MAX_CHUNKS + 3))
     assert (len(tokens.ids), tokens.cut) == (MAX_CHUNKS, 3)
+
+
+ODD = [
+    "",
+    "!",
+    "cats!! 😀 naïve  \n tab",
+    "Ünïcödé — “quotes” … ellipsis",
+    "a\u0000b \u200b zero width",
+    "日本語のプロンプト",
+    "hello_world CamelCase 3.14159 $5.00 50% #tag @user",
+    "<|endoftext|> in the middle <|startoftext|>",
+    "don't can't won't it's",
+    "?!?!?! ... --- ,,, !!! !",
+    "photo " * 75,
+]
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
+def test_odd_prompts_are_what_the_tokenizer_of_stable_diffusion_says(pad):
+    config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    vocabulary = Vocabulary(clip_tokenizer(pad), abstract(CLIPTextModel, config))
+    for text in ODD:
+        want = tokenize(vocabulary.tokenizer, [text])
+        np.testing.assert_array_equal(chunks_of(vocabulary, text, syntax=False).ids, want)

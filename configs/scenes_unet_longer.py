@@ -1,0 +1,44 @@
+"""The UNet of the embedded model, second part: the better text encoder, and more high noise.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=2 \
+        python train.py configs/scenes_unet_longer.py --workdir runs/scenes_unet_longer
+
+Begins with the UNet of scenes_unet.py; needs runs/scenes_vae/export and runs/scenes_clip/export, the
+text encoder after all of its 5,000 steps. What a scene shows is settled where there is much noise:
+half of all steps go to times above 800 of 1,000 (a uniform draw would give a fifth).
+
+RESULT
+"""
+
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.training.config import DiffusionObjective, OptimiserConfig, TrainConfig
+
+config = TrainConfig(
+    objective=DiffusionObjective(
+        vae="runs/scenes_vae/export",
+        text_encoder="runs/scenes_clip/export",
+        model=UNet2DConditionConfig(
+            sample_size=8,
+            in_channels=16,
+            out_channels=16,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(128, 128),
+            layers_per_block=1,
+            norm_num_groups=16,
+            cross_attention_dim=128,
+            attention_head_dim=4,
+            use_linear_projection=True,
+        ),
+        weights="runs/scenes_unet/export/unet",
+        prediction_type="v_prediction",
+        time_shift=4.0,
+    ),
+    optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=500, decay_fraction=0.3),
+    steps=4_600,
+    batch_size=64,
+    ema_decay=0.999,
+    log_every=100,
+    checkpoint_every=500,
+    sample_every=2000,
+)
