@@ -1,10 +1,10 @@
 """How fast Stable Diffusion 1.5 in float16 gets from disk into arrays, and in how much memory.
 
-    python benchmarks/load.py [--folder F] [--python PYTHON_WITH_DIFFUSERS] [--dtype float16]
+    PYTHONPATH=. python benchmarks/load.py [--folder F] [--python PYTHON_WITH_DIFFUSERS]
 
 Writes a folder with random weights of the published shapes (2 GB) where there is none, then loads
 it three times in processes of their own, from the page cache. Seconds are those of `jaxdiff.load`'s
-reading (`read_pipeline`), without imports; memory is the process's peak beyond what it held before.
+reading (`read_pipeline`), without imports; memory is the process's peak beyond its peak before.
 With --python also PyTorch diffusers' `from_pretrained`, in turn with ours.
 """
 
@@ -17,27 +17,33 @@ import sys
 RUNS = 3
 
 OURS = """
-import json, resource, sys, time
+import json, pathlib, re, sys, time
 import jax
 jax.numpy.zeros(8).block_until_ready()
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.core.types import dtype_of
 from jaxdiff.models.build import weights
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def resident():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
+before = resident()
 start = time.perf_counter()
 parts = read_pipeline(sys.argv[1], dtype_of(sys.argv[2]))
 seconds = time.perf_counter() - start
 arrays = [a for c in parts.components.values() for a in weights(c.module).values()]
 size = sum(a.nbytes for a in arrays)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+peak = resident() - before
 print(json.dumps([seconds, peak * 1024, size]))
 """
 
 THEIRS = """
-import json, resource, sys, time
+import json, pathlib, re, sys, time
 import torch, diffusers, transformers
 diffusers.utils.logging.disable_progress_bar()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def resident():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
+before = resident()
 start = time.perf_counter()
 pipe = diffusers.StableDiffusionPipeline.from_pretrained(
     sys.argv[1], dtype=getattr(torch, sys.argv[2]), safety_checker=None
@@ -47,7 +53,7 @@ total = sum(float(p.flatten()[:: 512].sum()) for m in (pipe.unet, pipe.vae, pipe
             for p in m.parameters())
 seconds = time.perf_counter() - start
 size = sum(p.nbytes for m in (pipe.unet, pipe.vae, pipe.text_encoder) for p in m.parameters())
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+peak = resident() - before
 print(json.dumps([seconds, peak * 1024, size]))
 """
 
