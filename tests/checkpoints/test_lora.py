@@ -100,6 +100,29 @@ DOWN, UP = factor(2, 4), factor(6, 2)
 PAIR = {"lora_unet_a_to_q.lora_down.weight": DOWN, "lora_unet_a_to_q.lora_up.weight": UP}
 
 
+@pytest.mark.parametrize("prefix", ["", "unet."])
+def test_names_of_diffusers_before_peft(tmp_path, prefix):
+    """Attention processors, and the text encoder's projections under the UNet's names."""
+    block = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    layer = "text_model.encoder.layers.0.self_attn"
+    tensors = {
+        f"{prefix}{block}.processor.to_q_lora.down.weight": DOWN,
+        f"{prefix}{block}.processor.to_q_lora.up.weight": UP,
+        f"{prefix}{block}.processor.to_out_lora.down.weight": DOWN,
+        f"{prefix}{block}.processor.to_out_lora.up.weight": UP,
+        f"text_encoder.{layer}.to_out_lora.down.weight": DOWN,
+        f"text_encoder.{layer}.to_out_lora.up.weight": UP,
+    }
+    path = write(tmp_path / "x.safetensors", tensors)
+    shapes = {
+        "unet": {f"{block}.to_q.kernel": (4, 6), f"{block}.to_out.0.kernel": (4, 6)},
+        "text_encoder": {f"{layer}.out_proj.kernel": (4, 6)},
+    }
+    changes = read_lora(path, shapes)
+    assert changes["unet"].keys() == {f"{block}.to_q.weight", f"{block}.to_out.0.weight"}
+    assert changes["text_encoder"].keys() == {f"{layer}.out_proj.weight"}
+
+
 @pytest.mark.parametrize(("alpha", "scale"), [(None, 1), (1.0, 0.5), (2.0, 1), (8.0, 4), (0.0, 1)])
 def test_alpha_over_rank(tmp_path, alpha, scale):
     more = {} if alpha is None else {"lora_unet_a_to_q.alpha": np.array(alpha, np.float32)}
