@@ -3,9 +3,9 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
         python train.py configs/scenes_clip.py --workdir runs/scenes_clip
 
-640,000 pictures, 37 minutes on two CPU cores that other work shared, in two goes: to step 1,200 first
-(`--steps 1200`, where the learning rate fell to 0), then on. Of 256 validation pictures 88% find
-their caption among all, and 93% among four that differ in one thing (validation_retrieval and
+640,000 pictures, 35 minutes on two CPU cores that other work shared, in two goes: to step 1,200
+first (`--steps 1200`, where the learning rate fell to 0), then on. Of 256 validation pictures 88%
+find their caption among all, and 93% among four that differ in one thing (validation_retrieval and
 validation_retrieval_hard in the log's last line); after the first go it was 68% and 79%.
 """
 

@@ -3,10 +3,10 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
         python train.py configs/scenes_unet_longer.py --workdir runs/scenes_unet_longer
 
-Begins with the UNet of scenes_unet.py; needs runs/scenes_vae/export and runs/scenes_clip/export, the
-text encoder after all of its 5,000 steps. (The UNet and the VAE that it really began with were
-rounded to float16.) What a scene shows is settled where there is much noise:
-half of all steps go to times above 800 of 1,000 (a uniform draw would give a fifth).
+Begins with the UNet of scenes_unet.py; needs runs/scenes_vae/export and runs/scenes_clip/export,
+the text encoder after all of its 5,000 steps. (The UNet and the VAE that it really began with were
+rounded to float16.) What a scene shows is settled where there is much noise: half of all draws go
+to times above 800 of 1,000 (a uniform draw would give a fifth).
 
 294,400 pictures, 106 minutes on two CPU cores that other work shared: validation loss 0.195 (of
 these times, not to be compared with a uniform draw's). `python -m jaxdiff evaluate` at guidance
