@@ -38,7 +38,7 @@ parity: $(PARITY)/.ready
 	@$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
 
 parity-full: $(PARITY)/.ready
-	@PYTHONPATH=. JAX_PLATFORMS=cpu $(PARITY)/bin/python benchmarks/parity_full.py $(ARGS)
+	@PYTHONPATH=. JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/full_size.py $(ARGS)
 
 ci:
 	@bash .ci/run

@@ -8,7 +8,7 @@ the text encoder after all of its 5,000 steps. (The UNet and the VAE that it rea
 rounded to float16.) What a scene shows is settled where there is much noise: half of all draws go
 to times above 800 of 1,000 (a uniform draw would give a fifth).
 
-294,400 pictures, 106 minutes on two CPU cores that other work shared: validation loss 0.195 (of
+294,400 pictures, 111 minutes on two CPU cores that other work shared: validation loss 0.195 (of
 these times, not to be compared with a uniform draw's). `python -m jaxdiff evaluate` at guidance
 scale 3 and 25 steps of dpmpp-2m: background 1.00, colour 1.00, size .99, shape .95, relation .48;
 all right with one thing .98, with two .43; with pairs never seen in training .98 and .36.

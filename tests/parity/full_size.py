@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
@@ -138,7 +139,7 @@ def ours(kind: str, folder: pathlib.Path) -> float:
     reference = dict(np.load(folder / "theirs.npz"))
 
     def run(params, given):
-        model = nnx.merge(graph, params)
+        model: Any = nnx.merge(graph, params)
         if kind == "text":
             return model.features(given["ids"])._asdict()
         if kind == "vae":
