@@ -12,7 +12,7 @@ from jaxdiff.core.types import Float, NDArray
 Given = Any  # a PIL image, an array, or a sequence of either
 
 
-def size_of(image: Given) -> tuple[int, int] | None:
+def picture_size(image: Given) -> tuple[int, int] | None:
     """Height and width of the first picture; None for latents and for nothing."""
     first = image[0] if isinstance(image, list | tuple) and image else image
     if isinstance(first, Image.Image):

@@ -166,7 +166,7 @@ class Pipeline:
         if given.are_latents(image, self.vae.config.latent_channels):
             height, width = (cell * length for length in np.shape(image)[-3:-1])
         else:
-            height, width = given.size_of(image) or (None, None)
+            height, width = given.picture_size(image) or (None, None)
         left_out: dict[str, Any] = {"height": height, "width": width}
         if options.get("denoising_start") is None:
             left_out["strength"] = STRENGTH if mask is None else 1.0
@@ -210,10 +210,9 @@ class Pipeline:
         `denoising_end` run a part of the way only, 0 to 1, so that another model can go on with the
         latents. `latents` is unit-variance noise and replaces the seed's. The VAE reads and makes
         pictures beyond MAX_UNTILED pixels in tiles of `vae_tile` pixels, and smaller ones where it
-        is given. `batch_size` is how many
-        pictures are drawn at once (all by default); a smaller last batch is padded to it.
-        `report(done, steps)` hears of the loop's progress. The other options are `Request`'s.
-        Raises InputError.
+        is given. `batch_size` is how many pictures are drawn at once (all by default); a smaller
+        last batch is padded to it. `report(done, steps)` hears of the loop's progress. The other
+        options are `Request`'s. Raises InputError.
         """
         one_of("output", output, OUTPUTS)
         request = self.resolve(
