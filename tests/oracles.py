@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxdiff.diffusion.predictions import per_image, target
 from jaxdiff.diffusion.schedules import levels_of
-from jaxdiff.diffusion.timesteps import Grid, Layout
+from jaxdiff.diffusion.timesteps import Grid, Layout, Level
 
 
 def ratio_layout(ratio, start=1.0):
@@ -27,6 +27,11 @@ def ratio_grid(ratio, dtype=jnp.float32):
 def levels(t):
     """(alpha, sigma) of a time that is the ratio."""
     return 1 / jnp.sqrt(1 + t**2), t / jnp.sqrt(1 + t**2)
+
+
+def level_at(ratio, step=0):
+    """The level of a ratio, as that from which a step begins; the network is told the ratio."""
+    return Level(ratio, *levels(ratio), step, ratio)
 
 
 def posterior_mean(x, alpha, sigma, means, variances, weights):

@@ -207,11 +207,21 @@ def layout(
 
 
 class Level(NamedTuple):
-    """One noise level: the time for the network, and x = alpha x0 + sigma eps."""
+    """One noise level: the time for the network, and x = alpha x0 + sigma eps.
+
+    It belongs to a step: guidance that changes on the way holds still within one step, however
+    often that step asks the network.
+    """
 
     t: Float[Array, ""]
     alpha: Float[Array, ""]
     sigma: Float[Array, ""]
+    step: int | Int[Array, ""]  # the number of the step, from 0
+    entry: Float[Array, ""]  # the ratio sigma / alpha where the step begins
+
+    def within(self, here: "Level") -> "Level":
+        """This level as one that the step from `here` asks about on its way."""
+        return self._replace(step=here.step, entry=here.entry)
 
 
 class Grid(NamedTuple):
@@ -225,7 +235,7 @@ class Grid(NamedTuple):
 
     def level(self, i: int | Int[Array, ""]) -> Level:
         """The level from which step i starts, and where step i - 1 lands."""
-        return Level(self.t[i], self.alpha[i], self.sigma[i])
+        return Level(self.t[i], self.alpha[i], self.sigma[i], i, self.sigma[i] / self.alpha[i])
 
     @classmethod
     def of(cls, layout: Layout, length: int | None = None, dtype: Any = jnp.float32) -> "Grid":

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import calls, levels, mixture, posterior_mean
+from oracles import calls, level_at, mixture, posterior_mean
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.predictions import KINDS
-from jaxdiff.diffusion.timesteps import Level
 from jaxdiff.guidance.denoiser import guided, stack_streams
 from jaxdiff.guidance.rules import RULES, Query, combine, rule_for
 
@@ -25,8 +24,7 @@ def x64():
 
 
 def level(ratio, dtype=jnp.float32):
-    t = jnp.asarray(ratio, dtype)
-    return Level(t, *levels(t))
+    return level_at(jnp.asarray(ratio, dtype))
 
 
 def test_the_golden_vector():
