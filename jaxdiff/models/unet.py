@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Dtype, Float, Int
+from jaxdiff.core.types import Array, Bool, Dtype, Float, Int
 from jaxdiff.core.validate import shape
 from jaxdiff.models.unet_blocks import down_stage, mid_stage, up_stage
 from jaxdiff.models.unet_config import UNet2DConditionConfig
@@ -14,7 +14,7 @@ from jaxdiff.nn.initial import ZEROS
 from jaxdiff.nn.layers import Layers
 
 Sample = Float[Array, "b h w c"]
-Vectors = Float[Array, "b p"] | None
+PERTURBED = ("UNetMidBlock2DCrossAttn",)  # middle blocks whose self-attention can be off
 
 
 class UNet2DConditionModel(nnx.Module):
@@ -35,7 +35,11 @@ class UNet2DConditionModel(nnx.Module):
         self.dtype = dtype
         self.conv_in = layers.conv(config.in_channels, channels[0], config.conv_in_kernel)
         self.time_embedding = TimestepEmbedding(
-            channels[0], config.time_width, layers=layers, act=config.act_fn
+            channels[0],
+            config.time_width,
+            layers=layers,
+            act=config.act_fn,
+            cond_width=config.time_cond_proj_dim,
         )
         added = config.projection_class_embeddings_input_dim if config.addition_embed_type else None
         self.add_embedding = (
@@ -59,24 +63,33 @@ class UNet2DConditionModel(nnx.Module):
         *,
         text_embeds: Float[Array, "b p"] | None = None,
         time_ids: Float[Array, "b k"] | Int[Array, "b k"] | None = None,
+        timestep_cond: Float[Array, "b s"] | None = None,
+        perturbed: Bool[Array, "b"] | None = None,
     ) -> Float[Array, "b h w o"]:
         """The network's output for noisy latents, in the dtype of `sample`.
 
         `timesteps` count the steps of the training schedule. `context` (text states) is needed
         exactly when a block has cross-attention; `text_embeds` (pooled text) and `time_ids` (sizes
-        and crops in pixels) exactly when addition_embed_type is "text_time". InputError otherwise.
+        and crops in pixels) exactly when addition_embed_type is "text_time"; `timestep_cond` (an
+        embedded guidance scale) exactly when time_cond_proj_dim is given. InputError otherwise.
+        Where `perturbed`, self-attention in the middle block is off (2403.17377).
         """
         self._check(sample, context, text_embeds, time_ids)
+        _present("timestep_cond", timestep_cond, self.config.time_cond_proj_dim is not None)
+        if perturbed is not None and not self._can_be_perturbed:
+            raise InputError("perturbed: got it for a UNet without attention in its middle block")
         x = sample.astype(self.dtype)
         if self.config.center_input_sample:
             x = 2 * x - 1
         context = None if context is None else context.astype(self.dtype)
-        time = self._embed_time(timesteps, text_embeds, time_ids)
+        time = self._embed_time(timesteps, timestep_cond, text_embeds, time_ids)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
             skips += block(skips[-1], time, context)
-        x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], time, context)
+        x = skips[-1]
+        if self.mid_block is not None:
+            x = self.mid_block(x, time, context, perturbed)
         for block in self.up_blocks:
             used, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
             # An odd resolution was rounded up on the way down; the skip below knows the right one.
@@ -85,10 +98,19 @@ class UNet2DConditionModel(nnx.Module):
         x = activation(self.config.act_fn)(self.conv_norm_out(x))
         return self.conv_out(x).astype(sample.dtype)
 
+    @property
+    def _can_be_perturbed(self) -> bool:
+        return self.mid_block is not None and self.config.mid_block_type in PERTURBED
+
     def _embed_time(
-        self, timesteps: Array, text_embeds: Array | None, time_ids: Array | None
+        self,
+        timesteps: Array,
+        timestep_cond: Array | None,
+        text_embeds: Array | None,
+        time_ids: Array | None,
     ) -> Float[Array, "b e"]:
-        time = self.time_embedding(self._sines(timesteps, self.config.block_out_channels[0]))
+        sines = self._sines(timesteps, self.config.block_out_channels[0])
+        time = self.time_embedding(sines, timestep_cond)
         if self.add_embedding is None or text_embeds is None or time_ids is None:
             return time
         ids = self._sines(time_ids.reshape(-1), self.config.addition_time_embed_dim or 0)

@@ -30,7 +30,6 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional",),
     "time_embedding_act_fn": (None,),
     "timestep_post_act": (None,),
-    "time_cond_proj_dim": (None,),
     "attention_type": ("default",),
     "class_embeddings_concat": (False,),
     "mid_block_only_cross_attention": (None, False),
@@ -99,7 +98,7 @@ class UNet2DConditionConfig:
     time_embedding_dim: int | None = None  # None: four times the first block's channels
     time_embedding_act_fn: str | None = None
     timestep_post_act: str | None = None
-    time_cond_proj_dim: int | None = None
+    time_cond_proj_dim: int | None = None  # width of the embedded guidance scale that it is told
     conv_in_kernel: int = 3
     conv_out_kernel: int = 3
     projection_class_embeddings_input_dim: int | None = None  # text_embeds + time_ids embedded

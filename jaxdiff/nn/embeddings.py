@@ -7,6 +7,7 @@ from flax import nnx
 
 from jaxdiff.core.types import Array, Float, Int
 from jaxdiff.nn.activations import activation
+from jaxdiff.nn.initial import ZEROS
 from jaxdiff.nn.layers import Layers
 
 
@@ -29,14 +30,40 @@ def sinusoidal(
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, width % 2)))
 
 
-class TimestepEmbedding(nnx.Module):
-    """Two linear layers that turn a sinusoidal (or other) vector into the blocks' embedding."""
+def guidance_embedding(w: Float[Array, "b"], width: int) -> Float[Array, "b {width}"]:
+    """What a network that was taught guidance is told of the scale w (2210.03142, section 3.1).
 
-    def __init__(self, n_in: int, n_out: int, *, layers: Layers, act: str = "silu"):
+    Sines and cosines of 1000 (w - 1), as latent consistency models have it (2310.04378).
+    """
+    return sinusoidal(1000 * (w - 1), width, cos_first=False, freq_shift=1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two linear layers that turn a sinusoidal (or other) vector into the blocks' embedding.
+
+    A condition of `cond_width` is projected and added to the vector; the projection starts at zero.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        layers: Layers,
+        act: str = "silu",
+        cond_width: int | None = None,
+    ):
         self.linear_1 = layers.linear(n_in, n_out)
+        self.cond_proj = (
+            None if cond_width is None else layers.linear(cond_width, n_in, bias=False, init=ZEROS)
+        )
         self.linear_2 = layers.linear(n_out, n_out)
         self.act = act
 
-    def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b o"]:
+    def __call__(
+        self, x: Float[Array, "b i"], condition: Float[Array, "b s"] | None = None
+    ) -> Float[Array, "b o"]:
         """The embedding, in the compute dtype."""
+        if self.cond_proj is not None and condition is not None:
+            x = x + self.cond_proj(condition).astype(x.dtype)
         return self.linear_2(activation(self.act)(self.linear_1(x)))

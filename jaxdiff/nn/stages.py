@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdiff.core.types import Array, Float
+from jaxdiff.core.types import Array, Bool, Float
 from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
 from jaxdiff.nn.transformer import SpatialSelfAttention, SpatialTransformer
 
@@ -18,12 +18,13 @@ Mixer = SpatialSelfAttention | SpatialTransformer
 Image = Float[Array, "b h w c"]
 Time = Float[Array, "b e"] | None
 Context = Float[Array, "b n d"] | None
+Perturbed = Bool[Array, "b"] | None
 
 
-def mix(mixer: Mixer, x: Image, context: Context) -> Image:
-    """Apply either kind of attention; only a transformer reads the context."""
+def mix(mixer: Mixer, x: Image, context: Context, perturbed: Perturbed = None) -> Image:
+    """Apply either kind of attention; only a transformer reads the context and can be perturbed."""
     if isinstance(mixer, SpatialTransformer):
-        return mixer(x, context)
+        return mixer(x, context, perturbed)
     return mixer(x)
 
 
@@ -60,12 +61,18 @@ class MidStage(nnx.Module):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions) if attentions else None
 
-    def __call__(self, x: Image, time: Time = None, context: Context = None) -> Array:
+    def __call__(
+        self,
+        x: Image,
+        time: Time = None,
+        context: Context = None,
+        perturbed: Perturbed = None,
+    ) -> Array:
         """The feature map after all blocks, of the same shape."""
         x = self.resnets[0](x, time)
         for i, resnet in enumerate(list(self.resnets)[1:]):
             if self.attentions is not None:
-                x = mix(self.attentions[i], x, context)
+                x = mix(self.attentions[i], x, context, perturbed)
             x = resnet(x, time)
         return x
 

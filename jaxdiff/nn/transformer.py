@@ -1,9 +1,10 @@
 """Attention and transformer blocks of the UNet and the VAE, with diffusers' parameter names."""
 
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Float
+from jaxdiff.core.types import Array, Bool, Float
 from jaxdiff.nn.activations import exact_gelu
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.initial import ZEROS
@@ -38,13 +39,20 @@ class Attention(nnx.Module):
         self.backend = layers.attention
 
     def __call__(
-        self, x: Float[Array, "b n c"], context: Float[Array, "b m e"] | None = None
+        self,
+        x: Float[Array, "b n c"],
+        context: Float[Array, "b m e"] | None = None,
+        *,
+        perturbed: Bool[Array, "b"] | None = None,
     ) -> Float[Array, "b n c"]:
-        """Mix tokens; no residual is added."""
+        """Mix tokens; no residual is added. Where `perturbed`, each token sees itself alone."""
         source = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(source), self.to_v(source)
         out = attention(*(split_heads(t, self.heads) for t in (q, k, v)), backend=self.backend)
-        return self.to_out[0](out.reshape(x.shape))
+        out = out.reshape(x.shape)
+        if perturbed is not None:
+            out = jnp.where(perturbed[:, None, None], v, out)
+        return self.to_out[0](out)
 
 
 class SpatialSelfAttention(Attention):
@@ -98,10 +106,13 @@ class TransformerBlock(nnx.Module):
         self.ff = FeedForward(width, layers=layers)
 
     def __call__(
-        self, x: Float[Array, "b n c"], context: Float[Array, "b m e"] | None
+        self,
+        x: Float[Array, "b n c"],
+        context: Float[Array, "b m e"] | None,
+        perturbed: Bool[Array, "b"] | None = None,
     ) -> Float[Array, "b n c"]:
         """Apply the block; without a context both attentions are over x."""
-        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn1(self.norm1(x), perturbed=perturbed)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -137,10 +148,13 @@ class SpatialTransformer(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b h w c"], context: Float[Array, "b m e"] | None
+        self,
+        x: Float[Array, "b h w c"],
+        context: Float[Array, "b m e"] | None,
+        perturbed: Bool[Array, "b"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """x + the transformer's output for x."""
+        """x + the transformer's output for x; self-attention is off where `perturbed`."""
         tokens = self.proj_in(self.norm(x)).reshape(x.shape[0], -1, x.shape[-1])
         for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, context, perturbed)
         return x + self.proj_out(tokens.reshape(x.shape))

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from copier import agree, compare_gradients, copy, image, nchw, randomise
+from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from flax import nnx
 
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.nn.embeddings import guidance_embedding
 
 DOWN, CROSS_DOWN, ATTN_DOWN = "DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D"
 UP, CROSS_UP, ATTN_UP = "UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D"
@@ -98,6 +100,7 @@ CONFIGS = {
         norm_eps=1e-4,
         out_channels=6,
     ),
+    "told-scale": config((CROSS_DOWN, DOWN), (UP, CROSS_UP), (8, 8), time_cond_proj_dim=10),
     "asymmetric-padding": config((DOWN, DOWN), (UP, UP), (8, 8), downsample_padding=0),
 }
 
@@ -122,6 +125,8 @@ def inputs(config, batch, size):
     if config.addition_embed_type:
         made["text_embeds"] = image((batch, 10), seed=3)
         made["time_ids"] = np.array([[64, 48, 0, 3, 512, 1024]] * batch, np.float32)
+    if config.time_cond_proj_dim:
+        made["timestep_cond"] = image((batch, config.time_cond_proj_dim), seed=4)
     return made
 
 
@@ -133,6 +138,7 @@ def call_theirs(theirs, made):
         torch.from_numpy(made["timesteps"]),
         encoder_hidden_states=context,
         added_cond_kwargs=added or None,
+        timestep_cond=torch.from_numpy(made["timestep_cond"]) if "timestep_cond" in made else None,
     ).sample
 
 
@@ -150,6 +156,27 @@ def test_odd_resolution(size):
     made = inputs(ours.config, 1, size)
     out = jax.jit(lambda made: ours(**made))({k: jnp.asarray(v) for k, v in made.items()})
     agree(out, call_theirs(theirs, made))
+
+
+def test_perturbed_attention():
+    """diffusers' processors for it take the batch as halves, of which the second is perturbed."""
+    theirs, ours = pair("sdxl")
+    made = inputs(ours.config, 2, (8, 8))
+    made = {name: np.repeat(array[:1], 2, axis=0) for name, array in made.items()}
+    for block in theirs.mid_block.attentions[0].transformer_blocks:
+        block.attn1.set_processor(PAGIdentitySelfAttnProcessor2_0())
+    perturbed = jnp.array([False, True])
+    out = jax.jit(lambda made: ours(**made, perturbed=perturbed))(
+        {k: jnp.asarray(v) for k, v in made.items()}
+    )
+    agree(out, call_theirs(theirs, made))
+    assert np.max(np.abs(out[1] - out[0])) > 1e-3
+
+
+def test_embedded_guidance_scale():
+    w = np.array([1.0, 3.5, 7.5, 15.0])
+    embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+    agree(guidance_embedding(jnp.asarray(w, jnp.float32), 10), embed(None, torch.tensor(w) - 1, 10))
 
 
 def test_integer_timesteps():
