@@ -29,9 +29,9 @@ def levels(t):
     return 1 / jnp.sqrt(1 + t**2), t / jnp.sqrt(1 + t**2)
 
 
-def level_at(ratio, step=0):
+def level_at(ratio, step=0, steps=10):
     """The level of a ratio, as that from which a step begins; the network is told the ratio."""
-    return Level(ratio, *levels(ratio), step, ratio)
+    return Level(ratio, *levels(ratio), step=step, steps=steps, entry=ratio)
 
 
 def posterior_mean(x, alpha, sigma, means, variances, weights):

@@ -217,6 +217,7 @@ class Level(NamedTuple):
     alpha: Float[Array, ""]
     sigma: Float[Array, ""]
     step: int | Int[Array, ""]  # the number of the step, from 0
+    steps: int | Int[Array, ""]  # of which there are so many
     entry: Float[Array, ""]  # the ratio sigma / alpha where the step begins
 
     def within(self, here: "Level") -> "Level":
@@ -235,7 +236,8 @@ class Grid(NamedTuple):
 
     def level(self, i: int | Int[Array, ""]) -> Level:
         """The level from which step i starts, and where step i - 1 lands."""
-        return Level(self.t[i], self.alpha[i], self.sigma[i], i, self.sigma[i] / self.alpha[i])
+        alpha, sigma = self.alpha[i], self.sigma[i]
+        return Level(self.t[i], alpha, sigma, step=i, steps=self.steps, entry=sigma / alpha)
 
     @classmethod
     def of(cls, layout: Layout, length: int | None = None, dtype: Any = jnp.float32) -> "Grid":

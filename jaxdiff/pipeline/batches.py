@@ -12,7 +12,7 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.diffusion.timesteps import Grid
-from jaxdiff.guidance.rules import Guidance
+from jaxdiff.guidance.rule import Guidance
 from jaxdiff.pipeline import given
 from jaxdiff.pipeline.conditioning import Conditioning
 from jaxdiff.pipeline.inputs import Inputs
@@ -155,4 +155,4 @@ class Batches:
                 raise InputError("image: got latents with a mask, expected a picture")
             around = inputs.pictures * (1 - inputs.masks)
         channels = np.concatenate([mask, self._latents(around, plan.tile)], axis=-1)
-        return np.repeat(channels[:, None], plan.rule.streams, axis=1)
+        return np.repeat(channels[:, None], len(plan.rule.streams), axis=1)

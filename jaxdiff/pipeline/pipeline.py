@@ -20,7 +20,7 @@ from jaxdiff.core.validate import one_of, positive
 from jaxdiff.diffusion.predictions import KINDS
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import GridOptions
-from jaxdiff.guidance.rules import rule_for
+from jaxdiff.guidance.registry import RULES
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -359,7 +359,7 @@ class Pipeline:
             request=request,
             grid=grid,
             span=request.span(times, self.schedule.levels),
-            rule=rule_for(request.guidance_scales),
+            rule=RULES["cfg"].cheapest(request.guidance_scales),
             start=start,
             decode=decode,
             tile=tile,
@@ -368,7 +368,7 @@ class Pipeline:
 
     def _inputs(self, plan: Plan, origin: Given, size: int) -> Iterator[tuple[list[int], Inputs]]:
         """The images' inputs in batches; a warning where words find no room."""
-        request, streams = plan.request, plan.rule.streams
+        request, streams = plan.request, len(plan.rule.streams)
         columns = (request.negative_prompts, request.prompts)[-streams:]
         vocabularies, words = list(self._vocabularies.values()), []
         for texts in zip(*columns, strict=True):

@@ -14,7 +14,7 @@ from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree, UInt8
 from jaxdiff.diffusion.losses import diffuse
 from jaxdiff.diffusion.timesteps import Grid
 from jaxdiff.guidance.denoiser import guided
-from jaxdiff.guidance.rules import Guidance
+from jaxdiff.guidance.rule import Dials, Guidance
 from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -215,7 +215,7 @@ def _advance(
         unet = nnx.merge(graph, params)
         return unet(x, t, told.context, text_embeds=told.text_embeds, time_ids=told.time_ids)
 
-    denoise = guided(network, params, conditioning, scales, rule=rule, kind=kind)
+    denoise = guided(network, params, conditioning, Dials(scales), rule=rule, kind=kind)
     rules = SAMPLERS[sampler]
     return advance(denoise, carry, grid, keys, start, stop, sampler=rules, known=known)
 

@@ -17,7 +17,8 @@ import torch
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import GridOptions
 from jaxdiff.guidance.denoiser import guided
-from jaxdiff.guidance.rules import RULES
+from jaxdiff.guidance.registry import RULES
+from jaxdiff.guidance.rule import Dials
 from jaxdiff.samplers.loop import sample
 from jaxdiff.samplers.noise import image_keys, initial_noise, step_noise
 from jaxdiff.samplers.registry import SAMPLERS, make_grid
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 SHAPE = (4, 4, 2)
 SEEDS = (0, 1, 2)
+UNGUIDED = Dials(jnp.ones(len(SEEDS)))
 
 STABLE_DIFFUSION = {
     "beta_end": 0.012,
@@ -106,7 +108,7 @@ def network(kind):
 @functools.cache
 def sampling(sampler, kind):
     """The compiled loop of a sampler; another grid compiles nothing."""
-    denoise = guided(network(kind), (), None, None, rule=RULES["none"], kind=kind)
+    denoise = guided(network(kind), (), None, UNGUIDED, rule=RULES["none"], kind=kind)
     return jax.jit(functools.partial(sample, denoise, sampler=sampler))
 
 

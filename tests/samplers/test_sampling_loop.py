@@ -12,7 +12,8 @@ from oracles import calls, equations, mixture, ratio_grid
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.guidance.denoiser import guided, stack_streams
-from jaxdiff.guidance.rules import RULES
+from jaxdiff.guidance.registry import RULES
+from jaxdiff.guidance.rule import Dials
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.loop import advance, begin, sample
 from jaxdiff.samplers.noise import image_keys, initial_noise, step_noise
@@ -47,14 +48,14 @@ def inputs(seeds=(0, 1, 2, 3, 4, 5, 6, 7)):
 
 def run(weights, latents, conditioning, scales, grid, keys, *, sampler, rule=RULES["cfg"]):
     """The whole path, as a pipeline composes it."""
-    denoise = guided(network, weights, conditioning, scales, rule=rule, kind=KIND)
+    denoise = guided(network, weights, conditioning, Dials(scales), rule=rule, kind=KIND)
     memory = rule.init(latents)
     return sample(denoise, latents, grid, keys, sampler=sampler, memory=memory)
 
 
 def chunk(weights, carry, conditioning, scales, grid, keys, start, stop, *, sampler):
     """A part of it."""
-    denoise = guided(network, weights, conditioning, scales, rule=RULES["cfg"], kind=KIND)
+    denoise = guided(network, weights, conditioning, Dials(scales), rule=RULES["cfg"], kind=KIND)
     return advance(denoise, carry, grid, keys, start, stop, sampler=sampler)
 
 
@@ -138,7 +139,7 @@ def test_one_compilation_for_any_prompts_seeds_scales_and_steps(name):
 def traced(name, rule):
     """The traced program for 3 images."""
     latents, conditioning, scales, keys = inputs((0, 1, 2))
-    conditioning = conditioning[:, -rule.streams :]
+    conditioning = conditioning[:, -len(rule.streams) :]
     program = functools.partial(run, sampler=RULE_SETS[name], rule=rule)
     grid = grid_for(name)
     return jax.make_jaxpr(program)(WEIGHTS, latents, conditioning, scales, grid, keys).jaxpr
@@ -167,7 +168,8 @@ def test_the_network_is_called_once_a_step(name, steps):
 
     latents, conditioning, scales, keys = inputs((0, 1))
     grid = grid_for(name, steps)
-    denoise = guided(counting, WEIGHTS, conditioning, scales, rule=RULES["cfg"], kind=KIND)
+    dials = Dials(scales)
+    denoise = guided(counting, WEIGHTS, conditioning, dials, rule=RULES["cfg"], kind=KIND)
     jax.block_until_ready(sample(denoise, latents, grid, keys, sampler=RULE_SETS[name]))
     jax.effects_barrier()
     np.testing.assert_array_equal(seen, grid.t[:steps])
@@ -249,7 +251,7 @@ def test_samples_of_a_mixture_have_the_moments_of_their_class(name):
         mixture("sample", MEANS, VARIANCES),
         (),
         conditioning,
-        None,
+        Dials(jnp.ones(n)),
         rule=RULES["none"],
         kind="sample",
     )

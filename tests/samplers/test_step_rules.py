@@ -12,7 +12,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.predictions import Prediction
 from jaxdiff.diffusion.timesteps import karras
 from jaxdiff.guidance.denoiser import guided, stack_streams
-from jaxdiff.guidance.rules import RULES
+from jaxdiff.guidance.registry import RULES
+from jaxdiff.guidance.rule import Dials
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.loop import begin, sample
 from jaxdiff.samplers.registry import SAMPLERS
@@ -37,7 +38,8 @@ def keys(x64):
 
 def unguided(network, conditioning, kind="epsilon"):
     """The denoiser of a network with conditioning (b,) leaves and no guidance."""
-    return guided(network, (), stack_streams(conditioning), None, rule=RULES["none"], kind=kind)
+    dials = Dials(jnp.ones(2))
+    return guided(network, (), stack_streams(conditioning), dials, rule=RULES["none"], kind=kind)
 
 
 def gaussian_flow(name, steps, m=0.7, c=0.25, high=20.0, low=0.02):
@@ -187,9 +189,9 @@ def guided_variance(name, w, a, b, ratio):
     no noise, the other at 0 with noise 1. The variance then goes to A^2 variance + B^2.
     """
     both = (jnp.zeros(2), jnp.full(2, b)), (jnp.zeros(2), jnp.full(2, a))
-    rule, scales = RULES["cfg"], jnp.full(2, w)
+    rule, dials = RULES["cfg"], Dials(jnp.full(2, w))
     denoise = guided(
-        gaussian("v_prediction"), (), stack_streams(*both), scales, rule=rule, kind="v_prediction"
+        gaussian("v_prediction"), (), stack_streams(*both), dials, rule=rule, kind="v_prediction"
     )
     sampler, grid = SAMPLERS[name], ratio_grid(ratio, jnp.float64)
 
@@ -235,7 +237,7 @@ def test_variance_of_the_guided_ode_over_a_finite_range(a, b, w, keys):
         gaussian("v_prediction"),
         (),
         stack_streams(*both),
-        jnp.full(2, w),
+        Dials(jnp.full(2, w)),
         rule=RULES["cfg"],
         kind="v_prediction",
     )
@@ -255,7 +257,7 @@ def test_guidance_moves_the_mean_of_equal_gaussians_to_w(name, keys):
         gaussian("epsilon"),
         (),
         stack_streams(*both),
-        jnp.full(2, w),
+        Dials(jnp.full(2, w)),
         rule=RULES["cfg"],
         kind="epsilon",
     )

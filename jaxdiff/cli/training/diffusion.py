@@ -29,7 +29,8 @@ from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.scenes import sample_prompts
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.guidance.denoiser import guided, stack_streams
-from jaxdiff.guidance.rules import ClassifierFree
+from jaxdiff.guidance.registry import RULES
+from jaxdiff.guidance.rule import Dials
 from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -91,8 +92,8 @@ def make_sampler(
             network,
             params,
             stack_streams(null, encode(ids)),
-            jnp.full(len(ids), objective.sample_scale, jnp.float32),
-            rule=ClassifierFree(),
+            Dials(jnp.full(len(ids), objective.sample_scale, jnp.float32)),
+            rule=RULES["cfg"],
             kind=kind,
         )
         keys = image_keys(range(len(ids)))  # DDIM draws nothing

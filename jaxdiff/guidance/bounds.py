@@ -1,0 +1,98 @@
+"""Repairs of what guidance overdoes: the spread of the output, and the range of the image."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Float, PyTree
+from jaxdiff.diffusion.predictions import Prediction
+from jaxdiff.guidance.classifier_free import Outputs
+from jaxdiff.guidance.rule import Dials, Guidance, Number, Query, Wrapper, check, rule
+
+
+@rule
+class Rescaled(Wrapper):
+    """Guidance rescale (2305.08891, section 3.4), on the network's raw output.
+
+    A share `phi` of the output is brought back to the standard deviation, over each image, of the
+    plain conditional output.
+    """
+
+    phi: Number = 0.7
+
+    def __post_init__(self) -> None:
+        check("phi", self.phi, 0, 1)
+
+    def combine(
+        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+    ) -> tuple[Prediction, PyTree]:
+        """The wrapped rule's prediction with less spread."""
+        prediction, memory = self.of.combine(outputs, query, dials, memory)
+        g, (_, cond) = query.output(prediction), self.ends(outputs, dials)
+        axes = tuple(range(1, g.ndim))
+        wide, wanted = (jnp.std(a, axes, keepdims=True) for a in (g, cond))
+        factor = jnp.where(wide == 0, 1, wanted / jnp.where(wide == 0, 1, wide))
+        return query.predict(g * (self.phi * factor + 1 - self.phi)), memory
+
+    def cheapest(self, scales: Sequence[float]) -> Guidance:
+        """The wrapped rule alone where that is the plain model, whose spread it has."""
+        of = self.of.cheapest(scales)
+        return of if len(of.streams) == 1 else Rescaled(of=of, phi=self.phi)
+
+
+@rule
+class Clipped(Wrapper):
+    """Static thresholding (Imagen, 2205.11487, section 2.3): images are clipped to +-limit."""
+
+    limit: Number = 1.0
+
+    def __post_init__(self) -> None:
+        check("limit", self.limit, 0, 1e6)
+
+    def combine(
+        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+    ) -> tuple[Prediction, PyTree]:
+        """The wrapped rule's image clipped, and the noise that fits it."""
+        prediction, memory = self.of.combine(outputs, query, dials, memory)
+        return self._clip(prediction, query), memory
+
+    def rest(self, cond: Float[Array, "b *d"], query: Query) -> Prediction:
+        """The wrapped rule's image clipped."""
+        return self._clip(self.of.rest(cond, query), query)
+
+    def _clip(self, prediction: Prediction, query: Query) -> Prediction:
+        return query.denoised(jnp.clip(prediction.x0, -self.limit, self.limit))
+
+
+@rule
+class Thresholded(Wrapper):
+    """Dynamic thresholding (Imagen, 2205.11487, section 2.3).
+
+    Each image is clipped to the `percentile` of its own absolute values and shrunk to +-limit, if
+    that percentile is beyond `limit`. Made for pixels in [-1, 1]; latents need a wider limit.
+    """
+
+    percentile: Number = 0.995
+    limit: Number = 1.0
+
+    def __post_init__(self) -> None:
+        check("percentile", self.percentile, 0, 1)
+        check("limit", self.limit, 1e-6, 1e6)
+
+    def combine(
+        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+    ) -> tuple[Prediction, PyTree]:
+        """The wrapped rule's image within its limit, and the noise that fits it."""
+        prediction, memory = self.of.combine(outputs, query, dials, memory)
+        return self._bound(prediction, query), memory
+
+    def rest(self, cond: Float[Array, "b *d"], query: Query) -> Prediction:
+        """The wrapped rule's image within its limit."""
+        return self._bound(self.of.rest(cond, query), query)
+
+    def _bound(self, prediction: Prediction, query: Query) -> Prediction:
+        D = prediction.x0
+        values = jnp.abs(D).reshape(len(D), -1)
+        edge = jnp.maximum(self.limit, jnp.quantile(values, self.percentile, axis=1))
+        edge = edge.reshape(-1, *(1,) * (D.ndim - 1))
+        return query.denoised(jnp.clip(D, -edge, edge) * (self.limit / edge))

@@ -1,0 +1,45 @@
+"""Adaptive projected guidance: less of the part of guidance that only raises contrast."""
+
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Float, PyTree
+from jaxdiff.diffusion.predictions import Prediction, per_image
+from jaxdiff.guidance.classifier_free import Outputs, TwoStreams, along
+from jaxdiff.guidance.rule import Dials, Number, Query, check, rule
+
+
+@rule
+class AdaptiveProjected(TwoStreams):
+    """APG (2410.02416, algorithm 1), on denoised images.
+
+    d = D_cond - D_uncond becomes m = d + momentum m_before, is cut to length `radius`, and is split
+    into a part along D_cond, kept by `eta`, and the rest: D = D_cond + (w - 1) (rest + eta part).
+    With eta = 1, an infinite radius and no momentum it is classifier-free guidance. The length
+    grows as the square root of the number of values in an image.
+    """
+
+    eta: Number = 0.0
+    radius: Number = float("inf")
+    momentum: Number = 0.0  # below 0, as in the paper, it damps what steps have in common
+
+    def __post_init__(self) -> None:
+        check("eta", self.eta, 0, 10)
+        check("radius", self.radius, 0, float("inf"))
+        check("momentum", self.momentum, -1, 1)
+
+    def init(self, x: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
+        """m, nothing yet."""
+        return jnp.zeros_like(x)
+
+    def combine(
+        self, outputs: Outputs, query: Query, dials: Dials, memory: Float[Array, "b *d"]
+    ) -> tuple[Prediction, PyTree]:
+        """The conditional image and the projected guidance."""
+        uncond, cond = (query.predict(end).x0 for end in self.ends(outputs, dials))
+        moved = cond - uncond + self.momentum * memory
+        axes = tuple(range(1, moved.ndim))
+        length = jnp.sqrt(jnp.sum(moved * moved, axes, keepdims=True))
+        shrunk = moved * jnp.minimum(1, self.radius / jnp.where(length == 0, 1, length))
+        part = along(shrunk, cond)
+        step = shrunk - part + self.eta * part
+        return query.denoised(cond + per_image(dials.scale - 1, cond) * step), moved

@@ -1,0 +1,80 @@
+"""The guidance rules by name, and the notation in which users compose them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import one_of
+from jaxdiff.guidance.bounds import Clipped, Rescaled, Thresholded
+from jaxdiff.guidance.classifier_free import ClassifierFree, Conditional, ThreeStreams
+from jaxdiff.guidance.manifold import ManifoldConstrained
+from jaxdiff.guidance.projected import AdaptiveProjected
+from jaxdiff.guidance.rule import Guidance, Wrapper
+from jaxdiff.guidance.timing import Adaptive, Interval, Scheduled
+from jaxdiff.guidance.weaker import Autoguidance, PerturbedAttention
+from jaxdiff.guidance.zero_star import ZeroStar
+
+RULES: dict[str, Guidance] = {
+    "none": Conditional(),
+    "cfg": ClassifierFree(),
+    "three": ThreeStreams(),
+    "apg": AdaptiveProjected(),
+    "cfg-pp": ManifoldConstrained(),
+    "cfg-zero": ZeroStar(),
+    "pag": PerturbedAttention(),
+    "auto": Autoguidance(),
+}
+WRAPPERS: dict[str, type[Wrapper]] = {
+    "rescale": Rescaled,
+    "clip": Clipped,
+    "threshold": Thresholded,
+    "interval": Interval,
+    "adaptive": Adaptive,
+    "schedule": Scheduled,
+}
+
+
+def parse(text: str) -> Guidance:
+    """The rule that a text such as "apg:eta=0.2,radius=15+interval:lo=0.3,hi=5" describes.
+
+    First a rule, then what wraps it from the inside out, each with options. Raises InputError.
+    """
+    first, *others = text.split("+")
+    name, options = _part(first)
+    rule = RULES[one_of("guidance", name, RULES)]
+    rule = dataclasses.replace(rule, **_values(name, rule, options))
+    for part in others:
+        name, options = _part(part)
+        wrapped = WRAPPERS[one_of("guidance", name, WRAPPERS)](of=rule)
+        rule = dataclasses.replace(wrapped, **_values(name, wrapped, options))
+    return rule
+
+
+def _part(text: str) -> tuple[str, dict[str, str]]:
+    """NAME or NAME:OPTION=VALUE,... taken apart."""
+    name, _, rest = text.strip().partition(":")
+    pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+    for key, equals, value in pairs:
+        if not (equals and value):
+            raise InputError(f"guidance: {name}: got {key!r}, expected {key or 'OPTION'}=VALUE")
+    return name, {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _values(name: str, rule: Guidance, options: Mapping[str, str]) -> dict[str, Any]:
+    """Options as values of the types that the rule's fields have."""
+    fields = [f for f in dataclasses.fields(rule) if f.name not in _INTERNAL]
+    known = {f.name: type(getattr(rule, f.name)) for f in fields}
+    values: dict[str, Any] = {}
+    for key, text in options.items():
+        kind = known[one_of(f"guidance: {name}", key, known)]
+        try:
+            values[key] = _FLAGS[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            expected = "true or false" if kind is bool else f"a {kind.__name__}"
+            raise InputError(f"guidance: {key}: got {text!r}, expected {expected}") from None
+    return values
+
+
+_FLAGS = {"true": True, "false": False}
+_INTERNAL = ("of", "prompts", "null")  # set by what is asked for, not by name

@@ -1,0 +1,115 @@
+"""When to guide: between noise levels, until the streams agree, or with a scale that changes."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Bool, Float, PyTree
+from jaxdiff.core.validate import one_of
+from jaxdiff.diffusion.predictions import Prediction
+from jaxdiff.diffusion.timesteps import Level
+from jaxdiff.guidance.classifier_free import Conditional, Outputs
+from jaxdiff.guidance.rule import Dials, Guidance, Number, Query, Wrapper, check, rule
+
+
+@rule
+class Interval(Wrapper):
+    """Guidance in a limited interval (2404.07724, eq. 5): where lo < sigma / alpha <= hi.
+
+    Elsewhere only the plain stream is run, so these steps cost one evaluation. A step is inside or
+    outside as a whole, by the level from which it starts.
+    """
+
+    lo: Number = 0.0
+    hi: Number = float("inf")
+
+    def __post_init__(self) -> None:
+        check("lo", self.lo, 0, float("inf"))
+        check("hi", self.hi, 0, float("inf"))
+
+    def active(self, level: Level, memory: PyTree) -> bool | Bool[Array, ""]:
+        """Inside, if the wrapped rule is active."""
+        inside = jnp.logical_and(self.lo < level.entry, level.entry <= self.hi)
+        return jnp.logical_and(inside, self.of.active(level, memory))
+
+    def cheapest(self, scales: Sequence[float]) -> Guidance:
+        """The plain model alone where the wrapped rule is that."""
+        of = self.of.cheapest(scales)
+        return of if isinstance(of, Conditional) else Interval(of=of, lo=self.lo, hi=self.hi)
+
+
+@rule
+class Adaptive(Wrapper):
+    """Adaptive guidance (2312.12487, section 5): from the step on at which the streams agree,
+    the plain model alone.
+
+    They agree where the cosine between the noise of the two ends reaches `cosine`. Each image
+    decides for itself, so company does not change it; evaluations are saved once all agree.
+    """
+
+    cosine: Number = 0.99
+
+    def __post_init__(self) -> None:
+        check("cosine", self.cosine, -1, 2)
+
+    def init(self, x: Float[Array, "b *d"]) -> PyTree:
+        """The wrapped rule's memory, and which images are done with guidance."""
+        return self.of.init(x), jnp.zeros(len(x), bool)
+
+    def active(self, level: Level, memory: PyTree) -> bool | Bool[Array, ""]:
+        """Until all images are done."""
+        inner, done = memory
+        return jnp.logical_and(~jnp.all(done), self.of.active(level, inner))
+
+    def combine(
+        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+    ) -> tuple[Prediction, PyTree]:
+        """The wrapped rule's prediction for images that are not done, the plain one for others."""
+        inner, done = memory
+        guided, inner = self.of.combine(outputs, query, dials, inner)
+        uncond, cond = self.ends(outputs, dials)
+        plain, off = self.of.rest(cond, query), done.reshape(-1, *(1,) * (cond.ndim - 1))
+        prediction = jax.tree.map(lambda p, g: jnp.where(off, p, g), plain, guided)
+        eps, away = (query.predict(end).eps.reshape(len(done), -1) for end in (cond, uncond))
+        lengths = jnp.sqrt(jnp.sum(eps**2, 1) * jnp.sum(away**2, 1))
+        cosine = jnp.sum(eps * away, 1) / jnp.where(lengths == 0, 1, lengths)
+        return prediction, (inner, done | (cosine >= self.cosine))
+
+    def cheapest(self, scales: Sequence[float]) -> Guidance:
+        """The plain model alone where the wrapped rule is that."""
+        of = self.of.cheapest(scales)
+        return of if isinstance(of, Conditional) else Adaptive(of=of, cosine=self.cosine)
+
+
+# The factor of w - 1 at the share u of the steps that are gone, 0 <= u < 1; its mean is 1.
+CURVES: dict[str, Callable[[Array], Array]] = {
+    "constant": jnp.ones_like,
+    "linear": lambda u: 2 * u,
+    "falling": lambda u: 2 - 2 * u,
+    "cosine": lambda u: 1 - jnp.cos(jnp.pi * u),
+    "peak": lambda u: 1 - jnp.cos(2 * jnp.pi * u),
+}
+
+
+@rule
+class Scheduled(Wrapper):
+    """A scale that changes on the way: 1 + (w - 1) f(u) at the share u of the steps (2404.13040).
+
+    The names of f are in CURVES: linear and cosine rise, falling falls, peak does both.
+    """
+
+    curve: str = "linear"
+
+    def __post_init__(self) -> None:
+        one_of("guidance: curve", self.curve, CURVES)
+
+    def combine(
+        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+    ) -> tuple[Prediction, PyTree]:
+        """The wrapped rule's prediction with the scale of this step."""
+        level = query.level
+        share = jnp.asarray(level.step, jnp.float32) / level.steps
+        factor = CURVES[self.curve](share).astype(dials.scale.dtype)
+        now = dials._replace(scale=1 + (dials.scale - 1) * factor)
+        return self.of.combine(outputs, query, now, memory)

@@ -1,0 +1,50 @@
+"""CFG-Zero*: a null stream scaled to fit the conditional one, and first steps that stand still."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Float, PyTree
+from jaxdiff.diffusion.predictions import Prediction
+from jaxdiff.guidance.classifier_free import Outputs, TwoStreams
+from jaxdiff.guidance.rule import Dials, Guidance, Query, extrapolate, rule
+
+FLOW = "flow_prediction"
+
+
+@rule
+class ZeroStar(TwoStreams):
+    """CFG-Zero* (2503.18886, algorithm 1), on the velocities v = eps - D.
+
+    v = k v_uncond + w (v_cond - k v_uncond), with k v_uncond the component of v_cond along
+    v_uncond. In the first `zero_steps` steps v is 0. Any path is that of a flow once it is divided
+    by alpha + sigma, so the velocity of other networks means the same. At w = 0 it is k v_uncond.
+    """
+
+    zero_steps: int = 1
+
+    def combine(
+        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+    ) -> tuple[Prediction, PyTree]:
+        """The prediction that means the combined velocity."""
+        uncond, cond = (_velocity(query.predict(end)) for end in self.ends(outputs, dials))
+        axes = tuple(range(1, cond.ndim))
+        dot, square = (jnp.sum(a * uncond, axes, keepdims=True) for a in (cond, uncond))
+        v = extrapolate(dot / (square + 1e-8) * uncond, cond, dials.scale)
+        return query.predict(jnp.where(self._still(query), 0, v), FLOW), memory
+
+    def rest(self, cond: Float[Array, "b *d"], query: Query) -> Prediction:
+        """The plain velocity, or none in the first steps."""
+        v = _velocity(query.predict(cond))
+        return query.predict(jnp.where(self._still(query), 0, v), FLOW)
+
+    def cheapest(self, scales: Sequence[float]) -> Guidance:
+        """Itself: at w = 1 too the first steps stand still."""
+        return self
+
+    def _still(self, query: Query) -> Array:
+        return jnp.asarray(query.level.step < self.zero_steps)
+
+
+def _velocity(prediction: Prediction) -> Float[Array, "b *d"]:
+    return prediction.eps - prediction.x0
