@@ -1,12 +1,12 @@
 """What is to be drawn: one `Job` per picture, from arguments or from a file of prompts."""
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jaxdiff.checkpoints.jsonfiles import parse_object
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
@@ -32,14 +32,6 @@ class PromptLine:
     guidance_scale: float | None = None
     seed: int | None = None
     num_images: int | None = None
-
-
-TYPES: dict[str, tuple[type, ...]] = {
-    "negative_prompt": (str,),
-    "guidance_scale": (int, float),
-    "seed": (int,),
-    "num_images": (int,),
-}
 
 
 def slug(prompt: str) -> str:
@@ -75,18 +67,7 @@ def _plain_line(line: str, source: str) -> PromptLine:
 
 
 def _json_line(line: str, source: str) -> PromptLine:
-    try:
-        mapping: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{source}: got invalid JSON ({error}), expected an object") from None
-    if not isinstance(mapping, dict) or not isinstance(mapping.get("prompt"), str):
-        raise InputError(f'{source}: got {line[:60]}, expected an object with a "prompt"')
-    for name, value in mapping.items():
-        kinds = TYPES.get(name)
-        if kinds and not (type(value) in kinds or value is None):
-            expected = " or ".join(kind.__name__ for kind in kinds)
-            raise InputError(f"{source}: {name}: got {value!r:.60}, expected {expected}")
-    return from_mapping(PromptLine, mapping, source=source)
+    return from_mapping(PromptLine, parse_object(line.encode(), source), source=source)
 
 
 def expand(

@@ -38,14 +38,17 @@ def test_plain_lines(tmp_path):
     ("text", "message"),
     [
         ('{"prompt": "a"}\n{"prompt": ', r"prompts\.jsonl:2: got invalid JSON"),
-        ('["a"]', r"prompts\.jsonl:1: .*expected an object with a \"prompt\""),
+        ('["a"]', r"prompts\.jsonl:1: got a JSON list, expected an object"),
+        ('{"seed": 1}', r"prompts\.jsonl:1: got no field 'prompt'"),
+        ('{"prompt": null}', r"prompts\.jsonl:1: prompt: got None, expected a text"),
+        ('{"prompt": "a", "prompt": "b"}', r"jsonl:1: got the key 'prompt' twice"),
         ('{"prompt": "a", "sede": 1}', r"prompts\.jsonl:1: field: got 'sede', .*'seed'"),
         ("\n", r"got no line"),
-        ('{"prompt": "a", "seed": "7"}', r"prompts\.jsonl:1: seed: got '7', expected int"),
-        ('{"prompt": "a", "seed": true}', r"seed: got True, expected int"),
-        ('{"prompt": "a", "num_images": 2.5}', r"num_images: got 2\.5, expected int"),
-        ('{"prompt": "a", "guidance_scale": "high"}', r"got 'high', expected int or float"),
-        ('{"prompt": "a", "negative_prompt": 3}', r"negative_prompt: got 3, expected str"),
+        ('{"prompt": "a", "seed": "7"}', r"prompts\.jsonl:1: seed: got '7', expected an integer"),
+        ('{"prompt": "a", "seed": true}', r"seed: got True, expected an integer"),
+        ('{"prompt": "a", "num_images": 2.5}', r"num_images: got 2\.5, expected an integer"),
+        ('{"prompt": "a", "guidance_scale": "high"}', r"got 'high', expected a number"),
+        ('{"prompt": "a", "negative_prompt": 3}', r"negative_prompt: got 3, expected a text"),
     ],
 )
 def test_bad_lines_name_the_line(tmp_path, text, message):
