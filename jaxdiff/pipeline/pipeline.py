@@ -19,7 +19,7 @@ from jaxdiff.core.types import NDArray
 from jaxdiff.core.validate import one_of, positive
 from jaxdiff.diffusion.predictions import KINDS
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.diffusion.timesteps import GridOptions
+from jaxdiff.diffusion.timesteps import Grid, GridOptions
 from jaxdiff.guidance.rules import rule_for
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -154,9 +154,12 @@ class Pipeline:
         else:
             options |= self._of_image(image, mask, options)
         cell = self.vae.config.downscale
-        return resolve(
+        request = resolve(
             self.defaults, prompt, images=given.count_of(image), pixels_per_cell=cell, **options
         )
+        if image is not None or request.denoising_end is not None:
+            self._steps(request)  # where none is left, now and not when it is drawn
+        return request
 
     def _of_image(
         self, image: given.Given, mask: given.Given, options: Mapping[str, Any]
@@ -340,15 +343,7 @@ class Pipeline:
         tile: int | None,
         report: Report | None,
     ) -> Plan:
-        grid = make_grid(
-            self.schedule,
-            request.sampler,
-            request.steps,
-            kind=self.prediction_type,
-            spacing=request.timesteps,
-            options=self.grid_options,
-        )
-        times = np.asarray(grid.t)[: int(grid.steps)]
+        grid, span = self._steps(request)
         if request.denoising_start is not None:
             start = "latents"
         elif origin.image is None or (origin.mask is not None and request.strength == 1):
@@ -358,13 +353,26 @@ class Pipeline:
         return Plan(
             request=request,
             grid=grid,
-            span=request.span(times, self.schedule.levels),
+            span=span,
             rule=rule_for(request.guidance_scales),
             start=start,
             decode=decode,
             tile=tile,
             report=report,
         )
+
+    def _steps(self, request: Request) -> tuple[Grid, tuple[int, int]]:
+        """The grid of a request, and which of its steps are run."""
+        grid = make_grid(
+            self.schedule,
+            request.sampler,
+            request.steps,
+            kind=self.prediction_type,
+            spacing=request.timesteps,
+            options=self.grid_options,
+        )
+        times = np.asarray(grid.t)[: int(grid.steps)]
+        return grid, request.span(times, self.schedule.levels)
 
     def _inputs(self, plan: Plan, origin: Given, size: int) -> Iterator[tuple[list[int], Inputs]]:
         """The images' inputs in batches; a warning where words find no room."""

@@ -12,6 +12,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.timesteps import SPACINGS
+from jaxdiff.pipeline.prompts import parse
 from jaxdiff.samplers.registry import SAMPLERS, STAND_INS, sampler_name
 
 MAX_SCALE = 1000.0
@@ -240,6 +241,9 @@ def _check(request: Request, pixels_per_cell: int) -> None:
     for name in ("original_size", "crop_top_left", "target_size"):
         for length in getattr(request, name) or ():
             in_range(name, length, 0, MAX_SIZE)
+    if request.prompt_syntax:
+        for text in (*request.prompts, *request.negative_prompts):
+            parse(text or "")
     for scale in request.guidance_scales:
         _check_scale(scale)
     for seed in request.seeds:
