@@ -16,6 +16,8 @@ from jaxdiff.core.configs import named
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, positive
 
+TEXTS = ("prompt_2", "negative_prompt", "negative_prompt_2")  # beside the prompt
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -29,6 +31,10 @@ class Options:
     """A diffusers folder, a checkpoint file or a Hub repository; left out: the embedded model."""
     negative_prompt: str | None = None
     """What to keep out of the picture."""
+    prompt_2: str | None = None
+    """What the second text encoder of SDXL reads; left out: the same text."""
+    negative_prompt_2: str | None = None
+    """The same for what to keep out."""
     guidance_scale: float | None = None
     """Strength of the guidance: 0 ignores the prompt, 1 is the plain conditional model."""
     steps: int | None = None
@@ -136,7 +142,7 @@ def _jobs(options: Options) -> list[Job]:
 
 def _common(options: Options) -> PromptLine:
     """What holds for all prompts that do not say otherwise."""
-    shared = ("negative_prompt", "guidance_scale", "strength", "seed", "num_images")
+    shared = (*TEXTS, "guidance_scale", "strength", "seed", "num_images")
     return PromptLine(
         prompt="",
         image=None if options.image is None else str(options.image),
@@ -176,7 +182,7 @@ def _arguments(options: Options, jobs: Sequence[Job]) -> dict[str, Any]:
     return given | {
         **{name: getattr(options, name) for name in names},
         "prompt": [asks.prompt for asks in asked],
-        "negative_prompt": [asks.negative_prompt for asks in asked],
+        **{name: [getattr(asks, name) for asks in asked] for name in TEXTS},
         "guidance_scale": None if None in scales else scales,
         "strength": asked[0].strength,
         "seed": [job.seed for job in jobs],

@@ -16,7 +16,9 @@ class PromptLine:
     """One line of a prompt file; what it leaves out comes from the command line."""
 
     prompt: str
+    prompt_2: str | None = None
     negative_prompt: str | None = None
+    negative_prompt_2: str | None = None
     guidance_scale: float | None = None
     image: str | None = None  # a file, relative to the prompt file's folder
     mask: str | None = None

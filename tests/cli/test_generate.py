@@ -128,6 +128,8 @@ def test_a_picture_does_not_depend_on_its_neighbours(batch_job, model, tmp_path)
         (["a", "--steps", "1001"], "steps: got 1001"),
         (["a", "--height", "3"], "height: got 3, expected a multiple of 2"),
         (["a", "--dtype", "int8"], "dtype: got 'int8'"),
+        (["a", "--prompt-2", "b"], "prompt_2: got 'b', expected none for one text encoder"),
+        (["a", "--negative-prompt-2", "b"], "negative_prompt_2: got 'b', expected none for"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_code_2(model, tmp_path, capsys, arguments, message):
@@ -306,6 +308,7 @@ def test_a_picture_of_words_is_not_one_that_began_with_an_image(model, tmp_path,
         ({"image": "a.png", "strength": 2}, [], r"{file}:2: strength: got 2"),
         ({"image": "a.png", "strength": 0.1}, [], r"{file}:2: steps: got 4 with strength 0.1"),
         ({"guidance_scale": -1}, [], r"{file}:2: guidance_scale: got -1"),
+        ({"prompt_2": "b"}, [], r"{file}:2: prompt_2: got 'b', expected none"),
         ({"prompt": "(a:1000)"}, [], r"{file}:2: prompt: got weight 1000"),
         ({}, ["--strength", "0.5"], r"strength: got 0.5 without an image"),
         ({}, ["--steps", "1001"], r"steps: got 1001"),
