@@ -9,13 +9,15 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdiff.checkpoints import flax_layout
 from jaxdiff.checkpoints.atomic import new_folder
-from jaxdiff.checkpoints.configs import named, updated
+from jaxdiff.checkpoints.configs import updated
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.checkpoints.kinds import KINDS, Configs, Kind, arguments, class_name_of, fields
 from jaxdiff.checkpoints.loading import Placement, fill, pending, stored_dtype
 from jaxdiff.checkpoints.tensors import Entry, Pending, write_tensors
 from jaxdiff.checkpoints.weights import find_weights, read_weights
+from jaxdiff.core.configs import named
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of
@@ -108,12 +110,26 @@ def write_component(
         write_files(new, component, dtype=dtype)
 
 
-def write_files(folder: pathlib.Path, component: Component, *, dtype: Dtype | None = None) -> None:
-    """Write config.json and weights into the existing `folder`."""
-    kind = KINDS[class_name_of(component.module)]
-    tensors = pending(component.module, dtype=dtype)
-    write_object(folder / CONFIG, _config(kind, component, tensors))
-    write_tensors(folder / f"{kind.stem}.safetensors", tensors)
+def write_files(
+    folder: pathlib.Path,
+    component: Component,
+    *,
+    dtype: Dtype | None = None,
+    flax: bool = False,
+) -> None:
+    """Write config.json and weights, in PyTorch's layout or legacy Flax's, into `folder`."""
+    module = component.module
+    kind = KINDS[class_name_of(module)]
+    tensors = pending(module, dtype=dtype)
+    config = _config(kind, component, tensors)
+    if flax:
+        if kind.library == "diffusers":
+            config["_class_name"] = flax_layout.PREFIX + kind.name
+        weights_file = folder / f"{flax_layout.STEMS[kind.library]}.msgpack"
+        flax_layout.write_flax(weights_file, module, class_name=kind.name, dtype=dtype)
+    else:
+        write_tensors(folder / f"{kind.stem}.safetensors", tensors)
+    write_object(folder / CONFIG, config)
 
 
 def _config(kind: Kind, component: Component, tensors: Mapping[str, Pending]) -> dict[str, Any]:

@@ -5,23 +5,13 @@ carry the settings of every model there is, from beam search to label names. Wha
 the network nor is known here is an error: it may well change the network.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from jaxdiff.core.configs import from_mapping
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.configs import from_mapping, named
 
 C = TypeVar("C")
-
-_JSON: dict[Any, str] = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-    type(None): "null",
-}
 
 # fmt: off
 # Settings of transformers' PretrainedConfig, any version, that leave a CLIP tower as it is.
@@ -68,47 +58,11 @@ def from_transformers(cls: type[C], raw: Mapping[str, Any], *, source: str) -> C
     return _from(cls, known, _TRANSFORMERS, source)
 
 
-@contextlib.contextmanager
-def named(source: str) -> Iterator[None]:
-    """Put `source` in front of an InputError that does not name it."""
-    try:
-        yield
-    except InputError as error:
-        raise error if source in str(error) else InputError(f"{source}: {error}") from None
-
-
 def _from(cls: type[C], raw: Mapping[str, Any], foreign: frozenset[str], source: str) -> C:
-    hints = get_type_hints(cls)
-    kept = {k: v for k, v in raw.items() if k in hints or k not in foreign}
-    for name, value in kept.items():
-        if name in hints and not _fits(value, hints[name]):
-            raise InputError(
-                f"{source}: {name}: got {value!r:.80}, expected {_spelled(hints[name])}"
-            )
+    fields = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    kept = {k: v for k, v in raw.items() if k in fields or k not in foreign}
     with named(source):
         return from_mapping(cls, kept, source=source)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of the type `hint`: a scalar, a list of one type, or a choice."""
-    if hint is Any:
-        return True
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, choice) for choice in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, list | tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _spelled(hint: Any) -> str:
-    """A type as JSON calls its values."""
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_spelled(choice) for choice in get_args(hint))
-    if get_origin(hint) is tuple:
-        return f"a list, each {_spelled(get_args(hint)[0])}"
-    return _JSON.get(hint, str(hint))
 
 
 def updated(

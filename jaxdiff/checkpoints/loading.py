@@ -111,14 +111,27 @@ def _pending(path: str, array: Any, dtype: Dtype | None) -> Pending:
 
 def _fetch(array: Any, kind: np.dtype, path: str) -> np.ndarray:
     """The values of a weight in PyTorch's layout and in C order."""
-    try:
-        host = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        return np.ascontiguousarray(to_torch(np.asarray(array).astype(kind, copy=False), path))
-    # By way of the CPU device, since an array on another one keeps the host copy that it gives.
-    values = np.asarray(jax.device_put(array, host)).astype(kind, copy=False)
+    values = to_torch(on_host(array, kind), path)
+    host = _cpu()
     # XLA transposes several times faster than numpy.
-    return np.asarray(jax.device_put(to_torch(values, path), host))
+    return np.ascontiguousarray(values if host is None else jax.device_put(values, host))
+
+
+def on_host(array: Any, kind: np.dtype) -> np.ndarray:
+    """The values of a weight in the dtype `kind`.
+
+    By way of the CPU device, since an array on another one keeps the host copy that it gives.
+    """
+    host = _cpu()
+    values = np.asarray(array if host is None else jax.device_put(array, host))
+    return values.astype(kind, copy=False)
+
+
+def _cpu() -> jax.Device | None:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return None
 
 
 def _misfit(entry: Entry, path: str, shape: tuple[int, ...]) -> str:

@@ -9,7 +9,7 @@ import re
 # A buffer that old transformers saved; it holds 0, 1, 2, ...
 _BUFFER = re.compile(r"(^|\.)position_ids$")
 _OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)\.")
-_NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _BARE_CLIP = re.compile(r"(embeddings|encoder|final_layer_norm|pre_layrnorm|post_layernorm)\.")
 
 
@@ -26,5 +26,5 @@ def canonical(name: str, *, class_name: str) -> str | None:
             return f"{prefix}.{name}"
     if class_name == "AutoencoderKL":
         # diffusers before 0.17
-        return _OLD_ATTENTION.sub(lambda m: f"{m[1]}{_NEW_ATTENTION[m[2]]}.", name)
+        return _OLD_ATTENTION.sub(lambda m: f"{m[1]}{NEW_ATTENTION[m[2]]}.", name)
     return name

@@ -1,7 +1,7 @@
 """Pipeline folders of diffusers: model_index.json, a folder per component, and back.
 
-model_index.json names the class of every component as `[library, class]`, or `[null, null]` for one
-that is absent; plain values are options of the pipeline. What it does not name is not read. An
+model_index.json names the class of every component as `[library, class]`; the class of one that is
+absent is null. Plain values are options of the pipeline. What it does not name is not read. An
 optional jaxdiff.json holds the defaults of this model for jaxdiff (guidance scale, steps, ...).
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxdiff.checkpoints.atomic import new_folder
 from jaxdiff.checkpoints.components import Component, read_component, write_files
+from jaxdiff.checkpoints.flax_layout import flax_index
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.checkpoints.kinds import KINDS, class_name_of
 from jaxdiff.checkpoints.loading import Placement
@@ -95,24 +96,33 @@ def read_pipeline(
 
 
 def write_pipeline(
-    folder: str | pathlib.Path, parts: PipelineParts, *, dtype: Dtype | None = None
+    folder: str | pathlib.Path,
+    parts: PipelineParts,
+    *,
+    dtype: Dtype | None = None,
+    flax: bool = False,
 ) -> None:
     """Write a folder that diffusers loads; it appears whole or not at all.
 
-    `dtype` converts the weights, None keeps them. A pipeline folder in its place is replaced,
-    where other files beside the components stay; any other folder must be empty.
+    `dtype` converts the weights, None keeps them. `flax` writes what diffusers' former Flax classes
+    load. A pipeline folder in its place is replaced, where other files beside the components stay;
+    any other folder must be empty. InputError for a class that Flax had no counterpart of.
     """
+    index, scheduler = _index_of(parts), dict(parts.scheduler)
+    if flax:
+        index = flax_index(index)
+        scheduler["_class_name"] = index[SCHEDULER][1]
     with new_folder(pathlib.Path(folder), marker=INDEX, stale=(DEFAULTS,)) as new:
         for name, component in parts.components.items():
             (new / name).mkdir()
-            write_files(new / name, component, dtype=dtype)
+            write_files(new / name, component, dtype=dtype, flax=flax)
         for name, tokenizer in parts.tokenizers.items():
             write_tokenizer(new / name, tokenizer)
         (new / SCHEDULER).mkdir()
-        write_object(new / SCHEDULER / "scheduler_config.json", parts.scheduler)
+        write_object(new / SCHEDULER / "scheduler_config.json", scheduler)
         if parts.defaults:
             write_object(new / DEFAULTS, parts.defaults)
-        write_object(new / INDEX, _index_of(parts))
+        write_object(new / INDEX, index)
 
 
 def _read_index(folder: pathlib.Path) -> dict[str, Any]:
@@ -143,7 +153,8 @@ def _classes(index: Mapping[str, Any], source: str) -> dict[str, str | None]:
         if not isinstance(value, list):
             continue
         # The name is a folder's too, and must not lead out of this one.
-        texts = all(isinstance(v, str) for v in value) or value == [None, None]
+        absent = value[1:] == [None] and isinstance(value[0], str | None)
+        texts = absent or all(isinstance(v, str) for v in value)
         if len(value) != 2 or not texts or not re.fullmatch(r"\w+", name):
             raise InputError(
                 f"{source}: got {name!r:.80}: {value!r:.80}, expected [library, class]"

@@ -1,4 +1,4 @@
-"""`jaxdiff convert`: a checkpoint of any layout as a diffusers folder, or as a single file."""
+"""`jaxdiff convert`: a checkpoint of any layout as a folder of diffusers, or as a single file."""
 
 import dataclasses
 import pathlib
@@ -11,8 +11,10 @@ from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.checkpoints.single_file import write_single_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
+from jaxdiff.core.validate import one_of
 
 SINGLE = ".safetensors"
+FORMATS = ("diffusers", "original", "flax")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,8 @@ class Options:
     """A diffusers folder (also one of Flax), a .safetensors or .ckpt file, a Hub repository."""
     output: tyro.conf.Positional[pathlib.Path]
     """The diffusers folder to write, or a file whose name ends in .safetensors."""
+    format: str | None = None
+    """diffusers, original (one file) or flax (a folder for diffusers' former Flax classes)."""
     dtype: str | None = None
     """Of the stored weights: float32, bfloat16 or float16; left out: as they are."""
     variant: str | None = None
@@ -35,16 +39,25 @@ def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, read, write. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff convert")
     dtype = None if options.dtype is None else dtype_of(options.dtype)
-    if options.output.suffix in (".ckpt", ".pt", ".bin", ".pth"):
-        raise InputError(f"output: got {options.output}, expected a folder or FILE{SINGLE}")
+    layout = options.format or ("original" if options.output.suffix == SINGLE else "diffusers")
+    _check(options.output, one_of("format", layout, FORMATS))
     parts = read_model(
         options.source, variant=options.variant, prediction_type=options.prediction_type
     )
-    if options.output.suffix == SINGLE:
+    if layout == "original":
         write_single_file(options.output, parts, dtype=dtype)
         files = [options.output]
     else:
-        write_pipeline(options.output, parts, dtype=dtype)
+        write_pipeline(options.output, parts, dtype=dtype, flax=layout == "flax")
         files = [path for path in options.output.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     print(f"{options.output}: {parts.class_name}, {size / 1e6:.1f} MB")
+
+
+def _check(output: pathlib.Path, layout: str) -> None:
+    """InputError for a file's name where a folder is to be written, and the other way round."""
+    expected = f"FILE{SINGLE}" if layout == "original" else "a folder"
+    if (output.suffix == SINGLE) != (layout == "original"):
+        raise InputError(f"output: got {output}, expected {expected} for the format {layout}")
+    if output.suffix in (".ckpt", ".pt", ".bin", ".pth", ".msgpack"):
+        raise InputError(f"output: got {output}, expected a folder or FILE{SINGLE}")

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -12,8 +12,11 @@ import tyro
 from jaxdiff.cli import pictures
 from jaxdiff.cli.generate_terminal import Progress, print_report
 from jaxdiff.cli.jobs import Job, PromptLine, expand, read_lines
+from jaxdiff.core.configs import named
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.validate import positive
+from jaxdiff.core.validate import in_range, positive
+
+TEXTS = ("prompt_2", "negative_prompt", "negative_prompt_2")  # beside the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,10 @@ class Options:
     """A diffusers folder, a checkpoint file or a Hub repository; left out: the embedded model."""
     negative_prompt: str | None = None
     """What to keep out of the picture."""
+    prompt_2: str | None = None
+    """What the second text encoder of SDXL reads; left out: the same text."""
+    negative_prompt_2: str | None = None
+    """The same for what to keep out."""
     guidance_scale: float | None = None
     """Strength of the guidance: 0 ignores the prompt, 1 is the plain conditional model."""
     steps: int | None = None
@@ -113,30 +120,35 @@ def _jobs(options: Options) -> list[Job]:
     if bool(options.prompt) == (options.prompts is not None):
         raise InputError("prompt: got none or both, expected a PROMPT or --prompts FILE")
     positive("num_images", options.num_images)
+    in_range("seed", options.seed, 0, 2**32 - 1)
     positive("batch_size", options.batch_size)
-    lines = (
-        [PromptLine(prompt=text) for text in options.prompt]
-        if options.prompts is None
-        else read_lines(options.prompts)
-    )
-    jobs = list(
-        expand(
-            lines,
-            numbered=options.prompts is not None,
-            seed=options.seed,
-            num_images=options.num_images,
-            negative_prompt=options.negative_prompt,
-            guidance_scale=options.guidance_scale,
-        )
-    )
+    lines = [("", PromptLine(prompt=text)) for text in options.prompt]
+    if options.prompts is not None:
+        lines = read_lines(options.prompts)
+    jobs = list(expand(lines, _common(options), numbered=options.prompts is not None))
+    for name in ("mask", "strength"):
+        value = getattr(options, name)
+        if value is not None and all(job.asks.image is None for job in jobs):
+            raise InputError(f"{name}: got {value} without an image, expected both")
     by_name: dict[str, Job] = {}
     for job in jobs:
         if by_name.setdefault(job.name, job) != job:
             raise InputError(
-                f"prompt: got {by_name[job.name].prompt!r:.60} and {job.prompt!r:.60}, which would "
-                f"both be {job.name}.png, expected one of them, or a file for --prompts"
+                f"prompt: got {by_name[job.name].asks.prompt!r:.60} and {job.asks.prompt!r:.60}, "
+                f"which would both be {job.name}.png, expected one of them, or a file for --prompts"
             )
     return list(by_name.values())
+
+
+def _common(options: Options) -> PromptLine:
+    """What holds for all prompts that do not say otherwise."""
+    shared = (*TEXTS, "guidance_scale", "strength", "seed", "num_images")
+    return PromptLine(
+        prompt="",
+        image=None if options.image is None else str(options.image),
+        mask=None if options.mask is None else str(options.mask),
+        **{name: getattr(options, name) for name in shared},
+    )
 
 
 def _plan(pipe: Any, options: Options, jobs: Sequence[Job]) -> list[tuple[Job, dict[str, Any]]]:
@@ -146,26 +158,42 @@ def _plan(pipe: Any, options: Options, jobs: Sequence[Job]) -> list[tuple[Job, d
         model["loras"] = pipe.loras
     if pipe.added_words:
         model["embeddings"] = list(pipe.added_words)
-    return [(job, model | pipe.resolve(**_arguments(options, [job])).settings(0)) for job in jobs]
+    plan, digest = [], functools.cache(pictures.digest)
+    # First without any prompt: what the command line says is the fault of no line.
+    (bare,) = expand([("", PromptLine(prompt="", num_images=1))], _common(options), numbered=True)
+    pipe.resolve(**_arguments(options, [bare]))
+    for job in jobs:
+        with named(job.source):
+            request = pipe.resolve(**_arguments(options, [job]))
+            plan.append((job, model | _files(job, digest) | request.settings(0)))
+    return plan
 
 
 def _arguments(options: Options, jobs: Sequence[Job]) -> dict[str, Any]:
-    """What the pipeline is called with for these jobs."""
-    names = ("steps", "sampler", "timesteps", "strength", "clip_skip")
-    shared = {name: getattr(options, name) for name in names}
-    for name in ("image", "mask"):
-        if getattr(options, name) is not None:
-            shared[name] = pictures.read(name, getattr(options, name))
-    scales = [job.guidance_scale for job in jobs]
-    return shared | {
-        "prompt": [job.prompt for job in jobs],
-        "negative_prompt": [job.negative_prompt for job in jobs],
+    """What the pipeline is called with for these jobs, which are alike."""
+    names = ("steps", "sampler", "timesteps", "clip_skip", "height", "width")
+    asked = [job.asks for job in jobs]
+    scales = [asks.guidance_scale for asks in asked]
+    given = {
+        name: [pictures.read(name, pathlib.Path(path)) for path in paths]
+        for name in ("image", "mask")
+        if None not in (paths := [getattr(asks, name) for asks in asked])
+    }
+    return given | {
+        **{name: getattr(options, name) for name in names},
+        "prompt": [asks.prompt for asks in asked],
+        **{name: [getattr(asks, name) for asks in asked] for name in TEXTS},
         "guidance_scale": None if None in scales else scales,
+        "strength": asked[0].strength,
         "seed": [job.seed for job in jobs],
-        "height": options.height,
-        "width": options.width,
         "prompt_syntax": False if options.literal else None,
     }
+
+
+def _files(job: Job, digest: Callable[[pathlib.Path], str]) -> dict[str, Any]:
+    """What a picture's settings say of the files that it began with."""
+    paths = {name: pathlib.Path(getattr(job.asks, name) or "") for name in ("image", "mask")}
+    return {name: f"{path.name} {digest(path)}" for name, path in paths.items() if path.name}
 
 
 def _path_and_scale(lora: str) -> tuple[str, float]:
@@ -178,12 +206,8 @@ def _path_and_scale(lora: str) -> tuple[str, float]:
 
 
 def _passes(options: Options) -> dict[str, Any]:
-    """What the pictures' settings say of given pictures and of second passes."""
+    """What the pictures' settings say of second passes."""
     said: dict[str, Any] = {}
-    for name in ("image", "mask"):
-        path = getattr(options, name)
-        if path is not None:
-            said[name] = f"{path.name} {pictures.digest(path)}"
     if options.hires_scale is not None:
         if options.refiner is not None:
             raise InputError("hires_scale: got it with a refiner, expected one of them")
@@ -215,11 +239,12 @@ def _missing(options: Options, job: Job, settings: dict[str, Any]) -> bool:
     there = pictures.settings_of(path)
     if there is None:
         return True
-    differ = [name for name in settings if there.get(name) != settings[name]]
+    # What either of them says: a picture that began with an image is none of words alone.
+    differ = [name for name in settings | there if there.get(name) != settings.get(name)]
     if differ:
         raise InputError(
             f"output: got {path}, made with {differ[0]} {there.get(differ[0])!r} instead of "
-            f"{settings[differ[0]]!r}, expected another --output folder"
+            f"{settings.get(differ[0])!r}, expected another --output folder"
         )
     return False
 
@@ -234,8 +259,7 @@ def _draw(
     size = min(options.batch_size, max(len(todo), 1))
     total = {"compile_s": 0.0, "encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
     _make_folder(options.output)
-    for first in range(0, len(todo), size):
-        batch = todo[first : first + size]
+    for batch in _batches(todo, size):
         arguments = _arguments(options, [job for job, _ in batch])
         arguments["guidance_scale"] = [settings["guidance_scale"] for _, settings in batch]
         progress.begin(len(batch))
@@ -244,6 +268,20 @@ def _draw(
             pictures.write(options.output / f"{job.name}.png", image, settings)
         total = {name: total[name] + out.timings[name] for name in total}
     return total
+
+
+def _batches(
+    todo: Sequence[tuple[Job, dict[str, Any]]], size: int
+) -> Iterator[Sequence[tuple[Job, dict[str, Any]]]]:
+    """Batches of at most `size` jobs that one call can draw: as large, begun in the same way."""
+    alike: dict[Any, list[tuple[Job, dict[str, Any]]]] = {}
+    for job, settings in todo:
+        begun = ("image" in settings, "mask" in settings, settings.get("strength"))
+        key = (settings["height"], settings["width"], *begun)
+        alike.setdefault(key, []).append((job, settings))
+    for group in alike.values():
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
 
 
 def _drawing(timings: dict[str, float]) -> float:

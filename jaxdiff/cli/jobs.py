@@ -1,26 +1,14 @@
 """What is to be drawn: one `Job` per picture, from arguments or from a file of prompts."""
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from jaxdiff.core.configs import from_mapping
+from jaxdiff.checkpoints.jsonfiles import parse_object
+from jaxdiff.core.configs import from_mapping, named
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """One picture; `name` is its file name without suffix, None means the model's default."""
-
-    name: str
-    prompt: str
-    negative_prompt: str | None
-    guidance_scale: float | None
-    seed: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,18 +16,28 @@ class PromptLine:
     """One line of a prompt file; what it leaves out comes from the command line."""
 
     prompt: str
+    prompt_2: str | None = None
     negative_prompt: str | None = None
+    negative_prompt_2: str | None = None
     guidance_scale: float | None = None
+    image: str | None = None  # a file, relative to the prompt file's folder
+    mask: str | None = None
+    strength: float | None = None
     seed: int | None = None
     num_images: int | None = None
 
 
-TYPES: dict[str, tuple[type, ...]] = {
-    "negative_prompt": (str,),
-    "guidance_scale": (int, float),
-    "seed": (int,),
-    "num_images": (int,),
-}
+Line = tuple[str, PromptLine]  # FILE:LINE, "" on the command line, and what is said there
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One picture; None in what it `asks` means the model's default."""
+
+    name: str  # of the file, without suffix
+    source: str  # FILE:LINE
+    asks: PromptLine
+    seed: int
 
 
 def slug(prompt: str) -> str:
@@ -47,7 +45,7 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:80] or "image"
 
 
-def read_lines(path: pathlib.Path) -> list[PromptLine]:
+def read_lines(path: pathlib.Path) -> list[Line]:
     """The prompts of a file: JSON lines (`{"prompt": ..., "seed": ...}`) or one prompt a line.
 
     Empty lines are skipped. Raises InputError with the line's number.
@@ -58,59 +56,51 @@ def read_lines(path: pathlib.Path) -> list[PromptLine]:
         raise InputError(f"prompts: got {path} ({error.strerror}), expected a text file") from None
     except UnicodeDecodeError:
         raise InputError(f"prompts: got {path} (not UTF-8), expected a text file") from None
-    read = _json_line if path.suffix == ".jsonl" else _plain_line
-    lines = [
-        read(line.strip(), f"{path}:{number}")
-        for number, line in enumerate(text.split("\n"), 1)
-        if line.strip()
-    ]
+    lines: list[Line] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        source, said = f"{path}:{number}", line.strip()
+        if said and path.suffix == ".jsonl":
+            lines.append((source, _json_line(said, source, path.parent)))
+        elif said:
+            lines.append((source, PromptLine(prompt=said)))
     if not lines:
         raise InputError(f"prompts: got no line in {path}, expected at least one prompt")
     return lines
 
 
-def _plain_line(line: str, source: str) -> PromptLine:
-    del source
-    return PromptLine(prompt=line)
+def _json_line(line: str, source: str, folder: pathlib.Path) -> PromptLine:
+    said = from_mapping(PromptLine, parse_object(line.encode(), source), source=source)
+    files = {name: getattr(said, name) for name in ("image", "mask")}
+    found = {name: str(folder / file) for name, file in files.items() if file is not None}
+    return dataclasses.replace(said, **found)
 
 
-def _json_line(line: str, source: str) -> PromptLine:
-    try:
-        mapping: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{source}: got invalid JSON ({error}), expected an object") from None
-    if not isinstance(mapping, dict) or not isinstance(mapping.get("prompt"), str):
-        raise InputError(f'{source}: got {line[:60]}, expected an object with a "prompt"')
-    for name, value in mapping.items():
-        kinds = TYPES.get(name)
-        if kinds and not (type(value) in kinds or value is None):
-            expected = " or ".join(kind.__name__ for kind in kinds)
-            raise InputError(f"{source}: {name}: got {value!r:.60}, expected {expected}")
-    return from_mapping(PromptLine, mapping, source=source)
-
-
-def expand(
-    lines: Sequence[PromptLine], *, numbered: bool, seed: int, num_images: int, **common: Any
-) -> Iterator[Job]:
+def expand(lines: Sequence[Line], common: PromptLine, *, numbered: bool) -> Iterator[Job]:
     """One job per picture: image j of a prompt has seed `seed + j`, wherever the prompt stands.
 
-    `numbered` names files by the line's position (a batch job) instead of by the prompt's words.
+    `common` is what holds where a line is silent. `numbered` names files by the line's position (a
+    batch job) instead of by the prompt's words.
     """
-    for index, line in enumerate(lines):
-        first = line.seed if line.seed is not None else seed
-        count = line.num_images if line.num_images is not None else num_images
-        in_range("num_images", count, 1, 1_000_000)
-        for own in range(first, first + count):
-            in_range("seed", own, 0, 2**32 - 1)
-            head = f"{index:06d}" if numbered else slug(line.prompt)
-            yield Job(
-                name=f"{head}_{own}",
-                prompt=line.prompt,
-                negative_prompt=_first(line.negative_prompt, common["negative_prompt"]),
-                guidance_scale=_first(line.guidance_scale, common["guidance_scale"]),
-                seed=own,
-            )
+    for index, (source, line) in enumerate(lines):
+        asks = _filled(line, common)
+        head = f"{index:06d}" if numbered else slug(line.prompt)
+        with named(source):
+            seeds = _seeds(asks.seed or 0, 1 if asks.num_images is None else asks.num_images)
+        for seed in seeds:
+            yield Job(name=f"{head}_{seed}", source=source, asks=asks, seed=seed)
 
 
-def _first(own: Any, common: Any) -> Any:
-    return own if own is not None else common
+def _filled(line: PromptLine, common: PromptLine) -> PromptLine:
+    """`line` with what it leaves out; a common mask or strength is for those with a picture."""
+    own = {k: v for k, v in dataclasses.asdict(line).items() if v is not None}
+    filled = dataclasses.replace(common, **own)
+    if filled.image is None:
+        return dataclasses.replace(filled, mask=line.mask, strength=line.strength)
+    return filled
+
+
+def _seeds(first: int, count: int) -> range:
+    in_range("num_images", count, 1, 1_000_000)
+    in_range("seed", first, 0, 2**32 - 1)
+    in_range("seed", first + count - 1, 0, 2**32 - 1)
+    return range(first, first + count)

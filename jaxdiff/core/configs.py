@@ -1,13 +1,23 @@
-"""Dataclass configs to and from JSON mappings, strictly: an unknown field is an error."""
+"""Dataclass configs to and from JSON mappings, strictly: unknown fields and types are errors."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 
 C = TypeVar("C")
+
+_JSON: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "null",
+}
 
 
 def _as_tuple(value: Any) -> Any:
@@ -18,12 +28,16 @@ def from_mapping(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
     """Build dataclass `cls` from a JSON mapping read from `source` (a file name for the errors).
 
     Lists become tuples and keys that begin with `_` (such as `_class_name`) are skipped.
-    Raises InputError for an unknown or a missing field.
+    Raises InputError for an unknown or a missing field and for a value of another type.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    hints = get_type_hints(cls)
     values = {k: _as_tuple(v) for k, v in mapping.items() if not k.startswith("_")}
-    for name in values:
+    for name, value in values.items():
         one_of(f"{source}: field", name, fields)
+        if not _fits(value, hints[name]):
+            got = f"{mapping[name]!r:.80}"
+            raise InputError(f"{source}: {name}: got {got}, expected {_spelled(hints[name])}")
     missing = [
         name
         for name, field in fields.items()
@@ -39,3 +53,34 @@ def from_mapping(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
 def to_mapping(config: Any) -> dict[str, Any]:
     """The JSON mapping of a dataclass; `from_mapping` reads it back as an equal config."""
     return dataclasses.asdict(config)
+
+
+@contextlib.contextmanager
+def named(source: str) -> Iterator[None]:
+    """Put `source` in front of an InputError that does not name it."""
+    try:
+        yield
+    except InputError as error:
+        raise error if source in str(error) else InputError(f"{source}: {error}") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of the type `hint`: a scalar, a list of one type, or a choice."""
+    if hint is Any:
+        return True
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _spelled(hint: Any) -> str:
+    """A type as JSON calls its values."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_spelled(choice) for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"a list, each {_spelled(get_args(hint)[0])}"
+    return _JSON.get(hint, str(hint))

@@ -1,9 +1,9 @@
 """From prompts to what the network is told: text states, pooled text, sizes in pixels.
 
 Stable Diffusion 1 and 2 are told the normed last states of one encoder. Stable Diffusion XL is told
-the states before the last layer of all its encoders side by side, and beside them the projected end
-of the text of the last encoder and six numbers (2307.01952, section 2.2); its refiner five, with an
-aesthetic score in the place of the target size.
+the states before the last layer of all its encoders side by side, which may read different texts,
+and beside them the projected end of the text of the last encoder and six numbers (2307.01952,
+section 2.2); its refiner five, with an aesthetic score in the place of the target size.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jaxdiff.core.types import Array, Bool, Float, Int, NDArray, PyTree
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.pipeline.prompts import chunks_of, lengthened
-from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.request import SIZES, Request
 from jaxdiff.pipeline.vocabulary import Vocabulary
 
 
@@ -50,6 +50,7 @@ class TextRecipe:
 
     added: int | None  # how many numbers the network is told; None: no pooled text either
     blank_zeros: bool = False  # a negative prompt that was not given is zeros, not the empty text
+    encoders: int = 1
 
     @classmethod
     def of(
@@ -76,27 +77,63 @@ class TextRecipe:
                 f"UNet: got {numbers} inputs beside {pooled} of pooled text, expected "
                 f"5 or 6 times {unet.addition_time_embed_dim}"
             )
-        return cls(added=added, blank_zeros=blank_zeros)
+        return cls(added=added, blank_zeros=blank_zeros, encoders=len(encoders))
+
+    def check(self, request: Request) -> None:
+        """InputError for what neither the encoders nor the network would hear of."""
+        for name in ("prompt_2", "negative_prompt_2"):
+            said = next(filter(None, getattr(request, name.replace("prompt", "prompts"))), None)
+            if said is not None and self.encoders == 1:
+                raise InputError(f"{name}: got {said!r:.60}, expected none for one text encoder")
+        pairs = zip(request.negative_prompts, request.negative_prompts_2, strict=True)
+        for first, second in pairs if self.blank_zeros else ():
+            if second and first is None:
+                raise InputError(
+                    f"negative_prompt_2: got {second!r:.60} without a negative_prompt, "
+                    'expected both ("" is one)'
+                )
+        for name in SIZES if self.added is None else ():
+            if getattr(request, name) not in (None, (0, 0)):
+                got = getattr(request, name)
+                raise InputError(f"{name}: got {got}, expected none for a model without sizes")
 
     def time_ids(self, request: Request, streams: int) -> Float[NDArray, "b k i"] | None:
-        """Sizes and crops (height before width), or an aesthetic score, for each stream."""
+        """Sizes and crops (height before width), or an aesthetic score, for each stream.
+
+        A null stream with a size or score of its own is told no crop unless one is asked for.
+        """
         if self.added is None:
             return None
         size = (request.height, request.width)
-        common = (*(request.original_size or size), *request.crop_top_left)
-        target = request.target_size or size
-        scores = (request.negative_aesthetic_score, request.aesthetic_score)[-streams:]
-        rows = [(*common, *(target if self.added == 6 else (score,))) for score in scores]
+        original, target = request.original_size or size, request.target_size or size
+        scored, crop = self.added == 5, request.crop_top_left
+        apart = scored or request.negative_original_size or request.negative_target_size
+        null = (
+            request.negative_original_size or original,
+            request.negative_crop_top_left or ((0, 0) if apart else crop),
+            (request.negative_aesthetic_score,)
+            if scored
+            else request.negative_target_size or target,
+        )
+        own = (original, crop, (request.aesthetic_score,) if scored else target)
+        rows = [np.concatenate(row) for row in (null, own)[-streams:]]
         return np.tile(np.array(rows, np.float32), (len(request.prompts), 1, 1))
 
     def words(
-        self, vocabularies: Sequence[Vocabulary], texts: Sequence[str | None], *, syntax: bool
+        self,
+        vocabularies: Sequence[Vocabulary],
+        texts: Sequence[Sequence[str | None]],
+        *,
+        syntax: bool,
     ) -> tuple[Words, int]:
         """One image's words, all streams in as many chunks; and how many tokens found no room.
 
-        `texts` are those of its K streams, None where nothing was said.
+        `texts` are those of its K streams, None where nothing was said, for each encoder.
         """
-        rows = [[chunks_of(v, text or "", syntax=syntax) for text in texts] for v in vocabularies]
+        rows = [
+            [chunks_of(vocabulary, text or "", syntax=syntax) for text in streams]
+            for vocabulary, streams in zip(vocabularies, texts, strict=True)
+        ]
         longest = max(len(tokens.ids) for row in rows for tokens in row)
         even = [
             [lengthened(tokens, longest, chunks_of(vocabulary, "")) for tokens in row]
@@ -105,7 +142,7 @@ class TextRecipe:
         words = Words(
             ids=tuple(np.stack([tokens.ids for tokens in row]) for row in even),
             weights=tuple(np.stack([tokens.weights for tokens in row]) for row in even),
-            blank=np.array([self.blank_zeros and text is None for text in texts]),
+            blank=np.array([self.blank_zeros and text is None for text in texts[0]]),
         )
         return words, max(tokens.cut for row in rows for tokens in row)
 

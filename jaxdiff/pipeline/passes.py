@@ -53,7 +53,8 @@ def handed_over(
     """Let `base` go the share `start` of the way from noise, and `refiner` the rest.
 
     An ensemble of experts, as SDXL's base and refiner are (2307.01952, section 2.5). The other
-    arguments are those of calling `base`. Raises InputError.
+    arguments are those of calling `base`; a refiner with one text encoder reads `prompt` alone.
+    Raises InputError.
     """
     in_range("refiner start", start, 0, 1)
     channels = [pipe.vae.config.latent_channels for pipe in (base, refiner)]
@@ -61,6 +62,8 @@ def handed_over(
         raise InputError(f"refiner: got {channels[1]} latent channels, expected {channels[0]}")
     first = base(*arguments, denoising_end=start, output="latent", **options)
     kept = {k: v for k, v in options.items() if k not in ("image", "mask", "latents", "strength")}
+    if len(refiner.text_encoders) == 1:
+        kept = {k: v for k, v in kept.items() if k not in ("prompt_2", "negative_prompt_2")}
     if kept.get("steps") is None:
         kept["steps"] = first.request.steps
     second = refiner(*arguments, **kept, image=first.images, denoising_start=start, output=output)

@@ -6,7 +6,7 @@ import hashlib
 import pathlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from jaxdiff.core.types import NDArray
 from jaxdiff.core.validate import one_of, positive
 from jaxdiff.diffusion.predictions import KINDS
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.diffusion.timesteps import GridOptions
+from jaxdiff.diffusion.timesteps import Grid, GridOptions
 from jaxdiff.guidance.registry import RULES
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -29,7 +29,7 @@ from jaxdiff.pipeline.adapters import Adapters
 from jaxdiff.pipeline.batches import Batches, Clock, Plan
 from jaxdiff.pipeline.conditioning import TextRecipe
 from jaxdiff.pipeline.inputs import Given, Inputs, Noise, gather
-from jaxdiff.pipeline.request import Defaults, Request, resolve, size_of
+from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_of
 from jaxdiff.pipeline.stages import Report, Stages
 from jaxdiff.pipeline.vocabulary import Vocabulary, add_inversion
 from jaxdiff.samplers.registry import make_grid
@@ -142,102 +142,67 @@ class Pipeline:
         *,
         image: given.Given = None,
         mask: given.Given = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Request:
         """The complete request that a call with these arguments would run; raises InputError."""
         if image is None:
             for name in ("strength", "denoising_start"):
-                if options.get(name) is not None:
-                    raise InputError(f"{name}: got {options[name]} without an image, expected both")
+                got = options.get(name)
+                if got is not None:
+                    raise InputError(f"{name}: got {got} without an image, expected both")
             if mask is not None:
                 raise InputError("mask: got one without an image, expected both")
         else:
-            options |= self._of_image(image, mask, options)
+            options = self._of_image(image, mask, options)
         cell = self.vae.config.downscale
-        return resolve(
+        request = resolve(
             self.defaults, prompt, images=given.count_of(image), pixels_per_cell=cell, **options
         )
+        self.recipe.check(request)
+        if image is not None or request.denoising_end is not None:
+            self._steps(request)  # where none is left, now and not when it is drawn
+        return request
 
-    def _of_image(
-        self, image: given.Given, mask: given.Given, options: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Size and strength where a picture or latents are given and these are left out."""
+    def _of_image(self, image: given.Given, mask: given.Given, options: Options) -> Options:
+        """`options` with size and strength where a picture or latents are given without."""
         cell = self.vae.config.downscale
         if given.are_latents(image, self.vae.config.latent_channels):
             height, width = (cell * length for length in np.shape(image)[-3:-1])
         else:
             height, width = given.picture_size(image) or (None, None)
-        left_out: dict[str, Any] = {"height": height, "width": width}
+        left_out: Options = {"height": height, "width": width}
         if options.get("denoising_start") is None:
             left_out["strength"] = STRENGTH if mask is None else 1.0
-        return {name: value for name, value in left_out.items() if options.get(name) is None}
+        said = {name: value for name, value in options.items() if value is not None}
+        return cast(Options, {**left_out, **said})
 
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str | None] | None = None,
-        guidance_scale: float | Sequence[float] | None = None,
-        steps: int | None = None,
-        sampler: str | None = None,
-        timesteps: str | None = None,
-        seed: int | Sequence[int] = 0,
-        height: int | None = None,
-        width: int | None = None,
         image: given.Given = None,
         mask: given.Given = None,
-        strength: float | None = None,
-        denoising_start: float | None = None,
-        denoising_end: float | None = None,
-        prompt_syntax: bool | None = None,
-        clip_skip: int | None = None,
-        original_size: tuple[int, int] | None = None,
-        crop_top_left: tuple[int, int] | None = None,
-        target_size: tuple[int, int] | None = None,
-        aesthetic_score: float | None = None,
-        negative_aesthetic_score: float | None = None,
         latents: Noise | None = None,
         vae_tile: int | None = None,
         batch_size: int | None = None,
         output: str = "pil",
         report: Report | None = None,
+        **options: Unpack[Options],
     ) -> Output:
         """Draw one picture per prompt, or per seed, scale or image where there is a single prompt.
 
-        What is None takes the model's default. An integer seed s gives image i the seed s + i.
+        `options` are those of `request.Options`; what is None takes the model's default.
         `image` is where to begin: pictures (PIL or uint8), of which `strength` is redrawn (0 to 1),
         or scaled latents; where `mask` is black it stays as it is. `denoising_start` and
         `denoising_end` run a part of the way only, 0 to 1, so that another model can go on with the
         latents. `latents` is unit-variance noise and replaces the seed's. The VAE reads and makes
         pictures beyond MAX_UNTILED pixels in tiles of `vae_tile` pixels, and smaller ones where it
         is given. `batch_size` is how many pictures are drawn at once (all by default); a smaller
-        last batch is padded to it. `report(done, steps)` hears of the loop's progress. The other
-        options are `Request`'s. Raises InputError.
+        last batch is padded to it. `report(done, steps)` hears of the loop's progress. Raises
+        InputError.
         """
         one_of("output", output, OUTPUTS)
-        request = self.resolve(
-            prompt,
-            image=image,
-            mask=mask,
-            negative_prompt=negative_prompt,
-            guidance_scale=guidance_scale,
-            steps=steps,
-            sampler=sampler,
-            timesteps=timesteps,
-            seed=seed,
-            height=height,
-            width=width,
-            strength=strength,
-            denoising_start=denoising_start,
-            denoising_end=denoising_end,
-            prompt_syntax=prompt_syntax,
-            clip_skip=clip_skip,
-            original_size=original_size,
-            crop_top_left=crop_top_left,
-            target_size=target_size,
-            aesthetic_score=aesthetic_score,
-            negative_aesthetic_score=negative_aesthetic_score,
-        )
+        request = self.resolve(prompt, image=image, mask=mask, **options)
         origin = Given(image, mask, latents)
         plan = self._plan(
             request, origin, output != "latent", self._tile(request, vae_tile), report
@@ -340,15 +305,7 @@ class Pipeline:
         tile: int | None,
         report: Report | None,
     ) -> Plan:
-        grid = make_grid(
-            self.schedule,
-            request.sampler,
-            request.steps,
-            kind=self.prediction_type,
-            spacing=request.timesteps,
-            options=self.grid_options,
-        )
-        times = np.asarray(grid.t)[: int(grid.steps)]
+        grid, span = self._steps(request)
         if request.denoising_start is not None:
             start = "latents"
         elif origin.image is None or (origin.mask is not None and request.strength == 1):
@@ -358,7 +315,7 @@ class Pipeline:
         return Plan(
             request=request,
             grid=grid,
-            span=request.span(times, self.schedule.levels),
+            span=span,
             rule=RULES["cfg"].cheapest(request.guidance_scales),
             start=start,
             decode=decode,
@@ -366,16 +323,29 @@ class Pipeline:
             report=report,
         )
 
+    def _steps(self, request: Request) -> tuple[Grid, tuple[int, int]]:
+        """The grid of a request, and which of its steps are run."""
+        grid = make_grid(
+            self.schedule,
+            request.sampler,
+            request.steps,
+            kind=self.prediction_type,
+            spacing=request.timesteps,
+            options=self.grid_options,
+        )
+        times = np.asarray(grid.t)[: int(grid.steps)]
+        return grid, request.span(times, self.schedule.levels)
+
     def _inputs(self, plan: Plan, origin: Given, size: int) -> Iterator[tuple[list[int], Inputs]]:
         """The images' inputs in batches; a warning where words find no room."""
         request, streams = plan.request, len(plan.rule.streams)
-        columns = (request.negative_prompts, request.prompts)[-streams:]
         vocabularies, words = list(self._vocabularies.values()), []
-        for texts in zip(*columns, strict=True):
+        for index, prompt in enumerate(request.prompts):
+            texts = [said[-streams:] for said in request.texts(index)[: len(vocabularies)]]
             said, cut = self.recipe.words(vocabularies, texts, syntax=request.prompt_syntax)
             if cut:
                 warnings.warn(
-                    f"prompt: {cut} tokens are cut from the end of {texts[-1]!r:.60}", stacklevel=4
+                    f"prompt: {cut} tokens are cut from the end of {prompt!r:.60}", stacklevel=4
                 )
             words.append(said)
         time_ids = self.recipe.time_ids(request, streams)

@@ -3,7 +3,8 @@
 The syntax is that of the AUTOMATIC1111 web UI: `(word)` weighs 1.1 times, `[word]` 1 / 1.1 times,
 `(word:1.3)` 1.3 times, all of them nest, a backslash makes a bracket a character, and the word
 BREAK begins a new chunk. A chunk is what the text encoder reads at once: start, up to n - 2 tokens
-of text, end, padding.
+of text, end, padding. Where a full chunk has a comma among its last tokens, what stands behind it
+goes to the next chunk, so that a phrase is not cut in two.
 """
 
 import re
@@ -19,6 +20,7 @@ from jaxdiff.pipeline.vocabulary import Vocabulary
 EMPHASIS = 1.1  # of a pair of brackets without a number
 MAX_WEIGHT = 100.0
 MAX_CHUNKS = 16
+BACKTRACK = 20  # tokens at the end of a full chunk among which a comma counts
 
 _MARKS = re.compile(
     r"\\[()\[\]\\]"  # an escaped bracket or backslash
@@ -113,14 +115,23 @@ def chunks_of(vocabulary: Vocabulary, prompt: str, *, syntax: bool = True) -> To
             chunks.append(([], []))
             continue
         for token in vocabulary.ids(text):
-            if len(chunks[-1][0]) == room:
-                chunks.append(([], []))
+            ids, weights = chunks[-1]
+            if len(ids) == room:
+                kept = room if token == vocabulary.comma else _up_to(vocabulary.comma, ids)
+                chunks.append((ids[kept:], weights[kept:]))
+                del ids[kept:], weights[kept:]
             chunks[-1][0].append(token)
             chunks[-1][1].append(weight)
     cut = sum(len(ids) for ids, _ in chunks[MAX_CHUNKS:])
     framed = [_framed(tokenizer, *chunk) for chunk in chunks[:MAX_CHUNKS]]
     ids, weights = (np.stack(column) for column in zip(*framed, strict=True))
     return Tokens(ids, weights, cut)
+
+
+def _up_to(comma: int | None, ids: Sequence[int]) -> int:
+    """How many tokens of a full chunk stay in it: up to the last of its late commas, or all."""
+    late = ids[-BACKTRACK:]
+    return len(ids) - (late[::-1].index(comma) if comma in late else 0)
 
 
 def _framed(tokenizer: Any, ids: list[int], weights: list[float]) -> tuple[NDArray, NDArray]:

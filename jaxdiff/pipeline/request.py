@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -12,8 +12,11 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.timesteps import SPACINGS
+from jaxdiff.pipeline.prompts import parse
 from jaxdiff.samplers.registry import SAMPLERS, STAND_INS, sampler_name
 
+_OWN = ("original_size", "crop_top_left", "target_size")
+SIZES = (*_OWN, *(f"negative_{name}" for name in _OWN))
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
 MAX_SIZE = 16384  # pixels
@@ -53,12 +56,45 @@ class Defaults:
         return from_mapping(cls, values, source=source)
 
 
+class Options(TypedDict, total=False):
+    """What a call may choose beside its prompt; None, or left out, is the model's default.
+
+    Those that may be a sequence have one entry per image. `Request` says what the others mean.
+    """
+
+    prompt_2: str | Sequence[str | None] | None  # what a second text encoder reads instead
+    negative_prompt: str | Sequence[str | None] | None  # what to keep out of the picture
+    negative_prompt_2: str | Sequence[str | None] | None  # the same for the second encoder
+    guidance_scale: float | Sequence[float] | None
+    seed: int | Sequence[int]  # an integer s gives image i the seed s + i
+    steps: int | None
+    sampler: str | None
+    timesteps: str | None  # their spacing
+    height: int | None  # in pixels
+    width: int | None
+    prompt_syntax: bool | None
+    clip_skip: int | None
+    strength: float | None
+    denoising_start: float | None
+    denoising_end: float | None
+    original_size: tuple[int, int] | None
+    crop_top_left: tuple[int, int] | None
+    target_size: tuple[int, int] | None
+    negative_original_size: tuple[int, int] | None
+    negative_crop_top_left: tuple[int, int] | None
+    negative_target_size: tuple[int, int] | None
+    aesthetic_score: float | None
+    negative_aesthetic_score: float | None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One entry per image in `prompts`, `negative_prompts`, `guidance_scales` and `seeds`."""
+    """One entry per image in the prompts, `guidance_scales` and `seeds`."""
 
     prompts: tuple[str, ...]
+    prompts_2: tuple[str | None, ...]  # of a second text encoder; None: the same text
     negative_prompts: tuple[str | None, ...]  # None: nothing was said
+    negative_prompts_2: tuple[str | None, ...]
     guidance_scales: tuple[float, ...]
     seeds: tuple[int, ...]
     steps: int
@@ -74,6 +110,9 @@ class Request:
     original_size: tuple[int, int] | None = None  # height, width that XL is told; None: the image's
     crop_top_left: tuple[int, int] = (0, 0)  # the crop that XL is told
     target_size: tuple[int, int] | None = None  # height, width that XL is told; None: the image's
+    negative_original_size: tuple[int, int] | None = None  # in the null stream; None: the same
+    negative_crop_top_left: tuple[int, int] | None = None  # None: (0, 0) where it has own numbers
+    negative_target_size: tuple[int, int] | None = None
     aesthetic_score: float = 6.0  # that XL's refiner is told, 0 to 10
     negative_aesthetic_score: float = 2.5  # the same in the null stream
 
@@ -85,6 +124,8 @@ class Request:
             "guidance_scale": self.guidance_scales[index],
             "seed": self.seeds[index],
         }
+        seconds = {"prompt_2": self.prompts_2, "negative_prompt_2": self.negative_prompts_2}
+        own |= {name: column[index] for name, column in seconds.items() if column[index]}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in _COLUMNS and (
@@ -92,6 +133,12 @@ class Request:
             ):
                 own[field.name] = list(value) if isinstance(value, tuple) else value
         return own
+
+    def texts(self, index: int) -> tuple[tuple[str | None, str], tuple[str | None, str]]:
+        """What two text encoders read for image `index`: the null stream's words and its own."""
+        negative, prompt = self.negative_prompts[index], self.prompts[index]
+        second = self.negative_prompts_2[index] or negative, self.prompts_2[index] or prompt
+        return (negative, prompt), second
 
     def span(self, times: Float[NDArray, "n"], levels: int) -> tuple[int, int]:
         """Which of the steps at `times` are run: the first, and the one before which it ends.
@@ -114,7 +161,15 @@ class Request:
         return first, last
 
 
-_COLUMNS = ("prompts", "negative_prompts", "guidance_scales", "seeds")
+_TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+_DEFAULTS = ("guidance_scale", "steps", "sampler", "timesteps", "height", "width")
+
+
+def _plural(name: str) -> str:
+    return name.replace("prompt", "prompts")
+
+
+_COLUMNS = (*map(_plural, _TEXTS), "guidance_scales", "seeds")
 
 
 def size_of(sample_size: int | Sequence[int] | None, downscale: int) -> tuple[int, int]:
@@ -128,39 +183,29 @@ def resolve(
     defaults: Defaults,
     prompt: str | Sequence[str],
     *,
-    negative_prompt: str | Sequence[str | None] | None = None,
-    guidance_scale: float | Sequence[float] | None = None,
-    seed: int | Sequence[int] = 0,
     images: int = 1,
     pixels_per_cell: int,
-    **shared: Any,
+    **options: Unpack[Options],
 ) -> Request:
     """The complete request; None takes the model's default, one value serves all images.
 
-    One prompt with several seeds, scales, negative prompts or given `images` draws one image for
-    each. An integer seed s gives image i the seed s + i. Height and width must be multiples of
-    `pixels_per_cell`. Raises InputError.
+    One prompt with several seeds, scales, other prompts or given `images` draws one image for each.
+    Height and width must be multiples of `pixels_per_cell`. Raises InputError.
     """
-    choices = {name: getattr(defaults, name) for name in ("steps", "sampler", "timesteps")}
-    choices |= {"height": defaults.height, "width": defaults.width}
-    choices |= {name: value for name, value in shared.items() if value is not None}
+    chosen: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
+    choices = {name: getattr(defaults, name) for name in _DEFAULTS} | chosen
     if choices["sampler"] is None:
         raise InputError(
             "sampler: got none, and the model's own scheduler has no counterpart here, "
             f"expected one of {', '.join(SAMPLERS)}"
         )
-    scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    columns = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "guidance_scale": scale,
-    }
-    count = max(images, _count(columns | {"seed": seed}))
+    scale, seed = choices.pop("guidance_scale"), choices.pop("seed", 0)
+    texts = {"prompt": prompt} | {name: choices.pop(name, None) for name in _TEXTS[1:]}
+    count = max(images, _count(texts | {"guidance_scale": scale, "seed": seed}))
     seeds = np.arange(count) + np.asarray(seed) if _single(seed) else seed
     request = Request(
-        prompts=_column("prompt", columns["prompt"], count, str),
-        negative_prompts=_column("negative_prompt", columns["negative_prompt"], count, str),
-        guidance_scales=_column("guidance_scale", columns["guidance_scale"], count, float),
+        **{_plural(name): _column(name, said, count, str) for name, said in texts.items()},
+        guidance_scales=_column("guidance_scale", scale, count, float),
         seeds=_column("seed", seeds, count, int),
         **choices,
     )
@@ -187,7 +232,7 @@ def _column(name: str, value: Any, count: int, kind: type) -> tuple[Any, ...]:
         entries *= count
     if len(entries) != count:
         raise InputError(f"{name}: got {len(entries)} entries, expected 1 or {count}")
-    if None in entries and name != "negative_prompt":
+    if None in entries and name not in _TEXTS[1:]:
         raise InputError(f"{name}: got None, expected a {kind.__name__}")
     return tuple(None if entry is None else kind(entry) for entry in entries)
 
@@ -237,9 +282,13 @@ def _check(request: Request, pixels_per_cell: int) -> None:
     for name in ("aesthetic_score", "negative_aesthetic_score"):
         in_range(name, getattr(request, name), 0, 10)
     in_range("clip_skip", request.clip_skip, 0, 100)
-    for name in ("original_size", "crop_top_left", "target_size"):
+    for name in SIZES:
         for length in getattr(request, name) or ():
             in_range(name, length, 0, MAX_SIZE)
+    if request.prompt_syntax:
+        for name in _TEXTS:
+            for text in getattr(request, _plural(name)):
+                parse(text or "")
     for scale in request.guidance_scales:
         _check_scale(scale)
     for seed in request.seeds:

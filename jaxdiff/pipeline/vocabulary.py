@@ -29,6 +29,8 @@ class Vocabulary:
         self._original: Array | None = None
         self._meanings: dict[int, list[int]] = {}
         self.tokenizer = _load(files)
+        comma = self.tokenizer.convert_tokens_to_ids(",</w>")
+        self.comma = None if comma == self.tokenizer.unk_token_id else comma
         self.words: tuple[str, ...] = ()
 
     def ids(self, text: str) -> list[int]:

@@ -139,6 +139,7 @@ BROKEN = {
     ),
     "odd entry": (index(unet=["diffusers"]), "expected \\[library, class\\]"),
     "odd class": (index(unet=["diffusers", 3]), "expected \\[library, class\\]"),
+    "odd library": (index(unet=[None, "UNet2DConditionModel"]), "expected \\[library, class\\]"),
     "way out": (index(**{"../unet": ["diffusers", "AutoencoderKL"]}), "expected \\[library"),
     "missing folder": (
         lambda folder: shutil.rmtree(folder / "vae"),

@@ -128,6 +128,8 @@ def test_a_picture_does_not_depend_on_its_neighbours(batch_job, model, tmp_path)
         (["a", "--steps", "1001"], "steps: got 1001"),
         (["a", "--height", "3"], "height: got 3, expected a multiple of 2"),
         (["a", "--dtype", "int8"], "dtype: got 'int8'"),
+        (["a", "--prompt-2", "b"], "prompt_2: got 'b', expected none for one text encoder"),
+        (["a", "--negative-prompt-2", "b"], "negative_prompt_2: got 'b', expected none for"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_code_2(model, tmp_path, capsys, arguments, message):
@@ -216,3 +218,109 @@ def test_pictures_in_two_passes_and_with_files_beside(model, tmp_path):
 def test_mistakes_with_files_are_one_sentence(model, tmp_path, capsys, arguments, message):
     assert generate(model, tmp_path, "a ring", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def mixed_job(model, tmp_path_factory):
+    """A file whose lines begin with words, with pictures of two sizes and with a mask."""
+    folder = tmp_path_factory.mktemp("mixed")
+    picture(folder / "a.png")
+    picture(folder / "wide.png", (24, 16))
+    Image.open(folder / "a.png").rotate(90).save(folder / "b.png")
+    picture(folder / "mask.png")
+    lines = [
+        {"image": "a.png", "strength": 0.5},
+        {},
+        {"image": "b.png", "strength": 0.5},
+        {"image": "wide.png"},
+        {"image": "a.png", "mask": "mask.png"},
+        {},
+    ]
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": "a ring", **line}) + "\n" for line in lines))
+    arguments = ("--prompts", str(prompts), "--batch-size", "8")
+    assert generate(model, folder / "out", *arguments) == 0
+    return folder, arguments
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def test_lines_begin_with_pictures_of_their_own(mixed_job, model, tmp_path):
+    """Every line is the picture that its own command draws, whatever its neighbours."""
+    folder, _ = mixed_job
+    alone = {
+        0: ["--image", str(folder / "a.png"), "--strength", "0.5"],
+        1: [],
+        2: ["--image", str(folder / "b.png"), "--strength", "0.5"],
+        3: ["--image", str(folder / "wide.png")],
+        4: ["--image", str(folder / "a.png"), "--mask", str(folder / "mask.png")],
+    }
+    drawn = [pixels(folder / "out" / f"{i:06d}_0.png") for i in range(6)]
+    for number, arguments in alone.items():
+        output = tmp_path / str(number)
+        assert generate(model, output, "a ring", *arguments) == 0
+        assert abs(pixels(output / "a-ring_0.png") - drawn[number]).max() <= 1
+    assert np.array_equal(drawn[1], drawn[5])
+    assert drawn[3].shape == (16, 24, 3)
+    for other in (1, 2, 4):
+        assert abs(drawn[0] - drawn[other]).max() > 1
+
+
+def test_settings_tell_the_pictures_apart(mixed_job):
+    folder, _ = mixed_job
+    settings = [settings_of(folder / "out" / f"{i:06d}_0.png") for i in range(6)]
+    assert [s.get("strength") for s in settings] == [0.5, None, 0.5, 0.8, 1.0, None]
+    named = [s.get("image", "").split(" ")[0] for s in settings]
+    assert named == ["a.png", "", "b.png", "wide.png", "a.png", ""]
+    assert settings[0]["image"] == settings[4]["image"]
+    assert settings[4]["mask"].startswith("mask.png ")
+
+
+def test_another_picture_under_the_same_name_is_noticed(mixed_job, model, capsys):
+    folder, arguments = mixed_job
+    assert generate(model, folder / "out", *arguments, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == 6
+    kept = (folder / "b.png").read_bytes()
+    picture(folder / "b.png")
+    assert generate(model, folder / "out", *arguments) == 2
+    assert "000002_0.png, made with image 'b.png " in capsys.readouterr().err
+    (folder / "b.png").write_bytes(kept)
+
+
+def test_a_picture_of_words_is_not_one_that_began_with_an_image(model, tmp_path, capsys):
+    image = picture(tmp_path / "a.png")
+    assert generate(model, tmp_path / "out", "a ring", "--image", image) == 0
+    assert generate(model, tmp_path / "out", "a ring") == 2
+    assert "made with image 'a.png " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments", "message"),
+    [
+        ({"image": "none.png"}, [], r"{file}:2: image: got {folder}/none.png (No such file"),
+        ({"image": "prompts.jsonl"}, [], r"{file}:2: image: got {folder}/prompts.jsonl (no pict"),
+        ({"image": "."}, [], r"{file}:2: image: got {folder} (Is a directory)"),
+        ({"strength": 0.5}, [], r"{file}:2: strength: got 0.5 without an image"),
+        ({"mask": "a.png"}, [], r"{file}:2: mask: got one without an image"),
+        ({"image": "a.png", "strength": 2}, [], r"{file}:2: strength: got 2"),
+        ({"image": "a.png", "strength": 0.1}, [], r"{file}:2: steps: got 4 with strength 0.1"),
+        ({"guidance_scale": -1}, [], r"{file}:2: guidance_scale: got -1"),
+        ({"prompt_2": "b"}, [], r"{file}:2: prompt_2: got 'b', expected none"),
+        ({"prompt": "(a:1000)"}, [], r"{file}:2: prompt: got weight 1000"),
+        ({}, ["--strength", "0.5"], r"strength: got 0.5 without an image"),
+        ({}, ["--steps", "1001"], r"steps: got 1001"),
+        ({}, ["--seed", "-1"], r"seed: got -1"),
+    ],
+)
+def test_a_mistake_in_a_file_names_its_line(model, tmp_path, capsys, line, arguments, message):
+    picture(tmp_path / "a.png")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n' + json.dumps({"prompt": "a", **line}))
+    assert generate(model, tmp_path / "out", "--prompts", str(file), *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("generate: " + message.format(file=file, folder=tmp_path))
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,9 +1,11 @@
+import dataclasses
+
 import pytest
 
 from jaxdiff.cli.jobs import PromptLine, expand, read_lines, slug
 from jaxdiff.core.errors import InputError
 
-COMMON = {"negative_prompt": None, "guidance_scale": 5.0}
+COMMON = PromptLine(prompt="", guidance_scale=5.0, seed=3, num_images=2)
 
 
 def test_json_lines_with_defaults_from_the_command_line(tmp_path):
@@ -12,8 +14,8 @@ def test_json_lines_with_defaults_from_the_command_line(tmp_path):
         '{"prompt": "a ring"}\n\n{"prompt": "a star", "seed": 9, "guidance_scale": 2}\n'
     )
     lines = read_lines(path)
-    jobs = list(expand(lines, numbered=True, seed=3, num_images=2, **COMMON))
-    got = [(j.name, j.prompt, j.seed, j.guidance_scale) for j in jobs]
+    jobs = list(expand(lines, COMMON, numbered=True))
+    got = [(j.name, j.asks.prompt, j.seed, j.asks.guidance_scale) for j in jobs]
     assert got == [
         ("000000_3", "a ring", 3, 5.0),
         ("000000_4", "a ring", 4, 5.0),
@@ -25,27 +27,53 @@ def test_json_lines_with_defaults_from_the_command_line(tmp_path):
 def test_a_line_ends_at_a_newline_only(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a\u2028ring"}\r\n{"prompt": "a\x85star"}', encoding="utf-8")
-    assert [line.prompt for line in read_lines(path)] == ["a\u2028ring", "a\x85star"]
+    assert [line.prompt for _, line in read_lines(path)] == ["a\u2028ring", "a\x85star"]
 
 
 def test_plain_lines(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("a ring\n  a star \n")
-    assert read_lines(path) == [PromptLine(prompt="a ring"), PromptLine(prompt="a star")]
+    lines = [PromptLine(prompt="a ring"), PromptLine(prompt="a star")]
+    assert read_lines(path) == [(f"{path}:1", lines[0]), (f"{path}:2", lines[1])]
+
+
+def test_pictures_lie_beside_the_file(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a", "image": "b/c.png", "mask": "/d.png", "strength": 1}')
+    ((_, line),) = read_lines(path)
+    assert (line.image, line.mask) == (str(tmp_path / "b" / "c.png"), "/d.png")
+
+
+def test_a_common_mask_and_strength_are_for_lines_with_a_picture():
+    common = dataclasses.replace(COMMON, num_images=1, mask="m.png", strength=0.5)
+    lines = [{}, {"image": "a.png"}, {"image": "a.png", "strength": 1.0}, {"strength": 0.7}]
+    jobs = expand([("", PromptLine(prompt="x", **line)) for line in lines], common, numbered=True)
+    got = [(j.asks.image, j.asks.mask, j.asks.strength) for j in jobs]
+    assert got == [
+        (None, None, None),
+        ("a.png", "m.png", 0.5),
+        ("a.png", "m.png", 1.0),
+        (None, None, 0.7),
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"prompt": "a"}\n{"prompt": ', r"prompts\.jsonl:2: got invalid JSON"),
-        ('["a"]', r"prompts\.jsonl:1: .*expected an object with a \"prompt\""),
+        ('["a"]', r"prompts\.jsonl:1: got a JSON list, expected an object"),
+        ('{"seed": 1}', r"prompts\.jsonl:1: got no field 'prompt'"),
+        ('{"prompt": null}', r"prompts\.jsonl:1: prompt: got None, expected a text"),
+        ('{"prompt": "a", "prompt": "b"}', r"jsonl:1: got the key 'prompt' twice"),
         ('{"prompt": "a", "sede": 1}', r"prompts\.jsonl:1: field: got 'sede', .*'seed'"),
         ("\n", r"got no line"),
-        ('{"prompt": "a", "seed": "7"}', r"prompts\.jsonl:1: seed: got '7', expected int"),
-        ('{"prompt": "a", "seed": true}', r"seed: got True, expected int"),
-        ('{"prompt": "a", "num_images": 2.5}', r"num_images: got 2\.5, expected int"),
-        ('{"prompt": "a", "guidance_scale": "high"}', r"got 'high', expected int or float"),
-        ('{"prompt": "a", "negative_prompt": 3}', r"negative_prompt: got 3, expected str"),
+        ('{"prompt": "a", "seed": "7"}', r"prompts\.jsonl:1: seed: got '7', expected an integer"),
+        ('{"prompt": "a", "seed": true}', r"seed: got True, expected an integer"),
+        ('{"prompt": "a", "num_images": 2.5}', r"num_images: got 2\.5, expected an integer"),
+        ('{"prompt": "a", "guidance_scale": "high"}', r"got 'high', expected a number"),
+        ('{"prompt": "a", "image": 3}', r"prompts\.jsonl:1: image: got 3, expected a text"),
+        ('{"prompt": "a", "strength": "x"}', r"strength: got 'x', expected a number"),
+        ('{"prompt": "a", "negative_prompt": 3}', r"negative_prompt: got 3, expected a text"),
     ],
 )
 def test_bad_lines_name_the_line(tmp_path, text, message):
@@ -69,10 +97,17 @@ def test_file_that_is_no_text(tmp_path):
         read_lines(path)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seeds_outside_32_bits_are_refused(seed):
-    with pytest.raises(InputError, match=r"^seed: "):
-        list(expand([PromptLine(prompt="x")], numbered=False, seed=seed, num_images=1, **COMMON))
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"seed": -1}, "^p:7: seed: got -1"),
+        ({"seed": 2**32 - 1}, "^p:7: seed: got 4294967296"),
+        ({"num_images": 0}, "^p:7: num_images: got 0"),
+    ],
+)
+def test_numbers_out_of_range_name_the_line(line, message):
+    with pytest.raises(InputError, match=message):
+        list(expand([("p:7", PromptLine(prompt="x", **line))], COMMON, numbered=True))
 
 
 def test_slug_is_a_safe_file_name():

@@ -1,8 +1,9 @@
 import dataclasses
+import re
 
 import pytest
 
-from jaxdiff.core.configs import from_mapping, to_mapping
+from jaxdiff.core.configs import from_mapping, named, to_mapping
 from jaxdiff.core.errors import InputError
 
 
@@ -30,3 +31,47 @@ def test_unknown_field_names_the_source_and_the_nearest():
 def test_missing_field():
     with pytest.raises(InputError, match=r"c\.json: got no field 'width'"):
         from_mapping(Sizes, {}, source="c.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kinds:
+    """A field of every kind that configs have."""
+
+    count: int = 1
+    share: float = 1.0
+    flag: bool = False
+    word: str | None = None
+    sizes: int | tuple[int, ...] = 1
+    depths: tuple[int | tuple[int, ...], ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [
+        ({"count": True}, "count: got True, expected an integer"),
+        ({"count": 1.5}, "count: got 1.5, expected an integer"),
+        ({"count": None}, "count: got None, expected an integer"),
+        ({"share": "1"}, "share: got '1', expected a number"),
+        ({"share": False}, "share: got False, expected a number"),
+        ({"flag": 1}, "flag: got 1, expected true or false"),
+        ({"word": 3}, "word: got 3, expected a text or null"),
+        ({"sizes": [1, "2"]}, "sizes: got [1, '2'], expected an integer or a list, each an int"),
+        ({"sizes": {"a": 1}}, "sizes: got {'a': 1}, expected an integer or a list"),
+        ({"depths": [[[1]]]}, "depths: got [[[1]]], expected a list, each an integer or a list"),
+    ],
+)
+def test_values_of_another_type(mapping, expected):
+    with pytest.raises(InputError, match=re.escape(f"c.json: {expected}")):
+        from_mapping(Kinds, mapping, source="c.json")
+
+
+def test_values_of_the_right_type():
+    values = {"share": 2, "flag": True, "word": None, "sizes": [1, 2], "depths": [1, [2, 3]]}
+    got = from_mapping(Kinds, values, source="c.json")
+    assert got == Kinds(share=2, flag=True, sizes=(1, 2), depths=(1, (2, 3)))
+
+
+@pytest.mark.parametrize("text", ["steps: got 0", "a.json: steps: got 0"])
+def test_an_error_names_its_source_once(text):
+    with pytest.raises(InputError, match=r"^a\.json: steps: got 0$"), named("a.json"):
+        raise InputError(text)

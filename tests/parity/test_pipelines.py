@@ -10,6 +10,7 @@ from PIL import Image
 from tiny import first_devices
 
 import jaxdiff
+from jaxdiff.pipeline.passes import handed_over
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -234,6 +235,90 @@ def test_sizes_that_xl_is_told(pipes, noise):
     agree(ours(PROMPT, crop_top_left=(4, 2), **options, **sizes).images, want, noise)
     plain = ours(PROMPT, guidance_scale=3.0, **options).images
     assert np.abs(plain - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"prompt_2": "fgh a"},
+        {"negative_prompt": NEGATIVE, "negative_prompt_2": "b ca"},
+        {"prompt_2": "fgh a", "negative_prompt": "", "negative_prompt_2": "b ca"},
+    ],
+    ids=["prompt", "negative", "both"],
+)
+@families("sdxl")
+def test_two_prompts(pipes, noise, second):
+    theirs, ours = pipes
+    want = theirs(
+        PROMPT,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        latents=nchw(noise),
+        output_type="latent",
+        **second,
+    ).images
+    options = {"steps": STEPS, "latents": noise, "output": "latent", "guidance_scale": 3.0}
+    agree(ours(PROMPT, **second, **options).images, want, noise)
+    first = {k: v for k, v in second.items() if not k.endswith("_2")}
+    plain = ours(PROMPT, **first, **options).images
+    assert np.abs(plain - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-2
+
+
+def test_base_then_refiner_with_two_prompts(tmp_path_factory, noise):
+    """The refiner has one encoder, which reads the first prompt in diffusers too."""
+    base, our_base = both("sdxl", tmp_path_factory)
+    refiner, our_refiner = both("refiner", tmp_path_factory)
+    options = {"prompt_2": "fgh a", "guidance_scale": 4.0}
+    way = {"num_inference_steps": STEPS, "output_type": "latent"}
+    middle = base(PROMPT, latents=nchw(noise), denoising_end=0.8, **way, **options).images
+    want = refiner(PROMPT, image=middle, denoising_start=0.8, **way, **options).images
+    way = {"steps": STEPS, "output": "latent", "latents": noise}
+    agree(handed_over(our_base, our_refiner, PROMPT, **way, **options).images, want)
+
+
+NULL_SIZES = {"negative_original_size": (90, 20), "negative_target_size": (30, 60)}
+
+
+@pytest.mark.parametrize("crop", [None, (3, 7)])
+@families("sdxl")
+def test_sizes_of_the_null_stream(pipes, noise, crop):
+    theirs, ours = pipes
+    their_crop = {} if crop is None else {"negative_crops_coords_top_left": crop}
+    want = theirs(
+        PROMPT,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        latents=nchw(noise),
+        output_type="latent",
+        crops_coords_top_left=(4, 2),
+        **their_crop,
+        **NULL_SIZES,
+    ).images
+    options = {"steps": STEPS, "latents": noise, "output": "latent", "guidance_scale": 3.0}
+    options["crop_top_left"] = (4, 2)
+    got = ours(PROMPT, negative_crop_top_left=crop, **NULL_SIZES, **options).images
+    agree(got, want, noise)
+    same = ours(PROMPT, **options).images
+    assert np.abs(same - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-2
+
+
+@pytest.mark.parametrize("crop", [None, (3, 7)])
+@families("refiner")
+def test_sizes_of_the_refiners_null_stream(pipes, noise, picture, crop):
+    theirs, ours = pipes
+    shared = {"image": picture, "strength": 0.8, "guidance_scale": 3.0}
+    shared["negative_original_size"] = (90, 20)
+    their_crop = {} if crop is None else {"negative_crops_coords_top_left": crop}
+    want = theirs(
+        PROMPT,
+        num_inference_steps=STEPS,
+        output_type="latent",
+        crops_coords_top_left=(4, 2),
+        **their_crop,
+        **shared,
+    ).images
+    options = {"steps": STEPS, "latents": noise, "output": "latent", "crop_top_left": (4, 2)}
+    agree(ours(PROMPT, negative_crop_top_left=crop, **options, **shared).images, want)
 
 
 @families("sd1")

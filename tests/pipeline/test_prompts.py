@@ -1,5 +1,6 @@
 """Attention syntax and chunks: what stands where, and how heavy."""
 
+import itertools
 import math
 
 import numpy as np
@@ -117,6 +118,73 @@ def test_without_syntax_brackets_are_characters(vocabulary, tokenizer):
 def test_what_is_cut_is_counted(vocabulary):
     tokens = chunks_of(vocabulary, "a " * (4 * MAX_CHUNKS + 3))
     assert (len(tokens.ids), tokens.cut) == (MAX_CHUNKS, 3)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """The vocabulary of Stable Diffusion: 75 tokens of text to a chunk, "a" and "," one each."""
+    config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    return Vocabulary(clip_tokenizer("!"), abstract(CLIPTextModel, config))
+
+
+def in_chunks(clip, words):
+    """The words of each chunk of a prompt."""
+    spelled = {clip.ids(word)[0]: word for word in ("a", "b", ",")}
+    end = clip.tokenizer.eos_token_id
+    rows = [row[1 : row.index(end)] for row in chunks_of(clip, " ".join(words)).ids.tolist()]
+    return [[spelled[token] for token in row] for row in rows]
+
+
+def with_commas(length, *places):
+    return ["," if i in places else "a" for i in range(length)]
+
+
+@pytest.mark.parametrize(
+    ("words", "lengths"),
+    [
+        (with_commas(80), [75, 5]),
+        (with_commas(80, 55), [56, 24]),  # the earliest of the last 20
+        (with_commas(80, 54), [75, 5]),
+        (with_commas(80, 73), [74, 6]),
+        (with_commas(80, 74), [75, 5]),
+        (with_commas(80, 56, 60, 62), [63, 17]),  # the last one counts
+        (with_commas(80, 60, 75), [75, 5]),  # a comma itself is no phrase that would be cut
+        (with_commas(75, 60), [75]),  # a prompt of one chunk stays as it is
+        (with_commas(160, 60, 130), [61, 70, 29]),
+        (with_commas(160, 60, 100), [61, 75, 24]),
+    ],
+)
+def test_a_full_chunk_ends_at_a_late_comma(clip, words, lengths):
+    chunks = in_chunks(clip, words)
+    assert [len(chunk) for chunk in chunks] == lengths
+    assert list(itertools.chain(*chunks)) == words
+
+
+def test_a_weight_moves_with_its_token(clip):
+    prompt = "a " * 70 + ", (b:1.5) a a a a"
+    tokens = chunks_of(clip, prompt)
+    first, second = tokens.ids.tolist()
+    b = clip.ids("b")[0]
+    assert b not in first
+    assert second[1] == b
+    assert (tokens.weights != 1).sum() == 1
+    assert tokens.weights[1, 1] == 1.5
+
+
+@given(st.lists(st.sampled_from(["a"] * 9 + [","]), min_size=70, max_size=320))
+@settings(max_examples=60, deadline=None)
+def test_where_chunks_end(clip, words):
+    """Said of the outcome: nothing is lost, and every chunk but the last ends for a reason."""
+    chunks = in_chunks(clip, words)
+    assert list(itertools.chain(*chunks)) == words
+    for chunk, following in itertools.pairwise(chunks):
+        if len(chunk) == 75:
+            assert "," in (chunk[-1], following[0]) or "," not in chunk[-20:]
+        else:
+            assert chunk[-1] == ","
+            assert 75 - 20 < len(chunk) < 75
+            assert "," not in following[: 75 - len(chunk) + 1]
+    assert len(chunks[-1]) <= 75
 
 
 ODD = [

@@ -1,0 +1,139 @@
+"""What the network is told of texts and sizes: which encoder reads what, and which stream."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from transformers import CLIPTokenizer
+
+from jaxdiff.checkpoints.tokenizers import read_tokenizer
+from jaxdiff.core.errors import InputError
+from jaxdiff.models.build import abstract
+from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.clip_config import CLIPTextConfig
+from jaxdiff.pipeline.conditioning import TextRecipe
+from jaxdiff.pipeline.request import Defaults, Options, Request, resolve
+from jaxdiff.pipeline.vocabulary import Vocabulary
+
+BASE = TextRecipe(added=6, blank_zeros=True, encoders=2)
+REFINER = TextRecipe(added=5)
+SD1 = TextRecipe(added=None)
+
+
+def request(prompt="a", **options):
+    defaults = Defaults(sampler="ddim", height=16, width=24)
+    return resolve(defaults, prompt, pixels_per_cell=2, **options)
+
+
+def test_every_option_is_a_field_of_the_request_and_the_other_way_round():
+    columns = {"guidance_scale": "guidance_scales", "seed": "seeds"}
+    fields = {columns.get(n, n.replace("prompt", "prompts")) for n in Options.__annotations__}
+    fields = fields - {"prompts_syntax"} | {"prompt_syntax", "prompts"}
+    assert fields == {field.name for field in dataclasses.fields(Request)}
+
+
+def test_an_unknown_option_is_an_error():
+    with pytest.raises(TypeError, match="guidence_scale"):
+        request(guidence_scale=3.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "second"),
+    [
+        ({}, (None, "a"), (None, "a")),
+        ({"negative_prompt": "n"}, ("n", "a"), ("n", "a")),
+        ({"prompt_2": "b"}, (None, "a"), (None, "b")),
+        ({"prompt_2": ""}, (None, "a"), (None, "a")),
+        ({"negative_prompt": "", "negative_prompt_2": "m"}, ("", "a"), ("m", "a")),
+        ({"negative_prompt": "n", "negative_prompt_2": ""}, ("n", "a"), ("n", "a")),
+    ],
+)
+def test_texts_of_two_encoders(options, first, second):
+    assert request(**options).texts(0) == (first, second)
+
+
+def test_second_prompts_image_by_image():
+    asked = request(["a", "b", "c"], prompt_2=["x", None, "z"], negative_prompt="n")
+    assert [asked.texts(i)[1] for i in range(3)] == [("n", "x"), ("n", "b"), ("n", "z")]
+    assert [asked.settings(i).get("prompt_2") for i in range(3)] == ["x", None, "z"]
+    assert len(request("a", prompt_2=["x", "y"]).prompts) == 2
+    assert "negative_prompt_2" not in asked.settings(0)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    tokens = ["!", *"abcdef", *(f"{c}</w>" for c in "abcdef"), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    folder = tmp_path_factory.mktemp("tokenizer")
+    CLIPTokenizer(vocab=vocab, merges=[], model_max_length=6).save_pretrained(folder)
+    config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    return Vocabulary(read_tokenizer(folder), abstract(CLIPTextModel, config))
+
+
+def test_each_encoder_reads_its_own_text(vocabulary):
+    """Words end the letter: a</w> is 7, b</w> 8, ...; a long text lengthens those of all."""
+    texts = request("a", prompt_2="b", negative_prompt="c", negative_prompt_2="d").texts(0)
+    words, cut = BASE.words([vocabulary] * 2, texts, syntax=True)
+    assert [ids[:, 0, 1].tolist() for ids in words.ids] == [[9, 7], [10, 8]]
+    assert not words.blank.any()
+    texts = request("a", prompt_2="a b c d e").texts(0)
+    words, cut = BASE.words([vocabulary] * 2, texts, syntax=True)
+    assert [ids.shape for ids in words.ids] == [(2, 2, 6)] * 2
+    assert (words.blank.tolist(), cut) == ([True, False], 0)
+
+
+SIZE, CROP = [16, 24], [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "null", "own"),
+    [
+        ({}, [*SIZE, 0, 0, *SIZE], [*SIZE, 0, 0, *SIZE]),
+        ({"crop_top_left": (4, 2)}, [*SIZE, *CROP, *SIZE], [*SIZE, *CROP, *SIZE]),
+        (
+            {"crop_top_left": (4, 2), "negative_original_size": (8, 9)},
+            [8, 9, 0, 0, *SIZE],
+            [*SIZE, *CROP, *SIZE],
+        ),
+        (
+            {"original_size": (5, 6), "negative_target_size": (8, 9)},
+            [5, 6, 0, 0, 8, 9],
+            [5, 6, 0, 0, *SIZE],
+        ),
+        ({"negative_crop_top_left": (1, 2)}, [*SIZE, 1, 2, *SIZE], [*SIZE, 0, 0, *SIZE]),
+    ],
+)
+def test_numbers_of_the_base_model(options, null, own):
+    asked = request(["a", "b"], **options)
+    np.testing.assert_array_equal(BASE.time_ids(asked, 2), [[null, own]] * 2)
+    np.testing.assert_array_equal(BASE.time_ids(asked, 1), [[own]] * 2)
+
+
+def test_numbers_of_the_refiner():
+    asked = request(crop_top_left=(4, 2), aesthetic_score=7, negative_original_size=(8, 9))
+    want = [[[8, 9, 0, 0, 2.5], [*SIZE, *CROP, 7]]]
+    np.testing.assert_array_equal(REFINER.time_ids(asked, 2), want)
+    assert SD1.time_ids(asked, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        (REFINER, {"prompt_2": "b"}, "prompt_2: got 'b', expected none for one text encoder"),
+        (SD1, {"negative_prompt_2": "b"}, "negative_prompt_2: got 'b', expected none for one"),
+        (BASE, {"negative_prompt_2": "b"}, "negative_prompt_2: got 'b' without a negative_prompt"),
+        (SD1, {"target_size": (1, 2)}, r"target_size: got \(1, 2\), expected none"),
+        (SD1, {"negative_target_size": (1, 2)}, r"negative_target_size: got \(1, 2\), expected no"),
+    ],
+)
+def test_what_would_not_be_heard_is_refused(recipe, options, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        recipe.check(request(**options))
+
+
+def test_what_is_heard_is_fine():
+    sizes = {"original_size": (1, 2), "negative_crop_top_left": (1, 2)}
+    BASE.check(request(prompt_2="b", negative_prompt="", negative_prompt_2="c", **sizes))
+    dataclasses.replace(BASE, blank_zeros=False).check(request(negative_prompt_2="c"))
+    REFINER.check(request(prompt_2="", **sizes))
+    SD1.check(request(crop_top_left=(0, 0)))
