@@ -138,7 +138,7 @@ def small():
 
 @settings(SLOW, max_examples=300)
 @given(data=st.data(), kind=st.sampled_from(["lora", "word"]))
-def test_loras_and_words(small, tmp_path, kind, data):
+def test_loras_and_words(small, tmp_path, capsys, kind, data):
     path: pathlib.Path = originals.write_safetensors(tmp_path / "x.safetensors", small[kind])
     path.write_bytes(damage(path.read_bytes(), data.draw, tensors=True))
     try:
@@ -148,6 +148,9 @@ def test_loras_and_words(small, tmp_path, kind, data):
             read_inversion(path, {"text_encoder": 4})
     except InputError as error:
         assert "\n" not in str(error)  # noqa: PT017
+    code = main.run("inspect", [str(path)])
+    said = capsys.readouterr().err
+    assert (code, said.count("\n")) in ((0, 0), (2, 1))
 
 
 def test_a_shard_outside_of_the_folder(whole, tmp_path, capsys):
