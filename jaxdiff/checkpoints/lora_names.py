@@ -132,3 +132,10 @@ def settings_file(path: pathlib.Path) -> pathlib.Path | None:
     """PEFT's settings, which lie beside the file that it writes by itself."""
     beside = path.parent / SETTINGS
     return beside if path.stem == "adapter_model" and beside.is_file() else None
+
+
+def files(source: pathlib.Path) -> list[pathlib.Path]:
+    """All that says what the LoRA at `source` is; raises InputError."""
+    path = weights_file(source)
+    settings = settings_file(path)
+    return [path] if settings is None else [path, settings]
