@@ -3,6 +3,7 @@
 Names are looked up among the paths that the model has: underscores in them are ambiguous.
 """
 
+import math
 import pathlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -83,8 +84,8 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int,
             strange.append(name)
         else:
             groups[found[:2]][found[2]] = entry
-    scales = _Scales(path)
-    _refuse(path, "names that fit nothing in this model", strange)
+    scales = Scales(path)
+    refuse(path, "names that fit nothing in this model", strange)
     changes: Changes = defaultdict(dict)
     unfit = []
     for (component, key), roles in groups.items():
@@ -95,7 +96,7 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int,
         if not factors.fits(wanted[component][key]):
             unfit.append(roles["down"].name)
         changes[component][key] = factors
-    _refuse(path, "factors that fit no weight", unfit)
+    refuse(path, "factors that fit no weight", unfit)
     if not changes:
         raise InputError(f"{path}: got no factors, expected a LoRA")
     return dict(changes)
@@ -141,8 +142,8 @@ class _Names:
         return None
 
 
-class _Scales:
-    """alpha / r of factors whose file has no alpha beside them: as PEFT's settings say, or 1."""
+class Scales:
+    """What stands before the factors in the LoRA file at `path`: alpha / r."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._settings: Mapping[str, Any] = {}
@@ -155,32 +156,43 @@ class _Scales:
     def _get(self, component: str, name: str) -> Any:
         return self._settings.get(f"{component}.{name}", self._settings.get(name))
 
-    def scale(self, component: str, key: str, rank: int) -> float:
-        """The scale of the factors of `rank` for a weight."""
-        module = key.removesuffix(".weight")
+    def scale(self, component: str, module: str, rank: int, alpha: Entry | None) -> float:
+        """The scale of a module's factors: of the tensor `alpha`, or of PEFT's settings, or 1."""
+        if alpha is None:
+            return self._from_settings(component, module, rank)
+        if math.prod(alpha.shape) != 1:
+            raise InputError(f"{alpha.path}: {alpha.name}: got {alpha.shape}, expected one number")
+        # An alpha of 0 stands for none.
+        return float(read_tensor(alpha).reshape(-1)[0]) / rank or 1.0
+
+    def _from_settings(self, component: str, module: str, rank: int) -> float:
         alpha = self._get(component, "lora_alpha")
-        for pattern, own in (self._get(component, "alpha_pattern") or {}).items():
-            # PEFT's pattern is the end of a module's path.
-            if module == pattern or module.endswith(f".{pattern}"):
+        patterns = self._get(component, "alpha_pattern")
+        for pattern, own in patterns.items() if isinstance(patterns, Mapping) else ():
+            # PEFT's pattern is the end of a module's path, after ^ all of it.
+            if module == pattern.removeprefix("^") or module.endswith(f".{pattern}"):
                 alpha = own
+                break
         if not isinstance(alpha, int | float) or alpha == 0:
             return 1.0
         return alpha / (rank**0.5 if self._get(component, "use_rslora") else rank)
 
 
-def _factors(roles: Mapping[str, Entry], component: str, key: str, scales: _Scales) -> Factors:
-    arrays = {role: read_tensor(entry).astype(np.float32) for role, entry in roles.items()}
+def _factors(roles: Mapping[str, Entry], component: str, key: str, scales: Scales) -> Factors:
+    arrays = {
+        role: read_tensor(entry).astype(np.float32)
+        for role, entry in roles.items()
+        if role != "alpha"
+    }
     down = arrays["down"]
     rank = len(down) if down.ndim else 0
-    if "alpha" in arrays and rank:
-        # An alpha of 0 stands for none.
-        scale = float(arrays["alpha"].reshape(-1)[0]) / rank or 1.0
-    else:
-        scale = scales.scale(component, key, rank)
+    module = key.removesuffix(".weight")
+    scale = scales.scale(component, module, rank, roles.get("alpha")) if rank else 1.0
     return Factors(down, arrays["up"], arrays.get("mid"), scale)
 
 
-def _refuse(path: pathlib.Path, what: str, names: Iterable[str]) -> None:
+def refuse(path: pathlib.Path, what: str, names: Iterable[str]) -> None:
+    """InputError that lists `names`, if there are any, as `what` they are."""
     names = sorted(names)
     if names:
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -110,7 +110,8 @@ def dotted(flat: str) -> str | None:
     path = ".".join(parts)
     if not _ORIGINAL.match(path):
         return path
-    return original.unet_name(f"{path}.weight", BLOCKS).removesuffix(".weight")
+    renamed = original.unet_name(f"{path}.weight", BLOCKS).removesuffix(".weight")
+    return None if renamed == path else renamed
 
 
 def has_weights(folder: pathlib.Path) -> bool:

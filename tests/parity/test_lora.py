@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import first_devices
 
 import jaxdiff
+from jaxdiff.cli import main
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -210,3 +211,47 @@ def test_attention_processors(case, tmp_path):
         assert near(case.draw(), want) < 1e-4
         case.ours.unload_loras()
     assert near(before, want) > 1e-2
+
+
+def uneven(tensors):
+    """kohya's file with another alpha for each module, and with another rank for some."""
+    found = dict(tensors)
+    for i, name in enumerate(name for name in tensors if name.endswith(".alpha")):
+        stem = name.removesuffix(".alpha")
+        found[name] = torch.tensor(0.5 + i % 4)
+        if i % 3 == 0:
+            down, up = (f"{stem}.lora_{role}.weight" for role in ("down", "up"))
+            found[down], found[up] = tensors[down][:2].clone(), tensors[up][:, :2].clone()
+    return found
+
+
+@pytest.mark.parametrize(
+    "written",
+    [lambda tensors: uneven(kohya(tensors, 1.0)), lambda tensors: attention_processors(tensors)[0]],
+    ids=["kohya", "processors"],
+)
+def test_a_converted_file(case, tmp_path, written):
+    """`jaxdiff convert` writes what diffusers reads, to the same effect."""
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(written(load_file(case.file)), source)
+    assert main.run("convert", [str(source), str(target)]) == 0
+    before = case.draw()
+    case.ours.load_lora(source)
+    got = case.draw()
+    case.ours.unload_loras()
+    case.ours.load_lora(target)
+    assert near(case.draw(), got) < 1e-6
+    want = case.theirs(target)
+    assert near(got, want) < 1e-4
+    assert near(before, want) > 1e-2
+
+
+@pytest.mark.parametrize("case", ["sd1"], indirect=True)
+def test_a_converted_file_in_place_of_the_original(case, tmp_path):
+    """In diffusers alone; it reads one alpha for all of kohya's modules, and SDXL by its depths."""
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(kohya(load_file(case.file), 1.5), source)
+    assert main.run("convert", [str(source), str(target)]) == 0
+    want = case.theirs(source)
+    assert near(case.theirs(target), want) < 1e-6
+    assert near(case.theirs(), want) > 1e-2
