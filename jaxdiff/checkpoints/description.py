@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jaxdiff.checkpoints.addon_description import LoraFacts, WordFacts, find_addon
 from jaxdiff.checkpoints.families import UNET, VAE, family_of
 from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.lora_names import has_weights, weights_file
 from jaxdiff.checkpoints.tensors import Entry
 from jaxdiff.checkpoints.weights import find_weights, read_weights
 from jaxdiff.core.errors import InputError
@@ -31,10 +33,12 @@ class Description:
     """A checkpoint in words and numbers."""
 
     path: str
-    layout: str  # "diffusers folder", "component folder", "single file" or "tensors"
-    family: str  # what pipeline or model it is
+    # "diffusers folder", "component folder", "single file", "LoRA", "textual inversion", "tensors"
+    layout: str
+    family: str  # what pipeline or model it is, or is for
     prediction_type: str | None
     parts: tuple[Part, ...]
+    facts: LoraFacts | WordFacts | None = None  # of a LoRA or a textual inversion
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values."""
@@ -49,6 +53,8 @@ def describe(path: pathlib.Path, *, variant: str | None = None) -> Description:
         raise InputError(f"{path}: got no such file or folder, expected a checkpoint")
     if (path / "model_index.json").is_file():
         return _pipeline(path, variant)
+    if not (path / "config.json").is_file() and has_weights(path):
+        return _file(weights_file(path))
     config = read_object(path / "config.json") if (path / "config.json").is_file() else {}
     name = _class(config)
     part = _part(path.resolve().name, name, read_weights(find_weights(path, variant=variant)))
@@ -58,6 +64,10 @@ def describe(path: pathlib.Path, *, variant: str | None = None) -> Description:
 def _file(path: pathlib.Path) -> Description:
     entries = read_weights(path)
     if f"{UNET}input_blocks.0.0.weight" not in entries:
+        if addon := find_addon(path, entries):
+            parts = [_part(name, addon.layout, group) for name, group in addon.groups.items()]
+            found = _description(path, addon.layout, addon.family, None, parts)
+            return dataclasses.replace(found, facts=addon.facts)
         part = _part("tensors", "unknown", entries)
         return _description(path, "tensors", "unknown", None, [part])
     family = family_of(entries)

@@ -1,19 +1,10 @@
 """LoRA files (2106.09685) in the spellings that trainers write: low-rank changes of weights.
 
-| writer              | names                                                            |
-| ------------------- | ---------------------------------------------------------------- |
-| diffusers with PEFT | `unet.PATH.lora_A.weight`, `unet.PATH.lora_B.weight`             |
-| its examples        | `unet.PATH.lora.down.weight`, `PATH.lora_linear_layer.up.weight` |
-| diffusers before    | `BLOCK.attn1.processor.to_q_lora.down.weight`                    |
-| PEFT by itself      | `base_model.model.PATH.lora_A.weight`                            |
-| kohya, LoCon        | `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.alpha`     |
-
-kohya's names of SDXL count blocks as the original layout does. Underscores are ambiguous, so names
-are looked up among the paths that the model has.
+Names are looked up among the paths that the model has: underscores in them are ambiguous.
 """
 
+import math
 import pathlib
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -22,32 +13,14 @@ import numpy as np
 
 from jaxdiff.checkpoints import original_names
 from jaxdiff.checkpoints.jsonfiles import parse_object, read_object
+from jaxdiff.checkpoints.lora_names import parse, settings_file, weights_file
 from jaxdiff.checkpoints.rules import to_key, torch_shape
 from jaxdiff.checkpoints.tensors import Entry, read_metadata, read_tensor
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 
-# Names of a LoRA in a folder, the first that is there.
-FILES = ("pytorch_lora_weights", "adapter_model")
 METADATA = "lora_adapter_metadata"  # diffusers' JSON with alphas, in the header of the file
-
-_ROLES = (
-    (re.compile(r"\.lora_A(\.\w+)?\.weight$|\.lora(_linear_layer)?\.down\.weight$"), "down"),
-    (re.compile(r"\.lora_B(\.\w+)?\.weight$|\.lora(_linear_layer)?\.up\.weight$"), "up"),
-    (re.compile(r"\.lora_down\.weight$"), "down"),
-    (re.compile(r"\.lora_up\.weight$"), "up"),
-    (re.compile(r"\.lora_mid\.weight$"), "mid"),
-    (re.compile(r"\.alpha$"), "alpha"),
-)
-_OLD_ROLE = re.compile(r"(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight$")
-_KOHYA = {
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-}
-_OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
 class Factors(NamedTuple):
@@ -99,7 +72,7 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int,
     `shapes` are those of the weights of the model's components, by path and in its own layout.
     Raises InputError that lists what fits nothing.
     """
-    path = _file(source)
+    path = weights_file(source)
     entries = read_weights(path)
     wanted = {name: _torch_shapes(table) for name, table in shapes.items()}
     names = _Names(wanted)
@@ -111,8 +84,8 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int,
             strange.append(name)
         else:
             groups[found[:2]][found[2]] = entry
-    scales = _Scales(path)
-    _refuse(path, "names that fit nothing in this model", strange)
+    scales = Scales(path)
+    refuse(path, "names that fit nothing in this model", strange)
     changes: Changes = defaultdict(dict)
     unfit = []
     for (component, key), roles in groups.items():
@@ -123,7 +96,7 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int,
         if not factors.fits(wanted[component][key]):
             unfit.append(roles["down"].name)
         changes[component][key] = factors
-    _refuse(path, "factors that fit no weight", unfit)
+    refuse(path, "factors that fit no weight", unfit)
     if not changes:
         raise InputError(f"{path}: got no factors, expected a LoRA")
     return dict(changes)
@@ -156,46 +129,25 @@ class _Names:
 
     def find(self, name: str) -> tuple[str, str, str] | None:
         """Where `name` belongs; None if nowhere."""
-        module, role = _role(name)
-        if role is None:
+        found = parse(name)
+        if found is None:
             return None
-        for prefix, component in _KOHYA.items():
-            if module.startswith(prefix):
-                key = self._flat.get(component, {}).get(module.removeprefix(prefix))
-                return None if key is None else (component, key, role)
-        component, module = self._component(module.removeprefix("base_model.model."))
+        component, module = found.component, found.module
+        if found.flat:
+            key = self._flat.get(component, {}).get(module)
+            return None if key is None else (component, key, found.role)
         for key in (f"{module}.weight", f"text_model.{module}.weight"):
             if key in self._wanted.get(component, {}):
-                return component, key, role
+                return component, key, found.role
         return None
 
-    def _component(self, module: str) -> tuple[str, str]:
-        for component in sorted(self._wanted, key=len, reverse=True):
-            if module.startswith(f"{component}."):
-                return component, module.removeprefix(f"{component}.")
-        return ("text_encoder" if module.startswith("text_model.") else "unet"), module
 
-
-def _role(name: str) -> tuple[str, str | None]:
-    """The module that a name belongs to, as the model spells it, and the role of its tensor."""
-    name = name.replace(".processor.", ".")
-    if old := _OLD_ROLE.search(name):
-        text = ".self_attn." in name
-        last = _OLD_TEXT[old[1]] if text else {"to_out": "to_out.0"}.get(old[1], old[1])
-        return name[: old.start()] + last, old[2]
-    for pattern, role in _ROLES:
-        if pattern.search(name):
-            return pattern.sub("", name), role
-    return name, None
-
-
-class _Scales:
-    """alpha / r of factors whose file has no alpha beside them: as PEFT's settings say, or 1."""
+class Scales:
+    """What stands before the factors in the LoRA file at `path`: alpha / r."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        beside = path.parent / "adapter_config.json"
         self._settings: Mapping[str, Any] = {}
-        if path.stem == "adapter_model" and beside.is_file():
+        if beside := settings_file(path):
             self._settings = read_object(beside)
         elif path.suffix == ".safetensors":
             text = read_metadata(path).get(METADATA, "{}")
@@ -204,42 +156,43 @@ class _Scales:
     def _get(self, component: str, name: str) -> Any:
         return self._settings.get(f"{component}.{name}", self._settings.get(name))
 
-    def scale(self, component: str, key: str, rank: int) -> float:
-        """The scale of the factors of `rank` for a weight."""
-        module = key.removesuffix(".weight")
+    def scale(self, component: str, module: str, rank: int, alpha: Entry | None) -> float:
+        """The scale of a module's factors: of the tensor `alpha`, or of PEFT's settings, or 1."""
+        if alpha is None:
+            return self._from_settings(component, module, rank)
+        if math.prod(alpha.shape) != 1:
+            raise InputError(f"{alpha.path}: {alpha.name}: got {alpha.shape}, expected one number")
+        # An alpha of 0 stands for none.
+        return float(read_tensor(alpha).reshape(-1)[0]) / rank or 1.0
+
+    def _from_settings(self, component: str, module: str, rank: int) -> float:
         alpha = self._get(component, "lora_alpha")
-        for pattern, own in (self._get(component, "alpha_pattern") or {}).items():
-            # PEFT's pattern is the end of a module's path.
-            if module == pattern or module.endswith(f".{pattern}"):
+        patterns = self._get(component, "alpha_pattern")
+        for pattern, own in patterns.items() if isinstance(patterns, Mapping) else ():
+            # PEFT's pattern is the end of a module's path, after ^ all of it.
+            if module == pattern.removeprefix("^") or module.endswith(f".{pattern}"):
                 alpha = own
+                break
         if not isinstance(alpha, int | float) or alpha == 0:
             return 1.0
         return alpha / (rank**0.5 if self._get(component, "use_rslora") else rank)
 
 
-def _factors(roles: Mapping[str, Entry], component: str, key: str, scales: _Scales) -> Factors:
-    arrays = {role: read_tensor(entry).astype(np.float32) for role, entry in roles.items()}
+def _factors(roles: Mapping[str, Entry], component: str, key: str, scales: Scales) -> Factors:
+    arrays = {
+        role: read_tensor(entry).astype(np.float32)
+        for role, entry in roles.items()
+        if role != "alpha"
+    }
     down = arrays["down"]
     rank = len(down) if down.ndim else 0
-    if "alpha" in arrays and rank:
-        # An alpha of 0 stands for none.
-        scale = float(arrays["alpha"].reshape(-1)[0]) / rank or 1.0
-    else:
-        scale = scales.scale(component, key, rank)
+    module = key.removesuffix(".weight")
+    scale = scales.scale(component, module, rank, roles.get("alpha")) if rank else 1.0
     return Factors(down, arrays["up"], arrays.get("mid"), scale)
 
 
-def _file(source: pathlib.Path) -> pathlib.Path:
-    if not source.is_dir():
-        return source
-    for stem in FILES:
-        for ending in (".safetensors", ".bin"):
-            if (source / f"{stem}{ending}").is_file():
-                return source / f"{stem}{ending}"
-    raise InputError(f"{source}: got no {FILES[0]}.safetensors, expected a LoRA")
-
-
-def _refuse(path: pathlib.Path, what: str, names: Iterable[str]) -> None:
+def refuse(path: pathlib.Path, what: str, names: Iterable[str]) -> None:
+    """InputError that lists `names`, if there are any, as `what` they are."""
     names = sorted(names)
     if names:
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

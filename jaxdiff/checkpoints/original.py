@@ -73,10 +73,10 @@ def unet(entries: Mapping[str, Entry]) -> Entries:
     # The first stage ends in the first downsampler; a single stage has none.
     ends = [number for number in inputs if f"input_blocks.{number}.0.op.weight" in entries]
     blocks = min(ends, default=max(inputs, default=1))
-    return _renamed(entries, lambda name: _unet_name(name, blocks))
+    return _renamed(entries, lambda name: unet_name(name, blocks))
 
 
-def _unet_name(name: str, blocks: int) -> str:
+def unet_name(name: str, blocks: int) -> str:
     """One name, where every stage of the UNet has so many numbered `blocks`."""
     module, _, leaf = name.rpartition(".")
     if module in UNET:

@@ -126,15 +126,21 @@ def _header(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
     return table, length, size
 
 
-def read_tensor(entry: Entry) -> np.ndarray:
-    """The values of one tensor in a fresh, aligned buffer of its own.
+def numpy_dtype(entry: Entry) -> np.dtype:
+    """A tensor's dtype in numpy.
 
-    Raises InputError for a dtype that numpy and JAX do not compute in (8-bit floats and below).
+    Raises InputError for one that numpy and JAX do not compute in (8-bit floats and below).
     """
     if entry.dtype not in NUMPY_DTYPES:
         raise InputError(
             f"{entry.path}: got {entry.name} in {entry.dtype}, expected F32, F16 or BF16"
         )
+    return np.dtype(NUMPY_DTYPES[entry.dtype])
+
+
+def read_tensor(entry: Entry) -> np.ndarray:
+    """The values of one tensor in a fresh, aligned buffer of its own; raises as `numpy_dtype`."""
+    dtype = numpy_dtype(entry)
     spare = np.empty(entry.nbytes + ALIGNMENT, np.uint8)
     begin = -spare.ctypes.data % ALIGNMENT
     buffer = spare[begin : begin + entry.nbytes]
@@ -149,7 +155,7 @@ def read_tensor(entry: Entry) -> np.ndarray:
                 done += got
     except OSError as error:
         raise InputError(f"{entry.path}: got {reason(error)}, expected {entry.name}") from None
-    values = buffer.view(NUMPY_DTYPES[entry.dtype])
+    values = buffer.view(dtype)
     axes = entry.axes
     if axes is None:
         return values.reshape(entry.shape)

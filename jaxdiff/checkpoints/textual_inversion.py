@@ -1,12 +1,4 @@
-"""Textual inversion files (2208.01618): vectors that stand for a new word.
-
-| writer            | tensors                                               | the word         |
-| ----------------- | ----------------------------------------------------- | ---------------- |
-| diffusers         | one, (d,) or (n, d), named by the word                | its name         |
-| kohya, web UI     | `emb_params` (n, d)                                   | the file's name  |
-| kohya for SDXL    | `clip_l` (n, d) and `clip_g` (n, d), one per encoder  | the file's name  |
-| web UI, .pt       | `string_to_param.*` (n, d)                            | the file's name  |
-"""
+"""Textual inversion files (2208.01618): vectors that stand for a new word."""
 
 import pathlib
 from collections.abc import Mapping
@@ -14,13 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdiff.checkpoints.inversion_names import PAIR, word_of
 from jaxdiff.checkpoints.tensors import read_tensor
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
-
-_UNNAMED = ("emb_params", "string_to_param.*")
-_PAIR = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 
 
 class Inversion(NamedTuple):
@@ -38,18 +28,15 @@ def read_inversion(
     `word` replaces the file's. Raises InputError for anything that does not fit.
     """
     entries = read_weights(path)
-    if entries.keys() == _PAIR.keys():
-        places, own = _PAIR, path.stem
-    elif len(entries) == 1:
-        (name,) = entries
-        # The refiner has only the second encoder.
-        first = next(iter(widths))
-        places, own = {name: first}, path.stem if name in _UNNAMED else name
-    else:
+    own = word_of(path, entries)
+    if own is None:
         shown = ", ".join(sorted(entries)[:4]) + (", ..." if len(entries) > 4 else "")
         raise InputError(f"{path}: got {len(entries)} tensors ({shown}), expected one word")
-    if places.keys() == _PAIR.keys():
-        places = {name: place for name, place in places.items() if place in widths}
+    if len(entries) == 1:
+        # The refiner has only the second encoder.
+        places = dict.fromkeys(entries, next(iter(widths)))
+    else:
+        places = {name: place for name, place in PAIR.items() if place in widths}
     if set(places.values()) != set(widths):
         raise InputError(
             f"{path}: got vectors for {len(places)} text encoders, expected {len(widths)}"

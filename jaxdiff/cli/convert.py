@@ -1,4 +1,4 @@
-"""`jaxdiff convert`: a checkpoint of any layout as a folder of diffusers, or as a single file."""
+"""`jaxdiff convert`: models from layout to layout, LoRAs as diffusers spells them."""
 
 import dataclasses
 import pathlib
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import tyro
 
+from jaxdiff.checkpoints.lora_writing import find_lora, write_lora
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.checkpoints.single_file import write_single_file
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import dtype_of
+from jaxdiff.core.types import Dtype, dtype_of
 from jaxdiff.core.validate import one_of
 
 SINGLE = ".safetensors"
@@ -19,7 +20,10 @@ FORMATS = ("diffusers", "original", "flax")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write a checkpoint in another layout: a folder, or FILE.safetensors in the original one."""
+    """Write a checkpoint in another layout: a folder, or FILE.safetensors in the original one.
+
+    A LoRA of any spelling becomes FILE.safetensors in that of diffusers and PEFT.
+    """
 
     source: tyro.conf.Positional[str]
     """A diffusers folder (also one of Flax), a .safetensors or .ckpt file, a Hub repository."""
@@ -39,6 +43,17 @@ def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, read, write. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff convert")
     dtype = None if options.dtype is None else dtype_of(options.dtype)
+    lora = find_lora(pathlib.Path(options.source))
+    if lora is None:
+        files, what = _convert_model(options, dtype)
+    else:
+        files, what = [options.output], _convert_lora(options, lora, dtype)
+    size = sum(path.stat().st_size for path in files)
+    print(f"{options.output}: {what}, {size / 1e6:.1f} MB")
+
+
+def _convert_model(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.Path], str]:
+    """The files that were written, and what they are."""
     layout = options.format or ("original" if options.output.suffix == SINGLE else "diffusers")
     _check(options.output, one_of("format", layout, FORMATS))
     parts = read_model(
@@ -46,12 +61,19 @@ def run(arguments: Sequence[str]) -> None:
     )
     if layout == "original":
         write_single_file(options.output, parts, dtype=dtype)
-        files = [options.output]
-    else:
-        write_pipeline(options.output, parts, dtype=dtype, flax=layout == "flax")
-        files = [path for path in options.output.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
-    print(f"{options.output}: {parts.class_name}, {size / 1e6:.1f} MB")
+        return [options.output], parts.class_name
+    write_pipeline(options.output, parts, dtype=dtype, flax=layout == "flax")
+    return [path for path in options.output.rglob("*") if path.is_file()], parts.class_name
+
+
+def _convert_lora(options: Options, lora: pathlib.Path, dtype: Dtype | None) -> str:
+    """What was written."""
+    for name in ("variant", "prediction_type", "format"):
+        if getattr(options, name) is not None:
+            raise InputError(f"{name}: got {getattr(options, name)!r} for a LoRA, expected none")
+    if options.output.suffix != SINGLE:
+        raise InputError(f"output: got {options.output} for a LoRA, expected FILE{SINGLE}")
+    return f"LoRA of {write_lora(options.output, lora, dtype=dtype)} modules"
 
 
 def _check(output: pathlib.Path, layout: str) -> None:

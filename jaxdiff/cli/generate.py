@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxdiff.checkpoints import lora_names
 from jaxdiff.cli import pictures
 from jaxdiff.cli.generate_terminal import Progress, print_report
 from jaxdiff.cli.jobs import Job, PromptLine, expand, read_lines
@@ -93,11 +94,8 @@ def run(arguments: Sequence[str]) -> None:
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
     pipe = jaxdiff.load(options.model, options.dtype)
-    for lora in options.lora:
-        pipe.load_lora(*_path_and_scale(lora))
-    for embedding in options.embedding:
-        pipe.load_textual_inversion(embedding)
-    plan = _plan(pipe, options, jobs)
+    model = {"model": pipe.name, **_load_addons(pipe, options), **_passes(options)}
+    plan = _plan(pipe, options, jobs, model)
     todo = [(job, settings) for job, settings in plan if _missing(options, job, settings)]
     with Progress(images=len(todo), quiet=options.json) as progress:
         timings = _draw(_call(pipe, options), options, todo, progress)
@@ -151,13 +149,11 @@ def _common(options: Options) -> PromptLine:
     )
 
 
-def _plan(pipe: Any, options: Options, jobs: Sequence[Job]) -> list[tuple[Job, dict[str, Any]]]:
+def _plan(
+    pipe: Any, options: Options, jobs: Sequence[Job], model: dict[str, Any]
+) -> list[tuple[Job, dict[str, Any]]]:
     """Every job with its complete settings, so that a bad one shows before anything is drawn."""
-    model = {"model": pipe.name, "weights": pipe.fingerprint, **_passes(options)}
-    if pipe.loras:
-        model["loras"] = pipe.loras
-    if pipe.added_words:
-        model["embeddings"] = list(pipe.added_words)
+    model = model | {"weights": pipe.fingerprint}
     plan, digest = [], functools.cache(pictures.digest)
     # First without any prompt: what the command line says is the fault of no line.
     (bare,) = expand([("", PromptLine(prompt="", num_images=1))], _common(options), numbered=True)
@@ -167,6 +163,19 @@ def _plan(pipe: Any, options: Options, jobs: Sequence[Job]) -> list[tuple[Job, d
             request = pipe.resolve(**_arguments(options, [job]))
             plan.append((job, model | _files(job, digest) | request.settings(0)))
     return plan
+
+
+def _load_addons(pipe: Any, options: Options) -> dict[str, Any]:
+    """Load LoRAs and words; returns what the pictures' settings say of them and of their files."""
+    loras = {}
+    for lora in options.lora:
+        path, scale = _path_and_scale(lora)
+        name = pipe.load_lora(path, scale)
+        loras[f"{name} {pictures.digest(*lora_names.files(pathlib.Path(path)))}"] = scale
+    words = [
+        f"{pipe.load_textual_inversion(path)} {pictures.digest(path)}" for path in options.embedding
+    ]
+    return {name: said for name, said in (("loras", loras), ("embeddings", words)) if said}
 
 
 def _arguments(options: Options, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -239,13 +248,13 @@ def _missing(options: Options, job: Job, settings: dict[str, Any]) -> bool:
     there = pictures.settings_of(path)
     if there is None:
         return True
-    # What either of them says: a picture that began with an image is none of words alone.
-    differ = [name for name in settings | there if there.get(name) != settings.get(name)]
-    if differ:
-        raise InputError(
-            f"output: got {path}, made with {differ[0]} {there.get(differ[0])!r} instead of "
-            f"{settings.get(differ[0])!r}, expected another --output folder"
-        )
+    for name in settings | there:
+        before, now = there.get(name), settings.get(name)
+        if before != now:
+            raise InputError(
+                f"output: got {path}, made with {name} {before!r} instead of {now!r}, "
+                "expected another --output folder"
+            )
     return False
 
 

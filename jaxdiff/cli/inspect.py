@@ -5,6 +5,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+from jaxdiff.checkpoints.addon_description import LoraFacts, WordFacts
 from jaxdiff.checkpoints.description import Description, describe
 
 
@@ -26,6 +27,8 @@ def table(found: Description) -> str:
     """A description for reading."""
     predicts = f", predicts {found.prediction_type}" if found.prediction_type else ""
     lines = [f"{found.path}: {found.family} ({found.layout}){predicts}"]
+    if found.facts is not None:
+        lines.append(f"  {_in_words(found.facts)}")
     rows = [
         (p.name, p.class_name, f"{p.parameters:,}", " ".join(p.dtypes), f"{p.nbytes / 1e6:,.1f} MB")
         for p in found.parts
@@ -40,3 +43,18 @@ def table(found: Description) -> str:
             f"{dtypes:{widths[3]}}  {size:>{widths[4]}}".rstrip()
         )
     return "\n".join(lines)
+
+
+def _in_words(facts: LoraFacts | WordFacts) -> str:
+    """What a LoRA or a textual inversion is, in one line."""
+    if isinstance(facts, WordFacts):
+        widths = ", ".join(f"{name} {width}" for name, width in facts.widths.items())
+        return f"word {facts.word!r}, vectors {facts.vectors}, widths {widths}"
+    said = {
+        "spelling": facts.spelling,
+        "ranks": " ".join(map(str, facts.ranks)),
+        "modules": " ".join(f"{name} {count}" for name, count in facts.modules.items()),
+        "LoCon convolutions": "yes" if facts.convolutions else "no",
+        "not read": " ".join(f"{kind} {count}" for kind, count in facts.unread.items()),
+    }
+    return ", ".join(f"{name} {value}" for name, value in said.items() if value)

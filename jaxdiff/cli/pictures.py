@@ -51,9 +51,14 @@ def read(name: str, path: pathlib.Path) -> Image.Image:
         raise InputError(f"{name}: got {path} ({why}), expected a picture") from None
 
 
-def digest(path: pathlib.Path) -> str:
-    """A short text that another picture's file does not have; "" where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else ""
+def digest(*paths: pathlib.Path) -> str:
+    """A short text that files of other content do not have; "" where there are none."""
+    found = [path for path in paths if path.is_file()]
+    whole = hashlib.sha256()
+    for path in found:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: whole)
+    return whole.hexdigest()[:12] if found else ""
 
 
 def settings_of(path: pathlib.Path) -> dict[str, Any] | None:

@@ -125,11 +125,11 @@ def small():
     return {
         "lora": tensors(
             {
-                "lora_unet_a.lora_down.weight": (2, 4),
-                "lora_unet_a.lora_up.weight": (3, 2),
-                "lora_unet_a.alpha": (),
-                "lora_unet_b.lora_down.weight": (2, 4, 3, 3),
-                "lora_unet_b.lora_up.weight": (3, 2, 1, 1),
+                "lora_unet_conv_in.lora_down.weight": (2, 4),
+                "lora_unet_conv_in.lora_up.weight": (3, 2),
+                "lora_unet_conv_in.alpha": (),
+                "lora_unet_conv_out.lora_down.weight": (2, 4, 3, 3),
+                "lora_unet_conv_out.lora_up.weight": (3, 2, 1, 1),
             }
         ),
         "word": tensors({"<x>": (2, 4)}),
@@ -138,16 +138,22 @@ def small():
 
 @settings(SLOW, max_examples=300)
 @given(data=st.data(), kind=st.sampled_from(["lora", "word"]))
-def test_loras_and_words(small, tmp_path, kind, data):
+def test_loras_and_words(small, tmp_path, capsys, kind, data):
     path: pathlib.Path = originals.write_safetensors(tmp_path / "x.safetensors", small[kind])
     path.write_bytes(damage(path.read_bytes(), data.draw, tensors=True))
     try:
         if kind == "lora":
-            read_lora(path, {"unet": {"a.kernel": (4, 3), "b.kernel": (3, 3, 4, 3)}})
+            read_lora(path, {"unet": {"conv_in.kernel": (4, 3), "conv_out.kernel": (3, 3, 4, 3)}})
         else:
             read_inversion(path, {"text_encoder": 4})
     except InputError as error:
         assert "\n" not in str(error)  # noqa: PT017
+    for command in (
+        ["inspect", str(path)],
+        ["convert", str(path), str(tmp_path / "new.safetensors")],
+    ):
+        code = main.run(command[0], command[1:])
+        assert (code, capsys.readouterr().err.count("\n")) in ((0, 0), (2, 1))
 
 
 def test_a_shard_outside_of_the_folder(whole, tmp_path, capsys):

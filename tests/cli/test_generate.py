@@ -1,5 +1,6 @@
 """The generate command on a tiny model: files, resuming, JSON, a sentence for each mistake."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -12,7 +13,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from jaxdiff.cli import main
+from jaxdiff.checkpoints.lora_names import files
+from jaxdiff.cli import main, pictures
 from jaxdiff.cli.pictures import settings_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -177,15 +179,30 @@ def picture(path, size=(16, 16)):
     return str(path)
 
 
-def test_pictures_in_two_passes_and_with_files_beside(model, tmp_path):
+@pytest.fixture
+def addons(tmp_path):
+    """A textual inversion and a LoRA for the model."""
+    embedding, lora = tmp_path / "word.safetensors", tmp_path / "style.safetensors"
+    write_addons(embedding, lora, 1.0)
+    return embedding, lora
+
+
+def write_addons(embedding, lora, value):
+    originals.write_safetensors(embedding, {"emb_params": np.full((1, 8), value, np.float32)})
+    factors = {"down": (1, 4, 3, 3), "up": (8, 1, 1, 1)}
+    originals.write_safetensors(
+        lora,
+        {
+            f"lora_unet_conv_in.lora_{role}.weight": np.full(shape, value, np.float32)
+            for role, shape in factors.items()
+        },
+    )
+
+
+def test_pictures_in_two_passes_and_with_files_beside(model, tmp_path, addons):
     """Options that need more than words: each leaves its trace in the picture's settings."""
     image, mask = picture(tmp_path / "a.png"), picture(tmp_path / "m.png")
-    embedding, lora = tmp_path / "word.safetensors", tmp_path / "style.safetensors"
-    originals.write_safetensors(embedding, {"emb_params": np.ones((1, 8), np.float32)})
-    factors = {"down": np.ones((1, 8, 3, 3)), "up": np.ones((4, 1, 1, 1))}
-    originals.write_safetensors(
-        lora, {f"lora_unet_conv_out.lora_{k}.weight": v.astype("f4") for k, v in factors.items()}
-    )
+    embedding, lora = addons
     cases = {
         "image": ["--image", image, "--strength", "0.5"],
         "mask": ["--image", image, "--mask", mask],
@@ -204,6 +221,48 @@ def test_pictures_in_two_passes_and_with_files_beside(model, tmp_path):
         with Image.open(path) as drawn:
             assert drawn.size == ((24, 24) if name == "hires_scale" else (16, 16))
     assert settings_of(path)["prompt_syntax"] is False
+
+
+def test_a_job_with_other_addons_of_the_same_name_is_another_job(model, tmp_path, addons, capsys):
+    embedding, lora = addons
+    output = tmp_path / "out"
+    both = ("--lora", f"{lora}:0.1", "--embedding", str(embedding))
+    assert generate(model, output, "a ring", *both) == 0
+    (path,) = output.glob("*.png")
+    settings = settings_of(path)
+    ((name, scale),) = settings["loras"].items()
+    assert (name, scale) == (f"style {hashlib.sha256(lora.read_bytes()).hexdigest()[:12]}", 0.1)
+    digest = hashlib.sha256(embedding.read_bytes()).hexdigest()[:12]
+    assert settings["embeddings"] == [f"word {digest}"]
+    before = path.read_bytes()
+    assert generate(model, output, "a ring", *both) == 0  # resumed: nothing is drawn
+    assert path.read_bytes() == before
+    capsys.readouterr()
+    for arguments, said in [
+        (both[:2], f"made with embeddings ['word {digest}'] instead of None"),
+        (both[2:], f"made with loras {{'{name}': 0.1}} instead of None"),
+    ]:
+        assert generate(model, output, "a ring", *arguments) == 2
+        assert said in capsys.readouterr().err
+    old = lora.read_bytes()
+    write_addons(embedding, lora, 2.0)
+    assert generate(model, output, "a ring", *both) == 2
+    assert f"made with loras {{'{name}': 0.1}} instead of {{'style " in capsys.readouterr().err
+    lora.write_bytes(old)
+    assert generate(model, output, "a ring", *both) == 2
+    assert f"made with embeddings ['word {digest}'] instead of" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_the_settings_of_an_adapter_count_too(tmp_path):
+    """PEFT keeps alpha beside the weights."""
+    path, beside = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    path.write_bytes(b"weights")
+    digests = {pictures.digest(*files(tmp_path))}
+    for alpha in (1, 2):
+        beside.write_text(f'{{"lora_alpha": {alpha}}}')
+        digests |= {pictures.digest(*files(source)) for source in (tmp_path, path)}
+    assert len(digests) == 3
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,11 @@ DOWN, CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
 UP, CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
 LENGTH = 7  # tokens of a text
 END = "<|endoftext|>"
+SCHEDULERS = {
+    "ddim": diffusers.DDIMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "dpmpp-2m": diffusers.DPMSolverMultistepScheduler,
+}
 
 TWO = {
     "down_block_types": (CROSS_DOWN, DOWN),
@@ -77,6 +82,17 @@ FAMILIES = {
     ),
     "refiner": (diffusers.StableDiffusionXLImg2ImgPipeline, REFINER, None, EULER),
 }
+IMAGE_CLASSES = {
+    "sd1": diffusers.StableDiffusionImg2ImgPipeline,
+    "sd2": diffusers.StableDiffusionImg2ImgPipeline,
+    "sdxl": diffusers.StableDiffusionXLImg2ImgPipeline,
+    "refiner": diffusers.StableDiffusionXLImg2ImgPipeline,
+}
+INPAINT_CLASSES = {
+    "sd1": diffusers.StableDiffusionInpaintPipeline,
+    "inpaint": diffusers.StableDiffusionInpaintPipeline,
+    "sdxl": diffusers.StableDiffusionXLInpaintPipeline,
+}
 
 
 def text_encoder(cls, seed, **fields):
@@ -139,3 +155,20 @@ def pipeline(family):
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def as_class(pipe, cls, sampler=None):
+    """`pipe`'s parts in another class, with the scheduler that stands for `sampler`."""
+    parts = {n: p for n, p in pipe.components.items() if n not in ("image_encoder",)}
+    if sampler is not None:
+        parts["scheduler"] = SCHEDULERS[sampler].from_config(
+            pipe.scheduler.config, clip_sample=False
+        )
+    options = {"requires_safety_checker": False} if "safety_checker" in parts else {}
+    if "XL" in cls.__name__:
+        options["force_zeros_for_empty_prompt"] = pipe.config.force_zeros_for_empty_prompt
+        if "requires_aesthetics_score" in pipe.config:
+            options["requires_aesthetics_score"] = pipe.config.requires_aesthetics_score
+    made = cls(**parts, **options)
+    made.set_progress_bar_config(disable=True)
+    return made

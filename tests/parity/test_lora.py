@@ -1,16 +1,19 @@
 """LoRAs that PEFT and diffusers write, in every spelling: the pictures of both are the same."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from copier import image, nchw
-from families import pipeline
+from families import IMAGE_CLASSES, INPAINT_CLASSES, as_class, pipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tiny import first_devices
 
 import jaxdiff
+from jaxdiff.cli import main
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -52,41 +55,41 @@ class Case:
         self.file = folder / "lora" / "pytorch_lora_weights.safetensors"
         self.ours = first_devices(jaxdiff.load(self.base, dtype="float32"), 1)
 
-    def theirs(self, *loras, scales=(1.0,)):
-        """The latents of diffusers with these files."""
+    def theirs(self, *loras, scales=(1.0,), cls=None, steps=STEPS, **options):
+        """The latents of diffusers with these files, drawn by the pipeline `cls`."""
         pipe = self.cls.from_pretrained(self.base)
         pipe.set_progress_bar_config(disable=True)
         for i, path in enumerate(loras):
             pipe.load_lora_weights(path, adapter_name=str(i))
         if loras:
             pipe.set_adapters([str(i) for i in range(len(loras))], list(scales))
-        out = pipe(
-            PROMPT,
-            latents=nchw(NOISE),
-            num_inference_steps=STEPS,
-            guidance_scale=2.0,
-            output_type="latent",
-        ).images
+        if cls is None:
+            options["latents"] = nchw(NOISE)
+        else:
+            pipe = as_class(pipe, cls)
+        way = {"num_inference_steps": steps, "guidance_scale": 2.0, "output_type": "latent"}
+        out = pipe(PROMPT, **way, **options).images
         return out.detach().numpy().transpose(0, 2, 3, 1)
 
-    def draw(self):
-        return self.ours(
-            PROMPT, latents=NOISE, steps=STEPS, guidance_scale=2.0, output="latent"
-        ).images
+    def draw(self, steps=STEPS, **options):
+        way = {"steps": steps, "guidance_scale": 2.0, "output": "latent"}
+        return self.ours(PROMPT, latents=NOISE, **way, **options).images
 
 
 NOISE = image((1, 8, 8, 4), seed=5)
 
 
-@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+_CASES = {}
+
+
+@pytest.fixture(params=["sd1", "sdxl"])
 def case(request, tmp_path_factory):
-    return Case(request.param, tmp_path_factory.mktemp("lora"))
-
-
-@pytest.fixture(autouse=True)
-def unload(case):
-    yield
-    case.ours.unload_loras()
+    """A family, without LoRAs before and after."""
+    family = request.param
+    if family not in _CASES:
+        _CASES[family] = Case(family, tmp_path_factory.mktemp("lora"))
+    yield _CASES[family]
+    _CASES[family].ours.unload_loras()
 
 
 def near(got, want):
@@ -98,6 +101,32 @@ def test_a_file_of_diffusers(case):
     case.ours.load_lora(case.file)
     want = case.theirs(case.file)
     assert near(case.draw(), want) < 1e-4
+    assert near(before, want) > 1e-2
+
+
+@pytest.mark.usefixtures("noise")
+@pytest.mark.parametrize(
+    ("case", "cls", "masked"),
+    [
+        ("sd1", IMAGE_CLASSES["sd1"], False),
+        ("sdxl", IMAGE_CLASSES["sdxl"], False),
+        ("sd1", INPAINT_CLASSES["sd1"], True),
+        ("inpaint", INPAINT_CLASSES["inpaint"], True),
+    ],
+    indirect=["case"],
+    ids=["sd1-image", "sdxl-image", "sd1-mask", "nine-channels-mask"],
+)
+def test_pictures_are_given(case, picture, mask, cls, masked):
+    """Image to image, and inpainting by putting the rest back and by a network that is told."""
+    shared = {"steps": 20, "image": picture, "strength": 0.8}
+    ours, theirs = dict(shared), dict(shared)
+    if masked:
+        ours["mask"] = mask
+        theirs |= {"mask_image": mask, "height": 16, "width": 16}
+    before = case.draw(**ours)
+    case.ours.load_lora(case.file, 0.7)
+    want = case.theirs(case.file, scales=(0.7,), cls=cls, **theirs)
+    assert near(case.draw(**ours), want) < 1e-4
     assert near(before, want) > 1e-2
 
 
@@ -152,3 +181,77 @@ def test_spellings_of_older_diffusers(case, tmp_path):
     )
     case.ours.load_lora(tmp_path / "old.safetensors")
     assert near(case.draw(), case.theirs(case.file)) < 1e-4
+
+
+def attention_processors(tensors):
+    """The UNet's attention in the oldest spelling of diffusers, and the same in PEFT's."""
+    old, new = {}, {}
+    for name, tensor in tensors.items():
+        found = re.fullmatch(r"unet\.(.+\.attn[12])\.(to_\w+?)(\.0)?\.lora_([AB])\.weight", name)
+        if found:
+            role = {"A": "down", "B": "up"}[found[4]]
+            old[f"{found[1]}.processor.{found[2]}_lora.{role}.weight"] = tensor
+            new[name] = tensor
+    return old, new
+
+
+def test_attention_processors(case, tmp_path):
+    """Written without a prefix at first, which diffusers no longer reads, then with one."""
+    old, new = attention_processors(load_file(case.file))
+    save_file(old, tmp_path / "first.safetensors")
+    save_file(
+        {f"unet.{name}": tensor for name, tensor in old.items()}, tmp_path / "old.safetensors"
+    )
+    save_file(new, tmp_path / "new.safetensors")
+    want = case.theirs(tmp_path / "old.safetensors")
+    assert near(case.theirs(tmp_path / "new.safetensors"), want) < 1e-6
+    before = case.draw()
+    for name in ("first", "old"):
+        case.ours.load_lora(tmp_path / f"{name}.safetensors")
+        assert near(case.draw(), want) < 1e-4
+        case.ours.unload_loras()
+    assert near(before, want) > 1e-2
+
+
+def uneven(tensors):
+    """kohya's file with another alpha for each module, and with another rank for some."""
+    found = dict(tensors)
+    for i, name in enumerate(name for name in tensors if name.endswith(".alpha")):
+        stem = name.removesuffix(".alpha")
+        found[name] = torch.tensor(0.5 + i % 4)
+        if i % 3 == 0:
+            down, up = (f"{stem}.lora_{role}.weight" for role in ("down", "up"))
+            found[down], found[up] = tensors[down][:2].clone(), tensors[up][:, :2].clone()
+    return found
+
+
+@pytest.mark.parametrize(
+    "written",
+    [lambda tensors: uneven(kohya(tensors, 1.0)), lambda tensors: attention_processors(tensors)[0]],
+    ids=["kohya", "processors"],
+)
+def test_a_converted_file(case, tmp_path, written):
+    """`jaxdiff convert` writes what diffusers reads, to the same effect."""
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(written(load_file(case.file)), source)
+    assert main.run("convert", [str(source), str(target)]) == 0
+    before = case.draw()
+    case.ours.load_lora(source)
+    got = case.draw()
+    case.ours.unload_loras()
+    case.ours.load_lora(target)
+    assert near(case.draw(), got) < 1e-6
+    want = case.theirs(target)
+    assert near(got, want) < 1e-4
+    assert near(before, want) > 1e-2
+
+
+@pytest.mark.parametrize("case", ["sd1"], indirect=True)
+def test_a_converted_file_in_place_of_the_original(case, tmp_path):
+    """In diffusers alone; it reads one alpha for all of kohya's modules, and SDXL by its depths."""
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(kohya(load_file(case.file), 1.5), source)
+    assert main.run("convert", [str(source), str(target)]) == 0
+    want = case.theirs(source)
+    assert near(case.theirs(target), want) < 1e-6
+    assert near(case.theirs(), want) > 1e-2

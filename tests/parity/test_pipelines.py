@@ -1,12 +1,9 @@
 """Whole pipelines against diffusers, from the same start noise: every family, every task."""
 
-import diffusers
 import numpy as np
 import pytest
-import torch
-from copier import image, nchw
-from families import pipeline
-from PIL import Image
+from copier import nchw
+from families import IMAGE_CLASSES, INPAINT_CLASSES, as_class, pipeline
 from tiny import first_devices
 
 import jaxdiff
@@ -17,48 +14,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 LIMIT = 1e-3  # relative error of the final latents
 STEPS = 20
 PROMPT, NEGATIVE = "abc de", "ij h"
-SCHEDULERS = {
-    "ddim": diffusers.DDIMScheduler,
-    "euler": diffusers.EulerDiscreteScheduler,
-    "dpmpp-2m": diffusers.DPMSolverMultistepScheduler,
-}
-RANDOM = (
-    "stable_diffusion.pipeline_stable_diffusion_img2img",
-    "stable_diffusion.pipeline_stable_diffusion_inpaint",
-    "stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img",
-    "stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint",
-)
-
-
-@pytest.fixture
-def noise(monkeypatch):
-    """The start noise, which diffusers draws too; its VAE draws the mean of its latents."""
-    noise = image((1, 8, 8, 4), seed=5)
-
-    def draw(shape, *_, dtype=None, **__):
-        assert tuple(shape) == (1, 4, 8, 8)
-        return nchw(noise).to(dtype)
-
-    for name in RANDOM:
-        monkeypatch.setattr(f"diffusers.pipelines.{name}.randn_tensor", draw)
-    monkeypatch.setattr(
-        "diffusers.models.autoencoders.vae.randn_tensor", lambda shape, **_: torch.zeros(shape)
-    )
-    return noise
-
-
-@pytest.fixture
-def picture():
-    pixels = np.random.default_rng(3).integers(0, 256, (16, 16, 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
-@pytest.fixture
-def mask():
-    pixels = np.zeros((16, 16), np.uint8)
-    pixels[3:11, 5:] = 255
-    return Image.fromarray(pixels)
-
 
 _PIPES = {}
 
@@ -82,23 +37,6 @@ def pipes(request, tmp_path_factory):
 
 def families(*names):
     return pytest.mark.parametrize("pipes", names, indirect=True)
-
-
-def as_class(pipe, cls, sampler=None):
-    """`pipe`'s parts in another class, with the scheduler that stands for `sampler`."""
-    parts = {n: p for n, p in pipe.components.items() if n not in ("image_encoder",)}
-    if sampler is not None:
-        parts["scheduler"] = SCHEDULERS[sampler].from_config(
-            pipe.scheduler.config, clip_sample=False
-        )
-    options = {"requires_safety_checker": False} if "safety_checker" in parts else {}
-    if "XL" in cls.__name__:
-        options["force_zeros_for_empty_prompt"] = pipe.config.force_zeros_for_empty_prompt
-        if "requires_aesthetics_score" in pipe.config:
-            options["requires_aesthetics_score"] = pipe.config.requires_aesthetics_score
-    made = cls(**parts, **options)
-    made.set_progress_bar_config(disable=True)
-    return made
 
 
 def agree(got, want, start=0.0):
@@ -150,14 +88,6 @@ def test_one_step_without_guidance(pipes, noise):
     agree(ours(PROMPT, latents=noise, output="latent").images, want, noise)
 
 
-IMAGE_CLASSES = {
-    "sd1": diffusers.StableDiffusionImg2ImgPipeline,
-    "sd2": diffusers.StableDiffusionImg2ImgPipeline,
-    "sdxl": diffusers.StableDiffusionXLImg2ImgPipeline,
-    "refiner": diffusers.StableDiffusionXLImg2ImgPipeline,
-}
-
-
 @pytest.mark.parametrize("strength", [0.33, 1.0])
 @SAMPLING
 @pytest.mark.parametrize("family", IMAGE_CLASSES)
@@ -170,13 +100,6 @@ def test_image_to_image(family, tmp_path_factory, noise, picture, sampler, optio
         PROMPT, steps=STEPS, latents=noise, output="latent", sampler=sampler, **shared
     ).images
     agree(got, want)
-
-
-INPAINT_CLASSES = {
-    "sd1": diffusers.StableDiffusionInpaintPipeline,
-    "inpaint": diffusers.StableDiffusionInpaintPipeline,
-    "sdxl": diffusers.StableDiffusionXLInpaintPipeline,
-}
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])

@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from tiny import first_devices
 
 import jaxdiff
+from jaxdiff.checkpoints.textual_inversion import read_inversion
+from jaxdiff.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -31,3 +33,21 @@ def test_the_same_latents(tmp_path, count):
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
     other = ours("ab c", latents=noise, **way).images
     assert np.abs(got - other).max() > 1e-3 * np.abs(want).max()
+
+
+def test_a_file_of_pytorch(tmp_path, capsys):
+    """The web UI's .pt: as its vectors in safetensors, and told from its table."""
+    vectors = torch.randn((2, 12), generator=torch.Generator().manual_seed(0))
+    save_file({"emb_params": vectors}, tmp_path / "cat.safetensors")
+    words = {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}}
+    torch.save(words | {"name": "cat", "step": 7}, tmp_path / "cat.pt")
+    read = [
+        read_inversion(tmp_path / f"cat{e}", {"text_encoder": 12}) for e in (".pt", ".safetensors")
+    ]
+    assert read[0].word == read[1].word == "cat"
+    for inversion in read:
+        np.testing.assert_array_equal(inversion.vectors["text_encoder"], vectors.numpy())
+    assert main.run("inspect", [str(tmp_path / "cat.pt")]) == 0
+    said = capsys.readouterr().out
+    assert "(textual inversion)" in said
+    assert "word 'cat', vectors 2, widths text_encoder 12" in said

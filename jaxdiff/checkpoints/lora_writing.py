@@ -1,0 +1,137 @@
+"""LoRA files in the spelling that diffusers and PEFT write today.
+
+Factors keep their values. Their scale, alpha / r, has no tensor there: it is in the JSON in the
+file's header of which diffusers makes PEFT's settings, for each network `r`, `lora_alpha` and, for
+modules that differ, `rank_pattern` and `alpha_pattern`.
+"""
+
+import json
+import math
+import pathlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.checkpoints.addon_description import find_addon
+from jaxdiff.checkpoints.atomic import check_file, new_file
+from jaxdiff.checkpoints.lora import METADATA, Scales, refuse
+from jaxdiff.checkpoints.lora_names import dotted, has_weights, parse, weights_file
+from jaxdiff.checkpoints.tensors import (
+    Entry,
+    Pending,
+    numpy_dtype,
+    read_metadata,
+    read_tensor,
+    write_tensors,
+)
+from jaxdiff.checkpoints.weights import read_weights
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Dtype
+
+Module = tuple[str, str]  # component, path of the module as in diffusers and transformers
+
+
+def find_lora(source: pathlib.Path) -> pathlib.Path | None:
+    """The LoRA file at `source`, a file or a folder; None where something else is."""
+    if source.is_dir():
+        pipeline = (source / "model_index.json").exists()
+        return weights_file(source) if has_weights(source) and not pipeline else None
+    if not source.is_file():
+        return None
+    addon = find_addon(source, read_weights(source))
+    return source if addon is not None and addon.layout == "LoRA" else None
+
+
+def write_lora(target: pathlib.Path, source: pathlib.Path, *, dtype: Dtype | None = None) -> int:
+    """Write the LoRA file `source` in PEFT's spelling; returns the number of modules.
+
+    `target` appears whole or not at all. `dtype` converts the factors, None keeps them. Raises
+    InputError that lists what the spelling cannot hold.
+    """
+    modules = _modules(source)
+    scales = Scales(source)
+    found: dict[str, Pending] = {}
+    ranks: dict[str, dict[str, int]] = defaultdict(dict)
+    alphas: dict[str, dict[str, float]] = defaultdict(dict)
+    for (component, module), roles in modules.items():
+        rank = roles["down"].shape[0]
+        scale = scales.scale(component, module, rank, roles.get("alpha"))
+        if not math.isfinite(scale):
+            raise InputError(f"{source}: {module}: got the scale {scale}, expected a number")
+        for role, letter in (("down", "A"), ("up", "B")):
+            found[f"{component}.{module}.lora_{letter}.weight"] = _pending(roles[role], dtype)
+        # transformers has dropped this prefix; PEFT matches the ends of paths.
+        place = module.removeprefix("text_model.")
+        ranks[component][place], alphas[component][place] = rank, scale * rank
+    settings: dict[str, Any] = {}
+    for component, of in ranks.items():
+        for name, value in _settings(of, alphas[component]).items():
+            settings[f"{component}.{name}"] = value
+    metadata = {METADATA: json.dumps(settings, indent=2, sort_keys=True)}
+    check_file(target)
+    with new_file(target) as temporary:
+        write_tensors(temporary, found, metadata=_training(source) | metadata)
+    return len(modules)
+
+
+def _modules(path: pathlib.Path) -> dict[Module, dict[str, Entry]]:
+    """The tensors of each module by role; raises for what PEFT's spelling cannot hold."""
+    modules: dict[Module, dict[str, Entry]] = defaultdict(dict)
+    strange = []
+    for name, entry in read_weights(path).items():
+        found = parse(name)
+        module = found and (dotted(found.module) if found.flat else found.module)
+        if found is None or module is None:
+            strange.append(name)
+            continue
+        bare = module == "text_projection" or module.startswith("text_model.")
+        if found.component != "unet" and not bare:
+            module = f"text_model.{module}"
+        if found.role in modules[found.component, module]:
+            strange.append(name)
+        modules[found.component, module][found.role] = entry
+    refuse(path, "names of no LoRA for a published network", strange)
+    every = modules.values()
+    refuse(path, "Tucker factors", [roles["mid"].name for roles in every if "mid" in roles])
+    refuse(path, "half of a pair", [_first(r) for r in every if not {"down", "up"} <= r.keys()])
+    refuse(path, "factors that do not go together", [_first(r) for r in every if not _pair(r)])
+    return modules
+
+
+def _first(roles: Mapping[str, Entry]) -> str:
+    return next(iter(roles.values())).name
+
+
+def _pair(roles: Mapping[str, Entry]) -> bool:
+    """Whether the factors are those of a linear layer or of a convolution."""
+    down, up = roles["down"].shape, roles["up"].shape
+    return (
+        len(down) == len(up) and len(down) in (2, 4) and 0 < down[0] == up[1] and set(up[2:]) <= {1}
+    )
+
+
+def _pending(entry: Entry, dtype: Dtype | None) -> Pending:
+    wanted = numpy_dtype(entry) if dtype is None else np.dtype(dtype)
+    return Pending(
+        dtype=wanted, shape=entry.shape, fetch=lambda: read_tensor(entry).astype(wanted, copy=False)
+    )
+
+
+def _settings(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:
+    """PEFT's settings of one network: what most modules have, and which have something else."""
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {module: own for module, own in ranks.items() if own != rank},
+        "alpha_pattern": {module: own for module, own in alphas.items() if own != alpha},
+        "target_modules": sorted(ranks),
+    }
+
+
+def _training(path: pathlib.Path) -> dict[str, str]:
+    """What kohya's trainer says of its training in a file's header."""
+    texts = read_metadata(path) if path.suffix == ".safetensors" else {}
+    return {name: text for name, text in texts.items() if name.startswith("ss_")}
