@@ -10,6 +10,7 @@ from flax import nnx
 from jaxdiff.checkpoints.configs import from_diffusers, from_transformers
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
+from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -91,6 +92,12 @@ KINDS: dict[str, Kind] = {
             name="AutoencoderKL",
             module=AutoencoderKL,
             configs=partial(_single, from_diffusers, AutoencoderKLConfig),
+        ),
+        # diffusers has no such class and reads no folder that model_index.json does not name.
+        Kind(
+            name="LatentClassifier",
+            module=LatentClassifier,
+            configs=partial(_single, from_diffusers, LatentClassifierConfig),
         ),
         Kind(
             name="CLIPTextModel",

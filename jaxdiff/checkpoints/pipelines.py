@@ -26,6 +26,8 @@ from jaxdiff.core.validate import one_of
 INDEX = "model_index.json"
 DEFAULTS = "jaxdiff.json"
 SCHEDULER = "scheduler"
+# Folder of a classifier for guidance. No class of diffusers: model_index.json does not name it.
+CLASSIFIER = "classifier"
 # Not part of drawing a picture from words: a filter of results, and its image preprocessing.
 SKIPPED = ("safety_checker", "feature_extractor")
 # Components that these classes want to see named, if only as absent.

@@ -1,22 +1,28 @@
-"""`jaxdiff export`: a trained pipeline folder as the one that is shipped."""
+"""`jaxdiff export`: a trained pipeline folder, or a classifier, as it is shipped."""
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tyro
 
-from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
-from jaxdiff.core.types import dtype_of
+from jaxdiff.checkpoints.components import read_component, write_component
+from jaxdiff.checkpoints.pipelines import CLASSIFIER, INDEX, read_pipeline, write_pipeline
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Dtype, dtype_of
 from jaxdiff.pipeline.request import Defaults, size_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write a pipeline folder in another dtype, with the defaults that pictures are drawn with."""
+    """Write a pipeline folder in another dtype, with the defaults that pictures are drawn with.
+
+    A classifier is written as the folder classifier/ in OUTPUT, which may be a pipeline's folder.
+    """
 
     source: tyro.conf.Positional[pathlib.Path]
-    """A diffusers folder, such as a finished training's export/."""
+    """A diffusers folder, or the workdir of a finished training."""
     output: tyro.conf.Positional[pathlib.Path]
     """The folder to write."""
     dtype: str = "float16"
@@ -35,11 +41,27 @@ def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, read, write. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff export")
     dtype = dtype_of(options.dtype)
-    parts = read_pipeline(options.source)
+    inside = options.source / "export"
+    source = inside if inside.is_dir() else options.source
     names = ("guidance_scale", "steps", "sampler", "timesteps")
-    chosen = {name: getattr(options, name) for name in names}
-    defaults = dict(parts.defaults) | {k: v for k, v in chosen.items() if v is not None}
-    Defaults.of(defaults, parts.scheduler, size_of(None, 1), source="export")
-    write_pipeline(options.output, dataclasses.replace(parts, defaults=defaults), dtype=dtype)
+    given = {name: getattr(options, name) for name in names}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    classifier = source / CLASSIFIER
+    if (source / INDEX).exists() or not classifier.is_dir():
+        _export_pipeline(source, options.output, chosen, dtype)
+    elif chosen:
+        name, value = next(iter(chosen.items()))
+        raise InputError(f"{name}: got {value} for {source}, expected a folder with {INDEX}")
+    if classifier.is_dir():
+        write_component(options.output / CLASSIFIER, read_component(classifier), dtype=dtype)
     size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file())
     print(f"{options.output}: {size / 1e6:.1f} MB")
+
+
+def _export_pipeline(
+    source: pathlib.Path, output: pathlib.Path, chosen: Mapping[str, Any], dtype: Dtype
+) -> None:
+    parts = read_pipeline(source)
+    defaults = dict(parts.defaults) | dict(chosen)
+    Defaults.of(defaults, parts.scheduler, size_of(None, 1), source="export")
+    write_pipeline(output, dataclasses.replace(parts, defaults=defaults), dtype=dtype)

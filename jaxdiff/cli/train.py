@@ -20,6 +20,7 @@ import tyro
 from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
+from jaxdiff.cli.training.classifier import classifier_experiment
 from jaxdiff.cli.training.clip import clip_experiment
 from jaxdiff.cli.training.diffusion import diffusion_experiment
 from jaxdiff.cli.training.experiment import CHECKPOINTS, Experiment
@@ -31,6 +32,7 @@ from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, replic
 from jaxdiff.pipeline import cache
 from jaxdiff.training import loop
 from jaxdiff.training.config import (
+    ClassifierObjective,
     CLIPObjective,
     DiffusionObjective,
     TrainConfig,
@@ -238,6 +240,7 @@ def experiment(config: TrainConfig, workdir: pathlib.Path) -> Experiment:
         VAEObjective: vae_experiment,
         CLIPObjective: clip_experiment,
         DiffusionObjective: diffusion_experiment,
+        ClassifierObjective: classifier_experiment,
     }
     return kinds[type(config.objective)](config, workdir, dtype_of(config.dtype))
 

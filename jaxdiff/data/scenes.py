@@ -128,7 +128,7 @@ def vary(scene: Scene, count: int, rng: np.random.Generator) -> list[Scene]:
 
 
 class SceneSource:
-    """Random access to captioned scenes: `[i]` is {"image": uint8 (64, 64, 3), "caption": str}.
+    """Random access to scenes: `[i]` has "image" uint8 (64, 64, 3), "caption" str, "scene" Scene.
 
     An item is a function of (seed, split, i) alone. With `variations` k, items come in blocks of k:
     a scene and k - 1 minimal changes of it with the same jitter, whose captions all differ.
@@ -165,9 +165,9 @@ class SceneSource:
         in_range("index", index, 0, LENGTH - 1)
         return self._block(index // self.variations)[index % self.variations]
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray | str]:
+    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray | str | Scene]:
         scene, layout, words = self.example(index.__index__())
-        return {"image": draw(scene, layout), "caption": words}
+        return {"image": draw(scene, layout), "caption": words, "scene": scene}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from jaxdiff.core.validate import in_range, one_of, positive
 from jaxdiff.diffusion.losses import WEIGHTINGS
 from jaxdiff.diffusion.predictions import KINDS
 from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
@@ -89,7 +90,29 @@ class DiffusionObjective:
         in_range("objective.sample_steps", self.sample_steps, 1, self.schedule.num_train_timesteps)
 
 
-Objective = VAEObjective | CLIPObjective | DiffusionObjective
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierObjective:
+    """Learn to tell what noisy latents show, for classifier guidance (2105.05233, section 4)."""
+
+    model: LatentClassifierConfig = dataclasses.field(default_factory=LatentClassifierConfig)
+    vae: str  # folder of the frozen VAE
+    # that of the diffusion model to be guided
+    schedule: NoiseSchedule = dataclasses.field(
+        default_factory=lambda: NoiseSchedule(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+        )
+    )
+    times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
+    time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
+    draws: int = 1  # noise levels for each picture: encoding it is the dearer part
+
+    def __post_init__(self) -> None:
+        one_of("objective.times", self.times, TIMES)
+        in_range("objective.time_shift", self.time_shift, 0.01, 100)
+        positive("objective.draws", self.draws)
+
+
+Objective = VAEObjective | CLIPObjective | DiffusionObjective | ClassifierObjective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,6 +190,7 @@ _IDENTITY: dict[type, tuple[str, ...]] = {
     VAEObjective: ("model",),
     CLIPObjective: ("text", "vision", "projection_dim"),
     DiffusionObjective: ("model", "schedule", "prediction_type"),
+    ClassifierObjective: ("model", "schedule"),
 }
 
 

@@ -8,6 +8,7 @@ from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -43,6 +44,17 @@ UNET = UNet2DConditionConfig(
     attention_head_dim=2,
 )
 VAE = AutoencoderKLConfig(block_out_channels=(8,), norm_num_groups=4, sample_size=8)
+CLASSIFIER = LatentClassifierConfig(
+    sample_size=4,
+    in_channels=2,
+    block_out_channels=(4, 8),
+    layers_per_block=1,
+    attention_head_dim=4,
+    norm_num_groups=2,
+    group_names=("background", "colours"),
+    group_labels=(("white", "grey"), ("red", "green", "blue")),
+    group_exclusive=(True, False),
+)
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,
@@ -73,6 +85,7 @@ def components():
     return {
         "UNet2DConditionModel": build(UNet2DConditionModel, UNET),
         "AutoencoderKL": build(AutoencoderKL, VAE),
+        "LatentClassifier": build(LatentClassifier, CLASSIFIER),
         "CLIPTextModel": build(CLIPTextModel, TEXT),
         "CLIPTextModelWithProjection": build(CLIPTextModel, TEXT, with_projection=True),
         "CLIPVisionModel": build(CLIPVisionModel, VISION),

@@ -14,6 +14,7 @@ from jaxdiff.cli import main
 from jaxdiff.cli.train import alone, check_identity, load_config, parse, run
 from jaxdiff.cli.training import clip, experiment, vae
 from jaxdiff.core.errors import InputError
+from jaxdiff.data.attributes import ATTRIBUTES
 from jaxdiff.models.build import weights
 from jaxdiff.training.log import read_lines
 
@@ -50,6 +51,18 @@ model = UNet2DConditionConfig(
 objective = DiffusionObjective(
     model=model, vae="FOLDER/vae/export", text_encoder="FOLDER/clip/export", sample_steps=2)
 config = TrainConfig(objective=objective, steps=1, batch_size=8, sample_every=1)
+"""
+CLASSIFIER = """
+from jaxdiff.data.attributes import ATTRIBUTES
+from jaxdiff.models.classifier import LatentClassifierConfig
+from jaxdiff.training.config import ClassifierObjective, OptimiserConfig, TrainConfig
+model = LatentClassifierConfig(
+    sample_size=16, in_channels=2, block_out_channels=(4,), layers_per_block=1,
+    attention_head_dim=4, norm_num_groups=2,
+).telling(ATTRIBUTES)
+objective = ClassifierObjective(model=model, vae="FOLDER/vae/export", draws=2)
+config = TrainConfig(objective=objective, optimiser=OptimiserConfig(warmup_steps=1),
+    steps=4, batch_size=8, log_every=1, checkpoint_every=2, sample_every=4)
 """
 
 
@@ -203,6 +216,53 @@ def test_a_training_begins_with_given_weights(three, tmp_path):
     with pytest.raises(InputError, match=r"objective\.weights: got .* \(8, 4\), expected \(4, 4\)"):
         run([str(path), "--workdir", str(tmp_path / "v"), *other])
     assert not (tmp_path / "v").exists()
+
+
+def test_a_classifier_is_trained_resumed_and_exported(trained, tmp_path):
+    command = [config_file(tmp_path, CLASSIFIER.replace("FOLDER", str(trained))), "--workdir"]
+    run([*command, str(tmp_path / "w")])
+    log = read_lines(tmp_path / "w" / "log.jsonl")
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    parts = [log[0][f"nats_{name}"] for name in ATTRIBUTES.parts]
+    np.testing.assert_allclose(log[0]["loss"], sum(parts), rtol=1e-5)
+    measured = {f"validation_{n}_{t}" for n in ATTRIBUTES.parts for t in (0, 250, 500, 750, 950)}
+    assert {name for name in log[3] if name.startswith("validation")} == {
+        *measured,
+        "validation_loss",
+    }
+    assert all(0 <= log[3][name] <= 1 for name in measured)
+
+    folder = tmp_path / "w" / "export" / "classifier"
+    whole = read_component(folder).module
+    assert whole.config.attributes == ATTRIBUTES
+    # from the checkpoint in the middle again
+    shutil.rmtree(tmp_path / "w" / "export")
+    shutil.rmtree(tmp_path / "w" / "checkpoints" / "4")
+    run([*command, str(tmp_path / "w")])
+    for name, values in weights(read_component(folder).module).items():
+        np.testing.assert_allclose(values, weights(whole)[name], rtol=1e-4, atol=1e-6)
+    assert [line["step"] for line in read_lines(tmp_path / "w" / "log.jsonl")] == [1, 2, 3, 4]
+
+    assert main.run("export", [str(tmp_path / "w"), str(tmp_path / "out")]) == 0
+    half = weights(read_component(tmp_path / "out" / "classifier").module)
+    assert {str(array.dtype) for array in half.values()} == {"float16"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--objective.model.sample-size", "8"], "sample_size: got 8, expected 16 as the latents"),
+        (["--objective.model.in-channels", "4"], "in_channels: got 4, expected 2 as the latents"),
+    ],
+)
+def test_a_classifier_of_other_latents_is_refused(trained, tmp_path, flags, message):
+    path = config_file(tmp_path, CLASSIFIER.replace("FOLDER", str(trained)))
+    with pytest.raises(InputError, match=f"objective.model.{message}"):
+        run([path, "--workdir", str(tmp_path / "w"), *flags])
+    other = CLASSIFIER.replace("FOLDER", str(trained)).replace(".telling(ATTRIBUTES)", "")
+    with pytest.raises(InputError, match=r"group_names: got class, expected the groups of scenes"):
+        run([config_file(tmp_path, other), "--workdir", str(tmp_path / "w")])
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize("field", ["sample-size", "in-channels", "out-channels"])

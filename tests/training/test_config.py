@@ -9,6 +9,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import (
+    ClassifierObjective,
     CLIPObjective,
     DataConfig,
     DiffusionObjective,
@@ -89,6 +90,7 @@ def test_identity_of_every_objective_is_json():
     for objective in (
         VAEObjective(),
         CLIPObjective(text=CLIPTextConfig(vocab_size=300)),
+        ClassifierObjective(vae="a"),
         DiffusionObjective(vae="a", text_encoder="b"),
     ):
         values = identity(dataclasses.replace(CONFIG, objective=objective))

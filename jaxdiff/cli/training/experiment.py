@@ -1,7 +1,7 @@
 """What a training reads, shows and leaves behind, whatever its objective."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
-from jaxdiff.data.batches import batches
+from jaxdiff.data.batches import Batch, Item, batches
 from jaxdiff.data.scenes import SceneSource
 from jaxdiff.parallel.mesh import data_mesh, replicate, shard_batch
 from jaxdiff.training.config import TrainConfig
@@ -19,6 +19,8 @@ from jaxdiff.training.objectives import Learner, Params
 CHECKPOINTS = "checkpoints"  # their folder in a workdir
 SHOWN = 16  # pictures in a sample grid
 VALIDATED = 256  # validation pictures behind a number in the log
+
+Transform = Callable[[Sequence[Item]], Batch]
 
 
 class Experiment(NamedTuple):
@@ -32,19 +34,24 @@ class Experiment(NamedTuple):
     identity: Mapping[str, str] = {}  # fingerprints of what must not change on the way
 
 
-def training_batches(config: TrainConfig, tokenizer: Any = None) -> Any:
-    """This process's share of the endless training batches."""
+def training_batches(
+    config: TrainConfig, tokenizer: Any = None, *, transform: Transform | None = None
+) -> Any:
+    """This process's share of the endless training batches; the options are those of `batches`."""
     source = SceneSource(seed=config.data.seed, variations=config.data.variations)
     return batches(
         source,
         batch_size=config.batch_size,
         tokenizer=tokenizer,
+        transform=transform,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
-def validation_batch(config: TrainConfig, tokenizer: Any = None) -> dict[str, NDArray]:
+def validation_batch(
+    config: TrainConfig, tokenizer: Any = None, *, transform: Transform | None = None
+) -> dict[str, NDArray]:
     """VALIDATED items, the same at every call; with variations the first of each block is new.
 
     It is of the validation split, and the minimal changes of it that follow are any scenes.
@@ -52,7 +59,7 @@ def validation_batch(config: TrainConfig, tokenizer: Any = None) -> dict[str, ND
     source = SceneSource(
         seed=config.data.seed, split="validation", variations=config.data.variations
     )
-    return next(batches(source, batch_size=VALIDATED, tokenizer=tokenizer))
+    return next(batches(source, batch_size=VALIDATED, tokenizer=tokenizer, transform=transform))
 
 
 def spread(batch: Mapping[str, NDArray]) -> dict[str, Array]:

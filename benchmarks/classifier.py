@@ -1,0 +1,66 @@
+"""What the classifier of noisy latents tells, by noise level: python benchmarks/classifier.py
+
+[--model FOLDER] [--classifier FOLDER] [--pictures 1024]
+
+Prints the share of scenes, none of which was trained on, whose attributes are told right at each
+time of the schedule, for reserved scenes and for those with pairs of colour and shape that were
+never seen. The rows of several labels (sizes, colours, shapes) count where all of them are right.
+"""
+
+import argparse
+import pathlib
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.pipelines import CLASSIFIER
+from jaxdiff.core.types import Array
+from jaxdiff.data.attributes import collate_attributes
+from jaxdiff.data.scenes import SceneSource
+from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.models.classifier import LatentClassifier
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.pipeline.load import EMBEDDED
+from jaxdiff.training.objectives.classifier import accuracies
+
+TIMES = (0, 250, 500, 750, 850, 950)
+BATCH = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=pathlib.Path, default=EMBEDDED, help="a diffusers folder")
+    parser.add_argument("--classifier", type=pathlib.Path, help="default: classifier/ in the model")
+    parser.add_argument("--pictures", type=int, default=1024)
+    arguments = parser.parse_args()
+    model = arguments.model
+    told = arguments.classifier or model / CLASSIFIER
+    classifier = cast(LatentClassifier, read_component(told, dtype=jnp.float32).module)
+    vae = cast(AutoencoderKL, read_component(model / "vae", dtype=jnp.float32).module)
+    schedule = NoiseSchedule.from_config(read_object(model / "scheduler/scheduler_config.json"))
+
+    @jax.jit
+    def encode(image: Array) -> Array:
+        return vae.scale(vae.encode(image)[0])
+
+    @jax.jit
+    def measure(x0: Array, targets: Array, known: Array) -> Array:
+        return accuracies(classifier, schedule, x0, targets, known, TIMES, jax.random.key(0))
+
+    names = classifier.config.group_names
+    for split in ("validation", "heldout"):
+        source = SceneSource(seed=1, split=split)
+        batch = collate_attributes([source[i] for i in range(arguments.pictures)])
+        parts = range(0, arguments.pictures, BATCH)
+        x0 = jnp.concatenate([encode(batch["image"][i : i + BATCH]) for i in parts])
+        shares = measure(x0, batch["targets"], batch["known"])
+        print(f"{split}\n{'':>14}" + "".join(f"{f't={t}':>8}" for t in TIMES))
+        for name, row in zip(names, shares.T, strict=True):
+            print(f"{name:>14}" + "".join(f"{share:8.3f}" for share in row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Telling what noisy latents show: the network of classifier guidance (2105.05233, section 4)."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
+from jaxdiff.diffusion.losses import diffuse
+from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.models.build import abstract, assemble, initial_weights, weights
+from jaxdiff.models.classifier import LatentClassifier
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.training.config import ClassifierObjective
+from jaxdiff.training.objectives import Learner, Metrics, Params
+from jaxdiff.training.objectives.diffusion import draw_times
+from jaxdiff.training.objectives.vae import sample_latents
+
+
+def classifier_learner(
+    config: ClassifierObjective, vae: AutoencoderKL, dtype: Dtype = jnp.float32
+) -> Learner:
+    """The classifier's learner; the frozen weights are those of the (abstract) `vae`.
+
+    Batches have `image` (b, h, w, 3) in [-1, 1], and `targets` and `known` (b, n) as
+    `models.attributes` says. The loss is minus the log-probability of what is known, in nats.
+    """
+    template = abstract(LatentClassifier, config.model, dtype=dtype)
+    attributes = config.model.attributes
+
+    def loss(
+        params: Params, frozen: Params, batch: dict[str, Array], key: Key[Array, ""]
+    ) -> tuple[Array, Metrics]:
+        latent_key, time_key, noise_key = jax.random.split(key, 3)
+        encoder = assemble(vae, frozen)
+        x0 = encoder.scale(sample_latents(*encoder.encode(batch["image"]), latent_key))
+        x0, targets, known = (
+            jnp.repeat(array, config.draws, axis=0)
+            for array in (jax.lax.stop_gradient(x0), batch["targets"], batch["known"])
+        )
+        t = draw_times(
+            time_key, x0.shape[:1], config.schedule.levels, config.times, config.time_shift
+        )
+        logits = assemble(template, params)(noisy(config.schedule, x0, t, noise_key), t)
+        nats = -jnp.mean(attributes.log_probs(logits, targets, known), axis=0)
+        names = [f"nats_{group.name}" for group in attributes.groups]
+        return jnp.sum(nats), dict(zip(names, nats, strict=True))
+
+    return Learner(weights(template), functools.partial(initial_weights, template), loss)
+
+
+def noisy(
+    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], t: Int[Array, "b"], key: Key[Array, ""]
+) -> Float[Array, "b h w c"]:
+    """x_t = alpha x_0 + sigma eps at the levels `t`."""
+    alpha, sigma = schedule.gather(t)
+    return diffuse(x0, jax.random.normal(key, x0.shape, x0.dtype), alpha, sigma)
+
+
+def accuracies(
+    model: LatentClassifier,
+    schedule: NoiseSchedule,
+    x0: Float[Array, "b h w c"],
+    targets: Bool[Array, "b n"],
+    known: Bool[Array, "b n"],
+    levels: Sequence[int],
+    key: Key[Array, ""],
+) -> Float[Array, "l g"]:
+    """The share of right answers at each of `levels`, for each group of attributes.
+
+    Of the pictures where the group is known; `Attributes.right` says what is right.
+    """
+
+    def at(level: Int[Array, ""]) -> Float[Array, "g"]:
+        t = jnp.full(len(x0), level)
+        x = noisy(schedule, x0, t, jax.random.fold_in(key, level))
+        right, asked = model.config.attributes.right(model(x, t), targets, known)
+        return jnp.mean(right, axis=0, where=asked, dtype=jnp.float32)
+
+    return jax.lax.map(at, jnp.asarray(levels))
