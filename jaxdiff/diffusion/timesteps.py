@@ -69,6 +69,7 @@ class Convention:
     extra: int = 0  # points that leading and linspace place beyond the steps, at the clean end
     whole_times: bool = True  # the network is only told the times of training
     lands_on: str = "zero"  # "zero", or the option that decides: see GridOptions.lands_on_first
+    alpha_to_one: bool = True  # the default of the option set_alpha_to_one
     in_ratios: bool = False  # works in ratios: they must be finite; a checkpoint's curve applies
     curve_within_times: bool = False  # a curve spans the ratios of the times, not of the schedule
     starts_below_one: bool = False  # linspace and trailing start from sigma * noise, not 1 * noise
@@ -81,7 +82,7 @@ class GridOptions:
     timestep_spacing: str | None = None  # None: the convention of the sampler
     curve: str | None = None  # a name in CURVES; diffusers: use_karras_sigmas, ...
     steps_offset: int = 0  # added to leading times
-    set_alpha_to_one: bool = True  # land on the clean image; otherwise on the first level
+    set_alpha_to_one: bool | None = None  # land on the clean image, False: on the first level
     final_sigmas_type: str = "zero"  # the same choice for others: "zero" or "sigma_min"
 
     def __post_init__(self) -> None:
@@ -108,14 +109,15 @@ class GridOptions:
         curves = [name for name in CURVES if config.get(f"use_{name}_sigmas")]
         return cls(curve=curves[0] if curves else None, **values)
 
-    def lands_on_first(self, decided_by: str) -> bool:
+    def lands_on_first(self, convention: Convention) -> bool:
         """Whether the last step goes to the first level of the schedule instead of to ratio 0."""
+        to_one = self.set_alpha_to_one
         choices = {
             "zero": False,
-            "set_alpha_to_one": not self.set_alpha_to_one,
+            "set_alpha_to_one": not (convention.alpha_to_one if to_one is None else to_one),
             "final_sigmas_type": self.final_sigmas_type == "sigma_min",
         }
-        return choices[decided_by]
+        return choices[convention.lands_on]
 
 
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -200,7 +202,7 @@ def layout(
         t, ratio = _curve(curve, table, ratio, convention)
     if np.any(np.diff(ratio) >= 0):
         raise InputError(f"steps: got {steps}, expected fewer: two of them would be at one time")
-    final = table[0] if options.lands_on_first(convention.lands_on) else 0.0
+    final = table[0] if options.lands_on_first(convention) else 0.0
     alpha, sigma = levels_of(np.append(ratio, final))
     below_one = convention.starts_below_one and times != "leading"
     return Layout(np.append(t, 0.0), alpha, sigma, float(sigma[0]) if below_one else 1.0)

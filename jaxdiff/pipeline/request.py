@@ -1,7 +1,6 @@
 """What one call of the pipeline asks for, checked and with every default filled in."""
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.timesteps import SPACINGS
-from jaxdiff.samplers.registry import SAMPLERS, STAND_INS, sampler_name
+from jaxdiff.samplers.registry import SAMPLERS, sampler_name
 
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
@@ -210,15 +209,11 @@ def _check_scale(scale: float) -> None:
 
 
 def _default_sampler(scheduler: Mapping[str, Any]) -> str | None:
-    """The sampler of a scheduler_config.json; a warning where it is another one's stand-in."""
+    """The sampler of a scheduler_config.json, if there is one here."""
     try:
-        name = sampler_name(scheduler)
+        return sampler_name(scheduler)
     except InputError:
         return None
-    asked = str(scheduler.get("_class_name", "")).removeprefix("Flax")
-    if asked in STAND_INS:
-        warnings.warn(f"scheduler: {name} takes the place of {asked}", stacklevel=2)
-    return name
 
 
 def _check_loop(steps: int, sampler: str | None, timesteps: str | None) -> None:

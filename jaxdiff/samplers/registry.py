@@ -11,11 +11,13 @@ from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.dpmpp_2m import DPMpp2M
 from jaxdiff.samplers.euler import Euler, EulerAncestral
+from jaxdiff.samplers.pndm import PNDM
 from jaxdiff.samplers.rule import Sampler
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": DDPM(),
     "ddim": DDIM(),
+    "pndm": PNDM(),
     "euler": Euler(),
     "euler-ancestral": EulerAncestral(),
     "dpmpp-2m": DPMpp2M(),
@@ -25,7 +27,7 @@ SAMPLERS: dict[str, Sampler] = {
 SCHEDULERS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
     "DDPMScheduler": ("ddpm", {"variance_type": ("fixed_small", "fixed_small_log")}),
     "DDIMScheduler": ("ddim", {}),
-    "PNDMScheduler": ("ddim", {}),
+    "PNDMScheduler": ("pndm", {"skip_prk_steps": (True,)}),
     "EulerDiscreteScheduler": ("euler", {}),
     "EulerAncestralDiscreteScheduler": ("euler-ancestral", {}),
     "DPMSolverMultistepScheduler": (
@@ -39,8 +41,6 @@ SCHEDULERS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
         },
     ),
 }
-# Classes whose sampler only solves the same ODE on the same grid: PNDM extrapolates DDIM's eps.
-STAND_INS = ("PNDMScheduler",)
 
 
 def sampler_name(config: Mapping[str, Any]) -> str:

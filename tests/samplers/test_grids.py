@@ -88,18 +88,19 @@ def test_every_grid_keeps_the_contract(schedule, name, spacing, steps):
 
 
 def test_where_samplers_land():
-    first, one = GridOptions(set_alpha_to_one=False), GridOptions()
+    first, one = GridOptions(set_alpha_to_one=False), GridOptions(set_alpha_to_one=True)
     final = {
         name: [
             layout(SD, 10, convention=SAMPLERS[name].convention, options=options).sigma[-1]
             for options in (one, first, GridOptions(final_sigmas_type="sigma_min"))
         ]
-        for name in ("ddpm", "ddim", "euler", "dpmpp-2m")
+        for name in ("ddpm", "ddim", "pndm", "euler", "dpmpp-2m")
     }
     low = pytest.approx(SD.sigma[0])
     assert final == {
         "ddpm": [0, 0, 0],
         "ddim": [0, low, 0],
+        "pndm": [0, low, low],  # which it does, too, where nothing is said
         "euler": [0, 0, low],
         "dpmpp-2m": [0, 0, low],
     }
@@ -205,7 +206,9 @@ def test_unknown_sampler():
 
 def test_the_sampler_of_a_checkpoint():
     assert sampler_name({"_class_name": "DDIMScheduler"}) == "ddim"
-    assert sampler_name({"_class_name": "FlaxPNDMScheduler"}) == "ddim"
+    assert sampler_name({"_class_name": "FlaxPNDMScheduler"}) == "pndm"
+    with pytest.raises(InputError, match="skip_prk_steps: got False, expected True"):
+        sampler_name({"_class_name": "PNDMScheduler", "skip_prk_steps": False})
     solver = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 2}
     assert sampler_name(solver) == "dpmpp-2m"
     with pytest.raises(InputError, match="solver_order: got 3"):

@@ -20,6 +20,11 @@ from jaxdiff.samplers.registry import SAMPLERS, make_grid
 
 RULE_SETS = {**SAMPLERS, "ddim-eta-1": DDIM(eta=1.0)}
 STOCHASTIC = {"ddpm", "ddim-eta-1", "euler-ancestral"}
+# Of the levels 0 .. n - 1 of n steps, those at which the network is asked; else each one once.
+ASKED = {"pndm": lambda n: [0, 1, *range(1, n)] if n > 1 else [0]}
+# Programs for other batches round differently. PNDM multiplies that by the sizes of its weights,
+# which sum to 6.7.
+ROUNDING = {"pndm": 7e-6}
 MEANS, VARIANCES = (-2.0, 2.0), (0.25, 0.25)
 SHAPE = (4, 4, 2)
 KIND = "v_prediction"
@@ -74,6 +79,11 @@ def whole(name):
     return compiled(name)(WEIGHTS, latents, conditioning, scales, grid_for(name), keys)
 
 
+def rounding(name):
+    """Tolerances for the same computation in another program."""
+    return dict.fromkeys(("rtol", "atol"), ROUNDING.get(name, 1e-6))
+
+
 @pytest.fixture(params=RULE_SETS)
 def name(request):
     return request.param
@@ -101,7 +111,7 @@ def test_an_image_does_not_depend_on_its_batch(name):
     for seeds in ((4,), (7, 4, 0), (6, 5, 4, 3, 2, 1, 0, 7)):
         latents, conditioning, scales, keys = inputs(seeds)
         x = one(WEIGHTS, latents, conditioning, scales, grid_for(name), keys)
-        np.testing.assert_allclose(x, whole(name)[jnp.array(seeds)], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(x, whole(name)[jnp.array(seeds)], **rounding(name))
 
 
 def test_chunks_are_the_whole_bit_for_bit(name):
@@ -145,9 +155,11 @@ def traced(name, rule):
 
 
 @pytest.mark.parametrize(("rule", "batch"), [("none", 3), ("cfg", 6)])
-def test_a_step_is_one_network_call_on_all_streams(name, rule, batch):
+def test_a_network_call_is_on_all_streams(name, rule, batch):
     jaxpr = traced(name, RULES[rule])
-    assert [shapes[1] for shapes in calls(jaxpr, "network")] == [(batch, *SHAPE)]
+    # A second call is a branch that most steps or the last one do not take.
+    count = 2 if name in ASKED else 1
+    assert [shapes[1] for shapes in calls(jaxpr, "network")] == [(batch, *SHAPE)] * count
     loops = [e for e in equations(jaxpr) if e.primitive.name == "while"]
     assert len(loops) == 1
 
@@ -158,7 +170,8 @@ def test_only_stochastic_samplers_draw(name):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
-def test_the_network_is_called_once_a_step(name, steps):
+def test_the_network_is_asked_no_more_than_the_method_needs(name, steps):
+    """Counted as it runs: branches that are not taken cost nothing."""
     seen = []
 
     def counting(weights, x, t, conditioning):
@@ -170,7 +183,7 @@ def test_the_network_is_called_once_a_step(name, steps):
     denoise = guided(counting, WEIGHTS, conditioning, scales, rule=RULES["cfg"], kind=KIND)
     jax.block_until_ready(sample(denoise, latents, grid, keys, sampler=RULE_SETS[name]))
     jax.effects_barrier()
-    np.testing.assert_array_equal(seen, grid.t[:steps])
+    np.testing.assert_array_equal(seen, grid.t[jnp.array(ASKED.get(name, range)(steps))])
 
 
 def test_scale_one_is_the_conditional_model(name):
@@ -211,7 +224,7 @@ def test_pmap_over_eight_devices_is_one_device(name):
     split = [a.reshape(8, 1, *a.shape[1:]) for a in (latents, conditioning, scales, keys)]
     x = over_devices(WEIGHTS, *split[:3], grid_for(name), split[3])
     assert len(x.sharding.device_set) == 8
-    np.testing.assert_allclose(x[:, 0], whole(name), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(x[:, 0], whole(name), **rounding(name))
 
 
 def test_a_sharded_batch_exchanges_nothing(name):
@@ -224,7 +237,7 @@ def test_a_sharded_batch_exchanges_nothing(name):
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert collective not in text
     x = program(weights, latents, conditioning, scales, grid, keys)
-    np.testing.assert_allclose(x, whole(name), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(x, whole(name), **rounding(name))
 
 
 def test_zero_terminal_snr_starts_from_pure_noise(name):
