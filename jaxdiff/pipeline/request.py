@@ -16,8 +16,6 @@ from jaxdiff.samplers.registry import SAMPLERS, sampler_name
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
 MAX_SIZE = 16384  # pixels
-# What models distilled into one step without guidance want (2311.17042).
-_FEW_STEPS = {"guidance_scale": 1.0, "steps": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ class Defaults:
         source: str,
     ) -> "Defaults":
         """What a model says of itself (jaxdiff.json), the rest from its scheduler and size."""
-        distilled = _FEW_STEPS if _few_steps(scheduler) else {}
+        distilled = _distilled(scheduler)
         values = {"height": native[0], "width": native[1], **distilled, **stored}
         if "sampler" not in values:
             values["sampler"] = _default_sampler(scheduler)
@@ -191,17 +189,22 @@ def _column(name: str, value: Any, count: int, kind: type) -> tuple[Any, ...]:
     return tuple(None if entry is None else kind(entry) for entry in entries)
 
 
-def _few_steps(scheduler: Mapping[str, Any]) -> bool:
-    """Whether a scheduler config is that of a distilled model, such as SD-Turbo.
+def _distilled(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model that was distilled into few steps wants, known by its scheduler config.
 
-    Trailing times begin at pure noise, where only networks that predict v, or that were distilled
-    to go all the way from there, say something about the image.
+    LCM (2310.04378) has guidance in it, SD-Turbo (2311.17042) has none. Trailing times begin at
+    pure noise, where only networks that predict v, or that were distilled to go all the way from
+    there, say something about the image.
     """
-    return (
-        str(scheduler.get("_class_name", "")).startswith("Euler")
+    name = str(scheduler.get("_class_name", ""))
+    if name.startswith("LCM"):
+        return {"guidance_scale": 1.0, "steps": 4}
+    turbo = (
+        name.startswith("Euler")
         and scheduler.get("timestep_spacing") == "trailing"
         and scheduler.get("prediction_type", "epsilon") == "epsilon"
     )
+    return {"guidance_scale": 1.0, "steps": 1} if turbo else {}
 
 
 def _check_scale(scale: float) -> None:

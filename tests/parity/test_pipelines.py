@@ -20,8 +20,12 @@ SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
     "pndm": diffusers.PNDMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "dpmpp-2s": diffusers.DPMSolverSinglestepScheduler,
     "dpmpp-2m": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
 }
+OPTIONS = {"pndm": {"skip_prk_steps": True}, "dpmpp-2s": {"lower_order_final": True}}
 RANDOM = (
     "stable_diffusion.pipeline_stable_diffusion_img2img",
     "stable_diffusion.pipeline_stable_diffusion_inpaint",
@@ -89,7 +93,7 @@ def as_class(pipe, cls, sampler=None):
     parts = {n: p for n, p in pipe.components.items() if n not in ("image_encoder",)}
     if sampler is not None:
         parts["scheduler"] = SCHEDULERS[sampler].from_config(
-            pipe.scheduler.config, clip_sample=False, skip_prk_steps=True
+            pipe.scheduler.config, clip_sample=False, **OPTIONS.get(sampler, {})
         )
     options = {"requires_safety_checker": False} if "safety_checker" in parts else {}
     if "XL" in cls.__name__:
@@ -121,8 +125,11 @@ SAMPLING = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("sampler", ["pndm"])
-@families("sd1", "sdxl")
+@pytest.mark.parametrize(
+    ("pipes", "sampler"),
+    [("sd1", "pndm"), ("sdxl", "pndm"), ("sd1", "heun"), ("sd2", "unipc"), ("sdxl", "dpmpp-2s")],
+    indirect=["pipes"],
+)
 def test_other_samplers(pipes, noise, sampler):
     theirs, ours = pipes
     theirs = as_class(theirs, type(theirs), sampler)

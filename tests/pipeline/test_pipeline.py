@@ -126,12 +126,18 @@ def with_scheduler(pipe, folder, name):
 
 
 def test_a_model_with_an_unknown_scheduler_draws_with_a_named_sampler(pipe, tmp_path):
-    copy = jaxdiff.load(with_scheduler(pipe, tmp_path / "copy", "HeunDiscreteScheduler"))
+    copy = jaxdiff.load(with_scheduler(pipe, tmp_path / "copy", "KDPM2DiscreteScheduler"))
     with pytest.raises(InputError, match="sampler: got none, and the model's own scheduler"):
         copy(PROMPT, steps=2)
     assert copy(PROMPT, steps=2, sampler="euler", output="latent").images.shape == (1, 8, 8, 4)
     other = jaxdiff.load(with_scheduler(pipe, tmp_path / "other", "PNDMScheduler"))
     assert other.defaults.sampler == "pndm"
+    distilled = jaxdiff.load(with_scheduler(pipe, tmp_path / "distilled", "LCMScheduler"))
+    defaults = distilled.defaults
+    assert (defaults.sampler, defaults.steps, defaults.guidance_scale) == ("lcm", 4, 1.0)
+    assert distilled(PROMPT, output="latent").images.shape == (1, 8, 8, 4)
+    with pytest.raises(InputError, match="steps: got 51, expected at most the 50"):
+        distilled(PROMPT, steps=51)
 
 
 def test_save_and_load_draws_the_same_picture(pipe, tmp_path):

@@ -19,7 +19,7 @@ from jaxdiff.diffusion.timesteps import (
     karras,
     layout,
 )
-from jaxdiff.samplers.registry import SAMPLERS, make_grid, sampler_name
+from jaxdiff.samplers.registry import SAMPLERS, SCHEDULERS, make_grid, sampler_name
 
 SD = NoiseSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 ZERO = NoiseSchedule(
@@ -213,8 +213,27 @@ def test_the_sampler_of_a_checkpoint():
     assert sampler_name(solver) == "dpmpp-2m"
     with pytest.raises(InputError, match="solver_order: got 3"):
         sampler_name(solver | {"solver_order": 3})
-    with pytest.raises(InputError, match="_class_name: got 'HeunDiscreteScheduler'"):
-        sampler_name({"_class_name": "HeunDiscreteScheduler"})
+    noisy = solver | {"algorithm_type": "sde-dpmsolver++"}
+    assert sampler_name(noisy) == "dpmpp-2m-sde"
+    assert sampler_name(noisy | {"solver_order": 3}) == "dpmpp-3m-sde"
+    with pytest.raises(InputError, match="solver_order: got 1"):
+        sampler_name(noisy | {"solver_order": 1})
+    with pytest.raises(InputError, match="algorithm_type: got 'dpmsolver'"):
+        sampler_name(solver | {"algorithm_type": "dpmsolver"})
+    with pytest.raises(InputError, match="_class_name: got 'KDPM2DiscreteScheduler'"):
+        sampler_name({"_class_name": "KDPM2DiscreteScheduler"})
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_has_a_sampler_and_refuses_other_options(scheduler):
+    config = {"_class_name": scheduler}
+    assert sampler_name(config) in SAMPLERS
+    for name, options in SCHEDULERS[scheduler].items():
+        own = config | {key: values[0] for key, values in options.items()}
+        assert sampler_name(own) == name
+        for key in options:
+            with pytest.raises(InputError, match=f"{key}: got 'odd', expected"):
+                sampler_name(own | {key: "odd"})
 
 
 def test_a_grid_is_its_layout_in_float32():
