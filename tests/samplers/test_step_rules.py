@@ -13,6 +13,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.predictions import Prediction
 from jaxdiff.diffusion.timesteps import karras
 from jaxdiff.samplers.ddim import DDIM
+from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.loop import begin, sample
 from jaxdiff.samplers.registry import SAMPLERS
 from jaxdiff.samplers.rule import Carry
@@ -75,6 +76,9 @@ def test_ddpm_is_the_formula_of_the_paper(pair):
     variance = there.sigma**2 / here.sigma**2 * (1 - step)
     got = one_step(SAMPLERS["ddpm"], *pair, x, jnp.ones(9))
     np.testing.assert_allclose(got, mean + jnp.sqrt(variance), atol=1e-13)
+    large = jnp.where(there.sigma > 0, jnp.sqrt(1 - step), 0)
+    got = one_step(DDPM(variance="fixed_large"), *pair, x, jnp.ones(9))
+    np.testing.assert_allclose(got, mean + large, atol=1e-13)
 
 
 @pytest.mark.parametrize("eta", [0.3, 0.8])
@@ -198,6 +202,11 @@ def test_a_constant_image_is_reached_exactly(name, steps, high, keys):
 def test_ddim_refuses_an_eta_outside_its_range():
     with pytest.raises(InputError, match=r"eta: got 1\.5"):
         DDIM(eta=1.5)
+
+
+def test_ddpm_knows_two_variances():
+    with pytest.raises(InputError, match="variance: got 'learned'"):
+        DDPM(variance="learned")
 
 
 def test_begin_scales_the_noise():
