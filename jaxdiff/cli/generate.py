@@ -36,6 +36,8 @@ class Options:
     """The rule of one step, such as dpmpp-2m, ddim, euler, ddpm."""
     timesteps: str | None = None
     """Spacing of the steps: leading, trailing, linspace, karras or exponential."""
+    eta: float | None = None
+    """Share of fresh noise in every step of ddim, from 0 to 1."""
     height: int | None = None
     """Height in pixels."""
     width: int | None = None
@@ -151,7 +153,7 @@ def _plan(pipe: Any, options: Options, jobs: Sequence[Job]) -> list[tuple[Job, d
 
 def _arguments(options: Options, jobs: Sequence[Job]) -> dict[str, Any]:
     """What the pipeline is called with for these jobs."""
-    names = ("steps", "sampler", "timesteps", "strength", "clip_skip")
+    names = ("steps", "sampler", "timesteps", "eta", "strength", "clip_skip")
     shared = {name: getattr(options, name) for name in names}
     for name in ("image", "mask"):
         if getattr(options, name) is not None:

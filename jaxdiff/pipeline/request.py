@@ -11,7 +11,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.timesteps import SPACINGS
-from jaxdiff.samplers.registry import SAMPLERS, sampler_name
+from jaxdiff.samplers.registry import SAMPLERS, sampler_name, sampler_with
 
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
@@ -63,6 +63,7 @@ class Request:
     timesteps: str | None
     height: int
     width: int
+    eta: float | None = None  # share of fresh noise in a step of ddim, 0 to 1; None: the sampler's
     prompt_syntax: bool = True  # brackets and BREAK in prompts mean something
     clip_skip: int = 0  # layers left out at the end of the text encoders
     strength: float | None = None  # how much of the noise a given image gets, 0 to 1
@@ -229,6 +230,7 @@ def _check_loop(steps: int, sampler: str | None, timesteps: str | None) -> None:
 
 def _check(request: Request, pixels_per_cell: int) -> None:
     _check_loop(request.steps, request.sampler, request.timesteps)
+    sampler_with(request.sampler, request.eta)
     for name in ("strength", "denoising_start", "denoising_end"):
         if getattr(request, name) is not None:
             in_range(name, getattr(request, name), 0, 1)

@@ -1,5 +1,6 @@
 """The samplers by name, and their grids for the scheduler configs of checkpoints."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,6 +84,19 @@ SCHEDULERS: dict[str, dict[str, Options]] = {
     },
     "LCMScheduler": {"lcm": {"timestep_scaling": (10.0,)}},
 }
+
+
+def sampler_with(name: str, eta: float | None = None) -> Sampler:
+    """The sampler of that name, with a share `eta` of fresh noise where one is given (0 to 1).
+
+    Raises InputError where it has none to choose.
+    """
+    rule = SAMPLERS[one_of("sampler", name, SAMPLERS)]
+    if eta is None:
+        return rule
+    if not isinstance(rule, DDIM):
+        raise InputError(f"eta: got {eta:g} with sampler {name!r}, expected sampler 'ddim'")
+    return dataclasses.replace(rule, eta=eta)
 
 
 def sampler_name(config: Mapping[str, Any]) -> str:

@@ -166,6 +166,22 @@ def test_an_interruption_between_chunks_leaves_the_pipeline_usable(single):
     assert np.array_equal(before, single(PROMPT, seed=1, output="latent").images)
 
 
+def test_eta_is_the_fresh_noise_of_ddim(single):
+    """None and 0 are one program; 1 draws, whatever the batch, and is written down."""
+    way = {"sampler": "ddim", "steps": 5, "guidance_scale": 4.0, "output": "latent"}
+    plain = single(PROMPT, seed=1, **way)
+    before = single.stages.compilations
+    zero = single(PROMPT, seed=1, eta=0.0, **way)
+    assert single.stages.compilations == before
+    np.testing.assert_array_equal(zero.images, plain.images)
+    one = single(PROMPT, seed=1, eta=1.0, **way)
+    assert np.abs(one.images - plain.images).max() > 0.1
+    both = single([PROMPT] * 2, seed=[7, 1], eta=1.0, **way)
+    np.testing.assert_allclose(both.images[1], one.images[0], rtol=1e-5, atol=1e-5)
+    assert one.request.settings(0)["eta"] == 1.0
+    assert "eta" not in plain.request.settings(0)
+
+
 def test_cut_prompts_are_told(single):
     with pytest.warns(UserWarning, match="40 tokens are cut from the end of 'star"):
         single("star " * 200, steps=1)
@@ -181,6 +197,8 @@ def test_pil_pictures(single):
     [
         ({"output": "jpeg"}, r"^output: got 'jpeg'"),
         ({"sampler": "dim"}, r"^sampler: got 'dim', .*'ddim'"),
+        ({"sampler": "ddim", "eta": 1.5}, r"^eta: got 1.5"),
+        ({"sampler": "euler", "eta": 0.5}, r"^eta: got 0.5 with sampler 'euler', expected .*ddim"),
         ({"timesteps": "karas"}, r"^timesteps: got 'karas', .*'karras'"),
         ({"steps": 0}, r"^steps: got 0"),
         ({"guidance_scale": float("nan")}, r"^guidance_scale: got nan"),
