@@ -11,6 +11,9 @@ import numpy as np
 from jaxdiff.diffusion.predictions import per_image, target
 from jaxdiff.diffusion.schedules import levels_of
 from jaxdiff.diffusion.timesteps import Grid, Layout, Level
+from jaxdiff.guidance.denoiser import guided, stack_streams
+from jaxdiff.guidance.registry import RULES
+from jaxdiff.guidance.rule import Dials
 
 
 def ratio_layout(ratio, start=1.0):
@@ -78,6 +81,12 @@ def mixture(kind, means, variances):
         return output_for(kind, D, x, t)
 
     return network
+
+
+def unguided(network, conditioning, kind="epsilon"):
+    """The denoiser of a network with conditioning (b,) leaves and no guidance."""
+    dials = Dials(jnp.ones(1))  # of which no guidance takes note
+    return guided(network, (), stack_streams(conditioning), dials, rule=RULES["none"], kind=kind)
 
 
 def equations(jaxpr):

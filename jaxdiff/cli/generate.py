@@ -44,6 +44,8 @@ class Options:
     """The rule of one step, such as dpmpp-2m, ddim, euler, ddpm."""
     timesteps: str | None = None
     """Spacing of the steps: leading, trailing, linspace, karras or exponential."""
+    eta: float | None = None
+    """Share of fresh noise in every step of ddim, from 0 to 1."""
     height: int | None = None
     """Height in pixels."""
     width: int | None = None
@@ -180,7 +182,7 @@ def _load_addons(pipe: Any, options: Options) -> dict[str, Any]:
 
 def _arguments(options: Options, jobs: Sequence[Job]) -> dict[str, Any]:
     """What the pipeline is called with for these jobs, which are alike."""
-    names = ("steps", "sampler", "timesteps", "clip_skip", "height", "width")
+    names = ("steps", "sampler", "timesteps", "eta", "clip_skip", "height", "width")
     asked = [job.asks for job in jobs]
     scales = [asks.guidance_scale for asks in asked]
     given = {

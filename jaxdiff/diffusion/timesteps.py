@@ -34,6 +34,14 @@ def trailing(T: int, n: int, extra: int) -> Float[NDArray, "n"]:
     return np.round(np.arange(T, 0, -T / n)[:n]) - 1
 
 
+def distilled(T: int, n: int, teacher: int) -> Float[NDArray, "n"]:
+    """n of the times k T / teacher - 1 that a consistency model was trained at (2310.04378)."""
+    if n > teacher:
+        raise InputError(f"steps: got {n}, expected at most the {teacher} of the model's teacher")
+    at = np.arange(teacher, 0, -1) * float(T // teacher) - 1
+    return at[np.floor(np.linspace(0, teacher, n, endpoint=False)).astype(np.int64)]
+
+
 def karras(first: float, last: float, n: int) -> Float[NDArray, "n"]:
     """Ratios with equal distances in ratio^(1/7) (EDM, 2206.00364, eq. 5)."""
     return np.linspace(first ** (1 / 7), last ** (1 / 7), n) ** 7
@@ -65,10 +73,12 @@ LARGEST_RATIO = float(np.sqrt(2.0**24 - 1))
 class Convention:
     """How a family of samplers places its levels where a checkpoint leaves it open."""
 
-    spacing: str = "leading"  # the default spacing of times
+    spacing: str = "leading"  # the default spacing of times, a name in TIMES or "distilled"
+    own_spacing: bool = False  # whatever a checkpoint says
     extra: int = 0  # points that leading and linspace place beyond the steps, at the clean end
     whole_times: bool = True  # the network is only told the times of training
     lands_on: str = "zero"  # "zero", or the option that decides: see GridOptions.lands_on_first
+    alpha_to_one: bool = True  # the default of the option set_alpha_to_one
     in_ratios: bool = False  # works in ratios: they must be finite; a checkpoint's curve applies
     curve_within_times: bool = False  # a curve spans the ratios of the times, not of the schedule
     starts_below_one: bool = False  # linspace and trailing start from sigma * noise, not 1 * noise
@@ -81,8 +91,9 @@ class GridOptions:
     timestep_spacing: str | None = None  # None: the convention of the sampler
     curve: str | None = None  # a name in CURVES; diffusers: use_karras_sigmas, ...
     steps_offset: int = 0  # added to leading times
-    set_alpha_to_one: bool = True  # land on the clean image; otherwise on the first level
+    set_alpha_to_one: bool | None = None  # land on the clean image, False: on the first level
     final_sigmas_type: str = "zero"  # the same choice for others: "zero" or "sigma_min"
+    original_inference_steps: int = 50  # steps of the teacher that a model was distilled from
 
     def __post_init__(self) -> None:
         if self.timestep_spacing is not None:
@@ -91,6 +102,7 @@ class GridOptions:
             one_of("curve", self.curve, CURVES)
         in_range("steps_offset", self.steps_offset, 0, 1000)
         one_of("final_sigmas_type", self.final_sigmas_type, ("zero", "sigma_min"))
+        in_range("original_inference_steps", self.original_inference_steps, 1, 1000)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "GridOptions":
@@ -108,14 +120,15 @@ class GridOptions:
         curves = [name for name in CURVES if config.get(f"use_{name}_sigmas")]
         return cls(curve=curves[0] if curves else None, **values)
 
-    def lands_on_first(self, decided_by: str) -> bool:
+    def lands_on_first(self, convention: Convention) -> bool:
         """Whether the last step goes to the first level of the schedule instead of to ratio 0."""
+        to_one = self.set_alpha_to_one
         choices = {
             "zero": False,
-            "set_alpha_to_one": not self.set_alpha_to_one,
+            "set_alpha_to_one": not (convention.alpha_to_one if to_one is None else to_one),
             "final_sigmas_type": self.final_sigmas_type == "sigma_min",
         }
-        return choices[decided_by]
+        return choices[convention.lands_on]
 
 
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -133,8 +146,8 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 class Layout(NamedTuple):
     """The levels of n steps in float64: level 0 is the noisiest, level n where the last step lands.
 
-    `t` is what the network is told; t[n] is 0 and told to nobody. `start` is the standard deviation
-    of the noise that the sampler starts from.
+    `t` is what the network is told; t[n] is 0, the time of the first level of the schedule. `start`
+    is the standard deviation of the noise that the sampler starts from.
     """
 
     t: Float[NDArray, "n_1"]
@@ -147,14 +160,20 @@ def _choose(
     spacing: str | None, convention: Convention, options: GridOptions
 ) -> tuple[str, str | None]:
     """The spacing of times, and the curve of ratios that replaces them if there is one."""
-    times = options.timestep_spacing or convention.spacing
+    asked = None if convention.own_spacing else options.timestep_spacing
+    times = asked or convention.spacing
     if spacing is None:
         return times, options.curve if convention.in_ratios else None
     one_of("timesteps", spacing, SPACINGS)
     return (times, spacing) if spacing in CURVES else (spacing, None)
 
 
-def _times(spacing: str, T: int, steps: int, convention: Convention, offset: int) -> NDArray:
+def _times(
+    spacing: str, T: int, steps: int, convention: Convention, options: GridOptions
+) -> NDArray:
+    if spacing == "distilled":
+        return distilled(T, steps, options.original_inference_steps)
+    offset = options.steps_offset
     t = TIMES[spacing](T, steps, convention.extra) + (offset if spacing == "leading" else 0)
     if t[0] > T - 1:
         raise InputError(
@@ -194,13 +213,13 @@ def layout(
     table = schedule.ratio
     if convention.in_ratios or curve:
         table = np.where(np.isinf(table), LARGEST_RATIO, table)
-    t = _times(times, schedule.levels, steps, convention, options.steps_offset)
+    t = _times(times, schedule.levels, steps, convention, options)
     ratio = interpolate(table, t)
     if curve:
         t, ratio = _curve(curve, table, ratio, convention)
     if np.any(np.diff(ratio) >= 0):
         raise InputError(f"steps: got {steps}, expected fewer: two of them would be at one time")
-    final = table[0] if options.lands_on_first(convention.lands_on) else 0.0
+    final = table[0] if options.lands_on_first(convention) else 0.0
     alpha, sigma = levels_of(np.append(ratio, final))
     below_one = convention.starts_below_one and times != "leading"
     return Layout(np.append(t, 0.0), alpha, sigma, float(sigma[0]) if below_one else 1.0)

@@ -19,6 +19,7 @@ from jaxdiff.pipeline.inputs import Inputs
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.stages import Report, Stages
 from jaxdiff.pipeline.tiling import in_tiles
+from jaxdiff.samplers.registry import sampler_with
 
 
 class Plan(NamedTuple):
@@ -90,7 +91,7 @@ class Batches:
                 inputs.scales,
                 plan.grid,
                 inputs.keys,
-                sampler=plan.request.sampler,
+                sampler=sampler_with(plan.request.sampler, plan.request.eta),
                 rule=plan.rule,
                 span=plan.span,
                 start=plan.start,

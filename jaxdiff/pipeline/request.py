@@ -1,7 +1,6 @@
 """What one call of the pipeline asks for, checked and with every default filled in."""
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
@@ -13,15 +12,13 @@ from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.timesteps import SPACINGS
 from jaxdiff.pipeline.prompts import parse
-from jaxdiff.samplers.registry import SAMPLERS, STAND_INS, sampler_name
+from jaxdiff.samplers.registry import SAMPLERS, sampler_name, sampler_with
 
 _OWN = ("original_size", "crop_top_left", "target_size")
 SIZES = (*_OWN, *(f"negative_{name}" for name in _OWN))
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
 MAX_SIZE = 16384  # pixels
-# What models distilled into one step without guidance want (2311.17042).
-_FEW_STEPS = {"guidance_scale": 1.0, "steps": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ class Defaults:
         source: str,
     ) -> "Defaults":
         """What a model says of itself (jaxdiff.json), the rest from its scheduler and size."""
-        distilled = _FEW_STEPS if _few_steps(scheduler) else {}
+        distilled = _distilled(scheduler)
         values = {"height": native[0], "width": native[1], **distilled, **stored}
         if "sampler" not in values:
             values["sampler"] = _default_sampler(scheduler)
@@ -70,6 +67,7 @@ class Options(TypedDict, total=False):
     steps: int | None
     sampler: str | None
     timesteps: str | None  # their spacing
+    eta: float | None
     height: int | None  # in pixels
     width: int | None
     prompt_syntax: bool | None
@@ -102,6 +100,7 @@ class Request:
     timesteps: str | None
     height: int
     width: int
+    eta: float | None = None  # share of fresh noise in a step of ddim, 0 to 1; None: the sampler's
     prompt_syntax: bool = True  # brackets and BREAK in prompts mean something
     clip_skip: int = 0  # layers left out at the end of the text encoders
     strength: float | None = None  # how much of the noise a given image gets, 0 to 1
@@ -237,17 +236,22 @@ def _column(name: str, value: Any, count: int, kind: type) -> tuple[Any, ...]:
     return tuple(None if entry is None else kind(entry) for entry in entries)
 
 
-def _few_steps(scheduler: Mapping[str, Any]) -> bool:
-    """Whether a scheduler config is that of a distilled model, such as SD-Turbo.
+def _distilled(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model that was distilled into few steps wants, known by its scheduler config.
 
-    Trailing times begin at pure noise, where only networks that predict v, or that were distilled
-    to go all the way from there, say something about the image.
+    LCM (2310.04378) has guidance in it, SD-Turbo (2311.17042) has none. Trailing times begin at
+    pure noise, where only networks that predict v, or that were distilled to go all the way from
+    there, say something about the image.
     """
-    return (
-        str(scheduler.get("_class_name", "")).startswith("Euler")
+    name = str(scheduler.get("_class_name", ""))
+    if name.startswith("LCM"):
+        return {"guidance_scale": 1.0, "steps": 4}
+    turbo = (
+        name.startswith("Euler")
         and scheduler.get("timestep_spacing") == "trailing"
         and scheduler.get("prediction_type", "epsilon") == "epsilon"
     )
+    return {"guidance_scale": 1.0, "steps": 1} if turbo else {}
 
 
 def _check_scale(scale: float) -> None:
@@ -255,15 +259,11 @@ def _check_scale(scale: float) -> None:
 
 
 def _default_sampler(scheduler: Mapping[str, Any]) -> str | None:
-    """The sampler of a scheduler_config.json; a warning where it is another one's stand-in."""
+    """The sampler of a scheduler_config.json, if there is one here."""
     try:
-        name = sampler_name(scheduler)
+        return sampler_name(scheduler)
     except InputError:
         return None
-    asked = str(scheduler.get("_class_name", "")).removeprefix("Flax")
-    if asked in STAND_INS:
-        warnings.warn(f"scheduler: {name} takes the place of {asked}", stacklevel=2)
-    return name
 
 
 def _check_loop(steps: int, sampler: str | None, timesteps: str | None) -> None:
@@ -276,6 +276,7 @@ def _check_loop(steps: int, sampler: str | None, timesteps: str | None) -> None:
 
 def _check(request: Request, pixels_per_cell: int) -> None:
     _check_loop(request.steps, request.sampler, request.timesteps)
+    sampler_with(request.sampler, request.eta)
     for name in ("strength", "denoising_start", "denoising_end"):
         if getattr(request, name) is not None:
             in_range(name, getattr(request, name), 0, 1)

@@ -23,8 +23,7 @@ from jaxdiff.pipeline.conditioning import Conditioning, Words, encode
 from jaxdiff.pipeline.programs import Program, join, split
 from jaxdiff.samplers.loop import Known, advance, begin
 from jaxdiff.samplers.noise import initial_noise
-from jaxdiff.samplers.registry import SAMPLERS
-from jaxdiff.samplers.rule import Carry
+from jaxdiff.samplers.rule import Carry, Sampler
 
 CHUNK_S = 0.5  # how long the loop runs between two looks at the clock and at Ctrl-C
 Report = Callable[[int, int], None]  # (steps done, steps in all)
@@ -116,7 +115,7 @@ class Stages:
         grid: Grid,
         keys: Key[Array, "b"],
         *,
-        sampler: str,
+        sampler: Sampler,
         rule: Guidance,
         span: tuple[int, int],
         start: str = "noise",
@@ -179,7 +178,7 @@ def _begin(
     grid: Grid,
     first: Int[Array, ""],
     *,
-    sampler: str,
+    sampler: Sampler,
     rule: Guidance,
     start: str,
 ) -> Carry:
@@ -190,7 +189,7 @@ def _begin(
         x = diffuse(given, noise, level.alpha, level.sigma)
     else:
         x = given
-    return begin(x, sampler=SAMPLERS[sampler], memory=rule.init(x))
+    return begin(x, sampler=sampler, memory=rule.init(x))
 
 
 def _advance(
@@ -206,7 +205,7 @@ def _advance(
     *,
     graph: Any,
     kind: str,
-    sampler: str,
+    sampler: Sampler,
     rule: Guidance,
 ) -> Carry:
     def network(params: PyTree, x: Array, t: Array, told: Conditioning) -> Array:
@@ -216,8 +215,7 @@ def _advance(
         return unet(x, t, told.context, text_embeds=told.text_embeds, time_ids=told.time_ids)
 
     denoise = guided(network, params, conditioning, Dials(scales), rule=rule, kind=kind)
-    rules = SAMPLERS[sampler]
-    return advance(denoise, carry, grid, keys, start, stop, sampler=rules, known=known)
+    return advance(denoise, carry, grid, keys, start, stop, sampler=sampler, known=known)
 
 
 def _decode(params: PyTree, latents: Array, *, graph: Any) -> Array:

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
+from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import Convention, Level
 from jaxdiff.samplers.rule import Carry, Draw, decay
@@ -12,13 +13,19 @@ from jaxdiff.samplers.rule import Carry, Draw, decay
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDPM:
-    """Ancestral sampling (2006.11239, eq. 6 and 7) with the smaller variance, beta~.
+    """Ancestral sampling (2006.11239, eq. 6 and 7).
 
-    The posterior of x' given x and x0 = D is N(alpha' (1 - q^2) D + (sigma'/sigma) q x,
-    sigma'^2 (1 - q^2)); the last step has sigma' = 0 and adds nothing. Latents are never clipped.
+    The posterior of x' given x and x0 = D is N(alpha' (1 - q^2) D + (sigma'/sigma) q x, v) with
+    v = sigma'^2 (1 - q^2), their beta~. "fixed_large" adds their beta instead, 1 - (alpha/alpha')^2
+    = sigma^2 (1 - q^2), which is right where the data are noise themselves. A step to a clean image
+    adds nothing. Latents are never clipped.
     """
 
+    variance: str = "fixed_small"  # or "fixed_large"
     convention: Convention = dataclasses.field(default=Convention(), init=False)
+
+    def __post_init__(self) -> None:
+        one_of("variance", self.variance, ("fixed_small", "fixed_large"))
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""
@@ -29,5 +36,8 @@ class DDPM:
         (D, _), memory = denoise(carry.x, here, carry.memory)
         q = decay(here, there)
         mean = there.alpha * (1 - q**2) * D + (there.sigma / here.sigma) * q * carry.x
-        x = mean + there.sigma * jnp.sqrt(1 - q**2) * draw()
+        sigma = there.sigma
+        if self.variance == "fixed_large":
+            sigma = jnp.where(there.sigma > 0, here.sigma, 0)
+        x = mean + sigma * jnp.sqrt(1 - q**2) * draw()
         return Carry(x=x, x0=D, history=(), memory=memory)

@@ -9,6 +9,8 @@ from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import Convention, Level
 from jaxdiff.samplers.rule import Carry, Draw, log_snr_step
 
+CONVENTION = Convention(spacing="linspace", extra=1, lands_on="final_sigmas_type", in_ratios=True)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPMpp2M:
@@ -18,12 +20,7 @@ class DPMpp2M:
     x' = (sigma'/sigma) x - alpha' (exp(-h) - 1) Dd.
     """
 
-    convention: Convention = dataclasses.field(
-        default=Convention(
-            spacing="linspace", extra=1, lands_on="final_sigmas_type", in_ratios=True
-        ),
-        init=False,
-    )
+    convention: Convention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> Float[Array, ""]:
         """h0: before the first step it is infinite, which makes that step first-order."""

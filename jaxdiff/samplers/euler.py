@@ -9,7 +9,7 @@ from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import Convention, Level
 from jaxdiff.samplers.rule import Carry, Draw, decay
 
-_CONVENTION = Convention(
+CONVENTION = Convention(
     spacing="linspace",
     whole_times=False,
     lands_on="final_sigmas_type",
@@ -27,7 +27,7 @@ class Euler:
     x'/alpha' = x/alpha + (r' - r) eps has x/alpha = D + r eps in it, hence x'/alpha' = D + r' eps.
     """
 
-    convention: Convention = dataclasses.field(default=_CONVENTION, init=False)
+    convention: Convention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""
@@ -48,7 +48,7 @@ class EulerAncestral:
     """
 
     convention: Convention = dataclasses.field(
-        default=dataclasses.replace(_CONVENTION, lands_on="zero"), init=False
+        default=dataclasses.replace(CONVENTION, lands_on="zero"), init=False
     )
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:

@@ -1,5 +1,6 @@
 """The samplers by name, and their grids for the scheduler configs of checkpoints."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,37 +11,92 @@ from jaxdiff.diffusion.timesteps import Grid, GridOptions, layout
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.dpmpp_2m import DPMpp2M
+from jaxdiff.samplers.dpmpp_2s import DPMpp2S
+from jaxdiff.samplers.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE
 from jaxdiff.samplers.euler import Euler, EulerAncestral
+from jaxdiff.samplers.heun import Heun
+from jaxdiff.samplers.lcm import LCM
+from jaxdiff.samplers.pndm import PNDM
 from jaxdiff.samplers.rule import Sampler
+from jaxdiff.samplers.unipc import UniPC
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": DDPM(),
     "ddim": DDIM(),
+    "pndm": PNDM(),
     "euler": Euler(),
     "euler-ancestral": EulerAncestral(),
+    "heun": Heun(),
+    "dpmpp-2s": DPMpp2S(),
     "dpmpp-2m": DPMpp2M(),
+    "dpmpp-2m-sde": DPMpp2MSDE(),
+    "dpmpp-3m-sde": DPMpp3MSDE(),
+    "unipc": UniPC(),
+    "lcm": LCM(),
 }
 
-# Classes of diffusers, and the values of their options that the sampler of that name stands for.
-SCHEDULERS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
-    "DDPMScheduler": ("ddpm", {"variance_type": ("fixed_small", "fixed_small_log")}),
-    "DDIMScheduler": ("ddim", {}),
-    "PNDMScheduler": ("ddim", {}),
-    "EulerDiscreteScheduler": ("euler", {}),
-    "EulerAncestralDiscreteScheduler": ("euler-ancestral", {}),
-    "DPMSolverMultistepScheduler": (
-        "dpmpp-2m",
-        {
+# For classes of diffusers the samplers that they stand for, with the values that options of theirs
+# must have. Where one is not given the class takes the first value of the first sampler.
+Options = Mapping[str, tuple[Any, ...]]
+_MULTISTEP: Options = {
+    "solver_type": ("midpoint",),
+    "final_sigmas_type": ("zero",),
+    "euler_at_final": (False,),
+}
+SCHEDULERS: dict[str, dict[str, Options]] = {
+    "DDPMScheduler": {"ddpm": {"variance_type": ("fixed_small", "fixed_small_log")}},
+    "DDIMScheduler": {"ddim": {}},
+    "PNDMScheduler": {"pndm": {"skip_prk_steps": (True,)}},
+    "EulerDiscreteScheduler": {"euler": {}},
+    "EulerAncestralDiscreteScheduler": {"euler-ancestral": {}},
+    "HeunDiscreteScheduler": {"heun": {}},
+    "DPMSolverSinglestepScheduler": {
+        "dpmpp-2s": {
             "algorithm_type": ("dpmsolver++",),
             "solver_order": (2,),
             "solver_type": ("midpoint",),
             "final_sigmas_type": ("zero",),
-            "euler_at_final": (False,),
+        }
+    },
+    "DPMSolverMultistepScheduler": {
+        "dpmpp-2m": {"algorithm_type": ("dpmsolver++",), "solver_order": (2,), **_MULTISTEP},
+        "dpmpp-2m-sde": {
+            "algorithm_type": ("sde-dpmsolver++",),
+            "solver_order": (2,),
+            **_MULTISTEP,
         },
-    ),
+        "dpmpp-3m-sde": {
+            "algorithm_type": ("sde-dpmsolver++",),
+            "solver_order": (3,),
+            **_MULTISTEP,
+        },
+    },
+    "UniPCMultistepScheduler": {
+        "unipc": {
+            "solver_order": (2,),
+            "solver_type": ("bh2",),
+            "predict_x0": (True,),
+            "disable_corrector": ([],),
+            "solver_p": (None,),
+            "lower_order_final": (True,),
+            "final_sigmas_type": ("zero",),
+        }
+    },
+    "LCMScheduler": {"lcm": {"timestep_scaling": (10.0,)}},
 }
-# Classes whose sampler only solves the same ODE on the same grid: PNDM extrapolates DDIM's eps.
-STAND_INS = ("PNDMScheduler",)
+
+
+def sampler_with(name: str, eta: float | None = None) -> Sampler:
+    """The sampler of that name, with a share `eta` of fresh noise where one is given (0 to 1).
+
+    Raises InputError where it has none to choose.
+    """
+    rule = SAMPLERS[one_of("sampler", name, SAMPLERS)]
+    if eta is None:
+        return rule
+    if not isinstance(rule, DDIM):
+        raise InputError(f"eta: got {eta:g} with sampler {name!r}, expected sampler 'ddim'")
+    return dataclasses.replace(rule, eta=eta)
 
 
 def sampler_name(config: Mapping[str, Any]) -> str:
@@ -49,12 +105,18 @@ def sampler_name(config: Mapping[str, Any]) -> str:
     Raises InputError if there is none; any other can still be chosen by name.
     """
     scheduler = str(config.get("_class_name", "DDIMScheduler")).removeprefix("Flax")
-    name, options = SCHEDULERS[one_of("scheduler_config.json: _class_name", scheduler, SCHEDULERS)]
-    for key, supported in options.items():
-        if key in config and config[key] not in supported:
-            raise InputError(
-                f"scheduler_config.json: {key}: got {config[key]!r}, expected {supported[0]!r}"
-            )
+    known = SCHEDULERS[one_of("scheduler_config.json: _class_name", scheduler, SCHEDULERS)]
+    default = next(iter(known.values()))
+    said = {key: values[0] for key, values in default.items()} | dict(config)
+    refused = {
+        name: [key for key, values in options.items() if said[key] not in values]
+        for name, options in known.items()
+    }
+    name = min(refused, key=lambda name: len(refused[name]))
+    for key in refused[name]:
+        raise InputError(
+            f"scheduler_config.json: {key}: got {said[key]!r}, expected {known[name][key][0]!r}"
+        )
     return name
 
 

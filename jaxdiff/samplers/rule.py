@@ -1,4 +1,4 @@
-"""What a step rule is: its state, its inputs and two quantities that the rules share."""
+"""What a step rule is: its state, its inputs and the quantities that the rules share."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -48,3 +48,12 @@ def decay(here: Level, there: Level) -> Float[Array, ""]:
 def log_snr_step(here: Level, there: Level) -> Float[Array, ""]:
     """h = lambda' - lambda with lambda = log(alpha / sigma); infinite where `decay` is 0."""
     return -jnp.log(decay(here, there))
+
+
+def ratio_step(here: Level, there: Level) -> Float[Array, ""]:
+    """alpha' (r' - r) with r = sigma / alpha, what a unit more of noise along a step adds to x'.
+
+    0 from pure noise, where it would be infinite.
+    """
+    step = there.sigma - there.alpha * here.sigma / here.alpha
+    return jnp.where(here.alpha > 0, step, 0)

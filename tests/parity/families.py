@@ -16,9 +16,14 @@ LENGTH = 7  # tokens of a text
 END = "<|endoftext|>"
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
+    "pndm": diffusers.PNDMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "dpmpp-2s": diffusers.DPMSolverSinglestepScheduler,
     "dpmpp-2m": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
 }
+OPTIONS = {"pndm": {"skip_prk_steps": True}, "dpmpp-2s": {"lower_order_final": True}}
 
 TWO = {
     "down_block_types": (CROSS_DOWN, DOWN),
@@ -162,7 +167,7 @@ def as_class(pipe, cls, sampler=None):
     parts = {n: p for n, p in pipe.components.items() if n not in ("image_encoder",)}
     if sampler is not None:
         parts["scheduler"] = SCHEDULERS[sampler].from_config(
-            pipe.scheduler.config, clip_sample=False
+            pipe.scheduler.config, clip_sample=False, **OPTIONS.get(sampler, {})
         )
     options = {"requires_safety_checker": False} if "safety_checker" in parts else {}
     if "XL" in cls.__name__:

@@ -47,7 +47,7 @@ def agree(got, want, start=0.0):
     assert np.abs(reference - start).max() > 0.1
 
 
-# Each sampler once, each way of guidance once: which goes with which changes nothing.
+# Samplers once each, each way of guidance once: which goes with which changes nothing.
 SAMPLING = pytest.mark.parametrize(
     ("sampler", "options"),
     [
@@ -57,6 +57,22 @@ SAMPLING = pytest.mark.parametrize(
     ],
     ids=["ddim-plain", "euler-guided", "dpmpp-2m-negative"],
 )
+
+
+@pytest.mark.parametrize(
+    ("pipes", "sampler"),
+    [("sd1", "pndm"), ("sdxl", "pndm"), ("sd1", "heun"), ("sd2", "unipc"), ("sdxl", "dpmpp-2s")],
+    indirect=["pipes"],
+)
+def test_other_samplers(pipes, noise, sampler):
+    theirs, ours = pipes
+    theirs = as_class(theirs, type(theirs), sampler)
+    shared = {"guidance_scale": 4.0, "negative_prompt": NEGATIVE}
+    want = theirs(
+        PROMPT, num_inference_steps=STEPS, latents=nchw(noise), output_type="latent", **shared
+    ).images
+    got = ours(PROMPT, steps=STEPS, latents=noise, output="latent", sampler=sampler, **shared)
+    agree(got.images, want, noise)
 
 
 @SAMPLING

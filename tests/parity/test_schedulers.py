@@ -6,6 +6,7 @@ The network is a fixed formula of (x, t), so that only schedules, grids and step
 import dataclasses
 import functools
 import itertools
+import sys
 
 import diffusers
 import jax
@@ -69,11 +70,32 @@ CONFIGS = {
 CLASSES = {
     "ddpm": diffusers.DDPMScheduler,
     "ddim": diffusers.DDIMScheduler,
+    "pndm": diffusers.PNDMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
     "euler-ancestral": diffusers.EulerAncestralDiscreteScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "dpmpp-2s": diffusers.DPMSolverSinglestepScheduler,
     "dpmpp-2m": diffusers.DPMSolverMultistepScheduler,
+    "dpmpp-2m-sde": diffusers.DPMSolverMultistepScheduler,
+    "dpmpp-3m-sde": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "lcm": diffusers.LCMScheduler,
 }
-IN_RATIOS = ("euler", "euler-ancestral", "dpmpp-2m")
+# What those classes are told besides the config of the checkpoint.
+CHOICES = {
+    "dpmpp-2s": {"lower_order_final": True},
+    "dpmpp-2m-sde": {"algorithm_type": "sde-dpmsolver++"},
+    # The second step is of second order in this form, and so is none of the last.
+    "dpmpp-3m-sde": {
+        "algorithm_type": "sde-dpmsolver++",
+        "solver_order": 3,
+        "solver_type": "heun",
+        "lower_order_final": False,
+    },
+}
+NOT_IN_RATIOS = ("ddpm", "ddim", "pndm", "lcm")
+# They round or cut the times of a curve to whole ones.
+SOLVERS = ("dpmpp-2s", "dpmpp-2m", "dpmpp-2m-sde", "dpmpp-3m-sde", "unipc")
 SPACINGS = (None, "leading", "linspace", "trailing")
 CURVES = ("karras", "exponential")
 
@@ -113,10 +135,10 @@ def sampling(sampler, kind):
 
 
 class Stride:
-    """Stands for the number of steps in DDIMScheduler, which goes from t to t - T // steps.
+    """Stands for the number of steps in DDIM and PNDM, which go from t to t - T // steps.
 
-    Its own grids go elsewhere when they are not `leading`, and it then calls the network for a
-    level that x is not at. A stride makes it follow its grid, as every other scheduler does.
+    Their own grids go elsewhere when they are not `leading`, and they then call the network for a
+    level that x is not at. A stride makes them follow their grid, as every other scheduler does.
     """
 
     def __init__(self, stride):
@@ -126,40 +148,62 @@ class Stride:
         return self.stride
 
 
-def step_options(scheduler, i, eta, noises):
-    """The arguments of DDIMScheduler.step."""
+def follow_the_grid(scheduler, i):
+    """Let DDIM or PNDM go to the next time of their grid in the step of evaluation i."""
     if scheduler.config.timestep_spacing != "leading":
-        times = [*scheduler.timesteps.tolist(), -1]
-        scheduler.num_inference_steps = Stride(times[i] - times[i + 1])
-    return {"eta": eta, "variance_noise": torch.from_numpy(noises[i]) if eta else None}
+        # PNDM names its second time twice: its first step is made twice.
+        times = sorted({*scheduler.timesteps.tolist(), -1}, reverse=True)
+        step = max(i - 1, 0) if len(scheduler.timesteps) == len(times) else i
+        scheduler.num_inference_steps = Stride(times[step] - times[step + 1])
 
 
 def scheduler_for(config, name, steps, exact=True):
     """A diffusers scheduler on its grid, with our float64 table of abar unless `exact` is False."""
-    scheduler = CLASSES[name].from_config(config)
+    scheduler = CLASSES[name].from_config(config, **CHOICES.get(name, {}))
+    if name == "pndm":
+        scheduler.register_to_config(prediction_type="epsilon")  # see noise_of
     if exact:
         table = NoiseSchedule.from_config(config).abar.copy()
-        if name in IN_RATIOS:
+        if name not in NOT_IN_RATIOS:
             table[-1] = max(table[-1], 2.0**-24)  # as they do themselves
         scheduler.alphas_cumprod = torch.from_numpy(table)
         scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(steps)
-    if name in IN_RATIOS:
+    if name not in NOT_IN_RATIOS:
         scheduler.set_begin_index(0)  # where two times round to one it would start from the second
-    if name == "dpmpp-2m" and config.get("use_exponential_sigmas"):
+    if name in SOLVERS and config.get("use_exponential_sigmas"):
         scheduler.timesteps[0] = 999  # it cuts 998.999..., by the last bit of a logarithm
     return scheduler
+
+
+def noise_of(scheduler, v, t, x):
+    """The noise that a network means by v.
+
+    PNDMScheduler would average the v of different levels and take their mean for one of the last
+    level; that leaves an error of second order in a step, so that the whole is of first order.
+    """
+    abar = scheduler.alphas_cumprod[t]
+    return (abar.sqrt() * v + (1 - abar).sqrt() * x).float()
 
 
 def theirs(config, name, steps, noises, eta=0.0, exact=True):
     """Latents of a diffusers scheduler, from noises[-1] and with noises[i] at step i."""
     scheduler = scheduler_for(config, name, steps, exact)
-    kind = scheduler.config.prediction_type
+    kind = config.get("prediction_type", "epsilon")
     x = torch.from_numpy(noises[-1]) * scheduler.init_noise_sigma
+    if name == "heun":
+        # It carries x / alpha, up to 4096, and divides what that is rounded by by r'.
+        x, scheduler.sigmas = x.double(), scheduler.sigmas.double()
     for i, t in enumerate(scheduler.timesteps):
         seen = scheduler.scale_model_input(x, t)
         output = formula(torch, kind, seen, t.float(), torch.from_numpy(pattern()))
-        options = step_options(scheduler, i, eta, noises) if name == "ddim" else {}
+        options = {}
+        if name in ("ddim", "pndm"):
+            follow_the_grid(scheduler, i)
+        if name == "ddim" and eta:
+            options = {"eta": eta, "variance_noise": torch.from_numpy(noises[i])}
+        if name == "pndm" and kind == "v_prediction":
+            output = noise_of(scheduler, output, t, x)
         x = scheduler.step(output, t, x, **options).prev_sample
     return x.numpy()
 
@@ -197,7 +241,7 @@ def with_spacing(config, spacing):
 
 def close(mine, reference, tolerance):
     error = np.max(np.abs(mine - reference)) / np.max(np.abs(reference))
-    assert error < tolerance
+    assert error < tolerance, error
 
 
 # On the same table both round in float32: 6e-8 at each operation, which the first step multiplies
@@ -218,14 +262,15 @@ def tolerance(name, config):
 
 @pytest.mark.parametrize("steps", [2, 25, 50])
 @pytest.mark.parametrize("config", ["sd15", "sd21", "sdxl"])
-@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp-2m"])
+# Heun in 2 steps would multiply that by r / 2 r' = 250.
+@pytest.mark.parametrize("name", ["ddim", "pndm", "euler", "dpmpp-2s", "dpmpp-2m", "unipc"])
 def test_diffusers_as_it_is(name, config, steps, keys, noises):
     mine = ours(CONFIGS[config], name, steps, keys)
     close(mine, theirs(CONFIGS[config], name, steps, noises, exact=False), THEIR_TABLE)
 
 
 @pytest.mark.parametrize(("config", "steps", "spacing"), CASES)
-@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp-2m"])
+@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpmpp-2m", "unipc"])
 def test_deterministic_samplers(name, config, steps, spacing, keys, noises):
     mine = ours(CONFIGS[config], name, steps, keys, spacing)
     reference = theirs(with_spacing(CONFIGS[config], spacing), name, steps, noises)
@@ -234,42 +279,82 @@ def test_deterministic_samplers(name, config, steps, spacing, keys, noises):
 
 @pytest.mark.parametrize(("config", "steps"), list(itertools.product(CONFIGS, (4, 25, 50))))
 @pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("name", ["euler", "dpmpp-2m"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp-2s", "dpmpp-2m", "unipc"])
 def test_curves(name, curve, config, steps, keys, noises):
     mine = ours(CONFIGS[config], name, steps, keys, curve)
     reference = theirs(with_spacing(CONFIGS[config], curve), name, steps, noises)
     close(mine, reference, tolerance(name, config))
 
 
-# From pure noise diffusers takes the root of a negative rounding error: all is NaN.
-NOISY = [case for case in CASES if case[0] != "zero-snr" or case[2] == "leading"]
+# From pure noise diffusers divides by 0 in PNDM, and in DDIM with noise it takes the root of a
+# negative rounding error: all is NaN.
+NOT_FROM_INFINITY = [case for case in CASES if case[0] != "zero-snr" or case[2] == "leading"]
 
 
-@pytest.mark.parametrize(("config", "steps", "spacing"), NOISY)
+@pytest.mark.parametrize(("config", "steps", "spacing"), NOT_FROM_INFINITY)
+def test_pndm(config, steps, spacing, keys, noises):
+    mine = ours(CONFIGS[config], "pndm", steps, keys, spacing)
+    close(mine, theirs(with_spacing(CONFIGS[config], spacing), "pndm", steps, noises), TOLERANCE)
+
+
+@pytest.mark.parametrize(("config", "steps", "spacing"), NOT_FROM_INFINITY)
 def test_ddim_with_noise(config, steps, spacing, keys, noises):
     mine = ours(CONFIGS[config], "ddim", steps, keys, spacing, eta=1.0)
     reference = theirs(with_spacing(CONFIGS[config], spacing), "ddim", steps, noises, eta=1.0)
     close(mine, reference, TOLERANCE)
 
 
-@pytest.mark.parametrize(("config", "steps", "spacing"), CASES)
-@pytest.mark.parametrize(
-    ("name", "module"),
-    [("ddpm", "scheduling_ddpm"), ("euler-ancestral", "scheduling_euler_ancestral_discrete")],
-)
-def test_samplers_with_noise(name, module, config, steps, spacing, keys, noises, monkeypatch):
+def draws_from(noises, name, monkeypatch):
+    """Let the scheduler draw `noises` one by one; let that of 3M be right."""
+    module = sys.modules[CLASSES[name].__module__]
     drawn = iter(noises)
-    monkeypatch.setattr(
-        f"diffusers.schedulers.{module}.randn_tensor",
-        lambda *_, **__: torch.from_numpy(next(drawn)),
-    )
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.from_numpy(next(drawn)))
+    if name == "dpmpp-3m-sde":
+        update = "multistep_dpm_solver_third_order_update"
+        monkeypatch.setattr(CLASSES[name], update, third_order_update)
+
+
+def third_order_update(scheduler, images, *, sample, noise):
+    """The third-order step of SDE-DPM-Solver++, integrated for the parabola through three images.
+
+    Theirs has another sign in the coefficient of the second differences, (1 - exp(-2h) - 2h) / 4h^2
+    - 1/2 for + 1/2: that goes to -1 with h instead of to 0, which makes the whole of first order.
+    And those differences are half of h^2 D'', but weighted as if they were all of it.
+    """
+    sigmas = scheduler.sigmas[scheduler.step_index - 2 : scheduler.step_index + 2].double()
+    lam = -sigmas.log()
+    h = lam[3] - lam[2]
+    alpha = 1 / (1 + sigmas[3] ** 2) ** 0.5
+    p = 1 - torch.exp(-2 * h)
+    moments = torch.stack([p, h - p / 2, h**2 - h + p / 2])
+    powers = (lam[:3] - lam[2])[None] ** torch.arange(3)[:, None]
+    weights = torch.linalg.solve(powers, moments)
+    integral = sum(w * image for w, image in zip(weights, images, strict=True))
+    kept = sigmas[3] * alpha / (sigmas[2] / (1 + sigmas[2] ** 2) ** 0.5) * torch.exp(-h)
+    return (kept * sample + alpha * integral + sigmas[3] * alpha * p**0.5 * noise).float()
+
+
+@pytest.mark.parametrize(("config", "steps", "spacing"), CASES)
+@pytest.mark.parametrize("name", ["ddpm", "euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde"])
+def test_samplers_with_noise(name, config, steps, spacing, keys, noises, monkeypatch):
+    draws_from(noises, name, monkeypatch)
     mine = ours(CONFIGS[config], name, steps, keys, spacing)
     reference = theirs(with_spacing(CONFIGS[config], spacing), name, steps, noises)
     close(mine, reference, tolerance(name, config))
 
 
+@pytest.mark.parametrize(("config", "steps"), list(itertools.product(CONFIGS, (2, 4, 25, 50))))
+@pytest.mark.parametrize("name", ["dpmpp-2s", "lcm"])
+def test_samplers_with_a_spacing_of_their_own(name, config, steps, keys, noises, monkeypatch):
+    """On the one spacing that these schedulers know, whatever a config says."""
+    if name == "lcm":
+        draws_from(noises, name, monkeypatch)
+    mine = ours(CONFIGS[config], name, steps, keys)
+    close(mine, theirs(CONFIGS[config], name, steps, noises), TOLERANCE)
+
+
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in ("dpmpp-2s", "lcm")])
 def test_times_for_any_number_of_steps(name, spacing):
     config = with_spacing(CONFIGS["sd15"], spacing)
     scheduler = CLASSES[name].from_config(config)
@@ -282,6 +367,7 @@ def test_times_for_any_number_of_steps(name, spacing):
             kind="epsilon",
             options=GridOptions.from_config(config),
         )
-        # For some numbers of steps, 61 the first, their trailing grid has one more time: -1.
-        expected = scheduler.timesteps.numpy()[:steps]
+        # Times of two evaluations are there twice. For some numbers of steps, 61 the first, their
+        # trailing grid has one more time: -1.
+        expected = [*dict.fromkeys(scheduler.timesteps.tolist())][:steps]
         np.testing.assert_allclose(grid.t[:steps], expected, rtol=1e-6)

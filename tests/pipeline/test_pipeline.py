@@ -126,12 +126,18 @@ def with_scheduler(pipe, folder, name):
 
 
 def test_a_model_with_an_unknown_scheduler_draws_with_a_named_sampler(pipe, tmp_path):
-    copy = jaxdiff.load(with_scheduler(pipe, tmp_path / "copy", "HeunDiscreteScheduler"))
+    copy = jaxdiff.load(with_scheduler(pipe, tmp_path / "copy", "KDPM2DiscreteScheduler"))
     with pytest.raises(InputError, match="sampler: got none, and the model's own scheduler"):
         copy(PROMPT, steps=2)
     assert copy(PROMPT, steps=2, sampler="euler", output="latent").images.shape == (1, 8, 8, 4)
-    with pytest.warns(UserWarning, match="ddim takes the place of PNDMScheduler"):
-        jaxdiff.load(with_scheduler(pipe, tmp_path / "other", "PNDMScheduler"))
+    other = jaxdiff.load(with_scheduler(pipe, tmp_path / "other", "PNDMScheduler"))
+    assert other.defaults.sampler == "pndm"
+    distilled = jaxdiff.load(with_scheduler(pipe, tmp_path / "distilled", "LCMScheduler"))
+    defaults = distilled.defaults
+    assert (defaults.sampler, defaults.steps, defaults.guidance_scale) == ("lcm", 4, 1.0)
+    assert distilled(PROMPT, output="latent").images.shape == (1, 8, 8, 4)
+    with pytest.raises(InputError, match="steps: got 51, expected at most the 50"):
+        distilled(PROMPT, steps=51)
 
 
 def test_save_and_load_draws_the_same_picture(pipe, tmp_path):
@@ -160,6 +166,22 @@ def test_an_interruption_between_chunks_leaves_the_pipeline_usable(single):
     assert np.array_equal(before, single(PROMPT, seed=1, output="latent").images)
 
 
+def test_eta_is_the_fresh_noise_of_ddim(single):
+    """None and 0 are one program; 1 draws, whatever the batch, and is written down."""
+    way = {"sampler": "ddim", "steps": 5, "guidance_scale": 4.0, "output": "latent"}
+    plain = single(PROMPT, seed=1, **way)
+    before = single.stages.compilations
+    zero = single(PROMPT, seed=1, eta=0.0, **way)
+    assert single.stages.compilations == before
+    np.testing.assert_array_equal(zero.images, plain.images)
+    one = single(PROMPT, seed=1, eta=1.0, **way)
+    assert np.abs(one.images - plain.images).max() > 0.1
+    both = single([PROMPT] * 2, seed=[7, 1], eta=1.0, **way)
+    np.testing.assert_allclose(both.images[1], one.images[0], rtol=1e-5, atol=1e-5)
+    assert one.request.settings(0)["eta"] == 1.0
+    assert "eta" not in plain.request.settings(0)
+
+
 def test_cut_prompts_are_told(single):
     with pytest.warns(UserWarning, match="40 tokens are cut from the end of 'star"):
         single("star " * 200, steps=1)
@@ -175,6 +197,8 @@ def test_pil_pictures(single):
     [
         ({"output": "jpeg"}, r"^output: got 'jpeg'"),
         ({"sampler": "dim"}, r"^sampler: got 'dim', .*'ddim'"),
+        ({"sampler": "ddim", "eta": 1.5}, r"^eta: got 1.5"),
+        ({"sampler": "euler", "eta": 0.5}, r"^eta: got 0.5 with sampler 'euler', expected .*ddim"),
         ({"timesteps": "karas"}, r"^timesteps: got 'karas', .*'karras'"),
         ({"steps": 0}, r"^steps: got 0"),
         ({"guidance_scale": float("nan")}, r"^guidance_scale: got nan"),
@@ -199,14 +223,11 @@ def test_a_single_file_draws_what_its_folder_draws(tmp_path):
     components = originals.components("sd1", words=49408)
     path = tmp_path / "model.safetensors"
     originals.write_safetensors(path, originals.original_tensors("sd1", components))
-    with pytest.warns(UserWarning, match="PNDM"):
-        one = jaxdiff.load(path)
+    one = jaxdiff.load(path)
     parts = dataclasses.replace(one.parts, components=components)
     write_pipeline(tmp_path / "folder", parts)
-    with pytest.warns(UserWarning, match="PNDM"):
-        two = jaxdiff.load(tmp_path / "folder")
+    two = jaxdiff.load(tmp_path / "folder")
     options = {"height": 32, "width": 32, "steps": 2, "guidance_scale": 3.0, "output": "latent"}
-    with pytest.warns(UserWarning, match="PNDM"):
-        first, second = (first_devices(p, 1)("a cat!", **options).images for p in (one, two))
+    first, second = (first_devices(p, 1)("a cat!", **options).images for p in (one, two))
     assert np.isfinite(first).all()
     np.testing.assert_array_equal(first, second)

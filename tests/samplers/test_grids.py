@@ -19,7 +19,7 @@ from jaxdiff.diffusion.timesteps import (
     karras,
     layout,
 )
-from jaxdiff.samplers.registry import SAMPLERS, make_grid, sampler_name
+from jaxdiff.samplers.registry import SAMPLERS, SCHEDULERS, make_grid, sampler_name
 
 SD = NoiseSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 ZERO = NoiseSchedule(
@@ -88,18 +88,19 @@ def test_every_grid_keeps_the_contract(schedule, name, spacing, steps):
 
 
 def test_where_samplers_land():
-    first, one = GridOptions(set_alpha_to_one=False), GridOptions()
+    first, one = GridOptions(set_alpha_to_one=False), GridOptions(set_alpha_to_one=True)
     final = {
         name: [
             layout(SD, 10, convention=SAMPLERS[name].convention, options=options).sigma[-1]
             for options in (one, first, GridOptions(final_sigmas_type="sigma_min"))
         ]
-        for name in ("ddpm", "ddim", "euler", "dpmpp-2m")
+        for name in ("ddpm", "ddim", "pndm", "euler", "dpmpp-2m")
     }
     low = pytest.approx(SD.sigma[0])
     assert final == {
         "ddpm": [0, 0, 0],
         "ddim": [0, low, 0],
+        "pndm": [0, low, low],  # which it does, too, where nothing is said
         "euler": [0, 0, low],
         "dpmpp-2m": [0, 0, low],
     }
@@ -205,13 +206,34 @@ def test_unknown_sampler():
 
 def test_the_sampler_of_a_checkpoint():
     assert sampler_name({"_class_name": "DDIMScheduler"}) == "ddim"
-    assert sampler_name({"_class_name": "FlaxPNDMScheduler"}) == "ddim"
+    assert sampler_name({"_class_name": "FlaxPNDMScheduler"}) == "pndm"
+    with pytest.raises(InputError, match="skip_prk_steps: got False, expected True"):
+        sampler_name({"_class_name": "PNDMScheduler", "skip_prk_steps": False})
     solver = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 2}
     assert sampler_name(solver) == "dpmpp-2m"
     with pytest.raises(InputError, match="solver_order: got 3"):
         sampler_name(solver | {"solver_order": 3})
-    with pytest.raises(InputError, match="_class_name: got 'HeunDiscreteScheduler'"):
-        sampler_name({"_class_name": "HeunDiscreteScheduler"})
+    noisy = solver | {"algorithm_type": "sde-dpmsolver++"}
+    assert sampler_name(noisy) == "dpmpp-2m-sde"
+    assert sampler_name(noisy | {"solver_order": 3}) == "dpmpp-3m-sde"
+    with pytest.raises(InputError, match="solver_order: got 1"):
+        sampler_name(noisy | {"solver_order": 1})
+    with pytest.raises(InputError, match="algorithm_type: got 'dpmsolver'"):
+        sampler_name(solver | {"algorithm_type": "dpmsolver"})
+    with pytest.raises(InputError, match="_class_name: got 'KDPM2DiscreteScheduler'"):
+        sampler_name({"_class_name": "KDPM2DiscreteScheduler"})
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_has_a_sampler_and_refuses_other_options(scheduler):
+    config = {"_class_name": scheduler}
+    assert sampler_name(config) in SAMPLERS
+    for name, options in SCHEDULERS[scheduler].items():
+        own = config | {key: values[0] for key, values in options.items()}
+        assert sampler_name(own) == name
+        for key in options:
+            with pytest.raises(InputError, match=f"{key}: got 'odd', expected"):
+                sampler_name(own | {key: "odd"})
 
 
 def test_a_grid_is_its_layout_in_float32():

@@ -1,0 +1,32 @@
+"""DDIM inversion: from a clean image to the noise that DDIM brings back to it."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Float, Int, PyTree
+from jaxdiff.diffusion.predictions import Denoiser
+from jaxdiff.diffusion.timesteps import Grid
+from jaxdiff.samplers.rule import ratio_step
+
+
+def invert(
+    denoise: Denoiser, latents: Float[Array, "b *d"], grid: Grid, *, memory: PyTree = ()
+) -> Float[Array, "b *d"]:
+    """Unit-variance noise from which `sample` with DDIM, eta = 0, on this grid leads to `latents`.
+
+    The ODE (2010.02502, eq. 14) upwards by Euler's steps through the same levels:
+    x'/alpha' = x/alpha + (r' - r) eps with r = sigma / alpha, which is the way down up to errors of
+    first order. A network knows no noise of a clean image: the first step asks it about that image,
+    at the scale of the level above, as if it were there.
+    """
+
+    def step(k: Int[Array, ""], carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+        x, memory = carry
+        i = grid.steps - 1 - k
+        low, high = grid.level(i + 1), grid.level(i)
+        asked = jax.tree.map(lambda a, b: jnp.where(k == 0, a, b), high, low)
+        (_, eps), memory = denoise(asked.alpha / low.alpha * x, asked, memory)
+        return high.alpha / low.alpha * x + ratio_step(low, high) * eps, memory
+
+    noise, _ = jax.lax.fori_loop(0, grid.steps, step, (latents, memory))
+    return noise / grid.start

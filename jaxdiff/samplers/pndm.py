@@ -1,0 +1,67 @@
+"""PNDM as Stable Diffusion uses it: DDIM's step along a mean of the last four noises."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Float, Int, PyTree
+from jaxdiff.diffusion.predictions import Denoiser
+from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.samplers.rule import Carry, Draw, decay, ratio_step
+
+# Adams-Bashforth: the weights of eps and of the three before it, by how many of them there are.
+_WEIGHTS = (
+    (1, 0, 0, 0),
+    (3 / 2, -1 / 2, 0, 0),
+    (23 / 12, -16 / 12, 5 / 12, 0),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+class Past(NamedTuple):
+    """The noises of the three steps before, the last one first, and how many steps there were."""
+
+    noises: tuple[Float[Array, "b *d"], Float[Array, "b *d"], Float[Array, "b *d"]]
+    steps: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PNDM:
+    """PLMS (2202.09778, eq. 9 and 12), begun by an improved Euler step instead of Runge-Kutta.
+
+    With r = sigma / alpha DDIM's step is x'/alpha' = x/alpha + (r' - r) eps; here a mean of noises
+    takes the place of eps. In the first step it is that of eps and of eps at x', one evaluation
+    more, unless the step begins from pure noise or ends at a clean image. The weights are those of
+    equal steps in r: where these change smoothly the order is 2, where they are equal it is the 3
+    of the first two steps.
+    """
+
+    convention: Convention = dataclasses.field(
+        default=Convention(lands_on="set_alpha_to_one", alpha_to_one=False), init=False
+    )
+
+    def init(self, x: Float[Array, "b *d"]) -> Past:
+        """No noises yet."""
+        nothing = jnp.zeros_like(x)
+        return Past((nothing, nothing, nothing), jnp.int32(0))
+
+    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+        """One evaluation; two in the first step."""
+        (D, eps), memory = denoise(carry.x, here, carry.memory)
+        noises, steps = carry.history
+        weights = jnp.asarray(_WEIGHTS, eps.dtype)[jnp.minimum(steps, 3)]
+        mean = jnp.tensordot(weights, jnp.stack([eps, *noises]), 1)
+
+        def along(noise: Array) -> Array:
+            straight = there.alpha * D + there.sigma * eps
+            return straight + ratio_step(here, there) * (noise - eps)
+
+        def improved(memory: PyTree) -> tuple[Array, PyTree]:
+            (_, end), memory = denoise(along(eps), there.within(here), memory)
+            return along((eps + end) / 2), memory
+
+        first = (steps == 0) & (decay(here, there) > 0)
+        x, memory = jax.lax.cond(first, improved, lambda memory: (along(mean), memory), memory)
+        return Carry(x=x, x0=D, history=Past((eps, *noises[:2]), steps + 1), memory=memory)

@@ -1,0 +1,208 @@
+"""How fast samplers converge, and what guided ones converge to, against closed forms in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import gaussian, levels, ratio_grid, unguided
+
+from jaxdiff.diffusion.schedules import levels_of
+from jaxdiff.diffusion.timesteps import karras
+from jaxdiff.guidance.denoiser import guided, stack_streams
+from jaxdiff.guidance.registry import RULES
+from jaxdiff.guidance.rule import Dials
+from jaxdiff.samplers.loop import begin, sample
+from jaxdiff.samplers.registry import SAMPLERS
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+# The order of each deterministic sampler on a grid whose steps change smoothly.
+ORDERS = {
+    "ddim": 1,
+    "euler": 1,
+    "pndm": 2,
+    "heun": 2,
+    "dpmpp-2s": 2,
+    "dpmpp-2m": 2,
+    "unipc": 3,
+}
+# The order of those that draw noise is that of their variance.
+WEAK_ORDERS = {"ddpm": 1, "euler-ancestral": 1, "dpmpp-2m-sde": 2, "dpmpp-3m-sde": 2}
+# LCM is in neither: it asks for the end of the ODE, not for its direction.
+SOLVERS = ORDERS | WEAK_ORDERS
+M, C = 0.7, 0.25  # mean and variance of the data
+
+
+def test_every_sampler_is_here():
+    assert SOLVERS.keys() == SAMPLERS.keys() - {"lcm"}
+
+
+def gaussian_flow(name, ratio, keys):
+    """The error of a sampler against the exact flow for data N(M, C) from the first ratio on."""
+    start = jnp.array([0.3, -1.1])
+    grid = ratio_grid(ratio, jnp.float64)
+    x = sample(plain_gaussian(2), start, grid, keys, sampler=SAMPLERS[name]) / grid.alpha[-1]
+    first = start / grid.alpha[0]
+    exact = M + (first - M) * np.sqrt((C + ratio[-1] ** 2) / (C + ratio[0] ** 2))
+    return float(np.max(np.abs(x - exact)))
+
+
+def order(steps, errors):
+    """The power of 1 / n with which errors fall."""
+    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+def guided_gaussian(a, b, w):
+    """The denoiser for p(x|c) = N(0, a) guided by w against p(x) = N(0, b), for n images."""
+
+    def denoiser(n):
+        both = (jnp.zeros(n), jnp.full(n, b)), (jnp.zeros(n), jnp.full(n, a))
+        return guided(
+            gaussian("v_prediction"),
+            (),
+            stack_streams(*both),
+            Dials(jnp.full(n, w)),
+            rule=RULES["cfg"],
+            kind="v_prediction",
+        )
+
+    return denoiser
+
+
+def plain_gaussian(n):
+    """The denoiser for data N(M, C), for n images."""
+    data = jnp.full(n, M), jnp.full(n, C)
+    return unguided(gaussian("v_prediction"), data, "v_prediction")
+
+
+def moments(sampler, ratio, denoiser, m=0.0, variance=1.0):
+    """Mean and variance of x at the end, exactly; it starts with mean alpha m and `variance`.
+
+    With a linear denoiser a sampler is affine in its start and its noises. Image 0 starts one
+    standard deviation off and is given no noise, image i + 1 starts at the mean and is given 1 at
+    step i, the last one nothing: the variance is the sum of their squared distances from the last.
+    """
+    n = len(ratio) + 1
+    grid = ratio_grid(ratio, jnp.float64)
+    denoise = denoiser(n)
+
+    def step(i, carry):
+        ends = grid.level(i), grid.level(i + 1)
+        return sampler.step(denoise, carry, *ends, lambda: jax.nn.one_hot(i + 1, n))
+
+    start = grid.alpha[0] * m + np.sqrt(variance) * jax.nn.one_hot(0, n)
+    x = jax.lax.fori_loop(0, n - 2, step, begin(start, sampler=sampler)).x
+    return float(x[-1]), float(jnp.sum((x - x[-1]) ** 2))
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_of_convergence(name, keys):
+    steps = [20, 40, 80, 160, 320]
+    errors = [gaussian_flow(name, karras(20.0, 0.02, n + 1), keys) for n in steps]
+    assert order(steps, errors) == pytest.approx(ORDERS[name], abs=0.15)
+
+
+@pytest.mark.parametrize("name", WEAK_ORDERS)
+def test_weak_order_of_convergence(name):
+    """From the exact marginal at the first ratio: the mean is exact, the variance of some order."""
+    steps, errors = [160, 320, 640], []
+    for n in steps:
+        ratio = karras(20.0, 0.02, n + 1)
+        alpha, sigma = levels_of(ratio)
+        spread = alpha**2 * C + sigma**2
+        mean, variance = moments(SAMPLERS[name], ratio, plain_gaussian, M, spread[0])
+        assert mean == pytest.approx(alpha[-1] * M, abs=1e-13)
+        errors.append(abs(variance - spread[-1]))
+    assert order(steps, errors) == pytest.approx(WEAK_ORDERS[name], abs=0.15)
+
+
+def test_pndm_is_of_order_3_where_steps_are_equal(keys):
+    """Its weights are of order 4 there; what limits it are the first two steps."""
+    steps = [40, 80, 160, 320]
+    errors = [gaussian_flow("pndm", np.linspace(0.5, 0.05, n + 1), keys) for n in steps]
+    assert order(steps, errors) == pytest.approx(3, abs=0.15)
+
+
+@pytest.mark.parametrize("ratio", [[2000, 0], [2000, 3.0, 0.5, 0], [2000, 9, 2.0, 1.0, 0.2, 0]])
+def test_lcm_with_an_exact_consistency_function_draws_from_the_data(ratio):
+    """At any number of steps: each begins from a sample of the marginal and ends in the data."""
+
+    def denoiser(n):
+        def network(weights, x, t, conditioning):
+            alpha, _ = levels(t)
+            end = M + (x / alpha - M) * jnp.sqrt(C / (C + t**2))
+            scale = (10 * t) ** 2 + 0.25
+            return (end - 0.25 / scale * x) * jnp.sqrt(scale) / (10 * t)
+
+        return unguided(network, None, "sample")
+
+    alpha, sigma = levels_of(np.array(ratio, float))
+    start = alpha[0] ** 2 * C + sigma[0] ** 2
+    mean, variance = moments(SAMPLERS["lcm"], ratio, denoiser, M, start)
+    assert (mean, variance) == (pytest.approx(M, rel=1e-6), pytest.approx(C, rel=1e-6))
+
+
+# a, b, w and the variances of the guided ODE and SDE for an infinite start
+VARIANCES = [
+    (1.0, 2.0, 2.0, 0.5, 0.5833),
+    (1.0, 2.0, 3.0, 0.25, 0.3875),
+    (1.0, 2.0, 1.5, 0.7071, 0.75),
+    (0.5, 3.0, 2.0, 0.083333, 0.199074),
+]
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(("a", "b", "w", "ode", "sde"), VARIANCES)
+def test_variance_of_a_guided_gaussian(name, a, b, w, ode, sde):
+    coarse, fine = (
+        moments(SAMPLERS[name], np.append(karras(500.0, 0.002, n), 0), guided_gaussian(a, b, w))[1]
+        for n in (500, 1000)
+    )
+    # Extrapolated to infinitely many steps by the order of the sampler.
+    gain = 2.0 ** SOLVERS[name]
+    variance = (gain * fine - coarse) / (gain - 1)
+    assert variance == pytest.approx(ode if name in ORDERS else sde, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name, order in ORDERS.items() if order > 1])
+@pytest.mark.parametrize(("a", "b", "w"), [row[:3] for row in VARIANCES])
+def test_variance_of_the_guided_ode_over_a_finite_range(name, a, b, w, keys):
+    high, low = 40.0, 0.05
+    both = (jnp.zeros(2), jnp.full(2, b)), (jnp.zeros(2), jnp.full(2, a))
+    denoise = guided(
+        gaussian("v_prediction"),
+        (),
+        stack_streams(*both),
+        Dials(jnp.full(2, w)),
+        rule=RULES["cfg"],
+        kind="v_prediction",
+    )
+    grid = ratio_grid(karras(high, low, 801), jnp.float64)
+    x = sample(denoise, jnp.ones(2), grid, keys, sampler=SAMPLERS[name])
+    gain = (x / grid.alpha[-1]) ** 2 * grid.alpha[0] ** 2
+    exact = ((a + low**2) / (a + high**2)) ** w * ((b + low**2) / (b + high**2)) ** (1 - w)
+    np.testing.assert_allclose(gain, exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_guidance_moves_the_mean_of_equal_gaussians_to_w(name, keys):
+    """N(m_c, v) guided against N(m_u, v) ends at w m_c + (1 - w) m_u, by the ODE and the SDE."""
+    w, mc, mu, v = 3.0, 1.0, 0.4, 0.3
+    both = (jnp.full(2, mu), jnp.full(2, v)), (jnp.full(2, mc), jnp.full(2, v))
+    denoise = guided(
+        gaussian("epsilon"),
+        (),
+        stack_streams(*both),
+        Dials(jnp.full(2, w)),
+        rule=RULES["cfg"],
+        kind="epsilon",
+    )
+    # Without noise and from 0 every step is that of the mean.
+    sampler = SAMPLERS[name]
+    grid = ratio_grid(np.append(karras(500.0, 0.01, 400), 0), jnp.float64)
+
+    def step(i, carry):
+        return sampler.step(denoise, carry, grid.level(i), grid.level(i + 1), lambda: jnp.zeros(2))
+
+    carry = jax.lax.fori_loop(0, grid.steps, step, begin(jnp.zeros(2), sampler=sampler))
+    np.testing.assert_allclose(carry.x, w * mc + (1 - w) * mu, rtol=2e-2)
