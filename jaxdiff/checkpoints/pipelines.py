@@ -26,8 +26,11 @@ from jaxdiff.core.validate import one_of
 INDEX = "model_index.json"
 DEFAULTS = "jaxdiff.json"
 SCHEDULER = "scheduler"
-# Folder of a classifier for guidance. No class of diffusers: model_index.json does not name it.
+# Folders of what steers pictures. model_index.json does not name them: diffusers has no use for it.
 CLASSIFIER = "classifier"
+CLIP = "clip"
+COMPANIONS = (CLASSIFIER, CLIP)
+PREPROCESSOR = "preprocessor_config.json"  # how pictures are made ready for CLIP
 # Not part of drawing a picture from words: a filter of results, and its image preprocessing.
 SKIPPED = ("safety_checker", "feature_extractor")
 # Components that these classes want to see named, if only as absent.

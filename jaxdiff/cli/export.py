@@ -1,4 +1,4 @@
-"""`jaxdiff export`: a trained pipeline folder, or a classifier, as it is shipped."""
+"""`jaxdiff export`: a trained pipeline folder, or what steers its pictures, as it is shipped."""
 
 import dataclasses
 import pathlib
@@ -8,7 +8,14 @@ from typing import Any
 import tyro
 
 from jaxdiff.checkpoints.components import read_component, write_component
-from jaxdiff.checkpoints.pipelines import CLASSIFIER, INDEX, read_pipeline, write_pipeline
+from jaxdiff.checkpoints.jsonfiles import read_object, write_object
+from jaxdiff.checkpoints.pipelines import (
+    COMPANIONS,
+    INDEX,
+    PREPROCESSOR,
+    read_pipeline,
+    write_pipeline,
+)
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, dtype_of
 from jaxdiff.pipeline.request import Defaults, size_of
@@ -18,7 +25,7 @@ from jaxdiff.pipeline.request import Defaults, size_of
 class Options:
     """Write a pipeline folder in another dtype, with the defaults that pictures are drawn with.
 
-    A classifier is written as the folder classifier/ in OUTPUT, which may be a pipeline's folder.
+    A classifier or CLIP is written as classifier/ or clip/ in OUTPUT, which may be a pipeline's.
     """
 
     source: tyro.conf.Positional[pathlib.Path]
@@ -46,14 +53,17 @@ def run(arguments: Sequence[str]) -> None:
     names = ("guidance_scale", "steps", "sampler", "timesteps")
     given = {name: getattr(options, name) for name in names}
     chosen = {name: value for name, value in given.items() if value is not None}
-    classifier = source / CLASSIFIER
-    if (source / INDEX).exists() or not classifier.is_dir():
+    companions = [name for name in COMPANIONS if (source / name).is_dir()]
+    if (source / INDEX).exists() or not companions:
         _export_pipeline(source, options.output, chosen, dtype)
     elif chosen:
         name, value = next(iter(chosen.items()))
         raise InputError(f"{name}: got {value} for {source}, expected a folder with {INDEX}")
-    if classifier.is_dir():
-        write_component(options.output / CLASSIFIER, read_component(classifier), dtype=dtype)
+    for name in companions:
+        write_component(options.output / name, read_component(source / name), dtype=dtype)
+        if (source / name / PREPROCESSOR).is_file():
+            said = read_object(source / name / PREPROCESSOR)
+            write_object(options.output / name / PREPROCESSOR, said)
     size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file())
     print(f"{options.output}: {size / 1e6:.1f} MB")
 

@@ -23,6 +23,7 @@ from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
 from jaxdiff.cli.training.classifier import classifier_experiment
 from jaxdiff.cli.training.clip import clip_experiment
 from jaxdiff.cli.training.diffusion import diffusion_experiment
+from jaxdiff.cli.training.distillation import distillation_experiment
 from jaxdiff.cli.training.experiment import CHECKPOINTS, Experiment
 from jaxdiff.cli.training.terminal import Terminal
 from jaxdiff.cli.training.vae import vae_experiment
@@ -35,6 +36,7 @@ from jaxdiff.training.config import (
     ClassifierObjective,
     CLIPObjective,
     DiffusionObjective,
+    DistillationObjective,
     TrainConfig,
     VAEObjective,
     identity,
@@ -240,6 +242,7 @@ def experiment(config: TrainConfig, workdir: pathlib.Path) -> Experiment:
         VAEObjective: vae_experiment,
         CLIPObjective: clip_experiment,
         DiffusionObjective: diffusion_experiment,
+        DistillationObjective: distillation_experiment,
         ClassifierObjective: classifier_experiment,
     }
     return kinds[type(config.objective)](config, workdir, dtype_of(config.dtype))

@@ -91,6 +91,29 @@ class DiffusionObjective:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationObjective:
+    """Teach a UNet guidance: the scale becomes an input (2210.03142, section 3.1)."""
+
+    teacher: str  # pipeline folder whose UNet, guided, is learnt from and begun with
+    scale_width: int = 64  # of the embedded scale that the network is told
+    scales: tuple[float, float] = (1.0, 10.0)  # range of the scales taught, uniformly drawn
+    times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
+    time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
+    sample_scale: float = 3.0  # guidance scale of the sample grids
+    sample_steps: int = 25  # DDIM steps of the sample grids
+
+    def __post_init__(self) -> None:
+        positive("objective.scale_width", self.scale_width)
+        low, high = self.scales
+        in_range("objective.scales", low, 0, 1000)
+        in_range("objective.scales", high, low, 1000)
+        one_of("objective.times", self.times, TIMES)
+        in_range("objective.time_shift", self.time_shift, 0.01, 100)
+        in_range("objective.sample_scale", self.sample_scale, 0, 1000)
+        positive("objective.sample_steps", self.sample_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierObjective:
     """Learn to tell what noisy latents show, for classifier guidance (2105.05233, section 4)."""
 
@@ -112,7 +135,9 @@ class ClassifierObjective:
         positive("objective.draws", self.draws)
 
 
-Objective = VAEObjective | CLIPObjective | DiffusionObjective | ClassifierObjective
+Objective = (
+    VAEObjective | CLIPObjective | DiffusionObjective | DistillationObjective | ClassifierObjective
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,6 +215,7 @@ _IDENTITY: dict[type, tuple[str, ...]] = {
     VAEObjective: ("model",),
     CLIPObjective: ("text", "vision", "projection_dim"),
     DiffusionObjective: ("model", "schedule", "prediction_type"),
+    DistillationObjective: ("scale_width",),
     ClassifierObjective: ("model", "schedule"),
 }
 

@@ -1,5 +1,6 @@
 """The train command on tiny models: from nothing to a folder that draws, and its errors."""
 
+import json
 import shutil
 
 import jax
@@ -50,6 +51,11 @@ model = UNet2DConditionConfig(
 )
 objective = DiffusionObjective(
     model=model, vae="FOLDER/vae/export", text_encoder="FOLDER/clip/export", sample_steps=2)
+config = TrainConfig(objective=objective, steps=1, batch_size=8, sample_every=1)
+"""
+DISTILLED = """
+from jaxdiff.training.config import DistillationObjective, TrainConfig
+objective = DistillationObjective(teacher="FOLDER/unet/export", scale_width=4, sample_steps=2)
 config = TrainConfig(objective=objective, steps=1, batch_size=8, sample_every=1)
 """
 CLASSIFIER = """
@@ -126,6 +132,13 @@ def test_log_and_samples(trained):
 def test_three_trainings_make_a_pipeline(three):
     (line,) = read_lines(three / "clip/log.jsonl")
     assert {"validation_retrieval", "validation_retrieval_hard"} <= set(line)
+    read, whole = (
+        weights(read_component(three / f"clip/export/{name}").module)
+        for name in ("text_encoder", "clip")
+    )
+    assert all(np.array_equal(array, whole[path]) for path, array in read.items())
+    said = json.loads((three / "clip/export/clip/preprocessor_config.json").read_text())
+    assert said == {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (line,) = read_lines(three / "unet/log.jsonl")
     assert np.isfinite(line["validation_loss"])
     assert size_of(three / "unet/samples/step_000001.png") == (8 * 64, 2 * 64)
@@ -216,6 +229,22 @@ def test_a_training_begins_with_given_weights(three, tmp_path):
     with pytest.raises(InputError, match=r"objective\.weights: got .* \(8, 4\), expected \(4, 4\)"):
         run([str(path), "--workdir", str(tmp_path / "v"), *other])
     assert not (tmp_path / "v").exists()
+
+
+def test_guidance_is_distilled_into_a_pipeline(three, tmp_path):
+    command = [config_file(tmp_path, DISTILLED.replace("FOLDER", str(three))), "--workdir"]
+    run([*command, str(tmp_path / "w")])
+    (line,) = read_lines(tmp_path / "w" / "log.jsonl")
+    assert np.isfinite(line["validation_relative_error"])
+    assert size_of(tmp_path / "w" / "samples/step_000001.png") == (8 * 64, 2 * 64)
+    taught = read_pipeline(tmp_path / "w" / "export").components["unet"].module
+    assert taught.config.time_cond_proj_dim == 4
+    # begun with the teacher, of which one step changes little
+    begun = weights(read_component(three / "unet/export/unet").module)
+    ended = weights(taught)
+    assert set(ended) - set(begun) == {"time_embedding.cond_proj.kernel"}
+    for path, array in begun.items():
+        np.testing.assert_allclose(ended[path], array, atol=1e-4)
 
 
 def test_a_classifier_is_trained_resumed_and_exported(trained, tmp_path):

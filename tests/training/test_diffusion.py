@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_training import OBJECTIVE, TEXT, VAE
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.predictions import KINDS, target
 from jaxdiff.models.build import abstract, initialise, weights
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.models.unet_config import UNet2DConditionConfig
-from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
-from jaxdiff.training.config import DiffusionObjective
+from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training.objectives.diffusion import (
     Frozen,
     denoising_loss,
@@ -23,39 +21,6 @@ from jaxdiff.training.objectives.diffusion import (
     drop_captions,
 )
 
-OBJECTIVE = DiffusionObjective(
-    vae="",
-    text_encoder="",
-    model=UNet2DConditionConfig(
-        sample_size=4,
-        in_channels=2,
-        out_channels=2,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        block_out_channels=(8,),
-        layers_per_block=1,
-        norm_num_groups=2,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-    ),
-)
-VAE = AutoencoderKLConfig(
-    down_block_types=("DownEncoderBlock2D",) * 2,
-    up_block_types=("UpDecoderBlock2D",) * 2,
-    block_out_channels=(4, 4),
-    norm_num_groups=2,
-    latent_channels=2,
-    mid_block_add_attention=False,
-)
-TEXT = CLIPTextConfig(
-    vocab_size=20,
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=1,
-    max_position_embeddings=5,
-    eos_token_id=19,
-)
 RNG = np.random.default_rng(0)
 
 

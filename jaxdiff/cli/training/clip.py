@@ -9,6 +9,8 @@ from typing import Any, cast
 import jax
 
 from jaxdiff.checkpoints.components import Component, write_component
+from jaxdiff.checkpoints.jsonfiles import write_object
+from jaxdiff.checkpoints.pipelines import PREPROCESSOR
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.cli.training.experiment import (
     CHECKPOINTS,
@@ -84,6 +86,9 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
         text = {name: leaf for name, leaf in params.items() if name.startswith("text_model.")}
         module = assemble(abstract(CLIPTextModel, objective.text), text)
         write_component(folder / "text_encoder", Component(module=module))
+        write_component(folder / "clip", Component(module=assemble(template, params)))
+        half = [0.5] * objective.vision.num_channels  # pictures are in [-1, 1]
+        write_object(folder / "clip" / PREPROCESSOR, {"image_mean": half, "image_std": half})
         save_tokenizer(tokenizer, folder / "tokenizer")
 
     learner = clip_learner(objective, dtype)

@@ -34,6 +34,7 @@ from jaxdiff.guidance.rule import Dials
 from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.samplers.loop import sample as run_sampler
 from jaxdiff.samplers.noise import image_keys, initial_noise
@@ -52,9 +53,9 @@ def shown_prompts() -> list[str]:
     return [prompt.text for prompts in kinds for prompt in prompts]
 
 
-def shown_noise(objective: DiffusionObjective) -> Float[NDArray, "b h w c"]:
+def shown_noise(model: UNet2DConditionConfig) -> Float[NDArray, "b h w c"]:
     """What the pictures of the grids start from: image i has seed i."""
-    side, channels = cast(int, objective.model.sample_size), objective.model.in_channels
+    side, channels = cast(int, model.sample_size), model.in_channels
     return np.asarray(initial_noise(image_keys(range(SHOWN)), (side, side, channels)))
 
 
@@ -162,7 +163,9 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         learner = learner._replace(init=_given_weights(objective.weights, learner.shapes))
     draw = jax.jit(make_sampler(objective, vae, text, dtype))
     measure = jax.jit(learner.loss)
-    shown = spread({"ids": tokenize(tokenizer, shown_prompts()), "noise": shown_noise(objective)})
+    shown = spread(
+        {"ids": tokenize(tokenizer, shown_prompts()), "noise": shown_noise(objective.model)}
+    )
     batch = spread(validation_batch(config, tokenizer))
 
     def sample(step: int, params: Params) -> Mapping[str, float]:

@@ -73,8 +73,7 @@ def diffusion_learner(
         frozen: Frozen, batch: dict[str, Array], noise_key: Array, drop_key: Array
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b n d"]]:
         """Scaled latents, and hidden states of captions; no gradient flows back."""
-        encoder = assemble(vae, frozen.vae)
-        x0 = encoder.scale(sample_latents(*encoder.encode(batch["image"]), noise_key))
+        x0 = encoded(assemble(vae, frozen.vae), batch["image"], noise_key)
         ids, _ = drop_captions(drop_key, batch["ids"], frozen.null, config.caption_dropout)
         return jax.lax.stop_gradient((x0, assemble(text_encoder, frozen.text_encoder)(ids)))
 
@@ -95,6 +94,13 @@ def diffusion_learner(
         return value, {"latent_std": jnp.std(x0)}
 
     return Learner(weights(template), functools.partial(initial_weights, template), loss)
+
+
+def encoded(
+    vae: AutoencoderKL, images: Float[Array, "b h2 w2 3"], key: Key[Array, ""]
+) -> Float[Array, "b h w c"]:
+    """Scaled latents of pictures, drawn from the encoder's distribution."""
+    return vae.scale(sample_latents(*vae.encode(images), key))
 
 
 def denoising_loss(

@@ -1,0 +1,22 @@
+"""The embedded model with guidance taught to its UNet: half the cost of a picture.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=2 \
+        python train.py configs/scenes_distilled.py --workdir runs/scenes_distilled
+"""
+
+from jaxdiff.training.config import DistillationObjective, OptimiserConfig, TrainConfig
+
+config = TrainConfig(
+    objective=DistillationObjective(
+        teacher="jaxdiff/assets/scenes",
+        scales=(1.0, 10.0),
+        time_shift=2.0,
+    ),
+    optimiser=OptimiserConfig(learning_rate=5e-4, warmup_steps=100, decay_fraction=0.5),
+    steps=1_500,
+    batch_size=64,
+    ema_decay=0.995,
+    log_every=50,
+    checkpoint_every=250,
+    sample_every=500,
+)

@@ -1,0 +1,113 @@
+"""Teaching the UNet of a pipeline to take the guidance scale as an input."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.checkpoints.components import Component
+from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
+from jaxdiff.checkpoints.weights import digest, find_weights
+from jaxdiff.cli.training.diffusion import SAMPLER, SPACING, shown_noise, shown_prompts
+from jaxdiff.cli.training.experiment import (
+    SHOWN,
+    Experiment,
+    grid,
+    save_grid,
+    spread,
+    training_batches,
+    validation_batch,
+)
+from jaxdiff.core.types import Array, Dtype, Float, Int
+from jaxdiff.data.tokenizer import load_tokenizer, tokenize
+from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.guidance.denoiser import guided, stack_streams
+from jaxdiff.guidance.registry import RULES
+from jaxdiff.guidance.rule import Dials
+from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.nn.embeddings import guidance_embedding
+from jaxdiff.samplers.loop import sample as run_sampler
+from jaxdiff.samplers.noise import image_keys
+from jaxdiff.samplers.registry import SAMPLERS, make_grid
+from jaxdiff.training.config import DistillationObjective, TrainConfig
+from jaxdiff.training.objectives import Params
+from jaxdiff.training.objectives.distillation import Frozen, distillation_learner, student
+
+
+def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
+    """Grids are pictures of fixed prompts, drawn without a null stream."""
+    objective = cast(DistillationObjective, config.objective)
+    folder = pathlib.Path(objective.teacher)
+    parts = read_pipeline(folder, dtype)
+    teacher = cast(UNet2DConditionModel, parts.components["unet"].module)
+    vae = cast(AutoencoderKL, parts.components["vae"].module)
+    text = cast(CLIPTextModel, parts.components["text_encoder"].module)
+    schedule = NoiseSchedule.from_config(parts.scheduler)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    (null,) = tokenize(tokenizer, [""])
+    frozen = Frozen(weights(vae), weights(text), weights(teacher), jnp.asarray(null))
+    learner = distillation_learner(objective, teacher, vae, text, schedule)
+    draw = jax.jit(_sampler(objective, teacher, vae, text, schedule, parts.scheduler))
+    measure = jax.jit(learner.loss)
+    noise = shown_noise(teacher.config)
+    shown = spread({"ids": tokenize(tokenizer, shown_prompts()), "noise": noise})
+    batch = spread(validation_batch(config, tokenizer))
+
+    def sample(step: int, params: Params) -> Mapping[str, float]:
+        pictures = np.asarray(draw(params, frozen, **shown))
+        save_grid(workdir / "samples", step, grid(pictures, SHOWN // 2))
+        _, measures = measure(params, frozen, batch, jax.random.key(0))
+        return {f"validation_{name}": float(value) for name, value in measures.items()}
+
+    def export(params: Params, output: pathlib.Path) -> None:
+        stored = read_pipeline(folder)  # in their dtypes
+        unet = assemble(student(teacher, objective.scale_width), params)
+        components = {**stored.components, "unet": Component(module=unet)}
+        write_pipeline(output, dataclasses.replace(stored, components=components))
+
+    names = ("vae", "text_encoder", "unet")
+    identity = {f"weights of {n}": digest(find_weights(folder / n)) for n in names}
+    return Experiment(
+        learner, frozen, training_batches(config, tokenizer), sample, export, identity
+    )
+
+
+def _sampler(
+    objective: DistillationObjective,
+    teacher: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    text: CLIPTextModel,
+    schedule: NoiseSchedule,
+    scheduler: Mapping[str, object],
+) -> Callable[[Params, Frozen, Array, Array], Array]:
+    """The function (student weights, frozen, ids, noise) -> pictures in [-1, 1]."""
+    learnt = student(teacher, objective.scale_width)
+    kind = str(scheduler.get("prediction_type", "epsilon"))
+    levels = make_grid(schedule, SAMPLER, objective.sample_steps, kind=kind, spacing=SPACING)
+
+    def network(params: Params, x: Array, t: Array, context: Array) -> Array:
+        told = guidance_embedding(jnp.full(len(x), objective.sample_scale), objective.scale_width)
+        return assemble(learnt, params)(x, t, context, timestep_cond=told)
+
+    def draw(
+        params: Params, frozen: Frozen, ids: Int[Array, "b n"], noise: Float[Array, "b h w z"]
+    ) -> Float[Array, "b h2 w2 c"]:
+        states = assemble(text, frozen.text_encoder)(ids)
+        dials = Dials(jnp.ones(len(ids)))
+        denoise = guided(
+            network, params, stack_streams(states), dials, rule=RULES["none"], kind=kind
+        )
+        z = run_sampler(
+            denoise, noise, levels, image_keys(range(len(ids))), sampler=SAMPLERS[SAMPLER]
+        )
+        decoder = assemble(vae, frozen.vae)
+        return decoder.decode(decoder.unscale(z))
+
+    return draw

@@ -1,0 +1,106 @@
+"""Guidance distillation: the student begins as its teacher and learns the guided output."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from tiny_training import OBJECTIVE, TEXT, VAE
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.diffusion.losses import diffuse
+from jaxdiff.models.build import abstract, assemble, initialise, weights
+from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.nn.embeddings import guidance_embedding
+from jaxdiff.training.config import DistillationObjective
+from jaxdiff.training.objectives.diffusion import draw_times, encoded
+from jaxdiff.training.objectives.distillation import Frozen, distillation_learner, student
+
+RNG = np.random.default_rng(0)
+BATCH = {
+    "image": jnp.asarray(RNG.uniform(-1, 1, size=(4, 8, 8, 3)), jnp.float32),
+    "ids": jnp.asarray(RNG.integers(0, 18, size=(4, 5)), jnp.int32),
+}
+KEY = jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """A UNet without the zeros of a fresh one."""
+    return tiny.random_component(UNet2DConditionModel, OBJECTIVE.model, seed=2).module
+
+
+@pytest.fixture(scope="module")
+def frozen(teacher):
+    return Frozen(
+        vae=weights(initialise(AutoencoderKL, VAE, seed=0)),
+        text_encoder=weights(initialise(CLIPTextModel, TEXT, seed=1)),
+        teacher=weights(teacher),
+        null=jnp.asarray([18, 19, 19, 19, 19]),
+    )
+
+
+def learner(teacher, **options):
+    config = DistillationObjective(teacher="", scale_width=6, **options)
+    modules = abstract(AutoencoderKL, VAE), abstract(CLIPTextModel, TEXT)
+    return distillation_learner(config, teacher, *modules, OBJECTIVE.schedule)
+
+
+def first(learner):
+    return {path: jnp.asarray(array) for path, array in learner.init(0)}
+
+
+def test_the_student_begins_as_the_conditional_teacher(teacher):
+    params = first(learner(teacher))
+    pupil = assemble(student(teacher, 6), params)
+    x = jnp.asarray(RNG.normal(size=(3, 4, 4, 2)), jnp.float32)
+    t, context = jnp.array([1.0, 500.0, 999.0]), jnp.ones((3, 5, 8))
+    told = guidance_embedding(jnp.array([1.0, 3.0, 9.0]), 6)
+    np.testing.assert_array_equal(pupil(x, t, context, timestep_cond=told), teacher(x, t, context))
+
+
+def test_at_scale_one_there_is_nothing_to_learn(teacher, frozen):
+    made = learner(teacher, scales=(1.0, 1.0))
+    loss, measures = jax.jit(made.loss)(first(made), frozen, BATCH, KEY)
+    assert float(loss) < 1e-10
+    assert float(measures["relative_error"]) < 1e-8
+
+
+def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
+    """By hand, from the same keys: (w - 1)^2 |cond - uncond|^2, for the student begins at cond."""
+    made, w = learner(teacher, scales=(4.0, 4.0)), 4.0
+    loss, _ = made.loss(first(made), frozen, BATCH, KEY)
+    latent_key, _, time_key, noise_key = jax.random.split(KEY, 4)
+    x0 = encoded(assemble(abstract(AutoencoderKL, VAE), frozen.vae), BATCH["image"], latent_key)
+    t = draw_times(time_key, (4,), 1000, "uniform")
+    alpha, sigma = OBJECTIVE.schedule.gather(t)
+    x = diffuse(x0, jax.random.normal(noise_key, x0.shape), alpha, sigma)
+    read = assemble(abstract(CLIPTextModel, TEXT), frozen.text_encoder)
+    cond = teacher(x, t, read(BATCH["ids"]))
+    uncond = teacher(x, t, read(jnp.tile(frozen.null[None], (4, 1))))
+    expected = (w - 1) ** 2 * np.mean(np.square(cond - uncond))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+def test_the_scale_is_learnt_and_the_teacher_is_not(teacher, frozen):
+    made = learner(teacher, scales=(2.0, 8.0))
+    value = jax.jit(lambda p, f: made.loss(p, f, BATCH, KEY)[0])
+    of_student, of_teacher = jax.grad(value, argnums=(0, 1), allow_int=True)(first(made), frozen)
+    assert np.abs(of_student["time_embedding.cond_proj.kernel"]).max() > 0
+    for path, gradient in of_teacher.teacher.items():
+        assert not np.any(gradient), path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": (3.0, 2.0)}, "objective.scales: got 2.0, expected a number from 3.0"),
+        ({"scales": (-1.0, 2.0)}, "objective.scales: got -1.0"),
+        ({"scale_width": 0}, "objective.scale_width: got 0"),
+    ],
+)
+def test_bad_objectives_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        DistillationObjective(teacher="", **options)
