@@ -1,11 +1,13 @@
 """Adaptive projected guidance: less of the part of guidance that only raises contrast."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Prediction, per_image
-from jaxdiff.guidance.classifier_free import Outputs, TwoStreams, along
-from jaxdiff.guidance.rule import Dials, Number, Query, check, rule
+from jaxdiff.guidance.classifier_free import Conditional, Outputs, TwoStreams, along
+from jaxdiff.guidance.rule import Dials, Guidance, Number, Query, check, rule
 
 
 @rule
@@ -43,3 +45,8 @@ class AdaptiveProjected(TwoStreams):
         part = along(shrunk, cond)
         step = shrunk - part + self.eta * part
         return query.denoised(cond + per_image(dials.scale - 1, cond) * step), moved
+
+    def cheapest(self, scales: Sequence[float]) -> Guidance:
+        """At w = 1 it is the plain model."""
+        one = self.prompts == 1 and all(w == 1 for w in scales)
+        return Conditional() if one else self

@@ -10,7 +10,7 @@ from jaxdiff.guidance.bounds import Clipped, Rescaled, Thresholded
 from jaxdiff.guidance.classifier_free import ClassifierFree, Conditional, ThreeStreams
 from jaxdiff.guidance.manifold import ManifoldConstrained
 from jaxdiff.guidance.projected import AdaptiveProjected
-from jaxdiff.guidance.rule import Guidance, Wrapper
+from jaxdiff.guidance.rule import Guidance, Wrapper, innermost
 from jaxdiff.guidance.timing import Adaptive, Interval, Scheduled
 from jaxdiff.guidance.weaker import Autoguidance, PerturbedAttention
 from jaxdiff.guidance.zero_star import ZeroStar
@@ -47,6 +47,8 @@ def parse(text: str) -> Guidance:
     for part in others:
         name, options = _part(part)
         wrapped = WRAPPERS[one_of("guidance", name, WRAPPERS)](of=rule)
+        if isinstance(innermost(rule), ManifoldConstrained) and name not in _KEEPS_NOISE:
+            raise InputError(f"guidance: got cfg-pp+{name}, expected {' or '.join(_KEEPS_NOISE)}")
         rule = dataclasses.replace(wrapped, **_values(name, wrapped, options))
     return rule
 
@@ -76,5 +78,7 @@ def _values(name: str, rule: Guidance, options: Mapping[str, str]) -> dict[str, 
     return values
 
 
+# Wrappers that leave a prediction its own noise and its scale in [0, 1], which CFG++ lives by.
+_KEEPS_NOISE = ("interval", "adaptive")
 _FLAGS = {"true": True, "false": False}
 _INTERNAL = ("of", "prompts", "null")  # set by what is asked for, not by name

@@ -190,6 +190,13 @@ class Wrapper(Guidance):
         return dataclasses.replace(self, of=self.of.composed(prompts))
 
 
+def innermost(rule: Guidance) -> Guidance:
+    """The rule without what wraps it."""
+    while isinstance(rule, Wrapper):
+        rule = rule.of
+    return rule
+
+
 def check(name: str, value: Number, low: float, high: float) -> None:
     """InputError unless `value` lies between `low` and `high`."""
     if isinstance(value, int | float):

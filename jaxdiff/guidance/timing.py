@@ -96,6 +96,7 @@ CURVES: dict[str, Callable[[Array], Array]] = {
 class Scheduled(Wrapper):
     """A scale that changes on the way: 1 + (w - 1) f(u) at the share u of the steps (2404.13040).
 
+    Below w = 1, where that would be negative, it is 0.
     The names of f are in CURVES: linear and cosine rise, falling falls, peak does both.
     """
 
@@ -109,7 +110,7 @@ class Scheduled(Wrapper):
     ) -> tuple[Prediction, PyTree]:
         """The wrapped rule's prediction with the scale of this step."""
         level = query.level
-        share = jnp.asarray(level.step, jnp.float32) / level.steps
+        share = jnp.asarray(level.step, jnp.float32) / jnp.asarray(level.steps, jnp.float32)
         factor = CURVES[self.curve](share).astype(dials.scale.dtype)
-        now = dials._replace(scale=1 + (dials.scale - 1) * factor)
+        now = dials._replace(scale=jnp.maximum(1 + (dials.scale - 1) * factor, 0))
         return self.of.combine(outputs, query, now, memory)

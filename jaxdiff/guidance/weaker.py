@@ -67,8 +67,8 @@ class PerturbedAttention(Guidance):
         return int(self.null)
 
     def ends(self, outputs: Outputs, dials: Dials) -> tuple[Array, Array]:
-        """The null stream, or that of the prompt in its place, and that of the prompt."""
-        return outputs[0], outputs[self.plain]
+        """The null stream, or the perturbed one in its place, and that of the prompt."""
+        return outputs[0 if self.null else -1], outputs[self.plain]
 
     def combine(
         self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Prediction
 from jaxdiff.guidance.classifier_free import Outputs, TwoStreams
-from jaxdiff.guidance.rule import Dials, Guidance, Query, extrapolate, rule
+from jaxdiff.guidance.rule import Dials, Guidance, Query, check, extrapolate, rule
 
 FLOW = "flow_prediction"
 
@@ -22,6 +22,9 @@ class ZeroStar(TwoStreams):
     """
 
     zero_steps: int = 1
+
+    def __post_init__(self) -> None:
+        check("zero_steps", self.zero_steps, 0, 1000)
 
     def combine(
         self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree

@@ -129,7 +129,7 @@ def test_evaluations_are_those_of_the_table(name, evaluations):
 def test_at_scale_one_the_cheapest_rule_is_the_plain_model(name, rule):
     """Where it has one stream; rules that do something at w = 1 too keep theirs."""
     cheap = rule.cheapest([1.0, 1.0, 1.0])
-    kept = {"three", "cfg-pp", "cfg-zero", "pag", "apg", "apg+rescale+interval+threshold"}
+    kept = {"three", "cfg-pp", "cfg-zero", "pag"}
     assert (len(cheap.streams) == 1) == (name not in kept)
     if name != "pag":
         x = images()
@@ -156,6 +156,9 @@ def test_at_scale_one_the_cheapest_rule_is_the_plain_model(name, rule):
         ("cfg+schedule:curve=up", "guidance: curve: got 'up', expected one of constant"),
         ("three:perpendicular=maybe", "got 'maybe', expected true or false"),
         ("cfg:prompts=2", "guidance: cfg: got 'prompts'"),
+        ("cfg-pp+rescale", "guidance: got cfg-pp\\+rescale, expected interval or adaptive"),
+        ("cfg-pp+interval+clip", "guidance: got cfg-pp\\+clip, expected interval or adaptive"),
+        ("cfg-zero:zero_steps=-1", "guidance: zero_steps: got -1, expected a number from 0"),
         ("", "guidance: got ''"),
     ],
 )

@@ -270,6 +270,8 @@ def test_perturbed_attention_beside_cfg_and_alone():
     assert [s.perturbed for s in alone.streams] == [False, True]
     got, _ = alone.combine((COND, perturbed), asked("epsilon"), Dials(jnp.ones(1)), ())
     close(got.eps, COND + 2 * (COND - perturbed))
+    # which is what adaptive guidance compares, not the prompt with itself
+    np.testing.assert_array_equal(alone.ends((COND, perturbed), Dials(jnp.ones(1)))[0], perturbed)
 
 
 def test_a_network_is_told_which_streams_are_perturbed():
@@ -369,3 +371,4 @@ def test_a_schedule_is_of_the_scale_above_one():
     for step, expected in ((5, [[3, 4, 7, 8]]), (0, COND)):
         close(raw("cfg+schedule", (UNCOND, COND), 3.0, step=step), expected)
     close(raw("cfg+schedule", (UNCOND, COND), 1.0, step=3), COND)
+    close(raw("cfg+schedule", (UNCOND, COND), 0.25, step=9), UNCOND)  # not below 0
