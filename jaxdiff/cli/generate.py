@@ -20,6 +20,9 @@ from jaxdiff.core.validate import in_range, positive
 TEXTS = ("prompt_2", "negative_prompt", "negative_prompt_2")  # beside the prompt
 
 
+GUIDANCE = ("guidance", "negative_scale", "classifier_scale", "clip_scale")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Draw pictures from prompts; what is left out comes from the model's own defaults."""
@@ -38,6 +41,20 @@ class Options:
     """The same for what to keep out."""
     guidance_scale: float | None = None
     """Strength of the guidance: 0 ignores the prompt, 1 is the plain conditional model."""
+    guidance: str | None = None
+    """The rule of guidance, such as apg:eta=0.2 or cfg+rescale:phi=0.7+interval:lo=0.3,hi=5."""
+    negative_scale: float | None = None
+    """Weight of the negative prompt in a stream of its own, with --guidance three."""
+    classifier_scale: float | None = None
+    """How far a classifier of noisy latents steers the picture towards the prompt."""
+    classifier: pathlib.Path | None = None
+    """Its folder; left out: the model's own classifier/."""
+    clip_scale: float | None = None
+    """How far CLIP's view of the picture steers it towards the prompt."""
+    clip: pathlib.Path | None = None
+    """Folder of a CLIP model; left out: the model's own clip/."""
+    guide: str | None = None
+    """A weaker model of the same kind, for --guidance auto."""
     steps: int | None = None
     """Denoising steps."""
     sampler: str | None = None
@@ -177,12 +194,30 @@ def _load_addons(pipe: Any, options: Options) -> dict[str, Any]:
     words = [
         f"{pipe.load_textual_inversion(path)} {pictures.digest(path)}" for path in options.embedding
     ]
-    return {name: said for name, said in (("loras", loras), ("embeddings", words)) if said}
+    said: dict[str, Any] = {"loras": loras, "embeddings": words} | _load_company(pipe, options)
+    return {name: value for name, value in said.items() if value}
+
+
+def _load_company(pipe: Any, options: Options) -> dict[str, Any]:
+    """Load networks that guide or steer; returns what the pictures' settings say of them."""
+    said: dict[str, Any] = {}
+    for name in ("classifier", "clip"):
+        folder = getattr(options, name)
+        if folder is not None:
+            getattr(pipe, f"load_{name}")(folder)
+            said[name] = folder.resolve().name
+    if options.guide is not None:
+        import jaxdiff
+
+        guide = jaxdiff.load(options.guide, options.dtype)
+        pipe.set_guide(guide)
+        said["guide"] = f"{guide.name} {guide.fingerprint}"
+    return said
 
 
 def _arguments(options: Options, jobs: Sequence[Job]) -> dict[str, Any]:
     """What the pipeline is called with for these jobs, which are alike."""
-    names = ("steps", "sampler", "timesteps", "eta", "clip_skip", "height", "width")
+    names = ("steps", "sampler", "timesteps", "eta", "clip_skip", "height", "width", *GUIDANCE)
     asked = [job.asks for job in jobs]
     scales = [asks.guidance_scale for asks in asked]
     given = {

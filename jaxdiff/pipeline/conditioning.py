@@ -30,6 +30,7 @@ class Conditioning(NamedTuple):
     text_embeds: Float[Array, "b k p"] | None = None
     time_ids: Float[Array, "b k i"] | None = None
     channels: Float[Array, "b k h w c"] | None = None  # joined to the latents
+    timestep_cond: Float[Array, "b k s"] | None = None  # the embedded guidance scale
 
 
 class Words(NamedTuple):
@@ -97,9 +98,12 @@ class TextRecipe:
                 got = getattr(request, name)
                 raise InputError(f"{name}: got {got}, expected none for a model without sizes")
 
-    def time_ids(self, request: Request, streams: int) -> Float[NDArray, "b k i"] | None:
+    def time_ids(
+        self, request: Request, prompted: Sequence[bool]
+    ) -> Float[NDArray, "b k i"] | None:
         """Sizes and crops (height before width), or an aesthetic score, for each stream.
 
+        `prompted` are the streams that are told the image's own, the others the null stream's.
         A null stream with a size or score of its own is told no crop unless one is asked for.
         """
         if self.added is None:
@@ -116,7 +120,7 @@ class TextRecipe:
             else request.negative_target_size or target,
         )
         own = (original, crop, (request.aesthetic_score,) if scored else target)
-        rows = [np.concatenate(row) for row in (null, own)[-streams:]]
+        rows = [np.concatenate(own if mine else null) for mine in prompted]
         return np.tile(np.array(rows, np.float32), (len(request.prompts), 1, 1))
 
     def words(

@@ -9,9 +9,11 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray
 from jaxdiff.core.validate import shape
+from jaxdiff.guidance.rule import Dials
 from jaxdiff.pipeline import given
 from jaxdiff.pipeline.conditioning import Words
 from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.steering import Steering
 from jaxdiff.samplers.noise import image_keys
 
 T = TypeVar("T")
@@ -26,12 +28,26 @@ class Given(NamedTuple):
     noise: Noise | None = None  # of unit variance, instead of the seeds'
 
 
+class Asked(NamedTuple):
+    """What the images of a call are asked to be, one row per image but for the words."""
+
+    words: Sequence[Words]  # of each image
+    time_ids: Float[NDArray, "b k i"] | None
+    guide_words: Sequence[Words]  # what a weaker network is told; empty without one
+    guide_time_ids: Float[NDArray, "b k i"] | None
+    dials: Dials
+    steering: Steering
+
+
 class Inputs(NamedTuple):
     """Everything that differs between images."""
 
     words: Words
     time_ids: Float[NDArray, "b k i"] | None
-    scales: Float[NDArray, "b"]
+    guide_words: Words | None
+    guide_time_ids: Float[NDArray, "b k i"] | None
+    dials: Dials
+    steering: Steering
     keys: Key[Array, "b"]
     noise: Float[NDArray, "b h w c"] | None
     pictures: Float[NDArray, "b h2 w2 3"] | None  # in [-1, 1]
@@ -50,8 +66,7 @@ def _rows(tree: T, rows: Int[NDArray, "r"]) -> T:
 def gather(
     request: Request,
     origin: Given,
-    words: Sequence[Words],
-    time_ids: Float[NDArray, "b k i"] | None,
+    asked: Asked,
     latent_shape: tuple[int, int, int],
     size: int,
 ) -> Iterator[tuple[list[int], Inputs]]:
@@ -71,15 +86,35 @@ def gather(
         masks = _each("mask", given.masks(origin.mask, *pixels), count)
     if origin.noise is not None:
         noise = np.asarray(shape("latents", origin.noise, (count, *latent_shape)), np.float32)
-    scales = np.asarray(request.guidance_scales, np.float32)
-    shared = (time_ids, scales, image_keys(request.seeds), noise, pictures, latents, masks)
-    lengths = [said.ids[0].shape[1] for said in words]
+    keys = image_keys(request.seeds)
+    each = (
+        asked.guide_time_ids,
+        asked.dials,
+        asked.steering,
+        keys,
+        noise,
+        pictures,
+        latents,
+        masks,
+    )
+    both = asked.words, asked.guide_words or asked.words
+    lengths = [tuple(map(_chunks, pair)) for pair in zip(*both, strict=True)]
     for length in sorted(set(lengths)):
         alike = [i for i in range(count) if lengths[i] == length]
         for first in range(0, len(alike), size):
             chosen = alike[first : first + size]
-            said = jax.tree.map(lambda *arrays: np.stack(arrays), *(words[i] for i in chosen))
-            yield chosen, Inputs(said, *_rows(shared, np.array(chosen)))
+            rows = np.array(chosen)
+            guide = _stacked(asked.guide_words, chosen) if asked.guide_words else None
+            own = _stacked(asked.words, chosen), _rows(asked.time_ids, rows), guide
+            yield chosen, Inputs(*own, *_rows(each, rows))
+
+
+def _chunks(words: Words) -> int:
+    return words.ids[0].shape[1]
+
+
+def _stacked(words: Sequence[Words], chosen: Sequence[int]) -> Words:
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *(words[i] for i in chosen))
 
 
 def _each(name: str, rows: NDArray, count: int) -> NDArray:

@@ -46,4 +46,6 @@ def load(
         prediction_type=prediction_type,
         sharding=replicated(data_mesh(devices)),
     )
-    return Pipeline(parts, name=pathlib.Path(source).resolve().name, devices=devices)
+    folder = pathlib.Path(source)
+    inside = folder if folder.is_dir() else None
+    return Pipeline(parts, name=folder.resolve().name, devices=devices, folder=inside)

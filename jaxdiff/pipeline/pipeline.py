@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import pathlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack, cast
 
@@ -15,24 +15,27 @@ from PIL import Image
 from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
 from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import NDArray
-from jaxdiff.core.validate import one_of, positive
+from jaxdiff.core.types import Float, NDArray, UInt8
+from jaxdiff.core.validate import in_range, one_of, positive
 from jaxdiff.diffusion.predictions import KINDS
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import Grid, GridOptions
-from jaxdiff.guidance.registry import RULES
+from jaxdiff.guidance.cost import evaluations
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline import given
 from jaxdiff.pipeline.adapters import Adapters
+from jaxdiff.pipeline.asking import Reader, ask, rule_for
 from jaxdiff.pipeline.batches import Batches, Clock, Plan
+from jaxdiff.pipeline.company import Company
 from jaxdiff.pipeline.conditioning import TextRecipe
 from jaxdiff.pipeline.inputs import Given, Inputs, Noise, gather
 from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_of
 from jaxdiff.pipeline.stages import Report, Stages
 from jaxdiff.pipeline.vocabulary import Vocabulary, add_inversion
-from jaxdiff.samplers.registry import make_grid
+from jaxdiff.pipeline.watching import Watched
+from jaxdiff.samplers.registry import evaluations_of, make_grid
 
 OUTPUTS = ("pil", "numpy", "latent")
 CLASSES = tuple(
@@ -53,6 +56,7 @@ class Output:
     images: Any  # list of PIL images, uint8 (b, H, W, 3), or scaled float32 latents (b, h, w, c)
     request: Request
     timings: dict[str, float]  # compile_s, encode_s, sample_s, decode_s, total_s
+    watched: Watched  # the latents of the steps that were to be watched
 
 
 class Pipeline:
@@ -62,7 +66,14 @@ class Pipeline:
     the first of them; calling the pipeline runs them compiled on all of its devices.
     """
 
-    def __init__(self, parts: PipelineParts, *, name: str, devices: Sequence[jax.Device]) -> None:
+    def __init__(
+        self,
+        parts: PipelineParts,
+        *,
+        name: str,
+        devices: Sequence[jax.Device],
+        folder: pathlib.Path | None = None,
+    ) -> None:
         _check(parts, name)
         self.parts = parts
         self.name = name
@@ -89,7 +100,10 @@ class Pipeline:
             KINDS,
         )
         native = size_of(self.unet.config.sample_size, self.vae.config.downscale)
-        self.defaults = Defaults.of(parts.defaults, parts.scheduler, native, source=name)
+        taught = {"guidance": "none"} if self.told_scale else {}
+        self.defaults = Defaults.of(
+            taught | dict(parts.defaults), parts.scheduler, native, source=name
+        )
         self.stages = Stages(
             self.text_encoders,
             self.unet,
@@ -104,10 +118,13 @@ class Pipeline:
             cell=self.vae.config.downscale,
             channels=self.vae.config.latent_channels,
             fills_in=self.fills_in,
+            told_scale=self.told_scale,
             devices=len(self.devices),
         )
         encoders = dict(zip(names, self.text_encoders, strict=True))
         self._adapters = Adapters({"unet": self.unet, **encoders})
+        self._reader = Reader(self.recipe, list(self._vocabularies.values()))
+        self._company = Company(folder)
 
     @property
     def text_encoder(self) -> CLIPTextModel:
@@ -123,6 +140,11 @@ class Pipeline:
     def fills_in(self) -> bool:
         """Whether the network is told a mask and what is around it, as inpainting models are."""
         return self.unet.config.in_channels == 2 * self.vae.config.latent_channels + 1
+
+    @property
+    def told_scale(self) -> bool:
+        """Whether the network was taught guidance, and is told the scale."""
+        return self.unet.config.time_cond_proj_dim is not None
 
     @property
     def device_name(self) -> str:
@@ -159,6 +181,10 @@ class Pipeline:
             self.defaults, prompt, images=given.count_of(image), pixels_per_cell=cell, **options
         )
         self.recipe.check(request)
+        if self.told_scale and request.guidance != "none":
+            raise InputError(
+                f"guidance: got {request.guidance}, expected none: the model was taught guidance"
+            )
         if image is not None or request.denoising_end is not None:
             self._steps(request)  # where none is left, now and not when it is drawn
         return request
@@ -187,6 +213,7 @@ class Pipeline:
         batch_size: int | None = None,
         output: str = "pil",
         report: Report | None = None,
+        watch: Sequence[int] = (),
         **options: Unpack[Options],
     ) -> Output:
         """Draw one picture per prompt, or per seed, scale or image where there is a single prompt.
@@ -198,27 +225,45 @@ class Pipeline:
         latents. `latents` is unit-variance noise and replaces the seed's. The VAE reads and makes
         pictures beyond MAX_UNTILED pixels in tiles of `vae_tile` pixels, and smaller ones where it
         is given. `batch_size` is how many pictures are drawn at once (all by default); a smaller
-        last batch is padded to it. `report(done, steps)` hears of the loop's progress. Raises
-        InputError.
+        last batch is padded to it. `report(done, steps)` hears of the loop's progress. The latents
+        of the steps to `watch`, counted from 0, are in `Output.watched`. Raises InputError.
         """
         one_of("output", output, OUTPUTS)
         request = self.resolve(prompt, image=image, mask=mask, **options)
+        if self._company.find(request):
+            self._accompanied()
         origin = Given(image, mask, latents)
-        plan = self._plan(
-            request, origin, output != "latent", self._tile(request, vae_tile), report
-        )
+        tile = self._tile((request.height, request.width), vae_tile)
+        plan = self._plan(request, origin, output != "latent", tile, report, watch)
         count = len(request.prompts)
         size = count if batch_size is None else positive("batch_size", batch_size)
         clock = Clock(self.stages)
-        images: dict[int, NDArray] = {}
+        drawn: dict[int, tuple[NDArray, NDArray]] = {}
         for numbers, inputs in self._inputs(plan, origin, size):
-            images |= dict(zip(numbers, self._batches.draw(inputs, plan, size, clock), strict=True))
-        ordered = np.stack([images[i] for i in range(count)])
+            batch = self._batches.draw(inputs, plan, size, clock)
+            drawn |= dict(zip(numbers, zip(*batch, strict=True), strict=True))
+        ordered, watched = (np.stack([drawn[i][k] for i in range(count)]) for k in (0, 1))
         return Output(
             images=[Image.fromarray(image) for image in ordered] if output == "pil" else ordered,
             request=request,
             timings=clock.timings(),
+            watched=Watched.of(plan.watch, plan.grid, watched),
         )
+
+    def pictures(
+        self, latents: Float[NDArray, "b h w c"], *, vae_tile: int | None = None
+    ) -> UInt8[NDArray, "b h2 w2 3"]:
+        """Pictures of scaled latents, such as those that were watched; raises InputError."""
+        cell = self.vae.config.downscale
+        size = cell * latents.shape[1], cell * latents.shape[2]
+        return self._batches.pictures(latents, self._tile(size, vae_tile))
+
+    def evaluations(self, request: Request) -> int:
+        """How often the network is asked about each image of a request; see `guidance.cost`."""
+        grid, (first, last) = self._steps(request)
+        lands = last == int(grid.steps)
+        asked = evaluations_of(request.sampler, last - first, lands=lands)
+        return evaluations(rule_for(request), grid, first, asked)
 
     @property
     def loras(self) -> dict[str, float]:
@@ -273,6 +318,33 @@ class Pipeline:
             vocabulary.reset()
         self._weights_changed()
 
+    def load_classifier(self, folder: str | pathlib.Path) -> None:
+        """Take the classifier of noisy latents in `folder` for `classifier_scale`."""
+        self._company.load_classifier(pathlib.Path(folder))
+        self._accompanied()
+
+    def load_clip(self, folder: str | pathlib.Path) -> None:
+        """Take the CLIP model in `folder` for `clip_scale`."""
+        self._company.load_clip(pathlib.Path(folder))
+        self._accompanied()
+
+    def set_guide(self, guide: "Pipeline | None") -> None:
+        """Take another model of the same latents as the weaker one of autoguidance.
+
+        InputError for other latents.
+        """
+        self._company.take_guide(guide, self.vae.config.latent_channels, self.schedule)
+        self._accompanied()
+
+    def _accompanied(self) -> None:
+        company = self._company
+        self.stages.accompany(
+            guide=None if company.guide is None else company.guide.stages,
+            classifier=company.classifier,
+            clip=company.clip,
+            lens=company.lens,
+        )
+
     def _weights_changed(self) -> None:
         self.stages.take(self.text_encoders, self.unet)
 
@@ -288,11 +360,11 @@ class Pipeline:
             )
         write_pipeline(folder, self.parts)
 
-    def _tile(self, request: Request, tile: int | None) -> int | None:
+    def _tile(self, size: tuple[int, int], tile: int | None) -> int | None:
         """The length of the VAE's tiles in pixels; None where it takes the picture as a whole."""
         cell = self.vae.config.downscale
         if tile is None:
-            return TILE // cell * cell if request.height * request.width > MAX_UNTILED else None
+            return TILE // cell * cell if math.prod(size) > MAX_UNTILED else None
         if tile < 2 * cell or tile % cell:
             raise InputError(f"vae_tile: got {tile}, expected a multiple of {cell} above it")
         return tile
@@ -304,8 +376,11 @@ class Pipeline:
         decode: bool,
         tile: int | None,
         report: Report | None,
+        watch: Sequence[int],
     ) -> Plan:
         grid, span = self._steps(request)
+        for step in watch:
+            in_range("watch", step, span[0], span[1] - 1)
         if request.denoising_start is not None:
             start = "latents"
         elif origin.image is None or (origin.mask is not None and request.strength == 1):
@@ -316,11 +391,13 @@ class Pipeline:
             request=request,
             grid=grid,
             span=span,
-            rule=RULES["cfg"].cheapest(request.guidance_scales),
+            rule=rule_for(request),
+            guide=None if self._company.guide is None else self._company.guide.stages,
             start=start,
             decode=decode,
             tile=tile,
             report=report,
+            watch=tuple(sorted(set(watch))),
         )
 
     def _steps(self, request: Request) -> tuple[Grid, tuple[int, int]]:
@@ -338,20 +415,15 @@ class Pipeline:
 
     def _inputs(self, plan: Plan, origin: Given, size: int) -> Iterator[tuple[list[int], Inputs]]:
         """The images' inputs in batches; a warning where words find no room."""
-        request, streams = plan.request, len(plan.rule.streams)
-        vocabularies, words = list(self._vocabularies.values()), []
-        for index, prompt in enumerate(request.prompts):
-            texts = [said[-streams:] for said in request.texts(index)[: len(vocabularies)]]
-            said, cut = self.recipe.words(vocabularies, texts, syntax=request.prompt_syntax)
-            if cut:
-                warnings.warn(
-                    f"prompt: {cut} tokens are cut from the end of {prompt!r:.60}", stacklevel=4
-                )
-            words.append(said)
-        time_ids = self.recipe.time_ids(request, streams)
-        yield from gather(
-            request, origin, words, time_ids, self._batches.latent_shape(request), size
+        request, guide = plan.request, self._company.guide
+        asked = ask(
+            request,
+            plan.rule,
+            self._reader,
+            None if guide is None else guide._reader,
+            self._company.steering(request, self.tokenizer),
         )
+        yield from gather(request, origin, asked, self._batches.latent_shape(request), size)
 
 
 def _check(parts: PipelineParts, name: str) -> None:

@@ -11,11 +11,16 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.timesteps import SPACINGS
+from jaxdiff.guidance.classifier_free import ThreeStreams
+from jaxdiff.guidance.manifold import ManifoldConstrained
+from jaxdiff.guidance.registry import parse as parse_rule
+from jaxdiff.guidance.rule import innermost
 from jaxdiff.pipeline.prompts import parse
 from jaxdiff.samplers.registry import SAMPLERS, sampler_name, sampler_with
 
 _OWN = ("original_size", "crop_top_left", "target_size")
 SIZES = (*_OWN, *(f"negative_{name}" for name in _OWN))
+RENOISING = ("ddim", "euler", "euler-ancestral")  # samplers that follow a noise of its own
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
 MAX_SIZE = 16384  # pixels
@@ -26,6 +31,7 @@ class Defaults:
     """A model's own choices, used wherever a call leaves one out."""
 
     guidance_scale: float = 7.5
+    guidance: str = "cfg"
     steps: int = 50
     sampler: str | None  # None: the scheduler config's has no counterpart here
     timesteps: str | None = None  # spacing of the steps; None: the scheduler config's own
@@ -33,8 +39,9 @@ class Defaults:
     width: int
 
     def __post_init__(self) -> None:
-        _check_scale(self.guidance_scale)
+        _check_scale("guidance_scale", self.guidance_scale)
         _check_loop(self.steps, self.sampler, self.timesteps)
+        parse_rule(self.guidance)
 
     @classmethod
     def of(
@@ -63,6 +70,10 @@ class Options(TypedDict, total=False):
     negative_prompt: str | Sequence[str | None] | None  # what to keep out of the picture
     negative_prompt_2: str | Sequence[str | None] | None  # the same for the second encoder
     guidance_scale: float | Sequence[float] | None
+    guidance: str | None  # the rule, such as "cfg" or "apg:eta=0.2+interval:lo=0.3"
+    negative_scale: float | Sequence[float | None] | None  # of a negative stream of its own
+    classifier_scale: float | Sequence[float | None] | None  # of the classifier's gradient
+    clip_scale: float | Sequence[float | None] | None  # of the gradient of CLIP's distance
     seed: int | Sequence[int]  # an integer s gives image i the seed s + i
     steps: int | None
     sampler: str | None
@@ -94,7 +105,11 @@ class Request:
     negative_prompts: tuple[str | None, ...]  # None: nothing was said
     negative_prompts_2: tuple[str | None, ...]
     guidance_scales: tuple[float, ...]
+    negative_scales: tuple[float | None, ...]  # None: as the guidance scale
+    classifier_scales: tuple[float | None, ...]  # None: no steering
+    clip_scales: tuple[float | None, ...]
     seeds: tuple[int, ...]
+    guidance: str = "cfg"  # the rule
     steps: int
     sampler: str
     timesteps: str | None
@@ -124,6 +139,7 @@ class Request:
             "seed": self.seeds[index],
         }
         seconds = {"prompt_2": self.prompts_2, "negative_prompt_2": self.negative_prompts_2}
+        seconds |= {name: getattr(self, f"{name}s") for name in _SCALES}
         own |= {name: column[index] for name, column in seconds.items() if column[index]}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -161,14 +177,20 @@ class Request:
 
 
 _TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
-_DEFAULTS = ("guidance_scale", "steps", "sampler", "timesteps", "height", "width")
+_SCALES = ("negative_scale", "classifier_scale", "clip_scale")
+_DEFAULTS = ("guidance_scale", "guidance", "steps", "sampler", "timesteps", "height", "width")
 
 
 def _plural(name: str) -> str:
     return name.replace("prompt", "prompts")
 
 
-_COLUMNS = (*map(_plural, _TEXTS), "guidance_scales", "seeds")
+_COLUMNS = (
+    *map(_plural, _TEXTS),
+    "guidance_scales",
+    *(f"{name}s" for name in _SCALES),
+    "seeds",
+)
 
 
 def size_of(sample_size: int | Sequence[int] | None, downscale: int) -> tuple[int, int]:
@@ -200,11 +222,13 @@ def resolve(
         )
     scale, seed = choices.pop("guidance_scale"), choices.pop("seed", 0)
     texts = {"prompt": prompt} | {name: choices.pop(name, None) for name in _TEXTS[1:]}
-    count = max(images, _count(texts | {"guidance_scale": scale, "seed": seed}))
+    extras = {name: choices.pop(name, None) for name in _SCALES}
+    count = max(images, _count(texts | extras | {"guidance_scale": scale, "seed": seed}))
     seeds = np.arange(count) + np.asarray(seed) if _single(seed) else seed
     request = Request(
         **{_plural(name): _column(name, said, count, str) for name, said in texts.items()},
         guidance_scales=_column("guidance_scale", scale, count, float),
+        **{f"{name}s": _column(name, said, count, float) for name, said in extras.items()},
         seeds=_column("seed", seeds, count, int),
         **choices,
     )
@@ -231,7 +255,7 @@ def _column(name: str, value: Any, count: int, kind: type) -> tuple[Any, ...]:
         entries *= count
     if len(entries) != count:
         raise InputError(f"{name}: got {len(entries)} entries, expected 1 or {count}")
-    if None in entries and name not in _TEXTS[1:]:
+    if None in entries and name not in (*_TEXTS[1:], *_SCALES):
         raise InputError(f"{name}: got None, expected a {kind.__name__}")
     return tuple(None if entry is None else kind(entry) for entry in entries)
 
@@ -254,8 +278,8 @@ def _distilled(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     return {"guidance_scale": 1.0, "steps": 1} if turbo else {}
 
 
-def _check_scale(scale: float) -> None:
-    in_range("guidance_scale", scale, 0, MAX_SCALE)
+def _check_scale(name: str, scale: float) -> None:
+    in_range(name, scale, 0, MAX_SCALE)
 
 
 def _default_sampler(scheduler: Mapping[str, Any]) -> str | None:
@@ -274,6 +298,22 @@ def _check_loop(steps: int, sampler: str | None, timesteps: str | None) -> None:
         one_of("timesteps", timesteps, SPACINGS)
 
 
+def _check_guidance(request: Request) -> None:
+    """InputError for rules that cannot do what else the request says."""
+    rule = parse_rule(request.guidance)
+    names = innermost(rule)
+    if isinstance(names, ManifoldConstrained):
+        if request.sampler not in RENOISING:
+            raise InputError(
+                f"guidance: got cfg-pp with sampler {request.sampler}, "
+                f"expected one of {', '.join(RENOISING)}"
+            )
+        for scale in request.guidance_scales:
+            in_range("guidance_scale of cfg-pp", scale, 0, 1)
+    if any(s is not None for s in request.negative_scales) and not isinstance(names, ThreeStreams):
+        raise InputError(f"negative_scale: got it with guidance {request.guidance}, expected three")
+
+
 def _check(request: Request, pixels_per_cell: int) -> None:
     _check_loop(request.steps, request.sampler, request.timesteps)
     sampler_with(request.sampler, request.eta)
@@ -290,8 +330,11 @@ def _check(request: Request, pixels_per_cell: int) -> None:
         for name in _TEXTS:
             for text in getattr(request, _plural(name)):
                 parse(text or "")
-    for scale in request.guidance_scales:
-        _check_scale(scale)
+    for name in ("guidance_scale", *_SCALES):
+        for scale in getattr(request, f"{name}s"):
+            if scale is not None:
+                _check_scale(name, scale)
+    _check_guidance(request)
     for seed in request.seeds:
         in_range("seed", seed, 0, 2**32 - 1)
     for name in ("height", "width"):

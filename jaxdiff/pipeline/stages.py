@@ -2,8 +2,8 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,48 @@ from flax import nnx
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree, UInt8
 from jaxdiff.diffusion.losses import diffuse
 from jaxdiff.diffusion.timesteps import Grid
-from jaxdiff.guidance.denoiser import guided
+from jaxdiff.guidance.denoiser import Network, Source, guided
 from jaxdiff.guidance.rule import Dials, Guidance
 from jaxdiff.models.build import abstract, assemble, weights
-from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.classifier import LatentClassifier
+from jaxdiff.models.clip import CLIPModel, CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.pipeline.conditioning import Conditioning, Words, encode
 from jaxdiff.pipeline.programs import Program, join, split
+from jaxdiff.pipeline.steering import Lens, Steering, towards_attributes, towards_likeness
 from jaxdiff.samplers.loop import Known, advance, begin
 from jaxdiff.samplers.noise import initial_noise
 from jaxdiff.samplers.rule import Carry, Sampler
 
+
+class Told(NamedTuple):
+    """What the networks are told beside the latents and the time."""
+
+    main: Conditioning
+    guide: Conditioning | None = None  # of a weaker network
+
+
+class Networks(NamedTuple):
+    """What the loop runs, as modules, as their graphs or as their weights."""
+
+    unet: Any
+    guide: Any = None  # a weaker UNet
+    classifier: Any = None
+    clip: Any = None
+    vae: Any = None  # where CLIP looks at pictures
+
+
+class Denoised(NamedTuple):
+    """Where the loop ended, and what it saw in the watched steps, in their order."""
+
+    latents: Float[NDArray, "b h w c"]
+    # Of each watched step: the noisy latents from which it started, and its D.
+    watched: list[tuple[Float[NDArray, "b h w c"], Float[NDArray, "b h w c"]]]
+
+
+NO_STEERING = Steering()
 CHUNK_S = 0.5  # how long the loop runs between two looks at the clock and at Ctrl-C
 Report = Callable[[int, int], None]  # (steps done, steps in all)
 
@@ -45,6 +75,8 @@ class Stages:
         pooled: bool,
         devices: Sequence[jax.Device],
     ) -> None:
+        self._beside = Networks(None)
+        self._guide_kind, self._lens = kind, None
         self.take(text_encoders, unet)
         self._vae = nnx.split(_safe(vae))
         # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
@@ -59,6 +91,26 @@ class Stages:
         """Use the weights that these modules have now; programs are kept."""
         self._texts = [nnx.split(encoder) for encoder in text_encoders]
         self._unet = nnx.split(unet)
+        self._unet_config = unet.config
+
+    def accompany(
+        self,
+        *,
+        guide: "Stages | None" = None,
+        classifier: LatentClassifier | None = None,
+        clip: CLIPModel | None = None,
+        lens: Lens | None = None,
+    ) -> None:
+        """Let these networks take part in the loop from now on, in the place of earlier ones."""
+        self._beside = Networks(
+            unet=None,
+            guide=None if guide is None else guide._unet,
+            classifier=None if classifier is None else nnx.split(classifier),
+            clip=None if clip is None else nnx.split(clip),
+            vae=None if clip is None else self._vae,
+        )
+        self._guide_kind = self._kind if guide is None else guide._kind
+        self._lens = lens
 
     @property
     def compile_s(self) -> float:
@@ -89,12 +141,18 @@ class Stages:
         skip: int,
         time_ids: Float[NDArray, "b k i"] | None = None,
         channels: Float[NDArray, "b k h w c"] | None = None,
+        scales: Float[NDArray, "b"] | None = None,
     ) -> Conditioning:
         """What the network is told, the words' part left on the devices for `denoise`."""
         graphs, params = zip(*self._texts, strict=True)
         program = self._program(encode, ".d", graphs=graphs, pooled=self._pooled, skip=skip)
         told = program(params, self._split(words))
-        return told._replace(time_ids=self._split(time_ids), channels=self._split(channels))
+        width, cond = self._unet_config.time_cond_proj_dim, None
+        if scales is not None and width is not None:
+            each = np.asarray(guidance_embedding(jnp.asarray(scales), width))
+            cond = np.repeat(each[:, None], words.blank.shape[1], axis=1)
+        rest = self._split((time_ids, channels, cond))
+        return told._replace(time_ids=rest[0], channels=rest[1], timestep_cond=rest[2])
 
     def latents(self, pictures: Float[NDArray, "b h2 w2 3"]) -> Float[NDArray, "b h w c"]:
         """Scaled latents, the most likely ones, of pictures in [-1, 1]."""
@@ -110,47 +168,75 @@ class Stages:
     def denoise(
         self,
         noise: Float[NDArray, "b h w c"],
-        conditioning: Conditioning,
-        scales: Float[NDArray, "b"],
+        told: Told,
+        dials: Dials,
         grid: Grid,
         keys: Key[Array, "b"],
         *,
         sampler: Sampler,
         rule: Guidance,
         span: tuple[int, int],
+        steering: Steering = NO_STEERING,
         start: str = "noise",
         given: Float[NDArray, "b h w c"] | None = None,
         mask: Float[NDArray, "b h w 1"] | None = None,
         report: Report | None = None,
-    ) -> Float[NDArray, "b h w c"]:
+        watch: Collection[int] = (),
+    ) -> Denoised:
         """Latents after the steps of `span`, in chunks of about CHUNK_S seconds.
 
         `start` says what the first step begins from: "noise"; the latents `given`, with noise
         ("image") or as noisy as they are ("latents"). With a `mask` they stay where it is 0.
+        The steps to `watch` are chunks of their own, which changes no bit and compiles nothing.
         """
-        graph, params = self._unet
-        eps, w, k, x0, m = self._split((noise, scales, keys, given, mask))
+        graphs, params = self._networks(rule, steering)
+        eps, w, k, x0, m, s = self._split((noise, dials, keys, given, mask, steering))
         known = None if m is None else Known(x0, eps, m)
         first, last = span
-        program = self._program(_begin, "dd..", sampler=sampler, rule=rule, start=start)
-        carry = program(eps, x0, grid, np.int32(first))
+        rule = jax.tree.map(np.float32, rule)
+        program = self._program(_begin, "dd...", sampler=sampler, start=start)
+        carry = program(eps, x0, grid, np.int32(first), rule)
         program = self._program(
-            _advance, ".ddd.dd..", graph=graph, kind=self._kind, sampler=sampler, rule=rule
+            _advance,
+            "..ddd.ddd..",
+            graphs=graphs,
+            kinds=(self._kind, self._guide_kind),
+            lens=self._lens,
+            sampler=sampler,
         )
-        done, chunk = first, 1
+        done, chunk, watched = first, 1, []
+        ends = {last, *watch, *(i + 1 for i in watch)}
         while done < last:
+            began = join(carry.x) if done in watch else None
             started = time.perf_counter()
-            stop = min(done + chunk, last)
+            stop = min(done + chunk, *(end for end in ends if end > done))
             bounds = np.int32(done), np.int32(stop)
             compiled = program.compile_s
-            carry = program(params, carry, conditioning, w, grid, k, known, *bounds)
+            carry = program(params, rule, carry, told, w, grid, k, known, s, *bounds)
             jax.block_until_ready(carry)
             ran = time.perf_counter() - started - (program.compile_s - compiled)
             chunk = max(1, int(CHUNK_S * (stop - done) / max(ran, 1e-6)))
             done = stop
+            if began is not None:
+                watched.append((began, join(carry.x0)))
             if report:
                 report(done - first, last - first)
-        return join(carry.x)
+        return Denoised(join(carry.x), watched)
+
+    def _networks(self, rule: Guidance, steering: Steering) -> tuple[Networks, Networks]:
+        """Graphs and weights of the networks that are needed."""
+        needed = {
+            "unet": self._unet,
+            "guide": self._beside.guide
+            if any(s.network == "guide" for s in rule.streams)
+            else None,
+            "classifier": self._beside.classifier if steering.attributes else None,
+            "clip": self._beside.clip if steering.likeness else None,
+            "vae": self._beside.vae if steering.likeness else None,
+        }
+        halves = {name: (None, None) if pair is None else pair for name, pair in needed.items()}
+        graphs, params = ({n: pair[i] for n, pair in halves.items()} for i in (0, 1))
+        return Networks(**graphs), Networks(**params)
 
     def decode(self, latents: Float[NDArray, "b h w c"]) -> UInt8[NDArray, "b h2 w2 3"]:
         """Pictures of scaled latents."""
@@ -177,9 +263,9 @@ def _begin(
     given: Array | None,
     grid: Grid,
     first: Int[Array, ""],
+    rule: Guidance,
     *,
     sampler: Sampler,
-    rule: Guidance,
     start: str,
 ) -> Carry:
     if given is None or start == "noise":
@@ -193,29 +279,48 @@ def _begin(
 
 
 def _advance(
-    params: PyTree,
+    params: Networks,
+    rule: Guidance,
     carry: Carry,
-    conditioning: Conditioning,
-    scales: Array,
+    told: Told,
+    dials: Dials,
     grid: Grid,
     keys: Array,
     known: Known | None,
+    steering: Steering,
     start: Array,
     stop: Array,
     *,
-    graph: Any,
-    kind: str,
+    graphs: Networks,
+    kinds: tuple[str, str],
+    lens: Lens | None,
     sampler: Sampler,
-    rule: Guidance,
 ) -> Carry:
-    def network(params: PyTree, x: Array, t: Array, told: Conditioning) -> Array:
+    guide = None
+    if graphs.guide is not None:
+        guide = Source(_network(graphs.guide), params.guide, told.guide, kinds[1])
+    denoise = guided(
+        _network(graphs.unet), params.unet, told.main, dials, rule=rule, kind=kinds[0], guide=guide
+    )
+    if steering.likeness is not None and lens is not None:
+        clip, vae = nnx.merge(graphs.clip, params.clip), nnx.merge(graphs.vae, params.vae)
+        denoise = towards_likeness(denoise, steering.likeness, clip, lens, vae)
+    if steering.attributes is not None:
+        classifier = nnx.merge(graphs.classifier, params.classifier)
+        denoise, sampler = towards_attributes(denoise, sampler, steering.attributes, classifier)
+    return advance(denoise, carry, grid, keys, start, stop, sampler=sampler, known=known)
+
+
+def _network(graph: Any) -> Network:
+    """A UNet as guidance calls it."""
+
+    def network(params: PyTree, x: Array, t: Array, told: Conditioning, **more: Array) -> Array:
         if told.channels is not None:
             x = jnp.concatenate([x, told.channels], axis=-1)
-        unet = nnx.merge(graph, params)
-        return unet(x, t, told.context, text_embeds=told.text_embeds, time_ids=told.time_ids)
+        added = {name: getattr(told, name) for name in ("text_embeds", "time_ids", "timestep_cond")}
+        return nnx.merge(graph, params)(x, t, told.context, **added, **more)
 
-    denoise = guided(network, params, conditioning, Dials(scales), rule=rule, kind=kind)
-    return advance(denoise, carry, grid, keys, start, stop, sampler=sampler, known=known)
+    return network
 
 
 def _decode(params: PyTree, latents: Array, *, graph: Any) -> Array:

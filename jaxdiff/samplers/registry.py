@@ -99,6 +99,16 @@ def sampler_with(name: str, eta: float | None = None) -> Sampler:
     return dataclasses.replace(rule, eta=eta)
 
 
+def evaluations_of(name: str, steps: int, *, lands: bool = True) -> list[int]:
+    """How often each of `steps` steps asks the network; `lands` where the last one ends clean."""
+    counts = [1] * steps
+    if isinstance(SAMPLERS[name], Heun):
+        counts = [2] * (steps - lands) + [1] * lands
+    elif isinstance(SAMPLERS[name], PNDM):
+        counts[0] = 2
+    return counts
+
+
 def sampler_name(config: Mapping[str, Any]) -> str:
     """The sampler that a diffusers scheduler_config.json asks for.
 

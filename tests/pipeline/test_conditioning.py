@@ -26,7 +26,8 @@ def request(prompt="a", **options):
 
 
 def test_every_option_is_a_field_of_the_request_and_the_other_way_round():
-    columns = {"guidance_scale": "guidance_scales", "seed": "seeds"}
+    scales = ("guidance_scale", "negative_scale", "classifier_scale", "clip_scale")
+    columns = {name: f"{name}s" for name in (*scales, "seed")}
     fields = {columns.get(n, n.replace("prompt", "prompts")) for n in Options.__annotations__}
     fields = fields - {"prompts_syntax"} | {"prompt_syntax", "prompts"}
     assert fields == {field.name for field in dataclasses.fields(Request)}
@@ -105,15 +106,15 @@ SIZE, CROP = [16, 24], [4, 2]
 )
 def test_numbers_of_the_base_model(options, null, own):
     asked = request(["a", "b"], **options)
-    np.testing.assert_array_equal(BASE.time_ids(asked, 2), [[null, own]] * 2)
-    np.testing.assert_array_equal(BASE.time_ids(asked, 1), [[own]] * 2)
+    np.testing.assert_array_equal(BASE.time_ids(asked, [False, True]), [[null, own]] * 2)
+    np.testing.assert_array_equal(BASE.time_ids(asked, [True]), [[own]] * 2)
 
 
 def test_numbers_of_the_refiner():
     asked = request(crop_top_left=(4, 2), aesthetic_score=7, negative_original_size=(8, 9))
     want = [[[8, 9, 0, 0, 2.5], [*SIZE, *CROP, 7]]]
-    np.testing.assert_array_equal(REFINER.time_ids(asked, 2), want)
-    assert SD1.time_ids(asked, 2) is None
+    np.testing.assert_array_equal(REFINER.time_ids(asked, [False, True]), want)
+    assert SD1.time_ids(asked, [False, True]) is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""From a request to what its images are asked to be: words by stream, and dials."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from jaxdiff.core.types import Float, NDArray
+from jaxdiff.guidance.registry import parse
+from jaxdiff.guidance.rule import Dials, Guidance, Stream
+from jaxdiff.pipeline.composition import Part, parts_of
+from jaxdiff.pipeline.conditioning import TextRecipe, Words
+from jaxdiff.pipeline.inputs import Asked
+from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.steering import Steering
+from jaxdiff.pipeline.vocabulary import Vocabulary
+
+Text = str | None  # None: nothing was said
+
+
+class Reader(NamedTuple):
+    """How a model reads words."""
+
+    recipe: TextRecipe
+    vocabularies: Sequence[Vocabulary]
+
+    def read(
+        self, request: Request, streams: Sequence[Stream]
+    ) -> tuple[list[Words], Float[NDArray, "b k i"] | None]:
+        """The words of each image and the numbers told with them; a warning where some are cut."""
+        found = []
+        for index, prompt in enumerate(request.prompts):
+            texts = _texts(request, index, streams)[: len(self.vocabularies)]
+            words, cut = self.recipe.words(self.vocabularies, texts, syntax=request.prompt_syntax)
+            if cut:
+                message = f"prompt: {cut} tokens are cut from the end of {prompt!r:.60}"
+                warnings.warn(message, stacklevel=5)
+            found.append(words)
+        return found, self.recipe.time_ids(request, [s.words == "prompt" for s in streams])
+
+
+def rule_for(request: Request) -> Guidance:
+    """The cheapest rule that guides the images of a request; InputError if there is none."""
+    prompts = max(len(parts) for parts in _composed(request))
+    rule = parse(request.guidance).composed(prompts)
+    return rule.cheapest(request.guidance_scales)
+
+
+def ask(
+    request: Request, rule: Guidance, reader: Reader, guide: Reader | None, steering: Steering
+) -> Asked:
+    """What the images of a request are asked to be; `guide` reads for a weaker model."""
+    by_network = {
+        name: [s for s in rule.streams if s.network == name] for name in ("main", "guide")
+    }
+    words, time_ids = reader.read(request, by_network["main"])
+    guide_words, guide_time_ids = [], None
+    if guide is not None and by_network["guide"]:
+        guide_words, guide_time_ids = guide.read(request, by_network["guide"])
+    return Asked(words, time_ids, guide_words, guide_time_ids, _dials(request), steering)
+
+
+def _dials(request: Request) -> Dials:
+    scales = np.asarray(request.guidance_scales, np.float32)
+    negative = weights = None
+    if any(scale is not None for scale in request.negative_scales):
+        pairs = zip(request.negative_scales, request.guidance_scales, strict=True)
+        negative = np.asarray([w if wn is None else wn for wn, w in pairs], np.float32)
+    composed = _composed(request)
+    longest = max(len(parts) for parts in composed)
+    if longest > 1:
+        weights = np.zeros((len(composed), longest), np.float32)
+        for row, parts in zip(weights, composed, strict=True):
+            row[: len(parts)] = [part.weight for part in parts]
+    return Dials(*cast(Any, (scales, negative, weights)))  # of host arrays
+
+
+def _composed(request: Request) -> list[list[Part]]:
+    """The parts of each prompt."""
+    return [parts_of(prompt, syntax=request.prompt_syntax) for prompt in request.prompts]
+
+
+def _texts(request: Request, index: int, streams: Sequence[Stream]) -> list[list[Text]]:
+    """What each of two text encoders reads in the streams of image `index`."""
+    by_encoder = []
+    for negative, own in request.texts(index):
+        parts = parts_of(own, syntax=request.prompt_syntax)
+        by_encoder.append([_text(stream, negative, parts) for stream in streams])
+    return by_encoder
+
+
+def _text(stream: Stream, negative: Text, parts: Sequence[Part]) -> Text:
+    if stream.words == "negative":
+        return negative
+    # Images with fewer prompts than others have null streams of weight 0.
+    if stream.words == "null" or stream.part >= len(parts):
+        return None
+    return parts[stream.part].text

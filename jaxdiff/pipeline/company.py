@@ -1,0 +1,122 @@
+"""Networks beside a pipeline's own, which guide or steer its pictures."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import jax
+import numpy as np
+
+from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.pipelines import PREPROCESSOR
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Float, NDArray
+from jaxdiff.data.attributes import ATTRIBUTES, Known, text_attributes
+from jaxdiff.data.tokenizer import tokenize
+from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.models.classifier import LatentClassifier
+from jaxdiff.models.clip import CLIPModel
+from jaxdiff.pipeline.composition import parts_of
+from jaxdiff.pipeline.prompts import parse
+from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.steering import Attributes, Lens, Likeness, Steering
+
+if TYPE_CHECKING:
+    from jaxdiff.pipeline.pipeline import Pipeline
+
+NOTHING = Known(np.zeros(ATTRIBUTES.width, bool), np.zeros(ATTRIBUTES.width, bool))
+# CLIP's own normalisation (2103.00020), for folders that do not say theirs.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Company:
+    """The networks that are there, and what they make of a request."""
+
+    def __init__(self, home: pathlib.Path | None) -> None:
+        self._home = home  # a model's folder, in which classifier/ and clip/ may lie
+        self.guide: Pipeline | None = None
+        self.classifier: LatentClassifier | None = None
+        self.clip: CLIPModel | None = None
+        self.lens: Lens | None = None
+
+    def load_classifier(self, folder: pathlib.Path) -> None:
+        """Take the classifier of noisy latents in `folder`; InputError if it is none."""
+        module = read_component(folder).module
+        if not isinstance(module, LatentClassifier):
+            raise InputError(
+                f"classifier: got {type(module).__name__} in {folder}, expected LatentClassifier"
+            )
+        if module.config.attributes != ATTRIBUTES:
+            raise InputError(f"classifier: got other attributes in {folder}, expected a scene's")
+        self.classifier = module
+
+    def load_clip(self, folder: pathlib.Path) -> None:
+        """Take the CLIP model in `folder`; InputError if it is none."""
+        module = read_component(folder).module
+        if not isinstance(module, CLIPModel):
+            raise InputError(f"clip: got {type(module).__name__} in {folder}, expected CLIPModel")
+        path = folder / PREPROCESSOR
+        said = read_object(path) if path.is_file() else {}
+        self.clip = module
+        self.lens = Lens(
+            size=module.vision_model.config.image_size,
+            mean=tuple(said.get("image_mean", MEAN)),
+            std=tuple(said.get("image_std", STD)),
+        )
+
+    def take_guide(self, guide: "Pipeline | None", channels: int, schedule: NoiseSchedule) -> None:
+        """Take a weaker model; InputError if it has not these channels and this schedule."""
+        if guide is not None and guide.unet.config.in_channels != channels:
+            got = guide.unet.config.in_channels
+            raise InputError(f"guide: got {got} latent channels, expected {channels}")
+        if guide is not None and guide.schedule != schedule:
+            raise InputError("guide: got another noise schedule, expected that of the model")
+        self.guide = guide
+
+    def find(self, request: Request) -> bool:
+        """Load what a request needs and the model's own folder has; whether anything was loaded."""
+        wanted = {
+            "classifier": any(request.classifier_scales) and self.classifier is None,
+            "clip": any(request.clip_scales) and self.clip is None,
+        }
+        for name in (name for name, missing in wanted.items() if missing):
+            folder = None if self._home is None else self._home / name
+            if folder is None or not folder.is_dir():
+                raise InputError(f"{name}: got none, expected a folder for {name}_scale")
+            getattr(self, f"load_{name}")(folder)
+        return any(wanted.values())
+
+    def steering(self, request: Request, tokenizer: Any) -> Steering:
+        """What steers the images of a request."""
+        attributes = likeness = None
+        for name in ("classifier_scale", "clip_scale"):
+            for scale, prompt in zip(getattr(request, f"{name}s"), request.prompts, strict=True):
+                if scale and len(parts_of(prompt, syntax=request.prompt_syntax)) > 1:
+                    raise InputError(f"{name}: got {prompt!r:.60}, expected a prompt without AND")
+        if any(request.classifier_scales):
+            pairs = zip(request.prompts, request.classifier_scales, strict=True)
+            told = [text_attributes(text) if scale else NOTHING for text, scale in pairs]
+            columns = [np.stack(column) for column in zip(*told, strict=True)]
+            attributes = Attributes(*cast(Any, (_scales(request.classifier_scales), *columns)))
+        if any(request.clip_scales):
+            text = self._text(request, tokenizer)
+            likeness = Likeness(*cast(Any, (_scales(request.clip_scales), text)))
+        return Steering(attributes, likeness)
+
+    def _text(self, request: Request, tokenizer: Any) -> Float[NDArray, "b p"]:
+        """CLIP's view of the prompts."""
+        texts = list(request.prompts)
+        if request.prompt_syntax:
+            texts = ["".join(piece.text or " " for piece in parse(text)) for text in texts]
+        ids = tokenize(tokenizer, texts)
+        if self.clip is None:
+            raise InputError("clip: got none, expected a folder for clip_scale")
+        room = self.clip.text_model.config.max_position_embeddings
+        if ids.shape[1] != room:
+            raise InputError(f"clip: got room for {room} tokens, expected {ids.shape[1]}")
+        return np.asarray(jax.jit(self.clip.text_embeds)(ids))
+
+
+def _scales(scales: Sequence[float | None]) -> Float[NDArray, "b"]:
+    return np.asarray([scale or 0.0 for scale in scales], np.float32)

@@ -1,0 +1,89 @@
+"""What steers pictures beside guidance: a classifier of noisy latents, and CLIP's view of them."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Bool, Float
+from jaxdiff.diffusion.predictions import Denoiser, per_image
+from jaxdiff.diffusion.timesteps import Level
+from jaxdiff.guidance.steering import by_classifier, by_loss, score_of, spherical
+from jaxdiff.models.classifier import LatentClassifier
+from jaxdiff.models.clip import CLIPModel
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.samplers.ddpm import DDPM
+from jaxdiff.samplers.rule import Sampler
+from jaxdiff.samplers.steered import SteeredDDPM
+
+
+class Attributes(NamedTuple):
+    """Labels of a classifier that each image shall have, and how strongly."""
+
+    scale: Float[Array, "b"]
+    targets: Bool[Array, "b n"]
+    known: Bool[Array, "b n"]  # those of which anything is wanted
+
+
+class Likeness(NamedTuple):
+    """Texts that CLIP shall see in each image, and how strongly."""
+
+    scale: Float[Array, "b"]
+    text: Float[Array, "b p"]  # unit vectors
+
+
+class Steering(NamedTuple):
+    """What images are steered by; None: not at all."""
+
+    attributes: Attributes | None = None
+    likeness: Likeness | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lens:
+    """How pictures are made ready for CLIP: one size, mean and deviation of each colour."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pictures: Float[Array, "b h w 3"]) -> Float[Array, "b s s 3"]:
+        """Pictures in [-1, 1], resized and normalised."""
+        shape = (len(pictures), self.size, self.size, 3)
+        if pictures.shape != shape:
+            pictures = jax.image.resize(pictures, shape, "cubic")
+        mean, std = (jnp.asarray(x, pictures.dtype) for x in (self.mean, self.std))
+        return (pictures / 2 + 0.5 - mean[None, None, None]) / std[None, None, None]
+
+
+def towards_likeness(
+    denoise: Denoiser, wanted: Likeness, clip: CLIPModel, lens: Lens, vae: AutoencoderKL
+) -> Denoiser:
+    """The denoiser moved to where CLIP sees the text in the decoded picture."""
+
+    def loss(D: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+        pictures = vae.decode(vae.unscale(D)).astype(jnp.float32)
+        return spherical(clip.image_embeds(lens(pictures)), wanted.text)
+
+    return by_loss(denoise, loss, wanted.scale)
+
+
+def towards_attributes(
+    denoise: Denoiser, sampler: Sampler, wanted: Attributes, classifier: LatentClassifier
+) -> tuple[Denoiser, Sampler]:
+    """Denoiser and sampler with the classifier's gradient.
+
+    It moves the mean of DDPM, and the noise that all other samplers see.
+    """
+
+    def log_prob(x: Float[Array, "b h w c"], level: Level) -> Float[Array, "b"]:
+        logits = classifier(x, jnp.broadcast_to(level.t, (len(x),)))
+        return classifier.config.attributes.log_prob(logits, wanted.targets, wanted.known)
+
+    def score(x: Float[Array, "b h w c"], level: Level) -> Float[Array, "b h w c"]:
+        return per_image(wanted.scale, x) * score_of(log_prob, x, level)
+
+    if isinstance(sampler, DDPM):
+        return denoise, SteeredDDPM(score=score, of=sampler)
+    return by_classifier(denoise, log_prob, wanted.scale), sampler

@@ -1,0 +1,39 @@
+"""What the sampling loop holds in steps that were watched."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxdiff.core.types import Float, NDArray
+from jaxdiff.diffusion.timesteps import Grid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watched:
+    """Steps of the loop: the noise level from which each starts, and the latents there.
+
+    `x0` is the guided image D that the step finds in the noisy `x` = alpha x0 + sigma eps.
+    """
+
+    steps: tuple[int, ...]  # from 0
+    alpha: Float[NDArray, "n"]
+    sigma: Float[NDArray, "n"]
+    x: Float[NDArray, "n b h w c"]
+    x0: Float[NDArray, "n b h w c"]
+
+    @classmethod
+    def of(
+        cls, steps: Sequence[int], grid: Grid, pairs: Float[NDArray, "b n 2 h w c"]
+    ) -> "Watched":
+        """The steps of a grid, from (x, x0) of each image and step."""
+        rows = list(steps)
+        alpha, sigma = (np.asarray(values)[rows] for values in (grid.alpha, grid.sigma))
+        x, x0 = (np.moveaxis(pairs[:, :, k], 0, 1) for k in (0, 1))
+        return cls(steps=tuple(steps), alpha=alpha, sigma=sigma, x=x, x0=x0)
+
+    @property
+    def even(self) -> Float[NDArray, "n b h w c"]:
+        """`x` / sqrt(alpha^2 + sigma^2): latents of unit variance have that spread at any level."""
+        spread = np.hypot(self.alpha, self.sigma)
+        return self.x / spread[:, None, None, None, None]

@@ -1,0 +1,95 @@
+"""Counted evaluations, against what the network is really asked."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.guidance.cost import evaluations
+from jaxdiff.guidance.denoiser import Source, guided
+from jaxdiff.guidance.registry import parse
+from jaxdiff.guidance.rule import Dials
+from jaxdiff.samplers.loop import sample
+from jaxdiff.samplers.noise import image_keys
+from jaxdiff.samplers.registry import SAMPLERS, evaluations_of, make_grid
+
+SCHEDULE = NoiseSchedule.from_config({"beta_schedule": "scaled_linear"})
+STEPS = 10
+
+
+def grid_of(sampler="ddim"):
+    return make_grid(SCHEDULE, sampler, STEPS, kind="epsilon", spacing="trailing")
+
+
+def count(rule, grid, sampler="ddim", first=0, last=STEPS):
+    """What we say that the steps from `first` to `last` cost."""
+    each = evaluations_of(sampler, last - first, lands=last == STEPS)
+    return evaluations(rule, grid, first, each)
+
+
+def asked(rule, grid, sampler="ddim"):
+    """How many rows a network is given for one image in a run of the loop."""
+    rows = []
+
+    def network(weights, x, t, told, **more):
+        jax.debug.callback(lambda n: rows.append(int(n)), jnp.int32(len(x)))
+        return jnp.ones_like(x)
+
+    streams = [sum(s.network == name for s in rule.streams) for name in ("main", "guide")]
+    told, told_guide = (jnp.zeros((1, n, 1)) for n in streams)
+    guide = Source(network, (), told_guide, "epsilon") if streams[1] else None
+    dials = Dials(jnp.full(1, 3.0))
+    denoise = guided(network, (), told, dials, rule=rule, kind="epsilon", guide=guide)
+    x = jnp.ones((1, 2, 2, 1))
+    keys = image_keys((0,))
+    sample(denoise, x, grid, keys, sampler=SAMPLERS[sampler], memory=rule.init(x))
+    jax.effects_barrier()
+    return sum(rows)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "none",
+        "cfg",
+        "three",
+        "auto",
+        "pag",
+        "apg:momentum=-0.5+rescale",
+        "cfg+interval:lo=0.3,hi=5",
+        "pag+interval:lo=1",
+        "cfg+interval:hi=0",
+    ],
+)
+def test_the_count_is_what_the_network_is_asked(text):
+    rule, grid = parse(text), grid_of()
+    assert count(rule, grid) == asked(rule, grid)
+
+
+def test_adaptive_guidance_is_counted_as_if_it_never_rested():
+    """Here all streams agree at once: two evaluations in the first step, one in the others."""
+    rule, grid = parse("cfg+adaptive"), grid_of()
+    assert asked(rule, grid) == STEPS + 1
+    assert count(rule, grid) == 2 * STEPS
+
+
+def test_rules_of_several_prompts_that_rest_ask_all_streams():
+    rule = parse("cfg+interval:hi=0").composed(3)
+    assert count(rule, grid_of()) == 4 * STEPS
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_ask_as_often_as_they_say(sampler):
+    """With an interval too: a step that asks twice is inside or outside as a whole."""
+    for text in ("cfg", "cfg+interval:lo=1"):
+        rule, grid = parse(text), grid_of(sampler)
+        assert count(rule, grid, sampler) == asked(rule, grid, sampler)
+
+
+def test_parts_of_the_way():
+    grid, rule = grid_of(), parse("cfg+interval:lo=1")
+    assert count(parse("cfg"), grid, first=3, last=7) == 8
+    assert count(parse("cfg"), grid, "heun", first=3, last=7) == 16
+    whole = count(rule, grid)
+    assert whole == count(rule, grid, last=4) + count(rule, grid, first=4)
+    assert STEPS < whole < 2 * STEPS

@@ -1,0 +1,43 @@
+"""Prompts joined by AND."""
+
+import pytest
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.pipeline.composition import parts_of
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("a cat", [("a cat", 1.0)]),
+        ("", [("", 1.0)]),
+        ("a ratio of 16:9", [("a ratio of 16:9", 1.0)]),
+        ("salt and pepper", [("salt and pepper", 1.0)]),
+        ("SAND AND SEA", [("SAND", 1.0), ("SEA", 1.0)]),
+        ("a cat AND a dog:0.5", [("a cat", 1.0), ("a dog", 0.5)]),
+        ("a cat :1.2 AND a dog : -.5 ", [("a cat", 1.2), ("a dog", -0.5)]),
+        ("a cat AND NOT snow", [("a cat", 1.0), ("snow", -1.0)]),
+        ("a cat AND NOT snow:2", [("a cat", 1.0), ("snow", -2.0)]),
+        ("a NOTE AND NOTHING", [("a NOTE", 1.0), ("NOTHING", 1.0)]),
+        ("(a cat:1.3) AND [a dog]", [("(a cat:1.3)", 1.0), ("[a dog]", 1.0)]),
+        ("a cat AND", [("a cat", 1.0), ("", 1.0)]),
+    ],
+)
+def test_parts(prompt, parts):
+    assert parts_of(prompt) == parts
+
+
+def test_without_syntax_a_prompt_is_one():
+    assert parts_of("a cat AND a dog:2", syntax=False) == [("a cat AND a dog:2", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (" AND ".join("abcdefghi"), "prompt: got 9 parts, expected at most 8"),
+        ("a AND b:1000", "prompt: got weight 1000 for ' b:1000', expected at most 100"),
+    ],
+)
+def test_too_much(prompt, message):
+    with pytest.raises(InputError, match=message):
+        parts_of(prompt)

@@ -1,0 +1,272 @@
+"""Guidance rules and steering through the whole pipeline of a tiny model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from jaxdiff.checkpoints.components import Component, write_component
+from jaxdiff.core.errors import InputError
+from jaxdiff.data.attributes import ATTRIBUTES
+from jaxdiff.diffusion.timesteps import Level
+from jaxdiff.guidance.steering import score_of, spherical
+from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
+from jaxdiff.models.clip import CLIPModel
+from jaxdiff.models.clip_config import CLIPVisionConfig
+from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.nn.embeddings import guidance_embedding
+from jaxdiff.pipeline.pipeline import Pipeline
+
+PROMPT = "a small red circle"
+SHARED = {"seed": 3, "steps": 4, "sampler": "ddim", "output": "latent"}
+
+
+def latents(pipe, prompt=PROMPT, **options):
+    return np.asarray(pipe(prompt, **{**SHARED, **options}).images)
+
+
+def close(a, b, limit=2e-5):
+    assert np.abs(a - b).max() < limit * np.abs(b).max()
+
+
+def apart(a, b):
+    assert np.abs(a - b).max() > 1e-3 * np.abs(b).max()
+
+
+def pure_noise(pipe):
+    """alpha and sigma of the noisiest level."""
+    return (float(a[0]) for a in pipe.schedule.gather(jnp.array([999])))
+
+
+def other(pipe, seed=9, **components):
+    """The model with another UNet, and on the same devices."""
+    unet = tiny.random_component(UNet2DConditionModel, pipe.unet.config, seed=seed)
+    parts = dataclasses.replace(
+        pipe.parts, components={**pipe.parts.components, "unet": unet, **components}
+    )
+    return Pipeline(parts, name="other", devices=pipe.devices)
+
+
+# Switched off, a rule is one that was there before.
+SAME = [
+    ("apg:eta=1", "cfg", {}),
+    ("cfg+rescale:phi=0", "cfg", {}),
+    ("cfg+interval", "cfg", {}),
+    ("cfg+interval:hi=0", "none", {}),
+    ("cfg+adaptive:cosine=2", "cfg", {}),
+    ("pag:k=0", "cfg", {}),
+    ("cfg+clip:limit=100000", "cfg", {}),
+    ("cfg+schedule:curve=constant", "cfg", {}),
+    ("three", "cfg", {"negative_scale": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("rule", "plain", "options"), SAME)
+def test_a_rule_that_is_off_is_plain(single, rule, plain, options):
+    close(latents(single, guidance=rule, **options), latents(single, guidance=plain), 1e-4)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["apg", "cfg-zero", "pag", "cfg+rescale", "cfg+interval:lo=1,hi=5", "cfg+schedule", "cfg+clip"],
+)
+def test_a_rule_that_is_on_is_not_plain(single, rule):
+    apart(latents(single, guidance=rule), latents(single))
+
+
+def test_three_streams_with_one_less_are_the_negative_prompt(single):
+    options = {"negative_prompt": "a large blue star", "guidance_scale": 4.0}
+    three = latents(single, guidance="three", negative_scale=3.0, **options)
+    close(three, latents(single, **options))
+
+
+def test_numbers_of_a_rule_compile_nothing(single):
+    single(PROMPT, guidance="cfg+rescale:phi=0.2+interval:lo=0.3,hi=5", **SHARED)
+    before = single.stages.compilations
+    single(PROMPT, guidance="cfg+rescale:phi=0.9+interval:lo=0.1,hi=2", **SHARED)
+    assert single.stages.compilations == before
+
+
+def test_prompts_joined_by_and(single):
+    both = "a small red circle AND a large blue star:0.5"
+    assert np.isfinite(latents(single, both)).all()
+    close(latents(single, f"{PROMPT}:0.25 AND {PROMPT}:0.75"), latents(single))
+    close(latents(single, f"{PROMPT} AND a large blue star:0"), latents(single))
+    literal = latents(single, both, prompt_syntax=False)
+    apart(latents(single, both), literal)
+    # an image with one prompt beside one with two is what it is alone
+    mixed = latents(single, [PROMPT, both], seed=[3, 3])
+    close(mixed[0], latents(single)[0])
+    close(mixed[1], latents(single, both)[0])
+
+
+def test_a_weaker_model_guides(single):
+    guide = other(single)
+    single.set_guide(guide)
+    got = latents(single, guidance="auto", guidance_scale=3.0)
+    apart(got, latents(single, guidance="none"))
+    close(latents(single, guidance="auto", guidance_scale=1.0), latents(single, guidance="none"))
+    single.set_guide(other(single, unet=single.parts.components["unet"]))
+    same = latents(single, guidance="auto", guidance_scale=7.0)
+    close(same, latents(single, guidance="none"), 1e-4)
+    single.set_guide(None)
+    with pytest.raises(InputError, match="guide: got none, expected a second model"):
+        latents(single, guidance="auto")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    config = LatentClassifierConfig(
+        in_channels=4,
+        sample_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+    ).telling(ATTRIBUTES)
+    folder = tmp_path_factory.mktemp("classifier") / "classifier"
+    write_component(folder, tiny.random_component(LatentClassifier, config, seed=5))
+    return folder
+
+
+def test_a_classifier_steers(single, classifier):
+    single.load_classifier(classifier)
+    close(latents(single, classifier_scale=0.0), latents(single), 1e-6)
+    apart(latents(single, classifier_scale=5.0), latents(single))
+    ancestral = {"sampler": "ddpm", "guidance": "none"}
+    apart(latents(single, classifier_scale=5.0, **ancestral), latents(single, **ancestral))
+
+
+def test_one_step_with_a_classifier_is_the_formula(single, classifier):
+    """From the same noise, eps moves by -k sigma grad log p, and DDIM's x0 with it."""
+    single.load_classifier(classifier)
+    module, k = single._company.classifier, 3.0
+    noise = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)
+    options = {"latents": noise, "steps": 1, "guidance": "none", "timesteps": "trailing"}
+    moved = latents(single, classifier_scale=k, **options) - latents(single, **options)
+    alpha, sigma = pure_noise(single)
+    told = single._company.steering(
+        single.resolve(PROMPT, classifier_scale=k), single.tokenizer
+    ).attributes
+
+    def log_prob(x, level):
+        logits = module(x, jnp.full(1, 999.0))
+        return ATTRIBUTES.log_prob(logits, jnp.asarray(told.targets), jnp.asarray(told.known))
+
+    level = Level(*map(jnp.float32, (999, alpha, sigma)), 0, 1, jnp.float32(sigma / alpha))
+    gradient = score_of(log_prob, jnp.asarray(noise), level)
+    close(moved, np.asarray(k * sigma**2 / alpha * gradient), 1e-3)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory, pipe):
+    text = pipe.text_encoder.config
+    vision = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    module = abstract(CLIPModel, text, vision, 6)
+    rng = np.random.default_rng(4)
+    values = {
+        path: jnp.asarray(rng.normal(size=leaf.shape) * 0.3 + path.endswith("scale"), leaf.dtype)
+        for path, leaf in weights(module).items()
+    }
+    folder = tmp_path_factory.mktemp("clip") / "clip"
+    write_component(folder, Component(module=assemble(module, values)))
+    return folder
+
+
+def test_one_step_with_clip_is_the_formula(single, clip):
+    """From the same noise, x0 moves by -k sigma^2 / alpha times the gradient of CLIP's distance."""
+    single.load_clip(clip)
+    module, lens = single._company.clip, single._company.lens
+    noise = np.random.default_rng(1).normal(size=(1, 8, 8, 4)).astype(np.float32)
+    options = {"latents": noise, "steps": 1, "guidance": "none", "timesteps": "trailing"}
+    wanted = single._company.steering(single.resolve(PROMPT, clip_scale=1.0), single.tokenizer)
+    text = jnp.asarray(wanted.likeness.text)
+
+    alpha, sigma = pure_noise(single)
+    ids = single.tokenizer(PROMPT, padding="max_length", truncation=True)["input_ids"]
+    context = single.text_encoder(jnp.asarray([ids]))
+
+    @jax.jit
+    @jax.grad
+    def gradient(x):
+        v = single.unet(x, jnp.array([999.0]), context)
+        pictures = single.vae.decode(single.vae.unscale(alpha * x - sigma * v))
+        return spherical(module.image_embeds(lens(pictures)), text)[0]
+
+    moved = latents(single, clip_scale=2.0, **options) - latents(single, **options)
+    close(moved, np.asarray(-2 * sigma**2 / alpha * gradient(jnp.asarray(noise))), 1e-3)
+
+
+def test_a_network_that_was_taught_guidance_is_told_the_scale(single):
+    config = dataclasses.replace(single.unet.config, time_cond_proj_dim=16)
+    unet = tiny.random_component(UNet2DConditionModel, config, seed=1)
+    taught = other(single, unet=unet)
+    assert taught.defaults.guidance == "none"
+    low, high = (latents(taught, guidance_scale=w) for w in (1.0, 6.0))
+    apart(low, high)
+    with pytest.raises(InputError, match="guidance: got cfg, expected none"):
+        latents(taught, guidance="cfg")
+    # one step from pure noise by hand
+    noise = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)
+    got = latents(taught, latents=noise, steps=1, guidance_scale=6.0, timesteps="trailing")
+    ids = taught.tokenizer(PROMPT, padding="max_length", truncation=True)["input_ids"]
+    context = taught.text_encoder(jnp.asarray([ids]))
+    told = guidance_embedding(jnp.array([6.0]), 16)
+    v = nnx.jit(type(unet.module).__call__)(
+        unet.module, jnp.asarray(noise), jnp.array([999.0]), context, timestep_cond=told
+    )
+    alpha, sigma = pure_noise(taught)
+    close(got, alpha * noise - sigma * np.asarray(v), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": "cgf"}, "guidance: got 'cgf'"),
+        ({"guidance": "cfg-pp", "sampler": "dpmpp-2m"}, "cfg-pp with sampler dpmpp-2m, expected"),
+        ({"guidance": "cfg-pp", "guidance_scale": 3.0}, "guidance_scale of cfg-pp: got 3.0"),
+        ({"negative_scale": 2.0}, "negative_scale: got it with guidance cfg, expected three"),
+        ({"classifier_scale": -1.0}, "classifier_scale: got -1.0"),
+        ({"guidance": "pag", "prompt": "a AND b"}, "prompt: got 2 parts, expected 1 with this"),
+    ],
+)
+def test_bad_input_is_one_sentence(single, options, message):
+    with pytest.raises(InputError, match=message):
+        latents(single, **options)
+
+
+def test_what_is_not_there_is_told(pipe, single):
+    bare = tiny.first_devices(pipe, 1)
+    with pytest.raises(InputError, match="classifier: got none, expected a folder"):
+        latents(bare, classifier_scale=1.0)
+    with pytest.raises(InputError, match="clip: got none, expected a folder"):
+        latents(bare, clip_scale=1.0)
+
+
+def test_steering_reads_only_the_prompts_that_it_is_for(single, classifier):
+    single.load_classifier(classifier)
+    both = latents(single, [PROMPT, "zzz"], seed=[3, 3], classifier_scale=[5.0, None])
+    close(both[0], latents(single, classifier_scale=5.0)[0])
+    close(both[1], latents(single, "zzz")[0])
+    with pytest.raises(InputError, match="expected words of scenes"):
+        latents(single, "zzz", classifier_scale=5.0)
+    with pytest.raises(InputError, match=r"classifier_scale: .* without AND"):
+        latents(single, f"{PROMPT} AND NOT a star", classifier_scale=5.0)
+
+
+def test_settings_say_what_guided(single):
+    said = single.resolve(PROMPT, guidance="apg:eta=0.5", clip_scale=2.0).settings(0)
+    assert (said["guidance"], said["clip_scale"]) == ("apg:eta=0.5", 2.0)
+    assert "classifier_scale" not in said
