@@ -67,12 +67,17 @@ def measure(
     pipe: Any, prompts: Sequence[Prompt], *, seed: int = 0, batch_size: int = 64, **choices: Any
 ) -> Report:
     """The report on `pipe`, called with `choices` (guidance_scale, steps, ...)."""
-    size = pipe.defaults.height, pipe.defaults.width
-    if size != (CANVAS, CANVAS):
-        raise InputError(f"model: got pictures of {size}, expected {CANVAS} x {CANVAS} scenes")
+    check_scenes(pipe)
 
     def generate(texts: list[str], seeds: list[int]) -> UInt8[NDArray, "n h w 3"]:
         call = {"seed": seeds, "batch_size": batch_size, "output": "numpy"}
         return np.asarray(pipe(texts, **call, **choices).images)
 
     return alignment(generate, prompts, seed=seed, batch_size=batch_size)
+
+
+def check_scenes(pipe: Any) -> None:
+    """InputError for a model whose pictures have not the size of scenes."""
+    size = pipe.defaults.height, pipe.defaults.width
+    if size != (CANVAS, CANVAS):
+        raise InputError(f"model: got pictures of {size}, expected {CANVAS} x {CANVAS} scenes")

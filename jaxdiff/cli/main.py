@@ -16,7 +16,8 @@ COMMANDS = {
     "convert": "write a checkpoint in another layout",
     "inspect": "say what a checkpoint is",
     "evaluate": "measure how well the pictures follow their prompts",
-    "sweep": "draw a table of prompts against guidance scales",
+    "sweep": "draw and measure rules of guidance against scales",
+    "strip": "draw one picture on its way from noise",
 }
 USAGE = "usage: jaxdiff COMMAND ...\n\n" + "\n".join(
     f"  {name:10s} {text}" for name, text in COMMANDS.items()

@@ -1,20 +1,35 @@
-"""`jaxdiff sweep`: a table of pictures, prompts against guidance scales."""
+"""`jaxdiff sweep`: pictures and measures of guidance, scales against rules, samplers and steps."""
 
 import dataclasses
+import itertools
 import pathlib
-import textwrap
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
-from PIL import Image, ImageDraw, ImageFont
+from rich import progress
+from rich.console import Console
 
 from jaxdiff.checkpoints.atomic import check_file, new_file
-from jaxdiff.cli.evaluate import measure
+from jaxdiff.cli.evaluate import check_scenes, measure
+from jaxdiff.cli.labelled import table
+from jaxdiff.cli.sweep_plot import plot
+from jaxdiff.cli.sweep_results import (
+    Cell,
+    Combination,
+    Results,
+    Timed,
+    feet,
+    table_of,
+    write_table,
+)
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
-from jaxdiff.core.validate import positive
-from jaxdiff.evaluation.report import standard_prompts
+from jaxdiff.core.validate import in_range, one_of, positive
+from jaxdiff.data.scenes import Prompt
+from jaxdiff.evaluation.report import chroma, clipped, contrast, standard_prompts
 
 PROMPTS = (
     "a small red circle above a large blue square",
@@ -22,91 +37,220 @@ PROMPTS = (
     "a small cyan ring left of a large black cross",
     "a large green triangle on a grey background",
 )
-CELL, GAP, LABEL, LINE = 128, 6, 210, 22  # pixels
+PICTURES, MEASURED = 8, 64  # drawn at once: for the picture, to be measured
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw every prompt at every guidance scale, from one seed, into one picture."""
+    """Draw every prompt at every guidance scale, from one seed, into one picture.
+
+    Several rules, samplers or numbers of steps give rows for every combination. NAME.png comes with
+    a table NAME.md, the numbers NAME.json and their plot NAME-plot.png. The same command goes on
+    where it was stopped: what NAME.json has is not measured again.
+    """
 
     prompt: tyro.conf.Positional[tuple[str, ...]] = PROMPTS
     """The rows."""
     scales: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0)
     """The columns."""
+    guidance: tuple[str, ...] = ()
+    """Rules such as cfg or apg:eta=0+interval:lo=0.3,hi=5; left out: the model's own."""
+    samplers: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--sampler"])] = ()
+    """Rules of one step; left out: the model's own."""
+    steps: tuple[int, ...] = ()
+    """Numbers of denoising steps; left out: the model's own."""
+    classifier_scale: float | None = None
+    """How far the model's classifier steers all pictures towards their prompts."""
     model: str | None = None
     """A diffusers folder; the embedded model when left out."""
+    guide: str | None = None
+    """A weaker model of the same kind, for --guidance auto."""
     measured: bool = False
-    """Print under each scale how many of the standard scene prompts come out all right."""
+    """Judge pictures of the standard scene prompts in every cell, and print under each scale how
+    many come out all right."""
     every: int = 1
     """Measure only each n-th prompt: faster and less certain."""
-    steps: int | None = None
-    """Denoising steps."""
-    sampler: str | None = None
-    """The rule of one step."""
     seed: int = 0
-    """Of every picture."""
+    """Of every picture; of the first that is measured."""
     output: pathlib.Path = pathlib.Path("sweep.png")
     """The PNG file to write."""
 
 
+class Axes(NamedTuple):
+    """What is combined."""
+
+    combinations: list[Combination]
+    scales: tuple[float, ...]
+
+
 def run(arguments: Sequence[str]) -> None:
-    """Parse `arguments`, draw, write. Raises InputError on bad input."""
+    """Parse `arguments`, draw, measure, write. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff sweep")
     prompts = standard_prompts()[:: positive("every", options.every)]
-    if not options.scales:
-        raise InputError("scales: got none, expected at least one guidance scale")
+    for name in ("scales", "prompt"):
+        if not getattr(options, name):
+            raise InputError(f"{name}: got none, expected at least one")
+    if options.output.suffix != ".png":
+        raise InputError(f"output: got {options.output}, expected a name that ends in .png")
     check_file(options.output)  # before pictures are drawn for it
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
     pipe = jaxdiff.load(options.model)
-    count = len(options.scales)
-    shared = {"steps": options.steps, "sampler": options.sampler}
-    rows = [
-        pipe(
-            [prompt] * count,
-            guidance_scale=options.scales,
-            seed=[options.seed] * count,
-            output="numpy",
-            **shared,
-        ).images
-        for prompt in options.prompt
-    ]
-    heads = [f"scale {scale:g}" for scale in options.scales]
-    feet = []
-    for scale in options.scales if options.measured else ():
-        shares = measure(pipe, prompts, guidance_scale=scale, **shared).shares
-        kinds = {"one thing": "one all right", "two things": "two all right"}
-        feet.append(
-            "\n".join(
-                f"{k} {shares[name].value:.0%}" for k, name in kinds.items() if name in shares
-            )
-        )
-    with new_file(options.output) as temporary:
-        table(np.stack(rows), options.prompt, heads, feet).save(temporary, format="PNG")
-    print(options.output)
+    guide = None if options.guide is None else jaxdiff.load(options.guide)
+    if guide is not None:
+        pipe.set_guide(guide)
+    if options.measured:
+        check_scenes(pipe)
+    axes = _axes(options, pipe)
+    settings = _settings(options, pipe, guide, axes)
+    results = Results.open(options.output.with_suffix(".json"), settings)
+    images = _fill(results, pipe, options, axes, prompts if options.measured else [])
+    _write(options, axes, results, images, f"python -m jaxdiff sweep {shlex.join(arguments)}")
 
 
-def table(
-    images: UInt8[NDArray, "r c h w 3"],
-    labels: Sequence[str],
-    heads: Sequence[str],
-    feet: Sequence[str],
-) -> Image.Image:
-    """Pictures in rows and columns with texts at the left, above and below."""
-    rows, columns = images.shape[:2]
-    bottom = LINE + rows * (CELL + GAP)
-    size = (LABEL + columns * (CELL + GAP), bottom + 2 * LINE)
-    canvas = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
-    for row in range(rows):
-        top = LINE + row * (CELL + GAP)
-        text = "\n".join(textwrap.wrap(labels[row], 24))
-        pen.multiline_text((8, top + CELL / 2), text, "black", font, anchor="lm")
-        for column in range(columns):
-            cell = Image.fromarray(images[row, column]).resize((CELL, CELL), Image.Resampling.BOX)
-            canvas.paste(cell, (LABEL + column * (CELL + GAP), top))
-    for texts, y in ((heads, LINE / 2), (feet, bottom + LINE)):
-        for column, text in enumerate(texts):
-            x = LABEL + column * (CELL + GAP) + CELL / 2
-            pen.multiline_text((x, y), text, "black", font, anchor="mm", align="center")
-    return canvas
+def _axes(options: Options, pipe: Any) -> Axes:
+    """The axes with the model's own choices filled in; InputError for what can never be drawn."""
+    from jaxdiff.guidance.registry import parse
+    from jaxdiff.pipeline.request import MAX_SCALE, MAX_STEPS
+    from jaxdiff.samplers.registry import SAMPLERS
+
+    own = pipe.defaults
+    rules = options.guidance or (own.guidance,)
+    samplers, steps = options.samplers or (own.sampler,), options.steps or (own.steps,)
+    for rule in rules:
+        parse(rule)
+    for sampler in samplers:
+        one_of("samplers", sampler, SAMPLERS)
+    for number in steps:
+        in_range("steps", number, 1, MAX_STEPS)
+    for scale in options.scales:
+        in_range("scales", scale, 0, MAX_SCALE)
+    unique = dict.fromkeys  # in their order
+    kinds = itertools.product(unique(rules), unique(samplers), unique(steps))
+    return Axes([Combination(*kind) for kind in kinds], tuple(unique(options.scales)))
+
+
+def _settings(options: Options, pipe: Any, guide: Any, axes: Axes) -> dict[str, Any]:
+    """Everything that the results depend on, as JSON values."""
+    names = ("classifier_scale", "measured", "every", "seed")
+    return {
+        "model": pipe.name,
+        "weights": pipe.fingerprint,
+        "guide": None if guide is None else f"{guide.name} {guide.fingerprint}",
+        "device": pipe.device_name,  # seconds on another one are not comparable
+        "combinations": [list(combination) for combination in axes.combinations],
+        "scales": list(axes.scales),
+        **{name: getattr(options, name) for name in names},
+        "prompt": list(options.prompt),
+    }
+
+
+def _fill(
+    results: Results, pipe: Any, options: Options, axes: Axes, prompts: Sequence[Prompt]
+) -> dict[Cell, UInt8[NDArray, "n h w 3"]]:
+    """The pictures of all cells; measures those that `results` has not.
+
+    InputError where the model refuses them all.
+    """
+    images: dict[Cell, NDArray] = {}
+    cells = [Cell(c, scale) for c in axes.combinations for scale in axes.scales]
+    console = Console(stderr=True)
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    hidden = not console.is_terminal
+    with progress.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=len(cells))
+        for cell in cells:
+            bar.update(task, description=f"{' '.join(map(str, cell.combination))} {cell.scale:g}")
+            try:
+                images[cell], result = _draw(pipe, options, cell)
+            except InputError as error:
+                result = {"refused": str(error)}
+            if cell not in results.cells:
+                if prompts and cell in images:
+                    result |= _judge(pipe, options, cell, prompts)
+                results.add(cell, result)
+            bar.advance(task)
+    if not images:
+        raise InputError(results.cells[cells[0]]["refused"])
+    return images
+
+
+def _choices(options: Options, cell: Cell) -> dict[str, Any]:
+    return {
+        **cell.combination._asdict(),
+        "guidance_scale": cell.scale,
+        "classifier_scale": options.classifier_scale,
+    }
+
+
+def _draw(
+    pipe: Any, options: Options, cell: Cell
+) -> tuple[UInt8[NDArray, "n h w 3"], dict[str, Any]]:
+    """A cell's pictures of the prompts, and what they tell; InputError if the model refuses."""
+    prompts, choices = list(options.prompt), _choices(options, cell)
+    request = pipe.resolve(prompts, seed=[options.seed] * len(prompts), **choices)
+    timed = Timed(pipe)
+    size = min(PICTURES, len(prompts))
+    call = {"seed": list(request.seeds), "output": "numpy", "batch_size": size}
+    images = np.asarray(timed(prompts, **call, **choices).images)
+    measures = {f.__name__: f(images) for f in (chroma, clipped, contrast)}
+    return images, {
+        "evaluations": pipe.evaluations(request),
+        "seconds": timed.seconds_per_picture,
+        "measures": measures,
+        "shares": {},
+    }
+
+
+def _judge(pipe: Any, options: Options, cell: Cell, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What pictures of the standard prompts tell of a cell."""
+    timed = Timed(pipe)
+    call = {"seed": options.seed, "batch_size": min(MEASURED, len(prompts))}
+    report = measure(timed, prompts, **call, **_choices(options, cell))
+    shares = {
+        name: {"value": share.value, "count": share.count, "error": share.error}
+        for name, share in report.shares.items()
+    }
+    return {
+        "seconds": timed.seconds_per_picture,
+        "measures": dict(report.measures),
+        "shares": shares,
+    }
+
+
+def _write(
+    options: Options,
+    axes: Axes,
+    results: Results,
+    images: Mapping[Cell, UInt8[NDArray, "n h w 3"]],
+    command: str,
+) -> None:
+    """The picture, the table and the plot; prints their names."""
+    output, several = options.output, len(options.prompt) > 1
+    rows: list[list[NDArray | None]] = []
+    labels = []
+    for combination in axes.combinations:
+        cells = [images.get(Cell(combination, scale)) for scale in axes.scales]
+        for number, prompt in enumerate(options.prompt):
+            rows.append([None if found is None else found[number] for found in cells])
+            name = combination.label(axes.combinations)
+            texts = [name, prompt if several or not name else ""]
+            labels.append("\n".join(text for text in texts if text))
+    heads = [f"scale {scale:g}" for scale in axes.scales]
+    below = [feet(results, c, axes.scales) for c in axes.combinations] if options.measured else []
+    with new_file(output) as temporary:
+        table(rows, labels, heads, below).save(temporary, format="PNG")
+    print(output)
+    print(results.path)
+    text = table_of(results, axes.combinations, axes.scales, command)
+    write_table(output.with_suffix(".md"), text)
+    chart = output.with_name(f"{output.stem}-plot.png")
+    with new_file(chart) as temporary:
+        plot(results, axes.combinations, axes.scales, temporary)
+    print(chart)

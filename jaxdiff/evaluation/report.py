@@ -21,6 +21,7 @@ Generate = Callable[[list[str], list[int]], np.ndarray]
 
 PROMPTS = {"one": 179, "two": 333, "heldout-one": 64, "heldout-two": 64}
 CLIPPED = (2, 253)  # channel values at or beyond these count as clipped
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # shares of red, green and blue
 DIVERSITY_PROMPTS = 16
 DIVERSITY_SEEDS = 4
 
@@ -76,6 +77,11 @@ def clipped(images: UInt8[NDArray, "n h w 3"]) -> float:
 def chroma(images: UInt8[NDArray, "n h w 3"]) -> float:
     """The mean over pixels of (largest - smallest channel) / 255."""
     return float(np.mean(images.max(-1).astype(np.float64) - images.min(-1)) / 255)
+
+
+def contrast(images: UInt8[NDArray, "n h w 3"]) -> float:
+    """The standard deviation of the luminance (Rec. 709) over a picture, averaged over pictures."""
+    return float(np.mean(np.std(images / 255 @ LUMINANCE, axis=(1, 2))))
 
 
 def pairwise_distance(images: UInt8[NDArray, "k h w 3"]) -> float:
@@ -154,8 +160,9 @@ def alignment(
 ) -> Report:
     """Judge one picture for each prompt, the i-th with seed `seed` + i.
 
-    The measures are `diversity` over DIVERSITY_PROMPTS prompts spread over the list, `chroma` and
-    `clipped`; they mean something next to those of `renders`, which draws what was asked for.
+    The measures are `diversity` over DIVERSITY_PROMPTS prompts spread over the list, `chroma`,
+    `clipped` and `contrast`; they mean something next to those of `renders`, which draws what was
+    asked for.
     """
     positive("number of prompts", len(prompts))
     texts = [prompt.text for prompt in prompts]
@@ -166,6 +173,7 @@ def alignment(
         "diversity": diversity(generate, spread, batch_size=batch_size),
         "chroma": chroma(images),
         "clipped": clipped(images),
+        "contrast": contrast(images),
     }
     return Report(shares=summarise(prompts, scores), measures=measures)
 

@@ -1,27 +1,186 @@
+"""Sweep and evaluate: measures that are right, files that are whole, sweeps that go on."""
+
+import json
+import types
+
 import numpy as np
 import pytest
+import tiny
+from PIL import Image
 
+import jaxdiff
 from jaxdiff.cli import main
-from jaxdiff.cli.sweep import CELL, GAP, LABEL, LINE, table
+from jaxdiff.cli.labelled import CELL, GAP, LABEL, LINE
+from jaxdiff.cli.sweep_results import MARK, Cell, Combination, Results, write_table
+from jaxdiff.core.errors import InputError
+from jaxdiff.evaluation.report import renders, standard_prompts
+
+RULES = ("cfg", "cfg-pp")
+PROMPTS = ("a ring", "a star")
 
 
-def test_table_places_every_picture_unchanged():
-    images = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
-    canvas = np.asarray(table(images, ["one", "two"], ["a", "b", "c"], []))
-    for row in range(2):
-        for column in range(3):
-            top, left = LINE + row * (CELL + GAP), LABEL + column * (CELL + GAP)
-            cell = canvas[top : top + CELL : CELL // 4, left : left + CELL : CELL // 4]
-            assert np.array_equal(cell, images[row, column])
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The tiny model on one device; its programs are shared by all tests."""
+    pipe = jaxdiff.load(tiny.write_tiny(tmp_path_factory.mktemp("model") / "tiny"))
+    return tiny.first_devices(pipe, 1)
 
 
-def test_table_writes_its_texts():
-    images = np.full((1, 1, 4, 4, 3), 255, np.uint8)
-    bare, labelled = (np.asarray(table(images, [t], [t], [t])) for t in ("", "word"))
-    changed = (bare != labelled).any(-1)
-    assert changed[:LINE, LABEL:].any()
-    assert changed[LINE : LINE + CELL, :LABEL].any()
-    assert changed[LINE + CELL :, LABEL:].any()
+def sweep(pipe, output, *arguments):
+    """Run the command in this process, on a model that is in memory; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxdiff, "load", lambda name: pipe)
+        return main.run("sweep", [*arguments, "--output", str(output)])
+
+
+@pytest.fixture(scope="module")
+def swept(model, tmp_path_factory):
+    """The picture of a sweep of two prompts over rules and scales."""
+    output = tmp_path_factory.mktemp("swept") / "rules.png"
+    assert sweep(model, output, *PROMPTS, "--scales", "1", "3", "--guidance", *RULES) == 0
+    return output
+
+
+def cells_of(output):
+    return json.loads(output.with_suffix(".json").read_text())["cells"]
+
+
+def test_every_combination_and_scale_has_its_cost(swept):
+    """4 steps of two streams, of one at scale 1 of cfg."""
+    evaluations = {(c["guidance"], c["scale"]): c.get("evaluations") for c in cells_of(swept)}
+    assert evaluations == {("cfg", 1): 4, ("cfg", 3): 8, ("cfg-pp", 1): 8, ("cfg-pp", 3): None}
+
+
+def test_the_picture_has_what_the_model_draws(swept, model):
+    canvas = np.asarray(Image.open(swept))
+    rows = [(rule, prompt) for rule in RULES for prompt in PROMPTS]
+    assert canvas.shape == (LINE + len(rows) * (CELL + GAP), LABEL + 2 * (CELL + GAP), 3)
+    for row, column in ((0, 0), (1, 0), (1, 1), (3, 0)):
+        rule, prompt = rows[row]
+        options = {"guidance": rule, "guidance_scale": (1.0, 3.0)[column], "seed": 0}
+        want = model([prompt] * 2, output="numpy", **options).images[0].astype(int)
+        top, left = LINE + row * (CELL + GAP), LABEL + column * (CELL + GAP)
+        got = canvas[top : top + CELL : CELL // 16, left : left + CELL : CELL // 16]
+        assert np.abs(got - want).max() <= 1
+    blank = canvas[LINE + 2 * (CELL + GAP) :, LABEL + CELL + GAP :]
+    assert np.mean(blank == 255) > 0.99
+
+
+def test_what_the_model_refuses_is_said(swept):
+    table = swept.with_suffix(".md").read_text()
+    assert table.startswith(MARK)
+    assert "cfg-pp, ddim, 4 at scale 3: guidance_scale of cfg-pp: got 3.0, expected" in table
+    assert swept.with_name("rules-plot.png").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", '{"a": 1}', '{"options": {}, "cells": [{"scale": 1}]}'])
+def test_files_that_are_no_results_are_refused(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"a\.json: got"):
+        Results.open(path, {})
+    assert path.read_text() == text
+
+
+def test_a_table_never_replaces_a_page_of_another_kind(tmp_path):
+    page, table = tmp_path / "guidance.md", tmp_path / "sweep.md"
+    page.write_text("# Guidance")
+    with pytest.warns(UserWarning, match="no table of a sweep, so it stays"):
+        write_table(page, MARK)
+    assert page.read_text() == "# Guidance"
+    for text in (f"{MARK}\n1", f"{MARK}\n2"):
+        write_table(table, text)
+        assert table.read_text() == text
+
+
+def test_nothing_is_kept_while_the_model_refuses_everything(tmp_path):
+    path = tmp_path / "a.json"
+    results = Results.open(path, {"seed": 0})
+    results.add(Cell(Combination("auto", "ddim", 4), 1.0), {"refused": "no"})
+    assert not path.exists()
+    results.add(Cell(Combination("cfg", "ddim", 4), 1.0), {"seconds": 1.0})
+    assert Results.open(path, {"seed": 0}).cells == results.cells
+
+
+def test_a_rule_that_needs_another_model(model, tmp_path, capsys):
+    output = tmp_path / "auto.png"
+    model.set_guide(None)
+    arguments = ("a ring", "--scales", "2", "--guidance", "auto", "--steps", "2", "3")
+    assert sweep(model, output, *arguments) == 2
+    assert "sweep: guide: got none" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert sweep(model, output, *arguments, "--guide", "itself") == 0
+    assert [c["evaluations"] for c in cells_of(output)] == [4, 6]
+
+
+class Draughtsman:
+    """Stands in for a model: draws scenes as they were asked for, each in a second."""
+
+    def __init__(self):
+        self.defaults = types.SimpleNamespace(
+            height=64, width=64, guidance="cfg", sampler="ddim", steps=4
+        )
+        self.name, self.fingerprint, self.device_name = "renders", "0", "paper"
+        self._draw = renders(standard_prompts())
+        self.asked = []
+
+    def resolve(self, prompts, *, seed, **options):
+        return types.SimpleNamespace(seeds=seed)
+
+    def evaluations(self, request):
+        return 4
+
+    def __call__(self, texts, *, seed, batch_size, guidance_scale, **options):
+        self.asked.append((len(texts), batch_size, guidance_scale))
+        rows = -(-len(texts) // batch_size) * batch_size
+        timings = {"total_s": rows + 5.0, "compile_s": 5.0}
+        return types.SimpleNamespace(images=self._draw(texts, seed), timings=timings)
+
+
+ONE = standard_prompts()[0].text
+
+
+def test_a_measured_sweep_judges_every_cell(tmp_path):
+    pipe, output = Draughtsman(), tmp_path / "measured.png"
+    arguments = (ONE, "--scales", "1", "3", "--measured", "--every", "40", "--steps", "2", "4")
+    assert sweep(pipe, output, *arguments) == 0
+    for cell in cells_of(output):
+        assert {share["value"] for share in cell["shares"].values()} == {1.0}
+        assert {share["error"] for share in cell["shares"].values()} == {0.0}
+        assert set(cell["measures"]) == {"diversity", "chroma", "clipped", "contrast"}
+        assert cell["seconds"] == 1.0
+    assert {scale for _, _, scale in pipe.asked} == {1.0, 3.0}
+    table = output.with_suffix(".md").read_text()
+    assert table.count("1.000 ± 0.000") == 4 * len(cells_of(output)[0]["shares"])
+    with Image.open(output) as canvas:
+        assert canvas.height == LINE + 2 * (CELL + GAP + 2 * LINE)
+
+
+def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
+    """What is there stays as it is, what is missing comes back; other options are refused."""
+    pipe, output = Draughtsman(), tmp_path / "a.png"
+    arguments = (ONE, "--scales", "1", "3", "5", "--measured", "--every", "40")
+    assert sweep(pipe, output, *arguments) == 0
+    path = output.with_suffix(".json")
+    stored = json.loads(path.read_text())
+    stored["cells"][0]["seconds"] = 123.0
+    lost = stored["cells"].pop(1)
+    path.write_text(json.dumps(stored))
+    pipe.asked.clear()
+    assert sweep(pipe, output, *arguments) == 0
+    cells = {cell["scale"]: cell for cell in cells_of(output)}
+    assert cells[1]["seconds"] == 123.0
+    assert cells[3] == lost
+    assert set(cells) == {1, 3, 5}
+    assert "| 123 |" in output.with_suffix(".md").read_text()
+    # a picture each of the first and the last, and everything of the one that was lost
+    assert [scale for count, _, scale in pipe.asked if count == 1].count(3.0) == 1
+    assert [scale for count, _, scale in pipe.asked if count > 1] == [3.0] * (len(pipe.asked) - 3)
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert sweep(pipe, output, *arguments, "--seed", "1") == 2
+    assert "got results with seed 0 instead of 1, expected the same" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -29,11 +188,17 @@ def test_table_writes_its_texts():
     [
         ("sweep", ["--every", "0"], "sweep: every: got 0"),
         ("evaluate", ["--every", "0"], "evaluate: every: got 0"),
-        ("sweep", ["--output", "."], "sweep: .: got a folder, expected a file"),
+        ("sweep", ["--output", "."], "sweep: output: got ., expected a name that ends in .png"),
+        ("sweep", ["--output", "none.png", "--guidance", "cgf"], "sweep: guidance: got 'cgf'"),
+        ("sweep", ["--output", "none.png", "--sampler", "x"], "sweep: samplers: got 'x'"),
+        ("sweep", ["--output", "none.png", "--steps", "0"], "sweep: steps: got 0"),
+        ("sweep", ["--output", "none.png", "--scales", "-1"], "sweep: scales: got -1"),
         ("evaluate", ["--output", "."], "evaluate: .: got a folder, expected a file"),
     ],
 )
-def test_bad_options(command, arguments, message, capsys):
+def test_bad_options(command, arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jaxdiff, "load", lambda model: Draughtsman())
     assert main.run(command, arguments) == 2
     assert capsys.readouterr().err.startswith(message)
 

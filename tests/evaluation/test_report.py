@@ -13,6 +13,7 @@ from jaxdiff.evaluation.report import (
     alignment,
     chroma,
     clipped,
+    contrast,
     diversity,
     pairwise_distance,
     renders,
@@ -50,9 +51,9 @@ def test_pictures_of_other_prompts_are_mostly_wrong():
 def test_the_report_is_json_and_a_table(perfect):
     mapping = json.loads(json.dumps(perfect.to_mapping()))
     assert mapping["shares"]["colour"] == {"value": 1.0, "count": 18}
-    assert set(mapping["measures"]) == {"diversity", "chroma", "clipped"}
+    assert set(mapping["measures"]) == {"diversity", "chroma", "clipped", "contrast"}
     lines = perfect.table().splitlines()
-    assert len(lines) == len(perfect.shares) + 3
+    assert len(lines) == len(perfect.shares) + 4
     assert lines[0].startswith("background")
 
 
@@ -67,6 +68,10 @@ def test_measures_by_hand():
     assert chroma(image) == pytest.approx(155 / 255 / 2)
     black, white = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
     assert pairwise_distance(np.stack([black, white])) == 1
+    half = np.concatenate([black[:32], white[:32]])
+    assert contrast(np.stack([half, white])) == pytest.approx((0.5 + 0) / 2)
+    green = half * np.array([0, 1, 0], np.uint8)
+    assert contrast(green[None]) == pytest.approx(0.7152 / 2)
     assert pairwise_distance(np.stack([black, black, white])) == pytest.approx(2 / 3)
 
 
