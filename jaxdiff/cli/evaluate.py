@@ -26,6 +26,10 @@ class Options:
     """A diffusers folder; the embedded model when left out; "renders" for perfect drawings."""
     guidance_scale: float | None = None
     """Strength of the guidance; the model's default when left out."""
+    guidance: str | None = None
+    """The rule of guidance, such as apg or cfg+rescale:phi=0.7."""
+    classifier_scale: float | None = None
+    """How far the model's classifier/ steers the pictures."""
     steps: int | None = None
     """Denoising steps."""
     sampler: str | None = None
@@ -53,7 +57,7 @@ def run(arguments: Sequence[str]) -> None:
     else:
         import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
-        names = ("guidance_scale", "steps", "sampler", "timesteps")
+        names = ("guidance_scale", "guidance", "classifier_scale", "steps", "sampler", "timesteps")
         choices = {name: getattr(options, name) for name in names}
         pipe = jaxdiff.load(options.model)
         report = measure(pipe, prompts, seed=options.seed, batch_size=options.batch_size, **choices)

@@ -300,9 +300,8 @@ def _check_loop(steps: int, sampler: str | None, timesteps: str | None) -> None:
 
 def _check_guidance(request: Request) -> None:
     """InputError for rules that cannot do what else the request says."""
-    rule = parse_rule(request.guidance)
-    names = innermost(rule)
-    if isinstance(names, ManifoldConstrained):
+    rule = innermost(parse_rule(request.guidance))
+    if isinstance(rule, ManifoldConstrained):
         if request.sampler not in RENOISING:
             raise InputError(
                 f"guidance: got cfg-pp with sampler {request.sampler}, "
@@ -310,7 +309,7 @@ def _check_guidance(request: Request) -> None:
             )
         for scale in request.guidance_scales:
             in_range("guidance_scale of cfg-pp", scale, 0, 1)
-    if any(s is not None for s in request.negative_scales) and not isinstance(names, ThreeStreams):
+    if any(s is not None for s in request.negative_scales) and not isinstance(rule, ThreeStreams):
         raise InputError(f"negative_scale: got it with guidance {request.guidance}, expected three")
 
 
