@@ -31,10 +31,6 @@ class Conditional(Guidance):
         """The only stream."""
         return 0
 
-    def ends(self, outputs: Outputs, dials: Dials) -> tuple[Array, Array]:
-        """The only stream twice."""
-        return outputs[0], outputs[0]
-
     def combine(
         self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
     ) -> tuple[Prediction, PyTree]:
@@ -115,10 +111,6 @@ class ThreeStreams(Guidance):
     def plain(self) -> int:
         """The stream of the prompt."""
         return 1
-
-    def ends(self, outputs: Outputs, dials: Dials) -> tuple[Array, Array]:
-        """The null stream and that of the prompt."""
-        return outputs[0], outputs[1]
 
     def combine(
         self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree

@@ -75,12 +75,6 @@ class Guidance(ABC):
         """The stream that is the conditional model without guidance; None: it takes several."""
 
     @abstractmethod
-    def ends(
-        self, outputs: tuple[Float[Array, "b *d"], ...], dials: Dials
-    ) -> tuple[Float[Array, "b *d"], Float[Array, "b *d"]]:
-        """Raw outputs that guidance goes away from, and those of the plain conditional model."""
-
-    @abstractmethod
     def combine(
         self,
         outputs: tuple[Float[Array, "b *d"], ...],
@@ -89,6 +83,16 @@ class Guidance(ABC):
         memory: PyTree,
     ) -> tuple[Prediction, PyTree]:
         """One prediction from the outputs of the streams, and the new memory."""
+
+    def ends(
+        self, outputs: tuple[Float[Array, "b *d"], ...], dials: Dials
+    ) -> tuple[Float[Array, "b *d"], Float[Array, "b *d"]]:
+        """Raw outputs that guidance goes away from, and those of the plain conditional model.
+
+        The first stream and the plain one, unless a rule makes them of several.
+        """
+        del dials
+        return outputs[0], outputs[self.plain or 0]
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """The memory before the first step."""

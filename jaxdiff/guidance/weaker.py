@@ -26,10 +26,6 @@ class Autoguidance(Guidance):
         """The main network's stream."""
         return 1
 
-    def ends(self, outputs: Outputs, dials: Dials) -> tuple[Array, Array]:
-        """The weaker network's output and the main one's."""
-        return outputs[0], outputs[1]
-
     def combine(
         self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
     ) -> tuple[Prediction, PyTree]:

@@ -329,9 +329,9 @@ class Pipeline:
         self._accompanied()
 
     def set_guide(self, guide: "Pipeline | None") -> None:
-        """Take another model of the same latents as the weaker one of autoguidance.
+        """Take another model of the same latents and noise schedule as autoguidance's weaker one.
 
-        InputError for other latents.
+        InputError for others.
         """
         self._company.take_guide(guide, self.vae.config.latent_channels, self.schedule)
         self._accompanied()
