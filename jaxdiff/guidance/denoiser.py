@@ -1,7 +1,7 @@
 """From a network and a guidance rule to the denoiser that samplers call."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxdiff.guidance.rule import Dials, Guidance, Query, Stream
 # (weights, x (n h w c), t (n,), conditioning with leaves (n, ...)) -> output (n h w c). It is also
 # given `perturbed` (n,), by name, if the rule has perturbed streams.
 Network = Callable[..., Array]
+T = TypeVar("T")
 
 
 class Source(NamedTuple):
@@ -50,7 +51,8 @@ def guided(
     null_1, cond_1, ...]. This order keeps the streams of an image on the device of the image when
     the batch is sharded; all nulls before all conditions would have to be exchanged at each step.
     The network sees its own dtype; combining happens in that of x, which is float32. Where the rule
-    rests the plain stream is run alone. InputError where streams and conditioning do not fit.
+    rests the plain stream is run alone, and where it stands still none. InputError where streams
+    and conditioning do not fit.
     """
     rows = {name: _rows(rule.streams, name) for name in ("main", "guide")}
     sources = {"main": Source(network, weights, conditioning, kind)}
@@ -87,10 +89,22 @@ def guided(
                 (cond,) = ask(x, level, [rule.plain])
             return rule.rest(cond, query), memory
 
-        active = rule.active(level, memory)
-        return guide_it() if active is True else jax.lax.cond(active, guide_it, rest)
+        def stand() -> tuple[Prediction, PyTree]:
+            return query.predict(jnp.zeros_like(x), "flow_prediction"), memory
+
+        def move() -> tuple[Prediction, PyTree]:
+            return _choose(rule.active(level, memory), guide_it, rest)
+
+        return _choose(rule.still(level), stand, move)
 
     return denoise
+
+
+def _choose(condition: bool | Array, then: Callable[[], T], other: Callable[[], T]) -> T:
+    """One of two results; where the choice is known beforehand nothing else is compiled."""
+    if isinstance(condition, bool):
+        return then() if condition else other()
+    return jax.lax.cond(condition, then, other)
 
 
 def _rows(streams: Sequence[Stream], network: str) -> list[int]:

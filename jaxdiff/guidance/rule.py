@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar, dataclass_transform
 import jax
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Bool, Float, PyTree
+from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.predictions import Prediction, per_image, predict, target
 from jaxdiff.diffusion.timesteps import Level
@@ -104,6 +104,16 @@ class Guidance(ABC):
         del level, memory
         return True
 
+    def still(self, level: Level) -> bool | Bool[Array, ""]:
+        """Whether x stands still here: no network is asked, and the velocity eps - D is 0."""
+        del level
+        return False
+
+    def phase(self, level: Level) -> int | Int[Array, ""]:
+        """A number for the formula in force here; where it changes samplers forget their past."""
+        del level
+        return 0
+
     def rest(self, cond: Float[Array, "b *d"], query: Query) -> Prediction:
         """The prediction where the rule does not guide, from the output of the plain model."""
         return query.predict(cond)
@@ -180,6 +190,14 @@ class Wrapper(Guidance):
     def active(self, level: Level, memory: PyTree) -> bool | Bool[Array, ""]:
         """As the wrapped rule."""
         return self.of.active(level, memory)
+
+    def still(self, level: Level) -> bool | Bool[Array, ""]:
+        """As the wrapped rule."""
+        return self.of.still(level)
+
+    def phase(self, level: Level) -> int | Int[Array, ""]:
+        """As the wrapped rule."""
+        return self.of.phase(level)
 
     def rest(self, cond: Float[Array, "b *d"], query: Query) -> Prediction:
         """As the wrapped rule."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.core.types import Array, Bool, Float, PyTree
+from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.predictions import Prediction
 from jaxdiff.diffusion.timesteps import Level
@@ -30,13 +30,19 @@ class Interval(Wrapper):
 
     def active(self, level: Level, memory: PyTree) -> bool | Bool[Array, ""]:
         """Inside, if the wrapped rule is active."""
-        inside = jnp.logical_and(self.lo < level.entry, level.entry <= self.hi)
-        return jnp.logical_and(inside, self.of.active(level, memory))
+        return jnp.logical_and(self._inside(level), self.of.active(level, memory))
+
+    def phase(self, level: Level) -> int | Int[Array, ""]:
+        """That of the wrapped rule inside and outside."""
+        return 2 * self.of.phase(level) + jnp.int32(self._inside(level))
 
     def cheapest(self, scales: Sequence[float]) -> Guidance:
         """The plain model alone where the wrapped rule is that."""
         of = self.of.cheapest(scales)
         return of if isinstance(of, Conditional) else Interval(of=of, lo=self.lo, hi=self.hi)
+
+    def _inside(self, level: Level) -> Bool[Array, ""]:
+        return jnp.logical_and(self.lo < level.entry, level.entry <= self.hi)
 
 
 @rule

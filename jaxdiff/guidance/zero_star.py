@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from jaxdiff.core.types import Array, Float, PyTree
+from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
 from jaxdiff.diffusion.predictions import Prediction
+from jaxdiff.diffusion.timesteps import Level
 from jaxdiff.guidance.classifier_free import Outputs, TwoStreams
 from jaxdiff.guidance.rule import Dials, Guidance, Query, check, extrapolate, rule
-
-FLOW = "flow_prediction"
 
 
 @rule
@@ -19,6 +18,7 @@ class ZeroStar(TwoStreams):
     v = k v_uncond + w (v_cond - k v_uncond), with k v_uncond the component of v_cond along
     v_uncond. In the first `zero_steps` steps v is 0. Any path is that of a flow once it is divided
     by alpha + sigma, so the velocity of other networks means the same. At w = 0 it is k v_uncond.
+    The first steps need no network, and change x / (alpha + sigma) by nothing.
     """
 
     zero_steps: int = 1
@@ -34,19 +34,19 @@ class ZeroStar(TwoStreams):
         axes = tuple(range(1, cond.ndim))
         dot, square = (jnp.sum(a * uncond, axes, keepdims=True) for a in (cond, uncond))
         v = extrapolate(dot / (square + 1e-8) * uncond, cond, dials.scale)
-        return query.predict(jnp.where(self._still(query), 0, v), FLOW), memory
+        return query.predict(v, "flow_prediction"), memory
 
-    def rest(self, cond: Float[Array, "b *d"], query: Query) -> Prediction:
-        """The plain velocity, or none in the first steps."""
-        v = _velocity(query.predict(cond))
-        return query.predict(jnp.where(self._still(query), 0, v), FLOW)
+    def still(self, level: Level) -> bool | Bool[Array, ""]:
+        """In the first steps."""
+        return level.step < self.zero_steps
+
+    def phase(self, level: Level) -> int | Int[Array, ""]:
+        """0 in the first steps, then 1."""
+        return jnp.int32(level.step >= self.zero_steps)
 
     def cheapest(self, scales: Sequence[float]) -> Guidance:
         """Itself: at w = 1 too the first steps stand still."""
         return self
-
-    def _still(self, query: Query) -> Array:
-        return jnp.asarray(query.level.step < self.zero_steps)
 
 
 def _velocity(prediction: Prediction) -> Float[Array, "b *d"]:

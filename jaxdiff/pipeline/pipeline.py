@@ -20,7 +20,7 @@ from jaxdiff.core.validate import in_range, one_of, positive
 from jaxdiff.diffusion.predictions import KINDS
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import Grid, GridOptions
-from jaxdiff.guidance.cost import evaluations
+from jaxdiff.guidance.cost import changes, evaluations
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -262,8 +262,10 @@ class Pipeline:
         """How often the network is asked about each image of a request; see `guidance.cost`."""
         grid, (first, last) = self._steps(request)
         lands = last == int(grid.steps)
-        asked = evaluations_of(request.sampler, last - first, lands=lands)
-        return evaluations(rule_for(request), grid, first, asked)
+        rule = rule_for(request)
+        anew = changes(rule, grid, first, last)
+        asked = evaluations_of(request.sampler, last - first, lands=lands, anew=anew)
+        return evaluations(rule, grid, first, asked)
 
     @property
     def loras(self) -> dict[str, float]:

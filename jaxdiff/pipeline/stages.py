@@ -308,7 +308,17 @@ def _advance(
     if steering.attributes is not None:
         classifier = nnx.merge(graphs.classifier, params.classifier)
         denoise, sampler = towards_attributes(denoise, sampler, steering.attributes, classifier)
-    return advance(denoise, carry, grid, keys, start, stop, sampler=sampler, known=known)
+    return advance(
+        denoise,
+        carry,
+        grid,
+        keys,
+        start,
+        stop,
+        sampler=sampler,
+        phase=rule.phase,
+        known=known,
+    )
 
 
 def _network(graph: Any) -> Network:

@@ -1,5 +1,7 @@
 """The sampling loop: pure, compiled once, in chunks whose ends are data."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,6 +12,14 @@ from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import Grid, Level
 from jaxdiff.samplers.noise import step_noise
 from jaxdiff.samplers.rule import Carry, Sampler
+
+# A number for the denoiser in force at a level; guidance may have several on the way.
+Phase = Callable[[Level], int | Int[Array, ""]]
+
+
+def _one_phase(level: Level) -> int:
+    del level
+    return 0
 
 
 class Known(NamedTuple):
@@ -41,9 +51,13 @@ def advance(
     stop: Int[Array, ""],
     *,
     sampler: Sampler,
+    phase: Phase = _one_phase,
     known: Known | None = None,
 ) -> Carry:
     """The state after the steps start, ..., stop - 1.
+
+    Where the `phase` changes the denoiser is another one, and a sampler that looks back begins
+    anew: what it remembers says nothing of the steps to come.
 
     A compiled `advance` gives in chunks bit for bit what it gives in one run, so progress, previews
     and interruption need no callback. Everything here is traced but the denoiser and the sampler.
@@ -53,8 +67,13 @@ def advance(
         def draw() -> Float[Array, "b *d"]:
             return step_noise(keys, i, carry.x.shape[1:], carry.x.dtype)
 
-        there = grid.level(i + 1)
-        carry = sampler.step(denoise, carry, grid.level(i), there, draw)
+        before, here, there = (grid.level(j) for j in (jnp.maximum(i - 1, 0), i, i + 1))
+        changed = phase(here) != phase(before)
+        if changed is not False:
+            begun = sampler.init(carry.x)
+            forget = functools.partial(jnp.where, changed)
+            carry = carry._replace(history=jax.tree.map(forget, begun, carry.history))
+        carry = sampler.step(denoise, carry, here, there, draw)
         if known is None:
             return carry
         return carry._replace(x=known.hold(carry.x, there, i + 1 == grid.steps))
@@ -70,7 +89,9 @@ def sample(
     *,
     sampler: Sampler,
     memory: PyTree = (),
+    phase: Phase = _one_phase,
 ) -> Float[Array, "b *d"]:
     """All steps of the grid: from unit-variance noise to latents."""
     carry = begin(grid.start * latents, sampler=sampler, memory=memory)
-    return advance(denoise, carry, grid, keys, jnp.int32(0), grid.steps, sampler=sampler).x
+    ends = jnp.int32(0), grid.steps
+    return advance(denoise, carry, grid, keys, *ends, sampler=sampler, phase=phase).x

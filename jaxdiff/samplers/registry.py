@@ -1,7 +1,7 @@
 """The samplers by name, and their grids for the scheduler configs of checkpoints."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxdiff.core.errors import InputError
@@ -99,13 +99,18 @@ def sampler_with(name: str, eta: float | None = None) -> Sampler:
     return dataclasses.replace(rule, eta=eta)
 
 
-def evaluations_of(name: str, steps: int, *, lands: bool = True) -> list[int]:
-    """How often each of `steps` steps asks the network; `lands` where the last one ends clean."""
+def evaluations_of(
+    name: str, steps: int, *, lands: bool = True, anew: Sequence[int] = ()
+) -> list[int]:
+    """How often each of `steps` steps asks the network.
+
+    `lands` says that the last one ends clean, `anew` which of them begin another phase.
+    """
     counts = [1] * steps
     if isinstance(SAMPLERS[name], Heun):
         counts = [2] * (steps - lands) + [1] * lands
     elif isinstance(SAMPLERS[name], PNDM):
-        counts[0] = 2
+        counts = [2 if i in {0, *anew} else 1 for i in range(steps)]
     return counts
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.guidance.cost import evaluations
+from jaxdiff.guidance.cost import changes, evaluations
 from jaxdiff.guidance.denoiser import Source, guided
 from jaxdiff.guidance.registry import parse
 from jaxdiff.guidance.rule import Dials
@@ -23,7 +23,8 @@ def grid_of(sampler="ddim"):
 
 def count(rule, grid, sampler="ddim", first=0, last=STEPS):
     """What we say that the steps from `first` to `last` cost."""
-    each = evaluations_of(sampler, last - first, lands=last == STEPS)
+    anew = changes(rule, grid, first, last)
+    each = evaluations_of(sampler, last - first, lands=last == STEPS, anew=anew)
     return evaluations(rule, grid, first, each)
 
 
@@ -42,7 +43,8 @@ def asked(rule, grid, sampler="ddim"):
     denoise = guided(network, (), told, dials, rule=rule, kind="epsilon", guide=guide)
     x = jnp.ones((1, 2, 2, 1))
     keys = image_keys((0,))
-    sample(denoise, x, grid, keys, sampler=SAMPLERS[sampler], memory=rule.init(x))
+    choices = {"sampler": SAMPLERS[sampler], "memory": rule.init(x), "phase": rule.phase}
+    sample(denoise, x, grid, keys, **choices)
     jax.effects_barrier()
     return sum(rows)
 
@@ -59,6 +61,8 @@ def asked(rule, grid, sampler="ddim"):
         "cfg+interval:lo=0.3,hi=5",
         "pag+interval:lo=1",
         "cfg+interval:hi=0",
+        "cfg-zero",
+        "cfg-zero:zero_steps=3+rescale+interval:lo=1,hi=5",
     ],
 )
 def test_the_count_is_what_the_network_is_asked(text):
@@ -80,8 +84,9 @@ def test_rules_of_several_prompts_that_rest_ask_all_streams():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_ask_as_often_as_they_say(sampler):
-    """With an interval too: a step that asks twice is inside or outside as a whole."""
-    for text in ("cfg", "cfg+interval:lo=1"):
+    """With an interval too: a step that asks twice is inside or outside as a whole, and one that
+    begins another phase is a first one."""
+    for text in ("cfg", "cfg+interval:lo=1", "cfg+interval:lo=0.3,hi=5", "cfg-zero"):
         rule, grid = parse(text), grid_of(sampler)
         assert count(rule, grid, sampler) == asked(rule, grid, sampler)
 

@@ -130,14 +130,18 @@ def test_zero_star_means_the_same_whatever_the_network_predicts():
 
 def test_zero_star_stands_still_in_its_first_steps():
     """x / (alpha + sigma), the place on the flow's own path, does not move."""
-    for step, still in ((0, True), (1, True), (2, False)):
-        prediction, _ = combine("cfg-zero:zero_steps=2", (UNCOND, COND), 3.0, step=step)
-        assert np.allclose(prediction.eps, prediction.x0, rtol=1e-5) == still
     there = level_at(jnp.float32(0.4))
-    prediction, _ = combine("cfg-zero", (UNCOND, COND), 3.0, step=0)
-    x = there.alpha * prediction.x0 + there.sigma * prediction.eps
-    here = asked("epsilon").level
-    close(x / (there.alpha + there.sigma), X / (here.alpha + here.sigma))
+    # whatever wraps it, and outside of an interval too
+    for text in ("cfg-zero:zero_steps=2", "cfg-zero:zero_steps=2+rescale+interval:lo=2"):
+        rule = parse(text)
+        both, dials = jnp.stack([UNCOND, COND], axis=1), Dials(jnp.full(1, 3.0))
+        denoise = guided(lambda w, x, t, told: told, (), both, dials, rule=rule, kind="epsilon")
+        for step, still in ((0, True), (1, True), (2, False)):
+            here = asked("epsilon", step=step).level
+            (D, eps), _ = denoise(X, here, rule.init(X))
+            places = [(level.alpha + level.sigma) for level in (there, here)]
+            moved = (there.alpha * D + there.sigma * eps) / places[0] - X / places[1]
+            assert bool(jnp.all(jnp.abs(moved) < 1e-6)) == still
 
 
 # CFG++

@@ -9,6 +9,7 @@ from copier import agree, image, nchw
 from diffusers.hooks import LayerSkipConfig
 from oracles import level_at
 
+from jaxdiff.guidance.denoiser import guided
 from jaxdiff.guidance.registry import parse
 from jaxdiff.guidance.rule import Dials, Query
 
@@ -84,8 +85,11 @@ def test_projected():
 @pytest.mark.parametrize("step", [0, 1, 2, 5])
 def test_zero_star(step):
     guider = Called(theirs.ClassifierFreeZeroStarGuidance(guidance_scale=5.0, zero_init_steps=2))
-    text, kind = "cfg-zero:zero_steps=2", "flow_prediction"
-    got, _ = raw(text, (UNCOND, COND), 5.0, kind=kind, step=step)
+    rule, kind = parse("cfg-zero:zero_steps=2"), "flow_prediction"
+    query = Query(jnp.asarray(X), level_at(jnp.float32(1.0), step=step, steps=STEPS), kind)
+    both, dials = jnp.stack([UNCOND, COND], axis=1), Dials(jnp.full(len(X), 5.0))
+    denoise = guided(lambda w, x, t, told: told, (), both, dials, rule=rule, kind=kind)
+    got = query.output(denoise(query.x, query.level, ())[0])
     # both moved, for an error relative to zero would be none
     agree(got + COND, pred(guider, COND, UNCOND, step=step) + nchw(COND))
 

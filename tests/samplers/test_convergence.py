@@ -9,7 +9,7 @@ from oracles import gaussian, levels, ratio_grid, unguided
 from jaxdiff.diffusion.schedules import levels_of
 from jaxdiff.diffusion.timesteps import karras
 from jaxdiff.guidance.denoiser import guided, stack_streams
-from jaxdiff.guidance.registry import RULES
+from jaxdiff.guidance.registry import RULES, parse
 from jaxdiff.guidance.rule import Dials
 from jaxdiff.samplers.loop import begin, sample
 from jaxdiff.samplers.registry import SAMPLERS
@@ -100,6 +100,42 @@ def test_order_of_convergence(name, keys):
     steps = [20, 40, 80, 160, 320]
     errors = [gaussian_flow(name, karras(20.0, 0.02, n + 1), keys) for n in steps]
     assert order(steps, errors) == pytest.approx(ORDERS[name], abs=0.15)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_guidance_in_an_interval_costs_no_order(name, keys):
+    """A sampler that looks back would fall to order 1, did it look beyond the end of one."""
+    a, b, w, edge = 0.25, 1.0, 3.0, 1.0
+    rule = parse(f"cfg+interval:lo={edge}")  # a step that begins at the edge is outside
+    start, steps, errors = jnp.array([0.3, -1.1]), [100, 200, 400], {True: [], False: []}
+    both = (jnp.zeros(2), jnp.full(2, b)), (jnp.zeros(2), jnp.full(2, a))
+    denoise = guided(
+        gaussian("v_prediction"),
+        (),
+        stack_streams(*both),
+        Dials(jnp.full(2, w)),
+        rule=rule,
+        kind="v_prediction",
+    )
+
+    def width(r, w):
+        return (a + r**2) ** (w / 2) * (b + r**2) ** ((1 - w) / 2)
+
+    for n in steps:
+        inside, outside = karras(20.0, edge, n // 2 + 1), karras(edge, 0.02, n // 2 + 1)
+        ratio = np.append(inside, outside[1:])
+        grid = ratio_grid(ratio, jnp.float64)
+        exact = start / grid.alpha[0] * (width(edge, w) / width(20.0, w))
+        exact *= width(0.02, 1) / width(edge, 1)
+        for told in (True, False):
+            phase = {"phase": rule.phase} if told else {}
+            x = sample(denoise, start, grid, keys, sampler=SAMPLERS[name], **phase)
+            errors[told].append(float(np.max(np.abs(x / grid.alpha[-1] - exact))))
+    assert order(steps, errors[True]) > ORDERS[name] - 0.15
+    if name in {"pndm", "dpmpp-2m", "unipc"}:
+        assert order(steps, errors[False]) < 1.15
+    else:
+        assert errors[True] == errors[False]
 
 
 @pytest.mark.parametrize("name", WEAK_ORDERS)
