@@ -17,10 +17,11 @@ from jaxdiff.cli.evaluate import check_scenes, measure
 from jaxdiff.cli.labelled import table
 from jaxdiff.cli.sweep_plot import plot
 from jaxdiff.cli.sweep_results import (
+    PICTURES,
+    TIMES,
     Cell,
     Combination,
     Results,
-    Timed,
     feet,
     table_of,
     write_table,
@@ -37,16 +38,16 @@ PROMPTS = (
     "a small cyan ring left of a large black cross",
     "a large green triangle on a grey background",
 )
-PICTURES, MEASURED = 8, 64  # drawn at once: for the picture, to be measured
+MEASURED = 64  # drawn at once to be measured
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Draw every prompt at every guidance scale, from one seed, into one picture.
 
-    Several rules, samplers or numbers of steps give rows for every combination. NAME.png comes with
-    a table NAME.md, the numbers NAME.json and their plot NAME-plot.png. The same command goes on
-    where it was stopped: what NAME.json has is not measured again.
+    Several rules, samplers, numbers of steps or steering scales give rows for every combination.
+    NAME.png comes with a table NAME.md, the numbers NAME.json and their plot NAME-plot.png. The
+    same command goes on where it was stopped: what NAME.json has is not measured again.
     """
 
     prompt: tyro.conf.Positional[tuple[str, ...]] = PROMPTS
@@ -59,8 +60,12 @@ class Options:
     """Rules of one step; left out: the model's own."""
     steps: tuple[int, ...] = ()
     """Numbers of denoising steps; left out: the model's own."""
-    classifier_scale: float | None = None
-    """How far the model's classifier steers all pictures towards their prompts."""
+    classifier_scales: Annotated[
+        tuple[float, ...], tyro.conf.arg(aliases=["--classifier-scale"])
+    ] = (0.0,)
+    """How far the model's classifier steers pictures towards their prompts."""
+    clip_scales: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--clip-scale"])] = (0.0,)
+    """How far the model's CLIP does."""
     model: str | None = None
     """A diffusers folder; the embedded model when left out."""
     guide: str | None = None
@@ -68,6 +73,8 @@ class Options:
     measured: bool = False
     """Judge pictures of the standard scene prompts in every cell, and print under each scale how
     many come out all right."""
+    timed: bool = False
+    """Take the seconds that a picture takes in every cell. Nothing else should run meanwhile."""
     every: int = 1
     """Measure only each n-th prompt: faster and less certain."""
     seed: int = 0
@@ -87,7 +94,7 @@ def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, draw, measure, write. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff sweep")
     prompts = standard_prompts()[:: positive("every", options.every)]
-    for name in ("scales", "prompt"):
+    for name in ("scales", "prompt", "classifier_scales", "clip_scales"):
         if not getattr(options, name):
             raise InputError(f"{name}: got none, expected at least one")
     if options.output.suffix != ".png":
@@ -123,16 +130,18 @@ def _axes(options: Options, pipe: Any) -> Axes:
         one_of("samplers", sampler, SAMPLERS)
     for number in steps:
         in_range("steps", number, 1, MAX_STEPS)
-    for scale in options.scales:
-        in_range("scales", scale, 0, MAX_SCALE)
+    for name in ("scales", "classifier_scales", "clip_scales"):
+        for scale in getattr(options, name):
+            in_range(name, scale, 0, MAX_SCALE)
     unique = dict.fromkeys  # in their order
-    kinds = itertools.product(unique(rules), unique(samplers), unique(steps))
+    axes = (rules, samplers, steps, options.classifier_scales, options.clip_scales)
+    kinds = itertools.product(*map(unique, axes))
     return Axes([Combination(*kind) for kind in kinds], tuple(unique(options.scales)))
 
 
 def _settings(options: Options, pipe: Any, guide: Any, axes: Axes) -> dict[str, Any]:
     """Everything that the results depend on, as JSON values."""
-    names = ("classifier_scale", "measured", "every", "seed")
+    names = ("measured", "timed", "every", "seed")
     return {
         "model": pipe.name,
         "weights": pipe.fingerprint,
@@ -166,7 +175,8 @@ def _fill(
     with progress.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=len(cells))
         for cell in cells:
-            bar.update(task, description=f"{' '.join(map(str, cell.combination))} {cell.scale:g}")
+            now = cell.combination.label(axes.combinations).replace("\n", " ")
+            bar.update(task, description=f"{now} {cell.scale:g}")
             try:
                 images[cell], result = _draw(pipe, options, cell)
             except InputError as error:
@@ -181,11 +191,16 @@ def _fill(
     return images
 
 
-def _choices(options: Options, cell: Cell) -> dict[str, Any]:
+def _choices(cell: Cell) -> dict[str, Any]:
+    """What a call of the pipeline is told."""
+    guidance, sampler, steps, classifier, clip = cell.combination
     return {
-        **cell.combination._asdict(),
+        "guidance": guidance,
+        "sampler": sampler,
+        "steps": steps,
         "guidance_scale": cell.scale,
-        "classifier_scale": options.classifier_scale,
+        "classifier_scale": classifier or None,
+        "clip_scale": clip or None,
     }
 
 
@@ -193,35 +208,33 @@ def _draw(
     pipe: Any, options: Options, cell: Cell
 ) -> tuple[UInt8[NDArray, "n h w 3"], dict[str, Any]]:
     """A cell's pictures of the prompts, and what they tell; InputError if the model refuses."""
-    prompts, choices = list(options.prompt), _choices(options, cell)
+    prompts, choices = list(options.prompt), _choices(cell)
     request = pipe.resolve(prompts, seed=[options.seed] * len(prompts), **choices)
-    timed = Timed(pipe)
     size = min(PICTURES, len(prompts))
-    call = {"seed": list(request.seeds), "output": "numpy", "batch_size": size}
-    images = np.asarray(timed(prompts, **call, **choices).images)
-    measures = {f.__name__: f(images) for f in (chroma, clipped, contrast)}
-    return images, {
+    call = {"output": "numpy", "batch_size": size, **choices}
+    images = np.asarray(pipe(prompts, seed=list(request.seeds), **call).images)
+    result = {
         "evaluations": pipe.evaluations(request),
-        "seconds": timed.seconds_per_picture,
-        "measures": measures,
+        "measures": {f.__name__: f(images) for f in (chroma, clipped, contrast)},
         "shares": {},
     }
+    if options.timed:
+        filled = [prompts[i % len(prompts)] for i in range(PICTURES)]
+        call |= {"seed": list(range(PICTURES)), "batch_size": PICTURES}
+        runs = [pipe(filled, **call).timings for _ in range(1 + TIMES)][1:]  # the first compiles
+        result["seconds"] = min(t["total_s"] - t["compile_s"] for t in runs) / PICTURES
+    return images, result
 
 
 def _judge(pipe: Any, options: Options, cell: Cell, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What pictures of the standard prompts tell of a cell."""
-    timed = Timed(pipe)
     call = {"seed": options.seed, "batch_size": min(MEASURED, len(prompts))}
-    report = measure(timed, prompts, **call, **_choices(options, cell))
+    report = measure(pipe, prompts, **call, **_choices(cell))
     shares = {
         name: {"value": share.value, "count": share.count, "error": share.error}
         for name, share in report.shares.items()
     }
-    return {
-        "seconds": timed.seconds_per_picture,
-        "measures": dict(report.measures),
-        "shares": shares,
-    }
+    return {"measures": dict(report.measures), "shares": shares}
 
 
 def _write(

@@ -15,13 +15,19 @@ PANELS: tuple[tuple[str, Mapping[str, str]], ...] = (
 )
 
 
+OVERLAID = 5  # combinations that are told apart in one set of panels
+
+
 def plot(
     results: Results,
     combinations: Sequence[Combination],
     scales: Sequence[float],
     path: pathlib.Path,
 ) -> None:
-    """Write the curves as a PNG: a colour for each combination, shares with their errors."""
+    """Write the curves as a PNG: a colour for each combination, shares with their errors.
+
+    Where there are many, each has a row of panels of its own, with the first one in grey beside it.
+    """
     import matplotlib  # only here: nothing else needs it
 
     matplotlib.use("agg")
@@ -33,26 +39,43 @@ def plot(
         for kind, styles in PANELS
         if any(name in result.get(kind, {}) for name in styles for result in found)
     ]
-    figure = Figure(figsize=(4 * len(panels), 4), layout="constrained", dpi=100)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (kind, styles) in zip(axes, panels, strict=True):
+    first, *others = combinations
+    overlaid = len(combinations) <= OVERLAID
+    rows = [list(combinations)] if overlaid else [[first, other] for other in others]
+    colours = [f"C{n}" for n in range(OVERLAID)] if overlaid else ["0.7", "C0"]
+    height = 4 if overlaid else 2.4
+    figure = Figure(figsize=(4 * len(panels), height * len(rows)), layout="constrained", dpi=100)
+    grid = figure.subplots(len(rows), len(panels), squeeze=False, sharex=True, sharey="col")
+    for axes, row in zip(grid, rows, strict=True):
+        for axis, (kind, styles) in zip(axes, panels, strict=True):
+            for name, style in styles.items():
+                for combination, colour in zip(row, colours, strict=False):
+                    points = _points(results, combination, scales, kind, name)
+                    if points:
+                        look = {"marker": "o", "markersize": 4, "color": colour}
+                        look |= {"linestyle": style, "capsize": 2}
+                        axis.errorbar(*zip(*points, strict=True), **look)
+            axis.grid(alpha=0.3)
+        if not overlaid:
+            axes[0].set_ylabel(_name(row[1], combinations).replace("+", "\n+"))
+    for axes, (_, styles) in zip(grid.T, panels, strict=True):
+        top = max(axis.dataLim.y1 for axis in axes)
+        axes[0].set_ylim(0, max(1.05 * top, 0.01))
+        axes[-1].set_xlabel("guidance scale")
         for name, style in styles.items():
-            for number, combination in enumerate(combinations):
-                points = _points(results, combination, scales, kind, name)
-                if points:
-                    look = {"marker": "o", "markersize": 4, "color": f"C{number}"}
-                    axis.errorbar(*zip(*points, strict=True), linestyle=style, capsize=2, **look)
-            axis.plot([], [], style, color="grey", label=name)
-        axis.set(xlabel="guidance scale")
-        axis.set_ylim(0, max(1.05 * axis.dataLim.y1, 0.01))
-        axis.grid(alpha=0.3)
-        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+            axes[0].plot([], [], style, color="grey", label=name)
+        axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    told = list(combinations) if overlaid else [first]
     if len(combinations) > 1:
-        handles = [axes[0].plot([], [], color=f"C{n}")[0] for n in range(len(combinations))]
-        names = [c.label(combinations).replace(" +", "+") for c in combinations]
-        names = [name.replace("\n", ", ") for name in names]
+        pairs = zip(told, colours, strict=False)
+        handles = [grid[0][0].plot([], [], color=colour)[0] for _, colour in pairs]
+        names = [_name(c, combinations) for c in told]
         figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, format="png")
+
+
+def _name(combination: Combination, among: Sequence[Combination]) -> str:
+    return combination.label(among).replace(" +", "+").replace("\n", ", ")
 
 
 def _points(

@@ -11,6 +11,7 @@ from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.core.errors import InputError
 
 MARK = "<!-- jaxdiff sweep -->"  # the first line of our tables
+PICTURES, TIMES = 8, 3  # drawn at once for the picture; draws, where they are timed
 KINDS = {"one thing": "one all right", "two things": "two all right"}  # under the columns
 
 
@@ -20,12 +21,27 @@ class Combination(NamedTuple):
     guidance: str
     sampler: str
     steps: int
+    classifier: float = 0.0  # how far the model's classifier steers
+    clip: float = 0.0  # and its CLIP
 
     def label(self, among: Sequence["Combination"]) -> str:
         """What tells it from others, a line each."""
-        texts = (self.guidance.replace("+", " +"), self.sampler, f"{self.steps} steps")
-        several = [len(set(column)) > 1 for column in zip(*among, strict=True)]
-        return "\n".join(text for text, told in zip(texts, several, strict=True) if told)
+        told = told_apart(among)
+        texts = {
+            "guidance": self.guidance.replace("+", " +"),
+            "sampler": self.sampler,
+            "steps": f"{self.steps} steps",
+            "classifier": f"classifier {self.classifier:g}",
+            "clip": f"clip {self.clip:g}",
+        }
+        return "\n".join(texts[name] for name in told)
+
+
+def told_apart(combinations: Sequence[Combination]) -> list[str]:
+    """The fields in which some of them differ."""
+    columns = zip(*combinations, strict=True)
+    pairs = zip(Combination._fields, columns, strict=True)
+    return [name for name, column in pairs if len(set(column)) > 1]
 
 
 class Cell(NamedTuple):
@@ -33,31 +49,6 @@ class Cell(NamedTuple):
 
     combination: Combination
     scale: float
-
-
-class Timed:
-    """A model whose calls are timed, without compiling; it stands in for the model itself."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-        self._seconds, self._pictures = 0.0, 0
-
-    @property
-    def defaults(self) -> Any:
-        """Those of the model."""
-        return self._pipe.defaults
-
-    @property
-    def seconds_per_picture(self) -> float:
-        """The mean over all pictures that were computed, those that fill up batches included."""
-        return self._seconds / max(1, self._pictures)
-
-    def __call__(self, texts: Sequence[str], *, batch_size: int, **options: Any) -> Any:
-        """Draw as the model does."""
-        output = self._pipe(texts, batch_size=batch_size, **options)
-        self._seconds += output.timings["total_s"] - output.timings["compile_s"]
-        self._pictures += -(-len(texts) // batch_size) * batch_size
-        return output
 
 
 class Results:
@@ -105,7 +96,7 @@ def _cell(path: pathlib.Path, row: Any) -> tuple[Cell, dict[str, Any]]:
     """A cell and its result from the file's row."""
     try:
         rest = dict(row)
-        combination = Combination(*(rest.pop(name) for name in Combination._fields))
+        combination = Combination(**{name: rest.pop(name) for name in Combination._fields})
         return Cell(combination, float(rest.pop("scale"))), rest
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: got {row!r:.80}, expected a cell of a sweep") from None
@@ -131,26 +122,33 @@ def table_of(
         list(dict.fromkeys(name for result in found for name in result.get(kind, {})))
         for kind in ("shares", "measures")
     )
-    names = (*Combination._fields, "scale", *shares, *measures, "evaluations", "seconds")
+    told = told_apart(combinations)
+    alike = combinations[0]._asdict().items()
+    same = ", ".join(f"{name} {value}" for name, value in alike if name not in told)
+    timed = ["seconds"] if any("seconds" in result for result in found) else []
+    names = (*told, "scale", *shares, *measures, "evaluations", *timed)
+    where = f"Model {results.options['model']} on {results.options['device']}"
     lines = [
         MARK,
         f"`{command}`",
         "",
-        f"Model {results.options['model']} on {results.options['device']}. Shares have their "
-        "standard error. Evaluations are those of the network per image, an upper bound for "
-        "adaptive guidance; seconds are per image, without compiling.",
+        f"{where}; everywhere {same}." if same else f"{where}.",
+        "Shares have their standard error. Evaluations are those of the network per image, an "
+        "upper bound for adaptive guidance.",
+        *[f"Seconds are per image, the best of {TIMES} draws of {PICTURES}." for _ in timed],
         "",
         f"| {' | '.join(names)} |",
         f"|{'---|' * len(names)}",
     ]
     for cell, result in zip(cells, found, strict=True):
-        values = [*map(str, cell.combination), f"{cell.scale:g}"]
+        values = [str(getattr(cell.combination, name)) for name in told] + [f"{cell.scale:g}"]
         values += [_share(result.get("shares", {}).get(name)) for name in shares]
         values += [_number(result.get("measures", {}).get(name)) for name in measures]
-        values += [str(result.get("evaluations", "")), _number(result.get("seconds"))]
+        values += [str(result.get("evaluations", ""))]
+        values += [_number(result.get(name)) for name in timed]
         lines.append(f"| {' | '.join(values)} |")
     left = [
-        f"- {', '.join(map(str, cell.combination))} at scale {cell.scale:g}: {result['refused']}"
+        f"- {cell.combination.label(combinations)} at scale {cell.scale:g}: {result['refused']}"
         for cell, result in zip(cells, found, strict=True)
         if "refused" in result
     ]

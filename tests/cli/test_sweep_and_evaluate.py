@@ -69,7 +69,7 @@ def test_the_picture_has_what_the_model_draws(swept, model):
 def test_what_the_model_refuses_is_said(swept):
     table = swept.with_suffix(".md").read_text()
     assert table.startswith(MARK)
-    assert "cfg-pp, ddim, 4 at scale 3: guidance_scale of cfg-pp: got 3.0, expected" in table
+    assert "cfg-pp at scale 3: guidance_scale of cfg-pp: got 3.0, expected" in table
     assert swept.with_name("rules-plot.png").exists()
 
 
@@ -122,7 +122,7 @@ class Draughtsman:
         )
         self.name, self.fingerprint, self.device_name = "renders", "0", "paper"
         self._draw = renders(standard_prompts())
-        self.asked = []
+        self.asked, self.steered = [], set()
 
     def resolve(self, prompts, *, seed, **options):
         return types.SimpleNamespace(seeds=seed)
@@ -132,6 +132,7 @@ class Draughtsman:
 
     def __call__(self, texts, *, seed, batch_size, guidance_scale, **options):
         self.asked.append((len(texts), batch_size, guidance_scale))
+        self.steered.add((options["classifier_scale"], options["clip_scale"]))
         rows = -(-len(texts) // batch_size) * batch_size
         timings = {"total_s": rows + 5.0, "compile_s": 5.0}
         return types.SimpleNamespace(images=self._draw(texts, seed), timings=timings)
@@ -143,7 +144,7 @@ ONE = standard_prompts()[0].text
 def test_a_measured_sweep_judges_every_cell(tmp_path):
     pipe, output = Draughtsman(), tmp_path / "measured.png"
     arguments = (ONE, "--scales", "1", "3", "--measured", "--every", "40", "--steps", "2", "4")
-    assert sweep(pipe, output, *arguments) == 0
+    assert sweep(pipe, output, *arguments, "--timed") == 0
     for cell in cells_of(output):
         assert {share["value"] for share in cell["shares"].values()} == {1.0}
         assert {share["error"] for share in cell["shares"].values()} == {0.0}
@@ -156,6 +157,19 @@ def test_a_measured_sweep_judges_every_cell(tmp_path):
         assert canvas.height == LINE + 2 * (CELL + GAP + 2 * LINE)
 
 
+def test_steering_scales_are_rows_too(tmp_path):
+    """Zero steers nothing; many rows have panels of their own in the plot."""
+    pipe, output = Draughtsman(), tmp_path / "steered.png"
+    scales = ("--classifier-scale", "0", "2", "5", "--clip-scale", "0", "10")
+    assert sweep(pipe, output, ONE, "--scales", "1", "3", *scales) == 0
+    assert pipe.steered == {(a, b) for a in (None, 2.0, 5.0) for b in (None, 10.0)}
+    table = output.with_suffix(".md").read_text()
+    assert "everywhere guidance cfg, sampler ddim, steps 4." in table
+    assert "| 5.0 | 10.0 | 3 |" in table
+    with Image.open(output.with_name("steered-plot.png")) as plot:
+        assert plot.height == 5 * 240  # one for each row but the first
+
+
 def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
     """What is there stays as it is, what is missing comes back; other options are refused."""
     pipe, output = Draughtsman(), tmp_path / "a.png"
@@ -163,16 +177,16 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
     assert sweep(pipe, output, *arguments) == 0
     path = output.with_suffix(".json")
     stored = json.loads(path.read_text())
-    stored["cells"][0]["seconds"] = 123.0
+    stored["cells"][0]["evaluations"] = 123
     lost = stored["cells"].pop(1)
     path.write_text(json.dumps(stored))
     pipe.asked.clear()
     assert sweep(pipe, output, *arguments) == 0
     cells = {cell["scale"]: cell for cell in cells_of(output)}
-    assert cells[1]["seconds"] == 123.0
+    assert cells[1]["evaluations"] == 123
     assert cells[3] == lost
     assert set(cells) == {1, 3, 5}
-    assert "| 123 |" in output.with_suffix(".md").read_text()
+    assert "| 123 |\n" in output.with_suffix(".md").read_text()
     # a picture each of the first and the last, and everything of the one that was lost
     assert [scale for count, _, scale in pipe.asked if count == 1].count(3.0) == 1
     assert [scale for count, _, scale in pipe.asked if count > 1] == [3.0] * (len(pipe.asked) - 3)
@@ -193,6 +207,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
         ("sweep", ["--output", "none.png", "--sampler", "x"], "sweep: samplers: got 'x'"),
         ("sweep", ["--output", "none.png", "--steps", "0"], "sweep: steps: got 0"),
         ("sweep", ["--output", "none.png", "--scales", "-1"], "sweep: scales: got -1"),
+        ("sweep", ["--output", "none.png", "--clip-scale", "-1"], "sweep: clip_scales: got -1"),
         ("evaluate", ["--output", "."], "evaluate: .: got a folder, expected a file"),
     ],
 )
