@@ -1,0 +1,74 @@
+"""A model that was taught its guidance beside its teacher: the same pictures at half the cost?
+
+    python benchmarks/distilled.py runs/scenes_distilled/export [--every 4] [--scales 1 2 3 5]
+
+Both draw the same scene prompts, none of which was trained on, from the same noise without drawing
+any more. For each scale: how far the student's latents end from the teacher's, how far those of the
+plain conditional teacher (scale 1) do, as shares of the length of the teacher's; how many pictures
+are all right; evaluations of the network and seconds, each for one picture.
+"""
+
+import argparse
+import pathlib
+
+import numpy as np
+
+import jaxdiff
+from jaxdiff.core.types import Float, NDArray
+from jaxdiff.data.scenes import Prompt
+from jaxdiff.evaluation.report import standard_prompts, summarise
+from jaxdiff.evaluation.scenes import judge, score
+
+BATCH = 64
+
+
+class Drawn:
+    """All prompts drawn by one model at one scale."""
+
+    def __init__(self, pipe: jaxdiff.Pipeline, prompts: list[Prompt], scale: float) -> None:
+        texts, seeds = [p.text for p in prompts], list(range(len(prompts)))
+        call = {"seed": seeds, "guidance_scale": scale, "batch_size": min(BATCH, len(prompts))}
+        pipe(texts[:1], **(call | {"seed": 0}), output="latent")  # compiles
+        output = pipe(texts, **call, output="latent")
+        rows = -(-len(texts) // call["batch_size"]) * call["batch_size"]
+        self.latents: Float[NDArray, "n h w c"] = np.asarray(output.images)
+        self.seconds = (output.timings["total_s"] - output.timings["compile_s"]) / rows
+        self.evaluations = pipe.evaluations(output.request)
+        pictures = pipe.pictures(self.latents)
+        pairs = zip(prompts, pictures, strict=True)
+        shares = summarise(prompts, [score(p.scene, judge(image)) for p, image in pairs])
+        self.right = [shares[f"{kind} all right"].value for kind in ("one", "two")]
+
+    def away(self, other: "Drawn") -> float:
+        """The median distance of the latents from those of `other`, as a share of their length."""
+        difference, length = (
+            np.linalg.norm(z.reshape(len(z), -1), axis=1)
+            for z in (self.latents - other.latents, other.latents)
+        )
+        return float(np.median(difference / length))
+
+
+def main() -> None:
+    """Print one row for each scale."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("student", type=pathlib.Path)
+    parser.add_argument("--teacher", help="the embedded model when left out")
+    parser.add_argument("--scales", nargs="+", type=float, default=[1, 2, 3, 5, 7.5, 10])
+    parser.add_argument("--every", type=int, default=4, help="take each n-th prompt")
+    args = parser.parse_args()
+    prompts = standard_prompts()[:: args.every]
+    teacher, student = jaxdiff.load(args.teacher), jaxdiff.load(str(args.student))
+    plain = Drawn(teacher, prompts, 1.0)
+    print("| scale | student away | plain away | one all right | two all right | evaluations | s |")
+    print("|---|---|---|---|---|---|---|")
+    for scale in args.scales:
+        taught, guided = Drawn(student, prompts, scale), Drawn(teacher, prompts, scale)
+        distances = f"{taught.away(guided):.2f} | {plain.away(guided):.2f}"
+        rights = [f"{s:.2f}, {t:.2f}" for s, t in zip(taught.right, guided.right, strict=True)]
+        cost = f"{taught.evaluations}, {guided.evaluations}"
+        time = f"{taught.seconds:.2f}, {guided.seconds:.2f}"
+        print(f"| {scale:g} | {distances} | {' | '.join(rights)} | {cost} | {time} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
