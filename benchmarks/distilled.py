@@ -10,6 +10,7 @@ are all right; evaluations of the network and seconds, each for one picture.
 
 import argparse
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +27,11 @@ class Drawn:
     """All prompts drawn by one model at one scale."""
 
     def __init__(self, pipe: jaxdiff.Pipeline, prompts: list[Prompt], scale: float) -> None:
-        texts, seeds = [p.text for p in prompts], list(range(len(prompts)))
-        call = {"seed": seeds, "guidance_scale": scale, "batch_size": min(BATCH, len(prompts))}
-        pipe(texts[:1], **(call | {"seed": 0}), output="latent")  # compiles
-        output = pipe(texts, **call, output="latent")
-        rows = -(-len(texts) // call["batch_size"]) * call["batch_size"]
+        texts, size = [p.text for p in prompts], min(BATCH, len(prompts))
+        call: dict[str, Any] = {"guidance_scale": scale, "batch_size": size, "output": "latent"}
+        pipe(texts[:1], **call)  # compiles
+        output = pipe(texts, seed=list(range(len(texts))), **call)
+        rows = -(-len(texts) // size) * size
         self.latents: Float[NDArray, "n h w c"] = np.asarray(output.images)
         self.seconds = (output.timings["total_s"] - output.timings["compile_s"]) / rows
         self.evaluations = pipe.evaluations(output.request)

@@ -47,7 +47,8 @@ class Options:
 
     Several rules, samplers, numbers of steps or steering scales give rows for every combination.
     NAME.png comes with a table NAME.md, the numbers NAME.json and their plot NAME-plot.png. The
-    same command goes on where it was stopped: what NAME.json has is not measured again.
+    same command goes on where it was stopped, with more rows and columns too: what NAME.json has is
+    not measured again.
     """
 
     prompt: tyro.conf.Positional[tuple[str, ...]] = PROMPTS
@@ -109,7 +110,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.measured:
         check_scenes(pipe)
     axes = _axes(options, pipe)
-    settings = _settings(options, pipe, guide, axes)
+    settings = _settings(options, pipe, guide)
     results = Results.open(options.output.with_suffix(".json"), settings)
     images = _fill(results, pipe, options, axes, prompts if options.measured else [])
     _write(options, axes, results, images, f"python -m jaxdiff sweep {shlex.join(arguments)}")
@@ -134,21 +135,25 @@ def _axes(options: Options, pipe: Any) -> Axes:
         for scale in getattr(options, name):
             in_range(name, scale, 0, MAX_SCALE)
     unique = dict.fromkeys  # in their order
-    axes = (rules, samplers, steps, options.classifier_scales, options.clip_scales)
+    axes: tuple[Sequence[Any], ...] = (
+        rules,
+        samplers,
+        steps,
+        options.classifier_scales,
+        options.clip_scales,
+    )
     kinds = itertools.product(*map(unique, axes))
     return Axes([Combination(*kind) for kind in kinds], tuple(unique(options.scales)))
 
 
-def _settings(options: Options, pipe: Any, guide: Any, axes: Axes) -> dict[str, Any]:
-    """Everything that the results depend on, as JSON values."""
+def _settings(options: Options, pipe: Any, guide: Any) -> dict[str, Any]:
+    """Everything that the result of a cell depends on beside the cell, as JSON values."""
     names = ("measured", "timed", "every", "seed")
     return {
         "model": pipe.name,
         "weights": pipe.fingerprint,
         "guide": None if guide is None else f"{guide.name} {guide.fingerprint}",
         "device": pipe.device_name,  # seconds on another one are not comparable
-        "combinations": [list(combination) for combination in axes.combinations],
-        "scales": list(axes.scales),
         **{name: getattr(options, name) for name in names},
         "prompt": list(options.prompt),
     }

@@ -190,6 +190,11 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
     # a picture each of the first and the last, and everything of the one that was lost
     assert [scale for count, _, scale in pipe.asked if count == 1].count(3.0) == 1
     assert [scale for count, _, scale in pipe.asked if count > 1] == [3.0] * (len(pipe.asked) - 3)
+    pipe.asked.clear()
+    assert sweep(pipe, output, *arguments, "--scales", "1", "7") == 0
+    assert {cell["scale"] for cell in cells_of(output)} == {1, 3, 5, 7}
+    assert [scale for count, _, scale in pipe.asked if count > 1] == [7.0] * (len(pipe.asked) - 2)
+    assert "| 3 |" not in output.with_suffix(".md").read_text()
     before = path.read_bytes()
     capsys.readouterr()
     assert sweep(pipe, output, *arguments, "--seed", "1") == 2
