@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 
 from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.checkpoints.jsonfiles import read_object
@@ -29,7 +30,8 @@ from jaxdiff.cli.training.terminal import Terminal
 from jaxdiff.cli.training.vae import vae_experiment
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
-from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, replicated, shard_batch
+from jaxdiff.parallel.mesh import check_batch_size, make_mesh, place, replicate, shard_batch
+from jaxdiff.parallel.rules import sharded_like, split_any
 from jaxdiff.pipeline import cache
 from jaxdiff.training import loop
 from jaxdiff.training.config import (
@@ -37,6 +39,7 @@ from jaxdiff.training.config import (
     CLIPObjective,
     DiffusionObjective,
     DistillationObjective,
+    MeshConfig,
     TrainConfig,
     VAEObjective,
     identity,
@@ -151,6 +154,11 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def mesh_of(config: MeshConfig) -> Mesh:
+    """The mesh over all devices; InputError unless they have its sizes."""
+    return make_mesh(config.data, config.fsdp, config.tensor)
+
+
 class Trainer:
     """A training in its workdir: made from scratch, or as its newest checkpoint left it."""
 
@@ -162,21 +170,24 @@ class Trainer:
         parts: Experiment,
     ) -> None:
         self.config, self.workdir, self.store, self.experiment = config, workdir, store, parts
-        self.mesh = data_mesh()
+        self.mesh = mesh_of(config.mesh)
         self.optimiser = optimiser(config.optimiser, config.steps)
-        whole = replicated(self.mesh)
+        learner = self.experiment.learner
         begin = functools.partial(initial_state, optimiser=self.optimiser)
+        shapes = jax.eval_shape(begin, learner.shapes)
+        self.shardings = sharded_like(shapes, learner.shapes, learner.rules, self.mesh)
         template = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-            jax.eval_shape(begin, self.experiment.learner.shapes),
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            shapes,
+            self.shardings,
         )
         base = jax.random.key(config.seed)
         found = store.restore(template)
         self.resumed = found is not None
         if found is None:
-            weights = self.experiment.learner.init(config.seed)
-            params = {path: jax.device_put(array, whole) for path, array in weights}
-            self.state: TrainState = jax.jit(begin, out_shardings=whole)(params)
+            parts = self.shardings.params
+            params = {path: place(array, parts[path]) for path, array in learner.init(config.seed)}
+            self.state: TrainState = jax.jit(begin, out_shardings=self.shardings)(params)
         else:
             self.state = found.state
             self.experiment.batches.set_state(found.host["data"])
@@ -205,10 +216,11 @@ class Trainer:
             config.ema_decay,
             learner.limit,
         )
-        frozen = replicate(self.experiment.frozen, self.mesh)
+        parts = split_any(self.experiment.frozen, self.mesh)
+        frozen = jax.tree.map(place, self.experiment.frozen, parts)
         with Prefetch(self.experiment.batches, lambda b: shard_batch(b, self.mesh)) as ahead:
             self.state = loop.train(
-                compile_step(pure, self.mesh),
+                compile_step(pure, self.mesh, self.shardings, parts),
                 self.state,
                 frozen,
                 ahead,
@@ -255,7 +267,7 @@ def run(arguments: Sequence[str]) -> None:
     cache.enable()
     config, checkpoints = options.config, workdir / CHECKPOINTS
     # What can be refused is refused before the workdir is touched.
-    check_batch_size(config.batch_size, data_mesh())
+    check_batch_size(config.batch_size, mesh_of(config.mesh))
     if options.export_only and not has_checkpoint(checkpoints):
         raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
     check_identity(identity(config), workdir)

@@ -1,5 +1,10 @@
-"""The data-parallel mesh: weights replicated, batches split along its one axis "data"."""
+"""The mesh: devices as data x fsdp x tensor, and what each of them holds of a batch.
 
+The batch is split over "data" and "fsdp" together. A weight is whole along "data", and split over
+"fsdp" and "tensor" as the tables of `rules` say.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +15,41 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
 
-DATA = "data"
+AXES = DATA, FSDP, TENSOR = ("data", "fsdp", "tensor")
+REST = -1  # the size of the axis that takes what the others leave
+
+
+def make_mesh(
+    data: int = REST, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh of these sizes over `devices` (all devices of all processes by default).
+
+    One size may be REST. The devices keep JAX's order, "tensor" changing fastest: neighbours on a
+    TPU's torus, and the GPUs of one node, are in one group. Raises InputError.
+    """
+    chosen = list(jax.devices() if devices is None else devices)
+    return Mesh(
+        np.asarray(chosen).reshape(sizes((data, fsdp, tensor), len(chosen))),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+    )
+
+
+def sizes(wanted: Sequence[int], devices: int) -> tuple[int, ...]:
+    """The sizes of the axes, REST filled in; InputError unless they take all `devices`."""
+    said = ", ".join(f"{name} {size}" for name, size in zip(AXES, wanted, strict=True))
+    if list(wanted).count(REST) > 1 or any(size < 1 and size != REST for size in wanted):
+        raise InputError(f"mesh: got {said}, expected numbers from 1, at most one of them {REST}")
+    rest = devices // math.prod(size for size in wanted if size != REST)
+    found = tuple(rest if size == REST else size for size in wanted)
+    if math.prod(found) != devices:
+        raise InputError(f"mesh: got {said}, expected sizes whose product is {devices} devices")
+    return found
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A one-axis mesh called "data" over `devices` (all devices of all processes by default)."""
-    chosen = np.asarray(jax.devices() if devices is None else list(devices))
-    return Mesh(chosen, (DATA,), axis_types=(AxisType.Auto,))
+    """The mesh that splits the batch only, over `devices` (all of them by default)."""
+    return make_mesh(devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -25,8 +58,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array whose first axis is split over the devices of `mesh`."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    """The sharding of an array whose first axis is split over "data" and "fsdp"."""
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+
+
+def ways(mesh: Mesh) -> int:
+    """In how many parts a batch is split."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 def replicate(tree: PyTree, devices: Mesh | Sequence[jax.Device]) -> PyTree:
@@ -35,11 +73,23 @@ def replicate(tree: PyTree, devices: Mesh | Sequence[jax.Device]) -> PyTree:
     return jax.device_put(tree, replicated(mesh))
 
 
+def place(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that this process has whole, as one of which every device holds its part.
+
+    All processes have to have the same.
+    """
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.device_put(array, sharding)
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> int:
     """Return the global `batch_size` if the devices of `mesh` can share it equally."""
-    if batch_size % mesh.size:
+    if batch_size % ways(mesh):
         raise InputError(
-            f"batch_size: got {batch_size}, expected a multiple of the {mesh.size} devices"
+            f"batch_size: got {batch_size}, expected a multiple of the {ways(mesh)} devices that "
+            "share a batch"
         )
     return batch_size
 
@@ -47,10 +97,10 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> int:
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's share of a batch as global arrays split over the devices of `mesh`.
 
-    Raises InputError when a first axis does not divide by this process's devices.
+    Raises InputError when a first axis does not divide by the parts that this process holds.
     """
     sharding = batch_sharding(mesh)
-    local = len(mesh.local_devices)
+    local = max(1, ways(mesh) // jax.process_count())
     for name, array in batch.items():
         if array.shape[0] % local:
             raise InputError(

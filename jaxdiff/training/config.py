@@ -180,12 +180,37 @@ class OptimiserConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How devices share the work: their number is data x fsdp x tensor."""
+
+    data: int = -1  # groups of devices that each hold all weights; -1 takes what the others leave
+    fsdp: int = 1  # devices that share the weights, each with a part of the batch of its own
+    tensor: int = 1  # devices that share the weights and the work on the same part of the batch
+
+    def __post_init__(self) -> None:
+        wanted = {name: getattr(self, name) for name in ("data", "fsdp", "tensor")}
+        for name, size in wanted.items():
+            if size != -1:
+                positive(f"mesh.{name}", size)
+        if list(wanted.values()).count(-1) > 1:
+            raise InputError(f"mesh: got {wanted}, expected at most one -1")
+
+
+MESHES = {
+    "replicate": MeshConfig(),
+    "fsdp": MeshConfig(data=1, fsdp=-1),
+    "fsdp+tensor": MeshConfig(data=1, fsdp=-1, tensor=4),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training, complete: with the same code it gives the same weights."""
 
     objective: Objective
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     steps: int  # optimiser steps in all
     batch_size: int  # pictures per step over all devices
     seed: int = 0  # of the initial weights and of all noise

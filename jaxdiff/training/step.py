@@ -53,15 +53,17 @@ def make_step(
     return step
 
 
-def compile_step(step: Step, mesh: Mesh) -> Any:
-    """`step` under jit: batch split over "data", all else replicated, the state's buffers reused.
+def compile_step(step: Step, mesh: Mesh, state: PyTree = None, frozen: PyTree = None) -> Any:
+    """`step` under jit: the batch split over `mesh`, the state's buffers reused.
 
-    The state passed in is donated: it must not be read after the call.
+    `state` and `frozen` are the shardings of either (None: whole on every device). The state passed
+    in is donated: it must not be read after the call.
     """
     whole, split = replicated(mesh), batch_sharding(mesh)
+    state, frozen = (whole if part is None else part for part in (state, frozen))
     return jax.jit(
         step,
-        in_shardings=(whole, whole, split, whole),
-        out_shardings=(whole, whole),
+        in_shardings=(state, frozen, split, whole),
+        out_shardings=(state, whole),
         donate_argnums=0,
     )

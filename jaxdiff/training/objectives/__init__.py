@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jaxdiff.core.types import Array, Key, NDArray
+from jaxdiff.parallel.rules import ANY, Rules
 
 Params = dict[str, Array]
 Metrics = dict[str, Array]
@@ -23,3 +24,5 @@ class Learner(NamedTuple):
     loss: Callable[[Params, Any, dict[str, Array], Key[Array, ""]], tuple[Array, Metrics]]
     # parameters after an update -> the nearest allowed ones
     limit: Callable[[Params], Params] = lambda params: params
+    # how parameters are split over devices
+    rules: Rules = ANY

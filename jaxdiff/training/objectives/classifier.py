@@ -12,6 +12,7 @@ from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.parallel.rules import CLASSIFIER
 from jaxdiff.training.config import ClassifierObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
 from jaxdiff.training.objectives.diffusion import draw_times
@@ -47,7 +48,9 @@ def classifier_learner(
         names = [f"nats_{group.name}" for group in attributes.groups]
         return jnp.sum(nats), dict(zip(names, nats, strict=True))
 
-    return Learner(weights(template), functools.partial(initial_weights, template), loss)
+    return Learner(
+        weights(template), functools.partial(initial_weights, template), loss, rules=CLASSIFIER
+    )
 
 
 def noisy(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray, PyTree
 from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.clip import CLIPModel
+from jaxdiff.parallel.rules import CLIP
 from jaxdiff.training.config import CLIPObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
 
@@ -94,4 +95,4 @@ def clip_learner(config: CLIPObjective, dtype: Dtype = jnp.float32) -> Learner:
         scale = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
         return params | {"logit_scale": scale}
 
-    return Learner(weights(template), init, loss, limit)
+    return Learner(weights(template), init, loss, limit, rules=CLIP)

@@ -15,6 +15,7 @@ from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.parallel.rules import UNET
 from jaxdiff.training.config import DiffusionObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
 from jaxdiff.training.objectives.vae import sample_latents
@@ -93,7 +94,9 @@ def diffusion_learner(
         )
         return value, {"latent_std": jnp.std(x0)}
 
-    return Learner(weights(template), functools.partial(initial_weights, template), loss)
+    return Learner(
+        weights(template), functools.partial(initial_weights, template), loss, rules=UNET
+    )
 
 
 def encoded(

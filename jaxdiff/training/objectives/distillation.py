@@ -16,6 +16,7 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
+from jaxdiff.parallel.rules import UNET
 from jaxdiff.training.config import DistillationObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
 from jaxdiff.training.objectives.diffusion import draw_times, encoded
@@ -80,7 +81,7 @@ def distillation_learner(
         error = mse(output, wanted, jnp.ones(len(x0)))
         return error, {"relative_error": error / jnp.mean(jnp.square(wanted))}
 
-    return Learner(weights(learnt), _begin_with(teacher, learnt), loss)
+    return Learner(weights(learnt), _begin_with(teacher, learnt), loss, rules=UNET)
 
 
 def _begin_with(

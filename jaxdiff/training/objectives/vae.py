@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Dtype, Float, Key, PyTree
 from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.parallel.rules import VAE
 from jaxdiff.training.config import VAEObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
 
@@ -59,7 +60,7 @@ def vae_learner(config: VAEObjective, dtype: Dtype = jnp.float32) -> Learner:
         )
         return total, parts
 
-    return Learner(weights(template), functools.partial(initial_weights, template), loss)
+    return Learner(weights(template), functools.partial(initial_weights, template), loss, rules=VAE)
 
 
 def reconstruct(model: AutoencoderKL, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

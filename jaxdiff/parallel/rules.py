@@ -1,0 +1,100 @@
+"""Which part of a weight lies where: tables of (pattern, axes of its last two dimensions).
+
+The first pattern that is found in a weight's dotted path decides. Kernels end in (in, out), linear
+and convolutional ones alike. Two products in a row split the width between them over "tensor", the
+first by its outputs and the second by its inputs, so that one sum over the devices follows each
+pair (Megatron-LM, 1909.08053, section 3). "fsdp" takes the other dimension: a device keeps its part
+and fetches the rest when the weight's turn comes (ZeRO, 1910.02054, stage 3).
+
+An axis that does not divide its dimension is not used there; "fsdp" then takes the longest
+dimension that it divides. Weights without a rule (biases, norms) are whole everywhere.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxdiff.core.types import PyTree
+from jaxdiff.parallel.mesh import FSDP, TENSOR
+
+Axis = str | None
+Rules = tuple[tuple[str, tuple[Axis, Axis]], ...]
+
+FIRST, SECOND, SINGLE = (FSDP, TENSOR), (TENSOR, FSDP), (None, FSDP)
+UNET: Rules = (
+    (r"\.(to_[qkv]|net\.0\.proj|conv1|time_emb_proj|linear_1)\.kernel$", FIRST),
+    (r"\.(to_out\.0|net\.2|conv2|linear_2)\.kernel$", SECOND),
+    (r"\.kernel$", SINGLE),
+)
+VAE: Rules = (
+    (r"\.(to_[qkv]|conv1)\.kernel$", FIRST),
+    (r"\.(to_out\.0|conv2)\.kernel$", SECOND),
+    (r"kernel$", SINGLE),
+)
+CLIP: Rules = (
+    (r"\.([qkv]_proj|fc1)\.kernel$", FIRST),
+    (r"\.(out_proj|fc2)\.kernel$", SECOND),
+    (r"embedding$", SINGLE),
+    (r"kernel$", SINGLE),
+)
+CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", SINGLE))
+ANY: Rules = (*UNET[:2], *CLIP)  # for weights of several models, which share no names but these
+
+
+def spec(
+    path: str, shape: tuple[int, ...], rules: Rules, sizes: Mapping[str, int]
+) -> PartitionSpec:
+    """How the weight at `path` is split over a mesh of these `sizes` by axis."""
+    wanted = next((axes for pattern, axes in rules if re.search(pattern, path)), None)
+    if wanted is None or len(shape) < len(wanted):
+        return PartitionSpec()
+    axes: list[Axis] = [None] * (len(shape) - len(wanted)) + list(wanted)
+    axes = [axis if axis and sizes[axis] > 1 else None for axis in axes]
+    pairs = list(zip(axes, shape, strict=True))
+    fits = [axis is None or size % sizes[axis] == 0 for axis, size in pairs]
+    moved = FSDP in axes and not fits[axes.index(FSDP)]
+    axes = [axis if fit else None for axis, fit in zip(axes, fits, strict=True)]
+    if moved:
+        free = [i for i, axis in enumerate(axes) if not axis and not shape[i] % sizes[FSDP]]
+        if free:
+            axes[max(free, key=lambda i: shape[i])] = FSDP
+    return PartitionSpec(*axes)
+
+
+def shardings(shapes: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
+    """The sharding of each weight of a flat table from dotted path to array or shape."""
+    return {
+        path: NamedSharding(mesh, spec(path, tuple(leaf.shape), rules, mesh.shape))
+        for path, leaf in shapes.items()
+    }
+
+
+def split_any(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Shardings of a tree that holds flat tables of weights of any models, and other arrays."""
+
+    def part(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path[-1].key if path and isinstance(path[-1], jax.tree_util.DictKey) else ""
+        return NamedSharding(mesh, spec(str(name), tuple(leaf.shape), ANY, mesh.shape))
+
+    return jax.tree_util.tree_map_with_path(part, tree)
+
+
+def sharded_like(tree: PyTree, weights: Mapping[str, Any], rules: Rules, mesh: Mesh) -> PyTree:
+    """Shardings of a tree that holds, among others, tables like that of `weights`.
+
+    A leaf under a weight's path and of its shape, such as a mean of its gradients, lies where the
+    weight does; all others are whole everywhere.
+    """
+    parts = shardings(weights, rules, mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey) and k.key in parts]
+        if names and tuple(weights[names[-1]].shape) == tuple(leaf.shape):
+            return parts[names[-1]]
+        return whole
+
+    return jax.tree_util.tree_map_with_path(place, tree)

@@ -1,0 +1,76 @@
+"""The tables of sharding rules on published models: what is split, how, and how evenly."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.models import presets
+from jaxdiff.models.build import weights
+from jaxdiff.parallel import mesh as meshes
+from jaxdiff.parallel.mesh import make_mesh
+from jaxdiff.parallel.rules import CLIP, UNET, VAE, sharded_like, shardings, spec
+
+MODELS = {
+    "unet sd15": (("unet", "sd15"), UNET),
+    "unet sdxl-base": (("unet", "sdxl-base"), UNET),
+    "vae sd": (("vae", "sd"), VAE),
+    "text openclip-bigg": (("text", "openclip-bigg"), CLIP),
+}
+
+
+@pytest.mark.parametrize(("preset", "rules"), MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (64, 1), (8, 4)])
+def test_hardly_anything_of_a_model_is_held_twice(preset, rules, fsdp, tensor):
+    """The parts of one device come to little more than the model's share."""
+    table = weights(presets.preset(*preset).abstract())
+    sizes = {"data": 1, "fsdp": fsdp, "tensor": tensor}
+    total = sum(leaf.size for leaf in table.values())
+    held = 0
+    for path, leaf in table.items():
+        axes = spec(path, leaf.shape, rules, sizes)
+        ways = np.prod([sizes[axis] for axis in axes if axis], dtype=int)
+        assert leaf.size % ways == 0
+        held += leaf.size // ways
+    assert held < total / (fsdp * tensor) * 1.6
+    assert held < total / fsdp * 1.15
+
+
+def test_two_products_in_a_row_split_the_width_between_them():
+    sizes, P = {"data": 1, "fsdp": 2, "tensor": 4}, PartitionSpec
+    block = "down_blocks.1.attentions.0.transformer_blocks.0"
+    for path, shape, expected in (
+        (f"{block}.attn1.to_q.kernel", (640, 640), P("fsdp", "tensor")),
+        (f"{block}.attn1.to_out.0.kernel", (640, 640), P("tensor", "fsdp")),
+        (f"{block}.ff.net.0.proj.kernel", (640, 5120), P("fsdp", "tensor")),
+        (f"{block}.ff.net.2.kernel", (2560, 640), P("tensor", "fsdp")),
+        ("mid_block.resnets.0.conv1.kernel", (3, 3, 64, 64), P(None, None, "fsdp", "tensor")),
+        ("mid_block.resnets.0.norm1.scale", (64,), P()),
+        # what "fsdp" does not divide goes to the dimension that it does, and "tensor" stays out
+        ("conv_out.kernel", (3, 3, 320, 3), P(None, None, "fsdp", None)),
+        (f"{block}.attn1.to_q.kernel", (6, 6), P("fsdp", None)),
+        ("conv_in.kernel", (3, 3, 3, 3), P(None, None, None, None)),
+    ):
+        assert spec(path, shape, UNET, sizes) == expected, path
+
+
+def test_means_of_gradients_lie_with_their_weights():
+    mesh = make_mesh(fsdp=8)
+    table = {"a.kernel": jax.ShapeDtypeStruct((16, 8), np.float32)}
+    rows = {"a.kernel": jax.ShapeDtypeStruct((16,), np.float32)}
+    tree = ({"mu": table}, rows, jax.ShapeDtypeStruct((), np.int32))
+    parts = shardings(table, UNET, mesh)
+    assert parts["a.kernel"].spec == PartitionSpec(None, "fsdp")
+    mu, factored, count = sharded_like(tree, table, UNET, mesh)
+    assert mu["mu"] == parts
+    assert factored["a.kernel"].spec == count.spec == PartitionSpec()
+
+
+def test_meshes():
+    assert meshes.sizes((-1, 2, 2), 8) == (2, 2, 2)
+    assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert make_mesh(2, 2, 2).devices[0, 0].tolist() == jax.devices()[:2]
+    for wanted in ((3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 8, 1), (2, 2, 1)):
+        with pytest.raises(InputError, match=r"mesh: got data .*expected"):
+            meshes.sizes(wanted, 8)
