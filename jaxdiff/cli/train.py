@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import Mesh
+from rich.console import Console
 
 from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.checkpoints.jsonfiles import read_object
@@ -30,7 +31,8 @@ from jaxdiff.cli.training.terminal import Terminal
 from jaxdiff.cli.training.vae import vae_experiment
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
-from jaxdiff.parallel.mesh import check_batch_size, make_mesh, place, replicate, shard_batch
+from jaxdiff.parallel.mesh import check_batch_size, make_mesh, place, replicated, shard_batch
+from jaxdiff.parallel.processes import Agreed, Job, fetch, is_first, join
 from jaxdiff.parallel.rules import sharded_like, split_any
 from jaxdiff.pipeline import cache
 from jaxdiff.training import loop
@@ -58,6 +60,7 @@ class Options:
     config: TrainConfig
     workdir: pathlib.Path
     export_only: bool
+    job: Job
 
 
 Workdir = Annotated[
@@ -95,9 +98,13 @@ def parse(arguments: Sequence[str]) -> Options:
     given = load_config(pathlib.Path(arguments[0]))
 
     def options(
-        *, workdir: Workdir, export_only: ExportOnly = False, config: Fields = given
+        *,
+        workdir: Workdir,
+        export_only: ExportOnly = False,
+        job: Annotated[Job, tyro.conf.arg(name="")] = Job(),  # noqa: B008 - it is frozen
+        config: Fields = given,
     ) -> Options:
-        return Options(config=config, workdir=workdir, export_only=export_only)
+        return Options(config=config, workdir=workdir, export_only=export_only, job=job)
 
     return tyro.cli(
         options,
@@ -175,7 +182,7 @@ class Trainer:
         learner = self.experiment.learner
         begin = functools.partial(initial_state, optimiser=self.optimiser)
         shapes = jax.eval_shape(begin, learner.shapes)
-        self.shardings = sharded_like(shapes, learner.shapes, learner.rules, self.mesh)
+        self.shardings: Any = sharded_like(shapes, learner.shapes, learner.rules, self.mesh)
         template = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             shapes,
@@ -192,7 +199,8 @@ class Trainer:
             self.state = found.state
             self.experiment.batches.set_state(found.host["data"])
             base = jax.random.wrap_key_data(jnp.asarray(found.host["base"], jnp.uint32))
-        self.base = replicate(base, self.mesh)
+        data = place(jax.random.key_data(base), replicated(self.mesh))
+        self.base = jax.random.wrap_key_data(data)
         self.step = 0 if found is None else found.step
 
     def save(self, step: int, state: TrainState, position: Any) -> None:
@@ -203,10 +211,11 @@ class Trainer:
     def train(self, terminal: Terminal, stop: Callable[[], bool]) -> None:
         """Train to the last step."""
         config, learner = self.config, self.experiment.learner
-        log = JsonlLog(self.workdir / "log.jsonl", step=self.step)
+        log = JsonlLog(self.workdir / "log.jsonl", step=self.step) if is_first() else None
 
         def record_values(step: int, values: Mapping[str, float]) -> None:
-            log(step, values)
+            if log is not None:
+                log(step, values)
             terminal.values(step, values)
 
         pure = make_step(
@@ -243,8 +252,9 @@ class Trainer:
 
     def export(self) -> pathlib.Path:
         """Write the EMA weights as component folders."""
-        folder = self.workdir / "export"
-        self.experiment.export(self.state.ema, folder)
+        folder, averaged = self.workdir / "export", fetch(self.state.ema)
+        if is_first():
+            self.experiment.export(averaged, folder)
         return folder
 
 
@@ -264,6 +274,7 @@ def run(arguments: Sequence[str]) -> None:
     """The command. SystemExit with 130 or 143 after SIGINT or SIGTERM, once the state is saved."""
     options = parse(arguments)
     workdir = options.workdir
+    join(options.job)
     cache.enable()
     config, checkpoints = options.config, workdir / CHECKPOINTS
     # What can be refused is refused before the workdir is touched.
@@ -279,10 +290,13 @@ def run(arguments: Sequence[str]) -> None:
             trainer = Trainer(config, workdir, store, parts)
     else:
         with alone(workdir), TrainingStore(checkpoints, keep=config.keep) as store:
-            record(config, now, workdir)
+            if is_first():
+                record(config, now, workdir)
             trainer = Trainer(config, workdir, store, parts)
             train_until_stopped(trainer)
-    print(f"train: exported to {trainer.export()}", file=sys.stderr)
+    folder = trainer.export()
+    if is_first():
+        print(f"train: exported to {folder}", file=sys.stderr)
 
 
 @contextmanager
@@ -290,6 +304,9 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
     """Make `workdir` and keep other trainings out of it; InputError if one is there."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if not is_first():  # one lock for all processes of a training
+            yield
+            return
         with filelock.FileLock(workdir / ".lock", timeout=0):
             yield
     except filelock.Timeout:
@@ -303,14 +320,16 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
 def train_until_stopped(trainer: Trainer) -> None:
     """Train to the end; SystemExit says how to go on if that was not reached."""
     steps = trainer.config.steps
-    with stop_signals() as received, Terminal(start=trainer.step, steps=steps) as terminal:
+    console = Console(stderr=True, quiet=not is_first())
+    shown = Terminal(start=trainer.step, steps=steps, console=console)
+    with stop_signals() as received, shown as terminal:
         if trainer.resumed:
             terminal.message(f"train: going on after step {trainer.step} of {steps}")
         try:
-            trainer.train(terminal, lambda: bool(received))
+            trainer.train(terminal, Agreed(lambda: bool(received)))
         except loop.StoppedError as stopped:
             terminal.message(f"train: {stopped}; the same command goes on from there")
-            raise SystemExit(128 + received[0]) from None
+            raise SystemExit(128 + (received or [signal.SIGTERM])[0]) from None
         except loop.NonFiniteError as error:
             kept = trainer.store.latest()
             terminal.message(

@@ -78,8 +78,6 @@ def place(array: Any, sharding: NamedSharding) -> jax.Array:
 
     All processes have to have the same.
     """
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return jax.device_put(array, sharding)
     host = np.asarray(array)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

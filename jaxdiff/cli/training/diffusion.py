@@ -36,6 +36,7 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.parallel.processes import fetch
 from jaxdiff.samplers.loop import sample as run_sampler
 from jaxdiff.samplers.noise import image_keys, initial_noise
 from jaxdiff.samplers.registry import SAMPLERS, make_grid
@@ -169,9 +170,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     batch = spread(validation_batch(config, tokenizer))
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        save_grid(
-            workdir / "samples", step, grid(np.asarray(draw(params, frozen, **shown)), SHOWN // 2)
-        )
+        save_grid(workdir / "samples", step, grid(fetch(draw(params, frozen, **shown)), SHOWN // 2))
         loss, _ = measure(params, frozen, batch, jax.random.key(0))
         return {"validation_loss": float(loss)}
 

@@ -7,7 +7,6 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
@@ -33,6 +32,7 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
+from jaxdiff.parallel.processes import fetch
 from jaxdiff.samplers.loop import sample as run_sampler
 from jaxdiff.samplers.noise import image_keys
 from jaxdiff.samplers.registry import SAMPLERS, make_grid
@@ -61,7 +61,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
     batch = spread(validation_batch(config, tokenizer))
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        pictures = np.asarray(draw(params, frozen, **shown))
+        pictures = fetch(draw(params, frozen, **shown))
         save_grid(workdir / "samples", step, grid(pictures, SHOWN // 2))
         _, measures = measure(params, frozen, batch, jax.random.key(0))
         return {f"validation_{name}": float(value) for name, value in measures.items()}

@@ -12,7 +12,8 @@ from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
 from jaxdiff.data.batches import Batch, Item, batches
 from jaxdiff.data.scenes import SceneSource
-from jaxdiff.parallel.mesh import data_mesh, replicate, shard_batch
+from jaxdiff.parallel.mesh import batch_sharding, data_mesh, place, replicated
+from jaxdiff.parallel.processes import is_first
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.objectives import Learner, Params
 
@@ -35,17 +36,25 @@ class Experiment(NamedTuple):
 
 
 def training_batches(
-    config: TrainConfig, tokenizer: Any = None, *, transform: Transform | None = None
+    config: TrainConfig,
+    tokenizer: Any = None,
+    *,
+    transform: Transform | None = None,
+    process_count: int | None = None,
 ) -> Any:
-    """This process's share of the endless training batches; the options are those of `batches`."""
+    """This process's share of the endless training batches; the options are those of `batches`.
+
+    With `process_count` 1 it is everything, on each of them.
+    """
+    count = jax.process_count() if process_count is None else process_count
     source = SceneSource(seed=config.data.seed, variations=config.data.variations)
     return batches(
         source,
         batch_size=config.batch_size,
         tokenizer=tokenizer,
         transform=transform,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=jax.process_index() % count,
+        process_count=count,
     )
 
 
@@ -65,11 +74,12 @@ def validation_batch(
 def spread(batch: Mapping[str, NDArray]) -> dict[str, Array]:
     """`batch` shared out over all devices if they divide it, so that each computes its part only.
 
-    A batch that they do not divide goes whole to each of them.
+    A batch that they do not divide goes whole to each of them. All processes have the same one.
     """
     mesh = data_mesh()
     shared = all(len(array) % mesh.size == 0 for array in batch.values())
-    return shard_batch(batch, mesh) if shared else replicate(dict(batch), mesh)
+    where = batch_sharding(mesh) if shared else replicated(mesh)
+    return {name: place(array, where) for name, array in batch.items()}
 
 
 def grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
@@ -84,7 +94,9 @@ def grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
 
 
 def save_grid(folder: pathlib.Path, step: int, picture: Image.Image) -> None:
-    """Write `folder`/step_XXXXXX.png, whole or not at all."""
+    """Write `folder`/step_XXXXXX.png, whole or not at all; of several processes the first does."""
+    if not is_first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with new_file(folder / f"step_{step:06d}.png") as temporary:
         picture.save(temporary, format="PNG")

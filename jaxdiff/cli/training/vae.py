@@ -21,6 +21,7 @@ from jaxdiff.cli.training.experiment import (
 from jaxdiff.core.types import Dtype, Float, NDArray
 from jaxdiff.models.build import abstract, assemble
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.parallel.processes import fetch
 from jaxdiff.training.config import TrainConfig, VAEObjective
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.vae import latent_moments, reconstruct, vae_learner
@@ -43,9 +44,8 @@ def with_measured_scale(config: TrainConfig, params: Params) -> AutoencoderKLCon
     template = abstract(AutoencoderKL, model)
     moments = jax.jit(lambda params, images: latent_moments(assemble(template, params), images))
     size = 64
-    stream = training_batches(dataclasses.replace(config, batch_size=size))
-    drawn = (spread(next(stream))["image"] for _ in range(MEASURED // size))
-    parts = [moments(params, images) for images in drawn]
+    stream = training_batches(dataclasses.replace(config, batch_size=size), process_count=1)
+    parts = [moments(params, next(stream)["image"]) for _ in range(MEASURED // size)]
     mean, square = np.mean(np.asarray(parts, np.float64), axis=0)
     factor = float(1 / np.sqrt(square - mean**2))
     return dataclasses.replace(model, scaling_factor=factor, shift_factor=None)
@@ -59,7 +59,7 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
     rebuild = jax.jit(lambda params, images: reconstruct(assemble(template, params), images))
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        rebuilt = np.asarray(rebuild(params, spread({"image": images})["image"]))
+        rebuilt = fetch(rebuild(params, spread({"image": images})["image"]))
         pairs = np.concatenate([images[:SHOWN], rebuilt[:SHOWN]])
         save_grid(workdir / "samples", step, grid(pairs, SHOWN))
         return {"validation_psnr": psnr(images, rebuilt)}

@@ -1,0 +1,100 @@
+"""Several processes as one program: how they find each other, and what they agree on."""
+
+import dataclasses
+import os
+from collections import deque
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import PyTree
+from jaxdiff.parallel.mesh import batch_sharding, data_mesh, replicated
+
+AHEAD = 2  # calls between asking the others and using their answer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Where the processes of a job meet; all left out: alone, or as the cluster says."""
+
+    coordinator: str | None = None  # host:port of process 0
+    num_processes: int | None = None
+    process_id: int | None = None  # of this one, from 0
+    distributed: bool = False  # ask the cluster's environment even if it shows no other process
+
+    def __post_init__(self) -> None:
+        said = (self.coordinator, self.num_processes, self.process_id)
+        if any(value is None for value in said) and any(value is not None for value in said):
+            raise InputError(
+                f"coordinator, num_processes, process_id: got {said}, expected all three or none"
+            )
+        count, number = self.num_processes, self.process_id
+        if count is not None and number is not None and not 0 <= number < count:
+            raise InputError(f"process_id: got {number}, expected one from 0 to {count - 1}")
+
+
+def join(job: Job) -> None:
+    """Meet the other processes of `job`. Nothing may have used a device before.
+
+    Slurm steps and Open MPI with several tasks, and TPU slices of several hosts as GKE describes
+    them, are found by themselves; `distributed` has JAX look for any cluster that it knows.
+    """
+    if job.coordinator is None and not (job.distributed or _in_company(os.environ)):
+        return
+    # Of the CPU back end, whose devices talk across processes by gloo only; others ignore it.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        coordinator_address=job.coordinator,
+        num_processes=job.num_processes,
+        process_id=job.process_id,
+    )
+
+
+def _in_company(environment: os._Environ[str] | dict[str, str]) -> bool:
+    """Whether a cluster's environment speaks of more than one process."""
+    counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
+    return "," in hosts or any(int(environment.get(name) or 1) > 1 for name in counts)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """`tree` as whole arrays on this host. All processes have to ask together."""
+
+    def get(leaf: jax.Array) -> np.ndarray:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(get, tree)
+
+
+class Agreed:
+    """Whether some process says yes, the same answer on all of them at the same call.
+
+    The answer is that of AHEAD calls ago, so that nobody waits for the devices. A process alone
+    gets its own answer at once.
+    """
+
+    def __init__(self, ask: Callable[[], bool]) -> None:
+        self._ask, self._asked = ask, deque[jax.Array]()
+        self._mesh = data_mesh()
+        self._any = jax.jit(jnp.max, out_shardings=replicated(self._mesh))
+
+    def __call__(self) -> bool:
+        """Ask, and answer."""
+        mine = self._ask()
+        if jax.process_count() == 1:
+            return mine
+        here = np.full(len(self._mesh.local_devices), mine, np.int32)
+        everyone = jax.make_array_from_process_local_data(batch_sharding(self._mesh), here)
+        self._asked.append(self._any(everyone))
+        return len(self._asked) > AHEAD and bool(self._asked.popleft())

@@ -1,0 +1,147 @@
+"""One training in two processes: killed, then ended by a single one on as many devices."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.parallel import processes
+from jaxdiff.parallel.mesh import data_mesh, make_mesh, place, replicated, shard_batch
+from jaxdiff.parallel.processes import Agreed, Job, fetch
+from jaxdiff.training.log import read_lines
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 12
+CONFIG = f"""
+from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.training.config import MESHES, TrainConfig, VAEObjective
+model = AutoencoderKLConfig(block_out_channels=(8,), norm_num_groups=1, latent_channels=2,
+    mid_block_add_attention=False)
+config = TrainConfig(objective=VAEObjective(model=model), mesh=MESHES["fsdp"], steps={STEPS},
+    batch_size=8, log_every=1, checkpoint_every=4, sample_every=6)
+"""
+
+
+def start(folder, name, devices, *options):
+    """The train command on so many CPU devices, in a process of its own."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+    }
+    command = [sys.executable, "train.py", str(folder / "tiny.py"), "--workdir", str(folder / name)]
+    return subprocess.Popen(
+        [*command, *options], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def pair(folder, name):
+    """Two processes of four devices each that meet on this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    meeting = ("--coordinator", address, "--num-processes", "2", "--process-id")
+    return [start(folder, name, 4, *meeting, str(number)) for number in (0, 1)]
+
+
+def ended(process):
+    """The exit code and what was said."""
+    _, said = process.communicate(timeout=400)
+    return process.returncode, said
+
+
+def losses(folder, name):
+    lines = read_lines(folder / name / "log.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    return [line["loss"] for line in lines]
+
+
+@pytest.mark.slow
+def test_two_processes_then_one(tmp_path):
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    code, said = ended(start(tmp_path, "one", 8))
+    assert code == 0, said
+    both, log = pair(tmp_path, "cut"), tmp_path / "cut" / "log.jsonl"
+    while not (log.exists() and log.read_text().count("\n") >= 6):
+        assert all(process.poll() is None for process in both), both[0].communicate()[1]
+        time.sleep(0.01)
+    both[1].send_signal(signal.SIGKILL)
+    both[1].communicate()
+    both[0].send_signal(signal.SIGKILL)  # or it waits for the other until JAX gives it up
+    both[0].communicate()
+    assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()} >= {"4"}
+    code, said = ended(start(tmp_path, "cut", 8))
+    assert code == 0, said
+    assert "going on after step" in said
+    np.testing.assert_allclose(losses(tmp_path, "cut"), losses(tmp_path, "one"), rtol=1e-4)
+    one, cut = (tmp_path / name / "export" for name in ("one", "cut"))
+    assert {p.name for p in one.iterdir()} == {p.name for p in cut.iterdir()}
+
+
+@pytest.mark.slow
+def test_two_processes_end_alike_and_only_the_first_speaks(tmp_path):
+    """A signal to one of them stops both, at the same step."""
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    both, log = pair(tmp_path, "stopped"), tmp_path / "stopped" / "log.jsonl"
+    while not (log.exists() and log.read_text().count("\n") >= 2):
+        assert all(process.poll() is None for process in both), both[0].communicate()[1]
+        time.sleep(0.01)
+    both[1].send_signal(signal.SIGTERM)
+    codes, texts = zip(*(ended(process) for process in both), strict=True)
+    assert codes == (128 + signal.SIGTERM,) * 2, texts
+    assert "the same command goes on from there" in texts[0]
+    assert "train:" not in texts[1]
+    both = pair(tmp_path, "stopped")
+    assert [ended(process)[0] for process in both] == [0, 0]
+    losses(tmp_path, "stopped")
+    assert (tmp_path / "stopped" / "export" / "config.json").exists()
+    assert len(list((tmp_path / "stopped" / "samples").iterdir())) == 2
+
+
+def test_a_meeting_is_described_whole_or_not_at_all():
+    assert Job(coordinator="a:1", num_processes=2, process_id=1).process_id == 1
+    with pytest.raises(InputError, match="expected all three or none"):
+        Job(coordinator="a:1")
+    with pytest.raises(InputError, match="process_id: got 2, expected one from 0 to 1"):
+        Job(coordinator="a:1", num_processes=2, process_id=2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "company"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ],
+)
+def test_clusters_speak_of_company(environment, company):
+    assert processes._in_company(environment) == company
+
+
+def test_arrays_come_back_whole():
+    mesh = make_mesh(fsdp=8)
+    value = np.arange(16.0, dtype=np.float32)
+    tree = {"a": shard_batch({"x": value}, mesh)["x"], "b": place(value, replicated(mesh))}
+    for got in fetch(tree).values():
+        assert isinstance(got, np.ndarray)
+        np.testing.assert_array_equal(got, value)
+
+
+def test_one_process_answers_itself_at_once():
+    answers = iter([False, True])
+    asked = Agreed(lambda: next(answers))
+    assert [asked(), asked()] == [False, True]
+    assert jax.process_count() == 1
+    assert data_mesh().size == 8
