@@ -195,6 +195,7 @@ class Trainer:
         log = JsonlLog(self.workdir / "log.jsonl", step=self.step)
 
         def record_values(step: int, values: Mapping[str, float]) -> None:
+            values = {**values, **self.experiment.batches.counts()}
             log(step, values)
             terminal.values(step, values)
 
@@ -260,7 +261,7 @@ def run(arguments: Sequence[str]) -> None:
         raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
     check_identity(identity(config), workdir)
     parts = experiment(config, workdir)
-    now = identity(config) | dict(parts.identity)
+    now = identity(config) | dict(parts.identity) | dict(parts.batches.identity)
     check_identity(now, workdir)
     if options.export_only:
         with TrainingStore(checkpoints, read_only=True) as store:
