@@ -12,6 +12,7 @@ from jaxdiff.core.validate import one_of
 COMMANDS = {
     "generate": "draw pictures from prompts",
     "train": "train a model from a config file",
+    "cache-latents": "encode pictures once, to train from their latents",
     "export": "gather trained components into one diffusers folder",
     "convert": "write a checkpoint in another layout",
     "inspect": "say what a checkpoint is",
@@ -20,19 +21,19 @@ COMMANDS = {
     "strip": "draw one picture on its way from noise",
 }
 USAGE = "usage: jaxdiff COMMAND ...\n\n" + "\n".join(
-    f"  {name:10s} {text}" for name, text in COMMANDS.items()
+    f"  {name:13s} {text}" for name, text in COMMANDS.items()
 )
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run one command and return its exit code: 0 done, 2 bad input, 130 interrupted.
 
-    Each command is a module of this folder with a function `run(arguments)`, imported only when
-    it is asked for, so that `--help` does not wait for jax.
+    Each command is a module of this folder (_ for -) with a function `run(arguments)`, imported
+    only when it is asked for, so that `--help` does not wait for jax.
     """
     warnings.showwarning = _warn
     try:
-        importlib.import_module(f"jaxdiff.cli.{command}").run(arguments)
+        importlib.import_module(f"jaxdiff.cli.{command.replace('-', '_')}").run(arguments)
     except InputError as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 2

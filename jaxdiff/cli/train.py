@@ -214,6 +214,7 @@ class Trainer:
         log = JsonlLog(self.workdir / "log.jsonl", step=self.step) if is_first() else None
 
         def record_values(step: int, values: Mapping[str, float]) -> None:
+            values = {**values, **self.experiment.batches.counts()}
             if log is not None:
                 log(step, values)
             terminal.values(step, values)
@@ -283,7 +284,7 @@ def run(arguments: Sequence[str]) -> None:
         raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
     check_identity(identity(config), workdir)
     parts = experiment(config, workdir)
-    now = identity(config) | dict(parts.identity)
+    now = identity(config) | dict(parts.identity) | dict(parts.batches.identity)
     check_identity(now, workdir)
     if options.export_only:
         with TrainingStore(checkpoints, read_only=True) as store:

@@ -1,1 +1,1 @@
-"""Training data: procedurally drawn scenes, their captions and tokenizer, and grain pipelines."""
+"""Training data: procedural scenes, stored pictures and latents, a tokenizer, grain pipelines."""

@@ -15,6 +15,7 @@ from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
 Item = Mapping[str, Any]
 Batch = dict[str, np.ndarray]
 
+STACKED = ("mean", "logvar", "time_ids")  # of latents, and what SDXL is told of a picture's size
 READ_AHEAD = 2  # batches prepared while the device computes
 
 
@@ -26,9 +27,14 @@ def to_unit(images: UInt8[NDArray, "..."]) -> Float[NDArray, "..."]:
 def collate(items: Sequence[Item], tokenizer: CLIPTokenizer | None = None) -> Batch:
     """Items with "image" and "caption" as arrays "image" (b, h, w, 3) in [-1, 1] and "ids" (b, n).
 
-    Without a tokenizer there are no "ids".
+    Without a tokenizer there are no "ids". Where items have "time_ids", "mean" or "logvar" in
+    place of or beside "image", so has the batch.
     """
-    batch = {"image": to_unit(np.stack([item["image"] for item in items]))}
+    batch: Batch = {}
+    if "image" in items[0]:
+        batch["image"] = to_unit(np.stack([item["image"] for item in items]))
+    for name in (name for name in STACKED if name in items[0]):
+        batch[name] = np.stack([item[name] for item in items])
     if tokenizer is not None:
         batch["ids"] = tokenize(tokenizer, [item["caption"] for item in items])
     return batch

@@ -17,15 +17,18 @@ from jaxdiff.cli.training.experiment import (
     CHECKPOINTS,
     SHOWN,
     Experiment,
+    check_kind,
     grid,
     save_grid,
     spread,
     training_batches,
     validation_batch,
+    validation_captions,
 )
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int, NDArray
 from jaxdiff.data.drawing import CANVAS
+from jaxdiff.data.latents import read_description
 from jaxdiff.data.scenes import sample_prompts
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.guidance.denoiser import guided, stack_streams
@@ -40,7 +43,7 @@ from jaxdiff.parallel.processes import fetch
 from jaxdiff.samplers.loop import sample as run_sampler
 from jaxdiff.samplers.noise import image_keys, initial_noise
 from jaxdiff.samplers.registry import SAMPLERS, make_grid
-from jaxdiff.training.config import DiffusionObjective, TrainConfig
+from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import Frozen, diffusion_learner
 
@@ -110,10 +113,26 @@ def encode_shape(ids: Int[Array, "b n"], text: CLIPTextModel) -> tuple[int, int]
     return ids.shape[1], text.config.hidden_size
 
 
-def _check_size(objective: DiffusionObjective, vae: AutoencoderKL) -> None:
-    """InputError unless the UNet is for the latents that the VAE makes of scenes."""
+def _side(data: DataConfig, objective: DiffusionObjective) -> int:
+    """Side of the (square) pictures in pixels; InputError if another VAE made the latents."""
+    if data.kind == "scenes":
+        return CANVAS
+    if data.kind != "latents":
+        return data.resolution or 0
+    folder = pathlib.Path(str(data.path))
+    made, own = read_description(folder), digest(find_weights(pathlib.Path(objective.vae)))
+    if made.vae != own:
+        raise InputError(
+            f"data.path: got {folder}, encoded by a VAE with the digest {made.vae}, expected "
+            f"{own} as {objective.vae} has"
+        )
+    return made.resolution
+
+
+def _check_size(objective: DiffusionObjective, vae: AutoencoderKL, side: int) -> None:
+    """InputError unless the UNet is for the latents that the VAE makes of pictures of `side`."""
     model = objective.model
-    side, channels = CANVAS // vae.config.downscale, vae.config.latent_channels
+    side, channels = side // vae.config.downscale, vae.config.latent_channels
     for name, wanted in (
         ("sample_size", side),
         ("in_channels", channels),
@@ -150,12 +169,13 @@ def _given_weights(
 def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Grids are pictures of fixed prompts; the measure is the loss on validation pictures."""
     objective = cast(DiffusionObjective, config.objective)
+    check_kind(config)
     given = pathlib.Path(objective.text_encoder)
     folders = {"vae": pathlib.Path(objective.vae), "text_encoder": given / "text_encoder"}
     parts = {name: read_component(path, dtype=dtype) for name, path in folders.items()}
     vae = cast(AutoencoderKL, parts["vae"].module)
     text = cast(CLIPTextModel, parts["text_encoder"].module)
-    _check_size(objective, vae)
+    _check_size(objective, vae, _side(config.data, objective))
     tokenizer = load_tokenizer(given / "tokenizer")
     (null,) = tokenize(tokenizer, [""])
     frozen = Frozen(vae=weights(vae), text_encoder=weights(text), null=jnp.asarray(null))
@@ -164,9 +184,9 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         learner = learner._replace(init=_given_weights(objective.weights, learner.shapes))
     draw = jax.jit(make_sampler(objective, vae, text, dtype))
     measure = jax.jit(learner.loss)
-    shown = spread(
-        {"ids": tokenize(tokenizer, shown_prompts()), "noise": shown_noise(objective.model)}
-    )
+    scenes = config.data.kind == "scenes"
+    prompts = shown_prompts() if scenes else validation_captions(config, SHOWN)
+    shown = spread({"ids": tokenize(tokenizer, prompts), "noise": shown_noise(objective.model)})
     batch = spread(validation_batch(config, tokenizer))
 
     def sample(step: int, params: Params) -> Mapping[str, float]:

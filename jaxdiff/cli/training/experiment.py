@@ -6,18 +6,34 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from PIL import Image
 
 from jaxdiff.checkpoints.atomic import new_file
+from jaxdiff.cli.training.stored import open_stored
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
 from jaxdiff.data.batches import Batch, Item, batches
 from jaxdiff.data.scenes import SceneSource
+from jaxdiff.data.skipped import Skipped
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, place, replicated
 from jaxdiff.parallel.processes import is_first
-from jaxdiff.training.config import TrainConfig
+from jaxdiff.training.config import (
+    PICTURES,
+    DiffusionObjective,
+    DistillationObjective,
+    TrainConfig,
+    VAEObjective,
+)
 from jaxdiff.training.objectives import Learner, Params
 
 CHECKPOINTS = "checkpoints"  # their folder in a workdir
+# The kinds of data that an objective can learn from; others only from scenes.
+KINDS: dict[type, tuple[str, ...]] = {
+    VAEObjective: ("scenes", *PICTURES),
+    DistillationObjective: ("scenes", *PICTURES),
+    DiffusionObjective: ("scenes", *PICTURES, "latents"),
+}
 SHOWN = 16  # pictures in a sample grid
 VALIDATED = 256  # validation pictures behind a number in the log
 
@@ -29,10 +45,37 @@ class Experiment(NamedTuple):
 
     learner: Learner
     frozen: PyTree  # the weights that the loss reads and nothing changes
-    batches: Any  # a Batches that also has set_state
+    batches: "Stream"
     sample: Callable[[int, Params], Mapping[str, float]]  # writes a grid, returns measures
     export: Callable[[Params, pathlib.Path], None]  # writes into this folder
     identity: Mapping[str, str] = {}  # fingerprints of what must not change on the way
+
+
+class Stream:
+    """Batches for training, what of the data could not be used, and which data it is."""
+
+    def __init__(self, iterator: Any, skipped: Skipped, identity: Mapping[str, str]) -> None:
+        self._iterator, self._skipped, self.identity = iterator, skipped, identity
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> Any:
+        """The position as JSON values, the same for any number of processes."""
+        return self._iterator.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """Go on from a position that `get_state` gave."""
+        self._iterator.set_state(state)
+
+    def close(self) -> None:
+        """Stop the reading threads."""
+        self._iterator.close()
+
+    def counts(self) -> dict[str, float]:
+        """For the log: items that this process has skipped since it was started, by reason."""
+        counts = self._skipped.counts()
+        return {f"skipped_{name.replace(' ', '_')}": float(n) for name, n in counts.items()}
 
 
 def training_batches(
@@ -41,21 +84,53 @@ def training_batches(
     *,
     transform: Transform | None = None,
     process_count: int | None = None,
-) -> Any:
+) -> Stream:
     """This process's share of the endless training batches; the options are those of `batches`.
 
-    With `process_count` 1 it is everything, on each of them.
+    With `process_count` 1 it is everything, whatever the other processes do.
     """
     count = jax.process_count() if process_count is None else process_count
-    source = SceneSource(seed=config.data.seed, variations=config.data.variations)
-    return batches(
+    data = config.data
+    check_kind(config)
+    if data.kind == "scenes":
+        source: Any = SceneSource(seed=data.seed, variations=data.variations)
+        skipped, identity = Skipped(), {}
+    else:
+        stored = open_stored(data, config.batch_size, captions=tokenizer is not None)
+        source, skipped, identity = stored.training, stored.skipped, {"data": stored.fingerprint}
+        if count > 1:
+            _check_same(stored.fingerprint)
+    iterator = batches(
         source,
         batch_size=config.batch_size,
         tokenizer=tokenizer,
         transform=transform,
         process_index=jax.process_index() % count,
         process_count=count,
+        threads=data.threads,
     )
+    return Stream(iterator, skipped, identity)
+
+
+def check_kind(config: TrainConfig) -> None:
+    """InputError unless the objective can learn from that kind of data."""
+    kinds = KINDS.get(type(config.objective), ("scenes",))
+    name = type(config.objective).__name__
+    if config.data.kind not in kinds:
+        raise InputError(
+            f"data.kind: got {config.data.kind} for a {name}, expected {' or '.join(kinds)}"
+        )
+
+
+def _check_same(fingerprint: str) -> None:
+    """InputError if another process sees other data than the first one does."""
+    mine = np.frombuffer(bytes.fromhex(fingerprint), np.uint8)
+    first = np.asarray(multihost_utils.broadcast_one_to_all(mine))
+    if not np.array_equal(mine, first):
+        raise InputError(
+            f"data: got {fingerprint} in process {jax.process_index()}, expected "
+            f"{first.tobytes().hex()} as process 0 has found: the same files for every process"
+        )
 
 
 def validation_batch(
@@ -63,12 +138,26 @@ def validation_batch(
 ) -> dict[str, NDArray]:
     """VALIDATED items, the same at every call; with variations the first of each block is new.
 
-    It is of the validation split, and the minimal changes of it that follow are any scenes.
+    It is of the validation split, and the minimal changes of it that follow are any scenes. Of
+    stored data it is what `data.held_out` keeps from training.
     """
-    source = SceneSource(
-        seed=config.data.seed, split="validation", variations=config.data.variations
-    )
-    return next(batches(source, batch_size=VALIDATED, tokenizer=tokenizer, transform=transform))
+    data, count = config.data, VALIDATED
+    if data.kind == "scenes":
+        source: Any = SceneSource(seed=data.seed, split="validation", variations=data.variations)
+    else:
+        check_kind(config)
+        stored = open_stored(data, config.batch_size, captions=tokenizer is not None)
+        source, count = stored.validation, stored.validated
+    iterator = batches(source, batch_size=count, tokenizer=tokenizer, transform=transform)
+    batch = next(iterator)
+    iterator.close()
+    return batch
+
+
+def validation_captions(config: TrainConfig, count: int) -> list[str]:
+    """`count` captions of the stored items that are held out, over again where they are fewer."""
+    stored = open_stored(config.data, config.batch_size)
+    return [stored.validation[i % stored.validated]["caption"] for i in range(count)]
 
 
 def spread(batch: Mapping[str, NDArray]) -> dict[str, Array]:

@@ -43,9 +43,9 @@ def with_measured_scale(config: TrainConfig, params: Params) -> AutoencoderKLCon
     model = cast(VAEObjective, config.objective).model
     template = abstract(AutoencoderKL, model)
     moments = jax.jit(lambda params, images: latent_moments(assemble(template, params), images))
-    size = 64
+    size = 64 if config.data.kind == "scenes" else config.batch_size
     stream = training_batches(dataclasses.replace(config, batch_size=size), process_count=1)
-    parts = [moments(params, next(stream)["image"]) for _ in range(MEASURED // size)]
+    parts = [moments(params, next(stream)["image"]) for _ in range(-(-MEASURED // size))]
     mean, square = np.mean(np.asarray(parts, np.float64), axis=0)
     factor = float(1 / np.sqrt(square - mean**2))
     return dataclasses.replace(model, scaling_factor=factor, shift_factor=None)
@@ -61,7 +61,7 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
     def sample(step: int, params: Params) -> Mapping[str, float]:
         rebuilt = fetch(rebuild(params, spread({"image": images})["image"]))
         pairs = np.concatenate([images[:SHOWN], rebuilt[:SHOWN]])
-        save_grid(workdir / "samples", step, grid(pairs, SHOWN))
+        save_grid(workdir / "samples", step, grid(pairs, len(pairs) // 2))
         return {"validation_psnr": psnr(images, rebuilt)}
 
     def export(params: Params, folder: pathlib.Path) -> None:

@@ -66,7 +66,8 @@ def diffusion_learner(
 ) -> Learner:
     """The UNet's learner, given the (abstract) modules that its `Frozen` weights belong to.
 
-    Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n) int32.
+    Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n) int32. Instead of pictures they
+    may have `mean` and `logvar` (b, h, w, c) of their latents; the VAE's weights are then not read.
     """
     template = abstract(UNet2DConditionModel, config.model, dtype=dtype)
 
@@ -74,7 +75,10 @@ def diffusion_learner(
         frozen: Frozen, batch: dict[str, Array], noise_key: Array, drop_key: Array
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b n d"]]:
         """Scaled latents, and hidden states of captions; no gradient flows back."""
-        x0 = encoded(assemble(vae, frozen.vae), batch["image"], noise_key)
+        if "mean" in batch:
+            x0 = vae.scale(sample_latents(batch["mean"], batch["logvar"], noise_key))
+        else:
+            x0 = encoded(assemble(vae, frozen.vae), batch["image"], noise_key)
         ids, _ = drop_captions(drop_key, batch["ids"], frozen.null, config.caption_dropout)
         return jax.lax.stop_gradient((x0, assemble(text_encoder, frozen.text_encoder)(ids)))
 

@@ -1,0 +1,213 @@
+"""`jaxdiff cache-latents`: pictures through a VAE once, so that training need not encode them."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, cast
+
+import jax
+import numpy as np
+import tyro
+
+from jaxdiff.checkpoints.atomic import new_file
+from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.jsonfiles import write_object
+from jaxdiff.checkpoints.weights import digest, find_weights
+from jaxdiff.cli.training.stored import grouped, open_pictures
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Float, NDArray, dtype_of
+from jaxdiff.core.validate import in_range, one_of, positive
+from jaxdiff.data.batches import Item, to_unit
+from jaxdiff.data.buckets import Size
+from jaxdiff.data.latents import DESCRIPTION, Latents, packed, read_description, sharded
+from jaxdiff.data.plan import Place
+from jaxdiff.data.samples import Make, picture_maker
+from jaxdiff.data.skipped import BrokenError, Skipped
+from jaxdiff.data.sources.records import write_records
+from jaxdiff.data.sources.storage import fingerprint
+from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_batch
+from jaxdiff.pipeline import cache
+from jaxdiff.training.config import PICTURES, DataConfig
+
+# The fields of the data get no prefix: --kind folder --path FOLDER --resolution 512.
+Fields = Annotated[DataConfig, tyro.conf.arg(name="")]
+Encode = Callable[[Float[NDArray, "b h w c"]], tuple[NDArray, NDArray]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Encode captioned pictures with a VAE into shards that `data.kind latents` trains from.
+
+    The same command again makes the shards that are missing. Several processes share the work,
+    those of a JAX cluster by themselves, others by --process-index and --process-count.
+    """
+
+    vae: tyro.conf.Positional[pathlib.Path]
+    """A diffusers folder with a vae/ in it, or the folder of a VAE."""
+    output: tyro.conf.Positional[pathlib.Path]
+    """The folder to write."""
+    data: Fields = dataclasses.field(default_factory=DataConfig)
+    dtype: str = "float16"
+    """Of the stored means and log-variances: float16, bfloat16 or float32."""
+    compute: str = "float32"
+    """In which the VAE computes."""
+    batch_size: int = 8
+    """Pictures that are encoded at a time."""
+    shard_size: int = 1024
+    """Pictures in a file."""
+    smallest: int = 256
+    """Buckets with fewer pictures give them to their neighbours."""
+    process_index: int | None = None
+    """Which part of the shards to make."""
+    process_count: int | None = None
+    """How many parts there are."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse `arguments`, encode, write. Raises InputError on bad input."""
+    options = tyro.cli(Options, args=arguments, prog="jaxdiff cache-latents")
+    one_of("kind", options.data.kind, PICTURES)
+    for name in ("batch_size", "shard_size", "smallest"):
+        positive(name, getattr(options, name))
+    index, count = _share(options)
+    mesh = data_mesh(jax.local_devices())
+    check_batch_size(options.batch_size, mesh)
+    cache.enable()
+    skipped = Skipped(options.data.max_broken)
+    source = open_pictures(options.data, skipped, captions=True)
+    groups, mark = grouped(options.data, source, options.smallest)
+    shards = sharded(groups, options.shard_size)
+    folder = options.vae / "vae" if (options.vae / "vae").is_dir() else options.vae
+    vae = cast(AutoencoderKL, read_component(folder, dtype=dtype_of(options.compute)).module)
+    described = _described(options, vae, digest(find_weights(folder)), shards, mark)
+    _describe(options.output, described)
+    sizes = [size for size, _ in shards]
+    make = picture_maker(
+        source,
+        sizes,
+        seed=options.data.seed,
+        crop=options.data.crop,
+        flip=options.data.flip,
+    )
+    encode = _encoder(vae, options.batch_size, mesh)
+    for number in range(index, len(shards), count):
+        path = options.output / described.shard(number)
+        for left in options.output.glob(f".{path.name}.*.part"):  # of a process that was killed
+            left.unlink()
+        if not path.exists():
+            items = [(int(i), Place(0, number, int(i))) for i in shards[number][1]]
+            made = write_records(path, _records(options, items, make, encode, skipped))
+            print(f"cache-latents: {path.name}: {made} latents", file=sys.stderr)
+    _report(options.output, described, skipped)
+
+
+def _share(options: Options) -> tuple[int, int]:
+    """Which process this is, and of how many."""
+    if (options.process_index is None) != (options.process_count is None):
+        raise InputError("process_index: got it or process_count alone, expected both or none")
+    if options.process_index is None or options.process_count is None:
+        return jax.process_index(), jax.process_count()
+    positive("process_count", options.process_count)
+    in_range("process_index", options.process_index, 0, options.process_count - 1)
+    return options.process_index, options.process_count
+
+
+def _described(
+    options: Options,
+    vae: AutoencoderKL,
+    made_by: str,
+    shards: Sequence[tuple[Size, Any]],
+    mark: str,
+) -> Latents:
+    """What latents.json shall say."""
+    prepared = (options.data.seed, options.data.crop, options.data.flip, options.compute)
+    return Latents(
+        vae=made_by,
+        source=fingerprint(mark, repr(prepared)),
+        resolution=options.data.resolution or 0,
+        downscale=vae.config.downscale,
+        channels=vae.config.latent_channels,
+        dtype=options.dtype,
+        heights=tuple(size[0] for size, _ in shards),
+        widths=tuple(size[1] for size, _ in shards),
+        items=tuple(len(items) for _, items in shards),
+    )
+
+
+def _describe(folder: pathlib.Path, wanted: Latents) -> None:
+    """Write latents.json; InputError if the folder has the latents of something else."""
+    if (folder / DESCRIPTION).exists():
+        found, asked = (dataclasses.asdict(d) for d in (read_description(folder), wanted))
+        for name, value in asked.items():
+            if found[name] != value:
+                raise InputError(
+                    f"output: got {folder} with latents of another {name}, {found[name]!r:.80}, "
+                    f"expected {value!r:.80} or a new folder"
+                )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with new_file(folder / DESCRIPTION) as temporary:
+        write_object(temporary, json.loads(json.dumps(dataclasses.asdict(wanted))))
+
+
+def _encoder(vae: AutoencoderKL, batch_size: int, mesh: Any) -> Encode:
+    """Mean and log-variance of up to `batch_size` pictures; compiles once for each size."""
+    params = replicate(weights(vae), mesh)
+    program = jax.jit(lambda params, images: assemble(vae, params).encode(images))
+
+    def encode(images: Float[NDArray, "b h w c"]) -> tuple[NDArray, NDArray]:
+        padded = np.zeros((batch_size, *images.shape[1:]), np.float32)
+        padded[: len(images)] = images
+        mean, logvar = jax.device_get(program(params, shard_batch({"i": padded}, mesh)["i"]))
+        return mean[: len(images)], logvar[: len(images)]
+
+    return encode
+
+
+def _records(
+    options: Options,
+    items: Sequence[tuple[int, Place]],
+    make: Make,
+    encode: Encode,
+    skipped: Skipped,
+) -> Iterator[dict[str, Any]]:
+    """The records of the items that are whole, the next batch prepared while one is encoded."""
+    size = options.batch_size
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+    prepare = functools.partial(_prepared, make, skipped)
+    with ThreadPoolExecutor(max(1, options.data.threads)) as pool:
+        ahead = list(pool.map(prepare, parts[0]))
+        for i in range(len(parts)):
+            found = [item for item in ahead if item is not None]
+            coming = pool.map(prepare, parts[i + 1] if i + 1 < len(parts) else [])
+            if found:
+                mean, logvar = encode(to_unit(np.stack([item["image"] for item in found])))
+                for row, item in enumerate(found):
+                    yield packed(item, mean[row], logvar[row], options.dtype)
+            ahead = list(coming)
+
+
+def _prepared(make: Make, skipped: Skipped, item: tuple[int, Place]) -> Item | None:
+    """A prepared picture, None if it is broken."""
+    skipped.seen()
+    try:
+        return make(*item)
+    except BrokenError as error:
+        skipped.broken(str(error))
+        return None
+
+
+def _report(folder: pathlib.Path, described: Latents, skipped: Skipped) -> None:
+    """Say what there is now."""
+    count = len(described.items)
+    there = [path for i in range(count) if (path := folder / described.shard(i)).exists()]
+    size = sum(path.stat().st_size for path in there)
+    left = ", ".join(f"{n} {reason}" for reason, n in skipped.counts().items())
+    left = f", skipped here: {left}" if left else ""
+    print(f"{folder}: {len(there)} of {count} shards, {size / 1e6:.1f} MB{left}")

@@ -1,0 +1,117 @@
+"""Stored pictures and latents as a DataConfig asks for them."""
+
+import hashlib
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Int, NDArray
+from jaxdiff.data.buckets import Size, assign, bucket_sizes, measured
+from jaxdiff.data.latents import DESCRIPTION, LatentSource
+from jaxdiff.data.plan import Plan, held_out
+from jaxdiff.data.samples import Make, Samples, picture_maker
+from jaxdiff.data.skipped import Skipped
+from jaxdiff.data.sources import PictureSource
+from jaxdiff.data.sources.folder import FolderSource
+from jaxdiff.data.sources.hub import HubSource
+from jaxdiff.data.sources.records import RecordSource
+from jaxdiff.data.sources.storage import fingerprint
+from jaxdiff.data.sources.tars import TarSource
+from jaxdiff.training.config import DataConfig
+
+Groups = list[tuple[Size, Int[NDArray, "_"]]]
+
+
+class Stored(NamedTuple):
+    """Data that is opened: samples in the order of training, and those that are held out."""
+
+    training: Samples
+    validation: Samples
+    validated: int  # items that are held out, a whole validation batch
+    skipped: Skipped  # counts of `training`
+    fingerprint: str
+
+
+def cache_folder(config: DataConfig) -> pathlib.Path:
+    """Where indices and sizes are kept."""
+    if config.cache is not None:
+        return pathlib.Path(config.cache)
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "jaxdiff" / "data"
+
+
+def open_pictures(config: DataConfig, skipped: Skipped, *, captions: bool) -> PictureSource:
+    """The source of a kind in PICTURES."""
+    path = str(config.path)
+    if (pathlib.Path(path) / DESCRIPTION).is_file():
+        raise InputError(f"data.kind: got {config.kind} for {path}, expected latents")
+    if config.kind == "folder":
+        return FolderSource(path, skipped, captions=captions, caption_key=config.caption_key)
+    if config.kind == "tars":
+        return TarSource(path, skipped, cache=cache_folder(config), captions=captions)
+    if config.kind == "records":
+        return RecordSource(path, skipped, captions=captions)
+    return HubSource(
+        path,
+        split=config.split,
+        image_key=config.image_key,
+        caption_key=config.caption_key,
+        captions=captions,
+    )
+
+
+def grouped(config: DataConfig, source: PictureSource, smallest: int) -> tuple[Groups, str]:
+    """The items of each bucket, at least `smallest`, and a fingerprint of that division.
+
+    Without buckets no picture's size is asked for.
+    """
+    side = config.resolution or 0
+    sizes = bucket_sizes(side, cell=config.cell, widest=config.widest)
+    if len(sizes) == 1:
+        return [(sizes[0], np.arange(len(source)))], fingerprint(source.fingerprint, str(side))
+    table = measured(source, cache_folder(config))
+    groups = assign(table, sizes, smallest)
+    marks = [f"{size} {hashlib.sha256(items.tobytes()).hexdigest()}" for size, items in groups]
+    return groups, fingerprint(source.fingerprint, *marks)
+
+
+def open_stored(config: DataConfig, batch_size: int, *, captions: bool = True) -> Stored:
+    """Everything but scenes. Without `captions` pictures need none."""
+    skipped = Skipped(config.max_broken)
+    if config.kind == "latents":
+        latents = LatentSource(str(config.path))
+        groups, mark = latents.groups(batch_size), latents.fingerprint
+        make = plain = latents.make
+    else:
+        source = open_pictures(config, skipped, captions=captions)
+        groups, mark = grouped(config, source, batch_size)
+        sizes = [size for size, _ in groups]
+        make = picture_maker(source, sizes, seed=config.seed, crop=config.crop, flip=config.flip)
+        plain = picture_maker(source, sizes)
+    return _divided(config, groups, batch_size, (make, plain), (skipped, mark))
+
+
+def _divided(
+    config: DataConfig, groups: Groups, batch_size: int, makes: tuple[Make, Make], rest: Any
+) -> Stored:
+    """Training and validation; what is held out is of the size that most pictures have."""
+    items = [group for _, group in groups]
+    if not sum(len(group) for group in items):
+        raise InputError(f"data.path: got {config.path} without usable items, expected some")
+    largest = int(np.argmax([len(group) for group in items]))
+    places = held_out(len(items[largest]), config.held_out)
+    kept = [np.delete(g, places) if i == largest else g for i, g in enumerate(items)]
+    # Too few to spare any: then those that are trained on are validated too.
+    held = items[largest][places] if len(places) else items[largest][: config.held_out]
+    alone = [held if i == largest else held[:0] for i in range(len(items))]
+    skipped, mark = rest
+    return Stored(
+        training=Samples(Plan(kept, batch_size=batch_size, seed=config.seed), makes[0], skipped),
+        validation=Samples(Plan(alone, batch_size=len(held)), makes[1], Skipped(1.0)),
+        validated=len(held),
+        skipped=skipped,
+        fingerprint=mark,
+    )

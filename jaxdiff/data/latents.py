@@ -1,0 +1,166 @@
+"""Latents that were encoded once: ArrayRecord shards and a latents.json that says what made them.
+
+A record is a msgpack map: "mean" and "logvar" of the VAE's distribution (unscaled, so that every
+epoch draws anew from it), "caption", and "time_ids" as `data.pictures` has them. All records of a
+shard have one size.
+"""
+
+import dataclasses
+import json
+import pathlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.core.configs import from_mapping
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import DTYPES, Float, Int, NDArray
+from jaxdiff.core.validate import one_of
+from jaxdiff.data.batches import Item
+from jaxdiff.data.buckets import Size
+from jaxdiff.data.plan import Place
+from jaxdiff.data.skipped import BrokenError
+from jaxdiff.data.sources.records import BROKEN_RECORD, EXTENSION, RecordFiles, readable, unpacked
+from jaxdiff.data.sources.storage import fingerprint
+
+DESCRIPTION = "latents.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latents:
+    """What latents.json says: what was encoded, by what, into which shards."""
+
+    vae: str  # digest of the weights that encoded
+    source: str  # fingerprint of the pictures, their sizes and how they were prepared
+    resolution: int  # side in pixels of the square that all sizes have about the area of
+    downscale: int  # pixels per latent, along a side
+    channels: int
+    dtype: str  # in which mean and logvar are stored
+    heights: tuple[int, ...]  # in pixels, of the pictures of each shard
+    widths: tuple[int, ...]
+    items: tuple[int, ...]  # pictures meant for each shard; broken ones are missing from it
+
+    def __post_init__(self) -> None:
+        one_of("dtype", self.dtype, DTYPES)
+        if not len(self.heights) == len(self.widths) == len(self.items):
+            raise InputError(
+                f"shards: got {len(self.heights)} heights, {len(self.widths)} widths and "
+                f"{len(self.items)} items, expected as many of each"
+            )
+
+    def shard(self, number: int) -> str:
+        """The file name of a shard."""
+        return f"latents-{number:05d}-of-{len(self.items):05d}{EXTENSION}"
+
+    def shape(self, number: int) -> tuple[int, int, int]:
+        """Height, width and channels of the latents in a shard."""
+        sides = (self.heights[number], self.widths[number])
+        height, width = (side // self.downscale for side in sides)
+        return height, width, self.channels
+
+
+def read_description(folder: pathlib.Path) -> Latents:
+    """The latents.json of a folder."""
+    path = folder / DESCRIPTION
+    try:
+        mapping = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        wanted = f"a folder with the {DESCRIPTION} of jaxdiff cache-latents"
+        raise InputError(f"data.path: got {folder}, expected {wanted}") from None
+    return from_mapping(Latents, mapping, source=str(path))
+
+
+def sharded(
+    groups: Sequence[tuple[Size, Int[NDArray, "_"]]], shard_size: int
+) -> list[tuple[Size, Int[NDArray, "_"]]]:
+    """The size and the items of each shard: `shard_size` of them, fewer in a size's last."""
+    return [
+        (size, items[start : start + shard_size])
+        for size, items in groups
+        for start in range(0, len(items), shard_size)
+    ]
+
+
+def packed(
+    item: Mapping[str, Any],
+    mean: Float[NDArray, "h w c"],
+    logvar: Float[NDArray, "h w c"],
+    dtype: str,
+) -> dict[str, Any]:
+    """The record of the prepared picture `item` and its latents' distribution."""
+    stored = {"mean": mean, "logvar": logvar}
+    return {name: array.astype(DTYPES[dtype]).tobytes() for name, array in stored.items()} | {
+        "caption": item["caption"],
+        "time_ids": item["time_ids"].tolist(),
+    }
+
+
+class LatentSource:
+    """Random access to the latents in a local folder, all of whose shards must be there.
+
+    Items are {"mean", "logvar": float32 (h, w, c), "caption", "time_ids"}.
+    """
+
+    def __init__(self, path: str) -> None:
+        folder = pathlib.Path(path)
+        self.description = read_description(folder)
+        count = len(self.description.items)
+        paths = [folder / self.description.shard(i) for i in range(count)]
+        there = [path for path in paths if path.is_file()]
+        if not there or len(there) < count:
+            raise InputError(
+                f"data.path: got {len(there)} of {count} shards in {folder}, expected all: "
+                "the same cache-latents command makes the others"
+            )
+        for shard in there:
+            if not readable(shard):
+                raise InputError(f"{shard}: got a broken file, expected a shard (delete it)")
+        lengths = [len(RecordFiles([shard])) for shard in there]
+        self._files = RecordFiles(there)
+        self._starts = np.cumsum([0, *lengths])
+        # What a shard has was settled when it was written, broken pictures left out.
+        self.fingerprint = fingerprint(repr(self.description), repr(lengths))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def groups(self, batch_size: int) -> list[tuple[Size, Int[NDArray, "_"]]]:
+        """The items of each size of which there are enough for a batch; others are warned about."""
+        found: dict[Size, list[NDArray]] = {}
+        for i, size in enumerate(self._sizes()):
+            found.setdefault(size, []).append(np.arange(self._starts[i], self._starts[i + 1]))
+        joined = {size: np.concatenate(parts) for size, parts in sorted(found.items())}
+        for size, items in joined.items():
+            if len(items) < batch_size:
+                warnings.warn(
+                    f"data: {len(items)} latents of {size[0]}x{size[1]} pixels are fewer than a "
+                    "batch and not used",
+                    stacklevel=2,
+                )
+        return [(size, items) for size, items in joined.items() if len(items) >= batch_size]
+
+    def _sizes(self) -> Iterator[Size]:
+        yield from zip(self.description.heights, self.description.widths, strict=True)
+
+    def __getitem__(self, index: int) -> Item:
+        record = unpacked(self._files[index])
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        shape = self.description.shape(shard)
+        try:
+            arrays = {
+                name: np.frombuffer(record[name], DTYPES[self.description.dtype])
+                .reshape(shape)
+                .astype(np.float32)
+                for name in ("mean", "logvar")
+            }
+            time_ids = np.array(record["time_ids"], np.int32).reshape(6)
+            return {**arrays, "caption": str(record["caption"]), "time_ids": time_ids}
+        except (KeyError, ValueError, TypeError):
+            raise BrokenError(BROKEN_RECORD) from None
+
+    def make(self, index: int, place: Place) -> Item:
+        """Item `index`; where it stands changes nothing."""
+        del place
+        return self[index]

@@ -1,0 +1,121 @@
+"""Encoded pictures to pixels of a given size: turned upright, resized, cropped, flipped.
+
+The size conditioning of SDXL (2307.01952, section 2.2) is recorded on the way: `time_ids` are the
+original height and width, top and left of the crop in the resized (and flipped) picture, and the
+target height and width.
+"""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxdiff.core.types import Int, NDArray, UInt8
+from jaxdiff.data.skipped import BrokenError
+
+CROPS = ("centre", "random")
+BROKEN_PICTURE, TOO_LONG = "broken picture", "far too long and thin"
+HEAD = 1 << 16  # bytes that nearly always tell a picture's size
+_ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held; 5 to 8 lie on their side
+_LONGEST = 16  # times the target's area: what would be cropped to less than that is not used
+_SHARPER = 2  # a JPEG is decoded at a fraction of its size, but at least so many times the target
+
+
+class Prepared(NamedTuple):
+    """Pixels of the target size, and where they come from."""
+
+    image: UInt8[NDArray, "h w 3"]
+    time_ids: Int[NDArray, "6"]
+
+
+class Draws(NamedTuple):
+    """What is random about a preparation, each in [0, 1)."""
+
+    top: float = 0.5
+    left: float = 0.5
+    flip: float = 1.0
+
+
+def draws(entropy: tuple[int, ...], *, crop: str = "centre", flip: bool = False) -> Draws:
+    """The draws that `entropy` (seed, epoch, place of the sample) stands for."""
+    top, left, mirrored = np.random.default_rng(entropy).random(3).tolist()
+    return Draws(
+        top if crop == "random" else CENTRE.top,
+        left if crop == "random" else CENTRE.left,
+        mirrored if flip else CENTRE.flip,
+    )
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Height and width of an encoded picture held upright, from its beginning alone."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return _upright(picture)
+    except Exception:  # a decoder fed with anything raises anything
+        raise BrokenError(BROKEN_PICTURE) from None
+
+
+CENTRE = Draws()
+
+
+def prepare(data: bytes, size: tuple[int, int], how: Draws = CENTRE) -> Prepared:
+    """The picture scaled to just cover `size` (height, width), and the part of it that `how` says.
+
+    Its pixels are flipped left to right where `how.flip` is below a half. BrokenError if it cannot
+    be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            original = _upright(picture)
+            cover = covering(original, size)
+            if cover[0] * cover[1] > _LONGEST * size[0] * size[1]:
+                raise BrokenError(TOO_LONG)
+            # Of a JPEG only as many frequencies as needed; the side it lies on is not known yet.
+            largest = _SHARPER * max(cover)
+            picture.draft("RGB", (largest, largest))
+            pixels = _rgb(ImageOps.exif_transpose(picture) if _tagged(picture) else picture)
+    except BrokenError:
+        raise
+    except Exception:
+        raise BrokenError(BROKEN_PICTURE) from None
+    if how.flip < 0.5:
+        pixels = ImageOps.mirror(pixels)
+    resized = pixels.resize((cover[1], cover[0]), Image.Resampling.LANCZOS)
+    top, left = (
+        int(u * (long - short + 1))
+        for u, long, short in zip((how.top, how.left), cover, size, strict=True)
+    )
+    part = resized.crop((left, top, left + size[1], top + size[0]))
+    return Prepared(np.asarray(part), np.array([*original, top, left, *size], np.int32))
+
+
+def covering(original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest size of `original`'s shape that `size` fits into."""
+    scale = max(target / length for target, length in zip(size, original, strict=True))
+    height, width = (
+        max(target, round(length * scale)) for target, length in zip(size, original, strict=True)
+    )
+    return height, width
+
+
+def _upright(picture: Image.Image) -> tuple[int, int]:
+    """Height and width after turning; the pixels are not decoded."""
+    turned = _tagged(picture) and picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    width, height = picture.size
+    return (width, height) if turned else (height, width)
+
+
+def _tagged(picture: Image.Image) -> bool:
+    """Whether EXIF is to be asked: a PNG would decode everything in search of it."""
+    return picture.format != "PNG" or "exif" in picture.info
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Three channels of 8 bits; what is transparent becomes white."""
+    if picture.mode.startswith("I"):  # 16 bits of grey
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,36 @@
+"""Where captioned pictures come from: random access to their bytes, wherever these are stored.
+
+A source has a length, a `fingerprint` of what it lists, and items `{"picture": bytes, "caption":
+str}`; an item that cannot be had raises BrokenError. What is wrong in the listing itself is left
+out of it and counted when the source is opened, so every process has the same items in the same
+order.
+"""
+
+from typing import Protocol, TypedDict, runtime_checkable
+
+
+class Record(TypedDict):
+    """A captioned picture as it is stored: an encoded image file."""
+
+    picture: bytes
+    caption: str
+
+
+@runtime_checkable
+class PictureSource(Protocol):
+    """Random access to captioned pictures."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one where the items or their order may be others."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record:
+        """Item `index`; BrokenError if it cannot be used."""
+        ...
+
+    def head(self, index: int, size: int) -> bytes:
+        """At least the first `size` bytes of the picture of item `index`, if it has as many."""
+        ...

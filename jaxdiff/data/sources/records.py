@@ -1,0 +1,116 @@
+"""ArrayRecord files: random access to records, each a msgpack map of one captioned picture.
+
+writer = ArrayRecordWriter(path, "group_size:1")
+writer.write(msgpack.packb({"picture": file_bytes, "caption": text}))
+"""
+
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import grain
+import msgpack
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.data.skipped import BrokenError, Skipped
+from jaxdiff.data.sources import Record
+from jaxdiff.data.sources.folder import told
+from jaxdiff.data.sources.storage import Storage, fingerprint
+
+EXTENSION = ".array_record"
+BROKEN_FILE, BROKEN_RECORD = "truncated or broken ArrayRecord file", "broken record"
+OPTIONS = "group_size:1"  # each record is compressed alone, so that one read gives one record
+
+
+def write_records(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> int:
+    """Write msgpack maps to a new ArrayRecord file, and say how many; all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    count = 0
+    try:
+        writer = ArrayRecordWriter(str(temporary), OPTIONS)
+        try:
+            for record in records:
+                writer.write(msgpack.packb(dict(record)))
+                count += 1
+        finally:
+            writer.close()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def unpacked(data: bytes) -> dict[str, Any]:
+    """The map in a record; BrokenError if there is none."""
+    try:
+        record = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException):
+        raise BrokenError(BROKEN_RECORD) from None
+    if not isinstance(record, dict):
+        raise BrokenError(BROKEN_RECORD)
+    return record
+
+
+class RecordFiles:
+    """The records of several ArrayRecord files behind one another, as bytes."""
+
+    def __init__(self, paths: Sequence[pathlib.Path]) -> None:
+        self._source: Any = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> bytes:
+        try:
+            return self._source[index]
+        except (RuntimeError, IndexError):
+            raise BrokenError(BROKEN_RECORD) from None
+
+
+def readable(path: pathlib.Path) -> bool:
+    """Whether an ArrayRecord file is whole enough to be opened."""
+    try:
+        grain.sources.ArrayRecordDataSource([str(path)])
+    except RuntimeError:
+        return False
+    return True
+
+
+class RecordSource:
+    """The captioned pictures of all .array_record files below a local folder."""
+
+    def __init__(self, path: str, skipped: Skipped, *, captions: bool = True) -> None:
+        storage = Storage(path)
+        files = {n: d for n, d in storage.find().items() if n.endswith(EXTENSION)}
+        if not files:
+            raise InputError(f"data.path: got {path} without {EXTENSION} files, expected some")
+        names = [name for name in files if readable(storage.local(name))]
+        for name in sorted(files.keys() - names):
+            skipped.seen()
+            skipped.broken(BROKEN_FILE, where=f"{path}: {name}")
+        if not names:
+            raise InputError(f"data.path: got {path}, expected an {EXTENSION} file that is whole")
+        self._files = RecordFiles([storage.local(name) for name in names])
+        self._captions = captions
+        self.fingerprint = fingerprint(
+            path, str(captions), *(f"{n} {files[n]['size']} {files[n]['mtime']}" for n in names)
+        )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Record:
+        record = unpacked(self._files[index])
+        picture, caption = record.get("picture"), record.get("caption", "")
+        if not isinstance(picture, bytes) or not isinstance(caption, str):
+            raise BrokenError(BROKEN_RECORD)
+        return {"picture": picture, "caption": told(caption) if self._captions else ""}
+
+    def head(self, index: int, size: int) -> bytes:
+        """The whole picture: a record is read at once."""
+        del size
+        picture = unpacked(self._files[index]).get("picture")
+        return picture if isinstance(picture, bytes) else b""

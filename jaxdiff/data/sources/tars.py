@@ -1,0 +1,193 @@
+"""Webdataset tars as img2dataset writes them: KEY.jpg, KEY.txt and KEY.json behind one another.
+
+Every tar is read once to list where its members lie; the lists are kept in a cache folder. After
+that any sample is one read of a few hundred kilobytes, on a disk as in a bucket.
+"""
+
+import os
+import pathlib
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Int, NDArray
+from jaxdiff.data.skipped import Skipped
+from jaxdiff.data.sources import Record
+from jaxdiff.data.sources.folder import EMPTY, EXTENSIONS, NO_CAPTION, decoded
+from jaxdiff.data.sources.storage import Storage, fingerprint, version
+
+READERS = 8  # tars that are listed at the same time
+TRUNCATED, NO_PICTURE = "truncated or broken tar", "without picture"
+
+
+class Listing(NamedTuple):
+    """Where the samples of a tar lie, and what is wrong with others."""
+
+    members: Int[NDArray, "n 4"]  # begin and end of the picture, begin and end of the caption
+    without_caption: int
+    empty: int
+    without_picture: int
+    truncated: bool
+
+
+class TarSource:
+    """The samples of all .tar files below a folder, in the order of the files and in them.
+
+    `cache` is a local folder. Without `captions` pictures need none.
+    """
+
+    def __init__(
+        self, path: str, skipped: Skipped, *, cache: pathlib.Path, captions: bool = True
+    ) -> None:
+        self._storage = Storage(path)
+        files = {n: d for n, d in self._storage.find().items() if n.endswith(".tar")}
+        if not files:
+            raise InputError(f"data.path: got {path} without .tar files, expected some")
+        self._captions = captions
+        names = list(files)
+        marks = [fingerprint(path, name, version(files[name])) for name in names]
+        with ThreadPoolExecutor(READERS) as pool:
+            listed = list(pool.map(lambda n, m: self._listed(n, cache / f"{m}.npz"), names, marks))
+        for name, listing in zip(names, listed, strict=True):
+            self._count(f"{path}: {name}", listing, skipped)
+        self._names = names
+        tables = [_usable(listing, captions) for listing in listed]
+        self._starts = np.cumsum([0, *(len(table) for table in tables)])
+        self._members = np.concatenate(tables)
+        self.fingerprint = fingerprint(str(captions), *marks)
+
+    def _listed(self, name: str, kept: pathlib.Path) -> Listing:
+        if kept.exists():
+            with np.load(kept) as table:
+                members, *counts = (table[field] for field in Listing._fields)
+            return Listing(members, *(count.item() for count in counts))
+        try:
+            with self._storage.open(name) as file:
+                listing = _list(file)
+        except OSError as error:  # not a fault of the tar's, and perhaps gone at the next attempt
+            raise InputError(f"{name}: got {error}, expected a tar to read") from None
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_name(f".{kept.name}.{os.getpid()}.part.npz")
+        np.savez(temporary, **listing._asdict())
+        temporary.replace(kept)
+        return listing
+
+    def _count(self, name: str, listing: Listing, skipped: Skipped) -> None:
+        wrong = {NO_PICTURE: listing.without_picture, TRUNCATED: int(listing.truncated)}
+        if self._captions:
+            wrong |= {NO_CAPTION: listing.without_caption, EMPTY: listing.empty}
+        usable = len(_usable(listing, self._captions))
+        skipped.seen(usable + sum(wrong.values()))
+        for reason, number in wrong.items():
+            if number:
+                skipped.broken(reason, number, where=name if reason == TRUNCATED else "")
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, index: int) -> Record:
+        begin, end, text, text_end = self._members[index].tolist()
+        if not self._captions:
+            return {"picture": self._read(index, begin, end), "caption": ""}
+        first = min(begin, text)
+        data = self._read(index, first, max(end, text_end))
+        caption = decoded(data[text - first : text_end - first])
+        return {"picture": data[begin - first : end - first], "caption": caption}
+
+    def head(self, index: int, size: int) -> bytes:
+        """The first `size` bytes of a picture."""
+        begin, end = self._members[index, :2].tolist()
+        return self._read(index, begin, min(end, begin + size))
+
+    def _read(self, index: int, start: int, end: int) -> bytes:
+        tar = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._storage.read(self._names[tar], start, end)
+
+
+def _usable(listing: Listing, captions: bool) -> Int[NDArray, "n 4"]:
+    table = listing.members
+    return table[table[:, 3] > table[:, 2]] if captions else table
+
+
+def _list(file: Any) -> Listing:
+    """The listing of an opened tar, up to where it breaks off."""
+    members: list[tuple[int, int, int, int]] = []
+    without_picture = 0
+    walk = _Walk(file)
+    for picture, text in walk.samples():
+        if picture is None:
+            without_picture += 1
+        else:
+            members.append(picture + (text or (-1, -1)))
+    table = np.array(members, np.int64).reshape(-1, 4)
+    told, empty = table[:, 2] >= 0, table[:, 2] == table[:, 3]
+    return Listing(
+        table, int((~told).sum()), int((told & empty).sum()), without_picture, walk.truncated
+    )
+
+
+Span = tuple[int, int]
+
+
+class _Walk:
+    """The samples of a tar: its consecutive members that share what precedes the first dot."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.truncated = False
+
+    def samples(self) -> Iterator[tuple[Span | None, Span | None]]:
+        """Where picture and caption of each sample lie, None for what it has not."""
+        key, parts = "", {}
+        for name, span in self._members():
+            folder, base = posixpath.split(name)
+            stem, _, extension = base.partition(".")
+            if posixpath.join(folder, stem) != key:
+                if parts:
+                    yield parts.get("picture"), parts.get("text")
+                key, parts = posixpath.join(folder, stem), {}
+            if f".{extension.lower()}" in EXTENSIONS:
+                parts["picture"] = span
+            elif extension.lower() == "txt":
+                parts["text"] = span
+            else:
+                parts["rest"] = span
+        # The last sample of a truncated tar may lack members that it had.
+        if parts and not self.truncated:
+            yield parts.get("picture"), parts.get("text")
+
+    def _members(self) -> Iterator[tuple[str, Span]]:
+        size = self._size()
+        try:
+            with tarfile.open(fileobj=self._file, mode="r:") as tar:
+                headers: Any = tar
+                for member in tar:
+                    headers.members = []  # it would keep all of them in memory
+                    end = member.offset_data + member.size
+                    if end > size:
+                        self.truncated = True
+                        return
+                    if member.isreg():
+                        yield member.name, (member.offset_data, end)
+                # What ends a tar is a block of zeros; without it, it ends too early.
+                self.truncated = not self._zeros_at(tar.offset, size)
+        except (tarfile.TarError, EOFError, zlib.error, ValueError):
+            self.truncated = True
+
+    def _size(self) -> int:
+        self._file.seek(0, os.SEEK_END)
+        size = self._file.tell()
+        self._file.seek(0)
+        return size
+
+    def _zeros_at(self, offset: int, size: int) -> bool:
+        if offset + tarfile.BLOCKSIZE > size:
+            return False
+        self._file.seek(offset)
+        return not any(self._file.read(tarfile.BLOCKSIZE))

@@ -1,0 +1,178 @@
+"""cache-latents: writes what the VAE says, goes on after a kill, and training reads it."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from pictured import caption, write_folder
+
+from jaxdiff.checkpoints.components import read_component
+from jaxdiff.cli import cache_latents, main
+from jaxdiff.cli.train import run as train
+from jaxdiff.core.errors import InputError
+from jaxdiff.data.batches import to_unit
+from jaxdiff.data.latents import LatentSource
+from jaxdiff.data.pictures import prepare
+from jaxdiff.training.log import read_lines
+
+UNET = """
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
+model = UNet2DConditionConfig(
+    sample_size=8, block_out_channels=(4,), layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+    norm_num_groups=2, cross_attention_dim=8, attention_head_dim=1,
+)
+objective = DiffusionObjective(
+    model=model, vae="FOLDER/model/vae", text_encoder="FOLDER/model", sample_steps=2)
+config = TrainConfig(objective=objective, steps=2, batch_size=8, sample_every=2, log_every=1,
+    data=DataConfig(kind="latents", path="FOLDER/latents", held_out=4))
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a tiny model, pictures and their latents."""
+    folder = tmp_path_factory.mktemp("cached")
+    tiny.write_tiny(folder / "model")
+    write_folder(folder / "in", 44, table=True, sizes=((16, 16), (20, 20), (16, 32)))
+    (folder / "in" / "0004.png").write_bytes(b"nothing")
+    assert main.run("cache-latents", command(folder)) == 0
+    return folder
+
+
+def command(folder, output="latents", *more, data="in"):
+    """Arguments: shards of ten pictures, two sizes."""
+    return [
+        *(str(folder / "model"), str(folder / output), "--kind", "folder"),
+        *("--path", str(folder / data), "--resolution", "16", "--cell", "8", "--widest", "4"),
+        *("--cache", str(folder / "cache"), "--shard-size", "10", "--smallest", "8"),
+        *("--dtype", "float32", *more),
+    ]
+
+
+def contents(folder):
+    """All files of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_latents_are_what_the_vae_says_of_the_prepared_picture(made):
+    vae = read_component(made / "model" / "vae").module
+    source = LatentSource(str(made / "latents"))
+    assert len(source) == 43
+    seen = set()
+    encode = jax.jit(vae.encode)
+    for i in range(43):
+        item = source[i]
+        number = int(item["caption"].split()[-1])
+        seen.add(number)
+        assert item["caption"] == caption(number)
+        data = (made / "in" / f"{number:04d}.png").read_bytes()
+        prepared = prepare(data, tuple(item["time_ids"][4:].tolist()))
+        assert item["time_ids"].tolist() == prepared.time_ids.tolist()
+        mean, logvar = encode(jnp.asarray(to_unit(prepared.image)[None]))
+        np.testing.assert_allclose(item["mean"], mean[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(item["logvar"], logvar[0], rtol=1e-4, atol=1e-5)
+    assert seen == set(range(44)) - {4}
+    sizes = {tuple(source[i]["time_ids"][4:].tolist()) for i in range(43)}
+    assert sizes == {(16, 16), (8, 24)}
+    groups = dict(source.groups(4))
+    assert {size: len(items) for size, items in groups.items()} == {(8, 24): 14, (16, 16): 29}
+    with pytest.warns(UserWarning, match="14 latents of 8x24 pixels are fewer than a batch"):
+        assert len(source.groups(20)) == 1
+
+
+def test_parts_of_the_work_are_the_whole_and_what_is_there_stays(made, capsys):
+    for index in (1, 0):
+        part = ["--process-index", str(index), "--process-count", "2"]
+        cache_latents.run(command(made, "parts", *part))
+    whole, parts = contents(made / "latents"), contents(made / "parts")
+    assert whole == parts
+    assert len(whole) == 6
+    assert "5 of 5 shards" in capsys.readouterr().out
+
+
+def test_a_killed_run_is_finished_by_the_same_command(made, tmp_path, monkeypatch):
+    real, calls = cache_latents.packed, []
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) > 25:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_latents, "packed", dying)
+        assert main.run("cache-latents", command(made, "killed")) == 130
+    before = contents(made / "killed")
+    assert len(before) == 3  # latents.json and the two whole shards
+    with pytest.raises(InputError, match="got 2 of 5 shards"):
+        LatentSource(str(made / "killed"))
+    (made / "killed" / ".latents-00002-of-00005.array_record.1.part").write_bytes(b"half")
+    times = {p.name: p.stat().st_mtime_ns for p in (made / "killed").iterdir()}
+    cache_latents.run(command(made, "killed"))
+    assert contents(made / "killed") == contents(made / "latents")
+    for name in before:
+        assert (made / "killed" / name).stat().st_mtime_ns == times[name]
+
+
+def test_latents_of_something_else_are_not_mixed_in(made, capsys):
+    for more in (["--dtype", "bfloat16"], ["--flip"], ["--shard-size", "9"]):
+        assert main.run("cache-latents", [*command(made), *more]) == 2
+        assert "with latents of another" in capsys.readouterr().err
+    assert main.run("cache-latents", [*command(made), "--process-index", "0"]) == 2
+    assert main.run("cache-latents", command(made, "x", data="latents")) == 2
+    assert "got folder for" in capsys.readouterr().err
+    assert main.run("cache-latents", [str(made / "model"), str(made / "x")]) == 2
+    assert "kind: got 'scenes', expected one of folder" in capsys.readouterr().err
+    assert not (made / "x").exists()
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
+def test_smaller_dtypes_round_and_no_more(made, dtype, bits):
+    cache_latents.run(command(made, dtype, "--dtype", dtype))
+    small, exact = (LatentSource(str(made / name)) for name in (dtype, "latents"))
+    for i in range(0, len(exact), 7):
+        for name in ("mean", "logvar"):
+            rounded, value = small[i][name], exact[i][name]
+            assert rounded.dtype == np.float32
+            np.testing.assert_allclose(rounded, value, rtol=2.0**-bits, atol=1e-6)
+            assert not np.array_equal(rounded, value)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_training_from_latents_never_encodes(made, tmp_path, monkeypatch):
+    path = tmp_path / "unet.py"
+    path.write_text(UNET.replace("FOLDER", str(made)))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "jaxdiff.models.vae.AutoencoderKL.encode", lambda *_: pytest.fail("encoded again")
+        )
+        train([str(path), "--workdir", str(tmp_path / "w")])
+    log = read_lines(tmp_path / "w" / "log.jsonl")
+    assert [line["step"] for line in log] == [1, 2]
+    assert np.isfinite(log[1]["validation_loss"])
+    assert (tmp_path / "w" / "samples" / "step_000002.png").exists()
+    shutil.copytree(made / "latents", tmp_path / "latents")
+    described = json.loads((tmp_path / "latents" / "latents.json").read_text())
+    described["vae"] = "0" * 16
+    (tmp_path / "latents" / "latents.json").write_text(json.dumps(described))
+    with pytest.raises(InputError, match="by a VAE with the digest 0000000000000000, expected"):
+        train(
+            [str(path), "--workdir", str(tmp_path / "v"), "--data.path", str(tmp_path / "latents")]
+        )
+    assert not (tmp_path / "v").exists()
+
+
+def test_broken_folders_of_latents_are_named(made, tmp_path):
+    with pytest.raises(InputError, match=r"expected a folder with the latents\.json"):
+        LatentSource(str(tmp_path))
+    shutil.copytree(made / "latents", tmp_path / "l")
+    first = tmp_path / "l" / "latents-00000-of-00005.array_record"
+    first.write_bytes(first.read_bytes()[:70000])
+    with pytest.raises(InputError, match=r"00000-of-00005\.array_record: got a broken file"):
+        LatentSource(str(tmp_path / "l"))

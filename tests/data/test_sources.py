@@ -1,0 +1,285 @@
+"""Sources: the same captioned pictures from folders, tars, ArrayRecord, datasets and buckets."""
+
+import io
+import json
+import sys
+import tarfile
+
+import fsspec
+import numpy as np
+import pytest
+from pictured import (
+    add,
+    caption,
+    encoded,
+    pixels,
+    write_array_record,
+    write_folder,
+    write_tar,
+)
+from PIL import Image
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.data.skipped import BrokenError, Skipped
+from jaxdiff.data.sources.folder import FolderSource
+from jaxdiff.data.sources.hub import HubSource
+from jaxdiff.data.sources.records import RecordSource, write_records
+from jaxdiff.data.sources.tars import TarSource
+
+
+def numbers(source):
+    """Which pictures a source has, by their pixels, after checking the captions."""
+    found = []
+    for i in range(len(source)):
+        record = source[i]
+        with Image.open(io.BytesIO(record["picture"])) as picture:
+            image = np.asarray(picture.convert("RGB")).astype(int)
+        number = int(record["caption"].split()[-1])
+        assert record["caption"] == caption(number)
+        assert np.abs(image - pixels(number)).max() < 4  # JPEG loses a little
+        assert record["picture"].startswith(source.head(i, 8)[:8])
+        found.append(number)
+    return found
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_folder_is_read_by_its_captions(tmp_path, table):
+    source = FolderSource(str(write_folder(tmp_path, 4, table)), Skipped())
+    assert numbers(source) == [0, 1, 2, 3]
+    assert len(source.head(0, 20)) == 20
+
+
+def test_subfolders_have_tables_of_their_own(tmp_path):
+    write_folder(tmp_path / "b", 2, table=True)
+    write_folder(tmp_path / "a", 3, table=True)
+    assert numbers(FolderSource(str(tmp_path), Skipped())) == [0, 1, 2, 0, 1]
+
+
+def test_another_caption_key_and_no_captions_at_all(tmp_path):
+    write_folder(tmp_path, 2)
+    rows = [{"file_name": f"000{i}.png", "prompt": caption(i), "text": "no"} for i in (1, 0)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert numbers(FolderSource(str(tmp_path), Skipped(), caption_key="prompt")) == [1, 0]
+    alone = FolderSource(str(tmp_path), Skipped(), captions=False)
+    assert [alone[i] for i in (0, 1)] == [{"picture": encoded(i), "caption": ""} for i in (0, 1)]
+
+
+def test_what_is_wrong_with_a_table_is_counted_by_reason(tmp_path):
+    write_folder(tmp_path / "in", 3, table=True)
+    (tmp_path / "secret.png").write_bytes(encoded(9))
+    more = [
+        '{"file_name": "gone.png", "text": "x"}',
+        '{"file_name": "0000.png", "text": " "}',
+        '{"file_name": "0000.png", "text": null}',
+        '{"file_name": "../secret.png", "text": "x"}',
+        '{"text": "x"}',
+        "[1]",
+        "{",
+        "",
+    ]
+    with (tmp_path / "in" / "metadata.jsonl").open("a") as file:
+        file.write("\n".join(more))
+    (tmp_path / "in" / "untold.png").write_bytes(encoded(7))
+    skipped = Skipped(0.9)
+    assert numbers(FolderSource(str(tmp_path / "in"), skipped)) == [0, 1, 2]
+    assert skipped.counts() == {
+        "missing file": 1,
+        "empty caption": 1,
+        "without caption": 2,
+        "bad metadata line": 4,
+    }
+
+
+def test_an_empty_caption_file_breaks_its_item_only(tmp_path):
+    write_folder(tmp_path, 3)
+    (tmp_path / "0001.txt").write_text(" \n")
+    (tmp_path / "0002.txt").write_bytes(b"\xff\xfe")
+    source = FolderSource(str(tmp_path), Skipped())
+    with pytest.raises(BrokenError, match="empty caption"):
+        source[1]
+    with pytest.raises(BrokenError, match="not UTF-8"):
+        source[2]
+    (tmp_path / "0000.png").unlink()
+    with pytest.raises(BrokenError, match="missing file"):
+        source[0]
+
+
+@pytest.mark.parametrize("form", ["jpg", "png", "webp"])
+def test_tars_are_random_access(tmp_path, form):
+    for i in range(3):
+        write_tar(tmp_path / "in" / f"{i:05d}.tar", range(4 * i, 4 * i + 4), form)
+    source = TarSource(str(tmp_path / "in"), Skipped(), cache=tmp_path / "cache")
+    assert numbers(source) == list(range(12))
+    assert source[7] == TarSource(str(tmp_path / "in"), Skipped(), cache=tmp_path / "cache")[7]
+
+
+def test_the_listing_of_a_tar_is_kept_until_the_tar_changes(tmp_path, monkeypatch):
+    path = write_tar(tmp_path / "in" / "0.tar", range(3))
+
+    def opened():
+        return TarSource(str(tmp_path / "in"), Skipped(), cache=tmp_path / "cache")
+
+    before = opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("listed again"))
+        again = opened()
+    assert numbers(again) == numbers(before) == [0, 1, 2]
+    assert again.fingerprint == before.fingerprint
+    path.unlink()
+    write_tar(path, range(5))
+    assert numbers(opened()) == [0, 1, 2, 3, 4]
+    assert opened().fingerprint != before.fingerprint
+
+
+def test_samples_of_a_tar_that_lack_something_are_counted(tmp_path):
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "0.tar", "w") as tar:
+        add(tar, "a/1.txt", caption(1).encode())  # in the other order, in a folder
+        add(tar, "a/1.png", encoded(1))
+        add(tar, "a/2.png", encoded(2))
+        add(tar, "b/2.txt", b"")
+        add(tar, "b/2.png", encoded(3))
+        add(tar, "4.json", b"{}")
+        add(tar, "4.txt", caption(4).encode())
+        add(tar, "5.png", encoded(5))
+        add(tar, "5.txt", caption(5).encode())
+    skipped = Skipped(0.9)
+    source = TarSource(str(tmp_path / "in"), skipped, cache=tmp_path / "cache")
+    assert numbers(source) == [1, 5]
+    assert skipped.counts() == {"without caption": 1, "empty caption": 1, "without picture": 1}
+    skipped = Skipped(0.9)
+    alone = TarSource(str(tmp_path / "in"), skipped, cache=tmp_path / "cache", captions=False)
+    assert [r["picture"] for r in map(alone.__getitem__, range(4))] == [*map(encoded, (1, 2, 3, 5))]
+    assert skipped.counts() == {"without picture": 1}
+
+
+def test_a_tar_that_breaks_off_anywhere_keeps_its_whole_samples(tmp_path):
+    data = write_tar(tmp_path / "whole.tar", range(3), "png").read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        ends = [m.offset_data + -(-m.size // 512) * 512 for m in tar if m.name.endswith("txt")]
+    path = tmp_path / "in" / "0.tar"
+    path.parent.mkdir()
+    for cut in range(700, ends[-1], 997):
+        path.write_bytes(data[:cut])
+        skipped = Skipped()
+        with pytest.warns(UserWarning, match=r"0\.tar: truncated or broken tar, skipped"):
+            source = TarSource(str(path.parent), skipped, cache=tmp_path / f"cache{cut}")
+        # of the samples that end before the cut, the last is given up: was there more of it?
+        whole = sum(end <= cut for end in ends)
+        assert numbers(source) in ([*range(whole)], [*range(whole - 1)])
+        assert skipped.counts() == {"truncated or broken tar": 1}
+    path.write_bytes(b"no tar at all" * 100)
+    with pytest.warns(UserWarning, match="truncated or broken tar"):
+        assert not len(TarSource(str(path.parent), Skipped(), cache=tmp_path / "other"))
+
+
+def test_array_records_hold_bytes_and_captions(tmp_path):
+    write_array_record(tmp_path / "0.array_record", range(3))
+    write_array_record(tmp_path / "1.array_record", range(3, 5))
+    assert numbers(RecordSource(str(tmp_path), Skipped())) == [0, 1, 2, 3, 4]
+
+
+def test_broken_array_records_are_counted(tmp_path):
+    write_array_record(tmp_path / "0.array_record", range(2))
+    odd = [{"picture": 3, "caption": ""}, {"picture": b"x", "caption": ""}]
+    assert write_records(tmp_path / "1.array_record", odd) == 2
+    whole = write_array_record(tmp_path / "whole", range(3)).read_bytes()
+    (tmp_path / "2.array_record").write_bytes(whole[: len(whole) - 100])
+    skipped = Skipped()
+    with pytest.warns(UserWarning, match=r"2\.array_record: truncated or broken ArrayRecord file"):
+        source = RecordSource(str(tmp_path), skipped)
+    assert skipped.counts() == {"truncated or broken ArrayRecord file": 1}
+    assert len(source) == 4
+    for index, reason in ((2, "broken record"), (3, "empty caption")):
+        with pytest.raises(BrokenError, match=reason):
+            source[index]
+
+
+def test_records_that_fail_half_way_leave_no_file(tmp_path):
+    def failing():
+        yield {"picture": b""}
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        write_records(tmp_path / "x.array_record", failing())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """Copies a local folder into fsspec's memory, gives its URL."""
+    memory = fsspec.filesystem("memory")
+
+    def upload(folder):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                memory.pipe_file(f"/bucket/{path.relative_to(folder)}", path.read_bytes())
+        return "memory://bucket"
+
+    yield upload
+    memory.rm("/bucket", recursive=True)
+
+
+def test_folders_and_tars_may_lie_in_a_bucket(tmp_path, bucket):
+    write_folder(tmp_path / "a", 3)
+    write_tar(tmp_path / "a" / "0.tar", range(3, 7))
+    url = bucket(tmp_path / "a")
+    assert numbers(FolderSource(url, Skipped())) == [0, 1, 2]
+    assert numbers(TarSource(url, Skipped(), cache=tmp_path / "cache")) == [3, 4, 5, 6]
+
+
+def test_array_record_needs_a_local_folder(tmp_path, bucket):
+    write_array_record(tmp_path / "0.array_record", range(2))
+    with pytest.raises(InputError, match=r"memory://bucket, expected a local"):
+        RecordSource(bucket(tmp_path), Skipped())
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/no/such/folder", "expected a folder with files"),
+        ("nothing://x", "expected a folder or a URL that fsspec opens"),
+    ],
+)
+def test_paths_that_are_none_are_named(path, message):
+    with pytest.raises(InputError, match=f"data.path: got {path}.*{message}"):
+        FolderSource(path, Skipped())
+
+
+def test_folders_without_the_wanted_files_are_named(tmp_path):
+    write_folder(tmp_path, 1)
+    with pytest.raises(InputError, match=r"without \.tar files"):
+        TarSource(str(tmp_path), Skipped(), cache=tmp_path)
+    with pytest.raises(InputError, match=r"without \.array_record files"):
+        RecordSource(str(tmp_path), Skipped())
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match="pip install datasets"):
+        HubSource("x")
+
+
+@pytest.mark.filterwarnings("default")  # of the package itself
+def test_a_dataset_of_hugging_face(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    pytest.importorskip("datasets")
+    folder = str(write_folder(tmp_path / "in", 3, table=True))
+    assert numbers(HubSource(folder)) == [0, 1, 2]
+    alone = HubSource(folder, captions=False)
+    assert alone[1] == {"picture": encoded(1), "caption": ""}
+    with pytest.raises(InputError, match="got the columns image, text, expected 'caption'"):
+        HubSource(folder, caption_key="caption")
+    with pytest.raises(InputError, match="expected a dataset with the split 'test'"):
+        HubSource(folder, split="test")
+
+
+def test_a_few_broken_items_are_borne_and_many_are_not():
+    skipped = Skipped(0.5, floor=2)
+    skipped.seen(2)
+    skipped.broken("a", 2)  # all, but few
+    skipped.seen(4)
+    skipped.broken("b")  # 3 of 6
+    with pytest.raises(InputError, match=r"got 4 broken of 6 items \(2 a, 2 b\), expected at most"):
+        skipped.broken("b")
+    assert skipped.counts() == {"a": 2, "b": 2}

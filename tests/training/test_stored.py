@@ -1,0 +1,201 @@
+"""Training on stored pictures: configs, batches, the log, what is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from pictured import caption, encoded, pixels, write_array_record, write_folder, write_tar
+from PIL import Image
+
+from jaxdiff.cli.train import run
+from jaxdiff.cli.training import experiment, vae
+from jaxdiff.cli.training.experiment import training_batches, validation_batch, validation_captions
+from jaxdiff.cli.training.stored import open_stored
+from jaxdiff.core.errors import InputError
+from jaxdiff.data.batches import batches, to_unit
+from jaxdiff.data.scenes import SceneSource
+from jaxdiff.data.tokenizer import tokenize, train_tokenizer
+from jaxdiff.training.config import (
+    ClassifierObjective,
+    DataConfig,
+    DiffusionObjective,
+    TrainConfig,
+    VAEObjective,
+)
+from jaxdiff.training.log import read_lines
+
+TOKENIZER = train_tokenizer([caption(i) for i in range(40)], 560, 12)
+OBJECTIVE = DiffusionObjective(vae="", text_encoder="")
+VAE = """
+from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.training.config import DataConfig, TrainConfig, VAEObjective
+model = AutoencoderKLConfig(
+    down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    block_out_channels=(2, 2), norm_num_groups=2, latent_channels=2, sample_size=16,
+    mid_block_add_attention=False,
+)
+config = TrainConfig(objective=VAEObjective(model=model), steps=3, batch_size=8, log_every=1,
+    checkpoint_every=1, sample_every=3, data=DataConfig(
+        kind="folder", path="FOLDER/in", resolution=16, cell=8, widest=2, held_out=4,
+        crop="random", flip=True, cache="FOLDER/cache", max_broken=0.5))
+"""
+
+
+def config_of(folder, kind, **fields):
+    """A training on the pictures in a folder, 12 by 12."""
+    data = DataConfig(
+        kind=kind, path=str(folder), resolution=12, cell=4, held_out=2, cache=f"{folder}-cache"
+    )
+    data = dataclasses.replace(data, **fields)
+    return TrainConfig(objective=OBJECTIVE, steps=1, batch_size=4, data=data)
+
+
+def write(folder, kind):
+    """24 pictures of 12 by 12, PNGs all."""
+    if kind == "tars":
+        for start in (0, 12):
+            write_tar(folder / f"{start}.tar", range(start, start + 12), "png")
+    elif kind == "records":
+        write_array_record(folder / "a.array_record", range(24))
+    else:
+        write_folder(folder, 24, table=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["folder", "tars", "records", "hub"])
+def test_every_kind_gives_each_picture_with_its_caption_once(tmp_path, kind, monkeypatch):
+    if kind == "hub":
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        pytest.importorskip("datasets")
+    config = config_of(write(tmp_path / "in", kind), kind)
+    stream = training_batches(config, TOKENIZER)
+    ids = {tuple(row): i for i, row in enumerate(tokenize(TOKENIZER, map_captions(24)).tolist())}
+    seen = []
+    for _ in range(5):  # 24 items without the two held out: five batches of four
+        batch = next(stream)
+        assert batch["time_ids"].tolist() == [[12, 10, 1, 0, 12, 12]] * 4
+        for image, row in zip(batch["image"], batch["ids"].tolist(), strict=True):
+            number = ids[tuple(row)]
+            assert np.abs(image[:, 6, 0] - whole(number)[:, 5, 0]).max() < 0.1
+            seen.append(number)
+    stream.close()
+    assert len(set(seen)) == 20
+    assert not set(seen) & {0, 12}
+    held = validation_batch(config, TOKENIZER)
+    assert {ids[tuple(row)] for row in held["ids"].tolist()} == {0, 12}
+    assert sorted(set(validation_captions(config, 5))) == [caption(0), caption(12)]
+
+
+def map_captions(count):
+    return [caption(i) for i in range(count)]
+
+
+def whole(number):
+    """The picture as it is brought to 12 by 12: enlarged, then cut above and below."""
+    large = Image.fromarray(pixels(number)).resize((12, 14), Image.Resampling.LANCZOS)
+    return to_unit(np.asarray(large)[1:13])
+
+
+def test_scenes_are_batched_as_ever():
+    config = TrainConfig(objective=VAEObjective(), steps=1, batch_size=4, data=DataConfig(seed=3))
+    stream = training_batches(config, TOKENIZER)
+    plain = batches(SceneSource(seed=3), batch_size=4, tokenizer=TOKENIZER)
+    for _ in range(2):
+        ours, theirs = next(stream), next(plain)
+        assert ours.keys() == theirs.keys() == {"image", "ids"}
+        assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+    assert stream.get_state() == plain.get_state()
+    assert stream.counts() == {}
+    assert stream.identity == {}
+    stream.close()
+    plain.close()
+
+
+def test_other_files_are_another_identity(tmp_path):
+    config = config_of(write(tmp_path / "in", "folder"), "folder")
+    before = training_batches(config, TOKENIZER).identity
+    assert before == training_batches(config, TOKENIZER).identity
+    bucketed = dataclasses.replace(config, data=dataclasses.replace(config.data, widest=2))
+    assert training_batches(bucketed, TOKENIZER).identity != before
+    (tmp_path / "in" / "0003.png").write_bytes(encoded(9, (40, 12)))
+    assert training_batches(config, TOKENIZER).identity != before
+
+
+def test_processes_that_see_other_files_are_told(tmp_path, monkeypatch):
+    config = config_of(write(tmp_path / "in", "folder"), "folder")
+    monkeypatch.setattr(
+        experiment.multihost_utils, "broadcast_one_to_all", lambda array: np.zeros_like(array)
+    )
+    with pytest.raises(InputError, match="expected 0000000000000000 as process 0 has found"):
+        training_batches(config, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "folders"}, "did you mean 'folder'"),
+        ({"kind": "folder"}, "data.path: got none"),
+        ({"kind": "folder", "path": "x"}, "data.resolution: got 0"),
+        ({"kind": "folder", "path": "x", "resolution": 100}, "multiple of data.cell, 64"),
+        ({"kind": "folder", "path": "x", "resolution": 64, "variations": 2}, "left out"),
+        ({"kind": "tars", "path": "x", "resolution": 64, "split": "test"}, "left out"),
+        ({"kind": "latents", "path": "x", "resolution": 64}, "left out"),
+        ({"path": "x"}, "data.path: got 'x', expected it left out for data.kind scenes"),
+        ({"crop": "middle"}, "data.crop"),
+        ({"max_broken": 2.0}, "data.max_broken"),
+        ({"widest": 0.5}, "data.widest"),
+        ({"cell": 0}, "data.cell"),
+        ({"held_out": 0}, "data.held_out"),
+        ({"threads": -1}, "data.threads"),
+    ],
+)
+def test_impossible_data_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        DataConfig(**fields)
+
+
+def test_objectives_that_need_scenes_say_so(tmp_path):
+    config = config_of(write(tmp_path / "in", "folder"), "folder")
+    other = dataclasses.replace(config, objective=ClassifierObjective(vae=""))
+    wanted = r"data\.kind: got folder for a ClassifierObjective, expected scenes"
+    for call in (training_batches, validation_batch):
+        with pytest.raises(InputError, match=wanted):
+            call(other)
+
+
+def test_few_pictures_are_validated_and_trained_on(tmp_path):
+    write_folder(tmp_path / "in", 5)
+    stored = open_stored(config_of(tmp_path / "in", "folder").data, 4)
+    assert stored.validated == 2
+    trained = {stored.training[i]["caption"] for i in range(40)}
+    assert trained == {caption(i) for i in range(5)}
+    with pytest.raises(InputError, match="got 5 usable items, expected at least 8"):
+        open_stored(config_of(tmp_path / "in", "folder").data, 8)
+    write_folder(tmp_path / "none", 1)
+    (tmp_path / "none" / "0000.txt").unlink()
+    with pytest.raises(InputError, match="without usable items"):
+        open_stored(config_of(tmp_path / "none", "folder").data, 1)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_training_on_buckets_logs_what_it_skips_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(vae, "MEASURED", 24)
+    write_folder(tmp_path / "in", 40, sizes=((20, 20), (20, 20), (16, 30)))
+    (tmp_path / "in" / "0005.png").write_bytes(b"not a picture")
+    (tmp_path / "in" / "0007.png").write_bytes(b"")
+    (tmp_path / "tiny.py").write_text(VAE.replace("FOLDER", str(tmp_path)))
+
+    def trained(name, *more):
+        run([str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / name), *more])
+        return read_lines(tmp_path / name / "log.jsonl")
+
+    at_once, first = trained("a"), trained("b", "--steps", "2", "--optimiser.decay-fraction", "0")
+    both = trained("b", "--optimiser.decay-fraction", "0")
+    whole = trained("c", "--optimiser.decay-fraction", "0")
+    assert both[:2] == first
+    assert [line["loss"] for line in both] == [line["loss"] for line in whole]
+    assert at_once[2]["skipped_broken_picture"] >= 1
+    assert np.isfinite(at_once[2]["validation_psnr"])
+    (tmp_path / "in" / "0039.png").unlink()
+    with pytest.raises(InputError, match=r"data: got \w+, expected \w+ as trained so far"):
+        trained("b")
