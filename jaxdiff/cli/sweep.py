@@ -61,6 +61,8 @@ class Options:
     """Rules of one step; left out: the model's own."""
     steps: tuple[int, ...] = ()
     """Numbers of denoising steps; left out: the model's own."""
+    negative_prompt: str | None = None
+    """What to keep out of the pictures; not of those that are measured."""
     classifier_scales: Annotated[
         tuple[float, ...], tyro.conf.arg(aliases=["--classifier-scale"])
     ] = (0.0,)
@@ -156,6 +158,7 @@ def _settings(options: Options, pipe: Any, guide: Any) -> dict[str, Any]:
         "device": pipe.device_name,  # seconds on another one are not comparable
         **{name: getattr(options, name) for name in names},
         "prompt": list(options.prompt),
+        "negative_prompt": options.negative_prompt,
     }
 
 
@@ -214,6 +217,7 @@ def _draw(
 ) -> tuple[UInt8[NDArray, "n h w 3"], dict[str, Any]]:
     """A cell's pictures of the prompts, and what they tell; InputError if the model refuses."""
     prompts, choices = list(options.prompt), _choices(cell)
+    choices["negative_prompt"] = options.negative_prompt
     request = pipe.resolve(prompts, seed=[options.seed] * len(prompts), **choices)
     size = min(PICTURES, len(prompts))
     call = {"output": "numpy", "batch_size": size, **choices}

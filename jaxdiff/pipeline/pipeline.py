@@ -31,6 +31,7 @@ from jaxdiff.pipeline.batches import Batches, Clock, Plan
 from jaxdiff.pipeline.company import Company
 from jaxdiff.pipeline.conditioning import TextRecipe
 from jaxdiff.pipeline.inputs import Given, Inputs, Noise, gather
+from jaxdiff.pipeline.parts import ENCODERS, check_channels, check_parts
 from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_of
 from jaxdiff.pipeline.stages import Report, Stages
 from jaxdiff.pipeline.vocabulary import Vocabulary, add_inversion
@@ -38,12 +39,6 @@ from jaxdiff.pipeline.watching import Watched
 from jaxdiff.samplers.registry import evaluations_of, make_grid
 
 OUTPUTS = ("pil", "numpy", "latent")
-CLASSES = tuple(
-    f"StableDiffusion{family}{task}Pipeline"
-    for family in ("", "XL")
-    for task in ("", "Img2Img", "Inpaint")
-)
-ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 MAX_UNTILED = 2048 * 2048  # pixels that the VAE takes as a whole
 TILE = 1024  # pixels along a tile of larger pictures
 STRENGTH = 0.8  # of a given picture, as in diffusers; all of it where a mask is given too
@@ -74,13 +69,13 @@ class Pipeline:
         devices: Sequence[jax.Device],
         folder: pathlib.Path | None = None,
     ) -> None:
-        _check(parts, name)
+        check_parts(parts, name)
         self.parts = parts
         self.name = name
         self.devices = tuple(devices)
         self.unet = cast(UNet2DConditionModel, parts.components["unet"].module)
         self.vae = cast(AutoencoderKL, parts.components["vae"].module)
-        _check_channels(self.unet, self.vae, name)
+        check_channels(self.unet, self.vae, name)
         names = [encoder for encoder in ENCODERS if encoder in parts.components]
         self.text_encoders = [cast(CLIPTextModel, parts.components[n].module) for n in names]
         self._vocabularies = {
@@ -426,27 +421,3 @@ class Pipeline:
             self._company.steering(request, self.tokenizer),
         )
         yield from gather(request, origin, asked, self._batches.latent_shape(request), size)
-
-
-def _check(parts: PipelineParts, name: str) -> None:
-    """InputError unless `parts` make a pipeline that this class can run."""
-    one_of(f"{name}: pipeline class", parts.class_name, CLASSES)
-    encoders = [encoder for encoder in ENCODERS if encoder in parts.components] or ["text_encoder"]
-    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-    for key, cls in (kinds | dict.fromkeys(encoders, CLIPTextModel)).items():
-        module = parts.components[key].module if key in parts.components else None
-        if not isinstance(module, cls):
-            got = "none" if module is None else type(module).__name__
-            raise InputError(f"{name}: {key}: got {got}, expected {cls.__name__}")
-    for encoder in encoders:
-        if ENCODERS[encoder] not in parts.tokenizers:
-            raise InputError(f"{name}: {ENCODERS[encoder]}: got none, expected CLIPTokenizer")
-
-
-def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL, name: str) -> None:
-    got, channels = unet.config.in_channels, vae.config.latent_channels
-    if got not in (channels, 2 * channels + 1):
-        raise InputError(
-            f"{name}: unet: got in_channels {got}, "
-            f"expected {channels}, or {2 * channels + 1} for inpainting"
-        )
