@@ -13,6 +13,13 @@ from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.checkpoints.weights import digest, find_weights
+from jaxdiff.cli.training.drawing import (
+    SAMPLER,
+    SPACING,
+    make_sampler,
+    shown_noise,
+    shown_prompts,
+)
 from jaxdiff.cli.training.experiment import (
     CHECKPOINTS,
     SHOWN,
@@ -26,41 +33,19 @@ from jaxdiff.cli.training.experiment import (
     validation_captions,
 )
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Dtype, Float, Int, NDArray
+from jaxdiff.core.types import Array, Dtype, NDArray
 from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.latents import read_description
-from jaxdiff.data.scenes import sample_prompts
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
-from jaxdiff.guidance.denoiser import guided, stack_streams
-from jaxdiff.guidance.registry import RULES
-from jaxdiff.guidance.rule import Dials
 from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
-from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.processes import fetch
-from jaxdiff.samplers.loop import sample as run_sampler
-from jaxdiff.samplers.noise import image_keys, initial_noise
-from jaxdiff.samplers.registry import SAMPLERS, make_grid
+from jaxdiff.samplers.registry import make_grid
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import Frozen, diffusion_learner
-
-SAMPLER, SPACING = "ddim", "trailing"  # of the grids
-
-
-def shown_prompts() -> list[str]:
-    """The fixed prompts of the grids: half with one thing, half with two, none trained on."""
-    half = SHOWN // 2
-    kinds = (sample_prompts(half, 0, kind) for kind in ("one", "two"))
-    return [prompt.text for prompts in kinds for prompt in prompts]
-
-
-def shown_noise(model: UNet2DConditionConfig) -> Float[NDArray, "b h w c"]:
-    """What the pictures of the grids start from: image i has seed i."""
-    side, channels = cast(int, model.sample_size), model.in_channels
-    return np.asarray(initial_noise(image_keys(range(SHOWN)), (side, side, channels)))
 
 
 def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
@@ -75,42 +60,18 @@ def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
     }
 
 
-def make_sampler(
+def _sampler(
     objective: DiffusionObjective, vae: AutoencoderKL, text: CLIPTextModel, dtype: Dtype
-) -> Callable[[Params, Frozen, Array, Array], Array]:
-    """The function (UNet weights, frozen, ids, noise) -> pictures in [-1, 1]."""
+) -> Callable[..., Array]:
     unet = abstract(UNet2DConditionModel, objective.model, dtype=dtype)
-    kind = objective.prediction_type
-    levels = make_grid(
-        objective.schedule, SAMPLER, objective.sample_steps, kind=kind, spacing=SPACING
-    )
 
     def network(params: Params, x: Array, t: Array, context: Array) -> Array:
         return assemble(unet, params)(x, t, context)
 
-    def draw(
-        params: Params, frozen: Frozen, ids: Int[Array, "b n"], noise: Float[Array, "b h w z"]
-    ) -> Float[Array, "b h2 w2 c"]:
-        encode, decoder = assemble(text, frozen.text_encoder), assemble(vae, frozen.vae)
-        null = jnp.broadcast_to(encode(frozen.null[None]), (len(ids), *encode_shape(ids, text)))
-        denoise = guided(
-            network,
-            params,
-            stack_streams(null, encode(ids)),
-            Dials(jnp.full(len(ids), objective.sample_scale, jnp.float32)),
-            rule=RULES["cfg"],
-            kind=kind,
-        )
-        keys = image_keys(range(len(ids)))  # DDIM draws nothing
-        z = run_sampler(denoise, noise, levels, keys, sampler=SAMPLERS[SAMPLER])
-        return decoder.decode(decoder.unscale(z))
-
-    return draw
-
-
-def encode_shape(ids: Int[Array, "b n"], text: CLIPTextModel) -> tuple[int, int]:
-    """(tokens, width) of the hidden states of one caption."""
-    return ids.shape[1], text.config.hidden_size
+    kind, steps = objective.prediction_type, objective.sample_steps
+    levels = make_grid(objective.schedule, SAMPLER, steps, kind=kind, spacing=SPACING)
+    choices = {"rule": "cfg", "kind": kind, "scale": objective.sample_scale}
+    return make_sampler(network, levels, vae, text, **choices)
 
 
 def _side(data: DataConfig, objective: DiffusionObjective) -> int:
@@ -182,7 +143,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     learner = diffusion_learner(objective, vae, text, dtype)
     if objective.weights is not None and not has_checkpoint(workdir / CHECKPOINTS):
         learner = learner._replace(init=_given_weights(objective.weights, learner.shapes))
-    draw = jax.jit(make_sampler(objective, vae, text, dtype))
+    draw = jax.jit(_sampler(objective, vae, text, dtype))
     measure = jax.jit(learner.loss)
     scenes = config.data.kind == "scenes"
     prompts = shown_prompts() if scenes else validation_captions(config, SHOWN)

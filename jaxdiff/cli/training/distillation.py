@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
 from jaxdiff.checkpoints.weights import digest, find_weights
-from jaxdiff.cli.training.diffusion import SAMPLER, SPACING, shown_noise, shown_prompts
+from jaxdiff.cli.training.drawing import (
+    SAMPLER,
+    SPACING,
+    make_sampler,
+    shown_noise,
+    shown_prompts,
+)
 from jaxdiff.cli.training.experiment import (
     SHOWN,
     Experiment,
@@ -21,21 +27,16 @@ from jaxdiff.cli.training.experiment import (
     training_batches,
     validation_batch,
 )
-from jaxdiff.core.types import Array, Dtype, Float, Int
+from jaxdiff.core.types import Array, Dtype
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.guidance.denoiser import guided, stack_streams
-from jaxdiff.guidance.registry import RULES
-from jaxdiff.guidance.rule import Dials
 from jaxdiff.models.build import assemble, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.parallel.processes import fetch
-from jaxdiff.samplers.loop import sample as run_sampler
-from jaxdiff.samplers.noise import image_keys
-from jaxdiff.samplers.registry import SAMPLERS, make_grid
+from jaxdiff.samplers.registry import make_grid
 from jaxdiff.training.config import DistillationObjective, TrainConfig
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.distillation import Frozen, distillation_learner, student
@@ -54,7 +55,8 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
     (null,) = tokenize(tokenizer, [""])
     frozen = Frozen(weights(vae), weights(text), weights(teacher), jnp.asarray(null))
     learner = distillation_learner(objective, teacher, vae, text, schedule)
-    draw = jax.jit(_sampler(objective, teacher, vae, text, schedule, parts.scheduler))
+    kind = str(parts.scheduler.get("prediction_type", "epsilon"))
+    draw = jax.jit(_sampler(objective, teacher, vae, text, schedule, kind))
     measure = jax.jit(learner.loss)
     noise = shown_noise(teacher.config)
     shown = spread({"ids": tokenize(tokenizer, shown_prompts()), "noise": noise})
@@ -85,29 +87,13 @@ def _sampler(
     vae: AutoencoderKL,
     text: CLIPTextModel,
     schedule: NoiseSchedule,
-    scheduler: Mapping[str, object],
-) -> Callable[[Params, Frozen, Array, Array], Array]:
-    """The function (student weights, frozen, ids, noise) -> pictures in [-1, 1]."""
-    learnt = student(teacher, objective.scale_width)
-    kind = str(scheduler.get("prediction_type", "epsilon"))
-    levels = make_grid(schedule, SAMPLER, objective.sample_steps, kind=kind, spacing=SPACING)
+    kind: str,
+) -> Callable[..., Array]:
+    learnt, width = student(teacher, objective.scale_width), objective.scale_width
 
     def network(params: Params, x: Array, t: Array, context: Array) -> Array:
-        told = guidance_embedding(jnp.full(len(x), objective.sample_scale), objective.scale_width)
+        told = guidance_embedding(jnp.full(len(x), objective.sample_scale), width)
         return assemble(learnt, params)(x, t, context, timestep_cond=told)
 
-    def draw(
-        params: Params, frozen: Frozen, ids: Int[Array, "b n"], noise: Float[Array, "b h w z"]
-    ) -> Float[Array, "b h2 w2 c"]:
-        states = assemble(text, frozen.text_encoder)(ids)
-        dials = Dials(jnp.ones(len(ids)))
-        denoise = guided(
-            network, params, stack_streams(states), dials, rule=RULES["none"], kind=kind
-        )
-        z = run_sampler(
-            denoise, noise, levels, image_keys(range(len(ids))), sampler=SAMPLERS[SAMPLER]
-        )
-        decoder = assemble(vae, frozen.vae)
-        return decoder.decode(decoder.unscale(z))
-
-    return draw
+    levels = make_grid(schedule, SAMPLER, objective.sample_steps, kind=kind, spacing=SPACING)
+    return make_sampler(network, levels, vae, text, rule="none", kind=kind, scale=1.0)
