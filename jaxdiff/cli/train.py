@@ -117,12 +117,16 @@ def check_identity(now: Identity, workdir: pathlib.Path) -> None:
     if not isinstance(before, dict):
         raise InputError(f"{path}: got no identity, expected the config.json of a training")
     now = json.loads(json.dumps(now))
-    for name in sorted(before.keys() & now.keys()):
-        if before[name] != now[name]:
-            raise InputError(
-                f"{name}: got {now[name]}, expected {before[name]} as trained so far "
-                f"in {workdir} (take another --workdir for another model)"
-            )
+    changed = [
+        f"{name}: got {now[name]}, expected {before[name]}"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name]
+    ]
+    if changed:
+        raise InputError(
+            f"{'; '.join(changed)} as trained so far "
+            f"in {workdir} (take another --workdir for another model)"
+        )
 
 
 def record(config: TrainConfig, now: Identity, workdir: pathlib.Path) -> None:
@@ -195,6 +199,7 @@ class Trainer:
         log = JsonlLog(self.workdir / "log.jsonl", step=self.step)
 
         def record_values(step: int, values: Mapping[str, float]) -> None:
+            self.store.check()  # a full disk is heard of now, not at the next checkpoint
             log(step, values)
             terminal.values(step, values)
 
@@ -218,6 +223,7 @@ class Trainer:
                     log=config.log_every,
                     checkpoint=config.checkpoint_every,
                     sample=config.sample_every,
+                    skipped=config.max_skipped,
                 ),
                 images_per_step=config.batch_size,
                 hooks=loop.Hooks(
@@ -249,7 +255,7 @@ def experiment(config: TrainConfig, workdir: pathlib.Path) -> Experiment:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """The command. SystemExit with 130 or 143 after SIGINT or SIGTERM, once the state is saved."""
+    """The command. After SIGINT or SIGTERM SystemExit with 130 or 0, once the state is saved."""
     options = parse(arguments)
     workdir = options.workdir
     cache.enable()
@@ -289,20 +295,33 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def train_until_stopped(trainer: Trainer) -> None:
-    """Train to the end; SystemExit says how to go on if that was not reached."""
+    """Train to the end; SystemExit says how to go on if that was not reached.
+
+    The code is 0 after SIGTERM: to give way where a machine is taken away is no failure.
+    """
     steps = trainer.config.steps
     with stop_signals() as received, Terminal(start=trainer.step, steps=steps) as terminal:
         if trainer.resumed:
             terminal.message(f"train: going on after step {trainer.step} of {steps}")
         try:
-            trainer.train(terminal, lambda: bool(received))
+            try:
+                trainer.train(terminal, lambda: bool(received))
+            finally:
+                trainer.store.wait()
         except loop.StoppedError as stopped:
             terminal.message(f"train: {stopped}; the same command goes on from there")
-            raise SystemExit(128 + received[0]) from None
+            raise SystemExit(0 if received[0] == signal.SIGTERM else 128 + received[0]) from None
         except loop.NonFiniteError as error:
             kept = trainer.store.latest()
             terminal.message(
                 f"train: {error}; training stopped. The last good checkpoint is of step {kept}: "
                 "start again with a lower --optimiser.learning-rate to go on from there"
+            )
+            raise SystemExit(1) from None
+        except OSError as error:  # the disk is full or gone
+            kept = trainer.store.latest()
+            terminal.message(
+                f"train: {error}; training stopped. The last good checkpoint is of step {kept}: "
+                "the same command goes on from there"
             )
             raise SystemExit(1) from None

@@ -195,9 +195,11 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps between checkpoints
     sample_every: int = 2000  # steps between sample grids; 0 makes none
     keep: int = 2  # newest checkpoints that stay
+    max_skipped: int = 10  # steps in a row with a loss or gradient not finite that end the training
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+        counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "max_skipped")
+        for name in counts:
             positive(name, getattr(self, name))
         in_range("seed", self.seed, 0, 2**31 - 1)
         in_range("ema_decay", self.ema_decay, 0, 1)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -30,6 +31,9 @@ def make_step(
     constants inside a compiled function are folded and copied. The step's own key is
     fold_in(base key, step), so a resumed training draws what an uninterrupted one would. `limit`
     brings parameters back into their allowed range after each update.
+
+    Where loss, gradient or new parameters are not finite, the state stays as it is but for `step`,
+    and the metric `skipped` is 1. The optimiser's own count stands still too.
     """
 
     def step(
@@ -41,14 +45,20 @@ def make_step(
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = limit(optax.apply_updates(state.params, updates))
         averaged = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay))
-        metrics = parts | {
-            "loss": value,
-            "grad_norm": optax.tree.norm(grads),
-            # Not finite as soon as one parameter is not, a step before the loss shows it.
-            "param_norm": optax.tree.norm(params),
-            "learning_rate": schedule(state.step),
-        }
-        return TrainState(state.step + 1, params, averaged, opt_state), metrics
+        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        finite = jnp.isfinite(jnp.stack([value, *norms.values()])).all()
+        new, old = (params, averaged, opt_state), (state.params, state.ema, state.opt_state)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        metrics = (
+            parts
+            | norms
+            | {
+                "loss": value,
+                "learning_rate": schedule(state.step),
+                "skipped": 1 - finite.astype(jnp.float32),
+            }
+        )
+        return TrainState(state.step + 1, *kept), metrics
 
     return step
 
