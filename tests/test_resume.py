@@ -138,6 +138,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 
     # Asked to stop: saves first, at a step that is no multiple of anything.
     run = Run(tmp_path, "cut")
+    run.until(lambda: any(run.workdir.glob("checkpoints/[0-9]*")))
+    run.until(lambda: run.steps() > 4)
     run.until_training()
     code, said = run.end(signal.SIGTERM)
     assert code == 0, said

@@ -209,6 +209,7 @@ class Trainer:
             learning_rate(config.optimiser, config.steps),
             config.ema_decay,
             learner.limit,
+            config.accumulate,
         )
         frozen = replicate(self.experiment.frozen, self.mesh)
         with Prefetch(self.experiment.batches, lambda b: shard_batch(b, self.mesh)) as ahead:
@@ -261,7 +262,7 @@ def run(arguments: Sequence[str]) -> None:
     cache.enable()
     config, checkpoints = options.config, workdir / CHECKPOINTS
     # What can be refused is refused before the workdir is touched.
-    check_batch_size(config.batch_size, data_mesh())
+    check_batch_size(config.batch_size // config.accumulate, data_mesh())
     if options.export_only and not has_checkpoint(checkpoints):
         raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
     check_identity(identity(config), workdir)

@@ -162,7 +162,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     if objective.weights is not None and not has_checkpoint(workdir / CHECKPOINTS):
         learner = learner._replace(init=_given_weights(objective.weights, learner.shapes))
     draw = jax.jit(make_sampler(objective, vae, text, dtype))
-    measure = jax.jit(learner.loss)
+    measure = jax.jit(learner.measure)
     shown = spread(
         {"ids": tokenize(tokenizer, shown_prompts()), "noise": shown_noise(objective.model)}
     )
@@ -172,8 +172,8 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         save_grid(
             workdir / "samples", step, grid(np.asarray(draw(params, frozen, **shown)), SHOWN // 2)
         )
-        loss, _ = measure(params, frozen, batch, jax.random.key(0))
-        return {"validation_loss": float(loss)}
+        found = jax.device_get(measure(params, frozen, batch, jax.random.key(0)))
+        return {f"validation_{name}": float(value) for name, value in found.items()}
 
     def export(params: Params, folder: pathlib.Path) -> None:
         stored = {name: read_component(path) for name, path in folders.items()}  # in their dtypes
