@@ -63,6 +63,7 @@ class TrainingStore:
             "host": ocp.JsonCheckpointHandler(),
         }
         self._folder, self._read_only = folder.resolve(), read_only
+        self._newest: int | None = None  # step that was last given to `save`
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "TrainingStore":
@@ -87,6 +88,7 @@ class TrainingStore:
         if step in self._manager.all_steps():
             return
         host = host | {"digest": _digest(state, host)}
+        self._newest = step
         with _saving(step):
             self._manager.save(
                 step,
@@ -102,7 +104,7 @@ class TrainingStore:
 
     def wait(self) -> None:
         """Return when all that was saved is on disk; SaveError if it could not be written."""
-        with _saving(None):
+        with _saving(self._newest):
             self._manager.wait_until_finished()
 
     def restore(self, template: PyTree) -> Restored | None:
@@ -185,7 +187,7 @@ def _sums(leaves: list[Array]) -> Array:
 
 @contextlib.contextmanager
 def _first_error_only() -> Iterator[None]:
-    """Silence what the reader's other tasks complain of where one array cannot be read."""
+    """Silence what other tasks complain of where one array cannot be read or written."""
     previous, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with warnings.catch_warnings():
@@ -203,7 +205,8 @@ def _first_error_only() -> Iterator[None]:
 def _saving(step: int | None) -> Iterator[None]:
     """Turn whatever the writer raises into a SaveError."""
     try:
-        yield
+        with _first_error_only():
+            yield
     except Exception as error:  # OSError here, tensorstore's ValueError there
         name = "checkpoint" if step is None else f"checkpoint {step}"
         raise SaveError(f"{name}: got {_cause(error)}, expected a disk to write to") from None

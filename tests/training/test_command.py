@@ -191,6 +191,8 @@ def test_all_that_differs_is_said(again):
         run([*again, *flags])
 
 
+# Tasks that wrote other arrays find their loop closed, whenever they notice.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_one_error_and_keeps_what_was_good(again, tmp_path, capsys, monkeypatch):
     def full(path, *_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
