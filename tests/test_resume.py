@@ -1,4 +1,9 @@
-"""A training that is killed and started again ends as if it had never stopped, bit for bit."""
+"""A training that is killed and started again ends as if it had never stopped, bit for bit.
+
+    JAXDIFF_KILLS=50 python -m pytest tests/test_resume.py
+
+kills it fifty times instead of five.
+"""
 
 import os
 import pathlib
@@ -16,7 +21,8 @@ import pytest
 from jaxdiff.training.log import read_lines
 
 ROOT = pathlib.Path(__file__).parents[1]
-STEPS = 30
+KILLS = int(os.environ.get("JAXDIFF_KILLS", "5"))
+STEPS = 20 * KILLS
 CONFIG = f"""
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import TrainConfig, VAEObjective
@@ -31,7 +37,7 @@ SPEED = {"step_ms", "images_per_s"}
 class Run:
     """The train command in a process of its own, on one CPU device."""
 
-    def __init__(self, folder: pathlib.Path, name: str):
+    def __init__(self, folder: pathlib.Path, name: str, warnings: str = "error"):
         self.workdir = folder / name
         environment = {
             **os.environ,
@@ -41,7 +47,7 @@ class Run:
         }
         command = ["train.py", str(folder / "tiny.py"), "--workdir", str(self.workdir)]
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", *command],
+            [sys.executable, "-W", warnings, *command],
             cwd=ROOT,
             env=environment,
             stderr=subprocess.PIPE,
@@ -62,6 +68,25 @@ class Run:
         while not condition():
             assert self.process.poll() is None, self.process.communicate()[1]
             time.sleep(0.001)
+
+    def until_training(self) -> None:
+        """Wait until this process has taken a step: the log is new, and not only cut off."""
+        begun = time.time()
+        log = self.workdir / "log.jsonl"
+        self.until(lambda: log.stat().st_mtime > begun)
+        reached = self.steps()
+        self.until(lambda: self.steps() > reached)
+
+    def until_a_moment(self, chance: random.Random) -> None:
+        """Wait for some moment while it starts, trains or saves."""
+        kind = chance.choice(("start", "train", "save"))
+        if kind == "start":
+            time.sleep(chance.random() * 8)
+            return
+        self.until_training()
+        wanted = self.steps() + chance.randrange(5)
+        self.until(lambda: self.saving() if kind == "save" else self.steps() >= wanted)
+        time.sleep(chance.random() * 0.01)
 
     def end(self, signal_number: int | None = None) -> tuple[int, str]:
         """Send the signal and wait; the exit code and what was said."""
@@ -104,24 +129,30 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     run.until(lambda: run.steps() >= 6)
     run.until(run.saving)
     run.end(signal.SIGKILL)
-    reached = run.steps()
 
-    # Killed at a random moment.
-    run = Run(tmp_path, "cut")
-    wait = chance.randrange(reached + 1, 22)
-    run.until(lambda: run.steps() >= wait)
-    time.sleep(chance.random() * 0.05)
-    run.end(signal.SIGKILL)
+    # Killed at random moments: while it starts, trains or saves.
+    for _ in range(KILLS - 2):
+        run = Run(tmp_path, "cut")
+        run.until_a_moment(chance)
+        assert run.end(signal.SIGKILL)[0] == -signal.SIGKILL, f"seed {seed}"
 
     # Asked to stop: saves first, at a step that is no multiple of anything.
     run = Run(tmp_path, "cut")
-    run.until(lambda: run.steps() >= 23)
+    run.until(lambda: any(run.workdir.glob("checkpoints/[0-9]*")))
+    run.until(lambda: run.steps() > 4)
+    run.until_training()
     code, said = run.end(signal.SIGTERM)
-    assert code == 128 + signal.SIGTERM, said
-    assert "the same command goes on from there" in said
-
-    code, said = Run(tmp_path, "cut").end()
     assert code == 0, said
+    assert "the same command goes on from there" in said
+    stopped = max(int(path.name) for path in run.workdir.glob("checkpoints/[0-9]*"))
+    assert f"stopped after step {stopped};" in said
+
+    # A damaged checkpoint gives way to the one before.
+    for path in run.workdir.glob(f"checkpoints/{stopped}/state/d/*"):
+        os.truncate(path, path.stat().st_size // 2)
+    code, said = Run(tmp_path, "cut", warnings="default").end()
+    assert code == 0, said
+    assert f"warning: checkpoint {stopped} cannot be read (" in said
     assert "going on after step" in said
 
     whole, cut = arrays(tmp_path / "whole"), arrays(tmp_path / "cut")

@@ -1,13 +1,29 @@
 """Checkpoints of a training: arrays and host state in one folder per step, all or nothing."""
 
+import contextlib
+import gc
+import json
+import logging
 import pathlib
+import shutil
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import PyTree
+from jaxdiff.core.types import Array, PyTree
+
+UNREADABLE = "unreadable-"  # in front of the step: what a damaged checkpoint is renamed to
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; those that were complete before are still there."""
 
 
 class Restored(NamedTuple):
@@ -28,14 +44,16 @@ class TrainingStore:
 
     Saving writes to a temporary name that is renamed when everything is on disk, so a process
     killed at any moment leaves complete checkpoints only. `read_only` leaves the folder as it is,
-    and what another process is writing there. A context manager.
+    and what another process is writing there. A context manager; leaving it waits for the disk.
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int = 2, read_only: bool = False) -> None:
+        # Its log has every error ten times over, with tracebacks; they are raised here, once.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
-            # The state's buffers are donated to the next step, so it must be on disk before.
-            enable_async_checkpointing=False,
+            # Made by a thread, a folder that cannot be made leaves others waiting for ten minutes.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
@@ -44,41 +62,82 @@ class TrainingStore:
             "state": ocp.StandardCheckpointHandler(),
             "host": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(
-            folder.resolve(), options=options, item_handlers=handlers
-        )
+        self._folder, self._read_only = folder.resolve(), read_only
+        self._newest: int | None = None  # step that was last given to `save`
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "TrainingStore":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        with contextlib.suppress(Exception):  # an error of the last save, raised or superseded
+            self._manager.close()
 
     def latest(self) -> int | None:
         """The newest complete step, None if there is no checkpoint."""
-        return self._manager.latest_step()
+        return max((int(p.name) for p in self._folder.iterdir() if p.name.isdigit()), default=None)
 
     def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
-        """Write `state` (arrays) and `host` (JSON values) as `step`, unless it is there already."""
+        """Write `state` (arrays) and `host` (JSON values) as `step`, unless it is there already.
+
+        Returns when the arrays have been copied from the devices: their buffers may be given away
+        then. A thread writes the copies; the next `save`, `check` or `wait` raises its SaveError.
+        """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
-            ),
-        )
+        host = host | {"digest": _digest(state, host)}
+        self._newest = step
+        with _saving(step):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
+                ),
+            )
+
+    def check(self) -> None:
+        """Raise the SaveError of a save that has ended badly; do not wait for one under way."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when all that was saved is on disk; SaveError if it could not be written."""
+        with _saving(self._newest):
+            self._manager.wait_until_finished()
 
     def restore(self, template: PyTree) -> Restored | None:
-        """The newest checkpoint, None if there is none.
+        """The newest checkpoint that can be read, None if there is none at all.
 
-        `template` has the shapes, dtypes and shardings to restore to. Raises InputError when the
-        stored arrays are not of that structure.
+        `template` has the shapes, dtypes and shardings to restore to. A damaged checkpoint is
+        passed over with a warning and renamed. Raises InputError when the stored arrays are of
+        another structure, or when every checkpoint is damaged.
         """
-        step = self.latest()
-        if step is None:
-            return None
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for step in steps:
+            try:
+                with _first_error_only():
+                    found = self._read(step, template)
+            except InputError:
+                raise
+            except Exception as error:  # each layer of the reader has errors of its own
+                damaged.append((step, _cause(error)))
+                continue
+            self._put_aside(damaged, instead=step)
+            return found
+        if damaged:
+            raise InputError(
+                f"{self._folder}: got no checkpoint that can be read ({damaged[0][0]}: "
+                f"{damaged[0][1]}), expected one (remove the folder to begin anew)"
+            )
+        return None
+
+    def _read(self, step: int, template: PyTree) -> Restored:
         stored = self._manager.item_metadata(step).state
+        if stored is None:
+            raise ValueError("its metadata is missing")
         _check_structure(stored, template, step)
         found = self._manager.restore(
             step,
@@ -86,7 +145,79 @@ class TrainingStore:
                 state=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore()
             ),
         )
-        return Restored(step, found["state"], found["host"])
+        state, host = found["state"], dict(found["host"])
+        expected = host.pop("digest", None)
+        if _digest(state, host) != expected:
+            raise ValueError("it is not what was saved")
+        return Restored(step, state, host)
+
+    def _put_aside(self, damaged: list[tuple[int, str]], *, instead: int) -> None:
+        """Warn of damaged checkpoints, and rename them so that their steps can be saved again."""
+        for step, why in damaged:
+            warnings.warn(
+                f"checkpoint {step} cannot be read ({why}): going on from {instead}", stacklevel=3
+            )
+            if not self._read_only and jax.process_index() == 0:
+                target = self._folder / f"{UNREADABLE}{step}"
+                shutil.rmtree(target, ignore_errors=True)
+                (self._folder / str(step)).rename(target)
+        if damaged and not self._read_only:
+            self._manager.reload()
+
+
+def _digest(state: PyTree, host: dict[str, Any]) -> list[int]:
+    """Numbers that a flipped bit anywhere changes."""
+    text = json.dumps(host, sort_keys=True)
+    return [zlib.crc32(text.encode()), *_sums(jax.tree.leaves(state)).tolist()]
+
+
+@jax.jit
+def _sums(leaves: list[Array]) -> Array:
+    """The sum of each array's bits, as unsigned words modulo 2^32.
+
+    Sums of integers do not depend on their order, so they are the same for any sharding.
+    """
+
+    def words(leaf: Array) -> Array:
+        width = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        return jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
+
+    return jnp.stack([jnp.sum(words(leaf), dtype=jnp.uint32) for leaf in leaves])
+
+
+@contextlib.contextmanager
+def _first_error_only() -> Iterator[None]:
+    """Silence what other tasks complain of where one array cannot be read or written."""
+    previous, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a coroutine was never awaited
+            try:
+                yield
+            except Exception:
+                gc.collect()
+                raise
+    finally:
+        sys.unraisablehook = previous
+
+
+@contextlib.contextmanager
+def _saving(step: int | None) -> Iterator[None]:
+    """Turn whatever the writer raises into a SaveError."""
+    try:
+        with _first_error_only():
+            yield
+    except Exception as error:  # OSError here, tensorstore's ValueError there
+        name = "checkpoint" if step is None else f"checkpoint {step}"
+        raise SaveError(f"{name}: got {_cause(error)}, expected a disk to write to") from None
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what went wrong, short; what the operating system said if it did."""
+    text = str(error)
+    if "No space left on device" in text:
+        return "no space left on the device"
+    return (text.splitlines() or [type(error).__name__])[0][:160]
 
 
 def _check_structure(stored: Any, template: PyTree, step: int) -> None:

@@ -127,12 +127,16 @@ def check_identity(now: Identity, workdir: pathlib.Path) -> None:
     if not isinstance(before, dict):
         raise InputError(f"{path}: got no identity, expected the config.json of a training")
     now = json.loads(json.dumps(now))
-    for name in sorted(before.keys() & now.keys()):
-        if before[name] != now[name]:
-            raise InputError(
-                f"{name}: got {now[name]}, expected {before[name]} as trained so far "
-                f"in {workdir} (take another --workdir for another model)"
-            )
+    changed = [
+        f"{name}: got {now[name]}, expected {before[name]}"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name]
+    ]
+    if changed:
+        raise InputError(
+            f"{'; '.join(changed)} as trained so far "
+            f"in {workdir} (take another --workdir for another model)"
+        )
 
 
 def record(config: TrainConfig, now: Identity, workdir: pathlib.Path) -> None:
@@ -192,8 +196,8 @@ class Trainer:
         found = store.restore(template)
         self.resumed = found is not None
         if found is None:
-            parts = self.shardings.params
-            params = {path: place(array, parts[path]) for path, array in learner.init(config.seed)}
+            where = self.shardings.params
+            params = {path: place(array, where[path]) for path, array in learner.init(config.seed)}
             self.state: TrainState = jax.jit(begin, out_shardings=self.shardings)(params)
         else:
             self.state = found.state
@@ -214,6 +218,7 @@ class Trainer:
         log = JsonlLog(self.workdir / "log.jsonl", step=self.step) if is_first() else None
 
         def record_values(step: int, values: Mapping[str, float]) -> None:
+            self.store.check()  # a full disk is heard of now, not at the next checkpoint
             values = {**values, **self.experiment.batches.counts()}
             if log is not None:
                 log(step, values)
@@ -225,6 +230,7 @@ class Trainer:
             learning_rate(config.optimiser, config.steps),
             config.ema_decay,
             learner.limit,
+            config.accumulate,
         )
         parts = split_any(self.experiment.frozen, self.mesh)
         frozen = jax.tree.map(place, self.experiment.frozen, parts)
@@ -240,6 +246,7 @@ class Trainer:
                     log=config.log_every,
                     checkpoint=config.checkpoint_every,
                     sample=config.sample_every,
+                    skipped=config.max_skipped,
                 ),
                 images_per_step=config.batch_size,
                 hooks=loop.Hooks(
@@ -272,14 +279,14 @@ def experiment(config: TrainConfig, workdir: pathlib.Path) -> Experiment:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """The command. SystemExit with 130 or 143 after SIGINT or SIGTERM, once the state is saved."""
+    """The command. After SIGINT or SIGTERM SystemExit with 130 or 0, once the state is saved."""
     options = parse(arguments)
     workdir = options.workdir
     join(options.job)
     cache.enable()
     config, checkpoints = options.config, workdir / CHECKPOINTS
     # What can be refused is refused before the workdir is touched.
-    check_batch_size(config.batch_size, mesh_of(config.mesh))
+    check_batch_size(config.batch_size // config.accumulate, mesh_of(config.mesh))
     if options.export_only and not has_checkpoint(checkpoints):
         raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
     check_identity(identity(config), workdir)
@@ -319,7 +326,10 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def train_until_stopped(trainer: Trainer) -> None:
-    """Train to the end; SystemExit says how to go on if that was not reached."""
+    """Train to the end; SystemExit says how to go on if that was not reached.
+
+    The code is 0 after SIGTERM: to give way where a machine is taken away is no failure.
+    """
     steps = trainer.config.steps
     console = Console(stderr=True, quiet=not is_first())
     shown = Terminal(start=trainer.step, steps=steps, console=console)
@@ -327,14 +337,25 @@ def train_until_stopped(trainer: Trainer) -> None:
         if trainer.resumed:
             terminal.message(f"train: going on after step {trainer.step} of {steps}")
         try:
-            trainer.train(terminal, Agreed(lambda: bool(received)))
+            try:
+                trainer.train(terminal, Agreed(lambda: bool(received)))
+            finally:
+                trainer.store.wait()
         except loop.StoppedError as stopped:
             terminal.message(f"train: {stopped}; the same command goes on from there")
-            raise SystemExit(128 + (received or [signal.SIGTERM])[0]) from None
+            interrupted = signal.SIGINT in received  # here; another process may have been told
+            raise SystemExit(128 + signal.SIGINT if interrupted else 0) from None
         except loop.NonFiniteError as error:
             kept = trainer.store.latest()
             terminal.message(
                 f"train: {error}; training stopped. The last good checkpoint is of step {kept}: "
                 "start again with a lower --optimiser.learning-rate to go on from there"
+            )
+            raise SystemExit(1) from None
+        except OSError as error:  # the disk is full or gone
+            kept = trainer.store.latest()
+            terminal.message(
+                f"train: {error}; training stopped. The last good checkpoint is of step {kept}: "
+                "the same command goes on from there"
             )
             raise SystemExit(1) from None

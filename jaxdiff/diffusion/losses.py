@@ -36,6 +36,24 @@ def uniform(kind: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
     return jnp.ones_like(S)
 
 
+def _of_eps(kind: str, S: Float[Array, "b"]) -> Float[Array, "b"]:
+    """What the error of eps weighs in that of `kind`: ||e - eps||^2 = result * ||y - target||^2."""
+    return jnp.ones_like(S) if kind == "epsilon" else S / X0_FACTORS[kind](S)
+
+
+def soft_min_snr(kind: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
+    """Weight SNR gamma / (SNR + gamma) on the error of x0: min_snr without its corner.
+
+    As in HDiT (2401.11605, section 3.4), whose weight is 4 SNR / (4 + SNR) of gamma 4.
+    """
+    return gamma / (S + gamma) * _of_eps(kind, S)
+
+
+def p2(kind: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
+    """Weight 1 / (1 + SNR)^gamma on the error of eps (P2, 2204.00227, eq. 8 with k = 1)."""
+    return (1 + S) ** -gamma * _of_eps(kind, S)
+
+
 def min_snr(kind: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
     """Weight min(SNR, gamma) on the error of x0 (Min-SNR, 2303.09556, section 3.4).
 
@@ -49,6 +67,8 @@ def min_snr(kind: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
 WEIGHTINGS: dict[str, Callable[[str, Array, float], Array]] = {
     "uniform": uniform,
     "min_snr": min_snr,
+    "soft_min_snr": soft_min_snr,
+    "p2": p2,
 }
 
 
@@ -64,5 +84,12 @@ def mse(
     output: Float[Array, "b *d"], target: Float[Array, "b *d"], weights: Float[Array, "b"]
 ) -> Float[Array, ""]:
     """The weighted squared error: the mean over each image's elements, then over the images."""
+    return jnp.mean(squared_errors(output, target, weights))
+
+
+def squared_errors(
+    output: Float[Array, "b *d"], target: Float[Array, "b *d"], weights: Float[Array, "b"]
+) -> Float[Array, "b"]:
+    """The weighted squared error of each image, the mean over its elements."""
     error = (output - target) ** 2
-    return jnp.mean(weights * jnp.mean(error.reshape(error.shape[0], -1), axis=1))
+    return weights * jnp.mean(error.reshape(error.shape[0], -1), axis=1)

@@ -16,6 +16,7 @@ from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.nn.stages import REMAT
 
 DECAYS = ("linear", "cosine")
 VARIATIONS = (1, 2, 4, 8)
@@ -83,8 +84,10 @@ class DiffusionObjective:
         )
     )
     prediction_type: str = "v_prediction"  # what the network outputs: a name in diffusion.KINDS
-    weighting: str = "uniform"  # of the squared error over noise levels: uniform or min_snr
-    gamma: float = 5.0  # the cap of min_snr
+    weighting: str = "uniform"  # of the squared error over noise levels: a name in WEIGHTINGS
+    gamma: float = 5.0  # the cap of min_snr and soft_min_snr; the exponent of p2, there 0.5 or 1
+    noise_offset: float = 0.0  # deviation of what is added to whole channels of the noise
+    remat: str = "none"  # what is computed again for gradients, to save memory: a name in REMAT
     times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
     time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
     caption_dropout: float = 0.1  # share of captions replaced by the null caption
@@ -95,7 +98,14 @@ class DiffusionObjective:
         one_of("objective.prediction_type", self.prediction_type, KINDS)
         one_of("objective.weighting", self.weighting, WEIGHTINGS)
         one_of("objective.times", self.times, TIMES)
+        one_of("objective.remat", self.remat, REMAT)
+        if self.schedule.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise InputError(
+                "objective.prediction_type: got epsilon for a schedule that ends without signal, "
+                "expected another kind: there it says nothing about the picture"
+            )
         positive("objective.gamma", self.gamma)
+        _not_negative("objective", self, "noise_offset")
         in_range("objective.time_shift", self.time_shift, 0.01, 100)
         in_range("objective.caption_dropout", self.caption_dropout, 0, 1)
         in_range("objective.sample_scale", self.sample_scale, 0, 1000)
@@ -264,6 +274,7 @@ class TrainConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     steps: int  # optimiser steps in all
     batch_size: int  # pictures per step over all devices
+    accumulate: int = 1  # parts in which a batch is computed one after another, to save memory
     seed: int = 0  # of the initial weights and of all noise
     dtype: str = "float32"  # in which the networks compute; weights are float32
     ema_decay: float = 0.999  # of the averaged weights that are sampled from and exported
@@ -271,14 +282,34 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps between checkpoints
     sample_every: int = 2000  # steps between sample grids; 0 makes none
     keep: int = 2  # newest checkpoints that stay
+    max_skipped: int = 10  # steps in a row with a loss or gradient not finite that end the training
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+        counts = (
+            "steps",
+            "batch_size",
+            "log_every",
+            "checkpoint_every",
+            "keep",
+            "max_skipped",
+            "accumulate",
+        )
+        for name in counts:
             positive(name, getattr(self, name))
         in_range("seed", self.seed, 0, 2**31 - 1)
         in_range("ema_decay", self.ema_decay, 0, 1)
         _not_negative("train", self, "sample_every")
         one_of("dtype", self.dtype, DTYPES)
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"accumulate: got {self.accumulate}, "
+                f"expected a divisor of batch_size, {self.batch_size}"
+            )
+        if self.accumulate > 1 and isinstance(self.objective, CLIPObjective):
+            raise InputError(
+                f"accumulate: got {self.accumulate}, expected 1: captions are told from those of "
+                "the whole batch"
+            )
         if self.batch_size % self.data.variations:
             raise InputError(
                 f"batch_size: got {self.batch_size}, "

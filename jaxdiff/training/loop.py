@@ -15,7 +15,7 @@ from jaxdiff.training.state import TrainState
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a gradient became infinite or NaN."""
+    """The loss or a gradient was infinite or NaN in too many steps one after another."""
 
 
 class StoppedError(RuntimeError):
@@ -45,13 +45,16 @@ class Intervals:
     log: int
     checkpoint: int
     sample: int  # 0: never
+    skipped: int  # as many steps one after another that change nothing end the training
 
 
 class _Window:
     """Metrics since the last log line, left on the device until their mean is asked for."""
 
-    def __init__(self, images_per_step: int) -> None:
-        self._images = images_per_step
+    def __init__(self, images_per_step: int, max_skipped: int) -> None:
+        self._images, self._max_skipped = images_per_step, max_skipped
+        self._in_a_row = 0  # skipped steps, up to the last one that was checked
+        self._checked = 0  # metrics of the window that were
         self._metrics: list[Mapping[str, Any]] = []
         self._timed = 0  # steps since the clock was set
         self._started: float | None = None
@@ -71,23 +74,34 @@ class _Window:
             jax.block_until_ready(self._metrics[-3])
 
     def check(self, step: int) -> None:
-        """Fetch all; NonFiniteError names the first step with an infinity or a NaN."""
+        """Fetch all; NonFiniteError names the steps if too many in a row were skipped."""
         self._metrics = jax.device_get(self._metrics)
-        for i, metrics in enumerate(self._metrics):
-            bad = [name for name, value in metrics.items() if not np.isfinite(value)]
-            if bad:
-                at = step - len(self._metrics) + i + 1
-                raise NonFiniteError(f"{bad[0]}: got {metrics[bad[0]]} at step {at}")
+        first = step - len(self._metrics) + 1
+        for i in range(self._checked, len(self._metrics)):
+            metrics = self._metrics[i]
+            self._in_a_row = self._in_a_row + 1 if metrics["skipped"] else 0
+            if self._in_a_row == self._max_skipped:
+                bad = [n for n, value in metrics.items() if not np.isfinite(value)]
+                raise NonFiniteError(
+                    f"steps {first + i + 1 - self._max_skipped} to {first + i} were skipped: "
+                    f"{', '.join(f'{n} {metrics[n]}' for n in bad)} in the last of them"
+                )
+        self._checked = len(self._metrics)
 
     def close(self, step: int) -> dict[str, float]:
-        """The means of the metrics and the speed; the window then begins anew."""
+        """The means of the metrics, skips counted, and the speed; the window then begins anew.
+
+        The means are over the steps that were not skipped.
+        """
         self.check(step)
-        names = self._metrics[0]
-        means = {name: float(np.mean([m[name] for m in self._metrics])) for name in names}
+        good = [metrics for metrics in self._metrics if not metrics["skipped"]]
+        means = {name: float(np.mean([m[name] for m in good])) for name in (good or [{}])[0]}
+        means["skipped"] = float(len(self._metrics) - len(good))
         if self._timed and self._started is not None:
             seconds = (time.perf_counter() - self._started) / self._timed
             means |= {"step_ms": 1e3 * seconds, "images_per_s": self._images / seconds}
-        self._metrics, self._timed, self._started = [], 0, time.perf_counter()
+        self._metrics, self._checked = [], 0
+        self._timed, self._started = 0, time.perf_counter()
         return means
 
     @contextmanager
@@ -112,11 +126,11 @@ def train(
 ) -> TrainState:
     """Train from `state` to the last step and return the final state, saved.
 
-    Raises NonFiniteError before anything is saved or sampled from a step whose metrics are not
-    all finite, and StoppedError after saving.
+    `step` skips what is not finite and says so in its metric `skipped`. Raises NonFiniteError when
+    too many steps in a row were skipped, and StoppedError after saving.
     """
     done = int(state.step)
-    window = _Window(images_per_step)
+    window = _Window(images_per_step, intervals.skipped)
     while done < intervals.steps:
         batch, position = next(batches)
         state, metrics = step(state, frozen, batch, base)

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from jaxdiff.core.types import Array, Key, PyTree
 from jaxdiff.parallel.mesh import batch_sharding, replicated
 from jaxdiff.training import ema
+from jaxdiff.training.draws import sample_keys
 from jaxdiff.training.state import TrainState
 
 Metrics = dict[str, Array]
@@ -23,34 +25,74 @@ def make_step(
     schedule: optax.Schedule,
     ema_decay: float,
     limit: Callable[[PyTree], PyTree] = lambda params: params,
+    accumulate: int = 1,
 ) -> Step:
     """The pure function (state, frozen, batch, base key) -> (state, metrics).
 
     `frozen` holds weights that the loss reads and nothing changes; they are an argument because
     constants inside a compiled function are folded and copied. The step's own key is
     fold_in(base key, step), so a resumed training draws what an uninterrupted one would. `limit`
-    brings parameters back into their allowed range after each update.
+    brings parameters back into their allowed range after each update. `accumulate` is the number of
+    parts in which a batch is computed; the loss must be a mean over samples and draw by sample.
+
+    Where loss, gradient or new parameters are not finite, the state stays as it is but for `step`,
+    and the metric `skipped` is 1. The optimiser's own count stands still too.
     """
+
+    gradient = accumulated(jax.value_and_grad(loss, has_aux=True), accumulate)
 
     def step(
         state: TrainState, frozen: PyTree, batch: dict[str, Array], base: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(base, state.step)
-        gradient = jax.value_and_grad(loss, has_aux=True)
         (value, parts), grads = gradient(state.params, frozen, batch, key)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = limit(optax.apply_updates(state.params, updates))
         averaged = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay))
-        metrics = parts | {
-            "loss": value,
-            "grad_norm": optax.tree.norm(grads),
-            # Not finite as soon as one parameter is not, a step before the loss shows it.
-            "param_norm": optax.tree.norm(params),
-            "learning_rate": schedule(state.step),
-        }
-        return TrainState(state.step + 1, params, averaged, opt_state), metrics
+        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        finite = jnp.isfinite(jnp.stack([value, *norms.values()])).all()
+        new, old = (params, averaged, opt_state), (state.params, state.ema, state.opt_state)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        metrics = (
+            parts
+            | norms
+            | {
+                "loss": value,
+                "learning_rate": schedule(state.step),
+                "skipped": 1 - finite.astype(jnp.float32),
+            }
+        )
+        return TrainState(state.step + 1, *kept), metrics
 
     return step
+
+
+def accumulated(gradient: Callable[..., PyTree], parts: int) -> Callable[..., PyTree]:
+    """`gradient` (parameters, frozen, batch, key) as the mean over `parts` of the batch, in turn.
+
+    Part j has the samples j, j + parts, ...: of each device's share equally many.
+    """
+    if parts == 1:
+        return gradient
+
+    def mean(
+        params: PyTree, frozen: PyTree, batch: dict[str, Array], key: Key[Array, ""]
+    ) -> PyTree:
+        n = len(next(iter(batch.values())))
+
+        def cut(leaf: Array) -> Array:
+            return jnp.moveaxis(leaf.reshape(n // parts, parts, *leaf.shape[1:]), 1, 0)
+
+        def add(total: PyTree, part: tuple[dict[str, Array], Array]) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, frozen, *part)), None
+
+        cuts = jax.tree.map(cut, (batch, sample_keys(key, n)))
+        shapes = jax.eval_shape(gradient, params, frozen, *jax.tree.map(lambda leaf: leaf[0], cuts))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, cuts)
+        return jax.tree.map(lambda leaf: leaf / parts, total)
+
+    return mean
 
 
 def compile_step(step: Step, mesh: Mesh, state: PyTree = None, frozen: PyTree = None) -> Any:

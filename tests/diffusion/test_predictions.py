@@ -90,6 +90,39 @@ def test_min_snr_is_one_loss_whatever_is_predicted(kind):
         assert loss == pytest.approx(float(of_x0), rel=1e-12)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", KINDS)
+def test_smooth_weights_are_one_loss_whatever_is_predicted(kind):
+    x0, eps = draws((5, 4, 4, 3))
+    wrong, _ = draws((5, 4, 4, 3), seed=2)
+    alpha, sigma = (jnp.asarray(level) for level in PATHS[kind][0])
+    S, gamma = snr(alpha, sigma), 0.7
+    x = diffuse(x0, eps, alpha, sigma)
+    eps_of_wrong = predict("sample", wrong, x, alpha, sigma).eps
+    output, right = (
+        target(kind, wrong, eps_of_wrong, alpha, sigma),
+        target(kind, x0, eps, alpha, sigma),
+    )
+    loss = mse(output, right, weights("soft_min_snr", kind, S, gamma))
+    assert loss == pytest.approx(float(mse(wrong, x0, S * gamma / (S + gamma))), rel=1e-12)
+    loss = mse(output, right, weights("p2", kind, S, gamma))
+    assert loss == pytest.approx(float(mse(eps_of_wrong, eps, (1 + S) ** -gamma)), rel=1e-12)
+
+
+def test_smooth_weights_by_hand():
+    S = jnp.array([0.0, 1.0, 5.0, 20.0])
+    soft = {
+        "epsilon": [1, 5 / 6, 1 / 2, 1 / 5],
+        "sample": [0, 5 / 6, 5 / 2, 4],
+        "v_prediction": [0, 5 / 12, 5 / 12, 4 / 21],
+    }
+    for kind, expected in soft.items():
+        np.testing.assert_allclose(weights("soft_min_snr", kind, S), expected, rtol=1e-6)
+    p2 = {"epsilon": [1, 1 / 2, 1 / 6, 1 / 21], "sample": [0, 1 / 2, 5 / 6, 20 / 21]}
+    for kind, expected in p2.items():
+        np.testing.assert_allclose(weights("p2", kind, S, 1.0), expected, rtol=1e-6)
+
+
 def test_min_snr_values():
     S = jnp.array([0.0, 1.0, 5.0, 20.0])
     by_hand = {

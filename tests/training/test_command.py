@@ -1,12 +1,15 @@
 """The train command on tiny models: from nothing to a folder that draws, and its errors."""
 
+import errno
 import json
+import os
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from jaxdiff.checkpoints.components import read_component
@@ -180,6 +183,34 @@ def test_another_model_in_the_same_workdir_is_refused(again):
         run([*again, "--objective.model.latent-channels", "3"])
 
 
+def test_all_that_differs_is_said(again):
+    flags = ["--seed", "5", "--objective.model.latent-channels", "3"]
+    with pytest.raises(
+        InputError, match=r"latent_channels: got 3, expected 2; seed: got 5, expected 0 as trained"
+    ):
+        run([*again, *flags])
+
+
+# Tasks that wrote other arrays find their loop closed, whenever they notice.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_is_one_error_and_keeps_what_was_good(again, tmp_path, capsys, monkeypatch):
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(type(epath.Path()), "write_text", full)
+    with pytest.raises(SystemExit) as stopped:
+        run([*again, "--steps", "9"])
+    assert stopped.value.code == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("step")]
+    assert said[-1] == (
+        "train: checkpoint 4: got no space left on the device, expected a disk to write to; "
+        "training stopped. The last good checkpoint is of step 3: the same command goes on from "
+        "there"
+    )
+    assert len(said) == 2, said  # the other: going on after step 3
+    assert {path.name for path in (tmp_path / "vae" / "checkpoints").glob("?")} == {"2", "3"}
+
+
 def test_another_seed_or_other_frozen_weights_are_refused(again, three, tmp_path):
     with pytest.raises(InputError, match=r"seed: got 5, expected 0 as trained so far"):
         run([*again, "--seed", "5"])
@@ -306,14 +337,15 @@ def test_a_unet_for_other_latents_is_refused(three, tmp_path, field):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(again, tmp_path, capsys):
     wild = ["--optimiser.learning-rate", "1e38", "--optimiser.warmup-steps", "0", "--steps", "9"]
+    wild += ["--max-skipped", "4"]
     with pytest.raises(SystemExit) as stopped:
         run([*again, *wild])
     assert stopped.value.code == 1
-    assert "training stopped. The last good checkpoint is of step" in capsys.readouterr().err
-    steps = [line["step"] for line in read_lines(tmp_path / "vae/log.jsonl")]
-    assert steps[:2] == [2, 3]
-    assert not (tmp_path / "vae/samples/step_000004.png").exists()
-    assert steps == sorted(set(steps))
+    said = capsys.readouterr().err
+    assert "train: steps 4 to 7 were skipped: param_norm " in said
+    assert "training stopped. The last good checkpoint is of step 6" in said
+    log = read_lines(tmp_path / "vae/log.jsonl")
+    assert [(line["step"], line["skipped"]) for line in log] == [(2, 0), (3, 0), (4, 1), (6, 2)]
 
 
 @pytest.mark.parametrize(("count", "shards"), [(16, 8), (9, 1)])

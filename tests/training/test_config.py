@@ -35,6 +35,13 @@ CONFIG = TrainConfig(objective=VAEObjective(), steps=10, batch_size=4)
         {"ema_decay": 1.1},
         {"dtype": "float8"},
         {"data": DataConfig(variations=8)},
+        {"max_skipped": 0},
+        {"accumulate": 0},
+        {"accumulate": 3},
+        {
+            "accumulate": 2,
+            "objective": CLIPObjective(text=CLIPTextConfig(vocab_size=300)),
+        },
     ],
     ids=str,
 )

@@ -9,17 +9,24 @@ import pytest
 from tiny_training import OBJECTIVE, TEXT, VAE
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.diffusion.losses import WEIGHTINGS
 from jaxdiff.diffusion.predictions import KINDS, target
+from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.build import abstract, initialise, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.nn.stages import REMAT
+from jaxdiff.training import draws
 from jaxdiff.training.objectives.diffusion import (
     Frozen,
-    denoising_loss,
+    by_quartile,
+    denoising_errors,
     diffusion_learner,
     draw_times,
     drop_captions,
+    offset_noise,
 )
+from jaxdiff.training.step import accumulated
 
 RNG = np.random.default_rng(0)
 
@@ -57,7 +64,7 @@ def batch(b=3):
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize("weighting", ["uniform", "min_snr"])
+@pytest.mark.parametrize("weighting", sorted(WEIGHTINGS))
 def test_a_perfect_network_loses_nothing(kind, weighting):
     config = dataclasses.replace(OBJECTIVE, prediction_type=kind, weighting=weighting)
     x0, eps, t = normal(4, 4, 4, 2), normal(4, 4, 4, 2), jnp.asarray([0, 5, 500, 999])
@@ -68,7 +75,7 @@ def test_a_perfect_network_loses_nothing(kind, weighting):
         seen.append((x, times))
         return target(kind, x0, eps, alpha, sigma)
 
-    assert float(denoising_loss(config, perfect, x0, t, eps)) == 0
+    np.testing.assert_array_equal(denoising_errors(config, perfect, x0, t, eps), 0)
     (x, times), a, s = seen[0], alpha[:, None, None, None], sigma[:, None, None, None]
     np.testing.assert_allclose(x, a * x0 + s * eps, rtol=1e-6)
     np.testing.assert_array_equal(times, t)
@@ -157,9 +164,84 @@ def test_computing_in_bfloat16_needs_no_implicit_promotion(frozen):
         ("times", "normal"),
         ("caption_dropout", 1.5),
         ("gamma", 0.0),
+        ("noise_offset", -0.1),
+        ("remat", "all"),
         ("sample_steps", 0),
     ],
 )
 def test_impossible_choices_are_refused(field, value):
     with pytest.raises(InputError, match=rf"objective\.{field}: got"):
         dataclasses.replace(OBJECTIVE, **{field: value})
+
+
+def test_eps_is_not_learnt_where_nothing_is_left_of_the_picture():
+    schedule = NoiseSchedule(zero_terminal_snr=True)
+    assert float(schedule.gather(jnp.asarray([999]))[0][0]) == 0
+    dataclasses.replace(OBJECTIVE, schedule=schedule)
+    with pytest.raises(InputError, match=r"objective\.prediction_type: got epsilon for a schedule"):
+        dataclasses.replace(OBJECTIVE, schedule=schedule, prediction_type="epsilon")
+
+
+def test_offset_noise_has_its_two_variances():
+    amount, n = 0.5, 4000
+    eps = np.asarray(offset_noise(jax.random.key(0), (n, 4, 4, 2), amount), np.float64)
+    means = eps.mean((1, 2))
+    # of a channel's mean: amount^2 of the offset and 1/16 of what is averaged; 2n draws of each
+    expected = amount**2 + 1 / 16
+    assert abs(means.var() / expected - 1) < 4 * np.sqrt(2 / (2 * n))
+    within = (eps - means[:, None, None]).var() * 16 / 15
+    assert abs(within - 1) < 4 * np.sqrt(2 / (30 * n))
+    plain = offset_noise(jax.random.key(0), (n, 4, 4, 2), 0.0)
+    np.testing.assert_array_equal(plain, draws.normal(jax.random.key(0), (n, 4, 4, 2)))
+
+
+def test_errors_by_quarter_of_the_levels():
+    t = jnp.asarray([0, 249, 250, 999, 750])
+    found = by_quartile(jnp.asarray([1.0, 3.0, 5.0, 7.0, 8.0]), t, 1000)
+    assert {name: float(value) for name, value in found.items()} == {
+        "loss_q1": 2.0,
+        "loss_q2": 5.0,
+        "loss_q3": 0.0,
+        "loss_q4": 7.5,
+    }
+
+
+def test_the_measure_is_the_loss_and_its_quarters(frozen):
+    learn = learner()
+    params, told = scattered(learn), batch(16)
+    found = jax.jit(learn.measure)(params, frozen, told, jax.random.key(0))
+    loss, _ = jax.jit(learn.loss)(params, frozen, told, jax.random.key(0))
+    np.testing.assert_allclose(found["loss"], loss, rtol=1e-6)
+    assert set(found) == {"loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4"}
+
+
+@pytest.mark.parametrize("remat", sorted(set(REMAT) - {"none"}))
+def test_what_is_computed_again_is_the_same_number(frozen, remat):
+    plain, again = learner(), learner(remat=remat)
+    params, told, key = scattered(plain), batch(), jax.random.key(0)
+
+    def gradients(learn):
+        def loss(p):
+            return learn.loss(p, frozen, told, key)[0]
+
+        # as it is traced: a compiler without need of memory may undo it
+        text = str(jax.make_jaxpr(jax.grad(loss))(params))
+        return jax.jit(jax.grad(loss))(params), "remat" in text
+
+    (expected, one), (found, other) = gradients(plain), gradients(again)
+    assert (one, other) == (False, True)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(frozen, parts):
+    learn = learner(noise_offset=0.1)
+    params, told, key = scattered(learn), batch(8), jax.random.key(5)
+    gradient = jax.value_and_grad(learn.loss, has_aux=True)
+    (loss, _), whole = jax.jit(gradient)(params, frozen, told, key)
+    (mean, _), cut = jax.jit(accumulated(gradient, parts))(params, frozen, told, key)
+    np.testing.assert_allclose(mean, loss, rtol=1e-5)
+    for name, value in whole.items():
+        size = float(jnp.max(jnp.abs(value)))
+        np.testing.assert_allclose(cut[name], value, rtol=1e-4, atol=1e-5 * size, err_msg=name)

@@ -1,4 +1,4 @@
-"""The loop calls its hooks at the right steps and saves nothing that is not finite."""
+"""The loop calls its hooks at the right steps, counts skipped ones and ends when they are many."""
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +43,17 @@ class Record:
         return {"measure": 0.5}
 
 
-def run(record: Record, *, steps=10, bad_at=None, start=0):
+def run(record: Record, *, steps=10, bad=(), start=0):
     state = TrainState(jnp.int32(start), {"w": jnp.float32(0)}, {"w": jnp.float32(0)}, ())
 
     def step(state, frozen, batch, base):
         new = state._replace(step=state.step + 1)
         loss = new.step.astype(jnp.float32)
-        return new, {"loss": jnp.where(new.step == bad_at, jnp.nan, loss) if bad_at else loss}
+        skipped = jnp.isin(new.step, jnp.asarray(bad, jnp.int32))
+        loss = jnp.where(skipped, jnp.nan, loss)
+        return new, {"loss": loss, "skipped": skipped.astype(jnp.float32)}
 
-    intervals = Intervals(steps=steps, log=4, checkpoint=3, sample=5)
+    intervals = Intervals(steps=steps, log=4, checkpoint=3, sample=5, skipped=3)
     with Prefetch(Ones(), lambda batch: batch) as ahead:
         return train(
             jax.jit(step),
@@ -103,9 +105,22 @@ def test_stopping_saves_the_step_it_stopped_at():
     assert record.saved[-1] == (7, 7, 7)
 
 
-@pytest.mark.parametrize("bad_at", [2, 4, 5])
-def test_nothing_is_saved_from_a_step_that_is_not_finite_on(bad_at):
+def test_skipped_steps_are_counted_and_left_out_of_the_means():
     record = Record()
-    with pytest.raises(NonFiniteError, match=f"loss: got nan at step {bad_at}"):
-        run(record, bad_at=bad_at)
-    assert [step for step, *_ in record.saved] == [s for s in (3,) if s < bad_at]
+    run(record, bad=(1, 2, 4, 6, 7, 9, 10))
+    assert {n: (v["loss"], v["skipped"]) for n, v in record.logged.items() if "loss" in v} == {
+        4: (3.0, 3.0),
+        8: (6.5, 2.0),
+    }
+    assert record.logged[10]["skipped"] == 2
+    assert [step for step, *_ in record.saved] == [3, 6, 9, 10]
+
+
+@pytest.mark.parametrize("last", [3, 4, 5, 6, 7, 9])
+def test_too_many_skipped_in_a_row_end_the_training(last):
+    record = Record()
+    bad = (*range(last - 2, last + 1), 10)
+    with pytest.raises(NonFiniteError, match=f"steps {last - 2} to {last} were skipped: loss nan"):
+        run(record, bad=bad)
+    # noticed at the next log line, sample or checkpoint
+    assert [step for step, *_ in record.saved] == [s for s in (3, 6, 9) if s < last]

@@ -62,7 +62,8 @@ def test_each_step_draws_with_its_own_key():
 def test_metrics_and_average():
     state = fresh_state()
     after, metrics = STEP(state, FROZEN, BATCH, BASE)
-    assert set(metrics) == {"loss", "mse", "grad_norm", "param_norm", "learning_rate"}
+    assert set(metrics) == {"loss", "mse", "grad_norm", "param_norm", "learning_rate", "skipped"}
+    assert float(metrics["skipped"]) == 0
     assert int(after.step) == 1
     assert float(metrics["learning_rate"]) == np.float32(0.1)
     # the first decay is 1 / 10
@@ -76,6 +77,24 @@ def test_limit_applies_to_the_updated_parameters():
     )
     after, _ = step(fresh_state(), FROZEN, BATCH, BASE)
     assert not after.params["w"].any()
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "parameters"])
+def test_what_is_not_finite_changes_nothing_but_the_count(where):
+    def loss(params, frozen, batch, key):
+        value, parts = noisy_loss(params, frozen, batch, key)
+        bad = {"loss": jnp.nan, "gradient": 0.0, "parameters": 0.0}[where]
+        # the square root of 0 times 0: the value is 0, its derivative is not a number
+        bent = jnp.sqrt(0 * params["b"][0]) if where == "gradient" else 0.0
+        return value + bad + bent, parts
+
+    rule = optax.sgd(jnp.inf) if where == "parameters" else OPTIMISER
+    step = make_step(loss, rule, SCHEDULE, 0.99)
+    state = initial_state(fresh_state().params, rule)
+    after, metrics = jax.jit(step)(state, FROZEN, BATCH, BASE)
+    assert float(metrics["skipped"]) == 1
+    assert int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, after._replace(step=state.step), state)
 
 
 def run(devices: int, steps: int = 5) -> TrainState:

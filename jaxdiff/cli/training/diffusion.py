@@ -144,7 +144,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     if objective.weights is not None and not has_checkpoint(workdir / CHECKPOINTS):
         learner = learner._replace(init=_given_weights(objective.weights, learner.shapes))
     draw = jax.jit(_sampler(objective, vae, text, dtype))
-    measure = jax.jit(learner.loss)
+    measure = jax.jit(learner.measure)
     scenes = config.data.kind == "scenes"
     prompts = shown_prompts() if scenes else validation_captions(config, SHOWN)
     shown = spread({"ids": tokenize(tokenizer, prompts), "noise": shown_noise(objective.model)})
@@ -152,8 +152,8 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
         save_grid(workdir / "samples", step, grid(fetch(draw(params, frozen, **shown)), SHOWN // 2))
-        loss, _ = measure(params, frozen, batch, jax.random.key(0))
-        return {"validation_loss": float(loss)}
+        found = jax.device_get(measure(params, frozen, batch, jax.random.key(0)))
+        return {f"validation_{name}": float(value) for name, value in found.items()}
 
     def export(params: Params, folder: pathlib.Path) -> None:
         stored = {name: read_component(path) for name, path in folders.items()}  # in their dtypes

@@ -13,6 +13,12 @@ Params = dict[str, Array]
 Metrics = dict[str, Array]
 
 
+def _nothing(
+    params: Params, frozen: Any, batch: dict[str, Array], key: Key[Array, "..."]
+) -> Metrics:
+    return {}
+
+
 class Learner(NamedTuple):
     """An objective made concrete: how parameters begin, and how wrong they are on a batch."""
 
@@ -20,9 +26,12 @@ class Learner(NamedTuple):
     shapes: Params
     # seed -> path and initial value of each parameter, one at a time
     init: Callable[[int], Iterator[tuple[str, NDArray]]]
-    # (parameters, frozen weights, batch, key) -> (scalar to minimise, its named parts)
-    loss: Callable[[Params, Any, dict[str, Array], Key[Array, ""]], tuple[Array, Metrics]]
+    # (parameters, frozen weights, batch, key or keys of the samples)
+    # -> (scalar to minimise, its named parts)
+    loss: Callable[[Params, Any, dict[str, Array], Key[Array, "..."]], tuple[Array, Metrics]]
     # parameters after an update -> the nearest allowed ones
     limit: Callable[[Params], Params] = lambda params: params
     # how parameters are split over devices
     rules: Rules = ANY
+    # what is measured on validation pictures where that is more than the loss
+    measure: Callable[[Params, Any, dict[str, Array], Key[Array, "..."]], Metrics] = _nothing

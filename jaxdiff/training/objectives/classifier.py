@@ -13,6 +13,7 @@ from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.rules import CLASSIFIER
+from jaxdiff.training import draws
 from jaxdiff.training.config import ClassifierObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
 from jaxdiff.training.objectives.diffusion import draw_times
@@ -31,9 +32,14 @@ def classifier_learner(
     attributes = config.model.attributes
 
     def loss(
-        params: Params, frozen: Params, batch: dict[str, Array], key: Key[Array, ""]
+        params: Params, frozen: Params, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
-        latent_key, time_key, noise_key = jax.random.split(key, 3)
+        latent_key, draws_key = draws.split(key, len(batch["image"]), 2)
+        # the keys of the draws stand beside their pictures, as jnp.repeat places them
+        each = jnp.concatenate(draws.split(draws_key, len(draws_key), config.draws)).reshape(
+            config.draws, -1
+        )
+        time_key, noise_key = draws.split(each.T.reshape(-1), each.size, 2)
         encoder = assemble(vae, frozen)
         x0 = encoder.scale(sample_latents(*encoder.encode(batch["image"]), latent_key))
         x0, targets, known = (
@@ -54,11 +60,11 @@ def classifier_learner(
 
 
 def noisy(
-    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], t: Int[Array, "b"], key: Key[Array, ""]
+    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], t: Int[Array, "b"], key: Key[Array, "..."]
 ) -> Float[Array, "b h w c"]:
     """x_t = alpha x_0 + sigma eps at the levels `t`."""
     alpha, sigma = schedule.gather(t)
-    return diffuse(x0, jax.random.normal(key, x0.shape, x0.dtype), alpha, sigma)
+    return diffuse(x0, draws.normal(key, x0.shape, x0.dtype), alpha, sigma)
 
 
 def accuracies(

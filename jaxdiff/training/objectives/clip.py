@@ -77,7 +77,7 @@ def clip_learner(config: CLIPObjective, dtype: Dtype = jnp.float32) -> Learner:
             yield path, np.full_like(array, math.log(config.logit_scale)) if scale else array
 
     def loss(
-        params: Params, frozen: PyTree, batch: dict[str, Array], key: Key[Array, ""]
+        params: Params, frozen: PyTree, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
         cosines = similarities(assemble(template, params), batch["image"], batch["ids"])
         scale = jnp.exp(params["logit_scale"])

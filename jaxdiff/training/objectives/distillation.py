@@ -17,6 +17,7 @@ from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.parallel.rules import UNET
+from jaxdiff.training import draws
 from jaxdiff.training.config import DistillationObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
 from jaxdiff.training.objectives.diffusion import draw_times, encoded
@@ -63,18 +64,18 @@ def distillation_learner(
         return uncond + w[:, None, None, None] * (cond - uncond)
 
     def loss(
-        params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, ""]
+        params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
-        latent_key, scale_key, time_key, noise_key = jax.random.split(key, 4)
+        latent_key, scale_key, time_key, noise_key = draws.split(key, len(batch["image"]), 4)
         x0 = encoded(assemble(vae, frozen.vae), batch["image"], latent_key)
         read = assemble(text_encoder, frozen.text_encoder)
         states = read(batch["ids"])
         null = jnp.broadcast_to(read(frozen.null[None]), states.shape)
         t = draw_times(time_key, (len(x0),), schedule.levels, config.times, config.time_shift)
         low, high = config.scales
-        w = jax.random.uniform(scale_key, (len(x0),), minval=low, maxval=high)
+        w = draws.uniform(scale_key, (len(x0),), low, high)
         alpha, sigma = schedule.gather(t)
-        x = diffuse(x0, jax.random.normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
+        x = diffuse(x0, draws.normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
         wanted = jax.lax.stop_gradient(answer(frozen, x, t, states, null, w))
         told = guidance_embedding(w, config.scale_width)
         output = assemble(learnt, params)(x, t, states, timestep_cond=told)

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Dtype, Float, Key, PyTree
@@ -10,14 +9,15 @@ from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.rules import VAE
 from jaxdiff.training.config import VAEObjective
+from jaxdiff.training.draws import normal
 from jaxdiff.training.objectives import Learner, Metrics, Params
 
 
 def sample_latents(
-    mean: Float[Array, "*b"], logvar: Float[Array, "*b"], key: Key[Array, ""]
-) -> Float[Array, "*b"]:
+    mean: Float[Array, "b *d"], logvar: Float[Array, "b *d"], key: Key[Array, "..."]
+) -> Float[Array, "b *d"]:
     """z = mean + exp(logvar / 2) noise (1312.6114, eq. 10)."""
-    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
+    return mean + jnp.exp(0.5 * logvar) * normal(key, mean.shape, mean.dtype)
 
 
 def divergence(mean: Float[Array, "*b"], logvar: Float[Array, "*b"]) -> Float[Array, ""]:
@@ -41,7 +41,7 @@ def vae_learner(config: VAEObjective, dtype: Dtype = jnp.float32) -> Learner:
     template = abstract(AutoencoderKL, config.model, dtype=dtype)
 
     def loss(
-        params: Params, frozen: PyTree, batch: dict[str, Array], key: Key[Array, ""]
+        params: Params, frozen: PyTree, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
         model, images = assemble(template, params), batch["image"]
         mean, logvar = model.encode(images)
