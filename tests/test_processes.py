@@ -1,4 +1,4 @@
-"""One training in two processes: killed, then ended by a single one on as many devices."""
+"""One training in two processes: killed, then ended by a single one on another mesh."""
 
 import os
 import pathlib
@@ -79,7 +79,7 @@ def test_two_processes_then_one(tmp_path):
     both[0].send_signal(signal.SIGKILL)  # or it waits for the other until JAX gives it up
     both[0].communicate()
     assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()} >= {"4"}
-    code, said = ended(start(tmp_path, "cut", 8))
+    code, said = ended(start(tmp_path, "cut", 8, "--mesh.data", "2", "--mesh.fsdp", "4"))
     assert code == 0, said
     assert "going on after step" in said
     np.testing.assert_allclose(losses(tmp_path, "cut"), losses(tmp_path, "one"), rtol=1e-4)
