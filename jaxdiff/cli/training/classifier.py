@@ -23,7 +23,7 @@ from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training.config import ClassifierObjective, TrainConfig
-from jaxdiff.training.objectives import Params
+from jaxdiff.training.objectives import Params, Whole
 from jaxdiff.training.objectives.classifier import accuracies, classifier_learner
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)  # of the schedule: the noise levels that are measured
@@ -77,7 +77,7 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
             for name, share in zip(objective.model.group_names, row, strict=True)
         }
 
-    def export(params: Params, folder: pathlib.Path) -> None:
+    def export(params: Whole, folder: pathlib.Path) -> None:
         module = assemble(abstract(LatentClassifier, objective.model), params)
         write_component(folder / CLASSIFIER, Component(module=module))
 

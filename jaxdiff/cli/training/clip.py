@@ -25,7 +25,7 @@ from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokeniz
 from jaxdiff.models.build import abstract, assemble
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
 from jaxdiff.training.config import CLIPObjective, TrainConfig
-from jaxdiff.training.objectives import Metrics, Params
+from jaxdiff.training.objectives import Metrics, Params, Whole
 from jaxdiff.training.objectives.clip import (
     clip_learner,
     retrieval,
@@ -82,7 +82,7 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
         found = jax.device_get(measure(params, batch["image"], batch["ids"]))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
-    def export(params: Params, folder: pathlib.Path) -> None:
+    def export(params: Whole, folder: pathlib.Path) -> None:
         text = {name: leaf for name, leaf in params.items() if name.startswith("text_model.")}
         module = assemble(abstract(CLIPTextModel, objective.text), text)
         write_component(folder / "text_encoder", Component(module=module))

@@ -44,7 +44,7 @@ from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.processes import fetch
 from jaxdiff.samplers.registry import make_grid
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
-from jaxdiff.training.objectives import Params
+from jaxdiff.training.objectives import Params, Whole
 from jaxdiff.training.objectives.diffusion import Frozen, diffusion_learner
 
 
@@ -155,7 +155,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         found = jax.device_get(measure(params, frozen, batch, jax.random.key(0)))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
-    def export(params: Params, folder: pathlib.Path) -> None:
+    def export(params: Whole, folder: pathlib.Path) -> None:
         stored = {name: read_component(path) for name, path in folders.items()}  # in their dtypes
         unet = assemble(abstract(UNet2DConditionModel, objective.model), params)
         whole = PipelineParts(

@@ -38,7 +38,7 @@ from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.parallel.processes import fetch
 from jaxdiff.samplers.registry import make_grid
 from jaxdiff.training.config import DistillationObjective, TrainConfig
-from jaxdiff.training.objectives import Params
+from jaxdiff.training.objectives import Params, Whole
 from jaxdiff.training.objectives.distillation import Frozen, distillation_learner, student
 
 
@@ -68,7 +68,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
         _, measures = measure(params, frozen, batch, jax.random.key(0))
         return {f"validation_{name}": float(value) for name, value in measures.items()}
 
-    def export(params: Params, output: pathlib.Path) -> None:
+    def export(params: Whole, output: pathlib.Path) -> None:
         stored = read_pipeline(folder)  # in their dtypes
         unet = assemble(student(teacher, objective.scale_width), params)
         components = {**stored.components, "unet": Component(module=unet)}

@@ -25,7 +25,7 @@ from jaxdiff.training.config import (
     TrainConfig,
     VAEObjective,
 )
-from jaxdiff.training.objectives import Learner, Params
+from jaxdiff.training.objectives import Learner, Params, Whole
 
 CHECKPOINTS = "checkpoints"  # their folder in a workdir
 # The kinds of data that an objective can learn from; others only from scenes.
@@ -47,7 +47,7 @@ class Experiment(NamedTuple):
     frozen: PyTree  # the weights that the loss reads and nothing changes
     batches: "Stream"
     sample: Callable[[int, Params], Mapping[str, float]]  # writes a grid, returns measures
-    export: Callable[[Params, pathlib.Path], None]  # writes into this folder
+    export: Callable[[Whole, pathlib.Path], None]  # writes into this folder
     identity: Mapping[str, str] = {}  # fingerprints of what must not change on the way
 
 

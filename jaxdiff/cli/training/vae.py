@@ -23,7 +23,7 @@ from jaxdiff.models.build import abstract, assemble
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.processes import fetch
 from jaxdiff.training.config import TrainConfig, VAEObjective
-from jaxdiff.training.objectives import Params
+from jaxdiff.training.objectives import Params, Whole
 from jaxdiff.training.objectives.vae import latent_moments, reconstruct, vae_learner
 
 MEASURED = 2048  # training pictures from which the latents' standard deviation is measured
@@ -35,7 +35,7 @@ def psnr(images: Float[NDArray, "n h w c"], other: Float[NDArray, "n h w c"]) ->
     return float(10 * np.log10(4 / error))
 
 
-def with_measured_scale(config: TrainConfig, params: Params) -> AutoencoderKLConfig:
+def with_measured_scale(config: TrainConfig, params: Whole) -> AutoencoderKLConfig:
     """The VAE's config with the scaling factor that brings its latents to unit variance.
 
     A shift would bring their mean to 0 too, but StableDiffusionPipeline does not apply one.
@@ -64,7 +64,7 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
         save_grid(workdir / "samples", step, grid(pairs, len(pairs) // 2))
         return {"validation_psnr": psnr(images, rebuilt)}
 
-    def export(params: Params, folder: pathlib.Path) -> None:
+    def export(params: Whole, folder: pathlib.Path) -> None:
         module = abstract(AutoencoderKL, with_measured_scale(config, params))
         write_component(folder, Component(module=assemble(module, params)))
 

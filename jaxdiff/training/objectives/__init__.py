@@ -10,6 +10,7 @@ from jaxdiff.core.types import Array, Key, NDArray
 from jaxdiff.parallel.rules import ANY, Rules
 
 Params = dict[str, Array]
+Whole = dict[str, NDArray]  # parameters that have been fetched from the devices
 Metrics = dict[str, Array]
 
 
