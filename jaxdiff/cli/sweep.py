@@ -137,15 +137,9 @@ def _axes(options: Options, pipe: Any) -> Axes:
         for scale in getattr(options, name):
             in_range(name, scale, 0, MAX_SCALE)
     unique = dict.fromkeys  # in their order
-    axes: tuple[Sequence[Any], ...] = (
-        rules,
-        samplers,
-        steps,
-        options.classifier_scales,
-        options.clip_scales,
-    )
-    kinds = itertools.product(*map(unique, axes))
-    return Axes([Combination(*kind) for kind in kinds], tuple(unique(options.scales)))
+    axes = map(unique, (rules, samplers, steps, options.classifier_scales, options.clip_scales))
+    kinds = itertools.product(*axes)
+    return Axes([*map(Combination._make, kinds)], tuple(unique(options.scales)))
 
 
 def _settings(options: Options, pipe: Any, guide: Any) -> dict[str, Any]:
