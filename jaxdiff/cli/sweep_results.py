@@ -11,7 +11,7 @@ from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.core.errors import InputError
 
 MARK = "<!-- jaxdiff sweep -->"  # the first line of our tables
-PICTURES, TIMES = 8, 3  # drawn at once for the picture; draws, where they are timed
+PICTURES, TIMES = 32, 3  # drawn at once for the picture; draws, where they are timed
 KINDS = {"one thing": "one all right", "two things": "two all right"}  # under the columns
 
 
