@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 import tarfile
 
@@ -129,6 +130,26 @@ def test_the_listing_of_a_tar_is_kept_until_the_tar_changes(tmp_path, monkeypatc
     write_tar(path, range(5))
     assert numbers(opened()) == [0, 1, 2, 3, 4]
     assert opened().fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["folder", "tars", "records"])
+def test_a_copy_elsewhere_is_the_same_data(tmp_path, kind):
+    write_folder(tmp_path / "a", 3)
+    write_tar(tmp_path / "a" / "0.tar", range(3))
+    write_array_record(tmp_path / "a" / "0.array_record", range(3))
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+
+    def mark(name):
+        path, skipped = str(tmp_path / name), Skipped()
+        if kind == "tars":
+            return TarSource(path, skipped, cache=tmp_path / "cache").fingerprint
+        return (FolderSource if kind == "folder" else RecordSource)(path, skipped).fingerprint
+
+    assert mark("a") == mark("b")
+    write_folder(tmp_path / "b", 4)
+    write_tar(tmp_path / "b" / "0.tar", range(4))
+    write_array_record(tmp_path / "b" / "1.array_record", range(3))
+    assert mark("a") != mark("b")
 
 
 def test_samples_of_a_tar_that_lack_something_are_counted(tmp_path):

@@ -60,7 +60,7 @@ class FolderSource:
             skipped.seen(len(self._items))
             self._count(len(pictures) - len(self._items), NO_CAPTION, skipped)
         self.fingerprint = fingerprint(
-            path, *(f"{name}\n{text}\n{files[name]['size']}" for name, text in self._items)
+            *(f"{name}\n{text}\n{files[name]['size']}" for name, text in self._items)
         )
 
     @staticmethod

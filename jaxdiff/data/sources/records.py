@@ -95,9 +95,7 @@ class RecordSource:
             raise InputError(f"data.path: got {path}, expected an {EXTENSION} file that is whole")
         self._files = RecordFiles([storage.local(name) for name in names])
         self._captions = captions
-        self.fingerprint = fingerprint(
-            path, str(captions), *(f"{n} {files[n]['size']} {files[n]['mtime']}" for n in names)
-        )
+        self.fingerprint = fingerprint(str(captions), *(f"{n} {files[n]['size']}" for n in names))
 
     def __len__(self) -> int:
         return len(self._files)

@@ -4,6 +4,7 @@ Every tar is read once to list where its members lie; the lists are kept in a ca
 that any sample is one read of a few hundred kilobytes, on a disk as in a bucket.
 """
 
+import hashlib
 import os
 import pathlib
 import posixpath
@@ -60,7 +61,14 @@ class TarSource:
         tables = [_usable(listing, captions) for listing in listed]
         self._starts = np.cumsum([0, *(len(table) for table in tables)])
         self._members = np.concatenate(tables)
-        self.fingerprint = fingerprint(str(captions), *marks)
+        # Of what lies where, not of dates: every machine may have a copy of its own.
+        self.fingerprint = fingerprint(
+            str(captions),
+            *(
+                f"{name} {hashlib.sha256(t.tobytes()).hexdigest()}"
+                for name, t in zip(names, tables, strict=True)
+            ),
+        )
 
     def _listed(self, name: str, kept: pathlib.Path) -> Listing:
         if kept.exists():
