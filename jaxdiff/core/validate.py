@@ -18,6 +18,13 @@ def positive(name: str, value: Number) -> Number:
     return value
 
 
+def not_negative(name: str, value: Number) -> Number:
+    """Return `value` if it is a finite number from zero on."""
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"{name}: got {value}, expected a number from 0 on")
+    return value
+
+
 def in_range(name: str, value: Number, low: float, high: float) -> Number:
     """Return `value` if low <= value <= high."""
     if not low <= value <= high:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.validate import in_range, one_of, positive, shape
+from jaxdiff.core.validate import in_range, not_negative, one_of, positive, shape
 
 
 @pytest.mark.parametrize("value", [0, -1, 0.0, float("nan"), float("inf")])
@@ -11,9 +11,16 @@ def test_positive_refuses(value):
         positive("steps", value)
 
 
+@pytest.mark.parametrize("value", [-1, -1e-9, float("nan"), float("inf")])
+def test_not_negative_refuses(value):
+    with pytest.raises(InputError, match=r"^decay: got .*, expected a number from 0 on$"):
+        not_negative("decay", value)
+
+
 def test_good_values_come_back():
     image = np.zeros((2, 8, 8, 3))
     assert positive("steps", 3) == 3
+    assert not_negative("decay", 0.0) == 0.0
     assert in_range("eta", 0.5, 0, 1) == 0.5
     assert one_of("dtype", "float32", ["float32", "bfloat16"]) == "float32"
     assert shape("image", image, (None, 8, 8, 3)) is image

@@ -15,8 +15,9 @@ from PIL import Image
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.cli import main
-from jaxdiff.cli.train import alone, check_identity, load_config, parse, run
+from jaxdiff.cli.train import load_config, parse, run
 from jaxdiff.cli.training import clip, experiment, vae
+from jaxdiff.cli.training.workdir import alone, check_identity
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.attributes import ATTRIBUTES
 from jaxdiff.models.build import weights

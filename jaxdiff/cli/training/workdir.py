@@ -1,0 +1,69 @@
+"""A workdir: whose it is, and who is in it."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import filelock
+
+from jaxdiff.checkpoints.atomic import new_file
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.training_state import has_checkpoint
+from jaxdiff.cli.training.experiment import CHECKPOINTS
+from jaxdiff.core.errors import InputError
+from jaxdiff.parallel.processes import is_first
+from jaxdiff.training.config import (
+    TrainConfig,
+)
+
+Identity = Mapping[str, Any]
+
+
+def check_identity(now: Identity, workdir: pathlib.Path) -> None:
+    """InputError if `workdir` has a checkpoint of a training with another identity than `now`."""
+    path = workdir / "config.json"
+    if not has_checkpoint(workdir / CHECKPOINTS) or not path.exists():
+        return
+    before = read_object(path).get("identity")
+    if not isinstance(before, dict):
+        raise InputError(f"{path}: got no identity, expected the config.json of a training")
+    now = json.loads(json.dumps(now))
+    changed = [
+        f"{name}: got {now[name]}, expected {before[name]}"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name]
+    ]
+    if changed:
+        raise InputError(
+            f"{'; '.join(changed)} as trained so far "
+            f"in {workdir} (take another --workdir for another model)"
+        )
+
+
+def record(config: TrainConfig, now: Identity, workdir: pathlib.Path) -> None:
+    """Write `workdir`/config.json."""
+    path = workdir / "config.json"
+    values = {"identity": now} | dataclasses.asdict(config)
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Make `workdir` and keep other trainings out of it; InputError if one is there."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not is_first():  # one lock for all processes of a training
+            yield
+            return
+        with filelock.FileLock(workdir / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise InputError(
+            f"workdir: got {workdir}, where a training is running, expected another one"
+        ) from None
+    except FileExistsError:
+        raise InputError(f"workdir: got the file {workdir}, expected a folder") from None

@@ -1,0 +1,139 @@
+"""What is learnt, and from what: one config for each objective."""
+
+import dataclasses
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import in_range, not_negative, one_of, positive
+from jaxdiff.diffusion.losses import WEIGHTINGS
+from jaxdiff.diffusion.predictions import KINDS
+from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.models.classifier import LatentClassifierConfig
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.nn.stages import REMAT
+
+TIMES = ("uniform", "logit_normal")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEObjective:
+    """Learn to encode pictures into few numbers and back (Kingma & Welling, 1312.6114)."""
+
+    model: AutoencoderKLConfig = dataclasses.field(default_factory=AutoencoderKLConfig)
+    l1_weight: float = 1.0  # of the mean absolute error of the pixels
+    l2_weight: float = 1.0  # of the mean squared error of the pixels
+    edge_weight: float = 1.0  # of the mean absolute error of the differences of neighbouring pixels
+    kl_weight: float = 1e-4  # of the divergence from N(0, 1), in nats per latent element
+
+    def __post_init__(self) -> None:
+        for name in ("l1_weight", "l2_weight", "edge_weight", "kl_weight"):
+            not_negative(f"objective.{name}", getattr(self, name))
+        if self.l1_weight + self.l2_weight == 0:
+            raise InputError("objective.l1_weight: got 0 beside l2_weight 0, expected one above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPObjective:
+    """Tell which caption belongs to which picture (CLIP, 2103.00020)."""
+
+    text: CLIPTextConfig = dataclasses.field(default_factory=CLIPTextConfig)
+    vision: CLIPVisionConfig = dataclasses.field(default_factory=CLIPVisionConfig)
+    projection_dim: int = 128  # of the space in which pictures and captions meet
+    logit_scale: float = 14.285714  # initial inverse temperature, 1 / 0.07
+
+    def __post_init__(self) -> None:
+        positive("objective.projection_dim", self.projection_dim)
+        in_range("objective.logit_scale", self.logit_scale, 1, 100)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionObjective:
+    """Learn to denoise the latents of captioned pictures (latent diffusion, 2112.10752)."""
+
+    model: UNet2DConditionConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
+    vae: str  # folder of the frozen VAE: a finished training's export/
+    text_encoder: str  # folder with the frozen text_encoder/ and tokenizer/
+    weights: str | None = None  # folder of a UNet to begin with; None begins at random
+    schedule: NoiseSchedule = dataclasses.field(
+        default_factory=lambda: NoiseSchedule(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+        )
+    )
+    prediction_type: str = "v_prediction"  # what the network outputs: a name in diffusion.KINDS
+    weighting: str = "uniform"  # of the squared error over noise levels: a name in WEIGHTINGS
+    gamma: float = 5.0  # the cap of min_snr and soft_min_snr; the exponent of p2, there 0.5 or 1
+    noise_offset: float = 0.0  # deviation of what is added to whole channels of the noise
+    remat: str = "none"  # what is computed again for gradients, to save memory: a name in REMAT
+    times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
+    time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
+    caption_dropout: float = 0.1  # share of captions replaced by the null caption
+    sample_scale: float = 5.0  # guidance scale of the sample grids
+    sample_steps: int = 25  # DDIM steps of the sample grids
+
+    def __post_init__(self) -> None:
+        one_of("objective.prediction_type", self.prediction_type, KINDS)
+        one_of("objective.weighting", self.weighting, WEIGHTINGS)
+        one_of("objective.times", self.times, TIMES)
+        one_of("objective.remat", self.remat, REMAT)
+        if self.schedule.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise InputError(
+                "objective.prediction_type: got epsilon for a schedule that ends without signal, "
+                "expected another kind: there it says nothing about the picture"
+            )
+        positive("objective.gamma", self.gamma)
+        not_negative("objective.noise_offset", self.noise_offset)
+        in_range("objective.time_shift", self.time_shift, 0.01, 100)
+        in_range("objective.caption_dropout", self.caption_dropout, 0, 1)
+        in_range("objective.sample_scale", self.sample_scale, 0, 1000)
+        in_range("objective.sample_steps", self.sample_steps, 1, self.schedule.num_train_timesteps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationObjective:
+    """Teach a UNet guidance: the scale becomes an input (2210.03142, section 3.1)."""
+
+    teacher: str  # pipeline folder whose UNet, guided, is learnt from and begun with
+    scale_width: int = 64  # of the embedded scale that the network is told
+    scales: tuple[float, float] = (1.0, 10.0)  # range of the scales taught, uniformly drawn
+    times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
+    time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
+    sample_scale: float = 3.0  # guidance scale of the sample grids
+    sample_steps: int = 25  # DDIM steps of the sample grids
+
+    def __post_init__(self) -> None:
+        positive("objective.scale_width", self.scale_width)
+        low, high = self.scales
+        in_range("objective.scales", low, 0, 1000)
+        in_range("objective.scales", high, low, 1000)
+        one_of("objective.times", self.times, TIMES)
+        in_range("objective.time_shift", self.time_shift, 0.01, 100)
+        in_range("objective.sample_scale", self.sample_scale, 0, 1000)
+        positive("objective.sample_steps", self.sample_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierObjective:
+    """Learn to tell what noisy latents show, for classifier guidance (2105.05233, section 4)."""
+
+    model: LatentClassifierConfig = dataclasses.field(default_factory=LatentClassifierConfig)
+    vae: str  # folder of the frozen VAE
+    # that of the diffusion model to be guided
+    schedule: NoiseSchedule = dataclasses.field(
+        default_factory=lambda: NoiseSchedule(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+        )
+    )
+    times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
+    time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
+    draws: int = 1  # noise levels for each picture: encoding it is the dearer part
+
+    def __post_init__(self) -> None:
+        one_of("objective.times", self.times, TIMES)
+        in_range("objective.time_shift", self.time_shift, 0.01, 100)
+        positive("objective.draws", self.draws)
+
+
+Objective = (
+    VAEObjective | CLIPObjective | DiffusionObjective | DistillationObjective | ClassifierObjective
+)
