@@ -18,7 +18,7 @@ CROPS = ("centre", "random")
 BROKEN_PICTURE, TOO_LONG = "broken picture", "far too long and thin"
 HEAD = 1 << 16  # bytes that nearly always tell a picture's size
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held; 5 to 8 lie on their side
-_LONGEST = 16  # times the target's area: what would be cropped to less than that is not used
+LONGEST = 16  # times the target's area: what would be cropped to less than that is not used
 _SHARPER = 2  # a JPEG is decoded at a fraction of its size, but at least so many times the target
 
 
@@ -69,7 +69,7 @@ def prepare(data: bytes, size: tuple[int, int], how: Draws = CENTRE) -> Prepared
         with Image.open(io.BytesIO(data)) as picture:
             original = _upright(picture)
             cover = covering(original, size)
-            if cover[0] * cover[1] > _LONGEST * size[0] * size[1]:
+            if cover[0] * cover[1] > LONGEST * size[0] * size[1]:
                 raise BrokenError(TOO_LONG)
             # Of a JPEG only as many frequencies as needed; the side it lies on is not known yet.
             largest = _SHARPER * max(cover)

@@ -127,7 +127,7 @@ def test_processes_that_see_other_files_are_told(tmp_path, monkeypatch):
         experiment.multihost_utils, "broadcast_one_to_all", lambda array: np.zeros_like(array)
     )
     with pytest.raises(InputError, match="expected 0000000000000000 as process 0 has found"):
-        training_batches(config, TOKENIZER)
+        training_batches(config, TOKENIZER, process_count=2)
 
 
 @pytest.mark.parametrize(
