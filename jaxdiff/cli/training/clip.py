@@ -15,12 +15,15 @@ from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.cli.training.experiment import (
     CHECKPOINTS,
     Experiment,
+    check_kind,
     spread,
     training_batches,
+    training_captions,
     validation_batch,
 )
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
-from jaxdiff.data.scenes import SceneSource
+from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from jaxdiff.models.build import abstract, assemble
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
@@ -43,11 +46,8 @@ def workdir_tokenizer(config: TrainConfig, workdir: pathlib.Path) -> Any:
     whole = (folder / "special_tokens_map.json").exists()  # the last file to be written
     if not (whole and has_checkpoint(workdir / CHECKPOINTS)):
         text = cast(CLIPObjective, config.objective).text
-        source = SceneSource(seed=config.data.seed)
-        captions = (source.example(i)[2] for i in itertools.count())
-        tokenizer = train_tokenizer(
-            itertools.islice(captions, READ), text.vocab_size, text.max_position_embeddings
-        )
+        captions = itertools.islice(training_captions(config), READ)
+        tokenizer = train_tokenizer(captions, text.vocab_size, text.max_position_embeddings)
         save_tokenizer(tokenizer, folder)
     return load_tokenizer(folder)
 
@@ -65,8 +65,21 @@ def with_tokens(objective: CLIPObjective, tokenizer: Any) -> CLIPObjective:
     return dataclasses.replace(objective, text=text)
 
 
+def _check_side(config: TrainConfig) -> None:
+    """InputError unless the pictures are the squares that the vision encoder takes."""
+    data, side = config.data, cast(CLIPObjective, config.objective).vision.image_size
+    given = CANVAS if data.kind == "scenes" else data.resolution
+    if given != side or data.widest > 1:
+        raise InputError(
+            f"objective.vision.image_size: got {side} for pictures of {given} with sides up to "
+            f"{data.widest:g}, expected squares of one size for both"
+        )
+
+
 def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """No pictures: the measure is how often a validation picture finds its caption."""
+    check_kind(config)
+    _check_side(config)
     tokenizer = workdir_tokenizer(config, workdir)
     objective = with_tokens(cast(CLIPObjective, config.objective), tokenizer)
     batch = spread(validation_batch(config, tokenizer))

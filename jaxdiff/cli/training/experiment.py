@@ -1,7 +1,8 @@
 """What a training reads, shows and leaves behind, whatever its objective."""
 
+import itertools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jax.experimental import multihost_utils
 from PIL import Image
 
 from jaxdiff.checkpoints.atomic import new_file
-from jaxdiff.cli.training.stored import open_stored
+from jaxdiff.cli.training.stored import open_stored, stored_captions
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
 from jaxdiff.data.batches import Batch, Item, batches
@@ -20,6 +21,7 @@ from jaxdiff.parallel.mesh import batch_sharding, data_mesh, place, replicated
 from jaxdiff.parallel.processes import is_first
 from jaxdiff.training.config import (
     PICTURES,
+    CLIPObjective,
     DiffusionObjective,
     DistillationObjective,
     TrainConfig,
@@ -31,6 +33,7 @@ CHECKPOINTS = "checkpoints"  # their folder in a workdir
 # The kinds of data that an objective can learn from; others only from scenes.
 KINDS: dict[type, tuple[str, ...]] = {
     VAEObjective: ("scenes", *PICTURES),
+    CLIPObjective: ("scenes", *PICTURES),
     DistillationObjective: ("scenes", *PICTURES),
     DiffusionObjective: ("scenes", *PICTURES, "latents"),
 }
@@ -152,6 +155,14 @@ def validation_batch(
     batch = next(iterator)
     iterator.close()
     return batch
+
+
+def training_captions(config: TrainConfig) -> Iterator[str]:
+    """All captions in the order of the source; those of scenes have no end."""
+    if config.data.kind != "scenes":
+        return stored_captions(config.data)
+    source = SceneSource(seed=config.data.seed)
+    return (source.example(i)[2] for i in itertools.count())
 
 
 def validation_captions(config: TrainConfig, count: int) -> list[str]:

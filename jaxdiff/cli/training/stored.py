@@ -1,8 +1,10 @@
 """Stored pictures and latents as a DataConfig asks for them."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,7 @@ from jaxdiff.data.buckets import Size, assign, bucket_sizes, measured
 from jaxdiff.data.latents import DESCRIPTION, LatentSource
 from jaxdiff.data.plan import Plan, held_out
 from jaxdiff.data.samples import Make, Samples, picture_maker
-from jaxdiff.data.skipped import Skipped
+from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources import PictureSource
 from jaxdiff.data.sources.folder import FolderSource
 from jaxdiff.data.sources.hub import HubSource
@@ -92,6 +94,14 @@ def open_stored(config: DataConfig, batch_size: int, *, captions: bool = True) -
         make = picture_maker(source, sizes, seed=config.seed, crop=config.crop, flip=config.flip)
         plain = picture_maker(source, sizes)
     return _divided(config, groups, batch_size, (make, plain), (skipped, mark))
+
+
+def stored_captions(config: DataConfig) -> Iterator[str]:
+    """The captions of pictures in the order of the source, those that are held out among them."""
+    source = open_pictures(config, Skipped(config.max_broken), captions=True)
+    for index in range(len(source)):
+        with contextlib.suppress(BrokenError):
+            yield source[index]["caption"]
 
 
 def _divided(

@@ -1,0 +1,35 @@
+"""The UNet of a small text-to-emoji model: 8x8x16 latents, told by names of characters."""
+
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.training.config import DataConfig, DiffusionObjective, OptimiserConfig, TrainConfig
+
+config = TrainConfig(
+    objective=DiffusionObjective(
+        vae="runs/emoji/vae/export",
+        text_encoder="runs/emoji/clip/export",
+        model=UNet2DConditionConfig(
+            sample_size=8,
+            in_channels=16,
+            out_channels=16,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(128, 192),
+            layers_per_block=1,
+            norm_num_groups=16,
+            cross_attention_dim=128,
+            attention_head_dim=4,
+            use_linear_projection=True,
+        ),
+        prediction_type="v_prediction",
+        time_shift=2.0,
+        sample_scale=3.0,
+    ),
+    data=DataConfig(kind="latents", path="runs/emoji/latents"),
+    optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=300, decay_fraction=0.4),
+    steps=6_000,
+    batch_size=64,
+    ema_decay=0.999,
+    log_every=50,
+    checkpoint_every=250,
+    sample_every=500,
+)

@@ -1,0 +1,27 @@
+"""The VAE of a small text-to-emoji model: 64x64 pictures to 8x8 latents of 16 channels."""
+
+from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.training.config import DataConfig, OptimiserConfig, TrainConfig, VAEObjective
+
+config = TrainConfig(
+    objective=VAEObjective(
+        model=AutoencoderKLConfig(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(16, 32, 64, 96),
+            layers_per_block=1,
+            latent_channels=16,
+            norm_num_groups=8,
+            sample_size=64,
+        ),
+        kl_weight=1e-4,
+    ),
+    data=DataConfig(kind="folder", path="runs/emoji/pictures", resolution=64),
+    optimiser=OptimiserConfig(learning_rate=1.5e-3, warmup_steps=200, decay_fraction=0.45),
+    steps=3_000,
+    batch_size=16,
+    ema_decay=0.999,
+    log_every=50,
+    checkpoint_every=250,
+    sample_every=500,
+)
