@@ -1,11 +1,12 @@
 """The pure training step and its data-parallel compilation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.sharding import Mesh
 
 from jaxdiff.core.types import Array, Key, PyTree
@@ -36,17 +37,19 @@ def make_step(
     parts in which a batch is computed; the loss must be a mean over samples and draw by sample.
 
     Where loss, gradient or new parameters are not finite, the state stays as it is but for `step`,
-    and the metric `skipped` is 1. The optimiser's own count stands still too.
+    and the metric `skipped` is 1. The optimiser's own count stands still too, the learning rate's,
+    which is `step`, does not.
     """
 
     gradient = accumulated(jax.value_and_grad(loss, has_aux=True), accumulate)
+    rule = optax.with_extra_args_support(optimiser)
 
     def step(
         state: TrainState, frozen: PyTree, batch: dict[str, Array], base: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(base, state.step)
         (value, parts), grads = gradient(state.params, frozen, batch, key)
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        updates, opt_state = rule.update(grads, state.opt_state, state.params, step=state.step)
         params = limit(optax.apply_updates(state.params, updates))
         averaged = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay))
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
@@ -65,6 +68,23 @@ def make_step(
         return TrainState(state.step + 1, *kept), metrics
 
     return step
+
+
+def hold(loss: Loss, frozen: Set[str]) -> Loss:
+    """`loss` of a flat table without gradients for the weights at the paths `frozen`.
+
+    They come out as zeros, and what would only be computed for them is not.
+    """
+    if not frozen:
+        return loss
+
+    def held(
+        params: PyTree, others: PyTree, batch: dict[str, Array], key: Key[Array, "..."]
+    ) -> tuple[Array, Metrics]:
+        stopped = {p: lax.stop_gradient(a) if p in frozen else a for p, a in params.items()}
+        return loss(stopped, others, batch, key)
+
+    return held
 
 
 def accumulated(gradient: Callable[..., PyTree], parts: int) -> Callable[..., PyTree]:
@@ -89,7 +109,7 @@ def accumulated(gradient: Callable[..., PyTree], parts: int) -> Callable[..., Py
         cuts = jax.tree.map(cut, (batch, sample_keys(key, n)))
         shapes = jax.eval_shape(gradient, params, frozen, *jax.tree.map(lambda leaf: leaf[0], cuts))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total, _ = jax.lax.scan(add, zeros, cuts)
+        total, _ = lax.scan(add, zeros, cuts)
         return jax.tree.map(lambda leaf: leaf / parts, total)
 
     return mean

@@ -2,13 +2,18 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.training.config import OptimiserConfig
-from jaxdiff.training.optimiser import learning_rate, matrices, optimiser
+from jaxdiff.training.config.optimiser import OPTIMISERS
+from jaxdiff.training.optimiser import factors, learning_rate, matrices, optimiser
+from jaxdiff.training.state import initial_state
+from jaxdiff.training.step import hold, make_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 CONFIG = OptimiserConfig(
@@ -53,7 +58,7 @@ def test_only_matrices_decay():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.float32(1)}
     transform = optimiser(config, 100)
     zero = {name: jnp.zeros_like(leaf) for name, leaf in params.items()}
-    updates, _ = transform.update(zero, transform.init(params), params)
+    updates, _ = transform.update(zero, transform.init(params), params, step=jnp.int32(0))
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.3, rtol=1e-6)
     assert not updates["bias"].any()
     assert not updates["scale"].any()
@@ -73,6 +78,139 @@ def test_scaling_a_large_gradient_changes_nothing():
     params = {"a": jnp.ones((3, 3))}
     state = transform.init(params)
     grads = {"a": jnp.arange(1.0, 10.0).reshape(3, 3)}
-    first, _ = transform.update(grads, state, params)
-    second, _ = transform.update({"a": 7 * grads["a"]}, state, params)
+    first, _ = transform.update(grads, state, params, step=jnp.int32(0))
+    second, _ = transform.update({"a": 7 * grads["a"]}, state, params, step=jnp.int32(0))
     np.testing.assert_allclose(first["a"], second["a"], rtol=1e-5)
+
+
+CONSTANT = OptimiserConfig(warmup_steps=0, decay_fraction=0, learning_rate=0.02, clip_norm=1e9)
+SHAPES = {
+    "text.layer.kernel": (6, 4),
+    "unet.conv1.kernel": (3, 3, 2, 5),
+    "unet.conv_in.kernel": (3, 3, 2, 4),
+    "unet.bias": (4,),
+}
+
+
+def arrays(seed: int) -> dict[str, jnp.ndarray]:
+    keys = jax.random.split(jax.random.key(seed), len(SHAPES))
+    return {p: jax.random.normal(k, s) for k, (p, s) in zip(keys, SHAPES.items(), strict=True)}
+
+
+def updates_of(config, transform=None, steps=3):
+    """The updates of a few steps with given gradients."""
+    transform = optax.with_extra_args_support(transform or optimiser(config, 100))
+    params = arrays(0)
+    state, found = transform.init(params), []
+    for i in range(steps):
+        update, state = transform.update(arrays(i + 1), state, params, step=jnp.int32(i))
+        params = optax.apply_updates(params, update)
+        found.append(update)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("config", "theirs"),
+    [
+        (CONSTANT, optax.adamw(0.02, 0.9, 0.99, weight_decay=0.01, mask=matrices)),
+        (
+            dataclasses.replace(CONSTANT, name="lion"),
+            optax.lion(0.02, 0.9, 0.99, weight_decay=0.01, mask=matrices),
+        ),
+        (
+            dataclasses.replace(CONSTANT, name="adafactor", weight_decay=0),
+            optax.adafactor(0.02, multiply_by_parameter_scale=False),
+        ),
+    ],
+    ids=["adamw", "lion", "adafactor"],
+)
+def test_updates_are_those_of_the_published_rule(config, theirs):
+    for ours, expected in zip(updates_of(config), updates_of(config, theirs), strict=True):
+        for path, update in ours.items():
+            np.testing.assert_allclose(update, expected[path], rtol=1e-5, atol=1e-8)
+
+
+def test_muon_turns_kernels_into_orthogonal_steps_of_the_size_of_adam():
+    config = dataclasses.replace(CONSTANT, name="muon", weight_decay=0)
+    (muon,) = updates_of(config, steps=1)
+    for path in ("text.layer.kernel", "unet.conv1.kernel"):
+        matrix = np.asarray(muon[path]).reshape(-1, SHAPES[path][-1])
+        sizes = np.linalg.svd(matrix, compute_uv=False)
+        # five Newton-Schulz steps bring singular values near 1, not onto it
+        wanted = 0.02 * 0.2 * np.sqrt(max(matrix.shape))
+        assert 0.6 < sizes.min() / wanted < sizes.max() / wanted < 1.3
+    undecayed = dataclasses.replace(CONSTANT, weight_decay=0)
+    (adam,) = updates_of(undecayed, steps=1)
+    for path in ("unet.conv_in.kernel", "unet.bias"):
+        np.testing.assert_allclose(muon[path], adam[path], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_every_optimiser_learns_and_leaves_frozen_weights_alone(name):
+    groups = (("^text", 0.0), (r"conv1", 0.5))
+    rate = 0.02 if name == "lion" else 0.1
+    config = dataclasses.replace(CONSTANT, name=name, groups=groups, learning_rate=rate)
+    factor = factors(SHAPES, config)
+    assert factor == {
+        "text.layer.kernel": 0.0,
+        "unet.conv1.kernel": 0.5,
+        "unet.conv_in.kernel": 1.0,
+        "unet.bias": 1.0,
+    }
+    goal = arrays(5)
+
+    def loss(params, frozen, batch, key):
+        return sum(jnp.mean((params[p] - goal[p]) ** 2) for p in params), {}
+
+    rule = optimiser(config, 100, factor)
+    held = hold(loss, {"text.layer.kernel"})
+    step = jax.jit(make_step(held, rule, learning_rate(config, 100), 0.9))
+    state = initial_state(arrays(0), rule)
+    losses = []
+    for _ in range(60):
+        state, metrics = step(state, None, {"x": jnp.zeros(1)}, jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    still = float(jnp.mean((arrays(0)["text.layer.kernel"] - goal["text.layer.kernel"]) ** 2))
+    assert losses[-1] - still < 0.5 * (losses[0] - still)
+    np.testing.assert_array_equal(state.params["text.layer.kernel"], arrays(0)["text.layer.kernel"])
+    # nothing of a frozen weight's size is kept for it
+    kept = [leaf.shape for leaf in jax.tree.leaves(state.opt_state)]
+    assert (6, 4) not in kept
+
+
+def test_a_factor_scales_the_updates():
+    config = dataclasses.replace(CONSTANT, groups=(("conv", 0.25),))
+    (plain,), (scaled,) = (
+        updates_of(CONSTANT, steps=1),
+        updates_of(config, optimiser(config, 100, factors(SHAPES, config)), steps=1),
+    )
+    for path, update in scaled.items():
+        by = 0.25 if "conv" in path else 1.0
+        np.testing.assert_allclose(update, by * np.asarray(plain[path]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "adam"}, "optimiser.name: got 'adam', .* .did you mean 'adamw'"),
+        ({"name": "adafactor", "beta1": 0.5}, "beta1: got 0.5, expected it left out for adafactor"),
+        ({"momentum": 0.5}, "momentum: got 0.5, expected it left out for adamw"),
+        ({"groups": (("(", 1.0),)}, "groups: got '\\(', expected a regular expression"),
+        ({"groups": (("a", -1.0),)}, "groups: got -1.0, expected a number from 0 on"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        OptimiserConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ((("decoder", 0.1),), "got 'decoder', which no weight's path has"),
+        (((".", 0.0),), "got nothing that is trained"),
+    ],
+)
+def test_groups_that_fit_no_weight_are_refused(groups, message):
+    with pytest.raises(InputError, match=message):
+        factors(SHAPES, OptimiserConfig(groups=groups))

@@ -72,6 +72,6 @@ def test_weights_averages_and_moments_are_split(sizes):
     _, state = trained(sizes)
     path = max(state.params, key=lambda path: state.params[path].size)
     ways = sizes[1] * sizes[2]
-    for table in (state.params, state.ema, state.opt_state[1][0].mu, state.opt_state[1][0].nu):
+    for table in (state.params, state.ema, state.opt_state[1].mu, state.opt_state[1].nu):
         leaf = table[path]
         assert leaf.addressable_shards[0].data.size * ways == leaf.size

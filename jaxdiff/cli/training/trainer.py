@@ -22,10 +22,10 @@ from jaxdiff.training.config import (
     TrainConfig,
 )
 from jaxdiff.training.log import JsonlLog
-from jaxdiff.training.optimiser import learning_rate, optimiser
+from jaxdiff.training.optimiser import factors, learning_rate, optimiser
 from jaxdiff.training.prefetch import Prefetch
 from jaxdiff.training.state import TrainState, initial_state
-from jaxdiff.training.step import compile_step, make_step
+from jaxdiff.training.step import compile_step, hold, make_step
 
 
 def mesh_of(config: MeshConfig) -> Mesh:
@@ -45,8 +45,10 @@ class Trainer:
     ) -> None:
         self.config, self.workdir, self.store, self.experiment = config, workdir, store, parts
         self.mesh = mesh_of(config.mesh)
-        self.optimiser = optimiser(config.optimiser, config.steps)
         learner = self.experiment.learner
+        factor = factors(learner.shapes, config.optimiser)
+        self.frozen = {path for path, value in factor.items() if not value}
+        self.optimiser = optimiser(config.optimiser, config.steps, factor)
         begin = functools.partial(initial_state, optimiser=self.optimiser)
         shapes = jax.eval_shape(begin, learner.shapes)
         self.shardings: Any = sharded_like(shapes, learner.shapes, learner.rules, self.mesh)
@@ -88,7 +90,7 @@ class Trainer:
             terminal.values(step, values)
 
         pure = make_step(
-            learner.loss,
+            hold(learner.loss, self.frozen),
             self.optimiser,
             learning_rate(config.optimiser, config.steps),
             config.ema_decay,

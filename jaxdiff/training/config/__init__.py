@@ -105,11 +105,16 @@ _IDENTITY: dict[type, tuple[str, ...]] = {
 def identity(config: TrainConfig) -> dict[str, Any]:
     """What must not change when a training goes on: dotted field name -> value, JSON-like.
 
-    That is the model and the seed. Learning rates, loss weights, intervals and the number of steps
-    may change.
+    That is the model, the seed, and the optimiser with what it leaves frozen. Learning rates, loss
+    weights, intervals and the number of steps may change.
     """
     objective = config.objective
-    values: dict[str, Any] = {"objective": type(objective).__name__, "seed": config.seed}
+    values: dict[str, Any] = {
+        "objective": type(objective).__name__,
+        "seed": config.seed,
+        "optimiser.name": config.optimiser.name,
+        "optimiser.groups with 0": [pattern for pattern, f in config.optimiser.groups if f == 0],
+    }
     for name in _IDENTITY[type(objective)]:
         value = getattr(objective, name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
