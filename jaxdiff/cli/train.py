@@ -15,6 +15,7 @@ from jaxdiff.cli.training.clip import clip_experiment
 from jaxdiff.cli.training.diffusion import diffusion_experiment
 from jaxdiff.cli.training.distillation import distillation_experiment
 from jaxdiff.cli.training.experiment import CHECKPOINTS, Experiment
+from jaxdiff.cli.training.logs import import_wandb
 from jaxdiff.cli.training.stopping import train_until_stopped
 from jaxdiff.cli.training.trainer import Trainer, mesh_of
 from jaxdiff.cli.training.vae import vae_experiment
@@ -118,6 +119,8 @@ def run(arguments: Sequence[str]) -> None:
     config, checkpoints = options.config, workdir / CHECKPOINTS
     # What can be refused is refused before the workdir is touched.
     check_batch_size(config.batch_size // config.accumulate, mesh_of(config.mesh))
+    if config.wandb is not None:
+        import_wandb()
     if options.export_only and not has_checkpoint(checkpoints):
         raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
     check_identity(identity(config), workdir)

@@ -57,7 +57,16 @@ class _Window:
         self._checked = 0  # metrics of the window that were
         self._metrics: list[Mapping[str, Any]] = []
         self._timed = 0  # steps since the clock was set
+        self._waited = 0.0  # seconds without data since then
         self._started: float | None = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What is done inside is waiting for data."""
+        begin = time.perf_counter()
+        yield
+        if self._started is not None:
+            self._waited += time.perf_counter() - begin
 
     def add(self, metrics: Mapping[str, Array]) -> None:
         """Append one step's metrics; the host then waits while it is two steps ahead.
@@ -91,7 +100,8 @@ class _Window:
     def close(self, step: int) -> dict[str, float]:
         """The means of the metrics, skips counted, and the speed; the window then begins anew.
 
-        The means are over the steps that were not skipped.
+        The means are over the steps that were not skipped. `data_wait` is the share of the time in
+        which the loop had no batch to go on with.
         """
         self.check(step)
         good = [metrics for metrics in self._metrics if not metrics["skipped"]]
@@ -99,9 +109,13 @@ class _Window:
         means["skipped"] = float(len(self._metrics) - len(good))
         if self._timed and self._started is not None:
             seconds = (time.perf_counter() - self._started) / self._timed
-            means |= {"step_ms": 1e3 * seconds, "images_per_s": self._images / seconds}
+            means |= {
+                "step_ms": 1e3 * seconds,
+                "images_per_s": self._images / seconds,
+                "data_wait": self._waited / self._timed / seconds,
+            }
         self._metrics, self._checked = [], 0
-        self._timed, self._started = 0, time.perf_counter()
+        self._timed, self._waited, self._started = 0, 0.0, time.perf_counter()
         return means
 
     @contextmanager
@@ -132,7 +146,8 @@ def train(
     done = int(state.step)
     window = _Window(images_per_step, intervals.skipped)
     while done < intervals.steps:
-        batch, position = next(batches)
+        with window.waiting():
+            batch, position = next(batches)
         state, metrics = step(state, frozen, batch, base)
         done += 1
         window.add(metrics)

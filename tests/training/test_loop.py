@@ -1,5 +1,7 @@
 """The loop calls its hooks at the right steps, counts skipped ones and ends when they are many."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,14 @@ class Ones:
         return self.made
 
 
+class Slow(Ones):
+    """Takes a while for each number."""
+
+    def __next__(self):
+        time.sleep(0.05)
+        return super().__next__()
+
+
 class Record:
     """Hooks that note what they were called with."""
 
@@ -43,7 +53,7 @@ class Record:
         return {"measure": 0.5}
 
 
-def run(record: Record, *, steps=10, bad=(), start=0):
+def run(record: Record, *, steps=10, bad=(), start=0, numbers=Ones):
     state = TrainState(jnp.int32(start), {"w": jnp.float32(0)}, {"w": jnp.float32(0)}, ())
 
     def step(state, frozen, batch, base):
@@ -54,7 +64,7 @@ def run(record: Record, *, steps=10, bad=(), start=0):
         return new, {"loss": loss, "skipped": skipped.astype(jnp.float32)}
 
     intervals = Intervals(steps=steps, log=4, checkpoint=3, sample=5, skipped=3)
-    with Prefetch(Ones(), lambda batch: batch) as ahead:
+    with Prefetch(numbers(), lambda batch: batch) as ahead:
         return train(
             jax.jit(step),
             state,
@@ -83,6 +93,13 @@ def test_hooks_are_called_at_their_steps():
     }
     assert record.logged[10]["measure"] == 0.5
     assert record.logged[8]["images_per_s"] > 0
+
+
+def test_time_without_data_is_told():
+    """The step takes next to nothing here, so data are nearly all that is waited for."""
+    record = Record()
+    run(record, numbers=Slow)
+    assert 0.8 < record.logged[8]["data_wait"] < 1
 
 
 def test_goes_on_where_the_state_is():

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from jaxdiff.cli.training.terminal import Terminal
 
-VALUES = {"loss": 0.25, "step_ms": 12.0, "images_per_s": 640.4, "grad_norm": 1.5, "l1": 0.1}
+VALUES = {"loss": 0.25, "step_ms": 12.0, "images_per_s": 640.4, "data_wait": 0.07, "l1": 0.1}
 
 
 def shown(*, terminal: bool, **values: float) -> str:
@@ -20,7 +20,7 @@ def shown(*, terminal: bool, **values: float) -> str:
 
 
 def test_plain_lines_without_a_terminal():
-    line = "step 4/10  loss 0.2500  12 ms/step  640 images/s  grad 1.50"
+    line = "step 4/10  loss 0.2500  12 ms/step  640 images/s  waiting 7%"
     assert shown(terminal=False, **VALUES).splitlines() == [line, "going on"]
 
 

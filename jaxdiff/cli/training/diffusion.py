@@ -151,7 +151,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     batch = spread(validation_batch(config, tokenizer))
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        save_grid(workdir / "samples", step, grid(fetch(draw(params, frozen, **shown)), SHOWN // 2))
+        save_grid(workdir, step, grid(fetch(draw(params, frozen, **shown)), SHOWN // 2))
         found = jax.device_get(measure(params, frozen, batch, jax.random.key(0)))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 

@@ -64,7 +64,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
         pictures = fetch(draw(params, frozen, **shown))
-        save_grid(workdir / "samples", step, grid(pictures, SHOWN // 2))
+        save_grid(workdir, step, grid(pictures, SHOWN // 2))
         _, measures = measure(params, frozen, batch, jax.random.key(0))
         return {f"validation_{name}": float(value) for name, value in measures.items()}
 

@@ -193,10 +193,16 @@ def grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def save_grid(folder: pathlib.Path, step: int, picture: Image.Image) -> None:
-    """Write `folder`/step_XXXXXX.png, whole or not at all; of several processes the first does."""
+def picture_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """The file with the samples of `step`."""
+    return workdir / "samples" / f"step_{step:06d}.png"
+
+
+def save_grid(workdir: pathlib.Path, step: int, picture: Image.Image) -> None:
+    """Write the samples of `step`, whole or not at all; of several processes the first does."""
     if not is_first():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with new_file(folder / f"step_{step:06d}.png") as temporary:
+    path = picture_of(workdir, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as temporary:
         picture.save(temporary, format="PNG")

@@ -16,6 +16,8 @@ FORMATS = {
     "step_ms": "{:.0f} ms/step",
     "images_per_s": "{:.0f} images/s",
     "grad_norm": "grad {:.2f}",
+    "data_wait": "waiting {:.0%}",
+    "mfu": "MFU {:.0%}",
 }
 
 

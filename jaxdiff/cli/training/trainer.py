@@ -2,7 +2,8 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff.checkpoints.training_state import TrainingStore
-from jaxdiff.cli.training.experiment import Experiment
+from jaxdiff.cli.training.experiment import Experiment, picture_of
+from jaxdiff.cli.training.logs import Logs
 from jaxdiff.cli.training.terminal import Terminal
+from jaxdiff.parallel.memory import memory_use
 from jaxdiff.parallel.mesh import make_mesh, place, replicated, shard_batch
 from jaxdiff.parallel.processes import fetch, is_first
 from jaxdiff.parallel.rules import sharded_like, split_any
@@ -21,7 +24,6 @@ from jaxdiff.training.config import (
     MeshConfig,
     TrainConfig,
 )
-from jaxdiff.training.log import JsonlLog
 from jaxdiff.training.optimiser import factors, learning_rate, optimiser
 from jaxdiff.training.prefetch import Prefetch
 from jaxdiff.training.state import TrainState, initial_state
@@ -80,15 +82,6 @@ class Trainer:
     def train(self, terminal: Terminal, stop: Callable[[], bool]) -> None:
         """Train to the last step."""
         config, learner = self.config, self.experiment.learner
-        log = JsonlLog(self.workdir / "log.jsonl", step=self.step) if is_first() else None
-
-        def record_values(step: int, values: Mapping[str, float]) -> None:
-            self.store.check()  # a full disk is heard of now, not at the next checkpoint
-            values = {**values, **self.experiment.batches.counts()}
-            if log is not None:
-                log(step, values)
-            terminal.values(step, values)
-
         pure = make_step(
             hold(learner.loss, self.frozen),
             self.optimiser,
@@ -99,7 +92,10 @@ class Trainer:
         )
         parts = split_any(self.experiment.frozen, self.mesh)
         frozen = jax.tree.map(place, self.experiment.frozen, parts)
-        with Prefetch(self.experiment.batches, lambda b: shard_batch(b, self.mesh)) as ahead:
+        with (
+            self._logs(terminal) as log,
+            Prefetch(self.experiment.batches, lambda b: shard_batch(b, self.mesh)) as ahead,
+        ):
             self.state = loop.train(
                 compile_step(pure, self.mesh, self.shardings, parts),
                 self.state,
@@ -116,12 +112,28 @@ class Trainer:
                 images_per_step=config.batch_size,
                 hooks=loop.Hooks(
                     save=self.save,
-                    log=record_values,
+                    log=log,
                     sample=lambda step, state: self.experiment.sample(step, state.ema),
                     progress=terminal.step,
                     stop=stop,
                 ),
             )
+
+    @contextmanager
+    def _logs(self, terminal: Terminal) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+        """What receives the values of a step and passes them on."""
+        logs = Logs(self.config, self.workdir, step=self.step) if is_first() else None
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            self.store.check()  # a full disk is heard of now, not at the next checkpoint
+            values = {**values, **self.experiment.batches.counts(), **memory_use()}
+            picture = picture_of(self.workdir, step)
+            if logs is not None:
+                logs(step, values, picture if picture.exists() else None)
+            terminal.values(step, values)
+
+        with logs or nullcontext():
+            yield log
 
     def export(self) -> pathlib.Path:
         """Write the EMA weights as component folders."""

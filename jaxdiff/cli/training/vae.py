@@ -61,7 +61,7 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
     def sample(step: int, params: Params) -> Mapping[str, float]:
         rebuilt = fetch(rebuild(params, spread({"image": images})["image"]))
         pairs = np.concatenate([images[:SHOWN], rebuilt[:SHOWN]])
-        save_grid(workdir / "samples", step, grid(pairs, len(pairs) // 2))
+        save_grid(workdir, step, grid(pairs, len(pairs) // 2))
         return {"validation_psnr": psnr(images, rebuilt)}
 
     def export(params: Whole, folder: pathlib.Path) -> None:

@@ -56,6 +56,8 @@ class TrainConfig:
     log_every: int = 50  # steps between lines of the log, which are means over those steps
     checkpoint_every: int = 1000  # steps between checkpoints
     sample_every: int = 2000  # steps between sample grids; 0 makes none
+    tensorboard: bool = True  # whether the log is written for TensorBoard too
+    wandb: str | None = None  # project at Weights & Biases that is told as well
     keep: int = 2  # newest checkpoints that stay
     max_skipped: int = 10  # steps in a row with a loss or gradient not finite that end the training
 

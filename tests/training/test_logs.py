@@ -1,0 +1,119 @@
+"""Every log has each step once, with its values and its picture, and says what is missing."""
+
+import struct
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto import event_pb2
+
+from jaxdiff.cli.training.logs import Logs, import_wandb
+from jaxdiff.core.errors import InputError
+from jaxdiff.parallel.memory import memory_use
+from jaxdiff.training.config import TrainConfig, VAEObjective
+from jaxdiff.training.log import read_lines
+
+
+def config_of(**fields):
+    return TrainConfig(objective=VAEObjective(), steps=9, batch_size=2, **fields)
+
+
+def events(folder):
+    """The events of all files, oldest first: records of length, checksum, message, checksum."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            found.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + size]))
+            at += 16 + size
+    return found
+
+
+def picture(folder):
+    path = folder / "samples.png"
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(path)
+    return path
+
+
+def test_lines_and_event_files_have_the_same_values(tmp_path):
+    with Logs(config_of(), tmp_path, step=0) as logs:
+        logs(1, {"loss": 0.5, "grad_norm": 2.0})
+        logs(2, {"loss": 0.25}, picture(tmp_path))
+    assert read_lines(tmp_path / "log.jsonl") == [
+        {"step": 1, "loss": 0.5, "grad_norm": 2.0},
+        {"step": 2, "loss": 0.25},
+    ]
+    values = [(e.step, v) for e in events(tmp_path / "tensorboard") for v in e.summary.value]
+    scalars = {(step, v.tag): v.simple_value for step, v in values if not v.image.width}
+    assert scalars == {(1, "loss"): 0.5, (1, "grad_norm"): 2.0, (2, "loss"): 0.25}
+    assert [(s, v.tag, v.image.height) for s, v in values if v.image.width] == [(2, "samples", 4)]
+
+
+def test_what_lies_beyond_the_checkpoint_is_taken_back(tmp_path):
+    with Logs(config_of(), tmp_path, step=0) as logs:
+        for step in (1, 2, 3):
+            logs(step, {"loss": 1.0})
+    with Logs(config_of(), tmp_path, step=2) as logs:
+        logs(3, {"loss": 2.0})
+    # TensorBoard drops what was written before for steps from that of a START on
+    starts = [
+        e.step for e in events(tmp_path / "tensorboard") if e.session_log.status == 1 and e.step
+    ]
+    assert starts == [3]
+
+
+def test_tensorboard_can_be_left_out(tmp_path):
+    with Logs(config_of(tensorboard=False), tmp_path, step=0) as logs:
+        logs(1, {"loss": 0.5})
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+class Run:
+    """A run that notes what it is told."""
+
+    def __init__(self, **how):
+        self.how, self.told, self.finished = how, [], False
+
+    def log(self, values, step):
+        self.told.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+def test_weights_and_biases_goes_on_with_its_run(tmp_path, monkeypatch):
+    runs = []
+    fake = types.ModuleType("wandb")
+    fake.init = lambda **how: runs.append(Run(**how)) or runs[-1]
+    fake.util = types.SimpleNamespace(generate_id=lambda: f"id{len(runs)}")
+    fake.Image = lambda path: ("picture", path)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = config_of(wandb="emoji", tensorboard=False)
+    for start in (0, 1):
+        with Logs(config, tmp_path, step=start) as logs:
+            logs(start + 1, {"loss": 0.5}, picture(tmp_path))
+    first, second = runs
+    assert first.how["id"] == second.how["id"] == "id0"
+    assert first.how["project"] == "emoji"
+    assert first.how["config"]["batch_size"] == 2
+    samples = ("picture", str(tmp_path / "samples.png"))
+    assert first.told == [(1, {"loss": 0.5, "samples": samples})]
+    assert first.finished
+
+
+def test_without_the_package_one_sentence_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"^wandb: got no such package, .*pip install wandb$"):
+        import_wandb()
+
+
+def test_memory_of_a_device_that_tells(monkeypatch):
+    assert memory_use() == {}
+    told = {"peak_bytes_in_use": 3 * 10**9, "bytes_limit": 12 * 10**9}
+    device = types.SimpleNamespace(memory_stats=lambda: told)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert memory_use() == {"hbm_peak_gb": 3.0, "hbm_share": 0.25}
