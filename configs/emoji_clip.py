@@ -1,7 +1,13 @@
 """The text encoder of a small text-to-emoji model: names of characters against their pictures."""
 
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.training.config import CLIPObjective, DataConfig, OptimiserConfig, TrainConfig
+from jaxdiff.training.config import (
+    CLIPObjective,
+    DataConfig,
+    EMAConfig,
+    OptimiserConfig,
+    TrainConfig,
+)
 
 config = TrainConfig(
     objective=CLIPObjective(
@@ -27,7 +33,7 @@ config = TrainConfig(
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=100, decay_fraction=0.5),
     steps=800,
     batch_size=128,
-    ema_decay=0.99,
+    ema=EMAConfig(decay=0.99),
     log_every=50,
     checkpoint_every=200,
     sample_every=200,

@@ -1,7 +1,13 @@
 """The UNet of a small text-to-emoji model: 8x8x16 latents, told by names of characters."""
 
 from jaxdiff.models.unet_config import UNet2DConditionConfig
-from jaxdiff.training.config import DataConfig, DiffusionObjective, OptimiserConfig, TrainConfig
+from jaxdiff.training.config import (
+    DataConfig,
+    DiffusionObjective,
+    EMAConfig,
+    OptimiserConfig,
+    TrainConfig,
+)
 
 config = TrainConfig(
     objective=DiffusionObjective(
@@ -28,7 +34,7 @@ config = TrainConfig(
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=300, decay_fraction=0.4),
     steps=6_000,
     batch_size=64,
-    ema_decay=0.999,
+    ema=EMAConfig(decay=0.999),
     log_every=50,
     checkpoint_every=250,
     sample_every=500,

@@ -1,7 +1,13 @@
 """The VAE of a small text-to-emoji model: 64x64 pictures to 8x8 latents of 16 channels."""
 
 from jaxdiff.models.vae import AutoencoderKLConfig
-from jaxdiff.training.config import DataConfig, OptimiserConfig, TrainConfig, VAEObjective
+from jaxdiff.training.config import (
+    DataConfig,
+    EMAConfig,
+    OptimiserConfig,
+    TrainConfig,
+    VAEObjective,
+)
 
 config = TrainConfig(
     objective=VAEObjective(
@@ -20,7 +26,7 @@ config = TrainConfig(
     optimiser=OptimiserConfig(learning_rate=1.5e-3, warmup_steps=200, decay_fraction=0.45),
     steps=3_000,
     batch_size=16,
-    ema_decay=0.999,
+    ema=EMAConfig(decay=0.999),
     log_every=50,
     checkpoint_every=250,
     sample_every=500,

@@ -22,7 +22,7 @@ the first shape in .97 and .80.
 
 from jaxdiff.data.attributes import ATTRIBUTES
 from jaxdiff.models.classifier import LatentClassifierConfig
-from jaxdiff.training.config import ClassifierObjective, OptimiserConfig, TrainConfig
+from jaxdiff.training.config import ClassifierObjective, EMAConfig, OptimiserConfig, TrainConfig
 
 config = TrainConfig(
     objective=ClassifierObjective(
@@ -41,7 +41,7 @@ config = TrainConfig(
     optimiser=OptimiserConfig(learning_rate=1.5e-3, warmup_steps=100, decay_fraction=0.4),
     steps=2_200,
     batch_size=64,
-    ema_decay=0.999,
+    ema=EMAConfig(decay=0.999),
     log_every=100,
     checkpoint_every=500,
     sample_every=500,

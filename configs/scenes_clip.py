@@ -10,7 +10,13 @@ validation_retrieval_hard in the log's last line); after the first go it was 68%
 """
 
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.training.config import CLIPObjective, DataConfig, OptimiserConfig, TrainConfig
+from jaxdiff.training.config import (
+    CLIPObjective,
+    DataConfig,
+    EMAConfig,
+    OptimiserConfig,
+    TrainConfig,
+)
 
 config = TrainConfig(
     objective=CLIPObjective(
@@ -36,7 +42,7 @@ config = TrainConfig(
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=200, decay_fraction=0.5),
     steps=5_000,
     batch_size=128,
-    ema_decay=0.999,
+    ema=EMAConfig(decay=0.999),
     log_every=50,
     checkpoint_every=500,
     sample_every=500,

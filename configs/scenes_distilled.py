@@ -9,7 +9,7 @@ the error ends at 8.6% of that of the teacher's guided outputs. docs/guidance.md
 its pictures beside the teacher's, at half its evaluations and half its time.
 """
 
-from jaxdiff.training.config import DistillationObjective, OptimiserConfig, TrainConfig
+from jaxdiff.training.config import DistillationObjective, EMAConfig, OptimiserConfig, TrainConfig
 
 config = TrainConfig(
     objective=DistillationObjective(
@@ -20,7 +20,7 @@ config = TrainConfig(
     optimiser=OptimiserConfig(learning_rate=5e-4, warmup_steps=100, decay_fraction=0.5),
     steps=1_500,
     batch_size=64,
-    ema_decay=0.995,
+    ema=EMAConfig(decay=0.995),
     log_every=50,
     checkpoint_every=250,
     sample_every=500,

@@ -10,7 +10,7 @@ colours and sizes, half of the shapes and no relations; scenes_unet_longer.py go
 """
 
 from jaxdiff.models.unet_config import UNet2DConditionConfig
-from jaxdiff.training.config import DiffusionObjective, OptimiserConfig, TrainConfig
+from jaxdiff.training.config import DiffusionObjective, EMAConfig, OptimiserConfig, TrainConfig
 
 config = TrainConfig(
     objective=DiffusionObjective(
@@ -34,7 +34,7 @@ config = TrainConfig(
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=500, decay_fraction=0.3),
     steps=6_000,
     batch_size=64,
-    ema_decay=0.999,
+    ema=EMAConfig(decay=0.999),
     log_every=100,
     checkpoint_every=1000,
     sample_every=1000,

@@ -15,7 +15,7 @@ all right with one thing .98, with two .43; with pairs never seen in training .9
 """
 
 from jaxdiff.models.unet_config import UNet2DConditionConfig
-from jaxdiff.training.config import DiffusionObjective, OptimiserConfig, TrainConfig
+from jaxdiff.training.config import DiffusionObjective, EMAConfig, OptimiserConfig, TrainConfig
 
 config = TrainConfig(
     objective=DiffusionObjective(
@@ -41,7 +41,7 @@ config = TrainConfig(
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=500, decay_fraction=0.3),
     steps=4_600,
     batch_size=64,
-    ema_decay=0.999,
+    ema=EMAConfig(decay=0.999),
     log_every=100,
     checkpoint_every=500,
     sample_every=2000,

@@ -9,7 +9,7 @@ measures what the judge makes of its reconstructions.
 """
 
 from jaxdiff.models.vae import AutoencoderKLConfig
-from jaxdiff.training.config import OptimiserConfig, TrainConfig, VAEObjective
+from jaxdiff.training.config import EMAConfig, OptimiserConfig, TrainConfig, VAEObjective
 
 config = TrainConfig(
     objective=VAEObjective(
@@ -30,7 +30,7 @@ config = TrainConfig(
     optimiser=OptimiserConfig(learning_rate=1.5e-3, warmup_steps=200, decay_fraction=0.45),
     steps=2_000,
     batch_size=16,
-    ema_decay=0.999,
+    ema=EMAConfig(decay=0.999),
     log_every=50,
     checkpoint_every=500,
     sample_every=1000,

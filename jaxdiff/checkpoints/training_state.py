@@ -62,7 +62,7 @@ class TrainingStore:
             "state": ocp.StandardCheckpointHandler(),
             "host": ocp.JsonCheckpointHandler(),
         }
-        self._folder, self._read_only = folder.resolve(), read_only
+        self._folder, self.read_only = folder.resolve(), read_only
         self._newest: int | None = None  # step that was last given to `save`
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
@@ -157,11 +157,11 @@ class TrainingStore:
             warnings.warn(
                 f"checkpoint {step} cannot be read ({why}): going on from {instead}", stacklevel=3
             )
-            if not self._read_only and jax.process_index() == 0:
+            if not self.read_only and jax.process_index() == 0:
                 target = self._folder / f"{UNREADABLE}{step}"
                 shutil.rmtree(target, ignore_errors=True)
                 (self._folder / str(step)).rename(target)
-        if damaged and not self._read_only:
+        if damaged and not self.read_only:
             self._manager.reload()
 
 

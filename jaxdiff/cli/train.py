@@ -43,6 +43,7 @@ class Options:
     config: TrainConfig
     workdir: pathlib.Path
     export_only: bool
+    ema_width: float | None
     job: Job
 
 
@@ -51,6 +52,10 @@ Workdir = Annotated[
     tyro.conf.arg(help="where checkpoints, log, samples and export go; the same again resumes"),
 ]
 ExportOnly = Annotated[bool, tyro.conf.arg(help="only write the export of the newest checkpoint")]
+Width = Annotated[
+    float | None,
+    tyro.conf.arg(help="export the power-function average of this relative width (ema.widths)"),
+]
 # The fields of the config get no prefix of their own: --steps, --optimiser.learning-rate.
 Fields = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
@@ -84,10 +89,13 @@ def parse(arguments: Sequence[str]) -> Options:
         *,
         workdir: Workdir,
         export_only: ExportOnly = False,
+        ema_width: Width = None,
         job: Annotated[Job, tyro.conf.arg(name="")] = Job(),  # noqa: B008 - it is frozen
         config: Fields = given,
     ) -> Options:
-        return Options(config=config, workdir=workdir, export_only=export_only, job=job)
+        return Options(
+            config=config, workdir=workdir, export_only=export_only, ema_width=ema_width, job=job
+        )
 
     return tyro.cli(
         options,
@@ -136,6 +144,6 @@ def run(arguments: Sequence[str]) -> None:
                 record(config, now, workdir)
             trainer = Trainer(config, workdir, store, parts)
             train_until_stopped(trainer)
-    folder = trainer.export()
+    folder = trainer.export(options.ema_width)
     if is_first():
         print(f"train: exported to {folder}", file=sys.stderr)

@@ -33,6 +33,7 @@ class Hooks:
     save: Callable[[int, TrainState, Any], None]  # step, state, position of the data
     log: Callable[[int, Mapping[str, float]], None]  # step, values
     sample: Callable[[int, TrainState], Mapping[str, float]] = _nothing  # returns values to log
+    snapshot: Callable[[int, TrainState], None] = lambda step, state: None  # of averages
     progress: Callable[[int], None] = lambda step: None  # after every step
     stop: Callable[[], bool] = lambda: False  # asked after every step
 
@@ -45,6 +46,7 @@ class Intervals:
     log: int
     checkpoint: int
     sample: int  # 0: never
+    snapshot: int = 0  # of averages; 0: never
     skipped: int  # as many steps one after another that change nothing end the training
 
 
@@ -163,6 +165,9 @@ def train(
                 values |= hooks.sample(done, state)
         if values:
             hooks.log(done, values)
+        if intervals.snapshot and (last or done % intervals.snapshot == 0):
+            with window.stopped_clock():
+                hooks.snapshot(done, state)
         if stopping or last or done % intervals.checkpoint == 0:
             window.check(done)
             with window.stopped_clock():

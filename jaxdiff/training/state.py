@@ -1,5 +1,6 @@
 """Everything that a training step changes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,11 +18,21 @@ class TrainState(NamedTuple):
     params: PyTree
     ema: PyTree  # float32, same structure as params
     opt_state: PyTree
+    profiles: dict[str, PyTree] = {}  # power-function averages by their width, as ema  # noqa: RUF012
 
 
-def initial_state(params: PyTree, optimiser: optax.GradientTransformation) -> TrainState:
+def initial_state(
+    params: PyTree, optimiser: optax.GradientTransformation, widths: Sequence[float] = ()
+) -> TrainState:
     """The state before the first step; `jax.eval_shape` gives its shapes without arrays."""
-    ema = jax.tree.map(jnp.copy, cast(params, jnp.float32))
+
+    def average() -> PyTree:
+        return jax.tree.map(jnp.copy, cast(params, jnp.float32))
+
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=optimiser.init(params)
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=average(),
+        opt_state=optimiser.init(params),
+        profiles={str(width): average() for width in widths},
     )

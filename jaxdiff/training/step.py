@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxdiff.core.types import Array, Key, PyTree
 from jaxdiff.parallel.mesh import batch_sharding, replicated
 from jaxdiff.training import ema
+from jaxdiff.training.config import EMAConfig
 from jaxdiff.training.draws import sample_keys
 from jaxdiff.training.state import TrainState
 
@@ -24,7 +25,7 @@ def make_step(
     loss: Loss,
     optimiser: optax.GradientTransformation,
     schedule: optax.Schedule,
-    ema_decay: float,
+    average: EMAConfig,
     limit: Callable[[PyTree], PyTree] = lambda params: params,
     accumulate: int = 1,
 ) -> Step:
@@ -51,10 +52,16 @@ def make_step(
         (value, parts), grads = gradient(state.params, frozen, batch, key)
         updates, opt_state = rule.update(grads, state.opt_state, state.params, step=state.step)
         params = limit(optax.apply_updates(state.params, updates))
-        averaged = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay))
+        decay = ema.decay_at(state.step, average.decay, warmup=average.warmup)
+        averaged = ema.update(state.ema, params, decay)
+        profiles = {
+            width: ema.update(kept, params, ema.power_decay(state.step, float(width)))
+            for width, kept in state.profiles.items()
+        }
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         finite = jnp.isfinite(jnp.stack([value, *norms.values()])).all()
-        new, old = (params, averaged, opt_state), (state.params, state.ema, state.opt_state)
+        new = (params, averaged, opt_state, profiles)
+        old = (state.params, state.ema, state.opt_state, state.profiles)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         metrics = (
             parts

@@ -13,6 +13,7 @@ from jaxdiff.training.config import (
     CLIPObjective,
     DataConfig,
     DiffusionObjective,
+    EMAConfig,
     OptimiserConfig,
     TrainConfig,
     VAEObjective,
@@ -32,7 +33,6 @@ CONFIG = TrainConfig(objective=VAEObjective(), steps=10, batch_size=4)
         {"sample_every": -1},
         {"keep": 0},
         {"seed": -1},
-        {"ema_decay": 1.1},
         {"dtype": "float8"},
         {"data": DataConfig(variations=8)},
         {"max_skipped": 0},
@@ -71,6 +71,23 @@ def test_impossible_optimisers_are_refused(changes):
     (name,) = changes
     with pytest.raises(InputError, match=rf"optimiser\.{name}: got"):
         OptimiserConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decay": 1.1},
+        {"widths": (0.05,), "snapshot_every": 10},
+        {"widths": (0.05, 0.05), "snapshot_every": 10},
+        {"widths": (0.05, 0.5), "snapshot_every": 10},
+        {"widths": (0.05, 0.1)},
+        {"snapshot_every": 10},
+    ],
+    ids=str,
+)
+def test_impossible_averages_are_refused(changes):
+    with pytest.raises(InputError, match=r"ema\.\w+: got"):
+        EMAConfig(**changes)
 
 
 def test_variations_fill_a_validation_batch():

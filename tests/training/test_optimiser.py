@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.training.config import OptimiserConfig
+from jaxdiff.training.config import EMAConfig, OptimiserConfig
 from jaxdiff.training.config.optimiser import OPTIMISERS
 from jaxdiff.training.optimiser import factors, learning_rate, matrices, optimiser
 from jaxdiff.training.state import initial_state
@@ -164,7 +164,7 @@ def test_every_optimiser_learns_and_leaves_frozen_weights_alone(name):
 
     rule = optimiser(config, 100, factor)
     held = hold(loss, {"text.layer.kernel"})
-    step = jax.jit(make_step(held, rule, learning_rate(config, 100), 0.9))
+    step = jax.jit(make_step(held, rule, learning_rate(config, 100), EMAConfig(decay=0.9)))
     state = initial_state(arrays(0), rule)
     losses = []
     for _ in range(60):

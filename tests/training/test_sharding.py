@@ -12,7 +12,7 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import make_mesh, place, replicate, shard_batch
 from jaxdiff.parallel.rules import sharded_like, split_any
-from jaxdiff.training.config import OptimiserConfig
+from jaxdiff.training.config import EMAConfig, OptimiserConfig
 from jaxdiff.training.objectives.diffusion import Frozen, diffusion_learner
 from jaxdiff.training.optimiser import learning_rate, optimiser
 from jaxdiff.training.state import initial_state
@@ -43,7 +43,7 @@ def trained(sizes):
     params = {path: place(array, parts.params[path]) for path, array in learn.init(2)}
     state = jax.jit(begin, out_shardings=parts)(params)
     still = split_any(frozen, mesh)
-    pure = make_step(learn.loss, transform, learning_rate(config, STEPS), 0.9)
+    pure = make_step(learn.loss, transform, learning_rate(config, STEPS), EMAConfig(decay=0.9))
     compiled = compile_step(pure, mesh, parts, still)
     frozen, base = jax.tree.map(place, frozen, still), replicate(jax.random.key(3), mesh)
     rng, losses = np.random.default_rng(0), []

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxdiff.parallel.mesh import data_mesh, replicate, shard_batch
+from jaxdiff.training.config import EMAConfig
 from jaxdiff.training.state import TrainState, initial_state
 from jaxdiff.training.step import compile_step, make_step
 
@@ -30,7 +31,7 @@ def fresh_state() -> TrainState:
 
 FROZEN = {"y": np.array([1.0, -1.0], np.float32)}
 BATCH = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)}
-STEP = make_step(noisy_loss, OPTIMISER, SCHEDULE, 0.99)
+STEP = make_step(noisy_loss, OPTIMISER, SCHEDULE, EMAConfig(decay=0.99))
 BASE = jax.random.key(7)
 
 
@@ -73,7 +74,11 @@ def test_metrics_and_average():
 
 def test_limit_applies_to_the_updated_parameters():
     step = make_step(
-        noisy_loss, OPTIMISER, SCHEDULE, 0.99, lambda p: jax.tree.map(jnp.zeros_like, p)
+        noisy_loss,
+        OPTIMISER,
+        SCHEDULE,
+        EMAConfig(decay=0.99),
+        lambda p: jax.tree.map(jnp.zeros_like, p),
     )
     after, _ = step(fresh_state(), FROZEN, BATCH, BASE)
     assert not after.params["w"].any()
@@ -89,7 +94,7 @@ def test_what_is_not_finite_changes_nothing_but_the_count(where):
         return value + bad + bent, parts
 
     rule = optax.sgd(jnp.inf) if where == "parameters" else OPTIMISER
-    step = make_step(loss, rule, SCHEDULE, 0.99)
+    step = make_step(loss, rule, SCHEDULE, EMAConfig(decay=0.99))
     state = initial_state(fresh_state().params, rule)
     after, metrics = jax.jit(step)(state, FROZEN, BATCH, BASE)
     assert float(metrics["skipped"]) == 1

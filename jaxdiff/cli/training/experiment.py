@@ -29,7 +29,7 @@ from jaxdiff.training.config import (
 )
 from jaxdiff.training.objectives import Learner, Params, Whole
 
-CHECKPOINTS = "checkpoints"  # their folder in a workdir
+CHECKPOINTS, AVERAGES = "checkpoints", "averages"  # their folders in a workdir
 # The kinds of data that an objective can learn from; others only from scenes.
 KINDS: dict[type, tuple[str, ...]] = {
     VAEObjective: ("scenes", *PICTURES),

@@ -11,15 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdiff.checkpoints.averages import Snapshots
 from jaxdiff.checkpoints.training_state import TrainingStore
-from jaxdiff.cli.training.experiment import Experiment, picture_of
+from jaxdiff.cli.training.experiment import AVERAGES, Experiment, picture_of
 from jaxdiff.cli.training.logs import Logs
 from jaxdiff.cli.training.terminal import Terminal
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import PyTree
+from jaxdiff.core.validate import in_range
 from jaxdiff.parallel.memory import memory_use
 from jaxdiff.parallel.mesh import make_mesh, place, replicated, shard_batch
 from jaxdiff.parallel.processes import fetch, is_first
 from jaxdiff.parallel.rules import sharded_like, split_any
-from jaxdiff.training import loop
+from jaxdiff.training import ema, loop
 from jaxdiff.training.config import (
     MeshConfig,
     TrainConfig,
@@ -51,7 +55,8 @@ class Trainer:
         factor = factors(learner.shapes, config.optimiser)
         self.frozen = {path for path, value in factor.items() if not value}
         self.optimiser = optimiser(config.optimiser, config.steps, factor)
-        begin = functools.partial(initial_state, optimiser=self.optimiser)
+        widths = config.ema.widths
+        begin = functools.partial(initial_state, optimiser=self.optimiser, widths=widths)
         shapes = jax.eval_shape(begin, learner.shapes)
         self.shardings: Any = sharded_like(shapes, learner.shapes, learner.rules, self.mesh)
         template = jax.tree.map(
@@ -73,6 +78,9 @@ class Trainer:
         data = place(jax.random.key_data(base), replicated(self.mesh))
         self.base = jax.random.wrap_key_data(data)
         self.step = 0 if found is None else found.step
+        self.snapshots = Snapshots(workdir / AVERAGES)
+        if not store.read_only:
+            self.snapshots.drop_after(self.step)
 
     def save(self, step: int, state: TrainState, position: Any) -> None:
         """Write a checkpoint."""
@@ -86,7 +94,7 @@ class Trainer:
             hold(learner.loss, self.frozen),
             self.optimiser,
             learning_rate(config.optimiser, config.steps),
-            config.ema_decay,
+            config.ema,
             learner.limit,
             config.accumulate,
         )
@@ -107,11 +115,13 @@ class Trainer:
                     log=config.log_every,
                     checkpoint=config.checkpoint_every,
                     sample=config.sample_every,
+                    snapshot=config.ema.snapshot_every,
                     skipped=config.max_skipped,
                 ),
                 images_per_step=config.batch_size,
                 hooks=loop.Hooks(
                     save=self.save,
+                    snapshot=lambda step, state: self.snapshots.save(step, state.profiles),
                     log=log,
                     sample=lambda step, state: self.experiment.sample(step, state.ema),
                     progress=terminal.step,
@@ -135,9 +145,33 @@ class Trainer:
         with logs or nullcontext():
             yield log
 
-    def export(self) -> pathlib.Path:
-        """Write the EMA weights as component folders."""
-        folder, averaged = self.workdir / "export", fetch(self.state.ema)
+    def export(self, width: float | None = None) -> pathlib.Path:
+        """Write averaged weights as component folders: the EMA, or a power average of `width`."""
+        averaged = self.state.ema if width is None else self._average(width)
+        folder, averaged = self.workdir / "export", fetch(averaged)
         if is_first():
             self.experiment.export(averaged, folder)
         return folder
+
+    def _average(self, width: float) -> PyTree:
+        """What power averaging with this width would have given, made of the snapshots."""
+        widths = self.config.ema.widths
+        in_range("ema_width", width, 0.001, 0.28)
+        steps = [step for step in self.snapshots.steps() if step <= self.step]
+        if not widths or not steps:
+            raise InputError(
+                f"ema_width: got {width} for {self.workdir} without snapshots of averages, "
+                "expected a training with ema.widths and ema.snapshot_every"
+            )
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            self.state.profiles,
+        )
+        kept = [(step, w) for step in steps for w in widths]
+        factors = ema.combination(kept, steps[-1], width).reshape(len(steps), len(widths))
+        total = jax.tree.map(jnp.zeros_like, self.state.ema)
+        for step, row in zip(steps, factors.tolist(), strict=True):
+            found = self.snapshots.restore(step, template)
+            for w, factor in zip(widths, row, strict=True):
+                total = jax.tree.map(lambda a, b, f=factor: a + f * b, total, found[str(w)])
+        return total

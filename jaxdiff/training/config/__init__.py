@@ -10,6 +10,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import DTYPES
 from jaxdiff.core.validate import in_range, not_negative, one_of, positive
 from jaxdiff.training.config.data import DATA_FIELDS, PICTURES, DataConfig
+from jaxdiff.training.config.ema import EMAConfig
 from jaxdiff.training.config.mesh import MESHES, MeshConfig
 from jaxdiff.training.config.objectives import (
     ClassifierObjective,
@@ -30,6 +31,7 @@ __all__ = [
     "DataConfig",
     "DiffusionObjective",
     "DistillationObjective",
+    "EMAConfig",
     "MeshConfig",
     "Objective",
     "OptimiserConfig",
@@ -52,7 +54,7 @@ class TrainConfig:
     accumulate: int = 1  # parts in which a batch is computed one after another, to save memory
     seed: int = 0  # of the initial weights and of all noise
     dtype: str = "float32"  # in which the networks compute; weights are float32
-    ema_decay: float = 0.999  # of the averaged weights that are sampled from and exported
+    ema: EMAConfig = dataclasses.field(default_factory=EMAConfig)
     log_every: int = 50  # steps between lines of the log, which are means over those steps
     checkpoint_every: int = 1000  # steps between checkpoints
     sample_every: int = 2000  # steps between sample grids; 0 makes none
@@ -74,7 +76,6 @@ class TrainConfig:
         for name in counts:
             positive(name, getattr(self, name))
         in_range("seed", self.seed, 0, 2**31 - 1)
-        in_range("ema_decay", self.ema_decay, 0, 1)
         not_negative("sample_every", self.sample_every)
         one_of("dtype", self.dtype, DTYPES)
         if self.batch_size % self.accumulate:
@@ -115,6 +116,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         "objective": type(objective).__name__,
         "seed": config.seed,
         "optimiser.name": config.optimiser.name,
+        "ema.widths": list(config.ema.widths),
         "optimiser.groups with 0": [pattern for pattern, f in config.optimiser.groups if f == 0],
     }
     for name in _IDENTITY[type(objective)]:
