@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, PyTree
+from jaxdiff.parallel.processes import all_say
 
 UNREADABLE = "unreadable-"  # in front of the step: what a damaged checkpoint is renamed to
 
@@ -139,12 +140,19 @@ class TrainingStore:
         if stored is None:
             raise ValueError("its metadata is missing")
         _check_structure(stored, template, step)
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore()
-            ),
-        )
+        found, error = None, None
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as own:
+            error = own
+        # What one process cannot read, none goes on from.
+        if not all_say(found is not None) or found is None:
+            raise error or ValueError("another process cannot read it")
         state, host = found["state"], dict(found["host"])
         expected = host.pop("digest", None)
         if _digest(state, host) != expected:

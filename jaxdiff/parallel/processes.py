@@ -77,6 +77,13 @@ def fetch(tree: PyTree) -> PyTree:
     return jax.tree.map(get, tree)
 
 
+def all_say(yes: bool) -> bool:
+    """Whether every process says so. All of them have to ask together, and wait."""
+    if jax.process_count() == 1:
+        return yes
+    return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
+
+
 class Agreed:
     """Whether some process says yes, the same answer on all of them at the same call.
 

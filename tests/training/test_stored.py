@@ -14,7 +14,7 @@ from jaxdiff.cli.training.stored import open_stored
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import batches, to_unit
 from jaxdiff.data.scenes import SceneSource
-from jaxdiff.data.tokenizer import tokenize, train_tokenizer
+from jaxdiff.data.tokenizer import load_tokenizer, tokenize, train_tokenizer
 from jaxdiff.training.config import (
     ClassifierObjective,
     DataConfig,
@@ -38,6 +38,17 @@ config = TrainConfig(objective=VAEObjective(model=model), steps=3, batch_size=8,
     checkpoint_every=1, sample_every=3, data=DataConfig(
         kind="folder", path="FOLDER/in", resolution=16, cell=8, widest=2, held_out=4,
         crop="random", flip=True, cache="FOLDER/cache", max_broken=0.5))
+"""
+
+
+CLIP = """
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.training.config import CLIPObjective, DataConfig, TrainConfig
+sizes = dict(hidden_size=4, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+text = CLIPTextConfig(vocab_size=560, max_position_embeddings=12, **sizes)
+vision = CLIPVisionConfig(image_size=16, patch_size=8, **sizes)
+config = TrainConfig(objective=CLIPObjective(text=text, vision=vision, projection_dim=4), steps=1,
+    batch_size=8, data=DataConfig(kind="folder", path="FOLDER/in", resolution=16, cell=8))
 """
 
 
@@ -161,6 +172,23 @@ def test_objectives_that_need_scenes_say_so(tmp_path):
     for call in (training_batches, validation_batch):
         with pytest.raises(InputError, match=wanted):
             call(other)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_clip_learns_the_words_of_stored_captions(tmp_path):
+    write_folder(tmp_path / "in", 30)
+    (tmp_path / "0001.png").write_bytes(b"")
+    (tmp_path / "tiny.py").write_text(CLIP.replace("FOLDER", str(tmp_path)))
+    command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "a")]
+    run(command)
+    tokenizer = load_tokenizer(tmp_path / "a" / "export" / "tokenizer")
+    # start, one token for each word, end
+    words = caption(3).split()
+    assert len(tokenizer(caption(3))["input_ids"]) == len(words) + 2
+    (line,) = read_lines(tmp_path / "a" / "log.jsonl")
+    assert 0 <= line["validation_retrieval"] <= 1
+    with pytest.raises(InputError, match=r"image_size: got 16 for pictures of 24"):
+        run([*command[:2], str(tmp_path / "b"), "--data.resolution", "24"])
 
 
 def test_few_pictures_are_validated_and_trained_on(tmp_path):
