@@ -110,8 +110,17 @@ class DiffusionObjective:
     caption_dropout: float = 0.1  # share of captions replaced by the null caption
     sample_scale: float = 5.0  # guidance scale of the sample grids
     sample_steps: int = 25  # DDIM steps of the sample grids
+    # pictures drawn beside each grid to be measured; None: 64 where they can be, 0: none
+    evaluated: int | None = None
+    clip: str | None = None  # folder of the CLIP that measures; None: that beside the text encoder
 
     def __post_init__(self) -> None:
+        if self.evaluated is not None and (self.evaluated < 0 or self.evaluated == 1):
+            raise InputError(f"objective.evaluated: got {self.evaluated}, expected 0 or 2 or more")
+        if self.evaluated == 0 and self.clip is not None:
+            raise InputError(
+                f"objective.clip: got {self.clip}, expected it left out with evaluated 0"
+            )
         one_of("objective.prediction_type", self.prediction_type, KINDS)
         one_of("objective.weighting", self.weighting, WEIGHTINGS)
         one_of("objective.times", self.times, TIMES)
