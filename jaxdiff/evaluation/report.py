@@ -68,6 +68,16 @@ def standard_prompts(seed: int = 0) -> list[Prompt]:
     return [prompt for kind, n in PROMPTS.items() for prompt in sample_prompts(n, seed, kind)]
 
 
+def some(prompts: Sequence[Prompt], n: int) -> Sequence[Prompt]:
+    """At most `n` of the prompts, spread over the list."""
+    return prompts[:: max(1, len(prompts) // n)][:n]
+
+
+def judged(prompts: Sequence[Prompt], images: UInt8[NDArray, "n h w 3"]) -> list[Score]:
+    """What each picture has right of its prompt."""
+    return [score(p.scene, judge(image)) for p, image in zip(prompts, images, strict=True)]
+
+
 def clipped(images: UInt8[NDArray, "n h w 3"]) -> float:
     """The share of channel values at an end of their range; a white background is such an end."""
     low, high = CLIPPED
@@ -167,15 +177,13 @@ def alignment(
     positive("number of prompts", len(prompts))
     texts = [prompt.text for prompt in prompts]
     images = _pictures(generate, texts, list(range(seed, seed + len(texts))), batch_size)
-    scores = [score(p.scene, judge(image)) for p, image in zip(prompts, images, strict=True)]
-    spread = prompts[:: max(1, len(prompts) // DIVERSITY_PROMPTS)][:DIVERSITY_PROMPTS]
     measures = {
-        "diversity": diversity(generate, spread, batch_size=batch_size),
+        "diversity": diversity(generate, some(prompts, DIVERSITY_PROMPTS), batch_size=batch_size),
         "chroma": chroma(images),
         "clipped": clipped(images),
         "contrast": contrast(images),
     }
-    return Report(shares=summarise(prompts, scores), measures=measures)
+    return Report(shares=summarise(prompts, judged(prompts, images)), measures=measures)
 
 
 def _completed(scene: Scene, rng: np.random.Generator) -> Scene:

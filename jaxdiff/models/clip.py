@@ -207,11 +207,14 @@ class VisionTransformer(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w c"]) -> VisionFeatures:
         """Features with `pooled` not projected; InputError if the images have another size."""
+        last = self.states(images)[-1]
+        return VisionFeatures(last, self.post_layernorm(last[:, 0]))
+
+    def states(self, images: Float[Array, "b h w c"]) -> list[Float[Array, "b n d"]]:
+        """Class token, then patches, before the first layer and after each; not normed."""
         side = self.config.image_size
         shape("images", images, (None, side, side, self.config.num_channels))
-        x = self.pre_layrnorm(self.embeddings(images))
-        last = self.encoder(x, causal=False)[-1]
-        return VisionFeatures(last, self.post_layernorm(last[:, 0]))
+        return self.encoder(self.pre_layrnorm(self.embeddings(images)), causal=False)
 
 
 class CLIPVisionModel(nnx.Module):

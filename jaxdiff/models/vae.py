@@ -139,12 +139,16 @@ class Decoder(nnx.Module):
         self.conv_norm_out = layers.group_norm(channels[-1], groups=config.norm_num_groups, eps=EPS)
         self.conv_out = layers.conv(channels[-1], config.out_channels, 3)
 
-    def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
-        """The decoded image."""
+    def features(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 d"]:
+        """What the last layer, `conv_out`, makes the image of."""
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(activation("silu")(self.conv_norm_out(x)))
+        return activation("silu")(self.conv_norm_out(x))
+
+    def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
+        """The decoded image."""
+        return self.conv_out(self.features(z))
 
 
 class AutoencoderKL(nnx.Module):
@@ -188,10 +192,14 @@ class AutoencoderKL(nnx.Module):
 
     def decode(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
         """Images, about [-1, 1] and not clipped, in float32, of unscaled latents."""
+        return self.decoder.conv_out(self.decoder_features(z)).astype(jnp.float32)
+
+    def decoder_features(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 d"]:
+        """What the decoder's last layer, `decoder.conv_out`, makes images of."""
         shape("latents", z, (None, None, None, self.config.latent_channels))
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
-        return self.decoder(z).astype(jnp.float32)
+        return self.decoder.features(z)
 
     def scale(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
         """Unscaled latents to what the diffusion model sees, about unit variance."""

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 
 from jaxdiff.checkpoints.components import read_component
-from jaxdiff.checkpoints.jsonfiles import read_object
-from jaxdiff.checkpoints.pipelines import PREPROCESSOR
+from jaxdiff.checkpoints.vision import read_lens
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.data.attributes import ATTRIBUTES, Known, text_attributes
@@ -17,17 +16,16 @@ from jaxdiff.data.tokenizer import tokenize
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
+from jaxdiff.models.lens import Lens
 from jaxdiff.pipeline.composition import parts_of
 from jaxdiff.pipeline.prompts import parse
 from jaxdiff.pipeline.request import Request
-from jaxdiff.pipeline.steering import Attributes, Lens, Likeness, Steering
+from jaxdiff.pipeline.steering import Attributes, Likeness, Steering
 
 if TYPE_CHECKING:
     from jaxdiff.pipeline.pipeline import Pipeline
 
 NOTHING = Known(np.zeros(ATTRIBUTES.width, bool), np.zeros(ATTRIBUTES.width, bool))
-# CLIP's own normalisation (2103.00020), for folders that do not say theirs.
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Company:
@@ -56,14 +54,8 @@ class Company:
         module = read_component(folder).module
         if not isinstance(module, CLIPModel):
             raise InputError(f"clip: got {type(module).__name__} in {folder}, expected CLIPModel")
-        path = folder / PREPROCESSOR
-        said = read_object(path) if path.is_file() else {}
         self.clip = module
-        self.lens = Lens(
-            size=module.vision_model.config.image_size,
-            mean=tuple(said.get("image_mean", MEAN)),
-            std=tuple(said.get("image_std", STD)),
-        )
+        self.lens = read_lens(folder, module.vision_model.config.image_size)
 
     def take_guide(self, guide: "Pipeline | None", channels: int, schedule: NoiseSchedule) -> None:
         """Take a weaker model; InputError if it has not these channels and this schedule."""

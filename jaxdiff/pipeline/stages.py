@@ -18,12 +18,13 @@ from jaxdiff.guidance.rule import Dials, Guidance
 from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
+from jaxdiff.models.lens import Lens
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.pipeline.conditioning import Conditioning, Words, encode
 from jaxdiff.pipeline.programs import Program, join, split
-from jaxdiff.pipeline.steering import Lens, Steering, towards_attributes, towards_likeness
+from jaxdiff.pipeline.steering import Steering, towards_attributes, towards_likeness
 from jaxdiff.samplers.loop import Known, advance, begin
 from jaxdiff.samplers.noise import initial_noise
 from jaxdiff.samplers.rule import Carry, Sampler

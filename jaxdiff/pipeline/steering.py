@@ -1,9 +1,7 @@
 """What steers pictures beside guidance: a classifier of noisy latents, and CLIP's view of them."""
 
-import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Float
@@ -12,6 +10,7 @@ from jaxdiff.diffusion.timesteps import Level
 from jaxdiff.guidance.steering import by_classifier, by_loss, score_of, spherical
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
+from jaxdiff.models.lens import Lens
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.rule import Sampler
@@ -38,23 +37,6 @@ class Steering(NamedTuple):
 
     attributes: Attributes | None = None
     likeness: Likeness | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Lens:
-    """How pictures are made ready for CLIP: one size, mean and deviation of each colour."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, pictures: Float[Array, "b h w 3"]) -> Float[Array, "b s s 3"]:
-        """Pictures in [-1, 1], resized and normalised."""
-        shape = (len(pictures), self.size, self.size, 3)
-        if pictures.shape != shape:
-            pictures = jax.image.resize(pictures, shape, "cubic")
-        mean, std = (jnp.asarray(x, pictures.dtype) for x in (self.mean, self.std))
-        return (pictures / 2 + 0.5 - mean[None, None, None]) / std[None, None, None]
 
 
 def towards_likeness(

@@ -28,6 +28,7 @@ def make_step(
     average: EMAConfig,
     limit: Callable[[PyTree], PyTree] = lambda params: params,
     accumulate: int = 1,
+    at: Callable[[PyTree, Array], PyTree] = lambda frozen, step: frozen,
 ) -> Step:
     """The pure function (state, frozen, batch, base key) -> (state, metrics).
 
@@ -36,6 +37,7 @@ def make_step(
     fold_in(base key, step), so a resumed training draws what an uninterrupted one would. `limit`
     brings parameters back into their allowed range after each update. `accumulate` is the number of
     parts in which a batch is computed; the loss must be a mean over samples and draw by sample.
+    `at` gives the loss what depends on the count of steps, as a part of `frozen`.
 
     Where loss, gradient or new parameters are not finite, the state stays as it is but for `step`,
     and the metric `skipped` is 1. The optimiser's own count stands still too, the learning rate's,
@@ -49,7 +51,7 @@ def make_step(
         state: TrainState, frozen: PyTree, batch: dict[str, Array], base: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(base, state.step)
-        (value, parts), grads = gradient(state.params, frozen, batch, key)
+        (value, parts), grads = gradient(state.params, at(frozen, state.step), batch, key)
         updates, opt_state = rule.update(grads, state.opt_state, state.params, step=state.step)
         params = limit(optax.apply_updates(state.params, updates))
         decay = ema.decay_at(state.step, average.decay, warmup=average.warmup)

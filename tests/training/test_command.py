@@ -16,7 +16,7 @@ from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.cli import main
 from jaxdiff.cli.train import load_config, parse, run
-from jaxdiff.cli.training import clip, experiment, vae
+from jaxdiff.cli.training import clip, evaluation, experiment, vae
 from jaxdiff.cli.training.workdir import alone, check_identity
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.attributes import ATTRIBUTES
@@ -81,6 +81,7 @@ def few():
     """Measures on few pictures, a tokenizer from few captions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "VALIDATED", 16)
+        patch.setattr(evaluation, "EVALUATED", 16)
         patch.setattr(vae, "MEASURED", 64)
         patch.setattr(clip, "READ", 300)
         yield
@@ -145,6 +146,8 @@ def test_three_trainings_make_a_pipeline(three):
     assert said == {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (line,) = read_lines(three / "unet/log.jsonl")
     assert np.isfinite(line["validation_loss"])
+    assert line["validation_fid"] > 0
+    assert 0 <= line["validation_all_right"] <= 1
     assert size_of(three / "unet/samples/step_000001.png") == (8 * 64, 2 * 64)
 
     parts = read_pipeline(three / "unet/export")

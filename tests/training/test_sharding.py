@@ -9,10 +9,12 @@ from tiny_training import OBJECTIVE, TEXT, VAE
 
 from jaxdiff.models.build import abstract, initialise, weights
 from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.parallel.mesh import make_mesh, place, replicate, shard_batch
-from jaxdiff.parallel.rules import sharded_like, split_any
-from jaxdiff.training.config import EMAConfig, OptimiserConfig
+from jaxdiff.parallel.mesh import batch_sharding, make_mesh, place, replicate, shard_batch
+from jaxdiff.parallel.rules import sharded_like, shardings, split_any
+from jaxdiff.training.config import CLIPObjective, EMAConfig, OptimiserConfig
+from jaxdiff.training.objectives.clip import clip_learner
 from jaxdiff.training.objectives.diffusion import Frozen, diffusion_learner
 from jaxdiff.training.optimiser import learning_rate, optimiser
 from jaxdiff.training.state import initial_state
@@ -21,6 +23,14 @@ from jaxdiff.training.step import compile_step, make_step
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 STEPS = 6
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "2x2x2": (2, 2, 2), "tensor": (4, 1, 2)}
+SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
+CONTRAST = CLIPObjective(
+    text=CLIPTextConfig(
+        vocab_size=20, num_attention_heads=2, max_position_embeddings=6, eos_token_id=19, **SIZES
+    ),
+    vision=CLIPVisionConfig(num_attention_heads=2, image_size=8, patch_size=4, **SIZES),
+    projection_dim=4,
+)
 
 
 @functools.cache
@@ -75,3 +85,35 @@ def test_weights_averages_and_moments_are_split(sizes):
     for table in (state.params, state.ema, state.opt_state[1].mu, state.opt_state[1].nu):
         leaf = table[path]
         assert leaf.addressable_shards[0].data.size * ways == leaf.size
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def test_captions_are_told_from_those_of_all_devices(sizes):
+    """CLIP's loss of 8 pairs, one or two on a device, and its gradients are those of one device.
+
+    A device that knew its own pair alone would lose nothing.
+    """
+    learn = clip_learner(CONTRAST)
+    params = {path: np.asarray(array) for path, array in learn.init(0)}
+    rng = np.random.default_rng(1)
+    ids = np.full((8, 6), 19)
+    ids[:, 0], ids[:, 1] = 18, np.arange(8)
+    batch = {"image": rng.uniform(-1, 1, (8, 8, 8, 3)).astype(np.float32), "ids": ids}
+
+    def found(mesh):
+        parts = shardings(learn.shapes, learn.rules, mesh)
+        placed = {path: place(array, parts[path]) for path, array in params.items()}
+        gradient = jax.jit(
+            lambda p, b: jax.value_and_grad(learn.loss, has_aux=True)(p, {}, b, jax.random.key(0)),
+            in_shardings=(parts, batch_sharding(mesh)),
+        )
+        (loss, _), grads = gradient(placed, shard_batch(batch, mesh))
+        return float(loss), jax.device_get(grads)
+
+    expected, alone = found(make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    loss, grads = found(make_mesh(*sizes))
+    assert loss > 1
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    size = max(np.abs(grad).max() for grad in alone.values())
+    for path, grad in alone.items():
+        np.testing.assert_allclose(grads[path], grad, rtol=1e-4, atol=1e-6 * size, err_msg=path)

@@ -9,9 +9,11 @@ import pytest
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import abstract, assemble
+from jaxdiff.models.discriminator import PatchDiscriminatorConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.training.config import VAEObjective
 from jaxdiff.training.objectives.vae import (
+    Frozen,
     divergence,
     edge_error,
     latent_moments,
@@ -64,20 +66,22 @@ def test_edges_do_not_see_brightness_but_blur():
 
 
 def test_loss_is_the_weighted_sum_of_its_parts(params):
-    value, parts = jax.jit(LEARNER.loss)(params, {}, {"image": IMAGES}, jax.random.key(1))
+    value, parts = jax.jit(LEARNER.loss)(params, Frozen(), {"image": IMAGES}, jax.random.key(1))
     expected = 0.5 * parts["l1"] + 2 * parts["l2"] + 0.25 * parts["edge"] + 0.01 * parts["kl"]
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
 def test_every_weight_learns(params):
     gradient = jax.jit(jax.grad(LEARNER.loss, has_aux=True))
-    grads, _ = gradient(params, {}, {"image": IMAGES}, jax.random.key(1))
+    grads, _ = gradient(params, Frozen(), {"image": IMAGES}, jax.random.key(1))
     assert [name for name, g in grads.items() if not jnp.any(g)] == []
 
 
 def test_latents_are_drawn_anew_with_each_key(params):
     loss = jax.jit(LEARNER.loss)
-    first, second = (loss(params, {}, {"image": IMAGES}, jax.random.key(k))[0] for k in (1, 2))
+    first, second = (
+        loss(params, Frozen(), {"image": IMAGES}, jax.random.key(k))[0] for k in (1, 2)
+    )
     assert float(first) != float(second)
 
 
@@ -98,7 +102,9 @@ def test_reconstruction_goes_through_the_means(params):
 
 def test_computing_in_bfloat16_needs_no_implicit_promotion():
     half = vae_learner(OBJECTIVE, jnp.bfloat16)
-    value, _ = jax.eval_shape(half.loss, half.shapes, {}, {"image": IMAGES}, jax.random.key(0))
+    value, _ = jax.eval_shape(
+        half.loss, half.shapes, Frozen(), {"image": IMAGES}, jax.random.key(0)
+    )
     assert value.dtype == jnp.float32
 
 
@@ -107,3 +113,24 @@ def test_weights_that_make_no_loss_are_refused():
         VAEObjective(model=MODEL, l1_weight=0, l2_weight=0)
     with pytest.raises(InputError, match=r"objective\.kl_weight: got -1"):
         dataclasses.replace(OBJECTIVE, kl_weight=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"only_decoder": True}, r"weights: got none, expected a folder for only_decoder"),
+        ({"only_decoder": True, "weights": "a", "kl_weight": 0.5}, r"kl_weight: got 0\.5, .* with"),
+        ({"perceptual_weight": 2.0}, r"perceptual_weight: got 2\.0, expected it left out without"),
+        ({"perceptual": "a", "perceptual_weight": 0.0}, r"perceptual_weight: got 0\.0"),
+        ({"adversarial_weight": -0.5}, r"adversarial_weight: got -0\.5"),
+        ({"adversarial_start": 5}, r"adversarial_start: got 5, .* with adversarial_weight 0"),
+        ({"adversarial_weight": 1.0, "adversarial_start": -1}, r"adversarial_start: got -1"),
+        ({"adversarial_adaptive": False}, r"adversarial_adaptive: got False, expected it left out"),
+        ({"discriminator": PatchDiscriminatorConfig(width=8)}, r"discriminator: got PatchDisc"),
+    ],
+    ids=str,
+)
+def test_fields_that_would_be_ignored_are_refused(fields, message):
+    with pytest.raises(InputError, match=rf"objective\.{message}"):
+        VAEObjective(model=MODEL, **fields)
+    VAEObjective(model=MODEL, only_decoder=True, weights="a", kl_weight=0.0)

@@ -20,6 +20,7 @@ from jaxdiff.cli.training.drawing import (
     shown_noise,
     shown_prompts,
 )
+from jaxdiff.cli.training.evaluation import make_evaluation
 from jaxdiff.cli.training.experiment import (
     CHECKPOINTS,
     SHOWN,
@@ -148,11 +149,14 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     scenes = config.data.kind == "scenes"
     prompts = shown_prompts() if scenes else validation_captions(config, SHOWN)
     shown = spread({"ids": tokenize(tokenizer, prompts), "noise": shown_noise(objective.model)})
-    batch = spread(validation_batch(config, tokenizer))
+    held_out = validation_batch(config, tokenizer)
+    batch = spread(held_out)
+    evaluate = make_evaluation(config, tokenizer, vae, held_out)
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
         save_grid(workdir, step, grid(fetch(draw(params, frozen, **shown)), SHOWN // 2))
         found = jax.device_get(measure(params, frozen, batch, jax.random.key(0)))
+        found |= evaluate(lambda ids, noise: draw(params, frozen, ids=ids, noise=noise))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
     def export(params: Whole, folder: pathlib.Path) -> None:

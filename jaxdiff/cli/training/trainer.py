@@ -97,6 +97,7 @@ class Trainer:
             config.ema,
             learner.limit,
             config.accumulate,
+            learner.at,
         )
         parts = split_any(self.experiment.frozen, self.mesh)
         frozen = jax.tree.map(place, self.experiment.frozen, parts)

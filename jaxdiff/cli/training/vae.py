@@ -3,13 +3,18 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.checkpoints.components import Component, write_component
+from jaxdiff.checkpoints.components import Component, read_component, write_component
+from jaxdiff.checkpoints.training_state import has_checkpoint
+from jaxdiff.checkpoints.vision import clip_folder, read_vision
+from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.training.experiment import (
+    CHECKPOINTS,
     SHOWN,
     Experiment,
     grid,
@@ -18,15 +23,26 @@ from jaxdiff.cli.training.experiment import (
     training_batches,
     validation_batch,
 )
-from jaxdiff.core.types import Dtype, Float, NDArray
-from jaxdiff.models.build import abstract, assemble
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Dtype, Float, NDArray
+from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.processes import fetch
 from jaxdiff.training.config import TrainConfig, VAEObjective
 from jaxdiff.training.objectives import Params, Whole
-from jaxdiff.training.objectives.vae import latent_moments, reconstruct, vae_learner
+from jaxdiff.training.objectives.perceptual import Eye
+from jaxdiff.training.objectives.vae import (
+    Frozen,
+    is_decoder,
+    latent_moments,
+    reconstruct,
+    vae_learner,
+    whole_vae,
+)
 
 MEASURED = 2048  # training pictures from which the latents' standard deviation is measured
+# Fields of a VAE's config that its weights do not depend on, and those that an export measures.
+FREE, SCALES = {"sample_size", "force_upcast"}, {"scaling_factor", "shift_factor"}
 
 
 def psnr(images: Float[NDArray, "n h w c"], other: Float[NDArray, "n h w c"]) -> float:
@@ -51,22 +67,65 @@ def with_measured_scale(config: TrainConfig, params: Whole) -> AutoencoderKLConf
     return dataclasses.replace(model, scaling_factor=factor, shift_factor=None)
 
 
+def _given(objective: VAEObjective, folder: pathlib.Path) -> Component:
+    """The VAE in `folder`, in float32; InputError unless it is one as `objective` has it."""
+    found = read_component(folder, dtype=jnp.float32)
+    if not isinstance(found.module, AutoencoderKL):
+        name = type(found.module).__name__
+        raise InputError(f"objective.weights: got {name} in {folder}, expected AutoencoderKL")
+    free = FREE if objective.only_decoder else FREE | SCALES
+    for field in dataclasses.fields(AutoencoderKLConfig):
+        ours, theirs = (getattr(c, field.name) for c in (objective.model, found.module.config))
+        if field.name not in free and ours != theirs:
+            raise InputError(
+                f"objective.model.{field.name}: got {ours}, expected {theirs} as {folder} has"
+            )
+    return found
+
+
+def _eye(objective: VAEObjective, dtype: Dtype) -> tuple[Eye, dict[str, Any]] | None:
+    """What compares pictures, and its weights."""
+    if objective.perceptual is None:
+        return None
+    module, lens = read_vision(clip_folder(pathlib.Path(objective.perceptual)), dtype=dtype)
+    return Eye(module, lens), weights(module)
+
+
 def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Grids are validation pictures over their reconstructions, the measure is their PSNR."""
     objective = cast(VAEObjective, config.objective)
+    begun = has_checkpoint(workdir / CHECKPOINTS)
+    given, identity = None, {}
+    if objective.weights is not None and (objective.only_decoder or not begun):
+        given = _given(objective, pathlib.Path(objective.weights))
+    table = {} if given is None else weights(given.module)
+    kept = None
+    if given is not None and objective.only_decoder:
+        kept = cast(AutoencoderKL, given.module).config, given.config
+        file = find_weights(pathlib.Path(str(objective.weights)))
+        identity = {"weights of the encoder": digest(file)}
+    eye, seeing = _eye(objective, dtype) or (None, {})
+    still = {k: v for k, v in table.items() if objective.only_decoder and not is_decoder(k)}
+    frozen = Frozen(encoder=still, eye=seeing)
     images = validation_batch(config)["image"]
     template = abstract(AutoencoderKL, objective.model, dtype=dtype)
-    rebuild = jax.jit(lambda params, images: reconstruct(assemble(template, params), images))
+
+    @jax.jit
+    def rebuild(params: Params, frozen: Frozen, images: Array) -> Array:
+        return reconstruct(assemble(template, whole_vae(objective, params, frozen)), images)
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        rebuilt = fetch(rebuild(params, spread({"image": images})["image"]))
+        rebuilt = fetch(rebuild(params, frozen, spread({"image": images})["image"]))
         pairs = np.concatenate([images[:SHOWN], rebuilt[:SHOWN]])
         save_grid(workdir, step, grid(pairs, len(pairs) // 2))
         return {"validation_psnr": psnr(images, rebuilt)}
 
     def export(params: Whole, folder: pathlib.Path) -> None:
-        module = abstract(AutoencoderKL, with_measured_scale(config, params))
-        write_component(folder, Component(module=assemble(module, params)))
+        learnt = whole_vae(objective, params, frozen)
+        # Of an encoder that stays, latents are what they were.
+        model, raw = kept if kept is not None else (with_measured_scale(config, learnt), {})
+        module = assemble(abstract(AutoencoderKL, model), learnt)
+        write_component(folder, Component(module=module, config=raw))
 
-    learner = vae_learner(objective, dtype)
-    return Experiment(learner, {}, training_batches(config), sample, export)
+    learner = vae_learner(objective, dtype, given=fetch(table) or None, eye=eye)
+    return Experiment(learner, frozen, training_batches(config), sample, export, identity)

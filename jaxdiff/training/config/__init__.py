@@ -97,7 +97,7 @@ class TrainConfig:
 
 # The fields of each objective that fix its parameters and what they mean.
 _IDENTITY: dict[type, tuple[str, ...]] = {
-    VAEObjective: ("model",),
+    VAEObjective: ("model", "only_decoder", "adversarial", "discriminator"),
     CLIPObjective: ("text", "vision", "projection_dim"),
     DiffusionObjective: ("model", "schedule", "prediction_type"),
     DistillationObjective: ("scale_width",),

@@ -1,6 +1,7 @@
 """What is learnt, and from what: one config for each objective."""
 
 import dataclasses
+from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, not_negative, one_of, positive
@@ -9,6 +10,7 @@ from jaxdiff.diffusion.predictions import KINDS
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.discriminator import PatchDiscriminatorConfig
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.nn.stages import REMAT
@@ -21,16 +23,54 @@ class VAEObjective:
     """Learn to encode pictures into few numbers and back (Kingma & Welling, 1312.6114)."""
 
     model: AutoencoderKLConfig = dataclasses.field(default_factory=AutoencoderKLConfig)
+    weights: str | None = None  # folder of a VAE to begin with; None begins at random
+    only_decoder: bool = False  # whether the encoder, and so the latents, stay those of `weights`
     l1_weight: float = 1.0  # of the mean absolute error of the pixels
     l2_weight: float = 1.0  # of the mean squared error of the pixels
     edge_weight: float = 1.0  # of the mean absolute error of the differences of neighbouring pixels
     kl_weight: float = 1e-4  # of the divergence from N(0, 1), in nats per latent element
+    perceptual: str | None = None  # folder of a CLIP model, or with clip/, that compares pictures
+    perceptual_weight: float = 1.0  # of the distance between what its layers say
+    adversarial_weight: float = 0.0  # of what the discriminator says; 0 trains none
+    adversarial_start: int = 0  # steps after which it begins to learn and to be listened to
+    adversarial_adaptive: bool = True  # whether its weight is times lambda (2012.09841, eq. 7)
+    discriminator: PatchDiscriminatorConfig = dataclasses.field(
+        default_factory=PatchDiscriminatorConfig
+    )
 
     def __post_init__(self) -> None:
-        for name in ("l1_weight", "l2_weight", "edge_weight", "kl_weight"):
+        for name in ("l1_weight", "l2_weight", "edge_weight", "kl_weight", "adversarial_weight"):
             not_negative(f"objective.{name}", getattr(self, name))
         if self.l1_weight + self.l2_weight == 0:
             raise InputError("objective.l1_weight: got 0 beside l2_weight 0, expected one above 0")
+        positive("objective.perceptual_weight", self.perceptual_weight)
+        not_negative("objective.adversarial_start", self.adversarial_start)
+        if self.only_decoder and self.weights is None:
+            raise InputError("objective.weights: got none, expected a folder for only_decoder")
+        if self.only_decoder and self.kl_weight:
+            self._left_out("with only_decoder, where latents do not change", kl_weight=1e-4)
+        if self.perceptual is None:
+            self._left_out("without perceptual", perceptual_weight=1.0)
+        if not self.adversarial:
+            self._left_out(
+                "with adversarial_weight 0",
+                adversarial_start=0,
+                adversarial_adaptive=True,
+                discriminator=PatchDiscriminatorConfig(),
+            )
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether there is a discriminator."""
+        return self.adversarial_weight > 0
+
+    def _left_out(self, where: str, **defaults: Any) -> None:
+        """InputError unless the fields are as they are when nobody sets them."""
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                raise InputError(
+                    f"objective.{name}: got {getattr(self, name)!r}, expected it left out {where}"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,8 +110,17 @@ class DiffusionObjective:
     caption_dropout: float = 0.1  # share of captions replaced by the null caption
     sample_scale: float = 5.0  # guidance scale of the sample grids
     sample_steps: int = 25  # DDIM steps of the sample grids
+    # pictures drawn beside each grid to be measured; None: 64 where they can be, 0: none
+    evaluated: int | None = None
+    clip: str | None = None  # folder of the CLIP that measures; None: that beside the text encoder
 
     def __post_init__(self) -> None:
+        if self.evaluated is not None and (self.evaluated < 0 or self.evaluated == 1):
+            raise InputError(f"objective.evaluated: got {self.evaluated}, expected 0 or 2 or more")
+        if self.evaluated == 0 and self.clip is not None:
+            raise InputError(
+                f"objective.clip: got {self.clip}, expected it left out with evaluated 0"
+            )
         one_of("objective.prediction_type", self.prediction_type, KINDS)
         one_of("objective.weighting", self.weighting, WEIGHTINGS)
         one_of("objective.times", self.times, TIMES)

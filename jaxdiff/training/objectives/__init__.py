@@ -14,6 +14,10 @@ Whole = dict[str, NDArray]  # parameters that have been fetched from the devices
 Metrics = dict[str, Array]
 
 
+def _as_ever(frozen: Any, step: Array) -> Any:
+    return frozen
+
+
 def _nothing(
     params: Params, frozen: Any, batch: dict[str, Array], key: Key[Array, "..."]
 ) -> Metrics:
@@ -36,3 +40,5 @@ class Learner(NamedTuple):
     rules: Rules = ANY
     # what is measured on validation pictures where that is more than the loss
     measure: Callable[[Params, Any, dict[str, Array], Key[Array, "..."]], Metrics] = _nothing
+    # (frozen weights, steps so far) -> what the loss is given in their place at that step
+    at: Callable[[Any, Array], Any] = _as_ever

@@ -1,0 +1,55 @@
+"""CLIP's eye alone: the vision tower of a folder, and how pictures are made ready for it."""
+
+import dataclasses
+import pathlib
+
+from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.pipelines import PREPROCESSOR
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Dtype
+from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.clip import CLIPModel, CLIPVisionModel
+from jaxdiff.models.lens import Lens
+
+CLIP = "clip"  # the folder of a whole CLIP model among the parts of others
+# CLIP's own normalisation (2103.00020), for folders that do not say theirs.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def clip_folder(folder: pathlib.Path) -> pathlib.Path:
+    """`folder`/clip if it is there, as exports of CLIP trainings have it, else `folder`."""
+    return folder / CLIP if (folder / CLIP).is_dir() else folder
+
+
+def read_lens(folder: pathlib.Path, size: int) -> Lens:
+    """The lens for pictures of `size` that the preprocessor_config.json in `folder` describes."""
+    path = folder / PREPROCESSOR
+    said = read_object(path) if path.is_file() else {}
+    return Lens(
+        size=size,
+        mean=tuple(said.get("image_mean", MEAN)),
+        std=tuple(said.get("image_std", STD)),
+    )
+
+
+def read_vision(
+    folder: pathlib.Path, *, dtype: Dtype | None = None
+) -> tuple[CLIPVisionModel, Lens]:
+    """The vision tower, with its projection if it has one, of the CLIP model in `folder`.
+
+    InputError for a folder of another class. `dtype` is that of `read_component`.
+    """
+    module = read_component(folder, dtype=dtype).module
+    if isinstance(module, CLIPModel):
+        width = module.visual_projection.kernel.shape[1]
+        table = weights(module)
+        seeing = {k: v for k, v in table.items() if k.startswith(("vision_model.", "visual_"))}
+        config = dataclasses.replace(module.vision_model.config, projection_dim=width)
+        options = {"dtype": module.vision_model.pre_layrnorm.dtype, "with_projection": True}
+        module = assemble(abstract(CLIPVisionModel, config, **options), seeing)
+    if not isinstance(module, CLIPVisionModel):
+        raise InputError(
+            f"clip: got {type(module).__name__} in {folder}, expected CLIPModel or CLIPVisionModel"
+        )
+    return module, read_lens(folder, module.config.image_size)

@@ -1,0 +1,158 @@
+"""What a diffusion training measures of pictures that it draws, beside its loss."""
+
+import functools
+import itertools
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.checkpoints.vision import CLIP, clip_folder, read_vision
+from jaxdiff.cli.training.experiment import SHOWN, spread, validation_captions
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Float, NDArray, UInt8
+from jaxdiff.data.batches import to_unit
+from jaxdiff.data.scenes import Prompt
+from jaxdiff.data.tokenizer import tokenize
+from jaxdiff.evaluation.frechet import Moments, frechet_distance, moments
+from jaxdiff.evaluation.report import judged, renders, some, standard_prompts, summarise
+from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.parallel.processes import fetch
+from jaxdiff.pipeline.load import EMBEDDED
+from jaxdiff.samplers.noise import image_keys, initial_noise
+from jaxdiff.training.config import DiffusionObjective, TrainConfig
+
+EVALUATED = 64  # pictures, where the config does not say
+# (ids, noise) -> pictures in [-1, 1]
+Draw = Callable[[Array, Array], Array]
+Evaluation = Callable[[Draw], Mapping[str, float]]
+Embed = Callable[[Float[NDArray, "n h w 3"]], Float[NDArray, "n d"]]
+
+
+def make_evaluation(
+    config: TrainConfig, tokenizer: Any, vae: AutoencoderKL, held_out: Mapping[str, NDArray]
+) -> Evaluation:
+    """Measures of `objective.evaluated` drawn pictures by name; none where none are asked for.
+
+    Of scenes, the shares of right answers (`evaluation.report`) over standard prompts, none of
+    which was trained on, and `fid` from what all of these prompts look like. Of other pictures,
+    `fid` from those of the `held_out` batch, drawn for their captions, where there is a CLIP.
+
+    `fid` is `frechet_distance` in CLIP's space of pictures. It is too large by what few pictures
+    make it, the same amount at each step: it tells whether this training gets on, and compares with
+    others of as many pictures and the same CLIP.
+    """
+    objective = cast(DiffusionObjective, config.objective)
+    scenes = config.data.kind == "scenes"
+    count, folder = _count(config, scenes), _clip(objective, scenes)
+    if not count or not (scenes or folder):
+        return lambda draw: {}
+    shown = list(itertools.islice(itertools.cycle(some(standard_prompts(), count)), count))
+    texts = [p.text for p in shown] if scenes else validation_captions(config, count)
+    side = cast(int, objective.model.sample_size)
+    noise = np.asarray(
+        initial_noise(image_keys(range(count)), (side, side, objective.model.in_channels))
+    )
+    ids = tokenize(tokenizer, texts)
+    embed = None if folder is None else _embedding(folder)
+
+    @functools.cache  # not before something is drawn
+    def reference() -> Moments:
+        return moments(cast(Embed, embed)(_renders() if scenes else _pictures(vae, held_out)))
+
+    def evaluate(draw: Draw) -> Mapping[str, float]:
+        images = _in_parts(draw, ids, noise)
+        measures = _shares(shown, images) if scenes else {}
+        if embed is not None:
+            measures["fid"] = frechet_distance(moments(embed(images)), reference())
+        return measures
+
+    return evaluate
+
+
+def _count(config: TrainConfig, scenes: bool) -> int:
+    """How many pictures are drawn; InputError if some are wanted and never are or for nothing."""
+    objective = cast(DiffusionObjective, config.objective)
+    wanted, can = objective.evaluated, scenes or _clip(objective, scenes) is not None
+    if wanted and not can:
+        raise InputError(
+            f"objective.evaluated: got {wanted} for data that nothing here measures, expected a "
+            f"folder in objective.clip or {CLIP}/ in {objective.text_encoder}"
+        )
+    if not config.sample_every:
+        for name in ("evaluated", "clip"):
+            if getattr(objective, name):
+                raise InputError(
+                    f"objective.{name}: got {getattr(objective, name)}, expected it left out with "
+                    "sample_every 0"
+                )
+        return 0
+    return (EVALUATED if wanted is None else wanted) if can else 0
+
+
+def _clip(objective: DiffusionObjective, scenes: bool) -> pathlib.Path | None:
+    """The folder of the CLIP that measures: the named one, the text encoder's, of scenes ours."""
+    if objective.clip is not None:
+        return clip_folder(pathlib.Path(objective.clip))
+    beside = pathlib.Path(objective.text_encoder) / CLIP
+    if beside.is_dir():
+        return beside
+    return EMBEDDED / CLIP if scenes else None
+
+
+def _shares(prompts: Sequence[Prompt], images: Float[NDArray, "n 64 64 3"]) -> dict[str, float]:
+    """Shares of right answers: of pictures with everything right, and by what is asked."""
+    scores = judged(prompts, to_bytes(images))
+    shares = {name: share.value for name, share in summarise(prompts, scores).items()}
+    shares["all right"] = float(np.mean([s.all_right for s in scores]))
+    return {re.sub(r"\W", "_", name): value for name, value in shares.items()}
+
+
+def _renders() -> Float[NDArray, "n 64 64 3"]:
+    """What the standard prompts look like."""
+    prompts = standard_prompts()
+    texts = [p.text for p in prompts]
+    return to_unit(renders(prompts)(texts, list(range(len(texts)))))
+
+
+def _embedding(folder: pathlib.Path) -> Embed:
+    """What CLIP makes of pictures in [-1, 1]: vectors before they are brought to length 1."""
+    module, lens = read_vision(folder, dtype=jnp.float32)
+    table = weights(module)
+
+    @jax.jit
+    def see(params: Mapping[str, Array], images: Array) -> Array:
+        return assemble(module, params)(lens(images.clip(-1, 1))).pooled
+
+    return lambda images: _in_parts(lambda x: see(table, x), images)
+
+
+def _pictures(vae: AutoencoderKL, held_out: Mapping[str, NDArray]) -> Float[NDArray, "n h w 3"]:
+    """The held-out pictures, of latents as the VAE decodes them."""
+    if "image" in held_out:
+        return held_out["image"]
+    table = weights(vae)
+    decode = jax.jit(lambda params, z: assemble(vae, params).decode(z))
+    return _in_parts(lambda z: decode(table, z), held_out["mean"])
+
+
+def _in_parts(function: Callable[..., Array], *arrays: NDArray) -> NDArray:
+    """`function` of all rows, SHOWN at a time: what draws the grids draws these too."""
+    n = len(arrays[0])
+    rows = np.arange(-(-n // SHOWN) * SHOWN) % n
+    parts = []
+    for start in range(0, len(rows), SHOWN):
+        some_rows = rows[start : start + SHOWN]
+        part = spread({str(i): array[some_rows] for i, array in enumerate(arrays)})
+        parts.append(fetch(function(*part.values())))
+    return np.concatenate(parts)[:n]
+
+
+def to_bytes(images: Float[NDArray, "n h w 3"]) -> UInt8[NDArray, "n h w 3"]:
+    """Pictures in [-1, 1], and what lies beyond, as bytes."""
+    return np.round((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8)

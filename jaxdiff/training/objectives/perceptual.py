@@ -1,0 +1,51 @@
+"""How far apart pictures are for a network that sees them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Float
+from jaxdiff.models.build import assemble
+from jaxdiff.models.clip import CLIPVisionModel
+from jaxdiff.models.lens import Lens
+
+
+class Eye(NamedTuple):
+    """Through which pictures are compared: a vision tower and how they are made ready for it."""
+
+    module: CLIPVisionModel  # abstract: its weights are an argument
+    lens: Lens
+
+    def difference(
+        self,
+        params: Mapping[str, Any],
+        images: Float[Array, "b h w c"],
+        others: Float[Array, "b h w c"],
+    ) -> Float[Array, ""]:
+        """`distance` of pictures in [-1, 1] by the states before each layer of the tower.
+
+        The state after the last is left out: CLIP learns what it says of the class token only.
+        """
+        tower = assemble(self.module, params).vision_model
+        seen, theirs = (tower.states(self.lens(x))[:-1] for x in (images, others))
+        return distance(seen, theirs)
+
+
+def distance(
+    states: Sequence[Float[Array, "b n d"]], others: Sequence[Float[Array, "b n d"]]
+) -> Float[Array, ""]:
+    """The squared distance of hidden states as unit vectors, averaged over patches and layers.
+
+    That is LPIPS (1801.03924, eq. 1) without learnt weights; it is from 0 to 4. The first state of
+    each layer, the class token, is no patch and does not count.
+    """
+
+    def unit(x: Float[Array, "b n d"]) -> Float[Array, "b p d"]:
+        x = x[:, 1:].astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-10)
+
+    pairs = zip(states, others, strict=True)
+    each = [jnp.mean(jnp.sum(jnp.square(unit(a) - unit(b)), axis=-1)) for a, b in pairs]
+    return jnp.mean(jnp.stack(each))

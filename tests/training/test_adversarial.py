@@ -1,0 +1,211 @@
+"""The VAE against a discriminator and through CLIP's eye: each loss and gradient by itself."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.models.build import abstract, assemble, initialise, weights
+from jaxdiff.models.clip import CLIPVisionModel
+from jaxdiff.models.clip_config import CLIPVisionConfig
+from jaxdiff.models.discriminator import PatchDiscriminator, PatchDiscriminatorConfig
+from jaxdiff.models.lens import Lens
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.training.config import OptimiserConfig, VAEObjective
+from jaxdiff.training.objectives.adversarial import hinge
+from jaxdiff.training.objectives.perceptual import Eye, distance
+from jaxdiff.training.objectives.vae import Frozen, edge_error, sample_latents, vae_learner
+from jaxdiff.training.optimiser import learning_rate, optimiser
+from jaxdiff.training.state import initial_state
+from jaxdiff.training.step import make_step
+
+MODEL = AutoencoderKLConfig(
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+    block_out_channels=(4, 8),
+    norm_num_groups=2,
+    latent_channels=3,
+    mid_block_add_attention=False,
+)
+IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)), jnp.float32)
+OBJECTIVE = VAEObjective(
+    model=MODEL,
+    l1_weight=0.5,
+    l2_weight=2.0,
+    edge_weight=0.25,
+    kl_weight=0.01,
+    perceptual="",
+    perceptual_weight=0.3,
+    adversarial_weight=0.7,
+    adversarial_start=3,
+    discriminator=PatchDiscriminatorConfig(width=4, layers=1, norm_num_groups=2),
+)
+VISION = CLIPVisionConfig(
+    hidden_size=8,
+    intermediate_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=8,
+    patch_size=4,
+)
+EYE = Eye(abstract(CLIPVisionModel, VISION), Lens(size=8, mean=(0.5,) * 3, std=(0.5,) * 3))
+FROZEN = Frozen(eye=weights(initialise(CLIPVisionModel, VISION, seed=5)))
+KEY = jax.random.key(1)
+LAST = "vae.decoder.conv_out.kernel"
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Initial weights with noise, at which the players have opinions."""
+    rng = np.random.default_rng(3)
+    begun = vae_learner(OBJECTIVE, eye=EYE).init(0)
+    return {k: jnp.asarray(v + 0.1 * rng.normal(size=v.shape), jnp.float32) for k, v in begun}
+
+
+def table(params, prefix):
+    return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+
+
+def rebuilt(params):
+    model = assemble(abstract(AutoencoderKL, MODEL), table(params, "vae."))
+    mean, logvar = model.encode(IMAGES)
+    return model.decode(sample_latents(mean, logvar, KEY)), mean, logvar
+
+
+def reconstruction(params):
+    made, *_ = rebuilt(params)
+    tower = assemble(EYE.module, FROZEN.eye).vision_model
+    seen = distance(*(tower.states(x)[:-1] for x in (made, IMAGES)))
+    error = made - IMAGES
+    return (
+        0.5 * jnp.mean(jnp.abs(error))
+        + 2 * jnp.mean(error**2)
+        + 0.25 * edge_error(made, IMAGES)
+        + 0.3 * seen
+    )
+
+
+def regular(params):
+    _, mean, logvar = rebuilt(params)
+    return 0.01 * 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar)
+
+
+def logits(critic, images):
+    return assemble(abstract(PatchDiscriminator, OBJECTIVE.discriminator), critic)(images)
+
+
+def fooling(params, critic):
+    return -jnp.mean(logits(critic, rebuilt(params)[0]))
+
+
+def mistakes(critic, made):
+    real, false = logits(critic, IMAGES), logits(critic, made)
+    return (jnp.mean(jnp.maximum(0, 1 - real)) + jnp.mean(jnp.maximum(0, 1 + false))) / 2
+
+
+@functools.cache
+def learner(adaptive=True, dtype=jnp.float32):
+    objective = dataclasses.replace(OBJECTIVE, adversarial_adaptive=adaptive)
+    return vae_learner(objective, dtype, eye=EYE)
+
+
+@pytest.mark.parametrize("adaptive", [True, False], ids=["adaptive", "fixed"])
+def test_each_player_has_the_gradient_of_its_own_loss(params, adaptive):
+    critic = table(params, "discriminator.")
+    by_last = [
+        jnp.linalg.norm(jax.jit(jax.grad(f))(params)[LAST].ravel())
+        for f in (reconstruction, lambda p: fooling(p, critic))
+    ]
+    amount = 0.7 * (by_last[0] / (by_last[1] + 1e-6) if adaptive else 1)
+
+    def decoder(params):
+        return reconstruction(params) + regular(params) + amount * fooling(params, critic)
+
+    expected = {k: v for k, v in jax.jit(jax.grad(decoder))(params).items() if k[:4] == "vae."}
+    theirs = jax.jit(jax.grad(mistakes))(critic, rebuilt(params)[0])
+    expected |= {f"discriminator.{k}": v for k, v in theirs.items()}
+    gradient = jax.jit(jax.value_and_grad(learner(adaptive).loss, has_aux=True))
+    (value, parts), found = gradient(params, FROZEN, {"image": IMAGES}, KEY)
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        size = float(jnp.abs(grad).max())
+        np.testing.assert_allclose(found[name], grad, rtol=1e-4, atol=1e-5 * size, err_msg=name)
+        assert size > 0, name
+    np.testing.assert_allclose(parts["adversarial_amount"], amount, rtol=1e-5)
+    whole = decoder(params) + mistakes(critic, rebuilt(params)[0])
+    np.testing.assert_allclose(value, whole, rtol=1e-5)
+
+
+def test_before_its_start_the_discriminator_neither_learns_nor_counts(params):
+    plain = {"adversarial_weight": 0.0, "adversarial_start": 0}
+    alone = dataclasses.replace(OBJECTIVE, **plain, discriminator=PatchDiscriminatorConfig())
+    gradient = jax.jit(jax.grad(vae_learner(alone, eye=EYE).loss, has_aux=True))
+    expected, _ = gradient(table(params, "vae."), FROZEN, {"image": IMAGES}, KEY)
+    learn = learner()
+    for step, silent in ((2, True), (3, False)):
+        frozen = learn.at(FROZEN, jnp.int32(step))
+        found, _ = jax.jit(jax.grad(learn.loss, has_aux=True))(
+            params, frozen, {"image": IMAGES}, KEY
+        )
+        assert (not any(jnp.any(g) for g in table(found, "discriminator.").values())) == silent
+        same = [
+            np.allclose(found[f"vae.{k}"], g, rtol=1e-4, atol=1e-5 * float(jnp.abs(g).max()))
+            for k, g in expected.items()
+        ]
+        assert all(same) == silent
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(("dtype", "parts"), [(jnp.float32, 1), (jnp.bfloat16, 2)], ids=str)
+def test_training_begins_the_discriminator_at_its_step(dtype, parts):
+    learn, config = learner(dtype=dtype), OptimiserConfig(learning_rate=1e-3, warmup_steps=1)
+    transform = optimiser(config, 10)
+    step = jax.jit(
+        make_step(
+            learn.loss, transform, learning_rate(config, 10), 0.9, accumulate=parts, at=learn.at
+        )
+    )
+    begun = {k: jnp.asarray(v) for k, v in learn.init(0)}
+    state, changed = initial_state(begun, transform), []
+    name = "discriminator.conv_in.bias"  # which no weight decay changes
+    for _ in range(5):
+        before = state.params[name]
+        state, metrics = step(state, FROZEN, {"image": IMAGES}, KEY)
+        changed.append(bool(jnp.any(state.params[name] != before)))
+        assert all(np.isfinite(value) for value in metrics.values())
+        assert float(metrics["skipped"]) == 0
+    assert changed == [False, False, False, True, True]
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {
+        jnp.dtype(jnp.float32)
+    }
+
+
+def test_hinge_is_zero_beyond_the_margins_only():
+    assert float(hinge(jnp.asarray([1.0, 2.0]), jnp.asarray([-1.0, -5.0]))) == 0
+    # (0.5 + 0) / 2 of the real ones and (1.5 + 3) / 2 of the others
+    assert float(hinge(jnp.asarray([0.5, 2.0]), jnp.asarray([0.5, 2.0]))) == (0.25 + 2.25) / 2
+
+
+def test_distance_is_that_of_directions():
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(2, 3, 5, 4)).astype(np.float32) for _ in range(2))  # 2 layers
+    cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    expected = np.mean(2 - 2 * cosines[:, :, 1:])  # without the class token
+    states = [[jnp.asarray(layer) for layer in x] for x in (a, b)]
+    np.testing.assert_allclose(distance(*states), expected, rtol=1e-5)
+    longer = [3 * layer for layer in states[0]]
+    assert float(distance(states[0], longer)) < 1e-10
+    np.testing.assert_allclose(distance(longer, [-x for x in states[0]]), 4, rtol=1e-5)
+
+
+def test_pictures_are_brought_to_the_size_of_the_eye():
+    large = jnp.repeat(jnp.repeat(IMAGES, 2, axis=1), 2, axis=2)
+    other = large[:, ::-1]
+    found = EYE.difference(FROZEN.eye, large, other)
+    resized = (jax.image.resize(x, (2, 8, 8, 3), "cubic") for x in (large, other))
+    np.testing.assert_allclose(found, EYE.difference(FROZEN.eye, *resized), rtol=1e-6)
+    assert float(found) > 1e-3
+    assert float(EYE.difference(FROZEN.eye, large, large)) == 0

@@ -1,0 +1,147 @@
+"""What is measured of drawn pictures: right for perfect ones, the closed form for one picture."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pictured import caption, write_folder
+
+from jaxdiff.checkpoints.components import Component, read_component, write_component
+from jaxdiff.cli.training import evaluation
+from jaxdiff.cli.training.evaluation import make_evaluation
+from jaxdiff.cli.training.experiment import validation_batch
+from jaxdiff.core.errors import InputError
+from jaxdiff.data.batches import to_unit
+from jaxdiff.data.tokenizer import tokenize, train_tokenizer
+from jaxdiff.evaluation.report import renders, standard_prompts
+from jaxdiff.models.build import abstract, initialise
+from jaxdiff.models.clip import CLIPModel
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.pipeline.load import EMBEDDED
+from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
+
+PROMPTS = standard_prompts()
+TOKENIZER = train_tokenizer([p.text for p in PROMPTS], 700, 32)
+TEXTS = {tuple(tokenize(TOKENIZER, [p.text])[0].tolist()): p.text for p in PROMPTS}
+OBJECTIVE = DiffusionObjective(
+    model=UNet2DConditionConfig(sample_size=8), vae="", text_encoder="", evaluated=20
+)
+CONFIG = TrainConfig(objective=OBJECTIVE, steps=1, batch_size=4)
+VAE = abstract(AutoencoderKL, AutoencoderKLConfig())
+
+
+def replaced(config=CONFIG, **fields):
+    return dataclasses.replace(config, objective=dataclasses.replace(OBJECTIVE, **fields))
+
+
+def texts_of(ids):
+    return [TEXTS[tuple(row)] for row in np.asarray(ids).tolist()]
+
+
+def perfect(ids, noise):
+    """What the prompts ask for, other drawings than those of the reference."""
+    drawn = renders(PROMPTS)(texts_of(ids), list(range(900, 900 + len(ids))))
+    return jnp.asarray(to_unit(drawn))
+
+
+def grey(ids, noise):
+    return jnp.full((len(ids), 64, 64, 3), -0.2)
+
+
+def features(folder, images):
+    clip = read_component(folder, dtype=jnp.float32).module
+    seen = clip.vision_model(jnp.asarray(images)).pooled @ clip.visual_projection.kernel[...]
+    return np.asarray(seen, np.float64)
+
+
+def test_perfect_pictures_of_scenes_are_all_right_and_near():
+    evaluate = make_evaluation(CONFIG, TOKENIZER, VAE, {})
+    asked = []
+
+    def draw(ids, noise):
+        asked.append((texts_of(ids), np.asarray(noise)))
+        return perfect(ids, noise)
+
+    right = evaluate(draw)
+    assert [len(texts) for texts, _ in asked] == [16, 16]
+    noise = np.concatenate([noise for _, noise in asked])[:20]
+    assert len({n.tobytes() for n in noise}) == 20
+    assert asked[0][0] == [p.text for p in PROMPTS[::32][:16]]
+    shares = {name: value for name, value in right.items() if name != "fid"}
+    assert shares == dict.fromkeys(shares, 1.0)
+    assert {"all_right", "colour", "shape", "held_out_all_right"} <= set(shares)
+    wrong = evaluate(grey)
+    assert wrong["all_right"] == 0
+    assert right["fid"] < wrong["fid"] / 3
+
+
+def test_one_picture_over_and_over_has_no_covariance():
+    """Then the distance is |m - c|^2 and the trace of what real pictures differ by."""
+    found = make_evaluation(CONFIG, TOKENIZER, VAE, {})(grey)["fid"]
+    drawn = renders(PROMPTS)([p.text for p in PROMPTS], list(range(len(PROMPTS))))
+    real = features(EMBEDDED / "clip", to_unit(drawn))
+    point = features(EMBEDDED / "clip", grey([0], None))
+    expected = np.sum((real.mean(0) - point) ** 2) + np.trace(np.cov(real.T))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A training on pictures in a folder, and a CLIP in another."""
+    write_folder(tmp_path / "in", 40)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 1}
+    text = CLIPTextConfig(vocab_size=20, max_position_embeddings=4, **sizes)
+    vision = CLIPVisionConfig(image_size=12, patch_size=4, **sizes)
+    clip = Component(module=initialise(CLIPModel, text, vision, 4, seed=5))
+    write_component(tmp_path / "export" / "clip", clip)
+    data = DataConfig(
+        kind="folder", path=str(tmp_path / "in"), resolution=12, cell=4, cache=str(tmp_path / "c")
+    )
+    return dataclasses.replace(CONFIG, data=data), tmp_path / "export"
+
+
+@pytest.mark.parametrize("field", ["clip", "text_encoder"])
+def test_stored_pictures_are_compared_where_there_is_a_clip(stored, field):
+    config, folder = stored
+    config = replaced(config, **{field: str(folder)})
+    tokenizer = train_tokenizer([caption(i) for i in range(40)], 560, 12)
+    held_out = validation_batch(config, tokenizer)
+    known = {row.tobytes() for row in held_out["ids"]}
+    pictures = iter(np.random.default_rng(0).uniform(-1, 1, (2, 16, 12, 12, 3)).astype(np.float32))
+
+    def draw(ids, noise):
+        assert {row.tobytes() for row in np.asarray(ids)} <= known
+        return jnp.asarray(next(pictures))
+
+    measures = make_evaluation(config, tokenizer, VAE, held_out)(draw)
+    assert set(measures) == {"fid"}
+    assert measures["fid"] > 0
+
+
+def test_without_a_clip_stored_pictures_are_not_measured(stored):
+    config, _ = stored
+    assert make_evaluation(replaced(config, evaluated=None), TOKENIZER, VAE, {})(grey) == {}
+    with pytest.raises(InputError, match=r"evaluated: got 20 for data that nothing here measures"):
+        make_evaluation(config, TOKENIZER, VAE, {})
+
+
+def test_counts(monkeypatch):
+    assert make_evaluation(replaced(evaluated=0), TOKENIZER, VAE, {})(grey) == {}
+    monkeypatch.setattr(evaluation, "EVALUATED", 2)
+    seen = []
+    make_evaluation(replaced(evaluated=None), TOKENIZER, VAE, {})(
+        lambda ids, noise: seen.extend(texts_of(ids)) or grey(ids, noise)
+    )
+    assert len(set(seen)) == 2
+    with pytest.raises(InputError, match="evaluated: got 1, expected 0 or 2 or more"):
+        replaced(evaluated=1)
+    with pytest.raises(InputError, match="clip: got a, expected it left out with evaluated 0"):
+        replaced(evaluated=0, clip="a")
+    never = dataclasses.replace(CONFIG, sample_every=0)
+    with pytest.raises(InputError, match=r"evaluated: got 20, .* with sample_every 0"):
+        make_evaluation(never, TOKENIZER, VAE, {})
+    assert make_evaluation(replaced(never, evaluated=None), TOKENIZER, VAE, {})(grey) == {}

@@ -1,0 +1,140 @@
+"""The train command for VAEs that are fine-tuned: against a discriminator, or the decoder only."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tiny import random_component
+
+from jaxdiff.checkpoints.components import Component, read_component, write_component
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.cli.train import run
+from jaxdiff.cli.training import experiment, vae
+from jaxdiff.core.errors import InputError
+from jaxdiff.models.build import initialise, weights
+from jaxdiff.models.clip import CLIPModel
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.training.log import read_lines
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+MODEL = AutoencoderKLConfig(
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+    block_out_channels=(2, 4),
+    norm_num_groups=2,
+    latent_channels=2,
+    mid_block_add_attention=False,
+    scaling_factor=0.7,
+)
+CONFIG = f"""
+from jaxdiff.models.discriminator import PatchDiscriminatorConfig
+from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.training.config import OptimiserConfig, TrainConfig, VAEObjective
+from jaxdiff.models.vae import AutoencoderKLConfig
+config = TrainConfig(
+    objective=VAEObjective(
+        model={MODEL!r}, weights="FOLDER/vae", perceptual="FOLDER", adversarial_weight=0.5,
+        adversarial_start=2,
+        discriminator=PatchDiscriminatorConfig(width=4, layers=1, norm_num_groups=4),
+    ),
+    optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=1),
+    steps=4, batch_size=8, log_every=1, checkpoint_every=2, sample_every=4)
+"""
+ENCODING = ("encoder.", "quant_conv.")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "VALIDATED", 16)
+        patch.setattr(vae, "MEASURED", 64)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A VAE in half precision, of which its file says something more, and a CLIP model."""
+    folder = tmp_path_factory.mktemp("given")
+    component = random_component(AutoencoderKL, MODEL, seed=4)
+    told = dataclasses.replace(component, config={"_name_or_path": "elsewhere/vae"})
+    write_component(folder / "vae", told, dtype=jax.numpy.float16)
+    sizes = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 1}
+    text = CLIPTextConfig(vocab_size=20, max_position_embeddings=4, **sizes)
+    vision = CLIPVisionConfig(image_size=32, patch_size=16, **sizes)
+    clip = Component(module=initialise(CLIPModel, text, vision, 4, seed=5))
+    write_component(folder / "clip", clip)
+    return folder
+
+
+def command(folder, workdir, *more):
+    path = folder / "tuned.py"
+    path.write_text(CONFIG.replace("FOLDER", str(folder)))
+    return [str(path), "--workdir", str(workdir), *more]
+
+
+def test_only_the_decoder_is_trained_where_asked(folder, tmp_path):
+    flags = ["--objective.only-decoder", "--dtype", "bfloat16"]
+    run(command(folder, tmp_path / "w", *flags))
+    export = tmp_path / "w" / "export"
+    given, ended = (read_component(place).module for place in (folder / "vae", export))
+    assert ended.config == given.config
+    assert read_object(export / "config.json")["_name_or_path"] == "elsewhere/vae"
+    before, after = weights(given), weights(ended)
+    for name, array in before.items():
+        same = np.array_equal(np.asarray(array, np.float32), after[name])
+        assert same == name.startswith(ENCODING), name
+    log = read_lines(tmp_path / "w" / "log.jsonl")
+    assert [line["adversarial_amount"] > 0 for line in log] == [False, False, True, True]
+    assert all(np.isfinite(value) for line in log for value in line.values())
+    other = folder.parent / "other"
+    shutil.copytree(folder, other, dirs_exist_ok=True)
+    write_component(other / "vae", random_component(AutoencoderKL, MODEL, seed=9))
+    with pytest.raises(InputError, match=r"weights of the encoder: got \w+, expected \w+ as"):
+        run(command(other, tmp_path / "w", *flags))
+
+
+def test_a_tuned_vae_is_resumed_to_the_same_end(folder, tmp_path):
+    run(command(folder, tmp_path / "w"))
+    export = tmp_path / "w" / "export"
+    ended = weights(read_component(export).module)
+    given = weights(read_component(folder / "vae").module)
+    for name, array in ended.items():
+        distance = np.abs(array - np.asarray(given[name], np.float32)).max()
+        assert 0 < distance < 4 * 2e-3, name  # Adam's steps are about as long as the rate
+    assert read_component(export).module.config.scaling_factor != 0.7
+    log = read_lines(tmp_path / "w" / "log.jsonl")
+    shutil.rmtree(export)
+    shutil.rmtree(tmp_path / "w" / "checkpoints" / "4")
+    moved = tmp_path / "elsewhere"  # what it began with is not needed again
+    shutil.copytree(folder / "clip", moved / "clip")
+    run(command(moved, tmp_path / "w"))
+    again = read_lines(tmp_path / "w" / "log.jsonl")
+    assert [line["loss"] for line in again] == [line["loss"] for line in log]
+    for name, array in weights(read_component(export).module).items():
+        np.testing.assert_array_equal(array, ended[name])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--objective.model.latent-channels", "3"], "latent_channels: got 3, expected 2 as"),
+        (
+            ["--objective.only-decoder", "--objective.model.scaling-factor", "0.5"],
+            r"scaling_factor: got 0\.5, expected 0\.7 as",
+        ),
+    ],
+)
+def test_another_model_than_that_of_the_weights_is_refused(folder, tmp_path, flags, message):
+    with pytest.raises(InputError, match=rf"objective\.model\.{message}"):
+        run(command(folder, tmp_path / "w", *flags))
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_folder_of_something_else_is_refused(folder, tmp_path):
+    for name, place in (("weights", "clip"), ("perceptual", "vae")):
+        with pytest.raises(InputError, match=r"got (CLIPModel|AutoencoderKL) in"):
+            run(command(folder, tmp_path / "w", f"--objective.{name}", str(folder / place)))
