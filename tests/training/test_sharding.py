@@ -5,15 +5,14 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny_training import OBJECTIVE, TEXT, VAE
+import tiny_training
+from tiny_training import OBJECTIVE
 
-from jaxdiff.models.build import abstract, initialise, weights
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import make_mesh, place, replicate, shard_batch
 from jaxdiff.parallel.rules import sharded_like, split_any
 from jaxdiff.training.config import OptimiserConfig
-from jaxdiff.training.objectives.diffusion import Frozen, diffusion_learner
+from jaxdiff.training.objectives.diffusion import diffusion_learner
+from jaxdiff.training.objectives.tuning import unet_only
 from jaxdiff.training.optimiser import learning_rate, optimiser
 from jaxdiff.training.state import initial_state
 from jaxdiff.training.step import compile_step, make_step
@@ -27,14 +26,8 @@ MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "2x2x2": (2, 2, 2), "tensor": (4
 def trained(sizes):
     """Losses of a few steps, and the state after them."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
-    frozen = Frozen(
-        vae=weights(initialise(AutoencoderKL, VAE, seed=0)),
-        text_encoder=weights(initialise(CLIPTextModel, TEXT, seed=1)),
-        null=np.asarray([18, 19, 19, 19, 19]),
-    )
-    learn = diffusion_learner(
-        OBJECTIVE, abstract(AutoencoderKL, VAE), abstract(CLIPTextModel, TEXT)
-    )
+    frozen = tiny_training.frozen()
+    learn = diffusion_learner(OBJECTIVE, unet_only(tiny_training.networks()))
     config = OptimiserConfig(learning_rate=1e-2, warmup_steps=1)
     transform = optimiser(config, STEPS)
     begin = functools.partial(initial_state, optimiser=transform)

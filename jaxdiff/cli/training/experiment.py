@@ -20,6 +20,7 @@ from jaxdiff.parallel.mesh import batch_sharding, data_mesh, place, replicated
 from jaxdiff.parallel.processes import is_first
 from jaxdiff.training.config import (
     PICTURES,
+    DataConfig,
     DiffusionObjective,
     DistillationObjective,
     TrainConfig,
@@ -96,7 +97,7 @@ def training_batches(
         source: Any = SceneSource(seed=data.seed, variations=data.variations)
         skipped, identity = Skipped(), {}
     else:
-        stored = open_stored(data, config.batch_size, captions=tokenizer is not None)
+        stored = open_stored(data, config.batch_size, captions=_captioned(data, tokenizer))
         source, skipped, identity = stored.training, stored.skipped, {"data": stored.fingerprint}
         if count > 1:
             _check_same(stored.fingerprint)
@@ -112,6 +113,11 @@ def training_batches(
     return Stream(iterator, skipped, identity)
 
 
+def _captioned(data: DataConfig, tokenizer: Any) -> bool:
+    """Whether the pictures' own captions are read."""
+    return tokenizer is not None and data.caption is None
+
+
 def check_kind(config: TrainConfig) -> None:
     """InputError unless the objective can learn from that kind of data."""
     kinds = KINDS.get(type(config.objective), ("scenes",))
@@ -120,6 +126,8 @@ def check_kind(config: TrainConfig) -> None:
         raise InputError(
             f"data.kind: got {config.data.kind} for a {name}, expected {' or '.join(kinds)}"
         )
+    if config.data.caption is not None and not isinstance(config.objective, DiffusionObjective):
+        raise InputError(f"data.caption: got one for a {name}, expected none")
 
 
 def _check_same(fingerprint: str) -> None:
@@ -146,7 +154,7 @@ def validation_batch(
         source: Any = SceneSource(seed=data.seed, split="validation", variations=data.variations)
     else:
         check_kind(config)
-        stored = open_stored(data, config.batch_size, captions=tokenizer is not None)
+        stored = open_stored(data, config.batch_size, captions=_captioned(data, tokenizer))
         source, count = stored.validation, stored.validated
     iterator = batches(source, batch_size=count, tokenizer=tokenizer, transform=transform)
     batch = next(iterator)
@@ -156,7 +164,8 @@ def validation_batch(
 
 def validation_captions(config: TrainConfig, count: int) -> list[str]:
     """`count` captions of the stored items that are held out, over again where they are fewer."""
-    stored = open_stored(config.data, config.batch_size)
+    captions = config.data.caption is None
+    stored = open_stored(config.data, config.batch_size, captions=captions)
     return [stored.validation[i % stored.validated]["caption"] for i in range(count)]
 
 

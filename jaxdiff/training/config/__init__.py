@@ -12,6 +12,7 @@ from jaxdiff.core.validate import in_range, not_negative, one_of, positive
 from jaxdiff.training.config.data import DATA_FIELDS, PICTURES, DataConfig
 from jaxdiff.training.config.mesh import MESHES, MeshConfig
 from jaxdiff.training.config.objectives import (
+    OF_PIPELINE,
     ClassifierObjective,
     CLIPObjective,
     DiffusionObjective,
@@ -20,6 +21,7 @@ from jaxdiff.training.config.objectives import (
     VAEObjective,
 )
 from jaxdiff.training.config.optimiser import OptimiserConfig
+from jaxdiff.training.config.tuning import Full, LoRA, TextualInversion, Tuning
 
 __all__ = [
     "DATA_FIELDS",
@@ -30,10 +32,14 @@ __all__ = [
     "DataConfig",
     "DiffusionObjective",
     "DistillationObjective",
+    "Full",
+    "LoRA",
     "MeshConfig",
     "Objective",
     "OptimiserConfig",
+    "TextualInversion",
     "TrainConfig",
+    "Tuning",
     "VAEObjective",
     "identity",
 ]
@@ -96,7 +102,7 @@ class TrainConfig:
 _IDENTITY: dict[type, tuple[str, ...]] = {
     VAEObjective: ("model",),
     CLIPObjective: ("text", "vision", "projection_dim"),
-    DiffusionObjective: ("model", "schedule", "prediction_type"),
+    DiffusionObjective: ("model", "schedule", "prediction_type", "train"),
     DistillationObjective: ("scale_width",),
     ClassifierObjective: ("model", "schedule"),
 }
@@ -106,12 +112,15 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     """What must not change when a training goes on: dotted field name -> value, JSON-like.
 
     That is the model and the seed. Learning rates, loss weights, intervals and the number of steps
-    may change.
+    may change. What a pipeline says is not known here: the experiment adds it.
     """
     objective = config.objective
     values: dict[str, Any] = {"objective": type(objective).__name__, "seed": config.seed}
-    for name in _IDENTITY[type(objective)]:
+    elsewhere = OF_PIPELINE if getattr(objective, "pipeline", None) else ()
+    for name in (n for n in _IDENTITY[type(objective)] if n not in elsewhere):
         value = getattr(objective, name)
+        if name == "train":
+            values["objective.train"] = type(value).__name__
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = dataclasses.asdict(value)
             values |= {f"objective.{name}.{key}": item for key, item in fields.items()}
