@@ -11,7 +11,7 @@ from jaxdiff.checkpoints.inversion_names import PAIR, word_of
 from jaxdiff.checkpoints.tensors import Pending, read_tensor, write_tensors
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Float, NDArray
+from jaxdiff.core.types import Dtype, Float, NDArray
 
 
 class Inversion(NamedTuple):
@@ -76,6 +76,14 @@ def write_inversion(folder: pathlib.Path, inversion: Inversion) -> pathlib.Path:
     return path
 
 
-def _pending(rows: NDArray) -> Pending:
-    values = np.asarray(rows, np.float32)
+def convert_inversion(target: pathlib.Path, source: pathlib.Path, *, dtype: Dtype) -> None:
+    """Write the textual inversion file `source` again, in `dtype`."""
+    tensors = {name: read_tensor(entry) for name, entry in read_weights(source).items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(target) as temporary:
+        write_tensors(temporary, {name: _pending(t, dtype) for name, t in tensors.items()})
+
+
+def _pending(rows: NDArray, dtype: Dtype = np.float32) -> Pending:
+    values = np.asarray(rows).astype(dtype)
     return Pending(dtype=values.dtype, shape=values.shape, fetch=lambda: values)

@@ -80,3 +80,17 @@ def conditions(
         told = [jnp.where(s[:, None, None], 0, x) for s, x in zip(silent, told, strict=True)]
         ends = jnp.where(silent[-1][:, None], 0, ends)
     return Conditions(jnp.concatenate(told, axis=-1), ends if pooled else None, time_ids)
+
+
+def unheard(encoder: CLIPTextModel, *, pooled: bool, last: bool) -> tuple[str, ...]:
+    """How the paths begin of an encoder's weights that no condition depends on.
+
+    `last` is whether it is the last encoder, whose end of the text is told where that is `pooled`.
+    """
+    if pooled and last:
+        return ()
+    if not pooled:
+        return ("text_projection.",)
+    end = encoder.config.num_hidden_layers - 1
+    names = (f"encoder.layers.{end}.", "final_layer_norm.")
+    return ("text_projection.", *(f"text_model.{name}" for name in names))

@@ -14,13 +14,16 @@ M = TypeVar("M", bound=nnx.Module)
 FACTORS = (".lora_A.kernel", ".lora_B.kernel")  # how the paths of factors end
 
 
-def adapted(module: M, targets: Sequence[str], *, rank: int, scale: float) -> M:
+def adapted(
+    module: M, targets: Sequence[str], *, rank: int, scale: float, but: tuple[str, ...] = ()
+) -> M:
     """A copy of an abstract `module` with factors in the layers whose paths end in a target.
 
-    InputError for a target that is none.
+    Paths that begin with one of `but` are left out. InputError for a target that is no layer's.
     """
     copy = nnx.clone(module)
-    layers = [path.removesuffix(".kernel") for path in weights(module) if path.endswith(".kernel")]
+    kernels = [p for p in weights(module) if p.endswith(".kernel") and not p.startswith(but)]
+    layers = [path.removesuffix(".kernel") for path in kernels]
     for target in targets:
         found = [path for path in layers if f".{path}".endswith(f".{target}")]
         if not found:

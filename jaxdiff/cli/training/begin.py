@@ -27,7 +27,7 @@ from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline.parts import ENCODERS as TOKENIZERS
 from jaxdiff.pipeline.parts import check_parts
 from jaxdiff.pipeline.vocabulary import tokenizer_of
-from jaxdiff.training.config import DiffusionObjective
+from jaxdiff.training.config import DiffusionObjective, Full
 from jaxdiff.training.objectives.diffusion import IDS
 
 
@@ -85,9 +85,16 @@ class Begun(NamedTuple):
         return Texts(tokenizers=tokenizers, caption=caption)
 
 
-def begin(objective: DiffusionObjective) -> Begun:
-    """The model that `objective` names; InputError for one that cannot be trained."""
-    begun = _separate(objective) if objective.pipeline is None else _pipeline(objective)
+def begin(objective: DiffusionObjective, *, resumed: bool = False) -> Begun:
+    """The model that `objective` names; InputError for one that cannot be trained.
+
+    Where training is `resumed` a UNet that was given, all of whose weights are trained, is not
+    asked for again.
+    """
+    if objective.pipeline is None:
+        begun = _separate(objective, resumed and isinstance(objective.train, Full))
+    else:
+        begun = _pipeline(objective)
     _check(begun)
     return begun
 
@@ -112,16 +119,19 @@ def _pipeline(objective: DiffusionObjective) -> Begun:
     return Begun(filled, parts, read, digests(path, names))
 
 
-def _separate(objective: DiffusionObjective) -> Begun:
+def _separate(objective: DiffusionObjective, without_unet: bool) -> Begun:
     given = pathlib.Path(str(objective.text_encoder))
     folders = {"vae": pathlib.Path(str(objective.vae)), "text_encoder": given / "text_encoder"}
-    if objective.weights is not None:
+    if objective.weights is not None and not without_unet:
         folders["unet"] = pathlib.Path(objective.weights)
 
     def read() -> PipelineParts:
         place = host_memory()
+        components = {n: read_component(f, sharding=place) for n, f in folders.items()}
+        if "unet" in components:  # its config is the objective's, also where it is not read again
+            components["unet"] = Component(module=components["unet"].module)
         return PipelineParts(
-            components={n: read_component(f, sharding=place) for n, f in folders.items()},
+            components=components,
             scheduler=scheduler_config(objective),
             tokenizers={"tokenizer": read_tokenizer(given / "tokenizer")},
             defaults={

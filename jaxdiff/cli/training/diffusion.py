@@ -42,7 +42,7 @@ from jaxdiff.models.conditions import Conditions
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.processes import fetch
 from jaxdiff.samplers.registry import make_grid
-from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
+from jaxdiff.training.config import DataConfig, DiffusionObjective, Full, TrainConfig
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import IDS, Frozen, Model, diffusion_learner
 
@@ -106,24 +106,35 @@ def _sampler(objective: DiffusionObjective, model: Model) -> Callable[..., Array
     return make_sampler(network, levels, prepare, **choices)
 
 
-def _shown(config: TrainConfig, begun: Begun, texts: Texts, side: int) -> dict[str, NDArray]:
-    """What the grids are drawn from: captions, noise, and where it is told the pictures' size."""
+def _prompts(config: TrainConfig, texts: Texts) -> list[str]:
+    """What the pictures of the grids are of; InputError if none has the word that is learnt."""
     scenes = config.data.kind == "scenes"
     prompts = shown_prompts() if scenes else validation_captions(config, SHOWN)
+    for word in texts.words:
+        if not any(word in (texts.caption or prompt) for prompt in prompts):
+            raise InputError(
+                f"objective.train.word: got {word!r}, which no caption has, expected captions "
+                "with it, such as a data.caption"
+            )
+    return prompts
+
+
+def _shown(begun: Begun, side: int) -> dict[str, NDArray]:
+    """What the pictures of the grids begin with, and what the UNet is told of their sizes."""
     vae = begun.vae.config
     noise = shown_noise(side // vae.downscale, vae.latent_channels)
     sizes = np.tile(np.array([[side, side, 0, 0, side, side]], np.float32), (SHOWN, 1))
-    return {**texts(prompts), "noise": noise, "time_ids": sizes}
+    return {"noise": noise, "time_ids": sizes}
 
 
 def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Grids are pictures of fixed prompts; the measure is the loss on validation pictures."""
     check_kind(config)
-    begun = begin(cast(DiffusionObjective, config.objective))
+    resumed = has_checkpoint(workdir / CHECKPOINTS)
+    begun = begin(cast(DiffusionObjective, config.objective), resumed=resumed)
     side = _side(config.data, begun)
     _check_size(config, begun, side)
-    resumed = has_checkpoint(workdir / CHECKPOINTS)
-    chosen = tuning(begun, dtype, config.data.caption, resumed=resumed)
+    chosen = tuning(begun, dtype, config.data.caption)
     texts, objective = chosen.texts, begun.objective
     frozen = Frozen(
         weights={name: begun.table(name, dtype) for name in chosen.tuned.frozen},
@@ -133,7 +144,8 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     model = Model(chosen.tuned, silent_null=begun.silent_null)
     draw = jax.jit(_sampler(objective, model))
     measure = jax.jit(learner.measure)
-    shown = spread(_shown(config, begun, texts, side))
+    prompts = _prompts(config, texts)
+    shown = spread({**texts(prompts), **_shown(begun, side)})
     batch = spread(validation_batch(config, texts))
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
@@ -151,8 +163,10 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
 def identity_of(config: TrainConfig, begun: Begun) -> dict[str, Any]:
     """What of the model that a training began with must not change on the way."""
     said: dict[str, Any] = {f"weights of {name}": mark for name, mark in begun.digests.items()}
-    if cast(DiffusionObjective, config.objective).pipeline is None:
-        said.pop("weights of unet", None)  # a checkpoint's take their place
+    objective = cast(DiffusionObjective, config.objective)
+    if objective.pipeline is None:
+        if isinstance(objective.train, Full):  # a checkpoint's take their place
+            said.pop("weights of unet", None)
         return said
     values = {name: getattr(begun.objective, name) for name in ("model", "schedule")}
     for name, value in values.items():

@@ -18,7 +18,7 @@ from jaxdiff.cli.training.begin import Begun
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, NDArray
 from jaxdiff.data.texts import Texts
-from jaxdiff.models.build import assemble
+from jaxdiff.models.build import assemble, weights
 from jaxdiff.models.clip import TOKENS
 from jaxdiff.training.config import Full, LoRA, TextualInversion
 from jaxdiff.training.objectives import Whole
@@ -43,36 +43,38 @@ class Chosen(NamedTuple):
     export: Callable[[Whole, pathlib.Path], None]  # writes into this folder
 
 
-def tuning(begun: Begun, dtype: Dtype, caption: str | None, *, resumed: bool) -> Chosen:
-    """The tuning that the objective asks for, of captions that are all `caption` if that is said.
-
-    Where it is `resumed` nothing begins.
-    """
+def tuning(begun: Begun, dtype: Dtype, caption: str | None) -> Chosen:
+    """The tuning that the objective asks for; captions are all `caption` where that is said."""
     config = begun.objective.train
     if isinstance(config, LoRA):
         return lora(begun, dtype, config, caption)
     if isinstance(config, TextualInversion):
         return inversion(begun, dtype, config, caption)
-    return full(begun, dtype, config, caption, resumed=resumed)
+    return full(begun, dtype, config, caption)
 
 
-def full(begun: Begun, dtype: Dtype, config: Full, caption: str | None, *, resumed: bool) -> Chosen:
+def full(begun: Begun, dtype: Dtype, config: Full, caption: str | None) -> Chosen:
     """All weights, exported as a pipeline folder."""
-    networks = begun.networks(dtype)
+    networks, read = begun.networks(dtype), begun.read
     names = ["unet", *(begun.encoders if config.text_encoders else ())]
-    there = [] if resumed else [name for name in names if name in begun.parts.components]
-    given = {name: begun.table(name) for name in there}
-    tuned = with_encoders(networks, given) if config.text_encoders else unet_only(networks, given)
+
+    def given() -> dict[str, dict[str, Any]]:
+        components = read().components
+        return {name: weights(components[name].module) for name in names if name in components}
 
     def export(params: Whole, folder: pathlib.Path) -> None:
-        stored = begun.read()  # in their dtypes
+        stored = read()  # in their dtypes
         components = dict(stored.components)
         trained: dict[str, Any] = divided(params) if config.text_encoders else {"unet": params}
         for name, table in trained.items():
-            raw = components[name].config if name in components else {}
-            components[name] = Component(module=assemble(networks[name], table), config=raw)
+            before = components.get(name)
+            known = {} if before is None else weights(before.module)
+            module = assemble(networks[name], known | table)
+            raw = {} if before is None else before.config
+            components[name] = Component(module=module, config=raw)
         write_pipeline(folder, dataclasses.replace(stored, components=components))
 
+    tuned = with_encoders(networks, given) if config.text_encoders else unet_only(networks, given)
     return Chosen(tuned, begun.texts(caption), export)
 
 

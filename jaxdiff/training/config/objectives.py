@@ -139,6 +139,7 @@ class DistillationObjective:
     teacher: str  # pipeline folder whose UNet, guided, is learnt from and begun with
     scale_width: int = 64  # of the embedded scale that the network is told
     scales: tuple[float, float] = (1.0, 10.0)  # range of the scales taught, uniformly drawn
+    remat: str = "none"  # what is computed again for gradients, to save memory: a name in REMAT
     times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
     time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
     sample_scale: float = 3.0  # guidance scale of the sample grids
@@ -146,6 +147,7 @@ class DistillationObjective:
 
     def __post_init__(self) -> None:
         positive("objective.scale_width", self.scale_width)
+        one_of("objective.remat", self.remat, REMAT)
         low, high = self.scales
         in_range("objective.scales", low, 0, 1000)
         in_range("objective.scales", high, low, 1000)

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.models.build import initial_weights, weights
 from jaxdiff.models.clip import TOKENS, CLIPTextModel, with_words
-from jaxdiff.models.conditions import ENCODERS
+from jaxdiff.models.conditions import ENCODERS, unheard
 from jaxdiff.models.low_rank import adapted, is_factor
 from jaxdiff.parallel.rules import ANY, UNET, Rules
 from jaxdiff.training.config import LoRA
@@ -24,6 +24,7 @@ Networks = Mapping[str, nnx.Module]  # abstract: unet, vae and the text encoders
 Table = dict[str, Any]  # arrays, or their shapes, by path
 Tables = dict[str, Table]  # by network
 Initial = Iterator[tuple[str, NDArray]]
+Given = Callable[[], Tables]  # reads the weights that networks begin with, where they are needed
 
 
 class Tuned(NamedTuple):
@@ -38,42 +39,68 @@ class Tuned(NamedTuple):
     rules: Rules = ANY
 
 
-def unet_only(networks: Networks, given: Mapping[str, Mapping[str, Any]] | None = None) -> Tuned:
-    """All weights of the UNet are parameters; they begin as `given` by network, or at random."""
+def unet_only(networks: Networks, given: Given = dict) -> Tuned:
+    """All weights of the UNet are parameters; they begin as those `given`, or at random."""
     frozen = tuple(name for name in networks if name != "unet")
-    table = (given or {}).get("unet")
 
     def join(params: Table, frozen: Tables) -> Tables:
         return {**frozen, "unet": params}
 
     def init(seed: int) -> Initial:
-        return _begin(networks["unet"], table, seed)
+        yield from _begin(networks["unet"], given().get("unet"), seed)
 
     return Tuned(networks, frozen, weights(networks["unet"]), init, join, UNET)
 
 
-def with_encoders(networks: Networks, given: Mapping[str, Mapping[str, Any]]) -> Tuned:
-    """All weights of the UNet and the text encoders are parameters, those `given` begin so."""
-    names = [name for name in networks if name != "vae"]
+def with_encoders(networks: Networks, given: Given) -> Tuned:
+    """The weights of the UNet and the text encoders are parameters, those `given` begin so.
+
+    All of them but what no condition depends on: weight decay alone would change it.
+    """
+    names, still = [name for name in networks if name != "vae"], _unheard(networks)
+
+    def heard(name: str, path: str) -> bool:
+        return not path.startswith(still.get(name, ()))
 
     def init(seed: int) -> Initial:
+        tables = given()
         for name in names:
-            yield from _prefixed(name, _begin(networks[name], given.get(name), seed))
+            for path, array in _begin(networks[name], tables.get(name), seed):
+                if heard(name, path):
+                    yield f"{name}.{path}", array
 
     def join(params: Table, frozen: Tables) -> Tables:
-        return {**frozen, **divided(params)}
+        trained = divided(params)
+        rest = {name: {**frozen.get(name, {}), **table} for name, table in trained.items()}
+        return {**frozen, **rest}
 
-    shapes = joined({name: weights(networks[name]) for name in names})
-    return Tuned(networks, ("vae",), shapes, init, join)
+    every = {name: weights(networks[name]) for name in names}
+    shapes = {
+        name: {path: leaf for path, leaf in table.items() if heard(name, path)}
+        for name, table in every.items()
+    }
+    kept = [name for name in names if shapes[name].keys() != every[name].keys()]
+    return Tuned(networks, ("vae", *kept), joined(shapes), init, join)
+
+
+def _unheard(networks: Networks) -> dict[str, tuple[str, ...]]:
+    """How the paths begin of weights of text encoders that nothing depends on."""
+    pooled = cast(Any, networks["unet"]).config.addition_embed_type is not None
+    names = [name for name in ENCODERS if name in networks]
+    return {
+        name: unheard(cast(CLIPTextModel, networks[name]), pooled=pooled, last=name == names[-1])
+        for name in names
+    }
 
 
 def low_rank(networks: Networks, config: LoRA) -> Tuned:
     """The factors of low-rank changes are parameters."""
     targets = {"unet": config.targets} | dict.fromkeys(ENCODERS, config.text_targets)
-    changed = dict(networks)
+    changed, still = dict(networks), _unheard(networks)
     for name in networks.keys() & targets:
-        changed[name] = adapted(networks[name], targets[name], rank=config.rank, scale=config.scale)
-    # in the networks' order
+        size = {"rank": config.rank, "scale": config.scale}
+        but = still.get(name, ())
+        changed[name] = adapted(networks[name], targets[name], but=but, **size)
     touched = {name: net for name, net in changed.items() if targets.get(name)}
 
     def init(seed: int) -> Initial:
