@@ -37,6 +37,5 @@ config = TrainConfig(
     steps=800,
     batch_size=4,
     dtype="bfloat16",
-    ema_decay=0.99,
     sample_every=200,
 )

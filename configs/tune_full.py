@@ -28,6 +28,5 @@ config = TrainConfig(
     steps=10_000,
     batch_size=64,
     dtype="bfloat16",
-    ema_decay=0.9999,
     sample_every=1000,
 )

@@ -27,7 +27,6 @@ config = TrainConfig(
     steps=2_000,
     batch_size=8,
     dtype="bfloat16",
-    ema_decay=0.99,
     checkpoint_every=500,
     sample_every=500,
 )

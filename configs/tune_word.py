@@ -28,6 +28,5 @@ config = TrainConfig(
     steps=3_000,
     batch_size=4,
     dtype="bfloat16",
-    ema_decay=0.99,
     sample_every=500,
 )

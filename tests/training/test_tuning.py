@@ -6,6 +6,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from pictured import write_folder
@@ -24,6 +25,8 @@ from jaxdiff.cli.training.tuning import LORA
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.texts import Texts
 from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.clip import TOKENS
+from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.nn.layers import Layers
 from jaxdiff.nn.low_rank import LowRankConv, LowRankLinear
 from jaxdiff.training.config import (
@@ -37,7 +40,7 @@ from jaxdiff.training.config import (
 )
 from jaxdiff.training.log import read_lines
 from jaxdiff.training.objectives.diffusion import diffusion_learner
-from jaxdiff.training.objectives.tuning import low_rank, unet_only
+from jaxdiff.training.objectives.tuning import low_rank, new_word, unet_only, with_encoders
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -48,7 +51,7 @@ data = DataConfig(kind="folder", path="FOLDER/pictures", resolution=16, cell=16,
 objective = DiffusionObjective(pipeline="FOLDER/MODEL", sample_steps=2, TRAIN)
 config = TrainConfig(objective=objective, data=data, batch_size=8, steps=4, log_every=1,
     optimiser=OptimiserConfig(learning_rate=1e-2, warmup_steps=1, decay_fraction=0),
-    checkpoint_every=2, sample_every=4, ema_decay=0.5)
+    checkpoint_every=2, sample_every=4)
 """
 
 
@@ -202,6 +205,68 @@ def test_a_lora_begins_as_the_model_and_names_its_layers(folder):
     np.testing.assert_array_equal(adapted, plain)
     other = {path: array + 1 for path, array in params.items()}
     assert np.abs(outputs(other, stored)[1] - plain).max() > 1e-2
+
+
+def tuned_by(kind, given):
+    """The smallest networks tuned in one of the ways, which begin with the tables `given`."""
+    if kind == "unet":
+        return unet_only(networks(), lambda: given)
+    if kind == "encoders":
+        return with_encoders(networks(), lambda: given)
+    if kind == "lora":
+        return low_rank(networks(), LoRA(rank=2, text_targets=("q_proj", "fc1")))
+    return new_word(networks(), {"text_encoder": np.ones((2, 8), np.float32)}, {"text_encoder": 20})
+
+
+@pytest.mark.parametrize("kind", ["unet", "encoders", "lora", "word"])
+def test_one_batch_is_learnt_and_nothing_else_changes(kind):
+    """Of the weights of the whole only those that are parameters are others afterwards."""
+    still = frozen()
+    unet = weights(tiny.random_component(UNet2DConditionModel, OBJECTIVE.model, seed=2).module)
+    given = {**still.weights, "unet": unet}
+    tuned = tuned_by(kind, given)
+    still = still._replace(weights={name: given[name] for name in tuned.frozen})
+    learn = diffusion_learner(dataclasses.replace(OBJECTIVE, caption_dropout=0.0), tuned)
+    rng = np.random.default_rng(0)
+    ids = jnp.asarray([[18, 20, 21, 19, 19], [18, 21, 3, 20, 19]])
+    image = jnp.asarray(np.tanh(rng.normal(size=(2, 8, 8, 3))), jnp.float32)
+    descent = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, state):
+        value, slope = jax.value_and_grad(
+            lambda p: learn.loss(p, still, {"image": image, "ids": ids}, jax.random.key(1))[0]
+        )(params)
+        updates, state = descent.update(slope, state)
+        return optax.apply_updates(params, updates), state, value
+
+    begun = {path: jnp.asarray(array) for path, array in learn.init(0)}
+    assert {path: array.shape for path, array in begun.items()} == {
+        path: leaf.shape for path, leaf in learn.shapes.items()
+    }
+    params, state, losses = begun, descent.init(begun), []
+    for _ in range(12):
+        params, state, value = step(params, state)
+        losses.append(float(value))
+    assert losses[-1] < losses[0] * (0.999 if kind == "word" else 0.95)
+
+    before, after = (tuned.join(table, still.weights) for table in (begun, params))
+    changed = {
+        f"{name}.{path}"
+        for name, table in before.items()
+        for path, array in table.items()
+        if not np.array_equal(array, after[name][path])
+    }
+    names = {
+        "unet": {f"unet.{path}" for path in begun},
+        "word": {"text_encoder." + TOKENS},
+    }
+    assert changed == names.get(kind, set(begun))
+    if kind == "word":
+        rows = after["text_encoder"][TOKENS]
+        np.testing.assert_array_equal(rows[:20], given["text_encoder"][TOKENS])
+        np.testing.assert_array_equal(rows[20:], params["text_encoder.vectors"])
+        assert np.all(np.any(rows[20:] != 1, axis=1))
 
 
 @pytest.mark.parametrize("conv", [False, True])
