@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints.components import Component
-from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
+from jaxdiff.checkpoints.pipelines import PipelineParts, read_pipeline, write_pipeline
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.data.tokenizer import save_tokenizer, train_tokenizer
 from jaxdiff.models.build import abstract, assemble, weights
@@ -47,6 +47,41 @@ def random_component(cls, *configs, seed=0, **options):
 
     values = {path: draw(path, leaf) for path, leaf in weights(module).items()}
     return Component(module=assemble(module, values))
+
+
+def write_xl(folder: pathlib.Path, zeros=True) -> pathlib.Path:
+    """A model with two text encoders that is told sizes, like SDXL; pictures as `write_tiny`'s.
+
+    `zeros` is whether it draws with zeros for a negative prompt that was not given.
+    """
+    plain = read_pipeline(write_tiny(folder))
+    second = dataclasses.replace(
+        plain.components["text_encoder"].module.config, hidden_size=12, projection_dim=10
+    )
+    unet = dataclasses.replace(
+        plain.components["unet"].module.config,
+        cross_attention_dim=8 + 12,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=10 + 6 * 4,
+        use_linear_projection=True,
+    )
+    more = {
+        "unet": random_component(UNet2DConditionModel, unet, seed=4),
+        "text_encoder_2": random_component(CLIPTextModel, second, with_projection=True, seed=5),
+    }
+    files = plain.tokenizers["tokenizer"]
+    parts = dataclasses.replace(
+        plain,
+        class_name="StableDiffusionXLPipeline",
+        components={**plain.components, **more},
+        tokenizers={"tokenizer": files, "tokenizer_2": files},
+        scheduler=SCHEDULER | {"prediction_type": "epsilon"},
+        options={"force_zeros_for_empty_prompt": zeros},
+        absent=(),
+    )
+    write_pipeline(folder, parts)
+    return folder
 
 
 def write_tiny(folder: pathlib.Path, defaults=DEFAULTS) -> pathlib.Path:

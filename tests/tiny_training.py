@@ -1,9 +1,15 @@
 """The smallest networks that diffusion trainings are tested with."""
 
+import jax.numpy as jnp
+
+from jaxdiff.models.build import abstract, initialise, weights
+from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
+from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.unet_config import UNet2DConditionConfig
-from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.training.config import DiffusionObjective
+from jaxdiff.training.objectives.diffusion import Frozen
 
 OBJECTIVE = DiffusionObjective(
     vae="",
@@ -38,3 +44,23 @@ TEXT = CLIPTextConfig(
     max_position_embeddings=5,
     eos_token_id=19,
 )
+
+
+def networks(config=OBJECTIVE, dtype=jnp.float32):
+    """The abstract networks of a model with one text encoder."""
+    return {
+        "unet": abstract(UNet2DConditionModel, config.model, dtype=dtype, remat=config.remat),
+        "vae": abstract(AutoencoderKL, VAE, dtype=dtype),
+        "text_encoder": abstract(CLIPTextModel, TEXT, dtype=dtype),
+    }
+
+
+def frozen():
+    """Weights for all but the UNet, and the ids of the empty caption."""
+    return Frozen(
+        weights={
+            "vae": weights(initialise(AutoencoderKL, VAE, seed=0)),
+            "text_encoder": weights(initialise(CLIPTextModel, TEXT, seed=1)),
+        },
+        null={"text_encoder": jnp.asarray([18, 19, 19, 19, 19])},
+    )

@@ -127,6 +127,12 @@ def on_host(array: Any, kind: np.dtype) -> np.ndarray:
     return values.astype(kind, copy=False)
 
 
+def host_memory() -> jax.sharding.Sharding | None:
+    """Where weights are that no device computes with yet; None if JAX sees no CPU."""
+    device = _cpu()
+    return None if device is None else jax.sharding.SingleDeviceSharding(device)
+
+
 def _cpu() -> jax.Device | None:
     try:
         return jax.local_devices(backend="cpu")[0]

@@ -10,7 +10,7 @@ import math
 import pathlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,14 @@ from jaxdiff.core.types import Dtype
 Module = tuple[str, str]  # component, path of the module as in diffusers and transformers
 
 
+class Pair(NamedTuple):
+    """One module's factors in PyTorch's layouts, and what stands before their product."""
+
+    down: Pending
+    up: Pending
+    scale: float
+
+
 def find_lora(source: pathlib.Path) -> pathlib.Path | None:
     """The LoRA file at `source`, a file or a folder; None where something else is."""
     if source.is_dir():
@@ -52,28 +60,38 @@ def write_lora(target: pathlib.Path, source: pathlib.Path, *, dtype: Dtype | Non
     """
     modules = _modules(source)
     scales = Scales(source)
+    pairs: dict[Module, Pair] = {}
+    for (component, module), roles in modules.items():
+        scale = scales.scale(component, module, roles["down"].shape[0], roles.get("alpha"))
+        if not math.isfinite(scale):
+            raise InputError(f"{source}: {module}: got the scale {scale}, expected a number")
+        down, up = (_pending(roles[role], dtype) for role in ("down", "up"))
+        pairs[component, module] = Pair(down, up, scale)
+    write_pairs(target, pairs, metadata=_training(source))
+    return len(modules)
+
+
+def write_pairs(
+    target: pathlib.Path, pairs: Mapping[Module, Pair], *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write factors as a LoRA file in PEFT's spelling, with `metadata` in its header."""
     found: dict[str, Pending] = {}
     ranks: dict[str, dict[str, int]] = defaultdict(dict)
     alphas: dict[str, dict[str, float]] = defaultdict(dict)
-    for (component, module), roles in modules.items():
-        rank = roles["down"].shape[0]
-        scale = scales.scale(component, module, rank, roles.get("alpha"))
-        if not math.isfinite(scale):
-            raise InputError(f"{source}: {module}: got the scale {scale}, expected a number")
-        for role, letter in (("down", "A"), ("up", "B")):
-            found[f"{component}.{module}.lora_{letter}.weight"] = _pending(roles[role], dtype)
+    for (component, module), pair in pairs.items():
+        for factor, letter in ((pair.down, "A"), (pair.up, "B")):
+            found[f"{component}.{module}.lora_{letter}.weight"] = factor
         # transformers has dropped this prefix; PEFT matches the ends of paths.
-        place = module.removeprefix("text_model.")
-        ranks[component][place], alphas[component][place] = rank, scale * rank
+        place, rank = module.removeprefix("text_model."), pair.down.shape[0]
+        ranks[component][place], alphas[component][place] = rank, pair.scale * rank
     settings: dict[str, Any] = {}
     for component, of in ranks.items():
         for name, value in _settings(of, alphas[component]).items():
             settings[f"{component}.{name}"] = value
-    metadata = {METADATA: json.dumps(settings, indent=2, sort_keys=True)}
+    described = {METADATA: json.dumps(settings, indent=2, sort_keys=True)}
     check_file(target)
     with new_file(target) as temporary:
-        write_tensors(temporary, found, metadata=_training(source) | metadata)
-    return len(modules)
+        write_tensors(temporary, found, metadata={**(metadata or {}), **described})
 
 
 def _modules(path: pathlib.Path) -> dict[Module, dict[str, Entry]]:

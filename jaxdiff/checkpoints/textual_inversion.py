@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.checkpoints.inversion_names import PAIR, word_of
-from jaxdiff.checkpoints.tensors import read_tensor
+from jaxdiff.checkpoints.tensors import Pending, read_tensor, write_tensors
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Float, NDArray
+from jaxdiff.core.types import Dtype, Float, NDArray
 
 
 class Inversion(NamedTuple):
@@ -54,3 +55,35 @@ def read_inversion(
     if len({len(rows) for rows in vectors.values()}) > 1:
         raise InputError(f"{path}: got different numbers of vectors, expected as many for each")
     return Inversion(own if word is None else word, vectors)
+
+
+def write_inversion(folder: pathlib.Path, inversion: Inversion) -> pathlib.Path:
+    """Write a word as diffusers does; of two text encoders, which it has no form for, as kohya.
+
+    The word is then the name of the file, which is returned.
+    """
+    named = len(inversion.vectors) == 1
+    path = folder / ("learned_embeds" if named else inversion.word)
+    path = path.with_name(f"{path.name}.safetensors")
+    tables = inversion.vectors
+    if named:
+        tensors = {inversion.word: next(iter(tables.values()))}
+    else:
+        tensors = {name: tables[place] for name, place in PAIR.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as temporary:
+        write_tensors(temporary, {name: _pending(rows) for name, rows in tensors.items()})
+    return path
+
+
+def convert_inversion(target: pathlib.Path, source: pathlib.Path, *, dtype: Dtype) -> None:
+    """Write the textual inversion file `source` again, in `dtype`."""
+    tensors = {name: read_tensor(entry) for name, entry in read_weights(source).items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(target) as temporary:
+        write_tensors(temporary, {name: _pending(t, dtype) for name, t in tensors.items()})
+
+
+def _pending(rows: NDArray, dtype: Dtype = np.float32) -> Pending:
+    values = np.asarray(rows).astype(dtype)
+    return Pending(dtype=values.dtype, shape=values.shape, fetch=lambda: values)

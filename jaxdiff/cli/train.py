@@ -19,17 +19,18 @@ from jaxdiff.cli.training.logs import import_wandb
 from jaxdiff.cli.training.stopping import train_until_stopped
 from jaxdiff.cli.training.trainer import Trainer, mesh_of
 from jaxdiff.cli.training.vae import vae_experiment
-from jaxdiff.cli.training.workdir import alone, check_identity, record
+from jaxdiff.cli.training.workdir import alone, check_identity, record, recorded
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
 from jaxdiff.parallel.mesh import check_batch_size
-from jaxdiff.parallel.processes import Job, is_first, join
+from jaxdiff.parallel.processes import Job, fetch, is_first, join
 from jaxdiff.pipeline import cache
 from jaxdiff.training.config import (
     ClassifierObjective,
     CLIPObjective,
     DiffusionObjective,
     DistillationObjective,
+    MeshConfig,
     TrainConfig,
     VAEObjective,
     identity,
@@ -116,6 +117,20 @@ def experiment(config: TrainConfig, workdir: pathlib.Path) -> Experiment:
         ClassifierObjective: classifier_experiment,
     }
     return kinds[type(config.objective)](config, workdir, dtype_of(config.dtype))
+
+
+def write_export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool) -> None:
+    """Write what a training in `workdir` has learnt so far, averaged or as it is, into `folder`.
+
+    On any number of devices. Raises InputError where something that it was made of has changed.
+    """
+    config = dataclasses.replace(recorded(workdir), mesh=MeshConfig())
+    parts = experiment(config, workdir)
+    check_identity(identity(config) | dict(parts.identity), workdir)
+    with TrainingStore(workdir / CHECKPOINTS, read_only=True) as store:
+        trainer = Trainer(config, workdir, store, parts)
+    parts.batches.close()
+    parts.export(fetch(trainer.state.ema if ema else trainer.state.params), folder)
 
 
 def run(arguments: Sequence[str]) -> None:

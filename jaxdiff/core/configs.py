@@ -50,6 +50,29 @@ def from_mapping(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
     return cls(**values)
 
 
+def from_nested(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
+    """The dataclass whose `to_mapping` this is, dataclasses in its fields included.
+
+    Where a field may be one of several, it is the one whose fields are there. InputError for
+    fields of none.
+    """
+    return _revived(cls, mapping, source)
+
+
+def _revived(hint: Any, value: Any, source: str) -> Any:
+    """`value` as what a field of the type `hint` holds."""
+    if not isinstance(value, Mapping):
+        return _as_tuple(value)
+    choices = [c for c in (hint, *get_args(hint)) if dataclasses.is_dataclass(c)]
+    names = {c: {field.name for field in dataclasses.fields(c)} for c in choices}
+    fitting = [c for c in choices if value.keys() <= names[c]]
+    if not fitting:
+        raise InputError(f"{source}: got the fields {', '.join(value)}, expected {_spelled(hint)}")
+    chosen: Any = min(fitting, key=lambda c: len(names[c]))
+    hints = get_type_hints(chosen)
+    return chosen(**{name: _revived(hints[name], item, source) for name, item in value.items()})
+
+
 def to_mapping(config: Any) -> dict[str, Any]:
     """The JSON mapping of a dataclass; `from_mapping` reads it back as an equal config."""
     return dataclasses.asdict(config)

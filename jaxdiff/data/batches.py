@@ -10,6 +10,7 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, positive
+from jaxdiff.data.texts import Texts
 from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
 
 Item = Mapping[str, Any]
@@ -24,27 +25,28 @@ def to_unit(images: UInt8[NDArray, "..."]) -> Float[NDArray, "..."]:
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def collate(items: Sequence[Item], tokenizer: CLIPTokenizer | None = None) -> Batch:
+def collate(items: Sequence[Item], tokenizer: CLIPTokenizer | Texts | None = None) -> Batch:
     """Items with "image" and "caption" as arrays "image" (b, h, w, 3) in [-1, 1] and "ids" (b, n).
 
-    Without a tokenizer there are no "ids". Where items have "time_ids", "mean" or "logvar" in
-    place of or beside "image", so has the batch.
+    Without a tokenizer there are no "ids"; `Texts` name their own. Where items have "time_ids",
+    "mean" or "logvar" in place of or beside "image", so has the batch.
     """
     batch: Batch = {}
     if "image" in items[0]:
         batch["image"] = to_unit(np.stack([item["image"] for item in items]))
     for name in (name for name in STACKED if name in items[0]):
         batch[name] = np.stack([item[name] for item in items])
-    if tokenizer is not None:
-        batch["ids"] = tokenize(tokenizer, [item["caption"] for item in items])
-    return batch
+    captions = [item["caption"] for item in items] if tokenizer is not None else []
+    if isinstance(tokenizer, Texts):
+        return batch | tokenizer(captions)
+    return batch if tokenizer is None else batch | {"ids": tokenize(tokenizer, captions)}
 
 
 def batches(
     source: Any,
     *,
     batch_size: int,
-    tokenizer: CLIPTokenizer | None = None,
+    tokenizer: CLIPTokenizer | Texts | None = None,
     transform: Callable[[Sequence[Item]], Batch] | None = None,
     seed: int | None = None,
     process_index: int = 0,

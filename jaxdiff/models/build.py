@@ -22,17 +22,20 @@ def abstract(cls: Callable[..., M], *configs: Any, **options: Any) -> M:
     return cls(*configs, **options, rngs=None)
 
 
-def initial_weights(module: nnx.Module, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Paths and random initial values, drawn on the host one weight at a time.
+def initial_weights(
+    module: nnx.Module, seed: int, *, only: Callable[[str], bool] = lambda path: True
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Paths and random initial values of the weights at paths for which `only` is true.
 
-    A weight's values depend on `seed` and its path only, so it does not matter what else a model
-    has, nor which process draws. Compiling the same draws takes longer than this for any model
-    that fits one host.
+    They are drawn on the host one weight at a time. A weight's values depend on `seed` and its path
+    only, so it does not matter what else a model has, nor which process draws. Compiling the same
+    draws takes longer than this for any model that fits one host.
     """
     for path, variable in nnx.to_flat_state(nnx.state(module)):
         name = ".".join(map(str, path))
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        yield name, variable.init.numpy(rng, variable.shape).astype(variable.dtype)
+        if only(name):
+            rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            yield name, variable.init.numpy(rng, variable.shape).astype(variable.dtype)
 
 
 def initialise(cls: Callable[..., M], *configs: Any, seed: int, **options: Any) -> M:

@@ -17,6 +17,7 @@ from jaxdiff.nn.layers import Layers
 from jaxdiff.nn.transformer import split_heads
 
 LEGACY_EOS = 2  # what old configs say, whatever the tokenizer
+TOKENS = "text_model.embeddings.token_embedding.embedding"  # the path of the tokens' vectors
 LOGIT_SCALE = 2.6592  # log(1 / 0.07), the initial inverse temperature
 
 
@@ -272,6 +273,17 @@ class CLIPModel(nnx.Module):
     def image_embeds(self, images: Float[Array, "b h w c"]) -> Float[Array, "b p"]:
         """Images as unit vectors, in float32."""
         return _unit(self.visual_projection(self.vision_model(images).pooled))
+
+
+def with_words(
+    table: Float[Array, "v d"], first: int, vectors: Float[Array, "n d"]
+) -> Float[Array, "w d"]:
+    """The tokens' vectors with those of new words from the id `first` on, in the table's dtype.
+
+    Ids between the end of the table and the first word have no tokens, and zeros.
+    """
+    gap = jnp.zeros((max(0, first - len(table)), table.shape[1]), table.dtype)
+    return jnp.concatenate([table[:first], gap, vectors.astype(table.dtype)])
 
 
 def _projection(n_in: int, n_out: int | None, layers: Layers):

@@ -1,9 +1,6 @@
 """From prompts to what the network is told: text states, pooled text, sizes in pixels.
 
-Stable Diffusion 1 and 2 are told the normed last states of one encoder. Stable Diffusion XL is told
-the states before the last layer of all its encoders side by side, which may read different texts,
-and beside them the projected end of the text of the last encoder and six numbers (2307.01952,
-section 2.2); its refiner five, with an aesthetic score in the place of the target size.
+`models.conditions` says what that is for each family.
 """
 
 import dataclasses
@@ -17,6 +14,8 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, Int, NDArray, PyTree
 from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.conditions import numbers_told
+from jaxdiff.models.conditions import states as states_of
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.pipeline.prompts import chunks_of, lengthened
 from jaxdiff.pipeline.request import SIZES, Request
@@ -58,26 +57,9 @@ class TextRecipe:
         cls, unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel], blank_zeros: bool
     ) -> "TextRecipe":
         """The recipe that fits the network's config; InputError if the encoders do not fit it."""
-        width = sum(encoder.config.hidden_size for encoder in encoders)
-        wanted = unet.per_block("cross_attention_dim")[0]
-        if width != wanted:
-            raise InputError(
-                f"text encoders: got states of width {width}, expected the UNet's {wanted}"
-            )
-        if unet.addition_embed_type is None:
-            if len(encoders) != 1:
-                raise InputError(f"text encoders: got {len(encoders)}, expected 1")
+        added = numbers_told(unet, encoders)
+        if added is None:
             return cls(added=None)
-        pooled = encoders[-1].config.projection_dim
-        if encoders[-1].text_projection is None or pooled is None:
-            raise InputError("text encoders: got no projection in the last, expected one")
-        numbers = (unet.projection_class_embeddings_input_dim or 0) - pooled
-        added, rest = divmod(numbers, unet.addition_time_embed_dim or 1)
-        if rest or added not in (5, 6):
-            raise InputError(
-                f"UNet: got {numbers} inputs beside {pooled} of pooled text, expected "
-                f"5 or 6 times {unet.addition_time_embed_dim}"
-            )
         return cls(added=added, blank_zeros=blank_zeros, encoders=len(encoders))
 
     def check(self, request: Request) -> None:
@@ -179,7 +161,7 @@ def encode(
         for graph, weights, ids in zip(graphs, params, words.ids, strict=True)
     ]
     states = [
-        weighted(f.penultimate if pooled else f.last, jnp.reshape(w, (-1, w.shape[-1])))
+        weighted(states_of(f, pooled=pooled), jnp.reshape(w, (-1, w.shape[-1])))
         for f, w in zip(features, words.weights, strict=True)
     ]
     context = jnp.concatenate([s.reshape(*shape[:2], -1, s.shape[-1]) for s in states], axis=-1)

@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxdiff.checkpoints.textual_inversion import Inversion
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, write_tokenizer
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.data.tokenizer import load_tokenizer
-from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.clip import CLIPTextModel, with_words
 
 
 class Vocabulary:
@@ -28,7 +27,7 @@ class Vocabulary:
         self._encoder = encoder
         self._original: Array | None = None
         self._meanings: dict[int, list[int]] = {}
-        self.tokenizer = _load(files)
+        self.tokenizer = tokenizer_of(files)
         comma = self.tokenizer.convert_tokens_to_ids(",</w>")
         self.comma = None if comma == self.tokenizer.unk_token_id else comma
         self.words: tuple[str, ...] = ()
@@ -55,9 +54,7 @@ class Vocabulary:
         table = embedding[...]
         if self._original is None:
             self._original = table
-        gap = max(0, first - len(table))
-        rows = np.concatenate([np.zeros((gap, table.shape[1]), np.float32), vectors])
-        longer = jnp.concatenate([table[:first], jnp.asarray(rows, table.dtype)])
+        longer = with_words(table, first, jnp.asarray(vectors))
         embedding.set_value(jax.device_put(longer, table.sharding))
 
     def reset(self) -> None:
@@ -66,7 +63,7 @@ class Vocabulary:
             embedding = self._encoder.text_model.embeddings.token_embedding.embedding
             embedding.set_value(self._original)
         self._original, self._meanings, self.words = None, {}, ()
-        self.tokenizer = _load(self._files)
+        self.tokenizer = tokenizer_of(self._files)
 
 
 def add_inversion(vocabularies: Mapping[str, Vocabulary], inversion: Inversion) -> None:
@@ -81,7 +78,7 @@ def add_inversion(vocabularies: Mapping[str, Vocabulary], inversion: Inversion) 
         vocabulary.add(word, inversion.vectors[name])
 
 
-def _load(files: TokenizerFiles) -> Any:
+def tokenizer_of(files: TokenizerFiles) -> Any:
     """The tokenizer that reads `files`."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

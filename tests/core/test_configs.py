@@ -1,9 +1,10 @@
 import dataclasses
+import json
 import re
 
 import pytest
 
-from jaxdiff.core.configs import from_mapping, named, to_mapping
+from jaxdiff.core.configs import from_mapping, from_nested, named, to_mapping
 from jaxdiff.core.errors import InputError
 
 
@@ -75,3 +76,37 @@ def test_values_of_the_right_type():
 def test_an_error_names_its_source_once(text):
     with pytest.raises(InputError, match=r"^a\.json: steps: got 0$"), named("a.json"):
         raise InputError(text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Left:
+    length: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Right:
+    width: float = 2.0
+    sides: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tree:
+    branch: Left | Right
+    other: Right | None = None
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        Tree(branch=Left(length=3)),
+        Tree(branch=Right(width=1.0, sides=(1, 2)), other=Right(sides=(4,))),
+    ],
+)
+def test_nested_configs_come_back_from_json(tree):
+    stored = json.loads(json.dumps(to_mapping(tree)))
+    assert from_nested(Tree, stored, source="tree.json") == tree
+
+
+def test_fields_of_no_choice_are_refused():
+    with pytest.raises(InputError, match=r"tree\.json: got the fields height, expected"):
+        from_nested(Tree, {"branch": {"height": 1}}, source="tree.json")

@@ -6,26 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_training import OBJECTIVE, TEXT, VAE
+import tiny_training
+from tiny_training import OBJECTIVE, networks
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.losses import WEIGHTINGS
 from jaxdiff.diffusion.predictions import KINDS, target
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.models.build import abstract, initialise, weights
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.stages import REMAT
 from jaxdiff.training import draws
 from jaxdiff.training.objectives.diffusion import (
-    Frozen,
     by_quartile,
     denoising_errors,
     diffusion_learner,
     draw_times,
     drop_captions,
+    drop_for_each,
     offset_noise,
+    picture_sizes,
 )
+from jaxdiff.training.objectives.tuning import unet_only
 from jaxdiff.training.step import accumulated
 
 RNG = np.random.default_rng(0)
@@ -37,19 +37,12 @@ def normal(*shape):
 
 @pytest.fixture(scope="module")
 def frozen():
-    return Frozen(
-        vae=weights(initialise(AutoencoderKL, VAE, seed=0)),
-        text_encoder=weights(initialise(CLIPTextModel, TEXT, seed=1)),
-        null=jnp.asarray([18, 19, 19, 19, 19]),
-    )
+    return tiny_training.frozen()
 
 
 def learner(**changes):
-    return diffusion_learner(
-        dataclasses.replace(OBJECTIVE, **changes),
-        abstract(AutoencoderKL, VAE),
-        abstract(CLIPTextModel, TEXT),
-    )
+    config = dataclasses.replace(OBJECTIVE, **changes)
+    return diffusion_learner(config, unet_only(networks(config)))
 
 
 def scattered(learn):
@@ -61,6 +54,36 @@ def batch(b=3):
     ids = np.full((b, 5), 19)
     ids[:, 0], ids[:, 1] = 18, np.arange(b)
     return {"image": jnp.tanh(normal(b, 8, 8, 3)), "ids": jnp.asarray(ids)}
+
+
+def test_each_encoder_loses_captions_of_its_own_beside_those_that_all_lose():
+    n, rate, each = 4000, 0.2, (0.0, 0.5)
+    texts = {name: jnp.full((n, 3), i + 1, jnp.int32) for i, name in enumerate("ab")}
+    null = {name: jnp.zeros(3, jnp.int32) for name in texts}
+    read, dropped = drop_for_each(jax.random.key(1), texts, null, rate, each)
+    for i in range(2):
+        expected = np.where(dropped[i][:, None], 0, np.full((n, 3), i + 1))
+        np.testing.assert_array_equal(read[i], expected)
+    first, second = (np.asarray(each) for each in dropped)
+    assert not (first & ~second).any()  # what all lose the second loses too
+    alone = second[~first].mean()
+    assert abs(first.mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / n)
+    assert abs(alone - 0.5) < 4 * np.sqrt(0.25 / (n * (1 - rate)))
+
+
+def test_without_rates_of_their_own_encoders_lose_the_same_captions():
+    texts = {name: jnp.ones((50, 3), jnp.int32) for name in "ab"}
+    null = {name: jnp.zeros(3, jnp.int32) for name in texts}
+    _, (first, second) = drop_for_each(jax.random.key(1), texts, null, 0.5)
+    np.testing.assert_array_equal(first, second)
+    assert 0 < first.sum() < 50
+
+
+def test_pictures_without_recorded_sizes_are_whole():
+    told = picture_sizes({"image": jnp.zeros((2, 16, 24, 3))})
+    np.testing.assert_array_equal(told, [[16, 24, 0, 0, 16, 24]] * 2)
+    recorded = jnp.arange(12).reshape(2, 6)
+    np.testing.assert_array_equal(picture_sizes({"time_ids": recorded}), recorded)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -111,12 +134,10 @@ def test_frozen_weights_get_no_gradient_and_all_others_do(frozen):
     params = scattered(learn)
     told = batch()
 
-    def loss(ours, vae, text_encoder):
-        theirs = Frozen(vae, text_encoder, frozen.null)
-        return learn.loss(ours, theirs, told, jax.random.key(0))[0]
+    def loss(ours, theirs):
+        return learn.loss(ours, frozen._replace(weights=theirs), told, jax.random.key(0))[0]
 
-    gradients = jax.jit(jax.grad(loss, (0, 1, 2)))
-    ours, *theirs = gradients(params, frozen.vae, frozen.text_encoder)
+    ours, theirs = jax.jit(jax.grad(loss, (0, 1)))(params, frozen.weights)
     assert [name for name, g in ours.items() if not jnp.any(g)] == []
     assert not any(jnp.any(g) for g in jax.tree.leaves(theirs))
 
@@ -144,13 +165,7 @@ def test_an_untrained_network_loses_the_variance_of_its_target(frozen):
 
 
 def test_computing_in_bfloat16_needs_no_implicit_promotion(frozen):
-    half = jnp.bfloat16
-    learn = diffusion_learner(
-        OBJECTIVE,
-        abstract(AutoencoderKL, VAE, dtype=half),
-        abstract(CLIPTextModel, TEXT, dtype=half),
-        half,
-    )
+    learn = diffusion_learner(OBJECTIVE, unet_only(networks(dtype=jnp.bfloat16)))
     value, _ = jax.eval_shape(learn.loss, learn.shapes, frozen, batch(), jax.random.key(0))
     assert value.dtype == jnp.float32
     assert {leaf.dtype for leaf in learn.shapes.values()} == {jnp.dtype(jnp.float32)}

@@ -94,12 +94,26 @@ def test_the_scale_is_learnt_and_the_teacher_is_not(teacher, frozen):
         assert not np.any(gradient), path
 
 
+def test_what_is_computed_again_is_the_same_loss(teacher, frozen):
+    plain, again = (learner(teacher, remat=remat) for remat in ("none", "blocks"))
+    params = first(plain)
+
+    def loss(made):
+        return lambda p: made.loss(p, frozen, BATCH, KEY)[0]
+
+    assert "remat" in str(jax.make_jaxpr(jax.grad(loss(again)))(params))
+    assert "remat" not in str(jax.make_jaxpr(jax.grad(loss(plain)))(params))
+    values = [jax.jit(loss(made))(params) for made in (plain, again)]
+    np.testing.assert_allclose(*values, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"scales": (3.0, 2.0)}, "objective.scales: got 2.0, expected a number from 3.0"),
         ({"scales": (-1.0, 2.0)}, "objective.scales: got -1.0"),
         ({"scale_width": 0}, "objective.scale_width: got 0"),
+        ({"remat": "all"}, "objective.remat: got 'all'"),
     ],
 )
 def test_bad_objectives_are_refused(options, message):

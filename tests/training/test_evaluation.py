@@ -9,6 +9,7 @@ from pictured import caption, write_folder
 
 from jaxdiff.checkpoints.components import Component, read_component, write_component
 from jaxdiff.cli.training import evaluation
+from jaxdiff.cli.training.drawing import shown_noise
 from jaxdiff.cli.training.evaluation import make_evaluation
 from jaxdiff.cli.training.experiment import validation_batch
 from jaxdiff.core.errors import InputError
@@ -41,14 +42,27 @@ def texts_of(ids):
     return [TEXTS[tuple(row)] for row in np.asarray(ids).tolist()]
 
 
-def perfect(ids, noise):
+def told_with(tokenizer):
+    """What pictures of captions are drawn from."""
+
+    def told(captions):
+        return {"ids": tokenize(tokenizer, captions), "noise": shown_noise(8, 4, len(captions))}
+
+    return told
+
+
+TOLD = told_with(TOKENIZER)
+
+
+def perfect(shown):
     """What the prompts ask for, other drawings than those of the reference."""
+    ids = shown["ids"]
     drawn = renders(PROMPTS)(texts_of(ids), list(range(900, 900 + len(ids))))
     return jnp.asarray(to_unit(drawn))
 
 
-def grey(ids, noise):
-    return jnp.full((len(ids), 64, 64, 3), -0.2)
+def grey(shown):
+    return jnp.full((len(shown["ids"]), 64, 64, 3), -0.2)
 
 
 def features(folder, images):
@@ -58,12 +72,12 @@ def features(folder, images):
 
 
 def test_perfect_pictures_of_scenes_are_all_right_and_near():
-    evaluate = make_evaluation(CONFIG, TOKENIZER, VAE, {})
+    evaluate = make_evaluation(CONFIG, TOLD, VAE, {})
     asked = []
 
-    def draw(ids, noise):
-        asked.append((texts_of(ids), np.asarray(noise)))
-        return perfect(ids, noise)
+    def draw(shown):
+        asked.append((texts_of(shown["ids"]), np.asarray(shown["noise"])))
+        return perfect(shown)
 
     right = evaluate(draw)
     assert [len(texts) for texts, _ in asked] == [16, 16]
@@ -80,10 +94,10 @@ def test_perfect_pictures_of_scenes_are_all_right_and_near():
 
 def test_one_picture_over_and_over_has_no_covariance():
     """Then the distance is |m - c|^2 and the trace of what real pictures differ by."""
-    found = make_evaluation(CONFIG, TOKENIZER, VAE, {})(grey)["fid"]
+    found = make_evaluation(CONFIG, TOLD, VAE, {})(grey)["fid"]
     drawn = renders(PROMPTS)([p.text for p in PROMPTS], list(range(len(PROMPTS))))
     real = features(EMBEDDED / "clip", to_unit(drawn))
-    point = features(EMBEDDED / "clip", grey([0], None))
+    point = features(EMBEDDED / "clip", grey({"ids": [0]}))
     expected = np.sum((real.mean(0) - point) ** 2) + np.trace(np.cov(real.T))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
@@ -113,28 +127,28 @@ def test_stored_pictures_are_compared_where_there_is_a_clip(stored, field):
     known = {row.tobytes() for row in held_out["ids"]}
     pictures = iter(np.random.default_rng(0).uniform(-1, 1, (2, 16, 12, 12, 3)).astype(np.float32))
 
-    def draw(ids, noise):
-        assert {row.tobytes() for row in np.asarray(ids)} <= known
+    def draw(shown):
+        assert {row.tobytes() for row in np.asarray(shown["ids"])} <= known
         return jnp.asarray(next(pictures))
 
-    measures = make_evaluation(config, tokenizer, VAE, held_out)(draw)
+    measures = make_evaluation(config, told_with(tokenizer), VAE, held_out)(draw)
     assert set(measures) == {"fid"}
     assert measures["fid"] > 0
 
 
 def test_without_a_clip_stored_pictures_are_not_measured(stored):
     config, _ = stored
-    assert make_evaluation(replaced(config, evaluated=None), TOKENIZER, VAE, {})(grey) == {}
+    assert make_evaluation(replaced(config, evaluated=None), TOLD, VAE, {})(grey) == {}
     with pytest.raises(InputError, match=r"evaluated: got 20 for data that nothing here measures"):
-        make_evaluation(config, TOKENIZER, VAE, {})
+        make_evaluation(config, TOLD, VAE, {})
 
 
 def test_counts(monkeypatch):
-    assert make_evaluation(replaced(evaluated=0), TOKENIZER, VAE, {})(grey) == {}
+    assert make_evaluation(replaced(evaluated=0), TOLD, VAE, {})(grey) == {}
     monkeypatch.setattr(evaluation, "EVALUATED", 2)
     seen = []
-    make_evaluation(replaced(evaluated=None), TOKENIZER, VAE, {})(
-        lambda ids, noise: seen.extend(texts_of(ids)) or grey(ids, noise)
+    make_evaluation(replaced(evaluated=None), TOLD, VAE, {})(
+        lambda shown: seen.extend(texts_of(shown["ids"])) or grey(shown)
     )
     assert len(set(seen)) == 2
     with pytest.raises(InputError, match="evaluated: got 1, expected 0 or 2 or more"):
@@ -143,5 +157,5 @@ def test_counts(monkeypatch):
         replaced(evaluated=0, clip="a")
     never = dataclasses.replace(CONFIG, sample_every=0)
     with pytest.raises(InputError, match=r"evaluated: got 20, .* with sample_every 0"):
-        make_evaluation(never, TOKENIZER, VAE, {})
-    assert make_evaluation(replaced(never, evaluated=None), TOKENIZER, VAE, {})(grey) == {}
+        make_evaluation(never, TOLD, VAE, {})
+    assert make_evaluation(replaced(never, evaluated=None), TOLD, VAE, {})(grey) == {}

@@ -5,17 +5,16 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny_training import OBJECTIVE, TEXT, VAE
+import tiny_training
+from tiny_training import OBJECTIVE
 
-from jaxdiff.models.build import abstract, initialise, weights
-from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import batch_sharding, make_mesh, place, replicate, shard_batch
 from jaxdiff.parallel.rules import sharded_like, shardings, split_any
 from jaxdiff.training.config import CLIPObjective, EMAConfig, OptimiserConfig
 from jaxdiff.training.objectives.clip import clip_learner
-from jaxdiff.training.objectives.diffusion import Frozen, diffusion_learner
+from jaxdiff.training.objectives.diffusion import diffusion_learner
+from jaxdiff.training.objectives.tuning import unet_only
 from jaxdiff.training.optimiser import learning_rate, optimiser
 from jaxdiff.training.state import initial_state
 from jaxdiff.training.step import compile_step, make_step
@@ -37,14 +36,8 @@ CONTRAST = CLIPObjective(
 def trained(sizes):
     """Losses of a few steps, and the state after them."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
-    frozen = Frozen(
-        vae=weights(initialise(AutoencoderKL, VAE, seed=0)),
-        text_encoder=weights(initialise(CLIPTextModel, TEXT, seed=1)),
-        null=np.asarray([18, 19, 19, 19, 19]),
-    )
-    learn = diffusion_learner(
-        OBJECTIVE, abstract(AutoencoderKL, VAE), abstract(CLIPTextModel, TEXT)
-    )
+    frozen = tiny_training.frozen()
+    learn = diffusion_learner(OBJECTIVE, unet_only(tiny_training.networks()))
     config = OptimiserConfig(learning_rate=1e-2, warmup_steps=1)
     transform = optimiser(config, STEPS)
     begin = functools.partial(initial_state, optimiser=transform)

@@ -1,18 +1,16 @@
-"""Training the UNet: latents of a frozen VAE, told by a frozen text encoder."""
+"""Training a diffusion model: its UNet, all of its text side too, or small additions to it."""
 
+import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.checkpoints.components import Component, read_component
-from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
-from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.checkpoints.training_state import has_checkpoint
-from jaxdiff.checkpoints.weights import digest, find_weights
+from jaxdiff.cli.training.begin import Begun, begin
 from jaxdiff.cli.training.drawing import (
     SAMPLER,
     SPACING,
@@ -33,148 +31,153 @@ from jaxdiff.cli.training.experiment import (
     validation_batch,
     validation_captions,
 )
+from jaxdiff.cli.training.prior import with_prior
+from jaxdiff.cli.training.tuning import tuning
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray
 from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.latents import read_description
-from jaxdiff.data.tokenizer import load_tokenizer, tokenize
-from jaxdiff.models.build import abstract, assemble, weights
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.data.texts import Texts
+from jaxdiff.models.build import assemble
+from jaxdiff.models.conditions import Conditions
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.processes import fetch
 from jaxdiff.samplers.registry import make_grid
-from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
-from jaxdiff.training.objectives import Params, Whole
-from jaxdiff.training.objectives.diffusion import Frozen, diffusion_learner
+from jaxdiff.training.config import DataConfig, DiffusionObjective, Full, TrainConfig
+from jaxdiff.training.objectives import Params
+from jaxdiff.training.objectives.diffusion import IDS, Frozen, Model, diffusion_learner
 
 
-def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
-    """The scheduler_config.json that samples as the grids were sampled."""
-    return objective.schedule.to_config() | {
-        "_class_name": "DDIMScheduler",
-        "prediction_type": objective.prediction_type,
-        "timestep_spacing": SPACING,
-        "set_alpha_to_one": True,
-        "clip_sample": False,
-        "steps_offset": 1,  # diffusers insists on it; trailing steps do not read it
-    }
-
-
-def _sampler(
-    objective: DiffusionObjective, vae: AutoencoderKL, text: CLIPTextModel, dtype: Dtype
-) -> Callable[..., Array]:
-    unet = abstract(UNet2DConditionModel, objective.model, dtype=dtype)
-
-    def network(params: Params, x: Array, t: Array, context: Array) -> Array:
-        return assemble(unet, params)(x, t, context)
-
-    kind, steps = objective.prediction_type, objective.sample_steps
-    levels = make_grid(objective.schedule, SAMPLER, steps, kind=kind, spacing=SPACING)
-    choices = {"rule": "cfg", "kind": kind, "scale": objective.sample_scale}
-    return make_sampler(network, levels, vae, text, **choices)
-
-
-def _side(data: DataConfig, objective: DiffusionObjective) -> int:
+def _side(data: DataConfig, begun: Begun) -> int:
     """Side of the (square) pictures in pixels; InputError if another VAE made the latents."""
     if data.kind == "scenes":
         return CANVAS
     if data.kind != "latents":
         return data.resolution or 0
     folder = pathlib.Path(str(data.path))
-    made, own = read_description(folder), digest(find_weights(pathlib.Path(objective.vae)))
+    made, own = read_description(folder), begun.digests["vae"]
     if made.vae != own:
         raise InputError(
             f"data.path: got {folder}, encoded by a VAE with the digest {made.vae}, expected "
-            f"{own} as {objective.vae} has"
+            f"{own} as {begun.objective.vae} has"
         )
     return made.resolution
 
 
-def _check_size(objective: DiffusionObjective, vae: AutoencoderKL, side: int) -> None:
-    """InputError unless the UNet is for the latents that the VAE makes of pictures of `side`."""
-    model = objective.model
-    side, channels = side // vae.config.downscale, vae.config.latent_channels
-    for name, wanted in (
-        ("sample_size", side),
-        ("in_channels", channels),
-        ("out_channels", channels),
-    ):
-        if getattr(model, name) != wanted:
+def _check_size(config: TrainConfig, begun: Begun, side: int) -> None:
+    """InputError unless the UNet is for the latents that the VAE makes of pictures of `side`.
+
+    That of a pipeline may be trained at another size than before.
+    """
+    model, vae = begun.objective.model, begun.vae
+    channels = vae.config.latent_channels
+    wanted = {"in_channels": channels, "out_channels": channels}
+    if cast(DiffusionObjective, config.objective).pipeline is None:
+        wanted = {"sample_size": side // vae.config.downscale} | wanted
+    for name, value in wanted.items():
+        if getattr(model, name) != value:
             raise InputError(
-                f"objective.model.{name}: got {getattr(model, name)}, expected {wanted} as the "
-                f"latents of {objective.vae} have"
+                f"objective.model.{name}: got {getattr(model, name)}, expected {value} as the "
+                f"latents of {begun.objective.vae} have"
             )
 
 
-def _given_weights(
-    folder: str, shapes: Mapping[str, Any]
-) -> Callable[[int], Iterator[tuple[str, NDArray]]]:
-    """What begins a training with the UNet in `folder`; InputError unless its weights fit."""
-    stored = weights(read_component(pathlib.Path(folder)).module)
-    for path in sorted(stored.keys() | shapes):
-        got, wanted = (table[path].shape if path in table else None for table in (stored, shapes))
-        if got != wanted:
+def _sampler(objective: DiffusionObjective, model: Model) -> Callable[..., Array]:
+    def network(weights: Any, x: Array, t: Array, told: Conditions) -> Array:
+        return assemble(model.tuned.networks["unet"], weights)(x, t, **told._asdict())
+
+    def prepare(
+        params: Params, frozen: Frozen, shown: Mapping[str, Array]
+    ) -> tuple[Params, tuple[Conditions, ...], AutoencoderKL]:
+        networks, b = model.assembled(params, frozen), len(shown["noise"])
+        texts = model.texts.items()
+        own = [shown[ids] for _, ids in texts]
+        null = [jnp.broadcast_to(frozen.null[name], shown[ids].shape) for name, ids in texts]
+        nothing, everything = jnp.zeros(b, bool), jnp.ones(b, bool)
+        streams = tuple(
+            model.told(networks, ids, [dropped] * len(ids), shown.get("time_ids"))
+            for ids, dropped in ((null, everything), (own, nothing))
+        )
+        tables = model.tuned.join(params, frozen.weights)
+        return tables["unet"], streams, networks["vae"]
+
+    kind, steps = objective.prediction_type, objective.sample_steps
+    levels = make_grid(objective.schedule, SAMPLER, steps, kind=kind, spacing=SPACING)
+    choices = {"rule": "cfg", "kind": kind, "scale": objective.sample_scale}
+    return make_sampler(network, levels, prepare, **choices)
+
+
+def _prompts(config: TrainConfig, texts: Texts) -> list[str]:
+    """What the pictures of the grids are of; InputError if none has the word that is learnt."""
+    scenes = config.data.kind == "scenes"
+    prompts = shown_prompts() if scenes else validation_captions(config, SHOWN)
+    for word in texts.words:
+        if not any(word in (texts.caption or prompt) for prompt in prompts):
             raise InputError(
-                f"objective.weights: got {folder} with {path} {got}, "
-                f"expected {wanted} as objective.model has"
+                f"objective.train.word: got {word!r}, which no caption has, expected captions "
+                "with it, such as a data.caption"
             )
+    return prompts
 
-    def init(seed: int) -> Iterator[tuple[str, NDArray]]:
-        del seed  # nothing is drawn
-        for path, array in stored.items():
-            yield path, np.asarray(array, np.float32)
 
-    return init
+def _shown(begun: Begun, side: int, count: int) -> dict[str, NDArray]:
+    """What `count` pictures begin with, and what the UNet is told of their sizes."""
+    vae = begun.vae.config
+    noise = shown_noise(side // vae.downscale, vae.latent_channels, count)
+    sizes = np.tile(np.array([[side, side, 0, 0, side, side]], np.float32), (count, 1))
+    return {"noise": noise, "time_ids": sizes}
 
 
 def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Grids are pictures of fixed prompts; the measure is the loss on validation pictures."""
-    objective = cast(DiffusionObjective, config.objective)
     check_kind(config)
-    given = pathlib.Path(objective.text_encoder)
-    folders = {"vae": pathlib.Path(objective.vae), "text_encoder": given / "text_encoder"}
-    parts = {name: read_component(path, dtype=dtype) for name, path in folders.items()}
-    vae = cast(AutoencoderKL, parts["vae"].module)
-    text = cast(CLIPTextModel, parts["text_encoder"].module)
-    _check_size(objective, vae, _side(config.data, objective))
-    tokenizer = load_tokenizer(given / "tokenizer")
-    (null,) = tokenize(tokenizer, [""])
-    frozen = Frozen(vae=weights(vae), text_encoder=weights(text), null=jnp.asarray(null))
-    learner = diffusion_learner(objective, vae, text, dtype)
-    if objective.weights is not None and not has_checkpoint(workdir / CHECKPOINTS):
-        learner = learner._replace(init=_given_weights(objective.weights, learner.shapes))
-    draw = jax.jit(_sampler(objective, vae, text, dtype))
+    resumed = has_checkpoint(workdir / CHECKPOINTS)
+    begun = begin(cast(DiffusionObjective, config.objective), resumed=resumed)
+    side = _side(config.data, begun)
+    _check_size(config, begun, side)
+    chosen = tuning(begun, dtype, config.data.caption)
+    texts, objective = chosen.texts, begun.objective
+    frozen = Frozen(
+        weights={name: begun.table(name, dtype) for name in chosen.tuned.frozen},
+        null={name: texts([""])[IDS[name]][0] for name in begun.encoders},
+    )
+    learner = diffusion_learner(objective, chosen.tuned, silent_null=begun.silent_null)
+    model = Model(chosen.tuned, silent_null=begun.silent_null)
+    draw = jax.jit(_sampler(objective, model))
     measure = jax.jit(learner.measure)
-    scenes = config.data.kind == "scenes"
-    prompts = shown_prompts() if scenes else validation_captions(config, SHOWN)
-    shown = spread({"ids": tokenize(tokenizer, prompts), "noise": shown_noise(objective.model)})
-    held_out = validation_batch(config, tokenizer)
+
+    def told(captions: Sequence[str]) -> dict[str, NDArray]:
+        return texts(captions) | _shown(begun, side, len(captions))
+
+    shown = spread(told(_prompts(config, texts)))
+    held_out = validation_batch(config, texts)
     batch = spread(held_out)
-    evaluate = make_evaluation(config, tokenizer, vae, held_out)
+    named = dataclasses.replace(config, objective=objective)
+    evaluate = make_evaluation(named, told, begun.vae, held_out)
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        save_grid(workdir, step, grid(fetch(draw(params, frozen, **shown)), SHOWN // 2))
+        save_grid(workdir, step, grid(fetch(draw(params, frozen, shown)), SHOWN // 2))
         found = jax.device_get(measure(params, frozen, batch, jax.random.key(0)))
-        found |= evaluate(lambda ids, noise: draw(params, frozen, ids=ids, noise=noise))
+        found |= evaluate(lambda shown: draw(params, frozen, shown))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
-    def export(params: Whole, folder: pathlib.Path) -> None:
-        stored = {name: read_component(path) for name, path in folders.items()}  # in their dtypes
-        unet = assemble(abstract(UNet2DConditionModel, objective.model), params)
-        whole = PipelineParts(
-            components={**stored, "unet": Component(module=unet)},
-            scheduler=scheduler_config(objective),
-            tokenizers={"tokenizer": read_tokenizer(given / "tokenizer")},
-            defaults={
-                "guidance_scale": objective.sample_scale,
-                "steps": objective.sample_steps,
-                "sampler": SAMPLER,
-            },
-        )
-        write_pipeline(folder, whole)
+    if objective.prior is None:
+        stream = training_batches(config, texts)
+    else:
+        stream = with_prior(config, objective.prior, objective.prior_weight, texts)
+    return Experiment(learner, frozen, stream, sample, chosen.export, identity_of(config, begun))
 
-    identity = {f"weights of {k}": digest(find_weights(path)) for k, path in folders.items()}
-    return Experiment(
-        learner, frozen, training_batches(config, tokenizer), sample, export, identity
-    )
+
+def identity_of(config: TrainConfig, begun: Begun) -> dict[str, Any]:
+    """What of the model that a training began with must not change on the way."""
+    said: dict[str, Any] = {f"weights of {name}": mark for name, mark in begun.digests.items()}
+    objective = cast(DiffusionObjective, config.objective)
+    if objective.pipeline is None:
+        if isinstance(objective.train, Full):  # a checkpoint's take their place
+            said.pop("weights of unet", None)
+        return said
+    values = {name: getattr(begun.objective, name) for name in ("model", "schedule")}
+    for name, value in values.items():
+        fields = dataclasses.asdict(value)
+        said |= {f"objective.{name}.{key}": item for key, item in fields.items()}
+    return said | {"objective.prediction_type": begun.objective.prediction_type}

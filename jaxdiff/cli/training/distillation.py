@@ -32,6 +32,7 @@ from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.build import assemble, weights
 from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.conditions import Conditions, conditions
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
@@ -58,12 +59,12 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
     kind = str(parts.scheduler.get("prediction_type", "epsilon"))
     draw = jax.jit(_sampler(objective, teacher, vae, text, schedule, kind))
     measure = jax.jit(learner.loss)
-    noise = shown_noise(teacher.config)
+    noise = shown_noise(cast(int, teacher.config.sample_size), teacher.config.in_channels)
     shown = spread({"ids": tokenize(tokenizer, shown_prompts()), "noise": noise})
     batch = spread(validation_batch(config, tokenizer))
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        pictures = fetch(draw(params, frozen, **shown))
+        pictures = fetch(draw(params, frozen, shown))
         save_grid(workdir, step, grid(pictures, SHOWN // 2))
         _, measures = measure(params, frozen, batch, jax.random.key(0))
         return {f"validation_{name}": float(value) for name, value in measures.items()}
@@ -91,9 +92,15 @@ def _sampler(
 ) -> Callable[..., Array]:
     learnt, width = student(teacher, objective.scale_width), objective.scale_width
 
-    def network(params: Params, x: Array, t: Array, context: Array) -> Array:
-        told = guidance_embedding(jnp.full(len(x), objective.sample_scale), width)
-        return assemble(learnt, params)(x, t, context, timestep_cond=told)
+    def network(params: Params, x: Array, t: Array, told: Conditions) -> Array:
+        scale = guidance_embedding(jnp.full(len(x), objective.sample_scale), width)
+        return assemble(learnt, params)(x, t, told.context, timestep_cond=scale)
+
+    def prepare(
+        params: Params, frozen: Frozen, shown: Mapping[str, Array]
+    ) -> tuple[Params, tuple[Conditions, ...], AutoencoderKL]:
+        read = assemble(text, frozen.text_encoder)
+        return params, (conditions([read], [shown["ids"]]),), assemble(vae, frozen.vae)
 
     levels = make_grid(schedule, SAMPLER, objective.sample_steps, kind=kind, spacing=SPACING)
-    return make_sampler(network, levels, vae, text, rule="none", kind=kind, scale=1.0)
+    return make_sampler(network, levels, prepare, rule="none", kind=kind, scale=1.0)

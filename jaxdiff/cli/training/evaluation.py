@@ -5,7 +5,7 @@ import itertools
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -17,25 +17,24 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, UInt8
 from jaxdiff.data.batches import to_unit
 from jaxdiff.data.scenes import Prompt
-from jaxdiff.data.tokenizer import tokenize
 from jaxdiff.evaluation.frechet import Moments, frechet_distance, moments
 from jaxdiff.evaluation.report import judged, renders, some, standard_prompts, summarise
 from jaxdiff.models.build import assemble, weights
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.processes import fetch
 from jaxdiff.pipeline.load import EMBEDDED
-from jaxdiff.samplers.noise import image_keys, initial_noise
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 
 EVALUATED = 64  # pictures, where the config does not say
-# (ids, noise) -> pictures in [-1, 1]
-Draw = Callable[[Array, Array], Array]
+# captions -> what pictures of them are drawn from, and that -> pictures in [-1, 1]
+Told = Callable[[Sequence[str]], Mapping[str, NDArray]]
+Draw = Callable[[Mapping[str, Array]], Array]
 Evaluation = Callable[[Draw], Mapping[str, float]]
 Embed = Callable[[Float[NDArray, "n h w 3"]], Float[NDArray, "n d"]]
 
 
 def make_evaluation(
-    config: TrainConfig, tokenizer: Any, vae: AutoencoderKL, held_out: Mapping[str, NDArray]
+    config: TrainConfig, told: Told, vae: AutoencoderKL, held_out: Mapping[str, NDArray]
 ) -> Evaluation:
     """Measures of `objective.evaluated` drawn pictures by name; none where none are asked for.
 
@@ -54,11 +53,7 @@ def make_evaluation(
         return lambda draw: {}
     shown = list(itertools.islice(itertools.cycle(some(standard_prompts(), count)), count))
     texts = [p.text for p in shown] if scenes else validation_captions(config, count)
-    side = cast(int, objective.model.sample_size)
-    noise = np.asarray(
-        initial_noise(image_keys(range(count)), (side, side, objective.model.in_channels))
-    )
-    ids = tokenize(tokenizer, texts)
+    begun = told(texts)
     embed = None if folder is None else _embedding(folder)
 
     @functools.cache  # not before something is drawn
@@ -66,7 +61,7 @@ def make_evaluation(
         return moments(cast(Embed, embed)(_renders() if scenes else _pictures(vae, held_out)))
 
     def evaluate(draw: Draw) -> Mapping[str, float]:
-        images = _in_parts(draw, ids, noise)
+        images = _in_parts(draw, begun)
         measures = _shares(shown, images) if scenes else {}
         if embed is not None:
             measures["fid"] = frechet_distance(moments(embed(images)), reference())
@@ -99,7 +94,7 @@ def _clip(objective: DiffusionObjective, scenes: bool) -> pathlib.Path | None:
     """The folder of the CLIP that measures: the named one, the text encoder's, of scenes ours."""
     if objective.clip is not None:
         return clip_folder(pathlib.Path(objective.clip))
-    beside = pathlib.Path(objective.text_encoder) / CLIP
+    beside = pathlib.Path(str(objective.text_encoder)) / CLIP
     if beside.is_dir():
         return beside
     return EMBEDDED / CLIP if scenes else None
@@ -129,7 +124,7 @@ def _embedding(folder: pathlib.Path) -> Embed:
     def see(params: Mapping[str, Array], images: Array) -> Array:
         return assemble(module, params)(lens(images.clip(-1, 1))).pooled
 
-    return lambda images: _in_parts(lambda x: see(table, x), images)
+    return lambda images: _in_parts(lambda part: see(table, part["images"]), {"images": images})
 
 
 def _pictures(vae: AutoencoderKL, held_out: Mapping[str, NDArray]) -> Float[NDArray, "n h w 3"]:
@@ -138,18 +133,18 @@ def _pictures(vae: AutoencoderKL, held_out: Mapping[str, NDArray]) -> Float[NDAr
         return held_out["image"]
     table = weights(vae)
     decode = jax.jit(lambda params, z: assemble(vae, params).decode(z))
-    return _in_parts(lambda z: decode(table, z), held_out["mean"])
+    return _in_parts(lambda part: decode(table, part["z"]), {"z": held_out["mean"]})
 
 
-def _in_parts(function: Callable[..., Array], *arrays: NDArray) -> NDArray:
+def _in_parts(function: Draw, arrays: Mapping[str, NDArray]) -> NDArray:
     """`function` of all rows, SHOWN at a time: what draws the grids draws these too."""
-    n = len(arrays[0])
+    n = len(next(iter(arrays.values())))
     rows = np.arange(-(-n // SHOWN) * SHOWN) % n
     parts = []
     for start in range(0, len(rows), SHOWN):
         some_rows = rows[start : start + SHOWN]
-        part = spread({str(i): array[some_rows] for i, array in enumerate(arrays)})
-        parts.append(fetch(function(*part.values())))
+        part = spread({name: array[some_rows] for name, array in arrays.items()})
+        parts.append(fetch(function(part)))
     return np.concatenate(parts)[:n]
 
 

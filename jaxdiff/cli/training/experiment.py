@@ -22,6 +22,7 @@ from jaxdiff.parallel.processes import is_first
 from jaxdiff.training.config import (
     PICTURES,
     CLIPObjective,
+    DataConfig,
     DiffusionObjective,
     DistillationObjective,
     TrainConfig,
@@ -99,7 +100,7 @@ def training_batches(
         source: Any = SceneSource(seed=data.seed, variations=data.variations)
         skipped, identity = Skipped(), {}
     else:
-        stored = open_stored(data, config.batch_size, captions=tokenizer is not None)
+        stored = open_stored(data, config.batch_size, captions=_captioned(data, tokenizer))
         source, skipped, identity = stored.training, stored.skipped, {"data": stored.fingerprint}
         if count > 1:
             _check_same(stored.fingerprint)
@@ -115,6 +116,11 @@ def training_batches(
     return Stream(iterator, skipped, identity)
 
 
+def _captioned(data: DataConfig, tokenizer: Any) -> bool:
+    """Whether the pictures' own captions are read."""
+    return tokenizer is not None and data.caption is None
+
+
 def check_kind(config: TrainConfig) -> None:
     """InputError unless the objective can learn from that kind of data."""
     kinds = KINDS.get(type(config.objective), ("scenes",))
@@ -123,6 +129,8 @@ def check_kind(config: TrainConfig) -> None:
         raise InputError(
             f"data.kind: got {config.data.kind} for a {name}, expected {' or '.join(kinds)}"
         )
+    if config.data.caption is not None and not isinstance(config.objective, DiffusionObjective):
+        raise InputError(f"data.caption: got one for a {name}, expected none")
 
 
 def _check_same(fingerprint: str) -> None:
@@ -149,7 +157,7 @@ def validation_batch(
         source: Any = SceneSource(seed=data.seed, split="validation", variations=data.variations)
     else:
         check_kind(config)
-        stored = open_stored(data, config.batch_size, captions=tokenizer is not None)
+        stored = open_stored(data, config.batch_size, captions=_captioned(data, tokenizer))
         source, count = stored.validation, stored.validated
     iterator = batches(source, batch_size=count, tokenizer=tokenizer, transform=transform)
     batch = next(iterator)
@@ -167,7 +175,8 @@ def training_captions(config: TrainConfig) -> Iterator[str]:
 
 def validation_captions(config: TrainConfig, count: int) -> list[str]:
     """`count` captions of the stored items that are held out, over again where they are fewer."""
-    stored = open_stored(config.data, config.batch_size)
+    captions = config.data.caption is None
+    stored = open_stored(config.data, config.batch_size, captions=captions)
     return [stored.validation[i % stored.validated]["caption"] for i in range(count)]
 
 

@@ -13,6 +13,7 @@ from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.cli.training.experiment import CHECKPOINTS
+from jaxdiff.core.configs import from_nested
 from jaxdiff.core.errors import InputError
 from jaxdiff.parallel.processes import is_first
 from jaxdiff.training.config import (
@@ -49,6 +50,14 @@ def record(config: TrainConfig, now: Identity, workdir: pathlib.Path) -> None:
     values = {"identity": now} | dataclasses.asdict(config)
     with new_file(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def recorded(workdir: pathlib.Path) -> TrainConfig:
+    """The config that `record` wrote; InputError if there is none."""
+    path = workdir / "config.json"
+    values = read_object(path)
+    values.pop("identity", None)
+    return from_nested(TrainConfig, values, source=str(path))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from jaxdiff.training.config.data import DATA_FIELDS, PICTURES, DataConfig
 from jaxdiff.training.config.ema import EMAConfig
 from jaxdiff.training.config.mesh import MESHES, MeshConfig
 from jaxdiff.training.config.objectives import (
+    OF_PIPELINE,
     ClassifierObjective,
     CLIPObjective,
     DiffusionObjective,
@@ -21,6 +22,7 @@ from jaxdiff.training.config.objectives import (
     VAEObjective,
 )
 from jaxdiff.training.config.optimiser import OptimiserConfig
+from jaxdiff.training.config.tuning import Full, LoRA, TextualInversion, Tuning
 
 __all__ = [
     "DATA_FIELDS",
@@ -32,10 +34,14 @@ __all__ = [
     "DiffusionObjective",
     "DistillationObjective",
     "EMAConfig",
+    "Full",
+    "LoRA",
     "MeshConfig",
     "Objective",
     "OptimiserConfig",
+    "TextualInversion",
     "TrainConfig",
+    "Tuning",
     "VAEObjective",
     "identity",
 ]
@@ -99,7 +105,7 @@ class TrainConfig:
 _IDENTITY: dict[type, tuple[str, ...]] = {
     VAEObjective: ("model", "only_decoder", "adversarial", "discriminator"),
     CLIPObjective: ("text", "vision", "projection_dim"),
-    DiffusionObjective: ("model", "schedule", "prediction_type"),
+    DiffusionObjective: ("model", "schedule", "prediction_type", "train"),
     DistillationObjective: ("scale_width",),
     ClassifierObjective: ("model", "schedule"),
 }
@@ -109,7 +115,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     """What must not change when a training goes on: dotted field name -> value, JSON-like.
 
     That is the model, the seed, and the optimiser with what it leaves frozen. Learning rates, loss
-    weights, intervals and the number of steps may change.
+    weights, intervals and the number of steps may change. What a pipeline says is not known here:
+    the experiment adds it.
     """
     objective = config.objective
     values: dict[str, Any] = {
@@ -119,8 +126,11 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         "ema.widths": list(config.ema.widths),
         "optimiser.groups with 0": [pattern for pattern, f in config.optimiser.groups if f == 0],
     }
-    for name in _IDENTITY[type(objective)]:
+    elsewhere = OF_PIPELINE if getattr(objective, "pipeline", None) else ()
+    for name in (n for n in _IDENTITY[type(objective)] if n not in elsewhere):
         value = getattr(objective, name)
+        if name == "train":
+            values["objective.train"] = type(value).__name__
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = dataclasses.asdict(value)
             values |= {f"objective.{name}.{key}": item for key, item in fields.items()}

@@ -7,7 +7,7 @@ from jaxdiff.core.validate import in_range, one_of, positive
 
 VARIATIONS = (1, 2, 4, 8)
 PICTURES = ("folder", "tars", "records", "hub")  # kinds of data that are pictures as stored
-_STORED = {"kind", "seed", "threads", "path", "max_broken", "held_out"}
+_STORED = {"kind", "seed", "threads", "path", "max_broken", "held_out", "caption"}
 _PREPARED = _STORED | {"resolution", "widest", "cell", "crop", "flip", "cache"}
 # The fields that count for each kind of data.
 DATA_FIELDS: dict[str, set[str]] = {
@@ -39,6 +39,7 @@ class DataConfig:
     split: str = "train"  # of a dataset from the Hub
     image_key: str = "image"  # its column of pictures
     caption_key: str = "text"  # its column of captions; in metadata.jsonl the key of captions
+    caption: str | None = None  # of all pictures, in place of their own, which are not asked for
     max_broken: float = 0.05  # share of unusable items above which training ends
     held_out: int = 64  # items that are validated and not trained on; at most a tenth
     threads: int = 1  # that prepare batches

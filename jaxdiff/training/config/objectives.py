@@ -14,8 +14,12 @@ from jaxdiff.models.discriminator import PatchDiscriminatorConfig
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.nn.stages import REMAT
+from jaxdiff.training.config.data import DataConfig
+from jaxdiff.training.config.tuning import Full, Tuning
 
 TIMES = ("uniform", "logit_normal")
+# The fields of a DiffusionObjective that a pipeline says.
+OF_PIPELINE = ("model", "vae", "text_encoder", "weights", "schedule", "prediction_type")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,11 +93,15 @@ class CLIPObjective:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionObjective:
-    """Learn to denoise the latents of captioned pictures (latent diffusion, 2112.10752)."""
+    """Learn to denoise the latents of captioned pictures (latent diffusion, 2112.10752).
 
+    What `pipeline` brings along is left out beside it: the fields in OF_PIPELINE.
+    """
+
+    pipeline: str | None = None  # folder, file or Hub id of a whole model to begin with
     model: UNet2DConditionConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
-    vae: str  # folder of the frozen VAE: a finished training's export/
-    text_encoder: str  # folder with the frozen text_encoder/ and tokenizer/
+    vae: str | None = None  # folder of the frozen VAE: a finished training's export/
+    text_encoder: str | None = None  # folder with the text_encoder/ and tokenizer/
     weights: str | None = None  # folder of a UNet to begin with; None begins at random
     schedule: NoiseSchedule = dataclasses.field(
         default_factory=lambda: NoiseSchedule(
@@ -101,6 +109,7 @@ class DiffusionObjective:
         )
     )
     prediction_type: str = "v_prediction"  # what the network outputs: a name in diffusion.KINDS
+    train: Tuning = dataclasses.field(default_factory=Full)  # which weights are trained
     weighting: str = "uniform"  # of the squared error over noise levels: a name in WEIGHTINGS
     gamma: float = 5.0  # the cap of min_snr and soft_min_snr; the exponent of p2, there 0.5 or 1
     noise_offset: float = 0.0  # deviation of what is added to whole channels of the noise
@@ -108,6 +117,12 @@ class DiffusionObjective:
     times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
     time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
     caption_dropout: float = 0.1  # share of captions replaced by the null caption
+    # the same of what each of several text encoders reads, beside those and independently
+    caption_dropout_each: tuple[float, ...] = ()
+    # Pictures of what the trained thing is one of, half of each batch, so that the word for them
+    # keeps its meaning (DreamBooth, 2208.12242, section 3.3).
+    prior: DataConfig | None = None
+    prior_weight: float = 1.0  # of their loss beside that of the others
     sample_scale: float = 5.0  # guidance scale of the sample grids
     sample_steps: int = 25  # DDIM steps of the sample grids
     # pictures drawn beside each grid to be measured; None: 64 where they can be, 0: none
@@ -133,9 +148,37 @@ class DiffusionObjective:
         positive("objective.gamma", self.gamma)
         not_negative("objective.noise_offset", self.noise_offset)
         in_range("objective.time_shift", self.time_shift, 0.01, 100)
-        in_range("objective.caption_dropout", self.caption_dropout, 0, 1)
+        for rate in (self.caption_dropout, *self.caption_dropout_each):
+            in_range("objective.caption_dropout", rate, 0, 1)
+        positive("objective.prior_weight", self.prior_weight)
+        if self.prior is None and self.prior_weight != 1:
+            raise InputError(
+                f"objective.prior_weight: got {self.prior_weight} without objective.prior, "
+                "expected both"
+            )
         in_range("objective.sample_scale", self.sample_scale, 0, 1000)
         in_range("objective.sample_steps", self.sample_steps, 1, self.schedule.num_train_timesteps)
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """InputError unless every part is said once."""
+        for field in dataclasses.fields(self):
+            if self.pipeline is None and field.name in ("vae", "text_encoder"):
+                if getattr(self, field.name) is None:
+                    raise InputError(f"objective.{field.name}: got none, expected it or a pipeline")
+            elif self.pipeline is not None and field.name in OF_PIPELINE:
+                made = field.default_factory
+                default = field.default if made is dataclasses.MISSING else made()
+                if getattr(self, field.name) != default:
+                    raise InputError(
+                        f"objective.{field.name}: got one beside objective.pipeline, expected it "
+                        "left out: the pipeline brings its own"
+                    )
+        if not isinstance(self.train, Full) and self.pipeline is None and self.weights is None:
+            raise InputError(
+                f"objective.train: got {type(self.train).__name__} for a new UNet, expected "
+                "objective.pipeline or objective.weights"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +188,7 @@ class DistillationObjective:
     teacher: str  # pipeline folder whose UNet, guided, is learnt from and begun with
     scale_width: int = 64  # of the embedded scale that the network is told
     scales: tuple[float, float] = (1.0, 10.0)  # range of the scales taught, uniformly drawn
+    remat: str = "none"  # what is computed again for gradients, to save memory: a name in REMAT
     times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
     time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
     sample_scale: float = 3.0  # guidance scale of the sample grids
@@ -152,6 +196,7 @@ class DistillationObjective:
 
     def __post_init__(self) -> None:
         positive("objective.scale_width", self.scale_width)
+        one_of("objective.remat", self.remat, REMAT)
         low, high = self.scales
         in_range("objective.scales", low, 0, 1000)
         in_range("objective.scales", high, low, 1000)

@@ -32,10 +32,13 @@ class Frozen(NamedTuple):
     null: Int[Array, "n"]
 
 
-def student(teacher: UNet2DConditionModel, width: int) -> UNet2DConditionModel:
-    """The teacher's network, as shapes, with an embedded scale of this width as an input."""
+def student(teacher: UNet2DConditionModel, width: int, remat: str = "none") -> UNet2DConditionModel:
+    """The teacher's network, as shapes, with an embedded scale of this width as an input.
+
+    `remat` says what is computed again for gradients: a name in REMAT.
+    """
     config = dataclasses.replace(teacher.config, time_cond_proj_dim=width)
-    return abstract(UNet2DConditionModel, config, dtype=teacher.dtype)
+    return abstract(UNet2DConditionModel, config, dtype=teacher.dtype, remat=remat)
 
 
 def distillation_learner(
@@ -51,7 +54,7 @@ def distillation_learner(
     teacher's answer is uncond + w (cond - uncond), w drawn for each picture; the error is of the
     network's own kind of output. Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n).
     """
-    learnt = student(teacher, config.scale_width)
+    learnt = student(teacher, config.scale_width, config.remat)
 
     def answer(
         frozen: Frozen, x: Array, t: Array, states: Array, null: Array, w: Float[Array, "b"]
