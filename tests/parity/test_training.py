@@ -17,6 +17,7 @@ from jaxdiff.core.types import dtype_of
 from jaxdiff.training import draws
 from jaxdiff.training.config import (
     DiffusionObjective,
+    EMAConfig,
     Full,
     LoRA,
     OptimiserConfig,
@@ -64,7 +65,7 @@ class Ours:
         self.schedule = learning_rate(OPTIMISER, STEPS)
         self.first = dict(learner.init(3))
         self.state = initial_state({p: jnp.asarray(a) for p, a in self.first.items()}, transform)
-        self.step = jax.jit(make_step(learner.loss, transform, self.schedule, 0.9))
+        self.step = jax.jit(make_step(learner.loss, transform, self.schedule, EMAConfig(decay=0.9)))
 
     def drawn(self, step, batch, shape):
         """What the loss draws in a step: noise of latents, dropped captions, times, noise."""

@@ -14,7 +14,7 @@ from jaxdiff.models.clip_config import CLIPVisionConfig
 from jaxdiff.models.discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from jaxdiff.models.lens import Lens
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
-from jaxdiff.training.config import OptimiserConfig, VAEObjective
+from jaxdiff.training.config import EMAConfig, OptimiserConfig, VAEObjective
 from jaxdiff.training.objectives.adversarial import hinge
 from jaxdiff.training.objectives.perceptual import Eye, distance
 from jaxdiff.training.objectives.vae import Frozen, edge_error, sample_latents, vae_learner
@@ -165,7 +165,12 @@ def test_training_begins_the_discriminator_at_its_step(dtype, parts):
     transform = optimiser(config, 10)
     step = jax.jit(
         make_step(
-            learn.loss, transform, learning_rate(config, 10), 0.9, accumulate=parts, at=learn.at
+            learn.loss,
+            transform,
+            learning_rate(config, 10),
+            EMAConfig(decay=0.9),
+            accumulate=parts,
+            at=learn.at,
         )
     )
     begun = {k: jnp.asarray(v) for k, v in learn.init(0)}

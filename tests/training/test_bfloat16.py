@@ -6,15 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_training
 from oracles import equations
-from tiny_training import OBJECTIVE, TEXT, VAE
+from tiny_training import OBJECTIVE
 
 from jaxdiff.core.trees import cast
-from jaxdiff.models.build import abstract, initialise, weights
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.training.config import OptimiserConfig
-from jaxdiff.training.objectives.diffusion import Frozen, diffusion_learner
+from jaxdiff.training.config import EMAConfig, OptimiserConfig
+from jaxdiff.training.objectives.diffusion import diffusion_learner
+from jaxdiff.training.objectives.tuning import unet_only
 from jaxdiff.training.optimiser import learning_rate, optimiser
 from jaxdiff.training.state import initial_state
 from jaxdiff.training.step import make_step
@@ -27,16 +26,11 @@ MOVES = {
     *("reshape", "transpose", "broadcast_in_dim", "slice", "squeeze", "concatenate", "gather"),
     *("pad", "copy", "stop_gradient", "select_n", "split", "jit", "custom_jvp_call", "rev", "max"),
 }
-FROZEN = Frozen(
-    vae=weights(initialise(AutoencoderKL, VAE, seed=0)),
-    text_encoder=weights(initialise(CLIPTextModel, TEXT, seed=1)),
-    null=jnp.asarray([18, 19, 19, 19, 19]),
-)
+FROZEN = tiny_training.frozen()
 
 
 def learner(dtype):
-    modules = abstract(AutoencoderKL, VAE, dtype=dtype), abstract(CLIPTextModel, TEXT, dtype=dtype)
-    return diffusion_learner(OBJECTIVE, *modules, dtype)
+    return diffusion_learner(OBJECTIVE, unet_only(tiny_training.networks(dtype=dtype)))
 
 
 def batch(step):
@@ -54,8 +48,9 @@ def trained(dtype):
     learn, config = learner(dtype), OptimiserConfig(learning_rate=1e-2, warmup_steps=5)
     transform = optimiser(config, STEPS)
     state = initial_state({k: jnp.asarray(v) for k, v in learn.init(2)}, transform)
-    frozen = Frozen(cast(FROZEN.vae, dtype), cast(FROZEN.text_encoder, dtype), FROZEN.null)
-    step = jax.jit(make_step(learn.loss, transform, learning_rate(config, STEPS), 0.9))
+    frozen = FROZEN._replace(weights=cast(FROZEN.weights, dtype))
+    schedule, average = learning_rate(config, STEPS), EMAConfig(decay=0.9)
+    step = jax.jit(make_step(learn.loss, transform, schedule, average))
     losses = []
     for i in range(STEPS):
         state, metrics = step(state, frozen, batch(i), jax.random.key(3))
