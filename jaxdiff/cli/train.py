@@ -1,4 +1,7 @@
-"""`train.py CONFIG --workdir FOLDER [--any.field value]`: train, or go on where it stopped."""
+"""`train.py CONFIG --workdir FOLDER [--any.field value]`: train, or go on where it stopped.
+
+With `--plan TOPOLOGY` nothing is trained: see `planning`.
+"""
 
 import dataclasses
 import importlib.util
@@ -82,6 +85,7 @@ def parse(arguments: Sequence[str]) -> Options:
     """The options of a command line; prints help or usage errors and exits (2) like argparse."""
     if not arguments or arguments[0].startswith("-"):
         print("usage: train.py CONFIG --workdir FOLDER [--any.field value ...]", file=sys.stderr)
+        print("       train.py CONFIG --plan TOPOLOGY ... [--any.field value]", file=sys.stderr)
         print("       train.py CONFIG --help lists every field", file=sys.stderr)
         raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
     given = load_config(pathlib.Path(arguments[0]))
@@ -102,6 +106,30 @@ def parse(arguments: Sequence[str]) -> Options:
         options,
         prog=f"train.py {arguments[0]}",
         description="Train, or go on where training stopped.",
+        args=list(arguments[1:]),
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """Plan what `CONFIG --plan TOPOLOGY ...` asks for."""
+    given = load_config(pathlib.Path(arguments[0]))
+
+    def options(
+        *,
+        plan: Annotated[tuple[str, ...], tyro.conf.arg(help="such as v5e:16x16 or v5p:4x4x4")],
+        largest: Annotated[bool, tyro.conf.arg(help="look for the largest batch too")] = True,
+        json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
+        config: Fields = given,
+    ) -> None:
+        from jaxdiff.cli.planning.command import plan_training
+
+        plan_training(config, plan, largest=largest, as_json=json)
+
+    tyro.cli(
+        options,
+        prog=f"train.py {arguments[0]}",
+        description="Compile the training step for TPUs that are not here, and say what it takes.",
         args=list(arguments[1:]),
         config=(tyro.conf.AvoidSubcommands,),
     )
@@ -135,6 +163,9 @@ def write_export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool) -> N
 
 def run(arguments: Sequence[str]) -> None:
     """The command. After SIGINT or SIGTERM SystemExit with 130 or 0, once the state is saved."""
+    if "--plan" in arguments[1:]:
+        plan(arguments)
+        return
     options = parse(arguments)
     workdir = options.workdir
     join(options.job)

@@ -87,6 +87,9 @@ def _run(q: Q, k: KV, v: KV, *, causal: bool, choices: tuple[tuple[str, str], ..
     return lax.platform_dependent(q, k, v, **branches, default=branches["cpu"])
 
 
+NAME = "_run"  # of attention as a whole in a traced program
+
+
 def _flash_gpu() -> bool:
     """Whether this process's devices are NVIDIA GPUs of compute capability 8 (Ampere) or later."""
     device = jax.devices()[0]

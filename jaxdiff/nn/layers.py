@@ -43,10 +43,11 @@ class Linear(nnx.Module):
             return tuple(jnp.split(self(x), 2, axis=-1))
 
         def apart(x: Array) -> tuple[Array, ...]:
-            # The gradient of the split would join the halves in a pass of its own.
+            # The gradient of the split would join the halves in a pass of its own. For a TPU the
+            # compiler estimates a quarter less for the whole gated perceptron of SD's first level.
             return self._columns(x, slice(middle)), self._columns(x, slice(middle, None))
 
-        return lax.platform_dependent(x, cpu=apart, default=together)
+        return lax.platform_dependent(x, cpu=apart, tpu=apart, default=together)
 
     def _columns(self, x: Float[Array, "... i"], some: slice) -> Float[Array, "... o"]:
         # As one matrix: XLA on the CPU is slow at weight gradients that sum over several axes.

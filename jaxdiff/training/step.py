@@ -132,8 +132,14 @@ def compile_step(step: Step, mesh: Mesh, state: PyTree = None, frozen: PyTree = 
     """
     whole, split = replicated(mesh), batch_sharding(mesh)
     state, frozen = (whole if part is None else part for part in (state, frozen))
+
+    def on_mesh(*arguments: Any) -> Any:
+        # Kernels that the compiler cannot divide ask which mesh they are on.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(*arguments)
+
     return jax.jit(
-        step,
+        on_mesh,
         in_shardings=(state, frozen, split, whole),
         out_shardings=(state, whole),
         donate_argnums=0,

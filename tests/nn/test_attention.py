@@ -174,12 +174,21 @@ def test_auto_follows_the_platform_of_the_program():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("batch", [8, 3])
-def test_tpu_kernel_is_divided_by_the_mesh(batch):
-    """Under a mesh each device has its part of the batch, or all of one that does not divide."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
-    spec = PartitionSpec("data" if batch % len(jax.devices()) == 0 else None)
-    x = jax.random.normal(jax.random.key(0), (batch, 128, 2, 8))
+@pytest.mark.parametrize(
+    ("batch", "heads", "sizes", "spec"),
+    [
+        (8, 2, (8, 1, 1), PartitionSpec(("data",))),
+        (8, 2, (2, 4, 1), PartitionSpec(("data", "fsdp"))),
+        (4, 2, (2, 2, 2), PartitionSpec(("data", "fsdp"), None, "tensor")),
+        (4, 3, (2, 2, 2), PartitionSpec(("data", "fsdp"))),
+        (3, 2, (8, 1, 1), PartitionSpec()),
+    ],
+)
+def test_tpu_kernel_is_divided_by_the_mesh(batch, heads, sizes, spec):
+    """Each device has its part of the batch and of the heads, or all of what does not divide."""
+    devices = np.array(jax.devices()).reshape(sizes)
+    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
+    x = jax.random.normal(jax.random.key(0), (batch, 128, heads, 8))
     x = jax.device_put(x, NamedSharding(mesh, spec))
     with jax.set_mesh(mesh):
         out = jax.jit(lambda x: tpu(x, x, x, causal=False, interpret=True))(x)

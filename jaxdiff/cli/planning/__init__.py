@@ -1,0 +1,1 @@
+"""What a training or a sampling loop would take on TPUs, from compiling it without one."""

@@ -1,0 +1,73 @@
+"""A traced program compiled for a TPU that is not here, and what the compiler says of it."""
+
+import pathlib
+import re
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxdiff.cli.planning import hlo, kernels
+from jaxdiff.cli.planning.chips import GIB
+
+_NEEDED = re.compile(r"required[^(]*\(([\d.]+)([KMGT])\)")
+UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+
+
+class Compiled(NamedTuple):
+    """One program of one chip: bytes, cycles and what it sends. Without cycles it does not fit."""
+
+    total: float  # bytes at the busiest moment
+    arguments: float = 0.0  # bytes of what it is given
+    temporaries: float = 0.0  # bytes beside that: activations, gradients, copies
+    code: float = 0.0  # bytes of instructions
+    flops: float = 0.0  # as the compiler counts them, kernels left out
+    cycles: float | None = None  # of the compiler's operations
+    kernel_cycles: float = 0.0  # of kernels that were written by hand
+    unknown: tuple[str, ...] = ()  # kernels of which nothing is known, and loops
+    sent: Mapping[str, float] = MappingProxyType(
+        {}
+    )  # bytes that a chip sends, by kind of collective
+    times: Mapping[str, int] = MappingProxyType({})  # how often it does
+    compile_s: float = 0.0
+
+
+def compile_traced(traced: Any, schedules: pathlib.Path, cores: int) -> Compiled:
+    """Compile `traced` (of `jax.jit(...).trace`) whose TPU compiler writes to `schedules`."""
+    for path in schedules.rglob("*.txt"):
+        path.unlink()
+    started = time.perf_counter()
+    try:
+        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _NEEDED.search(str(error))
+        if needed is None:
+            raise
+        size = float(needed.group(1)) * UNITS[needed.group(2)]
+        return Compiled(size, compile_s=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    program = hlo.read(compiled.as_text())
+    cost = kernels.cost(
+        program.kernels, kernels.grids(traced.jaxpr.jaxpr), kernels.schedules(schedules), cores
+    )
+    memory = compiled.memory_analysis()
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    loops = [f"{program.unknown_loops} loops"] if program.unknown_loops else []
+    times: dict[str, int] = {}
+    for collective in program.collectives:
+        times[collective.kind] = times.get(collective.kind, 0) + collective.times
+    return Compiled(
+        total=kept + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=kept - memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=(compiled.cost_analysis() or {}).get("flops", 0.0),
+        cycles=program.cycles,
+        kernel_cycles=cost.cycles,
+        unknown=(*cost.unknown, *loops),
+        sent=program.sent(),
+        times=times,
+        compile_s=seconds,
+    )

@@ -1,0 +1,40 @@
+"""Names of topologies, and what is missing where nothing can be compiled."""
+
+import importlib.util
+
+import pytest
+
+from jaxdiff.cli.planning.chips import CHIPS
+from jaxdiff.cli.planning.topology import parse, prepare
+from jaxdiff.core.errors import InputError
+
+
+def test_parse():
+    topology = parse("v5p:4x4x8")
+    assert (topology.chips, topology.chip, topology.title) == (128, CHIPS["v5p"], "v5p:4x4x8")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("v5:2x2", "plan: got 'v5', expected one of v4, v5e"),
+        ("v5e", "plan: got v5e, expected a chip and its grid, such as v5e:4x4"),
+        ("v5e:0x2", "expected a chip and its grid"),
+        ("v5p:4x4", "plan: got v5p:4x4, expected 3 sides for v5p, such as v5p:4x4x4"),
+    ],
+)
+def test_what_is_no_topology(text, said):
+    with pytest.raises(InputError, match=said):
+        parse(text)
+
+
+def test_without_the_compiler_the_package_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install libtpu"):
+        prepare(parse("v5e:2x2"), schedules="nowhere")
+
+
+@pytest.mark.parametrize("name", ["v4", "v5e", "v5p"])
+def test_clocks_are_the_peaks_of_all_matrix_units(name):
+    chip = CHIPS[name]
+    assert chip.cores * 4 * 2 * 128**2 * chip.clock == pytest.approx(chip.peak, rel=2e-3)
