@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxdiff.checkpoints.jsonfiles import read_object
@@ -17,14 +18,32 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.data.drawing import CANVAS
 from jaxdiff.models.build import abstract, weights
 from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.conditions import ENCODERS
 from jaxdiff.models.presets import preset
+from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.training.config import CLIPObjective, DiffusionObjective, TrainConfig, VAEObjective
+from jaxdiff.training.config import (
+    CLIPObjective,
+    DiffusionObjective,
+    Full,
+    LoRA,
+    TrainConfig,
+    VAEObjective,
+)
 from jaxdiff.training.objectives import Learner
 from jaxdiff.training.objectives.clip import clip_learner
-from jaxdiff.training.objectives.diffusion import Frozen, diffusion_learner
-from jaxdiff.training.objectives.vae import vae_learner
+from jaxdiff.training.objectives.diffusion import IDS, Frozen, diffusion_learner
+from jaxdiff.training.objectives.tuning import (
+    Tuned,
+    low_rank,
+    new_word,
+    unet_only,
+    with_encoders,
+)
+from jaxdiff.training.objectives.vae import Frozen as VAEFrozen
+from jaxdiff.training.objectives.vae import is_decoder, vae_learner
 
+TEXT = ENCODERS[0]
 # Folders of published repositories, and the presets that say what is in them.
 PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": {
@@ -56,7 +75,7 @@ class AbstractTraining(NamedTuple):
     batch: Callable[[int], Batch]  # of so many pictures
 
 
-def component(path: str, dtype: Dtype) -> nnx.Module:
+def component(path: str, **options: Any) -> nnx.Module:
     """The module in the folder `path`, or in that folder of a published repository, as shapes."""
     folder = pathlib.Path(path)
     if (folder / "config.json").is_file():
@@ -65,14 +84,14 @@ def component(path: str, dtype: Dtype) -> nnx.Module:
         name = str(raw.get("_class_name") or (raw.get("architectures") or [None])[0])
         kind = KINDS[one_of(f"{source}: class", name.removeprefix("Flax"), KINDS)]
         configs = kind.configs(raw, source=source)
-        return abstract(kind.module, *configs, dtype=dtype, param_dtype=dtype, **kind.options)
+        return abstract(kind.module, *configs, **kind.options, **options)
     repository, _, name = path.rpartition("/")
     if name not in PUBLISHED.get(repository, {}):
         known = ", ".join(PUBLISHED)
         raise InputError(
             f"plan: got {path} without a config.json, expected one, or a part of {known}"
         )
-    return preset(*PUBLISHED[repository][name]).abstract(dtype=dtype, param_dtype=dtype)
+    return preset(*PUBLISHED[repository][name]).abstract(**options)
 
 
 def abstract_training(config: TrainConfig) -> AbstractTraining:
@@ -105,8 +124,13 @@ def _ids(n: int, length: int) -> Batch:
 
 
 def _vae(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
-    learner = vae_learner(cast(VAEObjective, config.objective), dtype)
-    return AbstractTraining(learner, {}, lambda n: _pictures(config, n))
+    objective = cast(VAEObjective, config.objective)
+    if objective.perceptual is not None:
+        raise InputError("plan: got objective.perceptual, expected none: its CLIP is not planned")
+    table = weights(abstract(AutoencoderKL, objective.model, param_dtype=dtype))
+    still = {k: v for k, v in table.items() if objective.only_decoder and not is_decoder(k)}
+    learner, frozen = vae_learner(objective, dtype), VAEFrozen(encoder=still)
+    return AbstractTraining(learner, frozen, lambda n: _pictures(config, n))
 
 
 def _clip(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
@@ -118,19 +142,65 @@ def _clip(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
 
 def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(DiffusionObjective, config.objective)
-    vae = cast(AutoencoderKL, component(objective.vae, dtype))
-    text = cast(CLIPTextModel, component(f"{objective.text_encoder}/text_encoder", dtype))
-    length = text.config.max_position_embeddings
-    null = jax.ShapeDtypeStruct((length,), jnp.int32)
-    cached = config.data.kind == "latents"
-    frozen = Frozen(vae=weights(vae), text_encoder=weights(text), null=cast(Any, null))
+    if objective.prior is not None:
+        raise InputError("plan: got objective.prior, expected none: it changes nothing but data")
+    networks = _networks(objective, dtype)
+    tuned = _tuned(objective, networks)
+    encoders = {name: cast(Any, networks[name]).config for name in ENCODERS if name in networks}
+    lengths = {name: text.max_position_embeddings for name, text in encoders.items()}
+    null = {n: jax.ShapeDtypeStruct((length,), jnp.int32) for n, length in lengths.items()}
+    tables = {n: weights(networks[n]) for n in tuned.frozen}
+    frozen = Frozen(
+        weights=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tables),
+        null=cast(Any, null),
+    )
+    unet = cast(Any, networks["unet"]).config
+    sized = unet.addition_embed_type is not None
 
     def batch(n: int) -> Batch:
-        if not cached:
-            return _pictures(config, n) | _ids(n, length)
-        side = objective.model.sample_size
+        told = {IDS[name]: _ids(n, length)["ids"] for name, length in lengths.items()}
+        if sized:
+            told["time_ids"] = jax.ShapeDtypeStruct((n, 6), jnp.int32)
+        if config.data.kind != "latents":
+            return _pictures(config, n) | told
+        side = unet.sample_size
         sides = side if isinstance(side, tuple) else (side or 0,) * 2
-        moments = jax.ShapeDtypeStruct((n, *sides, objective.model.in_channels), jnp.float32)
-        return {"mean": moments, "logvar": moments} | _ids(n, length)
+        moments = jax.ShapeDtypeStruct((n, *sides, unet.in_channels), jnp.float32)
+        return {"mean": moments, "logvar": moments} | told
 
-    return AbstractTraining(diffusion_learner(objective, vae, text, dtype), frozen, batch)
+    return AbstractTraining(diffusion_learner(objective, tuned, silent_null=sized), frozen, batch)
+
+
+def _networks(objective: DiffusionObjective, dtype: Dtype) -> dict[str, nnx.Module]:
+    """All networks as shapes, those that learn and those that do not."""
+    compute = {"dtype": dtype, "remat": objective.remat}
+    if objective.pipeline is None:
+        vae, text = component(str(objective.vae)), component(f"{objective.text_encoder}/{TEXT}")
+        unet = abstract(UNet2DConditionModel, objective.model, **compute)
+        return {"unet": unet, "vae": _computing(vae, dtype), TEXT: _computing(text, dtype)}
+    source = str(objective.pipeline)
+    folder, known = pathlib.Path(source), PUBLISHED.get(source, {})
+    names = [n for n in ("vae", *ENCODERS) if n in known or (folder / n).is_dir()]
+    model = cast(Any, component(f"{source}/unet")).config
+    networks = {name: _computing(component(f"{source}/{name}"), dtype) for name in names}
+    return {"unet": abstract(UNet2DConditionModel, model, **compute), **networks}
+
+
+def _computing(module: nnx.Module, dtype: Dtype) -> nnx.Module:
+    """The same network computing in `dtype`."""
+    if isinstance(module, CLIPTextModel):
+        projected = module.text_projection is not None
+        return abstract(CLIPTextModel, module.config, projected, dtype=dtype)
+    return abstract(AutoencoderKL, cast(AutoencoderKL, module).config, dtype=dtype)
+
+
+def _tuned(objective: DiffusionObjective, networks: dict[str, nnx.Module]) -> Tuned:
+    """What of the networks is learnt."""
+    train = objective.train
+    if isinstance(train, LoRA):
+        return low_rank(networks, train)
+    if isinstance(train, Full):
+        return with_encoders(networks, dict) if train.text_encoders else unet_only(networks)
+    texts = {name: cast(Any, networks[name]).config for name in ENCODERS if name in networks}
+    vectors = {n: np.zeros((train.vectors, c.hidden_size), np.float32) for n, c in texts.items()}
+    return new_word(networks, vectors, {name: c.vocab_size for name, c in texts.items()})

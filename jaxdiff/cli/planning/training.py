@@ -1,6 +1,5 @@
 """The real training step as a program for chips that are not here."""
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,14 +7,12 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdiff.cli.planning.abstract import AbstractTraining
-from jaxdiff.cli.planning.flops import gradient_flops
 from jaxdiff.core.types import PyTree
 from jaxdiff.parallel.mesh import check_batch_size, make_mesh, ways
-from jaxdiff.parallel.rules import sharded_like, split_any
 from jaxdiff.training.config import TrainConfig
-from jaxdiff.training.optimiser import learning_rate, optimiser
-from jaxdiff.training.state import TrainState, initial_state
-from jaxdiff.training.step import compile_step, make_step
+from jaxdiff.training.flops import gradient_flops
+from jaxdiff.training.program import make_program
+from jaxdiff.training.state import TrainState
 
 
 class Step(NamedTuple):
@@ -33,23 +30,11 @@ def trace_step(
     sizes = config.mesh
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices)
     check_batch_size(batch_size // config.accumulate, mesh)
-    learner, transform = parts.learner, optimiser(config.optimiser, config.steps)
-    begin = functools.partial(initial_state, optimiser=transform)
-    state = jax.eval_shape(begin, learner.shapes)
-    where: Any = sharded_like(state, learner.shapes, learner.rules, mesh)
-    frozen = split_any(parts.frozen, mesh)
-    pure = make_step(
-        learner.loss,
-        transform,
-        learning_rate(config.optimiser, config.steps),
-        config.ema_decay,
-        learner.limit,
-        config.accumulate,
-    )
+    program = make_program(config, parts.learner, parts.frozen, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = compile_step(pure, mesh, where, frozen)
-    traced = step.trace(state, parts.frozen, parts.batch(batch_size), key)
-    return Step(traced, _held(state, where, parts.frozen, frozen), ways(mesh) * config.accumulate)
+    traced = program.step.trace(program.state, parts.frozen, parts.batch(batch_size), key)
+    held = _held(program.state, program.state_places, parts.frozen, program.frozen_places)
+    return Step(traced, held, ways(mesh) * config.accumulate)
 
 
 def step_flops(parts: AbstractTraining, batch_size: int) -> float:
@@ -62,7 +47,7 @@ def step_flops(parts: AbstractTraining, batch_size: int) -> float:
 def _held(state: TrainState, where: TrainState, frozen: PyTree, frozen_where: PyTree) -> Any:
     return {
         "weights": _bytes(state.params, where.params),
-        "ema": _bytes(state.ema, where.ema),
+        "ema": _bytes((state.ema, state.profiles), (where.ema, where.profiles)),
         "optimiser": _bytes(state.opt_state, where.opt_state),
         "frozen": _bytes(frozen, frozen_where),
     }

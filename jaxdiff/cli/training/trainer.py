@@ -1,6 +1,5 @@
 """A training in its workdir: its state, its step, and what surrounds them."""
 
-import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -22,16 +21,14 @@ from jaxdiff.core.validate import in_range
 from jaxdiff.parallel.memory import memory_use
 from jaxdiff.parallel.mesh import make_mesh, place, replicated, shard_batch
 from jaxdiff.parallel.processes import fetch, is_first
-from jaxdiff.parallel.rules import sharded_like, split_any
 from jaxdiff.training import ema, loop
 from jaxdiff.training.config import (
     MeshConfig,
     TrainConfig,
 )
-from jaxdiff.training.optimiser import factors, learning_rate, optimiser
 from jaxdiff.training.prefetch import Prefetch
-from jaxdiff.training.state import TrainState, initial_state
-from jaxdiff.training.step import compile_step, hold, make_step
+from jaxdiff.training.program import make_program
+from jaxdiff.training.state import TrainState
 
 
 def mesh_of(config: MeshConfig) -> Mesh:
@@ -51,26 +48,21 @@ class Trainer:
     ) -> None:
         self.config, self.workdir, self.store, self.experiment = config, workdir, store, parts
         self.mesh = mesh_of(config.mesh)
-        learner = self.experiment.learner
-        factor = factors(learner.shapes, config.optimiser)
-        self.frozen = {path for path, value in factor.items() if not value}
-        self.optimiser = optimiser(config.optimiser, config.steps, factor)
-        widths = config.ema.widths
-        begin = functools.partial(initial_state, optimiser=self.optimiser, widths=widths)
-        shapes = jax.eval_shape(begin, learner.shapes)
-        self.shardings: Any = sharded_like(shapes, learner.shapes, learner.rules, self.mesh)
+        learner = parts.learner
+        self.program = make_program(config, learner, parts.frozen, self.mesh)
+        places = self.program.state_places
         template = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            shapes,
-            self.shardings,
+            self.program.state,
+            places,
         )
         base = jax.random.key(config.seed)
         found = store.restore(template)
         self.resumed = found is not None
         if found is None:
-            where = self.shardings.params
+            where = places.params
             params = {path: place(array, where[path]) for path, array in learner.init(config.seed)}
-            self.state: TrainState = jax.jit(begin, out_shardings=self.shardings)(params)
+            self.state: TrainState = jax.jit(self.program.begin, out_shardings=places)(params)
         else:
             self.state = found.state
             self.experiment.batches.set_state(found.host["data"])
@@ -89,24 +81,14 @@ class Trainer:
 
     def train(self, terminal: Terminal, stop: Callable[[], bool]) -> None:
         """Train to the last step."""
-        config, learner = self.config, self.experiment.learner
-        pure = make_step(
-            hold(learner.loss, self.frozen),
-            self.optimiser,
-            learning_rate(config.optimiser, config.steps),
-            config.ema,
-            learner.limit,
-            config.accumulate,
-            learner.at,
-        )
-        parts = split_any(self.experiment.frozen, self.mesh)
-        frozen = jax.tree.map(place, self.experiment.frozen, parts)
+        config, program = self.config, self.program
+        frozen = jax.tree.map(place, self.experiment.frozen, program.frozen_places)
         with (
             self._logs(terminal) as log,
             Prefetch(self.experiment.batches, lambda b: shard_batch(b, self.mesh)) as ahead,
         ):
             self.state = loop.train(
-                compile_step(pure, self.mesh, self.shardings, parts),
+                program.step,
                 self.state,
                 frozen,
                 ahead,

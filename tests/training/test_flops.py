@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdiff.cli.planning.flops import forward_flops, gradient_flops
 from jaxdiff.models.build import assemble, weights
 from jaxdiff.models.presets import preset
 from jaxdiff.nn import attention as module
 from jaxdiff.nn.attention import attention
+from jaxdiff.training.flops import forward_flops, gradient_flops
 
 S = jax.ShapeDtypeStruct
 
