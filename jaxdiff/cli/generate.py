@@ -1,4 +1,7 @@
-"""`jaxdiff generate`: prompts in, PNG files out, resumable."""
+"""`jaxdiff generate`: prompts in, PNG files out, resumable.
+
+With `--plan TOPOLOGY` nothing is drawn: see `planning`.
+"""
 
 import dataclasses
 import functools
@@ -107,6 +110,11 @@ class Options:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, draw what is missing, report. Raises InputError on bad input."""
+    if "--plan" in arguments:
+        from jaxdiff.cli.planning.sampling import plan_sampling
+
+        plan_sampling(arguments)
+        return
     options = tyro.cli(Options, args=arguments, prog="jaxdiff generate")
     started = time.perf_counter()
     jobs = _jobs(options)

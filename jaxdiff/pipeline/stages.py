@@ -195,10 +195,10 @@ class Stages:
         known = None if m is None else Known(x0, eps, m)
         first, last = span
         rule = jax.tree.map(np.float32, rule)
-        program = self._program(_begin, "dd...", sampler=sampler, start=start)
+        program = self._program(begin_images, "dd...", sampler=sampler, start=start)
         carry = program(eps, x0, grid, np.int32(first), rule)
         program = self._program(
-            _advance,
+            advance_images,
             "..ddd.ddd..",
             graphs=graphs,
             kinds=(self._kind, self._guide_kind),
@@ -259,7 +259,7 @@ def _latents(params: PyTree, pictures: Array, *, graph: Any) -> Array:
     return vae.scale(vae.encode(pictures)[0])
 
 
-def _begin(
+def begin_images(
     noise: Array,
     given: Array | None,
     grid: Grid,
@@ -269,6 +269,7 @@ def _begin(
     sampler: Sampler,
     start: str,
 ) -> Carry:
+    """The state before the first step, from noise or from the latents `given`."""
     if given is None or start == "noise":
         x = grid.start * noise
     elif start == "image":
@@ -279,7 +280,7 @@ def _begin(
     return begin(x, sampler=sampler, memory=rule.init(x))
 
 
-def _advance(
+def advance_images(
     params: Networks,
     rule: Guidance,
     carry: Carry,
@@ -297,6 +298,7 @@ def _advance(
     lens: Lens | None,
     sampler: Sampler,
 ) -> Carry:
+    """The state after the steps from `start` to `stop`."""
     guide = None
     if graphs.guide is not None:
         guide = Source(_network(graphs.guide), params.guide, told.guide, kinds[1])

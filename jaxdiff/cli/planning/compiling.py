@@ -26,7 +26,8 @@ class Compiled(NamedTuple):
     flops: float = 0.0  # as the compiler counts them, kernels left out
     cycles: float | None = None  # of the compiler's operations
     kernel_cycles: float = 0.0  # of kernels that were written by hand
-    unknown: tuple[str, ...] = ()  # kernels of which nothing is known, and loops
+    unknown: tuple[str, ...] = ()  # kernels of which nothing is known
+    loops: int = 0  # whose length is not known, counted once
     sent: Mapping[str, float] = MappingProxyType(
         {}
     )  # bytes that a chip sends, by kind of collective
@@ -54,7 +55,6 @@ def compile_traced(traced: Any, schedules: pathlib.Path, cores: int) -> Compiled
     )
     memory = compiled.memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    loops = [f"{program.unknown_loops} loops"] if program.unknown_loops else []
     times: dict[str, int] = {}
     for collective in program.collectives:
         times[collective.kind] = times.get(collective.kind, 0) + collective.times
@@ -66,7 +66,8 @@ def compile_traced(traced: Any, schedules: pathlib.Path, cores: int) -> Compiled
         flops=(compiled.cost_analysis() or {}).get("flops", 0.0),
         cycles=program.cycles,
         kernel_cycles=cost.cycles,
-        unknown=(*cost.unknown, *loops),
+        unknown=tuple(cost.unknown),
+        loops=program.unknown_loops,
         sent=program.sent(),
         times=times,
         compile_s=seconds,

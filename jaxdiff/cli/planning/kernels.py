@@ -28,11 +28,14 @@ class Cost(NamedTuple):
 
 
 def grids(program: core.Jaxpr) -> Grids:
-    """Steps of every Pallas kernel in a traced program, by its name and its results' shapes."""
+    """Steps of every Pallas kernel in a traced program, by its name and its results' shapes.
+
+    Sides of length one are left out, as the compiler does.
+    """
     found: Grids = {}
     for equation in _equations(program):
         if equation.primitive.name == "pallas_call":
-            results = tuple(_shape(out) for out in equation.outvars)
+            results = tuple(_long(_shape(out)) for out in equation.outvars)
             name = str(equation.params["name"])
             found[name, results] = math.prod(equation.params["grid_mapping"].grid)
     return found
@@ -53,7 +56,7 @@ def cost(kernels: Sequence[Kernel], steps: Grids, bundles: Mapping[str, int], co
     """What `kernels` take on a chip whose `cores` share the steps of each."""
     cycles, unknown = 0.0, set()
     for kernel in kernels:
-        count = steps.get((kernel.name, kernel.results))
+        count = steps.get((kernel.name, tuple(map(_long, kernel.results))))
         length = bundles.get(kernel.operation)
         if count is None or length is None:
             unknown.add(kernel.name)
@@ -64,6 +67,10 @@ def cost(kernels: Sequence[Kernel], steps: Grids, bundles: Mapping[str, int], co
 
 def _shape(atom: Any) -> Shape:
     return tuple(atom.aval.shape)
+
+
+def _long(shape: Sequence[int]) -> Shape:
+    return tuple(side for side in shape if side > 1)
 
 
 def _equations(program: core.Jaxpr) -> Iterator[core.JaxprEqn]:

@@ -79,6 +79,7 @@ class Plan:
             "cycles": compiled.cycles,
             "kernel_cycles": compiled.kernel_cycles,
             "not_estimated": list(compiled.unknown),
+            "loops_counted_once": compiled.loops,
             "sent_bytes": dict(compiled.sent),
             "collectives": dict(compiled.times),
             "compute_s": self.compute_s,
@@ -119,6 +120,8 @@ def table(plan: Plan) -> str:
             f"  utilisation  {plan.utilisation:.1%} of the bfloat16 peak "
             f"({plan.utilisation_apart:.1%} if nothing overlaps)",
         ]
+    if compiled.loops:
+        lines.append(f"  counted once {compiled.loops} loops of unknown length")
     if compiled.unknown:
         lines.append(f"  not counted  {', '.join(compiled.unknown)}")
     if plan.largest is not None:

@@ -66,7 +66,7 @@ def prepare(topology: Topology, *, schedules: str) -> None:
         "xla_jf_dump_to": schedules,
         "xla_jf_dump_llo_text": "true",
         "xla_jf_dump_hlo_text": "false",
-        "xla_jf_dump_llo_pass_label_regex": ".*schedule-analysis_final_bundles.*",
+        "xla_jf_dump_llo_pass_label_regex": "final_bundles",
     }
     more = " ".join(f"--{name}={value}" for name, value in flags.items())
     if more not in said:  # they are read once, when the compiler is loaded

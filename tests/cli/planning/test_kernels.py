@@ -33,7 +33,7 @@ def test_schedules_are_read_from_what_the_compiler_wrote(tmp_path):
 
 def test_cost():
     found = [
-        Kernel("splash", ((4,),), "splash.6", 3),
+        Kernel("splash", ((1, 4),), "splash.6", 3),
         Kernel("splash", ((8,),), "splash.7", 1),
         Kernel("other", ((4,),), "other", 1),
     ]

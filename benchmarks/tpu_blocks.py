@@ -1,0 +1,92 @@
+"""The TPU compiler's estimates for the parts of SD 1.5's first level, on a machine without a TPU.
+
+    python benchmarks/tpu_blocks.py --part resnet --batch-sizes 4 8 16
+    python benchmarks/tpu_blocks.py --part perceptron
+    python benchmarks/tpu_blocks.py --part attention --batch-sizes 1
+
+Cycles of one v5e chip for one picture, forwards and backwards; needs requirements-plan.txt.
+"""
+
+import argparse
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
+
+from jaxdiff.cli.planning.compiling import compile_traced
+from jaxdiff.cli.planning.topology import devices, parse, prepare
+from jaxdiff.models.build import assemble, weights
+from jaxdiff.nn.attention import attention
+from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.resnet import ResnetBlock
+from jaxdiff.nn.transformer import FeedForward
+
+SIDE, CHANNELS, HEADS, TIME = 64, 320, 8, 1280
+TOKENS = SIDE * SIDE
+LAYERS = Layers(rngs=None, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+
+
+class Perceptron(nnx.Module):
+    """The end of a transformer block."""
+
+    def __init__(self):
+        self.norm = LAYERS.layer_norm(CHANNELS)
+        self.ff = FeedForward(CHANNELS, layers=LAYERS)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x + perceptron(norm(x))."""
+        return x + self.ff(self.norm(x))
+
+
+def shape(*sides: int) -> jax.ShapeDtypeStruct:
+    """Of an array in bfloat16."""
+    return jax.ShapeDtypeStruct(sides, jnp.bfloat16)
+
+
+def part(name: str, batch: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A function, and the shapes of its arguments, weights first."""
+    if name == "attention":
+        tokens = shape(batch, TOKENS, HEADS, CHANNELS // HEADS)
+        return lambda q, k, v: attention(q, k, v, backend="tpu"), (tokens,) * 3
+    if name == "perceptron":
+        module, inputs = Perceptron(), (shape(batch, TOKENS, CHANNELS),)
+    else:
+        module = ResnetBlock(
+            CHANNELS, CHANNELS, layers=LAYERS, groups=32, eps=1e-5, act="silu", time_width=TIME
+        )
+        inputs = (shape(batch, SIDE, SIDE, CHANNELS), shape(batch, TIME))
+    return lambda params, *x: assemble(module, params)(*x), (weights(module), *inputs)
+
+
+def main() -> None:
+    """Compile and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=("resnet", "perceptron", "attention"), required=True)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8])
+    options = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    topology = parse("v5e:2x2")
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(topology, schedules=folder)
+        here = SingleDeviceSharding(devices(topology)[0])
+        for batch in options.batch_sizes:
+            function, shapes = part(options.part, batch)
+
+            def loss(arguments: Any, direction: jax.Array, function=function) -> jax.Array:
+                return jnp.sum((function(*arguments) * direction).astype(jnp.float32))
+
+            direction = jax.eval_shape(function, *shapes)
+            step = jax.jit(jax.value_and_grad(loss), in_shardings=here, out_shardings=here)
+            found = compile_traced(step.trace(shapes, direction), pathlib.Path(folder), 1)
+            cycles = [total / batch / 1e6 for total in (found.cycles or 0, found.kernel_cycles)]
+            print(f"{options.part}, {batch} pictures: {cycles[0]:.2f} M cycles a picture", end="")
+            print(f" and {cycles[1]:.2f} M in kernels")
+
+
+if __name__ == "__main__":
+    main()

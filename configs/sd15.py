@@ -1,0 +1,53 @@
+"""Stable Diffusion 1.5's UNet from scratch, on cached 512x512 latents.
+
+    hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir \
+        stable-diffusion-v1-5/stable-diffusion-v1-5
+    python -m jaxdiff cache-latents ...                                   # docs/data.md
+    python train.py configs/sd15.py --workdir runs/sd15                   # 256 chips
+    python train.py configs/sd15.py --plan v5e:16x16 v6e:16x16            # without any
+
+The VAE and the text encoder stay as they are: latents are read from the cache, captions are
+encoded in every step. Weights, averages and moments are float32, split over `mesh.fsdp` devices and
+the same in every group of them; the network computes in bfloat16. A TPU wants 8 pictures a chip or
+a multiple of it (docs/training.md). Mesh and batch of other machines:
+
+| machine | options | state on a device |
+|---|---|---|
+| v5e-256, v6e-256 | (as below: data 16, fsdp 16) | 0.86 GB |
+| v5p-128 | --mesh.fsdp 8 | 1.72 GB |
+| 8 x H200 | --mesh.fsdp 1 --batch-size 512 | 13.8 GB |
+
+The state is 16 bytes of each of 859,520,964 parameters, over fsdp (computed, not measured);
+activations come on top. A step is 2.42 TFLOPs of the model for each picture (`--plan` says what is
+counted).
+"""
+
+from jaxdiff.models.presets import preset
+from jaxdiff.training.config import (
+    DataConfig,
+    DiffusionObjective,
+    EMAConfig,
+    MeshConfig,
+    OptimiserConfig,
+    TrainConfig,
+)
+
+REPOSITORY = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+config = TrainConfig(
+    objective=DiffusionObjective(
+        vae=f"{REPOSITORY}/vae",
+        text_encoder=REPOSITORY,
+        model=preset("unet", "sd15").config,
+        prediction_type="epsilon",
+    ),
+    data=DataConfig(kind="latents", path="data/latents-512"),
+    optimiser=OptimiserConfig(learning_rate=1e-4, beta2=0.999, warmup_steps=10_000),
+    mesh=MeshConfig(fsdp=16),
+    steps=500_000,
+    batch_size=2048,
+    dtype="bfloat16",
+    ema=EMAConfig(decay=0.9999),
+    checkpoint_every=5000,
+    sample_every=10_000,
+)

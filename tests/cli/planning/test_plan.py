@@ -1,0 +1,42 @@
+"""A plan from end to end, where the TPU compiler is installed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+CONFIG = """
+from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.training.config import TrainConfig, VAEObjective
+
+config = TrainConfig(
+    objective=VAEObjective(
+        model=AutoencoderKLConfig(
+            block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, sample_size=64
+        )
+    ),
+    steps=10,
+    batch_size=32,
+    dtype="bfloat16",
+)
+"""
+
+
+def test_a_training_on_four_chips(tmp_path):
+    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
+    (tmp_path / "config.py").write_text(CONFIG)
+    command = [sys.executable, "train.py", str(tmp_path / "config.py"), "--plan", "v5e:2x2"]
+    done = subprocess.run(
+        [*command, "--no-largest", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (plan,) = json.loads(done.stdout)["plans"]
+    assert plan["fits"]
+    assert plan["chips"] == 4
+    assert 0 < plan["held_bytes"]["weights"] == plan["held_bytes"]["ema"]
+    assert plan["argument_bytes"] > 4 * plan["held_bytes"]["weights"]  # two moments more, a batch
+    # At least the gradients once around the ring and back, in bfloat16, half of the weights' width.
+    assert plan["sent_bytes"]["all-reduce"] >= 2 * 3 / 4 * plan["held_bytes"]["weights"] / 2
+    assert 0 < plan["utilisation_apart"] <= plan["utilisation"] < 1
+    assert not (tmp_path / "checkpoints").exists()
