@@ -1,0 +1,148 @@
+"""How fast the step of a training is: its time, pictures per second, and the share of the peak.
+
+    PYTHONPATH=. python benchmarks/training.py configs/scenes_unet.py \
+        --vae jaxdiff/assets/scenes/vae --text-encoder jaxdiff/assets/scenes
+    PYTHONPATH=. python benchmarks/training.py configs/sd15.py --batch-size 32 --fsdp 1   # a GPU
+
+The step is the one that train.py runs, on a batch of noise that lies on the devices; weights
+are drawn at random, those of frozen networks too, so nothing is read. MFU is the FLOPs of the model
+(jaxdiff/training/flops.py: nothing that is computed again) over time and peak. The peak is that of
+the table below, or, of a device that is not in it, what its best product of two matrices reaches.
+`--trace FOLDER` writes a profile for TensorBoard or Perfetto. Prints one JSON object.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.cli.planning.abstract import abstract_training
+from jaxdiff.cli.planning.training import step_flops
+from jaxdiff.cli.train import load_config
+from jaxdiff.core.types import PyTree, dtype_of
+from jaxdiff.parallel.mesh import make_mesh, place, replicated, shard_batch
+from jaxdiff.training.config import DiffusionObjective, TrainConfig
+from jaxdiff.training.program import make_program
+
+# Dense bfloat16 FLOP/s of one device, as NVIDIA's data sheets say, by a part of its name.
+PEAKS = {"H200": 989.5e12, "H100": 989.5e12, "A100": 312e12}
+SIZES = (512, 1024, 2048)  # of the matrices that find the peak of others
+ROUNDS = 5
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=pathlib.Path)
+    parser.add_argument("--vae")
+    parser.add_argument("--text-encoder")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--dtype")
+    parser.add_argument("--fsdp", type=int)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--trace", type=pathlib.Path)
+    return parser.parse_args()
+
+
+def chosen(options: argparse.Namespace) -> TrainConfig:
+    """The config with what the command line says; latents are taken as cached."""
+    config = load_config(options.config)
+    objective, fields = config.objective, ("vae", "text_encoder")
+    named = {name: getattr(options, name) for name in fields if getattr(options, name)}
+    if isinstance(objective, DiffusionObjective):
+        data = dataclasses.replace(config.data, kind="latents", path="")
+        objective = dataclasses.replace(objective, **named)
+        config = dataclasses.replace(config, objective=objective, data=data)
+    said = {name: getattr(options, name) for name in ("batch_size", "dtype")}
+    config = dataclasses.replace(config, **{n: v for n, v in said.items() if v is not None})
+    if options.fsdp is not None:
+        config = dataclasses.replace(
+            config, mesh=dataclasses.replace(config.mesh, fsdp=options.fsdp)
+        )
+    return config
+
+
+def random(shapes: PyTree, seed: int = 0) -> PyTree:
+    """Small random numbers of these shapes; of integers, those that are tokens anywhere."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: Any) -> np.ndarray:
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return rng.integers(1, 256, leaf.shape).astype(leaf.dtype)
+        return (0.02 * rng.standard_normal(leaf.shape, np.float32)).astype(leaf.dtype)
+
+    return jax.tree.map(draw, shapes)
+
+
+def peak(dtype: Any) -> tuple[float, str]:
+    """FLOP/s of all devices, and where that is from."""
+    kind = jax.devices()[0].device_kind
+    for name, flops in PEAKS.items():
+        if name in kind:
+            return flops * jax.device_count(), "data sheet"
+    best = 0.0
+    for n in SIZES:
+        a = jnp.ones((n, n), dtype)
+        product = jax.jit(jnp.matmul)
+        product(a, a).block_until_ready()
+        for _ in range(ROUNDS):
+            begin = time.perf_counter()
+            product(a, a).block_until_ready()
+            best = max(best, 2 * n**3 / (time.perf_counter() - begin))
+    return best, "product of matrices"
+
+
+def main() -> None:
+    options = parsed()
+    config = chosen(options)
+    parts = abstract_training(config)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    program = make_program(config, parts.learner, parts.frozen, mesh)
+    where = program.state_places.params
+    params = {path: place(array, where[path]) for path, array in parts.learner.init(config.seed)}
+    state = jax.jit(program.begin, out_shardings=program.state_places)(params)
+    frozen = jax.tree.map(place, random(parts.frozen), program.frozen_places)
+    batch = shard_batch(random(parts.batch(config.batch_size), 1), mesh)
+    base = jax.device_put(jax.random.key(0), replicated(mesh))
+    begin = time.perf_counter()
+    step = program.step.lower(state, frozen, batch, base).compile()
+    compiling = time.perf_counter() - begin
+    times = []
+    for i in range(options.steps + 2):  # the first two warm up
+        if options.trace is not None and i == options.steps - 1:
+            jax.profiler.start_trace(str(options.trace))
+        begin = time.perf_counter()
+        state, metrics = step(state, frozen, batch, base)
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - begin)
+    if options.trace is not None:
+        jax.profiler.stop_trace()
+    seconds = float(np.median(times[2:]))
+    flops, (most, source) = step_flops(parts, config.batch_size), peak(dtype_of(config.dtype))
+    found = {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "dtype": config.dtype,
+        "batch_size": config.batch_size,
+        "parameters": sum(leaf.size for leaf in parts.learner.shapes.values()),
+        "compile_s": compiling,
+        "step_ms": 1e3 * seconds,
+        "images_per_s": config.batch_size / seconds,
+        "flops_per_step": flops,
+        "flops_per_s": flops / seconds,
+        "peak_flops_per_s": most,
+        "peak_from": source,
+        "mfu": flops / seconds / most,
+        "loss": float(metrics["loss"]),
+    }
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
