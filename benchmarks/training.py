@@ -7,7 +7,7 @@
 The step is the one that train.py runs, on a batch of noise that lies on the devices; weights
 are drawn at random, those of frozen networks too, so nothing is read. MFU is the FLOPs of the model
 (jaxdiff/training/flops.py: nothing that is computed again) over time and peak. The peak is that of
-the table below, or, of a device that is not in it, what its best product of two matrices reaches.
+jaxdiff/parallel/peak.py or, of a device that is not in it, what its best product of two matrices reaches.
 `--trace FOLDER` writes a profile for TensorBoard or Perfetto. Prints one JSON object.
 """
 
@@ -27,11 +27,10 @@ from jaxdiff.cli.planning.training import step_flops
 from jaxdiff.cli.train import load_config
 from jaxdiff.core.types import PyTree, dtype_of
 from jaxdiff.parallel.mesh import make_mesh, place, replicated, shard_batch
+from jaxdiff.parallel.peak import peak_flops
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 from jaxdiff.training.program import make_program
 
-# Dense bfloat16 FLOP/s of one device, as NVIDIA's data sheets say, by a part of its name.
-PEAKS = {"H200": 989.5e12, "H100": 989.5e12, "A100": 312e12}
 SIZES = (512, 1024, 2048)  # of the matrices that find the peak of others
 ROUNDS = 5
 
@@ -82,10 +81,9 @@ def random(shapes: PyTree, seed: int = 0) -> PyTree:
 
 def peak(dtype: Any) -> tuple[float, str]:
     """FLOP/s of all devices, and where that is from."""
-    kind = jax.devices()[0].device_kind
-    for name, flops in PEAKS.items():
-        if name in kind:
-            return flops * jax.device_count(), "data sheet"
+    known = peak_flops()
+    if known is not None:
+        return known, "jaxdiff/parallel/peak.py"
     best = 0.0
     for n in SIZES:
         a = jnp.ones((n, n), dtype)

@@ -11,7 +11,9 @@ from jaxdiff.cli.train import run
 from jaxdiff.cli.training import vae
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import weights
+from jaxdiff.parallel.peak import PEAKS
 from jaxdiff.training import ema
+from jaxdiff.training.log import read_lines
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 CONFIG = """
@@ -35,11 +37,17 @@ def exported(folder):
 
 def test_any_width_is_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(vae, "MEASURED", 8)
+    monkeypatch.setitem(PEAKS, "cpu", 1e9)
     write_folder(tmp_path / "in", 24)
     (tmp_path / "tiny.py").write_text(CONFIG.replace("FOLDER", str(tmp_path)))
     command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "a")]
     run([*command, "--steps", "5", "--optimiser.decay-fraction", "0"])
     kept = Snapshots(tmp_path / "a" / "averages")
+    # FLOPs of the model over time and peak: the same FLOPs in every line
+    lines = read_lines(tmp_path / "a" / "log.jsonl")
+    flops = [line["mfu"] * line["step_ms"] for line in lines]
+    np.testing.assert_allclose(flops, flops[0])
+    assert flops[0] > 0
     assert kept.steps() == [2, 4, 5]
     # Where a training goes on before its end, what it left beyond is made anew.
     for step in ("5", "4"):

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,15 @@ from jaxdiff.core.types import PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.parallel.memory import memory_use
 from jaxdiff.parallel.mesh import make_mesh, place, replicated, shard_batch
+from jaxdiff.parallel.peak import peak_flops
 from jaxdiff.parallel.processes import fetch, is_first
 from jaxdiff.training import ema, loop
 from jaxdiff.training.config import (
     MeshConfig,
     TrainConfig,
 )
-from jaxdiff.training.prefetch import Prefetch
+from jaxdiff.training.flops import gradient_flops
+from jaxdiff.training.prefetch import Batch, Prefetch
 from jaxdiff.training.program import make_program
 from jaxdiff.training.state import TrainState
 
@@ -70,6 +72,7 @@ class Trainer:
         data = place(jax.random.key_data(base), replicated(self.mesh))
         self.base = jax.random.wrap_key_data(data)
         self.step = 0 if found is None else found.step
+        self.peak, self.flops = peak_flops(), cast(float | None, None)
         self.snapshots = Snapshots(workdir / AVERAGES)
         if not store.read_only:
             self.snapshots.drop_after(self.step)
@@ -85,7 +88,7 @@ class Trainer:
         frozen = jax.tree.map(place, self.experiment.frozen, program.frozen_places)
         with (
             self._logs(terminal) as log,
-            Prefetch(self.experiment.batches, lambda b: shard_batch(b, self.mesh)) as ahead,
+            Prefetch(self.experiment.batches, self._placed) as ahead,
         ):
             self.state = loop.train(
                 program.step,
@@ -112,6 +115,26 @@ class Trainer:
                 ),
             )
 
+    def _placed(self, batch: Batch) -> dict[str, jax.Array]:
+        """A batch on the devices; its FLOPs are counted once, where their peak is known."""
+        placed = shard_batch(batch, self.mesh)
+        if self.flops is None:
+            self.flops = self._count(placed) if self.peak else 0.0
+        return placed
+
+    def _count(self, batch: dict[str, jax.Array]) -> float:
+        learner, frozen = self.experiment.learner, self.experiment.frozen
+        try:
+            return gradient_flops(learner.loss, learner.shapes, frozen, batch, self.base)
+        except NotImplementedError:  # a loop of unknown length
+            return 0.0
+
+    def _used(self, values: Mapping[str, float]) -> dict[str, float]:
+        """`mfu`, the share of the devices' peak that the model's FLOPs take (2204.02311, app. B)."""
+        if not self.flops or not self.peak or "step_ms" not in values:
+            return {}
+        return {"mfu": self.flops / (values["step_ms"] / 1e3) / self.peak}
+
     @contextmanager
     def _logs(self, terminal: Terminal) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
         """What receives the values of a step and passes them on."""
@@ -119,7 +142,12 @@ class Trainer:
 
         def log(step: int, values: Mapping[str, float]) -> None:
             self.store.check()  # a full disk is heard of now, not at the next checkpoint
-            values = {**values, **self.experiment.batches.counts(), **memory_use()}
+            values = {
+                **values,
+                **self.experiment.batches.counts(),
+                **memory_use(),
+                **self._used(values),
+            }
             picture = picture_of(self.workdir, step)
             if logs is not None:
                 logs(step, values, picture if picture.exists() else None)
