@@ -55,9 +55,9 @@ def write_xl(folder: pathlib.Path, zeros=True) -> pathlib.Path:
     `zeros` is whether it draws with zeros for a negative prompt that was not given.
     """
     plain = read_pipeline(write_tiny(folder))
-    second = dataclasses.replace(
-        plain.components["text_encoder"].module.config, hidden_size=12, projection_dim=10
-    )
+    first = plain.components["text_encoder"].module.config
+    end = first.vocab_size - 1  # whose state is told
+    second = dataclasses.replace(first, hidden_size=12, projection_dim=10, eos_token_id=end)
     unet = dataclasses.replace(
         plain.components["unet"].module.config,
         cross_attention_dim=8 + 12,
