@@ -4,11 +4,11 @@
         --vae jaxdiff/assets/scenes/vae --text-encoder jaxdiff/assets/scenes
     PYTHONPATH=. python benchmarks/training.py configs/sd15.py --batch-size 32 --fsdp 1   # a GPU
 
-The step is the one that train.py runs, on a batch of noise that lies on the devices; weights
-are drawn at random, those of frozen networks too, so nothing is read. MFU is the FLOPs of the model
+The step is the one that train.py runs, on a batch of noise that lies on the devices; weights are
+drawn at random, those of frozen networks too, so nothing is read. MFU is the FLOPs of the model
 (jaxdiff/training/flops.py: nothing that is computed again) over time and peak. The peak is that of
-jaxdiff/parallel/peak.py or, of a device that is not in it, what its best product of two matrices reaches.
-`--trace FOLDER` writes a profile for TensorBoard or Perfetto. Prints one JSON object.
+jaxdiff/parallel/peak.py or, where a device is not in it, what its best product of two matrices
+reaches. `--trace FOLDER` writes a profile for TensorBoard or Perfetto. Prints one JSON object.
 """
 
 import argparse

@@ -130,7 +130,7 @@ class Trainer:
             return 0.0
 
     def _used(self, values: Mapping[str, float]) -> dict[str, float]:
-        """`mfu`, the share of the devices' peak that the model's FLOPs take (2204.02311, app. B)."""
+        """`mfu`: the model's FLOPs as a share of the devices' peak (2204.02311, appendix B)."""
         if not self.flops or not self.peak or "step_ms" not in values:
             return {}
         return {"mfu": self.flops / (values["step_ms"] / 1e3) / self.peak}
