@@ -1,4 +1,10 @@
-"""The text encoder of a small text-to-emoji model: names of characters against their pictures."""
+"""The text encoder of a small text-to-emoji model: names of characters against their pictures.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=2 \
+        python train.py configs/emoji_clip.py --workdir runs/emoji/clip
+
+docs/training.md, "From a folder to a model", has what comes before and after.
+"""
 
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.training.config import (

@@ -1,4 +1,10 @@
-"""The VAE of a small text-to-emoji model: 64x64 pictures to 8x8 latents of 16 channels."""
+"""The VAE of a small text-to-emoji model: 64x64 pictures to 8x8 latents of 16 channels.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=2 \
+        python train.py configs/emoji_vae.py --workdir runs/emoji/vae
+
+docs/training.md, "From a folder to a model", has what comes before and after.
+"""
 
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import (
