@@ -31,7 +31,7 @@ model = AutoencoderKLConfig(block_out_channels=(2,), norm_num_groups=1, latent_c
 config = TrainConfig(objective=VAEObjective(model=model), steps={STEPS}, batch_size=2,
     log_every=1, checkpoint_every=4, sample_every=0)
 """
-SPEED = {"step_ms", "images_per_s"}
+SPEED = {"step_ms", "images_per_s", "data_wait"}
 
 
 class Run:

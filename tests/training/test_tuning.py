@@ -111,32 +111,33 @@ FULL = {
 @pytest.mark.parametrize("name", FULL)
 def test_a_whole_pipeline_is_tuned_resumed_and_exported(folder, name):
     model, train, trained = FULL[name]
-    arguments = command(folder, model, train, name)
+    work = f"{name}-tuned"
+    arguments = command(folder, model, train, work)
     run(arguments)
-    log = read_lines(folder / name / "log.jsonl")
+    log = read_lines(folder / work / "log.jsonl")
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert all(np.isfinite(line["loss"]) for line in log)
     assert np.isfinite(log[-1]["validation_loss"])
-    assert (folder / name / "samples" / "step_000004.png").exists()
+    assert (folder / work / "samples" / "step_000004.png").exists()
 
-    before, after = tables(folder / model), tables(folder / name / "export")
+    before, after = tables(folder / model), tables(folder / work / "export")
     assert before.keys() == after.keys()
     for component, table in before.items():
         moved = {p for p, a in table.items() if not np.array_equal(a, after[component][p])}
         still = STILL if (model, component) == ("xl", "text_encoder") else ()
         heard = {path for path in table if not path.startswith(still)}
         assert moved == (heard if component in trained else set()), component
-    stored, tuned = read_pipeline(folder / model), read_pipeline(folder / name / "export")
+    stored, tuned = read_pipeline(folder / model), read_pipeline(folder / work / "export")
     assert tuned.scheduler == stored.scheduler
     assert (tuned.class_name, tuned.options) == (stored.class_name, stored.options)
-    assert np.abs(draw(folder / name / "export") - draw(folder / model)).max() > 1e-3
+    assert np.abs(draw(folder / work / "export") - draw(folder / model)).max() > 1e-3
 
     # from the checkpoint in the middle again, bit for bit
-    shutil.rmtree(folder / name / "export")
-    shutil.rmtree(folder / name / "checkpoints" / "4")
-    assert has_checkpoint(folder / name / "checkpoints")
+    shutil.rmtree(folder / work / "export")
+    shutil.rmtree(folder / work / "checkpoints" / "4")
+    assert has_checkpoint(folder / work / "checkpoints")
     run(arguments)
-    again = tables(folder / name / "export")
+    again = tables(folder / work / "export")
     for component, table in after.items():
         for path, array in table.items():
             np.testing.assert_array_equal(again[component][path], array, err_msg=path)

@@ -46,8 +46,8 @@ def test_guidance_doubles_the_work_and_scale_one_does_not():
 
 
 def test_published_networks_need_no_file():
-    unet = component("stabilityai/stable-diffusion-2-1/unet", jnp.bfloat16)
+    unet = component("stabilityai/stable-diffusion-2-1/unet", dtype=jnp.bfloat16)
     assert isinstance(unet, UNet2DConditionModel)
     assert unet.config.attention_head_dim == (5, 10, 20, 20)
     with pytest.raises(InputError, match=r"got some/model/unet without a config.json"):
-        component("some/model/unet", jnp.bfloat16)
+        component("some/model/unet", dtype=jnp.bfloat16)
