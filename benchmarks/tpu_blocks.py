@@ -2,9 +2,11 @@
 
     python benchmarks/tpu_blocks.py --part resnet --batch-sizes 4 8 16
     python benchmarks/tpu_blocks.py --part perceptron
-    python benchmarks/tpu_blocks.py --part attention --batch-sizes 1
+    python benchmarks/tpu_blocks.py --part kernels
+    python benchmarks/tpu_blocks.py --part transformer
 
-Cycles of one v5e chip for one picture, forwards and backwards; needs requirements-plan.txt.
+"self" and "cross" are an attention layer with its projections, "kernels" are those of the former
+alone. Cycles of one v5e chip for one picture, forwards and backwards; needs requirements-plan.txt.
 """
 
 import argparse
@@ -24,10 +26,11 @@ from jaxdiff.models.build import assemble, weights
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.layers import Layers
 from jaxdiff.nn.resnet import ResnetBlock
-from jaxdiff.nn.transformer import FeedForward
+from jaxdiff.nn.transformer import Attention, FeedForward, SpatialTransformer
 
 SIDE, CHANNELS, HEADS, TIME = 64, 320, 8, 1280
-TOKENS = SIDE * SIDE
+TOKENS, WORDS, CONTEXT = SIDE * SIDE, 77, 768
+PARTS = ("resnet", "perceptron", "kernels", "self", "cross", "transformer")
 LAYERS = Layers(rngs=None, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
 
 
@@ -50,23 +53,41 @@ def shape(*sides: int) -> jax.ShapeDtypeStruct:
 
 def part(name: str, batch: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """A function, and the shapes of its arguments, weights first."""
-    if name == "attention":
-        tokens = shape(batch, TOKENS, HEADS, CHANNELS // HEADS)
-        return lambda q, k, v: attention(q, k, v, backend="tpu"), (tokens,) * 3
+    tokens, words = shape(batch, TOKENS, CHANNELS), shape(batch, WORDS, CONTEXT)
+    picture = shape(batch, SIDE, SIDE, CHANNELS)
+    if name == "kernels":
+        heads = shape(batch, TOKENS, HEADS, CHANNELS // HEADS)
+        return lambda q, k, v: attention(q, k, v, backend="tpu"), (heads,) * 3
     if name == "perceptron":
-        module, inputs = Perceptron(), (shape(batch, TOKENS, CHANNELS),)
+        module, inputs = Perceptron(), (tokens,)
+    elif name == "self":
+        module, inputs = Attention(CHANNELS, layers=LAYERS, heads=HEADS), (tokens,)
+    elif name == "cross":
+        module = Attention(CHANNELS, layers=LAYERS, heads=HEADS, context_width=CONTEXT)
+        inputs = (tokens, words)
+    elif name == "transformer":
+        module = SpatialTransformer(
+            CHANNELS,
+            layers=LAYERS,
+            heads=HEADS,
+            context_width=CONTEXT,
+            depth=1,
+            groups=32,
+            linear=False,
+        )
+        inputs = (picture, words)
     else:
         module = ResnetBlock(
             CHANNELS, CHANNELS, layers=LAYERS, groups=32, eps=1e-5, act="silu", time_width=TIME
         )
-        inputs = (shape(batch, SIDE, SIDE, CHANNELS), shape(batch, TIME))
+        inputs = (picture, shape(batch, TIME))
     return lambda params, *x: assemble(module, params)(*x), (weights(module), *inputs)
 
 
 def main() -> None:
     """Compile and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=("resnet", "perceptron", "attention"), required=True)
+    parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8])
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
@@ -82,7 +103,7 @@ def main() -> None:
 
             direction = jax.eval_shape(function, *shapes)
             step = jax.jit(jax.value_and_grad(loss), in_shardings=here, out_shardings=here)
-            found = compile_traced(step.trace(shapes, direction), pathlib.Path(folder), 1)
+            found = compile_traced(step.trace(shapes, direction), pathlib.Path(folder), topology.chip)
             cycles = [total / batch / 1e6 for total in (found.cycles or 0, found.kernel_cycles)]
             print(f"{options.part}, {batch} pictures: {cycles[0]:.2f} M cycles a picture", end="")
             print(f" and {cycles[1]:.2f} M in kernels")

@@ -37,7 +37,7 @@ config = TrainConfig(
     ),
     data=DataConfig(kind="folder", path="runs/emoji/pictures", resolution=64),
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=100, decay_fraction=0.5),
-    steps=800,
+    steps=400,
     batch_size=128,
     ema=EMAConfig(decay=0.99),
     log_every=50,

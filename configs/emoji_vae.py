@@ -30,7 +30,7 @@ config = TrainConfig(
     ),
     data=DataConfig(kind="folder", path="runs/emoji/pictures", resolution=64),
     optimiser=OptimiserConfig(learning_rate=1.5e-3, warmup_steps=200, decay_fraction=0.45),
-    steps=3_000,
+    steps=1_800,
     batch_size=16,
     ema=EMAConfig(decay=0.999),
     log_every=50,

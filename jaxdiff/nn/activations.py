@@ -19,6 +19,27 @@ def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return (x32 * (0.5 + 0.5 * lax.erf(x32 * math.sqrt(0.5)))).astype(x.dtype)
 
 
+@jax.custom_vjp
+def gated_gelu(x: Float[Array, "..."], gate: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x gelu(gate). For its gradients the Gaussian CDF is computed again from the gate.
+
+    It is float32 in every dtype, so that to keep it costs a TPU more than to compute it.
+    """
+    return x * exact_gelu(gate)
+
+
+def _gated_gelu_fwd(x: Array, gate: Array) -> tuple[Array, tuple[Array, Array]]:
+    return gated_gelu(x, gate), (x, gate)
+
+
+def _gated_gelu_bwd(kept: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    x, gate = kept[0], lax.optimization_barrier(kept[1])  # or it is kept all the same
+    return jax.vjp(lambda x, gate: x * exact_gelu(gate), x, gate)[1](d_out)
+
+
+gated_gelu.defvjp(_gated_gelu_fwd, _gated_gelu_bwd)
+
+
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x sigmoid(1.702 x), the sigmoid approximation of GELU that OpenAI's CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)

@@ -14,7 +14,8 @@ from jax import lax
 from jaxdiff.core.types import Array, Float
 from jaxdiff.core.validate import one_of
 from jaxdiff.nn.attention_blockwise import blockwise
-from jaxdiff.nn.attention_kernels import CUDNN_DTYPES, CUDNN_WIDTH, cudnn, tpu
+from jaxdiff.nn.attention_cudnn import CUDNN_DTYPES, CUDNN_WIDTH, cudnn
+from jaxdiff.nn.attention_tpu import tpu
 
 Q = Float[Array, "b n h d"]
 KV = Float[Array, "b m h d"]
@@ -45,13 +46,13 @@ BACKENDS: dict[str, Callable[..., Array]] = {
 # Elsewhere loops are slow, so only for memory's sake: 4096 x 4096 scores are 64 MiB a head.
 BLOCKWISE_FROM = {"cpu": 512 * 512, "cuda": 4096 * 4096, "tpu": 4096 * 4096}
 CUDNN_FROM = 128 * 128  # below, starting another kernel costs more than the scores
-TPU_FROM = 1024  # tokens on either side; below, the compiler estimates the kernel to be slower
+TPU_FROM = 256  # queries; below, whole registers of them are mostly padding
 
 
 def choose(platform: str, q: Q | jax.ShapeDtypeStruct, k: KV | jax.ShapeDtypeStruct) -> str:
     """The back end that "auto" means on `platform` ("cpu", "cuda" or "tpu") for these arrays."""
     n, m, width = q.shape[1], k.shape[1], q.shape[3]
-    if platform == "tpu" and min(n, m) >= TPU_FROM:
+    if platform == "tpu" and n >= TPU_FROM:
         return "tpu"
     fits = q.dtype.name in CUDNN_DTYPES and width <= CUDNN_WIDTH
     if platform == "cuda" and fits and n * m >= CUDNN_FROM:

@@ -5,7 +5,7 @@ from flax import nnx
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float
-from jaxdiff.nn.activations import exact_gelu
+from jaxdiff.nn.activations import gated_gelu
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.initial import ZEROS
 from jaxdiff.nn.layers import Layers, NoWeights
@@ -77,7 +77,7 @@ class GEGLU(nnx.Module):
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n i"]:
         """Apply the gated layer."""
         value, gate = self.proj.halves(x)
-        return value * exact_gelu(gate)
+        return gated_gelu(value, gate)
 
 
 class FeedForward(nnx.Module):

@@ -27,14 +27,14 @@ def plan_training(
     parts = abstract_training(config)
 
     def plan(topology: Topology, schedules: pathlib.Path) -> Plan:
-        chips, cores = devices(topology), topology.chip.cores
+        chips = devices(topology)
 
         def compiled(batch_size: int) -> Compiled:
             step = trace_step(config, parts, chips, batch_size)
-            return compile_traced(step.traced, schedules, cores)
+            return compile_traced(step.traced, schedules, topology.chip)
 
         step = trace_step(config, parts, chips, config.batch_size)
-        first = compile_traced(step.traced, schedules, cores)
+        first = compile_traced(step.traced, schedules, topology.chip)
         fits = None
         if largest:
             known, limit = {config.batch_size: first.total}, topology.chip.hbm

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdiff.cli.planning import hlo, kernels
-from jaxdiff.cli.planning.chips import GIB
+from jaxdiff.cli.planning.chips import GIB, Chip
 
 _NEEDED = re.compile(r"required[^(]*\(([\d.]+)([KMGT])\)")
 UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
@@ -35,8 +35,8 @@ class Compiled(NamedTuple):
     compile_s: float = 0.0
 
 
-def compile_traced(traced: Any, schedules: pathlib.Path, cores: int) -> Compiled:
-    """Compile `traced` (of `jax.jit(...).trace`) whose TPU compiler writes to `schedules`."""
+def compile_traced(traced: Any, schedules: pathlib.Path, chip: Chip) -> Compiled:
+    """Compile `traced` (of `jax.jit(...).trace`), whose TPU compiler writes to `schedules`."""
     for path in schedules.rglob("*.txt"):
         path.unlink()
     started = time.perf_counter()
@@ -51,7 +51,11 @@ def compile_traced(traced: Any, schedules: pathlib.Path, cores: int) -> Compiled
     seconds = time.perf_counter() - started
     program = hlo.read(compiled.as_text())
     cost = kernels.cost(
-        program.kernels, kernels.grids(traced.jaxpr.jaxpr), kernels.schedules(schedules), cores
+        program.kernels,
+        kernels.grids(traced.jaxpr.jaxpr),
+        kernels.schedules(schedules),
+        chip.cores,
+        chip.bandwidth / chip.clock,
     )
     memory = compiled.memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -1,7 +1,9 @@
 """Cycles of kernels that were written by hand: the compiler's own schedule times their steps.
 
 A TPU issues one bundle of instructions a cycle. What the compiler says of a kernel is how many
-bundles one step of its grid has at most; stalls are not in it, nor are steps that end early.
+bundles one step of its grid has at most; stalls are not in it, nor are steps that end early. The
+blocks of its arrays are fetched and written meanwhile, at the memory's speed, each when the step
+before had another: a kernel takes as long as the longer of both.
 """
 
 import math
@@ -10,6 +12,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jax.extend import core
 
 from jaxdiff.cli.planning.hlo import Kernel, Shape
@@ -17,7 +21,15 @@ from jaxdiff.cli.planning.hlo import Kernel, Shape
 _BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
 _NAME = re.compile(r"%([\w.\-]+) = ")
 
-Grids = dict[tuple[str, tuple[Shape, ...]], int]
+
+class Grid(NamedTuple):
+    """What a kernel does in one call."""
+
+    steps: int
+    moved: float  # bytes between the chip's memory and the kernel
+
+
+Grids = dict[tuple[str, tuple[Shape, ...]], Grid]
 
 
 class Cost(NamedTuple):
@@ -28,7 +40,7 @@ class Cost(NamedTuple):
 
 
 def grids(program: core.Jaxpr) -> Grids:
-    """Steps of every Pallas kernel in a traced program, by its name and its results' shapes.
+    """The grid of every Pallas kernel in a traced program, by its name and its results' shapes.
 
     Sides of length one are left out, as the compiler does.
     """
@@ -37,31 +49,51 @@ def grids(program: core.Jaxpr) -> Grids:
         if equation.primitive.name == "pallas_call":
             results = tuple(_long(_shape(out)) for out in equation.outvars)
             name = str(equation.params["name"])
-            found[name, results] = math.prod(equation.params["grid_mapping"].grid)
+            found[name, results] = _grid(equation.params["grid_mapping"])
     return found
 
 
+def _grid(mapping: Any) -> Grid:
+    steps = [np.asarray(axis, np.int32).ravel() for axis in np.indices(mapping.grid)]
+    moved = 0.0
+    for block in mapping.block_mappings:
+        size = math.prod(getattr(side, "block_size", side or 1) for side in block.block_shape)
+        place = jax.vmap(core.jaxpr_as_fun(block.index_map_jaxpr))
+        places = np.stack([np.broadcast_to(axis, steps[0].shape) for axis in place(*steps)])
+        fetched = 1 + np.count_nonzero((np.diff(places) != 0).any(0))
+        moved += fetched * size * block.array_aval.dtype.itemsize
+    return Grid(math.prod(mapping.grid), moved)
+
+
 def schedules(folder: pathlib.Path) -> dict[str, int]:
-    """Bundles of each operation whose schedule the compiler has written to `folder`."""
+    """Bundles of each operation whose schedule the compiler has written to `folder`.
+
+    A file is named for the operation that it is of; that of the whole program names others inside.
+    """
     found = {}
     for path in folder.rglob("*schedule-analysis_final_bundles.txt"):
         text = path.read_text(encoding="utf-8", errors="replace")
         bundles, name = _BUNDLES.search(text), _NAME.search(text)
-        if bundles and name:
+        if bundles and name and f"-{name.group(1)}-" in path.name:
             found[name.group(1)] = int(bundles.group(1))
     return found
 
 
-def cost(kernels: Sequence[Kernel], steps: Grids, bundles: Mapping[str, int], cores: int) -> Cost:
-    """What `kernels` take on a chip whose `cores` share the steps of each."""
+def cost(
+    kernels: Sequence[Kernel], grids: Grids, bundles: Mapping[str, int], cores: int, speed: float
+) -> Cost:
+    """What `kernels` take on a chip whose `cores` share the steps of each.
+
+    `speed` is the bytes that its memory moves in a cycle.
+    """
     cycles, unknown = 0.0, set()
     for kernel in kernels:
-        count = steps.get((kernel.name, tuple(map(_long, kernel.results))))
+        grid = grids.get((kernel.name, tuple(map(_long, kernel.results))))
         length = bundles.get(kernel.operation)
-        if count is None or length is None:
+        if grid is None or length is None:
             unknown.add(kernel.name)
         else:
-            cycles += kernel.times * count * length / cores
+            cycles += kernel.times * max(grid.steps * length / cores, grid.moved / speed)
     return Cost(cycles, sorted(unknown))
 
 

@@ -84,7 +84,7 @@ def plan_sampling(arguments: Sequence[str]) -> None:
         chip, one = topology.chip, devices(topology)[0]
 
         def compiled(each: int) -> Compiled:
-            return compile_traced(_traced(options, unet, each, one), schedules, chip.cores)
+            return compile_traced(_traced(options, unet, each, one), schedules, chip)
 
         each = -(-options.batch_size // topology.chips)
         first, fits = compiled(each), None

@@ -1,0 +1,313 @@
+"""Flash attention as a TPU kernel in which tokens are columns.
+
+The online softmax of Milakov & Gimelshein 2018 and the recomputation of Dao et al. 2022
+(FlashAttention, algorithms 1 and 4). Inside, arrays are (heads, head width, tokens), those of one
+picture after those of another: tokens fill the 128 lanes of a register, as a head's width seldom
+does, and the products before and after attention write and read this order, so that nothing is
+copied to change it. Scores are (keys, queries): what belongs to a query is a row, and no sum goes
+across lanes. One kernel computes all gradients and holds those of a head's queries until its last
+block of keys.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from jaxdiff.core.types import Array, Float
+
+Q = Float[Array, "b n h d"]
+KV = Float[Array, "b m h d"]
+# As the kernels see them.
+Queries = Float[Array, "h d bn"]
+Keys = Float[Array, "h d bm"]
+Rows = Float[Array, "h 1 bn"]
+
+# Of a mesh, by the convention of the package: what shares a batch, and what shares the heads.
+BATCH_AXES, HEAD_AXIS = ("data", "fsdp"), "tensor"
+LANES = 128
+LOG2E = math.log2(math.e)
+# Of a grid: a chip's cores may share pictures and heads; of the rest each step needs the one before.
+SEMANTICS = ("parallel", "parallel", "arbitrary", "arbitrary")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Queries and keys of one step of a kernel, and how many of the keys it takes at once."""
+
+    queries: int
+    keys: int
+    part: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Setting:
+    """What is the same for all of one attention."""
+
+    pictures: int
+    keys: int  # of a picture that are not padding
+    causal: bool
+    scale: float  # of the scores
+    forward: Blocks
+    backward: Blocks
+    interpret: bool
+
+
+def tpu(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool = False) -> Q:
+    """Flash attention on a TPU, forwards and backwards.
+
+    The compiler cannot divide a kernel among devices. In a program for several, it must be called
+    under a mesh, and runs on each device's part of the batch (axes "data" and "fsdp") and of the
+    heads ("tensor"), or from within `jax.shard_map` or `jax.pmap`. `interpret` runs it on any
+    platform, slowly, for tests.
+    """
+    kernel = functools.partial(_on_one_device, causal=causal, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.axis_names or set(mesh.manual_axes) == set(mesh.axis_names):
+        return kernel(q, k, v)
+    spec = shares(q, mesh.shape)
+    # Of the kernel's results nothing is known to the check of varying axes.
+    divided = jax.shard_map(kernel, in_specs=spec, out_specs=spec, check_vma=False)
+    return cast(Array, divided(q, k, v))
+
+
+def shares(q: Q, sizes: Mapping[str, int]) -> PartitionSpec:
+    """How q, k and v are split over a mesh of these sizes; whole along axes that do not divide."""
+    batch = tuple(axis for axis in BATCH_AXES if sizes.get(axis, 1) > 1)
+    heads = HEAD_AXIS if sizes.get(HEAD_AXIS, 1) > 1 else None
+    if len(q) % math.prod(sizes[axis] for axis in batch):
+        batch = ()
+    if heads and q.shape[2] % sizes[heads]:
+        heads = None
+    return PartitionSpec(batch or None, None, heads)
+
+
+def _on_one_device(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool) -> Q:
+    b, n, _, width = q.shape
+    m = k.shape[1]
+    rows, columns = (LANES * math.ceil(length / LANES) for length in (n, m))
+    forward, backward = blocks(rows, columns, width)
+    setting = _Setting(
+        pictures=b,
+        keys=m,
+        causal=causal,
+        scale=width**-0.5,
+        forward=forward,
+        backward=backward,
+        interpret=interpret,
+    )
+    out = _attend(_as_columns(q, rows), _as_columns(k, columns), _as_columns(v, columns), setting)
+    # Heads and their width go through one axis, or the compiler takes a way over a copy.
+    return cast(Array, out).reshape(-1, b * rows).T.reshape(b, rows, *q.shape[2:])[:, :n]
+
+
+def _as_columns(x: Float[Array, "b _ h d"], length: int) -> Float[Array, "h d all"]:
+    """All tokens as columns, zeros filling those of each picture up to `length`."""
+    x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+    columns = len(x) * length
+    return x.reshape(columns, -1).T.reshape(*x.shape[2:], columns)
+
+
+def blocks(queries: int, keys: int, width: int) -> tuple[Blocks, Blocks]:
+    """The blocks of the kernel forwards and of that backwards, for whole registers of tokens.
+
+    With these the compiler schedules the fewest instructions for the heads of Stable Diffusion
+    (benchmarks/tpu_blocks.py); of wider ones less has room in the chip's fast memory.
+    """
+    wide = math.ceil(width / LANES)
+
+    def fitting(most_queries: int, most_keys: int, most_at_once: int) -> Blocks:
+        block = _divisor(keys, most_keys // wide)
+        return Blocks(
+            queries=_divisor(queries, most_queries // wide),
+            keys=block,
+            part=_divisor(block, most_at_once // wide),
+        )
+
+    if keys == LANES:  # no second block of keys: the queries alone make a step long enough
+        return fitting(4096, LANES, LANES), fitting(4096, LANES, LANES)
+    return fitting(512, 4096, 512), fitting(1024, 2048, 256)
+
+
+def _divisor(length: int, most: int) -> int:
+    """The largest number of whole registers up to `most` that divides `length`, which some do."""
+    registers = length // LANES
+    return LANES * max(i for i in range(1, max(most // LANES, 1) + 1) if registers % i == 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend(q: Queries, k: Keys, v: Keys, setting: _Setting) -> Array:
+    return _forward(q, k, v, setting)[0]
+
+
+def _attend_fwd(q: Queries, k: Keys, v: Keys, setting: _Setting):
+    out, log_total = _forward(q, k, v, setting)
+    return out, (q, k, v, out, log_total)
+
+
+def _attend_bwd(setting: _Setting, residuals: tuple[Array, ...], d_out: Queries):
+    return _backward(*residuals, d_out, setting)
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _forward(q: Queries, k: Keys, v: Keys, setting: _Setting) -> tuple[Queries, Rows]:
+    """The output, and the base-2 logarithm of each query's softmax denominator."""
+    # Imported where it is used: it takes a good part of a second, which only a TPU should pay.
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
+    size, (heads, width, tokens) = setting.forward, q.shape
+    rounds = tokens // (setting.pictures * size.queries)
+    steps = k.shape[2] // (setting.pictures * size.keys)
+
+    def kernel(q_ref, k_ref, v_ref, out_ref, log_ref, top_ref, total_ref, sum_ref):
+        i, j = pl.program_id(2), pl.program_id(3)
+
+        @pl.when(j == 0)
+        def _():
+            top_ref[...] = jnp.full(top_ref.shape, -jnp.inf, jnp.float32)
+            total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
+            sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
+
+        q, top, total, out = q_ref[0], top_ref[...], total_ref[...], sum_ref[...]
+        for start in range(0, size.keys, size.part):
+            here = slice(start, start + size.part)
+            k, v = k_ref[0, :, here], v_ref[0, :, here]
+            s = _masked(_product(k, q, 0, 0), i, j, start, size, setting)
+            # Every query sees key 0, so new_top is finite from the first block on.
+            new_top = jnp.maximum(top, s.max(0, keepdims=True))
+            p = jnp.exp2((s - new_top) * (setting.scale * LOG2E))
+            shrink = jnp.exp2((top - new_top) * (setting.scale * LOG2E))
+            total = total * shrink + p.sum(0, keepdims=True)
+            out = out * shrink + _product(v, p.astype(v.dtype), 1, 0)
+            top = new_top
+        top_ref[...], total_ref[...], sum_ref[...] = top, total, out
+
+        @pl.when(j == steps - 1)
+        def _():
+            out_ref[0] = (sum_ref[...] / total_ref[...]).astype(out_ref.dtype)
+            log_ref[0] = top_ref[...] * (setting.scale * LOG2E) + jnp.log2(total_ref[...])
+
+    of_queries = pl.BlockSpec((1, width, size.queries), lambda b, h, i, j: (h, 0, b * rounds + i))
+    of_keys = pl.BlockSpec((1, width, size.keys), lambda b, h, i, j: (h, 0, b * steps + j))
+    row = pl.BlockSpec((1, 1, size.queries), lambda b, h, i, j: (h, 0, b * rounds + i))
+    return pl.pallas_call(
+        kernel,
+        grid=(setting.pictures, heads, rounds, steps),
+        in_specs=[of_queries, of_keys, of_keys],
+        out_specs=[of_queries, row],
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((heads, 1, tokens), jnp.float32),
+        ],
+        scratch_shapes=[
+            pltpu.VMEM((1, size.queries), jnp.float32),
+            pltpu.VMEM((1, size.queries), jnp.float32),
+            pltpu.VMEM((width, size.queries), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=SEMANTICS),
+        interpret=setting.interpret,
+        name="attention_forward",
+    )(q, k, v)
+
+
+def _backward(
+    q: Queries, k: Keys, v: Keys, out: Queries, log_total: Rows, d_out: Queries, setting: _Setting
+) -> tuple[Queries, Keys, Keys]:
+    """The gradients of q, k and v."""
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
+    size, (heads, width, tokens) = setting.backward, q.shape
+    queries = tokens // setting.pictures
+    rounds = k.shape[2] // (setting.pictures * size.keys)
+    steps = queries // size.queries
+
+    def kernel(
+        q_ref, k_ref, v_ref, out_ref, log_ref, d_out_ref, dq_ref, dk_ref, dv_ref, *sums: Any
+    ):
+        dq_sum, dk_sum, dv_sum = sums
+        j, i = pl.program_id(2), pl.program_id(3)
+        rows = pl.ds(i * size.queries, size.queries)
+
+        @pl.when(i == 0)
+        def _():
+            dk_sum[...] = jnp.zeros(dk_sum.shape, jnp.float32)
+            dv_sum[...] = jnp.zeros(dv_sum.shape, jnp.float32)
+
+        @pl.when(j == 0)
+        def _():
+            dq_sum[:, rows] = jnp.zeros((width, size.queries), jnp.float32)
+
+        q, d_out, log_total = q_ref[0], d_out_ref[0], log_ref[0]
+        # The softmax Jacobian's second term, one number for each query.
+        drift = (d_out.astype(jnp.float32) * out_ref[0].astype(jnp.float32)).sum(0)[None]
+        dq = jnp.zeros((width, size.queries), jnp.float32)
+        for start in range(0, size.keys, size.part):
+            here = slice(start, start + size.part)
+            k, v = k_ref[0, :, here], v_ref[0, :, here]
+            s = _masked(_product(k, q, 0, 0), i, j, start, size, setting)
+            p = jnp.exp2(s * (setting.scale * LOG2E) - log_total)
+            ds = (p * (_product(v, d_out, 0, 0) - drift)).astype(q.dtype)
+            dv_sum[:, here] += _product(d_out, p.astype(d_out.dtype), 1, 1)
+            dk_sum[:, here] += _product(q, ds, 1, 1)
+            dq += _product(k, ds, 1, 0)
+        dq_sum[:, rows] += dq
+
+        @pl.when(i == steps - 1)
+        def _():
+            dk_ref[0] = (dk_sum[...] * setting.scale).astype(dk_ref.dtype)
+            dv_ref[0] = dv_sum[...].astype(dv_ref.dtype)
+
+        @pl.when(j == rounds - 1)
+        def _():
+            dq_ref[0, :, rows] = (dq_sum[:, rows] * setting.scale).astype(dq_ref.dtype)
+
+    of_queries = pl.BlockSpec((1, width, size.queries), lambda b, h, j, i: (h, 0, b * steps + i))
+    of_keys = pl.BlockSpec((1, width, size.keys), lambda b, h, j, i: (h, 0, b * rounds + j))
+    row = pl.BlockSpec((1, 1, size.queries), lambda b, h, j, i: (h, 0, b * steps + i))
+    whole = pl.BlockSpec((1, width, queries), lambda b, h, j, i: (h, 0, b))
+    return pl.pallas_call(
+        kernel,
+        grid=(setting.pictures, heads, rounds, steps),
+        in_specs=[of_queries, of_keys, of_keys, of_queries, row, of_queries],
+        out_specs=[whole, of_keys, of_keys],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
+        scratch_shapes=[
+            pltpu.VMEM((width, queries), jnp.float32),
+            pltpu.VMEM((width, size.keys), jnp.float32),
+            pltpu.VMEM((width, size.keys), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=SEMANTICS),
+        interpret=setting.interpret,
+        name="attention_backward",
+    )(q, k, v, out, log_total, d_out)
+
+
+def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Float[Array, "r c"]:
+    """The product of two matrices that sums over these axes of theirs, in float32."""
+    sums = (((axis_a,), (axis_b,)), ((), ()))
+    return lax.dot_general(a, b, sums, preferred_element_type=jnp.float32)
+
+
+def _masked(
+    s: Float[Array, "k q"], i: Any, j: Any, start: int, size: Blocks, setting: _Setting
+) -> Float[Array, "k q"]:
+    """Scores of the query block i and of a part of the key block j, -inf where no key is seen."""
+    padded = setting.keys % LANES != 0
+    if not padded and not setting.causal:
+        return s
+    key = lax.broadcasted_iota(jnp.int32, s.shape, 0) + (j * size.keys + start)
+    seen = key < setting.keys
+    if setting.causal:
+        query = lax.broadcasted_iota(jnp.int32, s.shape, 1) + i * size.queries
+        seen = seen & (key <= query)
+    return jnp.where(seen, s, -jnp.inf)
