@@ -103,7 +103,9 @@ def main() -> None:
 
             direction = jax.eval_shape(function, *shapes)
             step = jax.jit(jax.value_and_grad(loss), in_shardings=here, out_shardings=here)
-            found = compile_traced(step.trace(shapes, direction), pathlib.Path(folder), topology.chip)
+            found = compile_traced(
+                step.trace(shapes, direction), pathlib.Path(folder), topology.chip
+            )
             cycles = [total / batch / 1e6 for total in (found.cycles or 0, found.kernel_cycles)]
             print(f"{options.part}, {batch} pictures: {cycles[0]:.2f} M cycles a picture", end="")
             print(f" and {cycles[1]:.2f} M in kernels")
