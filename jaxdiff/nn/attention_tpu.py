@@ -6,7 +6,7 @@ picture after those of another: tokens fill the 128 lanes of a register, as a he
 does, and the products before and after attention write and read this order, so that nothing is
 copied to change it. Scores are (keys, queries): what belongs to a query is a row, and no sum goes
 across lanes. One kernel computes all gradients and holds those of a head's queries until its last
-block of keys.
+block of keys; of many wide queries, as in a VAE, those of one piece at a time.
 """
 
 import dataclasses
@@ -32,8 +32,9 @@ Rows = Float[Array, "h 1 bn"]
 # Of a mesh, by the convention of the package: what shares a batch, and what shares the heads.
 BATCH_AXES, HEAD_AXIS = ("data", "fsdp"), "tensor"
 LANES = 128
+HELD = 5 * 2**20  # bytes of fast memory for the gradients of queries: float32, and twice bfloat16
 LOG2E = math.log2(math.e)
-# Of a grid: a chip's cores may share pictures and heads; of the rest each step needs the one before.
+# Of a grid: a chip's cores may share pictures and heads; blocks need those before them.
 SEMANTICS = ("parallel", "parallel", "arbitrary", "arbitrary")
 
 
@@ -51,6 +52,7 @@ class _Setting:
     """What is the same for all of one attention."""
 
     pictures: int
+    pieces: int  # of a picture's queries, for the gradients
     keys: int  # of a picture that are not padding
     causal: bool
     scale: float  # of the scores
@@ -92,9 +94,12 @@ def _on_one_device(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool) -> Q:
     b, n, _, width = q.shape
     m = k.shape[1]
     rows, columns = (LANES * math.ceil(length / LANES) for length in (n, m))
-    forward, backward = blocks(rows, columns, width)
+    parts = pieces(rows, width)
+    forward, _ = blocks(rows, columns, width)
+    _, backward = blocks(rows // parts, columns, width)
     setting = _Setting(
         pictures=b,
+        pieces=parts,
         keys=m,
         causal=causal,
         scale=width**-0.5,
@@ -112,6 +117,13 @@ def _as_columns(x: Float[Array, "b _ h d"], length: int) -> Float[Array, "h d al
     x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
     columns = len(x) * length
     return x.reshape(columns, -1).T.reshape(*x.shape[2:], columns)
+
+
+def pieces(queries: int, width: int) -> int:
+    """In how many pieces queries must be cut for their gradients to be held."""
+    registers = queries // LANES
+    fitting = (i for i in range(1, registers) if queries * width * 8 <= i * HELD)
+    return next((i for i in fitting if registers % i == 0), registers)
 
 
 def blocks(queries: int, keys: int, width: int) -> tuple[Blocks, Blocks]:
@@ -227,8 +239,9 @@ def _backward(
     from jax.experimental.pallas import tpu as pltpu
 
     size, (heads, width, tokens) = setting.backward, q.shape
-    queries = tokens // setting.pictures
-    rounds = k.shape[2] // (setting.pictures * size.keys)
+    pieces, cuts = setting.pieces, setting.pictures * setting.pieces
+    queries, keys = tokens // cuts, k.shape[2] // setting.pictures
+    rounds = keys // size.keys
     steps = queries // size.queries
 
     def kernel(
@@ -236,6 +249,7 @@ def _backward(
     ):
         dq_sum, dk_sum, dv_sum = sums
         j, i = pl.program_id(2), pl.program_id(3)
+        whole_i = pl.program_id(0) % pieces * steps + i  # among all blocks of its picture
         rows = pl.ds(i * size.queries, size.queries)
 
         @pl.when(i == 0)
@@ -254,7 +268,7 @@ def _backward(
         for start in range(0, size.keys, size.part):
             here = slice(start, start + size.part)
             k, v = k_ref[0, :, here], v_ref[0, :, here]
-            s = _masked(_product(k, q, 0, 0), i, j, start, size, setting)
+            s = _masked(_product(k, q, 0, 0), whole_i, j, start, size, setting)
             p = jnp.exp2(s * (setting.scale * LOG2E) - log_total)
             ds = (p * (_product(v, d_out, 0, 0) - drift)).astype(q.dtype)
             dv_sum[:, here] += _product(d_out, p.astype(d_out.dtype), 1, 1)
@@ -272,15 +286,23 @@ def _backward(
             dq_ref[0, :, rows] = (dq_sum[:, rows] * setting.scale).astype(dq_ref.dtype)
 
     of_queries = pl.BlockSpec((1, width, size.queries), lambda b, h, j, i: (h, 0, b * steps + i))
-    of_keys = pl.BlockSpec((1, width, size.keys), lambda b, h, j, i: (h, 0, b * rounds + j))
+    of_keys = pl.BlockSpec(
+        (1, width, size.keys), lambda b, h, j, i: (h, 0, b // pieces * rounds + j)
+    )
+    to_keys = pl.BlockSpec((1, width, size.keys), lambda b, h, j, i: (h, 0, b * rounds + j))
     row = pl.BlockSpec((1, 1, size.queries), lambda b, h, j, i: (h, 0, b * steps + i))
     whole = pl.BlockSpec((1, width, queries), lambda b, h, j, i: (h, 0, b))
-    return pl.pallas_call(
+    sums = (heads, width, cuts * keys)
+    dq, dk, dv = pl.pallas_call(
         kernel,
-        grid=(setting.pictures, heads, rounds, steps),
+        grid=(cuts, heads, rounds, steps),
         in_specs=[of_queries, of_keys, of_keys, of_queries, row, of_queries],
-        out_specs=[whole, of_keys, of_keys],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
+        out_specs=[whole, to_keys, to_keys],
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct(sums, k.dtype if pieces == 1 else jnp.float32),
+            jax.ShapeDtypeStruct(sums, v.dtype if pieces == 1 else jnp.float32),
+        ],
         scratch_shapes=[
             pltpu.VMEM((width, queries), jnp.float32),
             pltpu.VMEM((width, size.keys), jnp.float32),
@@ -290,6 +312,10 @@ def _backward(
         interpret=setting.interpret,
         name="attention_backward",
     )(q, k, v, out, log_total, d_out)
+    if pieces > 1:
+        apart = (heads, width, setting.pictures, pieces, keys)
+        dk, dv = (x.reshape(apart).sum(3).reshape(k.shape).astype(k.dtype) for x in (dk, dv))
+    return dq, dk, dv
 
 
 def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Float[Array, "r c"]:

@@ -1,5 +1,6 @@
 """Every attention back end against the equation, forwards and backwards."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -15,9 +16,10 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.nn import attention_tpu
 from jaxdiff.nn.attention import attention, choose, plain
 from jaxdiff.nn.attention_blockwise import blockwise
-from jaxdiff.nn.attention_tpu import LANES, blocks, tpu
+from jaxdiff.nn.attention_tpu import LANES, blocks, pieces, tpu
 
 
 def by_hand(q, k, v, causal):
@@ -121,6 +123,33 @@ def test_tpu_kernel_interpreted(n, m, d, causal):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("width", [40, 64, 80, 160, 512])
+@pytest.mark.parametrize("keys", [LANES, 256, 1024, 2304, 4096, 9216])
+@pytest.mark.parametrize("queries", [256, 1152, 4096, 9216])
+def test_blocks_of_the_tpu_kernel(queries, keys, width):
+    """They divide the tokens and have room in 16 MiB with the kernel's sums, scores and buffers."""
+    cuts = pieces(queries, width)
+    assert queries % (cuts * LANES) == 0
+    whole = (0, 8 * width * queries // cuts)  # gradients of the queries that are held
+    sizes = blocks(queries, keys, width)[0], blocks(queries // cuts, keys, width)[1]
+    for size, held in zip(sizes, whole, strict=True):
+        assert queries // cuts % size.queries == 0 or not held
+        assert queries % size.queries == 0
+        assert keys % size.keys == 0
+        assert size.keys % size.part == 0
+        assert all(length % LANES == 0 for length in dataclasses.astuple(size))
+        arrays = 2 * 2 * width * (4 * size.queries + 4 * size.keys)  # bfloat16, twice
+        scores = 3 * 4 * size.part * size.queries
+        sums = 4 * width * (2 * size.keys + size.queries)
+        assert arrays + scores + sums + held <= 16 * 2**20
+
+
+def test_tpu_kernel_takes_many_queries_in_pieces(monkeypatch):
+    monkeypatch.setattr(attention_tpu, "HELD", 128 * 8 * 8)
+    assert pieces(384, 8) == 3
+    test_tpu_kernel_interpreted(384, 200, 8, causal=True)
+
+
 @pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("n", "m", "d"), [(256, 256, 64), (100, 77, 40)])
@@ -168,10 +197,10 @@ def test_auto_follows_the_platform_of_the_program():
     def loss(backend):
         return lambda q, k, v: jnp.square(attention(q, k, v, backend=backend)).sum()
 
-    auto, blocks = (
+    auto, blocked = (
         jax.jit(jax.grad(loss(b), argnums=(0, 1, 2)))(q, k, v) for b in ("auto", "blockwise")
     )
-    for a, b in zip(auto, blocks, strict=True):
+    for a, b in zip(auto, blocked, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
