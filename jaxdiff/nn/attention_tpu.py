@@ -143,7 +143,7 @@ def blocks(queries: int, keys: int, width: int) -> tuple[Blocks, Blocks]:
         )
 
     if keys == LANES:  # no second block of keys: the queries alone make a step long enough
-        return fitting(4096, LANES, LANES), fitting(4096, LANES, LANES)
+        return fitting(2048, LANES, LANES), fitting(2048, LANES, LANES)
     return fitting(512, 4096, 512), fitting(1024, 2048, 256)
 
 
