@@ -249,7 +249,7 @@ def _backward(
     ):
         dq_sum, dk_sum, dv_sum = sums
         j, i = pl.program_id(2), pl.program_id(3)
-        whole_i = pl.program_id(0) % pieces * steps + i  # among all blocks of its picture
+        whole_i = lax.rem(pl.program_id(0), pieces) * steps + i  # among all blocks of its picture
         rows = pl.ds(i * size.queries, size.queries)
 
         @pl.when(i == 0)
@@ -287,7 +287,7 @@ def _backward(
 
     of_queries = pl.BlockSpec((1, width, size.queries), lambda b, h, j, i: (h, 0, b * steps + i))
     of_keys = pl.BlockSpec(
-        (1, width, size.keys), lambda b, h, j, i: (h, 0, b // pieces * rounds + j)
+        (1, width, size.keys), lambda b, h, j, i: (h, 0, lax.div(b, pieces) * rounds + j)
     )
     to_keys = pl.BlockSpec((1, width, size.keys), lambda b, h, j, i: (h, 0, b * rounds + j))
     row = pl.BlockSpec((1, 1, size.queries), lambda b, h, j, i: (h, 0, b * steps + i))

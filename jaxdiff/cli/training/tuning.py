@@ -56,7 +56,10 @@ def tuning(begun: Begun, dtype: Dtype, caption: str | None) -> Chosen:
 def full(begun: Begun, dtype: Dtype, config: Full, caption: str | None) -> Chosen:
     """All weights, exported as a pipeline folder."""
     networks, read = begun.networks(dtype), begun.read
-    names = ["unet", *(begun.encoders if config.text_encoders else ())]
+    names = [
+        *(() if config.from_scratch else ("unet",)),
+        *(begun.encoders if config.text_encoders else ()),
+    ]
 
     def given() -> dict[str, dict[str, Any]]:
         components = read().components

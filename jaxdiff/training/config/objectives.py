@@ -174,7 +174,14 @@ class DiffusionObjective:
                         f"objective.{field.name}: got one beside objective.pipeline, expected it "
                         "left out: the pipeline brings its own"
                     )
-        if not isinstance(self.train, Full) and self.pipeline is None and self.weights is None:
+        if self.pipeline is not None or self.weights is not None:
+            return
+        if isinstance(self.train, Full) and self.train.from_scratch:
+            raise InputError(
+                "objective.train.from_scratch: got it without objective.pipeline, expected both, "
+                "or neither: a UNet without weights begins at random"
+            )
+        if not isinstance(self.train, Full):
             raise InputError(
                 f"objective.train: got {type(self.train).__name__} for a new UNet, expected "
                 "objective.pipeline or objective.weights"

@@ -11,6 +11,7 @@ class Full:
     """All weights of the UNet. With the text encoders' paths begin with `unet.` and theirs."""
 
     text_encoders: bool = False  # whether those of the text encoders are trained too
+    from_scratch: bool = False  # whether a pipeline's UNet begins at random, the rest as it is
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,37 @@
+"""A UNet that begins at random among the other parts of a pipeline."""
+
+import numpy as np
+import pytest
+import tiny
+
+from jaxdiff.cli.training.begin import begin
+from jaxdiff.cli.training.tuning import tuning
+from jaxdiff.core.errors import InputError
+from jaxdiff.models.build import initial_weights, weights
+from jaxdiff.training.config import DiffusionObjective, Full
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.mark.parametrize("text_encoders", [False, True])
+def test_only_the_unet_begins_at_random(tmp_path, text_encoders):
+    folder = tiny.write_xl(tmp_path / "xl")
+    train = Full(from_scratch=True, text_encoders=text_encoders)
+    begun = begin(DiffusionObjective(pipeline=str(folder), train=train))
+    networks, learnt = begun.networks(np.float32), tuning(begun, np.float32, None).tuned
+    drawn = dict(learnt.init(3))
+    prefix = "unet." if text_encoders else ""
+    fresh = {f"{prefix}{path}": array for path, array in initial_weights(networks["unet"], 3)}
+    stored = weights(begun.parts.components["unet"].module)
+    assert any(not np.array_equal(fresh[f"{prefix}{path}"], stored[path]) for path in stored)
+    for path, array in fresh.items():
+        np.testing.assert_array_equal(drawn.pop(path), array)
+    for path, array in drawn.items():  # those of the text encoders are the pipeline's
+        name, _, own = path.partition(".")
+        np.testing.assert_array_equal(array, begun.table(name)[own])
+    assert bool(drawn) == text_encoders
+
+
+def test_a_scratch_without_a_pipeline_is_refused():
+    with pytest.raises(InputError, match="from_scratch: got it without"):
+        DiffusionObjective(vae="vae", text_encoder="text", train=Full(from_scratch=True))
