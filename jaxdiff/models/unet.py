@@ -12,7 +12,7 @@ from jaxdiff.nn.activations import activation
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
 from jaxdiff.nn.initial import ZEROS
 from jaxdiff.nn.layers import Layers
-from jaxdiff.nn.stages import rematerialised
+from jaxdiff.nn.remat import rematerialised
 
 Sample = Float[Array, "b h w c"]
 PERTURBED = ("UNetMidBlock2DCrossAttn",)  # middle blocks whose self-attention can be off

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdiff.core.types import Array, Float, Int
+from jaxdiff.nn.remat import kept
 
 Q = Float[Array, "b n h d"]
 KV = Float[Array, "b m h d"]
@@ -109,7 +110,7 @@ def _forward(q: QBlocks, k: KBlocks, v: KBlocks, mask: _Mask) -> tuple[QBlocks, 
 
 
 def _attend_fwd(q: QBlocks, k: KBlocks, v: KBlocks, mask: _Mask):
-    out, log_total = _forward(q, k, v, mask)
+    out, log_total = kept(_forward(q, k, v, mask))
     return out, (q, k, v, out, log_total)
 
 

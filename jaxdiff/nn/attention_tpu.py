@@ -21,6 +21,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxdiff.core.types import Array, Float
+from jaxdiff.nn.remat import kept
 
 Q = Float[Array, "b n h d"]
 KV = Float[Array, "b m h d"]
@@ -159,7 +160,7 @@ def _attend(q: Queries, k: Keys, v: Keys, setting: _Setting) -> Array:
 
 
 def _attend_fwd(q: Queries, k: Keys, v: Keys, setting: _Setting):
-    out, log_total = _forward(q, k, v, setting)
+    out, log_total = kept(_forward(q, k, v, setting))
     return out, (q, k, v, out, log_total)
 
 

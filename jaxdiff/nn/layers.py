@@ -14,6 +14,7 @@ from jax import lax
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
 from jaxdiff.nn.initial import ONES, ZEROS, Initial, Normal, keep_variance
+from jaxdiff.nn.remat import kept
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -115,8 +116,8 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         """Normalise in float32, return in the compute dtype."""
         x32 = x.astype(jnp.float32)
-        centred = x32 - x32.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
+        centred = x32 - kept(x32.mean(-1, keepdims=True))
+        variance = kept(jnp.square(centred).mean(-1, keepdims=True))
         scale, bias = (
             last_axis(p[...].astype(jnp.float32), x.ndim) for p in (self.scale, self.bias)
         )
@@ -143,8 +144,8 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
         """Normalise in float32, return in the compute dtype."""
         flat = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
-        centred = flat - self._group_mean(flat)
-        variance = self._group_mean(jnp.square(centred))
+        centred = flat - kept(self._group_mean(flat))
+        variance = kept(self._group_mean(jnp.square(centred)))
         scale, bias = (last_axis(p[...].astype(jnp.float32), 3) for p in (self.scale, self.bias))
         normed = centred * (lax.rsqrt(variance + self.eps) * scale) + bias
         return normed.reshape(x.shape).astype(self.dtype)

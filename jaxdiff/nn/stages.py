@@ -5,10 +5,8 @@ A stage's `attentions` list is None or has one module for each residual block (t
 them); what a stage consists of is decided by the model that builds it.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -21,29 +19,6 @@ Image = Float[Array, "b h w c"]
 Time = Float[Array, "b e"] | None
 Context = Float[Array, "b n d"] | None
 Perturbed = Bool[Array, "b"] | None
-
-
-# What is kept between the way there and the way back of a gradient, inside a stage; the rest is
-# computed again.
-REMAT: dict[str, Callable[..., Any] | None] = {
-    "none": None,  # nothing is computed again
-    "blocks": jax.checkpoint_policies.nothing_saveable,  # all of a stage is
-    "dots": jax.checkpoint_policies.dots_saveable,  # all but products of matrices is
-}
-
-
-def rematerialised(stage: nnx.Module, remat: str) -> Callable[..., Any]:
-    """`stage` as a function whose gradients keep what REMAT says; the numbers are the same."""
-    policy = REMAT[remat]
-    if policy is None:
-        return cast(Callable[..., Any], stage)
-
-    def call(*arrays: Any, **options: Any) -> Any:
-        sizes = {name: options.pop(name) for name in ("size",) if name in options}
-        inside = jax.checkpoint(lambda a, o: stage(*a, **o, **sizes), policy=policy)
-        return inside(arrays, options)
-
-    return call
 
 
 def mix(mixer: Mixer, x: Image, context: Context, perturbed: Perturbed = None) -> Image:

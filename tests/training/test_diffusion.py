@@ -13,7 +13,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.losses import WEIGHTINGS
 from jaxdiff.diffusion.predictions import KINDS, target
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.nn.stages import REMAT
+from jaxdiff.nn.remat import REMAT
 from jaxdiff.training import draws
 from jaxdiff.training.objectives.diffusion import (
     by_quartile,

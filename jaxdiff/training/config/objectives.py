@@ -13,7 +13,7 @@ from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.discriminator import PatchDiscriminatorConfig
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
-from jaxdiff.nn.stages import REMAT
+from jaxdiff.nn.remat import REMAT
 from jaxdiff.training.config.data import DataConfig
 from jaxdiff.training.config.tuning import Full, Tuning
 

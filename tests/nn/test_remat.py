@@ -1,0 +1,79 @@
+"""What gradients compute again, counted in their programs."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.extend import core
+
+from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.remat import REMAT, rematerialised
+from jaxdiff.nn.resnet import ResnetBlock
+from jaxdiff.nn.stages import DownStage
+from jaxdiff.nn.transformer import SpatialTransformer
+
+SIDE, CHANNELS = 16, 8
+
+
+def counted(program):
+    """How often each primitive is in a program and of use there, kernels by their names."""
+    found, used = collections.Counter(), set(map(id, program.outvars))
+    for equation in reversed(program.eqns):
+        if used.isdisjoint(map(id, equation.outvars)):
+            continue
+        used |= set(map(id, equation.invars))
+        name = equation.primitive.name
+        found[equation.params["name"] if name == "pallas_call" else name] += 1
+        if name == "pallas_call":
+            continue
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
+                if isinstance(inner, core.Jaxpr):
+                    found += counted(inner)
+    return found
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    """What the gradients of a stage consist of, by what is computed again."""
+    layers = Layers(rngs=nnx.Rngs(0), attention="tpu")
+    resnet = ResnetBlock(CHANNELS, CHANNELS, layers=layers, groups=2, eps=1e-5, act="silu")
+    transformer = SpatialTransformer(
+        CHANNELS, layers=layers, heads=2, context_width=4, depth=1, groups=2, linear=True
+    )
+    graph, params = nnx.split(DownStage([resnet], [transformer]))
+
+    def program(remat):
+        def loss(params, x, context):
+            stage = nnx.merge(graph, params)
+            states = rematerialised(stage, remat)(x, None, context)
+            return jnp.sum(jnp.square(states[-1]))
+
+        shapes = ((2, SIDE, SIDE, CHANNELS), (2, 5, 4))
+        arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+        return counted(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, *arrays).jaxpr)
+
+    return {remat: program(remat) for remat in REMAT}
+
+
+@pytest.mark.parametrize(
+    "product", ["dot_general", "conv_general_dilated", "attention_forward", "attention_backward"]
+)
+def test_products_are_kept(gradients, product):
+    none, products, blocks = (gradients[name][product] for name in ("none", "products", "blocks"))
+    assert none == products > 0
+    assert blocks > none or product == "attention_backward"
+
+
+@pytest.mark.parametrize("other", ["rsqrt", "logistic", "erf"])
+def test_norms_and_activations_are_computed_again(gradients, other):
+    assert gradients["products"][other] > gradients["none"][other] > 0
+
+
+def test_statistics_are_kept(gradients):
+    """Sums over pixels and channels are as many as without computing anything again."""
+    assert gradients["products"]["reduce_sum"] == gradients["none"]["reduce_sum"]
+    assert gradients["blocks"]["reduce_sum"] > gradients["none"]["reduce_sum"]
