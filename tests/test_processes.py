@@ -44,12 +44,16 @@ def start(folder, name, devices, *options):
     )
 
 
-def pair(folder, name):
-    """Two processes of four devices each that meet on this machine."""
+def meeting_place():
+    """A host and port where processes can meet on this machine."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    meeting = ("--coordinator", address, "--num-processes", "2", "--process-id")
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def pair(folder, name):
+    """Two processes of four devices each that meet on this machine."""
+    meeting = ("--coordinator", meeting_place(), "--num-processes", "2", "--process-id")
     return [start(folder, name, 4, *meeting, str(number)) for number in (0, 1)]
 
 
@@ -105,6 +109,31 @@ def test_two_processes_end_alike_and_only_the_first_speaks(tmp_path):
     losses(tmp_path, "stopped")
     assert (tmp_path / "stopped" / "export" / "config.json").exists()
     assert len(list((tmp_path / "stopped" / "samples").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_read_none_goes_on_from(tmp_path):
+    """The first could read step 2, of which the second finds its own part cut off."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "tests/restoring.py", str(tmp_path), meeting_place()]
+    both = [
+        subprocess.Popen(
+            [*command, str(number)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [out for out, _ in said] == ["1\n", "1\n"], said
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "unreadable-2"}
 
 
 def test_a_meeting_is_described_whole_or_not_at_all():

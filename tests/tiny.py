@@ -33,6 +33,12 @@ SCHEDULER = {
     "timestep_spacing": "leading",
 }
 DEFAULTS = {"guidance_scale": 3.0, "steps": 4, "sampler": "ddim"}
+# Of a UNet that is half as long, for those who compile its gradient.
+SHORT = {
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+    "block_out_channels": (8,),
+}
 
 
 def random_component(cls, *configs, seed=0, **options):
@@ -49,16 +55,16 @@ def random_component(cls, *configs, seed=0, **options):
     return Component(module=assemble(module, values))
 
 
-def write_xl(folder: pathlib.Path, zeros=True) -> pathlib.Path:
+def write_xl(folder: pathlib.Path, zeros=True, **unet) -> pathlib.Path:
     """A model with two text encoders that is told sizes, like SDXL; pictures as `write_tiny`'s.
 
     `zeros` is whether it draws with zeros for a negative prompt that was not given.
     """
-    plain = read_pipeline(write_tiny(folder))
+    plain = read_pipeline(write_tiny(folder, **unet))
     first = plain.components["text_encoder"].module.config
     end = first.vocab_size - 1  # whose state is told
     second = dataclasses.replace(first, hidden_size=12, projection_dim=10, eos_token_id=end)
-    unet = dataclasses.replace(
+    told = dataclasses.replace(
         plain.components["unet"].module.config,
         cross_attention_dim=8 + 12,
         addition_embed_type="text_time",
@@ -67,7 +73,7 @@ def write_xl(folder: pathlib.Path, zeros=True) -> pathlib.Path:
         use_linear_projection=True,
     )
     more = {
-        "unet": random_component(UNet2DConditionModel, unet, seed=4),
+        "unet": random_component(UNet2DConditionModel, told, seed=4),
         "text_encoder_2": random_component(CLIPTextModel, second, with_projection=True, seed=5),
     }
     files = plain.tokenizers["tokenizer"]
@@ -84,20 +90,20 @@ def write_xl(folder: pathlib.Path, zeros=True) -> pathlib.Path:
     return folder
 
 
-def write_tiny(folder: pathlib.Path, defaults=DEFAULTS) -> pathlib.Path:
-    """Write the model into `folder`: 16x16 pictures from 8x8x4 latents."""
+def write_tiny(folder: pathlib.Path, defaults=DEFAULTS, **unet) -> pathlib.Path:
+    """Write the model into `folder`: 16x16 pictures from 8x8x4 latents; `unet` has other fields."""
     tokenizer = train_tokenizer(CAPTIONS, vocab_size=560, max_length=12)
     save_tokenizer(tokenizer, folder.parent / "tokenizer")
-    unet = UNet2DConditionConfig(
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-    )
+    fields = {
+        "sample_size": 8,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 8,
+        "attention_head_dim": 2,
+    }
     vae = AutoencoderKLConfig(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -116,7 +122,9 @@ def write_tiny(folder: pathlib.Path, defaults=DEFAULTS) -> pathlib.Path:
     )
     parts = PipelineParts(
         components={
-            "unet": random_component(UNet2DConditionModel, unet, seed=1),
+            "unet": random_component(
+                UNet2DConditionModel, UNet2DConditionConfig(**fields | unet), seed=1
+            ),
             "vae": random_component(AutoencoderKL, vae, seed=2),
             "text_encoder": random_component(CLIPTextModel, text, seed=3),
         },

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, PyTree
@@ -59,13 +60,15 @@ class TrainingStore:
             read_only=read_only,
             create=not read_only,
         )
-        handlers = {
+        self._handlers: dict[str, Any] = {
             "state": ocp.StandardCheckpointHandler(),
             "host": ocp.JsonCheckpointHandler(),
         }
         self._folder, self.read_only = folder.resolve(), read_only
         self._newest: int | None = None  # step that was last given to `save`
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=options, item_handlers=self._handlers
+        )
 
     def __enter__(self) -> "TrainingStore":
         return self
@@ -136,28 +139,31 @@ class TrainingStore:
         return None
 
     def _read(self, step: int, template: PyTree) -> Restored:
+        """A checkpoint. What one process cannot read, or finds changed, none goes on from."""
+        found, error = None, None
+        try:
+            found = self._load(step, template)
+        except InputError:
+            raise
+        except Exception as own:
+            error = own
+        if not all_say(found is not None) or found is None:
+            raise error or ValueError("another process cannot read it")
+        expected = found.host.pop("digest", None)
+        if not all_say(_digest(found.state, found.host) == expected):
+            raise ValueError("it is not what was saved")
+        return found
+
+    def _load(self, step: int, template: PyTree) -> Restored:
+        """What this process reads by itself; the manager would wait for those that have failed."""
         stored = self._manager.item_metadata(step).state
         if stored is None:
             raise ValueError("its metadata is missing")
         _check_structure(stored, template, step)
-        found, error = None, None
-        try:
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore()
-                ),
-            )
-        except Exception as own:
-            error = own
-        # What one process cannot read, none goes on from.
-        if not all_say(found is not None) or found is None:
-            raise error or ValueError("another process cannot read it")
-        state, host = found["state"], dict(found["host"])
-        expected = host.pop("digest", None)
-        if _digest(state, host) != expected:
-            raise ValueError("it is not what was saved")
-        return Restored(step, state, host)
+        folder, read = epath.Path(self._folder) / str(step), self._handlers
+        state = read["state"].restore(folder / "state", args=ocp.args.StandardRestore(template))
+        host = read["host"].restore(folder / "host", args=ocp.args.JsonRestore())
+        return Restored(step, state, dict(host))
 
     def _put_aside(self, damaged: list[tuple[int, str]], *, instead: int) -> None:
         """Warn of damaged checkpoints, and rename them so that their steps can be saved again."""
@@ -170,6 +176,7 @@ class TrainingStore:
                 shutil.rmtree(target, ignore_errors=True)
                 (self._folder / str(step)).rename(target)
         if damaged and not self.read_only:
+            all_say(True)  # or others would find the old names
             self._manager.reload()
 
 

@@ -18,7 +18,7 @@ from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.cli import main
 from jaxdiff.cli.train import run
-from jaxdiff.cli.training import experiment
+from jaxdiff.cli.training import diffusion
 from jaxdiff.cli.training.begin import begin
 from jaxdiff.cli.training.prior import with_prior
 from jaxdiff.cli.training.tuning import LORA
@@ -59,7 +59,7 @@ config = TrainConfig(objective=objective, data=data, batch_size=8, steps=4, log_
 def few():
     """Few validation pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "SHOWN", 8)
+        patch.setattr(diffusion, "SHOWN", 8)
         yield
 
 
@@ -68,8 +68,8 @@ def folder(tmp_path_factory):
     """A folder with captioned pictures, and models of both families."""
     folder = tmp_path_factory.mktemp("tuning")
     write_folder(folder / "pictures", 24, sizes=((16, 16), (20, 16)))
-    tiny.write_tiny(folder / "sd")
-    tiny.write_xl(folder / "xl")
+    tiny.write_tiny(folder / "sd", **tiny.SHORT)
+    tiny.write_xl(folder / "xl", **tiny.SHORT)
     return folder
 
 
@@ -97,11 +97,9 @@ def draw(folder, **options):
 STILL = ("text_model.encoder.layers.1.", "text_model.final_layer_norm.")
 FULL = {
     "sd": ("sd", "", {"unet"}),
-    "xl": ("xl", "caption_dropout_each=(0.1, 0.2)", {"unet"}),
-    "sd-text": ("sd", "train=Full(text_encoders=True)", {"unet", "text_encoder"}),
     "xl-text": (
         "xl",
-        "train=Full(text_encoders=True)",
+        "train=Full(text_encoders=True), caption_dropout_each=(0.1, 0.2)",
         {"unet", "text_encoder", "text_encoder_2"},
     ),
 }
@@ -144,26 +142,26 @@ def test_a_whole_pipeline_is_tuned_resumed_and_exported(folder, name):
 
 
 ADDED = {
-    "lora": ("sd", 'train=LoRA(rank=3, alpha=6.0, targets=("to_q", "conv1"))', LORA),
-    "lora-xl": ("xl", 'train=LoRA(rank=2, text_targets=("q_proj", "fc1"))', LORA),
-    "word": (
-        "sd",
-        'train=TextualInversion(word="number", begin="star", vectors=2)',
-        "learned_embeds.safetensors",
+    "lora": (
+        'train=LoRA(rank=3, alpha=6.0, targets=("to_q", "conv1"), text_targets=("q_proj", "fc1"))',
+        LORA,
     ),
-    "word-xl": ("xl", 'train=TextualInversion(word="number", begin="star")', "number.safetensors"),
+    "word": (
+        'train=TextualInversion(word="number", begin="star", vectors=2)',
+        "number.safetensors",
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ADDED)
 def test_small_additions_are_learnt_resumed_and_drawn_with(folder, name):
-    model, train, file = ADDED[name]
-    arguments = command(folder, model, train, name)
+    train, file = ADDED[name]
+    arguments = command(folder, "xl", train, name)
     run(arguments)
     export = folder / name / "export"
     assert [path.name for path in export.iterdir()] == [file]
-    pipe = tiny.first_devices(jaxdiff.load(folder / model, dtype="float32"), 1)
+    pipe = tiny.first_devices(jaxdiff.load(folder / "xl", dtype="float32"), 1)
     call = {"steps": 2, "seed": 0, "output": "latent"}
     before = pipe("a number", **call).images
     (pipe.load_lora if file == LORA else pipe.load_textual_inversion)(export / file)
