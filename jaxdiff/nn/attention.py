@@ -5,6 +5,7 @@ Arrays are (batch, tokens, heads, head width); with `causal`, query i sees the k
 """
 
 import functools
+import importlib.util
 from collections.abc import Callable
 
 import jax
@@ -70,7 +71,8 @@ def attention(q: Q, k: KV, v: KV, *, causal: bool = False, backend: str = "auto"
     if backend != "auto":
         return _run(q, k, v, causal=causal, choices=(("default", backend),))
     # A program can be compiled for a TPU that is not here. cuDNN's functions must see their GPU.
-    platforms = ["cpu", "tpu", *(["cuda"] if _flash_gpu() else [])]
+    others = {"tpu": _tpu_compiler(), "cuda": _flash_gpu()}
+    platforms = ["cpu", *(name for name, there in others.items() if there)]
     choices = tuple((platform, choose(platform, q, k)) for platform in platforms)
     if len({name for _, name in choices}) == 1:
         choices = (("default", choices[0][1]),)
@@ -89,6 +91,12 @@ def _run(q: Q, k: KV, v: KV, *, causal: bool, choices: tuple[tuple[str, str], ..
 
 
 NAME = "_run"  # of attention as a whole in a traced program
+
+
+@functools.cache
+def _tpu_compiler() -> bool:
+    """Whether programs can be compiled for TPUs; others need not trace a kernel for them."""
+    return importlib.util.find_spec("libtpu") is not None
 
 
 def _flash_gpu() -> bool:

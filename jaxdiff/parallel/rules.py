@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff.core.types import PyTree
+from jaxdiff.core.types import Array, PyTree
 from jaxdiff.parallel.mesh import FSDP, TENSOR
 
 Axis = str | None
@@ -70,6 +71,34 @@ def shardings(shapes: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, 
         path: NamedSharding(mesh, spec(path, tuple(leaf.shape), rules, mesh.shape))
         for path, leaf in shapes.items()
     }
+
+
+def fetched(weights: PyTree, parts: PyTree) -> PyTree:
+    """`weights`, each of which lies as `parts` says, whole along "fsdp" where they are used.
+
+    Their gradients lie as they did. Left to itself the compiler would rather cut a product into
+    one for each part of its weight as it arrives, too narrow for a matrix unit.
+    """
+
+    def whole(part: NamedSharding) -> NamedSharding:
+        axes = [None if axis == FSDP else axis for axis in part.spec]
+        return NamedSharding(part.mesh, PartitionSpec(*axes))
+
+    def fetch(weight: Array, part: NamedSharding) -> Array:
+        if FSDP not in part.spec:
+            return weight
+
+        @jax.custom_vjp
+        def move(x: Array) -> Array:
+            return lax.with_sharding_constraint(x, whole(part))
+
+        move.defvjp(
+            lambda x: (move(x), None),
+            lambda _, gradient: (lax.with_sharding_constraint(gradient, part),),
+        )
+        return move(weight)
+
+    return jax.tree.map(fetch, weights, parts)
 
 
 def split_any(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxdiff.core.types import PyTree
-from jaxdiff.parallel.rules import sharded_like, split_any
+from jaxdiff.core.types import Array, PyTree
+from jaxdiff.parallel.rules import fetched, sharded_like, shardings, split_any
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.objectives import Learner
 from jaxdiff.training.optimiser import factors, learning_rate, optimiser
@@ -35,14 +35,22 @@ def make_program(config: TrainConfig, learner: Learner, frozen: PyTree, mesh: Me
     state = jax.eval_shape(begin, learner.shapes)
     state_places: Any = sharded_like(state, learner.shapes, learner.rules, mesh)
     frozen_places = split_any(frozen, mesh)
+    parts = shardings(learner.shapes, learner.rules, mesh)
+
+    def loss(params: PyTree, *others: Any) -> Any:
+        return learner.loss(fetched(params, parts), *others)
+
+    def at(frozen: PyTree, step: Array) -> PyTree:
+        return learner.at(fetched(frozen, frozen_places), step)
+
     pure = make_step(
-        hold(learner.loss, held),
+        hold(loss, held),
         transform,
         learning_rate(config.optimiser, config.steps),
         config.ema,
         learner.limit,
         config.accumulate,
-        learner.at,
+        at,
     )
     step = compile_step(pure, mesh, state_places, frozen_places)
     return Program(begin, state, state_places, frozen_places, step)

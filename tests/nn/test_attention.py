@@ -16,6 +16,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.nn import attention as attention_module
 from jaxdiff.nn import attention_tpu
 from jaxdiff.nn.attention import attention, choose, plain
 from jaxdiff.nn.attention_blockwise import blockwise
@@ -190,8 +191,9 @@ def test_choice(platform, n, m, d, dtype, expected):
     assert choose(platform, q, k) == expected
 
 
-def test_auto_follows_the_platform_of_the_program():
+def test_auto_follows_the_platform_of_the_program(monkeypatch):
     """Sizes for which platforms differ: the one program here is the CPU's, with its gradient."""
+    monkeypatch.setattr(attention_module, "_tpu_compiler", lambda: True)
     q, k, v = arrays(1024, 1024)
 
     def loss(backend):
@@ -227,7 +229,8 @@ def test_tpu_kernel_is_divided_by_the_mesh(batch, heads, sizes, spec):
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_auto_under_a_mesh_and_under_pmap():
+def test_auto_under_a_mesh_and_under_pmap(monkeypatch):
+    monkeypatch.setattr(attention_module, "_tpu_compiler", lambda: True)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     x = jax.random.normal(jax.random.key(0), (len(jax.devices()), 1024, 1, 4))
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))

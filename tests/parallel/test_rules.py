@@ -1,6 +1,7 @@
 """The tables of sharding rules on published models: what is split, how, and how evenly."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -9,8 +10,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.models import presets
 from jaxdiff.models.build import weights
 from jaxdiff.parallel import mesh as meshes
-from jaxdiff.parallel.mesh import make_mesh
-from jaxdiff.parallel.rules import CLIP, UNET, VAE, sharded_like, shardings, spec
+from jaxdiff.parallel.mesh import batch_sharding, make_mesh
+from jaxdiff.parallel.rules import CLIP, UNET, VAE, fetched, sharded_like, shardings, spec
 
 MODELS = {
     "unet sd15": (("unet", "sd15"), UNET),
@@ -65,6 +66,27 @@ def test_means_of_gradients_lie_with_their_weights():
     mu, factored, count = sharded_like(tree, table, UNET, mesh)
     assert mu["mu"] == parts
     assert factored["a.kernel"].spec == count.spec == PartitionSpec()
+
+
+def test_weights_are_whole_where_they_are_used_and_their_gradients_are_not():
+    """As the compiler sees a product with a weight that lies in parts."""
+    mesh = make_mesh(1, 4, 2)
+    table = {"a.to_q.kernel": np.ones((16, 8), np.float32), "a.bias": np.ones(8, np.float32)}
+    parts = shardings(table, UNET, mesh)
+    assert parts["a.to_q.kernel"].spec == PartitionSpec("fsdp", "tensor")
+
+    def loss(params, x):
+        used = fetched(params, parts)
+        return jnp.square(x @ used["a.to_q.kernel"] + used["a.bias"][None]).sum()
+
+    step = jax.jit(jax.grad(loss), in_shardings=(parts, batch_sharding(mesh)))
+    x = jax.ShapeDtypeStruct((8, 16), np.float32)
+    compiled = step.lower(table, x).compile()
+    text = compiled.as_text()
+    assert "all-gather" in text
+    assert "while" not in text
+    found = compiled.output_shardings["a.to_q.kernel"]
+    assert found.is_equivalent_to(parts["a.to_q.kernel"], 2)
 
 
 def test_meshes():

@@ -10,14 +10,12 @@ from tiny_training import OBJECTIVE
 
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.parallel.mesh import batch_sharding, make_mesh, place, replicate, shard_batch
-from jaxdiff.parallel.rules import sharded_like, shardings, split_any
-from jaxdiff.training.config import CLIPObjective, EMAConfig, OptimiserConfig
+from jaxdiff.parallel.rules import shardings
+from jaxdiff.training.config import CLIPObjective, EMAConfig, OptimiserConfig, TrainConfig
 from jaxdiff.training.objectives.clip import clip_learner
 from jaxdiff.training.objectives.diffusion import diffusion_learner
 from jaxdiff.training.objectives.tuning import unet_only
-from jaxdiff.training.optimiser import learning_rate, optimiser
-from jaxdiff.training.state import initial_state
-from jaxdiff.training.step import compile_step, make_step
+from jaxdiff.training.program import make_program
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 STEPS = 6
@@ -38,23 +36,26 @@ def trained(sizes):
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
     frozen = tiny_training.frozen()
     learn = diffusion_learner(OBJECTIVE, unet_only(tiny_training.networks()))
-    config = OptimiserConfig(learning_rate=1e-2, warmup_steps=1)
-    transform = optimiser(config, STEPS)
-    begin = functools.partial(initial_state, optimiser=transform)
-    shapes = jax.eval_shape(begin, learn.shapes)
-    parts = sharded_like(shapes, learn.shapes, learn.rules, mesh)
-    params = {path: place(array, parts.params[path]) for path, array in learn.init(2)}
-    state = jax.jit(begin, out_shardings=parts)(params)
-    still = split_any(frozen, mesh)
-    pure = make_step(learn.loss, transform, learning_rate(config, STEPS), EMAConfig(decay=0.9))
-    compiled = compile_step(pure, mesh, parts, still)
-    frozen, base = jax.tree.map(place, frozen, still), replicate(jax.random.key(3), mesh)
+    config = TrainConfig(
+        objective=OBJECTIVE,
+        optimiser=OptimiserConfig(learning_rate=1e-2, warmup_steps=1),
+        ema=EMAConfig(decay=0.9),
+        steps=STEPS,
+    )
+    program = make_program(config, learn, frozen, mesh)
+    where = program.state_places
+    params = {path: place(array, where.params[path]) for path, array in learn.init(2)}
+    state = jax.jit(program.begin, out_shardings=where)(params)
+    frozen, base = (
+        jax.tree.map(place, frozen, program.frozen_places),
+        replicate(jax.random.key(3), mesh),
+    )
     rng, losses = np.random.default_rng(0), []
     for _ in range(STEPS):
         ids = np.full((8, 5), 19)
         ids[:, 0], ids[:, 1] = 18, rng.integers(0, 18, 8)
         image = np.tanh(rng.normal(size=(8, 8, 8, 3))).astype(np.float32)
-        state, metrics = compiled(
+        state, metrics = program.step(
             state, frozen, shard_batch({"image": image, "ids": ids}, mesh), base
         )
         losses.append(float(metrics["loss"]))
