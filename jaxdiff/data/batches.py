@@ -20,6 +20,7 @@ Batch = dict[str, np.ndarray]
 # Of latents, what SDXL is told of a picture's size, and what text encoders say of its caption.
 STACKED = ("mean", "logvar", "time_ids", *STATES.values(), POOLED)
 READ_AHEAD = 2  # batches prepared while the device computes
+ENDLESS = 1 << 52  # items: no training reads as many, and floats count them exactly, as grain does
 
 
 def to_unit(images: UInt8[NDArray, "..."]) -> Float[NDArray, "..."]:
@@ -78,7 +79,8 @@ def batches(
     if seed is not None:
         data = data.seed(seed).shuffle()
     # Whole global batches only, so that an epoch ends at the same batch for every process.
-    data = data[: len(source) // batch_size * batch_size].repeat()
+    whole = len(source) // batch_size * batch_size
+    data = data[:whole].repeat(max(1, ENDLESS // whole))
     assemble = transform or functools.partial(collate, tokenizer=tokenizer)
     data = data.batch(batch_size // process_count, batch_fn=assemble)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(READ_AHEAD, threads))
