@@ -30,6 +30,7 @@ from jaxdiff.training.flops import gradient_flops
 
 CLASSIFIER = LatentClassifierConfig(
     sample_size=32,
+    in_channels=4,
     block_out_channels=(8,),
     layers_per_block=1,
     attention_head_dim=4,
