@@ -1,5 +1,6 @@
 """Tokenizer folders, kept as the files that they are, so that saving changes nothing."""
 
+import hashlib
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ def read_tokenizer(
         raise InputError(f"{folder}: got {got}, expected vocab.json and merges.txt")
     files = {name: _read(folder / name) for name in names}
     return TokenizerFiles(class_name=class_name, files=files)
+
+
+def tokenizer_digest(tokenizer: TokenizerFiles) -> str:
+    """A fingerprint of all files of a tokenizer."""
+    files = sorted(tokenizer.files.items())
+    parts = [f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def write_tokenizer(folder: pathlib.Path, tokenizer: TokenizerFiles) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 
+from flax import nnx
+
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.pipelines import PREPROCESSOR
@@ -40,7 +42,12 @@ def read_vision(
 
     InputError for a folder of another class. `dtype` is that of `read_component`.
     """
-    module = read_component(folder, dtype=dtype).module
+    module = vision_of(read_component(folder, dtype=dtype).module, folder)
+    return module, read_lens(folder, module.config.image_size)
+
+
+def vision_of(module: nnx.Module, folder: pathlib.Path) -> CLIPVisionModel:
+    """The vision tower of the model that is in `folder`, its weights arrays or shapes."""
     if isinstance(module, CLIPModel):
         width = module.visual_projection.kernel.shape[1]
         table = weights(module)
@@ -52,4 +59,4 @@ def read_vision(
         raise InputError(
             f"clip: got {type(module).__name__} in {folder}, expected CLIPModel or CLIPVisionModel"
         )
-    return module, read_lens(folder, module.config.image_size)
+    return module

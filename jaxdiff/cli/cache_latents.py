@@ -1,11 +1,14 @@
-"""`jaxdiff cache-latents`: pictures through a VAE once, so that training need not encode them."""
+"""`jaxdiff cache-latents`: pictures through a VAE once, so that training need not encode them.
+
+With `--texts embeddings` their captions go through the text encoders too.
+"""
 
 import dataclasses
 import functools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, cast
 
@@ -17,13 +20,14 @@ from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.checkpoints.weights import digest, find_weights
+from jaxdiff.cli.cache_texts import Readers, Say, null_record, read_readers, sayer
 from jaxdiff.cli.training.stored import grouped, open_pictures
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, dtype_of
 from jaxdiff.core.validate import in_range, one_of, positive
 from jaxdiff.data.batches import Item, to_unit
 from jaxdiff.data.buckets import Size
-from jaxdiff.data.latents import DESCRIPTION, Latents, packed, read_description, sharded
+from jaxdiff.data.latents import DESCRIPTION, NULL, Latents, packed, read_description, sharded
 from jaxdiff.data.plan import Place
 from jaxdiff.data.samples import Make, picture_maker
 from jaxdiff.data.skipped import BrokenError, Skipped
@@ -37,6 +41,7 @@ from jaxdiff.training.config import PICTURES, DataConfig
 
 # The fields of the data get no prefix: --kind folder --path FOLDER --resolution 512.
 Fields = Annotated[DataConfig, tyro.conf.arg(name="")]
+TEXTS = ("captions", "embeddings")
 Encode = Callable[[Float[NDArray, "b h w c"]], tuple[NDArray, NDArray]]
 
 
@@ -53,10 +58,15 @@ class Options:
     output: tyro.conf.Positional[pathlib.Path]
     """The folder to write."""
     data: Fields = dataclasses.field(default_factory=DataConfig)
+    texts: str = "captions"
+    """What is stored of the captions: captions (as they are) or embeddings (beside them what the
+    text encoders say, so that a training of the UNet alone need not run these)."""
+    text_encoder: pathlib.Path | None = None
+    """A folder with text_encoder/ and tokenizer/, where the positional folder has none."""
     dtype: str = "float16"
-    """Of the stored means and log-variances: float16, bfloat16 or float32."""
+    """Of the stored arrays: float16, bfloat16 or float32."""
     compute: str = "float32"
-    """In which the VAE computes."""
+    """In which the VAE and the text encoders compute."""
     batch_size: int = 8
     """Pictures that are encoded at a time."""
     shard_size: int = 1024
@@ -73,6 +83,11 @@ def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, encode, write. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff cache-latents")
     one_of("kind", options.data.kind, PICTURES)
+    one_of("texts", options.texts, TEXTS)
+    if options.text_encoder is not None and options.texts == "captions":
+        raise InputError(
+            f"text_encoder: got {options.text_encoder}, expected it left out with texts captions"
+        )
     for name in ("batch_size", "shard_size", "smallest"):
         positive(name, getattr(options, name))
     index, count = _share(options)
@@ -80,13 +95,19 @@ def run(arguments: Sequence[str]) -> None:
     check_batch_size(options.batch_size, mesh)
     cache.enable()
     skipped = Skipped(options.data.max_broken)
-    source = open_pictures(options.data, skipped, captions=True)
+    source = open_pictures(options.data, skipped, captions=options.data.caption is None)
     groups, mark = grouped(options.data, source, options.smallest)
     shards = sharded(groups, options.shard_size)
     folder = options.vae / "vae" if (options.vae / "vae").is_dir() else options.vae
     vae = cast(AutoencoderKL, read_component(folder, dtype=dtype_of(options.compute)).module)
-    described = _described(options, vae, digest(find_weights(folder)), shards, mark)
+    readers, say = None, None
+    if options.texts == "embeddings":
+        readers = read_readers(options.text_encoder or options.vae, dtype_of(options.compute))
+        say = sayer(readers, options.batch_size, mesh)
+    described = _described(options, vae, digest(find_weights(folder)), shards, mark, readers)
     _describe(options.output, described)
+    if say is not None and index == 0:
+        _write(options.output / NULL, lambda: [null_record(say, options.dtype)])
     sizes = [size for size, _ in shards]
     make = picture_maker(
         source,
@@ -97,14 +118,19 @@ def run(arguments: Sequence[str]) -> None:
     )
     encode = _encoder(vae, options.batch_size, mesh)
     for number in range(index, len(shards), count):
-        path = options.output / described.shard(number)
-        for left in options.output.glob(f".{path.name}.*.part"):  # of a process that was killed
-            left.unlink()
-        if not path.exists():
-            items = [(int(i), Place(0, number, int(i))) for i in shards[number][1]]
-            made = write_records(path, _records(options, items, make, encode, skipped))
-            print(f"cache-latents: {path.name}: {made} latents", file=sys.stderr)
+        items = [(int(i), Place(0, number, int(i))) for i in shards[number][1]]
+        work = functools.partial(_records, options, items, make, encode, say, skipped)
+        _write(options.output / described.shard(number), work)
     _report(options.output, described, skipped)
+
+
+def _write(path: pathlib.Path, records: Callable[[], Iterable[dict[str, Any]]]) -> None:
+    """Write a file of records unless it is there."""
+    for left in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
+        left.unlink()
+    if not path.exists():
+        made = write_records(path, records())
+        print(f"cache-latents: {path.name}: {made} records", file=sys.stderr)
 
 
 def _share(options: Options) -> tuple[int, int]:
@@ -124,19 +150,23 @@ def _described(
     made_by: str,
     shards: Sequence[tuple[Size, Any]],
     mark: str,
+    readers: Readers | None,
 ) -> Latents:
     """What latents.json shall say."""
-    prepared = (options.data.seed, options.data.crop, options.data.flip, options.compute)
+    data = options.data
+    prepared = (data.seed, data.crop, data.flip, options.compute)
+    told = () if data.caption is None else (data.caption,)
     return Latents(
         vae=made_by,
-        source=fingerprint(mark, repr(prepared)),
-        resolution=options.data.resolution or 0,
+        source=fingerprint(mark, repr(prepared), *told),
+        resolution=data.resolution or 0,
         downscale=vae.config.downscale,
         channels=vae.config.latent_channels,
         dtype=options.dtype,
         heights=tuple(size[0] for size, _ in shards),
         widths=tuple(size[1] for size, _ in shards),
         items=tuple(len(items) for _, items in shards),
+        **({} if readers is None else readers.described()),
     )
 
 
@@ -175,12 +205,13 @@ def _records(
     items: Sequence[tuple[int, Place]],
     make: Make,
     encode: Encode,
+    say: Say | None,
     skipped: Skipped,
 ) -> Iterator[dict[str, Any]]:
     """The records of the items that are whole, the next batch prepared while one is encoded."""
     size = options.batch_size
     parts = [items[start : start + size] for start in range(0, len(items), size)]
-    prepare = functools.partial(_prepared, make, skipped)
+    prepare = functools.partial(_prepared, make, options.data.caption, skipped)
     with ThreadPoolExecutor(max(1, options.data.threads)) as pool:
         ahead = list(pool.map(prepare, parts[0]))
         for i in range(len(parts)):
@@ -188,16 +219,21 @@ def _records(
             coming = pool.map(prepare, parts[i + 1] if i + 1 < len(parts) else [])
             if found:
                 mean, logvar = encode(to_unit(np.stack([item["image"] for item in found])))
+                said = say([item["caption"] for item in found]) if say is not None else {}
                 for row, item in enumerate(found):
-                    yield packed(item, mean[row], logvar[row], options.dtype)
+                    own = {name: array[row] for name, array in said.items()}
+                    yield packed(item, mean[row], logvar[row], options.dtype, own)
             ahead = list(coming)
 
 
-def _prepared(make: Make, skipped: Skipped, item: tuple[int, Place]) -> Item | None:
-    """A prepared picture, None if it is broken."""
+def _prepared(
+    make: Make, caption: str | None, skipped: Skipped, item: tuple[int, Place]
+) -> Item | None:
+    """A prepared picture, None if it is broken; its caption is `caption` where that is said."""
     skipped.seen()
     try:
-        return make(*item)
+        made = make(*item)
+        return made if caption is None else {**made, "caption": caption}
     except BrokenError as error:
         skipped.broken(str(error))
         return None

@@ -12,12 +12,15 @@ from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, positive
 from jaxdiff.data.texts import Texts
 from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
+from jaxdiff.models.conditions import POOLED, STATES
 
 Item = Mapping[str, Any]
 Batch = dict[str, np.ndarray]
 
-STACKED = ("mean", "logvar", "time_ids")  # of latents, and what SDXL is told of a picture's size
+# Of latents, what SDXL is told of a picture's size, and what text encoders say of its caption.
+STACKED = ("mean", "logvar", "time_ids", *STATES.values(), POOLED)
 READ_AHEAD = 2  # batches prepared while the device computes
+ENDLESS = 1 << 52  # items: no training reads as many, and floats count them exactly, as grain does
 
 
 def to_unit(images: UInt8[NDArray, "..."]) -> Float[NDArray, "..."]:
@@ -28,8 +31,8 @@ def to_unit(images: UInt8[NDArray, "..."]) -> Float[NDArray, "..."]:
 def collate(items: Sequence[Item], tokenizer: CLIPTokenizer | Texts | None = None) -> Batch:
     """Items with "image" and "caption" as arrays "image" (b, h, w, 3) in [-1, 1] and "ids" (b, n).
 
-    Without a tokenizer there are no "ids"; `Texts` name their own. Where items have "time_ids",
-    "mean" or "logvar" in place of or beside "image", so has the batch.
+    Without a tokenizer there are no "ids"; `Texts` name their own. Where items have arrays in
+    STACKED in place of or beside "image", so has the batch.
     """
     batch: Batch = {}
     if "image" in items[0]:
@@ -76,7 +79,8 @@ def batches(
     if seed is not None:
         data = data.seed(seed).shuffle()
     # Whole global batches only, so that an epoch ends at the same batch for every process.
-    data = data[: len(source) // batch_size * batch_size].repeat()
+    whole = len(source) // batch_size * batch_size
+    data = data[:whole].repeat(max(1, ENDLESS // whole))
     assemble = transform or functools.partial(collate, tokenizer=tokenizer)
     data = data.batch(batch_size // process_count, batch_fn=assemble)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(READ_AHEAD, threads))

@@ -2,7 +2,8 @@
 
 A record is a msgpack map: "mean" and "logvar" of the VAE's distribution (unscaled, so that every
 epoch draws anew from it), "caption", and "time_ids" as `data.pictures` has them. All records of a
-shard have one size.
+shard have one size. Where text encoders have read the captions, it also has what they say, by the
+names in `models.conditions`, and a file of one record has what they say of the null caption.
 """
 
 import dataclasses
@@ -24,8 +25,10 @@ from jaxdiff.data.plan import Place
 from jaxdiff.data.skipped import BrokenError
 from jaxdiff.data.sources.records import BROKEN_RECORD, EXTENSION, RecordFiles, readable, unpacked
 from jaxdiff.data.sources.storage import fingerprint
+from jaxdiff.models.conditions import POOLED, STATES
 
 DESCRIPTION = "latents.json"
+NULL = f"null{EXTENSION}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,13 @@ class Latents:
     heights: tuple[int, ...]  # in pixels, of the pictures of each shard
     widths: tuple[int, ...]
     items: tuple[int, ...]  # pictures meant for each shard; broken ones are missing from it
+    # Of each text encoder that has read the captions, none where they are stored alone: digests of
+    # its weights and of its tokenizer, how many states it has of a text, and how wide they are.
+    text_encoders: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    tokenizers: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    tokens: tuple[int, ...] = dataclasses.field(default=(), repr=False)
+    state_widths: tuple[int, ...] = dataclasses.field(default=(), repr=False)
+    pooled_width: int = dataclasses.field(default=0, repr=False)  # of the pooled text; 0: not told
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, DTYPES)
@@ -49,6 +59,21 @@ class Latents:
                 f"shards: got {len(self.heights)} heights, {len(self.widths)} widths and "
                 f"{len(self.items)} items, expected as many of each"
             )
+
+        texts = (self.text_encoders, self.tokenizers, self.tokens, self.state_widths)
+        if len({len(each) for each in texts}) > 1 or len(self.tokens) > len(STATES):
+            raise InputError(
+                f"text_encoders: got {len(self.text_encoders)}, {len(self.tokenizers)} tokenizers, "
+                f"{len(self.tokens)} tokens and {len(self.state_widths)} state_widths, "
+                f"expected as many of each, at most {len(STATES)}"
+            )
+
+    @property
+    def said(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what the text encoders say of one caption, by name."""
+        sizes = zip(self.tokens, self.state_widths, strict=True)
+        shapes: dict[str, tuple[int, ...]] = dict(zip(STATES.values(), sizes, strict=False))
+        return shapes | ({POOLED: (self.pooled_width,)} if self.pooled_width else {})
 
     def shard(self, number: int) -> str:
         """The file name of a shard."""
@@ -88,19 +113,58 @@ def packed(
     mean: Float[NDArray, "h w c"],
     logvar: Float[NDArray, "h w c"],
     dtype: str,
+    said: Mapping[str, NDArray] | None = None,
 ) -> dict[str, Any]:
-    """The record of the prepared picture `item` and its latents' distribution."""
-    stored = {"mean": mean, "logvar": logvar}
-    return {name: array.astype(DTYPES[dtype]).tobytes() for name, array in stored.items()} | {
+    """The record of the prepared picture `item` and its latents' distribution.
+
+    With what text encoders have `said` of its caption, where they have read it.
+    """
+    return stored({"mean": mean, "logvar": logvar, **(said or {})}, dtype) | {
         "caption": item["caption"],
         "time_ids": item["time_ids"].tolist(),
     }
 
 
+def stored(arrays: Mapping[str, NDArray], dtype: str) -> dict[str, bytes]:
+    """Arrays as records have them; InputError for numbers that are none in `dtype`."""
+    found = {}
+    for name, array in arrays.items():
+        with np.errstate(over="ignore"):
+            small = array.astype(DTYPES[dtype])
+        if not np.isfinite(small).all():
+            raise InputError(
+                f"dtype: got {dtype} for {name} up to {np.abs(array).max():g}, expected one that "
+                "has such numbers: bfloat16 or float32"
+            )
+        found[name] = small.tobytes()
+    return found
+
+
+def _array(record: Mapping[str, Any], name: str, dtype: str, shape: tuple[int, ...]) -> NDArray:
+    """An array of a record; ValueError for one of another size."""
+    return np.frombuffer(record[name], DTYPES[dtype]).reshape(shape)
+
+
+def read_null(folder: pathlib.Path, described: Latents) -> dict[str, NDArray]:
+    """What the text encoders say of the null caption, by name, in the stored dtype."""
+    path = folder / NULL
+    if not path.is_file():
+        raise InputError(
+            f"data.path: got {folder} without {NULL}, expected it: the same cache-latents command "
+            "makes it"
+        )
+    try:
+        record = unpacked(RecordFiles([path])[0])
+        return {n: _array(record, n, described.dtype, s) for n, s in described.said.items()}
+    except (BrokenError, RuntimeError, KeyError, ValueError, TypeError):
+        raise InputError(f"{path}: got a broken file, expected a record (delete it)") from None
+
+
 class LatentSource:
     """Random access to the latents in a local folder, all of whose shards must be there.
 
-    Items are {"mean", "logvar": float32 (h, w, c), "caption", "time_ids"}.
+    Items are {"mean", "logvar": float32 (h, w, c), "caption", "time_ids"}, and what text encoders
+    say of the caption as it is stored.
     """
 
     def __init__(self, path: str) -> None:
@@ -121,7 +185,8 @@ class LatentSource:
         self._files = RecordFiles(there)
         self._starts = np.cumsum([0, *lengths])
         # What a shard has was settled when it was written, broken pictures left out.
-        self.fingerprint = fingerprint(repr(self.description), repr(lengths))
+        said = self.description.text_encoders + self.description.tokenizers
+        self.fingerprint = fingerprint(repr(self.description), repr(lengths), *said)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -147,16 +212,14 @@ class LatentSource:
     def __getitem__(self, index: int) -> Item:
         record = unpacked(self._files[index])
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        shape = self.description.shape(shard)
+        described = self.description
+        shape, dtype = described.shape(shard), described.dtype
         try:
-            arrays = {
-                name: np.frombuffer(record[name], DTYPES[self.description.dtype])
-                .reshape(shape)
-                .astype(np.float32)
-                for name in ("mean", "logvar")
-            }
+            arrays = {n: _array(record, n, dtype, shape) for n in ("mean", "logvar")}
+            said = {n: _array(record, n, dtype, size) for n, size in described.said.items()}
             time_ids = np.array(record["time_ids"], np.int32).reshape(6)
-            return {**arrays, "caption": str(record["caption"]), "time_ids": time_ids}
+            wide = {name: array.astype(np.float32) for name, array in arrays.items()}
+            return {**wide, **said, "caption": str(record["caption"]), "time_ids": time_ids}
         except (KeyError, ValueError, TypeError):
             raise BrokenError(BROKEN_RECORD) from None
 

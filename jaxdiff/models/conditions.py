@@ -9,6 +9,7 @@ section 2.2); its refiner five, with an aesthetic score in the place of the targ
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.errors import InputError
@@ -17,6 +18,10 @@ from jaxdiff.models.clip import CLIPTextModel, TextFeatures
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 
 ENCODERS = ("text_encoder", "text_encoder_2")  # in the order of their states
+# What data that have no captions but what encoders say of them call the states of each, and the
+# projected end of the text.
+STATES: dict[str, str] = dict(zip(ENCODERS, ("states", "states_2"), strict=True))
+POOLED = "pooled"
 SIZES = 6  # numbers that a UNet is told of a picture's size
 
 
@@ -26,6 +31,13 @@ class Conditions(NamedTuple):
     context: Float[Array, "b n d"]
     text_embeds: Float[Array, "b p"] | None = None
     time_ids: Float[Array, "b i"] | None = None
+
+
+class Said(NamedTuple):
+    """What one text encoder says of texts."""
+
+    states: Float[Array, "b n d"]
+    end: Float[Array, "b p"] | None = None  # projected end of the text, where it is told
 
 
 def numbers_told(unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel]) -> int | None:
@@ -61,25 +73,35 @@ def states(features: TextFeatures, *, pooled: bool) -> Float[Array, "b n d"]:
     return features.penultimate if pooled else features.last
 
 
+def said(encoder: CLIPTextModel, ids: Int[Array, "b n"], *, pooled: bool) -> Said:
+    """What an encoder says of the texts that are `ids` for it."""
+    features = encoder.features(ids)
+    return Said(states(features, pooled=pooled), features.pooled if pooled else None)
+
+
 def conditions(
-    encoders: Sequence[CLIPTextModel],
-    ids: Sequence[Int[Array, "b n"]],
+    heard: Sequence[Said],
     time_ids: Float[Array, "b i"] | None = None,
     *,
     silent: Sequence[Bool[Array, "b"]] | None = None,
 ) -> Conditions:
-    """What texts, as the `ids` of each encoder, tell; `time_ids` where pooled text is told too.
+    """What is told of what each encoder says; `time_ids` where pooled text is told too.
 
     What an encoder says of the texts that are `silent` for it is zeros.
     """
-    pooled = time_ids is not None
-    features = [encoder.features(each) for encoder, each in zip(encoders, ids, strict=True)]
-    told = [states(each, pooled=pooled) for each in features]
-    ends = features[-1].pooled
     if silent is not None:
-        told = [jnp.where(s[:, None, None], 0, x) for s, x in zip(silent, told, strict=True)]
-        ends = jnp.where(silent[-1][:, None], 0, ends)
-    return Conditions(jnp.concatenate(told, axis=-1), ends if pooled else None, time_ids)
+        pairs = zip(silent, heard, strict=True)
+        heard = [chosen(s, jax.tree.map(jnp.zeros_like, each), each) for s, each in pairs]
+    context = jnp.concatenate([each.states for each in heard], axis=-1)
+    return Conditions(context, None if time_ids is None else heard[-1].end, time_ids)
+
+
+def chosen(which: Bool[Array, "b"], first: Said, second: Said) -> Said:
+    """For each text `first` where `which` is true, else `second`."""
+    states = jnp.where(which[:, None, None], first.states, second.states)
+    if first.end is None or second.end is None:
+        return Said(states)
+    return Said(states, jnp.where(which[:, None], first.end, second.end))
 
 
 def unheard(encoder: CLIPTextModel, *, pooled: bool, last: bool) -> tuple[str, ...]:

@@ -41,6 +41,12 @@ def test_a_batch_is_what_training_wants():
     assert take(batches(SOURCE, batch_size=4), 1)[0].keys() == {"image"}
 
 
+@pytest.mark.parametrize("source", [SOURCE, [{"image": np.zeros((2, 2, 3), np.uint8)}]])
+def test_batches_of_one_are_endless_too(source):
+    found = take(batches(source, batch_size=1), 3)
+    assert [batch["image"].shape[0] for batch in found] == [1, 1, 1]
+
+
 def test_bytes_map_onto_the_unit_range():
     assert to_unit(np.array([0, 255], np.uint8)).tolist() == [-1, 1]
 

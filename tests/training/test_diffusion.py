@@ -20,7 +20,6 @@ from jaxdiff.training.objectives.diffusion import (
     denoising_errors,
     diffusion_learner,
     draw_times,
-    drop_captions,
     drop_for_each,
     offset_noise,
     picture_sizes,
@@ -108,7 +107,7 @@ def test_captions_are_dropped_one_by_one_at_the_given_rate():
     n, rate = 4000, 0.1
     ids = jnp.ones((n, 5), jnp.int32)
     null = jnp.zeros(5, jnp.int32)
-    after, dropped = drop_captions(jax.random.key(3), ids, null, rate)
+    (after,), (dropped,) = drop_for_each(jax.random.key(3), {"a": ids}, {"a": null}, rate)
     np.testing.assert_array_equal(after, np.where(dropped[:, None], null[None], ids))
     assert abs(int(dropped.sum()) - n * rate) < 3 * np.sqrt(n * rate * (1 - rate))
     # independent: neighbours are both dropped at the squared rate

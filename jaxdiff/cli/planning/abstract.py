@@ -11,28 +11,43 @@ from flax import nnx
 
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.kinds import KINDS
+from jaxdiff.checkpoints.pipelines import SCHEDULER
+from jaxdiff.checkpoints.vision import clip_folder, read_lens, vision_of
 from jaxdiff.cli.training.experiment import check_kind
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, PyTree, dtype_of
 from jaxdiff.core.validate import one_of
 from jaxdiff.data.drawing import CANVAS
+from jaxdiff.data.latents import DESCRIPTION, Latents, read_description
+from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.build import abstract, weights
-from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.clip import CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.conditions import ENCODERS
 from jaxdiff.models.presets import preset
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training.config import (
+    ClassifierObjective,
     CLIPObjective,
     DiffusionObjective,
+    DistillationObjective,
     Full,
     LoRA,
     TrainConfig,
     VAEObjective,
 )
 from jaxdiff.training.objectives import Learner
+from jaxdiff.training.objectives.classifier import classifier_learner
 from jaxdiff.training.objectives.clip import clip_learner
-from jaxdiff.training.objectives.diffusion import IDS, Frozen, diffusion_learner
+from jaxdiff.training.objectives.diffusion import (
+    IDS,
+    Frozen,
+    diffusion_learner,
+    read_in_steps,
+)
+from jaxdiff.training.objectives.distillation import Frozen as DistillationFrozen
+from jaxdiff.training.objectives.distillation import distillation_learner
+from jaxdiff.training.objectives.perceptual import Eye
 from jaxdiff.training.objectives.tuning import (
     Tuned,
     low_rank,
@@ -95,18 +110,16 @@ def component(path: str, **options: Any) -> nnx.Module:
 
 
 def abstract_training(config: TrainConfig) -> AbstractTraining:
-    """The training of `config`; InputError for an objective that cannot be planned."""
+    """The training of `config`; InputError for one that cannot be planned."""
     check_kind(config)
     makers: dict[type, Callable[[TrainConfig, Dtype], AbstractTraining]] = {
         VAEObjective: _vae,
         CLIPObjective: _clip,
         DiffusionObjective: _diffusion,
+        DistillationObjective: _distillation,
+        ClassifierObjective: _classifier,
     }
-    kind = type(config.objective)
-    if kind not in makers:
-        names = ", ".join(maker.__name__ for maker in makers)
-        raise InputError(f"plan: got a {kind.__name__}, expected one of {names}")
-    return makers[kind](config, dtype_of(config.dtype))
+    return makers[type(config.objective)](config, dtype_of(config.dtype))
 
 
 def _side(config: TrainConfig) -> int:
@@ -125,12 +138,29 @@ def _ids(n: int, length: int) -> Batch:
 
 def _vae(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(VAEObjective, config.objective)
-    if objective.perceptual is not None:
-        raise InputError("plan: got objective.perceptual, expected none: its CLIP is not planned")
-    table = weights(abstract(AutoencoderKL, objective.model, param_dtype=dtype))
+    table = weights(abstract(AutoencoderKL, objective.model))
     still = {k: v for k, v in table.items() if objective.only_decoder and not is_decoder(k)}
-    learner, frozen = vae_learner(objective, dtype), VAEFrozen(encoder=still)
+    eye = _eye(objective.perceptual, dtype)
+    frozen = VAEFrozen(encoder=still, eye={} if eye is None else weights(eye.module))
+    learner = vae_learner(objective, dtype, eye=eye)
     return AbstractTraining(learner, frozen, lambda n: _pictures(config, n))
+
+
+def _eye(path: str | None, dtype: Dtype) -> Eye | None:
+    """What compares pictures, in the folder at `path`."""
+    if path is None:
+        return None
+    folder = clip_folder(pathlib.Path(path))
+    module = vision_of(component(str(folder), **_all_in(dtype)), folder)
+    # The tower of a whole CLIP model is made anew, and has to be told what it is stored in.
+    config, projected = module.config, module.visual_projection is not None
+    module = abstract(CLIPVisionModel, config, projected, **_all_in(dtype))
+    return Eye(module, read_lens(folder, config.image_size))
+
+
+def _all_in(dtype: Dtype) -> dict[str, Dtype]:
+    """Weights and computation in `dtype`."""
+    return {"dtype": dtype, "param_dtype": dtype}
 
 
 def _clip(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
@@ -146,29 +176,77 @@ def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
         raise InputError("plan: got objective.prior, expected none: it changes nothing but data")
     networks = _networks(objective, dtype)
     tuned = _tuned(objective, networks)
+    latents, made = config.data.kind == "latents", _described(config)
     encoders = {name: cast(Any, networks[name]).config for name in ENCODERS if name in networks}
     lengths = {name: text.max_position_embeddings for name, text in encoders.items()}
     null = {n: jax.ShapeDtypeStruct((length,), jnp.int32) for n, length in lengths.items()}
-    tables = {n: weights(networks[n]) for n in tuned.frozen}
+    said = {} if made is None else {n: _stored(made, size) for n, size in made.said.items()}
+    kept = read_in_steps(tuned, latents=latents, said=bool(said))
+    tables = {n: weights(networks[n]) for n in kept}
     frozen = Frozen(
         weights=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tables),
-        null=cast(Any, null),
+        null=said or cast(Any, null),
     )
     unet = cast(Any, networks["unet"]).config
     sized = unet.addition_embed_type is not None
 
     def batch(n: int) -> Batch:
-        told = {IDS[name]: _ids(n, length)["ids"] for name, length in lengths.items()}
-        if sized:
+        told = {name: jax.ShapeDtypeStruct((n, *x.shape), x.dtype) for name, x in said.items()}
+        if not said:
+            told = {IDS[name]: _ids(n, length)["ids"] for name, length in lengths.items()}
+        if sized or config.data.kind != "scenes":
             told["time_ids"] = jax.ShapeDtypeStruct((n, 6), jnp.int32)
-        if config.data.kind != "latents":
+        if not latents:
             return _pictures(config, n) | told
         side = unet.sample_size
         sides = side if isinstance(side, tuple) else (side or 0,) * 2
+        if made is not None:
+            sides = (made.resolution // made.downscale,) * 2
         moments = jax.ShapeDtypeStruct((n, *sides, unet.in_channels), jnp.float32)
         return {"mean": moments, "logvar": moments} | told
 
     return AbstractTraining(diffusion_learner(objective, tuned, silent_null=sized), frozen, batch)
+
+
+def _described(config: TrainConfig) -> Latents | None:
+    """What says which latents are cached, where they are here already."""
+    path = config.data.path if config.data.kind == "latents" else None
+    if not path or not (pathlib.Path(path) / DESCRIPTION).is_file():
+        return None
+    return read_description(pathlib.Path(path))
+
+
+def _stored(made: Latents, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """What is cached of one caption."""
+    return jax.ShapeDtypeStruct(shape, dtype_of(made.dtype))
+
+
+def _distillation(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
+    objective, both = cast(DistillationObjective, config.objective), _all_in(dtype)
+    folder = objective.teacher
+    teacher, vae, text = (component(f"{folder}/{name}", **both) for name in ("unet", "vae", TEXT))
+    file = pathlib.Path(folder) / SCHEDULER / "scheduler_config.json"
+    schedule = NoiseSchedule.from_config(read_object(file)) if file.is_file() else NoiseSchedule()
+    networks = cast(UNet2DConditionModel, teacher), cast(AutoencoderKL, vae)
+    learner = distillation_learner(objective, *networks, cast(CLIPTextModel, text), schedule)
+    length = cast(CLIPTextModel, text).config.max_position_embeddings
+    tables = weights(vae), weights(text), weights(teacher)
+    null = jax.ShapeDtypeStruct((length,), jnp.int32)
+    frozen = DistillationFrozen(*tables, cast(Any, null))
+    return AbstractTraining(learner, frozen, lambda n: _pictures(config, n) | _ids(n, length))
+
+
+def _classifier(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
+    objective = cast(ClassifierObjective, config.objective)
+    vae = cast(AutoencoderKL, component(objective.vae, **_all_in(dtype)))
+    width = objective.model.attributes.width
+
+    def batch(n: int) -> Batch:
+        asked = jax.ShapeDtypeStruct((n, width), jnp.bool_)
+        return _pictures(config, n) | {"targets": asked, "known": asked}
+
+    learner = classifier_learner(objective, vae, dtype)
+    return AbstractTraining(learner, weights(vae), batch)
 
 
 def _networks(objective: DiffusionObjective, dtype: Dtype) -> dict[str, nnx.Module]:

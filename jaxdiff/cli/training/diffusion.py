@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.cli.training.begin import Begun, begin
+from jaxdiff.cli.training.cached import cached
 from jaxdiff.cli.training.drawing import (
     SAMPLER,
     SPACING,
@@ -36,7 +37,7 @@ from jaxdiff.cli.training.tuning import tuning
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray
 from jaxdiff.data.drawing import CANVAS
-from jaxdiff.data.latents import read_description
+from jaxdiff.data.latents import Latents, read_null
 from jaxdiff.data.texts import Texts
 from jaxdiff.models.build import assemble
 from jaxdiff.models.conditions import Conditions
@@ -45,23 +46,35 @@ from jaxdiff.parallel.processes import fetch
 from jaxdiff.samplers.registry import make_grid
 from jaxdiff.training.config import DataConfig, DiffusionObjective, Full, TrainConfig
 from jaxdiff.training.objectives import Params
-from jaxdiff.training.objectives.diffusion import IDS, Frozen, Model, diffusion_learner
+from jaxdiff.training.objectives.diffusion import (
+    IDS,
+    Frozen,
+    Model,
+    diffusion_learner,
+    read_in_steps,
+)
+from jaxdiff.training.objectives.tuning import Tuned
 
 
-def _side(data: DataConfig, begun: Begun) -> int:
-    """Side of the (square) pictures in pixels; InputError if another VAE made the latents."""
+def _side(data: DataConfig, made: Latents | None) -> int:
+    """Side of the (square) pictures in pixels."""
     if data.kind == "scenes":
         return CANVAS
-    if data.kind != "latents":
-        return data.resolution or 0
-    folder = pathlib.Path(str(data.path))
-    made, own = read_description(folder), begun.digests["vae"]
-    if made.vae != own:
-        raise InputError(
-            f"data.path: got {folder}, encoded by a VAE with the digest {made.vae}, expected "
-            f"{own} as {begun.objective.vae} has"
-        )
-    return made.resolution
+    return (data.resolution or 0) if made is None else made.resolution
+
+
+def _cached(config: TrainConfig, begun: Begun, tuned: Tuned) -> Latents | None:
+    """What is cached of the data; InputError unless as much is of the prior's."""
+    made, prior = cached(config.data, begun, tuned), begun.objective.prior
+    if prior is not None:
+        other = cached(prior, begun, tuned, field="objective.prior")
+        said, wanted = ((x.said, x.dtype) if x and x.said else () for x in (other, made))
+        if said != wanted:
+            kinds = (f"embeddings in {x[1]}" if x else "captions" for x in (said, wanted))
+            raise InputError(
+                "objective.prior: got data with {}, expected {} as data has".format(*kinds)
+            )
+    return made
 
 
 def _check_size(config: TrainConfig, begun: Begun, side: int) -> None:
@@ -95,7 +108,7 @@ def _sampler(objective: DiffusionObjective, model: Model) -> Callable[..., Array
         null = [jnp.broadcast_to(frozen.null[name], shown[ids].shape) for name, ids in texts]
         nothing, everything = jnp.zeros(b, bool), jnp.ones(b, bool)
         streams = tuple(
-            model.told(networks, ids, [dropped] * len(ids), shown.get("time_ids"))
+            model.told(model.heard(networks, ids), [dropped] * len(ids), shown.get("time_ids"))
             for ids, dropped in ((null, everything), (own, nothing))
         )
         tables = model.tuned.join(params, frozen.weights)
@@ -133,14 +146,17 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     check_kind(config)
     resumed = has_checkpoint(workdir / CHECKPOINTS)
     begun = begin(cast(DiffusionObjective, config.objective), resumed=resumed)
-    side = _side(config.data, begun)
-    _check_size(config, begun, side)
     chosen = tuning(begun, dtype, config.data.caption)
     texts, objective = chosen.texts, begun.objective
+    made = _cached(config, begun, chosen.tuned)
+    side = _side(config.data, made)
+    _check_size(config, begun, side)
     frozen = Frozen(
         weights={name: begun.table(name, dtype) for name in chosen.tuned.frozen},
         null={name: texts([""])[IDS[name]][0] for name in begun.encoders},
     )
+    tokenizer = None if made is not None and made.said else texts
+    read = _read_in_steps(config, chosen.tuned, frozen, made)
     learner = diffusion_learner(objective, chosen.tuned, silent_null=begun.silent_null)
     model = Model(chosen.tuned, silent_null=begun.silent_null)
     draw = jax.jit(_sampler(objective, model))
@@ -150,22 +166,33 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         return texts(captions) | _shown(begun, side, len(captions))
 
     shown = spread(told(_prompts(config, texts)))
-    held_out = validation_batch(config, texts)
+    held_out = validation_batch(config, tokenizer)
     batch = spread(held_out)
     named = dataclasses.replace(config, objective=objective)
     evaluate = make_evaluation(named, told, begun.vae, held_out)
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
         save_grid(workdir, step, grid(fetch(draw(params, frozen, shown)), SHOWN // 2))
-        found = jax.device_get(measure(params, frozen, batch, jax.random.key(0)))
+        found = jax.device_get(measure(params, read, batch, jax.random.key(0)))
         found |= evaluate(lambda shown: draw(params, frozen, shown))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
     if objective.prior is None:
-        stream = training_batches(config, texts)
+        stream = training_batches(config, tokenizer)
     else:
-        stream = with_prior(config, objective.prior, objective.prior_weight, texts)
-    return Experiment(learner, frozen, stream, sample, chosen.export, identity_of(config, begun))
+        stream = with_prior(config, objective.prior, objective.prior_weight, tokenizer)
+    return Experiment(learner, read, stream, sample, chosen.export, identity_of(config, begun))
+
+
+def _read_in_steps(
+    config: TrainConfig, tuned: Tuned, frozen: Frozen, made: Latents | None
+) -> Frozen:
+    """What a step reads of all that pictures are drawn with, where latents are cached."""
+    if made is None:
+        return frozen
+    names = read_in_steps(tuned, latents=True, said=bool(made.said))
+    null = read_null(pathlib.Path(str(config.data.path)), made) if made.said else frozen.null
+    return Frozen({name: frozen.weights[name] for name in names}, null)
 
 
 def identity_of(config: TrainConfig, begun: Begun) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.build import assemble, weights
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.conditions import Conditions, conditions
+from jaxdiff.models.conditions import Conditions, conditions, said
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
@@ -100,7 +100,8 @@ def _sampler(
         params: Params, frozen: Frozen, shown: Mapping[str, Array]
     ) -> tuple[Params, tuple[Conditions, ...], AutoencoderKL]:
         read = assemble(text, frozen.text_encoder)
-        return params, (conditions([read], [shown["ids"]]),), assemble(vae, frozen.vae)
+        told = conditions([said(read, shown["ids"], pooled=False)])
+        return params, (told,), assemble(vae, frozen.vae)
 
     levels = make_grid(schedule, SAMPLER, objective.sample_steps, kind=kind, spacing=SPACING)
     return make_sampler(network, levels, prepare, rule="none", kind=kind, scale=1.0)

@@ -36,7 +36,7 @@ class Paired(Stream):
                     f"expected {_shape(own, name)} as data has"
                 )
             batch[name] = np.stack(pair, axis=1).reshape(-1, *pair[0].shape[1:])
-        count = len(own["ids"])
+        count = len(next(iter(own.values())))
         batch["weight"] = np.tile(np.array([2.0, 2.0 * self._weight], np.float32), count)
         return batch
 
@@ -64,8 +64,10 @@ def _shape(batch: Mapping[str, np.ndarray], name: str) -> str:
     return str(batch[name].shape) if name in batch else "none"
 
 
-def with_prior(config: TrainConfig, prior: DataConfig, weight: float, texts: Texts) -> Stream:
-    """Training batches half of which are `prior`'s."""
+def with_prior(
+    config: TrainConfig, prior: DataConfig, weight: float, texts: Texts | None
+) -> Stream:
+    """Training batches half of which are `prior`'s; without `texts` captions are not read."""
     half = config.batch_size // 2
     if config.batch_size % 2:
         raise InputError(
@@ -85,8 +87,5 @@ def with_prior(config: TrainConfig, prior: DataConfig, weight: float, texts: Tex
         )
     parts = dataclasses.replace(config, batch_size=half, accumulate=1)
     others = dataclasses.replace(parts, data=prior)
-    return Paired(
-        training_batches(parts, texts),
-        training_batches(others, dataclasses.replace(texts, caption=prior.caption)),
-        weight,
-    )
+    others_texts = None if texts is None else dataclasses.replace(texts, caption=prior.caption)
+    return Paired(training_batches(parts, texts), training_batches(others, others_texts), weight)

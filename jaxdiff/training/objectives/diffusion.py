@@ -6,13 +6,23 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.core.types import Array, Bool, Float, Int, Key
+from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
 from jaxdiff.diffusion.losses import diffuse, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.predictions import target
 from jaxdiff.models.build import assemble
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.conditions import ENCODERS, Conditions, conditions, numbers_told
+from jaxdiff.models.conditions import (
+    ENCODERS,
+    POOLED,
+    STATES,
+    Conditions,
+    Said,
+    chosen,
+    conditions,
+    numbers_told,
+    said,
+)
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training import draws
@@ -26,10 +36,23 @@ IDS: dict[str, str] = dict(zip(ENCODERS, ("ids", "ids_2"), strict=True))
 
 
 class Frozen(NamedTuple):
-    """What is not trained: weights of each network, and the empty caption as each encoder's ids."""
+    """What is not trained: weights of each network, and the empty caption.
+
+    That is each encoder's ids or, where batches have what encoders say, the same of it, by the
+    names that batches have for it.
+    """
 
     weights: Tables
-    null: dict[str, Int[Array, "n"]]
+    null: dict[str, Any]
+
+
+def read_in_steps(tuned: Tuned, *, latents: bool, said: bool) -> tuple[str, ...]:
+    """The networks whose frozen weights a step reads.
+
+    `latents` and `said` are whether batches have latents, and what text encoders say.
+    """
+    spared = {*(("vae",) if latents else ()), *(ENCODERS if said else ())}
+    return tuple(name for name in tuned.frozen if name not in spared)
 
 
 def draw_times(
@@ -45,15 +68,19 @@ def draw_times(
     return jnp.minimum((moved * levels).astype(jnp.int32), levels - 1)
 
 
-def drop_captions(
-    key: Key[Array, "..."], ids: Int[Array, "b n"], null: Int[Array, "n"], rate: float
-) -> tuple[Int[Array, "b n"], Bool[Array, "b"]]:
-    """`ids` with each caption replaced by the null caption with probability `rate`, independently.
+def lost(
+    key: Key[Array, "..."], b: int, encoders: int, rate: float, each: Sequence[float] = ()
+) -> list[Bool[Array, "b"]]:
+    """Which of b captions each of the text encoders is not told.
 
-    What classifier-free guidance needs (2207.12598, algorithm 1). Also says which were dropped.
+    A caption is dropped for all of them with probability `rate`, and for each alone with its own,
+    each independently: what classifier-free guidance needs (2207.12598, algorithm 1).
     """
-    dropped = draws.uniform(key, (len(ids),)) < rate
-    return jnp.where(dropped[:, None], null[None], ids), dropped
+    if not each:
+        return [draws.uniform(key, (b,)) < rate] * encoders
+    key, *alone = draws.split(key, b, 1 + encoders)
+    all_lose = draws.uniform(key, (b,)) < rate
+    return [all_lose | (draws.uniform(k, (b,)) < r) for k, r in zip(alone, each, strict=True)]
 
 
 def drop_for_each(
@@ -63,21 +90,11 @@ def drop_for_each(
     rate: float,
     each: Sequence[float] = (),
 ) -> tuple[list[Int[Array, "b _"]], list[Bool[Array, "b"]]]:
-    """What each text encoder reads, and which captions it is not told.
-
-    A caption is dropped for all of them with probability `rate`, and for each alone with its own.
-    """
+    """What each text encoder reads, and which captions are the null one for it: see `lost`."""
     b = len(next(iter(texts.values())))
-    key, *alone = draws.split(key, b, 1 + len(texts)) if each else (key,)
-    read, dropped = [], []
-    for i, (name, ids) in enumerate(texts.items()):
-        kept, away = drop_captions(key, ids, null[name], rate)
-        if each:
-            kept, more = drop_captions(alone[i], kept, null[name], each[i])
-            away = away | more
-        read.append(kept)
-        dropped.append(away)
-    return read, dropped
+    dropped = lost(key, b, len(texts), rate, each)
+    pairs = zip(dropped, texts.items(), strict=True)
+    return [jnp.where(d[:, None], null[name][None], ids) for d, (name, ids) in pairs], dropped
 
 
 def picture_sizes(batch: Mapping[str, Array]) -> Float[Array, "b 6"]:
@@ -102,21 +119,31 @@ class Model:
         self.sized = numbers_told(unet.config, encoders) is not None
 
     def assembled(self, params: Params, frozen: Frozen) -> dict[str, Any]:
-        """All networks with their weights; through the frozen ones no gradient flows."""
+        """The networks whose weights there are; through the frozen ones no gradient flows."""
         tables = self.tuned.join(params, jax.lax.stop_gradient(frozen.weights))
-        return {name: assemble(net, tables[name]) for name, net in self.tuned.networks.items()}
+        return {name: assemble(self.tuned.networks[name], table) for name, table in tables.items()}
+
+    def heard(self, networks: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]) -> list[Said]:
+        """What each text encoder says of the captions that are these `ids` for it."""
+        pairs = zip(self.texts, ids, strict=True)
+        return [said(networks[name], each, pooled=self.sized) for name, each in pairs]
+
+    def stored(self, arrays: Mapping[str, Array], dtype: Dtype) -> list[Said]:
+        """The same as a batch has it."""
+        ends = [None] * (len(self.texts) - 1) + [arrays[POOLED] if self.sized else None]
+        pairs = zip(self.texts, ends, strict=True)
+        each = [Said(arrays[STATES[name]], end) for name, end in pairs]
+        return jax.tree.map(lambda array: array.astype(dtype), each)
 
     def told(
         self,
-        networks: Mapping[str, Any],
-        ids: Sequence[Int[Array, "b _"]],
+        heard: Sequence[Said],
         dropped: Sequence[Bool[Array, "b"]],
         sizes: Float[Array, "b 6"] | None,
     ) -> Conditions:
-        """The conditions of captions of which some are dropped, `ids` being what is left."""
-        encoders = [networks[name] for name in self.texts]
+        """The conditions of what encoders say, `dropped` where that is of the null caption."""
         silent = dropped if self.silent_null else None
-        return conditions(encoders, ids, sizes if self.sized else None, silent=silent)
+        return conditions(heard, sizes if self.sized else None, silent=silent)
 
 
 def diffusion_learner(
@@ -126,34 +153,53 @@ def diffusion_learner(
 
     Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n) int32, with a second text encoder
     `ids_2`, and may have `time_ids` (b, 6) and the `weight` (b,) of each picture. Instead of
-    pictures they may have `mean` and `logvar` (b, h, w, c) of their latents; the VAE's weights are
-    then not read.
+    pictures they may have `mean` and `logvar` (b, h, w, c) of their latents, and instead of ids
+    what the text encoders say: `states` (b, n, d), with a second one `states_2`, and where it is
+    told `pooled` (b, p). See `read_in_steps` for the weights that are then not read.
     """
     model = Model(tuned, silent_null=silent_null)
+    vae = cast(AutoencoderKL, tuned.networks["vae"])
+    unet = cast(UNet2DConditionModel, tuned.networks["unet"])
 
     def latents(
-        vae: AutoencoderKL, batch: dict[str, Array], key: Key[Array, "..."]
+        networks: Mapping[str, Any], batch: dict[str, Array], key: Key[Array, "..."]
     ) -> Float[Array, "b h w c"]:
         if "mean" in batch:
             return vae.scale(sample_latents(batch["mean"], batch["logvar"], key))
-        return encoded(vae, batch["image"], key)
+        return encoded(networks["vae"], batch["image"], key)
+
+    def told(
+        networks: Mapping[str, Any],
+        null: Mapping[str, Array],
+        batch: dict[str, Array],
+        key: Key[Array, "..."],
+    ) -> Conditions:
+        rates = config.caption_dropout, config.caption_dropout_each
+        if STATES[ENCODERS[0]] in batch:
+            heard = model.stored(batch, unet.dtype)
+            dropped = lost(key, len(heard[0].states), len(heard), *rates)
+            empty = model.stored({name: array[None] for name, array in null.items()}, unet.dtype)
+            heard = [chosen(*three) for three in zip(dropped, empty, heard, strict=True)]
+        else:
+            texts = {name: batch[ids] for name, ids in model.texts.items()}
+            ids, dropped = drop_for_each(key, texts, null, *rates)
+            heard = model.heard(networks, ids)
+        return model.told(heard, dropped, picture_sizes(batch) if model.sized else None)
 
     def errors(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Float[Array, "b"], Int[Array, "b"], Float[Array, ""]]:
         """The weighted error and the noise level of each picture, and the latents' deviation."""
-        latent_key, drop_key, time_key, noise_key = draws.split(key, len(batch["ids"]), 4)
+        b = len(batch["mean"] if "mean" in batch else batch["image"])
+        latent_key, drop_key, time_key, noise_key = draws.split(key, b, 4)
         networks = model.assembled(params, frozen)
-        x0 = latents(networks["vae"], batch, latent_key)
-        texts = {name: batch[ids] for name, ids in model.texts.items()}
-        rates = config.caption_dropout, config.caption_dropout_each
-        read = drop_for_each(drop_key, texts, frozen.null, *rates)
-        told = model.told(networks, *read, picture_sizes(batch) if model.sized else None)
+        x0 = latents(networks, batch, latent_key)
+        known = told(networks, frozen.null, batch, drop_key)
         levels, shape = config.schedule.levels, x0.shape[:1]
         t = draw_times(time_key, shape, levels, config.times, config.time_shift)
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
-        unet = networks["unet"]
-        each = denoising_errors(config, lambda x, t: unet(x, t, **told._asdict()), x0, t, eps)
+        network = networks["unet"]
+        each = denoising_errors(config, lambda x, t: network(x, t, **known._asdict()), x0, t, eps)
         return each * batch["weight"] if "weight" in batch else each, t, jnp.std(x0)
 
     def loss(

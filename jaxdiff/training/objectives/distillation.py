@@ -91,8 +91,12 @@ def distillation_learner(
 def _begin_with(
     teacher: UNet2DConditionModel, learnt: UNet2DConditionModel
 ) -> Callable[[int], Iterator[tuple[str, NDArray]]]:
-    """The teacher's weights; what it lacks as in a new network, which does not heed the scale."""
-    known = weights(teacher)
+    """The teacher's weights; what it lacks as in a new network, which does not heed the scale.
+
+    A teacher that is shapes alone lacks everything.
+    """
+    table = weights(teacher)
+    known = {n: a for n, a in table.items() if not isinstance(a, jax.ShapeDtypeStruct)}
 
     def init(seed: int) -> Iterator[tuple[str, NDArray]]:
         for path, array in initial_weights(learnt, seed):
