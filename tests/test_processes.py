@@ -132,7 +132,8 @@ def test_what_one_process_cannot_read_none_goes_on_from(tmp_path):
     finally:
         for process in both:
             process.kill()
-    assert [out for out, _ in said] == ["1\n", "1\n"], said
+    # Gloo says on the same stream who is connected.
+    assert [out.splitlines()[-1:] for out, _ in said] == [["1"], ["1"]], said
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "unreadable-2"}
 
 
