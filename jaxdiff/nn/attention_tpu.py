@@ -165,7 +165,8 @@ def _attend_fwd(q: Queries, k: Keys, v: Keys, setting: _Setting):
 
 
 def _attend_bwd(setting: _Setting, residuals: tuple[Array, ...], d_out: Queries):
-    return _backward(*residuals, d_out, setting)
+    q, k, v, out, log_total = residuals
+    return _backward(q, k, v, out, log_total, d_out, setting)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

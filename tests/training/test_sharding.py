@@ -41,6 +41,7 @@ def trained(sizes):
         optimiser=OptimiserConfig(learning_rate=1e-2, warmup_steps=1),
         ema=EMAConfig(decay=0.9),
         steps=STEPS,
+        batch_size=8,
     )
     program = make_program(config, learn, frozen, mesh)
     where = program.state_places
