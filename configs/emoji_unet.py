@@ -38,7 +38,7 @@ config = TrainConfig(
     ),
     data=DataConfig(kind="latents", path="runs/emoji/latents"),
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=200, decay_fraction=0.4),
-    steps=1_200,
+    steps=900,
     batch_size=64,
     ema=EMAConfig(decay=0.999),
     log_every=50,

@@ -18,7 +18,7 @@ a multiple of it (docs/training.md). Mesh and batch of other machines:
 | 8 x H200 | --mesh.fsdp 1 --batch-size 512 | 13.8 GB |
 
 The state is 16 bytes of each of 859,520,964 parameters, over fsdp (computed, not measured);
-activations come on top. A step is 2.42 TFLOPs of the model for each picture (`--plan` says what is
+activations come on top, half of which `remat` computes again. A step is 2.42 TFLOPs of the model for each picture (`--plan` says what is
 counted).
 """
 
@@ -40,6 +40,7 @@ config = TrainConfig(
         text_encoder=REPOSITORY,
         model=preset("unet", "sd15").config,
         prediction_type="epsilon",
+        remat="products",
     ),
     data=DataConfig(kind="latents", path="data/latents-512"),
     optimiser=OptimiserConfig(learning_rate=1e-4, beta2=0.999, warmup_steps=10_000),

@@ -229,7 +229,7 @@ def _forward(q: Queries, k: Keys, v: Keys, setting: _Setting) -> tuple[Queries, 
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=SEMANTICS),
         interpret=setting.interpret,
-        name="attention_forward",
+        name=_named("forward", setting, q, k),
     )(q, k, v)
 
 
@@ -312,12 +312,18 @@ def _backward(
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=SEMANTICS),
         interpret=setting.interpret,
-        name="attention_backward",
+        name=_named("backward", setting, q, k),
     )(q, k, v, out, log_total, d_out)
     if pieces > 1:
         apart = (heads, width, setting.pictures, pieces, keys)
         dk, dv = (x.reshape(apart).sum(3).reshape(k.shape).astype(k.dtype) for x in (dk, dv))
     return dq, dk, dv
+
+
+def _named(direction: str, setting: _Setting, q: Queries, k: Keys) -> str:
+    """A kernel's name, which tells those apart in a program whose results have one shape."""
+    queries, keys = (x.shape[2] // setting.pictures for x in (q, k))
+    return f"attention_{direction}_{queries}x{keys}"
 
 
 def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Float[Array, "r c"]:

@@ -20,14 +20,23 @@ def test_steps_of_the_attention_kernels():
     found = grids(jax.make_jaxpr(jax.grad(total))(x).jaxpr)
     by_name = {name: grid for (name, _), grid in found.items()}
     # pictures x heads x blocks of queries x blocks of keys
-    assert by_name["attention_forward"].steps == 2 * 3 * 2 * 1
-    assert by_name["attention_backward"].steps == 2 * 3 * 1 * 1
+    assert by_name["attention_forward_1024x1024"].steps == 2 * 3 * 2 * 1
+    assert by_name["attention_backward_1024x1024"].steps == 2 * 3 * 1 * 1
     assert all(results[-1][0] == 3 for _, results in found)
     # q, k, v, the output and a number in float32 for each query, all once
     tokens = 2 * 3 * 1024
-    assert by_name["attention_forward"].moved == tokens * (4 * 8 * 2 + 4)
+    assert by_name["attention_forward_1024x1024"].moved == tokens * (4 * 8 * 2 + 4)
     # those, the output's gradient, and those of q, k and v
-    assert by_name["attention_backward"].moved == tokens * (8 * 8 * 2 + 4)
+    assert by_name["attention_backward_1024x1024"].moved == tokens * (8 * 8 * 2 + 4)
+
+
+def test_kernels_of_one_result_are_told_apart():
+    """Attention over pixels and over words gives the same, in other numbers of steps."""
+    x, words = (jax.ShapeDtypeStruct((2, n, 3, 8), jnp.bfloat16) for n in (8192, 77))
+    both = jax.make_jaxpr(lambda x, w: (tpu(x, x, x, causal=False), tpu(x, w, w, causal=False)))
+    steps = {name: grid.steps for (name, _), grid in grids(both(x, words).jaxpr).items()}
+    assert steps["attention_forward_8192x8192"] == 2 * 3 * 16 * 2
+    assert steps["attention_forward_8192x128"] == 2 * 3 * 4
 
 
 def test_blocks_that_stay_are_fetched_once():
