@@ -18,8 +18,8 @@ a multiple of it (docs/training.md). Mesh and batch of other machines:
 | 8 x H200 | --mesh.fsdp 1 --batch-size 512 | 13.8 GB |
 
 The state is 16 bytes of each of 859,520,964 parameters, over fsdp (computed, not measured);
-activations come on top, of which `remat` keeps what products of matrices, convolutions and attention
-gave. A step is 2.42 TFLOPs of the model for each picture (`--plan` says what is counted).
+activations come on top, of which `remat` keeps what matrices, convolutions and attention gave. A
+step is 2.42 TFLOPs of the model for each picture (`--plan` says what is counted).
 """
 
 from jaxdiff.models.presets import preset
