@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_training
 from pictured import caption, write_folder
 
 from jaxdiff.checkpoints.components import Component, read_component, write_component
@@ -16,7 +18,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import to_unit
 from jaxdiff.data.tokenizer import tokenize, train_tokenizer
 from jaxdiff.evaluation.report import renders, standard_prompts
-from jaxdiff.models.build import abstract, initialise
+from jaxdiff.models.build import abstract, assemble, initialise, weights
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet_config import UNet2DConditionConfig
@@ -159,3 +161,12 @@ def test_counts(monkeypatch):
     with pytest.raises(InputError, match=r"evaluated: got 20, .* with sample_every 0"):
         make_evaluation(never, TOLD, VAE, {})
     assert make_evaluation(replaced(never, evaluated=None), TOLD, VAE, {})(grey) == {}
+
+
+def test_held_out_latents_are_decoded_wherever_the_vae_was_read():
+    """Its weights lie on one device, the latents on all."""
+    vae = initialise(AutoencoderKL, tiny_training.VAE, seed=0)
+    alone = jax.device_put(weights(vae), jax.devices()[0])
+    z = np.random.default_rng(0).normal(size=(20, 2, 2, 2)).astype(np.float32)
+    found = evaluation._pictures(assemble(vae, alone), {"mean": z})
+    np.testing.assert_allclose(found, vae.decode(jnp.asarray(z)), rtol=1e-4, atol=1e-5)

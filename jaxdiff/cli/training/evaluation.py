@@ -21,6 +21,7 @@ from jaxdiff.evaluation.frechet import Moments, frechet_distance, moments
 from jaxdiff.evaluation.report import judged, renders, some, standard_prompts, summarise
 from jaxdiff.models.build import assemble, weights
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.parallel.mesh import data_mesh, place, replicated
 from jaxdiff.parallel.processes import fetch
 from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
@@ -131,7 +132,9 @@ def _pictures(vae: AutoencoderKL, held_out: Mapping[str, NDArray]) -> Float[NDAr
     """The held-out pictures, of latents as the VAE decodes them."""
     if "image" in held_out:
         return held_out["image"]
-    table = weights(vae)
+    # They were read to lie beside the pipeline's others, and not where pictures are.
+    where = replicated(data_mesh())
+    table = {path: place(array, where) for path, array in weights(vae).items()}
     decode = jax.jit(lambda params, z: assemble(vae, params).decode(z))
     return _in_parts(lambda part: decode(table, part["z"]), {"z": held_out["mean"]})
 
