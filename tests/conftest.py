@@ -1,4 +1,7 @@
-"""Strict numerics for every test: 8 fake devices, no silent promotion, checked shapes."""
+"""Strict numerics for every test: 8 fake devices, no silent promotion, checked shapes.
+
+XLA's optimisations are off: networks this small take longer to compile than to run.
+"""
 
 import os
 
@@ -6,6 +9,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # of commands under test, too
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
