@@ -182,39 +182,11 @@ def _forward(q: Queries, k: Keys, v: Keys, setting: _Setting) -> tuple[Queries, 
     rounds = tokens // (setting.pictures * size.queries)
     steps = k.shape[2] // (setting.pictures * size.keys)
 
-    def kernel(q_ref, k_ref, v_ref, out_ref, log_ref, top_ref, total_ref, sum_ref):
-        i, j = pl.program_id(2), pl.program_id(3)
-
-        @pl.when(j == 0)
-        def _():
-            top_ref[...] = jnp.full(top_ref.shape, -jnp.inf, jnp.float32)
-            total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
-            sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
-
-        q, top, total, out = q_ref[0], top_ref[...], total_ref[...], sum_ref[...]
-        for start in range(0, size.keys, size.part):
-            here = slice(start, start + size.part)
-            k, v = k_ref[0, :, here], v_ref[0, :, here]
-            s = _masked(_product(k, q, 0, 0), i, j, start, size, setting)
-            # Every query sees key 0, so new_top is finite from the first block on.
-            new_top = jnp.maximum(top, s.max(0, keepdims=True))
-            p = jnp.exp2((s - new_top) * (setting.scale * LOG2E))
-            shrink = jnp.exp2((top - new_top) * (setting.scale * LOG2E))
-            total = total * shrink + p.sum(0, keepdims=True)
-            out = out * shrink + _product(v, p.astype(v.dtype), 1, 0)
-            top = new_top
-        top_ref[...], total_ref[...], sum_ref[...] = top, total, out
-
-        @pl.when(j == steps - 1)
-        def _():
-            out_ref[0] = (sum_ref[...] / total_ref[...]).astype(out_ref.dtype)
-            log_ref[0] = top_ref[...] * (setting.scale * LOG2E) + jnp.log2(total_ref[...])
-
     of_queries = pl.BlockSpec((1, width, size.queries), lambda b, h, i, j: (h, 0, b * rounds + i))
     of_keys = pl.BlockSpec((1, width, size.keys), lambda b, h, i, j: (h, 0, b * steps + j))
     row = pl.BlockSpec((1, 1, size.queries), lambda b, h, i, j: (h, 0, b * rounds + i))
     return pl.pallas_call(
-        kernel,
+        functools.partial(_forward_kernel, setting=setting, steps=steps),
         grid=(setting.pictures, heads, rounds, steps),
         in_specs=[of_queries, of_keys, of_keys],
         out_specs=[of_queries, row],
@@ -233,6 +205,51 @@ def _forward(q: Queries, k: Keys, v: Keys, setting: _Setting) -> tuple[Queries, 
     )(q, k, v)
 
 
+def _forward_kernel(
+    q_ref,
+    k_ref,
+    v_ref,
+    out_ref,
+    log_ref,
+    top_ref,
+    total_ref,
+    sum_ref,
+    *,
+    setting: _Setting,
+    steps: int,
+):
+    """One block of queries against one of keys, the last of `steps` of which writes the output."""
+    from jax.experimental import pallas as pl
+
+    size = setting.forward
+    i, j = pl.program_id(2), pl.program_id(3)
+
+    @pl.when(j == 0)
+    def _():
+        top_ref[...] = jnp.full(top_ref.shape, -jnp.inf, jnp.float32)
+        total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
+        sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
+
+    q, top, total, out = q_ref[0], top_ref[...], total_ref[...], sum_ref[...]
+    for start in range(0, size.keys, size.part):
+        here = slice(start, start + size.part)
+        k, v = k_ref[0, :, here], v_ref[0, :, here]
+        s = _masked(_product(k, q, 0, 0), i, j, start, size, setting)
+        # Every query sees key 0, so new_top is finite from the first block on.
+        new_top = jnp.maximum(top, s.max(0, keepdims=True))
+        p = jnp.exp2((s - new_top) * (setting.scale * LOG2E))
+        shrink = jnp.exp2((top - new_top) * (setting.scale * LOG2E))
+        total = total * shrink + p.sum(0, keepdims=True)
+        out = out * shrink + _product(v, p.astype(v.dtype), 1, 0)
+        top = new_top
+    top_ref[...], total_ref[...], sum_ref[...] = top, total, out
+
+    @pl.when(j == steps - 1)
+    def _():
+        out_ref[0] = (sum_ref[...] / total_ref[...]).astype(out_ref.dtype)
+        log_ref[0] = top_ref[...] * (setting.scale * LOG2E) + jnp.log2(total_ref[...])
+
+
 def _backward(
     q: Queries, k: Keys, v: Keys, out: Queries, log_total: Rows, d_out: Queries, setting: _Setting
 ) -> tuple[Queries, Keys, Keys]:
@@ -246,47 +263,6 @@ def _backward(
     rounds = keys // size.keys
     steps = queries // size.queries
 
-    def kernel(
-        q_ref, k_ref, v_ref, out_ref, log_ref, d_out_ref, dq_ref, dk_ref, dv_ref, *sums: Any
-    ):
-        dq_sum, dk_sum, dv_sum = sums
-        j, i = pl.program_id(2), pl.program_id(3)
-        whole_i = lax.rem(pl.program_id(0), pieces) * steps + i  # among all blocks of its picture
-        rows = pl.ds(i * size.queries, size.queries)
-
-        @pl.when(i == 0)
-        def _():
-            dk_sum[...] = jnp.zeros(dk_sum.shape, jnp.float32)
-            dv_sum[...] = jnp.zeros(dv_sum.shape, jnp.float32)
-
-        @pl.when(j == 0)
-        def _():
-            dq_sum[:, rows] = jnp.zeros((width, size.queries), jnp.float32)
-
-        q, d_out, log_total = q_ref[0], d_out_ref[0], log_ref[0]
-        # The softmax Jacobian's second term, one number for each query.
-        drift = (d_out.astype(jnp.float32) * out_ref[0].astype(jnp.float32)).sum(0)[None]
-        dq = jnp.zeros((width, size.queries), jnp.float32)
-        for start in range(0, size.keys, size.part):
-            here = slice(start, start + size.part)
-            k, v = k_ref[0, :, here], v_ref[0, :, here]
-            s = _masked(_product(k, q, 0, 0), whole_i, j, start, size, setting)
-            p = jnp.exp2(s * (setting.scale * LOG2E) - log_total)
-            ds = (p * (_product(v, d_out, 0, 0) - drift)).astype(q.dtype)
-            dv_sum[:, here] += _product(d_out, p.astype(d_out.dtype), 1, 1)
-            dk_sum[:, here] += _product(q, ds, 1, 1)
-            dq += _product(k, ds, 1, 0)
-        dq_sum[:, rows] += dq
-
-        @pl.when(i == steps - 1)
-        def _():
-            dk_ref[0] = (dk_sum[...] * setting.scale).astype(dk_ref.dtype)
-            dv_ref[0] = dv_sum[...].astype(dv_ref.dtype)
-
-        @pl.when(j == rounds - 1)
-        def _():
-            dq_ref[0, :, rows] = (dq_sum[:, rows] * setting.scale).astype(dq_ref.dtype)
-
     of_queries = pl.BlockSpec((1, width, size.queries), lambda b, h, j, i: (h, 0, b * steps + i))
     of_keys = pl.BlockSpec(
         (1, width, size.keys), lambda b, h, j, i: (h, 0, lax.div(b, pieces) * rounds + j)
@@ -296,7 +272,7 @@ def _backward(
     whole = pl.BlockSpec((1, width, queries), lambda b, h, j, i: (h, 0, b))
     sums = (heads, width, cuts * keys)
     dq, dk, dv = pl.pallas_call(
-        kernel,
+        functools.partial(_backward_kernel, setting=setting, rounds=rounds, steps=steps),
         grid=(cuts, heads, rounds, steps),
         in_specs=[of_queries, of_keys, of_keys, of_queries, row, of_queries],
         out_specs=[whole, to_keys, to_keys],
@@ -318,6 +294,66 @@ def _backward(
         apart = (heads, width, setting.pictures, pieces, keys)
         dk, dv = (x.reshape(apart).sum(3).reshape(k.shape).astype(k.dtype) for x in (dk, dv))
     return dq, dk, dv
+
+
+def _backward_kernel(
+    q_ref,
+    k_ref,
+    v_ref,
+    out_ref,
+    log_ref,
+    d_out_ref,
+    dq_ref,
+    dk_ref,
+    dv_ref,
+    dq_sum,
+    dk_sum,
+    dv_sum,
+    *,
+    setting: _Setting,
+    rounds: int,
+    steps: int,
+):
+    """One block of keys against one of queries: `steps` of these for each of `rounds` of those."""
+    from jax.experimental import pallas as pl
+
+    size = setting.backward
+    j, i = pl.program_id(2), pl.program_id(3)
+    among_all = lax.rem(pl.program_id(0), setting.pieces) * steps + i  # blocks of its picture
+    rows = pl.ds(i * size.queries, size.queries)
+
+    @pl.when(i == 0)
+    def _():
+        dk_sum[...] = jnp.zeros(dk_sum.shape, jnp.float32)
+        dv_sum[...] = jnp.zeros(dv_sum.shape, jnp.float32)
+
+    @pl.when(j == 0)
+    def _():
+        dq_sum[:, rows] = jnp.zeros(q_ref.shape[1:], jnp.float32)
+
+    q, d_out, log_total = q_ref[0], d_out_ref[0], log_ref[0]
+    # The softmax Jacobian's second term, one number for each query.
+    drift = (d_out.astype(jnp.float32) * out_ref[0].astype(jnp.float32)).sum(0)[None]
+    dq = jnp.zeros(q_ref.shape[1:], jnp.float32)
+    for start in range(0, size.keys, size.part):
+        here = slice(start, start + size.part)
+        k, v = k_ref[0, :, here], v_ref[0, :, here]
+        s = _masked(_product(k, q, 0, 0), among_all, j, start, size, setting)
+        p = jnp.exp2(s * (setting.scale * LOG2E) - log_total)
+        ds = (p * (_product(v, d_out, 0, 0) - drift)).astype(q.dtype)
+        dv_sum[:, here] += _product(d_out, p.astype(d_out.dtype), 1, 1)
+        dk_sum[:, here] += _product(q, ds, 1, 1)
+        dq += _product(k, ds, 1, 0)
+    dq_sum[:, rows] += dq
+
+    @pl.when(i == steps - 1)
+    def _():
+        dk_ref[0] = (dk_sum[...] * setting.scale).astype(dk_ref.dtype)
+        dv_ref[0] = dv_sum[...].astype(dv_ref.dtype)
+
+    @pl.when(j == rounds - 1)
+    def _():
+        dq_ref[0, :, rows] = (dq_sum[:, rows] * setting.scale).astype(dq_ref.dtype)
 
 
 def _named(direction: str, setting: _Setting, q: Queries, k: Keys) -> str:
