@@ -76,8 +76,9 @@ def shardings(shapes: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, 
 def fetched(weights: PyTree, parts: PyTree) -> PyTree:
     """`weights`, each of which lies as `parts` says, whole along "fsdp" where they are used.
 
-    Their gradients lie as they did. Left to itself the compiler would rather cut a product into
-    one for each part of its weight as it arrives, too narrow for a matrix unit.
+    Their gradients are whole where they arise, and lie as the weights did. Left to itself the
+    compiler would rather cut a product into one for each part of its weight as it arrives or
+    leaves, too narrow for a matrix unit.
     """
 
     def whole(part: NamedSharding) -> NamedSharding:
@@ -92,10 +93,10 @@ def fetched(weights: PyTree, parts: PyTree) -> PyTree:
         def move(x: Array) -> Array:
             return lax.with_sharding_constraint(x, whole(part))
 
-        move.defvjp(
-            lambda x: (move(x), None),
-            lambda _, gradient: (lax.with_sharding_constraint(gradient, part),),
-        )
+        def back(_: None, gradient: Array) -> tuple[Array]:
+            return (lax.with_sharding_constraint(move(gradient), part),)
+
+        move.defvjp(lambda x: (move(x), None), back)
         return move(weight)
 
     return jax.tree.map(fetch, weights, parts)
