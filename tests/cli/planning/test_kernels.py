@@ -84,3 +84,12 @@ def test_cost():
     assert price(1, 100.0) == (3000, ["other", "splash"])
     assert price(2, 100.0).cycles == 1500
     assert price(2, 4.0).cycles == 3 * 2000  # the memory is slower than the instructions
+
+
+def test_a_call_without_a_schedule_takes_as_long_as_another_of_its_kernel():
+    calls = [Kernel("splash", ((4,),), f"splash.{i}", 1) for i in range(3)]
+    other = Kernel("splash", ((8,),), "splash.3", 1)
+    known = {("splash", ((side,),)): Grid(10, 0.0) for side in (4, 8)}
+    bundles = {"splash.0": 100, "splash.2": 110}
+    assert cost(calls, known, bundles, 1, 1.0) == (10 * (100 + 110 + 110), [])
+    assert cost([*calls, other], known, bundles, 1, 1.0).unknown == ["splash"]
