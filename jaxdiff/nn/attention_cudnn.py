@@ -12,7 +12,7 @@ KV = Float[Array, "b m h d"]
 
 CUDNN_DTYPES = ("bfloat16", "float16")
 CUDNN_WIDTH = 128  # widest head of the flash kernels on every GPU that has them
-MULTIPLE = 8  # of a head's width
+MULTIPLE = 8  # of a head's width, and of tokens where gradients are asked for
 
 
 def cudnn(q: Q, k: KV, v: KV, *, causal: bool) -> Q:
@@ -21,15 +21,29 @@ def cudnn(q: Q, k: KV, v: KV, *, causal: bool) -> Q:
     InputError for float32, which it does not know, and for heads wider than 128.
     """
     one_of("dtype for cudnn attention", q.dtype.name, CUDNN_DTYPES)
-    width = q.shape[-1]
+    b, n, _, width = q.shape
+    m = k.shape[1]
     if width > CUDNN_WIDTH:
         raise InputError(
             f"head width for cudnn attention: got {width}, expected at most {CUDNN_WIDTH}"
         )
-    # Zeros add nothing to any score.
-    pad = ((0, 0), (0, 0), (0, 0), (0, -width % MULTIPLE))
-    q, k, v = (jnp.pad(x, pad) for x in (q, k, v))
+
+    def padded(x: Array) -> Array:
+        # Zeros in a head's width add nothing to any score; tokens beyond the lengths are not seen.
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % MULTIPLE), (0, 0), (0, -width % MULTIPLE)))
+
+    def length(tokens: int) -> Array | None:
+        uneven = n % MULTIPLE or m % MULTIPLE
+        return jnp.full(b, tokens, jnp.int32) if uneven else None
+
     out = jax.nn.dot_product_attention(
-        q, k, v, scale=width**-0.5, is_causal=causal, implementation="cudnn"
+        padded(q),
+        padded(k),
+        padded(v),
+        scale=width**-0.5,
+        is_causal=causal,
+        query_seq_lengths=length(n),
+        key_value_seq_lengths=length(m),
+        implementation="cudnn",
     )
-    return out[..., :width]
+    return out[:, :n, :, :width]

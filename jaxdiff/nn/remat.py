@@ -10,7 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxdiff.core.types import PyTree
 
 KEPT = "kept"
-PRODUCTS = ("dot_general", "conv_general_dilated")
+# The last is cuDNN's attention, which jax gives no other name.
+PRODUCTS = ("dot_general", "conv_general_dilated", "dot_product_attention_fwd_wrapper")
 
 
 def kept(value: PyTree) -> PyTree:
