@@ -14,7 +14,7 @@ from jax import lax
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
 from jaxdiff.nn.initial import ONES, ZEROS, Initial, Normal, keep_variance
-from jaxdiff.nn.remat import kept
+from jaxdiff.nn.norms import group_norm, layer_norm
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -39,16 +39,8 @@ class Linear(nnx.Module):
     def halves(self, x: Float[Array, "... i"]) -> tuple[Float[Array, "... o"], ...]:
         """The first and the second half of the outputs."""
         middle = self.kernel.shape[-1] // 2
-
-        def together(x: Array) -> tuple[Array, ...]:
-            return tuple(jnp.split(self(x), 2, axis=-1))
-
-        def apart(x: Array) -> tuple[Array, ...]:
-            # The gradient of the split would join the halves in a pass of its own. For a TPU the
-            # compiler estimates a quarter less for the whole gated perceptron of SD's first level.
-            return self._columns(x, slice(middle)), self._columns(x, slice(middle, None))
-
-        return lax.platform_dependent(x, cpu=apart, tpu=apart, default=together)
+        # Not a split of the outputs: its gradient would join the halves in a pass of its own.
+        return self._columns(x, slice(middle)), self._columns(x, slice(middle, None))
 
     def _columns(self, x: Float[Array, "... i"], some: slice) -> Float[Array, "... o"]:
         # As one matrix: XLA on the CPU is slow at weight gradients that sum over several axes.
@@ -115,13 +107,9 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         """Normalise in float32, return in the compute dtype."""
-        x32 = x.astype(jnp.float32)
-        centred = x32 - kept(x32.mean(-1, keepdims=True))
-        variance = kept(jnp.square(centred).mean(-1, keepdims=True))
-        scale, bias = (
-            last_axis(p[...].astype(jnp.float32), x.ndim) for p in (self.scale, self.bias)
-        )
-        return (centred * lax.rsqrt(variance + self.eps) * scale + bias).astype(self.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        normed = layer_norm(rows, self.scale[...], self.bias[...], self.eps)
+        return normed.reshape(x.shape).astype(self.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -134,20 +122,10 @@ class GroupNorm(nnx.Module):
         self.eps = eps
         self.dtype = dtype
 
-    def _group_mean(self, x: Float[Array, "b p c"]) -> Float[Array, "b 1 c"]:
-        # Space first, keeping channels in the last axis, then the few channel means by group: XLA
-        # vectorises this; reducing over both at once on a split channel axis is four times slower.
-        b, _, c = x.shape
-        by_group = x.mean(1).reshape(b, self.groups, c // self.groups).mean(-1, keepdims=True)
-        return jnp.repeat(by_group, c // self.groups, axis=-1).reshape(b, 1, c)
-
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
         """Normalise in float32, return in the compute dtype."""
-        flat = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
-        centred = flat - kept(self._group_mean(flat))
-        variance = kept(self._group_mean(jnp.square(centred)))
-        scale, bias = (last_axis(p[...].astype(jnp.float32), 3) for p in (self.scale, self.bias))
-        normed = centred * (lax.rsqrt(variance + self.eps) * scale) + bias
+        flat = x.reshape(x.shape[0], -1, x.shape[-1])
+        normed = group_norm(flat, self.scale[...], self.bias[...], self.groups, self.eps)
         return normed.reshape(x.shape).astype(self.dtype)
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.nn.initial import ONES, Constant, Normal, keep_variance
 from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.norms import group_norm, layer_norm
 
 HALF = {"dtype": jnp.bfloat16}
 
@@ -73,6 +74,35 @@ def test_norms_keep_their_precision_far_from_zero(name):
     axes = -1 if name == "layer_norm" else (1, 2)
     got = getattr(make(), name)(64, **options)(jnp.asarray(x))
     np.testing.assert_allclose(got, normalised(x, axes, 0), atol=2e-3)
+
+
+@pytest.mark.parametrize("groups", [None, 2])
+@pytest.mark.parametrize("offset", [0, 100])
+def test_gradients_of_norms(groups, offset):
+    """Of a layer norm and a group norm: those of the definition, differentiated in float64."""
+    x, scale, bias = offset + values(3, 20, 6), values(6, seed=1), values(6, seed=2)
+    direction = values(*x.shape, seed=3)
+
+    def defined(x, scale, bias):
+        grouped = x.reshape((3, 20, 1 if groups is None else groups, -1))
+        axes = 3 if groups is None else (1, 3)
+        centred = grouped - grouped.mean(axes, keepdims=True)
+        variance = jnp.square(centred).mean(axes, keepdims=True)
+        normed = (centred / jnp.sqrt(variance + 1e-2)).reshape(x.shape)
+        return (direction * (normed * scale.reshape(1, 1, 6) + bias.reshape(1, 1, 6))).sum()
+
+    def made(x, scale, bias):
+        if groups is not None:
+            return (direction * group_norm(x, scale, bias, groups, 1e-2)).sum()
+        return (direction * layer_norm(x.reshape(-1, 6), scale, bias, 1e-2).reshape(x.shape)).sum()
+
+    got = jax.grad(made, (0, 1, 2))(*map(jnp.asarray, (x, scale, bias)))
+    with jax.enable_x64(True):
+        direction = direction.astype(np.float64)
+        exact = (jnp.asarray(a, jnp.float64) for a in (x, scale, bias))
+        wanted = jax.grad(defined, (0, 1, 2))(*exact)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision_norm_takes_float32_statistics():
