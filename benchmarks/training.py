@@ -2,25 +2,31 @@
 
     PYTHONPATH=. python benchmarks/training.py configs/scenes_unet.py \
         --vae jaxdiff/assets/scenes/vae --text-encoder jaxdiff/assets/scenes
-    PYTHONPATH=. python benchmarks/training.py configs/sd15.py --batch-size 32 --fsdp 1   # a GPU
+    PYTHONPATH=. python benchmarks/training.py configs/sd15.py \
+        --batch-size 128 --fsdp 1 --remat none --trace trace        # an H200
 
 The step is the one that train.py runs, on a batch of noise that lies on the devices; weights are
-drawn at random, those of frozen networks too, so nothing is read. MFU is the FLOPs of the model
-(jaxdiff/training/flops.py: nothing that is computed again) over time and peak. The peak is that of
-jaxdiff/parallel/peak.py or, where a device is not in it, what its best product of two matrices
-reaches. `--trace FOLDER` writes a profile for TensorBoard or Perfetto. Prints one JSON object.
+drawn at random, those of frozen networks too, so nothing is read. Steps follow each other without
+waiting, as in a training. MFU is the FLOPs of the model (jaxdiff/training/flops.py: nothing that is
+computed again) over time and peak. The peak is that of jaxdiff/parallel/peak.py or, where a device
+is not in it, what its best product of two matrices reaches. `--trace FOLDER` writes a profile of
+one step for TensorBoard or Perfetto and, of an NVIDIA GPU, tells the milliseconds of each kind of
+kernel. Prints one JSON object.
 """
 
 import argparse
+import collections
 import dataclasses
 import json
 import pathlib
+import re
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.profiler import ProfileData
 
 from jaxdiff.cli.planning.abstract import abstract_training
 from jaxdiff.cli.planning.training import step_flops
@@ -31,8 +37,17 @@ from jaxdiff.parallel.peak import peak_flops
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 from jaxdiff.training.program import make_program
 
+# Kinds of an NVIDIA GPU's kernels by their names, the first that is found.
+KERNELS = {
+    "attention": "sdpa|flash|compute_dot_do_o|convert_dq",
+    "convolutions": "xmma|implicit_gemm|conv2d",
+    "matrices": "nvjet|gemm|cutlass|splitK",
+    "turning and copying": "transpose|memcpy|memset|copy",
+    "the rest": "",
+}
 SIZES = (512, 1024, 2048)  # of the matrices that find the peak of others
 ROUNDS = 5
+QUEUED = 4  # steps between two looks at the clock
 
 
 def parsed() -> argparse.Namespace:
@@ -44,7 +59,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--dtype")
     parser.add_argument("--fsdp", type=int)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--remat")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {QUEUED} steps each")
     parser.add_argument("--trace", type=pathlib.Path)
     return parser.parse_args()
 
@@ -52,7 +68,7 @@ def parsed() -> argparse.Namespace:
 def chosen(options: argparse.Namespace) -> TrainConfig:
     """The config with what the command line says; latents are taken as cached."""
     config = load_config(options.config)
-    objective, fields = config.objective, ("vae", "text_encoder")
+    objective, fields = config.objective, ("vae", "text_encoder", "remat")
     named = {name: getattr(options, name) for name in fields if getattr(options, name)}
     if isinstance(objective, DiffusionObjective):
         data = dataclasses.replace(config.data, kind="latents", path="")
@@ -96,6 +112,20 @@ def peak(dtype: Any) -> tuple[float, str]:
     return best, "product of matrices"
 
 
+def kernels(folder: pathlib.Path) -> dict[str, float]:
+    """Milliseconds of each kind of kernel in the profile in `folder`; none of other devices."""
+    newest = max(folder.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
+    found: collections.Counter[str] = collections.Counter()
+    for plane in ProfileData.from_file(str(newest)).planes:
+        if not plane.name.startswith("/device:GPU"):
+            continue
+        for line in plane.lines:
+            for event in line.events if line.name.startswith("Stream") else ():
+                kind = next(k for k, names in KERNELS.items() if re.search(names, event.name, re.I))
+                found[kind] += event.duration_ns / 1e6
+    return dict(found.most_common())
+
+
 def main() -> None:
     options = parsed()
     config = chosen(options)
@@ -112,16 +142,13 @@ def main() -> None:
     step = program.step.lower(state, frozen, batch, base).compile()
     compiling = time.perf_counter() - begin
     times = []
-    for i in range(options.steps + 2):  # the first two warm up
-        if options.trace is not None and i == options.steps - 1:
-            jax.profiler.start_trace(str(options.trace))
+    for _ in range(options.rounds + 1):  # the first warms up
         begin = time.perf_counter()
-        state, metrics = step(state, frozen, batch, base)
+        for _ in range(QUEUED):
+            state, metrics = step(state, frozen, batch, base)
         jax.block_until_ready(metrics)
-        times.append(time.perf_counter() - begin)
-    if options.trace is not None:
-        jax.profiler.stop_trace()
-    seconds = float(np.median(times[2:]))
+        times.append((time.perf_counter() - begin) / QUEUED)
+    seconds = float(np.median(times[1:]))
     flops, (most, source) = step_flops(parts, config.batch_size), peak(dtype_of(config.dtype))
     found = {
         "device": jax.devices()[0].device_kind,
@@ -139,6 +166,10 @@ def main() -> None:
         "mfu": flops / seconds / most,
         "loss": float(metrics["loss"]),
     }
+    if options.trace is not None:
+        with jax.profiler.trace(str(options.trace)):
+            jax.block_until_ready(step(state, frozen, batch, base))
+        found["kernels_ms"] = kernels(options.trace)
     print(json.dumps(found, indent=2))
 
 
