@@ -5,7 +5,6 @@ Arrays are (batch, tokens, heads, head width); with `causal`, query i sees the k
 """
 
 import functools
-import importlib.util
 from collections.abc import Callable
 
 import jax
@@ -17,6 +16,7 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.nn.attention_blockwise import blockwise
 from jaxdiff.nn.attention_cudnn import CUDNN_DTYPES, CUDNN_WIDTH, cudnn
 from jaxdiff.nn.attention_tpu import tpu
+from jaxdiff.nn.platforms import tpu_compiler
 
 Q = Float[Array, "b n h d"]
 KV = Float[Array, "b m h d"]
@@ -71,7 +71,7 @@ def attention(q: Q, k: KV, v: KV, *, causal: bool = False, backend: str = "auto"
     if backend != "auto":
         return _run(q, k, v, causal=causal, choices=(("default", backend),))
     # A program can be compiled for a TPU that is not here. cuDNN's functions must see their GPU.
-    others = {"tpu": _tpu_compiler(), "cuda": _flash_gpu()}
+    others = {"tpu": tpu_compiler(), "cuda": _flash_gpu()}
     platforms = ["cpu", *(name for name, there in others.items() if there)]
     choices = tuple((platform, choose(platform, q, k)) for platform in platforms)
     if len({name for _, name in choices}) == 1:
@@ -91,12 +91,6 @@ def _run(q: Q, k: KV, v: KV, *, causal: bool, choices: tuple[tuple[str, str], ..
 
 
 NAME = "_run"  # of attention as a whole in a traced program
-
-
-@functools.cache
-def _tpu_compiler() -> bool:
-    """Whether programs can be compiled for TPUs; others need not trace a kernel for them."""
-    return importlib.util.find_spec("libtpu") is not None
 
 
 def _flash_gpu() -> bool:

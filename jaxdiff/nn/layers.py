@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -15,6 +16,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
 from jaxdiff.nn.initial import ONES, ZEROS, Initial, Normal, keep_variance
 from jaxdiff.nn.norms import group_norm, layer_norm
+from jaxdiff.nn.platforms import on_tpus
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -22,6 +24,17 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 def last_axis(vector: Float[Array, "c"], ndim: int) -> Float[Array, "..."]:
     """`vector` with leading axes of length one, so that it broadcasts along the last of `ndim`."""
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
+
+
+def product(x: Float[Array, "*n i"], matrix: Float[Array, "i o"]) -> Float[Array, "*n o"]:
+    """x W on the last axis."""
+
+    def as_rows(x: Array, matrix: Array) -> Array:
+        return jnp.dot(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
+
+    # As one matrix, for XLA on the CPU is slow at weight gradients that sum over several axes. On a
+    # TPU tokens keep to their pictures, or they are turned before attention and after it.
+    return on_tpus(x, matrix, tpu=jnp.dot, otherwise=as_rows)
 
 
 class Linear(nnx.Module):
@@ -43,12 +56,10 @@ class Linear(nnx.Module):
         return self._columns(x, slice(middle)), self._columns(x, slice(middle, None))
 
     def _columns(self, x: Float[Array, "... i"], some: slice) -> Float[Array, "... o"]:
-        # As one matrix: XLA on the CPU is slow at weight gradients that sum over several axes.
-        kernel = self.kernel[...].astype(self.dtype)[:, some]
-        y = jnp.dot(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel)
-        if self.bias is not None:
-            y = y + last_axis(self.bias[...].astype(self.dtype)[some], 2)
-        return y.reshape(*x.shape[:-1], -1)
+        y = product(x.astype(self.dtype), self.kernel[...].astype(self.dtype)[:, some])
+        if self.bias is None:
+            return y
+        return y + last_axis(self.bias[...].astype(self.dtype)[some], y.ndim)
 
 
 class Conv(nnx.Module):
@@ -71,16 +82,21 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         """Apply the layer, in its compute dtype."""
-        y = lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
+        y = self._filtered(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y if self.bias is None else y + last_axis(self.bias[...].astype(self.dtype), 4)
+
+    def _filtered(
+        self, x: Float[Array, "b h w i"], kernel: Float[Array, "k l i o"]
+    ) -> Float[Array, "b h2 w2 o"]:
+        if kernel.shape[:2] == (1, 1) and self.stride == 1 and not np.any(self.padding):
+            return product(x, kernel[0, 0])
+        return lax.conv_general_dilated(
+            x,
+            kernel,
             window_strides=(self.stride, self.stride),
             padding=self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        if self.bias is None:
-            return y
-        return y + last_axis(self.bias[...].astype(self.dtype), 4)
 
 
 class Embed(nnx.Module):
@@ -107,9 +123,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         """Normalise in float32, return in the compute dtype."""
-        rows = x.reshape(-1, x.shape[-1])
-        normed = layer_norm(rows, self.scale[...], self.bias[...], self.eps)
-        return normed.reshape(x.shape).astype(self.dtype)
+        return layer_norm(x, self.scale[...], self.bias[...], self.eps).astype(self.dtype)
 
 
 class GroupNorm(nnx.Module):

@@ -1,8 +1,8 @@
 """Layer norm and group norm with gradients of their own: few passes over the large arrays.
 
-In float32 whatever the inputs are. Both ways there is one pass that sums and one that changes each
-number; everything between them is small. What automatic differentiation of the same equations asks
-of the compiler is up to three of each, and arrays in float32 between them.
+In float32 whatever the inputs are. Backwards there is one pass that sums and one that changes each
+number, and everything between them is small. Automatic differentiation of the same equations asks
+for up to three of each, and for float32 arrays between them.
 """
 
 import functools
@@ -14,23 +14,9 @@ from jax import lax
 from jaxdiff.core.types import Array, Float
 from jaxdiff.nn.remat import kept
 
-Rows = Float[Array, "n c"]
+Rows = Float[Array, "*n c"]
 Image = Float[Array, "b p c"]
 Channels = Float[Array, "c"]
-
-
-def _moments(x: Array, axis: int) -> tuple[Array, Array]:
-    """Mean and variance along `axis`, which stays with length one, by sums in a single pass.
-
-    The sums are of differences from the first of the n numbers (Chan, Golub & LeVeque 1983). It is
-    at most sqrt(n) deviations from their mean, so wherever that is the variance loses no more than
-    a factor of n of its precision.
-    """
-    first = lax.slice_in_dim(x, 0, 1, axis=axis)
-    moved = x - first
-    mean = moved.mean(axis, keepdims=True)
-    variance = jnp.square(moved).mean(axis, keepdims=True) - jnp.square(mean)
-    return first + mean, jnp.maximum(variance, 0)
 
 
 def _last(vector: Channels, ndim: int) -> Float[Array, "*ones c"]:
@@ -38,30 +24,46 @@ def _last(vector: Channels, ndim: int) -> Float[Array, "*ones c"]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x: Rows, scale: Channels, bias: Channels, eps: float) -> Float[Array, "n c"]:
+def layer_norm(x: Rows, scale: Channels, bias: Channels, eps: float) -> Float[Array, "*n c"]:
     """Zero mean and unit variance of each row (Ba et al. 2016), then scale and bias; float32."""
     return _layer_norm_fwd(x, scale, bias, eps)[0]
 
 
 def _layer_norm_fwd(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, tuple]:
     x32 = x.astype(jnp.float32)
-    mean, variance = kept(_moments(x32, 1))
+    mean = kept(x32.mean(-1, keepdims=True))
+    variance = kept(jnp.square(x32 - mean).mean(-1, keepdims=True))
     deviation = lax.rsqrt(variance + eps)
-    normed = (x32 - mean) * deviation * _last(scale, 2) + _last(bias, 2)
+    normed = (x32 - mean) * deviation * _last(scale, x.ndim) + _last(bias, x.ndim)
     return normed, (x, scale, bias, mean, deviation)
 
 
 def _layer_norm_bwd(eps: float, saved: tuple, g: Array) -> tuple[Array, Array, Array]:
     x, scale, bias, mean, deviation = saved
     normed = (x.astype(jnp.float32) - mean) * deviation
-    scaled = g * _last(scale, 2)
-    along = (scaled * normed).mean(1, keepdims=True)
-    d_x = deviation * (scaled - scaled.mean(1, keepdims=True) - normed * along)
-    d_scale, d_bias = (g * normed).sum(0), g.sum(0)
+    scaled = g * _last(scale, x.ndim)
+    along = (scaled * normed).mean(-1, keepdims=True)
+    d_x = deviation * (scaled - scaled.mean(-1, keepdims=True) - normed * along)
+    rows = tuple(range(x.ndim - 1))
+    d_scale, d_bias = (g * normed).sum(rows), g.sum(rows)
     return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 
 layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+
+def _moments(x: Image) -> tuple[Float[Array, "b 1 c"], Float[Array, "b 1 c"]]:
+    """Mean and variance over space, by sums in a single pass.
+
+    The sums are of differences from the first of the n numbers (Chan, Golub & LeVeque 1983). It is
+    at most sqrt(n) deviations from their mean, so wherever that is the variance loses no more than
+    a factor of n of its precision.
+    """
+    first = x[:, :1]
+    moved = x - first
+    mean = moved.mean(1, keepdims=True)
+    variance = jnp.square(moved).mean(1, keepdims=True) - jnp.square(mean)
+    return first + mean, jnp.maximum(variance, 0)
 
 
 def _group_mean(values: Float[Array, "b 1 c"], groups: int) -> Float[Array, "b 1 c"]:
@@ -84,7 +86,7 @@ def _group_norm_fwd(
     # Over space by channel first, then of the few results over groups: a reduction over both at
     # once on a split channel axis is four times slower on the CPU.
     x32 = x.astype(jnp.float32)
-    by_channel, inside = _moments(x32, 1)
+    by_channel, inside = _moments(x32)
     mean = kept(_group_mean(by_channel, groups))
     variance = kept(_group_mean(inside + jnp.square(by_channel - mean), groups))
     deviation = lax.rsqrt(variance + eps)

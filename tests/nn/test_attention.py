@@ -193,7 +193,7 @@ def test_choice(platform, n, m, d, dtype, expected):
 
 def test_auto_follows_the_platform_of_the_program(monkeypatch):
     """Sizes for which platforms differ: the one program here is the CPU's, with its gradient."""
-    monkeypatch.setattr(attention_module, "_tpu_compiler", lambda: True)
+    monkeypatch.setattr(attention_module, "tpu_compiler", lambda: True)
     q, k, v = arrays(1024, 1024)
 
     def loss(backend):
@@ -230,7 +230,7 @@ def test_tpu_kernel_is_divided_by_the_mesh(batch, heads, sizes, spec):
 
 
 def test_auto_under_a_mesh_and_under_pmap(monkeypatch):
-    monkeypatch.setattr(attention_module, "_tpu_compiler", lambda: True)
+    monkeypatch.setattr(attention_module, "tpu_compiler", lambda: True)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     x = jax.random.normal(jax.random.key(0), (len(jax.devices()), 1024, 1, 4))
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))

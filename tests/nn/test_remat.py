@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from jax.extend import core
 
+from jaxdiff.nn import platforms
 from jaxdiff.nn.layers import Layers
 from jaxdiff.nn.remat import REMAT, rematerialised
 from jaxdiff.nn.resnet import ResnetBlock
@@ -37,9 +38,9 @@ def counted(program):
     return found
 
 
-@pytest.fixture(scope="module")
-def gradients():
-    """What the gradients of a stage consist of, by what is computed again."""
+@pytest.fixture(scope="module", params=[False, True], ids=["here", "tpu"])
+def gradients(request):
+    """What the gradients of a stage consist of, by what is computed again; with a TPU's forms."""
     layers = Layers(rngs=nnx.Rngs(0), attention="tpu")
     resnet = ResnetBlock(CHANNELS, CHANNELS, layers=layers, groups=2, eps=1e-5, act="silu")
     transformer = SpatialTransformer(
@@ -57,7 +58,9 @@ def gradients():
         arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
         return counted(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, *arrays).jaxpr)
 
-    return {remat: program(remat) for remat in REMAT}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platforms, "tpu_compiler", lambda: request.param)
+        return {remat: program(remat) for remat in REMAT}
 
 
 @pytest.mark.parametrize(
