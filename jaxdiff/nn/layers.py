@@ -26,17 +26,6 @@ def last_axis(vector: Float[Array, "c"], ndim: int) -> Float[Array, "..."]:
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
-def product(x: Float[Array, "*n i"], matrix: Float[Array, "i o"]) -> Float[Array, "*n o"]:
-    """x W on the last axis."""
-
-    def as_rows(x: Array, matrix: Array) -> Array:
-        return jnp.dot(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
-
-    # As one matrix, for XLA on the CPU is slow at weight gradients that sum over several axes. On a
-    # TPU tokens keep to their pictures, or they are turned before attention and after it.
-    return on_tpus(x, matrix, tpu=jnp.dot, otherwise=as_rows)
-
-
 class Linear(nnx.Module):
     """y = x W + b on the last axis."""
 
@@ -56,7 +45,13 @@ class Linear(nnx.Module):
         return self._columns(x, slice(middle)), self._columns(x, slice(middle, None))
 
     def _columns(self, x: Float[Array, "... i"], some: slice) -> Float[Array, "... o"]:
-        y = product(x.astype(self.dtype), self.kernel[...].astype(self.dtype)[:, some])
+        def as_rows(x: Array, kernel: Array) -> Array:
+            return jnp.dot(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+
+        # As one matrix, for XLA on the CPU is slow at weight gradients that sum over several axes.
+        # On a TPU tokens keep to their pictures, or attention has them turned before and after it.
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)[:, some]
+        y = on_tpus(x, kernel, tpu=jnp.dot, otherwise=as_rows)
         if self.bias is None:
             return y
         return y + last_axis(self.bias[...].astype(self.dtype)[some], y.ndim)
@@ -88,15 +83,22 @@ class Conv(nnx.Module):
     def _filtered(
         self, x: Float[Array, "b h w i"], kernel: Float[Array, "k l i o"]
     ) -> Float[Array, "b h2 w2 o"]:
+        def filtered(x: Array, kernel: Array) -> Array:
+            return lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=self.padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+
+        def multiplied(x: Array, kernel: Array) -> Array:
+            return jnp.dot(x, kernel[0, 0])
+
         if kernel.shape[:2] == (1, 1) and self.stride == 1 and not np.any(self.padding):
-            return product(x, kernel[0, 0])
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+            # On a TPU pixels that become tokens would be turned once more after a convolution.
+            return on_tpus(x, kernel, tpu=multiplied, otherwise=filtered)
+        return filtered(x, kernel)
 
 
 class Embed(nnx.Module):
