@@ -10,8 +10,6 @@ alone. Cycles of one v5e chip for one picture, forwards and backwards; needs req
 """
 
 import argparse
-import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -92,23 +90,20 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     topology = parse("v5e:2x2")
-    with tempfile.TemporaryDirectory() as folder:
-        prepare(topology, schedules=folder)
-        here = SingleDeviceSharding(devices(topology)[0])
-        for batch in options.batch_sizes:
-            function, shapes = part(options.part, batch)
+    prepare(topology)
+    here = SingleDeviceSharding(devices(topology)[0])
+    for batch in options.batch_sizes:
+        function, shapes = part(options.part, batch)
 
-            def loss(arguments: Any, direction: jax.Array, function=function) -> jax.Array:
-                return jnp.sum((function(*arguments) * direction).astype(jnp.float32))
+        def loss(arguments: Any, direction: jax.Array, function=function) -> jax.Array:
+            return jnp.sum((function(*arguments) * direction).astype(jnp.float32))
 
-            direction = jax.eval_shape(function, *shapes)
-            step = jax.jit(jax.value_and_grad(loss), in_shardings=here, out_shardings=here)
-            found = compile_traced(
-                step.trace(shapes, direction), pathlib.Path(folder), topology.chip
-            )
-            cycles = [total / batch / 1e6 for total in (found.cycles or 0, found.kernel_cycles)]
-            print(f"{options.part}, {batch} pictures: {cycles[0]:.2f} M cycles a picture", end="")
-            print(f" and {cycles[1]:.2f} M in kernels")
+        direction = jax.eval_shape(function, *shapes)
+        step = jax.jit(jax.value_and_grad(loss), in_shardings=here, out_shardings=here)
+        found = compile_traced(step.trace(shapes, direction), topology)
+        cycles = [total / batch / 1e6 for total in (found.cycles or 0, found.kernel_cycles)]
+        print(f"{options.part}, {batch} pictures: {cycles[0]:.2f} M cycles a picture", end="")
+        print(f" and {cycles[1]:.2f} M in kernels")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """`train.py CONFIG --plan TOPOLOGY ...`: what the training would take, without a TPU."""
 
 import json
-import pathlib
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +15,7 @@ from jaxdiff.cli.planning.topology import Topology, devices, parse, prepare
 from jaxdiff.cli.planning.training import step_flops, trace_step
 from jaxdiff.training.config import TrainConfig
 
-Planner = Callable[[Topology, pathlib.Path], Plan]
+Planner = Callable[[Topology], Plan]
 
 
 def plan_training(
@@ -26,15 +24,15 @@ def plan_training(
     """Print what a step of `config` takes on each of the topologies; raises InputError."""
     parts = abstract_training(config)
 
-    def plan(topology: Topology, schedules: pathlib.Path) -> Plan:
+    def plan(topology: Topology) -> Plan:
         chips = devices(topology)
 
         def compiled(batch_size: int) -> Compiled:
             step = trace_step(config, parts, chips, batch_size)
-            return compile_traced(step.traced, schedules, topology.chip)
+            return compile_traced(step.traced, topology)
 
         step = trace_step(config, parts, chips, config.batch_size)
-        first = compile_traced(step.traced, schedules, topology.chip)
+        first = compile_traced(step.traced, topology)
         fits = None
         if largest:
             known, limit = {config.batch_size: first.total}, topology.chip.hbm
@@ -56,13 +54,12 @@ def plan_all(names: Sequence[str], plan: Planner, *, as_json: bool) -> None:
     topologies = [parse(name) for name in names]
     jax.config.update("jax_platforms", "cpu")
     found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for topology in topologies:
-            prepare(topology, schedules=folder)
-            print(f"plan: compiling for {topology.title}", file=sys.stderr)
-            made = plan(topology, pathlib.Path(folder))
-            found.append(made.to_json())
-            if not as_json:
-                print(table(made), flush=True)
+    for topology in topologies:
+        prepare(topology)
+        print(f"plan: compiling for {topology.title}", file=sys.stderr)
+        made = plan(topology)
+        found.append(made.to_json())
+        if not as_json:
+            print(table(made), flush=True)
     if as_json:
         print(json.dumps({"plans": found}))

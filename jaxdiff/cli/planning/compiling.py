@@ -1,6 +1,5 @@
 """A traced program compiled for a TPU that is not here, and what the compiler says of it."""
 
-import pathlib
 import re
 import time
 from collections.abc import Mapping
@@ -9,8 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdiff.cli.planning import hlo, kernels
-from jaxdiff.cli.planning.chips import GIB, Chip
+from jaxdiff.cli.planning import hlo, kernels, schedules
+from jaxdiff.cli.planning.chips import GIB
+from jaxdiff.cli.planning.topology import Topology
 
 _NEEDED = re.compile(r"required[^(]*\(([\d.]+)([KMGT])\)")
 UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
@@ -35,10 +35,10 @@ class Compiled(NamedTuple):
     compile_s: float = 0.0
 
 
-def compile_traced(traced: Any, schedules: pathlib.Path, chip: Chip) -> Compiled:
-    """Compile `traced` (of `jax.jit(...).trace`), whose TPU compiler writes to `schedules`."""
-    for path in schedules.rglob("*.txt"):
-        path.unlink()
+def compile_traced(traced: Any, topology: Topology) -> Compiled:
+    """Compile `traced` (of `jax.jit(...).trace`) for chips of `topology`."""
+    calls, chip = kernels.calls(traced.jaxpr.jaxpr), topology.chip
+    bundles = schedules.begin(calls, topology)
     started = time.perf_counter()
     try:
         compiled = traced.lower(lowering_platforms=("tpu",)).compile()
@@ -52,8 +52,8 @@ def compile_traced(traced: Any, schedules: pathlib.Path, chip: Chip) -> Compiled
     program = hlo.read(compiled.as_text())
     cost = kernels.cost(
         program.kernels,
-        kernels.grids(traced.jaxpr.jaxpr),
-        kernels.schedules(schedules),
+        {key: kernels.grid(call) for key, call in calls.items()},
+        bundles.result(),
         chip.cores,
         chip.bandwidth / chip.clock,
     )

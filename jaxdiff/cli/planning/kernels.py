@@ -1,14 +1,12 @@
 """Cycles of kernels that were written by hand: the compiler's own schedule times their steps.
 
 A TPU issues one bundle of instructions a cycle. What the compiler says of a kernel is how many
-bundles one step of its grid has at most; stalls are not in it, nor are steps that end early. The
-blocks of its arrays are fetched and written meanwhile, at the memory's speed, each when the step
-before had another: a kernel takes as long as the longer of both.
+bundles one step of its grid has at most (schedules.py); stalls are not in it, nor are steps that
+end early. The blocks of its arrays are fetched and written meanwhile, at the memory's speed, each
+when the step before had another: a kernel takes as long as the longer of both.
 """
 
 import math
-import pathlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +16,7 @@ from jax.extend import core
 
 from jaxdiff.cli.planning.hlo import Kernel, Shape
 
-_BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
-_NAME = re.compile(r"%([\w.\-]+) = ")
+Key = tuple[str, tuple[Shape, ...]]  # a kernel's name and its results, without sides of length one
 
 
 class Grid(NamedTuple):
@@ -29,9 +26,6 @@ class Grid(NamedTuple):
     moved: float  # bytes between the chip's memory and the kernel
 
 
-Grids = dict[tuple[str, tuple[Shape, ...]], Grid]
-
-
 class Cost(NamedTuple):
     """The cycles of all kernels together, and the names of those that nothing is known of."""
 
@@ -39,21 +33,19 @@ class Cost(NamedTuple):
     unknown: list[str]
 
 
-def grids(program: core.Jaxpr) -> Grids:
-    """The grid of every Pallas kernel in a traced program, by its name and its results' shapes.
-
-    Sides of length one are left out, as the compiler does.
-    """
-    found: Grids = {}
+def calls(program: core.Jaxpr) -> dict[Key, core.JaxprEqn]:
+    """Every Pallas kernel in a traced program, by what tells it from the others."""
+    found = {}
     for equation in _equations(program):
         if equation.primitive.name == "pallas_call":
             results = tuple(_long(_shape(out)) for out in equation.outvars)
-            name = str(equation.params["name"])
-            found[name, results] = _grid(equation.params["grid_mapping"])
+            found[str(equation.params["name"]), results] = equation
     return found
 
 
-def _grid(mapping: Any) -> Grid:
+def grid(call: core.JaxprEqn) -> Grid:
+    """What the kernel does in this call."""
+    mapping = call.params["grid_mapping"]
     steps = [np.asarray(axis, np.int32).ravel() for axis in np.indices(mapping.grid)]
     moved = 0.0
     for block in mapping.block_mappings:
@@ -65,44 +57,30 @@ def _grid(mapping: Any) -> Grid:
     return Grid(math.prod(mapping.grid), moved)
 
 
-def schedules(folder: pathlib.Path) -> dict[str, int]:
-    """Bundles of each operation whose schedule the compiler has written to `folder`.
-
-    A file is named for the operation that it is of; that of the whole program names others inside.
-    """
-    found = {}
-    for path in folder.rglob("*schedule-analysis_final_bundles.txt"):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        bundles, name = _BUNDLES.search(text), _NAME.search(text)
-        if bundles and name and f"-{name.group(1)}-" in path.name:
-            found[name.group(1)] = int(bundles.group(1))
-    return found
-
-
 def cost(
-    kernels: Sequence[Kernel], grids: Grids, bundles: Mapping[str, int], cores: int, speed: float
+    kernels: Sequence[Kernel],
+    grids: Mapping[Key, Grid],
+    bundles: Mapping[Key, int],
+    cores: int,
+    speed: float,
 ) -> Cost:
     """What `kernels` take on a chip whose `cores` share the steps of each.
 
-    `speed` is the bytes that its memory moves in a cycle. Of calls of one kernel the compiler
-    schedules some anew and takes the others from those: these have the longest schedule found.
+    `bundles` are those of one step of a kernel, `speed` is the bytes that the chip's memory moves
+    in a cycle.
     """
-    lengths: dict[tuple[str, tuple[Shape, ...]], int] = {}
-    for kernel in kernels:
-        if found := bundles.get(kernel.operation):
-            lengths[_key(kernel)] = max(found, lengths.get(_key(kernel), 0))
     cycles, unknown = 0.0, set()
     for kernel in kernels:
-        grid = grids.get(_key(kernel))
-        length = bundles.get(kernel.operation, lengths.get(_key(kernel)))
-        if grid is None or length is None:
-            unknown.add(kernel.name)
+        key = _key(kernel)
+        if key in grids and key in bundles:
+            grid = grids[key]
+            cycles += kernel.times * max(grid.steps * bundles[key] / cores, grid.moved / speed)
         else:
-            cycles += kernel.times * max(grid.steps * length / cores, grid.moved / speed)
+            unknown.add(kernel.name)
     return Cost(cycles, sorted(unknown))
 
 
-def _key(kernel: Kernel) -> tuple[str, tuple[Shape, ...]]:
+def _key(kernel: Kernel) -> Key:
     return kernel.name, tuple(map(_long, kernel.results))
 
 

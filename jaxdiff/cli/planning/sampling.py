@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -80,17 +79,17 @@ def plan_sampling(arguments: Sequence[str]) -> None:
     positive("steps", options.steps)
     positive("batch_size", options.batch_size)
 
-    def plan(topology: Topology, schedules: pathlib.Path) -> Plan:
-        chip, one = topology.chip, devices(topology)[0]
+    def plan(topology: Topology) -> Plan:
+        one = devices(topology)[0]
 
         def compiled(each: int) -> Compiled:
-            return compile_traced(_traced(options, unet, each, one), schedules, chip)
+            return compile_traced(_traced(options, unet, each, one), topology)
 
         each = -(-options.batch_size // topology.chips)
         first, fits = compiled(each), None
         if options.largest:
             known = {each: first.total}
-            most = largest_batch(lambda n: compiled(n).total, known, chip.hbm, 1)
+            most = largest_batch(lambda n: compiled(n).total, known, topology.chip.hbm, 1)
             fits = topology.chips * most
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in weights(unet).values())
         return Plan(

@@ -11,6 +11,8 @@ from jaxdiff.cli.planning.chips import CHIPS, Chip
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 
+PACKAGES = ("libtpu", "flatbuffers")  # the TPU compiler; kernels on their way to its other process
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
@@ -49,28 +51,31 @@ def parse(text: str) -> Topology:
     return Topology(name=name, chip=chip, shape=shape)
 
 
-def prepare(topology: Topology, *, schedules: str) -> None:
+def prepare(topology: Topology, *, schedules: str | None = None) -> None:
     """Tell the TPU compiler what it would ask the machine; call it before any device is used.
 
-    It writes how it schedules operations to the folder `schedules`. InputError where there is none.
+    It writes how it schedules operations to the folder `schedules`, if there is one. InputError
+    where there is no compiler.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise InputError(
-            "plan: got no TPU compiler, expected the package libtpu (pip install libtpu)"
-        )
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"plan: got no package {name}, expected all of pip install {' '.join(PACKAGES)}"
+            )
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
     os.environ["TPU_ACCELERATOR_TYPE"] = topology.chip.accelerator
-    said = os.environ.get("LIBTPU_INIT_ARGS", "")
+    if schedules is None:
+        return
     flags = {
         "xla_jf_dump_to": schedules,
         "xla_jf_dump_llo_text": "true",
         "xla_jf_dump_hlo_text": "false",
         "xla_jf_dump_llo_pass_label_regex": "final_bundles",
     }
+    said = os.environ.get("LIBTPU_INIT_ARGS", "")
     more = " ".join(f"--{name}={value}" for name, value in flags.items())
-    if more not in said:  # they are read once, when the compiler is loaded
-        os.environ["LIBTPU_INIT_ARGS"] = f"{said} {more}".strip()
+    os.environ["LIBTPU_INIT_ARGS"] = f"{said} {more}".strip()  # read when the compiler is loaded
 
 
 def devices(topology: Topology) -> list[Any]:

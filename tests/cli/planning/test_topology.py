@@ -28,9 +28,10 @@ def test_what_is_no_topology(text, said):
         parse(text)
 
 
-def test_without_the_compiler_the_package_is_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install libtpu"):
+@pytest.mark.parametrize("missing", ["libtpu", "flatbuffers"])
+def test_packages_that_are_missing_are_named(monkeypatch, missing):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != missing or None)
+    with pytest.raises(InputError, match=f"no package {missing}, expected all of pip install libt"):
         prepare(parse("v5e:2x2"), schedules="nowhere")
 
 
