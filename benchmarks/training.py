@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/training.py configs/scenes_unet.py \
         --vae jaxdiff/assets/scenes/vae --text-encoder jaxdiff/assets/scenes
     PYTHONPATH=. python benchmarks/training.py configs/sd15.py \
-        --batch-size 128 --fsdp 1 --remat none --trace trace        # an H200
+        --batch-size 128 --fsdp 1 --trace trace        # an H200
 
 The step is the one that train.py runs, on a batch of noise that lies on the devices; weights are
 drawn at random, those of frozen networks too, so nothing is read. Steps follow each other without

@@ -5,6 +5,7 @@ kept in `param_dtype` and used in `dtype`; norms take their statistics in float3
 """
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +126,8 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         """Normalise in float32, return in the compute dtype."""
-        return layer_norm(x, self.scale[...], self.bias[...], self.eps).astype(self.dtype)
+        normed = layer_norm(x, self.scale[...], self.bias[...], self.eps)
+        return cast(Array, normed).astype(self.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -142,7 +144,7 @@ class GroupNorm(nnx.Module):
         """Normalise in float32, return in the compute dtype."""
         flat = x.reshape(x.shape[0], -1, x.shape[-1])
         normed = group_norm(flat, self.scale[...], self.bias[...], self.groups, self.eps)
-        return normed.reshape(x.shape).astype(self.dtype)
+        return cast(Array, normed).reshape(x.shape).astype(self.dtype)
 
 
 class NoWeights(nnx.Module):

@@ -1,8 +1,8 @@
 """How long the TPU compiler's schedules of kernels are that were written by hand.
 
-The compiler writes its schedules or not for all that it compiles in a process, and to write those
-of a whole step takes it many times as long as to make them. So kernels are compiled one by one in
-a process of their own.
+The compiler writes its schedules or not for all that it compiles in a process, and those of a whole
+step take it much longer to write, and gigabytes. So kernels are compiled one by one in a process of
+their own.
 """
 
 import os
@@ -44,7 +44,8 @@ def _exported(call: core.JaxprEqn) -> bytes:
     def alone(*operands: Any) -> Any:
         return call.primitive.bind(*operands, **call.params)
 
-    operands = (jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in call.invars)
+    avals: list[Any] = [operand.aval for operand in call.invars]
+    operands = (jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
     return bytes(export.export(jax.jit(alone), platforms=("tpu",))(*operands).serialize())
 
 
@@ -63,7 +64,7 @@ def _scheduled(programs: Mapping[Key, bytes], topology: Topology) -> dict[Key, i
             kernel = export.deserialize(bytearray(program))
             alone = jax.jit(kernel.call, in_shardings=here, out_shardings=here)
             compiled = alone.trace(*kernel.in_avals).lower(lowering_platforms=("tpu",)).compile()
-            (named,) = hlo.read(compiled.as_text()).kernels
+            (named,) = hlo.read(compiled.as_text() or "").kernels
             length = read(folder).get(named.operation)
             if length is not None:
                 found[key] = length
