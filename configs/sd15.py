@@ -32,7 +32,7 @@ v5e:4x4  16 chips, batch 128 (8 a chip)
   step         202.2 ms if all overlap, 633.0 images/s
   utilisation  48.6% of the bfloat16 peak (43.2% if nothing overlaps)
 
-One H200 with 128 pictures takes 828 ms for a step, 37.8% of its peak (benchmarks/training.py).
+One H200 with 128 pictures takes 828 ms for a step, 37.8% of its peak (docs/training.md).
 """
 
 from jaxdiff.models.presets import preset
