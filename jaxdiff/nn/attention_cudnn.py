@@ -12,7 +12,7 @@ KV = Float[Array, "b m h d"]
 
 CUDNN_DTYPES = ("bfloat16", "float16")
 CUDNN_WIDTH = 128  # widest head of the flash kernels on every GPU that has them
-MULTIPLE = 8  # of a head's width, and of tokens where gradients are asked for
+MULTIPLE = 8  # of a head's width and of tokens: with gradients jax refuses odd numbers of them
 
 
 def cudnn(q: Q, k: KV, v: KV, *, causal: bool) -> Q:

@@ -16,15 +16,10 @@ from jax import lax
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
 from jaxdiff.nn.initial import ONES, ZEROS, Initial, Normal, keep_variance
-from jaxdiff.nn.norms import group_norm, layer_norm
+from jaxdiff.nn.norms import group_norm, last_axis, layer_norm
 from jaxdiff.nn.platforms import on_tpus
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-
-
-def last_axis(vector: Float[Array, "c"], ndim: int) -> Float[Array, "..."]:
-    """`vector` with leading axes of length one, so that it broadcasts along the last of `ndim`."""
-    return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
 class Linear(nnx.Module):

@@ -19,8 +19,13 @@ Image = Float[Array, "b p c"]
 Channels = Float[Array, "c"]
 
 
-def _last(vector: Channels, ndim: int) -> Float[Array, "*ones c"]:
-    return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + vector.shape)
+def last_axis(vector: Channels, ndim: int) -> Float[Array, "..."]:
+    """`vector` with leading axes of length one, so that it broadcasts along the last of `ndim`."""
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)
+
+
+def _wide(vector: Channels, ndim: int) -> Float[Array, "..."]:
+    return last_axis(vector.astype(jnp.float32), ndim)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -34,14 +39,14 @@ def _layer_norm_fwd(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Ar
     mean = kept(x32.mean(-1, keepdims=True))
     variance = kept(jnp.square(x32 - mean).mean(-1, keepdims=True))
     deviation = lax.rsqrt(variance + eps)
-    normed = (x32 - mean) * deviation * _last(scale, x.ndim) + _last(bias, x.ndim)
+    normed = (x32 - mean) * deviation * _wide(scale, x.ndim) + _wide(bias, x.ndim)
     return normed, (x, scale, bias, mean, deviation)
 
 
 def _layer_norm_bwd(eps: float, saved: tuple, g: Array) -> tuple[Array, Array, Array]:
     x, scale, bias, mean, deviation = saved
     normed = (x.astype(jnp.float32) - mean) * deviation
-    scaled = g * _last(scale, x.ndim)
+    scaled = g * _wide(scale, x.ndim)
     along = (scaled * normed).mean(-1, keepdims=True)
     d_x = deviation * (scaled - scaled.mean(-1, keepdims=True) - normed * along)
     rows = tuple(range(x.ndim - 1))
@@ -90,7 +95,7 @@ def _group_norm_fwd(
     mean = kept(_group_mean(by_channel, groups))
     variance = kept(_group_mean(inside + jnp.square(by_channel - mean), groups))
     deviation = lax.rsqrt(variance + eps)
-    normed = (x32 - mean) * (deviation * _last(scale, 3)) + _last(bias, 3)
+    normed = (x32 - mean) * (deviation * _wide(scale, 3)) + _wide(bias, 3)
     return normed, (x, scale, bias, mean, deviation)
 
 
@@ -100,8 +105,8 @@ def _group_norm_bwd(groups: int, eps: float, saved: tuple, g: Array) -> tuple[Ar
     # By channel: the mean over space of the gradient, and of it times what was normalised.
     plain, along = g.mean(1, keepdims=True), (g * centred).mean(1, keepdims=True) * deviation
     d_scale, d_bias = (x.shape[1] * value.sum((0, 1)) for value in (along, plain))
-    flat, tilt = (_group_mean(value * _last(scale, 3), groups) for value in (plain, along))
-    d_x = deviation * (g * _last(scale, 3) - centred * (deviation * tilt) - flat)
+    flat, tilt = (_group_mean(value * _wide(scale, 3), groups) for value in (plain, along))
+    d_x = deviation * (g * _wide(scale, 3) - centred * (deviation * tilt) - flat)
     return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 

@@ -20,6 +20,7 @@ from jaxdiff.nn import attention as attention_module
 from jaxdiff.nn import attention_tpu
 from jaxdiff.nn.attention import attention, choose, plain
 from jaxdiff.nn.attention_blockwise import blockwise
+from jaxdiff.nn.attention_cudnn import cudnn
 from jaxdiff.nn.attention_tpu import LANES, blocks, pieces, tpu
 
 
@@ -161,6 +162,37 @@ def test_cudnn(n, m, d, causal):
     command = [sys.executable, str(program), str(n), str(m), str(d), str(int(causal))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("n", "m", "d"), [(256, 256, 64), (100, 77, 40), (63, 64, 12)])
+def test_cudnn_is_given_what_it_takes(monkeypatch, n, m, d, causal):
+    """Even numbers of tokens and heads by eights; by another implementation, the equation's."""
+    real, given = jax.nn.dot_product_attention, []
+
+    def elsewhere(q, k, v, *, implementation, **options):
+        given.append((implementation, *q.shape[1::2], *k.shape[1::2]))
+        return real(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", elsewhere)
+    q, k, v = arrays(n, m, d, jnp.bfloat16)
+    direction = jax.random.normal(jax.random.key(1), q.shape)
+
+    def both(backend):
+        def loss(q, k, v):
+            out = backend(q, k, v, causal=causal).astype(jnp.float32)
+            return (out * direction).sum(), out
+
+        with jax.numpy_dtype_promotion("standard"):  # as jax's implementation wants it
+            return jax.tree.leaves(jax.grad(loss, (0, 1, 2), has_aux=True)(q, k, v))
+
+    for a, b in zip(both(cudnn), both(plain), strict=True):
+        wanted = np.asarray(b, np.float32)
+        error = np.abs(np.asarray(a, np.float32) - wanted).max() / np.abs(wanted).max()
+        assert error < 4 * float(jnp.finfo(jnp.bfloat16).eps)
+    ((name, *sides),) = given
+    assert name == "cudnn"
+    assert all(side % 8 == 0 for side in sides)
 
 
 def test_cudnn_refuses_what_it_cannot_do():

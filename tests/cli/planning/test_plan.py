@@ -38,5 +38,7 @@ def test_a_training_on_four_chips(tmp_path):
     assert plan["argument_bytes"] > 4 * plan["held_bytes"]["weights"]  # two moments more, a batch
     # At least the gradients once around the ring and back, in bfloat16, half of the weights' width.
     assert plan["sent_bytes"]["all-reduce"] >= 2 * 3 / 4 * plan["held_bytes"]["weights"] / 2
+    assert plan["kernel_cycles"] > 0  # of attention over 64 x 64 pixels, scheduled by itself
+    assert plan["not_estimated"] == []
     assert 0 < plan["utilisation_apart"] <= plan["utilisation"] < 1
     assert not (tmp_path / "checkpoints").exists()
