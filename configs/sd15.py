@@ -19,18 +19,28 @@ a multiple of it (docs/training.md). Mesh and batch of other machines:
 
 The state is 16 bytes of each of 859,520,964 parameters, over fsdp (computed, not measured). Nothing
 is computed again: of activations a chip of v5e holds 8 pictures and an H200 128 of them. A step is
-2.42 TFLOPs of the model for each picture (`--plan` says what is counted). One group of 16 chips,
-`--plan v5e:4x4 --batch-size 128 --no-largest`:
+2.42 TFLOPs of the model for each picture (`--plan` says what is counted). What the command above
+says with `--no-largest`:
 
-v5e:4x4  16 chips, batch 128 (8 a chip)
-  memory       8.53 GiB of 15.75 GiB a chip: fits
+v5e:16x16  256 chips, batch 2048 (8 a chip)
+  memory       8.51 GiB of 15.75 GiB a chip: fits
     held       weights 0.20 GiB, ema 0.20 GiB, optimiser 0.40 GiB, frozen 0.01 GiB
-    arguments 0.83 GiB, temporaries 7.32 GiB, code 0.37 GiB
+    arguments 0.83 GiB, temporaries 7.32 GiB, code 0.35 GiB
   FLOPs        1.936e+13 of the model, 1.588e+13 by the compiler without kernels
   cycles       243.9 M estimated + 59.4 M scheduled for kernels: 202.2 ms at 1.5 GHz
-  collectives  356 all-gather 1.715 GiB, 18 all-reduce 3.002 GiB: 25.3 ms on the links
-  step         202.2 ms if all overlap, 633.0 images/s
-  utilisation  48.6% of the bfloat16 peak (43.2% if nothing overlaps)
+  collectives  356 all-gather 1.715 GiB, 20 all-reduce 3.190 GiB: 26.3 ms on the links
+  step         202.2 ms if all overlap, 10127.6 images/s
+  utilisation  48.6% of the bfloat16 peak (43.0% if nothing overlaps)
+
+v6e:16x16  256 chips, batch 2048 (8 a chip)
+  memory       8.83 GiB of 31.24 GiB a chip: fits
+    held       weights 0.20 GiB, ema 0.20 GiB, optimiser 0.40 GiB, frozen 0.01 GiB
+    arguments 0.83 GiB, temporaries 7.25 GiB, code 0.75 GiB
+  FLOPs        1.936e+13 of the model, 1.588e+13 by the compiler without kernels
+  cycles       114.8 M estimated + 45.3 M scheduled for kernels: 91.5 ms at 1.75 GHz
+  collectives  356 all-gather 1.715 GiB, 20 all-reduce 3.190 GiB: 11.8 ms on the links
+  step         91.5 ms if all overlap, 22388.9 images/s
+  utilisation  23.1% of the bfloat16 peak (20.4% if nothing overlaps)
 
 One H200 with 128 pictures takes 828 ms for a step, 37.8% of its peak (docs/training.md).
 """

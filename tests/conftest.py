@@ -5,11 +5,11 @@ XLA's optimisations are off: networks this small take longer to compile than to 
 
 import os
 
+from on_devices import flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # of commands under test, too
+os.environ["XLA_FLAGS"] = flags(8)
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
@@ -30,6 +30,13 @@ def compiled_once(tmp_path_factory):
     """
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten():
+    """What one file has compiled does not stay in memory for the next."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

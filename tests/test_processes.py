@@ -1,6 +1,5 @@
 """One training in two processes: killed, then ended by a single one on another mesh."""
 
-import os
 import pathlib
 import signal
 import socket
@@ -11,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from on_devices import environment
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.parallel import processes
@@ -21,26 +21,26 @@ from jaxdiff.training.log import read_lines
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 12
 CONFIG = f"""
+import jaxdiff.cli.training.vae
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import MESHES, TrainConfig, VAEObjective
 model = AutoencoderKLConfig(block_out_channels=(8,), norm_num_groups=1, latent_channels=2,
     mid_block_add_attention=False)
 config = TrainConfig(objective=VAEObjective(model=model), mesh=MESHES["fsdp"], steps={STEPS},
     batch_size=8, log_every=1, checkpoint_every=4, sample_every=6)
+jaxdiff.cli.training.vae.MEASURED = 64
 """
 
 
 def start(folder, name, devices, *options):
     """The train command on so many CPU devices, in a process of its own."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-    }
     command = [sys.executable, "train.py", str(folder / "tiny.py"), "--workdir", str(folder / name)]
     return subprocess.Popen(
-        [*command, *options], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        [*command, *options],
+        cwd=ROOT,
+        env=environment(devices, folder),
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -114,13 +114,13 @@ def test_two_processes_end_alike_and_only_the_first_speaks(tmp_path):
 @pytest.mark.slow
 def test_what_one_process_cannot_read_none_goes_on_from(tmp_path):
     """The first could read step 2, of which the second finds its own part cut off."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "tests/restoring.py", str(tmp_path), meeting_place()]
+    store = tmp_path / "store"
+    command = [sys.executable, "tests/restoring.py", str(store), meeting_place()]
     both = [
         subprocess.Popen(
             [*command, str(number)],
             cwd=ROOT,
-            env=environment,
+            env=environment(1, tmp_path) | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -134,7 +134,7 @@ def test_what_one_process_cannot_read_none_goes_on_from(tmp_path):
             process.kill()
     # Gloo says on the same stream who is connected.
     assert [out.splitlines()[-1:] for out, _ in said] == [["1"], ["1"]], said
-    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "unreadable-2"}
+    assert {path.name for path in store.iterdir()} == {"1", "2", "unreadable-2"}
 
 
 def test_a_meeting_is_described_whole_or_not_at_all():

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from on_devices import environment
 
 from jaxdiff.training.log import read_lines
 
@@ -24,12 +25,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 KILLS = int(os.environ.get("JAXDIFF_KILLS", "5"))
 STEPS = 20 * KILLS
 CONFIG = f"""
+import jaxdiff.cli.training.vae
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import TrainConfig, VAEObjective
 model = AutoencoderKLConfig(block_out_channels=(2,), norm_num_groups=1, latent_channels=2,
     mid_block_add_attention=False)
 config = TrainConfig(objective=VAEObjective(model=model), steps={STEPS}, batch_size=2,
     log_every=1, checkpoint_every=4, sample_every=0)
+jaxdiff.cli.training.vae.MEASURED = 64
 """
 SPEED = {"step_ms", "images_per_s", "data_wait"}
 
@@ -39,17 +42,11 @@ class Run:
 
     def __init__(self, folder: pathlib.Path, name: str, warnings: str = "error"):
         self.workdir = folder / name
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        }
         command = ["train.py", str(folder / "tiny.py"), "--workdir", str(self.workdir)]
         self.process = subprocess.Popen(
             [sys.executable, "-W", warnings, *command],
             cwd=ROOT,
-            env=environment,
+            env=environment(1, folder),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -92,7 +89,7 @@ class Run:
         """Send the signal and wait; the exit code and what was said."""
         if signal_number is not None:
             self.process.send_signal(signal_number)
-        _, said = self.process.communicate(timeout=300)
+        _, said = self.process.communicate(timeout=60 * KILLS)
         return self.process.returncode, said
 
 

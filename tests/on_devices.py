@@ -1,0 +1,40 @@
+"""What XLA is told: here, and by commands that tests start as processes of their own."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+DEVICES = "--xla_force_host_platform_device_count"
+OLDER = "--xla_cpu_use_fusion_emitters=false"
+
+
+def flags(devices: int) -> str:
+    """XLA_FLAGS for so many CPU devices, on top of those that the environment has.
+
+    Without XLA's optimisations its older way to write loops compiles in half the time of the newer.
+    """
+    said = os.environ.get("XLA_FLAGS", "")
+    if DEVICES in said:  # by the process that started this one
+        return re.sub(rf"{DEVICES}=\d+", f"{DEVICES}={devices}", said)
+    wanted = [said, f"{DEVICES}={devices}"]
+    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "true" and _is_known(OLDER):
+        wanted.append(OLDER)
+    return " ".join(wanted).strip()
+
+
+def _is_known(flag: str) -> bool:
+    """Whether this XLA has `flag`: it ends a process that gives it one that it has not."""
+    environment = os.environ | {"XLA_FLAGS": flag}
+    ask = [sys.executable, "-c", "import jax; jax.devices()"]
+    return subprocess.run(ask, env=environment, capture_output=True, check=False).returncode == 0
+
+
+def environment(devices: int, folder: pathlib.Path) -> dict[str, str]:
+    """For a command on so many CPU devices; what it compiles is kept in `folder`."""
+    return {
+        **os.environ,
+        "XLA_FLAGS": flags(devices),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+    }
