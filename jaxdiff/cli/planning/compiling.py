@@ -12,7 +12,11 @@ from jaxdiff.cli.planning import hlo, kernels, schedules
 from jaxdiff.cli.planning.chips import GIB
 from jaxdiff.cli.planning.topology import Topology
 
-_NEEDED = re.compile(r"required[^(]*\(([\d.]+)([KMGT])\)")
+# What the compiler says of a program that does not fit, before and after it has laid it out. Both
+# count what the program is given and gives, although the first calls all of it temporaries.
+_NEEDED = re.compile(
+    r"(?:memory required for HLO temporaries \(|in memory space hbm\. Used )([\d.]+)([KMGT])\b"
+)
 UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
@@ -35,6 +39,15 @@ class Compiled(NamedTuple):
     compile_s: float = 0.0
 
 
+def refused(message: str) -> float | None:
+    """Bytes of a chip that a program would take of which the compiler says `message`.
+
+    None for a message about something else.
+    """
+    found = _NEEDED.search(message)
+    return float(found.group(1)) * UNITS[found.group(2)] if found else None
+
+
 def compile_traced(traced: Any, topology: Topology) -> Compiled:
     """Compile `traced` (of `jax.jit(...).trace`) for chips of `topology`."""
     calls, chip = kernels.calls(traced.jaxpr.jaxpr), topology.chip
@@ -43,10 +56,9 @@ def compile_traced(traced: Any, topology: Topology) -> Compiled:
     try:
         compiled = traced.lower(lowering_platforms=("tpu",)).compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = _NEEDED.search(str(error))
-        if needed is None:
+        size = refused(str(error))
+        if size is None:
             raise
-        size = float(needed.group(1)) * UNITS[needed.group(2)]
         return Compiled(size, compile_s=time.perf_counter() - started)
     seconds = time.perf_counter() - started
     program = hlo.read(compiled.as_text())
