@@ -1,5 +1,6 @@
 """What XLA is told: here, and by commands that tests start as processes of their own."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -25,7 +26,9 @@ def flags(devices: int) -> str:
 
 
 def _is_known(flag: str) -> bool:
-    """Whether this XLA has `flag`: it ends a process that gives it one that it has not."""
+    """Whether each XLA here has `flag`: it ends a process that gives it one that it has not."""
+    if importlib.util.find_spec("libtpu"):  # an XLA for TPUs alone
+        return False
     environment = os.environ | {"XLA_FLAGS": flag}
     ask = [sys.executable, "-c", "import jax; jax.devices()"]
     return subprocess.run(ask, env=environment, capture_output=True, check=False).returncode == 0
