@@ -63,8 +63,9 @@ def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
         print(path)
     drawn = len(report["images"]) - report["skipped"]
     skipped = f", {report['skipped']} were there already" if report["skipped"] else ""
+    pictures = "1 picture" if drawn == 1 else f"{drawn} pictures"
     times = f"compiled {report['compile_s']:.1f} s, sampled {report['sample_s']:.1f} s"
     print(
-        f"{drawn} pictures{skipped} in {report['total_s']:.1f} s ({times}) on {report['device']}",
+        f"{pictures}{skipped} in {report['total_s']:.1f} s ({times}) on {report['device']}",
         file=sys.stderr,
     )
