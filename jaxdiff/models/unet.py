@@ -12,7 +12,6 @@ from jaxdiff.nn.activations import activation
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
 from jaxdiff.nn.initial import ZEROS
 from jaxdiff.nn.layers import Layers
-from jaxdiff.nn.remat import rematerialised
 
 Sample = Float[Array, "b h w c"]
 PERTURBED = ("UNetMidBlock2DCrossAttn",)  # middle blocks whose self-attention can be off
@@ -31,11 +30,11 @@ class UNet2DConditionModel(nnx.Module):
         remat: str = "none",
         rngs: nnx.Rngs | None,
     ):
-        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        kinds = {"dtype": dtype, "param_dtype": param_dtype}
+        layers = Layers(rngs=rngs, attention=attention, remat=remat, **kinds)
         channels, blocks = config.block_out_channels, range(len(config.block_out_channels))
         self.config = config
         self.dtype = dtype
-        self.remat = remat
         self.conv_in = layers.conv(config.in_channels, channels[0], config.conv_in_kernel)
         self.time_embedding = TimestepEmbedding(
             channels[0],
@@ -89,15 +88,15 @@ class UNet2DConditionModel(nnx.Module):
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            skips += rematerialised(block, self.remat)(skips[-1], time, context)
+            skips += block(skips[-1], time, context)
         x = skips[-1]
         if self.mid_block is not None:
-            x = rematerialised(self.mid_block, self.remat)(x, time, context, perturbed)
+            x = self.mid_block(x, time, context, perturbed)
         for block in self.up_blocks:
             used, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
             # An odd resolution was rounded up on the way down; the skip below knows the right one.
             size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None
-            x = rematerialised(block, self.remat)(x, time, context, skips=used, size=size)
+            x = block(x, time, context, skips=used, size=size)
         x = activation(self.config.act_fn)(self.conv_norm_out(x))
         return self.conv_out(x).astype(sample.dtype)
 

@@ -154,6 +154,7 @@ class Layers:
     dtype: Dtype = jnp.float32  # of the computation
     param_dtype: Dtype = jnp.float32  # of the stored weights
     attention: str = "auto"  # attention back end, see nn.attention.BACKENDS
+    remat: str = "none"  # what gradients compute again of each block, see nn.remat.REMAT
 
     def param(self, init: Initial, shape: tuple[int, ...]) -> nnx.Param:
         """A weight that begins as `init` says."""

@@ -1,14 +1,16 @@
 """What is kept between the way there and the way back of a gradient, and what is computed again."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar
 
 import jax
-from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxdiff.core.types import PyTree
 
+P = ParamSpec("P")
+R = TypeVar("R")
 KEPT = "kept"
 # The last is cuDNN's attention, which jax gives no other name.
 PRODUCTS = ("dot_general", "conv_general_dilated", "dot_product_attention_fwd_wrapper")
@@ -24,26 +26,30 @@ def _is_product(primitive: Any, *_: Any, **parameters: Any) -> bool:
 
 
 _policies = jax.checkpoint_policies
-# Inside a stage of a UNet; its inputs are kept.
+# Inside a block; its inputs are kept.
 REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,  # nothing is computed again
     # norms and activations are: what matrices, convolutions, attention and statistics gave is kept
     "products": _policies.save_from_both_policies(
         _is_product, _policies.save_only_these_names(KEPT)
     ),
-    "blocks": _policies.nothing_saveable,  # all of a stage is
+    "blocks": _policies.nothing_saveable,  # all of a block is
 }
 
 
-def rematerialised(stage: nnx.Module, remat: str) -> Callable[..., Any]:
-    """`stage` as a function whose gradients keep what REMAT says; the numbers are the same."""
-    policy = REMAT[remat]
-    if policy is None:
-        return cast(Callable[..., Any], stage)
+def rematerialised(call: Callable[P, R]) -> Callable[P, R]:
+    """The method `call` of a block, whose gradients keep what the block's `remat` says.
 
-    def call(*arrays: Any, **options: Any) -> Any:
-        sizes = {name: options.pop(name) for name in ("size",) if name in options}
-        inside = jax.checkpoint(lambda a, o: stage(*a, **o, **sizes), policy=policy)
-        return inside(arrays, options)
+    That is a name in REMAT. The numbers are the same.
+    """
 
-    return call
+    @functools.wraps(call)
+    def again(*arguments: P.args, **options: P.kwargs) -> R:
+        block: Any = arguments[0]
+        policy = REMAT[block.remat]
+        if policy is None:
+            return call(*arguments, **options)
+        inside = jax.checkpoint(functools.partial(call, block), policy=policy)  # pyright: ignore
+        return inside(*arguments[1:], **options)
+
+    return again

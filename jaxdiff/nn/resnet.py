@@ -8,6 +8,7 @@ from jaxdiff.core.types import Array, Float
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.initial import ZEROS
 from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.remat import rematerialised
 
 
 class ResnetBlock(nnx.Module):
@@ -42,7 +43,9 @@ class ResnetBlock(nnx.Module):
         self.act = act
         self.scale_shift = scale_shift
         self.output_scale = output_scale
+        self.remat = layers.remat
 
+    @rematerialised
     def __call__(
         self, x: Float[Array, "b h w i"], time: Float[Array, "b e"] | None = None
     ) -> Float[Array, "b h w o"]:

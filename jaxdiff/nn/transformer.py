@@ -9,6 +9,7 @@ from jaxdiff.nn.activations import gated_gelu
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.initial import ZEROS
 from jaxdiff.nn.layers import Layers, NoWeights
+from jaxdiff.nn.remat import rematerialised
 
 
 def split_heads(x: Float[Array, "b n c"], heads: int) -> Float[Array, "b n {heads} d"]:
@@ -61,7 +62,9 @@ class SpatialSelfAttention(Attention):
     def __init__(self, channels: int, *, layers: Layers, heads: int, groups: int, eps: float):
         super().__init__(channels, layers=layers, heads=heads, qkv_bias=True)
         self.group_norm = layers.group_norm(channels, groups=groups, eps=eps)
+        self.remat = layers.remat
 
+    @rematerialised
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """x + attention(norm(x)) over all pixels."""
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
@@ -104,7 +107,9 @@ class TransformerBlock(nnx.Module):
         self.attn2 = Attention(width, layers=layers, heads=heads, context_width=context_width)
         self.norm3 = layers.layer_norm(width)
         self.ff = FeedForward(width, layers=layers)
+        self.remat = layers.remat
 
+    @rematerialised
     def __call__(
         self,
         x: Float[Array, "b n c"],

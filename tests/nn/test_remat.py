@@ -10,7 +10,7 @@ from jax.extend import core
 
 from jaxdiff.nn import platforms
 from jaxdiff.nn.layers import Layers
-from jaxdiff.nn.remat import REMAT, rematerialised
+from jaxdiff.nn.remat import REMAT
 from jaxdiff.nn.resnet import ResnetBlock
 from jaxdiff.nn.stages import DownStage
 from jaxdiff.nn.transformer import SpatialTransformer
@@ -41,17 +41,17 @@ def counted(program):
 @pytest.fixture(scope="module", params=[False, True], ids=["here", "tpu"])
 def gradients(request):
     """What the gradients of a stage consist of, by what is computed again; with a TPU's forms."""
-    layers = Layers(rngs=nnx.Rngs(0), attention="tpu")
-    resnet = ResnetBlock(CHANNELS, CHANNELS, layers=layers, groups=2, eps=1e-5, act="silu")
-    transformer = SpatialTransformer(
-        CHANNELS, layers=layers, heads=2, context_width=4, depth=1, groups=2, linear=True
-    )
-    graph, params = nnx.split(DownStage([resnet], [transformer]))
 
     def program(remat):
+        layers = Layers(rngs=nnx.Rngs(0), attention="tpu", remat=remat)
+        resnet = ResnetBlock(CHANNELS, CHANNELS, layers=layers, groups=2, eps=1e-5, act="silu")
+        transformer = SpatialTransformer(
+            CHANNELS, layers=layers, heads=2, context_width=4, depth=1, groups=2, linear=True
+        )
+        graph, params = nnx.split(DownStage([resnet], [transformer]))
+
         def loss(params, x, context):
-            stage = nnx.merge(graph, params)
-            states = rematerialised(stage, remat)(x, None, context)
+            states = nnx.merge(graph, params)(x, None, context)
             return jnp.sum(jnp.square(states[-1]))
 
         shapes = ((2, SIDE, SIDE, CHANNELS), (2, 5, 4))
