@@ -5,13 +5,17 @@ import importlib.util
 import math
 import os
 import re
+from importlib import metadata
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from jaxdiff.cli.planning.chips import CHIPS, Chip
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 
 PACKAGES = ("libtpu", "flatbuffers")  # the TPU compiler; kernels on their way to its other process
+INSTALL = 'pip install "jax[tpu]" flatbuffers'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,13 +59,12 @@ def prepare(topology: Topology, *, schedules: str | None = None) -> None:
     """Tell the TPU compiler what it would ask the machine; call it before any device is used.
 
     It writes how it schedules operations to the folder `schedules`, if there is one. InputError
-    where there is no compiler.
+    where there is no compiler, or one that is not of the version that JAX is made for.
     """
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
-            raise InputError(
-                f"plan: got no package {name}, expected all of pip install {' '.join(PACKAGES)}"
-            )
+            raise InputError(f"plan: got no package {name}, expected all of {INSTALL}")
+    _check_compiler()
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
     os.environ["TPU_ACCELERATOR_TYPE"] = topology.chip.accelerator
@@ -76,6 +79,17 @@ def prepare(topology: Topology, *, schedules: str | None = None) -> None:
     said = os.environ.get("LIBTPU_INIT_ARGS", "")
     more = " ".join(f"--{name}={value}" for name, value in flags.items())
     os.environ["LIBTPU_INIT_ARGS"] = f"{said} {more}".strip()  # read when the compiler is loaded
+
+
+def _check_compiler() -> None:
+    """InputError for a libtpu that JAX does not ask for: it may not read the programs of that."""
+    found = metadata.version("libtpu")
+    for wanted in map(Requirement, metadata.requires("jax") or ()):
+        if wanted.name == "libtpu" and not wanted.specifier.contains(found, prereleases=True):
+            raise InputError(
+                f"plan: got libtpu {found}, expected {wanted.specifier} as jax "
+                f"{metadata.version('jax')} asks for: {INSTALL}"
+            )
 
 
 def devices(topology: Topology) -> list[Any]:

@@ -1,6 +1,8 @@
 """Names of topologies, and what is missing where nothing can be compiled."""
 
 import importlib.util
+from contextlib import nullcontext
+from importlib import metadata
 
 import pytest
 
@@ -31,8 +33,21 @@ def test_what_is_no_topology(text, said):
 @pytest.mark.parametrize("missing", ["libtpu", "flatbuffers"])
 def test_packages_that_are_missing_are_named(monkeypatch, missing):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != missing or None)
-    with pytest.raises(InputError, match=f"no package {missing}, expected all of pip install libt"):
+    with pytest.raises(InputError, match=f'no package {missing}, expected all of pip install "jax'):
         prepare(parse("v5e:2x2"), schedules="nowhere")
+
+
+@pytest.mark.parametrize(("installed", "refused"), [("0.0.42.1", False), ("0.0.52", True)])
+def test_the_compiler_is_the_one_that_jax_asks_for(monkeypatch, installed, refused):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(metadata, "version", {"libtpu": installed, "jax": "0.10.2"}.__getitem__)
+    asked = ["numpy>=2.0", 'libtpu==0.0.42.*; extra == "tpu"']
+    monkeypatch.setattr(metadata, "requires", {"jax": asked}.__getitem__)
+    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE"):
+        monkeypatch.setenv(name, "")
+    said = r'got libtpu 0.0.52, expected ==0.0.42.\* as jax 0.10.2 asks for: pip install "jax\[tpu'
+    with pytest.raises(InputError, match=said) if refused else nullcontext():
+        prepare(parse("v5e:2x2"))
 
 
 @pytest.mark.parametrize("name", ["v4", "v5e", "v5p"])
