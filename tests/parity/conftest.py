@@ -6,6 +6,9 @@ import torch
 from copier import image, nchw
 from PIL import Image
 
+# Threads that wait for one another take most of the time of arrays this small.
+torch.set_num_threads(1)
+
 RANDOM = (
     "stable_diffusion.pipeline_stable_diffusion_img2img",
     "stable_diffusion.pipeline_stable_diffusion_inpaint",

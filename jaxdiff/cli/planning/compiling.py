@@ -10,7 +10,7 @@ import jax
 
 from jaxdiff.cli.planning import hlo, kernels, schedules
 from jaxdiff.cli.planning.chips import GIB
-from jaxdiff.cli.planning.topology import Topology
+from jaxdiff.cli.planning.topology import Topology, compiler_version
 
 # What the compiler says of a program that does not fit, before and after it has laid it out. Both
 # count what the program is given and gives, although the first calls all of it temporaries.
@@ -37,6 +37,7 @@ class Compiled(NamedTuple):
     )  # bytes that a chip sends, by kind of collective
     times: Mapping[str, int] = MappingProxyType({})  # how often it does
     compile_s: float = 0.0
+    compiler: str = ""  # its version
 
 
 def refused(message: str) -> float | None:
@@ -59,7 +60,8 @@ def compile_traced(traced: Any, topology: Topology) -> Compiled:
         size = refused(str(error))
         if size is None:
             raise
-        return Compiled(size, compile_s=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Compiled(size, compile_s=seconds, compiler=compiler_version())
     seconds = time.perf_counter() - started
     program = hlo.read(compiled.as_text())
     cost = kernels.cost(
@@ -87,4 +89,5 @@ def compile_traced(traced: Any, topology: Topology) -> Compiled:
         sent=program.sent(),
         times=times,
         compile_s=seconds,
+        compiler=compiler_version(),
     )

@@ -68,6 +68,7 @@ class Plan:
             "model_flops": self.model_flops,
             "largest_batch_size": self.largest,
             "compile_s": compiled.compile_s,
+            "compiler": compiled.compiler,
         }
         if not self.fits:
             return values
@@ -128,7 +129,7 @@ def table(plan: Plan) -> str:
         lines.append(
             f"  largest      batch {plan.largest} ({plan.largest / plan.topology.chips:g} a chip)"
         )
-    lines.append(f"  compiled in  {compiled.compile_s:.0f} s")
+    lines.append(f"  compiled     by libtpu {compiled.compiler} in {compiled.compile_s:.0f} s")
     return "\n".join(lines)
 
 

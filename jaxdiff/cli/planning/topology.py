@@ -81,9 +81,14 @@ def prepare(topology: Topology, *, schedules: str | None = None) -> None:
     os.environ["LIBTPU_INIT_ARGS"] = f"{said} {more}".strip()  # read when the compiler is loaded
 
 
+def compiler_version() -> str:
+    """That of the TPU compiler, whose estimates may differ from another's."""
+    return metadata.version("libtpu")
+
+
 def _check_compiler() -> None:
     """InputError for a libtpu that JAX does not ask for: it may not read the programs of that."""
-    found = metadata.version("libtpu")
+    found = compiler_version()
     for wanted in map(Requirement, metadata.requires("jax") or ()):
         if wanted.name == "libtpu" and not wanted.specifier.contains(found, prereleases=True):
             raise InputError(

@@ -12,7 +12,7 @@ from jaxdiff.cli.planning.topology import parse
 
 def plan(**fields):
     chosen = {"cycles": 90e6, "kernel_cycles": 60e6, "sent": {"all-gather": 10e9}, "times": {}}
-    chosen["times"] = {"all-gather": 4}
+    chosen |= {"times": {"all-gather": 4}, "compiler": "0.0.42.1", "compile_s": 7.0}
     return Plan(
         topology=parse("v5e:4x4"),
         batch_size=32,
@@ -39,6 +39,7 @@ def test_text_and_json():
     made = plan()
     assert "8.00 GiB of 15.75 GiB a chip: fits" in table(made)
     assert "320.0 images/s" in table(made)
+    assert "by libtpu 0.0.42.1 in 7 s" in table(made)
     assert json.loads(json.dumps(made.to_json()))["utilisation"] == pytest.approx(0.1)
 
 
