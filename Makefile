@@ -35,7 +35,7 @@ format: $(VENV)/.dev
 	@$(VENV)/bin/ruff check --fix .
 
 parity: $(PARITY)/.ready
-	@JAX_DISABLE_MOST_OPTIMIZATIONS=false $(PARITY)/bin/python -m pytest tests/parity -n auto --dist loadfile $(ARGS)
+	@$(PARITY)/bin/python -m pytest tests/parity -n auto --dist loadfile $(ARGS)
 
 parity-full: $(PARITY)/.ready
 	@PYTHONPATH=. JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/full_size.py $(ARGS)
