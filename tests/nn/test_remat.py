@@ -15,7 +15,7 @@ from jaxdiff.nn.resnet import ResnetBlock
 from jaxdiff.nn.stages import DownStage
 from jaxdiff.nn.transformer import SpatialTransformer
 
-SIDE, CHANNELS = 16, 8
+SIDE, CHANNELS, DEPTH = 16, 8, 2
 
 
 def counted(program):
@@ -46,7 +46,7 @@ def gradients(request):
         layers = Layers(rngs=nnx.Rngs(0), attention="tpu", remat=remat)
         resnet = ResnetBlock(CHANNELS, CHANNELS, layers=layers, groups=2, eps=1e-5, act="silu")
         transformer = SpatialTransformer(
-            CHANNELS, layers=layers, heads=2, context_width=4, depth=1, groups=2, linear=True
+            CHANNELS, layers=layers, heads=2, context_width=4, depth=DEPTH, groups=2, linear=True
         )
         graph, params = nnx.split(DownStage([resnet], [transformer]))
 
@@ -81,3 +81,9 @@ def test_statistics_are_kept(gradients):
     """Sums over pixels and channels are as many as without computing anything again."""
     assert gradients["products"]["reduce_sum"] == gradients["none"]["reduce_sum"]
     assert gradients["blocks"]["reduce_sum"] > gradients["none"]["reduce_sum"]
+
+
+def test_each_block_is_computed_again_by_itself(gradients):
+    """What is held at once is what one block of the stage holds, and the inputs of the others."""
+    assert gradients["blocks"]["remat2"] == gradients["products"]["remat2"] == 1 + DEPTH
+    assert gradients["none"]["remat2"] == 0
