@@ -20,7 +20,7 @@ a multiple of it (docs/training.md). Mesh and batch of other machines:
 The state is 16 bytes of each of 859,520,964 parameters, over fsdp (computed, not measured). Nothing
 is computed again: of activations a chip of v5e holds 8 pictures and an H200 128 of them. A step is
 2.42 TFLOPs of the model for each picture (`--plan` says what is counted). What the command above
-says with `--no-largest`:
+said with `--no-largest`, by libtpu 0.0.52:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       8.51 GiB of 15.75 GiB a chip: fits
