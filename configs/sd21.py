@@ -16,8 +16,9 @@ As configs/sd15.py, but for the network: heads of 64 channels, 9216 tokens at th
 
 The state is 16 bytes of each of 865,910,724 parameters, over fsdp (computed, not measured);
 activations come on top, of which `remat` computes norms and activations again. A step is 6.49
-TFLOPs of the model for each picture (`--plan` says what is counted). What the command above said
-with `--no-largest`, by libtpu 0.0.52 in 54 minutes of a core and 12 GB:
+TFLOPs of the model for each picture (`--plan` says what is counted). Only what follows has
+been compiled. What the command above said with `--no-largest`, by libtpu 0.0.52 in 54 minutes of a
+core and 12 GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       12.43 GiB of 15.75 GiB a chip: fits

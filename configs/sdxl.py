@@ -18,8 +18,9 @@ and batch of other machines:
 
 The state is 16 bytes of each of 2,567,463,684 parameters, over fsdp (computed, not measured);
 the text encoders, 1.64 GB in bfloat16, and activations come on top, which `remat` keeps small at a
-third more work. What `python train.py configs/sdxl.py --plan v5e:16x16 --no-largest` says, by
-libtpu 0.0.42.1 in 49 minutes of a core and 20 GB:
+third more work. Only what follows has been compiled. What
+`python train.py configs/sdxl.py --plan v5e:16x16 --no-largest` says, by libtpu 0.0.42.1 in 49
+minutes of a core (with jemalloc for its memory) and 20 GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       13.54 GiB of 15.75 GiB a chip: fits

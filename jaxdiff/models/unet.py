@@ -30,8 +30,9 @@ class UNet2DConditionModel(nnx.Module):
         remat: str = "none",
         rngs: nnx.Rngs | None,
     ):
-        kinds = {"dtype": dtype, "param_dtype": param_dtype}
-        layers = Layers(rngs=rngs, attention=attention, remat=remat, **kinds)
+        layers = Layers(
+            rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat
+        )
         channels, blocks = config.block_out_channels, range(len(config.block_out_channels))
         self.config = config
         self.dtype = dtype

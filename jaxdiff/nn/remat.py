@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -37,19 +37,18 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 }
 
 
-def rematerialised(call: Callable[P, R]) -> Callable[P, R]:
+def rematerialised(
+    call: Callable[Concatenate[Any, P], R],
+) -> Callable[Concatenate[Any, P], R]:
     """The method `call` of a block, whose gradients keep what the block's `remat` says.
 
     That is a name in REMAT. The numbers are the same.
     """
 
     @functools.wraps(call)
-    def again(*arguments: P.args, **options: P.kwargs) -> R:
-        block: Any = arguments[0]
+    def again(block: Any, *arrays: P.args, **named: P.kwargs) -> R:
+        apply = functools.partial(call, block)
         policy = REMAT[block.remat]
-        if policy is None:
-            return call(*arguments, **options)
-        inside = jax.checkpoint(functools.partial(call, block), policy=policy)  # pyright: ignore
-        return inside(*arguments[1:], **options)
+        return (apply if policy is None else jax.checkpoint(apply, policy=policy))(*arrays, **named)
 
     return again

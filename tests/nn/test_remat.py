@@ -4,6 +4,7 @@ import collections
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from jax.extend import core
@@ -13,7 +14,7 @@ from jaxdiff.nn.layers import Layers
 from jaxdiff.nn.remat import REMAT
 from jaxdiff.nn.resnet import ResnetBlock
 from jaxdiff.nn.stages import DownStage
-from jaxdiff.nn.transformer import SpatialTransformer
+from jaxdiff.nn.transformer import SpatialSelfAttention, SpatialTransformer
 
 SIDE, CHANNELS, DEPTH = 16, 8, 2
 
@@ -87,3 +88,18 @@ def test_each_block_is_computed_again_by_itself(gradients):
     """What is held at once is what one block of the stage holds, and the inputs of the others."""
     assert gradients["blocks"]["remat2"] == gradients["products"]["remat2"] == 1 + DEPTH
     assert gradients["none"]["remat2"] == 0
+
+
+@pytest.mark.parametrize("remat", sorted(set(REMAT) - {"none"}))
+def test_attention_between_pixels_has_the_same_gradient(remat):
+    x = jax.random.normal(jax.random.key(1), (2, 4, 4, CHANNELS))
+
+    def gradient(remat):
+        layers = Layers(rngs=nnx.Rngs(0), remat=remat)
+        block = SpatialSelfAttention(CHANNELS, layers=layers, heads=2, groups=2, eps=1e-5)
+        loss = jax.grad(lambda x: jnp.sum(jnp.square(block(x))))
+        return counted(jax.make_jaxpr(loss)(x).jaxpr)["remat2"], jax.jit(loss)(x)
+
+    (none, expected), (again, found) = gradient("none"), gradient(remat)
+    assert (none, again) == (0, 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
