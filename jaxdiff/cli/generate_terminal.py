@@ -62,8 +62,11 @@ def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
     for path in report["images"]:
         print(path)
     drawn = len(report["images"]) - report["skipped"]
-    skipped = f", {report['skipped']} were there already" if report["skipped"] else ""
     pictures = "1 picture" if drawn == 1 else f"{drawn} pictures"
+    skipped = ""
+    if report["skipped"]:
+        were = "was" if report["skipped"] == 1 else "were"
+        skipped = f", {report['skipped']} {were} there already"
     times = f"compiled {report['compile_s']:.1f} s, sampled {report['sample_s']:.1f} s"
     print(
         f"{pictures}{skipped} in {report['total_s']:.1f} s ({times}) on {report['device']}",
