@@ -20,17 +20,19 @@ a multiple of it (docs/training.md). Mesh and batch of other machines:
 The state is 16 bytes of each of 859,520,964 parameters, over fsdp (computed, not measured). Nothing
 is computed again: of activations a chip of v5e holds 8 pictures and an H200 128 of them. A step is
 2.42 TFLOPs of the model for each picture (`--plan` says what is counted). What the command above
-said with `--no-largest`, by libtpu 0.0.52:
+says with `--no-largest`, by libtpu 0.0.42.1 in 37 minutes of a core and 15 GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
-  memory       8.51 GiB of 15.75 GiB a chip: fits
+  memory       8.95 GiB of 15.75 GiB a chip: fits
     held       weights 0.20 GiB, ema 0.20 GiB, optimiser 0.40 GiB, frozen 0.01 GiB
-    arguments 0.83 GiB, temporaries 7.32 GiB, code 0.35 GiB
+    arguments 0.83 GiB, temporaries 7.77 GiB, code 0.35 GiB
   FLOPs        1.936e+13 of the model, 1.588e+13 by the compiler without kernels
-  cycles       243.9 M estimated + 59.4 M scheduled for kernels: 202.2 ms at 1.5 GHz
+  cycles       245.0 M estimated + 60.6 M scheduled for kernels: 203.7 ms at 1.5 GHz
   collectives  356 all-gather 1.715 GiB, 20 all-reduce 3.190 GiB: 26.3 ms on the links
-  step         202.2 ms if all overlap, 10127.6 images/s
-  utilisation  48.6% of the bfloat16 peak (43.0% if nothing overlaps)
+  step         203.7 ms if all overlap, 10051.9 images/s
+  utilisation  48.2% of the bfloat16 peak (42.7% if nothing overlaps)
+
+And by libtpu 0.0.52, which is newer than JAX 0.10.2 is made for:
 
 v6e:16x16  256 chips, batch 2048 (8 a chip)
   memory       8.83 GiB of 31.24 GiB a chip: fits
