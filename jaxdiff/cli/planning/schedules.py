@@ -5,7 +5,6 @@ step take it much longer to write, and gigabytes. So kernels are compiled one by
 their own.
 """
 
-import os
 import pathlib
 import re
 import tempfile
@@ -56,7 +55,6 @@ def _exported(call: core.JaxprEqn) -> bytes:
 def _scheduled(programs: Mapping[Key, bytes], topology: Topology) -> dict[Key, int]:
     """In a process that has not compiled anything."""
     jax.config.update("jax_platforms", "cpu")
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside the process that asks
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

@@ -65,6 +65,7 @@ def prepare(topology: Topology, *, schedules: str | None = None) -> None:
         if importlib.util.find_spec(name) is None:
             raise InputError(f"plan: got no package {name}, expected all of {INSTALL}")
     _check_compiler()
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # as many plans at a time as memory allows
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
     os.environ["TPU_ACCELERATOR_TYPE"] = topology.chip.accelerator

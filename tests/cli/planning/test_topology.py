@@ -1,6 +1,7 @@
 """Names of topologies, and what is missing where nothing can be compiled."""
 
 import importlib.util
+import os
 from contextlib import nullcontext
 from importlib import metadata
 
@@ -9,6 +10,13 @@ import pytest
 from jaxdiff.cli.planning.chips import CHIPS
 from jaxdiff.cli.planning.topology import parse, prepare
 from jaxdiff.core.errors import InputError
+
+TOLD = (
+    "ALLOW_MULTIPLE_LIBTPU_LOAD",
+    "TPU_SKIP_MDS_QUERY",
+    "TPU_WORKER_HOSTNAMES",
+    "TPU_ACCELERATOR_TYPE",
+)
 
 
 def test_parse():
@@ -43,11 +51,12 @@ def test_the_compiler_is_the_one_that_jax_asks_for(monkeypatch, installed, refus
     monkeypatch.setattr(metadata, "version", {"libtpu": installed, "jax": "0.10.2"}.__getitem__)
     asked = ["numpy>=2.0", 'libtpu==0.0.42.*; extra == "tpu"']
     monkeypatch.setattr(metadata, "requires", {"jax": asked}.__getitem__)
-    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE"):
+    for name in TOLD:
         monkeypatch.setenv(name, "")
     said = r'got libtpu 0.0.52, expected ==0.0.42.\* as jax 0.10.2 asks for: pip install "jax\[tpu'
     with pytest.raises(InputError, match=said) if refused else nullcontext():
         prepare(parse("v5e:2x2"))
+    assert all(os.environ[name] for name in TOLD) != refused
 
 
 @pytest.mark.parametrize("name", ["v4", "v5e", "v5p"])
