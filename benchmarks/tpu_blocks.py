@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
+from jaxdiff.cli.planning.compilers import prepare
 from jaxdiff.cli.planning.compiling import compile_traced
-from jaxdiff.cli.planning.topology import devices, parse, prepare
+from jaxdiff.cli.planning.topology import devices, parse
 from jaxdiff.models.build import assemble, weights
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.layers import Layers
@@ -90,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     topology = parse("v5e:2x2")
-    prepare(topology)
+    prepare(topology.chip)
     here = SingleDeviceSharding(devices(topology)[0])
     for batch in options.batch_sizes:
         function, shapes = part(options.part, batch)

@@ -117,7 +117,7 @@ def plan(arguments: Sequence[str]) -> None:
 
     def options(
         *,
-        plan: Annotated[tuple[str, ...], tyro.conf.arg(help="such as v5e:16x16 or v5p:4x4x4")],
+        plan: Annotated[tuple[str, ...], tyro.conf.arg(help="such as v5p:4x4x4 or h200:8")],
         largest: Annotated[bool, tyro.conf.arg(help="look for the largest batch too")] = True,
         json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
         config: Fields = given,

@@ -16,7 +16,7 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.nn.attention_blockwise import blockwise
 from jaxdiff.nn.attention_cudnn import CUDNN_DTYPES, CUDNN_WIDTH, cudnn
 from jaxdiff.nn.attention_tpu import tpu
-from jaxdiff.nn.platforms import tpu_compiler
+from jaxdiff.nn.platforms import cudnn_compiler, tpu_compiler
 
 Q = Float[Array, "b n h d"]
 KV = Float[Array, "b m h d"]
@@ -70,7 +70,7 @@ def attention(q: Q, k: KV, v: KV, *, causal: bool = False, backend: str = "auto"
     one_of("attention backend", backend, ["auto", *BACKENDS])
     if backend != "auto":
         return _run(q, k, v, causal=causal, choices=(("default", backend),))
-    # A program can be compiled for a TPU that is not here. cuDNN's functions must see their GPU.
+    # A program can be compiled for devices that are not here.
     others = {"tpu": tpu_compiler(), "cuda": _flash_gpu()}
     platforms = ["cpu", *(name for name, there in others.items() if there)]
     choices = tuple((platform, choose(platform, q, k)) for platform in platforms)
@@ -94,8 +94,11 @@ NAME = "_run"  # of attention as a whole in a traced program
 
 
 def _flash_gpu() -> bool:
-    """Whether this process's devices are NVIDIA GPUs of compute capability 8 (Ampere) or later."""
+    """Whether a program may be for NVIDIA GPUs of compute capability 8 (Ampere) or later.
+
+    They are this process's devices, or there is no GPU and what compiles for others is installed.
+    """
     device = jax.devices()[0]
     if not device.device_kind.startswith(("NVIDIA", "Tesla")):
-        return False
+        return cudnn_compiler()
     return int(str(device.compute_capability).split(".")[0]) >= 8

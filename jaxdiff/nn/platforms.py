@@ -8,11 +8,28 @@ from jax import lax
 
 from jaxdiff.core.types import PyTree
 
+CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")  # what compiles for NVIDIA GPUs
+CUDNN = "nvidia.cudnn"
+
 
 @functools.cache
 def tpu_compiler() -> bool:
     """Whether programs can be compiled for TPUs: where not, none needs a form for them."""
-    return importlib.util.find_spec("libtpu") is not None
+    return installed("libtpu")
+
+
+@functools.cache
+def cudnn_compiler() -> bool:
+    """Whether programs with cuDNN's kernels can be compiled for GPUs that are not here."""
+    return any(map(installed, CUDA_PLUGINS)) and installed(CUDNN)
+
+
+def installed(package: str) -> bool:
+    """Whether there is such a package; it is not imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # not even the one that it is in
+        return False
 
 
 def on_tpus(

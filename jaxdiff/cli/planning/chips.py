@@ -1,35 +1,109 @@
-"""TPU chips as data: what one has, and what its compiler has to be told of it.
+"""TPU chips and GPUs as data: what one has, and what its compiler has to be told of it.
 
-Peak, memory, bandwidth and links are those of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. The clock
-turns the compiler's cycles into seconds. That of v4 is published (2304.01433, table 4); of the
-others it is the peak divided by the FLOPs that all matrix units do in a cycle: 4 units of 128 x 128
-in each core of v5e (1 core) and v5p (2), 4 x 256 x 256 for v6e. A product of 8192 x 8192 matrices
-is then estimated to reach 88% of the peak on v5e, 90% on v5p and v4 and 70% on v6e.
+Peak, memory, bandwidth and links of TPUs are those of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
+The clock turns the compiler's cycles into seconds. That of v4 is published (2304.01433, table 4);
+of the others it is the peak divided by the FLOPs that all matrix units do in a cycle: 4 units of
+128 x 128 in each core of v5e (1 core) and v5p (2), 4 x 256 x 256 for v6e. A product of 8192 x 8192
+matrices is then estimated to reach 88% of the peak on v5e, 90% on v5p and v4 and 70% on v6e.
+
+Of GPUs, those in one machine with NVLink, they are those of NVIDIA's data sheets (links: one way);
+the other attributes are what the CUDA driver says of them.
 """
 
 import dataclasses
+import os
+from typing import ClassVar
 
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One TPU chip."""
+    """One TPU chip or GPU."""
 
-    hbm: float  # bytes that the compiler gives to a program, a little below what is there
+    platform: ClassVar[str]  # as JAX calls it
+    noun: ClassVar[str]
+
+    memory: float  # bytes
     peak: float  # bfloat16 FLOP/s
-    clock: float  # Hz
     bandwidth: float  # bytes/s of its memory
     link: float  # bytes/s between a chip and all of its neighbours together
+    dimensions: int  # of the grid that such chips come in
+
+    @property
+    def hbm(self) -> float:
+        """Bytes that a program is given."""
+        return self.memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TPU(Chip):
+    """One TPU chip; its memory is what the compiler gives a program, a little below all of it."""
+
+    platform = "tpu"
+    noun = "chip"
+
+    clock: float  # Hz
     cores: int  # that work as one device, each with half of a kernel's steps
-    dimensions: int  # of the torus
     accelerator: str  # TPU_ACCELERATOR_TYPE of one host
     options: dict[str, str] = dataclasses.field(default_factory=dict)  # of the topology
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPU(Chip):
+    """One NVIDIA GPU."""
+
+    platform = "cuda"
+    noun = "GPU"
+    most: ClassVar[int] = 8  # in one machine
+
+    dimensions: int = 1
+    name: str
+    capability: int  # the major number: 9 is Hopper's
+    processors: int  # streaming multiprocessors
+    lanes: int  # float32 units in each
+    clock: float  # Hz
+    cache: int  # bytes of the L2 cache
+    shared: int  # bytes of shared memory in each multiprocessor
+
+    @property
+    def hbm(self) -> float:
+        """Three quarters of what is there, as JAX takes them, or what the environment says."""
+        share = os.environ.get("XLA_CLIENT_MEM_FRACTION")
+        return self.memory * (float(share) if share else 0.75)
+
+    def description(self) -> str:
+        """What XLA has to know of a GPU that is not here: a GpuTargetConfigProto as text."""
+        device = {
+            "threads_per_block_limit": 1024,
+            "threads_per_warp": 32,
+            "threads_per_core_limit": 2048,
+            "registers_per_core_limit": 2**16,
+            "registers_per_block_limit": 2**16,
+            "shared_memory_per_block": 48 * 2**10,
+            "shared_memory_per_block_optin": self.shared - 2**10,
+            "shared_memory_per_core": self.shared,
+            "block_dim_limit_x": 2**31 - 1,
+            "block_dim_limit_y": 2**16 - 1,
+            "block_dim_limit_z": 2**16 - 1,
+            "core_count": self.processors,
+            "fpus_per_core": self.lanes,
+            "clock_rate_ghz": self.clock / 1e9,
+            "l2_cache_size": self.cache,
+            "memory_bandwidth": int(self.bandwidth),
+            "device_memory_size": int(self.memory),
+        }
+        attributes = " ".join(f"{name}: {value}" for name, value in device.items())
+        return (
+            f"gpu_device_info {{ {attributes} cuda_compute_capability {{ major: {self.capability} "
+            f"}} }} platform_name: 'CUDA' device_description_str: '{self.name}' "
+            "dnn_version_info { major: 9 minor: 10 } runtime_version { major: 12 minor: 8 }"
+        )
+
+
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(
-        hbm=30.75 * GIB,
+    "v4": TPU(
+        memory=30.75 * GIB,
         peak=275e12,
         clock=1.05e9,
         bandwidth=1228e9,
@@ -39,8 +113,8 @@ CHIPS: dict[str, Chip] = {
         accelerator="v4-8",
         options={"chip_config_name": "megacore"},
     ),
-    "v5e": Chip(
-        hbm=15.75 * GIB,
+    "v5e": TPU(
+        memory=15.75 * GIB,
         peak=197e12,
         clock=1.5e9,
         bandwidth=819e9,
@@ -49,8 +123,8 @@ CHIPS: dict[str, Chip] = {
         dimensions=2,
         accelerator="v5litepod-4",
     ),
-    "v5p": Chip(
-        hbm=95.73 * GIB,
+    "v5p": TPU(
+        memory=95.73 * GIB,
         peak=459e12,
         clock=1.75e9,
         bandwidth=2765e9,
@@ -59,8 +133,8 @@ CHIPS: dict[str, Chip] = {
         dimensions=3,
         accelerator="v5p-8",
     ),
-    "v6e": Chip(
-        hbm=31.24 * GIB,
+    "v6e": TPU(
+        memory=31.24 * GIB,
         peak=918e12,
         clock=1.75e9,
         bandwidth=1640e9,
@@ -68,5 +142,44 @@ CHIPS: dict[str, Chip] = {
         cores=1,
         dimensions=2,
         accelerator="v6e-4",
+    ),
+    "a100": GPU(
+        name="NVIDIA A100-SXM4-80GB",
+        memory=85_100_068_864,
+        peak=312e12,
+        bandwidth=2039e9,
+        link=300e9,
+        capability=8,
+        processors=108,
+        lanes=64,
+        clock=1.41e9,
+        cache=40 * 2**20,
+        shared=164 * 2**10,
+    ),
+    "h100": GPU(
+        name="NVIDIA H100 80GB HBM3",
+        memory=84_942_979_072,
+        peak=989.5e12,
+        bandwidth=3352e9,
+        link=450e9,
+        capability=9,
+        processors=132,
+        lanes=128,
+        clock=1.98e9,
+        cache=50 * 2**20,
+        shared=228 * 2**10,
+    ),
+    "h200": GPU(
+        name="NVIDIA H200",
+        memory=151_397_597_184,
+        peak=989.5e12,
+        bandwidth=4800e9,
+        link=450e9,
+        capability=9,
+        processors=132,
+        lanes=128,
+        clock=1.98e9,
+        cache=50 * 2**20,
+        shared=228 * 2**10,
     ),
 }

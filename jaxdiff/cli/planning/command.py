@@ -1,4 +1,4 @@
-"""`train.py CONFIG --plan TOPOLOGY ...`: what the training would take, without a TPU."""
+"""`train.py CONFIG --plan TOPOLOGY ...`: what a step takes on chips that are not here."""
 
 import json
 import sys
@@ -8,10 +8,11 @@ from typing import Any
 import jax
 
 from jaxdiff.cli.planning.abstract import abstract_training
+from jaxdiff.cli.planning.compilers import prepare
 from jaxdiff.cli.planning.compiling import Compiled, compile_traced
 from jaxdiff.cli.planning.largest import largest_batch
 from jaxdiff.cli.planning.report import Plan, table
-from jaxdiff.cli.planning.topology import Topology, devices, parse, prepare
+from jaxdiff.cli.planning.topology import Topology, devices, parse
 from jaxdiff.cli.planning.training import step_flops, trace_step
 from jaxdiff.training.config import TrainConfig
 
@@ -55,7 +56,7 @@ def plan_all(names: Sequence[str], plan: Planner, *, as_json: bool) -> None:
     jax.config.update("jax_platforms", "cpu")
     found: list[dict[str, Any]] = []
     for topology in topologies:
-        prepare(topology)
+        prepare(topology.chip)
         print(f"plan: compiling for {topology.title}", file=sys.stderr)
         made = plan(topology)
         found.append(made.to_json())

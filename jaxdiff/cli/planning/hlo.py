@@ -1,4 +1,4 @@
-"""What the text of a compiled TPU program says: estimated cycles, collectives, kernels.
+"""What the text of a compiled program says: collectives and, of a TPU's, cycles and kernels.
 
 The TPU compiler writes an estimate of its cycles beside every operation of the optimised program.
 A loop's body counts as often as the loop runs: as the compiler says, or up to the constant that
@@ -152,11 +152,11 @@ def _rounds(operation: Operation, computations: Mapping[str, list[Operation]]) -
 def _collective(kind: str, text: str, times: int) -> Collective:
     """Bytes sent by a chip, as rings of n chips do: (n - 1)/n of what is gathered or scattered."""
     result, _, rest = text.partition(f" {kind}")
-    arrays = [_bytes(*array) for array in _ARRAY.findall(result)]
     n = _group(text)
     share = (n - 1) / n if n else 1.0
-    # Of a start's (operand, result) pair the larger is what the group has together.
-    size = max(arrays, default=0.0) if rest.startswith("-start") else sum(arrays)
+    paired = rest.startswith("-start") and kind != "all-reduce"
+    arrays = _results(result) if paired else _ARRAY.findall(result)
+    size = sum(_bytes(*array) for array in arrays)
     sent = {
         "all-gather": size * share,
         "all-reduce": 2 * size * share,
@@ -165,6 +165,13 @@ def _collective(kind: str, text: str, times: int) -> Collective:
         "collective-permute": size,
     }
     return Collective(kind, sent[kind], times)
+
+
+def _results(start: str) -> list[tuple[str, str]]:
+    """What comes out of a start, which gives (operand, result, ...) or (operands, results, ...)."""
+    bare = re.sub(r"\{[^{}]*\}", "", start)  # layouts have brackets of their own
+    groups = re.findall(r"\(([^()]*)\)", bare)
+    return _ARRAY.findall(groups[1]) if len(groups) > 1 else _ARRAY.findall(bare)[1:2]
 
 
 def _group(text: str) -> int:

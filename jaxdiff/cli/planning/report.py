@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdiff.cli.planning.chips import GIB
+from jaxdiff.cli.planning.chips import GIB, TPU
 from jaxdiff.cli.planning.compiling import Compiled
 from jaxdiff.cli.planning.topology import Topology
 
@@ -22,16 +22,12 @@ class Plan:
     largest: int | None = None  # batch that fits
 
     @property
-    def fits(self) -> bool:
-        """Whether the program has room in the chip's memory."""
-        return self.compiled.cycles is not None
-
-    @property
-    def compute_s(self) -> float:
-        """Seconds of the estimated cycles, those of kernels included."""
-        return (
-            (self.compiled.cycles or 0.0) + self.compiled.kernel_cycles
-        ) / self.topology.chip.clock
+    def compute_s(self) -> float | None:
+        """Seconds of the estimated cycles, those of kernels included; None without an estimate."""
+        compiled, chip = self.compiled, self.topology.chip
+        if compiled.cycles is None or not isinstance(chip, TPU):
+            return None
+        return (compiled.cycles + compiled.kernel_cycles) / chip.clock
 
     @property
     def links_s(self) -> float:
@@ -39,29 +35,36 @@ class Plan:
         return sum(self.compiled.sent.values()) / self.topology.chip.link
 
     @property
-    def step_s(self) -> float:
+    def step_s(self) -> float | None:
         """Seconds of a step whose collectives all run beside its computation."""
-        return max(self.compute_s, self.links_s)
+        return None if self.compute_s is None else max(self.compute_s, self.links_s)
 
     @property
-    def utilisation(self) -> float:
+    def images_per_s(self) -> float | None:
+        """Of all chips together."""
+        return self.batch_size / (self.steps * self.step_s) if self.step_s else None
+
+    @property
+    def utilisation(self) -> float | None:
         """Model FLOPs over what the chip could do in that time at its bfloat16 peak."""
-        return self.model_flops / (self.step_s * self.topology.chip.peak) if self.step_s else 0.0
+        return self._of_peak(self.step_s)
 
     @property
-    def utilisation_apart(self) -> float:
+    def utilisation_apart(self) -> float | None:
         """The same if no collective ran beside computation."""
-        seconds = self.compute_s + self.links_s
-        return self.model_flops / (seconds * self.topology.chip.peak) if seconds else 0.0
+        return self._of_peak(None if self.compute_s is None else self.compute_s + self.links_s)
+
+    def _of_peak(self, seconds: float | None) -> float | None:
+        return self.model_flops / (seconds * self.topology.chip.peak) if seconds else None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values."""
+        """JSON values; without those that are not known."""
         compiled, chip = self.compiled, self.topology.chip
         values: dict[str, Any] = {
             "topology": self.topology.title,
             "chips": self.topology.chips,
             "batch_size": self.batch_size,
-            "fits": self.fits,
+            "fits": compiled.fits,
             "hbm_bytes": chip.hbm,
             "total_bytes": compiled.total,
             "held_bytes": dict(self.held),
@@ -70,67 +73,84 @@ class Plan:
             "compile_s": compiled.compile_s,
             "compiler": compiled.compiler,
         }
-        if not self.fits:
-            return values
-        return values | {
-            "argument_bytes": compiled.arguments,
-            "temporary_bytes": compiled.temporaries,
-            "code_bytes": compiled.code,
-            "compiler_flops": compiled.flops,
-            "cycles": compiled.cycles,
-            "kernel_cycles": compiled.kernel_cycles,
-            "not_estimated": list(compiled.unknown),
-            "loops_counted_once": compiled.loops,
-            "sent_bytes": dict(compiled.sent),
-            "collectives": dict(compiled.times),
-            "compute_s": self.compute_s,
-            "links_s": self.links_s,
-            "step_s": self.step_s,
-            "steps": self.steps,
-            "images_per_s": self.batch_size / (self.steps * self.step_s),
-            "utilisation": self.utilisation,
-            "utilisation_apart": self.utilisation_apart,
-        }
+        if compiled.made:
+            values |= {
+                "argument_bytes": compiled.arguments,
+                "temporary_bytes": compiled.temporaries,
+                "code_bytes": compiled.code,
+                "loops_counted_once": compiled.loops,
+                "sent_bytes": dict(compiled.sent),
+                "collectives": dict(compiled.times),
+                "links_s": self.links_s,
+                "steps": self.steps,
+            }
+        if compiled.cycles is not None:
+            values |= {
+                "compiler_flops": compiled.flops,
+                "cycles": compiled.cycles,
+                "kernel_cycles": compiled.kernel_cycles,
+                "not_estimated": list(compiled.unknown),
+                "compute_s": self.compute_s,
+                "step_s": self.step_s,
+                "images_per_s": self.images_per_s,
+                "utilisation": self.utilisation,
+                "utilisation_apart": self.utilisation_apart,
+            }
+        return values
 
 
 def table(plan: Plan) -> str:
     """A plan in lines for a terminal."""
     compiled, chip = plan.compiled, plan.topology.chip
-    each = plan.batch_size / plan.topology.chips
-    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    noun, each = chip.noun, plan.batch_size / plan.topology.chips
+    verdict = "fits" if compiled.fits else "DOES NOT FIT"
     lines = [
-        f"{plan.topology.title}  {plan.topology.chips} chips, "
-        f"batch {plan.batch_size} ({each:g} a chip)",
-        f"  memory       {_gib(compiled.total)} of {_gib(chip.hbm)} a chip: {verdict}",
+        f"{plan.topology.title}  {plan.topology.chips} {noun}s, "
+        f"batch {plan.batch_size} ({each:g} a {noun})",
+        f"  memory       {_gib(compiled.total)} of {_gib(chip.hbm)} a {noun}: {verdict}",
         "    held       " + ", ".join(f"{name} {_gib(size)}" for name, size in plan.held.items()),
     ]
-    if plan.fits:
-        lines += [
-            f"    arguments {_gib(compiled.arguments)}, temporaries {_gib(compiled.temporaries)}, "
-            f"code {_gib(compiled.code)}",
-            f"  FLOPs        {plan.model_flops:.3e} of the model, "
-            f"{compiled.flops:.3e} by the compiler without kernels",
-            f"  cycles       {compiled.cycles / 1e6:.1f} M estimated"  # pyright: ignore[reportOptionalOperand]
-            f" + {compiled.kernel_cycles / 1e6:.1f} M scheduled for kernels: "
-            f"{1e3 * plan.compute_s:.1f} ms at {chip.clock / 1e9:g} GHz",
-            "  collectives  "
-            + (_collectives(compiled) or "none")
-            + f": {1e3 * plan.links_s:.1f} ms on the links",
-            f"  step         {1e3 * plan.step_s:.1f} ms if all overlap, "
-            f"{plan.batch_size / (plan.steps * plan.step_s):.1f} images/s",
-            f"  utilisation  {plan.utilisation:.1%} of the bfloat16 peak "
-            f"({plan.utilisation_apart:.1%} if nothing overlaps)",
-        ]
+    if compiled.made:
+        lines += _program(plan)
     if compiled.loops:
         lines.append(f"  counted once {compiled.loops} loops of unknown length")
     if compiled.unknown:
         lines.append(f"  not counted  {', '.join(compiled.unknown)}")
     if plan.largest is not None:
         lines.append(
-            f"  largest      batch {plan.largest} ({plan.largest / plan.topology.chips:g} a chip)"
+            f"  largest      batch {plan.largest} ({plan.largest / plan.topology.chips:g} a {noun})"
         )
-    lines.append(f"  compiled     by libtpu {compiled.compiler} in {compiled.compile_s:.0f} s")
+    lines.append(f"  compiled     by {compiled.compiler} in {compiled.compile_s:.0f} s")
     return "\n".join(lines)
+
+
+def _program(plan: Plan) -> list[str]:
+    """Of a program that the compiler has made: what is in it, and how long it takes."""
+    compiled, chip = plan.compiled, plan.topology.chip
+    counted = f", {compiled.flops:.3e} by the compiler without kernels" if compiled.flops else ""
+    lines = [
+        f"    arguments {_gib(compiled.arguments)}, temporaries {_gib(compiled.temporaries)}, "
+        f"code {_gib(compiled.code)}",
+        f"  FLOPs        {plan.model_flops:.3e} of the model{counted}",
+        "  collectives  "
+        + (_collectives(compiled) or "none")
+        + f": {1e3 * plan.links_s:.1f} ms on the links",
+    ]
+    if isinstance(chip, TPU) and compiled.cycles is not None and plan.compute_s is not None:
+        lines.insert(
+            2,
+            f"  cycles       {compiled.cycles / 1e6:.1f} M estimated"
+            f" + {compiled.kernel_cycles / 1e6:.1f} M scheduled for kernels: "
+            f"{1e3 * plan.compute_s:.1f} ms at {chip.clock / 1e9:g} GHz",
+        )
+    if plan.step_s is not None:
+        lines += [
+            f"  step         {1e3 * plan.step_s:.1f} ms if all overlap, "
+            f"{plan.images_per_s:.1f} images/s",
+            f"  utilisation  {plan.utilisation:.1%} of the bfloat16 peak "
+            f"({plan.utilisation_apart:.1%} if nothing overlaps)",
+        ]
+    return lines
 
 
 def _gib(size: float) -> str:

@@ -38,14 +38,14 @@ S = jax.ShapeDtypeStruct
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """Compile the sampling loop for TPUs that are not here, and say what it takes.
+    """Compile the sampling loop for chips that are not here, and say what it takes.
 
     The text encoder and the VAE, which run once for each picture, are not in it. Every chip runs
     the same program on its own pictures, so nothing is sent.
     """
 
     plan: tuple[str, ...]
-    """Topologies, such as v5e:2x4."""
+    """Topologies, such as v5e:2x4 or h200:8."""
     model: str
     """A diffusers folder, whose weights are not read, or a published repository."""
     batch_size: int = 8

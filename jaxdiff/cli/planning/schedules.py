@@ -19,8 +19,9 @@ from jax.extend import core
 from jax.sharding import SingleDeviceSharding
 
 from jaxdiff.cli.planning import hlo
+from jaxdiff.cli.planning.compilers import prepare
 from jaxdiff.cli.planning.kernels import Key
-from jaxdiff.cli.planning.topology import Topology, devices, prepare
+from jaxdiff.cli.planning.topology import Topology, devices
 
 _BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
 _NAME = re.compile(r"%([\w.\-]+) = ")
@@ -58,7 +59,7 @@ def _scheduled(programs: Mapping[Key, bytes], topology: Topology) -> dict[Key, i
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        prepare(topology, schedules=name)
+        prepare(topology.chip, schedules=name)
         here = SingleDeviceSharding(devices(topology)[0])
         for key, program in programs.items():
             for path in folder.rglob("*.txt"):  # of another kernel's operation of that name

@@ -1,21 +1,16 @@
-"""TPU topologies such as v5p:4x4x4, and devices of one to compile for where there is none."""
+"""Chips in a grid, such as v5p:4x4x4 or h200:8, and devices of it where there are none."""
 
 import dataclasses
-import importlib.util
 import math
-import os
 import re
-from importlib import metadata
 from typing import Any
 
-from packaging.requirements import Requirement
+import jax
+from jax.experimental import topologies
 
-from jaxdiff.cli.planning.chips import CHIPS, Chip
+from jaxdiff.cli.planning.chips import CHIPS, GPU, TPU, Chip
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
-
-PACKAGES = ("libtpu", "flatbuffers")  # the TPU compiler; kernels on their way to its other process
-INSTALL = 'pip install "jax[tpu]" flatbuffers'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,66 +43,23 @@ def parse(text: str) -> Topology:
         )
     shape = tuple(map(int, sides.split("x")))
     if len(shape) != chip.dimensions:
-        raise InputError(
-            f"plan: got {text}, expected {chip.dimensions} sides for {name}, such as "
-            f"{name}:{example}"
-        )
-    return Topology(name=name, chip=chip, shape=shape)
-
-
-def prepare(topology: Topology, *, schedules: str | None = None) -> None:
-    """Tell the TPU compiler what it would ask the machine; call it before any device is used.
-
-    It writes how it schedules operations to the folder `schedules`, if there is one. InputError
-    where there is no compiler, or one that is not of the version that JAX is made for.
-    """
-    for name in PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            raise InputError(f"plan: got no package {name}, expected all of {INSTALL}")
-    _check_compiler()
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # as many plans at a time as memory allows
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-    os.environ["TPU_ACCELERATOR_TYPE"] = topology.chip.accelerator
-    if schedules is None:
-        return
-    flags = {
-        "xla_jf_dump_to": schedules,
-        "xla_jf_dump_llo_text": "true",
-        "xla_jf_dump_hlo_text": "false",
-        "xla_jf_dump_llo_pass_label_regex": "final_bundles",
-    }
-    said = os.environ.get("LIBTPU_INIT_ARGS", "")
-    more = " ".join(f"--{name}={value}" for name, value in flags.items())
-    os.environ["LIBTPU_INIT_ARGS"] = f"{said} {more}".strip()  # read when the compiler is loaded
-
-
-def compiler_version() -> str:
-    """That of the TPU compiler, whose estimates may differ from another's."""
-    return metadata.version("libtpu")
-
-
-def _check_compiler() -> None:
-    """InputError for a libtpu that JAX does not ask for: it may not read the programs of that."""
-    found = compiler_version()
-    for wanted in map(Requirement, metadata.requires("jax") or ()):
-        if wanted.name == "libtpu" and not wanted.specifier.contains(found, prereleases=True):
-            raise InputError(
-                f"plan: got libtpu {found}, expected {wanted.specifier} as jax "
-                f"{metadata.version('jax')} asks for: {INSTALL}"
-            )
+        many = f"{chip.dimensions} sides" if chip.dimensions > 1 else "one number"
+        raise InputError(f"plan: got {text}, expected {many} for {name}, such as {name}:{example}")
+    topology = Topology(name=name, chip=chip, shape=shape)
+    if isinstance(chip, GPU) and topology.chips > chip.most:
+        raise InputError(f"plan: got {text}, expected 1 to {chip.most} GPUs, as one machine has")
+    return topology
 
 
 def devices(topology: Topology) -> list[Any]:
     """Its devices, for compiling only; InputError for a grid that such chips do not come in."""
-    import jax
-    from jax.experimental import topologies
-
+    chip = topology.chip
+    options = chip.options if isinstance(chip, TPU) else {}
+    if isinstance(chip, GPU):
+        options = {"topology": f"1x1x{topology.chips}", "target_config": chip.description()}
     try:
-        found = topologies.get_topology_desc(
-            topology.title, platform="tpu", **topology.chip.options
-        ).devices
+        found = topologies.get_topology_desc(topology.title, platform=chip.platform, **options)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"plan: got {topology.title}, expected another grid: {reason}") from None
-    return list(found)
+    return list(found.devices)

@@ -41,6 +41,16 @@ backend_config={"known_trip_count":{"n":"3"}}
 }
 """
 
+STARTS = """\
+ENTRY %main (a: bf16[8,4]) -> bf16[8,4] {
+  %both = ((bf16[2,4]{1,0:T(8,128)(2,1)}, f32[4]{0}), (bf16[8,4]{1,0:T(8,128)}, \
+/*index=1*/f32[16]{0})) all-gather-start(%a, %b), channel_id=1, replica_groups=[1,4]<=[4]
+  %one = (f32[2]{0}, f32[8]{0}) all-gather-start(%a), channel_id=2, replica_groups=[1,4]<=[4]
+  %sums = (f32[6]{0}, f32[2]{0}) all-reduce-start(%a, %b), channel_id=3, replica_groups=[1,4]<=[4]
+  %next = (f32[16]{0}, f32[16]{0}, u32[], u32[]) collective-permute-start(%a), channel_id=4
+}
+"""
+
 
 def test_cycles_of_fusions_cover_what_they_call_and_loops_multiply():
     program = read(PROGRAM)
@@ -53,6 +63,13 @@ def test_a_collective_in_several_parts_counts_once():
     assert sent["all-gather"] == 8 * 4 * 2 * 3 / 4
     assert sent["all-reduce"] == 2 * 6 * 4 * 7 / 8
     assert sent["reduce-scatter"] == 6 * 4 * 2  # of the whole, three times its result, two thirds
+
+
+def test_what_starts_together_counts_what_comes_out_of_it():
+    sent = read(STARTS).sent()
+    assert sent["all-gather"] == (8 * 4 * 2 + 16 * 4) * 3 / 4 + 32 * 3 / 4
+    assert sent["all-reduce"] == 2 * (6 + 2) * 4 * 3 / 4
+    assert sent["collective-permute"] == 16 * 4
 
 
 def test_a_collective_in_a_loop_counts_its_rounds():

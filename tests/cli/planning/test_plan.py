@@ -1,10 +1,12 @@
-"""A plan from end to end, where the TPU compiler is installed."""
+"""Plans from end to end, where the compilers are installed."""
 
 import json
 import subprocess
 import sys
 
 import pytest
+
+from jaxdiff.nn.platforms import cudnn_compiler
 
 CONFIG = """
 from jaxdiff.models.vae import AutoencoderKLConfig
@@ -23,15 +25,29 @@ config = TrainConfig(
 """
 
 
-def test_a_training_on_four_chips(tmp_path):
-    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
-    (tmp_path / "config.py").write_text(CONFIG)
-    command = [sys.executable, "train.py", str(tmp_path / "config.py"), "--plan", "v5e:2x2"]
+def planned(folder, topology):
+    (folder / "config.py").write_text(CONFIG)
+    command = [sys.executable, "train.py", str(folder / "config.py"), "--plan", topology]
     done = subprocess.run(
         [*command, "--no-largest", "--json"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert not (folder / "checkpoints").exists()
     (plan,) = json.loads(done.stdout)["plans"]
+    return plan
+
+
+@pytest.mark.skipif(not cudnn_compiler(), reason="needs jax[cuda13], which compiles for GPUs")
+def test_a_training_on_four_gpus(tmp_path):
+    plan = planned(tmp_path, "h200:4")
+    assert plan["fits"]
+    assert plan["argument_bytes"] > 4 * plan["held_bytes"]["weights"]  # two moments more, a batch
+    assert plan["sent_bytes"]["all-reduce"] >= 2 * 3 / 4 * plan["held_bytes"]["weights"] / 2
+
+
+def test_a_training_on_four_chips(tmp_path):
+    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
+    plan = planned(tmp_path, "v5e:2x2")
     assert plan["fits"]
     assert plan["chips"] == 4
     assert 0 < plan["held_bytes"]["weights"] == plan["held_bytes"]["ema"]
@@ -41,4 +57,3 @@ def test_a_training_on_four_chips(tmp_path):
     assert plan["kernel_cycles"] > 0  # of attention over 64 x 64 pixels, scheduled by itself
     assert plan["not_estimated"] == []
     assert 0 < plan["utilisation_apart"] <= plan["utilisation"] < 1
-    assert not (tmp_path / "checkpoints").exists()
