@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/training.py configs/scenes_unet.py \
         --vae jaxdiff/assets/scenes/vae --text-encoder jaxdiff/assets/scenes
-    PYTHONPATH=. python benchmarks/training.py configs/sd15.py \
+    XLA_CLIENT_MEM_FRACTION=.95 PYTHONPATH=. python benchmarks/training.py configs/sd15.py \
         --batch-size 128 --fsdp 1 --trace trace        # an H200
 
 The step is the one that train.py runs, on a batch of noise that lies on the devices; weights are

@@ -102,10 +102,11 @@ class Plan:
 def table(plan: Plan) -> str:
     """A plan in lines for a terminal."""
     compiled, chip = plan.compiled, plan.topology.chip
-    noun, each = chip.noun, plan.batch_size / plan.topology.chips
+    noun, number = chip.noun, plan.topology.chips
+    each = plan.batch_size / number
     verdict = "fits" if compiled.fits else "DOES NOT FIT"
     lines = [
-        f"{plan.topology.title}  {plan.topology.chips} {noun}s, "
+        f"{plan.topology.title}  {number} {noun}{'s' * (number > 1)}, "
         f"batch {plan.batch_size} ({each:g} a {noun})",
         f"  memory       {_gib(compiled.total)} of {_gib(chip.hbm)} a {noun}: {verdict}",
         "    held       " + ", ".join(f"{name} {_gib(size)}" for name, size in plan.held.items()),
@@ -117,9 +118,7 @@ def table(plan: Plan) -> str:
     if compiled.unknown:
         lines.append(f"  not counted  {', '.join(compiled.unknown)}")
     if plan.largest is not None:
-        lines.append(
-            f"  largest      batch {plan.largest} ({plan.largest / plan.topology.chips:g} a {noun})"
-        )
+        lines.append(f"  largest      batch {plan.largest} ({plan.largest / number:g} a {noun})")
     lines.append(f"  compiled     by {compiled.compiler} in {compiled.compile_s:.0f} s")
     return "\n".join(lines)
 

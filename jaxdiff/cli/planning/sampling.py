@@ -137,6 +137,7 @@ def _traced(options: SamplingOptions, unet: UNet2DConditionModel, each: int, dev
     rule = jax.tree.map(np.float32, guidance)
     sampler, kind = sampler_with(options.sampler, None), "epsilon"
     grid = make_grid(NoiseSchedule(), options.sampler, options.steps, kind=kind)
+    grid = jax.tree.map(np.asarray, grid)  # not on a device of this machine
     height, width = _sides(options, unet)
     noise = S((each, height, width, unet.config.out_channels), jnp.float32)
     graph, params = nnx.split(unet)

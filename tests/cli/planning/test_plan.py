@@ -25,24 +25,45 @@ config = TrainConfig(
 """
 
 
+for_gpus = pytest.mark.skipif(
+    not cudnn_compiler(), reason="needs jax[cuda13], which compiles for GPUs"
+)
+
+
 def planned(folder, topology):
     (folder / "config.py").write_text(CONFIG)
-    command = [sys.executable, "train.py", str(folder / "config.py"), "--plan", topology]
+    plan = said("train.py", str(folder / "config.py"), "--plan", topology)
+    assert not (folder / "checkpoints").exists()
+    return plan
+
+
+def said(*command):
     done = subprocess.run(
-        [*command, "--no-largest", "--json"], capture_output=True, text=True, check=False
+        [sys.executable, *command, "--no-largest", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert not (folder / "checkpoints").exists()
     (plan,) = json.loads(done.stdout)["plans"]
     return plan
 
 
-@pytest.mark.skipif(not cudnn_compiler(), reason="needs jax[cuda13], which compiles for GPUs")
+@for_gpus
 def test_a_training_on_four_gpus(tmp_path):
     plan = planned(tmp_path, "h200:4")
     assert plan["fits"]
     assert plan["argument_bytes"] > 4 * plan["held_bytes"]["weights"]  # two moments more, a batch
     assert plan["sent_bytes"]["all-reduce"] >= 2 * 3 / 4 * plan["held_bytes"]["weights"] / 2
+
+
+@for_gpus
+def test_drawing_on_two_gpus():
+    plan = said("generate.py", "--plan", "h200:2", "--model", "jaxdiff/assets/scenes")
+    assert plan["fits"]
+    assert plan["batch_size"] == 8
+    assert plan["sent_bytes"] == {}
+    assert plan["loops_counted_once"] == 0
 
 
 def test_a_training_on_four_chips(tmp_path):
