@@ -8,19 +8,16 @@
 
 The VAE and the text encoder stay as they are: latents are read from the cache, captions are
 encoded in every step. Weights, averages and moments are float32, split over `mesh.fsdp` devices and
-the same in every group of them; the network computes in bfloat16. A TPU wants 8 pictures a chip or
-a multiple of it (docs/training.md). Mesh and batch of other machines:
+the same in every group of them; the network computes in bfloat16, and nothing is computed again. A
+TPU wants 8 pictures a chip or a multiple of it (docs/training.md). On other machines:
 
-| machine | options | state on a device |
-|---|---|---|
-| v5e-256, v6e-256 | (as below: data 16, fsdp 16) | 0.86 GB |
-| v5p-128 | --mesh.fsdp 8 | 1.72 GB |
-| 8 x H200 | --mesh.fsdp 1 --batch-size 1024 | 13.8 GB |
+| machine | options |
+|---|---|
+| v5p-128, which is 64 chips | --mesh.fsdp 8 |
+| 8 x H200 | --mesh.fsdp 1 --batch-size 1024, with XLA_CLIENT_MEM_FRACTION=.95 |
 
-The state is 16 bytes of each of 859,520,964 parameters, over fsdp (computed, not measured). Nothing
-is computed again: of activations a chip of v5e holds 8 pictures and an H200 128 of them. A step is
-2.42 TFLOPs of the model for each picture (`--plan` says what is counted). What the command above
-says with `--no-largest`, by libtpu 0.0.42.1 in 37 minutes of a core and 15 GB:
+What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 37 minutes of a core and 15
+GB, and in 17 minutes and 16 GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       8.95 GiB of 15.75 GiB a chip: fits
@@ -32,7 +29,17 @@ v5e:16x16  256 chips, batch 2048 (8 a chip)
   step         203.7 ms if all overlap, 10051.9 images/s
   utilisation  48.2% of the bfloat16 peak (42.7% if nothing overlaps)
 
-And by libtpu 0.0.52, which is newer than JAX 0.10.2 is made for:
+v5p:4x4x4  64 chips, batch 2048 (32 a chip)
+  memory       26.84 GiB of 95.73 GiB a chip: fits
+    held       weights 0.40 GiB, ema 0.40 GiB, optimiser 0.80 GiB, frozen 0.03 GiB
+    arguments 1.65 GiB, temporaries 24.37 GiB, code 0.82 GiB
+  FLOPs        7.744e+13 of the model, 6.351e+13 by the compiler without kernels
+  cycles       506.2 M estimated + 123.7 M scheduled for kernels: 359.9 ms at 1.75 GHz
+  collectives  356 all-gather 1.601 GiB, 20 all-reduce 3.153 GiB: 8.5 ms on the links
+  step         359.9 ms if all overlap, 5689.8 images/s
+  utilisation  46.9% of the bfloat16 peak (45.8% if nothing overlaps)
+
+By libtpu 0.0.52, which is newer than JAX 0.10.2 is made for:
 
 v6e:16x16  256 chips, batch 2048 (8 a chip)
   memory       8.83 GiB of 31.24 GiB a chip: fits
@@ -43,6 +50,16 @@ v6e:16x16  256 chips, batch 2048 (8 a chip)
   collectives  356 all-gather 1.715 GiB, 20 all-reduce 3.190 GiB: 11.8 ms on the links
   step         91.5 ms if all overlap, 22388.9 images/s
   utilisation  23.1% of the bfloat16 peak (20.4% if nothing overlaps)
+
+By jax-cuda13-plugin 0.10.2 without `--no-largest`, in 8 minutes of a core and 5 GB:
+
+h200:8  8 GPUs, batch 1024 (128 a GPU)
+  memory       110.85 GiB of 133.95 GiB a GPU: fits
+    held       weights 3.20 GiB, ema 3.20 GiB, optimiser 6.40 GiB, frozen 0.23 GiB
+    arguments 13.05 GiB, temporaries 97.80 GiB, code 0.00 GiB
+  FLOPs        3.098e+14 of the model
+  collectives  66 all-reduce 2.802 GiB: 6.7 ms on the links
+  largest      batch 1184 (148 a GPU)
 
 One H200 with 128 pictures takes 828 ms for a step, 37.8% of its peak (docs/training.md).
 """

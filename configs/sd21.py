@@ -6,29 +6,34 @@
     python train.py configs/sd21.py --plan v5e:16x16 v6e:16x16            # without any
 
 As configs/sd15.py, but for the network: heads of 64 channels, 9216 tokens at the first level and
-2.7 times the work for a picture. Mesh and batch of other machines:
+2.7 times the work for a picture; `remat` computes norms and activations again. On other machines:
 
-| machine | options | state on a device |
-|---|---|---|
-| v5e-256, v6e-256 | (as below: data 16, fsdp 16) | 0.87 GB |
-| v5p-128 | --mesh.fsdp 8 | 1.73 GB |
-| 8 x H200 | --mesh.fsdp 1 --batch-size 256 | 13.9 GB |
+| machine | options |
+|---|---|
+| v5p-128, which is 64 chips | --mesh.fsdp 8 |
+| 8 x H200 | --mesh.fsdp 1 --batch-size 256, with XLA_CLIENT_MEM_FRACTION=.95 |
 
-The state is 16 bytes of each of 865,910,724 parameters, over fsdp (computed, not measured);
-activations come on top, of which `remat` computes norms and activations again. A step is 6.49
-TFLOPs of the model for each picture (`--plan` says what is counted). Only what follows has
-been compiled. What the command above said with `--no-largest`, by libtpu 0.0.52 in 54 minutes of a
-core and 12 GB:
+What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 31 minutes of a core and 15
+GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
-  memory       12.43 GiB of 15.75 GiB a chip: fits
+  memory       12.95 GiB of 15.75 GiB a chip: fits
     held       weights 0.20 GiB, ema 0.20 GiB, optimiser 0.41 GiB, frozen 0.04 GiB
-    arguments 0.87 GiB, temporaries 11.11 GiB, code 0.46 GiB
-  FLOPs        5.191e+13 of the model, 4.233e+13 by the compiler without kernels
-  cycles       649.5 M estimated + 225.6 M scheduled for kernels: 583.4 ms at 1.5 GHz
+    arguments 0.87 GiB, temporaries 11.62 GiB, code 0.46 GiB
+  FLOPs        5.191e+13 of the model, 4.251e+13 by the compiler without kernels
+  cycles       660.2 M estimated + 225.0 M scheduled for kernels: 590.1 ms at 1.5 GHz
   collectives  422 all-gather 2.105 GiB, 20 all-reduce 3.214 GiB: 28.6 ms on the links
-  step         583.4 ms if all overlap, 3510.4 images/s
-  utilisation  45.2% of the bfloat16 peak (43.1% if nothing overlaps)
+  step         590.1 ms if all overlap, 3470.4 images/s
+  utilisation  44.6% of the bfloat16 peak (42.6% if nothing overlaps)
+
+By jax-cuda13-plugin 0.10.2 in 2 minutes and 4 GB:
+
+h200:8  8 GPUs, batch 256 (32 a GPU)
+  memory       77.66 GiB of 133.95 GiB a GPU: fits
+    held       weights 3.23 GiB, ema 3.23 GiB, optimiser 6.45 GiB, frozen 0.63 GiB
+    arguments 13.55 GiB, temporaries 64.11 GiB, code 0.00 GiB
+  FLOPs        2.076e+14 of the model
+  collectives  66 all-reduce 2.823 GiB: 6.7 ms on the links
 """
 
 from jaxdiff.models.presets import preset

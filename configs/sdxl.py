@@ -7,20 +7,17 @@
     python train.py configs/sdxl.py --plan v5e:16x16 v6e:16x16            # without any
 
 As configs/sd15.py, but for the network, two text encoders and the sizes of pictures that it is
-told. VAE and text encoders are the repository's, which the UNet's weights are not read from. Mesh
-and batch of other machines:
+told. VAE and text encoders are the repository's, which the UNet's weights are not read from. `remat`
+keeps activations small at a third more work. With the same mesh and batch, a step of
+configs/tune_full.py is the same program. On other machines:
 
-| machine | options | state on a device |
-|---|---|---|
-| v5e-256, v6e-256 | (as below: data 4, fsdp 64) | 0.64 GB |
-| v5p-128 | --mesh.fsdp 8 --batch-size 1024 | 5.14 GB |
-| 8 x H200 | --mesh.fsdp 8 --batch-size 128 | 5.14 GB |
+| machine | options |
+|---|---|
+| v5p-128, which is 64 chips | --mesh.fsdp 8 --batch-size 1024 |
+| 8 x H200 | --mesh.fsdp 8 --batch-size 128, with XLA_CLIENT_MEM_FRACTION=.95 |
 
-The state is 16 bytes of each of 2,567,463,684 parameters, over fsdp (computed, not measured);
-the text encoders, 1.64 GB in bfloat16, and activations come on top, which `remat` keeps small at a
-third more work. Only what follows has been compiled. What
-`python train.py configs/sdxl.py --plan v5e:16x16 --no-largest` says, by libtpu 0.0.42.1 in 49
-minutes of a core (with jemalloc for its memory) and 20 GB:
+What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 49 minutes of a core (with
+jemalloc for its memory) and 20 GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       13.54 GiB of 15.75 GiB a chip: fits
@@ -31,6 +28,15 @@ v5e:16x16  256 chips, batch 2048 (8 a chip)
   collectives  1057 all-gather 6.190 GiB, 54 all-reduce 9.529 GiB: 84.4 ms on the links
   step         1619.2 ms if all overlap, 1264.8 images/s
   utilisation  51.0% of the bfloat16 peak (48.5% if nothing overlaps)
+
+By jax-cuda13-plugin 0.10.2 in 9 minutes and 6 GB:
+
+h200:8  8 GPUs, batch 128 (16 a GPU)
+  memory       107.49 GiB of 133.95 GiB a GPU: fits
+    held       weights 1.20 GiB, ema 1.20 GiB, optimiser 2.40 GiB, frozen 0.19 GiB
+    arguments 5.00 GiB, temporaries 102.49 GiB, code 0.00 GiB
+  FLOPs        3.255e+14 of the model
+  collectives  382 all-gather 9.677 GiB, 189 all-reduce 8.371 GiB: 43.1 ms on the links
 """
 
 from jaxdiff.training.config import (
