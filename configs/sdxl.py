@@ -7,8 +7,8 @@
     python train.py configs/sdxl.py --plan v5e:16x16 v6e:16x16            # without any
 
 As configs/sd15.py, but for the network, two text encoders and the sizes of pictures that it is
-told. VAE and text encoders are the repository's, which the UNet's weights are not read from. `remat`
-keeps activations small at a third more work. With the same mesh and batch, a step of
+told. VAE and text encoders are the repository's, which the UNet's weights are not read from.
+`remat` keeps activations small at a third more work. With the same mesh and batch, a step of
 configs/tune_full.py is the same program. On other machines:
 
 | machine | options |

@@ -3,6 +3,7 @@
 XLA's optimisations are off: networks this small take longer to compile than to run.
 """
 
+import gc
 import os
 
 from on_devices import flags
@@ -20,6 +21,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 install_import_hook("jaxdiff", "typechecker.check")
+
+gc.set_threshold(200_000, 20, 50)  # traced programs are many objects that live long
 
 
 @pytest.fixture(autouse=True, scope="session")
