@@ -15,7 +15,8 @@ from jaxdiff.data.sources.storage import MISSING, Storage, fingerprint
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 METADATA = "metadata.jsonl"
-NO_CAPTION, EMPTY, BAD_LINE = "without caption", "empty caption", "bad metadata line"
+NO_CAPTION, EMPTY, NO_PICTURE = "without caption", "empty caption", "without picture"
+BAD_LINE = "bad metadata line"
 
 
 def told(caption: str) -> str:

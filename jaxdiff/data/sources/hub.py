@@ -5,10 +5,9 @@ import pathlib
 from typing import Any
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.skipped import BrokenError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.folder import NO_CAPTION, told
-from jaxdiff.data.sources.storage import MISSING, fingerprint
+from jaxdiff.data.sources.rows import Columns, picture
+from jaxdiff.data.sources.storage import fingerprint
 
 
 def _package() -> Any:
@@ -45,44 +44,22 @@ class HubSource:
         except (OSError, ValueError, KeyError) as error:
             wanted = f"a dataset with the split {split!r}"
             raise InputError(f"data.path: got {path} ({error}), expected {wanted}") from None
-        wanted = (image_key, caption_key) if captions else (image_key,)
-        for name in wanted:
-            if name not in table.column_names:
-                listed = ", ".join(table.column_names)
-                raise InputError(f"{path}: got the columns {listed}, expected {name!r} among them")
-        kept = table.select_columns(list(wanted))
+        columns = Columns(image_key, caption_key if captions else None)
+        columns.check(path, table.column_names)
+        kept = table.select_columns(columns.names)
         # As stored: what is wrong with a picture is found, and counted, when it is decoded here.
         self._table = kept.cast_column(image_key, package.Image(decode=False))
-        self._image, self._caption, self._captions = image_key, caption_key, captions
+        self._columns = columns
         # The library's own fingerprint covers the files and what was done to them.
-        self.fingerprint = fingerprint(path, split, table._fingerprint, *wanted)
+        self.fingerprint = fingerprint(path, split, table._fingerprint, *columns.names)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Record:
-        row = self._table[int(index)]
-        caption = row[self._caption] if self._captions else ""
-        if isinstance(caption, list):
-            caption = caption[0] if caption else None
-        if not isinstance(caption, str):
-            raise BrokenError(NO_CAPTION)
-        picture = _bytes(row[self._image])
-        return {"picture": picture, "caption": told(caption) if self._captions else ""}
+        return self._columns.record(self._table[int(index)])
 
     def head(self, index: int, size: int) -> bytes:
         """The whole picture: a row is read at once."""
         del size
-        return _bytes(self._table[int(index)][self._image])
-
-
-def _bytes(cell: Any) -> bytes:
-    """The file behind an undecoded image cell."""
-    if cell is None:
-        raise BrokenError("without picture")
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    try:
-        return pathlib.Path(cell["path"]).read_bytes()
-    except (OSError, TypeError):
-        raise BrokenError(MISSING) from None
+        return picture(self._table[int(index)][self._columns.image])

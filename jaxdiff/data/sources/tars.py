@@ -20,11 +20,11 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.skipped import Skipped
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.folder import EMPTY, EXTENSIONS, NO_CAPTION, decoded
+from jaxdiff.data.sources.folder import EMPTY, EXTENSIONS, NO_CAPTION, NO_PICTURE, decoded
 from jaxdiff.data.sources.storage import Storage, fingerprint, version
 
 READERS = 8  # tars that are listed at the same time
-TRUNCATED, NO_PICTURE = "truncated or broken tar", "without picture"
+TRUNCATED = "truncated or broken tar"
 
 
 class Listing(NamedTuple):

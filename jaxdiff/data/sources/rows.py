@@ -1,0 +1,51 @@
+"""A row of a table as Hugging Face writes them: a picture in one cell, a caption in another."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.data.skipped import BrokenError
+from jaxdiff.data.sources import Record
+from jaxdiff.data.sources.folder import NO_CAPTION, NO_PICTURE, told
+from jaxdiff.data.sources.storage import MISSING
+
+
+class Columns:
+    """The names of the two columns, `caption` None where captions are not asked for."""
+
+    def __init__(self, image: str, caption: str | None) -> None:
+        self.image, self.caption = image, caption
+        self.names = [image] if caption is None else [image, caption]
+
+    def check(self, path: str, found: list[str]) -> None:
+        """InputError where one is missing."""
+        for name in self.names:
+            if name not in found:
+                listed = ", ".join(found)
+                raise InputError(f"{path}: got the columns {listed}, expected {name!r} among them")
+
+    def record(self, row: Mapping[str, Any]) -> Record:
+        """What a row says; of several captions the first counts. BrokenError without one."""
+        if self.caption is None:
+            return {"picture": picture(row[self.image]), "caption": ""}
+        caption = row[self.caption]
+        if isinstance(caption, list):
+            caption = caption[0] if caption else None
+        if not isinstance(caption, str):
+            raise BrokenError(NO_CAPTION)
+        return {"picture": picture(row[self.image]), "caption": told(caption)}
+
+
+def picture(cell: Any) -> bytes:
+    """The file in a cell, or the one that it names; BrokenError if there is none."""
+    if cell is None:
+        raise BrokenError(NO_PICTURE)
+    if isinstance(cell, bytes):
+        return cell
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    try:
+        return pathlib.Path(cell["path"]).read_bytes()
+    except (OSError, TypeError):
+        raise BrokenError(MISSING) from None
