@@ -53,11 +53,8 @@ class Plan:
     def __getitem__(self, number: int) -> Place:
         batch, row = divmod(number, self._batch_size)
         epoch, turn = divmod(batch, self.batches)
-        batch = self._shuffle(turn, self.batches, epoch, 0)
-        group = int(np.searchsorted(self._before, batch, side="right")) - 1
-        first = (batch - int(self._before[group])) * self._batch_size
-        size = len(self._groups[group])
-        return Place(epoch, group, self._shuffle(first + row, size, epoch, 1 + group))
+        group, batch = self._batch(epoch, turn)
+        return Place(epoch, group, self._position(epoch, group, batch, row))
 
     def item(self, place: Place, after: int = 0) -> int:
         """The item at `place`, or the one so many further in its group, which is a ring."""
@@ -68,16 +65,101 @@ class Plan:
         """How many items the group of `place` has."""
         return len(self._groups[place.group])
 
-    def _shuffle(self, number: int, count: int, epoch: int, what: int) -> int:
+    def _batch(self, epoch: int, turn: int) -> tuple[int, int]:
+        """The group whose turn it is in an epoch, and which of its batches that is."""
+        batch = self._shuffle(turn, self.batches, epoch, 0)
+        group = int(np.searchsorted(self._before, batch, side="right")) - 1
+        return group, batch - int(self._before[group])
+
+    def _position(self, epoch: int, group: int, batch: int, row: int) -> int:
+        """That of a row of a group's batch in the group."""
+        size = len(self._groups[group])
+        return self._shuffle(batch * self._batch_size + row, size, epoch, 1 + group)
+
+    def _shuffle(self, number: int, count: int, *what: int) -> int:
         return grain.experimental.index_shuffle(
-            number, max_index=count - 1, seed=self._key(epoch, what), rounds=_ROUNDS
+            number, max_index=count - 1, seed=self._key(*what), rounds=_ROUNDS
         )
 
-    def _make_key(self, epoch: int, what: int) -> int:
-        return int(np.random.SeedSequence([self._seed, epoch, what]).generate_state(1)[0])
+    def _make_key(self, *what: int) -> int:
+        return int(np.random.SeedSequence([self._seed, *what]).generate_state(1)[0])
 
 
-def held_out(count: int, wanted: int) -> Int[NDArray, "_"]:
-    """Of `count` items those that are kept from training: evenly spread, at most a tenth."""
+class RunPlan(Plan):
+    """The same for items that are stored in runs, of which few are read from at the same time.
+
+    `starts` are the first items of the runs. The runs of a group come in random order, and so do
+    the items in each. A batch is of `lanes` parts of one size; each part goes along a stretch of
+    its own of that order, so a batch is of so many runs, and a process that has some of the parts
+    reads their runs alone.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Int[NDArray, "_"]],
+        *,
+        batch_size: int,
+        starts: Int[NDArray, "_"],
+        lanes: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(groups, batch_size=batch_size, seed=seed)
+        if batch_size % lanes:
+            raise InputError(f"lanes: got {lanes}, expected a divisor of {batch_size}")
+        self._part = batch_size // lanes
+        # Positions of a group at which its runs begin, and its end.
+        runs = [np.searchsorted(starts, group, side="right") for group in groups]
+        self._begins = [
+            np.append(np.flatnonzero(np.diff(run, prepend=-1)), len(run)) for run in runs
+        ]
+        self._key = functools.lru_cache(maxsize=1 << 14)(self._make_key)
+        self._turns = functools.lru_cache(maxsize=2)(self._make_turns)
+        self._order = functools.lru_cache(maxsize=2 * len(groups))(self._make_order)
+
+    def _batch(self, epoch: int, turn: int) -> tuple[int, int]:
+        groups, batches = self._turns(epoch)
+        return int(groups[turn]), int(batches[turn])
+
+    def _position(self, epoch: int, group: int, batch: int, row: int) -> int:
+        lane, place = divmod(row, self._part)
+        batches = int(self._before[group + 1] - self._before[group])
+        place += (lane * batches + batch) * self._part
+        order, ends = self._order(epoch, group)
+        turn = int(np.searchsorted(ends, place, side="right"))
+        run = int(order[turn])
+        first, after = self._begins[group][run : run + 2].tolist()
+        inside = place - int(ends[turn]) + after - first
+        return first + self._shuffle(inside, after - first, epoch, 1 + group, run)
+
+    def _make_turns(self, epoch: int) -> tuple[Int[NDArray, "n"], Int[NDArray, "n"]]:
+        """Of each turn of an epoch the group, and which of its batches: one after the other."""
+        counts = np.diff(self._before)
+        groups = np.repeat(np.arange(len(counts)), counts)[self._permuted(self.batches, epoch, 0)]
+        batches = np.empty_like(groups)
+        for group, count in enumerate(counts):
+            batches[groups == group] = np.arange(count)
+        return groups, batches
+
+    def _make_order(self, epoch: int, group: int) -> tuple[Int[NDArray, "n"], Int[NDArray, "n"]]:
+        """The runs of a group in the order of an epoch, and how many items have come with each."""
+        lengths = np.diff(self._begins[group])
+        order = self._permuted(len(lengths), epoch, 1 + group)
+        return order, np.cumsum(lengths[order])
+
+    def _permuted(self, count: int, *what: int) -> Int[NDArray, "n"]:
+        """The numbers below `count` in random order, the same in every version of numpy."""
+        bits = np.random.PCG64(np.random.SeedSequence([self._seed, *what])).random_raw(count)
+        return np.argsort(bits, kind="stable")
+
+
+def held_out(count: int, wanted: int, pieces: int | None = None) -> Int[NDArray, "_"]:
+    """Of `count` items those that are kept from training: at most a tenth.
+
+    They are evenly spread, one by one or, for items that are stored in runs, in so many pieces.
+    """
     few = min(wanted, count // 10)
-    return np.arange(few, dtype=np.int64) * (count // few) if few else np.empty(0, np.int64)
+    if not few:
+        return np.empty(0, np.int64)
+    pieces = min(pieces or few, few)
+    firsts = np.arange(pieces, dtype=np.int64) * (count // pieces)
+    return (firsts[:, None] + np.arange(-(-few // pieces))).ravel()[:few]

@@ -11,7 +11,7 @@ from pictured import caption, encoded, pixels, write_folder, write_tar
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import batches
 from jaxdiff.data.buckets import assign, bucket_sizes, measured
-from jaxdiff.data.plan import Plan, held_out
+from jaxdiff.data.plan import Plan, RunPlan, held_out
 from jaxdiff.data.samples import Samples, picture_maker
 from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources.folder import FolderSource
@@ -37,15 +37,30 @@ def groups_of(counts):
     return np.split(order, np.cumsum(counts)[:-1])
 
 
+def shuffled(groups, batch_size, seed):
+    return Plan(groups, batch_size=batch_size, seed=seed)
+
+
+def along_runs(groups, batch_size, seed):
+    """The items are stored in runs of 7, and sorted in each group as sources have them."""
+    starts, lanes = np.arange(0, 140, 7), int(np.gcd(batch_size, 4))
+    return RunPlan(groups, batch_size=batch_size, seed=seed, starts=starts, lanes=lanes)
+
+
 @settings(deadline=None, max_examples=25)
-@given(counts=groupings, batch_size=st.integers(1, 9), seed=st.integers(0, 2**31 - 1))
-def test_an_epoch_has_all_whole_batches_of_every_group_once(counts, batch_size, seed):
-    groups = groups_of(counts)
+@given(
+    counts=groupings,
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 2**31 - 1),
+    made=st.sampled_from([shuffled, along_runs]),
+)
+def test_an_epoch_has_all_whole_batches_of_every_group_once(counts, batch_size, seed, made):
+    groups = [np.sort(group) for group in groups_of(counts)]
     if max(counts) < batch_size:
         with pytest.raises(InputError, match=f"expected at least {batch_size}"):
-            Plan(groups, batch_size=batch_size, seed=seed)
+            made(groups, batch_size, seed)
         return
-    plan = Plan(groups, batch_size=batch_size, seed=seed)
+    plan = made(groups, batch_size, seed)
     assert plan.batches == sum(count // batch_size for count in counts)
     for epoch in range(2):
         seen = []
@@ -59,11 +74,12 @@ def test_an_epoch_has_all_whole_batches_of_every_group_once(counts, batch_size, 
             assert len(set(group.tolist()) - set(seen)) == len(group) % batch_size
 
 
-def test_epochs_and_seeds_have_orders_of_their_own_and_mix_the_groups():
+@pytest.mark.parametrize("made", [shuffled, along_runs])
+def test_epochs_and_seeds_have_orders_of_their_own_and_mix_the_groups(made):
     groups = [np.arange(300), np.arange(300, 600)]
 
     def order(seed, epoch):
-        plan = Plan(groups, batch_size=10, seed=seed)
+        plan = made(groups, 10, seed)
         return [items_of(plan, epoch * plan.batches + i, 10) for i in range(plan.batches)]
 
     orders = [order(0, 0), order(0, 1), order(1, 0)]
@@ -76,6 +92,31 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_mix_the_groups():
     assert 18 <= changes <= 42  # 30 expected of 59, one batch after the other would be 1
     inner = np.array([item for batch in orders[0] for item in batch if item < 300])
     assert abs(np.corrcoef(inner, np.arange(300))[0, 1]) < 0.25
+
+
+def test_a_process_reads_few_runs_at_a_time_and_each_once():
+    starts, batch_size, lanes = np.arange(0, 4001, 50), 32, 8
+    plan = RunPlan([np.arange(4000)], batch_size=batch_size, starts=starts, lanes=lanes)
+    runs = []  # of the rows of the second of four processes: two lanes
+    for batch in range(plan.batches):
+        rows = range(batch * batch_size + 8, batch * batch_size + 16)
+        runs.append({plan.item(plan[row]) // 50 for row in rows})
+    assert max(map(len, runs)) <= 2 * 2  # a lane is in a run, or goes from one to the next
+    assert len(set.union(*runs)) <= 80 / 4 + 2  # its quarter of all, and what it begins and ends in
+    left = [i for i, (a, b) in enumerate(itertools.pairwise(runs)) for run in a - b]
+    assert len(left) <= 80 / 4 + 2  # none is come back to
+
+
+def test_runs_of_which_a_batch_cannot_be_made_evenly_are_refused():
+    with pytest.raises(InputError, match="lanes: got 3, expected a divisor of 8"):
+        RunPlan([np.arange(20)], batch_size=8, starts=np.arange(0, 21, 5), lanes=3)
+
+
+def test_what_is_held_out_is_spread_in_pieces():
+    assert held_out(100, 64).tolist() == list(range(0, 100, 10))
+    assert held_out(100, 6, 2).tolist() == [0, 1, 2, 50, 51, 52]
+    assert held_out(100, 5, 2).tolist() == [0, 1, 2, 50, 51]
+    assert held_out(9, 5, 2).tolist() == []
 
 
 class Numbers:

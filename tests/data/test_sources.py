@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -16,14 +17,17 @@ from pictured import (
     pixels,
     write_array_record,
     write_folder,
+    write_parquet,
     write_tar,
 )
 from PIL import Image
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.skipped import BrokenError, Skipped
+from jaxdiff.data.sources import RunSource
 from jaxdiff.data.sources.folder import FolderSource
 from jaxdiff.data.sources.hub import HubSource
+from jaxdiff.data.sources.parquet import ParquetSource
 from jaxdiff.data.sources.records import RecordSource, write_records
 from jaxdiff.data.sources.tars import TarSource
 
@@ -281,10 +285,77 @@ def test_a_missing_package_is_named(monkeypatch):
         HubSource("x")
 
 
+def parquet(folder, skipped=None, **options):
+    return ParquetSource(str(folder), skipped or Skipped(), cache=folder.parent / "c", **options)
+
+
+def test_parquet_files_are_read_by_split_in_runs(tmp_path):
+    folder = tmp_path / "in"
+    write_parquet(folder / "data" / "train-00001-of-00002.parquet", range(4, 6))
+    write_parquet(folder / "data" / "train-00000-of-00002.parquet", range(4))
+    write_parquet(folder / "data" / "test-00000-of-00001.parquet", range(6, 9))
+    source = parquet(folder)
+    assert isinstance(source, RunSource)
+    assert numbers(source) == [0, 1, 2, 3, 4, 5]
+    assert source.starts.tolist() == [0, 3, 4, 6]
+    assert parquet(folder).fingerprint == source.fingerprint  # listed anew from the cache
+    assert numbers(parquet(folder, split="test")) == [6, 7, 8]
+    assert parquet(folder, captions=False)[1] == {"picture": encoded(1), "caption": ""}
+    with pytest.raises(InputError, match=r"expected \.parquet files of the split 'validation'"):
+        parquet(folder, split="validation")
+    with pytest.raises(InputError, match="got the columns image, text, expected 'caption'"):
+        parquet(folder, caption_key="caption")
+
+
+def test_parquet_files_without_a_split_in_their_names_are_all_read(tmp_path):
+    write_parquet(tmp_path / "in" / "a.parquet", range(2))
+    assert numbers(parquet(tmp_path / "in")) == [0, 1]
+
+
+def test_a_row_group_is_read_once_while_it_is_new(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxdiff.data.sources.parquet.HELD", 1)  # two of them are kept
+    write_parquet(tmp_path / "in" / "a.parquet", range(9))
+    source, read = parquet(tmp_path / "in"), []
+    inner = source._read
+    monkeypatch.setattr(source, "_read", lambda *place: read.append(place) or inner(*place))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: source[i]["caption"], [0, 1, 2, 3, 4, 5, 0]))
+    assert found == [caption(i) for i in (0, 1, 2, 3, 4, 5, 0)]
+    assert len(read) == 2
+    assert [source[i]["caption"] for i in (3, 8, 0)] == [caption(i) for i in (3, 8, 0)]
+    assert len(read) == 4  # the oldest of three is forgotten
+
+
+def test_broken_parquet_files_are_counted(tmp_path):
+    folder, skipped = tmp_path / "in", Skipped()
+    write_parquet(folder / "a.parquet", range(3))
+    write_parquet(folder / "b.parquet", range(3, 6))
+    whole = (folder / "b.parquet").read_bytes()
+    (folder / "b.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(UserWarning, match=r"b\.parquet: truncated or broken Parquet file, skipped"):
+        source = parquet(folder, skipped)
+    assert numbers(source) == [0, 1, 2]
+    assert skipped.counts() == {"truncated or broken Parquet file": 1}
+    # Whole when it was listed, broken when it is read.
+    data = bytearray((folder / "a.parquet").read_bytes())
+    data[4:200] = bytes(196)
+    (folder / "a.parquet").write_bytes(data)
+    (folder / "b.parquet").unlink()
+    fresh = parquet(folder)
+    for _ in range(2):
+        with pytest.raises(BrokenError, match="truncated or broken Parquet file"):
+            fresh[0]
+
+
+def test_a_missing_package_for_parquet_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(InputError, match="pip install pyarrow"):
+        parquet(tmp_path)
+
+
 @pytest.mark.filterwarnings("default")  # of the package itself
 def test_a_dataset_of_hugging_face(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    pytest.importorskip("datasets")
     folder = str(write_folder(tmp_path / "in", 3, table=True))
     assert numbers(HubSource(folder)) == [0, 1, 2]
     alone = HubSource(folder, captions=False)

@@ -4,7 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from pictured import caption, encoded, pixels, write_array_record, write_folder, write_tar
+from pictured import (
+    caption,
+    encoded,
+    pixels,
+    write_array_record,
+    write_folder,
+    write_parquet,
+    write_tar,
+)
 from PIL import Image
 
 from jaxdiff.cli.train import run
@@ -68,16 +76,17 @@ def write(folder, kind):
             write_tar(folder / f"{start}.tar", range(start, start + 12), "png")
     elif kind == "records":
         write_array_record(folder / "a.array_record", range(24))
+    elif kind == "parquet":
+        for start in (0, 12):
+            write_parquet(folder / f"train-{start}.parquet", range(start, start + 12), rows=5)
     else:
         write_folder(folder, 24, table=True)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["folder", "tars", "records", "hub"])
+@pytest.mark.parametrize("kind", ["folder", "tars", "records", "parquet", "hub"])
 def test_every_kind_gives_each_picture_with_its_caption_once(tmp_path, kind, monkeypatch):
-    if kind == "hub":
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-        pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     config = config_of(write(tmp_path / "in", kind), kind)
     stream = training_batches(config, TOKENIZER)
     ids = {tuple(row): i for i, row in enumerate(tokenize(TOKENIZER, map_captions(24)).tolist())}

@@ -2,10 +2,11 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,18 +14,21 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.buckets import Size, assign, bucket_sizes, measured
 from jaxdiff.data.latents import DESCRIPTION, LatentSource
-from jaxdiff.data.plan import Plan, held_out
-from jaxdiff.data.samples import Make, Samples, picture_maker
+from jaxdiff.data.plan import Plan, RunPlan, held_out
+from jaxdiff.data.samples import Samples, picture_maker
 from jaxdiff.data.skipped import BrokenError, Skipped
-from jaxdiff.data.sources import PictureSource
+from jaxdiff.data.sources import PictureSource, RunSource
 from jaxdiff.data.sources.folder import FolderSource
 from jaxdiff.data.sources.hub import HubSource
+from jaxdiff.data.sources.parquet import ParquetSource
 from jaxdiff.data.sources.records import RecordSource
 from jaxdiff.data.sources.storage import fingerprint
 from jaxdiff.data.sources.tars import TarSource
 from jaxdiff.training.config import DataConfig
 
-Groups = list[tuple[Size, Int[NDArray, "_"]]]
+Items = Int[NDArray, "_"]
+Groups = list[tuple[Size, Items]]
+PIECES = 8  # in which items are held out that are stored in runs
 
 
 class Stored(NamedTuple):
@@ -56,12 +60,12 @@ def open_pictures(config: DataConfig, skipped: Skipped, *, captions: bool) -> Pi
         return TarSource(path, skipped, cache=cache_folder(config), captions=captions)
     if config.kind == "records":
         return RecordSource(path, skipped, captions=captions)
-    return HubSource(
-        path,
-        split=config.split,
-        image_key=config.image_key,
-        caption_key=config.caption_key,
-        captions=captions,
+    columns = {"image_key": config.image_key, "caption_key": config.caption_key}
+    if config.kind == "hub":
+        return HubSource(path, split=config.split, captions=captions, **columns)
+    cache = cache_folder(config)
+    return ParquetSource(
+        path, skipped, cache=cache, split=config.split, captions=captions, **columns
     )
 
 
@@ -87,13 +91,26 @@ def open_stored(config: DataConfig, batch_size: int, *, captions: bool = True) -
         latents = LatentSource(str(config.path))
         groups, mark = latents.groups(batch_size), latents.fingerprint
         make = plain = latents.make
+        source = None
     else:
         source = open_pictures(config, skipped, captions=captions)
         groups, mark = grouped(config, source, batch_size)
         sizes = [size for size, _ in groups]
         make = picture_maker(source, sizes, seed=config.seed, crop=config.crop, flip=config.flip)
         plain = picture_maker(source, sizes)
-    return _divided(config, groups, batch_size, (make, plain), (skipped, mark))
+    items = [group for _, group in groups]
+    if not sum(map(len, items)):
+        raise InputError(f"data.path: got {config.path} without usable items, expected some")
+    runs = source if isinstance(source, RunSource) else None
+    kept, held = _divided(items, config.held_out, None if runs is None else PIECES)
+    validated = max(map(len, held))
+    return Stored(
+        training=Samples(_order(kept, batch_size, config.seed, runs), make, skipped),
+        validation=Samples(Plan(held, batch_size=validated), plain, Skipped(1.0)),
+        validated=validated,
+        skipped=skipped,
+        fingerprint=mark,
+    )
 
 
 def stored_captions(config: DataConfig) -> Iterator[str]:
@@ -105,23 +122,21 @@ def stored_captions(config: DataConfig) -> Iterator[str]:
 
 
 def _divided(
-    config: DataConfig, groups: Groups, batch_size: int, makes: tuple[Make, Make], rest: Any
-) -> Stored:
-    """Training and validation; what is held out is of the size that most pictures have."""
-    items = [group for _, group in groups]
-    if not sum(len(group) for group in items):
-        raise InputError(f"data.path: got {config.path} without usable items, expected some")
+    items: list[Items], wanted: int, pieces: int | None
+) -> tuple[list[Items], list[Items]]:
+    """What of each group is trained on, and held out: of the size that most pictures have."""
     largest = int(np.argmax([len(group) for group in items]))
-    places = held_out(len(items[largest]), config.held_out)
+    places = held_out(len(items[largest]), wanted, pieces)
     kept = [np.delete(g, places) if i == largest else g for i, g in enumerate(items)]
     # Too few to spare any: then those that are trained on are validated too.
-    held = items[largest][places] if len(places) else items[largest][: config.held_out]
-    alone = [held if i == largest else held[:0] for i in range(len(items))]
-    skipped, mark = rest
-    return Stored(
-        training=Samples(Plan(kept, batch_size=batch_size, seed=config.seed), makes[0], skipped),
-        validation=Samples(Plan(alone, batch_size=len(held)), makes[1], Skipped(1.0)),
-        validated=len(held),
-        skipped=skipped,
-        fingerprint=mark,
-    )
+    held = items[largest][places] if len(places) else items[largest][:wanted]
+    return kept, [held if i == largest else held[:0] for i in range(len(items))]
+
+
+def _order(items: list[Items], batch_size: int, seed: int, runs: RunSource | None) -> Plan:
+    """The order of training; of a source with runs along these, as many as it holds at once."""
+    if runs is None:
+        return Plan(items, batch_size=batch_size, seed=seed)
+    most = max(1, runs.at_once // len(items))
+    lanes = math.gcd(batch_size, 1 << (most.bit_length() - 1))
+    return RunPlan(items, batch_size=batch_size, starts=runs.starts, lanes=lanes, seed=seed)

@@ -8,6 +8,8 @@ order.
 
 from typing import Protocol, TypedDict, runtime_checkable
 
+from jaxdiff.core.types import Int, NDArray
+
 
 class Record(TypedDict):
     """A captioned picture as it is stored: an encoded image file."""
@@ -34,3 +36,11 @@ class PictureSource(Protocol):
     def head(self, index: int, size: int) -> bytes:
         """At least the first `size` bytes of the picture of item `index`, if it has as many."""
         ...
+
+
+@runtime_checkable
+class RunSource(PictureSource, Protocol):
+    """A source whose items are stored in runs: reading one costs as much as reading all of it."""
+
+    starts: Int[NDArray, "_"]  # the first item of each run, and the number of items
+    at_once: int  # runs that may be read from at the same time

@@ -6,16 +6,24 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, one_of, positive
 
 VARIATIONS = (1, 2, 4, 8)
-PICTURES = ("folder", "tars", "records", "hub")  # kinds of data that are pictures as stored
+PICTURES = (
+    "folder",
+    "tars",
+    "records",
+    "parquet",
+    "hub",
+)  # kinds of data that are pictures as stored
 _STORED = {"kind", "seed", "threads", "path", "max_broken", "held_out", "caption"}
 _PREPARED = _STORED | {"resolution", "widest", "cell", "crop", "flip", "cache"}
+_TABLE = {"split", "image_key", "caption_key"}
 # The fields that count for each kind of data.
 DATA_FIELDS: dict[str, set[str]] = {
     "scenes": {"kind", "seed", "threads", "variations"},
     "folder": _PREPARED | {"caption_key"},
     "tars": _PREPARED,
     "records": _PREPARED,
-    "hub": _PREPARED | {"split", "image_key", "caption_key"},
+    "parquet": _PREPARED | _TABLE,
+    "hub": _PREPARED | _TABLE,
     "latents": _STORED,
 }
 
@@ -27,7 +35,7 @@ class DataConfig:
     A kind in PICTURES reads pictures, `latents` what `jaxdiff cache-latents` has made of them.
     """
 
-    kind: str = "scenes"  # scenes, folder, tars, records, hub or latents
+    kind: str = "scenes"  # scenes, folder, tars, records, parquet, hub or latents
     path: str | None = None  # folder or URL of what is stored; for hub a dataset's name
     seed: int = 0  # of the scenes, of crops and flips, and of their order
     variations: int = 1  # how many of a batch's consecutive scenes differ in one thing only
@@ -36,7 +44,7 @@ class DataConfig:
     cell: int = 64  # sides of the buckets are multiples of it
     crop: str = "centre"  # what is cut out of a resized picture: centre or random
     flip: bool = False  # whether half of the pictures are mirrored
-    split: str = "train"  # of a dataset from the Hub
+    split: str = "train"  # of a Hugging Face dataset
     image_key: str = "image"  # its column of pictures
     caption_key: str = "text"  # its column of captions; in metadata.jsonl the key of captions
     caption: str | None = None  # of all pictures, in place of their own, which are not asked for

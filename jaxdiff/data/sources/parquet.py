@@ -1,0 +1,173 @@
+"""Parquet files as Hugging Face stores datasets, read in place: nothing is downloaded as a whole.
+
+The footer of each file is read once, to list its row groups; the lists are kept in a cache folder.
+After that a row group is one read, of 100 rows or so, and stays in memory for a while. Needs the
+package `pyarrow`.
+"""
+
+import importlib
+import os
+import pathlib
+import re
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Int, NDArray
+from jaxdiff.data.skipped import BrokenError, Skipped
+from jaxdiff.data.sources import Record
+from jaxdiff.data.sources.rows import Columns, picture
+from jaxdiff.data.sources.storage import Storage, fingerprint, version
+
+READERS = 8  # files that are listed at the same time
+BROKEN = "truncated or broken Parquet file"
+HELD = 2**30  # bytes of the row groups that are read from at the same time, about
+SPLITS = ("train", "validation", "valid", "val", "test")
+
+
+def _package() -> Any:
+    try:
+        return importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise InputError(
+            "data.kind: got parquet without the package pyarrow, expected it: pip install pyarrow"
+        ) from None
+
+
+class Listing(NamedTuple):
+    """The row groups of a file, none of one that is broken."""
+
+    rows: Int[NDArray, "n"]
+    sizes: Int[NDArray, "n"]  # bytes in memory
+    columns: list[str]
+
+
+class ParquetSource:
+    """The rows of all .parquet files below a folder that are of a split, in the order of the files.
+
+    Where names of files or folders say of which split they are (train-00000-of-00010.parquet),
+    those of another are left out. `cache` is a local folder. Implements RunSource: rows of one
+    group are to be read one soon after the other.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        skipped: Skipped,
+        *,
+        cache: pathlib.Path,
+        split: str = "train",
+        image_key: str = "image",
+        caption_key: str = "text",
+        captions: bool = True,
+    ) -> None:
+        self._package, self._storage = _package(), Storage(path)
+        found = {n: d for n, d in self._storage.find().items() if n.endswith(".parquet")}
+        names = _of_split(path, list(found), split)
+        self._columns = Columns(image_key, caption_key if captions else None)
+        marks = [fingerprint(path, name, version(found[name])) for name in names]
+        with ThreadPoolExecutor(READERS) as pool:
+            listed = list(pool.map(lambda n, m: self._listed(n, cache / f"{m}.npz"), names, marks))
+        for name, listing in zip(names, listed, strict=True):
+            skipped.seen()
+            if listing.columns:
+                self._columns.check(f"{path}: {name}", listing.columns)
+            else:
+                skipped.broken(BROKEN, where=f"{path}: {name}")
+        self._places = [
+            (n, g) for n, one in zip(names, listed, strict=True) for g in range(len(one.rows))
+        ]
+        rows = [count for listing in listed for count in listing.rows.tolist()]
+        self.starts = np.cumsum([0, *rows])
+        largest = max((int(one.sizes.max()) for one in listed if len(one.sizes)), default=1)
+        self.at_once = int(np.clip(HELD // max(largest, 1), 1, 64))
+        self._groups: dict[int, Future[Any]] = {}  # the newest last
+        self._lock = threading.Lock()
+        parts = (
+            f"{n} {one.rows.tolist()} {one.sizes.tolist()}"
+            for n, one in zip(names, listed, strict=True)
+        )
+        self.fingerprint = fingerprint(*self._columns.names, *parts)
+
+    def _listed(self, name: str, kept: pathlib.Path) -> Listing:
+        if kept.exists():
+            with np.load(kept) as table:
+                return Listing(table["rows"], table["sizes"], table["columns"].tolist())
+        try:
+            with self._storage.open(name) as file:
+                said = self._package.ParquetFile(file)
+                groups = [said.metadata.row_group(i) for i in range(said.metadata.num_row_groups)]
+                columns = list(said.schema_arrow.names)
+        except ValueError:  # of the package, about what it has read
+            groups, columns = [], []
+        except OSError as error:  # not a fault of the file's, and perhaps gone at the next attempt
+            raise InputError(f"{name}: got {error}, expected a file to read") from None
+        rows = np.array([group.num_rows for group in groups], np.int64)
+        sizes = np.array([group.total_byte_size for group in groups], np.int64)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_name(f".{kept.name}.{os.getpid()}.part.npz")
+        np.savez(temporary, rows=rows, sizes=sizes, columns=np.array(columns, np.str_))
+        temporary.replace(kept)
+        return Listing(rows, sizes, columns)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        return self._columns.record(self._row(index))
+
+    def head(self, index: int, size: int) -> bytes:
+        """The whole picture: a row is read at once."""
+        del size
+        return picture(self._row(index)[self._columns.image])
+
+    def _row(self, index: int) -> dict[str, Any]:
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        (row,) = self._group(number).slice(int(index - self.starts[number]), 1).to_pylist()
+        return row
+
+    def _group(self, number: int) -> Any:
+        """A row group, read by the first thread that asks for it and kept while it is new."""
+        with self._lock:
+            future = self._groups.pop(number, None)
+            mine = future is None
+            future = future or Future()
+            self._groups[number] = future
+            for old in list(self._groups)[: -2 * self.at_once]:
+                del self._groups[old]
+        if mine:
+            try:
+                future.set_result(self._read(*self._places[number]))
+            except Exception as error:  # told to all that wait for it
+                if str(error) != BROKEN:  # perhaps gone at the next attempt
+                    with self._lock:
+                        self._groups.pop(number, None)
+                future.set_exception(error)
+        return future.result()
+
+    def _read(self, name: str, group: int) -> Any:
+        try:
+            with self._storage.open(name) as file:
+                table = self._package.ParquetFile(file, pre_buffer=True)
+                return table.read_row_group(group, columns=self._columns.names)
+        except (ValueError, OSError):  # of what was read, or of reading it
+            self._storage.read(name, 0, 1)  # BrokenError if it is the storage
+            raise BrokenError(BROKEN) from None
+
+
+def _of_split(path: str, names: list[str], split: str) -> list[str]:
+    """The files of a split; InputError if there are none."""
+
+    def of(split: str) -> list[str]:
+        word = re.compile(rf"(?:^|[/_-]){re.escape(split)}(?:[/._-]|$)")
+        return [name for name in names if word.search(name)]
+
+    told = of(split)
+    if not told and not any(map(of, SPLITS)):
+        told = names
+    if not told:
+        raise InputError(f"data.path: got {path}, expected .parquet files of the split {split!r}")
+    return told
