@@ -3,9 +3,9 @@
     PYTHONPATH=. python benchmarks/data.py [--side 512] [--resolution 512] [--threads 1 2]
 
 Writes JPEGs of SIDE x 4/3 SIDE pixels as a folder, tars, ArrayRecord, Parquet and latents where
-there are none, then reads them from the page cache: whole batches of cropped, flipped pictures as training
-gets them, without tokens. Prints pictures per second, the best of three runs each. Latents are of
-the size that a VAE with 8 pixels and 4 channels per latent makes of the resolution.
+there are none, then reads them from the page cache: whole batches of cropped, flipped pictures as
+training gets them, without tokens. Prints pictures per second, the best of three runs each. Latents
+are of the size that a VAE with 8 pixels and 4 channels per latent makes of the resolution.
 """
 
 import argparse

@@ -16,8 +16,8 @@ TPU wants 8 pictures a chip or a multiple of it (docs/training.md). On other mac
 | v5p-128, which is 64 chips | --mesh.fsdp 8 |
 | 8 x H200 | --mesh.fsdp 1 --batch-size 1024, with XLA_CLIENT_MEM_FRACTION=.95 |
 
-What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 37 minutes of a core and 15
-GB, and in 17 minutes and 16 GB:
+What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 17 (v5p) to 37 minutes of a
+core and 15 to 16 GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       8.95 GiB of 15.75 GiB a chip: fits
@@ -39,17 +39,15 @@ v5p:4x4x4  64 chips, batch 2048 (32 a chip)
   step         359.9 ms if all overlap, 5689.8 images/s
   utilisation  46.9% of the bfloat16 peak (45.8% if nothing overlaps)
 
-By libtpu 0.0.52, which is newer than JAX 0.10.2 is made for:
-
 v6e:16x16  256 chips, batch 2048 (8 a chip)
-  memory       8.83 GiB of 31.24 GiB a chip: fits
+  memory       9.11 GiB of 31.24 GiB a chip: fits
     held       weights 0.20 GiB, ema 0.20 GiB, optimiser 0.40 GiB, frozen 0.01 GiB
-    arguments 0.83 GiB, temporaries 7.25 GiB, code 0.75 GiB
+    arguments 0.83 GiB, temporaries 7.55 GiB, code 0.73 GiB
   FLOPs        1.936e+13 of the model, 1.588e+13 by the compiler without kernels
-  cycles       114.8 M estimated + 45.3 M scheduled for kernels: 91.5 ms at 1.75 GHz
+  cycles       115.1 M estimated + 45.5 M scheduled for kernels: 91.7 ms at 1.75 GHz
   collectives  356 all-gather 1.715 GiB, 20 all-reduce 3.190 GiB: 11.8 ms on the links
-  step         91.5 ms if all overlap, 22388.9 images/s
-  utilisation  23.1% of the bfloat16 peak (20.4% if nothing overlaps)
+  step         91.7 ms if all overlap, 22324.2 images/s
+  utilisation  23.0% of the bfloat16 peak (20.4% if nothing overlaps)
 
 By jax-cuda13-plugin 0.10.2 without `--no-largest`, in 8 minutes of a core and 5 GB:
 

@@ -17,7 +17,7 @@ configs/tune_full.py is the same program. On other machines:
 | 8 x H200 | --mesh.fsdp 8 --batch-size 128, with XLA_CLIENT_MEM_FRACTION=.95 |
 
 What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 49 minutes of a core (with
-jemalloc for its memory) and 20 GB:
+jemalloc for its memory) and 20 GB, and in 25 minutes (v5p):
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       13.54 GiB of 15.75 GiB a chip: fits
@@ -28,6 +28,16 @@ v5e:16x16  256 chips, batch 2048 (8 a chip)
   collectives  1057 all-gather 6.190 GiB, 54 all-reduce 9.529 GiB: 84.4 ms on the links
   step         1619.2 ms if all overlap, 1264.8 images/s
   utilisation  51.0% of the bfloat16 peak (48.5% if nothing overlaps)
+
+v5p:4x4x4  64 chips, batch 1024 (16 a chip)
+  memory       22.28 GiB of 95.73 GiB a chip: fits
+    held       weights 1.20 GiB, ema 1.20 GiB, optimiser 2.40 GiB, frozen 0.19 GiB
+    arguments 5.01 GiB, temporaries 16.75 GiB, code 0.51 GiB
+  FLOPs        3.255e+14 of the model, 3.528e+14 by the compiler without kernels
+  cycles       2285.0 M estimated + 400.3 M scheduled for kernels: 1534.5 ms at 1.75 GHz
+  collectives  1057 all-gather 5.502 GiB, 53 all-reduce 9.417 GiB: 26.7 ms on the links
+  step         1534.5 ms if all overlap, 667.3 images/s
+  utilisation  46.2% of the bfloat16 peak (45.4% if nothing overlaps)
 
 By jax-cuda13-plugin 0.10.2 in 9 minutes and 6 GB:
 
