@@ -245,12 +245,14 @@ def bucket(tmp_path):
     memory.rm("/bucket", recursive=True)
 
 
-def test_folders_and_tars_may_lie_in_a_bucket(tmp_path, bucket):
+def test_folders_tars_and_parquet_may_lie_in_a_bucket(tmp_path, bucket):
     write_folder(tmp_path / "a", 3)
     write_tar(tmp_path / "a" / "0.tar", range(3, 7))
+    write_parquet(tmp_path / "a" / "0.parquet", range(7, 12))
     url = bucket(tmp_path / "a")
     assert numbers(FolderSource(url, Skipped())) == [0, 1, 2]
     assert numbers(TarSource(url, Skipped(), cache=tmp_path / "cache")) == [3, 4, 5, 6]
+    assert numbers(ParquetSource(url, Skipped(), cache=tmp_path / "cache")) == [7, 8, 9, 10, 11]
 
 
 def test_array_record_needs_a_local_folder(tmp_path, bucket):

@@ -6,6 +6,7 @@ package `pyarrow`.
 """
 
 import importlib
+import io
 import os
 import pathlib
 import re
@@ -23,6 +24,7 @@ from jaxdiff.data.sources.rows import Columns, picture
 from jaxdiff.data.sources.storage import Storage, fingerprint, version
 
 READERS = 8  # files that are listed at the same time
+MAGIC = b"PAR1"  # at the beginning and the end of a file
 BROKEN = "truncated or broken Parquet file"
 HELD = 2**30  # bytes of the row groups that are read from at the same time, about
 SPLITS = ("train", "validation", "valid", "val", "test")
@@ -68,9 +70,13 @@ class ParquetSource:
         found = {n: d for n, d in self._storage.find().items() if n.endswith(".parquet")}
         names = _of_split(path, list(found), split)
         self._columns = Columns(image_key, caption_key if captions else None)
-        marks = [fingerprint(path, name, version(found[name])) for name in names]
+
+        def list_one(name: str) -> Listing:
+            kept = cache / f"{fingerprint(path, name, version(found[name]))}.npz"
+            return self._listed(name, int(found[name]["size"]), kept)
+
         with ThreadPoolExecutor(READERS) as pool:
-            listed = list(pool.map(lambda n, m: self._listed(n, cache / f"{m}.npz"), names, marks))
+            listed = list(pool.map(list_one, names))
         for name, listing in zip(names, listed, strict=True):
             skipped.seen()
             if listing.columns:
@@ -92,19 +98,20 @@ class ParquetSource:
         )
         self.fingerprint = fingerprint(*self._columns.names, *parts)
 
-    def _listed(self, name: str, kept: pathlib.Path) -> Listing:
+    def _listed(self, name: str, size: int, kept: pathlib.Path) -> Listing:
         if kept.exists():
             with np.load(kept) as table:
                 return Listing(table["rows"], table["sizes"], table["columns"].tolist())
         try:
-            with self._storage.open(name) as file:
-                said = self._package.ParquetFile(file)
-                groups = [said.metadata.row_group(i) for i in range(said.metadata.num_row_groups)]
-                columns = list(said.schema_arrow.names)
-        except ValueError:  # of the package, about what it has read
-            groups, columns = [], []
-        except OSError as error:  # not a fault of the file's, and perhaps gone at the next attempt
+            footer = self._footer(name, size)
+        except BrokenError as error:  # not a fault of the file's, perhaps gone at the next attempt
             raise InputError(f"{name}: got {error}, expected a file to read") from None
+        try:
+            said = self._package.read_metadata(io.BytesIO(MAGIC + footer))
+            groups = [said.row_group(i) for i in range(said.num_row_groups)]
+            columns = list(said.schema.to_arrow_schema().names)
+        except (ValueError, OSError):  # both are said of damaged bytes
+            groups, columns = [], []
         rows = np.array([group.num_rows for group in groups], np.int64)
         sizes = np.array([group.total_byte_size for group in groups], np.int64)
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +119,12 @@ class ParquetSource:
         np.savez(temporary, rows=rows, sizes=sizes, columns=np.array(columns, np.str_))
         temporary.replace(kept)
         return Listing(rows, sizes, columns)
+
+    def _footer(self, name: str, size: int) -> bytes:
+        """The end of a file: its description, its length in 4 bytes, and MAGIC."""
+        end = len(MAGIC) + 4
+        length = int.from_bytes(self._storage.read(name, max(size - end, 0), size)[:4], "little")
+        return self._storage.read(name, max(size - end - length, 0), size)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -153,7 +166,7 @@ class ParquetSource:
             with self._storage.open(name) as file:
                 table = self._package.ParquetFile(file, pre_buffer=True)
                 return table.read_row_group(group, columns=self._columns.names)
-        except (ValueError, OSError):  # of what was read, or of reading it
+        except Exception:  # of what was read, or of reading it: each storage has errors of its own
             self._storage.read(name, 0, 1)  # BrokenError if it is the storage
             raise BrokenError(BROKEN) from None
 

@@ -30,7 +30,7 @@ class Storage:
         """What is known of each file (its "size" at least), by path below the folder, sorted."""
         try:
             found = self.fs.find(self.root, detail=True) if self.fs.isdir(self.root) else {}
-        except OSError as error:
+        except Exception as error:  # each file system has errors of its own
             raise InputError(f"data.path: got {self.path} ({error}), expected a folder") from None
         if not found:
             raise InputError(f"data.path: got {self.path}, expected a folder with files")
@@ -47,7 +47,7 @@ class Storage:
             return self.fs.cat_file(self._full(name), start=start, end=end)
         except FileNotFoundError:
             raise BrokenError(MISSING) from None
-        except OSError:
+        except Exception:  # each file system has errors of its own
             raise BrokenError(UNREADABLE) from None
 
     def text(self, name: str) -> str:
@@ -58,8 +58,13 @@ class Storage:
             raise InputError(f"{self.path}: {name}: got {error}, expected a text file") from None
 
     def open(self, name: str) -> Any:
-        """A file for sequential reading; OSError if it cannot be read."""
-        return self.fs.open(self._full(name), "rb")
+        """A file for sequential reading; OSError if it cannot be opened."""
+        try:
+            return self.fs.open(self._full(name), "rb")
+        except OSError:
+            raise
+        except Exception as error:  # each file system has errors of its own
+            raise OSError(str(error)) from None
 
     def local(self, name: str) -> pathlib.Path:
         """The path of a file for readers that know the local file system only."""
@@ -75,7 +80,17 @@ class Storage:
 
 def version(details: dict[str, Any]) -> str:
     """What changes when a file is written anew, as far as its storage says."""
-    marks = ("size", "mtime", "created", "etag", "ETag", "md5Hash", "LastModified", "generation")
+    marks = (
+        "size",
+        "mtime",
+        "created",
+        "etag",
+        "ETag",
+        "md5Hash",
+        "LastModified",
+        "generation",
+        "blob_id",
+    )
     # The local file system's "created" also changes with a rename; its mtime says enough.
     known = [(m, str(details[m])) for m in marks if m in details]
     if "mtime" in details:
