@@ -26,6 +26,16 @@ v5e:16x16  256 chips, batch 2048 (8 a chip)
   step         590.1 ms if all overlap, 3470.4 images/s
   utilisation  44.6% of the bfloat16 peak (42.6% if nothing overlaps)
 
+v5p:4x4x4  64 chips, batch 2048 (32 a chip)
+  memory       45.77 GiB of 95.73 GiB a chip: fits
+    held       weights 0.40 GiB, ema 0.40 GiB, optimiser 0.81 GiB, frozen 0.08 GiB
+    arguments 1.72 GiB, temporaries 43.05 GiB, code 1.01 GiB
+  FLOPs        2.076e+14 of the model, 1.877e+14 by the compiler without kernels
+  cycles       1450.8 M estimated + 463.4 M scheduled for kernels: 1093.8 ms at 1.75 GHz
+  collectives  422 all-gather 1.965 GiB, 21 all-reduce 3.358 GiB: 9.5 ms on the links
+  step         1093.8 ms if all overlap, 1872.3 images/s
+  utilisation  41.4% of the bfloat16 peak (41.0% if nothing overlaps)
+
 By jax-cuda13-plugin 0.10.2 in 2 minutes and 4 GB:
 
 h200:8  8 GPUs, batch 256 (32 a GPU)

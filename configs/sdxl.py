@@ -16,8 +16,8 @@ configs/tune_full.py is the same program. On other machines:
 | v5p-128, which is 64 chips | --mesh.fsdp 8 --batch-size 1024 |
 | 8 x H200 | --mesh.fsdp 8 --batch-size 128, with XLA_CLIENT_MEM_FRACTION=.95 |
 
-What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 49 minutes of a core (with
-jemalloc for its memory) and 20 GB, and in 25 minutes (v5p):
+What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 25 (v5p) to 49 minutes of a
+core (v5e, with jemalloc for its memory) and 16 to 21 GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       13.54 GiB of 15.75 GiB a chip: fits
@@ -28,6 +28,16 @@ v5e:16x16  256 chips, batch 2048 (8 a chip)
   collectives  1057 all-gather 6.190 GiB, 54 all-reduce 9.529 GiB: 84.4 ms on the links
   step         1619.2 ms if all overlap, 1264.8 images/s
   utilisation  51.0% of the bfloat16 peak (48.5% if nothing overlaps)
+
+v6e:16x16  256 chips, batch 2048 (8 a chip)
+  memory       12.44 GiB of 31.24 GiB a chip: fits
+    held       weights 0.16 GiB, ema 0.16 GiB, optimiser 0.31 GiB, frozen 0.03 GiB
+    arguments 0.77 GiB, temporaries 11.28 GiB, code 0.39 GiB
+  FLOPs        1.627e+14 of the model, 1.764e+14 by the compiler without kernels
+  cycles       943.0 M estimated + 294.1 M scheduled for kernels: 706.9 ms at 1.75 GHz
+  collectives  1057 all-gather 6.190 GiB, 54 all-reduce 9.529 GiB: 37.7 ms on the links
+  step         706.9 ms if all overlap, 2897.2 images/s
+  utilisation  25.1% of the bfloat16 peak (23.8% if nothing overlaps)
 
 v5p:4x4x4  64 chips, batch 1024 (16 a chip)
   memory       22.28 GiB of 95.73 GiB a chip: fits

@@ -89,9 +89,9 @@ class RunPlan(Plan):
     """The same for items that are stored in runs, of which few are read from at the same time.
 
     `starts` are the first items of the runs, and the items of a group ascend. The runs of a group
-    come in random order, and so do the items in each. A batch is of `lanes` parts of one size; each part goes along a stretch of
-    its own of that order, so a batch is of so many runs, and a process that has some of the parts
-    reads their runs alone.
+    come in random order, and so do the items in each. A batch is of `lanes` parts of one size;
+    each part goes along a stretch of its own of that order, so a batch is of so many runs, and a
+    process that has some of the parts reads their runs alone.
     """
 
     def __init__(
