@@ -13,8 +13,8 @@ As configs/sd15.py, but for the network: heads of 64 channels, 9216 tokens at th
 | v5p-128, which is 64 chips | --mesh.fsdp 8 |
 | 8 x H200 | --mesh.fsdp 1 --batch-size 256, with XLA_CLIENT_MEM_FRACTION=.95 |
 
-What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 31 minutes of a core and 15
-GB:
+What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 23 (v5p) to 46 minutes (v6e)
+of a core and 15 to 18 GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       12.95 GiB of 15.75 GiB a chip: fits
@@ -25,6 +25,16 @@ v5e:16x16  256 chips, batch 2048 (8 a chip)
   collectives  422 all-gather 2.105 GiB, 20 all-reduce 3.214 GiB: 28.6 ms on the links
   step         590.1 ms if all overlap, 3470.4 images/s
   utilisation  44.6% of the bfloat16 peak (42.6% if nothing overlaps)
+
+v6e:16x16  256 chips, batch 2048 (8 a chip)
+  memory       13.65 GiB of 31.24 GiB a chip: fits
+    held       weights 0.20 GiB, ema 0.20 GiB, optimiser 0.41 GiB, frozen 0.04 GiB
+    arguments 0.87 GiB, temporaries 12.39 GiB, code 0.39 GiB
+  FLOPs        5.191e+13 of the model, 4.384e+13 by the compiler without kernels
+  cycles       322.1 M estimated + 163.5 M scheduled for kernels: 277.5 ms at 1.75 GHz
+  collectives  422 all-gather 2.105 GiB, 21 all-reduce 3.399 GiB: 13.2 ms on the links
+  step         277.5 ms if all overlap, 7379.2 images/s
+  utilisation  20.4% of the bfloat16 peak (19.4% if nothing overlaps)
 
 v5p:4x4x4  64 chips, batch 2048 (32 a chip)
   memory       45.77 GiB of 95.73 GiB a chip: fits
