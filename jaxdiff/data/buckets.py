@@ -3,7 +3,6 @@
 All pictures of a batch have the size of one bucket, so a training compiles once for each.
 """
 
-import os
 import pathlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from jaxdiff.core.validate import in_range, positive
 from jaxdiff.data.pictures import HEAD, size_of
 from jaxdiff.data.skipped import BrokenError
 from jaxdiff.data.sources import PictureSource
-from jaxdiff.data.sources.storage import UNREADABLE
+from jaxdiff.data.sources.storage import UNREADABLE, keep
 
 Size = tuple[int, int]  # height, width
 
@@ -92,8 +91,5 @@ def measured(source: PictureSource, cache: pathlib.Path) -> Int[NDArray, "n 2"]:
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(measure, range(len(source)), chunksize=64))
     sizes = np.array(found, np.int32).reshape(-1, 2)
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.part.npy")
-    np.save(temporary, sizes)
-    temporary.replace(kept)
+    keep(kept, lambda file: np.save(file, sizes))
     return sizes

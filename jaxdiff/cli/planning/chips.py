@@ -101,6 +101,20 @@ class GPU(Chip):
         )
 
 
+H100 = GPU(
+    name="NVIDIA H100 80GB HBM3",
+    memory=84_942_979_072,
+    peak=989.5e12,
+    bandwidth=3352e9,
+    link=450e9,
+    capability=9,
+    processors=132,
+    lanes=128,
+    clock=1.98e9,
+    cache=50 * 2**20,
+    shared=228 * 2**10,
+)
+
 CHIPS: dict[str, Chip] = {
     "v4": TPU(
         memory=30.75 * GIB,
@@ -156,30 +170,6 @@ CHIPS: dict[str, Chip] = {
         cache=40 * 2**20,
         shared=164 * 2**10,
     ),
-    "h100": GPU(
-        name="NVIDIA H100 80GB HBM3",
-        memory=84_942_979_072,
-        peak=989.5e12,
-        bandwidth=3352e9,
-        link=450e9,
-        capability=9,
-        processors=132,
-        lanes=128,
-        clock=1.98e9,
-        cache=50 * 2**20,
-        shared=228 * 2**10,
-    ),
-    "h200": GPU(
-        name="NVIDIA H200",
-        memory=151_397_597_184,
-        peak=989.5e12,
-        bandwidth=4800e9,
-        link=450e9,
-        capability=9,
-        processors=132,
-        lanes=128,
-        clock=1.98e9,
-        cache=50 * 2**20,
-        shared=228 * 2**10,
-    ),
+    "h100": H100,
+    "h200": dataclasses.replace(H100, name="NVIDIA H200", memory=151_397_597_184, bandwidth=4800e9),
 }

@@ -7,7 +7,6 @@ package `pyarrow`.
 
 import importlib
 import io
-import os
 import pathlib
 import re
 import threading
@@ -21,7 +20,7 @@ from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources import Record
 from jaxdiff.data.sources.rows import Columns, picture
-from jaxdiff.data.sources.storage import Storage, fingerprint, version
+from jaxdiff.data.sources.storage import Storage, fingerprint, keep, version
 
 READERS = 8  # files that are listed at the same time
 MAGIC = b"PAR1"  # at the beginning and the end of a file
@@ -76,26 +75,21 @@ class ParquetSource:
             return self._listed(name, int(found[name]["size"]), kept)
 
         with ThreadPoolExecutor(READERS) as pool:
-            listed = list(pool.map(list_one, names))
-        for name, listing in zip(names, listed, strict=True):
+            listed = dict(zip(names, pool.map(list_one, names), strict=True))
+        for name, listing in listed.items():
             skipped.seen()
             if listing.columns:
                 self._columns.check(f"{path}: {name}", listing.columns)
             else:
                 skipped.broken(BROKEN, where=f"{path}: {name}")
-        self._places = [
-            (n, g) for n, one in zip(names, listed, strict=True) for g in range(len(one.rows))
-        ]
-        rows = [count for listing in listed for count in listing.rows.tolist()]
+        self._places = [(name, g) for name, one in listed.items() for g in range(len(one.rows))]
+        rows = [count for one in listed.values() for count in one.rows.tolist()]
         self.starts = np.cumsum([0, *rows])
-        largest = max((int(one.sizes.max()) for one in listed if len(one.sizes)), default=1)
+        largest = max((size for one in listed.values() for size in one.sizes.tolist()), default=1)
         self.at_once = int(np.clip(HELD // max(largest, 1), 1, 64))
         self._groups: dict[int, Future[Any]] = {}  # the newest last
         self._lock = threading.Lock()
-        parts = (
-            f"{n} {one.rows.tolist()} {one.sizes.tolist()}"
-            for n, one in zip(names, listed, strict=True)
-        )
+        parts = (f"{name} {one.rows.tolist()} {one.sizes.tolist()}" for name, one in listed.items())
         self.fingerprint = fingerprint(*self._columns.names, *parts)
 
     def _listed(self, name: str, size: int, kept: pathlib.Path) -> Listing:
@@ -114,10 +108,8 @@ class ParquetSource:
             groups, columns = [], []
         rows = np.array([group.num_rows for group in groups], np.int64)
         sizes = np.array([group.total_byte_size for group in groups], np.int64)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(f".{kept.name}.{os.getpid()}.part.npz")
-        np.savez(temporary, rows=rows, sizes=sizes, columns=np.array(columns, np.str_))
-        temporary.replace(kept)
+        names = np.array(columns, np.str_)
+        keep(kept, lambda file: np.savez(file, rows=rows, sizes=sizes, columns=names))
         return Listing(rows, sizes, columns)
 
     def _footer(self, name: str, size: int) -> bytes:

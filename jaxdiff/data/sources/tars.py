@@ -21,7 +21,7 @@ from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.skipped import Skipped
 from jaxdiff.data.sources import Record
 from jaxdiff.data.sources.folder import EMPTY, EXTENSIONS, NO_CAPTION, NO_PICTURE, decoded
-from jaxdiff.data.sources.storage import Storage, fingerprint, version
+from jaxdiff.data.sources.storage import Storage, fingerprint, keep, version
 
 READERS = 8  # tars that are listed at the same time
 TRUNCATED = "truncated or broken tar"
@@ -80,10 +80,7 @@ class TarSource:
                 listing = _list(file)
         except OSError as error:  # not a fault of the tar's, and perhaps gone at the next attempt
             raise InputError(f"{name}: got {error}, expected a tar to read") from None
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(f".{kept.name}.{os.getpid()}.part.npz")
-        np.savez(temporary, **listing._asdict())
-        temporary.replace(kept)
+        keep(kept, lambda file: np.savez(file, **listing._asdict()))
         return listing
 
     def _count(self, name: str, listing: Listing, skipped: Skipped) -> None:
