@@ -8,7 +8,16 @@ import tempfile
 from collections.abc import Iterator
 
 from jaxdiff.checkpoints.jsonfiles import reason
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, WriteError
+
+
+@contextlib.contextmanager
+def writing(target: pathlib.Path, wanted: str = "a file to write") -> Iterator[None]:
+    """Turn what the operating system says of `target` into a WriteError."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{target}: got {reason(error)}, expected {wanted}") from None
 
 
 @contextlib.contextmanager
@@ -23,7 +32,7 @@ def new_folder(
     """
     target = target.resolve()
     _check_target(target, marker)
-    try:
+    with writing(target, "a folder that can be written"):
         target.parent.mkdir(parents=True, exist_ok=True)
         work = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         new, old = work / "new", work / "old"
@@ -41,20 +50,15 @@ def new_folder(
                 old.rename(target)
             if not old.exists():  # it has what could not be moved
                 shutil.rmtree(work)
-    except OSError as error:  # no permission, no space, ...
-        wanted = "a folder that can be written"
-        raise InputError(f"{target}: got {reason(error)}, expected {wanted}") from None
 
 
 def check_file(target: pathlib.Path) -> None:
     """InputError unless a file `target` can be written; makes the folder that it is to lie in."""
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         os.close(handle)
         pathlib.Path(name).unlink()
-    except OSError as error:
-        raise InputError(f"{target}: got {reason(error)}, expected a file to write") from None
     if target.is_dir():
         raise InputError(f"{target}: got a folder, expected a file to write")
 
@@ -64,10 +68,9 @@ def new_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary file beside `target` that takes its place when the block ends well."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        yield temporary
-        temporary.replace(target)
-    except OSError as error:
-        raise InputError(f"{target}: got {reason(error)}, expected a file to write") from None
+        with writing(target):
+            yield temporary
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
 """Checkpoints of a training: arrays and host state in one folder per step, all or nothing."""
 
 import contextlib
-import gc
+import inspect
 import json
 import logging
 import pathlib
@@ -17,15 +17,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.core.types import Array, PyTree
 from jaxdiff.parallel.processes import all_say
 
 UNREADABLE = "unreadable-"  # in front of the step: what a damaged checkpoint is renamed to
-
-
-class SaveError(OSError):
-    """A checkpoint could not be written; those that were complete before are still there."""
 
 
 class Restored(NamedTuple):
@@ -50,8 +46,7 @@ class TrainingStore:
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int = 2, read_only: bool = False) -> None:
-        # Its log has every error ten times over, with tracebacks; they are raised here, once.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _silence_repetitions()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             # Made by a thread, a folder that cannot be made leaves others waiting for ten minutes.
@@ -87,7 +82,8 @@ class TrainingStore:
         """Write `state` (arrays) and `host` (JSON values) as `step`, unless it is there already.
 
         Returns when the arrays have been copied from the devices: their buffers may be given away
-        then. A thread writes the copies; the next `save`, `check` or `wait` raises its SaveError.
+        then. A thread writes the copies; the next `save`, `check` or `wait` raises its WriteError;
+        those that were complete before are still there.
         """
         if step in self._manager.all_steps():
             return
@@ -102,12 +98,12 @@ class TrainingStore:
             )
 
     def check(self) -> None:
-        """Raise the SaveError of a save that has ended badly; do not wait for one under way."""
+        """Raise the WriteError of a save that has ended badly; do not wait for one under way."""
         if not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Return when all that was saved is on disk; SaveError if it could not be written."""
+        """Return when all that was saved is on disk; WriteError if it could not be written."""
         with _saving(self._newest):
             self._manager.wait_until_finished()
 
@@ -122,8 +118,7 @@ class TrainingStore:
         damaged = []
         for step in steps:
             try:
-                with _first_error_only():
-                    found = self._read(step, template)
+                found = self._read(step, template)
             except InputError:
                 raise
             except Exception as error:  # each layer of the reader has errors of its own
@@ -200,31 +195,37 @@ def _sums(leaves: list[Array]) -> Array:
     return jnp.stack([jnp.sum(words(leaf), dtype=jnp.uint32) for leaf in leaves])
 
 
-@contextlib.contextmanager
-def _first_error_only() -> Iterator[None]:
-    """Silence what other tasks complain of where one array cannot be read or written."""
-    previous, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a coroutine was never awaited
-            try:
-                yield
-            except Exception:
-                gc.collect()
-                raise
-    finally:
-        sys.unraisablehook = previous
+def _silence_repetitions() -> None:
+    """From now on an error of orbax is raised, once, and not logged ten times with tracebacks.
+
+    Where one array cannot be read or written, those that work on others are left alone: they find
+    out at any moment until the process ends, and nobody can catch what they raise then.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    global _heard
+    if sys.unraisablehook is not _hear_others:
+        _heard, sys.unraisablehook = sys.unraisablehook, _hear_others
+
+
+_heard = sys.unraisablehook
+
+
+def _hear_others(error: Any) -> None:
+    left_alone = inspect.iscoroutine(error.object) or str(error.exc_value) == "Event loop is closed"
+    if not left_alone:
+        _heard(error)
 
 
 @contextlib.contextmanager
 def _saving(step: int | None) -> Iterator[None]:
-    """Turn whatever the writer raises into a SaveError."""
+    """Turn whatever the writer raises into a WriteError."""
     try:
-        with _first_error_only():
-            yield
+        yield
     except Exception as error:  # OSError here, tensorstore's ValueError there
         name = "checkpoint" if step is None else f"checkpoint {step}"
-        raise SaveError(f"{name}: got {_cause(error)}, expected a disk to write to") from None
+        raise WriteError(f"{name}: got {_cause(error)}, expected a disk to write to") from None
 
 
 def _cause(error: Exception) -> str:

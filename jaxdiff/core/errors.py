@@ -1,5 +1,9 @@
-"""The one exception that means "the user's input is wrong"."""
+"""The exceptions whose message is all that the user needs."""
 
 
 class InputError(ValueError):
     """Bad input, in one sentence `name: got X, expected Y`; the command line exits with 2."""
+
+
+class WriteError(InputError):
+    """A place that cannot be written to (any more): no permission, no space, no such folder."""

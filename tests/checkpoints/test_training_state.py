@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jaxdiff.checkpoints.training_state import SaveError, TrainingStore
-from jaxdiff.core.errors import InputError
+from jaxdiff.checkpoints.training_state import TrainingStore
+from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.parallel.mesh import data_mesh, replicate
 
 HOST = {"data": {"position": 7}, "base": [1, 2]}
@@ -158,8 +158,6 @@ def test_another_structure_is_refused(saved):
         store.restore(other)
 
 
-# Tasks that wrote other arrays find their loop closed, whenever they notice.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_said_once_and_nothing_good_is_lost(copied, monkeypatch):
     def full(path, *_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -167,7 +165,7 @@ def test_a_full_disk_is_said_once_and_nothing_good_is_lost(copied, monkeypatch):
     with TrainingStore(copied, keep=2) as store:
         monkeypatch.setattr(type(epath.Path()), "write_text", full)
         message = "got no space left on the device, expected a disk to write to"
-        with pytest.raises(SaveError, match=message):  # noqa: PT012
+        with pytest.raises(WriteError, match=message):  # noqa: PT012
             store.save(3, state(3), HOST)
             store.wait()
         assert store.latest() == 2

@@ -195,8 +195,6 @@ def test_all_that_differs_is_said(again):
         run([*again, *flags])
 
 
-# Tasks that wrote other arrays find their loop closed, whenever they notice.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_one_error_and_keeps_what_was_good(again, tmp_path, capsys, monkeypatch):
     def full(path, *_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -213,6 +211,9 @@ def test_a_full_disk_is_one_error_and_keeps_what_was_good(again, tmp_path, capsy
     )
     assert len(said) == 2, said  # the other: going on after step 3
     assert {path.name for path in (tmp_path / "vae" / "checkpoints").glob("?")} == {"2", "3"}
+    with pytest.raises(SystemExit):
+        run([again[0], "--workdir", str(tmp_path / "new")])
+    assert "There is no checkpoint yet: the same command begins anew" in capsys.readouterr().err
 
 
 def test_another_seed_or_other_frozen_weights_are_refused(again, three, tmp_path):

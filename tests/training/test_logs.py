@@ -1,5 +1,7 @@
 """Every log has each step once, with its values and its picture, and says what is missing."""
 
+import errno
+import os
 import struct
 import sys
 import types
@@ -11,7 +13,7 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from jaxdiff.cli.training.logs import Logs, import_wandb
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.parallel.memory import memory_use
 from jaxdiff.training.config import TrainConfig, VAEObjective
 from jaxdiff.training.log import read_lines
@@ -64,6 +66,18 @@ def test_what_lies_beyond_the_checkpoint_is_taken_back(tmp_path):
         e.step for e in events(tmp_path / "tensorboard") if e.session_log.status == 1 and e.step
     ]
     assert starts == [3]
+
+
+def test_a_full_disk_is_heard_of_at_once(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Logs(config_of(), tmp_path, step=0) as logs:
+        monkeypatch.setattr(os, "fsync", full)
+        message = f"^{tmp_path}: got no space left on device, expected a disk to write logs to$"
+        for step in range(1, 20):
+            with pytest.raises(WriteError, match=message):
+                logs(step, {"loss": 0.5})
 
 
 def test_tensorboard_can_be_left_out(tmp_path):

@@ -2,16 +2,20 @@
 
 import dataclasses
 import importlib
+import os
 import pathlib
+import socket
+import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
-import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
+from tensorboardX.record_writer import RecordWriter
 
-from jaxdiff.checkpoints.atomic import new_file
+from jaxdiff.checkpoints.atomic import new_file, writing
 from jaxdiff.core.errors import InputError
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.log import JsonlLog
@@ -27,18 +31,20 @@ class Logs:
     """
 
     def __init__(self, config: TrainConfig, workdir: pathlib.Path, *, step: int) -> None:
-        lines = JsonlLog(workdir / "log.jsonl", step=step)
-        self._open = ExitStack()
-        self._places: list[Place] = [lambda step, values, picture: lines(step, values)]
-        if config.tensorboard:
-            self._places.append(self._tensorboard(workdir / "tensorboard", step))
-        if config.wandb is not None:
-            self._places.append(self._wandb(config, config.wandb, workdir))
+        self._open, self._workdir = ExitStack(), workdir
+        with writing(workdir, "a disk to write logs to"):
+            lines = JsonlLog(workdir / "log.jsonl", step=step)
+            self._places: list[Place] = [lambda step, values, picture: lines(step, values)]
+            if config.tensorboard:
+                self._places.append(self._tensorboard(workdir / "tensorboard", step))
+            if config.wandb is not None:
+                self._places.append(self._wandb(config, config.wandb, workdir))
 
     def __call__(self, step: int, values: Values, picture: pathlib.Path | None = None) -> None:
         """Write what is known of `step`."""
-        for place in self._places:
-            place(step, values, picture)
+        with writing(self._workdir, "a disk to write logs to"):
+            for place in self._places:
+                place(step, values, picture)
 
     def __enter__(self) -> "Logs":
         return self
@@ -47,18 +53,35 @@ class Logs:
         self._open.close()
 
     def _tensorboard(self, folder: pathlib.Path, step: int) -> Place:
-        """Event files; `purge_step` takes back what was written beyond the checkpoint."""
-        writer = SummaryWriter(str(folder), purge_step=step + 1 if folder.exists() else None)
-        self._open.callback(writer.close)
+        """An event file, of which each step is on the disk when it has been written.
+
+        The package's SummaryWriter writes in a thread: where that fails, training hears nothing of
+        it and waits for ever once the thread's queue is full.
+        """
+        resumed = folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        writer = RecordWriter(str(folder / name))
+
+        def add(step: int, **what: Any) -> None:
+            event = Event(step=step, wall_time=time.time(), **what)
+            writer.write(event.SerializeToString())
 
         def write(step: int, values: Values, picture: pathlib.Path | None) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
+            found = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
             if picture is not None:
-                with Image.open(picture) as opened:
-                    writer.add_image("samples", np.asarray(opened), step, dataformats="HWC")
+                found.append(Summary.Value(tag="samples", image=_png(picture)))
+            add(step, summary=Summary(value=found))
             writer.flush()
 
+        def close() -> None:
+            with suppress(OSError):  # of a step that could not be written, which has been said
+                writer.close()
+
+        self._open.callback(close)
+        add(0, file_version="brain.Event:2")
+        if resumed:  # what was written beyond the checkpoint is taken back
+            add(step + 1, session_log=SessionLog(status=SessionLog.START))
         return write
 
     def _wandb(self, config: TrainConfig, project: str, workdir: pathlib.Path) -> Place:
@@ -85,6 +108,15 @@ class Logs:
             run.log(told, step=step)
 
         return write
+
+
+def _png(path: pathlib.Path) -> Any:
+    with Image.open(path) as opened:
+        width, height = opened.size
+    colours = 3  # red, green and blue
+    return Summary.Image(
+        height=height, width=width, colorspace=colours, encoded_image_string=path.read_bytes()
+    )
 
 
 def import_wandb() -> Any:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from jaxdiff.cli.training.terminal import Terminal
 from jaxdiff.cli.training.trainer import Trainer
+from jaxdiff.core.errors import WriteError
 from jaxdiff.parallel.processes import Agreed, is_first
 from jaxdiff.training import loop
 
@@ -52,16 +53,18 @@ def train_until_stopped(trainer: Trainer) -> None:
             interrupted = signal.SIGINT in received  # here; another process may have been told
             raise SystemExit(128 + signal.SIGINT if interrupted else 0) from None
         except loop.NonFiniteError as error:
-            kept = trainer.store.latest()
-            terminal.message(
-                f"train: {error}; training stopped. The last good checkpoint is of step {kept}: "
-                "start again with a lower --optimiser.learning-rate to go on from there"
-            )
+            command = "a start with a lower --optimiser.learning-rate"
+            terminal.message(f"train: {error}; training stopped. {_next(trainer, command)}")
             raise SystemExit(1) from None
-        except OSError as error:  # the disk is full or gone
-            kept = trainer.store.latest()
-            terminal.message(
-                f"train: {error}; training stopped. The last good checkpoint is of step {kept}: "
-                "the same command goes on from there"
-            )
+        except WriteError as error:  # the disk is full or gone
+            command = "the same command"
+            terminal.message(f"train: {error}; training stopped. {_next(trainer, command)}")
             raise SystemExit(1) from None
+
+
+def _next(trainer: Trainer, command: str) -> str:
+    """What training begins with when it is started again."""
+    step = trainer.store.latest()
+    if step is None:
+        return f"There is no checkpoint yet: {command} begins anew"
+    return f"The last good checkpoint is of step {step}: {command} goes on from there"
