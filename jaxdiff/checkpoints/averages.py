@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 import orbax.checkpoint as ocp
 
+from jaxdiff.checkpoints.orbax_errors import saving, silence_repetitions
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
 
@@ -18,6 +19,7 @@ class Snapshots:
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
+        silence_repetitions()
         self._folder = folder.resolve()
 
     def steps(self) -> list[int]:
@@ -29,7 +31,7 @@ class Snapshots:
     def save(self, step: int, averages: Mapping[str, PyTree]) -> None:
         """Write those of `step`, whole or not at all, unless they are there."""
         if step not in self.steps():
-            with ocp.StandardCheckpointer() as writer:
+            with saving(f"averages {step}"), ocp.StandardCheckpointer() as writer:
                 writer.save(self._folder / str(step), dict(averages))
 
     def drop_after(self, step: int) -> None:

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.checkpoints import flax_layout
-from jaxdiff.checkpoints.atomic import new_folder
 from jaxdiff.checkpoints.configs import updated
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.checkpoints.kinds import KINDS, Configs, Kind, arguments, class_name_of, fields
 from jaxdiff.checkpoints.loading import Placement, fill, pending, stored_dtype
 from jaxdiff.checkpoints.tensors import Entry, Pending, write_tensors
 from jaxdiff.checkpoints.weights import find_weights, read_weights
+from jaxdiff.core.atomic import new_folder
 from jaxdiff.core.configs import named
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype

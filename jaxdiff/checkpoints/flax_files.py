@@ -12,9 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from jaxdiff.checkpoints.jsonfiles import reason
 from jaxdiff.checkpoints.tensors import BITS, MAX_DIMENSIONS, Entry
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, reason
 
 DTYPES = {
     "float64": "F64",

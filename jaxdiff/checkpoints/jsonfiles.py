@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, reason
 
 
 def parse_object(data: bytes, source: str) -> dict[str, Any]:
@@ -45,8 +45,3 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
 def write_object(path: pathlib.Path, mapping: Mapping[str, Any]) -> None:
     """Write `mapping` to `path` as diffusers and transformers lay it out: sorted, two spaces."""
     path.write_text(json.dumps(mapping, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def reason(error: OSError) -> str:
-    """What went wrong, without the path that the message names already."""
-    return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()

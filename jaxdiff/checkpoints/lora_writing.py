@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff.checkpoints.addon_description import find_addon
-from jaxdiff.checkpoints.atomic import check_file, new_file
 from jaxdiff.checkpoints.lora import METADATA, Scales, refuse
 from jaxdiff.checkpoints.lora_names import dotted, has_weights, parse, weights_file
 from jaxdiff.checkpoints.tensors import (
@@ -27,6 +26,7 @@ from jaxdiff.checkpoints.tensors import (
     write_tensors,
 )
 from jaxdiff.checkpoints.weights import read_weights
+from jaxdiff.core.atomic import check_file, new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 

@@ -18,9 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxdiff.checkpoints.jsonfiles import reason
 from jaxdiff.checkpoints.tensors import BITS, MAX_DIMENSIONS, Entry
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, reason
 
 STORAGES = {
     "DoubleStorage": "F64",

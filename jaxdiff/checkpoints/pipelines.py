@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxdiff.checkpoints.atomic import new_folder
 from jaxdiff.checkpoints.components import Component, read_component, write_files
 from jaxdiff.checkpoints.flax_layout import flax_index
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
@@ -19,6 +18,7 @@ from jaxdiff.checkpoints.kinds import KINDS, class_name_of
 from jaxdiff.checkpoints.loading import Placement
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, read_tokenizer, write_tokenizer
 from jaxdiff.checkpoints.weights import variants
+from jaxdiff.core.atomic import new_folder
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from flax import nnx
 
 from jaxdiff.checkpoints import original, original_names, shapes
-from jaxdiff.checkpoints.atomic import check_file, new_file
 from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from jaxdiff.checkpoints.components import Component, build
 from jaxdiff.checkpoints.families import UNET, VAE, Family, TextPart, family_for, family_of
@@ -17,6 +16,7 @@ from jaxdiff.checkpoints.names import canonical
 from jaxdiff.checkpoints.pipelines import PipelineParts
 from jaxdiff.checkpoints.tensors import Entry, read_metadata, write_tensors
 from jaxdiff.checkpoints.weights import read_weights
+from jaxdiff.core.atomic import check_file, new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of

@@ -18,8 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxdiff.checkpoints.jsonfiles import parse_object, reason
-from jaxdiff.core.errors import InputError
+from jaxdiff.checkpoints.jsonfiles import parse_object
+from jaxdiff.core.errors import InputError, reason
 
 MAX_HEADER = 100_000_000  # bytes, as in the reference implementation
 MAX_DIMENSIONS = 32

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.checkpoints.inversion_names import PAIR, word_of
 from jaxdiff.checkpoints.tensors import Pending, read_tensor, write_tensors
 from jaxdiff.checkpoints.weights import read_weights
+from jaxdiff.core.atomic import new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, Float, NDArray
 
@@ -70,7 +70,6 @@ def write_inversion(folder: pathlib.Path, inversion: Inversion) -> pathlib.Path:
         tensors = {inversion.word: next(iter(tables.values()))}
     else:
         tensors = {name: tables[place] for name, place in PAIR.items()}
-    folder.mkdir(parents=True, exist_ok=True)
     with new_file(path) as temporary:
         write_tensors(temporary, {name: _pending(rows) for name, rows in tensors.items()})
     return path
@@ -79,7 +78,6 @@ def write_inversion(folder: pathlib.Path, inversion: Inversion) -> pathlib.Path:
 def convert_inversion(target: pathlib.Path, source: pathlib.Path, *, dtype: Dtype) -> None:
     """Write the textual inversion file `source` again, in `dtype`."""
     tensors = {name: read_tensor(entry) for name, entry in read_weights(source).items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
     with new_file(target) as temporary:
         write_tensors(temporary, {name: _pending(t, dtype) for name, t in tensors.items()})
 

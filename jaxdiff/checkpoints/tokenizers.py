@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxdiff.checkpoints.jsonfiles import parse_object, reason
-from jaxdiff.core.errors import InputError
+from jaxdiff.checkpoints.jsonfiles import parse_object
+from jaxdiff.core.errors import InputError, reason
 from jaxdiff.core.validate import one_of
 
 # Either one file says all, or vocabulary and merges do; the rest are settings.

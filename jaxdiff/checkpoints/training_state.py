@@ -1,15 +1,11 @@
 """Checkpoints of a training: arrays and host state in one folder per step, all or nothing."""
 
 import contextlib
-import inspect
 import json
-import logging
 import pathlib
 import shutil
-import sys
 import warnings
 import zlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +13,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxdiff.core.errors import InputError, WriteError
+from jaxdiff.checkpoints.orbax_errors import cause, saving, silence_repetitions
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, PyTree
 from jaxdiff.parallel.processes import all_say
 
@@ -46,7 +43,7 @@ class TrainingStore:
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int = 2, read_only: bool = False) -> None:
-        _silence_repetitions()
+        silence_repetitions()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             # Made by a thread, a folder that cannot be made leaves others waiting for ten minutes.
@@ -89,7 +86,7 @@ class TrainingStore:
             return
         host = host | {"digest": _digest(state, host)}
         self._newest = step
-        with _saving(step):
+        with saving(_name(step)):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -104,7 +101,7 @@ class TrainingStore:
 
     def wait(self) -> None:
         """Return when all that was saved is on disk; WriteError if it could not be written."""
-        with _saving(self._newest):
+        with saving(_name(self._newest)):
             self._manager.wait_until_finished()
 
     def restore(self, template: PyTree) -> Restored | None:
@@ -122,7 +119,7 @@ class TrainingStore:
             except InputError:
                 raise
             except Exception as error:  # each layer of the reader has errors of its own
-                damaged.append((step, _cause(error)))
+                damaged.append((step, cause(error)))
                 continue
             self._put_aside(damaged, instead=step)
             return found
@@ -195,45 +192,8 @@ def _sums(leaves: list[Array]) -> Array:
     return jnp.stack([jnp.sum(words(leaf), dtype=jnp.uint32) for leaf in leaves])
 
 
-def _silence_repetitions() -> None:
-    """From now on an error of orbax is raised, once, and not logged ten times with tracebacks.
-
-    Where one array cannot be read or written, those that work on others are left alone: they find
-    out at any moment until the process ends, and nobody can catch what they raise then.
-    """
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
-    global _heard
-    if sys.unraisablehook is not _hear_others:
-        _heard, sys.unraisablehook = sys.unraisablehook, _hear_others
-
-
-_heard = sys.unraisablehook
-
-
-def _hear_others(error: Any) -> None:
-    left_alone = inspect.iscoroutine(error.object) or str(error.exc_value) == "Event loop is closed"
-    if not left_alone:
-        _heard(error)
-
-
-@contextlib.contextmanager
-def _saving(step: int | None) -> Iterator[None]:
-    """Turn whatever the writer raises into a WriteError."""
-    try:
-        yield
-    except Exception as error:  # OSError here, tensorstore's ValueError there
-        name = "checkpoint" if step is None else f"checkpoint {step}"
-        raise WriteError(f"{name}: got {_cause(error)}, expected a disk to write to") from None
-
-
-def _cause(error: Exception) -> str:
-    """The first line of what went wrong, short; what the operating system said if it did."""
-    text = str(error)
-    if "No space left on device" in text:
-        return "no space left on the device"
-    return (text.splitlines() or [type(error).__name__])[0][:160]
+def _name(step: int | None) -> str:
+    return "checkpoint" if step is None else f"checkpoint {step}"
 
 
 def _check_structure(stored: Any, template: PyTree, step: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from jaxdiff.checkpoints.atomic import check_file, new_file
+from jaxdiff.core.atomic import check_file, new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import positive

@@ -99,7 +99,6 @@ def _export(
         name, value = next(iter(chosen.items()))
         raise InputError(f"{name}: got {value} for {source}, expected a folder with {INDEX}")
     for file, layout in addons.items():
-        output.mkdir(parents=True, exist_ok=True)
         if layout == "LoRA":
             write_lora(output / file.name, file, dtype=dtype)
         else:

@@ -16,6 +16,7 @@ from jaxdiff.checkpoints import lora_names
 from jaxdiff.cli import pictures
 from jaxdiff.cli.generate_terminal import Progress, print_report
 from jaxdiff.cli.jobs import Job, PromptLine, expand, read_lines
+from jaxdiff.core.atomic import writing
 from jaxdiff.core.configs import named
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, positive
@@ -312,7 +313,8 @@ def _draw(
     """Draw and write batch by batch; what is written stays if the next one is interrupted."""
     size = min(options.batch_size, max(len(todo), 1))
     total = {"compile_s": 0.0, "encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
-    _make_folder(options.output)
+    with writing(options.output, "a folder to write to"):
+        options.output.mkdir(parents=True, exist_ok=True)
     for batch in _batches(todo, size):
         arguments = _arguments(options, [job for job, _ in batch])
         arguments["guidance_scale"] = [settings["guidance_scale"] for _, settings in batch]
@@ -341,10 +343,3 @@ def _batches(
 def _drawing(timings: dict[str, float]) -> float:
     """Seconds from text to pictures, without compiling."""
     return timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
-
-
-def _make_folder(folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output: got {folder} ({error.strerror}), expected a folder") from None

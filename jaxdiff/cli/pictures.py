@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from jaxdiff.checkpoints.atomic import new_file
+from jaxdiff.core.atomic import new_file
 from jaxdiff.core.errors import InputError
 
 BLOCK = "jaxdiff"

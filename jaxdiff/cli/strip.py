@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import tyro
 
-from jaxdiff.checkpoints.atomic import check_file, new_file
 from jaxdiff.cli.labelled import table
+from jaxdiff.core.atomic import check_file, new_file
 from jaxdiff.core.errors import InputError
 
 COLUMNS = 8  # where no steps are named

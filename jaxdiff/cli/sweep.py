@@ -12,7 +12,6 @@ import tyro
 from rich import progress
 from rich.console import Console
 
-from jaxdiff.checkpoints.atomic import check_file, new_file
 from jaxdiff.cli.evaluate import check_scenes, measure
 from jaxdiff.cli.labelled import table
 from jaxdiff.cli.sweep_plot import plot
@@ -26,6 +25,7 @@ from jaxdiff.cli.sweep_results import (
     table_of,
     write_table,
 )
+from jaxdiff.core.atomic import check_file, new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import in_range, one_of, positive

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
+from jaxdiff.core.atomic import new_file
 from jaxdiff.core.errors import InputError
 
 MARK = "<!-- jaxdiff sweep -->"  # the first line of our tables

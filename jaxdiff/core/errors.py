@@ -7,3 +7,8 @@ class InputError(ValueError):
 
 class WriteError(InputError):
     """A place that cannot be written to (any more): no permission, no space, no such folder."""
+
+
+def reason(error: OSError) -> str:
+    """What went wrong, without the path that the message names already."""
+    return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()

@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from jaxdiff.core.atomic import new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.core.validate import in_range, positive
 from jaxdiff.data.pictures import HEAD, size_of
 from jaxdiff.data.skipped import BrokenError
 from jaxdiff.data.sources import PictureSource
-from jaxdiff.data.sources.storage import UNREADABLE, keep
+from jaxdiff.data.sources.storage import UNREADABLE
 
 Size = tuple[int, int]  # height, width
 
@@ -91,5 +92,6 @@ def measured(source: PictureSource, cache: pathlib.Path) -> Int[NDArray, "n 2"]:
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(measure, range(len(source)), chunksize=64))
     sizes = np.array(found, np.int32).reshape(-1, 2)
-    keep(kept, lambda file: np.save(file, sizes))
+    with new_file(kept) as temporary, temporary.open("wb") as file:
+        np.save(file, sizes)
     return sizes

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from jaxdiff.core.atomic import new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.core.validate import in_range
@@ -103,11 +104,9 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: pathlib.Path) -> None:
         "tokenizer_config.json": json.dumps(config, indent=2, sort_keys=True) + "\n",
         "special_tokens_map.json": json.dumps(special, indent=2, sort_keys=True) + "\n",
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in contents.items():
-        part = folder / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / name)
+        with new_file(folder / name) as part:
+            part.write_text(text, encoding="utf-8")
 
 
 def load_tokenizer(folder: pathlib.Path) -> CLIPTokenizer:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import shutil
 import sys
 import tarfile
@@ -22,7 +23,7 @@ from pictured import (
 )
 from PIL import Image
 
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources import RunSource
 from jaxdiff.data.sources.folder import FolderSource
@@ -227,6 +228,19 @@ def test_records_that_fail_half_way_leave_no_file(tmp_path):
 
     with pytest.raises(KeyError):
         write_records(tmp_path / "x.array_record", failing())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("pictures", [1, 300])  # noticed at the end, or long before it
+def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path, pictures):
+    rng, path = np.random.default_rng(0), tmp_path / "x.array_record"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, before[1]))
+    try:
+        with pytest.raises(WriteError, match=f"^{path}: got file too large, expected a file to"):
+            write_records(path, ({"picture": rng.bytes(20_000)} for _ in range(pictures)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -205,7 +205,7 @@ def test_a_full_disk_is_one_error_and_keeps_what_was_good(again, tmp_path, capsy
     assert stopped.value.code == 1
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("step")]
     assert said[-1] == (
-        "train: checkpoint 4: got no space left on the device, expected a disk to write to; "
+        "train: checkpoint 4: got no space left on device, expected a disk to write to; "
         "training stopped. The last good checkpoint is of step 3: the same command goes on from "
         "there"
     )
@@ -247,7 +247,10 @@ def test_two_trainings_do_not_share_a_workdir(tmp_path):
         with alone(tmp_path / "w"):
             pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="got the file"), alone(tmp_path / "file"):
+    with (
+        pytest.raises(InputError, match="file: got file exists, expected a folder"),
+        alone(tmp_path / "file"),
+    ):
         pass
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from PIL import Image
 
-from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.cli.training.stored import open_stored, stored_captions
+from jaxdiff.core.atomic import new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
 from jaxdiff.data.batches import Batch, Item, batches
@@ -212,6 +212,5 @@ def save_grid(workdir: pathlib.Path, step: int, picture: Image.Image) -> None:
     if not is_first():
         return
     path = picture_of(workdir, step)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as temporary:
         picture.save(temporary, format="PNG")

@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboardX.record_writer import RecordWriter
 
-from jaxdiff.checkpoints.atomic import new_file, writing
+from jaxdiff.core.atomic import new_file, writing
 from jaxdiff.core.errors import InputError
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.log import JsonlLog

@@ -96,7 +96,6 @@ def lora(begun: Begun, dtype: Dtype, config: LoRA, caption: str | None) -> Chose
                     for name in ("lora_A", "lora_B")
                 )
                 pairs[component, module] = Pair(down, up, config.scale)
-        folder.mkdir(parents=True, exist_ok=True)
         write_pairs(folder / LORA, pairs)
 
     return Chosen(tuned, begun.texts(caption), export)

@@ -9,10 +9,10 @@ from typing import Any
 
 import filelock
 
-from jaxdiff.checkpoints.atomic import new_file
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.cli.training.experiment import CHECKPOINTS
+from jaxdiff.core.atomic import new_file, writing
 from jaxdiff.core.configs import from_nested
 from jaxdiff.core.errors import InputError
 from jaxdiff.parallel.processes import is_first
@@ -63,16 +63,17 @@ def recorded(workdir: pathlib.Path) -> TrainConfig:
 @contextmanager
 def alone(workdir: pathlib.Path) -> Iterator[None]:
     """Make `workdir` and keep other trainings out of it; InputError if one is there."""
-    try:
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    with writing(workdir, "a folder to write to"):
         workdir.mkdir(parents=True, exist_ok=True)
-        if not is_first():  # one lock for all processes of a training
-            yield
-            return
-        with filelock.FileLock(workdir / ".lock", timeout=0):
-            yield
-    except filelock.Timeout:
-        raise InputError(
-            f"workdir: got {workdir}, where a training is running, expected another one"
-        ) from None
-    except FileExistsError:
-        raise InputError(f"workdir: got the file {workdir}, expected a folder") from None
+        try:
+            if is_first():  # one lock for all processes of a training
+                lock.acquire()
+        except filelock.Timeout:
+            raise InputError(
+                f"workdir: got {workdir}, where a training is running, expected another one"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdiff.core.atomic import new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources import Record
 from jaxdiff.data.sources.rows import Columns, picture
-from jaxdiff.data.sources.storage import Storage, fingerprint, keep, version
+from jaxdiff.data.sources.storage import Storage, fingerprint, version
 
 READERS = 8  # files that are listed at the same time
 MAGIC = b"PAR1"  # at the beginning and the end of a file
@@ -109,7 +110,8 @@ class ParquetSource:
         rows = np.array([group.num_rows for group in groups], np.int64)
         sizes = np.array([group.total_byte_size for group in groups], np.int64)
         names = np.array(columns, np.str_)
-        keep(kept, lambda file: np.savez(file, rows=rows, sizes=sizes, columns=names))
+        with new_file(kept) as temporary, temporary.open("wb") as file:
+            np.savez(file, rows=rows, sizes=sizes, columns=names)
         return Listing(rows, sizes, columns)
 
     def _footer(self, name: str, size: int) -> bytes:

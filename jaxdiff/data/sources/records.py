@@ -4,16 +4,17 @@ writer = ArrayRecordWriter(path, "group_size:1")
 writer.write(msgpack.packb({"picture": file_bytes, "caption": text}))
 """
 
-import os
+import contextlib
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import msgpack
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.atomic import new_file
+from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources import Record
 from jaxdiff.data.sources.folder import told
@@ -26,21 +27,29 @@ OPTIONS = "group_size:1"  # each record is compressed alone, so that one read gi
 
 def write_records(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Write msgpack maps to a new ArrayRecord file, and say how many; all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     count = 0
-    try:
-        writer = ArrayRecordWriter(str(temporary), OPTIONS)
+    with new_file(path) as temporary:
+        with _writing(path):
+            writer = ArrayRecordWriter(str(temporary), OPTIONS)
         try:
             for record in records:
-                writer.write(msgpack.packb(dict(record)))
+                with _writing(path):
+                    writer.write(msgpack.packb(dict(record)))
                 count += 1
         finally:
-            writer.close()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            with _writing(path):
+                writer.close()
     return count
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """Turn the writer's "write() failed: No space left on device; ..." into a WriteError."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).removeprefix("write() failed: ").partition(";")[0].lower()
+        raise WriteError(f"{path}: got {said}, expected a file to write") from None
 
 
 def unpacked(data: bytes) -> dict[str, Any]:

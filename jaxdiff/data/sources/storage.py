@@ -1,11 +1,9 @@
 """Files of a folder or a bucket: whatever fsspec has a protocol for (file, gs, s3, memory)."""
 
 import hashlib
-import os
 import pathlib
 import posixpath
-from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -98,15 +96,6 @@ def version(details: dict[str, Any]) -> str:
     if "mtime" in details:
         known = [pair for pair in known if pair[0] != "created"]
     return repr(known)
-
-
-def keep(path: pathlib.Path, save: Callable[[BinaryIO], None]) -> None:
-    """Write a file of a cache folder by `save`: it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with temporary.open("wb") as file:
-        save(file)
-    temporary.replace(path)
 
 
 def fingerprint(*parts: str) -> str:

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdiff.core.atomic import new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.skipped import Skipped
 from jaxdiff.data.sources import Record
 from jaxdiff.data.sources.folder import EMPTY, EXTENSIONS, NO_CAPTION, NO_PICTURE, decoded
-from jaxdiff.data.sources.storage import Storage, fingerprint, keep, version
+from jaxdiff.data.sources.storage import Storage, fingerprint, version
 
 READERS = 8  # tars that are listed at the same time
 TRUNCATED = "truncated or broken tar"
@@ -80,7 +81,8 @@ class TarSource:
                 listing = _list(file)
         except OSError as error:  # not a fault of the tar's, and perhaps gone at the next attempt
             raise InputError(f"{name}: got {error}, expected a tar to read") from None
-        keep(kept, lambda file: np.savez(file, **listing._asdict()))
+        with new_file(kept) as temporary, temporary.open("wb") as file:
+            np.savez(file, **listing._asdict())
         return listing
 
     def _count(self, name: str, listing: Listing, skipped: Skipped) -> None:

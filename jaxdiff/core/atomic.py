@@ -5,10 +5,10 @@ import os
 import pathlib
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 
-from jaxdiff.checkpoints.jsonfiles import reason
-from jaxdiff.core.errors import InputError, WriteError
+from jaxdiff.core.errors import InputError, WriteError, reason
 
 
 @contextlib.contextmanager
@@ -65,14 +65,20 @@ def check_file(target: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def new_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary file beside `target` that takes its place when the block ends well."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    """A temporary file beside `target` that takes its place when the block ends well.
+
+    Makes the folder that it lies in. Several may write one target, on several machines too: the
+    last to end is there then.
+    """
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
         with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that is none, or was never made
+            temporary.unlink(missing_ok=True)
 
 
 def _check_target(target: pathlib.Path, marker: str) -> None:

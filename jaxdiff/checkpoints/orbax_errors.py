@@ -1,0 +1,51 @@
+"""What orbax raises and says, told once and in one sentence."""
+
+import contextlib
+import inspect
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from jaxdiff.core.errors import WriteError
+
+
+@contextlib.contextmanager
+def saving(name: str) -> Iterator[None]:
+    """Turn whatever a writer raises of `name` into a WriteError."""
+    try:
+        yield
+    except Exception as error:  # OSError here, tensorstore's ValueError there
+        raise WriteError(f"{name}: got {cause(error)}, expected a disk to write to") from None
+
+
+def cause(error: Exception) -> str:
+    """The first line of what went wrong, short; what the operating system said if it did."""
+    text = str(error)
+    if "No space left on device" in text:
+        return "no space left on device"
+    return (text.splitlines() or [type(error).__name__])[0][:160]
+
+
+def silence_repetitions() -> None:
+    """From now on an error of orbax is raised, once, and not logged ten times with tracebacks.
+
+    Where one array cannot be read or written, those that work on others are left alone: they find
+    out at any moment until the process ends, and nobody can catch what they raise then.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    global _heard
+    if sys.unraisablehook is not _hear_others:
+        _heard, sys.unraisablehook = sys.unraisablehook, _hear_others
+
+
+_heard = sys.unraisablehook
+
+
+def _hear_others(error: Any) -> None:
+    left_alone = inspect.iscoroutine(error.object) or str(error.exc_value) == "Event loop is closed"
+    if not left_alone:
+        _heard(error)

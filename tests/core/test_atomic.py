@@ -1,0 +1,38 @@
+"""A file is there whole or not at all, and what cannot be written is one sentence."""
+
+import pytest
+
+from jaxdiff.core.atomic import new_file
+from jaxdiff.core.errors import WriteError
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    target = tmp_path / "a" / "b.txt"
+    with new_file(target) as temporary:
+        temporary.write_text("half")
+        assert not target.exists()
+    assert target.read_text() == "half"
+    with pytest.raises(KeyError), new_file(target) as temporary:  # noqa: PT012
+        temporary.write_text("another")
+        raise KeyError
+    assert target.read_text() == "half"
+    assert [path.name for path in target.parent.iterdir()] == ["b.txt"]
+
+
+def test_two_may_write_one_file(tmp_path):
+    target = tmp_path / "b.txt"
+    with new_file(target) as first:
+        first.write_text("first")
+        with new_file(target) as second:
+            second.write_text("second")
+        assert target.read_text() == "second"
+    assert target.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["b.txt"]
+
+
+def test_a_folder_that_is_a_file_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    target = tmp_path / "file" / "b.txt"
+    message = f"^{target}: got .*, expected a file to write$"
+    with pytest.raises(WriteError, match=message), new_file(target):
+        pass
