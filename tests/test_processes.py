@@ -111,6 +111,30 @@ def test_two_processes_end_alike_and_only_the_first_speaks(tmp_path):
     assert len(list((tmp_path / "stopped" / "samples").iterdir())) == 2
 
 
+FULL = """
+import errno, os, sys
+from jaxdiff.training.log import JsonlLog
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+if sys.argv[-1] == "0":
+    JsonlLog.__call__ = full
+"""
+
+
+@pytest.mark.slow
+def test_where_one_process_fails_none_waits_for_it(tmp_path):
+    (tmp_path / "tiny.py").write_text(CONFIG + FULL)
+    both = pair(tmp_path, "full")
+    try:
+        (code, said), (other, _) = (ended(process) for process in both)
+    finally:
+        for process in both:
+            process.kill()
+    assert code == 1
+    assert other != 0
+    assert said.endswith("There is no checkpoint yet: the same command begins anew\n"), said
+
+
 @pytest.mark.slow
 def test_what_one_process_cannot_read_none_goes_on_from(tmp_path):
     """The first could read step 2, of which the second finds its own part cut off."""

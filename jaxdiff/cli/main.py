@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -34,13 +35,23 @@ def run(command: str, arguments: Sequence[str]) -> int:
     warnings.showwarning = _warn
     try:
         importlib.import_module(f"jaxdiff.cli.{command.replace('-', '_')}").run(arguments)
-    except InputError as error:
+    except (InputError, KeyboardInterrupt) as error:
+        return report(command, error)
+    return 0
+
+
+def report(command: str, error: BaseException) -> int:
+    """Say on stderr what ended a command, unless it has been said, and return the exit code."""
+    if isinstance(error, SystemExit):
+        return int(error.code or 0)
+    if isinstance(error, InputError):
         print(f"{command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print(f"{command}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    traceback.print_exception(error)
+    return 1
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -4,6 +4,7 @@ With `--plan TOPOLOGY` nothing is trained: see `planning`.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 import sys
@@ -13,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
+from jaxdiff.cli.main import report
 from jaxdiff.cli.training.classifier import classifier_experiment
 from jaxdiff.cli.training.clip import clip_experiment
 from jaxdiff.cli.training.diffusion import diffusion_experiment
@@ -26,7 +28,7 @@ from jaxdiff.cli.training.workdir import alone, check_identity, record, recorded
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
 from jaxdiff.parallel.mesh import check_batch_size
-from jaxdiff.parallel.processes import Job, fetch, is_first, join
+from jaxdiff.parallel.processes import Job, all_say, fetch, is_first, join, leaving
 from jaxdiff.pipeline import cache
 from jaxdiff.training.config import (
     ClassifierObjective,
@@ -167,8 +169,13 @@ def run(arguments: Sequence[str]) -> None:
         plan(arguments)
         return
     options = parse(arguments)
-    workdir = options.workdir
     join(options.job)
+    with leaving(functools.partial(report, "train")):
+        _train(options)
+
+
+def _train(options: Options) -> None:
+    workdir = options.workdir
     cache.enable()
     config, checkpoints = options.config, workdir / CHECKPOINTS
     # What can be refused is refused before the workdir is touched.
@@ -193,3 +200,4 @@ def run(arguments: Sequence[str]) -> None:
     folder = trainer.export(options.ema_width)
     if is_first():
         print(f"train: exported to {folder}", file=sys.stderr)
+    all_say(True)  # the others wait here, as long as it takes to write

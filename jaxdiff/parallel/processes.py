@@ -1,9 +1,12 @@
 """Several processes as one program: how they find each other, and what they agree on."""
 
+import contextlib
 import dataclasses
 import os
+import sys
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, replicated
 
+GRACE = 3  # seconds in which the other processes may fail of themselves
 AHEAD = 2  # calls between asking the others and using their answer
 
 
@@ -52,6 +56,29 @@ def join(job: Job) -> None:
         num_processes=job.num_processes,
         process_id=job.process_id,
     )
+
+
+@contextlib.contextmanager
+def leaving(report: Callable[[BaseException], int]) -> Iterator[None]:
+    """Where the block fails in a process that has met others, end it at once.
+
+    They may wait for it in a collective for ever, as it would for them at its end, and whoever
+    started them learns that it failed. `report` says what happened and returns the exit code; those
+    of an end that all agree on, 0 and 130, end as usual.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        code = report(error)
+        if code in (0, 130):
+            raise
+        if is_first():  # the others' connections end with it: what failed alike may be said first
+            time.sleep(GRACE)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _in_company(environment: os._Environ[str] | dict[str, str]) -> bool:
