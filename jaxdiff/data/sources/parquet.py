@@ -156,13 +156,12 @@ class ParquetSource:
         return future.result()
 
     def _read(self, name: str, group: int) -> Any:
-        try:
+        def read() -> Any:
             with self._storage.open(name) as file:
                 table = self._package.ParquetFile(file, pre_buffer=True)
                 return table.read_row_group(group, columns=self._columns.names)
-        except Exception:  # of what was read, or of reading it: each storage has errors of its own
-            self._storage.read(name, 0, 1)  # BrokenError if it is the storage
-            raise BrokenError(BROKEN) from None
+
+        return self._storage.patiently(read, BROKEN)  # of what was read, or of reading it
 
 
 def _of_split(path: str, names: list[str], split: str) -> list[str]:

@@ -3,7 +3,10 @@
 import hashlib
 import pathlib
 import posixpath
-from typing import Any
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -12,6 +15,11 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.skipped import BrokenError
 
 MISSING, UNREADABLE = "missing file", "unreadable file"
+PATIENCE = 600.0  # seconds for which a storage may give no answer
+TRIES = 3  # of a file, before it is asked whether the storage answers at all
+FIRST, LONGEST = 0.5, 30.0  # seconds between them: each time twice as many
+
+T = TypeVar("T")
 
 
 class Storage:
@@ -19,6 +27,7 @@ class Storage:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._answered: str | None = None  # a file that was read
         try:
             self.fs, self.root = url_to_fs(path)
         except (ImportError, ValueError) as error:
@@ -43,12 +52,47 @@ class Storage:
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """Bytes `start` to `end` of a file, all by default; BrokenError if they cannot be had."""
+        data = self.patiently(lambda: self.fs.cat_file(self._full(name), start=start, end=end))
+        self._answered = name
+        return data
+
+    def patiently(self, read: Callable[[], T], broken: str = UNREADABLE) -> T:
+        """What `read` returns; it is called again where it raises, until the storage answers.
+
+        A file that cannot be read where others can is a BrokenError that says `broken`. A storage
+        that gives nothing for PATIENCE seconds is an InputError: no item is skipped for it.
+        """
+        begun, tries, pause = time.monotonic(), 0, FIRST
+        while True:
+            try:
+                return read()
+            except (BrokenError, InputError):
+                raise
+            except FileNotFoundError:
+                raise BrokenError(MISSING) from None
+            except Exception as error:  # each file system has errors of its own
+                tries, passed = tries + 1, time.monotonic() - begun
+                if tries >= TRIES and self._answers():
+                    raise BrokenError(broken) from None
+                why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+                said = f"data.path: got no answer from {self.path} ({why})"
+                if passed > PATIENCE:
+                    raise InputError(f"{said} for {passed:.0f} s, expected its files") from None
+                if tries == TRIES:
+                    warnings.warn(f"{said}, trying again", stacklevel=2)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST)
+
+    def _answers(self) -> bool:
+        """Whether a byte can be read of the file that was read last, or the folder is there."""
         try:
-            return self.fs.cat_file(self._full(name), start=start, end=end)
-        except FileNotFoundError:
-            raise BrokenError(MISSING) from None
+            if self._answered is not None:
+                self.fs.cat_file(self._full(self._answered), start=0, end=1)
+                return True
+            self.fs.invalidate_cache()
+            return self.fs.isdir(self.root)
         except Exception:  # each file system has errors of its own
-            raise BrokenError(UNREADABLE) from None
+            return False
 
     def text(self, name: str) -> str:
         """A file that the source cannot do without; InputError if it cannot be read."""

@@ -19,7 +19,7 @@ import numpy as np
 from jaxdiff.core.atomic import new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
-from jaxdiff.data.skipped import Skipped
+from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources import Record
 from jaxdiff.data.sources.folder import EMPTY, EXTENSIONS, NO_CAPTION, NO_PICTURE, decoded
 from jaxdiff.data.sources.storage import Storage, fingerprint, version
@@ -76,10 +76,14 @@ class TarSource:
             with np.load(kept) as table:
                 members, *counts = (table[field] for field in Listing._fields)
             return Listing(members, *(count.item() for count in counts))
-        try:
+
+        def read() -> Listing:
             with self._storage.open(name) as file:
-                listing = _list(file)
-        except OSError as error:  # not a fault of the tar's, and perhaps gone at the next attempt
+                return _list(file)
+
+        try:
+            listing = self._storage.patiently(read)
+        except BrokenError as error:  # not a fault of the tar's, perhaps gone at the next attempt
             raise InputError(f"{name}: got {error}, expected a tar to read") from None
         with new_file(kept) as temporary, temporary.open("wb") as file:
             np.savez(file, **listing._asdict())

@@ -1,0 +1,94 @@
+"""A storage that gives no answer is waited for, and no item is lost for it."""
+
+import types
+import warnings
+
+import pytest
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.data.skipped import BrokenError
+from jaxdiff.data.sources import storage
+from jaxdiff.data.sources.storage import PATIENCE, TRIES, Storage
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    fake = types.SimpleNamespace(monotonic=lambda: clock.now, sleep=clock.sleep)
+    monkeypatch.setattr(storage, "time", fake)
+    return clock
+
+
+@pytest.fixture
+def files(tmp_path, clock, monkeypatch):
+    """A storage of two files; what `fails` says of a name and the time cannot be read."""
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode())
+    found = Storage(str(tmp_path))
+    read = found.fs.cat_file
+
+    def cat_file(path, **part):
+        if found.fails(path.rpartition("/")[2], clock.now):
+            raise ConnectionError("refused\nand more")
+        return read(path, **part)
+
+    monkeypatch.setattr(found.fs, "cat_file", cat_file)
+    monkeypatch.setattr(found.fs, "isdir", lambda path: not found.fails("", clock.now))
+    return found
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_it_is_waited_for(files, clock, first):
+    files.fails = lambda name, now: False
+    if not first:
+        assert files.read("a") == b"a"
+    begun = clock.now
+    files.fails = lambda name, now: now < begun + 300
+    message = r"^data.path: got no answer from .* \(refused\), trying again$"
+    with pytest.warns(UserWarning, match=message) as told:
+        assert files.read("b") == b"b"
+    assert 300 <= clock.now - begun < 330
+    assert len(told) == 1
+
+
+def test_but_not_for_ever(files, clock):
+    files.fails = lambda name, now: True
+    message = r"^data.path: got no answer from .* \(refused\) for 6\d\d s, expected its files$"
+    with pytest.warns(UserWarning, match="trying again"), pytest.raises(InputError, match=message):
+        files.read("b")
+    assert PATIENCE < clock.now < PATIENCE + 60
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_file_that_alone_cannot_be_read_is_broken(files, clock, first):
+    files.fails = lambda name, now: name == "b"
+    if not first:
+        assert files.read("a") == b"a"
+    with pytest.raises(BrokenError, match="unreadable file"):
+        files.read("b")
+    assert clock.now == pytest.approx(sum(0.5 * 2**k for k in range(TRIES - 1)))
+
+
+def test_a_file_that_fails_once_is_read(files, clock):
+    files.fails = lambda name, now: now < 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert files.read("b") == b"b"
+    assert clock.now == 0.5
+
+
+def test_a_missing_file_is_not_waited_for(files, clock):
+    files.fails = lambda name, now: False
+    with pytest.raises(BrokenError, match="missing file"):
+        files.read("c")
+    assert clock.now == 0
