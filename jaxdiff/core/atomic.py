@@ -70,7 +70,7 @@ def new_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
     Makes the folder that it lies in. Several may write one target, on several machines too: the
     last to end is there then.
     """
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
 """The JSONL log: one line per logged step, each step once however often training was resumed."""
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
+
+from jaxdiff.core.atomic import new_file
 
 
 class JsonlLog:
@@ -26,9 +27,8 @@ class JsonlLog:
 
 def _truncate(path: pathlib.Path, step: int) -> None:
     kept = [line for line in read_lines(path) if line["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with new_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, float]]:
