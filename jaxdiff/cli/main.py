@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from jaxdiff.core.ending import ENDING
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 
@@ -33,10 +34,13 @@ def run(command: str, arguments: Sequence[str]) -> int:
     only when it is asked for, so that `--help` does not wait for jax.
     """
     warnings.showwarning = _warn
+    ENDING.clear()
     try:
         importlib.import_module(f"jaxdiff.cli.{command.replace('-', '_')}").run(arguments)
     except (InputError, KeyboardInterrupt) as error:
         return report(command, error)
+    finally:
+        ENDING.set()
     return 0
 
 

@@ -2,10 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxdiff.core.types import NDArray
+
+ENOUGH = 10.0  # seconds for a batch that nobody needs any more
 
 Batch = dict[str, NDArray]
 
@@ -35,7 +37,7 @@ class Prefetch:
 
     The position travels with its batch, so batches made ahead but never used are made again after
     a restart. An exception in the thread is raised by the call that would have returned its batch.
-    A context manager: leaving it ends the thread.
+    A context manager: leaving it ends the thread, but for a batch that takes longer than ENOUGH.
     """
 
     def __init__(self, batches: Batches, place: Callable[[Batch], Any], depth: int = 2) -> None:
@@ -57,4 +59,5 @@ class Prefetch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        wait([future for future in self._ahead if not future.cancelled()], timeout=ENOUGH)

@@ -57,5 +57,6 @@ def test_a_foreign_file_is_not_ours(tmp_path, block):
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
-    with pytest.raises(InputError, match=r"none/a\.png: got no such file"):
-        write(tmp_path / "none" / "a.png", Image.new("RGB", (4, 4)), SETTINGS)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/a\.png: got .*, expected a file to write"):
+        write(tmp_path / "file" / "a.png", Image.new("RGB", (4, 4)), SETTINGS)

@@ -1,6 +1,5 @@
 """A storage that gives no answer is waited for, and no item is lost for it."""
 
-import types
 import warnings
 
 import pytest
@@ -12,20 +11,26 @@ from jaxdiff.data.sources.storage import PATIENCE, TRIES, Storage
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """Time that passes only while somebody waits, perhaps until a moment when all shall end."""
 
     def __init__(self):
-        self.now = 0.0
+        self.now, self.end = 0.0, float("inf")
 
-    def sleep(self, seconds):
-        self.now += seconds
+    def monotonic(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now = max(self.now, min(self.now + seconds, self.end))
+
+    def is_set(self):
+        return self.now >= self.end
 
 
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    fake = types.SimpleNamespace(monotonic=lambda: clock.now, sleep=clock.sleep)
-    monkeypatch.setattr(storage, "time", fake)
+    monkeypatch.setattr(storage, "time", clock)
+    monkeypatch.setattr(storage, "ENDING", clock)
     return clock
 
 
@@ -67,6 +72,14 @@ def test_but_not_for_ever(files, clock):
     with pytest.warns(UserWarning, match="trying again"), pytest.raises(InputError, match=message):
         files.read("b")
     assert PATIENCE < clock.now < PATIENCE + 60
+
+
+def test_and_not_once_the_process_shall_end(files, clock):
+    files.fails = lambda name, now: True
+    clock.end = 20.0
+    message = r"got no answer from .* \(refused\) for 20 s, expected its files$"
+    with pytest.warns(UserWarning, match="again"), pytest.raises(InputError, match=message):
+        files.read("b")
 
 
 @pytest.mark.parametrize("first", [True, False])

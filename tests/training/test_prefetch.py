@@ -1,8 +1,12 @@
 """Batches arrive in order, with the position that belongs to them; errors reach the loop."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
+from jaxdiff.training import prefetch
 from jaxdiff.training.prefetch import Prefetch
 
 
@@ -38,3 +42,28 @@ def test_an_error_comes_in_its_turn():
         next(ahead)
         with pytest.raises(ValueError, match="the disk is gone"):
             next(ahead)
+
+
+def test_a_batch_that_does_not_come_holds_nobody(monkeypatch):
+    monkeypatch.setattr(prefetch, "ENOUGH", 0.05)
+    come, arrived = threading.Event(), []
+
+    def place(batch):
+        if batch["x"][0] > 1:
+            come.wait()
+        arrived.append(int(batch["x"][0]))
+        return batch
+
+    with Prefetch(Counter(), place) as ahead:
+        next(ahead)
+    assert arrived == [1]
+    come.set()
+
+
+def test_leaving_waits_for_the_batch_under_way():
+    arrived = []
+    with Prefetch(Counter(), arrived.append, depth=3) as ahead:
+        next(ahead)
+    made = list(arrived)
+    time.sleep(0.05)
+    assert arrived == made

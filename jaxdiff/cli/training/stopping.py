@@ -9,6 +9,7 @@ from rich.console import Console
 
 from jaxdiff.cli.training.terminal import Terminal
 from jaxdiff.cli.training.trainer import Trainer
+from jaxdiff.core.ending import ENDING
 from jaxdiff.core.errors import WriteError
 from jaxdiff.parallel.processes import Agreed, is_first
 from jaxdiff.training import loop
@@ -18,9 +19,11 @@ from jaxdiff.training import loop
 def stop_signals() -> Iterator[list[int]]:
     """A list that receives the first SIGINT or SIGTERM; the second of a kind acts as usual."""
     received: list[int] = []
+    ENDING.clear()
 
     def handle(number: int, frame: Any) -> None:
         received.append(number)
+        ENDING.set()
         signal.signal(number, previous[signal.Signals(number)])
 
     numbers = (signal.SIGINT, signal.SIGTERM)

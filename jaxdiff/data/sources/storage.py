@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.core import url_to_fs
 
+from jaxdiff.core.ending import ENDING
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.skipped import BrokenError
 
@@ -60,7 +61,8 @@ class Storage:
         """What `read` returns; it is called again where it raises, until the storage answers.
 
         A file that cannot be read where others can is a BrokenError that says `broken`. A storage
-        that gives nothing for PATIENCE seconds is an InputError: no item is skipped for it.
+        that gives nothing for PATIENCE seconds, or while the process is to end, is an InputError:
+        no item is skipped for it.
         """
         begun, tries, pause = time.monotonic(), 0, FIRST
         while True:
@@ -76,11 +78,11 @@ class Storage:
                     raise BrokenError(broken) from None
                 why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
                 said = f"data.path: got no answer from {self.path} ({why})"
-                if passed > PATIENCE:
+                if passed > PATIENCE or (tries >= TRIES and ENDING.is_set()):
                     raise InputError(f"{said} for {passed:.0f} s, expected its files") from None
                 if tries == TRIES:
                     warnings.warn(f"{said}, trying again", stacklevel=2)
-            time.sleep(pause)
+            ENDING.wait(pause)
             pause = min(2 * pause, LONGEST)
 
     def _answers(self) -> bool:
