@@ -61,6 +61,10 @@ def report(command: str, error: BaseException) -> int:
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning as one line on stderr, without the place in the code."""
     print(f"warning: {message}", file=sys.stderr)
+    if str(message).startswith("Error reading persistent compilation cache entry"):
+        from jaxdiff.pipeline import cache  # jax is there, since it warns
+
+        cache.mend()
 
 
 def main() -> None:
