@@ -11,4 +11,7 @@ class WriteError(InputError):
 
 def reason(error: OSError) -> str:
     """What went wrong, without the path that the message names already."""
-    return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    said = error.strerror or str(error) or type(error).__name__  # libraries give no number
+    return said.lower()

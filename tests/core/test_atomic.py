@@ -1,9 +1,11 @@
 """A file is there whole or not at all, and what cannot be written is one sentence."""
 
+import errno
+
 import pytest
 
 from jaxdiff.core.atomic import new_file
-from jaxdiff.core.errors import WriteError
+from jaxdiff.core.errors import WriteError, reason
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -28,6 +30,19 @@ def test_two_may_write_one_file(tmp_path):
         assert target.read_text() == "second"
     assert target.read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a"), "no space left on device"),
+        (OSError("encoder error -2"), "encoder error -2"),
+        (ConnectionError(), "connectionerror"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), "no such file"),
+    ],
+)
+def test_what_the_system_or_a_library_says_is_passed_on(error, said):
+    assert reason(error) == said
 
 
 def test_a_folder_that_is_a_file_is_said(tmp_path):
