@@ -62,8 +62,14 @@ def test_a_batch_that_does_not_come_holds_nobody(monkeypatch):
 
 def test_leaving_waits_for_the_batch_under_way():
     arrived = []
-    with Prefetch(Counter(), arrived.append, depth=3) as ahead:
+
+    def place(batch):
+        time.sleep(0.1)
+        arrived.append(batch)
+
+    with Prefetch(Counter(), place) as ahead:
         next(ahead)
-    made = list(arrived)
-    time.sleep(0.05)
-    assert arrived == made
+        time.sleep(0.02)  # the second is under way
+    made = len(arrived)
+    time.sleep(0.2)
+    assert len(arrived) == made == 2
