@@ -20,7 +20,8 @@ from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.cache_texts import Readers, Say, null_record, read_readers, sayer
-from jaxdiff.cli.training.stored import grouped, open_pictures
+from jaxdiff.cli.training.experiment import scene_side, scenes
+from jaxdiff.cli.training.stored import Groups, grouped, open_pictures
 from jaxdiff.core.atomic import new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, dtype_of
@@ -29,7 +30,7 @@ from jaxdiff.data.batches import Item, to_unit
 from jaxdiff.data.buckets import Size
 from jaxdiff.data.latents import DESCRIPTION, NULL, Latents, packed, read_description, sharded
 from jaxdiff.data.plan import Place
-from jaxdiff.data.samples import Make, picture_maker
+from jaxdiff.data.samples import Make, picture_maker, scene_maker
 from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.data.sources.storage import fingerprint
@@ -82,7 +83,7 @@ class Options:
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, encode, write. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff cache-latents")
-    one_of("kind", options.data.kind, PICTURES)
+    one_of("kind", options.data.kind, ("scenes", *PICTURES))
     one_of("texts", options.texts, TEXTS)
     if options.text_encoder is not None and options.texts == "captions":
         raise InputError(
@@ -95,8 +96,7 @@ def run(arguments: Sequence[str]) -> None:
     check_batch_size(options.batch_size, mesh)
     cache.enable()
     skipped = Skipped(options.data.max_broken)
-    source = open_pictures(options.data, skipped, captions=options.data.caption is None)
-    groups, mark = grouped(options.data, source, options.smallest)
+    groups, mark, make_of = _opened(options, skipped)
     shards = sharded(groups, options.shard_size)
     folder = options.vae / "vae" if (options.vae / "vae").is_dir() else options.vae
     vae = cast(AutoencoderKL, read_component(folder, dtype=dtype_of(options.compute)).module)
@@ -108,20 +108,26 @@ def run(arguments: Sequence[str]) -> None:
     _describe(options.output, described)
     if say is not None and index == 0:
         _write(options.output / NULL, lambda: [null_record(say, options.dtype)])
-    sizes = [size for size, _ in shards]
-    make = picture_maker(
-        source,
-        sizes,
-        seed=options.data.seed,
-        crop=options.data.crop,
-        flip=options.data.flip,
-    )
+    make = make_of([size for size, _ in shards])
     encode = _encoder(vae, options.batch_size, mesh)
     for number in range(index, len(shards), count):
         items = [(int(i), Place(0, number, int(i))) for i in shards[number][1]]
         work = functools.partial(_records, options, items, make, encode, say, skipped)
         _write(options.output / described.shard(number), work)
     _report(options.output, described, skipped)
+
+
+def _opened(options: Options, skipped: Skipped) -> tuple[Groups, str, Callable[[list[Size]], Make]]:
+    """The items of each size, a fingerprint of them, and what prepares those of each shard."""
+    data = options.data
+    if data.kind == "scenes":
+        count, side = positive("items", data.items or 0), scene_side(data)
+        mark = fingerprint("scenes", str(data.seed), str(data.variations), str(count), str(side))
+        return [((side, side), np.arange(count))], mark, lambda sizes: scene_maker(scenes(data))
+    source = open_pictures(data, skipped, captions=data.caption is None)
+    groups, mark = grouped(data, source, options.smallest)
+    choices = {"seed": data.seed, "crop": data.crop, "flip": data.flip}
+    return groups, mark, lambda sizes: picture_maker(source, sizes, **choices)
 
 
 def _write(path: pathlib.Path, records: Callable[[], Iterable[dict[str, Any]]]) -> None:
@@ -159,7 +165,7 @@ def _described(
     return Latents(
         vae=made_by,
         source=fingerprint(mark, repr(prepared), *told),
-        resolution=data.resolution or 0,
+        resolution=shards[0][0][0] if data.kind == "scenes" else data.resolution or 0,
         downscale=vae.config.downscale,
         channels=vae.config.latent_channels,
         dtype=options.dtype,

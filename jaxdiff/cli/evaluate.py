@@ -14,8 +14,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import positive
 from jaxdiff.data.drawing import CANVAS
-from jaxdiff.data.scenes import Prompt
-from jaxdiff.evaluation.report import Report, alignment, renders, standard_prompts
+from jaxdiff.data.scenes import MAX_SIZE, Prompt
+from jaxdiff.evaluation.report import CIRCLES, Report, alignment, renders, standard_prompts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,17 +50,25 @@ def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, draw, judge, print the table. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff evaluate")
     prompts = standard_prompts()[:: positive("every", options.every)]
+    circles = -(-CIRCLES // options.every)
     if options.output is not None:
         check_file(options.output)  # before pictures are drawn for it
     if options.model == "renders":
-        report = alignment(renders(prompts), prompts, seed=options.seed)
+        report = alignment(renders(prompts), prompts, seed=options.seed, circles=circles)
     else:
         import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
         names = ("guidance_scale", "guidance", "classifier_scale", "steps", "sampler", "timesteps")
         choices = {name: getattr(options, name) for name in names}
         pipe = jaxdiff.load(options.model)
-        report = measure(pipe, prompts, seed=options.seed, batch_size=options.batch_size, **choices)
+        report = measure(
+            pipe,
+            prompts,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            circles=circles,
+            **choices,
+        )
     print(report.table())
     if options.output is not None:
         with new_file(options.output) as temporary:
@@ -68,7 +76,13 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def measure(
-    pipe: Any, prompts: Sequence[Prompt], *, seed: int = 0, batch_size: int = 64, **choices: Any
+    pipe: Any,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    circles: int = 0,
+    **choices: Any,
 ) -> Report:
     """The report on `pipe`, called with `choices` (guidance_scale, steps, ...)."""
     check_scenes(pipe)
@@ -77,11 +91,14 @@ def measure(
         call = {"seed": seeds, "batch_size": batch_size, "output": "numpy"}
         return np.asarray(pipe(texts, **call, **choices).images)
 
-    return alignment(generate, prompts, seed=seed, batch_size=batch_size)
+    return alignment(generate, prompts, seed=seed, batch_size=batch_size, circles=circles)
 
 
 def check_scenes(pipe: Any) -> None:
-    """InputError for a model whose pictures have not the size of scenes."""
-    size = pipe.defaults.height, pipe.defaults.width
-    if size != (CANVAS, CANVAS):
-        raise InputError(f"model: got pictures of {size}, expected {CANVAS} x {CANVAS} scenes")
+    """InputError for a model whose pictures are not squares of a size that scenes have."""
+    height, width = pipe.defaults.height, pipe.defaults.width
+    if height != width or not CANVAS <= height <= MAX_SIZE:
+        raise InputError(
+            f"model: got pictures of {height} x {width}, expected scenes: squares with sides of "
+            f"{CANVAS} to {MAX_SIZE}"
+        )

@@ -9,7 +9,7 @@ are anywhere is for prompts whose places are not understood.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,6 +43,10 @@ ATTRIBUTES = Attributes(
         *(Group(name=f"{kind}s", labels=labels, exclusive=False) for kind, labels in WORDS.items()),
     )
 )
+
+# What the last states of a text encoder can be asked for, one group of names for each of them: the
+# whole scene, then each place.
+SLOTS = (("background", "layout"), *(tuple(f"{p}_{kind}" for kind in WORDS) for p in PLACES))
 
 _BACKGROUND = re.compile(
     rf"\bon an? ([a-z]+) background\b|(?:\ba )?\b({'|'.join(BACKGROUNDS)}) background\b"
@@ -159,6 +163,23 @@ def _masks(
                 at = ATTRIBUTES.index(name, label)
                 result.targets[at] = result.known[at] = True
     return result
+
+
+def collate_captioned(items: Sequence[Item], tokenizer: Any) -> Batch:
+    """A batch of images and ids with the attributes of both: what CLIP's attribute heads learn.
+
+    Beside what `collate_attributes` gives there are "ids", and "text_targets" and "text_known" of
+    the captions, which leave some attributes open.
+    """
+    read = [text_attributes(item["caption"]) for item in items]
+    return (
+        collate_attributes(items)
+        | collate([{"caption": item["caption"]} for item in items], tokenizer)
+        | {
+            "text_targets": np.stack([each.targets for each in read]),
+            "text_known": np.stack([each.known for each in read]),
+        }
+    )
 
 
 def collate_attributes(items: Sequence[Item]) -> Batch:

@@ -1,4 +1,7 @@
-"""Scenes as pictures: anti-aliased signed distance functions on a 64x64 canvas."""
+"""Scenes as images of any size: anti-aliased signed distance functions.
+
+Lengths are in units of 1/64 of the image's side, whatever its size in pixels.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,12 +13,12 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.data.specification import Scene, arrangement
 
-CANVAS = 64
+CANVAS = 64  # units along a side of every image, and pixels of the smallest one
 
-# Radii in pixels; the shapes below turn a radius into areas that look equally large.
+# Radii; the shapes below turn a radius into areas that look equally large.
 RADII = {"small": (8.2, 9.0), "large": (12.6, 13.2)}
 
-MARGIN = 1.5  # free pixels at the border
+MARGIN = 1.5  # free space at the border
 GAP = 3.0  # least distance between two things along their axis
 GAP_JITTER = 5.0
 CENTRE_JITTER = 6.0
@@ -39,9 +42,9 @@ Grid = Float[NDArray, "h w"]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the things are: the centre (x, y) of each one's bounding box and its radius, in pixels.
+    """Where the things are: the centre (x, y) of each one's bounding box and its radius, in units.
 
-    Pixel (row i, column j) covers x in [j, j+1], y in [i, i+1].
+    Of an image of 64x64, pixel (row i, column j) covers x in [j, j+1], y in [i, i+1].
     """
 
     centres: tuple[tuple[float, float], ...]
@@ -112,13 +115,18 @@ SHAPE = {
 }
 
 
-def coverage(shape: str, centre: tuple[float, float], radius: float) -> Float[NDArray, "64 64"]:
-    """The share of each pixel, 0 to 1, that the shape covers: a ramp one pixel wide at its edge."""
-    mask = np.zeros((CANVAS, CANVAS), np.float32)
+def coverage(
+    shape: str, centre: tuple[float, float], radius: float, size: int = CANVAS
+) -> Float[NDArray, "s s"]:
+    """The share of each pixel, 0 to 1, that the shape covers: a ramp one pixel wide at its edge.
+
+    Centre and radius are in pixels of the image, which is `size` pixels wide.
+    """
+    mask = np.zeros((size, size), np.float32)
     reach = int(1.2 * radius) + 2
     column, row = (max(0, int(c) - reach) for c in centre)
-    columns = np.arange(column, min(CANVAS, column + 2 * reach + 2), dtype=np.float32)
-    rows = np.arange(row, min(CANVAS, row + 2 * reach + 2), dtype=np.float32)
+    columns = np.arange(column, min(size, column + 2 * reach + 2), dtype=np.float32)
+    rows = np.arange(row, min(size, row + 2 * reach + 2), dtype=np.float32)
     x, y = np.meshgrid(columns + 0.5 - np.float32(centre[0]), rows + 0.5 - np.float32(centre[1]))
     inside = np.clip(0.5 - SHAPE[shape].distance(x, y, radius), 0, 1)
     mask[row : row + len(rows), column : column + len(columns)] = inside
@@ -175,16 +183,18 @@ def place(scene: Scene, draws: Float[NDArray, "n"]) -> Layout:
     return Layout(centres=tuple((x, y) for x, y in centres)[::order], radii=tuple(radii)[::order])
 
 
-def draw(scene: Scene, layout: Layout | None = None) -> UInt8[NDArray, "64 64 3"]:
-    """The picture of a full specification, by default with everything in its middle place.
+def draw(scene: Scene, layout: Layout | None = None, size: int = CANVAS) -> UInt8[NDArray, "s s 3"]:
+    """The image of a full specification, by default with everything in its middle place.
 
-    Raises InputError when a size or the background is left open.
+    It is `size` pixels wide and high. Raises InputError when a size or the background is left open.
     """
     if scene.background is None:
         raise InputError("scene: got an open background, expected a full specification")
     layout = layout or place(scene, np.full(PLACEMENT_DRAWS, 0.5))
-    picture = np.full((CANVAS, CANVAS, 3), BACKGROUND_RGB[scene.background], np.float32)
+    scale = size / CANVAS
+    picture = np.full((size, size, 3), BACKGROUND_RGB[scene.background], np.float32)
     for thing, centre, radius in zip(scene.things, layout.centres, layout.radii, strict=True):
-        mask = coverage(thing.shape, centre, radius)[..., None]
+        x, y = centre
+        mask = coverage(thing.shape, (x * scale, y * scale), radius * scale, size)[..., None]
         picture += mask * (np.array(THING_RGB[thing.colour], np.float32) - picture)
     return np.rint(picture).astype(np.uint8)

@@ -9,11 +9,14 @@ whole items are still seen at their own places. The substitute is seen once more
 from collections.abc import Callable, Sequence
 from typing import SupportsIndex
 
+import numpy as np
+
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.data.batches import Item
 from jaxdiff.data.pictures import CROPS, draws, prepare
 from jaxdiff.data.plan import LENGTH, Place, Plan
+from jaxdiff.data.scenes import SceneSource
 from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources import PictureSource
 
@@ -65,5 +68,17 @@ def picture_maker(
         how = draws((seed, *place), crop=crop, flip=flip)
         prepared = prepare(record["picture"], sizes[place.group], how)
         return {**prepared._asdict(), "caption": record["caption"]}
+
+    return make
+
+
+def scene_maker(source: SceneSource) -> Make:
+    """Samples {"image", "caption", "time_ids"} of scenes, whole and in their own size."""
+    sizes = np.array([source.size, source.size, 0, 0, source.size, source.size], np.int32)
+
+    def make(index: int, place: Place) -> Item:
+        del place
+        scene = source[index]
+        return {"image": scene["image"], "caption": scene["caption"], "time_ids": sizes}
 
     return make

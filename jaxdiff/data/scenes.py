@@ -1,4 +1,4 @@
-"""An endless, deterministic data set of captioned 64x64 scenes behind grain's source interface."""
+"""An endless, deterministic data set of captioned scenes behind grain's source interface."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.data.captions import describe, leave_open
-from jaxdiff.data.drawing import PLACEMENT_DRAWS, Layout, draw, place
+from jaxdiff.data.drawing import CANVAS, PLACEMENT_DRAWS, Layout, draw, place
 from jaxdiff.data.specification import (
     BACKGROUNDS,
     COLOURS,
@@ -29,6 +29,7 @@ SINGLE_SHARE = 0.35  # of the scenes have one thing
 KINDS = ("one", "two", "heldout-one", "heldout-two")
 LENGTH = 1 << 40  # items of a source; far more than a training reads
 MAX_VARIATIONS = 8
+MAX_SIZE = 1024  # pixels along a side
 
 
 def _pick(choices: Sequence[str], u: float) -> str:
@@ -128,16 +129,20 @@ def vary(scene: Scene, count: int, rng: np.random.Generator) -> list[Scene]:
 
 
 class SceneSource:
-    """Random access to scenes: `[i]` has "image" uint8 (64, 64, 3), "caption" str, "scene" Scene.
+    """Random access to scenes: `[i]` has "image" uint8 (s, s, 3), "caption" str, "scene" Scene.
 
-    An item is a function of (seed, split, i) alone. With `variations` k, items come in blocks of k:
-    a scene and k - 1 minimal changes of it with the same jitter, whose captions all differ.
+    `size` s changes the image alone. An item is a function of (seed, split, i) alone. With
+    `variations` k, items come in blocks of k: a scene and k - 1 minimal changes of it with the same
+    jitter, whose captions all differ.
     """
 
-    def __init__(self, *, seed: int, split: str = "train", variations: int = 1) -> None:
+    def __init__(
+        self, *, seed: int, split: str = "train", variations: int = 1, size: int = CANVAS
+    ) -> None:
         self.seed = int(in_range("seed", seed, 0, 2**63 - 1))
         self.split = one_of("split", split, SPLITS)
         self.variations = int(in_range("variations", variations, 1, MAX_VARIATIONS))
+        self.size = int(in_range("size", size, CANVAS, MAX_SIZE))
         # Neighbouring items share their block; the cache saves drawing it up once for each.
         self._block = functools.lru_cache(maxsize=64)(self._make_block)
 
@@ -145,7 +150,10 @@ class SceneSource:
         return LENGTH
 
     def __repr__(self) -> str:
-        return f"SceneSource(seed={self.seed}, split={self.split!r}, variations={self.variations})"
+        return (
+            f"SceneSource(seed={self.seed}, split={self.split!r}, variations={self.variations}, "
+            f"size={self.size})"
+        )
 
     def _make_block(self, number: int) -> list[tuple[Scene, Layout, str]]:
         entropy = [self.seed, SPLITS.index(self.split), self.variations, number]
@@ -167,7 +175,7 @@ class SceneSource:
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray | str | Scene]:
         scene, layout, words = self.example(index.__index__())
-        return {"image": draw(scene, layout), "caption": words, "scene": scene}
+        return {"image": draw(scene, layout, self.size), "caption": words, "scene": scene}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """A table of how well a generator follows its prompts, with how varied and how saturated it is."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import positive
 from jaxdiff.core.validate import shape as require_shape
 from jaxdiff.data.drawing import CANVAS, PLACEMENT_DRAWS, draw, place
-from jaxdiff.data.scenes import Prompt, Scene, held_out, sample_prompts
-from jaxdiff.data.specification import BACKGROUNDS, SIZES
-from jaxdiff.evaluation.scenes import Score, judge, score
+from jaxdiff.data.scenes import Prompt, Scene, Thing, describe, held_out, sample_prompts
+from jaxdiff.data.specification import BACKGROUNDS, COLOURS, SIZES
+from jaxdiff.evaluation.scenes import Score, circle_deviation, judge, score
 
-# (prompts, seeds) -> uint8 pictures (n, 64, 64, 3), one for each prompt and seed.
+# (prompts, seeds) -> uint8 pictures (n, s, s, 3), one for each prompt and seed.
 Generate = Callable[[list[str], list[int]], np.ndarray]
 
 PROMPTS = {"one": 179, "two": 333, "heldout-one": 64, "heldout-two": 64}
@@ -24,6 +25,7 @@ CLIPPED = (2, 253)  # channel values at or beyond these count as clipped
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # shares of red, green and blue
 DIVERSITY_PROMPTS = 16
 DIVERSITY_SEEDS = 4
+CIRCLES = 100  # more than there are different ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,27 @@ def diversity(
     return float(np.mean([pairwise_distance(group) for group in groups]))
 
 
+def circle_prompts(count: int) -> list[Prompt]:
+    """Prompts of one circle each; colours, sizes and backgrounds take turns."""
+    looks = itertools.cycle(itertools.product(BACKGROUNDS, SIZES, COLOURS))
+    scenes = [
+        Scene(things=(Thing(colour=colour, shape="circle", size=size),), background=background)
+        for background, size, colour in itertools.islice(looks, count)
+    ]
+    return [Prompt(text=describe(scene), scene=scene) for scene in scenes]
+
+
+def roundness(generate: Generate, count: int, *, batch_size: int = 64) -> float:
+    """The mean `circle_deviation` of `count` pictures of circles; NaN if none shows one object.
+
+    Picture i has seed i.
+    """
+    texts = [prompt.text for prompt in circle_prompts(count)]
+    images = _pictures(generate, texts, list(range(count)), batch_size)
+    found = [deviation for image in images if (deviation := circle_deviation(image)) is not None]
+    return float(np.mean(found)) if found else math.nan
+
+
 def _pictures(
     generate: Generate, texts: list[str], seeds: list[int], batch_size: int
 ) -> UInt8[NDArray, "n h w 3"]:
@@ -123,7 +146,8 @@ def _pictures(
     for start in range(0, len(texts), positive("batch_size", batch_size)):
         part = slice(start, start + batch_size)
         images = generate(texts[part], seeds[part])
-        require_shape("generated images", images, (len(texts[part]), CANVAS, CANVAS, 3))
+        side = images.shape[1]
+        require_shape("generated images", images, (len(texts[part]), side, side, 3))
         parts.append(images)
     return np.concatenate(parts)
 
@@ -166,13 +190,18 @@ def summarise(prompts: Sequence[Prompt], scores: Sequence[Score]) -> dict[str, S
 
 
 def alignment(
-    generate: Generate, prompts: Sequence[Prompt], *, seed: int = 0, batch_size: int = 64
+    generate: Generate,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    circles: int = 0,
 ) -> Report:
     """Judge one picture for each prompt, the i-th with seed `seed` + i.
 
     The measures are `diversity` over DIVERSITY_PROMPTS prompts spread over the list, `chroma`,
-    `clipped` and `contrast`; they mean something next to those of `renders`, which draws what was
-    asked for.
+    `clipped`, `contrast`, and the `roundness` of so many `circles`; they mean something next to
+    those of `renders`, which draws what was asked for.
     """
     positive("number of prompts", len(prompts))
     texts = [prompt.text for prompt in prompts]
@@ -183,6 +212,8 @@ def alignment(
         "clipped": clipped(images),
         "contrast": contrast(images),
     }
+    if circles:
+        measures["circle deviation"] = roundness(generate, circles, batch_size=batch_size)
     return Report(shares=summarise(prompts, judged(prompts, images)), measures=measures)
 
 
@@ -196,16 +227,19 @@ def _completed(scene: Scene, rng: np.random.Generator) -> Scene:
     return dataclasses.replace(scene, things=things, background=background)
 
 
-def renders(prompts: Sequence[Prompt]) -> Generate:
-    """The perfect generator of these prompts, which draws them: what the best model would score."""
-    scenes = {prompt.text: prompt.scene for prompt in prompts}
+def renders(prompts: Sequence[Prompt], size: int = CANVAS) -> Generate:
+    """The perfect generator of these prompts, which draws them: what the best model would score.
+
+    It knows all `circle_prompts` too. Its pictures are `size` pixels wide.
+    """
+    scenes = {prompt.text: prompt.scene for prompt in (*circle_prompts(CIRCLES), *prompts)}
 
     def generate(texts: list[str], seeds: list[int]) -> UInt8[NDArray, "n h w 3"]:
         images = []
         for text, seed in zip(texts, seeds, strict=True):
             rng = np.random.default_rng(seed)
             scene = _completed(scenes[text], rng)
-            images.append(draw(scene, place(scene, rng.random(PLACEMENT_DRAWS))))
+            images.append(draw(scene, place(scene, rng.random(PLACEMENT_DRAWS)), size))
         return np.stack(images)
 
     return generate

@@ -268,11 +268,11 @@ class CLIPModel(nnx.Module):
 
     def text_embeds(self, ids: Int[Array, "b n"]) -> Float[Array, "b p"]:
         """Texts as unit vectors, in float32."""
-        return _unit(self.text_projection(self.text_model(ids).pooled))
+        return unit(self.text_projection(self.text_model(ids).pooled))
 
     def image_embeds(self, images: Float[Array, "b h w c"]) -> Float[Array, "b p"]:
         """Images as unit vectors, in float32."""
-        return _unit(self.visual_projection(self.vision_model(images).pooled))
+        return unit(self.visual_projection(self.vision_model(images).pooled))
 
 
 def with_words(
@@ -292,6 +292,7 @@ def _projection(n_in: int, n_out: int | None, layers: Layers):
     return layers.linear(n_in, n_out, bias=False, init=Normal(n_in**-0.5))
 
 
-def _unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:
+def unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:
+    """Vectors at length 1, in float32."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True))

@@ -17,6 +17,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import to_unit
 from jaxdiff.data.latents import LatentSource
 from jaxdiff.data.pictures import prepare
+from jaxdiff.data.scenes import SceneSource
 from jaxdiff.training.log import read_lines
 
 UNET = """
@@ -128,7 +129,7 @@ def test_latents_of_something_else_are_not_mixed_in(made, capsys):
     assert main.run("cache-latents", command(made, "x", data="latents")) == 2
     assert "got folder for" in capsys.readouterr().err
     assert main.run("cache-latents", [str(made / "model"), str(made / "x")]) == 2
-    assert "kind: got 'scenes', expected one of folder" in capsys.readouterr().err
+    assert "items: got 0" in capsys.readouterr().err
     assert not (made / "x").exists()
 
 
@@ -176,3 +177,19 @@ def test_broken_folders_of_latents_are_named(made, tmp_path):
     first.write_bytes(first.read_bytes()[:70000])
     with pytest.raises(InputError, match=r"00000-of-00005\.array_record: got a broken file"):
         LatentSource(str(tmp_path / "l"))
+
+
+def test_scenes_are_cached_as_the_source_draws_them(made, tmp_path, capsys):
+    folder = tmp_path / "latents"
+    arguments = [str(made / "model"), str(folder), "--kind", "scenes", "--seed", "5"]
+    wanted = [*arguments, "--items", "6", "--shard-size", "4", "--dtype", "float32"]
+    assert main.run("cache-latents", wanted) == 0
+    found, drawn = LatentSource(str(folder)), SceneSource(seed=5)
+    vae = read_component(made / "model" / "vae").module
+    assert [found[i]["caption"] for i in range(6)] == [drawn[i]["caption"] for i in range(6)]
+    mean, _ = vae.encode(jnp.asarray(to_unit(drawn[5]["image"])[None]))
+    np.testing.assert_allclose(found[5]["mean"], mean[0], atol=2e-5)
+    assert found.description.resolution == 64
+    capsys.readouterr()
+    assert main.run("cache-latents", arguments) == 2
+    assert "items" in capsys.readouterr().err

@@ -206,6 +206,28 @@ def test_coverage_has_the_area_of_the_shape():
         assert coverage(shape, (31.3, 32.8), r).sum() == pytest.approx(area, rel=0.02), shape
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_area_grows_with_the_size_in_pixels(shape):
+    small = coverage(shape, (31.3, 32.8), 10.0)
+    large = coverage(shape, (62.6, 65.6), 20.0, 128)
+    assert large.shape == (128, 128)
+    assert large.sum() == pytest.approx(4 * small.sum(), rel=0.01)
+    halved = large.reshape(64, 2, 64, 2).mean((1, 3))
+    assert np.abs(halved - small).max() < 0.3  # the ramp at the edge is half as wide
+
+
+def test_the_size_of_the_images_changes_nothing_else():
+    small, large = (SceneSource(seed=3, variations=2, size=size) for size in (64, 128))
+    for i in range(4):
+        ours, theirs = small[i], large[i]
+        assert (ours["caption"], ours["scene"]) == (theirs["caption"], theirs["scene"])
+        assert theirs["image"].shape == (128, 128, 3)
+        halved = theirs["image"].reshape(64, 2, 64, 2, 3).mean((1, 3))
+        assert np.abs(halved - ours["image"]).mean() < 1
+    with pytest.raises(InputError, match="size: got 32"):
+        SceneSource(seed=3, size=32)
+
+
 def test_the_picture_has_the_palette_and_soft_edges():
     image = draw(PAIR, Layout(centres=((32.0, 14.0), (32.0, 46.0)), radii=(8.0, 13.0)))
     assert tuple(image[0, 0]) == BACKGROUND_RGB["grey"]

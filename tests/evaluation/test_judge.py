@@ -15,7 +15,7 @@ from jaxdiff.data.drawing import (
     place,
 )
 from jaxdiff.data.scenes import Scene, Thing, sample_scene, vary
-from jaxdiff.evaluation.scenes import judge, score
+from jaxdiff.evaluation.scenes import circle_deviation, judge, score
 
 RED_CIRCLE = Thing(size="small", colour="red", shape="circle")
 BLUE_STAR = Thing(size="large", colour="blue", shape="star")
@@ -23,12 +23,12 @@ PAIR = Scene(things=(RED_CIRCLE, BLUE_STAR), relation="above", background="grey"
 Y, X = np.mgrid[:64, :64] - 31.5
 
 
-def renders(n, split, seed=0):
+def renders(n, split, seed=0, size=64):
     rng = np.random.default_rng(seed)
     for _ in range(n):
         scene = sample_scene(rng, split)
         layout = place(scene, rng.random(PLACEMENT_DRAWS))
-        yield scene, layout, draw(scene, layout)
+        yield scene, layout, draw(scene, layout, size)
 
 
 def to_bytes(pixels):
@@ -60,10 +60,10 @@ DEGRADED = {
 }
 
 
-@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize(("split", "size"), [("train", 64), ("heldout", 64), ("train", 128)])
 @pytest.mark.parametrize("how", DEGRADED)
-def test_real_drawings_are_named(how, split):
-    for scene, layout, image in renders(60, split):
+def test_real_drawings_are_named(how, split, size):
+    for scene, layout, image in renders(60, split, size=size):
         observation = judge(DEGRADED[how](image))
         assert score(scene, observation).all_right, (scene, observation)
         seen = sorted((thing.centre for thing in observation.things), key=sum)
@@ -128,6 +128,29 @@ def test_noise_and_emptiness_are_not_a_scene():
     for colour in ((120, 60, 20), THING_RGB["black"]):
         flat = judge(np.full((64, 64, 3), colour, np.uint8))
         assert (flat.background, flat.things) == (None, ())
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_deviation_of_an_ellipse_is_its_closed_form(size):
+    middles = (np.arange(size) + 0.5) / size * 64 - 32
+    x, y = np.meshgrid(middles, middles)
+    a, b, scale = 15.0, 12.0, size / 64
+    radius = np.hypot(x, y)
+    angle = np.arctan2(y, x)
+    edge = a * b / np.hypot(b * np.cos(angle), a * np.sin(angle))
+    image = picture((radius - edge) * scale)
+    theta = np.linspace(0, 2 * np.pi, 100_000, endpoint=False)
+    exact = a * b / np.hypot(b * np.cos(theta), a * np.sin(theta))
+    expected = np.mean(np.abs(exact - exact.mean())) / exact.mean()
+    assert circle_deviation(image) == pytest.approx(expected, rel=0.03)
+
+
+def test_a_drawn_circle_is_round_and_other_pictures_have_no_circle():
+    circle = Scene(things=(RED_CIRCLE,), background="pink")
+    assert circle_deviation(draw(circle)) < 0.006
+    assert circle_deviation(draw(circle, size=128)) < 0.003
+    assert circle_deviation(draw(PAIR)) is None
+    assert circle_deviation(np.full((64, 64, 3), 255, np.uint8)) is None
 
 
 def test_specks_are_ignored_and_larger_leftovers_count():

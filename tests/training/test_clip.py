@@ -1,5 +1,6 @@
 """The contrastive loss against its closed forms, and the retrieval measures."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.models.attributes import Attributes, Group
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.training.config import CLIPObjective
 from jaxdiff.training.objectives.clip import (
+    AttributeHeads,
     clip_learner,
     contrastive_loss,
     retrieval,
@@ -110,6 +113,50 @@ def test_every_weight_learns():
 def test_computing_in_bfloat16_needs_no_implicit_promotion():
     half = clip_learner(OBJECTIVE, jnp.bfloat16)
     value, _ = jax.eval_shape(half.loss, half.shapes, {}, BATCH, jax.random.key(0))
+    assert value.dtype == jnp.float32
+
+
+ATTRIBUTES = Attributes(
+    (
+        Group(name="ground", labels=("white", "grey", "pink")),
+        Group(name="first", labels=("red", "blue")),
+    )
+)
+HEADS = AttributeHeads(ATTRIBUTES, (("ground",), ("first",)))
+LABELS = {
+    "targets": jnp.asarray([[1, 0, 0, 1, 0]] * 4, bool),
+    "known": jnp.ones((4, 5), bool),
+    "text_targets": jnp.asarray([[1, 0, 0, 1, 0]] * 4, bool),
+    "text_known": jnp.asarray([[1, 1, 1, 0, 0]] * 3 + [[1] * 5], bool),
+}
+
+
+def test_heads_that_know_nothing_cost_the_logarithms_of_their_choices():
+    learner = clip_learner(dataclasses.replace(OBJECTIVE, attribute_weight=0.5), heads=HEADS)
+    params = {path: jnp.asarray(array) for path, array in learner.init(0)}
+    value, parts = learner.loss(params, {}, BATCH | LABELS, jax.random.key(0))
+    # the image knows both groups; end of text and slots ask for what captions say: 4 and 1 of 4
+    nats = math.log(3) + math.log(2) + 2 * (math.log(3) + math.log(2) / 4)
+    np.testing.assert_allclose(parts["attribute_nats"], nats, rtol=1e-6)
+    contrast = (parts["to_caption"] + parts["to_picture"]) / 2
+    np.testing.assert_allclose(value, contrast + 0.5 * nats, rtol=1e-6)
+
+
+def test_each_slot_is_asked_for_its_own_groups_alone():
+    learner = clip_learner(dataclasses.replace(OBJECTIVE, attribute_weight=0.5), heads=HEADS)
+    params = {path: jnp.asarray(array) for path, array in learner.init(0)}
+    grads = jax.grad(lambda p: learner.loss(p, {}, BATCH | LABELS, jax.random.key(0))[0])(params)
+    ground, first = np.abs(grads["heads.slots.kernel"]).max(1)
+    assert ground[:3].min() > 0
+    assert ground[3:].max() == 0
+    assert first[:3].max() == 0
+    assert first[3:].min() > 0
+
+
+def test_heads_compute_in_float32_beside_towers_in_bfloat16():
+    objective = dataclasses.replace(OBJECTIVE, attribute_weight=0.5)
+    half = clip_learner(objective, jnp.bfloat16, HEADS)
+    value, _ = jax.eval_shape(half.loss, half.shapes, {}, BATCH | LABELS, jax.random.key(0))
     assert value.dtype == jnp.float32
 
 

@@ -13,6 +13,7 @@ from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.kinds import KINDS
 from jaxdiff.checkpoints.pipelines import SCHEDULER
 from jaxdiff.checkpoints.vision import clip_folder, read_lens, vision_of
+from jaxdiff.cli.training.clip import attribute_heads
 from jaxdiff.cli.training.experiment import check_kind
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, PyTree, dtype_of
@@ -166,8 +167,15 @@ def _all_in(dtype: Dtype) -> dict[str, Dtype]:
 def _clip(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(CLIPObjective, config.objective)
     length = objective.text.max_position_embeddings
-    learner = clip_learner(objective, dtype)
-    return AbstractTraining(learner, {}, lambda n: _pictures(config, n) | _ids(n, length))
+    heads = attribute_heads(config)
+    learner = clip_learner(objective, dtype, heads)
+
+    def batch(n: int) -> Batch:
+        labels = jax.ShapeDtypeStruct((n, heads.attributes.width if heads else 0), jnp.bool_)
+        names = ("targets", "known", "text_targets", "text_known") if heads else ()
+        return _pictures(config, n) | _ids(n, length) | dict.fromkeys(names, labels)
+
+    return AbstractTraining(learner, {}, batch)
 
 
 def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:

@@ -11,6 +11,7 @@ from jaxdiff.checkpoints.pipelines import CLASSIFIER
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.training.experiment import (
     Experiment,
+    scene_side,
     spread,
     training_batches,
     validation_batch,
@@ -18,7 +19,6 @@ from jaxdiff.cli.training.experiment import (
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.data.attributes import ATTRIBUTES, collate_attributes
-from jaxdiff.data.drawing import CANVAS
 from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
@@ -29,10 +29,10 @@ from jaxdiff.training.objectives.classifier import accuracies, classifier_learne
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)  # of the schedule: the noise levels that are measured
 
 
-def _check(objective: ClassifierObjective, vae: AutoencoderKL) -> None:
+def _check(objective: ClassifierObjective, vae: AutoencoderKL, pixels: int) -> None:
     """InputError unless the classifier is for the latents and the attributes of scenes."""
     model = objective.model
-    side, channels = CANVAS // vae.config.downscale, vae.config.latent_channels
+    side, channels = pixels // vae.config.downscale, vae.config.latent_channels
     for name, wanted in (("sample_size", side), ("in_channels", channels)):
         if getattr(model, name) != wanted:
             raise InputError(
@@ -51,7 +51,7 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
     objective = cast(ClassifierObjective, config.objective)
     folder = pathlib.Path(objective.vae)
     vae = cast(AutoencoderKL, read_component(folder, dtype=dtype).module)
-    _check(objective, vae)
+    _check(objective, vae, scene_side(config.data))
     frozen = weights(vae)
     learner = classifier_learner(objective, vae, dtype)
     template = abstract(LatentClassifier, objective.model, dtype=dtype)

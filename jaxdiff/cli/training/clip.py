@@ -1,6 +1,7 @@
 """Training the text encoder: captions against pictures."""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from jaxdiff.cli.training.experiment import (
     CHECKPOINTS,
     Experiment,
     check_kind,
+    scene_side,
     spread,
     training_batches,
     training_captions,
@@ -23,17 +25,20 @@ from jaxdiff.cli.training.experiment import (
 )
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
-from jaxdiff.data.drawing import CANVAS
+from jaxdiff.data.attributes import ATTRIBUTES, SLOTS, collate_captioned
 from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from jaxdiff.models.build import abstract, assemble
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
 from jaxdiff.training.config import CLIPObjective, TrainConfig
 from jaxdiff.training.objectives import Metrics, Params, Whole
 from jaxdiff.training.objectives.clip import (
+    AttributeHeads,
     clip_learner,
+    read_attributes,
     retrieval,
+    run_towers,
     same_caption,
-    similarities,
+    split_heads,
     without_doubles,
 )
 
@@ -68,12 +73,25 @@ def with_tokens(objective: CLIPObjective, tokenizer: Any) -> CLIPObjective:
 def _check_side(config: TrainConfig) -> None:
     """InputError unless the pictures are the squares that the vision encoder takes."""
     data, side = config.data, cast(CLIPObjective, config.objective).vision.image_size
-    given = CANVAS if data.kind == "scenes" else data.resolution
+    given = scene_side(data) if data.kind == "scenes" else data.resolution
     if given != side or data.widest > 1:
         raise InputError(
             f"objective.vision.image_size: got {side} for pictures of {given} with sides up to "
             f"{data.widest:g}, expected squares of one size for both"
         )
+
+
+def attribute_heads(config: TrainConfig) -> AttributeHeads | None:
+    """What attribute heads read, where there are any; InputError unless the data are scenes."""
+    objective = cast(CLIPObjective, config.objective)
+    if not objective.heads:
+        return None
+    if config.data.kind != "scenes":
+        raise InputError(
+            f"objective.attribute_weight: got {objective.attribute_weight} for data.kind "
+            f"{config.data.kind}, expected 0: only scenes have attributes"
+        )
+    return AttributeHeads(ATTRIBUTES, SLOTS)
 
 
 def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
@@ -82,20 +100,28 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
     _check_side(config)
     tokenizer = workdir_tokenizer(config, workdir)
     objective = with_tokens(cast(CLIPObjective, config.objective), tokenizer)
-    batch = spread(validation_batch(config, tokenizer))
+    heads = attribute_heads(config)
+    collate = None if heads is None else functools.partial(collate_captioned, tokenizer=tokenizer)
+    batch = spread(validation_batch(config, tokenizer, transform=collate))
     sizes = (objective.text, objective.vision, objective.projection_dim)
     template = abstract(CLIPModel, *sizes, dtype=dtype)
 
     @jax.jit
-    def measure(params: Params, images: Array, ids: Array) -> Metrics:
-        cosines = similarities(assemble(template, params), images, ids)
-        return retrieval(without_doubles(cosines, same_caption(ids)), config.data.variations)
+    def measure(params: Params, batch: dict[str, Array]) -> Metrics:
+        own, reading = split_heads(params)
+        found = run_towers(assemble(template, own), batch["image"], batch["ids"])
+        scores = without_doubles(found.cosines, same_caption(batch["ids"]))
+        shares = retrieval(scores, config.data.variations)
+        if heads is None:
+            return shares
+        return shares | read_attributes(heads, reading, *found[:3], batch).accuracy
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        found = jax.device_get(measure(params, batch["image"], batch["ids"]))
+        found = jax.device_get(measure(params, batch))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
     def export(params: Whole, folder: pathlib.Path) -> None:
+        params, _ = split_heads(params)
         text = {name: leaf for name, leaf in params.items() if name.startswith("text_model.")}
         module = assemble(abstract(CLIPTextModel, objective.text), text)
         write_component(folder / "text_encoder", Component(module=module))
@@ -104,5 +130,6 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
         write_object(folder / "clip" / PREPROCESSOR, {"image_mean": half, "image_std": half})
         save_tokenizer(tokenizer, folder / "tokenizer")
 
-    learner = clip_learner(objective, dtype)
-    return Experiment(learner, {}, training_batches(config, tokenizer), sample, export)
+    learner = clip_learner(objective, dtype, heads)
+    stream = training_batches(config, tokenizer, transform=collate)
+    return Experiment(learner, {}, stream, sample, export)

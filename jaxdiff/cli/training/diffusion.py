@@ -27,6 +27,7 @@ from jaxdiff.cli.training.experiment import (
     check_kind,
     grid,
     save_grid,
+    scene_side,
     spread,
     training_batches,
     validation_batch,
@@ -36,7 +37,6 @@ from jaxdiff.cli.training.prior import with_prior
 from jaxdiff.cli.training.tuning import tuning
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray
-from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.latents import Latents, read_null
 from jaxdiff.data.texts import Texts
 from jaxdiff.models.build import assemble
@@ -59,7 +59,7 @@ from jaxdiff.training.objectives.tuning import Tuned
 def _side(data: DataConfig, made: Latents | None) -> int:
     """Side of the (square) pictures in pixels."""
     if data.kind == "scenes":
-        return CANVAS
+        return scene_side(data)
     return (data.resolution or 0) if made is None else made.resolution
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints.vision import CLIP, clip_folder, read_vision
-from jaxdiff.cli.training.experiment import SHOWN, spread, validation_captions
+from jaxdiff.cli.training.experiment import SHOWN, scene_side, spread, validation_captions
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, UInt8
 from jaxdiff.data.batches import to_unit
@@ -59,7 +59,8 @@ def make_evaluation(
 
     @functools.cache  # not before something is drawn
     def reference() -> Moments:
-        return moments(cast(Embed, embed)(_renders() if scenes else _pictures(vae, held_out)))
+        real = _renders(scene_side(config.data)) if scenes else _pictures(vae, held_out)
+        return moments(cast(Embed, embed)(real))
 
     def evaluate(draw: Draw) -> Mapping[str, float]:
         images = _in_parts(draw, begun)
@@ -101,7 +102,7 @@ def _clip(objective: DiffusionObjective, scenes: bool) -> pathlib.Path | None:
     return EMBEDDED / CLIP if scenes else None
 
 
-def _shares(prompts: Sequence[Prompt], images: Float[NDArray, "n 64 64 3"]) -> dict[str, float]:
+def _shares(prompts: Sequence[Prompt], images: Float[NDArray, "n s s 3"]) -> dict[str, float]:
     """Shares of right answers: of pictures with everything right, and by what is asked."""
     scores = judged(prompts, to_bytes(images))
     shares = {name: share.value for name, share in summarise(prompts, scores).items()}
@@ -109,11 +110,11 @@ def _shares(prompts: Sequence[Prompt], images: Float[NDArray, "n 64 64 3"]) -> d
     return {re.sub(r"\W", "_", name): value for name, value in shares.items()}
 
 
-def _renders() -> Float[NDArray, "n 64 64 3"]:
-    """What the standard prompts look like."""
+def _renders(side: int) -> Float[NDArray, "n s s 3"]:
+    """What the standard prompts look like, `side` pixels wide."""
     prompts = standard_prompts()
     texts = [p.text for p in prompts]
-    return to_unit(renders(prompts)(texts, list(range(len(texts)))))
+    return to_unit(renders(prompts, side)(texts, list(range(len(texts)))))
 
 
 def _embedding(folder: pathlib.Path) -> Embed:

@@ -15,6 +15,7 @@ from jaxdiff.core.atomic import new_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
 from jaxdiff.data.batches import Batch, Item, batches
+from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.scenes import SceneSource
 from jaxdiff.data.skipped import Skipped
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, place, replicated
@@ -97,7 +98,7 @@ def training_batches(
     data = config.data
     check_kind(config)
     if data.kind == "scenes":
-        source: Any = SceneSource(seed=data.seed, variations=data.variations)
+        source: Any = scenes(data)
         skipped, identity = Skipped(), {}
     else:
         stored = open_stored(data, config.batch_size, captions=_captioned(data, tokenizer))
@@ -114,6 +115,17 @@ def training_batches(
         threads=data.threads,
     )
     return Stream(iterator, skipped, identity)
+
+
+def scenes(data: DataConfig, split: str = "train") -> SceneSource:
+    """The scenes of a split as `data` asks for them."""
+    side = scene_side(data)
+    return SceneSource(seed=data.seed, split=split, variations=data.variations, size=side)
+
+
+def scene_side(data: DataConfig) -> int:
+    """Side in pixels of the images of scenes."""
+    return data.resolution or CANVAS
 
 
 def _captioned(data: DataConfig, tokenizer: Any) -> bool:
@@ -154,7 +166,7 @@ def validation_batch(
     """
     data, count = config.data, VALIDATED
     if data.kind == "scenes":
-        source: Any = SceneSource(seed=data.seed, split="validation", variations=data.variations)
+        source: Any = scenes(data, "validation")
     else:
         check_kind(config)
         stored = open_stored(data, config.batch_size, captions=_captioned(data, tokenizer))

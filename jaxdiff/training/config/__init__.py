@@ -104,7 +104,7 @@ class TrainConfig:
 # The fields of each objective that fix its parameters and what they mean.
 _IDENTITY: dict[type, tuple[str, ...]] = {
     VAEObjective: ("model", "only_decoder", "adversarial", "discriminator"),
-    CLIPObjective: ("text", "vision", "projection_dim"),
+    CLIPObjective: ("text", "vision", "projection_dim", "heads"),
     DiffusionObjective: ("model", "schedule", "prediction_type", "train"),
     DistillationObjective: ("scale_width",),
     ClassifierObjective: ("model", "schedule"),

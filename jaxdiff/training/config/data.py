@@ -18,7 +18,7 @@ _PREPARED = _STORED | {"resolution", "widest", "cell", "crop", "flip", "cache"}
 _TABLE = {"split", "image_key", "caption_key"}
 # The fields that count for each kind of data.
 DATA_FIELDS: dict[str, set[str]] = {
-    "scenes": {"kind", "seed", "threads", "variations"},
+    "scenes": {"kind", "seed", "threads", "variations", "resolution", "items"},
     "folder": _PREPARED | {"caption_key"},
     "tars": _PREPARED,
     "records": _PREPARED,
@@ -39,7 +39,9 @@ class DataConfig:
     path: str | None = None  # folder or URL of what is stored; for hub a dataset's name
     seed: int = 0  # of the scenes, of crops and flips, and of their order
     variations: int = 1  # how many of a batch's consecutive scenes differ in one thing only
-    resolution: int | None = None  # side in pixels of the squares that pictures are brought to
+    items: int | None = None  # scenes that cache-latents encodes; trainings take endless ones
+    # side in pixels of the squares that pictures are brought to; of scenes 64 when left out
+    resolution: int | None = None
     widest: float = 1.0  # largest ratio of sides, for buckets of other shapes than the square
     cell: int = 64  # sides of the buckets are multiples of it
     crop: str = "centre"  # what is cut out of a resized picture: centre or random

@@ -85,10 +85,19 @@ class CLIPObjective:
     vision: CLIPVisionConfig = dataclasses.field(default_factory=CLIPVisionConfig)
     projection_dim: int = 128  # of the space in which pictures and captions meet
     logit_scale: float = 14.285714  # initial inverse temperature, 1 / 0.07
+    # of the negative log-likelihood of a scene's attributes, which linear heads read from both
+    # towers and from the text encoder's last positions; 0 leaves the heads out
+    attribute_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        not_negative("objective.attribute_weight", self.attribute_weight)
         positive("objective.projection_dim", self.projection_dim)
         in_range("objective.logit_scale", self.logit_scale, 1, 100)
+
+    @property
+    def heads(self) -> bool:
+        """Whether attributes are learnt as well."""
+        return self.attribute_weight > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
