@@ -53,13 +53,16 @@ class Options:
     """Default sampler."""
     timesteps: str | None = None
     """Default spacing of the steps."""
+    closed_vocabulary: bool | None = None
+    """Whether the captions trained on had no other words than those that are one token: others in
+    a prompt are then warned of."""
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, read, write. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff export")
     dtype = dtype_of(options.dtype)
-    names = ("guidance_scale", "steps", "sampler", "timesteps")
+    names = ("guidance_scale", "steps", "sampler", "timesteps", "closed_vocabulary")
     given = {name: getattr(options, name) for name in names}
     chosen = {name: value for name, value in given.items() if value is not None}
     with tempfile.TemporaryDirectory() as temporary:

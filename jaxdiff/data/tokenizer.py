@@ -82,6 +82,11 @@ def train_tokenizer(
     return _build(_merges(trained)[:room], max_length)
 
 
+def merges_of(tokenizer: CLIPTokenizer) -> list[tuple[str, str]]:
+    """The pairs that a tokenizer joins to tokens, in their order."""
+    return _merges(tokenizer.backend_tokenizer)
+
+
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     return [(a, b) for a, b in json.loads(tokenizer.to_str())["model"]["merges"]]
 
@@ -97,7 +102,7 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: pathlib.Path) -> None:
         "tokenizer_class": "CLIPTokenizer",
     }
     vocab = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
-    merges = [" ".join(pair) for pair in _merges(tokenizer.backend_tokenizer)]
+    merges = [" ".join(pair) for pair in merges_of(tokenizer)]
     contents = {
         "vocab.json": json.dumps(vocab, ensure_ascii=False, indent=0) + "\n",
         "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",

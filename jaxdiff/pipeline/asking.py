@@ -12,6 +12,8 @@ from jaxdiff.guidance.rule import Dials, Guidance, Stream
 from jaxdiff.pipeline.composition import Part, parts_of
 from jaxdiff.pipeline.conditioning import TextRecipe, Words
 from jaxdiff.pipeline.inputs import Asked
+from jaxdiff.pipeline.prompts import Piece
+from jaxdiff.pipeline.prompts import parse as parse_syntax
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.steering import Steering
 from jaxdiff.pipeline.vocabulary import Vocabulary
@@ -24,12 +26,17 @@ class Reader(NamedTuple):
 
     recipe: TextRecipe
     vocabularies: Sequence[Vocabulary]
+    closed: bool = False  # whether words that are several tokens were never trained on
 
     def read(
         self, request: Request, streams: Sequence[Stream]
     ) -> tuple[list[Words], Float[NDArray, "b k i"] | None]:
-        """The words of each image and the numbers told with them; a warning where some are cut."""
+        """The words of each image and the numbers told with them.
+
+        Warns of texts that are cut, and of words that the model was not trained on.
+        """
         found = []
+        said: list[Text] = []
         for index, prompt in enumerate(request.prompts):
             texts = _texts(request, index, streams)[: len(self.vocabularies)]
             words, cut = self.recipe.words(self.vocabularies, texts, syntax=request.prompt_syntax)
@@ -37,7 +44,22 @@ class Reader(NamedTuple):
                 message = f"prompt: {cut} tokens are cut from the end of {prompt!r:.60}"
                 warnings.warn(message, stacklevel=5)
             found.append(words)
+            said += texts[0]
+        if self.closed:
+            self._warn_of_unseen_words(said, syntax=request.prompt_syntax)
         return found, self.recipe.time_ids(request, [s.words == "prompt" for s in streams])
+
+    def _warn_of_unseen_words(self, texts: Sequence[Text], *, syntax: bool) -> None:
+        vocabulary = self.vocabularies[0]
+        own = [text for text in dict.fromkeys(texts) if text is not None]
+        pieces = [p for text in own for p in (parse_syntax(text) if syntax else [Piece(text, 1)])]
+        unseen = dict.fromkeys(word for p in pieces for word in vocabulary.unseen(p.text or ""))
+        if unseen:
+            message = (
+                f"prompt: this model was not trained on {', '.join(map(repr, unseen))}; "
+                f"it knows {', '.join(vocabulary.whole_words())}"
+            )
+            warnings.warn(message, stacklevel=6)
 
 
 def rule_for(request: Request) -> Guidance:

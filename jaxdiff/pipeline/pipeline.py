@@ -118,7 +118,11 @@ class Pipeline:
         )
         encoders = dict(zip(names, self.text_encoders, strict=True))
         self._adapters = Adapters({"unet": self.unet, **encoders})
-        self._reader = Reader(self.recipe, list(self._vocabularies.values()))
+        self._reader = Reader(
+            self.recipe,
+            list(self._vocabularies.values()),
+            closed=self.defaults.closed_vocabulary,
+        )
         self._company = Company(folder)
 
     @property

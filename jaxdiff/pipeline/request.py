@@ -37,6 +37,9 @@ class Defaults:
     timesteps: str | None = None  # spacing of the steps; None: the scheduler config's own
     height: int
     width: int
+    # whether the model was trained on no other words than those that are one token of its
+    # tokenizer, so that any other is worth a warning
+    closed_vocabulary: bool = False
 
     def __post_init__(self) -> None:
         _check_scale("guidance_scale", self.guidance_scale)

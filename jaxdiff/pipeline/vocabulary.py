@@ -1,6 +1,7 @@
 """The words that a pipeline knows: its tokenizers' own, and those that textual inversion adds."""
 
 import pathlib
+import re
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from jaxdiff.checkpoints.textual_inversion import Inversion
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, write_tokenizer
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
-from jaxdiff.data.tokenizer import load_tokenizer
+from jaxdiff.data.tokenizer import SUFFIX, load_tokenizer, merges_of
 from jaxdiff.models.clip import CLIPTextModel, with_words
 
 
@@ -36,6 +37,20 @@ class Vocabulary:
         """The ids of `text`, without start and end."""
         plain = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [part for token in plain for part in self._meanings.get(token, [token])]
+
+    def unseen(self, text: str) -> list[str]:
+        """The words of `text` that are several tokens, those that were added left out."""
+        words = dict.fromkeys(re.findall(r"[^\W\d_]+", text.lower()))
+        return [word for word in words if len(self.ids(word)) > 1 and word not in self.words]
+
+    def whole_words(self) -> list[str]:
+        """The words that are one token, in alphabetical order, as far as merges tell them.
+
+        A token that other tokens end in is taken for a part of words.
+        """
+        merges = merges_of(self.tokenizer)
+        ends = {"".join(pair) for pair in merges} - {right for _, right in merges}
+        return sorted(token.removesuffix(SUFFIX) for token in ends if token.endswith(SUFFIX))
 
     def knows(self, word: str) -> bool:
         """Whether `word` is a token already."""

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import originals
 import pytest
+import tiny
 from flax import nnx
 from tiny import first_devices
 
@@ -185,6 +186,21 @@ def test_eta_is_the_fresh_noise_of_ddim(single):
 def test_cut_prompts_are_told(single):
     with pytest.warns(UserWarning, match="40 tokens are cut from the end of 'star"):
         single("star " * 200, steps=1)
+
+
+def test_a_closed_vocabulary_warns_once_of_all_words_that_it_lacks(tmp_path):
+    folder = tiny.write_tiny(tmp_path / "tiny", tiny.DEFAULTS | {"closed_vocabulary": True})
+    pipe = tiny.first_devices(jaxdiff.load(folder), 1)
+    pipe("a (large:1.2) blue star above a green square AND a small red circle", steps=1)
+    prompts = ["a castle above a (dragon:1.3)", "a red castle"]
+    with pytest.warns(UserWarning, match="not trained on 'castle', 'dragon'; it knows") as caught:
+        pipe(prompts, steps=1)
+    (warning,) = caught
+    assert str(warning.message).endswith(
+        "it knows above, blue, circle, green, large, red, small, square, star"
+    )
+    with pytest.warns(UserWarning, match="not trained on 'fog'"):
+        pipe("a red star", negative_prompt="fog", guidance_scale=2.0, steps=1)
 
 
 def test_pil_pictures(single):
