@@ -23,14 +23,14 @@ from jaxdiff.cli.planning.compiling import compile_traced
 from jaxdiff.cli.planning.topology import devices, parse
 from jaxdiff.models.build import assemble, weights
 from jaxdiff.nn.attention import attention
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import ResnetBlock
 from jaxdiff.nn.transformer import Attention, FeedForward, SpatialTransformer
 
 SIDE, CHANNELS, HEADS, TIME = 64, 320, 8, 1280
 TOKENS, WORDS, CONTEXT = SIDE * SIDE, 77, 768
 PARTS = ("resnet", "perceptron", "kernels", "self", "cross", "transformer")
-LAYERS = Layers(rngs=None, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+LAYERS = LayerFactory(rngs=None, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
 
 
 class Perceptron(nnx.Module):

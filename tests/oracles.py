@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.diffusion.predictions import per_image, target
-from jaxdiff.diffusion.schedules import levels_of
-from jaxdiff.diffusion.timesteps import Grid, Layout, Level
+from jaxdiff.diffusion.schedules import alpha_sigma_from_edm
+from jaxdiff.diffusion.timesteps import HostTimestepGrid, NoiseLevel, TimestepGrid
 from jaxdiff.guidance.denoiser import guided, stack_streams
 from jaxdiff.guidance.registry import RULES
 from jaxdiff.guidance.rule import Dials
@@ -19,12 +19,12 @@ from jaxdiff.guidance.rule import Dials
 def ratio_layout(ratio, start=1.0):
     """A layout through the given ratios, the last of which is where the last step lands."""
     ratio = np.asarray(ratio, np.float64)
-    return Layout(ratio, *levels_of(ratio), start)
+    return HostTimestepGrid(ratio, *alpha_sigma_from_edm(ratio), start)
 
 
 def ratio_grid(ratio, dtype=jnp.float32):
     """A grid through the given ratios that tells the network the ratio."""
-    return Grid.of(ratio_layout(ratio), dtype=dtype)
+    return TimestepGrid.from_host(ratio_layout(ratio), dtype=dtype)
 
 
 def levels(t):
@@ -34,7 +34,7 @@ def levels(t):
 
 def level_at(ratio, step=0, steps=10):
     """The level of a ratio, as that from which a step begins; the network is told the ratio."""
-    return Level(ratio, *levels(ratio), step=step, steps=steps, entry=ratio)
+    return NoiseLevel(ratio, *levels(ratio), step=step, num_steps=steps, step_start_sigma=ratio)
 
 
 def posterior_mean(x, alpha, sigma, means, variances, weights):

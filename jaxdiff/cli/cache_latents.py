@@ -21,7 +21,7 @@ from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.cache_texts import Readers, Say, null_record, read_readers, sayer
 from jaxdiff.cli.training.stored import grouped, open_pictures
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, dtype_of
 from jaxdiff.core.validate import in_range, one_of, positive
@@ -181,7 +181,7 @@ def _describe(folder: pathlib.Path, wanted: Latents) -> None:
                     f"expected {value!r:.80} or a new folder"
                 )
         return
-    with new_file(folder / DESCRIPTION) as temporary:
+    with atomic_file(folder / DESCRIPTION) as temporary:
         write_object(temporary, json.loads(json.dumps(dataclasses.asdict(wanted))))
 
 

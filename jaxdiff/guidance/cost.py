@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from jaxdiff.diffusion.timesteps import Grid, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, TimestepGrid
 from jaxdiff.guidance.rule import Guidance
 
 
-def evaluations(rule: Guidance, grid: Grid, first: int, asked: Sequence[int]) -> int:
+def evaluations(rule: Guidance, grid: TimestepGrid, first: int, asked: Sequence[int]) -> int:
     """Evaluations of the network per image, in the steps from `first` on.
 
     `asked` says how often the sampler asks in each of them. Every time it is K for a rule's K
@@ -20,7 +20,7 @@ def evaluations(rule: Guidance, grid: Grid, first: int, asked: Sequence[int]) ->
     streams = len(rule.streams)
     resting = streams if rule.plain is None else 1
 
-    def at(level: Level) -> int:
+    def at(level: NoiseLevel) -> int:
         if rule.still(level):
             return 0
         return streams if rule.active(level, memory) else resting
@@ -28,7 +28,7 @@ def evaluations(rule: Guidance, grid: Grid, first: int, asked: Sequence[int]) ->
     return sum(times * at(grid.level(first + i)) for i, times in enumerate(asked))
 
 
-def changes(rule: Guidance, grid: Grid, first: int, last: int) -> list[int]:
+def changes(rule: Guidance, grid: TimestepGrid, first: int, last: int) -> list[int]:
     """Those of the steps first, ..., last - 1, counted from `first`, that begin another phase."""
     phases = [int(rule.phase(grid.level(i))) for i in range(first, last)]
     return [i for i in range(1, len(phases)) if phases[i] != phases[i - 1]]

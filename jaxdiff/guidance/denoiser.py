@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, PyTree
-from jaxdiff.core.validate import shape
+from jaxdiff.core.validate import check_shape
 from jaxdiff.diffusion.predictions import Denoiser, Prediction
-from jaxdiff.diffusion.timesteps import Level
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.guidance.rule import Dials, Guidance, Query, Stream
 
 # (weights, x (n h w c), t (n,), conditioning with leaves (n, ...)) -> output (n h w c). It is also
@@ -62,9 +62,9 @@ def guided(
         if numbers and name not in sources:
             raise InputError("guide: got none, expected a second model for this guidance")
         for leaf in jax.tree.leaves(sources[name].conditioning if numbers else None):
-            shape("conditioning", leaf, (None, len(numbers), *leaf.shape[2:]))
+            check_shape("conditioning", leaf, (None, len(numbers), *leaf.shape[2:]))
 
-    def ask(x: Float[Array, "b *d"], level: Level, wanted: Sequence[int]) -> tuple[Array, ...]:
+    def ask(x: Float[Array, "b *d"], level: NoiseLevel, wanted: Sequence[int]) -> tuple[Array, ...]:
         """The outputs of the streams `wanted`, from one call of each network."""
         outputs: dict[int, Array] = {}
         for name, numbers in rows.items():
@@ -76,7 +76,9 @@ def guided(
                 outputs |= dict(zip(chosen, found, strict=True))
         return tuple(outputs[n] for n in wanted)
 
-    def denoise(x: Float[Array, "b *d"], level: Level, memory: PyTree) -> tuple[Prediction, PyTree]:
+    def denoise(
+        x: Float[Array, "b *d"], level: NoiseLevel, memory: PyTree
+    ) -> tuple[Prediction, PyTree]:
         query, every = Query(x, level, kind), range(len(rule.streams))
 
         def guide_it() -> tuple[Prediction, PyTree]:

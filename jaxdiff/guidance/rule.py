@@ -17,7 +17,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.predictions import Prediction, per_image, predict, target
-from jaxdiff.diffusion.timesteps import Level
+from jaxdiff.diffusion.timesteps import NoiseLevel
 
 Number = float | Float[Array, ""]
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Query(NamedTuple):
     """What the network was asked: noisy images, their noise level, the kind of its predictions."""
 
     x: Float[Array, "b *d"]
-    level: Level
+    level: NoiseLevel
     kind: str
 
     def predict(self, output: Float[Array, "b *d"], kind: str | None = None) -> Prediction:
@@ -99,17 +99,17 @@ class Guidance(ABC):
         del x
         return ()
 
-    def active(self, level: Level, memory: PyTree) -> bool | Bool[Array, ""]:
+    def active(self, level: NoiseLevel, memory: PyTree) -> bool | Bool[Array, ""]:
         """Whether the rule guides here; where not, one plain stream is run and `rest` is asked."""
         del level, memory
         return True
 
-    def still(self, level: Level) -> bool | Bool[Array, ""]:
+    def still(self, level: NoiseLevel) -> bool | Bool[Array, ""]:
         """Whether x stands still here: no network is asked, and the velocity eps - D is 0."""
         del level
         return False
 
-    def phase(self, level: Level) -> int | Int[Array, ""]:
+    def phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
         """A number for the formula in force here; where it changes samplers forget their past."""
         del level
         return 0
@@ -187,15 +187,15 @@ class Wrapper(Guidance):
         """That of the wrapped rule."""
         return self.of.init(x)
 
-    def active(self, level: Level, memory: PyTree) -> bool | Bool[Array, ""]:
+    def active(self, level: NoiseLevel, memory: PyTree) -> bool | Bool[Array, ""]:
         """As the wrapped rule."""
         return self.of.active(level, memory)
 
-    def still(self, level: Level) -> bool | Bool[Array, ""]:
+    def still(self, level: NoiseLevel) -> bool | Bool[Array, ""]:
         """As the wrapped rule."""
         return self.of.still(level)
 
-    def phase(self, level: Level) -> int | Int[Array, ""]:
+    def phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
         """As the wrapped rule."""
         return self.of.phase(level)
 

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser, Prediction, per_image
-from jaxdiff.diffusion.timesteps import Level
+from jaxdiff.diffusion.timesteps import NoiseLevel
 
 # (x, level) -> log p(y | x) of each image, by a classifier of noisy images
-LogProb = Callable[[Float[Array, "b *d"], Level], Float[Array, "b"]]
+LogProb = Callable[[Float[Array, "b *d"], NoiseLevel], Float[Array, "b"]]
 # denoised images -> loss of each
 Loss = Callable[[Float[Array, "b *d"]], Float[Array, "b"]]
 
 
-def score_of(log_prob: LogProb, x: Float[Array, "b *d"], level: Level) -> Float[Array, "b *d"]:
+def score_of(log_prob: LogProb, x: Float[Array, "b *d"], level: NoiseLevel) -> Float[Array, "b *d"]:
     """The gradient of log p(y | x) by x, image by image."""
     return jax.grad(lambda x: jnp.sum(log_prob(x, level)))(x)
 
@@ -30,7 +30,9 @@ def by_classifier(denoise: Denoiser, log_prob: LogProb, k: Float[Array, "b"]) ->
     The form for deterministic samplers; `samplers.steered` has the one for ancestral sampling.
     """
 
-    def steered(x: Float[Array, "b *d"], level: Level, memory: PyTree) -> tuple[Prediction, PyTree]:
+    def steered(
+        x: Float[Array, "b *d"], level: NoiseLevel, memory: PyTree
+    ) -> tuple[Prediction, PyTree]:
         prediction, memory = denoise(x, level, memory)
         return moved(prediction, level, k, score_of(log_prob, x, level)), memory
 
@@ -43,7 +45,9 @@ def by_loss(denoise: Denoiser, loss: Loss, k: Float[Array, "b"]) -> Denoiser:
     The gradient goes through the denoiser, so a step costs about three evaluations and the loss.
     """
 
-    def steered(x: Float[Array, "b *d"], level: Level, memory: PyTree) -> tuple[Prediction, PyTree]:
+    def steered(
+        x: Float[Array, "b *d"], level: NoiseLevel, memory: PyTree
+    ) -> tuple[Prediction, PyTree]:
         def total(x: Float[Array, "b *d"]) -> tuple[Array, tuple[Prediction, PyTree]]:
             prediction, new = denoise(x, level, memory)
             return jnp.sum(loss(prediction.x0)), (prediction, new)
@@ -55,7 +59,7 @@ def by_loss(denoise: Denoiser, loss: Loss, k: Float[Array, "b"]) -> Denoiser:
 
 
 def moved(
-    prediction: Prediction, level: Level, k: Float[Array, "b"], score: Float[Array, "b *d"]
+    prediction: Prediction, level: NoiseLevel, k: Float[Array, "b"], score: Float[Array, "b *d"]
 ) -> Prediction:
     """The prediction with k times `score` added to the score -eps / sigma of the noisy image.
 

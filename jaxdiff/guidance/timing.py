@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.diffusion.timesteps import Level
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.guidance.classifier_free import Conditional, Outputs
 from jaxdiff.guidance.rule import Dials, Guidance, Number, Query, Wrapper, check, rule
 
@@ -28,11 +28,11 @@ class Interval(Wrapper):
         check("lo", self.lo, 0, float("inf"))
         check("hi", self.hi, 0, float("inf"))
 
-    def active(self, level: Level, memory: PyTree) -> bool | Bool[Array, ""]:
+    def active(self, level: NoiseLevel, memory: PyTree) -> bool | Bool[Array, ""]:
         """Inside, if the wrapped rule is active."""
         return jnp.logical_and(self._inside(level), self.of.active(level, memory))
 
-    def phase(self, level: Level) -> int | Int[Array, ""]:
+    def phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
         """That of the wrapped rule inside and outside."""
         return 2 * self.of.phase(level) + jnp.int32(self._inside(level))
 
@@ -41,8 +41,8 @@ class Interval(Wrapper):
         of = self.of.cheapest(scales)
         return of if isinstance(of, Conditional) else Interval(of=of, lo=self.lo, hi=self.hi)
 
-    def _inside(self, level: Level) -> Bool[Array, ""]:
-        return jnp.logical_and(self.lo < level.entry, level.entry <= self.hi)
+    def _inside(self, level: NoiseLevel) -> Bool[Array, ""]:
+        return jnp.logical_and(self.lo < level.step_start_sigma, level.step_start_sigma <= self.hi)
 
 
 @rule
@@ -63,7 +63,7 @@ class Adaptive(Wrapper):
         """The wrapped rule's memory, and which images are done with guidance."""
         return self.of.init(x), jnp.zeros(len(x), bool)
 
-    def active(self, level: Level, memory: PyTree) -> bool | Bool[Array, ""]:
+    def active(self, level: NoiseLevel, memory: PyTree) -> bool | Bool[Array, ""]:
         """Until all images are done."""
         inner, done = memory
         return jnp.logical_and(~jnp.all(done), self.of.active(level, inner))
@@ -116,7 +116,7 @@ class Scheduled(Wrapper):
     ) -> tuple[Prediction, PyTree]:
         """The wrapped rule's prediction with the scale of this step."""
         level = query.level
-        share = jnp.asarray(level.step, jnp.float32) / jnp.asarray(level.steps, jnp.float32)
+        share = jnp.asarray(level.step, jnp.float32) / jnp.asarray(level.num_steps, jnp.float32)
         factor = CURVES[self.curve](share).astype(dials.scale.dtype)
         now = dials._replace(scale=jnp.maximum(1 + (dials.scale - 1) * factor, 0))
         return self.of.combine(outputs, query, now, memory)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
 from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.diffusion.timesteps import Level
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.guidance.classifier_free import Outputs, TwoStreams
 from jaxdiff.guidance.rule import Dials, Guidance, Query, check, extrapolate, rule
 
@@ -36,11 +36,11 @@ class ZeroStar(TwoStreams):
         v = extrapolate(dot / (square + 1e-8) * uncond, cond, dials.scale)
         return query.predict(v, "flow_prediction"), memory
 
-    def still(self, level: Level) -> bool | Bool[Array, ""]:
+    def still(self, level: NoiseLevel) -> bool | Bool[Array, ""]:
         """In the first steps."""
         return level.step < self.zero_steps
 
-    def phase(self, level: Level) -> int | Int[Array, ""]:
+    def phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
         """0 in the first steps, then 1."""
         return jnp.int32(level.step >= self.zero_steps)
 

@@ -12,14 +12,14 @@ from flax import nnx
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
-from jaxdiff.core.validate import positive, shape
+from jaxdiff.core.validate import check_shape, positive
 from jaxdiff.models.attributes import Attributes, Group
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
-from jaxdiff.nn.initial import ZEROS, Normal
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.initializers import ZEROS, Normal
+from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import Downsample, ResnetBlock
-from jaxdiff.nn.stages import DownStage
 from jaxdiff.nn.transformer import Attention, SpatialSelfAttention
+from jaxdiff.nn.unet_2d_blocks import DownBlock2D
 
 EPS = 1e-5  # of every norm
 
@@ -74,7 +74,7 @@ class LatentClassifierConfig:
         )
 
 
-def _stage(config: LatentClassifierConfig, block: int, layers: Layers) -> DownStage:
+def _stage(config: LatentClassifierConfig, block: int, layers: LayerFactory) -> DownBlock2D:
     """Residual blocks with attention at one resolution, and a downsampling unless it is the last.
 
     The noise level scales and shifts after the second norm, as in the classifier of 2105.05233.
@@ -102,7 +102,9 @@ def _stage(config: LatentClassifierConfig, block: int, layers: Layers) -> DownSt
         for _ in resnets
     ]
     last = block == len(widths) - 1
-    return DownStage(resnets, mixers, None if last else Downsample(n_out, layers=layers, padding=1))
+    return DownBlock2D(
+        resnets, mixers, None if last else Downsample(n_out, layers=layers, padding=1)
+    )
 
 
 class LatentClassifier(nnx.Module):
@@ -117,7 +119,7 @@ class LatentClassifier(nnx.Module):
         attention: str = "auto",
         rngs: nnx.Rngs | None,
     ):
-        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         first, last = config.block_out_channels[0], config.block_out_channels[-1]
         side = config.sample_size // 2 ** (len(config.block_out_channels) - 1)
         self.config = config
@@ -152,7 +154,9 @@ class LatentClassifier(nnx.Module):
         the training schedule. InputError for latents of another shape than the config's.
         """
         config = self.config
-        shape("sample", sample, (None, config.sample_size, config.sample_size, config.in_channels))
+        check_shape(
+            "sample", sample, (None, config.sample_size, config.sample_size, config.in_channels)
+        )
         sines = sinusoidal(timesteps, config.block_out_channels[0])
         time = self.time_embedding(sines)
         x = self.conv_in(sample.astype(self.dtype))

@@ -10,8 +10,8 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float
 from jaxdiff.core.validate import positive
-from jaxdiff.nn.initial import Normal
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.initializers import Normal
+from jaxdiff.nn.layers import LayerFactory
 
 EPS = 1e-6  # of every norm
 SLOPE = 0.2  # of the leaky rectifiers below zero
@@ -51,7 +51,7 @@ class PatchDiscriminator(nnx.Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs | None,
     ):
-        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         widths = [config.width * min(2**i, WIDEST) for i in range(config.layers + 1)]
         groups = config.norm_num_groups
         self.config = config

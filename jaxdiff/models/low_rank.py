@@ -8,7 +8,7 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import weights
 from jaxdiff.nn.layers import Conv, Linear
-from jaxdiff.nn.low_rank import LowRankConv, LowRankLinear
+from jaxdiff.nn.lora import LoRAConv, LoRALinear
 
 M = TypeVar("M", bound=nnx.Module)
 FACTORS = (".lora_A.kernel", ".lora_B.kernel")  # how the paths of factors end
@@ -47,11 +47,11 @@ def _adapt(module: Any, path: str, rank: int, scale: float) -> None:
     for name in parents:
         module = module[int(name)] if name.isdigit() else getattr(module, name)
     layer = module[int(last)] if last.isdigit() else getattr(module, last)
-    if isinstance(layer, LowRankLinear | LowRankConv):  # two targets name it
+    if isinstance(layer, LoRALinear | LoRAConv):  # two targets name it
         return
     if not isinstance(layer, Linear | Conv):
         raise InputError(f"objective.train.targets: got {path}, expected a layer with a kernel")
-    changed = LowRankLinear if isinstance(layer, Linear) else LowRankConv
+    changed = LoRALinear if isinstance(layer, Linear) else LoRAConv
     new: Any = changed(layer, rank, scale)  # pyright: ignore[reportArgumentType]
     if last.isdigit():
         module[int(last)] = new

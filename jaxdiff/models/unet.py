@@ -5,13 +5,13 @@ from flax import nnx
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int
-from jaxdiff.core.validate import shape
+from jaxdiff.core.validate import check_shape
 from jaxdiff.models.unet_blocks import down_stage, mid_stage, up_stage
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
-from jaxdiff.nn.initial import ZEROS
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.initializers import ZEROS
+from jaxdiff.nn.layers import LayerFactory
 
 Sample = Float[Array, "b h w c"]
 PERTURBED = ("UNetMidBlock2DCrossAttn",)  # middle blocks whose self-attention can be off
@@ -30,7 +30,7 @@ class UNet2DConditionModel(nnx.Module):
         remat: str = "none",
         rngs: nnx.Rngs | None,
     ):
-        layers = Layers(
+        layers = LayerFactory(
             rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat
         )
         channels, blocks = config.block_out_channels, range(len(config.block_out_channels))
@@ -139,10 +139,10 @@ class UNet2DConditionModel(nnx.Module):
     ) -> None:
         """Raise InputError unless the inputs are those that the config asks for."""
         config = self.config
-        shape("sample", sample, (None, None, None, config.in_channels))
+        check_shape("sample", sample, (None, None, None, config.in_channels))
         _present("context", context, config.has_context)
         if context is not None:
-            shape(
+            check_shape(
                 "context", context, (len(sample), None, config.per_block("cross_attention_dim")[0])
             )
         added = config.addition_embed_type == "text_time"

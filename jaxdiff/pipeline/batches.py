@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
-from jaxdiff.diffusion.timesteps import Grid
+from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.guidance.rule import Guidance
 from jaxdiff.pipeline import given
 from jaxdiff.pipeline.inputs import Inputs
@@ -25,7 +25,7 @@ class Plan(NamedTuple):
     """What all images of a call have in common."""
 
     request: Request
-    grid: Grid
+    grid: TimestepGrid
     span: tuple[int, int]
     rule: Guidance
     guide: Stages | None  # those of a weaker model

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray
-from jaxdiff.core.validate import shape
+from jaxdiff.core.validate import check_shape
 from jaxdiff.guidance.rule import Dials
 from jaxdiff.pipeline import given
 from jaxdiff.pipeline.conditioning import Words
@@ -79,13 +79,13 @@ def gather(
     pictures = latents = masks = noise = None
     if given.are_latents(origin.image, latent_shape[-1]):
         rows = np.asarray(origin.image, np.float32).reshape(-1, *np.shape(origin.image)[-3:])
-        latents = _each("image", shape("image", rows, (None, *latent_shape)), count)
+        latents = _each("image", check_shape("image", rows, (None, *latent_shape)), count)
     elif origin.image is not None:
         pictures = _each("image", given.pictures(origin.image, *pixels), count)
     if origin.mask is not None:
         masks = _each("mask", given.masks(origin.mask, *pixels), count)
     if origin.noise is not None:
-        noise = np.asarray(shape("latents", origin.noise, (count, *latent_shape)), np.float32)
+        noise = np.asarray(check_shape("latents", origin.noise, (count, *latent_shape)), np.float32)
     keys = image_keys(request.seeds)
     each = (
         asked.guide_time_ids,

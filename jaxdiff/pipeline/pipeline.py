@@ -17,9 +17,9 @@ from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, one_of, positive
-from jaxdiff.diffusion.predictions import KINDS
+from jaxdiff.diffusion.predictions import PREDICTION_TYPES
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.diffusion.timesteps import Grid, GridOptions
+from jaxdiff.diffusion.timesteps import SchedulerOptions, TimestepGrid
 from jaxdiff.guidance.cost import changes, evaluations
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -88,11 +88,11 @@ class Pipeline:
             blank_zeros=bool(parts.options.get("force_zeros_for_empty_prompt", True)),
         )
         self.schedule = NoiseSchedule.from_config(parts.scheduler)
-        self.grid_options = GridOptions.from_config(parts.scheduler)
+        self.grid_options = SchedulerOptions.from_config(parts.scheduler)
         self.prediction_type = one_of(
             "scheduler_config.json: prediction_type",
             parts.scheduler.get("prediction_type", "epsilon"),
-            KINDS,
+            PREDICTION_TYPES,
         )
         native = size_of(self.unet.config.sample_size, self.vae.config.downscale)
         taught = {"guidance": "none"} if self.told_scale else {}
@@ -256,7 +256,7 @@ class Pipeline:
     def evaluations(self, request: Request) -> int:
         """How often the network is asked about each image of a request; see `guidance.cost`."""
         grid, (first, last) = self._steps(request)
-        lands = last == int(grid.steps)
+        lands = last == int(grid.num_steps)
         rule = rule_for(request)
         anew = changes(rule, grid, first, last)
         asked = evaluations_of(request.sampler, last - first, lands=lands, anew=anew)
@@ -397,7 +397,7 @@ class Pipeline:
             watch=tuple(sorted(set(watch))),
         )
 
-    def _steps(self, request: Request) -> tuple[Grid, tuple[int, int]]:
+    def _steps(self, request: Request) -> tuple[TimestepGrid, tuple[int, int]]:
         """The grid of a request, and which of its steps are run."""
         grid = make_grid(
             self.schedule,
@@ -407,8 +407,8 @@ class Pipeline:
             spacing=request.timesteps,
             options=self.grid_options,
         )
-        times = np.asarray(grid.t)[: int(grid.steps)]
-        return grid, request.span(times, self.schedule.levels)
+        times = np.asarray(grid.t)[: int(grid.num_steps)]
+        return grid, request.span(times, self.schedule.num_timesteps)
 
     def _inputs(self, plan: Plan, origin: Given, size: int) -> Iterator[tuple[list[int], Inputs]]:
         """The images' inputs in batches; a warning where words find no room."""

@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree, UInt8
-from jaxdiff.diffusion.losses import diffuse
-from jaxdiff.diffusion.timesteps import Grid
+from jaxdiff.diffusion.losses import add_noise
+from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.guidance.denoiser import Network, Source, guided
 from jaxdiff.guidance.rule import Dials, Guidance
 from jaxdiff.models.build import abstract, assemble, weights
@@ -171,7 +171,7 @@ class Stages:
         noise: Float[NDArray, "b h w c"],
         told: Told,
         dials: Dials,
-        grid: Grid,
+        grid: TimestepGrid,
         keys: Key[Array, "b"],
         *,
         sampler: Sampler,
@@ -262,7 +262,7 @@ def _latents(params: PyTree, pictures: Array, *, graph: Any) -> Array:
 def begin_images(
     noise: Array,
     given: Array | None,
-    grid: Grid,
+    grid: TimestepGrid,
     first: Int[Array, ""],
     rule: Guidance,
     *,
@@ -271,10 +271,10 @@ def begin_images(
 ) -> Carry:
     """The state before the first step, from noise or from the latents `given`."""
     if given is None or start == "noise":
-        x = grid.start * noise
+        x = grid.init_noise_sigma * noise
     elif start == "image":
         level = grid.level(first)
-        x = diffuse(given, noise, level.alpha, level.sigma)
+        x = add_noise(given, noise, level.alpha, level.sigma)
     else:
         x = given
     return begin(x, sampler=sampler, memory=rule.init(x))
@@ -286,7 +286,7 @@ def advance_images(
     carry: Carry,
     told: Told,
     dials: Dials,
-    grid: Grid,
+    grid: TimestepGrid,
     keys: Array,
     known: Known | None,
     steering: Steering,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Float
 from jaxdiff.diffusion.predictions import Denoiser, per_image
-from jaxdiff.diffusion.timesteps import Level
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.guidance.steering import by_classifier, by_loss, score_of, spherical
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
@@ -59,11 +59,11 @@ def towards_attributes(
     It moves the mean of DDPM, and the noise that all other samplers see.
     """
 
-    def log_prob(x: Float[Array, "b h w c"], level: Level) -> Float[Array, "b"]:
+    def log_prob(x: Float[Array, "b h w c"], level: NoiseLevel) -> Float[Array, "b"]:
         logits = classifier(x, jnp.broadcast_to(level.t, (len(x),)))
         return classifier.config.attributes.log_prob(logits, wanted.targets, wanted.known)
 
-    def score(x: Float[Array, "b h w c"], level: Level) -> Float[Array, "b h w c"]:
+    def score(x: Float[Array, "b h w c"], level: NoiseLevel) -> Float[Array, "b h w c"]:
         return per_image(wanted.scale, x) * score_of(log_prob, x, level)
 
     if isinstance(sampler, DDPM):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
 from jaxdiff.samplers.rule import Carry, Draw, decay
 
 
@@ -20,8 +20,8 @@ class DDIM:
     """
 
     eta: float = 0.0  # 0: deterministic; 1: DDPM
-    convention: Convention = dataclasses.field(
-        default=Convention(lands_on="set_alpha_to_one"), init=False
+    convention: SchedulerConvention = dataclasses.field(
+        default=SchedulerConvention(final_sigma="set_alpha_to_one"), init=False
     )
 
     def __post_init__(self) -> None:
@@ -31,7 +31,9 @@ class DDIM:
         """No history."""
         return ()
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
+    ) -> Carry:
         """One evaluation; draws noise unless eta = 0."""
         (D, eps), memory = denoise(carry.x, here, carry.memory)
         noise = eps

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
 from jaxdiff.samplers.rule import Carry, Draw, decay
 
 
@@ -22,7 +22,7 @@ class DDPM:
     """
 
     variance: str = "fixed_small"  # or "fixed_large"
-    convention: Convention = dataclasses.field(default=Convention(), init=False)
+    convention: SchedulerConvention = dataclasses.field(default=SchedulerConvention(), init=False)
 
     def __post_init__(self) -> None:
         one_of("variance", self.variance, ("fixed_small", "fixed_large"))
@@ -31,7 +31,9 @@ class DDPM:
         """No history."""
         return ()
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
+    ) -> Carry:
         """One evaluation, one draw."""
         (D, _), memory = denoise(carry.x, here, carry.memory)
         q = decay(here, there)

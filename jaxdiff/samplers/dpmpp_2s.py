@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
 from jaxdiff.samplers.dpmpp_2m import CONVENTION
 from jaxdiff.samplers.rule import Carry, Draw, log_snr_step
 
@@ -31,15 +31,17 @@ class DPMpp2S:
     Where h is infinite, from pure noise or to a clean image, it is of first order too.
     """
 
-    convention: Convention = dataclasses.field(
-        default=dataclasses.replace(CONVENTION, own_spacing=True), init=False
+    convention: SchedulerConvention = dataclasses.field(
+        default=dataclasses.replace(CONVENTION, fixed_spacing=True), init=False
     )
 
     def init(self, x: Float[Array, "b *d"]) -> Base:
         """No base yet."""
         return Base(jnp.zeros_like(x), jnp.ones((), x.dtype), jnp.asarray(jnp.inf, x.dtype))
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
+    ) -> Carry:
         """One evaluation."""
         (D, _), memory = denoise(carry.x, here, carry.memory)
         base, D_b = carry.history, carry.x0

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
 from jaxdiff.samplers.dpmpp_2m import CONVENTION
 from jaxdiff.samplers.rule import Carry, Draw, log_snr_step
 
@@ -20,8 +20,8 @@ from jaxdiff.samplers.rule import Carry, Draw, log_snr_step
 def _solution(
     x: Float[Array, "b *d"],
     integral: Float[Array, "b *d"],
-    here: Level,
-    there: Level,
+    here: NoiseLevel,
+    there: NoiseLevel,
     z: Float[Array, "b *d"],
 ) -> Float[Array, "b *d"]:
     """x' for I = `integral`."""
@@ -38,13 +38,15 @@ class DPMpp2MSDE:
     D at the middle of the step.
     """
 
-    convention: Convention = dataclasses.field(default=CONVENTION, init=False)
+    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> Float[Array, ""]:
         """h0: before the first step it is infinite, which makes that step first-order."""
         return jnp.asarray(jnp.inf, x.dtype)
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
+    ) -> Carry:
         """One evaluation, one draw."""
         (D, _), memory = denoise(carry.x, here, carry.memory)
         h, h0 = log_snr_step(here, there), carry.history
@@ -71,14 +73,16 @@ class DPMpp3MSDE:
     Derived here: k-diffusion has half of the last term and diffusers another sign in it besides.
     """
 
-    convention: Convention = dataclasses.field(default=CONVENTION, init=False)
+    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> Past:
         """No steps yet."""
         never = jnp.asarray(jnp.inf, x.dtype)
         return Past(jnp.zeros_like(x), never, never)
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
+    ) -> Carry:
         """One evaluation, one draw."""
         (D, _), memory = denoise(carry.x, here, carry.memory)
         h, (D1, h0, h1), D0 = log_snr_step(here, there), carry.history, carry.x0

@@ -6,7 +6,7 @@ import jax
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
 from jaxdiff.samplers.euler import CONVENTION
 from jaxdiff.samplers.rule import Carry, Draw, decay, ratio_step
 
@@ -20,21 +20,23 @@ class Heun:
     pure noise, where the ratio is infinite.
     """
 
-    convention: Convention = dataclasses.field(
-        default=dataclasses.replace(CONVENTION, lands_on="zero"), init=False
+    convention: SchedulerConvention = dataclasses.field(
+        default=dataclasses.replace(CONVENTION, final_sigma="zero"), init=False
     )
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""
         return ()
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
+    ) -> Carry:
         """Two evaluations; one in the last step."""
         (D, eps), memory = denoise(carry.x, here, carry.memory)
         euler = there.alpha * D + there.sigma * eps
 
         def corrected(memory: PyTree) -> tuple[Array, PyTree]:
-            (_, end), memory = denoise(euler, there.within(here), memory)
+            (_, end), memory = denoise(euler, there.as_substep_of(here), memory)
             return euler + ratio_step(here, there) * (end - eps) / 2, memory
 
         both_ends = decay(here, there) > 0

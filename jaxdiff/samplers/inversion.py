@@ -5,12 +5,12 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Grid
+from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.samplers.rule import ratio_step
 
 
 def invert(
-    denoise: Denoiser, latents: Float[Array, "b *d"], grid: Grid, *, memory: PyTree = ()
+    denoise: Denoiser, latents: Float[Array, "b *d"], grid: TimestepGrid, *, memory: PyTree = ()
 ) -> Float[Array, "b *d"]:
     """Unit-variance noise from which `sample` with DDIM, eta = 0, on this grid leads to `latents`.
 
@@ -22,11 +22,11 @@ def invert(
 
     def step(k: Int[Array, ""], carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
         x, memory = carry
-        i = grid.steps - 1 - k
+        i = grid.num_steps - 1 - k
         low, high = grid.level(i + 1), grid.level(i)
         asked = jax.tree.map(lambda a, b: jnp.where(k == 0, a, b), high, low)
         (_, eps), memory = denoise(asked.alpha / low.alpha * x, asked, memory)
         return high.alpha / low.alpha * x + ratio_step(low, high) * eps, memory
 
-    noise, _ = jax.lax.fori_loop(0, grid.steps, step, (latents, memory))
-    return noise / grid.start
+    noise, _ = jax.lax.fori_loop(0, grid.num_steps, step, (latents, memory))
+    return noise / grid.init_noise_sigma

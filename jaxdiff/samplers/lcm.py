@@ -4,7 +4,7 @@ import dataclasses
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
 from jaxdiff.samplers.rule import Carry, Draw
 
 
@@ -18,15 +18,17 @@ class LCM:
     the network was distilled at.
     """
 
-    convention: Convention = dataclasses.field(
-        default=Convention(spacing="distilled", own_spacing=True), init=False
+    convention: SchedulerConvention = dataclasses.field(
+        default=SchedulerConvention(spacing="lcm", fixed_spacing=True), init=False
     )
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""
         return ()
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
+    ) -> Carry:
         """One evaluation, one draw."""
         (D, _), memory = denoise(carry.x, here, carry.memory)
         scale = (10 * here.t) ** 2 + 0.25

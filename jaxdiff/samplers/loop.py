@@ -9,15 +9,15 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Float, Int, Key, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Grid, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, TimestepGrid
 from jaxdiff.samplers.noise import step_noise
 from jaxdiff.samplers.rule import Carry, Sampler
 
 # A number for the denoiser in force at a level; guidance may have several on the way.
-Phase = Callable[[Level], int | Int[Array, ""]]
+Phase = Callable[[NoiseLevel], int | Int[Array, ""]]
 
 
-def _one_phase(level: Level) -> int:
+def _one_phase(level: NoiseLevel) -> int:
     del level
     return 0
 
@@ -30,7 +30,7 @@ class Known(NamedTuple):
     mask: Float[Array, "b h w 1"]  # 1 where the sampler draws, 0 where x0 stays
 
     def hold(
-        self, x: Float[Array, "b h w c"], level: Level, last: bool | Bool[Array, ""]
+        self, x: Float[Array, "b h w c"], level: NoiseLevel, last: bool | Bool[Array, ""]
     ) -> Float[Array, "b h w c"]:
         """`x` with the given part in its place; after the last step without noise."""
         noisy = level.alpha * self.x0 + level.sigma * self.eps
@@ -45,7 +45,7 @@ def begin(x: Float[Array, "b *d"], *, sampler: Sampler, memory: PyTree = ()) -> 
 def advance(
     denoise: Denoiser,
     carry: Carry,
-    grid: Grid,
+    grid: TimestepGrid,
     keys: Key[Array, "b"],
     start: Int[Array, ""],
     stop: Int[Array, ""],
@@ -76,7 +76,7 @@ def advance(
         carry = sampler.step(denoise, carry, here, there, draw)
         if known is None:
             return carry
-        return carry._replace(x=known.hold(carry.x, there, i + 1 == grid.steps))
+        return carry._replace(x=known.hold(carry.x, there, i + 1 == grid.num_steps))
 
     return jax.lax.fori_loop(start, stop, step, carry)
 
@@ -84,7 +84,7 @@ def advance(
 def sample(
     denoise: Denoiser,
     latents: Float[Array, "b *d"],
-    grid: Grid,
+    grid: TimestepGrid,
     keys: Key[Array, "b"],
     *,
     sampler: Sampler,
@@ -92,6 +92,6 @@ def sample(
     phase: Phase = _one_phase,
 ) -> Float[Array, "b *d"]:
     """All steps of the grid: from unit-variance noise to latents."""
-    carry = begin(grid.start * latents, sampler=sampler, memory=memory)
-    ends = jnp.int32(0), grid.steps
+    carry = begin(grid.init_noise_sigma * latents, sampler=sampler, memory=memory)
+    ends = jnp.int32(0), grid.num_steps
     return advance(denoise, carry, grid, keys, *ends, sampler=sampler, phase=phase).x

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
 from jaxdiff.samplers.rule import Carry, Draw, decay, ratio_step
 
 # Adams-Bashforth: the weights of eps and of the three before it, by how many of them there are.
@@ -38,8 +38,9 @@ class PNDM:
     of the first two steps.
     """
 
-    convention: Convention = dataclasses.field(
-        default=Convention(lands_on="set_alpha_to_one", alpha_to_one=False), init=False
+    convention: SchedulerConvention = dataclasses.field(
+        default=SchedulerConvention(final_sigma="set_alpha_to_one", set_alpha_to_one_default=False),
+        init=False,
     )
 
     def init(self, x: Float[Array, "b *d"]) -> Past:
@@ -47,7 +48,9 @@ class PNDM:
         nothing = jnp.zeros_like(x)
         return Past((nothing, nothing, nothing), jnp.int32(0))
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
+    ) -> Carry:
         """One evaluation; two in the first step."""
         (D, eps), memory = denoise(carry.x, here, carry.memory)
         noises, steps = carry.history
@@ -59,7 +62,7 @@ class PNDM:
             return straight + ratio_step(here, there) * (noise - eps)
 
         def improved(memory: PyTree) -> tuple[Array, PyTree]:
-            (_, end), memory = denoise(along(eps), there.within(here), memory)
+            (_, end), memory = denoise(along(eps), there.as_substep_of(here), memory)
             return along((eps + end) / 2), memory
 
         first = (steps == 0) & (decay(here, there) > 0)

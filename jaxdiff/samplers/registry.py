@@ -7,7 +7,7 @@ from typing import Any
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.diffusion.timesteps import Grid, GridOptions, layout
+from jaxdiff.diffusion.timesteps import SchedulerOptions, TimestepGrid, make_timestep_grid
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.dpmpp_2m import DPMpp2M
@@ -142,8 +142,8 @@ def make_grid(
     *,
     kind: str,
     spacing: str | None = None,
-    options: GridOptions | None = None,
-) -> Grid:
+    options: SchedulerOptions | None = None,
+) -> TimestepGrid:
     """The grid of `steps` steps of a sampler, for a network that predicts `kind`.
 
     `spacing` is the user's choice, `options` what the checkpoint says; where both leave something
@@ -151,11 +151,11 @@ def make_grid(
     shape, so that another number of steps compiles nothing. Raises InputError.
     """
     rule = SAMPLERS[one_of("sampler", sampler, SAMPLERS)]
-    levels = layout(
+    levels = make_timestep_grid(
         schedule,
         steps,
         convention=rule.convention,
-        options=options or GridOptions(),
+        options=options or SchedulerOptions(),
         spacing=spacing,
     )
     if kind == "epsilon" and levels.alpha[0] == 0:
@@ -163,4 +163,4 @@ def make_grid(
             "prediction_type: got 'epsilon' with a zero-terminal-SNR schedule, "
             "expected 'v_prediction' or 'sample': noise says nothing about the image there"
         )
-    return Grid.of(levels, length=schedule.levels)
+    return TimestepGrid.from_host(levels, length=schedule.num_timesteps)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
 
 # The standard normal noise of this step, one key per image; deterministic rules never ask for it.
 Draw = Callable[[], Array]
@@ -27,7 +27,7 @@ class Sampler(Protocol):
     """A step rule: a frozen choice without arrays."""
 
     @property
-    def convention(self) -> Convention:
+    def convention(self) -> SchedulerConvention:
         """How the rule places its noise levels."""
         ...
 
@@ -35,22 +35,24 @@ class Sampler(Protocol):
         """The history before the first step."""
         ...
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
+    ) -> Carry:
         """Go from `here` to `there`, calling the denoiser as often as the method needs."""
         ...
 
 
-def decay(here: Level, there: Level) -> Float[Array, ""]:
+def decay(here: NoiseLevel, there: NoiseLevel) -> Float[Array, ""]:
     """q = exp(-h) = (sigma' / alpha') / (sigma / alpha); 0 from pure noise or to a clean image."""
     return (there.sigma * here.alpha) / (here.sigma * there.alpha)
 
 
-def log_snr_step(here: Level, there: Level) -> Float[Array, ""]:
+def log_snr_step(here: NoiseLevel, there: NoiseLevel) -> Float[Array, ""]:
     """h = lambda' - lambda with lambda = log(alpha / sigma); infinite where `decay` is 0."""
     return -jnp.log(decay(here, there))
 
 
-def ratio_step(here: Level, there: Level) -> Float[Array, ""]:
+def ratio_step(here: NoiseLevel, there: NoiseLevel) -> Float[Array, ""]:
     """alpha' (r' - r) with r = sigma / alpha, what a unit more of noise along a step adds to x'.
 
     0 from pure noise, where it would be infinite.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
 from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.rule import Carry, Draw, decay
 
@@ -19,11 +19,11 @@ class SteeredDDPM:
     `score` gives k grad log p(y | x) at the noisy image from which a step begins.
     """
 
-    score: Callable[[Array, Level], Array]
+    score: Callable[[Array, NoiseLevel], Array]
     of: DDPM = dataclasses.field(default_factory=DDPM)
 
     @property
-    def convention(self) -> Convention:
+    def convention(self) -> SchedulerConvention:
         """That of DDPM."""
         return self.of.convention
 
@@ -31,7 +31,9 @@ class SteeredDDPM:
         """No history."""
         return self.of.init(x)
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
+    ) -> Carry:
         """One evaluation, one draw, one gradient."""
         variance = jnp.square(there.sigma) * (1 - decay(here, there) ** 2)
         shift = variance * self.score(carry.x, here)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
 from jaxdiff.samplers.dpmpp_2m import CONVENTION
 from jaxdiff.samplers.rule import Carry, Draw, log_snr_step
 
@@ -34,14 +34,16 @@ class UniPC:
     order 3.
     """
 
-    convention: Convention = dataclasses.field(default=CONVENTION, init=False)
+    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> Past:
         """No steps yet."""
         nothing, never = jnp.zeros_like(x), jnp.asarray(jnp.inf, x.dtype)
         return Past(nothing, jnp.ones((), x.dtype), nothing, never, never)
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
+    ) -> Carry:
         """One evaluation, which corrects x and predicts x'."""
         (D, _), memory = denoise(carry.x, here, carry.memory)
         past, h = carry.history, log_snr_step(here, there)
@@ -58,7 +60,7 @@ def _correct(
     D: Float[Array, "b *d"],
     D0: Float[Array, "b *d"],
     past: Past,
-    here: Level,
+    here: NoiseLevel,
 ) -> Float[Array, "b *d"]:
     """UniC-2; `x` as it is where no step of finite h led to it."""
     h, h0 = past.h, past.h0

@@ -7,7 +7,7 @@ import pytest
 from oracles import calls, level_at, mixture, posterior_mean
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.predictions import KINDS
+from jaxdiff.diffusion.predictions import PREDICTION_TYPES
 from jaxdiff.guidance.denoiser import guided, stack_streams
 from jaxdiff.guidance.registry import RULES
 from jaxdiff.guidance.rule import Dials, extrapolate
@@ -48,7 +48,7 @@ def test_each_image_has_its_own_scale():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
 def test_golden_mixture(kind):
     """p = N(-2, .25) / 2 + N(2, .25) / 2, class +2, at x / alpha = .3, sigma / alpha = 1, w = 3."""
     here = level(1.0, jnp.float64)

@@ -342,7 +342,7 @@ def test_an_interval_of_everything_is_cfg_and_of_nothing_the_plain_model():
 def test_a_step_is_inside_the_interval_as_a_whole():
     rule = parse("cfg+interval:lo=1")
     here, there = (level_at(jnp.float32(ratio)) for ratio in (1.5, 0.5))
-    assert bool(rule.active(there.within(here), ()))
+    assert bool(rule.active(there.as_substep_of(here), ()))
     assert not bool(rule.active(there, ()))
 
 

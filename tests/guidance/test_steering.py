@@ -7,7 +7,7 @@ import pytest
 from oracles import gaussian, level_at, mixture, ratio_grid
 
 from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.diffusion.timesteps import Level, karras
+from jaxdiff.diffusion.timesteps import NoiseLevel, karras
 from jaxdiff.guidance.denoiser import guided, stack_streams
 from jaxdiff.guidance.registry import RULES
 from jaxdiff.guidance.rule import Dials
@@ -65,7 +65,9 @@ def test_an_exact_classifier_is_classifier_free_guidance(k, ratio):
 
 
 def test_from_pure_noise_nothing_moves():
-    noise = Level(*(jnp.float64(v) for v in (999.0, 0.0, 1.0)), step=0, steps=4, entry=jnp.inf)
+    noise = NoiseLevel(
+        *(jnp.float64(v) for v in (999.0, 0.0, 1.0)), step=0, num_steps=4, step_start_sigma=jnp.inf
+    )
     prediction = Prediction(jnp.ones((1, 3)), jnp.zeros((1, 3)))
     got = moved(prediction, noise, jnp.array([5.0]), jnp.ones((1, 3)))
     np.testing.assert_array_equal(got.x0, prediction.x0)

@@ -9,7 +9,7 @@ from jaxdiff.checkpoints.configs import from_transformers
 from jaxdiff.checkpoints.rules import to_key, to_path, torch_shape
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.trees import count, flatten
+from jaxdiff.core.trees import flatten, parameter_count
 from jaxdiff.models.build import weights
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.presets import KINDS, preset
@@ -32,7 +32,7 @@ def test_names_shapes_and_count(kind, name):
     assert {to_key(p): torch_shape(w.shape, p) for p, w in ours.items()} == shapes
     assert all(to_path(to_key(p), w.ndim) == p for p, w in ours.items())
     assert len(ours) == published["tensors"]
-    assert count(ours) == published["parameters"] == preset(kind, name).parameters
+    assert parameter_count(ours) == published["parameters"] == preset(kind, name).parameters
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)

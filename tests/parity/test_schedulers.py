@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.diffusion.timesteps import GridOptions
+from jaxdiff.diffusion.timesteps import SchedulerOptions
 from jaxdiff.guidance.denoiser import guided
 from jaxdiff.guidance.registry import RULES
 from jaxdiff.guidance.rule import Dials
@@ -163,7 +163,7 @@ def scheduler_for(config, name, steps, exact=True):
     if name == "pndm":
         scheduler.register_to_config(prediction_type="epsilon")  # see noise_of
     if exact:
-        table = NoiseSchedule.from_config(config).abar.copy()
+        table = NoiseSchedule.from_config(config).alphas_cumprod.copy()
         if name not in NOT_IN_RATIOS:
             table[-1] = max(table[-1], 2.0**-24)  # as they do themselves
         scheduler.alphas_cumprod = torch.from_numpy(table)
@@ -212,7 +212,12 @@ def ours(config, name, steps, keys, spacing=None, eta=0.0):
     """Latents of jaxdiff for the same config."""
     schedule, kind = NoiseSchedule.from_config(config), config.get("prediction_type", "epsilon")
     grid = make_grid(
-        schedule, name, steps, kind=kind, spacing=spacing, options=GridOptions.from_config(config)
+        schedule,
+        name,
+        steps,
+        kind=kind,
+        spacing=spacing,
+        options=SchedulerOptions.from_config(config),
     )
     rule = SAMPLERS[name]
     rule = dataclasses.replace(rule, eta=eta) if name == "ddim" else rule
@@ -380,7 +385,7 @@ def test_times_for_any_number_of_steps(name, spacing):
             name,
             steps,
             kind="epsilon",
-            options=GridOptions.from_config(config),
+            options=SchedulerOptions.from_config(config),
         )
         # Times of two evaluations are there twice. For some numbers of steps, 61 the first, their
         # trailing grid has one more time: -1.

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxdiff.checkpoints.components import Component, write_component
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.attributes import ATTRIBUTES
-from jaxdiff.diffusion.timesteps import Level
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.guidance.steering import score_of, spherical
 from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
@@ -158,7 +158,7 @@ def test_one_step_with_a_classifier_is_the_formula(single, classifier):
         logits = module(x, jnp.full(1, 999.0))
         return ATTRIBUTES.log_prob(logits, jnp.asarray(told.targets), jnp.asarray(told.known))
 
-    level = Level(*map(jnp.float32, (999, alpha, sigma)), 0, 1, jnp.float32(sigma / alpha))
+    level = NoiseLevel(*map(jnp.float32, (999, alpha, sigma)), 0, 1, jnp.float32(sigma / alpha))
     gradient = score_of(log_prob, jnp.asarray(noise), level)
     close(moved, np.asarray(k * sigma**2 / alpha * gradient), 1e-3)
 

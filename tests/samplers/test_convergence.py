@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles import gaussian, levels, ratio_grid, unguided
 
-from jaxdiff.diffusion.schedules import levels_of
+from jaxdiff.diffusion.schedules import alpha_sigma_from_edm
 from jaxdiff.diffusion.timesteps import karras
 from jaxdiff.guidance.denoiser import guided, stack_streams
 from jaxdiff.guidance.registry import RULES, parse
@@ -144,7 +144,7 @@ def test_weak_order_of_convergence(name):
     steps, errors = [160, 320, 640], []
     for n in steps:
         ratio = karras(20.0, 0.02, n + 1)
-        alpha, sigma = levels_of(ratio)
+        alpha, sigma = alpha_sigma_from_edm(ratio)
         spread = alpha**2 * C + sigma**2
         mean, variance = moments(SAMPLERS[name], ratio, plain_gaussian, M, spread[0])
         assert mean == pytest.approx(alpha[-1] * M, abs=1e-13)
@@ -172,7 +172,7 @@ def test_lcm_with_an_exact_consistency_function_draws_from_the_data(ratio):
 
         return unguided(network, None, "sample")
 
-    alpha, sigma = levels_of(np.array(ratio, float))
+    alpha, sigma = alpha_sigma_from_edm(np.array(ratio, float))
     start = alpha[0] ** 2 * C + sigma[0] ** 2
     mean, variance = moments(SAMPLERS["lcm"], ratio, denoiser, M, start)
     assert (mean, variance) == (pytest.approx(M, rel=1e-6), pytest.approx(C, rel=1e-6))
@@ -240,5 +240,5 @@ def test_guidance_moves_the_mean_of_equal_gaussians_to_w(name, keys):
     def step(i, carry):
         return sampler.step(denoise, carry, grid.level(i), grid.level(i + 1), lambda: jnp.zeros(2))
 
-    carry = jax.lax.fori_loop(0, grid.steps, step, begin(jnp.zeros(2), sampler=sampler))
+    carry = jax.lax.fori_loop(0, grid.num_steps, step, begin(jnp.zeros(2), sampler=sampler))
     np.testing.assert_allclose(carry.x, w * mc + (1 - w) * mu, rtol=2e-2)

@@ -87,6 +87,6 @@ def test_the_grids_of_samplers_lead_there_and_back(name, zero, keys):
     images = jnp.asarray(IMAGES, jnp.float32)
     noise = jax.jit(functools.partial(invert, denoise))(images, grid)
     # The flow of data N(0, 1) is x itself at any level.
-    np.testing.assert_allclose(noise * grid.start, images, rtol=2e-2)
+    np.testing.assert_allclose(noise * grid.init_noise_sigma, images, rtol=2e-2)
     back = sample(denoise, noise, grid, keys, sampler=SAMPLERS["ddim"])
     np.testing.assert_allclose(back, images, rtol=2e-2)

@@ -125,7 +125,7 @@ def test_chunks_are_the_whole_bit_for_bit(name):
     part = jax.jit(functools.partial(chunk, sampler=sampler))
 
     def through(*stops):
-        carry, start = begin(grid.start * latents, sampler=sampler), 0
+        carry, start = begin(grid.init_noise_sigma * latents, sampler=sampler), 0
         for stop in stops:
             ends = jnp.int32(start), jnp.int32(stop)
             carry, start = part(WEIGHTS, carry, conditioning, scales, grid, keys, *ends), stop

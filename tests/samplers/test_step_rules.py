@@ -210,8 +210,8 @@ def test_ddpm_knows_two_variances():
 
 
 def test_begin_scales_the_noise():
-    grid = ratio_grid([2.0, 0.0])._replace(start=jnp.asarray(0.5))
-    carry = begin(grid.start * jnp.array([2.0]), sampler=SAMPLERS["euler"])
+    grid = ratio_grid([2.0, 0.0])._replace(init_noise_sigma=jnp.asarray(0.5))
+    carry = begin(grid.init_noise_sigma * jnp.array([2.0]), sampler=SAMPLERS["euler"])
     np.testing.assert_array_equal(carry.x, [1.0])
 
 

@@ -11,7 +11,7 @@ from jaxdiff.cli.train import run
 from jaxdiff.cli.training import vae
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import weights
-from jaxdiff.parallel.peak import PEAKS
+from jaxdiff.parallel.hardware import PEAK_FLOPS
 from jaxdiff.training import ema
 from jaxdiff.training.log import read_lines
 
@@ -37,7 +37,7 @@ def exported(folder):
 
 def test_any_width_is_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(vae, "MEASURED", 8)
-    monkeypatch.setitem(PEAKS, "cpu", 1e9)
+    monkeypatch.setitem(PEAK_FLOPS, "cpu", 1e9)
     write_folder(tmp_path / "in", 24)
     (tmp_path / "tiny.py").write_text(CONFIG.replace("FOLDER", str(tmp_path)))
     command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "a")]

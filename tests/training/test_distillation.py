@@ -8,7 +8,7 @@ import tiny
 from tiny_training import OBJECTIVE, TEXT, VAE
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.losses import diffuse
+from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.models.build import abstract, assemble, initialise, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -76,8 +76,8 @@ def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
     latent_key, _, time_key, noise_key = draws.split(KEY, 4, 4)
     x0 = encoded(assemble(abstract(AutoencoderKL, VAE), frozen.vae), BATCH["image"], latent_key)
     t = draw_times(time_key, (4,), 1000, "uniform")
-    alpha, sigma = OBJECTIVE.schedule.gather(t)
-    x = diffuse(x0, draws.normal(noise_key, x0.shape), alpha, sigma)
+    alpha, sigma = OBJECTIVE.schedule.alpha_sigma(t)
+    x = add_noise(x0, draws.normal(noise_key, x0.shape), alpha, sigma)
     read = assemble(abstract(CLIPTextModel, TEXT), frozen.text_encoder)
     cond = teacher(x, t, read(BATCH["ids"]))
     uncond = teacher(x, t, read(jnp.tile(frozen.null[None], (4, 1))))

@@ -55,7 +55,7 @@ def test_attention_counts_as_its_equation_says_whatever_computes_it(tokens):
 
 
 def test_attention_is_found_by_the_name_of_its_function():
-    assert module._run.__name__ == module.NAME  # pyright: ignore
+    assert module._run.__name__ == module.ATTENTION_JIT_NAME  # pyright: ignore
 
 
 def test_nothing_computed_again_counts_and_loops_count_their_rounds():

@@ -27,8 +27,8 @@ from jaxdiff.data.texts import Texts
 from jaxdiff.models.build import assemble, weights
 from jaxdiff.models.clip import TOKENS
 from jaxdiff.models.unet import UNet2DConditionModel
-from jaxdiff.nn.layers import Layers
-from jaxdiff.nn.low_rank import LowRankConv, LowRankLinear
+from jaxdiff.nn.layers import LayerFactory
+from jaxdiff.nn.lora import LoRAConv, LoRALinear
 from jaxdiff.training.config import (
     DataConfig,
     DiffusionObjective,
@@ -270,9 +270,9 @@ def test_one_batch_is_learnt_and_nothing_else_changes(kind):
 
 @pytest.mark.parametrize("conv", [False, True])
 def test_low_rank_layers_add_the_product_of_their_factors(conv):
-    layers, rng = Layers(rngs=None), np.random.default_rng(0)
+    layers, rng = LayerFactory(rngs=None), np.random.default_rng(0)
     layer = layers.conv(3, 6, 3, stride=2) if conv else layers.linear(3, 6)
-    changed = (LowRankConv if conv else LowRankLinear)(layer, 2, 0.5)
+    changed = (LoRAConv if conv else LoRALinear)(layer, 2, 0.5)
     table = {
         path: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
         for path, leaf in weights(changed).items()
@@ -285,7 +285,7 @@ def test_low_rank_layers_add_the_product_of_their_factors(conv):
     network = assemble(changed, table)
     np.testing.assert_allclose(network(x), expected(x), rtol=1e-4, atol=1e-5)
     if not conv:
-        halves = jnp.concatenate(network.halves(x), axis=-1)
+        halves = jnp.concatenate(network.split_outputs(x), axis=-1)
         np.testing.assert_allclose(halves, expected(x), rtol=1e-4, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.training.drawing import SAMPLER, SPACING
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.trees import cast as in_dtype
+from jaxdiff.core.trees import cast_floating as in_dtype
 from jaxdiff.core.types import Dtype
 from jaxdiff.data.texts import Texts
 from jaxdiff.diffusion.schedules import NoiseSchedule

@@ -55,7 +55,7 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
     frozen = weights(vae)
     learner = classifier_learner(objective, vae, dtype)
     template = abstract(LatentClassifier, objective.model, dtype=dtype)
-    levels = [int(share * objective.schedule.levels) for share in SHARES]
+    levels = [int(share * objective.schedule.num_timesteps) for share in SHARES]
     batch = spread(validation_batch(config, transform=collate_attributes))
 
     @jax.jit

@@ -42,7 +42,7 @@ from jaxdiff.data.texts import Texts
 from jaxdiff.models.build import assemble
 from jaxdiff.models.conditions import Conditions
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.parallel.processes import fetch
+from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.samplers.registry import make_grid
 from jaxdiff.training.config import DataConfig, DiffusionObjective, Full, TrainConfig
 from jaxdiff.training.objectives import Params
@@ -172,7 +172,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     evaluate = make_evaluation(named, told, begun.vae, held_out)
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        save_grid(workdir, step, grid(fetch(draw(params, frozen, shown)), SHOWN // 2))
+        save_grid(workdir, step, grid(gather_to_host(draw(params, frozen, shown)), SHOWN // 2))
         found = jax.device_get(measure(params, read, batch, jax.random.key(0)))
         found |= evaluate(lambda shown: draw(params, frozen, shown))
         return {f"validation_{name}": float(value) for name, value in found.items()}

@@ -36,7 +36,7 @@ from jaxdiff.models.conditions import Conditions, conditions, said
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
-from jaxdiff.parallel.processes import fetch
+from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.samplers.registry import make_grid
 from jaxdiff.training.config import DistillationObjective, TrainConfig
 from jaxdiff.training.objectives import Params, Whole
@@ -64,7 +64,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
     batch = spread(validation_batch(config, tokenizer))
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        pictures = fetch(draw(params, frozen, shown))
+        pictures = gather_to_host(draw(params, frozen, shown))
         save_grid(workdir, step, grid(pictures, SHOWN // 2))
         _, measures = measure(params, frozen, batch, jax.random.key(0))
         return {f"validation_{name}": float(value) for name, value in measures.items()}

@@ -9,7 +9,7 @@ import numpy as np
 from jaxdiff.cli.training.experiment import SHOWN
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.data.scenes import sample_prompts
-from jaxdiff.diffusion.timesteps import Grid
+from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.guidance.denoiser import Network, guided, stack_streams
 from jaxdiff.guidance.registry import RULES
 from jaxdiff.guidance.rule import Dials
@@ -41,7 +41,7 @@ def shown_noise(side: int, channels: int, count: int = SHOWN) -> Float[NDArray, 
 
 def make_sampler(
     network: Network,
-    grid: Grid,
+    grid: TimestepGrid,
     prepare: Prepare,
     *,
     rule: str,

@@ -21,8 +21,8 @@ from jaxdiff.evaluation.frechet import Moments, frechet_distance, moments
 from jaxdiff.evaluation.report import judged, renders, some, standard_prompts, summarise
 from jaxdiff.models.build import assemble, weights
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.parallel.mesh import data_mesh, place, replicated
-from jaxdiff.parallel.processes import fetch
+from jaxdiff.parallel.distributed import gather_to_host
+from jaxdiff.parallel.mesh import data_mesh, device_put_global, replicated
 from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 
@@ -134,7 +134,7 @@ def _pictures(vae: AutoencoderKL, held_out: Mapping[str, NDArray]) -> Float[NDAr
         return held_out["image"]
     # They were read to lie beside the pipeline's others, and not where pictures are.
     where = replicated(data_mesh())
-    table = {path: place(array, where) for path, array in weights(vae).items()}
+    table = {path: device_put_global(array, where) for path, array in weights(vae).items()}
     decode = jax.jit(lambda params, z: assemble(vae, params).decode(z))
     return _in_parts(lambda part: decode(table, part["z"]), {"z": held_out["mean"]})
 
@@ -147,7 +147,7 @@ def _in_parts(function: Draw, arrays: Mapping[str, NDArray]) -> NDArray:
     for start in range(0, len(rows), SHOWN):
         some_rows = rows[start : start + SHOWN]
         part = spread({name: array[some_rows] for name, array in arrays.items()})
-        parts.append(fetch(function(part)))
+        parts.append(gather_to_host(function(part)))
     return np.concatenate(parts)[:n]
 
 

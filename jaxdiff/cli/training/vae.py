@@ -27,7 +27,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, NDArray
 from jaxdiff.models.build import abstract, assemble, weights
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
-from jaxdiff.parallel.processes import fetch
+from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.training.config import TrainConfig, VAEObjective
 from jaxdiff.training.objectives import Params, Whole
 from jaxdiff.training.objectives.perceptual import Eye
@@ -115,7 +115,7 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
         return reconstruct(assemble(template, whole_vae(objective, params, frozen)), images)
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        rebuilt = fetch(rebuild(params, frozen, spread({"image": images})["image"]))
+        rebuilt = gather_to_host(rebuild(params, frozen, spread({"image": images})["image"]))
         pairs = np.concatenate([images[:SHOWN], rebuilt[:SHOWN]])
         save_grid(workdir, step, grid(pairs, len(pairs) // 2))
         return {"validation_psnr": psnr(images, rebuilt)}
@@ -127,5 +127,5 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
         module = assemble(abstract(AutoencoderKL, model), learnt)
         write_component(folder, Component(module=module, config=raw))
 
-    learner = vae_learner(objective, dtype, given=fetch(table) or None, eye=eye)
+    learner = vae_learner(objective, dtype, given=gather_to_host(table) or None, eye=eye)
     return Experiment(learner, frozen, training_batches(config), sample, export, identity)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jaxdiff.core.types import Array, Key, NDArray
-from jaxdiff.parallel.rules import ANY, Rules
+from jaxdiff.parallel.sharding import ANY, Rules
 
 Params = dict[str, Array]
 Whole = dict[str, NDArray]  # parameters that have been fetched from the devices

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
-from jaxdiff.diffusion.losses import diffuse
+from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.parallel.rules import CLASSIFIER
+from jaxdiff.parallel.sharding import CLASSIFIER
 from jaxdiff.training import draws
 from jaxdiff.training.config import ClassifierObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
@@ -47,7 +47,7 @@ def classifier_learner(
             for array in (jax.lax.stop_gradient(x0), batch["targets"], batch["known"])
         )
         t = draw_times(
-            time_key, x0.shape[:1], config.schedule.levels, config.times, config.time_shift
+            time_key, x0.shape[:1], config.schedule.num_timesteps, config.times, config.time_shift
         )
         logits = assemble(template, params)(noisy(config.schedule, x0, t, noise_key), t)
         nats = -jnp.mean(attributes.log_probs(logits, targets, known), axis=0)
@@ -63,8 +63,8 @@ def noisy(
     schedule: NoiseSchedule, x0: Float[Array, "b h w c"], t: Int[Array, "b"], key: Key[Array, "..."]
 ) -> Float[Array, "b h w c"]:
     """x_t = alpha x_0 + sigma eps at the levels `t`."""
-    alpha, sigma = schedule.gather(t)
-    return diffuse(x0, draws.normal(key, x0.shape, x0.dtype), alpha, sigma)
+    alpha, sigma = schedule.alpha_sigma(t)
+    return add_noise(x0, draws.normal(key, x0.shape, x0.dtype), alpha, sigma)
 
 
 def accuracies(

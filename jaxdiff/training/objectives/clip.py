@@ -10,7 +10,7 @@ import numpy as np
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray, PyTree
 from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.clip import CLIPModel
-from jaxdiff.parallel.rules import CLIP
+from jaxdiff.parallel.sharding import CLIP
 from jaxdiff.training.config import CLIPObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
 

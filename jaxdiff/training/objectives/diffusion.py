@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
-from jaxdiff.diffusion.losses import diffuse, snr, squared_errors
+from jaxdiff.diffusion.losses import add_noise, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.predictions import target
 from jaxdiff.models.build import assemble
@@ -195,7 +195,7 @@ def diffusion_learner(
         networks = model.assembled(params, frozen)
         x0 = latents(networks, batch, latent_key)
         known = told(networks, frozen.null, batch, drop_key)
-        levels, shape = config.schedule.levels, x0.shape[:1]
+        levels, shape = config.schedule.num_timesteps, x0.shape[:1]
         t = draw_times(time_key, shape, levels, config.times, config.time_shift)
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
         network = networks["unet"]
@@ -212,7 +212,7 @@ def diffusion_learner(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> Metrics:
         each, t, _ = errors(params, frozen, batch, key)
-        return {"loss": jnp.mean(each)} | by_quartile(each, t, config.schedule.levels)
+        return {"loss": jnp.mean(each)} | by_quartile(each, t, config.schedule.num_timesteps)
 
     return Learner(tuned.shapes, tuned.init, loss, rules=tuned.rules, measure=measure)
 
@@ -258,8 +258,8 @@ def denoising_errors(
     eps: Float[Array, "b h w c"],
 ) -> Float[Array, "b"]:
     """Each picture's weighted squared error of `network(x_t, t)` at x_t = alpha x0 + sigma eps."""
-    alpha, sigma = config.schedule.gather(t)
+    alpha, sigma = config.schedule.alpha_sigma(t)
     kind = config.prediction_type
-    output = network(diffuse(x0, eps, alpha, sigma), t)
+    output = network(add_noise(x0, eps, alpha, sigma), t)
     weight = loss_weights(config.weighting, kind, snr(alpha, sigma), config.gamma)
     return squared_errors(output, target(kind, x0, eps, alpha, sigma), weight)

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray
-from jaxdiff.diffusion.losses import diffuse, mse
+from jaxdiff.diffusion.losses import add_noise, mse
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
-from jaxdiff.parallel.rules import UNET
+from jaxdiff.parallel.sharding import UNET
 from jaxdiff.training import draws
 from jaxdiff.training.config import DistillationObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
@@ -74,11 +74,13 @@ def distillation_learner(
         read = assemble(text_encoder, frozen.text_encoder)
         states = read(batch["ids"])
         null = jnp.broadcast_to(read(frozen.null[None]), states.shape)
-        t = draw_times(time_key, (len(x0),), schedule.levels, config.times, config.time_shift)
+        t = draw_times(
+            time_key, (len(x0),), schedule.num_timesteps, config.times, config.time_shift
+        )
         low, high = config.scales
         w = draws.uniform(scale_key, (len(x0),), low, high)
-        alpha, sigma = schedule.gather(t)
-        x = diffuse(x0, draws.normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
+        alpha, sigma = schedule.alpha_sigma(t)
+        x = add_noise(x0, draws.normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
         wanted = jax.lax.stop_gradient(answer(frozen, x, t, states, null, w))
         told = guidance_embedding(w, config.scale_width)
         output = assemble(learnt, params)(x, t, states, timestep_cond=told)

@@ -17,7 +17,7 @@ from jaxdiff.models.build import initial_weights, weights
 from jaxdiff.models.clip import TOKENS, CLIPTextModel, with_words
 from jaxdiff.models.conditions import ENCODERS, unheard
 from jaxdiff.models.low_rank import adapted, is_factor
-from jaxdiff.parallel.rules import ANY, UNET, Rules
+from jaxdiff.parallel.sharding import ANY, UNET, Rules
 from jaxdiff.training.config import LoRA
 
 Networks = Mapping[str, nnx.Module]  # abstract: unet, vae and the text encoders

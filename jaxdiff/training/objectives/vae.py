@@ -11,7 +11,7 @@ from jaxdiff.core.types import Array, Dtype, Float, Int, Key, NDArray
 from jaxdiff.models.build import abstract, assemble, initial_weights, weights
 from jaxdiff.models.discriminator import PatchDiscriminator
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.parallel.rules import VAE
+from jaxdiff.parallel.sharding import VAE
 from jaxdiff.training.config import VAEObjective
 from jaxdiff.training.draws import normal
 from jaxdiff.training.objectives import Learner, Metrics, Params
