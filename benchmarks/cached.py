@@ -31,7 +31,7 @@ from jaxdiff.cli.train import experiment, load_config
 from jaxdiff.cli.training.experiment import CHECKPOINTS
 from jaxdiff.cli.training.trainer import Trainer
 from jaxdiff.data.scenes import SceneSource
-from jaxdiff.parallel.mesh import place, shard_batch
+from jaxdiff.parallel.mesh import device_put_global, shard_batch
 from jaxdiff.training import loop
 from jaxdiff.training.config import DataConfig, TrainConfig
 from jaxdiff.training.prefetch import Prefetch
@@ -92,7 +92,7 @@ class Turns:
     def __init__(self, trainer: Trainer, steps: int) -> None:
         self._trainer, self._steps, self._state = trainer, steps, trainer.state
         places = trainer.program.frozen_places
-        self._frozen = jax.tree.map(place, trainer.experiment.frozen, places)
+        self._frozen = jax.tree.map(device_put_global, trainer.experiment.frozen, places)
 
     def run(self, batches: Prefetch) -> Mapping[str, float]:
         """What the log says of the second half of the steps."""

@@ -67,7 +67,7 @@ def write(folder: pathlib.Path) -> None:
     from jaxdiff.checkpoints.components import Component
     from jaxdiff.checkpoints.families import SD1
     from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
-    from jaxdiff.models.build import assemble, weights
+    from jaxdiff.models.build import param_dict, with_params
     from jaxdiff.models.presets import preset
 
     rng = np.random.default_rng(0)
@@ -77,9 +77,9 @@ def write(folder: pathlib.Path) -> None:
         module = preset(kind, name).abstract(dtype=jnp.float16, param_dtype=jnp.float16)
         arrays = {
             path: jnp.asarray(np.resize(noise, leaf.shape))
-            for path, leaf in weights(module).items()
+            for path, leaf in param_dict(module).items()
         }
-        return Component(module=assemble(module, arrays))
+        return Component(module=with_params(module, arrays))
 
     parts = PipelineParts(
         components={

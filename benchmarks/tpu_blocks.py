@@ -21,16 +21,16 @@ from jax.sharding import SingleDeviceSharding
 from jaxdiff.cli.planning.compilers import prepare
 from jaxdiff.cli.planning.compiling import compile_traced
 from jaxdiff.cli.planning.topology import devices, parse
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.nn.attention import attention
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import ResnetBlock
 from jaxdiff.nn.transformer import Attention, FeedForward, SpatialTransformer
 
 SIDE, CHANNELS, HEADS, TIME = 64, 320, 8, 1280
 TOKENS, WORDS, CONTEXT = SIDE * SIDE, 77, 768
 PARTS = ("resnet", "perceptron", "kernels", "self", "cross", "transformer")
-LAYERS = Layers(rngs=None, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+LAYERS = LayerFactory(rngs=None, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
 
 
 class Perceptron(nnx.Module):
@@ -80,7 +80,7 @@ def part(name: str, batch: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
             CHANNELS, CHANNELS, layers=LAYERS, groups=32, eps=1e-5, act="silu", time_width=TIME
         )
         inputs = (picture, shape(batch, TIME))
-    return lambda params, *x: assemble(module, params)(*x), (weights(module), *inputs)
+    return lambda params, *x: with_params(module, params)(*x), (param_dict(module), *inputs)
 
 
 def main() -> None:

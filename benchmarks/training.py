@@ -8,7 +8,7 @@
 The step is the one that train.py runs, on a batch of noise that lies on the devices; weights are
 drawn at random, those of frozen networks too, so nothing is read. Steps follow each other without
 waiting, as in a training. MFU is the FLOPs of the model (jaxdiff/training/flops.py: nothing that is
-computed again) over time and peak. The peak is that of jaxdiff/parallel/peak.py or, where a device
+computed again) over time and peak. The peak is that of jaxdiff/parallel/hardware.py or, if a device
 is not in it, what its best product of two matrices reaches. `--trace FOLDER` writes a profile of
 one step for TensorBoard or Perfetto and, of an NVIDIA GPU, tells the milliseconds of each kind of
 kernel. Prints one JSON object.
@@ -32,8 +32,8 @@ from jaxdiff.cli.planning.abstract import abstract_training
 from jaxdiff.cli.planning.training import step_flops
 from jaxdiff.cli.train import load_config
 from jaxdiff.core.types import PyTree, dtype_of
-from jaxdiff.parallel.mesh import make_mesh, place, replicated, shard_batch
-from jaxdiff.parallel.peak import peak_flops
+from jaxdiff.parallel.hardware import peak_flops
+from jaxdiff.parallel.mesh import device_put_global, make_mesh, replicated, shard_batch
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 from jaxdiff.training.program import make_program
 
@@ -99,7 +99,7 @@ def peak(dtype: Any) -> tuple[float, str]:
     """FLOP/s of all devices, and where that is from."""
     known = peak_flops()
     if known is not None:
-        return known, "jaxdiff/parallel/peak.py"
+        return known, "jaxdiff/parallel/hardware.py"
     best = 0.0
     for n in SIZES:
         a = jnp.ones((n, n), dtype)
@@ -133,9 +133,12 @@ def main() -> None:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     program = make_program(config, parts.learner, parts.frozen, mesh)
     where = program.state_places.params
-    params = {path: place(array, where[path]) for path, array in parts.learner.init(config.seed)}
+    params = {
+        path: device_put_global(array, where[path])
+        for path, array in parts.learner.init(config.seed)
+    }
     state = jax.jit(program.begin, out_shardings=program.state_places)(params)
-    frozen = jax.tree.map(place, random(parts.frozen), program.frozen_places)
+    frozen = jax.tree.map(device_put_global, random(parts.frozen), program.frozen_places)
     batch = shard_batch(random(parts.batch(config.batch_size), 1), mesh)
     base = jax.device_put(jax.random.key(0), replicated(mesh))
     begin = time.perf_counter()

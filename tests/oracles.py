@@ -9,22 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.diffusion.predictions import per_image, target
-from jaxdiff.diffusion.schedules import levels_of
-from jaxdiff.diffusion.timesteps import Grid, Layout, Level
-from jaxdiff.guidance.denoiser import guided, stack_streams
+from jaxdiff.diffusion.schedules import alpha_sigma_from_edm
+from jaxdiff.diffusion.timesteps import HostTimestepGrid, NoiseLevel, TimestepGrid
+from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES
-from jaxdiff.guidance.rule import Dials
 
 
 def ratio_layout(ratio, start=1.0):
     """A layout through the given ratios, the last of which is where the last step lands."""
     ratio = np.asarray(ratio, np.float64)
-    return Layout(ratio, *levels_of(ratio), start)
+    return HostTimestepGrid(ratio, *alpha_sigma_from_edm(ratio), start)
 
 
 def ratio_grid(ratio, dtype=jnp.float32):
     """A grid through the given ratios that tells the network the ratio."""
-    return Grid.of(ratio_layout(ratio), dtype=dtype)
+    return TimestepGrid.from_host(ratio_layout(ratio), dtype=dtype)
 
 
 def levels(t):
@@ -34,7 +34,7 @@ def levels(t):
 
 def level_at(ratio, step=0, steps=10):
     """The level of a ratio, as that from which a step begins; the network is told the ratio."""
-    return Level(ratio, *levels(ratio), step=step, steps=steps, entry=ratio)
+    return NoiseLevel(ratio, *levels(ratio), step=step, num_steps=steps, step_start_sigma=ratio)
 
 
 def posterior_mean(x, alpha, sigma, means, variances, weights):
@@ -85,8 +85,10 @@ def mixture(kind, means, variances):
 
 def unguided(network, conditioning, kind="epsilon"):
     """The denoiser of a network with conditioning (b,) leaves and no guidance."""
-    dials = Dials(jnp.ones(1))  # of which no guidance takes note
-    return guided(network, (), stack_streams(conditioning), dials, rule=RULES["none"], kind=kind)
+    dials = GuidanceScales(jnp.ones(1))  # of which no guidance takes note
+    return guided_denoiser(
+        network, (), stack_streams(conditioning), dials, rule=RULES["none"], prediction_type=kind
+    )
 
 
 def equations(jaxpr):

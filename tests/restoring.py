@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints.training_state import TrainingStore
+from jaxdiff.parallel.distributed import DistributedConfig, all_agree, initialize
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh
-from jaxdiff.parallel.processes import Job, all_say, join
 
 
 def main(folder: pathlib.Path, coordinator: str, number: int) -> None:
     """Save steps 1 and 2, halve what process 1 has written of the second, restore."""
-    join(Job(coordinator=coordinator, num_processes=2, process_id=number))
+    initialize(DistributedConfig(coordinator=coordinator, num_processes=2, process_id=number))
     where = batch_sharding(data_mesh())
     values = np.arange(4096, dtype=np.float32).reshape(2, 2048)
     with TrainingStore(folder) as store:
@@ -32,7 +32,7 @@ def main(folder: pathlib.Path, coordinator: str, number: int) -> None:
     if number == 1:
         for path in folder.glob("2/state/ocdbt.process_1/d/*"):
             os.truncate(path, path.stat().st_size // 2)
-    all_say(True)  # it has done so
+    all_agree(True)  # it has done so
     wanted = {"w": jax.ShapeDtypeStruct(values.shape, jnp.float32, sharding=where)}
     with TrainingStore(folder) as store, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -13,9 +13,9 @@ import pytest
 from on_devices import environment
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.parallel import processes
-from jaxdiff.parallel.mesh import data_mesh, make_mesh, place, replicated, shard_batch
-from jaxdiff.parallel.processes import Agreed, Job, fetch
+from jaxdiff.parallel import distributed
+from jaxdiff.parallel.distributed import ConsensusFlag, DistributedConfig, gather_to_host
+from jaxdiff.parallel.mesh import data_mesh, device_put_global, make_mesh, replicated, shard_batch
 from jaxdiff.training.log import read_lines
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -162,11 +162,11 @@ def test_what_one_process_cannot_read_none_goes_on_from(tmp_path):
 
 
 def test_a_meeting_is_described_whole_or_not_at_all():
-    assert Job(coordinator="a:1", num_processes=2, process_id=1).process_id == 1
+    assert DistributedConfig(coordinator="a:1", num_processes=2, process_id=1).process_id == 1
     with pytest.raises(InputError, match="expected all three or none"):
-        Job(coordinator="a:1")
+        DistributedConfig(coordinator="a:1")
     with pytest.raises(InputError, match="process_id: got 2, expected one from 0 to 1"):
-        Job(coordinator="a:1", num_processes=2, process_id=2)
+        DistributedConfig(coordinator="a:1", num_processes=2, process_id=2)
 
 
 @pytest.mark.parametrize(
@@ -181,21 +181,24 @@ def test_a_meeting_is_described_whole_or_not_at_all():
     ],
 )
 def test_clusters_speak_of_company(environment, company):
-    assert processes._in_company(environment) == company
+    assert distributed._is_multiprocess(environment) == company
 
 
 def test_arrays_come_back_whole():
     mesh = make_mesh(fsdp=8)
     value = np.arange(16.0, dtype=np.float32)
-    tree = {"a": shard_batch({"x": value}, mesh)["x"], "b": place(value, replicated(mesh))}
-    for got in fetch(tree).values():
+    tree = {
+        "a": shard_batch({"x": value}, mesh)["x"],
+        "b": device_put_global(value, replicated(mesh)),
+    }
+    for got in gather_to_host(tree).values():
         assert isinstance(got, np.ndarray)
         np.testing.assert_array_equal(got, value)
 
 
 def test_one_process_answers_itself_at_once():
     answers = iter([False, True])
-    asked = Agreed(lambda: next(answers))
+    asked = ConsensusFlag(lambda: next(answers))
     assert [asked(), asked()] == [False, True]
     assert jax.process_count() == 1
     assert data_mesh().size == 8

@@ -16,8 +16,8 @@ from jaxdiff.checkpoints.kinds import KINDS, Configs, Kind, arguments, class_nam
 from jaxdiff.checkpoints.loading import Placement, fill, pending, stored_dtype
 from jaxdiff.checkpoints.tensors import Entry, Pending, write_tensors
 from jaxdiff.checkpoints.weights import find_weights, read_weights
-from jaxdiff.core.atomic import new_folder
-from jaxdiff.core.configs import named
+from jaxdiff.core.atomic import atomic_folder
+from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of
@@ -55,7 +55,7 @@ def read_component(
     name = _class_name(raw, str(source)) if class_name is None else class_name
     kind = KINDS[one_of(f"{source}: class", name.removeprefix("Flax"), KINDS)]
     weights_file = find_weights(folder, variant=variant)
-    with named(str(source)):
+    with prefix_errors(str(source)):
         configs = kind.configs(raw, source=str(source))
     module = build(
         kind.name,
@@ -85,7 +85,7 @@ def build(
     """
     kind = KINDS[class_name]
     compute = _commonest(entries) if dtype is None else dtype
-    with named(sources[0]):
+    with prefix_errors(sources[0]):
         module = abstract(
             kind.module,
             *configs,
@@ -106,7 +106,7 @@ def write_component(
 
     `dtype` converts the weights, None keeps them. A component folder in its place is replaced.
     """
-    with new_folder(folder, marker=CONFIG, stale=STALE) as new:
+    with atomic_folder(folder, marker=CONFIG, stale=STALE) as new:
         write_files(new, component, dtype=dtype)
 
 

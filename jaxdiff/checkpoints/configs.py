@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from jaxdiff.core.configs import from_mapping, named
+from jaxdiff.core.configs import from_mapping, prefix_errors
 
 C = TypeVar("C")
 
@@ -61,7 +61,7 @@ def from_transformers(cls: type[C], raw: Mapping[str, Any], *, source: str) -> C
 def _from(cls: type[C], raw: Mapping[str, Any], foreign: frozenset[str], source: str) -> C:
     fields = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
     kept = {k: v for k, v in raw.items() if k in fields or k not in foreign}
-    with named(source):
+    with prefix_errors(source):
         return from_mapping(cls, kept, source=source)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from jaxdiff.checkpoints.tensors import BITS, MAX_DIMENSIONS, Entry
-from jaxdiff.core.errors import InputError, reason
+from jaxdiff.core.errors import InputError, os_error_message
 
 DTYPES = {
     "float64": "F64",
@@ -79,7 +79,7 @@ def read_flax(path: pathlib.Path) -> dict[str, Entry]:
             if cursor.position != cursor.size:
                 raise cursor.broken("more bytes after the weights")
     except OSError as error:
-        raise InputError(f"{path}: got {reason(error)}, expected Flax weights") from None
+        raise InputError(f"{path}: got {os_error_message(error)}, expected Flax weights") from None
     return found
 
 

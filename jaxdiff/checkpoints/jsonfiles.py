@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdiff.core.errors import InputError, reason
+from jaxdiff.core.errors import InputError, os_error_message
 
 
 def parse_object(data: bytes, source: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: got {reason(error)}, expected a JSON file") from None
+        raise InputError(f"{path}: got {os_error_message(error)}, expected a JSON file") from None
     return parse_object(data, str(path))
 
 

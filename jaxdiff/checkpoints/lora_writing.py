@@ -26,7 +26,7 @@ from jaxdiff.checkpoints.tensors import (
     write_tensors,
 )
 from jaxdiff.checkpoints.weights import read_weights
-from jaxdiff.core.atomic import check_file, new_file
+from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 
@@ -90,7 +90,7 @@ def write_pairs(
             settings[f"{component}.{name}"] = value
     described = {METADATA: json.dumps(settings, indent=2, sort_keys=True)}
     check_file(target)
-    with new_file(target) as temporary:
+    with atomic_file(target) as temporary:
         write_tensors(temporary, found, metadata={**(metadata or {}), **described})
 
 

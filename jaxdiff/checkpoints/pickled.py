@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxdiff.checkpoints.tensors import BITS, MAX_DIMENSIONS, Entry
-from jaxdiff.core.errors import InputError, reason
+from jaxdiff.core.errors import InputError, os_error_message
 
 STORAGES = {
     "DoubleStorage": "F64",
@@ -99,7 +99,9 @@ def read_pickled(path: pathlib.Path) -> dict[str, Entry]:
                 entries[name] = places.entry(name, tensor)
             return entries
     except OSError as error:
-        raise InputError(f"{path}: got {reason(error)}, expected a PyTorch file") from None
+        raise InputError(
+            f"{path}: got {os_error_message(error)}, expected a PyTorch file"
+        ) from None
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(
             f"{path}: got {error}, expected a zip archive as torch.save writes it since 1.6 "

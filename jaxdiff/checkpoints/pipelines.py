@@ -18,7 +18,7 @@ from jaxdiff.checkpoints.kinds import KINDS, class_name_of
 from jaxdiff.checkpoints.loading import Placement
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, read_tokenizer, write_tokenizer
 from jaxdiff.checkpoints.weights import variants
-from jaxdiff.core.atomic import new_folder
+from jaxdiff.core.atomic import atomic_folder
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of
@@ -117,7 +117,7 @@ def write_pipeline(
     if flax:
         index = flax_index(index)
         scheduler["_class_name"] = index[SCHEDULER][1]
-    with new_folder(pathlib.Path(folder), marker=INDEX, stale=(DEFAULTS,)) as new:
+    with atomic_folder(pathlib.Path(folder), marker=INDEX, stale=(DEFAULTS,)) as new:
         for name, component in parts.components.items():
             (new / name).mkdir()
             write_files(new / name, component, dtype=dtype, flax=flax)

@@ -16,11 +16,11 @@ from jaxdiff.checkpoints.names import canonical
 from jaxdiff.checkpoints.pipelines import PipelineParts
 from jaxdiff.checkpoints.tensors import Entry, read_metadata, write_tensors
 from jaxdiff.checkpoints.weights import read_weights
-from jaxdiff.core.atomic import check_file, new_file
+from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of
-from jaxdiff.diffusion.predictions import KINDS
+from jaxdiff.diffusion.predictions import PREDICTION_TYPES
 from jaxdiff.models.clip import CLIPTextModel
 
 NOTE = "modelspec.prediction_type"  # in the metadata, as the ModelSpec standard calls it
@@ -50,7 +50,7 @@ def read_single_file(
     is missing, left over or unfit.
     """
     if prediction_type is not None:
-        one_of("prediction_type", prediction_type, KINDS)
+        one_of("prediction_type", prediction_type, PREDICTION_TYPES)
     entries = read_weights(path)
     prediction_type = prediction_type or _noted(path)
     family = family_of(entries, prediction_type)
@@ -102,7 +102,7 @@ def write_single_file(
         found |= {part.prefix + key: tensor for key, tensor in text.items()}
     predicts = str(parts.scheduler.get("prediction_type", "epsilon")).removesuffix("_prediction")
     check_file(path)
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         write_tensors(temporary, found, metadata={NOTE: predicts})
 
 
@@ -111,7 +111,7 @@ def _noted(path: pathlib.Path) -> str | None:
     if path.suffix != ".safetensors":
         return None
     noted = read_metadata(path).get(NOTE, "")
-    return next((kind for kind in KINDS if noted and kind.startswith(noted)), None)
+    return next((kind for kind in PREDICTION_TYPES if noted and kind.startswith(noted)), None)
 
 
 def split(entries: Mapping[str, Entry], prefixes: tuple[str, ...]) -> dict[str, dict[str, Entry]]:

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxdiff.checkpoints.jsonfiles import parse_object
-from jaxdiff.core.errors import InputError, reason
+from jaxdiff.core.errors import InputError, os_error_message
 
 MAX_HEADER = 100_000_000  # bytes, as in the reference implementation
 MAX_DIMENSIONS = 32
@@ -120,7 +120,9 @@ def _header(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
             file.seek(8)
             header = file.read(length)
     except OSError as error:
-        raise InputError(f"{path}: got {reason(error)}, expected safetensors weights") from None
+        raise InputError(
+            f"{path}: got {os_error_message(error)}, expected safetensors weights"
+        ) from None
     table = parse_object(header, f"{path} (header)")
     _check_metadata(path, table.get("__metadata__", {}))
     return table, length, size
@@ -154,7 +156,9 @@ def read_tensor(entry: Entry) -> np.ndarray:
                     raise InputError(f"{entry.path}: got a file cut short while it was read")
                 done += got
     except OSError as error:
-        raise InputError(f"{entry.path}: got {reason(error)}, expected {entry.name}") from None
+        raise InputError(
+            f"{entry.path}: got {os_error_message(error)}, expected {entry.name}"
+        ) from None
     values = buffer.view(dtype)
     axes = entry.axes
     if axes is None:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxdiff.checkpoints.inversion_names import PAIR, word_of
 from jaxdiff.checkpoints.tensors import Pending, read_tensor, write_tensors
 from jaxdiff.checkpoints.weights import read_weights
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, Float, NDArray
 
@@ -70,7 +70,7 @@ def write_inversion(folder: pathlib.Path, inversion: Inversion) -> pathlib.Path:
         tensors = {inversion.word: next(iter(tables.values()))}
     else:
         tensors = {name: tables[place] for name, place in PAIR.items()}
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         write_tensors(temporary, {name: _pending(rows) for name, rows in tensors.items()})
     return path
 
@@ -78,7 +78,7 @@ def write_inversion(folder: pathlib.Path, inversion: Inversion) -> pathlib.Path:
 def convert_inversion(target: pathlib.Path, source: pathlib.Path, *, dtype: Dtype) -> None:
     """Write the textual inversion file `source` again, in `dtype`."""
     tensors = {name: read_tensor(entry) for name, entry in read_weights(source).items()}
-    with new_file(target) as temporary:
+    with atomic_file(target) as temporary:
         write_tensors(temporary, {name: _pending(t, dtype) for name, t in tensors.items()})
 
 

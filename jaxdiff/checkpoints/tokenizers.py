@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxdiff.checkpoints.jsonfiles import parse_object
-from jaxdiff.core.errors import InputError, reason
+from jaxdiff.core.errors import InputError, os_error_message
 from jaxdiff.core.validate import one_of
 
 # Either one file says all, or vocabulary and merges do; the rest are settings.
@@ -59,7 +59,9 @@ def _read(path: pathlib.Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: got {reason(error)}, expected a tokenizer file") from None
+        raise InputError(
+            f"{path}: got {os_error_message(error)}, expected a tokenizer file"
+        ) from None
     if data.startswith(b"version https://git-lfs"):
         raise InputError(
             f"{path}: got a Git LFS pointer, expected the file itself (run `git lfs pull`)"

@@ -16,7 +16,7 @@ from etils import epath
 from jaxdiff.checkpoints.orbax_errors import cause, saving, silence_repetitions
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, PyTree
-from jaxdiff.parallel.processes import all_say
+from jaxdiff.parallel.distributed import all_agree
 
 UNREADABLE = "unreadable-"  # in front of the step: what a damaged checkpoint is renamed to
 
@@ -139,10 +139,10 @@ class TrainingStore:
             raise
         except Exception as own:
             error = own
-        if not all_say(found is not None) or found is None:
+        if not all_agree(found is not None) or found is None:
             raise error or ValueError("another process cannot read it")
         expected = found.host.pop("digest", None)
-        if not all_say(_digest(found.state, found.host) == expected):
+        if not all_agree(_digest(found.state, found.host) == expected):
             raise ValueError("it is not what was saved")
         return found
 
@@ -168,7 +168,7 @@ class TrainingStore:
                 shutil.rmtree(target, ignore_errors=True)
                 (self._folder / str(step)).rename(target)
         if damaged and not self.read_only:
-            all_say(True)  # or others would find the old names
+            all_agree(True)  # or others would find the old names
             self._manager.reload()
 
 

@@ -22,7 +22,7 @@ from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.cache_texts import Readers, Say, null_record, read_readers, sayer
 from jaxdiff.cli.training.experiment import scene_side, scenes
 from jaxdiff.cli.training.stored import Groups, grouped, open_pictures
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, dtype_of
 from jaxdiff.core.validate import in_range, one_of, positive
@@ -34,7 +34,7 @@ from jaxdiff.data.samples import Make, picture_maker, scene_maker
 from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.data.sources.storage import fingerprint
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_batch
 from jaxdiff.pipeline import cache
@@ -187,14 +187,14 @@ def _describe(folder: pathlib.Path, wanted: Latents) -> None:
                     f"expected {value!r:.80} or a new folder"
                 )
         return
-    with new_file(folder / DESCRIPTION) as temporary:
+    with atomic_file(folder / DESCRIPTION) as temporary:
         write_object(temporary, json.loads(json.dumps(dataclasses.asdict(wanted))))
 
 
 def _encoder(vae: AutoencoderKL, batch_size: int, mesh: Any) -> Encode:
     """Mean and log-variance of up to `batch_size` pictures; compiles once for each size."""
-    params = replicate(weights(vae), mesh)
-    program = jax.jit(lambda params, images: assemble(vae, params).encode(images))
+    params = replicate(param_dict(vae), mesh)
+    program = jax.jit(lambda params, images: with_params(vae, params).encode(images))
 
     def encode(images: Float[NDArray, "b h w c"]) -> tuple[NDArray, NDArray]:
         padded = np.zeros((batch_size, *images.shape[1:]), np.float32)

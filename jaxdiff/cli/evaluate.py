@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from jaxdiff.core.atomic import check_file, new_file
+from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import positive
@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> None:
         )
     print(report.table())
     if options.output is not None:
-        with new_file(options.output) as temporary:
+        with atomic_file(options.output) as temporary:
             temporary.write_text(json.dumps(report.to_mapping(), indent=2) + "\n")
 
 

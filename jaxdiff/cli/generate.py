@@ -16,8 +16,8 @@ from jaxdiff.checkpoints import lora_names
 from jaxdiff.cli import pictures
 from jaxdiff.cli.generate_terminal import Progress, print_report
 from jaxdiff.cli.jobs import Job, PromptLine, expand, read_lines
-from jaxdiff.core.atomic import writing
-from jaxdiff.core.configs import named
+from jaxdiff.core.atomic import os_errors_as_write_error
+from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, positive
 
@@ -187,7 +187,7 @@ def _plan(
     (bare,) = expand([("", PromptLine(prompt="", num_images=1))], _common(options), numbered=True)
     pipe.resolve(**_arguments(options, [bare]))
     for job in jobs:
-        with named(job.source):
+        with prefix_errors(job.source):
             request = pipe.resolve(**_arguments(options, [job]))
             plan.append((job, model | _files(job, digest) | request.settings(0)))
     return plan
@@ -313,7 +313,7 @@ def _draw(
     """Draw and write batch by batch; what is written stays if the next one is interrupted."""
     size = min(options.batch_size, max(len(todo), 1))
     total = {"compile_s": 0.0, "encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
-    with writing(options.output, "a folder to write to"):
+    with os_errors_as_write_error(options.output, "a folder to write to"):
         options.output.mkdir(parents=True, exist_ok=True)
     for batch in _batches(todo, size):
         arguments = _arguments(options, [job for job, _ in batch])

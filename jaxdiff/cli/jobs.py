@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from jaxdiff.checkpoints.jsonfiles import parse_object
-from jaxdiff.core.configs import from_mapping, named
+from jaxdiff.core.configs import from_mapping, prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
 
@@ -84,7 +84,7 @@ def expand(lines: Sequence[Line], common: PromptLine, *, numbered: bool) -> Iter
     for index, (source, line) in enumerate(lines):
         asks = _filled(line, common)
         head = f"{index:06d}" if numbered else slug(line.prompt)
-        with named(source):
+        with prefix_errors(source):
             seeds = _seeds(asks.seed or 0, 1 if asks.num_images is None else asks.num_images)
         for seed in seeds:
             yield Job(name=f"{head}_{seed}", source=source, asks=asks, seed=seed)

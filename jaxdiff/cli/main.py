@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdiff.core.ending import ENDING
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED
 from jaxdiff.core.validate import one_of
 
 COMMANDS = {
@@ -34,13 +34,13 @@ def run(command: str, arguments: Sequence[str]) -> int:
     only when it is asked for, so that `--help` does not wait for jax.
     """
     warnings.showwarning = _warn
-    ENDING.clear()
+    SHUTDOWN_REQUESTED.clear()
     try:
         importlib.import_module(f"jaxdiff.cli.{command.replace('-', '_')}").run(arguments)
     except (InputError, KeyboardInterrupt) as error:
         return report(command, error)
     finally:
-        ENDING.set()
+        SHUTDOWN_REQUESTED.set()
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 
 BLOCK = "jaxdiff"
@@ -34,7 +34,7 @@ def write(path: pathlib.Path, image: Image.Image, settings: Mapping[str, Any]) -
     info = PngInfo()
     info.add_itxt("parameters", parameters_text(settings))
     info.add_itxt(BLOCK, json.dumps(settings, sort_keys=True))
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
 

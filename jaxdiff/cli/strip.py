@@ -8,7 +8,7 @@ import numpy as np
 import tyro
 
 from jaxdiff.cli.labelled import table
-from jaxdiff.core.atomic import check_file, new_file
+from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 
 COLUMNS = 8  # where no steps are named
@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> None:
         f"{request.sampler}, {request.steps} steps, seed {options.seed}; "
         "noise = sigma / alpha)"
     )
-    with new_file(options.output) as temporary:
+    with atomic_file(options.output) as temporary:
         table(rows, LABELS, heads, title=title).save(temporary, format="PNG")
     print(options.output)
 

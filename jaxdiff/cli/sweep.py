@@ -25,7 +25,7 @@ from jaxdiff.cli.sweep_results import (
     table_of,
     write_table,
 )
-from jaxdiff.core.atomic import check_file, new_file
+from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import in_range, one_of, positive
@@ -260,13 +260,13 @@ def _write(
             labels.append("\n".join(text for text in texts if text))
     heads = [f"scale {scale:g}" for scale in axes.scales]
     below = [feet(results, c, axes.scales) for c in axes.combinations] if options.measured else []
-    with new_file(output) as temporary:
+    with atomic_file(output) as temporary:
         table(rows, labels, heads, below).save(temporary, format="PNG")
     print(output)
     print(results.path)
     text = table_of(results, axes.combinations, axes.scales, command)
     write_table(output.with_suffix(".md"), text)
     chart = output.with_name(f"{output.stem}-plot.png")
-    with new_file(chart) as temporary:
+    with atomic_file(chart) as temporary:
         plot(results, axes.combinations, axes.scales, temporary)
     print(chart)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 
 MARK = "<!-- jaxdiff sweep -->"  # the first line of our tables
@@ -88,7 +88,7 @@ class Results:
             {**cell.combination._asdict(), "scale": cell.scale, **found}
             for cell, found in self.cells.items()
         ]
-        with new_file(self.path) as temporary:
+        with atomic_file(self.path) as temporary:
             write_object(temporary, {"options": self.options, "cells": rows})
 
 
@@ -169,6 +169,6 @@ def write_table(path: pathlib.Path, text: str) -> None:
     if path.exists() and not path.read_bytes().startswith(MARK.encode()):
         warnings.warn(f"{path}: there already and no table of a sweep, so it stays", stacklevel=2)
         return
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(path)

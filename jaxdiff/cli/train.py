@@ -27,8 +27,15 @@ from jaxdiff.cli.training.vae import vae_experiment
 from jaxdiff.cli.training.workdir import alone, check_identity, record, recorded
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
+from jaxdiff.parallel.distributed import (
+    DistributedConfig,
+    abort_peers_on_error,
+    all_agree,
+    gather_to_host,
+    initialize,
+    is_first,
+)
 from jaxdiff.parallel.mesh import check_batch_size
-from jaxdiff.parallel.processes import Job, all_say, fetch, is_first, join, leaving
 from jaxdiff.pipeline import cache
 from jaxdiff.training.config import (
     ClassifierObjective,
@@ -50,7 +57,7 @@ class Options:
     workdir: pathlib.Path
     export_only: bool
     ema_width: float | None
-    job: Job
+    job: DistributedConfig
 
 
 Workdir = Annotated[
@@ -97,7 +104,7 @@ def parse(arguments: Sequence[str]) -> Options:
         workdir: Workdir,
         export_only: ExportOnly = False,
         ema_width: Width = None,
-        job: Annotated[Job, tyro.conf.arg(name="")] = Job(),  # noqa: B008 - it is frozen
+        job: Annotated[DistributedConfig, tyro.conf.arg(name="")] = DistributedConfig(),  # noqa: B008 - it is frozen
         config: Fields = given,
     ) -> Options:
         return Options(
@@ -160,7 +167,7 @@ def write_export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool) -> N
     with TrainingStore(workdir / CHECKPOINTS, read_only=True) as store:
         trainer = Trainer(config, workdir, store, parts)
     parts.batches.close()
-    parts.export(fetch(trainer.state.ema if ema else trainer.state.params), folder)
+    parts.export(gather_to_host(trainer.state.ema if ema else trainer.state.params), folder)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -169,8 +176,8 @@ def run(arguments: Sequence[str]) -> None:
         plan(arguments)
         return
     options = parse(arguments)
-    join(options.job)
-    with leaving(functools.partial(report, "train")):
+    initialize(options.job)
+    with abort_peers_on_error(functools.partial(report, "train")):
         _train(options)
 
 
@@ -200,4 +207,4 @@ def _train(options: Options) -> None:
     folder = trainer.export(options.ema_width)
     if is_first():
         print(f"train: exported to {folder}", file=sys.stderr)
-    all_say(True)  # the others wait here, as long as it takes to write
+    all_agree(True)  # the others wait here, as long as it takes to write

@@ -8,20 +8,22 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 
-from jaxdiff.core.errors import InputError, WriteError, reason
+from jaxdiff.core.errors import InputError, WriteError, os_error_message
 
 
 @contextlib.contextmanager
-def writing(target: pathlib.Path, wanted: str = "a file to write") -> Iterator[None]:
+def os_errors_as_write_error(
+    target: pathlib.Path, wanted: str = "a file to write"
+) -> Iterator[None]:
     """Turn what the operating system says of `target` into a WriteError."""
     try:
         yield
     except OSError as error:
-        raise WriteError(f"{target}: got {reason(error)}, expected {wanted}") from None
+        raise WriteError(f"{target}: got {os_error_message(error)}, expected {wanted}") from None
 
 
 @contextlib.contextmanager
-def new_folder(
+def atomic_folder(
     target: pathlib.Path, *, marker: str, stale: tuple[str, ...] = ()
 ) -> Iterator[pathlib.Path]:
     """A temporary folder beside `target` that takes its place when the block ends well.
@@ -32,7 +34,7 @@ def new_folder(
     """
     target = target.resolve()
     _check_target(target, marker)
-    with writing(target, "a folder that can be written"):
+    with os_errors_as_write_error(target, "a folder that can be written"):
         target.parent.mkdir(parents=True, exist_ok=True)
         work = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         new, old = work / "new", work / "old"
@@ -43,7 +45,7 @@ def new_folder(
                 target.rename(old)
             new.rename(target)
             if old.exists():
-                _keep_foreign(old, target, stale)
+                _move_user_files(old, target, stale)
                 shutil.rmtree(old)
         finally:
             if old.exists() and not target.exists():
@@ -54,7 +56,7 @@ def new_folder(
 
 def check_file(target: pathlib.Path) -> None:
     """InputError unless a file `target` can be written; makes the folder that it is to lie in."""
-    with writing(target):
+    with os_errors_as_write_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         os.close(handle)
@@ -64,7 +66,7 @@ def check_file(target: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def new_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary file beside `target` that takes its place when the block ends well.
 
     Makes the folder that it lies in. Several may write one target, on several machines too: the
@@ -72,7 +74,7 @@ def new_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
     try:
-        with writing(target):
+        with os_errors_as_write_error(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             temporary.replace(target)
@@ -91,7 +93,7 @@ def _check_target(target: pathlib.Path, marker: str) -> None:
         )
 
 
-def _keep_foreign(old: pathlib.Path, target: pathlib.Path, stale: tuple[str, ...]) -> None:
+def _move_user_files(old: pathlib.Path, target: pathlib.Path, stale: tuple[str, ...]) -> None:
     for entry in list(old.iterdir()):
         replaced = (target / entry.name).exists() or any(entry.match(p) for p in stale)
         if not replaced:

@@ -35,9 +35,9 @@ def from_mapping(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
     values = {k: _as_tuple(v) for k, v in mapping.items() if not k.startswith("_")}
     for name, value in values.items():
         one_of(f"{source}: field", name, fields)
-        if not _fits(value, hints[name]):
+        if not _matches_type(value, hints[name]):
             got = f"{mapping[name]!r:.80}"
-            raise InputError(f"{source}: {name}: got {got}, expected {_spelled(hints[name])}")
+            raise InputError(f"{source}: {name}: got {got}, expected {_type_name(hints[name])}")
     missing = [
         name
         for name, field in fields.items()
@@ -50,16 +50,16 @@ def from_mapping(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
     return cls(**values)
 
 
-def from_nested(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
+def from_mapping_recursive(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
     """The dataclass whose `to_mapping` this is, dataclasses in its fields included.
 
     Where a field may be one of several, it is the one whose fields are there. InputError for
     fields of none.
     """
-    return _revived(cls, mapping, source)
+    return _decode_value(cls, mapping, source)
 
 
-def _revived(hint: Any, value: Any, source: str) -> Any:
+def _decode_value(hint: Any, value: Any, source: str) -> Any:
     """`value` as what a field of the type `hint` holds."""
     if not isinstance(value, Mapping):
         return _as_tuple(value)
@@ -67,10 +67,14 @@ def _revived(hint: Any, value: Any, source: str) -> Any:
     names = {c: {field.name for field in dataclasses.fields(c)} for c in choices}
     fitting = [c for c in choices if value.keys() <= names[c]]
     if not fitting:
-        raise InputError(f"{source}: got the fields {', '.join(value)}, expected {_spelled(hint)}")
+        raise InputError(
+            f"{source}: got the fields {', '.join(value)}, expected {_type_name(hint)}"
+        )
     chosen: Any = min(fitting, key=lambda c: len(names[c]))
     hints = get_type_hints(chosen)
-    return chosen(**{name: _revived(hints[name], item, source) for name, item in value.items()})
+    return chosen(
+        **{name: _decode_value(hints[name], item, source) for name, item in value.items()}
+    )
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def named(source: str) -> Iterator[None]:
+def prefix_errors(source: str) -> Iterator[None]:
     """Put `source` in front of an InputError that does not name it."""
     try:
         yield
@@ -87,23 +91,23 @@ def named(source: str) -> Iterator[None]:
         raise error if source in str(error) else InputError(f"{source}: {error}") from None
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _matches_type(value: Any, hint: Any) -> bool:
     """Whether a JSON value is of the type `hint`: a scalar, a list of one type, or a choice."""
     if hint is Any:
         return True
     if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, choice) for choice in get_args(hint))
+        return any(_matches_type(value, choice) for choice in get_args(hint))
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
+        return isinstance(value, tuple) and all(_matches_type(v, get_args(hint)[0]) for v in value)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def _spelled(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     """A type as JSON calls its values."""
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_spelled(choice) for choice in get_args(hint))
+        return " or ".join(_type_name(choice) for choice in get_args(hint))
     if get_origin(hint) is tuple:
-        return f"a list, each {_spelled(get_args(hint)[0])}"
+        return f"a list, each {_type_name(get_args(hint)[0])}"
     return _JSON.get(hint, str(hint))

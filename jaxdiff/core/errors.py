@@ -9,9 +9,9 @@ class WriteError(InputError):
     """A place that cannot be written to (any more): no permission, no space, no such folder."""
 
 
-def reason(error: OSError) -> str:
+def os_error_message(error: OSError) -> str:
     """What went wrong, without the path that the message names already."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    said = error.strerror or str(error) or type(error).__name__  # libraries give no number
-    return said.lower()
+    message = error.strerror or str(error) or type(error).__name__  # libraries give no number
+    return message.lower()

@@ -1,4 +1,4 @@
-"""Nested dicts of arrays seen as flat tables with dotted names, and what one asks of them."""
+"""Nested dicts of arrays seen as flat tables with dotted names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +32,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[Any, Any]:
     return tree
 
 
-def cast(tree: PyTree, dtype: Dtype) -> PyTree:
+def cast_floating(tree: PyTree, dtype: Dtype) -> PyTree:
     """`tree` with its floating leaves in `dtype`; integers and keys stay as they are."""
 
     def leaf(x: Any) -> Any:
@@ -41,6 +41,6 @@ def cast(tree: PyTree, dtype: Dtype) -> PyTree:
     return jax.tree.map(leaf, tree)
 
 
-def count(tree: PyTree) -> int:
+def parameter_count(tree: PyTree) -> int:
     """The number of parameters in `tree`; leaves need only a shape."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -18,7 +18,7 @@ def positive(name: str, value: Number) -> Number:
     return value
 
 
-def not_negative(name: str, value: Number) -> Number:
+def non_negative(name: str, value: Number) -> Number:
     """Return `value` if it is a finite number from zero on."""
     if not (math.isfinite(value) and value >= 0):
         raise InputError(f"{name}: got {value}, expected a number from 0 on")
@@ -42,7 +42,7 @@ def one_of(name: str, value: T, choices: Iterable[T]) -> T:
     raise InputError(f"{name}: got {value!r}, expected one of {', '.join(map(str, known))}{hint}")
 
 
-def shape(name: str, array: Any, expected: tuple[int | None, ...]) -> Any:
+def check_shape(name: str, array: Any, expected: tuple[int | None, ...]) -> Any:
     """Return `array` if its shape is `expected`, where None stands for any length."""
     got = tuple(array.shape)
     fits = len(got) == len(expected) and all(

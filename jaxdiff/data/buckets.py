@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.core.validate import in_range, positive
@@ -92,6 +92,6 @@ def measured(source: PictureSource, cache: pathlib.Path) -> Int[NDArray, "n 2"]:
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(measure, range(len(source)), chunksize=64))
     sizes = np.array(found, np.int32).reshape(-1, 2)
-    with new_file(kept) as temporary, temporary.open("wb") as file:
+    with atomic_file(kept) as temporary, temporary.open("wb") as file:
         np.save(file, sizes)
     return sizes

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.core.validate import in_range
@@ -110,7 +110,7 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: pathlib.Path) -> None:
         "special_tokens_map.json": json.dumps(special, indent=2, sort_keys=True) + "\n",
     }
     for name, text in contents.items():
-        with new_file(folder / name) as part:
+        with atomic_file(folder / name) as part:
             part.write_text(text, encoding="utf-8")
 
 

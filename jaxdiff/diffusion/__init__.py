@@ -1,11 +1,11 @@
 """The maths of diffusion, and the one place where its conventions are stated.
 
 - `x_t = alpha(t) x_0 + sigma(t) eps` with eps ~ N(0, I). Schedules are variance preserving,
-  alpha^2 + sigma^2 = 1 and alpha^2 = abar_t, and every latent inside the package lives in this
-  space. `ratio = sigma / alpha` is what EDM and k-diffusion call sigma: SNR = ratio^-2, and
-  lambda = log(alpha / sigma) is DPM-Solver's half log-SNR.
-- Time t counts the training noise levels 0 .. T-1 from clean to noisy. A grid gives the levels of a
-  sampler from noisy to clean, the last of which is where the final step lands.
+  alpha^2 + sigma^2 = 1 and alpha^2 = alphas_cumprod, and every latent inside the package lives in
+  this space. `sigma_edm = sigma / alpha` is what EDM and k-diffusion call sigma: the SNR is
+  sigma_edm^-2, and lambda = log(alpha / sigma) is DPM-Solver's half log-SNR.
+- Time t counts the training noise levels 0 .. T-1 from clean to noisy. A timestep grid gives the
+  levels of a sampler from noisy to clean, the last of which is where the final step ends.
 - A network predicts `epsilon`, `sample` (x_0), `v_prediction` (alpha eps - sigma x_0) or
   `flow_prediction` (eps - x_0). `predict` turns each of them into `Prediction(x0, eps)`; samplers
   and guidance see nothing else, except where a guidance rule is defined in one of these spaces.

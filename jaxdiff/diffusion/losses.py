@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.core.validate import one_of
-from jaxdiff.diffusion.predictions import KINDS, PerImage, per_image
+from jaxdiff.diffusion.predictions import PREDICTION_TYPES, PerImage, per_image
 
-# How much more the squared error of each kind weighs than that of x0, as a function of the SNR S:
+# Weight of the squared error of each prediction type relative to that of x0, given the SNR S:
 # ||y - target||^2 = factor * ||D - x0||^2 for one and the same denoiser D.
 X0_FACTORS: dict[str, Callable[[Array], Array]] = {
     "epsilon": lambda S: S,
@@ -19,7 +19,7 @@ X0_FACTORS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def diffuse(
+def add_noise(
     x0: Float[Array, "b *d"], eps: Float[Array, "b *d"], alpha: PerImage, sigma: PerImage
 ) -> Float[Array, "b *d"]:
     """x_t = alpha x_0 + sigma eps (2006.11239, eq. 4)."""
@@ -31,35 +31,35 @@ def snr(alpha: Float[Array, "b"], sigma: Float[Array, "b"]) -> Float[Array, "b"]
     return (alpha / sigma) ** 2
 
 
-def uniform(kind: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
+def uniform(prediction_type: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
     """Weight 1 on the error of the prediction itself: DDPM's L_simple (2006.11239, eq. 14)."""
     return jnp.ones_like(S)
 
 
-def _of_eps(kind: str, S: Float[Array, "b"]) -> Float[Array, "b"]:
-    """What the error of eps weighs in that of `kind`: ||e - eps||^2 = result * ||y - target||^2."""
-    return jnp.ones_like(S) if kind == "epsilon" else S / X0_FACTORS[kind](S)
+def _eps_error_weight(prediction_type: str, S: Float[Array, "b"]) -> Float[Array, "b"]:
+    """The factor from the error of this type to that of eps: ||e - eps||^2 = f ||y - target||^2."""
+    return jnp.ones_like(S) if prediction_type == "epsilon" else S / X0_FACTORS[prediction_type](S)
 
 
-def soft_min_snr(kind: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
+def soft_min_snr(prediction_type: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
     """Weight SNR gamma / (SNR + gamma) on the error of x0: min_snr without its corner.
 
     As in HDiT (2401.11605, section 3.4), whose weight is 4 SNR / (4 + SNR) of gamma 4.
     """
-    return gamma / (S + gamma) * _of_eps(kind, S)
+    return gamma / (S + gamma) * _eps_error_weight(prediction_type, S)
 
 
-def p2(kind: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
+def p2(prediction_type: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
     """Weight 1 / (1 + SNR)^gamma on the error of eps (P2, 2204.00227, eq. 8 with k = 1)."""
-    return (1 + S) ** -gamma * _of_eps(kind, S)
+    return (1 + S) ** -gamma * _eps_error_weight(prediction_type, S)
 
 
-def min_snr(kind: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
+def min_snr(prediction_type: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
     """Weight min(SNR, gamma) on the error of x0 (Min-SNR, 2303.09556, section 3.4).
 
     Written for the error of the kind that the network predicts; 1, its limit, for epsilon at SNR 0.
     """
-    factor = X0_FACTORS[kind](S)
+    factor = X0_FACTORS[prediction_type](S)
     zero = factor == 0
     return jnp.where(zero, 1.0, jnp.minimum(S, gamma) / jnp.where(zero, 1.0, factor))
 
@@ -73,11 +73,11 @@ WEIGHTINGS: dict[str, Callable[[str, Array, float], Array]] = {
 
 
 def weights(
-    weighting: str, kind: str, snr: Float[Array, "b"], gamma: float = 5.0
+    weighting: str, prediction_type: str, snr: Float[Array, "b"], gamma: float = 5.0
 ) -> Float[Array, "b"]:
-    """The weight of each image's squared error, for a network that predicts `kind`."""
-    one_of("prediction_type", kind, KINDS)
-    return WEIGHTINGS[one_of("weighting", weighting, WEIGHTINGS)](kind, snr, gamma)
+    """The weight of each image's squared error, for a network that predicts `prediction_type`."""
+    one_of("prediction_type", prediction_type, PREDICTION_TYPES)
+    return WEIGHTINGS[one_of("weighting", weighting, WEIGHTINGS)](prediction_type, snr, gamma)
 
 
 def mse(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import one_of
-from jaxdiff.diffusion.timesteps import Level
+from jaxdiff.diffusion.timesteps import NoiseLevel
 
 PerImage = Float[Array, ""] | Float[Array, "b"]
 
@@ -22,10 +22,10 @@ class Prediction(NamedTuple):
 
 
 # (x, level, guidance memory) -> (prediction, guidance memory): all a sampler knows of the model.
-Denoiser = Callable[[Array, Level, PyTree], tuple[Prediction, PyTree]]
+Denoiser = Callable[[Array, NoiseLevel, PyTree], tuple[Prediction, PyTree]]
 
 
-class Kind(NamedTuple):
+class PredictionType(NamedTuple):
     """One kind of prediction: its way to (x0, eps) and the training target that it regresses."""
 
     predict: Callable[[Array, Array, Array, Array], Prediction]
@@ -33,24 +33,24 @@ class Kind(NamedTuple):
 
 
 # `y` is the network's output, a = alpha, s = sigma.
-KINDS: dict[str, Kind] = {
+PREDICTION_TYPES: dict[str, PredictionType] = {
     # DDPM (2006.11239, eq. 11 and 14); undefined at a = 0
-    "epsilon": Kind(
+    "epsilon": PredictionType(
         predict=lambda y, x, a, s: Prediction((x - s * y) / a, y),
         target=lambda x0, eps, a, s: eps,
     ),
     # undefined at s = 0
-    "sample": Kind(
+    "sample": PredictionType(
         predict=lambda y, x, a, s: Prediction(y, (x - a * y) / s),
         target=lambda x0, eps, a, s: x0,
     ),
     # Progressive distillation (2202.00512, appendix D); needs a^2 + s^2 = 1
-    "v_prediction": Kind(
+    "v_prediction": PredictionType(
         predict=lambda y, x, a, s: Prediction(a * x - s * y, s * x + a * y),
         target=lambda x0, eps, a, s: a * eps - s * x0,
     ),
     # Rectified flow (2209.03003), noise minus image; on its own path a + s = 1
-    "flow_prediction": Kind(
+    "flow_prediction": PredictionType(
         predict=lambda y, x, a, s: Prediction((x - s * y) / (a + s), (x + a * y) / (a + s)),
         target=lambda x0, eps, a, s: eps - x0,
     ),
@@ -63,24 +63,24 @@ def per_image(value: PerImage, like: Float[Array, "b *d"]) -> Array:
 
 
 def predict(
-    kind: str,
+    prediction_type: str,
     output: Float[Array, "b *d"],
     x: Float[Array, "b *d"],
     alpha: PerImage,
     sigma: PerImage,
 ) -> Prediction:
     """The image and the noise that a network means by `output`, given the noisy input `x`."""
-    rule = KINDS[one_of("prediction_type", kind, KINDS)]
+    rule = PREDICTION_TYPES[one_of("prediction_type", prediction_type, PREDICTION_TYPES)]
     return rule.predict(output, x, per_image(alpha, x), per_image(sigma, x))
 
 
 def target(
-    kind: str,
+    prediction_type: str,
     x0: Float[Array, "b *d"],
     eps: Float[Array, "b *d"],
     alpha: PerImage,
     sigma: PerImage,
 ) -> Float[Array, "b *d"]:
     """What a perfect network of this kind would output for x = alpha x0 + sigma eps."""
-    rule = KINDS[one_of("prediction_type", kind, KINDS)]
+    rule = PREDICTION_TYPES[one_of("prediction_type", prediction_type, PREDICTION_TYPES)]
     return rule.target(x0, eps, per_image(alpha, x0), per_image(sigma, x0))

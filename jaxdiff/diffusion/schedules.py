@@ -24,8 +24,8 @@ def scaled_linear(T: int, first: float, last: float) -> Float[NDArray, "T"]:
 
 def cosine(T: int, first: float, last: float) -> Float[NDArray, "T"]:
     """Betas of improved DDPM (2102.09672, eq. 17), capped at 0.999; it has no other parameter."""
-    abar = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - abar[1:] / abar[:-1], 0.999)
+    alphas_cumprod = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
 
 
 SCHEDULES: dict[str, Callable[[int, float, float], NDArray]] = {
@@ -36,20 +36,22 @@ SCHEDULES: dict[str, Callable[[int, float, float], NDArray]] = {
 }
 
 
-def to_zero_terminal_snr(abar: Float[NDArray, "T"]) -> Float[NDArray, "T"]:
+def to_zero_terminal_snr(alphas_cumprod: Float[NDArray, "T"]) -> Float[NDArray, "T"]:
     """Shift and stretch sqrt(abar) so that nothing of the image is left at the last level.
 
     Lin et al. (2305.08891, algorithm 1). Needs a network that predicts v or x0: an eps prediction
     says nothing about x0 where alpha = 0.
     """
-    r = np.sqrt(abar)
+    r = np.sqrt(alphas_cumprod)
     return ((r - r[-1]) * r[0] / (r[0] - r[-1])) ** 2
 
 
-def levels_of(ratio: Float[NDArray, "*n"]) -> tuple[Float[NDArray, "*n"], Float[NDArray, "*n"]]:
-    """(alpha, sigma) with sigma / alpha = ratio, alpha^2 + sigma^2 = 1; exact at 0 and infinity."""
+def alpha_sigma_from_edm(
+    sigma_edm: Float[NDArray, "*n"],
+) -> tuple[Float[NDArray, "*n"], Float[NDArray, "*n"]]:
+    """(alpha, sigma) with sigma / alpha = sigma_edm, alpha^2 + sigma^2 = 1; exact at 0 and inf."""
     with np.errstate(divide="ignore"):
-        return 1 / np.hypot(1, ratio), 1 / np.hypot(1, 1 / ratio)
+        return 1 / np.hypot(1, sigma_edm), 1 / np.hypot(1, 1 / sigma_edm)
 
 
 def interpolate(table: Float[NDArray, "T"], t: Float[NDArray, "n"]) -> Float[NDArray, "n"]:
@@ -106,37 +108,37 @@ class NoiseSchedule:
         return config
 
     @property
-    def levels(self) -> int:
+    def num_timesteps(self) -> int:
         """T, the number of levels."""
-        return len(self.abar)
+        return len(self.alphas_cumprod)
 
     @functools.cached_property
-    def abar(self) -> Float[NDArray, "T"]:
-        """abar_t, the product of 1 - beta_i over i <= t (2006.11239, eq. 4)."""
+    def alphas_cumprod(self) -> Float[NDArray, "T"]:
+        """The product of 1 - beta_i over i <= t (2006.11239, eq. 4)."""
         if self.trained_betas is not None:
             betas = np.asarray(self.trained_betas, np.float64)
         else:
             make = SCHEDULES[self.beta_schedule]
             betas = make(self.num_train_timesteps, self.beta_start, self.beta_end)
-        abar = np.cumprod(1 - betas)
-        return to_zero_terminal_snr(abar) if self.zero_terminal_snr else abar
+        alphas_cumprod = np.cumprod(1 - betas)
+        return to_zero_terminal_snr(alphas_cumprod) if self.zero_terminal_snr else alphas_cumprod
 
     @functools.cached_property
     def alpha(self) -> Float[NDArray, "T"]:
-        """Signal: sqrt(abar_t)."""
-        return np.sqrt(self.abar)
+        """Signal: sqrt(alphas_cumprod)."""
+        return np.sqrt(self.alphas_cumprod)
 
     @functools.cached_property
     def sigma(self) -> Float[NDArray, "T"]:
-        """Noise: sqrt(1 - abar_t)."""
-        return np.sqrt(1 - self.abar)
+        """Noise: sqrt(1 - alphas_cumprod)."""
+        return np.sqrt(1 - self.alphas_cumprod)
 
     @functools.cached_property
-    def ratio(self) -> Float[NDArray, "T"]:
+    def sigma_edm(self) -> Float[NDArray, "T"]:
         """sigma / alpha, rising with t; infinite at the end of a zero-terminal-SNR schedule."""
         with np.errstate(divide="ignore"):
             return self.sigma / self.alpha
 
-    def gather(self, t: Int[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    def alpha_sigma(self, t: Int[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
         """(alpha, sigma) in float32 at integer times t, inside a compiled training step."""
         return jnp.asarray(self.alpha, jnp.float32)[t], jnp.asarray(self.sigma, jnp.float32)[t]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.core.types import NDArray, UInt8
+from jaxdiff.core.validate import check_shape as require_shape
 from jaxdiff.core.validate import positive
-from jaxdiff.core.validate import shape as require_shape
 from jaxdiff.data.drawing import CANVAS, PLACEMENT_DRAWS, draw, place
 from jaxdiff.data.scenes import Prompt, Scene, Thing, describe, held_out, sample_prompts
 from jaxdiff.data.specification import BACKGROUNDS, COLOURS, SIZES

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from jaxdiff.core.types import Bool, Float, NDArray, UInt8
-from jaxdiff.core.validate import shape as require_shape
+from jaxdiff.core.validate import check_shape as require_shape
 from jaxdiff.data.drawing import BACKGROUND_RGB, CANVAS, RADII, SHAPE, THING_RGB, coverage
 from jaxdiff.data.specification import Scene
 

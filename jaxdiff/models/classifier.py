@@ -1,4 +1,4 @@
-"""A classifier of noisy latents that is told the noise level, for classifier guidance (2105.05233).
+"""A classifier of noisy latents and their noise level, for classifier guidance (2105.05233).
 
 The way down of a UNet, then attention pooling with one query for each group of attributes.
 """
@@ -12,21 +12,21 @@ from flax import nnx
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
-from jaxdiff.core.validate import positive, shape
-from jaxdiff.models.attributes import Attributes, Group
+from jaxdiff.core.validate import check_shape, positive
+from jaxdiff.models.attributes import LabelGroup, LabelSet
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
-from jaxdiff.nn.initial import ZEROS, Normal
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.initializers import ZEROS, Normal
+from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import Downsample, ResnetBlock
-from jaxdiff.nn.stages import DownStage
 from jaxdiff.nn.transformer import Attention, SpatialSelfAttention
+from jaxdiff.nn.unet_2d_blocks import DownBlock2D
 
 EPS = 1e-5  # of every norm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentClassifierConfig:
-    """Sizes of the network, and what it tells: name, labels and kind of each group."""
+    """Sizes of the network, and its labels: name, labels and kind of each group."""
 
     sample_size: int = 8  # rows and columns of the latents, which have to be square
     in_channels: int = 16
@@ -53,18 +53,18 @@ class LatentClassifierConfig:
                     f"{name}: got {len(getattr(self, name))}, expected {len(self.group_names)} "
                     "as there are group_names"
                 )
-        Attributes(self._groups())
+        LabelSet(self._groups())
 
-    def _groups(self) -> tuple[Group, ...]:
+    def _groups(self) -> tuple[LabelGroup, ...]:
         rows = zip(self.group_names, self.group_labels, self.group_exclusive, strict=True)
-        return tuple(Group(name=n, labels=labels, exclusive=e) for n, labels, e in rows)
+        return tuple(LabelGroup(name=n, labels=labels, exclusive=e) for n, labels, e in rows)
 
     @functools.cached_property
-    def attributes(self) -> Attributes:
+    def attributes(self) -> LabelSet:
         """The groups that the logits belong to."""
-        return Attributes(self._groups())
+        return LabelSet(self._groups())
 
-    def telling(self, attributes: Attributes) -> "LatentClassifierConfig":
+    def with_labels(self, attributes: LabelSet) -> "LatentClassifierConfig":
         """The same sizes for other groups."""
         return dataclasses.replace(
             self,
@@ -74,7 +74,7 @@ class LatentClassifierConfig:
         )
 
 
-def _stage(config: LatentClassifierConfig, block: int, layers: Layers) -> DownStage:
+def _down_block(config: LatentClassifierConfig, block: int, layers: LayerFactory) -> DownBlock2D:
     """Residual blocks with attention at one resolution, and a downsampling unless it is the last.
 
     The noise level scales and shifts after the second norm, as in the classifier of 2105.05233.
@@ -97,12 +97,14 @@ def _stage(config: LatentClassifierConfig, block: int, layers: Layers) -> DownSt
         for i in range(config.layers_per_block)
     ]
     heads = n_out // config.attention_head_dim
-    mixers = [
+    attentions = [
         SpatialSelfAttention(n_out, layers=layers, heads=heads, groups=groups, eps=EPS)
         for _ in resnets
     ]
     last = block == len(widths) - 1
-    return DownStage(resnets, mixers, None if last else Downsample(n_out, layers=layers, padding=1))
+    return DownBlock2D(
+        resnets, attentions, None if last else Downsample(n_out, layers=layers, padding=1)
+    )
 
 
 class LatentClassifier(nnx.Module):
@@ -117,7 +119,7 @@ class LatentClassifier(nnx.Module):
         attention: str = "auto",
         rngs: nnx.Rngs | None,
     ):
-        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         first, last = config.block_out_channels[0], config.block_out_channels[-1]
         side = config.sample_size // 2 ** (len(config.block_out_channels) - 1)
         self.config = config
@@ -125,7 +127,7 @@ class LatentClassifier(nnx.Module):
         self.conv_in = layers.conv(config.in_channels, first, 3)
         self.time_embedding = TimestepEmbedding(first, 4 * first, layers=layers)
         self.down_blocks = nnx.List(
-            _stage(config, i, layers) for i in range(len(config.block_out_channels))
+            _down_block(config, i, layers) for i in range(len(config.block_out_channels))
         )
         self.norm = layers.group_norm(last, groups=config.norm_num_groups, eps=EPS)
         self.positions = layers.param(Normal(0.5), (side * side, last))
@@ -152,7 +154,9 @@ class LatentClassifier(nnx.Module):
         the training schedule. InputError for latents of another shape than the config's.
         """
         config = self.config
-        shape("sample", sample, (None, config.sample_size, config.sample_size, config.in_channels))
+        check_shape(
+            "sample", sample, (None, config.sample_size, config.sample_size, config.in_channels)
+        )
         sines = sinusoidal(timesteps, config.block_out_channels[0])
         time = self.time_embedding(sines)
         x = self.conv_in(sample.astype(self.dtype))

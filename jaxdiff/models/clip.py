@@ -8,16 +8,16 @@ from flax import nnx
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
-from jaxdiff.core.validate import in_range, shape
+from jaxdiff.core.validate import check_shape, in_range
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.attention import attention
-from jaxdiff.nn.initial import Constant, Normal
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.initializers import Constant, Normal
+from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.transformer import split_heads
 
 LEGACY_EOS = 2  # what old configs say, whatever the tokenizer
-TOKENS = "text_model.embeddings.token_embedding.embedding"  # the path of the tokens' vectors
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.embedding"  # its path
 LOGIT_SCALE = 2.6592  # log(1 / 0.07), the initial inverse temperature
 
 
@@ -37,7 +37,7 @@ class VisionFeatures(NamedTuple):
 
 
 class _Attention(nnx.Module):
-    def __init__(self, width: int, heads: int, depth: int, *, layers: Layers):
+    def __init__(self, width: int, heads: int, depth: int, *, layers: LayerFactory):
         std = width**-0.5
         into = Normal(std * (2 * depth) ** -0.5)
         self.q_proj = layers.linear(width, width, init=into)
@@ -54,7 +54,7 @@ class _Attention(nnx.Module):
 
 
 class _MLP(nnx.Module):
-    def __init__(self, width: int, inner: int, depth: int, act: str, *, layers: Layers):
+    def __init__(self, width: int, inner: int, depth: int, act: str, *, layers: LayerFactory):
         self.fc1 = layers.linear(width, inner, init=Normal((2 * width) ** -0.5))
         self.fc2 = layers.linear(inner, width, init=Normal((2 * depth * width) ** -0.5))
         self.act = act
@@ -64,7 +64,7 @@ class _MLP(nnx.Module):
 
 
 class _Layer(nnx.Module):
-    def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, layers: Layers):
+    def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, layers: LayerFactory):
         d, depth = config.hidden_size, config.num_hidden_layers
         self.layer_norm1 = layers.layer_norm(d, eps=config.layer_norm_eps)
         self.self_attn = _Attention(d, config.num_attention_heads, depth, layers=layers)
@@ -77,7 +77,7 @@ class _Layer(nnx.Module):
 
 
 class _Encoder(nnx.Module):
-    def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, layers: Layers):
+    def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, layers: LayerFactory):
         depth = range(config.num_hidden_layers)
         self.layers = nnx.List(_Layer(config, layers=layers) for _ in depth)
 
@@ -90,7 +90,7 @@ class _Encoder(nnx.Module):
 
 
 class _TextEmbeddings(nnx.Module):
-    def __init__(self, config: CLIPTextConfig, *, layers: Layers):
+    def __init__(self, config: CLIPTextConfig, *, layers: LayerFactory):
         self.token_embedding = layers.embed(config.vocab_size, config.hidden_size)
         self.position_embedding = layers.embed(config.max_position_embeddings, config.hidden_size)
 
@@ -101,7 +101,7 @@ class _TextEmbeddings(nnx.Module):
 class TextTransformer(nnx.Module):
     """The causal text transformer shared by CLIPTextModel and CLIPModel."""
 
-    def __init__(self, config: CLIPTextConfig, *, layers: Layers):
+    def __init__(self, config: CLIPTextConfig, *, layers: LayerFactory):
         self.config = config
         self.embeddings = _TextEmbeddings(config, layers=layers)
         self.encoder = _Encoder(config, layers=layers)
@@ -128,7 +128,7 @@ class TextTransformer(nnx.Module):
         """Position of the end-of-text token.
 
         Old configs name the wrong token (2); the right one is then the largest id of the text,
-        words that were added to the vocabulary left out.
+        added tokens left out.
         """
         if self.config.eos_token_id == LEGACY_EOS:
             return jnp.argmax(jnp.where(ids < self.config.vocab_size, ids, -1), axis=-1)
@@ -148,7 +148,7 @@ class CLIPTextModel(nnx.Module):
         attention: str = "auto",
         rngs: nnx.Rngs | None,
     ):
-        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         self.config = config
         self.text_model = TextTransformer(config, layers=layers)
         widths = config.hidden_size, config.projection_dim
@@ -170,7 +170,7 @@ class CLIPTextModel(nnx.Module):
 
 
 class _VisionEmbeddings(nnx.Module):
-    def __init__(self, config: CLIPVisionConfig, *, layers: Layers):
+    def __init__(self, config: CLIPVisionConfig, *, layers: LayerFactory):
         d = config.hidden_size
         self.class_embedding = layers.param(Normal(d**-0.5), (d,))
         self.patch_embedding = layers.conv(
@@ -198,7 +198,7 @@ class _VisionEmbeddings(nnx.Module):
 class VisionTransformer(nnx.Module):
     """The vision transformer shared by CLIPVisionModel and CLIPModel."""
 
-    def __init__(self, config: CLIPVisionConfig, *, layers: Layers):
+    def __init__(self, config: CLIPVisionConfig, *, layers: LayerFactory):
         self.config = config
         self.embeddings = _VisionEmbeddings(config, layers=layers)
         # The spelling is that of every checkpoint.
@@ -214,7 +214,7 @@ class VisionTransformer(nnx.Module):
     def states(self, images: Float[Array, "b h w c"]) -> list[Float[Array, "b n d"]]:
         """Class token, then patches, before the first layer and after each; not normed."""
         side = self.config.image_size
-        shape("images", images, (None, side, side, self.config.num_channels))
+        check_shape("images", images, (None, side, side, self.config.num_channels))
         return self.encoder(self.pre_layrnorm(self.embeddings(images)), causal=False)
 
 
@@ -231,7 +231,7 @@ class CLIPVisionModel(nnx.Module):
         attention: str = "auto",
         rngs: nnx.Rngs | None,
     ):
-        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         self.config = config
         self.vision_model = VisionTransformer(config, layers=layers)
         widths = config.hidden_size, config.projection_dim
@@ -259,7 +259,7 @@ class CLIPModel(nnx.Module):
         attention: str = "auto",
         rngs: nnx.Rngs | None,
     ):
-        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         self.text_model = TextTransformer(text_config, layers=layers)
         self.vision_model = VisionTransformer(vision_config, layers=layers)
         self.text_projection = _projection(text_config.hidden_size, projection_dim, layers)
@@ -275,18 +275,18 @@ class CLIPModel(nnx.Module):
         return unit(self.visual_projection(self.vision_model(images).pooled))
 
 
-def with_words(
+def extend_token_embedding(
     table: Float[Array, "v d"], first: int, vectors: Float[Array, "n d"]
 ) -> Float[Array, "w d"]:
-    """The tokens' vectors with those of new words from the id `first` on, in the table's dtype.
+    """The token embedding with new vectors from the id `first` on, in the table's dtype.
 
-    Ids between the end of the table and the first word have no tokens, and zeros.
+    Ids between the end of the table and the first new token are unused; their vectors are zero.
     """
     gap = jnp.zeros((max(0, first - len(table)), table.shape[1]), table.dtype)
     return jnp.concatenate([table[:first], gap, vectors.astype(table.dtype)])
 
 
-def _projection(n_in: int, n_out: int | None, layers: Layers):
+def _projection(n_in: int, n_out: int | None, layers: LayerFactory):
     if n_out is None:
         raise InputError("projection_dim: got null, expected a width")
     return layers.linear(n_in, n_out, bias=False, init=Normal(n_in**-0.5))

@@ -10,13 +10,13 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float
 from jaxdiff.core.validate import positive
-from jaxdiff.nn.initial import Normal
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.initializers import Normal
+from jaxdiff.nn.layers import LayerFactory
 
 EPS = 1e-6  # of every norm
 SLOPE = 0.2  # of the leaky rectifiers below zero
 INITIAL = Normal(0.02)
-WIDEST = 8  # times the first width that the layers grow to
+MAX_WIDTH_FACTOR = 8  # times the first width that the layers grow to
 ONE = ((1, 1), (1, 1))  # padding of every convolution, whose kernels are 4 x 4
 
 
@@ -51,8 +51,8 @@ class PatchDiscriminator(nnx.Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs | None,
     ):
-        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        widths = [config.width * min(2**i, WIDEST) for i in range(config.layers + 1)]
+        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        widths = [config.width * min(2**i, MAX_WIDTH_FACTOR) for i in range(config.layers + 1)]
         groups = config.norm_num_groups
         self.config = config
         self.conv_in = layers.conv(channels, widths[0], 4, stride=2, padding=ONE, init=INITIAL)

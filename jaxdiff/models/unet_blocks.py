@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 
 from jaxdiff.models.unet_config import Depth, UNet2DConditionConfig
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
-from jaxdiff.nn.stages import DownStage, MidStage, Mixer, UpStage
 from jaxdiff.nn.transformer import SpatialSelfAttention, SpatialTransformer
+from jaxdiff.nn.unet_2d_blocks import AttentionLayer, DownBlock2D, MidBlock2D, UpBlock2D
 
 
 def _resnets(
     config: UNet2DConditionConfig,
     widths: Iterable[tuple[int, int]],
-    layers: Layers,
+    layers: LayerFactory,
     output_scale: float = 1.0,
 ) -> list[ResnetBlock]:
     return [
@@ -32,16 +32,16 @@ def _resnets(
     ]
 
 
-def _mixers(
+def _attention_layers(
     config: UNet2DConditionConfig,
     kind: str,
     block: int,
     count: int,
     depth: Depth,
-    layers: Layers,
+    layers: LayerFactory,
     *,
     head_width: int,
-) -> list[Mixer] | None:
+) -> list[AttentionLayer] | None:
     """`count` attention modules for the block type `kind` with the sizes of down block `block`."""
     channels, groups = config.block_out_channels[block], config.norm_num_groups
     if "CrossAttn" in kind:
@@ -68,12 +68,14 @@ def _mixers(
     return None
 
 
-def down_stage(config: UNet2DConditionConfig, block: int, *, layers: Layers) -> DownStage:
+def make_down_block(
+    config: UNet2DConditionConfig, block: int, *, layers: LayerFactory
+) -> DownBlock2D:
     """Down block number `block`, counted from the highest resolution."""
     channels = config.block_out_channels
     n_in, n_out = channels[max(block - 1, 0)], channels[block]
     count = config.per_block("layers_per_block")[block]
-    mixers = _mixers(
+    mixers = _attention_layers(
         config,
         config.down_block_types[block],
         block,
@@ -83,20 +85,20 @@ def down_stage(config: UNet2DConditionConfig, block: int, *, layers: Layers) -> 
         head_width=config.per_block("attention_head_dim")[block],
     )
     last = block == len(channels) - 1
-    return DownStage(
+    return DownBlock2D(
         _resnets(config, [(n_in if i == 0 else n_out, n_out) for i in range(count)], layers),
         mixers,
         None if last else Downsample(n_out, layers=layers, padding=config.downsample_padding),
     )
 
 
-def mid_stage(config: UNet2DConditionConfig, *, layers: Layers) -> MidStage | None:
+def make_mid_block(config: UNet2DConditionConfig, *, layers: LayerFactory) -> MidBlock2D | None:
     """The middle block, at the lowest resolution, if there is one."""
     if config.mid_block_type is None:
         return None
     block = len(config.block_out_channels) - 1
     width = config.block_out_channels[block]
-    mixers = _mixers(
+    mixers = _attention_layers(
         config,
         config.mid_block_type,
         block,
@@ -107,12 +109,12 @@ def mid_stage(config: UNet2DConditionConfig, *, layers: Layers) -> MidStage | No
     )
     # The kind without cross-attention is a single residual block.
     count = 2 if mixers else 1
-    return MidStage(
+    return MidBlock2D(
         _resnets(config, [(width, width)] * count, layers, config.mid_block_scale_factor), mixers
     )
 
 
-def up_stage(config: UNet2DConditionConfig, index: int, *, layers: Layers) -> UpStage:
+def make_up_block(config: UNet2DConditionConfig, index: int, *, layers: LayerFactory) -> UpBlock2D:
     """Up block number `index`, counted from the lowest resolution."""
     channels = config.block_out_channels
     block = len(channels) - 1 - index  # the down block of the same resolution
@@ -124,7 +126,7 @@ def up_stage(config: UNet2DConditionConfig, index: int, *, layers: Layers) -> Up
         depth = config.per_block("transformer_layers_per_block")[block]
     else:
         depth = config.reverse_transformer_layers_per_block[index]
-    mixers = _mixers(
+    mixers = _attention_layers(
         config,
         config.up_block_types[index],
         block,
@@ -139,6 +141,6 @@ def up_stage(config: UNet2DConditionConfig, index: int, *, layers: Layers) -> Up
         for i in range(count)
     ]
     last = block == 0
-    return UpStage(
+    return UpBlock2D(
         _resnets(config, widths, layers), mixers, None if last else Upsample(n_out, layers=layers)
     )

@@ -7,12 +7,12 @@ from flax import nnx
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float
-from jaxdiff.core.validate import one_of, positive, shape
+from jaxdiff.core.validate import check_shape, one_of, positive
 from jaxdiff.nn.activations import ACTIVATIONS, activation
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
-from jaxdiff.nn.stages import DownStage, MidStage, UpStage
 from jaxdiff.nn.transformer import SpatialSelfAttention
+from jaxdiff.nn.unet_2d_blocks import DownBlock2D, MidBlock2D, UpBlock2D
 
 EPS = 1e-6  # of every norm; diffusers fixes it in code, not in the config
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -68,7 +68,7 @@ class AutoencoderKLConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-def _resnets(config: AutoencoderKLConfig, n_in: int, n_out: int, count: int, layers: Layers):
+def _resnets(config: AutoencoderKLConfig, n_in: int, n_out: int, count: int, layers: LayerFactory):
     return [
         ResnetBlock(
             n_in if i == 0 else n_out,
@@ -82,12 +82,12 @@ def _resnets(config: AutoencoderKLConfig, n_in: int, n_out: int, count: int, lay
     ]
 
 
-def _mid(config: AutoencoderKLConfig, layers: Layers) -> MidStage:
+def _mid(config: AutoencoderKLConfig, layers: LayerFactory) -> MidBlock2D:
     c = config.block_out_channels[-1]
     attention = SpatialSelfAttention(
         c, layers=layers, heads=1, groups=config.norm_num_groups, eps=EPS
     )
-    return MidStage(
+    return MidBlock2D(
         _resnets(config, c, c, 2, layers), [attention] if config.mid_block_add_attention else None
     )
 
@@ -95,14 +95,14 @@ def _mid(config: AutoencoderKLConfig, layers: Layers) -> MidStage:
 class Encoder(nnx.Module):
     """Image to the parameters of a diagonal Gaussian over latents."""
 
-    def __init__(self, config: AutoencoderKLConfig, *, layers: Layers):
+    def __init__(self, config: AutoencoderKLConfig, *, layers: LayerFactory):
         channels = config.block_out_channels
         self.conv_in = layers.conv(config.in_channels, channels[0], 3)
         self.down_blocks = nnx.List()
         for i, (n_in, n_out) in enumerate(zip((channels[0], *channels), channels, strict=False)):
             last = i == len(channels) - 1
             self.down_blocks.append(
-                DownStage(
+                DownBlock2D(
                     _resnets(config, n_in, n_out, config.layers_per_block, layers),
                     downsampler=None if last else Downsample(n_out, layers=layers, padding=0),
                 )
@@ -123,7 +123,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to image."""
 
-    def __init__(self, config: AutoencoderKLConfig, *, layers: Layers):
+    def __init__(self, config: AutoencoderKLConfig, *, layers: LayerFactory):
         channels = config.block_out_channels[::-1]
         self.conv_in = layers.conv(config.latent_channels, channels[0], 3)
         self.mid_block = _mid(config, layers)
@@ -131,7 +131,7 @@ class Decoder(nnx.Module):
         for i, (n_in, n_out) in enumerate(zip((channels[0], *channels), channels, strict=False)):
             last = i == len(channels) - 1
             self.up_blocks.append(
-                UpStage(
+                UpBlock2D(
                     _resnets(config, n_in, n_out, config.layers_per_block + 1, layers),
                     upsampler=None if last else Upsample(n_out, layers=layers),
                 )
@@ -163,7 +163,7 @@ class AutoencoderKL(nnx.Module):
         attention: str = "auto",
         rngs: nnx.Rngs | None,
     ):
-        layers = Layers(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
+        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         z = config.latent_channels
         self.config = config
         self.encoder = Encoder(config, layers=layers)
@@ -178,7 +178,7 @@ class AutoencoderKL(nnx.Module):
 
         InputError unless height and width are multiples of `config.downscale`.
         """
-        shape("images", images, (None, None, None, self.config.in_channels))
+        check_shape("images", images, (None, None, None, self.config.in_channels))
         for name, length in zip(("height", "width"), images.shape[1:3], strict=True):
             if length % self.config.downscale:
                 raise InputError(
@@ -196,7 +196,7 @@ class AutoencoderKL(nnx.Module):
 
     def decoder_features(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 d"]:
         """What the decoder's last layer, `decoder.conv_out`, makes images of."""
-        shape("latents", z, (None, None, None, self.config.latent_channels))
+        check_shape("latents", z, (None, None, None, self.config.latent_channels))
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
         return self.decoder.features(z)

@@ -21,9 +21,9 @@ def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 @jax.custom_vjp
 def gated_gelu(x: Float[Array, "..."], gate: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x gelu(gate). For its gradients the Gaussian CDF is computed again from the gate.
+    """x gelu(gate). The backward pass recomputes the Gaussian CDF from the gate.
 
-    It is float32 in every dtype, so that to keep it costs a TPU more than to compute it.
+    It is float32 in every dtype, so saving it costs a TPU more than computing it.
     """
     return x * exact_gelu(gate)
 
@@ -32,8 +32,8 @@ def _gated_gelu_fwd(x: Array, gate: Array) -> tuple[Array, tuple[Array, Array]]:
     return gated_gelu(x, gate), (x, gate)
 
 
-def _gated_gelu_bwd(kept: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
-    x, gate = kept[0], lax.optimization_barrier(kept[1])  # or it is kept all the same
+def _gated_gelu_bwd(residuals: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    x, gate = residuals[0], lax.optimization_barrier(residuals[1])  # or XLA saves it all the same
     return jax.vjp(lambda x, gate: x * exact_gelu(gate), x, gate)[1](d_out)
 
 

@@ -16,13 +16,13 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.nn.attention_blockwise import blockwise
 from jaxdiff.nn.attention_cudnn import CUDNN_DTYPES, CUDNN_WIDTH, cudnn
 from jaxdiff.nn.attention_tpu import tpu
-from jaxdiff.nn.platforms import cudnn_compiler, tpu_compiler
+from jaxdiff.nn.platforms import has_cudnn, has_tpu_compiler
 
 Q = Float[Array, "b n h d"]
 KV = Float[Array, "b m h d"]
 
 
-def plain(q: Q, k: KV, v: KV, *, causal: bool) -> Q:
+def reference_attention(q: Q, k: KV, v: KV, *, causal: bool) -> Q:
     """Attention as the equation says, holding the full (b, h, n, m) score matrix."""
     # Heads first: XLA on the CPU multiplies strided heads several times slower.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
@@ -37,7 +37,7 @@ def plain(q: Q, k: KV, v: KV, *, causal: bool) -> Q:
 
 
 BACKENDS: dict[str, Callable[..., Array]] = {
-    "plain": plain,
+    "plain": reference_attention,
     "blockwise": blockwise,
     "cudnn": cudnn,
     "tpu": tpu,
@@ -50,7 +50,7 @@ CUDNN_FROM = 128 * 128  # below, starting another kernel costs more than the sco
 TPU_FROM = 256  # queries; below, whole registers of them are mostly padding
 
 
-def choose(platform: str, q: Q | jax.ShapeDtypeStruct, k: KV | jax.ShapeDtypeStruct) -> str:
+def select_backend(platform: str, q: Q | jax.ShapeDtypeStruct, k: KV | jax.ShapeDtypeStruct) -> str:
     """The back end that "auto" means on `platform` ("cpu", "cuda" or "tpu") for these arrays."""
     n, m, width = q.shape[1], k.shape[1], q.shape[3]
     if platform == "tpu" and n >= TPU_FROM:
@@ -71,9 +71,9 @@ def attention(q: Q, k: KV, v: KV, *, causal: bool = False, backend: str = "auto"
     if backend != "auto":
         return _run(q, k, v, causal=causal, choices=(("default", backend),))
     # A program can be compiled for devices that are not here.
-    others = {"tpu": tpu_compiler(), "cuda": _flash_gpu()}
+    others = {"tpu": has_tpu_compiler(), "cuda": _flash_gpu()}
     platforms = ["cpu", *(name for name, there in others.items() if there)]
-    choices = tuple((platform, choose(platform, q, k)) for platform in platforms)
+    choices = tuple((platform, select_backend(platform, q, k)) for platform in platforms)
     if len({name for _, name in choices}) == 1:
         choices = (("default", choices[0][1]),)
     return _run(q, k, v, causal=causal, choices=choices)
@@ -90,7 +90,7 @@ def _run(q: Q, k: KV, v: KV, *, causal: bool, choices: tuple[tuple[str, str], ..
     return lax.platform_dependent(q, k, v, **branches, default=branches["cpu"])
 
 
-NAME = "_run"  # of attention as a whole in a traced program
+ATTENTION_JIT_NAME = "_run"  # of attention as a whole in a traced program
 
 
 def _flash_gpu() -> bool:
@@ -100,5 +100,5 @@ def _flash_gpu() -> bool:
     """
     device = jax.devices()[0]
     if not device.device_kind.startswith(("NVIDIA", "Tesla")):
-        return cudnn_compiler()
+        return has_cudnn()
     return int(str(device.compute_capability).split(".")[0]) >= 8

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdiff.core.types import Array, Float, Int
-from jaxdiff.nn.remat import kept
+from jaxdiff.nn.remat import save_for_backward
 
 Q = Float[Array, "b n h d"]
 KV = Float[Array, "b m h d"]
@@ -110,7 +110,7 @@ def _forward(q: QBlocks, k: KBlocks, v: KBlocks, mask: _Mask) -> tuple[QBlocks, 
 
 
 def _attend_fwd(q: QBlocks, k: KBlocks, v: KBlocks, mask: _Mask):
-    out, log_total = kept(_forward(q, k, v, mask))
+    out, log_total = save_for_backward(_forward(q, k, v, mask))
     return out, (q, k, v, out, log_total)
 
 

@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxdiff.core.types import Array, Float
-from jaxdiff.nn.remat import kept
+from jaxdiff.nn.remat import save_for_backward
 
 Q = Float[Array, "b n h d"]
 KV = Float[Array, "b m h d"]
@@ -33,32 +33,32 @@ Rows = Float[Array, "h 1 bn"]
 # Of a mesh, by the convention of the package: what shares a batch, and what shares the heads.
 BATCH_AXES, HEAD_AXIS = ("data", "fsdp"), "tensor"
 LANES = 128
-HELD = 5 * 2**20  # bytes of fast memory for the gradients of queries: float32, and twice bfloat16
+VMEM_BUDGET = 5 * 2**20  # bytes of VMEM for the gradients of queries: float32, and twice bfloat16
 LOG2E = math.log2(math.e)
 # Of a grid: a chip's cores may share pictures and heads; blocks need those before them.
 SEMANTICS = ("parallel", "parallel", "arbitrary", "arbitrary")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Blocks:
-    """Queries and keys of one step of a kernel, and how many of the keys it takes at once."""
+class BlockSizes:
+    """Queries and keys of one grid step of a kernel, and how many keys it processes at once."""
 
     queries: int
     keys: int
-    part: int
+    key_sub_block: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Setting:
-    """What is the same for all of one attention."""
+class _KernelConfig:
+    """What all kernels of one attention call share."""
 
-    pictures: int
-    pieces: int  # of a picture's queries, for the gradients
+    batch: int
+    query_splits: int  # of a picture's queries, for the gradients
     keys: int  # of a picture that are not padding
     causal: bool
     scale: float  # of the scores
-    forward: Blocks
-    backward: Blocks
+    forward: BlockSizes
+    backward: BlockSizes
     interpret: bool
 
 
@@ -74,13 +74,13 @@ def tpu(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool = False) -> Q:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.axis_names or set(mesh.manual_axes) == set(mesh.axis_names):
         return kernel(q, k, v)
-    spec = shares(q, mesh.shape)
+    spec = partition_spec(q, mesh.shape)
     # Of the kernel's results nothing is known to the check of varying axes.
     divided = jax.shard_map(kernel, in_specs=spec, out_specs=spec, check_vma=False)
     return cast(Array, divided(q, k, v))
 
 
-def shares(q: Q, sizes: Mapping[str, int]) -> PartitionSpec:
+def partition_spec(q: Q, sizes: Mapping[str, int]) -> PartitionSpec:
     """How q, k and v are split over a mesh of these sizes; whole along axes that do not divide."""
     batch = tuple(axis for axis in BATCH_AXES if sizes.get(axis, 1) > 1)
     heads = HEAD_AXIS if sizes.get(HEAD_AXIS, 1) > 1 else None
@@ -95,12 +95,12 @@ def _on_one_device(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool) -> Q:
     b, n, _, width = q.shape
     m = k.shape[1]
     rows, columns = (LANES * math.ceil(length / LANES) for length in (n, m))
-    parts = pieces(rows, width)
-    forward, _ = blocks(rows, columns, width)
-    _, backward = blocks(rows // parts, columns, width)
-    setting = _Setting(
-        pictures=b,
-        pieces=parts,
+    splits = query_splits(rows, width)
+    forward, _ = block_sizes(rows, columns, width)
+    _, backward = block_sizes(rows // splits, columns, width)
+    config = _KernelConfig(
+        batch=b,
+        query_splits=splits,
         keys=m,
         causal=causal,
         scale=width**-0.5,
@@ -108,7 +108,7 @@ def _on_one_device(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool) -> Q:
         backward=backward,
         interpret=interpret,
     )
-    out = _attend(_as_columns(q, rows), _as_columns(k, columns), _as_columns(v, columns), setting)
+    out = _attend(_as_columns(q, rows), _as_columns(k, columns), _as_columns(v, columns), config)
     # Heads and their width go through one axis, or the compiler takes a way over a copy.
     return cast(Array, out).reshape(-1, b * rows).T.reshape(b, rows, *q.shape[2:])[:, :n]
 
@@ -120,14 +120,14 @@ def _as_columns(x: Float[Array, "b _ h d"], length: int) -> Float[Array, "h d al
     return x.reshape(columns, -1).T.reshape(*x.shape[2:], columns)
 
 
-def pieces(queries: int, width: int) -> int:
-    """In how many pieces queries must be cut for their gradients to be held."""
+def query_splits(queries: int, width: int) -> int:
+    """Into how many parts the queries are split so that their gradients fit VMEM_BUDGET."""
     registers = queries // LANES
-    fitting = (i for i in range(1, registers) if queries * width * 8 <= i * HELD)
+    fitting = (i for i in range(1, registers) if queries * width * 8 <= i * VMEM_BUDGET)
     return next((i for i in fitting if registers % i == 0), registers)
 
 
-def blocks(queries: int, keys: int, width: int) -> tuple[Blocks, Blocks]:
+def block_sizes(queries: int, keys: int, width: int) -> tuple[BlockSizes, BlockSizes]:
     """The blocks of the kernel forwards and of that backwards, for whole registers of tokens.
 
     With these the compiler schedules the fewest instructions for the heads of Stable Diffusion
@@ -135,12 +135,12 @@ def blocks(queries: int, keys: int, width: int) -> tuple[Blocks, Blocks]:
     """
     wide = math.ceil(width / LANES)
 
-    def fitting(most_queries: int, most_keys: int, most_at_once: int) -> Blocks:
+    def fitting(most_queries: int, most_keys: int, most_at_once: int) -> BlockSizes:
         block = _divisor(keys, most_keys // wide)
-        return Blocks(
+        return BlockSizes(
             queries=_divisor(queries, most_queries // wide),
             keys=block,
-            part=_divisor(block, most_at_once // wide),
+            key_sub_block=_divisor(block, most_at_once // wide),
         )
 
     if keys == LANES:  # no second block of keys: the queries alone make a step long enough
@@ -155,39 +155,39 @@ def _divisor(length: int, most: int) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(q: Queries, k: Keys, v: Keys, setting: _Setting) -> Array:
-    return _forward(q, k, v, setting)[0]
+def _attend(q: Queries, k: Keys, v: Keys, config: _KernelConfig) -> Array:
+    return _forward(q, k, v, config)[0]
 
 
-def _attend_fwd(q: Queries, k: Keys, v: Keys, setting: _Setting):
-    out, log_total = kept(_forward(q, k, v, setting))
+def _attend_fwd(q: Queries, k: Keys, v: Keys, config: _KernelConfig):
+    out, log_total = save_for_backward(_forward(q, k, v, config))
     return out, (q, k, v, out, log_total)
 
 
-def _attend_bwd(setting: _Setting, residuals: tuple[Array, ...], d_out: Queries):
+def _attend_bwd(config: _KernelConfig, residuals: tuple[Array, ...], d_out: Queries):
     q, k, v, out, log_total = residuals
-    return _backward(q, k, v, out, log_total, d_out, setting)
+    return _backward(q, k, v, out, log_total, d_out, config)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _forward(q: Queries, k: Keys, v: Keys, setting: _Setting) -> tuple[Queries, Rows]:
+def _forward(q: Queries, k: Keys, v: Keys, config: _KernelConfig) -> tuple[Queries, Rows]:
     """The output, and the base-2 logarithm of each query's softmax denominator."""
     # Imported where it is used: it takes a good part of a second, which only a TPU should pay.
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    size, (heads, width, tokens) = setting.forward, q.shape
-    rounds = tokens // (setting.pictures * size.queries)
-    steps = k.shape[2] // (setting.pictures * size.keys)
+    size, (heads, width, tokens) = config.forward, q.shape
+    rounds = tokens // (config.batch * size.queries)
+    steps = k.shape[2] // (config.batch * size.keys)
 
     of_queries = pl.BlockSpec((1, width, size.queries), lambda b, h, i, j: (h, 0, b * rounds + i))
     of_keys = pl.BlockSpec((1, width, size.keys), lambda b, h, i, j: (h, 0, b * steps + j))
     row = pl.BlockSpec((1, 1, size.queries), lambda b, h, i, j: (h, 0, b * rounds + i))
     return pl.pallas_call(
-        functools.partial(_forward_kernel, setting=setting, steps=steps),
-        grid=(setting.pictures, heads, rounds, steps),
+        functools.partial(_forward_kernel, config=config, steps=steps),
+        grid=(config.batch, heads, rounds, steps),
         in_specs=[of_queries, of_keys, of_keys],
         out_specs=[of_queries, row],
         out_shape=[
@@ -200,8 +200,8 @@ def _forward(q: Queries, k: Keys, v: Keys, setting: _Setting) -> tuple[Queries, 
             pltpu.VMEM((width, size.queries), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=SEMANTICS),
-        interpret=setting.interpret,
-        name=_named("forward", setting, q, k),
+        interpret=config.interpret,
+        name=_kernel_name("forward", config, q, k),
     )(q, k, v)
 
 
@@ -215,13 +215,13 @@ def _forward_kernel(
     total_ref,
     sum_ref,
     *,
-    setting: _Setting,
+    config: _KernelConfig,
     steps: int,
 ):
     """One block of queries against one of keys, the last of `steps` of which writes the output."""
     from jax.experimental import pallas as pl
 
-    size = setting.forward
+    size = config.forward
     i, j = pl.program_id(2), pl.program_id(3)
 
     @pl.when(j == 0)
@@ -231,14 +231,14 @@ def _forward_kernel(
         sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
 
     q, top, total, out = q_ref[0], top_ref[...], total_ref[...], sum_ref[...]
-    for start in range(0, size.keys, size.part):
-        here = slice(start, start + size.part)
+    for start in range(0, size.keys, size.key_sub_block):
+        here = slice(start, start + size.key_sub_block)
         k, v = k_ref[0, :, here], v_ref[0, :, here]
-        s = _masked(_product(k, q, 0, 0), i, j, start, size, setting)
+        s = _masked(_product(k, q, 0, 0), i, j, start, size, config)
         # Every query sees key 0, so new_top is finite from the first block on.
         new_top = jnp.maximum(top, s.max(0, keepdims=True))
-        p = jnp.exp2((s - new_top) * (setting.scale * LOG2E))
-        shrink = jnp.exp2((top - new_top) * (setting.scale * LOG2E))
+        p = jnp.exp2((s - new_top) * (config.scale * LOG2E))
+        shrink = jnp.exp2((top - new_top) * (config.scale * LOG2E))
         total = total * shrink + p.sum(0, keepdims=True)
         out = out * shrink + _product(v, p.astype(v.dtype), 1, 0)
         top = new_top
@@ -247,39 +247,45 @@ def _forward_kernel(
     @pl.when(j == steps - 1)
     def _():
         out_ref[0] = (sum_ref[...] / total_ref[...]).astype(out_ref.dtype)
-        log_ref[0] = top_ref[...] * (setting.scale * LOG2E) + jnp.log2(total_ref[...])
+        log_ref[0] = top_ref[...] * (config.scale * LOG2E) + jnp.log2(total_ref[...])
 
 
 def _backward(
-    q: Queries, k: Keys, v: Keys, out: Queries, log_total: Rows, d_out: Queries, setting: _Setting
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    out: Queries,
+    log_total: Rows,
+    d_out: Queries,
+    config: _KernelConfig,
 ) -> tuple[Queries, Keys, Keys]:
     """The gradients of q, k and v."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    size, (heads, width, tokens) = setting.backward, q.shape
-    pieces, cuts = setting.pieces, setting.pictures * setting.pieces
-    queries, keys = tokens // cuts, k.shape[2] // setting.pictures
+    size, (heads, width, tokens) = config.backward, q.shape
+    query_splits, cuts = config.query_splits, config.batch * config.query_splits
+    queries, keys = tokens // cuts, k.shape[2] // config.batch
     rounds = keys // size.keys
     steps = queries // size.queries
 
     of_queries = pl.BlockSpec((1, width, size.queries), lambda b, h, j, i: (h, 0, b * steps + i))
     of_keys = pl.BlockSpec(
-        (1, width, size.keys), lambda b, h, j, i: (h, 0, lax.div(b, pieces) * rounds + j)
+        (1, width, size.keys), lambda b, h, j, i: (h, 0, lax.div(b, query_splits) * rounds + j)
     )
     to_keys = pl.BlockSpec((1, width, size.keys), lambda b, h, j, i: (h, 0, b * rounds + j))
     row = pl.BlockSpec((1, 1, size.queries), lambda b, h, j, i: (h, 0, b * steps + i))
     whole = pl.BlockSpec((1, width, queries), lambda b, h, j, i: (h, 0, b))
     sums = (heads, width, cuts * keys)
     dq, dk, dv = pl.pallas_call(
-        functools.partial(_backward_kernel, setting=setting, rounds=rounds, steps=steps),
+        functools.partial(_backward_kernel, config=config, rounds=rounds, steps=steps),
         grid=(cuts, heads, rounds, steps),
         in_specs=[of_queries, of_keys, of_keys, of_queries, row, of_queries],
         out_specs=[whole, to_keys, to_keys],
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct(sums, k.dtype if pieces == 1 else jnp.float32),
-            jax.ShapeDtypeStruct(sums, v.dtype if pieces == 1 else jnp.float32),
+            jax.ShapeDtypeStruct(sums, k.dtype if query_splits == 1 else jnp.float32),
+            jax.ShapeDtypeStruct(sums, v.dtype if query_splits == 1 else jnp.float32),
         ],
         scratch_shapes=[
             pltpu.VMEM((width, queries), jnp.float32),
@@ -287,11 +293,11 @@ def _backward(
             pltpu.VMEM((width, size.keys), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=SEMANTICS),
-        interpret=setting.interpret,
-        name=_named("backward", setting, q, k),
+        interpret=config.interpret,
+        name=_kernel_name("backward", config, q, k),
     )(q, k, v, out, log_total, d_out)
-    if pieces > 1:
-        apart = (heads, width, setting.pictures, pieces, keys)
+    if query_splits > 1:
+        apart = (heads, width, config.batch, query_splits, keys)
         dk, dv = (x.reshape(apart).sum(3).reshape(k.shape).astype(k.dtype) for x in (dk, dv))
     return dq, dk, dv
 
@@ -310,16 +316,16 @@ def _backward_kernel(
     dk_sum,
     dv_sum,
     *,
-    setting: _Setting,
+    config: _KernelConfig,
     rounds: int,
     steps: int,
 ):
     """One block of keys against one of queries: `steps` of these for each of `rounds` of those."""
     from jax.experimental import pallas as pl
 
-    size = setting.backward
+    size = config.backward
     j, i = pl.program_id(2), pl.program_id(3)
-    among_all = lax.rem(pl.program_id(0), setting.pieces) * steps + i  # blocks of its picture
+    among_all = lax.rem(pl.program_id(0), config.query_splits) * steps + i  # blocks of its picture
     rows = pl.ds(i * size.queries, size.queries)
 
     @pl.when(i == 0)
@@ -335,11 +341,11 @@ def _backward_kernel(
     # The softmax Jacobian's second term, one number for each query.
     drift = (d_out.astype(jnp.float32) * out_ref[0].astype(jnp.float32)).sum(0)[None]
     dq = jnp.zeros(q_ref.shape[1:], jnp.float32)
-    for start in range(0, size.keys, size.part):
-        here = slice(start, start + size.part)
+    for start in range(0, size.keys, size.key_sub_block):
+        here = slice(start, start + size.key_sub_block)
         k, v = k_ref[0, :, here], v_ref[0, :, here]
-        s = _masked(_product(k, q, 0, 0), among_all, j, start, size, setting)
-        p = jnp.exp2(s * (setting.scale * LOG2E) - log_total)
+        s = _masked(_product(k, q, 0, 0), among_all, j, start, size, config)
+        p = jnp.exp2(s * (config.scale * LOG2E) - log_total)
         ds = (p * (_product(v, d_out, 0, 0) - drift)).astype(q.dtype)
         dv_sum[:, here] += _product(d_out, p.astype(d_out.dtype), 1, 1)
         dk_sum[:, here] += _product(q, ds, 1, 1)
@@ -348,17 +354,17 @@ def _backward_kernel(
 
     @pl.when(i == steps - 1)
     def _():
-        dk_ref[0] = (dk_sum[...] * setting.scale).astype(dk_ref.dtype)
+        dk_ref[0] = (dk_sum[...] * config.scale).astype(dk_ref.dtype)
         dv_ref[0] = dv_sum[...].astype(dv_ref.dtype)
 
     @pl.when(j == rounds - 1)
     def _():
-        dq_ref[0, :, rows] = (dq_sum[:, rows] * setting.scale).astype(dq_ref.dtype)
+        dq_ref[0, :, rows] = (dq_sum[:, rows] * config.scale).astype(dq_ref.dtype)
 
 
-def _named(direction: str, setting: _Setting, q: Queries, k: Keys) -> str:
+def _kernel_name(direction: str, config: _KernelConfig, q: Queries, k: Keys) -> str:
     """A kernel's name, which tells those apart in a program whose results have one shape."""
-    queries, keys = (x.shape[2] // setting.pictures for x in (q, k))
+    queries, keys = (x.shape[2] // config.batch for x in (q, k))
     return f"attention_{direction}_{queries}x{keys}"
 
 
@@ -369,15 +375,15 @@ def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Float[Array, "r c"
 
 
 def _masked(
-    s: Float[Array, "k q"], i: Any, j: Any, start: int, size: Blocks, setting: _Setting
+    s: Float[Array, "k q"], i: Any, j: Any, start: int, size: BlockSizes, config: _KernelConfig
 ) -> Float[Array, "k q"]:
     """Scores of the query block i and of a part of the key block j, -inf where no key is seen."""
-    padded = setting.keys % LANES != 0
-    if not padded and not setting.causal:
+    padded = config.keys % LANES != 0
+    if not padded and not config.causal:
         return s
     key = lax.broadcasted_iota(jnp.int32, s.shape, 0) + (j * size.keys + start)
-    seen = key < setting.keys
-    if setting.causal:
+    seen = key < config.keys
+    if config.causal:
         query = lax.broadcasted_iota(jnp.int32, s.shape, 1) + i * size.queries
         seen = seen & (key <= query)
     return jnp.where(seen, s, -jnp.inf)

@@ -7,8 +7,8 @@ from flax import nnx
 
 from jaxdiff.core.types import Array, Float, Int
 from jaxdiff.nn.activations import activation
-from jaxdiff.nn.initial import ZEROS
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.initializers import ZEROS
+from jaxdiff.nn.layers import LayerFactory
 
 
 def sinusoidal(
@@ -31,7 +31,7 @@ def sinusoidal(
 
 
 def guidance_embedding(w: Float[Array, "b"], width: int) -> Float[Array, "b {width}"]:
-    """What a network that was taught guidance is told of the scale w (2210.03142, section 3.1).
+    """The embedding of the scale w for a guidance-distilled network (2210.03142, section 3.1).
 
     Sines and cosines of 1000 (w - 1), as latent consistency models have it (2310.04378).
     """
@@ -49,7 +49,7 @@ class TimestepEmbedding(nnx.Module):
         n_in: int,
         n_out: int,
         *,
-        layers: Layers,
+        layers: LayerFactory,
         act: str = "silu",
         cond_width: int | None = None,
     ):

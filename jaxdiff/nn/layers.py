@@ -15,9 +15,9 @@ from jax import lax
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
-from jaxdiff.nn.initial import ONES, ZEROS, Initial, Normal, keep_variance
-from jaxdiff.nn.norms import group_norm, last_axis, layer_norm
-from jaxdiff.nn.platforms import on_tpus
+from jaxdiff.nn.initializers import ONES, ZEROS, Initializer, Normal, lecun_normal
+from jaxdiff.nn.norms import broadcast_last, group_norm, layer_norm
+from jaxdiff.nn.platforms import platform_dependent
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -32,25 +32,25 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         """Apply the layer, in its compute dtype."""
-        return self._columns(x, slice(None))
+        return self._project(x, slice(None))
 
-    def halves(self, x: Float[Array, "... i"]) -> tuple[Float[Array, "... o"], ...]:
+    def split_outputs(self, x: Float[Array, "... i"]) -> tuple[Float[Array, "... o"], ...]:
         """The first and the second half of the outputs."""
         middle = self.kernel.shape[-1] // 2
         # Not a split of the outputs: its gradient would join the halves in a pass of its own.
-        return self._columns(x, slice(middle)), self._columns(x, slice(middle, None))
+        return self._project(x, slice(middle)), self._project(x, slice(middle, None))
 
-    def _columns(self, x: Float[Array, "... i"], some: slice) -> Float[Array, "... o"]:
+    def _project(self, x: Float[Array, "... i"], columns: slice) -> Float[Array, "... o"]:
         def as_rows(x: Array, kernel: Array) -> Array:
             return jnp.dot(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
 
         # As one matrix, for XLA on the CPU is slow at weight gradients that sum over several axes.
         # On a TPU tokens keep to their pictures, or attention has them turned before and after it.
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)[:, some]
-        y = on_tpus(x, kernel, tpu=jnp.dot, otherwise=as_rows)
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)[:, columns]
+        y = platform_dependent(x, kernel, tpu=jnp.dot, default=as_rows)
         if self.bias is None:
             return y
-        return y + last_axis(self.bias[...].astype(self.dtype)[some], y.ndim)
+        return y + broadcast_last(self.bias[...].astype(self.dtype)[columns], y.ndim)
 
 
 class Conv(nnx.Module):
@@ -73,13 +73,13 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         """Apply the layer, in its compute dtype."""
-        y = self._filtered(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y if self.bias is None else y + last_axis(self.bias[...].astype(self.dtype), 4)
+        y = self._convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y if self.bias is None else y + broadcast_last(self.bias[...].astype(self.dtype), 4)
 
-    def _filtered(
+    def _convolve(
         self, x: Float[Array, "b h w i"], kernel: Float[Array, "k l i o"]
     ) -> Float[Array, "b h2 w2 o"]:
-        def filtered(x: Array, kernel: Array) -> Array:
+        def convolve(x: Array, kernel: Array) -> Array:
             return lax.conv_general_dilated(
                 x,
                 kernel,
@@ -88,13 +88,13 @@ class Conv(nnx.Module):
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
 
-        def multiplied(x: Array, kernel: Array) -> Array:
+        def matmul(x: Array, kernel: Array) -> Array:
             return jnp.dot(x, kernel[0, 0])
 
         if kernel.shape[:2] == (1, 1) and self.stride == 1 and not np.any(self.padding):
             # On a TPU pixels that become tokens would be turned once more after a convolution.
-            return on_tpus(x, kernel, tpu=multiplied, otherwise=filtered)
-        return filtered(x, kernel)
+            return platform_dependent(x, kernel, tpu=matmul, default=convolve)
+        return convolve(x, kernel)
 
 
 class Embed(nnx.Module):
@@ -142,22 +142,22 @@ class GroupNorm(nnx.Module):
         return cast(Array, normed).reshape(x.shape).astype(self.dtype)
 
 
-class NoWeights(nnx.Module):
+class Placeholder(nnx.Module):
     """Holds a list position where a checkpoint's numbering counts a layer without weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layers:
-    """Makes the layers of one model: the choices that all of them share, said once."""
+class LayerFactory:
+    """Makes the layers of one model: the choices that all of them share."""
 
-    rngs: nnx.Rngs | None  # None: nothing is drawn, weights are shapes
+    rngs: nnx.Rngs | None  # None: weights are shapes only
     dtype: Dtype = jnp.float32  # of the computation
     param_dtype: Dtype = jnp.float32  # of the stored weights
     attention: str = "auto"  # attention back end, see nn.attention.BACKENDS
-    remat: str = "none"  # what gradients compute again of each block, see nn.remat.REMAT
+    remat: str = "none"  # rematerialisation of each block, see nn.remat.REMAT
 
-    def param(self, init: Initial, shape: tuple[int, ...]) -> nnx.Param:
-        """A weight that begins as `init` says."""
+    def param(self, init: Initializer, shape: tuple[int, ...]) -> nnx.Param:
+        """A weight with the initializer `init`."""
         if self.rngs is None:
             value = jax.ShapeDtypeStruct(shape, self.param_dtype)
         else:
@@ -165,12 +165,12 @@ class Layers:
         return nnx.Param(value, init=init)
 
     def linear(
-        self, n_in: int, n_out: int, *, bias: bool = True, init: Initial | None = None
+        self, n_in: int, n_out: int, *, bias: bool = True, init: Initializer | None = None
     ) -> Linear:
         """A linear layer; by default the kernel keeps the variance of its input. Zero bias."""
         shape = (n_in, n_out)
         b = self.param(ZEROS, (n_out,)) if bias else None
-        return Linear(self.param(init or keep_variance(shape), shape), b, dtype=self.dtype)
+        return Linear(self.param(init or lecun_normal(shape), shape), b, dtype=self.dtype)
 
     def conv(
         self,
@@ -181,13 +181,13 @@ class Layers:
         stride: int = 1,
         padding: Padding | None = None,
         bias: bool = True,
-        init: Initial | None = None,
+        init: Initializer | None = None,
     ) -> Conv:
         """A size x size convolution; padding None is (size - 1) // 2 on each side."""
         shape = (size, size, n_in, n_out)
         side = ((size - 1) // 2, (size - 1) // 2)
         return Conv(
-            self.param(init or keep_variance(shape), shape),
+            self.param(init or lecun_normal(shape), shape),
             self.param(ZEROS, (n_out,)) if bias else None,
             stride=stride,
             padding=(side, side) if padding is None else padding,

@@ -12,20 +12,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdiff.core.types import Array, Float
-from jaxdiff.nn.remat import kept
+from jaxdiff.nn.remat import save_for_backward
 
 Rows = Float[Array, "*n c"]
 Image = Float[Array, "b p c"]
 Channels = Float[Array, "c"]
 
 
-def last_axis(vector: Channels, ndim: int) -> Float[Array, "..."]:
+def broadcast_last(vector: Channels, ndim: int) -> Float[Array, "..."]:
     """`vector` with leading axes of length one, so that it broadcasts along the last of `ndim`."""
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
-def _wide(vector: Channels, ndim: int) -> Float[Array, "..."]:
-    return last_axis(vector.astype(jnp.float32), ndim)
+def _broadcast_float32(vector: Channels, ndim: int) -> Float[Array, "..."]:
+    return broadcast_last(vector.astype(jnp.float32), ndim)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -36,17 +36,19 @@ def layer_norm(x: Rows, scale: Channels, bias: Channels, eps: float) -> Float[Ar
 
 def _layer_norm_fwd(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, tuple]:
     x32 = x.astype(jnp.float32)
-    mean = kept(x32.mean(-1, keepdims=True))
-    variance = kept(jnp.square(x32 - mean).mean(-1, keepdims=True))
+    mean = save_for_backward(x32.mean(-1, keepdims=True))
+    variance = save_for_backward(jnp.square(x32 - mean).mean(-1, keepdims=True))
     deviation = lax.rsqrt(variance + eps)
-    normed = (x32 - mean) * deviation * _wide(scale, x.ndim) + _wide(bias, x.ndim)
+    normed = (x32 - mean) * deviation * _broadcast_float32(scale, x.ndim) + _broadcast_float32(
+        bias, x.ndim
+    )
     return normed, (x, scale, bias, mean, deviation)
 
 
 def _layer_norm_bwd(eps: float, saved: tuple, g: Array) -> tuple[Array, Array, Array]:
     x, scale, bias, mean, deviation = saved
     normed = (x.astype(jnp.float32) - mean) * deviation
-    scaled = g * _wide(scale, x.ndim)
+    scaled = g * _broadcast_float32(scale, x.ndim)
     along = (scaled * normed).mean(-1, keepdims=True)
     d_x = deviation * (scaled - scaled.mean(-1, keepdims=True) - normed * along)
     rows = tuple(range(x.ndim - 1))
@@ -92,10 +94,10 @@ def _group_norm_fwd(
     # once on a split channel axis is four times slower on the CPU.
     x32 = x.astype(jnp.float32)
     by_channel, inside = _moments(x32)
-    mean = kept(_group_mean(by_channel, groups))
-    variance = kept(_group_mean(inside + jnp.square(by_channel - mean), groups))
+    mean = save_for_backward(_group_mean(by_channel, groups))
+    variance = save_for_backward(_group_mean(inside + jnp.square(by_channel - mean), groups))
     deviation = lax.rsqrt(variance + eps)
-    normed = (x32 - mean) * (deviation * _wide(scale, 3)) + _wide(bias, 3)
+    normed = (x32 - mean) * (deviation * _broadcast_float32(scale, 3)) + _broadcast_float32(bias, 3)
     return normed, (x, scale, bias, mean, deviation)
 
 
@@ -105,8 +107,10 @@ def _group_norm_bwd(groups: int, eps: float, saved: tuple, g: Array) -> tuple[Ar
     # By channel: the mean over space of the gradient, and of it times what was normalised.
     plain, along = g.mean(1, keepdims=True), (g * centred).mean(1, keepdims=True) * deviation
     d_scale, d_bias = (x.shape[1] * value.sum((0, 1)) for value in (along, plain))
-    flat, tilt = (_group_mean(value * _wide(scale, 3), groups) for value in (plain, along))
-    d_x = deviation * (g * _wide(scale, 3) - centred * (deviation * tilt) - flat)
+    flat, tilt = (
+        _group_mean(value * _broadcast_float32(scale, 3), groups) for value in (plain, along)
+    )
+    d_x = deviation * (g * _broadcast_float32(scale, 3) - centred * (deviation * tilt) - flat)
     return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 

@@ -13,13 +13,13 @@ CUDNN = "nvidia.cudnn"
 
 
 @functools.cache
-def tpu_compiler() -> bool:
-    """Whether programs can be compiled for TPUs: where not, none needs a form for them."""
+def has_tpu_compiler() -> bool:
+    """Whether programs can be compiled for TPUs."""
     return installed("libtpu")
 
 
 @functools.cache
-def cudnn_compiler() -> bool:
+def has_cudnn() -> bool:
     """Whether programs with cuDNN's kernels can be compiled for GPUs that are not here."""
     return any(map(installed, CUDA_PLUGINS)) and installed(CUDNN)
 
@@ -32,10 +32,10 @@ def installed(package: str) -> bool:
         return False
 
 
-def on_tpus(
-    *operands: PyTree, tpu: Callable[..., PyTree], otherwise: Callable[..., PyTree]
+def platform_dependent(
+    *operands: PyTree, tpu: Callable[..., PyTree], default: Callable[..., PyTree]
 ) -> PyTree:
-    """`tpu` of the operands in programs for TPUs, `otherwise` of them in others."""
-    if not tpu_compiler():
-        return otherwise(*operands)
-    return lax.platform_dependent(*operands, tpu=tpu, default=otherwise)
+    """`tpu(*operands)` in programs for TPUs, `default(*operands)` in others."""
+    if not has_tpu_compiler():
+        return default(*operands)
+    return lax.platform_dependent(*operands, tpu=tpu, default=default)

@@ -1,4 +1,4 @@
-"""What is kept between the way there and the way back of a gradient, and what is computed again."""
+"""Rematerialisation: what the forward pass saves for the backward pass, and what is recomputed."""
 
 import functools
 from collections.abc import Callable
@@ -11,44 +11,44 @@ from jaxdiff.core.types import PyTree
 
 P = ParamSpec("P")
 R = TypeVar("R")
-KEPT = "kept"
+SAVED_NAME = "kept"
 # The last is cuDNN's attention, which jax gives no other name.
-PRODUCTS = ("dot_general", "conv_general_dilated", "dot_product_attention_fwd_wrapper")
+MATMUL_PRIMITIVES = ("dot_general", "conv_general_dilated", "dot_product_attention_fwd_wrapper")
 
 
-def kept(value: PyTree) -> PyTree:
-    """`value`, small or dear, which "products" keeps although no product gave it."""
-    return jax.tree.map(lambda x: checkpoint_name(x, KEPT), value)
+def save_for_backward(value: PyTree) -> PyTree:
+    """Mark `value` as saved by "products", although no matrix product computed it."""
+    return jax.tree.map(lambda x: checkpoint_name(x, SAVED_NAME), value)
 
 
-def _is_product(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    return primitive.name in PRODUCTS
+def _is_matmul(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    return primitive.name in MATMUL_PRIMITIVES
 
 
 _policies = jax.checkpoint_policies
-# Inside a block; its inputs are kept.
+# Inside a block; its inputs are saved.
 REMAT: dict[str, Callable[..., Any] | None] = {
-    "none": None,  # nothing is computed again
-    # norms and activations are: what matrices, convolutions, attention and statistics gave is kept
+    "none": None,  # nothing is recomputed
+    # norms and activations are; outputs of matrices, convolutions, attention, statistics are saved
     "products": _policies.save_from_both_policies(
-        _is_product, _policies.save_only_these_names(KEPT)
+        _is_matmul, _policies.save_only_these_names(SAVED_NAME)
     ),
     "blocks": _policies.nothing_saveable,  # all of a block is
 }
 
 
-def rematerialised(
+def remat(
     call: Callable[Concatenate[Any, P], R],
 ) -> Callable[Concatenate[Any, P], R]:
-    """The method `call` of a block, whose gradients keep what the block's `remat` says.
+    """Rematerialise the method `call` of a block by the policy that `block.remat` names in REMAT.
 
-    That is a name in REMAT. The numbers are the same.
+    The numbers are the same.
     """
 
     @functools.wraps(call)
-    def again(block: Any, *arrays: P.args, **named: P.kwargs) -> R:
+    def call_with_remat(block: Any, *arrays: P.args, **named: P.kwargs) -> R:
         apply = functools.partial(call, block)
         policy = REMAT[block.remat]
         return (apply if policy is None else jax.checkpoint(apply, policy=policy))(*arrays, **named)
 
-    return again
+    return call_with_remat

@@ -6,9 +6,9 @@ from flax import nnx
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.nn.activations import activation
-from jaxdiff.nn.initial import ZEROS
-from jaxdiff.nn.layers import Layers
-from jaxdiff.nn.remat import rematerialised
+from jaxdiff.nn.initializers import ZEROS
+from jaxdiff.nn.layers import LayerFactory
+from jaxdiff.nn.remat import remat
 
 
 class ResnetBlock(nnx.Module):
@@ -24,7 +24,7 @@ class ResnetBlock(nnx.Module):
         n_in: int,
         n_out: int,
         *,
-        layers: Layers,
+        layers: LayerFactory,
         groups: int,
         eps: float,
         act: str,
@@ -45,7 +45,7 @@ class ResnetBlock(nnx.Module):
         self.output_scale = output_scale
         self.remat = layers.remat
 
-    @rematerialised
+    @remat
     def __call__(
         self, x: Float[Array, "b h w i"], time: Float[Array, "b e"] | None = None
     ) -> Float[Array, "b h w o"]:
@@ -66,7 +66,7 @@ class ResnetBlock(nnx.Module):
         return (skip + h) / self.output_scale if self.output_scale != 1.0 else skip + h
 
 
-def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
     """Resize to `size` (rows, columns) by taking pixel floor(i * old / new) for the new pixel i."""
     b, h, w, c = x.shape
     if size == (2 * h, 2 * w):
@@ -79,20 +79,20 @@ def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "
 class Upsample(nnx.Module):
     """Nearest-neighbour doubling, then a 3x3 convolution."""
 
-    def __init__(self, channels: int, *, layers: Layers):
+    def __init__(self, channels: int, *, layers: LayerFactory):
         self.conv = layers.conv(channels, channels, 3)
 
     def __call__(
         self, x: Float[Array, "b h w c"], size: tuple[int, int] | None = None
     ) -> Float[Array, "b h2 w2 c"]:
         """Double the resolution, or make it `size` (rows, columns)."""
-        return self.conv(nearest(x, size or (2 * x.shape[1], 2 * x.shape[2])))
+        return self.conv(resize_nearest(x, size or (2 * x.shape[1], 2 * x.shape[2])))
 
 
 class Downsample(nnx.Module):
     """A 3x3 convolution of stride 2; padding 1 all around, or 0: one row and column at the end."""
 
-    def __init__(self, channels: int, *, layers: Layers, padding: int):
+    def __init__(self, channels: int, *, layers: LayerFactory, padding: int):
         side = (1, 1) if padding else (0, 1)
         self.conv = layers.conv(channels, channels, 3, stride=2, padding=(side, side))
 

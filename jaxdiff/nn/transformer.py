@@ -7,9 +7,9 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float
 from jaxdiff.nn.activations import gated_gelu
 from jaxdiff.nn.attention import attention
-from jaxdiff.nn.initial import ZEROS
-from jaxdiff.nn.layers import Layers, NoWeights
-from jaxdiff.nn.remat import rematerialised
+from jaxdiff.nn.initializers import ZEROS
+from jaxdiff.nn.layers import LayerFactory, Placeholder
+from jaxdiff.nn.remat import remat
 
 
 def split_heads(x: Float[Array, "b n c"], heads: int) -> Float[Array, "b n {heads} d"]:
@@ -24,7 +24,7 @@ class Attention(nnx.Module):
         self,
         width: int,
         *,
-        layers: Layers,
+        layers: LayerFactory,
         heads: int,
         context_width: int | None = None,
         qkv_bias: bool = False,
@@ -59,12 +59,12 @@ class Attention(nnx.Module):
 class SpatialSelfAttention(Attention):
     """Group norm and self-attention between pixels, added to the input (VAE and plain UNets)."""
 
-    def __init__(self, channels: int, *, layers: Layers, heads: int, groups: int, eps: float):
+    def __init__(self, channels: int, *, layers: LayerFactory, heads: int, groups: int, eps: float):
         super().__init__(channels, layers=layers, heads=heads, qkv_bias=True)
         self.group_norm = layers.group_norm(channels, groups=groups, eps=eps)
         self.remat = layers.remat
 
-    @rematerialised
+    @remat
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """x + attention(norm(x)) over all pixels."""
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
@@ -74,22 +74,22 @@ class SpatialSelfAttention(Attention):
 class GEGLU(nnx.Module):
     """a gelu(b), where a and b are halves of one linear layer (Shazeer 2020)."""
 
-    def __init__(self, width: int, inner: int, *, layers: Layers):
+    def __init__(self, width: int, inner: int, *, layers: LayerFactory):
         self.proj = layers.linear(width, 2 * inner)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n i"]:
         """Apply the gated layer."""
-        value, gate = self.proj.halves(x)
+        value, gate = self.proj.split_outputs(x)
         return gated_gelu(value, gate)
 
 
 class FeedForward(nnx.Module):
     """The gated two-layer perceptron of a transformer block, four times as wide inside."""
 
-    def __init__(self, width: int, *, layers: Layers):
+    def __init__(self, width: int, *, layers: LayerFactory):
         inner = 4 * width
         self.net = nnx.List(
-            [GEGLU(width, inner, layers=layers), NoWeights(), layers.linear(inner, width)]
+            [GEGLU(width, inner, layers=layers), Placeholder(), layers.linear(inner, width)]
         )
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
@@ -100,7 +100,7 @@ class FeedForward(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Self-attention, cross-attention and feed-forward, each a residual after a layer norm."""
 
-    def __init__(self, width: int, *, layers: Layers, heads: int, context_width: int):
+    def __init__(self, width: int, *, layers: LayerFactory, heads: int, context_width: int):
         self.norm1 = layers.layer_norm(width)
         self.attn1 = Attention(width, layers=layers, heads=heads)
         self.norm2 = layers.layer_norm(width)
@@ -109,7 +109,7 @@ class TransformerBlock(nnx.Module):
         self.ff = FeedForward(width, layers=layers)
         self.remat = layers.remat
 
-    @rematerialised
+    @remat
     def __call__(
         self,
         x: Float[Array, "b n c"],
@@ -133,7 +133,7 @@ class SpatialTransformer(nnx.Module):
         self,
         channels: int,
         *,
-        layers: Layers,
+        layers: LayerFactory,
         heads: int,
         context_width: int,
         depth: int,

@@ -1,7 +1,7 @@
 """The mesh: devices as data x fsdp x tensor, and what each of them holds of a batch.
 
 The batch is split over "data" and "fsdp" together. A weight is whole along "data", and split over
-"fsdp" and "tensor" as the tables of `rules` say.
+"fsdp" and "tensor" as the tables of `sharding` say.
 """
 
 import math
@@ -16,34 +16,34 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
 
 AXES = DATA, FSDP, TENSOR = ("data", "fsdp", "tensor")
-REST = -1  # the size of the axis that takes what the others leave
+INFER = -1  # the size of the axis that takes what the others leave
 
 
 def make_mesh(
-    data: int = REST, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = INFER, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
     """The mesh of these sizes over `devices` (all devices of all processes by default).
 
-    One size may be REST. The devices keep JAX's order, "tensor" changing fastest: neighbours on a
+    One size may be INFER. The devices keep JAX's order, "tensor" changing fastest: neighbours on a
     TPU's torus, and the GPUs of one node, are in one group. Raises InputError.
     """
     chosen = list(jax.devices() if devices is None else devices)
     return Mesh(
-        np.asarray(chosen).reshape(sizes((data, fsdp, tensor), len(chosen))),
+        np.asarray(chosen).reshape(axis_sizes((data, fsdp, tensor), len(chosen))),
         AXES,
         axis_types=(AxisType.Auto,) * len(AXES),
     )
 
 
-def sizes(wanted: Sequence[int], devices: int) -> tuple[int, ...]:
-    """The sizes of the axes, REST filled in; InputError unless they take all `devices`."""
-    said = ", ".join(f"{name} {size}" for name, size in zip(AXES, wanted, strict=True))
-    if list(wanted).count(REST) > 1 or any(size < 1 and size != REST for size in wanted):
-        raise InputError(f"mesh: got {said}, expected numbers from 1, at most one of them {REST}")
-    rest = devices // math.prod(size for size in wanted if size != REST)
-    found = tuple(rest if size == REST else size for size in wanted)
+def axis_sizes(wanted: Sequence[int], devices: int) -> tuple[int, ...]:
+    """The sizes of the axes, INFER filled in; InputError unless they take all `devices`."""
+    got = ", ".join(f"{name} {size}" for name, size in zip(AXES, wanted, strict=True))
+    if list(wanted).count(INFER) > 1 or any(size < 1 and size != INFER for size in wanted):
+        raise InputError(f"mesh: got {got}, expected numbers from 1, at most one of them {INFER}")
+    rest = devices // math.prod(size for size in wanted if size != INFER)
+    found = tuple(rest if size == INFER else size for size in wanted)
     if math.prod(found) != devices:
-        raise InputError(f"mesh: got {said}, expected sizes whose product is {devices} devices")
+        raise InputError(f"mesh: got {got}, expected sizes whose product is {devices} devices")
     return found
 
 
@@ -62,7 +62,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def ways(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh) -> int:
     """In how many parts a batch is split."""
     return mesh.shape[DATA] * mesh.shape[FSDP]
 
@@ -73,7 +73,7 @@ def replicate(tree: PyTree, devices: Mesh | Sequence[jax.Device]) -> PyTree:
     return jax.device_put(tree, replicated(mesh))
 
 
-def place(array: Any, sharding: NamedSharding) -> jax.Array:
+def device_put_global(array: Any, sharding: NamedSharding) -> jax.Array:
     """An array that this process has whole, as one of which every device holds its part.
 
     All processes have to have the same.
@@ -84,9 +84,10 @@ def place(array: Any, sharding: NamedSharding) -> jax.Array:
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> int:
     """Return the global `batch_size` if the devices of `mesh` can share it equally."""
-    if batch_size % ways(mesh):
+    shards = num_batch_shards(mesh)
+    if batch_size % shards:
         raise InputError(
-            f"batch_size: got {batch_size}, expected a multiple of the {ways(mesh)} devices that "
+            f"batch_size: got {batch_size}, expected a multiple of the {shards} devices that "
             "share a batch"
         )
     return batch_size
@@ -98,7 +99,7 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     Raises InputError when a first axis does not divide by the parts that this process holds.
     """
     sharding = batch_sharding(mesh)
-    local = max(1, ways(mesh) // jax.process_count())
+    local = max(1, num_batch_shards(mesh) // jax.process_count())
     for name, array in batch.items():
         if array.shape[0] % local:
             raise InputError(

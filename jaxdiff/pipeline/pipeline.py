@@ -17,10 +17,10 @@ from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, one_of, positive
-from jaxdiff.diffusion.predictions import KINDS
+from jaxdiff.diffusion.predictions import PREDICTION_TYPES
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.diffusion.timesteps import Grid, GridOptions
-from jaxdiff.guidance.cost import changes, evaluations
+from jaxdiff.diffusion.timesteps import SchedulerOptions, TimestepGrid
+from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -36,7 +36,7 @@ from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_o
 from jaxdiff.pipeline.stages import Report, Stages
 from jaxdiff.pipeline.vocabulary import Vocabulary, add_inversion
 from jaxdiff.pipeline.watching import Watched
-from jaxdiff.samplers.registry import evaluations_of, make_grid
+from jaxdiff.samplers.registry import make_grid, nfe_per_step
 
 OUTPUTS = ("pil", "numpy", "latent")
 MAX_UNTILED = 2048 * 2048  # pixels that the VAE takes as a whole
@@ -88,11 +88,11 @@ class Pipeline:
             blank_zeros=bool(parts.options.get("force_zeros_for_empty_prompt", True)),
         )
         self.schedule = NoiseSchedule.from_config(parts.scheduler)
-        self.grid_options = GridOptions.from_config(parts.scheduler)
+        self.grid_options = SchedulerOptions.from_config(parts.scheduler)
         self.prediction_type = one_of(
             "scheduler_config.json: prediction_type",
             parts.scheduler.get("prediction_type", "epsilon"),
-            KINDS,
+            PREDICTION_TYPES,
         )
         native = size_of(self.unet.config.sample_size, self.vae.config.downscale)
         taught = {"guidance": "none"} if self.told_scale else {}
@@ -258,13 +258,13 @@ class Pipeline:
         return self._batches.pictures(latents, self._tile(size, vae_tile))
 
     def evaluations(self, request: Request) -> int:
-        """How often the network is asked about each image of a request; see `guidance.cost`."""
+        """How often the network is asked about each image of a request; see `guidance.nfe`."""
         grid, (first, last) = self._steps(request)
-        lands = last == int(grid.steps)
+        lands = last == int(grid.num_steps)
         rule = rule_for(request)
-        anew = changes(rule, grid, first, last)
-        asked = evaluations_of(request.sampler, last - first, lands=lands, anew=anew)
-        return evaluations(rule, grid, first, asked)
+        anew = phase_switches(rule, grid, first, last)
+        asked = nfe_per_step(request.sampler, last - first, ends_clean=lands, restarts=anew)
+        return nfe(rule, grid, first, asked)
 
     @property
     def loras(self) -> dict[str, float]:
@@ -401,18 +401,18 @@ class Pipeline:
             watch=tuple(sorted(set(watch))),
         )
 
-    def _steps(self, request: Request) -> tuple[Grid, tuple[int, int]]:
+    def _steps(self, request: Request) -> tuple[TimestepGrid, tuple[int, int]]:
         """The grid of a request, and which of its steps are run."""
         grid = make_grid(
             self.schedule,
             request.sampler,
             request.steps,
-            kind=self.prediction_type,
+            prediction_type=self.prediction_type,
             spacing=request.timesteps,
             options=self.grid_options,
         )
-        times = np.asarray(grid.t)[: int(grid.steps)]
-        return grid, request.span(times, self.schedule.levels)
+        times = np.asarray(grid.t)[: int(grid.num_steps)]
+        return grid, request.span(times, self.schedule.num_timesteps)
 
     def _inputs(self, plan: Plan, origin: Given, size: int) -> Iterator[tuple[list[int], Inputs]]:
         """The images' inputs in batches; a warning where words find no room."""

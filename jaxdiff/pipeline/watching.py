@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxdiff.core.types import Float, NDArray
-from jaxdiff.diffusion.timesteps import Grid
+from jaxdiff.diffusion.timesteps import TimestepGrid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Watched:
 
     @classmethod
     def of(
-        cls, steps: Sequence[int], grid: Grid, pairs: Float[NDArray, "b n 2 h w c"]
+        cls, steps: Sequence[int], grid: TimestepGrid, pairs: Float[NDArray, "b n 2 h w c"]
     ) -> "Watched":
         """The steps of a grid, from (x, x0) of each image and step."""
         rows = list(steps)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
 from jaxdiff.samplers.dpmpp_2m import CONVENTION
-from jaxdiff.samplers.rule import Carry, Draw, log_snr_step
 
 # The reverse SDE between two levels has the exact solution
 #   x' = (sigma'/sigma) q x + alpha' I + sigma' sqrt(1 - q^2) z,
@@ -20,8 +20,8 @@ from jaxdiff.samplers.rule import Carry, Draw, log_snr_step
 def _solution(
     x: Float[Array, "b *d"],
     integral: Float[Array, "b *d"],
-    here: Level,
-    there: Level,
+    here: NoiseLevel,
+    there: NoiseLevel,
     z: Float[Array, "b *d"],
 ) -> Float[Array, "b *d"]:
     """x' for I = `integral`."""
@@ -38,23 +38,30 @@ class DPMpp2MSDE:
     D at the middle of the step.
     """
 
-    convention: Convention = dataclasses.field(default=CONVENTION, init=False)
+    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> Float[Array, ""]:
         """h0: before the first step it is infinite, which makes that step first-order."""
         return jnp.asarray(jnp.inf, x.dtype)
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation, one draw."""
-        (D, _), memory = denoise(carry.x, here, carry.memory)
-        h, h0 = log_snr_step(here, there), carry.history
+        (D, _), guidance_state = denoise(state.x, here, state.guidance_state)
+        h, h0 = log_snr_step(here, there), state.sampler_state
         # A step to a clean image (or from pure noise) has infinite h and is first-order.
-        Dd = D + jnp.where(jnp.isinf(h), 0, h / (2 * h0)) * (D - carry.x0)
-        x = _solution(carry.x, -jnp.expm1(-2 * h) * Dd, here, there, draw())
-        return Carry(x=x, x0=D, history=h, memory=memory)
+        Dd = D + jnp.where(jnp.isinf(h), 0, h / (2 * h0)) * (D - state.x0)
+        x = _solution(state.x, -jnp.expm1(-2 * h) * Dd, here, there, noise_fn())
+        return SamplingState(x=x, x0=D, sampler_state=h, guidance_state=guidance_state)
 
 
-class Past(NamedTuple):
+class ModelHistory(NamedTuple):
     """What 3M remembers besides D0; steps that were not made are infinitely long."""
 
     D1: Float[Array, "b *d"]  # D of the last step but one
@@ -71,17 +78,24 @@ class DPMpp3MSDE:
     Derived here: k-diffusion has half of the last term and diffusers another sign in it besides.
     """
 
-    convention: Convention = dataclasses.field(default=CONVENTION, init=False)
+    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
-    def init(self, x: Float[Array, "b *d"]) -> Past:
+    def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No steps yet."""
         never = jnp.asarray(jnp.inf, x.dtype)
-        return Past(jnp.zeros_like(x), never, never)
+        return ModelHistory(jnp.zeros_like(x), never, never)
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation, one draw."""
-        (D, _), memory = denoise(carry.x, here, carry.memory)
-        h, (D1, h0, h1), D0 = log_snr_step(here, there), carry.history, carry.x0
+        (D, _), guidance_state = denoise(state.x, here, state.guidance_state)
+        h, (D1, h0, h1), D0 = log_snr_step(here, there), state.sampler_state, state.x0
         b0, b1 = (D - D0) / h0, (D0 - D1) / h1
         c = (b0 - b1) / (h0 + h1)
         # After one step there is only a line, and a step of infinite h is first-order.
@@ -89,5 +103,7 @@ class DPMpp3MSDE:
         p = -jnp.expm1(-2 * h)
         bent = (h - p / 2) * b + (h**2 - h + p / 2) * c
         integral = p * D + jnp.where(jnp.isinf(h), 0, bent)
-        x = _solution(carry.x, integral, here, there, draw())
-        return Carry(x=x, x0=D, history=Past(D0, h, h0), memory=memory)
+        x = _solution(state.x, integral, here, there, noise_fn())
+        return SamplingState(
+            x=x, x0=D, sampler_state=ModelHistory(D0, h, h0), guidance_state=guidance_state
+        )

@@ -6,16 +6,16 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
-from jaxdiff.samplers.rule import Carry, Draw, decay
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
 
-CONVENTION = Convention(
+CONVENTION = SchedulerConvention(
     spacing="linspace",
-    whole_times=False,
-    lands_on="final_sigmas_type",
-    in_ratios=True,
-    curve_within_times=True,
-    starts_below_one=True,
+    integer_timesteps=False,
+    final_sigma="final_sigmas_type",
+    in_sigma_space=True,
+    sigma_range_from_timesteps=True,
+    scale_initial_noise=True,
 )
 
 
@@ -27,17 +27,24 @@ class Euler:
     x'/alpha' = x/alpha + (r' - r) eps has x/alpha = D + r eps in it, hence x'/alpha' = D + r' eps.
     """
 
-    convention: Convention = dataclasses.field(default=CONVENTION, init=False)
+    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""
         return ()
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation."""
-        (D, eps), memory = denoise(carry.x, here, carry.memory)
+        (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
         x = there.alpha * D + there.sigma * eps
-        return Carry(x=x, x0=D, history=(), memory=memory)
+        return SamplingState(x=x, x0=D, sampler_state=(), guidance_state=guidance_state)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,17 +54,24 @@ class EulerAncestral:
     Down to the ratio r'^2 / r = r' q, up by r' sqrt(1 - q^2): in ratios their squares add to r'^2.
     """
 
-    convention: Convention = dataclasses.field(
-        default=dataclasses.replace(CONVENTION, lands_on="zero"), init=False
+    convention: SchedulerConvention = dataclasses.field(
+        default=dataclasses.replace(CONVENTION, final_sigma="zero"), init=False
     )
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""
         return ()
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation, one draw."""
-        (D, eps), memory = denoise(carry.x, here, carry.memory)
-        q = decay(here, there)
-        x = there.alpha * D + there.sigma * (q * eps + jnp.sqrt(1 - q**2) * draw())
-        return Carry(x=x, x0=D, history=(), memory=memory)
+        (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
+        q = sigma_ratio(here, there)
+        x = there.alpha * D + there.sigma * (q * eps + jnp.sqrt(1 - q**2) * noise_fn())
+        return SamplingState(x=x, x0=D, sampler_state=(), guidance_state=guidance_state)

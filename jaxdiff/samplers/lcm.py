@@ -4,8 +4,8 @@ import dataclasses
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import Convention, Level
-from jaxdiff.samplers.rule import Carry, Draw
+from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.samplers.base import NoiseFn, SamplingState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,18 +18,25 @@ class LCM:
     the network was distilled at.
     """
 
-    convention: Convention = dataclasses.field(
-        default=Convention(spacing="distilled", own_spacing=True), init=False
+    convention: SchedulerConvention = dataclasses.field(
+        default=SchedulerConvention(spacing="lcm", fixed_spacing=True), init=False
     )
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""
         return ()
 
-    def step(self, denoise: Denoiser, carry: Carry, here: Level, there: Level, draw: Draw) -> Carry:
+    def step(
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation, one draw."""
-        (D, _), memory = denoise(carry.x, here, carry.memory)
+        (D, _), guidance_state = denoise(state.x, here, state.guidance_state)
         scale = (10 * here.t) ** 2 + 0.25
-        f = 0.25 / scale * carry.x + 10 * here.t * scale**-0.5 * D
-        x = there.alpha * f + there.sigma * draw()
-        return Carry(x=x, x0=f, history=(), memory=memory)
+        f = 0.25 / scale * state.x + 10 * here.t * scale**-0.5 * D
+        x = there.alpha * f + there.sigma * noise_fn()
+        return SamplingState(x=x, x0=f, sampler_state=(), guidance_state=guidance_state)

@@ -16,7 +16,7 @@ import jax
 from jax.extend import core
 
 from jaxdiff.core.types import PyTree
-from jaxdiff.nn.attention import NAME as ATTENTION
+from jaxdiff.nn.attention import ATTENTION_JIT_NAME as ATTENTION
 
 
 def forward_flops(function: Callable[..., Any], *arguments: PyTree) -> float:

@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 
 
 class JsonlLog:
@@ -27,7 +27,7 @@ class JsonlLog:
 
 def _truncate(path: pathlib.Path, step: int) -> None:
     kept = [line for line in read_lines(path) if line["step"] <= step]
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 

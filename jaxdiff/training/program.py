@@ -8,7 +8,12 @@ import jax
 from jax.sharding import Mesh
 
 from jaxdiff.core.types import Array, PyTree
-from jaxdiff.parallel.rules import fetched, sharded_like, shardings, split_any
+from jaxdiff.parallel.sharding import (
+    all_gather_fsdp,
+    infer_shardings,
+    optimizer_state_shardings,
+    shardings,
+)
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.objectives import Learner
 from jaxdiff.training.optimiser import factors, learning_rate, optimiser
@@ -33,15 +38,15 @@ def make_program(config: TrainConfig, learner: Learner, frozen: PyTree, mesh: Me
     transform = optimiser(config.optimiser, config.steps, factor)
     begin = functools.partial(initial_state, optimiser=transform, widths=config.ema.widths)
     state = jax.eval_shape(begin, learner.shapes)
-    state_places: Any = sharded_like(state, learner.shapes, learner.rules, mesh)
-    frozen_places = split_any(frozen, mesh)
+    state_places: Any = optimizer_state_shardings(state, learner.shapes, learner.rules, mesh)
+    frozen_places = infer_shardings(frozen, mesh)
     parts = shardings(learner.shapes, learner.rules, mesh)
 
     def loss(params: PyTree, *others: Any) -> Any:
-        return learner.loss(fetched(params, parts), *others)
+        return learner.loss(all_gather_fsdp(params, parts), *others)
 
     def at(frozen: PyTree, step: Array) -> PyTree:
-        return learner.at(fetched(frozen, frozen_places), step)
+        return learner.at(all_gather_fsdp(frozen, frozen_places), step)
 
     pure = make_step(
         hold(loss, held),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdiff.core.trees import cast
+from jaxdiff.core.trees import cast_floating
 from jaxdiff.core.types import Array, Int, PyTree
 
 
@@ -27,7 +27,7 @@ def initial_state(
     """The state before the first step; `jax.eval_shape` gives its shapes without arrays."""
 
     def average() -> PyTree:
-        return jax.tree.map(jnp.copy, cast(params, jnp.float32))
+        return jax.tree.map(jnp.copy, cast_floating(params, jnp.float32))
 
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -4,17 +4,17 @@ import errno
 
 import pytest
 
-from jaxdiff.core.atomic import new_file
-from jaxdiff.core.errors import WriteError, reason
+from jaxdiff.core.atomic import atomic_file
+from jaxdiff.core.errors import WriteError, os_error_message
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
     target = tmp_path / "a" / "b.txt"
-    with new_file(target) as temporary:
+    with atomic_file(target) as temporary:
         temporary.write_text("half")
         assert not target.exists()
     assert target.read_text() == "half"
-    with pytest.raises(KeyError), new_file(target) as temporary:  # noqa: PT012
+    with pytest.raises(KeyError), atomic_file(target) as temporary:  # noqa: PT012
         temporary.write_text("another")
         raise KeyError
     assert target.read_text() == "half"
@@ -23,9 +23,9 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
 
 def test_two_may_write_one_file(tmp_path):
     target = tmp_path / "b.txt"
-    with new_file(target) as first:
+    with atomic_file(target) as first:
         first.write_text("first")
-        with new_file(target) as second:
+        with atomic_file(target) as second:
             second.write_text("second")
         assert target.read_text() == "second"
     assert target.read_text() == "first"
@@ -42,12 +42,12 @@ def test_two_may_write_one_file(tmp_path):
     ],
 )
 def test_what_the_system_or_a_library_says_is_passed_on(error, said):
-    assert reason(error) == said
+    assert os_error_message(error) == said
 
 
 def test_a_folder_that_is_a_file_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     target = tmp_path / "file" / "b.txt"
     message = f"^{target}: got .*, expected a file to write$"
-    with pytest.raises(WriteError, match=message), new_file(target):
+    with pytest.raises(WriteError, match=message), atomic_file(target):
         pass

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jaxdiff.core.configs import from_mapping, from_nested, named, to_mapping
+from jaxdiff.core.configs import from_mapping, from_mapping_recursive, prefix_errors, to_mapping
 from jaxdiff.core.errors import InputError
 
 
@@ -74,7 +74,7 @@ def test_values_of_the_right_type():
 
 @pytest.mark.parametrize("text", ["steps: got 0", "a.json: steps: got 0"])
 def test_an_error_names_its_source_once(text):
-    with pytest.raises(InputError, match=r"^a\.json: steps: got 0$"), named("a.json"):
+    with pytest.raises(InputError, match=r"^a\.json: steps: got 0$"), prefix_errors("a.json"):
         raise InputError(text)
 
 
@@ -104,9 +104,9 @@ class Tree:
 )
 def test_nested_configs_come_back_from_json(tree):
     stored = json.loads(json.dumps(to_mapping(tree)))
-    assert from_nested(Tree, stored, source="tree.json") == tree
+    assert from_mapping_recursive(Tree, stored, source="tree.json") == tree
 
 
 def test_fields_of_no_choice_are_refused():
     with pytest.raises(InputError, match=r"tree\.json: got the fields height, expected"):
-        from_nested(Tree, {"branch": {"height": 1}}, source="tree.json")
+        from_mapping_recursive(Tree, {"branch": {"height": 1}}, source="tree.json")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.validate import in_range, not_negative, one_of, positive, shape
+from jaxdiff.core.validate import check_shape, in_range, non_negative, one_of, positive
 
 
 @pytest.mark.parametrize("value", [0, -1, 0.0, float("nan"), float("inf")])
@@ -14,16 +14,16 @@ def test_positive_refuses(value):
 @pytest.mark.parametrize("value", [-1, -1e-9, float("nan"), float("inf")])
 def test_not_negative_refuses(value):
     with pytest.raises(InputError, match=r"^decay: got .*, expected a number from 0 on$"):
-        not_negative("decay", value)
+        non_negative("decay", value)
 
 
 def test_good_values_come_back():
     image = np.zeros((2, 8, 8, 3))
     assert positive("steps", 3) == 3
-    assert not_negative("decay", 0.0) == 0.0
+    assert non_negative("decay", 0.0) == 0.0
     assert in_range("eta", 0.5, 0, 1) == 0.5
     assert one_of("dtype", "float32", ["float32", "bfloat16"]) == "float32"
-    assert shape("image", image, (None, 8, 8, 3)) is image
+    assert check_shape("image", image, (None, 8, 8, 3)) is image
 
 
 def test_in_range_names_the_range():
@@ -39,4 +39,4 @@ def test_one_of_proposes_the_nearest():
 @pytest.mark.parametrize("got", [(2, 8, 8), (2, 8, 9, 3)])
 def test_shape_tells_got_and_expected(got):
     with pytest.raises(InputError, match=r"expected \(any, 8, 8, 3\)"):
-        shape("image", np.zeros(got), (None, 8, 8, 3))
+        check_shape("image", np.zeros(got), (None, 8, 8, 3))

@@ -30,7 +30,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(storage, "time", clock)
-    monkeypatch.setattr(storage, "ENDING", clock)
+    monkeypatch.setattr(storage, "SHUTDOWN_REQUESTED", clock)
     return clock
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.losses import WEIGHTINGS, diffuse, mse, snr, weights
-from jaxdiff.diffusion.predictions import KINDS, predict, target
+from jaxdiff.diffusion.losses import WEIGHTINGS, add_noise, mse, snr, weights
+from jaxdiff.diffusion.predictions import PREDICTION_TYPES, predict, target
 
 VP = (np.cos(np.linspace(0.1, 1.5, 5)), np.sin(np.linspace(0.1, 1.5, 5)))
 FLOW = (1 - np.linspace(0.1, 0.9, 5), np.linspace(0.1, 0.9, 5))
@@ -29,38 +29,38 @@ def draws(shape, seed=0):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
 def test_round_trip(kind):
     x0, eps = draws((5, 4, 4, 3))
     for alpha, sigma in PATHS[kind]:
         alpha, sigma = jnp.asarray(alpha), jnp.asarray(sigma)
-        x = diffuse(x0, eps, alpha, sigma)
+        x = add_noise(x0, eps, alpha, sigma)
         got = predict(kind, target(kind, x0, eps, alpha, sigma), x, alpha, sigma)
         np.testing.assert_allclose(got.x0, x0, atol=1e-12)
         np.testing.assert_allclose(got.eps, eps, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
 def test_a_prediction_splits_its_own_input(kind):
     output, x = draws((5, 2, 2, 1), seed=1)
     for alpha, sigma in PATHS[kind]:
         alpha, sigma = jnp.asarray(alpha), jnp.asarray(sigma)
         got = predict(kind, output, x, alpha, sigma)
-        np.testing.assert_allclose(diffuse(got.x0, got.eps, alpha, sigma), x, atol=1e-12)
+        np.testing.assert_allclose(add_noise(got.x0, got.eps, alpha, sigma), x, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
 def test_golden_flow_numbers():
     alpha, sigma = jnp.array([0.6]), jnp.array([0.4])
     x0, eps = jnp.array([1.2]), jnp.array([-0.5])
-    assert diffuse(x0, eps, alpha, sigma) == pytest.approx(0.52)
+    assert add_noise(x0, eps, alpha, sigma) == pytest.approx(0.52)
     assert target("flow_prediction", x0, eps, alpha, sigma) == pytest.approx(-1.7)
 
 
 def test_scalars_and_per_image_levels_agree():
     output, x = (a.astype(jnp.float32) for a in draws((3, 4, 4, 2)))
-    for kind in KINDS:
+    for kind in PREDICTION_TYPES:
         one = predict(kind, output, x, jnp.float32(0.6), jnp.float32(0.8))
         many = predict(kind, output, x, jnp.full(3, 0.6), jnp.full(3, 0.8))
         np.testing.assert_array_equal(one.x0, many.x0)
@@ -75,14 +75,14 @@ def test_v_prediction_is_finite_at_zero_snr():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
 def test_min_snr_is_one_loss_whatever_is_predicted(kind):
     x0, eps = draws((5, 4, 4, 3))
     wrong, _ = draws((5, 4, 4, 3), seed=2)
     for alpha, sigma in PATHS[kind][:1]:
         alpha, sigma = jnp.asarray(alpha), jnp.asarray(sigma)
         S = snr(alpha, sigma)
-        x = diffuse(x0, eps, alpha, sigma)
+        x = add_noise(x0, eps, alpha, sigma)
         eps_of_wrong = predict("sample", wrong, x, alpha, sigma).eps
         output = target(kind, wrong, eps_of_wrong, alpha, sigma)
         loss = mse(output, target(kind, x0, eps, alpha, sigma), weights("min_snr", kind, S))
@@ -91,13 +91,13 @@ def test_min_snr_is_one_loss_whatever_is_predicted(kind):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
 def test_smooth_weights_are_one_loss_whatever_is_predicted(kind):
     x0, eps = draws((5, 4, 4, 3))
     wrong, _ = draws((5, 4, 4, 3), seed=2)
     alpha, sigma = (jnp.asarray(level) for level in PATHS[kind][0])
     S, gamma = snr(alpha, sigma), 0.7
-    x = diffuse(x0, eps, alpha, sigma)
+    x = add_noise(x0, eps, alpha, sigma)
     eps_of_wrong = predict("sample", wrong, x, alpha, sigma).eps
     output, right = (
         target(kind, wrong, eps_of_wrong, alpha, sigma),
@@ -135,7 +135,9 @@ def test_min_snr_values():
         np.testing.assert_allclose(weights("min_snr", kind, S), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("weighting", "kind"), list(itertools.product(WEIGHTINGS, KINDS)))
+@pytest.mark.parametrize(
+    ("weighting", "kind"), list(itertools.product(WEIGHTINGS, PREDICTION_TYPES))
+)
 def test_every_weighting_is_finite_and_never_negative(weighting, kind):
     S = jnp.array([0.0, 1e-6, 1.0, 1e6])
     w = weights(weighting, kind, S)
@@ -148,7 +150,7 @@ def test_every_weighting_is_finite_and_never_negative(weighting, kind):
 def test_a_perfect_network_has_no_loss():
     x0, eps = (a.astype(jnp.float32) for a in draws((3, 4, 4, 1)))
     alpha, sigma = jnp.full(3, 0.6), jnp.full(3, 0.8)
-    for kind in KINDS:
+    for kind in PREDICTION_TYPES:
         y = target(kind, x0, eps, alpha, sigma)
         assert mse(y, y, weights("uniform", kind, snr(alpha, sigma))) == 0
 

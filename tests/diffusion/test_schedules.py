@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.schedules import SCHEDULES, NoiseSchedule, interpolate, levels_of
+from jaxdiff.diffusion.schedules import SCHEDULES, NoiseSchedule, alpha_sigma_from_edm, interpolate
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -20,31 +20,31 @@ TABLE = [
 @pytest.mark.parametrize(("config", "first", "last", "low", "high"), TABLE)
 def test_published_end_points(config, first, last, low, high):
     schedule = NoiseSchedule(**config)
-    assert schedule.abar[0] == pytest.approx(first, abs=1e-7)
-    assert schedule.abar[-1] == pytest.approx(last, rel=2e-3)
-    assert schedule.ratio[0] == pytest.approx(low, rel=8e-4)
-    assert schedule.ratio[-1] == pytest.approx(high, rel=2e-3)
+    assert schedule.alphas_cumprod[0] == pytest.approx(first, abs=1e-7)
+    assert schedule.alphas_cumprod[-1] == pytest.approx(last, rel=2e-3)
+    assert schedule.sigma_edm[0] == pytest.approx(low, rel=8e-4)
+    assert schedule.sigma_edm[-1] == pytest.approx(high, rel=2e-3)
 
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_keeps_the_contract(name, zero_terminal_snr):
     schedule = NoiseSchedule(beta_schedule=name, zero_terminal_snr=zero_terminal_snr)
-    assert schedule.levels == 1000
-    for table in (schedule.abar, schedule.alpha, schedule.sigma):
+    assert schedule.num_timesteps == 1000
+    for table in (schedule.alphas_cumprod, schedule.alpha, schedule.sigma):
         assert table.shape == (1000,)
         assert table.dtype == np.float64
     np.testing.assert_allclose(schedule.alpha**2 + schedule.sigma**2, 1, rtol=1e-15)
-    assert np.all(np.diff(schedule.abar) < 0)
-    assert np.all(np.diff(schedule.ratio) > 0)
-    assert 0.999 < schedule.abar[0] < 1
-    assert (schedule.abar[-1] == 0) == zero_terminal_snr
+    assert np.all(np.diff(schedule.alphas_cumprod) < 0)
+    assert np.all(np.diff(schedule.sigma_edm) > 0)
+    assert 0.999 < schedule.alphas_cumprod[0] < 1
+    assert (schedule.alphas_cumprod[-1] == 0) == zero_terminal_snr
     again = NoiseSchedule.from_config(schedule.to_config())
-    np.testing.assert_array_equal(again.abar, schedule.abar)
+    np.testing.assert_array_equal(again.alphas_cumprod, schedule.alphas_cumprod)
 
 
 def test_cosine_follows_its_definition_until_the_cap():
-    abar = NoiseSchedule(beta_schedule="cosine").abar
+    abar = NoiseSchedule(beta_schedule="cosine").alphas_cumprod
     u = np.arange(1, 1001) / 1000
     exact = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(abar[:-1], exact[:-1], rtol=1e-10)
@@ -54,27 +54,27 @@ def test_cosine_follows_its_definition_until_the_cap():
 def test_zero_terminal_snr_of_stable_diffusion():
     plain = NoiseSchedule(**STABLE_DIFFUSION)
     zero = NoiseSchedule(**STABLE_DIFFUSION, zero_terminal_snr=True)
-    assert zero.abar[0] == pytest.approx(plain.abar[0], rel=1e-14)
-    assert zero.abar[998] == pytest.approx(1.97e-7, rel=3e-3)
-    assert zero.abar[999] == 0
-    assert np.isinf(zero.ratio[999])
+    assert zero.alphas_cumprod[0] == pytest.approx(plain.alphas_cumprod[0], rel=1e-14)
+    assert zero.alphas_cumprod[998] == pytest.approx(1.97e-7, rel=3e-3)
+    assert zero.alphas_cumprod[999] == 0
+    assert np.isinf(zero.sigma_edm[999])
 
 
 def test_between_two_levels_the_ratio_is_interpolated():
-    ratio = NoiseSchedule(**STABLE_DIFFUSION).ratio
+    ratio = NoiseSchedule(**STABLE_DIFFUSION).sigma_edm
     np.testing.assert_allclose(interpolate(ratio, np.array([0.0, 500.0])), ratio[[0, 500]])
     assert interpolate(ratio, np.array([41.5])) == pytest.approx((ratio[41] + ratio[42]) / 2)
 
 
 def test_levels_of_the_extremes():
-    alpha, sigma = levels_of(np.array([0.0, 1.0, np.inf]))
+    alpha, sigma = alpha_sigma_from_edm(np.array([0.0, 1.0, np.inf]))
     np.testing.assert_allclose(alpha, [1, 0.5**0.5, 0], rtol=1e-15)
     np.testing.assert_allclose(sigma, [0, 0.5**0.5, 1], rtol=1e-15)
 
 
 def test_gather_reads_the_tables_in_float32():
     schedule = NoiseSchedule(**STABLE_DIFFUSION)
-    alpha, sigma = schedule.gather(jnp.array([0, 999]))
+    alpha, sigma = schedule.alpha_sigma(jnp.array([0, 999]))
     assert alpha.dtype == sigma.dtype == jnp.float32
     np.testing.assert_array_equal(alpha, schedule.alpha[[0, 999]].astype(np.float32))
     np.testing.assert_array_equal(sigma, schedule.sigma[[0, 999]].astype(np.float32))
@@ -83,8 +83,8 @@ def test_gather_reads_the_tables_in_float32():
 def test_from_config_passes_over_foreign_keys_and_keeps_trained_betas():
     config = {"_class_name": "PNDMScheduler", "clip_sample": False, "trained_betas": [0.1, 0.2]}
     schedule = NoiseSchedule.from_config(config)
-    np.testing.assert_allclose(schedule.abar, [0.9, 0.72])
-    assert schedule.levels == 2
+    np.testing.assert_allclose(schedule.alphas_cumprod, [0.9, 0.72])
+    assert schedule.num_timesteps == 2
 
 
 @pytest.mark.parametrize(

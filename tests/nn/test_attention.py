@@ -18,10 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxdiff.core.errors import InputError
 from jaxdiff.nn import attention as attention_module
 from jaxdiff.nn import attention_tpu
-from jaxdiff.nn.attention import attention, choose, plain
+from jaxdiff.nn.attention import attention, reference_attention, select_backend
 from jaxdiff.nn.attention_blockwise import blockwise
 from jaxdiff.nn.attention_cudnn import cudnn
-from jaxdiff.nn.attention_tpu import LANES, blocks, pieces, tpu
+from jaxdiff.nn.attention_tpu import LANES, block_sizes, query_splits, tpu
 
 
 def by_hand(q, k, v, causal):
@@ -46,7 +46,7 @@ def arrays(n, m, d=8, dtype=jnp.float32):
 @pytest.mark.parametrize(("n", "m"), [(7, 7), (5, 9), (9, 5), (1, 4)])
 def test_plain(n, m, causal):
     q, k, v = arrays(n, m)
-    got = jax.jit(plain, static_argnames="causal")(q, k, v, causal=causal)
+    got = jax.jit(reference_attention, static_argnames="causal")(q, k, v, causal=causal)
     np.testing.assert_allclose(got, by_hand(q, k, v, causal), rtol=1e-5, atol=1e-5)
 
 
@@ -69,7 +69,7 @@ def test_blockwise_gradients(n, m, causal):
         return lambda *qkv: (f(*qkv, causal=causal, **options) * direction).sum()
 
     got = jax.jit(jax.grad(loss(blockwise, block_q=4, block_k=8), argnums=(0, 1, 2)))(q, k, v)
-    expected = jax.jit(jax.grad(loss(plain), argnums=(0, 1, 2)))(q, k, v)
+    expected = jax.jit(jax.grad(loss(reference_attention), argnums=(0, 1, 2)))(q, k, v)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -121,7 +121,7 @@ def test_tpu_kernel_interpreted(n, m, d, causal):
         grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
         return jax.tree.leaves(grad(q, k, v))
 
-    for a, b in zip(both(tpu, interpret=True), both(plain), strict=True):
+    for a, b in zip(both(tpu, interpret=True), both(reference_attention), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
@@ -130,25 +130,25 @@ def test_tpu_kernel_interpreted(n, m, d, causal):
 @pytest.mark.parametrize("queries", [256, 1152, 4096, 9216])
 def test_blocks_of_the_tpu_kernel(queries, keys, width):
     """They divide the tokens and have room in 16 MiB with the kernel's sums, scores and buffers."""
-    cuts = pieces(queries, width)
+    cuts = query_splits(queries, width)
     assert queries % (cuts * LANES) == 0
     whole = (0, 8 * width * queries // cuts)  # gradients of the queries that are held
-    sizes = blocks(queries, keys, width)[0], blocks(queries // cuts, keys, width)[1]
+    sizes = block_sizes(queries, keys, width)[0], block_sizes(queries // cuts, keys, width)[1]
     for size, held in zip(sizes, whole, strict=True):
         assert queries // cuts % size.queries == 0 or not held
         assert queries % size.queries == 0
         assert keys % size.keys == 0
-        assert size.keys % size.part == 0
+        assert size.keys % size.key_sub_block == 0
         assert all(length % LANES == 0 for length in dataclasses.astuple(size))
         arrays = 2 * 2 * width * (4 * size.queries + 4 * size.keys)  # bfloat16, twice
-        scores = 3 * 4 * size.part * size.queries
+        scores = 3 * 4 * size.key_sub_block * size.queries
         sums = 4 * width * (2 * size.keys + size.queries)
         assert arrays + scores + sums + held <= 16 * 2**20
 
 
 def test_tpu_kernel_takes_many_queries_in_pieces(monkeypatch):
-    monkeypatch.setattr(attention_tpu, "HELD", 128 * 8 * 8)
-    assert pieces(384, 8) == 3
+    monkeypatch.setattr(attention_tpu, "VMEM_BUDGET", 128 * 8 * 8)
+    assert query_splits(384, 8) == 3
     test_tpu_kernel_interpreted(384, 200, 8, causal=True)
 
 
@@ -186,7 +186,7 @@ def test_cudnn_is_given_what_it_takes(monkeypatch, n, m, d, causal):
         with jax.numpy_dtype_promotion("standard"):  # as jax's implementation wants it
             return jax.tree.leaves(jax.grad(loss, (0, 1, 2), has_aux=True)(q, k, v))
 
-    for a, b in zip(both(cudnn), both(plain), strict=True):
+    for a, b in zip(both(cudnn), both(reference_attention), strict=True):
         wanted = np.asarray(b, np.float32)
         error = np.abs(np.asarray(a, np.float32) - wanted).max() / np.abs(wanted).max()
         assert error < 4 * float(jnp.finfo(jnp.bfloat16).eps)
@@ -220,12 +220,12 @@ def test_cudnn_refuses_what_it_cannot_do():
 def test_choice(platform, n, m, d, dtype, expected):
     q = jax.ShapeDtypeStruct((2, n, 8, d), dtype)
     k = jax.ShapeDtypeStruct((2, m, 8, d), dtype)
-    assert choose(platform, q, k) == expected
+    assert select_backend(platform, q, k) == expected
 
 
 def test_auto_follows_the_platform_of_the_program(monkeypatch):
     """Sizes for which platforms differ: the one program here is the CPU's, with its gradient."""
-    monkeypatch.setattr(attention_module, "tpu_compiler", lambda: True)
+    monkeypatch.setattr(attention_module, "has_tpu_compiler", lambda: True)
     q, k, v = arrays(1024, 1024)
 
     def loss(backend):
@@ -257,12 +257,12 @@ def test_tpu_kernel_is_divided_by_the_mesh(batch, heads, sizes, spec):
     with jax.set_mesh(mesh):
         out = jax.jit(lambda x: tpu(x, x, x, causal=False, interpret=True))(x)
     assert out.sharding.is_equivalent_to(x.sharding, 4)
-    expected = plain(*[jnp.asarray(np.asarray(x))] * 3, causal=False)
+    expected = reference_attention(*[jnp.asarray(np.asarray(x))] * 3, causal=False)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_auto_under_a_mesh_and_under_pmap(monkeypatch):
-    monkeypatch.setattr(attention_module, "tpu_compiler", lambda: True)
+    monkeypatch.setattr(attention_module, "has_tpu_compiler", lambda: True)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     x = jax.random.normal(jax.random.key(0), (len(jax.devices()), 1024, 1, 4))
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))

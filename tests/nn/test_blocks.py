@@ -11,8 +11,8 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.embeddings import sinusoidal
-from jaxdiff.nn.layers import Layers
-from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample, nearest
+from jaxdiff.nn.layers import LayerFactory
+from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample, resize_nearest
 from jaxdiff.nn.transformer import Attention, SpatialTransformer
 
 ACTIVATIONS = {
@@ -26,7 +26,7 @@ ACTIVATIONS = {
 
 
 def layers():
-    return Layers(rngs=nnx.Rngs(0))
+    return LayerFactory(rngs=nnx.Rngs(0))
 
 
 def image(*shape):
@@ -53,7 +53,9 @@ def test_gelu_keeps_its_tail_in_half_precision(dtype):
 def test_halves_of_a_linear_layer_are_its_output():
     layer = layers().linear(6, 10)
     x = image(2, 3, 6)
-    np.testing.assert_allclose(jnp.concatenate(layer.halves(x), -1), layer(x), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        jnp.concatenate(layer.split_outputs(x), -1), layer(x), rtol=1e-6, atol=1e-6
+    )
 
     def gradient(function):
         graph, state = nnx.split(layer)
@@ -93,7 +95,7 @@ def test_nearest(size):
     x = image(1, 3, 5, 2)
     rows = [i * 3 // size[0] for i in range(size[0])]
     columns = [j * 5 // size[1] for j in range(size[1])]
-    np.testing.assert_array_equal(nearest(x, size), np.asarray(x)[:, rows][:, :, columns])
+    np.testing.assert_array_equal(resize_nearest(x, size), np.asarray(x)[:, rows][:, :, columns])
 
 
 def test_change_of_resolution():

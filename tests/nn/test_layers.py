@@ -7,15 +7,15 @@ import pytest
 from flax import nnx
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.nn.initial import ONES, Constant, Normal, keep_variance
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.initializers import ONES, Constant, Normal, lecun_normal
+from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.norms import group_norm, layer_norm
 
 HALF = {"dtype": jnp.bfloat16}
 
 
 def make(**options):
-    return Layers(rngs=nnx.Rngs(0), **options)
+    return LayerFactory(rngs=nnx.Rngs(0), **options)
 
 
 def values(*shape, seed=0):
@@ -137,13 +137,13 @@ def test_groups_must_divide_the_channels():
 
 
 def test_without_a_generator_weights_are_shapes():
-    layer = Layers(rngs=None, param_dtype=jnp.float16).conv(3, 4, 5)
+    layer = LayerFactory(rngs=None, param_dtype=jnp.float16).conv(3, 4, 5)
     assert layer.kernel.get_value() == jax.ShapeDtypeStruct((5, 5, 3, 4), jnp.float16)
 
 
 def test_initial_values():
     rng = np.random.default_rng(0)
-    wide = keep_variance((3, 3, 64, 128))
+    wide = lecun_normal((3, 3, 64, 128))
     assert wide == Normal((3 * 3 * 64) ** -0.5)
     drawn = wide.numpy(rng, (3, 3, 64, 128)), wide(jax.random.key(0), (9, 64, 128), jnp.float32)
     for array in drawn:

@@ -10,11 +10,11 @@ from flax import nnx
 from jax.extend import core
 
 from jaxdiff.nn import platforms
-from jaxdiff.nn.layers import Layers
+from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.remat import REMAT
 from jaxdiff.nn.resnet import ResnetBlock
-from jaxdiff.nn.stages import DownStage
 from jaxdiff.nn.transformer import SpatialSelfAttention, SpatialTransformer
+from jaxdiff.nn.unet_2d_blocks import DownBlock2D
 
 SIDE, CHANNELS, DEPTH = 16, 8, 2
 
@@ -44,12 +44,12 @@ def gradients(request):
     """What the gradients of a stage consist of, by what is computed again; with a TPU's forms."""
 
     def program(remat):
-        layers = Layers(rngs=nnx.Rngs(0), attention="tpu", remat=remat)
+        layers = LayerFactory(rngs=nnx.Rngs(0), attention="tpu", remat=remat)
         resnet = ResnetBlock(CHANNELS, CHANNELS, layers=layers, groups=2, eps=1e-5, act="silu")
         transformer = SpatialTransformer(
             CHANNELS, layers=layers, heads=2, context_width=4, depth=DEPTH, groups=2, linear=True
         )
-        graph, params = nnx.split(DownStage([resnet], [transformer]))
+        graph, params = nnx.split(DownBlock2D([resnet], [transformer]))
 
         def loss(params, x, context):
             states = nnx.merge(graph, params)(x, None, context)
@@ -60,7 +60,7 @@ def gradients(request):
         return counted(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, *arrays).jaxpr)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(platforms, "tpu_compiler", lambda: request.param)
+        patch.setattr(platforms, "has_tpu_compiler", lambda: request.param)
         return {remat: program(remat) for remat in REMAT}
 
 
@@ -95,7 +95,7 @@ def test_attention_between_pixels_has_the_same_gradient(remat):
     x = jax.random.normal(jax.random.key(1), (2, 4, 4, CHANNELS))
 
     def gradient(remat):
-        layers = Layers(rngs=nnx.Rngs(0), remat=remat)
+        layers = LayerFactory(rngs=nnx.Rngs(0), remat=remat)
         block = SpatialSelfAttention(CHANNELS, layers=layers, heads=2, groups=2, eps=1e-5)
         loss = jax.grad(lambda x: jnp.sum(jnp.square(block(x))))
         return counted(jax.make_jaxpr(loss)(x).jaxpr)["remat2"], jax.jit(loss)(x)

@@ -12,9 +12,9 @@ from flax import nnx
 from jaxdiff.checkpoints.components import Component, write_component
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.attributes import ATTRIBUTES
-from jaxdiff.diffusion.timesteps import Level
-from jaxdiff.guidance.steering import score_of, spherical
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.guidance.classifier_guidance import log_prob_gradient, spherical
+from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPVisionConfig
@@ -128,7 +128,7 @@ def classifier(tmp_path_factory):
         layers_per_block=1,
         norm_num_groups=4,
         attention_head_dim=4,
-    ).telling(ATTRIBUTES)
+    ).with_labels(ATTRIBUTES)
     folder = tmp_path_factory.mktemp("classifier") / "classifier"
     write_component(folder, tiny.random_component(LatentClassifier, config, seed=5))
     return folder
@@ -158,8 +158,8 @@ def test_one_step_with_a_classifier_is_the_formula(single, classifier):
         logits = module(x, jnp.full(1, 999.0))
         return ATTRIBUTES.log_prob(logits, jnp.asarray(told.targets), jnp.asarray(told.known))
 
-    level = Level(*map(jnp.float32, (999, alpha, sigma)), 0, 1, jnp.float32(sigma / alpha))
-    gradient = score_of(log_prob, jnp.asarray(noise), level)
+    level = NoiseLevel(*map(jnp.float32, (999, alpha, sigma)), 0, 1, jnp.float32(sigma / alpha))
+    gradient = log_prob_gradient(log_prob, jnp.asarray(noise), level)
     close(moved, np.asarray(k * sigma**2 / alpha * gradient), 1e-3)
 
 
@@ -178,10 +178,10 @@ def clip(tmp_path_factory, pipe):
     rng = np.random.default_rng(4)
     values = {
         path: jnp.asarray(rng.normal(size=leaf.shape) * 0.3 + path.endswith("scale"), leaf.dtype)
-        for path, leaf in weights(module).items()
+        for path, leaf in param_dict(module).items()
     }
     folder = tmp_path_factory.mktemp("clip") / "clip"
-    write_component(folder, Component(module=assemble(module, values)))
+    write_component(folder, Component(module=with_params(module, values)))
     return folder
 
 

@@ -9,15 +9,15 @@ import pytest
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import (
-    CURVES,
-    LARGEST_RATIO,
+    MAX_SIGMA,
+    SIGMA_SCHEDULES,
     SPACINGS,
-    TIMES,
-    Convention,
-    Grid,
-    GridOptions,
+    TIMESTEP_SPACINGS,
+    SchedulerConvention,
+    SchedulerOptions,
+    TimestepGrid,
     karras,
-    layout,
+    make_timestep_grid,
 )
 from jaxdiff.samplers.registry import SAMPLERS, SCHEDULERS, make_grid, sampler_name
 
@@ -25,13 +25,15 @@ SD = NoiseSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0
 ZERO = NoiseSchedule(
     beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, zero_terminal_snr=True
 )
-SD_OPTIONS = GridOptions(steps_offset=1, set_alpha_to_one=False)
-PLAIN = Convention()
+SD_OPTIONS = SchedulerOptions(steps_offset=1, set_alpha_to_one=False)
+PLAIN = SchedulerConvention()
 
 
 def times(spacing, steps, options=None, convention=PLAIN):
-    options = options or GridOptions()
-    return layout(SD, steps, convention=convention, options=options, spacing=spacing).t[:-1]
+    options = options or SchedulerOptions()
+    return make_timestep_grid(SD, steps, convention=convention, options=options, spacing=spacing).t[
+        :-1
+    ]
 
 
 def test_published_lists():
@@ -40,7 +42,7 @@ def test_published_lists():
     np.testing.assert_array_equal(times("linspace", 50)[[0, 1, 2, -1]], [999, 979, 958, 0])
     np.testing.assert_array_equal(times("trailing", 50)[[0, 1, -1]], [999, 979, 19])
     np.testing.assert_array_equal(times("trailing", 4), [999, 749, 499, 249])
-    more = Convention(extra=1)
+    more = SchedulerConvention(extra_points=1)
     np.testing.assert_array_equal(times("linspace", 2, convention=more), [999, 500])
     np.testing.assert_array_equal(times("leading", 49, convention=more), np.arange(980, 0, -20))
 
@@ -56,16 +58,20 @@ def test_karras_end_points_and_golden_numbers():
     assert ratio[[17, 22]] == pytest.approx([1.6086, 0.2830], abs=5e-5)
 
 
-@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("curve", SIGMA_SCHEDULES)
 def test_curves_span_the_schedule_and_tell_times_that_fit(curve):
-    grid = layout(
-        SD, 20, convention=Convention(whole_times=False), options=GridOptions(), spacing=curve
+    grid = make_timestep_grid(
+        SD,
+        20,
+        convention=SchedulerConvention(integer_timesteps=False),
+        options=SchedulerOptions(),
+        spacing=curve,
     )
     ratio = grid.sigma / grid.alpha
-    assert ratio[0] == pytest.approx(SD.ratio[-1], rel=1e-12)
-    assert ratio[-2] == pytest.approx(SD.ratio[0], rel=1e-12)
+    assert ratio[0] == pytest.approx(SD.sigma_edm[-1], rel=1e-12)
+    assert ratio[-2] == pytest.approx(SD.sigma_edm[0], rel=1e-12)
     assert ratio[-1] == 0
-    told = np.exp(np.interp(grid.t[:-1], np.arange(1000), np.log(SD.ratio)))
+    told = np.exp(np.interp(grid.t[:-1], np.arange(1000), np.log(SD.sigma_edm)))
     np.testing.assert_allclose(told, ratio[:-1], rtol=1e-12)
 
 
@@ -75,24 +81,28 @@ def test_curves_span_the_schedule_and_tell_times_that_fit(curve):
 @pytest.mark.parametrize("schedule", [SD, ZERO], ids=["sd", "zero"])
 def test_every_grid_keeps_the_contract(schedule, name, spacing, steps):
     convention = SAMPLERS[name].convention
-    grid = layout(schedule, steps, convention=convention, options=SD_OPTIONS, spacing=spacing)
+    grid = make_timestep_grid(
+        schedule, steps, convention=convention, options=SD_OPTIONS, spacing=spacing
+    )
     assert grid.t.shape == grid.alpha.shape == grid.sigma.shape == (steps + 1,)
     np.testing.assert_allclose(grid.alpha**2 + grid.sigma**2, 1, rtol=1e-15)
     assert np.all(np.diff(grid.alpha[:-1]) > 0)
     # Only a last step from the first level to the first level goes nowhere.
     assert grid.alpha[-1] >= grid.alpha[-2]
     assert np.all((grid.t >= 0) & (grid.t <= 999))
-    if convention.whole_times and (spacing in TIMES or convention.in_ratios):
+    if convention.integer_timesteps and (spacing in TIMESTEP_SPACINGS or convention.in_sigma_space):
         np.testing.assert_array_equal(grid.t, np.round(grid.t))
-    assert 0 < grid.start <= 1
+    assert 0 < grid.init_noise_sigma <= 1
 
 
 def test_where_samplers_land():
-    first, one = GridOptions(set_alpha_to_one=False), GridOptions(set_alpha_to_one=True)
+    first, one = SchedulerOptions(set_alpha_to_one=False), SchedulerOptions(set_alpha_to_one=True)
     final = {
         name: [
-            layout(SD, 10, convention=SAMPLERS[name].convention, options=options).sigma[-1]
-            for options in (one, first, GridOptions(final_sigmas_type="sigma_min"))
+            make_timestep_grid(SD, 10, convention=SAMPLERS[name].convention, options=options).sigma[
+                -1
+            ]
+            for options in (one, first, SchedulerOptions(final_sigmas_type="sigma_min"))
         ]
         for name in ("ddpm", "ddim", "pndm", "euler", "dpmpp-2m")
     }
@@ -108,27 +118,29 @@ def test_where_samplers_land():
 
 def test_zero_terminal_snr_is_finite_only_for_solvers_in_ratios():
     first = {
-        name: layout(
-            ZERO, 10, convention=rule.convention, options=GridOptions(), spacing="trailing"
+        name: make_timestep_grid(
+            ZERO, 10, convention=rule.convention, options=SchedulerOptions(), spacing="trailing"
         ).alpha[0]
         for name, rule in SAMPLERS.items()
     }
     assert first["ddpm"] == first["ddim"] == 0
     assert first["euler"] == first["dpmpp-2m"] == pytest.approx(2.0**-12)
-    assert pytest.approx(4096, rel=1e-6) == LARGEST_RATIO
+    assert pytest.approx(4096, rel=1e-6) == MAX_SIGMA
 
 
 def test_the_start_is_below_one_for_euler_unless_leading():
     euler = SAMPLERS["euler"].convention
     starts = [
-        layout(SD, 10, convention=euler, options=GridOptions(), spacing=s).start
+        make_timestep_grid(
+            SD, 10, convention=euler, options=SchedulerOptions(), spacing=s
+        ).init_noise_sigma
         for s in ("linspace", "trailing", "leading")
     ]
     assert starts == [pytest.approx(SD.sigma[-1])] * 2 + [1.0]
 
 
 def test_options_of_a_checkpoint_and_the_users_choice():
-    options = GridOptions.from_config(
+    options = SchedulerOptions.from_config(
         {
             "_class_name": "EulerDiscreteScheduler",
             "timestep_spacing": "leading",
@@ -138,14 +150,16 @@ def test_options_of_a_checkpoint_and_the_users_choice():
             "skip_prk_steps": True,
         }
     )
-    assert options == GridOptions(timestep_spacing="leading", curve="karras", steps_offset=1)
+    assert options == SchedulerOptions(
+        timestep_spacing="leading", sigma_schedule="karras", steps_offset=1
+    )
     euler = SAMPLERS["euler"].convention
-    curve = layout(SD, 10, convention=euler, options=options)
-    assert curve.sigma[0] / curve.alpha[0] == pytest.approx(SD.ratio[901])
-    chosen = layout(SD, 10, convention=euler, options=options, spacing="trailing")
+    curve = make_timestep_grid(SD, 10, convention=euler, options=options)
+    assert curve.sigma[0] / curve.alpha[0] == pytest.approx(SD.sigma_edm[901])
+    chosen = make_timestep_grid(SD, 10, convention=euler, options=options, spacing="trailing")
     np.testing.assert_array_equal(chosen.t[:-1], np.arange(999, 0, -100))
     # DDIM knows no curves: those of the checkpoint were not meant for it.
-    ddim = layout(SD, 10, convention=SAMPLERS["ddim"].convention, options=options)
+    ddim = make_timestep_grid(SD, 10, convention=SAMPLERS["ddim"].convention, options=options)
     np.testing.assert_array_equal(ddim.t[:-1], np.arange(901, 0, -100))
 
 
@@ -161,15 +175,15 @@ def test_options_of_a_checkpoint_and_the_users_choice():
 )
 def test_unsupported_options_are_named(config):
     with pytest.raises(InputError, match=next(iter(config))):
-        GridOptions.from_config(config)
+        SchedulerOptions.from_config(config)
 
 
 @pytest.mark.parametrize(
     ("spacing", "steps", "options"),
     [
         ("leading", 1000, SD_OPTIONS),
-        ("linspace", 1001, GridOptions()),
-        ("linspace", 0, GridOptions()),
+        ("linspace", 1001, SchedulerOptions()),
+        ("linspace", 0, SchedulerOptions()),
     ],
 )
 def test_too_many_or_no_steps(spacing, steps, options):
@@ -183,25 +197,25 @@ def test_unknown_spacing():
 
 
 def test_a_padded_grid_has_one_shape_for_any_number_of_steps():
-    grids = [make_grid(SD, "ddim", steps, kind="epsilon") for steps in (1, 20, 500)]
+    grids = [make_grid(SD, "ddim", steps, prediction_type="epsilon") for steps in (1, 20, 500)]
     assert {g.t.shape for g in grids} == {(1001,)}
-    assert [int(g.steps) for g in grids] == [1, 20, 500]
+    assert [int(g.num_steps) for g in grids] == [1, 20, 500]
     assert {leaf.dtype for g in grids for leaf in g} == {jnp.dtype("float32"), jnp.dtype("int32")}
     level = grids[1].level(jnp.int32(20))
     assert (level.alpha, level.sigma) == (1, 0)
 
 
 def test_epsilon_cannot_start_where_nothing_is_left():
-    for spacing in TIMES:
-        make_grid(ZERO, "ddim", 10, kind="v_prediction", spacing=spacing)
-    make_grid(ZERO, "euler", 10, kind="epsilon", spacing="trailing")
+    for spacing in TIMESTEP_SPACINGS:
+        make_grid(ZERO, "ddim", 10, prediction_type="v_prediction", spacing=spacing)
+    make_grid(ZERO, "euler", 10, prediction_type="epsilon", spacing="trailing")
     with pytest.raises(InputError, match="prediction_type: got 'epsilon' with a zero"):
-        make_grid(ZERO, "ddim", 10, kind="epsilon", spacing="trailing")
+        make_grid(ZERO, "ddim", 10, prediction_type="epsilon", spacing="trailing")
 
 
 def test_unknown_sampler():
     with pytest.raises(InputError, match=r"sampler: got 'dpmpp_2m'.*'dpmpp-2m'"):
-        make_grid(SD, "dpmpp_2m", 10, kind="epsilon")
+        make_grid(SD, "dpmpp_2m", 10, prediction_type="epsilon")
 
 
 def test_the_sampler_of_a_checkpoint():
@@ -237,7 +251,7 @@ def test_every_scheduler_has_a_sampler_and_refuses_other_options(scheduler):
 
 
 def test_a_grid_is_its_layout_in_float32():
-    levels = layout(SD, 5, convention=PLAIN, options=GridOptions())
-    grid = Grid.of(levels)
+    levels = make_timestep_grid(SD, 5, convention=PLAIN, options=SchedulerOptions())
+    grid = TimestepGrid.from_host(levels)
     for mine, exact in zip(grid[:3], levels[:3], strict=True):
         np.testing.assert_array_equal(mine, exact.astype(np.float32))

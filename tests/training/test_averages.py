@@ -10,8 +10,8 @@ from jaxdiff.checkpoints.components import read_component
 from jaxdiff.cli.train import run
 from jaxdiff.cli.training import vae
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import weights
-from jaxdiff.parallel.peak import PEAKS
+from jaxdiff.models.build import param_dict
+from jaxdiff.parallel.hardware import PEAK_FLOPS
 from jaxdiff.training import ema
 from jaxdiff.training.log import read_lines
 
@@ -32,12 +32,12 @@ config = TrainConfig(objective=VAEObjective(model=model), steps=6, batch_size=8,
 
 
 def exported(folder):
-    return {p: np.asarray(a) for p, a in weights(read_component(folder).module).items()}
+    return {p: np.asarray(a) for p, a in param_dict(read_component(folder).module).items()}
 
 
 def test_any_width_is_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(vae, "MEASURED", 8)
-    monkeypatch.setitem(PEAKS, "cpu", 1e9)
+    monkeypatch.setitem(PEAK_FLOPS, "cpu", 1e9)
     write_folder(tmp_path / "in", 24)
     (tmp_path / "tiny.py").write_text(CONFIG.replace("FOLDER", str(tmp_path)))
     command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "a")]

@@ -10,7 +10,7 @@ import tiny_training
 from oracles import equations
 from tiny_training import OBJECTIVE
 
-from jaxdiff.core.trees import cast
+from jaxdiff.core.trees import cast_floating
 from jaxdiff.training.config import EMAConfig, OptimiserConfig
 from jaxdiff.training.objectives.diffusion import diffusion_learner
 from jaxdiff.training.objectives.tuning import unet_only
@@ -48,7 +48,7 @@ def trained(dtype):
     learn, config = learner(dtype), OptimiserConfig(learning_rate=1e-2, warmup_steps=5)
     transform = optimiser(config, STEPS)
     state = initial_state({k: jnp.asarray(v) for k, v in learn.init(2)}, transform)
-    frozen = FROZEN._replace(weights=cast(FROZEN.weights, dtype))
+    frozen = FROZEN._replace(weights=cast_floating(FROZEN.weights, dtype))
     schedule, average = learning_rate(config, STEPS), EMAConfig(decay=0.9)
     step = jax.jit(make_step(learn.loss, transform, schedule, average))
     losses = []

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.models.attributes import Attributes, Group
+from jaxdiff.models.attributes import LabelGroup, LabelSet
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.training.config import CLIPObjective
 from jaxdiff.training.objectives.clip import (
@@ -116,10 +116,10 @@ def test_computing_in_bfloat16_needs_no_implicit_promotion():
     assert value.dtype == jnp.float32
 
 
-ATTRIBUTES = Attributes(
+ATTRIBUTES = LabelSet(
     (
-        Group(name="ground", labels=("white", "grey", "pink")),
-        Group(name="first", labels=("red", "blue")),
+        LabelGroup(name="ground", labels=("white", "grey", "pink")),
+        LabelGroup(name="first", labels=("red", "blue")),
     )
 )
 HEADS = AttributeHeads(ATTRIBUTES, (("ground",), ("first",)))

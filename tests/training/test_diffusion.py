@@ -11,7 +11,7 @@ from tiny_training import OBJECTIVE, networks
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.losses import WEIGHTINGS
-from jaxdiff.diffusion.predictions import KINDS, target
+from jaxdiff.diffusion.predictions import PREDICTION_TYPES, target
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.nn.remat import REMAT
 from jaxdiff.training import draws
@@ -85,12 +85,12 @@ def test_pictures_without_recorded_sizes_are_whole():
     np.testing.assert_array_equal(picture_sizes({"time_ids": recorded}), recorded)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(PREDICTION_TYPES))
 @pytest.mark.parametrize("weighting", sorted(WEIGHTINGS))
 def test_a_perfect_network_loses_nothing(kind, weighting):
     config = dataclasses.replace(OBJECTIVE, prediction_type=kind, weighting=weighting)
     x0, eps, t = normal(4, 4, 4, 2), normal(4, 4, 4, 2), jnp.asarray([0, 5, 500, 999])
-    alpha, sigma = config.schedule.gather(t)
+    alpha, sigma = config.schedule.alpha_sigma(t)
     seen = []
 
     def perfect(x, times):
@@ -190,7 +190,7 @@ def test_impossible_choices_are_refused(field, value):
 
 def test_eps_is_not_learnt_where_nothing_is_left_of_the_picture():
     schedule = NoiseSchedule(zero_terminal_snr=True)
-    assert float(schedule.gather(jnp.asarray([999]))[0][0]) == 0
+    assert float(schedule.alpha_sigma(jnp.asarray([999]))[0][0]) == 0
     dataclasses.replace(OBJECTIVE, schedule=schedule)
     with pytest.raises(InputError, match=r"objective\.prediction_type: got epsilon for a schedule"):
         dataclasses.replace(OBJECTIVE, schedule=schedule, prediction_type="epsilon")

@@ -9,8 +9,14 @@ import tiny_training
 from tiny_training import OBJECTIVE
 
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.parallel.mesh import batch_sharding, make_mesh, place, replicate, shard_batch
-from jaxdiff.parallel.rules import shardings
+from jaxdiff.parallel.mesh import (
+    batch_sharding,
+    device_put_global,
+    make_mesh,
+    replicate,
+    shard_batch,
+)
+from jaxdiff.parallel.sharding import shardings
 from jaxdiff.training.config import CLIPObjective, EMAConfig, OptimiserConfig, TrainConfig
 from jaxdiff.training.objectives.clip import clip_learner
 from jaxdiff.training.objectives.diffusion import diffusion_learner
@@ -45,10 +51,10 @@ def trained(sizes):
     )
     program = make_program(config, learn, frozen, mesh)
     where = program.state_places
-    params = {path: place(array, where.params[path]) for path, array in learn.init(2)}
+    params = {path: device_put_global(array, where.params[path]) for path, array in learn.init(2)}
     state = jax.jit(program.begin, out_shardings=where)(params)
     frozen, base = (
-        jax.tree.map(place, frozen, program.frozen_places),
+        jax.tree.map(device_put_global, frozen, program.frozen_places),
         replicate(jax.random.key(3), mesh),
     )
     rng, losses = np.random.default_rng(0), []
@@ -97,7 +103,7 @@ def test_captions_are_told_from_those_of_all_devices(sizes):
 
     def found(mesh):
         parts = shardings(learn.shapes, learn.rules, mesh)
-        placed = {path: place(array, parts[path]) for path, array in params.items()}
+        placed = {path: device_put_global(array, parts[path]) for path, array in params.items()}
         gradient = jax.jit(
             lambda p, b: jax.value_and_grad(learn.loss, has_aux=True)(p, {}, b, jax.random.key(0)),
             in_shardings=(parts, batch_sharding(mesh)),

@@ -8,7 +8,7 @@ import jax
 
 from jaxdiff.cli.planning.abstract import AbstractTraining
 from jaxdiff.core.types import PyTree
-from jaxdiff.parallel.mesh import check_batch_size, make_mesh, ways
+from jaxdiff.parallel.mesh import check_batch_size, make_mesh, num_batch_shards
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.flops import gradient_flops
 from jaxdiff.training.program import make_program
@@ -34,7 +34,7 @@ def trace_step(
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = program.step.trace(program.state, parts.frozen, parts.batch(batch_size), key)
     held = _held(program.state, program.state_places, parts.frozen, program.frozen_places)
-    return Step(traced, held, ways(mesh) * config.accumulate)
+    return Step(traced, held, num_batch_shards(mesh) * config.accumulate)
 
 
 def step_flops(parts: AbstractTraining, batch_size: int) -> float:

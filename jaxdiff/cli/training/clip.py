@@ -27,7 +27,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.data.attributes import ATTRIBUTES, SLOTS, collate_captioned
 from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from jaxdiff.models.build import abstract, assemble
+from jaxdiff.models.build import abstract, with_params
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
 from jaxdiff.training.config import CLIPObjective, TrainConfig
 from jaxdiff.training.objectives import Metrics, Params, Whole
@@ -109,7 +109,7 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
     @jax.jit
     def measure(params: Params, batch: dict[str, Array]) -> Metrics:
         own, reading = split_heads(params)
-        found = run_towers(assemble(template, own), batch["image"], batch["ids"])
+        found = run_towers(with_params(template, own), batch["image"], batch["ids"])
         scores = without_doubles(found.cosines, same_caption(batch["ids"]))
         shares = retrieval(scores, config.data.variations)
         if heads is None:
@@ -123,9 +123,9 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
     def export(params: Whole, folder: pathlib.Path) -> None:
         params, _ = split_heads(params)
         text = {name: leaf for name, leaf in params.items() if name.startswith("text_model.")}
-        module = assemble(abstract(CLIPTextModel, objective.text), text)
+        module = with_params(abstract(CLIPTextModel, objective.text), text)
         write_component(folder / "text_encoder", Component(module=module))
-        write_component(folder / "clip", Component(module=assemble(template, params)))
+        write_component(folder / "clip", Component(module=with_params(template, params)))
         half = [0.5] * objective.vision.num_channels  # pictures are in [-1, 1]
         write_object(folder / "clip" / PREPROCESSOR, {"image_mean": half, "image_std": half})
         save_tokenizer(tokenizer, folder / "tokenizer")

@@ -39,10 +39,10 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray
 from jaxdiff.data.latents import Latents, read_null
 from jaxdiff.data.texts import Texts
-from jaxdiff.models.build import assemble
-from jaxdiff.models.conditions import Conditions
+from jaxdiff.models.build import with_params
+from jaxdiff.models.conditioning import UNetConditioning
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.parallel.processes import fetch
+from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.samplers.registry import make_grid
 from jaxdiff.training.config import DataConfig, DiffusionObjective, Full, TrainConfig
 from jaxdiff.training.objectives import Params
@@ -96,12 +96,12 @@ def _check_size(config: TrainConfig, begun: Begun, side: int) -> None:
 
 
 def _sampler(objective: DiffusionObjective, model: Model) -> Callable[..., Array]:
-    def network(weights: Any, x: Array, t: Array, told: Conditions) -> Array:
-        return assemble(model.tuned.networks["unet"], weights)(x, t, **told._asdict())
+    def network(weights: Any, x: Array, t: Array, told: UNetConditioning) -> Array:
+        return with_params(model.tuned.networks["unet"], weights)(x, t, **told._asdict())
 
     def prepare(
         params: Params, frozen: Frozen, shown: Mapping[str, Array]
-    ) -> tuple[Params, tuple[Conditions, ...], AutoencoderKL]:
+    ) -> tuple[Params, tuple[UNetConditioning, ...], AutoencoderKL]:
         networks, b = model.assembled(params, frozen), len(shown["noise"])
         texts = model.texts.items()
         own = [shown[ids] for _, ids in texts]
@@ -115,7 +115,7 @@ def _sampler(objective: DiffusionObjective, model: Model) -> Callable[..., Array
         return tables["unet"], streams, networks["vae"]
 
     kind, steps = objective.prediction_type, objective.sample_steps
-    levels = make_grid(objective.schedule, SAMPLER, steps, kind=kind, spacing=SPACING)
+    levels = make_grid(objective.schedule, SAMPLER, steps, prediction_type=kind, spacing=SPACING)
     choices = {"rule": "cfg", "kind": kind, "scale": objective.sample_scale}
     return make_sampler(network, levels, prepare, **choices)
 
@@ -172,7 +172,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     evaluate = make_evaluation(named, told, begun.vae, held_out)
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        save_grid(workdir, step, grid(fetch(draw(params, frozen, shown)), SHOWN // 2))
+        save_grid(workdir, step, grid(gather_to_host(draw(params, frozen, shown)), SHOWN // 2))
         found = jax.device_get(measure(params, read, batch, jax.random.key(0)))
         found |= evaluate(lambda shown: draw(params, frozen, shown))
         return {f"validation_{name}": float(value) for name, value in found.items()}

@@ -19,10 +19,10 @@ from jaxdiff.data.batches import to_unit
 from jaxdiff.data.scenes import Prompt
 from jaxdiff.evaluation.frechet import Moments, frechet_distance, moments
 from jaxdiff.evaluation.report import judged, renders, some, standard_prompts, summarise
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.parallel.mesh import data_mesh, place, replicated
-from jaxdiff.parallel.processes import fetch
+from jaxdiff.parallel.distributed import gather_to_host
+from jaxdiff.parallel.mesh import data_mesh, device_put_global, replicated
 from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 
@@ -120,11 +120,11 @@ def _renders(side: int) -> Float[NDArray, "n s s 3"]:
 def _embedding(folder: pathlib.Path) -> Embed:
     """What CLIP makes of pictures in [-1, 1]: vectors before they are brought to length 1."""
     module, lens = read_vision(folder, dtype=jnp.float32)
-    table = weights(module)
+    table = param_dict(module)
 
     @jax.jit
     def see(params: Mapping[str, Array], images: Array) -> Array:
-        return assemble(module, params)(lens(images.clip(-1, 1))).pooled
+        return with_params(module, params)(lens(images.clip(-1, 1))).pooled
 
     return lambda images: _in_parts(lambda part: see(table, part["images"]), {"images": images})
 
@@ -135,8 +135,8 @@ def _pictures(vae: AutoencoderKL, held_out: Mapping[str, NDArray]) -> Float[NDAr
         return held_out["image"]
     # They were read to lie beside the pipeline's others, and not where pictures are.
     where = replicated(data_mesh())
-    table = {path: place(array, where) for path, array in weights(vae).items()}
-    decode = jax.jit(lambda params, z: assemble(vae, params).decode(z))
+    table = {path: device_put_global(array, where) for path, array in param_dict(vae).items()}
+    decode = jax.jit(lambda params, z: with_params(vae, params).decode(z))
     return _in_parts(lambda part: decode(table, part["z"]), {"z": held_out["mean"]})
 
 
@@ -148,7 +148,7 @@ def _in_parts(function: Draw, arrays: Mapping[str, NDArray]) -> NDArray:
     for start in range(0, len(rows), SHOWN):
         some_rows = rows[start : start + SHOWN]
         part = spread({name: array[some_rows] for name, array in arrays.items()})
-        parts.append(fetch(function(part)))
+        parts.append(gather_to_host(function(part)))
     return np.concatenate(parts)[:n]
 
 

@@ -11,15 +11,15 @@ from jax.experimental import multihost_utils
 from PIL import Image
 
 from jaxdiff.cli.training.stored import open_stored, stored_captions
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
 from jaxdiff.data.batches import Batch, Item, batches
 from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.scenes import SceneSource
 from jaxdiff.data.skipped import Skipped
-from jaxdiff.parallel.mesh import batch_sharding, data_mesh, place, replicated
-from jaxdiff.parallel.processes import is_first
+from jaxdiff.parallel.distributed import is_first
+from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, replicated
 from jaxdiff.training.config import (
     PICTURES,
     CLIPObjective,
@@ -200,7 +200,7 @@ def spread(batch: Mapping[str, NDArray]) -> dict[str, Array]:
     mesh = data_mesh()
     shared = all(len(array) % mesh.size == 0 for array in batch.values())
     where = batch_sharding(mesh) if shared else replicated(mesh)
-    return {name: place(array, where) for name, array in batch.items()}
+    return {name: device_put_global(array, where) for name, array in batch.items()}
 
 
 def grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
@@ -224,5 +224,5 @@ def save_grid(workdir: pathlib.Path, step: int, picture: Image.Image) -> None:
     if not is_first():
         return
     path = picture_of(workdir, step)
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         picture.save(temporary, format="PNG")

@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboardX.record_writer import RecordWriter
 
-from jaxdiff.core.atomic import new_file, writing
+from jaxdiff.core.atomic import atomic_file, os_errors_as_write_error
 from jaxdiff.core.errors import InputError
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.log import JsonlLog
@@ -32,7 +32,7 @@ class Logs:
 
     def __init__(self, config: TrainConfig, workdir: pathlib.Path, *, step: int) -> None:
         self._open, self._workdir = ExitStack(), workdir
-        with writing(workdir, "a disk to write logs to"):
+        with os_errors_as_write_error(workdir, "a disk to write logs to"):
             lines = JsonlLog(workdir / "log.jsonl", step=step)
             self._places: list[Place] = [lambda step, values, picture: lines(step, values)]
             if config.tensorboard:
@@ -42,7 +42,7 @@ class Logs:
 
     def __call__(self, step: int, values: Values, picture: pathlib.Path | None = None) -> None:
         """Write what is known of `step`."""
-        with writing(self._workdir, "a disk to write logs to"):
+        with os_errors_as_write_error(self._workdir, "a disk to write logs to"):
             for place in self._places:
                 place(step, values, picture)
 
@@ -89,7 +89,7 @@ class Logs:
         wandb = import_wandb()
         kept = workdir / "wandb_id"
         number = kept.read_text(encoding="utf-8") if kept.exists() else wandb.util.generate_id()
-        with new_file(kept) as temporary:
+        with atomic_file(kept) as temporary:
             temporary.write_text(number, encoding="utf-8")
         run = wandb.init(
             project=project,

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from jaxdiff.cli.training.terminal import Terminal
 from jaxdiff.cli.training.trainer import Trainer
-from jaxdiff.core.ending import ENDING
 from jaxdiff.core.errors import WriteError
-from jaxdiff.parallel.processes import Agreed, is_first
+from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED
+from jaxdiff.parallel.distributed import ConsensusFlag, is_first
 from jaxdiff.training import loop
 
 
@@ -19,11 +19,11 @@ from jaxdiff.training import loop
 def stop_signals() -> Iterator[list[int]]:
     """A list that receives the first SIGINT or SIGTERM; the second of a kind acts as usual."""
     received: list[int] = []
-    ENDING.clear()
+    SHUTDOWN_REQUESTED.clear()
 
     def handle(number: int, frame: Any) -> None:
         received.append(number)
-        ENDING.set()
+        SHUTDOWN_REQUESTED.set()
         signal.signal(number, previous[signal.Signals(number)])
 
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -48,7 +48,7 @@ def train_until_stopped(trainer: Trainer) -> None:
             terminal.message(f"train: going on after step {trainer.step} of {steps}")
         try:
             try:
-                trainer.train(terminal, Agreed(lambda: bool(received)))
+                trainer.train(terminal, ConsensusFlag(lambda: bool(received)))
             finally:
                 trainer.store.wait()
         except loop.StoppedError as stopped:

@@ -18,10 +18,10 @@ from jaxdiff.cli.training.terminal import Terminal
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
 from jaxdiff.core.validate import in_range
+from jaxdiff.parallel.distributed import gather_to_host, is_first
+from jaxdiff.parallel.hardware import peak_flops
 from jaxdiff.parallel.memory import memory_use
-from jaxdiff.parallel.mesh import make_mesh, place, replicated, shard_batch
-from jaxdiff.parallel.peak import peak_flops
-from jaxdiff.parallel.processes import fetch, is_first
+from jaxdiff.parallel.mesh import device_put_global, make_mesh, replicated, shard_batch
 from jaxdiff.training import ema, loop
 from jaxdiff.training.config import (
     MeshConfig,
@@ -63,13 +63,16 @@ class Trainer:
         self.resumed = found is not None
         if found is None:
             where = places.params
-            params = {path: place(array, where[path]) for path, array in learner.init(config.seed)}
+            params = {
+                path: device_put_global(array, where[path])
+                for path, array in learner.init(config.seed)
+            }
             self.state: TrainState = jax.jit(self.program.begin, out_shardings=places)(params)
         else:
             self.state = found.state
             self.experiment.batches.set_state(found.host["data"])
             base = jax.random.wrap_key_data(jnp.asarray(found.host["base"], jnp.uint32))
-        data = place(jax.random.key_data(base), replicated(self.mesh))
+        data = device_put_global(jax.random.key_data(base), replicated(self.mesh))
         self.base = jax.random.wrap_key_data(data)
         self.step = 0 if found is None else found.step
         self.peak, self.flops = peak_flops(), cast(float | None, None)
@@ -85,7 +88,7 @@ class Trainer:
     def train(self, terminal: Terminal, stop: Callable[[], bool]) -> None:
         """Train to the last step."""
         config, program = self.config, self.program
-        frozen = jax.tree.map(place, self.experiment.frozen, program.frozen_places)
+        frozen = jax.tree.map(device_put_global, self.experiment.frozen, program.frozen_places)
         with (
             self._logs(terminal) as log,
             Prefetch(self.experiment.batches, self._placed) as ahead,
@@ -159,7 +162,7 @@ class Trainer:
     def export(self, width: float | None = None) -> pathlib.Path:
         """Write averaged weights as component folders: the EMA, or a power average of `width`."""
         averaged = self.state.ema if width is None else self._average(width)
-        folder, averaged = self.workdir / "export", fetch(averaged)
+        folder, averaged = self.workdir / "export", gather_to_host(averaged)
         if is_first():
             self.experiment.export(averaged, folder)
         return folder

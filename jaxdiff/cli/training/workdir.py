@@ -12,10 +12,10 @@ import filelock
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.cli.training.experiment import CHECKPOINTS
-from jaxdiff.core.atomic import new_file, writing
-from jaxdiff.core.configs import from_nested
+from jaxdiff.core.atomic import atomic_file, os_errors_as_write_error
+from jaxdiff.core.configs import from_mapping_recursive
 from jaxdiff.core.errors import InputError
-from jaxdiff.parallel.processes import is_first
+from jaxdiff.parallel.distributed import is_first
 from jaxdiff.training.config import (
     TrainConfig,
 )
@@ -48,7 +48,7 @@ def record(config: TrainConfig, now: Identity, workdir: pathlib.Path) -> None:
     """Write `workdir`/config.json."""
     path = workdir / "config.json"
     values = {"identity": now} | dataclasses.asdict(config)
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
@@ -57,14 +57,14 @@ def recorded(workdir: pathlib.Path) -> TrainConfig:
     path = workdir / "config.json"
     values = read_object(path)
     values.pop("identity", None)
-    return from_nested(TrainConfig, values, source=str(path))
+    return from_mapping_recursive(TrainConfig, values, source=str(path))
 
 
 @contextmanager
 def alone(workdir: pathlib.Path) -> Iterator[None]:
     """Make `workdir` and keep other trainings out of it; InputError if one is there."""
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
-    with writing(workdir, "a folder to write to"):
+    with os_errors_as_write_error(workdir, "a folder to write to"):
         workdir.mkdir(parents=True, exist_ok=True)
         try:
             if is_first():  # one lock for all processes of a training

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.skipped import BrokenError, Skipped
@@ -110,7 +110,7 @@ class ParquetSource:
         rows = np.array([group.num_rows for group in groups], np.int64)
         sizes = np.array([group.total_byte_size for group in groups], np.int64)
         names = np.array(columns, np.str_)
-        with new_file(kept) as temporary, temporary.open("wb") as file:
+        with atomic_file(kept) as temporary, temporary.open("wb") as file:
             np.savez(file, rows=rows, sizes=sizes, columns=names)
         return Listing(rows, sizes, columns)
 

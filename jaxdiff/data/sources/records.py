@@ -13,7 +13,7 @@ import grain
 import msgpack
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources import Record
@@ -28,7 +28,7 @@ OPTIONS = "group_size:1"  # each record is compressed alone, so that one read gi
 def write_records(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Write msgpack maps to a new ArrayRecord file, and say how many; all or nothing."""
     count = 0
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         with _writing(path):
             writer = ArrayRecordWriter(str(temporary), OPTIONS)
         try:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.core import url_to_fs
 
-from jaxdiff.core.ending import ENDING
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED
 from jaxdiff.data.skipped import BrokenError
 
 MISSING, UNREADABLE = "missing file", "unreadable file"
@@ -78,11 +78,11 @@ class Storage:
                     raise BrokenError(broken) from None
                 why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
                 said = f"data.path: got no answer from {self.path} ({why})"
-                if passed > PATIENCE or (tries >= TRIES and ENDING.is_set()):
+                if passed > PATIENCE or (tries >= TRIES and SHUTDOWN_REQUESTED.is_set()):
                     raise InputError(f"{said} for {passed:.0f} s, expected its files") from None
                 if tries == TRIES:
                     warnings.warn(f"{said}, trying again", stacklevel=2)
-            ENDING.wait(pause)
+            SHUTDOWN_REQUESTED.wait(pause)
             pause = min(2 * pause, LONGEST)
 
     def _answers(self) -> bool:

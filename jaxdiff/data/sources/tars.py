@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.core.atomic import new_file
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.skipped import BrokenError, Skipped
@@ -85,7 +85,7 @@ class TarSource:
             listing = self._storage.patiently(read)
         except BrokenError as error:  # not a fault of the tar's, perhaps gone at the next attempt
             raise InputError(f"{name}: got {error}, expected a tar to read") from None
-        with new_file(kept) as temporary, temporary.open("wb") as file:
+        with atomic_file(kept) as temporary, temporary.open("wb") as file:
             np.savez(file, **listing._asdict())
         return listing
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import DTYPES
-from jaxdiff.core.validate import in_range, not_negative, one_of, positive
+from jaxdiff.core.validate import in_range, non_negative, one_of, positive
 from jaxdiff.training.config.data import DATA_FIELDS, PICTURES, DataConfig
 from jaxdiff.training.config.ema import EMAConfig
 from jaxdiff.training.config.mesh import MESHES, MeshConfig
@@ -82,7 +82,7 @@ class TrainConfig:
         for name in counts:
             positive(name, getattr(self, name))
         in_range("seed", self.seed, 0, 2**31 - 1)
-        not_negative("sample_every", self.sample_every)
+        non_negative("sample_every", self.sample_every)
         one_of("dtype", self.dtype, DTYPES)
         if self.batch_size % self.accumulate:
             raise InputError(

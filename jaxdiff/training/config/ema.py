@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.validate import in_range, not_negative
+from jaxdiff.core.validate import in_range, non_negative
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class EMAConfig:
 
     def __post_init__(self) -> None:
         in_range("ema.decay", self.decay, 0, 1)
-        not_negative("ema.snapshot_every", self.snapshot_every)
+        non_negative("ema.snapshot_every", self.snapshot_every)
         for width in self.widths:
             in_range("ema.widths", width, 0.001, 0.28)
         if len(set(self.widths)) != len(self.widths) or len(self.widths) == 1:

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.validate import in_range, not_negative, one_of, positive
+from jaxdiff.core.validate import in_range, non_negative, one_of, positive
 from jaxdiff.diffusion.losses import WEIGHTINGS
-from jaxdiff.diffusion.predictions import KINDS
+from jaxdiff.diffusion.predictions import PREDICTION_TYPES
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
@@ -44,11 +44,11 @@ class VAEObjective:
 
     def __post_init__(self) -> None:
         for name in ("l1_weight", "l2_weight", "edge_weight", "kl_weight", "adversarial_weight"):
-            not_negative(f"objective.{name}", getattr(self, name))
+            non_negative(f"objective.{name}", getattr(self, name))
         if self.l1_weight + self.l2_weight == 0:
             raise InputError("objective.l1_weight: got 0 beside l2_weight 0, expected one above 0")
         positive("objective.perceptual_weight", self.perceptual_weight)
-        not_negative("objective.adversarial_start", self.adversarial_start)
+        non_negative("objective.adversarial_start", self.adversarial_start)
         if self.only_decoder and self.weights is None:
             raise InputError("objective.weights: got none, expected a folder for only_decoder")
         if self.only_decoder and self.kl_weight:
@@ -90,7 +90,7 @@ class CLIPObjective:
     attribute_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        not_negative("objective.attribute_weight", self.attribute_weight)
+        non_negative("objective.attribute_weight", self.attribute_weight)
         positive("objective.projection_dim", self.projection_dim)
         in_range("objective.logit_scale", self.logit_scale, 1, 100)
 
@@ -145,7 +145,7 @@ class DiffusionObjective:
             raise InputError(
                 f"objective.clip: got {self.clip}, expected it left out with evaluated 0"
             )
-        one_of("objective.prediction_type", self.prediction_type, KINDS)
+        one_of("objective.prediction_type", self.prediction_type, PREDICTION_TYPES)
         one_of("objective.weighting", self.weighting, WEIGHTINGS)
         one_of("objective.times", self.times, TIMES)
         one_of("objective.remat", self.remat, REMAT)
@@ -155,7 +155,7 @@ class DiffusionObjective:
                 "expected another kind: there it says nothing about the picture"
             )
         positive("objective.gamma", self.gamma)
-        not_negative("objective.noise_offset", self.noise_offset)
+        non_negative("objective.noise_offset", self.noise_offset)
         in_range("objective.time_shift", self.time_shift, 0.01, 100)
         for rate in (self.caption_dropout, *self.caption_dropout_each):
             in_range("objective.caption_dropout", rate, 0, 1)

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.validate import in_range, not_negative, one_of, positive
+from jaxdiff.core.validate import in_range, non_negative, one_of, positive
 
 DECAYS = ("linear", "cosine")
 # The fields that count for each optimiser, beside those of the schedule.
@@ -43,8 +43,8 @@ class OptimiserConfig:
         for name in ("beta1", "beta2", "momentum"):
             in_range(f"optimiser.{name}", getattr(self, name), 0, 0.9999999)
         positive("optimiser.epsilon", self.epsilon)
-        not_negative("optimiser.weight_decay", self.weight_decay)
-        not_negative("optimiser.warmup_steps", self.warmup_steps)
+        non_negative("optimiser.weight_decay", self.weight_decay)
+        non_negative("optimiser.warmup_steps", self.warmup_steps)
         one_of("optimiser.decay", self.decay, DECAYS)
         in_range("optimiser.decay_fraction", self.decay_fraction, 0, 1)
         in_range("optimiser.final_fraction", self.final_fraction, 0, 1)
@@ -56,7 +56,7 @@ class OptimiserConfig:
                     f"optimiser.{field.name}: got {value}, expected it left out for {self.name}"
                 )
         for pattern, factor in self.groups:
-            not_negative("optimiser.groups", factor)
+            non_negative("optimiser.groups", factor)
             try:
                 re.compile(pattern)
             except re.error as error:

@@ -1,13 +1,13 @@
 """What is learnt: each objective gives initial parameters and a loss over them.
 
-Parameters are flat tables from dotted path to array, as `models.build.weights` gives them.
+Parameters are flat tables from dotted path to array, as `models.build.param_dict` gives them.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jaxdiff.core.types import Array, Key, NDArray
-from jaxdiff.parallel.rules import ANY, Rules
+from jaxdiff.parallel.sharding import ANY, Rules
 
 Params = dict[str, Array]
 Whole = dict[str, NDArray]  # parameters that have been fetched from the devices

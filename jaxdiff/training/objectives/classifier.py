@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
-from jaxdiff.diffusion.losses import diffuse
+from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.models.build import abstract, assemble, initial_weights, weights
+from jaxdiff.models.build import abstract, initial_weights, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.parallel.rules import CLASSIFIER
+from jaxdiff.parallel.sharding import CLASSIFIER
 from jaxdiff.training import draws
 from jaxdiff.training.config import ClassifierObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
@@ -40,22 +40,22 @@ def classifier_learner(
             config.draws, -1
         )
         time_key, noise_key = draws.split(each.T.reshape(-1), each.size, 2)
-        encoder = assemble(vae, frozen)
+        encoder = with_params(vae, frozen)
         x0 = encoder.scale(sample_latents(*encoder.encode(batch["image"]), latent_key))
         x0, targets, known = (
             jnp.repeat(array, config.draws, axis=0)
             for array in (jax.lax.stop_gradient(x0), batch["targets"], batch["known"])
         )
         t = draw_times(
-            time_key, x0.shape[:1], config.schedule.levels, config.times, config.time_shift
+            time_key, x0.shape[:1], config.schedule.num_timesteps, config.times, config.time_shift
         )
-        logits = assemble(template, params)(noisy(config.schedule, x0, t, noise_key), t)
+        logits = with_params(template, params)(noisy(config.schedule, x0, t, noise_key), t)
         nats = -jnp.mean(attributes.log_probs(logits, targets, known), axis=0)
         names = [f"nats_{group.name}" for group in attributes.groups]
         return jnp.sum(nats), dict(zip(names, nats, strict=True))
 
     return Learner(
-        weights(template), functools.partial(initial_weights, template), loss, rules=CLASSIFIER
+        param_dict(template), functools.partial(initial_weights, template), loss, rules=CLASSIFIER
     )
 
 
@@ -63,8 +63,8 @@ def noisy(
     schedule: NoiseSchedule, x0: Float[Array, "b h w c"], t: Int[Array, "b"], key: Key[Array, "..."]
 ) -> Float[Array, "b h w c"]:
     """x_t = alpha x_0 + sigma eps at the levels `t`."""
-    alpha, sigma = schedule.gather(t)
-    return diffuse(x0, draws.normal(key, x0.shape, x0.dtype), alpha, sigma)
+    alpha, sigma = schedule.alpha_sigma(t)
+    return add_noise(x0, draws.normal(key, x0.shape, x0.dtype), alpha, sigma)
 
 
 def accuracies(
@@ -78,13 +78,13 @@ def accuracies(
 ) -> Float[Array, "l g"]:
     """The share of right answers at each of `levels`, for each group of attributes.
 
-    Of the pictures where the group is known; `Attributes.right` says what is right.
+    Of the pictures where the group is known; `LabelSet.correct` says what is right.
     """
 
     def at(level: Int[Array, ""]) -> Float[Array, "g"]:
         t = jnp.full(len(x0), level)
         x = noisy(schedule, x0, t, jax.random.fold_in(key, level))
-        right, asked = model.config.attributes.right(model(x, t), targets, known)
+        right, asked = model.config.attributes.correct(model(x, t), targets, known)
         return jnp.mean(right, axis=0, where=asked, dtype=jnp.float32)
 
     return jax.lax.map(at, jnp.asarray(levels))

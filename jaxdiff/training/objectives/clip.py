@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray, PyTree
-from jaxdiff.models.attributes import Attributes
-from jaxdiff.models.build import abstract, assemble, initial_weights, weights
+from jaxdiff.models.attributes import LabelSet
+from jaxdiff.models.build import abstract, initial_weights, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel, unit
-from jaxdiff.parallel.rules import CLIP
+from jaxdiff.parallel.sharding import CLIP
 from jaxdiff.training.config import CLIPObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
 
@@ -34,7 +34,7 @@ class AttributeHeads(NamedTuple):
     positions must know. The end-of-text state and the image's must know all.
     """
 
-    attributes: Attributes
+    attributes: LabelSet
     slots: tuple[tuple[str, ...], ...]
 
     def shapes(self, config: CLIPObjective) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class AttributeHeads(NamedTuple):
         found = np.zeros((len(self.slots), self.attributes.width), bool)
         for row, names in zip(found, self.slots, strict=True):
             for name in names:
-                row[self.attributes.parts[name]] = True
+                row[self.attributes.slices[name]] = True
         return found
 
 
@@ -91,7 +91,7 @@ def read_attributes(
     nats, accuracy = jnp.float32(0), {}
     for name, answer in answers.items():
         nats -= jnp.sum(heads.attributes.log_probs(*answer)) / len(end)
-        right, known = heads.attributes.right(*answer)
+        right, known = heads.attributes.correct(*answer)
         accuracy[f"{name}_attributes"] = jnp.mean(right, where=known, dtype=jnp.float32)
     return Read(nats, accuracy)
 
@@ -181,7 +181,7 @@ def clip_learner(
         params: Params, frozen: PyTree, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
         own, reading = split_heads(params)
-        found = run_towers(assemble(template, own), batch["image"], batch["ids"])
+        found = run_towers(with_params(template, own), batch["image"], batch["ids"])
         cosines = found.cosines
         scale = jnp.exp(params["logit_scale"])
         scores = without_doubles(scale * cosines, same_caption(batch["ids"]))
@@ -204,4 +204,4 @@ def clip_learner(
         return params | {"logit_scale": scale}
 
     head_shapes = {} if heads is None else heads.shapes(config)
-    return Learner(weights(template) | head_shapes, init, loss, limit, rules=CLIP)
+    return Learner(param_dict(template) | head_shapes, init, loss, limit, rules=CLIP)

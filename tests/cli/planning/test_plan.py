@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxdiff.nn.platforms import cudnn_compiler
+from jaxdiff.nn.platforms import has_cudnn
 
 CONFIG = """
 from jaxdiff.models.vae import AutoencoderKLConfig
@@ -25,9 +25,7 @@ config = TrainConfig(
 """
 
 
-for_gpus = pytest.mark.skipif(
-    not cudnn_compiler(), reason="needs jax[cuda13], which compiles for GPUs"
-)
+for_gpus = pytest.mark.skipif(not has_cudnn(), reason="needs jax[cuda13], which compiles for GPUs")
 
 
 def planned(folder, topology):

@@ -1,6 +1,7 @@
-"""Layers whose kernels are changed by the product of two small ones: LoRA (2106.09685).
+"""LoRA layers: kernels plus a product of two low-rank factors (2106.09685).
 
-W' = W + scale A B, where A has few outputs. A begins at random and B at zero, so the change does.
+W' = W + scale A B, where A has few outputs. A is initialized at random and B at zero, so the change
+starts at zero.
 """
 
 import jax
@@ -8,15 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.core.types import Array, Float
-from jaxdiff.nn.initial import ZEROS, Initial, Normal
+from jaxdiff.nn.initializers import ZEROS, Initializer, Normal
 from jaxdiff.nn.layers import Conv, Linear
 
 
-def _factor(init: Initial, *shape: int) -> nnx.Param:
+def _factor(init: Initializer, *shape: int) -> nnx.Param:
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), init=init)
 
 
-class LowRankLinear(Linear):
+class LoRALinear(Linear):
     """y = x W + b + scale x A B, of a linear layer's own W and b."""
 
     def __init__(self, layer: Linear, rank: int, scale: float):
@@ -28,10 +29,10 @@ class LowRankLinear(Linear):
         self.scale = scale
 
     def _columns(self, x: Float[Array, "... i"], some: slice) -> Float[Array, "... o"]:
-        return super()._columns(x, some) + self.scale * self.lora_B._columns(self.lora_A(x), some)
+        return super()._project(x, some) + self.scale * self.lora_B._project(self.lora_A(x), some)
 
 
-class LowRankConv(Conv):
+class LoRAConv(Conv):
     """A convolution beside which a narrow one and a 1 x 1 run: LoRA's change of its kernel."""
 
     def __init__(self, layer: Conv, rank: int, scale: float):

@@ -1,10 +1,10 @@
-"""Which part of a weight lies where: tables of (pattern, axes of its last two dimensions).
+"""Sharding rules of weights: tables of (pattern, mesh axes of the last two dimensions).
 
 The first pattern that is found in a weight's dotted path decides. Kernels end in (in, out), linear
 and convolutional ones alike. Two products in a row split the width between them over "tensor", the
 first by its outputs and the second by its inputs, so that one sum over the devices follows each
-pair (Megatron-LM, 1909.08053, section 3). "fsdp" takes the other dimension: a device keeps its part
-and fetches the rest when the weight's turn comes (ZeRO, 1910.02054, stage 3).
+pair (Megatron-LM, 1909.08053, section 3). "fsdp" takes the other dimension: a device keeps its
+shard and gathers the others when the weight is used (ZeRO, 1910.02054, stage 3).
 
 An axis that does not divide its dimension is not used there; "fsdp" then takes the longest
 dimension that it divides. Weights without a rule (biases, norms) are whole everywhere.
@@ -24,24 +24,24 @@ from jaxdiff.parallel.mesh import FSDP, TENSOR
 Axis = str | None
 Rules = tuple[tuple[str, tuple[Axis, Axis]], ...]
 
-FIRST, SECOND, SINGLE = (FSDP, TENSOR), (TENSOR, FSDP), (None, FSDP)
+COLUMN_PARALLEL, ROW_PARALLEL, FSDP_ONLY = (FSDP, TENSOR), (TENSOR, FSDP), (None, FSDP)
 UNET: Rules = (
-    (r"\.(to_[qkv]|net\.0\.proj|conv1|time_emb_proj|linear_1)\.kernel$", FIRST),
-    (r"\.(to_out\.0|net\.2|conv2|linear_2)\.kernel$", SECOND),
-    (r"\.kernel$", SINGLE),
+    (r"\.(to_[qkv]|net\.0\.proj|conv1|time_emb_proj|linear_1)\.kernel$", COLUMN_PARALLEL),
+    (r"\.(to_out\.0|net\.2|conv2|linear_2)\.kernel$", ROW_PARALLEL),
+    (r"\.kernel$", FSDP_ONLY),
 )
 VAE: Rules = (
-    (r"\.(to_[qkv]|conv1)\.kernel$", FIRST),
-    (r"\.(to_out\.0|conv2)\.kernel$", SECOND),
-    (r"kernel$", SINGLE),
+    (r"\.(to_[qkv]|conv1)\.kernel$", COLUMN_PARALLEL),
+    (r"\.(to_out\.0|conv2)\.kernel$", ROW_PARALLEL),
+    (r"kernel$", FSDP_ONLY),
 )
 CLIP: Rules = (
-    (r"\.([qkv]_proj|fc1)\.kernel$", FIRST),
-    (r"\.(out_proj|fc2)\.kernel$", SECOND),
-    (r"embedding$", SINGLE),
-    (r"kernel$", SINGLE),
+    (r"\.([qkv]_proj|fc1)\.kernel$", COLUMN_PARALLEL),
+    (r"\.(out_proj|fc2)\.kernel$", ROW_PARALLEL),
+    (r"embedding$", FSDP_ONLY),
+    (r"kernel$", FSDP_ONLY),
 )
-CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", SINGLE))
+CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
 ANY: Rules = (*UNET[:2], *CLIP)  # for weights of several models, which share no names but these
 
 
@@ -73,10 +73,10 @@ def shardings(shapes: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, 
     }
 
 
-def fetched(weights: PyTree, parts: PyTree) -> PyTree:
-    """`weights`, each of which lies as `parts` says, whole along "fsdp" where they are used.
+def all_gather_fsdp(weights: PyTree, parts: PyTree) -> PyTree:
+    """`weights`, sharded as in `parts`, gathered along "fsdp" where they are used.
 
-    Their gradients are whole where they arise, and lie as the weights did. Left to itself the
+    Their gradients are reduced and sharded like the weights. Left to itself the
     compiler would rather cut a product into one for each part of its weight as it arrives or
     leaves, too narrow for a matrix unit.
     """
@@ -102,7 +102,7 @@ def fetched(weights: PyTree, parts: PyTree) -> PyTree:
     return jax.tree.map(fetch, weights, parts)
 
 
-def split_any(tree: PyTree, mesh: Mesh) -> PyTree:
+def infer_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     """Shardings of a tree that holds flat tables of weights of any models, and other arrays."""
 
     def part(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -112,7 +112,9 @@ def split_any(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree_util.tree_map_with_path(part, tree)
 
 
-def sharded_like(tree: PyTree, weights: Mapping[str, Any], rules: Rules, mesh: Mesh) -> PyTree:
+def optimizer_state_shardings(
+    tree: PyTree, weights: Mapping[str, Any], rules: Rules, mesh: Mesh
+) -> PyTree:
     """Shardings of a tree that holds, among others, tables like that of `weights`.
 
     A leaf under a weight's path and of its shape, such as a mean of its gradients, lies where the

@@ -1,10 +1,10 @@
-"""What devices can do at most, so that a speed has something to be measured by."""
+"""Peak FLOP/s of devices, for the utilisation."""
 
 import jax
 
 # Dense bfloat16 FLOP/s of one device by a part of its name, the first that is
 # found: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and NVIDIA's data sheets.
-PEAKS = {
+PEAK_FLOPS = {
     "TPU v5 lite": 197e12,
     "TPU v6 lite": 918e12,
     "TPU v5": 459e12,
@@ -16,7 +16,7 @@ PEAKS = {
 
 
 def peak_flops() -> float | None:
-    """Of all devices together; None where the table does not have them."""
+    """The peak FLOP/s of all devices together; None if the table does not have them."""
     kind = jax.devices()[0].device_kind
-    found = next((flops for name, flops in PEAKS.items() if name in kind), None)
+    found = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
     return None if found is None else found * jax.device_count()

@@ -14,27 +14,29 @@ from jaxdiff.core.types import Array, Bool, Float
 from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
 from jaxdiff.nn.transformer import SpatialSelfAttention, SpatialTransformer
 
-Mixer = SpatialSelfAttention | SpatialTransformer
+AttentionLayer = SpatialSelfAttention | SpatialTransformer
 Image = Float[Array, "b h w c"]
 Time = Float[Array, "b e"] | None
 Context = Float[Array, "b n d"] | None
 Perturbed = Bool[Array, "b"] | None
 
 
-def mix(mixer: Mixer, x: Image, context: Context, perturbed: Perturbed = None) -> Image:
+def apply_attention(
+    layer: AttentionLayer, x: Image, context: Context, perturbed: Perturbed = None
+) -> Image:
     """Apply either kind of attention; only a transformer reads the context and can be perturbed."""
-    if isinstance(mixer, SpatialTransformer):
-        return mixer(x, context, perturbed)
-    return mixer(x)
+    if isinstance(layer, SpatialTransformer):
+        return layer(x, context, perturbed)
+    return layer(x)
 
 
-class DownStage(nnx.Module):
+class DownBlock2D(nnx.Module):
     """Residual blocks, then perhaps a downsampling."""
 
     def __init__(
         self,
         resnets: Sequence[ResnetBlock],
-        attentions: Sequence[Mixer] | None = None,
+        attentions: Sequence[AttentionLayer] | None = None,
         downsampler: Downsample | None = None,
     ):
         self.resnets = nnx.List(resnets)
@@ -47,17 +49,19 @@ class DownStage(nnx.Module):
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.attentions is not None:
-                x = mix(self.attentions[i], x, context)
+                x = apply_attention(self.attentions[i], x, context)
             states.append(x)
         if self.downsamplers is not None:
             states.append(self.downsamplers[0](x))
         return states
 
 
-class MidStage(nnx.Module):
+class MidBlock2D(nnx.Module):
     """Residual blocks with attention between them."""
 
-    def __init__(self, resnets: Sequence[ResnetBlock], attentions: Sequence[Mixer] | None = None):
+    def __init__(
+        self, resnets: Sequence[ResnetBlock], attentions: Sequence[AttentionLayer] | None = None
+    ):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions) if attentions else None
 
@@ -72,18 +76,18 @@ class MidStage(nnx.Module):
         x = self.resnets[0](x, time)
         for i, resnet in enumerate(list(self.resnets)[1:]):
             if self.attentions is not None:
-                x = mix(self.attentions[i], x, context, perturbed)
+                x = apply_attention(self.attentions[i], x, context, perturbed)
             x = resnet(x, time)
         return x
 
 
-class UpStage(nnx.Module):
+class UpBlock2D(nnx.Module):
     """Residual blocks, each on its input joined with a skip connection, then perhaps upsampling."""
 
     def __init__(
         self,
         resnets: Sequence[ResnetBlock],
-        attentions: Sequence[Mixer] | None = None,
+        attentions: Sequence[AttentionLayer] | None = None,
         upsampler: Upsample | None = None,
     ):
         self.resnets = nnx.List(resnets)
@@ -103,5 +107,5 @@ class UpStage(nnx.Module):
         for i, resnet in enumerate(self.resnets):
             x = resnet(x if skips is None else jnp.concatenate([x, skips[-1 - i]], -1), time)
             if self.attentions is not None:
-                x = mix(self.attentions[i], x, context)
+                x = apply_attention(self.attentions[i], x, context)
         return x if self.upsamplers is None else self.upsamplers[0](x, size)

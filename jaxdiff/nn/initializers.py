@@ -1,7 +1,7 @@
-"""Initial values of weights, described before they are drawn.
+"""Initializers of weights, as data.
 
-A description travels with its `nnx.Param`, so that a module built without memory still knows how
-each of its weights begins.
+An initializer travels with its `nnx.Param`, so that a module built from shapes alone still knows
+how to initialize each of its weights.
 """
 
 import dataclasses
@@ -44,12 +44,12 @@ class Normal:
         return rng.standard_normal(shape, np.float32) * np.float32(self.std)
 
 
-Initial = Constant | Normal
+Initializer = Constant | Normal
 
 ZEROS = Constant(0.0)
 ONES = Constant(1.0)
 
 
-def keep_variance(shape: tuple[int, ...]) -> Normal:
+def lecun_normal(shape: tuple[int, ...]) -> Normal:
     """Variance 1 / fan-in for a kernel of `shape`, its last axis the outputs (LeCun 1998)."""
     return Normal(math.prod(shape[:-1]) ** -0.5)

@@ -8,10 +8,18 @@ from jax.sharding import PartitionSpec
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.models import presets
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 from jaxdiff.parallel import mesh as meshes
 from jaxdiff.parallel.mesh import batch_sharding, make_mesh
-from jaxdiff.parallel.rules import CLIP, UNET, VAE, fetched, sharded_like, shardings, spec
+from jaxdiff.parallel.sharding import (
+    CLIP,
+    UNET,
+    VAE,
+    all_gather_fsdp,
+    optimizer_state_shardings,
+    shardings,
+    spec,
+)
 
 MODELS = {
     "unet sd15": (("unet", "sd15"), UNET),
@@ -25,7 +33,7 @@ MODELS = {
 @pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (64, 1), (8, 4)])
 def test_hardly_anything_of_a_model_is_held_twice(preset, rules, fsdp, tensor):
     """The parts of one device come to little more than the model's share."""
-    table = weights(presets.preset(*preset).abstract())
+    table = param_dict(presets.preset(*preset).abstract())
     sizes = {"data": 1, "fsdp": fsdp, "tensor": tensor}
     total = sum(leaf.size for leaf in table.values())
     held = 0
@@ -63,7 +71,7 @@ def test_means_of_gradients_lie_with_their_weights():
     tree = ({"mu": table}, rows, jax.ShapeDtypeStruct((), np.int32))
     parts = shardings(table, UNET, mesh)
     assert parts["a.kernel"].spec == PartitionSpec(None, "fsdp")
-    mu, factored, count = sharded_like(tree, table, UNET, mesh)
+    mu, factored, count = optimizer_state_shardings(tree, table, UNET, mesh)
     assert mu["mu"] == parts
     assert factored["a.kernel"].spec == count.spec == PartitionSpec()
 
@@ -76,7 +84,7 @@ def test_weights_are_whole_where_they_are_used_and_their_gradients_are_not():
     assert parts["a.to_q.kernel"].spec == PartitionSpec("fsdp", "tensor")
 
     def loss(params, x):
-        used = fetched(params, parts)
+        used = all_gather_fsdp(params, parts)
         return jnp.square(x @ used["a.to_q.kernel"] + used["a.bias"][None]).sum()
 
     step = jax.jit(jax.grad(loss), in_shardings=(parts, batch_sharding(mesh)))
@@ -90,9 +98,9 @@ def test_weights_are_whole_where_they_are_used_and_their_gradients_are_not():
 
 
 def test_meshes():
-    assert meshes.sizes((-1, 2, 2), 8) == (2, 2, 2)
+    assert meshes.axis_sizes((-1, 2, 2), 8) == (2, 2, 2)
     assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     assert make_mesh(2, 2, 2).devices[0, 0].tolist() == jax.devices()[:2]
     for wanted in ((3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 8, 1), (2, 2, 1)):
         with pytest.raises(InputError, match=r"mesh: got data .*expected"):
-            meshes.sizes(wanted, 8)
+            meshes.axis_sizes(wanted, 8)

@@ -1,4 +1,4 @@
-"""Several processes as one program: how they find each other, and what they agree on."""
+"""Distributed start-up, shutdown and agreement between the processes of one program."""
 
 import contextlib
 import dataclasses
@@ -17,13 +17,13 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, replicated
 
-GRACE = 3  # seconds in which the other processes may fail of themselves
-AHEAD = 2  # calls between asking the others and using their answer
+EXIT_GRACE_SECONDS = 3  # in which the other processes may report their own error
+AGREEMENT_LAG_STEPS = 2  # calls between a collective and the use of its result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """Where the processes of a job meet; all left out: alone, or as the cluster says."""
+class DistributedConfig:
+    """The coordinator and the processes; by default a single process, or what the cluster says."""
 
     coordinator: str | None = None  # host:port of process 0
     num_processes: int | None = None
@@ -31,36 +31,36 @@ class Job:
     distributed: bool = False  # ask the cluster's environment even if it shows no other process
 
     def __post_init__(self) -> None:
-        said = (self.coordinator, self.num_processes, self.process_id)
-        if any(value is None for value in said) and any(value is not None for value in said):
+        given = (self.coordinator, self.num_processes, self.process_id)
+        if any(value is None for value in given) and any(value is not None for value in given):
             raise InputError(
-                f"coordinator, num_processes, process_id: got {said}, expected all three or none"
+                f"coordinator, num_processes, process_id: got {given}, expected all three or none"
             )
         count, number = self.num_processes, self.process_id
         if count is not None and number is not None and not 0 <= number < count:
             raise InputError(f"process_id: got {number}, expected one from 0 to {count - 1}")
 
 
-def join(job: Job) -> None:
-    """Meet the other processes of `job`. Nothing may have used a device before.
+def initialize(config: DistributedConfig) -> None:
+    """Connect to the other processes of `config`. Call it before any use of a device.
 
     Slurm steps and Open MPI with several tasks, and TPU slices of several hosts as GKE describes
     them, are found by themselves; `distributed` has JAX look for any cluster that it knows.
     """
-    if job.coordinator is None and not (job.distributed or _in_company(os.environ)):
+    if config.coordinator is None and not (config.distributed or _is_multiprocess(os.environ)):
         return
     # Of the CPU back end, whose devices talk across processes by gloo only; others ignore it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
-        coordinator_address=job.coordinator,
-        num_processes=job.num_processes,
-        process_id=job.process_id,
+        coordinator_address=config.coordinator,
+        num_processes=config.num_processes,
+        process_id=config.process_id,
     )
 
 
 @contextlib.contextmanager
-def leaving(report: Callable[[BaseException], int]) -> Iterator[None]:
-    """Where the block fails in a process that has met others, end it at once.
+def abort_peers_on_error(report: Callable[[BaseException], int]) -> Iterator[None]:
+    """When the block fails in one of several processes, exit at once.
 
     They may wait for it in a collective for ever, as it would for them at its end, and whoever
     started them learns that it failed. `report` says what happened and returns the exit code; those
@@ -75,14 +75,14 @@ def leaving(report: Callable[[BaseException], int]) -> Iterator[None]:
         if code in (0, 130):
             raise
         if is_first():  # the others' connections end with it: what failed alike may be said first
-            time.sleep(GRACE)
+            time.sleep(EXIT_GRACE_SECONDS)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def _in_company(environment: os._Environ[str] | dict[str, str]) -> bool:
-    """Whether a cluster's environment speaks of more than one process."""
+def _is_multiprocess(environment: os._Environ[str] | dict[str, str]) -> bool:
+    """Whether the cluster's environment variables announce more than one process."""
     counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
     return "," in hosts or any(int(environment.get(name) or 1) > 1 for name in counts)
@@ -93,8 +93,8 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def fetch(tree: PyTree) -> PyTree:
-    """`tree` as whole arrays on this host. All processes have to ask together."""
+def gather_to_host(tree: PyTree) -> PyTree:
+    """`tree` as whole arrays on this host. A collective: all processes have to call it."""
 
     def get(leaf: jax.Array) -> np.ndarray:
         if leaf.is_fully_addressable or leaf.is_fully_replicated:
@@ -104,18 +104,18 @@ def fetch(tree: PyTree) -> PyTree:
     return jax.tree.map(get, tree)
 
 
-def all_say(yes: bool) -> bool:
-    """Whether every process says so. All of them have to ask together, and wait."""
+def all_agree(value: bool) -> bool:
+    """Whether `value` is true in every process. A collective: all processes have to call it."""
     if jax.process_count() == 1:
-        return yes
-    return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.array(value))))
 
 
-class Agreed:
-    """Whether some process says yes, the same answer on all of them at the same call.
+class ConsensusFlag:
+    """Whether any process says yes: the same answer in all of them at the same call.
 
-    The answer is that of AHEAD calls ago, so that nobody waits for the devices. A process alone
-    gets its own answer at once.
+    The answer is that of AGREEMENT_LAG_STEPS calls ago, so that nobody waits for the devices. A
+    single process gets its own answer at once.
     """
 
     def __init__(self, ask: Callable[[], bool]) -> None:
@@ -131,4 +131,4 @@ class Agreed:
         here = np.full(len(self._mesh.local_devices), mine, np.int32)
         everyone = jax.make_array_from_process_local_data(batch_sharding(self._mesh), here)
         self._asked.append(self._any(everyone))
-        return len(self._asked) > AHEAD and bool(self._asked.popleft())
+        return len(self._asked) > AGREEMENT_LAG_STEPS and bool(self._asked.popleft())
