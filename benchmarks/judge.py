@@ -1,4 +1,6 @@
-"""How reliable the judge of scenes is: python benchmarks/judge.py [--pictures 2000] [--vae FOLDER]
+"""How reliable the judge of scenes is.
+
+    PYTHONPATH=. python benchmarks/judge.py [--size 128] [--pictures 2000] [--vae FOLDER]
 
 Prints the share of real drawings whose attributes are named right, clean and degraded, with the
 median distance from the clean drawing in decibels. With a VAE also for its reconstructions, from
@@ -18,7 +20,7 @@ from scipy import ndimage
 
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.core.types import Array
-from jaxdiff.data.drawing import draw
+from jaxdiff.data.drawing import CANVAS, draw
 from jaxdiff.data.scenes import Prompt, SceneSource
 from jaxdiff.evaluation.report import summarise
 from jaxdiff.evaluation.scenes import judge, score
@@ -82,6 +84,7 @@ def reconstruct(folder: pathlib.Path, noise: float) -> Degrade:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=CANVAS, help="side of the images in pixels")
     parser.add_argument("--vae", type=pathlib.Path, help="folder of an AutoencoderKL")
     arguments = parser.parse_args()
     pictures, degraded = arguments.pictures, dict(DEGRADED)
@@ -93,7 +96,7 @@ def main() -> None:
         examples = [source.example(i) for i in range(pictures)]
         for how, degrade in degraded.items():
             rng = np.random.default_rng(0)
-            images = [draw(scene, layout) for scene, layout, _ in examples]
+            images = [draw(scene, layout, arguments.size) for scene, layout, _ in examples]
             worse = [degrade(image, rng) for image in images]
             distance = np.median([decibels(a, b) for a, b in zip(images, worse, strict=True)])
             prompts = [Prompt(text=text, scene=scene) for scene, _, text in examples]

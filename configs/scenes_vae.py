@@ -3,7 +3,7 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
         python train.py configs/scenes_vae.py --workdir runs/scenes_vae
 
-`python benchmarks/judge.py --vae runs/scenes_vae/export` measures what the judge makes of its
+`PYTHONPATH=. python benchmarks/judge.py --size 128 --vae runs/scenes_vae/export` measures what the judge makes of its
 reconstructions.
 """
 
