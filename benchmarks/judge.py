@@ -22,7 +22,7 @@ from jaxdiff.data.drawing import draw
 from jaxdiff.data.scenes import Prompt, SceneSource
 from jaxdiff.evaluation.report import summarise
 from jaxdiff.evaluation.scenes import judge, score
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 
 Degrade = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -64,7 +64,7 @@ def reconstruct(folder: pathlib.Path, noise: float) -> Degrade:
 
     @jax.jit
     def through(params: dict[str, Array], image: Array, eps: Array) -> Array:
-        model = assemble(vae, params)
+        model = with_params(vae, params)
         mean, _ = model.encode(image[None] / 127.5 - 1)
         return model.decode(model.unscale(model.scale(mean) + noise * eps))[0]
 
@@ -73,7 +73,7 @@ def reconstruct(folder: pathlib.Path, noise: float) -> Degrade:
     def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         shape = (1, image.shape[0] // side, image.shape[1] // side, vae.config.latent_channels)
         eps = rng.normal(size=shape).astype(np.float32)
-        picture = through(weights(vae), image.astype(np.float32), eps)
+        picture = through(param_dict(vae), image.astype(np.float32), eps)
         return _bytes(127.5 * (np.asarray(picture) + 1))
 
     return degrade

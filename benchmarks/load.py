@@ -22,7 +22,7 @@ import jax
 jax.numpy.zeros(8).block_until_ready()
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.core.types import dtype_of
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 def resident():
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
@@ -30,7 +30,7 @@ before = resident()
 start = time.perf_counter()
 parts = read_pipeline(sys.argv[1], dtype_of(sys.argv[2]))
 seconds = time.perf_counter() - start
-arrays = [a for c in parts.components.values() for a in weights(c.module).values()]
+arrays = [a for c in parts.components.values() for a in param_dict(c.module).values()]
 size = sum(a.nbytes for a in arrays)
 peak = resident() - before
 print(json.dumps([seconds, peak * 1024, size]))
@@ -67,7 +67,7 @@ def write(folder: pathlib.Path) -> None:
     from jaxdiff.checkpoints.components import Component
     from jaxdiff.checkpoints.families import SD1
     from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
-    from jaxdiff.models.build import assemble, weights
+    from jaxdiff.models.build import param_dict, with_params
     from jaxdiff.models.presets import preset
 
     rng = np.random.default_rng(0)
@@ -77,9 +77,9 @@ def write(folder: pathlib.Path) -> None:
         module = preset(kind, name).abstract(dtype=jnp.float16, param_dtype=jnp.float16)
         arrays = {
             path: jnp.asarray(np.resize(noise, leaf.shape))
-            for path, leaf in weights(module).items()
+            for path, leaf in param_dict(module).items()
         }
-        return Component(module=assemble(module, arrays))
+        return Component(module=with_params(module, arrays))
 
     parts = PipelineParts(
         components={

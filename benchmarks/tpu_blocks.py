@@ -21,7 +21,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxdiff.cli.planning.compilers import prepare
 from jaxdiff.cli.planning.compiling import compile_traced
 from jaxdiff.cli.planning.topology import devices, parse
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import ResnetBlock
@@ -80,7 +80,7 @@ def part(name: str, batch: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
             CHANNELS, CHANNELS, layers=LAYERS, groups=32, eps=1e-5, act="silu", time_width=TIME
         )
         inputs = (picture, shape(batch, TIME))
-    return lambda params, *x: assemble(module, params)(*x), (weights(module), *inputs)
+    return lambda params, *x: with_params(module, params)(*x), (param_dict(module), *inputs)
 
 
 def main() -> None:

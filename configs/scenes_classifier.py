@@ -34,7 +34,7 @@ config = TrainConfig(
             layers_per_block=1,
             attention_head_dim=32,
             norm_num_groups=16,
-        ).telling(ATTRIBUTES),
+        ).with_labels(ATTRIBUTES),
         time_shift=2.0,
         draws=2,
     ),

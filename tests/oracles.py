@@ -11,9 +11,9 @@ import numpy as np
 from jaxdiff.diffusion.predictions import per_image, target
 from jaxdiff.diffusion.schedules import alpha_sigma_from_edm
 from jaxdiff.diffusion.timesteps import HostTimestepGrid, NoiseLevel, TimestepGrid
-from jaxdiff.guidance.denoiser import guided, stack_streams
+from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES
-from jaxdiff.guidance.rule import Dials
 
 
 def ratio_layout(ratio, start=1.0):
@@ -85,8 +85,10 @@ def mixture(kind, means, variances):
 
 def unguided(network, conditioning, kind="epsilon"):
     """The denoiser of a network with conditioning (b,) leaves and no guidance."""
-    dials = Dials(jnp.ones(1))  # of which no guidance takes note
-    return guided(network, (), stack_streams(conditioning), dials, rule=RULES["none"], kind=kind)
+    dials = GuidanceScales(jnp.ones(1))  # of which no guidance takes note
+    return guided_denoiser(
+        network, (), stack_streams(conditioning), dials, rule=RULES["none"], prediction_type=kind
+    )
 
 
 def equations(jaxpr):

@@ -11,7 +11,7 @@ from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.pipelines import PipelineParts, read_pipeline, write_pipeline
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.data.tokenizer import save_tokenizer, train_tokenizer
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -51,8 +51,8 @@ def random_component(cls, *configs, seed=0, **options):
         centre = 1.0 if path.endswith("scale") else 0.0
         return jnp.asarray(centre + rng.normal(size=leaf.shape) * fan_in**-0.5, leaf.dtype)
 
-    values = {path: draw(path, leaf) for path, leaf in weights(module).items()}
-    return Component(module=assemble(module, values))
+    values = {path: draw(path, leaf) for path, leaf in param_dict(module).items()}
+    return Component(module=with_params(module, values))
 
 
 def write_xl(folder: pathlib.Path, zeros=True, **unet) -> pathlib.Path:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxdiff.models.build import abstract, initialise, weights
+from jaxdiff.models.build import abstract, initialise, param_dict
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -59,8 +59,8 @@ def frozen():
     """Weights for all but the UNet, and the ids of the empty caption."""
     return Frozen(
         weights={
-            "vae": weights(initialise(AutoencoderKL, VAE, seed=0)),
-            "text_encoder": weights(initialise(CLIPTextModel, TEXT, seed=1)),
+            "vae": param_dict(initialise(AutoencoderKL, VAE, seed=0)),
+            "text_encoder": param_dict(initialise(CLIPTextModel, TEXT, seed=1)),
         },
         null={"text_encoder": jnp.asarray([18, 19, 19, 19, 19])},
     )

@@ -18,7 +18,7 @@ from jaxdiff.checkpoints.loading import on_host
 from jaxdiff.checkpoints.names import NEW_ATTENTION
 from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 
 PREFIX = "Flax"
 STEMS = {"diffusers": "diffusion_flax_model", "transformers": "flax_model"}
@@ -99,7 +99,7 @@ def write_flax(
                 f"{class_name}: {name} is {value}, and the class of Flax knows {known[0]} only"
             )
             warnings.warn(message, stacklevel=2)
-    named = {flax_names(key, class_name): array for key, array in weights(module).items()}
+    named = {flax_names(key, class_name): array for key, array in param_dict(module).items()}
     with path.open("wb") as file:
         _write(file, traverse_util.unflatten_dict(named), dtype)
 

@@ -14,7 +14,7 @@ from jaxdiff.checkpoints.rules import to_jax, to_key, to_torch, torch_shape
 from jaxdiff.checkpoints.tensors import NUMPY_DTYPES, Entry, Pending, read_tensor
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 
 M = TypeVar("M", bound=nnx.Module)
 Placement = jax.sharding.Sharding | Callable[[str], jax.sharding.Sharding] | None
@@ -52,7 +52,7 @@ def fill(
 
     with ThreadPoolExecutor(WORKERS) as pool:
         arrays = dict(zip(plan, pool.map(load, plan.items()), strict=True))
-    return assemble(module, arrays)
+    return with_params(module, arrays)
 
 
 def _put(view: np.ndarray, place: jax.sharding.Sharding | None) -> Array:
@@ -86,10 +86,10 @@ def match(
             )
         if key is not None:
             stored[key] = entry
-    wanted = {to_key(path): path for path in weights(module)}
+    wanted = {to_key(path): path for path in param_dict(module)}
     _none(f"{source}: missing tensors", [key for key in wanted if key not in stored])
     _none(f"{source}: unknown tensors", [e.name for key, e in stored.items() if key not in wanted])
-    shapes = weights(module)
+    shapes = param_dict(module)
     wrong = [_misfit(stored[key], path, shapes[path].shape) for key, path in wanted.items()]
     _none(f"{source}: unfit tensors", [text for text in wrong if text])
     return {path: stored[key] for key, path in wanted.items()}
@@ -97,7 +97,9 @@ def match(
 
 def pending(module: nnx.Module, *, dtype: Dtype | None = None) -> dict[str, Pending]:
     """The weights of `module` as tensors to be written, by PyTorch key and in its layout."""
-    return {to_key(path): _pending(path, array, dtype) for path, array in weights(module).items()}
+    return {
+        to_key(path): _pending(path, array, dtype) for path, array in param_dict(module).items()
+    }
 
 
 def _pending(path: str, array: Any, dtype: Dtype | None) -> Pending:

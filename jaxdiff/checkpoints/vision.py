@@ -10,9 +10,9 @@ from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.pipelines import PREPROCESSOR
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel, CLIPVisionModel
-from jaxdiff.models.lens import Lens
+from jaxdiff.models.image_processor import CLIPImageProcessor
 
 CLIP = "clip"  # the folder of a whole CLIP model among the parts of others
 # CLIP's own normalisation (2103.00020), for folders that do not say theirs.
@@ -24,11 +24,11 @@ def clip_folder(folder: pathlib.Path) -> pathlib.Path:
     return folder / CLIP if (folder / CLIP).is_dir() else folder
 
 
-def read_lens(folder: pathlib.Path, size: int) -> Lens:
+def read_lens(folder: pathlib.Path, size: int) -> CLIPImageProcessor:
     """The lens for pictures of `size` that the preprocessor_config.json in `folder` describes."""
     path = folder / PREPROCESSOR
     said = read_object(path) if path.is_file() else {}
-    return Lens(
+    return CLIPImageProcessor(
         size=size,
         mean=tuple(said.get("image_mean", MEAN)),
         std=tuple(said.get("image_std", STD)),
@@ -37,7 +37,7 @@ def read_lens(folder: pathlib.Path, size: int) -> Lens:
 
 def read_vision(
     folder: pathlib.Path, *, dtype: Dtype | None = None
-) -> tuple[CLIPVisionModel, Lens]:
+) -> tuple[CLIPVisionModel, CLIPImageProcessor]:
     """The vision tower, with its projection if it has one, of the CLIP model in `folder`.
 
     InputError for a folder of another class. `dtype` is that of `read_component`.
@@ -50,11 +50,11 @@ def vision_of(module: nnx.Module, folder: pathlib.Path) -> CLIPVisionModel:
     """The vision tower of the model that is in `folder`, its weights arrays or shapes."""
     if isinstance(module, CLIPModel):
         width = module.visual_projection.kernel.shape[1]
-        table = weights(module)
+        table = param_dict(module)
         seeing = {k: v for k, v in table.items() if k.startswith(("vision_model.", "visual_"))}
         config = dataclasses.replace(module.vision_model.config, projection_dim=width)
         options = {"dtype": module.vision_model.pre_layrnorm.dtype, "with_projection": True}
-        module = assemble(abstract(CLIPVisionModel, config, **options), seeing)
+        module = with_params(abstract(CLIPVisionModel, config, **options), seeing)
     if not isinstance(module, CLIPVisionModel):
         raise InputError(
             f"clip: got {type(module).__name__} in {folder}, expected CLIPModel or CLIPVisionModel"

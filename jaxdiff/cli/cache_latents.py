@@ -33,7 +33,7 @@ from jaxdiff.data.samples import Make, picture_maker
 from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.data.sources.storage import fingerprint
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_batch
 from jaxdiff.pipeline import cache
@@ -187,8 +187,8 @@ def _describe(folder: pathlib.Path, wanted: Latents) -> None:
 
 def _encoder(vae: AutoencoderKL, batch_size: int, mesh: Any) -> Encode:
     """Mean and log-variance of up to `batch_size` pictures; compiles once for each size."""
-    params = replicate(weights(vae), mesh)
-    program = jax.jit(lambda params, images: assemble(vae, params).encode(images))
+    params = replicate(param_dict(vae), mesh)
+    program = jax.jit(lambda params, images: with_params(vae, params).encode(images))
 
     def encode(images: Float[NDArray, "b h w c"]) -> tuple[NDArray, NDArray]:
         padded = np.zeros((batch_size, *images.shape[1:]), np.float32)

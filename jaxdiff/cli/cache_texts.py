@@ -15,9 +15,9 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray
 from jaxdiff.data.latents import stored
 from jaxdiff.data.texts import Texts
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.conditions import ENCODERS, POOLED, STATES, said
+from jaxdiff.models.conditioning import EMBEDDING_COLUMNS, ENCODERS, POOLED, encode_text
 from jaxdiff.parallel.mesh import replicate, shard_batch
 from jaxdiff.pipeline.parts import ENCODERS as TOKENIZERS
 from jaxdiff.pipeline.vocabulary import tokenizer_of
@@ -87,17 +87,17 @@ def _pooled(folder: pathlib.Path, names: Sequence[str]) -> bool:
 
 def sayer(readers: Readers, batch_size: int, mesh: Any) -> Say:
     """What the encoders say of up to `batch_size` captions, by the names that data have for it."""
-    tables = {n: replicate(weights(each), mesh) for n, each in readers.encoders.items()}
+    tables = {n: replicate(param_dict(each), mesh) for n, each in readers.encoders.items()}
     last = list(tables)[-1]
 
     @jax.jit
     def program(tables: Any, ids: Mapping[str, Array]) -> dict[str, Array]:
         found: dict[str, Array] = {}
         for name, encoder in readers.encoders.items():
-            each = said(assemble(encoder, tables[name]), ids[name], pooled=readers.pooled)
-            found[STATES[name]] = each.states
-            if each.end is not None and name == last:
-                found[POOLED] = each.end
+            each = encode_text(with_params(encoder, tables[name]), ids[name], pooled=readers.pooled)
+            found[EMBEDDING_COLUMNS[name]] = each.hidden_states
+            if each.pooled is not None and name == last:
+                found[POOLED] = each.pooled
         return found
 
     def say(captions: Sequence[str]) -> Said:

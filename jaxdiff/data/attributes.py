@@ -25,22 +25,25 @@ from jaxdiff.data.specification import (
     Scene,
     arrangement,
 )
-from jaxdiff.models.attributes import Attributes, Group
+from jaxdiff.models.attributes import LabelGroup, LabelSet
 
 ONE, *AXES = LAYOUTS = ("one", "left of", "above")  # two things: where the first is
 PLACES = ("first", "second")
 WORDS = {"size": SIZES, "colour": COLOURS, "shape": SHAPES}
 
-ATTRIBUTES = Attributes(
+ATTRIBUTES = LabelSet(
     (
-        Group(name="background", labels=BACKGROUNDS),
-        Group(name="layout", labels=LAYOUTS),
+        LabelGroup(name="background", labels=BACKGROUNDS),
+        LabelGroup(name="layout", labels=LAYOUTS),
         *(
-            Group(name=f"{place}_{kind}", labels=labels)
+            LabelGroup(name=f"{place}_{kind}", labels=labels)
             for place in PLACES
             for kind, labels in WORDS.items()
         ),
-        *(Group(name=f"{kind}s", labels=labels, exclusive=False) for kind, labels in WORDS.items()),
+        *(
+            LabelGroup(name=f"{kind}s", labels=labels, exclusive=False)
+            for kind, labels in WORDS.items()
+        ),
     )
 )
 
@@ -96,7 +99,7 @@ def scene_attributes(scene: Scene) -> Known:
     answers = _in_places(axis or ONE, looks) | {"background": scene.background}
     known = _masks(answers, anywhere)
     for name in anywhere:  # what is not there is known as well
-        known.known[ATTRIBUTES.parts[name]] = True
+        known.known[ATTRIBUTES.slices[name]] = True
     return known
 
 
@@ -152,7 +155,7 @@ def _masks(
     for name, label in answers.items():
         if label is not None:
             result.targets[ATTRIBUTES.index(name, label)] = True
-            result.known[ATTRIBUTES.parts[name]] = True
+            result.known[ATTRIBUTES.slices[name]] = True
     for name, labels in anywhere.items():
         for label in labels:
             if label is not None:

@@ -12,13 +12,13 @@ from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, positive
 from jaxdiff.data.texts import Texts
 from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
-from jaxdiff.models.conditions import POOLED, STATES
+from jaxdiff.models.conditioning import EMBEDDING_COLUMNS, POOLED
 
 Item = Mapping[str, Any]
 Batch = dict[str, np.ndarray]
 
 # Of latents, what SDXL is told of a picture's size, and what text encoders say of its caption.
-STACKED = ("mean", "logvar", "time_ids", *STATES.values(), POOLED)
+STACKED = ("mean", "logvar", "time_ids", *EMBEDDING_COLUMNS.values(), POOLED)
 READ_AHEAD = 2  # batches prepared while the device computes
 ENDLESS = 1 << 52  # items: no training reads as many, and floats count them exactly, as grain does
 

@@ -3,7 +3,7 @@
 A record is a msgpack map: "mean" and "logvar" of the VAE's distribution (unscaled, so that every
 epoch draws anew from it), "caption", and "time_ids" as `data.pictures` has them. All records of a
 shard have one size. Where text encoders have read the captions, it also has what they say, by the
-names in `models.conditions`, and a file of one record has what they say of the null caption.
+names in `models.conditioning`, and a file of one record has what they say of the null caption.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jaxdiff.data.plan import Place
 from jaxdiff.data.skipped import BrokenError
 from jaxdiff.data.sources.records import BROKEN_RECORD, EXTENSION, RecordFiles, readable, unpacked
 from jaxdiff.data.sources.storage import fingerprint
-from jaxdiff.models.conditions import POOLED, STATES
+from jaxdiff.models.conditioning import EMBEDDING_COLUMNS, POOLED
 
 DESCRIPTION = "latents.json"
 NULL = f"null{EXTENSION}"
@@ -61,18 +61,20 @@ class Latents:
             )
 
         texts = (self.text_encoders, self.tokenizers, self.tokens, self.state_widths)
-        if len({len(each) for each in texts}) > 1 or len(self.tokens) > len(STATES):
+        if len({len(each) for each in texts}) > 1 or len(self.tokens) > len(EMBEDDING_COLUMNS):
             raise InputError(
                 f"text_encoders: got {len(self.text_encoders)}, {len(self.tokenizers)} tokenizers, "
                 f"{len(self.tokens)} tokens and {len(self.state_widths)} state_widths, "
-                f"expected as many of each, at most {len(STATES)}"
+                f"expected as many of each, at most {len(EMBEDDING_COLUMNS)}"
             )
 
     @property
     def said(self) -> dict[str, tuple[int, ...]]:
         """The shapes of what the text encoders say of one caption, by name."""
         sizes = zip(self.tokens, self.state_widths, strict=True)
-        shapes: dict[str, tuple[int, ...]] = dict(zip(STATES.values(), sizes, strict=False))
+        shapes: dict[str, tuple[int, ...]] = dict(
+            zip(EMBEDDING_COLUMNS.values(), sizes, strict=False)
+        )
         return shapes | ({POOLED: (self.pooled_width,)} if self.pooled_width else {})
 
     def shard(self, number: int) -> str:

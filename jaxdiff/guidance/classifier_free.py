@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Prediction, per_image
-from jaxdiff.guidance.rule import Dials, Guidance, Query, Stream, extrapolate, rule
+from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, Stream, extrapolate, rule
 
 Outputs = tuple[Float[Array, "b *d"], ...]
 
 
 @rule
-class Conditional(Guidance):
+class NoGuidance(Guidance):
     """No guidance: one stream, the conditional model as it is. Ignores the scale."""
 
     @property
@@ -27,75 +27,78 @@ class Conditional(Guidance):
         return (Stream(),)
 
     @property
-    def plain(self) -> int:
+    def cond_stream(self) -> int:
         """The only stream."""
         return 0
 
     def combine(
-        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """The prediction of the only stream."""
-        return query.predict(outputs[0]), memory
+        return inputs.predict(outputs[0]), state
 
 
 @rule
-class TwoStreams(Guidance):
+class CondUncond(Guidance):
     """Rules between a null stream, or that of a negative prompt, and a conditional one.
 
-    Several `prompts` of an image make one conditional stream, uncond + sum_i w_i (cond_i - uncond)
-    (composable diffusion, 2206.01714, eq. 11; a prompt with negative w_i is a NOT). That is the
-    score of a product of densities at the last noise level, and near it at the others.
+    Several prompts of an image (`num_prompts`) make one conditional stream, uncond + sum_i w_i
+    (cond_i - uncond) (composable diffusion, 2206.01714, eq. 11; a prompt with negative w_i is a
+    NOT). That is the score of a product of densities at the last noise level, and near it at the
+    others.
     """
 
-    prompts: int = 1
+    num_prompts: int = 1
 
     @property
     def streams(self) -> tuple[Stream, ...]:
         """Null, then the prompts."""
-        return Stream("negative"), *(Stream(part=i) for i in range(self.prompts))
+        return Stream("negative"), *(Stream(prompt_index=i) for i in range(self.num_prompts))
 
     @property
-    def plain(self) -> int | None:
+    def cond_stream(self) -> int | None:
         """The stream of the prompt, if there is one."""
-        return 1 if self.prompts == 1 else None
+        return 1 if self.num_prompts == 1 else None
 
-    def ends(self, outputs: Outputs, dials: Dials) -> tuple[Array, Array]:
+    def uncond_and_cond(self, outputs: Outputs, scales: GuidanceScales) -> tuple[Array, Array]:
         """The null stream, and the conditional one that the prompts make together."""
-        uncond, *conds = outputs[: 1 + self.prompts]
-        if dials.weights is None and len(conds) == 1:
+        uncond, *conds = outputs[: 1 + self.num_prompts]
+        if scales.weights is None and len(conds) == 1:
             return uncond, conds[0]
-        weights = dials.weights
+        weights = scales.weights
         if weights is None:
-            weights = jnp.ones((len(uncond), self.prompts), uncond.dtype)
+            weights = jnp.ones((len(uncond), self.num_prompts), uncond.dtype)
         steps = [per_image(weights[:, i], c) * (c - uncond) for i, c in enumerate(conds)]
         return uncond, uncond + sum(steps)
 
-    def composed(self, prompts: int) -> Guidance:
-        """The same rule for so many prompts."""
-        return dataclasses.replace(self, prompts=prompts)
+    def for_prompts(self, num_prompts: int) -> Guidance:
+        """The same rule for that many prompts."""
+        return dataclasses.replace(self, num_prompts=num_prompts)
 
 
 @rule
-class ClassifierFree(TwoStreams):
+class ClassifierFree(CondUncond):
     """g = uncond + w (cond - uncond) (2207.12598, eq. 6, in the form of Imagen)."""
 
     def combine(
-        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """The prediction extrapolated from the null stream through the conditional one."""
-        return query.predict(extrapolate(*self.ends(outputs, dials), dials.scale)), memory
+        return inputs.predict(
+            extrapolate(*self.uncond_and_cond(outputs, scales), scales.scale)
+        ), state
 
-    def cheapest(self, scales: Sequence[float]) -> Guidance:
+    def simplify(self, scales: Sequence[float]) -> Guidance:
         """At w = 1 no null stream is run."""
-        one = self.prompts == 1 and all(w == 1 for w in scales)
-        return Conditional() if one else self
+        one = self.num_prompts == 1 and all(w == 1 for w in scales)
+        return NoGuidance() if one else self
 
 
 @rule
-class ThreeStreams(Guidance):
+class NegativePromptGuidance(Guidance):
     """g = null + w (cond - null) - wn (negative - null): the negative prompt has its own weight.
 
-    Without `dials.negative` wn is w, so that g = null + w (cond - negative). With wn = w - 1 it is
+    Without `scales.negative` wn is w, so that g = null + w (cond - negative). With wn = w - 1 it is
     classifier-free guidance away from the negative prompt. A `perpendicular` negative is rid of
     its component along cond - null first, so that it cannot undo the prompt (2304.04968, eq. 8).
     """
@@ -108,24 +111,24 @@ class ThreeStreams(Guidance):
         return Stream("null"), Stream("prompt"), Stream("negative")
 
     @property
-    def plain(self) -> int:
+    def cond_stream(self) -> int:
         """The stream of the prompt."""
         return 1
 
     def combine(
-        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """The null stream, moved towards the prompt and away from the negative prompt."""
         null, cond, negative = outputs
         towards, away = cond - null, negative - null
         if self.perpendicular:
-            away = away - along(away, towards)
-        wn = dials.scale if dials.negative is None else dials.negative
-        g = null + per_image(dials.scale, null) * towards - per_image(wn, null) * away
-        return query.predict(g), memory
+            away = away - project_onto(away, towards)
+        wn = scales.scale if scales.negative is None else scales.negative
+        g = null + per_image(scales.scale, null) * towards - per_image(wn, null) * away
+        return inputs.predict(g), state
 
 
-def along(a: Float[Array, "b *d"], b: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
+def project_onto(a: Float[Array, "b *d"], b: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
     """The component of a along b, image by image; zero where b is zero."""
     axes = tuple(range(1, a.ndim))
     square = jnp.sum(b * b, axes, keepdims=True)

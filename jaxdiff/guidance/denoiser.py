@@ -12,7 +12,7 @@ from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import check_shape
 from jaxdiff.diffusion.predictions import Denoiser, Prediction
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.guidance.rule import Dials, Guidance, Query, Stream
+from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, Stream
 
 # (weights, x (n h w c), t (n,), conditioning with leaves (n, ...)) -> output (n h w c). It is also
 # given `perturbed` (n,), by name, if the rule has perturbed streams.
@@ -20,13 +20,13 @@ Network = Callable[..., Array]
 T = TypeVar("T")
 
 
-class Source(NamedTuple):
-    """A network: what it is, what it is told, and the kind of its predictions."""
+class ConditionedNetwork(NamedTuple):
+    """A network with its weights, its conditioning and its prediction type."""
 
     network: Network
     weights: PyTree
     conditioning: PyTree  # leaves (b, G, ...) for the G streams of a rule that it runs
-    kind: str
+    prediction_type: str
 
 
 def stack_streams(*conditionings: PyTree) -> PyTree:
@@ -34,30 +34,30 @@ def stack_streams(*conditionings: PyTree) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *conditionings)
 
 
-def guided(
+def guided_denoiser(
     network: Network,
     weights: PyTree,
     conditioning: PyTree,
-    dials: Dials,
+    scales: GuidanceScales,
     *,
     rule: Guidance,
-    kind: str,
-    guide: Source | None = None,
+    prediction_type: str,
+    guidance_model: ConditionedNetwork | None = None,
 ) -> Denoiser:
-    """The denoiser of a network that predicts `kind`, guided by `rule`.
+    """The denoiser of a network that predicts `prediction_type`, guided by `rule`.
 
     `conditioning` has leaves (b, K, ...) for the rule's K streams of this network; None stands for
     none. All of them, of all images, go through one network call, image by image: [null_0, cond_0,
     null_1, cond_1, ...]. This order keeps the streams of an image on the device of the image when
     the batch is sharded; all nulls before all conditions would have to be exchanged at each step.
     The network sees its own dtype; combining happens in that of x, which is float32. Where the rule
-    rests the plain stream is run alone, and where it stands still none. InputError where streams
-    and conditioning do not fit.
+    does not guide, the conditional stream is run alone, and at zero velocity none. InputError where
+    streams and conditioning do not fit.
     """
     rows = {name: _rows(rule.streams, name) for name in ("main", "guide")}
-    sources = {"main": Source(network, weights, conditioning, kind)}
-    if guide is not None:
-        sources["guide"] = guide
+    sources = {"main": ConditionedNetwork(network, weights, conditioning, prediction_type)}
+    if guidance_model is not None:
+        sources["guide"] = guidance_model
     for name, numbers in rows.items():
         if numbers and name not in sources:
             raise InputError("guide: got none, expected a second model for this guidance")
@@ -72,32 +72,34 @@ def guided(
             if chosen:
                 places = [numbers.index(n) for n in chosen]
                 streams = [rule.streams[n] for n in chosen]
-                found = _run(sources[name], Query(x, level, kind), streams, places)
+                found = _run(
+                    sources[name], DenoiserInput(x, level, prediction_type), streams, places
+                )
                 outputs |= dict(zip(chosen, found, strict=True))
         return tuple(outputs[n] for n in wanted)
 
     def denoise(
-        x: Float[Array, "b *d"], level: NoiseLevel, memory: PyTree
+        x: Float[Array, "b *d"], level: NoiseLevel, state: PyTree
     ) -> tuple[Prediction, PyTree]:
-        query, every = Query(x, level, kind), range(len(rule.streams))
+        query, every = DenoiserInput(x, level, prediction_type), range(len(rule.streams))
 
         def guide_it() -> tuple[Prediction, PyTree]:
-            return rule.combine(ask(x, level, every), query, dials, memory)
+            return rule.combine(ask(x, level, every), query, scales, state)
 
         def rest() -> tuple[Prediction, PyTree]:
-            if rule.plain is None:
-                _, cond = rule.ends(ask(x, level, every), dials)
+            if rule.cond_stream is None:
+                _, cond = rule.uncond_and_cond(ask(x, level, every), scales)
             else:
-                (cond,) = ask(x, level, [rule.plain])
-            return rule.rest(cond, query), memory
+                (cond,) = ask(x, level, [rule.cond_stream])
+            return rule.unguided(cond, query), state
 
         def stand() -> tuple[Prediction, PyTree]:
-            return query.predict(jnp.zeros_like(x), "flow_prediction"), memory
+            return query.predict(jnp.zeros_like(x), "flow_prediction"), state
 
         def move() -> tuple[Prediction, PyTree]:
-            return _choose(rule.active(level, memory), guide_it, rest)
+            return _choose(rule.is_guided(level, state), guide_it, rest)
 
-        return _choose(rule.still(level), stand, move)
+        return _choose(rule.is_zero_velocity(level), stand, move)
 
     return denoise
 
@@ -115,10 +117,13 @@ def _rows(streams: Sequence[Stream], network: str) -> list[int]:
 
 
 def _run(
-    source: Source, query: Query, streams: Sequence[Stream], places: Sequence[int]
+    source: ConditionedNetwork,
+    inputs: DenoiserInput,
+    streams: Sequence[Stream],
+    places: Sequence[int],
 ) -> list[Array]:
     """Outputs, as of the query's kind, of streams at `places` of the network's conditioning."""
-    x, level, kind = query
+    x, level, kind = inputs
     K = len(places)
 
     def flatten(leaf: Array) -> Array:
@@ -137,7 +142,7 @@ def _run(
     )
     rows = output.astype(x.dtype).reshape(len(x), K, *output.shape[1:])
     outputs = [rows[:, i] for i in range(K)]
-    if source.kind == kind:
+    if source.prediction_type == kind:
         return outputs
-    theirs = query._replace(kind=source.kind)
-    return [query.output(theirs.predict(each)) for each in outputs]
+    theirs = inputs._replace(prediction_type=source.prediction_type)
+    return [inputs.output(theirs.predict(each)) for each in outputs]

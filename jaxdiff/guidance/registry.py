@@ -6,32 +6,36 @@ from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
-from jaxdiff.guidance.bounds import Clipped, Rescaled, Thresholded
-from jaxdiff.guidance.classifier_free import ClassifierFree, Conditional, ThreeStreams
-from jaxdiff.guidance.manifold import ManifoldConstrained
-from jaxdiff.guidance.projected import AdaptiveProjected
-from jaxdiff.guidance.rule import Guidance, Wrapper, innermost
-from jaxdiff.guidance.timing import Adaptive, Interval, Scheduled
+from jaxdiff.guidance.apg import APG
+from jaxdiff.guidance.base import Guidance, Wrapper, innermost
+from jaxdiff.guidance.cfg_plus_plus import CFGPlusPlus
+from jaxdiff.guidance.cfg_zero_star import CFGZeroStar
+from jaxdiff.guidance.classifier_free import ClassifierFree, NegativePromptGuidance, NoGuidance
+from jaxdiff.guidance.rescale_threshold import (
+    DynamicThresholding,
+    GuidanceRescale,
+    StaticThresholding,
+)
+from jaxdiff.guidance.schedules import AdaptiveGuidance, GuidanceInterval, ScaleSchedule
 from jaxdiff.guidance.weaker import Autoguidance, PerturbedAttention
-from jaxdiff.guidance.zero_star import ZeroStar
 
 RULES: dict[str, Guidance] = {
-    "none": Conditional(),
+    "none": NoGuidance(),
     "cfg": ClassifierFree(),
-    "three": ThreeStreams(),
-    "apg": AdaptiveProjected(),
-    "cfg-pp": ManifoldConstrained(),
-    "cfg-zero": ZeroStar(),
+    "three": NegativePromptGuidance(),
+    "apg": APG(),
+    "cfg-pp": CFGPlusPlus(),
+    "cfg-zero": CFGZeroStar(),
     "pag": PerturbedAttention(),
     "auto": Autoguidance(),
 }
 WRAPPERS: dict[str, type[Wrapper]] = {
-    "rescale": Rescaled,
-    "clip": Clipped,
-    "threshold": Thresholded,
-    "interval": Interval,
-    "adaptive": Adaptive,
-    "schedule": Scheduled,
+    "rescale": GuidanceRescale,
+    "clip": StaticThresholding,
+    "threshold": DynamicThresholding,
+    "interval": GuidanceInterval,
+    "adaptive": AdaptiveGuidance,
+    "schedule": ScaleSchedule,
 }
 
 
@@ -46,8 +50,8 @@ def parse(text: str) -> Guidance:
     rule = dataclasses.replace(rule, **_values(name, rule, options))
     for part in others:
         name, options = _part(part)
-        wrapped = WRAPPERS[one_of("guidance", name, WRAPPERS)](of=rule)
-        if isinstance(innermost(rule), ManifoldConstrained) and name not in _KEEPS_NOISE:
+        wrapped = WRAPPERS[one_of("guidance", name, WRAPPERS)](inner=rule)
+        if isinstance(innermost(rule), CFGPlusPlus) and name not in _KEEPS_NOISE:
             raise InputError(f"guidance: got cfg-pp+{name}, expected {' or '.join(_KEEPS_NOISE)}")
         rule = dataclasses.replace(wrapped, **_values(name, wrapped, options))
     return rule
@@ -81,4 +85,4 @@ def _values(name: str, rule: Guidance, options: Mapping[str, str]) -> dict[str, 
 # Wrappers that leave a prediction its own noise and its scale in [0, 1], which CFG++ lives by.
 _KEEPS_NOISE = ("interval", "adaptive")
 _FLAGS = {"true": True, "false": False}
-_INTERNAL = ("of", "prompts", "null")  # set by what is asked for, not by name
+_INTERNAL = ("inner", "num_prompts", "null")  # set by what is asked for, not by name

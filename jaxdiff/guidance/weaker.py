@@ -5,8 +5,17 @@ from collections.abc import Sequence
 
 from jaxdiff.core.types import Array, PyTree
 from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.guidance.classifier_free import Conditional, Outputs
-from jaxdiff.guidance.rule import Dials, Guidance, Number, Query, Stream, check, extrapolate, rule
+from jaxdiff.guidance.base import (
+    DenoiserInput,
+    Guidance,
+    GuidanceScales,
+    Number,
+    Stream,
+    check,
+    extrapolate,
+    rule,
+)
+from jaxdiff.guidance.classifier_free import NoGuidance, Outputs
 
 
 @rule
@@ -22,19 +31,21 @@ class Autoguidance(Guidance):
         return Stream(network="guide"), Stream()
 
     @property
-    def plain(self) -> int:
+    def cond_stream(self) -> int:
         """The main network's stream."""
         return 1
 
     def combine(
-        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """The prediction extrapolated from the weaker network through the main one."""
-        return query.predict(extrapolate(*self.ends(outputs, dials), dials.scale)), memory
+        return inputs.predict(
+            extrapolate(*self.uncond_and_cond(outputs, scales), scales.scale)
+        ), state
 
-    def cheapest(self, scales: Sequence[float]) -> Guidance:
+    def simplify(self, scales: Sequence[float]) -> Guidance:
         """At w = 1 the weaker network is not run."""
-        return Conditional() if all(w == 1 for w in scales) else self
+        return NoGuidance() if all(w == 1 for w in scales) else self
 
 
 @rule
@@ -58,22 +69,22 @@ class PerturbedAttention(Guidance):
         return (Stream("negative"), *prompt) if self.null else prompt
 
     @property
-    def plain(self) -> int:
+    def cond_stream(self) -> int:
         """The stream of the prompt."""
         return int(self.null)
 
-    def ends(self, outputs: Outputs, dials: Dials) -> tuple[Array, Array]:
+    def uncond_and_cond(self, outputs: Outputs, scales: GuidanceScales) -> tuple[Array, Array]:
         """The null stream, or the perturbed one in its place, and that of the prompt."""
-        return outputs[0 if self.null else -1], outputs[self.plain]
+        return outputs[0 if self.null else -1], outputs[self.cond_stream]
 
     def combine(
-        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """Classifier-free guidance, moved away from the perturbed stream."""
-        uncond, cond = self.ends(outputs, dials)
+        uncond, cond = self.uncond_and_cond(outputs, scales)
         away = self.k * (cond - outputs[-1])
-        return query.predict(extrapolate(uncond, cond, dials.scale) + away), memory
+        return inputs.predict(extrapolate(uncond, cond, scales.scale) + away), state
 
-    def cheapest(self, scales: Sequence[float]) -> Guidance:
+    def simplify(self, scales: Sequence[float]) -> Guidance:
         """At w = 1 without the null stream."""
         return dataclasses.replace(self, null=not all(w == 1 for w in scales))

@@ -1,4 +1,4 @@
-"""What a classifier tells: groups of logits, and the log-probability of what is known of them."""
+"""The labels of a classifier: groups of logits, and log-probabilities of known labels."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from jaxdiff.core.validate import one_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
+class LabelGroup:
     """One question with a logit for each possible answer.
 
     Of an `exclusive` group exactly one label is right (softmax). Otherwise each label is right or
@@ -26,15 +26,15 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Attributes:
+class LabelSet:
     """The groups of a classifier, whose logits lie one after the other.
 
-    What is asked for is two masks over all labels: `targets`, the labels that are right, and
-    `known`, those of which that is known. An exclusive group may be known in part: the labels left
+    A target is two masks over all labels: `targets`, the labels that are right, and `known`,
+    those whose value is known. An exclusive group may be known in part: the labels left
     are those that are right or not known.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[LabelGroup, ...]
 
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
@@ -53,7 +53,7 @@ class Attributes:
         return sum(len(group.labels) for group in self.groups)
 
     @functools.cached_property
-    def parts(self) -> dict[str, slice]:
+    def slices(self) -> dict[str, slice]:
         """Where the logits of each group are."""
         ends = itertools.accumulate((len(g.labels) for g in self.groups), initial=0)
         pairs = zip(self.groups, itertools.pairwise(ends), strict=True)
@@ -61,9 +61,9 @@ class Attributes:
 
     def index(self, name: str, label: str) -> int:
         """The position of a label of group `name` among all logits; InputError if unknown."""
-        group = next(g for g in self.groups if g.name == one_of("group", name, self.parts))
+        group = next(g for g in self.groups if g.name == one_of("group", name, self.slices))
         one_of(name, label, group.labels)
-        return self.parts[name].start + group.labels.index(label)
+        return self.slices[name].start + group.labels.index(label)
 
     def log_prob(
         self, logits: Float[Array, "b n"], targets: Bool[Array, "b n"], known: Bool[Array, "b n"]
@@ -82,25 +82,25 @@ class Attributes:
         l32 = logits.astype(jnp.float32)
         columns = []
         for group in self.groups:
-            at = self.parts[group.name]
-            told = _exclusive if group.exclusive else _independent
-            columns.append(told(l32[:, at], targets[:, at], known[:, at]))
+            at = self.slices[group.name]
+            log_prob = _exclusive if group.exclusive else _independent
+            columns.append(log_prob(l32[:, at], targets[:, at], known[:, at]))
         return jnp.stack(columns, axis=-1)
 
-    def right(
+    def correct(
         self, logits: Float[Array, "b n"], targets: Bool[Array, "b n"], known: Bool[Array, "b n"]
     ) -> tuple[Bool[Array, "b g"], Bool[Array, "b g"]]:
         """Whether the likeliest answer agrees with all that is known, and whether anything is."""
         agrees, asked = [], []
         for group in self.groups:
-            at = self.parts[group.name]
-            scores, target, told = logits[:, at], targets[:, at], known[:, at]
+            at = self.slices[group.name]
+            scores, target, is_known = logits[:, at], targets[:, at], known[:, at]
             if group.exclusive:
                 best = jax.nn.one_hot(jnp.argmax(scores, -1), scores.shape[-1], dtype=bool)
-                agrees.append(jnp.any(best & (target | ~told), axis=-1))
+                agrees.append(jnp.any(best & (target | ~is_known), axis=-1))
             else:
-                agrees.append(jnp.all(((scores > 0) == target) | ~told, axis=-1))
-            asked.append(jnp.any(told, axis=-1))
+                agrees.append(jnp.all(((scores > 0) == target) | ~is_known, axis=-1))
+            asked.append(jnp.any(is_known, axis=-1))
         return jnp.stack(agrees, axis=-1), jnp.stack(asked, axis=-1)
 
 

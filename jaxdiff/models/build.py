@@ -42,40 +42,40 @@ def initialise(cls: Callable[..., M], *configs: Any, seed: int, **options: Any) 
     """A module `cls(*configs, **options)` with random initial weights drawn from `seed`."""
     module = abstract(cls, *configs, **options)
     arrays = {path: jnp.asarray(array) for path, array in initial_weights(module, seed)}
-    return assemble(module, arrays)
+    return with_params(module, arrays)
 
 
-def weights(module: nnx.Module) -> dict[str, Any]:
+def param_dict(module: nnx.Module) -> dict[str, Any]:
     """The module's weights, arrays or shapes, by dotted path."""
     return flatten(nnx.to_pure_dict(nnx.state(module)))
 
 
-def assemble(module: M, arrays: Mapping[str, Any]) -> M:
-    """A copy of an abstract `module` with `arrays` (by dotted path) for weights.
+def with_params(module: M, params: Mapping[str, Any]) -> M:
+    """A copy of an abstract `module` with `params` (by dotted path) for weights.
 
     The arrays keep their own dtypes. InputError if a path is missing, unknown or of another shape.
     """
-    expected = weights(module)
-    _check_names("missing weights", set(expected) - set(arrays))
-    _check_names("unknown weights", set(arrays) - set(expected))
-    for path, array in arrays.items():
+    expected = param_dict(module)
+    _check_names("missing weights", set(expected) - set(params))
+    _check_names("unknown weights", set(params) - set(expected))
+    for path, array in params.items():
         if tuple(array.shape) != tuple(expected[path].shape):
             raise InputError(
                 f"{path}: got shape {tuple(array.shape)}, expected {tuple(expected[path].shape)}"
             )
     graph, state = nnx.split(module)
-    nnx.replace_by_pure_dict(state, unflatten(arrays))
+    nnx.replace_by_pure_dict(state, unflatten(params))
     return nnx.merge(graph, state)
 
 
-def replace_weights(module: nnx.Module, arrays: Mapping[str, Any]) -> None:
-    """Give `module` itself other weights, by dotted path; the rest stay. InputError as `assemble`.
+def replace_weights(module: nnx.Module, params: Mapping[str, Any]) -> None:
+    """Replace weights of `module` itself, by dotted path. InputError as `with_params`.
 
     Nothing is written into an array: whoever holds the old ones keeps their values.
     """
-    table = weights(module)
-    _check_names("unknown weights", set(arrays) - set(table))
-    nnx.update(module, nnx.state(assemble(module, table | dict(arrays))))
+    table = param_dict(module)
+    _check_names("unknown weights", set(params) - set(table))
+    nnx.update(module, nnx.state(with_params(module, table | dict(params))))
 
 
 def _check_names(what: str, names: set[str]) -> None:

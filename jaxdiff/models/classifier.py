@@ -1,4 +1,4 @@
-"""A classifier of noisy latents that is told the noise level, for classifier guidance (2105.05233).
+"""A classifier of noisy latents and their noise level, for classifier guidance (2105.05233).
 
 The way down of a UNet, then attention pooling with one query for each group of attributes.
 """
@@ -13,7 +13,7 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
 from jaxdiff.core.validate import check_shape, positive
-from jaxdiff.models.attributes import Attributes, Group
+from jaxdiff.models.attributes import LabelGroup, LabelSet
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
 from jaxdiff.nn.initializers import ZEROS, Normal
 from jaxdiff.nn.layers import LayerFactory
@@ -26,7 +26,7 @@ EPS = 1e-5  # of every norm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentClassifierConfig:
-    """Sizes of the network, and what it tells: name, labels and kind of each group."""
+    """Sizes of the network, and its labels: name, labels and kind of each group."""
 
     sample_size: int = 8  # rows and columns of the latents, which have to be square
     in_channels: int = 16
@@ -53,18 +53,18 @@ class LatentClassifierConfig:
                     f"{name}: got {len(getattr(self, name))}, expected {len(self.group_names)} "
                     "as there are group_names"
                 )
-        Attributes(self._groups())
+        LabelSet(self._groups())
 
-    def _groups(self) -> tuple[Group, ...]:
+    def _groups(self) -> tuple[LabelGroup, ...]:
         rows = zip(self.group_names, self.group_labels, self.group_exclusive, strict=True)
-        return tuple(Group(name=n, labels=labels, exclusive=e) for n, labels, e in rows)
+        return tuple(LabelGroup(name=n, labels=labels, exclusive=e) for n, labels, e in rows)
 
     @functools.cached_property
-    def attributes(self) -> Attributes:
+    def attributes(self) -> LabelSet:
         """The groups that the logits belong to."""
-        return Attributes(self._groups())
+        return LabelSet(self._groups())
 
-    def telling(self, attributes: Attributes) -> "LatentClassifierConfig":
+    def with_labels(self, attributes: LabelSet) -> "LatentClassifierConfig":
         """The same sizes for other groups."""
         return dataclasses.replace(
             self,
@@ -74,7 +74,7 @@ class LatentClassifierConfig:
         )
 
 
-def _stage(config: LatentClassifierConfig, block: int, layers: LayerFactory) -> DownBlock2D:
+def _down_block(config: LatentClassifierConfig, block: int, layers: LayerFactory) -> DownBlock2D:
     """Residual blocks with attention at one resolution, and a downsampling unless it is the last.
 
     The noise level scales and shifts after the second norm, as in the classifier of 2105.05233.
@@ -97,13 +97,13 @@ def _stage(config: LatentClassifierConfig, block: int, layers: LayerFactory) -> 
         for i in range(config.layers_per_block)
     ]
     heads = n_out // config.attention_head_dim
-    mixers = [
+    attentions = [
         SpatialSelfAttention(n_out, layers=layers, heads=heads, groups=groups, eps=EPS)
         for _ in resnets
     ]
     last = block == len(widths) - 1
     return DownBlock2D(
-        resnets, mixers, None if last else Downsample(n_out, layers=layers, padding=1)
+        resnets, attentions, None if last else Downsample(n_out, layers=layers, padding=1)
     )
 
 
@@ -127,7 +127,7 @@ class LatentClassifier(nnx.Module):
         self.conv_in = layers.conv(config.in_channels, first, 3)
         self.time_embedding = TimestepEmbedding(first, 4 * first, layers=layers)
         self.down_blocks = nnx.List(
-            _stage(config, i, layers) for i in range(len(config.block_out_channels))
+            _down_block(config, i, layers) for i in range(len(config.block_out_channels))
         )
         self.norm = layers.group_norm(last, groups=config.norm_num_groups, eps=EPS)
         self.positions = layers.param(Normal(0.5), (side * side, last))

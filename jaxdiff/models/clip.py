@@ -17,7 +17,7 @@ from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.transformer import split_heads
 
 LEGACY_EOS = 2  # what old configs say, whatever the tokenizer
-TOKENS = "text_model.embeddings.token_embedding.embedding"  # the path of the tokens' vectors
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.embedding"  # its path
 LOGIT_SCALE = 2.6592  # log(1 / 0.07), the initial inverse temperature
 
 
@@ -128,7 +128,7 @@ class TextTransformer(nnx.Module):
         """Position of the end-of-text token.
 
         Old configs name the wrong token (2); the right one is then the largest id of the text,
-        words that were added to the vocabulary left out.
+        added tokens left out.
         """
         if self.config.eos_token_id == LEGACY_EOS:
             return jnp.argmax(jnp.where(ids < self.config.vocab_size, ids, -1), axis=-1)
@@ -275,12 +275,12 @@ class CLIPModel(nnx.Module):
         return _unit(self.visual_projection(self.vision_model(images).pooled))
 
 
-def with_words(
+def extend_token_embedding(
     table: Float[Array, "v d"], first: int, vectors: Float[Array, "n d"]
 ) -> Float[Array, "w d"]:
-    """The tokens' vectors with those of new words from the id `first` on, in the table's dtype.
+    """The token embedding with new vectors from the id `first` on, in the table's dtype.
 
-    Ids between the end of the table and the first word have no tokens, and zeros.
+    Ids between the end of the table and the first new token are unused; their vectors are zero.
     """
     gap = jnp.zeros((max(0, first - len(table)), table.shape[1]), table.dtype)
     return jnp.concatenate([table[:first], gap, vectors.astype(table.dtype)])

@@ -16,7 +16,7 @@ from jaxdiff.nn.layers import LayerFactory
 EPS = 1e-6  # of every norm
 SLOPE = 0.2  # of the leaky rectifiers below zero
 INITIAL = Normal(0.02)
-WIDEST = 8  # times the first width that the layers grow to
+MAX_WIDTH_FACTOR = 8  # times the first width that the layers grow to
 ONE = ((1, 1), (1, 1))  # padding of every convolution, whose kernels are 4 x 4
 
 
@@ -52,7 +52,7 @@ class PatchDiscriminator(nnx.Module):
         rngs: nnx.Rngs | None,
     ):
         layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        widths = [config.width * min(2**i, WIDEST) for i in range(config.layers + 1)]
+        widths = [config.width * min(2**i, MAX_WIDTH_FACTOR) for i in range(config.layers + 1)]
         groups = config.norm_num_groups
         self.config = config
         self.conv_in = layers.conv(channels, widths[0], 4, stride=2, padding=ONE, init=INITIAL)

@@ -69,7 +69,7 @@ _SD21 = "stabilityai/stable-diffusion-2-1"
 _XL = "stabilityai/stable-diffusion-xl-base-1.0"
 _REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
 _SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
-_ADDED = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
+_SDXL_CONDITIONING = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 _XL_ATTENTION = {"use_linear_projection": True, "upcast_attention": None}
 
 UNETS: dict[str, Preset] = {
@@ -101,7 +101,7 @@ UNETS: dict[str, Preset] = {
         attention_head_dim=(5, 10, 20),
         cross_attention_dim=2048,
         projection_class_embeddings_input_dim=2816,
-        **_ADDED,
+        **_SDXL_CONDITIONING,
         **_XL_ATTENTION,
     ),
     "sdxl-refiner": _unet(
@@ -120,7 +120,7 @@ UNETS: dict[str, Preset] = {
         attention_head_dim=(6, 12, 24, 24),
         cross_attention_dim=1280,
         projection_class_embeddings_input_dim=2560,
-        **_ADDED,
+        **_SDXL_CONDITIONING,
         **_XL_ATTENTION,
     ),
 }
@@ -180,9 +180,9 @@ TEXT_ENCODERS: dict[str, Preset] = {
     ),
 }
 
-KINDS: dict[str, dict[str, Preset]] = {"unet": UNETS, "vae": VAES, "text": TEXT_ENCODERS}
+PRESETS: dict[str, dict[str, Preset]] = {"unet": UNETS, "vae": VAES, "text": TEXT_ENCODERS}
 
 
 def preset(kind: str, name: str) -> Preset:
     """The published network `name` of `kind` "unet", "vae" or "text"; InputError if unknown."""
-    return KINDS[one_of("kind of network", kind, KINDS)][one_of(kind, name, KINDS[kind])]
+    return PRESETS[one_of("kind of network", kind, PRESETS)][one_of(kind, name, PRESETS[kind])]

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int
 from jaxdiff.core.validate import check_shape
-from jaxdiff.models.unet_blocks import down_stage, mid_stage, up_stage
+from jaxdiff.models.unet_blocks import make_down_block, make_mid_block, make_up_block
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
@@ -14,11 +14,11 @@ from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory
 
 Sample = Float[Array, "b h w c"]
-PERTURBED = ("UNetMidBlock2DCrossAttn",)  # middle blocks whose self-attention can be off
+PAG_MID_BLOCKS = ("UNetMidBlock2DCrossAttn",)  # middle blocks whose self-attention can be off
 
 
 class UNet2DConditionModel(nnx.Module):
-    """A UNet with attention, told the diffusion time and, by its config, a context and more."""
+    """A UNet with attention, conditioned on the timestep and, by its config, a context and more."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class UNet2DConditionModel(nnx.Module):
         self.add_embedding = (
             TimestepEmbedding(added, config.time_width, layers=layers) if added else None
         )
-        self.down_blocks = nnx.List(down_stage(config, i, layers=layers) for i in blocks)
-        self.mid_block = mid_stage(config, layers=layers)
-        self.up_blocks = nnx.List(up_stage(config, i, layers=layers) for i in blocks)
+        self.down_blocks = nnx.List(make_down_block(config, i, layers=layers) for i in blocks)
+        self.mid_block = make_mid_block(config, layers=layers)
+        self.up_blocks = nnx.List(make_up_block(config, i, layers=layers) for i in blocks)
         self.conv_norm_out = layers.group_norm(
             channels[0], groups=config.norm_num_groups, eps=config.norm_eps
         )
@@ -103,7 +103,7 @@ class UNet2DConditionModel(nnx.Module):
 
     @property
     def _can_be_perturbed(self) -> bool:
-        return self.mid_block is not None and self.config.mid_block_type in PERTURBED
+        return self.mid_block is not None and self.config.mid_block_type in PAG_MID_BLOCKS
 
     def _embed_time(
         self,
@@ -112,17 +112,17 @@ class UNet2DConditionModel(nnx.Module):
         text_embeds: Array | None,
         time_ids: Array | None,
     ) -> Float[Array, "b e"]:
-        sines = self._sines(timesteps, self.config.block_out_channels[0])
+        sines = self._sinusoidal(timesteps, self.config.block_out_channels[0])
         time = self.time_embedding(sines, timestep_cond)
         if self.add_embedding is None or text_embeds is None or time_ids is None:
             return time
-        ids = self._sines(time_ids.reshape(-1), self.config.addition_time_embed_dim or 0)
+        ids = self._sinusoidal(time_ids.reshape(-1), self.config.addition_time_embed_dim or 0)
         ids = ids.reshape(len(time_ids), -1)
         return time + self.add_embedding(
             jnp.concatenate([text_embeds.astype(jnp.float32), ids], axis=-1)
         )
 
-    def _sines(self, values: Array, width: int) -> Float[Array, "n e"]:
+    def _sinusoidal(self, values: Array, width: int) -> Float[Array, "n e"]:
         return sinusoidal(
             values,
             width,

@@ -32,7 +32,7 @@ def _resnets(
     ]
 
 
-def _mixers(
+def _attention_layers(
     config: UNet2DConditionConfig,
     kind: str,
     block: int,
@@ -68,12 +68,14 @@ def _mixers(
     return None
 
 
-def down_stage(config: UNet2DConditionConfig, block: int, *, layers: LayerFactory) -> DownBlock2D:
+def make_down_block(
+    config: UNet2DConditionConfig, block: int, *, layers: LayerFactory
+) -> DownBlock2D:
     """Down block number `block`, counted from the highest resolution."""
     channels = config.block_out_channels
     n_in, n_out = channels[max(block - 1, 0)], channels[block]
     count = config.per_block("layers_per_block")[block]
-    mixers = _mixers(
+    mixers = _attention_layers(
         config,
         config.down_block_types[block],
         block,
@@ -90,13 +92,13 @@ def down_stage(config: UNet2DConditionConfig, block: int, *, layers: LayerFactor
     )
 
 
-def mid_stage(config: UNet2DConditionConfig, *, layers: LayerFactory) -> MidBlock2D | None:
+def make_mid_block(config: UNet2DConditionConfig, *, layers: LayerFactory) -> MidBlock2D | None:
     """The middle block, at the lowest resolution, if there is one."""
     if config.mid_block_type is None:
         return None
     block = len(config.block_out_channels) - 1
     width = config.block_out_channels[block]
-    mixers = _mixers(
+    mixers = _attention_layers(
         config,
         config.mid_block_type,
         block,
@@ -112,7 +114,7 @@ def mid_stage(config: UNet2DConditionConfig, *, layers: LayerFactory) -> MidBloc
     )
 
 
-def up_stage(config: UNet2DConditionConfig, index: int, *, layers: LayerFactory) -> UpBlock2D:
+def make_up_block(config: UNet2DConditionConfig, index: int, *, layers: LayerFactory) -> UpBlock2D:
     """Up block number `index`, counted from the lowest resolution."""
     channels = config.block_out_channels
     block = len(channels) - 1 - index  # the down block of the same resolution
@@ -124,7 +126,7 @@ def up_stage(config: UNet2DConditionConfig, index: int, *, layers: LayerFactory)
         depth = config.per_block("transformer_layers_per_block")[block]
     else:
         depth = config.reverse_transformer_layers_per_block[index]
-    mixers = _mixers(
+    mixers = _attention_layers(
         config,
         config.up_block_types[index],
         block,

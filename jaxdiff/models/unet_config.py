@@ -14,7 +14,7 @@ MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
 Depth = int | tuple[int, ...]  # transformer blocks: of all layers of a stage, or of each
 
 # Fields for model families that are not implemented, with the only values accepted.
-FIXED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     "only_cross_attention": (False,),
     "dropout": (0.0,),
     "encoder_hid_dim": (None,),
@@ -110,7 +110,7 @@ class UNet2DConditionConfig:
 
     def __post_init__(self) -> None:
         """Refuse what UNet2DConditionModel here cannot do."""
-        for name, accepted in FIXED.items():
+        for name, accepted in UNSUPPORTED_FIELDS.items():
             one_of(name, getattr(self, name), accepted)
         one_of("act_fn", self.act_fn, ACTIVATIONS)
         one_of("mid_block_type", self.mid_block_type, MID_BLOCKS)

@@ -17,7 +17,7 @@ from jaxdiff.checkpoints.rules import to_jax, to_path, torch_shape
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.models.build import replace_weights, weights
+from jaxdiff.models.build import param_dict, replace_weights
 
 MAX_SCALE = 100.0
 
@@ -37,7 +37,7 @@ class Adapters:
         if name in self._changes:
             raise InputError(f"lora: got {name!r} twice, expected another name")
         shapes = {
-            component: {path: tuple(array.shape) for path, array in weights(module).items()}
+            component: {path: tuple(array.shape) for path, array in param_dict(module).items()}
             for component, module in self._modules.items()
         }
         _check(name, scale)
@@ -52,7 +52,7 @@ class Adapters:
             _check(name, scale)
         for component, module in self._modules.items():
             originals = self._originals[component]
-            now = weights(module)
+            now = param_dict(module)
             changed = dict(originals)
             for key, delta in self._deltas(component, scales).items():
                 path = to_path(key, delta.ndim)
@@ -71,7 +71,7 @@ class Adapters:
 
     def _deltas(self, component: str, scales: Mapping[str, float]) -> dict[str, np.ndarray]:
         """The sum of all changes of a component's weights, by PyTorch key and in its layout."""
-        shapes = {p: tuple(a.shape) for p, a in weights(self._modules[component]).items()}
+        shapes = {p: tuple(a.shape) for p, a in param_dict(self._modules[component]).items()}
         total: dict[str, np.ndarray] = {}
         for name, scale in scales.items():
             for key, factors in self._changes[name].get(component, {}).items():

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from jaxdiff.core.types import Float, NDArray
+from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream
 from jaxdiff.guidance.registry import parse
-from jaxdiff.guidance.rule import Dials, Guidance, Stream
 from jaxdiff.pipeline.composition import Part, parts_of
 from jaxdiff.pipeline.conditioning import TextRecipe, Words
 from jaxdiff.pipeline.inputs import Asked
@@ -37,14 +37,14 @@ class Reader(NamedTuple):
                 message = f"prompt: {cut} tokens are cut from the end of {prompt!r:.60}"
                 warnings.warn(message, stacklevel=5)
             found.append(words)
-        return found, self.recipe.time_ids(request, [s.words == "prompt" for s in streams])
+        return found, self.recipe.time_ids(request, [s.prompt_source == "prompt" for s in streams])
 
 
 def rule_for(request: Request) -> Guidance:
     """The cheapest rule that guides the images of a request; InputError if there is none."""
     prompts = max(len(parts) for parts in _composed(request))
-    rule = parse(request.guidance).composed(prompts)
-    return rule.cheapest(request.guidance_scales)
+    rule = parse(request.guidance).for_prompts(prompts)
+    return rule.simplify(request.guidance_scales)
 
 
 def ask(
@@ -61,7 +61,7 @@ def ask(
     return Asked(words, time_ids, guide_words, guide_time_ids, _dials(request), steering)
 
 
-def _dials(request: Request) -> Dials:
+def _dials(request: Request) -> GuidanceScales:
     scales = np.asarray(request.guidance_scales, np.float32)
     negative = weights = None
     if any(scale is not None for scale in request.negative_scales):
@@ -73,7 +73,7 @@ def _dials(request: Request) -> Dials:
         weights = np.zeros((len(composed), longest), np.float32)
         for row, parts in zip(weights, composed, strict=True):
             row[: len(parts)] = [part.weight for part in parts]
-    return Dials(*cast(Any, (scales, negative, weights)))  # of host arrays
+    return GuidanceScales(*cast(Any, (scales, negative, weights)))  # of host arrays
 
 
 def _composed(request: Request) -> list[list[Part]]:
@@ -91,9 +91,9 @@ def _texts(request: Request, index: int, streams: Sequence[Stream]) -> list[list
 
 
 def _text(stream: Stream, negative: Text, parts: Sequence[Part]) -> Text:
-    if stream.words == "negative":
+    if stream.prompt_source == "negative":
         return negative
     # Images with fewer prompts than others have null streams of weight 0.
-    if stream.words == "null" or stream.part >= len(parts):
+    if stream.prompt_source == "null" or stream.prompt_index >= len(parts):
         return None
-    return parts[stream.part].text
+    return parts[stream.prompt_index].text

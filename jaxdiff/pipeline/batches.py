@@ -12,13 +12,13 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.diffusion.timesteps import TimestepGrid
-from jaxdiff.guidance.rule import Guidance
+from jaxdiff.guidance.base import Guidance
 from jaxdiff.pipeline import given
 from jaxdiff.pipeline.inputs import Inputs
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.stages import Report, Stages, Told
 from jaxdiff.pipeline.tiling import in_tiles
-from jaxdiff.samplers.registry import sampler_with
+from jaxdiff.samplers.registry import get_sampler
 
 
 class Plan(NamedTuple):
@@ -107,7 +107,7 @@ class Batches:
                 inputs.dials,
                 plan.grid,
                 inputs.keys,
-                sampler=sampler_with(plan.request.sampler, plan.request.eta),
+                sampler=get_sampler(plan.request.sampler, plan.request.eta),
                 rule=plan.rule,
                 span=plan.span,
                 steering=inputs.steering,

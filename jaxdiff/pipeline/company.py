@@ -16,7 +16,7 @@ from jaxdiff.data.tokenizer import tokenize
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
-from jaxdiff.models.lens import Lens
+from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.pipeline.composition import parts_of
 from jaxdiff.pipeline.prompts import parse
 from jaxdiff.pipeline.request import Request
@@ -36,7 +36,7 @@ class Company:
         self.guide: Pipeline | None = None
         self.classifier: LatentClassifier | None = None
         self.clip: CLIPModel | None = None
-        self.lens: Lens | None = None
+        self.lens: CLIPImageProcessor | None = None
 
     def load_classifier(self, folder: pathlib.Path) -> None:
         """Take the classifier of noisy latents in `folder`; InputError if it is none."""

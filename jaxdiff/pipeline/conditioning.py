@@ -1,6 +1,6 @@
 """From prompts to what the network is told: text states, pooled text, sizes in pixels.
 
-`models.conditions` says what that is for each family.
+`models.conditioning` says what that is for each family.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, Int, NDArray, PyTree
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.conditions import numbers_told
-from jaxdiff.models.conditions import states as states_of
+from jaxdiff.models.conditioning import hidden_states as states_of
+from jaxdiff.models.conditioning import num_time_ids
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.pipeline.prompts import chunks_of, lengthened
 from jaxdiff.pipeline.request import SIZES, Request
@@ -57,7 +57,7 @@ class TextRecipe:
         cls, unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel], blank_zeros: bool
     ) -> "TextRecipe":
         """The recipe that fits the network's config; InputError if the encoders do not fit it."""
-        added = numbers_told(unet, encoders)
+        added = num_time_ids(unet, encoders)
         if added is None:
             return cls(added=None)
         return cls(added=added, blank_zeros=blank_zeros, encoders=len(encoders))

@@ -9,12 +9,12 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray
 from jaxdiff.core.validate import check_shape
-from jaxdiff.guidance.rule import Dials
+from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.pipeline import given
 from jaxdiff.pipeline.conditioning import Words
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.steering import Steering
-from jaxdiff.samplers.noise import image_keys
+from jaxdiff.samplers.noise import per_sample_keys
 
 T = TypeVar("T")
 Noise = Float[NDArray, "b h w c"] | Float[Array, "b h w c"]
@@ -35,7 +35,7 @@ class Asked(NamedTuple):
     time_ids: Float[NDArray, "b k i"] | None
     guide_words: Sequence[Words]  # what a weaker network is told; empty without one
     guide_time_ids: Float[NDArray, "b k i"] | None
-    dials: Dials
+    dials: GuidanceScales
     steering: Steering
 
 
@@ -46,7 +46,7 @@ class Inputs(NamedTuple):
     time_ids: Float[NDArray, "b k i"] | None
     guide_words: Words | None
     guide_time_ids: Float[NDArray, "b k i"] | None
-    dials: Dials
+    dials: GuidanceScales
     steering: Steering
     keys: Key[Array, "b"]
     noise: Float[NDArray, "b h w c"] | None
@@ -86,7 +86,7 @@ def gather(
         masks = _each("mask", given.masks(origin.mask, *pixels), count)
     if origin.noise is not None:
         noise = np.asarray(check_shape("latents", origin.noise, (count, *latent_shape)), np.float32)
-    keys = image_keys(request.seeds)
+    keys = per_sample_keys(request.seeds)
     each = (
         asked.guide_time_ids,
         asked.dials,

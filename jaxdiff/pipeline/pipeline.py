@@ -20,7 +20,7 @@ from jaxdiff.core.validate import in_range, one_of, positive
 from jaxdiff.diffusion.predictions import PREDICTION_TYPES
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import SchedulerOptions, TimestepGrid
-from jaxdiff.guidance.cost import changes, evaluations
+from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -36,7 +36,7 @@ from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_o
 from jaxdiff.pipeline.stages import Report, Stages
 from jaxdiff.pipeline.vocabulary import Vocabulary, add_inversion
 from jaxdiff.pipeline.watching import Watched
-from jaxdiff.samplers.registry import evaluations_of, make_grid
+from jaxdiff.samplers.registry import make_grid, nfe_per_step
 
 OUTPUTS = ("pil", "numpy", "latent")
 MAX_UNTILED = 2048 * 2048  # pixels that the VAE takes as a whole
@@ -254,13 +254,13 @@ class Pipeline:
         return self._batches.pictures(latents, self._tile(size, vae_tile))
 
     def evaluations(self, request: Request) -> int:
-        """How often the network is asked about each image of a request; see `guidance.cost`."""
+        """How often the network is asked about each image of a request; see `guidance.nfe`."""
         grid, (first, last) = self._steps(request)
         lands = last == int(grid.num_steps)
         rule = rule_for(request)
-        anew = changes(rule, grid, first, last)
-        asked = evaluations_of(request.sampler, last - first, lands=lands, anew=anew)
-        return evaluations(rule, grid, first, asked)
+        anew = phase_switches(rule, grid, first, last)
+        asked = nfe_per_step(request.sampler, last - first, ends_clean=lands, restarts=anew)
+        return nfe(rule, grid, first, asked)
 
     @property
     def loras(self) -> dict[str, float]:
@@ -403,7 +403,7 @@ class Pipeline:
             self.schedule,
             request.sampler,
             request.steps,
-            kind=self.prediction_type,
+            prediction_type=self.prediction_type,
             spacing=request.timesteps,
             options=self.grid_options,
         )

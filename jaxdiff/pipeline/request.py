@@ -11,12 +11,12 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.timesteps import SPACINGS
-from jaxdiff.guidance.classifier_free import ThreeStreams
-from jaxdiff.guidance.manifold import ManifoldConstrained
+from jaxdiff.guidance.base import innermost
+from jaxdiff.guidance.cfg_plus_plus import CFGPlusPlus
+from jaxdiff.guidance.classifier_free import NegativePromptGuidance
 from jaxdiff.guidance.registry import parse as parse_rule
-from jaxdiff.guidance.rule import innermost
 from jaxdiff.pipeline.prompts import parse
-from jaxdiff.samplers.registry import SAMPLERS, sampler_name, sampler_with
+from jaxdiff.samplers.registry import SAMPLERS, get_sampler, sampler_name
 
 _OWN = ("original_size", "crop_top_left", "target_size")
 SIZES = (*_OWN, *(f"negative_{name}" for name in _OWN))
@@ -301,7 +301,7 @@ def _check_loop(steps: int, sampler: str | None, timesteps: str | None) -> None:
 def _check_guidance(request: Request) -> None:
     """InputError for rules that cannot do what else the request says."""
     rule = innermost(parse_rule(request.guidance))
-    if isinstance(rule, ManifoldConstrained):
+    if isinstance(rule, CFGPlusPlus):
         if request.sampler not in RENOISING:
             raise InputError(
                 f"guidance: got cfg-pp with sampler {request.sampler}, "
@@ -309,13 +309,15 @@ def _check_guidance(request: Request) -> None:
             )
         for scale in request.guidance_scales:
             in_range("guidance_scale of cfg-pp", scale, 0, 1)
-    if any(s is not None for s in request.negative_scales) and not isinstance(rule, ThreeStreams):
+    if any(s is not None for s in request.negative_scales) and not isinstance(
+        rule, NegativePromptGuidance
+    ):
         raise InputError(f"negative_scale: got it with guidance {request.guidance}, expected three")
 
 
 def _check(request: Request, pixels_per_cell: int) -> None:
     _check_loop(request.steps, request.sampler, request.timesteps)
-    sampler_with(request.sampler, request.eta)
+    get_sampler(request.sampler, request.eta)
     for name in ("strength", "denoising_start", "denoising_end"):
         if getattr(request, name) is not None:
             in_range(name, getattr(request, name), 0, 1)

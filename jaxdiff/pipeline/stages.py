@@ -13,21 +13,21 @@ from flax import nnx
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree, UInt8
 from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.diffusion.timesteps import TimestepGrid
-from jaxdiff.guidance.denoiser import Network, Source, guided
-from jaxdiff.guidance.rule import Dials, Guidance
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.guidance.base import Guidance, GuidanceScales
+from jaxdiff.guidance.denoiser import ConditionedNetwork, Network, guided_denoiser
+from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
-from jaxdiff.models.lens import Lens
+from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.pipeline.conditioning import Conditioning, Words, encode
 from jaxdiff.pipeline.programs import Program, join, split
 from jaxdiff.pipeline.steering import Steering, towards_attributes, towards_likeness
-from jaxdiff.samplers.loop import Known, advance, begin
+from jaxdiff.samplers.base import Sampler, SamplingState
+from jaxdiff.samplers.loop import InpaintingMask, init_state, run_steps
 from jaxdiff.samplers.noise import initial_noise
-from jaxdiff.samplers.rule import Carry, Sampler
 
 
 class Told(NamedTuple):
@@ -81,7 +81,7 @@ class Stages:
         self.take(text_encoders, unet)
         self._vae = nnx.split(_safe(vae))
         # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
-        exact = all(w.dtype == jnp.float32 for w in weights(unet).values())
+        exact = all(w.dtype == jnp.float32 for w in param_dict(unet).values())
         self._precision = "highest" if exact else None
         self._kind = kind
         self._pooled = pooled
@@ -100,7 +100,7 @@ class Stages:
         guide: "Stages | None" = None,
         classifier: LatentClassifier | None = None,
         clip: CLIPModel | None = None,
-        lens: Lens | None = None,
+        lens: CLIPImageProcessor | None = None,
     ) -> None:
         """Let these networks take part in the loop from now on, in the place of earlier ones."""
         self._beside = Networks(
@@ -170,7 +170,7 @@ class Stages:
         self,
         noise: Float[NDArray, "b h w c"],
         told: Told,
-        dials: Dials,
+        dials: GuidanceScales,
         grid: TimestepGrid,
         keys: Key[Array, "b"],
         *,
@@ -192,7 +192,7 @@ class Stages:
         """
         graphs, params = self._networks(rule, steering)
         eps, w, k, x0, m, s = self._split((noise, dials, keys, given, mask, steering))
-        known = None if m is None else Known(x0, eps, m)
+        known = None if m is None else InpaintingMask(x0, eps, m)
         first, last = span
         rule = jax.tree.map(np.float32, rule)
         program = self._program(begin_images, "dd...", sampler=sampler, start=start)
@@ -247,11 +247,11 @@ class Stages:
 
 def _safe(vae: AutoencoderKL) -> AutoencoderKL:
     """`vae`, computing in float32 where its config says that float16 overflows in it."""
-    stored = weights(vae)
+    stored = param_dict(vae)
     if not vae.config.force_upcast or jnp.float16 not in {w.dtype for w in stored.values()}:
         return vae
     wide = abstract(AutoencoderKL, vae.config, dtype=jnp.float32, param_dtype=jnp.float16)
-    return assemble(wide, stored)
+    return with_params(wide, stored)
 
 
 def _latents(params: PyTree, pictures: Array, *, graph: Any) -> Array:
@@ -268,7 +268,7 @@ def begin_images(
     *,
     sampler: Sampler,
     start: str,
-) -> Carry:
+) -> SamplingState:
     """The state before the first step, from noise or from the latents `given`."""
     if given is None or start == "noise":
         x = grid.init_noise_sigma * noise
@@ -277,33 +277,39 @@ def begin_images(
         x = add_noise(given, noise, level.alpha, level.sigma)
     else:
         x = given
-    return begin(x, sampler=sampler, memory=rule.init(x))
+    return init_state(x, sampler=sampler, guidance_state=rule.init_state(x))
 
 
 def advance_images(
     params: Networks,
     rule: Guidance,
-    carry: Carry,
+    carry: SamplingState,
     told: Told,
-    dials: Dials,
+    dials: GuidanceScales,
     grid: TimestepGrid,
     keys: Array,
-    known: Known | None,
+    known: InpaintingMask | None,
     steering: Steering,
     start: Array,
     stop: Array,
     *,
     graphs: Networks,
     kinds: tuple[str, str],
-    lens: Lens | None,
+    lens: CLIPImageProcessor | None,
     sampler: Sampler,
-) -> Carry:
+) -> SamplingState:
     """The state after the steps from `start` to `stop`."""
     guide = None
     if graphs.guide is not None:
-        guide = Source(_network(graphs.guide), params.guide, told.guide, kinds[1])
-    denoise = guided(
-        _network(graphs.unet), params.unet, told.main, dials, rule=rule, kind=kinds[0], guide=guide
+        guide = ConditionedNetwork(_network(graphs.guide), params.guide, told.guide, kinds[1])
+    denoise = guided_denoiser(
+        _network(graphs.unet),
+        params.unet,
+        told.main,
+        dials,
+        rule=rule,
+        prediction_type=kinds[0],
+        guidance_model=guide,
     )
     if steering.likeness is not None and lens is not None:
         clip, vae = nnx.merge(graphs.clip, params.clip), nnx.merge(graphs.vae, params.vae)
@@ -311,7 +317,7 @@ def advance_images(
     if steering.attributes is not None:
         classifier = nnx.merge(graphs.classifier, params.classifier)
         denoise, sampler = towards_attributes(denoise, sampler, steering.attributes, classifier)
-    return advance(
+    return run_steps(
         denoise,
         carry,
         grid,
@@ -319,8 +325,8 @@ def advance_images(
         start,
         stop,
         sampler=sampler,
-        phase=rule.phase,
-        known=known,
+        guidance_phase=rule.schedule_phase,
+        inpainting_mask=known,
     )
 
 

@@ -7,14 +7,19 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Bool, Float
 from jaxdiff.diffusion.predictions import Denoiser, per_image
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.guidance.steering import by_classifier, by_loss, score_of, spherical
+from jaxdiff.guidance.classifier_guidance import (
+    classifier_guidance,
+    log_prob_gradient,
+    loss_guidance,
+    spherical,
+)
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
-from jaxdiff.models.lens import Lens
+from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.ddpm import DDPM
-from jaxdiff.samplers.rule import Sampler
-from jaxdiff.samplers.steered import SteeredDDPM
+from jaxdiff.samplers.ddpm_classifier_guidance import ClassifierGuidedDDPM
 
 
 class Attributes(NamedTuple):
@@ -40,7 +45,11 @@ class Steering(NamedTuple):
 
 
 def towards_likeness(
-    denoise: Denoiser, wanted: Likeness, clip: CLIPModel, lens: Lens, vae: AutoencoderKL
+    denoise: Denoiser,
+    wanted: Likeness,
+    clip: CLIPModel,
+    lens: CLIPImageProcessor,
+    vae: AutoencoderKL,
 ) -> Denoiser:
     """The denoiser moved to where CLIP sees the text in the decoded picture."""
 
@@ -48,7 +57,7 @@ def towards_likeness(
         pictures = vae.decode(vae.unscale(D)).astype(jnp.float32)
         return spherical(clip.image_embeds(lens(pictures)), wanted.text)
 
-    return by_loss(denoise, loss, wanted.scale)
+    return loss_guidance(denoise, loss, wanted.scale)
 
 
 def towards_attributes(
@@ -64,8 +73,8 @@ def towards_attributes(
         return classifier.config.attributes.log_prob(logits, wanted.targets, wanted.known)
 
     def score(x: Float[Array, "b h w c"], level: NoiseLevel) -> Float[Array, "b h w c"]:
-        return per_image(wanted.scale, x) * score_of(log_prob, x, level)
+        return per_image(wanted.scale, x) * log_prob_gradient(log_prob, x, level)
 
     if isinstance(sampler, DDPM):
-        return denoise, SteeredDDPM(score=score, of=sampler)
-    return by_classifier(denoise, log_prob, wanted.scale), sampler
+        return denoise, ClassifierGuidedDDPM(score=score, inner=sampler)
+    return classifier_guidance(denoise, log_prob, wanted.scale), sampler

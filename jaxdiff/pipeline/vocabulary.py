@@ -13,7 +13,7 @@ from jaxdiff.checkpoints.tokenizers import TokenizerFiles, write_tokenizer
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.data.tokenizer import load_tokenizer
-from jaxdiff.models.clip import CLIPTextModel, with_words
+from jaxdiff.models.clip import CLIPTextModel, extend_token_embedding
 
 
 class Vocabulary:
@@ -54,7 +54,7 @@ class Vocabulary:
         table = embedding[...]
         if self._original is None:
             self._original = table
-        longer = with_words(table, first, jnp.asarray(vectors))
+        longer = extend_token_embedding(table, first, jnp.asarray(vectors))
         embedding.set_value(jax.device_put(longer, table.sharding))
 
     def reset(self) -> None:

@@ -8,7 +8,7 @@ from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.rule import Carry, Draw, decay
+from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,19 @@ class DDIM:
         return ()
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation; draws noise unless eta = 0."""
-        (D, eps), memory = denoise(carry.x, here, carry.memory)
+        (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
         noise = eps
         if self.eta > 0:
-            fresh = 1 - decay(here, there) ** 2
+            fresh = 1 - sigma_ratio(here, there) ** 2
             kept = jnp.sqrt(1 - self.eta**2 * fresh)
-            noise = kept * eps + self.eta * jnp.sqrt(fresh) * draw()
+            noise = kept * eps + self.eta * jnp.sqrt(fresh) * noise_fn()
         x = there.alpha * D + there.sigma * noise
-        return Carry(x=x, x0=D, history=(), memory=memory)
+        return SamplingState(x=x, x0=D, sampler_state=(), guidance_state=guidance_state)

@@ -8,7 +8,7 @@ from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.rule import Carry, Draw, decay
+from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,19 @@ class DDPM:
         return ()
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation, one draw."""
-        (D, _), memory = denoise(carry.x, here, carry.memory)
-        q = decay(here, there)
-        mean = there.alpha * (1 - q**2) * D + (there.sigma / here.sigma) * q * carry.x
+        (D, _), guidance_state = denoise(state.x, here, state.guidance_state)
+        q = sigma_ratio(here, there)
+        mean = there.alpha * (1 - q**2) * D + (there.sigma / here.sigma) * q * state.x
         sigma = there.sigma
         if self.variance == "fixed_large":
             sigma = jnp.where(there.sigma > 0, here.sigma, 0)
-        x = mean + sigma * jnp.sqrt(1 - q**2) * draw()
-        return Carry(x=x, x0=D, history=(), memory=memory)
+        x = mean + sigma * jnp.sqrt(1 - q**2) * noise_fn()
+        return SamplingState(x=x, x0=D, sampler_state=(), guidance_state=guidance_state)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.rule import Carry, Draw, log_snr_step
+from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
 
 CONVENTION = SchedulerConvention(
     spacing="linspace", extra_points=1, final_sigma="final_sigmas_type", in_sigma_space=True
@@ -29,13 +29,18 @@ class DPMpp2M:
         return jnp.asarray(jnp.inf, x.dtype)
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation."""
-        (D, _), memory = denoise(carry.x, here, carry.memory)
-        h, h0 = log_snr_step(here, there), carry.history
+        (D, _), guidance_state = denoise(state.x, here, state.guidance_state)
+        h, h0 = log_snr_step(here, there), state.sampler_state
         # A step to a clean image (or from pure noise) has infinite h and is first-order.
         slope = jnp.where(jnp.isinf(h), 0, h / (2 * h0))
-        Dd = D + slope * (D - carry.x0)
-        x = (there.sigma / here.sigma) * carry.x - there.alpha * jnp.expm1(-h) * Dd
-        return Carry(x=x, x0=D, history=h, memory=memory)
+        Dd = D + slope * (D - state.x0)
+        x = (there.sigma / here.sigma) * state.x - there.alpha * jnp.expm1(-h) * Dd
+        return SamplingState(x=x, x0=D, sampler_state=h, guidance_state=guidance_state)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
 from jaxdiff.samplers.dpmpp_2m import CONVENTION
-from jaxdiff.samplers.rule import Carry, Draw, log_snr_step
 
 
-class Base(NamedTuple):
-    """Where the last step began, and its h."""
+class StepStart(NamedTuple):
+    """The start of the last step, and its h."""
 
     x: Float[Array, "b *d"]
     sigma: Float[Array, ""]
@@ -35,20 +35,30 @@ class DPMpp2S:
         default=dataclasses.replace(CONVENTION, fixed_spacing=True), init=False
     )
 
-    def init(self, x: Float[Array, "b *d"]) -> Base:
+    def init(self, x: Float[Array, "b *d"]) -> StepStart:
         """No base yet."""
-        return Base(jnp.zeros_like(x), jnp.ones((), x.dtype), jnp.asarray(jnp.inf, x.dtype))
+        return StepStart(jnp.zeros_like(x), jnp.ones((), x.dtype), jnp.asarray(jnp.inf, x.dtype))
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation."""
-        (D, _), memory = denoise(carry.x, here, carry.memory)
-        base, D_b = carry.history, carry.x0
+        (D, _), guidance_state = denoise(state.x, here, state.guidance_state)
+        base, D_b = state.sampler_state, state.x0
         h1 = log_snr_step(here, there)
         h = base.h + h1
         Dd = D_b + h / (2 * base.h) * (D - D_b)
-        first = (there.sigma / here.sigma) * carry.x - there.alpha * jnp.expm1(-h1) * D
+        first = (there.sigma / here.sigma) * state.x - there.alpha * jnp.expm1(-h1) * D
         second = (there.sigma / base.sigma) * base.x - there.alpha * jnp.expm1(-h) * Dd
         x = jnp.where((here.step % 2 == 1) & jnp.isfinite(h), second, first)
-        return Carry(x=x, x0=D, history=Base(carry.x, here.sigma, h1), memory=memory)
+        return SamplingState(
+            x=x,
+            x0=D,
+            sampler_state=StepStart(state.x, here.sigma, h1),
+            guidance_state=guidance_state,
+        )

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
 from jaxdiff.samplers.dpmpp_2m import CONVENTION
-from jaxdiff.samplers.rule import Carry, Draw, log_snr_step
 
 # The reverse SDE between two levels has the exact solution
 #   x' = (sigma'/sigma) q x + alpha' I + sigma' sqrt(1 - q^2) z,
@@ -45,18 +45,23 @@ class DPMpp2MSDE:
         return jnp.asarray(jnp.inf, x.dtype)
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation, one draw."""
-        (D, _), memory = denoise(carry.x, here, carry.memory)
-        h, h0 = log_snr_step(here, there), carry.history
+        (D, _), guidance_state = denoise(state.x, here, state.guidance_state)
+        h, h0 = log_snr_step(here, there), state.sampler_state
         # A step to a clean image (or from pure noise) has infinite h and is first-order.
-        Dd = D + jnp.where(jnp.isinf(h), 0, h / (2 * h0)) * (D - carry.x0)
-        x = _solution(carry.x, -jnp.expm1(-2 * h) * Dd, here, there, draw())
-        return Carry(x=x, x0=D, history=h, memory=memory)
+        Dd = D + jnp.where(jnp.isinf(h), 0, h / (2 * h0)) * (D - state.x0)
+        x = _solution(state.x, -jnp.expm1(-2 * h) * Dd, here, there, noise_fn())
+        return SamplingState(x=x, x0=D, sampler_state=h, guidance_state=guidance_state)
 
 
-class Past(NamedTuple):
+class ModelHistory(NamedTuple):
     """What 3M remembers besides D0; steps that were not made are infinitely long."""
 
     D1: Float[Array, "b *d"]  # D of the last step but one
@@ -75,17 +80,22 @@ class DPMpp3MSDE:
 
     convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
-    def init(self, x: Float[Array, "b *d"]) -> Past:
+    def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No steps yet."""
         never = jnp.asarray(jnp.inf, x.dtype)
-        return Past(jnp.zeros_like(x), never, never)
+        return ModelHistory(jnp.zeros_like(x), never, never)
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation, one draw."""
-        (D, _), memory = denoise(carry.x, here, carry.memory)
-        h, (D1, h0, h1), D0 = log_snr_step(here, there), carry.history, carry.x0
+        (D, _), guidance_state = denoise(state.x, here, state.guidance_state)
+        h, (D1, h0, h1), D0 = log_snr_step(here, there), state.sampler_state, state.x0
         b0, b1 = (D - D0) / h0, (D0 - D1) / h1
         c = (b0 - b1) / (h0 + h1)
         # After one step there is only a line, and a step of infinite h is first-order.
@@ -93,5 +103,7 @@ class DPMpp3MSDE:
         p = -jnp.expm1(-2 * h)
         bent = (h - p / 2) * b + (h**2 - h + p / 2) * c
         integral = p * D + jnp.where(jnp.isinf(h), 0, bent)
-        x = _solution(carry.x, integral, here, there, draw())
-        return Carry(x=x, x0=D, history=Past(D0, h, h0), memory=memory)
+        x = _solution(state.x, integral, here, there, noise_fn())
+        return SamplingState(
+            x=x, x0=D, sampler_state=ModelHistory(D0, h, h0), guidance_state=guidance_state
+        )

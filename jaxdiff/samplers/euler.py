@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.rule import Carry, Draw, decay
+from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
 
 CONVENTION = SchedulerConvention(
     spacing="linspace",
@@ -34,12 +34,17 @@ class Euler:
         return ()
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation."""
-        (D, eps), memory = denoise(carry.x, here, carry.memory)
+        (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
         x = there.alpha * D + there.sigma * eps
-        return Carry(x=x, x0=D, history=(), memory=memory)
+        return SamplingState(x=x, x0=D, sampler_state=(), guidance_state=guidance_state)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,10 +63,15 @@ class EulerAncestral:
         return ()
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation, one draw."""
-        (D, eps), memory = denoise(carry.x, here, carry.memory)
-        q = decay(here, there)
-        x = there.alpha * D + there.sigma * (q * eps + jnp.sqrt(1 - q**2) * draw())
-        return Carry(x=x, x0=D, history=(), memory=memory)
+        (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
+        q = sigma_ratio(here, there)
+        x = there.alpha * D + there.sigma * (q * eps + jnp.sqrt(1 - q**2) * noise_fn())
+        return SamplingState(x=x, x0=D, sampler_state=(), guidance_state=guidance_state)

@@ -7,8 +7,8 @@ import jax
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.samplers.base import NoiseFn, SamplingState, ratio_step, sigma_ratio
 from jaxdiff.samplers.euler import CONVENTION
-from jaxdiff.samplers.rule import Carry, Draw, decay, ratio_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,16 +29,23 @@ class Heun:
         return ()
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """Two evaluations; one in the last step."""
-        (D, eps), memory = denoise(carry.x, here, carry.memory)
+        (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
         euler = there.alpha * D + there.sigma * eps
 
-        def corrected(memory: PyTree) -> tuple[Array, PyTree]:
-            (_, end), memory = denoise(euler, there.as_substep_of(here), memory)
-            return euler + ratio_step(here, there) * (end - eps) / 2, memory
+        def corrected(guidance_state: PyTree) -> tuple[Array, PyTree]:
+            (_, end), guidance_state = denoise(euler, there.as_substep_of(here), guidance_state)
+            return euler + ratio_step(here, there) * (end - eps) / 2, guidance_state
 
-        both_ends = decay(here, there) > 0
-        x, memory = jax.lax.cond(both_ends, corrected, lambda memory: (euler, memory), memory)
-        return Carry(x=x, x0=D, history=(), memory=memory)
+        both_ends = sigma_ratio(here, there) > 0
+        x, guidance_state = jax.lax.cond(
+            both_ends, corrected, lambda guidance_state: (euler, guidance_state), guidance_state
+        )
+        return SamplingState(x=x, x0=D, sampler_state=(), guidance_state=guidance_state)

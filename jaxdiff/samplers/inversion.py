@@ -6,11 +6,15 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import TimestepGrid
-from jaxdiff.samplers.rule import ratio_step
+from jaxdiff.samplers.base import ratio_step
 
 
 def invert(
-    denoise: Denoiser, latents: Float[Array, "b *d"], grid: TimestepGrid, *, memory: PyTree = ()
+    denoise: Denoiser,
+    latents: Float[Array, "b *d"],
+    grid: TimestepGrid,
+    *,
+    guidance_state: PyTree = (),
 ) -> Float[Array, "b *d"]:
     """Unit-variance noise from which `sample` with DDIM, eta = 0, on this grid leads to `latents`.
 
@@ -20,13 +24,13 @@ def invert(
     at the scale of the level above, as if it were there.
     """
 
-    def step(k: Int[Array, ""], carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
-        x, memory = carry
+    def step(k: Int[Array, ""], state: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+        x, guidance_state = state
         i = grid.num_steps - 1 - k
         low, high = grid.level(i + 1), grid.level(i)
         asked = jax.tree.map(lambda a, b: jnp.where(k == 0, a, b), high, low)
-        (_, eps), memory = denoise(asked.alpha / low.alpha * x, asked, memory)
-        return high.alpha / low.alpha * x + ratio_step(low, high) * eps, memory
+        (_, eps), guidance_state = denoise(asked.alpha / low.alpha * x, asked, guidance_state)
+        return high.alpha / low.alpha * x + ratio_step(low, high) * eps, guidance_state
 
-    noise, _ = jax.lax.fori_loop(0, grid.num_steps, step, (latents, memory))
+    noise, _ = jax.lax.fori_loop(0, grid.num_steps, step, (latents, guidance_state))
     return noise / grid.init_noise_sigma

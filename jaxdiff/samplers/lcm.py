@@ -5,7 +5,7 @@ import dataclasses
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.rule import Carry, Draw
+from jaxdiff.samplers.base import NoiseFn, SamplingState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,16 @@ class LCM:
         return ()
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation, one draw."""
-        (D, _), memory = denoise(carry.x, here, carry.memory)
+        (D, _), guidance_state = denoise(state.x, here, state.guidance_state)
         scale = (10 * here.t) ** 2 + 0.25
-        f = 0.25 / scale * carry.x + 10 * here.t * scale**-0.5 * D
-        x = there.alpha * f + there.sigma * draw()
-        return Carry(x=x, x0=f, history=(), memory=memory)
+        f = 0.25 / scale * state.x + 10 * here.t * scale**-0.5 * D
+        x = there.alpha * f + there.sigma * noise_fn()
+        return SamplingState(x=x, x0=f, sampler_state=(), guidance_state=guidance_state)

@@ -9,10 +9,10 @@ from jaxdiff.core.types import Array, Float, Int, Key
 from jaxdiff.core.validate import in_range
 
 # Step i draws with fold_in(key, i); the start is a step number that no grid reaches.
-START = 2**31 - 1
+INITIAL_NOISE_STEP = 2**31 - 1
 
 
-def image_keys(seeds: Sequence[int]) -> Key[Array, "b"]:
+def per_sample_keys(seeds: Sequence[int]) -> Key[Array, "b"]:
     """One key per image from its seed; seeds are below 2^32."""
     for seed in seeds:
         in_range("seed", seed, 0, 2**32 - 1)
@@ -32,4 +32,4 @@ def step_noise(
 
 def initial_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b *d"]:
     """The standard normal latents of `shape` (h, w, c) that each image starts from, in float32."""
-    return step_noise(keys, START, shape, jnp.dtype(jnp.float32))
+    return step_noise(keys, INITIAL_NOISE_STEP, shape, jnp.dtype(jnp.float32))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.rule import Carry, Draw, decay, ratio_step
+from jaxdiff.samplers.base import NoiseFn, SamplingState, ratio_step, sigma_ratio
 
 # Adams-Bashforth: the weights of eps and of the three before it, by how many of them there are.
 _WEIGHTS = (
@@ -20,11 +20,11 @@ _WEIGHTS = (
 )
 
 
-class Past(NamedTuple):
+class ModelHistory(NamedTuple):
     """The noises of the three steps before, the last one first, and how many steps there were."""
 
     noises: tuple[Float[Array, "b *d"], Float[Array, "b *d"], Float[Array, "b *d"]]
-    steps: Int[Array, ""]
+    num_steps: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,17 +43,22 @@ class PNDM:
         init=False,
     )
 
-    def init(self, x: Float[Array, "b *d"]) -> Past:
+    def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No noises yet."""
         nothing = jnp.zeros_like(x)
-        return Past((nothing, nothing, nothing), jnp.int32(0))
+        return ModelHistory((nothing, nothing, nothing), jnp.int32(0))
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation; two in the first step."""
-        (D, eps), memory = denoise(carry.x, here, carry.memory)
-        noises, steps = carry.history
+        (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
+        noises, steps = state.sampler_state
         weights = jnp.asarray(_WEIGHTS, eps.dtype)[jnp.minimum(steps, 3)]
         mean = jnp.tensordot(weights, jnp.stack([eps, *noises]), 1)
 
@@ -61,10 +66,19 @@ class PNDM:
             straight = there.alpha * D + there.sigma * eps
             return straight + ratio_step(here, there) * (noise - eps)
 
-        def improved(memory: PyTree) -> tuple[Array, PyTree]:
-            (_, end), memory = denoise(along(eps), there.as_substep_of(here), memory)
-            return along((eps + end) / 2), memory
+        def improved(guidance_state: PyTree) -> tuple[Array, PyTree]:
+            (_, end), guidance_state = denoise(
+                along(eps), there.as_substep_of(here), guidance_state
+            )
+            return along((eps + end) / 2), guidance_state
 
-        first = (steps == 0) & (decay(here, there) > 0)
-        x, memory = jax.lax.cond(first, improved, lambda memory: (along(mean), memory), memory)
-        return Carry(x=x, x0=D, history=Past((eps, *noises[:2]), steps + 1), memory=memory)
+        first = (steps == 0) & (sigma_ratio(here, there) > 0)
+        x, guidance_state = jax.lax.cond(
+            first, improved, lambda guidance_state: (along(mean), guidance_state), guidance_state
+        )
+        return SamplingState(
+            x=x,
+            x0=D,
+            sampler_state=ModelHistory((eps, *noises[:2]), steps + 1),
+            guidance_state=guidance_state,
+        )

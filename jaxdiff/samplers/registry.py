@@ -8,6 +8,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import SchedulerOptions, TimestepGrid, make_timestep_grid
+from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.dpmpp_2m import DPMpp2M
@@ -17,7 +18,6 @@ from jaxdiff.samplers.euler import Euler, EulerAncestral
 from jaxdiff.samplers.heun import Heun
 from jaxdiff.samplers.lcm import LCM
 from jaxdiff.samplers.pndm import PNDM
-from jaxdiff.samplers.rule import Sampler
 from jaxdiff.samplers.unipc import UniPC
 
 SAMPLERS: dict[str, Sampler] = {
@@ -86,7 +86,7 @@ SCHEDULERS: dict[str, dict[str, Options]] = {
 }
 
 
-def sampler_with(name: str, eta: float | None = None) -> Sampler:
+def get_sampler(name: str, eta: float | None = None) -> Sampler:
     """The sampler of that name, with a share `eta` of fresh noise where one is given (0 to 1).
 
     Raises InputError where it has none to choose.
@@ -99,18 +99,18 @@ def sampler_with(name: str, eta: float | None = None) -> Sampler:
     return dataclasses.replace(rule, eta=eta)
 
 
-def evaluations_of(
-    name: str, steps: int, *, lands: bool = True, anew: Sequence[int] = ()
+def nfe_per_step(
+    name: str, steps: int, *, ends_clean: bool = True, restarts: Sequence[int] = ()
 ) -> list[int]:
-    """How often each of `steps` steps asks the network.
+    """The denoiser calls of each of `steps` steps.
 
-    `lands` says that the last one ends clean, `anew` which of them begin another phase.
+    `ends_clean`: the last one ends at sigma 0; `restarts`: the steps that begin another phase.
     """
     counts = [1] * steps
     if isinstance(SAMPLERS[name], Heun):
-        counts = [2] * (steps - lands) + [1] * lands
+        counts = [2] * (steps - ends_clean) + [1] * ends_clean
     elif isinstance(SAMPLERS[name], PNDM):
-        counts = [2 if i in {0, *anew} else 1 for i in range(steps)]
+        counts = [2 if i in {0, *restarts} else 1 for i in range(steps)]
     return counts
 
 
@@ -122,15 +122,15 @@ def sampler_name(config: Mapping[str, Any]) -> str:
     scheduler = str(config.get("_class_name", "DDIMScheduler")).removeprefix("Flax")
     known = SCHEDULERS[one_of("scheduler_config.json: _class_name", scheduler, SCHEDULERS)]
     default = next(iter(known.values()))
-    said = {key: values[0] for key, values in default.items()} | dict(config)
+    settings = {key: values[0] for key, values in default.items()} | dict(config)
     refused = {
-        name: [key for key, values in options.items() if said[key] not in values]
+        name: [key for key, values in options.items() if settings[key] not in values]
         for name, options in known.items()
     }
     name = min(refused, key=lambda name: len(refused[name]))
     for key in refused[name]:
         raise InputError(
-            f"scheduler_config.json: {key}: got {said[key]!r}, expected {known[name][key][0]!r}"
+            f"scheduler_config.json: {key}: got {settings[key]!r}, expected {known[name][key][0]!r}"
         )
     return name
 
@@ -140,11 +140,11 @@ def make_grid(
     sampler: str,
     steps: int,
     *,
-    kind: str,
+    prediction_type: str,
     spacing: str | None = None,
     options: SchedulerOptions | None = None,
 ) -> TimestepGrid:
-    """The grid of `steps` steps of a sampler, for a network that predicts `kind`.
+    """The grid of `steps` steps of a sampler, for a network that predicts `prediction_type`.
 
     `spacing` is the user's choice, `options` what the checkpoint says; where both leave something
     open, diffusers' convention for that sampler decides. Grids of one schedule all have the same
@@ -158,7 +158,7 @@ def make_grid(
         options=options or SchedulerOptions(),
         spacing=spacing,
     )
-    if kind == "epsilon" and levels.alpha[0] == 0:
+    if prediction_type == "epsilon" and levels.alpha[0] == 0:
         raise InputError(
             "prediction_type: got 'epsilon' with a zero-terminal-SNR schedule, "
             "expected 'v_prediction' or 'sample': noise says nothing about the image there"

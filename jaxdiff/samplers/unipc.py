@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
 from jaxdiff.samplers.dpmpp_2m import CONVENTION
-from jaxdiff.samplers.rule import Carry, Draw, log_snr_step
 
 
-class Past(NamedTuple):
+class ModelHistory(NamedTuple):
     """What is remembered besides D0, the image of the last step."""
 
     x: Float[Array, "b *d"]  # where the last step began, corrected
@@ -36,30 +36,37 @@ class UniPC:
 
     convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
-    def init(self, x: Float[Array, "b *d"]) -> Past:
+    def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No steps yet."""
         nothing, never = jnp.zeros_like(x), jnp.asarray(jnp.inf, x.dtype)
-        return Past(nothing, jnp.ones((), x.dtype), nothing, never, never)
+        return ModelHistory(nothing, jnp.ones((), x.dtype), nothing, never, never)
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """One evaluation, which corrects x and predicts x'."""
-        (D, _), memory = denoise(carry.x, here, carry.memory)
-        past, h = carry.history, log_snr_step(here, there)
-        x = _correct(carry.x, D, carry.x0, past, here)
+        (D, _), guidance_state = denoise(state.x, here, state.guidance_state)
+        past, h = state.sampler_state, log_snr_step(here, there)
+        x = _correct(state.x, D, state.x0, past, here)
         # A step to a clean image (or from pure noise) has infinite h and is first-order.
-        Dd = D + jnp.where(jnp.isinf(h), 0, h / (2 * past.h)) * (D - carry.x0)
+        Dd = D + jnp.where(jnp.isinf(h), 0, h / (2 * past.h)) * (D - state.x0)
         predicted = (there.sigma / here.sigma) * x - there.alpha * jnp.expm1(-h) * Dd
-        history = Past(x, here.sigma, carry.x0, h, past.h)
-        return Carry(x=predicted, x0=D, history=history, memory=memory)
+        history = ModelHistory(x, here.sigma, state.x0, h, past.h)
+        return SamplingState(
+            x=predicted, x0=D, sampler_state=history, guidance_state=guidance_state
+        )
 
 
 def _correct(
     x: Float[Array, "b *d"],
     D: Float[Array, "b *d"],
     D0: Float[Array, "b *d"],
-    past: Past,
+    past: ModelHistory,
     here: NoiseLevel,
 ) -> Float[Array, "b *d"]:
     """UniC-2; `x` as it is where no step of finite h led to it."""

@@ -7,7 +7,7 @@ import pytest
 from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
@@ -74,9 +74,9 @@ def build(cls, *configs, **options):
     rng = np.random.default_rng(0)
     values = {
         path: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)
-        for path, leaf in weights(module).items()
+        for path, leaf in param_dict(module).items()
     }
-    return Component(module=assemble(module, values))
+    return Component(module=with_params(module, values))
 
 
 @pytest.fixture(scope="session")

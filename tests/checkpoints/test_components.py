@@ -15,13 +15,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxdiff.checkpoints.components import Component, read_component, write_component
 from jaxdiff.checkpoints.kinds import KINDS, class_name_of
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def bits(module):
-    return {path: np.asarray(array).tobytes() for path, array in weights(module).items()}
+    return {path: np.asarray(array).tobytes() for path, array in param_dict(module).items()}
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_round_trip_is_bit_exact(components, tmp_path, name, dtype):
     second = read_component(tmp_path / "b", dtype=jnp.dtype(dtype))
     assert class_name_of(first.module) == name
     assert bits(first.module) == bits(second.module)
-    assert {array.dtype for array in weights(first.module).values()} == {jnp.dtype(dtype)}
+    assert {array.dtype for array in param_dict(first.module).values()} == {jnp.dtype(dtype)}
     assert [p.read_bytes() for p in sorted((tmp_path / "a").iterdir())] == [
         p.read_bytes() for p in sorted((tmp_path / "b").iterdir())
     ]
@@ -70,7 +70,7 @@ def test_loading_converts_to_the_dtype_asked_for(components, tmp_path, name):
     loaded = read_component(tmp_path / "a", dtype=jnp.bfloat16)
     expected = {
         path: np.asarray(array).astype(jnp.bfloat16).tobytes()
-        for path, array in weights(components[name].module).items()
+        for path, array in param_dict(components[name].module).items()
     }
     assert bits(loaded.module) == expected
 
@@ -91,19 +91,19 @@ def test_compute_dtype_is_the_most_common_one(components, tmp_path):
     edit_weights(tmp_path / "a", widen)
     module = read_component(tmp_path / "a").module
     assert module.dtype == jnp.float16
-    assert weights(module)["conv_in.bias"].dtype == jnp.float32
+    assert param_dict(module)["conv_in.bias"].dtype == jnp.float32
 
 
 def test_weights_go_where_they_are_told(vae):
     mesh = jax.make_mesh((8,), ("data",))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    loaded = weights(read_component(vae, sharding=everywhere).module)
+    loaded = param_dict(read_component(vae, sharding=everywhere).module)
     assert all(array.sharding == everywhere for array in loaded.values())
     split = NamedSharding(mesh, PartitionSpec(None, None, None, "data"))
     by_path = read_component(
         vae, sharding=lambda p: split if p == "encoder.conv_in.kernel" else everywhere
     )
-    assert weights(by_path.module)["encoder.conv_in.kernel"].sharding == split
+    assert param_dict(by_path.module)["encoder.conv_in.kernel"].sharding == split
     assert bits(by_path.module) == {p: np.asarray(a).tobytes() for p, a in loaded.items()}
 
 

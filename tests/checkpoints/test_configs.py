@@ -9,7 +9,7 @@ from jaxdiff.checkpoints.configs import from_transformers, updated
 from jaxdiff.checkpoints.kinds import KINDS, class_name_of
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import parameter_count
-from jaxdiff.models.build import abstract, weights
+from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip_config import CLIPTextConfig
 
 REAL = json.loads((pathlib.Path(__file__).parent / "repository_configs.json").read_text())
@@ -37,7 +37,7 @@ def test_real_configs_are_read(name):
     module = abstract(kind.module, *kind.configs(raw, source=name), **kind.options)
     assert class_name_of(module) == kind.name
     if name in COUNTS:
-        assert parameter_count(weights(module)) == COUNTS[name]
+        assert parameter_count(param_dict(module)) == COUNTS[name]
 
 
 def test_counted_configs_are_all_there():

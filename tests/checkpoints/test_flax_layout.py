@@ -18,7 +18,7 @@ from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import flatten
-from jaxdiff.models.build import abstract, assemble, initialise, weights
+from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.presets import preset
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -49,7 +49,7 @@ def test_names_and_shapes_of_published_models(name):
         place: TRANSFORMS[how](torch[canonical(key, class_name=class_name)])
         for key, (place, how) in table.items()
     }
-    ours = weights(preset(kind, size).abstract())
+    ours = param_dict(preset(kind, size).abstract())
     assert {"/".join(flax_names(p, class_name)): w.shape for p, w in ours.items()} == expected
 
 
@@ -74,7 +74,7 @@ def test_bytes_are_those_that_flax_writes(name, components, tmp_path):
     module = components[name].module
     write_flax(tmp_path / "x.msgpack", module, class_name=name)
     tree = traverse_util.unflatten_dict(
-        {flax_names(path, name): np.asarray(array) for path, array in weights(module).items()}
+        {flax_names(path, name): np.asarray(array) for path, array in param_dict(module).items()}
     )
     assert (tmp_path / "x.msgpack").read_bytes() == serialization.to_bytes(tree)
 
@@ -83,8 +83,8 @@ def test_long_maps_are_those_that_flax_writes(components, tmp_path):
     """Fifteen names fit the short form of a map; eighteen layers do not."""
     config = dataclasses.replace(components["CLIPTextModel"].module.config, num_hidden_layers=18)
     module = abstract(CLIPTextModel, config)
-    values = {path: jnp.ones(leaf.shape, leaf.dtype) for path, leaf in weights(module).items()}
-    write_flax(tmp_path / "x", assemble(module, values), class_name="CLIPTextModel")
+    values = {path: jnp.ones(leaf.shape, leaf.dtype) for path, leaf in param_dict(module).items()}
+    write_flax(tmp_path / "x", with_params(module, values), class_name="CLIPTextModel")
     tree = traverse_util.unflatten_dict({tuple(p.split(".")): v for p, v in values.items()})
     assert (tmp_path / "x").read_bytes() == serialization.to_bytes(tree)
 
@@ -99,8 +99,8 @@ def test_a_folder_comes_back_bit_for_bit(parts, tmp_path, dtype):
     assert set(back.absent) == {"feature_extractor", "safety_checker"}
     assert back.tokenizers["tokenizer"].files == parts.tokenizers["tokenizer"].files
     for name, component in parts.components.items():
-        got = weights(back.components[name].module)
-        for path, values in weights(component.module).items():
+        got = param_dict(back.components[name].module)
+        for path, values in param_dict(component.module).items():
             want = np.asarray(values if dtype is None else values.astype(dtype))
             assert got[path].dtype == want.dtype
             assert np.asarray(got[path]).tobytes() == want.tobytes(), path
@@ -172,8 +172,8 @@ def test_convert(parts, tmp_path, capsys):
     assert (tmp_path / "back" / "unet" / "diffusion_pytorch_model.safetensors").exists()
     back = read_pipeline(tmp_path / "back")
     for name, component in parts.components.items():
-        got = weights(back.components[name].module)
-        for path, values in weights(component.module).items():
+        got = param_dict(back.components[name].module)
+        for path, values in param_dict(component.module).items():
             np.testing.assert_array_equal(got[path], values.astype(jnp.bfloat16))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 
 
 def edit(path, drop=(), **changes):
@@ -37,7 +37,7 @@ def test_parts_are_what_was_written(folder, parts):
     assert got.options == {"requires_safety_checker": False}
     assert got.tokenizers["tokenizer"].files == parts.tokenizers["tokenizer"].files
     for component in got.components.values():
-        assert {a.dtype for a in weights(component.module).values()} == {jnp.dtype("bfloat16")}
+        assert {a.dtype for a in param_dict(component.module).values()} == {jnp.dtype("bfloat16")}
 
 
 def test_a_replaced_folder_keeps_no_defaults_of_the_old_model(folder, parts):
@@ -175,7 +175,7 @@ def test_replacing_a_folder(folder, parts):
     write_pipeline(folder, parts, dtype=jnp.float16)
     assert (folder / "README.md").read_text() == "mine"
     assert not stale.exists()
-    dtypes = {a.dtype for a in weights(read_pipeline(folder).components["unet"].module).values()}
+    dtypes = {a.dtype for a in param_dict(read_pipeline(folder).components["unet"].module).values()}
     assert dtypes == {np.dtype("float16")}
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 

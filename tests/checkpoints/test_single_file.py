@@ -15,7 +15,7 @@ from jaxdiff.checkpoints.single_file import read_single_file, write_single_file
 from jaxdiff.checkpoints.tensors import read_table, read_tensor
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 
 PIPELINES = {
     "sd1": "StableDiffusionPipeline",
@@ -43,7 +43,7 @@ def test_everything_is_read(written):
     assert parts.scheduler.get("prediction_type") == PREDICTS[family]
     assert parts.components.keys() == expected.keys()
     for name, component in parts.components.items():
-        ours, theirs = weights(component.module), weights(expected[name].module)
+        ours, theirs = param_dict(component.module), param_dict(expected[name].module)
         assert ours.keys() == theirs.keys()
         for key, values in theirs.items():
             np.testing.assert_array_equal(ours[key], values, err_msg=key)
@@ -68,7 +68,7 @@ def test_what_it_is_shows_without_reading_it(written):
     assert found.prediction_type == (PREDICTS[family] or "epsilon")
     counts = {part.name: part.parameters for part in found.parts}
     for name, component in expected.items():
-        count = sum(array.size for array in weights(component.module).values())
+        count = sum(array.size for array in param_dict(component.module).values())
         if (family, name) != ("sd2", "text_encoder"):  # the file has a layer more
             assert counts[name] == count
     assert {dtype for part in found.parts for dtype in part.dtypes} == {"F32"}
@@ -114,8 +114,8 @@ def test_convert_there_and_back(tmp_path, capsys):
     assert "StableDiffusionPipeline, " in capsys.readouterr().out
     got = read_model(file)
     for name, component in got.components.items():
-        ours = weights(component.module)
-        for key, values in weights(expected[name].module).items():
+        ours = param_dict(component.module)
+        for key, values in param_dict(expected[name].module).items():
             half = np.asarray(values).astype(np.float16)
             np.testing.assert_array_equal(ours[key], half, err_msg=key)
 

@@ -7,7 +7,7 @@ import tiny
 import jaxdiff
 from jaxdiff.checkpoints.components import read_component, write_component
 from jaxdiff.cli import main
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 
 
@@ -51,11 +51,11 @@ def test_a_classifier_goes_beside_a_pipeline_and_stays_there(model, workdir, tmp
     before = (output / "model_index.json").read_bytes()
     assert main.run("export", [str(workdir), str(output)]) == 0
     assert (output / "model_index.json").read_bytes() == before
-    exact = weights(read_component(workdir / "export/classifier").module)
+    exact = param_dict(read_component(workdir / "export/classifier").module)
     # a pipeline takes its classifier along
     assert main.run("export", [str(output), str(tmp_path / "again")]) == 0
     for folder in (output, tmp_path / "again"):
-        stored = weights(read_component(folder / "classifier").module)
+        stored = param_dict(read_component(folder / "classifier").module)
         for name, values in exact.items():
             np.testing.assert_array_equal(stored[name], np.asarray(values).astype(np.float16))
 

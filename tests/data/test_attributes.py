@@ -22,7 +22,7 @@ def told(known):
     """What is known as text: name -> label, or the labels known to be there and not."""
     answers = {}
     for group in ATTRIBUTES.groups:
-        at = ATTRIBUTES.parts[group.name]
+        at = ATTRIBUTES.slices[group.name]
         targets, which = known.targets[at], known.known[at]
         if not which.any():
             continue

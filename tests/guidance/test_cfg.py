@@ -8,9 +8,9 @@ from oracles import calls, level_at, mixture, posterior_mean
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.predictions import PREDICTION_TYPES
-from jaxdiff.guidance.denoiser import guided, stack_streams
+from jaxdiff.guidance.base import GuidanceScales, extrapolate
+from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES
-from jaxdiff.guidance.rule import Dials, extrapolate
 
 UNCOND = jnp.array([[0.0, 1.0, 1.0, 2.0]])
 COND = jnp.array([[1.0, 2.0, 3.0, 4.0]])
@@ -55,8 +55,13 @@ def test_golden_mixture(kind):
     x = jnp.array([0.3]) * here.alpha
     conditioning = stack_streams(NULL[None].astype(x.dtype), CLASS[None].astype(x.dtype))
     network = mixture(kind, MEANS, VARIANCES)
-    denoise = guided(
-        network, (), conditioning, Dials(jnp.array([3.0])), rule=RULES["cfg"], kind=kind
+    denoise = guided_denoiser(
+        network,
+        (),
+        conditioning,
+        GuidanceScales(jnp.array([3.0])),
+        rule=RULES["cfg"],
+        prediction_type=kind,
     )
     (D, eps), memory = denoise(x, here, ())
     np.testing.assert_allclose(D, 3.4320204472, atol=1e-9)
@@ -84,8 +89,10 @@ def traced(rule, batch=3):
         return (x * conditioning[:, None, None, None]).astype(jnp.bfloat16)
 
     def run(x, conditioning, w):
-        denoise = guided(network, (), conditioning, Dials(w), rule=rule, kind="epsilon")
-        return denoise(x, level(1.0), rule.init(x))
+        denoise = guided_denoiser(
+            network, (), conditioning, GuidanceScales(w), rule=rule, prediction_type="epsilon"
+        )
+        return denoise(x, level(1.0), rule.init_state(x))
 
     x = jnp.ones((batch, 4, 4, 1))
     conditioning = jnp.ones((batch, len(rule.streams)))
@@ -103,8 +110,13 @@ def test_a_batched_call_is_two_calls():
     here = level(1.3)
     null, cond = jnp.tile(NULL, (4, 1)), jnp.tile(CLASS, (4, 1))
     w = jnp.array([0.0, 1.0, 2.5, 9.0])
-    denoise = guided(
-        network, (), stack_streams(null, cond), Dials(w), rule=RULES["cfg"], kind="epsilon"
+    denoise = guided_denoiser(
+        network,
+        (),
+        stack_streams(null, cond),
+        GuidanceScales(w),
+        rule=RULES["cfg"],
+        prediction_type="epsilon",
     )
     (_, eps), _ = denoise(x, here, ())
     t = jnp.full(4, here.t)
@@ -120,8 +132,13 @@ def test_combining_is_in_float32_whatever_the_network_computes_in():
         return (jnp.ones_like(x) + conditioning[:, None] * step).astype(jnp.bfloat16)
 
     x, streams = jnp.zeros((1, 2)), jnp.array([[0.0, 1.0]])
-    denoise = guided(
-        network, (), streams, Dials(jnp.array([1.1])), rule=RULES["cfg"], kind="epsilon"
+    denoise = guided_denoiser(
+        network,
+        (),
+        streams,
+        GuidanceScales(jnp.array([1.1])),
+        rule=RULES["cfg"],
+        prediction_type="epsilon",
     )
     (_, eps), _ = denoise(x, level(1.0), ())
     assert eps.dtype == jnp.float32
@@ -134,11 +151,25 @@ def test_a_model_without_conditioning():
         return weights * x
 
     x = jnp.ones((2, 3))
-    denoise = guided(network, 0.5, None, Dials(jnp.ones(2)), rule=RULES["none"], kind="sample")
+    denoise = guided_denoiser(
+        network,
+        0.5,
+        None,
+        GuidanceScales(jnp.ones(2)),
+        rule=RULES["none"],
+        prediction_type="sample",
+    )
     (D, _), _ = denoise(x, level(1.0), ())
     np.testing.assert_array_equal(D, 0.5 * x)
 
 
 def test_conditioning_must_have_the_streams_of_the_rule():
     with pytest.raises(InputError, match=r"conditioning: got shape \(3, 1, 5\), expected"):
-        guided(max, (), jnp.ones((3, 1, 5)), Dials(jnp.ones(3)), rule=RULES["cfg"], kind="epsilon")
+        guided_denoiser(
+            max,
+            (),
+            jnp.ones((3, 1, 5)),
+            GuidanceScales(jnp.ones(3)),
+            rule=RULES["cfg"],
+            prediction_type="epsilon",
+        )

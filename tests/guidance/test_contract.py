@@ -7,9 +7,9 @@ import pytest
 from oracles import level_at
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.guidance.denoiser import Source, guided
+from jaxdiff.guidance.base import DenoiserInput, GuidanceScales
+from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
 from jaxdiff.guidance.registry import RULES, WRAPPERS, parse
-from jaxdiff.guidance.rule import Dials, Query
 
 NAMES = [*RULES, *(f"cfg+{wrapper}" for wrapper in WRAPPERS), "apg+rescale+interval+threshold"]
 # network evaluations of one image in a step with guidance, and in one without
@@ -47,8 +47,8 @@ def images(n=3):
 
 
 def combined(rule, outputs, x, scales=SCALES, step=2):
-    query = Query(x, level_at(jnp.float32(2.0), step=step), "epsilon")
-    return rule.combine(outputs, query, Dials(scales), rule.init(x))
+    query = DenoiserInput(x, level_at(jnp.float32(2.0), step=step), "epsilon")
+    return rule.combine(outputs, query, GuidanceScales(scales), rule.init_state(x))
 
 
 def test_predictions_and_memories_keep_their_shapes_and_dtypes(rule):
@@ -56,9 +56,9 @@ def test_predictions_and_memories_keep_their_shapes_and_dtypes(rule):
     prediction, memory = combined(rule, outputs_for(rule, x), x)
     assert prediction.x0.shape == prediction.eps.shape == x.shape
     assert prediction.x0.dtype == prediction.eps.dtype == jnp.float32
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (memory, rule.init(x)))
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (memory, rule.init_state(x)))
     assert shapes[0] == shapes[1]
-    assert jax.tree.structure(memory) == jax.tree.structure(rule.init(x))
+    assert jax.tree.structure(memory) == jax.tree.structure(rule.init_state(x))
 
 
 def test_images_do_not_see_one_another(rule):
@@ -117,10 +117,18 @@ def test_evaluations_are_those_of_the_table(name, evaluations):
     x, level = images(), level_at(jnp.float32(2.0), step=2)
     for text, expected in ((name, evaluations[0]), (f"{name}+interval:hi=1", evaluations[1])):
         rule = parse(text)
-        guide = Source(network, (), None, "epsilon")
-        denoise = guided(network, (), None, Dials(SCALES), rule=rule, kind="epsilon", guide=guide)
+        guide = ConditionedNetwork(network, (), None, "epsilon")
+        denoise = guided_denoiser(
+            network,
+            (),
+            None,
+            GuidanceScales(SCALES),
+            rule=rule,
+            prediction_type="epsilon",
+            guidance_model=guide,
+        )
         seen.clear()
-        jax.block_until_ready(jax.jit(denoise)(x, level, rule.init(x)))
+        jax.block_until_ready(jax.jit(denoise)(x, level, rule.init_state(x)))
         jax.effects_barrier()
         assert sum(seen) == 3 * expected, text
     assert set(EVALUATIONS) == set(RULES)
@@ -128,17 +136,17 @@ def test_evaluations_are_those_of_the_table(name, evaluations):
 
 def test_at_scale_one_the_cheapest_rule_is_the_plain_model(name, rule):
     """Where it has one stream; rules that do something at w = 1 too keep theirs."""
-    cheap = rule.cheapest([1.0, 1.0, 1.0])
+    cheap = rule.simplify([1.0, 1.0, 1.0])
     kept = {"three", "cfg-pp", "cfg-zero", "pag"}
     assert (len(cheap.streams) == 1) == (name not in kept)
     if name != "pag":
         x = images()
         outputs = outputs_for(rule, x)
-        chosen = outputs if cheap.streams == rule.streams else (outputs[rule.plain],)
+        chosen = outputs if cheap.streams == rule.streams else (outputs[rule.cond_stream],)
         got, _ = combined(cheap, chosen, x, jnp.ones(3))
         expected, _ = combined(rule, outputs, x, jnp.ones(3))
         np.testing.assert_allclose(got.x0, expected.x0, rtol=1e-4, atol=1e-5)
-    assert rule.cheapest([1.0, 2.0, 1.0]) == rule
+    assert rule.simplify([1.0, 2.0, 1.0]) == rule
 
 
 @pytest.mark.parametrize(
@@ -155,7 +163,7 @@ def test_at_scale_one_the_cheapest_rule_is_the_plain_model(name, rule):
         ("cfg+interval:lo=nan", "guidance: lo: got nan, expected a number from 0"),
         ("cfg+schedule:curve=up", "guidance: curve: got 'up', expected one of constant"),
         ("three:perpendicular=maybe", "got 'maybe', expected true or false"),
-        ("cfg:prompts=2", "guidance: cfg: got 'prompts'"),
+        ("cfg:num_prompts=2", "guidance: cfg: got 'num_prompts'"),
         ("cfg-pp+rescale", "guidance: got cfg-pp\\+rescale, expected interval or adaptive"),
         ("cfg-pp+interval+clip", "guidance: got cfg-pp\\+clip, expected interval or adaptive"),
         ("cfg-zero:zero_steps=-1", "guidance: zero_steps: got -1, expected a number from 0"),
@@ -169,7 +177,12 @@ def test_bad_descriptions_are_refused(text, message):
 
 def test_a_description_composes_from_the_inside_out():
     rule = parse("apg:eta=0.2, radius=15 + interval:lo=0.3,hi=5 + rescale")
-    assert (rule.of.of.eta, rule.of.of.radius, rule.of.lo, rule.phi) == (0.2, 15.0, 0.3, 0.7)
+    assert (rule.inner.inner.eta, rule.inner.inner.radius, rule.inner.lo, rule.phi) == (
+        0.2,
+        15.0,
+        0.3,
+        0.7,
+    )
 
 
 def test_a_second_network_must_be_there_and_may_predict_another_kind():
@@ -184,8 +197,18 @@ def test_a_second_network_must_be_there_and_may_predict_another_kind():
 
     rule = RULES["auto"]
     with pytest.raises(InputError, match="guide: got none, expected a second model"):
-        guided(main, (), None, Dials(SCALES), rule=rule, kind="epsilon")
-    guide = Source(weak, (), None, "v_prediction")
-    denoise = guided(main, (), None, Dials(SCALES), rule=rule, kind="epsilon", guide=guide)
+        guided_denoiser(
+            main, (), None, GuidanceScales(SCALES), rule=rule, prediction_type="epsilon"
+        )
+    guide = ConditionedNetwork(weak, (), None, "v_prediction")
+    denoise = guided_denoiser(
+        main,
+        (),
+        None,
+        GuidanceScales(SCALES),
+        rule=rule,
+        prediction_type="epsilon",
+        guidance_model=guide,
+    )
     (_, eps), _ = denoise(x, level, ())
     np.testing.assert_allclose(eps, jnp.tanh(x), atol=1e-5)

@@ -8,10 +8,10 @@ from oracles import gaussian, level_at, mixture, ratio_grid
 
 from jaxdiff.diffusion.predictions import predict, target
 from jaxdiff.diffusion.timesteps import karras
-from jaxdiff.guidance.denoiser import Source, guided, stack_streams
+from jaxdiff.guidance.base import DenoiserInput, GuidanceScales
+from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES, parse
-from jaxdiff.guidance.rule import Dials, Query
-from jaxdiff.guidance.timing import CURVES
+from jaxdiff.guidance.schedules import SCALE_SCHEDULES
 from jaxdiff.samplers.loop import sample
 from jaxdiff.samplers.registry import SAMPLERS
 
@@ -21,14 +21,14 @@ X = jnp.array([[0.3, -0.2, 1.1, 0.4]])
 
 
 def asked(kind, ratio=1.0, step=5, x=X):
-    return Query(x, level_at(jnp.asarray(ratio, x.dtype), step=step), kind)
+    return DenoiserInput(x, level_at(jnp.asarray(ratio, x.dtype), step=step), kind)
 
 
 def combine(text, outputs, w, *, kind="epsilon", memory=None, **more):
     """The prediction of a rule; `outputs` are its streams', `more` goes to the query."""
     rule, query = parse(text), asked(kind, **more)
-    memory = rule.init(query.x) if memory is None else memory
-    return rule.combine(outputs, query, Dials(jnp.full(len(query.x), w)), memory)
+    memory = rule.init_state(query.x) if memory is None else memory
+    return rule.combine(outputs, query, GuidanceScales(jnp.full(len(query.x), w)), memory)
 
 
 def raw(text, outputs, w, *, kind="epsilon", **more):
@@ -134,11 +134,13 @@ def test_zero_star_stands_still_in_its_first_steps():
     # whatever wraps it, and outside of an interval too
     for text in ("cfg-zero:zero_steps=2", "cfg-zero:zero_steps=2+rescale+interval:lo=2"):
         rule = parse(text)
-        both, dials = jnp.stack([UNCOND, COND], axis=1), Dials(jnp.full(1, 3.0))
-        denoise = guided(lambda w, x, t, told: told, (), both, dials, rule=rule, kind="epsilon")
+        both, dials = jnp.stack([UNCOND, COND], axis=1), GuidanceScales(jnp.full(1, 3.0))
+        denoise = guided_denoiser(
+            lambda w, x, t, told: told, (), both, dials, rule=rule, prediction_type="epsilon"
+        )
         for step, still in ((0, True), (1, True), (2, False)):
             here = asked("epsilon", step=step).level
-            (D, eps), _ = denoise(X, here, rule.init(X))
+            (D, eps), _ = denoise(X, here, rule.init_state(X))
             places = [(level.alpha + level.sigma) for level in (there, here)]
             moved = (there.alpha * D + there.sigma * eps) / places[0] - X / places[1]
             assert bool(jnp.all(jnp.abs(moved) < 1e-6)) == still
@@ -178,7 +180,7 @@ def test_three_streams_and_two():
     rule = RULES["three"]
 
     def three(w, wn=None, streams=streams):
-        dials = Dials(jnp.array([w]), None if wn is None else jnp.array([wn]))
+        dials = GuidanceScales(jnp.array([w]), None if wn is None else jnp.array([wn]))
         return rule.combine(streams, query, dials, ())[0].eps
 
     close(three(3.0), UNCOND + 3 * (COND - negative))
@@ -200,26 +202,33 @@ def test_a_perpendicular_negative_leaves_the_step_towards_the_prompt():
 
 
 def test_prompts_compose_and_weights_of_equal_ones_add():
-    rule, query = RULES["cfg"].composed(2), asked("epsilon")
-    assert [s.words for s in rule.streams] == ["negative", "prompt", "prompt"]
+    rule, query = RULES["cfg"].for_prompts(2), asked("epsilon")
+    assert [s.prompt_source for s in rule.streams] == ["negative", "prompt", "prompt"]
     other = jnp.array([[2.0, 0.0, -1.0, 0.5]])
 
     def made(streams, weights, w=1.0):
-        return rule.combine(streams, query, Dials(jnp.array([w]), None, weights), ())[0].eps
+        return rule.combine(streams, query, GuidanceScales(jnp.array([w]), None, weights), ())[
+            0
+        ].eps
 
     both = jnp.array([[2.0, -0.5]])
     expected = UNCOND + 3 * (2 * (COND - UNCOND) - 0.5 * (other - UNCOND))
     close(made((UNCOND, COND, other), both, 3.0), expected)
     close(made((UNCOND, COND, COND), jnp.array([[1.0, 2.0]])), [[3, 4, 7, 8]])
     close(made((UNCOND, COND, other), jnp.array([[3.0, 0.0]])), [[3, 4, 7, 8]])
-    assert RULES["cfg"].composed(1) == RULES["cfg"]
+    assert RULES["cfg"].for_prompts(1) == RULES["cfg"]
 
 
 def mean_under(rule, means, dials, v=0.3):
     """Where the ODE guided by `rule` takes the mean of N(m_i, v), one for each stream."""
     streams = [(jnp.full(2, m), jnp.full(2, v)) for m in means]
-    denoise = guided(
-        gaussian("epsilon"), (), stack_streams(*streams), dials, rule=rule, kind="epsilon"
+    denoise = guided_denoiser(
+        gaussian("epsilon"),
+        (),
+        stack_streams(*streams),
+        dials,
+        rule=rule,
+        prediction_type="epsilon",
     )
     grid = ratio_grid(np.append(karras(500.0, 0.01, 300), 0), jnp.float64)
     keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
@@ -231,12 +240,14 @@ def test_means_of_equal_gaussians_add_as_the_streams_do():
     mu, mp, mn, w, wn = 0.2, 1.0, -0.5, 3.0, 1.5
     with jax.enable_x64(True):
         scale = jnp.full(2, w)
-        two = mean_under(RULES["cfg"], (mn, mp), Dials(scale))
+        two = mean_under(RULES["cfg"], (mn, mp), GuidanceScales(scale))
         close(two, w * mp + (1 - w) * mn, rtol=5e-3)
-        three = mean_under(RULES["three"], (mu, mp, mn), Dials(scale, jnp.full(2, wn)))
+        three = mean_under(RULES["three"], (mu, mp, mn), GuidanceScales(scale, jnp.full(2, wn)))
         close(three, mu + w * (mp - mu) - wn * (mn - mu), rtol=5e-3)
         weights = jnp.tile(jnp.array([[1.0, -0.4]]), (2, 1))
-        several = mean_under(RULES["cfg"].composed(2), (mu, mp, mn), Dials(scale, None, weights))
+        several = mean_under(
+            RULES["cfg"].for_prompts(2), (mu, mp, mn), GuidanceScales(scale, None, weights)
+        )
         close(several, mu + w * ((mp - mu) - 0.4 * (mn - mu)), rtol=5e-3)
 
 
@@ -255,10 +266,12 @@ def test_autoguidance_runs_two_networks_on_their_own_conditions():
         return weights * x + conditioning[:, None]
 
     cond, weak = jnp.array([[0.5]]), jnp.array([[0.1]])
-    guide = Source(network, 2.0, weak, "epsilon")
-    dials = Dials(jnp.array([3.0]))
+    guide = ConditionedNetwork(network, 2.0, weak, "epsilon")
+    dials = GuidanceScales(jnp.array([3.0]))
     rule = RULES["auto"]
-    denoise = guided(network, 1.0, cond, dials, rule=rule, kind="epsilon", guide=guide)
+    denoise = guided_denoiser(
+        network, 1.0, cond, dials, rule=rule, prediction_type="epsilon", guidance_model=guide
+    )
     (_, eps), _ = denoise(X, asked("epsilon").level, ())
     main, other = X + 0.5, 2 * X + 0.1
     close(eps, other + 3 * (main - other))
@@ -270,12 +283,14 @@ def test_perturbed_attention_beside_cfg_and_alone():
     close(raw("pag:k=2", (UNCOND, COND, COND), 3.0), [[3, 4, 7, 8]])
     both = raw("pag:k=2", (UNCOND, COND, perturbed), 3.0)
     close(both, jnp.array([[3.0, 4, 7, 8]]) + 2 * (COND - perturbed))
-    alone = parse("pag:k=2").cheapest([1.0])
+    alone = parse("pag:k=2").simplify([1.0])
     assert [s.perturbed for s in alone.streams] == [False, True]
-    got, _ = alone.combine((COND, perturbed), asked("epsilon"), Dials(jnp.ones(1)), ())
+    got, _ = alone.combine((COND, perturbed), asked("epsilon"), GuidanceScales(jnp.ones(1)), ())
     close(got.eps, COND + 2 * (COND - perturbed))
     # which is what adaptive guidance compares, not the prompt with itself
-    np.testing.assert_array_equal(alone.ends((COND, perturbed), Dials(jnp.ones(1)))[0], perturbed)
+    np.testing.assert_array_equal(
+        alone.uncond_and_cond((COND, perturbed), GuidanceScales(jnp.ones(1)))[0], perturbed
+    )
 
 
 def test_a_network_is_told_which_streams_are_perturbed():
@@ -283,8 +298,8 @@ def test_a_network_is_told_which_streams_are_perturbed():
         return jnp.where(perturbed[:, None], 0.0, x) + conditioning[:, None]
 
     streams = jnp.array([[0.0, 1.0, 1.0]])
-    dials, rule = Dials(jnp.array([3.0])), parse("pag:k=2")
-    denoise = guided(network, (), streams, dials, rule=rule, kind="epsilon")
+    dials, rule = GuidanceScales(jnp.array([3.0])), parse("pag:k=2")
+    denoise = guided_denoiser(network, (), streams, dials, rule=rule, prediction_type="epsilon")
     (_, eps), _ = denoise(X, asked("epsilon").level, ())
     close(eps, X + 3 + 2 * X)
 
@@ -317,19 +332,19 @@ def test_thresholds_bound_the_image_and_refit_the_noise():
 )
 def test_an_interval_is_open_below_and_closed_above(ratio, inside):
     rule = parse("cfg+interval:lo=0.3,hi=5")
-    active = rule.active(level_at(jnp.float32(ratio)), ())
+    active = rule.is_guided(level_at(jnp.float32(ratio)), ())
     assert bool(active) == inside
 
 
 def test_an_interval_of_everything_is_cfg_and_of_nothing_the_plain_model():
     network = mixture("epsilon", (-2.0, 2.0), (0.25, 0.25))
     null, cond = jnp.array([[0.5, 0.5]]), jnp.array([[0.0, 1.0]])
-    dials, level = Dials(jnp.array([3.0])), level_at(jnp.float32(1.3))
+    dials, level = GuidanceScales(jnp.array([3.0])), level_at(jnp.float32(1.3))
 
     def denoised(text, streams):
         rule = parse(text)
-        denoise = guided(network, (), streams, dials, rule=rule, kind="epsilon")
-        return denoise(X, level, rule.init(X))[0].x0
+        denoise = guided_denoiser(network, (), streams, dials, rule=rule, prediction_type="epsilon")
+        return denoise(X, level, rule.init_state(X))[0].x0
 
     both = stack_streams(null, cond)
     close(denoised("cfg+interval", both), denoised("cfg", both))
@@ -342,8 +357,8 @@ def test_an_interval_of_everything_is_cfg_and_of_nothing_the_plain_model():
 def test_a_step_is_inside_the_interval_as_a_whole():
     rule = parse("cfg+interval:lo=1")
     here, there = (level_at(jnp.float32(ratio)) for ratio in (1.5, 0.5))
-    assert bool(rule.active(there.as_substep_of(here), ()))
-    assert not bool(rule.active(there, ()))
+    assert bool(rule.is_guided(there.as_substep_of(here), ()))
+    assert not bool(rule.is_guided(there, ()))
 
 
 def test_adaptive_guidance_stops_for_each_image_by_itself():
@@ -351,23 +366,23 @@ def test_adaptive_guidance_stops_for_each_image_by_itself():
     cond = jnp.array([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # cosines 1, 0 and .707
     x = jnp.zeros((3, 2))
     rule, query = parse("cfg+adaptive:cosine=0.7"), asked("epsilon", x=x)
-    dials = Dials(jnp.full(3, 3.0))
-    first, memory = rule.combine((uncond, cond), query, dials, rule.init(x))
+    dials = GuidanceScales(jnp.full(3, 3.0))
+    first, memory = rule.combine((uncond, cond), query, dials, rule.init_state(x))
     close(first.eps, uncond + 3 * (cond - uncond))
     np.testing.assert_array_equal(memory[1], [True, False, True])
-    assert bool(rule.active(query.level, memory))
+    assert bool(rule.is_guided(query.level, memory))
     second, memory = rule.combine((uncond, cond), query, dials, memory)
     close(second.eps[jnp.array([0, 2])], cond[jnp.array([0, 2])])
     close(second.eps[1], uncond[1] + 3 * (cond[1] - uncond[1]))
-    assert not bool(rule.active(query.level, ((), jnp.ones(3, bool))))
+    assert not bool(rule.is_guided(query.level, ((), jnp.ones(3, bool))))
 
 
-@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("name", SCALE_SCHEDULES)
 def test_schedules_keep_the_mean_scale(name):
     steps = 1000
     shares = (jnp.arange(steps, dtype=jnp.float32) + 0.5) / steps
-    assert float(jnp.mean(CURVES[name](shares))) == pytest.approx(1, abs=1e-5)
-    assert float(jnp.min(CURVES[name](shares))) >= 0
+    assert float(jnp.mean(SCALE_SCHEDULES[name](shares))) == pytest.approx(1, abs=1e-5)
+    assert float(jnp.min(SCALE_SCHEDULES[name](shares))) >= 0
 
 
 def test_a_schedule_is_of_the_scale_above_one():

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.attributes import Attributes, Group
+from jaxdiff.models.attributes import LabelGroup, LabelSet
 
-ATTRIBUTES = Attributes(
+ATTRIBUTES = LabelSet(
     (
-        Group(name="ground", labels=("white", "grey", "pink")),
-        Group(name="colours", labels=("red", "blue"), exclusive=False),
+        LabelGroup(name="ground", labels=("white", "grey", "pink")),
+        LabelGroup(name="colours", labels=("red", "blue"), exclusive=False),
     )
 )
 LOGITS = [0.5, -1.0, 2.0, 0.3, -0.7]
@@ -34,7 +34,7 @@ def sigmoid(x):
 
 def test_where_the_groups_lie():
     assert ATTRIBUTES.width == 5
-    assert ATTRIBUTES.parts == {"ground": slice(0, 3), "colours": slice(3, 5)}
+    assert ATTRIBUTES.slices == {"ground": slice(0, 3), "colours": slice(3, 5)}
     assert ATTRIBUTES.index("colours", "blue") == 4
     with pytest.raises(InputError, match="group: got 'colors'"):
         ATTRIBUTES.index("colors", "blue")
@@ -99,7 +99,7 @@ def test_extreme_logits_stay_finite_in_half_precision():
 
 
 def test_right_answers():
-    right, asked = ATTRIBUTES.right(
+    right, asked = ATTRIBUTES.correct(
         logits(LOGITS, LOGITS, LOGITS, LOGITS),
         # pink; white; not white; nothing asked
         masks([0, 0, 1, 1, 0], [1, 0, 0, 1, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 1]),
@@ -113,12 +113,12 @@ def test_right_answers():
     ("groups", "message"),
     [
         ((), "groups: got names"),
-        ((Group(name="a", labels=("x", "y")),) * 2, "all different"),
-        ((Group(name="a", labels=("x",)),), "labels of a: got .* at least 2"),
-        ((Group(name="a", labels=(), exclusive=False),), "labels of a: got .* at least 1"),
-        ((Group(name="a", labels=("x", "x")),), "labels of a"),
+        ((LabelGroup(name="a", labels=("x", "y")),) * 2, "all different"),
+        ((LabelGroup(name="a", labels=("x",)),), "labels of a: got .* at least 2"),
+        ((LabelGroup(name="a", labels=(), exclusive=False),), "labels of a: got .* at least 1"),
+        ((LabelGroup(name="a", labels=("x", "x")),), "labels of a"),
     ],
 )
 def test_groups_without_sense_are_refused(groups, message):
     with pytest.raises(InputError, match=message):
-        Attributes(groups)
+        LabelSet(groups)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import abstract, assemble, initial_weights, initialise, weights
+from jaxdiff.models.build import abstract, initial_weights, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
 
@@ -18,7 +18,7 @@ PATH = "text_model.encoder.layers.1.self_attn.q_proj.kernel"
 
 
 def test_abstract_holds_shapes():
-    shapes = weights(abstract(CLIPTextModel, CONFIG, param_dtype=jnp.bfloat16))
+    shapes = param_dict(abstract(CLIPTextModel, CONFIG, param_dtype=jnp.bfloat16))
     assert {type(leaf) for leaf in shapes.values()} == {jax.ShapeDtypeStruct}
     assert shapes[PATH] == jax.ShapeDtypeStruct((8, 8), jnp.bfloat16)
 
@@ -26,8 +26,8 @@ def test_abstract_holds_shapes():
 def test_every_way_to_build_gives_the_same_paths():
     eager = CLIPTextModel(CONFIG, rngs=nnx.Rngs(0))
     for module in (abstract(CLIPTextModel, CONFIG), initialise(CLIPTextModel, CONFIG, seed=0)):
-        assert {p: (w.shape, w.dtype) for p, w in weights(module).items()} == {
-            p: (w.shape, w.dtype) for p, w in weights(eager).items()
+        assert {p: (w.shape, w.dtype) for p, w in param_dict(module).items()} == {
+            p: (w.shape, w.dtype) for p, w in param_dict(eager).items()
         }
 
 
@@ -53,8 +53,8 @@ def test_assembled_module_computes_with_the_given_arrays():
     arrays = {p: jnp.asarray(a) for p, a in initial_weights(abstract(CLIPTextModel, CONFIG), 0)}
     arrays["text_model.final_layer_norm.bias"] += 5
     template = abstract(CLIPTextModel, CONFIG)
-    assert assemble(template, arrays)(jnp.ones((1, 4), jnp.int32)).mean() > 4.5
-    assert isinstance(weights(template)[PATH], jax.ShapeDtypeStruct), "the template is unchanged"
+    assert with_params(template, arrays)(jnp.ones((1, 4), jnp.int32)).mean() > 4.5
+    assert isinstance(param_dict(template)[PATH], jax.ShapeDtypeStruct), "the template is unchanged"
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_assemble_refuses(change, message):
     arrays = {path: jnp.asarray(array) for path, array in initial_weights(template, 0)}
     change(arrays)
     with pytest.raises(InputError, match=message):
-        assemble(template, arrays)
+        with_params(template, arrays)

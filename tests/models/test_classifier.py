@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.attributes import Attributes, Group
-from jaxdiff.models.build import abstract, assemble, initialise, weights
+from jaxdiff.models.attributes import LabelGroup, LabelSet
+from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 
 CONFIG = LatentClassifierConfig(
@@ -29,7 +29,7 @@ T = jnp.asarray([3, 700])
 
 
 def call(params, x, t, **options):
-    return assemble(abstract(LatentClassifier, CONFIG, **options), params)(x, t)
+    return with_params(abstract(LatentClassifier, CONFIG, **options), params)(x, t)
 
 
 RUN = jax.jit(call)
@@ -41,7 +41,7 @@ def params():
     module = initialise(LatentClassifier, CONFIG, seed=0)
     return {
         path: array + jnp.asarray(0.2 * RNG.normal(size=array.shape), jnp.float32)
-        for path, array in weights(module).items()
+        for path, array in param_dict(module).items()
     }
 
 
@@ -140,8 +140,8 @@ def test_a_head_that_does_not_fit_is_refused():
 
 
 def test_telling_replaces_the_groups_only():
-    groups = Attributes((Group(name="size", labels=("small", "large")),))
-    told = CONFIG.telling(groups)
+    groups = LabelSet((LabelGroup(name="size", labels=("small", "large")),))
+    told = CONFIG.with_labels(groups)
     assert told.attributes == groups
     assert dataclasses.replace(told, **{
         name: getattr(CONFIG, name) for name in ("group_names", "group_labels", "group_exclusive")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 
 CONFIG = PatchDiscriminatorConfig(width=4, layers=2, norm_num_groups=2)
@@ -21,12 +21,12 @@ def params():
     """Weights at which nothing is nearly zero, biases and norms included."""
     return {
         path: jnp.asarray(0.3 * RNG.normal(size=leaf.shape) + path.endswith("scale"), jnp.float32)
-        for path, leaf in weights(abstract(PatchDiscriminator, CONFIG)).items()
+        for path, leaf in param_dict(abstract(PatchDiscriminator, CONFIG)).items()
     }
 
 
 def logits(params, images, **options):
-    return assemble(abstract(PatchDiscriminator, CONFIG, **options), params)(jnp.asarray(images))
+    return with_params(abstract(PatchDiscriminator, CONFIG, **options), params)(jnp.asarray(images))
 
 
 def convolved(x, kernel, stride):
@@ -62,7 +62,7 @@ def test_logits_are_those_of_the_layers_by_hand(params):
 
 def test_the_published_size():
     """The kernels of the discriminator that VQGAN and latent diffusion train."""
-    table = weights(abstract(PatchDiscriminator, PatchDiscriminatorConfig()))
+    table = param_dict(abstract(PatchDiscriminator, PatchDiscriminatorConfig()))
     kernels = {path: leaf.shape for path, leaf in table.items() if path.endswith("kernel")}
     assert kernels == {
         "conv_in.kernel": (4, 4, 3, 64),
@@ -89,7 +89,7 @@ def test_refusals():
     small = jax.ShapeDtypeStruct((1, 16, 11, 3), jnp.float32)
     module = abstract(PatchDiscriminator, CONFIG)
     with pytest.raises(InputError, match="got pictures of 16 x 11, expected sides from 12 on"):
-        jax.eval_shape(lambda table, x: assemble(module, table)(x), weights(module), small)
+        jax.eval_shape(lambda table, x: with_params(module, table)(x), param_dict(module), small)
     for name in ("width", "layers", "norm_num_groups"):
         with pytest.raises(InputError, match=rf"discriminator\.{name}: got 0"):
             dataclasses.replace(CONFIG, **{name: 0})

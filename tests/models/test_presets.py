@@ -10,12 +10,12 @@ from jaxdiff.checkpoints.rules import to_key, to_path, torch_shape
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import flatten, parameter_count
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.models.presets import KINDS, preset
+from jaxdiff.models.presets import PRESETS, preset
 
 INVENTORIES = pathlib.Path(__file__).parent / "inventories"
-CASES = [(kind, name) for kind, table in KINDS.items() for name in table]
+CASES = [(kind, name) for kind, table in PRESETS.items() for name in table]
 
 
 def inventory(kind, name):
@@ -28,7 +28,7 @@ def test_names_shapes_and_count(kind, name):
     shapes = {key: tuple(shape) for key, shape in flatten(published["shapes"]).items()}
     if published["class"] == "CLIPTextModel":
         shapes = {f"text_model.{key}": shape for key, shape in shapes.items()}
-    ours = weights(preset(kind, name).abstract())
+    ours = param_dict(preset(kind, name).abstract())
     assert {to_key(p): torch_shape(w.shape, p) for p, w in ours.items()} == shapes
     assert all(to_path(to_key(p), w.ndim) == p for p, w in ours.items())
     assert len(ours) == published["tensors"]

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.models import presets
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 from jaxdiff.parallel import mesh as meshes
 from jaxdiff.parallel.mesh import batch_sharding, make_mesh
 from jaxdiff.parallel.sharding import (
@@ -33,7 +33,7 @@ MODELS = {
 @pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (64, 1), (8, 4)])
 def test_hardly_anything_of_a_model_is_held_twice(preset, rules, fsdp, tensor):
     """The parts of one device come to little more than the model's share."""
-    table = weights(presets.preset(*preset).abstract())
+    table = param_dict(presets.preset(*preset).abstract())
     sizes = {"data": 1, "fsdp": fsdp, "tensor": tensor}
     total = sum(leaf.size for leaf in table.values())
     held = 0

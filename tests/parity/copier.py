@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from jaxdiff.checkpoints.rules import to_jax, to_key, to_path, to_torch
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.build import abstract, param_dict, with_params
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -43,7 +43,7 @@ def prefixed(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
 def copy(module: torch.nn.Module, cls: type, *configs: Any, prefix: str = "", **options: Any):
     """Our module `cls(*configs)` with the weights of the PyTorch `module`."""
     arrays = to_ours(prefixed(module.state_dict(), prefix))
-    return assemble(
+    return with_params(
         abstract(cls, *configs, **options), {path: jnp.asarray(a) for path, a in arrays.items()}
     )
 
@@ -63,7 +63,7 @@ def compare_gradients(ours: Any, module: torch.nn.Module, limit: float = 2e-5) -
     A parameter without influence (the bias of attention keys) has only rounding for a gradient: the
     norm counts as at least 1e-3 of that of all gradients. Fails above `limit`.
     """
-    theirs, ours = gradients(module), weights(ours)
+    theirs, ours = gradients(module), param_dict(ours)
     assert theirs.keys() == ours.keys(), theirs.keys() ^ ours.keys()
     norms = {path: np.linalg.norm(gradient) for path, gradient in theirs.items()}
     floor = 1e-3 * np.linalg.norm(list(norms.values()))

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionC
 from jaxdiff.checkpoints.components import Component, read_component, write_component
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
 from jaxdiff.checkpoints.rules import to_key, to_torch
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 
 call = nnx.jit(lambda module, *inputs, **more: module(*inputs, **more))
 encode = nnx.jit(lambda vae, images: vae.encode(images))
@@ -27,7 +27,7 @@ def values(module):
         to_key(path): torch.from_numpy(
             np.array(to_torch(np.asarray(array), path).astype(np.float32))
         )
-        for path, array in weights(module).items()
+        for path, array in param_dict(module).items()
     }
 
 
@@ -116,7 +116,7 @@ def test_files_as_diffusers_writes_them(tmp_path, options):
     parts = read_pipeline(tmp_path)
     expected = jnp.dtype(str(dtype).removeprefix("torch."))
     for name, component in parts.components.items():
-        assert {a.dtype for a in weights(component.module).values()} == {expected}
+        assert {a.dtype for a in param_dict(component.module).values()} == {expected}
         assert_same_values(component.module, getattr(pipe, name))
 
 

@@ -9,9 +9,9 @@ from copier import agree, image, nchw
 from diffusers.hooks import LayerSkipConfig
 from oracles import level_at
 
-from jaxdiff.guidance.denoiser import guided
+from jaxdiff.guidance.base import DenoiserInput, GuidanceScales
+from jaxdiff.guidance.denoiser import guided_denoiser
 from jaxdiff.guidance.registry import parse
-from jaxdiff.guidance.rule import Dials, Query
 
 SHAPE = (3, 6, 5, 4)
 X, UNCOND, COND, PERTURBED = (image(SHAPE, seed=seed) for seed in range(4))
@@ -21,10 +21,10 @@ STEPS = 10
 def raw(text, outputs, w, *, kind="epsilon", step=5, memory=None):
     """The network's output that our rule stands for, and its memory."""
     rule = parse(text)
-    query = Query(jnp.asarray(X), level_at(jnp.float32(1.0), step=step, steps=STEPS), kind)
-    memory = rule.init(query.x) if memory is None else memory
+    query = DenoiserInput(jnp.asarray(X), level_at(jnp.float32(1.0), step=step, steps=STEPS), kind)
+    memory = rule.init_state(query.x) if memory is None else memory
     outputs = tuple(jnp.asarray(output) for output in outputs)
-    prediction, memory = rule.combine(outputs, query, Dials(jnp.full(len(X), w)), memory)
+    prediction, memory = rule.combine(outputs, query, GuidanceScales(jnp.full(len(X), w)), memory)
     return query.output(prediction), memory
 
 
@@ -86,9 +86,11 @@ def test_projected():
 def test_zero_star(step):
     guider = Called(theirs.ClassifierFreeZeroStarGuidance(guidance_scale=5.0, zero_init_steps=2))
     rule, kind = parse("cfg-zero:zero_steps=2"), "flow_prediction"
-    query = Query(jnp.asarray(X), level_at(jnp.float32(1.0), step=step, steps=STEPS), kind)
-    both, dials = jnp.stack([UNCOND, COND], axis=1), Dials(jnp.full(len(X), 5.0))
-    denoise = guided(lambda w, x, t, told: told, (), both, dials, rule=rule, kind=kind)
+    query = DenoiserInput(jnp.asarray(X), level_at(jnp.float32(1.0), step=step, steps=STEPS), kind)
+    both, dials = jnp.stack([UNCOND, COND], axis=1), GuidanceScales(jnp.full(len(X), 5.0))
+    denoise = guided_denoiser(
+        lambda w, x, t, told: told, (), both, dials, rule=rule, prediction_type=kind
+    )
     got = query.output(denoise(query.x, query.level, ())[0])
     # both moved, for an error relative to zero would be none
     agree(got + COND, pred(guider, COND, UNCOND, step=step) + nchw(COND))
@@ -120,10 +122,10 @@ def test_perturbed_attention_alone_differs_by_one():
             perturbed_guidance_layers=[0],
         )
     )
-    rule = parse("pag:k=2.5").cheapest([1.0])
-    query = Query(jnp.asarray(X), level_at(jnp.float32(1.0)), "epsilon")
+    rule = parse("pag:k=2.5").simplify([1.0])
+    query = DenoiserInput(jnp.asarray(X), level_at(jnp.float32(1.0)), "epsilon")
     outputs = jnp.asarray(COND), jnp.asarray(PERTURBED)
-    got, _ = rule.combine(outputs, query, Dials(jnp.ones(len(X))), ())
+    got, _ = rule.combine(outputs, query, GuidanceScales(jnp.ones(len(X))), ())
     agree(query.output(got), pred(guider, COND, pred_cond_skip=PERTURBED))
 
 

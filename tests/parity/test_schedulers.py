@@ -17,11 +17,11 @@ import torch
 
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import SchedulerOptions
-from jaxdiff.guidance.denoiser import guided
+from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.denoiser import guided_denoiser
 from jaxdiff.guidance.registry import RULES
-from jaxdiff.guidance.rule import Dials
 from jaxdiff.samplers.loop import sample
-from jaxdiff.samplers.noise import image_keys, initial_noise, step_noise
+from jaxdiff.samplers.noise import initial_noise, per_sample_keys, step_noise
 from jaxdiff.samplers.registry import SAMPLERS, make_grid
 
 # torch 2.13 inside diffusers, about numpy's copy keyword
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 SHAPE = (4, 4, 2)
 SEEDS = (0, 1, 2)
-UNGUIDED = Dials(jnp.ones(len(SEEDS)))
+UNGUIDED = GuidanceScales(jnp.ones(len(SEEDS)))
 
 STABLE_DIFFUSION = {
     "beta_end": 0.012,
@@ -130,7 +130,9 @@ def network(kind):
 @functools.cache
 def sampling(sampler, kind):
     """The compiled loop of a sampler; another grid compiles nothing."""
-    denoise = guided(network(kind), (), None, UNGUIDED, rule=RULES["none"], kind=kind)
+    denoise = guided_denoiser(
+        network(kind), (), None, UNGUIDED, rule=RULES["none"], prediction_type=kind
+    )
     return jax.jit(functools.partial(sample, denoise, sampler=sampler))
 
 
@@ -215,7 +217,7 @@ def ours(config, name, steps, keys, spacing=None, eta=0.0):
         schedule,
         name,
         steps,
-        kind=kind,
+        prediction_type=kind,
         spacing=spacing,
         options=SchedulerOptions.from_config(config),
     )
@@ -226,7 +228,7 @@ def ours(config, name, steps, keys, spacing=None, eta=0.0):
 
 @pytest.fixture(scope="module")
 def keys():
-    return image_keys(SEEDS)
+    return per_sample_keys(SEEDS)
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +386,7 @@ def test_times_for_any_number_of_steps(name, spacing):
             NoiseSchedule.from_config(config),
             name,
             steps,
-            kind="epsilon",
+            prediction_type="epsilon",
             options=SchedulerOptions.from_config(config),
         )
         # Times of two evaluations are there twice. For some numbers of steps, 61 the first, their

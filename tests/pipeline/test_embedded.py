@@ -9,7 +9,7 @@ import jaxdiff
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.data.scenes import sample_prompts
 from jaxdiff.evaluation.scenes import judge, score
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.load import EMBEDDED
 
 
@@ -22,7 +22,7 @@ def test_it_is_small_and_half_precision():
     files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 24.5e6
     for component in read_pipeline(EMBEDDED).components.values():
-        assert {str(array.dtype) for array in weights(component.module).values()} == {"float16"}
+        assert {str(array.dtype) for array in param_dict(component.module).values()} == {"float16"}
 
 
 def test_its_defaults_are_recorded(pipe):

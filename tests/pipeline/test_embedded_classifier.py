@@ -15,7 +15,7 @@ from jaxdiff.data.attributes import ATTRIBUTES, collate_attributes, text_attribu
 from jaxdiff.data.captions import describe
 from jaxdiff.data.scenes import SceneSource
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.training.objectives.classifier import accuracies, noisy
 
@@ -64,7 +64,7 @@ def asked(texts):
 
 def test_it_is_small_and_half_precision():
     module = read_component(EMBEDDED / CLASSIFIER).module
-    assert {str(array.dtype) for array in weights(module).values()} == {"float16"}
+    assert {str(array.dtype) for array in param_dict(module).values()} == {"float16"}
     assert sum(path.stat().st_size for path in (EMBEDDED / CLASSIFIER).iterdir()) <= 3e6
     assert module.config.attributes == ATTRIBUTES
 
@@ -75,10 +75,10 @@ def test_it_tells_scenes_that_it_was_not_trained_on(seen):
         seen.model, SCHEDULE, seen.x0, seen.targets, seen.known, LEVELS, jax.random.key(0)
     )
     table = {
-        name: np.asarray(column) for name, column in zip(ATTRIBUTES.parts, shares.T, strict=True)
+        name: np.asarray(column) for name, column in zip(ATTRIBUTES.slices, shares.T, strict=True)
     }
     for name, measured in MEASURED.items():
-        n = int(seen.known[:, ATTRIBUTES.parts[name].start].sum())
+        n = int(seen.known[:, ATTRIBUTES.slices[name].start].sum())
         for got, share in zip(table[name], measured, strict=False):
             assert got >= share - 3 * np.sqrt(max(share * (1 - share), 1 / n) / n), name
     # noise hides what is there, but not yet everything

@@ -7,7 +7,7 @@ from PIL import Image
 
 from jaxdiff.checkpoints.rules import to_key, torch_shape
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline import given
 from jaxdiff.pipeline.passes import enlarged, handed_over
 
@@ -118,7 +118,7 @@ def test_clip_skip_changes_the_picture(single):
 def lora(pipe, path, seed):
     """A LoRA for every matrix and kernel of the UNet, in kohya's spelling."""
     rng, tensors = np.random.default_rng(seed), {}
-    for key, array in weights(pipe.unet).items():
+    for key, array in param_dict(pipe.unet).items():
         if key.endswith(".kernel"):
             shape = torch_shape(array.shape, key)
             stem = "lora_unet_" + to_key(key).removesuffix(".weight").replace(".", "_")
@@ -131,7 +131,7 @@ def lora(pipe, path, seed):
 
 def test_loras_come_and_go_without_a_trace(single, tmp_path):
     one, two = (lora(single, tmp_path / f"{n}.safetensors", n) for n in (1, 2))
-    stored = weights(single.unet)
+    stored = param_dict(single.unet)
     before = single(PROMPT, **LATENT).images
     compilations = single.stages.compilations
     assert single.load_lora(one, 0.5) == "1"
@@ -144,7 +144,7 @@ def test_loras_come_and_go_without_a_trace(single, tmp_path):
     single.unload_loras()
     assert single.loras == {}
     np.testing.assert_array_equal(single(PROMPT, **LATENT).images, before)
-    for path, array in weights(single.unet).items():
+    for path, array in param_dict(single.unet).items():
         np.testing.assert_array_equal(array, stored[path])
     assert near(alone, before) > 1e-3
     assert near(both, alone) > 1e-3

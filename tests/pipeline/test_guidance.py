@@ -13,8 +13,8 @@ from jaxdiff.checkpoints.components import Component, write_component
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.attributes import ATTRIBUTES
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.guidance.steering import score_of, spherical
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.guidance.classifier_guidance import log_prob_gradient, spherical
+from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPVisionConfig
@@ -40,7 +40,7 @@ def apart(a, b):
 
 def pure_noise(pipe):
     """alpha and sigma of the noisiest level."""
-    return (float(a[0]) for a in pipe.schedule.gather(jnp.array([999])))
+    return (float(a[0]) for a in pipe.schedule.alpha_sigma(jnp.array([999])))
 
 
 def other(pipe, seed=9, **components):
@@ -128,7 +128,7 @@ def classifier(tmp_path_factory):
         layers_per_block=1,
         norm_num_groups=4,
         attention_head_dim=4,
-    ).telling(ATTRIBUTES)
+    ).with_labels(ATTRIBUTES)
     folder = tmp_path_factory.mktemp("classifier") / "classifier"
     write_component(folder, tiny.random_component(LatentClassifier, config, seed=5))
     return folder
@@ -159,7 +159,7 @@ def test_one_step_with_a_classifier_is_the_formula(single, classifier):
         return ATTRIBUTES.log_prob(logits, jnp.asarray(told.targets), jnp.asarray(told.known))
 
     level = NoiseLevel(*map(jnp.float32, (999, alpha, sigma)), 0, 1, jnp.float32(sigma / alpha))
-    gradient = score_of(log_prob, jnp.asarray(noise), level)
+    gradient = log_prob_gradient(log_prob, jnp.asarray(noise), level)
     close(moved, np.asarray(k * sigma**2 / alpha * gradient), 1e-3)
 
 
@@ -178,10 +178,10 @@ def clip(tmp_path_factory, pipe):
     rng = np.random.default_rng(4)
     values = {
         path: jnp.asarray(rng.normal(size=leaf.shape) * 0.3 + path.endswith("scale"), leaf.dtype)
-        for path, leaf in weights(module).items()
+        for path, leaf in param_dict(module).items()
     }
     folder = tmp_path_factory.mktemp("clip") / "clip"
-    write_component(folder, Component(module=assemble(module, values)))
+    write_component(folder, Component(module=with_params(module, values)))
     return folder
 
 

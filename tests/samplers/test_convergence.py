@@ -8,10 +8,10 @@ from oracles import gaussian, levels, ratio_grid, unguided
 
 from jaxdiff.diffusion.schedules import alpha_sigma_from_edm
 from jaxdiff.diffusion.timesteps import karras
-from jaxdiff.guidance.denoiser import guided, stack_streams
+from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES, parse
-from jaxdiff.guidance.rule import Dials
-from jaxdiff.samplers.loop import begin, sample
+from jaxdiff.samplers.loop import init_state, sample
 from jaxdiff.samplers.registry import SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -57,13 +57,13 @@ def guided_gaussian(a, b, w):
 
     def denoiser(n):
         both = (jnp.zeros(n), jnp.full(n, b)), (jnp.zeros(n), jnp.full(n, a))
-        return guided(
+        return guided_denoiser(
             gaussian("v_prediction"),
             (),
             stack_streams(*both),
-            Dials(jnp.full(n, w)),
+            GuidanceScales(jnp.full(n, w)),
             rule=RULES["cfg"],
-            kind="v_prediction",
+            prediction_type="v_prediction",
         )
 
     return denoiser
@@ -91,7 +91,7 @@ def moments(sampler, ratio, denoiser, m=0.0, variance=1.0):
         return sampler.step(denoise, carry, *ends, lambda: jax.nn.one_hot(i + 1, n))
 
     start = grid.alpha[0] * m + np.sqrt(variance) * jax.nn.one_hot(0, n)
-    x = jax.lax.fori_loop(0, n - 2, step, begin(start, sampler=sampler)).x
+    x = jax.lax.fori_loop(0, n - 2, step, init_state(start, sampler=sampler)).x
     return float(x[-1]), float(jnp.sum((x - x[-1]) ** 2))
 
 
@@ -109,13 +109,13 @@ def test_guidance_in_an_interval_costs_no_order(name, keys):
     rule = parse(f"cfg+interval:lo={edge}")  # a step that begins at the edge is outside
     start, steps, errors = jnp.array([0.3, -1.1]), [100, 200, 400], {True: [], False: []}
     both = (jnp.zeros(2), jnp.full(2, b)), (jnp.zeros(2), jnp.full(2, a))
-    denoise = guided(
+    denoise = guided_denoiser(
         gaussian("v_prediction"),
         (),
         stack_streams(*both),
-        Dials(jnp.full(2, w)),
+        GuidanceScales(jnp.full(2, w)),
         rule=rule,
-        kind="v_prediction",
+        prediction_type="v_prediction",
     )
 
     def width(r, w):
@@ -128,7 +128,7 @@ def test_guidance_in_an_interval_costs_no_order(name, keys):
         exact = start / grid.alpha[0] * (width(edge, w) / width(20.0, w))
         exact *= width(0.02, 1) / width(edge, 1)
         for told in (True, False):
-            phase = {"phase": rule.phase} if told else {}
+            phase = {"guidance_phase": rule.schedule_phase} if told else {}
             x = sample(denoise, start, grid, keys, sampler=SAMPLERS[name], **phase)
             errors[told].append(float(np.max(np.abs(x / grid.alpha[-1] - exact))))
     assert order(steps, errors[True]) > ORDERS[name] - 0.15
@@ -205,13 +205,13 @@ def test_variance_of_a_guided_gaussian(name, a, b, w, ode, sde):
 def test_variance_of_the_guided_ode_over_a_finite_range(name, a, b, w, keys):
     high, low = 40.0, 0.05
     both = (jnp.zeros(2), jnp.full(2, b)), (jnp.zeros(2), jnp.full(2, a))
-    denoise = guided(
+    denoise = guided_denoiser(
         gaussian("v_prediction"),
         (),
         stack_streams(*both),
-        Dials(jnp.full(2, w)),
+        GuidanceScales(jnp.full(2, w)),
         rule=RULES["cfg"],
-        kind="v_prediction",
+        prediction_type="v_prediction",
     )
     grid = ratio_grid(karras(high, low, 801), jnp.float64)
     x = sample(denoise, jnp.ones(2), grid, keys, sampler=SAMPLERS[name])
@@ -225,13 +225,13 @@ def test_guidance_moves_the_mean_of_equal_gaussians_to_w(name, keys):
     """N(m_c, v) guided against N(m_u, v) ends at w m_c + (1 - w) m_u, by the ODE and the SDE."""
     w, mc, mu, v = 3.0, 1.0, 0.4, 0.3
     both = (jnp.full(2, mu), jnp.full(2, v)), (jnp.full(2, mc), jnp.full(2, v))
-    denoise = guided(
+    denoise = guided_denoiser(
         gaussian("epsilon"),
         (),
         stack_streams(*both),
-        Dials(jnp.full(2, w)),
+        GuidanceScales(jnp.full(2, w)),
         rule=RULES["cfg"],
-        kind="epsilon",
+        prediction_type="epsilon",
     )
     # Without noise and from 0 every step is that of the mean.
     sampler = SAMPLERS[name]
@@ -240,5 +240,5 @@ def test_guidance_moves_the_mean_of_equal_gaussians_to_w(name, keys):
     def step(i, carry):
         return sampler.step(denoise, carry, grid.level(i), grid.level(i + 1), lambda: jnp.zeros(2))
 
-    carry = jax.lax.fori_loop(0, grid.num_steps, step, begin(jnp.zeros(2), sampler=sampler))
+    carry = jax.lax.fori_loop(0, grid.num_steps, step, init_state(jnp.zeros(2), sampler=sampler))
     np.testing.assert_allclose(carry.x, w * mc + (1 - w) * mu, rtol=2e-2)

@@ -197,7 +197,7 @@ def test_unknown_spacing():
 
 
 def test_a_padded_grid_has_one_shape_for_any_number_of_steps():
-    grids = [make_grid(SD, "ddim", steps, kind="epsilon") for steps in (1, 20, 500)]
+    grids = [make_grid(SD, "ddim", steps, prediction_type="epsilon") for steps in (1, 20, 500)]
     assert {g.t.shape for g in grids} == {(1001,)}
     assert [int(g.num_steps) for g in grids] == [1, 20, 500]
     assert {leaf.dtype for g in grids for leaf in g} == {jnp.dtype("float32"), jnp.dtype("int32")}
@@ -207,15 +207,15 @@ def test_a_padded_grid_has_one_shape_for_any_number_of_steps():
 
 def test_epsilon_cannot_start_where_nothing_is_left():
     for spacing in TIMESTEP_SPACINGS:
-        make_grid(ZERO, "ddim", 10, kind="v_prediction", spacing=spacing)
-    make_grid(ZERO, "euler", 10, kind="epsilon", spacing="trailing")
+        make_grid(ZERO, "ddim", 10, prediction_type="v_prediction", spacing=spacing)
+    make_grid(ZERO, "euler", 10, prediction_type="epsilon", spacing="trailing")
     with pytest.raises(InputError, match="prediction_type: got 'epsilon' with a zero"):
-        make_grid(ZERO, "ddim", 10, kind="epsilon", spacing="trailing")
+        make_grid(ZERO, "ddim", 10, prediction_type="epsilon", spacing="trailing")
 
 
 def test_unknown_sampler():
     with pytest.raises(InputError, match=r"sampler: got 'dpmpp_2m'.*'dpmpp-2m'"):
-        make_grid(SD, "dpmpp_2m", 10, kind="epsilon")
+        make_grid(SD, "dpmpp_2m", 10, prediction_type="epsilon")
 
 
 def test_the_sampler_of_a_checkpoint():

@@ -67,9 +67,9 @@ def test_a_noise_that_does_not_depend_on_the_image_leads_back_exactly(ratio, key
 
     grid = ratio_grid(ratio, jnp.float64)
     images = jnp.asarray(IMAGES)
-    noise = invert(denoise, images, grid, memory=jnp.int32(0))
+    noise = invert(denoise, images, grid, guidance_state=jnp.int32(0))
     zero = jnp.int32(0)
-    back = sample(denoise, noise, grid, keys, sampler=SAMPLERS["ddim"], memory=zero)
+    back = sample(denoise, noise, grid, keys, sampler=SAMPLERS["ddim"], guidance_state=zero)
     np.testing.assert_allclose(back, images, rtol=1e-13)
 
 
@@ -78,7 +78,7 @@ def test_a_noise_that_does_not_depend_on_the_image_leads_back_exactly(ratio, key
 def test_the_grids_of_samplers_lead_there_and_back(name, zero, keys):
     """Compiled, with the noise at the scale that `sample` begins from, whatever that is."""
     schedule = NoiseSchedule(beta_schedule="scaled_linear", zero_terminal_snr=zero)
-    grid = make_grid(schedule, name, 200, kind="v_prediction", spacing="trailing")
+    grid = make_grid(schedule, name, 200, prediction_type="v_prediction", spacing="trailing")
 
     def denoise(x, level, memory):
         D = level.alpha * x / (level.alpha**2 + level.sigma**2)  # for data N(0, 1)

@@ -12,12 +12,12 @@ from oracles import calls, equations, mixture, ratio_grid
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import karras
-from jaxdiff.guidance.denoiser import guided, stack_streams
+from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES
-from jaxdiff.guidance.rule import Dials
 from jaxdiff.samplers.ddim import DDIM
-from jaxdiff.samplers.loop import advance, begin, sample
-from jaxdiff.samplers.noise import image_keys, initial_noise, step_noise
+from jaxdiff.samplers.loop import init_state, run_steps, sample
+from jaxdiff.samplers.noise import initial_noise, per_sample_keys, step_noise
 from jaxdiff.samplers.registry import SAMPLERS, make_grid
 
 RULE_SETS = {**SAMPLERS, "ddim-eta-1": DDIM(eta=1.0)}
@@ -48,7 +48,7 @@ WEIGHTS = jnp.array([[0.5, -0.3], [0.2, 0.7]])
 
 def inputs(seeds=(0, 1, 2, 3, 4, 5, 6, 7)):
     """Latents, conditioning of two streams, scales and keys of images known by their seed."""
-    keys = image_keys(seeds)
+    keys = per_sample_keys(seeds)
     latents = initial_noise(keys, SHAPE)
     cond = jnp.stack([jnp.sin(jnp.arange(2.0) + seed) for seed in seeds])
     scales = jnp.array([1.0 + seed for seed in seeds])
@@ -57,20 +57,29 @@ def inputs(seeds=(0, 1, 2, 3, 4, 5, 6, 7)):
 
 def run(weights, latents, conditioning, scales, grid, keys, *, sampler, rule=RULES["cfg"]):
     """The whole path, as a pipeline composes it."""
-    denoise = guided(network, weights, conditioning, Dials(scales), rule=rule, kind=KIND)
-    memory = rule.init(latents)
-    return sample(denoise, latents, grid, keys, sampler=sampler, memory=memory)
+    denoise = guided_denoiser(
+        network, weights, conditioning, GuidanceScales(scales), rule=rule, prediction_type=KIND
+    )
+    memory = rule.init_state(latents)
+    return sample(denoise, latents, grid, keys, sampler=sampler, guidance_state=memory)
 
 
 def chunk(weights, carry, conditioning, scales, grid, keys, start, stop, *, sampler):
     """A part of it."""
-    denoise = guided(network, weights, conditioning, Dials(scales), rule=RULES["cfg"], kind=KIND)
-    return advance(denoise, carry, grid, keys, start, stop, sampler=sampler)
+    denoise = guided_denoiser(
+        network,
+        weights,
+        conditioning,
+        GuidanceScales(scales),
+        rule=RULES["cfg"],
+        prediction_type=KIND,
+    )
+    return run_steps(denoise, carry, grid, keys, start, stop, sampler=sampler)
 
 
 def grid_for(name, steps=7):
     sampler = name.removesuffix("-eta-1")
-    return make_grid(SCHEDULE, sampler, steps, kind=KIND, spacing="trailing")
+    return make_grid(SCHEDULE, sampler, steps, prediction_type=KIND, spacing="trailing")
 
 
 @functools.cache
@@ -125,7 +134,7 @@ def test_chunks_are_the_whole_bit_for_bit(name):
     part = jax.jit(functools.partial(chunk, sampler=sampler))
 
     def through(*stops):
-        carry, start = begin(grid.init_noise_sigma * latents, sampler=sampler), 0
+        carry, start = init_state(grid.init_noise_sigma * latents, sampler=sampler), 0
         for stop in stops:
             ends = jnp.int32(start), jnp.int32(stop)
             carry, start = part(WEIGHTS, carry, conditioning, scales, grid, keys, *ends), stop
@@ -185,8 +194,10 @@ def test_the_network_is_asked_no_more_than_the_method_needs(name, steps):
 
     latents, conditioning, scales, keys = inputs((0, 1))
     grid = grid_for(name, steps)
-    dials = Dials(scales)
-    denoise = guided(counting, WEIGHTS, conditioning, dials, rule=RULES["cfg"], kind=KIND)
+    dials = GuidanceScales(scales)
+    denoise = guided_denoiser(
+        counting, WEIGHTS, conditioning, dials, rule=RULES["cfg"], prediction_type=KIND
+    )
     jax.block_until_ready(sample(denoise, latents, grid, keys, sampler=RULE_SETS[name]))
     jax.effects_barrier()
     np.testing.assert_array_equal(seen, grid.t[jnp.array(ASKED.get(name, range)(steps))])
@@ -249,7 +260,7 @@ def test_a_sharded_batch_exchanges_nothing(name):
 def test_zero_terminal_snr_starts_from_pure_noise(name):
     zero = NoiseSchedule(beta_schedule="scaled_linear", zero_terminal_snr=True)
     sampler = name.removesuffix("-eta-1")
-    grid = make_grid(zero, sampler, 6, kind=KIND, spacing="trailing")
+    grid = make_grid(zero, sampler, 6, prediction_type=KIND, spacing="trailing")
     latents, conditioning, scales, keys = inputs()
     x = compiled(name)(WEIGHTS, latents, conditioning, scales, grid, keys)
     assert np.all(np.isfinite(x))
@@ -268,13 +279,13 @@ def test_samples_of_a_mixture_have_the_moments_of_their_class(name):
     n = 40_000
     keys = jax.random.split(jax.random.key(0), n)
     conditioning = jnp.tile(jnp.array([[[0.0, 1.0]]]), (n, 1, 1))
-    denoise = guided(
+    denoise = guided_denoiser(
         mixture("sample", MEANS, VARIANCES),
         (),
         conditioning,
-        Dials(jnp.ones(n)),
+        GuidanceScales(jnp.ones(n)),
         rule=RULES["none"],
-        kind="sample",
+        prediction_type="sample",
     )
     program = jax.jit(functools.partial(sample, denoise, sampler=RULE_SETS[name]))
     grid = ratio_grid(SMOOTH if name in ("dpmpp-2m-sde", "dpmpp-3m-sde") else FINE)
@@ -284,12 +295,12 @@ def test_samples_of_a_mixture_have_the_moments_of_their_class(name):
 
 
 def test_noise_belongs_to_the_seed_and_the_step():
-    keys = image_keys([3, 2**32 - 1, 3])
+    keys = per_sample_keys([3, 2**32 - 1, 3])
     start = initial_noise(keys, SHAPE)
     np.testing.assert_array_equal(start[0], start[2])
     draws = [start, *(step_noise(keys, jnp.int32(i), SHAPE, start.dtype) for i in (0, 1))]
     assert len({a[i].tobytes() for a in map(np.asarray, draws) for i in (0, 1)}) == 6
-    many = np.asarray(initial_noise(image_keys(range(64)), SHAPE))
+    many = np.asarray(initial_noise(per_sample_keys(range(64)), SHAPE))
     assert np.mean(many) == pytest.approx(0, abs=4 / np.sqrt(many.size))
     assert np.var(many) == pytest.approx(1, abs=4 * np.sqrt(2 / many.size))
 
@@ -297,4 +308,4 @@ def test_noise_belongs_to_the_seed_and_the_step():
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seeds_that_would_collide_are_refused(seed):
     with pytest.raises(InputError, match=f"seed: got {seed}"):
-        image_keys([0, seed])
+        per_sample_keys([0, seed])

@@ -12,11 +12,11 @@ from oracles import level_at, output_for, ratio_grid, unguided
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.predictions import Prediction
 from jaxdiff.diffusion.timesteps import karras
+from jaxdiff.samplers.base import SamplingState
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
-from jaxdiff.samplers.loop import begin, sample
+from jaxdiff.samplers.loop import init_state, sample
 from jaxdiff.samplers.registry import SAMPLERS
-from jaxdiff.samplers.rule import Carry
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -28,7 +28,9 @@ def one_step(sampler, here, there, x, z):
         D = jnp.tanh(x)
         return Prediction(D, (x - level.alpha * D) / level.sigma), memory
 
-    carry = Carry(x=x, x0=jnp.zeros_like(x), history=sampler.init(x), memory=())
+    carry = SamplingState(
+        x=x, x0=jnp.zeros_like(x), sampler_state=sampler.init(x), guidance_state=()
+    )
     return sampler.step(denoise, carry, here, there, lambda: z).x
 
 
@@ -161,7 +163,7 @@ def test_3m_sde_is_exact_for_parabolas():
         D = image(jnp.log(level.alpha / level.sigma)) + jnp.zeros_like(x)
         return Prediction(D, (x - level.alpha * D) / level.sigma), memory
 
-    carry = begin(x, sampler=sampler)
+    carry = init_state(x, sampler=sampler)
     for here, there in itertools.pairwise(levels):
         x = carry.x
         carry = sampler.step(denoise, carry, here, there, lambda: jnp.zeros(2))
@@ -211,7 +213,7 @@ def test_ddpm_knows_two_variances():
 
 def test_begin_scales_the_noise():
     grid = ratio_grid([2.0, 0.0])._replace(init_noise_sigma=jnp.asarray(0.5))
-    carry = begin(grid.init_noise_sigma * jnp.array([2.0]), sampler=SAMPLERS["euler"])
+    carry = init_state(grid.init_noise_sigma * jnp.array([2.0]), sampler=SAMPLERS["euler"])
     np.testing.assert_array_equal(carry.x, [1.0])
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.models.build import abstract, assemble, initialise, weights
+from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPVisionConfig
 from jaxdiff.models.discriminator import PatchDiscriminator, PatchDiscriminatorConfig
-from jaxdiff.models.lens import Lens
+from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.training.config import EMAConfig, OptimiserConfig, VAEObjective
 from jaxdiff.training.objectives.adversarial import hinge
@@ -51,8 +51,10 @@ VISION = CLIPVisionConfig(
     image_size=8,
     patch_size=4,
 )
-EYE = Eye(abstract(CLIPVisionModel, VISION), Lens(size=8, mean=(0.5,) * 3, std=(0.5,) * 3))
-FROZEN = Frozen(eye=weights(initialise(CLIPVisionModel, VISION, seed=5)))
+EYE = Eye(
+    abstract(CLIPVisionModel, VISION), CLIPImageProcessor(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+)
+FROZEN = Frozen(eye=param_dict(initialise(CLIPVisionModel, VISION, seed=5)))
 KEY = jax.random.key(1)
 LAST = "vae.decoder.conv_out.kernel"
 
@@ -70,14 +72,14 @@ def table(params, prefix):
 
 
 def rebuilt(params):
-    model = assemble(abstract(AutoencoderKL, MODEL), table(params, "vae."))
+    model = with_params(abstract(AutoencoderKL, MODEL), table(params, "vae."))
     mean, logvar = model.encode(IMAGES)
     return model.decode(sample_latents(mean, logvar, KEY)), mean, logvar
 
 
 def reconstruction(params):
     made, *_ = rebuilt(params)
-    tower = assemble(EYE.module, FROZEN.eye).vision_model
+    tower = with_params(EYE.module, FROZEN.eye).vision_model
     seen = distance(*(tower.states(x)[:-1] for x in (made, IMAGES)))
     error = made - IMAGES
     return (
@@ -94,7 +96,7 @@ def regular(params):
 
 
 def logits(critic, images):
-    return assemble(abstract(PatchDiscriminator, OBJECTIVE.discriminator), critic)(images)
+    return with_params(abstract(PatchDiscriminator, OBJECTIVE.discriminator), critic)(images)
 
 
 def fooling(params, critic):

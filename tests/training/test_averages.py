@@ -10,7 +10,7 @@ from jaxdiff.checkpoints.components import read_component
 from jaxdiff.cli.train import run
 from jaxdiff.cli.training import vae
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 from jaxdiff.parallel.hardware import PEAK_FLOPS
 from jaxdiff.training import ema
 from jaxdiff.training.log import read_lines
@@ -32,7 +32,7 @@ config = TrainConfig(objective=VAEObjective(model=model), steps=6, batch_size=8,
 
 
 def exported(folder):
-    return {p: np.asarray(a) for p, a in weights(read_component(folder).module).items()}
+    return {p: np.asarray(a) for p, a in param_dict(read_component(folder).module).items()}
 
 
 def test_any_width_is_exported(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import abstract, assemble, initialise, weights
+from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.training.config import ClassifierObjective
@@ -54,9 +54,9 @@ def batch(b=8):
 @pytest.fixture(scope="module")
 def frozen():
     """An untrained VAE whose latents hardly vary by themselves and have about unit variance."""
-    vae = weights(initialise(AutoencoderKL, VAE, seed=0))
+    vae = param_dict(initialise(AutoencoderKL, VAE, seed=0))
     quiet = vae["quant_conv.bias"].at[2:].set(-20.0)
-    mean, _ = assemble(abstract(AutoencoderKL, VAE), vae).encode(batch(64)["image"])
+    mean, _ = with_params(abstract(AutoencoderKL, VAE), vae).encode(batch(64)["image"])
     kernel = vae["quant_conv.kernel"].at[..., :2].divide(VAE.scaling_factor * mean.std((0, 1, 2)))
     return vae | {"quant_conv.bias": quiet, "quant_conv.kernel": kernel.at[..., 2:].set(0.0)}
 

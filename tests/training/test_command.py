@@ -20,7 +20,7 @@ from jaxdiff.cli.training import clip, evaluation, experiment, vae
 from jaxdiff.cli.training.workdir import alone, check_identity
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.attributes import ATTRIBUTES
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 from jaxdiff.training.log import read_lines
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -69,7 +69,7 @@ from jaxdiff.training.config import ClassifierObjective, OptimiserConfig, TrainC
 model = LatentClassifierConfig(
     sample_size=16, in_channels=2, block_out_channels=(4,), layers_per_block=1,
     attention_head_dim=4, norm_num_groups=2,
-).telling(ATTRIBUTES)
+).with_labels(ATTRIBUTES)
 objective = ClassifierObjective(model=model, vae="FOLDER/vae/export", draws=2)
 config = TrainConfig(objective=objective, optimiser=OptimiserConfig(warmup_steps=1),
     steps=4, batch_size=8, log_every=1, checkpoint_every=2, sample_every=4)
@@ -138,7 +138,7 @@ def test_three_trainings_make_a_pipeline(three):
     (line,) = read_lines(three / "clip/log.jsonl")
     assert {"validation_retrieval", "validation_retrieval_hard"} <= set(line)
     read, whole = (
-        weights(read_component(three / f"clip/export/{name}").module)
+        param_dict(read_component(three / f"clip/export/{name}").module)
         for name in ("text_encoder", "clip")
     )
     assert all(np.array_equal(array, whole[path]) for path, array in read.items())
@@ -260,8 +260,8 @@ def test_a_training_begins_with_given_weights(three, tmp_path):
     given = three / "unet" / "export" / "unet"
     more = ["--objective.weights", str(given), "--optimiser.learning-rate", "1e-30"]
     run([str(path), "--workdir", str(tmp_path / "w"), *more])
-    begun = weights(read_component(given).module)
-    ended = weights(read_component(tmp_path / "w" / "export" / "unet").module)
+    begun = param_dict(read_component(given).module)
+    ended = param_dict(read_component(tmp_path / "w" / "export" / "unet").module)
     for name, values in begun.items():
         np.testing.assert_allclose(ended[name], values, rtol=1e-6, atol=1e-20)
     other = ["--objective.model.cross-attention-dim", "4", "--objective.weights", str(given)]
@@ -279,8 +279,8 @@ def test_guidance_is_distilled_into_a_pipeline(three, tmp_path):
     taught = read_pipeline(tmp_path / "w" / "export").components["unet"].module
     assert taught.config.time_cond_proj_dim == 4
     # begun with the teacher, of which one step changes little
-    begun = weights(read_component(three / "unet/export/unet").module)
-    ended = weights(taught)
+    begun = param_dict(read_component(three / "unet/export/unet").module)
+    ended = param_dict(taught)
     assert set(ended) - set(begun) == {"time_embedding.cond_proj.kernel"}
     for path, array in begun.items():
         np.testing.assert_allclose(ended[path], array, atol=1e-4)
@@ -291,9 +291,9 @@ def test_a_classifier_is_trained_resumed_and_exported(trained, tmp_path):
     run([*command, str(tmp_path / "w")])
     log = read_lines(tmp_path / "w" / "log.jsonl")
     assert [line["step"] for line in log] == [1, 2, 3, 4]
-    parts = [log[0][f"nats_{name}"] for name in ATTRIBUTES.parts]
+    parts = [log[0][f"nats_{name}"] for name in ATTRIBUTES.slices]
     np.testing.assert_allclose(log[0]["loss"], sum(parts), rtol=1e-5)
-    measured = {f"validation_{n}_{t}" for n in ATTRIBUTES.parts for t in (0, 250, 500, 750, 950)}
+    measured = {f"validation_{n}_{t}" for n in ATTRIBUTES.slices for t in (0, 250, 500, 750, 950)}
     assert {name for name in log[3] if name.startswith("validation")} == {
         *measured,
         "validation_loss",
@@ -307,12 +307,12 @@ def test_a_classifier_is_trained_resumed_and_exported(trained, tmp_path):
     shutil.rmtree(tmp_path / "w" / "export")
     shutil.rmtree(tmp_path / "w" / "checkpoints" / "4")
     run([*command, str(tmp_path / "w")])
-    for name, values in weights(read_component(folder).module).items():
-        np.testing.assert_allclose(values, weights(whole)[name], rtol=1e-4, atol=1e-6)
+    for name, values in param_dict(read_component(folder).module).items():
+        np.testing.assert_allclose(values, param_dict(whole)[name], rtol=1e-4, atol=1e-6)
     assert [line["step"] for line in read_lines(tmp_path / "w" / "log.jsonl")] == [1, 2, 3, 4]
 
     assert main.run("export", [str(tmp_path / "w"), str(tmp_path / "out")]) == 0
-    half = weights(read_component(tmp_path / "out" / "classifier").module)
+    half = param_dict(read_component(tmp_path / "out" / "classifier").module)
     assert {str(array.dtype) for array in half.values()} == {"float16"}
 
 
@@ -327,7 +327,7 @@ def test_a_classifier_of_other_latents_is_refused(trained, tmp_path, flags, mess
     path = config_file(tmp_path, CLASSIFIER.replace("FOLDER", str(trained)))
     with pytest.raises(InputError, match=f"objective.model.{message}"):
         run([path, "--workdir", str(tmp_path / "w"), *flags])
-    other = CLASSIFIER.replace("FOLDER", str(trained)).replace(".telling(ATTRIBUTES)", "")
+    other = CLASSIFIER.replace("FOLDER", str(trained)).replace(".with_labels(ATTRIBUTES)", "")
     with pytest.raises(InputError, match=r"group_names: got class, expected the groups of scenes"):
         run([config_file(tmp_path, other), "--workdir", str(tmp_path / "w")])
     assert not (tmp_path / "w").exists()

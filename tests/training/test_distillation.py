@@ -9,7 +9,7 @@ from tiny_training import OBJECTIVE, TEXT, VAE
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.losses import add_noise
-from jaxdiff.models.build import abstract, assemble, initialise, weights
+from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -36,9 +36,9 @@ def teacher():
 @pytest.fixture(scope="module")
 def frozen(teacher):
     return Frozen(
-        vae=weights(initialise(AutoencoderKL, VAE, seed=0)),
-        text_encoder=weights(initialise(CLIPTextModel, TEXT, seed=1)),
-        teacher=weights(teacher),
+        vae=param_dict(initialise(AutoencoderKL, VAE, seed=0)),
+        text_encoder=param_dict(initialise(CLIPTextModel, TEXT, seed=1)),
+        teacher=param_dict(teacher),
         null=jnp.asarray([18, 19, 19, 19, 19]),
     )
 
@@ -55,7 +55,7 @@ def first(learner):
 
 def test_the_student_begins_as_the_conditional_teacher(teacher):
     params = first(learner(teacher))
-    pupil = assemble(student(teacher, 6), params)
+    pupil = with_params(student(teacher, 6), params)
     x = jnp.asarray(RNG.normal(size=(3, 4, 4, 2)), jnp.float32)
     t, context = jnp.array([1.0, 500.0, 999.0]), jnp.ones((3, 5, 8))
     told = guidance_embedding(jnp.array([1.0, 3.0, 9.0]), 6)
@@ -74,11 +74,11 @@ def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
     made, w = learner(teacher, scales=(4.0, 4.0)), 4.0
     loss, _ = made.loss(first(made), frozen, BATCH, KEY)
     latent_key, _, time_key, noise_key = draws.split(KEY, 4, 4)
-    x0 = encoded(assemble(abstract(AutoencoderKL, VAE), frozen.vae), BATCH["image"], latent_key)
+    x0 = encoded(with_params(abstract(AutoencoderKL, VAE), frozen.vae), BATCH["image"], latent_key)
     t = draw_times(time_key, (4,), 1000, "uniform")
     alpha, sigma = OBJECTIVE.schedule.alpha_sigma(t)
     x = add_noise(x0, draws.normal(noise_key, x0.shape), alpha, sigma)
-    read = assemble(abstract(CLIPTextModel, TEXT), frozen.text_encoder)
+    read = with_params(abstract(CLIPTextModel, TEXT), frozen.text_encoder)
     cond = teacher(x, t, read(BATCH["ids"]))
     uncond = teacher(x, t, read(jnp.tile(frozen.null[None], (4, 1))))
     expected = (w - 1) ** 2 * np.mean(np.square(cond - uncond))

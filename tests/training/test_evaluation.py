@@ -18,7 +18,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import to_unit
 from jaxdiff.data.tokenizer import tokenize, train_tokenizer
 from jaxdiff.evaluation.report import renders, standard_prompts
-from jaxdiff.models.build import abstract, assemble, initialise, weights
+from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet_config import UNet2DConditionConfig
@@ -166,7 +166,7 @@ def test_counts(monkeypatch):
 def test_held_out_latents_are_decoded_wherever_the_vae_was_read():
     """Its weights lie on one device, the latents on all."""
     vae = initialise(AutoencoderKL, tiny_training.VAE, seed=0)
-    alone = jax.device_put(weights(vae), jax.devices()[0])
+    alone = jax.device_put(param_dict(vae), jax.devices()[0])
     z = np.random.default_rng(0).normal(size=(20, 2, 2, 2)).astype(np.float32)
-    found = evaluation._pictures(assemble(vae, alone), {"mean": z})
+    found = evaluation._pictures(with_params(vae, alone), {"mean": z})
     np.testing.assert_allclose(found, vae.decode(jnp.asarray(z)), rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.cli.train import run
 from jaxdiff.cli.training import experiment, vae
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import initialise, weights
+from jaxdiff.models.build import initialise, param_dict
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
@@ -83,7 +83,7 @@ def test_only_the_decoder_is_trained_where_asked(folder, tmp_path):
     given, ended = (read_component(place).module for place in (folder / "vae", export))
     assert ended.config == given.config
     assert read_object(export / "config.json")["_name_or_path"] == "elsewhere/vae"
-    before, after = weights(given), weights(ended)
+    before, after = param_dict(given), param_dict(ended)
     for name, array in before.items():
         same = np.array_equal(np.asarray(array, np.float32), after[name])
         assert same == name.startswith(ENCODING), name
@@ -100,8 +100,8 @@ def test_only_the_decoder_is_trained_where_asked(folder, tmp_path):
 def test_a_tuned_vae_is_resumed_to_the_same_end(folder, tmp_path):
     run(command(folder, tmp_path / "w"))
     export = tmp_path / "w" / "export"
-    ended = weights(read_component(export).module)
-    given = weights(read_component(folder / "vae").module)
+    ended = param_dict(read_component(export).module)
+    given = param_dict(read_component(folder / "vae").module)
     for name, array in ended.items():
         distance = np.abs(array - np.asarray(given[name], np.float32)).max()
         assert 0 < distance < 4 * 2e-3, name  # Adam's steps are about as long as the rate
@@ -114,7 +114,7 @@ def test_a_tuned_vae_is_resumed_to_the_same_end(folder, tmp_path):
     run(command(moved, tmp_path / "w"))
     again = read_lines(tmp_path / "w" / "log.jsonl")
     assert [line["loss"] for line in again] == [line["loss"] for line in log]
-    for name, array in weights(read_component(export).module).items():
+    for name, array in param_dict(read_component(export).module).items():
         np.testing.assert_array_equal(array, ended[name])
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.presets import preset
 from jaxdiff.nn import attention as module
 from jaxdiff.nn.attention import attention
@@ -75,10 +75,10 @@ def test_stable_diffusion_15_at_512_pixels():
     unet = preset("unet", "sd15").abstract(dtype=jnp.bfloat16)
 
     def network(params, x, t, context):
-        return assemble(unet, params)(x, t, context)
+        return with_params(unet, params)(x, t, context)
 
     shapes = S((1, 64, 64, 4), jnp.float32), S((1,), jnp.int32), S((1, 77, 768), jnp.bfloat16)
-    forward = forward_flops(network, weights(unet), *shapes)
+    forward = forward_flops(network, param_dict(unet), *shapes)
     assert forward == pytest.approx(_by_hand(), rel=2e-3)
 
 

@@ -7,7 +7,7 @@ import tiny
 from jaxdiff.cli.training.begin import begin
 from jaxdiff.cli.training.tuning import tuning
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import initial_weights, weights
+from jaxdiff.models.build import initial_weights, param_dict
 from jaxdiff.training.config import DiffusionObjective, Full
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -22,7 +22,7 @@ def test_only_the_unet_begins_at_random(tmp_path, text_encoders):
     drawn = dict(learnt.init(3))
     prefix = "unet." if text_encoders else ""
     fresh = {f"{prefix}{path}": array for path, array in initial_weights(networks["unet"], 3)}
-    stored = weights(begun.parts.components["unet"].module)
+    stored = param_dict(begun.parts.components["unet"].module)
     assert any(not np.array_equal(fresh[f"{prefix}{path}"], stored[path]) for path in stored)
     for path, array in fresh.items():
         np.testing.assert_array_equal(drawn.pop(path), array)

@@ -24,8 +24,8 @@ from jaxdiff.cli.training.prior import with_prior
 from jaxdiff.cli.training.tuning import LORA
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.texts import Texts
-from jaxdiff.models.build import assemble, weights
-from jaxdiff.models.clip import TOKENS
+from jaxdiff.models.build import param_dict, with_params
+from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.lora import LoRAConv, LoRALinear
@@ -84,7 +84,7 @@ def command(folder, model, train, workdir, *more):
 def tables(folder):
     """The weights of each component of a pipeline folder."""
     parts = read_pipeline(folder)
-    return {name: weights(part.module) for name, part in parts.components.items()}
+    return {name: param_dict(part.module) for name, part in parts.components.items()}
 
 
 def draw(folder, **options):
@@ -197,8 +197,8 @@ def test_a_lora_begins_as_the_model_and_names_its_layers(folder):
     @jax.jit
     def outputs(params, stored):
         tables = tuned.join(params, stored)
-        plain = assemble(networks["unet"], stored["unet"])(*told)
-        return plain, assemble(tuned.networks["unet"], tables["unet"])(*told)
+        plain = with_params(networks["unet"], stored["unet"])(*told)
+        return plain, with_params(tuned.networks["unet"], tables["unet"])(*told)
 
     plain, adapted = outputs(params, stored)
     np.testing.assert_array_equal(adapted, plain)
@@ -221,7 +221,7 @@ def tuned_by(kind, given):
 def test_one_batch_is_learnt_and_nothing_else_changes(kind):
     """Of the weights of the whole only those that are parameters are others afterwards."""
     still = frozen()
-    unet = weights(tiny.random_component(UNet2DConditionModel, OBJECTIVE.model, seed=2).module)
+    unet = param_dict(tiny.random_component(UNet2DConditionModel, OBJECTIVE.model, seed=2).module)
     given = {**still.weights, "unet": unet}
     tuned = tuned_by(kind, given)
     still = still._replace(weights={name: given[name] for name in tuned.frozen})
@@ -258,12 +258,12 @@ def test_one_batch_is_learnt_and_nothing_else_changes(kind):
     }
     names = {
         "unet": {f"unet.{path}" for path in begun},
-        "word": {"text_encoder." + TOKENS},
+        "word": {"text_encoder." + TOKEN_EMBEDDING},
     }
     assert changed == names.get(kind, set(begun))
     if kind == "word":
-        rows = after["text_encoder"][TOKENS]
-        np.testing.assert_array_equal(rows[:20], given["text_encoder"][TOKENS])
+        rows = after["text_encoder"][TOKEN_EMBEDDING]
+        np.testing.assert_array_equal(rows[:20], given["text_encoder"][TOKEN_EMBEDDING])
         np.testing.assert_array_equal(rows[20:], params["text_encoder.vectors"])
         assert np.all(np.any(rows[20:] != 1, axis=1))
 
@@ -275,14 +275,14 @@ def test_low_rank_layers_add_the_product_of_their_factors(conv):
     changed = (LoRAConv if conv else LoRALinear)(layer, 2, 0.5)
     table = {
         path: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
-        for path, leaf in weights(changed).items()
+        for path, leaf in param_dict(changed).items()
     }
     x = jnp.asarray(rng.normal(size=(2, 5, 5, 3)), jnp.float32)
     down, up = table["lora_A.kernel"], table["lora_B.kernel"]
     delta = 0.5 * down.reshape(-1, 2) @ up.reshape(2, 6)
     merged = {"kernel": table["kernel"] + delta.reshape(table["kernel"].shape)}
-    expected = assemble(layer, {**merged, "bias": table["bias"]})
-    network = assemble(changed, table)
+    expected = with_params(layer, {**merged, "bias": table["bias"]})
+    network = with_params(changed, table)
     np.testing.assert_allclose(network(x), expected(x), rtol=1e-4, atol=1e-5)
     if not conv:
         halves = jnp.concatenate(network.split_outputs(x), axis=-1)

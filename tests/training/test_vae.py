@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import abstract, assemble
+from jaxdiff.models.build import abstract, with_params
 from jaxdiff.models.discriminator import PatchDiscriminatorConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.training.config import VAEObjective
@@ -86,7 +86,7 @@ def test_latents_are_drawn_anew_with_each_key(params):
 
 
 def test_moments_are_those_of_drawn_latents(params):
-    model = assemble(abstract(AutoencoderKL, MODEL), params)
+    model = with_params(abstract(AutoencoderKL, MODEL), params)
     mean, logvar = model.encode(IMAGES)
     keys = jax.random.split(jax.random.key(0), 2000)
     z = jax.vmap(lambda key: sample_latents(mean, logvar, key))(keys)
@@ -96,7 +96,7 @@ def test_moments_are_those_of_drawn_latents(params):
 
 
 def test_reconstruction_goes_through_the_means(params):
-    model = assemble(abstract(AutoencoderKL, MODEL), params)
+    model = with_params(abstract(AutoencoderKL, MODEL), params)
     np.testing.assert_array_equal(reconstruct(model, IMAGES), model.decode(model.encode(IMAGES)[0]))
 
 

@@ -20,9 +20,9 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.latents import DESCRIPTION, Latents, read_description
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.models.build import abstract, weights
+from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel, CLIPVisionModel
-from jaxdiff.models.conditions import ENCODERS
+from jaxdiff.models.conditioning import ENCODERS
 from jaxdiff.models.presets import preset
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -138,10 +138,10 @@ def _ids(n: int, length: int) -> Batch:
 
 def _vae(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(VAEObjective, config.objective)
-    table = weights(abstract(AutoencoderKL, objective.model))
+    table = param_dict(abstract(AutoencoderKL, objective.model))
     still = {k: v for k, v in table.items() if objective.only_decoder and not is_decoder(k)}
     eye = _eye(objective.perceptual, dtype)
-    frozen = VAEFrozen(encoder=still, eye={} if eye is None else weights(eye.module))
+    frozen = VAEFrozen(encoder=still, eye={} if eye is None else param_dict(eye.module))
     learner = vae_learner(objective, dtype, eye=eye)
     return AbstractTraining(learner, frozen, lambda n: _pictures(config, n))
 
@@ -182,7 +182,7 @@ def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     null = {n: jax.ShapeDtypeStruct((length,), jnp.int32) for n, length in lengths.items()}
     said = {} if made is None else {n: _stored(made, size) for n, size in made.said.items()}
     kept = read_in_steps(tuned, latents=latents, said=bool(said))
-    tables = {n: weights(networks[n]) for n in kept}
+    tables = {n: param_dict(networks[n]) for n in kept}
     frozen = Frozen(
         weights=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tables),
         null=said or cast(Any, null),
@@ -230,7 +230,7 @@ def _distillation(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     networks = cast(UNet2DConditionModel, teacher), cast(AutoencoderKL, vae)
     learner = distillation_learner(objective, *networks, cast(CLIPTextModel, text), schedule)
     length = cast(CLIPTextModel, text).config.max_position_embeddings
-    tables = weights(vae), weights(text), weights(teacher)
+    tables = param_dict(vae), param_dict(text), param_dict(teacher)
     null = jax.ShapeDtypeStruct((length,), jnp.int32)
     frozen = DistillationFrozen(*tables, cast(Any, null))
     return AbstractTraining(learner, frozen, lambda n: _pictures(config, n) | _ids(n, length))
@@ -246,7 +246,7 @@ def _classifier(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
         return _pictures(config, n) | {"targets": asked, "known": asked}
 
     learner = classifier_learner(objective, vae, dtype)
-    return AbstractTraining(learner, weights(vae), batch)
+    return AbstractTraining(learner, param_dict(vae), batch)
 
 
 def _networks(objective: DiffusionObjective, dtype: Dtype) -> dict[str, nnx.Module]:

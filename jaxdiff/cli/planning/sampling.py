@@ -22,13 +22,13 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree, dtype_of
 from jaxdiff.core.validate import positive
 from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.registry import parse
-from jaxdiff.guidance.rule import Dials
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.pipeline.conditioning import Conditioning
 from jaxdiff.pipeline.stages import NO_STEERING, Networks, Told, advance_images, begin_images
-from jaxdiff.samplers.registry import make_grid, sampler_with
+from jaxdiff.samplers.registry import get_sampler, make_grid
 from jaxdiff.training.flops import forward_flops
 
 TOKENS = 77  # of a prompt that is not longer than one window of the text encoder
@@ -91,7 +91,7 @@ def plan_sampling(arguments: Sequence[str]) -> None:
             known = {each: first.total}
             most = largest_batch(lambda n: compiled(n).total, known, topology.chip.hbm, 1)
             fits = topology.chips * most
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in weights(unet).values())
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in param_dict(unet).values())
         return Plan(
             topology=topology,
             batch_size=each * topology.chips,
@@ -133,10 +133,10 @@ def _told(unet: UNet2DConditionModel, each: int, streams: int) -> Conditioning:
 
 def _traced(options: SamplingOptions, unet: UNet2DConditionModel, each: int, device: Any) -> Any:
     """The loop over `each` pictures of a chip."""
-    guidance = parse(options.guidance).composed(1).cheapest([options.guidance_scale])
+    guidance = parse(options.guidance).for_prompts(1).simplify([options.guidance_scale])
     rule = jax.tree.map(np.float32, guidance)
-    sampler, kind = sampler_with(options.sampler, None), "epsilon"
-    grid = make_grid(NoiseSchedule(), options.sampler, options.steps, kind=kind)
+    sampler, kind = get_sampler(options.sampler, None), "epsilon"
+    grid = make_grid(NoiseSchedule(), options.sampler, options.steps, prediction_type=kind)
     grid = jax.tree.map(np.asarray, grid)  # not on a device of this machine
     height, width = _sides(options, unet)
     noise = S((each, height, width, unet.config.out_channels), jnp.float32)
@@ -145,7 +145,7 @@ def _traced(options: SamplingOptions, unet: UNet2DConditionModel, each: int, dev
     begin = functools.partial(begin_images, sampler=sampler, start="noise")
     carry = jax.eval_shape(begin, noise, None, grid, first, rule)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), each))
-    dials = Dials(cast(Any, S((each,), jnp.float32)))
+    dials = GuidanceScales(cast(Any, S((each,), jnp.float32)))
     told = Told(_told(unet, each, len(guidance.streams)))
     run = functools.partial(
         advance_images,
@@ -162,7 +162,7 @@ def _traced(options: SamplingOptions, unet: UNet2DConditionModel, each: int, dev
 
 def _flops(options: SamplingOptions, unet: UNet2DConditionModel, each: int) -> float:
     """Of the network in one step, for all streams of `each` pictures."""
-    guidance = parse(options.guidance).composed(1).cheapest([options.guidance_scale])
+    guidance = parse(options.guidance).for_prompts(1).simplify([options.guidance_scale])
     streams = len(guidance.streams)
     height, width = _sides(options, unet)
     told = _told(unet, 1, 1)
@@ -174,8 +174,8 @@ def _flops(options: SamplingOptions, unet: UNet2DConditionModel, each: int) -> f
     context = S((1, *told.context.shape[2:]), told.context.dtype)
 
     def network(params: PyTree, x: Any, t: Any, context: Any, more: Any) -> Any:
-        return assemble(unet, params)(x, t, context, **more)
+        return with_params(unet, params)(x, t, context, **more)
 
     x = S((1, height, width, unet.config.in_channels), jnp.float32)
     t = S((1,), jnp.int32)
-    return each * streams * forward_flops(network, weights(unet), x, t, context, more)
+    return each * streams * forward_flops(network, param_dict(unet), x, t, context, more)

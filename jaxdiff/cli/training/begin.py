@@ -19,9 +19,9 @@ from jaxdiff.core.trees import cast_floating as in_dtype
 from jaxdiff.core.types import Dtype
 from jaxdiff.data.texts import Texts
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.models.build import abstract, weights
+from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.conditions import ENCODERS, SIZES, numbers_told
+from jaxdiff.models.conditioning import ENCODERS, NUM_TIME_IDS, num_time_ids
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline.parts import ENCODERS as TOKENIZERS
@@ -74,7 +74,7 @@ class Begun(NamedTuple):
 
     def table(self, name: str, dtype: Dtype | None = None) -> dict[str, Any]:
         """The weights of a component on the host; `dtype` None keeps theirs."""
-        table = weights(self.parts.components[name].module)
+        table = param_dict(self.parts.components[name].module)
         table = table if dtype is None else in_dtype(table, dtype)
         return {path: np.asarray(array) for path, array in table.items()}
 
@@ -162,8 +162,8 @@ def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
 
 def _check_weights(objective: DiffusionObjective, unet: Component) -> None:
     """InputError unless the UNet that is given is the objective's."""
-    shapes = weights(abstract(UNet2DConditionModel, objective.model))
-    stored = weights(unet.module)
+    shapes = param_dict(abstract(UNet2DConditionModel, objective.model))
+    stored = param_dict(unet.module)
     for path in sorted(stored.keys() | shapes):
         got, wanted = (table[path].shape if path in table else None for table in (stored, shapes))
         if got != wanted:
@@ -180,10 +180,10 @@ def _check(begun: Begun) -> None:
         raise InputError(
             "objective.pipeline: got a UNet that was taught guidance, expected one that was not"
         )
-    numbers = numbers_told(objective.model, list(encoders.values()))
-    if numbers not in (None, SIZES):
+    numbers = num_time_ids(objective.model, list(encoders.values()))
+    if numbers not in (None, NUM_TIME_IDS):
         raise InputError(
-            f"objective.pipeline: got a UNet that is told {numbers} numbers, expected {SIZES}: "
+            f"objective.pipeline: got a UNet with {numbers} time ids, expected {NUM_TIME_IDS}: "
             "no data have a refiner's aesthetic scores"
         )
     each = objective.caption_dropout_each

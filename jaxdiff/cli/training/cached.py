@@ -6,7 +6,7 @@ from jaxdiff.checkpoints.tokenizers import tokenizer_digest
 from jaxdiff.cli.training.begin import Begun
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.latents import Latents, read_description
-from jaxdiff.models.conditions import ENCODERS
+from jaxdiff.models.conditioning import ENCODERS
 from jaxdiff.pipeline.parts import ENCODERS as TOKENIZERS
 from jaxdiff.training.config import DataConfig
 from jaxdiff.training.objectives.tuning import Tuned

@@ -19,7 +19,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.data.attributes import ATTRIBUTES, collate_attributes
 from jaxdiff.data.drawing import CANVAS
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training.config import ClassifierObjective, TrainConfig
@@ -52,7 +52,7 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
     folder = pathlib.Path(objective.vae)
     vae = cast(AutoencoderKL, read_component(folder, dtype=dtype).module)
     _check(objective, vae)
-    frozen = weights(vae)
+    frozen = param_dict(vae)
     learner = classifier_learner(objective, vae, dtype)
     template = abstract(LatentClassifier, objective.model, dtype=dtype)
     levels = [int(share * objective.schedule.num_timesteps) for share in SHARES]
@@ -60,10 +60,10 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
 
     @jax.jit
     def measure(params: Params, frozen: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
-        encoder = assemble(vae, frozen)
+        encoder = with_params(vae, frozen)
         x0 = encoder.scale(encoder.encode(batch["image"])[0])
         key = jax.random.key(0)
-        model = assemble(template, params)
+        model = with_params(template, params)
         shares = accuracies(
             model, objective.schedule, x0, batch["targets"], batch["known"], levels, key
         )
@@ -78,7 +78,7 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
         }
 
     def export(params: Whole, folder: pathlib.Path) -> None:
-        module = assemble(abstract(LatentClassifier, objective.model), params)
+        module = with_params(abstract(LatentClassifier, objective.model), params)
         write_component(folder / CLASSIFIER, Component(module=module))
 
     return Experiment(

@@ -25,7 +25,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from jaxdiff.models.build import abstract, assemble
+from jaxdiff.models.build import abstract, with_params
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
 from jaxdiff.training.config import CLIPObjective, TrainConfig
 from jaxdiff.training.objectives import Metrics, Params, Whole
@@ -88,7 +88,7 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
 
     @jax.jit
     def measure(params: Params, images: Array, ids: Array) -> Metrics:
-        cosines = similarities(assemble(template, params), images, ids)
+        cosines = similarities(with_params(template, params), images, ids)
         return retrieval(without_doubles(cosines, same_caption(ids)), config.data.variations)
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
@@ -97,9 +97,9 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
 
     def export(params: Whole, folder: pathlib.Path) -> None:
         text = {name: leaf for name, leaf in params.items() if name.startswith("text_model.")}
-        module = assemble(abstract(CLIPTextModel, objective.text), text)
+        module = with_params(abstract(CLIPTextModel, objective.text), text)
         write_component(folder / "text_encoder", Component(module=module))
-        write_component(folder / "clip", Component(module=assemble(template, params)))
+        write_component(folder / "clip", Component(module=with_params(template, params)))
         half = [0.5] * objective.vision.num_channels  # pictures are in [-1, 1]
         write_object(folder / "clip" / PREPROCESSOR, {"image_mean": half, "image_std": half})
         save_tokenizer(tokenizer, folder / "tokenizer")

@@ -39,8 +39,8 @@ from jaxdiff.core.types import Array, Dtype, NDArray
 from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.latents import Latents, read_null
 from jaxdiff.data.texts import Texts
-from jaxdiff.models.build import assemble
-from jaxdiff.models.conditions import Conditions
+from jaxdiff.models.build import with_params
+from jaxdiff.models.conditioning import UNetConditioning
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.samplers.registry import make_grid
@@ -96,12 +96,12 @@ def _check_size(config: TrainConfig, begun: Begun, side: int) -> None:
 
 
 def _sampler(objective: DiffusionObjective, model: Model) -> Callable[..., Array]:
-    def network(weights: Any, x: Array, t: Array, told: Conditions) -> Array:
-        return assemble(model.tuned.networks["unet"], weights)(x, t, **told._asdict())
+    def network(weights: Any, x: Array, t: Array, told: UNetConditioning) -> Array:
+        return with_params(model.tuned.networks["unet"], weights)(x, t, **told._asdict())
 
     def prepare(
         params: Params, frozen: Frozen, shown: Mapping[str, Array]
-    ) -> tuple[Params, tuple[Conditions, ...], AutoencoderKL]:
+    ) -> tuple[Params, tuple[UNetConditioning, ...], AutoencoderKL]:
         networks, b = model.assembled(params, frozen), len(shown["noise"])
         texts = model.texts.items()
         own = [shown[ids] for _, ids in texts]
@@ -115,7 +115,7 @@ def _sampler(objective: DiffusionObjective, model: Model) -> Callable[..., Array
         return tables["unet"], streams, networks["vae"]
 
     kind, steps = objective.prediction_type, objective.sample_steps
-    levels = make_grid(objective.schedule, SAMPLER, steps, kind=kind, spacing=SPACING)
+    levels = make_grid(objective.schedule, SAMPLER, steps, prediction_type=kind, spacing=SPACING)
     choices = {"rule": "cfg", "kind": kind, "scale": objective.sample_scale}
     return make_sampler(network, levels, prepare, **choices)
 

@@ -30,9 +30,9 @@ from jaxdiff.cli.training.experiment import (
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.conditions import Conditions, conditions, said
+from jaxdiff.models.conditioning import UNetConditioning, encode_text, make_conditioning
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
@@ -54,7 +54,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
     schedule = NoiseSchedule.from_config(parts.scheduler)
     tokenizer = load_tokenizer(folder / "tokenizer")
     (null,) = tokenize(tokenizer, [""])
-    frozen = Frozen(weights(vae), weights(text), weights(teacher), jnp.asarray(null))
+    frozen = Frozen(param_dict(vae), param_dict(text), param_dict(teacher), jnp.asarray(null))
     learner = distillation_learner(objective, teacher, vae, text, schedule)
     kind = str(parts.scheduler.get("prediction_type", "epsilon"))
     draw = jax.jit(_sampler(objective, teacher, vae, text, schedule, kind))
@@ -71,7 +71,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
 
     def export(params: Whole, output: pathlib.Path) -> None:
         stored = read_pipeline(folder)  # in their dtypes
-        unet = assemble(student(teacher, objective.scale_width), params)
+        unet = with_params(student(teacher, objective.scale_width), params)
         components = {**stored.components, "unet": Component(module=unet)}
         write_pipeline(output, dataclasses.replace(stored, components=components))
 
@@ -92,16 +92,18 @@ def _sampler(
 ) -> Callable[..., Array]:
     learnt, width = student(teacher, objective.scale_width), objective.scale_width
 
-    def network(params: Params, x: Array, t: Array, told: Conditions) -> Array:
+    def network(params: Params, x: Array, t: Array, told: UNetConditioning) -> Array:
         scale = guidance_embedding(jnp.full(len(x), objective.sample_scale), width)
-        return assemble(learnt, params)(x, t, told.context, timestep_cond=scale)
+        return with_params(learnt, params)(x, t, told.context, timestep_cond=scale)
 
     def prepare(
         params: Params, frozen: Frozen, shown: Mapping[str, Array]
-    ) -> tuple[Params, tuple[Conditions, ...], AutoencoderKL]:
-        read = assemble(text, frozen.text_encoder)
-        told = conditions([said(read, shown["ids"], pooled=False)])
-        return params, (told,), assemble(vae, frozen.vae)
+    ) -> tuple[Params, tuple[UNetConditioning, ...], AutoencoderKL]:
+        read = with_params(text, frozen.text_encoder)
+        told = make_conditioning([encode_text(read, shown["ids"], pooled=False)])
+        return params, (told,), with_params(vae, frozen.vae)
 
-    levels = make_grid(schedule, SAMPLER, objective.sample_steps, kind=kind, spacing=SPACING)
+    levels = make_grid(
+        schedule, SAMPLER, objective.sample_steps, prediction_type=kind, spacing=SPACING
+    )
     return make_sampler(network, levels, prepare, rule="none", kind=kind, scale=1.0)

@@ -10,20 +10,20 @@ from jaxdiff.cli.training.experiment import SHOWN
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.data.scenes import sample_prompts
 from jaxdiff.diffusion.timesteps import TimestepGrid
-from jaxdiff.guidance.denoiser import Network, guided, stack_streams
+from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.denoiser import Network, guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES
-from jaxdiff.guidance.rule import Dials
-from jaxdiff.models.conditions import Conditions
+from jaxdiff.models.conditioning import UNetConditioning
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.samplers.loop import sample as run_sampler
-from jaxdiff.samplers.noise import image_keys, initial_noise
+from jaxdiff.samplers.noise import initial_noise, per_sample_keys
 from jaxdiff.samplers.registry import SAMPLERS
 from jaxdiff.training.objectives import Params
 
 SAMPLER, SPACING = "ddim", "trailing"
 # (parameters, frozen, what is shown) -> networks' weights, conditions of each stream, the VAE
 Prepare = Callable[
-    [Params, Any, Mapping[str, Array]], tuple[Any, tuple[Conditions, ...], AutoencoderKL]
+    [Params, Any, Mapping[str, Array]], tuple[Any, tuple[UNetConditioning, ...], AutoencoderKL]
 ]
 
 
@@ -36,7 +36,7 @@ def shown_prompts() -> list[str]:
 
 def shown_noise(side: int, channels: int, count: int = SHOWN) -> Float[NDArray, "b h w c"]:
     """What `count` pictures start from: image i has seed i."""
-    return np.asarray(initial_noise(image_keys(range(count)), (side, side, channels)))
+    return np.asarray(initial_noise(per_sample_keys(range(count)), (side, side, channels)))
 
 
 def make_sampler(
@@ -57,10 +57,12 @@ def make_sampler(
     def draw(params: Params, frozen: Any, shown: Mapping[str, Array]) -> Float[Array, "b h2 w2 c"]:
         weights, streams, decoder = prepare(params, frozen, shown)
         noise = shown["noise"]
-        dials = Dials(jnp.full(len(noise), scale, jnp.float32))
+        dials = GuidanceScales(jnp.full(len(noise), scale, jnp.float32))
         told = stack_streams(*streams)
-        denoise = guided(network, weights, told, dials, rule=RULES[rule], kind=kind)
-        keys = image_keys(range(len(noise)))  # DDIM draws nothing
+        denoise = guided_denoiser(
+            network, weights, told, dials, rule=RULES[rule], prediction_type=kind
+        )
+        keys = per_sample_keys(range(len(noise)))  # DDIM draws nothing
         z = run_sampler(denoise, noise, grid, keys, sampler=SAMPLERS[SAMPLER])
         return decoder.decode(decoder.unscale(z))
 

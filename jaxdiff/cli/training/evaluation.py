@@ -19,7 +19,7 @@ from jaxdiff.data.batches import to_unit
 from jaxdiff.data.scenes import Prompt
 from jaxdiff.evaluation.frechet import Moments, frechet_distance, moments
 from jaxdiff.evaluation.report import judged, renders, some, standard_prompts, summarise
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.parallel.mesh import data_mesh, device_put_global, replicated
@@ -119,11 +119,11 @@ def _renders() -> Float[NDArray, "n 64 64 3"]:
 def _embedding(folder: pathlib.Path) -> Embed:
     """What CLIP makes of pictures in [-1, 1]: vectors before they are brought to length 1."""
     module, lens = read_vision(folder, dtype=jnp.float32)
-    table = weights(module)
+    table = param_dict(module)
 
     @jax.jit
     def see(params: Mapping[str, Array], images: Array) -> Array:
-        return assemble(module, params)(lens(images.clip(-1, 1))).pooled
+        return with_params(module, params)(lens(images.clip(-1, 1))).pooled
 
     return lambda images: _in_parts(lambda part: see(table, part["images"]), {"images": images})
 
@@ -134,8 +134,8 @@ def _pictures(vae: AutoencoderKL, held_out: Mapping[str, NDArray]) -> Float[NDAr
         return held_out["image"]
     # They were read to lie beside the pipeline's others, and not where pictures are.
     where = replicated(data_mesh())
-    table = {path: device_put_global(array, where) for path, array in weights(vae).items()}
-    decode = jax.jit(lambda params, z: assemble(vae, params).decode(z))
+    table = {path: device_put_global(array, where) for path, array in param_dict(vae).items()}
+    decode = jax.jit(lambda params, z: with_params(vae, params).decode(z))
     return _in_parts(lambda part: decode(table, part["z"]), {"z": held_out["mean"]})
 
 

@@ -18,8 +18,8 @@ from jaxdiff.cli.training.begin import Begun
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, NDArray
 from jaxdiff.data.texts import Texts
-from jaxdiff.models.build import assemble, weights
-from jaxdiff.models.clip import TOKENS
+from jaxdiff.models.build import param_dict, with_params
+from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.training.config import Full, LoRA, TextualInversion
 from jaxdiff.training.objectives import Whole
 from jaxdiff.training.objectives.diffusion import IDS
@@ -63,7 +63,7 @@ def full(begun: Begun, dtype: Dtype, config: Full, caption: str | None) -> Chose
 
     def given() -> dict[str, dict[str, Any]]:
         components = read().components
-        return {name: weights(components[name].module) for name in names if name in components}
+        return {name: param_dict(components[name].module) for name in names if name in components}
 
     def export(params: Whole, folder: pathlib.Path) -> None:
         stored = read()  # in their dtypes
@@ -71,8 +71,8 @@ def full(begun: Begun, dtype: Dtype, config: Full, caption: str | None) -> Chose
         trained: dict[str, Any] = divided(params) if config.text_encoders else {"unet": params}
         for name, table in trained.items():
             before = components.get(name)
-            known = {} if before is None else weights(before.module)
-            module = assemble(networks[name], known | table)
+            known = {} if before is None else param_dict(before.module)
+            module = with_params(networks[name], known | table)
             raw = {} if before is None else before.config
             components[name] = Component(module=module, config=raw)
         write_pipeline(folder, dataclasses.replace(stored, components=components))
@@ -114,7 +114,7 @@ def inversion(begun: Begun, dtype: Dtype, config: TextualInversion, caption: str
     for name in begun.encoders:
         tokenizer = texts.tokenizers[IDS[name]]
         row = _token(tokenizer, config)
-        vectors[name] = np.tile(begun.table(name)[TOKENS][row], (config.vectors, 1))
+        vectors[name] = np.tile(begun.table(name)[TOKEN_EMBEDDING][row], (config.vectors, 1))
         first[name] = len(tokenizer)
         tokenizer.add_tokens(parts)
         if tokenizer.convert_tokens_to_ids(parts) != list(range(first[name], len(tokenizer))):

@@ -25,7 +25,7 @@ from jaxdiff.cli.training.experiment import (
 )
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, NDArray
-from jaxdiff.models.build import abstract, assemble, weights
+from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.training.config import TrainConfig, VAEObjective
@@ -58,7 +58,7 @@ def with_measured_scale(config: TrainConfig, params: Whole) -> AutoencoderKLConf
     """
     model = cast(VAEObjective, config.objective).model
     template = abstract(AutoencoderKL, model)
-    moments = jax.jit(lambda params, images: latent_moments(assemble(template, params), images))
+    moments = jax.jit(lambda params, images: latent_moments(with_params(template, params), images))
     size = 64 if config.data.kind == "scenes" else config.batch_size
     stream = training_batches(dataclasses.replace(config, batch_size=size), process_count=1)
     parts = [moments(params, next(stream)["image"]) for _ in range(-(-MEASURED // size))]
@@ -88,7 +88,7 @@ def _eye(objective: VAEObjective, dtype: Dtype) -> tuple[Eye, dict[str, Any]] | 
     if objective.perceptual is None:
         return None
     module, lens = read_vision(clip_folder(pathlib.Path(objective.perceptual)), dtype=dtype)
-    return Eye(module, lens), weights(module)
+    return Eye(module, lens), param_dict(module)
 
 
 def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
@@ -98,7 +98,7 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
     given, identity = None, {}
     if objective.weights is not None and (objective.only_decoder or not begun):
         given = _given(objective, pathlib.Path(objective.weights))
-    table = {} if given is None else weights(given.module)
+    table = {} if given is None else param_dict(given.module)
     kept = None
     if given is not None and objective.only_decoder:
         kept = cast(AutoencoderKL, given.module).config, given.config
@@ -112,7 +112,7 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
 
     @jax.jit
     def rebuild(params: Params, frozen: Frozen, images: Array) -> Array:
-        return reconstruct(assemble(template, whole_vae(objective, params, frozen)), images)
+        return reconstruct(with_params(template, whole_vae(objective, params, frozen)), images)
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
         rebuilt = gather_to_host(rebuild(params, frozen, spread({"image": images})["image"]))
@@ -124,7 +124,7 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
         learnt = whole_vae(objective, params, frozen)
         # Of an encoder that stays, latents are what they were.
         model, raw = kept if kept is not None else (with_measured_scale(config, learnt), {})
-        module = assemble(abstract(AutoencoderKL, model), learnt)
+        module = with_params(abstract(AutoencoderKL, model), learnt)
         write_component(folder, Component(module=module, config=raw))
 
     learner = vae_learner(objective, dtype, given=gather_to_host(table) or None, eye=eye)

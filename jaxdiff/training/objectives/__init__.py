@@ -1,6 +1,6 @@
 """What is learnt: each objective gives initial parameters and a loss over them.
 
-Parameters are flat tables from dotted path to array, as `models.build.weights` gives them.
+Parameters are flat tables from dotted path to array, as `models.build.param_dict` gives them.
 """
 
 from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
-from jaxdiff.models.build import assemble, weights
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.discriminator import PatchDiscriminator
 from jaxdiff.nn.layers import Conv
 from jaxdiff.training.objectives import Params
@@ -41,7 +41,7 @@ def contest(
     `learning` are the weights of the (abstract) critic. The balance is that with `reconstruction`,
     None: 1.
     """
-    judge, still = (assemble(critic, w) for w in (learning, jax.lax.stop_gradient(learning)))
+    judge, still = (with_params(critic, w) for w in (learning, jax.lax.stop_gradient(learning)))
     made = picture(layer, features)
 
     def fooling(pictures: Float[Array, "b h w c"]) -> Float[Array, ""]:
@@ -80,8 +80,8 @@ def balance(
     2012.09841, eq. 7, where `layer` is the decoder's last. It is at most 1e4, and a number: no
     gradient goes through it.
     """
-    table, features = jax.lax.stop_gradient((weights(layer), features))
-    made, pull = jax.vjp(lambda table: picture(assemble(layer, table), features), table)
+    table, features = jax.lax.stop_gradient((param_dict(layer), features))
+    made, pull = jax.vjp(lambda table: picture(with_params(layer, table), features), table)
 
     def norm(loss: LossOfPictures) -> Float[Array, ""]:
         (grads,) = pull(jax.grad(loss)(made))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
 from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.models.build import abstract, assemble, initial_weights, weights
+from jaxdiff.models.build import abstract, initial_weights, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.sharding import CLASSIFIER
@@ -40,7 +40,7 @@ def classifier_learner(
             config.draws, -1
         )
         time_key, noise_key = draws.split(each.T.reshape(-1), each.size, 2)
-        encoder = assemble(vae, frozen)
+        encoder = with_params(vae, frozen)
         x0 = encoder.scale(sample_latents(*encoder.encode(batch["image"]), latent_key))
         x0, targets, known = (
             jnp.repeat(array, config.draws, axis=0)
@@ -49,13 +49,13 @@ def classifier_learner(
         t = draw_times(
             time_key, x0.shape[:1], config.schedule.num_timesteps, config.times, config.time_shift
         )
-        logits = assemble(template, params)(noisy(config.schedule, x0, t, noise_key), t)
+        logits = with_params(template, params)(noisy(config.schedule, x0, t, noise_key), t)
         nats = -jnp.mean(attributes.log_probs(logits, targets, known), axis=0)
         names = [f"nats_{group.name}" for group in attributes.groups]
         return jnp.sum(nats), dict(zip(names, nats, strict=True))
 
     return Learner(
-        weights(template), functools.partial(initial_weights, template), loss, rules=CLASSIFIER
+        param_dict(template), functools.partial(initial_weights, template), loss, rules=CLASSIFIER
     )
 
 
@@ -78,13 +78,13 @@ def accuracies(
 ) -> Float[Array, "l g"]:
     """The share of right answers at each of `levels`, for each group of attributes.
 
-    Of the pictures where the group is known; `Attributes.right` says what is right.
+    Of the pictures where the group is known; `LabelSet.correct` says what is right.
     """
 
     def at(level: Int[Array, ""]) -> Float[Array, "g"]:
         t = jnp.full(len(x0), level)
         x = noisy(schedule, x0, t, jax.random.fold_in(key, level))
-        right, asked = model.config.attributes.right(model(x, t), targets, known)
+        right, asked = model.config.attributes.correct(model(x, t), targets, known)
         return jnp.mean(right, axis=0, where=asked, dtype=jnp.float32)
 
     return jax.lax.map(at, jnp.asarray(levels))

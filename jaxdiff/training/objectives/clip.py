@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray, PyTree
-from jaxdiff.models.build import abstract, assemble, initial_weights, weights
+from jaxdiff.models.build import abstract, initial_weights, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.parallel.sharding import CLIP
 from jaxdiff.training.config import CLIPObjective
@@ -79,7 +79,7 @@ def clip_learner(config: CLIPObjective, dtype: Dtype = jnp.float32) -> Learner:
     def loss(
         params: Params, frozen: PyTree, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
-        cosines = similarities(assemble(template, params), batch["image"], batch["ids"])
+        cosines = similarities(with_params(template, params), batch["image"], batch["ids"])
         scale = jnp.exp(params["logit_scale"])
         scores = without_doubles(scale * cosines, same_caption(batch["ids"]))
         to_caption, to_picture = contrastive_loss(scores)
@@ -95,4 +95,4 @@ def clip_learner(config: CLIPObjective, dtype: Dtype = jnp.float32) -> Learner:
         scale = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
         return params | {"logit_scale": scale}
 
-    return Learner(weights(template), init, loss, limit, rules=CLIP)
+    return Learner(param_dict(template), init, loss, limit, rules=CLIP)

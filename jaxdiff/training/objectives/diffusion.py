@@ -10,18 +10,18 @@ from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
 from jaxdiff.diffusion.losses import add_noise, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.predictions import target
-from jaxdiff.models.build import assemble
+from jaxdiff.models.build import with_params
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.conditions import (
+from jaxdiff.models.conditioning import (
+    EMBEDDING_COLUMNS,
     ENCODERS,
     POOLED,
-    STATES,
-    Conditions,
-    Said,
-    chosen,
-    conditions,
-    numbers_told,
-    said,
+    TextEncoderOutput,
+    UNetConditioning,
+    encode_text,
+    make_conditioning,
+    num_time_ids,
+    select,
 )
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -116,34 +116,38 @@ class Model:
         self.texts = {name: IDS[name] for name in ENCODERS if name in tuned.networks}
         unet = cast(UNet2DConditionModel, tuned.networks["unet"])
         encoders = [cast(CLIPTextModel, tuned.networks[name]) for name in self.texts]
-        self.sized = numbers_told(unet.config, encoders) is not None
+        self.sized = num_time_ids(unet.config, encoders) is not None
 
     def assembled(self, params: Params, frozen: Frozen) -> dict[str, Any]:
         """The networks whose weights there are; through the frozen ones no gradient flows."""
         tables = self.tuned.join(params, jax.lax.stop_gradient(frozen.weights))
-        return {name: assemble(self.tuned.networks[name], table) for name, table in tables.items()}
+        return {
+            name: with_params(self.tuned.networks[name], table) for name, table in tables.items()
+        }
 
-    def heard(self, networks: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]) -> list[Said]:
+    def heard(
+        self, networks: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]
+    ) -> list[TextEncoderOutput]:
         """What each text encoder says of the captions that are these `ids` for it."""
         pairs = zip(self.texts, ids, strict=True)
-        return [said(networks[name], each, pooled=self.sized) for name, each in pairs]
+        return [encode_text(networks[name], each, pooled=self.sized) for name, each in pairs]
 
-    def stored(self, arrays: Mapping[str, Array], dtype: Dtype) -> list[Said]:
+    def stored(self, arrays: Mapping[str, Array], dtype: Dtype) -> list[TextEncoderOutput]:
         """The same as a batch has it."""
         ends = [None] * (len(self.texts) - 1) + [arrays[POOLED] if self.sized else None]
         pairs = zip(self.texts, ends, strict=True)
-        each = [Said(arrays[STATES[name]], end) for name, end in pairs]
+        each = [TextEncoderOutput(arrays[EMBEDDING_COLUMNS[name]], end) for name, end in pairs]
         return jax.tree.map(lambda array: array.astype(dtype), each)
 
     def told(
         self,
-        heard: Sequence[Said],
+        heard: Sequence[TextEncoderOutput],
         dropped: Sequence[Bool[Array, "b"]],
         sizes: Float[Array, "b 6"] | None,
-    ) -> Conditions:
+    ) -> UNetConditioning:
         """The conditions of what encoders say, `dropped` where that is of the null caption."""
         silent = dropped if self.silent_null else None
-        return conditions(heard, sizes if self.sized else None, silent=silent)
+        return make_conditioning(heard, sizes if self.sized else None, zeroed=silent)
 
 
 def diffusion_learner(
@@ -173,13 +177,13 @@ def diffusion_learner(
         null: Mapping[str, Array],
         batch: dict[str, Array],
         key: Key[Array, "..."],
-    ) -> Conditions:
+    ) -> UNetConditioning:
         rates = config.caption_dropout, config.caption_dropout_each
-        if STATES[ENCODERS[0]] in batch:
+        if EMBEDDING_COLUMNS[ENCODERS[0]] in batch:
             heard = model.stored(batch, unet.dtype)
-            dropped = lost(key, len(heard[0].states), len(heard), *rates)
+            dropped = lost(key, len(heard[0].hidden_states), len(heard), *rates)
             empty = model.stored({name: array[None] for name, array in null.items()}, unet.dtype)
-            heard = [chosen(*three) for three in zip(dropped, empty, heard, strict=True)]
+            heard = [select(*three) for three in zip(dropped, empty, heard, strict=True)]
         else:
             texts = {name: batch[ids] for name, ids in model.texts.items()}
             ids, dropped = drop_for_each(key, texts, null, *rates)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray
 from jaxdiff.diffusion.losses import add_noise, mse
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.models.build import abstract, assemble, initial_weights, weights
+from jaxdiff.models.build import abstract, initial_weights, param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -60,7 +60,7 @@ def distillation_learner(
         frozen: Frozen, x: Array, t: Array, states: Array, null: Array, w: Float[Array, "b"]
     ) -> Float[Array, "b h w c"]:
         """The teacher's guided output, both streams in one call."""
-        twice = assemble(teacher, frozen.teacher)(
+        twice = with_params(teacher, frozen.teacher)(
             jnp.concatenate([x, x]), jnp.concatenate([t, t]), jnp.concatenate([null, states])
         )
         uncond, cond = jnp.split(twice, 2)
@@ -70,8 +70,8 @@ def distillation_learner(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
         latent_key, scale_key, time_key, noise_key = draws.split(key, len(batch["image"]), 4)
-        x0 = encoded(assemble(vae, frozen.vae), batch["image"], latent_key)
-        read = assemble(text_encoder, frozen.text_encoder)
+        x0 = encoded(with_params(vae, frozen.vae), batch["image"], latent_key)
+        read = with_params(text_encoder, frozen.text_encoder)
         states = read(batch["ids"])
         null = jnp.broadcast_to(read(frozen.null[None]), states.shape)
         t = draw_times(
@@ -83,11 +83,11 @@ def distillation_learner(
         x = add_noise(x0, draws.normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
         wanted = jax.lax.stop_gradient(answer(frozen, x, t, states, null, w))
         told = guidance_embedding(w, config.scale_width)
-        output = assemble(learnt, params)(x, t, states, timestep_cond=told)
+        output = with_params(learnt, params)(x, t, states, timestep_cond=told)
         error = mse(output, wanted, jnp.ones(len(x0)))
         return error, {"relative_error": error / jnp.mean(jnp.square(wanted))}
 
-    return Learner(weights(learnt), _begin_with(teacher, learnt), loss, rules=UNET)
+    return Learner(param_dict(learnt), _begin_with(teacher, learnt), loss, rules=UNET)
 
 
 def _begin_with(
@@ -97,7 +97,7 @@ def _begin_with(
 
     A teacher that is shapes alone lacks everything.
     """
-    table = weights(teacher)
+    table = param_dict(teacher)
     known = {n: a for n, a in table.items() if not isinstance(a, jax.ShapeDtypeStruct)}
 
     def init(seed: int) -> Iterator[tuple[str, NDArray]]:

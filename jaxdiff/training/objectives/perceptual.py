@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
-from jaxdiff.models.build import assemble
+from jaxdiff.models.build import with_params
 from jaxdiff.models.clip import CLIPVisionModel
-from jaxdiff.models.lens import Lens
+from jaxdiff.models.image_processor import CLIPImageProcessor
 
 
 class Eye(NamedTuple):
     """Through which pictures are compared: a vision tower and how they are made ready for it."""
 
     module: CLIPVisionModel  # abstract: its weights are an argument
-    lens: Lens
+    lens: CLIPImageProcessor
 
     def difference(
         self,
@@ -28,7 +28,7 @@ class Eye(NamedTuple):
 
         The state after the last is left out: CLIP learns what it says of the class token only.
         """
-        tower = assemble(self.module, params).vision_model
+        tower = with_params(self.module, params).vision_model
         seen, theirs = (tower.states(self.lens(x))[:-1] for x in (images, others))
         return distance(seen, theirs)
 

@@ -13,10 +13,10 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Float, NDArray
-from jaxdiff.models.build import initial_weights, weights
-from jaxdiff.models.clip import TOKENS, CLIPTextModel, with_words
-from jaxdiff.models.conditions import ENCODERS, unheard
-from jaxdiff.models.low_rank import adapted, is_factor
+from jaxdiff.models.build import initial_weights, param_dict
+from jaxdiff.models.clip import TOKEN_EMBEDDING, CLIPTextModel, extend_token_embedding
+from jaxdiff.models.conditioning import ENCODERS, unused_parameters
+from jaxdiff.models.lora import inject_lora, is_lora_param
 from jaxdiff.parallel.sharding import ANY, UNET, Rules
 from jaxdiff.training.config import LoRA
 
@@ -49,7 +49,7 @@ def unet_only(networks: Networks, given: Given = dict) -> Tuned:
     def init(seed: int) -> Initial:
         yield from _begin(networks["unet"], given().get("unet"), seed)
 
-    return Tuned(networks, frozen, weights(networks["unet"]), init, join, UNET)
+    return Tuned(networks, frozen, param_dict(networks["unet"]), init, join, UNET)
 
 
 def with_encoders(networks: Networks, given: Given) -> Tuned:
@@ -74,7 +74,7 @@ def with_encoders(networks: Networks, given: Given) -> Tuned:
         rest = {name: {**frozen.get(name, {}), **table} for name, table in trained.items()}
         return {**frozen, **rest}
 
-    every = {name: weights(networks[name]) for name in names}
+    every = {name: param_dict(networks[name]) for name in names}
     shapes = {
         name: {path: leaf for path, leaf in table.items() if heard(name, path)}
         for name, table in every.items()
@@ -88,7 +88,9 @@ def _unheard(networks: Networks) -> dict[str, tuple[str, ...]]:
     pooled = cast(Any, networks["unet"]).config.addition_embed_type is not None
     names = [name for name in ENCODERS if name in networks]
     return {
-        name: unheard(cast(CLIPTextModel, networks[name]), pooled=pooled, last=name == names[-1])
+        name: unused_parameters(
+            cast(CLIPTextModel, networks[name]), pooled=pooled, last=name == names[-1]
+        )
         for name in names
     }
 
@@ -100,12 +102,12 @@ def low_rank(networks: Networks, config: LoRA) -> Tuned:
     for name in networks.keys() & targets:
         size = {"rank": config.rank, "scale": config.scale}
         but = still.get(name, ())
-        changed[name] = adapted(networks[name], targets[name], but=but, **size)
+        changed[name] = inject_lora(networks[name], targets[name], exclude=but, **size)
     touched = {name: net for name, net in changed.items() if targets.get(name)}
 
     def init(seed: int) -> Initial:
         for name, network in touched.items():
-            every = initial_weights(network, seed, only=is_factor)
+            every = initial_weights(network, seed, only=is_lora_param)
             yield from _prefixed(name, every)
 
     def join(params: Table, frozen: Tables) -> Tables:
@@ -114,7 +116,7 @@ def low_rank(networks: Networks, config: LoRA) -> Tuned:
 
     shapes = joined(
         {
-            name: {path: leaf for path, leaf in weights(network).items() if is_factor(path)}
+            name: {path: leaf for path, leaf in param_dict(network).items() if is_lora_param(path)}
             for name, network in touched.items()
         }
     )
@@ -145,8 +147,11 @@ def new_word(
     def join(params: Table, frozen: Tables) -> Tables:
         tables = dict(frozen)
         for name in vectors:
-            table, added = frozen[name][TOKENS], params[f"{name}.vectors"]
-            tables[name] = {**frozen[name], TOKENS: with_words(table, first[name], added)}
+            table, added = frozen[name][TOKEN_EMBEDDING], params[f"{name}.vectors"]
+            tables[name] = {
+                **frozen[name],
+                TOKEN_EMBEDDING: extend_token_embedding(table, first[name], added),
+            }
         return tables
 
     shapes = {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.core.types import Array, Dtype, Float, Int, Key, NDArray
-from jaxdiff.models.build import abstract, assemble, initial_weights, weights
+from jaxdiff.models.build import abstract, initial_weights, param_dict, with_params
 from jaxdiff.models.discriminator import PatchDiscriminator
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.sharding import VAE
@@ -102,7 +102,7 @@ def vae_learner(
     def loss(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
-        model, images = assemble(template, whole_vae(config, params, frozen)), batch["image"]
+        model, images = with_params(template, whole_vae(config, params, frozen)), batch["image"]
         mean, logvar = model.encode(images)
         features = model.decoder_features(sample_latents(mean, logvar, key))
         layer = model.decoder.conv_out
@@ -125,7 +125,7 @@ def vae_learner(
 
     adaptive = config.adversarial_adaptive
     init = functools.partial(_initial, config, template, critic, given)
-    shapes = _table(config, weights(template), weights(critic))
+    shapes = _table(config, param_dict(template), param_dict(critic))
     return Learner(shapes, init, loss, rules=VAE, at=at)
 
 

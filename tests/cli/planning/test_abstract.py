@@ -35,7 +35,7 @@ CLASSIFIER = LatentClassifierConfig(
     layers_per_block=1,
     attention_head_dim=4,
     norm_num_groups=2,
-).telling(ATTRIBUTES)
+).with_labels(ATTRIBUTES)
 
 
 @pytest.fixture(scope="module")

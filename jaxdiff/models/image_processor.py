@@ -1,4 +1,4 @@
-"""How pictures are made ready for CLIP."""
+"""The image preprocessing of CLIP."""
 
 import dataclasses
 
@@ -9,8 +9,8 @@ from jaxdiff.core.types import Array, Float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lens:
-    """How pictures are made ready for CLIP: one size, mean and deviation of each colour."""
+class CLIPImageProcessor:
+    """Resize to one size, then normalise by the mean and the deviation of each channel."""
 
     size: int
     mean: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""LoRA on a network: the layers that are named get low-rank factors beside their kernels."""
+"""LoRA on a network: target layers get low-rank factors beside their kernels."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -6,25 +6,30 @@ from typing import Any, TypeVar
 from flax import nnx
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 from jaxdiff.nn.layers import Conv, Linear
 from jaxdiff.nn.lora import LoRAConv, LoRALinear
 
 M = TypeVar("M", bound=nnx.Module)
-FACTORS = (".lora_A.kernel", ".lora_B.kernel")  # how the paths of factors end
+LORA_SUFFIXES = (".lora_A.kernel", ".lora_B.kernel")  # of the paths of factors
 
 
-def adapted(
-    module: M, targets: Sequence[str], *, rank: int, scale: float, but: tuple[str, ...] = ()
+def inject_lora(
+    module: M,
+    target_modules: Sequence[str],
+    *,
+    rank: int,
+    scale: float,
+    exclude: tuple[str, ...] = (),
 ) -> M:
-    """A copy of an abstract `module` with factors in the layers whose paths end in a target.
+    """A copy of an abstract `module` with LoRA layers where a path ends in a target.
 
-    Paths that begin with one of `but` are left out. InputError for a target that is no layer's.
+    Paths that begin with one of `exclude` are left out. InputError for a target that is no layer's.
     """
     copy = nnx.clone(module)
-    kernels = [p for p in weights(module) if p.endswith(".kernel") and not p.startswith(but)]
+    kernels = [p for p in param_dict(module) if p.endswith(".kernel") and not p.startswith(exclude)]
     layers = [path.removesuffix(".kernel") for path in kernels]
-    for target in targets:
+    for target in target_modules:
         found = [path for path in layers if f".{path}".endswith(f".{target}")]
         if not found:
             raise InputError(
@@ -32,16 +37,16 @@ def adapted(
                 f"{type(module).__name__}"
             )
         for path in found:
-            _adapt(copy, path, rank, scale)
+            _inject(copy, path, rank, scale)
     return copy
 
 
-def is_factor(path: str) -> bool:
+def is_lora_param(path: str) -> bool:
     """Whether the weight at `path` is a LoRA's."""
-    return path.endswith(FACTORS)
+    return path.endswith(LORA_SUFFIXES)
 
 
-def _adapt(module: Any, path: str, rank: int, scale: float) -> None:
+def _inject(module: Any, path: str, rank: int, scale: float) -> None:
     """Put a layer with factors in the place of the one at `path`."""
     *parents, last = path.split(".")
     for name in parents:

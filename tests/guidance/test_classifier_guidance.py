@@ -8,14 +8,20 @@ from oracles import gaussian, level_at, mixture, ratio_grid
 
 from jaxdiff.diffusion.predictions import Prediction
 from jaxdiff.diffusion.timesteps import NoiseLevel, karras
-from jaxdiff.guidance.denoiser import guided, stack_streams
+from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.classifier_guidance import (
+    classifier_guidance,
+    log_prob_gradient,
+    loss_guidance,
+    shift_x0,
+    spherical,
+)
+from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES
-from jaxdiff.guidance.rule import Dials
-from jaxdiff.guidance.steering import by_classifier, by_loss, moved, score_of, spherical
 from jaxdiff.samplers.ddpm import DDPM
-from jaxdiff.samplers.loop import begin, sample
+from jaxdiff.samplers.ddpm_classifier_guidance import ClassifierGuidedDDPM
+from jaxdiff.samplers.loop import init_state, sample
 from jaxdiff.samplers.registry import SAMPLERS
-from jaxdiff.samplers.steered import SteeredDDPM
 
 pytestmark = pytest.mark.usefixtures("x64")
 MEANS, VARIANCE = (-2.0, 2.0), 0.25
@@ -39,14 +45,16 @@ def denoiser(null=True, w=None):
     both = jnp.array([[0.5, 0.5]]), jnp.array([[0.0, 1.0]])
     chosen = both if w is not None else both[:1] if null else both[1:]
     rule = RULES["none" if w is None else "cfg"]
-    dials = Dials(jnp.array([1.0 if w is None else w]))
+    dials = GuidanceScales(jnp.array([1.0 if w is None else w]))
     network = mixture("epsilon", MEANS, (VARIANCE, VARIANCE))
-    return guided(network, (), stack_streams(*chosen), dials, rule=rule, kind="epsilon")
+    return guided_denoiser(
+        network, (), stack_streams(*chosen), dials, rule=rule, prediction_type="epsilon"
+    )
 
 
 def test_golden_gradient_of_the_exact_classifier():
     here = level_at(jnp.float64(1.0))
-    gradient = score_of(classifier, jnp.array([[0.3]]) * here.alpha, here)
+    gradient = log_prob_gradient(classifier, jnp.array([[0.3]]) * here.alpha, here)
     # of log r by x / alpha
     assert float(gradient[0, 0] * here.alpha) == pytest.approx(0.8860102236, abs=1e-9)
 
@@ -57,7 +65,7 @@ def test_an_exact_classifier_is_classifier_free_guidance(k, ratio):
     """On the unconditional model it is w = k, on the conditional one w = 1 + k."""
     here, x = level_at(jnp.float64(ratio)), jnp.array([[0.3, -0.4, 1.7]])
     for null, w in ((True, k), (False, 1 + k)):
-        steered = by_classifier(denoiser(null), classifier, jnp.array([k]))
+        steered = classifier_guidance(denoiser(null), classifier, jnp.array([k]))
         got, _ = steered(x, here, ())
         expected, _ = denoiser(w=w)(x, here, ())
         np.testing.assert_allclose(got.x0, expected.x0, rtol=1e-9, atol=1e-9)
@@ -69,22 +77,24 @@ def test_from_pure_noise_nothing_moves():
         *(jnp.float64(v) for v in (999.0, 0.0, 1.0)), step=0, num_steps=4, step_start_sigma=jnp.inf
     )
     prediction = Prediction(jnp.ones((1, 3)), jnp.zeros((1, 3)))
-    got = moved(prediction, noise, jnp.array([5.0]), jnp.ones((1, 3)))
+    got = shift_x0(prediction, noise, jnp.array([5.0]), jnp.ones((1, 3)))
     np.testing.assert_array_equal(got.x0, prediction.x0)
 
 
 def test_the_ancestral_form_moves_the_mean_by_variance_times_score():
     here, there = (level_at(jnp.float64(ratio)) for ratio in (2.0, 1.2))
     x, k = jnp.array([[0.3, -0.4]]), 1.7
-    sampler = SteeredDDPM(score=lambda x, level: k * score_of(classifier, x, level))
+    sampler = ClassifierGuidedDDPM(
+        score=lambda x, level: k * log_prob_gradient(classifier, x, level)
+    )
 
     def stepped(sampler, z):
-        carry = begin(x, sampler=sampler)
+        carry = init_state(x, sampler=sampler)
         return sampler.step(denoiser(), carry, here, there, lambda: jnp.full((1, 2), z)).x
 
     plain, steered = stepped(DDPM(), 0.0), stepped(sampler, 0.0)
     deviation = stepped(DDPM(), 1.0) - plain
-    expected = deviation**2 * k * score_of(classifier, x, here)
+    expected = deviation**2 * k * log_prob_gradient(classifier, x, here)
     np.testing.assert_allclose(steered - plain, expected, rtol=1e-9)
 
 
@@ -96,11 +106,11 @@ def test_ancestral_steering_ends_where_guided_gaussians_do():
         spread = level.alpha**2 * v + level.sigma**2
         return jnp.broadcast_to(k * level.alpha * (mc - mu) / spread, x.shape)
 
-    sampler = SteeredDDPM(score=score)
+    sampler = ClassifierGuidedDDPM(score=score)
     conditioning = stack_streams((jnp.full(1, mu), jnp.full(1, v)))
-    dials = Dials(jnp.ones(1))
-    denoise = guided(
-        gaussian("epsilon"), (), conditioning, dials, rule=RULES["none"], kind="epsilon"
+    dials = GuidanceScales(jnp.ones(1))
+    denoise = guided_denoiser(
+        gaussian("epsilon"), (), conditioning, dials, rule=RULES["none"], prediction_type="epsilon"
     )
 
     def end(steps):
@@ -110,7 +120,7 @@ def test_ancestral_steering_ends_where_guided_gaussians_do():
             levels = grid.level(i), grid.level(i + 1)
             return sampler.step(denoise, carry, *levels, lambda: jnp.zeros(1))
 
-        return jax.lax.fori_loop(0, steps, step, begin(jnp.zeros(1), sampler=sampler)).x
+        return jax.lax.fori_loop(0, steps, step, init_state(jnp.zeros(1), sampler=sampler)).x
 
     # Of first order: extrapolated to infinitely many steps.
     np.testing.assert_allclose(2 * end(1000) - end(500), mu + k * (mc - mu), rtol=1e-3)
@@ -127,7 +137,7 @@ def test_a_loss_of_the_image_falls_and_its_gradient_goes_through_the_denoiser():
         return float(loss(denoiser()(x, here, ())[0].x0)[0])
 
     base, _ = denoiser()(x, here, ())
-    got, _ = by_loss(denoiser(), loss, jnp.array([0.1]))(x, here, ())
+    got, _ = loss_guidance(denoiser(), loss, jnp.array([0.1]))(x, here, ())
     h = 1e-5
     steps = jnp.eye(3)[:, None] * h
     gradient = jnp.array([(total(x + s) - total(x - s)) / (2 * h) for s in steps])
@@ -139,8 +149,8 @@ def test_steering_by_nothing_changes_nothing():
     here, x = level_at(jnp.float64(1.5)), jnp.array([[0.3, -0.4]])
     base, _ = denoiser(w=3.0)(x, here, ())
     for steered in (
-        by_classifier(denoiser(w=3.0), classifier, jnp.zeros(1)),
-        by_loss(denoiser(w=3.0), lambda D: jnp.sum(D**2, 1), jnp.zeros(1)),
+        classifier_guidance(denoiser(w=3.0), classifier, jnp.zeros(1)),
+        loss_guidance(denoiser(w=3.0), lambda D: jnp.sum(D**2, 1), jnp.zeros(1)),
     ):
         got, _ = steered(x, here, ())
         np.testing.assert_array_equal(got.x0, base.x0)
@@ -151,7 +161,7 @@ def test_steered_denoisers_sample():
     """By the ODE, an exact classifier with k = 1 on the unconditional model draws its class."""
     grid = ratio_grid(np.append(karras(80.0, 0.01, 60), 0), jnp.float64)
     keys = jax.vmap(jax.random.key)(jnp.arange(1, dtype=jnp.uint32))
-    steered = by_classifier(denoiser(), classifier, jnp.ones(1))
+    steered = classifier_guidance(denoiser(), classifier, jnp.ones(1))
     x = jnp.linspace(-2.5, 2.5, 41)[None]
     got = sample(steered, x, grid, keys, sampler=SAMPLERS["dpmpp-2m"])
     expected = sample(denoiser(null=False), x, grid, keys, sampler=SAMPLERS["dpmpp-2m"])

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Prediction, per_image
-from jaxdiff.guidance.classifier_free import Conditional, Outputs, TwoStreams, along
-from jaxdiff.guidance.rule import Dials, Guidance, Number, Query, check, rule
+from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, Number, check, rule
+from jaxdiff.guidance.classifier_free import CondUncond, NoGuidance, Outputs, project_onto
 
 
 @rule
-class AdaptiveProjected(TwoStreams):
+class APG(CondUncond):
     """APG (2410.02416, algorithm 1), on denoised images.
 
     d = D_cond - D_uncond becomes m = d + momentum m_before, is cut to length `radius`, and is split
@@ -29,24 +29,28 @@ class AdaptiveProjected(TwoStreams):
         check("radius", self.radius, 0, float("inf"))
         check("momentum", self.momentum, -1, 1)
 
-    def init(self, x: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
-        """m, nothing yet."""
+    def init_state(self, x: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
+        """m = 0."""
         return jnp.zeros_like(x)
 
     def combine(
-        self, outputs: Outputs, query: Query, dials: Dials, memory: Float[Array, "b *d"]
+        self,
+        outputs: Outputs,
+        inputs: DenoiserInput,
+        scales: GuidanceScales,
+        state: Float[Array, "b *d"],
     ) -> tuple[Prediction, PyTree]:
         """The conditional image and the projected guidance."""
-        uncond, cond = (query.predict(end).x0 for end in self.ends(outputs, dials))
-        moved = cond - uncond + self.momentum * memory
+        uncond, cond = (inputs.predict(end).x0 for end in self.uncond_and_cond(outputs, scales))
+        moved = cond - uncond + self.momentum * state
         axes = tuple(range(1, moved.ndim))
         length = jnp.sqrt(jnp.sum(moved * moved, axes, keepdims=True))
         shrunk = moved * jnp.minimum(1, self.radius / jnp.where(length == 0, 1, length))
-        part = along(shrunk, cond)
+        part = project_onto(shrunk, cond)
         step = shrunk - part + self.eta * part
-        return query.denoised(cond + per_image(dials.scale - 1, cond) * step), moved
+        return inputs.denoised(cond + per_image(scales.scale - 1, cond) * step), moved
 
-    def cheapest(self, scales: Sequence[float]) -> Guidance:
-        """At w = 1 it is the plain model."""
-        one = self.prompts == 1 and all(w == 1 for w in scales)
-        return Conditional() if one else self
+    def simplify(self, scales: Sequence[float]) -> Guidance:
+        """At w = 1 it is the conditional model."""
+        one = self.num_prompts == 1 and all(w == 1 for w in scales)
+        return NoGuidance() if one else self

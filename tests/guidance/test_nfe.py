@@ -5,27 +5,27 @@ import jax.numpy as jnp
 import pytest
 
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.guidance.cost import changes, evaluations
-from jaxdiff.guidance.denoiser import Source, guided
+from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
+from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.guidance.registry import parse
-from jaxdiff.guidance.rule import Dials
 from jaxdiff.samplers.loop import sample
-from jaxdiff.samplers.noise import image_keys
-from jaxdiff.samplers.registry import SAMPLERS, evaluations_of, make_grid
+from jaxdiff.samplers.noise import per_sample_keys
+from jaxdiff.samplers.registry import SAMPLERS, make_grid, nfe_per_step
 
 SCHEDULE = NoiseSchedule.from_config({"beta_schedule": "scaled_linear"})
 STEPS = 10
 
 
 def grid_of(sampler="ddim"):
-    return make_grid(SCHEDULE, sampler, STEPS, kind="epsilon", spacing="trailing")
+    return make_grid(SCHEDULE, sampler, STEPS, prediction_type="epsilon", spacing="trailing")
 
 
 def count(rule, grid, sampler="ddim", first=0, last=STEPS):
     """What we say that the steps from `first` to `last` cost."""
-    anew = changes(rule, grid, first, last)
-    each = evaluations_of(sampler, last - first, lands=last == STEPS, anew=anew)
-    return evaluations(rule, grid, first, each)
+    anew = phase_switches(rule, grid, first, last)
+    each = nfe_per_step(sampler, last - first, ends_clean=last == STEPS, restarts=anew)
+    return nfe(rule, grid, first, each)
 
 
 def asked(rule, grid, sampler="ddim"):
@@ -38,12 +38,18 @@ def asked(rule, grid, sampler="ddim"):
 
     streams = [sum(s.network == name for s in rule.streams) for name in ("main", "guide")]
     told, told_guide = (jnp.zeros((1, n, 1)) for n in streams)
-    guide = Source(network, (), told_guide, "epsilon") if streams[1] else None
-    dials = Dials(jnp.full(1, 3.0))
-    denoise = guided(network, (), told, dials, rule=rule, kind="epsilon", guide=guide)
+    guide = ConditionedNetwork(network, (), told_guide, "epsilon") if streams[1] else None
+    dials = GuidanceScales(jnp.full(1, 3.0))
+    denoise = guided_denoiser(
+        network, (), told, dials, rule=rule, prediction_type="epsilon", guidance_model=guide
+    )
     x = jnp.ones((1, 2, 2, 1))
-    keys = image_keys((0,))
-    choices = {"sampler": SAMPLERS[sampler], "memory": rule.init(x), "phase": rule.phase}
+    keys = per_sample_keys((0,))
+    choices = {
+        "sampler": SAMPLERS[sampler],
+        "guidance_state": rule.init_state(x),
+        "guidance_phase": rule.schedule_phase,
+    }
     sample(denoise, x, grid, keys, **choices)
     jax.effects_barrier()
     return sum(rows)
@@ -78,7 +84,7 @@ def test_adaptive_guidance_is_counted_as_if_it_never_rested():
 
 
 def test_rules_of_several_prompts_that_rest_ask_all_streams():
-    rule = parse("cfg+interval:hi=0").composed(3)
+    rule = parse("cfg+interval:hi=0").for_prompts(3)
     assert count(rule, grid_of()) == 4 * STEPS
 
 

@@ -1,4 +1,4 @@
-"""CFG-Zero*: a null stream scaled to fit the conditional one, and first steps that stand still."""
+"""CFG-Zero*: a null stream scaled to fit the conditional one, and zero velocity in first steps."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
 from jaxdiff.diffusion.predictions import Prediction
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.guidance.classifier_free import Outputs, TwoStreams
-from jaxdiff.guidance.rule import Dials, Guidance, Query, check, extrapolate, rule
+from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, check, extrapolate, rule
+from jaxdiff.guidance.classifier_free import CondUncond, Outputs
 
 
 @rule
-class ZeroStar(TwoStreams):
+class CFGZeroStar(CondUncond):
     """CFG-Zero* (2503.18886, algorithm 1), on the velocities v = eps - D.
 
     v = k v_uncond + w (v_cond - k v_uncond), with k v_uncond the component of v_cond along
@@ -27,25 +27,27 @@ class ZeroStar(TwoStreams):
         check("zero_steps", self.zero_steps, 0, 1000)
 
     def combine(
-        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """The prediction that means the combined velocity."""
-        uncond, cond = (_velocity(query.predict(end)) for end in self.ends(outputs, dials))
+        uncond, cond = (
+            _velocity(inputs.predict(end)) for end in self.uncond_and_cond(outputs, scales)
+        )
         axes = tuple(range(1, cond.ndim))
         dot, square = (jnp.sum(a * uncond, axes, keepdims=True) for a in (cond, uncond))
-        v = extrapolate(dot / (square + 1e-8) * uncond, cond, dials.scale)
-        return query.predict(v, "flow_prediction"), memory
+        v = extrapolate(dot / (square + 1e-8) * uncond, cond, scales.scale)
+        return inputs.predict(v, "flow_prediction"), state
 
-    def still(self, level: NoiseLevel) -> bool | Bool[Array, ""]:
+    def is_zero_velocity(self, level: NoiseLevel) -> bool | Bool[Array, ""]:
         """In the first steps."""
         return level.step < self.zero_steps
 
-    def phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
+    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
         """0 in the first steps, then 1."""
         return jnp.int32(level.step >= self.zero_steps)
 
-    def cheapest(self, scales: Sequence[float]) -> Guidance:
-        """Itself: at w = 1 too the first steps stand still."""
+    def simplify(self, scales: Sequence[float]) -> Guidance:
+        """Itself: at w = 1 too the first steps have zero velocity."""
         return self
 
 

@@ -1,4 +1,4 @@
-"""Repairs of what guidance overdoes: the spread of the output, and the range of the image."""
+"""Guidance rescale, and static and dynamic thresholding."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,24 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Prediction
+from jaxdiff.guidance.base import (
+    DenoiserInput,
+    Guidance,
+    GuidanceScales,
+    Number,
+    Wrapper,
+    check,
+    rule,
+)
 from jaxdiff.guidance.classifier_free import Outputs
-from jaxdiff.guidance.rule import Dials, Guidance, Number, Query, Wrapper, check, rule
 
 
 @rule
-class Rescaled(Wrapper):
+class GuidanceRescale(Wrapper):
     """Guidance rescale (2305.08891, section 3.4), on the network's raw output.
 
     A share `phi` of the output is brought back to the standard deviation, over each image, of the
-    plain conditional output.
+    conditional output.
     """
 
     phi: Number = 0.7
@@ -24,24 +32,24 @@ class Rescaled(Wrapper):
         check("phi", self.phi, 0, 1)
 
     def combine(
-        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """The wrapped rule's prediction with less spread."""
-        prediction, memory = self.of.combine(outputs, query, dials, memory)
-        g, (_, cond) = query.output(prediction), self.ends(outputs, dials)
+        prediction, state = self.inner.combine(outputs, inputs, scales, state)
+        g, (_, cond) = inputs.output(prediction), self.uncond_and_cond(outputs, scales)
         axes = tuple(range(1, g.ndim))
         wide, wanted = (jnp.std(a, axes, keepdims=True) for a in (g, cond))
         factor = jnp.where(wide == 0, 1, wanted / jnp.where(wide == 0, 1, wide))
-        return query.predict(g * (self.phi * factor + 1 - self.phi)), memory
+        return inputs.predict(g * (self.phi * factor + 1 - self.phi)), state
 
-    def cheapest(self, scales: Sequence[float]) -> Guidance:
-        """The wrapped rule alone where that is the plain model, whose spread it has."""
-        of = self.of.cheapest(scales)
-        return of if len(of.streams) == 1 else Rescaled(of=of, phi=self.phi)
+    def simplify(self, scales: Sequence[float]) -> Guidance:
+        """The wrapped rule alone where that is the conditional model, which has that deviation."""
+        of = self.inner.simplify(scales)
+        return of if len(of.streams) == 1 else GuidanceRescale(inner=of, phi=self.phi)
 
 
 @rule
-class Clipped(Wrapper):
+class StaticThresholding(Wrapper):
     """Static thresholding (Imagen, 2205.11487, section 2.3): images are clipped to +-limit."""
 
     limit: Number = 1.0
@@ -50,22 +58,22 @@ class Clipped(Wrapper):
         check("limit", self.limit, 0, 1e6)
 
     def combine(
-        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """The wrapped rule's image clipped, and the noise that fits it."""
-        prediction, memory = self.of.combine(outputs, query, dials, memory)
-        return self._clip(prediction, query), memory
+        prediction, state = self.inner.combine(outputs, inputs, scales, state)
+        return self._clip(prediction, inputs), state
 
-    def rest(self, cond: Float[Array, "b *d"], query: Query) -> Prediction:
+    def unguided(self, cond: Float[Array, "b *d"], inputs: DenoiserInput) -> Prediction:
         """The wrapped rule's image clipped."""
-        return self._clip(self.of.rest(cond, query), query)
+        return self._clip(self.inner.unguided(cond, inputs), inputs)
 
-    def _clip(self, prediction: Prediction, query: Query) -> Prediction:
-        return query.denoised(jnp.clip(prediction.x0, -self.limit, self.limit))
+    def _clip(self, prediction: Prediction, inputs: DenoiserInput) -> Prediction:
+        return inputs.denoised(jnp.clip(prediction.x0, -self.limit, self.limit))
 
 
 @rule
-class Thresholded(Wrapper):
+class DynamicThresholding(Wrapper):
     """Dynamic thresholding (Imagen, 2205.11487, section 2.3).
 
     Each image is clipped to the `percentile` of its own absolute values and shrunk to +-limit, if
@@ -80,19 +88,19 @@ class Thresholded(Wrapper):
         check("limit", self.limit, 1e-6, 1e6)
 
     def combine(
-        self, outputs: Outputs, query: Query, dials: Dials, memory: PyTree
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """The wrapped rule's image within its limit, and the noise that fits it."""
-        prediction, memory = self.of.combine(outputs, query, dials, memory)
-        return self._bound(prediction, query), memory
+        prediction, state = self.inner.combine(outputs, inputs, scales, state)
+        return self._bound(prediction, inputs), state
 
-    def rest(self, cond: Float[Array, "b *d"], query: Query) -> Prediction:
+    def unguided(self, cond: Float[Array, "b *d"], inputs: DenoiserInput) -> Prediction:
         """The wrapped rule's image within its limit."""
-        return self._bound(self.of.rest(cond, query), query)
+        return self._bound(self.inner.unguided(cond, inputs), inputs)
 
-    def _bound(self, prediction: Prediction, query: Query) -> Prediction:
+    def _bound(self, prediction: Prediction, inputs: DenoiserInput) -> Prediction:
         D = prediction.x0
         values = jnp.abs(D).reshape(len(D), -1)
         edge = jnp.maximum(self.limit, jnp.quantile(values, self.percentile, axis=1))
         edge = edge.reshape(-1, *(1,) * (D.ndim - 1))
-        return query.denoised(jnp.clip(D, -edge, edge) * (self.limit / edge))
+        return inputs.denoised(jnp.clip(D, -edge, edge) * (self.limit / edge))

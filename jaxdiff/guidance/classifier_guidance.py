@@ -1,4 +1,4 @@
-"""Steering: a denoiser moved along the gradient of something computed from the noisy image.
+"""Classifier and loss guidance: a denoiser moved along a gradient by the noisy image.
 
 This adds to whatever guidance the denoiser has. In all forms k is the scale of an image, and k = 0
 leaves the denoiser as it is.
@@ -19,46 +19,49 @@ LogProb = Callable[[Float[Array, "b *d"], NoiseLevel], Float[Array, "b"]]
 Loss = Callable[[Float[Array, "b *d"]], Float[Array, "b"]]
 
 
-def score_of(log_prob: LogProb, x: Float[Array, "b *d"], level: NoiseLevel) -> Float[Array, "b *d"]:
+def log_prob_gradient(
+    log_prob: LogProb, x: Float[Array, "b *d"], level: NoiseLevel
+) -> Float[Array, "b *d"]:
     """The gradient of log p(y | x) by x, image by image."""
     return jax.grad(lambda x: jnp.sum(log_prob(x, level)))(x)
 
 
-def by_classifier(denoise: Denoiser, log_prob: LogProb, k: Float[Array, "b"]) -> Denoiser:
+def classifier_guidance(denoise: Denoiser, log_prob: LogProb, k: Float[Array, "b"]) -> Denoiser:
     """Classifier guidance (2105.05233, algorithm 2): eps - k sigma grad log p(y | x).
 
-    The form for deterministic samplers; `samplers.steered` has the one for ancestral sampling.
+    The form for deterministic samplers; `samplers.ddpm_classifier_guidance` has the one for
+    ancestral sampling.
     """
 
     def steered(
-        x: Float[Array, "b *d"], level: NoiseLevel, memory: PyTree
+        x: Float[Array, "b *d"], level: NoiseLevel, state: PyTree
     ) -> tuple[Prediction, PyTree]:
-        prediction, memory = denoise(x, level, memory)
-        return moved(prediction, level, k, score_of(log_prob, x, level)), memory
+        prediction, state = denoise(x, level, state)
+        return shift_x0(prediction, level, k, log_prob_gradient(log_prob, x, level)), state
 
     return steered
 
 
-def by_loss(denoise: Denoiser, loss: Loss, k: Float[Array, "b"]) -> Denoiser:
+def loss_guidance(denoise: Denoiser, loss: Loss, k: Float[Array, "b"]) -> Denoiser:
     """Guidance by a loss of the denoised image: eps + k sigma grad loss(D(x)).
 
     The gradient goes through the denoiser, so a step costs about three evaluations and the loss.
     """
 
     def steered(
-        x: Float[Array, "b *d"], level: NoiseLevel, memory: PyTree
+        x: Float[Array, "b *d"], level: NoiseLevel, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         def total(x: Float[Array, "b *d"]) -> tuple[Array, tuple[Prediction, PyTree]]:
-            prediction, new = denoise(x, level, memory)
+            prediction, new = denoise(x, level, state)
             return jnp.sum(loss(prediction.x0)), (prediction, new)
 
         gradient, (prediction, new) = jax.grad(total, has_aux=True)(x)
-        return moved(prediction, level, k, -gradient), new
+        return shift_x0(prediction, level, k, -gradient), new
 
     return steered
 
 
-def moved(
+def shift_x0(
     prediction: Prediction, level: NoiseLevel, k: Float[Array, "b"], score: Float[Array, "b *d"]
 ) -> Prediction:
     """The prediction with k times `score` added to the score -eps / sigma of the noisy image.

@@ -1,4 +1,4 @@
-"""What a step rule is: its state, its inputs and the quantities that the rules share."""
+"""The interface of samplers: state, step, and the quantities that the step rules share."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -9,17 +9,17 @@ from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
 
-# The standard normal noise of this step, one key per image; deterministic rules never ask for it.
-Draw = Callable[[], Array]
+# The standard normal noise of this step, one key per image; deterministic samplers never call it.
+NoiseFn = Callable[[], Array]
 
 
-class Carry(NamedTuple):
+class SamplingState(NamedTuple):
     """The state of the loop between two steps."""
 
     x: Float[Array, "b *d"]
-    x0: Float[Array, "b *d"]  # D of the last step: a preview, and the memory of multistep rules
-    history: PyTree  # what else the step rule remembers
-    memory: PyTree  # what the guidance rule remembers
+    x0: Float[Array, "b *d"]  # D of the last step: for previews and multistep solvers
+    sampler_state: PyTree  # other state of the solver
+    guidance_state: PyTree  # state of the guidance rule
 
 
 @runtime_checkable
@@ -36,20 +36,25 @@ class Sampler(Protocol):
         ...
 
     def step(
-        self, denoise: Denoiser, carry: Carry, here: NoiseLevel, there: NoiseLevel, draw: Draw
-    ) -> Carry:
+        self,
+        denoise: Denoiser,
+        state: SamplingState,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        noise_fn: NoiseFn,
+    ) -> SamplingState:
         """Go from `here` to `there`, calling the denoiser as often as the method needs."""
         ...
 
 
-def decay(here: NoiseLevel, there: NoiseLevel) -> Float[Array, ""]:
+def sigma_ratio(here: NoiseLevel, there: NoiseLevel) -> Float[Array, ""]:
     """q = exp(-h) = (sigma' / alpha') / (sigma / alpha); 0 from pure noise or to a clean image."""
     return (there.sigma * here.alpha) / (here.sigma * there.alpha)
 
 
 def log_snr_step(here: NoiseLevel, there: NoiseLevel) -> Float[Array, ""]:
-    """h = lambda' - lambda with lambda = log(alpha / sigma); infinite where `decay` is 0."""
-    return -jnp.log(decay(here, there))
+    """h = lambda' - lambda with lambda = log(alpha / sigma); infinite where `sigma_ratio` is 0."""
+    return -jnp.log(sigma_ratio(here, there))
 
 
 def ratio_step(here: NoiseLevel, there: NoiseLevel) -> Float[Array, ""]:

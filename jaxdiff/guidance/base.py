@@ -1,0 +1,244 @@
+"""The interface of guidance rules: streams, inputs, state, and how rules wrap one another.
+
+A rule sees the raw outputs of its streams, since some rules are defined in that space, and gives
+one prediction; so it may convert first and combine denoised images, and it may return a
+`Prediction` whose noise belongs to another stream than its image. Rules are frozen dataclasses and
+pytrees: their numbers can be traced, so that another value compiles nothing.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
+
+import jax
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
+from jaxdiff.core.validate import in_range
+from jaxdiff.diffusion.predictions import Prediction, per_image, predict, target
+from jaxdiff.diffusion.timesteps import NoiseLevel
+
+Number = float | Float[Array, ""]
+T = TypeVar("T")
+
+
+class Stream(NamedTuple):
+    """One network evaluation of each image: with which prompt, network and attention."""
+
+    prompt_source: str = (
+        "prompt"  # "prompt"; "null"; "negative": the negative prompt, or null without one
+    )
+    prompt_index: int = 0  # which of several prompts of one image
+    network: str = "main"  # "main", or "guide" for a second, weaker one
+    perturbed: bool = False  # with self-attention switched off in the middle of the network
+
+
+class GuidanceScales(NamedTuple):
+    """The guidance scales of each image."""
+
+    scale: Float[Array, "b"]  # w
+    negative: Float[Array, "b"] | None = None  # the weight of a negative stream of its own
+    weights: Float[Array, "b n"] | None = None  # of several prompts; None: 1 each
+
+
+class DenoiserInput(NamedTuple):
+    """The network's input: noisy images, their noise level, and its prediction type."""
+
+    x: Float[Array, "b *d"]
+    level: NoiseLevel
+    prediction_type: str
+
+    def predict(
+        self, output: Float[Array, "b *d"], prediction_type: str | None = None
+    ) -> Prediction:
+        """The denoised image and the noise of `output`, of type `prediction_type`."""
+        return predict(
+            prediction_type or self.prediction_type,
+            output,
+            self.x,
+            self.level.alpha,
+            self.level.sigma,
+        )
+
+    def output(self, prediction: Prediction) -> Float[Array, "b *d"]:
+        """The network output that stands for `prediction`: the inverse of `predict`."""
+        return target(self.prediction_type, *prediction, self.level.alpha, self.level.sigma)
+
+    def denoised(self, D: Float[Array, "b *d"]) -> Prediction:
+        """The image D with the noise that belongs to it."""
+        return self.predict(D, "sample")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guidance(ABC):
+    """A guidance rule."""
+
+    @property
+    @abstractmethod
+    def streams(self) -> tuple[Stream, ...]:
+        """The K streams; `combine` gets their outputs in this order."""
+
+    @property
+    @abstractmethod
+    def cond_stream(self) -> int | None:
+        """The index of the conditional stream; None if several prompts make it."""
+
+    @abstractmethod
+    def combine(
+        self,
+        outputs: tuple[Float[Array, "b *d"], ...],
+        inputs: DenoiserInput,
+        scales: GuidanceScales,
+        state: PyTree,
+    ) -> tuple[Prediction, PyTree]:
+        """One prediction from the outputs of the streams, and the new state."""
+
+    def uncond_and_cond(
+        self, outputs: tuple[Float[Array, "b *d"], ...], scales: GuidanceScales
+    ) -> tuple[Float[Array, "b *d"], Float[Array, "b *d"]]:
+        """The raw outputs of the unconditional and of the conditional model.
+
+        The first and the conditional stream, unless a rule makes them from several.
+        """
+        del scales
+        return outputs[0], outputs[self.cond_stream or 0]
+
+    def init_state(self, x: Float[Array, "b *d"]) -> PyTree:
+        """The guidance state before the first step."""
+        del x
+        return ()
+
+    def is_guided(self, level: NoiseLevel, state: PyTree) -> bool | Bool[Array, ""]:
+        """Whether the rule guides here; if not, `unguided` gets the conditional stream alone."""
+        del level, state
+        return True
+
+    def is_zero_velocity(self, level: NoiseLevel) -> bool | Bool[Array, ""]:
+        """Whether the velocity eps - D is 0 here: the network is not called and x stays."""
+        del level
+        return False
+
+    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
+        """A number for the formula in force here; where it changes, samplers drop their history."""
+        del level
+        return 0
+
+    def unguided(self, cond: Float[Array, "b *d"], inputs: DenoiserInput) -> Prediction:
+        """The prediction where the rule does not guide, from the conditional output."""
+        return inputs.predict(cond)
+
+    def simplify(self, scales: Sequence[float]) -> "Guidance":
+        """The equivalent rule with the fewest streams for images with these scales."""
+        del scales
+        return self
+
+    def for_prompts(self, num_prompts: int) -> "Guidance":
+        """The rule for images with `num_prompts` prompts each; InputError if there is none."""
+        if num_prompts == 1:
+            return self
+        raise InputError(f"prompt: got {num_prompts} parts, expected 1 with this guidance")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def rule(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen dataclass and a pytree of its numbers and of the rule that it wraps."""
+    registered = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    fields = dataclasses.fields(registered)  # pyright: ignore[reportArgumentType]
+    data_fields = [f.name for f in fields if f.type in (Number, Guidance)]
+    meta_fields = [f.name for f in fields if f.name not in data_fields]
+
+    def flatten(value: T) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(value, n) for n in data_fields], tuple(
+            getattr(value, n) for n in meta_fields
+        )
+
+    def unflatten(meta: tuple[Any, ...], leaves: Sequence[Any]) -> T:
+        value = object.__new__(registered)  # not through __init__: traced numbers cannot be checked
+        for name, content in zip([*data_fields, *meta_fields], [*leaves, *meta], strict=True):
+            object.__setattr__(value, name, content)
+        return value
+
+    jax.tree_util.register_pytree_node(registered, flatten, unflatten)
+    return registered
+
+
+@rule
+class Wrapper(Guidance):
+    """A rule that changes another one, `inner`, in one respect and delegates the rest to it."""
+
+    inner: Guidance
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """Those of the wrapped rule."""
+        return self.inner.streams
+
+    @property
+    def cond_stream(self) -> int | None:
+        """That of the wrapped rule."""
+        return self.inner.cond_stream
+
+    def uncond_and_cond(
+        self, outputs: tuple[Float[Array, "b *d"], ...], scales: GuidanceScales
+    ) -> tuple[Float[Array, "b *d"], Float[Array, "b *d"]]:
+        """Those of the wrapped rule."""
+        return self.inner.uncond_and_cond(outputs, scales)
+
+    def combine(
+        self,
+        outputs: tuple[Float[Array, "b *d"], ...],
+        inputs: DenoiserInput,
+        scales: GuidanceScales,
+        state: PyTree,
+    ) -> tuple[Prediction, PyTree]:
+        """The prediction of the wrapped rule."""
+        return self.inner.combine(outputs, inputs, scales, state)
+
+    def init_state(self, x: Float[Array, "b *d"]) -> PyTree:
+        """That of the wrapped rule."""
+        return self.inner.init_state(x)
+
+    def is_guided(self, level: NoiseLevel, state: PyTree) -> bool | Bool[Array, ""]:
+        """As the wrapped rule."""
+        return self.inner.is_guided(level, state)
+
+    def is_zero_velocity(self, level: NoiseLevel) -> bool | Bool[Array, ""]:
+        """As the wrapped rule."""
+        return self.inner.is_zero_velocity(level)
+
+    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
+        """As the wrapped rule."""
+        return self.inner.schedule_phase(level)
+
+    def unguided(self, cond: Float[Array, "b *d"], inputs: DenoiserInput) -> Prediction:
+        """As the wrapped rule."""
+        return self.inner.unguided(cond, inputs)
+
+    def simplify(self, scales: Sequence[float]) -> Guidance:
+        """The same change to the simplified wrapped rule."""
+        return dataclasses.replace(self, inner=self.inner.simplify(scales))
+
+    def for_prompts(self, num_prompts: int) -> Guidance:
+        """The same change to the wrapped rule for that many prompts."""
+        return dataclasses.replace(self, inner=self.inner.for_prompts(num_prompts))
+
+
+def innermost(rule: Guidance) -> Guidance:
+    """The rule without what wraps it."""
+    while isinstance(rule, Wrapper):
+        rule = rule.inner
+    return rule
+
+
+def check(name: str, value: Number, low: float, high: float) -> None:
+    """InputError unless `value` lies between `low` and `high`."""
+    if isinstance(value, int | float):
+        in_range(f"guidance: {name}", value, low, high)
+
+
+def extrapolate(
+    start: Float[Array, "b *d"], end: Float[Array, "b *d"], w: Float[Array, "b"]
+) -> Float[Array, "b *d"]:
+    """start + w (end - start), the scale w per image."""
+    return start + per_image(w, end) * (end - start)

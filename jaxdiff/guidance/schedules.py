@@ -1,0 +1,132 @@
+"""Guidance schedules: in an interval, until the streams agree, or with a changing scale."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
+from jaxdiff.core.validate import one_of
+from jaxdiff.diffusion.predictions import Prediction
+from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.guidance.base import (
+    DenoiserInput,
+    Guidance,
+    GuidanceScales,
+    Number,
+    Wrapper,
+    check,
+    rule,
+)
+from jaxdiff.guidance.classifier_free import NoGuidance, Outputs
+
+
+@rule
+class GuidanceInterval(Wrapper):
+    """Guidance in a limited interval (2404.07724, eq. 5): where lo < sigma / alpha <= hi.
+
+    Elsewhere only the conditional stream is run, so these steps cost one evaluation. A step is
+    inside or outside as a whole, by the level from which it starts.
+    """
+
+    lo: Number = 0.0
+    hi: Number = float("inf")
+
+    def __post_init__(self) -> None:
+        check("lo", self.lo, 0, float("inf"))
+        check("hi", self.hi, 0, float("inf"))
+
+    def is_guided(self, level: NoiseLevel, state: PyTree) -> bool | Bool[Array, ""]:
+        """Inside, if the wrapped rule is active."""
+        return jnp.logical_and(self._inside(level), self.inner.is_guided(level, state))
+
+    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
+        """That of the wrapped rule inside and outside."""
+        return 2 * self.inner.schedule_phase(level) + jnp.int32(self._inside(level))
+
+    def simplify(self, scales: Sequence[float]) -> Guidance:
+        """No guidance where the wrapped rule has none."""
+        of = self.inner.simplify(scales)
+        return (
+            of if isinstance(of, NoGuidance) else GuidanceInterval(inner=of, lo=self.lo, hi=self.hi)
+        )
+
+    def _inside(self, level: NoiseLevel) -> Bool[Array, ""]:
+        return jnp.logical_and(self.lo < level.step_start_sigma, level.step_start_sigma <= self.hi)
+
+
+@rule
+class AdaptiveGuidance(Wrapper):
+    """Adaptive guidance (2312.12487, section 5): from the step on at which the streams agree,
+    the conditional model alone.
+
+    They agree where the cosine between the noise of the two ends reaches `cosine`. Each image
+    decides for itself, independent of its batch; evaluations are saved once all agree.
+    """
+
+    cosine: Number = 0.99
+
+    def __post_init__(self) -> None:
+        check("cosine", self.cosine, -1, 2)
+
+    def init_state(self, x: Float[Array, "b *d"]) -> PyTree:
+        """The wrapped rule's state, and which images are done with guidance."""
+        return self.inner.init_state(x), jnp.zeros(len(x), bool)
+
+    def is_guided(self, level: NoiseLevel, state: PyTree) -> bool | Bool[Array, ""]:
+        """Until all images are done."""
+        inner, done = state
+        return jnp.logical_and(~jnp.all(done), self.inner.is_guided(level, inner))
+
+    def combine(
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
+    ) -> tuple[Prediction, PyTree]:
+        """The wrapped rule's prediction where an image is not done, else the conditional one."""
+        inner, done = state
+        guided, inner = self.inner.combine(outputs, inputs, scales, inner)
+        uncond, cond = self.uncond_and_cond(outputs, scales)
+        plain, off = self.inner.unguided(cond, inputs), done.reshape(-1, *(1,) * (cond.ndim - 1))
+        prediction = jax.tree.map(lambda p, g: jnp.where(off, p, g), plain, guided)
+        eps, away = (inputs.predict(end).eps.reshape(len(done), -1) for end in (cond, uncond))
+        lengths = jnp.sqrt(jnp.sum(eps**2, 1) * jnp.sum(away**2, 1))
+        cosine = jnp.sum(eps * away, 1) / jnp.where(lengths == 0, 1, lengths)
+        return prediction, (inner, done | (cosine >= self.cosine))
+
+    def simplify(self, scales: Sequence[float]) -> Guidance:
+        """No guidance where the wrapped rule has none."""
+        of = self.inner.simplify(scales)
+        return of if isinstance(of, NoGuidance) else AdaptiveGuidance(inner=of, cosine=self.cosine)
+
+
+# The factor of w - 1 at the share u of the steps that are gone, 0 <= u < 1; its mean is 1.
+SCALE_SCHEDULES: dict[str, Callable[[Array], Array]] = {
+    "constant": jnp.ones_like,
+    "linear": lambda u: 2 * u,
+    "falling": lambda u: 2 - 2 * u,
+    "cosine": lambda u: 1 - jnp.cos(jnp.pi * u),
+    "peak": lambda u: 1 - jnp.cos(2 * jnp.pi * u),
+}
+
+
+@rule
+class ScaleSchedule(Wrapper):
+    """A scale that changes on the way: 1 + (w - 1) f(u) at the share u of the steps (2404.13040).
+
+    Below w = 1, where that would be negative, it is 0.
+    The names of f are in SCALE_SCHEDULES: linear and cosine rise, falling falls, peak does both.
+    """
+
+    curve: str = "linear"
+
+    def __post_init__(self) -> None:
+        one_of("guidance: curve", self.curve, SCALE_SCHEDULES)
+
+    def combine(
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
+    ) -> tuple[Prediction, PyTree]:
+        """The wrapped rule's prediction with the scale of this step."""
+        level = inputs.level
+        share = jnp.asarray(level.step, jnp.float32) / jnp.asarray(level.num_steps, jnp.float32)
+        factor = SCALE_SCHEDULES[self.curve](share).astype(scales.scale.dtype)
+        now = scales._replace(scale=jnp.maximum(1 + (scales.scale - 1) * factor, 0))
+        return self.inner.combine(outputs, inputs, now, state)
