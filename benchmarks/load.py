@@ -66,7 +66,7 @@ def write(folder: pathlib.Path) -> None:
     from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
     from jaxdiff.checkpoints.components import Component
     from jaxdiff.checkpoints.families import SD1
-    from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
+    from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
     from jaxdiff.models.build import param_dict, with_params
     from jaxdiff.models.presets import preset
 
@@ -81,7 +81,7 @@ def write(folder: pathlib.Path) -> None:
         }
         return Component(module=with_params(module, arrays))
 
-    parts = PipelineParts(
+    parts = PipelineComponents(
         components={
             "unet": filled("unet", "sd15"),
             "vae": filled("vae", "sd"),
