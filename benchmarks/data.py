@@ -25,7 +25,7 @@ from PIL import Image
 from jaxdiff.cli.cache_latents import DESCRIPTION
 from jaxdiff.cli.training.stored import open_stored
 from jaxdiff.data.batches import batches
-from jaxdiff.data.latents import Latents, packed
+from jaxdiff.data.latents import LatentCacheInfo, pack_record
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.training.config import PICTURES, DataConfig
 
@@ -83,7 +83,7 @@ def write(folder: pathlib.Path, side: int, resolution: int) -> None:
 
 def write_latents(folder: pathlib.Path, resolution: int) -> None:
     """Random latents, as cache-latents lays them out."""
-    described = Latents(
+    described = LatentCacheInfo(
         vae="none",
         source="none",
         resolution=resolution,
@@ -100,7 +100,7 @@ def write_latents(folder: pathlib.Path, resolution: int) -> None:
     write_records(
         folder / described.shard(0),
         (
-            packed(told, rng.normal(size=shape), rng.normal(size=shape), described.dtype)
+            pack_record(told, rng.normal(size=shape), rng.normal(size=shape), described.dtype)
             for _ in range(PICTURE_COUNT)
         ),
     )

@@ -22,7 +22,7 @@ import jax
 jax.numpy.zeros(8).block_until_ready()
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.core.types import dtype_of
-from jaxdiff.models.build import weights
+from jaxdiff.models.build import param_dict
 def resident():
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
@@ -30,7 +30,7 @@ before = resident()
 start = time.perf_counter()
 parts = read_pipeline(sys.argv[1], dtype_of(sys.argv[2]))
 seconds = time.perf_counter() - start
-arrays = [a for c in parts.components.values() for a in weights(c.module).values()]
+arrays = [a for c in parts.components.values() for a in param_dict(c.module).values()]
 size = sum(a.nbytes for a in arrays)
 peak = resident() - before
 print(json.dumps([seconds, peak * 1024, size]))
@@ -66,7 +66,7 @@ def write(folder: pathlib.Path) -> None:
     from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
     from jaxdiff.checkpoints.components import Component
     from jaxdiff.checkpoints.families import SD1
-    from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
+    from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
     from jaxdiff.models.build import param_dict, with_params
     from jaxdiff.models.presets import preset
 
@@ -81,7 +81,7 @@ def write(folder: pathlib.Path) -> None:
         }
         return Component(module=with_params(module, arrays))
 
-    parts = PipelineParts(
+    parts = PipelineComponents(
         components={
             "unet": filled("unet", "sd15"),
             "vae": filled("vae", "sd"),

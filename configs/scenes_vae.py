@@ -3,8 +3,8 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
         python train.py configs/scenes_vae.py --workdir runs/scenes_vae
 
-`PYTHONPATH=. python benchmarks/judge.py --size 128 --vae runs/scenes_vae/export` measures what the judge makes of its
-reconstructions.
+`PYTHONPATH=. python benchmarks/judge.py --size 128 --vae runs/scenes_vae/export` measures what the
+judge makes of its reconstructions.
 """
 
 from jaxdiff.models.vae import AutoencoderKLConfig

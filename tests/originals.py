@@ -10,8 +10,8 @@ import pathlib
 import numpy as np
 import tiny
 
-from jaxdiff.checkpoints.loading import pending
-from jaxdiff.checkpoints.tensors import Pending, write_tensors
+from jaxdiff.checkpoints.loading import lazy_tensors
+from jaxdiff.checkpoints.safetensors import LazyTensor, write_tensors
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -119,14 +119,14 @@ def components(family: str, *, words: int = 100, channels: int = 4) -> dict:
 def original_tensors(family: str, parts: dict) -> dict[str, np.ndarray]:
     """The tensors of `parts` as a file of the original layout has them."""
     stored: dict[str, np.ndarray] = {}
-    for key, tensor in pending(parts["unet"].module).items():
+    for key, tensor in lazy_tensors(parts["unet"].module).items():
         stored[table(UNETS[family][0])[key]] = tensor.fetch()
-    for key, tensor in pending(parts["vae"].module).items():
+    for key, tensor in lazy_tensors(parts["vae"].module).items():
         values = tensor.fetch()
         convolved = ".attentions.0.to_" in key and values.ndim == 2
         stored[table("vae_sd")[key]] = values[:, :, None, None] if convolved else values
     for name, (prefix, names, layers, _) in TEXTS[family].items():
-        tensors = {k: t.fetch() for k, t in pending(parts[name].module).items()}
+        tensors = {k: t.fetch() for k, t in lazy_tensors(parts[name].module).items()}
         if names is None:
             stored |= {prefix + key: values for key, values in tensors.items()}
         else:
@@ -161,6 +161,6 @@ def write_safetensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> pat
 
     write_tensors(
         path,
-        {k: Pending(dtype=v.dtype, shape=v.shape, fetch=fetch(v)) for k, v in tensors.items()},
+        {k: LazyTensor(dtype=v.dtype, shape=v.shape, fetch=fetch(v)) for k, v in tensors.items()},
     )
     return path

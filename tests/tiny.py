@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints.components import Component
-from jaxdiff.checkpoints.pipelines import PipelineParts, read_pipeline, write_pipeline
+from jaxdiff.checkpoints.pipelines import PipelineComponents, read_pipeline, write_pipeline
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.data.tokenizer import save_tokenizer, train_tokenizer
 from jaxdiff.models.build import abstract, param_dict, with_params
@@ -120,7 +120,7 @@ def write_tiny(folder: pathlib.Path, defaults=DEFAULTS, **unet) -> pathlib.Path:
         num_attention_heads=2,
         max_position_embeddings=12,
     )
-    parts = PipelineParts(
+    parts = PipelineComponents(
         components={
             "unet": random_component(
                 UNet2DConditionModel, UNet2DConditionConfig(**fields | unet), seed=1

@@ -12,9 +12,16 @@ from flax import nnx
 from jaxdiff.checkpoints import flax_layout
 from jaxdiff.checkpoints.configs import updated
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
-from jaxdiff.checkpoints.kinds import KINDS, Configs, Kind, arguments, class_name_of, fields
-from jaxdiff.checkpoints.loading import Placement, fill, pending, stored_dtype
-from jaxdiff.checkpoints.tensors import Entry, Pending, write_tensors
+from jaxdiff.checkpoints.loading import Placement, lazy_tensors, load_into, stored_dtype
+from jaxdiff.checkpoints.model_registry import (
+    MODEL_CLASSES,
+    Configs,
+    ModelClass,
+    arguments,
+    class_name_of,
+    fields,
+)
+from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo, write_tensors
 from jaxdiff.checkpoints.weights import find_weights, read_weights
 from jaxdiff.core.atomic import atomic_folder
 from jaxdiff.core.configs import prefix_errors
@@ -53,7 +60,7 @@ def read_component(
     source = folder / CONFIG
     raw = read_object(source)
     name = _class_name(raw, str(source)) if class_name is None else class_name
-    kind = KINDS[one_of(f"{source}: class", name.removeprefix("Flax"), KINDS)]
+    kind = MODEL_CLASSES[one_of(f"{source}: class", name.removeprefix("Flax"), MODEL_CLASSES)]
     weights_file = find_weights(folder, variant=variant)
     with prefix_errors(str(source)):
         configs = kind.configs(raw, source=str(source))
@@ -72,7 +79,7 @@ def read_component(
 def build(
     class_name: str,
     configs: Configs,
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, TensorInfo],
     *,
     sources: tuple[str, str],
     dtype: Dtype | None = None,
@@ -83,7 +90,7 @@ def build(
 
     `sources` say where the configs and where the tensors are from, for errors.
     """
-    kind = KINDS[class_name]
+    kind = MODEL_CLASSES[class_name]
     compute = _commonest(entries) if dtype is None else dtype
     with prefix_errors(sources[0]):
         module = abstract(
@@ -94,7 +101,7 @@ def build(
             attention=attention,
             **kind.options,
         )
-    return fill(
+    return load_into(
         module, entries, class_name=class_name, source=sources[1], dtype=dtype, sharding=sharding
     )
 
@@ -119,8 +126,8 @@ def write_files(
 ) -> None:
     """Write config.json and weights, in PyTorch's layout or legacy Flax's, into `folder`."""
     module = component.module
-    kind = KINDS[class_name_of(module)]
-    tensors = pending(module, dtype=dtype)
+    kind = MODEL_CLASSES[class_name_of(module)]
+    tensors = lazy_tensors(module, dtype=dtype)
     config = _config(kind, component, tensors)
     if flax:
         if kind.library == "diffusers":
@@ -132,7 +139,9 @@ def write_files(
     write_object(folder / CONFIG, config)
 
 
-def _config(kind: Kind, component: Component, tensors: Mapping[str, Pending]) -> dict[str, Any]:
+def _config(
+    kind: ModelClass, component: Component, tensors: Mapping[str, LazyTensor]
+) -> dict[str, Any]:
     """The config.json of a component: as it was read, with what has changed since."""
     raw = component.config
     now = fields(arguments(component.module))
@@ -154,7 +163,7 @@ def _class_name(raw: Mapping[str, Any], source: str) -> str:
     return name
 
 
-def _commonest(entries: Mapping[str, Entry]) -> Dtype:
+def _commonest(entries: Mapping[str, TensorInfo]) -> Dtype:
     """The floating dtype that most of the stored tensors have; float32 if none is floating."""
     dtypes = Counter(e.dtype for e in entries.values() if e.dtype in ("F64", "F32", "F16", "BF16"))
     if not dtypes:

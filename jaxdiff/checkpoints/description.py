@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxdiff.checkpoints.addon_description import LoraFacts, WordFacts, find_addon
+from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo, find_adapter
 from jaxdiff.checkpoints.families import UNET, VAE, family_of
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.lora_names import has_weights, weights_file
-from jaxdiff.checkpoints.tensors import Entry
+from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.checkpoints.weights import find_weights, read_weights
 from jaxdiff.core.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
+class ComponentInfo:
     """One component: how many parameters it has, in which dtypes, in how many bytes."""
 
     name: str
@@ -37,8 +37,8 @@ class Description:
     layout: str
     family: str  # what pipeline or model it is, or is for
     prediction_type: str | None
-    parts: tuple[Part, ...]
-    facts: LoraFacts | WordFacts | None = None  # of a LoRA or a textual inversion
+    parts: tuple[ComponentInfo, ...]
+    facts: LoRAInfo | TextualInversionInfo | None = None  # of a LoRA or a textual inversion
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values."""
@@ -64,7 +64,7 @@ def describe(path: pathlib.Path, *, variant: str | None = None) -> Description:
 def _file(path: pathlib.Path) -> Description:
     entries = read_weights(path)
     if f"{UNET}input_blocks.0.0.weight" not in entries:
-        if addon := find_addon(path, entries):
+        if addon := find_adapter(path, entries):
             parts = [_part(name, addon.layout, group) for name, group in addon.groups.items()]
             found = _description(path, addon.layout, addon.family, None, parts)
             return dataclasses.replace(found, facts=addon.facts)
@@ -105,9 +105,9 @@ def _class(config: Mapping[str, Any]) -> str:
     return str(config.get("_class_name") or architectures[0])
 
 
-def _part(name: str, class_name: str, entries: Mapping[str, Entry]) -> Part:
+def _part(name: str, class_name: str, entries: Mapping[str, TensorInfo]) -> ComponentInfo:
     counts = Counter(e.dtype for e in entries.values())
-    return Part(
+    return ComponentInfo(
         name=name,
         class_name=class_name,
         tensors=len(entries),
@@ -118,7 +118,11 @@ def _part(name: str, class_name: str, entries: Mapping[str, Entry]) -> Part:
 
 
 def _description(
-    path: pathlib.Path, layout: str, family: str, predicts: str | None, parts: Iterable[Part]
+    path: pathlib.Path,
+    layout: str,
+    family: str,
+    predicts: str | None,
+    parts: Iterable[ComponentInfo],
 ) -> Description:
     return Description(
         path=str(path),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxdiff.checkpoints.clip_vocabulary import END
-from jaxdiff.checkpoints.tensors import Entry
+from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.core.errors import InputError
 
 UNET = "model.diffusion_model."
@@ -131,7 +131,7 @@ REFINER = Family(
 )
 
 
-def family_of(entries: Mapping[str, Entry], prediction_type: str | None = None) -> Family:
+def family_of(entries: Mapping[str, TensorInfo], prediction_type: str | None = None) -> Family:
     """The family of a single file; InputError if it is none of them.
 
     `prediction_type` tells the two kinds of Stable Diffusion 2 apart, whose tensors are the same;

@@ -1,4 +1,4 @@
-"""The legacy Flax layout, as it is written: the inverse of `flax_files`.
+"""The legacy Flax layout, as it is written: the inverse of `flax_msgpack`.
 
 Folders are those of diffusers' FlaxStableDiffusionPipeline: classes have the prefix Flax, and each
 component is one file in which `flax.serialization` keeps a map nested by name. Here it is written
@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from flax import nnx, serialization, traverse_util
 
+from jaxdiff.checkpoints.key_aliases import NEW_ATTENTION
 from jaxdiff.checkpoints.loading import on_host
-from jaxdiff.checkpoints.names import NEW_ATTENTION
 from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of
 from jaxdiff.models.build import param_dict

@@ -1,4 +1,4 @@
-"""Names in textual inversion files: the word, and whose vectors each tensor holds.
+"""Names in textual inversion files: the token, and whose vectors each tensor holds.
 
 | writer            | tensors                                               | the word         |
 | ----------------- | ----------------------------------------------------- | ---------------- |
@@ -15,8 +15,8 @@ PAIR = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _UNNAMED = ("emb_params", "string_to_param.*")
 
 
-def word_of(path: pathlib.Path, names: Iterable[str]) -> str | None:
-    """The word of a file with tensors of these names; None if it is no such file."""
+def token_name(path: pathlib.Path, names: Iterable[str]) -> str | None:
+    """The placeholder token of a file with tensors of these names; None if it is no such file."""
     names = set(names)
     if names == PAIR.keys():
         return path.stem

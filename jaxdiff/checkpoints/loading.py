@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxdiff.checkpoints.names import canonical
-from jaxdiff.checkpoints.rules import to_jax, to_key, to_torch, torch_shape
-from jaxdiff.checkpoints.tensors import NUMPY_DTYPES, Entry, Pending, read_tensor
+from jaxdiff.checkpoints.key_aliases import canonical
+from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_jax, to_torch, torch_shape
+from jaxdiff.checkpoints.safetensors import NUMPY_DTYPES, LazyTensor, TensorInfo, read_tensor
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.models.build import param_dict, with_params
@@ -25,9 +25,9 @@ FLOATS = ("F64", "F32", "BF16", "F16")
 WORKERS = min(4, os.cpu_count() or 1)
 
 
-def fill(
+def load_into(
     module: M,
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, TensorInfo],
     *,
     class_name: str,
     source: str,
@@ -40,9 +40,9 @@ def fill(
     None is the default device. The host holds no more than WORKERS tensors beside the result.
     Raises InputError, naming `source` or the file, before any tensor is read.
     """
-    plan = match(module, entries, class_name=class_name, source=source)
+    plan = match_keys(module, entries, class_name=class_name, source=source)
 
-    def load(item: tuple[str, Entry]) -> Array:
+    def load(item: tuple[str, TensorInfo]) -> Array:
         path, entry = item
         values = read_tensor(entry)
         with np.errstate(over="ignore"):  # beyond float16's range is inf, as in PyTorch
@@ -68,16 +68,16 @@ def _put(view: np.ndarray, place: jax.sharding.Sharding | None) -> Array:
     return jax.device_put(view, place)
 
 
-def stored_dtype(entry: Entry) -> Dtype:
+def stored_dtype(entry: TensorInfo) -> Dtype:
     """The dtype in which a stored weight is kept: its own, but never float64."""
     return np.float32 if entry.dtype == "F64" else NUMPY_DTYPES[entry.dtype]
 
 
-def match(
-    module: nnx.Module, entries: Mapping[str, Entry], *, class_name: str, source: str
-) -> dict[str, Entry]:
+def match_keys(
+    module: nnx.Module, entries: Mapping[str, TensorInfo], *, class_name: str, source: str
+) -> dict[str, TensorInfo]:
     """The stored tensor of every weight of `module`, by path; InputError unless one to one."""
-    stored: dict[str, Entry] = {}
+    stored: dict[str, TensorInfo] = {}
     for name, entry in entries.items():
         key = canonical(name, class_name=class_name)
         if key in stored:
@@ -86,29 +86,32 @@ def match(
             )
         if key is not None:
             stored[key] = entry
-    wanted = {to_key(path): path for path in param_dict(module)}
-    _none(f"{source}: missing tensors", [key for key in wanted if key not in stored])
-    _none(f"{source}: unknown tensors", [e.name for key, e in stored.items() if key not in wanted])
+    wanted = {path_to_torch_key(path): path for path in param_dict(module)}
+    _reject(f"{source}: missing tensors", [key for key in wanted if key not in stored])
+    _reject(
+        f"{source}: unknown tensors", [e.name for key, e in stored.items() if key not in wanted]
+    )
     shapes = param_dict(module)
-    wrong = [_misfit(stored[key], path, shapes[path].shape) for key, path in wanted.items()]
-    _none(f"{source}: unfit tensors", [text for text in wrong if text])
+    wrong = [_shape_error(stored[key], path, shapes[path].shape) for key, path in wanted.items()]
+    _reject(f"{source}: unfit tensors", [text for text in wrong if text])
     return {path: stored[key] for key, path in wanted.items()}
 
 
-def pending(module: nnx.Module, *, dtype: Dtype | None = None) -> dict[str, Pending]:
+def lazy_tensors(module: nnx.Module, *, dtype: Dtype | None = None) -> dict[str, LazyTensor]:
     """The weights of `module` as tensors to be written, by PyTorch key and in its layout."""
     return {
-        to_key(path): _pending(path, array, dtype) for path, array in param_dict(module).items()
+        path_to_torch_key(path): _lazy_tensor(path, array, dtype)
+        for path, array in param_dict(module).items()
     }
 
 
-def _pending(path: str, array: Any, dtype: Dtype | None) -> Pending:
+def _lazy_tensor(path: str, array: Any, dtype: Dtype | None) -> LazyTensor:
     kind = np.dtype(array.dtype if dtype is None else dtype)
 
     def fetch() -> np.ndarray:
         return _fetch(array, kind, path)
 
-    return Pending(dtype=kind, shape=torch_shape(array.shape, path), fetch=fetch)
+    return LazyTensor(dtype=kind, shape=torch_shape(array.shape, path), fetch=fetch)
 
 
 def _fetch(array: Any, kind: np.dtype, path: str) -> np.ndarray:
@@ -142,7 +145,7 @@ def _cpu() -> jax.Device | None:
         return None
 
 
-def _misfit(entry: Entry, path: str, shape: tuple[int, ...]) -> str:
+def _shape_error(entry: TensorInfo, path: str, shape: tuple[int, ...]) -> str:
     """What keeps a stored tensor from being the weight at `path` of this shape; "" if it fits."""
     if entry.dtype not in FLOATS:
         return f"{entry.name} in {entry.dtype}, not F32, F16 or BF16"
@@ -150,7 +153,7 @@ def _misfit(entry: Entry, path: str, shape: tuple[int, ...]) -> str:
     return "" if entry.shape == wanted else f"{entry.name} {entry.shape}, not {wanted}"
 
 
-def _none(what: str, names: list[str]) -> None:
+def _reject(what: str, names: list[str]) -> None:
     if names:
         shown = ", ".join(sorted(names)[:3])
         more = ", ..." if len(names) > 3 else ""

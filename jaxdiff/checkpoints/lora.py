@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.checkpoints import original_names
+from jaxdiff.checkpoints import ldm_writer
 from jaxdiff.checkpoints.jsonfiles import parse_object, read_object
+from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
 from jaxdiff.checkpoints.lora_names import parse, settings_file, weights_file
-from jaxdiff.checkpoints.rules import to_key, torch_shape
-from jaxdiff.checkpoints.tensors import Entry, read_metadata, read_tensor
+from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, read_tensor
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
@@ -23,7 +23,7 @@ from jaxdiff.core.types import Float, NDArray
 METADATA = "lora_adapter_metadata"  # diffusers' JSON with alphas, in the header of the file
 
 
-class Factors(NamedTuple):
+class LoRAFactors(NamedTuple):
     """One weight's change, scale * up @ down, in PyTorch's layouts.
 
     Of a convolution `down` has its kernel, or, in Tucker form, `mid` (s, r, h, w) between two
@@ -63,7 +63,7 @@ class Factors(NamedTuple):
         return outer == shape[0] and alike and int(np.prod(self.up.shape[1:])) == r
 
 
-Changes = dict[str, dict[str, Factors]]  # component -> PyTorch key of a weight -> its change
+Changes = dict[str, dict[str, LoRAFactors]]  # component -> PyTorch key of a weight -> its change
 
 
 def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Changes:
@@ -76,7 +76,7 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int,
     entries = read_weights(path)
     wanted = {name: _torch_shapes(table) for name, table in shapes.items()}
     names = _Names(wanted)
-    groups: dict[tuple[str, str], dict[str, Entry]] = defaultdict(dict)
+    groups: dict[tuple[str, str], dict[str, TensorInfo]] = defaultdict(dict)
     strange = []
     for name, entry in entries.items():
         found = names.find(name)
@@ -85,7 +85,7 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int,
         else:
             groups[found[:2]][found[2]] = entry
     scales = Scales(path)
-    refuse(path, "names that fit nothing in this model", strange)
+    reject_unknown_keys(path, "names that fit nothing in this model", strange)
     changes: Changes = defaultdict(dict)
     unfit = []
     for (component, key), roles in groups.items():
@@ -96,7 +96,7 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int,
         if not factors.fits(wanted[component][key]):
             unfit.append(roles["down"].name)
         changes[component][key] = factors
-    refuse(path, "factors that fit no weight", unfit)
+    reject_unknown_keys(path, "factors that fit no weight", unfit)
     if not changes:
         raise InputError(f"{path}: got no factors, expected a LoRA")
     return dict(changes)
@@ -105,7 +105,7 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int,
 def _torch_shapes(table: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """PyTorch keys and shapes of the matrices and kernels among a component's weights."""
     return {
-        to_key(path): torch_shape(shape, path)
+        path_to_torch_key(path): torch_shape(shape, path)
         for path, shape in table.items()
         if path.endswith(".kernel")
     }
@@ -120,7 +120,7 @@ class _Names:
         for component, keys in wanted.items():
             flat = {key.removesuffix(".weight").replace(".", "_"): key for key in keys}
             if component == "unet":
-                spelled = original_names.unet_spelling(keys)
+                spelled = ldm_writer.unet_to_ldm_keys(keys)
                 flat |= {
                     old.removesuffix(".weight").replace(".", "_"): key
                     for key, old in spelled.items()
@@ -133,7 +133,7 @@ class _Names:
         if found is None:
             return None
         component, module = found.component, found.module
-        if found.flat:
+        if found.kohya:
             key = self._flat.get(component, {}).get(module)
             return None if key is None else (component, key, found.role)
         for key in (f"{module}.weight", f"text_model.{module}.weight"):
@@ -143,7 +143,7 @@ class _Names:
 
 
 class Scales:
-    """What stands before the factors in the LoRA file at `path`: alpha / r."""
+    """The scales alpha / r of the LoRA file at `path`."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._settings: Mapping[str, Any] = {}
@@ -156,7 +156,7 @@ class Scales:
     def _get(self, component: str, name: str) -> Any:
         return self._settings.get(f"{component}.{name}", self._settings.get(name))
 
-    def scale(self, component: str, module: str, rank: int, alpha: Entry | None) -> float:
+    def scale(self, component: str, module: str, rank: int, alpha: TensorInfo | None) -> float:
         """The scale of a module's factors: of the tensor `alpha`, or of PEFT's settings, or 1."""
         if alpha is None:
             return self._from_settings(component, module, rank)
@@ -178,7 +178,9 @@ class Scales:
         return alpha / (rank**0.5 if self._get(component, "use_rslora") else rank)
 
 
-def _factors(roles: Mapping[str, Entry], component: str, key: str, scales: Scales) -> Factors:
+def _factors(
+    roles: Mapping[str, TensorInfo], component: str, key: str, scales: Scales
+) -> LoRAFactors:
     arrays = {
         role: read_tensor(entry).astype(np.float32)
         for role, entry in roles.items()
@@ -188,10 +190,10 @@ def _factors(roles: Mapping[str, Entry], component: str, key: str, scales: Scale
     rank = len(down) if down.ndim else 0
     module = key.removesuffix(".weight")
     scale = scales.scale(component, module, rank, roles.get("alpha")) if rank else 1.0
-    return Factors(down, arrays["up"], arrays.get("mid"), scale)
+    return LoRAFactors(down, arrays["up"], arrays.get("mid"), scale)
 
 
-def refuse(path: pathlib.Path, what: str, names: Iterable[str]) -> None:
+def reject_unknown_keys(path: pathlib.Path, what: str, names: Iterable[str]) -> None:
     """InputError that lists `names`, if there are any, as `what` they are."""
     names = sorted(names)
     if names:

@@ -15,7 +15,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from jaxdiff.checkpoints import original
+from jaxdiff.checkpoints import ldm_reader
 from jaxdiff.core.errors import InputError
 
 # Names of a LoRA in a folder, the first that is there.
@@ -67,7 +67,7 @@ class Name(NamedTuple):
     component: str
     module: str  # its path; with underscores for dots where `flat`
     role: str  # "down", "up", "mid" or "alpha"
-    flat: bool = False
+    kohya: bool = False
 
 
 def parse(name: str) -> Name | None:
@@ -78,7 +78,7 @@ def parse(name: str) -> Name | None:
         return None
     for prefix, component in _PREFIXES.items():
         if module.startswith(prefix):
-            return Name(KOHYA, component, module.removeprefix(prefix), role, flat=True)
+            return Name(KOHYA, component, module.removeprefix(prefix), role, kohya=True)
     module = module.removeprefix("base_model.model.")
     for component in COMPONENTS:
         if module.startswith(f"{component}."):
@@ -99,7 +99,7 @@ def _role(name: str) -> tuple[str, str, str | None]:
     return KOHYA, name, None
 
 
-def dotted(flat: str) -> str | None:
+def unflatten_kohya_key(flat: str) -> str | None:
     """The path in diffusers or transformers that is written with underscores in `flat`.
 
     Underscores are ambiguous: the parts must be those of published networks. None for others.
@@ -110,7 +110,7 @@ def dotted(flat: str) -> str | None:
     path = ".".join(parts)
     if not _ORIGINAL.match(path):
         return path
-    renamed = original.unet_name(f"{path}.weight", BLOCKS).removesuffix(".weight")
+    renamed = ldm_reader.unet_name(f"{path}.weight", BLOCKS).removesuffix(".weight")
     return None if renamed == path else renamed
 
 

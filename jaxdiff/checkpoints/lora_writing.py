@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.checkpoints.addon_description import find_addon
-from jaxdiff.checkpoints.lora import METADATA, Scales, refuse
-from jaxdiff.checkpoints.lora_names import dotted, has_weights, parse, weights_file
-from jaxdiff.checkpoints.tensors import (
-    Entry,
-    Pending,
+from jaxdiff.checkpoints.adapter_info import find_adapter
+from jaxdiff.checkpoints.lora import METADATA, Scales, reject_unknown_keys
+from jaxdiff.checkpoints.lora_names import has_weights, parse, unflatten_kohya_key, weights_file
+from jaxdiff.checkpoints.safetensors import (
+    LazyTensor,
+    TensorInfo,
     numpy_dtype,
     read_metadata,
     read_tensor,
@@ -33,11 +33,11 @@ from jaxdiff.core.types import Dtype
 Module = tuple[str, str]  # component, path of the module as in diffusers and transformers
 
 
-class Pair(NamedTuple):
-    """One module's factors in PyTorch's layouts, and what stands before their product."""
+class LoRAPair(NamedTuple):
+    """One module's factors in PyTorch's layouts, and the scale of their product."""
 
-    down: Pending
-    up: Pending
+    down: LazyTensor
+    up: LazyTensor
     scale: float
 
 
@@ -48,7 +48,7 @@ def find_lora(source: pathlib.Path) -> pathlib.Path | None:
         return weights_file(source) if has_weights(source) and not pipeline else None
     if not source.is_file():
         return None
-    addon = find_addon(source, read_weights(source))
+    addon = find_adapter(source, read_weights(source))
     return source if addon is not None and addon.layout == "LoRA" else None
 
 
@@ -60,22 +60,25 @@ def write_lora(target: pathlib.Path, source: pathlib.Path, *, dtype: Dtype | Non
     """
     modules = _modules(source)
     scales = Scales(source)
-    pairs: dict[Module, Pair] = {}
+    pairs: dict[Module, LoRAPair] = {}
     for (component, module), roles in modules.items():
         scale = scales.scale(component, module, roles["down"].shape[0], roles.get("alpha"))
         if not math.isfinite(scale):
             raise InputError(f"{source}: {module}: got the scale {scale}, expected a number")
-        down, up = (_pending(roles[role], dtype) for role in ("down", "up"))
-        pairs[component, module] = Pair(down, up, scale)
+        down, up = (_lazy_tensor(roles[role], dtype) for role in ("down", "up"))
+        pairs[component, module] = LoRAPair(down, up, scale)
     write_pairs(target, pairs, metadata=_training(source))
     return len(modules)
 
 
 def write_pairs(
-    target: pathlib.Path, pairs: Mapping[Module, Pair], *, metadata: Mapping[str, str] | None = None
+    target: pathlib.Path,
+    pairs: Mapping[Module, LoRAPair],
+    *,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write factors as a LoRA file in PEFT's spelling, with `metadata` in its header."""
-    found: dict[str, Pending] = {}
+    found: dict[str, LazyTensor] = {}
     ranks: dict[str, dict[str, int]] = defaultdict(dict)
     alphas: dict[str, dict[str, float]] = defaultdict(dict)
     for (component, module), pair in pairs.items():
@@ -94,13 +97,13 @@ def write_pairs(
         write_tensors(temporary, found, metadata={**(metadata or {}), **described})
 
 
-def _modules(path: pathlib.Path) -> dict[Module, dict[str, Entry]]:
+def _modules(path: pathlib.Path) -> dict[Module, dict[str, TensorInfo]]:
     """The tensors of each module by role; raises for what PEFT's spelling cannot hold."""
-    modules: dict[Module, dict[str, Entry]] = defaultdict(dict)
+    modules: dict[Module, dict[str, TensorInfo]] = defaultdict(dict)
     strange = []
     for name, entry in read_weights(path).items():
         found = parse(name)
-        module = found and (dotted(found.module) if found.flat else found.module)
+        module = found and (unflatten_kohya_key(found.module) if found.kohya else found.module)
         if found is None or module is None:
             strange.append(name)
             continue
@@ -110,19 +113,25 @@ def _modules(path: pathlib.Path) -> dict[Module, dict[str, Entry]]:
         if found.role in modules[found.component, module]:
             strange.append(name)
         modules[found.component, module][found.role] = entry
-    refuse(path, "names of no LoRA for a published network", strange)
+    reject_unknown_keys(path, "names of no LoRA for a published network", strange)
     every = modules.values()
-    refuse(path, "Tucker factors", [roles["mid"].name for roles in every if "mid" in roles])
-    refuse(path, "half of a pair", [_first(r) for r in every if not {"down", "up"} <= r.keys()])
-    refuse(path, "factors that do not go together", [_first(r) for r in every if not _pair(r)])
+    reject_unknown_keys(
+        path, "Tucker factors", [roles["mid"].name for roles in every if "mid" in roles]
+    )
+    reject_unknown_keys(
+        path, "half of a pair", [_first(r) for r in every if not {"down", "up"} <= r.keys()]
+    )
+    reject_unknown_keys(
+        path, "factors that do not go together", [_first(r) for r in every if not _pair(r)]
+    )
     return modules
 
 
-def _first(roles: Mapping[str, Entry]) -> str:
+def _first(roles: Mapping[str, TensorInfo]) -> str:
     return next(iter(roles.values())).name
 
 
-def _pair(roles: Mapping[str, Entry]) -> bool:
+def _pair(roles: Mapping[str, TensorInfo]) -> bool:
     """Whether the factors are those of a linear layer or of a convolution."""
     down, up = roles["down"].shape, roles["up"].shape
     return (
@@ -130,9 +139,9 @@ def _pair(roles: Mapping[str, Entry]) -> bool:
     )
 
 
-def _pending(entry: Entry, dtype: Dtype | None) -> Pending:
+def _lazy_tensor(entry: TensorInfo, dtype: Dtype | None) -> LazyTensor:
     wanted = numpy_dtype(entry) if dtype is None else np.dtype(dtype)
-    return Pending(
+    return LazyTensor(
         dtype=wanted, shape=entry.shape, fetch=lambda: read_tensor(entry).astype(wanted, copy=False)
     )
 

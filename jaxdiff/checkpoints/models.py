@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from jaxdiff.checkpoints import hub
 from jaxdiff.checkpoints.loading import Placement
-from jaxdiff.checkpoints.pipelines import PipelineParts, read_pipeline
+from jaxdiff.checkpoints.pipelines import PipelineComponents, read_pipeline
 from jaxdiff.checkpoints.single_file import read_single_file
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
@@ -19,13 +19,13 @@ def read_model(
     variant: str | None = None,
     prediction_type: str | None = None,
     sharding: Placement = None,
-) -> PipelineParts:
+) -> PipelineComponents:
     """The pipeline at `source`: a folder, a file of the original layout, or a Hub repository.
 
     `variant` picks among the weight files of a folder; `prediction_type` says what the network of a
     single file predicts. The rest is `read_pipeline`'s. Raises InputError.
     """
-    path = locate(source, variant=variant)
+    path = resolve_source(source, variant=variant)
     if path.is_file():
         if variant is not None:
             raise InputError(f"variant: got {variant!r} for the file {path}, expected a folder")
@@ -37,7 +37,7 @@ def read_model(
     return read_pipeline(path, dtype, variant=variant, sharding=sharding)
 
 
-def locate(source: str | pathlib.Path, *, variant: str | None = None) -> pathlib.Path:
+def resolve_source(source: str | pathlib.Path, *, variant: str | None = None) -> pathlib.Path:
     """The folder or file of the model at `source`, downloaded if that is a Hub repository."""
     path = pathlib.Path(source)
     if path.is_file() or path.is_dir():
@@ -50,7 +50,7 @@ def locate(source: str | pathlib.Path, *, variant: str | None = None) -> pathlib
     return hub.download(str(source), variant=variant)
 
 
-def digests(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
+def weight_hashes(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
     """A fingerprint of each component's weights in the folder or file of a model."""
     if path.is_file():
         return dict.fromkeys(names, digest(path))

@@ -1,4 +1,4 @@
-"""What orbax raises and says, told once and in one sentence."""
+"""Errors of orbax as one sentence, raised once."""
 
 import contextlib
 import inspect
@@ -12,15 +12,15 @@ from jaxdiff.core.errors import WriteError
 
 
 @contextlib.contextmanager
-def saving(name: str) -> Iterator[None]:
+def translate_orbax_errors(name: str) -> Iterator[None]:
     """Turn whatever a writer raises of `name` into a WriteError."""
     try:
         yield
     except Exception as error:  # OSError here, tensorstore's ValueError there
-        raise WriteError(f"{name}: got {cause(error)}, expected a disk to write to") from None
+        raise WriteError(f"{name}: got {root_cause(error)}, expected a disk to write to") from None
 
 
-def cause(error: Exception) -> str:
+def root_cause(error: Exception) -> str:
     """The first line of what went wrong, short; what the operating system said if it did."""
     text = str(error)
     if "No space left on device" in text:
@@ -37,15 +37,15 @@ def silence_repetitions() -> None:
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
-    global _heard
-    if sys.unraisablehook is not _hear_others:
-        _heard, sys.unraisablehook = sys.unraisablehook, _hear_others
+    global _previous_hook
+    if sys.unraisablehook is not _unraisable_hook:
+        _previous_hook, sys.unraisablehook = sys.unraisablehook, _unraisable_hook
 
 
-_heard = sys.unraisablehook
+_previous_hook = sys.unraisablehook
 
 
-def _hear_others(error: Any) -> None:
+def _unraisable_hook(error: Any) -> None:
     left_alone = inspect.iscoroutine(error.object) or str(error.exc_value) == "Event loop is closed"
     if not left_alone:
-        _heard(error)
+        _previous_hook(error)

@@ -14,8 +14,8 @@ from typing import Any
 from jaxdiff.checkpoints.components import Component, read_component, write_files
 from jaxdiff.checkpoints.flax_layout import flax_index
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
-from jaxdiff.checkpoints.kinds import KINDS, class_name_of
 from jaxdiff.checkpoints.loading import Placement
+from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, read_tokenizer, write_tokenizer
 from jaxdiff.checkpoints.weights import variants
 from jaxdiff.core.atomic import atomic_folder
@@ -29,7 +29,7 @@ SCHEDULER = "scheduler"
 # Folders of what steers pictures. model_index.json does not name them: diffusers has no use for it.
 CLASSIFIER = "classifier"
 CLIP = "clip"
-COMPANIONS = (CLASSIFIER, CLIP)
+AUXILIARY_COMPONENTS = (CLASSIFIER, CLIP)
 PREPROCESSOR = "preprocessor_config.json"  # how pictures are made ready for CLIP
 # Not part of drawing a picture from words: a filter of results, and its image preprocessing.
 SKIPPED = ("safety_checker", "feature_extractor")
@@ -39,7 +39,7 @@ LAYOUT = "0.42.1"  # the diffusers release whose folder layout is written
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineParts:
+class PipelineComponents:
     """What a pipeline folder holds."""
 
     components: Mapping[str, Component]  # unet, vae, text_encoder, ...
@@ -58,7 +58,7 @@ def read_pipeline(
     variant: str | None = None,
     sharding: Placement = None,
     attention: str = "auto",
-) -> PipelineParts:
+) -> PipelineComponents:
     """Read a pipeline folder, its weights straight to the device(s) in `dtype`.
 
     `dtype` None keeps the stored dtypes. A component without `variant` gives its plain weights, but
@@ -68,7 +68,7 @@ def read_pipeline(
     folder = pathlib.Path(folder)
     index = _read_index(folder)
     classes = _classes(index, str(folder / INDEX))
-    modules = {name: cls for name, cls in classes.items() if cls in KINDS}
+    modules = {name: cls for name, cls in classes.items() if cls in MODEL_CLASSES}
     _check_variant(folder, modules, variant)
     # The small files first: what is wrong with them shows before gigabytes are read.
     tokenizers = {
@@ -89,7 +89,7 @@ def read_pipeline(
         )
         for name, cls in modules.items()
     }
-    return PipelineParts(
+    return PipelineComponents(
         class_name=index["_class_name"].removeprefix("Flax"),
         components=components,
         scheduler=scheduler | {"_class_name": classes[SCHEDULER]},
@@ -102,7 +102,7 @@ def read_pipeline(
 
 def write_pipeline(
     folder: str | pathlib.Path,
-    parts: PipelineParts,
+    parts: PipelineComponents,
     *,
     dtype: Dtype | None = None,
     flax: bool = False,
@@ -169,7 +169,7 @@ def _classes(index: Mapping[str, Any], source: str) -> dict[str, str | None]:
             continue
         cls = str(value[1]).removeprefix("Flax")
         if name != SCHEDULER and "Tokenizer" not in cls:
-            one_of(f"{source}: {name}: class", cls, KINDS)
+            one_of(f"{source}: {name}: class", cls, MODEL_CLASSES)
         classes[name] = cls
     return classes
 
@@ -182,7 +182,7 @@ def _check_variant(folder: pathlib.Path, names: Iterable[str], variant: str | No
         raise InputError(f"{folder}: variant: got {variant!r}, expected one of {there}")
 
 
-def _index_of(parts: PipelineParts) -> dict[str, Any]:
+def _index_of(parts: PipelineComponents) -> dict[str, Any]:
     """The model_index.json of `parts`."""
     stable_diffusion = re.fullmatch(r"StableDiffusion(Img2Img|Inpaint)?Pipeline", parts.class_name)
     absent = {*parts.absent, *(NAMED if stable_diffusion else ())}
@@ -192,7 +192,7 @@ def _index_of(parts: PipelineParts) -> dict[str, Any]:
     if "safety_checker" in absent and stable_diffusion:
         index["requires_safety_checker"] = False
     for name, component in parts.components.items():
-        kind = KINDS[class_name_of(component.module)]
+        kind = MODEL_CLASSES[class_name_of(component.module)]
         index[name] = [kind.library, kind.name]
     for name, tokenizer in parts.tokenizers.items():
         index[name] = ["transformers", tokenizer.class_name]

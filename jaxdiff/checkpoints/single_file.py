@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
-from jaxdiff.checkpoints import original, original_names, shapes
+from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer
 from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from jaxdiff.checkpoints.components import Component, build
 from jaxdiff.checkpoints.families import UNET, VAE, Family, TextPart, family_for, family_of
-from jaxdiff.checkpoints.loading import Placement, pending
-from jaxdiff.checkpoints.names import canonical
-from jaxdiff.checkpoints.pipelines import PipelineParts
-from jaxdiff.checkpoints.tensors import Entry, read_metadata, write_tensors
+from jaxdiff.checkpoints.key_aliases import canonical
+from jaxdiff.checkpoints.loading import Placement, lazy_tensors
+from jaxdiff.checkpoints.pipelines import PipelineComponents
+from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, write_tensors
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
@@ -23,7 +23,7 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.predictions import PREDICTION_TYPES
 from jaxdiff.models.clip import CLIPTextModel
 
-NOTE = "modelspec.prediction_type"  # in the metadata, as the ModelSpec standard calls it
+METADATA_KEY = "modelspec.prediction_type"  # in the metadata, as the ModelSpec standard calls it
 # What else such files hold: tables of the noise schedule, averaged weights, traces of training.
 IGNORED = re.compile(
     r"(betas|(sqrt_)?(one_minus_)?alphas_cumprod(_prev)?|log_one_minus_alphas_cumprod"
@@ -42,7 +42,7 @@ def read_single_file(
     prediction_type: str | None = None,
     sharding: Placement = None,
     attention: str = "auto",
-) -> PipelineParts:
+) -> PipelineComponents:
     """The pipeline in a file of the original layout, its family and sizes told by its tensors.
 
     `prediction_type` overrules what the family predicts, which the files of Stable Diffusion 2 do
@@ -68,7 +68,7 @@ def read_single_file(
         scheduler["prediction_type"] = prediction_type or "v_prediction"
     if "ztsnr" in entries:
         scheduler["rescale_betas_zero_snr"] = True
-    return PipelineParts(
+    return PipelineComponents(
         components={name: Component(module=module) for name, module in modules.items()},
         scheduler=scheduler,
         tokenizers={part.tokenizer: clip_tokenizer(part.pad) for part in family.texts},
@@ -78,7 +78,7 @@ def read_single_file(
 
 
 def write_single_file(
-    path: pathlib.Path, parts: PipelineParts, *, dtype: Dtype | None = None
+    path: pathlib.Path, parts: PipelineComponents, *, dtype: Dtype | None = None
 ) -> None:
     """Write a pipeline as one file in the original layout; it appears whole or not at all.
 
@@ -92,31 +92,33 @@ def write_single_file(
         if isinstance(module, CLIPTextModel)
     }
     family = family_for(parts.class_name, acts, parts.scheduler)
-    tensors = {name: pending(module, dtype=dtype) for name, module in modules.items()}
-    spelled = original_names.unet_spelling(tensors["unet"])
+    tensors = {name: lazy_tensors(module, dtype=dtype) for name, module in modules.items()}
+    spelled = ldm_writer.unet_to_ldm_keys(tensors["unet"])
     found = {UNET + spelled[name]: tensor for name, tensor in tensors["unet"].items()}
-    found |= {VAE + k: t for k, t in original_names.vae(tensors["vae"]).items()}
+    found |= {VAE + k: t for k, t in ldm_writer.vae_to_ldm(tensors["vae"]).items()}
     for part in family.texts:
         name = part.name if part.name in tensors else "text_encoder"
-        text = original_names.open_clip(tensors[name]) if part.open_clip else tensors[name]
+        text = ldm_writer.clip_to_open_clip(tensors[name]) if part.open_clip else tensors[name]
         found |= {part.prefix + key: tensor for key, tensor in text.items()}
     predicts = str(parts.scheduler.get("prediction_type", "epsilon")).removesuffix("_prediction")
     check_file(path)
     with atomic_file(path) as temporary:
-        write_tensors(temporary, found, metadata={NOTE: predicts})
+        write_tensors(temporary, found, metadata={METADATA_KEY: predicts})
 
 
 def _noted(path: pathlib.Path) -> str | None:
     """What the network predicts, where the file's own metadata says it."""
     if path.suffix != ".safetensors":
         return None
-    noted = read_metadata(path).get(NOTE, "")
+    noted = read_metadata(path).get(METADATA_KEY, "")
     return next((kind for kind in PREDICTION_TYPES if noted and kind.startswith(noted)), None)
 
 
-def split(entries: Mapping[str, Entry], prefixes: tuple[str, ...]) -> dict[str, dict[str, Entry]]:
+def split(
+    entries: Mapping[str, TensorInfo], prefixes: tuple[str, ...]
+) -> dict[str, dict[str, TensorInfo]]:
     """The tensors below each prefix, without it; InputError for left-overs and empty groups."""
-    groups: dict[str, dict[str, Entry]] = {prefix: {} for prefix in prefixes}
+    groups: dict[str, dict[str, TensorInfo]] = {prefix: {} for prefix in prefixes}
     unknown = []
     for name, entry in entries.items():
         if IGNORED.fullmatch(name):
@@ -136,27 +138,27 @@ def split(entries: Mapping[str, Entry], prefixes: tuple[str, ...]) -> dict[str, 
     return groups
 
 
-def _unet(group: Mapping[str, Entry], family: Family, make: Build) -> nnx.Module:
-    tensors = original.unet(group)
-    config = shapes.unet_config(tensors, heads=family.heads, sample_size=family.sample_size)
+def _unet(group: Mapping[str, TensorInfo], family: Family, make: Build) -> nnx.Module:
+    tensors = ldm_reader.unet_from_ldm(group)
+    config = infer_config.unet_config(tensors, heads=family.heads, sample_size=family.sample_size)
     return make("UNet2DConditionModel", (config,), tensors)
 
 
-def _vae(group: Mapping[str, Entry], family: Family, make: Build) -> nnx.Module:
-    tensors = original.vae(group)
-    config = shapes.vae_config(
+def _vae(group: Mapping[str, TensorInfo], family: Family, make: Build) -> nnx.Module:
+    tensors = ldm_reader.vae_from_ldm(group)
+    config = infer_config.vae_config(
         tensors, scaling_factor=family.scaling_factor, sample_size=8 * family.sample_size
     )
     return make("AutoencoderKL", (config,), tensors)
 
 
-def _text(group: Mapping[str, Entry], part: TextPart, make: Build) -> nnx.Module:
+def _text(group: Mapping[str, TensorInfo], part: TextPart, make: Build) -> nnx.Module:
     if part.open_clip:
-        tensors = original.open_clip(group, depth=part.depth)
+        tensors = ldm_reader.clip_from_open_clip(group, depth=part.depth)
     else:
         names = {name: canonical(name, class_name=part.class_name) for name in group}
         tensors = {new: group[name] for name, new in names.items() if new is not None}
-    config = shapes.text_config(
+    config = infer_config.text_config(
         tensors, hidden_act=part.hidden_act, projection_dim=part.projection_dim
     )
     return make(part.class_name, (config,), tensors)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdiff.checkpoints.inversion_names import PAIR, word_of
-from jaxdiff.checkpoints.tensors import Pending, read_tensor, write_tensors
+from jaxdiff.checkpoints.inversion_names import PAIR, token_name
+from jaxdiff.checkpoints.safetensors import LazyTensor, read_tensor, write_tensors
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
@@ -29,7 +29,7 @@ def read_inversion(
     `word` replaces the file's. Raises InputError for anything that does not fit.
     """
     entries = read_weights(path)
-    own = word_of(path, entries)
+    own = token_name(path, entries)
     if own is None:
         shown = ", ".join(sorted(entries)[:4]) + (", ..." if len(entries) > 4 else "")
         raise InputError(f"{path}: got {len(entries)} tensors ({shown}), expected one word")
@@ -82,6 +82,6 @@ def convert_inversion(target: pathlib.Path, source: pathlib.Path, *, dtype: Dtyp
         write_tensors(temporary, {name: _pending(t, dtype) for name, t in tensors.items()})
 
 
-def _pending(rows: NDArray, dtype: Dtype = np.float32) -> Pending:
+def _pending(rows: NDArray, dtype: Dtype = np.float32) -> LazyTensor:
     values = np.asarray(rows).astype(dtype)
-    return Pending(dtype=values.dtype, shape=values.shape, fetch=lambda: values)
+    return LazyTensor(dtype=values.dtype, shape=values.shape, fetch=lambda: values)

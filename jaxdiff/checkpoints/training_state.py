@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxdiff.checkpoints.orbax_errors import cause, saving, silence_repetitions
+from jaxdiff.checkpoints.orbax_errors import root_cause, silence_repetitions, translate_orbax_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, PyTree
 from jaxdiff.parallel.distributed import all_agree
@@ -86,7 +86,7 @@ class TrainingStore:
             return
         host = host | {"digest": _digest(state, host)}
         self._newest = step
-        with saving(_name(step)):
+        with translate_orbax_errors(_name(step)):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -101,7 +101,7 @@ class TrainingStore:
 
     def wait(self) -> None:
         """Return when all that was saved is on disk; WriteError if it could not be written."""
-        with saving(_name(self._newest)):
+        with translate_orbax_errors(_name(self._newest)):
             self._manager.wait_until_finished()
 
     def restore(self, template: PyTree) -> Restored | None:
@@ -119,9 +119,9 @@ class TrainingStore:
             except InputError:
                 raise
             except Exception as error:  # each layer of the reader has errors of its own
-                damaged.append((step, cause(error)))
+                damaged.append((step, root_cause(error)))
                 continue
-            self._put_aside(damaged, instead=step)
+            self._quarantine(damaged, instead=step)
             return found
         if damaged:
             raise InputError(
@@ -157,7 +157,7 @@ class TrainingStore:
         host = read["host"].restore(folder / "host", args=ocp.args.JsonRestore())
         return Restored(step, state, dict(host))
 
-    def _put_aside(self, damaged: list[tuple[int, str]], *, instead: int) -> None:
+    def _quarantine(self, damaged: list[tuple[int, str]], *, instead: int) -> None:
         """Warn of damaged checkpoints, and rename them so that their steps can be saved again."""
         for step, why in damaged:
             warnings.warn(

@@ -12,10 +12,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from jaxdiff.checkpoints.flax_files import read_flax
+from jaxdiff.checkpoints.flax_msgpack import read_flax_msgpack
 from jaxdiff.checkpoints.jsonfiles import read_object
-from jaxdiff.checkpoints.pickled import read_pickled
-from jaxdiff.checkpoints.tensors import Entry, read_table
+from jaxdiff.checkpoints.safetensors import TensorInfo, read_table
+from jaxdiff.checkpoints.torch_pickle import read_torch_pickle
 from jaxdiff.core.errors import InputError
 
 # Extensions in the order of preference, with the stems of their files.
@@ -26,11 +26,11 @@ STEMS = {
 }
 READERS = {
     ".safetensors": read_table,
-    ".bin": read_pickled,
-    ".ckpt": read_pickled,
-    ".pt": read_pickled,
-    ".pth": read_pickled,
-    ".msgpack": read_flax,
+    ".bin": read_torch_pickle,
+    ".ckpt": read_torch_pickle,
+    ".pt": read_torch_pickle,
+    ".pth": read_torch_pickle,
+    ".msgpack": read_flax_msgpack,
 }
 # Preferred order of variants where no plain file lies in the folder.
 VARIANTS = ("fp32", "bf16", "fp16")
@@ -85,7 +85,7 @@ def named_variants(names: Iterable[str]) -> dict[str, str]:
     return {}
 
 
-def read_weights(path: pathlib.Path) -> dict[str, Entry]:
+def read_weights(path: pathlib.Path) -> dict[str, TensorInfo]:
     """The table of tensors behind a weights file or an index of shards.
 
     A file is read by its extension; InputError for one that is not in READERS.
@@ -111,7 +111,7 @@ def _known() -> str:
     return ", ".join(READERS)
 
 
-def _read_index(path: pathlib.Path) -> dict[str, Entry]:
+def _read_index(path: pathlib.Path) -> dict[str, TensorInfo]:
     """The tensors of all shards; index and shards must agree on what lies where."""
     places = read_object(path).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -125,7 +125,7 @@ def _read_index(path: pathlib.Path) -> dict[str, Entry]:
                 "expected the name of a .safetensors file"
             )
         shards[shard].add(name)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorInfo] = {}
     for shard, names in sorted(shards.items()):
         table = read_weights(path.parent / shard)
         if table.keys() != names:

@@ -26,12 +26,19 @@ from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, dtype_of
 from jaxdiff.core.validate import in_range, one_of, positive
-from jaxdiff.data.batches import Item, to_unit
+from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
+from jaxdiff.data.batches import Item, normalize_images
 from jaxdiff.data.buckets import Size
-from jaxdiff.data.latents import DESCRIPTION, NULL, Latents, packed, read_description, sharded
-from jaxdiff.data.plan import Place
-from jaxdiff.data.samples import Make, picture_maker, scene_maker
-from jaxdiff.data.skipped import BrokenError, Skipped
+from jaxdiff.data.latents import (
+    DESCRIPTION,
+    NULL_CAPTION_FILE,
+    LatentCacheInfo,
+    pack_record,
+    read_description,
+    sharded,
+)
+from jaxdiff.data.samples import Make, scene_maker
+from jaxdiff.data.sampling_order import SamplePosition
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.data.sources.storage import fingerprint
 from jaxdiff.models.build import param_dict, with_params
@@ -95,7 +102,7 @@ def run(arguments: Sequence[str]) -> None:
     mesh = data_mesh(jax.local_devices())
     check_batch_size(options.batch_size, mesh)
     cache.enable()
-    skipped = Skipped(options.data.max_broken)
+    skipped = BadSampleCounter(options.data.max_broken)
     groups, mark, make_of = _opened(options, skipped)
     shards = sharded(groups, options.shard_size)
     folder = options.vae / "vae" if (options.vae / "vae").is_dir() else options.vae
@@ -107,11 +114,11 @@ def run(arguments: Sequence[str]) -> None:
     described = _described(options, vae, digest(find_weights(folder)), shards, mark, readers)
     _describe(options.output, described)
     if say is not None and index == 0:
-        _write(options.output / NULL, lambda: [null_record(say, options.dtype)])
+        _write(options.output / NULL_CAPTION_FILE, lambda: [null_record(say, options.dtype)])
     make = make_of([size for size, _ in shards])
     encode = _encoder(vae, options.batch_size, mesh)
     for number in range(index, len(shards), count):
-        items = [(int(i), Place(0, number, int(i))) for i in shards[number][1]]
+        items = [(int(i), SamplePosition(0, number, int(i))) for i in shards[number][1]]
         work = functools.partial(_records, options, items, make, encode, say, skipped)
         _write(options.output / described.shard(number), work)
     _report(options.output, described, skipped)
@@ -157,12 +164,12 @@ def _described(
     shards: Sequence[tuple[Size, Any]],
     mark: str,
     readers: Readers | None,
-) -> Latents:
+) -> LatentCacheInfo:
     """What latents.json shall say."""
     data = options.data
     prepared = (data.seed, data.crop, data.flip, options.compute)
     told = () if data.caption is None else (data.caption,)
-    return Latents(
+    return LatentCacheInfo(
         vae=made_by,
         source=fingerprint(mark, repr(prepared), *told),
         resolution=shards[0][0][0] if data.kind == "scenes" else data.resolution or 0,
@@ -176,7 +183,7 @@ def _described(
     )
 
 
-def _describe(folder: pathlib.Path, wanted: Latents) -> None:
+def _describe(folder: pathlib.Path, wanted: LatentCacheInfo) -> None:
     """Write latents.json; InputError if the folder has the latents of something else."""
     if (folder / DESCRIPTION).exists():
         found, asked = (dataclasses.asdict(d) for d in (read_description(folder), wanted))
@@ -207,11 +214,11 @@ def _encoder(vae: AutoencoderKL, batch_size: int, mesh: Any) -> Encode:
 
 def _records(
     options: Options,
-    items: Sequence[tuple[int, Place]],
+    items: Sequence[tuple[int, SamplePosition]],
     make: Make,
     encode: Encode,
     say: Say | None,
-    skipped: Skipped,
+    skipped: BadSampleCounter,
 ) -> Iterator[dict[str, Any]]:
     """The records of the items that are whole, the next batch prepared while one is encoded."""
     size = options.batch_size
@@ -223,28 +230,28 @@ def _records(
             found = [item for item in ahead if item is not None]
             coming = pool.map(prepare, parts[i + 1] if i + 1 < len(parts) else [])
             if found:
-                mean, logvar = encode(to_unit(np.stack([item["image"] for item in found])))
+                mean, logvar = encode(normalize_images(np.stack([item["image"] for item in found])))
                 said = say([item["caption"] for item in found]) if say is not None else {}
                 for row, item in enumerate(found):
                     own = {name: array[row] for name, array in said.items()}
-                    yield packed(item, mean[row], logvar[row], options.dtype, own)
+                    yield pack_record(item, mean[row], logvar[row], options.dtype, own)
             ahead = list(coming)
 
 
 def _prepared(
-    make: Make, caption: str | None, skipped: Skipped, item: tuple[int, Place]
+    make: Make, caption: str | None, skipped: BadSampleCounter, item: tuple[int, SamplePosition]
 ) -> Item | None:
     """A prepared picture, None if it is broken; its caption is `caption` where that is said."""
     skipped.seen()
     try:
         made = make(*item)
         return made if caption is None else {**made, "caption": caption}
-    except BrokenError as error:
+    except BadSampleError as error:
         skipped.broken(str(error))
         return None
 
 
-def _report(folder: pathlib.Path, described: Latents, skipped: Skipped) -> None:
+def _report(folder: pathlib.Path, described: LatentCacheInfo, skipped: BadSampleCounter) -> None:
     """Say what there is now."""
     count = len(described.items)
     there = [path for i in range(count) if (path := folder / described.shard(i)).exists()]

@@ -13,8 +13,8 @@ from jaxdiff.checkpoints.tokenizers import read_tokenizer, tokenizer_digest
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray
-from jaxdiff.data.latents import stored
-from jaxdiff.data.texts import Texts
+from jaxdiff.data.latents import pack_arrays
+from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.conditioning import EMBEDDING_COLUMNS, ENCODERS, POOLED, encode_text
@@ -30,7 +30,7 @@ class Readers(NamedTuple):
     """Text encoders, and what tells them captions."""
 
     encoders: Mapping[str, CLIPTextModel]
-    texts: Texts  # whose ids have the encoders' names
+    texts: CaptionTokenizer  # whose ids have the encoders' names
     pooled: bool  # whether the end of the text is told, and the states before the last layer
     digests: tuple[str, ...]  # of the encoders' weights
     tokenizers: tuple[str, ...]  # and of their tokenizers
@@ -70,7 +70,7 @@ def read_readers(folder: pathlib.Path, dtype: Dtype) -> Readers:
         raise InputError(f"{folder / names[-1]}: got no projection, expected one")
     return Readers(
         encoders=encoders,
-        texts=Texts(tokenizers={name: tokenizer_of(files[name]) for name in names}),
+        texts=CaptionTokenizer(tokenizers={name: tokenizer_of(files[name]) for name in names}),
         pooled=pooled,
         digests=tuple(digest(find_weights(folder / name)) for name in names),
         tokenizers=tuple(tokenizer_digest(files[name]) for name in names),
@@ -111,4 +111,4 @@ def sayer(readers: Readers, batch_size: int, mesh: Any) -> Say:
 
 def null_record(say: Say, dtype: str) -> dict[str, bytes]:
     """What is said of the null caption."""
-    return stored({name: array[0] for name, array in say([""]).items()}, dtype)
+    return pack_arrays({name: array[0] for name, array in say([""]).items()}, dtype)

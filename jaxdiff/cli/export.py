@@ -8,12 +8,12 @@ from typing import Any
 
 import tyro
 
-from jaxdiff.checkpoints.addon_description import Addon, find_addon
+from jaxdiff.checkpoints.adapter_info import AdapterInfo, find_adapter
 from jaxdiff.checkpoints.components import read_component, write_component
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.checkpoints.lora_writing import write_lora
 from jaxdiff.checkpoints.pipelines import (
-    COMPANIONS,
+    AUXILIARY_COMPONENTS,
     INDEX,
     PREPROCESSOR,
     read_pipeline,
@@ -92,7 +92,7 @@ def _export(
     source: pathlib.Path, output: pathlib.Path, chosen: Mapping[str, Any], dtype: Dtype
 ) -> None:
     """Write whatever lies in `source`."""
-    companions = [name for name in COMPANIONS if (source / name).is_dir()]
+    companions = [name for name in AUXILIARY_COMPONENTS if (source / name).is_dir()]
     pipeline = (source / INDEX).exists()
     files = [] if pipeline else sorted(source.glob("*.safetensors"))
     addons = {file: found.layout for file in files if (found := _addon(file)) is not None}
@@ -113,8 +113,8 @@ def _export(
             write_object(output / name / PREPROCESSOR, said)
 
 
-def _addon(file: pathlib.Path) -> Addon | None:
-    return find_addon(file, read_weights(file))
+def _addon(file: pathlib.Path) -> AdapterInfo | None:
+    return find_adapter(file, read_weights(file))
 
 
 def _export_pipeline(

@@ -5,7 +5,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from jaxdiff.checkpoints.addon_description import LoraFacts, WordFacts
+from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo
 from jaxdiff.checkpoints.description import Description, describe
 
 
@@ -45,9 +45,9 @@ def table(found: Description) -> str:
     return "\n".join(lines)
 
 
-def _in_words(facts: LoraFacts | WordFacts) -> str:
+def _in_words(facts: LoRAInfo | TextualInversionInfo) -> str:
     """What a LoRA or a textual inversion is, in one line."""
-    if isinstance(facts, WordFacts):
+    if isinstance(facts, TextualInversionInfo):
         widths = ", ".join(f"{name} {width}" for name, width in facts.widths.items())
         return f"word {facts.word!r}, vectors {facts.vectors}, widths {widths}"
     said = {

@@ -10,37 +10,39 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, positive
-from jaxdiff.data.texts import Texts
+from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
 from jaxdiff.models.conditioning import EMBEDDING_COLUMNS, POOLED
 
 Item = Mapping[str, Any]
 Batch = dict[str, np.ndarray]
 
-# Of latents, what SDXL is told of a picture's size, and what text encoders say of its caption.
-STACKED = ("mean", "logvar", "time_ids", *EMBEDDING_COLUMNS.values(), POOLED)
+# Latents, SDXL's time ids, and text embeddings.
+OPTIONAL_FIELDS = ("mean", "logvar", "time_ids", *EMBEDDING_COLUMNS.values(), POOLED)
 READ_AHEAD = 2  # batches prepared while the device computes
 ENDLESS = 1 << 52  # items: no training reads as many, and floats count them exactly, as grain does
 
 
-def to_unit(images: UInt8[NDArray, "..."]) -> Float[NDArray, "..."]:
+def normalize_images(images: UInt8[NDArray, "..."]) -> Float[NDArray, "..."]:
     """Bytes 0 to 255 as float32 in [-1, 1]."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def collate(items: Sequence[Item], tokenizer: CLIPTokenizer | Texts | None = None) -> Batch:
+def collate(
+    items: Sequence[Item], tokenizer: CLIPTokenizer | CaptionTokenizer | None = None
+) -> Batch:
     """Items with "image" and "caption" as arrays "image" (b, h, w, 3) in [-1, 1] and "ids" (b, n).
 
-    Without a tokenizer there are no "ids"; `Texts` name their own. Where items have arrays in
-    STACKED in place of or beside "image", so has the batch.
+    Without a tokenizer there are no "ids"; `CaptionTokenizer` names its own. Where items have
+    arrays in OPTIONAL_FIELDS in place of or beside "image", so has the batch.
     """
     batch: Batch = {}
     if "image" in items[0]:
-        batch["image"] = to_unit(np.stack([item["image"] for item in items]))
-    for name in (name for name in STACKED if name in items[0]):
+        batch["image"] = normalize_images(np.stack([item["image"] for item in items]))
+    for name in (name for name in OPTIONAL_FIELDS if name in items[0]):
         batch[name] = np.stack([item[name] for item in items])
     captions = [item["caption"] for item in items] if tokenizer is not None else []
-    if isinstance(tokenizer, Texts):
+    if isinstance(tokenizer, CaptionTokenizer):
         return batch | tokenizer(captions)
     return batch if tokenizer is None else batch | {"ids": tokenize(tokenizer, captions)}
 
@@ -49,7 +51,7 @@ def batches(
     source: Any,
     *,
     batch_size: int,
-    tokenizer: CLIPTokenizer | Texts | None = None,
+    tokenizer: CLIPTokenizer | CaptionTokenizer | None = None,
     transform: Callable[[Sequence[Item]], Batch] | None = None,
     seed: int | None = None,
     process_index: int = 0,

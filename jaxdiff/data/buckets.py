@@ -13,8 +13,8 @@ from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.core.validate import in_range, positive
-from jaxdiff.data.pictures import HEAD, size_of
-from jaxdiff.data.skipped import BrokenError
+from jaxdiff.data.bad_samples import BadSampleError
+from jaxdiff.data.preprocessing import HEAD, size_of
 from jaxdiff.data.sources import PictureSource
 from jaxdiff.data.sources.storage import UNREADABLE
 
@@ -23,25 +23,29 @@ Size = tuple[int, int]  # height, width
 READERS = 16  # pictures whose beginnings are read at the same time
 
 
-def bucket_sizes(resolution: int, *, cell: int = 64, widest: float = 1.0) -> list[Size]:
-    """Sizes (height, width) in multiples of `cell`, from the tallest to the widest.
+def bucket_sizes(
+    resolution: int, *, multiple: int = 64, max_aspect_ratio: float = 1.0
+) -> list[Size]:
+    """Sizes (height, width) in multiples of `multiple`, from the tallest to the widest.
 
     Each has the largest area up to `resolution` squared for its longer side, and sides whose ratio
-    is at most `widest`. With 1 there is only the square.
+    is at most `max_aspect_ratio`. With 1 there is only the square.
     """
-    positive("cell", cell)
-    if resolution < 1 or resolution % cell:
-        raise InputError(f"resolution: got {resolution}, expected a multiple of {cell}")
-    in_range("widest", widest, 1, 16)
+    positive("cell", multiple)
+    if resolution < 1 or resolution % multiple:
+        raise InputError(f"resolution: got {resolution}, expected a multiple of {multiple}")
+    in_range("widest", max_aspect_ratio, 1, 16)
     sizes = {(resolution, resolution)}
-    long = resolution + cell
-    while (short := resolution**2 // long // cell * cell) and long <= widest * short:
+    long = resolution + multiple
+    while (
+        short := resolution**2 // long // multiple * multiple
+    ) and long <= max_aspect_ratio * short:
         sizes |= {(long, short), (short, long)}
-        long += cell
+        long += multiple
     return sorted(sizes, key=lambda size: (size[1] / size[0], size))
 
 
-def assign(
+def assign_buckets(
     sizes: Int[NDArray, "n 2"], buckets: Sequence[Size], batch_size: int
 ) -> list[tuple[Size, Int[NDArray, "m"]]]:
     """Each bucket that is used, with the positions of the pictures in it, in their order.
@@ -68,7 +72,7 @@ def assign(
     return [(buckets[i], np.flatnonzero(chosen == i)) for i in used]
 
 
-def measured(source: PictureSource, cache: pathlib.Path) -> Int[NDArray, "n 2"]:
+def read_image_sizes(source: PictureSource, cache: pathlib.Path) -> Int[NDArray, "n 2"]:
     """Height and width of every picture, (0, 0) for broken ones; kept in the folder `cache`.
 
     Reads the beginning of each picture once. InputError if one cannot be read now but perhaps
@@ -82,11 +86,11 @@ def measured(source: PictureSource, cache: pathlib.Path) -> Int[NDArray, "n 2"]:
         try:
             try:
                 return size_of(source.head(index, HEAD))
-            except BrokenError as error:
+            except BadSampleError as error:
                 if str(error) == UNREADABLE:
                     raise InputError(f"data: item {index}: got an unreadable file") from None
                 return size_of(source[index]["picture"])
-        except BrokenError:
+        except BadSampleError:
             return 0, 0
 
     with ThreadPoolExecutor(READERS) as pool:

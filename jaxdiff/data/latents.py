@@ -1,9 +1,9 @@
 """Latents that were encoded once: ArrayRecord shards and a latents.json that says what made them.
 
 A record is a msgpack map: "mean" and "logvar" of the VAE's distribution (unscaled, so that every
-epoch draws anew from it), "caption", and "time_ids" as `data.pictures` has them. All records of a
-shard have one size. Where text encoders have read the captions, it also has what they say, by the
-names in `models.conditioning`, and a file of one record has what they say of the null caption.
+epoch draws anew from it), "caption", and "time_ids" as `data.preprocessing` has them. All records
+of a shard have one size. With cached text embeddings it has those too, by the names in
+`models.conditioning`, and a file of one record has those of the null caption.
 """
 
 import dataclasses
@@ -19,20 +19,26 @@ from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import DTYPES, Float, Int, NDArray
 from jaxdiff.core.validate import one_of
+from jaxdiff.data.bad_samples import BadSampleError
 from jaxdiff.data.batches import Item
 from jaxdiff.data.buckets import Size
-from jaxdiff.data.plan import Place
-from jaxdiff.data.skipped import BrokenError
-from jaxdiff.data.sources.records import BROKEN_RECORD, EXTENSION, RecordFiles, readable, unpacked
+from jaxdiff.data.sampling_order import SamplePosition
+from jaxdiff.data.sources.records import (
+    BROKEN_RECORD,
+    EXTENSION,
+    RecordFiles,
+    is_readable,
+    parse_record,
+)
 from jaxdiff.data.sources.storage import fingerprint
 from jaxdiff.models.conditioning import EMBEDDING_COLUMNS, POOLED
 
 DESCRIPTION = "latents.json"
-NULL = f"null{EXTENSION}"
+NULL_CAPTION_FILE = f"null{EXTENSION}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Latents:
+class LatentCacheInfo:
     """What latents.json says: what was encoded, by what, into which shards."""
 
     vae: str  # digest of the weights that encoded
@@ -50,7 +56,7 @@ class Latents:
     tokenizers: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     tokens: tuple[int, ...] = dataclasses.field(default=(), repr=False)
     state_widths: tuple[int, ...] = dataclasses.field(default=(), repr=False)
-    pooled_width: int = dataclasses.field(default=0, repr=False)  # of the pooled text; 0: not told
+    pooled_width: int = dataclasses.field(default=0, repr=False)  # of the pooled embedding; 0: none
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, DTYPES)
@@ -69,8 +75,8 @@ class Latents:
             )
 
     @property
-    def said(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of what the text encoders say of one caption, by name."""
+    def text_embedding_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the text embeddings of one caption, by name."""
         sizes = zip(self.tokens, self.state_widths, strict=True)
         shapes: dict[str, tuple[int, ...]] = dict(
             zip(EMBEDDING_COLUMNS.values(), sizes, strict=False)
@@ -88,7 +94,7 @@ class Latents:
         return height, width, self.channels
 
 
-def read_description(folder: pathlib.Path) -> Latents:
+def read_description(folder: pathlib.Path) -> LatentCacheInfo:
     """The latents.json of a folder."""
     path = folder / DESCRIPTION
     try:
@@ -96,7 +102,7 @@ def read_description(folder: pathlib.Path) -> Latents:
     except (OSError, ValueError):
         wanted = f"a folder with the {DESCRIPTION} of jaxdiff cache-latents"
         raise InputError(f"data.path: got {folder}, expected {wanted}") from None
-    return from_mapping(Latents, mapping, source=str(path))
+    return from_mapping(LatentCacheInfo, mapping, source=str(path))
 
 
 def sharded(
@@ -110,25 +116,25 @@ def sharded(
     ]
 
 
-def packed(
+def pack_record(
     item: Mapping[str, Any],
     mean: Float[NDArray, "h w c"],
     logvar: Float[NDArray, "h w c"],
     dtype: str,
-    said: Mapping[str, NDArray] | None = None,
+    text_embeddings: Mapping[str, NDArray] | None = None,
 ) -> dict[str, Any]:
     """The record of the prepared picture `item` and its latents' distribution.
 
-    With what text encoders have `said` of its caption, where they have read it.
+    With the `text_embeddings` of its caption, if there are any.
     """
-    return stored({"mean": mean, "logvar": logvar, **(said or {})}, dtype) | {
+    return pack_arrays({"mean": mean, "logvar": logvar, **(text_embeddings or {})}, dtype) | {
         "caption": item["caption"],
         "time_ids": item["time_ids"].tolist(),
     }
 
 
-def stored(arrays: Mapping[str, NDArray], dtype: str) -> dict[str, bytes]:
-    """Arrays as records have them; InputError for numbers that are none in `dtype`."""
+def pack_arrays(arrays: Mapping[str, NDArray], dtype: str) -> dict[str, bytes]:
+    """Arrays as bytes of `dtype`; InputError for numbers that overflow it."""
     found = {}
     for name, array in arrays.items():
         with np.errstate(over="ignore"):
@@ -147,26 +153,29 @@ def _array(record: Mapping[str, Any], name: str, dtype: str, shape: tuple[int, .
     return np.frombuffer(record[name], DTYPES[dtype]).reshape(shape)
 
 
-def read_null(folder: pathlib.Path, described: Latents) -> dict[str, NDArray]:
-    """What the text encoders say of the null caption, by name, in the stored dtype."""
-    path = folder / NULL
+def read_null(folder: pathlib.Path, described: LatentCacheInfo) -> dict[str, NDArray]:
+    """The text embeddings of the null caption, by name, in the stored dtype."""
+    path = folder / NULL_CAPTION_FILE
     if not path.is_file():
         raise InputError(
-            f"data.path: got {folder} without {NULL}, expected it: the same cache-latents command "
-            "makes it"
+            f"data.path: got {folder} without {NULL_CAPTION_FILE}, expected it: the same "
+            "cache-latents command makes it"
         )
     try:
-        record = unpacked(RecordFiles([path])[0])
-        return {n: _array(record, n, described.dtype, s) for n, s in described.said.items()}
-    except (BrokenError, RuntimeError, KeyError, ValueError, TypeError):
+        record = parse_record(RecordFiles([path])[0])
+        return {
+            n: _array(record, n, described.dtype, s)
+            for n, s in described.text_embedding_shapes.items()
+        }
+    except (BadSampleError, RuntimeError, KeyError, ValueError, TypeError):
         raise InputError(f"{path}: got a broken file, expected a record (delete it)") from None
 
 
 class LatentSource:
     """Random access to the latents in a local folder, all of whose shards must be there.
 
-    Items are {"mean", "logvar": float32 (h, w, c), "caption", "time_ids"}, and what text encoders
-    say of the caption as it is stored.
+    Items are {"mean", "logvar": float32 (h, w, c), "caption", "time_ids"}, and text
+    embeddings as they are stored.
     """
 
     def __init__(self, path: str) -> None:
@@ -181,14 +190,16 @@ class LatentSource:
                 "the same cache-latents command makes the others"
             )
         for shard in there:
-            if not readable(shard):
+            if not is_readable(shard):
                 raise InputError(f"{shard}: got a broken file, expected a shard (delete it)")
         lengths = [len(RecordFiles([shard])) for shard in there]
         self._files = RecordFiles(there)
         self._starts = np.cumsum([0, *lengths])
         # What a shard has was settled when it was written, broken pictures left out.
-        said = self.description.text_encoders + self.description.tokenizers
-        self.fingerprint = fingerprint(repr(self.description), repr(lengths), *said)
+        text_hashes = self.description.text_encoders + self.description.tokenizers
+        # Fingerprints in existing workdirs have the class's former name.
+        made_of = repr(self.description).replace(LatentCacheInfo.__name__, "Latents", 1)
+        self.fingerprint = fingerprint(made_of, repr(lengths), *text_hashes)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -212,20 +223,28 @@ class LatentSource:
         yield from zip(self.description.heights, self.description.widths, strict=True)
 
     def __getitem__(self, index: int) -> Item:
-        record = unpacked(self._files[index])
+        record = parse_record(self._files[index])
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         described = self.description
         shape, dtype = described.shape(shard), described.dtype
         try:
             arrays = {n: _array(record, n, dtype, shape) for n in ("mean", "logvar")}
-            said = {n: _array(record, n, dtype, size) for n, size in described.said.items()}
+            text_embeddings = {
+                n: _array(record, n, dtype, size)
+                for n, size in described.text_embedding_shapes.items()
+            }
             time_ids = np.array(record["time_ids"], np.int32).reshape(6)
             wide = {name: array.astype(np.float32) for name, array in arrays.items()}
-            return {**wide, **said, "caption": str(record["caption"]), "time_ids": time_ids}
+            return {
+                **wide,
+                **text_embeddings,
+                "caption": str(record["caption"]),
+                "time_ids": time_ids,
+            }
         except (KeyError, ValueError, TypeError):
-            raise BrokenError(BROKEN_RECORD) from None
+            raise BadSampleError(BROKEN_RECORD) from None
 
-    def make(self, index: int, place: Place) -> Item:
+    def make(self, index: int, place: SamplePosition) -> Item:
         """Item `index`; where it stands changes nothing."""
         del place
         return self[index]

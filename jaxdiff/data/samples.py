@@ -1,4 +1,4 @@
-"""Endless samples along a plan, with a substitute for each that is broken.
+"""Endless samples in the order of a sampler, with a substitute for each bad one.
 
 The rule for a broken item: the next one of its group in the order of the source takes its place,
 with the crop and the flip that are drawn for the place. It depends on the item alone, so every
@@ -13,43 +13,46 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
+from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.batches import Item
-from jaxdiff.data.pictures import CROPS, draws, prepare
-from jaxdiff.data.plan import LENGTH, Place, Plan
+from jaxdiff.data.preprocessing import CROPS, resize_and_crop, sample_augmentation
+from jaxdiff.data.sampling_order import LENGTH, IndexSampler, SamplePosition
 from jaxdiff.data.scenes import SceneSource
-from jaxdiff.data.skipped import BrokenError, Skipped
 from jaxdiff.data.sources import PictureSource
 
-Make = Callable[[int, Place], Item]
+Make = Callable[[int, SamplePosition], Item]
 
 
-class Samples:
-    """Random access to the samples at the places of `plan`.
+class MapDataset:
+    """Random access to the samples at the positions of `plan`.
 
-    `make` gives the sample of an item at a place, or raises BrokenError, which `skipped` counts.
+    `make` gives the sample of an item at a position, or raises BadSampleError, which
+    `bad_samples` counts.
     """
 
-    def __init__(self, plan: Plan, make: Make, skipped: Skipped) -> None:
-        self._plan, self._make, self.skipped = plan, make, skipped
+    def __init__(self, plan: IndexSampler, make: Make, bad_samples: BadSampleCounter) -> None:
+        self._plan, self._make, self.bad_samples = plan, make, bad_samples
 
     def __len__(self) -> int:
         return LENGTH
 
     def __getitem__(self, number: SupportsIndex) -> Item:
-        place = self._plan[number.__index__()]
-        for after in range(self._plan.choices(place)):
-            self.skipped.seen()
+        position = self._plan[number.__index__()]
+        for after in range(self._plan.choices(position)):
+            self.bad_samples.seen()
             try:
-                return self._make(self._plan.item(place, after), place)
-            except BrokenError as error:
-                self.skipped.broken(str(error))
-        raise InputError(f"data: got {self._plan.choices(place)} items, expected one that is whole")
+                return self._make(self._plan.item(position, after), position)
+            except BadSampleError as error:
+                self.bad_samples.broken(str(error))
+        raise InputError(
+            f"data: got {self._plan.choices(position)} items, expected one that is whole"
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._plan.batches} batches in an epoch)"
 
 
-def picture_maker(
+def make_transform(
     source: PictureSource,
     sizes: Sequence[tuple[int, int]],
     *,
@@ -63,10 +66,10 @@ def picture_maker(
     """
     one_of("crop", crop, CROPS)
 
-    def make(index: int, place: Place) -> Item:
+    def make(index: int, place: SamplePosition) -> Item:
         record = source[index]
-        how = draws((seed, *place), crop=crop, flip=flip)
-        prepared = prepare(record["picture"], sizes[place.group], how)
+        how = sample_augmentation((seed, *place), crop=crop, flip=flip)
+        prepared = resize_and_crop(record["picture"], sizes[place.group], how)
         return {**prepared._asdict(), "caption": record["caption"]}
 
     return make

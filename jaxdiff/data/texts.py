@@ -1,4 +1,4 @@
-"""How captions become what the text encoders of a model read."""
+"""Captions to token ids for the text encoders of a model."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,23 @@ from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Texts:
-    """The tokenizers of a model, and what stands for captions or for words in them."""
+class CaptionTokenizer:
+    """The tokenizers of a model, and replacements for captions or for tokens in them."""
 
     tokenizers: Mapping[str, CLIPTokenizer]  # by the name of their ids in a batch
     caption: str | None = None  # in place of every caption
-    words: Mapping[str, str] = dataclasses.field(default_factory=dict)  # and what is read for each
+    placeholder_tokens: Mapping[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # and their replacements
 
-    def spelled(self, caption: str) -> str:
-        """What is read for `caption`."""
+    def substitute(self, caption: str) -> str:
+        """`caption` with its replacements."""
         text = caption if self.caption is None else self.caption
-        for word, meaning in self.words.items():
+        for word, meaning in self.placeholder_tokens.items():
             text = text.replace(word, meaning)
         return text
 
     def __call__(self, captions: Sequence[str]) -> dict[str, Int[NDArray, "b _"]]:
         """The ids of captions, by name."""
-        texts = [self.spelled(caption) for caption in captions]
+        texts = [self.substitute(caption) for caption in captions]
         return {name: tokenize(each, texts) for name, each in self.tokenizers.items()}

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxdiff.checkpoints.key_mapping import to_jax, torch_key_to_path, torch_shape
 from jaxdiff.checkpoints.lora import Changes, read_lora
-from jaxdiff.checkpoints.rules import to_jax, to_path, torch_shape
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array
 from jaxdiff.core.validate import in_range, one_of
@@ -55,7 +55,7 @@ class Adapters:
             now = param_dict(module)
             changed = dict(originals)
             for key, delta in self._deltas(component, scales).items():
-                path = to_path(key, delta.ndim)
+                path = torch_key_to_path(key, delta.ndim)
                 before = originals.setdefault(path, now[path])
                 total = before.astype(jnp.float32) + jnp.asarray(to_jax(delta, path))
                 changed[path] = _like(total.astype(before.dtype), before)
@@ -75,7 +75,7 @@ class Adapters:
         total: dict[str, np.ndarray] = {}
         for name, scale in scales.items():
             for key, factors in self._changes[name].get(component, {}).items():
-                path = to_path(key, 2)
+                path = torch_key_to_path(key, 2)
                 delta = scale * factors.delta(torch_shape(shapes[path], path))
                 total[key] = total[key] + delta if key in total else delta
         return total

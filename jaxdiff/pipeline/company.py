@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 import jax
 import numpy as np
 
+from jaxdiff.checkpoints.clip_vision import read_image_processor
 from jaxdiff.checkpoints.components import read_component
-from jaxdiff.checkpoints.vision import read_lens
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.data.attributes import ATTRIBUTES, Known, text_attributes
@@ -55,7 +55,7 @@ class Company:
         if not isinstance(module, CLIPModel):
             raise InputError(f"clip: got {type(module).__name__} in {folder}, expected CLIPModel")
         self.clip = module
-        self.lens = read_lens(folder, module.vision_model.config.image_size)
+        self.lens = read_image_processor(folder, module.vision_model.config.image_size)
 
     def take_guide(self, guide: "Pipeline | None", channels: int, schedule: NoiseSchedule) -> None:
         """Take a weaker model; InputError if it has not these channels and this schedule."""

@@ -1,6 +1,6 @@
 """Which parts make a pipeline that can be run here."""
 
-from jaxdiff.checkpoints.pipelines import PipelineParts
+from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.models.clip import CLIPTextModel
@@ -15,7 +15,7 @@ CLASSES = tuple(
 ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
-def check_parts(parts: PipelineParts, name: str) -> None:
+def check_parts(parts: PipelineComponents, name: str) -> None:
     """InputError unless `parts` make a pipeline that can be run."""
     one_of(f"{name}: pipeline class", parts.class_name, CLASSES)
     encoders = [encoder for encoder in ENCODERS if encoder in parts.components] or ["text_encoder"]

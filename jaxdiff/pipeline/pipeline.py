@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
+from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
@@ -63,7 +63,7 @@ class Pipeline:
 
     def __init__(
         self,
-        parts: PipelineParts,
+        parts: PipelineComponents,
         *,
         name: str,
         devices: Sequence[jax.Device],

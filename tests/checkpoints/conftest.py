@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.checkpoints.components import Component
-from jaxdiff.checkpoints.pipelines import PipelineParts, write_pipeline
+from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
@@ -97,7 +97,7 @@ def components():
 @pytest.fixture(scope="session")
 def parts(components):
     """The parts of a small text-to-image pipeline."""
-    return PipelineParts(
+    return PipelineComponents(
         components={
             "unet": components["UNet2DConditionModel"],
             "vae": components["AutoencoderKL"],

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff.checkpoints.components import Component, read_component, write_component
-from jaxdiff.checkpoints.kinds import KINDS, class_name_of
+from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict
 
@@ -50,7 +50,7 @@ def edit_config(folder, **changes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", MODEL_CLASSES)
 def test_round_trip_is_bit_exact(components, tmp_path, name, dtype):
     write_component(tmp_path / "a", components[name], dtype=jnp.dtype(dtype))
     first = read_component(tmp_path / "a")
@@ -64,7 +64,7 @@ def test_round_trip_is_bit_exact(components, tmp_path, name, dtype):
     ]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", MODEL_CLASSES)
 def test_loading_converts_to_the_dtype_asked_for(components, tmp_path, name):
     write_component(tmp_path / "a", components[name])
     loaded = read_component(tmp_path / "a", dtype=jnp.bfloat16)

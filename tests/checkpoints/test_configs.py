@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from jaxdiff.checkpoints.configs import from_transformers, updated
-from jaxdiff.checkpoints.kinds import KINDS, class_name_of
+from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import parameter_count
 from jaxdiff.models.build import abstract, param_dict
@@ -33,7 +33,7 @@ COUNTS = {
 def test_real_configs_are_read(name):
     raw = REAL[name]
     cls = raw.get("_class_name") or raw["architectures"][0]
-    kind = KINDS[cls.removeprefix("Flax")]
+    kind = MODEL_CLASSES[cls.removeprefix("Flax")]
     module = abstract(kind.module, *kind.configs(raw, source=name), **kind.options)
     assert class_name_of(module) == kind.name
     if name in COUNTS:
@@ -59,11 +59,11 @@ CLIP = {
 
 
 def test_config_of_both_towers():
-    text, vision, width = KINDS["CLIPModel"].configs(CLIP, source="config.json")
+    text, vision, width = MODEL_CLASSES["CLIPModel"].configs(CLIP, source="config.json")
     assert (text.hidden_size, vision.hidden_size, width) == (16, 8, 6)
     broken = CLIP | {"text_config": TOWER | {"rotary": True}}
     with pytest.raises(InputError, match=r"config\.json: text_config: field: got 'rotary'"):
-        KINDS["CLIPModel"].configs(broken, source="config.json")
+        MODEL_CLASSES["CLIPModel"].configs(broken, source="config.json")
 
 
 @pytest.mark.parametrize("value", [True, [], {}, None, "7", 1.5])
@@ -75,9 +75,11 @@ def test_values_of_the_wrong_type(value):
 def test_lists_of_the_wrong_type():
     raw = {"block_out_channels": [8, "16"]}
     with pytest.raises(InputError, match="expected a list, each an integer"):
-        KINDS["AutoencoderKL"].configs(raw, source="c.json")
+        MODEL_CLASSES["AutoencoderKL"].configs(raw, source="c.json")
     with pytest.raises(InputError, match="expected an integer or a list, each an integer"):
-        KINDS["UNet2DConditionModel"].configs({"attention_head_dim": [[5]]}, source="c.json")
+        MODEL_CLASSES["UNet2DConditionModel"].configs(
+            {"attention_head_dim": [[5]]}, source="c.json"
+        )
 
 
 def test_updating_keeps_what_was_left_out():

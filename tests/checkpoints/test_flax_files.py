@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from jaxdiff.checkpoints.flax_files import read_flax, torch_name
-from jaxdiff.checkpoints.names import canonical
-from jaxdiff.checkpoints.tensors import read_tensor
+from jaxdiff.checkpoints.flax_msgpack import read_flax_msgpack, torch_name
+from jaxdiff.checkpoints.key_aliases import canonical
+from jaxdiff.checkpoints.safetensors import read_tensor
 from jaxdiff.core.errors import InputError
 
 MAPS = pathlib.Path(__file__).parent / "flax"
@@ -46,7 +46,7 @@ def test_values_come_in_the_layout_of_pytorch(tmp_path, dtype):
         "time_embedding": {"linear_1": {"kernel": array(2, 3, dtype=dtype)}},
         "token_embedding": {"embedding": array(7, 2, dtype=dtype)},
     }
-    table = read_flax(write(tmp_path / "x.msgpack", tree))
+    table = read_flax_msgpack(write(tmp_path / "x.msgpack", tree))
     expected = {
         "conv_in.weight": tree["conv_in"]["kernel"].transpose(3, 2, 0, 1),
         "conv_in.bias": tree["conv_in"]["bias"],
@@ -64,7 +64,7 @@ def test_values_come_in_the_layout_of_pytorch(tmp_path, dtype):
 
 def test_long_maps_names_and_arrays(tmp_path):
     tree = {f"layer_with_a_rather_long_name_number_{i}": {"bias": array(300)} for i in range(70)}
-    table = read_flax(write(tmp_path / "x.msgpack", tree))
+    table = read_flax_msgpack(write(tmp_path / "x.msgpack", tree))
     assert len(table) == 70
     for entry in table.values():
         np.testing.assert_array_equal(read_tensor(entry), array(300))
@@ -73,11 +73,11 @@ def test_long_maps_names_and_arrays(tmp_path):
 def test_files_cut_short_anywhere_are_refused(tmp_path):
     whole = write(tmp_path / "x.msgpack", {"a": {"kernel": array(3, 4), "bias": array(4)}})
     data = whole.read_bytes()
-    assert read_flax(whole)
+    assert read_flax_msgpack(whole)
     for length in range(len(data)):
         whole.write_bytes(data[:length])
         with pytest.raises(InputError, match=r"x\.msgpack: got"):
-            read_flax(whole)
+            read_flax_msgpack(whole)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_other_files_are_refused(tmp_path, data):
     path = tmp_path / "x.msgpack"
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"x\.msgpack: got"):
-        read_flax(path)
+        read_flax_msgpack(path)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,6 @@ def test_arrays_that_contradict_themselves_are_refused(tmp_path, content):
     path = tmp_path / "x.msgpack"
     path.write_bytes(msgpack.packb({"a": extension}))
     with pytest.raises(InputError, match=r"x\.msgpack: got"):
-        read_flax(path)
+        read_flax_msgpack(path)
     with pytest.raises(InputError, match="no such file"):
-        read_flax(tmp_path / "y.msgpack")
+        read_flax_msgpack(tmp_path / "y.msgpack")

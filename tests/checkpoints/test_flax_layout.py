@@ -12,8 +12,8 @@ from flax import serialization, traverse_util
 
 from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.flax_layout import flax_names, write_flax
-from jaxdiff.checkpoints.kinds import KINDS
-from jaxdiff.checkpoints.names import canonical
+from jaxdiff.checkpoints.key_aliases import canonical
+from jaxdiff.checkpoints.model_registry import MODEL_CLASSES
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
@@ -69,7 +69,7 @@ def parts(parts):
 
 
 @pytest.mark.filterwarnings(FEW_GROUPS)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", MODEL_CLASSES)
 def test_bytes_are_those_that_flax_writes(name, components, tmp_path):
     module = components[name].module
     write_flax(tmp_path / "x.msgpack", module, class_name=name)

@@ -7,8 +7,8 @@ import numpy as np
 import originals
 import pytest
 
-from jaxdiff.checkpoints.lora import Factors, read_lora
-from jaxdiff.checkpoints.rules import to_jax, to_path
+from jaxdiff.checkpoints.key_mapping import to_jax, torch_key_to_path
+from jaxdiff.checkpoints.lora import LoRAFactors, read_lora
 from jaxdiff.core.errors import InputError
 
 TABLES = pathlib.Path(__file__).parent / "lora"
@@ -19,7 +19,7 @@ def shapes(table: dict) -> dict:
     """A published model's weights by path, in our layout; shapes are told by an empty array."""
     found = {}
     for key, torch_shape in table.items():
-        path = to_path(f"{key}.weight", len(torch_shape))
+        path = torch_key_to_path(f"{key}.weight", len(torch_shape))
         found[path] = to_jax(np.broadcast_to(np.int8(0), torch_shape), path).shape
     return found
 
@@ -61,14 +61,14 @@ def factor(*shape):
 
 def test_a_matrix():
     down, up = factor(2, 4), factor(6, 2)
-    got = Factors(down, up, None, 0.5).delta((6, 4))
+    got = LoRAFactors(down, up, None, 0.5).delta((6, 4))
     np.testing.assert_allclose(got, 0.5 * up @ down, rtol=1e-6)
 
 
 def test_a_convolution_is_two_convolutions():
     """delta * x = up * (down * x) for every input patch (LoCon)."""
     down, up = factor(2, 4, 3, 3), factor(5, 2, 1, 1)
-    got = Factors(down, up, None, 2.0).delta((5, 4, 3, 3))
+    got = LoRAFactors(down, up, None, 2.0).delta((5, 4, 3, 3))
     patch = factor(4, 3, 3)
     want = 2 * up[:, :, 0, 0] @ np.tensordot(down, patch, 3)
     np.testing.assert_allclose(np.tensordot(got, patch, 3), want, rtol=1e-5)
@@ -76,7 +76,7 @@ def test_a_convolution_is_two_convolutions():
 
 def test_a_tucker_convolution_is_three():
     down, mid, up = factor(2, 4, 1, 1), factor(3, 2, 3, 3), factor(5, 3, 1, 1)
-    factors = Factors(down, up, mid, 1.0)
+    factors = LoRAFactors(down, up, mid, 1.0)
     assert factors.fits((5, 4, 3, 3))
     patch = factor(4, 3, 3)
     inner = np.einsum("ri,ihw->rhw", down[:, :, 0, 0], patch)
@@ -86,8 +86,8 @@ def test_a_tucker_convolution_is_three():
 
 def test_a_matrix_for_a_1x1_convolution_and_the_reverse():
     down, up = factor(2, 4), factor(6, 2)
-    flat = Factors(down, up, None, 1.0)
-    convolved = Factors(down[..., None, None], up[..., None, None], None, 1.0)
+    flat = LoRAFactors(down, up, None, 1.0)
+    convolved = LoRAFactors(down[..., None, None], up[..., None, None], None, 1.0)
     for factors in (flat, convolved):
         assert factors.fits((6, 4))
         assert factors.fits((6, 4, 1, 1))

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from jaxdiff.checkpoints.lora_names import dotted, parse
+from jaxdiff.checkpoints.lora_names import parse, unflatten_kohya_key
 
 TABLES = pathlib.Path(__file__).parent / "lora"
 
@@ -16,13 +16,13 @@ def test_every_kohya_name_of_a_published_model_is_taken_apart(name):
     for module, (_, spellings) in table["modules"].items():
         for spelling in spellings:
             found = parse(f"{spelling}.lora_down.weight")
-            assert found.flat
-            assert dotted(found.module) == module
+            assert found.kohya
+            assert unflatten_kohya_key(found.module) == module
 
 
 @pytest.mark.parametrize("flat", ["foo", "down_blocks_0_foo", "conv_", "conv11", "", "attn1.to_q"])
 def test_a_name_of_no_published_model_is_not_guessed_at(flat):
-    assert dotted(flat) is None
+    assert unflatten_kohya_key(flat) is None
 
 
 @pytest.mark.parametrize(

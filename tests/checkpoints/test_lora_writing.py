@@ -9,10 +9,10 @@ import numpy as np
 import originals
 import pytest
 
+from jaxdiff.checkpoints.key_mapping import to_jax, torch_key_to_path
 from jaxdiff.checkpoints.lora import METADATA, read_lora
 from jaxdiff.checkpoints.lora_names import PEFT, parse
-from jaxdiff.checkpoints.rules import to_jax, to_path
-from jaxdiff.checkpoints.tensors import Pending, read_metadata, read_table, write_tensors
+from jaxdiff.checkpoints.safetensors import LazyTensor, read_metadata, read_table, write_tensors
 from jaxdiff.cli import main
 
 TABLES = pathlib.Path(__file__).parent / "lora"
@@ -76,7 +76,7 @@ def test_every_weight_of_a_published_model(tmp_path, name, style):
         tensors[f"{stem}.lora_up.weight"] = np.full((shape[0], rank, *tail), -i, np.float16)
         if i % 5:
             tensors[f"{stem}.alpha"] = np.array(0.3 * (i % 4), np.float16)
-        path = to_path(f"{key}.weight", len(shape))
+        path = torch_key_to_path(f"{key}.weight", len(shape))
         shapes[path] = to_jax(np.broadcast_to(np.int8(0), shape), path).shape
     source = originals.write_safetensors(tmp_path / "a.safetensors", tensors)
     assert convert(source, tmp_path / "b.safetensors") == 0
@@ -150,7 +150,7 @@ def test_what_the_trainer_said_stays(tmp_path):
     tensors = SPELLINGS["kohya"]
 
     def pending(array):
-        return Pending(dtype=array.dtype, shape=array.shape, fetch=lambda: array)
+        return LazyTensor(dtype=array.dtype, shape=array.shape, fetch=lambda: array)
 
     said = {"ss_base_model": "x", "sshs_model_hash": "of other bytes"}
     source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"

@@ -7,8 +7,14 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxdiff.checkpoints import original, original_names, shapes
-from jaxdiff.checkpoints.tensors import Entry, Pending, read_table, read_tensor, write_tensors
+from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer
+from jaxdiff.checkpoints.safetensors import (
+    LazyTensor,
+    TensorInfo,
+    read_table,
+    read_tensor,
+    write_tensors,
+)
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import flatten
 from jaxdiff.models.presets import preset
@@ -35,10 +41,10 @@ def inventory(name: str) -> dict[str, tuple[int, ...]]:
     return {prefix + key: tuple(shape) for key, shape in flatten(published["shapes"]).items()}
 
 
-def entry(name: str, shape: tuple[int, ...], start: int = 0) -> Entry:
+def entry(name: str, shape: tuple[int, ...], start: int = 0) -> TensorInfo:
     """A tensor of the table of a float16 file that is never opened."""
     nbytes = 2 * int(np.prod(shape))
-    return Entry(
+    return TensorInfo(
         path=pathlib.Path("x.safetensors"),
         name=name,
         dtype="F16",
@@ -52,7 +58,7 @@ def table(name: str) -> dict:
     return json.loads((TABLES / f"{name}.json").read_text())["map"]
 
 
-def entries(shapes_: dict[str, tuple[int, ...]]) -> dict[str, Entry]:
+def entries(shapes_: dict[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
     return {name: entry(name, shape) for name, shape in shapes_.items()}
 
 
@@ -62,11 +68,11 @@ def test_unet(name):
     expected = inventory(f"unet-{name}")
     mapped = {k: v.removeprefix("model.diffusion_model.") for k, v in table(names).items()}
     assert mapped.keys() == expected.keys()
-    got = original.unet(entries({mapped[k]: shape for k, shape in expected.items()}))
+    got = ldm_reader.unet_from_ldm(entries({mapped[k]: shape for k, shape in expected.items()}))
     assert {k: e.shape for k, e in got.items()} == expected
     assert {k: e.name for k, e in got.items()} == mapped
-    assert original_names.unet_spelling(expected) == mapped
-    config = shapes.unet_config(got, **options)
+    assert ldm_writer.unet_to_ldm_keys(expected) == mapped
+    config = infer_config.unet_config(got, **options)
     wanted = preset("unet", name).config
     assert config == dataclasses.replace(wanted, upcast_attention=config.upcast_attention)
 
@@ -80,11 +86,11 @@ def test_vae(name, factor):
         k: (*s, 1, 1) if ".attentions.0.to_" in k and len(s) == 2 else s
         for k, s in expected.items()
     }
-    got = original.vae(entries({mapped[k]: shape for k, shape in ones.items()}))
+    got = ldm_reader.vae_from_ldm(entries({mapped[k]: shape for k, shape in ones.items()}))
     assert {k: e.shape for k, e in got.items()} == expected
     assert {k: e.name for k, e in got.items()} == mapped
     wanted = preset("vae", name).config
-    config = shapes.vae_config(got, scaling_factor=factor, sample_size=wanted.sample_size)
+    config = infer_config.vae_config(got, scaling_factor=factor, sample_size=wanted.sample_size)
     assert config == wanted
 
 
@@ -107,7 +113,7 @@ def test_open_clip(name, names, prefix):
     if drop:  # the file holds the 24th layer and the projection all the same
         last = {k.replace(".22.", ".23."): s for k, s in stored.items() if ".22." in k}
         stored |= last | {"text_projection": (1024, 1024)}
-    got = original.open_clip(entries(stored), depth=23 if drop else None)
+    got = ldm_reader.clip_from_open_clip(entries(stored), depth=23 if drop else None)
     assert {k: e.shape for k, e in got.items()} == expected
     for key, (place, how) in table(names).items():
         found = got[key]
@@ -118,18 +124,18 @@ def test_open_clip(name, names, prefix):
             row = 2 * int(np.prod(expected[key][1:]))
             assert found.start == first * row
             assert found.nbytes == 2 * int(np.prod(expected[key]))
-    assert shapes.text_config(got, **TEXTS[name]) == preset("text", name).config
+    assert infer_config.text_config(got, **TEXTS[name]) == preset("text", name).config
 
 
 def test_text_config_of_clip_l():
-    got = shapes.text_config(entries(inventory("text-clip-l")), **TEXTS["clip-l"])
+    got = infer_config.text_config(entries(inventory("text-clip-l")), **TEXTS["clip-l"])
     assert got == preset("text", "clip-l").config
 
 
 def test_rows_and_transposes_of_a_file(tmp_path):
     values = np.arange(24, dtype=np.float32).reshape(6, 4)
     path = tmp_path / "x.safetensors"
-    pending = Pending(dtype=values.dtype, shape=values.shape, fetch=lambda: values)
+    pending = LazyTensor(dtype=values.dtype, shape=values.shape, fetch=lambda: values)
     write_tensors(path, {"before": pending, "x": pending})
     stored = read_table(path)["x"]
     np.testing.assert_array_equal(read_tensor(stored.rows(2, 4)), values[2:4])
@@ -141,7 +147,7 @@ def test_other_axis_orders(tmp_path):
     values = np.arange(120, dtype=np.float32).reshape(2, 3, 4, 5)
     path = tmp_path / "x.safetensors"
     write_tensors(
-        path, {"x": Pending(dtype=values.dtype, shape=values.shape, fetch=lambda: values)}
+        path, {"x": LazyTensor(dtype=values.dtype, shape=values.shape, fetch=lambda: values)}
     )
     stored = read_table(path)["x"]
     for axes in ((3, 2, 0, 1), (2, 3, 1, 0), (1, 0, 2, 3)):
@@ -153,9 +159,9 @@ def test_other_axis_orders(tmp_path):
 def test_three_parts_must_be_equal():
     broken = {"transformer.resblocks.0.attn.in_proj_bias": entry("b", (7,))}
     with pytest.raises(InputError, match=r"b \(7,\), expected 3 equal parts"):
-        original.open_clip(broken)
+        ldm_reader.clip_from_open_clip(broken)
 
 
 def test_two_names_of_one_tensor_are_refused():
     with pytest.raises(InputError, match="expected one"):
-        original.unet({n: entry(n, (1,)) for n in ("out.0.bias", "conv_norm_out.bias")})
+        ldm_reader.unet_from_ldm({n: entry(n, (1,)) for n in ("out.0.bias", "conv_norm_out.bias")})

@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxdiff.checkpoints.pickled import read_pickled
-from jaxdiff.checkpoints.tensors import read_tensor
+from jaxdiff.checkpoints.safetensors import read_tensor
+from jaxdiff.checkpoints.torch_pickle import read_torch_pickle
 from jaxdiff.core.errors import InputError
 
 KINDS = {
@@ -95,7 +95,7 @@ def test_tensors_of_every_kind(tmp_path, protocol, top):
     storages = [Storage(str(i), kind, range(i, i + 6)) for i, kind in enumerate(KINDS)]
     root = {f"layer.{s.kind}": Tensor(s, 0, (2, 3), (3, 1)) for s in storages}
     path = save(tmp_path / "x.ckpt", root, *storages, protocol=protocol, top=top)
-    table = read_pickled(path)
+    table = read_torch_pickle(path)
     assert table.keys() == root.keys()
     for storage in storages:
         got = read_tensor(table[f"layer.{storage.kind}"])
@@ -114,7 +114,7 @@ def test_views_share_a_storage(tmp_path):
         "row": Tensor(storage, 0, (1, 4), (99, 1)),
         "nothing": Tensor(storage, 0, (0, 4), (4, 1)),
     }
-    table = read_pickled(save(tmp_path / "x.pt", root, storage))
+    table = read_torch_pickle(save(tmp_path / "x.pt", root, storage))
     expected = {
         "slice": values[4:10].reshape(2, 3),
         "transpose": values.reshape(6, 4).T,
@@ -133,7 +133,7 @@ def test_a_training_checkpoint_gives_its_state_dict(tmp_path):
     state._metadata = {"": {"version": 1}}
     # Lightning's callbacks are keyed by their class: a name that is mentioned, but not called.
     root = {"epoch": 3, "lr": 1e-4, "callbacks": {zipfile.ZipFile: {"best": None}}}
-    table = read_pickled(save(tmp_path / "x.ckpt", root | {"state_dict": state}, storage))
+    table = read_torch_pickle(save(tmp_path / "x.ckpt", root | {"state_dict": state}, storage))
     assert table.keys() == {"a"}
 
 
@@ -141,7 +141,7 @@ def test_parameters_and_nested_dictionaries(tmp_path, torch):
     storage = Storage("0", "HalfStorage", range(2))
     tensor = Tensor(storage, 0, (2,), (1,))
     root = {"*": Call(torch._utils._rebuild_parameter, tensor, True, {}), "more": {"b": tensor}}
-    assert read_pickled(save(tmp_path / "x.pt", root, storage)).keys() == {"*", "more.b"}
+    assert read_torch_pickle(save(tmp_path / "x.pt", root, storage)).keys() == {"*", "more.b"}
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,13 @@ def test_a_hostile_file_is_refused_and_not_run(tmp_path, call, protocol):
     mark = tmp_path / "mark"
     path = save(tmp_path / "x.ckpt", {"state_dict": {"a": call(mark)}}, protocol=protocol)
     with pytest.raises(InputError, match=r"x\.ckpt: got .*expected tensors"):
-        read_pickled(path)
+        read_torch_pickle(path)
     assert not mark.exists()
 
 
 def test_importing_is_not_even_tried(tmp_path):
     program = b"\x80\x02cno_such_module\nno_such_name\n."
-    assert read_pickled(write(tmp_path / "x.pt", program)) == {}
+    assert read_torch_pickle(write(tmp_path / "x.pt", program)) == {}
 
 
 @pytest.mark.parametrize(
@@ -183,14 +183,14 @@ def test_importing_is_not_even_tried(tmp_path):
 )
 def test_broken_programs_are_refused(tmp_path, program):
     with pytest.raises(InputError, match=r"x\.pt: got .*expected tensors"):
-        read_pickled(write(tmp_path / "x.pt", program))
+        read_torch_pickle(write(tmp_path / "x.pt", program))
 
 
 def test_endless_dictionaries_are_refused(tmp_path):
     endless = {}
     endless["a"] = endless
     with pytest.raises(InputError, match="inside each other"):
-        read_pickled(save(tmp_path / "x.pt", endless))
+        read_torch_pickle(save(tmp_path / "x.pt", endless))
 
 
 @pytest.mark.parametrize(
@@ -201,19 +201,19 @@ def test_views_beyond_or_with_holes_are_refused(tmp_path, offset, shape, strides
     storage = Storage("0", "FloatStorage", range(6))
     path = save(tmp_path / "x.pt", {"a": Tensor(storage, offset, shape, strides)}, storage)
     with pytest.raises(InputError, match=r"got a .* that its storage does not hold"):
-        read_pickled(path)
+        read_torch_pickle(path)
 
 
 def test_missing_and_compressed_storages_are_refused(tmp_path):
     storage = Storage("0", "FloatStorage", range(6))
     tensor = {"a": Tensor(storage, 0, (6,), (1,))}
     with pytest.raises(InputError, match="storage does not hold"):
-        read_pickled(save(tmp_path / "x.pt", tensor))
+        read_torch_pickle(save(tmp_path / "x.pt", tensor))
     data = io.BytesIO()
     Pickler(data, 2).dump(tensor)
     squeezed = write(tmp_path / "y.pt", data.getvalue(), storage, method=zipfile.ZIP_DEFLATED)
     with pytest.raises(InputError, match="stored"):
-        read_pickled(squeezed)
+        read_torch_pickle(squeezed)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x02}.", b"x" * 100])
@@ -221,13 +221,13 @@ def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "x.ckpt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"x\.ckpt: got .*torch\.save"):
-        read_pickled(path)
+        read_torch_pickle(path)
     with pytest.raises(InputError, match="no such file"):
-        read_pickled(tmp_path / "none.ckpt")
+        read_torch_pickle(tmp_path / "none.ckpt")
 
 
 def test_zip_files_of_something_else_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(InputError, match=r"got 0 members data\.pkl"):
-        read_pickled(tmp_path / "x.pt")
+        read_torch_pickle(tmp_path / "x.pt")

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from jaxdiff.checkpoints.rules import to_jax, to_key, to_path, to_torch, torch_shape
+from jaxdiff.checkpoints.key_mapping import (
+    path_to_torch_key,
+    to_jax,
+    to_torch,
+    torch_key_to_path,
+    torch_shape,
+)
 from jaxdiff.core.errors import InputError
 
 
@@ -24,8 +30,8 @@ from jaxdiff.core.errors import InputError
     ],
 )
 def test_both_ways(key, shape, path):
-    assert to_path(key, len(shape)) == path
-    assert to_key(path) == key
+    assert torch_key_to_path(key, len(shape)) == path
+    assert path_to_torch_key(path) == key
     stored = np.arange(np.prod(shape, dtype=int)).reshape(shape)
     ours = to_jax(stored, path)
     np.testing.assert_array_equal(to_torch(ours, path), stored)

@@ -11,8 +11,8 @@ import pytest
 
 from jaxdiff.checkpoints.description import describe
 from jaxdiff.checkpoints.models import read_model
+from jaxdiff.checkpoints.safetensors import read_table, read_tensor
 from jaxdiff.checkpoints.single_file import read_single_file, write_single_file
-from jaxdiff.checkpoints.tensors import read_table, read_tensor
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict

@@ -9,10 +9,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdiff.checkpoints.tensors import (
+from jaxdiff.checkpoints.safetensors import (
     ALIGNMENT,
     MAX_HEADER,
-    Pending,
+    LazyTensor,
     read_table,
     read_tensor,
     write_tensors,
@@ -32,7 +32,7 @@ SAMPLE = {
 
 
 def pending(array):
-    return Pending(dtype=array.dtype, shape=array.shape, fetch=lambda: array)
+    return LazyTensor(dtype=array.dtype, shape=array.shape, fetch=lambda: array)
 
 
 def read_all(path):

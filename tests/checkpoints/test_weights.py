@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxdiff.checkpoints.tensors import read_tensor
+from jaxdiff.checkpoints.safetensors import read_tensor
 from jaxdiff.checkpoints.weights import find_weights, read_weights, variants
 from jaxdiff.core.errors import InputError
 

@@ -14,9 +14,9 @@ from jaxdiff.checkpoints.components import read_component
 from jaxdiff.cli import cache_latents, main
 from jaxdiff.cli.train import run as train
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.batches import to_unit
+from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.latents import LatentSource
-from jaxdiff.data.pictures import prepare
+from jaxdiff.data.preprocessing import resize_and_crop
 from jaxdiff.data.scenes import SceneSource
 from jaxdiff.training.log import read_lines
 
@@ -73,9 +73,9 @@ def test_latents_are_what_the_vae_says_of_the_prepared_picture(made):
         seen.add(number)
         assert item["caption"] == caption(number)
         data = (made / "in" / f"{number:04d}.png").read_bytes()
-        prepared = prepare(data, tuple(item["time_ids"][4:].tolist()))
+        prepared = resize_and_crop(data, tuple(item["time_ids"][4:].tolist()))
         assert item["time_ids"].tolist() == prepared.time_ids.tolist()
-        mean, logvar = encode(jnp.asarray(to_unit(prepared.image)[None]))
+        mean, logvar = encode(jnp.asarray(normalize_images(prepared.image)[None]))
         np.testing.assert_allclose(item["mean"], mean[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(item["logvar"], logvar[0], rtol=1e-4, atol=1e-5)
     assert seen == set(range(44)) - {4}
@@ -98,7 +98,7 @@ def test_parts_of_the_work_are_the_whole_and_what_is_there_stays(made, capsys):
 
 
 def test_a_killed_run_is_finished_by_the_same_command(made, tmp_path, monkeypatch):
-    real, calls = cache_latents.packed, []
+    real, calls = cache_latents.pack_record, []
 
     def dying(*arguments):
         calls.append(1)
@@ -107,7 +107,7 @@ def test_a_killed_run_is_finished_by_the_same_command(made, tmp_path, monkeypatc
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_latents, "packed", dying)
+        patch.setattr(cache_latents, "pack_record", dying)
         assert main.run("cache-latents", command(made, "killed")) == 130
     before = contents(made / "killed")
     assert len(before) == 3  # latents.json and the two whole shards

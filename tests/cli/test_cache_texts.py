@@ -20,7 +20,14 @@ from jaxdiff.cli.training.cached import cached
 from jaxdiff.cli.training.experiment import training_batches
 from jaxdiff.cli.training.tuning import tuning
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.latents import NULL, Latents, LatentSource, packed, read_description, read_null
+from jaxdiff.data.latents import (
+    NULL_CAPTION_FILE,
+    LatentCacheInfo,
+    LatentSource,
+    pack_record,
+    read_description,
+    read_null,
+)
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training import draws
@@ -224,9 +231,9 @@ def test_parts_are_the_whole_and_what_is_missing_is_made_again(made, capsys):
     for index in (1, 0):
         part = ["--process-index", str(index), "--process-count", "2"]
         assert cache(made, "sd", "parts", *part) == 0
-        assert (made / "parts" / NULL).exists() == (index == 0)
+        assert (made / "parts" / NULL_CAPTION_FILE).exists() == (index == 0)
     assert contents(made / "parts") == whole
-    for name in (NULL, "latents-00001-of-00003.array_record"):
+    for name in (NULL_CAPTION_FILE, "latents-00001-of-00003.array_record"):
         (made / "parts" / name).unlink()
     kept = {p.name: p.stat().st_mtime_ns for p in (made / "parts").iterdir()}
     assert cache(made, "sd", "parts") == 0
@@ -235,10 +242,10 @@ def test_parts_are_the_whole_and_what_is_missing_is_made_again(made, capsys):
     capsys.readouterr()
     assert cache(made, "xl", "parts") == 2
     assert "with latents of another text_encoders" in capsys.readouterr().err
-    (made / "parts" / NULL).write_bytes(b"")
+    (made / "parts" / NULL_CAPTION_FILE).write_bytes(b"")
     with pytest.raises(InputError, match=r"null\.array_record: got a broken file"):
         read_null(made / "parts", read_description(made / "parts"))
-    (made / "parts" / NULL).unlink()
+    (made / "parts" / NULL_CAPTION_FILE).unlink()
     with pytest.raises(InputError, match=r"without null\.array_record, expected it"):
         read_null(made / "parts", read_description(made / "parts"))
 
@@ -309,10 +316,10 @@ def test_descriptions_without_texts_are_what_they_were(made):
     described = read_description(made / "sd-float16")
     names = ("vae", "source", "resolution", "downscale", "channels", "dtype")
     sizes = ("heights", "widths", "items")
-    old = Latents(**{name: getattr(described, name) for name in (*names, *sizes)})
+    old = LatentCacheInfo(**{name: getattr(described, name) for name in (*names, *sizes)})
     said = ", ".join(f"{name}={getattr(described, name)!r}" for name in (*names, *sizes))
     assert repr(old) == f"Latents({said})"
-    assert old.said == {}
+    assert old.text_embedding_shapes == {}
     assert old != described
     with pytest.raises(InputError, match="got 1, 0 tokenizers, 0 tokens and 0 state_widths"):
         dataclasses.replace(old, text_encoders=("x",))
@@ -323,5 +330,5 @@ def test_numbers_that_a_dtype_lacks_are_not_stored():
     mean = np.zeros((1, 1, 1), np.float32)
     said = {"states": np.full((2, 3), 7e4, np.float32)}
     with pytest.raises(InputError, match="got float16 for states up to 70000, expected one that"):
-        packed(item, mean, mean, "float16", said)
-    assert len(packed(item, mean, mean, "bfloat16", said)["states"]) == 12
+        pack_record(item, mean, mean, "float16", said)
+    assert len(pack_record(item, mean, mean, "bfloat16", said)["states"]) == 12

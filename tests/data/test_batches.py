@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.batches import batches, to_unit
+from jaxdiff.data.batches import batches, normalize_images
 from jaxdiff.data.scenes import SceneSource
 from jaxdiff.data.tokenizer import train_tokenizer
 
@@ -37,7 +37,7 @@ def test_a_batch_is_what_training_wants():
     assert -1 <= batch["image"].min() < -0.5 < 0.5 < batch["image"].max() <= 1
     assert batch["ids"].shape == (4, 32)
     assert batch["ids"].dtype == np.int32
-    np.testing.assert_array_equal(batch["image"][2], to_unit(SOURCE[2]["image"]))
+    np.testing.assert_array_equal(batch["image"][2], normalize_images(SOURCE[2]["image"]))
     assert take(batches(SOURCE, batch_size=4), 1)[0].keys() == {"image"}
 
 
@@ -48,7 +48,7 @@ def test_batches_of_one_are_endless_too(source):
 
 
 def test_bytes_map_onto_the_unit_range():
-    assert to_unit(np.array([0, 255], np.uint8)).tolist() == [-1, 1]
+    assert normalize_images(np.array([0, 255], np.uint8)).tolist() == [-1, 1]
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from pictured import encoded
 from PIL import Image
 
-from jaxdiff.data.pictures import LONGEST, Draws, covering, draws, prepare, size_of
-from jaxdiff.data.skipped import BrokenError
+from jaxdiff.data.bad_samples import BadSampleError
+from jaxdiff.data.preprocessing import (
+    LONGEST,
+    AugmentParams,
+    resize_and_crop,
+    sample_augmentation,
+    size_of,
+    size_to_cover,
+)
 
 
 def stored(array, form="PNG", **options):
@@ -30,7 +37,7 @@ def random_pixels(*shape):
 def test_a_picture_of_the_target_size_is_left_as_it_is(form):
     array = random_pixels(8, 6, 3)
     options = {"lossless": True} if form == "WEBP" else {}
-    found = prepare(stored(array, form, **options), (8, 6))
+    found = resize_and_crop(stored(array, form, **options), (8, 6))
     np.testing.assert_array_equal(found.image, array)
     assert found.time_ids.tolist() == [8, 6, 0, 0, 8, 6]
     assert found.time_ids.dtype == np.int32
@@ -44,11 +51,11 @@ def test_a_picture_of_the_target_size_is_left_as_it_is(form):
     left=st.floats(0, 1, exclude_max=True),
 )
 def test_crops_lie_inside_and_one_side_just_fits(original, size, top, left):
-    cover = covering(original, size)
+    cover = size_to_cover(original, size)
     assert all(c >= s for c, s in zip(cover, size, strict=True))
     assume(math.prod(cover) <= LONGEST * math.prod(size))  # others are refused
     assert any(c == s for c, s in zip(cover, size, strict=True))
-    found = prepare(encoded(1, original), size, Draws(top, left))
+    found = resize_and_crop(encoded(1, original), size, AugmentParams(top, left))
     assert found.image.shape == (*size, 3)
     ids = found.time_ids.tolist()
     assert ids[:2] == [*original]
@@ -60,17 +67,17 @@ def test_crops_lie_inside_and_one_side_just_fits(original, size, top, left):
 def test_the_recorded_crop_is_where_the_pixels_come_from(top, left):
     wide, tall = random_pixels(8, 20, 3), random_pixels(20, 8, 3)
     for array in (wide, tall):
-        found = prepare(stored(array), (8, 8), Draws(top, left))
+        found = resize_and_crop(stored(array), (8, 8), AugmentParams(top, left))
         _, _, y, x, _, _ = found.time_ids.tolist()
         np.testing.assert_array_equal(found.image, array[y : y + 8, x : x + 8])
-    mirrored = prepare(stored(wide), (8, 8), Draws(top, left, 0.2))
+    mirrored = resize_and_crop(stored(wide), (8, 8), AugmentParams(top, left, 0.2))
     x = mirrored.time_ids[3]
     np.testing.assert_array_equal(mirrored.image, wide[:, ::-1][:, x : x + 8])
 
 
 def test_the_default_crop_is_the_middle():
     array = random_pixels(8, 20, 3)
-    np.testing.assert_array_equal(prepare(stored(array), (8, 8)).image, array[:, 6:14])
+    np.testing.assert_array_equal(resize_and_crop(stored(array), (8, 8)).image, array[:, 6:14])
 
 
 @pytest.mark.parametrize("tag", range(1, 9))
@@ -84,7 +91,7 @@ def test_pictures_are_turned_as_the_camera_was_held(tag, form):
     data = stored(array, form, exif=exif, **options)
     shown = (16, 32) if tag <= 4 else (32, 16)
     assert size_of(data) == shown
-    found = prepare(data, shown)
+    found = resize_and_crop(data, shown)
     assert found.time_ids.tolist()[:2] == [*shown]
     # EXIF 2.3, tag 274: which edges of what is shown the first row and column of the file are
     row, column = {1: "tl", 2: "tr", 3: "br", 4: "bl", 5: "tl", 6: "tr", 7: "br", 8: "bl"}[tag]
@@ -98,39 +105,50 @@ def test_transparency_becomes_white_and_grey_becomes_colour():
     array = random_pixels(6, 6, 4)
     array[..., 3] = 0
     array[0, 0] = (1, 2, 3, 255)
-    found = prepare(stored(array), (6, 6)).image
+    found = resize_and_crop(stored(array), (6, 6)).image
     assert found[0, 0].tolist() == [1, 2, 3]
     assert (found.reshape(-1, 3)[1:] == 255).all()
     grey = random_pixels(6, 6)
-    np.testing.assert_array_equal(prepare(stored(grey), (6, 6)).image, np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(
+        resize_and_crop(stored(grey), (6, 6)).image, np.stack([grey] * 3, -1)
+    )
     deep = grey.astype(np.uint16) * 256 + 17
-    np.testing.assert_array_equal(prepare(stored(deep), (6, 6)).image, np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(
+        resize_and_crop(stored(deep), (6, 6)).image, np.stack([grey] * 3, -1)
+    )
     palette = Image.fromarray(array[..., :3]).quantize(4)
     buffer = io.BytesIO()
     palette.save(buffer, "PNG")
     wanted = np.asarray(palette.convert("RGB"))
-    np.testing.assert_array_equal(prepare(buffer.getvalue(), (6, 6)).image, wanted)
+    np.testing.assert_array_equal(resize_and_crop(buffer.getvalue(), (6, 6)).image, wanted)
 
 
 def test_a_large_jpeg_is_nearly_what_decoding_all_of_it_gives():
     ramp = np.linspace(0, 255, 640).astype(np.uint8)
     array = np.stack([np.broadcast_to(ramp, (480, 640))] * 3, -1)
     array[..., 1] = np.linspace(255, 0, 480).astype(np.uint8)[:, None]
-    small = prepare(stored(array, "JPEG", quality=95), (48, 64)).image.astype(int)
-    exact = prepare(stored(array), (48, 64)).image.astype(int)
+    small = resize_and_crop(stored(array, "JPEG", quality=95), (48, 64)).image.astype(int)
+    exact = resize_and_crop(stored(array), (48, 64)).image.astype(int)
     assert np.abs(small - exact).max() <= 4
-    assert prepare(stored(array, "JPEG"), (48, 64)).time_ids.tolist() == [480, 640, 0, 0, 48, 64]
+    assert resize_and_crop(stored(array, "JPEG"), (48, 64)).time_ids.tolist() == [
+        480,
+        640,
+        0,
+        0,
+        48,
+        64,
+    ]
 
 
 def test_what_is_no_picture_is_broken():
     data = encoded(1, (64, 64), "JPEG")
     for broken in (b"", b"GIF89a", b"no picture", data[: len(data) // 2], encoded(1)[:60]):
-        with pytest.raises(BrokenError, match="broken picture"):
-            prepare(broken, (8, 8))
-    with pytest.raises(BrokenError, match="broken picture"):
+        with pytest.raises(BadSampleError, match="broken picture"):
+            resize_and_crop(broken, (8, 8))
+    with pytest.raises(BadSampleError, match="broken picture"):
         size_of(b"no picture")
-    with pytest.raises(BrokenError, match="far too long and thin"):
-        prepare(encoded(1, (1, 400)), (8, 8))
+    with pytest.raises(BadSampleError, match="far too long and thin"):
+        resize_and_crop(encoded(1, (1, 400)), (8, 8))
 
 
 @settings(deadline=None)
@@ -140,22 +158,24 @@ def test_damaged_files_are_broken_or_pictures_and_nothing_else(cut, flips):
     del data[1 + cut % len(data) :]
     for flip in flips:
         data[flip % len(data)] ^= 1 + flip % 255
-    with contextlib.suppress(BrokenError):
-        assert prepare(bytes(data), (8, 8)).image.shape == (8, 8, 3)
+    with contextlib.suppress(BadSampleError):
+        assert resize_and_crop(bytes(data), (8, 8)).image.shape == (8, 8, 3)
 
 
 @settings(deadline=None)
 @given(entropy=st.tuples(*[st.integers(0, 2**31 - 1)] * 3))
 def test_draws_are_functions_of_their_entropy(entropy):
-    one = draws(entropy, crop="random", flip=True)
-    assert one == draws(entropy, crop="random", flip=True)
+    one = sample_augmentation(entropy, crop="random", flip=True)
+    assert one == sample_augmentation(entropy, crop="random", flip=True)
     assert all(0 <= u < 1 for u in one)
-    assert draws(entropy) == Draws(0.5, 0.5, 1.0)
-    assert draws(entropy, crop="random") == one._replace(flip=1.0)
-    assert draws(entropy, flip=True) == Draws(flip=one.flip)
+    assert sample_augmentation(entropy) == AugmentParams(0.5, 0.5, 1.0)
+    assert sample_augmentation(entropy, crop="random") == one._replace(flip=1.0)
+    assert sample_augmentation(entropy, flip=True) == AugmentParams(flip=one.flip)
 
 
 def test_draws_are_uniform_and_flips_are_fair():
-    found = np.array([draws((0, 0, i), crop="random", flip=True) for i in range(2000)])
+    found = np.array(
+        [sample_augmentation((0, 0, i), crop="random", flip=True) for i in range(2000)]
+    )
     np.testing.assert_allclose(found.mean(0), 0.5, atol=4 * np.sqrt(1 / 12 / 2000))
     np.testing.assert_allclose(np.corrcoef(found.T), np.eye(3), atol=0.1)

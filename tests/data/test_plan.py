@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from pictured import caption, encoded, pixels, write_folder, write_tar
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.batches import batches
-from jaxdiff.data.buckets import assign, bucket_sizes, measured
-from jaxdiff.data.plan import Plan, RunPlan, held_out
-from jaxdiff.data.samples import Samples, picture_maker
-from jaxdiff.data.skipped import BrokenError, Skipped
+from jaxdiff.data.buckets import assign_buckets, bucket_sizes, read_image_sizes
+from jaxdiff.data.samples import MapDataset, make_transform
+from jaxdiff.data.sampling_order import BlockShuffleSampler, IndexSampler, validation_indices
 from jaxdiff.data.sources.folder import FolderSource
 from jaxdiff.data.sources.tars import TarSource
 
@@ -38,13 +38,13 @@ def groups_of(counts):
 
 
 def shuffled(groups, batch_size, seed):
-    return Plan(groups, batch_size=batch_size, seed=seed)
+    return IndexSampler(groups, batch_size=batch_size, seed=seed)
 
 
 def along_runs(groups, batch_size, seed):
     """The items are stored in runs of 7, and sorted in each group as sources have them."""
     starts, lanes = np.arange(0, 140, 7), int(np.gcd(batch_size, 4))
-    return RunPlan(groups, batch_size=batch_size, seed=seed, starts=starts, lanes=lanes)
+    return BlockShuffleSampler(groups, batch_size=batch_size, seed=seed, starts=starts, lanes=lanes)
 
 
 @settings(deadline=None, max_examples=25)
@@ -96,7 +96,7 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_mix_the_groups(made):
 
 def test_a_process_reads_few_runs_at_a_time_and_each_once():
     starts, batch_size, lanes = np.arange(0, 4001, 50), 32, 8
-    plan = RunPlan([np.arange(4000)], batch_size=batch_size, starts=starts, lanes=lanes)
+    plan = BlockShuffleSampler([np.arange(4000)], batch_size=batch_size, starts=starts, lanes=lanes)
     runs = []  # of the rows of the second of four processes: two lanes
     for batch in range(plan.batches):
         rows = range(batch * batch_size + 8, batch * batch_size + 16)
@@ -109,14 +109,14 @@ def test_a_process_reads_few_runs_at_a_time_and_each_once():
 
 def test_runs_of_which_a_batch_cannot_be_made_evenly_are_refused():
     with pytest.raises(InputError, match="lanes: got 3, expected a divisor of 8"):
-        RunPlan([np.arange(20)], batch_size=8, starts=np.arange(0, 21, 5), lanes=3)
+        BlockShuffleSampler([np.arange(20)], batch_size=8, starts=np.arange(0, 21, 5), lanes=3)
 
 
 def test_what_is_held_out_is_spread_in_pieces():
-    assert held_out(100, 64).tolist() == list(range(0, 100, 10))
-    assert held_out(100, 6, 2).tolist() == [0, 1, 2, 50, 51, 52]
-    assert held_out(100, 5, 2).tolist() == [0, 1, 2, 50, 51]
-    assert held_out(9, 5, 2).tolist() == []
+    assert validation_indices(100, 64).tolist() == list(range(0, 100, 10))
+    assert validation_indices(100, 6, 2).tolist() == [0, 1, 2, 50, 51, 52]
+    assert validation_indices(100, 5, 2).tolist() == [0, 1, 2, 50, 51]
+    assert validation_indices(9, 5, 2).tolist() == []
 
 
 class Numbers:
@@ -125,10 +125,10 @@ class Numbers:
     def __init__(self, plan, broken=(), skipped=None):
         def make(index, place):
             if index in broken:
-                raise BrokenError("so it is")
+                raise BadSampleError("so it is")
             return {"n": index, "key": place}
 
-        self.samples = Samples(plan, make, skipped or Skipped(1.0))
+        self.samples = MapDataset(plan, make, skipped or BadSampleCounter(1.0))
 
 
 def read(samples, batch_size, start, stop, processes):
@@ -153,7 +153,7 @@ def read(samples, batch_size, start, stop, processes):
 @settings(deadline=None, max_examples=15)
 @given(data=st.data(), counts=groupings.filter(lambda n: max(n) >= 12), seed=st.integers(0, 99))
 def test_no_sample_is_lost_or_repeated_when_others_go_on(data, counts, seed):
-    plan = Plan(groups_of(counts), batch_size=12, seed=seed)
+    plan = IndexSampler(groups_of(counts), batch_size=12, seed=seed)
     stops, at = [], 0
     while at < plan.batches:
         at = data.draw(st.integers(at + 1, plan.batches))
@@ -179,10 +179,10 @@ def test_no_sample_is_lost_or_repeated_when_others_go_on(data, counts, seed):
 
 def test_a_substitute_is_the_next_whole_item_of_the_group():
     groups = [np.array([7, 3, 9]), np.array([1, 2, 4])]
-    skipped = Skipped(1.0)
-    samples = Numbers(Plan(groups, batch_size=3), {9, 7, 4}, skipped).samples
+    skipped = BadSampleCounter(1.0)
+    samples = Numbers(IndexSampler(groups, batch_size=3), {9, 7, 4}, skipped).samples
     found = [samples[i] for i in range(6)]
-    plan = Plan(groups, batch_size=3)
+    plan = IndexSampler(groups, batch_size=3)
     asked = [plan.item(plan[i]) for i in range(6)]
     instead = {9: 3, 7: 3, 4: 1, 3: 3, 1: 1, 2: 2}
     assert [item["n"] for item in found] == [instead[n] for n in asked]
@@ -191,19 +191,19 @@ def test_a_substitute_is_the_next_whole_item_of_the_group():
 
 
 def test_too_many_broken_items_end_the_batches():
-    plan = Plan([np.arange(100)], batch_size=10)
-    samples = Numbers(plan, set(range(0, 100, 5)), Skipped(0.1, floor=3)).samples
+    plan = IndexSampler([np.arange(100)], batch_size=10)
+    samples = Numbers(plan, set(range(0, 100, 5)), BadSampleCounter(0.1, floor=3)).samples
     iterator = batches(samples, batch_size=10, transform=lambda items: {"n": np.ones(1)})
     with pytest.raises(InputError, match=r"got 4 broken of \d+ items \(4 so it is\)"):
         list(itertools.islice(iterator, 10))
     iterator.close()
     with pytest.raises(InputError, match="got 100 items, expected one that is whole"):
-        Numbers(plan, set(range(100)), Skipped(1.0)).samples[0]
+        Numbers(plan, set(range(100)), BadSampleCounter(1.0)).samples[0]
 
 
 @given(count=st.integers(0, 5000), wanted=st.integers(0, 300))
 def test_what_is_held_out_is_spread_and_at_most_a_tenth(count, wanted):
-    held = held_out(count, wanted).tolist()
+    held = validation_indices(count, wanted).tolist()
     assert len(set(held)) == len(held) == min(wanted, count // 10)
     assert all(0 <= index < count for index in held)
     if len(held) > 1:
@@ -213,7 +213,7 @@ def test_what_is_held_out_is_spread_and_at_most_a_tenth(count, wanted):
 @given(cells=st.integers(1, 24), cell=st.sampled_from([8, 32, 64]), widest=st.floats(1, 4))
 def test_buckets_have_about_one_area(cells, cell, widest):
     side = cells * cell
-    sizes = bucket_sizes(side, cell=cell, widest=widest)
+    sizes = bucket_sizes(side, multiple=cell, max_aspect_ratio=widest)
     assert (side, side) in sizes
     assert len(set(sizes)) == len(sizes)
     assert {(w, h) for h, w in sizes} == set(sizes)
@@ -228,7 +228,7 @@ def test_buckets_have_about_one_area(cells, cell, widest):
 def test_the_buckets_of_sdxl_are_among_ours():
     # 2307.01952, appendix I: those with the largest area of each height
     published = [(512, 2048), (576, 1792), (640, 1600), (704, 1472), (768, 1344), (832, 1216)]
-    ours = bucket_sizes(1024, cell=64, widest=4)
+    ours = bucket_sizes(1024, multiple=64, max_aspect_ratio=4)
     assert {(832, 1216), (896, 1152), (1024, 1024), (1152, 896), (1216, 832)} <= set(ours)
     assert {(h, w) for h, w in published if h * w <= 1024**2 < (h + 64) * w} <= set(ours)
 
@@ -239,12 +239,12 @@ def test_the_buckets_of_sdxl_are_among_ours():
     batch_size=st.integers(1, 12),
 )
 def test_pictures_go_where_least_is_cropped_away(sizes, batch_size):
-    buckets = bucket_sizes(512, cell=64, widest=2)
-    found = assign(np.array(sizes), buckets, batch_size)
+    buckets = bucket_sizes(512, multiple=64, max_aspect_ratio=2)
+    found = assign_buckets(np.array(sizes), buckets, batch_size)
     assert sorted(np.concatenate([group for _, group in found]).tolist()) == [*range(len(sizes))]
     if len(found) > 1:
         assert all(len(group) >= batch_size for _, group in found)
-    for (h, w), group in assign(np.array(sizes), buckets, 1):
+    for (h, w), group in assign_buckets(np.array(sizes), buckets, 1):
         for index in group:
             height, width = (max(1, length) for length in sizes[index])
 
@@ -257,7 +257,7 @@ def test_pictures_go_where_least_is_cropped_away(sizes, batch_size):
 def test_the_smallest_bucket_joins_its_nearest_neighbour():
     sizes = [(512, 512)] * 9 + [(512, 640)] * 3 + [(512, 1024)] * 2
     buckets = [(512, 512), (448, 576), (384, 640), (320, 704)]
-    found = assign(np.array(sizes), buckets, 4)
+    found = assign_buckets(np.array(sizes), buckets, 4)
     assert [(size, len(group)) for size, group in found] == [((512, 512), 9), ((448, 576), 5)]
 
 
@@ -267,25 +267,25 @@ def test_sizes_are_measured_once_and_broken_pictures_have_none(tmp_path, monkeyp
     exif = encoded(1, (300, 200), "JPEG", comment=b"x" * 65000, exif=b"Exif\0\0" + b"y" * 60000)
     (tmp_path / "in" / "0002.jpg").write_bytes(exif)  # its size lies beyond the part read first
     (tmp_path / "in" / "0002.png").unlink()
-    source = FolderSource(str(tmp_path / "in"), Skipped())
+    source = FolderSource(str(tmp_path / "in"), BadSampleCounter())
     wanted = [[12, 10], [0, 0], [300, 200], [12, 10], [10, 30], [40, 8]]
-    assert measured(source, tmp_path / "cache").tolist() == wanted
+    assert read_image_sizes(source, tmp_path / "cache").tolist() == wanted
     monkeypatch.setattr(FolderSource, "head", lambda *_: pytest.fail("measured again"))
-    assert measured(source, tmp_path / "cache").tolist() == wanted
+    assert read_image_sizes(source, tmp_path / "cache").tolist() == wanted
 
 
 def test_batches_of_a_bucket_have_one_shape_and_whole_samples(tmp_path):
     write_folder(tmp_path / "in", 24, sizes=((32, 32), (24, 40), (48, 20)))
     (tmp_path / "in" / "0003.png").write_bytes(encoded(0)[:50])
-    source = FolderSource(str(tmp_path / "in"), Skipped())
-    buckets = bucket_sizes(32, cell=8, widest=2)
-    grouped = assign(measured(source, tmp_path / "cache"), buckets, 4)
+    source = FolderSource(str(tmp_path / "in"), BadSampleCounter())
+    buckets = bucket_sizes(32, multiple=8, max_aspect_ratio=2)
+    grouped = assign_buckets(read_image_sizes(source, tmp_path / "cache"), buckets, 4)
     sizes, groups = zip(*grouped, strict=True)
-    skipped = Skipped()
+    skipped = BadSampleCounter()
 
     def samples():
-        make = picture_maker(source, sizes, seed=3, crop="random", flip=True)
-        return Samples(Plan(groups, batch_size=4, seed=3), make, skipped)
+        make = make_transform(source, sizes, seed=3, crop="random", flip=True)
+        return MapDataset(IndexSampler(groups, batch_size=4, seed=3), make, skipped)
 
     def taken(count, processes=1, index=0):
         options = {"process_count": processes, "process_index": index, "threads": 2}
@@ -314,9 +314,9 @@ def test_batches_of_a_bucket_have_one_shape_and_whole_samples(tmp_path):
 
 def test_captions_stay_with_their_pictures(tmp_path):
     write_tar(tmp_path / "in" / "0.tar", range(12), "png")
-    source = TarSource(str(tmp_path / "in"), Skipped(), cache=tmp_path / "cache")
-    make = picture_maker(source, [(12, 10)])
-    samples = Samples(Plan([np.arange(12)], batch_size=3), make, Skipped())
+    source = TarSource(str(tmp_path / "in"), BadSampleCounter(), cache=tmp_path / "cache")
+    make = make_transform(source, [(12, 10)])
+    samples = MapDataset(IndexSampler([np.arange(12)], batch_size=3), make, BadSampleCounter())
     for i in range(24):
         number = int(samples[i]["caption"].split()[-1])
         assert samples[i]["caption"] == caption(number)

@@ -24,8 +24,8 @@ from pictured import (
 from PIL import Image
 
 from jaxdiff.core.errors import InputError, WriteError
-from jaxdiff.data.skipped import BrokenError, Skipped
-from jaxdiff.data.sources import RunSource
+from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
+from jaxdiff.data.sources import BlockSource
 from jaxdiff.data.sources.folder import FolderSource
 from jaxdiff.data.sources.hub import HubSource
 from jaxdiff.data.sources.parquet import ParquetSource
@@ -50,7 +50,7 @@ def numbers(source):
 
 @pytest.mark.parametrize("table", [False, True])
 def test_a_folder_is_read_by_its_captions(tmp_path, table):
-    source = FolderSource(str(write_folder(tmp_path, 4, table)), Skipped())
+    source = FolderSource(str(write_folder(tmp_path, 4, table)), BadSampleCounter())
     assert numbers(source) == [0, 1, 2, 3]
     assert len(source.head(0, 20)) == 20
 
@@ -58,15 +58,15 @@ def test_a_folder_is_read_by_its_captions(tmp_path, table):
 def test_subfolders_have_tables_of_their_own(tmp_path):
     write_folder(tmp_path / "b", 2, table=True)
     write_folder(tmp_path / "a", 3, table=True)
-    assert numbers(FolderSource(str(tmp_path), Skipped())) == [0, 1, 2, 0, 1]
+    assert numbers(FolderSource(str(tmp_path), BadSampleCounter())) == [0, 1, 2, 0, 1]
 
 
 def test_another_caption_key_and_no_captions_at_all(tmp_path):
     write_folder(tmp_path, 2)
     rows = [{"file_name": f"000{i}.png", "prompt": caption(i), "text": "no"} for i in (1, 0)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert numbers(FolderSource(str(tmp_path), Skipped(), caption_key="prompt")) == [1, 0]
-    alone = FolderSource(str(tmp_path), Skipped(), captions=False)
+    assert numbers(FolderSource(str(tmp_path), BadSampleCounter(), caption_key="prompt")) == [1, 0]
+    alone = FolderSource(str(tmp_path), BadSampleCounter(), captions=False)
     assert [alone[i] for i in (0, 1)] == [{"picture": encoded(i), "caption": ""} for i in (0, 1)]
 
 
@@ -86,7 +86,7 @@ def test_what_is_wrong_with_a_table_is_counted_by_reason(tmp_path):
     with (tmp_path / "in" / "metadata.jsonl").open("a") as file:
         file.write("\n".join(more))
     (tmp_path / "in" / "untold.png").write_bytes(encoded(7))
-    skipped = Skipped(0.9)
+    skipped = BadSampleCounter(0.9)
     assert numbers(FolderSource(str(tmp_path / "in"), skipped)) == [0, 1, 2]
     assert skipped.counts() == {
         "missing file": 1,
@@ -100,13 +100,13 @@ def test_an_empty_caption_file_breaks_its_item_only(tmp_path):
     write_folder(tmp_path, 3)
     (tmp_path / "0001.txt").write_text(" \n")
     (tmp_path / "0002.txt").write_bytes(b"\xff\xfe")
-    source = FolderSource(str(tmp_path), Skipped())
-    with pytest.raises(BrokenError, match="empty caption"):
+    source = FolderSource(str(tmp_path), BadSampleCounter())
+    with pytest.raises(BadSampleError, match="empty caption"):
         source[1]
-    with pytest.raises(BrokenError, match="not UTF-8"):
+    with pytest.raises(BadSampleError, match="not UTF-8"):
         source[2]
     (tmp_path / "0000.png").unlink()
-    with pytest.raises(BrokenError, match="missing file"):
+    with pytest.raises(BadSampleError, match="missing file"):
         source[0]
 
 
@@ -114,16 +114,19 @@ def test_an_empty_caption_file_breaks_its_item_only(tmp_path):
 def test_tars_are_random_access(tmp_path, form):
     for i in range(3):
         write_tar(tmp_path / "in" / f"{i:05d}.tar", range(4 * i, 4 * i + 4), form)
-    source = TarSource(str(tmp_path / "in"), Skipped(), cache=tmp_path / "cache")
+    source = TarSource(str(tmp_path / "in"), BadSampleCounter(), cache=tmp_path / "cache")
     assert numbers(source) == list(range(12))
-    assert source[7] == TarSource(str(tmp_path / "in"), Skipped(), cache=tmp_path / "cache")[7]
+    assert (
+        source[7]
+        == TarSource(str(tmp_path / "in"), BadSampleCounter(), cache=tmp_path / "cache")[7]
+    )
 
 
 def test_the_listing_of_a_tar_is_kept_until_the_tar_changes(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "in" / "0.tar", range(3))
 
     def opened():
-        return TarSource(str(tmp_path / "in"), Skipped(), cache=tmp_path / "cache")
+        return TarSource(str(tmp_path / "in"), BadSampleCounter(), cache=tmp_path / "cache")
 
     before = opened()
     with monkeypatch.context() as patch:
@@ -145,7 +148,7 @@ def test_a_copy_elsewhere_is_the_same_data(tmp_path, kind):
     shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
 
     def mark(name):
-        path, skipped = str(tmp_path / name), Skipped()
+        path, skipped = str(tmp_path / name), BadSampleCounter()
         if kind == "tars":
             return TarSource(path, skipped, cache=tmp_path / "cache").fingerprint
         return (FolderSource if kind == "folder" else RecordSource)(path, skipped).fingerprint
@@ -169,11 +172,11 @@ def test_samples_of_a_tar_that_lack_something_are_counted(tmp_path):
         add(tar, "4.txt", caption(4).encode())
         add(tar, "5.png", encoded(5))
         add(tar, "5.txt", caption(5).encode())
-    skipped = Skipped(0.9)
+    skipped = BadSampleCounter(0.9)
     source = TarSource(str(tmp_path / "in"), skipped, cache=tmp_path / "cache")
     assert numbers(source) == [1, 5]
     assert skipped.counts() == {"without caption": 1, "empty caption": 1, "without picture": 1}
-    skipped = Skipped(0.9)
+    skipped = BadSampleCounter(0.9)
     alone = TarSource(str(tmp_path / "in"), skipped, cache=tmp_path / "cache", captions=False)
     assert [r["picture"] for r in map(alone.__getitem__, range(4))] == [*map(encoded, (1, 2, 3, 5))]
     assert skipped.counts() == {"without picture": 1}
@@ -187,7 +190,7 @@ def test_a_tar_that_breaks_off_anywhere_keeps_its_whole_samples(tmp_path):
     path.parent.mkdir()
     for cut in range(700, ends[-1], 997):
         path.write_bytes(data[:cut])
-        skipped = Skipped()
+        skipped = BadSampleCounter()
         with pytest.warns(UserWarning, match=r"0\.tar: truncated or broken tar, skipped"):
             source = TarSource(str(path.parent), skipped, cache=tmp_path / f"cache{cut}")
         # of the samples that end before the cut, the last is given up: was there more of it?
@@ -196,13 +199,13 @@ def test_a_tar_that_breaks_off_anywhere_keeps_its_whole_samples(tmp_path):
         assert skipped.counts() == {"truncated or broken tar": 1}
     path.write_bytes(b"no tar at all" * 100)
     with pytest.warns(UserWarning, match="truncated or broken tar"):
-        assert not len(TarSource(str(path.parent), Skipped(), cache=tmp_path / "other"))
+        assert not len(TarSource(str(path.parent), BadSampleCounter(), cache=tmp_path / "other"))
 
 
 def test_array_records_hold_bytes_and_captions(tmp_path):
     write_array_record(tmp_path / "0.array_record", range(3))
     write_array_record(tmp_path / "1.array_record", range(3, 5))
-    assert numbers(RecordSource(str(tmp_path), Skipped())) == [0, 1, 2, 3, 4]
+    assert numbers(RecordSource(str(tmp_path), BadSampleCounter())) == [0, 1, 2, 3, 4]
 
 
 def test_broken_array_records_are_counted(tmp_path):
@@ -211,13 +214,13 @@ def test_broken_array_records_are_counted(tmp_path):
     assert write_records(tmp_path / "1.array_record", odd) == 2
     whole = write_array_record(tmp_path / "whole", range(3)).read_bytes()
     (tmp_path / "2.array_record").write_bytes(whole[: len(whole) - 100])
-    skipped = Skipped()
+    skipped = BadSampleCounter()
     with pytest.warns(UserWarning, match=r"2\.array_record: truncated or broken ArrayRecord file"):
         source = RecordSource(str(tmp_path), skipped)
     assert skipped.counts() == {"truncated or broken ArrayRecord file": 1}
     assert len(source) == 4
     for index, reason in ((2, "broken record"), (3, "empty caption")):
-        with pytest.raises(BrokenError, match=reason):
+        with pytest.raises(BadSampleError, match=reason):
             source[index]
 
 
@@ -264,15 +267,21 @@ def test_folders_tars_and_parquet_may_lie_in_a_bucket(tmp_path, bucket):
     write_tar(tmp_path / "a" / "0.tar", range(3, 7))
     write_parquet(tmp_path / "a" / "0.parquet", range(7, 12))
     url = bucket(tmp_path / "a")
-    assert numbers(FolderSource(url, Skipped())) == [0, 1, 2]
-    assert numbers(TarSource(url, Skipped(), cache=tmp_path / "cache")) == [3, 4, 5, 6]
-    assert numbers(ParquetSource(url, Skipped(), cache=tmp_path / "cache")) == [7, 8, 9, 10, 11]
+    assert numbers(FolderSource(url, BadSampleCounter())) == [0, 1, 2]
+    assert numbers(TarSource(url, BadSampleCounter(), cache=tmp_path / "cache")) == [3, 4, 5, 6]
+    assert numbers(ParquetSource(url, BadSampleCounter(), cache=tmp_path / "cache")) == [
+        7,
+        8,
+        9,
+        10,
+        11,
+    ]
 
 
 def test_array_record_needs_a_local_folder(tmp_path, bucket):
     write_array_record(tmp_path / "0.array_record", range(2))
     with pytest.raises(InputError, match=r"memory://bucket, expected a local"):
-        RecordSource(bucket(tmp_path), Skipped())
+        RecordSource(bucket(tmp_path), BadSampleCounter())
 
 
 @pytest.mark.parametrize(
@@ -284,15 +293,15 @@ def test_array_record_needs_a_local_folder(tmp_path, bucket):
 )
 def test_paths_that_are_none_are_named(path, message):
     with pytest.raises(InputError, match=f"data.path: got {path}.*{message}"):
-        FolderSource(path, Skipped())
+        FolderSource(path, BadSampleCounter())
 
 
 def test_folders_without_the_wanted_files_are_named(tmp_path):
     write_folder(tmp_path, 1)
     with pytest.raises(InputError, match=r"without \.tar files"):
-        TarSource(str(tmp_path), Skipped(), cache=tmp_path)
+        TarSource(str(tmp_path), BadSampleCounter(), cache=tmp_path)
     with pytest.raises(InputError, match=r"without \.array_record files"):
-        RecordSource(str(tmp_path), Skipped())
+        RecordSource(str(tmp_path), BadSampleCounter())
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -302,7 +311,9 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def parquet(folder, skipped=None, **options):
-    return ParquetSource(str(folder), skipped or Skipped(), cache=folder.parent / "c", **options)
+    return ParquetSource(
+        str(folder), skipped or BadSampleCounter(), cache=folder.parent / "c", **options
+    )
 
 
 def test_parquet_files_are_read_by_split_in_runs(tmp_path):
@@ -311,9 +322,9 @@ def test_parquet_files_are_read_by_split_in_runs(tmp_path):
     write_parquet(folder / "data" / "train-00000-of-00002.parquet", range(4))
     write_parquet(folder / "data" / "test-00000-of-00001.parquet", range(6, 9))
     source = parquet(folder)
-    assert isinstance(source, RunSource)
+    assert isinstance(source, BlockSource)
     assert numbers(source) == [0, 1, 2, 3, 4, 5]
-    assert source.starts.tolist() == [0, 3, 4, 6]
+    assert source.block_starts.tolist() == [0, 3, 4, 6]
     assert parquet(folder).fingerprint == source.fingerprint  # listed anew from the cache
     assert numbers(parquet(folder, split="test")) == [6, 7, 8]
     assert parquet(folder, captions=False)[1] == {"picture": encoded(1), "caption": ""}
@@ -329,7 +340,7 @@ def test_parquet_files_without_a_split_in_their_names_are_all_read(tmp_path):
 
 
 def test_a_row_group_is_read_once_while_it_is_new(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxdiff.data.sources.parquet.HELD", 1)  # two of them are kept
+    monkeypatch.setattr("jaxdiff.data.sources.parquet.MAX_CACHED_BYTES", 1)  # two of them are kept
     write_parquet(tmp_path / "in" / "a.parquet", range(9))
     source, read = parquet(tmp_path / "in"), []
     inner = source._read
@@ -343,7 +354,7 @@ def test_a_row_group_is_read_once_while_it_is_new(tmp_path, monkeypatch):
 
 
 def test_broken_parquet_files_are_counted(tmp_path):
-    folder, skipped = tmp_path / "in", Skipped()
+    folder, skipped = tmp_path / "in", BadSampleCounter()
     write_parquet(folder / "a.parquet", range(3))
     write_parquet(folder / "b.parquet", range(3, 6))
     whole = (folder / "b.parquet").read_bytes()
@@ -359,7 +370,7 @@ def test_broken_parquet_files_are_counted(tmp_path):
     (folder / "b.parquet").unlink()
     fresh = parquet(folder)
     for _ in range(2):
-        with pytest.raises(BrokenError, match="truncated or broken Parquet file"):
+        with pytest.raises(BadSampleError, match="truncated or broken Parquet file"):
             fresh[0]
 
 
@@ -383,7 +394,7 @@ def test_a_dataset_of_hugging_face(tmp_path, monkeypatch):
 
 
 def test_a_few_broken_items_are_borne_and_many_are_not():
-    skipped = Skipped(0.5, floor=2)
+    skipped = BadSampleCounter(0.5, floor=2)
     skipped.seen(2)
     skipped.broken("a", 2)  # all, but few
     skipped.seen(4)

@@ -5,9 +5,9 @@ import warnings
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.skipped import BrokenError
+from jaxdiff.data.bad_samples import BadSampleError
 from jaxdiff.data.sources import storage
-from jaxdiff.data.sources.storage import PATIENCE, TRIES, Storage
+from jaxdiff.data.sources.storage import RETRY_SECONDS, TRIES, Storage
 
 
 class Clock:
@@ -71,7 +71,7 @@ def test_but_not_for_ever(files, clock):
     message = r"^data.path: got no answer from .* \(refused\) for 6\d\d s, expected its files$"
     with pytest.warns(UserWarning, match="trying again"), pytest.raises(InputError, match=message):
         files.read("b")
-    assert PATIENCE < clock.now < PATIENCE + 60
+    assert RETRY_SECONDS < clock.now < RETRY_SECONDS + 60
 
 
 def test_and_not_once_the_process_shall_end(files, clock):
@@ -87,7 +87,7 @@ def test_a_file_that_alone_cannot_be_read_is_broken(files, clock, first):
     files.fails = lambda name, now: name == "b"
     if not first:
         assert files.read("a") == b"a"
-    with pytest.raises(BrokenError, match="unreadable file"):
+    with pytest.raises(BadSampleError, match="unreadable file"):
         files.read("b")
     assert clock.now == pytest.approx(sum(0.5 * 2**k for k in range(TRIES - 1)))
 
@@ -102,6 +102,6 @@ def test_a_file_that_fails_once_is_read(files, clock):
 
 def test_a_missing_file_is_not_waited_for(files, clock):
     files.fails = lambda name, now: False
-    with pytest.raises(BrokenError, match="missing file"):
+    with pytest.raises(BadSampleError, match="missing file"):
         files.read("c")
     assert clock.now == 0

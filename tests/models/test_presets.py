@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from jaxdiff.checkpoints.configs import from_transformers
-from jaxdiff.checkpoints.rules import to_key, to_path, torch_shape
+from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_key_to_path, torch_shape
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import flatten, parameter_count
@@ -29,8 +29,8 @@ def test_names_shapes_and_count(kind, name):
     if published["class"] == "CLIPTextModel":
         shapes = {f"text_model.{key}": shape for key, shape in shapes.items()}
     ours = param_dict(preset(kind, name).abstract())
-    assert {to_key(p): torch_shape(w.shape, p) for p, w in ours.items()} == shapes
-    assert all(to_path(to_key(p), w.ndim) == p for p, w in ours.items())
+    assert {path_to_torch_key(p): torch_shape(w.shape, p) for p, w in ours.items()} == shapes
+    assert all(torch_key_to_path(path_to_torch_key(p), w.ndim) == p for p, w in ours.items())
     assert len(ours) == published["tensors"]
     assert parameter_count(ours) == published["parameters"] == preset(kind, name).parameters
 

@@ -64,7 +64,7 @@ def test_halves_of_a_linear_layer_are_its_output():
         )
 
     joined = gradient(lambda layer, x: layer(x))
-    apart = gradient(lambda layer, x: jnp.concatenate(layer.halves(x), -1))
+    apart = gradient(lambda layer, x: jnp.concatenate(layer.split_outputs(x), -1))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), joined, apart)
 
 

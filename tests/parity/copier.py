@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jaxdiff.checkpoints.rules import to_jax, to_key, to_path, to_torch
+from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_jax, to_torch, torch_key_to_path
 from jaxdiff.models.build import abstract, param_dict, with_params
 
 
@@ -27,8 +27,8 @@ def to_ours(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """PyTorch tensors by key as arrays in our layout by path."""
     arrays = {}
     for key, tensor in tensors.items():
-        path = to_path(key, tensor.ndim)
-        assert to_key(path) == key
+        path = torch_key_to_path(key, tensor.ndim)
+        assert path_to_torch_key(path) == key
         array = tensor.detach().numpy()
         arrays[path] = to_jax(array, path)
         assert np.array_equal(to_torch(arrays[path], path), array)

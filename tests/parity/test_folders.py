@@ -12,8 +12,8 @@ from flax import nnx
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig
 
 from jaxdiff.checkpoints.components import Component, read_component, write_component
+from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_torch
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
-from jaxdiff.checkpoints.rules import to_key, to_torch
 from jaxdiff.models.build import param_dict
 
 call = nnx.jit(lambda module, *inputs, **more: module(*inputs, **more))
@@ -24,7 +24,7 @@ decode = nnx.jit(lambda vae, z: vae.decode(z))
 def values(module):
     """Our weights as PyTorch tensors, by key."""
     return {
-        to_key(path): torch.from_numpy(
+        path_to_torch_key(path): torch.from_numpy(
             np.array(to_torch(np.asarray(array), path).astype(np.float32))
         )
         for path, array in param_dict(module).items()

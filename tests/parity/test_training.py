@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from families import LENGTH, pipeline
 from peft import LoraConfig
 
-from jaxdiff.checkpoints.rules import to_key, to_torch
+from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_torch
 from jaxdiff.cli.training.begin import begin
 from jaxdiff.cli.training.tuning import tuning
 from jaxdiff.core.types import dtype_of
@@ -189,7 +189,7 @@ def test_all_weights(tmp_path, family, choices):
     theirs = {}
     for path in ours.first:
         name, _, rest = path.partition(".") if prefixed else ("unet", "", path)
-        module, key = getattr(pipe, name), to_key(rest)
+        module, key = getattr(pipe, name), path_to_torch_key(rest)
         known = dict(module.named_parameters())
         theirs[path] = known[key if key in known else key.removeprefix("text_model.")]
     loss = train_both(ours, pipe, list(theirs.values()))
@@ -205,7 +205,7 @@ def test_all_weights(tmp_path, family, choices):
     for path, array in params.items():
         name, _, rest = path.partition(".") if prefixed else ("unet", "", path)
         table = getattr(read, name).state_dict()
-        key = to_key(rest)
+        key = path_to_torch_key(rest)
         stored = table[key if key in table else key.removeprefix("text_model.")].numpy()
         np.testing.assert_array_equal(stored, to_torch(array, rest))
 
@@ -226,7 +226,7 @@ def test_low_rank_changes(tmp_path, family):
         known |= {f"{name}.{key}": p for key, p in module.named_parameters() if p.requires_grad}
     theirs = {}
     for path, array in ours.first.items():
-        key = to_key(path).replace(".weight", ".default.weight")
+        key = path_to_torch_key(path).replace(".weight", ".default.weight")
         theirs[path] = known.pop(key if key in known else key.replace("text_model.", ""))
         with torch.no_grad():
             theirs[path].copy_(tensor(to_torch(array, path)))

@@ -5,7 +5,7 @@ import originals
 import pytest
 from PIL import Image
 
-from jaxdiff.checkpoints.rules import to_key, torch_shape
+from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline import given
@@ -121,7 +121,7 @@ def lora(pipe, path, seed):
     for key, array in param_dict(pipe.unet).items():
         if key.endswith(".kernel"):
             shape = torch_shape(array.shape, key)
-            stem = "lora_unet_" + to_key(key).removesuffix(".weight").replace(".", "_")
+            stem = "lora_unet_" + path_to_torch_key(key).removesuffix(".weight").replace(".", "_")
             tail = (1,) * (len(shape) - 2)
             values = rng.normal(size=(2, *shape[1:])), 0.1 * rng.normal(size=(shape[0], 2, *tail))
             for role, value in zip(("down", "up"), values, strict=True):

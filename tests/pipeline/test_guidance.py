@@ -40,7 +40,7 @@ def apart(a, b):
 
 def pure_noise(pipe):
     """alpha and sigma of the noisiest level."""
-    return (float(a[0]) for a in pipe.schedule.gather(jnp.array([999])))
+    return (float(a[0]) for a in pipe.schedule.alpha_sigma(jnp.array([999])))
 
 
 def other(pipe, seed=9, **components):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from pictured import write_folder
 
-from jaxdiff.checkpoints.averages import Snapshots
 from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.ema_snapshots import EMASnapshots
 from jaxdiff.cli.train import run
 from jaxdiff.cli.training import vae
 from jaxdiff.core.errors import InputError
@@ -42,7 +42,7 @@ def test_any_width_is_exported(tmp_path, monkeypatch):
     (tmp_path / "tiny.py").write_text(CONFIG.replace("FOLDER", str(tmp_path)))
     command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "a")]
     run([*command, "--steps", "5", "--optimiser.decay-fraction", "0"])
-    kept = Snapshots(tmp_path / "a" / "averages")
+    kept = EMASnapshots(tmp_path / "a" / "averages")
     # FLOPs of the model over time and peak: the same FLOPs in every line
     lines = read_lines(tmp_path / "a" / "log.jsonl")
     flops = [line["mfu"] * line["step_ms"] for line in lines]

@@ -69,7 +69,7 @@ from jaxdiff.training.config import ClassifierObjective, OptimiserConfig, TrainC
 model = LatentClassifierConfig(
     sample_size=16, in_channels=2, block_out_channels=(4,), layers_per_block=1,
     attention_head_dim=4, norm_num_groups=2,
-).telling(ATTRIBUTES)
+).with_labels(ATTRIBUTES)
 objective = ClassifierObjective(model=model, vae="FOLDER/vae/export", draws=2)
 config = TrainConfig(objective=objective, optimiser=OptimiserConfig(warmup_steps=1),
     steps=4, batch_size=8, log_every=1, checkpoint_every=2, sample_every=4)
@@ -327,7 +327,7 @@ def test_a_classifier_of_other_latents_is_refused(trained, tmp_path, flags, mess
     path = config_file(tmp_path, CLASSIFIER.replace("FOLDER", str(trained)))
     with pytest.raises(InputError, match=f"objective.model.{message}"):
         run([path, "--workdir", str(tmp_path / "w"), *flags])
-    other = CLASSIFIER.replace("FOLDER", str(trained)).replace(".telling(ATTRIBUTES)", "")
+    other = CLASSIFIER.replace("FOLDER", str(trained)).replace(".with_labels(ATTRIBUTES)", "")
     with pytest.raises(InputError, match=r"group_names: got class, expected the groups of scenes"):
         run([config_file(tmp_path, other), "--workdir", str(tmp_path / "w")])
     assert not (tmp_path / "w").exists()

@@ -15,7 +15,7 @@ from jaxdiff.cli.training.drawing import shown_noise
 from jaxdiff.cli.training.evaluation import make_evaluation
 from jaxdiff.cli.training.experiment import validation_batch
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.batches import to_unit
+from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.tokenizer import tokenize, train_tokenizer
 from jaxdiff.evaluation.report import renders, standard_prompts
 from jaxdiff.models.build import abstract, initialise, param_dict, with_params
@@ -60,7 +60,7 @@ def perfect(shown):
     """What the prompts ask for, other drawings than those of the reference."""
     ids = shown["ids"]
     drawn = renders(PROMPTS)(texts_of(ids), list(range(900, 900 + len(ids))))
-    return jnp.asarray(to_unit(drawn))
+    return jnp.asarray(normalize_images(drawn))
 
 
 def grey(shown):
@@ -98,7 +98,7 @@ def test_one_picture_over_and_over_has_no_covariance():
     """Then the distance is |m - c|^2 and the trace of what real pictures differ by."""
     found = make_evaluation(CONFIG, TOLD, VAE, {})(grey)["fid"]
     drawn = renders(PROMPTS)([p.text for p in PROMPTS], list(range(len(PROMPTS))))
-    real = features(EMBEDDED / "clip", to_unit(drawn))
+    real = features(EMBEDDED / "clip", normalize_images(drawn))
     point = features(EMBEDDED / "clip", grey({"ids": [0]}))
     expected = np.sum((real.mean(0) - point) ** 2) + np.trace(np.cov(real.T))
     np.testing.assert_allclose(found, expected, rtol=1e-4)

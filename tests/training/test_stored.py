@@ -20,7 +20,7 @@ from jaxdiff.cli.training import experiment, vae
 from jaxdiff.cli.training.experiment import training_batches, validation_batch, validation_captions
 from jaxdiff.cli.training.stored import open_stored
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.batches import batches, to_unit
+from jaxdiff.data.batches import batches, normalize_images
 from jaxdiff.data.scenes import SceneSource
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize, train_tokenizer
 from jaxdiff.training.config import (
@@ -113,7 +113,7 @@ def map_captions(count):
 def whole(number):
     """The picture as it is brought to 12 by 12: enlarged, then cut above and below."""
     large = Image.fromarray(pixels(number)).resize((12, 14), Image.Resampling.LANCZOS)
-    return to_unit(np.asarray(large)[1:13])
+    return normalize_images(np.asarray(large)[1:13])
 
 
 def test_scenes_are_batched_as_ever():

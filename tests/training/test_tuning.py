@@ -23,7 +23,7 @@ from jaxdiff.cli.training.begin import begin
 from jaxdiff.cli.training.prior import with_prior
 from jaxdiff.cli.training.tuning import LORA
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.texts import Texts
+from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -330,7 +330,7 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
     texts = begun.texts(data.caption)
     stream = with_prior(config, prior, objective.prior_weight, texts)
     batch = next(stream)
-    ids = texts([""])["ids"][0], Texts(tokenizers=texts.tokenizers)(["a star"])["ids"][0]
+    ids = texts([""])["ids"][0], CaptionTokenizer(tokenizers=texts.tokenizers)(["a star"])["ids"][0]
     assert not np.array_equal(batch["ids"][0], ids[1])
     np.testing.assert_array_equal(batch["ids"][0::2], np.tile(ids[0], (4, 1)))
     np.testing.assert_array_equal(batch["ids"][1::2], np.tile(ids[1], (4, 1)))

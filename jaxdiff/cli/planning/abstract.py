@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxdiff.checkpoints.clip_vision import clip_folder, read_image_processor, vision_of
 from jaxdiff.checkpoints.jsonfiles import read_object
-from jaxdiff.checkpoints.kinds import KINDS
+from jaxdiff.checkpoints.model_registry import MODEL_CLASSES
 from jaxdiff.checkpoints.pipelines import SCHEDULER
-from jaxdiff.checkpoints.vision import clip_folder, read_lens, vision_of
 from jaxdiff.cli.training.clip import attribute_heads
 from jaxdiff.cli.training.experiment import check_kind
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, PyTree, dtype_of
 from jaxdiff.core.validate import one_of
 from jaxdiff.data.drawing import CANVAS
-from jaxdiff.data.latents import DESCRIPTION, Latents, read_description
+from jaxdiff.data.latents import DESCRIPTION, LatentCacheInfo, read_description
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel, CLIPVisionModel
@@ -98,7 +98,7 @@ def component(path: str, **options: Any) -> nnx.Module:
         source = str(folder / "config.json")
         raw = read_object(folder / "config.json")
         name = str(raw.get("_class_name") or (raw.get("architectures") or [None])[0])
-        kind = KINDS[one_of(f"{source}: class", name.removeprefix("Flax"), KINDS)]
+        kind = MODEL_CLASSES[one_of(f"{source}: class", name.removeprefix("Flax"), MODEL_CLASSES)]
         configs = kind.configs(raw, source=source)
         return abstract(kind.module, *configs, **kind.options, **options)
     repository, _, name = path.rpartition("/")
@@ -156,7 +156,7 @@ def _eye(path: str | None, dtype: Dtype) -> Eye | None:
     # The tower of a whole CLIP model is made anew, and has to be told what it is stored in.
     config, projected = module.config, module.visual_projection is not None
     module = abstract(CLIPVisionModel, config, projected, **_all_in(dtype))
-    return Eye(module, read_lens(folder, config.image_size))
+    return Eye(module, read_image_processor(folder, config.image_size))
 
 
 def _all_in(dtype: Dtype) -> dict[str, Dtype]:
@@ -188,7 +188,11 @@ def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     encoders = {name: cast(Any, networks[name]).config for name in ENCODERS if name in networks}
     lengths = {name: text.max_position_embeddings for name, text in encoders.items()}
     null = {n: jax.ShapeDtypeStruct((length,), jnp.int32) for n, length in lengths.items()}
-    said = {} if made is None else {n: _stored(made, size) for n, size in made.said.items()}
+    said = (
+        {}
+        if made is None
+        else {n: _stored(made, size) for n, size in made.text_embedding_shapes.items()}
+    )
     kept = read_in_steps(tuned, latents=latents, said=bool(said))
     tables = {n: param_dict(networks[n]) for n in kept}
     frozen = Frozen(
@@ -216,7 +220,7 @@ def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     return AbstractTraining(diffusion_learner(objective, tuned, silent_null=sized), frozen, batch)
 
 
-def _described(config: TrainConfig) -> Latents | None:
+def _described(config: TrainConfig) -> LatentCacheInfo | None:
     """What says which latents are cached, where they are here already."""
     path = config.data.path if config.data.kind == "latents" else None
     if not path or not (pathlib.Path(path) / DESCRIPTION).is_file():
@@ -224,7 +228,7 @@ def _described(config: TrainConfig) -> Latents | None:
     return read_description(pathlib.Path(path))
 
 
-def _stored(made: Latents, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+def _stored(made: LatentCacheInfo, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     """What is cached of one caption."""
     return jax.ShapeDtypeStruct(shape, dtype_of(made.dtype))
 

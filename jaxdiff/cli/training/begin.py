@@ -9,15 +9,15 @@ import numpy as np
 
 from jaxdiff.checkpoints.components import Component, read_component
 from jaxdiff.checkpoints.loading import host_memory
-from jaxdiff.checkpoints.models import digests, locate, read_model
-from jaxdiff.checkpoints.pipelines import PipelineParts
+from jaxdiff.checkpoints.models import read_model, resolve_source, weight_hashes
+from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.training.drawing import SAMPLER, SPACING
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import cast_floating as in_dtype
 from jaxdiff.core.types import Dtype
-from jaxdiff.data.texts import Texts
+from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel
@@ -38,8 +38,8 @@ class Begun(NamedTuple):
     """
 
     objective: DiffusionObjective  # with all that a pipeline says filled in
-    parts: PipelineParts
-    read: Callable[[], PipelineParts]  # the same again
+    parts: PipelineComponents
+    read: Callable[[], PipelineComponents]  # the same again
     digests: Mapping[str, str]  # of the weights of each component
 
     @property
@@ -78,11 +78,11 @@ class Begun(NamedTuple):
         table = table if dtype is None else in_dtype(table, dtype)
         return {path: np.asarray(array) for path, array in table.items()}
 
-    def texts(self, caption: str | None = None) -> Texts:
+    def texts(self, caption: str | None = None) -> CaptionTokenizer:
         """How the text encoders read captions."""
         files = self.parts.tokenizers
         tokenizers = {IDS[name]: tokenizer_of(files[TOKENIZERS[name]]) for name in self.encoders}
-        return Texts(tokenizers=tokenizers, caption=caption)
+        return CaptionTokenizer(tokenizers=tokenizers, caption=caption)
 
 
 def begin(objective: DiffusionObjective, *, resumed: bool = False) -> Begun:
@@ -101,9 +101,9 @@ def begin(objective: DiffusionObjective, *, resumed: bool = False) -> Begun:
 
 def _pipeline(objective: DiffusionObjective) -> Begun:
     source = str(objective.pipeline)
-    path = locate(source)
+    path = resolve_source(source)
 
-    def read() -> PipelineParts:
+    def read() -> PipelineComponents:
         return read_model(path, sharding=host_memory())
 
     parts = read()
@@ -116,7 +116,7 @@ def _pipeline(objective: DiffusionObjective) -> Begun:
     }
     filled = dataclasses.replace(objective, pipeline=None, **cast(Any, said))
     names = ("unet", "vae", *(name for name in ENCODERS if name in parts.components))
-    return Begun(filled, parts, read, digests(path, names))
+    return Begun(filled, parts, read, weight_hashes(path, names))
 
 
 def _separate(objective: DiffusionObjective, without_unet: bool) -> Begun:
@@ -125,12 +125,12 @@ def _separate(objective: DiffusionObjective, without_unet: bool) -> Begun:
     if objective.weights is not None and not without_unet:
         folders["unet"] = pathlib.Path(objective.weights)
 
-    def read() -> PipelineParts:
+    def read() -> PipelineComponents:
         place = host_memory()
         components = {n: read_component(f, sharding=place) for n, f in folders.items()}
         if "unet" in components:  # its config is the objective's, also where it is not read again
             components["unet"] = Component(module=components["unet"].module)
-        return PipelineParts(
+        return PipelineComponents(
             components=components,
             scheduler=scheduler_config(objective),
             tokenizers={"tokenizer": read_tokenizer(given / "tokenizer")},

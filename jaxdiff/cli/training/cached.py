@@ -5,14 +5,16 @@ import pathlib
 from jaxdiff.checkpoints.tokenizers import tokenizer_digest
 from jaxdiff.cli.training.begin import Begun
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.latents import Latents, read_description
+from jaxdiff.data.latents import LatentCacheInfo, read_description
 from jaxdiff.models.conditioning import ENCODERS
 from jaxdiff.pipeline.parts import ENCODERS as TOKENIZERS
 from jaxdiff.training.config import DataConfig
 from jaxdiff.training.objectives.tuning import Tuned
 
 
-def cached(data: DataConfig, begun: Begun, tuned: Tuned, *, field: str = "data") -> Latents | None:
+def cached(
+    data: DataConfig, begun: Begun, tuned: Tuned, *, field: str = "data"
+) -> LatentCacheInfo | None:
     """What is cached of the data in the config's `field`; None where that is pictures.
 
     InputError if other networks have made it, or the training changes one that has.
@@ -26,7 +28,7 @@ def cached(data: DataConfig, begun: Begun, tuned: Tuned, *, field: str = "data")
             f"{field}.path: got {folder}, encoded by a VAE with the digest {made.vae}, expected "
             f"{own} as {begun.objective.vae} has"
         )
-    if made.said:
+    if made.text_embedding_shapes:
         _check_learnt(data, tuned, field)
         _check_readers(made, begun, f"{field}.path: got {folder} with embeddings of captions")
     return made
@@ -48,7 +50,7 @@ def _check_learnt(data: DataConfig, tuned: Tuned, field: str) -> None:
         )
 
 
-def _check_readers(made: Latents, begun: Begun, got: str) -> None:
+def _check_readers(made: LatentCacheInfo, begun: Begun, got: str) -> None:
     """InputError unless the captions were read as the training's encoders would."""
     objective, names = begun.objective, list(begun.encoders)
     files = [begun.parts.tokenizers[TOKENIZERS[name]] for name in names]

@@ -37,8 +37,8 @@ from jaxdiff.cli.training.prior import with_prior
 from jaxdiff.cli.training.tuning import tuning
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray
-from jaxdiff.data.latents import Latents, read_null
-from jaxdiff.data.texts import Texts
+from jaxdiff.data.latents import LatentCacheInfo, read_null
+from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.models.build import with_params
 from jaxdiff.models.conditioning import UNetConditioning
 from jaxdiff.models.vae import AutoencoderKL
@@ -56,19 +56,22 @@ from jaxdiff.training.objectives.diffusion import (
 from jaxdiff.training.objectives.tuning import Tuned
 
 
-def _side(data: DataConfig, made: Latents | None) -> int:
+def _side(data: DataConfig, made: LatentCacheInfo | None) -> int:
     """Side of the (square) pictures in pixels."""
     if data.kind == "scenes":
         return scene_side(data)
     return (data.resolution or 0) if made is None else made.resolution
 
 
-def _cached(config: TrainConfig, begun: Begun, tuned: Tuned) -> Latents | None:
+def _cached(config: TrainConfig, begun: Begun, tuned: Tuned) -> LatentCacheInfo | None:
     """What is cached of the data; InputError unless as much is of the prior's."""
     made, prior = cached(config.data, begun, tuned), begun.objective.prior
     if prior is not None:
         other = cached(prior, begun, tuned, field="objective.prior")
-        said, wanted = ((x.said, x.dtype) if x and x.said else () for x in (other, made))
+        said, wanted = (
+            (x.text_embedding_shapes, x.dtype) if x and x.text_embedding_shapes else ()
+            for x in (other, made)
+        )
         if said != wanted:
             kinds = (f"embeddings in {x[1]}" if x else "captions" for x in (said, wanted))
             raise InputError(
@@ -120,11 +123,11 @@ def _sampler(objective: DiffusionObjective, model: Model) -> Callable[..., Array
     return make_sampler(network, levels, prepare, **choices)
 
 
-def _prompts(config: TrainConfig, texts: Texts) -> list[str]:
+def _prompts(config: TrainConfig, texts: CaptionTokenizer) -> list[str]:
     """What the pictures of the grids are of; InputError if none has the word that is learnt."""
     scenes = config.data.kind == "scenes"
     prompts = shown_prompts() if scenes else validation_captions(config, SHOWN)
-    for word in texts.words:
+    for word in texts.placeholder_tokens:
         if not any(word in (texts.caption or prompt) for prompt in prompts):
             raise InputError(
                 f"objective.train.word: got {word!r}, which no caption has, expected captions "
@@ -155,7 +158,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         weights={name: begun.table(name, dtype) for name in chosen.tuned.frozen},
         null={name: texts([""])[IDS[name]][0] for name in begun.encoders},
     )
-    tokenizer = None if made is not None and made.said else texts
+    tokenizer = None if made is not None and made.text_embedding_shapes else texts
     read = _read_in_steps(config, chosen.tuned, frozen, made)
     learner = diffusion_learner(objective, chosen.tuned, silent_null=begun.silent_null)
     model = Model(chosen.tuned, silent_null=begun.silent_null)
@@ -185,13 +188,17 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
 
 
 def _read_in_steps(
-    config: TrainConfig, tuned: Tuned, frozen: Frozen, made: Latents | None
+    config: TrainConfig, tuned: Tuned, frozen: Frozen, made: LatentCacheInfo | None
 ) -> Frozen:
     """What a step reads of all that pictures are drawn with, where latents are cached."""
     if made is None:
         return frozen
-    names = read_in_steps(tuned, latents=True, said=bool(made.said))
-    null = read_null(pathlib.Path(str(config.data.path)), made) if made.said else frozen.null
+    names = read_in_steps(tuned, latents=True, said=bool(made.text_embedding_shapes))
+    null = (
+        read_null(pathlib.Path(str(config.data.path)), made)
+        if made.text_embedding_shapes
+        else frozen.null
+    )
     return Frozen({name: frozen.weights[name] for name in names}, null)
 
 

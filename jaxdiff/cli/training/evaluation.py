@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.checkpoints.vision import CLIP, clip_folder, read_vision
+from jaxdiff.checkpoints.clip_vision import CLIP, clip_folder, read_vision
 from jaxdiff.cli.training.experiment import SHOWN, scene_side, spread, validation_captions
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, UInt8
-from jaxdiff.data.batches import to_unit
+from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.scenes import Prompt
 from jaxdiff.evaluation.frechet import Moments, frechet_distance, moments
 from jaxdiff.evaluation.report import judged, renders, some, standard_prompts, summarise
@@ -114,7 +114,7 @@ def _renders(side: int) -> Float[NDArray, "n s s 3"]:
     """What the standard prompts look like, `side` pixels wide."""
     prompts = standard_prompts()
     texts = [p.text for p in prompts]
-    return to_unit(renders(prompts, side)(texts, list(range(len(texts)))))
+    return normalize_images(renders(prompts, side)(texts, list(range(len(texts)))))
 
 
 def _embedding(folder: pathlib.Path) -> Embed:

@@ -14,10 +14,10 @@ from jaxdiff.cli.training.stored import open_stored, stored_captions
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
+from jaxdiff.data.bad_samples import BadSampleCounter
 from jaxdiff.data.batches import Batch, Item, batches
 from jaxdiff.data.drawing import CANVAS
 from jaxdiff.data.scenes import SceneSource
-from jaxdiff.data.skipped import Skipped
 from jaxdiff.parallel.distributed import is_first
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, replicated
 from jaxdiff.training.config import (
@@ -59,7 +59,9 @@ class Experiment(NamedTuple):
 class Stream:
     """Batches for training, what of the data could not be used, and which data it is."""
 
-    def __init__(self, iterator: Any, skipped: Skipped, identity: Mapping[str, str]) -> None:
+    def __init__(
+        self, iterator: Any, skipped: BadSampleCounter, identity: Mapping[str, str]
+    ) -> None:
         self._iterator, self._skipped, self.identity = iterator, skipped, identity
 
     def __next__(self) -> Batch:
@@ -99,7 +101,7 @@ def training_batches(
     check_kind(config)
     if data.kind == "scenes":
         source: Any = scenes(data)
-        skipped, identity = Skipped(), {}
+        skipped, identity = BadSampleCounter(), {}
     else:
         stored = open_stored(data, config.batch_size, captions=_captioned(data, tokenizer))
         source, skipped, identity = stored.training, stored.skipped, {"data": stored.fingerprint}

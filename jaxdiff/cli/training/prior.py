@@ -9,7 +9,7 @@ import numpy as np
 from jaxdiff.cli.training.experiment import Stream, training_batches
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import Batch
-from jaxdiff.data.texts import Texts
+from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.training.config import DataConfig, TrainConfig
 
 
@@ -65,7 +65,7 @@ def _shape(batch: Mapping[str, np.ndarray], name: str) -> str:
 
 
 def with_prior(
-    config: TrainConfig, prior: DataConfig, weight: float, texts: Texts | None
+    config: TrainConfig, prior: DataConfig, weight: float, texts: CaptionTokenizer | None
 ) -> Stream:
     """Training batches half of which are `prior`'s; without `texts` captions are not read."""
     half = config.batch_size // 2

@@ -12,12 +12,12 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
-from jaxdiff.data.buckets import Size, assign, bucket_sizes, measured
+from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
+from jaxdiff.data.buckets import Size, assign_buckets, bucket_sizes, read_image_sizes
 from jaxdiff.data.latents import DESCRIPTION, LatentSource
-from jaxdiff.data.plan import Plan, RunPlan, held_out
-from jaxdiff.data.samples import Samples, picture_maker
-from jaxdiff.data.skipped import BrokenError, Skipped
-from jaxdiff.data.sources import PictureSource, RunSource
+from jaxdiff.data.samples import MapDataset, make_transform
+from jaxdiff.data.sampling_order import BlockShuffleSampler, IndexSampler, validation_indices
+from jaxdiff.data.sources import BlockSource, PictureSource
 from jaxdiff.data.sources.folder import FolderSource
 from jaxdiff.data.sources.hub import HubSource
 from jaxdiff.data.sources.parquet import ParquetSource
@@ -34,10 +34,10 @@ PIECES = 8  # in which items are held out that are stored in runs
 class Stored(NamedTuple):
     """Data that is opened: samples in the order of training, and those that are held out."""
 
-    training: Samples
-    validation: Samples
+    training: MapDataset
+    validation: MapDataset
     validated: int  # items that are held out, a whole validation batch
-    skipped: Skipped  # counts of `training`
+    skipped: BadSampleCounter  # counts of `training`
     fingerprint: str
 
 
@@ -49,7 +49,9 @@ def cache_folder(config: DataConfig) -> pathlib.Path:
     return pathlib.Path(base) / "jaxdiff" / "data"
 
 
-def open_pictures(config: DataConfig, skipped: Skipped, *, captions: bool) -> PictureSource:
+def open_pictures(
+    config: DataConfig, skipped: BadSampleCounter, *, captions: bool
+) -> PictureSource:
     """The source of a kind in PICTURES."""
     path = str(config.path)
     if (pathlib.Path(path) / DESCRIPTION).is_file():
@@ -75,18 +77,18 @@ def grouped(config: DataConfig, source: PictureSource, smallest: int) -> tuple[G
     Without buckets no picture's size is asked for.
     """
     side = config.resolution or 0
-    sizes = bucket_sizes(side, cell=config.cell, widest=config.widest)
+    sizes = bucket_sizes(side, multiple=config.cell, max_aspect_ratio=config.widest)
     if len(sizes) == 1:
         return [(sizes[0], np.arange(len(source)))], fingerprint(source.fingerprint, str(side))
-    table = measured(source, cache_folder(config))
-    groups = assign(table, sizes, smallest)
+    table = read_image_sizes(source, cache_folder(config))
+    groups = assign_buckets(table, sizes, smallest)
     marks = [f"{size} {hashlib.sha256(items.tobytes()).hexdigest()}" for size, items in groups]
     return groups, fingerprint(source.fingerprint, *marks)
 
 
 def open_stored(config: DataConfig, batch_size: int, *, captions: bool = True) -> Stored:
     """Everything but scenes. Without `captions` pictures need none."""
-    skipped = Skipped(config.max_broken)
+    skipped = BadSampleCounter(config.max_broken)
     if config.kind == "latents":
         latents = LatentSource(str(config.path))
         groups, mark = latents.groups(batch_size), latents.fingerprint
@@ -96,17 +98,19 @@ def open_stored(config: DataConfig, batch_size: int, *, captions: bool = True) -
         source = open_pictures(config, skipped, captions=captions)
         groups, mark = grouped(config, source, batch_size)
         sizes = [size for size, _ in groups]
-        make = picture_maker(source, sizes, seed=config.seed, crop=config.crop, flip=config.flip)
-        plain = picture_maker(source, sizes)
+        make = make_transform(source, sizes, seed=config.seed, crop=config.crop, flip=config.flip)
+        plain = make_transform(source, sizes)
     items = [group for _, group in groups]
     if not sum(map(len, items)):
         raise InputError(f"data.path: got {config.path} without usable items, expected some")
-    runs = source if isinstance(source, RunSource) else None
+    runs = source if isinstance(source, BlockSource) else None
     kept, held = _divided(items, config.held_out, None if runs is None else PIECES)
     validated = max(map(len, held))
     return Stored(
-        training=Samples(_order(kept, batch_size, config.seed, runs), make, skipped),
-        validation=Samples(Plan(held, batch_size=validated), plain, Skipped(1.0)),
+        training=MapDataset(_order(kept, batch_size, config.seed, runs), make, skipped),
+        validation=MapDataset(
+            IndexSampler(held, batch_size=validated), plain, BadSampleCounter(1.0)
+        ),
         validated=validated,
         skipped=skipped,
         fingerprint=mark,
@@ -115,9 +119,9 @@ def open_stored(config: DataConfig, batch_size: int, *, captions: bool = True) -
 
 def stored_captions(config: DataConfig) -> Iterator[str]:
     """The captions of pictures in the order of the source, those that are held out among them."""
-    source = open_pictures(config, Skipped(config.max_broken), captions=True)
+    source = open_pictures(config, BadSampleCounter(config.max_broken), captions=True)
     for index in range(len(source)):
-        with contextlib.suppress(BrokenError):
+        with contextlib.suppress(BadSampleError):
             yield source[index]["caption"]
 
 
@@ -126,17 +130,21 @@ def _divided(
 ) -> tuple[list[Items], list[Items]]:
     """What of each group is trained on, and held out: of the size that most pictures have."""
     largest = int(np.argmax([len(group) for group in items]))
-    places = held_out(len(items[largest]), wanted, pieces)
+    places = validation_indices(len(items[largest]), wanted, pieces)
     kept = [np.delete(g, places) if i == largest else g for i, g in enumerate(items)]
     # Too few to spare any: then those that are trained on are validated too.
     held = items[largest][places] if len(places) else items[largest][:wanted]
     return kept, [held if i == largest else held[:0] for i in range(len(items))]
 
 
-def _order(items: list[Items], batch_size: int, seed: int, runs: RunSource | None) -> Plan:
+def _order(
+    items: list[Items], batch_size: int, seed: int, runs: BlockSource | None
+) -> IndexSampler:
     """The order of training; of a source with runs along these, as many as it holds at once."""
     if runs is None:
-        return Plan(items, batch_size=batch_size, seed=seed)
-    most = max(1, runs.at_once // len(items))
+        return IndexSampler(items, batch_size=batch_size, seed=seed)
+    most = max(1, runs.max_open_blocks // len(items))
     lanes = math.gcd(batch_size, 1 << (most.bit_length() - 1))
-    return RunPlan(items, batch_size=batch_size, starts=runs.starts, lanes=lanes, seed=seed)
+    return BlockShuffleSampler(
+        items, batch_size=batch_size, starts=runs.block_starts, lanes=lanes, seed=seed
+    )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdiff.checkpoints.averages import Snapshots
+from jaxdiff.checkpoints.ema_snapshots import EMASnapshots
 from jaxdiff.checkpoints.training_state import TrainingStore
 from jaxdiff.cli.training.experiment import AVERAGES, Experiment, picture_of
 from jaxdiff.cli.training.logs import Logs
@@ -76,7 +76,7 @@ class Trainer:
         self.base = jax.random.wrap_key_data(data)
         self.step = 0 if found is None else found.step
         self.peak, self.flops = peak_flops(), cast(float | None, None)
-        self.snapshots = Snapshots(workdir / AVERAGES)
+        self.snapshots = EMASnapshots(workdir / AVERAGES)
         if not store.read_only:
             self.snapshots.drop_after(self.step)
 

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff.checkpoints.components import Component
+from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_torch
 from jaxdiff.checkpoints.lora_names import FILES
-from jaxdiff.checkpoints.lora_writing import Module, Pair, write_pairs
+from jaxdiff.checkpoints.lora_writing import LoRAPair, Module, write_pairs
 from jaxdiff.checkpoints.pipelines import write_pipeline
-from jaxdiff.checkpoints.rules import to_key, to_torch
-from jaxdiff.checkpoints.tensors import Pending
+from jaxdiff.checkpoints.safetensors import LazyTensor
 from jaxdiff.checkpoints.textual_inversion import Inversion, write_inversion
 from jaxdiff.cli.training.begin import Begun
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, NDArray
-from jaxdiff.data.texts import Texts
+from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.training.config import Full, LoRA, TextualInversion
@@ -39,7 +39,7 @@ class Chosen(NamedTuple):
     """A kind of tuning made concrete."""
 
     tuned: Tuned
-    texts: Texts
+    texts: CaptionTokenizer
     export: Callable[[Whole, pathlib.Path], None]  # writes into this folder
 
 
@@ -86,24 +86,24 @@ def lora(begun: Begun, dtype: Dtype, config: LoRA, caption: str | None) -> Chose
     tuned = low_rank(begun.networks(dtype), config)
 
     def export(params: Whole, folder: pathlib.Path) -> None:
-        pairs: dict[Module, Pair] = {}
+        pairs: dict[Module, LoRAPair] = {}
         for path in params:
-            component, _, key = to_key(path).partition(".")
+            component, _, key = path_to_torch_key(path).partition(".")
             module, _, role = key.removesuffix(".weight").rpartition(".")
             if role == "lora_A":
                 down, up = (
                     _pending(params[f"{component}.{module}.{name}.kernel"], path)
                     for name in ("lora_A", "lora_B")
                 )
-                pairs[component, module] = Pair(down, up, config.scale)
+                pairs[component, module] = LoRAPair(down, up, config.scale)
         write_pairs(folder / LORA, pairs)
 
     return Chosen(tuned, begun.texts(caption), export)
 
 
-def _pending(array: NDArray, path: str) -> Pending:
+def _pending(array: NDArray, path: str) -> LazyTensor:
     values = to_torch(np.asarray(array, np.float32), path)
-    return Pending(dtype=values.dtype, shape=values.shape, fetch=lambda: values)
+    return LazyTensor(dtype=values.dtype, shape=values.shape, fetch=lambda: values)
 
 
 def inversion(begun: Begun, dtype: Dtype, config: TextualInversion, caption: str | None) -> Chosen:
@@ -122,7 +122,7 @@ def inversion(begun: Begun, dtype: Dtype, config: TextualInversion, caption: str
                 f"objective.train.word: got {config.word!r}, which the tokenizer reads otherwise"
             )
     tuned = new_word(begun.networks(dtype), vectors, first)
-    texts = dataclasses.replace(texts, words={config.word: " ".join(parts)})
+    texts = dataclasses.replace(texts, placeholder_tokens={config.word: " ".join(parts)})
 
     def export(params: Whole, folder: pathlib.Path) -> None:
         learnt = {name: params[f"{name}.vectors"] for name in vectors}

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.checkpoints.clip_vision import clip_folder, read_vision
 from jaxdiff.checkpoints.components import Component, read_component, write_component
 from jaxdiff.checkpoints.training_state import has_checkpoint
-from jaxdiff.checkpoints.vision import clip_folder, read_vision
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.training.experiment import (
     CHECKPOINTS,

@@ -1,9 +1,9 @@
 """Where captioned pictures come from: random access to their bytes, wherever these are stored.
 
 A source has a length, a `fingerprint` of what it lists, and items `{"picture": bytes, "caption":
-str}`; an item that cannot be had raises BrokenError. What is wrong in the listing itself is left
-out of it and counted when the source is opened, so every process has the same items in the same
-order.
+str}`; an item that cannot be read raises BadSampleError. What is wrong in the listing itself is
+left out of it and counted when the source is opened, so every process has the same items in the
+same order.
 """
 
 from typing import Protocol, TypedDict, runtime_checkable
@@ -30,7 +30,7 @@ class PictureSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record:
-        """Item `index`; BrokenError if it cannot be used."""
+        """Item `index`; BadSampleError if it cannot be used."""
         ...
 
     def head(self, index: int, size: int) -> bytes:
@@ -39,8 +39,8 @@ class PictureSource(Protocol):
 
 
 @runtime_checkable
-class RunSource(PictureSource, Protocol):
-    """A source whose items are stored in runs: reading one costs as much as reading all of it."""
+class BlockSource(PictureSource, Protocol):
+    """A source whose items are stored in blocks: reading one item reads the whole block."""
 
-    starts: Int[NDArray, "_"]  # the first item of each run, and the number of items
-    at_once: int  # runs that may be read from at the same time
+    block_starts: Int[NDArray, "_"]  # the first item of each block, and the number of items
+    max_open_blocks: int  # blocks that may be read from at the same time

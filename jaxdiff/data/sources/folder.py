@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxdiff.data.skipped import BrokenError, Skipped
+from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.sources import Record
 from jaxdiff.data.sources.storage import MISSING, Storage, fingerprint
 
@@ -19,27 +19,32 @@ NO_CAPTION, EMPTY, NO_PICTURE = "without caption", "empty caption", "without pic
 BAD_LINE = "bad metadata line"
 
 
-def told(caption: str) -> str:
-    """`caption` without blanks around it; BrokenError if nothing is left."""
+def clean_caption(caption: str) -> str:
+    """`caption` without blanks around it; BadSampleError if nothing is left."""
     stripped = caption.strip()
     if not stripped:
-        raise BrokenError(EMPTY)
+        raise BadSampleError(EMPTY)
     return stripped
 
 
-def decoded(data: bytes) -> str:
-    """A caption file's text; BrokenError if it is not UTF-8 or says nothing."""
+def decode_caption(data: bytes) -> str:
+    """A caption file's text; BadSampleError if it is not UTF-8 or says nothing."""
     try:
-        return told(data.decode("utf-8"))
+        return clean_caption(data.decode("utf-8"))
     except UnicodeDecodeError:
-        raise BrokenError("caption that is not UTF-8") from None
+        raise BadSampleError("caption that is not UTF-8") from None
 
 
 class FolderSource:
     """The pictures below a folder, sorted by path; without `captions` none is asked for."""
 
     def __init__(
-        self, path: str, skipped: Skipped, *, captions: bool = True, caption_key: str = "text"
+        self,
+        path: str,
+        skipped: BadSampleCounter,
+        *,
+        captions: bool = True,
+        caption_key: str = "text",
     ) -> None:
         self._storage = Storage(path)
         files = self._storage.find()
@@ -65,13 +70,13 @@ class FolderSource:
         )
 
     @staticmethod
-    def _count(number: int, reason: str, skipped: Skipped) -> None:
+    def _count(number: int, reason: str, skipped: BadSampleCounter) -> None:
         skipped.seen(number)
         if number:
             skipped.broken(reason, number)
 
     def _list_tables(
-        self, tables: list[str], files: Mapping[str, Any], skipped: Skipped, key: str
+        self, tables: list[str], files: Mapping[str, Any], skipped: BadSampleCounter, key: str
     ) -> None:
         reasons: list[str] = []
         for table in tables:
@@ -91,7 +96,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Record:
         name, text = self._items[index]
-        caption = text if self._inline else decoded(self._storage.read(text))
+        caption = text if self._inline else decode_caption(self._storage.read(text))
         return {"picture": self._storage.read(name), "caption": caption}
 
     def head(self, index: int, size: int) -> bytes:
@@ -111,8 +116,8 @@ def _lines(text: str, folder: str, key: str) -> Iterator[tuple[str, str] | str]:
             path = posixpath.normpath(posixpath.join(folder, name))
             if path.startswith(("../", "/")):
                 raise ValueError
-            yield (path, told(caption)) if isinstance(caption, str) else NO_CAPTION
-        except BrokenError as error:
+            yield (path, clean_caption(caption)) if isinstance(caption, str) else NO_CAPTION
+        except BadSampleError as error:
             yield str(error)
         except (ValueError, TypeError, KeyError, AttributeError):
             yield BAD_LINE

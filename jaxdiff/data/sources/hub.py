@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.rows import Columns, picture
+from jaxdiff.data.sources.rows import TableColumns, picture
 from jaxdiff.data.sources.storage import fingerprint
 
 
@@ -44,7 +44,7 @@ class HubSource:
         except (OSError, ValueError, KeyError) as error:
             wanted = f"a dataset with the split {split!r}"
             raise InputError(f"data.path: got {path} ({error}), expected {wanted}") from None
-        columns = Columns(image_key, caption_key if captions else None)
+        columns = TableColumns(image_key, caption_key if captions else None)
         columns.check(path, table.column_names)
         kept = table.select_columns(columns.names)
         # As stored: what is wrong with a picture is found, and counted, when it is decoded here.

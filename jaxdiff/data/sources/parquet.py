@@ -18,15 +18,15 @@ import numpy as np
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
-from jaxdiff.data.skipped import BrokenError, Skipped
+from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.rows import Columns, picture
+from jaxdiff.data.sources.rows import TableColumns, picture
 from jaxdiff.data.sources.storage import Storage, fingerprint, version
 
 READERS = 8  # files that are listed at the same time
 MAGIC = b"PAR1"  # at the beginning and the end of a file
 BROKEN = "truncated or broken Parquet file"
-HELD = 2**30  # bytes of the row groups that are read from at the same time, about
+MAX_CACHED_BYTES = 2**30  # bytes of the row groups that are read from at the same time, about
 SPLITS = ("train", "validation", "valid", "val", "test")
 
 
@@ -39,7 +39,7 @@ def _package() -> Any:
         ) from None
 
 
-class Listing(NamedTuple):
+class ParquetIndex(NamedTuple):
     """The row groups of a file, none of one that is broken."""
 
     rows: Int[NDArray, "n"]
@@ -51,14 +51,14 @@ class ParquetSource:
     """The rows of all .parquet files below a folder that are of a split, in the order of the files.
 
     Where names of files or folders say of which split they are (train-00000-of-00010.parquet),
-    those of another are left out. `cache` is a local folder. Implements RunSource: rows of one
+    those of another are left out. `cache` is a local folder. Implements BlockSource: rows of one
     group are to be read one soon after the other.
     """
 
     def __init__(
         self,
         path: str,
-        skipped: Skipped,
+        skipped: BadSampleCounter,
         *,
         cache: pathlib.Path,
         split: str = "train",
@@ -69,9 +69,9 @@ class ParquetSource:
         self._package, self._storage = _package(), Storage(path)
         found = {n: d for n, d in self._storage.find().items() if n.endswith(".parquet")}
         names = _of_split(path, list(found), split)
-        self._columns = Columns(image_key, caption_key if captions else None)
+        self._columns = TableColumns(image_key, caption_key if captions else None)
 
-        def list_one(name: str) -> Listing:
+        def list_one(name: str) -> ParquetIndex:
             kept = cache / f"{fingerprint(path, name, version(found[name]))}.npz"
             return self._listed(name, int(found[name]["size"]), kept)
 
@@ -85,26 +85,28 @@ class ParquetSource:
                 skipped.broken(BROKEN, where=f"{path}: {name}")
         self._places = [(name, g) for name, one in listed.items() for g in range(len(one.rows))]
         rows = [count for one in listed.values() for count in one.rows.tolist()]
-        self.starts = np.cumsum([0, *rows])
+        self.block_starts = np.cumsum([0, *rows])
         largest = max((size for one in listed.values() for size in one.sizes.tolist()), default=1)
-        self.at_once = int(np.clip(HELD // max(largest, 1), 1, 64))
+        self.max_open_blocks = int(np.clip(MAX_CACHED_BYTES // max(largest, 1), 1, 64))
         self._groups: dict[int, Future[Any]] = {}  # the newest last
         self._lock = threading.Lock()
         parts = (f"{name} {one.rows.tolist()} {one.sizes.tolist()}" for name, one in listed.items())
         self.fingerprint = fingerprint(*self._columns.names, *parts)
 
-    def _listed(self, name: str, size: int, kept: pathlib.Path) -> Listing:
+    def _listed(self, name: str, size: int, kept: pathlib.Path) -> ParquetIndex:
         if kept.exists():
             with np.load(kept) as table:
-                return Listing(table["rows"], table["sizes"], table["columns"].tolist())
+                return ParquetIndex(table["rows"], table["sizes"], table["columns"].tolist())
         try:
             footer = self._footer(name, size)
-        except BrokenError as error:  # not a fault of the file's, perhaps gone at the next attempt
+        except (
+            BadSampleError
+        ) as error:  # not a fault of the file's, perhaps gone at the next attempt
             raise InputError(f"{name}: got {error}, expected a file to read") from None
         try:
-            said = self._package.read_metadata(io.BytesIO(MAGIC + footer))
-            groups = [said.row_group(i) for i in range(said.num_row_groups)]
-            columns = list(said.schema.to_arrow_schema().names)
+            metadata = self._package.read_metadata(io.BytesIO(MAGIC + footer))
+            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+            columns = list(metadata.schema.to_arrow_schema().names)
         except (ValueError, OSError):  # both are said of damaged bytes
             groups, columns = [], []
         rows = np.array([group.num_rows for group in groups], np.int64)
@@ -112,7 +114,7 @@ class ParquetSource:
         names = np.array(columns, np.str_)
         with atomic_file(kept) as temporary, temporary.open("wb") as file:
             np.savez(file, rows=rows, sizes=sizes, columns=names)
-        return Listing(rows, sizes, columns)
+        return ParquetIndex(rows, sizes, columns)
 
     def _footer(self, name: str, size: int) -> bytes:
         """The end of a file: its description, its length in 4 bytes, and MAGIC."""
@@ -121,7 +123,7 @@ class ParquetSource:
         return self._storage.read(name, max(size - end - length, 0), size)
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return int(self.block_starts[-1])
 
     def __getitem__(self, index: int) -> Record:
         return self._columns.record(self._row(index))
@@ -132,8 +134,8 @@ class ParquetSource:
         return picture(self._row(index)[self._columns.image])
 
     def _row(self, index: int) -> dict[str, Any]:
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        (row,) = self._group(number).slice(int(index - self.starts[number]), 1).to_pylist()
+        number = int(np.searchsorted(self.block_starts, index, side="right")) - 1
+        (row,) = self._group(number).slice(int(index - self.block_starts[number]), 1).to_pylist()
         return row
 
     def _group(self, number: int) -> Any:
@@ -143,7 +145,7 @@ class ParquetSource:
             mine = future is None
             future = future or Future()
             self._groups[number] = future
-            for old in list(self._groups)[: -2 * self.at_once]:
+            for old in list(self._groups)[: -2 * self.max_open_blocks]:
                 del self._groups[old]
         if mine:
             try:
@@ -161,7 +163,7 @@ class ParquetSource:
                 table = self._package.ParquetFile(file, pre_buffer=True)
                 return table.read_row_group(group, columns=self._columns.names)
 
-        return self._storage.patiently(read, BROKEN)  # of what was read, or of reading it
+        return self._storage.retry(read, BROKEN)  # of what was read, or of reading it
 
 
 def _of_split(path: str, names: list[str], split: str) -> list[str]:
@@ -171,9 +173,9 @@ def _of_split(path: str, names: list[str], split: str) -> list[str]:
         word = re.compile(rf"(?:^|[/_-]){re.escape(split)}(?:[/._-]|$)")
         return [name for name in names if word.search(name)]
 
-    told = of(split)
-    if not told and not any(map(of, SPLITS)):
-        told = names
-    if not told:
+    selected = of(split)
+    if not selected and not any(map(of, SPLITS)):
+        selected = names
+    if not selected:
         raise InputError(f"data.path: got {path}, expected .parquet files of the split {split!r}")
-    return told
+    return selected

@@ -15,9 +15,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError, WriteError
-from jaxdiff.data.skipped import BrokenError, Skipped
+from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.folder import told
+from jaxdiff.data.sources.folder import clean_caption
 from jaxdiff.data.sources.storage import Storage, fingerprint
 
 EXTENSION = ".array_record"
@@ -48,18 +48,18 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error).removeprefix("write() failed: ").partition(";")[0].lower()
-        raise WriteError(f"{path}: got {said}, expected a file to write") from None
+        reason = str(error).removeprefix("write() failed: ").partition(";")[0].lower()
+        raise WriteError(f"{path}: got {reason}, expected a file to write") from None
 
 
-def unpacked(data: bytes) -> dict[str, Any]:
-    """The map in a record; BrokenError if there is none."""
+def parse_record(data: bytes) -> dict[str, Any]:
+    """The map in a record; BadSampleError if there is none."""
     try:
         record = msgpack.unpackb(data)
     except (ValueError, msgpack.UnpackException):
-        raise BrokenError(BROKEN_RECORD) from None
+        raise BadSampleError(BROKEN_RECORD) from None
     if not isinstance(record, dict):
-        raise BrokenError(BROKEN_RECORD)
+        raise BadSampleError(BROKEN_RECORD)
     return record
 
 
@@ -76,10 +76,10 @@ class RecordFiles:
         try:
             return self._source[index]
         except (RuntimeError, IndexError):
-            raise BrokenError(BROKEN_RECORD) from None
+            raise BadSampleError(BROKEN_RECORD) from None
 
 
-def readable(path: pathlib.Path) -> bool:
+def is_readable(path: pathlib.Path) -> bool:
     """Whether an ArrayRecord file is whole enough to be opened."""
     try:
         grain.sources.ArrayRecordDataSource([str(path)])
@@ -91,12 +91,12 @@ def readable(path: pathlib.Path) -> bool:
 class RecordSource:
     """The captioned pictures of all .array_record files below a local folder."""
 
-    def __init__(self, path: str, skipped: Skipped, *, captions: bool = True) -> None:
+    def __init__(self, path: str, skipped: BadSampleCounter, *, captions: bool = True) -> None:
         storage = Storage(path)
         files = {n: d for n, d in storage.find().items() if n.endswith(EXTENSION)}
         if not files:
             raise InputError(f"data.path: got {path} without {EXTENSION} files, expected some")
-        names = [name for name in files if readable(storage.local(name))]
+        names = [name for name in files if is_readable(storage.local(name))]
         for name in sorted(files.keys() - names):
             skipped.seen()
             skipped.broken(BROKEN_FILE, where=f"{path}: {name}")
@@ -110,14 +110,14 @@ class RecordSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Record:
-        record = unpacked(self._files[index])
+        record = parse_record(self._files[index])
         picture, caption = record.get("picture"), record.get("caption", "")
         if not isinstance(picture, bytes) or not isinstance(caption, str):
-            raise BrokenError(BROKEN_RECORD)
-        return {"picture": picture, "caption": told(caption) if self._captions else ""}
+            raise BadSampleError(BROKEN_RECORD)
+        return {"picture": picture, "caption": clean_caption(caption) if self._captions else ""}
 
     def head(self, index: int, size: int) -> bytes:
         """The whole picture: a record is read at once."""
         del size
-        picture = unpacked(self._files[index]).get("picture")
+        picture = parse_record(self._files[index]).get("picture")
         return picture if isinstance(picture, bytes) else b""

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.skipped import BrokenError
+from jaxdiff.data.bad_samples import BadSampleError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.folder import NO_CAPTION, NO_PICTURE, told
+from jaxdiff.data.sources.folder import NO_CAPTION, NO_PICTURE, clean_caption
 from jaxdiff.data.sources.storage import MISSING
 
 
-class Columns:
+class TableColumns:
     """The names of the two columns, `caption` None where captions are not asked for."""
 
     def __init__(self, image: str, caption: str | None) -> None:
@@ -26,21 +26,21 @@ class Columns:
                 raise InputError(f"{path}: got the columns {listed}, expected {name!r} among them")
 
     def record(self, row: Mapping[str, Any]) -> Record:
-        """What a row says; of several captions the first counts. BrokenError without one."""
+        """What a row says; of several captions the first counts. BadSampleError without one."""
         if self.caption is None:
             return {"picture": picture(row[self.image]), "caption": ""}
         caption = row[self.caption]
         if isinstance(caption, list):
             caption = caption[0] if caption else None
         if not isinstance(caption, str):
-            raise BrokenError(NO_CAPTION)
-        return {"picture": picture(row[self.image]), "caption": told(caption)}
+            raise BadSampleError(NO_CAPTION)
+        return {"picture": picture(row[self.image]), "caption": clean_caption(caption)}
 
 
 def picture(cell: Any) -> bytes:
-    """The file in a cell, or the one that it names; BrokenError if there is none."""
+    """The file in a cell, or the one that it names; BadSampleError if there is none."""
     if cell is None:
-        raise BrokenError(NO_PICTURE)
+        raise BadSampleError(NO_PICTURE)
     if isinstance(cell, bytes):
         return cell
     if cell["bytes"] is not None:
@@ -48,4 +48,4 @@ def picture(cell: Any) -> bytes:
     try:
         return pathlib.Path(cell["path"]).read_bytes()
     except (OSError, TypeError):
-        raise BrokenError(MISSING) from None
+        raise BadSampleError(MISSING) from None

@@ -13,10 +13,10 @@ from fsspec.core import url_to_fs
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED
-from jaxdiff.data.skipped import BrokenError
+from jaxdiff.data.bad_samples import BadSampleError
 
 MISSING, UNREADABLE = "missing file", "unreadable file"
-PATIENCE = 600.0  # seconds for which a storage may give no answer
+RETRY_SECONDS = 600.0  # seconds for which a storage may give no answer
 TRIES = 3  # of a file, before it is asked whether the storage answers at all
 FIRST, LONGEST = 0.5, 30.0  # seconds between them: each time twice as many
 
@@ -52,40 +52,40 @@ class Storage:
         }
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Bytes `start` to `end` of a file, all by default; BrokenError if they cannot be had."""
-        data = self.patiently(lambda: self.fs.cat_file(self._full(name), start=start, end=end))
+        """Bytes `start` to `end` of a file, by default all; BadSampleError if unreadable."""
+        data = self.retry(lambda: self.fs.cat_file(self._full(name), start=start, end=end))
         self._answered = name
         return data
 
-    def patiently(self, read: Callable[[], T], broken: str = UNREADABLE) -> T:
+    def retry(self, read: Callable[[], T], broken: str = UNREADABLE) -> T:
         """What `read` returns; it is called again where it raises, until the storage answers.
 
-        A file that cannot be read where others can is a BrokenError that says `broken`. A storage
-        that gives nothing for PATIENCE seconds, or while the process is to end, is an InputError:
-        no item is skipped for it.
+        A file that cannot be read where others can is a BadSampleError that says `broken`. A
+        storage without an answer for RETRY_SECONDS, or while the process shuts down, is an
+        InputError: no item is skipped for it.
         """
-        begun, tries, pause = time.monotonic(), 0, FIRST
+        start, tries, pause = time.monotonic(), 0, FIRST
         while True:
             try:
                 return read()
-            except (BrokenError, InputError):
+            except (BadSampleError, InputError):
                 raise
             except FileNotFoundError:
-                raise BrokenError(MISSING) from None
+                raise BadSampleError(MISSING) from None
             except Exception as error:  # each file system has errors of its own
-                tries, passed = tries + 1, time.monotonic() - begun
-                if tries >= TRIES and self._answers():
-                    raise BrokenError(broken) from None
+                tries, passed = tries + 1, time.monotonic() - start
+                if tries >= TRIES and self._is_available():
+                    raise BadSampleError(broken) from None
                 why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-                said = f"data.path: got no answer from {self.path} ({why})"
-                if passed > PATIENCE or (tries >= TRIES and SHUTDOWN_REQUESTED.is_set()):
-                    raise InputError(f"{said} for {passed:.0f} s, expected its files") from None
+                problem = f"data.path: got no answer from {self.path} ({why})"
+                if passed > RETRY_SECONDS or (tries >= TRIES and SHUTDOWN_REQUESTED.is_set()):
+                    raise InputError(f"{problem} for {passed:.0f} s, expected its files") from None
                 if tries == TRIES:
-                    warnings.warn(f"{said}, trying again", stacklevel=2)
+                    warnings.warn(f"{problem}, trying again", stacklevel=2)
             SHUTDOWN_REQUESTED.wait(pause)
             pause = min(2 * pause, LONGEST)
 
-    def _answers(self) -> bool:
+    def _is_available(self) -> bool:
         """Whether a byte can be read of the file that was read last, or the folder is there."""
         try:
             if self._answered is not None:
@@ -100,7 +100,7 @@ class Storage:
         """A file that the source cannot do without; InputError if it cannot be read."""
         try:
             return self.read(name).decode("utf-8")
-        except (BrokenError, UnicodeDecodeError) as error:
+        except (BadSampleError, UnicodeDecodeError) as error:
             raise InputError(f"{self.path}: {name}: got {error}, expected a text file") from None
 
     def open(self, name: str) -> Any:

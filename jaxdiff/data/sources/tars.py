@@ -19,16 +19,16 @@ import numpy as np
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
-from jaxdiff.data.skipped import BrokenError, Skipped
+from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.folder import EMPTY, EXTENSIONS, NO_CAPTION, NO_PICTURE, decoded
+from jaxdiff.data.sources.folder import EMPTY, EXTENSIONS, NO_CAPTION, NO_PICTURE, decode_caption
 from jaxdiff.data.sources.storage import Storage, fingerprint, version
 
 READERS = 8  # tars that are listed at the same time
 TRUNCATED = "truncated or broken tar"
 
 
-class Listing(NamedTuple):
+class TarIndex(NamedTuple):
     """Where the samples of a tar lie, and what is wrong with others."""
 
     members: Int[NDArray, "n 4"]  # begin and end of the picture, begin and end of the caption
@@ -45,7 +45,7 @@ class TarSource:
     """
 
     def __init__(
-        self, path: str, skipped: Skipped, *, cache: pathlib.Path, captions: bool = True
+        self, path: str, skipped: BadSampleCounter, *, cache: pathlib.Path, captions: bool = True
     ) -> None:
         self._storage = Storage(path)
         files = {n: d for n, d in self._storage.find().items() if n.endswith(".tar")}
@@ -71,25 +71,27 @@ class TarSource:
             ),
         )
 
-    def _listed(self, name: str, kept: pathlib.Path) -> Listing:
+    def _listed(self, name: str, kept: pathlib.Path) -> TarIndex:
         if kept.exists():
             with np.load(kept) as table:
-                members, *counts = (table[field] for field in Listing._fields)
-            return Listing(members, *(count.item() for count in counts))
+                members, *counts = (table[field] for field in TarIndex._fields)
+            return TarIndex(members, *(count.item() for count in counts))
 
-        def read() -> Listing:
+        def read() -> TarIndex:
             with self._storage.open(name) as file:
                 return _list(file)
 
         try:
-            listing = self._storage.patiently(read)
-        except BrokenError as error:  # not a fault of the tar's, perhaps gone at the next attempt
+            listing = self._storage.retry(read)
+        except (
+            BadSampleError
+        ) as error:  # not a fault of the tar's, perhaps gone at the next attempt
             raise InputError(f"{name}: got {error}, expected a tar to read") from None
         with atomic_file(kept) as temporary, temporary.open("wb") as file:
             np.savez(file, **listing._asdict())
         return listing
 
-    def _count(self, name: str, listing: Listing, skipped: Skipped) -> None:
+    def _count(self, name: str, listing: TarIndex, skipped: BadSampleCounter) -> None:
         wrong = {NO_PICTURE: listing.without_picture, TRUNCATED: int(listing.truncated)}
         if self._captions:
             wrong |= {NO_CAPTION: listing.without_caption, EMPTY: listing.empty}
@@ -108,7 +110,7 @@ class TarSource:
             return {"picture": self._read(index, begin, end), "caption": ""}
         first = min(begin, text)
         data = self._read(index, first, max(end, text_end))
-        caption = decoded(data[text - first : text_end - first])
+        caption = decode_caption(data[text - first : text_end - first])
         return {"picture": data[begin - first : end - first], "caption": caption}
 
     def head(self, index: int, size: int) -> bytes:
@@ -121,32 +123,36 @@ class TarSource:
         return self._storage.read(self._names[tar], start, end)
 
 
-def _usable(listing: Listing, captions: bool) -> Int[NDArray, "n 4"]:
+def _usable(listing: TarIndex, captions: bool) -> Int[NDArray, "n 4"]:
     table = listing.members
     return table[table[:, 3] > table[:, 2]] if captions else table
 
 
-def _list(file: Any) -> Listing:
+def _list(file: Any) -> TarIndex:
     """The listing of an opened tar, up to where it breaks off."""
     members: list[tuple[int, int, int, int]] = []
     without_picture = 0
-    walk = _Walk(file)
+    walk = _TarReader(file)
     for picture, text in walk.samples():
         if picture is None:
             without_picture += 1
         else:
             members.append(picture + (text or (-1, -1)))
     table = np.array(members, np.int64).reshape(-1, 4)
-    told, empty = table[:, 2] >= 0, table[:, 2] == table[:, 3]
-    return Listing(
-        table, int((~told).sum()), int((told & empty).sum()), without_picture, walk.truncated
+    has_caption, empty = table[:, 2] >= 0, table[:, 2] == table[:, 3]
+    return TarIndex(
+        table,
+        int((~has_caption).sum()),
+        int((has_caption & empty).sum()),
+        without_picture,
+        walk.truncated,
     )
 
 
 Span = tuple[int, int]
 
 
-class _Walk:
+class _TarReader:
     """The samples of a tar: its consecutive members that share what precedes the first dot."""
 
     def __init__(self, file: Any) -> None:

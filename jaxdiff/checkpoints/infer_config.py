@@ -7,7 +7,7 @@ factors) is the same in all published Stable Diffusion models of a family, and g
 import re
 from collections.abc import Mapping
 
-from jaxdiff.checkpoints.tensors import Entry
+from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.unet_config import UNet2DConditionConfig
@@ -17,7 +17,7 @@ HEAD_WIDTH = 64  # of attention heads everywhere but in the UNet of Stable Diffu
 TIME_WIDTH = 256  # of each embedded size of Stable Diffusion XL
 
 
-def count(entries: Mapping[str, Entry], prefix: str) -> int:
+def count_modules(entries: Mapping[str, TensorInfo], prefix: str) -> int:
     """How many numbered modules follow `prefix` ("down_blocks."): the highest number plus one."""
     numbers = {
         int(m[1]) for name in entries if (m := re.match(re.escape(prefix) + r"(\d+)\.", name))
@@ -25,7 +25,7 @@ def count(entries: Mapping[str, Entry], prefix: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def shape(entries: Mapping[str, Entry], name: str, ndim: int) -> tuple[int, ...]:
+def tensor_shape(entries: Mapping[str, TensorInfo], name: str, ndim: int) -> tuple[int, ...]:
     """The shape of a tensor that must be there with so many dimensions; else InputError."""
     if name not in entries:
         source = next(iter(entries.values())).path if entries else "checkpoint"
@@ -37,15 +37,15 @@ def shape(entries: Mapping[str, Entry], name: str, ndim: int) -> tuple[int, ...]
 
 
 def unet_config(
-    entries: Mapping[str, Entry], *, heads: int | None, sample_size: int
+    entries: Mapping[str, TensorInfo], *, heads: int | None, sample_size: int
 ) -> UNet2DConditionConfig:
     """The config of a UNet; `heads` None: as many heads of HEAD_WIDTH as fit into each stage."""
-    stages = range(count(entries, "down_blocks."))
+    stages = range(count_modules(entries, "down_blocks."))
     channels = tuple(
-        shape(entries, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in stages
+        tensor_shape(entries, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in stages
     )
     depths = tuple(
-        count(entries, f"down_blocks.{i}.attentions.0.transformer_blocks.") for i in stages
+        count_modules(entries, f"down_blocks.{i}.attentions.0.transformer_blocks.") for i in stages
     )
     attending = [depth for depth in depths if depth]
     if not attending:
@@ -55,26 +55,26 @@ def unet_config(
     first = f"down_blocks.{depths.index(attending[0])}.attentions.0."
     inside = f"{first}transformer_blocks.0.attn2.to_k.weight"
     uniform = len(set(attending)) == 1
-    up = [count(entries, f"up_blocks.{i}.attentions.") > 0 for i in stages]
+    up = [count_modules(entries, f"up_blocks.{i}.attentions.") > 0 for i in stages]
     options = {}
     if "add_embedding.linear_1.weight" in entries:
         options = {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": TIME_WIDTH,
-            "projection_class_embeddings_input_dim": shape(
+            "projection_class_embeddings_input_dim": tensor_shape(
                 entries, "add_embedding.linear_1.weight", 2
             )[1],
         }
     return UNet2DConditionConfig(
         sample_size=sample_size,
-        in_channels=shape(entries, "conv_in.weight", 4)[1],
-        out_channels=shape(entries, "conv_out.weight", 4)[0],
+        in_channels=tensor_shape(entries, "conv_in.weight", 4)[1],
+        out_channels=tensor_shape(entries, "conv_out.weight", 4)[0],
         down_block_types=tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths),
         up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in up),
         block_out_channels=channels,
-        layers_per_block=count(entries, "down_blocks.0.resnets."),
+        layers_per_block=count_modules(entries, "down_blocks.0.resnets."),
         transformer_layers_per_block=attending[0] if uniform else tuple(d or 1 for d in depths),
-        cross_attention_dim=shape(entries, inside, 2)[1],
+        cross_attention_dim=tensor_shape(entries, inside, 2)[1],
         attention_head_dim=heads or tuple(max(1, c // HEAD_WIDTH) for c in channels),
         use_linear_projection=len(entries[f"{first}proj_in.weight"].shape) == 2,
         **options,
@@ -82,19 +82,19 @@ def unet_config(
 
 
 def vae_config(
-    entries: Mapping[str, Entry], *, scaling_factor: float, sample_size: int
+    entries: Mapping[str, TensorInfo], *, scaling_factor: float, sample_size: int
 ) -> AutoencoderKLConfig:
     """The config of an AutoencoderKL."""
-    stages = count(entries, "encoder.down_blocks.")
+    stages = count_modules(entries, "encoder.down_blocks.")
     return AutoencoderKLConfig(
         block_out_channels=tuple(
-            shape(entries, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0]
+            tensor_shape(entries, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0]
             for i in range(stages)
         ),
         down_block_types=("DownEncoderBlock2D",) * stages,
         up_block_types=("UpDecoderBlock2D",) * stages,
-        layers_per_block=count(entries, "encoder.down_blocks.0.resnets."),
-        latent_channels=shape(entries, "decoder.conv_in.weight", 4)[1],
+        layers_per_block=count_modules(entries, "encoder.down_blocks.0.resnets."),
+        latent_channels=tensor_shape(entries, "decoder.conv_in.weight", 4)[1],
         sample_size=sample_size,
         scaling_factor=scaling_factor,
         use_quant_conv="quant_conv.weight" in entries,
@@ -103,20 +103,20 @@ def vae_config(
 
 
 def text_config(
-    entries: Mapping[str, Entry], *, hidden_act: str, projection_dim: int | None = None
+    entries: Mapping[str, TensorInfo], *, hidden_act: str, projection_dim: int | None = None
 ) -> CLIPTextConfig:
     """The config of a CLIP text encoder, saying bos 0 and eos 2 as all of Stable Diffusion's do."""
-    words, width = shape(entries, "text_model.embeddings.token_embedding.weight", 2)
-    positions, _ = shape(entries, "text_model.embeddings.position_embedding.weight", 2)
-    inner, _ = shape(entries, "text_model.encoder.layers.0.mlp.fc1.weight", 2)
+    words, width = tensor_shape(entries, "text_model.embeddings.token_embedding.weight", 2)
+    positions, _ = tensor_shape(entries, "text_model.embeddings.position_embedding.weight", 2)
+    inner, _ = tensor_shape(entries, "text_model.encoder.layers.0.mlp.fc1.weight", 2)
     if "text_projection.weight" in entries:
-        projection_dim = shape(entries, "text_projection.weight", 2)[0]
+        projection_dim = tensor_shape(entries, "text_projection.weight", 2)[0]
     return CLIPTextConfig(
         vocab_size=words,
         hidden_size=width,
         intermediate_size=inner,
         projection_dim=projection_dim or width,
-        num_hidden_layers=count(entries, "text_model.encoder.layers."),
+        num_hidden_layers=count_modules(entries, "text_model.encoder.layers."),
         num_attention_heads=max(1, width // HEAD_WIDTH),
         max_position_embeddings=positions,
         hidden_act=hidden_act,

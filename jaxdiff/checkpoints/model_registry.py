@@ -1,4 +1,4 @@
-"""The classes that component folders may name, and the modules that stand for them here."""
+"""The diffusers and transformers classes of component folders, and their modules here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ Configs = tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class ModelClass:
     """One class of diffusers or transformers."""
 
     name: str
@@ -53,7 +53,7 @@ def _single(read: Callable[..., Any], cls: type, raw: Mapping[str, Any], *, sour
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Contrast:
+class _CLIPProjectionConfig:
     """CLIPModel's own fields, beside those of its towers."""
 
     projection_dim: int = 512
@@ -68,7 +68,7 @@ def _clip(raw: Mapping[str, Any], *, source: str) -> Configs:
         # Old files repeat some of a tower's entries under a second name; those count.
         towers[name] = raw[name] | (raw.get(f"{name}_dict") or {})
     own = {k: v for k, v in raw.items() if k.removesuffix("_dict") not in towers}
-    contrast = from_transformers(_Contrast, own, source=source)
+    contrast = from_transformers(_CLIPProjectionConfig, own, source=source)
     text, vision = towers.values()
     return (
         from_transformers(CLIPTextConfig, text, source=f"{source}: text_config"),
@@ -80,52 +80,52 @@ def _clip(raw: Mapping[str, Any], *, source: str) -> Configs:
 _TEXT = partial(_single, from_transformers, CLIPTextConfig)
 _VISION = partial(_single, from_transformers, CLIPVisionConfig)
 
-KINDS: dict[str, Kind] = {
+MODEL_CLASSES: dict[str, ModelClass] = {
     kind.name: kind
     for kind in (
-        Kind(
+        ModelClass(
             name="UNet2DConditionModel",
             module=UNet2DConditionModel,
             configs=partial(_single, from_diffusers, UNet2DConditionConfig),
         ),
-        Kind(
+        ModelClass(
             name="AutoencoderKL",
             module=AutoencoderKL,
             configs=partial(_single, from_diffusers, AutoencoderKLConfig),
         ),
         # diffusers has no such class and reads no folder that model_index.json does not name.
-        Kind(
+        ModelClass(
             name="LatentClassifier",
             module=LatentClassifier,
             configs=partial(_single, from_diffusers, LatentClassifierConfig),
         ),
-        Kind(
+        ModelClass(
             name="CLIPTextModel",
             module=CLIPTextModel,
             configs=_TEXT,
             model_type="clip_text_model",
         ),
-        Kind(
+        ModelClass(
             name="CLIPTextModelWithProjection",
             module=CLIPTextModel,
             configs=_TEXT,
             options={"with_projection": True},
             model_type="clip_text_model",
         ),
-        Kind(
+        ModelClass(
             name="CLIPVisionModel",
             module=CLIPVisionModel,
             configs=_VISION,
             model_type="clip_vision_model",
         ),
-        Kind(
+        ModelClass(
             name="CLIPVisionModelWithProjection",
             module=CLIPVisionModel,
             configs=_VISION,
             options={"with_projection": True},
             model_type="clip_vision_model",
         ),
-        Kind(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
+        ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
     )
 }
 
@@ -137,14 +137,16 @@ def class_name_of(module: nnx.Module) -> str:
         projects = module.text_projection is not None
     elif isinstance(module, CLIPVisionModel):
         projects = module.visual_projection is not None
-    for kind in KINDS.values():
+    for kind in MODEL_CLASSES.values():
         if type(module) is kind.module and kind.options.get("with_projection", False) == projects:
             return kind.name
-    raise InputError(f"module: got {type(module).__name__}, expected one of {', '.join(KINDS)}")
+    raise InputError(
+        f"module: got {type(module).__name__}, expected one of {', '.join(MODEL_CLASSES)}"
+    )
 
 
 def arguments(module: nnx.Module) -> Configs:
-    """What `module` was built from: the inverse of `Kind.configs`."""
+    """What `module` was built from: the inverse of `ModelClass.configs`."""
     if isinstance(module, CLIPModel):
         width = module.text_projection.kernel.shape[1]
         return module.text_model.config, module.vision_model.config, width

@@ -1,6 +1,6 @@
-"""The way back to the original layout: from the names of diffusers and transformers.
+"""Writer of the original (LDM) layout: from the names of diffusers and transformers.
 
-`original` reads what is spelled here.
+`ldm_reader` is its inverse.
 """
 
 import re
@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxdiff.checkpoints.original import LAYER_PARTS, MIDDLES, RESNET, TEXT, UNET
-from jaxdiff.checkpoints.tensors import Pending
+from jaxdiff.checkpoints.ldm_reader import LAYER_PARTS, MIDDLES, RESNET, TEXT, UNET
+from jaxdiff.checkpoints.safetensors import LazyTensor
 
 
-def unet_spelling(names: Iterable[str]) -> dict[str, str]:
+def unet_to_ldm_keys(names: Iterable[str]) -> dict[str, str]:
     """The original name of every tensor of a UNet, by its name in diffusers: `unet` backwards."""
     names = list(names)
     layers = [int(m[1]) for n in names if (m := re.match(r"down_blocks\.0\.resnets\.(\d+)\.", n))]
@@ -68,7 +68,7 @@ _VAE = (
 _UP = re.compile(r"^decoder\.up_blocks\.(\d+)\.(?:(resnets)|upsamplers\.0)\.")
 
 
-def vae(tensors: Mapping[str, Pending]) -> dict[str, Pending]:
+def vae_to_ldm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """A VAE's tensors in the original layout, where attention is 1x1 convolutions."""
     stages = {int(m[1]) for name in tensors if (m := _UP.match(name))}
 
@@ -84,7 +84,7 @@ def vae(tensors: Mapping[str, Pending]) -> dict[str, Pending]:
     return found
 
 
-def _convolved(tensor: Pending) -> Pending:
+def _convolved(tensor: LazyTensor) -> LazyTensor:
     return replace(
         tensor, shape=(*tensor.shape, 1, 1), fetch=lambda: tensor.fetch()[:, :, None, None]
     )
@@ -93,10 +93,10 @@ def _convolved(tensor: Pending) -> Pending:
 _LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def open_clip(tensors: Mapping[str, Pending]) -> dict[str, Pending]:
+def clip_to_open_clip(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """A text encoder's tensors as OpenCLIP names them: queries, keys and values in one matrix."""
     parts, texts = ({new: old for old, new in table.items()} for table in (LAYER_PARTS, TEXT))
-    found: dict[str, Pending] = {}
+    found: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         layer = _LAYER.match(name)
         if name == "text_projection.weight":
@@ -112,11 +112,11 @@ def open_clip(tensors: Mapping[str, Pending]) -> dict[str, Pending]:
     return found
 
 
-def _transposed(tensor: Pending) -> Pending:
+def _transposed(tensor: LazyTensor) -> LazyTensor:
     return replace(tensor, shape=tensor.shape[::-1], fetch=lambda: tensor.fetch().T)
 
 
-def _joined(tensors: list[Pending]) -> Pending:
+def _joined(tensors: list[LazyTensor]) -> LazyTensor:
     first = tensors[0]
     shape = (sum(t.shape[0] for t in tensors), *first.shape[1:])
     return replace(first, shape=shape, fetch=lambda: np.concatenate([t.fetch() for t in tensors]))

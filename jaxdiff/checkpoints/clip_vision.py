@@ -1,4 +1,4 @@
-"""CLIP's eye alone: the vision tower of a folder, and how pictures are made ready for it."""
+"""CLIP's vision tower and image processor from a folder."""
 
 import dataclasses
 import pathlib
@@ -24,14 +24,14 @@ def clip_folder(folder: pathlib.Path) -> pathlib.Path:
     return folder / CLIP if (folder / CLIP).is_dir() else folder
 
 
-def read_lens(folder: pathlib.Path, size: int) -> CLIPImageProcessor:
-    """The lens for pictures of `size` that the preprocessor_config.json in `folder` describes."""
+def read_image_processor(folder: pathlib.Path, size: int) -> CLIPImageProcessor:
+    """The image processor for `size` that the preprocessor_config.json in `folder` describes."""
     path = folder / PREPROCESSOR
-    said = read_object(path) if path.is_file() else {}
+    config = read_object(path) if path.is_file() else {}
     return CLIPImageProcessor(
         size=size,
-        mean=tuple(said.get("image_mean", MEAN)),
-        std=tuple(said.get("image_std", STD)),
+        mean=tuple(config.get("image_mean", MEAN)),
+        std=tuple(config.get("image_std", STD)),
     )
 
 
@@ -43,7 +43,7 @@ def read_vision(
     InputError for a folder of another class. `dtype` is that of `read_component`.
     """
     module = vision_of(read_component(folder, dtype=dtype).module, folder)
-    return module, read_lens(folder, module.config.image_size)
+    return module, read_image_processor(folder, module.config.image_size)
 
 
 def vision_of(module: nnx.Module, folder: pathlib.Path) -> CLIPVisionModel:

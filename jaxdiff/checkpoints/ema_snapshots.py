@@ -1,4 +1,4 @@
-"""Snapshots of averaged weights that a training leaves on its way, one folder per step."""
+"""EMA snapshots that a training saves, one folder per step."""
 
 import pathlib
 import shutil
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import jax
 import orbax.checkpoint as ocp
 
-from jaxdiff.checkpoints.orbax_errors import saving, silence_repetitions
+from jaxdiff.checkpoints.orbax_errors import silence_repetitions, translate_orbax_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
 
 
-class Snapshots:
+class EMASnapshots:
     """The snapshots in `folder`: at each saved step an average of the weights for each name.
 
     All processes of a training have to save and restore together.
@@ -31,7 +31,7 @@ class Snapshots:
     def save(self, step: int, averages: Mapping[str, PyTree]) -> None:
         """Write those of `step`, whole or not at all, unless they are there."""
         if step not in self.steps():
-            with saving(f"averages {step}"), ocp.StandardCheckpointer() as writer:
+            with translate_orbax_errors(f"averages {step}"), ocp.StandardCheckpointer() as writer:
                 writer.save(self._folder / str(step), dict(averages))
 
     def drop_after(self, step: int) -> None:

@@ -1,7 +1,7 @@
-"""Which sample stands at which place of an endless training: a pure function of the place.
+"""The order of the samples of an endless training: a pure function of the position.
 
-Places are numbered over all processes and epochs; place p belongs to global batch p // batch_size.
-Nothing is remembered on the way, so a training goes on from the number of batches it has seen,
+Positions are numbered over all processes and epochs; position p belongs to global batch
+p // batch_size. There is no state, so a training resumes from the number of batches it has seen,
 with any number of processes.
 """
 
@@ -16,11 +16,11 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.core.validate import in_range, positive
 
-LENGTH = 1 << 40  # places; far more than a training reads
+LENGTH = 1 << 40  # positions; far more than a training reads
 _ROUNDS = 4  # of the cipher that shuffles numbers without a table
 
 
-class Place(NamedTuple):
+class SamplePosition(NamedTuple):
     """The epoch, the group of samples that a batch is made of, and a position in that group."""
 
     epoch: int
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     position: int
 
 
-class Plan:
+class IndexSampler:
     """The order of training over `groups`, each the items whose samples have one shape.
 
     An epoch has every whole batch that each group can fill, in random order over all groups, and
@@ -50,20 +50,20 @@ class Plan:
             raise InputError(f"data: got {count} usable items, expected at least {batch_size}")
         self._key = functools.lru_cache(maxsize=256)(self._make_key)
 
-    def __getitem__(self, number: int) -> Place:
+    def __getitem__(self, number: int) -> SamplePosition:
         batch, row = divmod(number, self._batch_size)
         epoch, turn = divmod(batch, self.batches)
         group, batch = self._batch(epoch, turn)
-        return Place(epoch, group, self._position(epoch, group, batch, row))
+        return SamplePosition(epoch, group, self._position(epoch, group, batch, row))
 
-    def item(self, place: Place, after: int = 0) -> int:
-        """The item at `place`, or the one so many further in its group, which is a ring."""
-        group = self._groups[place.group]
-        return int(group[(place.position + after) % len(group)])
+    def item(self, position: SamplePosition, after: int = 0) -> int:
+        """The item at `position`, or `after` items further in its group, which is a ring."""
+        group = self._groups[position.group]
+        return int(group[(position.position + after) % len(group)])
 
-    def choices(self, place: Place) -> int:
-        """How many items the group of `place` has."""
-        return len(self._groups[place.group])
+    def choices(self, position: SamplePosition) -> int:
+        """The number of items in the group of `position`."""
+        return len(self._groups[position.group])
 
     def _batch(self, epoch: int, turn: int) -> tuple[int, int]:
         """The group whose turn it is in an epoch, and which of its batches that is."""
@@ -85,7 +85,7 @@ class Plan:
         return int(np.random.SeedSequence([self._seed, *what]).generate_state(1)[0])
 
 
-class RunPlan(Plan):
+class BlockShuffleSampler(IndexSampler):
     """The same for items that are stored in runs, of which few are read from at the same time.
 
     `starts` are the first items of the runs, and the items of a group ascend. The runs of a group
@@ -152,14 +152,16 @@ class RunPlan(Plan):
         return np.argsort(bits, kind="stable")
 
 
-def held_out(count: int, wanted: int, pieces: int | None = None) -> Int[NDArray, "_"]:
-    """Of `count` items those that are kept from training: at most a tenth.
+def validation_indices(
+    count: int, num_validation: int, num_blocks: int | None = None
+) -> Int[NDArray, "_"]:
+    """The indices of the validation split among `count` items: at most a tenth of them.
 
-    They are evenly spread, one by one or, for items that are stored in runs, in so many pieces.
+    They are evenly spread, one by one or, for items stored in blocks, in `num_blocks` runs.
     """
-    few = min(wanted, count // 10)
+    few = min(num_validation, count // 10)
     if not few:
         return np.empty(0, np.int64)
-    pieces = min(pieces or few, few)
-    firsts = np.arange(pieces, dtype=np.int64) * (count // pieces)
-    return (firsts[:, None] + np.arange(-(-few // pieces))).ravel()[:few]
+    num_blocks = min(num_blocks or few, few)
+    firsts = np.arange(num_blocks, dtype=np.int64) * (count // num_blocks)
+    return (firsts[:, None] + np.arange(-(-few // num_blocks))).ravel()[:few]

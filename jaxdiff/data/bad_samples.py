@@ -1,4 +1,4 @@
-"""What of a data set cannot be used, and why: counted, and fatal only beyond a share of it."""
+"""Bad samples of a data set: counted by reason, and fatal only beyond a share of it."""
 
 import threading
 import warnings
@@ -7,21 +7,21 @@ from collections import Counter
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
 
-FLOOR = 10  # so few broken items are never fatal, however few were seen
+MIN_SAMPLES_FOR_LIMIT = 10  # up to as many bad samples are never fatal
 
 
-class BrokenError(Exception):
+class BadSampleError(Exception):
     """An item cannot be used; the message is the reason, in words that many items share."""
 
 
-class Skipped:
+class BadSampleCounter:
     """Counts by reason of items that could not be used, safe for threads.
 
     `limit` is the share of the items seen above which `broken` raises InputError, once more than
     `floor` are broken.
     """
 
-    def __init__(self, limit: float = 0.05, floor: int = FLOOR) -> None:
+    def __init__(self, limit: float = 0.05, floor: int = MIN_SAMPLES_FOR_LIMIT) -> None:
         self.limit = in_range("max_broken", limit, 0, 1)
         self.floor = in_range("floor", floor, 0, float("inf"))
         self._lock = threading.Lock()

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxdiff.checkpoints.tensors import BITS, MAX_DIMENSIONS, Entry
+from jaxdiff.checkpoints.safetensors import BITS, MAX_DIMENSIONS, TensorInfo
 from jaxdiff.core.errors import InputError, os_error_message
 
 STORAGES = {
@@ -81,7 +81,7 @@ class _Name:
         raise InputError(f"a call of {self.module}.{self.name}")
 
 
-def read_pickled(path: pathlib.Path) -> dict[str, Entry]:
+def read_torch_pickle(path: pathlib.Path) -> dict[str, TensorInfo]:
     """The tensors of a `torch.save` file by their dotted names, those below "state_dict" if any.
 
     Raises InputError, naming the file, for what is no such file or would run code.
@@ -92,7 +92,7 @@ def read_pickled(path: pathlib.Path) -> dict[str, Entry]:
             top = _top(path, members)
             root = _unpickle(path, archive, members[top + DATA])
             places = _Places(path, top, members)
-            entries: dict[str, Entry] = {}
+            entries: dict[str, TensorInfo] = {}
             for name, tensor in _flat(path, _state_dict(root), ()):
                 if name in entries:
                     raise InputError(f"{path}: got {name!r:.80} twice, expected it once")
@@ -220,7 +220,7 @@ class _Places:
         self._path, self._top, self._members = path, top, members
         self._starts: dict[str, int] = {}
 
-    def entry(self, name: str, tensor: _Tensor) -> Entry:
+    def entry(self, name: str, tensor: _Tensor) -> TensorInfo:
         """The place of one tensor; InputError if its storage does not hold it."""
         storage = tensor.storage
         info = self._members.get(f"{self._top}data/{storage.key}")
@@ -239,7 +239,7 @@ class _Places:
                 "expected a whole file of dense tensors"
             )
         identity = axes == tuple(range(len(axes)))
-        return Entry(
+        return TensorInfo(
             path=self._path,
             name=name,
             dtype=storage.dtype,

@@ -25,7 +25,7 @@ _TO_JAX = {2: (1, 0), 4: (2, 3, 1, 0)}
 _TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
 
 
-def to_path(key: str, ndim: int) -> str:
+def torch_key_to_path(key: str, ndim: int) -> str:
     """The module path of the PyTorch `key`, whose tensor has `ndim` dimensions."""
     parent, _, leaf = key.rpartition(".")
     if leaf != "weight":
@@ -35,8 +35,8 @@ def to_path(key: str, ndim: int) -> str:
     return f"{parent}.scale" if ndim == 1 else f"{parent}.kernel"
 
 
-def to_key(path: str) -> str:
-    """The PyTorch key of a module `path`: the inverse of `to_path`."""
+def path_to_torch_key(path: str) -> str:
+    """The PyTorch key of a module `path`: the inverse of `torch_key_to_path`."""
     parent, _, leaf = path.rpartition(".")
     return f"{parent}.weight" if parent and leaf in _LEAVES else path
 

@@ -56,8 +56,8 @@ NAMES = {np.dtype(dtype): name for name, dtype in NUMPY_DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One tensor's place: its file, what it is, and which bytes of the file it takes."""
+class TensorInfo:
+    """A stored tensor: its file, name, dtype, shape and byte range."""
 
     path: pathlib.Path
     name: str
@@ -69,7 +69,7 @@ class Entry:
     # matrix that is stored transposed.
     axes: tuple[int, ...] | None = None
 
-    def rows(self, begin: int, end: int) -> "Entry":
+    def rows(self, begin: int, end: int) -> "TensorInfo":
         """The rows begin ... end - 1 of the first axis, which follow each other in the file."""
         row = self.nbytes // self.shape[0]
         return replace(
@@ -79,21 +79,21 @@ class Entry:
             nbytes=(end - begin) * row,
         )
 
-    def transposed(self) -> "Entry":
+    def transposed(self) -> "TensorInfo":
         """The transpose of a matrix that is stored by rows."""
         return replace(self, shape=self.shape[::-1], axes=(1, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pending:
-    """A tensor still to be written: its type and shape, and a function that brings its values."""
+class LazyTensor:
+    """A tensor to be written: its dtype and shape, and a function that fetches its values."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
     fetch: Callable[[], np.ndarray]
 
 
-def read_table(path: pathlib.Path) -> dict[str, Entry]:
+def read_table(path: pathlib.Path) -> dict[str, TensorInfo]:
     """The tensors of the safetensors file at `path`, from its header alone.
 
     Raises InputError, naming the file, for whatever is not a whole and consistent file.
@@ -128,7 +128,7 @@ def _header(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
     return table, length, size
 
 
-def numpy_dtype(entry: Entry) -> np.dtype:
+def numpy_dtype(entry: TensorInfo) -> np.dtype:
     """A tensor's dtype in numpy.
 
     Raises InputError for one that numpy and JAX do not compute in (8-bit floats and below).
@@ -140,7 +140,7 @@ def numpy_dtype(entry: Entry) -> np.dtype:
     return np.dtype(NUMPY_DTYPES[entry.dtype])
 
 
-def read_tensor(entry: Entry) -> np.ndarray:
+def read_tensor(entry: TensorInfo) -> np.ndarray:
     """The values of one tensor in a fresh, aligned buffer of its own; raises as `numpy_dtype`."""
     dtype = numpy_dtype(entry)
     spare = np.empty(entry.nbytes + ALIGNMENT, np.uint8)
@@ -168,7 +168,10 @@ def read_tensor(entry: Entry) -> np.ndarray:
 
 
 def write_tensors(
-    path: pathlib.Path, tensors: Mapping[str, Pending], *, metadata: Mapping[str, str] | None = None
+    path: pathlib.Path,
+    tensors: Mapping[str, LazyTensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a safetensors file at `path`, fetching one tensor at a time.
 
@@ -223,7 +226,7 @@ def _check_metadata(path: pathlib.Path, metadata: Any) -> None:
         raise InputError(f"{path}: got __metadata__ {metadata!r:.80}, expected texts by name")
 
 
-def _entry(path: pathlib.Path, name: str, field: Any, base: int) -> Entry:
+def _entry(path: pathlib.Path, name: str, field: Any, base: int) -> TensorInfo:
     """The header's row for one tensor, checked."""
     sound = (
         isinstance(field, dict)
@@ -246,7 +249,7 @@ def _entry(path: pathlib.Path, name: str, field: Any, base: int) -> Entry:
             f"{path}: got {end - begin} bytes for {name!r:.80}, expected {bits / 8:g} for "
             f"{field['dtype']} {tuple(field['shape'])!r:.80}"
         )
-    return Entry(
+    return TensorInfo(
         path=path,
         name=name,
         dtype=field["dtype"],
@@ -266,7 +269,9 @@ def _counts(value: Any) -> bool:
     )
 
 
-def _check_coverage(path: pathlib.Path, entries: Mapping[str, Entry], base: int, size: int) -> None:
+def _check_coverage(
+    path: pathlib.Path, entries: Mapping[str, TensorInfo], base: int, size: int
+) -> None:
     """The tensors must lie end to end and fill the file."""
     end = base
     for entry in sorted(entries.values(), key=lambda e: (e.start, e.nbytes)):

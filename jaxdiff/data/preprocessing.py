@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxdiff.core.types import Int, NDArray, UInt8
-from jaxdiff.data.skipped import BrokenError
+from jaxdiff.data.bad_samples import BadSampleError
 
 CROPS = ("centre", "random")
 BROKEN_PICTURE, TOO_LONG = "broken picture", "far too long and thin"
@@ -22,25 +22,27 @@ LONGEST = 16  # times the target's area: what would be cropped to less than that
 _SHARPER = 2  # a JPEG is decoded at a fraction of its size, but at least so many times the target
 
 
-class Prepared(NamedTuple):
-    """Pixels of the target size, and where they come from."""
+class ImageSample(NamedTuple):
+    """Pixels of the target size, and their SDXL time ids."""
 
     image: UInt8[NDArray, "h w 3"]
     time_ids: Int[NDArray, "6"]
 
 
-class Draws(NamedTuple):
-    """What is random about a preparation, each in [0, 1)."""
+class AugmentParams(NamedTuple):
+    """The random parameters of crop and flip, each in [0, 1)."""
 
     top: float = 0.5
     left: float = 0.5
     flip: float = 1.0
 
 
-def draws(entropy: tuple[int, ...], *, crop: str = "centre", flip: bool = False) -> Draws:
-    """The draws that `entropy` (seed, epoch, place of the sample) stands for."""
+def sample_augmentation(
+    entropy: tuple[int, ...], *, crop: str = "centre", flip: bool = False
+) -> AugmentParams:
+    """The parameters from `entropy` (seed, epoch, position of the sample)."""
     top, left, mirrored = np.random.default_rng(entropy).random(3).tolist()
-    return Draws(
+    return AugmentParams(
         top if crop == "random" else CENTRE.top,
         left if crop == "random" else CENTRE.left,
         mirrored if flip else CENTRE.flip,
@@ -53,44 +55,46 @@ def size_of(data: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(data)) as picture:
             return _upright(picture)
     except Exception:  # a decoder fed with anything raises anything
-        raise BrokenError(BROKEN_PICTURE) from None
+        raise BadSampleError(BROKEN_PICTURE) from None
 
 
-CENTRE = Draws()
+CENTRE = AugmentParams()
 
 
-def prepare(data: bytes, size: tuple[int, int], how: Draws = CENTRE) -> Prepared:
-    """The picture scaled to just cover `size` (height, width), and the part of it that `how` says.
+def resize_and_crop(
+    data: bytes, size: tuple[int, int], augment: AugmentParams = CENTRE
+) -> ImageSample:
+    """The picture scaled to just cover `size` (height, width), cropped as `augment` says.
 
-    Its pixels are flipped left to right where `how.flip` is below a half. BrokenError if it cannot
-    be decoded.
+    Its pixels are flipped left to right where `augment.flip` is below a half. BadSampleError if it
+    cannot be decoded.
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:
             original = _upright(picture)
-            cover = covering(original, size)
+            cover = size_to_cover(original, size)
             if cover[0] * cover[1] > LONGEST * size[0] * size[1]:
-                raise BrokenError(TOO_LONG)
+                raise BadSampleError(TOO_LONG)
             # Of a JPEG only as many frequencies as needed; the side it lies on is not known yet.
             largest = _SHARPER * max(cover)
             picture.draft("RGB", (largest, largest))
             pixels = _rgb(ImageOps.exif_transpose(picture) if _tagged(picture) else picture)
-    except BrokenError:
+    except BadSampleError:
         raise
     except Exception:
-        raise BrokenError(BROKEN_PICTURE) from None
-    if how.flip < 0.5:
+        raise BadSampleError(BROKEN_PICTURE) from None
+    if augment.flip < 0.5:
         pixels = ImageOps.mirror(pixels)
     resized = pixels.resize((cover[1], cover[0]), Image.Resampling.LANCZOS)
     top, left = (
         int(u * (long - short + 1))
-        for u, long, short in zip((how.top, how.left), cover, size, strict=True)
+        for u, long, short in zip((augment.top, augment.left), cover, size, strict=True)
     )
     part = resized.crop((left, top, left + size[1], top + size[0]))
-    return Prepared(np.asarray(part), np.array([*original, top, left, *size], np.int32))
+    return ImageSample(np.asarray(part), np.array([*original, top, left, *size], np.int32))
 
 
-def covering(original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def size_to_cover(original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     """The smallest size of `original`'s shape that `size` fits into."""
     scale = max(target / length for target, length in zip(size, original, strict=True))
     height, width = (

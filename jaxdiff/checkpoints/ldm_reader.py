@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from jaxdiff.checkpoints.tensors import Entry
+from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.core.errors import InputError
 
-Entries = dict[str, Entry]
+Entries = dict[str, TensorInfo]
 
 UNET = {
     "time_embed.0": "time_embedding.linear_1",
@@ -67,7 +67,7 @@ LAYER_PARTS = {
 _IN_PROJ = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
 
 
-def unet(entries: Mapping[str, Entry]) -> Entries:
+def unet_from_ldm(entries: Mapping[str, TensorInfo]) -> Entries:
     """A UNet's tensors under the names of diffusers' UNet2DConditionModel."""
     inputs = {int(m[2]): m[3] for name in entries if (m := _BLOCK.match(name)) and m[1] == "input"}
     # The first stage ends in the first downsampler; a single stage has none.
@@ -102,7 +102,7 @@ def _resnet_part(rest: str) -> str | None:
     return f"{RESNET[module]}.{leaf}" if module in RESNET else None
 
 
-def vae(entries: Mapping[str, Entry]) -> Entries:
+def vae_from_ldm(entries: Mapping[str, TensorInfo]) -> Entries:
     """A VAE's tensors under the names of diffusers' AutoencoderKL; its attention as matrices."""
     stages = {int(m[1]) for name in entries if (m := re.match(r"decoder\.up\.(\d+)\.", name))}
 
@@ -120,7 +120,7 @@ def vae(entries: Mapping[str, Entry]) -> Entries:
     }
 
 
-def open_clip(entries: Mapping[str, Entry], *, depth: int | None = None) -> Entries:
+def clip_from_open_clip(entries: Mapping[str, TensorInfo], *, depth: int | None = None) -> Entries:
     """OpenCLIP's text tower under the names of transformers' CLIPTextModel.
 
     `depth` keeps so many layers and no projection: Stable Diffusion 2 reads the output of the last
@@ -144,7 +144,7 @@ def open_clip(entries: Mapping[str, Entry], *, depth: int | None = None) -> Entr
     return found
 
 
-def _three(module: str, leaf: str, entry: Entry) -> Entries:
+def _three(module: str, leaf: str, entry: TensorInfo) -> Entries:
     """Queries, keys and values, which lie below each other in one tensor."""
     if not entry.shape or entry.shape[0] % 3:
         raise InputError(f"{entry.path}: got {entry.name} {entry.shape}, expected 3 equal parts")
@@ -155,7 +155,7 @@ def _three(module: str, leaf: str, entry: Entry) -> Entries:
     }
 
 
-def _renamed(entries: Mapping[str, Entry], rename) -> Entries:
+def _renamed(entries: Mapping[str, TensorInfo], rename) -> Entries:
     """`entries` under new names, which must stay different."""
     found: Entries = {}
     for name, entry in entries.items():

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from jaxdiff.checkpoints.tensors import BITS, MAX_DIMENSIONS, Entry
+from jaxdiff.checkpoints.safetensors import BITS, MAX_DIMENSIONS, TensorInfo
 from jaxdiff.core.errors import InputError, os_error_message
 
 DTYPES = {
@@ -62,7 +62,7 @@ _FIXED = (
 )
 
 
-def read_flax(path: pathlib.Path) -> dict[str, Entry]:
+def read_flax_msgpack(path: pathlib.Path) -> dict[str, TensorInfo]:
     """The tensors of a legacy Flax file under PyTorch's names, in PyTorch's order of axes.
 
     Raises InputError, naming the file, for what is no such file or is cut short.
@@ -83,7 +83,7 @@ def read_flax(path: pathlib.Path) -> dict[str, Entry]:
     return found
 
 
-def _tensors(cursor: "_Cursor", names: tuple[str, ...]) -> Iterator[tuple[str, Entry]]:
+def _tensors(cursor: "_Cursor", names: tuple[str, ...]) -> Iterator[tuple[str, TensorInfo]]:
     """The tensors of the map that begins here, which has `names` above it."""
     if len(names) > MAX_DEPTH:
         raise cursor.broken(f"more than {MAX_DEPTH} maps inside each other")
@@ -100,7 +100,7 @@ def _tensors(cursor: "_Cursor", names: tuple[str, ...]) -> Iterator[tuple[str, E
             yield entry.name, entry
 
 
-def _array(cursor: "_Cursor", names: tuple[str, ...]) -> Entry:
+def _array(cursor: "_Cursor", names: tuple[str, ...]) -> TensorInfo:
     """The array that begins here; the cursor skips its values."""
     kind, length = cursor.head()
     if kind != "extension" or cursor.number(1) != ARRAY:
@@ -119,7 +119,7 @@ def _array(cursor: "_Cursor", names: tuple[str, ...]) -> Entry:
         raise cursor.broken(f"{dtype:.40} {shape} in {nbytes} bytes at {'.'.join(names)}")
     cursor.skip(nbytes)
     axes = AXES.get(len(shape)) if names[-1] == "kernel" else None
-    return Entry(
+    return TensorInfo(
         path=cursor.path,
         name=torch_name(names),
         dtype=DTYPES[dtype],
