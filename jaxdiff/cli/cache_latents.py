@@ -124,7 +124,9 @@ def run(arguments: Sequence[str]) -> None:
     _report(options.output, described, skipped)
 
 
-def _opened(options: Options, skipped: Skipped) -> tuple[Groups, str, Callable[[list[Size]], Make]]:
+def _opened(
+    options: Options, skipped: BadSampleCounter
+) -> tuple[Groups, str, Callable[[list[Size]], Make]]:
     """The items of each size, a fingerprint of them, and what prepares those of each shard."""
     data = options.data
     if data.kind == "scenes":
@@ -134,7 +136,7 @@ def _opened(options: Options, skipped: Skipped) -> tuple[Groups, str, Callable[[
     source = open_pictures(data, skipped, captions=data.caption is None)
     groups, mark = grouped(data, source, options.smallest)
     choices = {"seed": data.seed, "crop": data.crop, "flip": data.flip}
-    return groups, mark, lambda sizes: picture_maker(source, sizes, **choices)
+    return groups, mark, lambda sizes: make_transform(source, sizes, **choices)
 
 
 def _write(path: pathlib.Path, records: Callable[[], Iterable[dict[str, Any]]]) -> None:

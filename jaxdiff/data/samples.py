@@ -79,7 +79,7 @@ def scene_maker(source: SceneSource) -> Make:
     """Samples {"image", "caption", "time_ids"} of scenes, whole and in their own size."""
     sizes = np.array([source.size, source.size, 0, 0, source.size, source.size], np.int32)
 
-    def make(index: int, place: Place) -> Item:
+    def make(index: int, place: SamplePosition) -> Item:
         del place
         scene = source[index]
         return {"image": scene["image"], "caption": scene["caption"], "time_ids": sizes}

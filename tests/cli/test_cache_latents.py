@@ -187,7 +187,7 @@ def test_scenes_are_cached_as_the_source_draws_them(made, tmp_path, capsys):
     found, drawn = LatentSource(str(folder)), SceneSource(seed=5)
     vae = read_component(made / "model" / "vae").module
     assert [found[i]["caption"] for i in range(6)] == [drawn[i]["caption"] for i in range(6)]
-    mean, _ = vae.encode(jnp.asarray(to_unit(drawn[5]["image"])[None]))
+    mean, _ = vae.encode(jnp.asarray(normalize_images(drawn[5]["image"])[None]))
     np.testing.assert_allclose(found[5]["mean"], mean[0], atol=2e-5)
     assert found.description.resolution == 64
     capsys.readouterr()
