@@ -37,7 +37,7 @@ from jaxdiff.data.latents import (
     read_description,
     sharded,
 )
-from jaxdiff.data.samples import Make, scene_maker
+from jaxdiff.data.samples import Make, make_transform, scene_maker
 from jaxdiff.data.sampling_order import SamplePosition
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.data.sources.storage import fingerprint

@@ -1,6 +1,6 @@
 """From a prompt to the labels that classifier guidance aims for.
 
-A classifier's folder says in PROMPT_LABELS how the captions that it was trained with name its labels;
+A classifier's folder says in PROMPT_LABELS how the captions of its training name its labels;
 so no other module needs to know what the classifier was trained on.
 """
 
