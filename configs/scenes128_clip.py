@@ -8,9 +8,9 @@ text encoder's last three positions, which every caption pads, must know the bac
 layout, the first object and the second one: so its states say which object is where.
 
 96,000 images, 20 minutes on one CPU core that other work shared. Of 256 validation images 87% find
-their caption among all, and 93% among four that differ in one thing; the heads at the last positions
-have 100% of the attributes right, the one at the end of the text 97%, the image's 83%. (It was
-trained with 1,000 steps in the config up to step 538, then with 750.)
+their caption among all, and 93% among four that differ in one thing; the heads at the last
+positions have 100% of the attributes right, the one at the end of the text 97%, the image's 83%.
+(It was trained with 1,000 steps in the config up to step 538, then with 750.)
 """
 
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig

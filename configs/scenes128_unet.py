@@ -6,9 +6,10 @@
         --texts embeddings --text-encoder runs/scenes128_clip/export
     python train.py configs/scenes128_unet.py --workdir runs/scenes128_unet
 
-Needs runs/scenes128_vae/export and runs/scenes128_clip/export, which the other two configs make. The
-first 64,000 samples (20 minutes on two CPU cores that other work shared) give, by `python -m jaxdiff
-evaluate --every 8` at guidance scale 3: relation 1.00 of 41, colour 1.00, size .95, shape .52.
+Needs runs/scenes128_vae/export and runs/scenes128_clip/export, which the other two configs make.
+The first 64,000 samples (20 minutes on two CPU cores that other work shared) give, by `python -m
+jaxdiff evaluate --every 8` at guidance scale 3: relation 1.00 of 41, colour 1.00, size .95, shape
+.52.
 """
 
 from jaxdiff.models.unet_config import UNet2DConditionConfig
