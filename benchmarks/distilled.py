@@ -34,8 +34,8 @@ class Drawn:
         rows = -(-len(texts) // size) * size
         self.latents: Float[NDArray, "n h w c"] = np.asarray(output.images)
         self.seconds = (output.timings["total_s"] - output.timings["compile_s"]) / rows
-        self.evaluations = pipe.evaluations(output.request)
-        pictures = pipe.pictures(self.latents)
+        self.evaluations = pipe.nfe(output.request)
+        pictures = pipe.decode_latents(self.latents)
         pairs = zip(prompts, pictures, strict=True)
         shares = summarise(prompts, [score(p.scene, judge(image)) for p, image in pairs])
         self.right = [shares[f"{kind} all right"].value for kind in ("one", "two")]

@@ -189,7 +189,7 @@ def _plan(
     for job in jobs:
         with prefix_errors(job.source):
             request = pipe.resolve(**_arguments(options, [job]))
-            plan.append((job, model | _files(job, digest) | request.settings(0)))
+            plan.append((job, model | _files(job, digest) | request.to_metadata(0)))
     return plan
 
 
@@ -274,17 +274,17 @@ def _passes(options: Options) -> dict[str, Any]:
 
 def _call(pipe: Any, options: Options) -> Callable[..., Any]:
     """What draws: the model, or two passes."""
-    from jaxdiff.pipeline import passes
+    from jaxdiff.pipeline import hires_fix
 
     if options.hires_scale is not None:
         return functools.partial(
-            passes.enlarged, pipe, scale=options.hires_scale, redrawn=options.hires_strength
+            hires_fix.hires_fix, pipe, scale=options.hires_scale, redrawn=options.hires_strength
         )
     if options.refiner is not None:
         import jaxdiff
 
         refiner = jaxdiff.load(options.refiner, options.dtype)
-        return functools.partial(passes.handed_over, pipe, refiner, start=options.refiner_start)
+        return functools.partial(hires_fix.refine, pipe, refiner, start=options.refiner_start)
     return pipe
 
 

@@ -64,7 +64,7 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     if str(message).startswith("Error reading persistent compilation cache entry"):
         from jaxdiff.pipeline import cache  # jax is there, since it warns
 
-        cache.mend()
+        cache.prune_corrupt()
 
 
 def main() -> None:

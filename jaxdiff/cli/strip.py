@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> None:
     if named is None:
         named = spread(request.steps, COLUMNS)
     seen = pipe(options.prompt, output="latent", watch=named, **choices).watched
-    pictures = pipe.pictures(np.concatenate([seen.x0[:, 0], seen.even[:, 0]]))
+    pictures = pipe.decode_latents(np.concatenate([seen.x0[:, 0], seen.unit_variance[:, 0]]))
     columns = len(seen.steps)
     rows = [list(pictures[:columns]), list(pictures[columns:])]
     with np.errstate(divide="ignore"):  # pure noise has ratio inf

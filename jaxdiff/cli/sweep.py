@@ -217,7 +217,7 @@ def _draw(
     call = {"output": "numpy", "batch_size": size, **choices}
     images = np.asarray(pipe(prompts, seed=list(request.seeds), **call).images)
     result = {
-        "evaluations": pipe.evaluations(request),
+        "evaluations": pipe.nfe(request),
         "measures": {f.__name__: f(images) for f in (chroma, clipped, contrast)},
         "shares": {},
     }

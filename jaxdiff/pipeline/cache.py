@@ -22,7 +22,7 @@ def enable() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def mend() -> None:
+def prune_corrupt() -> None:
     """Remove programs that were cut off while they were written, by a kill or a full disk.
 
     JAX writes them in place, and neither reads nor replaces what it finds cut off.

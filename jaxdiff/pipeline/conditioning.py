@@ -1,7 +1,4 @@
-"""From prompts to what the network is told: text states, pooled text, sizes in pixels.
-
-`models.conditioning` says what that is for each family.
-"""
+"""From prompts to the conditioning of the network; see `models.conditioning` for each family."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,13 +14,13 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.conditioning import hidden_states as states_of
 from jaxdiff.models.conditioning import num_time_ids
 from jaxdiff.models.unet_config import UNet2DConditionConfig
-from jaxdiff.pipeline.prompts import chunks_of, lengthened
-from jaxdiff.pipeline.request import SIZES, Request
-from jaxdiff.pipeline.vocabulary import Vocabulary
+from jaxdiff.pipeline.prompts import chunk_prompt, pad_chunks
+from jaxdiff.pipeline.request import SDXL_SIZE_FIELDS, Request
+from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer
 
 
 class Conditioning(NamedTuple):
-    """What the network is told beside the latents and the time: K streams of each image."""
+    """The conditioning of the network beside latents and timestep: K streams of each image."""
 
     context: Float[Array, "b k n d"]
     text_embeds: Float[Array, "b k p"] | None = None
@@ -32,50 +29,50 @@ class Conditioning(NamedTuple):
     timestep_cond: Float[Array, "b k s"] | None = None  # the embedded guidance scale
 
 
-class Words(NamedTuple):
+class TokenizedPrompts(NamedTuple):
     """Texts of K streams as the compiled encoders read them: one entry per encoder in the tuples.
 
-    Streams that are `blank` become zeros, whatever their words. The words of one image have no
+    Streams with `zero_out` become zeros, whatever their ids. The ids of one image have no
     leading b.
     """
 
     ids: tuple[Int[NDArray, "b k m n"], ...]
     weights: tuple[Float[NDArray, "b k m n"], ...]
-    blank: Bool[NDArray, "b k"]
+    zero_out: Bool[NDArray, "b k"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextRecipe:
-    """How a family makes conditions of the encoders' features."""
+class TextConditioner:
+    """How a family makes its conditioning of the encoders' features."""
 
-    added: int | None  # how many numbers the network is told; None: no pooled text either
-    blank_zeros: bool = False  # a negative prompt that was not given is zeros, not the empty text
+    num_time_ids: int | None  # None: no pooled embedding either
+    zero_uncond: bool = False  # a negative prompt that was not given is zeros, not the empty text
     encoders: int = 1
 
     @classmethod
     def of(
-        cls, unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel], blank_zeros: bool
-    ) -> "TextRecipe":
-        """The recipe that fits the network's config; InputError if the encoders do not fit it."""
+        cls, unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel], zero_uncond: bool
+    ) -> "TextConditioner":
+        """The conditioner of the network's config; InputError if the encoders do not fit it."""
         added = num_time_ids(unet, encoders)
         if added is None:
-            return cls(added=None)
-        return cls(added=added, blank_zeros=blank_zeros, encoders=len(encoders))
+            return cls(num_time_ids=None)
+        return cls(num_time_ids=added, zero_uncond=zero_uncond, encoders=len(encoders))
 
     def check(self, request: Request) -> None:
-        """InputError for what neither the encoders nor the network would hear of."""
+        """InputError for options that neither the encoders nor the network take."""
         for name in ("prompt_2", "negative_prompt_2"):
-            said = next(filter(None, getattr(request, name.replace("prompt", "prompts"))), None)
-            if said is not None and self.encoders == 1:
-                raise InputError(f"{name}: got {said!r:.60}, expected none for one text encoder")
+            got = next(filter(None, getattr(request, name.replace("prompt", "prompts"))), None)
+            if got is not None and self.encoders == 1:
+                raise InputError(f"{name}: got {got!r:.60}, expected none for one text encoder")
         pairs = zip(request.negative_prompts, request.negative_prompts_2, strict=True)
-        for first, second in pairs if self.blank_zeros else ():
+        for first, second in pairs if self.zero_uncond else ():
             if second and first is None:
                 raise InputError(
                     f"negative_prompt_2: got {second!r:.60} without a negative_prompt, "
                     'expected both ("" is one)'
                 )
-        for name in SIZES if self.added is None else ():
+        for name in SDXL_SIZE_FIELDS if self.num_time_ids is None else ():
             if getattr(request, name) not in (None, (0, 0)):
                 got = getattr(request, name)
                 raise InputError(f"{name}: got {got}, expected none for a model without sizes")
@@ -88,11 +85,11 @@ class TextRecipe:
         `prompted` are the streams that are told the image's own, the others the null stream's.
         A null stream with a size or score of its own is told no crop unless one is asked for.
         """
-        if self.added is None:
+        if self.num_time_ids is None:
             return None
         size = (request.height, request.width)
         original, target = request.original_size or size, request.target_size or size
-        scored, crop = self.added == 5, request.crop_top_left
+        scored, crop = self.num_time_ids == 5, request.crop_top_left
         apart = scored or request.negative_original_size or request.negative_target_size
         null = (
             request.negative_original_size or original,
@@ -105,35 +102,37 @@ class TextRecipe:
         rows = [np.concatenate(own if mine else null) for mine in prompted]
         return np.tile(np.array(rows, np.float32), (len(request.prompts), 1, 1))
 
-    def words(
+    def tokenize(
         self,
-        vocabularies: Sequence[Vocabulary],
+        vocabularies: Sequence[TextualInversionTokenizer],
         texts: Sequence[Sequence[str | None]],
         *,
         syntax: bool,
-    ) -> tuple[Words, int]:
+    ) -> tuple[TokenizedPrompts, int]:
         """One image's words, all streams in as many chunks; and how many tokens found no room.
 
         `texts` are those of its K streams, None where nothing was said, for each encoder.
         """
         rows = [
-            [chunks_of(vocabulary, text or "", syntax=syntax) for text in streams]
+            [chunk_prompt(vocabulary, text or "", syntax=syntax) for text in streams]
             for vocabulary, streams in zip(vocabularies, texts, strict=True)
         ]
         longest = max(len(tokens.ids) for row in rows for tokens in row)
         even = [
-            [lengthened(tokens, longest, chunks_of(vocabulary, "")) for tokens in row]
+            [pad_chunks(tokens, longest, chunk_prompt(vocabulary, "")) for tokens in row]
             for vocabulary, row in zip(vocabularies, rows, strict=True)
         ]
-        words = Words(
+        words = TokenizedPrompts(
             ids=tuple(np.stack([tokens.ids for tokens in row]) for row in even),
             weights=tuple(np.stack([tokens.weights for tokens in row]) for row in even),
-            blank=np.array([self.blank_zeros and text is None for text in texts[0]]),
+            zero_out=np.array([self.zero_uncond and text is None for text in texts[0]]),
         )
-        return words, max(tokens.cut for row in rows for tokens in row)
+        return words, max(tokens.num_truncated for row in rows for tokens in row)
 
 
-def weighted(states: Float[Array, "t n d"], weights: Float[Array, "t n"]) -> Float[Array, "t n d"]:
+def apply_token_weights(
+    states: Float[Array, "t n d"], weights: Float[Array, "t n"]
+) -> Float[Array, "t n d"]:
     """States of tokens times their weights, brought back to the mean that they had.
 
     As the AUTOMATIC1111 web UI does it; where every weight is 1 nothing changes.
@@ -146,29 +145,29 @@ def weighted(states: Float[Array, "t n d"], weights: Float[Array, "t n"]) -> Flo
     return jnp.where(plain, states, (heavy * kept).astype(states.dtype))
 
 
-def encode(
+def encode_prompts(
     params: tuple[PyTree, ...],
-    words: Words,
+    prompts: TokenizedPrompts,
     *,
     graphs: tuple[Any, ...],
     pooled: bool,
     skip: int,
 ) -> Conditioning:
     """Text states of all encoders side by side, chunks one after the other; `pooled` as in XL."""
-    shape = words.ids[0].shape[:3]
+    shape = prompts.ids[0].shape[:3]
     features = [
         nnx.merge(graph, weights).features(ids.reshape(-1, ids.shape[-1]), skip)
-        for graph, weights, ids in zip(graphs, params, words.ids, strict=True)
+        for graph, weights, ids in zip(graphs, params, prompts.ids, strict=True)
     ]
     states = [
-        weighted(states_of(f, pooled=pooled), jnp.reshape(w, (-1, w.shape[-1])))
-        for f, w in zip(features, words.weights, strict=True)
+        apply_token_weights(states_of(f, pooled=pooled), jnp.reshape(w, (-1, w.shape[-1])))
+        for f, w in zip(features, prompts.weights, strict=True)
     ]
     context = jnp.concatenate([s.reshape(*shape[:2], -1, s.shape[-1]) for s in states], axis=-1)
     # The end of a text in several chunks is that of the first.
     ends = features[-1].pooled.reshape(*shape, -1)[:, :, 0]
-    told = ~words.blank[..., None]
+    nonzero = ~prompts.zero_out[..., None]
     return Conditioning(
-        context=jnp.where(told[..., None], context, 0),
-        text_embeds=jnp.where(told, ends, 0) if pooled else None,
+        context=jnp.where(nonzero[..., None], context, 0),
+        text_embeds=jnp.where(nonzero, ends, 0) if pooled else None,
     )

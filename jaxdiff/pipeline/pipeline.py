@@ -24,18 +24,18 @@ from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.pipeline import given
-from jaxdiff.pipeline.adapters import Adapters
-from jaxdiff.pipeline.asking import Reader, ask, rule_for
-from jaxdiff.pipeline.batches import Batches, Clock, Plan
-from jaxdiff.pipeline.company import Company
-from jaxdiff.pipeline.conditioning import TextRecipe
-from jaxdiff.pipeline.inputs import Given, Inputs, Noise, gather
+from jaxdiff.pipeline import image_inputs
+from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
+from jaxdiff.pipeline.batches import BatchRunner, SamplingPlan, StageTimer
+from jaxdiff.pipeline.compiled_model import CompiledModel, ProgressCallback
+from jaxdiff.pipeline.conditioning import TextConditioner
+from jaxdiff.pipeline.inputs import BatchInputs, InitImage, Noise, make_batches
+from jaxdiff.pipeline.intermediates import Intermediates
+from jaxdiff.pipeline.lora import LoRAManager
 from jaxdiff.pipeline.parts import ENCODERS, check_channels, check_parts
+from jaxdiff.pipeline.prompt_encoding import PromptTokenizer, guidance_rule, tokenize_request
 from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_of
-from jaxdiff.pipeline.stages import Report, Stages
-from jaxdiff.pipeline.vocabulary import Vocabulary, add_inversion
-from jaxdiff.pipeline.watching import Watched
+from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer, add_inversion
 from jaxdiff.samplers.registry import make_grid, nfe_per_step
 
 OUTPUTS = ("pil", "numpy", "latent")
@@ -51,7 +51,7 @@ class Output:
     images: Any  # list of PIL images, uint8 (b, H, W, 3), or scaled float32 latents (b, h, w, c)
     request: Request
     timings: dict[str, float]  # compile_s, encode_s, sample_s, decode_s, total_s
-    watched: Watched  # the latents of the steps that were to be watched
+    watched: Intermediates  # the latents of the steps that were to be watched
 
 
 class Pipeline:
@@ -79,51 +79,51 @@ class Pipeline:
         names = [encoder for encoder in ENCODERS if encoder in parts.components]
         self.text_encoders = [cast(CLIPTextModel, parts.components[n].module) for n in names]
         self._vocabularies = {
-            name: Vocabulary(parts.tokenizers[ENCODERS[name]], encoder)
+            name: TextualInversionTokenizer(parts.tokenizers[ENCODERS[name]], encoder)
             for name, encoder in zip(names, self.text_encoders, strict=True)
         }
-        self.recipe = TextRecipe.of(
+        self.text_conditioner = TextConditioner.of(
             self.unet.config,
             self.text_encoders,
-            blank_zeros=bool(parts.options.get("force_zeros_for_empty_prompt", True)),
+            zero_uncond=bool(parts.options.get("force_zeros_for_empty_prompt", True)),
         )
         self.schedule = NoiseSchedule.from_config(parts.scheduler)
-        self.grid_options = SchedulerOptions.from_config(parts.scheduler)
+        self.scheduler_options = SchedulerOptions.from_config(parts.scheduler)
         self.prediction_type = one_of(
             "scheduler_config.json: prediction_type",
             parts.scheduler.get("prediction_type", "epsilon"),
             PREDICTION_TYPES,
         )
         native = size_of(self.unet.config.sample_size, self.vae.config.downscale)
-        taught = {"guidance": "none"} if self.told_scale else {}
+        taught = {"guidance": "none"} if self.has_guidance_embedding else {}
         self.defaults = Defaults.of(
             taught | dict(parts.defaults), parts.scheduler, native, source=name
         )
-        self.stages = Stages(
+        self.stages = CompiledModel(
             self.text_encoders,
             self.unet,
             self.vae,
-            kind=self.prediction_type,
-            pooled=self.recipe.added is not None,
+            prediction_type=self.prediction_type,
+            pooled=self.text_conditioner.num_time_ids is not None,
             devices=self.devices,
         )
 
-        self._batches = Batches(
+        self._batches = BatchRunner(
             self.stages,
             cell=self.vae.config.downscale,
             channels=self.vae.config.latent_channels,
-            fills_in=self.fills_in,
-            told_scale=self.told_scale,
+            is_inpainting=self.is_inpainting,
+            has_guidance_embedding=self.has_guidance_embedding,
             devices=len(self.devices),
         )
         encoders = dict(zip(names, self.text_encoders, strict=True))
-        self._adapters = Adapters({"unet": self.unet, **encoders})
-        self._reader = Reader(
-            self.recipe,
+        self._adapters = LoRAManager({"unet": self.unet, **encoders})
+        self._reader = PromptTokenizer(
+            self.text_conditioner,
             list(self._vocabularies.values()),
             closed=self.defaults.closed_vocabulary,
         )
-        self._company = Company(folder)
+        self._auxiliary = AuxiliaryModels(folder)
 
     @property
     def text_encoder(self) -> CLIPTextModel:
@@ -136,12 +136,12 @@ class Pipeline:
         return next(iter(self._vocabularies.values())).tokenizer
 
     @property
-    def fills_in(self) -> bool:
+    def is_inpainting(self) -> bool:
         """Whether the network is told a mask and what is around it, as inpainting models are."""
         return self.unet.config.in_channels == 2 * self.vae.config.latent_channels + 1
 
     @property
-    def told_scale(self) -> bool:
+    def has_guidance_embedding(self) -> bool:
         """Whether the network was taught guidance, and is told the scale."""
         return self.unet.config.time_cond_proj_dim is not None
 
@@ -161,8 +161,8 @@ class Pipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        image: given.Given = None,
-        mask: given.Given = None,
+        image: image_inputs.ImageInput = None,
+        mask: image_inputs.ImageInput = None,
         **options: Unpack[Options],
     ) -> Request:
         """The complete request that a call with these arguments would run; raises InputError."""
@@ -177,10 +177,14 @@ class Pipeline:
             options = self._of_image(image, mask, options)
         cell = self.vae.config.downscale
         request = resolve(
-            self.defaults, prompt, images=given.count_of(image), pixels_per_cell=cell, **options
+            self.defaults,
+            prompt,
+            images=image_inputs.count_of(image),
+            pixels_per_cell=cell,
+            **options,
         )
-        self.recipe.check(request)
-        if self.told_scale and request.guidance != "none":
+        self.text_conditioner.check(request)
+        if self.has_guidance_embedding and request.guidance != "none":
             raise InputError(
                 f"guidance: got {request.guidance}, expected none: the model was taught guidance"
             )
@@ -188,13 +192,15 @@ class Pipeline:
             self._steps(request)  # where none is left, now and not when it is drawn
         return request
 
-    def _of_image(self, image: given.Given, mask: given.Given, options: Options) -> Options:
+    def _of_image(
+        self, image: image_inputs.ImageInput, mask: image_inputs.ImageInput, options: Options
+    ) -> Options:
         """`options` with size and strength where a picture or latents are given without."""
         cell = self.vae.config.downscale
-        if given.are_latents(image, self.vae.config.latent_channels):
+        if image_inputs.are_latents(image, self.vae.config.latent_channels):
             height, width = (cell * length for length in np.shape(image)[-3:-1])
         else:
-            height, width = given.picture_size(image) or (None, None)
+            height, width = image_inputs.picture_size(image) or (None, None)
         left_out: Options = {"height": height, "width": width}
         if options.get("denoising_start") is None:
             left_out["strength"] = STRENGTH if mask is None else 1.0
@@ -205,13 +211,13 @@ class Pipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        image: given.Given = None,
-        mask: given.Given = None,
+        image: image_inputs.ImageInput = None,
+        mask: image_inputs.ImageInput = None,
         latents: Noise | None = None,
         vae_tile: int | None = None,
         batch_size: int | None = None,
         output: str = "pil",
-        report: Report | None = None,
+        report: ProgressCallback | None = None,
         watch: Sequence[int] = (),
         **options: Unpack[Options],
     ) -> Output:
@@ -229,39 +235,39 @@ class Pipeline:
         """
         one_of("output", output, OUTPUTS)
         request = self.resolve(prompt, image=image, mask=mask, **options)
-        if self._company.find(request):
-            self._accompanied()
-        origin = Given(image, mask, latents)
+        if self._auxiliary.load_missing(request):
+            self._update_auxiliary()
+        origin = InitImage(image, mask, latents)
         tile = self._tile((request.height, request.width), vae_tile)
         plan = self._plan(request, origin, output != "latent", tile, report, watch)
         count = len(request.prompts)
         size = count if batch_size is None else positive("batch_size", batch_size)
-        clock = Clock(self.stages)
+        clock = StageTimer(self.stages)
         drawn: dict[int, tuple[NDArray, NDArray]] = {}
         for numbers, inputs in self._inputs(plan, origin, size):
-            batch = self._batches.draw(inputs, plan, size, clock)
+            batch = self._batches.run(inputs, plan, size, clock)
             drawn |= dict(zip(numbers, zip(*batch, strict=True), strict=True))
         ordered, watched = (np.stack([drawn[i][k] for i in range(count)]) for k in (0, 1))
         return Output(
             images=[Image.fromarray(image) for image in ordered] if output == "pil" else ordered,
             request=request,
             timings=clock.timings(),
-            watched=Watched.of(plan.watch, plan.grid, watched),
+            watched=Intermediates.of(plan.watch, plan.grid, watched),
         )
 
-    def pictures(
+    def decode_latents(
         self, latents: Float[NDArray, "b h w c"], *, vae_tile: int | None = None
     ) -> UInt8[NDArray, "b h2 w2 3"]:
         """Pictures of scaled latents, such as those that were watched; raises InputError."""
         cell = self.vae.config.downscale
         size = cell * latents.shape[1], cell * latents.shape[2]
-        return self._batches.pictures(latents, self._tile(size, vae_tile))
+        return self._batches.decode_latents(latents, self._tile(size, vae_tile))
 
-    def evaluations(self, request: Request) -> int:
+    def nfe(self, request: Request) -> int:
         """How often the network is asked about each image of a request; see `guidance.nfe`."""
         grid, (first, last) = self._steps(request)
         lands = last == int(grid.num_steps)
-        rule = rule_for(request)
+        rule = guidance_rule(request)
         anew = phase_switches(rule, grid, first, last)
         asked = nfe_per_step(request.sampler, last - first, ends_clean=lands, restarts=anew)
         return nfe(rule, grid, first, asked)
@@ -294,9 +300,9 @@ class Pipeline:
         self._weights_changed()
 
     @property
-    def added_words(self) -> tuple[str, ...]:
+    def textual_inversion_tokens(self) -> tuple[str, ...]:
         """The words of textual inversions."""
-        return next(iter(self._vocabularies.values())).words
+        return next(iter(self._vocabularies.values())).added_tokens
 
     def load_textual_inversion(self, source: str | pathlib.Path, *, word: str | None = None) -> str:
         """Learn the word in a textual inversion file; returns it, to be used in prompts.
@@ -321,33 +327,35 @@ class Pipeline:
 
     def load_classifier(self, folder: str | pathlib.Path) -> None:
         """Take the classifier of noisy latents in `folder` for `classifier_scale`."""
-        self._company.load_classifier(pathlib.Path(folder))
-        self._accompanied()
+        self._auxiliary.load_classifier(pathlib.Path(folder))
+        self._update_auxiliary()
 
     def load_clip(self, folder: str | pathlib.Path) -> None:
         """Take the CLIP model in `folder` for `clip_scale`."""
-        self._company.load_clip(pathlib.Path(folder))
-        self._accompanied()
+        self._auxiliary.load_clip(pathlib.Path(folder))
+        self._update_auxiliary()
 
     def set_guide(self, guide: "Pipeline | None") -> None:
         """Take another model of the same latents and noise schedule as autoguidance's weaker one.
 
         InputError for others.
         """
-        self._company.take_guide(guide, self.vae.config.latent_channels, self.schedule)
-        self._accompanied()
+        self._auxiliary.set_guidance_model(guide, self.vae.config.latent_channels, self.schedule)
+        self._update_auxiliary()
 
-    def _accompanied(self) -> None:
-        company = self._company
-        self.stages.accompany(
-            guide=None if company.guide is None else company.guide.stages,
+    def _update_auxiliary(self) -> None:
+        company = self._auxiliary
+        self.stages.set_auxiliary_models(
+            guidance_model=None
+            if company.guidance_model is None
+            else company.guidance_model.stages,
             classifier=company.classifier,
             clip=company.clip,
-            lens=company.lens,
+            image_processor=company.image_processor,
         )
 
     def _weights_changed(self) -> None:
-        self.stages.take(self.text_encoders, self.unet)
+        self.stages.set_weights(self.text_encoders, self.unet)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write a diffusers folder that PyTorch loads; weights keep their dtype.
@@ -355,10 +363,9 @@ class Pipeline:
         LoRAs that are applied are in the weights. InputError where textual inversions are loaded,
         which have no place in such a folder.
         """
-        if self.added_words:
-            raise InputError(
-                f"save: got the added words {', '.join(self.added_words)}, expected none"
-            )
+        if self.textual_inversion_tokens:
+            words = ", ".join(self.textual_inversion_tokens)
+            raise InputError(f"save: got the added words {words}, expected none")
         write_pipeline(folder, self.parts)
 
     def _tile(self, size: tuple[int, int], tile: int | None) -> int | None:
@@ -373,12 +380,12 @@ class Pipeline:
     def _plan(
         self,
         request: Request,
-        origin: Given,
+        origin: InitImage,
         decode: bool,
         tile: int | None,
-        report: Report | None,
+        report: ProgressCallback | None,
         watch: Sequence[int],
-    ) -> Plan:
+    ) -> SamplingPlan:
         grid, span = self._steps(request)
         for step in watch:
             in_range("watch", step, span[0], span[1] - 1)
@@ -388,12 +395,14 @@ class Pipeline:
             start = "noise"
         else:
             start = "image"
-        return Plan(
+        return SamplingPlan(
             request=request,
             grid=grid,
-            span=span,
-            rule=rule_for(request),
-            guide=None if self._company.guide is None else self._company.guide.stages,
+            step_range=span,
+            rule=guidance_rule(request),
+            guidance_model=None
+            if self._auxiliary.guidance_model is None
+            else self._auxiliary.guidance_model.stages,
             start=start,
             decode=decode,
             tile=tile,
@@ -409,19 +418,21 @@ class Pipeline:
             request.steps,
             prediction_type=self.prediction_type,
             spacing=request.timesteps,
-            options=self.grid_options,
+            options=self.scheduler_options,
         )
         times = np.asarray(grid.t)[: int(grid.num_steps)]
-        return grid, request.span(times, self.schedule.num_timesteps)
+        return grid, request.step_range(times, self.schedule.num_timesteps)
 
-    def _inputs(self, plan: Plan, origin: Given, size: int) -> Iterator[tuple[list[int], Inputs]]:
+    def _inputs(
+        self, plan: SamplingPlan, origin: InitImage, size: int
+    ) -> Iterator[tuple[list[int], BatchInputs]]:
         """The images' inputs in batches; a warning where words find no room."""
-        request, guide = plan.request, self._company.guide
-        asked = ask(
+        request, guide = plan.request, self._auxiliary.guidance_model
+        asked = tokenize_request(
             request,
             plan.rule,
             self._reader,
             None if guide is None else guide._reader,
-            self._company.steering(request, self.tokenizer),
+            self._auxiliary.guidance_targets(request, self.tokenizer),
         )
-        yield from gather(request, origin, asked, self._batches.latent_shape(request), size)
+        yield from make_batches(request, origin, asked, self._batches.latent_shape(request), size)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxdiff.core.types import PyTree
 
 
-class Program:
+class CompiledFunction:
     """A pure function under `jax.pmap` over `devices` (axis "data"), one executable per shapes.
 
     `per_device` says for each argument whether its leading axis is the devices' (True) or whether
@@ -53,12 +53,12 @@ def _signature(arguments: PyTree) -> Any:
     return structure, tuple((np.shape(x), jax.numpy.result_type(x)) for x in leaves)
 
 
-def split(tree: PyTree, devices: int) -> PyTree:
+def shard_leading_axis(tree: PyTree, devices: int) -> PyTree:
     """(b, ...) leaves as (devices, b / devices, ...)."""
     return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), tree)
 
 
-def join(array: Any) -> np.ndarray:
+def gather_leading_axis(array: Any) -> np.ndarray:
     """(devices, b, ...) on the devices as (devices * b, ...) on the host."""
     host = np.asarray(array)
     return host.reshape(-1, *host.shape[2:])

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, Int, NDArray
-from jaxdiff.pipeline.vocabulary import Vocabulary
+from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer
 
 EMPHASIS = 1.1  # of a pair of brackets without a number
 MAX_WEIGHT = 100.0
@@ -31,7 +31,7 @@ _MARKS = re.compile(
 )
 
 
-class Piece(NamedTuple):
+class WeightedText(NamedTuple):
     """A run of text with one weight; text None is a break between chunks."""
 
     text: str | None
@@ -43,16 +43,16 @@ class Tokens(NamedTuple):
 
     ids: Int[NDArray, "m n"]
     weights: Float[NDArray, "m n"]
-    cut: int
+    num_truncated: int
 
 
-def parse(prompt: str) -> list[Piece]:
+def parse(prompt: str) -> list[WeightedText]:
     """`prompt` by weight; brackets that never close weigh as those that close at the end.
 
     A closing bracket without its opening one is a character. Raises InputError for a weight beyond
     MAX_WEIGHT.
     """
-    pieces: list[Piece] = []
+    pieces: list[WeightedText] = []
     opened: list[tuple[str, int]] = []  # brackets, and where their content begins
 
     def close(bracket: str, factor: float) -> bool:
@@ -60,19 +60,19 @@ def parse(prompt: str) -> list[Piece]:
         if not opened or opened[-1][0] != bracket:
             return False
         _, first = opened.pop()
-        pieces[first:] = [Piece(text, weight * factor) for text, weight in pieces[first:]]
+        pieces[first:] = [WeightedText(text, weight * factor) for text, weight in pieces[first:]]
         return True
 
     for mark in _MARKS.findall(prompt):
         if mark in ("(", "["):
             opened.append((mark, len(pieces)))
         elif mark == "BREAK":
-            pieces.append(Piece(None, 1.0))
+            pieces.append(WeightedText(None, 1.0))
         elif mark[-1] in ")]" and mark[0] != "\\" and close(*_closing(mark)):
             continue
         else:
             plain = mark[1:] if len(mark) == 2 and mark[0] == "\\" else mark
-            pieces.append(Piece(plain, 1.0))
+            pieces.append(WeightedText(plain, 1.0))
     while opened:
         close(*_closing(")" if opened[-1][0] == "(" else "]"))
     for text, weight in pieces:
@@ -90,19 +90,21 @@ def _closing(mark: str) -> tuple[str, float]:
     return "(", EMPHASIS if mark == ")" else float(mark[1:-1])
 
 
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+def _joined(pieces: Sequence[WeightedText]) -> list[WeightedText]:
     """Neighbours of one weight as one piece, so that the tokenizer sees whole words."""
-    joined: list[Piece] = []
+    joined: list[WeightedText] = []
     for text, weight in pieces:
         last = joined[-1] if joined else None
         if last and last.text is not None and text is not None and last.weight == weight:
-            joined[-1] = Piece(last.text + text, weight)
+            joined[-1] = WeightedText(last.text + text, weight)
         else:
-            joined.append(Piece(text, weight))
+            joined.append(WeightedText(text, weight))
     return joined
 
 
-def chunks_of(vocabulary: Vocabulary, prompt: str, *, syntax: bool = True) -> Tokens:
+def chunk_prompt(
+    vocabulary: TextualInversionTokenizer, prompt: str, *, syntax: bool = True
+) -> Tokens:
     """The chunks of `prompt`, one at least; without `syntax` every character stands for itself.
 
     A prompt without brackets that fits one chunk gets exactly the ids that the tokenizer gives.
@@ -110,7 +112,7 @@ def chunks_of(vocabulary: Vocabulary, prompt: str, *, syntax: bool = True) -> To
     tokenizer = vocabulary.tokenizer
     room = tokenizer.model_max_length - 2
     chunks: list[tuple[list[int], list[float]]] = [([], [])]
-    for text, weight in parse(prompt) if syntax else [Piece(prompt, 1.0)]:
+    for text, weight in parse(prompt) if syntax else [WeightedText(prompt, 1.0)]:
         if text is None:
             chunks.append(([], []))
             continue
@@ -145,11 +147,11 @@ def _framed(tokenizer: Any, ids: list[int], weights: list[float]) -> tuple[NDArr
     )
 
 
-def lengthened(tokens: Tokens, chunks: int, empty: Tokens) -> Tokens:
+def pad_chunks(tokens: Tokens, chunks: int, empty: Tokens) -> Tokens:
     """`tokens` in at least so many chunks, the `empty` text's behind its own."""
     missing = max(0, chunks - len(tokens.ids))
     return Tokens(
         ids=np.concatenate([tokens.ids, np.repeat(empty.ids[:1], missing, axis=0)]),
         weights=np.concatenate([tokens.weights, np.repeat(empty.weights[:1], missing, axis=0)]),
-        cut=tokens.cut,
+        num_truncated=tokens.num_truncated,
     )

@@ -19,8 +19,8 @@ from jaxdiff.pipeline.prompts import parse
 from jaxdiff.samplers.registry import SAMPLERS, get_sampler, sampler_name
 
 _OWN = ("original_size", "crop_top_left", "target_size")
-SIZES = (*_OWN, *(f"negative_{name}" for name in _OWN))
-RENOISING = ("ddim", "euler", "euler-ancestral")  # samplers that follow a noise of its own
+SDXL_SIZE_FIELDS = (*_OWN, *(f"negative_{name}" for name in _OWN))
+CFG_PP_SAMPLERS = ("ddim", "euler", "euler-ancestral")  # samplers that follow a noise of its own
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
 MAX_SIZE = 16384  # pixels
@@ -133,7 +133,7 @@ class Request:
     aesthetic_score: float = 6.0  # that XL's refiner is told, 0 to 10
     negative_aesthetic_score: float = 2.5  # the same in the null stream
 
-    def settings(self, index: int) -> dict[str, Any]:
+    def to_metadata(self, index: int) -> dict[str, Any]:
         """Everything that made image `index`, as JSON values; rare options where they are used."""
         own = {
             "prompt": self.prompts[index],
@@ -152,13 +152,15 @@ class Request:
                 own[field.name] = list(value) if isinstance(value, tuple) else value
         return own
 
-    def texts(self, index: int) -> tuple[tuple[str | None, str], tuple[str | None, str]]:
+    def prompts_for_encoder(
+        self, index: int
+    ) -> tuple[tuple[str | None, str], tuple[str | None, str]]:
         """What two text encoders read for image `index`: the null stream's words and its own."""
         negative, prompt = self.negative_prompts[index], self.prompts[index]
         second = self.negative_prompts_2[index] or negative, self.prompts_2[index] or prompt
         return (negative, prompt), second
 
-    def span(self, times: Float[NDArray, "n"], levels: int) -> tuple[int, int]:
+    def step_range(self, times: Float[NDArray, "n"], levels: int) -> tuple[int, int]:
         """Which of the steps at `times` are run: the first, and the one before which it ends.
 
         A strength s runs the last int(n s) of n steps (SDEdit, 2108.01073); shares of the way are
@@ -305,10 +307,10 @@ def _check_guidance(request: Request) -> None:
     """InputError for rules that cannot do what else the request says."""
     rule = innermost(parse_rule(request.guidance))
     if isinstance(rule, CFGPlusPlus):
-        if request.sampler not in RENOISING:
+        if request.sampler not in CFG_PP_SAMPLERS:
             raise InputError(
                 f"guidance: got cfg-pp with sampler {request.sampler}, "
-                f"expected one of {', '.join(RENOISING)}"
+                f"expected one of {', '.join(CFG_PP_SAMPLERS)}"
             )
         for scale in request.guidance_scales:
             in_range("guidance_scale of cfg-pp", scale, 0, 1)
@@ -327,7 +329,7 @@ def _check(request: Request, pixels_per_cell: int) -> None:
     for name in ("aesthetic_score", "negative_aesthetic_score"):
         in_range(name, getattr(request, name), 0, 10)
     in_range("clip_skip", request.clip_skip, 0, 100)
-    for name in SIZES:
+    for name in SDXL_SIZE_FIELDS:
         for length in getattr(request, name) or ():
             in_range(name, length, 0, MAX_SIZE)
     if request.prompt_syntax:

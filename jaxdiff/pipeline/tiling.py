@@ -17,13 +17,13 @@ def starts(length: int, tile: int, step: int) -> list[int]:
     return [*range(0, length - tile, step), length - tile]
 
 
-def ramp(tile: int, shared: int) -> Float[NDArray, "n"]:
+def blend_weights(tile: int, shared: int) -> Float[NDArray, "n"]:
     """Weights along a tile: rising and falling linearly over what it shares with its neighbours."""
     rise = (np.arange(tile) + 1) / (shared + 1)
     return np.minimum(1, np.minimum(rise, rise[::-1])).astype(np.float32)
 
 
-def in_tiles(
+def tiled(
     function: Callable[[NDArray], NDArray],
     array: NDArray,
     *,
@@ -39,7 +39,7 @@ def in_tiles(
     height, width = array.shape[1:3]
     size = (min(tile, height), min(tile, width))
     shared = max(tile // OVERLAP // cell, 1) * cell
-    weights = np.outer(*(ramp(int(n * zoom), int(shared * zoom)) for n in size))[..., None]
+    weights = np.outer(*(blend_weights(int(n * zoom), int(shared * zoom)) for n in size))[..., None]
     total = np.zeros((), np.float32)
     norm = np.zeros((int(height * zoom), int(width * zoom), 1), np.float32)
     for top in starts(height, tile, tile - shared):

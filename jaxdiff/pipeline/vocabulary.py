@@ -17,7 +17,7 @@ from jaxdiff.data.tokenizer import SUFFIX, load_tokenizer, merges_of
 from jaxdiff.models.clip import CLIPTextModel, extend_token_embedding
 
 
-class Vocabulary:
+class TextualInversionTokenizer:
     """A tokenizer and the text encoder that reads its ids.
 
     A word of several vectors is several ids, which its first one stands for.
@@ -31,7 +31,7 @@ class Vocabulary:
         self.tokenizer = tokenizer_of(files)
         comma = self.tokenizer.convert_tokens_to_ids(",</w>")
         self.comma = None if comma == self.tokenizer.unk_token_id else comma
-        self.words: tuple[str, ...] = ()
+        self.added_tokens: tuple[str, ...] = ()
 
     def ids(self, text: str) -> list[int]:
         """The ids of `text`, without start and end."""
@@ -41,7 +41,7 @@ class Vocabulary:
     def unseen(self, text: str) -> list[str]:
         """The words of `text` that are several tokens, those that were added left out."""
         words = dict.fromkeys(re.findall(r"[^\W\d_]+", text.lower()))
-        return [word for word in words if len(self.ids(word)) > 1 and word not in self.words]
+        return [word for word in words if len(self.ids(word)) > 1 and word not in self.added_tokens]
 
     def whole_words(self) -> list[str]:
         """The words that are one token, in alphabetical order, as far as merges tell them.
@@ -52,7 +52,7 @@ class Vocabulary:
         ends = {"".join(pair) for pair in merges} - {right for _, right in merges}
         return sorted(token.removesuffix(SUFFIX) for token in ends if token.endswith(SUFFIX))
 
-    def knows(self, word: str) -> bool:
+    def has_token(self, word: str) -> bool:
         """Whether `word` is a token already."""
         return word in self.tokenizer.get_vocab()
 
@@ -64,7 +64,7 @@ class Vocabulary:
         if own != first:
             raise InputError(f"word: got {word!r}, which the tokenizer reads otherwise")
         self._meanings[first] = list(range(first, first + len(vectors)))
-        self.words = (*self.words, word)
+        self.added_tokens = (*self.added_tokens, word)
         embedding = self._encoder.text_model.embeddings.token_embedding.embedding
         table = embedding[...]
         if self._original is None:
@@ -77,17 +77,19 @@ class Vocabulary:
         if self._original is not None:
             embedding = self._encoder.text_model.embeddings.token_embedding.embedding
             embedding.set_value(self._original)
-        self._original, self._meanings, self.words = None, {}, ()
+        self._original, self._meanings, self.added_tokens = None, {}, ()
         self.tokenizer = tokenizer_of(self._files)
 
 
-def add_inversion(vocabularies: Mapping[str, Vocabulary], inversion: Inversion) -> None:
-    """Teach all of a pipeline's vocabularies a word; InputError if one of them knows it."""
+def add_inversion(
+    vocabularies: Mapping[str, TextualInversionTokenizer], inversion: Inversion
+) -> None:
+    """Add a token to all of a pipeline's tokenizers; InputError if one of them has it."""
     word = inversion.word
     if not word or any(c.isspace() or c in "()[]\\" for c in word):
         raise InputError(f"word: got {word!r}, expected one without spaces and brackets")
     for vocabulary in vocabularies.values():
-        if vocabulary.knows(word):
+        if vocabulary.has_token(word):
             raise InputError(f"word: got {word!r}, which is a token already, expected a new one")
     for name, vocabulary in vocabularies.items():
         vocabulary.add(word, inversion.vectors[name])

@@ -42,7 +42,7 @@ def test_from_noise_to_the_picture(model, tmp_path):
     shared = {"guidance": "cfg+rescale", "guidance_scale": 4.0, "seed": 7, "steps": 6}
     out = model("a ring", output="numpy", watch=[0], **shared)
     assert np.abs(pixels(canvas, 0, 2) - out.images[0]).max() <= 1
-    (noise,) = model.pictures(out.watched.x[0])
+    (noise,) = model.decode_latents(out.watched.x[0])
     assert np.abs(pixels(canvas, 1, 0) - noise).max() <= 1
 
 

@@ -7,7 +7,7 @@ from families import IMAGE_CLASSES, INPAINT_CLASSES, as_class, pipeline
 from tiny import first_devices
 
 import jaxdiff
-from jaxdiff.pipeline.passes import handed_over
+from jaxdiff.pipeline.hires_fix import refine
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -212,7 +212,7 @@ def test_base_then_refiner_with_two_prompts(tmp_path_factory, noise):
     middle = base(PROMPT, latents=nchw(noise), denoising_end=0.8, **way, **options).images
     want = refiner(PROMPT, image=middle, denoising_start=0.8, **way, **options).images
     way = {"steps": STEPS, "output": "latent", "latents": noise}
-    agree(handed_over(our_base, our_refiner, PROMPT, **way, **options).images, want)
+    agree(refine(our_base, our_refiner, PROMPT, **way, **options).images, want)
 
 
 NULL_SIZES = {"negative_original_size": (90, 20), "negative_target_size": (30, 60)}

@@ -31,14 +31,14 @@ def names(folder):
 
 
 def test_what_was_cut_off_is_removed_and_nothing_else(folder):
-    cache.mend()
+    cache.prune_corrupt()
     assert names(folder) == {WHOLE, "my-cache", "y"}
 
 
 def test_without_a_folder_nothing_is_touched(folder, monkeypatch):
     monkeypatch.chdir(folder)
     jax.config.update("jax_compilation_cache_dir", None)
-    cache.mend()
+    cache.prune_corrupt()
     assert CUT in names(folder)
 
 

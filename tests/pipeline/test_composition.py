@@ -3,7 +3,7 @@
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.pipeline.composition import parts_of
+from jaxdiff.pipeline.and_prompts import split_and
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ from jaxdiff.pipeline.composition import parts_of
     ],
 )
 def test_parts(prompt, parts):
-    assert parts_of(prompt) == parts
+    assert split_and(prompt) == parts
 
 
 def test_without_syntax_a_prompt_is_one():
-    assert parts_of("a cat AND a dog:2", syntax=False) == [("a cat AND a dog:2", 1.0)]
+    assert split_and("a cat AND a dog:2", syntax=False) == [("a cat AND a dog:2", 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,4 @@ def test_without_syntax_a_prompt_is_one():
 )
 def test_too_much(prompt, message):
     with pytest.raises(InputError, match=message):
-        parts_of(prompt)
+        split_and(prompt)

@@ -11,13 +11,13 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import abstract
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.pipeline.conditioning import TextRecipe
+from jaxdiff.pipeline.conditioning import TextConditioner
 from jaxdiff.pipeline.request import Defaults, Options, Request, resolve
-from jaxdiff.pipeline.vocabulary import Vocabulary
+from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer
 
-BASE = TextRecipe(added=6, blank_zeros=True, encoders=2)
-REFINER = TextRecipe(added=5)
-SD1 = TextRecipe(added=None)
+BASE = TextConditioner(num_time_ids=6, zero_uncond=True, encoders=2)
+REFINER = TextConditioner(num_time_ids=5)
+SD1 = TextConditioner(num_time_ids=None)
 
 
 def request(prompt="a", **options):
@@ -50,15 +50,19 @@ def test_an_unknown_option_is_an_error():
     ],
 )
 def test_texts_of_two_encoders(options, first, second):
-    assert request(**options).texts(0) == (first, second)
+    assert request(**options).prompts_for_encoder(0) == (first, second)
 
 
 def test_second_prompts_image_by_image():
     asked = request(["a", "b", "c"], prompt_2=["x", None, "z"], negative_prompt="n")
-    assert [asked.texts(i)[1] for i in range(3)] == [("n", "x"), ("n", "b"), ("n", "z")]
-    assert [asked.settings(i).get("prompt_2") for i in range(3)] == ["x", None, "z"]
+    assert [asked.prompts_for_encoder(i)[1] for i in range(3)] == [
+        ("n", "x"),
+        ("n", "b"),
+        ("n", "z"),
+    ]
+    assert [asked.to_metadata(i).get("prompt_2") for i in range(3)] == ["x", None, "z"]
     assert len(request("a", prompt_2=["x", "y"]).prompts) == 2
-    assert "negative_prompt_2" not in asked.settings(0)
+    assert "negative_prompt_2" not in asked.to_metadata(0)
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +72,21 @@ def vocabulary(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     CLIPTokenizer(vocab=vocab, merges=[], model_max_length=6).save_pretrained(folder)
     config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
-    return Vocabulary(read_tokenizer(folder), abstract(CLIPTextModel, config))
+    return TextualInversionTokenizer(read_tokenizer(folder), abstract(CLIPTextModel, config))
 
 
 def test_each_encoder_reads_its_own_text(vocabulary):
     """Words end the letter: a</w> is 7, b</w> 8, ...; a long text lengthens those of all."""
-    texts = request("a", prompt_2="b", negative_prompt="c", negative_prompt_2="d").texts(0)
-    words, cut = BASE.words([vocabulary] * 2, texts, syntax=True)
+    texts = request(
+        "a", prompt_2="b", negative_prompt="c", negative_prompt_2="d"
+    ).prompts_for_encoder(0)
+    words, cut = BASE.tokenize([vocabulary] * 2, texts, syntax=True)
     assert [ids[:, 0, 1].tolist() for ids in words.ids] == [[9, 7], [10, 8]]
-    assert not words.blank.any()
-    texts = request("a", prompt_2="a b c d e").texts(0)
-    words, cut = BASE.words([vocabulary] * 2, texts, syntax=True)
+    assert not words.zero_out.any()
+    texts = request("a", prompt_2="a b c d e").prompts_for_encoder(0)
+    words, cut = BASE.tokenize([vocabulary] * 2, texts, syntax=True)
     assert [ids.shape for ids in words.ids] == [(2, 2, 6)] * 2
-    assert (words.blank.tolist(), cut) == ([True, False], 0)
+    assert (words.zero_out.tolist(), cut) == ([True, False], 0)
 
 
 SIZE, CROP = [16, 24], [4, 2]
@@ -135,6 +141,6 @@ def test_what_would_not_be_heard_is_refused(recipe, options, message):
 def test_what_is_heard_is_fine():
     sizes = {"original_size": (1, 2), "negative_crop_top_left": (1, 2)}
     BASE.check(request(prompt_2="b", negative_prompt="", negative_prompt_2="c", **sizes))
-    dataclasses.replace(BASE, blank_zeros=False).check(request(negative_prompt_2="c"))
+    dataclasses.replace(BASE, zero_uncond=False).check(request(negative_prompt_2="c"))
     REFINER.check(request(prompt_2="", **sizes))
     SD1.check(request(crop_top_left=(0, 0)))

@@ -145,14 +145,14 @@ def test_a_classifier_steers(single, classifier):
 def test_one_step_with_a_classifier_is_the_formula(single, classifier):
     """From the same noise, eps moves by -k sigma grad log p, and DDIM's x0 with it."""
     single.load_classifier(classifier)
-    module, k = single._company.classifier, 3.0
+    module, k = single._auxiliary.classifier, 3.0
     noise = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)
     options = {"latents": noise, "steps": 1, "guidance": "none", "timesteps": "trailing"}
     moved = latents(single, classifier_scale=k, **options) - latents(single, **options)
     alpha, sigma = pure_noise(single)
-    told = single._company.steering(
+    told = single._auxiliary.guidance_targets(
         single.resolve(PROMPT, classifier_scale=k), single.tokenizer
-    ).attributes
+    ).classifier
 
     def log_prob(x, level):
         logits = module(x, jnp.full(1, 999.0))
@@ -188,11 +188,13 @@ def clip(tmp_path_factory, pipe):
 def test_one_step_with_clip_is_the_formula(single, clip):
     """From the same noise, x0 moves by -k sigma^2 / alpha times the gradient of CLIP's distance."""
     single.load_clip(clip)
-    module, lens = single._company.clip, single._company.lens
+    module, lens = single._auxiliary.clip, single._auxiliary.image_processor
     noise = np.random.default_rng(1).normal(size=(1, 8, 8, 4)).astype(np.float32)
     options = {"latents": noise, "steps": 1, "guidance": "none", "timesteps": "trailing"}
-    wanted = single._company.steering(single.resolve(PROMPT, clip_scale=1.0), single.tokenizer)
-    text = jnp.asarray(wanted.likeness.text)
+    wanted = single._auxiliary.guidance_targets(
+        single.resolve(PROMPT, clip_scale=1.0), single.tokenizer
+    )
+    text = jnp.asarray(wanted.clip.text)
 
     alpha, sigma = pure_noise(single)
     ids = single.tokenizer(PROMPT, padding="max_length", truncation=True)["input_ids"]
@@ -267,6 +269,6 @@ def test_steering_reads_only_the_prompts_that_it_is_for(single, classifier):
 
 
 def test_settings_say_what_guided(single):
-    said = single.resolve(PROMPT, guidance="apg:eta=0.5", clip_scale=2.0).settings(0)
+    said = single.resolve(PROMPT, guidance="apg:eta=0.5", clip_scale=2.0).to_metadata(0)
     assert (said["guidance"], said["clip_scale"]) == ("apg:eta=0.5", 2.0)
     assert "classifier_scale" not in said

@@ -179,8 +179,8 @@ def test_eta_is_the_fresh_noise_of_ddim(single):
     assert np.abs(one.images - plain.images).max() > 0.1
     both = single([PROMPT] * 2, seed=[7, 1], eta=1.0, **way)
     np.testing.assert_allclose(both.images[1], one.images[0], rtol=1e-5, atol=1e-5)
-    assert one.request.settings(0)["eta"] == 1.0
-    assert "eta" not in plain.request.settings(0)
+    assert one.request.to_metadata(0)["eta"] == 1.0
+    assert "eta" not in plain.request.to_metadata(0)
 
 
 def test_cut_prompts_are_told(single):

@@ -16,8 +16,8 @@ from jaxdiff.data.tokenizer import tokenize
 from jaxdiff.models.build import abstract
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.pipeline.prompts import MAX_CHUNKS, chunks_of, parse
-from jaxdiff.pipeline.vocabulary import Vocabulary
+from jaxdiff.pipeline.prompts import MAX_CHUNKS, chunk_prompt, parse
+from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer
 
 LETTERS = "abcdefgh"
 
@@ -34,7 +34,7 @@ def vocabulary(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(folder)
     config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
-    return Vocabulary(read_tokenizer(folder), abstract(CLIPTextModel, config))
+    return TextualInversionTokenizer(read_tokenizer(folder), abstract(CLIPTextModel, config))
 
 
 @pytest.mark.parametrize(
@@ -91,47 +91,47 @@ def test_an_absurd_weight_is_an_error():
 
 @pytest.mark.parametrize("text", ["", "a", "ab c", "abcd", "a! b"])
 def test_a_plain_prompt_is_what_the_tokenizer_says(vocabulary, tokenizer, text):
-    tokens = chunks_of(vocabulary, text)
+    tokens = chunk_prompt(vocabulary, text)
     np.testing.assert_array_equal(tokens.ids, tokenize(tokenizer, [text]))
     np.testing.assert_array_equal(tokens.weights, np.ones((1, 6)))
 
 
 def test_a_long_prompt_goes_on_in_the_next_chunk(vocabulary):
     """Letters one by one: four to a chunk between start (17) and end (18)."""
-    tokens = chunks_of(vocabulary, "abcd (ef:1.5)")
+    tokens = chunk_prompt(vocabulary, "abcd (ef:1.5)")
     np.testing.assert_array_equal(tokens.ids, [[17, 1, 2, 3, 12, 18], [17, 5, 14, 18, 18, 18]])
     np.testing.assert_array_equal(tokens.weights, [[1] * 6, [1, 1.5, 1.5, 1, 1, 1]])
-    assert tokens.cut == 0
+    assert tokens.num_truncated == 0
 
 
 def test_break_begins_a_chunk(vocabulary):
-    tokens = chunks_of(vocabulary, "a BREAK b")
+    tokens = chunk_prompt(vocabulary, "a BREAK b")
     np.testing.assert_array_equal(tokens.ids[:, 1], [9, 10])
 
 
 def test_without_syntax_brackets_are_characters(vocabulary, tokenizer):
-    tokens = chunks_of(vocabulary, "(a:2) BREAK", syntax=False)
+    tokens = chunk_prompt(vocabulary, "(a:2) BREAK", syntax=False)
     np.testing.assert_array_equal(tokens.ids[:1], tokenize(tokenizer, ["(a:2) BREAK"]))
     assert (tokens.weights == 1).all()
 
 
 def test_what_is_cut_is_counted(vocabulary):
-    tokens = chunks_of(vocabulary, "a " * (4 * MAX_CHUNKS + 3))
-    assert (len(tokens.ids), tokens.cut) == (MAX_CHUNKS, 3)
+    tokens = chunk_prompt(vocabulary, "a " * (4 * MAX_CHUNKS + 3))
+    assert (len(tokens.ids), tokens.num_truncated) == (MAX_CHUNKS, 3)
 
 
 @pytest.fixture(scope="module")
 def clip():
     """The vocabulary of Stable Diffusion: 75 tokens of text to a chunk, "a" and "," one each."""
     config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
-    return Vocabulary(clip_tokenizer("!"), abstract(CLIPTextModel, config))
+    return TextualInversionTokenizer(clip_tokenizer("!"), abstract(CLIPTextModel, config))
 
 
 def in_chunks(clip, words):
     """The words of each chunk of a prompt."""
     spelled = {clip.ids(word)[0]: word for word in ("a", "b", ",")}
     end = clip.tokenizer.eos_token_id
-    rows = [row[1 : row.index(end)] for row in chunks_of(clip, " ".join(words)).ids.tolist()]
+    rows = [row[1 : row.index(end)] for row in chunk_prompt(clip, " ".join(words)).ids.tolist()]
     return [[spelled[token] for token in row] for row in rows]
 
 
@@ -162,7 +162,7 @@ def test_a_full_chunk_ends_at_a_late_comma(clip, words, lengths):
 
 def test_a_weight_moves_with_its_token(clip):
     prompt = "a " * 70 + ", (b:1.5) a a a a"
-    tokens = chunks_of(clip, prompt)
+    tokens = chunk_prompt(clip, prompt)
     first, second = tokens.ids.tolist()
     b = clip.ids("b")[0]
     assert b not in first
@@ -205,7 +205,7 @@ ODD = [
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
 def test_odd_prompts_are_what_the_tokenizer_of_stable_diffusion_says(pad):
     config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
-    vocabulary = Vocabulary(clip_tokenizer(pad), abstract(CLIPTextModel, config))
+    vocabulary = TextualInversionTokenizer(clip_tokenizer(pad), abstract(CLIPTextModel, config))
     for text in ODD:
         want = tokenize(vocabulary.tokenizer, [text])
-        np.testing.assert_array_equal(chunks_of(vocabulary, text, syntax=False).ids, want)
+        np.testing.assert_array_equal(chunk_prompt(vocabulary, text, syntax=False).ids, want)

@@ -31,7 +31,7 @@ def rows(pipe, text):
 def test_a_word_means_its_vectors(single, file):
     before = rows(single, "a red star")
     assert single.load_textual_inversion(file) == "thing"
-    assert single.added_words == ("thing",)
+    assert single.textual_inversion_tokens == ("thing",)
     got = rows(single, "a thing star")
     np.testing.assert_array_equal(got[1:3], VECTORS)
     np.testing.assert_array_equal(got[[0, 3]], before[[0, 2]])
@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused(single, tmp_path, tensors, options, messag
     path = originals.write_safetensors(tmp_path / "x.safetensors", tensors)
     with pytest.raises(InputError, match=message):
         single.load_textual_inversion(path, **options)
-    assert single.added_words == ()
+    assert single.textual_inversion_tokens == ()
 
 
 def test_a_folder_has_no_place_for_them(single, file, tmp_path):

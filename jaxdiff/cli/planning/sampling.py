@@ -26,8 +26,14 @@ from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.registry import parse
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.pipeline.compiled_model import (
+    NO_TARGETS,
+    ConditioningPair,
+    Networks,
+    denoise_steps,
+    init_latents,
+)
 from jaxdiff.pipeline.conditioning import Conditioning
-from jaxdiff.pipeline.stages import NO_STEERING, Networks, Told, advance_images, begin_images
 from jaxdiff.samplers.registry import get_sampler, make_grid
 from jaxdiff.training.flops import forward_flops
 
@@ -142,22 +148,22 @@ def _traced(options: SamplingOptions, unet: UNet2DConditionModel, each: int, dev
     noise = S((each, height, width, unet.config.out_channels), jnp.float32)
     graph, params = nnx.split(unet)
     first = np.int32(0)
-    begin = functools.partial(begin_images, sampler=sampler, start="noise")
+    begin = functools.partial(init_latents, sampler=sampler, start="noise")
     carry = jax.eval_shape(begin, noise, None, grid, first, rule)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), each))
     dials = GuidanceScales(cast(Any, S((each,), jnp.float32)))
-    told = Told(_told(unet, each, len(guidance.streams)))
+    told = ConditioningPair(_told(unet, each, len(guidance.streams)))
     run = functools.partial(
-        advance_images,
+        denoise_steps,
         graphs=Networks(graph),
-        kinds=(kind, kind),
-        lens=None,
+        prediction_types=(kind, kind),
+        image_processor=None,
         sampler=sampler,
     )
     here = SingleDeviceSharding(device)
     loop = jax.jit(run, in_shardings=here, out_shardings=here)
     arguments: Sequence[PyTree] = (Networks(params), rule, carry, told, dials, grid, keys)
-    return loop.trace(*arguments, None, NO_STEERING, first, first)
+    return loop.trace(*arguments, None, NO_TARGETS, first, first)
 
 
 def _flops(options: SamplingOptions, unet: UNet2DConditionModel, each: int) -> float:

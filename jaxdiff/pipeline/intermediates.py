@@ -1,4 +1,4 @@
-"""What the sampling loop holds in steps that were watched."""
+"""Intermediate latents of watched steps of the sampling loop."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from jaxdiff.diffusion.timesteps import TimestepGrid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Watched:
+class Intermediates:
     """Steps of the loop: the noise level from which each starts, and the latents there.
 
     `x0` is the guided image D that the step finds in the noisy `x` = alpha x0 + sigma eps.
@@ -25,7 +25,7 @@ class Watched:
     @classmethod
     def of(
         cls, steps: Sequence[int], grid: TimestepGrid, pairs: Float[NDArray, "b n 2 h w c"]
-    ) -> "Watched":
+    ) -> "Intermediates":
         """The steps of a grid, from (x, x0) of each image and step."""
         rows = list(steps)
         alpha, sigma = (np.asarray(values)[rows] for values in (grid.alpha, grid.sigma))
@@ -33,7 +33,7 @@ class Watched:
         return cls(steps=tuple(steps), alpha=alpha, sigma=sigma, x=x, x0=x0)
 
     @property
-    def even(self) -> Float[NDArray, "n b h w c"]:
+    def unit_variance(self) -> Float[NDArray, "n b h w c"]:
         """`x` / sqrt(alpha^2 + sigma^2): latents of unit variance have that spread at any level."""
         spread = np.hypot(self.alpha, self.sigma)
         return self.x / spread[:, None, None, None, None]

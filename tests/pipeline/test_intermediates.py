@@ -57,16 +57,16 @@ def test_latents_become_pictures_on_any_devices(single, pipe):
     want = np.asarray(single.vae.decode(jnp.asarray(latents) / 0.7))
     want = np.clip(want / 2 + 0.5, 0, 1) * 255
     for one in (single, pipe):
-        got = one.pictures(latents)
+        got = one.decode_latents(latents)
         assert got.dtype == np.uint8
         assert np.abs(got - want).max() < 0.502
 
 
 def test_noisy_latents_are_brought_to_one_spread(watched):
     seen = watched.watched
-    assert np.array_equal(seen.even[0], seen.x[0])
+    assert np.array_equal(seen.unit_variance[0], seen.x[0])
     spread = np.hypot(seen.alpha, seen.sigma)[:, None, None, None, None]
-    assert np.allclose(seen.even * spread, seen.x, rtol=1e-6, atol=0)
+    assert np.allclose(seen.unit_variance * spread, seen.x, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("step", [-1, 5])

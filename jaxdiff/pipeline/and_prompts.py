@@ -15,27 +15,27 @@ _WEIGHT = re.compile(r"\s*:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$")
 _NOT = re.compile(r"^\s*NOT\b")
 
 
-class Part(NamedTuple):
+class SubPrompt(NamedTuple):
     """One of the prompts of an image."""
 
     text: str
     weight: float
 
 
-def parts_of(prompt: str, *, syntax: bool = True) -> list[Part]:
+def split_and(prompt: str, *, syntax: bool = True) -> list[SubPrompt]:
     """The prompts that AND joins in `prompt`; a single one is taken as it is.
 
     Raises InputError for too many, and for weights beyond MAX_WEIGHT.
     """
     texts = re.split(r"\bAND\b", prompt) if syntax else [prompt]
     if len(texts) == 1:
-        return [Part(prompt, 1.0)]
+        return [SubPrompt(prompt, 1.0)]
     if len(texts) > MAX_PARTS:
         raise InputError(f"prompt: got {len(texts)} parts, expected at most {MAX_PARTS}")
     return [_part(text) for text in texts]
 
 
-def _part(text: str) -> Part:
+def _part(text: str) -> SubPrompt:
     number = _WEIGHT.search(text)
     weight = 1.0 if number is None else float(number.group(1))
     if abs(weight) > MAX_WEIGHT:
@@ -43,4 +43,4 @@ def _part(text: str) -> Part:
             f"prompt: got weight {weight:g} for {text!r:.60}, expected at most {MAX_WEIGHT:g}"
         )
     words, negated = _NOT.subn("", _WEIGHT.sub("", text))
-    return Part(words.strip(), -weight if negated else weight)
+    return SubPrompt(words.strip(), -weight if negated else weight)

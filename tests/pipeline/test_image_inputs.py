@@ -8,8 +8,8 @@ from PIL import Image
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict
-from jaxdiff.pipeline import given
-from jaxdiff.pipeline.passes import enlarged, handed_over
+from jaxdiff.pipeline import image_inputs
+from jaxdiff.pipeline.hires_fix import hires_fix, refine
 
 PROMPT = "a small red circle"
 LATENT = {"output": "latent", "seed": 3}
@@ -29,7 +29,7 @@ def test_where_the_mask_is_black_the_picture_stays(single, picture):
     mask = np.zeros((16, 16), bool)
     mask[:, 8:] = True
     out = single(PROMPT, image=picture, mask=mask, strength=0.5, **LATENT).images[0]
-    kept = single.stages.latents(given.pictures(picture, 16, 16))[0]
+    kept = single.stages.latents(image_inputs.pictures(picture, 16, 16))[0]
     np.testing.assert_array_equal(out[:, :4], kept[:, :4])
     assert np.abs(out[:, 4:] - kept[:, 4:]).max() > 0.1
 
@@ -53,13 +53,13 @@ def test_two_parts_of_the_way_are_the_whole(single, sampler):
 
 def test_handing_over_to_the_same_model_changes_nothing(single):
     whole = single(PROMPT, **LATENT)
-    shared = handed_over(single, single, PROMPT, start=0.5, **LATENT)
+    shared = refine(single, single, PROMPT, start=0.5, **LATENT)
     assert near(shared.images, whole.images) < 1e-6
     assert shared.timings.keys() == whole.timings.keys()
 
 
 def test_strength_is_how_much_changes(single, picture):
-    kept = single.stages.latents(given.pictures(picture, 16, 16))
+    kept = single.stages.latents(image_inputs.pictures(picture, 16, 16))
     changes = [
         np.abs(
             single(PROMPT, image=picture, strength=s, steps=10, guidance_scale=1.0, **LATENT).images
@@ -86,7 +86,7 @@ def test_size_is_that_of_the_picture(single, picture):
 
 
 def test_enlarged(single):
-    out = enlarged(single, PROMPT, scale=1.5, seed=3)
+    out = hires_fix(single, PROMPT, scale=1.5, seed=3)
     assert out.images[0].size == (24, 24)
     assert (out.request.strength, out.request.height) == (0.7, 24)
 
@@ -191,5 +191,7 @@ def test_too_little_strength(single, picture):
 
 def test_masks_are_white_from_the_middle_on():
     grey = np.array([[0, 127], [128, 255]], np.uint8)
-    np.testing.assert_array_equal(given.masks(grey, 2, 2)[0, ..., 0], [[0, 0], [1, 1]])
-    np.testing.assert_array_equal(given.masks(grey / 255.0, 2, 2)[0, ..., 0], [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(image_inputs.masks(grey, 2, 2)[0, ..., 0], [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(
+        image_inputs.masks(grey / 255.0, 2, 2)[0, ..., 0], [[0, 0], [1, 1]]
+    )

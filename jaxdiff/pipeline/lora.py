@@ -22,7 +22,7 @@ from jaxdiff.models.build import param_dict, replace_weights
 MAX_SCALE = 100.0
 
 
-class Adapters:
+class LoRAManager:
     """The LoRAs of some modules, by name."""
 
     def __init__(self, modules: Mapping[str, nnx.Module]) -> None:

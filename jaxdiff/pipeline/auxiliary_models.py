@@ -1,4 +1,4 @@
-"""Networks beside a pipeline's own, which guide or steer its pictures."""
+"""Auxiliary networks of a pipeline: guidance model, classifier and CLIP."""
 
 import pathlib
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
-from jaxdiff.pipeline.composition import parts_of
+from jaxdiff.pipeline.and_prompts import split_and
+from jaxdiff.pipeline.classifier_guidance import ClassifierTarget, CLIPTarget, GuidanceTargets
 from jaxdiff.pipeline.prompts import parse
 from jaxdiff.pipeline.request import Request
-from jaxdiff.pipeline.steering import Attributes, Likeness, Steering
 
 if TYPE_CHECKING:
     from jaxdiff.pipeline.pipeline import Pipeline
 
-NOTHING = Known(np.zeros(ATTRIBUTES.width, bool), np.zeros(ATTRIBUTES.width, bool))
+NO_LABELS = Known(np.zeros(ATTRIBUTES.width, bool), np.zeros(ATTRIBUTES.width, bool))
 
 
-class Company:
-    """The networks that are there, and what they make of a request."""
+class AuxiliaryModels:
+    """The auxiliary networks that are loaded, and the guidance targets of a request."""
 
     def __init__(self, home: pathlib.Path | None) -> None:
         self._home = home  # a model's folder, in which classifier/ and clip/ may lie
-        self.guide: Pipeline | None = None
+        self.guidance_model: Pipeline | None = None
         self.classifier: LatentClassifier | None = None
         self.clip: CLIPModel | None = None
-        self.lens: CLIPImageProcessor | None = None
+        self.image_processor: CLIPImageProcessor | None = None
 
     def load_classifier(self, folder: pathlib.Path) -> None:
         """Take the classifier of noisy latents in `folder`; InputError if it is none."""
@@ -55,18 +55,20 @@ class Company:
         if not isinstance(module, CLIPModel):
             raise InputError(f"clip: got {type(module).__name__} in {folder}, expected CLIPModel")
         self.clip = module
-        self.lens = read_image_processor(folder, module.vision_model.config.image_size)
+        self.image_processor = read_image_processor(folder, module.vision_model.config.image_size)
 
-    def take_guide(self, guide: "Pipeline | None", channels: int, schedule: NoiseSchedule) -> None:
+    def set_guidance_model(
+        self, guidance_model: "Pipeline | None", channels: int, schedule: NoiseSchedule
+    ) -> None:
         """Take a weaker model; InputError if it has not these channels and this schedule."""
-        if guide is not None and guide.unet.config.in_channels != channels:
-            got = guide.unet.config.in_channels
+        if guidance_model is not None and guidance_model.unet.config.in_channels != channels:
+            got = guidance_model.unet.config.in_channels
             raise InputError(f"guide: got {got} latent channels, expected {channels}")
-        if guide is not None and guide.schedule != schedule:
+        if guidance_model is not None and guidance_model.schedule != schedule:
             raise InputError("guide: got another noise schedule, expected that of the model")
-        self.guide = guide
+        self.guidance_model = guidance_model
 
-    def find(self, request: Request) -> bool:
+    def load_missing(self, request: Request) -> bool:
         """Load what a request needs and the model's own folder has; whether anything was loaded."""
         wanted = {
             "classifier": any(request.classifier_scales) and self.classifier is None,
@@ -79,22 +81,24 @@ class Company:
             getattr(self, f"load_{name}")(folder)
         return any(wanted.values())
 
-    def steering(self, request: Request, tokenizer: Any) -> Steering:
-        """What steers the images of a request."""
+    def guidance_targets(self, request: Request, tokenizer: Any) -> GuidanceTargets:
+        """The classifier and CLIP guidance targets of a request."""
         attributes = likeness = None
         for name in ("classifier_scale", "clip_scale"):
             for scale, prompt in zip(getattr(request, f"{name}s"), request.prompts, strict=True):
-                if scale and len(parts_of(prompt, syntax=request.prompt_syntax)) > 1:
+                if scale and len(split_and(prompt, syntax=request.prompt_syntax)) > 1:
                     raise InputError(f"{name}: got {prompt!r:.60}, expected a prompt without AND")
         if any(request.classifier_scales):
             pairs = zip(request.prompts, request.classifier_scales, strict=True)
-            told = [text_attributes(text) if scale else NOTHING for text, scale in pairs]
+            told = [text_attributes(text) if scale else NO_LABELS for text, scale in pairs]
             columns = [np.stack(column) for column in zip(*told, strict=True)]
-            attributes = Attributes(*cast(Any, (_scales(request.classifier_scales), *columns)))
+            attributes = ClassifierTarget(
+                *cast(Any, (_scales(request.classifier_scales), *columns))
+            )
         if any(request.clip_scales):
             text = self._text(request, tokenizer)
-            likeness = Likeness(*cast(Any, (_scales(request.clip_scales), text)))
-        return Steering(attributes, likeness)
+            likeness = CLIPTarget(*cast(Any, (_scales(request.clip_scales), text)))
+        return GuidanceTargets(attributes, likeness)
 
     def _text(self, request: Request, tokenizer: Any) -> Float[NDArray, "b p"]:
         """CLIP's view of the prompts."""

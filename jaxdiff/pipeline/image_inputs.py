@@ -9,10 +9,10 @@ from PIL import Image
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 
-Given = Any  # a PIL image, an array, or a sequence of either
+ImageInput = Any  # a PIL image, an array, or a sequence of either
 
 
-def picture_size(image: Given) -> tuple[int, int] | None:
+def picture_size(image: ImageInput) -> tuple[int, int] | None:
     """Height and width of the first picture; None for latents and for nothing."""
     first = image[0] if isinstance(image, list | tuple) and image else image
     if isinstance(first, Image.Image):
@@ -21,14 +21,14 @@ def picture_size(image: Given) -> tuple[int, int] | None:
     return (shape[-3], shape[-2]) if len(shape) >= 3 and shape[-1] == 3 else None
 
 
-def count_of(image: Given) -> int:
+def count_of(image: ImageInput) -> int:
     """How many pictures or latents there are."""
     if image is None or isinstance(image, Image.Image):
         return 1
     return len(image) if isinstance(image, list | tuple) or np.ndim(image) == 4 else 1
 
 
-def are_latents(image: Given, channels: int) -> bool:
+def are_latents(image: ImageInput, channels: int) -> bool:
     """Whether `image` is floating point with as many channels as latents have."""
     return (
         not isinstance(image, list | tuple | Image.Image | None)
@@ -38,7 +38,7 @@ def are_latents(image: Given, channels: int) -> bool:
     )
 
 
-def pictures(image: Given, height: int, width: int) -> Float[NDArray, "b h w 3"]:
+def pictures(image: ImageInput, height: int, width: int) -> Float[NDArray, "b h w 3"]:
     """Pictures in [-1, 1], resized where they have another size.
 
     Arrays are uint8, (h, w, 3) or (b, h, w, 3). Raises InputError.
@@ -47,7 +47,7 @@ def pictures(image: Given, height: int, width: int) -> Float[NDArray, "b h w 3"]
     return np.stack([_array(row, height, width) for row in rows]) / 127.5 - 1
 
 
-def masks(mask: Given, height: int, width: int) -> Float[NDArray, "b h w 1"]:
+def masks(mask: ImageInput, height: int, width: int) -> Float[NDArray, "b h w 1"]:
     """1 where the mask is at least half white, which is where the picture is drawn anew, or 0.
 
     Arrays are bool, or uint8, or floating point in [0, 1]; (h, w) or (b, h, w). Raises InputError.
@@ -57,7 +57,7 @@ def masks(mask: Given, height: int, width: int) -> Float[NDArray, "b h w 1"]:
     return (grey >= 127.5).astype(np.float32)[..., None]
 
 
-def _items(value: Given, name: str, channels: int | None) -> list[Any]:
+def _items(value: ImageInput, name: str, channels: int | None) -> list[Any]:
     """The pictures of a value one by one."""
     if isinstance(value, Image.Image):
         return [value]
@@ -95,7 +95,7 @@ def _array(picture: Image.Image, height: int, width: int) -> Float[NDArray, "h w
     return np.asarray(picture, np.float32)
 
 
-def shrink(masks: Float[NDArray, "b h w 1"], cell: int) -> Float[NDArray, "b h2 w2 1"]:
+def downsample_mask(masks: Float[NDArray, "b h w 1"], cell: int) -> Float[NDArray, "b h2 w2 1"]:
     """Masks for latents: the first pixel of every cell, as nearest-neighbour resizing takes it."""
     return masks[:, ::cell, ::cell]
 

@@ -1,4 +1,4 @@
-"""What steers pictures beside guidance: a classifier of noisy latents, and CLIP's view of them."""
+"""Guidance by a classifier of noisy latents, and by CLIP."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.ddpm_classifier_guidance import ClassifierGuidedDDPM
 
 
-class Attributes(NamedTuple):
+class ClassifierTarget(NamedTuple):
     """Labels of a classifier that each image shall have, and how strongly."""
 
     scale: Float[Array, "b"]
@@ -30,38 +30,38 @@ class Attributes(NamedTuple):
     known: Bool[Array, "b n"]  # those of which anything is wanted
 
 
-class Likeness(NamedTuple):
+class CLIPTarget(NamedTuple):
     """Texts that CLIP shall see in each image, and how strongly."""
 
     scale: Float[Array, "b"]
     text: Float[Array, "b p"]  # unit vectors
 
 
-class Steering(NamedTuple):
-    """What images are steered by; None: not at all."""
+class GuidanceTargets(NamedTuple):
+    """The targets of classifier and CLIP guidance; None: no such guidance."""
 
-    attributes: Attributes | None = None
-    likeness: Likeness | None = None
+    classifier: ClassifierTarget | None = None
+    clip: CLIPTarget | None = None
 
 
-def towards_likeness(
+def with_clip_guidance(
     denoise: Denoiser,
-    wanted: Likeness,
+    wanted: CLIPTarget,
     clip: CLIPModel,
-    lens: CLIPImageProcessor,
+    image_processor: CLIPImageProcessor,
     vae: AutoencoderKL,
 ) -> Denoiser:
     """The denoiser moved to where CLIP sees the text in the decoded picture."""
 
     def loss(D: Float[Array, "b h w c"]) -> Float[Array, "b"]:
         pictures = vae.decode(vae.unscale(D)).astype(jnp.float32)
-        return spherical(clip.image_embeds(lens(pictures)), wanted.text)
+        return spherical(clip.image_embeds(image_processor(pictures)), wanted.text)
 
     return loss_guidance(denoise, loss, wanted.scale)
 
 
-def towards_attributes(
-    denoise: Denoiser, sampler: Sampler, wanted: Attributes, classifier: LatentClassifier
+def with_classifier_guidance(
+    denoise: Denoiser, sampler: Sampler, wanted: ClassifierTarget, classifier: LatentClassifier
 ) -> tuple[Denoiser, Sampler]:
     """Denoiser and sampler with the classifier's gradient.
 

@@ -1,4 +1,4 @@
-"""Pictures in two passes: enlarged and refined, or begun by one model and ended by another."""
+"""Two passes: hires fix, or base model and refiner."""
 
 import dataclasses
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
-from jaxdiff.pipeline import given
+from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.pipeline import Output, Pipeline
 
 MAX_ENLARGEMENT = 8.0
 
 
-def enlarged(
+def hires_fix(
     pipe: Pipeline,
     *arguments: Any,
     scale: float = 2.0,
@@ -35,14 +35,14 @@ def enlarged(
     second = pipe(
         *arguments,
         **(kept | size),
-        image=given.enlarge(np.asarray(first.images), height, width),
+        image=image_inputs.enlarge(np.asarray(first.images), height, width),
         strength=redrawn,
         output=output,
     )
     return _together(first, second)
 
 
-def handed_over(
+def refine(
     base: Pipeline,
     refiner: Pipeline,
     *arguments: Any,

@@ -1,4 +1,4 @@
-"""From a request to what its images are asked to be: words by stream, and dials."""
+"""From a request to token ids by stream, and guidance scales."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,51 +9,56 @@ import numpy as np
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream
 from jaxdiff.guidance.registry import parse
-from jaxdiff.pipeline.composition import Part, parts_of
-from jaxdiff.pipeline.conditioning import TextRecipe, Words
-from jaxdiff.pipeline.inputs import Asked
-from jaxdiff.pipeline.prompts import Piece
+from jaxdiff.pipeline.and_prompts import SubPrompt, split_and
+from jaxdiff.pipeline.classifier_guidance import GuidanceTargets
+from jaxdiff.pipeline.conditioning import TextConditioner, TokenizedPrompts
+from jaxdiff.pipeline.inputs import TokenizedRequest
+from jaxdiff.pipeline.prompts import WeightedText
 from jaxdiff.pipeline.prompts import parse as parse_syntax
 from jaxdiff.pipeline.request import Request
-from jaxdiff.pipeline.steering import Steering
-from jaxdiff.pipeline.vocabulary import Vocabulary
+from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer
 
-Text = str | None  # None: nothing was said
+Text = str | None  # None: not given
 
 
-class Reader(NamedTuple):
-    """How a model reads words."""
+class PromptTokenizer(NamedTuple):
+    """The tokenizers and the text conditioner of a model."""
 
-    recipe: TextRecipe
-    vocabularies: Sequence[Vocabulary]
+    conditioner: TextConditioner
+    vocabularies: Sequence[TextualInversionTokenizer]
     closed: bool = False  # whether words that are several tokens were never trained on
 
-    def read(
+    def tokenize(
         self, request: Request, streams: Sequence[Stream]
-    ) -> tuple[list[Words], Float[NDArray, "b k i"] | None]:
-        """The words of each image and the numbers told with them.
+    ) -> tuple[list[TokenizedPrompts], Float[NDArray, "b k i"] | None]:
+        """The tokenized prompts of each image and their time ids.
 
-        Warns of texts that are cut, and of words that the model was not trained on.
+        Warns of truncated prompts, and of words that the model was not trained on.
         """
         found = []
-        said: list[Text] = []
+        all_texts: list[Text] = []
         for index, prompt in enumerate(request.prompts):
             texts = _texts(request, index, streams)[: len(self.vocabularies)]
-            words, cut = self.recipe.words(self.vocabularies, texts, syntax=request.prompt_syntax)
+            words, cut = self.conditioner.tokenize(
+                self.vocabularies, texts, syntax=request.prompt_syntax
+            )
             if cut:
                 message = f"prompt: {cut} tokens are cut from the end of {prompt!r:.60}"
                 warnings.warn(message, stacklevel=5)
             found.append(words)
-            said += texts[0]
+            all_texts += texts[0]
         if self.closed:
-            self._warn_of_unseen_words(said, syntax=request.prompt_syntax)
-        return found, self.recipe.time_ids(request, [s.prompt_source == "prompt" for s in streams])
+            self._warn_of_unseen_words(all_texts, syntax=request.prompt_syntax)
+        return found, self.conditioner.time_ids(
+            request, [s.prompt_source == "prompt" for s in streams]
+        )
 
     def _warn_of_unseen_words(self, texts: Sequence[Text], *, syntax: bool) -> None:
         vocabulary = self.vocabularies[0]
         own = [text for text in dict.fromkeys(texts) if text is not None]
-        pieces = [p for text in own for p in (parse_syntax(text) if syntax else [Piece(text, 1)])]
-        unseen = dict.fromkeys(word for p in pieces for word in vocabulary.unseen(p.text or ""))
+        parsed = [parse_syntax(text) if syntax else [WeightedText(text, 1)] for text in own]
+        pieces = [piece.text or "" for each in parsed for piece in each]
+        unseen = dict.fromkeys(word for piece in pieces for word in vocabulary.unseen(piece))
         if unseen:
             message = (
                 f"prompt: this model was not trained on {', '.join(map(repr, unseen))}; "
@@ -62,28 +67,34 @@ class Reader(NamedTuple):
             warnings.warn(message, stacklevel=6)
 
 
-def rule_for(request: Request) -> Guidance:
+def guidance_rule(request: Request) -> Guidance:
     """The cheapest rule that guides the images of a request; InputError if there is none."""
     prompts = max(len(parts) for parts in _composed(request))
     rule = parse(request.guidance).for_prompts(prompts)
     return rule.simplify(request.guidance_scales)
 
 
-def ask(
-    request: Request, rule: Guidance, reader: Reader, guide: Reader | None, steering: Steering
-) -> Asked:
-    """What the images of a request are asked to be; `guide` reads for a weaker model."""
+def tokenize_request(
+    request: Request,
+    rule: Guidance,
+    tokenizer: PromptTokenizer,
+    guidance_tokenizer: PromptTokenizer | None,
+    targets: GuidanceTargets,
+) -> TokenizedRequest:
+    """Tokenize a request; `guidance_tokenizer` is that of a weaker guidance model."""
     by_network = {
         name: [s for s in rule.streams if s.network == name] for name in ("main", "guide")
     }
-    words, time_ids = reader.read(request, by_network["main"])
+    words, time_ids = tokenizer.tokenize(request, by_network["main"])
     guide_words, guide_time_ids = [], None
-    if guide is not None and by_network["guide"]:
-        guide_words, guide_time_ids = guide.read(request, by_network["guide"])
-    return Asked(words, time_ids, guide_words, guide_time_ids, _dials(request), steering)
+    if guidance_tokenizer is not None and by_network["guide"]:
+        guide_words, guide_time_ids = guidance_tokenizer.tokenize(request, by_network["guide"])
+    return TokenizedRequest(
+        words, time_ids, guide_words, guide_time_ids, _guidance_scales(request), targets
+    )
 
 
-def _dials(request: Request) -> GuidanceScales:
+def _guidance_scales(request: Request) -> GuidanceScales:
     scales = np.asarray(request.guidance_scales, np.float32)
     negative = weights = None
     if any(scale is not None for scale in request.negative_scales):
@@ -98,21 +109,21 @@ def _dials(request: Request) -> GuidanceScales:
     return GuidanceScales(*cast(Any, (scales, negative, weights)))  # of host arrays
 
 
-def _composed(request: Request) -> list[list[Part]]:
+def _composed(request: Request) -> list[list[SubPrompt]]:
     """The parts of each prompt."""
-    return [parts_of(prompt, syntax=request.prompt_syntax) for prompt in request.prompts]
+    return [split_and(prompt, syntax=request.prompt_syntax) for prompt in request.prompts]
 
 
 def _texts(request: Request, index: int, streams: Sequence[Stream]) -> list[list[Text]]:
     """What each of two text encoders reads in the streams of image `index`."""
     by_encoder = []
-    for negative, own in request.texts(index):
-        parts = parts_of(own, syntax=request.prompt_syntax)
+    for negative, own in request.prompts_for_encoder(index):
+        parts = split_and(own, syntax=request.prompt_syntax)
         by_encoder.append([_text(stream, negative, parts) for stream in streams])
     return by_encoder
 
 
-def _text(stream: Stream, negative: Text, parts: Sequence[Part]) -> Text:
+def _text(stream: Stream, negative: Text, parts: Sequence[SubPrompt]) -> Text:
     if stream.prompt_source == "negative":
         return negative
     # Images with fewer prompts than others have null streams of weight 0.
