@@ -127,7 +127,7 @@ class Draughtsman:
     def resolve(self, prompts, *, seed, **options):
         return types.SimpleNamespace(seeds=seed)
 
-    def evaluations(self, request):
+    def nfe(self, request):
         return 4
 
     def __call__(self, texts, *, seed, batch_size, guidance_scale, **options):
