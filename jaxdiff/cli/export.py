@@ -26,6 +26,7 @@ from jaxdiff.cli.train import write_export
 from jaxdiff.cli.training.experiment import CHECKPOINTS
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, dtype_of
+from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.pipeline.request import Defaults, size_of
 
 
@@ -108,9 +109,9 @@ def _export(
             convert_inversion(output / file.name, file, dtype=dtype)
     for name in companions:
         write_component(output / name, read_component(source / name), dtype=dtype)
-        if (source / name / PREPROCESSOR).is_file():
-            said = read_object(source / name / PREPROCESSOR)
-            write_object(output / name / PREPROCESSOR, said)
+        for file in (PREPROCESSOR, PROMPT_LABELS):
+            if (source / name / file).is_file():
+                write_object(output / name / file, read_object(source / name / file))
 
 
 def _addon(file: pathlib.Path) -> AdapterInfo | None:

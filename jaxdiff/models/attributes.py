@@ -59,9 +59,13 @@ class LabelSet:
         pairs = zip(self.groups, itertools.pairwise(ends), strict=True)
         return {group.name: slice(*bounds) for group, bounds in pairs}
 
+    def group(self, name: str) -> LabelGroup:
+        """The group of that name; InputError if unknown."""
+        return next(g for g in self.groups if g.name == one_of("group", name, self.slices))
+
     def index(self, name: str, label: str) -> int:
         """The position of a label of group `name` among all logits; InputError if unknown."""
-        group = next(g for g in self.groups if g.name == one_of("group", name, self.slices))
+        group = self.group(name)
         one_of(name, label, group.labels)
         return self.slices[name].start + group.labels.index(label)
 

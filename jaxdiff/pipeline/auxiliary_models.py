@@ -9,14 +9,16 @@ import numpy as np
 
 from jaxdiff.checkpoints.clip_vision import read_image_processor
 from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.core.configs import from_mapping, prefix_errors
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Float, NDArray
-from jaxdiff.data.attributes import ATTRIBUTES, Known, text_attributes
+from jaxdiff.core.types import Bool, Float, NDArray
 from jaxdiff.data.tokenizer import tokenize
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
+from jaxdiff.models.prompt_labels import PROMPT_LABELS, PromptGrammar, label_targets
 from jaxdiff.pipeline.and_prompts import split_and
 from jaxdiff.pipeline.classifier_guidance import ClassifierTarget, CLIPTarget, GuidanceTargets
 from jaxdiff.pipeline.prompts import parse
@@ -24,8 +26,6 @@ from jaxdiff.pipeline.request import Request
 
 if TYPE_CHECKING:
     from jaxdiff.pipeline.pipeline import Pipeline
-
-NO_LABELS = Known(np.zeros(ATTRIBUTES.width, bool), np.zeros(ATTRIBUTES.width, bool))
 
 
 class AuxiliaryModels:
@@ -35,6 +35,7 @@ class AuxiliaryModels:
         self._home = home  # a model's folder, in which classifier/ and clip/ may lie
         self.guidance_model: Pipeline | None = None
         self.classifier: LatentClassifier | None = None
+        self.grammar: PromptGrammar | None = None  # how prompts name the classifier's labels
         self.clip: CLIPModel | None = None
         self.image_processor: CLIPImageProcessor | None = None
 
@@ -45,9 +46,16 @@ class AuxiliaryModels:
             raise InputError(
                 f"classifier: got {type(module).__name__} in {folder}, expected LatentClassifier"
             )
-        if module.config.attributes != ATTRIBUTES:
-            raise InputError(f"classifier: got other attributes in {folder}, expected a scene's")
-        self.classifier = module
+        source = folder / PROMPT_LABELS
+        if not source.is_file():
+            raise InputError(
+                f"classifier: got {folder} without {PROMPT_LABELS}, expected that file to say how "
+                "prompts name the classifier's labels"
+            )
+        grammar = from_mapping(PromptGrammar, read_object(source), source=str(source))
+        with prefix_errors(str(source)):
+            grammar.check(module.config.attributes)
+        self.classifier, self.grammar = module, grammar
 
     def load_clip(self, folder: pathlib.Path) -> None:
         """Take the CLIP model in `folder`; InputError if it is none."""
@@ -89,9 +97,7 @@ class AuxiliaryModels:
                 if scale and len(split_and(prompt, syntax=request.prompt_syntax)) > 1:
                     raise InputError(f"{name}: got {prompt!r:.60}, expected a prompt without AND")
         if any(request.classifier_scales):
-            pairs = zip(request.prompts, request.classifier_scales, strict=True)
-            told = [text_attributes(text) if scale else NO_LABELS for text, scale in pairs]
-            columns = [np.stack(column) for column in zip(*told, strict=True)]
+            columns = self._labels(request)
             attributes = ClassifierTarget(
                 *cast(Any, (_scales(request.classifier_scales), *columns))
             )
@@ -99,6 +105,18 @@ class AuxiliaryModels:
             text = self._text(request, tokenizer)
             likeness = CLIPTarget(*cast(Any, (_scales(request.clip_scales), text)))
         return GuidanceTargets(attributes, likeness)
+
+    def _labels(self, request: Request) -> list[Bool[NDArray, "b n"]]:
+        """The targets of each prompt, and which of them are known; none where nothing is guided."""
+        if self.classifier is None or self.grammar is None:
+            raise InputError("classifier: got none, expected a folder for classifier_scale")
+        labels = self.classifier.config.attributes
+        pairs = zip(request.prompts, request.classifier_scales, strict=True)
+        found = [
+            self.grammar.labels_of(text, labels) if scale else label_targets(labels, {}, {})
+            for text, scale in pairs
+        ]
+        return [np.stack(column) for column in zip(*found, strict=True)]
 
     def _text(self, request: Request, tokenizer: Any) -> Float[NDArray, "b p"]:
         """CLIP's view of the prompts."""

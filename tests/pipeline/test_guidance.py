@@ -1,6 +1,7 @@
 """Guidance rules and steering through the whole pipeline of a tiny model."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,17 @@ import tiny
 from flax import nnx
 
 from jaxdiff.checkpoints.components import Component, write_component
+from jaxdiff.checkpoints.jsonfiles import write_object
+from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.attributes import ATTRIBUTES
+from jaxdiff.data.attributes import ATTRIBUTES, GRAMMAR
 from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.guidance.classifier_guidance import log_prob_gradient, spherical
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPVisionConfig
+from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.pipeline.pipeline import Pipeline
@@ -131,7 +135,26 @@ def classifier(tmp_path_factory):
     ).with_labels(ATTRIBUTES)
     folder = tmp_path_factory.mktemp("classifier") / "classifier"
     write_component(folder, tiny.random_component(LatentClassifier, config, seed=5))
+    write_object(folder / PROMPT_LABELS, to_mapping(GRAMMAR))
     return folder
+
+
+def test_a_classifier_brings_how_prompts_name_its_labels(single, classifier, tmp_path):
+    folder = shutil.copytree(classifier, tmp_path / "classifier")
+    stored = folder / PROMPT_LABELS
+    for change, message in (
+        ({"layout": "mood"}, r"prompt_labels\.json: group: got 'mood'"),
+        ({"relations": [["above", "above", "third"]]}, "place: got 'third'"),
+        ({"relations": [["above", "above"]]}, "relations: got"),
+        ({"kinds": ["size", "taste"]}, "group: got 'first_taste'"),
+        ({"colour": "red"}, "field: got 'colour'"),
+    ):
+        write_object(stored, to_mapping(GRAMMAR) | change)
+        with pytest.raises(InputError, match=message):
+            single.load_classifier(folder)
+    stored.unlink()
+    with pytest.raises(InputError, match=r"without prompt_labels\.json, expected that file"):
+        single.load_classifier(folder)
 
 
 def test_a_classifier_steers(single, classifier):
@@ -262,7 +285,7 @@ def test_steering_reads_only_the_prompts_that_it_is_for(single, classifier):
     both = latents(single, [PROMPT, "zzz"], seed=[3, 3], classifier_scale=[5.0, None])
     close(both[0], latents(single, classifier_scale=5.0)[0])
     close(both[1], latents(single, "zzz")[0])
-    with pytest.raises(InputError, match="expected words of scenes"):
+    with pytest.raises(InputError, match="expected words of the classifier's labels"):
         latents(single, "zzz", classifier_scale=5.0)
     with pytest.raises(InputError, match=r"classifier_scale: .* without AND"):
         latents(single, f"{PROMPT} AND NOT a star", classifier_scale=5.0)

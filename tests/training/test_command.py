@@ -13,14 +13,17 @@ from etils import epath
 from PIL import Image
 
 from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.cli import main
 from jaxdiff.cli.train import load_config, parse, run
 from jaxdiff.cli.training import clip, evaluation, experiment, vae
 from jaxdiff.cli.training.workdir import alone, check_identity
+from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.attributes import ATTRIBUTES
+from jaxdiff.data.attributes import ATTRIBUTES, GRAMMAR
 from jaxdiff.models.build import param_dict
+from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.training.log import read_lines
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -63,7 +66,10 @@ objective = DistillationObjective(teacher="FOLDER/unet/export", scale_width=4, s
 config = TrainConfig(objective=objective, steps=1, batch_size=8, sample_every=1)
 """
 CLASSIFIER = """
-from jaxdiff.data.attributes import ATTRIBUTES
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.core.configs import to_mapping
+from jaxdiff.models.prompt_labels import PROMPT_LABELS
+from jaxdiff.data.attributes import ATTRIBUTES, GRAMMAR
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.training.config import ClassifierObjective, OptimiserConfig, TrainConfig
 model = LatentClassifierConfig(
@@ -303,6 +309,7 @@ def test_a_classifier_is_trained_resumed_and_exported(trained, tmp_path):
     folder = tmp_path / "w" / "export" / "classifier"
     whole = read_component(folder).module
     assert whole.config.attributes == ATTRIBUTES
+    assert read_object(folder / PROMPT_LABELS) == json.loads(json.dumps(to_mapping(GRAMMAR)))
     # from the checkpoint in the middle again
     shutil.rmtree(tmp_path / "w" / "export")
     shutil.rmtree(tmp_path / "w" / "checkpoints" / "4")
@@ -314,6 +321,8 @@ def test_a_classifier_is_trained_resumed_and_exported(trained, tmp_path):
     assert main.run("export", [str(tmp_path / "w"), str(tmp_path / "out")]) == 0
     half = param_dict(read_component(tmp_path / "out" / "classifier").module)
     assert {str(array.dtype) for array in half.values()} == {"float16"}
+    exported = tmp_path / "out" / "classifier" / PROMPT_LABELS
+    assert read_object(exported) == read_object(folder / PROMPT_LABELS)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import cast
 import jax
 
 from jaxdiff.checkpoints.components import Component, read_component, write_component
+from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.checkpoints.pipelines import CLASSIFIER
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.training.experiment import (
@@ -16,11 +17,13 @@ from jaxdiff.cli.training.experiment import (
     training_batches,
     validation_batch,
 )
+from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
-from jaxdiff.data.attributes import ATTRIBUTES, collate_attributes
+from jaxdiff.data.attributes import ATTRIBUTES, GRAMMAR, collate_attributes
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier
+from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training.config import ClassifierObjective, TrainConfig
 from jaxdiff.training.objectives import Params, Whole
@@ -80,6 +83,7 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
     def export(params: Whole, folder: pathlib.Path) -> None:
         module = with_params(abstract(LatentClassifier, objective.model), params)
         write_component(folder / CLASSIFIER, Component(module=module))
+        write_object(folder / CLASSIFIER / PROMPT_LABELS, to_mapping(GRAMMAR))
 
     return Experiment(
         learner,
