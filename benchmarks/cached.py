@@ -28,10 +28,10 @@ from PIL import Image
 from jaxdiff.checkpoints.training_state import TrainingStore
 from jaxdiff.cli import cache_latents
 from jaxdiff.cli.train import experiment, load_config
-from jaxdiff.cli.training.experiment import CHECKPOINTS
-from jaxdiff.cli.training.trainer import Trainer
-from jaxdiff.data.scenes import SceneSource
+from jaxdiff.experiments.experiment import CHECKPOINTS
+from jaxdiff.experiments.trainer import Trainer
 from jaxdiff.parallel.mesh import device_put_global, shard_batch
+from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training import loop
 from jaxdiff.training.config import DataConfig, TrainConfig
 from jaxdiff.training.prefetch import Prefetch

@@ -18,12 +18,12 @@ from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.pipelines import CLASSIFIER
 from jaxdiff.core.types import Array
-from jaxdiff.data.attributes import collate_attributes
-from jaxdiff.data.scenes import SceneSource
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline.load import EMBEDDED
+from jaxdiff.scenes.labels import collate_attributes
+from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training.objectives.classifier import accuracies
 
 TIMES = (0, 250, 500, 750, 850, 950)

@@ -16,9 +16,9 @@ import numpy as np
 
 import jaxdiff
 from jaxdiff.core.types import Float, NDArray
-from jaxdiff.data.scenes import Prompt
-from jaxdiff.evaluation.report import standard_prompts, summarise
-from jaxdiff.evaluation.scenes import judge, score
+from jaxdiff.scenes.judge import judge, score
+from jaxdiff.scenes.report import standard_prompts, summarise
+from jaxdiff.scenes.source import Prompt
 
 BATCH = 64
 

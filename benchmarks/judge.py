@@ -20,12 +20,12 @@ from scipy import ndimage
 
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.core.types import Array
-from jaxdiff.data.drawing import CANVAS, draw
-from jaxdiff.data.scenes import Prompt, SceneSource
-from jaxdiff.evaluation.report import summarise
-from jaxdiff.evaluation.scenes import judge, score
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.scenes.judge import judge, score
+from jaxdiff.scenes.rendering import CANVAS, draw
+from jaxdiff.scenes.report import summarise
+from jaxdiff.scenes.source import Prompt, SceneSource
 
 Degrade = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 

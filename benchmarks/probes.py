@@ -19,11 +19,11 @@ import numpy as np
 
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.core.types import Float, Int, NDArray
-from jaxdiff.data.captions import describe
-from jaxdiff.data.scenes import sample_scene
-from jaxdiff.data.specification import COLOURS, RELATIONS, SHAPES, Scene, arrangement
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.pipeline.load import EMBEDDED
+from jaxdiff.scenes.captions import describe
+from jaxdiff.scenes.source import sample_scene
+from jaxdiff.scenes.specification import COLOURS, RELATIONS, SHAPES, Scene, arrangement
 
 CAPTIONS, TEST = 6000, 1000
 RIDGE = 1e-2

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from jaxdiff.data.batches import batches
-from jaxdiff.data.scenes import SceneSource
 from jaxdiff.data.tokenizer import train_tokenizer
+from jaxdiff.scenes.source import SceneSource
 
 PICTURES = 640
 

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from jaxdiff.cli.planning.compilers import prepare
-from jaxdiff.cli.planning.compiling import compile_traced
-from jaxdiff.cli.planning.topology import devices, parse
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import ResnetBlock
 from jaxdiff.nn.transformer import Attention, FeedForward, SpatialTransformer
+from jaxdiff.planning.compilers import prepare
+from jaxdiff.planning.compiling import compile_traced
+from jaxdiff.planning.topology import devices, parse
 
 SIDE, CHANNELS, HEADS, TIME = 64, 320, 8, 1280
 TOKENS, WORDS, CONTEXT = SIDE * SIDE, 77, 768

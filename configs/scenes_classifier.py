@@ -20,8 +20,8 @@ colour and shape was never trained on, the first colour is right in .96 at time 
 the first shape in .97 and .80.
 """
 
-from jaxdiff.data.attributes import ATTRIBUTES
 from jaxdiff.models.classifier import LatentClassifierConfig
+from jaxdiff.scenes.labels import ATTRIBUTES
 from jaxdiff.training.config import ClassifierObjective, EMAConfig, OptimiserConfig, TrainConfig
 
 config = TrainConfig(

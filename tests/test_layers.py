@@ -1,6 +1,10 @@
-"""Imports only go down the ranks of the package; folders of one rank never import each other."""
+"""Imports only go down the ranks of the package; folders of one rank never import each other.
+
+Nor do the files of one folder import each other in a circle.
+"""
 
 import ast
+import graphlib
 import pathlib
 
 import pytest
@@ -18,7 +22,10 @@ RANK = {
     "training": 3,
     "pipeline": 4,
     "evaluation": 5,
-    "cli": 6,
+    "scenes": 5,
+    "experiments": 6,
+    "planning": 7,
+    "cli": 8,
 }
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxdiff"
 FILES = sorted(PACKAGE.glob("*/**/*.py"))
@@ -47,3 +54,32 @@ def test_imports_go_down(path):
 def test_every_folder_has_a_rank():
     folders = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
     assert folders <= set(RANK), folders - set(RANK)
+
+
+def imported_modules(path: pathlib.Path) -> set[str]:
+    """Modules of the package that the file at `path` imports when it is loaded."""
+    tree = ast.parse(path.read_text())
+    checked = {
+        node
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and ast.unparse(test.test) == "TYPE_CHECKING"
+        for node in ast.walk(test)
+    }
+    names: set[str] = set()
+    for node in tree.body:
+        for inner in ast.walk(node) if not isinstance(node, ast.FunctionDef) else ():
+            if isinstance(inner, ast.ImportFrom) and inner not in checked:
+                names |= {f"{inner.module}.{alias.name}" for alias in inner.names}
+                names.add(str(inner.module))
+    return names
+
+
+def module_name(path: pathlib.Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("folder", sorted(RANK))
+def test_files_of_a_folder_do_not_import_each_other_in_a_circle(folder):
+    files = {module_name(p): p for p in FILES if p.relative_to(PACKAGE).parts[0] == folder}
+    graph = {name: imported_modules(path) & files.keys() - {name} for name, path in files.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle

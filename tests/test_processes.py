@@ -21,14 +21,14 @@ from jaxdiff.training.log import read_lines
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 12
 CONFIG = f"""
-import jaxdiff.cli.training.vae
+import jaxdiff.experiments.vae
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import MESHES, TrainConfig, VAEObjective
 model = AutoencoderKLConfig(block_out_channels=(8,), norm_num_groups=1, latent_channels=2,
     mid_block_add_attention=False)
 config = TrainConfig(objective=VAEObjective(model=model), mesh=MESHES["fsdp"], steps={STEPS},
     batch_size=8, log_every=1, checkpoint_every=4, sample_every=6)
-jaxdiff.cli.training.vae.MEASURED = 64
+jaxdiff.experiments.vae.MEASURED = 64
 """
 
 

@@ -25,14 +25,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 KILLS = int(os.environ.get("JAXDIFF_KILLS", "5"))
 STEPS = 20 * KILLS
 CONFIG = f"""
-import jaxdiff.cli.training.vae
+import jaxdiff.experiments.vae
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import TrainConfig, VAEObjective
 model = AutoencoderKLConfig(block_out_channels=(2,), norm_num_groups=1, latent_channels=2,
     mid_block_add_attention=False)
 config = TrainConfig(objective=VAEObjective(model=model), steps={STEPS}, batch_size=2,
     log_every=1, checkpoint_every=4, sample_every=0)
-jaxdiff.cli.training.vae.MEASURED = 64
+jaxdiff.experiments.vae.MEASURED = 64
 """
 SPEED = {"step_ms", "images_per_s", "data_wait"}
 

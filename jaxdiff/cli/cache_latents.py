@@ -20,8 +20,6 @@ from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.cli.cache_texts import Readers, Say, null_record, read_readers, sayer
-from jaxdiff.cli.training.experiment import scene_side, scenes
-from jaxdiff.cli.training.stored import Groups, grouped, open_pictures
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, dtype_of
@@ -37,14 +35,17 @@ from jaxdiff.data.latents import (
     read_description,
     sharded,
 )
-from jaxdiff.data.samples import Make, make_transform, scene_maker
+from jaxdiff.data.samples import Make, make_transform
 from jaxdiff.data.sampling_order import SamplePosition
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.data.sources.storage import fingerprint
+from jaxdiff.experiments.experiment import scene_side, scenes
+from jaxdiff.experiments.stored import Groups, grouped, open_pictures
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_batch
 from jaxdiff.pipeline import cache
+from jaxdiff.scenes.source import scene_maker
 from jaxdiff.training.config import PICTURES, DataConfig
 
 # The fields of the data get no prefix: --kind folder --path FOLDER --resolution 512.

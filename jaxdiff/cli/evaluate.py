@@ -13,9 +13,9 @@ from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import positive
-from jaxdiff.data.drawing import CANVAS
-from jaxdiff.data.scenes import MAX_SIZE, Prompt
-from jaxdiff.evaluation.report import CIRCLES, Report, alignment, renders, standard_prompts
+from jaxdiff.scenes.rendering import CANVAS
+from jaxdiff.scenes.report import CIRCLES, Report, alignment, renders, standard_prompts
+from jaxdiff.scenes.source import MAX_SIZE, Prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

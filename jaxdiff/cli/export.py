@@ -23,9 +23,9 @@ from jaxdiff.checkpoints.textual_inversion import convert_inversion
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.cli.train import write_export
-from jaxdiff.cli.training.experiment import CHECKPOINTS
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, dtype_of
+from jaxdiff.experiments.experiment import CHECKPOINTS
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.pipeline.request import Defaults, size_of
 

@@ -29,8 +29,8 @@ from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import in_range, one_of, positive
-from jaxdiff.data.scenes import Prompt
-from jaxdiff.evaluation.report import chroma, clipped, contrast, standard_prompts
+from jaxdiff.scenes.report import chroma, clipped, contrast, standard_prompts
+from jaxdiff.scenes.source import Prompt
 
 PROMPTS = (
     "a small red circle above a large blue square",

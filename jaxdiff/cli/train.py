@@ -15,18 +15,18 @@ import tyro
 
 from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
 from jaxdiff.cli.main import report
-from jaxdiff.cli.training.classifier import classifier_experiment
-from jaxdiff.cli.training.clip import clip_experiment
-from jaxdiff.cli.training.diffusion import diffusion_experiment
-from jaxdiff.cli.training.distillation import distillation_experiment
-from jaxdiff.cli.training.experiment import CHECKPOINTS, Experiment
-from jaxdiff.cli.training.logs import import_wandb
-from jaxdiff.cli.training.stopping import train_until_stopped
-from jaxdiff.cli.training.trainer import Trainer, mesh_of
-from jaxdiff.cli.training.vae import vae_experiment
-from jaxdiff.cli.training.workdir import alone, check_identity, record, recorded
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
+from jaxdiff.experiments.classifier import classifier_experiment
+from jaxdiff.experiments.clip import clip_experiment
+from jaxdiff.experiments.diffusion import diffusion_experiment
+from jaxdiff.experiments.distillation import distillation_experiment
+from jaxdiff.experiments.experiment import CHECKPOINTS, Experiment
+from jaxdiff.experiments.logs import import_wandb
+from jaxdiff.experiments.stopping import train_until_stopped
+from jaxdiff.experiments.trainer import Trainer, mesh_of
+from jaxdiff.experiments.vae import vae_experiment
+from jaxdiff.experiments.workdir import alone, check_identity, record, recorded
 from jaxdiff.parallel.distributed import (
     DistributedConfig,
     abort_peers_on_error,
@@ -131,7 +131,7 @@ def plan(arguments: Sequence[str]) -> None:
         json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
         config: Fields = given,
     ) -> None:
-        from jaxdiff.cli.planning.command import plan_training
+        from jaxdiff.cli.plan import plan_training
 
         plan_training(config, plan, largest=largest, as_json=json)
 

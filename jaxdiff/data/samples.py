@@ -9,15 +9,12 @@ whole items are still seen at their own places. The substitute is seen once more
 from collections.abc import Callable, Sequence
 from typing import SupportsIndex
 
-import numpy as np
-
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.batches import Item
 from jaxdiff.data.preprocessing import CROPS, resize_and_crop, sample_augmentation
 from jaxdiff.data.sampling_order import LENGTH, IndexSampler, SamplePosition
-from jaxdiff.data.scenes import SceneSource
 from jaxdiff.data.sources import PictureSource
 
 Make = Callable[[int, SamplePosition], Item]
@@ -71,17 +68,5 @@ def make_transform(
         how = sample_augmentation((seed, *place), crop=crop, flip=flip)
         prepared = resize_and_crop(record["picture"], sizes[place.group], how)
         return {**prepared._asdict(), "caption": record["caption"]}
-
-    return make
-
-
-def scene_maker(source: SceneSource) -> Make:
-    """Samples {"image", "caption", "time_ids"} of scenes, whole and in their own size."""
-    sizes = np.array([source.size, source.size, 0, 0, source.size, source.size], np.int32)
-
-    def make(index: int, place: SamplePosition) -> Item:
-        del place
-        scene = source[index]
-        return {"image": scene["image"], "caption": scene["caption"], "time_ids": sizes}
 
     return make

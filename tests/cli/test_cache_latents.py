@@ -17,7 +17,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.latents import LatentSource
 from jaxdiff.data.preprocessing import resize_and_crop
-from jaxdiff.data.scenes import SceneSource
+from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training.log import read_lines
 
 UNET = """

@@ -15,10 +15,6 @@ from jaxdiff.checkpoints.components import read_component
 from jaxdiff.cli import main
 from jaxdiff.cli.train import experiment
 from jaxdiff.cli.train import run as train
-from jaxdiff.cli.training.begin import begin
-from jaxdiff.cli.training.cached import cached
-from jaxdiff.cli.training.experiment import training_batches
-from jaxdiff.cli.training.tuning import tuning
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.latents import (
     NULL_CAPTION_FILE,
@@ -28,6 +24,10 @@ from jaxdiff.data.latents import (
     read_description,
     read_null,
 )
+from jaxdiff.experiments.begin import begin
+from jaxdiff.experiments.cached import cached
+from jaxdiff.experiments.experiment import training_batches
+from jaxdiff.experiments.tuning import tuning
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training import draws

@@ -13,7 +13,7 @@ from jaxdiff.cli import main
 from jaxdiff.cli.labelled import CELL, GAP, LABEL, LINE
 from jaxdiff.cli.sweep_results import MARK, Cell, Combination, Results, write_table
 from jaxdiff.core.errors import InputError
-from jaxdiff.evaluation.report import renders, standard_prompts
+from jaxdiff.scenes.report import renders, standard_prompts
 
 RULES = ("cfg", "cfg-pp")
 PROMPTS = ("a ring", "a star")

@@ -9,8 +9,8 @@ import pytest
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import batches, normalize_images
-from jaxdiff.data.scenes import SceneSource
 from jaxdiff.data.tokenizer import train_tokenizer
+from jaxdiff.scenes.source import SceneSource
 
 SOURCE = SceneSource(seed=0)
 TOKENIZER = train_tokenizer([SOURCE.example(i)[2] for i in range(60)])
@@ -119,7 +119,7 @@ def test_mistakes_are_named():
 def test_the_interpreter_exits_while_batches_are_read_ahead():
     code = (
         "from jaxdiff.data.batches import batches\n"
-        "from jaxdiff.data.scenes import SceneSource\n"
+        "from jaxdiff.scenes.source import SceneSource\n"
         "iterator = batches(SceneSource(seed=0), batch_size=16, threads=2)\n"
         "print(next(iterator)['image'].shape)\n"
     )

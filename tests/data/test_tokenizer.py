@@ -10,7 +10,6 @@ import pytest
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.scenes import SceneSource
 from jaxdiff.data.tokenizer import (
     FILES,
     load_tokenizer,
@@ -19,6 +18,7 @@ from jaxdiff.data.tokenizer import (
     train_tokenizer,
     truncated,
 )
+from jaxdiff.scenes.source import SceneSource
 
 CAPTIONS = [SceneSource(seed=0).example(i)[2] for i in range(300)]
 WORDS = sorted({word for text in CAPTIONS for word in text.split()})

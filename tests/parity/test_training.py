@@ -13,9 +13,9 @@ from families import LENGTH, pipeline
 from peft import LoraConfig
 
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_torch
-from jaxdiff.cli.training.begin import begin
-from jaxdiff.cli.training.tuning import tuning
 from jaxdiff.core.types import dtype_of
+from jaxdiff.experiments.begin import begin
+from jaxdiff.experiments.tuning import tuning
 from jaxdiff.training import draws
 from jaxdiff.training.config import (
     DiffusionObjective,

@@ -7,10 +7,10 @@ import pytest
 
 import jaxdiff
 from jaxdiff.checkpoints.pipelines import read_pipeline
-from jaxdiff.data.scenes import sample_prompts
-from jaxdiff.evaluation.scenes import judge, score
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.load import EMBEDDED
+from jaxdiff.scenes.judge import judge, score
+from jaxdiff.scenes.source import sample_prompts
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.pipelines import CLASSIFIER
-from jaxdiff.data.attributes import ATTRIBUTES, collate_attributes, text_attributes
-from jaxdiff.data.captions import describe
-from jaxdiff.data.scenes import SceneSource
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.load import EMBEDDED
+from jaxdiff.scenes.captions import describe
+from jaxdiff.scenes.labels import ATTRIBUTES, collate_attributes, text_attributes
+from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training.objectives.classifier import accuracies, noisy
 
 COUNT = 128

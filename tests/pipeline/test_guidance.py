@@ -14,7 +14,6 @@ from jaxdiff.checkpoints.components import Component, write_component
 from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.attributes import ATTRIBUTES, GRAMMAR
 from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.guidance.classifier_guidance import log_prob_gradient, spherical
 from jaxdiff.models.build import abstract, param_dict, with_params
@@ -25,6 +24,7 @@ from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.pipeline.pipeline import Pipeline
+from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR
 
 PROMPT = "a small red circle"
 SHARED = {"seed": 3, "steps": 4, "sampler": "ddim", "output": "latent"}

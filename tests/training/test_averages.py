@@ -8,8 +8,8 @@ from pictured import write_folder
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.ema_snapshots import EMASnapshots
 from jaxdiff.cli.train import run
-from jaxdiff.cli.training import vae
 from jaxdiff.core.errors import InputError
+from jaxdiff.experiments import vae
 from jaxdiff.models.build import param_dict
 from jaxdiff.parallel.hardware import PEAK_FLOPS
 from jaxdiff.training import ema

@@ -17,13 +17,13 @@ from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.cli import main
 from jaxdiff.cli.train import load_config, parse, run
-from jaxdiff.cli.training import clip, evaluation, experiment, vae
-from jaxdiff.cli.training.workdir import alone, check_identity
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.attributes import ATTRIBUTES, GRAMMAR
+from jaxdiff.experiments import clip, evaluation, experiment, vae
+from jaxdiff.experiments.workdir import alone, check_identity
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
+from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR
 from jaxdiff.training.log import read_lines
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -69,7 +69,7 @@ CLASSIFIER = """
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
-from jaxdiff.data.attributes import ATTRIBUTES, GRAMMAR
+from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.training.config import ClassifierObjective, OptimiserConfig, TrainConfig
 model = LatentClassifierConfig(

@@ -10,20 +10,20 @@ import tiny_training
 from pictured import caption, write_folder
 
 from jaxdiff.checkpoints.components import Component, read_component, write_component
-from jaxdiff.cli.training import evaluation
-from jaxdiff.cli.training.drawing import shown_noise
-from jaxdiff.cli.training.evaluation import make_evaluation
-from jaxdiff.cli.training.experiment import validation_batch
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.tokenizer import tokenize, train_tokenizer
-from jaxdiff.evaluation.report import renders, standard_prompts
+from jaxdiff.experiments import evaluation
+from jaxdiff.experiments.drawing import shown_noise
+from jaxdiff.experiments.evaluation import make_evaluation
+from jaxdiff.experiments.experiment import validation_batch
 from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.pipeline.load import EMBEDDED
+from jaxdiff.scenes.report import renders, standard_prompts
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 
 PROMPTS = standard_prompts()

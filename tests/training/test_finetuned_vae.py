@@ -11,8 +11,8 @@ from tiny import random_component
 from jaxdiff.checkpoints.components import Component, read_component, write_component
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.cli.train import run
-from jaxdiff.cli.training import experiment, vae
 from jaxdiff.core.errors import InputError
+from jaxdiff.experiments import experiment, vae
 from jaxdiff.models.build import initialise, param_dict
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdiff.cli.training.begin import begin
-from jaxdiff.cli.training.tuning import tuning
 from jaxdiff.core.errors import InputError
+from jaxdiff.experiments.begin import begin
+from jaxdiff.experiments.tuning import tuning
 from jaxdiff.models.build import initial_weights, param_dict
 from jaxdiff.training.config import DiffusionObjective, Full
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from jaxdiff.cli.training.logs import Logs, import_wandb
 from jaxdiff.core.errors import InputError, WriteError
+from jaxdiff.experiments.logs import Logs, import_wandb
 from jaxdiff.parallel.memory import memory_use
 from jaxdiff.training.config import TrainConfig, VAEObjective
 from jaxdiff.training.log import read_lines

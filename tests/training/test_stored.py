@@ -16,13 +16,13 @@ from pictured import (
 from PIL import Image
 
 from jaxdiff.cli.train import run
-from jaxdiff.cli.training import experiment, vae
-from jaxdiff.cli.training.experiment import training_batches, validation_batch, validation_captions
-from jaxdiff.cli.training.stored import open_stored
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import batches, normalize_images
-from jaxdiff.data.scenes import SceneSource
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize, train_tokenizer
+from jaxdiff.experiments import experiment, vae
+from jaxdiff.experiments.experiment import training_batches, validation_batch, validation_captions
+from jaxdiff.experiments.stored import open_stored
+from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training.config import (
     ClassifierObjective,
     DataConfig,

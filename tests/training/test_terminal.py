@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from jaxdiff.cli.training.terminal import Terminal
+from jaxdiff.experiments.terminal import Terminal
 
 VALUES = {"loss": 0.25, "step_ms": 12.0, "images_per_s": 640.4, "data_wait": 0.07, "l1": 0.1}
 

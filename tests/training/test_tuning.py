@@ -18,12 +18,12 @@ from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.cli import main
 from jaxdiff.cli.train import run
-from jaxdiff.cli.training import diffusion
-from jaxdiff.cli.training.begin import begin
-from jaxdiff.cli.training.prior import with_prior
-from jaxdiff.cli.training.tuning import LORA
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.texts import CaptionTokenizer
+from jaxdiff.experiments import diffusion
+from jaxdiff.experiments.begin import begin
+from jaxdiff.experiments.prior import with_prior
+from jaxdiff.experiments.tuning import LORA
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.models.unet import UNet2DConditionModel

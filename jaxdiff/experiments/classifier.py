@@ -1,0 +1,95 @@
+"""Training the classifier of noisy latents: scenes through a frozen VAE."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import cast
+
+import jax
+
+from jaxdiff.checkpoints.components import Component, read_component, write_component
+from jaxdiff.checkpoints.jsonfiles import write_object
+from jaxdiff.checkpoints.pipelines import CLASSIFIER
+from jaxdiff.checkpoints.weights import digest, find_weights
+from jaxdiff.core.configs import to_mapping
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Dtype
+from jaxdiff.experiments.experiment import (
+    Experiment,
+    scene_side,
+    spread,
+    training_batches,
+    validation_batch,
+)
+from jaxdiff.models.build import abstract, param_dict, with_params
+from jaxdiff.models.classifier import LatentClassifier
+from jaxdiff.models.prompt_labels import PROMPT_LABELS
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR, collate_attributes
+from jaxdiff.training.config import ClassifierObjective, TrainConfig
+from jaxdiff.training.objectives import Params, Whole
+from jaxdiff.training.objectives.classifier import accuracies, classifier_learner
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)  # of the schedule: the noise levels that are measured
+
+
+def _check(objective: ClassifierObjective, vae: AutoencoderKL, pixels: int) -> None:
+    """InputError unless the classifier is for the latents and the attributes of scenes."""
+    model = objective.model
+    side, channels = pixels // vae.config.downscale, vae.config.latent_channels
+    for name, wanted in (("sample_size", side), ("in_channels", channels)):
+        if getattr(model, name) != wanted:
+            raise InputError(
+                f"objective.model.{name}: got {getattr(model, name)}, expected {wanted} as the "
+                f"latents of {objective.vae} have"
+            )
+    if model.attributes != ATTRIBUTES:
+        raise InputError(
+            f"objective.model.group_names: got {', '.join(model.group_names)}, expected the groups "
+            "of scenes, as scenes.labels.ATTRIBUTES has them"
+        )
+
+
+def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
+    """No pictures: the measures are shares of right answers on validation pictures by level."""
+    objective = cast(ClassifierObjective, config.objective)
+    folder = pathlib.Path(objective.vae)
+    vae = cast(AutoencoderKL, read_component(folder, dtype=dtype).module)
+    _check(objective, vae, scene_side(config.data))
+    frozen = param_dict(vae)
+    learner = classifier_learner(objective, vae, dtype)
+    template = abstract(LatentClassifier, objective.model, dtype=dtype)
+    levels = [int(share * objective.schedule.num_timesteps) for share in SHARES]
+    batch = spread(validation_batch(config, transform=collate_attributes))
+
+    @jax.jit
+    def measure(params: Params, frozen: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
+        encoder = with_params(vae, frozen)
+        x0 = encoder.scale(encoder.encode(batch["image"])[0])
+        key = jax.random.key(0)
+        model = with_params(template, params)
+        shares = accuracies(
+            model, objective.schedule, x0, batch["targets"], batch["known"], levels, key
+        )
+        return shares, learner.loss(params, frozen, batch, key)[0]
+
+    def sample(step: int, params: Params) -> Mapping[str, float]:
+        shares, loss = jax.device_get(measure(params, frozen, batch))
+        return {"validation_loss": float(loss)} | {
+            f"validation_{name}_{level}": float(share)
+            for level, row in zip(levels, shares, strict=True)
+            for name, share in zip(objective.model.group_names, row, strict=True)
+        }
+
+    def export(params: Whole, folder: pathlib.Path) -> None:
+        module = with_params(abstract(LatentClassifier, objective.model), params)
+        write_component(folder / CLASSIFIER, Component(module=module))
+        write_object(folder / CLASSIFIER / PROMPT_LABELS, to_mapping(GRAMMAR))
+
+    return Experiment(
+        learner,
+        frozen,
+        training_batches(config, transform=collate_attributes),
+        sample,
+        export,
+        {"weights of vae": digest(find_weights(folder))},
+    )

@@ -1,0 +1,135 @@
+"""Training the text encoder: captions against pictures."""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+
+from jaxdiff.checkpoints.components import Component, write_component
+from jaxdiff.checkpoints.jsonfiles import write_object
+from jaxdiff.checkpoints.pipelines import PREPROCESSOR
+from jaxdiff.checkpoints.training_state import has_checkpoint
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Dtype
+from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from jaxdiff.experiments.experiment import (
+    CHECKPOINTS,
+    Experiment,
+    check_kind,
+    scene_side,
+    spread,
+    training_batches,
+    training_captions,
+    validation_batch,
+)
+from jaxdiff.models.build import abstract, with_params
+from jaxdiff.models.clip import CLIPModel, CLIPTextModel
+from jaxdiff.scenes.labels import ATTRIBUTES, SLOTS, collate_captioned
+from jaxdiff.training.config import CLIPObjective, TrainConfig
+from jaxdiff.training.objectives import Metrics, Params, Whole
+from jaxdiff.training.objectives.clip import (
+    AttributeHeads,
+    clip_learner,
+    read_attributes,
+    retrieval,
+    run_towers,
+    same_caption,
+    split_heads,
+    without_doubles,
+)
+
+READ = 20_000  # captions that the tokenizer learns from
+
+
+def workdir_tokenizer(config: TrainConfig, workdir: pathlib.Path) -> Any:
+    """The tokenizer of a training that goes on, or one learnt from training captions."""
+    folder = workdir / "tokenizer"
+    whole = (folder / "special_tokens_map.json").exists()  # the last file to be written
+    if not (whole and has_checkpoint(workdir / CHECKPOINTS)):
+        text = cast(CLIPObjective, config.objective).text
+        captions = itertools.islice(training_captions(config), READ)
+        tokenizer = train_tokenizer(captions, text.vocab_size, text.max_position_embeddings)
+        save_tokenizer(tokenizer, folder)
+    return load_tokenizer(folder)
+
+
+def with_tokens(objective: CLIPObjective, tokenizer: Any) -> CLIPObjective:
+    """`objective` with the tokenizer's vocabulary in the text encoder's config."""
+    text = dataclasses.replace(
+        objective.text,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=objective.projection_dim,
+    )
+    return dataclasses.replace(objective, text=text)
+
+
+def _check_side(config: TrainConfig) -> None:
+    """InputError unless the pictures are the squares that the vision encoder takes."""
+    data, side = config.data, cast(CLIPObjective, config.objective).vision.image_size
+    given = scene_side(data) if data.kind == "scenes" else data.resolution
+    if given != side or data.widest > 1:
+        raise InputError(
+            f"objective.vision.image_size: got {side} for pictures of {given} with sides up to "
+            f"{data.widest:g}, expected squares of one size for both"
+        )
+
+
+def attribute_heads(config: TrainConfig) -> AttributeHeads | None:
+    """What attribute heads read, where there are any; InputError unless the data are scenes."""
+    objective = cast(CLIPObjective, config.objective)
+    if not objective.heads:
+        return None
+    if config.data.kind != "scenes":
+        raise InputError(
+            f"objective.attribute_weight: got {objective.attribute_weight} for data.kind "
+            f"{config.data.kind}, expected 0: only scenes have attributes"
+        )
+    return AttributeHeads(ATTRIBUTES, SLOTS)
+
+
+def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
+    """No pictures: the measure is how often a validation picture finds its caption."""
+    check_kind(config)
+    _check_side(config)
+    tokenizer = workdir_tokenizer(config, workdir)
+    objective = with_tokens(cast(CLIPObjective, config.objective), tokenizer)
+    heads = attribute_heads(config)
+    collate = None if heads is None else functools.partial(collate_captioned, tokenizer=tokenizer)
+    batch = spread(validation_batch(config, tokenizer, transform=collate))
+    sizes = (objective.text, objective.vision, objective.projection_dim)
+    template = abstract(CLIPModel, *sizes, dtype=dtype)
+
+    @jax.jit
+    def measure(params: Params, batch: dict[str, Array]) -> Metrics:
+        own, reading = split_heads(params)
+        found = run_towers(with_params(template, own), batch["image"], batch["ids"])
+        scores = without_doubles(found.cosines, same_caption(batch["ids"]))
+        shares = retrieval(scores, config.data.variations)
+        if heads is None:
+            return shares
+        return shares | read_attributes(heads, reading, *found[:3], batch).accuracy
+
+    def sample(step: int, params: Params) -> Mapping[str, float]:
+        found = jax.device_get(measure(params, batch))
+        return {f"validation_{name}": float(value) for name, value in found.items()}
+
+    def export(params: Whole, folder: pathlib.Path) -> None:
+        params, _ = split_heads(params)
+        text = {name: leaf for name, leaf in params.items() if name.startswith("text_model.")}
+        module = with_params(abstract(CLIPTextModel, objective.text), text)
+        write_component(folder / "text_encoder", Component(module=module))
+        write_component(folder / "clip", Component(module=with_params(template, params)))
+        half = [0.5] * objective.vision.num_channels  # pictures are in [-1, 1]
+        write_object(folder / "clip" / PREPROCESSOR, {"image_mean": half, "image_std": half})
+        save_tokenizer(tokenizer, folder / "tokenizer")
+
+    learner = clip_learner(objective, dtype, heads)
+    stream = training_batches(config, tokenizer, transform=collate)
+    return Experiment(learner, {}, stream, sample, export)

@@ -1,0 +1,69 @@
+"""What diffusion trainings show: pictures of fixed prompts, drawn by the network as it is."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.core.types import Array, Float, NDArray
+from jaxdiff.diffusion.timesteps import TimestepGrid
+from jaxdiff.experiments.experiment import SHOWN
+from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.denoiser import Network, guided_denoiser, stack_streams
+from jaxdiff.guidance.registry import RULES
+from jaxdiff.models.conditioning import UNetConditioning
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.samplers.loop import sample as run_sampler
+from jaxdiff.samplers.noise import initial_noise, per_sample_keys
+from jaxdiff.samplers.registry import SAMPLERS
+from jaxdiff.scenes.source import sample_prompts
+from jaxdiff.training.objectives import Params
+
+SAMPLER, SPACING = "ddim", "trailing"
+# (parameters, frozen, what is shown) -> networks' weights, conditions of each stream, the VAE
+Prepare = Callable[
+    [Params, Any, Mapping[str, Array]], tuple[Any, tuple[UNetConditioning, ...], AutoencoderKL]
+]
+
+
+def shown_prompts() -> list[str]:
+    """The fixed prompts of the grids: half with one thing, half with two, none trained on."""
+    half = SHOWN // 2
+    kinds = (sample_prompts(half, 0, kind) for kind in ("one", "two"))
+    return [prompt.text for prompts in kinds for prompt in prompts]
+
+
+def shown_noise(side: int, channels: int, count: int = SHOWN) -> Float[NDArray, "b h w c"]:
+    """What `count` pictures start from: image i has seed i."""
+    return np.asarray(initial_noise(per_sample_keys(range(count)), (side, side, channels)))
+
+
+def make_sampler(
+    network: Network,
+    grid: TimestepGrid,
+    prepare: Prepare,
+    *,
+    rule: str,
+    kind: str,
+    scale: float,
+) -> Callable[..., Array]:
+    """The function (parameters, frozen, what is shown) -> pictures in [-1, 1].
+
+    What is shown has the `noise`, and what `prepare` makes conditions of: one for each stream of
+    the `rule`, which is `cfg`, guided by `scale`, or `none`. The network predicts `kind`.
+    """
+
+    def draw(params: Params, frozen: Any, shown: Mapping[str, Array]) -> Float[Array, "b h2 w2 c"]:
+        weights, streams, decoder = prepare(params, frozen, shown)
+        noise = shown["noise"]
+        dials = GuidanceScales(jnp.full(len(noise), scale, jnp.float32))
+        told = stack_streams(*streams)
+        denoise = guided_denoiser(
+            network, weights, told, dials, rule=RULES[rule], prediction_type=kind
+        )
+        keys = per_sample_keys(range(len(noise)))  # DDIM draws nothing
+        z = run_sampler(denoise, noise, grid, keys, sampler=SAMPLERS[SAMPLER])
+        return decoder.decode(decoder.unscale(z))
+
+    return draw

@@ -1,0 +1,157 @@
+"""What a diffusion training measures of pictures that it draws, beside its loss."""
+
+import functools
+import itertools
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.checkpoints.clip_vision import CLIP, clip_folder, read_vision
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Float, NDArray, UInt8
+from jaxdiff.data.batches import normalize_images
+from jaxdiff.evaluation.frechet import Moments, frechet_distance, moments
+from jaxdiff.experiments.experiment import SHOWN, scene_side, spread, validation_captions
+from jaxdiff.models.build import param_dict, with_params
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.parallel.distributed import gather_to_host
+from jaxdiff.parallel.mesh import data_mesh, device_put_global, replicated
+from jaxdiff.pipeline.load import EMBEDDED
+from jaxdiff.scenes.report import judged, renders, some, standard_prompts, summarise
+from jaxdiff.scenes.source import Prompt
+from jaxdiff.training.config import DiffusionObjective, TrainConfig
+
+EVALUATED = 64  # pictures, where the config does not say
+# captions -> what pictures of them are drawn from, and that -> pictures in [-1, 1]
+Told = Callable[[Sequence[str]], Mapping[str, NDArray]]
+Draw = Callable[[Mapping[str, Array]], Array]
+Evaluation = Callable[[Draw], Mapping[str, float]]
+Embed = Callable[[Float[NDArray, "n h w 3"]], Float[NDArray, "n d"]]
+
+
+def make_evaluation(
+    config: TrainConfig, told: Told, vae: AutoencoderKL, held_out: Mapping[str, NDArray]
+) -> Evaluation:
+    """Measures of `objective.evaluated` drawn pictures by name; none where none are asked for.
+
+    Of scenes, the shares of right answers (`scenes.report`) over standard prompts, none of
+    which was trained on, and `fid` from what all of these prompts look like. Of other pictures,
+    `fid` from those of the `held_out` batch, drawn for their captions, where there is a CLIP.
+
+    `fid` is `frechet_distance` in CLIP's space of pictures. It is too large by what few pictures
+    make it, the same amount at each step: it tells whether this training gets on, and compares with
+    others of as many pictures and the same CLIP.
+    """
+    objective = cast(DiffusionObjective, config.objective)
+    scenes = config.data.kind == "scenes"
+    count, folder = _count(config, scenes), _clip(objective, scenes)
+    if not count or not (scenes or folder):
+        return lambda draw: {}
+    shown = list(itertools.islice(itertools.cycle(some(standard_prompts(), count)), count))
+    texts = [p.text for p in shown] if scenes else validation_captions(config, count)
+    begun = told(texts)
+    embed = None if folder is None else _embedding(folder)
+
+    @functools.cache  # not before something is drawn
+    def reference() -> Moments:
+        real = _renders(scene_side(config.data)) if scenes else _pictures(vae, held_out)
+        return moments(cast(Embed, embed)(real))
+
+    def evaluate(draw: Draw) -> Mapping[str, float]:
+        images = _in_parts(draw, begun)
+        measures = _shares(shown, images) if scenes else {}
+        if embed is not None:
+            measures["fid"] = frechet_distance(moments(embed(images)), reference())
+        return measures
+
+    return evaluate
+
+
+def _count(config: TrainConfig, scenes: bool) -> int:
+    """How many pictures are drawn; InputError if some are wanted and never are or for nothing."""
+    objective = cast(DiffusionObjective, config.objective)
+    wanted, can = objective.evaluated, scenes or _clip(objective, scenes) is not None
+    if wanted and not can:
+        raise InputError(
+            f"objective.evaluated: got {wanted} for data that nothing here measures, expected a "
+            f"folder in objective.clip or {CLIP}/ in {objective.text_encoder}"
+        )
+    if not config.sample_every:
+        for name in ("evaluated", "clip"):
+            if getattr(objective, name):
+                raise InputError(
+                    f"objective.{name}: got {getattr(objective, name)}, expected it left out with "
+                    "sample_every 0"
+                )
+        return 0
+    return (EVALUATED if wanted is None else wanted) if can else 0
+
+
+def _clip(objective: DiffusionObjective, scenes: bool) -> pathlib.Path | None:
+    """The folder of the CLIP that measures: the named one, the text encoder's, of scenes ours."""
+    if objective.clip is not None:
+        return clip_folder(pathlib.Path(objective.clip))
+    beside = pathlib.Path(str(objective.text_encoder)) / CLIP
+    if beside.is_dir():
+        return beside
+    return EMBEDDED / CLIP if scenes else None
+
+
+def _shares(prompts: Sequence[Prompt], images: Float[NDArray, "n s s 3"]) -> dict[str, float]:
+    """Shares of right answers: of pictures with everything right, and by what is asked."""
+    scores = judged(prompts, to_bytes(images))
+    shares = {name: share.value for name, share in summarise(prompts, scores).items()}
+    shares["all right"] = float(np.mean([s.all_right for s in scores]))
+    return {re.sub(r"\W", "_", name): value for name, value in shares.items()}
+
+
+def _renders(side: int) -> Float[NDArray, "n s s 3"]:
+    """What the standard prompts look like, `side` pixels wide."""
+    prompts = standard_prompts()
+    texts = [p.text for p in prompts]
+    return normalize_images(renders(prompts, side)(texts, list(range(len(texts)))))
+
+
+def _embedding(folder: pathlib.Path) -> Embed:
+    """What CLIP makes of pictures in [-1, 1]: vectors before they are brought to length 1."""
+    module, lens = read_vision(folder, dtype=jnp.float32)
+    table = param_dict(module)
+
+    @jax.jit
+    def see(params: Mapping[str, Array], images: Array) -> Array:
+        return with_params(module, params)(lens(images.clip(-1, 1))).pooled
+
+    return lambda images: _in_parts(lambda part: see(table, part["images"]), {"images": images})
+
+
+def _pictures(vae: AutoencoderKL, held_out: Mapping[str, NDArray]) -> Float[NDArray, "n h w 3"]:
+    """The held-out pictures, of latents as the VAE decodes them."""
+    if "image" in held_out:
+        return held_out["image"]
+    # They were read to lie beside the pipeline's others, and not where pictures are.
+    where = replicated(data_mesh())
+    table = {path: device_put_global(array, where) for path, array in param_dict(vae).items()}
+    decode = jax.jit(lambda params, z: with_params(vae, params).decode(z))
+    return _in_parts(lambda part: decode(table, part["z"]), {"z": held_out["mean"]})
+
+
+def _in_parts(function: Draw, arrays: Mapping[str, NDArray]) -> NDArray:
+    """`function` of all rows, SHOWN at a time: what draws the grids draws these too."""
+    n = len(next(iter(arrays.values())))
+    rows = np.arange(-(-n // SHOWN) * SHOWN) % n
+    parts = []
+    for start in range(0, len(rows), SHOWN):
+        some_rows = rows[start : start + SHOWN]
+        part = spread({name: array[some_rows] for name, array in arrays.items()})
+        parts.append(gather_to_host(function(part)))
+    return np.concatenate(parts)[:n]
+
+
+def to_bytes(images: Float[NDArray, "n h w 3"]) -> UInt8[NDArray, "n h w 3"]:
+    """Pictures in [-1, 1], and what lies beyond, as bytes."""
+    return np.round((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8)

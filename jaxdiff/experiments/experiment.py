@@ -1,0 +1,230 @@
+"""What a training reads, shows and leaves behind, whatever its objective."""
+
+import itertools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from PIL import Image
+
+from jaxdiff.core.atomic import atomic_file
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Float, NDArray, PyTree
+from jaxdiff.data.bad_samples import BadSampleCounter
+from jaxdiff.data.batches import Batch, Item, batches
+from jaxdiff.experiments.stored import open_stored, stored_captions
+from jaxdiff.parallel.distributed import is_first
+from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, replicated
+from jaxdiff.scenes.rendering import CANVAS
+from jaxdiff.scenes.source import SceneSource
+from jaxdiff.training.config import (
+    PICTURES,
+    CLIPObjective,
+    DataConfig,
+    DiffusionObjective,
+    DistillationObjective,
+    TrainConfig,
+    VAEObjective,
+)
+from jaxdiff.training.objectives import Learner, Params, Whole
+
+CHECKPOINTS, AVERAGES = "checkpoints", "averages"  # their folders in a workdir
+# The kinds of data that an objective can learn from; others only from scenes.
+KINDS: dict[type, tuple[str, ...]] = {
+    VAEObjective: ("scenes", *PICTURES),
+    CLIPObjective: ("scenes", *PICTURES),
+    DistillationObjective: ("scenes", *PICTURES),
+    DiffusionObjective: ("scenes", *PICTURES, "latents"),
+}
+SHOWN = 16  # pictures in a sample grid
+VALIDATED = 256  # validation pictures behind a number in the log
+
+Transform = Callable[[Sequence[Item]], Batch]
+
+
+class Experiment(NamedTuple):
+    """One objective wired up. `sample` and `export` are given EMA weights."""
+
+    learner: Learner
+    frozen: PyTree  # the weights that the loss reads and nothing changes
+    batches: "Stream"
+    sample: Callable[[int, Params], Mapping[str, float]]  # writes a grid, returns measures
+    export: Callable[[Whole, pathlib.Path], None]  # writes into this folder
+    identity: Mapping[str, str] = {}  # fingerprints of what must not change on the way
+
+
+class Stream:
+    """Batches for training, what of the data could not be used, and which data it is."""
+
+    def __init__(
+        self, iterator: Any, skipped: BadSampleCounter, identity: Mapping[str, str]
+    ) -> None:
+        self._iterator, self._skipped, self.identity = iterator, skipped, identity
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> Any:
+        """The position as JSON values, the same for any number of processes."""
+        return self._iterator.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """Go on from a position that `get_state` gave."""
+        self._iterator.set_state(state)
+
+    def close(self) -> None:
+        """Stop the reading threads."""
+        self._iterator.close()
+
+    def counts(self) -> dict[str, float]:
+        """For the log: items that this process has skipped since it was started, by reason."""
+        counts = self._skipped.counts()
+        return {f"skipped_{name.replace(' ', '_')}": float(n) for name, n in counts.items()}
+
+
+def training_batches(
+    config: TrainConfig,
+    tokenizer: Any = None,
+    *,
+    transform: Transform | None = None,
+    process_count: int | None = None,
+) -> Stream:
+    """This process's share of the endless training batches; the options are those of `batches`.
+
+    With `process_count` 1 it is everything, whatever the other processes do.
+    """
+    count = jax.process_count() if process_count is None else process_count
+    data = config.data
+    check_kind(config)
+    if data.kind == "scenes":
+        source: Any = scenes(data)
+        skipped, identity = BadSampleCounter(), {}
+    else:
+        stored = open_stored(data, config.batch_size, captions=_captioned(data, tokenizer))
+        source, skipped, identity = stored.training, stored.skipped, {"data": stored.fingerprint}
+        if count > 1:
+            _check_same(stored.fingerprint)
+    iterator = batches(
+        source,
+        batch_size=config.batch_size,
+        tokenizer=tokenizer,
+        transform=transform,
+        process_index=jax.process_index() % count,
+        process_count=count,
+        threads=data.threads,
+    )
+    return Stream(iterator, skipped, identity)
+
+
+def scenes(data: DataConfig, split: str = "train") -> SceneSource:
+    """The scenes of a split as `data` asks for them."""
+    side = scene_side(data)
+    return SceneSource(seed=data.seed, split=split, variations=data.variations, size=side)
+
+
+def scene_side(data: DataConfig) -> int:
+    """Side in pixels of the images of scenes."""
+    return data.resolution or CANVAS
+
+
+def _captioned(data: DataConfig, tokenizer: Any) -> bool:
+    """Whether the pictures' own captions are read."""
+    return tokenizer is not None and data.caption is None
+
+
+def check_kind(config: TrainConfig) -> None:
+    """InputError unless the objective can learn from that kind of data."""
+    kinds = KINDS.get(type(config.objective), ("scenes",))
+    name = type(config.objective).__name__
+    if config.data.kind not in kinds:
+        raise InputError(
+            f"data.kind: got {config.data.kind} for a {name}, expected {' or '.join(kinds)}"
+        )
+    if config.data.caption is not None and not isinstance(config.objective, DiffusionObjective):
+        raise InputError(f"data.caption: got one for a {name}, expected none")
+
+
+def _check_same(fingerprint: str) -> None:
+    """InputError if another process sees other data than the first one does."""
+    mine = np.frombuffer(bytes.fromhex(fingerprint), np.uint8)
+    first = np.asarray(multihost_utils.broadcast_one_to_all(mine))
+    if not np.array_equal(mine, first):
+        raise InputError(
+            f"data: got {fingerprint} in process {jax.process_index()}, expected "
+            f"{first.tobytes().hex()} as process 0 has found: the same files for every process"
+        )
+
+
+def validation_batch(
+    config: TrainConfig, tokenizer: Any = None, *, transform: Transform | None = None
+) -> dict[str, NDArray]:
+    """VALIDATED items, the same at every call; with variations the first of each block is new.
+
+    It is of the validation split, and the minimal changes of it that follow are any scenes. Of
+    stored data it is what `data.held_out` keeps from training.
+    """
+    data, count = config.data, VALIDATED
+    if data.kind == "scenes":
+        source: Any = scenes(data, "validation")
+    else:
+        check_kind(config)
+        stored = open_stored(data, config.batch_size, captions=_captioned(data, tokenizer))
+        source, count = stored.validation, stored.validated
+    iterator = batches(source, batch_size=count, tokenizer=tokenizer, transform=transform)
+    batch = next(iterator)
+    iterator.close()
+    return batch
+
+
+def training_captions(config: TrainConfig) -> Iterator[str]:
+    """All captions in the order of the source; those of scenes have no end."""
+    if config.data.kind != "scenes":
+        return stored_captions(config.data)
+    source = SceneSource(seed=config.data.seed)
+    return (source.example(i)[2] for i in itertools.count())
+
+
+def validation_captions(config: TrainConfig, count: int) -> list[str]:
+    """`count` captions of the stored items that are held out, over again where they are fewer."""
+    captions = config.data.caption is None
+    stored = open_stored(config.data, config.batch_size, captions=captions)
+    return [stored.validation[i % stored.validated]["caption"] for i in range(count)]
+
+
+def spread(batch: Mapping[str, NDArray]) -> dict[str, Array]:
+    """`batch` shared out over all devices if they divide it, so that each computes its part only.
+
+    A batch that they do not divide goes whole to each of them. All processes have the same one.
+    """
+    mesh = data_mesh()
+    shared = all(len(array) % mesh.size == 0 for array in batch.values())
+    where = batch_sharding(mesh) if shared else replicated(mesh)
+    return {name: device_put_global(array, where) for name, array in batch.items()}
+
+
+def grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
+    """Pictures in [-1, 1] row by row, as one picture."""
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    canvas = np.ones((rows * columns, h, w, c), np.float32)
+    canvas[:n] = images
+    joined = canvas.reshape(rows, columns, h, w, c).swapaxes(1, 2)
+    pixels = np.round((joined.reshape(rows * h, columns * w, c).clip(-1, 1) + 1) * 127.5)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def picture_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """The file with the samples of `step`."""
+    return workdir / "samples" / f"step_{step:06d}.png"
+
+
+def save_grid(workdir: pathlib.Path, step: int, picture: Image.Image) -> None:
+    """Write the samples of `step`, whole or not at all; of several processes the first does."""
+    if not is_first():
+        return
+    path = picture_of(workdir, step)
+    with atomic_file(path) as temporary:
+        picture.save(temporary, format="PNG")

@@ -1,0 +1,75 @@
+"""The compilers of chips that are not here: where they are, and what they have to be told."""
+
+import os
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.nn.platforms import CUDA_PLUGINS, CUDNN, installed
+from jaxdiff.planning.chips import TPU, Chip
+
+TPU_PACKAGES = ("libtpu", "flatbuffers")  # the compiler; kernels on their way to its other process
+TPU_INSTALL = 'pip install "jax[tpu]" flatbuffers'
+GPU_INSTALL = 'pip install "jax[cuda13]"'
+
+
+def prepare(chip: Chip, *, schedules: str | None = None) -> None:
+    """Look for the compiler of `chip` and tell it what it would ask the machine.
+
+    Call it before any device is used. That of TPUs writes how it schedules operations to the folder
+    `schedules`, if there is one. InputError where there is no compiler, or one of TPUs that is not
+    of the version that JAX is made for.
+    """
+    if isinstance(chip, TPU):
+        _check_libtpu()
+        _tell_libtpu(chip, schedules)
+    else:
+        _gpu_plugin()
+
+
+def compiler(chip: Chip) -> str:
+    """The package that compiles for `chip` and its version; another may estimate otherwise."""
+    name = "libtpu" if isinstance(chip, TPU) else _gpu_plugin().replace("_", "-")
+    return f"{name} {metadata.version(name)}"
+
+
+def _gpu_plugin() -> str:
+    """The package that compiles for GPUs; InputError where it or cuDNN is missing."""
+    found = [name for name in CUDA_PLUGINS if installed(name)]
+    if not found or not installed(CUDNN):
+        missing = CUDNN if found else CUDA_PLUGINS[0]
+        raise InputError(f"plan: got no package {missing}, expected all of {GPU_INSTALL}")
+    return found[0]
+
+
+def _check_libtpu() -> None:
+    """InputError for none, or one that JAX does not ask for, whose programs it may not read."""
+    for name in TPU_PACKAGES:
+        if not installed(name):
+            raise InputError(f"plan: got no package {name}, expected all of {TPU_INSTALL}")
+    found = metadata.version("libtpu")
+    for wanted in map(Requirement, metadata.requires("jax") or ()):
+        if wanted.name == "libtpu" and not wanted.specifier.contains(found, prereleases=True):
+            raise InputError(
+                f"plan: got libtpu {found}, expected {wanted.specifier} as jax "
+                f"{metadata.version('jax')} asks for: {TPU_INSTALL}"
+            )
+
+
+def _tell_libtpu(chip: TPU, schedules: str | None) -> None:
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # as many plans at a time as memory allows
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+    os.environ["TPU_ACCELERATOR_TYPE"] = chip.accelerator
+    if schedules is None:
+        return
+    flags = {
+        "xla_jf_dump_to": schedules,
+        "xla_jf_dump_llo_text": "true",
+        "xla_jf_dump_hlo_text": "false",
+        "xla_jf_dump_llo_pass_label_regex": "final_bundles",
+    }
+    said = os.environ.get("LIBTPU_INIT_ARGS", "")
+    more = " ".join(f"--{name}={value}" for name, value in flags.items())
+    os.environ["LIBTPU_INIT_ARGS"] = f"{said} {more}".strip()  # read when the compiler is loaded

@@ -1,0 +1,110 @@
+"""Cycles of kernels that were written by hand: the compiler's own schedule times their steps.
+
+A TPU issues one bundle of instructions a cycle. What the compiler says of a kernel is how many
+bundles one step of its grid has at most (schedules.py); stalls are not in it, nor are steps that
+end early. The blocks of its arrays are fetched and written meanwhile, at the memory's speed, each
+when the step before had another: a kernel takes as long as the longer of both.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from jaxdiff.planning.hlo import Kernel, Shape
+
+Key = tuple[str, tuple[Shape, ...]]  # a kernel's name and its results, without sides of length one
+
+
+class Grid(NamedTuple):
+    """What a kernel does in one call."""
+
+    steps: int
+    moved: float  # bytes between the chip's memory and the kernel
+
+
+class Cost(NamedTuple):
+    """The cycles of all kernels together, and the names of those that nothing is known of."""
+
+    cycles: float
+    unknown: list[str]
+
+
+def calls(program: core.Jaxpr) -> dict[Key, core.JaxprEqn]:
+    """Every Pallas kernel in a traced program, by what tells it from the others."""
+    found = {}
+    for equation in _equations(program):
+        if equation.primitive.name == "pallas_call":
+            results = tuple(_long(_shape(out)) for out in equation.outvars)
+            found[str(equation.params["name"]), results] = equation
+    return found
+
+
+def grid(call: core.JaxprEqn) -> Grid:
+    """What the kernel does in this call."""
+    mapping = call.params["grid_mapping"]
+    steps = [np.asarray(axis, np.int32).ravel() for axis in np.indices(mapping.grid)]
+    moved = 0.0
+    for block in mapping.block_mappings:
+        size = math.prod(getattr(side, "block_size", side or 1) for side in block.block_shape)
+        place = jax.vmap(core.jaxpr_as_fun(block.index_map_jaxpr))
+        places = np.stack([np.broadcast_to(axis, steps[0].shape) for axis in place(*steps)])
+        fetched = 1 + np.count_nonzero((np.diff(places) != 0).any(0))
+        moved += fetched * size * block.array_aval.dtype.itemsize
+    return Grid(math.prod(mapping.grid), moved)
+
+
+def cost(
+    kernels: Sequence[Kernel],
+    grids: Mapping[Key, Grid],
+    bundles: Mapping[Key, int],
+    cores: int,
+    speed: float,
+) -> Cost:
+    """What `kernels` take on a chip whose `cores` share the steps of each.
+
+    `bundles` are those of one step of a kernel, `speed` is the bytes that the chip's memory moves
+    in a cycle.
+    """
+    cycles, unknown = 0.0, set()
+    for kernel in kernels:
+        key = _key(kernel)
+        if key in grids and key in bundles:
+            grid = grids[key]
+            cycles += kernel.times * max(grid.steps * bundles[key] / cores, grid.moved / speed)
+        else:
+            unknown.add(kernel.name)
+    return Cost(cycles, sorted(unknown))
+
+
+def _key(kernel: Kernel) -> Key:
+    return kernel.name, tuple(map(_long, kernel.results))
+
+
+def _shape(atom: Any) -> Shape:
+    return tuple(atom.aval.shape)
+
+
+def _long(shape: Sequence[int]) -> Shape:
+    return tuple(side for side in shape if side > 1)
+
+
+def _equations(program: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    for equation in program.eqns:
+        yield equation
+        if equation.primitive.name == "pallas_call":
+            continue
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = _jaxpr(inner)
+                if inner is not None:
+                    yield from _equations(inner)
+
+
+def _jaxpr(value: Any) -> core.Jaxpr | None:
+    if isinstance(value, core.ClosedJaxpr):
+        return value.jaxpr
+    return value if isinstance(value, core.Jaxpr) else None

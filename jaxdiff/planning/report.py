@@ -1,0 +1,163 @@
+"""A plan: what the compiler says of a program on a topology, as numbers, a table and JSON."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdiff.planning.chips import GIB, TPU
+from jaxdiff.planning.compiling import Compiled
+from jaxdiff.planning.topology import Topology
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One program on one topology; all bytes, FLOPs and cycles are those of one chip and step."""
+
+    topology: Topology
+    batch_size: int  # pictures of all chips together
+    compiled: Compiled
+    model_flops: float  # see `flops`
+    held: Mapping[str, float]  # bytes that a chip holds between steps
+    steps: int = 1  # that make the result: of the sampling loop for a picture
+    largest: int | None = None  # batch that fits
+
+    @property
+    def compute_s(self) -> float | None:
+        """Seconds of the estimated cycles, those of kernels included; None without an estimate."""
+        compiled, chip = self.compiled, self.topology.chip
+        if compiled.cycles is None or not isinstance(chip, TPU):
+            return None
+        return (compiled.cycles + compiled.kernel_cycles) / chip.clock
+
+    @property
+    def links_s(self) -> float:
+        """Seconds that the links need at their full speed for what a chip sends."""
+        return sum(self.compiled.sent.values()) / self.topology.chip.link
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of a step whose collectives all run beside its computation."""
+        return None if self.compute_s is None else max(self.compute_s, self.links_s)
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Of all chips together."""
+        return self.batch_size / (self.steps * self.step_s) if self.step_s else None
+
+    @property
+    def utilisation(self) -> float | None:
+        """Model FLOPs over what the chip could do in that time at its bfloat16 peak."""
+        return self._of_peak(self.step_s)
+
+    @property
+    def utilisation_apart(self) -> float | None:
+        """The same if no collective ran beside computation."""
+        return self._of_peak(None if self.compute_s is None else self.compute_s + self.links_s)
+
+    def _of_peak(self, seconds: float | None) -> float | None:
+        return self.model_flops / (seconds * self.topology.chip.peak) if seconds else None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; without those that are not known."""
+        compiled, chip = self.compiled, self.topology.chip
+        values: dict[str, Any] = {
+            "topology": self.topology.title,
+            "chips": self.topology.chips,
+            "batch_size": self.batch_size,
+            "fits": compiled.fits,
+            "hbm_bytes": chip.hbm,
+            "total_bytes": compiled.total,
+            "held_bytes": dict(self.held),
+            "model_flops": self.model_flops,
+            "largest_batch_size": self.largest,
+            "compile_s": compiled.compile_s,
+            "compiler": compiled.compiler,
+        }
+        if compiled.made:
+            values |= {
+                "argument_bytes": compiled.arguments,
+                "temporary_bytes": compiled.temporaries,
+                "code_bytes": compiled.code,
+                "loops_counted_once": compiled.loops,
+                "sent_bytes": dict(compiled.sent),
+                "collectives": dict(compiled.times),
+                "links_s": self.links_s,
+                "steps": self.steps,
+            }
+        if compiled.cycles is not None:
+            values |= {
+                "compiler_flops": compiled.flops,
+                "cycles": compiled.cycles,
+                "kernel_cycles": compiled.kernel_cycles,
+                "not_estimated": list(compiled.unknown),
+                "compute_s": self.compute_s,
+                "step_s": self.step_s,
+                "images_per_s": self.images_per_s,
+                "utilisation": self.utilisation,
+                "utilisation_apart": self.utilisation_apart,
+            }
+        return values
+
+
+def table(plan: Plan) -> str:
+    """A plan in lines for a terminal."""
+    compiled, chip = plan.compiled, plan.topology.chip
+    noun, number = chip.noun, plan.topology.chips
+    each = plan.batch_size / number
+    verdict = "fits" if compiled.fits else "DOES NOT FIT"
+    lines = [
+        f"{plan.topology.title}  {number} {noun}{'s' * (number > 1)}, "
+        f"batch {plan.batch_size} ({each:g} a {noun})",
+        f"  memory       {_gib(compiled.total)} of {_gib(chip.hbm)} a {noun}: {verdict}",
+        "    held       " + ", ".join(f"{name} {_gib(size)}" for name, size in plan.held.items()),
+    ]
+    if compiled.made:
+        lines += _program(plan)
+    if compiled.loops:
+        lines.append(f"  counted once {compiled.loops} loops of unknown length")
+    if compiled.unknown:
+        lines.append(f"  not counted  {', '.join(compiled.unknown)}")
+    if plan.largest is not None:
+        lines.append(f"  largest      batch {plan.largest} ({plan.largest / number:g} a {noun})")
+    lines.append(f"  compiled     by {compiled.compiler} in {compiled.compile_s:.0f} s")
+    return "\n".join(lines)
+
+
+def _program(plan: Plan) -> list[str]:
+    """Of a program that the compiler has made: what is in it, and how long it takes."""
+    compiled, chip = plan.compiled, plan.topology.chip
+    counted = f", {compiled.flops:.3e} by the compiler without kernels" if compiled.flops else ""
+    lines = [
+        f"    arguments {_gib(compiled.arguments)}, temporaries {_gib(compiled.temporaries)}, "
+        f"code {_gib(compiled.code)}",
+        f"  FLOPs        {plan.model_flops:.3e} of the model{counted}",
+        "  collectives  "
+        + (_collectives(compiled) or "none")
+        + f": {1e3 * plan.links_s:.1f} ms on the links",
+    ]
+    if isinstance(chip, TPU) and compiled.cycles is not None and plan.compute_s is not None:
+        lines.insert(
+            2,
+            f"  cycles       {compiled.cycles / 1e6:.1f} M estimated"
+            f" + {compiled.kernel_cycles / 1e6:.1f} M scheduled for kernels: "
+            f"{1e3 * plan.compute_s:.1f} ms at {chip.clock / 1e9:g} GHz",
+        )
+    if plan.step_s is not None:
+        lines += [
+            f"  step         {1e3 * plan.step_s:.1f} ms if all overlap, "
+            f"{plan.images_per_s:.1f} images/s",
+            f"  utilisation  {plan.utilisation:.1%} of the bfloat16 peak "
+            f"({plan.utilisation_apart:.1%} if nothing overlaps)",
+        ]
+    return lines
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def _collectives(compiled: Compiled) -> str:
+    return ", ".join(
+        f"{compiled.times[kind]} {kind} {size / GIB:.3f} GiB"
+        for kind, size in sorted(compiled.sent.items())
+    )

@@ -1,0 +1,88 @@
+"""How long the TPU compiler's schedules of kernels are that were written by hand.
+
+The compiler writes its schedules or not for all that it compiles in a process, and those of a whole
+step take it much longer to write, and gigabytes. So kernels are compiled one by one in a process of
+their own.
+"""
+
+import pathlib
+import re
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import jax
+from jax import export
+from jax.extend import core
+from jax.sharding import SingleDeviceSharding
+
+from jaxdiff.planning import hlo
+from jaxdiff.planning.compilers import prepare
+from jaxdiff.planning.kernels import Key
+from jaxdiff.planning.topology import Topology, devices
+
+_BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
+_NAME = re.compile(r"%([\w.\-]+) = ")
+
+
+def begin(calls: Mapping[Key, core.JaxprEqn], topology: Topology) -> Future[dict[Key, int]]:
+    """Ask for the bundles of one step of each kernel, on a chip of `topology`.
+
+    Those of which the compiler writes nothing are left out.
+    """
+    if not calls:
+        nothing: Future[dict[Key, int]] = Future()
+        nothing.set_result({})
+        return nothing
+    programs = {key: _exported(call) for key, call in calls.items()}
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    try:
+        return pool.submit(_scheduled, programs, topology)
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _exported(call: core.JaxprEqn) -> bytes:
+    def alone(*operands: Any) -> Any:
+        return call.primitive.bind(*operands, **call.params)
+
+    avals: list[Any] = [operand.aval for operand in call.invars]
+    operands = (jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
+    return bytes(export.export(jax.jit(alone), platforms=("tpu",))(*operands).serialize())
+
+
+def _scheduled(programs: Mapping[Key, bytes], topology: Topology) -> dict[Key, int]:
+    """In a process that has not compiled anything."""
+    jax.config.update("jax_platforms", "cpu")
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        prepare(topology.chip, schedules=name)
+        here = SingleDeviceSharding(devices(topology)[0])
+        for key, program in programs.items():
+            for path in folder.rglob("*.txt"):  # of another kernel's operation of that name
+                path.unlink()
+            kernel = export.deserialize(bytearray(program))
+            alone = jax.jit(kernel.call, in_shardings=here, out_shardings=here)
+            compiled = alone.trace(*kernel.in_avals).lower(lowering_platforms=("tpu",)).compile()
+            (named,) = hlo.read(compiled.as_text() or "").kernels
+            length = read(folder).get(named.operation)
+            if length is not None:
+                found[key] = length
+    return found
+
+
+def read(folder: pathlib.Path) -> dict[str, int]:
+    """Bundles of each operation whose schedule the compiler has written to `folder`.
+
+    A file is named for the operation that it is of; that of the whole program names others inside.
+    """
+    found = {}
+    for path in folder.rglob("*schedule-analysis_final_bundles.txt"):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        bundles, name = _BUNDLES.search(text), _NAME.search(text)
+        if bundles and name and f"-{name.group(1)}-" in path.name:
+            found[name.group(1)] = int(bundles.group(1))
+    return found

@@ -1,0 +1,1 @@
+"""Procedural scenes: a data set with captions, labels and a judge of its own."""

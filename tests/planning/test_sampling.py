@@ -1,0 +1,53 @@
+"""The sampling loop as shapes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.models.build import abstract
+from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.planning import sampling
+from jaxdiff.planning.abstract import component
+
+OPTIONS = sampling.SamplingOptions(plan=(), model="nowhere")
+CONFIG = UNet2DConditionConfig(
+    sample_size=8,
+    block_out_channels=(16,),
+    down_block_types=("CrossAttnDownBlock2D",),
+    up_block_types=("CrossAttnUpBlock2D",),
+    layers_per_block=1,
+    norm_num_groups=4,
+    cross_attention_dim=16,
+    attention_head_dim=2,
+)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_the_loop_traces_with_and_without_sizes(added):
+    more = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 8 + 6 * 4,
+    }
+    config = dataclasses.replace(CONFIG, **(more if added else {}))
+    unet = abstract(UNet2DConditionModel, config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    traced = sampling._traced(OPTIONS, unet, 2, jax.devices()[0])
+    assert jax.tree.leaves(traced.out_info)[0].shape == (2, 8, 8, 4)
+
+
+def test_guidance_doubles_the_work_and_scale_one_does_not():
+    unet = abstract(UNet2DConditionModel, CONFIG, dtype=jnp.bfloat16)
+    plain = dataclasses.replace(OPTIONS, guidance_scale=1.0)
+    assert sampling._flops(OPTIONS, unet, 3) == 2 * sampling._flops(plain, unet, 3)
+
+
+def test_published_networks_need_no_file():
+    unet = component("stabilityai/stable-diffusion-2-1/unet", dtype=jnp.bfloat16)
+    assert isinstance(unet, UNet2DConditionModel)
+    assert unet.config.attention_head_dim == (5, 10, 20, 20)
+    with pytest.raises(InputError, match=r"got some/model/unet without a config.json"):
+        component("some/model/unet", dtype=jnp.bfloat16)
