@@ -112,7 +112,7 @@ class Options:
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, draw what is missing, report. Raises InputError on bad input."""
     if "--plan" in arguments:
-        from jaxdiff.planning.sampling import plan_sampling
+        from jaxdiff.cli.plan import plan_sampling
 
         plan_sampling(arguments)
         return

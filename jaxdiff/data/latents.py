@@ -83,6 +83,11 @@ class LatentCacheInfo:
         )
         return shapes | ({POOLED: (self.pooled_width,)} if self.pooled_width else {})
 
+    @property
+    def identity(self) -> str:
+        """The text behind a fingerprint of latents: fields by their names, under a fixed title."""
+        return repr(self).replace(type(self).__name__, "Latents", 1)
+
     def shard(self, number: int) -> str:
         """The file name of a shard."""
         return f"latents-{number:05d}-of-{len(self.items):05d}{EXTENSION}"
@@ -198,7 +203,7 @@ class LatentSource:
         # What a shard has was settled when it was written, broken pictures left out.
         text_hashes = self.description.text_encoders + self.description.tokenizers
         # Fingerprints in existing workdirs have the class's former name.
-        made_of = repr(self.description).replace(LatentCacheInfo.__name__, "Latents", 1)
+        made_of = self.description.identity
         self.fingerprint = fingerprint(made_of, repr(lengths), *text_hashes)
 
     def __len__(self) -> int:

@@ -28,8 +28,9 @@ class LoRALinear(Linear):
         self.lora_B = Linear(up, None, dtype=layer.dtype)
         self.scale = scale
 
-    def _columns(self, x: Float[Array, "... i"], some: slice) -> Float[Array, "... o"]:
-        return super()._project(x, some) + self.scale * self.lora_B._project(self.lora_A(x), some)
+    def _project(self, x: Float[Array, "... i"], columns: slice) -> Float[Array, "... o"]:
+        change = self.lora_B._project(self.lora_A(x), columns)
+        return super()._project(x, columns) + self.scale * change
 
 
 class LoRAConv(Conv):

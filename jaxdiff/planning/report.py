@@ -1,7 +1,7 @@
 """A plan: what the compiler says of a program on a topology, as numbers, a table and JSON."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxdiff.planning.chips import GIB, TPU
@@ -97,6 +97,9 @@ class Plan:
                 "utilisation_apart": self.utilisation_apart,
             }
         return values
+
+
+Planner = Callable[[Topology], Plan]
 
 
 def table(plan: Plan) -> str:

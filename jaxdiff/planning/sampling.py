@@ -8,11 +8,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from jaxdiff.cli.plan import plan_all
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree, dtype_of
 from jaxdiff.core.validate import positive
@@ -32,7 +30,7 @@ from jaxdiff.pipeline.conditioning import Conditioning
 from jaxdiff.planning.abstract import component
 from jaxdiff.planning.compiling import Compiled, compile_traced
 from jaxdiff.planning.largest import largest_batch
-from jaxdiff.planning.report import Plan
+from jaxdiff.planning.report import Plan, Planner
 from jaxdiff.planning.topology import Topology, devices
 from jaxdiff.samplers.registry import get_sampler, make_grid
 from jaxdiff.training.flops import forward_flops
@@ -76,9 +74,8 @@ class SamplingOptions:
     """Print one JSON object."""
 
 
-def plan_sampling(arguments: Sequence[str]) -> None:
-    """Parse `arguments` and print the plans; raises InputError."""
-    options = tyro.cli(SamplingOptions, args=arguments, prog="generate.py")
+def sampling_planner(options: SamplingOptions) -> Planner:
+    """Plans the sampling loop that `options` ask for; raises InputError."""
     dtype = dtype_of(options.dtype)
     found = component(f"{options.model}/unet", dtype=dtype, param_dtype=dtype)
     unet = cast(UNet2DConditionModel, found)
@@ -108,7 +105,7 @@ def plan_sampling(arguments: Sequence[str]) -> None:
             largest=fits,
         )
 
-    plan_all(options.plan, plan, as_json=options.json)
+    return plan
 
 
 def _sides(options: SamplingOptions, unet: UNet2DConditionModel) -> tuple[int, int]:

@@ -8,7 +8,12 @@ import jax
 
 from jaxdiff.core.types import PyTree
 from jaxdiff.parallel.mesh import check_batch_size, make_mesh, num_batch_shards
-from jaxdiff.planning.abstract import AbstractTraining
+from jaxdiff.planning.abstract import AbstractTraining, abstract_training
+from jaxdiff.planning.compiling import Compiled, compile_traced
+from jaxdiff.planning.largest import largest_batch
+from jaxdiff.planning.report import Plan, Planner
+from jaxdiff.planning.topology import Topology
+from jaxdiff.planning.topology import devices as chips_of
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.flops import gradient_flops
 from jaxdiff.training.program import make_program
@@ -35,6 +40,35 @@ def trace_step(
     traced = program.step.trace(program.state, parts.frozen, parts.batch(batch_size), key)
     held = _held(program.state, program.state_places, parts.frozen, program.frozen_places)
     return Step(traced, held, num_batch_shards(mesh) * config.accumulate)
+
+
+def training_planner(config: TrainConfig, *, largest: bool) -> Planner:
+    """Plans the step of `config`, and with `largest` the largest batch; raises InputError."""
+    parts = abstract_training(config)
+
+    def plan(topology: Topology) -> Plan:
+        chips = chips_of(topology)
+
+        def compiled(batch_size: int) -> Compiled:
+            step = trace_step(config, parts, chips, batch_size)
+            return compile_traced(step.traced, topology)
+
+        step = trace_step(config, parts, chips, config.batch_size)
+        first = compile_traced(step.traced, topology)
+        fits = None
+        if largest:
+            known, limit = {config.batch_size: first.total}, topology.chip.hbm
+            fits = largest_batch(lambda n: compiled(n).total, known, limit, step.ways)
+        return Plan(
+            topology=topology,
+            batch_size=config.batch_size,
+            compiled=first,
+            model_flops=step_flops(parts, config.batch_size) / topology.chips,
+            held=step.held,
+            largest=fits,
+        )
+
+    return plan
 
 
 def step_flops(parts: AbstractTraining, batch_size: int) -> float:
