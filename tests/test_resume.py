@@ -60,6 +60,10 @@ class Run:
         """Whether a checkpoint is being written, by the temporary folder that it begins as."""
         return any(self.workdir.glob("checkpoints/*tmp*"))
 
+    def saved(self) -> bool:
+        """Whether there is a whole checkpoint: they are written while the training goes on."""
+        return any(path.name.isdigit() for path in self.workdir.glob("checkpoints/*"))
+
     def until(self, condition) -> None:
         """Wait for `condition`; the training must not end before it."""
         while not condition():
@@ -123,6 +127,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 
     # Killed while a later one is, with complete ones beside it.
     run = Run(tmp_path, "cut")
+    run.until(run.saved)
     run.until(lambda: run.steps() >= 6)
     run.until(run.saving)
     run.end(signal.SIGKILL)
@@ -135,7 +140,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 
     # Asked to stop: saves first, at a step that is no multiple of anything.
     run = Run(tmp_path, "cut")
-    run.until(lambda: any(run.workdir.glob("checkpoints/[0-9]*")))
+    run.until(run.saved)
     run.until(lambda: run.steps() > 4)
     run.until_training()
     code, said = run.end(signal.SIGTERM)
