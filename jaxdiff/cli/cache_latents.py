@@ -108,6 +108,8 @@ def run(arguments: Sequence[str]) -> None:
     shards = sharded(groups, options.shard_size)
     folder = options.vae / "vae" if (options.vae / "vae").is_dir() else options.vae
     vae = cast(AutoencoderKL, read_component(folder, dtype=dtype_of(options.compute)).module)
+    if options.data.kind == "scenes":
+        scene_side(options.data, vae.config.downscale)
     readers, say = None, None
     if options.texts == "embeddings":
         readers = read_readers(options.text_encoder or options.vae, dtype_of(options.compute))

@@ -85,7 +85,7 @@ class LatentCacheInfo:
 
     @property
     def identity(self) -> str:
-        """The text behind a fingerprint of latents: fields by their names, under a fixed title."""
+        """What fingerprints are made of: the fields, under the title that old workdirs have."""
         return repr(self).replace(type(self).__name__, "Latents", 1)
 
     def shard(self, number: int) -> str:
@@ -202,9 +202,7 @@ class LatentSource:
         self._starts = np.cumsum([0, *lengths])
         # What a shard has was settled when it was written, broken pictures left out.
         text_hashes = self.description.text_encoders + self.description.tokenizers
-        # Fingerprints in existing workdirs have the class's former name.
-        made_of = self.description.identity
-        self.fingerprint = fingerprint(made_of, repr(lengths), *text_hashes)
+        self.fingerprint = fingerprint(self.description.identity, repr(lengths), *text_hashes)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -54,7 +54,7 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
     objective = cast(ClassifierObjective, config.objective)
     folder = pathlib.Path(objective.vae)
     vae = cast(AutoencoderKL, read_component(folder, dtype=dtype).module)
-    _check(objective, vae, scene_side(config.data))
+    _check(objective, vae, scene_side(config.data, vae.config.downscale))
     frozen = param_dict(vae)
     learner = classifier_learner(objective, vae, dtype)
     template = abstract(LatentClassifier, objective.model, dtype=dtype)

@@ -86,6 +86,8 @@ def _check_size(config: TrainConfig, begun: Begun, side: int) -> None:
     That of a pipeline may be trained at another size than before.
     """
     model, vae = begun.objective.model, begun.vae
+    if config.data.kind == "scenes":
+        scene_side(config.data, vae.config.downscale)
     channels = vae.config.latent_channels
     wanted = {"in_channels": channels, "out_channels": channels}
     if cast(DiffusionObjective, config.objective).pipeline is None:

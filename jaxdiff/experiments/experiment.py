@@ -13,13 +13,14 @@ from PIL import Image
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
+from jaxdiff.core.validate import in_range
 from jaxdiff.data.bad_samples import BadSampleCounter
 from jaxdiff.data.batches import Batch, Item, batches
 from jaxdiff.experiments.stored import open_stored, stored_captions
 from jaxdiff.parallel.distributed import is_first
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, replicated
 from jaxdiff.scenes.rendering import CANVAS
-from jaxdiff.scenes.source import SceneSource
+from jaxdiff.scenes.source import MAX_SIZE, SceneSource
 from jaxdiff.training.config import (
     PICTURES,
     CLIPObjective,
@@ -125,9 +126,14 @@ def scenes(data: DataConfig, split: str = "train") -> SceneSource:
     return SceneSource(seed=data.seed, split=split, variations=data.variations, size=side)
 
 
-def scene_side(data: DataConfig) -> int:
-    """Side in pixels of the images of scenes."""
-    return data.resolution or CANVAS
+def scene_side(data: DataConfig, multiple: int = 1) -> int:
+    """Side in pixels of the images of scenes, a multiple of `multiple`; InputError for another."""
+    side = int(in_range("data.resolution", data.resolution or CANVAS, CANVAS, MAX_SIZE))
+    if side % multiple:
+        raise InputError(
+            f"data.resolution: got {side}, expected a multiple of {multiple}, the VAE's downscaling"
+        )
+    return side
 
 
 def _captioned(data: DataConfig, tokenizer: Any) -> bool:

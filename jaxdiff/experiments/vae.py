@@ -21,6 +21,7 @@ from jaxdiff.experiments.experiment import (
     Experiment,
     grid,
     save_grid,
+    scene_side,
     spread,
     training_batches,
     validation_batch,
@@ -94,6 +95,8 @@ def _eye(objective: VAEObjective, dtype: Dtype) -> tuple[Eye, dict[str, Any]] | 
 def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Grids are validation pictures over their reconstructions, the measure is their PSNR."""
     objective = cast(VAEObjective, config.objective)
+    if config.data.kind == "scenes":
+        scene_side(config.data, objective.model.downscale)
     begun = has_checkpoint(workdir / CHECKPOINTS)
     given, identity = None, {}
     if objective.weights is not None and (objective.only_decoder or not begun):

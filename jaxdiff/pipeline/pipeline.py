@@ -344,14 +344,14 @@ class Pipeline:
         self._update_auxiliary()
 
     def _update_auxiliary(self) -> None:
-        company = self._auxiliary
+        auxiliary = self._auxiliary
         self.stages.set_auxiliary_models(
             guidance_model=None
-            if company.guidance_model is None
-            else company.guidance_model.stages,
-            classifier=company.classifier,
-            clip=company.clip,
-            image_processor=company.image_processor,
+            if auxiliary.guidance_model is None
+            else auxiliary.guidance_model.stages,
+            classifier=auxiliary.classifier,
+            clip=auxiliary.clip,
+            image_processor=auxiliary.image_processor,
         )
 
     def _weights_changed(self) -> None:

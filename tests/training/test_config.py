@@ -6,6 +6,7 @@ import json
 import pytest
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.experiments.experiment import scene_side
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import (
@@ -93,6 +94,26 @@ def test_impossible_averages_are_refused(changes):
 def test_variations_fill_a_validation_batch():
     with pytest.raises(InputError, match=r"data\.variations: got 3, expected one of 1, 2, 4, 8"):
         DataConfig(variations=3)
+
+
+def test_a_number_of_scenes_is_for_caches_alone():
+    data = DataConfig(items=10)
+    with pytest.raises(InputError, match=r"data\.items: got 10, expected it left out"):
+        dataclasses.replace(CONFIG, data=data)
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        (32, "got 32, expected a number from 64 to 1024"),
+        (100, "got 100, expected a multiple of 16"),
+    ],
+)
+def test_scenes_have_a_size_that_the_vae_divides(side, message):
+    with pytest.raises(InputError, match=rf"data\.resolution: {message}"):
+        scene_side(DataConfig(resolution=side), 16)
+    assert scene_side(DataConfig()) == 64
+    assert scene_side(DataConfig(resolution=128), 16) == 128
 
 
 def test_identity_is_the_model_and_the_seed():

@@ -82,6 +82,11 @@ class TrainConfig:
         for name in counts:
             positive(name, getattr(self, name))
         in_range("seed", self.seed, 0, 2**31 - 1)
+        if self.data.items is not None:
+            raise InputError(
+                f"data.items: got {self.data.items}, expected it left out: a training goes through "
+                "new scenes for as long as it lasts"
+            )
         non_negative("sample_every", self.sample_every)
         one_of("dtype", self.dtype, DTYPES)
         if self.batch_size % self.accumulate:
