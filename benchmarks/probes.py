@@ -12,12 +12,14 @@ the share of right answers in percent.
 
 import argparse
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints.components import read_component
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, Int, NDArray
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.pipeline.load import EMBEDDED
@@ -70,8 +72,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="See the top of the file.")
     parser.add_argument("folder", nargs="?", type=pathlib.Path, default=EMBEDDED)
     folder = parser.parse_args().folder
-    encoder = read_component(folder / "text_encoder").module
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    try:
+        encoder = read_component(folder / "text_encoder").module
+        tokenizer = load_tokenizer(folder / "tokenizer")
+    except InputError as error:
+        print(f"probes: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng, "train", 2) for _ in range(CAPTIONS)]
     ids = tokenize(tokenizer, [describe(scene) for scene in scenes])

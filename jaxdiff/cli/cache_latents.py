@@ -133,7 +133,9 @@ def _opened(
     """The items of each size, a fingerprint of them, and what prepares those of each shard."""
     data = options.data
     if data.kind == "scenes":
-        count, side = positive("items", data.items or 0), scene_side(data)
+        if data.items is None:
+            raise InputError("items: got none, expected how many scenes to encode (--items)")
+        count, side = positive("items", data.items), scene_side(data)
         mark = fingerprint("scenes", str(data.seed), str(data.variations), str(count), str(side))
         return [((side, side), np.arange(count))], mark, lambda sizes: scene_maker(scenes(data))
     source = open_pictures(data, skipped, captions=data.caption is None)

@@ -129,7 +129,7 @@ def test_latents_of_something_else_are_not_mixed_in(made, capsys):
     assert main.run("cache-latents", command(made, "x", data="latents")) == 2
     assert "got folder for" in capsys.readouterr().err
     assert main.run("cache-latents", [str(made / "model"), str(made / "x")]) == 2
-    assert "items: got 0" in capsys.readouterr().err
+    assert "items: got none" in capsys.readouterr().err
     assert not (made / "x").exists()
 
 
@@ -191,5 +191,13 @@ def test_scenes_are_cached_as_the_source_draws_them(made, tmp_path, capsys):
     np.testing.assert_allclose(found[5]["mean"], mean[0], atol=2e-5)
     assert found.description.resolution == 64
     capsys.readouterr()
-    assert main.run("cache-latents", arguments) == 2
-    assert "items" in capsys.readouterr().err
+    other = [str(made / "model"), str(tmp_path / "other"), "--kind", "scenes"]
+    for more, message in (
+        ([], "items: got none"),
+        (["--items", "0"], "items: got 0"),
+        (["--items", "3", "--resolution", "32"], "data.resolution: got 32"),
+        (["--items", "3", "--resolution", "65"], "data.resolution: got 65, expected a multiple"),
+    ):
+        assert main.run("cache-latents", [*other, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
