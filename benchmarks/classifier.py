@@ -1,6 +1,6 @@
 """What the classifier of noisy latents tells, by noise level: python benchmarks/classifier.py
 
-[--model FOLDER] [--classifier FOLDER] [--pictures 1024]
+[--model FOLDER] [--classifier FOLDER] [--images 1024]
 
 Prints the share of scenes, none of which was trained on, whose attributes are told right at each
 time of the schedule, for reserved scenes and for those with pairs of colour and shape that were
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=pathlib.Path, default=EMBEDDED, help="a diffusers folder")
     parser.add_argument("--classifier", type=pathlib.Path, help="default: classifier/ in the model")
-    parser.add_argument("--pictures", type=int, default=1024)
+    parser.add_argument("--images", type=int, default=1024)
     arguments = parser.parse_args()
     model = arguments.model
     told = arguments.classifier or model / CLASSIFIER
@@ -53,8 +53,8 @@ def main() -> None:
     names = classifier.config.group_names
     for split in ("validation", "heldout"):
         source = SceneSource(seed=1, split=split)
-        batch = collate_attributes([source[i] for i in range(arguments.pictures)])
-        parts = range(0, arguments.pictures, BATCH)
+        batch = collate_attributes([source[i] for i in range(arguments.images)])
+        parts = range(0, arguments.images, BATCH)
         x0 = jnp.concatenate([encode(batch["image"][i : i + BATCH]) for i in parts])
         shares = measure(x0, batch["targets"], batch["known"])
         print(f"{split}\n{'':>14}" + "".join(f"{f't={t}':>8}" for t in TIMES))

@@ -1,11 +1,11 @@
-"""A model that was taught its guidance beside its teacher: the same pictures at half the cost?
+"""A guidance-distilled model beside its teacher: the same images at half the cost?
 
-    python benchmarks/distilled.py runs/scenes_distilled/export [--every 4] [--scales 1 2 3 5]
+    python benchmarks/distilled.py EXPORT [--prompt-stride 4] [--scales 1 2 3 5]
 
-Both draw the same scene prompts, none of which was trained on, from the same noise without drawing
-any more. For each scale: how far the student's latents end from the teacher's, how far those of the
-plain conditional teacher (scale 1) do, as shares of the length of the teacher's; how many pictures
-are all right; evaluations of the network and seconds, each for one picture.
+Both generate the same scene prompts, none of which was trained on, from the same initial noise with
+a deterministic sampler. For each scale: how far the student's latents end from the teacher's, how
+far those of the plain conditional teacher (scale 1) do, as fractions of the teacher's length; in
+how many images everything is correct; network evaluations and seconds per image.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import numpy as np
 
 import jaxdiff
 from jaxdiff.core.types import Float, NDArray
-from jaxdiff.scenes.judge import judge, score
+from jaxdiff.scenes.detector import detect, score
 from jaxdiff.scenes.report import standard_prompts, summarise
-from jaxdiff.scenes.source import Prompt
+from jaxdiff.scenes.source import ScenePrompt
 
 BATCH = 64
 
@@ -26,7 +26,7 @@ BATCH = 64
 class Drawn:
     """All prompts drawn by one model at one scale."""
 
-    def __init__(self, pipe: jaxdiff.Pipeline, prompts: list[Prompt], scale: float) -> None:
+    def __init__(self, pipe: jaxdiff.Pipeline, prompts: list[ScenePrompt], scale: float) -> None:
         texts, size = [p.text for p in prompts], min(BATCH, len(prompts))
         call: dict[str, Any] = {"guidance_scale": scale, "batch_size": size, "output": "latent"}
         pipe(texts[:1], **call)  # compiles
@@ -35,10 +35,10 @@ class Drawn:
         self.latents: Float[NDArray, "n h w c"] = np.asarray(output.images)
         self.seconds = (output.timings["total_s"] - output.timings["compile_s"]) / rows
         self.evaluations = pipe.nfe(output.request)
-        pictures = pipe.decode_latents(self.latents)
-        pairs = zip(prompts, pictures, strict=True)
-        shares = summarise(prompts, [score(p.scene, judge(image)) for p, image in pairs])
-        self.right = [shares[f"{kind} all right"].value for kind in ("one", "two")]
+        images = pipe.decode_latents(self.latents)
+        pairs = zip(prompts, images, strict=True)
+        accuracies = summarise(prompts, [score(p.scene, detect(image)) for p, image in pairs])
+        self.right = [accuracies[f"{kind} correct"].value for kind in ("one object", "two objects")]
 
     def away(self, other: "Drawn") -> float:
         """The median distance of the latents from those of `other`, as a share of their length."""
@@ -55,12 +55,13 @@ def main() -> None:
     parser.add_argument("student", type=pathlib.Path)
     parser.add_argument("--teacher", help="the embedded model when left out")
     parser.add_argument("--scales", nargs="+", type=float, default=[1, 2, 3, 5, 7.5, 10])
-    parser.add_argument("--every", type=int, default=4, help="take each n-th prompt")
+    parser.add_argument("--prompt-stride", type=int, default=4, help="use every n-th prompt")
     args = parser.parse_args()
-    prompts = standard_prompts()[:: args.every]
+    prompts = standard_prompts()[:: args.prompt_stride]
     teacher, student = jaxdiff.load(args.teacher), jaxdiff.load(str(args.student))
     plain = Drawn(teacher, prompts, 1.0)
-    print("| scale | student away | plain away | one all right | two all right | evaluations | s |")
+    names = "one object correct | two objects correct"
+    print(f"| scale | student away | plain away | {names} | evaluations | s |")
     print("|---|---|---|---|---|---|---|")
     for scale in args.scales:
         taught, guided = Drawn(student, prompts, scale), Drawn(teacher, prompts, scale)

@@ -45,7 +45,7 @@ def answers(scene: Scene) -> list[int]:
     (first, second), _ = arrangement(scene)
     return [
         RELATIONS.index(str(scene.relation)),
-        COLOURS.index(scene.things[0].colour),
+        COLOURS.index(scene.objects[0].colour),
         COLOURS.index(first.colour),
         SHAPES.index(first.shape),
         COLOURS.index(second.colour),

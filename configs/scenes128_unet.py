@@ -8,11 +8,11 @@
 
 Needs runs/scenes128_vae/export and runs/scenes128_clip/export, which the other two configs make.
 Not finished: after 1,279 of the steps, 164,000 samples in 55 minutes on two CPU cores that other
-work shared, `python -m jaxdiff evaluate --every 8` at guidance scale 3 and 25 steps of dpmpp-2m
-gives: background, number, colour and relation 1.00, size .99, shape .98; all right with one object
-1.00, with two .93 (of 41); with pairs never seen in training 1.00 and .88 (of 8 each); circles
-deviate from round by 1.9% of their radius. After 64,000 samples the relation was 1.00 and the shape
-.52.
+work shared, `python -m jaxdiff evaluate --prompt-stride 8` at guidance scale 3 and 25 steps of
+dpmpp-2m gives: background, number, colour and relation 1.00, size .99, shape .98; all correct with
+one object 1.00, with two .93 (of 41); with pairs never seen in training 1.00 and .88 (of 8 each);
+circles deviate from round by 1.9% of their radius. After 64,000 samples the relation was 1.00 and
+the shape .52.
 """
 
 from jaxdiff.models.unet_config import UNet2DConditionConfig

@@ -6,7 +6,7 @@
 32,000 images, 50 minutes on two CPU cores that other work shared: 33.2 dB on validation images
 (validation_psnr in the log's last line). The judge finds everything right in all reconstructions of
 600 scenes, also with noise of deviation 0.3 added to the latents:
-`PYTHONPATH=. python benchmarks/judge.py --size 128 --pictures 300 --vae runs/scenes128_vae/export`.
+`benchmarks/detector.py --size 128 --images 300 --vae runs/scenes128_vae/export`.
 """
 
 from jaxdiff.models.vae import AutoencoderKLConfig

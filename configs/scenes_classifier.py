@@ -15,7 +15,7 @@ answers on 1,024 scenes that were not trained on:
     first colour      1.00      1.00       .97       .64       .28           .13
     first shape       1.00       .98       .86       .44       .23           .17
 
-"First" is the only thing, the left or the upper one; the second is told as well. Where a pair of
+"First" is the only object, the left or the upper one; the second is told as well. Where a pair of
 colour and shape was never trained on, the first colour is right in .96 at time 0 and .85 at 500,
 the first shape in .97 and .80.
 """

@@ -2,7 +2,7 @@
 
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
         python train.py configs/scenes_distilled.py --workdir runs/scenes_distilled
-    python benchmarks/distilled.py runs/scenes_distilled/export --every 8 --scales 1 3 7.5
+    python benchmarks/distilled.py runs/scenes_distilled/export --prompt-stride 8 --scales 1 3 7.5
 
 1500 steps at 1.2 s each on two idle cores, half an hour. On validation pictures the mean square of
 the error ends at 8.6% of that of the teacher's guided outputs. docs/guidance.md has the measures of

@@ -11,7 +11,7 @@ to times above 800 of 1,000 (a uniform draw would give a fifth).
 294,400 pictures, 111 minutes on two CPU cores that other work shared: validation loss 0.195 (of
 these times, not to be compared with a uniform draw's). `python -m jaxdiff evaluate` at guidance
 scale 3 and 25 steps of dpmpp-2m: background 1.00, colour 1.00, size .99, shape .95, relation .48;
-all right with one thing .98, with two .43; with pairs never seen in training .98 and .36.
+all correct with one object .98, with two .43; with pairs never seen in training .98 and .36.
 """
 
 from jaxdiff.models.unet_config import UNet2DConditionConfig

@@ -4,8 +4,8 @@
         python train.py configs/scenes_vae.py --workdir runs/scenes_vae
 
 32,000 pictures, 22 minutes on two CPU cores that other work shared: 34.0 dB on validation pictures
-(validation_psnr in the log's last line). `python benchmarks/judge.py --vae runs/scenes_vae/export`
-measures what the judge makes of its reconstructions.
+(validation_psnr in the log's last line). `python benchmarks/detector.py --vae
+runs/scenes_vae/export` measures what the detector finds in its reconstructions.
 """
 
 from jaxdiff.models.vae import AutoencoderKLConfig

@@ -16,8 +16,8 @@ TPU wants 8 pictures a chip or a multiple of it (docs/training.md). On other mac
 | v5p-128, which is 64 chips | --mesh.fsdp 8 |
 | 8 x H200 | --mesh.fsdp 1 --batch-size 1024, with XLA_CLIENT_MEM_FRACTION=.95 |
 
-What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 17 (v5p) to 37 minutes of a
-core and 15 to 16 GB:
+What `--plan` says with these and `--no-find-max-batch`, by libtpu 0.0.42.1 in 17 (v5p) to 37
+minutes of a core and 15 to 16 GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       8.95 GiB of 15.75 GiB a chip: fits
@@ -49,7 +49,7 @@ v6e:16x16  256 chips, batch 2048 (8 a chip)
   step         91.7 ms if all overlap, 22324.2 images/s
   utilisation  23.0% of the bfloat16 peak (20.4% if nothing overlaps)
 
-By jax-cuda13-plugin 0.10.2 without `--no-largest`, in 8 minutes of a core and 5 GB:
+By jax-cuda13-plugin 0.10.2 without `--no-find-max-batch`, in 8 minutes of a core and 5 GB:
 
 h200:8  8 GPUs, batch 1024 (128 a GPU)
   memory       110.85 GiB of 133.95 GiB a GPU: fits

@@ -13,8 +13,8 @@ As configs/sd15.py, but for the network: heads of 64 channels, 9216 tokens at th
 | v5p-128, which is 64 chips | --mesh.fsdp 8 |
 | 8 x H200 | --mesh.fsdp 1 --batch-size 256, with XLA_CLIENT_MEM_FRACTION=.95 |
 
-What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 23 (v5p) to 46 minutes (v6e)
-of a core and 15 to 18 GB:
+What `--plan` says with these and `--no-find-max-batch`, by libtpu 0.0.42.1 in 23 (v5p) to 46
+minutes (v6e) of a core and 15 to 18 GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       12.95 GiB of 15.75 GiB a chip: fits

@@ -16,8 +16,8 @@ configs/tune_full.py is the same program. On other machines:
 | v5p-128, which is 64 chips | --mesh.fsdp 8 --batch-size 1024 |
 | 8 x H200 | --mesh.fsdp 8 --batch-size 128, with XLA_CLIENT_MEM_FRACTION=.95 |
 
-What `--plan` says with these and `--no-largest`, by libtpu 0.0.42.1 in 25 (v5p) to 49 minutes of a
-core (v5e, with jemalloc for its memory) and 16 to 21 GB:
+What `--plan` says with these and `--no-find-max-batch`, by libtpu 0.0.42.1 in 25 (v5p) to 49
+minutes of a core (v5e, with jemalloc for its memory) and 16 to 21 GB:
 
 v5e:16x16  256 chips, batch 2048 (8 a chip)
   memory       13.54 GiB of 15.75 GiB a chip: fits

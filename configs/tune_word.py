@@ -2,7 +2,7 @@
 
     python train.py configs/tune_word.py --workdir runs/word --data.path pictures/
     python generate.py "<thing> on a beach" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
-        --embedding runs/word/export/learned_embeds.safetensors
+        --textual-inversion runs/word/export/learned_embeds.safetensors
 
 pictures/ has pictures of one thing; captions are not needed.
 """

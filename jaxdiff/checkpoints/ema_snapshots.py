@@ -47,6 +47,6 @@ class EMASnapshots:
                 return reader.restore(self._folder / str(step), dict(template))
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise InputError(
-                f"{self._folder / str(step)}: got no averages that fit this training, "
-                f"expected them ({str(error).splitlines()[0][:120]})"
+                f"{self._folder / str(step)}: got EMA weights that do not fit this training, "
+                f"expected those of the same config ({str(error).splitlines()[0][:120]})"
             ) from None

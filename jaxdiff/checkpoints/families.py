@@ -148,7 +148,7 @@ def family_of(entries: Mapping[str, TensorInfo], prediction_type: str | None = N
         if all(any(name.startswith(part.prefix) for name in entries) for part in family.texts):
             break
     else:
-        raise InputError(f"{source}: got no text encoder, expected a whole checkpoint")
+        raise InputError(f"{source}: got no text encoder, expected a complete checkpoint")
     return SD2_BASE if family is SD2 and prediction_type == "epsilon" else family
 
 

@@ -46,7 +46,7 @@ def download(repository: str, *, variant: str | None = None) -> pathlib.Path:
             huggingface_hub.snapshot_download(repository, allow_patterns=shards)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"model: got {repository} ({_first_line(error)}), expected to download it"
+            f"model: got {repository} ({_first_line(error)}), expected one that can be downloaded"
         ) from None
     return pathlib.Path(folder)
 

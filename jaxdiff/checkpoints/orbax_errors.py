@@ -17,7 +17,9 @@ def translate_orbax_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # OSError here, tensorstore's ValueError there
-        raise WriteError(f"{name}: got {root_cause(error)}, expected a disk to write to") from None
+        raise WriteError(
+            f"{name}: got {root_cause(error)}, expected a disk that can be written"
+        ) from None
 
 
 def root_cause(error: Exception) -> str:

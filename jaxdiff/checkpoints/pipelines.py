@@ -18,6 +18,7 @@ from jaxdiff.checkpoints.loading import Placement
 from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, read_tokenizer, write_tokenizer
 from jaxdiff.checkpoints.weights import variants
+from jaxdiff.core.aliases import rename_settings
 from jaxdiff.core.atomic import atomic_folder
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
@@ -26,7 +27,7 @@ from jaxdiff.core.validate import one_of
 INDEX = "model_index.json"
 DEFAULTS = "jaxdiff.json"
 SCHEDULER = "scheduler"
-# Folders of what steers pictures. model_index.json does not name them: diffusers has no use for it.
+# Folders of the networks that guide. model_index.json does not name them; diffusers has no such.
 CLASSIFIER = "classifier"
 CLIP = "clip"
 AUXILIARY_COMPONENTS = (CLASSIFIER, CLIP)
@@ -78,6 +79,7 @@ def read_pipeline(
     }
     scheduler = read_object(folder / SCHEDULER / "scheduler_config.json")
     defaults = read_object(folder / DEFAULTS) if (folder / DEFAULTS).exists() else {}
+    defaults = rename_settings(defaults, source=str(folder / DEFAULTS))
     components = {
         name: read_component(
             folder / name,
@@ -137,7 +139,7 @@ def _read_index(folder: pathlib.Path) -> dict[str, Any]:
     index = read_object(folder / INDEX)
     if not isinstance(index.get("_class_name"), str):
         got = index.get("_class_name")
-        raise InputError(f"{folder / INDEX}: _class_name: got {got!r:.80}, expected a text")
+        raise InputError(f"{folder / INDEX}: _class_name: got {got!r:.80}, expected a string")
     if index.get(SCHEDULER) in (None, [None, None]):
         raise InputError(f"{folder / INDEX}: got no scheduler, expected one")
     return index
@@ -198,6 +200,6 @@ def _index_of(parts: PipelineComponents) -> dict[str, Any]:
         index[name] = ["transformers", tokenizer.class_name]
     scheduler = parts.scheduler.get("_class_name")
     if not isinstance(scheduler, str):
-        raise InputError(f"scheduler: got _class_name {scheduler!r}, expected a text")
+        raise InputError(f"scheduler: got _class_name {scheduler!r}, expected a string")
     index[SCHEDULER] = ["diffusers", scheduler]
     return index

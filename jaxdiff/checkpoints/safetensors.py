@@ -213,7 +213,7 @@ def _header_length(path: pathlib.Path, head: bytes, size: int) -> int:
     if length > MAX_HEADER:
         raise InputError(
             f"{path}: got a header of {length} bytes, expected at most {MAX_HEADER} "
-            "(no safetensors file?)"
+            "(not a safetensors file?)"
         )
     if 8 + length > size:
         raise InputError(f"{path}: got {size} bytes, expected at least {8 + length} (truncated)")
@@ -223,7 +223,7 @@ def _header_length(path: pathlib.Path, head: bytes, size: int) -> int:
 def _check_metadata(path: pathlib.Path, metadata: Any) -> None:
     texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
     if not texts:
-        raise InputError(f"{path}: got __metadata__ {metadata!r:.80}, expected texts by name")
+        raise InputError(f"{path}: got __metadata__ {metadata!r:.80}, expected strings by name")
 
 
 def _entry(path: pathlib.Path, name: str, field: Any, base: int) -> TensorInfo:

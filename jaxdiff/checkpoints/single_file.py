@@ -134,7 +134,7 @@ def split(
         raise InputError(f"{source}: unknown tensors: got {len(unknown)} ({shown}), expected none")
     for prefix, group in groups.items():
         if not group:
-            raise InputError(f"{source}: got no tensors {prefix}*, expected a whole checkpoint")
+            raise InputError(f"{source}: got no tensors {prefix}*, expected a complete checkpoint")
     return groups
 
 

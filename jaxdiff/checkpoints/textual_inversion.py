@@ -32,7 +32,7 @@ def read_inversion(
     own = token_name(path, entries)
     if own is None:
         shown = ", ".join(sorted(entries)[:4]) + (", ..." if len(entries) > 4 else "")
-        raise InputError(f"{path}: got {len(entries)} tensors ({shown}), expected one word")
+        raise InputError(f"{path}: got {len(entries)} tensors ({shown}), expected one embedding")
     if len(entries) == 1:
         # The refiner has only the second encoder.
         places = dict.fromkeys(entries, next(iter(widths)))
@@ -53,7 +53,9 @@ def read_inversion(
             )
         vectors[place] = values
     if len({len(rows) for rows in vectors.values()}) > 1:
-        raise InputError(f"{path}: got different numbers of vectors, expected as many for each")
+        raise InputError(
+            f"{path}: got different numbers of vectors, expected the same number for each"
+        )
     return Inversion(own if word is None else word, vectors)
 
 

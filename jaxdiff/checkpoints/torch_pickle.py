@@ -114,20 +114,22 @@ def _top(path: pathlib.Path, members: Mapping[str, zipfile.ZipInfo]) -> str:
     found = [name for name in members if name == DATA or name.endswith(f"/{DATA}")]
     if len(found) != 1:
         raise InputError(
-            f"{path}: got {len(found)} members {DATA}, expected one (no PyTorch file?)"
+            f"{path}: got {len(found)} members {DATA}, expected one (not a PyTorch file?)"
         )
     return found[0].removesuffix(DATA)
 
 
 def _unpickle(path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
     if info.file_size > MAX_PICKLE or info.compress_type != zipfile.ZIP_STORED:
-        raise InputError(f"{path}: got {info.file_size} bytes of {DATA}, expected a few MB, stored")
+        raise InputError(
+            f"{path}: got {info.file_size} bytes of {DATA}, expected a few MB, uncompressed"
+        )
     try:
         data = archive.read(info)
         _screen(data)
         return _Unpickler(io.BytesIO(data)).load()
     except InputError as error:
-        raise InputError(f"{path}: got {error} in {DATA}, expected tensors alone") from None
+        raise InputError(f"{path}: got {error} in {DATA}, expected only tensors") from None
     except Exception as error:  # a broken program can fail in any way
         raise InputError(
             f"{path}: got a broken {DATA} ({type(error).__name__}), expected tensors"
@@ -235,8 +237,8 @@ class _Places:
         )
         if info is None or not fits or axes is None:
             raise InputError(
-                f"{self._path}: got {name} {tensor.shape} that its storage does not hold, "
-                "expected a whole file of dense tensors"
+                f"{self._path}: got {name} {tensor.shape} outside its storage, "
+                "expected a complete file of dense tensors"
             )
         identity = axes == tuple(range(len(axes)))
         return TensorInfo(

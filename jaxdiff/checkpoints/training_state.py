@@ -126,7 +126,7 @@ class TrainingStore:
         if damaged:
             raise InputError(
                 f"{self._folder}: got no checkpoint that can be read ({damaged[0][0]}: "
-                f"{damaged[0][1]}), expected one (remove the folder to begin anew)"
+                f"{damaged[0][1]}), expected one (remove the folder to start again)"
             )
         return None
 
@@ -143,7 +143,7 @@ class TrainingStore:
             raise error or ValueError("another process cannot read it")
         expected = found.host.pop("digest", None)
         if not all_agree(_digest(found.state, found.host) == expected):
-            raise ValueError("it is not what was saved")
+            raise ValueError("its content differs from what was saved")
         return found
 
     def _load(self, step: int, template: PyTree) -> Restored:
@@ -161,7 +161,7 @@ class TrainingStore:
         """Warn of damaged checkpoints, and rename them so that their steps can be saved again."""
         for step, why in damaged:
             warnings.warn(
-                f"checkpoint {step} cannot be read ({why}): going on from {instead}", stacklevel=3
+                f"checkpoint {step} cannot be read ({why}): resuming from {instead}", stacklevel=3
             )
             if not self.read_only and jax.process_index() == 0:
                 target = self._folder / f"{UNREADABLE}{step}"

@@ -54,7 +54,8 @@ def find_weights(folder: pathlib.Path, *, variant: str | None = None) -> pathlib
     if len(found) == 1:
         return next(iter(found.values()))
     if found:
-        raise InputError(f"{folder}: got variants {', '.join(sorted(found))}, expected one named")
+        names = ", ".join(sorted(found))
+        raise InputError(f"{folder}: got variants {names}, expected a choice of one (variant)")
     wanted = " or ".join(f"{stem}.safetensors" for stem in STEMS[".safetensors"])
     raise InputError(f"{folder}: got {_listing(folder)}, expected {wanted}")
 

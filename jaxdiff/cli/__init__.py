@@ -1,1 +1,1 @@
-"""The command line: parse, call the library, print; the only place that prints."""
+"""The command line: parse arguments, call the library, print. Nothing else prints."""

@@ -1,6 +1,6 @@
-"""`jaxdiff cache-latents`: pictures through a VAE once, so that training need not encode them.
+"""`jaxdiff cache-latents`: encode images with a VAE once, so that training need not.
 
-With `--texts embeddings` their captions go through the text encoders too.
+`--texts embeddings` encodes the captions with the text encoders too.
 """
 
 import dataclasses
@@ -19,7 +19,13 @@ import tyro
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.checkpoints.weights import digest, find_weights
-from jaxdiff.cli.cache_texts import Readers, Say, null_record, read_readers, sayer
+from jaxdiff.cli.cache_texts import (
+    EncodeText,
+    TextEncoders,
+    load_text_encoders,
+    make_text_encoder,
+    null_record,
+)
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, dtype_of
@@ -48,7 +54,7 @@ from jaxdiff.pipeline import cache
 from jaxdiff.scenes.source import scene_maker
 from jaxdiff.training.config import PICTURES, DataConfig
 
-# The fields of the data get no prefix: --kind folder --path FOLDER --resolution 512.
+# The data options have no prefix: --kind folder --path FOLDER --resolution 512.
 Fields = Annotated[DataConfig, tyro.conf.arg(name="")]
 TEXTS = ("captions", "embeddings")
 Encode = Callable[[Float[NDArray, "b h w c"]], tuple[NDArray, NDArray]]
@@ -56,36 +62,36 @@ Encode = Callable[[Float[NDArray, "b h w c"]], tuple[NDArray, NDArray]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Encode captioned pictures with a VAE into shards that `data.kind latents` trains from.
+    """Encode captioned images with a VAE into shards, for training with `data.kind latents`.
 
-    The same command again makes the shards that are missing. Several processes share the work,
-    those of a JAX cluster by themselves, others by --process-index and --process-count.
+    The same command again writes the missing shards. Several processes share the work: those of a
+    JAX cluster automatically, others with --process-index and --process-count.
     """
 
     vae: tyro.conf.Positional[pathlib.Path]
-    """A diffusers folder with a vae/ in it, or the folder of a VAE."""
+    """A diffusers folder with vae/, or the folder of a VAE."""
     output: tyro.conf.Positional[pathlib.Path]
-    """The folder to write."""
+    """Output folder."""
     data: Fields = dataclasses.field(default_factory=DataConfig)
     texts: str = "captions"
-    """What is stored of the captions: captions (as they are) or embeddings (beside them what the
-    text encoders say, so that a training of the UNet alone need not run these)."""
+    """Store captions only (captions), or also their text embeddings (embeddings), so that training
+    the UNet alone need not run the text encoders."""
     text_encoder: pathlib.Path | None = None
-    """A folder with text_encoder/ and tokenizer/, where the positional folder has none."""
+    """A folder with text_encoder/ and tokenizer/, if the positional folder has none."""
     dtype: str = "float16"
-    """Of the stored arrays: float16, bfloat16 or float32."""
-    compute: str = "float32"
-    """In which the VAE and the text encoders compute."""
+    """Dtype of the stored arrays: float16, bfloat16 or float32."""
+    compute_dtype: str = "float32"
+    """Dtype in which the VAE and the text encoders compute."""
     batch_size: int = 8
-    """Pictures that are encoded at a time."""
+    """Images per batch."""
     shard_size: int = 1024
-    """Pictures in a file."""
-    smallest: int = 256
-    """Buckets with fewer pictures give them to their neighbours."""
+    """Images per file."""
+    min_bucket_size: int = 256
+    """Buckets with fewer images are merged into neighbouring buckets."""
     process_index: int | None = None
-    """Which part of the shards to make."""
+    """Which part of the shards to write, from 0."""
     process_count: int | None = None
-    """How many parts there are."""
+    """Number of parts."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -95,68 +101,83 @@ def run(arguments: Sequence[str]) -> None:
     one_of("texts", options.texts, TEXTS)
     if options.text_encoder is not None and options.texts == "captions":
         raise InputError(
-            f"text_encoder: got {options.text_encoder}, expected it left out with texts captions"
+            f"text_encoder: got {options.text_encoder} with texts captions, expected texts "
+            "embeddings (--texts embeddings)"
         )
-    for name in ("batch_size", "shard_size", "smallest"):
+    for name in ("batch_size", "shard_size", "min_bucket_size"):
         positive(name, getattr(options, name))
-    index, count = _share(options)
+    index, count = _process_share(options)
     mesh = data_mesh(jax.local_devices())
     check_batch_size(options.batch_size, mesh)
     cache.enable()
     skipped = BadSampleCounter(options.data.max_broken)
-    groups, mark, make_of = _opened(options, skipped)
+    groups, data_fingerprint, make_of = _open_data(options, skipped)
     shards = sharded(groups, options.shard_size)
     folder = options.vae / "vae" if (options.vae / "vae").is_dir() else options.vae
-    vae = cast(AutoencoderKL, read_component(folder, dtype=dtype_of(options.compute)).module)
+    vae = cast(AutoencoderKL, read_component(folder, dtype=dtype_of(options.compute_dtype)).module)
     if options.data.kind == "scenes":
         scene_side(options.data, vae.config.downscale)
-    readers, say = None, None
+    text_encoders, encode_text = None, None
     if options.texts == "embeddings":
-        readers = read_readers(options.text_encoder or options.vae, dtype_of(options.compute))
-        say = sayer(readers, options.batch_size, mesh)
-    described = _described(options, vae, digest(find_weights(folder)), shards, mark, readers)
-    _describe(options.output, described)
-    if say is not None and index == 0:
-        _write(options.output / NULL_CAPTION_FILE, lambda: [null_record(say, options.dtype)])
+        text_encoders = load_text_encoders(
+            options.text_encoder or options.vae, dtype_of(options.compute_dtype)
+        )
+        encode_text = make_text_encoder(text_encoders, options.batch_size, mesh)
+    info = _cache_info(
+        options, vae, digest(find_weights(folder)), shards, data_fingerprint, text_encoders
+    )
+    _write_info(options.output, info)
+    if encode_text is not None and index == 0:
+        _write(
+            options.output / NULL_CAPTION_FILE, lambda: [null_record(encode_text, options.dtype)]
+        )
     make = make_of([size for size, _ in shards])
     encode = _encoder(vae, options.batch_size, mesh)
     for number in range(index, len(shards), count):
         items = [(int(i), SamplePosition(0, number, int(i))) for i in shards[number][1]]
-        work = functools.partial(_records, options, items, make, encode, say, skipped)
-        _write(options.output / described.shard(number), work)
-    _report(options.output, described, skipped)
+        work = functools.partial(_records, options, items, make, encode, encode_text, skipped)
+        _write(options.output / info.shard(number), work)
+    _print_summary(options.output, info, skipped)
 
 
-def _opened(
+def _open_data(
     options: Options, skipped: BadSampleCounter
 ) -> tuple[Groups, str, Callable[[list[Size]], Make]]:
-    """The items of each size, a fingerprint of them, and what prepares those of each shard."""
+    """The items of each size, their fingerprint, and a function that makes the transform."""
     data = options.data
     if data.kind == "scenes":
         if data.items is None:
-            raise InputError("items: got none, expected how many scenes to encode (--items)")
+            raise InputError("items: got none, expected the number of scenes to encode (--items)")
         count, side = positive("items", data.items), scene_side(data)
-        mark = fingerprint("scenes", str(data.seed), str(data.variations), str(count), str(side))
-        return [((side, side), np.arange(count))], mark, lambda sizes: scene_maker(scenes(data))
+        data_fingerprint = fingerprint(
+            "scenes", str(data.seed), str(data.variations), str(count), str(side)
+        )
+        return (
+            [((side, side), np.arange(count))],
+            data_fingerprint,
+            lambda sizes: scene_maker(scenes(data)),
+        )
     source = open_pictures(data, skipped, captions=data.caption is None)
-    groups, mark = grouped(data, source, options.smallest)
+    groups, data_fingerprint = grouped(data, source, options.min_bucket_size)
     choices = {"seed": data.seed, "crop": data.crop, "flip": data.flip}
-    return groups, mark, lambda sizes: make_transform(source, sizes, **choices)
+    return groups, data_fingerprint, lambda sizes: make_transform(source, sizes, **choices)
 
 
 def _write(path: pathlib.Path, records: Callable[[], Iterable[dict[str, Any]]]) -> None:
-    """Write a file of records unless it is there."""
-    for left in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
-        left.unlink()
+    """Write a file of records unless it exists."""
+    for part in path.parent.glob(f".{path.name}.*.part"):  # left by a killed process
+        part.unlink()
     if not path.exists():
-        made = write_records(path, records())
-        print(f"cache-latents: {path.name}: {made} records", file=sys.stderr)
+        count = write_records(path, records())
+        print(f"cache-latents: {path.name}: {count} records", file=sys.stderr)
 
 
-def _share(options: Options) -> tuple[int, int]:
-    """Which process this is, and of how many."""
+def _process_share(options: Options) -> tuple[int, int]:
+    """The index of this process and the number of processes."""
     if (options.process_index is None) != (options.process_count is None):
-        raise InputError("process_index: got it or process_count alone, expected both or none")
+        raise InputError(
+            "process_index: got only one of process_index and process_count, expected both or none"
+        )
     if options.process_index is None or options.process_count is None:
         return jax.process_index(), jax.process_count()
     positive("process_count", options.process_count)
@@ -164,21 +185,21 @@ def _share(options: Options) -> tuple[int, int]:
     return options.process_index, options.process_count
 
 
-def _described(
+def _cache_info(
     options: Options,
     vae: AutoencoderKL,
-    made_by: str,
+    vae_digest: str,
     shards: Sequence[tuple[Size, Any]],
-    mark: str,
-    readers: Readers | None,
+    data_fingerprint: str,
+    text_encoders: TextEncoders | None,
 ) -> LatentCacheInfo:
-    """What latents.json shall say."""
+    """The content of latents.json."""
     data = options.data
-    prepared = (data.seed, data.crop, data.flip, options.compute)
-    told = () if data.caption is None else (data.caption,)
+    prepared = (data.seed, data.crop, data.flip, options.compute_dtype)
+    caption = () if data.caption is None else (data.caption,)
     return LatentCacheInfo(
-        vae=made_by,
-        source=fingerprint(mark, repr(prepared), *told),
+        vae=vae_digest,
+        source=fingerprint(data_fingerprint, repr(prepared), *caption),
         resolution=shards[0][0][0] if data.kind == "scenes" else data.resolution or 0,
         downscale=vae.config.downscale,
         channels=vae.config.latent_channels,
@@ -186,27 +207,27 @@ def _described(
         heights=tuple(size[0] for size, _ in shards),
         widths=tuple(size[1] for size, _ in shards),
         items=tuple(len(items) for _, items in shards),
-        **({} if readers is None else readers.described()),
+        **({} if text_encoders is None else text_encoders.cache_info()),
     )
 
 
-def _describe(folder: pathlib.Path, wanted: LatentCacheInfo) -> None:
-    """Write latents.json; InputError if the folder has the latents of something else."""
+def _write_info(folder: pathlib.Path, info: LatentCacheInfo) -> None:
+    """Write latents.json; InputError if the folder has other latents."""
     if (folder / DESCRIPTION).exists():
-        found, asked = (dataclasses.asdict(d) for d in (read_description(folder), wanted))
-        for name, value in asked.items():
+        found, expected = (dataclasses.asdict(d) for d in (read_description(folder), info))
+        for name, value in expected.items():
             if found[name] != value:
                 raise InputError(
-                    f"output: got {folder} with latents of another {name}, {found[name]!r:.80}, "
-                    f"expected {value!r:.80} or a new folder"
+                    f"output: got {folder} with latents of {name} {found[name]!r:.80}, "
+                    f"expected {name} {value!r:.80} or a new folder"
                 )
         return
     with atomic_file(folder / DESCRIPTION) as temporary:
-        write_object(temporary, json.loads(json.dumps(dataclasses.asdict(wanted))))
+        write_object(temporary, json.loads(json.dumps(dataclasses.asdict(info))))
 
 
 def _encoder(vae: AutoencoderKL, batch_size: int, mesh: Any) -> Encode:
-    """Mean and log-variance of up to `batch_size` pictures; compiles once for each size."""
+    """A function that encodes up to `batch_size` images; compiles once for each size."""
     params = replicate(param_dict(vae), mesh)
     program = jax.jit(lambda params, images: with_params(vae, params).encode(images))
 
@@ -224,31 +245,35 @@ def _records(
     items: Sequence[tuple[int, SamplePosition]],
     make: Make,
     encode: Encode,
-    say: Say | None,
+    encode_text: EncodeText | None,
     skipped: BadSampleCounter,
 ) -> Iterator[dict[str, Any]]:
-    """The records of the items that are whole, the next batch prepared while one is encoded."""
+    """The records of the readable items; prepares the next batch while it encodes one."""
     size = options.batch_size
     parts = [items[start : start + size] for start in range(0, len(items), size)]
-    prepare = functools.partial(_prepared, make, options.data.caption, skipped)
+    prepare = functools.partial(_prepare, make, options.data.caption, skipped)
     with ThreadPoolExecutor(max(1, options.data.threads)) as pool:
         ahead = list(pool.map(prepare, parts[0]))
         for i in range(len(parts)):
-            found = [item for item in ahead if item is not None]
+            batch = [item for item in ahead if item is not None]
             coming = pool.map(prepare, parts[i + 1] if i + 1 < len(parts) else [])
-            if found:
-                mean, logvar = encode(normalize_images(np.stack([item["image"] for item in found])))
-                said = say([item["caption"] for item in found]) if say is not None else {}
-                for row, item in enumerate(found):
-                    own = {name: array[row] for name, array in said.items()}
+            if batch:
+                mean, logvar = encode(normalize_images(np.stack([item["image"] for item in batch])))
+                texts = (
+                    encode_text([item["caption"] for item in batch])
+                    if encode_text is not None
+                    else {}
+                )
+                for row, item in enumerate(batch):
+                    own = {name: array[row] for name, array in texts.items()}
                     yield pack_record(item, mean[row], logvar[row], options.dtype, own)
             ahead = list(coming)
 
 
-def _prepared(
+def _prepare(
     make: Make, caption: str | None, skipped: BadSampleCounter, item: tuple[int, SamplePosition]
 ) -> Item | None:
-    """A prepared picture, None if it is broken; its caption is `caption` where that is said."""
+    """A prepared item, with the caption `caption` if that is set; None for a bad sample."""
     skipped.seen()
     try:
         made = make(*item)
@@ -258,11 +283,11 @@ def _prepared(
         return None
 
 
-def _report(folder: pathlib.Path, described: LatentCacheInfo, skipped: BadSampleCounter) -> None:
-    """Say what there is now."""
-    count = len(described.items)
-    there = [path for i in range(count) if (path := folder / described.shard(i)).exists()]
-    size = sum(path.stat().st_size for path in there)
-    left = ", ".join(f"{n} {reason}" for reason, n in skipped.counts().items())
-    left = f", skipped here: {left}" if left else ""
-    print(f"{folder}: {len(there)} of {count} shards, {size / 1e6:.1f} MB{left}")
+def _print_summary(folder: pathlib.Path, info: LatentCacheInfo, skipped: BadSampleCounter) -> None:
+    """Print the number of shards in the folder."""
+    count = len(info.items)
+    written = [path for i in range(count) if (path := folder / info.shard(i)).exists()]
+    size = sum(path.stat().st_size for path in written)
+    skips = ", ".join(f"{n} {reason}" for reason, n in skipped.counts().items())
+    skips = f"; skipped: {skips}" if skips else ""
+    print(f"{folder}: {len(written)} of {count} shards, {size / 1e6:.1f} MB{skips}")

@@ -1,4 +1,4 @@
-"""What the text encoders of a model say of captions, for `jaxdiff cache-latents`."""
+"""The text embeddings that `jaxdiff cache-latents` stores."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,33 +22,33 @@ from jaxdiff.parallel.mesh import replicate, shard_batch
 from jaxdiff.pipeline.parts import ENCODERS as TOKENIZERS
 from jaxdiff.pipeline.vocabulary import tokenizer_of
 
-Said = dict[str, NDArray]
-Say = Callable[[Sequence[str]], Said]
+TextEmbeddings = dict[str, NDArray]
+EncodeText = Callable[[Sequence[str]], TextEmbeddings]
 
 
-class Readers(NamedTuple):
-    """Text encoders, and what tells them captions."""
+class TextEncoders(NamedTuple):
+    """The text encoders of a model and the tokenizers of captions."""
 
     encoders: Mapping[str, CLIPTextModel]
-    texts: CaptionTokenizer  # whose ids have the encoders' names
-    pooled: bool  # whether the end of the text is told, and the states before the last layer
-    digests: tuple[str, ...]  # of the encoders' weights
-    tokenizers: tuple[str, ...]  # and of their tokenizers
+    tokenize: CaptionTokenizer  # gives token ids by the names of the encoders
+    pooled: bool  # whether to add pooled embeddings, and take the states before the last layer
+    digests: tuple[str, ...]  # of the weights
+    tokenizers: tuple[str, ...]  # digests of the tokenizers
 
-    def described(self) -> dict[str, Any]:
-        """The fields of latents.json that say who has read the captions."""
+    def cache_info(self) -> dict[str, Any]:
+        """The fields of latents.json that identify the text encoders."""
         encoders = list(self.encoders.values())
         return {
             "text_encoders": self.digests,
             "tokenizers": self.tokenizers,
-            "tokens": tuple(len(ids[0]) for ids in self.texts([""]).values()),
+            "tokens": tuple(len(ids[0]) for ids in self.tokenize([""]).values()),
             "state_widths": tuple(each.config.hidden_size for each in encoders),
             "pooled_width": encoders[-1].config.projection_dim if self.pooled else 0,
         }
 
 
-def read_readers(folder: pathlib.Path, dtype: Dtype) -> Readers:
-    """The text encoders in the folder of a model, or beside a tokenizer."""
+def load_text_encoders(folder: pathlib.Path, dtype: Dtype) -> TextEncoders:
+    """Load the text encoders and tokenizers of a pipeline folder."""
     names = [name for name in ENCODERS if (folder / name).is_dir()]
     if not names:
         raise InputError(
@@ -67,10 +67,13 @@ def read_readers(folder: pathlib.Path, dtype: Dtype) -> Readers:
         encoders[name] = module
     pooled = _pooled(folder, names)
     if pooled and encoders[names[-1]].text_projection is None:
-        raise InputError(f"{folder / names[-1]}: got no projection, expected one")
-    return Readers(
+        raise InputError(
+            f"{folder / names[-1]}: got a text encoder without text_projection, expected one "
+            "with it"
+        )
+    return TextEncoders(
         encoders=encoders,
-        texts=CaptionTokenizer(tokenizers={name: tokenizer_of(files[name]) for name in names}),
+        tokenize=CaptionTokenizer(tokenizers={name: tokenizer_of(files[name]) for name in names}),
         pooled=pooled,
         digests=tuple(digest(find_weights(folder / name)) for name in names),
         tokenizers=tuple(tokenizer_digest(files[name]) for name in names),
@@ -78,37 +81,39 @@ def read_readers(folder: pathlib.Path, dtype: Dtype) -> Readers:
 
 
 def _pooled(folder: pathlib.Path, names: Sequence[str]) -> bool:
-    """Whether the UNet is told pooled text: as it says, else where there are two encoders."""
+    """Whether the UNet takes pooled embeddings: as its config says, else with two encoders."""
     config = folder / "unet" / CONFIG
     if config.is_file():
         return read_object(config).get("addition_embed_type") is not None
     return len(names) > 1
 
 
-def sayer(readers: Readers, batch_size: int, mesh: Any) -> Say:
-    """What the encoders say of up to `batch_size` captions, by the names that data have for it."""
-    tables = {n: replicate(param_dict(each), mesh) for n, each in readers.encoders.items()}
-    last = list(tables)[-1]
+def make_text_encoder(text_encoders: TextEncoders, batch_size: int, mesh: Any) -> EncodeText:
+    """A function that encodes up to `batch_size` captions into the columns of the cache."""
+    params = {n: replicate(param_dict(each), mesh) for n, each in text_encoders.encoders.items()}
+    last = list(params)[-1]
 
     @jax.jit
-    def program(tables: Any, ids: Mapping[str, Array]) -> dict[str, Array]:
-        found: dict[str, Array] = {}
-        for name, encoder in readers.encoders.items():
-            each = encode_text(with_params(encoder, tables[name]), ids[name], pooled=readers.pooled)
-            found[EMBEDDING_COLUMNS[name]] = each.hidden_states
-            if each.pooled is not None and name == last:
-                found[POOLED] = each.pooled
-        return found
+    def program(params: Any, ids: Mapping[str, Array]) -> dict[str, Array]:
+        embeddings: dict[str, Array] = {}
+        for name, encoder in text_encoders.encoders.items():
+            output = encode_text(
+                with_params(encoder, params[name]), ids[name], pooled=text_encoders.pooled
+            )
+            embeddings[EMBEDDING_COLUMNS[name]] = output.hidden_states
+            if output.pooled is not None and name == last:
+                embeddings[POOLED] = output.pooled
+        return embeddings
 
-    def say(captions: Sequence[str]) -> Said:
+    def encode(captions: Sequence[str]) -> TextEmbeddings:
         padded = [*captions, *[""] * (batch_size - len(captions))]
-        ids = shard_batch(readers.texts(padded), mesh)
-        found = jax.device_get(program(tables, ids))
-        return {name: np.asarray(array[: len(captions)]) for name, array in found.items()}
+        ids = shard_batch(text_encoders.tokenize(padded), mesh)
+        embeddings = jax.device_get(program(params, ids))
+        return {name: np.asarray(array[: len(captions)]) for name, array in embeddings.items()}
 
-    return say
+    return encode
 
 
-def null_record(say: Say, dtype: str) -> dict[str, bytes]:
-    """What is said of the null caption."""
-    return pack_arrays({name: array[0] for name, array in say([""]).items()}, dtype)
+def null_record(encode: EncodeText, dtype: str) -> dict[str, bytes]:
+    """The text embeddings of the null caption."""
+    return pack_arrays({name: array[0] for name, array in encode([""]).items()}, dtype)

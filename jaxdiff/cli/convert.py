@@ -1,4 +1,4 @@
-"""`jaxdiff convert`: models from layout to layout, LoRAs as diffusers spells them."""
+"""`jaxdiff convert`: models from one layout to another, LoRAs to the keys of diffusers."""
 
 import dataclasses
 import pathlib
@@ -20,23 +20,24 @@ FORMATS = ("diffusers", "original", "flax")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write a checkpoint in another layout: a folder, or FILE.safetensors in the original one.
+    """Convert a checkpoint to another layout.
 
-    A LoRA of any spelling becomes FILE.safetensors in that of diffusers and PEFT.
+    A LoRA with any known keys becomes FILE.safetensors with the keys of diffusers (PEFT).
     """
 
     source: tyro.conf.Positional[str]
-    """A diffusers folder (also one of Flax), a .safetensors or .ckpt file, a Hub repository."""
+    """A diffusers folder (PyTorch or Flax), a .safetensors or .ckpt file, or a Hub repository."""
     output: tyro.conf.Positional[pathlib.Path]
-    """The diffusers folder to write, or a file whose name ends in .safetensors."""
+    """The folder to write (diffusers), or FILE.safetensors (original layout)."""
     format: str | None = None
-    """diffusers, original (one file) or flax (a folder for diffusers' former Flax classes)."""
+    """diffusers, original (one file) or flax (a folder for the Flax classes of diffusers). Default:
+    what OUTPUT suggests."""
     dtype: str | None = None
-    """Of the stored weights: float32, bfloat16 or float16; left out: as they are."""
+    """Dtype of the written weights: float32, bfloat16 or float16. Default: unchanged."""
     variant: str | None = None
-    """Which weights of a folder, such as fp16."""
+    """Variant of the weights in a folder, such as fp16."""
     prediction_type: str | None = None
-    """What the network of a single file predicts, where the file does not say."""
+    """Prediction type of a single-file checkpoint that does not store it."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -53,7 +54,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _convert_model(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.Path], str]:
-    """The files that were written, and what they are."""
+    """The written files and the class of the pipeline."""
     layout = options.format or ("original" if options.output.suffix == SINGLE else "diffusers")
     _check(options.output, one_of("format", layout, FORMATS))
     parts = read_model(
@@ -67,17 +68,19 @@ def _convert_model(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.
 
 
 def _convert_lora(options: Options, lora: pathlib.Path, dtype: Dtype | None) -> str:
-    """What was written."""
+    """A description of the written LoRA."""
     for name in ("variant", "prediction_type", "format"):
         if getattr(options, name) is not None:
-            raise InputError(f"{name}: got {getattr(options, name)!r} for a LoRA, expected none")
+            raise InputError(
+                f"{name}: got {getattr(options, name)!r} for a LoRA, expected no {name}"
+            )
     if options.output.suffix != SINGLE:
         raise InputError(f"output: got {options.output} for a LoRA, expected FILE{SINGLE}")
     return f"LoRA of {write_lora(options.output, lora, dtype=dtype)} modules"
 
 
 def _check(output: pathlib.Path, layout: str) -> None:
-    """InputError for a file's name where a folder is to be written, and the other way round."""
+    """InputError unless the name of the output fits the layout."""
     expected = f"FILE{SINGLE}" if layout == "original" else "a folder"
     if (output.suffix == SINGLE) != (layout == "original"):
         raise InputError(f"output: got {output}, expected {expected} for the format {layout}")

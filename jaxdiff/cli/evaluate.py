@@ -1,4 +1,4 @@
-"""`jaxdiff evaluate`: how well a model of scenes follows its prompts."""
+"""`jaxdiff evaluate`: how well a scene model follows its prompts."""
 
 import dataclasses
 import json
@@ -14,54 +14,69 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import positive
 from jaxdiff.scenes.rendering import CANVAS
-from jaxdiff.scenes.report import CIRCLES, Report, alignment, renders, standard_prompts
-from jaxdiff.scenes.source import MAX_SIZE, Prompt
+from jaxdiff.scenes.report import (
+    NUM_CIRCLES,
+    Report,
+    evaluate_alignment,
+    render_generator,
+    standard_prompts,
+)
+from jaxdiff.scenes.source import MAX_SIZE, ScenePrompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw the standard prompts, none of which was trained on, and judge the pictures."""
+    """Generate images of standard scene prompts that were not trained on, and score them."""
 
     model: str | None = None
-    """A diffusers folder; the embedded model when left out; "renders" for perfect drawings."""
+    """A diffusers folder, or "renders" for exact renderings. Default: the embedded model."""
     guidance_scale: float | None = None
-    """Strength of the guidance; the model's default when left out."""
+    """Guidance scale. Default: the model's own."""
     guidance: str | None = None
-    """The rule of guidance, such as apg or cfg+rescale:phi=0.7."""
+    """Guidance rule, such as apg or cfg+rescale:phi=0.7."""
     classifier_scale: float | None = None
-    """How far the model's classifier/ steers the pictures."""
+    """Scale of classifier guidance."""
     steps: int | None = None
-    """Denoising steps."""
+    """Number of denoising steps."""
     sampler: str | None = None
-    """The rule of one step."""
-    timesteps: str | None = None
-    """Spacing of the steps."""
+    """Sampler."""
+    timestep_spacing: str | None = None
+    """Spacing of the timesteps."""
     seed: int = 0
-    """Of the first picture."""
+    """Seed of the first image."""
     batch_size: int = 64
-    """Pictures drawn at once."""
-    every: int = 1
-    """Take only each n-th prompt: faster and less certain."""
+    """Images per batch."""
+    prompt_stride: int = 1
+    """Use only every n-th prompt: faster, with larger errors."""
     output: pathlib.Path | None = None
-    """A file for the report as JSON."""
+    """Also write the report to this JSON file."""
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parse `arguments`, draw, judge, print the table. Raises InputError on bad input."""
+    """Parse `arguments`, generate, score, print the table. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff evaluate")
-    prompts = standard_prompts()[:: positive("every", options.every)]
-    circles = -(-CIRCLES // options.every)
+    prompts = standard_prompts()[:: positive("prompt_stride", options.prompt_stride)]
+    circles = -(-NUM_CIRCLES // options.prompt_stride)
     if options.output is not None:
-        check_file(options.output)  # before pictures are drawn for it
+        check_file(options.output)  # before any image is generated
     if options.model == "renders":
-        report = alignment(renders(prompts), prompts, seed=options.seed, circles=circles)
+        report = evaluate_alignment(
+            render_generator(prompts), prompts, seed=options.seed, circles=circles
+        )
     else:
         import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
-        names = ("guidance_scale", "guidance", "classifier_scale", "steps", "sampler", "timesteps")
+        names = (
+            "guidance_scale",
+            "guidance",
+            "classifier_scale",
+            "steps",
+            "sampler",
+            "timestep_spacing",
+        )
         choices = {name: getattr(options, name) for name in names}
         pipe = jaxdiff.load(options.model)
-        report = measure(
+        report = evaluate_model(
             pipe,
             prompts,
             seed=options.seed,
@@ -75,30 +90,30 @@ def run(arguments: Sequence[str]) -> None:
             temporary.write_text(json.dumps(report.to_mapping(), indent=2) + "\n")
 
 
-def measure(
+def evaluate_model(
     pipe: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[ScenePrompt],
     *,
     seed: int = 0,
     batch_size: int = 64,
     circles: int = 0,
-    **choices: Any,
+    **options: Any,
 ) -> Report:
-    """The report on `pipe`, called with `choices` (guidance_scale, steps, ...)."""
-    check_scenes(pipe)
+    """The report on `pipe`, called with `options` (guidance_scale, steps, ...)."""
+    check_scene_size(pipe)
 
     def generate(texts: list[str], seeds: list[int]) -> UInt8[NDArray, "n h w 3"]:
         call = {"seed": seeds, "batch_size": batch_size, "output": "numpy"}
-        return np.asarray(pipe(texts, **call, **choices).images)
+        return np.asarray(pipe(texts, **call, **options).images)
 
-    return alignment(generate, prompts, seed=seed, batch_size=batch_size, circles=circles)
+    return evaluate_alignment(generate, prompts, seed=seed, batch_size=batch_size, circles=circles)
 
 
-def check_scenes(pipe: Any) -> None:
-    """InputError for a model whose pictures are not squares of a size that scenes have."""
+def check_scene_size(pipe: Any) -> None:
+    """InputError unless the model generates squares of a size that scenes have."""
     height, width = pipe.defaults.height, pipe.defaults.width
     if height != width or not CANVAS <= height <= MAX_SIZE:
         raise InputError(
-            f"model: got pictures of {height} x {width}, expected scenes: squares with sides of "
-            f"{CANVAS} to {MAX_SIZE}"
+            f"model: got a default size of {height} x {width}, expected a scene model: squares of "
+            f"{CANVAS} to {MAX_SIZE} pixels"
         )

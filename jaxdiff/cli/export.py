@@ -1,4 +1,4 @@
-"""`jaxdiff export`: a trained pipeline folder, or what steers its pictures, as it is shipped."""
+"""`jaxdiff export`: write a trained pipeline, or a network that guides it, for release."""
 
 import dataclasses
 import pathlib
@@ -32,38 +32,38 @@ from jaxdiff.pipeline.request import Defaults, size_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write a pipeline folder in another dtype, with the defaults that pictures are drawn with.
+    """Write a pipeline folder with other default options or in another dtype.
 
-    A classifier or CLIP is written as classifier/ or clip/ in OUTPUT, which may be a pipeline's; a
-    LoRA or a textual inversion as the file that it is.
+    A classifier or CLIP becomes classifier/ or clip/ in OUTPUT, which may be a pipeline folder. A
+    LoRA or a textual inversion stays a file.
     """
 
     source: tyro.conf.Positional[pathlib.Path]
-    """A diffusers folder, or the workdir of a training."""
+    """A diffusers folder or the workdir of a training."""
     output: tyro.conf.Positional[pathlib.Path]
-    """The folder to write."""
+    """Output folder."""
     ema: bool = True
-    """Of a workdir: the averaged weights; otherwise those of the newest checkpoint as they are."""
+    """Export the EMA weights of a workdir, otherwise the plain weights of its newest checkpoint."""
     dtype: str = "float16"
-    """Of the stored weights: float32, bfloat16 or float16."""
+    """Dtype of the written weights: float32, bfloat16 or float16."""
     guidance_scale: float | None = None
     """Default guidance scale."""
     steps: int | None = None
     """Default number of denoising steps."""
     sampler: str | None = None
     """Default sampler."""
-    timesteps: str | None = None
-    """Default spacing of the steps."""
+    timestep_spacing: str | None = None
+    """Default spacing of the timesteps."""
     closed_vocabulary: bool | None = None
-    """Whether the captions trained on had no other words than those that are one token: others in
-    a prompt are then warned of."""
+    """Whether the training captions contained only words that are single tokens; jaxdiff then warns
+    of any other word in a prompt."""
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, read, write. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff export")
     dtype = dtype_of(options.dtype)
-    names = ("guidance_scale", "steps", "sampler", "timesteps", "closed_vocabulary")
+    names = ("guidance_scale", "steps", "sampler", "timestep_spacing", "closed_vocabulary")
     given = {name: getattr(options, name) for name in names}
     chosen = {name: value for name, value in given.items() if value is not None}
     with tempfile.TemporaryDirectory() as temporary:
@@ -74,9 +74,9 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _source(options: Options, folder: pathlib.Path) -> pathlib.Path:
-    """The folder to export: the one that is named, a training's, or made in `folder` of its state.
+    """The folder to export: SOURCE, the export of a workdir, or one made in `folder`.
 
-    InputError where there is no state to take weights from that are not averaged.
+    InputError for plain weights where there is no checkpoint.
     """
     source = options.source
     if options.ema and (source / "export").is_dir():
@@ -85,36 +85,36 @@ def _source(options: Options, folder: pathlib.Path) -> pathlib.Path:
         write_export(source, folder, ema=options.ema)
         return folder
     if not options.ema:
-        raise InputError(f"ema: got no for {source} without checkpoints, expected a workdir")
+        raise InputError(f"ema: got false for {source}, expected a workdir with checkpoints")
     return source
 
 
 def _export(
     source: pathlib.Path, output: pathlib.Path, chosen: Mapping[str, Any], dtype: Dtype
 ) -> None:
-    """Write whatever lies in `source`."""
-    companions = [name for name in AUXILIARY_COMPONENTS if (source / name).is_dir()]
+    """Write the pipeline or the components in `source`."""
+    auxiliary = [name for name in AUXILIARY_COMPONENTS if (source / name).is_dir()]
     pipeline = (source / INDEX).exists()
     files = [] if pipeline else sorted(source.glob("*.safetensors"))
-    addons = {file: found.layout for file in files if (found := _addon(file)) is not None}
-    if pipeline or not (companions or addons):
+    adapters = {file: found.layout for file in files if (found := _find_adapter(file)) is not None}
+    if pipeline or not (auxiliary or adapters):
         _export_pipeline(source, output, chosen, dtype)
     elif chosen:
         name, value = next(iter(chosen.items()))
         raise InputError(f"{name}: got {value} for {source}, expected a folder with {INDEX}")
-    for file, layout in addons.items():
+    for file, layout in adapters.items():
         if layout == "LoRA":
             write_lora(output / file.name, file, dtype=dtype)
         else:
             convert_inversion(output / file.name, file, dtype=dtype)
-    for name in companions:
+    for name in auxiliary:
         write_component(output / name, read_component(source / name), dtype=dtype)
         for file in (PREPROCESSOR, PROMPT_LABELS):
             if (source / name / file).is_file():
                 write_object(output / name / file, read_object(source / name / file))
 
 
-def _addon(file: pathlib.Path) -> AdapterInfo | None:
+def _find_adapter(file: pathlib.Path) -> AdapterInfo | None:
     return find_adapter(file, read_weights(file))
 
 

@@ -1,4 +1,4 @@
-"""`jaxdiff inspect`: what a checkpoint is, without reading its weights."""
+"""`jaxdiff inspect`: describe a checkpoint without reading its weights."""
 
 import argparse
 import json
@@ -10,13 +10,13 @@ from jaxdiff.checkpoints.description import Description, describe
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parse `arguments`, look, print. Raises InputError for what is no checkpoint."""
-    # argparse, for tyro takes half of the second in which this command answers.
+    """Parse `arguments`, print a description. Raises InputError for what is no checkpoint."""
+    # argparse, because importing tyro would double the time that this command takes.
     parser = argparse.ArgumentParser(
-        prog="jaxdiff inspect", description="Say what a checkpoint is, without reading its weights."
+        prog="jaxdiff inspect", description="Describe a checkpoint without reading its weights."
     )
     parser.add_argument("checkpoint", type=pathlib.Path, help="a folder or a file")
-    parser.add_argument("--variant", help='weights of a folder such as "fp16"')
+    parser.add_argument("--variant", help='variant of the weights in a folder, such as "fp16"')
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(list(arguments))
     found = describe(options.checkpoint, variant=options.variant)
@@ -24,11 +24,11 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def table(found: Description) -> str:
-    """A description for reading."""
+    """The description as text."""
     predicts = f", predicts {found.prediction_type}" if found.prediction_type else ""
     lines = [f"{found.path}: {found.family} ({found.layout}){predicts}"]
     if found.facts is not None:
-        lines.append(f"  {_in_words(found.facts)}")
+        lines.append(f"  {_summary(found.facts)}")
     rows = [
         (p.name, p.class_name, f"{p.parameters:,}", " ".join(p.dtypes), f"{p.nbytes / 1e6:,.1f} MB")
         for p in found.parts
@@ -45,16 +45,16 @@ def table(found: Description) -> str:
     return "\n".join(lines)
 
 
-def _in_words(facts: LoRAInfo | TextualInversionInfo) -> str:
-    """What a LoRA or a textual inversion is, in one line."""
+def _summary(facts: LoRAInfo | TextualInversionInfo) -> str:
+    """A LoRA or a textual inversion in one line."""
     if isinstance(facts, TextualInversionInfo):
         widths = ", ".join(f"{name} {width}" for name, width in facts.widths.items())
-        return f"word {facts.word!r}, vectors {facts.vectors}, widths {widths}"
-    said = {
-        "spelling": facts.spelling,
+        return f"token {facts.word!r}, vectors {facts.vectors}, widths {widths}"
+    values = {
+        "keys": facts.spelling,
         "ranks": " ".join(map(str, facts.ranks)),
         "modules": " ".join(f"{name} {count}" for name, count in facts.modules.items()),
         "LoCon convolutions": "yes" if facts.convolutions else "no",
-        "not read": " ".join(f"{kind} {count}" for kind, count in facts.unread.items()),
+        "ignored keys": " ".join(f"{kind} {count}" for kind, count in facts.unread.items()),
     }
-    return ", ".join(f"{name} {value}" for name, value in said.items() if value)
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value)

@@ -1,4 +1,4 @@
-"""`jaxdiff COMMAND ...`: find the command, run it, turn a user's mistake into one sentence."""
+"""`jaxdiff COMMAND ...`: run a command; an InputError becomes one sentence on stderr."""
 
 import importlib
 import sys
@@ -7,20 +7,21 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from jaxdiff.core.aliases import OPTIONS, rename_options
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED
 from jaxdiff.core.validate import one_of
 
 COMMANDS = {
-    "generate": "draw pictures from prompts",
+    "generate": "generate images from prompts",
     "train": "train a model from a config file",
-    "cache-latents": "encode pictures once, to train from their latents",
-    "export": "gather trained components into one diffusers folder",
-    "convert": "write a checkpoint in another layout",
-    "inspect": "say what a checkpoint is",
-    "evaluate": "measure how well the pictures follow their prompts",
-    "sweep": "draw and measure rules of guidance against scales",
-    "strip": "draw one picture on its way from noise",
+    "cache-latents": "encode images once, to train from their latents",
+    "export": "write a trained model as a diffusers folder",
+    "convert": "convert a checkpoint to another layout",
+    "inspect": "describe a checkpoint",
+    "evaluate": "measure how well a scene model follows its prompts",
+    "sweep": "compare guidance rules, samplers and scales",
+    "strip": "show one generation step by step",
 }
 USAGE = "usage: jaxdiff COMMAND ...\n\n" + "\n".join(
     f"  {name:13s} {text}" for name, text in COMMANDS.items()
@@ -30,13 +31,14 @@ USAGE = "usage: jaxdiff COMMAND ...\n\n" + "\n".join(
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run one command and return its exit code: 0 done, 2 bad input, 130 interrupted.
 
-    Each command is a module of this folder (_ for -) with a function `run(arguments)`, imported
-    only when it is asked for, so that `--help` does not wait for jax.
+    Each command is a module of this folder (_ for -) with a function `run(arguments)`. It is
+    imported only when needed, so that `--help` does not wait for jax.
     """
     warnings.showwarning = _warn
     SHUTDOWN_REQUESTED.clear()
     try:
-        importlib.import_module(f"jaxdiff.cli.{command.replace('-', '_')}").run(arguments)
+        module = importlib.import_module(f"jaxdiff.cli.{command.replace('-', '_')}")
+        module.run(rename_options(arguments, OPTIONS.get(command, {})))
     except (InputError, KeyboardInterrupt) as error:
         return report(command, error)
     finally:
@@ -45,7 +47,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
 
 
 def report(command: str, error: BaseException) -> int:
-    """Say on stderr what ended a command, unless it has been said, and return the exit code."""
+    """Print on stderr what ended a command and return the exit code."""
     if isinstance(error, SystemExit):
         return int(error.code or 0)
     if isinstance(error, InputError):
@@ -59,10 +61,10 @@ def report(command: str, error: BaseException) -> int:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning as one line on stderr, without the place in the code."""
+    """Print a warning as one line on stderr, without its location in the code."""
     print(f"warning: {message}", file=sys.stderr)
     if str(message).startswith("Error reading persistent compilation cache entry"):
-        from jaxdiff.pipeline import cache  # jax is there, since it warns
+        from jaxdiff.pipeline import cache  # jax gave the warning, so it is loaded
 
         cache.prune_corrupt()
 

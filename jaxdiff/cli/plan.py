@@ -1,4 +1,4 @@
-"""`--plan TOPOLOGY ...` of train.py and generate.py: what a program takes on absent chips."""
+"""`--plan TOPOLOGY ...` of train.py and generate.py: compile for devices that are absent."""
 
 import json
 import sys
@@ -19,18 +19,18 @@ from jaxdiff.training.config import TrainConfig
 def plan_training(
     config: TrainConfig, names: Sequence[str], *, largest: bool, as_json: bool
 ) -> None:
-    """Print what a step of `config` takes on each of the topologies; raises InputError."""
+    """Print the plan of a training step on each topology; raises InputError."""
     show_plans(names, training_planner(config, largest=largest), as_json=as_json)
 
 
 def plan_sampling(arguments: Sequence[str]) -> None:
-    """Parse `arguments` and print the plans of the sampling loop; raises InputError."""
+    """Parse `arguments` and print the plan of the sampling loop on each topology."""
     options = tyro.cli(SamplingOptions, args=arguments, prog="generate.py")
     show_plans(options.plan, sampling_planner(options), as_json=options.json)
 
 
 def show_plans(names: Sequence[str], plan: Planner, *, as_json: bool) -> None:
-    """Print the plan of each topology as soon as it is there, or all of them as one JSON object."""
+    """Print the plan of each topology as soon as it is ready, or all as one JSON object."""
     topologies = [parse(name) for name in names]
     jax.config.update("jax_platforms", "cpu")
     found: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""`jaxdiff strip`: one picture on its way from noise, step by step."""
+"""`jaxdiff strip`: one generation step by step, from noise to the image."""
 
 import dataclasses
 import pathlib
@@ -7,68 +7,69 @@ from collections.abc import Sequence
 import numpy as np
 import tyro
 
-from jaxdiff.cli.labelled import table
+from jaxdiff.cli.image_grid import labelled_grid
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 
-COLUMNS = 8  # where no steps are named
-LABELS = (
-    "x0: the picture that the guided model predicts at this step",
-    "x: the noisy latent that it sees, over sqrt(alpha^2 + sigma^2), decoded",
+COLUMNS = 8  # by default
+ROW_LABELS = (
+    "x0: the image that the guided model predicts at this step",
+    "x: the noisy latent that it predicts from, over sqrt(alpha^2 + sigma^2), decoded",
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw what one generation holds at several steps: its prediction, and its noisy latents."""
+    """Show one generation at several steps: the predicted image and the noisy latents."""
 
     prompt: tyro.conf.Positional[str]
-    """What to draw."""
-    at: str | None = None
-    """The steps to show, counted from 0, such as 0,2,5,10; left out: eight from first to last."""
+    """The prompt."""
+    show_steps: str | None = None
+    """Steps to show, counted from 0, such as 0,2,5,10. Default: eight from first to last."""
     model: str | None = None
-    """A diffusers folder, a checkpoint file or a Hub repository; left out: the embedded model."""
+    """A diffusers folder, a checkpoint file or a Hub repository. Default: the embedded model."""
     negative_prompt: str | None = None
-    """What to keep out of the picture."""
+    """What the image should not show."""
     guidance: str | None = None
-    """The rule of guidance, such as apg:eta=0.2 or cfg+interval:lo=0.3,hi=5."""
+    """Guidance rule, such as apg:eta=0.2 or cfg+interval:lo=0.3,hi=5."""
     guidance_scale: float | None = None
-    """Strength of the guidance."""
+    """Guidance scale."""
     classifier_scale: float | None = None
-    """How far the model's classifier steers the picture towards the prompt."""
+    """Scale of classifier guidance."""
     steps: int | None = None
-    """Denoising steps."""
+    """Number of denoising steps."""
     sampler: str | None = None
-    """The rule of one step."""
-    timesteps: str | None = None
-    """Spacing of the steps."""
+    """Sampler."""
+    timestep_spacing: str | None = None
+    """Spacing of the timesteps."""
     seed: int = 0
-    """Of the picture."""
+    """Seed of the image."""
     output: pathlib.Path = pathlib.Path("strip.png")
     """The PNG file to write."""
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parse `arguments`, draw, write. Raises InputError on bad input."""
+    """Parse `arguments`, generate, write. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff strip")
-    named = None if options.at is None else _numbers(options.at)
-    check_file(options.output)  # before a picture is drawn for it
+    shown = None if options.show_steps is None else _step_numbers(options.show_steps)
+    check_file(options.output)  # before anything is generated
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
     pipe = jaxdiff.load(options.model)
-    left_out = ("prompt", "at", "model", "output")
-    fields = (field.name for field in dataclasses.fields(options) if field.name not in left_out)
+    own = ("prompt", "show_steps", "model", "output")
+    fields = (field.name for field in dataclasses.fields(options) if field.name not in own)
     choices = {name: getattr(options, name) for name in fields}
     request = pipe.resolve(options.prompt, **choices)
-    if named is None:
-        named = spread(request.steps, COLUMNS)
-    seen = pipe(options.prompt, output="latent", watch=named, **choices).watched
-    pictures = pipe.decode_latents(np.concatenate([seen.x0[:, 0], seen.unit_variance[:, 0]]))
+    if shown is None:
+        shown = evenly_spaced(request.steps, COLUMNS)
+    out = pipe(options.prompt, output="latent", intermediate_steps=shown, **choices)
+    seen = out.intermediates
+    images = pipe.decode_latents(np.concatenate([seen.x0[:, 0], seen.unit_variance[:, 0]]))
     columns = len(seen.steps)
-    rows = [list(pictures[:columns]), list(pictures[columns:])]
-    with np.errstate(divide="ignore"):  # pure noise has ratio inf
+    rows = [list(images[:columns]), list(images[columns:])]
+    with np.errstate(divide="ignore"):  # of pure noise: inf
         ratios = seen.sigma / seen.alpha
-    heads = [
+    column_labels = [
         f"step {step}\nnoise {ratio:.3g}" for step, ratio in zip(seen.steps, ratios, strict=True)
     ]
     title = (
@@ -77,17 +78,17 @@ def run(arguments: Sequence[str]) -> None:
         "noise = sigma / alpha)"
     )
     with atomic_file(options.output) as temporary:
-        table(rows, LABELS, heads, title=title).save(temporary, format="PNG")
+        labelled_grid(rows, ROW_LABELS, column_labels, title=title).save(temporary, format="PNG")
     print(options.output)
 
 
-def spread(steps: int, count: int) -> list[int]:
-    """Up to `count` steps from the first to the last, at even distances."""
+def evenly_spaced(steps: int, count: int) -> list[int]:
+    """Up to `count` evenly spaced steps, from the first to the last."""
     return sorted({round(i) for i in np.linspace(0, steps - 1, count)})
 
 
-def _numbers(text: str) -> list[int]:
+def _step_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"at: got {text!r}, expected steps such as 0,2,5,10") from None
+        raise InputError(f"show_steps: got {text!r}, expected steps such as 0,2,5,10") from None

@@ -1,21 +1,21 @@
-"""The measures of a sweep as curves over the guidance scale."""
+"""Plots of the results of a sweep over the guidance scale."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxdiff.cli.sweep_results import Cell, Combination, Results
+from jaxdiff.cli.sweep_results import Combination, Results, SweepPoint
 
-# Of each panel: the kind of result and the line of each name; the last two need judged pictures.
+# Of each panel: the kind of result, and the line style of each name.
 PANELS: tuple[tuple[str, Mapping[str, str]], ...] = (
-    ("shares", {"one all right": "-", "two all right": "--"}),
+    ("accuracies", {"one object correct": "-", "two objects correct": "--"}),
     ("measures", {"diversity": "-"}),
     ("measures", {"chroma": "-", "clipped": "--"}),
     ("measures", {"contrast": "-"}),
 )
 
 
-OVERLAID = 5  # combinations that are told apart in one set of panels
+MAX_OVERLAID = 5  # combinations in one row of panels
 
 
 def plot(
@@ -24,25 +24,25 @@ def plot(
     scales: Sequence[float],
     path: pathlib.Path,
 ) -> None:
-    """Write the curves as a PNG: a colour for each combination, shares with their errors.
+    """Write the curves as a PNG: a colour for each combination, accuracies with their errors.
 
-    Where there are many, each has a row of panels of its own, with the first one in grey beside it.
+    If there are many combinations, each has a row of panels, which shows the first one in grey too.
     """
     import matplotlib  # only here: nothing else needs it
 
     matplotlib.use("agg")
     from matplotlib.figure import Figure
 
-    found = [results.cells[Cell(c, s)] for c in combinations for s in scales]
+    found = [results.points[SweepPoint(c, s)] for c in combinations for s in scales]
     panels = [
         (kind, styles)
         for kind, styles in PANELS
         if any(name in result.get(kind, {}) for name in styles for result in found)
     ]
     first, *others = combinations
-    overlaid = len(combinations) <= OVERLAID
+    overlaid = len(combinations) <= MAX_OVERLAID
     rows = [list(combinations)] if overlaid else [[first, other] for other in others]
-    colours = [f"C{n}" for n in range(OVERLAID)] if overlaid else ["0.7", "C0"]
+    colours = [f"C{n}" for n in range(MAX_OVERLAID)] if overlaid else ["0.7", "C0"]
     height = 4 if overlaid else 2.4
     figure = Figure(figsize=(4 * len(panels), height * len(rows)), layout="constrained", dpi=100)
     grid = figure.subplots(len(rows), len(panels), squeeze=False, sharex=True, sharey="col")
@@ -65,11 +65,11 @@ def plot(
         for name, style in styles.items():
             axes[0].plot([], [], style, color="grey", label=name)
         axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    told = list(combinations) if overlaid else [first]
+    shown = list(combinations) if overlaid else [first]
     if len(combinations) > 1:
-        pairs = zip(told, colours, strict=False)
+        pairs = zip(shown, colours, strict=False)
         handles = [grid[0][0].plot([], [], color=colour)[0] for _, colour in pairs]
-        names = [_name(c, combinations) for c in told]
+        names = [_name(c, combinations) for c in shown]
         figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, format="png")
 
@@ -81,9 +81,9 @@ def _name(combination: Combination, among: Sequence[Combination]) -> str:
 def _points(
     results: Results, combination: Combination, scales: Sequence[float], kind: str, name: str
 ) -> list[tuple[float, float, float]]:
-    """Scale, value and standard error where there is one, from small scales to large ones."""
+    """Scale, value and standard error (0 if it has none), sorted by scale."""
     found: list[tuple[float, Any]] = [
-        (scale, results.cells[Cell(combination, scale)].get(kind, {}).get(name))
+        (scale, results.points[SweepPoint(combination, scale)].get(kind, {}).get(name))
         for scale in sorted(scales)
     ]
     return [

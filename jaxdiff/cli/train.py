@@ -1,6 +1,6 @@
-"""`train.py CONFIG --workdir FOLDER [--any.field value]`: train, or go on where it stopped.
+"""`train.py CONFIG --workdir FOLDER [--any.field value]`: start or resume a training.
 
-With `--plan TOPOLOGY` nothing is trained: see `planning`.
+With `--plan TOPOLOGY` the training step is compiled for absent devices: see `planning`.
 """
 
 import dataclasses
@@ -51,23 +51,23 @@ from jaxdiff.training.config import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a command line asks for."""
+    """The options of the command line."""
 
     config: TrainConfig
     workdir: pathlib.Path
     export_only: bool
-    ema_width: float | None
+    ema_std: float | None
     job: DistributedConfig
 
 
 Workdir = Annotated[
     pathlib.Path,
-    tyro.conf.arg(help="where checkpoints, log, samples and export go; the same again resumes"),
+    tyro.conf.arg(help="folder for checkpoints, log, samples and export; the same command resumes"),
 ]
-ExportOnly = Annotated[bool, tyro.conf.arg(help="only write the export of the newest checkpoint")]
-Width = Annotated[
+ExportOnly = Annotated[bool, tyro.conf.arg(help="only export the newest checkpoint")]
+EMAStd = Annotated[
     float | None,
-    tyro.conf.arg(help="export the power-function average of this relative width (ema.widths)"),
+    tyro.conf.arg(help="export the power-function EMA of this relative standard deviation"),
 ]
 # The fields of the config get no prefix of their own: --steps, --optimiser.learning-rate.
 Fields = Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -77,11 +77,11 @@ def load_config(path: pathlib.Path) -> TrainConfig:
     """The `config` that the Python file at `path` defines."""
     if not path.is_file():
         raise InputError(
-            f"config: got {path}, expected a Python file such as configs/scenes_vae.py"
+            f"config: got {path}, expected an existing Python file such as configs/scenes_vae.py"
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise InputError(f"config: got {path}, expected a file that ends in .py")
+        raise InputError(f"config: got {path}, expected a file name that ends in .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = getattr(module, "config", None)
@@ -103,49 +103,53 @@ def parse(arguments: Sequence[str]) -> Options:
         *,
         workdir: Workdir,
         export_only: ExportOnly = False,
-        ema_width: Width = None,
+        ema_std: EMAStd = None,
         job: Annotated[DistributedConfig, tyro.conf.arg(name="")] = DistributedConfig(),  # noqa: B008 - it is frozen
         config: Fields = given,
     ) -> Options:
         return Options(
-            config=config, workdir=workdir, export_only=export_only, ema_width=ema_width, job=job
+            config=config, workdir=workdir, export_only=export_only, ema_std=ema_std, job=job
         )
 
     return tyro.cli(
         options,
         prog=f"train.py {arguments[0]}",
-        description="Train, or go on where training stopped.",
+        description="Start or resume a training.",
         args=list(arguments[1:]),
         config=(tyro.conf.AvoidSubcommands,),
     )
 
 
 def plan(arguments: Sequence[str]) -> None:
-    """Plan what `CONFIG --plan TOPOLOGY ...` asks for."""
+    """Print the plans of `CONFIG --plan TOPOLOGY ...`."""
     given = load_config(pathlib.Path(arguments[0]))
 
     def options(
         *,
-        plan: Annotated[tuple[str, ...], tyro.conf.arg(help="such as v5p:4x4x4 or h200:8")],
-        largest: Annotated[bool, tyro.conf.arg(help="look for the largest batch too")] = True,
+        plan: Annotated[
+            tuple[str, ...], tyro.conf.arg(help="topologies such as v5p:4x4x4 or h200:8")
+        ],
+        find_max_batch: Annotated[
+            bool, tyro.conf.arg(help="also find the largest batch that fits")
+        ] = True,
         json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
         config: Fields = given,
     ) -> None:
         from jaxdiff.cli.plan import plan_training
 
-        plan_training(config, plan, largest=largest, as_json=json)
+        plan_training(config, plan, largest=find_max_batch, as_json=json)
 
     tyro.cli(
         options,
         prog=f"train.py {arguments[0]}",
-        description="Compile the training step for TPUs that are not here, and say what it takes.",
+        description="Compile the training step for absent TPUs or GPUs; report memory and time.",
         args=list(arguments[1:]),
         config=(tyro.conf.AvoidSubcommands,),
     )
 
 
 def experiment(config: TrainConfig, workdir: pathlib.Path) -> Experiment:
-    """The objective of `config` wired up."""
+    """The experiment of the config's objective."""
     kinds = {
         VAEObjective: vae_experiment,
         CLIPObjective: clip_experiment,
@@ -185,7 +189,7 @@ def _train(options: Options) -> None:
     workdir = options.workdir
     cache.enable()
     config, checkpoints = options.config, workdir / CHECKPOINTS
-    # What can be refused is refused before the workdir is touched.
+    # Raise errors before the workdir is touched.
     check_batch_size(config.batch_size // config.accumulate, mesh_of(config.mesh))
     if config.wandb is not None:
         import_wandb()
@@ -204,7 +208,7 @@ def _train(options: Options) -> None:
                 record(config, now, workdir)
             trainer = Trainer(config, workdir, store, parts)
             train_until_stopped(trainer)
-    folder = trainer.export(options.ema_width)
+    folder = trainer.export(options.ema_std)
     if is_first():
         print(f"train: exported to {folder}", file=sys.stderr)
     all_agree(True)  # the others wait here, as long as it takes to write

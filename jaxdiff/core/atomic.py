@@ -88,8 +88,8 @@ def _check_target(target: pathlib.Path, marker: str) -> None:
         raise InputError(f"{target}: got a file, expected a folder to write to")
     if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
         raise InputError(
-            f"{target}: got a folder with other things in it, expected a new or an empty one "
-            f"(or one with {marker}, to replace)"
+            f"{target}: got a folder with other files in it, expected a new or empty folder, "
+            f"or one with {marker}, which is then replaced"
         )
 
 

@@ -15,7 +15,7 @@ _JSON: dict[Any, str] = {
     int: "an integer",
     float: "a number",
     bool: "true or false",
-    str: "a text",
+    str: "a string",
     type(None): "null",
 }
 

@@ -19,9 +19,9 @@ def positive(name: str, value: Number) -> Number:
 
 
 def non_negative(name: str, value: Number) -> Number:
-    """Return `value` if it is a finite number from zero on."""
+    """Return `value` if it is a finite number of at least zero."""
     if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{name}: got {value}, expected a number from 0 on")
+        raise InputError(f"{name}: got {value}, expected a number of at least 0")
     return value
 
 

@@ -43,8 +43,8 @@ class BadSampleCounter:
         if total > self.floor and total > self.limit * self._seen:
             listed = ", ".join(f"{n} {name}" for name, n in self._reasons.most_common())
             raise InputError(
-                f"data: got {total} broken of {self._seen} items ({listed}), "
-                f"expected at most the share {self.limit:g} (data.max_broken)"
+                f"data: got {total} bad samples among {self._seen} ({listed}), "
+                f"expected at most the fraction {self.limit:g} (data.max_broken)"
             )
 
     def counts(self) -> dict[str, int]:

@@ -146,8 +146,8 @@ def pack_arrays(arrays: Mapping[str, NDArray], dtype: str) -> dict[str, bytes]:
             small = array.astype(DTYPES[dtype])
         if not np.isfinite(small).all():
             raise InputError(
-                f"dtype: got {dtype} for {name} up to {np.abs(array).max():g}, expected one that "
-                "has such numbers: bfloat16 or float32"
+                f"dtype: got {dtype} for {name} up to {np.abs(array).max():g}, expected a "
+                "dtype of that range: bfloat16 or float32"
             )
         found[name] = small.tobytes()
     return found
@@ -163,8 +163,8 @@ def read_null(folder: pathlib.Path, described: LatentCacheInfo) -> dict[str, NDA
     path = folder / NULL_CAPTION_FILE
     if not path.is_file():
         raise InputError(
-            f"data.path: got {folder} without {NULL_CAPTION_FILE}, expected it: the same "
-            "cache-latents command makes it"
+            f"data.path: got {folder} without {NULL_CAPTION_FILE}, expected that file: the same "
+            "cache-latents command writes it"
         )
     try:
         record = parse_record(RecordFiles([path])[0])
@@ -192,7 +192,7 @@ class LatentSource:
         if not there or len(there) < count:
             raise InputError(
                 f"data.path: got {len(there)} of {count} shards in {folder}, expected all: "
-                "the same cache-latents command makes the others"
+                "the same cache-latents command writes the others"
             )
         for shard in there:
             if not is_readable(shard):
@@ -216,8 +216,8 @@ class LatentSource:
         for size, items in joined.items():
             if len(items) < batch_size:
                 warnings.warn(
-                    f"data: {len(items)} latents of {size[0]}x{size[1]} pixels are fewer than a "
-                    "batch and not used",
+                    f"data: {len(items)} latents of {size[0]}x{size[1]} pixels are not used, "
+                    "because they are fewer than a batch",
                     stacklevel=2,
                 )
         return [(size, items) for size, items in joined.items() if len(items) >= batch_size]

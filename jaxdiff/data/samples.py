@@ -42,7 +42,8 @@ class MapDataset:
             except BadSampleError as error:
                 self.bad_samples.broken(str(error))
         raise InputError(
-            f"data: got {self._plan.choices(position)} items, expected one that is whole"
+            f"data: got {self._plan.choices(position)} unreadable items in a row, expected a "
+            "readable one"
         )
 
     def __repr__(self) -> str:

@@ -186,7 +186,7 @@ def _times(
     if t[0] > T - 1:
         raise InputError(
             f"steps: got {num_steps}, expected fewer: with leading spacing and steps_offset "
-            f"{offset} the first time is {t[0]:.0f} and the last of the training {T - 1}"
+            f"{offset} the first timestep is {t[0]:.0f}, and the model was trained up to {T - 1}"
         )
     return np.round(t) if convention.integer_timesteps else t
 
@@ -231,7 +231,7 @@ def make_timestep_grid(
         t, sigma_edm = _apply_sigma_schedule(sigma_schedule, table, sigma_edm, convention)
     if np.any(np.diff(sigma_edm) >= 0):
         raise InputError(
-            f"steps: got {num_steps}, expected fewer: two of them would be at one time"
+            f"steps: got {num_steps}, expected fewer, so that no two have the same timestep"
         )
     final = table[0] if options.final_sigma_is_sigma_min(convention) else 0.0
     alpha, sigma = alpha_sigma_from_edm(np.append(sigma_edm, final))

@@ -1,4 +1,4 @@
-"""How far apart two sets of pictures are, as Gaussians in a space of features."""
+"""The Frechet distance of two sets of images, as Gaussians in a feature space (FID)."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jaxdiff.core.types import Float, NDArray
 
 
 class Moments(NamedTuple):
-    """What is kept of a set of features."""
+    """Mean and covariance of a set of features."""
 
     mean: Float[NDArray, "d"]
     covariance: Float[NDArray, "d d"]
@@ -18,7 +18,9 @@ class Moments(NamedTuple):
 def moments(features: Float[NDArray, "n d"]) -> Moments:
     """Mean and unbiased covariance, in float64; InputError for fewer than two."""
     if len(features) < 2:
-        raise InputError(f"features: got those of {len(features)} pictures, expected at least 2")
+        raise InputError(
+            f"features: got the features of {len(features)} images, expected at least 2"
+        )
     exact = features.astype(np.float64)
     return Moments(exact.mean(axis=0), np.atleast_2d(np.cov(exact, rowvar=False)))
 
@@ -27,22 +29,22 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (1706.08500, eq. 6).
 
     The trace of the root is the sum of the roots of the eigenvalues of R C_b R, R R = C_a, which
-    is symmetric. Covariances of few pictures make the distance too large, by an amount that falls
-    about as one over their number: only numbers of as many pictures of the same kind compare.
+    is symmetric. With few images the distance is too large, by an amount that falls roughly as one
+    over their number. So compare only distances of equally many images of the same kind.
     """
     values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * _roots(values)) @ vectors.T
+    root = (vectors * _safe_sqrt(values)) @ vectors.T
     shared = np.linalg.eigvalsh(root @ b.covariance @ root)
-    cross = _roots(shared).sum()
+    cross = _safe_sqrt(shared).sum()
     apart = np.sum((a.mean - b.mean) ** 2)
     spread = np.trace(a.covariance) + np.trace(b.covariance)
     return float(apart + spread - 2 * cross)
 
 
-def _roots(values: Float[NDArray, "d"]) -> Float[NDArray, "d"]:
-    """Square roots of eigenvalues, of those that are nothing but rounding 0.
+def _safe_sqrt(values: Float[NDArray, "d"]) -> Float[NDArray, "d"]:
+    """Square roots of eigenvalues; 0 for those that are only rounding errors.
 
-    Fewer pictures than dimensions leave many of these, and roots make them large.
+    Fewer images than dimensions give many of these, and the root would make them large.
     """
-    least = len(values) * np.finfo(np.float64).eps * values.max()
-    return np.sqrt(np.where(values > least, values, 0))
+    rounding = len(values) * np.finfo(np.float64).eps * values.max()
+    return np.sqrt(np.where(values > rounding, values, 0))

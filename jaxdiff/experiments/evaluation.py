@@ -22,8 +22,14 @@ from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.parallel.mesh import data_mesh, device_put_global, replicated
 from jaxdiff.pipeline.load import EMBEDDED
-from jaxdiff.scenes.report import judged, renders, some, standard_prompts, summarise
-from jaxdiff.scenes.source import Prompt
+from jaxdiff.scenes.report import (
+    render_generator,
+    score_images,
+    standard_prompts,
+    subsample,
+    summarise,
+)
+from jaxdiff.scenes.source import ScenePrompt
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 
 EVALUATED = 64  # pictures, where the config does not say
@@ -52,7 +58,7 @@ def make_evaluation(
     count, folder = _count(config, scenes), _clip(objective, scenes)
     if not count or not (scenes or folder):
         return lambda draw: {}
-    shown = list(itertools.islice(itertools.cycle(some(standard_prompts(), count)), count))
+    shown = list(itertools.islice(itertools.cycle(subsample(standard_prompts(), count)), count))
     texts = [p.text for p in shown] if scenes else validation_captions(config, count)
     begun = told(texts)
     embed = None if folder is None else _embedding(folder)
@@ -102,11 +108,11 @@ def _clip(objective: DiffusionObjective, scenes: bool) -> pathlib.Path | None:
     return EMBEDDED / CLIP if scenes else None
 
 
-def _shares(prompts: Sequence[Prompt], images: Float[NDArray, "n s s 3"]) -> dict[str, float]:
+def _shares(prompts: Sequence[ScenePrompt], images: Float[NDArray, "n s s 3"]) -> dict[str, float]:
     """Shares of right answers: of pictures with everything right, and by what is asked."""
-    scores = judged(prompts, to_bytes(images))
+    scores = score_images(prompts, to_bytes(images))
     shares = {name: share.value for name, share in summarise(prompts, scores).items()}
-    shares["all right"] = float(np.mean([s.all_right for s in scores]))
+    shares["all correct"] = float(np.mean([s.all_correct for s in scores]))
     return {re.sub(r"\W", "_", name): value for name, value in shares.items()}
 
 
@@ -114,7 +120,7 @@ def _renders(side: int) -> Float[NDArray, "n s s 3"]:
     """What the standard prompts look like, `side` pixels wide."""
     prompts = standard_prompts()
     texts = [p.text for p in prompts]
-    return normalize_images(renders(prompts, side)(texts, list(range(len(texts)))))
+    return normalize_images(render_generator(prompts, side)(texts, list(range(len(texts)))))
 
 
 def _embedding(folder: pathlib.Path) -> Embed:

@@ -14,19 +14,19 @@ from jaxdiff.guidance.classifier_free import CondUncond, NoGuidance, Outputs, pr
 class APG(CondUncond):
     """APG (2410.02416, algorithm 1), on denoised images.
 
-    d = D_cond - D_uncond becomes m = d + momentum m_before, is cut to length `radius`, and is split
-    into a part along D_cond, kept by `eta`, and the rest: D = D_cond + (w - 1) (rest + eta part).
-    With eta = 1, an infinite radius and no momentum it is classifier-free guidance. The length
+    d = D_cond - D_uncond becomes m = d + momentum m_before, is limited to length `norm_threshold`,
+    and is split into a part along D_cond, kept by `eta`, and the rest: D = D_cond + (w - 1) (rest +
+    eta part). With eta = 1, no limit and no momentum it is classifier-free guidance. The length
     grows as the square root of the number of values in an image.
     """
 
     eta: Number = 0.0
-    radius: Number = float("inf")
+    norm_threshold: Number = float("inf")
     momentum: Number = 0.0  # below 0, as in the paper, it damps what steps have in common
 
     def __post_init__(self) -> None:
         check("eta", self.eta, 0, 10)
-        check("radius", self.radius, 0, float("inf"))
+        check("norm_threshold", self.norm_threshold, 0, float("inf"))
         check("momentum", self.momentum, -1, 1)
 
     def init_state(self, x: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
@@ -45,7 +45,7 @@ class APG(CondUncond):
         moved = cond - uncond + self.momentum * state
         axes = tuple(range(1, moved.ndim))
         length = jnp.sqrt(jnp.sum(moved * moved, axes, keepdims=True))
-        shrunk = moved * jnp.minimum(1, self.radius / jnp.where(length == 0, 1, length))
+        shrunk = moved * jnp.minimum(1, self.norm_threshold / jnp.where(length == 0, 1, length))
         part = project_onto(shrunk, cond)
         step = shrunk - part + self.eta * part
         return inputs.denoised(cond + per_image(scales.scale - 1, cond) * step), moved

@@ -30,7 +30,7 @@ class Stream(NamedTuple):
         "prompt"  # "prompt"; "null"; "negative": the negative prompt, or null without one
     )
     prompt_index: int = 0  # which of several prompts of one image
-    network: str = "main"  # "main", or "guide" for a second, weaker one
+    network: str = "main"  # "main", or "guidance_model" for a second, weaker one
     perturbed: bool = False  # with self-attention switched off in the middle of the network
 
 
@@ -137,7 +137,9 @@ class Guidance(ABC):
         """The rule for images with `num_prompts` prompts each; InputError if there is none."""
         if num_prompts == 1:
             return self
-        raise InputError(f"prompt: got {num_prompts} parts, expected 1 with this guidance")
+        raise InputError(
+            f"prompt: got {num_prompts} prompts joined by AND, expected 1 with this guidance rule"
+        )
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

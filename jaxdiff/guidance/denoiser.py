@@ -54,13 +54,15 @@ def guided_denoiser(
     does not guide, the conditional stream is run alone, and at zero velocity none. InputError where
     streams and conditioning do not fit.
     """
-    rows = {name: _rows(rule.streams, name) for name in ("main", "guide")}
+    rows = {name: _rows(rule.streams, name) for name in ("main", "guidance_model")}
     sources = {"main": ConditionedNetwork(network, weights, conditioning, prediction_type)}
     if guidance_model is not None:
-        sources["guide"] = guidance_model
+        sources["guidance_model"] = guidance_model
     for name, numbers in rows.items():
         if numbers and name not in sources:
-            raise InputError("guide: got none, expected a second model for this guidance")
+            raise InputError(
+                "guidance_model: got none, expected the weaker model that this rule needs"
+            )
         for leaf in jax.tree.leaves(sources[name].conditioning if numbers else None):
             check_shape("conditioning", leaf, (None, len(numbers), *leaf.shape[2:]))
 

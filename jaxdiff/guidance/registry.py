@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdiff.core.aliases import rename_guidance
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.guidance.apg import APG
@@ -22,16 +23,16 @@ from jaxdiff.guidance.weaker import Autoguidance, PerturbedAttention
 RULES: dict[str, Guidance] = {
     "none": NoGuidance(),
     "cfg": ClassifierFree(),
-    "three": NegativePromptGuidance(),
+    "negative": NegativePromptGuidance(),
     "apg": APG(),
     "cfg-pp": CFGPlusPlus(),
-    "cfg-zero": CFGZeroStar(),
+    "cfg-zero-star": CFGZeroStar(),
     "pag": PerturbedAttention(),
-    "auto": Autoguidance(),
+    "autoguidance": Autoguidance(),
 }
 WRAPPERS: dict[str, type[Wrapper]] = {
     "rescale": GuidanceRescale,
-    "clip": StaticThresholding,
+    "clip-sample": StaticThresholding,
     "threshold": DynamicThresholding,
     "interval": GuidanceInterval,
     "adaptive": AdaptiveGuidance,
@@ -40,11 +41,11 @@ WRAPPERS: dict[str, type[Wrapper]] = {
 
 
 def parse(text: str) -> Guidance:
-    """The rule that a text such as "apg:eta=0.2,radius=15+interval:lo=0.3,hi=5" describes.
+    """The rule that a text such as "apg:eta=0.2,norm_threshold=15+interval" describes.
 
-    First a rule, then what wraps it from the inside out, each with options. Raises InputError.
+    First a rule, then its wrappers from the inside out, each with options. Raises InputError.
     """
-    first, *others = text.split("+")
+    first, *others = rename_guidance(text).split("+")
     name, options = _part(first)
     rule = RULES[one_of("guidance", name, RULES)]
     rule = dataclasses.replace(rule, **_values(name, rule, options))
@@ -52,13 +53,15 @@ def parse(text: str) -> Guidance:
         name, options = _part(part)
         wrapped = WRAPPERS[one_of("guidance", name, WRAPPERS)](inner=rule)
         if isinstance(innermost(rule), CFGPlusPlus) and name not in _KEEPS_NOISE:
-            raise InputError(f"guidance: got cfg-pp+{name}, expected {' or '.join(_KEEPS_NOISE)}")
+            raise InputError(
+                f"guidance: got wrapper {name} for cfg-pp, expected {' or '.join(_KEEPS_NOISE)}"
+            )
         rule = dataclasses.replace(wrapped, **_values(name, wrapped, options))
     return rule
 
 
 def _part(text: str) -> tuple[str, dict[str, str]]:
-    """NAME or NAME:OPTION=VALUE,... taken apart."""
+    """The parts of NAME or NAME:OPTION=VALUE,..."""
     name, _, rest = text.strip().partition(":")
     pairs = [pair.partition("=") for pair in rest.split(",") if pair]
     for key, equals, value in pairs:
@@ -68,7 +71,7 @@ def _part(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _values(name: str, rule: Guidance, options: Mapping[str, str]) -> dict[str, Any]:
-    """Options as values of the types that the rule's fields have."""
+    """Options converted to the types of the rule's fields."""
     fields = [f for f in dataclasses.fields(rule) if f.name not in _INTERNAL]
     known = {f.name: type(getattr(rule, f.name)) for f in fields}
     values: dict[str, Any] = {}
@@ -82,7 +85,7 @@ def _values(name: str, rule: Guidance, options: Mapping[str, str]) -> dict[str, 
     return values
 
 
-# Wrappers that leave a prediction its own noise and its scale in [0, 1], which CFG++ lives by.
+# Wrappers that keep the separate noise and the scale in [0, 1] that CFG++ needs.
 _KEEPS_NOISE = ("interval", "adaptive")
 _FLAGS = {"true": True, "false": False}
-_INTERNAL = ("inner", "num_prompts", "null")  # set by what is asked for, not by name
+_INTERNAL = ("inner", "num_prompts", "null")  # set from the request, not by users

@@ -28,7 +28,7 @@ class Autoguidance(Guidance):
     @property
     def streams(self) -> tuple[Stream, ...]:
         """The prompt, read by either network."""
-        return Stream(network="guide"), Stream()
+        return Stream(network="guidance_model"), Stream()
 
     @property
     def cond_stream(self) -> int:
@@ -52,15 +52,15 @@ class Autoguidance(Guidance):
 class PerturbedAttention(Guidance):
     """PAG (2403.17377, eq. 14) beside classifier-free guidance.
 
-    g = uncond + w (cond - uncond) + k (cond - perturbed), where in the perturbed stream every pixel
-    attends only to itself in the middle of the network. At w = 1 there is no null stream.
+    g = uncond + w (cond - uncond) + scale (cond - perturbed), where in the perturbed stream every
+    pixel attends only to itself in the middle of the network. At w = 1 there is no null stream.
     """
 
-    k: Number = 3.0
+    scale: Number = 3.0
     null: bool = True
 
     def __post_init__(self) -> None:
-        check("k", self.k, 0, 1000)
+        check("scale", self.scale, 0, 1000)
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -82,7 +82,7 @@ class PerturbedAttention(Guidance):
     ) -> tuple[Prediction, PyTree]:
         """Classifier-free guidance, moved away from the perturbed stream."""
         uncond, cond = self.uncond_and_cond(outputs, scales)
-        away = self.k * (cond - outputs[-1])
+        away = self.scale * (cond - outputs[-1])
         return inputs.predict(extrapolate(uncond, cond, scales.scale) + away), state
 
     def simplify(self, scales: Sequence[float]) -> Guidance:

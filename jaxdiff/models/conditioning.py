@@ -49,7 +49,7 @@ def num_time_ids(unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel])
     wanted = unet.per_block("cross_attention_dim")[0]
     if width != wanted:
         raise InputError(
-            f"text encoders: got states of width {width}, expected the UNet's {wanted}"
+            f"text encoders: got hidden states of width {width}, expected {wanted}, as the UNet has"
         )
     if unet.addition_embed_type is None:
         if len(encoders) != 1:
@@ -57,12 +57,14 @@ def num_time_ids(unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel])
         return None
     pooled = encoders[-1].config.projection_dim
     if encoders[-1].text_projection is None or pooled is None:
-        raise InputError("text encoders: got no projection in the last, expected one")
+        raise InputError(
+            "text encoders: got a last one without text_projection, expected one with it"
+        )
     numbers = (unet.projection_class_embeddings_input_dim or 0) - pooled
     added, rest = divmod(numbers, unet.addition_time_embed_dim or 1)
     if rest or added not in (5, 6):
         raise InputError(
-            f"UNet: got {numbers} inputs beside {pooled} of pooled text, expected "
+            f"UNet: got {numbers} inputs besides {pooled} of the pooled embedding, expected "
             f"5 or 6 times {unet.addition_time_embed_dim}"
         )
     return added

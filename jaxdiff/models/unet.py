@@ -80,7 +80,10 @@ class UNet2DConditionModel(nnx.Module):
         self._check(sample, context, text_embeds, time_ids)
         _present("timestep_cond", timestep_cond, self.config.time_cond_proj_dim is not None)
         if perturbed is not None and not self._can_be_perturbed:
-            raise InputError("perturbed: got it for a UNet without attention in its middle block")
+            raise InputError(
+                "guidance: got perturbed attention for a UNet without attention in its middle "
+                "block, expected a UNet with it"
+            )
         x = sample.astype(self.dtype)
         if self.config.center_input_sample:
             x = 2 * x - 1

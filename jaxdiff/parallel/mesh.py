@@ -39,7 +39,7 @@ def axis_sizes(wanted: Sequence[int], devices: int) -> tuple[int, ...]:
     """The sizes of the axes, INFER filled in; InputError unless they take all `devices`."""
     got = ", ".join(f"{name} {size}" for name, size in zip(AXES, wanted, strict=True))
     if list(wanted).count(INFER) > 1 or any(size < 1 and size != INFER for size in wanted):
-        raise InputError(f"mesh: got {got}, expected numbers from 1, at most one of them {INFER}")
+        raise InputError(f"mesh: got {got}, expected sizes of at least 1, and at most one {INFER}")
     rest = devices // math.prod(size for size in wanted if size != INFER)
     found = tuple(rest if size == INFER else size for size in wanted)
     if math.prod(found) != devices:

@@ -31,7 +31,9 @@ def split_and(prompt: str, *, syntax: bool = True) -> list[SubPrompt]:
     if len(texts) == 1:
         return [SubPrompt(prompt, 1.0)]
     if len(texts) > MAX_PARTS:
-        raise InputError(f"prompt: got {len(texts)} parts, expected at most {MAX_PARTS}")
+        raise InputError(
+            f"prompt: got {len(texts)} prompts joined by AND, expected at most {MAX_PARTS}"
+        )
     return [_part(text) for text in texts]
 
 

@@ -40,7 +40,7 @@ class AuxiliaryModels:
         self.image_processor: CLIPImageProcessor | None = None
 
     def load_classifier(self, folder: pathlib.Path) -> None:
-        """Take the classifier of noisy latents in `folder`; InputError if it is none."""
+        """Load the classifier of noisy latents in `folder`; InputError for any other model."""
         module = read_component(folder).module
         if not isinstance(module, LatentClassifier):
             raise InputError(
@@ -49,8 +49,8 @@ class AuxiliaryModels:
         source = folder / PROMPT_LABELS
         if not source.is_file():
             raise InputError(
-                f"classifier: got {folder} without {PROMPT_LABELS}, expected that file to say how "
-                "prompts name the classifier's labels"
+                f"classifier: got {folder} without {PROMPT_LABELS}, expected that file, which "
+                "describes how prompts name the classifier's labels"
             )
         grammar = from_mapping(PromptGrammar, read_object(source), source=str(source))
         with prefix_errors(str(source)):
@@ -58,7 +58,7 @@ class AuxiliaryModels:
         self.classifier, self.grammar = module, grammar
 
     def load_clip(self, folder: pathlib.Path) -> None:
-        """Take the CLIP model in `folder`; InputError if it is none."""
+        """Load the CLIP model in `folder`; InputError for any other model."""
         module = read_component(folder).module
         if not isinstance(module, CLIPModel):
             raise InputError(f"clip: got {type(module).__name__} in {folder}, expected CLIPModel")
@@ -68,12 +68,16 @@ class AuxiliaryModels:
     def set_guidance_model(
         self, guidance_model: "Pipeline | None", channels: int, schedule: NoiseSchedule
     ) -> None:
-        """Take a weaker model; InputError if it has not these channels and this schedule."""
+        """Set the weaker model; InputError unless it has these channels and this schedule."""
         if guidance_model is not None and guidance_model.unet.config.in_channels != channels:
             got = guidance_model.unet.config.in_channels
-            raise InputError(f"guide: got {got} latent channels, expected {channels}")
+            raise InputError(
+                f"guidance_model: got a model with {got} latent channels, expected {channels}"
+            )
         if guidance_model is not None and guidance_model.schedule != schedule:
-            raise InputError("guide: got another noise schedule, expected that of the model")
+            raise InputError(
+                "guidance_model: got a model with another noise schedule, expected the same one"
+            )
         self.guidance_model = guidance_model
 
     def load_missing(self, request: Request) -> bool:
@@ -85,7 +89,9 @@ class AuxiliaryModels:
         for name in (name for name, missing in wanted.items() if missing):
             folder = None if self._home is None else self._home / name
             if folder is None or not folder.is_dir():
-                raise InputError(f"{name}: got none, expected a folder for {name}_scale")
+                raise InputError(
+                    f"{name}: got none, expected the folder of one, because {name}_scale is set"
+                )
             getattr(self, f"load_{name}")(folder)
         return any(wanted.values())
 
@@ -107,9 +113,11 @@ class AuxiliaryModels:
         return GuidanceTargets(attributes, likeness)
 
     def _labels(self, request: Request) -> list[Bool[NDArray, "b n"]]:
-        """The targets of each prompt, and which of them are known; none where nothing is guided."""
+        """The target labels of each prompt, and which are known: none at scale 0."""
         if self.classifier is None or self.grammar is None:
-            raise InputError("classifier: got none, expected a folder for classifier_scale")
+            raise InputError(
+                "classifier: got none, expected the folder of one, because classifier_scale is set"
+            )
         labels = self.classifier.config.attributes
         pairs = zip(request.prompts, request.classifier_scales, strict=True)
         found = [
@@ -119,16 +127,20 @@ class AuxiliaryModels:
         return [np.stack(column) for column in zip(*found, strict=True)]
 
     def _text(self, request: Request, tokenizer: Any) -> Float[NDArray, "b p"]:
-        """CLIP's view of the prompts."""
+        """CLIP's embeddings of the prompts."""
         texts = list(request.prompts)
         if request.prompt_syntax:
             texts = ["".join(piece.text or " " for piece in parse(text)) for text in texts]
         ids = tokenize(tokenizer, texts)
         if self.clip is None:
-            raise InputError("clip: got none, expected a folder for clip_scale")
-        room = self.clip.text_model.config.max_position_embeddings
-        if ids.shape[1] != room:
-            raise InputError(f"clip: got room for {room} tokens, expected {ids.shape[1]}")
+            raise InputError(
+                "clip: got none, expected the folder of one, because clip_scale is set"
+            )
+        tokens = self.clip.text_model.config.max_position_embeddings
+        if ids.shape[1] != tokens:
+            raise InputError(
+                f"clip: got a model for prompts of {tokens} tokens, expected {ids.shape[1]} tokens"
+            )
         return np.asarray(jax.jit(self.clip.text_embeds)(ids))
 
 

@@ -32,8 +32,8 @@ class SamplingPlan(NamedTuple):
     start: str  # see `CompiledModel.denoise`
     decode: bool
     tile: int | None  # of the VAE, in pixels
-    report: ProgressCallback | None
-    watch: tuple[int, ...]  # steps whose latents are kept
+    callback: ProgressCallback | None
+    intermediate_steps: tuple[int, ...]  # steps whose latents are kept
 
 
 class BatchOutput(NamedTuple):
@@ -73,14 +73,14 @@ class BatchRunner:
         self,
         stages: CompiledModel,
         *,
-        cell: int,
+        vae_scale_factor: int,
         channels: int,
         is_inpainting: bool,
         has_guidance_embedding: bool,
         devices: int,
     ) -> None:
         self._stages = stages
-        self._cell = cell  # pixels along the side of a latent
+        self._vae_scale_factor = vae_scale_factor
         self._channels = channels  # of latents
         self._is_inpainting = is_inpainting  # whether the network takes mask and masked image
         self._has_guidance_embedding = has_guidance_embedding  # of a guidance-distilled network
@@ -88,7 +88,11 @@ class BatchRunner:
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
         """Height, width and channels of the latents of a picture."""
-        return request.height // self._cell, request.width // self._cell, self._channels
+        return (
+            request.height // self._vae_scale_factor,
+            request.width // self._vae_scale_factor,
+            self._channels,
+        )
 
     def run(
         self, inputs: BatchInputs, plan: SamplingPlan, size: int, timer: StageTimer
@@ -116,8 +120,8 @@ class BatchRunner:
                 start=plan.start,
                 given=latents,
                 mask=mask,
-                report=plan.report,
-                watch=plan.watch,
+                callback=plan.callback,
+                intermediate_steps=plan.intermediate_steps,
             )
         watched = np.asarray(seen, np.float32).reshape(len(seen), 2, *latents.shape)
         watched = np.moveaxis(watched, 2, 0)
@@ -130,20 +134,20 @@ class BatchRunner:
         self, latents: Float[NDArray, "b h w c"], tile: int | None
     ) -> UInt8[NDArray, "b h2 w2 3"]:
         """The VAE's pictures of latents, in tiles of so many pixels or as a whole."""
-        decode, zoom, count = self._stages.decode, Fraction(self._cell), len(latents)
+        decode, zoom, count = self._stages.decode, Fraction(self._vae_scale_factor), len(latents)
         padded = -(-count // self._devices) * self._devices
         latents = latents[np.minimum(np.arange(padded), count - 1)]
         if tile is None:
             return decode(latents)[:count]
-        pictures = tiled(decode, latents, tile=tile // self._cell, cell=1, zoom=zoom)
+        pictures = tiled(decode, latents, tile=tile // self._vae_scale_factor, cell=1, zoom=zoom)
         return np.round(pictures).astype(np.uint8)[:count]
 
     def _latents(self, pictures: NDArray, tile: int | None) -> Float[NDArray, "b h w c"]:
         """The VAE's latents of pictures, in tiles of so many pixels or as a whole."""
-        encode, zoom = self._stages.latents, Fraction(1, self._cell)
+        encode, zoom = self._stages.latents, Fraction(1, self._vae_scale_factor)
         if tile is None:
             return encode(pictures)
-        return tiled(encode, pictures, tile=tile, cell=self._cell, zoom=zoom)
+        return tiled(encode, pictures, tile=tile, cell=self._vae_scale_factor, zoom=zoom)
 
     def _encode_conditioning(
         self, inputs: BatchInputs, plan: SamplingPlan
@@ -157,7 +161,7 @@ class BatchRunner:
         if inputs.pictures is not None:
             latents = self._latents(inputs.pictures, plan.tile)
         if inputs.masks is not None:
-            mask = image_inputs.downsample_mask(inputs.masks, self._cell)
+            mask = image_inputs.downsample_mask(inputs.masks, self._vae_scale_factor)
         if self._is_inpainting:
             channels = self._inpainting_channels(inputs, plan, mask)
             mask = None
@@ -188,7 +192,7 @@ class BatchRunner:
         around = np.zeros((count, plan.request.height, plan.request.width, 3), np.float32)
         if inputs.masks is not None:
             if inputs.pictures is None:
-                raise InputError("image: got latents with a mask, expected a picture")
+                raise InputError("image: got latents with a mask, expected an image")
             around = inputs.pictures * (1 - inputs.masks)
         channels = np.concatenate([mask, self._latents(around, plan.tile)], axis=-1)
         return np.repeat(channels[:, None], inputs.prompts.zero_out.shape[1], axis=1)

@@ -197,14 +197,15 @@ class CompiledModel:
         start: str = "noise",
         given: Float[NDArray, "b h w c"] | None = None,
         mask: Float[NDArray, "b h w 1"] | None = None,
-        report: ProgressCallback | None = None,
-        watch: Collection[int] = (),
+        callback: ProgressCallback | None = None,
+        intermediate_steps: Collection[int] = (),
     ) -> Denoised:
         """Latents after the steps of `step_range`, in chunks of about CHUNK_S seconds.
 
         `start` says what the first step begins from: "noise"; the latents `given`, with noise
         ("image") or as noisy as they are ("latents"). With a `mask` they stay where it is 0.
-        The steps to `watch` are chunks of their own, which changes no bit and compiles nothing.
+        Each of the `intermediate_steps` is a chunk of its own; that changes no bit and compiles
+        nothing.
         """
         graphs, params = self._networks(rule, targets)
         eps, w, k, x0, m, s = self._split((noise, scales, keys, given, mask, targets))
@@ -222,9 +223,9 @@ class CompiledModel:
             sampler=sampler,
         )
         done, chunk, watched = first, 1, []
-        ends = {last, *watch, *(i + 1 for i in watch)}
+        ends = {last, *intermediate_steps, *(i + 1 for i in intermediate_steps)}
         while done < last:
-            began = gather_leading_axis(carry.x) if done in watch else None
+            began = gather_leading_axis(carry.x) if done in intermediate_steps else None
             started = time.perf_counter()
             stop = min(done + chunk, *(end for end in ends if end > done))
             bounds = np.int32(done), np.int32(stop)
@@ -236,8 +237,8 @@ class CompiledModel:
             done = stop
             if began is not None:
                 watched.append((began, gather_leading_axis(carry.x0)))
-            if report:
-                report(done - first, last - first)
+            if callback:
+                callback(done - first, last - first)
         return Denoised(gather_leading_axis(carry.x), watched)
 
     def _networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
@@ -245,7 +246,7 @@ class CompiledModel:
         needed = {
             "unet": self._unet,
             "guidance_model": self._auxiliary.guidance_model
-            if any(s.network == "guide" for s in rule.streams)
+            if any(s.network == "guidance_model" for s in rule.streams)
             else None,
             "classifier": self._auxiliary.classifier if targets.classifier else None,
             "clip": self._auxiliary.clip if targets.clip else None,

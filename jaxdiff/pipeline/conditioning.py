@@ -64,18 +64,22 @@ class TextConditioner:
         for name in ("prompt_2", "negative_prompt_2"):
             got = next(filter(None, getattr(request, name.replace("prompt", "prompts"))), None)
             if got is not None and self.encoders == 1:
-                raise InputError(f"{name}: got {got!r:.60}, expected none for one text encoder")
+                raise InputError(
+                    f"{name}: got {got!r:.60}, expected none for a model with one text encoder"
+                )
         pairs = zip(request.negative_prompts, request.negative_prompts_2, strict=True)
         for first, second in pairs if self.zero_uncond else ():
             if second and first is None:
                 raise InputError(
                     f"negative_prompt_2: got {second!r:.60} without a negative_prompt, "
-                    'expected both ("" is one)'
+                    'expected a negative_prompt too (it may be "")'
                 )
         for name in SDXL_SIZE_FIELDS if self.num_time_ids is None else ():
             if getattr(request, name) not in (None, (0, 0)):
                 got = getattr(request, name)
-                raise InputError(f"{name}: got {got}, expected none for a model without sizes")
+                raise InputError(
+                    f"{name}: got {got}, expected none for a model that does not take sizes"
+                )
 
     def time_ids(
         self, request: Request, prompted: Sequence[bool]

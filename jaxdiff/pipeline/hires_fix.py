@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
 from jaxdiff.pipeline import image_inputs
@@ -13,20 +14,21 @@ from jaxdiff.pipeline.pipeline import Output, Pipeline
 MAX_ENLARGEMENT = 8.0
 
 
+@rename_arguments
 def hires_fix(
     pipe: Pipeline,
     *arguments: Any,
     scale: float = 2.0,
-    redrawn: float = 0.7,
+    hires_strength: float = 0.7,
     output: str = "pil",
     **options: Any,
 ) -> Output:
-    """Draw small, enlarge the latents `scale` times, redraw that share of them at that size.
+    """Generate at the given size, upscale the latents by `scale`, refine with `hires_strength`.
 
-    Models draw whole scenes best at the size that they were trained at. The other arguments are
-    those of calling `pipe`. Sizes are rounded to what the model can draw. Raises InputError.
+    Models compose images best at the size that they were trained at. The other arguments are those
+    of calling `pipe`. Sizes are rounded to what the model can generate. Raises InputError.
     """
-    in_range("hires scale", scale, 1, MAX_ENLARGEMENT)
+    in_range("hires_scale", scale, 1, MAX_ENLARGEMENT)
     first = pipe(*arguments, output="latent", **options)
     cell = pipe.vae.config.downscale
     height, width = (round(scale * x / cell) for x in (first.request.height, first.request.width))
@@ -36,7 +38,7 @@ def hires_fix(
         *arguments,
         **(kept | size),
         image=image_inputs.enlarge(np.asarray(first.images), height, width),
-        strength=redrawn,
+        strength=hires_strength,
         output=output,
     )
     return _together(first, second)
@@ -50,16 +52,19 @@ def refine(
     output: str = "pil",
     **options: Any,
 ) -> Output:
-    """Let `base` go the share `start` of the way from noise, and `refiner` the rest.
+    """Run `base` for the fraction `start` of the denoising process, and `refiner` for the rest.
 
     An ensemble of experts, as SDXL's base and refiner are (2307.01952, section 2.5). The other
     arguments are those of calling `base`; a refiner with one text encoder reads `prompt` alone.
     Raises InputError.
     """
-    in_range("refiner start", start, 0, 1)
+    in_range("refiner_start", start, 0, 1)
     channels = [pipe.vae.config.latent_channels for pipe in (base, refiner)]
     if channels[0] != channels[1]:
-        raise InputError(f"refiner: got {channels[1]} latent channels, expected {channels[0]}")
+        raise InputError(
+            f"refiner: got a model with {channels[1]} latent channels, expected {channels[0]}, as "
+            "the base model has"
+        )
     first = base(*arguments, denoising_end=start, output="latent", **options)
     kept = {k: v for k, v in options.items() if k not in ("image", "mask", "latents", "strength")}
     if len(refiner.text_encoders) == 1:
@@ -71,6 +76,6 @@ def refine(
 
 
 def _together(first: Output, second: Output) -> Output:
-    """The second pass, with the seconds of both."""
+    """The second pass with the timings of both."""
     timings = {name: first.timings[name] + seconds for name, seconds in second.timings.items()}
     return dataclasses.replace(second, timings=timings)

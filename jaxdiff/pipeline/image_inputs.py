@@ -58,7 +58,7 @@ def masks(mask: ImageInput, height: int, width: int) -> Float[NDArray, "b h w 1"
 
 
 def _items(value: ImageInput, name: str, channels: int | None) -> list[Any]:
-    """The pictures of a value one by one."""
+    """The images of a value as a list."""
     if isinstance(value, Image.Image):
         return [value]
     if isinstance(value, list | tuple):
@@ -70,7 +70,7 @@ def _items(value: ImageInput, name: str, channels: int | None) -> list[Any]:
         wanted = "(b, h, w)" if channels is None else f"(b, h, w, {channels})"
         raise InputError(
             f"{name}: got {type(value).__name__} of shape {array.shape}, "
-            f"expected a picture or an array {wanted}"
+            f"expected an image or an array {wanted}"
         )
     return list(array) if array.ndim == single + 1 else [array]
 

@@ -1,4 +1,4 @@
-"""Intermediate latents of watched steps of the sampling loop."""
+"""Intermediate latents at chosen steps of the sampling loop."""
 
 import dataclasses
 from collections.abc import Sequence

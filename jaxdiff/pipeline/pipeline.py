@@ -1,4 +1,4 @@
-"""`Pipeline`: a model in memory that turns prompts into pictures."""
+"""`Pipeline`: a loaded model that generates images from prompts."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from PIL import Image
 
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.textual_inversion import read_inversion
+from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, one_of, positive
@@ -39,26 +40,31 @@ from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer, add_inversion
 from jaxdiff.samplers.registry import make_grid, nfe_per_step
 
 OUTPUTS = ("pil", "numpy", "latent")
-MAX_UNTILED = 2048 * 2048  # pixels that the VAE takes as a whole
-TILE = 1024  # pixels along a tile of larger pictures
-STRENGTH = 0.8  # of a given picture, as in diffusers; all of it where a mask is given too
+MAX_UNTILED = 2048 * 2048  # pixels that the VAE processes without tiles
+TILE = 1024  # side of the tiles of larger images, in pixels
+STRENGTH = 0.8  # default for an initial image, as in diffusers; 1 with a mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-    """The pictures in the asked form, the request that made them, and where the seconds went."""
+    """The images in the requested form, the complete request, and timings."""
 
     images: Any  # list of PIL images, uint8 (b, H, W, 3), or scaled float32 latents (b, h, w, c)
     request: Request
     timings: dict[str, float]  # compile_s, encode_s, sample_s, decode_s, total_s
-    watched: Intermediates  # the latents of the steps that were to be watched
+    intermediates: Intermediates  # the latents at `intermediate_steps`
+
+    @property
+    def watched(self) -> Intermediates:
+        """The former name of `intermediates`."""
+        return self.intermediates
 
 
 class Pipeline:
     """A text-to-image model; `jaxdiff.load` makes one.
 
-    `unet`, `vae` and `text_encoders` are modules that can be called by themselves, `text_encoder`
-    the first of them; calling the pipeline runs them compiled on all of its devices.
+    `unet`, `vae` and `text_encoders` are modules that you can call; `text_encoder` is the first
+    text encoder. Calling the pipeline runs them compiled on all of its devices.
     """
 
     def __init__(
@@ -95,9 +101,9 @@ class Pipeline:
             PREDICTION_TYPES,
         )
         native = size_of(self.unet.config.sample_size, self.vae.config.downscale)
-        taught = {"guidance": "none"} if self.has_guidance_embedding else {}
+        distilled = {"guidance": "none"} if self.has_guidance_embedding else {}
         self.defaults = Defaults.of(
-            taught | dict(parts.defaults), parts.scheduler, native, source=name
+            distilled | dict(parts.defaults), parts.scheduler, native, source=name
         )
         self.stages = CompiledModel(
             self.text_encoders,
@@ -108,17 +114,17 @@ class Pipeline:
             devices=self.devices,
         )
 
-        self._batches = BatchRunner(
+        self._runner = BatchRunner(
             self.stages,
-            cell=self.vae.config.downscale,
+            vae_scale_factor=self.vae.config.downscale,
             channels=self.vae.config.latent_channels,
             is_inpainting=self.is_inpainting,
             has_guidance_embedding=self.has_guidance_embedding,
             devices=len(self.devices),
         )
         encoders = dict(zip(names, self.text_encoders, strict=True))
-        self._adapters = LoRAManager({"unet": self.unet, **encoders})
-        self._reader = PromptTokenizer(
+        self._loras = LoRAManager({"unet": self.unet, **encoders})
+        self._prompt_tokenizer = PromptTokenizer(
             self.text_conditioner,
             list(self._vocabularies.values()),
             closed=self.defaults.closed_vocabulary,
@@ -137,26 +143,27 @@ class Pipeline:
 
     @property
     def is_inpainting(self) -> bool:
-        """Whether the network is told a mask and what is around it, as inpainting models are."""
+        """Whether the network takes a mask and a masked image, as inpainting models do."""
         return self.unet.config.in_channels == 2 * self.vae.config.latent_channels + 1
 
     @property
     def has_guidance_embedding(self) -> bool:
-        """Whether the network was taught guidance, and is told the scale."""
+        """Whether the network takes the guidance scale as an input (guidance distillation)."""
         return self.unet.config.time_cond_proj_dim is not None
 
     @property
     def device_name(self) -> str:
-        """The devices in words, such as "4 x TPU v5 lite"."""
+        """Number and kind of the devices, such as "4 x TPU v5 lite"."""
         return f"{len(self.devices)} x {self.devices[0].device_kind}"
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A short text that another training, or another dtype, of the same networks changes."""
-        # Every training moves the last layer of the UNet; to read all of them would take long.
+        """A short hash that changes with the weights and their dtype."""
+        # Every training changes the last layer of the UNet; hashing all layers would take long.
         last = np.asarray(self.unet.conv_out.kernel[...])
         return hashlib.sha256(last.tobytes()).hexdigest()[:12]
 
+    @rename_arguments
     def resolve(
         self,
         prompt: str | Sequence[str],
@@ -170,43 +177,45 @@ class Pipeline:
             for name in ("strength", "denoising_start"):
                 got = options.get(name)
                 if got is not None:
-                    raise InputError(f"{name}: got {got} without an image, expected both")
+                    raise InputError(f"{name}: got {got} without an image, expected an image too")
             if mask is not None:
-                raise InputError("mask: got one without an image, expected both")
+                raise InputError("mask: got a mask without an image, expected an image too")
         else:
-            options = self._of_image(image, mask, options)
+            options = self._with_image_defaults(image, mask, options)
         cell = self.vae.config.downscale
         request = resolve(
             self.defaults,
             prompt,
             images=image_inputs.count_of(image),
-            pixels_per_cell=cell,
+            vae_scale_factor=cell,
             **options,
         )
         self.text_conditioner.check(request)
         if self.has_guidance_embedding and request.guidance != "none":
             raise InputError(
-                f"guidance: got {request.guidance}, expected none: the model was taught guidance"
+                f"guidance: got {request.guidance}, expected none, because this model is "
+                "guidance-distilled"
             )
         if image is not None or request.denoising_end is not None:
-            self._steps(request)  # where none is left, now and not when it is drawn
+            self._steps(request)  # raises where no step is left
         return request
 
-    def _of_image(
+    def _with_image_defaults(
         self, image: image_inputs.ImageInput, mask: image_inputs.ImageInput, options: Options
     ) -> Options:
-        """`options` with size and strength where a picture or latents are given without."""
+        """`options` with defaults for size and strength that depend on the initial image."""
         cell = self.vae.config.downscale
         if image_inputs.are_latents(image, self.vae.config.latent_channels):
             height, width = (cell * length for length in np.shape(image)[-3:-1])
         else:
             height, width = image_inputs.picture_size(image) or (None, None)
-        left_out: Options = {"height": height, "width": width}
+        defaults: Options = {"height": height, "width": width}
         if options.get("denoising_start") is None:
-            left_out["strength"] = STRENGTH if mask is None else 1.0
-        said = {name: value for name, value in options.items() if value is not None}
-        return cast(Options, {**left_out, **said})
+            defaults["strength"] = STRENGTH if mask is None else 1.0
+        given = {name: value for name, value in options.items() if value is not None}
+        return cast(Options, {**defaults, **given})
 
+    @rename_arguments
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -217,131 +226,143 @@ class Pipeline:
         vae_tile: int | None = None,
         batch_size: int | None = None,
         output: str = "pil",
-        report: ProgressCallback | None = None,
-        watch: Sequence[int] = (),
+        callback: ProgressCallback | None = None,
+        intermediate_steps: Sequence[int] = (),
         **options: Unpack[Options],
     ) -> Output:
-        """Draw one picture per prompt, or per seed, scale or image where there is a single prompt.
+        """Generate one image per prompt; a single prompt serves several seeds, scales or images.
 
-        `options` are those of `request.Options`; what is None takes the model's default.
-        `image` is where to begin: pictures (PIL or uint8), of which `strength` is redrawn (0 to 1),
-        or scaled latents; where `mask` is black it stays as it is. `denoising_start` and
-        `denoising_end` run a part of the way only, 0 to 1, so that another model can go on with the
-        latents. `latents` is unit-variance noise and replaces the seed's. The VAE reads and makes
-        pictures beyond MAX_UNTILED pixels in tiles of `vae_tile` pixels, and smaller ones where it
-        is given. `batch_size` is how many pictures are drawn at once (all by default); a smaller
-        last batch is padded to it. `report(done, steps)` hears of the loop's progress. The latents
-        of the steps to `watch`, counted from 0, are in `Output.watched`. Raises InputError.
+        `options` are those of `request.Options`; None takes the model's default.
+
+        image, mask: initial images (PIL or uint8), changed by `strength`, or scaled latents. The
+            mask is white where the image is repainted and black where it is kept.
+        latents: unit-variance noise instead of that of the seeds.
+        vae_tile: tile size of the VAE in pixels. By default images above MAX_UNTILED pixels use
+            tiles of TILE pixels, and smaller ones none.
+        batch_size: images per batch, all by default; a smaller last batch is padded to it.
+        output: "pil", "numpy" (uint8) or "latent" (scaled).
+        callback: called as `callback(done, steps)` while the sampling loop runs.
+        intermediate_steps: steps, counted from 0, whose latents `Output.intermediates` has.
+
+        `denoising_start` and `denoising_end` run only a part of the process, as fractions of it, so
+        that another model can continue with the latents. Raises InputError.
         """
         one_of("output", output, OUTPUTS)
         request = self.resolve(prompt, image=image, mask=mask, **options)
         if self._auxiliary.load_missing(request):
             self._update_auxiliary()
-        origin = InitImage(image, mask, latents)
+        init = InitImage(image, mask, latents)
         tile = self._tile((request.height, request.width), vae_tile)
-        plan = self._plan(request, origin, output != "latent", tile, report, watch)
+        plan = self._plan(request, init, output != "latent", tile, callback, intermediate_steps)
         count = len(request.prompts)
         size = count if batch_size is None else positive("batch_size", batch_size)
-        clock = StageTimer(self.stages)
-        drawn: dict[int, tuple[NDArray, NDArray]] = {}
-        for numbers, inputs in self._inputs(plan, origin, size):
-            batch = self._batches.run(inputs, plan, size, clock)
-            drawn |= dict(zip(numbers, zip(*batch, strict=True), strict=True))
-        ordered, watched = (np.stack([drawn[i][k] for i in range(count)]) for k in (0, 1))
+        timer = StageTimer(self.stages)
+        results: dict[int, tuple[NDArray, NDArray]] = {}
+        for numbers, inputs in self._inputs(plan, init, size):
+            batch = self._runner.run(inputs, plan, size, timer)
+            results |= dict(zip(numbers, zip(*batch, strict=True), strict=True))
+        images, pairs = (np.stack([results[i][k] for i in range(count)]) for k in (0, 1))
         return Output(
-            images=[Image.fromarray(image) for image in ordered] if output == "pil" else ordered,
+            images=[Image.fromarray(image) for image in images] if output == "pil" else images,
             request=request,
-            timings=clock.timings(),
-            watched=Intermediates.of(plan.watch, plan.grid, watched),
+            timings=timer.timings(),
+            intermediates=Intermediates.of(plan.intermediate_steps, plan.grid, pairs),
         )
 
     def decode_latents(
         self, latents: Float[NDArray, "b h w c"], *, vae_tile: int | None = None
     ) -> UInt8[NDArray, "b h2 w2 3"]:
-        """Pictures of scaled latents, such as those that were watched; raises InputError."""
+        """Images of scaled latents, such as those of `Output.intermediates`; raises InputError."""
         cell = self.vae.config.downscale
         size = cell * latents.shape[1], cell * latents.shape[2]
-        return self._batches.decode_latents(latents, self._tile(size, vae_tile))
+        return self._runner.decode_latents(latents, self._tile(size, vae_tile))
 
     def nfe(self, request: Request) -> int:
-        """How often the network is asked about each image of a request; see `guidance.nfe`."""
+        """Number of network evaluations per image of a request (NFE); see `guidance.nfe`."""
         grid, (first, last) = self._steps(request)
-        lands = last == int(grid.num_steps)
+        ends_clean = last == int(grid.num_steps)
         rule = guidance_rule(request)
-        anew = phase_switches(rule, grid, first, last)
-        asked = nfe_per_step(request.sampler, last - first, ends_clean=lands, restarts=anew)
-        return nfe(rule, grid, first, asked)
+        restarts = phase_switches(rule, grid, first, last)
+        per_step = nfe_per_step(
+            request.sampler, last - first, ends_clean=ends_clean, restarts=restarts
+        )
+        return nfe(rule, grid, first, per_step)
 
     @property
     def loras(self) -> dict[str, float]:
-        """The LoRAs that are applied, and how strongly."""
-        return dict(self._adapters.scales)
+        """The scale of each applied LoRA."""
+        return dict(self._loras.scales)
 
     def load_lora(
         self, source: str | pathlib.Path, scale: float = 1.0, *, name: str | None = None
     ) -> str:
-        """Apply the LoRA in a file or folder beside those that are there; returns its name.
+        """Apply the LoRA in a file or folder, besides those already applied; returns its name.
 
-        Compiles nothing. `name` is the file's by default. Raises InputError, with the model as it
-        was, for factors that fit nothing in it.
+        Compiles nothing. `name` is the file's by default. Raises InputError, with the model
+        unchanged, for factors that fit no layer.
         """
-        name = self._adapters.load(pathlib.Path(source), name, scale)
+        name = self._loras.load(pathlib.Path(source), name, scale)
         self._weights_changed()
         return name
 
     def set_loras(self, scales: Mapping[str, float]) -> None:
-        """Apply loaded LoRAs with other scales; those that are left out rest."""
-        self._adapters.set(scales)
+        """Apply loaded LoRAs with other scales; LoRAs that `scales` leaves out are not applied."""
+        self._loras.set(scales)
         self._weights_changed()
 
     def unload_loras(self) -> None:
-        """Take all LoRAs off; every weight is again what it was, bit for bit."""
-        self._adapters.remove()
+        """Remove all LoRAs; restores every weight bit for bit."""
+        self._loras.remove()
         self._weights_changed()
 
     @property
     def textual_inversion_tokens(self) -> tuple[str, ...]:
-        """The words of textual inversions."""
+        """The tokens of the loaded textual inversions."""
         return next(iter(self._vocabularies.values())).added_tokens
 
-    def load_textual_inversion(self, source: str | pathlib.Path, *, word: str | None = None) -> str:
-        """Learn the word in a textual inversion file; returns it, to be used in prompts.
+    @rename_arguments
+    def load_textual_inversion(
+        self, source: str | pathlib.Path, *, token: str | None = None
+    ) -> str:
+        """Add the token of a textual inversion file; returns the token, for use in prompts.
 
-        `word` replaces the file's own. The sampler is not compiled again. Raises InputError, with
-        the model as it was, for vectors that do not fit and for words that are known.
+        `token` replaces the file's own. Nothing is compiled again. Raises InputError, with the
+        model unchanged, for vectors that do not fit and for a token that exists.
         """
         widths = {
             name: encoder.config.hidden_size
             for name, encoder in zip(self._vocabularies, self.text_encoders, strict=True)
         }
-        inversion = read_inversion(pathlib.Path(source), widths, word)
+        inversion = read_inversion(pathlib.Path(source), widths, token)
         add_inversion(self._vocabularies, inversion)
         self._weights_changed()
         return inversion.word
 
     def unload_textual_inversions(self) -> None:
-        """Forget all words of textual inversions."""
+        """Remove the tokens of all textual inversions."""
         for vocabulary in self._vocabularies.values():
             vocabulary.reset()
         self._weights_changed()
 
     def load_classifier(self, folder: str | pathlib.Path) -> None:
-        """Take the classifier of noisy latents in `folder` for `classifier_scale`."""
+        """Load the classifier of noisy latents in `folder`, for `classifier_scale`."""
         self._auxiliary.load_classifier(pathlib.Path(folder))
         self._update_auxiliary()
 
     def load_clip(self, folder: str | pathlib.Path) -> None:
-        """Take the CLIP model in `folder` for `clip_scale`."""
+        """Load the CLIP model in `folder`, for `clip_scale`."""
         self._auxiliary.load_clip(pathlib.Path(folder))
         self._update_auxiliary()
 
-    def set_guide(self, guide: "Pipeline | None") -> None:
-        """Take another model of the same latents and noise schedule as autoguidance's weaker one.
+    def set_guidance_model(self, model: "Pipeline | None") -> None:
+        """Set the weaker model of autoguidance; None removes it.
 
-        InputError for others.
+        Raises InputError unless it has the same latent channels and noise schedule.
         """
-        self._auxiliary.set_guidance_model(guide, self.vae.config.latent_channels, self.schedule)
+        self._auxiliary.set_guidance_model(model, self.vae.config.latent_channels, self.schedule)
         self._update_auxiliary()
+
+    set_guide = set_guidance_model  # its former name
 
     def _update_auxiliary(self) -> None:
         auxiliary = self._auxiliary
@@ -360,38 +381,43 @@ class Pipeline:
     def save(self, folder: str | pathlib.Path) -> None:
         """Write a diffusers folder that PyTorch loads; weights keep their dtype.
 
-        LoRAs that are applied are in the weights. InputError where textual inversions are loaded,
-        which have no place in such a folder.
+        Applied LoRAs are merged into the weights. InputError if textual inversions are loaded,
+        which such a folder cannot hold.
         """
         if self.textual_inversion_tokens:
-            words = ", ".join(self.textual_inversion_tokens)
-            raise InputError(f"save: got the added words {words}, expected none")
+            tokens = ", ".join(self.textual_inversion_tokens)
+            raise InputError(
+                f"save: got a model with the textual inversions {tokens}, expected none "
+                "(pipe.unload_textual_inversions() removes them)"
+            )
         write_pipeline(folder, self.parts)
 
     def _tile(self, size: tuple[int, int], tile: int | None) -> int | None:
-        """The length of the VAE's tiles in pixels; None where it takes the picture as a whole."""
+        """The side of the VAE's tiles in pixels; None for no tiles."""
         cell = self.vae.config.downscale
         if tile is None:
             return TILE // cell * cell if math.prod(size) > MAX_UNTILED else None
         if tile < 2 * cell or tile % cell:
-            raise InputError(f"vae_tile: got {tile}, expected a multiple of {cell} above it")
+            raise InputError(
+                f"vae_tile: got {tile}, expected a multiple of {cell} that is at least {2 * cell}"
+            )
         return tile
 
     def _plan(
         self,
         request: Request,
-        origin: InitImage,
+        init: InitImage,
         decode: bool,
         tile: int | None,
-        report: ProgressCallback | None,
-        watch: Sequence[int],
+        callback: ProgressCallback | None,
+        intermediate_steps: Sequence[int],
     ) -> SamplingPlan:
         grid, span = self._steps(request)
-        for step in watch:
-            in_range("watch", step, span[0], span[1] - 1)
+        for step in intermediate_steps:
+            in_range("intermediate_steps", step, span[0], span[1] - 1)
         if request.denoising_start is not None:
             start = "latents"
-        elif origin.image is None or (origin.mask is not None and request.strength == 1):
+        elif init.image is None or (init.mask is not None and request.strength == 1):
             start = "noise"
         else:
             start = "image"
@@ -406,33 +432,33 @@ class Pipeline:
             start=start,
             decode=decode,
             tile=tile,
-            report=report,
-            watch=tuple(sorted(set(watch))),
+            callback=callback,
+            intermediate_steps=tuple(sorted(set(intermediate_steps))),
         )
 
     def _steps(self, request: Request) -> tuple[TimestepGrid, tuple[int, int]]:
-        """The grid of a request, and which of its steps are run."""
+        """The timestep grid of a request, and the range of steps to run."""
         grid = make_grid(
             self.schedule,
             request.sampler,
             request.steps,
             prediction_type=self.prediction_type,
-            spacing=request.timesteps,
+            spacing=request.timestep_spacing,
             options=self.scheduler_options,
         )
         times = np.asarray(grid.t)[: int(grid.num_steps)]
         return grid, request.step_range(times, self.schedule.num_timesteps)
 
     def _inputs(
-        self, plan: SamplingPlan, origin: InitImage, size: int
+        self, plan: SamplingPlan, init: InitImage, size: int
     ) -> Iterator[tuple[list[int], BatchInputs]]:
-        """The images' inputs in batches; a warning where words find no room."""
-        request, guide = plan.request, self._auxiliary.guidance_model
-        asked = tokenize_request(
+        """The images' inputs in batches; warns of truncated prompts."""
+        request, weaker = plan.request, self._auxiliary.guidance_model
+        tokenized = tokenize_request(
             request,
             plan.rule,
-            self._reader,
-            None if guide is None else guide._reader,
+            self._prompt_tokenizer,
+            None if weaker is None else weaker._prompt_tokenizer,
             self._auxiliary.guidance_targets(request, self.tokenizer),
         )
-        yield from make_batches(request, origin, asked, self._batches.latent_shape(request), size)
+        yield from make_batches(request, init, tokenized, self._runner.latent_shape(request), size)

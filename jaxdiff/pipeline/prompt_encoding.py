@@ -43,8 +43,10 @@ class PromptTokenizer(NamedTuple):
                 self.vocabularies, texts, syntax=request.prompt_syntax
             )
             if cut:
-                message = f"prompt: {cut} tokens are cut from the end of {prompt!r:.60}"
-                warnings.warn(message, stacklevel=5)
+                message = (
+                    f"prompt: truncated, {cut} tokens are missing from the end of {prompt!r:.60}"
+                )
+                warnings.warn(message, stacklevel=6)
             found.append(words)
             all_texts += texts[0]
         if self.closed:
@@ -64,7 +66,7 @@ class PromptTokenizer(NamedTuple):
                 f"prompt: this model was not trained on {', '.join(map(repr, unseen))}; "
                 f"it knows {', '.join(vocabulary.whole_words())}"
             )
-            warnings.warn(message, stacklevel=6)
+            warnings.warn(message, stacklevel=7)
 
 
 def guidance_rule(request: Request) -> Guidance:
@@ -83,12 +85,14 @@ def tokenize_request(
 ) -> TokenizedRequest:
     """Tokenize a request; `guidance_tokenizer` is that of a weaker guidance model."""
     by_network = {
-        name: [s for s in rule.streams if s.network == name] for name in ("main", "guide")
+        name: [s for s in rule.streams if s.network == name] for name in ("main", "guidance_model")
     }
     words, time_ids = tokenizer.tokenize(request, by_network["main"])
     guide_words, guide_time_ids = [], None
-    if guidance_tokenizer is not None and by_network["guide"]:
-        guide_words, guide_time_ids = guidance_tokenizer.tokenize(request, by_network["guide"])
+    if guidance_tokenizer is not None and by_network["guidance_model"]:
+        guide_words, guide_time_ids = guidance_tokenizer.tokenize(
+            request, by_network["guidance_model"]
+        )
     return TokenizedRequest(
         words, time_ids, guide_words, guide_time_ids, _guidance_scales(request), targets
     )

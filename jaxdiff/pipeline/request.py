@@ -1,4 +1,4 @@
-"""What one call of the pipeline asks for, checked and with every default filled in."""
+"""A request: what one call of the pipeline generates, checked, with every default filled in."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
+from jaxdiff.core.aliases import rename_guidance
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
@@ -20,7 +21,7 @@ from jaxdiff.samplers.registry import SAMPLERS, get_sampler, sampler_name
 
 _OWN = ("original_size", "crop_top_left", "target_size")
 SDXL_SIZE_FIELDS = (*_OWN, *(f"negative_{name}" for name in _OWN))
-CFG_PP_SAMPLERS = ("ddim", "euler", "euler-ancestral")  # samplers that follow a noise of its own
+CFG_PP_SAMPLERS = ("ddim", "euler", "euler-ancestral")  # samplers that support CFG++
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
 MAX_SIZE = 16384  # pixels
@@ -28,22 +29,22 @@ MAX_SIZE = 16384  # pixels
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """A model's own choices, used wherever a call leaves one out."""
+    """A model's default options."""
 
     guidance_scale: float = 7.5
     guidance: str = "cfg"
     steps: int = 50
-    sampler: str | None  # None: the scheduler config's has no counterpart here
-    timesteps: str | None = None  # spacing of the steps; None: the scheduler config's own
+    sampler: str | None  # None: jaxdiff has no counterpart of the scheduler config's
+    timestep_spacing: str | None = None  # None: that of the scheduler config
     height: int
     width: int
-    # whether the model was trained on no other words than those that are one token of its
-    # tokenizer, so that any other is worth a warning
+    # whether the training captions contained only words that are single tokens; jaxdiff then warns
+    # of all other words
     closed_vocabulary: bool = False
 
     def __post_init__(self) -> None:
         _check_scale("guidance_scale", self.guidance_scale)
-        _check_loop(self.steps, self.sampler, self.timesteps)
+        _check_loop(self.steps, self.sampler, self.timestep_spacing)
         parse_rule(self.guidance)
 
     @classmethod
@@ -55,7 +56,7 @@ class Defaults:
         *,
         source: str,
     ) -> "Defaults":
-        """What a model says of itself (jaxdiff.json), the rest from its scheduler and size."""
+        """The defaults in jaxdiff.json; all others follow from scheduler config and size."""
         distilled = _distilled(scheduler)
         values = {"height": native[0], "width": native[1], **distilled, **stored}
         if "sampler" not in values:
@@ -64,23 +65,25 @@ class Defaults:
 
 
 class Options(TypedDict, total=False):
-    """What a call may choose beside its prompt; None, or left out, is the model's default.
+    """Options of a call; None takes the model's default.
 
-    Those that may be a sequence have one entry per image. `Request` says what the others mean.
+    A sequence has one entry per image. `Request` documents the others.
     """
 
-    prompt_2: str | Sequence[str | None] | None  # what a second text encoder reads instead
-    negative_prompt: str | Sequence[str | None] | None  # what to keep out of the picture
-    negative_prompt_2: str | Sequence[str | None] | None  # the same for the second encoder
+    prompt_2: str | Sequence[str | None] | None  # prompt of the second text encoder
+    negative_prompt: str | Sequence[str | None] | None  # what the image should not show
+    negative_prompt_2: str | Sequence[str | None] | None  # of the second text encoder
     guidance_scale: float | Sequence[float] | None
-    guidance: str | None  # the rule, such as "cfg" or "apg:eta=0.2+interval:lo=0.3"
-    negative_scale: float | Sequence[float | None] | None  # of a negative stream of its own
-    classifier_scale: float | Sequence[float | None] | None  # of the classifier's gradient
-    clip_scale: float | Sequence[float | None] | None  # of the gradient of CLIP's distance
-    seed: int | Sequence[int]  # an integer s gives image i the seed s + i
+    guidance: str | None  # such as "cfg" or "apg:eta=0.2+interval:lo=0.3"
+    negative_scale: (
+        float | Sequence[float | None] | None
+    )  # of the negative prompt, in rule "negative"
+    classifier_scale: float | Sequence[float | None] | None  # of classifier guidance
+    clip_scale: float | Sequence[float | None] | None  # of CLIP guidance
+    seed: int | Sequence[int]  # an integer s: image i has seed s + i
     steps: int | None
     sampler: str | None
-    timesteps: str | None  # their spacing
+    timestep_spacing: str | None
     eta: float | None
     height: int | None  # in pixels
     width: int | None
@@ -104,37 +107,37 @@ class Request:
     """One entry per image in the prompts, `guidance_scales` and `seeds`."""
 
     prompts: tuple[str, ...]
-    prompts_2: tuple[str | None, ...]  # of a second text encoder; None: the same text
-    negative_prompts: tuple[str | None, ...]  # None: nothing was said
+    prompts_2: tuple[str | None, ...]  # of the second text encoder; None: the same prompts
+    negative_prompts: tuple[str | None, ...]  # None: no negative prompt
     negative_prompts_2: tuple[str | None, ...]
     guidance_scales: tuple[float, ...]
-    negative_scales: tuple[float | None, ...]  # None: as the guidance scale
-    classifier_scales: tuple[float | None, ...]  # None: no steering
+    negative_scales: tuple[float | None, ...]  # None: same as the guidance scale
+    classifier_scales: tuple[float | None, ...]  # None: no classifier guidance
     clip_scales: tuple[float | None, ...]
     seeds: tuple[int, ...]
-    guidance: str = "cfg"  # the rule
+    guidance: str = "cfg"  # guidance rule and wrappers
     steps: int
     sampler: str
-    timesteps: str | None
+    timestep_spacing: str | None
     height: int
     width: int
-    eta: float | None = None  # share of fresh noise in a step of ddim, 0 to 1; None: the sampler's
-    prompt_syntax: bool = True  # brackets and BREAK in prompts mean something
-    clip_skip: int = 0  # layers left out at the end of the text encoders
-    strength: float | None = None  # how much of the noise a given image gets, 0 to 1
-    denoising_start: float | None = None  # share of the way from noise that is already gone
-    denoising_end: float | None = None  # share of the way from noise after which it ends
-    original_size: tuple[int, int] | None = None  # height, width that XL is told; None: the image's
-    crop_top_left: tuple[int, int] = (0, 0)  # the crop that XL is told
-    target_size: tuple[int, int] | None = None  # height, width that XL is told; None: the image's
-    negative_original_size: tuple[int, int] | None = None  # in the null stream; None: the same
-    negative_crop_top_left: tuple[int, int] | None = None  # None: (0, 0) where it has own numbers
+    eta: float | None = None  # of ddim, 0 to 1; None: the sampler's default
+    prompt_syntax: bool = True  # read (word:1.3), [word], BREAK and AND
+    clip_skip: int = 0  # layers to skip at the end of the text encoders
+    strength: float | None = None  # how much an initial image changes, 0 to 1
+    denoising_start: float | None = None  # fraction of the process that is already done
+    denoising_end: float | None = None  # fraction of the process after which to stop
+    original_size: tuple[int, int] | None = None  # height, width (SDXL); None: the image's
+    crop_top_left: tuple[int, int] = (0, 0)  # top, left (SDXL)
+    target_size: tuple[int, int] | None = None  # height, width (SDXL); None: the image's
+    negative_original_size: tuple[int, int] | None = None  # of the null stream; None: the same
+    negative_crop_top_left: tuple[int, int] | None = None  # None: (0, 0) if other fields are set
     negative_target_size: tuple[int, int] | None = None
-    aesthetic_score: float = 6.0  # that XL's refiner is told, 0 to 10
-    negative_aesthetic_score: float = 2.5  # the same in the null stream
+    aesthetic_score: float = 6.0  # input of SDXL's refiner, 0 to 10
+    negative_aesthetic_score: float = 2.5  # of the null stream
 
     def to_metadata(self, index: int) -> dict[str, Any]:
-        """Everything that made image `index`, as JSON values; rare options where they are used."""
+        """The settings of image `index` as JSON values; rare options only if set."""
         own = {
             "prompt": self.prompts[index],
             "negative_prompt": self.negative_prompts[index],
@@ -155,35 +158,45 @@ class Request:
     def prompts_for_encoder(
         self, index: int
     ) -> tuple[tuple[str | None, str], tuple[str | None, str]]:
-        """What two text encoders read for image `index`: the null stream's words and its own."""
+        """(negative prompt, prompt) of image `index` for each of the two text encoders."""
         negative, prompt = self.negative_prompts[index], self.prompts[index]
         second = self.negative_prompts_2[index] or negative, self.prompts_2[index] or prompt
         return (negative, prompt), second
 
     def step_range(self, times: Float[NDArray, "n"], levels: int) -> tuple[int, int]:
-        """Which of the steps at `times` are run: the first, and the one before which it ends.
+        """First and end (exclusive) of the steps to run, among the steps at `times`.
 
-        A strength s runs the last int(n s) of n steps (SDEdit, 2108.01073); shares of the way are
-        cut at the time round(levels (1 - share)). InputError where no step is left.
+        A strength s runs the last int(n s) of n steps (SDEdit, 2108.01073); a fraction of the
+        process ends at time round(levels (1 - fraction)). InputError if no step is left.
         """
 
-        def cut(share: float) -> int:
-            return int(np.sum(times >= round(levels * (1 - share))))
+        def steps_until(fraction: float) -> int:
+            return int(np.sum(times >= round(levels * (1 - fraction))))
 
         n = len(times)
         first = 0 if self.strength is None else n - min(int(n * self.strength), n)
-        first = first if self.denoising_start is None else cut(self.denoising_start)
-        last = n if self.denoising_end is None else cut(self.denoising_end)
+        first = first if self.denoising_start is None else steps_until(self.denoising_start)
+        last = n if self.denoising_end is None else steps_until(self.denoising_end)
         if first >= last:
             names = ("strength", "denoising_start", "denoising_end")
             chosen = [f"{x} {getattr(self, x)}" for x in names if getattr(self, x) is not None]
-            raise InputError(f"steps: got {n} with {', '.join(chosen)}, which leaves no step")
+            raise InputError(
+                f"steps: got {n} with {', '.join(chosen)}, expected at least one step to run"
+            )
         return first, last
 
 
 _TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 _SCALES = ("negative_scale", "classifier_scale", "clip_scale")
-_DEFAULTS = ("guidance_scale", "guidance", "steps", "sampler", "timesteps", "height", "width")
+_DEFAULTS = (
+    "guidance_scale",
+    "guidance",
+    "steps",
+    "sampler",
+    "timestep_spacing",
+    "height",
+    "width",
+)
 
 
 def _plural(name: str) -> str:
@@ -198,11 +211,11 @@ _COLUMNS = (
 )
 
 
-def size_of(sample_size: int | Sequence[int] | None, downscale: int) -> tuple[int, int]:
-    """Height and width in pixels of the latents that a UNet was made for (64 when it says none)."""
-    cells = sample_size or 64
-    height, width = (cells, cells) if isinstance(cells, int) else cells
-    return height * downscale, width * downscale
+def size_of(sample_size: int | Sequence[int] | None, vae_scale_factor: int) -> tuple[int, int]:
+    """Height and width in pixels for a UNet's `sample_size` (64 if it has none)."""
+    latent = sample_size or 64
+    height, width = (latent, latent) if isinstance(latent, int) else latent
+    return height * vae_scale_factor, width * vae_scale_factor
 
 
 def resolve(
@@ -210,34 +223,35 @@ def resolve(
     prompt: str | Sequence[str],
     *,
     images: int = 1,
-    pixels_per_cell: int,
+    vae_scale_factor: int,
     **options: Unpack[Options],
 ) -> Request:
     """The complete request; None takes the model's default, one value serves all images.
 
-    One prompt with several seeds, scales, other prompts or given `images` draws one image for each.
-    Height and width must be multiples of `pixels_per_cell`. Raises InputError.
+    A single prompt with several seeds, scales, other prompts or initial `images` gives one image
+    for each. Height and width must be multiples of `vae_scale_factor`. Raises InputError.
     """
     chosen: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
     choices = {name: getattr(defaults, name) for name in _DEFAULTS} | chosen
+    choices["guidance"] = rename_guidance(choices["guidance"])
     if choices["sampler"] is None:
         raise InputError(
-            "sampler: got none, and the model's own scheduler has no counterpart here, "
+            "sampler: got none for a model whose scheduler has no counterpart in jaxdiff, "
             f"expected one of {', '.join(SAMPLERS)}"
         )
     scale, seed = choices.pop("guidance_scale"), choices.pop("seed", 0)
-    texts = {"prompt": prompt} | {name: choices.pop(name, None) for name in _TEXTS[1:]}
+    prompts = {"prompt": prompt} | {name: choices.pop(name, None) for name in _TEXTS[1:]}
     extras = {name: choices.pop(name, None) for name in _SCALES}
-    count = max(images, _count(texts | extras | {"guidance_scale": scale, "seed": seed}))
+    count = max(images, _count(prompts | extras | {"guidance_scale": scale, "seed": seed}))
     seeds = np.arange(count) + np.asarray(seed) if _single(seed) else seed
     request = Request(
-        **{_plural(name): _column(name, said, count, str) for name, said in texts.items()},
+        **{_plural(name): _column(name, texts, count, str) for name, texts in prompts.items()},
         guidance_scales=_column("guidance_scale", scale, count, float),
-        **{f"{name}s": _column(name, said, count, float) for name, said in extras.items()},
+        **{f"{name}s": _column(name, values, count, float) for name, values in extras.items()},
         seeds=_column("seed", seeds, count, int),
         **choices,
     )
-    _check(request, pixels_per_cell)
+    _check(request, vae_scale_factor)
     return request
 
 
@@ -266,11 +280,11 @@ def _column(name: str, value: Any, count: int, kind: type) -> tuple[Any, ...]:
 
 
 def _distilled(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model that was distilled into few steps wants, known by its scheduler config.
+    """Defaults of step-distilled models, which their scheduler config reveals.
 
-    LCM (2310.04378) has guidance in it, SD-Turbo (2311.17042) has none. Trailing times begin at
-    pure noise, where only networks that predict v, or that were distilled to go all the way from
-    there, say something about the image.
+    LCM (2310.04378) has distilled guidance, SD-Turbo (2311.17042) uses none. Trailing timesteps
+    start at pure noise. There a network that predicts eps says something about the image only if it
+    was distilled to start from there.
     """
     name = str(scheduler.get("_class_name", ""))
     if name.startswith("LCM"):
@@ -288,23 +302,23 @@ def _check_scale(name: str, scale: float) -> None:
 
 
 def _default_sampler(scheduler: Mapping[str, Any]) -> str | None:
-    """The sampler of a scheduler_config.json, if there is one here."""
+    """The sampler of a scheduler_config.json, if jaxdiff has it."""
     try:
         return sampler_name(scheduler)
     except InputError:
         return None
 
 
-def _check_loop(steps: int, sampler: str | None, timesteps: str | None) -> None:
+def _check_loop(steps: int, sampler: str | None, timestep_spacing: str | None) -> None:
     in_range("steps", steps, 1, MAX_STEPS)
     if sampler is not None:
         one_of("sampler", sampler, SAMPLERS)
-    if timesteps is not None:
-        one_of("timesteps", timesteps, SPACINGS)
+    if timestep_spacing is not None:
+        one_of("timestep_spacing", timestep_spacing, SPACINGS)
 
 
 def _check_guidance(request: Request) -> None:
-    """InputError for rules that cannot do what else the request says."""
+    """InputError for a rule that does not support the other options."""
     rule = innermost(parse_rule(request.guidance))
     if isinstance(rule, CFGPlusPlus):
         if request.sampler not in CFG_PP_SAMPLERS:
@@ -313,15 +327,17 @@ def _check_guidance(request: Request) -> None:
                 f"expected one of {', '.join(CFG_PP_SAMPLERS)}"
             )
         for scale in request.guidance_scales:
-            in_range("guidance_scale of cfg-pp", scale, 0, 1)
+            in_range("guidance_scale (with guidance cfg-pp)", scale, 0, 1)
     if any(s is not None for s in request.negative_scales) and not isinstance(
         rule, NegativePromptGuidance
     ):
-        raise InputError(f"negative_scale: got it with guidance {request.guidance}, expected three")
+        raise InputError(
+            f"negative_scale: got it with guidance {request.guidance}, expected guidance negative"
+        )
 
 
-def _check(request: Request, pixels_per_cell: int) -> None:
-    _check_loop(request.steps, request.sampler, request.timesteps)
+def _check(request: Request, vae_scale_factor: int) -> None:
+    _check_loop(request.steps, request.sampler, request.timestep_spacing)
     get_sampler(request.sampler, request.eta)
     for name in ("strength", "denoising_start", "denoising_end"):
         if getattr(request, name) is not None:
@@ -345,9 +361,9 @@ def _check(request: Request, pixels_per_cell: int) -> None:
         in_range("seed", seed, 0, 2**32 - 1)
     for name in ("height", "width"):
         size = getattr(request, name)
-        if size <= 0 or size % pixels_per_cell:
-            low = max(size // pixels_per_cell, 1) * pixels_per_cell
+        if size <= 0 or size % vae_scale_factor:
+            low = max(size // vae_scale_factor, 1) * vae_scale_factor
             raise InputError(
-                f"{name}: got {size}, expected a multiple of {pixels_per_cell} "
-                f"such as {low} or {low + pixels_per_cell}"
+                f"{name}: got {size}, expected a multiple of {vae_scale_factor} "
+                f"such as {low} or {low + vae_scale_factor}"
             )

@@ -57,12 +57,14 @@ class TextualInversionTokenizer:
         return word in self.tokenizer.get_vocab()
 
     def add(self, word: str, vectors: Float[NDArray, "n d"]) -> None:
-        """A new word that means `vectors` (n, d)."""
+        """Add a token with the embeddings `vectors` (n, d)."""
         first = len(self.tokenizer)
         self.tokenizer.add_tokens([word, *(f"{word}_{i}" for i in range(1, len(vectors)))])
         own = self.tokenizer.convert_tokens_to_ids(word)
         if own != first:
-            raise InputError(f"word: got {word!r}, which the tokenizer reads otherwise")
+            raise InputError(
+                f"token: got {word!r}, expected a text that is one token after it is added"
+            )
         self._meanings[first] = list(range(first, first + len(vectors)))
         self.added_tokens = (*self.added_tokens, word)
         embedding = self._encoder.text_model.embeddings.token_embedding.embedding
@@ -73,7 +75,7 @@ class TextualInversionTokenizer:
         embedding.set_value(jax.device_put(longer, table.sharding))
 
     def reset(self) -> None:
-        """Forget all added words."""
+        """Remove all added tokens."""
         if self._original is not None:
             embedding = self._encoder.text_model.embeddings.token_embedding.embedding
             embedding.set_value(self._original)
@@ -87,10 +89,12 @@ def add_inversion(
     """Add a token to all of a pipeline's tokenizers; InputError if one of them has it."""
     word = inversion.word
     if not word or any(c.isspace() or c in "()[]\\" for c in word):
-        raise InputError(f"word: got {word!r}, expected one without spaces and brackets")
+        raise InputError(f"token: got {word!r}, expected a token without spaces and brackets")
     for vocabulary in vocabularies.values():
         if vocabulary.has_token(word):
-            raise InputError(f"word: got {word!r}, which is a token already, expected a new one")
+            raise InputError(
+                f"token: got {word!r}, which the tokenizer already has, expected a new token"
+            )
     for name, vocabulary in vocabularies.items():
         vocabulary.add(word, inversion.vectors[name])
 

@@ -42,7 +42,7 @@ S = jax.ShapeDtypeStruct
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """Compile the sampling loop for chips that are not here, and say what it takes.
+    """Compile the sampling loop for absent TPUs or GPUs; report memory and time.
 
     The text encoder and the VAE, which run once for each picture, are not in it. Every chip runs
     the same program on its own pictures, so nothing is sent.
@@ -51,25 +51,25 @@ class SamplingOptions:
     plan: tuple[str, ...]
     """Topologies, such as v5e:2x4 or h200:8."""
     model: str
-    """A diffusers folder, whose weights are not read, or a published repository."""
+    """A diffusers folder, whose weights are not read, or a Hub repository."""
     batch_size: int = 8
-    """Pictures drawn at once, over all chips together."""
+    """Images per batch, over all devices together."""
     steps: int = 50
-    """Denoising steps."""
+    """Number of denoising steps."""
     sampler: str = "dpmpp-2m"
-    """The rule of one step."""
+    """Sampler."""
     guidance: str = "cfg"
-    """The rule of guidance."""
+    """Guidance rule."""
     guidance_scale: float = 7.5
-    """Its strength; 1 runs one stream."""
+    """Guidance scale; 1 runs one stream."""
     height: int | None = None
-    """Height in pixels; left out: what the model was trained on."""
+    """Height in pixels. Default: the size that the model was trained at."""
     width: int | None = None
     """Width in pixels."""
     dtype: str = "bfloat16"
     """float32, bfloat16 or float16."""
-    largest: bool = True
-    """Look for the largest batch too."""
+    find_max_batch: bool = True
+    """Also find the largest batch that fits."""
     json: bool = False
     """Print one JSON object."""
 
@@ -90,7 +90,7 @@ def sampling_planner(options: SamplingOptions) -> Planner:
 
         each = -(-options.batch_size // topology.chips)
         first, fits = compiled(each), None
-        if options.largest:
+        if options.find_max_batch:
             known = {each: first.total}
             most = largest_batch(lambda n: compiled(n).total, known, topology.chip.hbm, 1)
             fits = topology.chips * most

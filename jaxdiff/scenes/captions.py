@@ -4,36 +4,38 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxdiff.scenes.specification import Scene, Thing
+from jaxdiff.scenes.specification import Scene, SceneObject
 
-SAY_SIZE = 0.7  # probability that a thing's size is said
-SAY_BACKGROUND = 0.6
+SIZE_PROBABILITY = 0.7  # that a caption mentions the size of an object
+BACKGROUND_PROBABILITY = 0.6
 
 
-def _noun_phrase(thing: Thing) -> str:
-    words = " ".join(word for word in (thing.size, thing.colour, thing.shape) if word)
+def _noun_phrase(obj: SceneObject) -> str:
+    words = " ".join(word for word in (obj.size, obj.colour, obj.shape) if word)
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def describe(scene: Scene) -> str:
-    """The caption that says all that `scene` specifies; what is open stays unsaid."""
-    words = f" {scene.relation} ".join(_noun_phrase(thing) for thing in scene.things)
+    """The caption that mentions everything that `scene` specifies."""
+    words = f" {scene.relation} ".join(_noun_phrase(obj) for obj in scene.objects)
     return f"{words} on a {scene.background} background" if scene.background else words
 
 
-def leave_open(scene: Scene, rng: np.random.Generator, *others: Scene) -> Scene:
-    """`scene` with sizes and background left open at random, as captions leave them unsaid.
+def underspecify(scene: Scene, rng: np.random.Generator, *others: Scene) -> Scene:
+    """`scene` with random sizes and background unspecified, so that its caption omits them.
 
-    What sets it apart from `others` (of as many things) stays; with the same draws each of them
-    leaves the same open, so that all their captions differ.
+    What distinguishes it from `others` (with as many objects) stays. With the same random numbers,
+    each of them omits the same attributes, so that all their captions differ.
     """
     chances = rng.random(3)
-    block = (scene, *others)
-    things = tuple(
-        thing
-        if chance < SAY_SIZE or len({other.things[i].size for other in block}) > 1
-        else replace(thing, size=None)
-        for i, (thing, chance) in enumerate(zip(scene.things, chances, strict=False))
+    variations = (scene, *others)
+    objects = tuple(
+        obj
+        if chance < SIZE_PROBABILITY or len({other.objects[i].size for other in variations}) > 1
+        else replace(obj, size=None)
+        for i, (obj, chance) in enumerate(zip(scene.objects, chances, strict=False))
     )
-    said = chances[2] < SAY_BACKGROUND or len({other.background for other in block}) > 1
-    return replace(scene, things=things, background=scene.background if said else None)
+    keep_background = (
+        chances[2] < BACKGROUND_PROBABILITY or len({other.background for other in variations}) > 1
+    )
+    return replace(scene, objects=objects, background=scene.background if keep_background else None)

@@ -1,9 +1,9 @@
-"""Scenes and prompts as attributes that a classifier can tell: what is there, and in which place.
+"""Scenes and prompts as labels for a classifier: which object is in which place.
 
-Things are told by their place in the arrangement, the first being the only one, the left or the
-upper one: so a colour belongs to a shape, and a relation is who is first. Held-out pairs of colour
-and shape are told too, for every place has a group for each. Which colours, shapes and sizes there
-are anywhere is for prompts whose places are not understood.
+Objects are distinguished by their place in the arrangement: the first is the only one, the left or
+the upper one. So a colour belongs to a shape, and the relation follows from which object is first.
+Held-out pairs of colour and shape have labels too, since each place has a group for each attribute.
+The groups without a place serve prompts whose places the grammar does not understand.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from jaxdiff.scenes.specification import (
     arrangement,
 )
 
-ONE, *AXES = LAYOUTS = ("one", "left of", "above")  # two things: where the first is
+ONE, *AXES = LAYOUTS = ("one", "left of", "above")  # two objects: where the first is
 PLACES = ("first", "second")
-WORDS = {"size": SIZES, "colour": COLOURS, "shape": SHAPES}
+ATTRIBUTE_VALUES = {"size": SIZES, "colour": COLOURS, "shape": SHAPES}
 
 ATTRIBUTES = LabelSet(
     (
@@ -34,18 +34,21 @@ ATTRIBUTES = LabelSet(
         *(
             LabelGroup(name=f"{place}_{kind}", labels=labels)
             for place in PLACES
-            for kind, labels in WORDS.items()
+            for kind, labels in ATTRIBUTE_VALUES.items()
         ),
         *(
             LabelGroup(name=f"{kind}s", labels=labels, exclusive=False)
-            for kind, labels in WORDS.items()
+            for kind, labels in ATTRIBUTE_VALUES.items()
         ),
     )
 )
 
-# What the last states of a text encoder can be asked for, one group of names for each of them: the
-# whole scene, then each place.
-SLOTS = (("background", "layout"), *(tuple(f"{p}_{kind}" for kind in WORDS) for p in PLACES))
+# The attributes that heads predict from the last hidden states of a text encoder, one tuple for
+# each state: the whole scene, then each place.
+SLOTS = (
+    ("background", "layout"),
+    *(tuple(f"{p}_{kind}" for kind in ATTRIBUTE_VALUES) for p in PLACES),
+)
 
 # How captions of scenes name the labels.
 GRAMMAR = PromptGrammar(
@@ -59,52 +62,52 @@ GRAMMAR = PromptGrammar(
         ("below", "above", "second"),
     ),
     places=PLACES,
-    kinds=tuple(WORDS),
+    kinds=tuple(ATTRIBUTE_VALUES),
 )
 
 
 def scene_attributes(scene: Scene) -> LabelTargets:
-    """The attributes of a scene: all of them, but for what it leaves open."""
-    things, axis = arrangement(scene)
-    looks = [{kind: getattr(thing, kind) for kind in WORDS} for thing in things]
+    """The labels of a scene; unspecified attributes are unknown."""
+    objects, axis = arrangement(scene)
+    looks = [{kind: getattr(obj, kind) for kind in ATTRIBUTE_VALUES} for obj in objects]
     anywhere = {
         f"{kind}s": [look[kind] for look in looks]
-        for kind in WORDS
+        for kind in ATTRIBUTE_VALUES
         if all(look[kind] is not None for look in looks)
     }
-    answers = GRAMMAR.in_places(axis or ONE, looks) | {"background": scene.background}
-    known = label_targets(ATTRIBUTES, answers, anywhere)
-    for name in anywhere:  # what is not there is known as well
-        known.known[ATTRIBUTES.slices[name]] = True
-    return known
+    labels = GRAMMAR.in_places(axis or ONE, looks) | {"background": scene.background}
+    targets = label_targets(ATTRIBUTES, labels, anywhere)
+    for name in anywhere:  # absent labels are known too
+        targets.known[ATTRIBUTES.slices[name]] = True
+    return targets
 
 
 def text_attributes(text: str) -> LabelTargets:
-    """The attributes that a prompt asks for; see `PromptGrammar.labels_of`."""
+    """The labels that a prompt asks for; see `PromptGrammar.labels_of`."""
     return GRAMMAR.labels_of(text, ATTRIBUTES)
 
 
 def collate_captioned(items: Sequence[Item], tokenizer: Any) -> Batch:
-    """A batch of images and ids with the attributes of both: what CLIP's attribute heads learn.
+    """A batch of images and token ids with the labels of both, for CLIP's attribute heads.
 
-    Beside what `collate_attributes` gives there are "ids", and "text_targets" and "text_known" of
-    the captions, which leave some attributes open.
+    Besides the entries of `collate_attributes`, it has "ids", and "text_targets" and "text_known"
+    of the captions, which omit some attributes.
     """
-    read = [text_attributes(item["caption"]) for item in items]
+    targets = [text_attributes(item["caption"]) for item in items]
     return (
         collate_attributes(items)
         | collate([{"caption": item["caption"]} for item in items], tokenizer)
         | {
-            "text_targets": np.stack([each.targets for each in read]),
-            "text_known": np.stack([each.known for each in read]),
+            "text_targets": np.stack([each.targets for each in targets]),
+            "text_known": np.stack([each.known for each in targets]),
         }
     )
 
 
 def collate_attributes(items: Sequence[Item]) -> Batch:
     """Items with "image" and "scene" as "image" (b, h, w, 3), "targets" and "known" (b, n)."""
-    known = [scene_attributes(item["scene"]) for item in items]
+    targets = [scene_attributes(item["scene"]) for item in items]
     return collate(items) | {
-        "targets": np.stack([each.targets for each in known]),
-        "known": np.stack([each.known for each in known]),
+        "targets": np.stack([each.targets for each in targets]),
+        "known": np.stack([each.known for each in targets]),
     }

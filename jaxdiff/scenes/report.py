@@ -1,4 +1,4 @@
-"""A table of how well a generator follows its prompts, with how varied and how saturated it is."""
+"""How well a generator follows its prompts: accuracies, diversity and saturation."""
 
 import dataclasses
 import itertools
@@ -12,77 +12,86 @@ import numpy as np
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import check_shape as require_shape
 from jaxdiff.core.validate import positive
-from jaxdiff.scenes.judge import Score, circle_deviation, judge, score
-from jaxdiff.scenes.rendering import CANVAS, PLACEMENT_DRAWS, draw, place
-from jaxdiff.scenes.source import Prompt, Scene, Thing, describe, held_out, sample_prompts
+from jaxdiff.scenes.detector import Score, circle_deviation, detect, score
+from jaxdiff.scenes.rendering import CANVAS, NUM_LAYOUT_UNIFORMS, layout_objects, render
+from jaxdiff.scenes.source import (
+    Scene,
+    SceneObject,
+    ScenePrompt,
+    describe,
+    is_held_out_pair,
+    sample_prompts,
+)
 from jaxdiff.scenes.specification import BACKGROUNDS, COLOURS, SIZES
 
-# (prompts, seeds) -> uint8 pictures (n, s, s, 3), one for each prompt and seed.
+# (prompts, seeds) -> uint8 images (n, s, s, 3), one for each prompt and seed.
 Generate = Callable[[list[str], list[int]], np.ndarray]
 
-PROMPTS = {"one": 179, "two": 333, "heldout-one": 64, "heldout-two": 64}
-CLIPPED = (2, 253)  # channel values at or beyond these count as clipped
-LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # shares of red, green and blue
+NUM_PROMPTS = {"one": 179, "two": 333, "heldout-one": 64, "heldout-two": 64}
+CLIPPED_RANGE = (2, 253)  # channel values at or beyond these count as clipped
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # weights of red, green and blue
 DIVERSITY_PROMPTS = 16
 DIVERSITY_SEEDS = 4
-CIRCLES = 100  # more than there are different ones
+NUM_CIRCLES = 100  # more than the number of different ones
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """A share of right answers and how many there were to give."""
+class Accuracy:
+    """The fraction of correct answers, and the number of answers."""
 
     value: float
     count: int
 
     @property
     def error(self) -> float:
-        """The binomial standard error of the share."""
+        """The binomial standard error."""
         return math.sqrt(self.value * (1 - self.value) / self.count)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Shares of right answers by name, and plain measures by name."""
+    """Accuracies and other measures by name."""
 
-    shares: Mapping[str, Share]
+    accuracies: Mapping[str, Accuracy]
     measures: Mapping[str, float]
 
     def to_mapping(self) -> dict[str, Any]:
         """The report as a mapping that JSON can hold."""
-        shares = {name: dataclasses.asdict(share) for name, share in self.shares.items()}
-        return {"shares": shares, "measures": dict(self.measures)}
+        accuracies = {
+            name: dataclasses.asdict(accuracy) for name, accuracy in self.accuracies.items()
+        }
+        return {"accuracies": accuracies, "measures": dict(self.measures)}
 
     def table(self) -> str:
-        """The report as lines of text: shares with their standard error, then the measures."""
+        """The report as text: accuracies with their standard error, then the measures."""
         rows = [
-            f"{name:<22} {share.value:6.3f} ± {share.error:.3f}  of {share.count}"
-            for name, share in self.shares.items()
+            f"{name:<28} {accuracy.value:6.3f} ± {accuracy.error:.3f}  of {accuracy.count}"
+            for name, accuracy in self.accuracies.items()
         ]
-        return "\n".join([*rows, *(f"{name:<22} {v:6.3f}" for name, v in self.measures.items())])
+        return "\n".join([*rows, *(f"{name:<28} {v:6.3f}" for name, v in self.measures.items())])
 
 
-def standard_prompts(seed: int = 0) -> list[Prompt]:
-    """The prompts models are compared on: 512 not trained on, and 128 with held-out pairs.
+def standard_prompts(seed: int = 0) -> list[ScenePrompt]:
+    """The prompts that compare models: 512 of the validation split, 128 with held-out pairs.
 
-    Of the 512, 35% have one thing, as in the data set; `sample_prompts` says what is kept apart.
+    Of the 512, 35% have one object, as in the data set; see `sample_prompts`.
     """
-    return [prompt for kind, n in PROMPTS.items() for prompt in sample_prompts(n, seed, kind)]
+    return [prompt for kind, n in NUM_PROMPTS.items() for prompt in sample_prompts(n, seed, kind)]
 
 
-def some(prompts: Sequence[Prompt], n: int) -> Sequence[Prompt]:
+def subsample(prompts: Sequence[ScenePrompt], n: int) -> Sequence[ScenePrompt]:
     """At most `n` of the prompts, spread over the list."""
     return prompts[:: max(1, len(prompts) // n)][:n]
 
 
-def judged(prompts: Sequence[Prompt], images: UInt8[NDArray, "n h w 3"]) -> list[Score]:
-    """What each picture has right of its prompt."""
-    return [score(p.scene, judge(image)) for p, image in zip(prompts, images, strict=True)]
+def score_images(prompts: Sequence[ScenePrompt], images: UInt8[NDArray, "n h w 3"]) -> list[Score]:
+    """The score of each image against its prompt."""
+    return [score(p.scene, detect(image)) for p, image in zip(prompts, images, strict=True)]
 
 
-def clipped(images: UInt8[NDArray, "n h w 3"]) -> float:
-    """The share of channel values at an end of their range; a white background is such an end."""
-    low, high = CLIPPED
+def clipped_fraction(images: UInt8[NDArray, "n h w 3"]) -> float:
+    """The fraction of channel values at an end of their range, which includes pure white."""
+    low, high = CLIPPED_RANGE
     return float(np.mean((images <= low) | (images >= high)))
 
 
@@ -92,12 +101,12 @@ def chroma(images: UInt8[NDArray, "n h w 3"]) -> float:
 
 
 def contrast(images: UInt8[NDArray, "n h w 3"]) -> float:
-    """The standard deviation of the luminance (Rec. 709) over a picture, averaged over pictures."""
+    """The standard deviation of the luminance (Rec. 709) of an image, averaged over images."""
     return float(np.mean(np.std(images / 255 @ LUMINANCE, axis=(1, 2))))
 
 
 def pairwise_distance(images: UInt8[NDArray, "k h w 3"]) -> float:
-    """The mean root-mean-square difference, on a scale of 0 to 1, over all pairs of pictures."""
+    """The mean root-mean-square difference, on a scale of 0 to 1, over all pairs of images."""
     flat = images.reshape(len(images), -1).astype(np.float64) / 255
     rows, columns = np.triu_indices(len(flat), k=1)
     return float(np.sqrt(np.mean((flat[rows] - flat[columns]) ** 2, axis=1)).mean())
@@ -105,43 +114,45 @@ def pairwise_distance(images: UInt8[NDArray, "k h w 3"]) -> float:
 
 def diversity(
     generate: Generate,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[ScenePrompt],
     *,
     seeds: int = DIVERSITY_SEEDS,
     batch_size: int = 64,
 ) -> float:
-    """`pairwise_distance` of `seeds` pictures of one prompt, averaged over prompts."""
+    """`pairwise_distance` of `seeds` images of one prompt, averaged over prompts."""
     texts = [prompt.text for prompt in prompts for _ in range(seeds)]
-    images = _pictures(generate, texts, list(range(len(texts))), batch_size)
+    images = _generate_batches(generate, texts, list(range(len(texts))), batch_size)
     groups = images.reshape(len(prompts), seeds, *images.shape[1:])
     return float(np.mean([pairwise_distance(group) for group in groups]))
 
 
-def circle_prompts(count: int) -> list[Prompt]:
-    """Prompts of one circle each; colours, sizes and backgrounds take turns."""
+def circle_prompts(count: int) -> list[ScenePrompt]:
+    """Prompts with one circle each; colours, sizes and backgrounds alternate."""
     looks = itertools.cycle(itertools.product(BACKGROUNDS, SIZES, COLOURS))
     scenes = [
-        Scene(things=(Thing(colour=colour, shape="circle", size=size),), background=background)
+        Scene(
+            objects=(SceneObject(colour=colour, shape="circle", size=size),), background=background
+        )
         for background, size, colour in itertools.islice(looks, count)
     ]
-    return [Prompt(text=describe(scene), scene=scene) for scene in scenes]
+    return [ScenePrompt(text=describe(scene), scene=scene) for scene in scenes]
 
 
-def roundness(generate: Generate, count: int, *, batch_size: int = 64) -> float:
-    """The mean `circle_deviation` of `count` pictures of circles; NaN if none shows one object.
+def mean_circle_deviation(generate: Generate, count: int, *, batch_size: int = 64) -> float:
+    """The mean `circle_deviation` of `count` images of circles; NaN if none shows one object.
 
-    Picture i has seed i.
+    Image i has seed i.
     """
     texts = [prompt.text for prompt in circle_prompts(count)]
-    images = _pictures(generate, texts, list(range(count)), batch_size)
+    images = _generate_batches(generate, texts, list(range(count)), batch_size)
     found = [deviation for image in images if (deviation := circle_deviation(image)) is not None]
     return float(np.mean(found)) if found else math.nan
 
 
-def _pictures(
+def _generate_batches(
     generate: Generate, texts: list[str], seeds: list[int], batch_size: int
 ) -> UInt8[NDArray, "n h w 3"]:
-    """All pictures, asked for in batches of at most `batch_size`."""
+    """All images, generated in batches of at most `batch_size`."""
     parts = []
     for start in range(0, len(texts), positive("batch_size", batch_size)):
         part = slice(start, start + batch_size)
@@ -152,94 +163,105 @@ def _pictures(
     return np.concatenate(parts)
 
 
-def _share(answers: Iterable[bool | None]) -> Share | None:
-    """The share of True among the answers that are not None; None if there are none."""
-    judged = [answer for answer in answers if answer is not None]
-    return Share(value=float(np.mean(judged)), count=len(judged)) if judged else None
+def _accuracy(answers: Iterable[bool | None]) -> Accuracy | None:
+    """The fraction of True among the answers that are not None; None if there are none."""
+    known = [answer for answer in answers if answer is not None]
+    return Accuracy(value=float(np.mean(known)), count=len(known)) if known else None
 
 
-def summarise(prompts: Sequence[Prompt], scores: Sequence[Score]) -> dict[str, Share]:
-    """Shares of right answers; attributes over prompts without a held-out pair.
+def summarise(prompts: Sequence[ScenePrompt], scores: Sequence[Score]) -> dict[str, Accuracy]:
+    """Accuracies by name; those of attributes over prompts without a held-out pair.
 
-    Colour, shape and size count things, background, number and relation pictures; what a prompt
-    leaves open is not counted. "... all right" are pictures with everything right at once.
+    Colour, shape and size count objects; background, number and relation count images. What a
+    prompt does not specify is not counted. "... correct" counts images in which everything is
+    correct.
     """
-    tested = [any(held_out(t.colour, t.shape) for t in prompt.scene.things) for prompt in prompts]
-    seen = [s for s, new in zip(scores, tested, strict=True) if not new]
+    held_out = [
+        any(is_held_out_pair(t.colour, t.shape) for t in prompt.scene.objects) for prompt in prompts
+    ]
+    trained = [s for s, new in zip(scores, held_out, strict=True) if not new]
 
-    def whole(new: bool, things: int) -> Share | None:
-        rows = zip(prompts, scores, tested, strict=True)
-        return _share(
-            s.all_right for p, s, test in rows if test is new and len(p.scene.things) == things
+    def all_correct(new: bool, objects: int) -> Accuracy | None:
+        rows = zip(prompts, scores, held_out, strict=True)
+        return _accuracy(
+            s.all_correct for p, s, test in rows if test is new and len(p.scene.objects) == objects
         )
 
-    shares = {
-        "background": _share(s.background for s in seen),
-        "number": _share(s.count for s in seen),
-        "colour": _share(right for s in seen for right in s.colours),
-        "shape": _share(right for s in seen for right in s.shapes),
-        "size": _share(right for s in seen for right in s.sizes),
-        "relation": _share(s.relation for s in seen),
-        "one all right": whole(False, 1),
-        "two all right": whole(False, 2),
-        "held-out one all right": whole(True, 1),
-        "held-out two all right": whole(True, 2),
-        "held-out all right": _share(s.all_right for s, t in zip(scores, tested, strict=True) if t),
+    accuracies = {
+        "background": _accuracy(s.background for s in trained),
+        "number": _accuracy(s.count for s in trained),
+        "colour": _accuracy(correct for s in trained for correct in s.colours),
+        "shape": _accuracy(correct for s in trained for correct in s.shapes),
+        "size": _accuracy(correct for s in trained for correct in s.sizes),
+        "relation": _accuracy(s.relation for s in trained),
+        "one object correct": all_correct(False, 1),
+        "two objects correct": all_correct(False, 2),
+        "held-out one object correct": all_correct(True, 1),
+        "held-out two objects correct": all_correct(True, 2),
+        "held-out correct": _accuracy(
+            s.all_correct for s, t in zip(scores, held_out, strict=True) if t
+        ),
     }
-    return {name: share for name, share in shares.items() if share is not None}
+    return {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
 
 
-def alignment(
+def evaluate_alignment(
     generate: Generate,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[ScenePrompt],
     *,
     seed: int = 0,
     batch_size: int = 64,
     circles: int = 0,
 ) -> Report:
-    """Judge one picture for each prompt, the i-th with seed `seed` + i.
+    """Evaluate one image for each prompt, the i-th with seed `seed` + i.
 
-    The measures are `diversity` over DIVERSITY_PROMPTS prompts spread over the list, `chroma`,
-    `clipped`, `contrast`, and the `roundness` of so many `circles`; they mean something next to
-    those of `renders`, which draws what was asked for.
+    The measures are `diversity` over DIVERSITY_PROMPTS prompts, `chroma`, `clipped_fraction`,
+    `contrast`, and the `mean_circle_deviation` of `circles` images. Compare them with those of
+    `render_generator`, which renders the prompts exactly.
     """
     positive("number of prompts", len(prompts))
     texts = [prompt.text for prompt in prompts]
-    images = _pictures(generate, texts, list(range(seed, seed + len(texts))), batch_size)
+    images = _generate_batches(generate, texts, list(range(seed, seed + len(texts))), batch_size)
     measures = {
-        "diversity": diversity(generate, some(prompts, DIVERSITY_PROMPTS), batch_size=batch_size),
+        "diversity": diversity(
+            generate, subsample(prompts, DIVERSITY_PROMPTS), batch_size=batch_size
+        ),
         "chroma": chroma(images),
-        "clipped": clipped(images),
+        "clipped": clipped_fraction(images),
         "contrast": contrast(images),
     }
     if circles:
-        measures["circle deviation"] = roundness(generate, circles, batch_size=batch_size)
-    return Report(shares=summarise(prompts, judged(prompts, images)), measures=measures)
+        measures["circle deviation"] = mean_circle_deviation(
+            generate, circles, batch_size=batch_size
+        )
+    return Report(accuracies=summarise(prompts, score_images(prompts, images)), measures=measures)
 
 
-def _completed(scene: Scene, rng: np.random.Generator) -> Scene:
-    """`scene` with what it leaves open drawn at random."""
-    things = tuple(
-        dataclasses.replace(thing, size=thing.size or SIZES[rng.integers(len(SIZES))])
-        for thing in scene.things
+def _fill_in(scene: Scene, rng: np.random.Generator) -> Scene:
+    """`scene` with random values for what it does not specify."""
+    objects = tuple(
+        dataclasses.replace(obj, size=obj.size or SIZES[rng.integers(len(SIZES))])
+        for obj in scene.objects
     )
     background = scene.background or BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    return dataclasses.replace(scene, things=things, background=background)
+    return dataclasses.replace(scene, objects=objects, background=background)
 
 
-def renders(prompts: Sequence[Prompt], size: int = CANVAS) -> Generate:
-    """The perfect generator of these prompts, which draws them: what the best model would score.
+def render_generator(prompts: Sequence[ScenePrompt], size: int = CANVAS) -> Generate:
+    """A generator that renders these prompts exactly: an upper bound for any model.
 
-    It knows all `circle_prompts` too. Its pictures are `size` pixels wide.
+    It knows all `circle_prompts` too. Its images are `size` pixels wide.
     """
-    scenes = {prompt.text: prompt.scene for prompt in (*circle_prompts(CIRCLES), *prompts)}
+    scenes = {prompt.text: prompt.scene for prompt in (*circle_prompts(NUM_CIRCLES), *prompts)}
 
     def generate(texts: list[str], seeds: list[int]) -> UInt8[NDArray, "n h w 3"]:
         images = []
         for text, seed in zip(texts, seeds, strict=True):
             rng = np.random.default_rng(seed)
-            scene = _completed(scenes[text], rng)
-            images.append(draw(scene, place(scene, rng.random(PLACEMENT_DRAWS)), size))
+            scene = _fill_in(scenes[text], rng)
+            images.append(
+                render(scene, layout_objects(scene, rng.random(NUM_LAYOUT_UNIFORMS)), size)
+            )
         return np.stack(images)
 
     return generate

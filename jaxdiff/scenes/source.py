@@ -12,8 +12,14 @@ from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.data.batches import Item
 from jaxdiff.data.samples import Make
 from jaxdiff.data.sampling_order import SamplePosition
-from jaxdiff.scenes.captions import describe, leave_open
-from jaxdiff.scenes.rendering import CANVAS, PLACEMENT_DRAWS, Layout, draw, place
+from jaxdiff.scenes.captions import describe, underspecify
+from jaxdiff.scenes.rendering import (
+    CANVAS,
+    NUM_LAYOUT_UNIFORMS,
+    ObjectLayout,
+    layout_objects,
+    render,
+)
 from jaxdiff.scenes.specification import (
     BACKGROUNDS,
     COLOURS,
@@ -22,15 +28,15 @@ from jaxdiff.scenes.specification import (
     SIZES,
     SPLITS,
     Scene,
-    Thing,
+    SceneObject,
     arrangement,
-    held_out,
+    is_held_out_pair,
     split_of,
 )
 
-SINGLE_SHARE = 0.35  # of the scenes have one thing
+SINGLE_OBJECT_PROBABILITY = 0.35  # the others have two
 KINDS = ("one", "two", "heldout-one", "heldout-two")
-LENGTH = 1 << 40  # items of a source; far more than a training reads
+DATASET_SIZE = 1 << 40  # items; far more than any training reads
 MAX_VARIATIONS = 8
 MAX_SIZE = 1024  # pixels along a side
 
@@ -40,71 +46,71 @@ def _pick(choices: Sequence[str], u: float) -> str:
 
 
 def sample_scene(rng: np.random.Generator, split: str = "train", count: int | None = None) -> Scene:
-    """A full specification of `split` with `count` things (None: one with SINGLE_SHARE, or two).
+    """A full specification of `split` with `count` objects (None: one with SINGLE_SHARE, or two).
 
     Everything is uniform among the scenes of the split.
     """
     one_of("split", split, SPLITS)
     if count is None:
-        count = 1 if rng.random() < SINGLE_SHARE else 2
+        count = 1 if rng.random() < SINGLE_OBJECT_PROBABILITY else 2
     while True:
         u = rng.random(8).tolist()
-        things = tuple(
-            Thing(size=_pick(SIZES, a), colour=_pick(COLOURS, b), shape=_pick(SHAPES, c))
+        objects = tuple(
+            SceneObject(size=_pick(SIZES, a), colour=_pick(COLOURS, b), shape=_pick(SHAPES, c))
             for a, b, c in (u[:3], u[3:6])[:count]
         )
-        if _alike(things):
+        if _look_identical(objects):
             continue
         relation = _pick(RELATIONS, u[6]) if count == 2 else None
-        scene = Scene(things=things, relation=relation, background=_pick(BACKGROUNDS, u[7]))
+        scene = Scene(objects=objects, relation=relation, background=_pick(BACKGROUNDS, u[7]))
         if split_of(scene) == split:
             return scene
 
 
-def _alike(things: tuple[Thing, ...]) -> bool:
-    looks = {(thing.colour, thing.shape) for thing in things}
-    return len(looks) < len(things)
+def _look_identical(objects: tuple[SceneObject, ...]) -> bool:
+    looks = {(obj.colour, obj.shape) for obj in objects}
+    return len(looks) < len(objects)
 
 
-def _changes_of_thing(scene: Scene, i: int) -> Iterator[tuple[Thing, ...]]:
-    """One attribute of thing i changed, a tuple of things for each new value."""
+def _object_edits(scene: Scene, i: int) -> Iterator[tuple[SceneObject, ...]]:
+    """One attribute of object i changed, a tuple of objects for each new value."""
     choices = {"colour": COLOURS, "shape": SHAPES, "size": SIZES}
     for name, values in choices.items():
         for value in values:
-            if value != getattr(scene.things[i], name):
-                changed = replace(scene.things[i], **{name: value})
-                yield (*scene.things[:i], changed, *scene.things[i + 1 :])
+            if value != getattr(scene.objects[i], name):
+                changed = replace(scene.objects[i], **{name: value})
+                yield (*scene.objects[:i], changed, *scene.objects[i + 1 :])
 
 
-def _neighbours(scene: Scene) -> Iterator[tuple[str, Scene]]:
+def _minimal_edits(scene: Scene) -> Iterator[tuple[str, Scene]]:
     """All minimal changes of a full specification, each with the name of what was changed."""
     for background in BACKGROUNDS:
         if background != scene.background:
             yield "background", replace(scene, background=background)
-    for i, thing in enumerate(scene.things):
-        for things in _changes_of_thing(scene, i):
-            if not _alike(things):
-                kind = next(k for k in ("colour", "shape", "size") if _differs(things[i], thing, k))
-                yield kind, replace(scene, things=things)
-    if len(scene.things) == 2:
+    for i, obj in enumerate(scene.objects):
+        for objects in _object_edits(scene, i):
+            if not _look_identical(objects):
+                kind = next(k for k in ("colour", "shape", "size") if _differs(objects[i], obj, k))
+                yield kind, replace(scene, objects=objects)
+    if len(scene.objects) == 2:
         for relation in RELATIONS:
             if relation != scene.relation:
                 yield "relation", replace(scene, relation=relation)
-        first, second = scene.things
+        first, second = scene.objects
         for kind in ("colour", "shape"):
             if _differs(first, second, kind):
                 swapped = (
                     replace(first, **{kind: getattr(second, kind)}),
                     replace(second, **{kind: getattr(first, kind)}),
                 )
-                yield f"swap {kind}", replace(scene, things=swapped)
+                yield f"swap {kind}", replace(scene, objects=swapped)
 
 
-def _differs(first: Thing, second: Thing, name: str) -> bool:
+def _differs(first: SceneObject, second: SceneObject, name: str) -> bool:
     return getattr(first, name) != getattr(second, name)
 
 
-def vary(scene: Scene, count: int, rng: np.random.Generator) -> list[Scene]:
+def sample_variations(scene: Scene, count: int, rng: np.random.Generator) -> list[Scene]:
     """`count` different scenes, each one minimal change away from `scene`, kinds equally likely.
 
     Changes of a training scene stay in training; changes of another may be any scene. No two of
@@ -112,7 +118,7 @@ def vary(scene: Scene, count: int, rng: np.random.Generator) -> list[Scene]:
     """
     training = split_of(scene) == "train"
     kinds: dict[str, list[Scene]] = {}
-    for kind, other in _neighbours(scene):
+    for kind, other in _minimal_edits(scene):
         if not training or split_of(other) == "train":
             kinds.setdefault(kind, []).append(other)
     seen = {(arrangement(scene), scene.background)}
@@ -127,7 +133,7 @@ def vary(scene: Scene, count: int, rng: np.random.Generator) -> list[Scene]:
             seen.add((arrangement(other), other.background))
             chosen.append(other)
     if len(chosen) < count:
-        raise InputError(f"variations: got {count} of {scene}, expected at most {len(chosen)}")
+        raise InputError(f"variations: got {count} for {scene}, expected at most {len(chosen)}")
     return chosen
 
 
@@ -146,11 +152,11 @@ class SceneSource:
         self.split = one_of("split", split, SPLITS)
         self.variations = int(in_range("variations", variations, 1, MAX_VARIATIONS))
         self.size = int(in_range("size", size, CANVAS, MAX_SIZE))
-        # Neighbouring items share their block; the cache saves drawing it up once for each.
+        # Neighbouring items share their block, which the cache makes only once.
         self._block = functools.lru_cache(maxsize=64)(self._make_block)
 
     def __len__(self) -> int:
-        return LENGTH
+        return DATASET_SIZE
 
     def __repr__(self) -> str:
         return (
@@ -158,27 +164,28 @@ class SceneSource:
             f"size={self.size})"
         )
 
-    def _make_block(self, number: int) -> list[tuple[Scene, Layout, str]]:
+    def _make_block(self, number: int) -> list[tuple[Scene, ObjectLayout, str]]:
         entropy = [self.seed, SPLITS.index(self.split), self.variations, number]
         rng = np.random.default_rng(entropy)
         scene = sample_scene(rng, self.split)
-        block = [scene, *vary(scene, self.variations - 1, rng)]
-        jitter = rng.random(PLACEMENT_DRAWS)
-        wording = int(rng.integers(2**63))
+        block = [scene, *sample_variations(scene, self.variations - 1, rng)]
+        jitter = rng.random(NUM_LAYOUT_UNIFORMS)
+        caption_seed = int(rng.integers(2**63))
         captions = [
-            describe(leave_open(item, np.random.default_rng(wording), *block)) for item in block
+            describe(underspecify(item, np.random.default_rng(caption_seed), *block))
+            for item in block
         ]
-        layouts = [place(item, jitter) for item in block]
+        layouts = [layout_objects(item, jitter) for item in block]
         return list(zip(block, layouts, captions, strict=True))
 
-    def example(self, index: int) -> tuple[Scene, Layout, str]:
+    def example(self, index: int) -> tuple[Scene, ObjectLayout, str]:
         """The full specification, the layout and the caption of item `index`."""
-        in_range("index", index, 0, LENGTH - 1)
+        in_range("index", index, 0, DATASET_SIZE - 1)
         return self._block(index // self.variations)[index % self.variations]
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray | str | Scene]:
         scene, layout, words = self.example(index.__index__())
-        return {"image": draw(scene, layout, self.size), "caption": words, "scene": scene}
+        return {"image": render(scene, layout, self.size), "caption": words, "scene": scene}
 
 
 def scene_maker(source: SceneSource) -> Make:
@@ -194,19 +201,19 @@ def scene_maker(source: SceneSource) -> Make:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """A text and what a picture of it must show; what the text leaves unsaid is None."""
+class ScenePrompt:
+    """A prompt and the scene that its image must show; unspecified attributes are None."""
 
     text: str
     scene: Scene
 
 
-def sample_prompts(n: int, seed: int, kind: str) -> list[Prompt]:
+def sample_prompts(n: int, seed: int, kind: str) -> list[ScenePrompt]:
     """`n` prompts of a kind in KINDS whose texts are never training captions.
 
-    Two things: an arrangement reserved for validation, sizes and background left out at random.
-    One thing: a reserved specification, size and background said. The held-out kinds have at
-    least one held-out pair, in the same wordings.
+    Two objects: an arrangement of the validation split, with random sizes and background omitted.
+    One object: a specification of the validation split, with size and background. The held-out
+    kinds have at least one held-out pair, in captions of the same forms.
     """
     one_of("kind", kind, KINDS)
     rng = np.random.default_rng([seed, KINDS.index(kind)])
@@ -215,23 +222,23 @@ def sample_prompts(n: int, seed: int, kind: str) -> list[Prompt]:
     prompts = []
     for _ in range(n):
         scene = sample_scene(rng, split, count)
-        said = scene if kind == "one" else leave_open(scene, rng)
-        prompts.append(Prompt(text=describe(said), scene=said))
+        shown = scene if kind == "one" else underspecify(scene, rng)
+        prompts.append(ScenePrompt(text=describe(shown), scene=shown))
     return prompts
 
 
 __all__ = [
     "KINDS",
-    "Layout",
-    "Prompt",
+    "ObjectLayout",
     "Scene",
+    "SceneObject",
+    "ScenePrompt",
     "SceneSource",
-    "Thing",
     "describe",
-    "draw",
-    "held_out",
-    "place",
+    "is_held_out_pair",
+    "layout_objects",
+    "render",
     "sample_prompts",
     "sample_scene",
-    "vary",
+    "sample_variations",
 ]

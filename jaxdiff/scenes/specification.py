@@ -1,4 +1,4 @@
-"""What a scene says: things, their relation and the background; and which scenes are trained on."""
+"""The specification of a scene (objects, relation, background) and the splits of scenes."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,18 +13,19 @@ RELATIONS = ("left of", "right of", "above", "below")
 BACKGROUNDS = ("white", "grey", "pink")
 SPLITS = ("train", "validation", "heldout")
 
-# Never trained on, in any size, position or company: what composition is measured on.
-HELD_OUT = frozenset(
+# Never in training, at any size or position, alone or beside another object: they measure
+# composition.
+HELD_OUT_PAIRS = frozenset(
     {("purple", "star"), ("green", "ring"), ("orange", "cross"), ("blue", "triangle")}
 )
 
-# One in this many arrangements of two things is kept for validation.
-RESERVED_ARRANGEMENTS = 10
+# One in this many arrangements of two objects belongs to the validation split.
+VALIDATION_ONE_IN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thing:
-    """One object; a size of None is left open."""
+class SceneObject:
+    """One object; a size of None is unspecified."""
 
     colour: str
     shape: str
@@ -38,39 +39,42 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One or two things; `relation` is where the first is, seen from the second.
+    """One or two objects; `relation` is where the first is, seen from the second.
 
-    A background of None is left open. Raises InputError for a relation without two things, two
-    things without a relation, or two things that look the same (the relation would be void).
+    A background of None is unspecified. Raises InputError for a relation without two objects, two
+    objects without a relation, or two objects of the same colour and shape (the relation would mean
+    nothing).
     """
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     relation: str | None = None
     background: str | None = None
 
     def __post_init__(self) -> None:
-        one_of("number of things", len(self.things), (1, 2))
-        one_of("relation", self.relation, RELATIONS if len(self.things) == 2 else (None,))
+        one_of("number of objects", len(self.objects), (1, 2))
+        one_of("relation", self.relation, RELATIONS if len(self.objects) == 2 else (None,))
         one_of("background", self.background, (*BACKGROUNDS, None))
-        looks = {(thing.colour, thing.shape) for thing in self.things}
-        if len(looks) < len(self.things):
-            raise InputError(f"things: got {looks} twice, expected two that look different")
+        looks = {(obj.colour, obj.shape) for obj in self.objects}
+        if len(looks) < len(self.objects):
+            raise InputError(
+                f"objects: got {looks} twice, expected two of different colour or shape"
+            )
 
 
-def held_out(colour: str, shape: str) -> bool:
+def is_held_out_pair(colour: str, shape: str) -> bool:
     """Whether this colour of this shape never occurs in training."""
-    return (colour, shape) in HELD_OUT
+    return (colour, shape) in HELD_OUT_PAIRS
 
 
-def arrangement(scene: Scene) -> tuple[tuple[Thing, ...], str | None]:
-    """Things ordered left to right or top to bottom, and "left of", "above" or None.
+def arrangement(scene: Scene) -> tuple[tuple[SceneObject, ...], str | None]:
+    """Objects ordered left to right or top to bottom, and "left of", "above" or None.
 
-    "A right of B" and "B left of A" are one picture and have one arrangement.
+    "A right of B" and "B left of A" look the same and have one arrangement.
     """
     if scene.relation in ("right of", "below"):
-        mirrored = {"right of": "left of", "below": "above"}[scene.relation]
-        return scene.things[::-1], mirrored
-    return scene.things, scene.relation
+        axis = {"right of": "left of", "below": "above"}[scene.relation]
+        return scene.objects[::-1], axis
+    return scene.objects, scene.relation
 
 
 def _hash(words: str, buckets: int) -> int:
@@ -78,27 +82,27 @@ def _hash(words: str, buckets: int) -> int:
     return int.from_bytes(digest, "little") % buckets
 
 
-def reserved(scene: Scene) -> bool:
-    """Whether a scene is kept for validation: the same answer for every seed and machine.
+def is_validation_scene(scene: Scene) -> bool:
+    """Whether a scene belongs to the validation split: the same for every seed and machine.
 
-    Two things: one in RESERVED_ARRANGEMENTS of (colour and shape of both, order, axis), whatever
-    the sizes and the background, so that no wording of such a scene occurs in training. One
-    thing: for each colour and shape one of its six (size, background); these must be given.
+    Two objects: one in RESERVED_ARRANGEMENTS of (colour and shape of both, order, axis), whatever
+    the sizes and the background, so that no caption of such a scene occurs in training. One
+    object: for each colour and shape one of its six (size, background), which must be specified.
     """
-    things, axis = arrangement(scene)
+    objects, axis = arrangement(scene)
     if axis is not None:
-        words = " ".join(f"{thing.colour} {thing.shape}" for thing in things)
-        return _hash(f"{words} {axis}", RESERVED_ARRANGEMENTS) == 0
-    (thing,) = things
-    if thing.size is None or scene.background is None:
-        raise InputError("scene: got one thing with an open size or background, expected both")
-    place = SIZES.index(thing.size) * len(BACKGROUNDS) + BACKGROUNDS.index(scene.background)
+        words = " ".join(f"{only.colour} {only.shape}" for only in objects)
+        return _hash(f"{words} {axis}", VALIDATION_ONE_IN) == 0
+    (only,) = objects
+    if only.size is None or scene.background is None:
+        raise InputError("scene: got one object without a size or a background, expected both")
+    place = SIZES.index(only.size) * len(BACKGROUNDS) + BACKGROUNDS.index(scene.background)
     choices = len(SIZES) * len(BACKGROUNDS)
-    return place == _hash(f"{thing.colour} {thing.shape}", choices)
+    return place == _hash(f"{only.colour} {only.shape}", choices)
 
 
 def split_of(scene: Scene) -> str:
-    """The split a scene belongs to: heldout if it has a held-out pair, else as `reserved` says."""
-    if any(held_out(thing.colour, thing.shape) for thing in scene.things):
+    """The split of a scene: heldout if it has a held-out pair, else validation or train."""
+    if any(is_held_out_pair(obj.colour, obj.shape) for obj in scene.objects):
         return "heldout"
-    return "validation" if reserved(scene) else "train"
+    return "validation" if is_validation_scene(scene) else "train"

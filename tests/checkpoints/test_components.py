@@ -293,7 +293,7 @@ def test_failed_write_leaves_everything_as_it_was(components, vae):
 def test_other_peoples_folders_are_not_touched(components, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(InputError, match="home: got a folder with other things in it"):
+    with pytest.raises(InputError, match="home: got a folder with other files in it"):
         write_component(tmp_path / "home", components["AutoencoderKL"])
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file: got a file"):

@@ -200,14 +200,14 @@ def test_endless_dictionaries_are_refused(tmp_path):
 def test_views_beyond_or_with_holes_are_refused(tmp_path, offset, shape, strides):
     storage = Storage("0", "FloatStorage", range(6))
     path = save(tmp_path / "x.pt", {"a": Tensor(storage, offset, shape, strides)}, storage)
-    with pytest.raises(InputError, match=r"got a .* that its storage does not hold"):
+    with pytest.raises(InputError, match=r"got a .* outside its storage"):
         read_torch_pickle(path)
 
 
 def test_missing_and_compressed_storages_are_refused(tmp_path):
     storage = Storage("0", "FloatStorage", range(6))
     tensor = {"a": Tensor(storage, 0, (6,), (1,))}
-    with pytest.raises(InputError, match="storage does not hold"):
+    with pytest.raises(InputError, match="outside its storage"):
         read_torch_pickle(save(tmp_path / "x.pt", tensor))
     data = io.BytesIO()
     Pickler(data, 2).dump(tensor)

@@ -164,7 +164,7 @@ def test_a_full_disk_is_said_once_and_nothing_good_is_lost(copied, monkeypatch):
 
     with TrainingStore(copied, keep=2) as store:
         monkeypatch.setattr(type(epath.Path()), "write_text", full)
-        message = "got no space left on device, expected a disk to write to"
+        message = "got no space left on device, expected a disk that can be written"
         with pytest.raises(WriteError, match=message):  # noqa: PT012
             store.save(3, state(3), HOST)
             store.wait()

@@ -51,7 +51,7 @@ def command(folder, output="latents", *more, data="in"):
     return [
         *(str(folder / "model"), str(folder / output), "--kind", "folder"),
         *("--path", str(folder / data), "--resolution", "16", "--cell", "8", "--widest", "4"),
-        *("--cache", str(folder / "cache"), "--shard-size", "10", "--smallest", "8"),
+        *("--cache", str(folder / "cache"), "--shard-size", "10", "--min-bucket-size", "8"),
         *("--dtype", "float32", *more),
     ]
 
@@ -83,7 +83,7 @@ def test_latents_are_what_the_vae_says_of_the_prepared_picture(made):
     assert sizes == {(16, 16), (8, 24)}
     groups = dict(source.groups(4))
     assert {size: len(items) for size, items in groups.items()} == {(8, 24): 14, (16, 16): 29}
-    with pytest.warns(UserWarning, match="14 latents of 8x24 pixels are fewer than a batch"):
+    with pytest.warns(UserWarning, match="14 latents of 8x24 pixels are not used"):
         assert len(source.groups(20)) == 1
 
 

@@ -68,7 +68,7 @@ def cache(folder, model, output, *more):
     command = [
         *(str(folder / model), str(folder / output), "--texts", "embeddings", "--kind", "folder"),
         *("--path", str(folder / "in"), "--resolution", "16", "--cell", "16"),
-        *("--shard-size", "8", "--smallest", "8", *more),
+        *("--shard-size", "8", "--min-bucket-size", "8", *more),
     ]
     return main.run("cache-latents", command)
 
@@ -253,7 +253,10 @@ def test_parts_are_the_whole_and_what_is_missing_is_made_again(made, capsys):
 def test_options_that_say_nothing_are_refused(made, tmp_path, capsys):
     for more, message in (
         (("--texts", "words"), "texts: got 'words', expected one of captions, embeddings"),
-        (("--texts", "captions", "--text-encoder", "x"), "expected it left out with texts capt"),
+        (
+            ("--texts", "captions", "--text-encoder", "x"),
+            "with texts captions, expected texts embeddings",
+        ),
         (("--text-encoder", str(made / "in")), "in without text_encoder, expected a folder with"),
     ):
         assert cache(made, "sd", "x", *more) == 2

@@ -14,8 +14,8 @@ import tiny
 from PIL import Image
 
 from jaxdiff.checkpoints.lora_names import files
-from jaxdiff.cli import main, pictures
-from jaxdiff.cli.pictures import settings_of
+from jaxdiff.cli import main, png_files
+from jaxdiff.cli.png_files import read_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -51,7 +51,7 @@ def test_a_batch_job_writes_every_picture_with_its_settings(batch_job):
         "000001_9.png",
         "000002_4.png",
     ]
-    settings = settings_of(output / "000002_4.png")
+    settings = read_settings(output / "000002_4.png")
     assert len(settings.pop("weights")) == 12
     assert settings == {
         "model": "tiny",
@@ -61,7 +61,7 @@ def test_a_batch_job_writes_every_picture_with_its_settings(batch_job):
         "seed": 4,
         "steps": 4,
         "sampler": "ddim",
-        "timesteps": None,
+        "timestep_spacing": None,
         "height": 16,
         "width": 16,
     }
@@ -70,12 +70,15 @@ def test_a_batch_job_writes_every_picture_with_its_settings(batch_job):
 def test_pictures_of_other_weights_are_not_taken_for_the_same(batch_job, model, tmp_path, capsys):
     output, arguments = batch_job
     assert generate(model, output, *arguments, "--dtype", "bfloat16") == 2
-    assert "made with weights" in capsys.readouterr().err
+    assert "generated with weights" in capsys.readouterr().err
 
 
 def test_prompts_that_would_share_a_file_are_refused(model, tmp_path, capsys):
     assert generate(model, tmp_path, "a ring!", "a ring?") == 2
-    assert "'a ring!' and 'a ring?', which would both be a-ring_0.png" in capsys.readouterr().err
+    assert (
+        "'a ring!' and 'a ring?', which would both be written to a-ring_0.png"
+        in capsys.readouterr().err
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,7 +111,7 @@ def test_other_settings_never_overwrite(batch_job, model, capsys):
     output, arguments = batch_job
     assert generate(model, output, *arguments, "--steps", "2") == 2
     error = capsys.readouterr().err
-    assert "made with steps 4 instead of 2, expected another --output folder" in error
+    assert "generated with steps 4 instead of 2, expected another --output folder" in error
 
 
 def test_a_picture_does_not_depend_on_its_neighbours(batch_job, model, tmp_path):
@@ -122,15 +125,15 @@ def test_a_picture_does_not_depend_on_its_neighbours(batch_job, model, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "prompt: got none or both"),
-        (["a", "--prompts", "x.txt"], "prompt: got none or both"),
+        ([], "prompt: got none, expected"),
+        (["a", "--prompts", "x.txt"], "prompt: got both a PROMPT and --prompts"),
         (["--prompts", "none.txt"], "prompts: got none.txt"),
         (["a", "--num-images", "0"], "num_images: got 0"),
         (["a", "--sampler", "dpmp"], "sampler: got 'dpmp'"),
         (["a", "--steps", "1001"], "steps: got 1001"),
         (["a", "--height", "3"], "height: got 3, expected a multiple of 2"),
         (["a", "--dtype", "int8"], "dtype: got 'int8'"),
-        (["a", "--prompt-2", "b"], "prompt_2: got 'b', expected none for one text encoder"),
+        (["a", "--prompt-2", "b"], "prompt_2: got 'b', expected none for a model with one"),
         (["a", "--negative-prompt-2", "b"], "negative_prompt_2: got 'b', expected none for"),
     ],
 )
@@ -209,48 +212,50 @@ def test_pictures_in_two_passes_and_with_files_beside(model, tmp_path, addons):
         "hires_scale": ["--hires-scale", "1.5"],
         "refiner": ["--refiner", str(model), "--refiner-start", "0.5"],
         "loras": ["--lora", f"{lora}:0.1"],
-        "embeddings": ["--embedding", str(embedding)],
+        "textual_inversions": ["--textual-inversion", str(embedding)],
         "clip_skip": ["--clip-skip", "1"],
-        "prompt_syntax": ["--literal"],
+        "prompt_syntax": ["--no-prompt-syntax"],
     }
     for name, arguments in cases.items():
         output = tmp_path / name
         assert generate(model, output, "a (ring:1.2)", *arguments) == 0
         (path,) = output.glob("*.png")
-        assert name in settings_of(path)
+        assert name in read_settings(path)
         with Image.open(path) as drawn:
             assert drawn.size == ((24, 24) if name == "hires_scale" else (16, 16))
-    assert settings_of(path)["prompt_syntax"] is False
+    assert read_settings(path)["prompt_syntax"] is False
 
 
 def test_a_job_with_other_addons_of_the_same_name_is_another_job(model, tmp_path, addons, capsys):
     embedding, lora = addons
     output = tmp_path / "out"
-    both = ("--lora", f"{lora}:0.1", "--embedding", str(embedding))
+    both = ("--lora", f"{lora}:0.1", "--textual-inversion", str(embedding))
     assert generate(model, output, "a ring", *both) == 0
     (path,) = output.glob("*.png")
-    settings = settings_of(path)
+    settings = read_settings(path)
     ((name, scale),) = settings["loras"].items()
     assert (name, scale) == (f"style {hashlib.sha256(lora.read_bytes()).hexdigest()[:12]}", 0.1)
     digest = hashlib.sha256(embedding.read_bytes()).hexdigest()[:12]
-    assert settings["embeddings"] == [f"word {digest}"]
+    assert settings["textual_inversions"] == [f"word {digest}"]
     before = path.read_bytes()
     assert generate(model, output, "a ring", *both) == 0  # resumed: nothing is drawn
     assert path.read_bytes() == before
     capsys.readouterr()
     for arguments, said in [
-        (both[:2], f"made with embeddings ['word {digest}'] instead of None"),
-        (both[2:], f"made with loras {{'{name}': 0.1}} instead of None"),
+        (both[:2], f"generated with textual_inversions ['word {digest}'] instead of None"),
+        (both[2:], f"generated with loras {{'{name}': 0.1}} instead of None"),
     ]:
         assert generate(model, output, "a ring", *arguments) == 2
         assert said in capsys.readouterr().err
     old = lora.read_bytes()
     write_addons(embedding, lora, 2.0)
     assert generate(model, output, "a ring", *both) == 2
-    assert f"made with loras {{'{name}': 0.1}} instead of {{'style " in capsys.readouterr().err
+    assert f"generated with loras {{'{name}': 0.1}} instead of {{'style " in capsys.readouterr().err
     lora.write_bytes(old)
     assert generate(model, output, "a ring", *both) == 2
-    assert f"made with embeddings ['word {digest}'] instead of" in capsys.readouterr().err
+    assert (
+        f"generated with textual_inversions ['word {digest}'] instead of" in capsys.readouterr().err
+    )
     assert path.read_bytes() == before
 
 
@@ -258,10 +263,10 @@ def test_the_settings_of_an_adapter_count_too(tmp_path):
     """PEFT keeps alpha beside the weights."""
     path, beside = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     path.write_bytes(b"weights")
-    digests = {pictures.digest(*files(tmp_path))}
+    digests = {png_files.file_digest(*files(tmp_path))}
     for alpha in (1, 2):
         beside.write_text(f'{{"lora_alpha": {alpha}}}')
-        digests |= {pictures.digest(*files(source)) for source in (tmp_path, path)}
+        digests |= {png_files.file_digest(*files(source)) for source in (tmp_path, path)}
     assert len(digests) == 3
 
 
@@ -270,8 +275,8 @@ def test_the_settings_of_an_adapter_count_too(tmp_path):
     [
         (["--image", "no.png"], "image: got no.png (No such file or directory)"),
         (["--lora", "no.safetensors"], "no.safetensors: got no such file"),
-        (["--hires-scale", "2", "--refiner", "x"], "hires_scale: got it with a refiner"),
-        (["--hires-scale", "90"], "hires scale: got 90.0"),
+        (["--hires-scale", "2", "--refiner", "x"], "hires_scale: got it together with a refiner"),
+        (["--hires-scale", "90"], "hires_scale: got 90.0"),
     ],
 )
 def test_mistakes_with_files_are_one_sentence(model, tmp_path, capsys, arguments, message):
@@ -330,7 +335,7 @@ def test_lines_begin_with_pictures_of_their_own(mixed_job, model, tmp_path):
 
 def test_settings_tell_the_pictures_apart(mixed_job):
     folder, _ = mixed_job
-    settings = [settings_of(folder / "out" / f"{i:06d}_0.png") for i in range(6)]
+    settings = [read_settings(folder / "out" / f"{i:06d}_0.png") for i in range(6)]
     assert [s.get("strength") for s in settings] == [0.5, None, 0.5, 0.8, 1.0, None]
     named = [s.get("image", "").split(" ")[0] for s in settings]
     assert named == ["a.png", "", "b.png", "wide.png", "a.png", ""]
@@ -345,7 +350,7 @@ def test_another_picture_under_the_same_name_is_noticed(mixed_job, model, capsys
     kept = (folder / "b.png").read_bytes()
     picture(folder / "b.png")
     assert generate(model, folder / "out", *arguments) == 2
-    assert "000002_0.png, made with image 'b.png " in capsys.readouterr().err
+    assert "000002_0.png, generated with image 'b.png " in capsys.readouterr().err
     (folder / "b.png").write_bytes(kept)
 
 
@@ -353,17 +358,17 @@ def test_a_picture_of_words_is_not_one_that_began_with_an_image(model, tmp_path,
     image = picture(tmp_path / "a.png")
     assert generate(model, tmp_path / "out", "a ring", "--image", image) == 0
     assert generate(model, tmp_path / "out", "a ring") == 2
-    assert "made with image 'a.png " in capsys.readouterr().err
+    assert "generated with image 'a.png " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("line", "arguments", "message"),
     [
         ({"image": "none.png"}, [], r"{file}:2: image: got {folder}/none.png (No such file"),
-        ({"image": "prompts.jsonl"}, [], r"{file}:2: image: got {folder}/prompts.jsonl (no pict"),
+        ({"image": "prompts.jsonl"}, [], r"{file}:2: image: got {folder}/prompts.jsonl (not an im"),
         ({"image": "."}, [], r"{file}:2: image: got {folder} (Is a directory)"),
         ({"strength": 0.5}, [], r"{file}:2: strength: got 0.5 without an image"),
-        ({"mask": "a.png"}, [], r"{file}:2: mask: got one without an image"),
+        ({"mask": "a.png"}, [], r"{file}:2: mask: got a mask without an image"),
         ({"image": "a.png", "strength": 2}, [], r"{file}:2: strength: got 2"),
         ({"image": "a.png", "strength": 0.1}, [], r"{file}:2: steps: got 4 with strength 0.1"),
         ({"guidance_scale": -1}, [], r"{file}:2: guidance_scale: got -1"),

@@ -7,8 +7,8 @@ from PIL import Image
 
 import jaxdiff
 from jaxdiff.cli import main
-from jaxdiff.cli.labelled import CELL, GAP, LABEL, LINE
-from jaxdiff.cli.strip import spread
+from jaxdiff.cli.image_grid import CELL, GAP, LABEL, LINE
+from jaxdiff.cli.strip import evenly_spaced
 
 TOP = 3 * LINE
 
@@ -36,20 +36,20 @@ def pixels(canvas, row, column):
 def test_from_noise_to_the_picture(model, tmp_path):
     output = tmp_path / "strip.png"
     options = ("--guidance", "cfg+rescale", "--guidance-scale", "4", "--seed", "7")
-    assert strip(model, output, "a ring", "--at", "0,2,5", "--steps", "6", *options) == 0
+    assert strip(model, output, "a ring", "--show-steps", "0,2,5", "--steps", "6", *options) == 0
     canvas = np.asarray(Image.open(output))
     assert canvas.shape == (TOP + 2 * (CELL + GAP), LABEL + 3 * (CELL + GAP), 3)
     shared = {"guidance": "cfg+rescale", "guidance_scale": 4.0, "seed": 7, "steps": 6}
-    out = model("a ring", output="numpy", watch=[0], **shared)
+    out = model("a ring", output="numpy", intermediate_steps=[0], **shared)
     assert np.abs(pixels(canvas, 0, 2) - out.images[0]).max() <= 1
-    (noise,) = model.decode_latents(out.watched.x[0])
+    (noise,) = model.decode_latents(out.intermediates.x[0])
     assert np.abs(pixels(canvas, 1, 0) - noise).max() <= 1
 
 
 def test_steps_are_spread_when_none_are_named(model, tmp_path):
-    assert spread(25, 8) == [0, 3, 7, 10, 14, 17, 21, 24]
-    assert spread(3, 8) == [0, 1, 2]
-    assert spread(1, 8) == [0]
+    assert evenly_spaced(25, 8) == [0, 3, 7, 10, 14, 17, 21, 24]
+    assert evenly_spaced(3, 8) == [0, 1, 2]
+    assert evenly_spaced(1, 8) == [0]
     output = tmp_path / "strip.png"
     assert strip(model, output, "a ring") == 0
     with Image.open(output) as canvas:
@@ -59,8 +59,8 @@ def test_steps_are_spread_when_none_are_named(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--at", "0,x"], "strip: at: got '0,x', expected steps such as"),
-        (["--at", "4"], "strip: watch: got 4, expected a number from 0 to 3"),
+        (["--show-steps", "0,x"], "strip: show_steps: got '0,x', expected steps such as"),
+        (["--show-steps", "4"], "strip: intermediate_steps: got 4, expected a number from 0 to 3"),
         (["--guidance", "cgf"], "strip: guidance: got 'cgf'"),
     ],
 )

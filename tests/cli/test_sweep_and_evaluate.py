@@ -10,10 +10,10 @@ from PIL import Image
 
 import jaxdiff
 from jaxdiff.cli import main
-from jaxdiff.cli.labelled import CELL, GAP, LABEL, LINE
-from jaxdiff.cli.sweep_results import MARK, Cell, Combination, Results, write_table
+from jaxdiff.cli.image_grid import CELL, GAP, LABEL, LINE
+from jaxdiff.cli.sweep_results import TABLE_MARKER, Combination, Results, SweepPoint, write_table
 from jaxdiff.core.errors import InputError
-from jaxdiff.scenes.report import renders, standard_prompts
+from jaxdiff.scenes.report import render_generator, standard_prompts
 
 RULES = ("cfg", "cfg-pp")
 PROMPTS = ("a ring", "a star")
@@ -41,13 +41,13 @@ def swept(model, tmp_path_factory):
     return output
 
 
-def cells_of(output):
+def rows_of(output):
     return json.loads(output.with_suffix(".json").read_text())["cells"]
 
 
 def test_every_combination_and_scale_has_its_cost(swept):
     """4 steps of two streams, of one at scale 1 of cfg."""
-    evaluations = {(c["guidance"], c["scale"]): c.get("evaluations") for c in cells_of(swept)}
+    evaluations = {(c["guidance"], c["scale"]): c.get("evaluations") for c in rows_of(swept)}
     assert evaluations == {("cfg", 1): 4, ("cfg", 3): 8, ("cfg-pp", 1): 8, ("cfg-pp", 3): None}
 
 
@@ -68,8 +68,8 @@ def test_the_picture_has_what_the_model_draws(swept, model):
 
 def test_what_the_model_refuses_is_said(swept):
     table = swept.with_suffix(".md").read_text()
-    assert table.startswith(MARK)
-    assert "cfg-pp at scale 3: guidance_scale of cfg-pp: got 3.0, expected" in table
+    assert table.startswith(TABLE_MARKER)
+    assert "cfg-pp at scale 3: guidance_scale (with guidance cfg-pp): got 3.0, expected" in table
     assert swept.with_name("rules-plot.png").exists()
 
 
@@ -85,10 +85,10 @@ def test_files_that_are_no_results_are_refused(tmp_path, text):
 def test_a_table_never_replaces_a_page_of_another_kind(tmp_path):
     page, table = tmp_path / "guidance.md", tmp_path / "sweep.md"
     page.write_text("# Guidance")
-    with pytest.warns(UserWarning, match="no table of a sweep, so it stays"):
-        write_table(page, MARK)
+    with pytest.warns(UserWarning, match="not written, because that file exists"):
+        write_table(page, TABLE_MARKER)
     assert page.read_text() == "# Guidance"
-    for text in (f"{MARK}\n1", f"{MARK}\n2"):
+    for text in (f"{TABLE_MARKER}\n1", f"{TABLE_MARKER}\n2"):
         write_table(table, text)
         assert table.read_text() == text
 
@@ -96,21 +96,21 @@ def test_a_table_never_replaces_a_page_of_another_kind(tmp_path):
 def test_nothing_is_kept_while_the_model_refuses_everything(tmp_path):
     path = tmp_path / "a.json"
     results = Results.open(path, {"seed": 0})
-    results.add(Cell(Combination("auto", "ddim", 4), 1.0), {"refused": "no"})
+    results.add(SweepPoint(Combination("autoguidance", "ddim", 4), 1.0), {"refused": "no"})
     assert not path.exists()
-    results.add(Cell(Combination("cfg", "ddim", 4), 1.0), {"seconds": 1.0})
-    assert Results.open(path, {"seed": 0}).cells == results.cells
+    results.add(SweepPoint(Combination("cfg", "ddim", 4), 1.0), {"seconds": 1.0})
+    assert Results.open(path, {"seed": 0}).points == results.points
 
 
 def test_a_rule_that_needs_another_model(model, tmp_path, capsys):
-    output = tmp_path / "auto.png"
-    model.set_guide(None)
-    arguments = ("a ring", "--scales", "2", "--guidance", "auto", "--steps", "2", "3")
+    output = tmp_path / "autoguidance.png"
+    model.set_guidance_model(None)
+    arguments = ("a ring", "--scales", "2", "--guidance", "autoguidance", "--steps", "2", "3")
     assert sweep(model, output, *arguments) == 2
-    assert "sweep: guide: got none" in capsys.readouterr().err
+    assert "sweep: guidance_model: got none" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    assert sweep(model, output, *arguments, "--guide", "itself") == 0
-    assert [c["evaluations"] for c in cells_of(output)] == [4, 6]
+    assert sweep(model, output, *arguments, "--guidance-model", "itself") == 0
+    assert [c["evaluations"] for c in rows_of(output)] == [4, 6]
 
 
 class Draughtsman:
@@ -121,7 +121,7 @@ class Draughtsman:
             height=64, width=64, guidance="cfg", sampler="ddim", steps=4
         )
         self.name, self.fingerprint, self.device_name = "renders", "0", "paper"
-        self._draw = renders(standard_prompts())
+        self._draw = render_generator(standard_prompts())
         self.asked, self.steered = [], set()
 
     def resolve(self, prompts, *, seed, **options):
@@ -143,16 +143,27 @@ ONE = standard_prompts()[0].text
 
 def test_a_measured_sweep_judges_every_cell(tmp_path):
     pipe, output = Draughtsman(), tmp_path / "measured.png"
-    arguments = (ONE, "--scales", "1", "3", "--measured", "--every", "40", "--steps", "2", "4")
-    assert sweep(pipe, output, *arguments, "--timed") == 0
-    for cell in cells_of(output):
-        assert {share["value"] for share in cell["shares"].values()} == {1.0}
-        assert {share["error"] for share in cell["shares"].values()} == {0.0}
+    arguments = (
+        ONE,
+        "--scales",
+        "1",
+        "3",
+        "--evaluate",
+        "--prompt-stride",
+        "40",
+        "--steps",
+        "2",
+        "4",
+    )
+    assert sweep(pipe, output, *arguments, "--measure-speed") == 0
+    for cell in rows_of(output):
+        assert {share["value"] for share in cell["accuracies"].values()} == {1.0}
+        assert {share["error"] for share in cell["accuracies"].values()} == {0.0}
         assert set(cell["measures"]) == {"diversity", "chroma", "clipped", "contrast"}
         assert cell["seconds"] == 1.0
     assert {scale for _, _, scale in pipe.asked} == {1.0, 3.0}
     table = output.with_suffix(".md").read_text()
-    assert table.count("1.000 ± 0.000") == 4 * len(cells_of(output)[0]["shares"])
+    assert table.count("1.000 ± 0.000") == 4 * len(rows_of(output)[0]["accuracies"])
     with Image.open(output) as canvas:
         assert canvas.height == LINE + 2 * (CELL + GAP + 2 * LINE)
 
@@ -164,7 +175,7 @@ def test_steering_scales_are_rows_too(tmp_path):
     assert sweep(pipe, output, ONE, "--scales", "1", "3", *scales) == 0
     assert pipe.steered == {(a, b) for a in (None, 2.0, 5.0) for b in (None, 10.0)}
     table = output.with_suffix(".md").read_text()
-    assert "everywhere guidance cfg, sampler ddim, steps 4." in table
+    assert "guidance cfg, sampler ddim, steps 4 in all rows." in table
     assert "| 5.0 | 10.0 | 3 |" in table
     with Image.open(output.with_name("steered-plot.png")) as plot:
         assert plot.height == 5 * 240  # one for each row but the first
@@ -173,7 +184,7 @@ def test_steering_scales_are_rows_too(tmp_path):
 def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
     """What is there stays as it is, what is missing comes back; other options are refused."""
     pipe, output = Draughtsman(), tmp_path / "a.png"
-    arguments = (ONE, "--scales", "1", "3", "5", "--measured", "--every", "40")
+    arguments = (ONE, "--scales", "1", "3", "5", "--evaluate", "--prompt-stride", "40")
     assert sweep(pipe, output, *arguments) == 0
     path = output.with_suffix(".json")
     stored = json.loads(path.read_text())
@@ -182,7 +193,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
     path.write_text(json.dumps(stored))
     pipe.asked.clear()
     assert sweep(pipe, output, *arguments) == 0
-    cells = {cell["scale"]: cell for cell in cells_of(output)}
+    cells = {cell["scale"]: cell for cell in rows_of(output)}
     assert cells[1]["evaluations"] == 123
     assert cells[3] == lost
     assert set(cells) == {1, 3, 5}
@@ -192,7 +203,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
     assert [scale for count, _, scale in pipe.asked if count > 1] == [3.0] * (len(pipe.asked) - 3)
     pipe.asked.clear()
     assert sweep(pipe, output, *arguments, "--scales", "1", "7") == 0
-    assert {cell["scale"] for cell in cells_of(output)} == {1, 3, 5, 7}
+    assert {cell["scale"] for cell in rows_of(output)} == {1, 3, 5, 7}
     assert [scale for count, _, scale in pipe.asked if count > 1] == [7.0] * (len(pipe.asked) - 2)
     assert "| 3 |" not in output.with_suffix(".md").read_text()
     before = path.read_bytes()
@@ -205,8 +216,8 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        ("sweep", ["--every", "0"], "sweep: every: got 0"),
-        ("evaluate", ["--every", "0"], "evaluate: every: got 0"),
+        ("sweep", ["--prompt-stride", "0"], "sweep: prompt_stride: got 0"),
+        ("evaluate", ["--prompt-stride", "0"], "evaluate: prompt_stride: got 0"),
         ("sweep", ["--output", "."], "sweep: output: got ., expected a name that ends in .png"),
         ("sweep", ["--output", "none.png", "--guidance", "cgf"], "sweep: guidance: got 'cgf'"),
         ("sweep", ["--output", "none.png", "--sampler", "x"], "sweep: samplers: got 'x'"),
@@ -223,9 +234,11 @@ def test_bad_options(command, arguments, message, capsys, tmp_path, monkeypatch)
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_perfect_drawings_are_all_right(capsys, tmp_path):
+def test_perfect_drawings_are_all_correct(capsys, tmp_path):
     output = tmp_path / "report.json"
-    code = main.run("evaluate", ["--model", "renders", "--every", "16", "--output", str(output)])
+    code = main.run(
+        "evaluate", ["--model", "renders", "--prompt-stride", "16", "--output", str(output)]
+    )
     assert code == 0
-    assert "two all right" in capsys.readouterr().out
+    assert "two objects correct" in capsys.readouterr().out
     assert output.exists()

@@ -13,7 +13,7 @@ def test_positive_refuses(value):
 
 @pytest.mark.parametrize("value", [-1, -1e-9, float("nan"), float("inf")])
 def test_not_negative_refuses(value):
-    with pytest.raises(InputError, match=r"^decay: got .*, expected a number from 0 on$"):
+    with pytest.raises(InputError, match=r"^decay: got .*, expected a number of at least 0$"):
         non_negative("decay", value)
 
 

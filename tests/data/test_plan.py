@@ -194,10 +194,10 @@ def test_too_many_broken_items_end_the_batches():
     plan = IndexSampler([np.arange(100)], batch_size=10)
     samples = Numbers(plan, set(range(0, 100, 5)), BadSampleCounter(0.1, floor=3)).samples
     iterator = batches(samples, batch_size=10, transform=lambda items: {"n": np.ones(1)})
-    with pytest.raises(InputError, match=r"got 4 broken of \d+ items \(4 so it is\)"):
+    with pytest.raises(InputError, match=r"got 4 bad samples among \d+ \(4 so it is\)"):
         list(itertools.islice(iterator, 10))
     iterator.close()
-    with pytest.raises(InputError, match="got 100 items, expected one that is whole"):
+    with pytest.raises(InputError, match="got 100 unreadable items in a row, expected"):
         Numbers(plan, set(range(100)), BadSampleCounter(1.0)).samples[0]
 
 

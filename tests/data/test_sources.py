@@ -399,6 +399,8 @@ def test_a_few_broken_items_are_borne_and_many_are_not():
     skipped.broken("a", 2)  # all, but few
     skipped.seen(4)
     skipped.broken("b")  # 3 of 6
-    with pytest.raises(InputError, match=r"got 4 broken of 6 items \(2 a, 2 b\), expected at most"):
+    with pytest.raises(
+        InputError, match=r"got 4 bad samples among 6 \(2 a, 2 b\), expected at most"
+    ):
         skipped.broken("b")
     assert skipped.counts() == {"a": 2, "b": 2}

@@ -59,7 +59,7 @@ def test_it_is_waited_for(files, clock, first):
         assert files.read("a") == b"a"
     begun = clock.now
     files.fails = lambda name, now: now < begun + 300
-    message = r"^data.path: got no answer from .* \(refused\), trying again$"
+    message = r"^data.path: got no answer from .* \(refused\), retrying$"
     with pytest.warns(UserWarning, match=message) as told:
         assert files.read("b") == b"b"
     assert 300 <= clock.now - begun < 330
@@ -69,7 +69,7 @@ def test_it_is_waited_for(files, clock, first):
 def test_but_not_for_ever(files, clock):
     files.fails = lambda name, now: True
     message = r"^data.path: got no answer from .* \(refused\) for 6\d\d s, expected its files$"
-    with pytest.warns(UserWarning, match="trying again"), pytest.raises(InputError, match=message):
+    with pytest.warns(UserWarning, match="retrying"), pytest.raises(InputError, match=message):
         files.read("b")
     assert RETRY_SECONDS < clock.now < RETRY_SECONDS + 60
 

@@ -60,5 +60,5 @@ def test_moments_of_drawn_features_come_near_their_gaussian():
     scale = np.trace(true.covariance)
     # a mean is off by its variance over n, roots of the eigenvalues by as much about
     assert frechet_distance(found, true) < 10 * scale / 200_000
-    with pytest.raises(InputError, match="got those of 1 pictures, expected at least 2"):
+    with pytest.raises(InputError, match="got the features of 1 images, expected at least 2"):
         moments(drawn[:1])

@@ -16,15 +16,15 @@ NAMES = [*RULES, *(f"cfg+{wrapper}" for wrapper in WRAPPERS), "apg+rescale+inter
 EVALUATIONS = {
     "none": (1, 1),
     "cfg": (2, 1),
-    "three": (3, 1),
+    "negative": (3, 1),
     "apg": (2, 1),
     "cfg-pp": (2, 1),
-    "cfg-zero": (2, 1),
+    "cfg-zero-star": (2, 1),
     "pag": (3, 1),
-    "auto": (2, 1),
+    "autoguidance": (2, 1),
 }
 # Rules that change predictions on which all streams agree, by their definition.
-CHANGES = {"cfg+clip", "cfg+threshold", "apg+rescale+interval+threshold"}
+CHANGES = {"cfg+clip-sample", "cfg+threshold", "apg+rescale+interval+threshold"}
 SCALES = jnp.array([1.0, 4.0, 7.5])
 
 
@@ -137,7 +137,7 @@ def test_evaluations_are_those_of_the_table(name, evaluations):
 def test_at_scale_one_the_cheapest_rule_is_the_plain_model(name, rule):
     """Where it has one stream; rules that do something at w = 1 too keep theirs."""
     cheap = rule.simplify([1.0, 1.0, 1.0])
-    kept = {"three", "cfg-pp", "cfg-zero", "pag"}
+    kept = {"negative", "cfg-pp", "cfg-zero-star", "pag"}
     assert (len(cheap.streams) == 1) == (name not in kept)
     if name != "pag":
         x = images()
@@ -155,18 +155,18 @@ def test_at_scale_one_the_cheapest_rule_is_the_plain_model(name, rule):
         ("cgf", "guidance: got 'cgf', expected one of .* \\(did you mean 'cfg'"),
         ("interval", "guidance: got 'interval', expected one of none, cfg"),
         ("cfg+cfg", "guidance: got 'cfg', expected one of rescale"),
-        ("apg:phi=1", "guidance: apg: got 'phi', expected one of eta, radius, momentum"),
+        ("apg:phi=1", "guidance: apg: got 'phi', expected one of eta, norm_threshold, momentum"),
         ("apg:eta", "guidance: apg: got 'eta', expected eta=VALUE"),
         ("apg:eta=high", "guidance: eta: got 'high', expected a float"),
         ("apg:eta=-1", "guidance: eta: got -1.0, expected a number from 0"),
         ("cfg+rescale:phi=2", "guidance: phi: got 2.0, expected a number from 0 to 1"),
         ("cfg+interval:lo=nan", "guidance: lo: got nan, expected a number from 0"),
         ("cfg+schedule:curve=up", "guidance: curve: got 'up', expected one of constant"),
-        ("three:perpendicular=maybe", "got 'maybe', expected true or false"),
+        ("negative:perpendicular=maybe", "got 'maybe', expected true or false"),
         ("cfg:num_prompts=2", "guidance: cfg: got 'num_prompts'"),
-        ("cfg-pp+rescale", "guidance: got cfg-pp\\+rescale, expected interval or adaptive"),
-        ("cfg-pp+interval+clip", "guidance: got cfg-pp\\+clip, expected interval or adaptive"),
-        ("cfg-zero:zero_steps=-1", "guidance: zero_steps: got -1, expected a number from 0"),
+        ("cfg-pp+rescale", "got wrapper rescale for cfg-pp, expected interval or adaptive"),
+        ("cfg-pp+interval+clip-sample", "got wrapper clip-sample for cfg-pp, expected interval or"),
+        ("cfg-zero-star:zero_steps=-1", "guidance: zero_steps: got -1, expected a number from 0"),
         ("", "guidance: got ''"),
     ],
 )
@@ -176,8 +176,8 @@ def test_bad_descriptions_are_refused(text, message):
 
 
 def test_a_description_composes_from_the_inside_out():
-    rule = parse("apg:eta=0.2, radius=15 + interval:lo=0.3,hi=5 + rescale")
-    assert (rule.inner.inner.eta, rule.inner.inner.radius, rule.inner.lo, rule.phi) == (
+    rule = parse("apg:eta=0.2, norm_threshold=15 + interval:lo=0.3,hi=5 + rescale")
+    assert (rule.inner.inner.eta, rule.inner.inner.norm_threshold, rule.inner.lo, rule.phi) == (
         0.2,
         15.0,
         0.3,
@@ -195,7 +195,7 @@ def test_a_second_network_must_be_there_and_may_predict_another_kind():
         D = (x - level.sigma * jnp.tanh(x)) / level.alpha
         return level.alpha * jnp.tanh(x) - level.sigma * D
 
-    rule = RULES["auto"]
+    rule = RULES["autoguidance"]
     with pytest.raises(InputError, match="guide: got none, expected a second model"):
         guided_denoiser(
             main, (), None, GuidanceScales(SCALES), rule=rule, prediction_type="epsilon"

@@ -36,7 +36,7 @@ def asked(rule, grid, sampler="ddim"):
         jax.debug.callback(lambda n: rows.append(int(n)), jnp.int32(len(x)))
         return jnp.ones_like(x)
 
-    streams = [sum(s.network == name for s in rule.streams) for name in ("main", "guide")]
+    streams = [sum(s.network == name for s in rule.streams) for name in ("main", "guidance_model")]
     told, told_guide = (jnp.zeros((1, n, 1)) for n in streams)
     guide = ConditionedNetwork(network, (), told_guide, "epsilon") if streams[1] else None
     dials = GuidanceScales(jnp.full(1, 3.0))
@@ -60,15 +60,15 @@ def asked(rule, grid, sampler="ddim"):
     [
         "none",
         "cfg",
-        "three",
-        "auto",
+        "negative",
+        "autoguidance",
         "pag",
         "apg:momentum=-0.5+rescale",
         "cfg+interval:lo=0.3,hi=5",
         "pag+interval:lo=1",
         "cfg+interval:hi=0",
-        "cfg-zero",
-        "cfg-zero:zero_steps=3+rescale+interval:lo=1,hi=5",
+        "cfg-zero-star",
+        "cfg-zero-star:zero_steps=3+rescale+interval:lo=1,hi=5",
     ],
 )
 def test_the_count_is_what_the_network_is_asked(text):
@@ -92,7 +92,7 @@ def test_rules_of_several_prompts_that_rest_ask_all_streams():
 def test_samplers_ask_as_often_as_they_say(sampler):
     """With an interval too: a step that asks twice is inside or outside as a whole, and one that
     begins another phase is a first one."""
-    for text in ("cfg", "cfg+interval:lo=1", "cfg+interval:lo=0.3,hi=5", "cfg-zero"):
+    for text in ("cfg", "cfg+interval:lo=1", "cfg+interval:lo=0.3,hi=5", "cfg-zero-star"):
         rule, grid = parse(text), grid_of(sampler)
         assert count(rule, grid, sampler) == asked(rule, grid, sampler)
 

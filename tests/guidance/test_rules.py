@@ -74,12 +74,12 @@ def test_apg_with_everything_kept_is_cfg(kind):
     close(raw("apg:eta=1", (UNCOND, COND), 3.0, kind=kind), [[3, 4, 7, 8]])
 
 
-def test_apg_is_orthogonal_to_the_conditional_image_and_no_longer_than_its_radius():
-    prediction, _ = combine("apg:radius=0.5", (UNCOND, COND), 2.0, kind="sample")
+def test_apg_is_orthogonal_to_the_conditional_image_and_no_longer_than_its_threshold():
+    prediction, _ = combine("apg:norm_threshold=0.5", (UNCOND, COND), 2.0, kind="sample")
     step = prediction.x0 - COND
     assert float(jnp.sum(step * COND)) == pytest.approx(0, abs=1e-6)
     assert float(jnp.linalg.norm(step)) <= 0.5
-    (wide, _), _ = combine("apg:radius=0.5,eta=1", (UNCOND, COND), 2.0, kind="sample")
+    (wide, _), _ = combine("apg:norm_threshold=0.5,eta=1", (UNCOND, COND), 2.0, kind="sample")
     assert float(jnp.linalg.norm(wide - COND)) == pytest.approx(0.5, rel=1e-6)
 
 
@@ -103,14 +103,14 @@ def test_apg_of_equal_streams_has_no_direction_and_no_nan():
 
 def test_golden_zero_star_on_velocities():
     streams = (UNCOND, COND)
-    close(raw("cfg-zero", streams, 3.0, kind="flow_prediction"), [[3, 5 / 3, 14 / 3, 10 / 3]])
-    close(raw("cfg-zero", streams, 1.0, kind="flow_prediction"), COND)
-    close(raw("cfg-zero", streams, 0.0, kind="flow_prediction"), 13 / 6 * UNCOND)
+    close(raw("cfg-zero-star", streams, 3.0, kind="flow_prediction"), [[3, 5 / 3, 14 / 3, 10 / 3]])
+    close(raw("cfg-zero-star", streams, 1.0, kind="flow_prediction"), COND)
+    close(raw("cfg-zero-star", streams, 0.0, kind="flow_prediction"), 13 / 6 * UNCOND)
 
 
 def test_zero_star_of_perpendicular_velocities_is_the_scaled_conditional_one():
     uncond, cond = jnp.array([[1.0, 0, 0, 0]]), jnp.array([[0, 2.0, 1, 0]])
-    close(raw("cfg-zero", (uncond, cond), 3.0, kind="flow_prediction"), 3 * cond)
+    close(raw("cfg-zero-star", (uncond, cond), 3.0, kind="flow_prediction"), 3 * cond)
 
 
 def test_zero_star_means_the_same_whatever_the_network_predicts():
@@ -122,7 +122,7 @@ def test_zero_star_means_the_same_whatever_the_network_predicts():
         noises = [predict("sample", D, X, level.alpha, level.sigma).eps for D in images]
         pairs = zip(images, noises, strict=True)
         streams = tuple(target(kind, D, e, level.alpha, level.sigma) for D, e in pairs)
-        made[kind], _ = combine("cfg-zero", streams, 4.0, kind=kind, ratio=0.8)
+        made[kind], _ = combine("cfg-zero-star", streams, 4.0, kind=kind, ratio=0.8)
     for kind, prediction in made.items():
         for got, expected in zip(prediction, made["flow_prediction"], strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5, err_msg=kind)
@@ -132,7 +132,7 @@ def test_zero_star_stands_still_in_its_first_steps():
     """x / (alpha + sigma), the place on the flow's own path, does not move."""
     there = level_at(jnp.float32(0.4))
     # whatever wraps it, and outside of an interval too
-    for text in ("cfg-zero:zero_steps=2", "cfg-zero:zero_steps=2+rescale+interval:lo=2"):
+    for text in ("cfg-zero-star:zero_steps=2", "cfg-zero-star:zero_steps=2+rescale+interval:lo=2"):
         rule = parse(text)
         both, dials = jnp.stack([UNCOND, COND], axis=1), GuidanceScales(jnp.full(1, 3.0))
         denoise = guided_denoiser(
@@ -177,28 +177,28 @@ def test_manifold_constrained_guidance_is_cfg_with_a_growing_scale():
 def test_three_streams_and_two():
     negative = jnp.array([[2.0, 0.0, -1.0, 0.5]])
     streams, query = (UNCOND, COND, negative), asked("epsilon")
-    rule = RULES["three"]
+    rule = RULES["negative"]
 
-    def three(w, wn=None, streams=streams):
+    def negative_rule(w, wn=None, streams=streams):
         dials = GuidanceScales(jnp.array([w]), None if wn is None else jnp.array([wn]))
         return rule.combine(streams, query, dials, ())[0].eps
 
-    close(three(3.0), UNCOND + 3 * (COND - negative))
-    close(three(3.0, 0.0), [[3, 4, 7, 8]])
-    close(three(3.0, 5.0, (UNCOND, COND, UNCOND)), [[3, 4, 7, 8]])
-    close(three(4.0, 3.0), negative + 4 * (COND - negative))
-    close(three(6.0, None, (UNCOND, COND, COND)), UNCOND)
+    close(negative_rule(3.0), UNCOND + 3 * (COND - negative))
+    close(negative_rule(3.0, 0.0), [[3, 4, 7, 8]])
+    close(negative_rule(3.0, 5.0, (UNCOND, COND, UNCOND)), [[3, 4, 7, 8]])
+    close(negative_rule(4.0, 3.0), negative + 4 * (COND - negative))
+    close(negative_rule(6.0, None, (UNCOND, COND, COND)), UNCOND)
 
 
 def test_a_perpendicular_negative_leaves_the_step_towards_the_prompt():
     negative = jnp.array([[2.0, 0.0, -1.0, 0.5]])
     streams, towards = (UNCOND, COND, negative), COND - UNCOND
-    g = raw("three:perpendicular=true", streams, 3.0)
+    g = raw("negative:perpendicular=true", streams, 3.0)
     share = jnp.sum((g - UNCOND) * towards) / jnp.sum(towards * towards)
     assert float(share) == pytest.approx(3, rel=1e-5)
     # a negative on the line of the prompt is without effect
     on_line = (UNCOND, COND, UNCOND + 2 * towards)
-    close(raw("three:perpendicular=true", on_line, 3.0), [[3, 4, 7, 8]])
+    close(raw("negative:perpendicular=true", on_line, 3.0), [[3, 4, 7, 8]])
 
 
 def test_prompts_compose_and_weights_of_equal_ones_add():
@@ -242,8 +242,8 @@ def test_means_of_equal_gaussians_add_as_the_streams_do():
         scale = jnp.full(2, w)
         two = mean_under(RULES["cfg"], (mn, mp), GuidanceScales(scale))
         close(two, w * mp + (1 - w) * mn, rtol=5e-3)
-        three = mean_under(RULES["three"], (mu, mp, mn), GuidanceScales(scale, jnp.full(2, wn)))
-        close(three, mu + w * (mp - mu) - wn * (mn - mu), rtol=5e-3)
+        guided = mean_under(RULES["negative"], (mu, mp, mn), GuidanceScales(scale, jnp.full(2, wn)))
+        close(guided, mu + w * (mp - mu) - wn * (mn - mu), rtol=5e-3)
         weights = jnp.tile(jnp.array([[1.0, -0.4]]), (2, 1))
         several = mean_under(
             RULES["cfg"].for_prompts(2), (mu, mp, mn), GuidanceScales(scale, None, weights)
@@ -255,9 +255,9 @@ def test_means_of_equal_gaussians_add_as_the_streams_do():
 
 
 def test_autoguidance_with_the_same_or_an_unconditional_network():
-    same, _ = combine("auto", (COND, COND), 8.0)
+    same, _ = combine("autoguidance", (COND, COND), 8.0)
     close(same.eps, COND)
-    weak, _ = combine("auto", (UNCOND, COND), 3.0)
+    weak, _ = combine("autoguidance", (UNCOND, COND), 3.0)
     close(weak.eps, [[3, 4, 7, 8]])
 
 
@@ -268,7 +268,7 @@ def test_autoguidance_runs_two_networks_on_their_own_conditions():
     cond, weak = jnp.array([[0.5]]), jnp.array([[0.1]])
     guide = ConditionedNetwork(network, 2.0, weak, "epsilon")
     dials = GuidanceScales(jnp.array([3.0]))
-    rule = RULES["auto"]
+    rule = RULES["autoguidance"]
     denoise = guided_denoiser(
         network, 1.0, cond, dials, rule=rule, prediction_type="epsilon", guidance_model=guide
     )
@@ -279,11 +279,11 @@ def test_autoguidance_runs_two_networks_on_their_own_conditions():
 
 def test_perturbed_attention_beside_cfg_and_alone():
     perturbed = jnp.array([[0.5, 2.0, 2.0, 5.0]])
-    close(raw("pag:k=0", (UNCOND, COND, perturbed), 3.0), [[3, 4, 7, 8]])
-    close(raw("pag:k=2", (UNCOND, COND, COND), 3.0), [[3, 4, 7, 8]])
-    both = raw("pag:k=2", (UNCOND, COND, perturbed), 3.0)
+    close(raw("pag:scale=0", (UNCOND, COND, perturbed), 3.0), [[3, 4, 7, 8]])
+    close(raw("pag:scale=2", (UNCOND, COND, COND), 3.0), [[3, 4, 7, 8]])
+    both = raw("pag:scale=2", (UNCOND, COND, perturbed), 3.0)
     close(both, jnp.array([[3.0, 4, 7, 8]]) + 2 * (COND - perturbed))
-    alone = parse("pag:k=2").simplify([1.0])
+    alone = parse("pag:scale=2").simplify([1.0])
     assert [s.perturbed for s in alone.streams] == [False, True]
     got, _ = alone.combine((COND, perturbed), asked("epsilon"), GuidanceScales(jnp.ones(1)), ())
     close(got.eps, COND + 2 * (COND - perturbed))
@@ -298,7 +298,7 @@ def test_a_network_is_told_which_streams_are_perturbed():
         return jnp.where(perturbed[:, None], 0.0, x) + conditioning[:, None]
 
     streams = jnp.array([[0.0, 1.0, 1.0]])
-    dials, rule = GuidanceScales(jnp.array([3.0])), parse("pag:k=2")
+    dials, rule = GuidanceScales(jnp.array([3.0])), parse("pag:scale=2")
     denoise = guided_denoiser(network, (), streams, dials, rule=rule, prediction_type="epsilon")
     (_, eps), _ = denoise(X, asked("epsilon").level, ())
     close(eps, X + 3 + 2 * X)

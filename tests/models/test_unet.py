@@ -73,7 +73,7 @@ def is_jaxpr(x):
 
 def test_perturbing_needs_attention_in_the_middle():
     mask = jnp.array([True, False])
-    with pytest.raises(InputError, match="perturbed: got it for a UNet without"):
+    with pytest.raises(InputError, match="got perturbed attention for a UNet without"):
         traced(shapes(perturbed=mask, context=None), **PLAIN)
 
 

@@ -64,12 +64,12 @@ def test_rescale(phi, kind):
 def test_projected():
     """Theirs begins at the null stream by default; the paper's form is their original one, whose
     scale is w - 1. It works on what it is given, so a network of denoised images is taken."""
-    w, options = 4.0, {"eta": 0.3, "momentum": -0.5, "radius": 8.0}
+    w, options = 4.0, {"eta": 0.3, "momentum": -0.5, "norm_threshold": 8.0}
     guider = Called(
         theirs.AdaptiveProjectedGuidance(
             guidance_scale=w - 1,
             adaptive_projected_guidance_momentum=options["momentum"],
-            adaptive_projected_guidance_rescale=options["radius"],
+            adaptive_projected_guidance_rescale=options["norm_threshold"],
             eta=options["eta"],
             use_original_formulation=True,
         )
@@ -85,7 +85,7 @@ def test_projected():
 @pytest.mark.parametrize("step", [0, 1, 2, 5])
 def test_zero_star(step):
     guider = Called(theirs.ClassifierFreeZeroStarGuidance(guidance_scale=5.0, zero_init_steps=2))
-    rule, kind = parse("cfg-zero:zero_steps=2"), "flow_prediction"
+    rule, kind = parse("cfg-zero-star:zero_steps=2"), "flow_prediction"
     query = DenoiserInput(jnp.asarray(X), level_at(jnp.float32(1.0), step=step, steps=STEPS), kind)
     both, dials = jnp.stack([UNCOND, COND], axis=1), GuidanceScales(jnp.full(len(X), 5.0))
     denoise = guided_denoiser(
@@ -106,7 +106,7 @@ def test_perturbed_attention_beside_cfg():
             perturbed_guidance_layers=[0],
         )
     )
-    got, _ = raw("pag:k=2.5", (UNCOND, COND, PERTURBED), 5.0)
+    got, _ = raw("pag:scale=2.5", (UNCOND, COND, PERTURBED), 5.0)
     agree(got, pred(guider, COND, UNCOND, pred_cond_skip=PERTURBED))
 
 
@@ -122,7 +122,7 @@ def test_perturbed_attention_alone_differs_by_one():
             perturbed_guidance_layers=[0],
         )
     )
-    rule = parse("pag:k=2.5").simplify([1.0])
+    rule = parse("pag:scale=2.5").simplify([1.0])
     query = DenoiserInput(jnp.asarray(X), level_at(jnp.float32(1.0)), "epsilon")
     outputs = jnp.asarray(COND), jnp.asarray(PERTURBED)
     got, _ = rule.combine(outputs, query, GuidanceScales(jnp.ones(len(X))), ())
@@ -135,7 +135,7 @@ def test_away_from_a_weaker_model():
     guider = Called(
         theirs.AutoGuidance(guidance_scale=2.2, auto_guidance_config=layers, dropout=0.1)
     )
-    agree(raw("auto", (UNCOND, COND), 2.2)[0], pred(guider, COND, UNCOND))
+    agree(raw("autoguidance", (UNCOND, COND), 2.2)[0], pred(guider, COND, UNCOND))
 
 
 def test_guidance_within_steps():

@@ -34,7 +34,7 @@ def test_without_syntax_a_prompt_is_one():
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (" AND ".join("abcdefghi"), "prompt: got 9 parts, expected at most 8"),
+        (" AND ".join("abcdefghi"), "prompt: got 9 prompts joined by AND, expected at most 8"),
         ("a AND b:1000", "prompt: got weight 1000 for ' b:1000', expected at most 100"),
     ],
 )

@@ -22,7 +22,7 @@ SD1 = TextConditioner(num_time_ids=None)
 
 def request(prompt="a", **options):
     defaults = Defaults(sampler="ddim", height=16, width=24)
-    return resolve(defaults, prompt, pixels_per_cell=2, **options)
+    return resolve(defaults, prompt, vae_scale_factor=2, **options)
 
 
 def test_every_option_is_a_field_of_the_request_and_the_other_way_round():
@@ -126,7 +126,7 @@ def test_numbers_of_the_refiner():
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        (REFINER, {"prompt_2": "b"}, "prompt_2: got 'b', expected none for one text encoder"),
+        (REFINER, {"prompt_2": "b"}, "prompt_2: got 'b', expected none for a model with one"),
         (SD1, {"negative_prompt_2": "b"}, "negative_prompt_2: got 'b', expected none for one"),
         (BASE, {"negative_prompt_2": "b"}, "negative_prompt_2: got 'b' without a negative_prompt"),
         (SD1, {"target_size": (1, 2)}, r"target_size: got \(1, 2\), expected none"),

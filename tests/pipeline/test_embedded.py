@@ -9,7 +9,7 @@ import jaxdiff
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.load import EMBEDDED
-from jaxdiff.scenes.judge import judge, score
+from jaxdiff.scenes.detector import detect, score
 from jaxdiff.scenes.source import sample_prompts
 
 
@@ -39,8 +39,8 @@ def test_it_draws_what_it_is_told_because_it_is_told(pipe):
         """The shares of right colours and of pictures that are right in everything."""
         images = pipe(texts, output="numpy", **options).images
         pairs = zip(prompts, images, strict=True)
-        scores = [score(prompt.scene, judge(picture)) for prompt, picture in pairs]
-        return np.mean([s.colours[0] for s in scores]), np.mean([s.all_right for s in scores])
+        scores = [score(prompt.scene, detect(picture)) for prompt, picture in pairs]
+        return np.mean([s.colours[0] for s in scores]), np.mean([s.all_correct for s in scores])
 
     colours, everything = right()
     assert colours >= 0.9

@@ -89,11 +89,11 @@ def test_it_tells_scenes_that_it_was_not_trained_on(seen):
 def test_it_tells_whose_colour_it_is_and_who_is_where(seen):
     """The right prompt is likelier than the one with two colours, or both things, exchanged."""
     flipped = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    pairs = [i for i, scene in enumerate(seen.scenes) if len(scene.things) == 2]
-    pairs = [i for i in pairs if len({t.colour for t in seen.scenes[i].things}) == 2]
+    pairs = [i for i, scene in enumerate(seen.scenes) if len(scene.objects) == 2]
+    pairs = [i for i in pairs if len({t.colour for t in seen.scenes[i].objects}) == 2]
     right, recoloured, moved = [], [], []
     for scene in (seen.scenes[i] for i in pairs):
-        one, two = scene.things
+        one, two = scene.objects
         colours = (
             dataclasses.replace(one, colour=two.colour),
             dataclasses.replace(two, colour=one.colour),

@@ -63,10 +63,10 @@ SAME = [
     ("cfg+interval", "cfg", {}),
     ("cfg+interval:hi=0", "none", {}),
     ("cfg+adaptive:cosine=2", "cfg", {}),
-    ("pag:k=0", "cfg", {}),
-    ("cfg+clip:limit=100000", "cfg", {}),
+    ("pag:scale=0", "cfg", {}),
+    ("cfg+clip-sample:limit=100000", "cfg", {}),
     ("cfg+schedule:curve=constant", "cfg", {}),
-    ("three", "cfg", {"negative_scale": 0.0}),
+    ("negative", "cfg", {"negative_scale": 0.0}),
 ]
 
 
@@ -77,7 +77,15 @@ def test_a_rule_that_is_off_is_plain(single, rule, plain, options):
 
 @pytest.mark.parametrize(
     "rule",
-    ["apg", "cfg-zero", "pag", "cfg+rescale", "cfg+interval:lo=1,hi=5", "cfg+schedule", "cfg+clip"],
+    [
+        "apg",
+        "cfg-zero-star",
+        "pag",
+        "cfg+rescale",
+        "cfg+interval:lo=1,hi=5",
+        "cfg+schedule",
+        "cfg+clip-sample",
+    ],
 )
 def test_a_rule_that_is_on_is_not_plain(single, rule):
     apart(latents(single, guidance=rule), latents(single))
@@ -85,7 +93,7 @@ def test_a_rule_that_is_on_is_not_plain(single, rule):
 
 def test_three_streams_with_one_less_are_the_negative_prompt(single):
     options = {"negative_prompt": "a large blue star", "guidance_scale": 4.0}
-    three = latents(single, guidance="three", negative_scale=3.0, **options)
+    three = latents(single, guidance="negative", negative_scale=3.0, **options)
     close(three, latents(single, **options))
 
 
@@ -111,16 +119,19 @@ def test_prompts_joined_by_and(single):
 
 def test_a_weaker_model_guides(single):
     guide = other(single)
-    single.set_guide(guide)
-    got = latents(single, guidance="auto", guidance_scale=3.0)
+    single.set_guidance_model(guide)
+    got = latents(single, guidance="autoguidance", guidance_scale=3.0)
     apart(got, latents(single, guidance="none"))
-    close(latents(single, guidance="auto", guidance_scale=1.0), latents(single, guidance="none"))
-    single.set_guide(other(single, unet=single.parts.components["unet"]))
-    same = latents(single, guidance="auto", guidance_scale=7.0)
+    close(
+        latents(single, guidance="autoguidance", guidance_scale=1.0),
+        latents(single, guidance="none"),
+    )
+    single.set_guidance_model(other(single, unet=single.parts.components["unet"]))
+    same = latents(single, guidance="autoguidance", guidance_scale=7.0)
     close(same, latents(single, guidance="none"), 1e-4)
-    single.set_guide(None)
+    single.set_guidance_model(None)
     with pytest.raises(InputError, match="guide: got none, expected a second model"):
-        latents(single, guidance="auto")
+        latents(single, guidance="autoguidance")
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +256,7 @@ def test_a_network_that_was_taught_guidance_is_told_the_scale(single):
         latents(taught, guidance="cfg")
     # one step from pure noise by hand
     noise = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)
-    got = latents(taught, latents=noise, steps=1, guidance_scale=6.0, timesteps="trailing")
+    got = latents(taught, latents=noise, steps=1, guidance_scale=6.0, timestep_spacing="trailing")
     ids = taught.tokenizer(PROMPT, padding="max_length", truncation=True)["input_ids"]
     context = taught.text_encoder(jnp.asarray([ids]))
     told = guidance_embedding(jnp.array([6.0]), 16)
@@ -262,9 +273,15 @@ def test_a_network_that_was_taught_guidance_is_told_the_scale(single):
         ({"guidance": "cgf"}, "guidance: got 'cgf'"),
         ({"guidance": "cfg-pp", "sampler": "dpmpp-2m"}, "cfg-pp with sampler dpmpp-2m, expected"),
         ({"guidance": "cfg-pp", "guidance_scale": 3.0}, "guidance_scale of cfg-pp: got 3.0"),
-        ({"negative_scale": 2.0}, "negative_scale: got it with guidance cfg, expected three"),
+        (
+            {"negative_scale": 2.0},
+            "negative_scale: got it with guidance cfg, expected guidance negative",
+        ),
         ({"classifier_scale": -1.0}, "classifier_scale: got -1.0"),
-        ({"guidance": "pag", "prompt": "a AND b"}, "prompt: got 2 parts, expected 1 with this"),
+        (
+            {"guidance": "pag", "prompt": "a AND b"},
+            "prompt: got 2 prompts joined by AND, expected 1 with",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(single, options, message):
@@ -276,7 +293,7 @@ def test_what_is_not_there_is_told(pipe, single):
     bare = tiny.first_devices(pipe, 1)
     with pytest.raises(InputError, match="classifier: got none, expected a folder"):
         latents(bare, classifier_scale=1.0)
-    with pytest.raises(InputError, match="clip: got none, expected a folder"):
+    with pytest.raises(InputError, match="clip: got none, expected the folder"):
         latents(bare, clip_scale=1.0)
 
 

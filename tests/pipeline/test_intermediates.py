@@ -11,21 +11,21 @@ SHARED = {"seed": 3, "steps": 5, "output": "latent"}
 
 
 @pytest.fixture(scope="module")
-def watched(single):
-    return single(PROMPTS, sampler="ddim", watch=range(5), **SHARED)
+def shown(single):
+    return single(PROMPTS, sampler="ddim", intermediate_steps=range(5), **SHARED)
 
 
-def test_the_first_and_the_last_of_what_is_seen_are_noise_and_picture(single, watched):
+def test_the_first_and_the_last_of_what_is_seen_are_noise_and_picture(single, shown):
     """From unit noise (the grid starts at 1), and DDIM ends with alpha = 1 on its last D."""
     noise = np.random.default_rng(0).normal(size=(3, 8, 8, 4)).astype(np.float32)
-    out = single(PROMPTS, sampler="ddim", latents=noise, watch=[0], **SHARED)
-    assert np.array_equal(out.watched.x[0], noise)
-    assert np.array_equal(watched.watched.x0[-1], watched.images)
+    out = single(PROMPTS, sampler="ddim", latents=noise, intermediate_steps=[0], **SHARED)
+    assert np.array_equal(out.intermediates.x[0], noise)
+    assert np.array_equal(shown.intermediates.x0[-1], shown.images)
 
 
-def test_consecutive_looks_are_ddim_steps(watched):
+def test_consecutive_looks_are_ddim_steps(shown):
     """x' = alpha' D + sigma' (x - alpha D) / sigma (2010.02502, eq. 12)."""
-    seen = watched.watched
+    seen = shown.intermediates
     assert seen.steps == tuple(range(5))
     for i in range(4):
         eps = (seen.x[i] - seen.alpha[i] * seen.x0[i]) / seen.sigma[i]
@@ -37,18 +37,20 @@ def test_consecutive_looks_are_ddim_steps(watched):
 def test_watching_changes_no_bit_and_compiles_nothing(single, sampler):
     plain = single(PROMPTS, sampler=sampler, **SHARED)
     before = single.stages.compilations
-    out = single(PROMPTS, sampler=sampler, watch=[3, 1, 3], **SHARED)
+    out = single(PROMPTS, sampler=sampler, intermediate_steps=[3, 1, 3], **SHARED)
     assert np.array_equal(out.images, plain.images)
     assert single.stages.compilations == before
-    assert out.watched.steps == (1, 3)
-    assert plain.watched.steps == ()
+    assert out.intermediates.steps == (1, 3)
+    assert plain.intermediates.steps == ()
 
 
-def test_what_is_seen_of_an_image_does_not_depend_on_its_batch(single, pipe, watched):
+def test_what_is_seen_of_an_image_does_not_depend_on_its_batch(single, pipe, shown):
     for other, size in ((single, 2), (pipe, None)):
-        cut = other(PROMPTS, sampler="ddim", watch=[1, 4], batch_size=size, **SHARED).watched
+        cut = other(
+            PROMPTS, sampler="ddim", intermediate_steps=[1, 4], batch_size=size, **SHARED
+        ).intermediates
         for name in ("x", "x0"):
-            want = getattr(watched.watched, name)[[1, 4]]
+            want = getattr(shown.intermediates, name)[[1, 4]]
             assert np.abs(getattr(cut, name) - want).max() < 1e-5 * np.abs(want).max()
 
 
@@ -62,8 +64,8 @@ def test_latents_become_pictures_on_any_devices(single, pipe):
         assert np.abs(got - want).max() < 0.502
 
 
-def test_noisy_latents_are_brought_to_one_spread(watched):
-    seen = watched.watched
+def test_noisy_latents_are_brought_to_one_spread(shown):
+    seen = shown.intermediates
     assert np.array_equal(seen.unit_variance[0], seen.x[0])
     spread = np.hypot(seen.alpha, seen.sigma)[:, None, None, None, None]
     assert np.allclose(seen.unit_variance * spread, seen.x, rtol=1e-6, atol=0)
@@ -71,13 +73,15 @@ def test_noisy_latents_are_brought_to_one_spread(watched):
 
 @pytest.mark.parametrize("step", [-1, 5])
 def test_steps_that_are_not_run_cannot_be_watched(single, step):
-    with pytest.raises(InputError, match=f"watch: got {step}, expected a number from 0 to 4"):
-        single(PROMPTS, watch=[step], **SHARED)
+    with pytest.raises(
+        InputError, match=f"intermediate_steps: got {step}, expected a number from 0 to 4"
+    ):
+        single(PROMPTS, intermediate_steps=[step], **SHARED)
 
 
-def test_a_part_of_the_way_has_the_steps_of_the_whole(single, watched):
+def test_a_part_of_the_way_has_the_steps_of_the_whole(single, shown):
     options = {"sampler": "ddim", "denoising_end": 0.6, **SHARED}
-    half = single(PROMPTS, watch=[1], **options).watched
-    assert np.array_equal(half.x[0], watched.watched.x[1])
-    with pytest.raises(InputError, match="watch: got 4"):
-        single(PROMPTS, watch=[4], **options)
+    half = single(PROMPTS, intermediate_steps=[1], **options).intermediates
+    assert np.array_equal(half.x[0], shown.intermediates.x[1])
+    with pytest.raises(InputError, match="intermediate_steps: got 4"):
+        single(PROMPTS, intermediate_steps=[4], **options)

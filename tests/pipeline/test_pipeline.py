@@ -151,7 +151,7 @@ def test_save_and_load_draws_the_same_picture(pipe, tmp_path):
 
 def test_progress_counts_every_step_once(single):
     seen = []
-    single(PROMPT, steps=6, report=lambda done, steps: seen.append((done, steps)))
+    single(PROMPT, steps=6, callback=lambda done, steps: seen.append((done, steps)))
     assert [steps for _, steps in seen] == [6] * len(seen)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert seen[-1][0] == 6
@@ -163,7 +163,7 @@ def test_an_interruption_between_chunks_leaves_the_pipeline_usable(single):
 
     before = single(PROMPT, seed=1, output="latent").images
     with pytest.raises(KeyboardInterrupt):
-        single(PROMPT, seed=1, report=interrupt)
+        single(PROMPT, seed=1, callback=interrupt)
     assert np.array_equal(before, single(PROMPT, seed=1, output="latent").images)
 
 
@@ -184,7 +184,7 @@ def test_eta_is_the_fresh_noise_of_ddim(single):
 
 
 def test_cut_prompts_are_told(single):
-    with pytest.warns(UserWarning, match="40 tokens are cut from the end of 'star"):
+    with pytest.warns(UserWarning, match="truncated, 40 tokens are missing from the end of 'star"):
         single("star " * 200, steps=1)
 
 

@@ -52,7 +52,7 @@ def test_it_changes_pictures_and_goes_without_a_trace(single, file):
 
 
 def test_another_name(single, file):
-    assert single.load_textual_inversion(file, word="<cat>") == "<cat>"
+    assert single.load_textual_inversion(file, token="<cat>") == "<cat>"
     np.testing.assert_array_equal(rows(single, "<cat>"), VECTORS)
 
 
@@ -70,9 +70,9 @@ def test_a_file_of_diffusers_and_a_single_vector(single, tmp_path):
         (
             {"clip_l": VECTORS, "clip_g": VECTORS[:1]},
             {"word": "two words"},
-            "word: got 'two words'",
+            "token: got 'two words'",
         ),
-        ({"a": VECTORS}, {"word": "circle</w>"}, "which is a token already"),
+        ({"a": VECTORS}, {"token": "circle</w>"}, "which the tokenizer already has"),
     ],
 )
 def test_what_does_not_fit_is_refused(single, tmp_path, tensors, options, message):
@@ -84,5 +84,5 @@ def test_what_does_not_fit_is_refused(single, tmp_path, tensors, options, messag
 
 def test_a_folder_has_no_place_for_them(single, file, tmp_path):
     single.load_textual_inversion(file)
-    with pytest.raises(InputError, match="got the added words thing"):
+    with pytest.raises(InputError, match="got a model with the textual inversions thing"):
         single.save(tmp_path / "x")

@@ -37,7 +37,7 @@ def planned(folder, topology):
 
 def said(*command):
     done = subprocess.run(
-        [sys.executable, *command, "--no-largest", "--json"],
+        [sys.executable, *command, "--no-find-max-batch", "--json"],
         capture_output=True,
         text=True,
         check=False,

@@ -11,11 +11,11 @@ from jaxdiff.scenes.labels import (
     scene_attributes,
     text_attributes,
 )
-from jaxdiff.scenes.source import KINDS, Scene, SceneSource, Thing, sample_prompts
+from jaxdiff.scenes.source import KINDS, Scene, SceneObject, SceneSource, sample_prompts
 from jaxdiff.scenes.specification import SPLITS
 
-RED_CIRCLE = Thing(size="small", colour="red", shape="circle")
-BLUE_STAR = Thing(size="large", colour="blue", shape="star")
+RED_CIRCLE = SceneObject(size="small", colour="red", shape="circle")
+BLUE_STAR = SceneObject(size="large", colour="blue", shape="star")
 
 
 def told(known):
@@ -39,7 +39,7 @@ def told(known):
 
 
 def test_a_full_scene_is_known_in_everything():
-    scene = Scene(things=(RED_CIRCLE, BLUE_STAR), relation="below", background="grey")
+    scene = Scene(objects=(RED_CIRCLE, BLUE_STAR), relation="below", background="grey")
     known = scene_attributes(scene)
     assert known.known.all()
     assert told(known) == {
@@ -58,7 +58,7 @@ def test_a_full_scene_is_known_in_everything():
 
 
 def test_one_thing_leaves_the_second_place_unknown():
-    known = told(scene_attributes(Scene(things=(BLUE_STAR,), background="white")))
+    known = told(scene_attributes(Scene(objects=(BLUE_STAR,), background="white")))
     assert known["layout"] == "one"
     assert known["first_shape"] == "star"
     assert known["colours"] == ({"blue"}, True)
@@ -66,8 +66,8 @@ def test_one_thing_leaves_the_second_place_unknown():
 
 
 def test_what_a_scene_leaves_open_is_unknown():
-    open_size = Thing(colour="red", shape="circle")
-    known = told(scene_attributes(Scene(things=(open_size, BLUE_STAR), relation="left of")))
+    open_size = SceneObject(colour="red", shape="circle")
+    known = told(scene_attributes(Scene(objects=(open_size, BLUE_STAR), relation="left of")))
     assert {"background", "first_size", "sizes"}.isdisjoint(known)
     assert known["second_size"] == "large"
     assert known["shapes"] == ({"circle", "star"}, True)
@@ -88,8 +88,8 @@ def test_every_caption_tells_what_its_scene_shows(split):
     source = SceneSource(seed=3, split=split)
     for scene, _, text in (source.example(i) for i in range(400)):
         names = agree(text, scene)
-        things = ("first", "second")[: len(scene.things)]
-        wanted = {"layout"} | {f"{p}_{kind}" for p in things for kind in ("colour", "shape")}
+        objects = ("first", "second")[: len(scene.objects)]
+        wanted = {"layout"} | {f"{p}_{kind}" for p in objects for kind in ("colour", "shape")}
         sizes = {name for name in names if name.endswith("_size")}
         assert len(sizes) == sum(word in text.split() for word in ("small", "large")) or (
             text.split().count("small") == 2 or text.split().count("large") == 2
@@ -110,7 +110,7 @@ def test_every_prompt_tells_all_that_its_open_scene_says(kind):
 def test_a_full_description_leaves_nothing_in_its_places_open():
     for scene, _, _ in (SceneSource(seed=4).example(i) for i in range(200)):
         names = agree(describe(scene), scene)
-        assert len(names) == (8 if len(scene.things) == 2 else 5)
+        assert len(names) == (8 if len(scene.objects) == 2 else 5)
 
 
 @pytest.mark.parametrize(

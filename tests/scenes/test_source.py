@@ -12,24 +12,24 @@ from jaxdiff.scenes.rendering import (
     BACKGROUND_RGB,
     CANVAS,
     MARGIN,
-    PLACEMENT_DRAWS,
+    NUM_LAYOUT_UNIFORMS,
+    OBJECT_RGB,
     RADII,
-    SHAPE,
-    THING_RGB,
-    Layout,
+    SHAPE_SDFS,
+    ObjectLayout,
     coverage,
-    draw,
-    place,
+    layout_objects,
+    render,
 )
 from jaxdiff.scenes.source import (
     KINDS,
     Scene,
+    SceneObject,
     SceneSource,
-    Thing,
-    held_out,
+    is_held_out_pair,
     sample_prompts,
     sample_scene,
-    vary,
+    sample_variations,
 )
 from jaxdiff.scenes.specification import (
     BACKGROUNDS,
@@ -45,9 +45,9 @@ from jaxdiff.scenes.specification import (
 WORDS = {"a", "an", "on", "background"} | {w for r in RELATIONS for w in r.split()}
 WORDS |= {*SIZES, *COLOURS, *SHAPES, *BACKGROUNDS}
 LOOKS = list(itertools.product(COLOURS, SHAPES))
-RED_CIRCLE = Thing(size="small", colour="red", shape="circle")
-BLUE_STAR = Thing(size="large", colour="blue", shape="star")
-PAIR = Scene(things=(RED_CIRCLE, BLUE_STAR), relation="above", background="grey")
+RED_CIRCLE = SceneObject(size="small", colour="red", shape="circle")
+BLUE_STAR = SceneObject(size="large", colour="blue", shape="star")
+PAIR = Scene(objects=(RED_CIRCLE, BLUE_STAR), relation="above", background="grey")
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +83,12 @@ def test_index_out_of_range():
 def test_held_out_pairs_never_occur_in_training(trained):
     blocks = SceneSource(seed=0, variations=4)
     for scene, _, _ in [*trained, *(blocks.example(i) for i in range(400))]:
-        assert not any(held_out(thing.colour, thing.shape) for thing in scene.things)
+        assert not any(is_held_out_pair(obj.colour, obj.shape) for obj in scene.objects)
         assert split_of(scene) == "train"
 
 
 def test_the_held_out_pairs_are_the_four_promised():
-    assert {pair for pair in LOOKS if held_out(*pair)} == {
+    assert {pair for pair in LOOKS if is_held_out_pair(*pair)} == {
         ("purple", "star"),
         ("green", "ring"),
         ("orange", "cross"),
@@ -97,17 +97,17 @@ def test_the_held_out_pairs_are_the_four_promised():
 
 
 def test_a_mirrored_relation_is_the_same_arrangement_and_split():
-    mirror = Scene(things=(BLUE_STAR, RED_CIRCLE), relation="below", background="grey")
+    mirror = Scene(objects=(BLUE_STAR, RED_CIRCLE), relation="below", background="grey")
     assert arrangement(mirror) == arrangement(PAIR)
-    draws = np.linspace(0.1, 0.9, PLACEMENT_DRAWS)
+    draws = np.linspace(0.1, 0.9, NUM_LAYOUT_UNIFORMS)
     np.testing.assert_array_equal(
-        draw(mirror, place(mirror, draws)), draw(PAIR, place(PAIR, draws))
+        render(mirror, layout_objects(mirror, draws)), render(PAIR, layout_objects(PAIR, draws))
     )
     for scene in scenes(60, "validation"):
         if scene.relation:
             flipped = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
             other = Scene(
-                things=scene.things[::-1],
+                objects=scene.objects[::-1],
                 relation=flipped[scene.relation],
                 background=scene.background,
             )
@@ -115,11 +115,14 @@ def test_a_mirrored_relation_is_the_same_arrangement_and_split():
 
 
 def test_reserved_shares():
-    pairs = [pair for pair in LOOKS if not held_out(*pair)]
+    pairs = [pair for pair in LOOKS if not is_held_out_pair(*pair)]
     for colour, shape in pairs:
         splits = [
             split_of(
-                Scene(things=(Thing(size=s, colour=colour, shape=shape),), background=background)
+                Scene(
+                    objects=(SceneObject(size=s, colour=colour, shape=shape),),
+                    background=background,
+                )
             )
             for s in SIZES
             for background in BACKGROUNDS
@@ -128,7 +131,10 @@ def test_reserved_shares():
     reserved = [
         split_of(
             Scene(
-                things=(Thing(colour=a[0], shape=a[1]), Thing(colour=b[0], shape=b[1])),
+                objects=(
+                    SceneObject(colour=a[0], shape=a[1]),
+                    SceneObject(colour=b[0], shape=b[1]),
+                ),
                 relation="above",
             )
         )
@@ -140,7 +146,7 @@ def test_reserved_shares():
 def test_captions_have_a_closed_vocabulary(trained):
     assert {word for _, _, text in trained for word in text.split()} == WORDS
     assert describe(PAIR) == "a small red circle above a large blue star on a grey background"
-    orange = Scene(things=(Thing(colour="orange", shape="ring"),))
+    orange = Scene(objects=(SceneObject(colour="orange", shape="ring"),))
     assert describe(orange) == "an orange ring"
 
 
@@ -151,8 +157,8 @@ def test_captions_say_what_is_there(trained):
         open_backgrounds += "background" not in words
         if "background" in words:
             assert words.endswith(f"on a {scene.background} background")
-        for thing in scene.things:
-            assert f"{thing.colour} {thing.shape}" in words
+        for obj in scene.objects:
+            assert f"{obj.colour} {obj.shape}" in words
         assert (scene.relation or "") in words
     assert 0.1 < open_sizes / len(trained) < 0.3
     assert 0.3 < open_backgrounds / len(trained) < 0.5
@@ -162,12 +168,10 @@ def test_captions_say_what_is_there(trained):
 def test_things_keep_apart_and_inside_and_along_their_axis(split):
     rng = np.random.default_rng(0)
     for scene in scenes(150, split):
-        layout = place(scene, rng.random(PLACEMENT_DRAWS).round())
+        layout = layout_objects(scene, rng.random(NUM_LAYOUT_UNIFORMS).round())
         masks = [
-            coverage(thing.shape, centre, radius) > 0.25
-            for thing, centre, radius in zip(
-                scene.things, layout.centres, layout.radii, strict=True
-            )
+            coverage(obj.shape, centre, radius) > 0.25
+            for obj, centre, radius in zip(scene.objects, layout.centres, layout.radii, strict=True)
         ]
         edge = np.ones((CANVAS, CANVAS), bool)
         edge[1:-1, 1:-1] = False
@@ -185,7 +189,7 @@ def test_things_keep_apart_and_inside_and_along_their_axis(split):
 def test_extents_are_those_of_the_drawing(shape):
     mask = coverage(shape, (32.0, 32.0), 13.0)
     rows, columns = np.nonzero(mask > 0.25)
-    half_width, half_height = (13.0 * extent for extent in SHAPE[shape].extent)
+    half_width, half_height = (13.0 * extent for extent in SHAPE_SDFS[shape].extent)
     assert (columns.max() + 1 - columns.min()) / 2 == pytest.approx(half_width, abs=1.1)
     assert (rows.max() + 1 - rows.min()) / 2 == pytest.approx(half_height, abs=1.1)
     assert (columns.max() + 1 + columns.min()) / 2 == pytest.approx(32, abs=0.6)
@@ -229,10 +233,10 @@ def test_the_size_of_the_images_changes_nothing_else():
 
 
 def test_the_picture_has_the_palette_and_soft_edges():
-    image = draw(PAIR, Layout(centres=((32.0, 14.0), (32.0, 46.0)), radii=(8.0, 13.0)))
+    image = render(PAIR, ObjectLayout(centres=((32.0, 14.0), (32.0, 46.0)), radii=(8.0, 13.0)))
     assert tuple(image[0, 0]) == BACKGROUND_RGB["grey"]
-    assert tuple(image[14, 32]) == THING_RGB["red"]
-    assert tuple(image[46, 32]) == THING_RGB["blue"]
+    assert tuple(image[14, 32]) == OBJECT_RGB["red"]
+    assert tuple(image[46, 32]) == OBJECT_RGB["blue"]
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
 
 
@@ -256,16 +260,16 @@ def test_variations_are_minimal_and_of_every_kind():
     pair = replace(PAIR, relation="left of")  # its swaps are training scenes as well
     kinds = set()
     for _ in range(15):
-        for other in vary(pair, 7, rng):
+        for other in sample_variations(pair, 7, rng):
             assert split_of(other) == "train"
-            assert len(other.things) == 2
-            swapped = [sorted(getattr(t, n) for t in other.things) for n in ("colour", "shape")]
-            same = [sorted(getattr(t, n) for t in pair.things) for n in ("colour", "shape")]
+            assert len(other.objects) == 2
+            swapped = [sorted(getattr(t, n) for t in other.objects) for n in ("colour", "shape")]
+            same = [sorted(getattr(t, n) for t in pair.objects) for n in ("colour", "shape")]
             changed = [
                 (i, name)
                 for i in (0, 1)
                 for name in ("size", "colour", "shape")
-                if getattr(other.things[i], name) != getattr(pair.things[i], name)
+                if getattr(other.objects[i], name) != getattr(pair.objects[i], name)
             ]
             if len(changed) == 2:
                 assert swapped == same
@@ -283,21 +287,21 @@ def test_variations_are_minimal_and_of_every_kind():
 def test_prompts_are_never_training_captions(kind, trained):
     prompts = sample_prompts(100, 0, kind)
     assert prompts == sample_prompts(100, 0, kind)
-    assert len(prompts[0].scene.things) == (1 if kind.endswith("one") else 2)
+    assert len(prompts[0].scene.objects) == (1 if kind.endswith("one") else 2)
     assert not {words for _, _, words in trained} & {prompt.text for prompt in prompts}
     assert all(describe(prompt.scene) == prompt.text for prompt in prompts)
 
 
 def test_mistakes_are_named():
     with pytest.raises(InputError, match="did you mean 'circle'"):
-        Thing(colour="red", shape="circel")
+        SceneObject(colour="red", shape="circel")
     with pytest.raises(InputError, match="look different"):
-        Scene(things=(RED_CIRCLE, RED_CIRCLE), relation="above")
+        Scene(objects=(RED_CIRCLE, RED_CIRCLE), relation="above")
     with pytest.raises(InputError, match="relation"):
-        Scene(things=(RED_CIRCLE,), relation="above")
+        Scene(objects=(RED_CIRCLE,), relation="above")
     with pytest.raises(InputError, match="open background"):
-        draw(Scene(things=(RED_CIRCLE,)))
+        render(Scene(objects=(RED_CIRCLE,)))
     with pytest.raises(InputError, match="open size"):
-        draw(Scene(things=(Thing(colour="red", shape="ring"),), background="pink"))
+        render(Scene(objects=(SceneObject(colour="red", shape="ring"),), background="pink"))
     with pytest.raises(InputError, match="variations"):
         SceneSource(seed=0, variations=9)

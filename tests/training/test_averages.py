@@ -61,7 +61,7 @@ def test_any_width_is_exported(tmp_path, monkeypatch):
     shapes = {p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in plain.items()}
     snapshots = {s: kept.restore(s, {"0.05": shapes, "0.1": shapes}) for s in (2, 4, 6)}
     for width in (0.05, 0.08):
-        run([*again, "--export-only", "--ema-width", str(width)])
+        run([*again, "--export-only", "--ema-std", str(width)])
         parts = ema.combination([(s, w) for s in (2, 4, 6) for w in (0.05, 0.1)], 6, width)
         for path, array in exported(export).items():
             tables = [snapshots[s][w][path] for s in (2, 4, 6) for w in ("0.05", "0.1")]
@@ -84,4 +84,4 @@ def test_without_snapshots_one_sentence_says_so(tmp_path, monkeypatch):
     run(command)
     assert not (tmp_path / "a" / "averages").exists()
     with pytest.raises(InputError, match=r"ema_width: got 0.1 for .* without snapshots"):
-        run([*command, "--export-only", "--ema-width", "0.1"])
+        run([*command, "--export-only", "--ema-std", "0.1"])

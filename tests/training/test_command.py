@@ -153,7 +153,7 @@ def test_three_trainings_make_a_pipeline(three):
     (line,) = read_lines(three / "unet/log.jsonl")
     assert np.isfinite(line["validation_loss"])
     assert line["validation_fid"] > 0
-    assert 0 <= line["validation_all_right"] <= 1
+    assert 0 <= line["validation_all_correct"] <= 1
     assert size_of(three / "unet/samples/step_000001.png") == (8 * 64, 2 * 64)
 
     parts = read_pipeline(three / "unet/export")
@@ -211,7 +211,7 @@ def test_a_full_disk_is_one_error_and_keeps_what_was_good(again, tmp_path, capsy
     assert stopped.value.code == 1
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("step")]
     assert said[-1] == (
-        "train: checkpoint 4: got no space left on device, expected a disk to write to; "
+        "train: checkpoint 4: got no space left on device, expected a disk that can be written; "
         "training stopped. The last good checkpoint is of step 3: the same command goes on from "
         "there"
     )

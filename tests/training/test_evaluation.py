@@ -23,7 +23,7 @@ from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.pipeline.load import EMBEDDED
-from jaxdiff.scenes.report import renders, standard_prompts
+from jaxdiff.scenes.report import render_generator, standard_prompts
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 
 PROMPTS = standard_prompts()
@@ -59,7 +59,7 @@ TOLD = told_with(TOKENIZER)
 def perfect(shown):
     """What the prompts ask for, other drawings than those of the reference."""
     ids = shown["ids"]
-    drawn = renders(PROMPTS)(texts_of(ids), list(range(900, 900 + len(ids))))
+    drawn = render_generator(PROMPTS)(texts_of(ids), list(range(900, 900 + len(ids))))
     return jnp.asarray(normalize_images(drawn))
 
 
@@ -73,7 +73,7 @@ def features(folder, images):
     return np.asarray(seen, np.float64)
 
 
-def test_perfect_pictures_of_scenes_are_all_right_and_near():
+def test_perfect_pictures_of_scenes_are_all_correct_and_near():
     evaluate = make_evaluation(CONFIG, TOLD, VAE, {})
     asked = []
 
@@ -88,16 +88,16 @@ def test_perfect_pictures_of_scenes_are_all_right_and_near():
     assert asked[0][0] == [p.text for p in PROMPTS[::32][:16]]
     shares = {name: value for name, value in right.items() if name != "fid"}
     assert shares == dict.fromkeys(shares, 1.0)
-    assert {"all_right", "colour", "shape", "held_out_all_right"} <= set(shares)
+    assert {"all_correct", "colour", "shape", "held_out_correct"} <= set(shares)
     wrong = evaluate(grey)
-    assert wrong["all_right"] == 0
+    assert wrong["all_correct"] == 0
     assert right["fid"] < wrong["fid"] / 3
 
 
 def test_one_picture_over_and_over_has_no_covariance():
     """Then the distance is |m - c|^2 and the trace of what real pictures differ by."""
     found = make_evaluation(CONFIG, TOLD, VAE, {})(grey)["fid"]
-    drawn = renders(PROMPTS)([p.text for p in PROMPTS], list(range(len(PROMPTS))))
+    drawn = render_generator(PROMPTS)([p.text for p in PROMPTS], list(range(len(PROMPTS))))
     real = features(EMBEDDED / "clip", normalize_images(drawn))
     point = features(EMBEDDED / "clip", grey({"ids": [0]}))
     expected = np.sum((real.mean(0) - point) ** 2) + np.trace(np.cov(real.T))

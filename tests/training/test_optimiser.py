@@ -196,7 +196,7 @@ def test_a_factor_scales_the_updates():
         ({"name": "adafactor", "beta1": 0.5}, "beta1: got 0.5, expected it left out for adafactor"),
         ({"momentum": 0.5}, "momentum: got 0.5, expected it left out for adamw"),
         ({"groups": (("(", 1.0),)}, "groups: got '\\(', expected a regular expression"),
-        ({"groups": (("a", -1.0),)}, "groups: got -1.0, expected a number from 0 on"),
+        ({"groups": (("a", -1.0),)}, "groups: got -1.0, expected a number of at least 0"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(fields, message):

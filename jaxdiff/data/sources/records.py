@@ -95,13 +95,17 @@ class RecordSource:
         storage = Storage(path)
         files = {n: d for n, d in storage.find().items() if n.endswith(EXTENSION)}
         if not files:
-            raise InputError(f"data.path: got {path} without {EXTENSION} files, expected some")
+            raise InputError(
+                f"data.path: got {path} without {EXTENSION} files, expected at least one"
+            )
         names = [name for name in files if is_readable(storage.local(name))]
         for name in sorted(files.keys() - names):
             skipped.seen()
             skipped.broken(BROKEN_FILE, where=f"{path}: {name}")
         if not names:
-            raise InputError(f"data.path: got {path}, expected an {EXTENSION} file that is whole")
+            raise InputError(
+                f"data.path: got {path}, expected an {EXTENSION} file that is complete"
+            )
         self._files = RecordFiles([storage.local(name) for name in names])
         self._captions = captions
         self.fingerprint = fingerprint(str(captions), *(f"{n} {files[n]['size']}" for n in names))

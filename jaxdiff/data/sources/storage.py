@@ -81,7 +81,7 @@ class Storage:
                 if passed > RETRY_SECONDS or (tries >= TRIES and SHUTDOWN_REQUESTED.is_set()):
                     raise InputError(f"{problem} for {passed:.0f} s, expected its files") from None
                 if tries == TRIES:
-                    warnings.warn(f"{problem}, trying again", stacklevel=2)
+                    warnings.warn(f"{problem}, retrying", stacklevel=2)
             SHUTDOWN_REQUESTED.wait(pause)
             pause = min(2 * pause, LONGEST)
 

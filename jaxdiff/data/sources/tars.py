@@ -50,7 +50,7 @@ class TarSource:
         self._storage = Storage(path)
         files = {n: d for n, d in self._storage.find().items() if n.endswith(".tar")}
         if not files:
-            raise InputError(f"data.path: got {path} without .tar files, expected some")
+            raise InputError(f"data.path: got {path} without .tar files, expected at least one")
         self._captions = captions
         names = list(files)
         marks = [fingerprint(path, name, version(files[name])) for name in names]

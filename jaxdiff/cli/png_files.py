@@ -10,10 +10,11 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from jaxdiff.core.aliases import rename_settings
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 
-BLOCK = "jaxdiff"
+METADATA_KEY = "jaxdiff"
 
 
 def parameters_text(settings: Mapping[str, Any]) -> str:
@@ -29,47 +30,49 @@ def parameters_text(settings: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(path: pathlib.Path, image: Image.Image, settings: Mapping[str, Any]) -> None:
-    """Write `image` and its settings to `path`: to a temporary name first, then renamed."""
+def write_png(path: pathlib.Path, image: Image.Image, settings: Mapping[str, Any]) -> None:
+    """Write `image` with its settings to `path`, whole or not at all."""
     info = PngInfo()
     info.add_itxt("parameters", parameters_text(settings))
-    info.add_itxt(BLOCK, json.dumps(settings, sort_keys=True))
+    info.add_itxt(METADATA_KEY, json.dumps(settings, sort_keys=True))
     with atomic_file(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
 
 @functools.lru_cache(maxsize=4)
-def read(name: str, path: pathlib.Path) -> Image.Image:
-    """The picture at `path`, upright and in memory; InputError that begins with `name`."""
+def read_image(name: str, path: pathlib.Path) -> Image.Image:
+    """The image at `path`, upright; the InputError for any other file begins with `name`."""
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).copy()
     except UnidentifiedImageError:
-        raise InputError(f"{name}: got {path} (no picture), expected a picture") from None
+        raise InputError(f"{name}: got {path} (not an image), expected an image file") from None
     except OSError as error:
-        why = error.strerror or "cut short"
-        raise InputError(f"{name}: got {path} ({why}), expected a picture") from None
+        reason = error.strerror or "truncated"
+        raise InputError(f"{name}: got {path} ({reason}), expected an image file") from None
 
 
-def digest(*paths: pathlib.Path) -> str:
-    """A short text that files of other content do not have; "" where there are none."""
-    found = [path for path in paths if path.is_file()]
+def file_digest(*paths: pathlib.Path) -> str:
+    """A short hash of the content of those files that exist; "" if none does."""
+    files = [path for path in paths if path.is_file()]
     whole = hashlib.sha256()
-    for path in found:
+    for path in files:
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: whole)
-    return whole.hexdigest()[:12] if found else ""
+    return whole.hexdigest()[:12] if files else ""
 
 
-def settings_of(path: pathlib.Path) -> dict[str, Any] | None:
-    """The settings stored in the PNG at `path`, or None if there is no such picture."""
+def read_settings(path: pathlib.Path) -> dict[str, Any] | None:
+    """The settings stored in the PNG at `path`, former names replaced; None if there is no file."""
     if not path.exists():
         return None
     try:
         with Image.open(path) as image:
-            settings = json.loads(image.info.get(BLOCK, "null"))
+            settings = json.loads(image.info.get(METADATA_KEY, "null"))
     except (UnidentifiedImageError, OSError, ValueError):
         settings = None
     if not isinstance(settings, dict):
-        raise InputError(f"output: got {path}, which is no picture of ours, expected a free name")
-    return settings
+        raise InputError(
+            f"output: got {path}, which jaxdiff did not write, expected another --output folder"
+        )
+    return rename_settings(settings, source=str(path))

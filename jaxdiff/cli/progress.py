@@ -1,4 +1,4 @@
-"""What `jaxdiff generate` shows: a progress bar and the report at the end."""
+"""The progress bar of `jaxdiff generate`, and its report at the end."""
 
 import json
 import sys
@@ -11,22 +11,22 @@ from rich.console import Console
 
 
 class Progress:
-    """A bar over the denoising steps of all batches, with the time that remains; on stderr."""
+    """A bar on stderr over the denoising steps of all batches, with the remaining time."""
 
     def __init__(self, *, images: int, quiet: bool) -> None:
         console = Console(stderr=True)
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
-            progress.TextColumn("{task.fields[drawn]}/{task.fields[images]} pictures"),
+            progress.TextColumn("{task.fields[done]}/{task.fields[images]} images"),
             progress.TimeElapsedColumn(),
             progress.TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=quiet or not console.is_terminal or images == 0,
         )
-        self._drawn = 0
-        self._task = self._bar.add_task("drawing", total=images, drawn=0, images=images)
+        self._done = 0
+        self._task = self._bar.add_task("generating", total=images, done=0, images=images)
         self._batch = 0
 
     def __enter__(self) -> "Progress":
@@ -41,34 +41,34 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def begin(self, images: int) -> None:
-        """The next batch draws `images` pictures."""
+    def start_batch(self, images: int) -> None:
+        """The next batch has `images` images."""
         self._batch = images
 
-    def steps(self, done: int, steps: int) -> None:
-        """`done` of `steps` denoising steps of the batch are through."""
+    def update(self, done: int, steps: int) -> None:
+        """The batch has finished `done` of its `steps` denoising steps."""
         share = self._batch * done / steps
         if done == steps:
-            self._drawn += self._batch
+            self._done += self._batch
             share = 0
-        self._bar.update(self._task, completed=self._drawn + share, drawn=self._drawn)
+        self._bar.update(self._task, completed=self._done + share, done=self._done)
 
 
 def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
-    """The report as one JSON object, or the files and the times as text."""
+    """Print the report: as one JSON object, or the files and the times as text."""
     if as_json:
         print(json.dumps(report))
         return
     for path in report["images"]:
         print(path)
-    drawn = len(report["images"]) - report["skipped"]
-    pictures = "1 picture" if drawn == 1 else f"{drawn} pictures"
+    count = len(report["images"]) - report["skipped"]
+    images = "1 image" if count == 1 else f"{count} images"
     skipped = ""
     if report["skipped"]:
-        were = "was" if report["skipped"] == 1 else "were"
-        skipped = f", {report['skipped']} {were} there already"
-    times = f"compiled {report['compile_s']:.1f} s, sampled {report['sample_s']:.1f} s"
+        verb = "exists" if report["skipped"] == 1 else "exist"
+        skipped = f" ({report['skipped']} already {verb})"
+    times = f"compilation {report['compile_s']:.1f} s, sampling {report['sample_s']:.1f} s"
     print(
-        f"{pictures}{skipped} in {report['total_s']:.1f} s ({times}) on {report['device']}",
+        f"{images}{skipped} in {report['total_s']:.1f} s on {report['device']}: {times}",
         file=sys.stderr,
     )

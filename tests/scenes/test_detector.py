@@ -5,21 +5,21 @@ import pytest
 from scipy import ndimage
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.scenes.judge import circle_deviation, judge, score
+from jaxdiff.scenes.detector import circle_deviation, detect, score
 from jaxdiff.scenes.rendering import (
     BACKGROUND_RGB,
-    PLACEMENT_DRAWS,
-    SHAPE,
-    THING_RGB,
-    Layout,
-    draw,
-    place,
+    NUM_LAYOUT_UNIFORMS,
+    OBJECT_RGB,
+    SHAPE_SDFS,
+    ObjectLayout,
+    layout_objects,
+    render,
 )
-from jaxdiff.scenes.source import Scene, Thing, sample_scene, vary
+from jaxdiff.scenes.source import Scene, SceneObject, sample_scene, sample_variations
 
-RED_CIRCLE = Thing(size="small", colour="red", shape="circle")
-BLUE_STAR = Thing(size="large", colour="blue", shape="star")
-PAIR = Scene(things=(RED_CIRCLE, BLUE_STAR), relation="above", background="grey")
+RED_CIRCLE = SceneObject(size="small", colour="red", shape="circle")
+BLUE_STAR = SceneObject(size="large", colour="blue", shape="star")
+PAIR = Scene(objects=(RED_CIRCLE, BLUE_STAR), relation="above", background="grey")
 Y, X = np.mgrid[:64, :64] - 31.5
 
 
@@ -27,8 +27,8 @@ def renders(n, split, seed=0, size=64):
     rng = np.random.default_rng(seed)
     for _ in range(n):
         scene = sample_scene(rng, split)
-        layout = place(scene, rng.random(PLACEMENT_DRAWS))
-        yield scene, layout, draw(scene, layout, size)
+        layout = layout_objects(scene, rng.random(NUM_LAYOUT_UNIFORMS))
+        yield scene, layout, render(scene, layout, size)
 
 
 def to_bytes(pixels):
@@ -64,27 +64,27 @@ DEGRADED = {
 @pytest.mark.parametrize("how", DEGRADED)
 def test_real_drawings_are_named(how, split, size):
     for scene, layout, image in renders(60, split, size=size):
-        observation = judge(DEGRADED[how](image))
-        assert score(scene, observation).all_right, (scene, observation)
-        seen = sorted((thing.centre for thing in observation.things), key=sum)
+        observation = detect(DEGRADED[how](image))
+        assert score(scene, observation).all_correct, (scene, observation)
+        seen = sorted((obj.centre for obj in observation.objects), key=sum)
         np.testing.assert_allclose(seen, sorted(layout.centres, key=sum), atol=0.8)
-        radii = sorted(thing.radius for thing in observation.things)
+        radii = sorted(obj.radius for obj in observation.objects)
         np.testing.assert_allclose(radii, sorted(layout.radii), rtol=0.08)
 
 
 def test_every_minimal_change_is_noticed():
     rng = np.random.default_rng(1)
     for scene, _, image in renders(25, "train", seed=1):
-        observation = judge(image)
-        for other in vary(scene, 7, rng):
-            assert not score(other, observation).all_right, other
+        observation = detect(image)
+        for other in sample_variations(scene, 7, rng):
+            assert not score(other, observation).all_correct, other
 
 
 def picture(distance, colour="red", background="white"):
     """A picture of the area where a signed distance is negative."""
     inside = np.clip(0.5 - distance, 0, 1)[..., None]
     ground = np.array(BACKGROUND_RGB[background], float)
-    return to_bytes(ground + inside * (np.array(THING_RGB[colour], float) - ground))
+    return to_bytes(ground + inside * (np.array(OBJECT_RGB[colour], float) - ground))
 
 
 def blob(rng, radius):
@@ -98,7 +98,7 @@ def blob(rng, radius):
 
 
 def names(image):
-    return [thing.shape for thing in judge(image).things]
+    return [obj.shape for obj in detect(image).objects]
 
 
 def test_random_blobs_have_no_name():
@@ -114,20 +114,20 @@ def test_other_figures_have_no_name(radius):
         "diamond": (np.abs(X) + np.abs(Y)) / np.sqrt(2) - 0.9 * radius,
         "bar": np.maximum(np.abs(X) - 1.1 * radius, np.abs(Y) - 0.7 * radius),
         "half disc": np.maximum(np.hypot(X, Y) - 1.2 * radius, Y),
-        "triangle upside down": SHAPE["triangle"].distance(X, -Y, radius),
-        "tilted cross": SHAPE["cross"].distance((X - Y) / 2**0.5, (X + Y) / 2**0.5, radius),
+        "triangle upside down": SHAPE_SDFS["triangle"].distance(X, -Y, radius),
+        "tilted cross": SHAPE_SDFS["cross"].distance((X - Y) / 2**0.5, (X + Y) / 2**0.5, radius),
     }
     for name, distance in figures.items():
         assert names(picture(distance)) == [None], name
 
 
 def test_noise_and_emptiness_are_not_a_scene():
-    assert judge(np.full((64, 64, 3), 255, np.uint8)).things == ()
+    assert detect(np.full((64, 64, 3), 255, np.uint8)).objects == ()
     static = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    assert not score(PAIR, judge(static)).all_right
-    for colour in ((120, 60, 20), THING_RGB["black"]):
-        flat = judge(np.full((64, 64, 3), colour, np.uint8))
-        assert (flat.background, flat.things) == (None, ())
+    assert not score(PAIR, detect(static)).all_correct
+    for colour in ((120, 60, 20), OBJECT_RGB["black"]):
+        flat = detect(np.full((64, 64, 3), colour, np.uint8))
+        assert (flat.background, flat.objects) == (None, ())
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -146,53 +146,53 @@ def test_the_deviation_of_an_ellipse_is_its_closed_form(size):
 
 
 def test_a_drawn_circle_is_round_and_other_pictures_have_no_circle():
-    circle = Scene(things=(RED_CIRCLE,), background="pink")
-    assert circle_deviation(draw(circle)) < 0.006
-    assert circle_deviation(draw(circle, size=128)) < 0.003
-    assert circle_deviation(draw(PAIR)) is None
+    circle = Scene(objects=(RED_CIRCLE,), background="pink")
+    assert circle_deviation(render(circle)) < 0.006
+    assert circle_deviation(render(circle, size=128)) < 0.003
+    assert circle_deviation(render(PAIR)) is None
     assert circle_deviation(np.full((64, 64, 3), 255, np.uint8)) is None
 
 
 def test_specks_are_ignored_and_larger_leftovers_count():
-    image = draw(PAIR)
+    image = render(PAIR)
     image[4:8, 4:9] = (120, 80, 40)  # 20 pixels of brown
-    assert score(PAIR, judge(image)).all_right
+    assert score(PAIR, detect(image)).all_correct
     image[4:10, 4:10] = (120, 80, 40)
-    result = score(PAIR, judge(image))
+    result = score(PAIR, detect(image))
     assert not result.count
     assert all((*result.colours, *result.shapes, *result.sizes, result.relation))
 
 
 def test_a_missing_thing_is_wrong_in_all():
-    alone = Scene(things=(RED_CIRCLE,), background="grey")
-    result = score(PAIR, judge(draw(alone)))
+    alone = Scene(objects=(RED_CIRCLE,), background="grey")
+    result = score(PAIR, detect(render(alone)))
     assert result.colours == result.shapes == result.sizes == (True, False)
     assert (result.background, result.count, result.relation) == (True, False, False)
-    nothing = score(PAIR, judge(np.full((64, 64, 3), 165, np.uint8)))
+    nothing = score(PAIR, detect(np.full((64, 64, 3), 165, np.uint8)))
     assert nothing.colours == nothing.shapes == (False, False)
 
 
 def test_things_are_matched_whatever_their_order():
-    swapped = Scene(things=(BLUE_STAR, RED_CIRCLE), relation="above", background="grey")
-    result = score(swapped, judge(draw(PAIR)))
+    swapped = Scene(objects=(BLUE_STAR, RED_CIRCLE), relation="above", background="grey")
+    result = score(swapped, detect(render(PAIR)))
     assert result.colours == result.shapes == result.sizes == (True, True)
     assert result.relation is False
-    assert not result.all_right
+    assert not result.all_correct
 
 
 def test_what_is_open_is_not_judged():
-    said = Scene(things=(Thing(colour="red", shape="circle"),))
-    result = score(said, judge(draw(Scene(things=(RED_CIRCLE,), background="pink"))))
+    said = Scene(objects=(SceneObject(colour="red", shape="circle"),))
+    result = score(said, detect(render(Scene(objects=(RED_CIRCLE,), background="pink"))))
     assert (result.background, result.sizes, result.relation) == (None, (None,), None)
-    assert result.all_right
+    assert result.all_correct
 
 
 def test_a_diagonal_is_decided_by_the_longer_way():
     for dx, dy, right in ((4.0, 30.0, True), (24.0, 20.0, False)):
-        layout = Layout(centres=((18.0, 14.0), (18.0 + dx, 14.0 + dy)), radii=(8.5, 12.8))
-        assert score(PAIR, judge(draw(PAIR, layout))).relation is right
+        layout = ObjectLayout(centres=((18.0, 14.0), (18.0 + dx, 14.0 + dy)), radii=(8.5, 12.8))
+        assert score(PAIR, detect(render(PAIR, layout))).relation is right
 
 
 def test_a_picture_of_another_size_is_refused():
     with pytest.raises(InputError, match="image"):
-        judge(np.zeros((32, 32, 3), np.uint8))
+        detect(np.zeros((32, 32, 3), np.uint8))

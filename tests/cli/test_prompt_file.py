@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
-from jaxdiff.cli.jobs import PromptLine, expand, read_lines, slug
+from jaxdiff.cli.prompt_file import PromptSpec, expand_jobs, read_prompt_file, slug
 from jaxdiff.core.errors import InputError
 
-COMMON = PromptLine(prompt="", guidance_scale=5.0, seed=3, num_images=2)
+DEFAULTS = PromptSpec(prompt="", guidance_scale=5.0, seed=3, num_images=2)
 
 
 def test_json_lines_with_defaults_from_the_command_line(tmp_path):
@@ -13,9 +13,9 @@ def test_json_lines_with_defaults_from_the_command_line(tmp_path):
     path.write_text(
         '{"prompt": "a ring"}\n\n{"prompt": "a star", "seed": 9, "guidance_scale": 2}\n'
     )
-    lines = read_lines(path)
-    jobs = list(expand(lines, COMMON, numbered=True))
-    got = [(j.name, j.asks.prompt, j.seed, j.asks.guidance_scale) for j in jobs]
+    lines = read_prompt_file(path)
+    jobs = list(expand_jobs(lines, DEFAULTS, numbered=True))
+    got = [(j.name, j.spec.prompt, j.seed, j.spec.guidance_scale) for j in jobs]
     assert got == [
         ("000000_3", "a ring", 3, 5.0),
         ("000000_4", "a ring", 4, 5.0),
@@ -27,28 +27,30 @@ def test_json_lines_with_defaults_from_the_command_line(tmp_path):
 def test_a_line_ends_at_a_newline_only(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a\u2028ring"}\r\n{"prompt": "a\x85star"}', encoding="utf-8")
-    assert [line.prompt for _, line in read_lines(path)] == ["a\u2028ring", "a\x85star"]
+    assert [line.prompt for _, line in read_prompt_file(path)] == ["a\u2028ring", "a\x85star"]
 
 
 def test_plain_lines(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("a ring\n  a star \n")
-    lines = [PromptLine(prompt="a ring"), PromptLine(prompt="a star")]
-    assert read_lines(path) == [(f"{path}:1", lines[0]), (f"{path}:2", lines[1])]
+    lines = [PromptSpec(prompt="a ring"), PromptSpec(prompt="a star")]
+    assert read_prompt_file(path) == [(f"{path}:1", lines[0]), (f"{path}:2", lines[1])]
 
 
 def test_pictures_lie_beside_the_file(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a", "image": "b/c.png", "mask": "/d.png", "strength": 1}')
-    ((_, line),) = read_lines(path)
+    ((_, line),) = read_prompt_file(path)
     assert (line.image, line.mask) == (str(tmp_path / "b" / "c.png"), "/d.png")
 
 
 def test_a_common_mask_and_strength_are_for_lines_with_a_picture():
-    common = dataclasses.replace(COMMON, num_images=1, mask="m.png", strength=0.5)
+    defaults = dataclasses.replace(DEFAULTS, num_images=1, mask="m.png", strength=0.5)
     lines = [{}, {"image": "a.png"}, {"image": "a.png", "strength": 1.0}, {"strength": 0.7}]
-    jobs = expand([("", PromptLine(prompt="x", **line)) for line in lines], common, numbered=True)
-    got = [(j.asks.image, j.asks.mask, j.asks.strength) for j in jobs]
+    jobs = expand_jobs(
+        [("", PromptSpec(prompt="x", **line)) for line in lines], defaults, numbered=True
+    )
+    got = [(j.spec.image, j.spec.mask, j.spec.strength) for j in jobs]
     assert got == [
         (None, None, None),
         ("a.png", "m.png", 0.5),
@@ -63,38 +65,38 @@ def test_a_common_mask_and_strength_are_for_lines_with_a_picture():
         ('{"prompt": "a"}\n{"prompt": ', r"prompts\.jsonl:2: got invalid JSON"),
         ('["a"]', r"prompts\.jsonl:1: got a JSON list, expected an object"),
         ('{"seed": 1}', r"prompts\.jsonl:1: got no field 'prompt'"),
-        ('{"prompt": null}', r"prompts\.jsonl:1: prompt: got None, expected a text"),
+        ('{"prompt": null}', r"prompts\.jsonl:1: prompt: got None, expected a string"),
         ('{"prompt": "a", "prompt": "b"}', r"jsonl:1: got the key 'prompt' twice"),
         ('{"prompt": "a", "sede": 1}', r"prompts\.jsonl:1: field: got 'sede', .*'seed'"),
-        ("\n", r"got no line"),
+        ("\n", r"got no prompt in .*prompts\.jsonl"),
         ('{"prompt": "a", "seed": "7"}', r"prompts\.jsonl:1: seed: got '7', expected an integer"),
         ('{"prompt": "a", "seed": true}', r"seed: got True, expected an integer"),
         ('{"prompt": "a", "num_images": 2.5}', r"num_images: got 2\.5, expected an integer"),
         ('{"prompt": "a", "guidance_scale": "high"}', r"got 'high', expected a number"),
-        ('{"prompt": "a", "image": 3}', r"prompts\.jsonl:1: image: got 3, expected a text"),
+        ('{"prompt": "a", "image": 3}', r"prompts\.jsonl:1: image: got 3, expected a string"),
         ('{"prompt": "a", "strength": "x"}', r"strength: got 'x', expected a number"),
-        ('{"prompt": "a", "negative_prompt": 3}', r"negative_prompt: got 3, expected a text"),
+        ('{"prompt": "a", "negative_prompt": 3}', r"negative_prompt: got 3, expected a string"),
     ],
 )
 def test_bad_lines_name_the_line(tmp_path, text, message):
     path = tmp_path / "prompts.jsonl"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        read_lines(path)
+        read_prompt_file(path)
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(
         InputError, match=r"none\.txt \(No such file or directory\), expected a text"
     ):
-        read_lines(tmp_path / "none.txt")
+        read_prompt_file(tmp_path / "none.txt")
 
 
 def test_file_that_is_no_text(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"prompts\.txt \(not UTF-8\), expected a text file"):
-        read_lines(path)
+        read_prompt_file(path)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_file_that_is_no_text(tmp_path):
 )
 def test_numbers_out_of_range_name_the_line(line, message):
     with pytest.raises(InputError, match=message):
-        list(expand([("p:7", PromptLine(prompt="x", **line))], COMMON, numbered=True))
+        list(expand_jobs([("p:7", PromptSpec(prompt="x", **line))], DEFAULTS, numbered=True))
 
 
 def test_slug_is_a_safe_file_name():

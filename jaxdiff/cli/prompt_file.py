@@ -1,4 +1,4 @@
-"""What is to be drawn: one `Job` per picture, from arguments or from a file of prompts."""
+"""Prompt files, and one `ImageJob` for each image that a command line or a file asks for."""
 
 import dataclasses
 import pathlib
@@ -12,8 +12,8 @@ from jaxdiff.core.validate import in_range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptLine:
-    """One line of a prompt file; what it leaves out comes from the command line."""
+class PromptSpec:
+    """One line of a prompt file; fields that it leaves out come from the command line."""
 
     prompt: str
     prompt_2: str | None = None
@@ -27,25 +27,25 @@ class PromptLine:
     num_images: int | None = None
 
 
-Line = tuple[str, PromptLine]  # FILE:LINE, "" on the command line, and what is said there
+Line = tuple[str, PromptSpec]  # FILE:LINE ("" for the command line), and the prompt there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """One picture; None in what it `asks` means the model's default."""
+class ImageJob:
+    """One image; None in its `spec` means the model's default."""
 
     name: str  # of the file, without suffix
     source: str  # FILE:LINE
-    asks: PromptLine
+    spec: PromptSpec
     seed: int
 
 
 def slug(prompt: str) -> str:
-    """`prompt` as the beginning of a file name: lower-case words joined by hyphens."""
+    """`prompt` as the start of a file name: lower-case words joined by hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:80] or "image"
 
 
-def read_lines(path: pathlib.Path) -> list[Line]:
+def read_prompt_file(path: pathlib.Path) -> list[Line]:
     """The prompts of a file: JSON lines (`{"prompt": ..., "seed": ...}`) or one prompt a line.
 
     Empty lines are skipped. Raises InputError with the line's number.
@@ -58,42 +58,44 @@ def read_lines(path: pathlib.Path) -> list[Line]:
         raise InputError(f"prompts: got {path} (not UTF-8), expected a text file") from None
     lines: list[Line] = []
     for number, line in enumerate(text.split("\n"), 1):
-        source, said = f"{path}:{number}", line.strip()
-        if said and path.suffix == ".jsonl":
-            lines.append((source, _json_line(said, source, path.parent)))
-        elif said:
-            lines.append((source, PromptLine(prompt=said)))
+        source, text = f"{path}:{number}", line.strip()
+        if text and path.suffix == ".jsonl":
+            lines.append((source, _json_line(text, source, path.parent)))
+        elif text:
+            lines.append((source, PromptSpec(prompt=text)))
     if not lines:
-        raise InputError(f"prompts: got no line in {path}, expected at least one prompt")
+        raise InputError(f"prompts: got no prompt in {path}, expected at least one")
     return lines
 
 
-def _json_line(line: str, source: str, folder: pathlib.Path) -> PromptLine:
-    said = from_mapping(PromptLine, parse_object(line.encode(), source), source=source)
-    files = {name: getattr(said, name) for name in ("image", "mask")}
-    found = {name: str(folder / file) for name, file in files.items() if file is not None}
-    return dataclasses.replace(said, **found)
+def _json_line(line: str, source: str, folder: pathlib.Path) -> PromptSpec:
+    spec = from_mapping(PromptSpec, parse_object(line.encode(), source), source=source)
+    files = {name: getattr(spec, name) for name in ("image", "mask")}
+    paths = {name: str(folder / file) for name, file in files.items() if file is not None}
+    return dataclasses.replace(spec, **paths)
 
 
-def expand(lines: Sequence[Line], common: PromptLine, *, numbered: bool) -> Iterator[Job]:
-    """One job per picture: image j of a prompt has seed `seed + j`, wherever the prompt stands.
+def expand_jobs(
+    lines: Sequence[Line], defaults: PromptSpec, *, numbered: bool
+) -> Iterator[ImageJob]:
+    """One job per image; image j of a prompt has seed `seed + j`.
 
-    `common` is what holds where a line is silent. `numbered` names files by the line's position (a
-    batch job) instead of by the prompt's words.
+    `defaults` has what a line leaves out. `numbered` names files by the line's position (a prompt
+    file) instead of by the words of the prompt.
     """
     for index, (source, line) in enumerate(lines):
-        asks = _filled(line, common)
+        spec = _with_defaults(line, defaults)
         head = f"{index:06d}" if numbered else slug(line.prompt)
         with prefix_errors(source):
-            seeds = _seeds(asks.seed or 0, 1 if asks.num_images is None else asks.num_images)
+            seeds = _seeds(spec.seed or 0, 1 if spec.num_images is None else spec.num_images)
         for seed in seeds:
-            yield Job(name=f"{head}_{seed}", source=source, asks=asks, seed=seed)
+            yield ImageJob(name=f"{head}_{seed}", source=source, spec=spec, seed=seed)
 
 
-def _filled(line: PromptLine, common: PromptLine) -> PromptLine:
-    """`line` with what it leaves out; a common mask or strength is for those with a picture."""
+def _with_defaults(line: PromptSpec, defaults: PromptSpec) -> PromptSpec:
+    """`line` with the defaults; those of mask and strength apply only to lines with an image."""
     own = {k: v for k, v in dataclasses.asdict(line).items() if v is not None}
-    filled = dataclasses.replace(common, **own)
+    filled = dataclasses.replace(defaults, **own)
     if filled.image is None:
         return dataclasses.replace(filled, mask=line.mask, strength=line.strength)
     return filled

@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 
-from jaxdiff.cli.labelled import CELL, GAP, LABEL, LARGE, LINE, table
+from jaxdiff.cli.image_grid import CELL, GAP, LABEL, LARGE, LINE, labelled_grid
 
 
 def rows(images):
     return [list(row) for row in images]
 
 
-@pytest.mark.parametrize("feet", [[], [["x", "y", "z"]], [["x", "y", "z"]] * 2])
-def test_table_places_every_picture_unchanged(feet):
+@pytest.mark.parametrize("footers", [[], [["x", "y", "z"]], [["x", "y", "z"]] * 2])
+def test_table_places_every_picture_unchanged(footers):
     images = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
-    canvas = np.asarray(table(rows(images), ["one", "two"], ["a", "b", "c"], feet))
-    assert len(canvas) == LINE + 2 * (CELL + GAP) + len(feet) * 2 * LINE
+    canvas = np.asarray(labelled_grid(rows(images), ["one", "two"], ["a", "b", "c"], footers))
+    assert len(canvas) == LINE + 2 * (CELL + GAP) + len(footers) * 2 * LINE
     for row in range(2):
         for column in range(3):
-            above = 2 * LINE * row if len(feet) == 2 else 0
+            above = 2 * LINE * row if len(footers) == 2 else 0
             top, left = LINE + above + row * (CELL + GAP), LABEL + column * (CELL + GAP)
             cell = canvas[top : top + CELL : CELL // 4, left : left + CELL : CELL // 4]
             assert np.array_equal(cell, images[row, column])
@@ -25,7 +25,9 @@ def test_table_places_every_picture_unchanged(feet):
 
 def test_table_writes_its_texts():
     images = np.full((1, 1, 4, 4, 3), 255, np.uint8)
-    bare, labelled = (np.asarray(table(rows(images), [t], [t], [[t]])) for t in ("", "word"))
+    bare, labelled = (
+        np.asarray(labelled_grid(rows(images), [t], [t], [[t]])) for t in ("", "word")
+    )
     changed = (bare != labelled).any(-1)
     assert changed[:LINE, LABEL:].any()
     assert changed[LINE : LINE + CELL, :LABEL].any()
@@ -35,7 +37,7 @@ def test_table_writes_its_texts():
 def test_titles_and_second_lines_push_the_pictures_down():
     image = np.zeros((4, 4, 3), np.uint8)
     plain, more = (
-        np.asarray(table([[image]], [""], [head], title=title))
+        np.asarray(labelled_grid([[image]], [""], [head], title=title))
         for head, title in (("a", ""), ("a\nb", "title"))
     )
     assert np.array_equal(more[3 * LINE :, LABEL:], plain[LINE:, LABEL:])
@@ -45,7 +47,7 @@ def test_titles_and_second_lines_push_the_pictures_down():
 
 def test_blank_cells_and_pictures_that_are_large_or_no_squares():
     wide = np.zeros((100, 200, 3), np.uint8)
-    canvas = np.asarray(table([[None, wide]], [""], ["", ""]))
+    canvas = np.asarray(labelled_grid([[None, wide]], [""], ["", ""]))
     assert np.mean(canvas[:, : LABEL + LARGE + GAP] == 255) > 0.99
     cell = canvas[LINE:, LABEL + LARGE + GAP :]
     assert (cell[: LARGE // 2, :LARGE] == 0).all()

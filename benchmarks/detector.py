@@ -1,6 +1,6 @@
-"""How reliable the judge of scenes is.
+"""How reliable the detector of scenes is.
 
-    PYTHONPATH=. python benchmarks/judge.py [--size 128] [--pictures 2000] [--vae FOLDER]
+    PYTHONPATH=. python benchmarks/detector.py [--size 128] [--images 2000] [--vae FOLDER]
 
 Prints the share of real drawings whose attributes are named right, clean and degraded, with the
 median distance from the clean drawing in decibels. With a VAE also for its reconstructions, from
@@ -22,10 +22,10 @@ from jaxdiff.checkpoints.components import read_component
 from jaxdiff.core.types import Array
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.scenes.judge import judge, score
-from jaxdiff.scenes.rendering import CANVAS, draw
+from jaxdiff.scenes.detector import detect, score
+from jaxdiff.scenes.rendering import CANVAS, render
 from jaxdiff.scenes.report import summarise
-from jaxdiff.scenes.source import Prompt, SceneSource
+from jaxdiff.scenes.source import ScenePrompt, SceneSource
 
 Degrade = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -83,24 +83,24 @@ def reconstruct(folder: pathlib.Path, noise: float) -> Degrade:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--size", type=int, default=CANVAS, help="side of the images in pixels")
     parser.add_argument("--vae", type=pathlib.Path, help="folder of an AutoencoderKL")
     arguments = parser.parse_args()
-    pictures, degraded = arguments.pictures, dict(DEGRADED)
+    num_images, degraded = arguments.images, dict(DEGRADED)
     if arguments.vae:
         for noise in (0.0, 0.2, 0.3):
             degraded[f"VAE, latent noise {noise}"] = reconstruct(arguments.vae, noise)
     for split in ("train", "heldout"):
         source = SceneSource(seed=1, split=split)
-        examples = [source.example(i) for i in range(pictures)]
+        examples = [source.example(i) for i in range(num_images)]
         for how, degrade in degraded.items():
             rng = np.random.default_rng(0)
-            images = [draw(scene, layout, arguments.size) for scene, layout, _ in examples]
+            images = [render(scene, layout, arguments.size) for scene, layout, _ in examples]
             worse = [degrade(image, rng) for image in images]
             distance = np.median([decibels(a, b) for a, b in zip(images, worse, strict=True)])
-            prompts = [Prompt(text=text, scene=scene) for scene, _, text in examples]
-            scores = [score(p.scene, judge(w)) for p, w in zip(prompts, worse, strict=True)]
+            prompts = [ScenePrompt(text=text, scene=scene) for scene, _, text in examples]
+            scores = [score(p.scene, detect(w)) for p, w in zip(prompts, worse, strict=True)]
             shares = summarise(prompts, scores)
             columns = "  ".join(f"{name} {share.value:.4f}" for name, share in shares.items())
             print(f"{split}, {how} ({distance:.1f} dB): {columns}", flush=True)

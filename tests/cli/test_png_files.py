@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from jaxdiff.cli.pictures import parameters_text, settings_of, write
+from jaxdiff.cli.png_files import parameters_text, read_settings, write_png
 from jaxdiff.core.errors import InputError
 
 SETTINGS = {
@@ -22,8 +22,8 @@ SETTINGS = {
 
 def test_settings_survive_in_the_file(tmp_path):
     path = tmp_path / "a.png"
-    write(path, Image.new("RGB", (64, 32), "red"), SETTINGS)
-    assert settings_of(path) == SETTINGS
+    write_png(path, Image.new("RGB", (64, 32), "red"), SETTINGS)
+    assert read_settings(path) == SETTINGS
     with Image.open(path) as image:
         assert image.info["parameters"] == parameters_text(SETTINGS)
         assert json.loads(image.info["jaxdiff"]) == SETTINGS
@@ -39,7 +39,7 @@ def test_parameters_text_is_the_a1111_form():
 
 
 def test_no_picture_has_no_settings(tmp_path):
-    assert settings_of(tmp_path / "a.png") is None
+    assert read_settings(tmp_path / "a.png") is None
 
 
 @pytest.mark.parametrize("block", [None, "[1]", "{", "text"])
@@ -52,11 +52,11 @@ def test_a_foreign_file_is_not_ours(tmp_path, block):
         if block:
             info.add_itxt("jaxdiff", block)
         Image.new("RGB", (4, 4)).save(path, pnginfo=info)
-    with pytest.raises(InputError, match="expected a free name"):
-        settings_of(path)
+    with pytest.raises(InputError, match="expected another --output"):
+        read_settings(path)
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/a\.png: got .*, expected a file to write"):
-        write(tmp_path / "file" / "a.png", Image.new("RGB", (4, 4)), SETTINGS)
+        write_png(tmp_path / "file" / "a.png", Image.new("RGB", (4, 4)), SETTINGS)

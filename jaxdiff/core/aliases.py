@@ -1,0 +1,166 @@
+"""Former names that still work: options, arguments, guidance rules and stored settings.
+
+Those of training configs are in `training.config`. A former name together with today's is an error
+that names both.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from jaxdiff.core.errors import InputError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Options of each command; `no-` in front of a name inverts a flag.
+_SPACING = {"timesteps": "timestep-spacing"}
+_PLAN = {"largest": "find-max-batch"}
+OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "generate": {
+        "guide": "guidance-model",
+        "embedding": "textual-inversion",
+        "literal": "no-prompt-syntax",
+        **_SPACING,
+        **_PLAN,
+    },
+    "train": {"ema-width": "ema-std", **_PLAN},
+    "cache-latents": {"compute": "compute-dtype", "smallest": "min-bucket-size"},
+    "export": _SPACING,
+    "evaluate": {"every": "prompt-stride", **_SPACING},
+    "sweep": {
+        "guide": "guidance-model",
+        "measured": "evaluate",
+        "timed": "measure-speed",
+        "every": "prompt-stride",
+    },
+    "strip": {"at": "show-steps", **_SPACING},
+}
+
+# Arguments of a pipeline and of `hires_fix`.
+ARGUMENTS: Mapping[str, str] = {
+    "timesteps": "timestep_spacing",
+    "watch": "intermediate_steps",
+    "report": "callback",
+    "word": "token",
+    "redrawn": "hires_strength",
+}
+
+# Guidance rules and wrappers, and options of a rule (under its present name).
+GUIDANCE: Mapping[str, str] = {
+    "three": "negative",
+    "auto": "autoguidance",
+    "cfg-zero": "cfg-zero-star",
+    "clip": "clip-sample",
+}
+GUIDANCE_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "apg": {"radius": "norm_threshold"},
+    "pag": {"k": "scale"},
+}
+
+# Settings in PNG files, defaults in jaxdiff.json, options and rows in the results of a sweep.
+SETTINGS: Mapping[str, str] = {
+    "guide": "guidance_model",
+    "embeddings": "textual_inversions",
+    "timesteps": "timestep_spacing",
+    "measured": "evaluate",
+    "timed": "measure_speed",
+    "every": "prompt_stride",
+    "shares": "accuracies",
+}
+
+# The accuracies of a report on scenes.
+ACCURACIES: Mapping[str, str] = {
+    "one all right": "one object correct",
+    "two all right": "two objects correct",
+    "held-out one all right": "held-out one object correct",
+    "held-out two all right": "held-out two objects correct",
+    "held-out all right": "held-out correct",
+}
+
+
+def rename_keys(
+    mapping: Mapping[str, T], names: Mapping[str, str], *, source: str = ""
+) -> dict[str, T]:
+    """`mapping` under today's names; InputError, from `source`, for both names of one thing."""
+    renamed: dict[str, T] = {}
+    for key, value in mapping.items():
+        name = names.get(key, key)
+        if name != key and name in mapping:
+            where = f"{source}: " if source else ""
+            raise InputError(
+                f"{where}{name}: got {key} too, two names of one thing, expected {name} alone"
+            )
+        renamed[name] = value
+    return renamed
+
+
+def rename_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, which also takes its keyword arguments under their former names."""
+
+    @functools.wraps(function)
+    def renamed(*args: P.args, **kwargs: P.kwargs) -> T:
+        return function(*args, **rename_keys(kwargs, ARGUMENTS))  # pyright: ignore[reportCallIssue]
+
+    return renamed
+
+
+def rename_options(arguments: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """The arguments of a command under today's names; InputError for both names of one option."""
+    renamed: list[str] = []
+    typed: dict[str, str] = {}  # how each option was spelled first
+    known = {*names, *map(_positive, names.values())}
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        spelling = option.removeprefix("--").replace("_", "-")
+        if not option.startswith("--") or _positive(spelling) not in known:
+            renamed.append(argument)
+            continue
+        name = names.get(_positive(spelling), _positive(spelling))
+        if spelling != _positive(spelling):  # an inverted flag
+            name = f"no-{name}" if name == _positive(name) else _positive(name)
+        first = typed.setdefault(_positive(name), spelling)
+        if _positive(first) != _positive(spelling):
+            raise InputError(
+                f"{_positive(name)}: got --{first} and --{spelling}, two names of one option, "
+                f"expected --{name} alone"
+            )
+        renamed.append(f"--{name}{equals}{value}")
+    return renamed
+
+
+def _positive(name: str) -> str:
+    return name.removeprefix("no-")
+
+
+def rename_guidance(text: str) -> str:
+    """The description of a guidance rule, such as "apg:eta=0.2+interval", under today's names."""
+    return "+".join(_rename_rule(part) for part in text.split("+"))
+
+
+def _rename_rule(part: str) -> str:
+    """NAME or NAME:OPTION=VALUE,... under today's names; spaces stay where they are."""
+    name, colon, options = part.partition(":")
+    present = GUIDANCE.get(name.strip(), name.strip())
+    pairs = [pair.partition("=") for pair in options.split(",")]
+    names = GUIDANCE_OPTIONS.get(present, {})
+    keys = {key.strip() for key, _, _ in pairs}
+    for former, key in names.items():
+        if former in keys and key in keys:
+            raise InputError(
+                f"guidance: {present}: got {former} and {key}, two names of one option, "
+                f"expected {key} alone"
+            )
+    options = ",".join(
+        key.replace(key.strip(), names.get(key.strip(), key.strip())) + equals + value
+        for key, equals, value in pairs
+    )
+    return name.replace(name.strip(), present) + colon + options
+
+
+def rename_settings(settings: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Stored settings under today's names, with today's name of the guidance rule."""
+    renamed = rename_keys(settings, SETTINGS, source=source)
+    if isinstance(renamed.get("guidance"), str):
+        renamed["guidance"] = rename_guidance(renamed["guidance"])
+    return renamed
