@@ -1,1 +1,1 @@
-"""From a prompt to a picture: conditioning, guided sampling, decoding."""
+"""From prompts to images: conditioning, guided sampling, decoding."""

@@ -1,4 +1,4 @@
-"""One batch of images through all stages: from inputs to pictures."""
+"""One batch of images through all stages: from inputs to images."""
 
 import contextlib
 import time
@@ -39,7 +39,7 @@ class SamplingPlan(NamedTuple):
 class BatchOutput(NamedTuple):
     """The images of one batch."""
 
-    images: NDArray  # pictures, or latents
+    images: NDArray  # images or latents
     watched: Float[NDArray, "b n 2 h w c"]  # in each watched step: x where it starts, and its D
 
 
@@ -87,7 +87,7 @@ class BatchRunner:
         self._devices = devices
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
-        """Height, width and channels of the latents of a picture."""
+        """Height, width and channels of the latents of an image."""
         return (
             request.height // self._vae_scale_factor,
             request.width // self._vae_scale_factor,
@@ -133,33 +133,33 @@ class BatchRunner:
     def decode_latents(
         self, latents: Float[NDArray, "b h w c"], tile: int | None
     ) -> UInt8[NDArray, "b h2 w2 3"]:
-        """The VAE's pictures of latents, in tiles of so many pixels or as a whole."""
+        """Decode latents with the VAE, in tiles of `tile` pixels or as a whole."""
         decode, zoom, count = self._stages.decode, Fraction(self._vae_scale_factor), len(latents)
         padded = -(-count // self._devices) * self._devices
         latents = latents[np.minimum(np.arange(padded), count - 1)]
         if tile is None:
             return decode(latents)[:count]
-        pictures = tiled(decode, latents, tile=tile // self._vae_scale_factor, cell=1, zoom=zoom)
-        return np.round(pictures).astype(np.uint8)[:count]
+        images = tiled(decode, latents, tile=tile // self._vae_scale_factor, cell=1, zoom=zoom)
+        return np.round(images).astype(np.uint8)[:count]
 
-    def _latents(self, pictures: NDArray, tile: int | None) -> Float[NDArray, "b h w c"]:
-        """The VAE's latents of pictures, in tiles of so many pixels or as a whole."""
+    def _latents(self, images: NDArray, tile: int | None) -> Float[NDArray, "b h w c"]:
+        """Encode images with the VAE, in tiles of `tile` pixels or as a whole."""
         encode, zoom = self._stages.latents, Fraction(1, self._vae_scale_factor)
         if tile is None:
-            return encode(pictures)
-        return tiled(encode, pictures, tile=tile, cell=self._vae_scale_factor, zoom=zoom)
+            return encode(images)
+        return tiled(encode, images, tile=tile, cell=self._vae_scale_factor, zoom=zoom)
 
     def _encode_conditioning(
         self, inputs: BatchInputs, plan: SamplingPlan
     ) -> tuple[ConditioningPair, NDArray | None, NDArray | None]:
         """The conditioning of the networks, the initial latents, and the mask of what changes.
 
-        An inpainting network takes mask and masked image as channels; without picture and mask
+        An inpainting network takes mask and masked image as channels; without image and mask
         everything is generated.
         """
         latents, mask, channels = inputs.latents, None, None
-        if inputs.pictures is not None:
-            latents = self._latents(inputs.pictures, plan.tile)
+        if inputs.images is not None:
+            latents = self._latents(inputs.images, plan.tile)
         if inputs.masks is not None:
             mask = image_inputs.downsample_mask(inputs.masks, self._vae_scale_factor)
         if self._is_inpainting:
@@ -191,8 +191,8 @@ class BatchRunner:
             mask = np.ones((count, *shape[:2], 1), np.float32)
         around = np.zeros((count, plan.request.height, plan.request.width, 3), np.float32)
         if inputs.masks is not None:
-            if inputs.pictures is None:
+            if inputs.images is None:
                 raise InputError("image: got latents with a mask, expected an image")
-            around = inputs.pictures * (1 - inputs.masks)
+            around = inputs.images * (1 - inputs.masks)
         channels = np.concatenate([mask, self._latents(around, plan.tile)], axis=-1)
         return np.repeat(channels[:, None], inputs.prompts.zero_out.shape[1], axis=1)

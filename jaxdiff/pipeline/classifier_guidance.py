@@ -51,11 +51,11 @@ def with_clip_guidance(
     image_processor: CLIPImageProcessor,
     vae: AutoencoderKL,
 ) -> Denoiser:
-    """The denoiser moved to where CLIP sees the text in the decoded picture."""
+    """The denoiser, guided to reduce CLIP's distance of the decoded image to the text."""
 
     def loss(D: Float[Array, "b h w c"]) -> Float[Array, "b"]:
-        pictures = vae.decode(vae.unscale(D)).astype(jnp.float32)
-        return spherical(clip.image_embeds(image_processor(pictures)), wanted.text)
+        images = vae.decode(vae.unscale(D)).astype(jnp.float32)
+        return spherical(clip.image_embeds(image_processor(images)), wanted.text)
 
     return loss_guidance(denoise, loss, wanted.scale)
 

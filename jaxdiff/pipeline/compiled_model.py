@@ -1,4 +1,4 @@
-"""A model as compiled functions: encode prompts and pictures, denoise, decode."""
+"""A model as compiled functions: encode prompts and images, denoise, decode."""
 
 import functools
 import time
@@ -48,7 +48,7 @@ class Networks(NamedTuple):
     guidance_model: Any = None  # a weaker UNet
     classifier: Any = None
     clip: Any = None
-    vae: Any = None  # where CLIP looks at pictures
+    vae: Any = None  # decodes the images for CLIP
 
 
 class Denoised(NamedTuple):
@@ -167,11 +167,11 @@ class CompiledModel:
         rest = self._split((time_ids, channels, cond))
         return conditioning._replace(time_ids=rest[0], channels=rest[1], timestep_cond=rest[2])
 
-    def latents(self, pictures: Float[NDArray, "b h2 w2 3"]) -> Float[NDArray, "b h w c"]:
-        """Scaled latents, the most likely ones, of pictures in [-1, 1]."""
+    def latents(self, images: Float[NDArray, "b h2 w2 3"]) -> Float[NDArray, "b h w c"]:
+        """The scaled mean latents of images in [-1, 1]."""
         graph, params = self._vae
         return gather_leading_axis(
-            self._program(_latents, ".d", graph=graph)(params, self._split(pictures))
+            self._program(_latents, ".d", graph=graph)(params, self._split(images))
         )
 
     def noise(
@@ -273,9 +273,9 @@ def _upcast_fp16_vae(vae: AutoencoderKL) -> AutoencoderKL:
     return with_params(wide, stored)
 
 
-def _latents(params: PyTree, pictures: Array, *, graph: Any) -> Array:
+def _latents(params: PyTree, images: Array, *, graph: Any) -> Array:
     vae = nnx.merge(graph, params)
-    return vae.scale(vae.encode(pictures)[0])
+    return vae.scale(vae.encode(images)[0])
 
 
 def init_latents(
@@ -359,11 +359,11 @@ def denoise_steps(
 def _network(graph: Any) -> Network:
     """A UNet as guidance calls it."""
 
-    def network(params: PyTree, x: Array, t: Array, told: Conditioning, **more: Array) -> Array:
-        if told.channels is not None:
-            x = jnp.concatenate([x, told.channels], axis=-1)
-        added = {name: getattr(told, name) for name in ("text_embeds", "time_ids", "timestep_cond")}
-        return nnx.merge(graph, params)(x, t, told.context, **added, **more)
+    def network(params: PyTree, x: Array, t: Array, cond: Conditioning, **more: Array) -> Array:
+        if cond.channels is not None:
+            x = jnp.concatenate([x, cond.channels], axis=-1)
+        added = {name: getattr(cond, name) for name in ("text_embeds", "time_ids", "timestep_cond")}
+        return nnx.merge(graph, params)(x, t, cond.context, **added, **more)
 
     return network
 

@@ -86,8 +86,9 @@ class TextConditioner:
     ) -> Float[NDArray, "b k i"] | None:
         """Sizes and crops (height before width), or an aesthetic score, for each stream.
 
-        `prompted` are the streams that are told the image's own, the others the null stream's.
-        A null stream with a size or score of its own is told no crop unless one is asked for.
+        `prompted` marks the streams that get the image's own values; the others get the null
+        stream's. A null stream with a size or score of its own gets no crop unless the request has
+        one.
         """
         if self.num_time_ids is None:
             return None
@@ -115,7 +116,7 @@ class TextConditioner:
     ) -> tuple[TokenizedPrompts, int]:
         """One image's words, all streams in as many chunks; and how many tokens found no room.
 
-        `texts` are those of its K streams, None where nothing was said, for each encoder.
+        `texts` are those of its K streams, None where none was given, for each encoder.
         """
         rows = [
             [chunk_prompt(vocabulary, text or "", syntax=syntax) for text in streams]

@@ -12,8 +12,8 @@ from jaxdiff.core.types import Float, NDArray
 ImageInput = Any  # a PIL image, an array, or a sequence of either
 
 
-def picture_size(image: ImageInput) -> tuple[int, int] | None:
-    """Height and width of the first picture; None for latents and for nothing."""
+def image_size(image: ImageInput) -> tuple[int, int] | None:
+    """Height and width of the first image; None for latents and for None."""
     first = image[0] if isinstance(image, list | tuple) and image else image
     if isinstance(first, Image.Image):
         return first.height, first.width
@@ -22,7 +22,7 @@ def picture_size(image: ImageInput) -> tuple[int, int] | None:
 
 
 def count_of(image: ImageInput) -> int:
-    """How many pictures or latents there are."""
+    """The number of images or latents."""
     if image is None or isinstance(image, Image.Image):
         return 1
     return len(image) if isinstance(image, list | tuple) or np.ndim(image) == 4 else 1
@@ -38,21 +38,21 @@ def are_latents(image: ImageInput, channels: int) -> bool:
     )
 
 
-def pictures(image: ImageInput, height: int, width: int) -> Float[NDArray, "b h w 3"]:
+def image_array(image: ImageInput, height: int, width: int) -> Float[NDArray, "b h w 3"]:
     """Pictures in [-1, 1], resized where they have another size.
 
     Arrays are uint8, (h, w, 3) or (b, h, w, 3). Raises InputError.
     """
-    rows = [_picture(item, "RGB") for item in _items(image, "image", 3)]
+    rows = [_to_pil(item, "RGB") for item in _items(image, "image", 3)]
     return np.stack([_array(row, height, width) for row in rows]) / 127.5 - 1
 
 
 def masks(mask: ImageInput, height: int, width: int) -> Float[NDArray, "b h w 1"]:
-    """1 where the mask is at least half white, which is where the picture is drawn anew, or 0.
+    """1 where the mask is at least half white, which is where the image is repainted, else 0.
 
     Arrays are bool, or uint8, or floating point in [0, 1]; (h, w) or (b, h, w). Raises InputError.
     """
-    rows = [_picture(item, "L") for item in _items(mask, "mask", None)]
+    rows = [_to_pil(item, "L") for item in _items(mask, "mask", None)]
     grey = np.stack([_array(row, height, width) for row in rows])
     return (grey >= 127.5).astype(np.float32)[..., None]
 
@@ -75,7 +75,7 @@ def _items(value: ImageInput, name: str, channels: int | None) -> list[Any]:
     return list(array) if array.ndim == single + 1 else [array]
 
 
-def _picture(item: Any, mode: str) -> Image.Image:
+def _to_pil(item: Any, mode: str) -> Image.Image:
     if isinstance(item, Image.Image):
         return item.convert(mode)
     if item.dtype == bool:
@@ -88,11 +88,11 @@ def _picture(item: Any, mode: str) -> Image.Image:
     return Image.fromarray(item)
 
 
-def _array(picture: Image.Image, height: int, width: int) -> Float[NDArray, "h w *c"]:
-    if picture.size != (width, height):
-        how = Image.Resampling.NEAREST if picture.mode == "L" else Image.Resampling.LANCZOS
-        picture = picture.resize((width, height), how)
-    return np.asarray(picture, np.float32)
+def _array(pil: Image.Image, height: int, width: int) -> Float[NDArray, "h w *c"]:
+    if pil.size != (width, height):
+        how = Image.Resampling.NEAREST if pil.mode == "L" else Image.Resampling.LANCZOS
+        pil = pil.resize((width, height), how)
+    return np.asarray(pil, np.float32)
 
 
 def downsample_mask(masks: Float[NDArray, "b h w 1"], cell: int) -> Float[NDArray, "b h2 w2 1"]:

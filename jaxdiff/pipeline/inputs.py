@@ -1,4 +1,4 @@
-"""What the images of a call are drawn from, as arrays with one row per image."""
+"""The inputs of the images of a call, as arrays with one row per image."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -23,7 +23,7 @@ Noise = Float[NDArray, "b h w c"] | Float[Array, "b h w c"]
 class InitImage(NamedTuple):
     """The image, mask and noise that the caller gave."""
 
-    image: image_inputs.ImageInput = None  # pictures, or scaled latents
+    image: image_inputs.ImageInput = None  # images, or scaled latents
     mask: image_inputs.ImageInput = None
     noise: Noise | None = None  # of unit variance, instead of the seeds'
 
@@ -50,9 +50,9 @@ class BatchInputs(NamedTuple):
     targets: GuidanceTargets
     keys: Key[Array, "b"]
     noise: Float[NDArray, "b h w c"] | None
-    pictures: Float[NDArray, "b h2 w2 3"] | None  # in [-1, 1]
-    latents: Float[NDArray, "b h w c"] | None  # in the place of pictures
-    masks: Float[NDArray, "b h2 w2 1"] | None  # 1 where something is drawn
+    images: Float[NDArray, "b h2 w2 3"] | None  # in [-1, 1]
+    latents: Float[NDArray, "b h w c"] | None  # instead of images
+    masks: Float[NDArray, "b h2 w2 1"] | None  # 1 where the image is repainted
 
     def take(self, rows: Int[NDArray, "r"]) -> "BatchInputs":
         """The inputs of some images."""
@@ -65,27 +65,27 @@ def _rows(tree: T, rows: Int[NDArray, "r"]) -> T:
 
 def make_batches(
     request: Request,
-    origin: InitImage,
+    init: InitImage,
     tokenized: TokenizedRequest,
     latent_shape: tuple[int, int, int],
     size: int,
 ) -> Iterator[tuple[list[int], BatchInputs]]:
     """Batches of at most `size` images, each with the numbers of its images.
 
-    The prompts of a batch have equally many chunks, so that a picture does not depend on its batch.
+    The prompts of a batch have equally many chunks, so that an image does not depend on its batch.
     Raises InputError where the inputs do not fit the request.
     """
     count, pixels = len(request.prompts), (request.height, request.width)
-    pictures = latents = masks = noise = None
-    if image_inputs.are_latents(origin.image, latent_shape[-1]):
-        rows = np.asarray(origin.image, np.float32).reshape(-1, *np.shape(origin.image)[-3:])
+    images = latents = masks = noise = None
+    if image_inputs.are_latents(init.image, latent_shape[-1]):
+        rows = np.asarray(init.image, np.float32).reshape(-1, *np.shape(init.image)[-3:])
         latents = _each("image", check_shape("image", rows, (None, *latent_shape)), count)
-    elif origin.image is not None:
-        pictures = _each("image", image_inputs.pictures(origin.image, *pixels), count)
-    if origin.mask is not None:
-        masks = _each("mask", image_inputs.masks(origin.mask, *pixels), count)
-    if origin.noise is not None:
-        noise = np.asarray(check_shape("latents", origin.noise, (count, *latent_shape)), np.float32)
+    elif init.image is not None:
+        images = _each("image", image_inputs.image_array(init.image, *pixels), count)
+    if init.mask is not None:
+        masks = _each("mask", image_inputs.masks(init.mask, *pixels), count)
+    if init.noise is not None:
+        noise = np.asarray(check_shape("latents", init.noise, (count, *latent_shape)), np.float32)
     keys = per_sample_keys(request.seeds)
     each = (
         tokenized.guidance_model_time_ids,
@@ -93,7 +93,7 @@ def make_batches(
         tokenized.targets,
         keys,
         noise,
-        pictures,
+        images,
         latents,
         masks,
     )

@@ -234,7 +234,7 @@ class Pipeline:
         if image_inputs.are_latents(image, self.vae.config.latent_channels):
             height, width = (cell * length for length in np.shape(image)[-3:-1])
         else:
-            height, width = image_inputs.picture_size(image) or (None, None)
+            height, width = image_inputs.image_size(image) or (None, None)
         defaults: Options = {"height": height, "width": width}
         if options.get("denoising_start") is None:
             defaults["strength"] = STRENGTH if mask is None else 1.0

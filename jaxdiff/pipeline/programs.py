@@ -1,4 +1,4 @@
-"""Functions compiled for all local devices, with the time that compiling took told apart."""
+"""Functions compiled for all local devices, with separate compilation times."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Large pictures through a VAE in overlapping tiles: memory does not grow with the picture."""
+"""A VAE in overlapping tiles, so that its memory does not grow with the image."""
 
 from collections.abc import Callable
 from fractions import Fraction

@@ -100,6 +100,34 @@ def test_a_batch_job_goes_on_where_it_stopped(batch_job, model, capsys):
     assert (output / "000001_9.png").exists()
 
 
+def test_former_spellings_resume_and_both_together_are_refused(model, tmp_path, addons, capsys):
+    """A picture whose settings have former names is the same picture."""
+    embedding, _ = addons
+    output = tmp_path / "out"
+    former = ("--literal", "--embedding", str(embedding), "--timesteps", "leading")
+    options = ("--no-prompt-syntax", "--textual-inversion", str(embedding))
+    options += ("--timestep-spacing", "leading")
+    assert generate(model, output, "a ring", *former, "--guidance", "auto:") == 2
+    assert "guidance_model: got none" in capsys.readouterr().err
+    assert generate(model, output, "a ring", *former, "--guidance", "cfg-zero") == 0
+    (path,) = output.glob("*.png")
+    settings = read_settings(path)
+    assert settings["guidance"] == "cfg-zero-star"
+    old = {"embeddings": settings.pop("textual_inversions"), "guidance": "cfg-zero"}
+    old["timesteps"] = settings.pop("timestep_spacing")
+    with Image.open(path) as image:
+        png_files.write_png(path, image.copy(), settings | old)
+    before = path.read_bytes()
+    for arguments in (former, options):
+        for rule in ("cfg-zero", "cfg-zero-star"):
+            assert generate(model, output, "a ring", *arguments, "--guidance", rule) == 0
+    assert path.read_bytes() == before
+    capsys.readouterr()
+    assert generate(model, output, "a ring", *former, *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("generate: prompt-syntax: got --literal and --no-prompt-syntax")
+
+
 def test_json_has_the_promised_keys(batch_job, model, capsys):
     output, arguments = batch_job
     generate(model, output, *arguments, "--json")

@@ -30,6 +30,18 @@ def test_settings_survive_in_the_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_former_names_in_a_file_are_read(tmp_path):
+    path = tmp_path / "a.png"
+    former = {"guidance": "three", "timesteps": "karras", "embeddings": ["x 1"], "guide": "m 2"}
+    write_png(path, Image.new("RGB", (64, 32), "red"), SETTINGS | former)
+    assert read_settings(path) == SETTINGS | {
+        "guidance": "negative",
+        "timestep_spacing": "karras",
+        "textual_inversions": ["x 1"],
+        "guidance_model": "m 2",
+    }
+
+
 def test_parameters_text_is_the_a1111_form():
     assert parameters_text(SETTINGS).splitlines() == [
         "a naïve ring",

@@ -12,6 +12,7 @@ import jaxdiff
 from jaxdiff.cli import main
 from jaxdiff.cli.image_grid import CELL, GAP, LABEL, LINE
 from jaxdiff.cli.sweep_results import TABLE_MARKER, Combination, Results, SweepPoint, write_table
+from jaxdiff.core.aliases import ACCURACIES
 from jaxdiff.core.errors import InputError
 from jaxdiff.scenes.report import render_generator, standard_prompts
 
@@ -166,6 +167,35 @@ def test_a_measured_sweep_judges_every_cell(tmp_path):
     assert table.count("1.000 ± 0.000") == 4 * len(rows_of(output)[0]["accuracies"])
     with Image.open(output) as canvas:
         assert canvas.height == LINE + 2 * (CELL + GAP + 2 * LINE)
+
+
+def test_results_with_former_names_are_resumed(tmp_path):
+    pipe, output = Draughtsman(), tmp_path / "a.png"
+    arguments = (ONE, "--scales", "1", "3", "--guidance", "cfg-zero-star")
+    options = ("--evaluate", "--prompt-stride", "40")
+    assert sweep(pipe, output, *arguments, *options) == 0
+    path = output.with_suffix(".json")
+    stored = json.loads(path.read_text())
+    former = {"evaluate": "measured", "prompt_stride": "every", "measure_speed": "timed"}
+    former |= {"guidance_model": "guide"}
+    old = {former.get(name, name): value for name, value in stored["options"].items()}
+    names = {name: old_name for old_name, name in ACCURACIES.items()}
+    cells = []
+    for row in stored["cells"]:
+        accuracies = {names.get(k, k): v for k, v in row["accuracies"].items()}
+        rest = {k: v for k, v in row.items() if k != "accuracies"}
+        cells.append(rest | {"guidance": "cfg-zero", "shares": accuracies})
+    assert "one all right" in cells[0]["shares"]
+    path.write_text(json.dumps({"options": old, "cells": cells}))
+    pipe.asked.clear()
+    assert sweep(pipe, output, *arguments, "--measured", "--every", "40", "--scales", "3") == 0
+    assert {count for count, _, _ in pipe.asked} == {1}  # images, but no evaluation
+    results = Results.open(path, stored["options"])
+    assert [row | {"scale": 3.0} for row in stored["cells"][1:]] == [
+        {**point.combination._asdict(), "scale": point.scale, **result}
+        for point, result in results.points.items()
+        if point.scale == 3
+    ]
 
 
 def test_steering_scales_are_rows_too(tmp_path):

@@ -29,7 +29,7 @@ def test_where_the_mask_is_black_the_picture_stays(single, picture):
     mask = np.zeros((16, 16), bool)
     mask[:, 8:] = True
     out = single(PROMPT, image=picture, mask=mask, strength=0.5, **LATENT).images[0]
-    kept = single.stages.latents(image_inputs.pictures(picture, 16, 16))[0]
+    kept = single.stages.latents(image_inputs.image_array(picture, 16, 16))[0]
     np.testing.assert_array_equal(out[:, :4], kept[:, :4])
     assert np.abs(out[:, 4:] - kept[:, 4:]).max() > 0.1
 
@@ -59,7 +59,7 @@ def test_handing_over_to_the_same_model_changes_nothing(single):
 
 
 def test_strength_is_how_much_changes(single, picture):
-    kept = single.stages.latents(image_inputs.pictures(picture, 16, 16))
+    kept = single.stages.latents(image_inputs.image_array(picture, 16, 16))
     changes = [
         np.abs(
             single(PROMPT, image=picture, strength=s, steps=10, guidance_scale=1.0, **LATENT).images

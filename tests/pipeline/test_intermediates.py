@@ -85,3 +85,14 @@ def test_a_part_of_the_way_has_the_steps_of_the_whole(single, shown):
     assert np.array_equal(half.x[0], shown.intermediates.x[1])
     with pytest.raises(InputError, match="intermediate_steps: got 4"):
         single(PROMPTS, intermediate_steps=[4], **options)
+
+
+def test_former_names_of_arguments(single):
+    shown = []
+    options = {"sampler": "ddim", **SHARED}
+    former = single(PROMPTS, watch=[1], report=lambda *each: shown.append(each), **options)
+    out = single(PROMPTS, intermediate_steps=[1], **options)
+    assert np.array_equal(former.watched.x0, out.intermediates.x0)
+    assert shown[-1][0] == shown[-1][1]
+    with pytest.raises(InputError, match="intermediate_steps: got watch too"):
+        single(PROMPTS, watch=[1], intermediate_steps=[1], **options)
