@@ -1,1 +1,1 @@
-"""Measuring generated pictures: what they show, against what the prompt asked for."""
+"""Measures of generated images."""

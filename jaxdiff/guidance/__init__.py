@@ -2,7 +2,7 @@
 
 A rule says which streams it needs and how they combine; `guided_denoiser` runs them in one network
 call and wraps rule and network into the denoiser that a sampler calls. Wrappers change a rule in
-one respect; classifier guidance adds the gradient of a function of the picture.
+one respect; classifier guidance adds the gradient of a function of the image.
 """
 
 from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, Stream, Wrapper, rule

@@ -120,7 +120,7 @@ def test_what_is_not_read_is_said(tmp_path, capsys, names, unread):
     tensors = {name: zeros(2, 2) for name in names} | {"lora_unet_a.alpha": zeros()}
     found, said = inspect(capsys, originals.write_safetensors(tmp_path / "x.safetensors", tensors))
     assert found["facts"]["unread"] == unread
-    assert "not read " + " ".join(f"{kind} {count}" for kind, count in unread.items()) in said
+    assert "ignored keys " + " ".join(f"{kind} {count}" for kind, count in unread.items()) in said
     assert found["parts"][-1]["name"] == "unread"
     assert sum(part["tensors"] for part in found["parts"]) == len(tensors)
 
@@ -149,7 +149,7 @@ def test_words(tmp_path, capsys, tensors, family, facts):
     assert tuple(found["facts"].values()) == facts
     word, count, widths = facts
     spelled = ", ".join(f"{name} {width}" for name, width in widths.items())
-    assert f"word {word!r}, vectors {count}, widths {spelled}" in said
+    assert f"token {word!r}, vectors {count}, widths {spelled}" in said
     assert sum(p["parameters"] for p in found["parts"]) == sum(t.size for t in tensors.values())
 
 
