@@ -170,11 +170,11 @@ class Trainer:
     def _average(self, width: float) -> PyTree:
         """What power averaging with this width would have given, made of the snapshots."""
         widths = self.config.ema.widths
-        in_range("ema_width", width, 0.001, 0.28)
+        in_range("ema_std", width, 0.001, 0.28)
         steps = [step for step in self.snapshots.steps() if step <= self.step]
         if not widths or not steps:
             raise InputError(
-                f"ema_width: got {width} for {self.workdir} without snapshots of averages, "
+                f"ema_std: got {width} for {self.workdir} without snapshots of averages, "
                 "expected a training with ema.widths and ema.snapshot_every"
             )
         template = jax.tree.map(

@@ -83,5 +83,5 @@ def test_without_snapshots_one_sentence_says_so(tmp_path, monkeypatch):
     command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "a")]
     run(command)
     assert not (tmp_path / "a" / "averages").exists()
-    with pytest.raises(InputError, match=r"ema_width: got 0.1 for .* without snapshots"):
+    with pytest.raises(InputError, match=r"ema_std: got 0.1 for .* without snapshots"):
         run([*command, "--export-only", "--ema-std", "0.1"])
