@@ -248,7 +248,11 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
     [
         ("sweep", ["--prompt-stride", "0"], "sweep: prompt_stride: got 0"),
         ("evaluate", ["--prompt-stride", "0"], "evaluate: prompt_stride: got 0"),
-        ("sweep", ["--output", "."], "sweep: output: got ., expected a name that ends in .png"),
+        (
+            "sweep",
+            ["--output", "."],
+            "sweep: output: got ., expected a file name that ends in .png",
+        ),
         ("sweep", ["--output", "none.png", "--guidance", "cgf"], "sweep: guidance: got 'cgf'"),
         ("sweep", ["--output", "none.png", "--sampler", "x"], "sweep: samplers: got 'x'"),
         ("sweep", ["--output", "none.png", "--steps", "0"], "sweep: steps: got 0"),

@@ -29,10 +29,10 @@ def perfect():
 
 
 def test_drawings_of_the_prompts_are_all_correct(perfect):
-    assert {name: share.value for name, share in perfect.shares.items()} == dict.fromkeys(
-        perfect.shares, 1.0
+    assert {name: each.value for name, each in perfect.accuracies.items()} == dict.fromkeys(
+        perfect.accuracies, 1.0
     )
-    counts = {name: share.count for name, share in perfect.shares.items()}
+    counts = {name: each.count for name, each in perfect.accuracies.items()}
     assert counts["number"] == 12
     assert counts["colour"] == counts["shape"] == 18
     assert counts["relation"] == counts["two objects correct"] == counts["one object correct"] == 6
@@ -52,10 +52,10 @@ def test_pictures_of_other_prompts_are_mostly_wrong():
 
 def test_the_report_is_json_and_a_table(perfect):
     mapping = json.loads(json.dumps(perfect.to_mapping()))
-    assert mapping["shares"]["colour"] == {"value": 1.0, "count": 18}
+    assert mapping["accuracies"]["colour"] == {"value": 1.0, "count": 18}
     assert set(mapping["measures"]) == {"diversity", "chroma", "clipped", "contrast"}
     lines = perfect.table().splitlines()
-    assert len(lines) == len(perfect.shares) + 4
+    assert len(lines) == len(perfect.accuracies) + 4
     assert lines[0].startswith("background")
 
 
