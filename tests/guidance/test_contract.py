@@ -196,7 +196,7 @@ def test_a_second_network_must_be_there_and_may_predict_another_kind():
         return level.alpha * jnp.tanh(x) - level.sigma * D
 
     rule = RULES["autoguidance"]
-    with pytest.raises(InputError, match="guide: got none, expected a second model"):
+    with pytest.raises(InputError, match="guidance_model: got none, expected the weaker model"):
         guided_denoiser(
             main, (), None, GuidanceScales(SCALES), rule=rule, prediction_type="epsilon"
         )

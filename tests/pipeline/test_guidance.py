@@ -130,7 +130,7 @@ def test_a_weaker_model_guides(single):
     same = latents(single, guidance="autoguidance", guidance_scale=7.0)
     close(same, latents(single, guidance="none"), 1e-4)
     single.set_guidance_model(None)
-    with pytest.raises(InputError, match="guide: got none, expected a second model"):
+    with pytest.raises(InputError, match="guidance_model: got none, expected the weaker model"):
         latents(single, guidance="autoguidance")
 
 
@@ -272,7 +272,10 @@ def test_a_network_that_was_taught_guidance_is_told_the_scale(single):
     [
         ({"guidance": "cgf"}, "guidance: got 'cgf'"),
         ({"guidance": "cfg-pp", "sampler": "dpmpp-2m"}, "cfg-pp with sampler dpmpp-2m, expected"),
-        ({"guidance": "cfg-pp", "guidance_scale": 3.0}, "guidance_scale of cfg-pp: got 3.0"),
+        (
+            {"guidance": "cfg-pp", "guidance_scale": 3.0},
+            r"guidance_scale \(with guidance cfg-pp\): got 3.0",
+        ),
         (
             {"negative_scale": 2.0},
             "negative_scale: got it with guidance cfg, expected guidance negative",

@@ -165,7 +165,7 @@ def test_a_broken_lora_leaves_the_model_as_it_was(single, tmp_path):
     ("options", "message"),
     [
         ({"strength": 0.5}, r"^strength: got 0.5 without an image"),
-        ({"mask": np.zeros((16, 16), bool)}, r"^mask: got one without an image"),
+        ({"mask": np.zeros((16, 16), bool)}, r"^mask: got a mask without an image"),
         ({"image": np.zeros((16, 17, 3), np.uint8)}, r"^width: got 17.*such as 16 or 18"),
         ({"image": np.zeros((16, 16, 3), np.float32)}, r"^image: got an array of float32"),
         ({"image": np.zeros((16, 16), np.uint8)}, r"^image: got ndarray of shape"),
@@ -174,7 +174,10 @@ def test_a_broken_lora_leaves_the_model_as_it_was(single, tmp_path):
             {"image": np.zeros((2, 16, 16, 3), np.uint8), "seed": [1, 2, 3]},
             r"^image: got 2 entries",
         ),
-        ({"denoising_end": 0.0}, r"^steps: got 4 with denoising_end 0.0, which leaves no step"),
+        (
+            {"denoising_end": 0.0},
+            r"^steps: got 4 with denoising_end 0.0, expected at least one step",
+        ),
         ({"denoising_end": 1.5}, r"^denoising_end: got 1.5"),
         ({"original_size": (-1, 2)}, r"^original_size: got -1"),
     ],
@@ -185,7 +188,9 @@ def test_bad_input_is_one_sentence(single, options, message):
 
 
 def test_too_little_strength(single, picture):
-    with pytest.raises(InputError, match=r"^steps: got 4 with strength 0.1, which leaves no step"):
+    with pytest.raises(
+        InputError, match=r"^steps: got 4 with strength 0.1, expected at least one step"
+    ):
         single(PROMPT, image=picture, strength=0.1)
 
 

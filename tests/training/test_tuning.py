@@ -462,7 +462,7 @@ def test_weights_are_exported_averaged_or_as_they_are(folder, short, tmp_path):
 
 def test_a_folder_without_checkpoints_has_no_other_weights(folder, tmp_path, capsys):
     assert main.run("export", [str(folder / "sd"), str(tmp_path / "out"), "--no-ema"]) == 2
-    assert "ema: got no for" in capsys.readouterr().err
+    assert "ema: got false for" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
