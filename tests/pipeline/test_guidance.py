@@ -294,7 +294,7 @@ def test_bad_input_is_one_sentence(single, options, message):
 
 def test_what_is_not_there_is_told(pipe, single):
     bare = tiny.first_devices(pipe, 1)
-    with pytest.raises(InputError, match="classifier: got none, expected a folder"):
+    with pytest.raises(InputError, match="classifier: got none, expected the folder of one"):
         latents(bare, classifier_scale=1.0)
     with pytest.raises(InputError, match="clip: got none, expected the folder"):
         latents(bare, clip_scale=1.0)
