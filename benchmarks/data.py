@@ -26,7 +26,7 @@ from jaxdiff.cli.cache_latents import DESCRIPTION
 from jaxdiff.data.batches import batches
 from jaxdiff.data.latents import LatentCacheInfo, pack_record
 from jaxdiff.data.sources.records import write_records
-from jaxdiff.experiments.stored import open_stored
+from jaxdiff.experiments.datasets import open_stored
 from jaxdiff.training.config import PICTURES, DataConfig
 
 PICTURE_COUNT = 512

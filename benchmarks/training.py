@@ -32,7 +32,7 @@ from jaxdiff.cli.train import load_config
 from jaxdiff.core.types import PyTree, dtype_of
 from jaxdiff.parallel.hardware import peak_flops
 from jaxdiff.parallel.mesh import device_put_global, make_mesh, replicated, shard_batch
-from jaxdiff.planning.abstract import abstract_training
+from jaxdiff.planning.abstract_training import abstract_training
 from jaxdiff.planning.training import step_flops
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 from jaxdiff.training.program import make_program

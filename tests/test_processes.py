@@ -16,7 +16,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.parallel import distributed
 from jaxdiff.parallel.distributed import ConsensusFlag, DistributedConfig, gather_to_host
 from jaxdiff.parallel.mesh import data_mesh, device_put_global, make_mesh, replicated, shard_batch
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 12
@@ -113,7 +113,7 @@ def test_two_processes_end_alike_and_only_the_first_speaks(tmp_path):
 
 FULL = """
 import errno, os, sys
-from jaxdiff.training.log import JsonlLog
+from jaxdiff.training.jsonl_log import JsonlLog
 def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 if sys.argv[-1] == "0":

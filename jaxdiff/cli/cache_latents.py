@@ -39,8 +39,8 @@ from jaxdiff.data.samples import Make, make_transform
 from jaxdiff.data.sampling_order import SamplePosition
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.data.sources.storage import fingerprint
+from jaxdiff.experiments.datasets import Groups, grouped, open_pictures
 from jaxdiff.experiments.experiment import scene_side, scenes
-from jaxdiff.experiments.stored import Groups, grouped, open_pictures
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_batch

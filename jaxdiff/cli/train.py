@@ -22,8 +22,8 @@ from jaxdiff.experiments.clip import clip_experiment
 from jaxdiff.experiments.diffusion import diffusion_experiment
 from jaxdiff.experiments.distillation import distillation_experiment
 from jaxdiff.experiments.experiment import CHECKPOINTS, Experiment
-from jaxdiff.experiments.logs import import_wandb
-from jaxdiff.experiments.stopping import train_until_stopped
+from jaxdiff.experiments.loggers import import_wandb
+from jaxdiff.experiments.preemption import train_until_stopped
 from jaxdiff.experiments.trainer import Trainer, mesh_of
 from jaxdiff.experiments.vae import vae_experiment
 from jaxdiff.experiments.workdir import alone, check_identity, record, recorded

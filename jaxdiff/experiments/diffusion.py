@@ -14,15 +14,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray
 from jaxdiff.data.latents import LatentCacheInfo, read_null
 from jaxdiff.data.texts import CaptionTokenizer
-from jaxdiff.experiments.begin import Begun, begin
-from jaxdiff.experiments.cached import cached
-from jaxdiff.experiments.drawing import (
-    SAMPLER,
-    SPACING,
-    make_sampler,
-    shown_noise,
-    shown_prompts,
-)
+from jaxdiff.experiments.base_model import Begun, begin
 from jaxdiff.experiments.evaluation import make_evaluation
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
@@ -37,8 +29,16 @@ from jaxdiff.experiments.experiment import (
     validation_batch,
     validation_captions,
 )
-from jaxdiff.experiments.prior import with_prior
-from jaxdiff.experiments.tuning import tuning
+from jaxdiff.experiments.latent_cache import cached
+from jaxdiff.experiments.prior_preservation import with_prior
+from jaxdiff.experiments.sample_grid import (
+    SAMPLER,
+    SPACING,
+    make_sampler,
+    shown_noise,
+    shown_prompts,
+)
+from jaxdiff.experiments.training_methods import tuning
 from jaxdiff.models.build import with_params
 from jaxdiff.models.conditioning import UNetConditioning
 from jaxdiff.models.vae import AutoencoderKL
@@ -53,7 +53,7 @@ from jaxdiff.training.objectives.diffusion import (
     diffusion_learner,
     read_in_steps,
 )
-from jaxdiff.training.objectives.tuning import Tuned
+from jaxdiff.training.objectives.trainable import Tuned
 
 
 def _side(data: DataConfig, made: LatentCacheInfo | None) -> int:

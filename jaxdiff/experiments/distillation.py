@@ -14,13 +14,6 @@ from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.experiments.drawing import (
-    SAMPLER,
-    SPACING,
-    make_sampler,
-    shown_noise,
-    shown_prompts,
-)
 from jaxdiff.experiments.experiment import (
     SHOWN,
     Experiment,
@@ -29,6 +22,13 @@ from jaxdiff.experiments.experiment import (
     spread,
     training_batches,
     validation_batch,
+)
+from jaxdiff.experiments.sample_grid import (
+    SAMPLER,
+    SPACING,
+    make_sampler,
+    shown_noise,
+    shown_prompts,
 )
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel

@@ -16,7 +16,7 @@ from jaxdiff.core.types import Array, Float, NDArray, PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.data.bad_samples import BadSampleCounter
 from jaxdiff.data.batches import Batch, Item, batches
-from jaxdiff.experiments.stored import open_stored, stored_captions
+from jaxdiff.experiments.datasets import open_stored, stored_captions
 from jaxdiff.parallel.distributed import is_first
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, replicated
 from jaxdiff.scenes.rendering import CANVAS

@@ -16,7 +16,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.experiments.experiment import AVERAGES, Experiment, picture_of
-from jaxdiff.experiments.logs import Logs
+from jaxdiff.experiments.loggers import Logs
 from jaxdiff.experiments.terminal import Terminal
 from jaxdiff.parallel.distributed import gather_to_host, is_first
 from jaxdiff.parallel.hardware import peak_flops

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdiff.planning import hlo, kernels, schedules
+from jaxdiff.planning import hlo, kernel_bundles, kernels
 from jaxdiff.planning.chips import GIB, TPU, Chip
 from jaxdiff.planning.compilers import compiler
 from jaxdiff.planning.topology import Topology
@@ -75,7 +75,7 @@ def compile_traced(traced: Any, topology: Topology) -> Compiled:
 
 def _compile_for_tpu(traced: Any, topology: Topology, chip: TPU) -> Compiled:
     calls = kernels.calls(traced.jaxpr.jaxpr)
-    bundles = schedules.begin(calls, topology)
+    bundles = kernel_bundles.begin(calls, topology)
     started = time.perf_counter()
     try:
         compiled = traced.lower(lowering_platforms=(chip.platform,)).compile()

@@ -1,9 +1,9 @@
-"""Cycles of kernels that were written by hand: the compiler's own schedule times their steps.
+"""Cycles of hand-written kernels: the compiler's own schedule of one step times their steps.
 
-A TPU issues one bundle of instructions a cycle. What the compiler says of a kernel is how many
-bundles one step of its grid has at most (schedules.py); stalls are not in it, nor are steps that
-end early. The blocks of its arrays are fetched and written meanwhile, at the memory's speed, each
-when the step before had another: a kernel takes as long as the longer of both.
+A TPU issues one bundle of instructions a cycle. For a kernel, the compiler reports how many bundles
+one step of its grid has at most (kernel_bundles.py), without stalls and without steps that end
+early. The blocks of its arrays are fetched and written meanwhile, at the memory's speed, each time
+the block changes. A kernel takes the longer of both.
 """
 
 import math

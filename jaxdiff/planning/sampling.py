@@ -27,9 +27,9 @@ from jaxdiff.pipeline.compiled_model import (
     init_latents,
 )
 from jaxdiff.pipeline.conditioning import Conditioning
-from jaxdiff.planning.abstract import component
+from jaxdiff.planning.abstract_training import component
 from jaxdiff.planning.compiling import Compiled, compile_traced
-from jaxdiff.planning.largest import largest_batch
+from jaxdiff.planning.max_batch import largest_batch
 from jaxdiff.planning.report import Plan, Planner
 from jaxdiff.planning.topology import Topology, devices
 from jaxdiff.samplers.registry import get_sampler, make_grid

@@ -8,9 +8,9 @@ import jax
 
 from jaxdiff.core.types import PyTree
 from jaxdiff.parallel.mesh import check_batch_size, make_mesh, num_batch_shards
-from jaxdiff.planning.abstract import AbstractTraining, abstract_training
+from jaxdiff.planning.abstract_training import AbstractTraining, abstract_training
 from jaxdiff.planning.compiling import Compiled, compile_traced
-from jaxdiff.planning.largest import largest_batch
+from jaxdiff.planning.max_batch import largest_batch
 from jaxdiff.planning.report import Plan, Planner
 from jaxdiff.planning.topology import Topology
 from jaxdiff.planning.topology import devices as chips_of

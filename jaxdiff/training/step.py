@@ -13,7 +13,7 @@ from jaxdiff.core.types import Array, Key, PyTree
 from jaxdiff.parallel.mesh import batch_sharding, replicated
 from jaxdiff.training import ema
 from jaxdiff.training.config import EMAConfig
-from jaxdiff.training.draws import sample_keys
+from jaxdiff.training.per_sample_random import sample_keys
 from jaxdiff.training.state import TrainState
 
 Metrics = dict[str, Array]

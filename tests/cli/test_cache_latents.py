@@ -18,7 +18,7 @@ from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.latents import LatentSource
 from jaxdiff.data.preprocessing import resize_and_crop
 from jaxdiff.scenes.source import SceneSource
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 UNET = """
 from jaxdiff.models.unet_config import UNet2DConditionConfig

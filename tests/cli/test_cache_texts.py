@@ -24,13 +24,12 @@ from jaxdiff.data.latents import (
     read_description,
     read_null,
 )
-from jaxdiff.experiments.begin import begin
-from jaxdiff.experiments.cached import cached
+from jaxdiff.experiments.base_model import begin
 from jaxdiff.experiments.experiment import training_batches
-from jaxdiff.experiments.tuning import tuning
+from jaxdiff.experiments.latent_cache import cached
+from jaxdiff.experiments.training_methods import tuning
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.training import draws
 from jaxdiff.training.config import (
     DataConfig,
     DiffusionObjective,
@@ -39,13 +38,14 @@ from jaxdiff.training.config import (
     TextualInversion,
     TrainConfig,
 )
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 from jaxdiff.training.objectives.diffusion import (
     Frozen,
     diffusion_learner,
     lost,
     read_in_steps,
 )
+from jaxdiff.training.per_sample_random import per_sample_split
 
 COUNT = 20
 THINGS = [
@@ -186,7 +186,7 @@ def test_a_step_loses_what_it_would_from_captions(made, cache_of, silent, each):
     other = {name: np.roll(array, 1, axis=-1) for name, array in null.items()}
     moved = abs(float(from_stored(params, said, other)[0] - found))
     assert moved == 0 if silent else moved > tolerance
-    drop_key = draws.split(key, 16, 4)[1]
+    drop_key = per_sample_split(key, 16, 4)[1]
     for dropped in lost(drop_key, 16, len(begun.encoders), 0.3, each):
         assert 0 < int(dropped.sum()) < 16
 

@@ -14,9 +14,8 @@ from peft import LoraConfig
 
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_torch
 from jaxdiff.core.types import dtype_of
-from jaxdiff.experiments.begin import begin
-from jaxdiff.experiments.tuning import tuning
-from jaxdiff.training import draws
+from jaxdiff.experiments.base_model import begin
+from jaxdiff.experiments.training_methods import tuning
 from jaxdiff.training.config import (
     DiffusionObjective,
     EMAConfig,
@@ -33,6 +32,7 @@ from jaxdiff.training.objectives.diffusion import (
     drop_for_each,
 )
 from jaxdiff.training.optimiser import learning_rate, optimiser
+from jaxdiff.training.per_sample_random import per_sample_normal, per_sample_split
 from jaxdiff.training.state import initial_state
 from jaxdiff.training.step import make_step
 
@@ -72,15 +72,15 @@ class Ours:
     def drawn(self, step, batch, shape):
         """What the loss draws in a step: noise of latents, dropped captions, times, noise."""
         key = jax.random.fold_in(jax.random.key(5), step)
-        latent, drop, time, noise = draws.split(key, BATCH, 4)
+        latent, drop, time, noise = per_sample_split(key, BATCH, 4)
         texts = {name: jnp.asarray(batch[IDS[name]]) for name in self.begun.encoders}
         rates = self.objective.caption_dropout, self.objective.caption_dropout_each
         ids, dropped = drop_for_each(drop, texts, self.frozen.null, *rates)
         return (
-            draws.normal(latent, shape),
+            per_sample_normal(latent, shape),
             (ids, dropped),
             draw_times(time, (BATCH,), 1000, "uniform"),
-            draws.normal(noise, shape),
+            per_sample_normal(noise, shape),
         )
 
 

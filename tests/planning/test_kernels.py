@@ -8,8 +8,8 @@ from jax.experimental import pallas as pl
 
 from jaxdiff.nn.attention_tpu import tpu
 from jaxdiff.planning.hlo import Kernel
+from jaxdiff.planning.kernel_bundles import read
 from jaxdiff.planning.kernels import Grid, calls, cost, grid
-from jaxdiff.planning.schedules import read
 
 
 def grids(program):

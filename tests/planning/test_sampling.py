@@ -11,7 +11,7 @@ from jaxdiff.models.build import abstract
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.planning import sampling
-from jaxdiff.planning.abstract import component
+from jaxdiff.planning.abstract_training import component
 
 OPTIONS = sampling.SamplingOptions(plan=(), model="nowhere")
 CONFIG = UNet2DConditionConfig(

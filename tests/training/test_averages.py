@@ -13,7 +13,7 @@ from jaxdiff.experiments import vae
 from jaxdiff.models.build import param_dict
 from jaxdiff.parallel.hardware import PEAK_FLOPS
 from jaxdiff.training import ema
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 CONFIG = """

@@ -13,7 +13,7 @@ from tiny_training import OBJECTIVE
 from jaxdiff.core.trees import cast_floating
 from jaxdiff.training.config import EMAConfig, OptimiserConfig
 from jaxdiff.training.objectives.diffusion import diffusion_learner
-from jaxdiff.training.objectives.tuning import unet_only
+from jaxdiff.training.objectives.trainable import unet_only
 from jaxdiff.training.optimiser import learning_rate, optimiser
 from jaxdiff.training.state import initial_state
 from jaxdiff.training.step import make_step

@@ -24,7 +24,7 @@ from jaxdiff.experiments.workdir import alone, check_identity
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

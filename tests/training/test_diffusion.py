@@ -14,7 +14,6 @@ from jaxdiff.diffusion.losses import WEIGHTINGS
 from jaxdiff.diffusion.predictions import PREDICTION_TYPES, target
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.nn.remat import REMAT
-from jaxdiff.training import draws
 from jaxdiff.training.objectives.diffusion import (
     by_quartile,
     denoising_errors,
@@ -24,7 +23,8 @@ from jaxdiff.training.objectives.diffusion import (
     offset_noise,
     picture_sizes,
 )
-from jaxdiff.training.objectives.tuning import unet_only
+from jaxdiff.training.objectives.trainable import unet_only
+from jaxdiff.training.per_sample_random import per_sample_normal
 from jaxdiff.training.step import accumulated
 
 RNG = np.random.default_rng(0)
@@ -206,7 +206,7 @@ def test_offset_noise_has_its_two_variances():
     within = (eps - means[:, None, None]).var() * 16 / 15
     assert abs(within - 1) < 4 * np.sqrt(2 / (30 * n))
     plain = offset_noise(jax.random.key(0), (n, 4, 4, 2), 0.0)
-    np.testing.assert_array_equal(plain, draws.normal(jax.random.key(0), (n, 4, 4, 2)))
+    np.testing.assert_array_equal(plain, per_sample_normal(jax.random.key(0), (n, 4, 4, 2)))
 
 
 def test_errors_by_quarter_of_the_levels():

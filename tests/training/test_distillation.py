@@ -14,10 +14,10 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
-from jaxdiff.training import draws
 from jaxdiff.training.config import DistillationObjective
 from jaxdiff.training.objectives.diffusion import draw_times, encoded
 from jaxdiff.training.objectives.distillation import Frozen, distillation_learner, student
+from jaxdiff.training.per_sample_random import per_sample_normal, per_sample_split
 
 RNG = np.random.default_rng(0)
 BATCH = {
@@ -73,11 +73,11 @@ def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
     """By hand, from the same keys: (w - 1)^2 |cond - uncond|^2, for the student begins at cond."""
     made, w = learner(teacher, scales=(4.0, 4.0)), 4.0
     loss, _ = made.loss(first(made), frozen, BATCH, KEY)
-    latent_key, _, time_key, noise_key = draws.split(KEY, 4, 4)
+    latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
     x0 = encoded(with_params(abstract(AutoencoderKL, VAE), frozen.vae), BATCH["image"], latent_key)
     t = draw_times(time_key, (4,), 1000, "uniform")
     alpha, sigma = OBJECTIVE.schedule.alpha_sigma(t)
-    x = add_noise(x0, draws.normal(noise_key, x0.shape), alpha, sigma)
+    x = add_noise(x0, per_sample_normal(noise_key, x0.shape), alpha, sigma)
     read = with_params(abstract(CLIPTextModel, TEXT), frozen.text_encoder)
     cond = teacher(x, t, read(BATCH["ids"]))
     uncond = teacher(x, t, read(jnp.tile(frozen.null[None], (4, 1))))

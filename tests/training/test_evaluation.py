@@ -14,9 +14,9 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.tokenizer import tokenize, train_tokenizer
 from jaxdiff.experiments import evaluation
-from jaxdiff.experiments.drawing import shown_noise
 from jaxdiff.experiments.evaluation import make_evaluation
 from jaxdiff.experiments.experiment import validation_batch
+from jaxdiff.experiments.sample_grid import shown_noise
 from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig

@@ -5,8 +5,8 @@ import pytest
 import tiny
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.experiments.begin import begin
-from jaxdiff.experiments.tuning import tuning
+from jaxdiff.experiments.base_model import begin
+from jaxdiff.experiments.training_methods import tuning
 from jaxdiff.models.build import initial_weights, param_dict
 from jaxdiff.training.config import DiffusionObjective, Full
 

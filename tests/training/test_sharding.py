@@ -20,7 +20,7 @@ from jaxdiff.parallel.sharding import shardings
 from jaxdiff.training.config import CLIPObjective, EMAConfig, OptimiserConfig, TrainConfig
 from jaxdiff.training.objectives.clip import clip_learner
 from jaxdiff.training.objectives.diffusion import diffusion_learner
-from jaxdiff.training.objectives.tuning import unet_only
+from jaxdiff.training.objectives.trainable import unet_only
 from jaxdiff.training.program import make_program
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

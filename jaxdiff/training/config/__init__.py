@@ -22,7 +22,7 @@ from jaxdiff.training.config.objectives import (
     VAEObjective,
 )
 from jaxdiff.training.config.optimiser import OptimiserConfig
-from jaxdiff.training.config.tuning import Full, LoRA, TextualInversion, Tuning
+from jaxdiff.training.config.trainable import Full, LoRA, TextualInversion, Tuning
 
 __all__ = [
     "DATA_FIELDS",

@@ -15,7 +15,7 @@ from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.nn.remat import REMAT
 from jaxdiff.training.config.data import DataConfig
-from jaxdiff.training.config.tuning import Full, Tuning
+from jaxdiff.training.config.trainable import Full, Tuning
 
 TIMES = ("uniform", "logit_normal")
 # The fields of a DiffusionObjective that a pipeline says.

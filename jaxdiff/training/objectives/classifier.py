@@ -13,11 +13,11 @@ from jaxdiff.models.build import abstract, initial_weights, param_dict, with_par
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.sharding import CLASSIFIER
-from jaxdiff.training import draws
 from jaxdiff.training.config import ClassifierObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
 from jaxdiff.training.objectives.diffusion import draw_times
 from jaxdiff.training.objectives.vae import sample_latents
+from jaxdiff.training.per_sample_random import per_sample_normal, per_sample_split
 
 
 def classifier_learner(
@@ -34,12 +34,12 @@ def classifier_learner(
     def loss(
         params: Params, frozen: Params, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
-        latent_key, draws_key = draws.split(key, len(batch["image"]), 2)
+        latent_key, draws_key = per_sample_split(key, len(batch["image"]), 2)
         # the keys of the draws stand beside their pictures, as jnp.repeat places them
-        each = jnp.concatenate(draws.split(draws_key, len(draws_key), config.draws)).reshape(
+        each = jnp.concatenate(per_sample_split(draws_key, len(draws_key), config.draws)).reshape(
             config.draws, -1
         )
-        time_key, noise_key = draws.split(each.T.reshape(-1), each.size, 2)
+        time_key, noise_key = per_sample_split(each.T.reshape(-1), each.size, 2)
         encoder = with_params(vae, frozen)
         x0 = encoder.scale(sample_latents(*encoder.encode(batch["image"]), latent_key))
         x0, targets, known = (
@@ -64,7 +64,7 @@ def noisy(
 ) -> Float[Array, "b h w c"]:
     """x_t = alpha x_0 + sigma eps at the levels `t`."""
     alpha, sigma = schedule.alpha_sigma(t)
-    return add_noise(x0, draws.normal(key, x0.shape, x0.dtype), alpha, sigma)
+    return add_noise(x0, per_sample_normal(key, x0.shape, x0.dtype), alpha, sigma)
 
 
 def accuracies(

@@ -25,11 +25,15 @@ from jaxdiff.models.conditioning import (
 )
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.training import draws
 from jaxdiff.training.config import DiffusionObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
-from jaxdiff.training.objectives.tuning import Tables, Tuned
+from jaxdiff.training.objectives.trainable import Tables, Tuned
 from jaxdiff.training.objectives.vae import sample_latents
+from jaxdiff.training.per_sample_random import (
+    per_sample_normal,
+    per_sample_split,
+    per_sample_uniform,
+)
 
 # What a batch calls the ids that each text encoder reads.
 IDS: dict[str, str] = dict(zip(ENCODERS, ("ids", "ids_2"), strict=True))
@@ -63,7 +67,11 @@ def draw_times(
     `how` spreads u over [0, 1): `uniform`, or `logit_normal`, the sigmoid of a standard normal,
     the middle more often than the ends. `shift` s then moves it to s u / (1 + (s - 1) u).
     """
-    u = draws.uniform(key, shape) if how == "uniform" else jax.nn.sigmoid(draws.normal(key, shape))
+    u = (
+        per_sample_uniform(key, shape)
+        if how == "uniform"
+        else jax.nn.sigmoid(per_sample_normal(key, shape))
+    )
     moved = shift * u / (1 + (shift - 1) * u)
     return jnp.minimum((moved * levels).astype(jnp.int32), levels - 1)
 
@@ -77,10 +85,10 @@ def lost(
     each independently: what classifier-free guidance needs (2207.12598, algorithm 1).
     """
     if not each:
-        return [draws.uniform(key, (b,)) < rate] * encoders
-    key, *alone = draws.split(key, b, 1 + encoders)
-    all_lose = draws.uniform(key, (b,)) < rate
-    return [all_lose | (draws.uniform(k, (b,)) < r) for k, r in zip(alone, each, strict=True)]
+        return [per_sample_uniform(key, (b,)) < rate] * encoders
+    key, *alone = per_sample_split(key, b, 1 + encoders)
+    all_lose = per_sample_uniform(key, (b,)) < rate
+    return [all_lose | (per_sample_uniform(k, (b,)) < r) for k, r in zip(alone, each, strict=True)]
 
 
 def drop_for_each(
@@ -195,7 +203,7 @@ def diffusion_learner(
     ) -> tuple[Float[Array, "b"], Int[Array, "b"], Float[Array, ""]]:
         """The weighted error and the noise level of each picture, and the latents' deviation."""
         b = len(batch["mean"] if "mean" in batch else batch["image"])
-        latent_key, drop_key, time_key, noise_key = draws.split(key, b, 4)
+        latent_key, drop_key, time_key, noise_key = per_sample_split(key, b, 4)
         networks = model.assembled(params, frozen)
         x0 = latents(networks, batch, latent_key)
         known = told(networks, frozen.null, batch, drop_key)
@@ -241,10 +249,10 @@ def offset_noise(
     A network trained on it can change the mean of a picture (offset noise, N. Guttenberg, 2023).
     """
     if not amount:
-        return draws.normal(key, shape)
-    noise_key, offset_key = draws.split(key, shape[0], 2)
-    offset = draws.normal(offset_key, (shape[0], 1, 1, shape[3]))
-    return draws.normal(noise_key, shape) + amount * offset
+        return per_sample_normal(key, shape)
+    noise_key, offset_key = per_sample_split(key, shape[0], 2)
+    offset = per_sample_normal(offset_key, (shape[0], 1, 1, shape[3]))
+    return per_sample_normal(noise_key, shape) + amount * offset
 
 
 def encoded(

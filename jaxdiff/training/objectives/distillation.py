@@ -17,10 +17,14 @@ from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.parallel.sharding import UNET
-from jaxdiff.training import draws
 from jaxdiff.training.config import DistillationObjective
 from jaxdiff.training.objectives import Learner, Metrics, Params
 from jaxdiff.training.objectives.diffusion import draw_times, encoded
+from jaxdiff.training.per_sample_random import (
+    per_sample_normal,
+    per_sample_split,
+    per_sample_uniform,
+)
 
 
 class Frozen(NamedTuple):
@@ -69,7 +73,7 @@ def distillation_learner(
     def loss(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
-        latent_key, scale_key, time_key, noise_key = draws.split(key, len(batch["image"]), 4)
+        latent_key, scale_key, time_key, noise_key = per_sample_split(key, len(batch["image"]), 4)
         x0 = encoded(with_params(vae, frozen.vae), batch["image"], latent_key)
         read = with_params(text_encoder, frozen.text_encoder)
         states = read(batch["ids"])
@@ -78,9 +82,9 @@ def distillation_learner(
             time_key, (len(x0),), schedule.num_timesteps, config.times, config.time_shift
         )
         low, high = config.scales
-        w = draws.uniform(scale_key, (len(x0),), low, high)
+        w = per_sample_uniform(scale_key, (len(x0),), low, high)
         alpha, sigma = schedule.alpha_sigma(t)
-        x = add_noise(x0, draws.normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
+        x = add_noise(x0, per_sample_normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
         wanted = jax.lax.stop_gradient(answer(frozen, x, t, states, null, w))
         told = guidance_embedding(w, config.scale_width)
         output = with_params(learnt, params)(x, t, states, timestep_cond=told)

@@ -13,10 +13,10 @@ from jaxdiff.models.discriminator import PatchDiscriminator
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.sharding import VAE
 from jaxdiff.training.config import VAEObjective
-from jaxdiff.training.draws import normal
 from jaxdiff.training.objectives import Learner, Metrics, Params
 from jaxdiff.training.objectives.adversarial import contest, picture
 from jaxdiff.training.objectives.perceptual import Eye
+from jaxdiff.training.per_sample_random import per_sample_normal
 
 T = TypeVar("T")
 OURS, THEIRS = "vae.", "discriminator."  # in front of weights where there are both
@@ -26,7 +26,7 @@ def sample_latents(
     mean: Float[Array, "b *d"], logvar: Float[Array, "b *d"], key: Key[Array, "..."]
 ) -> Float[Array, "b *d"]:
     """z = mean + exp(logvar / 2) noise (1312.6114, eq. 10)."""
-    return mean + jnp.exp(0.5 * logvar) * normal(key, mean.shape, mean.dtype)
+    return mean + jnp.exp(0.5 * logvar) * per_sample_normal(key, mean.shape, mean.dtype)
 
 
 def divergence(mean: Float[Array, "*b"], logvar: Float[Array, "*b"]) -> Float[Array, ""]:

@@ -20,8 +20,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import batches, normalize_images
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize, train_tokenizer
 from jaxdiff.experiments import experiment, vae
+from jaxdiff.experiments.datasets import open_stored
 from jaxdiff.experiments.experiment import training_batches, validation_batch, validation_captions
-from jaxdiff.experiments.stored import open_stored
 from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training.config import (
     ClassifierObjective,
@@ -30,7 +30,7 @@ from jaxdiff.training.config import (
     TrainConfig,
     VAEObjective,
 )
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 TOKENIZER = train_tokenizer([caption(i) for i in range(40)], 560, 12)
 OBJECTIVE = DiffusionObjective(vae="", text_encoder="")

@@ -18,7 +18,7 @@ from jaxdiff.core.trees import cast_floating as in_dtype
 from jaxdiff.core.types import Dtype
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.experiments.drawing import SAMPLER, SPACING
+from jaxdiff.experiments.sample_grid import SAMPLER, SPACING
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.conditioning import ENCODERS, NUM_TIME_IDS, num_time_ids

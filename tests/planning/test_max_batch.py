@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxdiff.planning.largest import largest_batch
+from jaxdiff.planning.max_batch import largest_batch
 
 
 @pytest.mark.parametrize("first", [8, 16, 64, 128, 512])

@@ -49,7 +49,7 @@ from jaxdiff.training.objectives.diffusion import (
 from jaxdiff.training.objectives.distillation import Frozen as DistillationFrozen
 from jaxdiff.training.objectives.distillation import distillation_learner
 from jaxdiff.training.objectives.perceptual import Eye
-from jaxdiff.training.objectives.tuning import (
+from jaxdiff.training.objectives.trainable import (
     Tuned,
     low_rank,
     new_word,

@@ -15,7 +15,7 @@ from jaxdiff.experiments import experiment as module
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.pipeline.load import EMBEDDED
-from jaxdiff.planning.abstract import abstract_training
+from jaxdiff.planning.abstract_training import abstract_training
 from jaxdiff.scenes.labels import ATTRIBUTES
 from jaxdiff.training.config import (
     ClassifierObjective,

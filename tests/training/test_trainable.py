@@ -21,9 +21,9 @@ from jaxdiff.cli.train import run
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.experiments import diffusion
-from jaxdiff.experiments.begin import begin
-from jaxdiff.experiments.prior import with_prior
-from jaxdiff.experiments.tuning import LORA
+from jaxdiff.experiments.base_model import begin
+from jaxdiff.experiments.prior_preservation import with_prior
+from jaxdiff.experiments.training_methods import LORA
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -38,9 +38,9 @@ from jaxdiff.training.config import (
     TrainConfig,
     identity,
 )
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 from jaxdiff.training.objectives.diffusion import diffusion_learner
-from jaxdiff.training.objectives.tuning import low_rank, new_word, unet_only, with_encoders
+from jaxdiff.training.objectives.trainable import low_rank, new_word, unet_only, with_encoders
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

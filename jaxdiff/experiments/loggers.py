@@ -18,7 +18,7 @@ from tensorboardX.record_writer import RecordWriter
 from jaxdiff.core.atomic import atomic_file, os_errors_as_write_error
 from jaxdiff.core.errors import InputError
 from jaxdiff.training.config import TrainConfig
-from jaxdiff.training.log import JsonlLog
+from jaxdiff.training.jsonl_log import JsonlLog
 
 Values = Mapping[str, float]
 Place = Callable[[int, Values, pathlib.Path | None], None]

@@ -5,11 +5,11 @@ import pathlib
 from jaxdiff.checkpoints.tokenizers import tokenizer_digest
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.latents import LatentCacheInfo, read_description
-from jaxdiff.experiments.begin import Begun
+from jaxdiff.experiments.base_model import Begun
 from jaxdiff.models.conditioning import ENCODERS
 from jaxdiff.pipeline.parts import ENCODERS as TOKENIZERS
 from jaxdiff.training.config import DataConfig
-from jaxdiff.training.objectives.tuning import Tuned
+from jaxdiff.training.objectives.trainable import Tuned
 
 
 def cached(

@@ -13,10 +13,10 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from jaxdiff.core.errors import InputError, WriteError
-from jaxdiff.experiments.logs import Logs, import_wandb
+from jaxdiff.experiments.loggers import Logs, import_wandb
 from jaxdiff.parallel.memory import memory_use
 from jaxdiff.training.config import TrainConfig, VAEObjective
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 
 def config_of(**fields):

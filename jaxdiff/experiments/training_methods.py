@@ -17,13 +17,13 @@ from jaxdiff.checkpoints.textual_inversion import Inversion, write_inversion
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, NDArray
 from jaxdiff.data.texts import CaptionTokenizer
-from jaxdiff.experiments.begin import Begun
+from jaxdiff.experiments.base_model import Begun
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.training.config import Full, LoRA, TextualInversion
 from jaxdiff.training.objectives import Whole
 from jaxdiff.training.objectives.diffusion import IDS
-from jaxdiff.training.objectives.tuning import (
+from jaxdiff.training.objectives.trainable import (
     Tuned,
     divided,
     low_rank,
