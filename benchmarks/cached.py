@@ -109,7 +109,7 @@ class Turns:
                 log=half,
                 checkpoint=1 << 30,
                 sample=0,
-                skipped=trainer.config.max_skipped,
+                skipped=trainer.config.max_nonfinite_steps,
             ),
             images_per_step=trainer.config.batch_size,
             hooks=loop.Hooks(

@@ -27,7 +27,7 @@ from jaxdiff.data.batches import batches
 from jaxdiff.data.latents import LatentCacheInfo, pack_record
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.experiments.datasets import open_stored
-from jaxdiff.training.config import PICTURES, DataConfig
+from jaxdiff.training.config import IMAGE_KINDS, DataConfig
 
 PICTURE_COUNT = 512
 RUNS = 3
@@ -149,7 +149,7 @@ def main() -> None:
                 kind=kind,
                 path=str(folder / kind),
                 threads=threads,
-                **(prepared if kind in PICTURES else {}),
+                **(prepared if kind in IMAGE_KINDS else {}),
             )
             found = rate(config, options.batch_size)
             print(f"{kind:8s} {threads} threads  {found:6.0f} pictures/s")

@@ -46,7 +46,8 @@ from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_batch
 from jaxdiff.pipeline import cache
 from jaxdiff.scenes.source import scene_maker
-from jaxdiff.training.config import PICTURES, DataConfig
+from jaxdiff.training.config import IMAGE_KINDS, DataConfig
+from jaxdiff.training.config.aliases import new_arguments
 
 # The fields of the data get no prefix: --kind folder --path FOLDER --resolution 512.
 Fields = Annotated[DataConfig, tyro.conf.arg(name="")]
@@ -90,8 +91,8 @@ class Options:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, encode, write. Raises InputError on bad input."""
-    options = tyro.cli(Options, args=arguments, prog="jaxdiff cache-latents")
-    one_of("kind", options.data.kind, ("scenes", *PICTURES))
+    options = tyro.cli(Options, args=new_arguments(arguments, "data"), prog="jaxdiff cache-latents")
+    one_of("kind", options.data.kind, ("scenes", *IMAGE_KINDS))
     one_of("texts", options.texts, TEXTS)
     if options.text_encoder is not None and options.texts == "captions":
         raise InputError(
@@ -103,7 +104,7 @@ def run(arguments: Sequence[str]) -> None:
     mesh = data_mesh(jax.local_devices())
     check_batch_size(options.batch_size, mesh)
     cache.enable()
-    skipped = BadSampleCounter(options.data.max_broken)
+    skipped = BadSampleCounter(options.data.max_bad_fraction)
     groups, mark, make_of = _opened(options, skipped)
     shards = sharded(groups, options.shard_size)
     folder = options.vae / "vae" if (options.vae / "vae").is_dir() else options.vae
@@ -133,9 +134,11 @@ def _opened(
     """The items of each size, a fingerprint of them, and what prepares those of each shard."""
     data = options.data
     if data.kind == "scenes":
-        if data.items is None:
-            raise InputError("items: got none, expected how many scenes to encode (--items)")
-        count, side = positive("items", data.items), scene_side(data)
+        if data.num_scenes is None:
+            raise InputError(
+                "num_scenes: got none, expected how many scenes to encode (--num-scenes)"
+            )
+        count, side = positive("num_scenes", data.num_scenes), scene_side(data)
         mark = fingerprint("scenes", str(data.seed), str(data.variations), str(count), str(side))
         return [((side, side), np.arange(count))], mark, lambda sizes: scene_maker(scenes(data))
     source = open_pictures(data, skipped, captions=data.caption is None)

@@ -45,8 +45,9 @@ from jaxdiff.training.config import (
     MeshConfig,
     TrainConfig,
     VAEObjective,
-    identity,
+    resume_identity,
 )
+from jaxdiff.training.config.aliases import new_arguments
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ Workdir = Annotated[
 ExportOnly = Annotated[bool, tyro.conf.arg(help="only write the export of the newest checkpoint")]
 Width = Annotated[
     float | None,
-    tyro.conf.arg(help="export the power-function average of this relative width (ema.widths)"),
+    tyro.conf.arg(help="export the power-function average of this relative width (ema.power_stds)"),
 ]
 # The fields of the config get no prefix of their own: --steps, --optimiser.learning-rate.
 Fields = Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -115,7 +116,7 @@ def parse(arguments: Sequence[str]) -> Options:
         options,
         prog=f"train.py {arguments[0]}",
         description="Train, or go on where training stopped.",
-        args=list(arguments[1:]),
+        args=new_arguments(arguments[1:]),
         config=(tyro.conf.AvoidSubcommands,),
     )
 
@@ -139,7 +140,7 @@ def plan(arguments: Sequence[str]) -> None:
         options,
         prog=f"train.py {arguments[0]}",
         description="Compile the training step for TPUs that are not here, and say what it takes.",
-        args=list(arguments[1:]),
+        args=new_arguments(arguments[1:]),
         config=(tyro.conf.AvoidSubcommands,),
     )
 
@@ -163,7 +164,7 @@ def write_export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool) -> N
     """
     config = dataclasses.replace(recorded(workdir), mesh=MeshConfig())
     parts = experiment(config, workdir)
-    check_identity(identity(config) | dict(parts.identity), workdir)
+    check_identity(resume_identity(config) | dict(parts.identity), workdir)
     with TrainingStore(workdir / CHECKPOINTS, read_only=True) as store:
         trainer = Trainer(config, workdir, store, parts)
     parts.batches.close()
@@ -186,20 +187,20 @@ def _train(options: Options) -> None:
     cache.enable()
     config, checkpoints = options.config, workdir / CHECKPOINTS
     # What can be refused is refused before the workdir is touched.
-    check_batch_size(config.batch_size // config.accumulate, mesh_of(config.mesh))
+    check_batch_size(config.batch_size // config.gradient_accumulation_steps, mesh_of(config.mesh))
     if config.wandb is not None:
         import_wandb()
     if options.export_only and not has_checkpoint(checkpoints):
         raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
-    check_identity(identity(config), workdir)
+    check_identity(resume_identity(config), workdir)
     parts = experiment(config, workdir)
-    now = identity(config) | dict(parts.identity) | dict(parts.batches.identity)
+    now = resume_identity(config) | dict(parts.identity) | dict(parts.batches.identity)
     check_identity(now, workdir)
     if options.export_only:
         with TrainingStore(checkpoints, read_only=True) as store:
             trainer = Trainer(config, workdir, store, parts)
     else:
-        with alone(workdir), TrainingStore(checkpoints, keep=config.keep) as store:
+        with alone(workdir), TrainingStore(checkpoints, keep=config.max_checkpoints) as store:
             if is_first():
                 record(config, now, workdir)
             trainer = Trainer(config, workdir, store, parts)

@@ -92,7 +92,7 @@ def begin(objective: DiffusionObjective, *, resumed: bool = False) -> Begun:
     asked for again.
     """
     if objective.pipeline is None:
-        begun = _separate(objective, resumed and isinstance(objective.train, Full))
+        begun = _separate(objective, resumed and isinstance(objective.trainable, Full))
     else:
         begun = _pipeline(objective)
     _check(begun)
@@ -135,7 +135,7 @@ def _separate(objective: DiffusionObjective, without_unet: bool) -> Begun:
             scheduler=scheduler_config(objective),
             tokenizers={"tokenizer": read_tokenizer(given / "tokenizer")},
             defaults={
-                "guidance_scale": objective.sample_scale,
+                "guidance_scale": objective.sample_guidance_scale,
                 "steps": objective.sample_steps,
                 "sampler": SAMPLER,
             },
@@ -186,9 +186,9 @@ def _check(begun: Begun) -> None:
             f"objective.pipeline: got a UNet with {numbers} time ids, expected {NUM_TIME_IDS}: "
             "no data have a refiner's aesthetic scores"
         )
-    each = objective.caption_dropout_each
+    each = objective.caption_dropout_per_encoder
     if each and (len(encoders) == 1 or len(each) != len(encoders)):
         wanted = len(encoders) if len(encoders) > 1 else "none for one text encoder"
         raise InputError(
-            f"objective.caption_dropout_each: got {len(each)} rates, expected {wanted}"
+            f"objective.caption_dropout_per_encoder: got {len(each)} rates, expected {wanted}"
         )

@@ -74,17 +74,17 @@ def _check_side(config: TrainConfig) -> None:
     """InputError unless the pictures are the squares that the vision encoder takes."""
     data, side = config.data, cast(CLIPObjective, config.objective).vision.image_size
     given = scene_side(data) if data.kind == "scenes" else data.resolution
-    if given != side or data.widest > 1:
+    if given != side or data.max_aspect_ratio > 1:
         raise InputError(
             f"objective.vision.image_size: got {side} for pictures of {given} with sides up to "
-            f"{data.widest:g}, expected squares of one size for both"
+            f"{data.max_aspect_ratio:g}, expected squares of one size for both"
         )
 
 
 def attribute_heads(config: TrainConfig) -> AttributeHeads | None:
     """What attribute heads read, where there are any; InputError unless the data are scenes."""
     objective = cast(CLIPObjective, config.objective)
-    if not objective.heads:
+    if not objective.has_attribute_heads:
         return None
     if config.data.kind != "scenes":
         raise InputError(

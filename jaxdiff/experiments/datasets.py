@@ -43,8 +43,8 @@ class Stored(NamedTuple):
 
 def cache_folder(config: DataConfig) -> pathlib.Path:
     """Where indices and sizes are kept."""
-    if config.cache is not None:
-        return pathlib.Path(config.cache)
+    if config.cache_dir is not None:
+        return pathlib.Path(config.cache_dir)
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(base) / "jaxdiff" / "data"
 
@@ -77,7 +77,9 @@ def grouped(config: DataConfig, source: PictureSource, smallest: int) -> tuple[G
     Without buckets no picture's size is asked for.
     """
     side = config.resolution or 0
-    sizes = bucket_sizes(side, multiple=config.cell, max_aspect_ratio=config.widest)
+    sizes = bucket_sizes(
+        side, multiple=config.bucket_multiple, max_aspect_ratio=config.max_aspect_ratio
+    )
     if len(sizes) == 1:
         return [(sizes[0], np.arange(len(source)))], fingerprint(source.fingerprint, str(side))
     table = read_image_sizes(source, cache_folder(config))
@@ -88,7 +90,7 @@ def grouped(config: DataConfig, source: PictureSource, smallest: int) -> tuple[G
 
 def open_stored(config: DataConfig, batch_size: int, *, captions: bool = True) -> Stored:
     """Everything but scenes. Without `captions` pictures need none."""
-    skipped = BadSampleCounter(config.max_broken)
+    skipped = BadSampleCounter(config.max_bad_fraction)
     if config.kind == "latents":
         latents = LatentSource(str(config.path))
         groups, mark = latents.groups(batch_size), latents.fingerprint
@@ -104,7 +106,7 @@ def open_stored(config: DataConfig, batch_size: int, *, captions: bool = True) -
     if not sum(map(len, items)):
         raise InputError(f"data.path: got {config.path} without usable items, expected some")
     runs = source if isinstance(source, BlockSource) else None
-    kept, held = _divided(items, config.held_out, None if runs is None else PIECES)
+    kept, held = _divided(items, config.validation_size, None if runs is None else PIECES)
     validated = max(map(len, held))
     return Stored(
         training=MapDataset(_order(kept, batch_size, config.seed, runs), make, skipped),
@@ -119,7 +121,7 @@ def open_stored(config: DataConfig, batch_size: int, *, captions: bool = True) -
 
 def stored_captions(config: DataConfig) -> Iterator[str]:
     """The captions of pictures in the order of the source, those that are held out among them."""
-    source = open_pictures(config, BadSampleCounter(config.max_broken), captions=True)
+    source = open_pictures(config, BadSampleCounter(config.max_bad_fraction), captions=True)
     for index in range(len(source)):
         with contextlib.suppress(BadSampleError):
             yield source[index]["caption"]

@@ -65,9 +65,9 @@ def _side(data: DataConfig, made: LatentCacheInfo | None) -> int:
 
 def _cached(config: TrainConfig, begun: Begun, tuned: Tuned) -> LatentCacheInfo | None:
     """What is cached of the data; InputError unless as much is of the prior's."""
-    made, prior = cached(config.data, begun, tuned), begun.objective.prior
+    made, prior = cached(config.data, begun, tuned), begun.objective.prior_data
     if prior is not None:
-        other = cached(prior, begun, tuned, field="objective.prior")
+        other = cached(prior, begun, tuned, field="objective.prior_data")
         said, wanted = (
             (x.text_embedding_shapes, x.dtype) if x and x.text_embedding_shapes else ()
             for x in (other, made)
@@ -75,7 +75,7 @@ def _cached(config: TrainConfig, begun: Begun, tuned: Tuned) -> LatentCacheInfo 
         if said != wanted:
             kinds = (f"embeddings in {x[1]}" if x else "captions" for x in (said, wanted))
             raise InputError(
-                "objective.prior: got data with {}, expected {} as data has".format(*kinds)
+                "objective.prior_data: got data with {}, expected {} as data has".format(*kinds)
             )
     return made
 
@@ -121,7 +121,7 @@ def _sampler(objective: DiffusionObjective, model: Model) -> Callable[..., Array
 
     kind, steps = objective.prediction_type, objective.sample_steps
     levels = make_grid(objective.schedule, SAMPLER, steps, prediction_type=kind, spacing=SPACING)
-    choices = {"rule": "cfg", "kind": kind, "scale": objective.sample_scale}
+    choices = {"rule": "cfg", "kind": kind, "scale": objective.sample_guidance_scale}
     return make_sampler(network, levels, prepare, **choices)
 
 
@@ -132,8 +132,8 @@ def _prompts(config: TrainConfig, texts: CaptionTokenizer) -> list[str]:
     for word in texts.placeholder_tokens:
         if not any(word in (texts.caption or prompt) for prompt in prompts):
             raise InputError(
-                f"objective.train.word: got {word!r}, which no caption has, expected captions "
-                "with it, such as a data.caption"
+                f"objective.trainable.placeholder_token: got {word!r}, which no caption has, "
+                "expected captions with it, such as a data.caption"
             )
     return prompts
 
@@ -182,10 +182,10 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         found |= evaluate(lambda shown: draw(params, frozen, shown))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
-    if objective.prior is None:
+    if objective.prior_data is None:
         stream = training_batches(config, tokenizer)
     else:
-        stream = with_prior(config, objective.prior, objective.prior_weight, tokenizer)
+        stream = with_prior(config, objective.prior_data, objective.prior_loss_weight, tokenizer)
     return Experiment(learner, read, stream, sample, chosen.export, identity_of(config, begun))
 
 
@@ -209,7 +209,7 @@ def identity_of(config: TrainConfig, begun: Begun) -> dict[str, Any]:
     said: dict[str, Any] = {f"weights of {name}": mark for name, mark in begun.digests.items()}
     objective = cast(DiffusionObjective, config.objective)
     if objective.pipeline is None:
-        if isinstance(objective.train, Full):  # a checkpoint's take their place
+        if isinstance(objective.trainable, Full):  # a checkpoint's take their place
             said.pop("weights of unet", None)
         return said
     values = {name: getattr(begun.objective, name) for name in ("model", "schedule")}

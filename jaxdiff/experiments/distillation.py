@@ -71,7 +71,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
 
     def export(params: Whole, output: pathlib.Path) -> None:
         stored = read_pipeline(folder)  # in their dtypes
-        unet = with_params(student(teacher, objective.scale_width), params)
+        unet = with_params(student(teacher, objective.guidance_embedding_dim), params)
         components = {**stored.components, "unet": Component(module=unet)}
         write_pipeline(output, dataclasses.replace(stored, components=components))
 
@@ -90,10 +90,13 @@ def _sampler(
     schedule: NoiseSchedule,
     kind: str,
 ) -> Callable[..., Array]:
-    learnt, width = student(teacher, objective.scale_width), objective.scale_width
+    learnt, width = (
+        student(teacher, objective.guidance_embedding_dim),
+        objective.guidance_embedding_dim,
+    )
 
     def network(params: Params, x: Array, t: Array, told: UNetConditioning) -> Array:
-        scale = guidance_embedding(jnp.full(len(x), objective.sample_scale), width)
+        scale = guidance_embedding(jnp.full(len(x), objective.sample_guidance_scale), width)
         return with_params(learnt, params)(x, t, told.context, timestep_cond=scale)
 
     def prepare(

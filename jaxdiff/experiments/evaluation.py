@@ -37,7 +37,7 @@ Embed = Callable[[Float[NDArray, "n h w 3"]], Float[NDArray, "n d"]]
 def make_evaluation(
     config: TrainConfig, told: Told, vae: AutoencoderKL, held_out: Mapping[str, NDArray]
 ) -> Evaluation:
-    """Measures of `objective.evaluated` drawn pictures by name; none where none are asked for.
+    """Metrics of `objective.num_eval_images` generated images by name; none for 0.
 
     Of scenes, the shares of right answers (`scenes.report`) over standard prompts, none of
     which was trained on, and `fid` from what all of these prompts look like. Of other pictures,
@@ -75,14 +75,14 @@ def make_evaluation(
 def _count(config: TrainConfig, scenes: bool) -> int:
     """How many pictures are drawn; InputError if some are wanted and never are or for nothing."""
     objective = cast(DiffusionObjective, config.objective)
-    wanted, can = objective.evaluated, scenes or _clip(objective, scenes) is not None
+    wanted, can = objective.num_eval_images, scenes or _clip(objective, scenes) is not None
     if wanted and not can:
         raise InputError(
-            f"objective.evaluated: got {wanted} for data that nothing here measures, expected a "
-            f"folder in objective.clip or {CLIP}/ in {objective.text_encoder}"
+            f"objective.num_eval_images: got {wanted} for data that nothing here measures, "
+            f"expected a folder in objective.eval_clip or {CLIP}/ in {objective.text_encoder}"
         )
     if not config.sample_every:
-        for name in ("evaluated", "clip"):
+        for name in ("num_eval_images", "eval_clip"):
             if getattr(objective, name):
                 raise InputError(
                     f"objective.{name}: got {getattr(objective, name)}, expected it left out with "
@@ -94,8 +94,8 @@ def _count(config: TrainConfig, scenes: bool) -> int:
 
 def _clip(objective: DiffusionObjective, scenes: bool) -> pathlib.Path | None:
     """The folder of the CLIP that measures: the named one, the text encoder's, of scenes ours."""
-    if objective.clip is not None:
-        return clip_folder(pathlib.Path(objective.clip))
+    if objective.eval_clip is not None:
+        return clip_folder(pathlib.Path(objective.eval_clip))
     beside = pathlib.Path(str(objective.text_encoder)) / CLIP
     if beside.is_dir():
         return beside

@@ -22,7 +22,7 @@ from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, 
 from jaxdiff.scenes.rendering import CANVAS
 from jaxdiff.scenes.source import MAX_SIZE, SceneSource
 from jaxdiff.training.config import (
-    PICTURES,
+    IMAGE_KINDS,
     CLIPObjective,
     DataConfig,
     DiffusionObjective,
@@ -35,10 +35,10 @@ from jaxdiff.training.objectives import Learner, Params, Whole
 CHECKPOINTS, AVERAGES = "checkpoints", "averages"  # their folders in a workdir
 # The kinds of data that an objective can learn from; others only from scenes.
 KINDS: dict[type, tuple[str, ...]] = {
-    VAEObjective: ("scenes", *PICTURES),
-    CLIPObjective: ("scenes", *PICTURES),
-    DistillationObjective: ("scenes", *PICTURES),
-    DiffusionObjective: ("scenes", *PICTURES, "latents"),
+    VAEObjective: ("scenes", *IMAGE_KINDS),
+    CLIPObjective: ("scenes", *IMAGE_KINDS),
+    DistillationObjective: ("scenes", *IMAGE_KINDS),
+    DiffusionObjective: ("scenes", *IMAGE_KINDS, "latents"),
 }
 SHOWN = 16  # pictures in a sample grid
 VALIDATED = 256  # validation pictures behind a number in the log
@@ -170,7 +170,7 @@ def validation_batch(
     """VALIDATED items, the same at every call; with variations the first of each block is new.
 
     It is of the validation split, and the minimal changes of it that follow are any scenes. Of
-    stored data it is what `data.held_out` keeps from training.
+    stored data it is what `data.validation_size` keeps from training.
     """
     data, count = config.data, VALIDATED
     if data.kind == "scenes":

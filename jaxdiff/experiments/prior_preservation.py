@@ -32,7 +32,7 @@ class Paired(Stream):
             pair = [part[name] for part in (own, prior) if name in part]
             if len(pair) == 1 or pair[0].shape != pair[1].shape:
                 raise InputError(
-                    f"objective.prior: got {_shape(prior, name)} for {name}, "
+                    f"objective.prior_data: got {_shape(prior, name)} for {name}, "
                     f"expected {_shape(own, name)} as data has"
                 )
             batch[name] = np.stack(pair, axis=1).reshape(-1, *pair[0].shape[1:])
@@ -73,19 +73,19 @@ def with_prior(
         raise InputError(
             f"batch_size: got {config.batch_size}, expected an even number: half of it is prior"
         )
-    same = ("resolution", "widest", "cell")
+    same = ("resolution", "max_aspect_ratio", "bucket_multiple")
     for name in same:
         got, wanted = getattr(prior, name), getattr(config.data, name)
         if got != wanted:
             raise InputError(
-                f"objective.prior.{name}: got {got}, expected {wanted} as data.{name} is"
+                f"objective.prior_data.{name}: got {got}, expected {wanted} as data.{name} is"
             )
-    if config.data.widest != 1:
+    if config.data.max_aspect_ratio != 1:
         raise InputError(
-            f"data.widest: got {config.data.widest}, expected 1: both halves of a batch are of one "
-            "size"
+            f"data.max_aspect_ratio: got {config.data.max_aspect_ratio}, expected 1: both halves "
+            "of a batch are of one size"
         )
-    parts = dataclasses.replace(config, batch_size=half, accumulate=1)
+    parts = dataclasses.replace(config, batch_size=half, gradient_accumulation_steps=1)
     others = dataclasses.replace(parts, data=prior)
     others_texts = None if texts is None else dataclasses.replace(texts, caption=prior.caption)
     return Paired(training_batches(parts, texts), training_batches(others, others_texts), weight)

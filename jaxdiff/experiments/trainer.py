@@ -105,7 +105,7 @@ class Trainer:
                     checkpoint=config.checkpoint_every,
                     sample=config.sample_every,
                     snapshot=config.ema.snapshot_every,
-                    skipped=config.max_skipped,
+                    skipped=config.max_nonfinite_steps,
                 ),
                 images_per_step=config.batch_size,
                 hooks=loop.Hooks(
@@ -169,13 +169,13 @@ class Trainer:
 
     def _average(self, width: float) -> PyTree:
         """What power averaging with this width would have given, made of the snapshots."""
-        widths = self.config.ema.widths
+        widths = self.config.ema.power_stds
         in_range("ema_width", width, 0.001, 0.28)
         steps = [step for step in self.snapshots.steps() if step <= self.step]
         if not widths or not steps:
             raise InputError(
                 f"ema_width: got {width} for {self.workdir} without snapshots of averages, "
-                "expected a training with ema.widths and ema.snapshot_every"
+                "expected a training with ema.power_stds and ema.snapshot_every"
             )
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),

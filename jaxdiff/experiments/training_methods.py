@@ -45,7 +45,7 @@ class Chosen(NamedTuple):
 
 def tuning(begun: Begun, dtype: Dtype, caption: str | None) -> Chosen:
     """The tuning that the objective asks for; captions are all `caption` where that is said."""
-    config = begun.objective.train
+    config = begun.objective.trainable
     if isinstance(config, LoRA):
         return lora(begun, dtype, config, caption)
     if isinstance(config, TextualInversion):
@@ -108,40 +108,46 @@ def _pending(array: NDArray, path: str) -> LazyTensor:
 
 def inversion(begun: Begun, dtype: Dtype, config: TextualInversion, caption: str | None) -> Chosen:
     """Vectors of a new word, exported as a file that diffusers and `generate --embedding` read."""
-    parts = [config.word, *(f"{config.word}_{i}" for i in range(1, config.vectors))]
+    parts = [
+        config.placeholder_token,
+        *(f"{config.placeholder_token}_{i}" for i in range(1, config.num_vectors)),
+    ]
     texts = begun.texts(caption)
     vectors, first = {}, {}
     for name in begun.encoders:
         tokenizer = texts.tokenizers[IDS[name]]
         row = _token(tokenizer, config)
-        vectors[name] = np.tile(begun.table(name)[TOKEN_EMBEDDING][row], (config.vectors, 1))
+        vectors[name] = np.tile(begun.table(name)[TOKEN_EMBEDDING][row], (config.num_vectors, 1))
         first[name] = len(tokenizer)
         tokenizer.add_tokens(parts)
         if tokenizer.convert_tokens_to_ids(parts) != list(range(first[name], len(tokenizer))):
             raise InputError(
-                f"objective.train.word: got {config.word!r}, which the tokenizer reads otherwise"
+                f"objective.trainable.placeholder_token: got {config.placeholder_token!r}, which "
+                "the tokenizer reads otherwise"
             )
     tuned = new_word(begun.networks(dtype), vectors, first)
-    texts = dataclasses.replace(texts, placeholder_tokens={config.word: " ".join(parts)})
+    texts = dataclasses.replace(
+        texts, placeholder_tokens={config.placeholder_token: " ".join(parts)}
+    )
 
     def export(params: Whole, folder: pathlib.Path) -> None:
         learnt = {name: params[f"{name}.vectors"] for name in vectors}
-        write_inversion(folder, Inversion(config.word, learnt))
+        write_inversion(folder, Inversion(config.placeholder_token, learnt))
 
     return Chosen(tuned, texts, export)
 
 
 def _token(tokenizer: Any, config: TextualInversion) -> int:
     """The id of the word to begin with; InputError unless it is one, and the new word none."""
-    if config.word in tokenizer.get_vocab():
+    if config.placeholder_token in tokenizer.get_vocab():
         raise InputError(
-            f"objective.train.word: got {config.word!r}, which is a token already, "
-            "expected a new one"
+            f"objective.trainable.placeholder_token: got {config.placeholder_token!r}, which is a "
+            "token already, expected a new one"
         )
-    ids = tokenizer(config.begin, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(config.initializer_token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise InputError(
-            f"objective.train.begin: got {config.begin!r}, which is {len(ids)} tokens, "
-            "expected a word of one"
+            f"objective.trainable.initializer_token: got {config.initializer_token!r}, which is "
+            f"{len(ids)} tokens, expected a word of one"
         )
     return ids[0]

@@ -74,7 +74,7 @@ def _given(objective: VAEObjective, folder: pathlib.Path) -> Component:
     if not isinstance(found.module, AutoencoderKL):
         name = type(found.module).__name__
         raise InputError(f"objective.weights: got {name} in {folder}, expected AutoencoderKL")
-    free = FREE if objective.only_decoder else FREE | SCALES
+    free = FREE if objective.freeze_encoder else FREE | SCALES
     for field in dataclasses.fields(AutoencoderKLConfig):
         ours, theirs = (getattr(c, field.name) for c in (objective.model, found.module.config))
         if field.name not in free and ours != theirs:
@@ -86,9 +86,9 @@ def _given(objective: VAEObjective, folder: pathlib.Path) -> Component:
 
 def _eye(objective: VAEObjective, dtype: Dtype) -> tuple[Eye, dict[str, Any]] | None:
     """What compares pictures, and its weights."""
-    if objective.perceptual is None:
+    if objective.perceptual_model is None:
         return None
-    module, lens = read_vision(clip_folder(pathlib.Path(objective.perceptual)), dtype=dtype)
+    module, lens = read_vision(clip_folder(pathlib.Path(objective.perceptual_model)), dtype=dtype)
     return Eye(module, lens), param_dict(module)
 
 
@@ -99,16 +99,16 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
         scene_side(config.data, objective.model.downscale)
     begun = has_checkpoint(workdir / CHECKPOINTS)
     given, identity = None, {}
-    if objective.weights is not None and (objective.only_decoder or not begun):
+    if objective.weights is not None and (objective.freeze_encoder or not begun):
         given = _given(objective, pathlib.Path(objective.weights))
     table = {} if given is None else param_dict(given.module)
     kept = None
-    if given is not None and objective.only_decoder:
+    if given is not None and objective.freeze_encoder:
         kept = cast(AutoencoderKL, given.module).config, given.config
         file = find_weights(pathlib.Path(str(objective.weights)))
         identity = {"weights of the encoder": digest(file)}
     eye, seeing = _eye(objective, dtype) or (None, {})
-    still = {k: v for k, v in table.items() if objective.only_decoder and not is_decoder(k)}
+    still = {k: v for k, v in table.items() if objective.freeze_encoder and not is_decoder(k)}
     frozen = Frozen(encoder=still, eye=seeing)
     images = validation_batch(config)["image"]
     template = abstract(AutoencoderKL, objective.model, dtype=dtype)

@@ -16,9 +16,8 @@ from jaxdiff.core.configs import from_mapping_recursive
 from jaxdiff.core.errors import InputError
 from jaxdiff.experiments.experiment import CHECKPOINTS
 from jaxdiff.parallel.distributed import is_first
-from jaxdiff.training.config import (
-    TrainConfig,
-)
+from jaxdiff.training.config import TrainConfig
+from jaxdiff.training.config.aliases import new_fields, new_path
 
 Identity = Mapping[str, Any]
 
@@ -31,6 +30,7 @@ def check_identity(now: Identity, workdir: pathlib.Path) -> None:
     before = read_object(path).get("identity")
     if not isinstance(before, dict):
         raise InputError(f"{path}: got no identity, expected the config.json of a training")
+    before = {new_path(name): value for name, value in before.items()}
     now = json.loads(json.dumps(now))
     changed = [
         f"{name}: got {now[name]}, expected {before[name]}"
@@ -57,6 +57,7 @@ def recorded(workdir: pathlib.Path) -> TrainConfig:
     path = workdir / "config.json"
     values = read_object(path)
     values.pop("identity", None)
+    values = new_fields(values, source=str(path))
     return from_mapping_recursive(TrainConfig, values, source=str(path))
 
 

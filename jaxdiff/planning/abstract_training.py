@@ -140,8 +140,8 @@ def _ids(n: int, length: int) -> Batch:
 def _vae(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(VAEObjective, config.objective)
     table = param_dict(abstract(AutoencoderKL, objective.model))
-    still = {k: v for k, v in table.items() if objective.only_decoder and not is_decoder(k)}
-    eye = _eye(objective.perceptual, dtype)
+    still = {k: v for k, v in table.items() if objective.freeze_encoder and not is_decoder(k)}
+    eye = _eye(objective.perceptual_model, dtype)
     frozen = VAEFrozen(encoder=still, eye={} if eye is None else param_dict(eye.module))
     learner = vae_learner(objective, dtype, eye=eye)
     return AbstractTraining(learner, frozen, lambda n: _pictures(config, n))
@@ -180,8 +180,10 @@ def _clip(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
 
 def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(DiffusionObjective, config.objective)
-    if objective.prior is not None:
-        raise InputError("plan: got objective.prior, expected none: it changes nothing but data")
+    if objective.prior_data is not None:
+        raise InputError(
+            "plan: got objective.prior_data, expected none: it changes nothing but data"
+        )
     networks = _networks(objective, dtype)
     tuned = _tuned(objective, networks)
     latents, made = config.data.kind == "latents", _described(config)
@@ -286,11 +288,13 @@ def _computing(module: nnx.Module, dtype: Dtype) -> nnx.Module:
 
 def _tuned(objective: DiffusionObjective, networks: dict[str, nnx.Module]) -> Tuned:
     """What of the networks is learnt."""
-    train = objective.train
+    train = objective.trainable
     if isinstance(train, LoRA):
         return low_rank(networks, train)
     if isinstance(train, Full):
         return with_encoders(networks, dict) if train.text_encoders else unet_only(networks)
     texts = {name: cast(Any, networks[name]).config for name in ENCODERS if name in networks}
-    vectors = {n: np.zeros((train.vectors, c.hidden_size), np.float32) for n, c in texts.items()}
+    vectors = {
+        n: np.zeros((train.num_vectors, c.hidden_size), np.float32) for n, c in texts.items()
+    }
     return new_word(networks, vectors, {name: c.vocab_size for name, c in texts.items()})

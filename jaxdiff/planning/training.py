@@ -34,12 +34,12 @@ def trace_step(
     """The step that `train.py` runs, on `devices`; InputError for a mesh they do not make."""
     sizes = config.mesh
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices)
-    check_batch_size(batch_size // config.accumulate, mesh)
+    check_batch_size(batch_size // config.gradient_accumulation_steps, mesh)
     program = make_program(config, parts.learner, parts.frozen, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = program.step.trace(program.state, parts.frozen, parts.batch(batch_size), key)
     held = _held(program.state, program.state_places, parts.frozen, program.frozen_places)
-    return Step(traced, held, num_batch_shards(mesh) * config.accumulate)
+    return Step(traced, held, num_batch_shards(mesh) * config.gradient_accumulation_steps)
 
 
 def training_planner(config: TrainConfig, *, largest: bool) -> Planner:

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 
 from jaxdiff.core.atomic import atomic_file
+from jaxdiff.training.config.aliases import new_log_keys
 
 
 class JsonlLog:
@@ -34,4 +35,4 @@ def _truncate(path: pathlib.Path, step: int) -> None:
 def read_lines(path: pathlib.Path) -> list[dict[str, float]]:
     """The complete lines of the log at `path`; a last one that a kill cut short is left out."""
     complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in complete.splitlines()]
+    return [new_log_keys(json.loads(line)) for line in complete.splitlines()]

@@ -29,12 +29,12 @@ def learning_rate(config: OptimiserConfig, steps: int) -> optax.Schedule:
     warmup = max(config.warmup_steps, 1)
     # What warm-up and decay cannot both have is the warm-up's, so that the decay reaches its end.
     decay_steps = min(int(config.decay_fraction * steps), max(steps - warmup, 0))
-    last = config.learning_rate * config.final_fraction
+    last = config.learning_rate * config.min_lr_ratio
     constant = optax.constant_schedule(config.learning_rate)
     tails = {
         "linear": optax.linear_schedule(config.learning_rate, last, max(decay_steps, 1)),
         "cosine": optax.cosine_decay_schedule(
-            config.learning_rate, max(decay_steps, 1), alpha=config.final_fraction
+            config.learning_rate, max(decay_steps, 1), alpha=config.min_lr_ratio
         ),
     }
     tail = tails[config.decay] if decay_steps else constant
@@ -51,20 +51,22 @@ def matrices(params: PyTree) -> PyTree:
 def factors(paths: Iterable[str], config: OptimiserConfig) -> dict[str, float]:
     """The factor of the learning rate of each weight; InputError for a pattern that finds none."""
     found = {path: path_factor(path, config) for path in paths}
-    for pattern, _ in config.groups:
+    for pattern, _ in config.lr_multipliers:
         if not any(re.search(pattern, path) for path in found):
             raise InputError(
-                f"optimiser.groups: got {pattern!r}, which no weight's path has, expected a "
-                f"pattern of paths such as {next(iter(found))}"
+                f"optimiser.lr_multipliers: got {pattern!r}, which no weight's path has, expected "
+                f"a pattern of paths such as {next(iter(found))}"
             )
     if not any(found.values()):
-        raise InputError("optimiser.groups: got nothing that is trained, expected some weights")
+        raise InputError(
+            "optimiser.lr_multipliers: got nothing that is trained, expected some weights"
+        )
     return found
 
 
 def path_factor(path: str, config: OptimiserConfig) -> float:
     """The factor of the first of `config.groups` whose pattern is found in `path`, else 1."""
-    return next((float(f) for pattern, f in config.groups if re.search(pattern, path)), 1.0)
+    return next((float(f) for pattern, f in config.lr_multipliers if re.search(pattern, path)), 1.0)
 
 
 def optimiser(

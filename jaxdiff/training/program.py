@@ -36,7 +36,7 @@ def make_program(config: TrainConfig, learner: Learner, frozen: PyTree, mesh: Me
     factor = factors(learner.shapes, config.optimiser)
     held = {path for path, value in factor.items() if not value}
     transform = optimiser(config.optimiser, config.steps, factor)
-    begin = functools.partial(initial_state, optimiser=transform, widths=config.ema.widths)
+    begin = functools.partial(initial_state, optimiser=transform, widths=config.ema.power_stds)
     state = jax.eval_shape(begin, learner.shapes)
     state_places: Any = optimizer_state_shardings(state, learner.shapes, learner.rules, mesh)
     frozen_places = infer_shardings(frozen, mesh)
@@ -54,7 +54,7 @@ def make_program(config: TrainConfig, learner: Learner, frozen: PyTree, mesh: Me
         learning_rate(config.optimiser, config.steps),
         config.ema,
         learner.limit,
-        config.accumulate,
+        config.gradient_accumulation_steps,
         at,
     )
     step = compile_step(pure, mesh, state_places, frozen_places)

@@ -58,7 +58,7 @@ CONFIG = """
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 objective = DiffusionObjective(pipeline="FOLDER/sd", sample_steps=2)
 config = TrainConfig(objective=objective, steps=2, batch_size=8, sample_every=2, log_every=1,
-    data=DataConfig(kind="latents", path="FOLDER/sd-float16", held_out=2))
+    data=DataConfig(kind="latents", path="FOLDER/sd-float16", validation_size=2))
 """
 NAMES = {"sd": ("states",), "xl": ("states", "states_2", "pooled")}
 
@@ -67,7 +67,7 @@ def cache(folder, model, output, *more):
     """Cache all pictures, in shards of eight."""
     command = [
         *(str(folder / model), str(folder / output), "--texts", "embeddings", "--kind", "folder"),
-        *("--path", str(folder / "in"), "--resolution", "16", "--cell", "16"),
+        *("--path", str(folder / "in"), "--resolution", "16", "--bucket-multiple", "16"),
         *("--shard-size", "8", "--smallest", "8", *more),
     ]
     return main.run("cache-latents", command)
@@ -133,8 +133,8 @@ def test_what_is_stored_is_what_the_encoders_say(made):
 def test_a_step_loses_what_it_would_from_captions(made, cache_of, silent, each):
     """The same batch, its captions read by the encoders, and as these have been cached."""
     model, _, dtype = cache_of.partition("-")
-    objective = objective_of(made, model, caption_dropout=0.3, caption_dropout_each=each)
-    data = DataConfig(kind="latents", path=str(made / cache_of), held_out=1)
+    objective = objective_of(made, model, caption_dropout=0.3, caption_dropout_per_encoder=each)
+    data = DataConfig(kind="latents", path=str(made / cache_of), validation_size=1)
     begun = begin(objective)
     config = TrainConfig(objective=objective, data=data, batch_size=16, steps=1)
     chosen = tuning(begun, jnp.float32, None)
@@ -193,7 +193,7 @@ def test_a_step_loses_what_it_would_from_captions(made, cache_of, silent, each):
 
 def test_a_step_reads_no_other_network(made, tmp_path, monkeypatch):
     """It holds the weights of none, and asks none while it is traced."""
-    data = DataConfig(kind="latents", path=str(made / "xl-float16"), held_out=1)
+    data = DataConfig(kind="latents", path=str(made / "xl-float16"), validation_size=1)
     config = TrainConfig(objective=objective_of(made, "xl"), data=data, batch_size=8, steps=1)
     parts = experiment(config, tmp_path)
     batch = next(parts.batches)
@@ -276,8 +276,8 @@ LEARNT = "embeddings of captions for a training of what text encoders say"
     ("train", "changes", "message"),
     [
         (Full(text_encoders=True), {}, LEARNT),
-        (LoRA(text_targets=("q_proj",)), {}, LEARNT),
-        (TextualInversion(word="<x>", begin="star"), {}, LEARNT),
+        (LoRA(text_target_modules=("q_proj",)), {}, LEARNT),
+        (TextualInversion(placeholder_token="<x>", initializer_token="star"), {}, LEARNT),
         (LoRA(), {"text_encoders": ["0" * 16]}, "by text encoders with the digests 0{16}, expec"),
         (Full(), {"tokenizers": ["1" * 16]}, "by tokenizers with the digests 1{16}, expected"),
         (Full(), {"pooled_width": 8}, "with pooled text, expected them without as the UNet is"),
@@ -288,7 +288,7 @@ def test_embeddings_that_are_not_the_trainings_are_refused(made, tmp_path, train
     shutil.copytree(made / "sd-float16", tmp_path / "l")
     path = tmp_path / "l" / "latents.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    begun = begin(objective_of(made, "sd", train=train))
+    begun = begin(objective_of(made, "sd", trainable=train))
     tuned = tuning(begun, jnp.float32, None).tuned
     data = DataConfig(kind="latents", path=str(tmp_path / "l"))
     with pytest.raises(InputError, match=message):
@@ -305,7 +305,7 @@ def test_a_caption_of_its_own_needs_captions(made):
 def test_a_refused_training_leaves_no_workdir(made, tmp_path):
     path = tmp_path / "text.py"
     text = CONFIG.replace("FOLDER", str(made)).replace("import Data", "import Full, Data")
-    path.write_text(text.replace("sample_steps=2", "train=Full(text_encoders=True)"))
+    path.write_text(text.replace("sample_steps=2", "trainable=Full(text_encoders=True)"))
     with pytest.raises(InputError, match=LEARNT):
         train([str(path), "--workdir", str(tmp_path / "w")])
     assert not (tmp_path / "w").exists()

@@ -74,7 +74,7 @@ class Ours:
         key = jax.random.fold_in(jax.random.key(5), step)
         latent, drop, time, noise = per_sample_split(key, BATCH, 4)
         texts = {name: jnp.asarray(batch[IDS[name]]) for name in self.begun.encoders}
-        rates = self.objective.caption_dropout, self.objective.caption_dropout_each
+        rates = self.objective.caption_dropout, self.objective.caption_dropout_per_encoder
         ids, dropped = drop_for_each(drop, texts, self.frozen.null, *rates)
         return (
             per_sample_normal(latent, shape),
@@ -176,8 +176,8 @@ def compared(ours, theirs):
     ("family", "choices"),
     [
         ("sd1", {"caption_dropout": 0.3}),
-        ("sd2", {"train": Full(text_encoders=True)}),
-        ("sdxl", {"caption_dropout": 0.2, "caption_dropout_each": (0.3, 0.3)}),
+        ("sd2", {"trainable": Full(text_encoders=True)}),
+        ("sdxl", {"caption_dropout": 0.2, "caption_dropout_per_encoder": (0.3, 0.3)}),
     ],
     ids=["sd1", "sd2-with-text", "sdxl"],
 )
@@ -185,7 +185,7 @@ def test_all_weights(tmp_path, family, choices):
     pipe = pipeline(family)
     pipe.save_pretrained(tmp_path / "model")
     ours = Ours(tmp_path / "model", **choices)
-    prefixed = "train" in choices
+    prefixed = "trainable" in choices
     theirs = {}
     for path in ours.first:
         name, _, rest = path.partition(".") if prefixed else ("unet", "", path)
@@ -215,8 +215,8 @@ def test_low_rank_changes(tmp_path, family):
     """PEFT's layers beside ours, and the file that is exported in a pipeline of diffusers."""
     pipe = pipeline(family)
     pipe.save_pretrained(tmp_path / "model")
-    train = LoRA(rank=3, alpha=6.0, targets=TARGETS, text_targets=TEXT_TARGETS)
-    ours = Ours(tmp_path / "model", train=train, caption_dropout=0.0)
+    train = LoRA(rank=3, alpha=6.0, target_modules=TARGETS, text_target_modules=TEXT_TARGETS)
+    ours = Ours(tmp_path / "model", trainable=train, caption_dropout=0.0)
     known = {}
     for name in ("unet", *ours.begun.encoders):
         targets = TARGETS if name == "unet" else TEXT_TARGETS
@@ -263,8 +263,8 @@ def drawn_by(pipe):
 def test_a_learnt_word(tmp_path):
     """The vectors are what diffusers' tokenizer and encoder make of the word."""
     pipeline("sd1").save_pretrained(tmp_path / "model")
-    train = TextualInversion(word="<x>", begin="b", vectors=2)
-    ours = Ours(tmp_path / "model", train=train)
+    train = TextualInversion(placeholder_token="<x>", initializer_token="b", num_vectors=2)
+    ours = Ours(tmp_path / "model", trainable=train)
     rows = np.random.default_rng(0).normal(size=(2, 12)).astype(np.float32)
     begun = np.array(ours.first["text_encoder.vectors"])
     ours.chosen.export({"text_encoder.vectors": rows}, tmp_path / "export")

@@ -65,8 +65,8 @@ def vae_of(folder):
     return VAEObjective(
         model=AutoencoderKLConfig(**values),
         weights=str(folder / "sd" / "vae"),
-        only_decoder=True,
-        perceptual=str(EMBEDDED),
+        freeze_encoder=True,
+        perceptual_model=str(EMBEDDED),
     )
 
 
@@ -79,7 +79,7 @@ OBJECTIVES = {
     "distillation": (lambda folder: DistillationObjective(teacher=str(folder / "sd")), "folder"),
     "pictures": (lambda folder: DiffusionObjective(pipeline=str(folder / "xl")), "folder"),
     "cached": (
-        lambda folder: DiffusionObjective(pipeline=str(folder / "xl"), train=LoRA(rank=2)),
+        lambda folder: DiffusionObjective(pipeline=str(folder / "xl"), trainable=LoRA(rank=2)),
         "latents",
     ),
 }
@@ -99,7 +99,7 @@ def test_a_plan_has_the_shapes_of_the_training(folder, tmp_path, monkeypatch, re
     elif kind == "latents":
         data = DataConfig(kind="latents", path=request.getfixturevalue("latents"))
     else:
-        data = DataConfig(kind="folder", path=str(folder / "in"), resolution=16, cell=16)
+        data = DataConfig(kind="folder", path=str(folder / "in"), resolution=16, bucket_multiple=16)
     config = TrainConfig(objective=make(folder), data=data, batch_size=8, steps=1, dtype="bfloat16")
     real = experiment(config, tmp_path)
     batch = next(real.batches)

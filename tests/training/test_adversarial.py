@@ -37,7 +37,7 @@ OBJECTIVE = VAEObjective(
     l2_weight=2.0,
     edge_weight=0.25,
     kl_weight=0.01,
-    perceptual="",
+    perceptual_model="",
     perceptual_weight=0.3,
     adversarial_weight=0.7,
     adversarial_start=3,
@@ -171,7 +171,7 @@ def test_training_begins_the_discriminator_at_its_step(dtype, parts):
             transform,
             learning_rate(config, 10),
             EMAConfig(decay=0.9),
-            accumulate=parts,
+            gradient_accumulation_steps=parts,
             at=learn.at,
         )
     )

@@ -25,9 +25,10 @@ model = AutoencoderKLConfig(block_out_channels=(2,), norm_num_groups=1, latent_c
     mid_block_add_attention=False)
 config = TrainConfig(objective=VAEObjective(model=model), steps=6, batch_size=8, log_every=3,
     checkpoint_every=2, sample_every=0, optimiser=OptimiserConfig(warmup_steps=1),
-    ema=EMAConfig(widths=(0.05, 0.1), snapshot_every=2),
-    data=DataConfig(kind="folder", path="FOLDER/in", resolution=8, cell=8, held_out=4,
-        cache="FOLDER/cache"))
+    ema=EMAConfig(power_stds=(0.05, 0.1), snapshot_every=2),
+    data=DataConfig(kind="folder", path="FOLDER/in", resolution=8, bucket_multiple=8,
+        validation_size=4,
+        cache_dir="FOLDER/cache"))
 """
 
 
@@ -77,7 +78,7 @@ def test_without_snapshots_one_sentence_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(vae, "MEASURED", 8)
     write_folder(tmp_path / "in", 24)
     text = CONFIG.replace("FOLDER", str(tmp_path)).replace(
-        "widths=(0.05, 0.1), snapshot_every=2", ""
+        "power_stds=(0.05, 0.1), snapshot_every=2", ""
     )
     (tmp_path / "tiny.py").write_text(text.replace("steps=6", "steps=1"))
     command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "a")]

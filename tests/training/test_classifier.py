@@ -73,7 +73,7 @@ def begun(learn):
 
 @pytest.mark.parametrize("draws", [1, 3])
 def test_at_first_every_answer_costs_the_logarithm_of_the_choices(frozen, draws):
-    learn = learner(draws=draws)
+    learn = learner(noise_levels_per_image=draws)
     told = batch()
     value, parts = jax.jit(learn.loss)(begun(learn), frozen, told, jax.random.key(0))
     np.testing.assert_allclose(parts["nats_tone"], np.log(3), rtol=1e-6)
@@ -86,7 +86,7 @@ def test_at_first_every_answer_costs_the_logarithm_of_the_choices(frozen, draws)
 
 
 def test_the_loss_falls(frozen, standard_promotion):
-    learn = learner(draws=4, time_shift=0.2)
+    learn = learner(noise_levels_per_image=4, timestep_shift=0.2)
     params, told = begun(learn), batch(16)
     rule = optax.adam(1e-2)
 
@@ -163,7 +163,8 @@ def test_computing_in_bfloat16_needs_no_implicit_promotion(frozen):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("times", "normal"), ("time_shift", 0.0), ("draws", 0)]
+    ("field", "value"),
+    [("timestep_sampling", "normal"), ("timestep_shift", 0.0), ("noise_levels_per_image", 0)],
 )
 def test_impossible_choices_are_refused(field, value):
     with pytest.raises(InputError, match=rf"objective\.{field}: got"):

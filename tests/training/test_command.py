@@ -62,7 +62,8 @@ config = TrainConfig(objective=objective, steps=1, batch_size=8, sample_every=1)
 """
 DISTILLED = """
 from jaxdiff.training.config import DistillationObjective, TrainConfig
-objective = DistillationObjective(teacher="FOLDER/unet/export", scale_width=4, sample_steps=2)
+objective = DistillationObjective(
+    teacher="FOLDER/unet/export", guidance_embedding_dim=4, sample_steps=2)
 config = TrainConfig(objective=objective, steps=1, batch_size=8, sample_every=1)
 """
 CLASSIFIER = """
@@ -76,7 +77,7 @@ model = LatentClassifierConfig(
     sample_size=16, in_channels=2, block_out_channels=(4,), layers_per_block=1,
     attention_head_dim=4, norm_num_groups=2,
 ).with_labels(ATTRIBUTES)
-objective = ClassifierObjective(model=model, vae="FOLDER/vae/export", draws=2)
+objective = ClassifierObjective(model=model, vae="FOLDER/vae/export", noise_levels_per_image=2)
 config = TrainConfig(objective=objective, optimiser=OptimiserConfig(warmup_steps=1),
     steps=4, batch_size=8, log_every=1, checkpoint_every=2, sample_every=4)
 """
@@ -354,7 +355,7 @@ def test_a_unet_for_other_latents_is_refused(three, tmp_path, field):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(again, tmp_path, capsys):
     wild = ["--optimiser.learning-rate", "1e38", "--optimiser.warmup-steps", "0", "--steps", "9"]
-    wild += ["--max-skipped", "4"]
+    wild += ["--max-nonfinite-steps", "4"]
     with pytest.raises(SystemExit) as stopped:
         run([*again, *wild])
     assert stopped.value.code == 1

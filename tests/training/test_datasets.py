@@ -44,8 +44,9 @@ model = AutoencoderKLConfig(
 )
 config = TrainConfig(objective=VAEObjective(model=model), steps=3, batch_size=8, log_every=1,
     checkpoint_every=1, sample_every=3, data=DataConfig(
-        kind="folder", path="FOLDER/in", resolution=16, cell=8, widest=2, held_out=4,
-        crop="random", flip=True, cache="FOLDER/cache", max_broken=0.5))
+        kind="folder", path="FOLDER/in", resolution=16, bucket_multiple=8,
+        max_aspect_ratio=2, validation_size=4,
+        crop="random", flip=True, cache_dir="FOLDER/cache", max_bad_fraction=0.5))
 """
 
 
@@ -55,15 +56,21 @@ from jaxdiff.training.config import CLIPObjective, DataConfig, TrainConfig
 sizes = dict(hidden_size=4, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
 text = CLIPTextConfig(vocab_size=560, max_position_embeddings=12, **sizes)
 vision = CLIPVisionConfig(image_size=16, patch_size=8, **sizes)
-config = TrainConfig(objective=CLIPObjective(text=text, vision=vision, projection_dim=4), steps=1,
-    batch_size=8, data=DataConfig(kind="folder", path="FOLDER/in", resolution=16, cell=8))
+config = TrainConfig(objective=CLIPObjective(text=text, vision=vision, projection_dim=4),
+    steps=1, batch_size=8, data=DataConfig(
+        kind="folder", path="FOLDER/in", resolution=16, bucket_multiple=8))
 """
 
 
 def config_of(folder, kind, **fields):
     """A training on the pictures in a folder, 12 by 12."""
     data = DataConfig(
-        kind=kind, path=str(folder), resolution=12, cell=4, held_out=2, cache=f"{folder}-cache"
+        kind=kind,
+        path=str(folder),
+        resolution=12,
+        bucket_multiple=4,
+        validation_size=2,
+        cache_dir=f"{folder}-cache",
     )
     data = dataclasses.replace(data, **fields)
     return TrainConfig(objective=OBJECTIVE, steps=1, batch_size=4, data=data)
@@ -135,7 +142,9 @@ def test_other_files_are_another_identity(tmp_path):
     config = config_of(write(tmp_path / "in", "folder"), "folder")
     before = training_batches(config, TOKENIZER).identity
     assert before == training_batches(config, TOKENIZER).identity
-    bucketed = dataclasses.replace(config, data=dataclasses.replace(config.data, widest=2))
+    bucketed = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, max_aspect_ratio=2)
+    )
     assert training_batches(bucketed, TOKENIZER).identity != before
     (tmp_path / "in" / "0003.png").write_bytes(encoded(9, (40, 12)))
     assert training_batches(config, TOKENIZER).identity != before
@@ -156,16 +165,19 @@ def test_processes_that_see_other_files_are_told(tmp_path, monkeypatch):
         ({"kind": "folders"}, "did you mean 'folder'"),
         ({"kind": "folder"}, "data.path: got none"),
         ({"kind": "folder", "path": "x"}, "data.resolution: got 0"),
-        ({"kind": "folder", "path": "x", "resolution": 100}, "multiple of data.cell, 64"),
+        (
+            {"kind": "folder", "path": "x", "resolution": 100},
+            "multiple of data.bucket_multiple, 64",
+        ),
         ({"kind": "folder", "path": "x", "resolution": 64, "variations": 2}, "left out"),
         ({"kind": "tars", "path": "x", "resolution": 64, "split": "test"}, "left out"),
         ({"kind": "latents", "path": "x", "resolution": 64}, "left out"),
         ({"path": "x"}, "data.path: got 'x', expected it left out for data.kind scenes"),
         ({"crop": "middle"}, "data.crop"),
-        ({"max_broken": 2.0}, "data.max_broken"),
-        ({"widest": 0.5}, "data.widest"),
-        ({"cell": 0}, "data.cell"),
-        ({"held_out": 0}, "data.held_out"),
+        ({"max_bad_fraction": 2.0}, "data.max_bad_fraction"),
+        ({"max_aspect_ratio": 0.5}, "data.max_aspect_ratio"),
+        ({"bucket_multiple": 0}, "data.bucket_multiple"),
+        ({"validation_size": 0}, "data.validation_size"),
         ({"threads": -1}, "data.threads"),
     ],
 )

@@ -175,9 +175,9 @@ def test_computing_in_bfloat16_needs_no_implicit_promotion(frozen):
     [
         ("prediction_type", "v"),
         ("weighting", "snr"),
-        ("times", "normal"),
+        ("timestep_sampling", "normal"),
         ("caption_dropout", 1.5),
-        ("gamma", 0.0),
+        ("snr_gamma", 0.0),
         ("noise_offset", -0.1),
         ("remat", "all"),
         ("sample_steps", 0),

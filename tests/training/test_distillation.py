@@ -44,7 +44,7 @@ def frozen(teacher):
 
 
 def learner(teacher, **options):
-    config = DistillationObjective(teacher="", scale_width=6, **options)
+    config = DistillationObjective(teacher="", guidance_embedding_dim=6, **options)
     modules = abstract(AutoencoderKL, VAE), abstract(CLIPTextModel, TEXT)
     return distillation_learner(config, teacher, *modules, OBJECTIVE.schedule)
 
@@ -63,7 +63,7 @@ def test_the_student_begins_as_the_conditional_teacher(teacher):
 
 
 def test_at_scale_one_there_is_nothing_to_learn(teacher, frozen):
-    made = learner(teacher, scales=(1.0, 1.0))
+    made = learner(teacher, guidance_scale_range=(1.0, 1.0))
     loss, measures = jax.jit(made.loss)(first(made), frozen, BATCH, KEY)
     assert float(loss) < 1e-10
     assert float(measures["relative_error"]) < 1e-8
@@ -71,7 +71,7 @@ def test_at_scale_one_there_is_nothing_to_learn(teacher, frozen):
 
 def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
     """By hand, from the same keys: (w - 1)^2 |cond - uncond|^2, for the student begins at cond."""
-    made, w = learner(teacher, scales=(4.0, 4.0)), 4.0
+    made, w = learner(teacher, guidance_scale_range=(4.0, 4.0)), 4.0
     loss, _ = made.loss(first(made), frozen, BATCH, KEY)
     latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
     x0 = encoded(with_params(abstract(AutoencoderKL, VAE), frozen.vae), BATCH["image"], latent_key)
@@ -86,7 +86,7 @@ def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
 
 
 def test_the_scale_is_learnt_and_the_teacher_is_not(teacher, frozen):
-    made = learner(teacher, scales=(2.0, 8.0))
+    made = learner(teacher, guidance_scale_range=(2.0, 8.0))
     value = jax.jit(lambda p, f: made.loss(p, f, BATCH, KEY)[0])
     of_student, of_teacher = jax.grad(value, argnums=(0, 1), allow_int=True)(first(made), frozen)
     assert np.abs(of_student["time_embedding.cond_proj.kernel"]).max() > 0
@@ -110,9 +110,12 @@ def test_what_is_computed_again_is_the_same_loss(teacher, frozen):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scales": (3.0, 2.0)}, "objective.scales: got 2.0, expected a number from 3.0"),
-        ({"scales": (-1.0, 2.0)}, "objective.scales: got -1.0"),
-        ({"scale_width": 0}, "objective.scale_width: got 0"),
+        (
+            {"guidance_scale_range": (3.0, 2.0)},
+            "objective.guidance_scale_range: got 2.0, expected a number from 3.0",
+        ),
+        ({"guidance_scale_range": (-1.0, 2.0)}, "objective.guidance_scale_range: got -1.0"),
+        ({"guidance_embedding_dim": 0}, "objective.guidance_embedding_dim: got 0"),
         ({"remat": "all"}, "objective.remat: got 'all'"),
     ],
 )

@@ -30,7 +30,7 @@ PROMPTS = standard_prompts()
 TOKENIZER = train_tokenizer([p.text for p in PROMPTS], 700, 32)
 TEXTS = {tuple(tokenize(TOKENIZER, [p.text])[0].tolist()): p.text for p in PROMPTS}
 OBJECTIVE = DiffusionObjective(
-    model=UNet2DConditionConfig(sample_size=8), vae="", text_encoder="", evaluated=20
+    model=UNet2DConditionConfig(sample_size=8), vae="", text_encoder="", num_eval_images=20
 )
 CONFIG = TrainConfig(objective=OBJECTIVE, steps=1, batch_size=4)
 VAE = abstract(AutoencoderKL, AutoencoderKLConfig())
@@ -115,7 +115,11 @@ def stored(tmp_path):
     clip = Component(module=initialise(CLIPModel, text, vision, 4, seed=5))
     write_component(tmp_path / "export" / "clip", clip)
     data = DataConfig(
-        kind="folder", path=str(tmp_path / "in"), resolution=12, cell=4, cache=str(tmp_path / "c")
+        kind="folder",
+        path=str(tmp_path / "in"),
+        resolution=12,
+        bucket_multiple=4,
+        cache_dir=str(tmp_path / "c"),
     )
     return dataclasses.replace(CONFIG, data=data), tmp_path / "export"
 
@@ -140,27 +144,27 @@ def test_stored_pictures_are_compared_where_there_is_a_clip(stored, field):
 
 def test_without_a_clip_stored_pictures_are_not_measured(stored):
     config, _ = stored
-    assert make_evaluation(replaced(config, evaluated=None), TOLD, VAE, {})(grey) == {}
+    assert make_evaluation(replaced(config, num_eval_images=None), TOLD, VAE, {})(grey) == {}
     with pytest.raises(InputError, match=r"evaluated: got 20 for data that nothing here measures"):
         make_evaluation(config, TOLD, VAE, {})
 
 
 def test_counts(monkeypatch):
-    assert make_evaluation(replaced(evaluated=0), TOLD, VAE, {})(grey) == {}
+    assert make_evaluation(replaced(num_eval_images=0), TOLD, VAE, {})(grey) == {}
     monkeypatch.setattr(evaluation, "EVALUATED", 2)
     seen = []
-    make_evaluation(replaced(evaluated=None), TOLD, VAE, {})(
+    make_evaluation(replaced(num_eval_images=None), TOLD, VAE, {})(
         lambda shown: seen.extend(texts_of(shown["ids"])) or grey(shown)
     )
     assert len(set(seen)) == 2
     with pytest.raises(InputError, match="evaluated: got 1, expected 0 or 2 or more"):
-        replaced(evaluated=1)
+        replaced(num_eval_images=1)
     with pytest.raises(InputError, match="clip: got a, expected it left out with evaluated 0"):
-        replaced(evaluated=0, clip="a")
+        replaced(num_eval_images=0, eval_clip="a")
     never = dataclasses.replace(CONFIG, sample_every=0)
     with pytest.raises(InputError, match=r"evaluated: got 20, .* with sample_every 0"):
         make_evaluation(never, TOLD, VAE, {})
-    assert make_evaluation(replaced(never, evaluated=None), TOLD, VAE, {})(grey) == {}
+    assert make_evaluation(replaced(never, num_eval_images=None), TOLD, VAE, {})(grey) == {}
 
 
 def test_held_out_latents_are_decoded_wherever_the_vae_was_read():

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def test_only_the_unet_begins_at_random(tmp_path, text_encoders):
     folder = tiny.write_xl(tmp_path / "xl")
     train = Full(from_scratch=True, text_encoders=text_encoders)
-    begun = begin(DiffusionObjective(pipeline=str(folder), train=train))
+    begun = begin(DiffusionObjective(pipeline=str(folder), trainable=train))
     networks, learnt = begun.networks(np.float32), tuning(begun, np.float32, None).tuned
     drawn = dict(learnt.init(3))
     prefix = "unet." if text_encoders else ""
@@ -34,4 +34,4 @@ def test_only_the_unet_begins_at_random(tmp_path, text_encoders):
 
 def test_a_scratch_without_a_pipeline_is_refused():
     with pytest.raises(InputError, match="from_scratch: got it without"):
-        DiffusionObjective(vae="vae", text_encoder="text", train=Full(from_scratch=True))
+        DiffusionObjective(vae="vae", text_encoder="text", trainable=Full(from_scratch=True))

@@ -17,7 +17,7 @@ from jaxdiff.training.step import hold, make_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 CONFIG = OptimiserConfig(
-    learning_rate=0.1, warmup_steps=10, decay="linear", decay_fraction=0.2, final_fraction=0.5
+    learning_rate=0.1, warmup_steps=10, decay="linear", decay_fraction=0.2, min_lr_ratio=0.5
 )
 
 
@@ -39,7 +39,7 @@ def test_linear_decay_reaches_the_final_fraction():
 
 
 def test_cosine_decay_is_half_way_in_the_middle():
-    config = dataclasses.replace(CONFIG, decay="cosine", final_fraction=0.0)
+    config = dataclasses.replace(CONFIG, decay="cosine", min_lr_ratio=0.0)
     np.testing.assert_allclose(rates(config)[[80, 90, 100]], [0.1, 0.05, 0], atol=1e-7)
 
 
@@ -149,7 +149,7 @@ def test_muon_turns_kernels_into_orthogonal_steps_of_the_size_of_adam():
 def test_every_optimiser_learns_and_leaves_frozen_weights_alone(name):
     groups = (("^text", 0.0), (r"conv1", 0.5))
     rate = 0.02 if name == "lion" else 0.1
-    config = dataclasses.replace(CONSTANT, name=name, groups=groups, learning_rate=rate)
+    config = dataclasses.replace(CONSTANT, name=name, lr_multipliers=groups, learning_rate=rate)
     factor = factors(SHAPES, config)
     assert factor == {
         "text.layer.kernel": 0.0,
@@ -179,7 +179,7 @@ def test_every_optimiser_learns_and_leaves_frozen_weights_alone(name):
 
 
 def test_a_factor_scales_the_updates():
-    config = dataclasses.replace(CONSTANT, groups=(("conv", 0.25),))
+    config = dataclasses.replace(CONSTANT, lr_multipliers=(("conv", 0.25),))
     (plain,), (scaled,) = (
         updates_of(CONSTANT, steps=1),
         updates_of(config, optimiser(config, 100, factors(SHAPES, config)), steps=1),
@@ -195,8 +195,14 @@ def test_a_factor_scales_the_updates():
         ({"name": "adam"}, "optimiser.name: got 'adam', .* .did you mean 'adamw'"),
         ({"name": "adafactor", "beta1": 0.5}, "beta1: got 0.5, expected it left out for adafactor"),
         ({"momentum": 0.5}, "momentum: got 0.5, expected it left out for adamw"),
-        ({"groups": (("(", 1.0),)}, "groups: got '\\(', expected a regular expression"),
-        ({"groups": (("a", -1.0),)}, "groups: got -1.0, expected a number from 0 on"),
+        (
+            {"lr_multipliers": (("(", 1.0),)},
+            "lr_multipliers: got '\\(', expected a regular expression",
+        ),
+        (
+            {"lr_multipliers": (("a", -1.0),)},
+            "lr_multipliers: got -1.0, expected a number from 0 on",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(fields, message):
@@ -213,4 +219,4 @@ def test_what_cannot_be_meant_is_refused(fields, message):
 )
 def test_groups_that_fit_no_weight_are_refused(groups, message):
     with pytest.raises(InputError, match=message):
-        factors(SHAPES, OptimiserConfig(groups=groups))
+        factors(SHAPES, OptimiserConfig(lr_multipliers=groups))

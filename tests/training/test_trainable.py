@@ -36,7 +36,7 @@ from jaxdiff.training.config import (
     LoRA,
     TextualInversion,
     TrainConfig,
-    identity,
+    resume_identity,
 )
 from jaxdiff.training.jsonl_log import read_lines
 from jaxdiff.training.objectives.diffusion import diffusion_learner
@@ -46,8 +46,9 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 CONFIG = """
 from jaxdiff.training.config import *
-data = DataConfig(kind="folder", path="FOLDER/pictures", resolution=16, cell=16, held_out=4,
-    cache="FOLDER/cache")
+data = DataConfig(kind="folder", path="FOLDER/pictures", resolution=16, bucket_multiple=16,
+    validation_size=4,
+    cache_dir="FOLDER/cache")
 objective = DiffusionObjective(pipeline="FOLDER/MODEL", sample_steps=2, TRAIN)
 config = TrainConfig(objective=objective, data=data, batch_size=8, steps=4, log_every=1,
     optimiser=OptimiserConfig(learning_rate=1e-2, warmup_steps=1, decay_fraction=0),
@@ -99,7 +100,7 @@ FULL = {
     "sd": ("sd", "", {"unet"}),
     "xl-text": (
         "xl",
-        "train=Full(text_encoders=True), caption_dropout_each=(0.1, 0.2)",
+        "trainable=Full(text_encoders=True), caption_dropout_per_encoder=(0.1, 0.2)",
         {"unet", "text_encoder", "text_encoder_2"},
     ),
 }
@@ -143,11 +144,13 @@ def test_a_whole_pipeline_is_tuned_resumed_and_exported(folder, name):
 
 ADDED = {
     "lora": (
-        'train=LoRA(rank=3, alpha=6.0, targets=("to_q", "conv1"), text_targets=("q_proj", "fc1"))',
+        'trainable=LoRA(rank=3, alpha=6.0, target_modules=("to_q", "conv1"), '
+        'text_target_modules=("q_proj", "fc1"))',
         LORA,
     ),
     "word": (
-        'train=TextualInversion(word="number", begin="star", vectors=2)',
+        'trainable=TextualInversion(placeholder_token="number", initializer_token="star", '
+        "num_vectors=2)",
         "number.safetensors",
     ),
 }
@@ -184,7 +187,11 @@ def test_a_lora_begins_as_the_model_and_names_its_layers(folder):
     """Nothing is changed by factors of which one is zero, whatever the other is."""
     begun = begin(DiffusionObjective(pipeline=str(folder / "sd")))
     networks = begun.networks(np.float32)
-    config = LoRA(rank=2, targets=("attn1.to_q", "ff.net.0.proj", "conv1"), text_targets=("fc1",))
+    config = LoRA(
+        rank=2,
+        target_modules=("attn1.to_q", "ff.net.0.proj", "conv1"),
+        text_target_modules=("fc1",),
+    )
     tuned = low_rank(networks, config)
     params = dict(tuned.init(0))
     assert params.keys() == tuned.shapes.keys()
@@ -213,7 +220,7 @@ def tuned_by(kind, given):
     if kind == "encoders":
         return with_encoders(networks(), lambda: given)
     if kind == "lora":
-        return low_rank(networks(), LoRA(rank=2, text_targets=("q_proj", "fc1")))
+        return low_rank(networks(), LoRA(rank=2, text_target_modules=("q_proj", "fc1")))
     return new_word(networks(), {"text_encoder": np.ones((2, 8), np.float32)}, {"text_encoder": 20})
 
 
@@ -292,16 +299,24 @@ def test_low_rank_layers_add_the_product_of_their_factors(conv):
 @pytest.mark.parametrize(
     ("model", "train", "message"),
     [
-        ("sd", 'train=LoRA(targets=("to_w",))', r"train\.targets: got 'to_w'"),
-        ("sd", 'train=LoRA(targets=("norm1",))', r"train\.targets: got 'norm1'"),
         (
             "sd",
-            'train=TextualInversion(word="<x>", begin="a red circle")',
+            'trainable=LoRA(target_modules=("to_w",))',
+            r"trainable\.target_modules: got 'to_w'",
+        ),
+        (
+            "sd",
+            'trainable=LoRA(target_modules=("norm1",))',
+            r"trainable\.target_modules: got 'norm1'",
+        ),
+        (
+            "sd",
+            'trainable=TextualInversion(placeholder_token="<x>", initializer_token="a red circle")',
             r"train\.begin: got 'a red circle', which is 3 tokens",
         ),
         (
             "sd",
-            'train=TextualInversion(word="<x>", begin="star")',
+            'trainable=TextualInversion(placeholder_token="<x>", initializer_token="star")',
             r"train\.word: got '<x>', which no caption has",
         ),
     ],
@@ -319,16 +334,18 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
         kind="folder",
         path=str(folder / "pictures"),
         resolution=16,
-        cell=16,
-        held_out=4,
+        bucket_multiple=16,
+        validation_size=4,
         caption="a red star",
     )
     prior = dataclasses.replace(data, path=str(tmp_path / "class"), caption="a star")
-    objective = DiffusionObjective(pipeline=str(folder / "sd"), prior=prior, prior_weight=0.25)
+    objective = DiffusionObjective(
+        pipeline=str(folder / "sd"), prior_data=prior, prior_loss_weight=0.25
+    )
     config = TrainConfig(objective=objective, data=data, batch_size=8, steps=1)
     begun = begin(objective)
     texts = begun.texts(data.caption)
-    stream = with_prior(config, prior, objective.prior_weight, texts)
+    stream = with_prior(config, prior, objective.prior_loss_weight, texts)
     batch = next(stream)
     ids = texts([""])["ids"][0], CaptionTokenizer(tokenizers=texts.tokenizers)(["a star"])["ids"][0]
     assert not np.array_equal(batch["ids"][0], ids[1])
@@ -337,7 +354,7 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
     np.testing.assert_array_equal(batch["weight"], [2, 0.5] * 4)
     position = stream.get_state()
     following = next(stream)
-    other = with_prior(config, prior, objective.prior_weight, texts)
+    other = with_prior(config, prior, objective.prior_loss_weight, texts)
     other.set_state(position)
     again = next(other)
     for name, values in following.items():
@@ -349,7 +366,7 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
     with pytest.raises(InputError, match=r"batch_size: got 7, expected an even number"):
         with_prior(dataclasses.replace(config, batch_size=7), prior, 1.0, texts)
     small = dataclasses.replace(prior, resolution=32)
-    with pytest.raises(InputError, match=r"objective\.prior\.resolution: got 32, expected 16"):
+    with pytest.raises(InputError, match=r"objective\.prior_data\.resolution: got 32, expected 16"):
         with_prior(config, small, 1.0, texts)
 
 
@@ -381,11 +398,14 @@ PIPELINE = DiffusionObjective(pipeline="a")
         ({"vae": "b"}, r"objective\.vae: got one beside objective\.pipeline"),
         ({"weights": "b"}, r"objective\.weights: got one beside"),
         ({"prediction_type": "epsilon"}, r"objective\.prediction_type: got one beside"),
-        ({"caption_dropout_each": (0.1, 2.0)}, r"objective\.caption_dropout: got 2\.0"),
-        ({"prior_weight": 2.0}, r"objective\.prior_weight: got 2\.0 without objective\.prior"),
+        ({"caption_dropout_per_encoder": (0.1, 2.0)}, r"objective\.caption_dropout: got 2\.0"),
         (
-            {"pipeline": None, "vae": "b", "text_encoder": "c", "train": LoRA()},
-            r"objective\.train: got LoRA for a new UNet",
+            {"prior_loss_weight": 2.0},
+            r"objective\.prior_loss_weight: got 2\.0 without objective\.prior_data",
+        ),
+        (
+            {"pipeline": None, "vae": "b", "text_encoder": "c", "trainable": LoRA()},
+            r"objective\.trainable: got LoRA for a new UNet",
         ),
     ],
     ids=str,
@@ -398,11 +418,17 @@ def test_impossible_tunings_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LoRA(rank=0), r"objective\.train\.rank: got 0"),
-        (lambda: LoRA(alpha=0.0), r"objective\.train\.alpha: got 0"),
-        (lambda: LoRA(targets=()), r"objective\.train\.targets: got none"),
-        (lambda: TextualInversion(word="a b", begin="c"), r"objective\.train\.word: got 'a b'"),
-        (lambda: TextualInversion(word="x", begin="c", vectors=0), r"train\.vectors: got 0"),
+        (lambda: LoRA(rank=0), r"objective\.trainable\.rank: got 0"),
+        (lambda: LoRA(alpha=0.0), r"objective\.trainable\.alpha: got 0"),
+        (lambda: LoRA(target_modules=()), r"objective\.trainable\.target_modules: got none"),
+        (
+            lambda: TextualInversion(placeholder_token="a b", initializer_token="c"),
+            r"objective\.trainable\.placeholder_token: got 'a b'",
+        ),
+        (
+            lambda: TextualInversion(placeholder_token="x", initializer_token="c", num_vectors=0),
+            r"train\.vectors: got 0",
+        ),
     ],
 )
 def test_impossible_kinds_are_refused(make, message):
@@ -412,12 +438,12 @@ def test_impossible_kinds_are_refused(make, message):
 
 def test_identity_is_what_is_trained_and_leaves_to_the_pipeline_what_it_says():
     config = TrainConfig(objective=PIPELINE, steps=1, batch_size=8, data=DataConfig())
-    now = identity(config)
-    assert now["objective.train"] == "Full"
+    now = resume_identity(config)
+    assert now["objective.trainable"] == "Full"
     assert not any(name.startswith("objective.model") for name in now)
     for train in (Full(text_encoders=True), LoRA(), LoRA(rank=2)):
-        other = dataclasses.replace(PIPELINE, train=train)
-        assert identity(dataclasses.replace(config, objective=other)) != now
+        other = dataclasses.replace(PIPELINE, trainable=train)
+        assert resume_identity(dataclasses.replace(config, objective=other)) != now
 
 
 @pytest.fixture(scope="module")
@@ -436,8 +462,10 @@ def test_another_pipeline_or_tuning_in_the_same_workdir_is_refused(folder, short
     file.write_bytes(data)
     with pytest.raises(InputError, match=r"weights of unet: got .* as trained so far"):
         run(command(folder, "copy", "", "short"))
-    with pytest.raises(InputError, match=r"objective\.train: got LoRA, expected Full as trained"):
-        run(command(folder, "sd", "train=LoRA()", "short"))
+    with pytest.raises(
+        InputError, match=r"objective\.trainable: got LoRA, expected Full as trained"
+    ):
+        run(command(folder, "sd", "trainable=LoRA()", "short"))
 
 
 def test_weights_are_exported_averaged_or_as_they_are(folder, short, tmp_path):
@@ -469,8 +497,11 @@ def test_a_folder_without_checkpoints_has_no_other_weights(folder, tmp_path, cap
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ("caption_dropout_each=(0.1, 0.1)", "got 2 rates, expected none for one text encoder"),
-        ("caption_dropout_each=(0.1,)", "got 1 rates, expected none for one text encoder"),
+        (
+            "caption_dropout_per_encoder=(0.1, 0.1)",
+            "got 2 rates, expected none for one text encoder",
+        ),
+        ("caption_dropout_per_encoder=(0.1,)", "got 1 rates, expected none for one text encoder"),
     ],
 )
 def test_what_does_not_fit_the_pipeline_is_refused(folder, train, message):

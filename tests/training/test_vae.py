@@ -118,10 +118,13 @@ def test_weights_that_make_no_loss_are_refused():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"only_decoder": True}, r"weights: got none, expected a folder for only_decoder"),
-        ({"only_decoder": True, "weights": "a", "kl_weight": 0.5}, r"kl_weight: got 0\.5, .* with"),
+        ({"freeze_encoder": True}, r"weights: got none, expected a folder for only_decoder"),
+        (
+            {"freeze_encoder": True, "weights": "a", "kl_weight": 0.5},
+            r"kl_weight: got 0\.5, .* with",
+        ),
         ({"perceptual_weight": 2.0}, r"perceptual_weight: got 2\.0, expected it left out without"),
-        ({"perceptual": "a", "perceptual_weight": 0.0}, r"perceptual_weight: got 0\.0"),
+        ({"perceptual_model": "a", "perceptual_weight": 0.0}, r"perceptual_weight: got 0\.0"),
         ({"adversarial_weight": -0.5}, r"adversarial_weight: got -0\.5"),
         ({"adversarial_start": 5}, r"adversarial_start: got 5, .* with adversarial_weight 0"),
         ({"adversarial_weight": 1.0, "adversarial_start": -1}, r"adversarial_start: got -1"),
@@ -133,4 +136,4 @@ def test_weights_that_make_no_loss_are_refused():
 def test_fields_that_would_be_ignored_are_refused(fields, message):
     with pytest.raises(InputError, match=rf"objective\.{message}"):
         VAEObjective(model=MODEL, **fields)
-    VAEObjective(model=MODEL, only_decoder=True, weights="a", kl_weight=0.0)
+    VAEObjective(model=MODEL, freeze_encoder=True, weights="a", kl_weight=0.0)

@@ -36,18 +36,22 @@ def classifier_learner(
     ) -> tuple[Array, Metrics]:
         latent_key, draws_key = per_sample_split(key, len(batch["image"]), 2)
         # the keys of the draws stand beside their pictures, as jnp.repeat places them
-        each = jnp.concatenate(per_sample_split(draws_key, len(draws_key), config.draws)).reshape(
-            config.draws, -1
-        )
+        each = jnp.concatenate(
+            per_sample_split(draws_key, len(draws_key), config.noise_levels_per_image)
+        ).reshape(config.noise_levels_per_image, -1)
         time_key, noise_key = per_sample_split(each.T.reshape(-1), each.size, 2)
         encoder = with_params(vae, frozen)
         x0 = encoder.scale(sample_latents(*encoder.encode(batch["image"]), latent_key))
         x0, targets, known = (
-            jnp.repeat(array, config.draws, axis=0)
+            jnp.repeat(array, config.noise_levels_per_image, axis=0)
             for array in (jax.lax.stop_gradient(x0), batch["targets"], batch["known"])
         )
         t = draw_times(
-            time_key, x0.shape[:1], config.schedule.num_timesteps, config.times, config.time_shift
+            time_key,
+            x0.shape[:1],
+            config.schedule.num_timesteps,
+            config.timestep_sampling,
+            config.timestep_shift,
         )
         logits = with_params(template, params)(noisy(config.schedule, x0, t, noise_key), t)
         nats = -jnp.mean(attributes.log_probs(logits, targets, known), axis=0)

@@ -186,7 +186,7 @@ def diffusion_learner(
         batch: dict[str, Array],
         key: Key[Array, "..."],
     ) -> UNetConditioning:
-        rates = config.caption_dropout, config.caption_dropout_each
+        rates = config.caption_dropout, config.caption_dropout_per_encoder
         if EMBEDDING_COLUMNS[ENCODERS[0]] in batch:
             heard = model.stored(batch, unet.dtype)
             dropped = lost(key, len(heard[0].hidden_states), len(heard), *rates)
@@ -208,7 +208,7 @@ def diffusion_learner(
         x0 = latents(networks, batch, latent_key)
         known = told(networks, frozen.null, batch, drop_key)
         levels, shape = config.schedule.num_timesteps, x0.shape[:1]
-        t = draw_times(time_key, shape, levels, config.times, config.time_shift)
+        t = draw_times(time_key, shape, levels, config.timestep_sampling, config.timestep_shift)
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
         network = networks["unet"]
         each = denoising_errors(config, lambda x, t: network(x, t, **known._asdict()), x0, t, eps)
@@ -273,5 +273,5 @@ def denoising_errors(
     alpha, sigma = config.schedule.alpha_sigma(t)
     kind = config.prediction_type
     output = network(add_noise(x0, eps, alpha, sigma), t)
-    weight = loss_weights(config.weighting, kind, snr(alpha, sigma), config.gamma)
+    weight = loss_weights(config.weighting, kind, snr(alpha, sigma), config.snr_gamma)
     return squared_errors(output, target(kind, x0, eps, alpha, sigma), weight)

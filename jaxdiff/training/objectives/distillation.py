@@ -58,7 +58,7 @@ def distillation_learner(
     teacher's answer is uncond + w (cond - uncond), w drawn for each picture; the error is of the
     network's own kind of output. Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n).
     """
-    learnt = student(teacher, config.scale_width, config.remat)
+    learnt = student(teacher, config.guidance_embedding_dim, config.remat)
 
     def answer(
         frozen: Frozen, x: Array, t: Array, states: Array, null: Array, w: Float[Array, "b"]
@@ -79,14 +79,18 @@ def distillation_learner(
         states = read(batch["ids"])
         null = jnp.broadcast_to(read(frozen.null[None]), states.shape)
         t = draw_times(
-            time_key, (len(x0),), schedule.num_timesteps, config.times, config.time_shift
+            time_key,
+            (len(x0),),
+            schedule.num_timesteps,
+            config.timestep_sampling,
+            config.timestep_shift,
         )
-        low, high = config.scales
+        low, high = config.guidance_scale_range
         w = per_sample_uniform(scale_key, (len(x0),), low, high)
         alpha, sigma = schedule.alpha_sigma(t)
         x = add_noise(x0, per_sample_normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
         wanted = jax.lax.stop_gradient(answer(frozen, x, t, states, null, w))
-        told = guidance_embedding(w, config.scale_width)
+        told = guidance_embedding(w, config.guidance_embedding_dim)
         output = with_params(learnt, params)(x, t, states, timestep_cond=told)
         error = mse(output, wanted, jnp.ones(len(x0)))
         return error, {"relative_error": error / jnp.mean(jnp.square(wanted))}

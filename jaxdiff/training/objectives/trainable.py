@@ -97,7 +97,7 @@ def _unheard(networks: Networks) -> dict[str, tuple[str, ...]]:
 
 def low_rank(networks: Networks, config: LoRA) -> Tuned:
     """The factors of low-rank changes are parameters."""
-    targets = {"unet": config.targets} | dict.fromkeys(ENCODERS, config.text_targets)
+    targets = {"unet": config.target_modules} | dict.fromkeys(ENCODERS, config.text_target_modules)
     changed, still = dict(networks), _unheard(networks)
     for name in networks.keys() & targets:
         size = {"rank": config.rank, "scale": config.scale}

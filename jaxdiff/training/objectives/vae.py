@@ -108,7 +108,7 @@ def vae_learner(
         layer = model.decoder.conv_out
         total, parts = compare(picture(layer, features), images, frozen)
         parts["kl"] = divergence(mean, logvar)
-        if not config.only_decoder:
+        if not config.freeze_encoder:
             total += config.kl_weight * parts["kl"]
         if not config.adversarial:
             return total, parts
@@ -131,7 +131,7 @@ def vae_learner(
 
 def _table(config: VAEObjective, vae: Mapping[str, T], critic: Mapping[str, T]) -> dict[str, T]:
     """What is trained of both networks' weights."""
-    learnt = {k: v for k, v in vae.items() if is_decoder(k) or not config.only_decoder}
+    learnt = {k: v for k, v in vae.items() if is_decoder(k) or not config.freeze_encoder}
     if not config.adversarial:
         return learnt
     tables = {OURS: learnt, THEIRS: critic}
