@@ -26,7 +26,7 @@ from jaxdiff.cli.cache_latents import DESCRIPTION
 from jaxdiff.data.batches import batches
 from jaxdiff.data.latents import LatentCacheInfo, pack_record
 from jaxdiff.data.sources.records import write_records
-from jaxdiff.experiments.datasets import open_stored
+from jaxdiff.experiments.datasets import open_dataset
 from jaxdiff.training.config import IMAGE_KINDS, DataConfig
 
 PICTURE_COUNT = 512
@@ -109,7 +109,7 @@ def write_latents(folder: pathlib.Path, resolution: int) -> None:
 
 def rate(config: DataConfig, batch_size: int) -> float:
     """Pictures per second of the fastest run, the first batches not counted."""
-    source = open_stored(config, batch_size).training
+    source = open_dataset(config, batch_size).training
     iterator = batches(source, batch_size=batch_size, threads=config.threads)
     for _ in range(2 + config.threads):
         next(iterator)

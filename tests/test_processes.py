@@ -28,7 +28,7 @@ model = AutoencoderKLConfig(block_out_channels=(8,), norm_num_groups=1, latent_c
     mid_block_add_attention=False)
 config = TrainConfig(objective=VAEObjective(model=model), mesh=MESHES["fsdp"], steps={STEPS},
     batch_size=8, log_every=1, checkpoint_every=4, sample_every=6)
-jaxdiff.experiments.vae.MEASURED = 64
+jaxdiff.experiments.vae.SCALE_ESTIMATION_IMAGES = 64
 """
 
 

@@ -32,7 +32,7 @@ model = AutoencoderKLConfig(block_out_channels=(2,), norm_num_groups=1, latent_c
     mid_block_add_attention=False)
 config = TrainConfig(objective=VAEObjective(model=model), steps={STEPS}, batch_size=2,
     log_every=1, checkpoint_every=4, sample_every=0)
-jaxdiff.experiments.vae.MEASURED = 64
+jaxdiff.experiments.vae.SCALE_ESTIMATION_IMAGES = 64
 """
 SPEED = {"step_ms", "images_per_s", "data_wait"}
 

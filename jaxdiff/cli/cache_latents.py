@@ -39,8 +39,8 @@ from jaxdiff.data.samples import Make, make_transform
 from jaxdiff.data.sampling_order import SamplePosition
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.data.sources.storage import fingerprint
-from jaxdiff.experiments.datasets import Groups, grouped, open_pictures
-from jaxdiff.experiments.experiment import scene_side, scenes
+from jaxdiff.experiments.datasets import Groups, bucket_items, open_image_source
+from jaxdiff.experiments.experiment import scene_side, scene_source
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_batch
@@ -140,9 +140,13 @@ def _opened(
             )
         count, side = positive("num_scenes", data.num_scenes), scene_side(data)
         mark = fingerprint("scenes", str(data.seed), str(data.variations), str(count), str(side))
-        return [((side, side), np.arange(count))], mark, lambda sizes: scene_maker(scenes(data))
-    source = open_pictures(data, skipped, captions=data.caption is None)
-    groups, mark = grouped(data, source, options.smallest)
+        return (
+            [((side, side), np.arange(count))],
+            mark,
+            lambda sizes: scene_maker(scene_source(data)),
+        )
+    source = open_image_source(data, skipped, captions=data.caption is None)
+    groups, mark = bucket_items(data, source, options.smallest)
     choices = {"seed": data.seed, "crop": data.crop, "flip": data.flip}
     return groups, mark, lambda sizes: make_transform(source, sizes, **choices)
 

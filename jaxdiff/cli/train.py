@@ -24,9 +24,9 @@ from jaxdiff.experiments.distillation import distillation_experiment
 from jaxdiff.experiments.experiment import CHECKPOINTS, Experiment
 from jaxdiff.experiments.loggers import import_wandb
 from jaxdiff.experiments.preemption import train_until_stopped
-from jaxdiff.experiments.trainer import Trainer, mesh_of
+from jaxdiff.experiments.trainer import Trainer, mesh_from_config
 from jaxdiff.experiments.vae import vae_experiment
-from jaxdiff.experiments.workdir import alone, check_identity, record, recorded
+from jaxdiff.experiments.workdir import check_identity, lock_workdir, read_config, write_config
 from jaxdiff.parallel.distributed import (
     DistributedConfig,
     abort_peers_on_error,
@@ -162,7 +162,7 @@ def write_export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool) -> N
 
     On any number of devices. Raises InputError where something that it was made of has changed.
     """
-    config = dataclasses.replace(recorded(workdir), mesh=MeshConfig())
+    config = dataclasses.replace(read_config(workdir), mesh=MeshConfig())
     parts = experiment(config, workdir)
     check_identity(resume_identity(config) | dict(parts.identity), workdir)
     with TrainingStore(workdir / CHECKPOINTS, read_only=True) as store:
@@ -187,7 +187,9 @@ def _train(options: Options) -> None:
     cache.enable()
     config, checkpoints = options.config, workdir / CHECKPOINTS
     # What can be refused is refused before the workdir is touched.
-    check_batch_size(config.batch_size // config.gradient_accumulation_steps, mesh_of(config.mesh))
+    check_batch_size(
+        config.batch_size // config.gradient_accumulation_steps, mesh_from_config(config.mesh)
+    )
     if config.wandb is not None:
         import_wandb()
     if options.export_only and not has_checkpoint(checkpoints):
@@ -200,9 +202,12 @@ def _train(options: Options) -> None:
         with TrainingStore(checkpoints, read_only=True) as store:
             trainer = Trainer(config, workdir, store, parts)
     else:
-        with alone(workdir), TrainingStore(checkpoints, keep=config.max_checkpoints) as store:
+        with (
+            lock_workdir(workdir),
+            TrainingStore(checkpoints, keep=config.max_checkpoints) as store,
+        ):
             if is_first():
-                record(config, now, workdir)
+                write_config(config, now, workdir)
             trainer = Trainer(config, workdir, store, parts)
             train_until_stopped(trainer)
     folder = trainer.export(options.ema_width)

@@ -19,9 +19,9 @@ from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokeniz
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
     Experiment,
-    check_kind,
+    check_data_kind,
     scene_side,
-    spread,
+    shard_or_replicate,
     training_batches,
     training_captions,
     validation_batch,
@@ -30,34 +30,34 @@ from jaxdiff.models.build import abstract, with_params
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
 from jaxdiff.scenes.labels import ATTRIBUTES, SLOTS, collate_captioned
 from jaxdiff.training.config import CLIPObjective, TrainConfig
-from jaxdiff.training.objectives import Metrics, Params, Whole
+from jaxdiff.training.objectives import HostParams, Metrics, Params
 from jaxdiff.training.objectives.clip import (
     AttributeHeads,
-    clip_learner,
-    read_attributes,
+    attribute_loss,
+    clip_task,
+    mask_duplicate_captions,
     retrieval,
     run_towers,
     same_caption,
     split_heads,
-    without_doubles,
 )
 
-READ = 20_000  # captions that the tokenizer learns from
+NUM_TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer learns from
 
 
 def workdir_tokenizer(config: TrainConfig, workdir: pathlib.Path) -> Any:
     """The tokenizer of a training that goes on, or one learnt from training captions."""
     folder = workdir / "tokenizer"
-    whole = (folder / "special_tokens_map.json").exists()  # the last file to be written
-    if not (whole and has_checkpoint(workdir / CHECKPOINTS)):
+    complete = (folder / "special_tokens_map.json").exists()  # the last file to be written
+    if not (complete and has_checkpoint(workdir / CHECKPOINTS)):
         text = cast(CLIPObjective, config.objective).text
-        captions = itertools.islice(training_captions(config), READ)
+        captions = itertools.islice(training_captions(config), NUM_TOKENIZER_CAPTIONS)
         tokenizer = train_tokenizer(captions, text.vocab_size, text.max_position_embeddings)
         save_tokenizer(tokenizer, folder)
     return load_tokenizer(folder)
 
 
-def with_tokens(objective: CLIPObjective, tokenizer: Any) -> CLIPObjective:
+def with_vocabulary(objective: CLIPObjective, tokenizer: Any) -> CLIPObjective:
     """`objective` with the tokenizer's vocabulary in the text encoder's config."""
     text = dataclasses.replace(
         objective.text,
@@ -96,31 +96,31 @@ def attribute_heads(config: TrainConfig) -> AttributeHeads | None:
 
 def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """No pictures: the measure is how often a validation picture finds its caption."""
-    check_kind(config)
+    check_data_kind(config)
     _check_side(config)
     tokenizer = workdir_tokenizer(config, workdir)
-    objective = with_tokens(cast(CLIPObjective, config.objective), tokenizer)
+    objective = with_vocabulary(cast(CLIPObjective, config.objective), tokenizer)
     heads = attribute_heads(config)
     collate = None if heads is None else functools.partial(collate_captioned, tokenizer=tokenizer)
-    batch = spread(validation_batch(config, tokenizer, transform=collate))
+    batch = shard_or_replicate(validation_batch(config, tokenizer, transform=collate))
     sizes = (objective.text, objective.vision, objective.projection_dim)
     template = abstract(CLIPModel, *sizes, dtype=dtype)
 
     @jax.jit
-    def measure(params: Params, batch: dict[str, Array]) -> Metrics:
-        own, reading = split_heads(params)
-        found = run_towers(with_params(template, own), batch["image"], batch["ids"])
-        scores = without_doubles(found.cosines, same_caption(batch["ids"]))
-        shares = retrieval(scores, config.data.variations)
+    def evaluate(params: Params, batch: dict[str, Array]) -> Metrics:
+        tower_params, head_params = split_heads(params)
+        found = run_towers(with_params(template, tower_params), batch["image"], batch["ids"])
+        scores = mask_duplicate_captions(found.similarity, same_caption(batch["ids"]))
+        accuracy = retrieval(scores, config.data.variations)
         if heads is None:
-            return shares
-        return shares | read_attributes(heads, reading, *found[:3], batch).accuracy
+            return accuracy
+        return accuracy | attribute_loss(heads, head_params, *found[:3], batch).accuracy
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        found = jax.device_get(measure(params, batch))
+        found = jax.device_get(evaluate(params, batch))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
-    def export(params: Whole, folder: pathlib.Path) -> None:
+    def export(params: HostParams, folder: pathlib.Path) -> None:
         params, _ = split_heads(params)
         text = {name: leaf for name, leaf in params.items() if name.startswith("text_model.")}
         module = with_params(abstract(CLIPTextModel, objective.text), text)
@@ -130,6 +130,6 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
         write_object(folder / "clip" / PREPROCESSOR, {"image_mean": half, "image_std": half})
         save_tokenizer(tokenizer, folder / "tokenizer")
 
-    learner = clip_learner(objective, dtype, heads)
+    task = clip_task(objective, dtype, heads)
     stream = training_batches(config, tokenizer, transform=collate)
-    return Experiment(learner, {}, stream, sample, export)
+    return Experiment(task, {}, stream, sample, export)

@@ -28,15 +28,15 @@ from jaxdiff.training.config import DataConfig
 
 Items = Int[NDArray, "_"]
 Groups = list[tuple[Size, Items]]
-PIECES = 8  # in which items are held out that are stored in runs
+VALIDATION_BLOCKS = 8  # in which items are held out that are stored in runs
 
 
-class Stored(NamedTuple):
+class Dataset(NamedTuple):
     """Data that is opened: samples in the order of training, and those that are held out."""
 
     training: MapDataset
     validation: MapDataset
-    validated: int  # items that are held out, a whole validation batch
+    validation_size: int  # items that are held out, a whole validation batch
     skipped: BadSampleCounter  # counts of `training`
     fingerprint: str
 
@@ -49,7 +49,7 @@ def cache_folder(config: DataConfig) -> pathlib.Path:
     return pathlib.Path(base) / "jaxdiff" / "data"
 
 
-def open_pictures(
+def open_image_source(
     config: DataConfig, skipped: BadSampleCounter, *, captions: bool
 ) -> PictureSource:
     """The source of a kind in PICTURES."""
@@ -71,7 +71,9 @@ def open_pictures(
     )
 
 
-def grouped(config: DataConfig, source: PictureSource, smallest: int) -> tuple[Groups, str]:
+def bucket_items(
+    config: DataConfig, source: PictureSource, min_bucket_size: int
+) -> tuple[Groups, str]:
     """The items of each bucket, at least `smallest`, and a fingerprint of that division.
 
     Without buckets no picture's size is asked for.
@@ -83,70 +85,78 @@ def grouped(config: DataConfig, source: PictureSource, smallest: int) -> tuple[G
     if len(sizes) == 1:
         return [(sizes[0], np.arange(len(source)))], fingerprint(source.fingerprint, str(side))
     table = read_image_sizes(source, cache_folder(config))
-    groups = assign_buckets(table, sizes, smallest)
-    marks = [f"{size} {hashlib.sha256(items.tobytes()).hexdigest()}" for size, items in groups]
-    return groups, fingerprint(source.fingerprint, *marks)
+    groups = assign_buckets(table, sizes, min_bucket_size)
+    parts = [f"{size} {hashlib.sha256(items.tobytes()).hexdigest()}" for size, items in groups]
+    return groups, fingerprint(source.fingerprint, *parts)
 
 
-def open_stored(config: DataConfig, batch_size: int, *, captions: bool = True) -> Stored:
+def open_dataset(config: DataConfig, batch_size: int, *, captions: bool = True) -> Dataset:
     """Everything but scenes. Without `captions` pictures need none."""
     skipped = BadSampleCounter(config.max_bad_fraction)
     if config.kind == "latents":
         latents = LatentSource(str(config.path))
-        groups, mark = latents.groups(batch_size), latents.fingerprint
-        make = plain = latents.make
+        groups, data_fingerprint = latents.groups(batch_size), latents.fingerprint
+        transform = validation_transform = latents.make
         source = None
     else:
-        source = open_pictures(config, skipped, captions=captions)
-        groups, mark = grouped(config, source, batch_size)
+        source = open_image_source(config, skipped, captions=captions)
+        groups, data_fingerprint = bucket_items(config, source, batch_size)
         sizes = [size for size, _ in groups]
-        make = make_transform(source, sizes, seed=config.seed, crop=config.crop, flip=config.flip)
-        plain = make_transform(source, sizes)
+        transform = make_transform(
+            source, sizes, seed=config.seed, crop=config.crop, flip=config.flip
+        )
+        validation_transform = make_transform(source, sizes)
     items = [group for _, group in groups]
     if not sum(map(len, items)):
         raise InputError(f"data.path: got {config.path} without usable items, expected some")
-    runs = source if isinstance(source, BlockSource) else None
-    kept, held = _divided(items, config.validation_size, None if runs is None else PIECES)
-    validated = max(map(len, held))
-    return Stored(
-        training=MapDataset(_order(kept, batch_size, config.seed, runs), make, skipped),
-        validation=MapDataset(
-            IndexSampler(held, batch_size=validated), plain, BadSampleCounter(1.0)
+    blocks = source if isinstance(source, BlockSource) else None
+    training_items, validation_items = _split_validation(
+        items, config.validation_size, None if blocks is None else VALIDATION_BLOCKS
+    )
+    validation_size = max(map(len, validation_items))
+    return Dataset(
+        training=MapDataset(
+            _training_sampler(training_items, batch_size, config.seed, blocks), transform, skipped
         ),
-        validated=validated,
+        validation=MapDataset(
+            IndexSampler(validation_items, batch_size=validation_size),
+            validation_transform,
+            BadSampleCounter(1.0),
+        ),
+        validation_size=validation_size,
         skipped=skipped,
-        fingerprint=mark,
+        fingerprint=data_fingerprint,
     )
 
 
-def stored_captions(config: DataConfig) -> Iterator[str]:
+def dataset_captions(config: DataConfig) -> Iterator[str]:
     """The captions of pictures in the order of the source, those that are held out among them."""
-    source = open_pictures(config, BadSampleCounter(config.max_bad_fraction), captions=True)
+    source = open_image_source(config, BadSampleCounter(config.max_bad_fraction), captions=True)
     for index in range(len(source)):
         with contextlib.suppress(BadSampleError):
             yield source[index]["caption"]
 
 
-def _divided(
-    items: list[Items], wanted: int, pieces: int | None
+def _split_validation(
+    items: list[Items], size: int, blocks: int | None
 ) -> tuple[list[Items], list[Items]]:
     """What of each group is trained on, and held out: of the size that most pictures have."""
     largest = int(np.argmax([len(group) for group in items]))
-    places = validation_indices(len(items[largest]), wanted, pieces)
-    kept = [np.delete(g, places) if i == largest else g for i, g in enumerate(items)]
+    indices = validation_indices(len(items[largest]), size, blocks)
+    training = [np.delete(g, indices) if i == largest else g for i, g in enumerate(items)]
     # Too few to spare any: then those that are trained on are validated too.
-    held = items[largest][places] if len(places) else items[largest][:wanted]
-    return kept, [held if i == largest else held[:0] for i in range(len(items))]
+    validation = items[largest][indices] if len(indices) else items[largest][:size]
+    return training, [validation if i == largest else validation[:0] for i in range(len(items))]
 
 
-def _order(
-    items: list[Items], batch_size: int, seed: int, runs: BlockSource | None
+def _training_sampler(
+    items: list[Items], batch_size: int, seed: int, blocks: BlockSource | None
 ) -> IndexSampler:
     """The order of training; of a source with runs along these, as many as it holds at once."""
-    if runs is None:
+    if blocks is None:
         return IndexSampler(items, batch_size=batch_size, seed=seed)
-    most = max(1, runs.max_open_blocks // len(items))
-    lanes = math.gcd(batch_size, 1 << (most.bit_length() - 1))
+    max_lanes = max(1, blocks.max_open_blocks // len(items))
+    lanes = math.gcd(batch_size, 1 << (max_lanes.bit_length() - 1))
     return BlockShuffleSampler(
-        items, batch_size=batch_size, starts=runs.block_starts, lanes=lanes, seed=seed
+        items, batch_size=batch_size, starts=blocks.block_starts, lanes=lanes, seed=seed
     )

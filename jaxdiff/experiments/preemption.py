@@ -42,8 +42,8 @@ def train_until_stopped(trainer: Trainer) -> None:
     """
     steps = trainer.config.steps
     console = Console(stderr=True, quiet=not is_first())
-    shown = Terminal(start=trainer.step, steps=steps, console=console)
-    with stop_signals() as received, shown as terminal:
+    display = Terminal(start=trainer.step, steps=steps, console=console)
+    with stop_signals() as received, display as terminal:
         if trainer.resumed:
             terminal.message(f"train: going on after step {trainer.step} of {steps}")
         try:
@@ -57,15 +57,15 @@ def train_until_stopped(trainer: Trainer) -> None:
             raise SystemExit(128 + signal.SIGINT if interrupted else 0) from None
         except loop.NonFiniteError as error:
             command = "a start with a lower --optimiser.learning-rate"
-            terminal.message(f"train: {error}; training stopped. {_next(trainer, command)}")
+            terminal.message(f"train: {error}; training stopped. {_resume_hint(trainer, command)}")
             raise SystemExit(1) from None
         except WriteError as error:  # the disk is full or gone
             command = "the same command"
-            terminal.message(f"train: {error}; training stopped. {_next(trainer, command)}")
+            terminal.message(f"train: {error}; training stopped. {_resume_hint(trainer, command)}")
             raise SystemExit(1) from None
 
 
-def _next(trainer: Trainer, command: str) -> str:
+def _resume_hint(trainer: Trainer, command: str) -> str:
     """What training begins with when it is started again."""
     step = trainer.store.latest()
     if step is None:

@@ -9,21 +9,21 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import Batch
 from jaxdiff.data.texts import CaptionTokenizer
-from jaxdiff.experiments.experiment import Stream, training_batches
+from jaxdiff.experiments.experiment import BatchStream, training_batches
 from jaxdiff.training.config import DataConfig, TrainConfig
 
 
-class Paired(Stream):
+class PriorPreservationBatches(BatchStream):
     """Batches that take turns between a picture of `own` and one of `prior`, with `weight`s.
 
     The mean of the weighted errors is the mean over the own pictures and `weight` times that over
     the others.
     """
 
-    def __init__(self, own: Stream, prior: Stream, weight: float) -> None:
+    def __init__(self, own: BatchStream, prior: BatchStream, weight: float) -> None:
         self._streams, self._weight = {"own": own, "prior": prior}, weight
-        marks = {name: each.identity.get("data", "") for name, each in self._streams.items()}
-        self.identity = {"data": marks["own"], "prior data": marks["prior"]}
+        fingerprints = {name: each.identity.get("data", "") for name, each in self._streams.items()}
+        self.identity = {"data": fingerprints["own"], "prior data": fingerprints["prior"]}
 
     def __next__(self) -> Batch:
         own, prior = (next(stream) for stream in self._streams.values())
@@ -64,9 +64,9 @@ def _shape(batch: Mapping[str, np.ndarray], name: str) -> str:
     return str(batch[name].shape) if name in batch else "none"
 
 
-def with_prior(
-    config: TrainConfig, prior: DataConfig, weight: float, texts: CaptionTokenizer | None
-) -> Stream:
+def prior_preservation_batches(
+    config: TrainConfig, prior: DataConfig, weight: float, tokenizer: CaptionTokenizer | None
+) -> BatchStream:
     """Training batches half of which are `prior`'s; without `texts` captions are not read."""
     half = config.batch_size // 2
     if config.batch_size % 2:
@@ -85,7 +85,13 @@ def with_prior(
             f"data.max_aspect_ratio: got {config.data.max_aspect_ratio}, expected 1: both halves "
             "of a batch are of one size"
         )
-    parts = dataclasses.replace(config, batch_size=half, gradient_accumulation_steps=1)
-    others = dataclasses.replace(parts, data=prior)
-    others_texts = None if texts is None else dataclasses.replace(texts, caption=prior.caption)
-    return Paired(training_batches(parts, texts), training_batches(others, others_texts), weight)
+    own_config = dataclasses.replace(config, batch_size=half, gradient_accumulation_steps=1)
+    prior_config = dataclasses.replace(own_config, data=prior)
+    prior_tokenizer = (
+        None if tokenizer is None else dataclasses.replace(tokenizer, caption=prior.caption)
+    )
+    return PriorPreservationBatches(
+        training_batches(own_config, tokenizer),
+        training_batches(prior_config, prior_tokenizer),
+        weight,
+    )

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.diffusion.timesteps import TimestepGrid
-from jaxdiff.experiments.experiment import SHOWN
+from jaxdiff.experiments.experiment import GRID_SIZE
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import Network, guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES
@@ -22,19 +22,19 @@ from jaxdiff.training.objectives import Params
 
 SAMPLER, SPACING = "ddim", "trailing"
 # (parameters, frozen, what is shown) -> networks' weights, conditions of each stream, the VAE
-Prepare = Callable[
+PrepareSampling = Callable[
     [Params, Any, Mapping[str, Array]], tuple[Any, tuple[UNetConditioning, ...], AutoencoderKL]
 ]
 
 
-def shown_prompts() -> list[str]:
+def grid_prompts() -> list[str]:
     """The fixed prompts of the grids: half with one thing, half with two, none trained on."""
-    half = SHOWN // 2
+    half = GRID_SIZE // 2
     kinds = (sample_prompts(half, 0, kind) for kind in ("one", "two"))
     return [prompt.text for prompts in kinds for prompt in prompts]
 
 
-def shown_noise(side: int, channels: int, count: int = SHOWN) -> Float[NDArray, "b h w c"]:
+def grid_noise(side: int, channels: int, count: int = GRID_SIZE) -> Float[NDArray, "b h w c"]:
     """What `count` pictures start from: image i has seed i."""
     return np.asarray(initial_noise(per_sample_keys(range(count)), (side, side, channels)))
 
@@ -42,10 +42,10 @@ def shown_noise(side: int, channels: int, count: int = SHOWN) -> Float[NDArray, 
 def make_sampler(
     network: Network,
     grid: TimestepGrid,
-    prepare: Prepare,
+    prepare: PrepareSampling,
     *,
     rule: str,
-    kind: str,
+    prediction_type: str,
     scale: float,
 ) -> Callable[..., Array]:
     """The function (parameters, frozen, what is shown) -> pictures in [-1, 1].
@@ -54,16 +54,23 @@ def make_sampler(
     the `rule`, which is `cfg`, guided by `scale`, or `none`. The network predicts `kind`.
     """
 
-    def draw(params: Params, frozen: Any, shown: Mapping[str, Array]) -> Float[Array, "b h2 w2 c"]:
-        weights, streams, decoder = prepare(params, frozen, shown)
-        noise = shown["noise"]
-        dials = GuidanceScales(jnp.full(len(noise), scale, jnp.float32))
-        told = stack_streams(*streams)
+    def generate(
+        params: Params, frozen: Any, inputs: Mapping[str, Array]
+    ) -> Float[Array, "b h2 w2 c"]:
+        weights, streams, vae = prepare(params, frozen, inputs)
+        noise = inputs["noise"]
+        guidance_scales = GuidanceScales(jnp.full(len(noise), scale, jnp.float32))
+        conditioning = stack_streams(*streams)
         denoise = guided_denoiser(
-            network, weights, told, dials, rule=RULES[rule], prediction_type=kind
+            network,
+            weights,
+            conditioning,
+            guidance_scales,
+            rule=RULES[rule],
+            prediction_type=prediction_type,
         )
         keys = per_sample_keys(range(len(noise)))  # DDIM draws nothing
         z = run_sampler(denoise, noise, grid, keys, sampler=SAMPLERS[SAMPLER])
-        return decoder.decode(decoder.unscale(z))
+        return vae.decode(vae.unscale(z))
 
-    return draw
+    return generate

@@ -11,7 +11,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-FORMATS = {
+SUMMARY_FORMATS = {
     "loss": "loss {:.4f}",
     "step_ms": "{:.0f} ms/step",
     "images_per_s": "{:.0f} images/s",
@@ -23,7 +23,9 @@ FORMATS = {
 
 def summary(values: Mapping[str, float]) -> str:
     """The numbers of a log line that one watches, on one line."""
-    return "  ".join(text.format(values[name]) for name, text in FORMATS.items() if name in values)
+    return "  ".join(
+        text.format(values[name]) for name, text in SUMMARY_FORMATS.items() if name in values
+    )
 
 
 class Terminal:

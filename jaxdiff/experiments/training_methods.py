@@ -17,127 +17,139 @@ from jaxdiff.checkpoints.textual_inversion import Inversion, write_inversion
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, NDArray
 from jaxdiff.data.texts import CaptionTokenizer
-from jaxdiff.experiments.base_model import Begun
+from jaxdiff.experiments.base_model import BaseModel
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.training.config import Full, LoRA, TextualInversion
-from jaxdiff.training.objectives import Whole
-from jaxdiff.training.objectives.diffusion import IDS
+from jaxdiff.training.objectives import HostParams
+from jaxdiff.training.objectives.diffusion import TOKEN_ID_COLUMNS
 from jaxdiff.training.objectives.trainable import (
-    Tuned,
-    divided,
-    low_rank,
-    new_word,
-    unet_only,
-    with_encoders,
+    ParameterPartition,
+    split_prefixes,
+    train_lora,
+    train_textual_inversion,
+    train_unet,
+    train_unet_and_text_encoders,
 )
 
 LORA = FILES[0]  # what diffusers calls a LoRA's file
 
 
-class Chosen(NamedTuple):
+class TrainingMethod(NamedTuple):
     """A kind of tuning made concrete."""
 
-    tuned: Tuned
-    texts: CaptionTokenizer
-    export: Callable[[Whole, pathlib.Path], None]  # writes into this folder
+    partition: ParameterPartition
+    caption_tokenizer: CaptionTokenizer
+    export: Callable[[HostParams, pathlib.Path], None]  # writes into this folder
 
 
-def tuning(begun: Begun, dtype: Dtype, caption: str | None) -> Chosen:
+def make_training_method(base: BaseModel, dtype: Dtype, caption: str | None) -> TrainingMethod:
     """The tuning that the objective asks for; captions are all `caption` where that is said."""
-    config = begun.objective.trainable
+    config = base.objective.trainable
     if isinstance(config, LoRA):
-        return lora(begun, dtype, config, caption)
+        return lora(base, dtype, config, caption)
     if isinstance(config, TextualInversion):
-        return inversion(begun, dtype, config, caption)
-    return full(begun, dtype, config, caption)
+        return textual_inversion(base, dtype, config, caption)
+    return full_fine_tuning(base, dtype, config, caption)
 
 
-def full(begun: Begun, dtype: Dtype, config: Full, caption: str | None) -> Chosen:
+def full_fine_tuning(
+    base: BaseModel, dtype: Dtype, config: Full, caption: str | None
+) -> TrainingMethod:
     """All weights, exported as a pipeline folder."""
-    networks, read = begun.networks(dtype), begun.read
+    networks, reload = base.abstract_networks(dtype), base.reload
     names = [
         *(() if config.from_scratch else ("unet",)),
-        *(begun.encoders if config.text_encoders else ()),
+        *(base.text_encoders if config.text_encoders else ()),
     ]
 
-    def given() -> dict[str, dict[str, Any]]:
-        components = read().components
+    def load_pretrained() -> dict[str, dict[str, Any]]:
+        components = reload().components
         return {name: param_dict(components[name].module) for name in names if name in components}
 
-    def export(params: Whole, folder: pathlib.Path) -> None:
-        stored = read()  # in their dtypes
+    def export(params: HostParams, folder: pathlib.Path) -> None:
+        stored = reload()  # in their dtypes
         components = dict(stored.components)
-        trained: dict[str, Any] = divided(params) if config.text_encoders else {"unet": params}
+        trained: dict[str, Any] = (
+            split_prefixes(params) if config.text_encoders else {"unet": params}
+        )
         for name, table in trained.items():
-            before = components.get(name)
-            known = {} if before is None else param_dict(before.module)
-            module = with_params(networks[name], known | table)
-            raw = {} if before is None else before.config
+            component = components.get(name)
+            base_weights = {} if component is None else param_dict(component.module)
+            module = with_params(networks[name], base_weights | table)
+            raw = {} if component is None else component.config
             components[name] = Component(module=module, config=raw)
         write_pipeline(folder, dataclasses.replace(stored, components=components))
 
-    tuned = with_encoders(networks, given) if config.text_encoders else unet_only(networks, given)
-    return Chosen(tuned, begun.texts(caption), export)
+    partition = (
+        train_unet_and_text_encoders(networks, load_pretrained)
+        if config.text_encoders
+        else train_unet(networks, load_pretrained)
+    )
+    return TrainingMethod(partition, base.caption_tokenizer(caption), export)
 
 
-def lora(begun: Begun, dtype: Dtype, config: LoRA, caption: str | None) -> Chosen:
+def lora(base: BaseModel, dtype: Dtype, config: LoRA, caption: str | None) -> TrainingMethod:
     """Low-rank changes, exported as a file that diffusers and `generate --lora` read."""
-    tuned = low_rank(begun.networks(dtype), config)
+    partition = train_lora(base.abstract_networks(dtype), config)
 
-    def export(params: Whole, folder: pathlib.Path) -> None:
+    def export(params: HostParams, folder: pathlib.Path) -> None:
         pairs: dict[Module, LoRAPair] = {}
         for path in params:
             component, _, key = path_to_torch_key(path).partition(".")
             module, _, role = key.removesuffix(".weight").rpartition(".")
             if role == "lora_A":
                 down, up = (
-                    _pending(params[f"{component}.{module}.{name}.kernel"], path)
+                    _lazy_tensor(params[f"{component}.{module}.{name}.kernel"], path)
                     for name in ("lora_A", "lora_B")
                 )
                 pairs[component, module] = LoRAPair(down, up, config.scale)
         write_pairs(folder / LORA, pairs)
 
-    return Chosen(tuned, begun.texts(caption), export)
+    return TrainingMethod(partition, base.caption_tokenizer(caption), export)
 
 
-def _pending(array: NDArray, path: str) -> LazyTensor:
+def _lazy_tensor(array: NDArray, path: str) -> LazyTensor:
     values = to_torch(np.asarray(array, np.float32), path)
     return LazyTensor(dtype=values.dtype, shape=values.shape, fetch=lambda: values)
 
 
-def inversion(begun: Begun, dtype: Dtype, config: TextualInversion, caption: str | None) -> Chosen:
+def textual_inversion(
+    base: BaseModel, dtype: Dtype, config: TextualInversion, caption: str | None
+) -> TrainingMethod:
     """Vectors of a new word, exported as a file that diffusers and `generate --embedding` read."""
-    parts = [
+    tokens = [
         config.placeholder_token,
         *(f"{config.placeholder_token}_{i}" for i in range(1, config.num_vectors)),
     ]
-    texts = begun.texts(caption)
-    vectors, first = {}, {}
-    for name in begun.encoders:
-        tokenizer = texts.tokenizers[IDS[name]]
-        row = _token(tokenizer, config)
-        vectors[name] = np.tile(begun.table(name)[TOKEN_EMBEDDING][row], (config.num_vectors, 1))
-        first[name] = len(tokenizer)
-        tokenizer.add_tokens(parts)
-        if tokenizer.convert_tokens_to_ids(parts) != list(range(first[name], len(tokenizer))):
+    caption_tokenizer = base.caption_tokenizer(caption)
+    embeddings, first_id = {}, {}
+    for name in base.text_encoders:
+        tokenizer = caption_tokenizer.tokenizers[TOKEN_ID_COLUMNS[name]]
+        row = _initial_token(tokenizer, config)
+        embeddings[name] = np.tile(
+            base.host_weights(name)[TOKEN_EMBEDDING][row], (config.num_vectors, 1)
+        )
+        first_id[name] = len(tokenizer)
+        tokenizer.add_tokens(tokens)
+        if tokenizer.convert_tokens_to_ids(tokens) != list(range(first_id[name], len(tokenizer))):
             raise InputError(
                 f"objective.trainable.placeholder_token: got {config.placeholder_token!r}, which "
                 "the tokenizer reads otherwise"
             )
-    tuned = new_word(begun.networks(dtype), vectors, first)
-    texts = dataclasses.replace(
-        texts, placeholder_tokens={config.placeholder_token: " ".join(parts)}
+    partition = train_textual_inversion(base.abstract_networks(dtype), embeddings, first_id)
+    caption_tokenizer = dataclasses.replace(
+        caption_tokenizer, placeholder_tokens={config.placeholder_token: " ".join(tokens)}
     )
 
-    def export(params: Whole, folder: pathlib.Path) -> None:
-        learnt = {name: params[f"{name}.vectors"] for name in vectors}
-        write_inversion(folder, Inversion(config.placeholder_token, learnt))
+    def export(params: HostParams, folder: pathlib.Path) -> None:
+        trained = {name: params[f"{name}.vectors"] for name in embeddings}
+        write_inversion(folder, Inversion(config.placeholder_token, trained))
 
-    return Chosen(tuned, texts, export)
+    return TrainingMethod(partition, caption_tokenizer, export)
 
 
-def _token(tokenizer: Any, config: TextualInversion) -> int:
+def _initial_token(tokenizer: Any, config: TextualInversion) -> int:
     """The id of the word to begin with; InputError unless it is one, and the new word none."""
     if config.placeholder_token in tokenizer.get_vocab():
         raise InputError(

@@ -22,7 +22,7 @@ from jaxdiff.training.config.aliases import new_fields, new_path
 Identity = Mapping[str, Any]
 
 
-def check_identity(now: Identity, workdir: pathlib.Path) -> None:
+def check_identity(identity: Identity, workdir: pathlib.Path) -> None:
     """InputError if `workdir` has a checkpoint of a training with another identity than `now`."""
     path = workdir / "config.json"
     if not has_checkpoint(workdir / CHECKPOINTS) or not path.exists():
@@ -31,11 +31,11 @@ def check_identity(now: Identity, workdir: pathlib.Path) -> None:
     if not isinstance(before, dict):
         raise InputError(f"{path}: got no identity, expected the config.json of a training")
     before = {new_path(name): value for name, value in before.items()}
-    now = json.loads(json.dumps(now))
+    identity = json.loads(json.dumps(identity))
     changed = [
-        f"{name}: got {now[name]}, expected {before[name]}"
-        for name in sorted(before.keys() & now.keys())
-        if before[name] != now[name]
+        f"{name}: got {identity[name]}, expected {before[name]}"
+        for name in sorted(before.keys() & identity.keys())
+        if before[name] != identity[name]
     ]
     if changed:
         raise InputError(
@@ -44,15 +44,15 @@ def check_identity(now: Identity, workdir: pathlib.Path) -> None:
         )
 
 
-def record(config: TrainConfig, now: Identity, workdir: pathlib.Path) -> None:
+def write_config(config: TrainConfig, identity: Identity, workdir: pathlib.Path) -> None:
     """Write `workdir`/config.json."""
     path = workdir / "config.json"
-    values = {"identity": now} | dataclasses.asdict(config)
+    values = {"identity": identity} | dataclasses.asdict(config)
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def recorded(workdir: pathlib.Path) -> TrainConfig:
+def read_config(workdir: pathlib.Path) -> TrainConfig:
     """The config that `record` wrote; InputError if there is none."""
     path = workdir / "config.json"
     values = read_object(path)
@@ -62,7 +62,7 @@ def recorded(workdir: pathlib.Path) -> TrainConfig:
 
 
 @contextmanager
-def alone(workdir: pathlib.Path) -> Iterator[None]:
+def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
     """Make `workdir` and keep other trainings out of it; InputError if one is there."""
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     with os_errors_as_write_error(workdir, "a folder to write to"):

@@ -14,7 +14,7 @@ TPU_INSTALL = 'pip install "jax[tpu]" flatbuffers'
 GPU_INSTALL = 'pip install "jax[cuda13]"'
 
 
-def prepare(chip: Chip, *, schedules: str | None = None) -> None:
+def configure_compiler(chip: Chip, *, bundle_folder: str | None = None) -> None:
     """Look for the compiler of `chip` and tell it what it would ask the machine.
 
     Call it before any device is used. That of TPUs writes how it schedules operations to the folder
@@ -23,12 +23,12 @@ def prepare(chip: Chip, *, schedules: str | None = None) -> None:
     """
     if isinstance(chip, TPU):
         _check_libtpu()
-        _tell_libtpu(chip, schedules)
+        _configure_libtpu(chip, bundle_folder)
     else:
         _gpu_plugin()
 
 
-def compiler(chip: Chip) -> str:
+def compiler_version(chip: Chip) -> str:
     """The package that compiles for `chip` and its version; another may estimate otherwise."""
     name = "libtpu" if isinstance(chip, TPU) else _gpu_plugin().replace("_", "-")
     return f"{name} {metadata.version(name)}"
@@ -57,19 +57,21 @@ def _check_libtpu() -> None:
             )
 
 
-def _tell_libtpu(chip: TPU, schedules: str | None) -> None:
+def _configure_libtpu(chip: TPU, bundle_folder: str | None) -> None:
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # as many plans at a time as memory allows
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
     os.environ["TPU_ACCELERATOR_TYPE"] = chip.accelerator
-    if schedules is None:
+    if bundle_folder is None:
         return
     flags = {
-        "xla_jf_dump_to": schedules,
+        "xla_jf_dump_to": bundle_folder,
         "xla_jf_dump_llo_text": "true",
         "xla_jf_dump_hlo_text": "false",
         "xla_jf_dump_llo_pass_label_regex": "final_bundles",
     }
-    said = os.environ.get("LIBTPU_INIT_ARGS", "")
+    existing = os.environ.get("LIBTPU_INIT_ARGS", "")
     more = " ".join(f"--{name}={value}" for name, value in flags.items())
-    os.environ["LIBTPU_INIT_ARGS"] = f"{said} {more}".strip()  # read when the compiler is loaded
+    os.environ["LIBTPU_INIT_ARGS"] = (
+        f"{existing} {more}".strip()
+    )  # read when the compiler is loaded

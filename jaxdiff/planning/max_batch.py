@@ -5,8 +5,8 @@ from collections.abc import Callable
 TRIES = 2  # compilations of the answer
 
 
-def largest_batch(
-    needed: Callable[[int], float], known: dict[int, float], limit: float, unit: int
+def max_batch_size(
+    bytes_of: Callable[[int], float], measured: dict[int, float], limit: float, unit: int
 ) -> int:
     """The largest multiple of `unit` whose bytes are at most `limit`; 0 where none is.
 
@@ -14,27 +14,27 @@ def largest_batch(
     line; its answer is asked for, and once more where that does not fit.
     """
 
-    def ask(batch: int) -> float:
-        if batch not in known:
-            known[batch] = needed(batch)
-        return known[batch]
+    def measure(batch: int) -> float:
+        if batch not in measured:
+            measured[batch] = bytes_of(batch)
+        return measured[batch]
 
-    (first,) = list(known)[:1]
-    if len(known) < 2:
+    (first,) = list(measured)[:1]
+    if len(measured) < 2:
         # On the other side of the limit, as far as a unit allows.
-        ask(2 * first if known[first] <= limit else max(unit, first // 2 // unit * unit))
+        measure(2 * first if measured[first] <= limit else max(unit, first // 2 // unit * unit))
     for _ in range(TRIES):
-        low, high = min(known), max(known)
+        low, high = min(measured), max(measured)
         if low == high:
             break
-        slope = (known[high] - known[low]) / (high - low)
-        fitting = [batch for batch, size in known.items() if size <= limit]
-        above = [batch for batch, size in known.items() if size > limit]
-        guess = int(low + (limit - known[low]) / max(slope, 1e-9)) // unit * unit
+        slope = (measured[high] - measured[low]) / (high - low)
+        fitting = [batch for batch, size in measured.items() if size <= limit]
+        above = [batch for batch, size in measured.items() if size > limit]
+        guess = int(low + (limit - measured[low]) / max(slope, 1e-9)) // unit * unit
         guess = max(guess, *fitting, unit) if fitting else max(guess, unit)
         if above:
             guess = min(guess, min(above) - unit)
-        if guess < unit or guess in known:
+        if guess < unit or guess in measured:
             break
-        ask(guess)
-    return max((batch for batch, size in known.items() if size <= limit), default=0)
+        measure(guess)
+    return max((batch for batch, size in measured.items() if size <= limit), default=0)

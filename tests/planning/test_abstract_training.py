@@ -92,7 +92,7 @@ def shaped(tree):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_plan_has_the_shapes_of_the_training(folder, tmp_path, monkeypatch, request, name):
-    monkeypatch.setattr(module, "VALIDATED", 8)
+    monkeypatch.setattr(module, "VALIDATION_BATCH", 8)
     make, kind = OBJECTIVES[name]
     if kind == "scenes":
         data = DataConfig()
@@ -109,7 +109,7 @@ def test_a_plan_has_the_shapes_of_the_training(folder, tmp_path, monkeypatch, re
         for place in ("components.find_weights", "components.read_weights"):
             patch.setattr(f"jaxdiff.checkpoints.{place}", lambda *_, **__: pytest.fail("read"))
         plan = abstract_training(config)
-    assert shaped(plan.learner.shapes) == shaped(real.learner.shapes)
+    assert shaped(plan.task.shapes) == shaped(real.task.shapes)
     assert shaped(plan.frozen) == shaped(real.frozen)
     planned = plan.batch(8)
     read = {name: batch[name] for name in planned}
@@ -118,7 +118,7 @@ def test_a_plan_has_the_shapes_of_the_training(folder, tmp_path, monkeypatch, re
     assert batch.keys() - planned.keys() <= {"time_ids", "ids"}
     key = jax.eval_shape(lambda: jax.random.key(0))
     flops = [
-        gradient_flops(parts.learner.loss, parts.learner.shapes, parts.frozen, given, key)
+        gradient_flops(parts.task.loss, parts.task.shapes, parts.frozen, given, key)
         for parts, given in ((plan, planned), (real, batch))
     ]
     assert flops[0] == flops[1] > 0

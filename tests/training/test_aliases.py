@@ -13,7 +13,7 @@ import pytest
 from jaxdiff.cli import main
 from jaxdiff.cli.train import parse
 from jaxdiff.core.errors import InputError
-from jaxdiff.experiments.workdir import check_identity, recorded
+from jaxdiff.experiments.workdir import check_identity, read_config
 from jaxdiff.training.config import (
     ClassifierObjective,
     CLIPObjective,
@@ -187,7 +187,7 @@ def workdir(tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_old_workdir_is_read_and_resumes(workdir, name):
     folder = workdir(name)
-    assert recorded(folder) == CONFIGS[name]
+    assert read_config(folder) == CONFIGS[name]
     now = resume_identity(CONFIGS[name])
     stored = json.loads((folder / "config.json").read_text())["identity"]
     assert {aliases.new_path(key) for key in stored} == now.keys()
@@ -224,7 +224,7 @@ def test_a_config_in_both_spellings_is_refused(workdir):
     values["data"]["max_aspect_ratio"] = 1.0
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"config\.json: got widest and max_aspect_ratio"):
-        recorded(folder)
+        read_config(folder)
 
 
 def test_python_configs_take_old_fields():

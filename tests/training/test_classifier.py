@@ -14,7 +14,7 @@ from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.training.config import ClassifierObjective
-from jaxdiff.training.objectives.classifier import accuracies, classifier_learner, noisy
+from jaxdiff.training.objectives.classifier import accuracies, add_schedule_noise, classifier_task
 
 MODEL = LatentClassifierConfig(
     sample_size=4,
@@ -62,9 +62,7 @@ def frozen():
 
 
 def learner(**changes):
-    return classifier_learner(
-        dataclasses.replace(OBJECTIVE, **changes), abstract(AutoencoderKL, VAE)
-    )
+    return classifier_task(dataclasses.replace(OBJECTIVE, **changes), abstract(AutoencoderKL, VAE))
 
 
 def begun(learn):
@@ -123,7 +121,7 @@ def test_the_vae_gets_no_gradient_and_all_others_do(frozen):
 def test_noise_has_the_level_of_the_schedule():
     x0 = jnp.ones((2000, 2, 2, 1))
     for level in (0, 500, 999):
-        x = noisy(OBJECTIVE.schedule, x0, jnp.full(2000, level), jax.random.key(level))
+        x = add_schedule_noise(OBJECTIVE.schedule, x0, jnp.full(2000, level), jax.random.key(level))
         alpha, sigma = OBJECTIVE.schedule.alpha[level], OBJECTIVE.schedule.sigma[level]
         assert abs(float(x.mean()) - alpha) < 5 * sigma / np.sqrt(x.size)
         np.testing.assert_allclose(x.std(), sigma, rtol=0.05)
@@ -156,7 +154,7 @@ def test_accuracies_are_shares_of_the_known_at_each_level():
 
 def test_computing_in_bfloat16_needs_no_implicit_promotion(frozen):
     half = jnp.bfloat16
-    learn = classifier_learner(OBJECTIVE, abstract(AutoencoderKL, VAE, dtype=half), half)
+    learn = classifier_task(OBJECTIVE, abstract(AutoencoderKL, VAE, dtype=half), half)
     value, _ = jax.eval_shape(learn.loss, learn.shapes, frozen, batch(), jax.random.key(0))
     assert value.dtype == jnp.float32
     assert {leaf.dtype for leaf in learn.shapes.values()} == {jnp.dtype(jnp.float32)}

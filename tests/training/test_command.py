@@ -20,7 +20,7 @@ from jaxdiff.cli.train import load_config, parse, run
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.experiments import clip, evaluation, experiment, vae
-from jaxdiff.experiments.workdir import alone, check_identity
+from jaxdiff.experiments.workdir import check_identity, lock_workdir
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR
@@ -87,10 +87,10 @@ config = TrainConfig(objective=objective, optimiser=OptimiserConfig(warmup_steps
 def few():
     """Measures on few pictures, a tokenizer from few captions."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "VALIDATED", 16)
-        patch.setattr(evaluation, "EVALUATED", 16)
-        patch.setattr(vae, "MEASURED", 64)
-        patch.setattr(clip, "READ", 300)
+        patch.setattr(experiment, "VALIDATION_BATCH", 16)
+        patch.setattr(evaluation, "DEFAULT_EVAL_IMAGES", 16)
+        patch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 64)
+        patch.setattr(clip, "NUM_TOKENIZER_CAPTIONS", 300)
         yield
 
 
@@ -250,13 +250,16 @@ def test_a_workdir_without_a_checkpoint_takes_another_model(tmp_path):
 
 
 def test_two_trainings_do_not_share_a_workdir(tmp_path):
-    with alone(tmp_path / "w"), pytest.raises(InputError, match="where a training is running"):  # noqa: SIM117
-        with alone(tmp_path / "w"):
-            pass
+    with (
+        lock_workdir(tmp_path / "w"),
+        pytest.raises(InputError, match="where a training is running"),
+        lock_workdir(tmp_path / "w"),
+    ):
+        pass
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(InputError, match="file: got file exists, expected a folder"),
-        alone(tmp_path / "file"),
+        lock_workdir(tmp_path / "file"),
     ):
         pass
 
@@ -363,12 +366,17 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(again, tmp_path
     assert "train: steps 4 to 7 were skipped: param_norm " in said
     assert "training stopped. The last good checkpoint is of step 6" in said
     log = read_lines(tmp_path / "vae/log.jsonl")
-    assert [(line["step"], line["skipped"]) for line in log] == [(2, 0), (3, 0), (4, 1), (6, 2)]
+    assert [(line["step"], line["nonfinite_steps"]) for line in log] == [
+        (2, 0),
+        (3, 0),
+        (4, 1),
+        (6, 2),
+    ]
 
 
 @pytest.mark.parametrize(("count", "shards"), [(16, 8), (9, 1)])
 def test_validation_is_spread_over_the_devices_that_divide_it(count, shards):
-    (array,) = experiment.spread({"x": np.arange(count)}).values()
+    (array,) = experiment.shard_or_replicate({"x": np.arange(count)}).values()
     assert len(array.sharding.device_set) == 8
     assert array.addressable_shards[0].data.shape == (count // shards,)
 

@@ -20,7 +20,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import batches, normalize_images
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize, train_tokenizer
 from jaxdiff.experiments import experiment, vae
-from jaxdiff.experiments.datasets import open_stored
+from jaxdiff.experiments.datasets import open_dataset
 from jaxdiff.experiments.experiment import training_batches, validation_batch, validation_captions
 from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training.config import (
@@ -214,21 +214,21 @@ def test_clip_learns_the_words_of_stored_captions(tmp_path):
 
 def test_few_pictures_are_validated_and_trained_on(tmp_path):
     write_folder(tmp_path / "in", 5)
-    stored = open_stored(config_of(tmp_path / "in", "folder").data, 4)
-    assert stored.validated == 2
+    stored = open_dataset(config_of(tmp_path / "in", "folder").data, 4)
+    assert stored.validation_size == 2
     trained = {stored.training[i]["caption"] for i in range(40)}
     assert trained == {caption(i) for i in range(5)}
     with pytest.raises(InputError, match="got 5 usable items, expected at least 8"):
-        open_stored(config_of(tmp_path / "in", "folder").data, 8)
+        open_dataset(config_of(tmp_path / "in", "folder").data, 8)
     write_folder(tmp_path / "none", 1)
     (tmp_path / "none" / "0000.txt").unlink()
     with pytest.raises(InputError, match="without usable items"):
-        open_stored(config_of(tmp_path / "none", "folder").data, 1)
+        open_dataset(config_of(tmp_path / "none", "folder").data, 1)
 
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_training_on_buckets_logs_what_it_skips_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(vae, "MEASURED", 24)
+    monkeypatch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 24)
     write_folder(tmp_path / "in", 40, sizes=((20, 20), (20, 20), (16, 30)))
     (tmp_path / "in" / "0005.png").write_bytes(b"not a picture")
     (tmp_path / "in" / "0007.png").write_bytes(b"")

@@ -15,8 +15,8 @@ from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.training.config import DistillationObjective
-from jaxdiff.training.objectives.diffusion import draw_times, encoded
-from jaxdiff.training.objectives.distillation import Frozen, distillation_learner, student
+from jaxdiff.training.objectives.diffusion import encode_latents, sample_timesteps
+from jaxdiff.training.objectives.distillation import Frozen, distillation_task, student_network
 from jaxdiff.training.per_sample_random import per_sample_normal, per_sample_split
 
 RNG = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def frozen(teacher):
 def learner(teacher, **options):
     config = DistillationObjective(teacher="", guidance_embedding_dim=6, **options)
     modules = abstract(AutoencoderKL, VAE), abstract(CLIPTextModel, TEXT)
-    return distillation_learner(config, teacher, *modules, OBJECTIVE.schedule)
+    return distillation_task(config, teacher, *modules, OBJECTIVE.schedule)
 
 
 def first(learner):
@@ -55,7 +55,7 @@ def first(learner):
 
 def test_the_student_begins_as_the_conditional_teacher(teacher):
     params = first(learner(teacher))
-    pupil = with_params(student(teacher, 6), params)
+    pupil = with_params(student_network(teacher, 6), params)
     x = jnp.asarray(RNG.normal(size=(3, 4, 4, 2)), jnp.float32)
     t, context = jnp.array([1.0, 500.0, 999.0]), jnp.ones((3, 5, 8))
     told = guidance_embedding(jnp.array([1.0, 3.0, 9.0]), 6)
@@ -74,8 +74,10 @@ def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
     made, w = learner(teacher, guidance_scale_range=(4.0, 4.0)), 4.0
     loss, _ = made.loss(first(made), frozen, BATCH, KEY)
     latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
-    x0 = encoded(with_params(abstract(AutoencoderKL, VAE), frozen.vae), BATCH["image"], latent_key)
-    t = draw_times(time_key, (4,), 1000, "uniform")
+    x0 = encode_latents(
+        with_params(abstract(AutoencoderKL, VAE), frozen.vae), BATCH["image"], latent_key
+    )
+    t = sample_timesteps(time_key, (4,), 1000, "uniform")
     alpha, sigma = OBJECTIVE.schedule.alpha_sigma(t)
     x = add_noise(x0, per_sample_normal(noise_key, x0.shape), alpha, sigma)
     read = with_params(abstract(CLIPTextModel, TEXT), frozen.text_encoder)

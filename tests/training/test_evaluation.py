@@ -16,7 +16,7 @@ from jaxdiff.data.tokenizer import tokenize, train_tokenizer
 from jaxdiff.experiments import evaluation
 from jaxdiff.experiments.evaluation import make_evaluation
 from jaxdiff.experiments.experiment import validation_batch
-from jaxdiff.experiments.sample_grid import shown_noise
+from jaxdiff.experiments.sample_grid import grid_noise
 from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
@@ -48,7 +48,7 @@ def told_with(tokenizer):
     """What pictures of captions are drawn from."""
 
     def told(captions):
-        return {"ids": tokenize(tokenizer, captions), "noise": shown_noise(8, 4, len(captions))}
+        return {"ids": tokenize(tokenizer, captions), "noise": grid_noise(8, 4, len(captions))}
 
     return told
 
@@ -151,7 +151,7 @@ def test_without_a_clip_stored_pictures_are_not_measured(stored):
 
 def test_counts(monkeypatch):
     assert make_evaluation(replaced(num_eval_images=0), TOLD, VAE, {})(grey) == {}
-    monkeypatch.setattr(evaluation, "EVALUATED", 2)
+    monkeypatch.setattr(evaluation, "DEFAULT_EVAL_IMAGES", 2)
     seen = []
     make_evaluation(replaced(num_eval_images=None), TOLD, VAE, {})(
         lambda shown: seen.extend(texts_of(shown["ids"])) or grey(shown)

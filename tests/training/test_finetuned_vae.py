@@ -49,8 +49,8 @@ ENCODING = ("encoder.", "quant_conv.")
 @pytest.fixture(scope="module", autouse=True)
 def few():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "VALIDATED", 16)
-        patch.setattr(vae, "MEASURED", 64)
+        patch.setattr(experiment, "VALIDATION_BATCH", 16)
+        patch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 64)
         yield
 
 
@@ -88,7 +88,7 @@ def test_only_the_decoder_is_trained_where_asked(folder, tmp_path):
         same = np.array_equal(np.asarray(array, np.float32), after[name])
         assert same == name.startswith(ENCODING), name
     log = read_lines(tmp_path / "w" / "log.jsonl")
-    assert [line["adversarial_amount"] > 0 for line in log] == [False, False, True, True]
+    assert [line["adversarial_weight"] > 0 for line in log] == [False, False, True, True]
     assert all(np.isfinite(value) for line in log for value in line.values())
     other = folder.parent / "other"
     shutil.copytree(folder, other, dirs_exist_ok=True)

@@ -21,8 +21,8 @@ from jaxdiff.cli.train import run
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.experiments import diffusion
-from jaxdiff.experiments.base_model import begin
-from jaxdiff.experiments.prior_preservation import with_prior
+from jaxdiff.experiments.base_model import load_base_model
+from jaxdiff.experiments.prior_preservation import prior_preservation_batches
 from jaxdiff.experiments.training_methods import LORA
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
@@ -39,8 +39,13 @@ from jaxdiff.training.config import (
     resume_identity,
 )
 from jaxdiff.training.jsonl_log import read_lines
-from jaxdiff.training.objectives.diffusion import diffusion_learner
-from jaxdiff.training.objectives.trainable import low_rank, new_word, unet_only, with_encoders
+from jaxdiff.training.objectives.diffusion import diffusion_task
+from jaxdiff.training.objectives.trainable import (
+    train_lora,
+    train_textual_inversion,
+    train_unet,
+    train_unet_and_text_encoders,
+)
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -60,7 +65,7 @@ config = TrainConfig(objective=objective, data=data, batch_size=8, steps=4, log_
 def few():
     """Few validation pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diffusion, "SHOWN", 8)
+        patch.setattr(diffusion, "GRID_SIZE", 8)
         yield
 
 
@@ -185,25 +190,25 @@ def test_small_additions_are_learnt_resumed_and_drawn_with(folder, name):
 
 def test_a_lora_begins_as_the_model_and_names_its_layers(folder):
     """Nothing is changed by factors of which one is zero, whatever the other is."""
-    begun = begin(DiffusionObjective(pipeline=str(folder / "sd")))
-    networks = begun.networks(np.float32)
+    begun = load_base_model(DiffusionObjective(pipeline=str(folder / "sd")))
+    networks = begun.abstract_networks(np.float32)
     config = LoRA(
         rank=2,
         target_modules=("attn1.to_q", "ff.net.0.proj", "conv1"),
         text_target_modules=("fc1",),
     )
-    tuned = low_rank(networks, config)
+    tuned = train_lora(networks, config)
     params = dict(tuned.init(0))
     assert params.keys() == tuned.shapes.keys()
     assert {path.split(".")[0] for path in params} == {"unet", "text_encoder"}
     ends = {path.rsplit(".lora_", 1)[0].rsplit(".", 1)[1] for path in params}
     assert ends == {"to_q", "proj", "conv1", "fc1"}
-    stored = {name: begun.table(name) for name in tuned.frozen}
+    stored = {name: begun.host_weights(name) for name in tuned.frozen}
     told = jnp.ones((1, 8, 8, 4)), jnp.ones(1), jnp.ones((1, 12, 8))
 
     @jax.jit
     def outputs(params, stored):
-        tables = tuned.join(params, stored)
+        tables = tuned.merge(params, stored)
         plain = with_params(networks["unet"], stored["unet"])(*told)
         return plain, with_params(tuned.networks["unet"], tables["unet"])(*told)
 
@@ -216,12 +221,14 @@ def test_a_lora_begins_as_the_model_and_names_its_layers(folder):
 def tuned_by(kind, given):
     """The smallest networks tuned in one of the ways, which begin with the tables `given`."""
     if kind == "unet":
-        return unet_only(networks(), lambda: given)
+        return train_unet(networks(), lambda: given)
     if kind == "encoders":
-        return with_encoders(networks(), lambda: given)
+        return train_unet_and_text_encoders(networks(), lambda: given)
     if kind == "lora":
-        return low_rank(networks(), LoRA(rank=2, text_target_modules=("q_proj", "fc1")))
-    return new_word(networks(), {"text_encoder": np.ones((2, 8), np.float32)}, {"text_encoder": 20})
+        return train_lora(networks(), LoRA(rank=2, text_target_modules=("q_proj", "fc1")))
+    return train_textual_inversion(
+        networks(), {"text_encoder": np.ones((2, 8), np.float32)}, {"text_encoder": 20}
+    )
 
 
 @pytest.mark.parametrize("kind", ["unet", "encoders", "lora", "word"])
@@ -232,7 +239,7 @@ def test_one_batch_is_learnt_and_nothing_else_changes(kind):
     given = {**still.weights, "unet": unet}
     tuned = tuned_by(kind, given)
     still = still._replace(weights={name: given[name] for name in tuned.frozen})
-    learn = diffusion_learner(dataclasses.replace(OBJECTIVE, caption_dropout=0.0), tuned)
+    learn = diffusion_task(dataclasses.replace(OBJECTIVE, caption_dropout=0.0), tuned)
     rng = np.random.default_rng(0)
     ids = jnp.asarray([[18, 20, 21, 19, 19], [18, 21, 3, 20, 19]])
     image = jnp.asarray(np.tanh(rng.normal(size=(2, 8, 8, 3))), jnp.float32)
@@ -256,7 +263,7 @@ def test_one_batch_is_learnt_and_nothing_else_changes(kind):
         losses.append(float(value))
     assert losses[-1] < losses[0] * (0.999 if kind == "word" else 0.95)
 
-    before, after = (tuned.join(table, still.weights) for table in (begun, params))
+    before, after = (tuned.merge(table, still.weights) for table in (begun, params))
     changed = {
         f"{name}.{path}"
         for name, table in before.items()
@@ -343,9 +350,9 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
         pipeline=str(folder / "sd"), prior_data=prior, prior_loss_weight=0.25
     )
     config = TrainConfig(objective=objective, data=data, batch_size=8, steps=1)
-    begun = begin(objective)
-    texts = begun.texts(data.caption)
-    stream = with_prior(config, prior, objective.prior_loss_weight, texts)
+    begun = load_base_model(objective)
+    texts = begun.caption_tokenizer(data.caption)
+    stream = prior_preservation_batches(config, prior, objective.prior_loss_weight, texts)
     batch = next(stream)
     ids = texts([""])["ids"][0], CaptionTokenizer(tokenizers=texts.tokenizers)(["a star"])["ids"][0]
     assert not np.array_equal(batch["ids"][0], ids[1])
@@ -354,7 +361,7 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
     np.testing.assert_array_equal(batch["weight"], [2, 0.5] * 4)
     position = stream.get_state()
     following = next(stream)
-    other = with_prior(config, prior, objective.prior_loss_weight, texts)
+    other = prior_preservation_batches(config, prior, objective.prior_loss_weight, texts)
     other.set_state(position)
     again = next(other)
     for name, values in following.items():
@@ -364,15 +371,15 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
         each.close()
 
     with pytest.raises(InputError, match=r"batch_size: got 7, expected an even number"):
-        with_prior(dataclasses.replace(config, batch_size=7), prior, 1.0, texts)
+        prior_preservation_batches(dataclasses.replace(config, batch_size=7), prior, 1.0, texts)
     small = dataclasses.replace(prior, resolution=32)
     with pytest.raises(InputError, match=r"objective\.prior_data\.resolution: got 32, expected 16"):
-        with_prior(config, small, 1.0, texts)
+        prior_preservation_batches(config, small, 1.0, texts)
 
 
 def test_weights_of_pictures_weigh_their_losses():
-    params = {path: jnp.asarray(array) for path, array in unet_only(networks()).init(0)}
-    learn = diffusion_learner(OBJECTIVE, unet_only(networks()))
+    params = {path: jnp.asarray(array) for path, array in train_unet(networks()).init(0)}
+    learn = diffusion_task(OBJECTIVE, train_unet(networks()))
     rng = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(rng.uniform(-1, 1, (4, 8, 8, 3)), jnp.float32),

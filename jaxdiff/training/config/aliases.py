@@ -163,7 +163,7 @@ def accept_old_fields(section: str) -> Callable[[C], C]:
                 values[new] = values.pop(old)
             construct(self, **values)
 
-        cls.__init__ = init
+        cls.__init__ = init  # pyright: ignore[reportAttributeAccessIssue]
         return cls
 
     return decorate

@@ -1,7 +1,7 @@
-"""Which weights of a diffusion model are its parameters, and how the whole is made of them.
+"""The weights of a diffusion model, partitioned into trained parameters and frozen weights.
 
-Weights are tables by dotted path, one for each network. Parameters that are all of the UNet have
-its paths; all others begin with their network's name: `unet.`, `text_encoder.`.
+Weights are dicts by dotted path, one for each network. If the parameters are exactly the UNet's,
+they have its paths; otherwise paths start with the network's name: `unet.`, `text_encoder.`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,68 +23,68 @@ from jaxdiff.training.config import LoRA
 Networks = Mapping[str, nnx.Module]  # abstract: unet, vae and the text encoders
 Table = dict[str, Any]  # arrays, or their shapes, by path
 Tables = dict[str, Table]  # by network
-Initial = Iterator[tuple[str, NDArray]]
-Given = Callable[[], Tables]  # reads the weights that networks begin with, where they are needed
+InitialWeights = Iterator[tuple[str, NDArray]]
+LoadWeights = Callable[[], Tables]  # reads the initial weights of networks when they are needed
 
 
-class Tuned(NamedTuple):
-    """A model whose weights are partly parameters and partly frozen."""
+class ParameterPartition(NamedTuple):
+    """A model with trained parameters and frozen weights."""
 
     networks: Networks
-    frozen: tuple[str, ...]  # networks whose own weights are not parameters
+    frozen: tuple[str, ...]  # networks with weights that are not parameters
     shapes: Table  # of the parameters
-    init: Callable[[int], Initial]  # seed -> path and initial value of each parameter
+    init: Callable[[int], InitialWeights]  # seed -> path and initial value of each parameter
     # parameters, weights of the frozen networks -> weights of each network
-    join: Callable[[Table, Tables], Tables]
+    merge: Callable[[Table, Tables], Tables]
     rules: Rules = ANY
 
 
-def unet_only(networks: Networks, given: Given = dict) -> Tuned:
-    """All weights of the UNet are parameters; they begin as those `given`, or at random."""
+def train_unet(networks: Networks, pretrained: LoadWeights = dict) -> ParameterPartition:
+    """Train all weights of the UNet, from the `pretrained` ones or from random ones."""
     frozen = tuple(name for name in networks if name != "unet")
 
-    def join(params: Table, frozen: Tables) -> Tables:
+    def merge(params: Table, frozen: Tables) -> Tables:
         return {**frozen, "unet": params}
 
-    def init(seed: int) -> Initial:
-        yield from _begin(networks["unet"], given().get("unet"), seed)
+    def init(seed: int) -> InitialWeights:
+        yield from _initial_weights(networks["unet"], pretrained().get("unet"), seed)
 
-    return Tuned(networks, frozen, param_dict(networks["unet"]), init, join, UNET)
+    return ParameterPartition(networks, frozen, param_dict(networks["unet"]), init, merge, UNET)
 
 
-def with_encoders(networks: Networks, given: Given) -> Tuned:
-    """The weights of the UNet and the text encoders are parameters, those `given` begin so.
+def train_unet_and_text_encoders(networks: Networks, pretrained: LoadWeights) -> ParameterPartition:
+    """Train the UNet and the text encoders, from the `pretrained` weights where there are any.
 
-    All of them but what no condition depends on: weight decay alone would change it.
+    Except for weights without effect on the conditioning: only weight decay would change them.
     """
-    names, still = [name for name in networks if name != "vae"], _unheard(networks)
+    names, unused = [name for name in networks if name != "vae"], _unused_parameters(networks)
 
-    def heard(name: str, path: str) -> bool:
-        return not path.startswith(still.get(name, ()))
+    def is_used(name: str, path: str) -> bool:
+        return not path.startswith(unused.get(name, ()))
 
-    def init(seed: int) -> Initial:
-        tables = given()
+    def init(seed: int) -> InitialWeights:
+        tables = pretrained()
         for name in names:
-            for path, array in _begin(networks[name], tables.get(name), seed):
-                if heard(name, path):
+            for path, array in _initial_weights(networks[name], tables.get(name), seed):
+                if is_used(name, path):
                     yield f"{name}.{path}", array
 
-    def join(params: Table, frozen: Tables) -> Tables:
-        trained = divided(params)
-        rest = {name: {**frozen.get(name, {}), **table} for name, table in trained.items()}
-        return {**frozen, **rest}
+    def merge(params: Table, frozen: Tables) -> Tables:
+        trained = split_prefixes(params)
+        merged = {name: {**frozen.get(name, {}), **table} for name, table in trained.items()}
+        return {**frozen, **merged}
 
-    every = {name: param_dict(networks[name]) for name in names}
+    all_params = {name: param_dict(networks[name]) for name in names}
     shapes = {
-        name: {path: leaf for path, leaf in table.items() if heard(name, path)}
-        for name, table in every.items()
+        name: {path: leaf for path, leaf in table.items() if is_used(name, path)}
+        for name, table in all_params.items()
     }
-    kept = [name for name in names if shapes[name].keys() != every[name].keys()]
-    return Tuned(networks, ("vae", *kept), joined(shapes), init, join)
+    partly_frozen = [name for name in names if shapes[name].keys() != all_params[name].keys()]
+    return ParameterPartition(networks, ("vae", *partly_frozen), add_prefixes(shapes), init, merge)
 
 
-def _unheard(networks: Networks) -> dict[str, tuple[str, ...]]:
-    """How the paths begin of weights of text encoders that nothing depends on."""
+def _unused_parameters(networks: Networks) -> dict[str, tuple[str, ...]]:
+    """Prefixes of the paths of text encoder weights that nothing depends on."""
     pooled = cast(Any, networks["unet"]).config.addition_embed_type is not None
     names = [name for name in ENCODERS if name in networks]
     return {
@@ -95,78 +95,78 @@ def _unheard(networks: Networks) -> dict[str, tuple[str, ...]]:
     }
 
 
-def low_rank(networks: Networks, config: LoRA) -> Tuned:
-    """The factors of low-rank changes are parameters."""
+def train_lora(networks: Networks, config: LoRA) -> ParameterPartition:
+    """Train the factors of low-rank updates."""
     targets = {"unet": config.target_modules} | dict.fromkeys(ENCODERS, config.text_target_modules)
-    changed, still = dict(networks), _unheard(networks)
+    with_lora, unused = dict(networks), _unused_parameters(networks)
     for name in networks.keys() & targets:
         size = {"rank": config.rank, "scale": config.scale}
-        but = still.get(name, ())
-        changed[name] = inject_lora(networks[name], targets[name], exclude=but, **size)
-    touched = {name: net for name, net in changed.items() if targets.get(name)}
+        exclude = unused.get(name, ())
+        with_lora[name] = inject_lora(networks[name], targets[name], exclude=exclude, **size)
+    adapted = {name: net for name, net in with_lora.items() if targets.get(name)}
 
-    def init(seed: int) -> Initial:
-        for name, network in touched.items():
-            every = initial_weights(network, seed, only=is_lora_param)
-            yield from _prefixed(name, every)
+    def init(seed: int) -> InitialWeights:
+        for name, network in adapted.items():
+            factors = initial_weights(network, seed, only=is_lora_param)
+            yield from _add_prefix(name, factors)
 
-    def join(params: Table, frozen: Tables) -> Tables:
-        factors = divided(params)
+    def merge(params: Table, frozen: Tables) -> Tables:
+        factors = split_prefixes(params)
         return {name: {**table, **factors.get(name, {})} for name, table in frozen.items()}
 
-    shapes = joined(
+    shapes = add_prefixes(
         {
             name: {path: leaf for path, leaf in param_dict(network).items() if is_lora_param(path)}
-            for name, network in touched.items()
+            for name, network in adapted.items()
         }
     )
-    return Tuned(changed, tuple(networks), shapes, init, join)
+    return ParameterPartition(with_lora, tuple(networks), shapes, init, merge)
 
 
-def new_word(
-    networks: Networks, vectors: Mapping[str, Float[NDArray, "n _"]], first: Mapping[str, int]
-) -> Tuned:
-    """Vectors of a new word are parameters, for each text encoder; `first` is the id of the first.
+def train_textual_inversion(
+    networks: Networks, embeddings: Mapping[str, Float[NDArray, "n _"]], first_id: Mapping[str, int]
+) -> ParameterPartition:
+    """Train the `embeddings` of a new token for each text encoder, at ids from `first_id` on.
 
-    The word of several vectors is as many ids. Parameters are called `text_encoder.vectors`.
+    The parameters are called `text_encoder.vectors`.
     """
-    longer = dict(networks)
-    for name, rows in vectors.items():
+    extended = dict(networks)
+    for name, rows in embeddings.items():
         encoder = cast(CLIPTextModel, nnx.clone(networks[name]))
-        shape = (first[name] + len(rows), rows.shape[1])
+        shape = (first_id[name] + len(rows), rows.shape[1])
         encoder.text_model.embeddings.token_embedding.embedding = nnx.Param(
             jax.ShapeDtypeStruct(shape, jnp.float32)
         )
-        longer[name] = encoder
+        extended[name] = encoder
 
-    def init(seed: int) -> Initial:
-        del seed  # nothing is drawn
-        for name, rows in vectors.items():
+    def init(seed: int) -> InitialWeights:
+        del seed  # nothing is random
+        for name, rows in embeddings.items():
             yield f"{name}.vectors", np.asarray(rows, np.float32)
 
-    def join(params: Table, frozen: Tables) -> Tables:
+    def merge(params: Table, frozen: Tables) -> Tables:
         tables = dict(frozen)
-        for name in vectors:
-            table, added = frozen[name][TOKEN_EMBEDDING], params[f"{name}.vectors"]
+        for name in embeddings:
+            table, new_rows = frozen[name][TOKEN_EMBEDDING], params[f"{name}.vectors"]
             tables[name] = {
                 **frozen[name],
-                TOKEN_EMBEDDING: extend_token_embedding(table, first[name], added),
+                TOKEN_EMBEDDING: extend_token_embedding(table, first_id[name], new_rows),
             }
         return tables
 
     shapes = {
         f"{name}.vectors": jax.ShapeDtypeStruct(rows.shape, jnp.float32)
-        for name, rows in vectors.items()
+        for name, rows in embeddings.items()
     }
-    return Tuned(longer, tuple(networks), shapes, init, join)
+    return ParameterPartition(extended, tuple(networks), shapes, init, merge)
 
 
-def joined(tables: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Tables by network as one, whose paths begin with the network's name."""
+def add_prefixes(tables: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Dicts by network as one dict, whose paths start with the network's name."""
     return {f"{name}.{path}": leaf for name, t in tables.items() for path, leaf in t.items()}
 
 
-def divided(params: Mapping[str, Any]) -> Tables:
+def split_prefixes(params: Mapping[str, Any]) -> Tables:
     """The inverse of `joined`."""
     tables: Tables = {}
     for path, leaf in params.items():
@@ -175,14 +175,16 @@ def divided(params: Mapping[str, Any]) -> Tables:
     return tables
 
 
-def _begin(network: nnx.Module, given: Mapping[str, Any] | None, seed: int) -> Initial:
-    if given is None:
+def _initial_weights(
+    network: nnx.Module, pretrained: Mapping[str, Any] | None, seed: int
+) -> InitialWeights:
+    if pretrained is None:
         yield from initial_weights(network, seed)
     else:
-        for path, array in given.items():
+        for path, array in pretrained.items():
             yield path, np.asarray(array, np.float32)
 
 
-def _prefixed(name: str, values: Iterable[tuple[str, NDArray]]) -> Initial:
+def _add_prefix(name: str, values: Iterable[tuple[str, NDArray]]) -> InitialWeights:
     for path, array in values:
         yield f"{name}.{path}", array
