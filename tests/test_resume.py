@@ -145,7 +145,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     run.until_training()
     code, said = run.end(signal.SIGTERM)
     assert code == 0, said
-    assert "the same command goes on from there" in said
+    assert "the same command resumes from there" in said
     stopped = max(int(path.name) for path in run.workdir.glob("checkpoints/[0-9]*"))
     assert f"stopped after step {stopped};" in said
 
@@ -155,7 +155,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     code, said = Run(tmp_path, "cut", warnings="default").end()
     assert code == 0, said
     assert f"warning: checkpoint {stopped} cannot be read (" in said
-    assert "going on after step" in said
+    assert "resuming after step" in said
 
     whole, cut = arrays(tmp_path / "whole"), arrays(tmp_path / "cut")
     assert whole.keys() == cut.keys()

@@ -1,4 +1,4 @@
-"""What a diffusion training begins with: a whole pipeline, or a VAE and a text encoder."""
+"""The model that a diffusion training starts from: a pipeline, or a VAE and a text encoder."""
 
 import dataclasses
 import pathlib
@@ -32,14 +32,14 @@ from jaxdiff.training.objectives.diffusion import TOKEN_ID_COLUMNS
 
 
 class BaseModel(NamedTuple):
-    """A model before its training. Weights are on the host, in the dtypes that they are stored in.
+    """A model before its training. Weights are on the host, in their stored dtypes.
 
-    There is no UNet where one begins at random.
+    There is no UNet if it is initialised at random.
     """
 
-    objective: DiffusionObjective  # with all that a pipeline says filled in
+    objective: DiffusionObjective  # with the fields that a pipeline provides
     pipeline: PipelineComponents
-    reload: Callable[[], PipelineComponents]  # the same again
+    reload: Callable[[], PipelineComponents]  # reads it again
     digests: Mapping[str, str]  # of the weights of each component
 
     @property
@@ -56,12 +56,12 @@ class BaseModel(NamedTuple):
 
     @property
     def zero_uncond(self) -> bool:
-        """Whether the null caption is zeros and not the empty text, as pictures are drawn."""
+        """Whether the null caption is encoded as zeros, as in the pipeline."""
         zeros = bool(self.pipeline.options.get("force_zeros_for_empty_prompt", True))
         return zeros and self.objective.model.addition_embed_type is not None
 
     def abstract_networks(self, dtype: Dtype) -> dict[str, Any]:
-        """All networks, abstract, computing in `dtype`."""
+        """All networks as shapes, with the compute dtype `dtype`."""
         objective = self.objective
         unet = abstract(UNet2DConditionModel, objective.model, dtype=dtype, remat=objective.remat)
         texts = {
@@ -79,7 +79,7 @@ class BaseModel(NamedTuple):
         return {path: np.asarray(array) for path, array in table.items()}
 
     def caption_tokenizer(self, caption: str | None = None) -> CaptionTokenizer:
-        """How the text encoders read captions."""
+        """The tokenizers of all text encoders."""
         files = self.pipeline.tokenizers
         tokenizers = {
             TOKEN_ID_COLUMNS[name]: tokenizer_of(files[TOKENIZERS[name]])
@@ -91,8 +91,7 @@ class BaseModel(NamedTuple):
 def load_base_model(objective: DiffusionObjective, *, resumed: bool = False) -> BaseModel:
     """The model that `objective` names; InputError for one that cannot be trained.
 
-    Where training is `resumed` a UNet that was given, all of whose weights are trained, is not
-    asked for again.
+    If training is `resumed`, a UNet whose weights are all trained is not read again.
     """
     if objective.pipeline is None:
         base = _from_components(objective, resumed and isinstance(objective.trainable, Full))
@@ -155,7 +154,7 @@ def _from_components(objective: DiffusionObjective, skip_unet: bool) -> BaseMode
 
 
 def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
-    """The scheduler_config.json that samples as the grids were sampled."""
+    """The scheduler_config.json with which a pipeline samples as the sample grids do."""
     return objective.schedule.to_config() | {
         "_class_name": "DDIMScheduler",
         "prediction_type": objective.prediction_type,
@@ -167,7 +166,7 @@ def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
 
 
 def _check_weights(objective: DiffusionObjective, unet: Component) -> None:
-    """InputError unless the UNet that is given is the objective's."""
+    """InputError unless the UNet's weights fit objective.model."""
     shapes = param_dict(abstract(UNet2DConditionModel, objective.model))
     stored = param_dict(unet.module)
     for path in sorted(stored.keys() | shapes):
@@ -180,11 +179,11 @@ def _check_weights(objective: DiffusionObjective, unet: Component) -> None:
 
 
 def _check(base: BaseModel) -> None:
-    """InputError for networks that do not go together, or are told what no batch has."""
+    """InputError for networks that do not fit together, or need inputs that no data have."""
     objective, encoders = base.objective, base.text_encoders
     if objective.model.time_cond_proj_dim is not None:
         raise InputError(
-            "objective.pipeline: got a UNet that was taught guidance, expected one that was not"
+            "objective.pipeline: got a guidance-distilled UNet, expected one that is not"
         )
     time_ids = num_time_ids(objective.model, list(encoders.values()))
     if time_ids not in (None, NUM_TIME_IDS):

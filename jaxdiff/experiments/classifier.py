@@ -1,4 +1,4 @@
-"""Training the classifier of noisy latents: scenes through a frozen VAE."""
+"""Training the classifier of noisy latents, on scenes and a frozen VAE."""
 
 import pathlib
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ EVAL_TIMESTEP_FRACTIONS = (
     0.5,
     0.75,
     0.95,
-)  # of the schedule: the noise levels that are measured
+)  # timesteps of the evaluation
 
 
 def _check(objective: ClassifierObjective, vae: AutoencoderKL, pixels: int) -> None:
@@ -56,7 +56,7 @@ def _check(objective: ClassifierObjective, vae: AutoencoderKL, pixels: int) -> N
 
 
 def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
-    """No pictures: the measures are shares of right answers on validation pictures by level."""
+    """Evaluation: accuracy on the validation split, by group and timestep. No sample grids."""
     objective = cast(ClassifierObjective, config.objective)
     folder = pathlib.Path(objective.vae)
     vae = cast(AutoencoderKL, read_component(folder, dtype=dtype).module)

@@ -1,4 +1,4 @@
-"""Training the text encoder: captions against pictures."""
+"""Training CLIP, whose text encoder conditions diffusion models."""
 
 import dataclasses
 import functools
@@ -42,11 +42,11 @@ from jaxdiff.training.objectives.clip import (
     split_heads,
 )
 
-NUM_TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer learns from
+NUM_TOKENIZER_CAPTIONS = 20_000  # training set of the tokenizer
 
 
 def workdir_tokenizer(config: TrainConfig, workdir: pathlib.Path) -> Any:
-    """The tokenizer of a training that goes on, or one learnt from training captions."""
+    """The tokenizer of the workdir, or one trained on captions if there is no checkpoint."""
     folder = workdir / "tokenizer"
     complete = (folder / "special_tokens_map.json").exists()  # the last file to be written
     if not (complete and has_checkpoint(workdir / CHECKPOINTS)):
@@ -71,18 +71,18 @@ def with_vocabulary(objective: CLIPObjective, tokenizer: Any) -> CLIPObjective:
 
 
 def _check_side(config: TrainConfig) -> None:
-    """InputError unless the pictures are the squares that the vision encoder takes."""
+    """InputError unless images have the size of the vision encoder."""
     data, side = config.data, cast(CLIPObjective, config.objective).vision.image_size
     given = scene_side(data) if data.kind == "scenes" else data.resolution
     if given != side or data.max_aspect_ratio > 1:
         raise InputError(
-            f"objective.vision.image_size: got {side} for pictures of {given} with sides up to "
+            f"objective.vision.image_size: got {side} for images of {given} with sides up to "
             f"{data.max_aspect_ratio:g}, expected squares of one size for both"
         )
 
 
 def attribute_heads(config: TrainConfig) -> AttributeHeads | None:
-    """What attribute heads read, where there are any; InputError unless the data are scenes."""
+    """The attribute heads, if there are any; InputError unless the data are scenes."""
     objective = cast(CLIPObjective, config.objective)
     if not objective.has_attribute_heads:
         return None
@@ -95,7 +95,7 @@ def attribute_heads(config: TrainConfig) -> AttributeHeads | None:
 
 
 def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
-    """No pictures: the measure is how often a validation picture finds its caption."""
+    """Evaluation: retrieval accuracy on the validation split. No sample grids."""
     check_data_kind(config)
     _check_side(config)
     tokenizer = workdir_tokenizer(config, workdir)
@@ -126,7 +126,7 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
         module = with_params(abstract(CLIPTextModel, objective.text), text)
         write_component(folder / "text_encoder", Component(module=module))
         write_component(folder / "clip", Component(module=with_params(template, params)))
-        half = [0.5] * objective.vision.num_channels  # pictures are in [-1, 1]
+        half = [0.5] * objective.vision.num_channels  # images are in [-1, 1]
         write_object(folder / "clip" / PREPROCESSOR, {"image_mean": half, "image_std": half})
         save_tokenizer(tokenizer, folder / "tokenizer")
 

@@ -1,4 +1,4 @@
-"""Stored pictures and latents as a DataConfig asks for them."""
+"""Data sets of stored images and latents, from a DataConfig."""
 
 import contextlib
 import hashlib
@@ -28,21 +28,21 @@ from jaxdiff.training.config import DataConfig
 
 Items = Int[NDArray, "_"]
 Groups = list[tuple[Size, Items]]
-VALIDATION_BLOCKS = 8  # in which items are held out that are stored in runs
+VALIDATION_BLOCKS = 8  # blocks of the validation split, for data stored in blocks
 
 
 class Dataset(NamedTuple):
-    """Data that is opened: samples in the order of training, and those that are held out."""
+    """An open data set: training samples in their order, and the validation split."""
 
     training: MapDataset
     validation: MapDataset
-    validation_size: int  # items that are held out, a whole validation batch
-    skipped: BadSampleCounter  # counts of `training`
+    validation_size: int  # items of the validation split, which is one batch
+    skipped: BadSampleCounter  # bad samples of `training`
     fingerprint: str
 
 
 def cache_folder(config: DataConfig) -> pathlib.Path:
-    """Where indices and sizes are kept."""
+    """The folder of indices and image sizes."""
     if config.cache_dir is not None:
         return pathlib.Path(config.cache_dir)
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -52,7 +52,7 @@ def cache_folder(config: DataConfig) -> pathlib.Path:
 def open_image_source(
     config: DataConfig, skipped: BadSampleCounter, *, captions: bool
 ) -> PictureSource:
-    """The source of a kind in PICTURES."""
+    """The source of images of a kind in IMAGE_KINDS."""
     path = str(config.path)
     if (pathlib.Path(path) / DESCRIPTION).is_file():
         raise InputError(f"data.kind: got {config.kind} for {path}, expected latents")
@@ -74,9 +74,9 @@ def open_image_source(
 def bucket_items(
     config: DataConfig, source: PictureSource, min_bucket_size: int
 ) -> tuple[Groups, str]:
-    """The items of each bucket, at least `smallest`, and a fingerprint of that division.
+    """The items of each bucket, at least `min_bucket_size`, and a fingerprint of the buckets.
 
-    Without buckets no picture's size is asked for.
+    For a single bucket no image sizes are read.
     """
     side = config.resolution or 0
     sizes = bucket_sizes(
@@ -91,7 +91,7 @@ def bucket_items(
 
 
 def open_dataset(config: DataConfig, batch_size: int, *, captions: bool = True) -> Dataset:
-    """Everything but scenes. Without `captions` pictures need none."""
+    """The data set of stored data. Without `captions` images need none."""
     skipped = BadSampleCounter(config.max_bad_fraction)
     if config.kind == "latents":
         latents = LatentSource(str(config.path))
@@ -130,7 +130,7 @@ def open_dataset(config: DataConfig, batch_size: int, *, captions: bool = True) 
 
 
 def dataset_captions(config: DataConfig) -> Iterator[str]:
-    """The captions of pictures in the order of the source, those that are held out among them."""
+    """All captions in the order of the source, including the validation split."""
     source = open_image_source(config, BadSampleCounter(config.max_bad_fraction), captions=True)
     for index in range(len(source)):
         with contextlib.suppress(BadSampleError):
@@ -140,11 +140,11 @@ def dataset_captions(config: DataConfig) -> Iterator[str]:
 def _split_validation(
     items: list[Items], size: int, blocks: int | None
 ) -> tuple[list[Items], list[Items]]:
-    """What of each group is trained on, and held out: of the size that most pictures have."""
+    """Each bucket's training and validation items; the latter are from the largest bucket."""
     largest = int(np.argmax([len(group) for group in items]))
     indices = validation_indices(len(items[largest]), size, blocks)
     training = [np.delete(g, indices) if i == largest else g for i, g in enumerate(items)]
-    # Too few to spare any: then those that are trained on are validated too.
+    # With too few items, validate on training items.
     validation = items[largest][indices] if len(indices) else items[largest][:size]
     return training, [validation if i == largest else validation[:0] for i in range(len(items))]
 
@@ -152,7 +152,7 @@ def _split_validation(
 def _training_sampler(
     items: list[Items], batch_size: int, seed: int, blocks: BlockSource | None
 ) -> IndexSampler:
-    """The order of training; of a source with runs along these, as many as it holds at once."""
+    """The sampling order; block by block for a source with blocks."""
     if blocks is None:
         return IndexSampler(items, batch_size=batch_size, seed=seed)
     max_lanes = max(1, blocks.max_open_blocks // len(items))

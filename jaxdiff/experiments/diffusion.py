@@ -1,4 +1,4 @@
-"""Training a diffusion model: its UNet, all of its text side too, or small additions to it."""
+"""Training a diffusion model: UNet, text encoders, LoRA or textual inversion."""
 
 import dataclasses
 import pathlib
@@ -57,7 +57,7 @@ from jaxdiff.training.objectives.trainable import ParameterPartition
 
 
 def _image_size(data: DataConfig, info: LatentCacheInfo | None) -> int:
-    """Side of the (square) pictures in pixels."""
+    """Side of the (square) images in pixels."""
     if data.kind == "scenes":
         return scene_side(data)
     return (data.resolution or 0) if info is None else info.resolution
@@ -66,7 +66,7 @@ def _image_size(data: DataConfig, info: LatentCacheInfo | None) -> int:
 def _check_caches(
     config: TrainConfig, base: BaseModel, partition: ParameterPartition
 ) -> LatentCacheInfo | None:
-    """What is cached of the data; InputError unless as much is of the prior's."""
+    """The latent cache of the data; InputError unless prior_data are cached in the same way."""
     info, prior = check_latent_cache(config.data, base, partition), base.objective.prior_data
     if prior is not None:
         other = check_latent_cache(prior, base, partition, field="objective.prior_data")
@@ -83,9 +83,9 @@ def _check_caches(
 
 
 def _check_size(config: TrainConfig, base: BaseModel, side: int) -> None:
-    """InputError unless the UNet is for the latents that the VAE makes of pictures of `side`.
+    """InputError unless the UNet fits the latents of images of `side` pixels.
 
-    That of a pipeline may be trained at another size than before.
+    The UNet of a pipeline may be trained at another size than before.
     """
     model, vae = base.objective.model, base.vae
     if config.data.kind == "scenes":
@@ -136,7 +136,7 @@ def _sampler(objective: DiffusionObjective, model: LatentDiffusion) -> Callable[
 
 
 def _prompts(config: TrainConfig, caption_tokenizer: CaptionTokenizer) -> list[str]:
-    """What the pictures of the grids are of; InputError if none has the word that is learnt."""
+    """The prompts of the sample grids; InputError if none has the placeholder token."""
     scenes = config.data.kind == "scenes"
     prompts = grid_prompts() if scenes else validation_captions(config, GRID_SIZE)
     for token in caption_tokenizer.placeholder_tokens:
@@ -149,7 +149,7 @@ def _prompts(config: TrainConfig, caption_tokenizer: CaptionTokenizer) -> list[s
 
 
 def _sampling_arrays(base: BaseModel, side: int, count: int) -> dict[str, NDArray]:
-    """What `count` pictures begin with, and what the UNet is told of their sizes."""
+    """Initial noise and size conditioning of `count` images."""
     vae = base.vae.config
     noise = grid_noise(side // vae.downscale, vae.latent_channels, count)
     sizes = np.tile(np.array([[side, side, 0, 0, side, side]], np.float32), (count, 1))
@@ -157,7 +157,7 @@ def _sampling_arrays(base: BaseModel, side: int, count: int) -> dict[str, NDArra
 
 
 def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
-    """Grids are pictures of fixed prompts; the measure is the loss on validation pictures."""
+    """Sample grids of fixed prompts; evaluation: the validation loss, and see `make_evaluation`."""
     check_data_kind(config)
     resumed = has_checkpoint(workdir / CHECKPOINTS)
     base = load_base_model(cast(DiffusionObjective, config.objective), resumed=resumed)
@@ -212,7 +212,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
 def _frozen_in_steps(
     config: TrainConfig, partition: ParameterPartition, frozen: Frozen, info: LatentCacheInfo | None
 ) -> Frozen:
-    """What a step reads of all that pictures are drawn with, where latents are cached."""
+    """The frozen weights that a step reads; with cached latents fewer than sampling does."""
     if info is None:
         return frozen
     names = frozen_networks_used(
@@ -227,13 +227,13 @@ def _frozen_in_steps(
 
 
 def base_model_identity(config: TrainConfig, base: BaseModel) -> dict[str, Any]:
-    """What of the model that a training began with must not change on the way."""
+    """The resume identity of the base model."""
     identity: dict[str, Any] = {
         f"weights of {name}": digest for name, digest in base.digests.items()
     }
     objective = cast(DiffusionObjective, config.objective)
     if objective.pipeline is None:
-        if isinstance(objective.trainable, Full):  # a checkpoint's take their place
+        if isinstance(objective.trainable, Full):  # the checkpoint's replace them
             identity.pop("weights of unet", None)
         return identity
     values = {name: getattr(base.objective, name) for name in ("model", "schedule")}

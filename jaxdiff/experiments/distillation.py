@@ -1,4 +1,4 @@
-"""Teaching the UNet of a pipeline to take the guidance scale as an input."""
+"""Guidance distillation: the UNet of a pipeline gets the guidance scale as an input."""
 
 import dataclasses
 import pathlib
@@ -44,7 +44,7 @@ from jaxdiff.training.objectives.distillation import Frozen, distillation_task, 
 
 
 def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
-    """Grids are pictures of fixed prompts, drawn without a null stream."""
+    """Sample grids of fixed prompts, generated without a null stream."""
     objective = cast(DistillationObjective, config.objective)
     folder = pathlib.Path(objective.teacher)
     pipeline = read_pipeline(folder, dtype)

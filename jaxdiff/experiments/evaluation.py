@@ -1,4 +1,4 @@
-"""What a diffusion training measures of pictures that it draws, beside its loss."""
+"""Metrics of images that a diffusion training generates."""
 
 import functools
 import itertools
@@ -31,8 +31,8 @@ from jaxdiff.scenes.report import judged, renders, some, standard_prompts, summa
 from jaxdiff.scenes.source import Prompt
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 
-DEFAULT_EVAL_IMAGES = 64  # pictures, where the config does not say
-# captions -> what pictures of them are drawn from, and that -> pictures in [-1, 1]
+DEFAULT_EVAL_IMAGES = 64  # if the config has None
+# captions -> inputs of the sampler, and inputs -> images in [-1, 1]
 MakeSamplingInputs = Callable[[Sequence[str]], Mapping[str, NDArray]]
 Generate = Callable[[Mapping[str, Array]], Array]
 Evaluation = Callable[[Generate], Mapping[str, float]]
@@ -45,15 +45,15 @@ def make_evaluation(
     vae: AutoencoderKL,
     validation: Mapping[str, NDArray],
 ) -> Evaluation:
-    """Metrics of `objective.num_eval_images` generated images by name; none for 0.
+    """Metrics of `objective.num_eval_images` generated images by name; none for 0 images.
 
-    Of scenes, the shares of right answers (`scenes.report`) over standard prompts, none of
-    which was trained on, and `fid` from what all of these prompts look like. Of other pictures,
-    `fid` from those of the `held_out` batch, drawn for their captions, where there is a CLIP.
+    For scenes: accuracies over standard prompts, none of which was trained on (`scenes.report`),
+    and `fid` against renderings of all of these prompts. For other data with a CLIP: `fid` against
+    the images of the `validation` batch, generated for their captions.
 
-    `fid` is `frechet_distance` in CLIP's space of pictures. It is too large by what few pictures
-    make it, the same amount at each step: it tells whether this training gets on, and compares with
-    others of as many pictures and the same CLIP.
+    `fid` is the `frechet_distance` of CLIP image embeddings. With few images it is too large, by
+    about the same amount at each step: compare it within a training, or with trainings that have
+    the same number of images and the same CLIP.
     """
     objective = cast(DiffusionObjective, config.objective)
     scenes = config.data.kind == "scenes"
@@ -65,7 +65,7 @@ def make_evaluation(
     inputs = make_inputs(texts)
     embed = None if folder is None else _clip_embedding(folder)
 
-    @functools.cache  # not before something is drawn
+    @functools.cache  # only once images are generated
     def reference() -> Moments:
         real = (
             _rendered_prompts(scene_side(config.data))
@@ -85,7 +85,7 @@ def make_evaluation(
 
 
 def _num_images(config: TrainConfig, scenes: bool) -> int:
-    """How many pictures are drawn; InputError if some are wanted and never are or for nothing."""
+    """How many images to generate; InputError if they would never be generated or evaluated."""
     objective = cast(DiffusionObjective, config.objective)
     wanted, measurable = (
         objective.num_eval_images,
@@ -108,7 +108,7 @@ def _num_images(config: TrainConfig, scenes: bool) -> int:
 
 
 def _clip_model(objective: DiffusionObjective, scenes: bool) -> pathlib.Path | None:
-    """The folder of the CLIP that measures: the named one, the text encoder's, of scenes ours."""
+    """The folder of the CLIP for FID: eval_clip, that of the text encoder, or the embedded one."""
     if objective.eval_clip is not None:
         return clip_folder(pathlib.Path(objective.eval_clip))
     own = pathlib.Path(str(objective.text_encoder)) / CLIP
@@ -120,7 +120,7 @@ def _clip_model(objective: DiffusionObjective, scenes: bool) -> pathlib.Path | N
 def _scene_metrics(
     prompts: Sequence[Prompt], images: Float[NDArray, "n s s 3"]
 ) -> dict[str, float]:
-    """Shares of right answers: of pictures with everything right, and by what is asked."""
+    """Accuracies by attribute, and the fraction of images with everything right."""
     scores = judged(prompts, to_bytes(images))
     shares = {name: share.value for name, share in summarise(prompts, scores).items()}
     shares["all right"] = float(np.mean([s.all_right for s in scores]))
@@ -128,14 +128,14 @@ def _scene_metrics(
 
 
 def _rendered_prompts(side: int) -> Float[NDArray, "n s s 3"]:
-    """What the standard prompts look like, `side` pixels wide."""
+    """Renderings of the standard prompts, `side` pixels wide."""
     prompts = standard_prompts()
     texts = [p.text for p in prompts]
     return normalize_images(renders(prompts, side)(texts, list(range(len(texts)))))
 
 
 def _clip_embedding(folder: pathlib.Path) -> Embed:
-    """What CLIP makes of pictures in [-1, 1]: vectors before they are brought to length 1."""
+    """CLIP image embeddings of images in [-1, 1], not normalised."""
     module, image_processor = read_vision(folder, dtype=jnp.float32)
     table = param_dict(module)
 
@@ -149,10 +149,10 @@ def _clip_embedding(folder: pathlib.Path) -> Embed:
 def _decoded_images(
     vae: AutoencoderKL, validation: Mapping[str, NDArray]
 ) -> Float[NDArray, "n h w 3"]:
-    """The held-out pictures, of latents as the VAE decodes them."""
+    """The images of the validation batch; latents are decoded by the VAE."""
     if "image" in validation:
         return validation["image"]
-    # They were read to lie beside the pipeline's others, and not where pictures are.
+    # The weights were read onto the host.
     sharding = replicated(data_mesh())
     table = {path: device_put_global(array, sharding) for path, array in param_dict(vae).items()}
     decode = jax.jit(lambda params, z: with_params(vae, params).decode(z))
@@ -160,7 +160,7 @@ def _decoded_images(
 
 
 def _in_batches(function: Generate, arrays: Mapping[str, NDArray]) -> NDArray:
-    """`function` of all rows, SHOWN at a time: what draws the grids draws these too."""
+    """`function` of all rows, GRID_SIZE at a time, so that the sampler compiles once."""
     n = len(next(iter(arrays.values())))
     rows = np.arange(-(-n // GRID_SIZE) * GRID_SIZE) % n
     parts = []
@@ -172,5 +172,5 @@ def _in_batches(function: Generate, arrays: Mapping[str, NDArray]) -> NDArray:
 
 
 def to_bytes(images: Float[NDArray, "n h w 3"]) -> UInt8[NDArray, "n h w 3"]:
-    """Pictures in [-1, 1], and what lies beyond, as bytes."""
+    """Images in [-1, 1] as bytes; values beyond are clipped."""
     return np.round((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8)

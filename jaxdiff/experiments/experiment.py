@@ -1,4 +1,4 @@
-"""What a training reads, shows and leaves behind, whatever its objective."""
+"""What all kinds of training share: batches, validation split, sample grids."""
 
 import itertools
 import pathlib
@@ -32,33 +32,33 @@ from jaxdiff.training.config import (
 )
 from jaxdiff.training.objectives import HostParams, Params, TrainingTask
 
-CHECKPOINTS, EMA_SNAPSHOTS = "checkpoints", "averages"  # their folders in a workdir
-# The kinds of data that an objective can learn from; others only from scenes.
+CHECKPOINTS, EMA_SNAPSHOTS = "checkpoints", "averages"  # folders in a workdir
+# The kinds of data that an objective trains on; other objectives only on scenes.
 OBJECTIVE_DATA_KINDS: dict[type, tuple[str, ...]] = {
     VAEObjective: ("scenes", *IMAGE_KINDS),
     CLIPObjective: ("scenes", *IMAGE_KINDS),
     DistillationObjective: ("scenes", *IMAGE_KINDS),
     DiffusionObjective: ("scenes", *IMAGE_KINDS, "latents"),
 }
-GRID_SIZE = 16  # pictures in a sample grid
-VALIDATION_BATCH = 256  # validation pictures behind a number in the log
+GRID_SIZE = 16  # images in a sample grid
+VALIDATION_BATCH = 256  # images behind a validation metric
 
 Transform = Callable[[Sequence[Item]], Batch]
 
 
 class Experiment(NamedTuple):
-    """One objective wired up. `sample` and `export` are given EMA weights."""
+    """A training task with its data, evaluation and export; the latter two get EMA weights."""
 
     task: TrainingTask
-    frozen: PyTree  # the weights that the loss reads and nothing changes
+    frozen: PyTree  # weights that the loss reads and no update changes
     batches: "Stream"
-    sample: Callable[[int, Params], Mapping[str, float]]  # writes a grid, returns measures
+    sample: Callable[[int, Params], Mapping[str, float]]  # writes a sample grid, returns metrics
     export: Callable[[HostParams, pathlib.Path], None]  # writes into this folder
-    identity: Mapping[str, str] = {}  # fingerprints of what must not change on the way
+    identity: Mapping[str, str] = {}  # added to the resume identity
 
 
 class BatchStream:
-    """Batches for training, what of the data could not be used, and which data it is."""
+    """Training batches, with counts of bad samples and a fingerprint of the data."""
 
     def __init__(
         self, iterator: Any, skipped: BadSampleCounter, identity: Mapping[str, str]
@@ -69,11 +69,11 @@ class BatchStream:
         return next(self._iterator)
 
     def get_state(self) -> Any:
-        """The position as JSON values, the same for any number of processes."""
+        """The state as JSON values, the same for any number of processes."""
         return self._iterator.get_state()
 
     def set_state(self, state: Any) -> None:
-        """Go on from a position that `get_state` gave."""
+        """Continue from a state that `get_state` returned."""
         self._iterator.set_state(state)
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class BatchStream:
         self._iterator.close()
 
     def counts(self) -> dict[str, float]:
-        """For the log: items that this process has skipped since it was started, by reason."""
+        """For the log: samples that this process has skipped since it started, by reason."""
         counts = self._skipped.counts()
         return {f"skipped_{name.replace(' ', '_')}": float(n) for name, n in counts.items()}
 
@@ -95,7 +95,7 @@ def training_batches(
 ) -> BatchStream:
     """This process's share of the endless training batches; the options are those of `batches`.
 
-    With `process_count` 1 it is everything, whatever the other processes do.
+    With `process_count` 1 it is the whole batch.
     """
     count = jax.process_count() if process_count is None else process_count
     data = config.data
@@ -121,7 +121,7 @@ def training_batches(
 
 
 def scene_source(data: DataConfig, split: str = "train") -> SceneSource:
-    """The scenes of a split as `data` asks for them."""
+    """The source of scenes for `data`."""
     side = scene_side(data)
     return SceneSource(seed=data.seed, split=split, variations=data.variations, size=side)
 
@@ -137,12 +137,12 @@ def scene_side(data: DataConfig, multiple: int = 1) -> int:
 
 
 def _reads_captions(data: DataConfig, tokenizer: Any) -> bool:
-    """Whether the pictures' own captions are read."""
+    """Whether the data's own captions are read."""
     return tokenizer is not None and data.caption is None
 
 
 def check_data_kind(config: TrainConfig) -> None:
-    """InputError unless the objective can learn from that kind of data."""
+    """InputError unless the objective can train on this kind of data."""
     kinds = OBJECTIVE_DATA_KINDS.get(type(config.objective), ("scenes",))
     name = type(config.objective).__name__
     if config.data.kind not in kinds:
@@ -154,7 +154,7 @@ def check_data_kind(config: TrainConfig) -> None:
 
 
 def _check_same_data(fingerprint: str) -> None:
-    """InputError if another process sees other data than the first one does."""
+    """InputError if this process has other data than the first one."""
     mine = np.frombuffer(bytes.fromhex(fingerprint), np.uint8)
     first = np.asarray(multihost_utils.broadcast_one_to_all(mine))
     if not np.array_equal(mine, first):
@@ -194,16 +194,16 @@ def training_captions(config: TrainConfig) -> Iterator[str]:
 
 
 def validation_captions(config: TrainConfig, count: int) -> list[str]:
-    """`count` captions of the stored items that are held out, over again where they are fewer."""
+    """`count` captions of the validation split, repeated if it has fewer."""
     captions = config.data.caption is None
     stored = open_dataset(config.data, config.batch_size, captions=captions)
     return [stored.validation[i % stored.validation_size]["caption"] for i in range(count)]
 
 
 def shard_or_replicate(batch: Mapping[str, NDArray]) -> dict[str, Array]:
-    """`batch` shared out over all devices if they divide it, so that each computes its part only.
+    """`batch` sharded over all devices if they divide it, else replicated.
 
-    A batch that they do not divide goes whole to each of them. All processes have the same one.
+    All processes have the same batch.
     """
     mesh = data_mesh()
     divisible = all(len(array) % mesh.size == 0 for array in batch.values())
@@ -212,7 +212,7 @@ def shard_or_replicate(batch: Mapping[str, NDArray]) -> dict[str, Array]:
 
 
 def image_grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
-    """Pictures in [-1, 1] row by row, as one picture."""
+    """Images in [-1, 1] row by row, as one image."""
     n, h, w, c = images.shape
     rows = -(-n // columns)
     canvas = np.ones((rows * columns, h, w, c), np.float32)
@@ -223,12 +223,12 @@ def image_grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
 
 
 def sample_grid_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """The file with the samples of `step`."""
+    """The file of the sample grid of `step`."""
     return workdir / "samples" / f"step_{step:06d}.png"
 
 
 def save_sample_grid(workdir: pathlib.Path, step: int, image: Image.Image) -> None:
-    """Write the samples of `step`, whole or not at all; of several processes the first does."""
+    """Write the sample grid of `step` atomically, in the first process."""
     if not is_first():
         return
     path = sample_grid_path(workdir, step)

@@ -1,4 +1,4 @@
-"""Whether what is cached is of the networks that a diffusion training has."""
+"""Whether a latent cache was made with the networks of a diffusion training."""
 
 import pathlib
 
@@ -15,9 +15,9 @@ from jaxdiff.training.objectives.trainable import ParameterPartition
 def check_latent_cache(
     data: DataConfig, base: BaseModel, partition: ParameterPartition, *, field: str = "data"
 ) -> LatentCacheInfo | None:
-    """What is cached of the data in the config's `field`; None where that is pictures.
+    """The cache in the config's `field`; None if the data are images.
 
-    InputError if other networks have made it, or the training changes one that has.
+    InputError if it was made with other networks, or the training changes them.
     """
     if data.kind != "latents":
         return None
@@ -35,7 +35,7 @@ def check_latent_cache(
 
 
 def _check_text_is_frozen(data: DataConfig, partition: ParameterPartition, field: str) -> None:
-    """InputError if other things will be said, or of other captions, than are stored."""
+    """InputError if the training changes text encoders or captions."""
     prefixes = tuple(f"{name}." for name in ENCODERS)
     if any(path.startswith(prefixes) for path in partition.shapes):
         raise InputError(
@@ -51,7 +51,7 @@ def _check_text_is_frozen(data: DataConfig, partition: ParameterPartition, field
 
 
 def _check_text_encoders(info: LatentCacheInfo, base: BaseModel, got: str) -> None:
-    """InputError unless the captions were read as the training's encoders would."""
+    """InputError unless captions were encoded with the training's text encoders."""
     objective, names = base.objective, list(base.text_encoders)
     files = [base.pipeline.tokenizers[TOKENIZERS[name]] for name in names]
     pairs = {
@@ -70,4 +70,6 @@ def _check_text_encoders(info: LatentCacheInfo, base: BaseModel, got: str) -> No
     pooled = objective.model.addition_embed_type is not None
     if pooled != bool(info.pooled_width):
         found, expected = ("with" if x else "without" for x in (info.pooled_width, pooled))
-        raise InputError(f"{got} {found} pooled text, expected them {expected} as the UNet is told")
+        raise InputError(
+            f"{got} {found} pooled embeddings, expected them {expected}, as the UNet needs"
+        )

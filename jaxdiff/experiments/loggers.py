@@ -1,4 +1,4 @@
-"""Where the values of a training go: a JSONL file, TensorBoard, Weights & Biases."""
+"""Log metrics to a JSONL file, TensorBoard and Weights & Biases."""
 
 import dataclasses
 import importlib
@@ -25,9 +25,9 @@ LogDestination = Callable[[int, Values, pathlib.Path | None], None]
 
 
 class MetricLoggers:
-    """All logs of the training in `workdir` that goes on after step `step`. A context manager.
+    """All logs of the training in `workdir` that resumes after step `step`. A context manager.
 
-    Called with a step, its values and perhaps the file of a picture.
+    Called with a step, its values and optionally the file of a sample grid.
     """
 
     def __init__(self, config: TrainConfig, workdir: pathlib.Path, *, step: int) -> None:
@@ -43,7 +43,7 @@ class MetricLoggers:
                 self._destinations.append(self._wandb(config, config.wandb, workdir))
 
     def __call__(self, step: int, values: Values, image: pathlib.Path | None = None) -> None:
-        """Write what is known of `step`."""
+        """Write the values of `step`."""
         with os_errors_as_write_error(self._workdir, "a disk to write logs to"):
             for destination in self._destinations:
                 destination(step, values, image)
@@ -55,10 +55,10 @@ class MetricLoggers:
         self._open.close()
 
     def _tensorboard(self, folder: pathlib.Path, step: int) -> LogDestination:
-        """An event file, of which each step is on the disk when it has been written.
+        """An event file that is flushed after each step.
 
-        The package's SummaryWriter writes in a thread: where that fails, training hears nothing of
-        it and waits for ever once the thread's queue is full.
+        The package's SummaryWriter writes in a thread: if that fails, no error is raised, and
+        training waits for ever once the thread's queue is full.
         """
         resumed = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,17 +79,17 @@ class MetricLoggers:
             writer.flush()
 
         def close() -> None:
-            with suppress(OSError):  # of a step that could not be written, which has been said
+            with suppress(OSError):  # the error of the last write was reported
                 writer.close()
 
         self._open.callback(close)
         add(0, file_version="brain.Event:2")
-        if resumed:  # what was written beyond the checkpoint is taken back
+        if resumed:  # discard events beyond the checkpoint
             add(step + 1, session_log=SessionLog(status=SessionLog.START))
         return write
 
     def _wandb(self, config: TrainConfig, project: str, workdir: pathlib.Path) -> LogDestination:
-        """A run of `project` that a later start of the same workdir goes on with."""
+        """A run of `project`, which the workdir's next start resumes."""
         wandb = import_wandb()
         id_file = workdir / "wandb_id"
         run_id = (

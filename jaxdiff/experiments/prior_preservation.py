@@ -1,4 +1,4 @@
-"""Two streams as one: pictures of a thing, and of what it is one of (DreamBooth, 2208.12242)."""
+"""Prior preservation: half of each batch are class images (DreamBooth, 2208.12242)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from jaxdiff.training.config import DataConfig, TrainConfig
 
 
 class PriorPreservationBatches(BatchStream):
-    """Batches that take turns between a picture of `own` and one of `prior`, with `weight`s.
+    """Batches that alternate between samples of `own` and `prior`, with loss weights.
 
-    The mean of the weighted errors is the mean over the own pictures and `weight` times that over
-    the others.
+    The mean of the weighted errors is the mean over own samples plus `weight` times that over prior
+    samples.
     """
 
     def __init__(self, own: BatchStream, prior: BatchStream, weight: float) -> None:
@@ -41,11 +41,11 @@ class PriorPreservationBatches(BatchStream):
         return batch
 
     def get_state(self) -> Any:
-        """The positions of both streams."""
+        """The states of both streams."""
         return {name: stream.get_state() for name, stream in self._streams.items()}
 
     def set_state(self, state: Any) -> None:
-        """Go on from positions that `get_state` gave."""
+        """Continue from states that `get_state` returned."""
         for name, stream in self._streams.items():
             stream.set_state(state[name])
 
@@ -55,7 +55,7 @@ class PriorPreservationBatches(BatchStream):
             stream.close()
 
     def counts(self) -> dict[str, float]:
-        """For the log: items that were skipped, by stream and reason."""
+        """For the log: skipped samples by stream and reason."""
         own, prior = (stream.counts() for stream in self._streams.values())
         return {**own, **{f"prior_{name}": count for name, count in prior.items()}}
 
@@ -67,7 +67,7 @@ def _shape(batch: Mapping[str, np.ndarray], name: str) -> str:
 def prior_preservation_batches(
     config: TrainConfig, prior: DataConfig, weight: float, tokenizer: CaptionTokenizer | None
 ) -> BatchStream:
-    """Training batches half of which are `prior`'s; without `texts` captions are not read."""
+    """Training batches half of which are `prior`'s; without `tokenizer` captions are not read."""
     half = config.batch_size // 2
     if config.batch_size % 2:
         raise InputError(

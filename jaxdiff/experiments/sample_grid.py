@@ -1,4 +1,4 @@
-"""What diffusion trainings show: pictures of fixed prompts, drawn by the network as it is."""
+"""Sample grids of diffusion trainings: images of fixed prompts from the current weights."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,21 +21,21 @@ from jaxdiff.scenes.source import sample_prompts
 from jaxdiff.training.objectives import Params
 
 SAMPLER, SPACING = "ddim", "trailing"
-# (parameters, frozen, what is shown) -> networks' weights, conditions of each stream, the VAE
+# (parameters, frozen, inputs) -> weights of the network, conditioning of each stream, VAE
 PrepareSampling = Callable[
     [Params, Any, Mapping[str, Array]], tuple[Any, tuple[UNetConditioning, ...], AutoencoderKL]
 ]
 
 
 def grid_prompts() -> list[str]:
-    """The fixed prompts of the grids: half with one thing, half with two, none trained on."""
+    """The prompts of grids of scenes: half with one object, half with two, none trained on."""
     half = GRID_SIZE // 2
     kinds = (sample_prompts(half, 0, kind) for kind in ("one", "two"))
     return [prompt.text for prompts in kinds for prompt in prompts]
 
 
 def grid_noise(side: int, channels: int, count: int = GRID_SIZE) -> Float[NDArray, "b h w c"]:
-    """What `count` pictures start from: image i has seed i."""
+    """The initial noise of `count` images: image i has seed i."""
     return np.asarray(initial_noise(per_sample_keys(range(count)), (side, side, channels)))
 
 
@@ -48,10 +48,10 @@ def make_sampler(
     prediction_type: str,
     scale: float,
 ) -> Callable[..., Array]:
-    """The function (parameters, frozen, what is shown) -> pictures in [-1, 1].
+    """The function (parameters, frozen, inputs) -> images in [-1, 1].
 
-    What is shown has the `noise`, and what `prepare` makes conditions of: one for each stream of
-    the `rule`, which is `cfg`, guided by `scale`, or `none`. The network predicts `kind`.
+    The inputs are `noise` and what `prepare` needs for the conditioning of each stream of `rule`,
+    which is `cfg`, with the guidance scale `scale`, or `none`.
     """
 
     def generate(
@@ -69,7 +69,7 @@ def make_sampler(
             rule=RULES[rule],
             prediction_type=prediction_type,
         )
-        keys = per_sample_keys(range(len(noise)))  # DDIM draws nothing
+        keys = per_sample_keys(range(len(noise)))  # DDIM adds no noise
         z = run_sampler(denoise, noise, grid, keys, sampler=SAMPLERS[SAMPLER])
         return vae.decode(vae.unscale(z))
 

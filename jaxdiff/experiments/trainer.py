@@ -1,4 +1,4 @@
-"""A training in its workdir: its state, its step, and what surrounds them."""
+"""A training in its workdir: its state, and the loop with logging and checkpoints."""
 
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -34,12 +34,12 @@ from jaxdiff.training.state import CheckpointState, TrainState
 
 
 def mesh_from_config(config: MeshConfig) -> Mesh:
-    """The mesh over all devices; InputError unless they have its sizes."""
+    """The mesh over all devices; InputError unless their number fits."""
     return make_mesh(config.data, config.fsdp, config.tensor)
 
 
 class Trainer:
-    """A training in its workdir: made from scratch, or as its newest checkpoint left it."""
+    """A training in its workdir, new or restored from the newest checkpoint."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Trainer:
             )
 
     def _to_devices(self, batch: Batch) -> dict[str, jax.Array]:
-        """A batch on the devices; its FLOPs are counted once, where their peak is known."""
+        """A batch on the devices; FLOPs are counted once, if the devices' peak is known."""
         placed = shard_batch(batch, self.mesh)
         if self.flops is None:
             self.flops = self._count_flops(placed) if self.peak_flops else 0.0
@@ -140,27 +140,27 @@ class Trainer:
 
     @contextmanager
     def _logs(self, terminal: Terminal) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-        """What receives the values of a step and passes them on."""
+        """The function that logs the values of a step."""
         logs = MetricLoggers(self.config, self.workdir, step=self.step) if is_first() else None
 
         def log(step: int, values: Mapping[str, float]) -> None:
-            self.store.check()  # a full disk is heard of now, not at the next checkpoint
+            self.store.check()  # report a full disk now, not at the next checkpoint
             values = {
                 **values,
                 **self.experiment.batches.counts(),
                 **memory_use(),
                 **self._utilisation(values),
             }
-            picture = sample_grid_path(self.workdir, step)
+            image = sample_grid_path(self.workdir, step)
             if logs is not None:
-                logs(step, values, picture if picture.exists() else None)
+                logs(step, values, image if image.exists() else None)
             terminal.values(step, values)
 
         with logs or nullcontext():
             yield log
 
     def export(self, std: float | None = None) -> pathlib.Path:
-        """Write averaged weights as component folders: the EMA, or a power average of `width`."""
+        """Export averaged weights: the EMA, or a power-function EMA of `std`."""
         averaged = self.state.ema if std is None else self._post_hoc_ema(std)
         folder, averaged = self.workdir / "export", gather_to_host(averaged)
         if is_first():
@@ -168,7 +168,7 @@ class Trainer:
         return folder
 
     def _post_hoc_ema(self, std: float) -> PyTree:
-        """What power averaging with this width would have given, made of the snapshots."""
+        """The power-function EMA of this std, from snapshots (post-hoc EMA)."""
         stds = self.config.ema.power_stds
         in_range("ema_width", std, 0.001, 0.28)
         steps = [step for step in self.snapshots.steps() if step <= self.step]

@@ -1,4 +1,4 @@
-"""What of a model is trained, and how that is exported."""
+"""Full fine-tuning, LoRA and textual inversion: trained parameters and export."""
 
 import dataclasses
 import pathlib
@@ -32,11 +32,11 @@ from jaxdiff.training.objectives.trainable import (
     train_unet_and_text_encoders,
 )
 
-LORA = FILES[0]  # what diffusers calls a LoRA's file
+LORA = FILES[0]  # diffusers' name of LoRA files
 
 
 class TrainingMethod(NamedTuple):
-    """A kind of tuning made concrete."""
+    """How to train and export a model."""
 
     partition: ParameterPartition
     caption_tokenizer: CaptionTokenizer
@@ -44,7 +44,7 @@ class TrainingMethod(NamedTuple):
 
 
 def make_training_method(base: BaseModel, dtype: Dtype, caption: str | None) -> TrainingMethod:
-    """The tuning that the objective asks for; captions are all `caption` where that is said."""
+    """The method of `objective.trainable`; `caption` replaces all captions if it is given."""
     config = base.objective.trainable
     if isinstance(config, LoRA):
         return lora(base, dtype, config, caption)
@@ -90,7 +90,7 @@ def full_fine_tuning(
 
 
 def lora(base: BaseModel, dtype: Dtype, config: LoRA, caption: str | None) -> TrainingMethod:
-    """Low-rank changes, exported as a file that diffusers and `generate --lora` read."""
+    """LoRA, exported as a file for diffusers and `generate --lora`."""
     partition = train_lora(base.abstract_networks(dtype), config)
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
@@ -117,7 +117,7 @@ def _lazy_tensor(array: NDArray, path: str) -> LazyTensor:
 def textual_inversion(
     base: BaseModel, dtype: Dtype, config: TextualInversion, caption: str | None
 ) -> TrainingMethod:
-    """Vectors of a new word, exported as a file that diffusers and `generate --embedding` read."""
+    """Textual inversion, exported as a file for diffusers and `generate --embedding`."""
     tokens = [
         config.placeholder_token,
         *(f"{config.placeholder_token}_{i}" for i in range(1, config.num_vectors)),
@@ -150,7 +150,7 @@ def textual_inversion(
 
 
 def _initial_token(tokenizer: Any, config: TextualInversion) -> int:
-    """The id of the word to begin with; InputError unless it is one, and the new word none."""
+    """The id of the initializer token; InputError unless it is one token and the other is new."""
     if config.placeholder_token in tokenizer.get_vocab():
         raise InputError(
             f"objective.trainable.placeholder_token: got {config.placeholder_token!r}, which is a "

@@ -1,4 +1,4 @@
-"""Training the VAE: pictures alone."""
+"""Training the VAE."""
 
 import dataclasses
 import pathlib
@@ -41,10 +41,8 @@ from jaxdiff.training.objectives.vae import (
     vae_task,
 )
 
-SCALE_ESTIMATION_IMAGES = (
-    2048  # training pictures from which the latents' standard deviation is measured
-)
-# Fields of a VAE's config that its weights do not depend on, and those that an export measures.
+SCALE_ESTIMATION_IMAGES = 2048  # training images that estimate the latents' standard deviation
+# Config fields that weights do not depend on, and those that the export estimates.
 _NON_WEIGHT_FIELDS, _SCALING_FIELDS = (
     {"sample_size", "force_upcast"},
     {"scaling_factor", "shift_factor"},
@@ -52,15 +50,15 @@ _NON_WEIGHT_FIELDS, _SCALING_FIELDS = (
 
 
 def psnr(images: Float[NDArray, "n h w c"], other: Float[NDArray, "n h w c"]) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], from the mean of their errors."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], from their mean squared error."""
     error = np.mean((images.astype(np.float64) - other.clip(-1, 1)) ** 2)
     return float(10 * np.log10(4 / error))
 
 
 def with_scaling_factor(config: TrainConfig, params: HostParams) -> AutoencoderKLConfig:
-    """The VAE's config with the scaling factor that brings its latents to unit variance.
+    """The VAE's config with the scaling factor that gives latents unit variance.
 
-    A shift would bring their mean to 0 too, but StableDiffusionPipeline does not apply one.
+    There is no shift_factor, because StableDiffusionPipeline ignores it.
     """
     model = cast(VAEObjective, config.objective).model
     template = abstract(AutoencoderKL, model)
@@ -76,7 +74,7 @@ def with_scaling_factor(config: TrainConfig, params: HostParams) -> AutoencoderK
 
 
 def _pretrained_vae(objective: VAEObjective, folder: pathlib.Path) -> Component:
-    """The VAE in `folder`, in float32; InputError unless it is one as `objective` has it."""
+    """The VAE in `folder`, in float32; InputError unless it has the config of `objective`."""
     found = read_component(folder, dtype=jnp.float32)
     if not isinstance(found.module, AutoencoderKL):
         name = type(found.module).__name__
@@ -96,7 +94,7 @@ def _pretrained_vae(objective: VAEObjective, folder: pathlib.Path) -> Component:
 def _perceptual_model(
     objective: VAEObjective, dtype: Dtype
 ) -> tuple[PerceptualModel, dict[str, Any]] | None:
-    """What compares pictures, and its weights."""
+    """The perceptual model, and its weights."""
     if objective.perceptual_model is None:
         return None
     module, image_processor = read_vision(
@@ -106,7 +104,7 @@ def _perceptual_model(
 
 
 def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
-    """Grids are validation pictures over their reconstructions, the measure is their PSNR."""
+    """Sample grids: validation images above their reconstructions; evaluation: PSNR."""
     objective = cast(VAEObjective, config.objective)
     if config.data.kind == "scenes":
         scene_side(config.data, objective.model.downscale)
@@ -142,7 +140,7 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
         vae_params = merge_vae_params(objective, params, frozen)
-        # Of an encoder that stays, latents are what they were.
+        # A frozen encoder keeps its scaling factor.
         model, raw = (
             kept_config
             if kept_config is not None

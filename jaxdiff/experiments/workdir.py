@@ -1,4 +1,4 @@
-"""A workdir: whose it is, and who is in it."""
+"""The config.json and the lock of a workdir."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ Identity = Mapping[str, Any]
 
 
 def check_identity(identity: Identity, workdir: pathlib.Path) -> None:
-    """InputError if `workdir` has a checkpoint of a training with another identity than `now`."""
+    """InputError if `workdir` has a checkpoint of a training with another resume identity."""
     path = workdir / "config.json"
     if not has_checkpoint(workdir / CHECKPOINTS) or not path.exists():
         return
@@ -53,7 +53,7 @@ def write_config(config: TrainConfig, identity: Identity, workdir: pathlib.Path)
 
 
 def read_config(workdir: pathlib.Path) -> TrainConfig:
-    """The config that `record` wrote; InputError if there is none."""
+    """The config that `write_config` wrote; InputError if there is none."""
     path = workdir / "config.json"
     values = read_object(path)
     values.pop("identity", None)
@@ -63,7 +63,7 @@ def read_config(workdir: pathlib.Path) -> TrainConfig:
 
 @contextmanager
 def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
-    """Make `workdir` and keep other trainings out of it; InputError if one is there."""
+    """Create and lock `workdir`; InputError if another training has locked it."""
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     with os_errors_as_write_error(workdir, "a folder to write to"):
         workdir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A training as shapes: what is learnt, what is frozen and a batch, without a file of weights."""
+"""A training as shapes: task, frozen weights and batch, without reading weights."""
 
 import pathlib
 from collections.abc import Callable
@@ -60,7 +60,7 @@ from jaxdiff.training.objectives.vae import Frozen as VAEFrozen
 from jaxdiff.training.objectives.vae import is_decoder, vae_task
 
 TEXT = ENCODERS[0]
-# Folders of published repositories, and the presets that say what is in them.
+# Components of published repositories and their presets.
 PRESET_REPOSITORIES: dict[str, dict[str, tuple[str, str]]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": {
         "unet": ("unet", "sd15"),
@@ -84,15 +84,15 @@ Batch = dict[str, jax.ShapeDtypeStruct]
 
 
 class AbstractTraining(NamedTuple):
-    """What a step of training is given, as shapes."""
+    """The inputs of a training step as shapes."""
 
     task: TrainingTask
     frozen: PyTree
-    batch: Callable[[int], Batch]  # of so many pictures
+    batch: Callable[[int], Batch]  # of a batch size
 
 
 def abstract_component(path: str, **options: Any) -> nnx.Module:
-    """The module in the folder `path`, or in that folder of a published repository, as shapes."""
+    """The module in the folder `path`, or in that of a published repository, as shapes."""
     folder = pathlib.Path(path)
     if (folder / "config.json").is_file():
         source = str(folder / "config.json")
@@ -124,7 +124,7 @@ def abstract_training(config: TrainConfig) -> AbstractTraining:
 
 
 def _image_size(config: TrainConfig) -> int:
-    """Of pictures, in pixels."""
+    """Side of the images in pixels."""
     return config.data.resolution or CANVAS
 
 
@@ -151,19 +151,19 @@ def _vae(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
 
 
 def _perceptual_model(path: str | None, dtype: Dtype) -> PerceptualModel | None:
-    """What compares pictures, in the folder at `path`."""
+    """The perceptual model in the folder `path`, as shapes."""
     if path is None:
         return None
     folder = clip_folder(pathlib.Path(path))
     module = vision_of(abstract_component(str(folder), **_dtypes(dtype)), folder)
-    # The tower of a whole CLIP model is made anew, and has to be told what it is stored in.
+    # The tower of a whole CLIP model has no dtypes of its own.
     config, projected = module.config, module.visual_projection is not None
     module = abstract(CLIPVisionModel, config, projected, **_dtypes(dtype))
     return PerceptualModel(module, read_image_processor(folder, config.image_size))
 
 
 def _dtypes(dtype: Dtype) -> dict[str, Dtype]:
-    """Weights and computation in `dtype`."""
+    """Options for weights and computation in `dtype`."""
     return {"dtype": dtype, "param_dtype": dtype}
 
 
@@ -232,7 +232,7 @@ def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
 
 
 def _cache_info(config: TrainConfig) -> LatentCacheInfo | None:
-    """What says which latents are cached, where they are here already."""
+    """The description of the latent cache, if it exists already."""
     path = config.data.path if config.data.kind == "latents" else None
     if not path or not (pathlib.Path(path) / DESCRIPTION).is_file():
         return None
@@ -240,7 +240,7 @@ def _cache_info(config: TrainConfig) -> LatentCacheInfo | None:
 
 
 def _text_encoding(info: LatentCacheInfo, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """What is cached of one caption."""
+    """The cached encoding of one caption."""
     return jax.ShapeDtypeStruct(shape, dtype_of(info.dtype))
 
 
@@ -275,7 +275,7 @@ def _classifier(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
 
 
 def _networks(objective: DiffusionObjective, dtype: Dtype) -> dict[str, nnx.Module]:
-    """All networks as shapes, those that learn and those that do not."""
+    """All networks as shapes."""
     compute = {"dtype": dtype, "remat": objective.remat}
     if objective.pipeline is None:
         vae, text = (
@@ -293,7 +293,7 @@ def _networks(objective: DiffusionObjective, dtype: Dtype) -> dict[str, nnx.Modu
 
 
 def _with_dtype(module: nnx.Module, dtype: Dtype) -> nnx.Module:
-    """The same network computing in `dtype`."""
+    """The same network with the compute dtype `dtype`."""
     if isinstance(module, CLIPTextModel):
         projected = module.text_projection is not None
         return abstract(CLIPTextModel, module.config, projected, dtype=dtype)
@@ -303,7 +303,7 @@ def _with_dtype(module: nnx.Module, dtype: Dtype) -> nnx.Module:
 def _partition(
     objective: DiffusionObjective, networks: dict[str, nnx.Module]
 ) -> ParameterPartition:
-    """What of the networks is learnt."""
+    """The partition into trained parameters and frozen weights."""
     train = objective.trainable
     if isinstance(train, LoRA):
         return train_lora(networks, train)

@@ -1,4 +1,4 @@
-"""TPU chips and GPUs as data: what one has, and what its compiler has to be told of it.
+"""The data of TPU chips and GPUs that compilers and estimates need.
 
 Peak, memory, bandwidth and links of TPUs are those of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
 The clock turns the compiler's cycles into seconds. That of v4 is published (2304.01433, table 4);
@@ -7,7 +7,7 @@ of the others it is the peak divided by the FLOPs that all matrix units do in a 
 matrices is then estimated to reach 88% of the peak on v5e, 90% on v5p and v4 and 70% on v6e.
 
 Of GPUs, those in one machine with NVLink, they are those of NVIDIA's data sheets (links: one way);
-the other attributes are what the CUDA driver says of them.
+the other attributes are as reported by the CUDA driver.
 """
 
 import dataclasses
@@ -27,24 +27,24 @@ class Chip:
     memory: float  # bytes
     peak_flops: float  # bfloat16 FLOP/s
     bandwidth: float  # bytes/s of its memory
-    link: float  # bytes/s between a chip and all of its neighbours together
-    dimensions: int  # of the grid that such chips come in
+    link: float  # bytes/s to all neighbours together
+    dimensions: int  # of the grids of these chips
 
     @property
     def hbm(self) -> float:
-        """Bytes that a program is given."""
+        """Bytes available to a program."""
         return self.memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TPU(Chip):
-    """One TPU chip; its memory is what the compiler gives a program, a little below all of it."""
+    """One TPU chip; its memory is what the compiler allows a program."""
 
     platform = "tpu"
     unit_name = "chip"
 
     clock: float  # Hz
-    cores: int  # that work as one device, each with half of a kernel's steps
+    cores: int  # per device; they share a kernel's steps
     accelerator: str  # TPU_ACCELERATOR_TYPE of one host
     options: dict[str, str] = dataclasses.field(default_factory=dict)  # of the topology
 
@@ -68,12 +68,12 @@ class GPU(Chip):
 
     @property
     def hbm(self) -> float:
-        """Three quarters of what is there, as JAX takes them, or what the environment says."""
+        """Three quarters of the memory, as in JAX, or the fraction XLA_CLIENT_MEM_FRACTION."""
         share = os.environ.get("XLA_CLIENT_MEM_FRACTION")
         return self.memory * (float(share) if share else 0.75)
 
     def target_config(self) -> str:
-        """What XLA has to know of a GPU that is not here: a GpuTargetConfigProto as text."""
+        """XLA's target config: a GpuTargetConfigProto as text."""
         device = {
             "threads_per_block_limit": 1024,
             "threads_per_warp": 32,

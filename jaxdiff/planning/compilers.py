@@ -1,4 +1,4 @@
-"""The compilers of chips that are not here: where they are, and what they have to be told."""
+"""Find and configure the compilers of chips that are not present."""
 
 import os
 from importlib import metadata
@@ -15,11 +15,11 @@ GPU_INSTALL = 'pip install "jax[cuda13]"'
 
 
 def configure_compiler(chip: Chip, *, bundle_folder: str | None = None) -> None:
-    """Look for the compiler of `chip` and tell it what it would ask the machine.
+    """Find the compiler of `chip` and set what it would otherwise query from the machine.
 
-    Call it before any device is used. That of TPUs writes how it schedules operations to the folder
-    `schedules`, if there is one. InputError where there is no compiler, or one of TPUs that is not
-    of the version that JAX is made for.
+    Call it before any device is used. The TPU compiler dumps its schedules (LLO bundles) to
+    `bundle_folder`, if that is given. InputError if there is no compiler, or a libtpu of a version
+    that JAX does not support.
     """
     if isinstance(chip, TPU):
         _check_libtpu()
@@ -29,7 +29,7 @@ def configure_compiler(chip: Chip, *, bundle_folder: str | None = None) -> None:
 
 
 def compiler_version(chip: Chip) -> str:
-    """The package that compiles for `chip` and its version; another may estimate otherwise."""
+    """The package that compiles for `chip` and its version; other versions give other estimates."""
     name = "libtpu" if isinstance(chip, TPU) else _gpu_plugin().replace("_", "-")
     return f"{name} {metadata.version(name)}"
 
@@ -44,7 +44,7 @@ def _gpu_plugin() -> str:
 
 
 def _check_libtpu() -> None:
-    """InputError for none, or one that JAX does not ask for, whose programs it may not read."""
+    """InputError unless libtpu is there in the version that JAX requires."""
     for name in TPU_PACKAGES:
         if not installed(name):
             raise InputError(f"plan: got no package {name}, expected all of {TPU_INSTALL}")

@@ -1,4 +1,4 @@
-"""A traced program compiled for a chip that is not here, and what the compiler says of it."""
+"""Compile a traced program for a chip that is not present, and read memory and cost."""
 
 import re
 import time
@@ -13,8 +13,8 @@ from jaxdiff.planning.chips import GIB, TPU, Chip
 from jaxdiff.planning.compilers import compiler_version
 from jaxdiff.planning.topology import Topology
 
-# What the TPU compiler says of a program that does not fit, before and after it has laid it out.
-# Both count what the program is given and gives, although the first calls all of it temporaries.
+# The TPU compiler's out-of-memory messages, before and after layout. Both include arguments and
+# outputs, although the first calls all of it temporaries.
 _NEEDED = re.compile(
     r"(?:memory required for HLO temporaries \(|in memory space hbm\. Used )([\d.]+)([KMGT])\b"
 )
@@ -22,38 +22,38 @@ UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
 class CompiledProgram(NamedTuple):
-    """One program of one chip: bytes, cycles and what it sends.
+    """The program of one chip: memory, cycles and communication.
 
-    Of one that the compiler refuses no more is known than `total`; of a GPU's there are no cycles.
+    If it does not fit, only `total` is known; GPU compilers report no cycles.
     """
 
-    total: float  # bytes at the busiest moment
+    total: float  # peak bytes
     fits: bool
-    arguments: float = 0.0  # bytes of what it is given
-    temporaries: float = 0.0  # bytes beside that: activations, gradients, copies
+    arguments: float = 0.0  # bytes of arguments
+    temporaries: float = 0.0  # other bytes: activations, gradients, copies
     code: float = 0.0  # bytes of instructions
-    flops: float | None = None  # as the compiler counts them, kernels left out
+    flops: float | None = None  # counted by the compiler, without kernels
     cycles: float | None = None  # of the compiler's operations
-    kernel_cycles: float = 0.0  # of kernels that were written by hand
-    unknown_kernels: tuple[str, ...] = ()  # kernels of which nothing is known
-    unknown_loops: int = 0  # whose length is not known, counted once
+    kernel_cycles: float = 0.0  # of hand-written kernels
+    unknown_kernels: tuple[str, ...] = ()  # kernels without an estimate
+    unknown_loops: int = 0  # loops of unknown length, counted once
     bytes_sent: Mapping[str, float] = MappingProxyType(
         {}
     )  # bytes that a chip sends, by kind of collective
-    collective_counts: Mapping[str, int] = MappingProxyType({})  # how often it does
+    collective_counts: Mapping[str, int] = MappingProxyType({})  # number of collectives by kind
     compile_s: float = 0.0
     compiler: str = ""  # its name and version
 
     @property
     def is_compiled(self) -> bool:
-        """Whether there is a program: a compiler may refuse one that does not fit."""
+        """Whether there is a program: the compiler may reject one that does not fit."""
         return self.arguments > 0
 
 
 def parse_oom_message(message: str) -> float | None:
-    """Bytes of a chip that a program would take of which the TPU compiler says `message`.
+    """Bytes that a program needs according to the TPU compiler's out-of-memory `message`.
 
-    None for a message about something else.
+    None for another message.
     """
     found = _NEEDED.search(message)
     return float(found.group(1)) * UNITS[found.group(2)] if found else None
@@ -69,8 +69,8 @@ def compile_traced(traced: Any, topology: Topology) -> CompiledProgram:
     # Without a GPU, libraries cannot be asked which of their kernels is the fastest.
     compiled = lowered.compile({"xla_gpu_autotune_level": 0})
     seconds = time.perf_counter() - started
-    said = _program_stats(compiled, hlo.read(compiled.as_text()), chip)
-    return said._replace(fits=said.total <= chip.hbm, compile_s=seconds)
+    program = _program_stats(compiled, hlo.read(compiled.as_text()), chip)
+    return program._replace(fits=program.total <= chip.hbm, compile_s=seconds)
 
 
 def _compile_for_tpu(traced: Any, topology: Topology, chip: TPU) -> CompiledProgram:
@@ -104,7 +104,7 @@ def _compile_for_tpu(traced: Any, topology: Topology, chip: TPU) -> CompiledProg
 
 
 def _program_stats(compiled: Any, program: hlo.Program, chip: Chip) -> CompiledProgram:
-    """What every compiler says of a program that it has made."""
+    """The figures that all compilers report."""
     memory = compiled.memory_analysis()
     arguments_and_outputs = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -1,7 +1,7 @@
-"""What the text of a compiled program says: collectives and, of a TPU's, cycles and kernels.
+"""Parse the optimised HLO of a program: collectives, and for TPUs cycles and kernels.
 
 The TPU compiler writes an estimate of its cycles beside every operation of the optimised program.
-A loop's body counts as often as the loop runs: as the compiler says, or up to the constant that
+A loop's body counts as often as the loop runs: as the compiler reports, or up to the constant that
 its condition compares with, and once where neither is there. Collectives have none: they run beside
 other work, and their parts (start, what is done meanwhile, done) share one number of a channel.
 Kernels written by hand (Pallas) have none either.
@@ -81,7 +81,7 @@ class Program(NamedTuple):
 
 
 def read(text: str) -> Program:
-    """What the optimised HLO in `text` says of one run."""
+    """The cycles, collectives and kernels of the optimised HLO in `text`."""
     entry, computations = _computations(text)
     cycles, unknown = 0.0, 0
     collectives: dict[str, Collective] = {}
@@ -177,7 +177,7 @@ def _results(start: str) -> list[tuple[str, str]]:
 
 
 def _group(text: str) -> int:
-    """How many chips take part in a collective; 0 where that is not said."""
+    """How many chips take part in a collective; 0 if it is not given."""
     if found := _MESH.search(text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found.group(1)))
         axes = re.findall(r"'([^']+)'", found.group(2))

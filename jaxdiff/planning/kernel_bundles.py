@@ -1,4 +1,4 @@
-"""How long the TPU compiler's schedules of kernels are that were written by hand.
+"""The lengths of the TPU compiler's schedules (LLO bundles) of hand-written kernels.
 
 The compiler writes its schedules or not for all that it compiles in a process, and those of a whole
 step take it much longer to write, and gigabytes. So kernels are compiled one by one in a process of
@@ -30,9 +30,9 @@ _NAME = re.compile(r"%([\w.\-]+) = ")
 def schedule_kernels(
     calls: Mapping[Key, core.JaxprEqn], topology: Topology
 ) -> Future[dict[Key, int]]:
-    """Ask for the bundles of one step of each kernel, on a chip of `topology`.
+    """Compile kernels in another process: the bundles of one grid step of each, on `topology`.
 
-    Those of which the compiler writes nothing are left out.
+    Kernels for which the compiler dumps no schedule are left out.
     """
     if not calls:
         done: Future[dict[Key, int]] = Future()
@@ -56,7 +56,7 @@ def _export(call: core.JaxprEqn) -> bytes:
 
 
 def _compile_kernels(programs: Mapping[Key, bytes], topology: Topology) -> dict[Key, int]:
-    """In a process that has not compiled anything."""
+    """The bundles of each kernel; for a process that has not compiled anything yet."""
     jax.config.update("jax_platforms", "cpu")
     bundles = {}
     with tempfile.TemporaryDirectory() as name:

@@ -20,21 +20,21 @@ Key = tuple[str, tuple[Shape, ...]]  # a kernel's name and its results, without 
 
 
 class Grid(NamedTuple):
-    """What a kernel does in one call."""
+    """The grid of a kernel call."""
 
     steps: int
     bytes_moved: float  # bytes between the chip's memory and the kernel
 
 
 class KernelCost(NamedTuple):
-    """The cycles of all kernels together, and the names of those that nothing is known of."""
+    """Total cycles of kernels, and the names of those without an estimate."""
 
     cycles: float
     unknown: list[str]
 
 
 def pallas_calls(program: core.Jaxpr) -> dict[Key, core.JaxprEqn]:
-    """Every Pallas kernel in a traced program, by what tells it from the others."""
+    """Every Pallas kernel in a traced program, by name and shapes of results."""
     found = {}
     for equation in _equations(program):
         if equation.primitive.name == "pallas_call":
@@ -44,7 +44,7 @@ def pallas_calls(program: core.Jaxpr) -> dict[Key, core.JaxprEqn]:
 
 
 def kernel_grid(call: core.JaxprEqn) -> Grid:
-    """What the kernel does in this call."""
+    """Steps and memory traffic of this call."""
     mapping = call.params["grid_mapping"]
     steps = [np.asarray(axis, np.int32).ravel() for axis in np.indices(mapping.grid)]
     bytes_moved = 0.0
@@ -66,8 +66,8 @@ def kernel_cost(
 ) -> KernelCost:
     """What `kernels` take on a chip whose `cores` share the steps of each.
 
-    `bundles` are those of one step of a kernel, `speed` is the bytes that the chip's memory moves
-    in a cycle.
+    `bundles` are those of one step of a kernel, `bytes_per_cycle` is the memory
+    bandwidth.
     """
     cycles, unknown = 0.0, set()
     for kernel in kernels:

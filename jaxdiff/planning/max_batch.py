@@ -1,8 +1,8 @@
-"""The largest batch that fits: memory is taken for linear in it, and the answer is compiled."""
+"""The largest batch that fits: linear extrapolation of memory, then compilation."""
 
 from collections.abc import Callable
 
-TRIES = 2  # compilations of the answer
+TRIES = 2  # compilations of extrapolated batches
 
 
 def max_batch_size(
@@ -10,8 +10,8 @@ def max_batch_size(
 ) -> int:
     """The largest multiple of `unit` whose bytes are at most `limit`; 0 where none is.
 
-    `known` has the bytes of some batches and gets those that are asked for. One more point gives a
-    line; its answer is asked for, and once more where that does not fit.
+    `measured` has the bytes of some batch sizes, and gets those that are tried. A second point
+    gives a line; its answer is compiled, and once more if that does not fit.
     """
 
     def measure(batch: int) -> float:

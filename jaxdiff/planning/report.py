@@ -1,4 +1,4 @@
-"""A plan: what the compiler says of a program on a topology, as numbers, a table and JSON."""
+"""A plan: memory, cost and estimates of a program on a topology, as text and JSON."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,12 +14,12 @@ class Plan:
     """One program on one topology; all bytes, FLOPs and cycles are those of one chip and step."""
 
     topology: Topology
-    batch_size: int  # pictures of all chips together
+    batch_size: int  # images on all chips together
     compiled: CompiledProgram
     model_flops: float  # see `flops`
-    state_bytes: Mapping[str, float]  # bytes that a chip holds between steps
-    steps: int = 1  # that make the result: of the sampling loop for a picture
-    max_batch_size: int | None = None  # batch that fits
+    state_bytes: Mapping[str, float]  # bytes per chip that persist between steps
+    steps: int = 1  # per image: those of the sampling loop
+    max_batch_size: int | None = None  # largest batch that fits
 
     @property
     def compute_s(self) -> float | None:
@@ -36,7 +36,7 @@ class Plan:
 
     @property
     def step_s(self) -> float | None:
-        """Seconds of a step whose collectives all run beside its computation."""
+        """Seconds of a step if all collectives overlap with computation."""
         return None if self.compute_s is None else max(self.compute_s, self.links_s)
 
     @property
@@ -51,7 +51,7 @@ class Plan:
 
     @property
     def utilisation_apart(self) -> float | None:
-        """The same if no collective ran beside computation."""
+        """The same if no collective overlapped with computation."""
         return self._of_peak(None if self.compute_s is None else self.compute_s + self.links_s)
 
     def _of_peak(self, seconds: float | None) -> float | None:
@@ -131,7 +131,7 @@ def format_plan(plan: Plan) -> str:
 
 
 def _program(plan: Plan) -> list[str]:
-    """Of a program that the compiler has made: what is in it, and how long it takes."""
+    """The lines about memory, FLOPs and time of a compiled program."""
     compiled, chip = plan.compiled, plan.topology.chip
     counted = f", {compiled.flops:.3e} by the compiler without kernels" if compiled.flops else ""
     lines = [

@@ -1,4 +1,4 @@
-"""`generate.py --plan TOPOLOGY ... --model MODEL`: what the sampling loop would take."""
+"""Plans of the sampling loop: `generate.py --plan TOPOLOGY ... --model MODEL`."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ from jaxdiff.planning.topology import Topology, topology_devices
 from jaxdiff.samplers.registry import get_sampler, make_grid
 from jaxdiff.training.flops import forward_flops
 
-NUM_TOKENS = 77  # of a prompt that is not longer than one window of the text encoder
+NUM_TOKENS = 77  # of a prompt within one window of the text encoder
 VAE_SCALE_FACTOR = 8  # pixels along a latent
 S = jax.ShapeDtypeStruct
 
@@ -44,8 +44,8 @@ S = jax.ShapeDtypeStruct
 class SamplingOptions:
     """Compile the sampling loop for chips that are not here, and say what it takes.
 
-    The text encoder and the VAE, which run once for each picture, are not in it. Every chip runs
-    the same program on its own pictures, so nothing is sent.
+    The text encoder and the VAE, which run once for each image, are not in it. Every chip runs
+    the same program on its own images, so nothing is sent.
     """
 
     plan: tuple[str, ...]
@@ -75,7 +75,7 @@ class SamplingOptions:
 
 
 def sampling_planner(options: SamplingOptions) -> Planner:
-    """Plans the sampling loop that `options` ask for; raises InputError."""
+    """The planner of the sampling loop with `options`; raises InputError."""
     dtype = dtype_of(options.dtype)
     found = abstract_component(f"{options.model}/unet", dtype=dtype, param_dtype=dtype)
     unet = cast(UNet2DConditionModel, found)
@@ -124,7 +124,7 @@ def _latent_size(options: SamplingOptions, unet: UNet2DConditionModel) -> tuple[
 def _abstract_conditioning(
     unet: UNet2DConditionModel, batch_size: int, streams: int
 ) -> Conditioning:
-    """What the network is told of `each` pictures, as shapes."""
+    """The conditioning of `batch_size` images, as shapes."""
     config, dtype = unet.config, unet.dtype
     if config.time_cond_proj_dim is not None or not config.has_context:
         raise InputError("plan: got a network without prompts or with guidance, expected another")
@@ -145,7 +145,7 @@ def _abstract_conditioning(
 def _traced(
     options: SamplingOptions, unet: UNet2DConditionModel, batch_size: int, device: Any
 ) -> Any:
-    """The loop over `each` pictures of a chip."""
+    """The traced loop for `batch_size` images on a chip."""
     guidance = parse(options.guidance).for_prompts(1).simplify([options.guidance_scale])
     rule = jax.tree.map(np.float32, guidance)
     sampler, prediction_type = get_sampler(options.sampler, None), "epsilon"
@@ -184,7 +184,7 @@ def _traced(
 
 
 def _flops(options: SamplingOptions, unet: UNet2DConditionModel, batch_size: int) -> float:
-    """Of the network in one step, for all streams of `each` pictures."""
+    """Of the network in one step, for all streams of `batch_size` images."""
     guidance = parse(options.guidance).for_prompts(1).simplify([options.guidance_scale])
     streams = len(guidance.streams)
     height, width = _latent_size(options, unet)

@@ -1,4 +1,4 @@
-"""Chips in a grid, such as v5p:4x4x4 or h200:8, and devices of it where there are none."""
+"""Topologies such as v5p:4x4x4 or h200:8, and their abstract devices."""
 
 import dataclasses
 import math

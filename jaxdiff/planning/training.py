@@ -1,4 +1,4 @@
-"""The real training step as a program for chips that are not here."""
+"""Plans of the training step."""
 
 import math
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from jaxdiff.training.state import TrainState
 
 
 class TracedStep(NamedTuple):
-    """A step on one batch size, traced."""
+    """The traced step at one batch size."""
 
-    traced: Any  # what `compile_traced` takes
-    state_bytes: dict[str, float]  # bytes that each chip holds from step to step
+    traced: Any  # the argument of `compile_traced`
+    state_bytes: dict[str, float]  # bytes per chip that persist between steps
     batch_multiple: int  # batch sizes are multiples of it
 
 
@@ -80,7 +80,7 @@ def training_planner(config: TrainConfig, *, largest: bool) -> Planner:
 
 
 def step_flops(training: AbstractTraining, batch_size: int) -> float:
-    """Model FLOPs of one step, see `flops`: one picture's times their number."""
+    """Model FLOPs of one step (see `flops`): those of one image times the batch size."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = (training.task.shapes, training.frozen, training.batch(1), key)
     return batch_size * gradient_flops(training.task.loss, *shapes)
@@ -98,7 +98,7 @@ def _state_bytes(
 
 
 def _bytes(tree: PyTree, shardings: PyTree) -> float:
-    """Of each device's part of the arrays in `tree`."""
+    """Bytes of each device's shards of the arrays in `tree`."""
 
     def size(leaf: Any, sharding: Any) -> int:
         return math.prod(sharding.shard_shape(tuple(leaf.shape))) * leaf.dtype.itemsize

@@ -280,7 +280,7 @@ LEARNT = "embeddings of captions for a training of what text encoders say"
         (TextualInversion(placeholder_token="<x>", initializer_token="star"), {}, LEARNT),
         (LoRA(), {"text_encoders": ["0" * 16]}, "by text encoders with the digests 0{16}, expec"),
         (Full(), {"tokenizers": ["1" * 16]}, "by tokenizers with the digests 1{16}, expected"),
-        (Full(), {"pooled_width": 8}, "with pooled text, expected them without as the UNet is"),
+        (Full(), {"pooled_width": 8}, "with pooled embeddings, expected them without, as the UNet"),
         (Full(), {"vae": "2" * 16}, "encoded by a VAE with the digest 2{16}"),
     ],
 )

@@ -213,14 +213,14 @@ def test_a_full_disk_is_one_error_and_keeps_what_was_good(again, tmp_path, capsy
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("step")]
     assert said[-1] == (
         "train: checkpoint 4: got no space left on device, expected a disk to write to; "
-        "training stopped. The last good checkpoint is of step 3: the same command goes on from "
+        "training stopped. The last good checkpoint is of step 3: the same command resumes from "
         "there"
     )
-    assert len(said) == 2, said  # the other: going on after step 3
+    assert len(said) == 2, said  # the other: resuming after step 3
     assert {path.name for path in (tmp_path / "vae" / "checkpoints").glob("?")} == {"2", "3"}
     with pytest.raises(SystemExit):
         run([again[0], "--workdir", str(tmp_path / "new")])
-    assert "There is no checkpoint yet: the same command begins anew" in capsys.readouterr().err
+    assert "There is no checkpoint yet: the same command starts over" in capsys.readouterr().err
 
 
 def test_another_seed_or_other_frozen_weights_are_refused(again, three, tmp_path):

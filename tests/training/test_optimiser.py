@@ -218,7 +218,7 @@ def test_what_cannot_be_meant_is_refused(fields, message):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ((("decoder", 0.1),), "got 'decoder', which no weight's path has"),
+        ((("decoder", 0.1),), "got 'decoder', which matches no weight"),
         (((".", 0.0),), "got nothing that is trained"),
     ],
 )

@@ -26,7 +26,7 @@ def classifier_task(
     """The classifier's task; the frozen weights are those of the (abstract) `vae`.
 
     Batches have `image` (b, h, w, 3) in [-1, 1], and `targets` and `known` (b, n) as
-    `models.attributes` says. The loss is the negative log-likelihood of the known labels.
+    in `models.attributes`. The loss is the negative log-likelihood of the known labels.
     """
     template = abstract(LatentClassifier, config.model, dtype=dtype)
     attributes = config.model.attributes

@@ -40,7 +40,7 @@ def hidden_state_distance(
 ) -> Float[Array, ""]:
     """The squared distance of hidden states as unit vectors, averaged over patches and layers.
 
-    That is LPIPS (1801.03924, eq. 1) without learnt weights; it is from 0 to 4. The first state of
+    That is LPIPS (1801.03924, eq. 1) without learned weights; it is from 0 to 4. The first state of
     each layer, the class token, is not a patch and does not count.
     """
 
