@@ -26,12 +26,14 @@ gc.set_threshold(200_000, 20, 50)  # traced programs are many objects that live 
 
 
 @pytest.fixture(autouse=True, scope="session")
-def compiled_once(tmp_path_factory):
-    """What this process has compiled it loads again: for a resumed training, the next pipeline.
+def compiled_once(pytestconfig):
+    """One compilation cache for all workers, and for the next run of the tests.
 
-    Nothing is kept from one run of the tests to another.
+    A size limit makes jax lock the cache: without one, a worker may read what another is writing.
     """
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    folder = pytestconfig.cache.mkdir("compiled")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", 4 << 30)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from jaxdiff.core.types import Array, Float, Int, NDArray
 from jaxdiff.core.validate import in_range, one_of, positive
 
+__all__ = ["SCHEDULES", "NoiseSchedule", "alpha_sigma_from_edm", "to_zero_terminal_snr"]
+
 
 def linear(T: int, first: float, last: float) -> Float[NDArray, "T"]:
     """Betas of DDPM (2006.11239, section 4): a straight line."""

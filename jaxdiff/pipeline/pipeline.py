@@ -9,18 +9,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.trees import parameter_count
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, one_of, positive
 from jaxdiff.diffusion.predictions import PREDICTION_TYPES
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.diffusion.timesteps import SchedulerOptions, TimestepGrid
 from jaxdiff.guidance.nfe import nfe, phase_switches
+from jaxdiff.models.build import param_dict
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -32,6 +35,7 @@ from jaxdiff.pipeline.conditioning import TextConditioner
 from jaxdiff.pipeline.inputs import BatchInputs, InitImage, Noise, make_batches
 from jaxdiff.pipeline.intermediates import Intermediates
 from jaxdiff.pipeline.lora import LoRAManager
+from jaxdiff.pipeline.notebook import images_html, notebook_progress
 from jaxdiff.pipeline.parts import ENCODERS, check_channels, check_parts
 from jaxdiff.pipeline.prompt_encoding import PromptTokenizer, guidance_rule, tokenize_request
 from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_of
@@ -52,6 +56,20 @@ class Output:
     request: Request
     timings: dict[str, float]  # compile_s, encode_s, sample_s, decode_s, total_s
     watched: Intermediates  # the latents of the steps that were to be watched
+
+    def __repr__(self) -> str:
+        total, request = self.timings["total_s"], self.request
+        size = f"{request.height}x{request.width}"
+        return f"Output({len(self.images)} images of {size} in {total:.1f} s)"
+
+    def _repr_html_(self) -> str | None:
+        """The images, for notebooks; latents have none."""
+        images = list(self.images)
+        if images and isinstance(images[0], np.ndarray):
+            if images[0].dtype != np.uint8:
+                return None
+            images = [Image.fromarray(image) for image in images]
+        return images_html(images, self.request.prompts)
 
 
 class Pipeline:
@@ -124,6 +142,14 @@ class Pipeline:
             closed=self.defaults.closed_vocabulary,
         )
         self._auxiliary = AuxiliaryModels(folder)
+
+    def __repr__(self) -> str:
+        networks = []
+        for name, component in self.parts.components.items():
+            millions = parameter_count(param_dict(component.module)) / 1e6
+            networks.append(f"{name}: {type(component.module).__name__} ({millions:.1f} M)")
+        dtype = jnp.dtype(self.unet.dtype).name
+        return f"Pipeline({self.name!r}, {dtype}, {self.device_name}, {', '.join(networks)})"
 
     @property
     def text_encoder(self) -> CLIPTextModel:
@@ -239,14 +265,15 @@ class Pipeline:
             self._update_auxiliary()
         origin = InitImage(image, mask, latents)
         tile = self._tile((request.height, request.width), vae_tile)
-        plan = self._plan(request, origin, output != "latent", tile, report, watch)
         count = len(request.prompts)
         size = count if batch_size is None else positive("batch_size", batch_size)
         clock = StageTimer(self.stages)
         drawn: dict[int, tuple[NDArray, NDArray]] = {}
-        for numbers, inputs in self._inputs(plan, origin, size):
-            batch = self._batches.run(inputs, plan, size, clock)
-            drawn |= dict(zip(numbers, zip(*batch, strict=True), strict=True))
+        with notebook_progress(report) as callback:
+            plan = self._plan(request, origin, output != "latent", tile, callback, watch)
+            for numbers, inputs in self._inputs(plan, origin, size):
+                batch = self._batches.run(inputs, plan, size, clock)
+                drawn |= dict(zip(numbers, zip(*batch, strict=True), strict=True))
         ordered, watched = (np.stack([drawn[i][k] for i in range(count)]) for k in (0, 1))
         return Output(
             images=[Image.fromarray(image) for image in ordered] if output == "pil" else ordered,

@@ -6,3 +6,22 @@ h = lambda' - lambda is the step in half log-SNR, q = exp(-h). In these symbols 
 any path x = alpha x0 + sigma eps, and none divides by the alpha of pure noise or the sigma of a
 clean image.
 """
+
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
+from jaxdiff.samplers.loop import init_state, run_steps, sample
+from jaxdiff.samplers.noise import initial_noise, per_sample_keys
+from jaxdiff.samplers.registry import SAMPLERS, get_sampler, make_grid
+
+__all__ = [
+    "SAMPLERS",
+    "NoiseFn",
+    "Sampler",
+    "SamplingState",
+    "get_sampler",
+    "init_state",
+    "initial_noise",
+    "make_grid",
+    "per_sample_keys",
+    "run_steps",
+    "sample",
+]

@@ -1,0 +1,76 @@
+"""What a notebook shows: a progress bar during a call, and the images of its output."""
+
+import base64
+import contextlib
+import html
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from PIL import Image
+
+PATIENCE_S = 1.0  # a call that takes less shows no bar
+
+
+@contextlib.contextmanager
+def notebook_progress(
+    report: Callable[[int, int], None] | None,
+) -> Iterator[Callable[[int, int], None] | None]:
+    """`report` itself; in a notebook a progress bar in the place of None."""
+    if report is not None or not in_notebook():
+        yield report
+        return
+    bar = NotebookProgress()
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, and not a terminal or a script."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None
+
+
+class NotebookProgress:
+    """A progress bar over the denoising steps of a batch, for calls that take their time."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._handle: Any = None
+
+    def __call__(self, done: int, steps: int) -> None:
+        if self._handle is None and time.perf_counter() - self._started < PATIENCE_S:
+            return
+        self._show(f'<progress value="{done}" max="{steps}"></progress> {done}/{steps} steps')
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._handle is not None:
+            self._show("")
+
+    def _show(self, markup: str) -> None:
+        display = sys.modules["IPython"].display
+        if self._handle is None:
+            self._handle = display.display(display.HTML(markup), display_id=True)
+        else:
+            self._handle.update(display.HTML(markup))
+
+
+def images_html(images: Sequence[Image.Image], captions: Sequence[str]) -> str:
+    """The images side by side, each above its caption, as they are without any other file."""
+    figures = []
+    for image, caption in zip(images, captions, strict=True):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        text = html.escape(caption, quote=True)
+        figures.append(
+            '<figure style="display: inline-block; margin: 4px">'
+            f'<img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+        )
+    return "".join(figures)
