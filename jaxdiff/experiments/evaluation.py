@@ -93,7 +93,7 @@ def _num_images(config: TrainConfig, scenes: bool) -> int:
     )
     if wanted and not measurable:
         raise InputError(
-            f"objective.num_eval_images: got {wanted} for data that nothing here measures, "
+            f"objective.num_eval_images: got {wanted} for data without a metric, "
             f"expected a folder in objective.eval_clip or {CLIP}/ in {objective.text_encoder}"
         )
     if not config.sample_every:

@@ -145,7 +145,7 @@ def test_stored_pictures_are_compared_where_there_is_a_clip(stored, field):
 def test_without_a_clip_stored_pictures_are_not_measured(stored):
     config, _ = stored
     assert make_evaluation(replaced(config, num_eval_images=None), TOLD, VAE, {})(grey) == {}
-    with pytest.raises(InputError, match=r"evaluated: got 20 for data that nothing here measures"):
+    with pytest.raises(InputError, match=r"num_eval_images: got 20 for data without a metric"):
         make_evaluation(config, TOLD, VAE, {})
 
 
@@ -157,12 +157,14 @@ def test_counts(monkeypatch):
         lambda shown: seen.extend(texts_of(shown["ids"])) or grey(shown)
     )
     assert len(set(seen)) == 2
-    with pytest.raises(InputError, match="evaluated: got 1, expected 0 or 2 or more"):
+    with pytest.raises(InputError, match="num_eval_images: got 1, expected 0 or 2 or more"):
         replaced(num_eval_images=1)
-    with pytest.raises(InputError, match="clip: got a, expected it left out with evaluated 0"):
+    with pytest.raises(
+        InputError, match="eval_clip: got a, expected it left out with num_eval_images 0"
+    ):
         replaced(num_eval_images=0, eval_clip="a")
     never = dataclasses.replace(CONFIG, sample_every=0)
-    with pytest.raises(InputError, match=r"evaluated: got 20, .* with sample_every 0"):
+    with pytest.raises(InputError, match=r"num_eval_images: got 20, .* with sample_every 0"):
         make_evaluation(never, TOLD, VAE, {})
     assert make_evaluation(replaced(never, num_eval_images=None), TOLD, VAE, {})(grey) == {}
 
@@ -172,5 +174,5 @@ def test_held_out_latents_are_decoded_wherever_the_vae_was_read():
     vae = initialise(AutoencoderKL, tiny_training.VAE, seed=0)
     alone = jax.device_put(param_dict(vae), jax.devices()[0])
     z = np.random.default_rng(0).normal(size=(20, 2, 2, 2)).astype(np.float32)
-    found = evaluation._pictures(with_params(vae, alone), {"mean": z})
+    found = evaluation._decoded_images(with_params(vae, alone), {"mean": z})
     np.testing.assert_allclose(found, vae.decode(jnp.asarray(z)), rtol=1e-4, atol=1e-5)

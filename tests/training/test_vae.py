@@ -118,7 +118,7 @@ def test_weights_that_make_no_loss_are_refused():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"freeze_encoder": True}, r"weights: got none, expected a folder for only_decoder"),
+        ({"freeze_encoder": True}, r"weights: got none, expected a folder for freeze_encoder"),
         (
             {"freeze_encoder": True, "weights": "a", "kl_weight": 0.5},
             r"kl_weight: got 0\.5, .* with",
