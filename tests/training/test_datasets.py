@@ -208,7 +208,7 @@ def test_clip_learns_the_words_of_stored_captions(tmp_path):
     assert len(tokenizer(caption(3))["input_ids"]) == len(words) + 2
     (line,) = read_lines(tmp_path / "a" / "log.jsonl")
     assert 0 <= line["validation_retrieval"] <= 1
-    with pytest.raises(InputError, match=r"image_size: got 16 for pictures of 24"):
+    with pytest.raises(InputError, match=r"image_size: got 16 for images of 24"):
         run([*command[:2], str(tmp_path / "b"), "--data.resolution", "24"])
 
 

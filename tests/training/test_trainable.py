@@ -319,12 +319,12 @@ def test_low_rank_layers_add_the_product_of_their_factors(conv):
         (
             "sd",
             'trainable=TextualInversion(placeholder_token="<x>", initializer_token="a red circle")',
-            r"train\.begin: got 'a red circle', which is 3 tokens",
+            r"trainable\.initializer_token: got 'a red circle', which is 3 tokens",
         ),
         (
             "sd",
             'trainable=TextualInversion(placeholder_token="<x>", initializer_token="star")',
-            r"train\.word: got '<x>', which no caption has",
+            r"trainable\.placeholder_token: got '<x>', which no caption has",
         ),
     ],
 )
@@ -402,7 +402,7 @@ PIPELINE = DiffusionObjective(pipeline="a")
     ("changes", "message"),
     [
         ({"pipeline": None}, r"objective\.vae: got none, expected it or a pipeline"),
-        ({"vae": "b"}, r"objective\.vae: got one beside objective\.pipeline"),
+        ({"vae": "b"}, r"objective\.vae: got one besides objective\.pipeline"),
         ({"weights": "b"}, r"objective\.weights: got one beside"),
         ({"prediction_type": "epsilon"}, r"objective\.prediction_type: got one beside"),
         ({"caption_dropout_per_encoder": (0.1, 2.0)}, r"objective\.caption_dropout: got 2\.0"),
@@ -434,7 +434,7 @@ def test_impossible_tunings_are_refused(changes, message):
         ),
         (
             lambda: TextualInversion(placeholder_token="x", initializer_token="c", num_vectors=0),
-            r"train\.vectors: got 0",
+            r"trainable\.num_vectors: got 0",
         ),
     ],
 )
