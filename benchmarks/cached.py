@@ -91,7 +91,7 @@ class Turns:
 
     def __init__(self, trainer: Trainer, steps: int) -> None:
         self._trainer, self._steps, self._state = trainer, steps, trainer.state
-        places = trainer.program.frozen_places
+        places = trainer.program.frozen_shardings
         self._frozen = jax.tree.map(device_put_global, trainer.experiment.frozen, places)
 
     def run(self, batches: Prefetch) -> Mapping[str, float]:
@@ -103,13 +103,13 @@ class Turns:
             self._state,
             self._frozen,
             batches,
-            trainer.base,
+            trainer.base_key,
             intervals=loop.Intervals(
                 steps=int(self._state.step) + 2 * half,
                 log=half,
                 checkpoint=1 << 30,
                 sample=0,
-                skipped=trainer.config.max_skipped,
+                max_nonfinite_steps=trainer.config.max_nonfinite_steps,
             ),
             images_per_step=trainer.config.batch_size,
             hooks=loop.Hooks(

@@ -26,8 +26,8 @@ from jaxdiff.cli.cache_latents import DESCRIPTION
 from jaxdiff.data.batches import batches
 from jaxdiff.data.latents import LatentCacheInfo, pack_record
 from jaxdiff.data.sources.records import write_records
-from jaxdiff.experiments.stored import open_stored
-from jaxdiff.training.config import PICTURES, DataConfig
+from jaxdiff.experiments.datasets import open_dataset
+from jaxdiff.training.config import IMAGE_KINDS, DataConfig
 
 PICTURE_COUNT = 512
 RUNS = 3
@@ -109,7 +109,7 @@ def write_latents(folder: pathlib.Path, resolution: int) -> None:
 
 def rate(config: DataConfig, batch_size: int) -> float:
     """Pictures per second of the fastest run, the first batches not counted."""
-    source = open_stored(config, batch_size).training
+    source = open_dataset(config, batch_size).training
     iterator = batches(source, batch_size=batch_size, threads=config.threads)
     for _ in range(2 + config.threads):
         next(iterator)
@@ -149,7 +149,7 @@ def main() -> None:
                 kind=kind,
                 path=str(folder / kind),
                 threads=threads,
-                **(prepared if kind in PICTURES else {}),
+                **(prepared if kind in IMAGE_KINDS else {}),
             )
             found = rate(config, options.batch_size)
             print(f"{kind:8s} {threads} threads  {found:6.0f} pictures/s")

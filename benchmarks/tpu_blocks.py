@@ -23,9 +23,9 @@ from jaxdiff.nn.attention import attention
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import ResnetBlock
 from jaxdiff.nn.transformer import Attention, FeedForward, SpatialTransformer
-from jaxdiff.planning.compilers import prepare
+from jaxdiff.planning.compilers import configure_compiler
 from jaxdiff.planning.compiling import compile_traced
-from jaxdiff.planning.topology import devices, parse
+from jaxdiff.planning.topology import parse_topology, topology_devices
 
 SIDE, CHANNELS, HEADS, TIME = 64, 320, 8, 1280
 TOKENS, WORDS, CONTEXT = SIDE * SIDE, 77, 768
@@ -90,9 +90,9 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8])
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    topology = parse("v5e:2x2")
-    prepare(topology.chip)
-    here = SingleDeviceSharding(devices(topology)[0])
+    topology = parse_topology("v5e:2x2")
+    configure_compiler(topology.chip)
+    here = SingleDeviceSharding(topology_devices(topology)[0])
     for batch in options.batch_sizes:
         function, shapes = part(options.part, batch)
 

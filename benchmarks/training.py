@@ -32,7 +32,7 @@ from jaxdiff.cli.train import load_config
 from jaxdiff.core.types import PyTree, dtype_of
 from jaxdiff.parallel.hardware import peak_flops
 from jaxdiff.parallel.mesh import device_put_global, make_mesh, replicated, shard_batch
-from jaxdiff.planning.abstract import abstract_training
+from jaxdiff.planning.abstract_training import abstract_training
 from jaxdiff.planning.training import step_flops
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 from jaxdiff.training.program import make_program
@@ -131,14 +131,13 @@ def main() -> None:
     config = chosen(options)
     parts = abstract_training(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    program = make_program(config, parts.learner, parts.frozen, mesh)
-    where = program.state_places.params
+    program = make_program(config, parts.task, parts.frozen, mesh)
+    where = program.state_shardings.params
     params = {
-        path: device_put_global(array, where[path])
-        for path, array in parts.learner.init(config.seed)
+        path: device_put_global(array, where[path]) for path, array in parts.task.init(config.seed)
     }
-    state = jax.jit(program.begin, out_shardings=program.state_places)(params)
-    frozen = jax.tree.map(device_put_global, random(parts.frozen), program.frozen_places)
+    state = jax.jit(program.init, out_shardings=program.state_shardings)(params)
+    frozen = jax.tree.map(device_put_global, random(parts.frozen), program.frozen_shardings)
     batch = shard_batch(random(parts.batch(config.batch_size), 1), mesh)
     base = jax.device_put(jax.random.key(0), replicated(mesh))
     begin = time.perf_counter()
@@ -158,7 +157,7 @@ def main() -> None:
         "devices": jax.device_count(),
         "dtype": config.dtype,
         "batch_size": config.batch_size,
-        "parameters": sum(leaf.size for leaf in parts.learner.shapes.values()),
+        "parameters": sum(leaf.size for leaf in parts.task.shapes.values()),
         "compile_s": compiling,
         "step_ms": 1e3 * seconds,
         "images_per_s": config.batch_size / seconds,

@@ -47,7 +47,7 @@ config = TrainConfig(
     optimiser=OptimiserConfig(
         name="muon",
         learning_rate=1e-3,
-        groups=((r"^heads\.", 10.0),),
+        lr_multipliers=((r"^heads\.", 10.0),),
         warmup_steps=50,
         decay_fraction=0.5,
     ),

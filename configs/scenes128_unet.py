@@ -43,11 +43,11 @@ config = TrainConfig(
             time_embedding_dim=256,
         ),
         prediction_type="v_prediction",
-        time_shift=2.5,
-        sample_scale=3.0,
-        evaluated=0,
+        timestep_shift=2.5,
+        sample_guidance_scale=3.0,
+        num_eval_images=0,
     ),
-    data=DataConfig(kind="latents", path="runs/scenes128_latents", held_out=256),
+    data=DataConfig(kind="latents", path="runs/scenes128_latents", validation_size=256),
     optimiser=OptimiserConfig(
         name="muon", learning_rate=2e-3, warmup_steps=200, decay_fraction=0.3
     ),

@@ -14,8 +14,8 @@ from jaxdiff.training.config import DistillationObjective, EMAConfig, OptimiserC
 config = TrainConfig(
     objective=DistillationObjective(
         teacher="jaxdiff/assets/scenes",
-        scales=(1.0, 10.0),
-        time_shift=2.0,
+        guidance_scale_range=(1.0, 10.0),
+        timestep_shift=2.0,
     ),
     optimiser=OptimiserConfig(learning_rate=5e-4, warmup_steps=100, decay_fraction=0.5),
     steps=1_500,

@@ -36,7 +36,7 @@ config = TrainConfig(
         ),
         weights="runs/scenes_unet/export/unet",
         prediction_type="v_prediction",
-        time_shift=4.0,
+        timestep_shift=4.0,
     ),
     optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=500, decay_fraction=0.3),
     steps=4_600,

@@ -72,9 +72,9 @@ from jaxdiff.training.config import (
 config = TrainConfig(
     objective=DiffusionObjective(
         pipeline="stabilityai/stable-diffusion-xl-base-1.0",
-        train=Full(from_scratch=True),
+        trainable=Full(from_scratch=True),
         caption_dropout=0.05,
-        caption_dropout_each=(0.1, 0.1),
+        caption_dropout_per_encoder=(0.1, 0.1),
         remat="blocks",
     ),
     data=DataConfig(kind="latents", path="data/latents-1024"),

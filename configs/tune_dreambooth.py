@@ -19,9 +19,13 @@ from jaxdiff.training.config import (
 config = TrainConfig(
     objective=DiffusionObjective(
         pipeline="stable-diffusion-v1-5/stable-diffusion-v1-5",
-        train=Full(text_encoders=True),
-        prior=DataConfig(
-            kind="folder", path="dogs", resolution=512, caption="a photo of a dog", held_out=1
+        trainable=Full(text_encoders=True),
+        prior_data=DataConfig(
+            kind="folder",
+            path="dogs",
+            resolution=512,
+            caption="a photo of a dog",
+            validation_size=1,
         ),
         caption_dropout=0.0,
         remat="blocks",
@@ -31,7 +35,7 @@ config = TrainConfig(
         path="pictures",
         resolution=512,
         caption="a photo of sks dog",
-        held_out=1,
+        validation_size=1,
     ),
     optimiser=OptimiserConfig(learning_rate=2e-6, warmup_steps=0, decay_fraction=0),
     steps=800,

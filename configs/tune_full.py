@@ -1,7 +1,7 @@
 """All weights of Stable Diffusion XL's UNet, from latents that were encoded once.
 
     python -m jaxdiff cache-latents stabilityai-sdxl/ latents/ --kind tars --path gs://bucket/tars \
-        --resolution 1024 --widest 2
+        --resolution 1024 --max-aspect-ratio 2
     python train.py configs/tune_full.py --workdir runs/xl --objective.pipeline stabilityai-sdxl/ \
         --data.path latents/ --mesh.data 1 --mesh.fsdp -1
 
@@ -20,7 +20,7 @@ config = TrainConfig(
     objective=DiffusionObjective(
         pipeline="stabilityai/stable-diffusion-xl-base-1.0",
         caption_dropout=0.05,
-        caption_dropout_each=(0.1, 0.1),
+        caption_dropout_per_encoder=(0.1, 0.1),
         remat="blocks",
     ),
     data=DataConfig(kind="latents", path="latents"),

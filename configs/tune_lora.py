@@ -18,7 +18,7 @@ from jaxdiff.training.config import (
 config = TrainConfig(
     objective=DiffusionObjective(
         pipeline="stable-diffusion-v1-5/stable-diffusion-v1-5",
-        train=LoRA(rank=16),
+        trainable=LoRA(rank=16),
         caption_dropout=0.05,
         remat="blocks",
     ),

@@ -18,11 +18,17 @@ from jaxdiff.training.config import (
 config = TrainConfig(
     objective=DiffusionObjective(
         pipeline="stable-diffusion-v1-5/stable-diffusion-v1-5",
-        train=TextualInversion(word="<thing>", begin="toy", vectors=2),
+        trainable=TextualInversion(
+            placeholder_token="<thing>", initializer_token="toy", num_vectors=2
+        ),
         caption_dropout=0.0,
     ),
     data=DataConfig(
-        kind="folder", path="pictures", resolution=512, caption="a photo of <thing>", held_out=1
+        kind="folder",
+        path="pictures",
+        resolution=512,
+        caption="a photo of <thing>",
+        validation_size=1,
     ),
     optimiser=OptimiserConfig(learning_rate=5e-4, warmup_steps=0, weight_decay=0.0),
     steps=3_000,

@@ -16,7 +16,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.parallel import distributed
 from jaxdiff.parallel.distributed import ConsensusFlag, DistributedConfig, gather_to_host
 from jaxdiff.parallel.mesh import data_mesh, device_put_global, make_mesh, replicated, shard_batch
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 12
@@ -28,7 +28,7 @@ model = AutoencoderKLConfig(block_out_channels=(8,), norm_num_groups=1, latent_c
     mid_block_add_attention=False)
 config = TrainConfig(objective=VAEObjective(model=model), mesh=MESHES["fsdp"], steps={STEPS},
     batch_size=8, log_every=1, checkpoint_every=4, sample_every=6)
-jaxdiff.experiments.vae.MEASURED = 64
+jaxdiff.experiments.vae.SCALE_ESTIMATION_IMAGES = 64
 """
 
 
@@ -85,7 +85,7 @@ def test_two_processes_then_one(tmp_path):
     assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()} >= {"4"}
     code, said = ended(start(tmp_path, "cut", 8, "--mesh.data", "2", "--mesh.fsdp", "4"))
     assert code == 0, said
-    assert "going on after step" in said
+    assert "resuming after step" in said
     np.testing.assert_allclose(losses(tmp_path, "cut"), losses(tmp_path, "one"), rtol=1e-4)
     one, cut = (tmp_path / name / "export" for name in ("one", "cut"))
     assert {p.name for p in one.iterdir()} == {p.name for p in cut.iterdir()}
@@ -102,7 +102,7 @@ def test_two_processes_end_alike_and_only_the_first_speaks(tmp_path):
     both[1].send_signal(signal.SIGTERM)
     codes, texts = zip(*(ended(process) for process in both), strict=True)
     assert codes == (0, 0), texts
-    assert "the same command goes on from there" in texts[0]
+    assert "the same command resumes from there" in texts[0]
     assert "train:" not in texts[1]
     both = pair(tmp_path, "stopped")
     assert [ended(process)[0] for process in both] == [0, 0]
@@ -113,7 +113,7 @@ def test_two_processes_end_alike_and_only_the_first_speaks(tmp_path):
 
 FULL = """
 import errno, os, sys
-from jaxdiff.training.log import JsonlLog
+from jaxdiff.training.jsonl_log import JsonlLog
 def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 if sys.argv[-1] == "0":
@@ -132,7 +132,7 @@ def test_where_one_process_fails_none_waits_for_it(tmp_path):
             process.kill()
     assert code == 1
     assert other != 0
-    assert said.endswith("There is no checkpoint yet: the same command begins anew\n"), said
+    assert said.endswith("There is no checkpoint yet: the same command starts over\n"), said
 
 
 @pytest.mark.slow

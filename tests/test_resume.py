@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from on_devices import environment
 
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 ROOT = pathlib.Path(__file__).parents[1]
 KILLS = int(os.environ.get("JAXDIFF_KILLS", "5"))
@@ -32,7 +32,7 @@ model = AutoencoderKLConfig(block_out_channels=(2,), norm_num_groups=1, latent_c
     mid_block_add_attention=False)
 config = TrainConfig(objective=VAEObjective(model=model), steps={STEPS}, batch_size=2,
     log_every=1, checkpoint_every=4, sample_every=0)
-jaxdiff.experiments.vae.MEASURED = 64
+jaxdiff.experiments.vae.SCALE_ESTIMATION_IMAGES = 64
 """
 SPEED = {"step_ms", "images_per_s", "data_wait"}
 
@@ -145,7 +145,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     run.until_training()
     code, said = run.end(signal.SIGTERM)
     assert code == 0, said
-    assert "the same command goes on from there" in said
+    assert "the same command resumes from there" in said
     stopped = max(int(path.name) for path in run.workdir.glob("checkpoints/[0-9]*"))
     assert f"stopped after step {stopped};" in said
 
@@ -155,7 +155,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     code, said = Run(tmp_path, "cut", warnings="default").end()
     assert code == 0, said
     assert f"warning: checkpoint {stopped} cannot be read (" in said
-    assert "going on after step" in said
+    assert "resuming after step" in said
 
     whole, cut = arrays(tmp_path / "whole"), arrays(tmp_path / "cut")
     assert whole.keys() == cut.keys()

@@ -45,14 +45,15 @@ from jaxdiff.data.samples import Make, make_transform
 from jaxdiff.data.sampling_order import SamplePosition
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.data.sources.storage import fingerprint
-from jaxdiff.experiments.experiment import scene_side, scenes
-from jaxdiff.experiments.stored import Groups, grouped, open_pictures
+from jaxdiff.experiments.datasets import Groups, bucket_items, open_image_source
+from jaxdiff.experiments.experiment import scene_side, scene_source
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_batch
 from jaxdiff.pipeline import cache
 from jaxdiff.scenes.source import scene_maker
-from jaxdiff.training.config import PICTURES, DataConfig
+from jaxdiff.training.config import IMAGE_KINDS, DataConfig
+from jaxdiff.training.config.aliases import new_arguments
 
 # The data options have no prefix: --kind folder --path FOLDER --resolution 512.
 Fields = Annotated[DataConfig, tyro.conf.arg(name="")]
@@ -96,8 +97,8 @@ class Options:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, encode, write. Raises InputError on bad input."""
-    options = tyro.cli(Options, args=arguments, prog="jaxdiff cache-latents")
-    one_of("kind", options.data.kind, ("scenes", *PICTURES))
+    options = tyro.cli(Options, args=new_arguments(arguments, "data"), prog="jaxdiff cache-latents")
+    one_of("kind", options.data.kind, ("scenes", *IMAGE_KINDS))
     one_of("texts", options.texts, TEXTS)
     if options.text_encoder is not None and options.texts == "captions":
         raise InputError(
@@ -110,7 +111,7 @@ def run(arguments: Sequence[str]) -> None:
     mesh = data_mesh(jax.local_devices())
     check_batch_size(options.batch_size, mesh)
     cache.enable()
-    skipped = BadSampleCounter(options.data.max_broken)
+    skipped = BadSampleCounter(options.data.max_bad_fraction)
     groups, data_fingerprint, make_of = _open_data(options, skipped)
     shards = sharded(groups, options.shard_size)
     folder = options.vae / "vae" if (options.vae / "vae").is_dir() else options.vae
@@ -146,19 +147,21 @@ def _open_data(
     """The items of each size, their fingerprint, and a function that makes the transform."""
     data = options.data
     if data.kind == "scenes":
-        if data.items is None:
-            raise InputError("items: got none, expected the number of scenes to encode (--items)")
-        count, side = positive("items", data.items), scene_side(data)
+        if data.num_scenes is None:
+            raise InputError(
+                "num_scenes: got none, expected the number of scenes to encode (--num-scenes)"
+            )
+        count, side = positive("num_scenes", data.num_scenes), scene_side(data)
         data_fingerprint = fingerprint(
             "scenes", str(data.seed), str(data.variations), str(count), str(side)
         )
         return (
             [((side, side), np.arange(count))],
             data_fingerprint,
-            lambda sizes: scene_maker(scenes(data)),
+            lambda sizes: scene_maker(scene_source(data)),
         )
-    source = open_pictures(data, skipped, captions=data.caption is None)
-    groups, data_fingerprint = grouped(data, source, options.min_bucket_size)
+    source = open_image_source(data, skipped, captions=data.caption is None)
+    groups, data_fingerprint = bucket_items(data, source, options.min_bucket_size)
     choices = {"seed": data.seed, "crop": data.crop, "flip": data.flip}
     return groups, data_fingerprint, lambda sizes: make_transform(source, sizes, **choices)
 

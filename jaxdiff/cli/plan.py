@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import tyro
 
-from jaxdiff.planning.compilers import prepare
-from jaxdiff.planning.report import Planner, table
+from jaxdiff.planning.compilers import configure_compiler
+from jaxdiff.planning.report import Planner, format_plan
 from jaxdiff.planning.sampling import SamplingOptions, sampling_planner
-from jaxdiff.planning.topology import parse
+from jaxdiff.planning.topology import parse_topology
 from jaxdiff.planning.training import training_planner
 from jaxdiff.training.config import TrainConfig
 
@@ -31,15 +31,15 @@ def plan_sampling(arguments: Sequence[str]) -> None:
 
 def show_plans(names: Sequence[str], plan: Planner, *, as_json: bool) -> None:
     """Print the plan of each topology as soon as it is ready, or all as one JSON object."""
-    topologies = [parse(name) for name in names]
+    topologies = [parse_topology(name) for name in names]
     jax.config.update("jax_platforms", "cpu")
     found: list[dict[str, Any]] = []
     for topology in topologies:
-        prepare(topology.chip)
+        configure_compiler(topology.chip)
         print(f"plan: compiling for {topology.title}", file=sys.stderr)
         made = plan(topology)
         found.append(made.to_json())
         if not as_json:
-            print(table(made), flush=True)
+            print(format_plan(made), flush=True)
     if as_json:
         print(json.dumps({"plans": found}))

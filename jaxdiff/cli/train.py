@@ -22,11 +22,11 @@ from jaxdiff.experiments.clip import clip_experiment
 from jaxdiff.experiments.diffusion import diffusion_experiment
 from jaxdiff.experiments.distillation import distillation_experiment
 from jaxdiff.experiments.experiment import CHECKPOINTS, Experiment
-from jaxdiff.experiments.logs import import_wandb
-from jaxdiff.experiments.stopping import train_until_stopped
-from jaxdiff.experiments.trainer import Trainer, mesh_of
+from jaxdiff.experiments.loggers import import_wandb
+from jaxdiff.experiments.preemption import train_until_stopped
+from jaxdiff.experiments.trainer import Trainer, mesh_from_config
 from jaxdiff.experiments.vae import vae_experiment
-from jaxdiff.experiments.workdir import alone, check_identity, record, recorded
+from jaxdiff.experiments.workdir import check_identity, lock_workdir, read_config, write_config
 from jaxdiff.parallel.distributed import (
     DistributedConfig,
     abort_peers_on_error,
@@ -45,8 +45,9 @@ from jaxdiff.training.config import (
     MeshConfig,
     TrainConfig,
     VAEObjective,
-    identity,
+    resume_identity,
 )
+from jaxdiff.training.config.aliases import new_arguments
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ Workdir = Annotated[
 ExportOnly = Annotated[bool, tyro.conf.arg(help="only export the newest checkpoint")]
 EMAStd = Annotated[
     float | None,
-    tyro.conf.arg(help="export the power-function EMA of this relative standard deviation"),
+    tyro.conf.arg(help="export the power-function EMA of this relative std (ema.power_stds)"),
 ]
 # The fields of the config get no prefix of their own: --steps, --optimiser.learning-rate.
 Fields = Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -115,7 +116,7 @@ def parse(arguments: Sequence[str]) -> Options:
         options,
         prog=f"train.py {arguments[0]}",
         description="Start or resume a training.",
-        args=list(arguments[1:]),
+        args=new_arguments(arguments[1:]),
         config=(tyro.conf.AvoidSubcommands,),
     )
 
@@ -143,7 +144,7 @@ def plan(arguments: Sequence[str]) -> None:
         options,
         prog=f"train.py {arguments[0]}",
         description="Compile the training step for absent TPUs or GPUs; report memory and time.",
-        args=list(arguments[1:]),
+        args=new_arguments(arguments[1:]),
         config=(tyro.conf.AvoidSubcommands,),
     )
 
@@ -165,9 +166,9 @@ def write_export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool) -> N
 
     On any number of devices. Raises InputError where something that it was made of has changed.
     """
-    config = dataclasses.replace(recorded(workdir), mesh=MeshConfig())
+    config = dataclasses.replace(read_config(workdir), mesh=MeshConfig())
     parts = experiment(config, workdir)
-    check_identity(identity(config) | dict(parts.identity), workdir)
+    check_identity(resume_identity(config) | dict(parts.identity), workdir)
     with TrainingStore(workdir / CHECKPOINTS, read_only=True) as store:
         trainer = Trainer(config, workdir, store, parts)
     parts.batches.close()
@@ -190,22 +191,27 @@ def _train(options: Options) -> None:
     cache.enable()
     config, checkpoints = options.config, workdir / CHECKPOINTS
     # Raise errors before the workdir is touched.
-    check_batch_size(config.batch_size // config.accumulate, mesh_of(config.mesh))
+    check_batch_size(
+        config.batch_size // config.gradient_accumulation_steps, mesh_from_config(config.mesh)
+    )
     if config.wandb is not None:
         import_wandb()
     if options.export_only and not has_checkpoint(checkpoints):
         raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
-    check_identity(identity(config), workdir)
+    check_identity(resume_identity(config), workdir)
     parts = experiment(config, workdir)
-    now = identity(config) | dict(parts.identity) | dict(parts.batches.identity)
+    now = resume_identity(config) | dict(parts.identity) | dict(parts.batches.identity)
     check_identity(now, workdir)
     if options.export_only:
         with TrainingStore(checkpoints, read_only=True) as store:
             trainer = Trainer(config, workdir, store, parts)
     else:
-        with alone(workdir), TrainingStore(checkpoints, keep=config.keep) as store:
+        with (
+            lock_workdir(workdir),
+            TrainingStore(checkpoints, keep=config.max_checkpoints) as store,
+        ):
             if is_first():
-                record(config, now, workdir)
+                write_config(config, now, workdir)
             trainer = Trainer(config, workdir, store, parts)
             train_until_stopped(trainer)
     folder = trainer.export(options.ema_std)

@@ -22,7 +22,7 @@ class BadSampleCounter:
     """
 
     def __init__(self, limit: float = 0.05, floor: int = MIN_SAMPLES_FOR_LIMIT) -> None:
-        self.limit = in_range("max_broken", limit, 0, 1)
+        self.limit = in_range("max_bad_fraction", limit, 0, 1)
         self.floor = in_range("floor", floor, 0, float("inf"))
         self._lock = threading.Lock()
         self._seen = 0
@@ -44,7 +44,7 @@ class BadSampleCounter:
             listed = ", ".join(f"{n} {name}" for name, n in self._reasons.most_common())
             raise InputError(
                 f"data: got {total} bad samples among {self._seen} ({listed}), "
-                f"expected at most the fraction {self.limit:g} (data.max_broken)"
+                f"expected at most the fraction {self.limit:g} (data.max_bad_fraction)"
             )
 
     def counts(self) -> dict[str, int]:

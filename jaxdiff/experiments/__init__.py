@@ -1,1 +1,1 @@
-"""What `train` does around the loop, for each objective."""
+"""The wiring of each kind of training: data, logging, sample grids, export."""

@@ -1,4 +1,4 @@
-"""Training the classifier of noisy latents: scenes through a frozen VAE."""
+"""Training the classifier of noisy latents, on scenes and a frozen VAE."""
 
 import pathlib
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from jaxdiff.core.types import Array, Dtype
 from jaxdiff.experiments.experiment import (
     Experiment,
     scene_side,
-    spread,
+    shard_or_replicate,
     training_batches,
     validation_batch,
 )
@@ -26,10 +26,16 @@ from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR, collate_attributes
 from jaxdiff.training.config import ClassifierObjective, TrainConfig
-from jaxdiff.training.objectives import Params, Whole
-from jaxdiff.training.objectives.classifier import accuracies, classifier_learner
+from jaxdiff.training.objectives import HostParams, Params
+from jaxdiff.training.objectives.classifier import accuracies, classifier_task
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)  # of the schedule: the noise levels that are measured
+EVAL_TIMESTEP_FRACTIONS = (
+    0.0,
+    0.25,
+    0.5,
+    0.75,
+    0.95,
+)  # timesteps of the evaluation
 
 
 def _check(objective: ClassifierObjective, vae: AutoencoderKL, pixels: int) -> None:
@@ -50,43 +56,45 @@ def _check(objective: ClassifierObjective, vae: AutoencoderKL, pixels: int) -> N
 
 
 def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
-    """No pictures: the measures are shares of right answers on validation pictures by level."""
+    """Evaluation: accuracy on the validation split, by group and timestep. No sample grids."""
     objective = cast(ClassifierObjective, config.objective)
     folder = pathlib.Path(objective.vae)
     vae = cast(AutoencoderKL, read_component(folder, dtype=dtype).module)
     _check(objective, vae, scene_side(config.data, vae.config.downscale))
     frozen = param_dict(vae)
-    learner = classifier_learner(objective, vae, dtype)
+    task = classifier_task(objective, vae, dtype)
     template = abstract(LatentClassifier, objective.model, dtype=dtype)
-    levels = [int(share * objective.schedule.num_timesteps) for share in SHARES]
-    batch = spread(validation_batch(config, transform=collate_attributes))
+    timesteps = [
+        int(fraction * objective.schedule.num_timesteps) for fraction in EVAL_TIMESTEP_FRACTIONS
+    ]
+    batch = shard_or_replicate(validation_batch(config, transform=collate_attributes))
 
     @jax.jit
-    def measure(params: Params, frozen: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
+    def evaluate(params: Params, frozen: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
         encoder = with_params(vae, frozen)
         x0 = encoder.scale(encoder.encode(batch["image"])[0])
         key = jax.random.key(0)
         model = with_params(template, params)
-        shares = accuracies(
-            model, objective.schedule, x0, batch["targets"], batch["known"], levels, key
+        accuracy = accuracies(
+            model, objective.schedule, x0, batch["targets"], batch["known"], timesteps, key
         )
-        return shares, learner.loss(params, frozen, batch, key)[0]
+        return accuracy, task.loss(params, frozen, batch, key)[0]
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        shares, loss = jax.device_get(measure(params, frozen, batch))
+        accuracy, loss = jax.device_get(evaluate(params, frozen, batch))
         return {"validation_loss": float(loss)} | {
-            f"validation_{name}_{level}": float(share)
-            for level, row in zip(levels, shares, strict=True)
-            for name, share in zip(objective.model.group_names, row, strict=True)
+            f"validation_{name}_{timestep}": float(fraction)
+            for timestep, row in zip(timesteps, accuracy, strict=True)
+            for name, fraction in zip(objective.model.group_names, row, strict=True)
         }
 
-    def export(params: Whole, folder: pathlib.Path) -> None:
+    def export(params: HostParams, folder: pathlib.Path) -> None:
         module = with_params(abstract(LatentClassifier, objective.model), params)
         write_component(folder / CLASSIFIER, Component(module=module))
         write_object(folder / CLASSIFIER / PROMPT_LABELS, to_mapping(GRAMMAR))
 
     return Experiment(
-        learner,
+        task,
         frozen,
         training_batches(config, transform=collate_attributes),
         sample,

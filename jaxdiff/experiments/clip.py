@@ -1,4 +1,4 @@
-"""Training the text encoder: captions against pictures."""
+"""Training CLIP, whose text encoder conditions diffusion models."""
 
 import dataclasses
 import functools
@@ -19,9 +19,9 @@ from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokeniz
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
     Experiment,
-    check_kind,
+    check_data_kind,
     scene_side,
-    spread,
+    shard_or_replicate,
     training_batches,
     training_captions,
     validation_batch,
@@ -30,34 +30,34 @@ from jaxdiff.models.build import abstract, with_params
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
 from jaxdiff.scenes.labels import ATTRIBUTES, SLOTS, collate_captioned
 from jaxdiff.training.config import CLIPObjective, TrainConfig
-from jaxdiff.training.objectives import Metrics, Params, Whole
+from jaxdiff.training.objectives import HostParams, Metrics, Params
 from jaxdiff.training.objectives.clip import (
     AttributeHeads,
-    clip_learner,
-    read_attributes,
+    attribute_loss,
+    clip_task,
+    mask_duplicate_captions,
     retrieval,
     run_towers,
     same_caption,
     split_heads,
-    without_doubles,
 )
 
-READ = 20_000  # captions that the tokenizer learns from
+NUM_TOKENIZER_CAPTIONS = 20_000  # training set of the tokenizer
 
 
 def workdir_tokenizer(config: TrainConfig, workdir: pathlib.Path) -> Any:
-    """The tokenizer of a training that goes on, or one learnt from training captions."""
+    """The tokenizer of the workdir, or one trained on captions if there is no checkpoint."""
     folder = workdir / "tokenizer"
-    whole = (folder / "special_tokens_map.json").exists()  # the last file to be written
-    if not (whole and has_checkpoint(workdir / CHECKPOINTS)):
+    complete = (folder / "special_tokens_map.json").exists()  # the last file to be written
+    if not (complete and has_checkpoint(workdir / CHECKPOINTS)):
         text = cast(CLIPObjective, config.objective).text
-        captions = itertools.islice(training_captions(config), READ)
+        captions = itertools.islice(training_captions(config), NUM_TOKENIZER_CAPTIONS)
         tokenizer = train_tokenizer(captions, text.vocab_size, text.max_position_embeddings)
         save_tokenizer(tokenizer, folder)
     return load_tokenizer(folder)
 
 
-def with_tokens(objective: CLIPObjective, tokenizer: Any) -> CLIPObjective:
+def with_vocabulary(objective: CLIPObjective, tokenizer: Any) -> CLIPObjective:
     """`objective` with the tokenizer's vocabulary in the text encoder's config."""
     text = dataclasses.replace(
         objective.text,
@@ -71,20 +71,20 @@ def with_tokens(objective: CLIPObjective, tokenizer: Any) -> CLIPObjective:
 
 
 def _check_side(config: TrainConfig) -> None:
-    """InputError unless the pictures are the squares that the vision encoder takes."""
+    """InputError unless images have the size of the vision encoder."""
     data, side = config.data, cast(CLIPObjective, config.objective).vision.image_size
     given = scene_side(data) if data.kind == "scenes" else data.resolution
-    if given != side or data.widest > 1:
+    if given != side or data.max_aspect_ratio > 1:
         raise InputError(
-            f"objective.vision.image_size: got {side} for pictures of {given} with sides up to "
-            f"{data.widest:g}, expected squares of one size for both"
+            f"objective.vision.image_size: got {side} for images of {given} with sides up to "
+            f"{data.max_aspect_ratio:g}, expected squares of one size for both"
         )
 
 
 def attribute_heads(config: TrainConfig) -> AttributeHeads | None:
-    """What attribute heads read, where there are any; InputError unless the data are scenes."""
+    """The attribute heads, if there are any; InputError unless the data are scenes."""
     objective = cast(CLIPObjective, config.objective)
-    if not objective.heads:
+    if not objective.has_attribute_heads:
         return None
     if config.data.kind != "scenes":
         raise InputError(
@@ -95,41 +95,41 @@ def attribute_heads(config: TrainConfig) -> AttributeHeads | None:
 
 
 def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
-    """No pictures: the measure is how often a validation picture finds its caption."""
-    check_kind(config)
+    """Evaluation: retrieval accuracy on the validation split. No sample grids."""
+    check_data_kind(config)
     _check_side(config)
     tokenizer = workdir_tokenizer(config, workdir)
-    objective = with_tokens(cast(CLIPObjective, config.objective), tokenizer)
+    objective = with_vocabulary(cast(CLIPObjective, config.objective), tokenizer)
     heads = attribute_heads(config)
     collate = None if heads is None else functools.partial(collate_captioned, tokenizer=tokenizer)
-    batch = spread(validation_batch(config, tokenizer, transform=collate))
+    batch = shard_or_replicate(validation_batch(config, tokenizer, transform=collate))
     sizes = (objective.text, objective.vision, objective.projection_dim)
     template = abstract(CLIPModel, *sizes, dtype=dtype)
 
     @jax.jit
-    def measure(params: Params, batch: dict[str, Array]) -> Metrics:
-        own, reading = split_heads(params)
-        found = run_towers(with_params(template, own), batch["image"], batch["ids"])
-        scores = without_doubles(found.cosines, same_caption(batch["ids"]))
-        shares = retrieval(scores, config.data.variations)
+    def evaluate(params: Params, batch: dict[str, Array]) -> Metrics:
+        tower_params, head_params = split_heads(params)
+        found = run_towers(with_params(template, tower_params), batch["image"], batch["ids"])
+        scores = mask_duplicate_captions(found.similarity, same_caption(batch["ids"]))
+        accuracy = retrieval(scores, config.data.variations)
         if heads is None:
-            return shares
-        return shares | read_attributes(heads, reading, *found[:3], batch).accuracy
+            return accuracy
+        return accuracy | attribute_loss(heads, head_params, *found[:3], batch).accuracy
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        found = jax.device_get(measure(params, batch))
+        found = jax.device_get(evaluate(params, batch))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
-    def export(params: Whole, folder: pathlib.Path) -> None:
+    def export(params: HostParams, folder: pathlib.Path) -> None:
         params, _ = split_heads(params)
         text = {name: leaf for name, leaf in params.items() if name.startswith("text_model.")}
         module = with_params(abstract(CLIPTextModel, objective.text), text)
         write_component(folder / "text_encoder", Component(module=module))
         write_component(folder / "clip", Component(module=with_params(template, params)))
-        half = [0.5] * objective.vision.num_channels  # pictures are in [-1, 1]
+        half = [0.5] * objective.vision.num_channels  # images are in [-1, 1]
         write_object(folder / "clip" / PREPROCESSOR, {"image_mean": half, "image_std": half})
         save_tokenizer(tokenizer, folder / "tokenizer")
 
-    learner = clip_learner(objective, dtype, heads)
+    task = clip_task(objective, dtype, heads)
     stream = training_batches(config, tokenizer, transform=collate)
-    return Experiment(learner, {}, stream, sample, export)
+    return Experiment(task, {}, stream, sample, export)

@@ -1,4 +1,4 @@
-"""Training a diffusion model: its UNet, all of its text side too, or small additions to it."""
+"""Training a diffusion model: UNet, text encoders, LoRA or textual inversion."""
 
 import dataclasses
 import pathlib
@@ -14,31 +14,31 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray
 from jaxdiff.data.latents import LatentCacheInfo, read_null
 from jaxdiff.data.texts import CaptionTokenizer
-from jaxdiff.experiments.begin import Begun, begin
-from jaxdiff.experiments.cached import cached
-from jaxdiff.experiments.drawing import (
-    SAMPLER,
-    SPACING,
-    make_sampler,
-    shown_noise,
-    shown_prompts,
-)
+from jaxdiff.experiments.base_model import BaseModel, load_base_model
 from jaxdiff.experiments.evaluation import make_evaluation
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
-    SHOWN,
+    GRID_SIZE,
     Experiment,
-    check_kind,
-    grid,
-    save_grid,
+    check_data_kind,
+    image_grid,
+    save_sample_grid,
     scene_side,
-    spread,
+    shard_or_replicate,
     training_batches,
     validation_batch,
     validation_captions,
 )
-from jaxdiff.experiments.prior import with_prior
-from jaxdiff.experiments.tuning import tuning
+from jaxdiff.experiments.latent_cache import check_latent_cache
+from jaxdiff.experiments.prior_preservation import prior_preservation_batches
+from jaxdiff.experiments.sample_grid import (
+    SAMPLER,
+    SPACING,
+    grid_noise,
+    grid_prompts,
+    make_sampler,
+)
+from jaxdiff.experiments.training_methods import make_training_method
 from jaxdiff.models.build import with_params
 from jaxdiff.models.conditioning import UNetConditioning
 from jaxdiff.models.vae import AutoencoderKL
@@ -47,45 +47,47 @@ from jaxdiff.samplers.registry import make_grid
 from jaxdiff.training.config import DataConfig, DiffusionObjective, Full, TrainConfig
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import (
-    IDS,
+    TOKEN_ID_COLUMNS,
     Frozen,
-    Model,
-    diffusion_learner,
-    read_in_steps,
+    LatentDiffusion,
+    diffusion_task,
+    frozen_networks_used,
 )
-from jaxdiff.training.objectives.tuning import Tuned
+from jaxdiff.training.objectives.trainable import ParameterPartition
 
 
-def _side(data: DataConfig, made: LatentCacheInfo | None) -> int:
-    """Side of the (square) pictures in pixels."""
+def _image_size(data: DataConfig, info: LatentCacheInfo | None) -> int:
+    """Side of the (square) images in pixels."""
     if data.kind == "scenes":
         return scene_side(data)
-    return (data.resolution or 0) if made is None else made.resolution
+    return (data.resolution or 0) if info is None else info.resolution
 
 
-def _cached(config: TrainConfig, begun: Begun, tuned: Tuned) -> LatentCacheInfo | None:
-    """What is cached of the data; InputError unless as much is of the prior's."""
-    made, prior = cached(config.data, begun, tuned), begun.objective.prior
+def _check_caches(
+    config: TrainConfig, base: BaseModel, partition: ParameterPartition
+) -> LatentCacheInfo | None:
+    """The latent cache of the data; InputError unless prior_data are cached in the same way."""
+    info, prior = check_latent_cache(config.data, base, partition), base.objective.prior_data
     if prior is not None:
-        other = cached(prior, begun, tuned, field="objective.prior")
-        said, wanted = (
+        other = check_latent_cache(prior, base, partition, field="objective.prior_data")
+        prior_text, text = (
             (x.text_embedding_shapes, x.dtype) if x and x.text_embedding_shapes else ()
-            for x in (other, made)
+            for x in (other, info)
         )
-        if said != wanted:
-            kinds = (f"embeddings in {x[1]}" if x else "captions" for x in (said, wanted))
+        if prior_text != text:
+            kinds = (f"embeddings in {x[1]}" if x else "captions" for x in (prior_text, text))
             raise InputError(
-                "objective.prior: got data with {}, expected {} as data has".format(*kinds)
+                "objective.prior_data: got data with {}, expected {} as data has".format(*kinds)
             )
-    return made
+    return info
 
 
-def _check_size(config: TrainConfig, begun: Begun, side: int) -> None:
-    """InputError unless the UNet is for the latents that the VAE makes of pictures of `side`.
+def _check_size(config: TrainConfig, base: BaseModel, side: int) -> None:
+    """InputError unless the UNet fits the latents of images of `side` pixels.
 
-    That of a pipeline may be trained at another size than before.
+    The UNet of a pipeline may be trained at another size than before.
     """
-    model, vae = begun.objective.model, begun.vae
+    model, vae = base.objective.model, base.vae
     if config.data.kind == "scenes":
         scene_side(config.data, vae.config.downscale)
     channels = vae.config.latent_channels
@@ -96,124 +98,146 @@ def _check_size(config: TrainConfig, begun: Begun, side: int) -> None:
         if getattr(model, name) != value:
             raise InputError(
                 f"objective.model.{name}: got {getattr(model, name)}, expected {value} as the "
-                f"latents of {begun.objective.vae} have"
+                f"latents of {base.objective.vae} have"
             )
 
 
-def _sampler(objective: DiffusionObjective, model: Model) -> Callable[..., Array]:
-    def network(weights: Any, x: Array, t: Array, told: UNetConditioning) -> Array:
-        return with_params(model.tuned.networks["unet"], weights)(x, t, **told._asdict())
+def _sampler(objective: DiffusionObjective, model: LatentDiffusion) -> Callable[..., Array]:
+    def network(weights: Any, x: Array, t: Array, cond: UNetConditioning) -> Array:
+        return with_params(model.partition.networks["unet"], weights)(x, t, **cond._asdict())
 
     def prepare(
-        params: Params, frozen: Frozen, shown: Mapping[str, Array]
+        params: Params, frozen: Frozen, inputs: Mapping[str, Array]
     ) -> tuple[Params, tuple[UNetConditioning, ...], AutoencoderKL]:
-        networks, b = model.assembled(params, frozen), len(shown["noise"])
-        texts = model.texts.items()
-        own = [shown[ids] for _, ids in texts]
-        null = [jnp.broadcast_to(frozen.null[name], shown[ids].shape) for name, ids in texts]
-        nothing, everything = jnp.zeros(b, bool), jnp.ones(b, bool)
+        networks, b = model.build_networks(params, frozen), len(inputs["noise"])
+        columns = model.token_id_columns.items()
+        prompt = [inputs[column] for _, column in columns]
+        null = [jnp.broadcast_to(frozen.null[name], inputs[c].shape) for name, c in columns]
+        none_dropped, all_dropped = jnp.zeros(b, bool), jnp.ones(b, bool)
         streams = tuple(
-            model.told(model.heard(networks, ids), [dropped] * len(ids), shown.get("time_ids"))
-            for ids, dropped in ((null, everything), (own, nothing))
+            model.conditioning(
+                model.encode_captions(networks, ids), [dropped] * len(ids), inputs.get("time_ids")
+            )
+            for ids, dropped in ((null, all_dropped), (prompt, none_dropped))
         )
-        tables = model.tuned.join(params, frozen.weights)
+        tables = model.partition.merge(params, frozen.weights)
         return tables["unet"], streams, networks["vae"]
 
-    kind, steps = objective.prediction_type, objective.sample_steps
-    levels = make_grid(objective.schedule, SAMPLER, steps, prediction_type=kind, spacing=SPACING)
-    choices = {"rule": "cfg", "kind": kind, "scale": objective.sample_scale}
-    return make_sampler(network, levels, prepare, **choices)
+    prediction_type, steps = objective.prediction_type, objective.sample_steps
+    grid = make_grid(
+        objective.schedule, SAMPLER, steps, prediction_type=prediction_type, spacing=SPACING
+    )
+    options = {
+        "rule": "cfg",
+        "prediction_type": prediction_type,
+        "scale": objective.sample_guidance_scale,
+    }
+    return make_sampler(network, grid, prepare, **options)
 
 
-def _prompts(config: TrainConfig, texts: CaptionTokenizer) -> list[str]:
-    """What the pictures of the grids are of; InputError if none has the word that is learnt."""
+def _prompts(config: TrainConfig, caption_tokenizer: CaptionTokenizer) -> list[str]:
+    """The prompts of the sample grids; InputError if none has the placeholder token."""
     scenes = config.data.kind == "scenes"
-    prompts = shown_prompts() if scenes else validation_captions(config, SHOWN)
-    for word in texts.placeholder_tokens:
-        if not any(word in (texts.caption or prompt) for prompt in prompts):
+    prompts = grid_prompts() if scenes else validation_captions(config, GRID_SIZE)
+    for token in caption_tokenizer.placeholder_tokens:
+        if not any(token in (caption_tokenizer.caption or prompt) for prompt in prompts):
             raise InputError(
-                f"objective.train.word: got {word!r}, which no caption has, expected captions "
-                "with it, such as a data.caption"
+                f"objective.trainable.placeholder_token: got {token!r}, which no caption has, "
+                "expected captions with it, such as a data.caption"
             )
     return prompts
 
 
-def _shown(begun: Begun, side: int, count: int) -> dict[str, NDArray]:
-    """What `count` pictures begin with, and what the UNet is told of their sizes."""
-    vae = begun.vae.config
-    noise = shown_noise(side // vae.downscale, vae.latent_channels, count)
+def _sampling_arrays(base: BaseModel, side: int, count: int) -> dict[str, NDArray]:
+    """Initial noise and size conditioning of `count` images."""
+    vae = base.vae.config
+    noise = grid_noise(side // vae.downscale, vae.latent_channels, count)
     sizes = np.tile(np.array([[side, side, 0, 0, side, side]], np.float32), (count, 1))
     return {"noise": noise, "time_ids": sizes}
 
 
 def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
-    """Grids are pictures of fixed prompts; the measure is the loss on validation pictures."""
-    check_kind(config)
+    """Sample grids of fixed prompts; evaluation: the validation loss, and see `make_evaluation`."""
+    check_data_kind(config)
     resumed = has_checkpoint(workdir / CHECKPOINTS)
-    begun = begin(cast(DiffusionObjective, config.objective), resumed=resumed)
-    chosen = tuning(begun, dtype, config.data.caption)
-    texts, objective = chosen.texts, begun.objective
-    made = _cached(config, begun, chosen.tuned)
-    side = _side(config.data, made)
-    _check_size(config, begun, side)
+    base = load_base_model(cast(DiffusionObjective, config.objective), resumed=resumed)
+    method = make_training_method(base, dtype, config.data.caption)
+    caption_tokenizer, objective = method.caption_tokenizer, base.objective
+    info = _check_caches(config, base, method.partition)
+    side = _image_size(config.data, info)
+    _check_size(config, base, side)
     frozen = Frozen(
-        weights={name: begun.table(name, dtype) for name in chosen.tuned.frozen},
-        null={name: texts([""])[IDS[name]][0] for name in begun.encoders},
+        weights={name: base.host_weights(name, dtype) for name in method.partition.frozen},
+        null={
+            name: caption_tokenizer([""])[TOKEN_ID_COLUMNS[name]][0] for name in base.text_encoders
+        },
     )
-    tokenizer = None if made is not None and made.text_embedding_shapes else texts
-    read = _read_in_steps(config, chosen.tuned, frozen, made)
-    learner = diffusion_learner(objective, chosen.tuned, silent_null=begun.silent_null)
-    model = Model(chosen.tuned, silent_null=begun.silent_null)
-    draw = jax.jit(_sampler(objective, model))
-    measure = jax.jit(learner.measure)
+    tokenizer = None if info is not None and info.text_embedding_shapes else caption_tokenizer
+    step_weights = _frozen_in_steps(config, method.partition, frozen, info)
+    task = diffusion_task(objective, method.partition, zero_uncond=base.zero_uncond)
+    model = LatentDiffusion(method.partition, zero_uncond=base.zero_uncond)
+    generate = jax.jit(_sampler(objective, model))
+    eval_metrics = jax.jit(task.eval_metrics)
 
-    def told(captions: Sequence[str]) -> dict[str, NDArray]:
-        return texts(captions) | _shown(begun, side, len(captions))
+    def make_inputs(captions: Sequence[str]) -> dict[str, NDArray]:
+        return caption_tokenizer(captions) | _sampling_arrays(base, side, len(captions))
 
-    shown = spread(told(_prompts(config, texts)))
-    held_out = validation_batch(config, tokenizer)
-    batch = spread(held_out)
-    named = dataclasses.replace(config, objective=objective)
-    evaluate = make_evaluation(named, told, begun.vae, held_out)
+    grid_inputs = shard_or_replicate(make_inputs(_prompts(config, caption_tokenizer)))
+    validation = validation_batch(config, tokenizer)
+    batch = shard_or_replicate(validation)
+    resolved = dataclasses.replace(config, objective=objective)
+    evaluate = make_evaluation(resolved, make_inputs, base.vae, validation)
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        save_grid(workdir, step, grid(gather_to_host(draw(params, frozen, shown)), SHOWN // 2))
-        found = jax.device_get(measure(params, read, batch, jax.random.key(0)))
-        found |= evaluate(lambda shown: draw(params, frozen, shown))
-        return {f"validation_{name}": float(value) for name, value in found.items()}
+        save_sample_grid(
+            workdir,
+            step,
+            image_grid(gather_to_host(generate(params, frozen, grid_inputs)), GRID_SIZE // 2),
+        )
+        metrics = jax.device_get(eval_metrics(params, step_weights, batch, jax.random.key(0)))
+        metrics |= evaluate(lambda grid_inputs: generate(params, frozen, grid_inputs))
+        return {f"validation_{name}": float(value) for name, value in metrics.items()}
 
-    if objective.prior is None:
+    if objective.prior_data is None:
         stream = training_batches(config, tokenizer)
     else:
-        stream = with_prior(config, objective.prior, objective.prior_weight, tokenizer)
-    return Experiment(learner, read, stream, sample, chosen.export, identity_of(config, begun))
+        stream = prior_preservation_batches(
+            config, objective.prior_data, objective.prior_loss_weight, tokenizer
+        )
+    return Experiment(
+        task, step_weights, stream, sample, method.export, base_model_identity(config, base)
+    )
 
 
-def _read_in_steps(
-    config: TrainConfig, tuned: Tuned, frozen: Frozen, made: LatentCacheInfo | None
+def _frozen_in_steps(
+    config: TrainConfig, partition: ParameterPartition, frozen: Frozen, info: LatentCacheInfo | None
 ) -> Frozen:
-    """What a step reads of all that pictures are drawn with, where latents are cached."""
-    if made is None:
+    """The frozen weights that a step reads; with cached latents fewer than sampling does."""
+    if info is None:
         return frozen
-    names = read_in_steps(tuned, latents=True, said=bool(made.text_embedding_shapes))
+    names = frozen_networks_used(
+        partition, latents=True, text_encodings=bool(info.text_embedding_shapes)
+    )
     null = (
-        read_null(pathlib.Path(str(config.data.path)), made)
-        if made.text_embedding_shapes
+        read_null(pathlib.Path(str(config.data.path)), info)
+        if info.text_embedding_shapes
         else frozen.null
     )
     return Frozen({name: frozen.weights[name] for name in names}, null)
 
 
-def identity_of(config: TrainConfig, begun: Begun) -> dict[str, Any]:
-    """What of the model that a training began with must not change on the way."""
-    said: dict[str, Any] = {f"weights of {name}": mark for name, mark in begun.digests.items()}
+def base_model_identity(config: TrainConfig, base: BaseModel) -> dict[str, Any]:
+    """The resume identity of the base model."""
+    identity: dict[str, Any] = {
+        f"weights of {name}": digest for name, digest in base.digests.items()
+    }
     objective = cast(DiffusionObjective, config.objective)
     if objective.pipeline is None:
-        if isinstance(objective.train, Full):  # a checkpoint's take their place
-            said.pop("weights of unet", None)
-        return said
-    values = {name: getattr(begun.objective, name) for name in ("model", "schedule")}
+        if isinstance(objective.trainable, Full):  # the checkpoint's replace them
+            identity.pop("weights of unet", None)
+        return identity
+    values = {name: getattr(base.objective, name) for name in ("model", "schedule")}
     for name, value in values.items():
         fields = dataclasses.asdict(value)
-        said |= {f"objective.{name}.{key}": item for key, item in fields.items()}
-    return said | {"objective.prediction_type": begun.objective.prediction_type}
+        identity |= {f"objective.{name}.{key}": item for key, item in fields.items()}
+    return identity | {"objective.prediction_type": base.objective.prediction_type}

@@ -1,4 +1,4 @@
-"""Teaching the UNet of a pipeline to take the guidance scale as an input."""
+"""Guidance distillation: the UNet of a pipeline gets the guidance scale as an input."""
 
 import dataclasses
 import pathlib
@@ -14,21 +14,21 @@ from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.experiments.drawing import (
-    SAMPLER,
-    SPACING,
-    make_sampler,
-    shown_noise,
-    shown_prompts,
-)
 from jaxdiff.experiments.experiment import (
-    SHOWN,
+    GRID_SIZE,
     Experiment,
-    grid,
-    save_grid,
-    spread,
+    image_grid,
+    save_sample_grid,
+    shard_or_replicate,
     training_batches,
     validation_batch,
+)
+from jaxdiff.experiments.sample_grid import (
+    SAMPLER,
+    SPACING,
+    grid_noise,
+    grid_prompts,
+    make_sampler,
 )
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
@@ -39,47 +39,45 @@ from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.samplers.registry import make_grid
 from jaxdiff.training.config import DistillationObjective, TrainConfig
-from jaxdiff.training.objectives import Params, Whole
-from jaxdiff.training.objectives.distillation import Frozen, distillation_learner, student
+from jaxdiff.training.objectives import HostParams, Params
+from jaxdiff.training.objectives.distillation import Frozen, distillation_task, student_network
 
 
 def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
-    """Grids are pictures of fixed prompts, drawn without a null stream."""
+    """Sample grids of fixed prompts, generated without a null stream."""
     objective = cast(DistillationObjective, config.objective)
     folder = pathlib.Path(objective.teacher)
-    parts = read_pipeline(folder, dtype)
-    teacher = cast(UNet2DConditionModel, parts.components["unet"].module)
-    vae = cast(AutoencoderKL, parts.components["vae"].module)
-    text = cast(CLIPTextModel, parts.components["text_encoder"].module)
-    schedule = NoiseSchedule.from_config(parts.scheduler)
+    pipeline = read_pipeline(folder, dtype)
+    teacher = cast(UNet2DConditionModel, pipeline.components["unet"].module)
+    vae = cast(AutoencoderKL, pipeline.components["vae"].module)
+    text = cast(CLIPTextModel, pipeline.components["text_encoder"].module)
+    schedule = NoiseSchedule.from_config(pipeline.scheduler)
     tokenizer = load_tokenizer(folder / "tokenizer")
     (null,) = tokenize(tokenizer, [""])
     frozen = Frozen(param_dict(vae), param_dict(text), param_dict(teacher), jnp.asarray(null))
-    learner = distillation_learner(objective, teacher, vae, text, schedule)
-    kind = str(parts.scheduler.get("prediction_type", "epsilon"))
-    draw = jax.jit(_sampler(objective, teacher, vae, text, schedule, kind))
-    measure = jax.jit(learner.loss)
-    noise = shown_noise(cast(int, teacher.config.sample_size), teacher.config.in_channels)
-    shown = spread({"ids": tokenize(tokenizer, shown_prompts()), "noise": noise})
-    batch = spread(validation_batch(config, tokenizer))
+    task = distillation_task(objective, teacher, vae, text, schedule)
+    prediction_type = str(pipeline.scheduler.get("prediction_type", "epsilon"))
+    generate = jax.jit(_sampler(objective, teacher, vae, text, schedule, prediction_type))
+    loss = jax.jit(task.loss)
+    noise = grid_noise(cast(int, teacher.config.sample_size), teacher.config.in_channels)
+    grid_inputs = shard_or_replicate({"ids": tokenize(tokenizer, grid_prompts()), "noise": noise})
+    batch = shard_or_replicate(validation_batch(config, tokenizer))
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        pictures = gather_to_host(draw(params, frozen, shown))
-        save_grid(workdir, step, grid(pictures, SHOWN // 2))
-        _, measures = measure(params, frozen, batch, jax.random.key(0))
-        return {f"validation_{name}": float(value) for name, value in measures.items()}
+        images = gather_to_host(generate(params, frozen, grid_inputs))
+        save_sample_grid(workdir, step, image_grid(images, GRID_SIZE // 2))
+        _, metrics = loss(params, frozen, batch, jax.random.key(0))
+        return {f"validation_{name}": float(value) for name, value in metrics.items()}
 
-    def export(params: Whole, output: pathlib.Path) -> None:
+    def export(params: HostParams, output: pathlib.Path) -> None:
         stored = read_pipeline(folder)  # in their dtypes
-        unet = with_params(student(teacher, objective.scale_width), params)
+        unet = with_params(student_network(teacher, objective.guidance_embedding_dim), params)
         components = {**stored.components, "unet": Component(module=unet)}
         write_pipeline(output, dataclasses.replace(stored, components=components))
 
     names = ("vae", "text_encoder", "unet")
     identity = {f"weights of {n}": digest(find_weights(folder / n)) for n in names}
-    return Experiment(
-        learner, frozen, training_batches(config, tokenizer), sample, export, identity
-    )
+    return Experiment(task, frozen, training_batches(config, tokenizer), sample, export, identity)
 
 
 def _sampler(
@@ -88,22 +86,27 @@ def _sampler(
     vae: AutoencoderKL,
     text: CLIPTextModel,
     schedule: NoiseSchedule,
-    kind: str,
+    prediction_type: str,
 ) -> Callable[..., Array]:
-    learnt, width = student(teacher, objective.scale_width), objective.scale_width
+    student, width = (
+        student_network(teacher, objective.guidance_embedding_dim),
+        objective.guidance_embedding_dim,
+    )
 
-    def network(params: Params, x: Array, t: Array, told: UNetConditioning) -> Array:
-        scale = guidance_embedding(jnp.full(len(x), objective.sample_scale), width)
-        return with_params(learnt, params)(x, t, told.context, timestep_cond=scale)
+    def network(params: Params, x: Array, t: Array, cond: UNetConditioning) -> Array:
+        scale = guidance_embedding(jnp.full(len(x), objective.sample_guidance_scale), width)
+        return with_params(student, params)(x, t, cond.context, timestep_cond=scale)
 
     def prepare(
-        params: Params, frozen: Frozen, shown: Mapping[str, Array]
+        params: Params, frozen: Frozen, inputs: Mapping[str, Array]
     ) -> tuple[Params, tuple[UNetConditioning, ...], AutoencoderKL]:
-        read = with_params(text, frozen.text_encoder)
-        told = make_conditioning([encode_text(read, shown["ids"], pooled=False)])
-        return params, (told,), with_params(vae, frozen.vae)
+        encoder = with_params(text, frozen.text_encoder)
+        cond = make_conditioning([encode_text(encoder, inputs["ids"], pooled=False)])
+        return params, (cond,), with_params(vae, frozen.vae)
 
-    levels = make_grid(
-        schedule, SAMPLER, objective.sample_steps, prediction_type=kind, spacing=SPACING
+    grid = make_grid(
+        schedule, SAMPLER, objective.sample_steps, prediction_type=prediction_type, spacing=SPACING
     )
-    return make_sampler(network, levels, prepare, rule="none", kind=kind, scale=1.0)
+    return make_sampler(
+        network, grid, prepare, rule="none", prediction_type=prediction_type, scale=1.0
+    )

@@ -1,4 +1,4 @@
-"""What a diffusion training measures of pictures that it draws, beside its loss."""
+"""Metrics of images that a diffusion training generates."""
 
 import functools
 import itertools
@@ -16,7 +16,12 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, UInt8
 from jaxdiff.data.batches import normalize_images
 from jaxdiff.evaluation.frechet import Moments, frechet_distance, moments
-from jaxdiff.experiments.experiment import SHOWN, scene_side, spread, validation_captions
+from jaxdiff.experiments.experiment import (
+    GRID_SIZE,
+    scene_side,
+    shard_or_replicate,
+    validation_captions,
+)
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.distributed import gather_to_host
@@ -32,132 +37,146 @@ from jaxdiff.scenes.report import (
 from jaxdiff.scenes.source import ScenePrompt
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 
-EVALUATED = 64  # pictures, where the config does not say
-# captions -> what pictures of them are drawn from, and that -> pictures in [-1, 1]
-Told = Callable[[Sequence[str]], Mapping[str, NDArray]]
-Draw = Callable[[Mapping[str, Array]], Array]
-Evaluation = Callable[[Draw], Mapping[str, float]]
+DEFAULT_EVAL_IMAGES = 64  # if the config has None
+# captions -> inputs of the sampler, and inputs -> images in [-1, 1]
+MakeSamplingInputs = Callable[[Sequence[str]], Mapping[str, NDArray]]
+Generate = Callable[[Mapping[str, Array]], Array]
+Evaluation = Callable[[Generate], Mapping[str, float]]
 Embed = Callable[[Float[NDArray, "n h w 3"]], Float[NDArray, "n d"]]
 
 
 def make_evaluation(
-    config: TrainConfig, told: Told, vae: AutoencoderKL, held_out: Mapping[str, NDArray]
+    config: TrainConfig,
+    make_inputs: MakeSamplingInputs,
+    vae: AutoencoderKL,
+    validation: Mapping[str, NDArray],
 ) -> Evaluation:
-    """Measures of `objective.evaluated` drawn pictures by name; none where none are asked for.
+    """Metrics of `objective.num_eval_images` generated images by name; none for 0 images.
 
-    Of scenes, the shares of right answers (`scenes.report`) over standard prompts, none of
-    which was trained on, and `fid` from what all of these prompts look like. Of other pictures,
-    `fid` from those of the `held_out` batch, drawn for their captions, where there is a CLIP.
+    For scenes: accuracies over standard prompts, none of which was trained on (`scenes.report`),
+    and `fid` against renderings of all of these prompts. For other data with a CLIP: `fid` against
+    the images of the `validation` batch, generated for their captions.
 
-    `fid` is `frechet_distance` in CLIP's space of pictures. It is too large by what few pictures
-    make it, the same amount at each step: it tells whether this training gets on, and compares with
-    others of as many pictures and the same CLIP.
+    `fid` is the `frechet_distance` of CLIP image embeddings. With few images it is too large, by
+    about the same amount at each step: compare it within a training, or with trainings that have
+    the same number of images and the same CLIP.
     """
     objective = cast(DiffusionObjective, config.objective)
     scenes = config.data.kind == "scenes"
-    count, folder = _count(config, scenes), _clip(objective, scenes)
+    count, folder = _num_images(config, scenes), _clip_model(objective, scenes)
     if not count or not (scenes or folder):
-        return lambda draw: {}
-    shown = list(itertools.islice(itertools.cycle(subsample(standard_prompts(), count)), count))
-    texts = [p.text for p in shown] if scenes else validation_captions(config, count)
-    begun = told(texts)
-    embed = None if folder is None else _embedding(folder)
+        return lambda generate: {}
+    prompts = list(itertools.islice(itertools.cycle(subsample(standard_prompts(), count)), count))
+    texts = [p.text for p in prompts] if scenes else validation_captions(config, count)
+    inputs = make_inputs(texts)
+    embed = None if folder is None else _clip_embedding(folder)
 
-    @functools.cache  # not before something is drawn
+    @functools.cache  # only once images are generated
     def reference() -> Moments:
-        real = _renders(scene_side(config.data)) if scenes else _pictures(vae, held_out)
+        real = (
+            _rendered_prompts(scene_side(config.data))
+            if scenes
+            else _decoded_images(vae, validation)
+        )
         return moments(cast(Embed, embed)(real))
 
-    def evaluate(draw: Draw) -> Mapping[str, float]:
-        images = _in_parts(draw, begun)
-        measures = _shares(shown, images) if scenes else {}
+    def evaluate(generate: Generate) -> Mapping[str, float]:
+        images = _in_batches(generate, inputs)
+        metrics = _scene_metrics(prompts, images) if scenes else {}
         if embed is not None:
-            measures["fid"] = frechet_distance(moments(embed(images)), reference())
-        return measures
+            metrics["fid"] = frechet_distance(moments(embed(images)), reference())
+        return metrics
 
     return evaluate
 
 
-def _count(config: TrainConfig, scenes: bool) -> int:
-    """How many pictures are drawn; InputError if some are wanted and never are or for nothing."""
+def _num_images(config: TrainConfig, scenes: bool) -> int:
+    """How many images to generate; InputError if they would never be generated or evaluated."""
     objective = cast(DiffusionObjective, config.objective)
-    wanted, can = objective.evaluated, scenes or _clip(objective, scenes) is not None
-    if wanted and not can:
+    wanted, measurable = (
+        objective.num_eval_images,
+        scenes or _clip_model(objective, scenes) is not None,
+    )
+    if wanted and not measurable:
         raise InputError(
-            f"objective.evaluated: got {wanted} for data that nothing here measures, expected a "
-            f"folder in objective.clip or {CLIP}/ in {objective.text_encoder}"
+            f"objective.num_eval_images: got {wanted} for data without a metric, "
+            f"expected a folder in objective.eval_clip or {CLIP}/ in {objective.text_encoder}"
         )
     if not config.sample_every:
-        for name in ("evaluated", "clip"):
+        for name in ("num_eval_images", "eval_clip"):
             if getattr(objective, name):
                 raise InputError(
                     f"objective.{name}: got {getattr(objective, name)}, expected it left out with "
                     "sample_every 0"
                 )
         return 0
-    return (EVALUATED if wanted is None else wanted) if can else 0
+    return (DEFAULT_EVAL_IMAGES if wanted is None else wanted) if measurable else 0
 
 
-def _clip(objective: DiffusionObjective, scenes: bool) -> pathlib.Path | None:
-    """The folder of the CLIP that measures: the named one, the text encoder's, of scenes ours."""
-    if objective.clip is not None:
-        return clip_folder(pathlib.Path(objective.clip))
-    beside = pathlib.Path(str(objective.text_encoder)) / CLIP
-    if beside.is_dir():
-        return beside
+def _clip_model(objective: DiffusionObjective, scenes: bool) -> pathlib.Path | None:
+    """The folder of the CLIP for FID: eval_clip, that of the text encoder, or the embedded one."""
+    if objective.eval_clip is not None:
+        return clip_folder(pathlib.Path(objective.eval_clip))
+    own = pathlib.Path(str(objective.text_encoder)) / CLIP
+    if own.is_dir():
+        return own
     return EMBEDDED / CLIP if scenes else None
 
 
-def _shares(prompts: Sequence[ScenePrompt], images: Float[NDArray, "n s s 3"]) -> dict[str, float]:
-    """Shares of right answers: of pictures with everything right, and by what is asked."""
+def _scene_metrics(
+    prompts: Sequence[ScenePrompt], images: Float[NDArray, "n s s 3"]
+) -> dict[str, float]:
+    """Accuracies by attribute, and the fraction of images with everything correct."""
     scores = score_images(prompts, to_bytes(images))
     shares = {name: share.value for name, share in summarise(prompts, scores).items()}
     shares["all correct"] = float(np.mean([s.all_correct for s in scores]))
     return {re.sub(r"\W", "_", name): value for name, value in shares.items()}
 
 
-def _renders(side: int) -> Float[NDArray, "n s s 3"]:
-    """What the standard prompts look like, `side` pixels wide."""
+def _rendered_prompts(side: int) -> Float[NDArray, "n s s 3"]:
+    """Renderings of the standard prompts, `side` pixels wide."""
     prompts = standard_prompts()
     texts = [p.text for p in prompts]
     return normalize_images(render_generator(prompts, side)(texts, list(range(len(texts)))))
 
 
-def _embedding(folder: pathlib.Path) -> Embed:
-    """What CLIP makes of pictures in [-1, 1]: vectors before they are brought to length 1."""
-    module, lens = read_vision(folder, dtype=jnp.float32)
+def _clip_embedding(folder: pathlib.Path) -> Embed:
+    """CLIP image embeddings of images in [-1, 1], not normalised."""
+    module, image_processor = read_vision(folder, dtype=jnp.float32)
     table = param_dict(module)
 
     @jax.jit
-    def see(params: Mapping[str, Array], images: Array) -> Array:
-        return with_params(module, params)(lens(images.clip(-1, 1))).pooled
+    def embed(params: Mapping[str, Array], images: Array) -> Array:
+        return with_params(module, params)(image_processor(images.clip(-1, 1))).pooled
 
-    return lambda images: _in_parts(lambda part: see(table, part["images"]), {"images": images})
+    return lambda images: _in_batches(lambda part: embed(table, part["images"]), {"images": images})
 
 
-def _pictures(vae: AutoencoderKL, held_out: Mapping[str, NDArray]) -> Float[NDArray, "n h w 3"]:
-    """The held-out pictures, of latents as the VAE decodes them."""
-    if "image" in held_out:
-        return held_out["image"]
-    # They were read to lie beside the pipeline's others, and not where pictures are.
-    where = replicated(data_mesh())
-    table = {path: device_put_global(array, where) for path, array in param_dict(vae).items()}
+def _decoded_images(
+    vae: AutoencoderKL, validation: Mapping[str, NDArray]
+) -> Float[NDArray, "n h w 3"]:
+    """The images of the validation batch; latents are decoded by the VAE."""
+    if "image" in validation:
+        return validation["image"]
+    # The weights were read onto the host.
+    sharding = replicated(data_mesh())
+    table = {path: device_put_global(array, sharding) for path, array in param_dict(vae).items()}
     decode = jax.jit(lambda params, z: with_params(vae, params).decode(z))
-    return _in_parts(lambda part: decode(table, part["z"]), {"z": held_out["mean"]})
+    return _in_batches(lambda part: decode(table, part["z"]), {"z": validation["mean"]})
 
 
-def _in_parts(function: Draw, arrays: Mapping[str, NDArray]) -> NDArray:
-    """`function` of all rows, SHOWN at a time: what draws the grids draws these too."""
+def _in_batches(function: Generate, arrays: Mapping[str, NDArray]) -> NDArray:
+    """`function` of all rows, GRID_SIZE at a time, so that the sampler compiles once."""
     n = len(next(iter(arrays.values())))
-    rows = np.arange(-(-n // SHOWN) * SHOWN) % n
+    rows = np.arange(-(-n // GRID_SIZE) * GRID_SIZE) % n
     parts = []
-    for start in range(0, len(rows), SHOWN):
-        some_rows = rows[start : start + SHOWN]
-        part = spread({name: array[some_rows] for name, array in arrays.items()})
+    for start in range(0, len(rows), GRID_SIZE):
+        indices = rows[start : start + GRID_SIZE]
+        part = shard_or_replicate({name: array[indices] for name, array in arrays.items()})
         parts.append(gather_to_host(function(part)))
     return np.concatenate(parts)[:n]
 
 
 def to_bytes(images: Float[NDArray, "n h w 3"]) -> UInt8[NDArray, "n h w 3"]:
-    """Pictures in [-1, 1], and what lies beyond, as bytes."""
+    """Images in [-1, 1] as bytes; values beyond are clipped."""
     return np.round((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What a training reads, shows and leaves behind, whatever its objective."""
+"""What all kinds of training share: batches, validation split, sample grids."""
 
 import itertools
 import pathlib
@@ -16,13 +16,13 @@ from jaxdiff.core.types import Array, Float, NDArray, PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.data.bad_samples import BadSampleCounter
 from jaxdiff.data.batches import Batch, Item, batches
-from jaxdiff.experiments.stored import open_stored, stored_captions
+from jaxdiff.experiments.datasets import dataset_captions, open_dataset
 from jaxdiff.parallel.distributed import is_first
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, replicated
 from jaxdiff.scenes.rendering import CANVAS
 from jaxdiff.scenes.source import MAX_SIZE, SceneSource
 from jaxdiff.training.config import (
-    PICTURES,
+    IMAGE_KINDS,
     CLIPObjective,
     DataConfig,
     DiffusionObjective,
@@ -30,35 +30,35 @@ from jaxdiff.training.config import (
     TrainConfig,
     VAEObjective,
 )
-from jaxdiff.training.objectives import Learner, Params, Whole
+from jaxdiff.training.objectives import HostParams, Params, TrainingTask
 
-CHECKPOINTS, AVERAGES = "checkpoints", "averages"  # their folders in a workdir
-# The kinds of data that an objective can learn from; others only from scenes.
-KINDS: dict[type, tuple[str, ...]] = {
-    VAEObjective: ("scenes", *PICTURES),
-    CLIPObjective: ("scenes", *PICTURES),
-    DistillationObjective: ("scenes", *PICTURES),
-    DiffusionObjective: ("scenes", *PICTURES, "latents"),
+CHECKPOINTS, EMA_SNAPSHOTS = "checkpoints", "averages"  # folders in a workdir
+# The kinds of data that an objective trains on; other objectives only on scenes.
+OBJECTIVE_DATA_KINDS: dict[type, tuple[str, ...]] = {
+    VAEObjective: ("scenes", *IMAGE_KINDS),
+    CLIPObjective: ("scenes", *IMAGE_KINDS),
+    DistillationObjective: ("scenes", *IMAGE_KINDS),
+    DiffusionObjective: ("scenes", *IMAGE_KINDS, "latents"),
 }
-SHOWN = 16  # pictures in a sample grid
-VALIDATED = 256  # validation pictures behind a number in the log
+GRID_SIZE = 16  # images in a sample grid
+VALIDATION_BATCH = 256  # images behind a validation metric
 
 Transform = Callable[[Sequence[Item]], Batch]
 
 
 class Experiment(NamedTuple):
-    """One objective wired up. `sample` and `export` are given EMA weights."""
+    """A training task with its data, evaluation and export; the latter two get EMA weights."""
 
-    learner: Learner
-    frozen: PyTree  # the weights that the loss reads and nothing changes
+    task: TrainingTask
+    frozen: PyTree  # weights that the loss reads and no update changes
     batches: "Stream"
-    sample: Callable[[int, Params], Mapping[str, float]]  # writes a grid, returns measures
-    export: Callable[[Whole, pathlib.Path], None]  # writes into this folder
-    identity: Mapping[str, str] = {}  # fingerprints of what must not change on the way
+    sample: Callable[[int, Params], Mapping[str, float]]  # writes a sample grid, returns metrics
+    export: Callable[[HostParams, pathlib.Path], None]  # writes into this folder
+    identity: Mapping[str, str] = {}  # added to the resume identity
 
 
-class Stream:
-    """Batches for training, what of the data could not be used, and which data it is."""
+class BatchStream:
+    """Training batches, with counts of bad samples and a fingerprint of the data."""
 
     def __init__(
         self, iterator: Any, skipped: BadSampleCounter, identity: Mapping[str, str]
@@ -69,11 +69,11 @@ class Stream:
         return next(self._iterator)
 
     def get_state(self) -> Any:
-        """The position as JSON values, the same for any number of processes."""
+        """The state as JSON values, the same for any number of processes."""
         return self._iterator.get_state()
 
     def set_state(self, state: Any) -> None:
-        """Go on from a position that `get_state` gave."""
+        """Continue from a state that `get_state` returned."""
         self._iterator.set_state(state)
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class Stream:
         self._iterator.close()
 
     def counts(self) -> dict[str, float]:
-        """For the log: items that this process has skipped since it was started, by reason."""
+        """For the log: samples that this process has skipped since it started, by reason."""
         counts = self._skipped.counts()
         return {f"skipped_{name.replace(' ', '_')}": float(n) for name, n in counts.items()}
 
@@ -92,22 +92,22 @@ def training_batches(
     *,
     transform: Transform | None = None,
     process_count: int | None = None,
-) -> Stream:
+) -> BatchStream:
     """This process's share of the endless training batches; the options are those of `batches`.
 
-    With `process_count` 1 it is everything, whatever the other processes do.
+    With `process_count` 1 it is the whole batch.
     """
     count = jax.process_count() if process_count is None else process_count
     data = config.data
-    check_kind(config)
+    check_data_kind(config)
     if data.kind == "scenes":
-        source: Any = scenes(data)
+        source: Any = scene_source(data)
         skipped, identity = BadSampleCounter(), {}
     else:
-        stored = open_stored(data, config.batch_size, captions=_captioned(data, tokenizer))
+        stored = open_dataset(data, config.batch_size, captions=_reads_captions(data, tokenizer))
         source, skipped, identity = stored.training, stored.skipped, {"data": stored.fingerprint}
         if count > 1:
-            _check_same(stored.fingerprint)
+            _check_same_data(stored.fingerprint)
     iterator = batches(
         source,
         batch_size=config.batch_size,
@@ -117,11 +117,11 @@ def training_batches(
         process_count=count,
         threads=data.threads,
     )
-    return Stream(iterator, skipped, identity)
+    return BatchStream(iterator, skipped, identity)
 
 
-def scenes(data: DataConfig, split: str = "train") -> SceneSource:
-    """The scenes of a split as `data` asks for them."""
+def scene_source(data: DataConfig, split: str = "train") -> SceneSource:
+    """The source of scenes for `data`."""
     side = scene_side(data)
     return SceneSource(seed=data.seed, split=split, variations=data.variations, size=side)
 
@@ -136,14 +136,14 @@ def scene_side(data: DataConfig, multiple: int = 1) -> int:
     return side
 
 
-def _captioned(data: DataConfig, tokenizer: Any) -> bool:
-    """Whether the pictures' own captions are read."""
+def _reads_captions(data: DataConfig, tokenizer: Any) -> bool:
+    """Whether the data's own captions are read."""
     return tokenizer is not None and data.caption is None
 
 
-def check_kind(config: TrainConfig) -> None:
-    """InputError unless the objective can learn from that kind of data."""
-    kinds = KINDS.get(type(config.objective), ("scenes",))
+def check_data_kind(config: TrainConfig) -> None:
+    """InputError unless the objective can train on this kind of data."""
+    kinds = OBJECTIVE_DATA_KINDS.get(type(config.objective), ("scenes",))
     name = type(config.objective).__name__
     if config.data.kind not in kinds:
         raise InputError(
@@ -153,8 +153,8 @@ def check_kind(config: TrainConfig) -> None:
         raise InputError(f"data.caption: got one for a {name}, expected none")
 
 
-def _check_same(fingerprint: str) -> None:
-    """InputError if another process sees other data than the first one does."""
+def _check_same_data(fingerprint: str) -> None:
+    """InputError if this process has other data than the first one."""
     mine = np.frombuffer(bytes.fromhex(fingerprint), np.uint8)
     first = np.asarray(multihost_utils.broadcast_one_to_all(mine))
     if not np.array_equal(mine, first):
@@ -170,15 +170,15 @@ def validation_batch(
     """VALIDATED items, the same at every call; with variations the first of each block is new.
 
     It is of the validation split, and the minimal changes of it that follow are any scenes. Of
-    stored data it is what `data.held_out` keeps from training.
+    stored data it is what `data.validation_size` keeps from training.
     """
-    data, count = config.data, VALIDATED
+    data, count = config.data, VALIDATION_BATCH
     if data.kind == "scenes":
-        source: Any = scenes(data, "validation")
+        source: Any = scene_source(data, "validation")
     else:
-        check_kind(config)
-        stored = open_stored(data, config.batch_size, captions=_captioned(data, tokenizer))
-        source, count = stored.validation, stored.validated
+        check_data_kind(config)
+        stored = open_dataset(data, config.batch_size, captions=_reads_captions(data, tokenizer))
+        source, count = stored.validation, stored.validation_size
     iterator = batches(source, batch_size=count, tokenizer=tokenizer, transform=transform)
     batch = next(iterator)
     iterator.close()
@@ -188,31 +188,31 @@ def validation_batch(
 def training_captions(config: TrainConfig) -> Iterator[str]:
     """All captions in the order of the source; those of scenes have no end."""
     if config.data.kind != "scenes":
-        return stored_captions(config.data)
+        return dataset_captions(config.data)
     source = SceneSource(seed=config.data.seed)
     return (source.example(i)[2] for i in itertools.count())
 
 
 def validation_captions(config: TrainConfig, count: int) -> list[str]:
-    """`count` captions of the stored items that are held out, over again where they are fewer."""
+    """`count` captions of the validation split, repeated if it has fewer."""
     captions = config.data.caption is None
-    stored = open_stored(config.data, config.batch_size, captions=captions)
-    return [stored.validation[i % stored.validated]["caption"] for i in range(count)]
+    stored = open_dataset(config.data, config.batch_size, captions=captions)
+    return [stored.validation[i % stored.validation_size]["caption"] for i in range(count)]
 
 
-def spread(batch: Mapping[str, NDArray]) -> dict[str, Array]:
-    """`batch` shared out over all devices if they divide it, so that each computes its part only.
+def shard_or_replicate(batch: Mapping[str, NDArray]) -> dict[str, Array]:
+    """`batch` sharded over all devices if they divide it, else replicated.
 
-    A batch that they do not divide goes whole to each of them. All processes have the same one.
+    All processes have the same batch.
     """
     mesh = data_mesh()
-    shared = all(len(array) % mesh.size == 0 for array in batch.values())
-    where = batch_sharding(mesh) if shared else replicated(mesh)
-    return {name: device_put_global(array, where) for name, array in batch.items()}
+    divisible = all(len(array) % mesh.size == 0 for array in batch.values())
+    sharding = batch_sharding(mesh) if divisible else replicated(mesh)
+    return {name: device_put_global(array, sharding) for name, array in batch.items()}
 
 
-def grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
-    """Pictures in [-1, 1] row by row, as one picture."""
+def image_grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
+    """Images in [-1, 1] row by row, as one image."""
     n, h, w, c = images.shape
     rows = -(-n // columns)
     canvas = np.ones((rows * columns, h, w, c), np.float32)
@@ -222,15 +222,15 @@ def grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def picture_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """The file with the samples of `step`."""
+def sample_grid_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """The file of the sample grid of `step`."""
     return workdir / "samples" / f"step_{step:06d}.png"
 
 
-def save_grid(workdir: pathlib.Path, step: int, picture: Image.Image) -> None:
-    """Write the samples of `step`, whole or not at all; of several processes the first does."""
+def save_sample_grid(workdir: pathlib.Path, step: int, image: Image.Image) -> None:
+    """Write the sample grid of `step` atomically, in the first process."""
     if not is_first():
         return
-    path = picture_of(workdir, step)
+    path = sample_grid_path(workdir, step)
     with atomic_file(path) as temporary:
-        picture.save(temporary, format="PNG")
+        image.save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""Training as seen in a terminal: a live bar, or plain lines where output is not a terminal."""
+"""Progress of a training: a live bar, or plain lines if the output is not a terminal."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-FORMATS = {
+SUMMARY_FORMATS = {
     "loss": "loss {:.4f}",
     "step_ms": "{:.0f} ms/step",
     "images_per_s": "{:.0f} images/s",
@@ -22,12 +22,14 @@ FORMATS = {
 
 
 def summary(values: Mapping[str, float]) -> str:
-    """The numbers of a log line that one watches, on one line."""
-    return "  ".join(text.format(values[name]) for name, text in FORMATS.items() if name in values)
+    """The most important values of a log line, on one line."""
+    return "  ".join(
+        text.format(values[name]) for name, text in SUMMARY_FORMATS.items() if name in values
+    )
 
 
 class Terminal:
-    """Shows a training of `steps` steps that goes on at step `start`. A context manager."""
+    """Shows a training of `steps` steps that starts at step `start`. A context manager."""
 
     def __init__(self, *, start: int, steps: int, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)

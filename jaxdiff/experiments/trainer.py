@@ -1,4 +1,4 @@
-"""A training in its workdir: its state, its step, and what surrounds them."""
+"""A training in its workdir: its state, and the loop with logging and checkpoints."""
 
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +15,8 @@ from jaxdiff.checkpoints.training_state import TrainingStore
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
 from jaxdiff.core.validate import in_range
-from jaxdiff.experiments.experiment import AVERAGES, Experiment, picture_of
-from jaxdiff.experiments.logs import Logs
+from jaxdiff.experiments.experiment import EMA_SNAPSHOTS, Experiment, sample_grid_path
+from jaxdiff.experiments.loggers import MetricLoggers
 from jaxdiff.experiments.terminal import Terminal
 from jaxdiff.parallel.distributed import gather_to_host, is_first
 from jaxdiff.parallel.hardware import peak_flops
@@ -30,87 +30,87 @@ from jaxdiff.training.config import (
 from jaxdiff.training.flops import gradient_flops
 from jaxdiff.training.prefetch import Batch, Prefetch
 from jaxdiff.training.program import make_program
-from jaxdiff.training.state import TrainState
+from jaxdiff.training.state import CheckpointState, TrainState
 
 
-def mesh_of(config: MeshConfig) -> Mesh:
-    """The mesh over all devices; InputError unless they have its sizes."""
+def mesh_from_config(config: MeshConfig) -> Mesh:
+    """The mesh over all devices; InputError unless their number fits."""
     return make_mesh(config.data, config.fsdp, config.tensor)
 
 
 class Trainer:
-    """A training in its workdir: made from scratch, or as its newest checkpoint left it."""
+    """A training in its workdir, new or restored from the newest checkpoint."""
 
     def __init__(
         self,
         config: TrainConfig,
         workdir: pathlib.Path,
         store: TrainingStore,
-        parts: Experiment,
+        experiment: Experiment,
     ) -> None:
-        self.config, self.workdir, self.store, self.experiment = config, workdir, store, parts
-        self.mesh = mesh_of(config.mesh)
-        learner = parts.learner
-        self.program = make_program(config, learner, parts.frozen, self.mesh)
-        places = self.program.state_places
+        self.config, self.workdir, self.store, self.experiment = config, workdir, store, experiment
+        self.mesh = mesh_from_config(config.mesh)
+        task = experiment.task
+        self.program = make_program(config, task, experiment.frozen, self.mesh)
+        shardings = self.program.state_shardings
         template = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            self.program.state,
-            places,
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self.program.state_shapes,
+            shardings,
         )
-        base = jax.random.key(config.seed)
-        found = store.restore(template)
-        self.resumed = found is not None
-        if found is None:
-            where = places.params
+        base_key = jax.random.key(config.seed)
+        restored = store.restore(CheckpointState(*template))
+        self.resumed = restored is not None
+        if restored is None:
+            sharding = shardings.params
             params = {
-                path: device_put_global(array, where[path])
-                for path, array in learner.init(config.seed)
+                path: device_put_global(array, sharding[path])
+                for path, array in task.init(config.seed)
             }
-            self.state: TrainState = jax.jit(self.program.begin, out_shardings=places)(params)
+            self.state: TrainState = jax.jit(self.program.init, out_shardings=shardings)(params)
         else:
-            self.state = found.state
-            self.experiment.batches.set_state(found.host["data"])
-            base = jax.random.wrap_key_data(jnp.asarray(found.host["base"], jnp.uint32))
-        data = device_put_global(jax.random.key_data(base), replicated(self.mesh))
-        self.base = jax.random.wrap_key_data(data)
-        self.step = 0 if found is None else found.step
-        self.peak, self.flops = peak_flops(), cast(float | None, None)
-        self.snapshots = EMASnapshots(workdir / AVERAGES)
+            self.state = TrainState(*restored.state)
+            self.experiment.batches.set_state(restored.host["data"])
+            base_key = jax.random.wrap_key_data(jnp.asarray(restored.host["base"], jnp.uint32))
+        data = device_put_global(jax.random.key_data(base_key), replicated(self.mesh))
+        self.base_key = jax.random.wrap_key_data(data)
+        self.step = 0 if restored is None else restored.step
+        self.peak_flops, self.flops = peak_flops(), cast(float | None, None)
+        self.snapshots = EMASnapshots(workdir / EMA_SNAPSHOTS)
         if not store.read_only:
             self.snapshots.drop_after(self.step)
 
     def save(self, step: int, state: TrainState, position: Any) -> None:
         """Write a checkpoint."""
-        base = np.asarray(jax.random.key_data(self.base)).tolist()
-        self.store.save(step, state, {"data": position, "base": base})
+        base_key = np.asarray(jax.random.key_data(self.base_key)).tolist()
+        self.store.save(step, CheckpointState(*state), {"data": position, "base": base_key})
 
     def train(self, terminal: Terminal, stop: Callable[[], bool]) -> None:
         """Train to the last step."""
         config, program = self.config, self.program
-        frozen = jax.tree.map(device_put_global, self.experiment.frozen, program.frozen_places)
+        frozen = jax.tree.map(device_put_global, self.experiment.frozen, program.frozen_shardings)
         with (
             self._logs(terminal) as log,
-            Prefetch(self.experiment.batches, self._placed) as ahead,
+            Prefetch(self.experiment.batches, self._to_devices) as prefetched,
         ):
             self.state = loop.train(
                 program.step,
                 self.state,
                 frozen,
-                ahead,
-                self.base,
+                prefetched,
+                self.base_key,
                 intervals=loop.Intervals(
                     steps=config.steps,
                     log=config.log_every,
                     checkpoint=config.checkpoint_every,
                     sample=config.sample_every,
                     snapshot=config.ema.snapshot_every,
-                    skipped=config.max_skipped,
+                    max_nonfinite_steps=config.max_nonfinite_steps,
                 ),
                 images_per_step=config.batch_size,
                 hooks=loop.Hooks(
                     save=self.save,
-                    snapshot=lambda step, state: self.snapshots.save(step, state.profiles),
+                    snapshot=lambda step, state: self.snapshots.save(step, state.power_ema),
                     log=log,
                     sample=lambda step, state: self.experiment.sample(step, state.ema),
                     progress=terminal.step,
@@ -118,74 +118,78 @@ class Trainer:
                 ),
             )
 
-    def _placed(self, batch: Batch) -> dict[str, jax.Array]:
-        """A batch on the devices; its FLOPs are counted once, where their peak is known."""
+    def _to_devices(self, batch: Batch) -> dict[str, jax.Array]:
+        """A batch on the devices; FLOPs are counted once, if the devices' peak is known."""
         placed = shard_batch(batch, self.mesh)
         if self.flops is None:
-            self.flops = self._count(placed) if self.peak else 0.0
+            self.flops = self._count_flops(placed) if self.peak_flops else 0.0
         return placed
 
-    def _count(self, batch: dict[str, jax.Array]) -> float:
-        learner, frozen = self.experiment.learner, self.experiment.frozen
+    def _count_flops(self, batch: dict[str, jax.Array]) -> float:
+        task, frozen = self.experiment.task, self.experiment.frozen
         try:
-            return gradient_flops(learner.loss, learner.shapes, frozen, batch, self.base)
+            return gradient_flops(task.loss, task.shapes, frozen, batch, self.base_key)
         except NotImplementedError:  # a loop of unknown length
             return 0.0
 
-    def _used(self, values: Mapping[str, float]) -> dict[str, float]:
+    def _utilisation(self, values: Mapping[str, float]) -> dict[str, float]:
         """`mfu`: the model's FLOPs as a share of the devices' peak (2204.02311, appendix B)."""
-        if not self.flops or not self.peak or "step_ms" not in values:
+        if not self.flops or not self.peak_flops or "step_ms" not in values:
             return {}
-        return {"mfu": self.flops / (values["step_ms"] / 1e3) / self.peak}
+        return {"mfu": self.flops / (values["step_ms"] / 1e3) / self.peak_flops}
 
     @contextmanager
     def _logs(self, terminal: Terminal) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-        """What receives the values of a step and passes them on."""
-        logs = Logs(self.config, self.workdir, step=self.step) if is_first() else None
+        """The function that logs the values of a step."""
+        logs = MetricLoggers(self.config, self.workdir, step=self.step) if is_first() else None
 
         def log(step: int, values: Mapping[str, float]) -> None:
-            self.store.check()  # a full disk is heard of now, not at the next checkpoint
+            self.store.check()  # report a full disk now, not at the next checkpoint
             values = {
                 **values,
                 **self.experiment.batches.counts(),
                 **memory_use(),
-                **self._used(values),
+                **self._utilisation(values),
             }
-            picture = picture_of(self.workdir, step)
+            image = sample_grid_path(self.workdir, step)
             if logs is not None:
-                logs(step, values, picture if picture.exists() else None)
+                logs(step, values, image if image.exists() else None)
             terminal.values(step, values)
 
         with logs or nullcontext():
             yield log
 
-    def export(self, width: float | None = None) -> pathlib.Path:
-        """Write averaged weights as component folders: the EMA, or a power average of `width`."""
-        averaged = self.state.ema if width is None else self._average(width)
+    def export(self, std: float | None = None) -> pathlib.Path:
+        """Export averaged weights: the EMA, or a power-function EMA of `std`."""
+        averaged = self.state.ema if std is None else self._post_hoc_ema(std)
         folder, averaged = self.workdir / "export", gather_to_host(averaged)
         if is_first():
             self.experiment.export(averaged, folder)
         return folder
 
-    def _average(self, width: float) -> PyTree:
-        """What power averaging with this width would have given, made of the snapshots."""
-        widths = self.config.ema.widths
-        in_range("ema_std", width, 0.001, 0.28)
+    def _post_hoc_ema(self, std: float) -> PyTree:
+        """The power-function EMA of this std, from snapshots (post-hoc EMA)."""
+        stds = self.config.ema.power_stds
+        in_range("ema_std", std, 0.001, 0.28)
         steps = [step for step in self.snapshots.steps() if step <= self.step]
-        if not widths or not steps:
+        if not stds or not steps:
             raise InputError(
-                f"ema_std: got {width} for {self.workdir} without snapshots of averages, "
-                "expected a training with ema.widths and ema.snapshot_every"
+                f"ema_std: got {std} for {self.workdir} without snapshots of averages, "
+                "expected a training with ema.power_stds and ema.snapshot_every"
             )
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-            self.state.profiles,
+            self.state.power_ema,
         )
-        kept = [(step, w) for step in steps for w in widths]
-        factors = ema.combination(kept, steps[-1], width).reshape(len(steps), len(widths))
+        snapshots = [(step, snapshot_std) for step in steps for snapshot_std in stds]
+        coefficients = ema.post_hoc_coefficients(snapshots, steps[-1], std).reshape(
+            len(steps), len(stds)
+        )
         total = jax.tree.map(jnp.zeros_like, self.state.ema)
-        for step, row in zip(steps, factors.tolist(), strict=True):
+        for step, row in zip(steps, coefficients.tolist(), strict=True):
             found = self.snapshots.restore(step, template)
-            for w, factor in zip(widths, row, strict=True):
-                total = jax.tree.map(lambda a, b, f=factor: a + f * b, total, found[str(w)])
+            for snapshot_std, coefficient in zip(stds, row, strict=True):
+                total = jax.tree.map(
+                    lambda a, b, f=coefficient: a + f * b, total, found[str(snapshot_std)]
+                )
         return total

@@ -1,4 +1,4 @@
-"""Training the VAE: pictures alone."""
+"""Training the VAE."""
 
 import dataclasses
 import pathlib
@@ -17,12 +17,12 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, NDArray
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
-    SHOWN,
+    GRID_SIZE,
     Experiment,
-    grid,
-    save_grid,
+    image_grid,
+    save_sample_grid,
     scene_side,
-    spread,
+    shard_or_replicate,
     training_batches,
     validation_batch,
 )
@@ -30,105 +30,129 @@ from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.training.config import TrainConfig, VAEObjective
-from jaxdiff.training.objectives import Params, Whole
-from jaxdiff.training.objectives.perceptual import Eye
+from jaxdiff.training.objectives import HostParams, Params
+from jaxdiff.training.objectives.perceptual import PerceptualModel
 from jaxdiff.training.objectives.vae import (
     Frozen,
     is_decoder,
     latent_moments,
+    merge_vae_params,
     reconstruct,
-    vae_learner,
-    whole_vae,
+    vae_task,
 )
 
-MEASURED = 2048  # training pictures from which the latents' standard deviation is measured
-# Fields of a VAE's config that its weights do not depend on, and those that an export measures.
-FREE, SCALES = {"sample_size", "force_upcast"}, {"scaling_factor", "shift_factor"}
+SCALE_ESTIMATION_IMAGES = 2048  # training images that estimate the latents' standard deviation
+# Config fields that weights do not depend on, and those that the export estimates.
+_NON_WEIGHT_FIELDS, _SCALING_FIELDS = (
+    {"sample_size", "force_upcast"},
+    {"scaling_factor", "shift_factor"},
+)
 
 
 def psnr(images: Float[NDArray, "n h w c"], other: Float[NDArray, "n h w c"]) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], from the mean of their errors."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], from their mean squared error."""
     error = np.mean((images.astype(np.float64) - other.clip(-1, 1)) ** 2)
     return float(10 * np.log10(4 / error))
 
 
-def with_measured_scale(config: TrainConfig, params: Whole) -> AutoencoderKLConfig:
-    """The VAE's config with the scaling factor that brings its latents to unit variance.
+def with_scaling_factor(config: TrainConfig, params: HostParams) -> AutoencoderKLConfig:
+    """The VAE's config with the scaling factor that gives latents unit variance.
 
-    A shift would bring their mean to 0 too, but StableDiffusionPipeline does not apply one.
+    There is no shift_factor, because StableDiffusionPipeline ignores it.
     """
     model = cast(VAEObjective, config.objective).model
     template = abstract(AutoencoderKL, model)
     moments = jax.jit(lambda params, images: latent_moments(with_params(template, params), images))
     size = 64 if config.data.kind == "scenes" else config.batch_size
     stream = training_batches(dataclasses.replace(config, batch_size=size), process_count=1)
-    parts = [moments(params, next(stream)["image"]) for _ in range(-(-MEASURED // size))]
+    parts = [
+        moments(params, next(stream)["image"]) for _ in range(-(-SCALE_ESTIMATION_IMAGES // size))
+    ]
     mean, square = np.mean(np.asarray(parts, np.float64), axis=0)
     factor = float(1 / np.sqrt(square - mean**2))
     return dataclasses.replace(model, scaling_factor=factor, shift_factor=None)
 
 
-def _given(objective: VAEObjective, folder: pathlib.Path) -> Component:
-    """The VAE in `folder`, in float32; InputError unless it is one as `objective` has it."""
+def _pretrained_vae(objective: VAEObjective, folder: pathlib.Path) -> Component:
+    """The VAE in `folder`, in float32; InputError unless it has the config of `objective`."""
     found = read_component(folder, dtype=jnp.float32)
     if not isinstance(found.module, AutoencoderKL):
         name = type(found.module).__name__
         raise InputError(f"objective.weights: got {name} in {folder}, expected AutoencoderKL")
-    free = FREE if objective.only_decoder else FREE | SCALES
+    ignored = (
+        _NON_WEIGHT_FIELDS if objective.freeze_encoder else _NON_WEIGHT_FIELDS | _SCALING_FIELDS
+    )
     for field in dataclasses.fields(AutoencoderKLConfig):
-        ours, theirs = (getattr(c, field.name) for c in (objective.model, found.module.config))
-        if field.name not in free and ours != theirs:
+        expected, got = (getattr(c, field.name) for c in (objective.model, found.module.config))
+        if field.name not in ignored and expected != got:
             raise InputError(
-                f"objective.model.{field.name}: got {ours}, expected {theirs} as {folder} has"
+                f"objective.model.{field.name}: got {expected}, expected {got} as {folder} has"
             )
     return found
 
 
-def _eye(objective: VAEObjective, dtype: Dtype) -> tuple[Eye, dict[str, Any]] | None:
-    """What compares pictures, and its weights."""
-    if objective.perceptual is None:
+def _perceptual_model(
+    objective: VAEObjective, dtype: Dtype
+) -> tuple[PerceptualModel, dict[str, Any]] | None:
+    """The perceptual model, and its weights."""
+    if objective.perceptual_model is None:
         return None
-    module, lens = read_vision(clip_folder(pathlib.Path(objective.perceptual)), dtype=dtype)
-    return Eye(module, lens), param_dict(module)
+    module, image_processor = read_vision(
+        clip_folder(pathlib.Path(objective.perceptual_model)), dtype=dtype
+    )
+    return PerceptualModel(module, image_processor), param_dict(module)
 
 
 def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
-    """Grids are validation pictures over their reconstructions, the measure is their PSNR."""
+    """Sample grids: validation images above their reconstructions; evaluation: PSNR."""
     objective = cast(VAEObjective, config.objective)
     if config.data.kind == "scenes":
         scene_side(config.data, objective.model.downscale)
-    begun = has_checkpoint(workdir / CHECKPOINTS)
-    given, identity = None, {}
-    if objective.weights is not None and (objective.only_decoder or not begun):
-        given = _given(objective, pathlib.Path(objective.weights))
-    table = {} if given is None else param_dict(given.module)
-    kept = None
-    if given is not None and objective.only_decoder:
-        kept = cast(AutoencoderKL, given.module).config, given.config
+    resumed = has_checkpoint(workdir / CHECKPOINTS)
+    pretrained, identity = None, {}
+    if objective.weights is not None and (objective.freeze_encoder or not resumed):
+        pretrained = _pretrained_vae(objective, pathlib.Path(objective.weights))
+    table = {} if pretrained is None else param_dict(pretrained.module)
+    kept_config = None
+    if pretrained is not None and objective.freeze_encoder:
+        kept_config = cast(AutoencoderKL, pretrained.module).config, pretrained.config
         file = find_weights(pathlib.Path(str(objective.weights)))
         identity = {"weights of the encoder": digest(file)}
-    eye, seeing = _eye(objective, dtype) or (None, {})
-    still = {k: v for k, v in table.items() if objective.only_decoder and not is_decoder(k)}
-    frozen = Frozen(encoder=still, eye=seeing)
+    perceptual_model, perceptual_weights = _perceptual_model(objective, dtype) or (None, {})
+    encoder = {k: v for k, v in table.items() if objective.freeze_encoder and not is_decoder(k)}
+    frozen = Frozen(encoder=encoder, perceptual=perceptual_weights)
     images = validation_batch(config)["image"]
     template = abstract(AutoencoderKL, objective.model, dtype=dtype)
 
     @jax.jit
-    def rebuild(params: Params, frozen: Frozen, images: Array) -> Array:
-        return reconstruct(with_params(template, whole_vae(objective, params, frozen)), images)
+    def run_vae(params: Params, frozen: Frozen, images: Array) -> Array:
+        return reconstruct(
+            with_params(template, merge_vae_params(objective, params, frozen)), images
+        )
 
     def sample(step: int, params: Params) -> Mapping[str, float]:
-        rebuilt = gather_to_host(rebuild(params, frozen, spread({"image": images})["image"]))
-        pairs = np.concatenate([images[:SHOWN], rebuilt[:SHOWN]])
-        save_grid(workdir, step, grid(pairs, len(pairs) // 2))
-        return {"validation_psnr": psnr(images, rebuilt)}
+        reconstructed = gather_to_host(
+            run_vae(params, frozen, shard_or_replicate({"image": images})["image"])
+        )
+        pairs = np.concatenate([images[:GRID_SIZE], reconstructed[:GRID_SIZE]])
+        save_sample_grid(workdir, step, image_grid(pairs, len(pairs) // 2))
+        return {"validation_psnr": psnr(images, reconstructed)}
 
-    def export(params: Whole, folder: pathlib.Path) -> None:
-        learnt = whole_vae(objective, params, frozen)
-        # Of an encoder that stays, latents are what they were.
-        model, raw = kept if kept is not None else (with_measured_scale(config, learnt), {})
-        module = with_params(abstract(AutoencoderKL, model), learnt)
+    def export(params: HostParams, folder: pathlib.Path) -> None:
+        vae_params = merge_vae_params(objective, params, frozen)
+        # A frozen encoder keeps its scaling factor.
+        model, raw = (
+            kept_config
+            if kept_config is not None
+            else (with_scaling_factor(config, vae_params), {})
+        )
+        module = with_params(abstract(AutoencoderKL, model), vae_params)
         write_component(folder, Component(module=module, config=raw))
 
-    learner = vae_learner(objective, dtype, given=gather_to_host(table) or None, eye=eye)
-    return Experiment(learner, frozen, training_batches(config), sample, export, identity)
+    task = vae_task(
+        objective,
+        dtype,
+        pretrained=gather_to_host(table) or None,
+        perceptual_model=perceptual_model,
+    )
+    return Experiment(task, frozen, training_batches(config), sample, export, identity)

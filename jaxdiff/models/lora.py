@@ -33,8 +33,8 @@ def inject_lora(
         found = [path for path in layers if f".{path}".endswith(f".{target}")]
         if not found:
             raise InputError(
-                f"objective.train.targets: got {target!r}, expected the end of a layer's path in "
-                f"{type(module).__name__}"
+                f"objective.trainable.target_modules: got {target!r}, expected the end of a "
+                f"layer's path in {type(module).__name__}"
             )
         for path in found:
             _inject(copy, path, rank, scale)
@@ -55,7 +55,9 @@ def _inject(module: Any, path: str, rank: int, scale: float) -> None:
     if isinstance(layer, LoRALinear | LoRAConv):  # two targets name it
         return
     if not isinstance(layer, Linear | Conv):
-        raise InputError(f"objective.train.targets: got {path}, expected a layer with a kernel")
+        raise InputError(
+            f"objective.trainable.target_modules: got {path}, expected a layer with a kernel"
+        )
     changed = LoRALinear if isinstance(layer, Linear) else LoRAConv
     new: Any = changed(layer, rank, scale)  # pyright: ignore[reportArgumentType]
     if last.isdigit():

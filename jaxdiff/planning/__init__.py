@@ -1,1 +1,1 @@
-"""What a training or a sampling loop would take on TPUs, from compiling it without one."""
+"""Plans: compile a training step or a sampling loop for chips that are not present."""

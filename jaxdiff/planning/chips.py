@@ -1,4 +1,4 @@
-"""TPU chips and GPUs as data: what one has, and what its compiler has to be told of it.
+"""The data of TPU chips and GPUs that compilers and estimates need.
 
 Peak, memory, bandwidth and links of TPUs are those of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
 The clock turns the compiler's cycles into seconds. That of v4 is published (2304.01433, table 4);
@@ -7,7 +7,7 @@ of the others it is the peak divided by the FLOPs that all matrix units do in a 
 matrices is then estimated to reach 88% of the peak on v5e, 90% on v5p and v4 and 70% on v6e.
 
 Of GPUs, those in one machine with NVLink, they are those of NVIDIA's data sheets (links: one way);
-the other attributes are what the CUDA driver says of them.
+the other attributes are as reported by the CUDA driver.
 """
 
 import dataclasses
@@ -22,29 +22,29 @@ class Chip:
     """One TPU chip or GPU."""
 
     platform: ClassVar[str]  # as JAX calls it
-    noun: ClassVar[str]
+    unit_name: ClassVar[str]
 
     memory: float  # bytes
-    peak: float  # bfloat16 FLOP/s
+    peak_flops: float  # bfloat16 FLOP/s
     bandwidth: float  # bytes/s of its memory
-    link: float  # bytes/s between a chip and all of its neighbours together
-    dimensions: int  # of the grid that such chips come in
+    link: float  # bytes/s to all neighbours together
+    dimensions: int  # of the grids of these chips
 
     @property
     def hbm(self) -> float:
-        """Bytes that a program is given."""
+        """Bytes available to a program."""
         return self.memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TPU(Chip):
-    """One TPU chip; its memory is what the compiler gives a program, a little below all of it."""
+    """One TPU chip; its memory is what the compiler allows a program."""
 
     platform = "tpu"
-    noun = "chip"
+    unit_name = "chip"
 
     clock: float  # Hz
-    cores: int  # that work as one device, each with half of a kernel's steps
+    cores: int  # per device; they share a kernel's steps
     accelerator: str  # TPU_ACCELERATOR_TYPE of one host
     options: dict[str, str] = dataclasses.field(default_factory=dict)  # of the topology
 
@@ -54,26 +54,26 @@ class GPU(Chip):
     """One NVIDIA GPU."""
 
     platform = "cuda"
-    noun = "GPU"
-    most: ClassVar[int] = 8  # in one machine
+    unit_name = "GPU"
+    max_devices: ClassVar[int] = 8  # in one machine
 
     dimensions: int = 1
     name: str
     capability: int  # the major number: 9 is Hopper's
-    processors: int  # streaming multiprocessors
-    lanes: int  # float32 units in each
+    multiprocessors: int  # streaming multiprocessors
+    float32_lanes: int  # float32 units in each
     clock: float  # Hz
     cache: int  # bytes of the L2 cache
-    shared: int  # bytes of shared memory in each multiprocessor
+    shared_memory: int  # bytes of shared memory in each multiprocessor
 
     @property
     def hbm(self) -> float:
-        """Three quarters of what is there, as JAX takes them, or what the environment says."""
+        """Three quarters of the memory, as in JAX, or the fraction XLA_CLIENT_MEM_FRACTION."""
         share = os.environ.get("XLA_CLIENT_MEM_FRACTION")
         return self.memory * (float(share) if share else 0.75)
 
-    def description(self) -> str:
-        """What XLA has to know of a GPU that is not here: a GpuTargetConfigProto as text."""
+    def target_config(self) -> str:
+        """XLA's target config: a GpuTargetConfigProto as text."""
         device = {
             "threads_per_block_limit": 1024,
             "threads_per_warp": 32,
@@ -81,13 +81,13 @@ class GPU(Chip):
             "registers_per_core_limit": 2**16,
             "registers_per_block_limit": 2**16,
             "shared_memory_per_block": 48 * 2**10,
-            "shared_memory_per_block_optin": self.shared - 2**10,
-            "shared_memory_per_core": self.shared,
+            "shared_memory_per_block_optin": self.shared_memory - 2**10,
+            "shared_memory_per_core": self.shared_memory,
             "block_dim_limit_x": 2**31 - 1,
             "block_dim_limit_y": 2**16 - 1,
             "block_dim_limit_z": 2**16 - 1,
-            "core_count": self.processors,
-            "fpus_per_core": self.lanes,
+            "core_count": self.multiprocessors,
+            "fpus_per_core": self.float32_lanes,
             "clock_rate_ghz": self.clock / 1e9,
             "l2_cache_size": self.cache,
             "memory_bandwidth": int(self.bandwidth),
@@ -104,21 +104,21 @@ class GPU(Chip):
 H100 = GPU(
     name="NVIDIA H100 80GB HBM3",
     memory=84_942_979_072,
-    peak=989.5e12,
+    peak_flops=989.5e12,
     bandwidth=3352e9,
     link=450e9,
     capability=9,
-    processors=132,
-    lanes=128,
+    multiprocessors=132,
+    float32_lanes=128,
     clock=1.98e9,
     cache=50 * 2**20,
-    shared=228 * 2**10,
+    shared_memory=228 * 2**10,
 )
 
 CHIPS: dict[str, Chip] = {
     "v4": TPU(
         memory=30.75 * GIB,
-        peak=275e12,
+        peak_flops=275e12,
         clock=1.05e9,
         bandwidth=1228e9,
         link=300e9,
@@ -129,7 +129,7 @@ CHIPS: dict[str, Chip] = {
     ),
     "v5e": TPU(
         memory=15.75 * GIB,
-        peak=197e12,
+        peak_flops=197e12,
         clock=1.5e9,
         bandwidth=819e9,
         link=200e9,
@@ -139,7 +139,7 @@ CHIPS: dict[str, Chip] = {
     ),
     "v5p": TPU(
         memory=95.73 * GIB,
-        peak=459e12,
+        peak_flops=459e12,
         clock=1.75e9,
         bandwidth=2765e9,
         link=600e9,
@@ -149,7 +149,7 @@ CHIPS: dict[str, Chip] = {
     ),
     "v6e": TPU(
         memory=31.24 * GIB,
-        peak=918e12,
+        peak_flops=918e12,
         clock=1.75e9,
         bandwidth=1640e9,
         link=448e9,
@@ -160,15 +160,15 @@ CHIPS: dict[str, Chip] = {
     "a100": GPU(
         name="NVIDIA A100-SXM4-80GB",
         memory=85_100_068_864,
-        peak=312e12,
+        peak_flops=312e12,
         bandwidth=2039e9,
         link=300e9,
         capability=8,
-        processors=108,
-        lanes=64,
+        multiprocessors=108,
+        float32_lanes=64,
         clock=1.41e9,
         cache=40 * 2**20,
-        shared=164 * 2**10,
+        shared_memory=164 * 2**10,
     ),
     "h100": H100,
     "h200": dataclasses.replace(H100, name="NVIDIA H200", memory=151_397_597_184, bandwidth=4800e9),

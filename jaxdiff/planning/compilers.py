@@ -1,4 +1,4 @@
-"""The compilers of chips that are not here: where they are, and what they have to be told."""
+"""Find and configure the compilers of chips that are not present."""
 
 import os
 from importlib import metadata
@@ -14,22 +14,22 @@ TPU_INSTALL = 'pip install "jax[tpu]" flatbuffers'
 GPU_INSTALL = 'pip install "jax[cuda13]"'
 
 
-def prepare(chip: Chip, *, schedules: str | None = None) -> None:
-    """Look for the compiler of `chip` and tell it what it would ask the machine.
+def configure_compiler(chip: Chip, *, bundle_folder: str | None = None) -> None:
+    """Find the compiler of `chip` and set what it would otherwise query from the machine.
 
-    Call it before any device is used. That of TPUs writes how it schedules operations to the folder
-    `schedules`, if there is one. InputError where there is no compiler, or one of TPUs that is not
-    of the version that JAX is made for.
+    Call it before any device is used. The TPU compiler dumps its schedules (LLO bundles) to
+    `bundle_folder`, if that is given. InputError if there is no compiler, or a libtpu of a version
+    that JAX does not support.
     """
     if isinstance(chip, TPU):
         _check_libtpu()
-        _tell_libtpu(chip, schedules)
+        _configure_libtpu(chip, bundle_folder)
     else:
         _gpu_plugin()
 
 
-def compiler(chip: Chip) -> str:
-    """The package that compiles for `chip` and its version; another may estimate otherwise."""
+def compiler_version(chip: Chip) -> str:
+    """The package that compiles for `chip` and its version; other versions give other estimates."""
     name = "libtpu" if isinstance(chip, TPU) else _gpu_plugin().replace("_", "-")
     return f"{name} {metadata.version(name)}"
 
@@ -44,7 +44,7 @@ def _gpu_plugin() -> str:
 
 
 def _check_libtpu() -> None:
-    """InputError for none, or one that JAX does not ask for, whose programs it may not read."""
+    """InputError unless libtpu is there in the version that JAX requires."""
     for name in TPU_PACKAGES:
         if not installed(name):
             raise InputError(f"plan: got no package {name}, expected all of {TPU_INSTALL}")
@@ -57,19 +57,21 @@ def _check_libtpu() -> None:
             )
 
 
-def _tell_libtpu(chip: TPU, schedules: str | None) -> None:
+def _configure_libtpu(chip: TPU, bundle_folder: str | None) -> None:
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # as many plans at a time as memory allows
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
     os.environ["TPU_ACCELERATOR_TYPE"] = chip.accelerator
-    if schedules is None:
+    if bundle_folder is None:
         return
     flags = {
-        "xla_jf_dump_to": schedules,
+        "xla_jf_dump_to": bundle_folder,
         "xla_jf_dump_llo_text": "true",
         "xla_jf_dump_hlo_text": "false",
         "xla_jf_dump_llo_pass_label_regex": "final_bundles",
     }
-    said = os.environ.get("LIBTPU_INIT_ARGS", "")
+    existing = os.environ.get("LIBTPU_INIT_ARGS", "")
     more = " ".join(f"--{name}={value}" for name, value in flags.items())
-    os.environ["LIBTPU_INIT_ARGS"] = f"{said} {more}".strip()  # read when the compiler is loaded
+    os.environ["LIBTPU_INIT_ARGS"] = (
+        f"{existing} {more}".strip()
+    )  # read when the compiler is loaded

@@ -1,4 +1,4 @@
-"""A traced program compiled for a chip that is not here, and what the compiler says of it."""
+"""Compile a traced program for a chip that is not present, and read memory and cost."""
 
 import re
 import time
@@ -8,58 +8,58 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdiff.planning import hlo, kernels, schedules
+from jaxdiff.planning import hlo, kernel_bundles, kernels
 from jaxdiff.planning.chips import GIB, TPU, Chip
-from jaxdiff.planning.compilers import compiler
+from jaxdiff.planning.compilers import compiler_version
 from jaxdiff.planning.topology import Topology
 
-# What the TPU compiler says of a program that does not fit, before and after it has laid it out.
-# Both count what the program is given and gives, although the first calls all of it temporaries.
+# The TPU compiler's out-of-memory messages, before and after layout. Both include arguments and
+# outputs, although the first calls all of it temporaries.
 _NEEDED = re.compile(
     r"(?:memory required for HLO temporaries \(|in memory space hbm\. Used )([\d.]+)([KMGT])\b"
 )
 UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
-class Compiled(NamedTuple):
-    """One program of one chip: bytes, cycles and what it sends.
+class CompiledProgram(NamedTuple):
+    """The program of one chip: memory, cycles and communication.
 
-    Of one that the compiler refuses no more is known than `total`; of a GPU's there are no cycles.
+    If it does not fit, only `total` is known; GPU compilers report no cycles.
     """
 
-    total: float  # bytes at the busiest moment
+    total: float  # peak bytes
     fits: bool
-    arguments: float = 0.0  # bytes of what it is given
-    temporaries: float = 0.0  # bytes beside that: activations, gradients, copies
+    arguments: float = 0.0  # bytes of arguments
+    temporaries: float = 0.0  # other bytes: activations, gradients, copies
     code: float = 0.0  # bytes of instructions
-    flops: float | None = None  # as the compiler counts them, kernels left out
+    flops: float | None = None  # counted by the compiler, without kernels
     cycles: float | None = None  # of the compiler's operations
-    kernel_cycles: float = 0.0  # of kernels that were written by hand
-    unknown: tuple[str, ...] = ()  # kernels of which nothing is known
-    loops: int = 0  # whose length is not known, counted once
-    sent: Mapping[str, float] = MappingProxyType(
+    kernel_cycles: float = 0.0  # of hand-written kernels
+    unknown_kernels: tuple[str, ...] = ()  # kernels without an estimate
+    unknown_loops: int = 0  # loops of unknown length, counted once
+    bytes_sent: Mapping[str, float] = MappingProxyType(
         {}
     )  # bytes that a chip sends, by kind of collective
-    times: Mapping[str, int] = MappingProxyType({})  # how often it does
+    collective_counts: Mapping[str, int] = MappingProxyType({})  # number of collectives by kind
     compile_s: float = 0.0
     compiler: str = ""  # its name and version
 
     @property
-    def made(self) -> bool:
-        """Whether there is a program: a compiler may refuse one that does not fit."""
+    def is_compiled(self) -> bool:
+        """Whether there is a program: the compiler may reject one that does not fit."""
         return self.arguments > 0
 
 
-def refused(message: str) -> float | None:
-    """Bytes of a chip that a program would take of which the TPU compiler says `message`.
+def parse_oom_message(message: str) -> float | None:
+    """Bytes that a program needs according to the TPU compiler's out-of-memory `message`.
 
-    None for a message about something else.
+    None for another message.
     """
     found = _NEEDED.search(message)
     return float(found.group(1)) * UNITS[found.group(2)] if found else None
 
 
-def compile_traced(traced: Any, topology: Topology) -> Compiled:
+def compile_traced(traced: Any, topology: Topology) -> CompiledProgram:
     """Compile `traced` (of `jax.jit(...).trace`) for chips of `topology`."""
     chip = topology.chip
     if isinstance(chip, TPU):
@@ -69,55 +69,61 @@ def compile_traced(traced: Any, topology: Topology) -> Compiled:
     # Without a GPU, libraries cannot be asked which of their kernels is the fastest.
     compiled = lowered.compile({"xla_gpu_autotune_level": 0})
     seconds = time.perf_counter() - started
-    said = _said(compiled, hlo.read(compiled.as_text()), chip)
-    return said._replace(fits=said.total <= chip.hbm, compile_s=seconds)
+    program = _program_stats(compiled, hlo.read(compiled.as_text()), chip)
+    return program._replace(fits=program.total <= chip.hbm, compile_s=seconds)
 
 
-def _compile_for_tpu(traced: Any, topology: Topology, chip: TPU) -> Compiled:
-    calls = kernels.calls(traced.jaxpr.jaxpr)
-    bundles = schedules.begin(calls, topology)
+def _compile_for_tpu(traced: Any, topology: Topology, chip: TPU) -> CompiledProgram:
+    calls = kernels.pallas_calls(traced.jaxpr.jaxpr)
+    bundles = kernel_bundles.schedule_kernels(calls, topology)
     started = time.perf_counter()
     try:
         compiled = traced.lower(lowering_platforms=(chip.platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
-        size = refused(str(error))
+        size = parse_oom_message(str(error))
         if size is None:
             raise
         seconds = time.perf_counter() - started
-        return Compiled(size, fits=False, compile_s=seconds, compiler=compiler(chip))
+        return CompiledProgram(size, fits=False, compile_s=seconds, compiler=compiler_version(chip))
     seconds = time.perf_counter() - started
     program = hlo.read(compiled.as_text())
-    cost = kernels.cost(
+    cost = kernels.kernel_cost(
         program.kernels,
-        {key: kernels.grid(call) for key, call in calls.items()},
+        {key: kernels.kernel_grid(call) for key, call in calls.items()},
         bundles.result(),
         chip.cores,
         chip.bandwidth / chip.clock,
     )
-    return _said(compiled, program, chip)._replace(
+    return _program_stats(compiled, program, chip)._replace(
         flops=(compiled.cost_analysis() or {}).get("flops"),
         cycles=program.cycles,
         kernel_cycles=cost.cycles,
-        unknown=tuple(cost.unknown),
+        unknown_kernels=tuple(cost.unknown),
         compile_s=seconds,
     )
 
 
-def _said(compiled: Any, program: hlo.Program, chip: Chip) -> Compiled:
-    """What every compiler says of a program that it has made."""
+def _program_stats(compiled: Any, program: hlo.Program, chip: Chip) -> CompiledProgram:
+    """The figures that all compilers report."""
     memory = compiled.memory_analysis()
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    times: dict[str, int] = {}
+    arguments_and_outputs = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )
+    counts: dict[str, int] = {}
     for collective in program.collectives:
-        times[collective.kind] = times.get(collective.kind, 0) + collective.times
-    return Compiled(
-        total=kept + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+        counts[collective.kind] = counts.get(collective.kind, 0) + collective.count
+    return CompiledProgram(
+        total=arguments_and_outputs
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
         fits=True,
         arguments=memory.argument_size_in_bytes,
-        temporaries=kept - memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+        temporaries=arguments_and_outputs
+        - memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        loops=program.unknown_loops,
-        sent=program.sent(),
-        times=times,
-        compiler=compiler(chip),
+        unknown_loops=program.unknown_loops,
+        bytes_sent=program.bytes_sent(),
+        collective_counts=counts,
+        compiler=compiler_version(chip),
     )

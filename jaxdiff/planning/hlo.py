@@ -1,7 +1,7 @@
-"""What the text of a compiled program says: collectives and, of a TPU's, cycles and kernels.
+"""Parse the optimised HLO of a program: collectives, and for TPUs cycles and kernels.
 
 The TPU compiler writes an estimate of its cycles beside every operation of the optimised program.
-A loop's body counts as often as the loop runs: as the compiler says, or up to the constant that
+A loop's body counts as often as the loop runs: as the compiler reports, or up to the constant that
 its condition compares with, and once where neither is there. Collectives have none: they run beside
 other work, and their parts (start, what is done meanwhile, done) share one number of a channel.
 Kernels written by hand (Pallas) have none either.
@@ -51,8 +51,8 @@ class Collective(NamedTuple):
     """Bytes that one chip sends, and how often it does."""
 
     kind: str
-    sent: float
-    times: int
+    bytes_sent: float
+    count: int
 
 
 class Kernel(NamedTuple):
@@ -61,7 +61,7 @@ class Kernel(NamedTuple):
     name: str
     results: tuple[Shape, ...]
     operation: str  # the name of its line
-    times: int
+    count: int
 
 
 class Program(NamedTuple):
@@ -72,33 +72,33 @@ class Program(NamedTuple):
     kernels: list[Kernel]
     unknown_loops: int  # whose length is not written, counted once
 
-    def sent(self) -> dict[str, float]:
+    def bytes_sent(self) -> dict[str, float]:
         """Bytes that a chip sends, by kind of collective."""
         total: Counter[str] = Counter()
         for collective in self.collectives:
-            total[collective.kind] += collective.sent * collective.times  # pyright: ignore[reportArgumentType]
+            total[collective.kind] += collective.bytes_sent * collective.count  # pyright: ignore[reportArgumentType]
         return dict(total)
 
 
 def read(text: str) -> Program:
-    """What the optimised HLO in `text` says of one run."""
+    """The cycles, collectives and kernels of the optimised HLO in `text`."""
     entry, computations = _computations(text)
     cycles, unknown = 0.0, 0
     collectives: dict[str, Collective] = {}
     kernels = []
-    for operation, times, known in _walk(entry, computations):
+    for operation, count, is_known in _walk(entry, computations):
         if found := _CYCLES.search(operation.text):
-            cycles += times * int(found.group(1))
-        unknown += not known
+            cycles += count * int(found.group(1))
+        unknown += not is_known
         kind = operation.kind.removesuffix("-start")
         if kind in COLLECTIVES:
             channel = _CHANNEL.search(operation.text)
             name = channel.group(1) if channel else operation.name
-            collectives.setdefault(name, _collective(kind, operation.text, times))
+            collectives.setdefault(name, _collective(kind, operation.text, count))
         if operation.kind == "custom-call" and _KERNEL in operation.text:
             results = _shapes(operation.text.split(" custom-call(")[0])
             name = re.sub(r"(\.\d+)+$", "", operation.name)
-            kernels.append(Kernel(name, results, operation.name, times))
+            kernels.append(Kernel(name, results, operation.name, count))
     return Program(cycles, list(collectives.values()), kernels, unknown)
 
 
@@ -118,7 +118,7 @@ def _computations(text: str) -> tuple[str, dict[str, list[Operation]]]:
 
 
 def _walk(
-    name: str, computations: Mapping[str, list[Operation]], times: int = 1
+    name: str, computations: Mapping[str, list[Operation]], count: int = 1
 ) -> Iterator[tuple[Operation, int, bool]]:
     """Every operation that `name` runs, how often, and whether that is known.
 
@@ -126,18 +126,20 @@ def _walk(
     """
     for operation in computations.get(name, []):
         inner = _CALLED.search(operation.text)
-        rounds = _rounds(operation, computations)
-        yield operation, times, rounds is not None
+        iterations = _iterations(operation, computations)
+        yield operation, count, iterations is not None
         if inner is None:
             continue
-        counted = _CYCLES.search(operation.text) is not None or operation.kind == "fusion"
-        for called in inner.group(1).replace("%", "").split(", "):
-            for deeper, often, known in _walk(called, computations, times * (rounds or 1)):
-                if not counted or deeper.kind.removesuffix("-start") in COLLECTIVES:
-                    yield deeper, often, known
+        has_estimate = _CYCLES.search(operation.text) is not None or operation.kind == "fusion"
+        for computation in inner.group(1).replace("%", "").split(", "):
+            for nested, inner_count, is_known in _walk(
+                computation, computations, count * (iterations or 1)
+            ):
+                if not has_estimate or nested.kind.removesuffix("-start") in COLLECTIVES:
+                    yield nested, inner_count, is_known
 
 
-def _rounds(operation: Operation, computations: Mapping[str, list[Operation]]) -> int | None:
+def _iterations(operation: Operation, computations: Mapping[str, list[Operation]]) -> int | None:
     """How often an operation runs what it calls, None where the text does not say."""
     if operation.kind != "while":
         return 1
@@ -149,22 +151,22 @@ def _rounds(operation: Operation, computations: Mapping[str, list[Operation]]) -
     return constants[0] if len(constants) == 1 else None
 
 
-def _collective(kind: str, text: str, times: int) -> Collective:
+def _collective(kind: str, text: str, count: int) -> Collective:
     """Bytes sent by a chip, as rings of n chips do: (n - 1)/n of what is gathered or scattered."""
     result, _, rest = text.partition(f" {kind}")
-    n = _group(text)
-    share = (n - 1) / n if n else 1.0
-    paired = rest.startswith("-start") and kind != "all-reduce"
-    arrays = _results(result) if paired else _ARRAY.findall(result)
+    group_size = _group(text)
+    share = (group_size - 1) / group_size if group_size else 1.0
+    is_start = rest.startswith("-start") and kind != "all-reduce"
+    arrays = _results(result) if is_start else _ARRAY.findall(result)
     size = sum(_bytes(*array) for array in arrays)
-    sent = {
+    bytes_sent = {
         "all-gather": size * share,
         "all-reduce": 2 * size * share,
-        "reduce-scatter": size * max(n - 1, 1),
+        "reduce-scatter": size * max(group_size - 1, 1),
         "all-to-all": size * share,
         "collective-permute": size,
     }
-    return Collective(kind, sent[kind], times)
+    return Collective(kind, bytes_sent[kind], count)
 
 
 def _results(start: str) -> list[tuple[str, str]]:
@@ -175,7 +177,7 @@ def _results(start: str) -> list[tuple[str, str]]:
 
 
 def _group(text: str) -> int:
-    """How many chips take part in a collective; 0 where that is not said."""
+    """How many chips take part in a collective; 0 if it is not given."""
     if found := _MESH.search(text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found.group(1)))
         axes = re.findall(r"'([^']+)'", found.group(2))
@@ -187,8 +189,8 @@ def _group(text: str) -> int:
     return 0
 
 
-def _bytes(kind: str, sides: str) -> float:
-    return WIDTHS.get(kind, 1 if kind.startswith(("s8", "u8", "f8")) else 4) * float(
+def _bytes(dtype: str, sides: str) -> float:
+    return WIDTHS.get(dtype, 1 if dtype.startswith(("s8", "u8", "f8")) else 4) * float(
         math.prod(int(side) for side in sides.split(",") if side)
     )
 

@@ -1,9 +1,9 @@
-"""Cycles of kernels that were written by hand: the compiler's own schedule times their steps.
+"""Cycles of hand-written kernels: the compiler's own schedule of one step times their steps.
 
-A TPU issues one bundle of instructions a cycle. What the compiler says of a kernel is how many
-bundles one step of its grid has at most (schedules.py); stalls are not in it, nor are steps that
-end early. The blocks of its arrays are fetched and written meanwhile, at the memory's speed, each
-when the step before had another: a kernel takes as long as the longer of both.
+A TPU issues one bundle of instructions a cycle. For a kernel, the compiler reports how many bundles
+one step of its grid has at most (kernel_bundles.py), without stalls and without steps that end
+early. The blocks of its arrays are fetched and written meanwhile, at the memory's speed, each time
+the block changes. A kernel takes the longer of both.
 """
 
 import math
@@ -20,75 +20,77 @@ Key = tuple[str, tuple[Shape, ...]]  # a kernel's name and its results, without 
 
 
 class Grid(NamedTuple):
-    """What a kernel does in one call."""
+    """The grid of a kernel call."""
 
     steps: int
-    moved: float  # bytes between the chip's memory and the kernel
+    bytes_moved: float  # bytes between the chip's memory and the kernel
 
 
-class Cost(NamedTuple):
-    """The cycles of all kernels together, and the names of those that nothing is known of."""
+class KernelCost(NamedTuple):
+    """Total cycles of kernels, and the names of those without an estimate."""
 
     cycles: float
     unknown: list[str]
 
 
-def calls(program: core.Jaxpr) -> dict[Key, core.JaxprEqn]:
-    """Every Pallas kernel in a traced program, by what tells it from the others."""
+def pallas_calls(program: core.Jaxpr) -> dict[Key, core.JaxprEqn]:
+    """Every Pallas kernel in a traced program, by name and shapes of results."""
     found = {}
     for equation in _equations(program):
         if equation.primitive.name == "pallas_call":
-            results = tuple(_long(_shape(out)) for out in equation.outvars)
+            results = tuple(_drop_unit_axes(_shape(out)) for out in equation.outvars)
             found[str(equation.params["name"]), results] = equation
     return found
 
 
-def grid(call: core.JaxprEqn) -> Grid:
-    """What the kernel does in this call."""
+def kernel_grid(call: core.JaxprEqn) -> Grid:
+    """Steps and memory traffic of this call."""
     mapping = call.params["grid_mapping"]
     steps = [np.asarray(axis, np.int32).ravel() for axis in np.indices(mapping.grid)]
-    moved = 0.0
+    bytes_moved = 0.0
     for block in mapping.block_mappings:
         size = math.prod(getattr(side, "block_size", side or 1) for side in block.block_shape)
         place = jax.vmap(core.jaxpr_as_fun(block.index_map_jaxpr))
         places = np.stack([np.broadcast_to(axis, steps[0].shape) for axis in place(*steps)])
         fetched = 1 + np.count_nonzero((np.diff(places) != 0).any(0))
-        moved += fetched * size * block.array_aval.dtype.itemsize
-    return Grid(math.prod(mapping.grid), moved)
+        bytes_moved += fetched * size * block.array_aval.dtype.itemsize
+    return Grid(math.prod(mapping.grid), bytes_moved)
 
 
-def cost(
+def kernel_cost(
     kernels: Sequence[Kernel],
     grids: Mapping[Key, Grid],
     bundles: Mapping[Key, int],
     cores: int,
-    speed: float,
-) -> Cost:
+    bytes_per_cycle: float,
+) -> KernelCost:
     """What `kernels` take on a chip whose `cores` share the steps of each.
 
-    `bundles` are those of one step of a kernel, `speed` is the bytes that the chip's memory moves
-    in a cycle.
+    `bundles` are those of one step of a kernel, `bytes_per_cycle` is the memory
+    bandwidth.
     """
     cycles, unknown = 0.0, set()
     for kernel in kernels:
         key = _key(kernel)
         if key in grids and key in bundles:
             grid = grids[key]
-            cycles += kernel.times * max(grid.steps * bundles[key] / cores, grid.moved / speed)
+            cycles += kernel.count * max(
+                grid.steps * bundles[key] / cores, grid.bytes_moved / bytes_per_cycle
+            )
         else:
             unknown.add(kernel.name)
-    return Cost(cycles, sorted(unknown))
+    return KernelCost(cycles, sorted(unknown))
 
 
 def _key(kernel: Kernel) -> Key:
-    return kernel.name, tuple(map(_long, kernel.results))
+    return kernel.name, tuple(map(_drop_unit_axes, kernel.results))
 
 
 def _shape(atom: Any) -> Shape:
     return tuple(atom.aval.shape)
 
 
-def _long(shape: Sequence[int]) -> Shape:
+def _drop_unit_axes(shape: Sequence[int]) -> Shape:
     return tuple(side for side in shape if side > 1)
 
 

@@ -1,11 +1,11 @@
-"""A plan: what the compiler says of a program on a topology, as numbers, a table and JSON."""
+"""A plan: memory, cost and estimates of a program on a topology, as text and JSON."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxdiff.planning.chips import GIB, TPU
-from jaxdiff.planning.compiling import Compiled
+from jaxdiff.planning.compiling import CompiledProgram
 from jaxdiff.planning.topology import Topology
 
 
@@ -14,12 +14,12 @@ class Plan:
     """One program on one topology; all bytes, FLOPs and cycles are those of one chip and step."""
 
     topology: Topology
-    batch_size: int  # pictures of all chips together
-    compiled: Compiled
+    batch_size: int  # images on all chips together
+    compiled: CompiledProgram
     model_flops: float  # see `flops`
-    held: Mapping[str, float]  # bytes that a chip holds between steps
-    steps: int = 1  # that make the result: of the sampling loop for a picture
-    largest: int | None = None  # batch that fits
+    state_bytes: Mapping[str, float]  # bytes per chip that persist between steps
+    steps: int = 1  # per image: those of the sampling loop
+    max_batch_size: int | None = None  # largest batch that fits
 
     @property
     def compute_s(self) -> float | None:
@@ -32,11 +32,11 @@ class Plan:
     @property
     def links_s(self) -> float:
         """Seconds that the links need at their full speed for what a chip sends."""
-        return sum(self.compiled.sent.values()) / self.topology.chip.link
+        return sum(self.compiled.bytes_sent.values()) / self.topology.chip.link
 
     @property
     def step_s(self) -> float | None:
-        """Seconds of a step whose collectives all run beside its computation."""
+        """Seconds of a step if all collectives overlap with computation."""
         return None if self.compute_s is None else max(self.compute_s, self.links_s)
 
     @property
@@ -51,36 +51,36 @@ class Plan:
 
     @property
     def utilisation_apart(self) -> float | None:
-        """The same if no collective ran beside computation."""
+        """The same if no collective overlapped with computation."""
         return self._of_peak(None if self.compute_s is None else self.compute_s + self.links_s)
 
     def _of_peak(self, seconds: float | None) -> float | None:
-        return self.model_flops / (seconds * self.topology.chip.peak) if seconds else None
+        return self.model_flops / (seconds * self.topology.chip.peak_flops) if seconds else None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; without those that are not known."""
         compiled, chip = self.compiled, self.topology.chip
         values: dict[str, Any] = {
             "topology": self.topology.title,
-            "chips": self.topology.chips,
+            "chips": self.topology.num_chips,
             "batch_size": self.batch_size,
             "fits": compiled.fits,
             "hbm_bytes": chip.hbm,
             "total_bytes": compiled.total,
-            "held_bytes": dict(self.held),
+            "held_bytes": dict(self.state_bytes),
             "model_flops": self.model_flops,
-            "largest_batch_size": self.largest,
+            "largest_batch_size": self.max_batch_size,
             "compile_s": compiled.compile_s,
             "compiler": compiled.compiler,
         }
-        if compiled.made:
+        if compiled.is_compiled:
             values |= {
                 "argument_bytes": compiled.arguments,
                 "temporary_bytes": compiled.temporaries,
                 "code_bytes": compiled.code,
-                "loops_counted_once": compiled.loops,
-                "sent_bytes": dict(compiled.sent),
-                "collectives": dict(compiled.times),
+                "loops_counted_once": compiled.unknown_loops,
+                "sent_bytes": dict(compiled.bytes_sent),
+                "collectives": dict(compiled.collective_counts),
                 "links_s": self.links_s,
                 "steps": self.steps,
             }
@@ -89,7 +89,7 @@ class Plan:
                 "compiler_flops": compiled.flops,
                 "cycles": compiled.cycles,
                 "kernel_cycles": compiled.kernel_cycles,
-                "not_estimated": list(compiled.unknown),
+                "not_estimated": list(compiled.unknown_kernels),
                 "compute_s": self.compute_s,
                 "step_s": self.step_s,
                 "images_per_s": self.images_per_s,
@@ -102,32 +102,36 @@ class Plan:
 Planner = Callable[[Topology], Plan]
 
 
-def table(plan: Plan) -> str:
+def format_plan(plan: Plan) -> str:
     """A plan in lines for a terminal."""
     compiled, chip = plan.compiled, plan.topology.chip
-    noun, number = chip.noun, plan.topology.chips
+    noun, number = chip.unit_name, plan.topology.num_chips
     each = plan.batch_size / number
     verdict = "fits" if compiled.fits else "DOES NOT FIT"
     lines = [
         f"{plan.topology.title}  {number} {noun}{'s' * (number > 1)}, "
         f"batch {plan.batch_size} ({each:g} a {noun})",
         f"  memory       {_gib(compiled.total)} of {_gib(chip.hbm)} a {noun}: {verdict}",
-        "    held       " + ", ".join(f"{name} {_gib(size)}" for name, size in plan.held.items()),
+        "    state      "
+        + ", ".join(f"{name} {_gib(size)}" for name, size in plan.state_bytes.items()),
     ]
-    if compiled.made:
+    if compiled.is_compiled:
         lines += _program(plan)
-    if compiled.loops:
-        lines.append(f"  counted once {compiled.loops} loops of unknown length")
-    if compiled.unknown:
-        lines.append(f"  not counted  {', '.join(compiled.unknown)}")
-    if plan.largest is not None:
-        lines.append(f"  largest      batch {plan.largest} ({plan.largest / number:g} a {noun})")
+    if compiled.unknown_loops:
+        lines.append(f"  counted once {compiled.unknown_loops} loops of unknown length")
+    if compiled.unknown_kernels:
+        lines.append(f"  not counted  {', '.join(compiled.unknown_kernels)}")
+    if plan.max_batch_size is not None:
+        lines.append(
+            f"  largest      batch {plan.max_batch_size} "
+            f"({plan.max_batch_size / number:g} a {noun})"
+        )
     lines.append(f"  compiled     by {compiled.compiler} in {compiled.compile_s:.0f} s")
     return "\n".join(lines)
 
 
 def _program(plan: Plan) -> list[str]:
-    """Of a program that the compiler has made: what is in it, and how long it takes."""
+    """The lines about memory, FLOPs and time of a compiled program."""
     compiled, chip = plan.compiled, plan.topology.chip
     counted = f", {compiled.flops:.3e} by the compiler without kernels" if compiled.flops else ""
     lines = [
@@ -159,8 +163,8 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB"
 
 
-def _collectives(compiled: Compiled) -> str:
+def _collectives(compiled: CompiledProgram) -> str:
     return ", ".join(
-        f"{compiled.times[kind]} {kind} {size / GIB:.3f} GiB"
-        for kind, size in sorted(compiled.sent.items())
+        f"{compiled.collective_counts[kind]} {kind} {size / GIB:.3f} GiB"
+        for kind, size in sorted(compiled.bytes_sent.items())
     )

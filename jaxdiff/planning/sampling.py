@@ -1,4 +1,4 @@
-"""`generate.py --plan TOPOLOGY ... --model MODEL`: what the sampling loop would take."""
+"""Plans of the sampling loop: `generate.py --plan TOPOLOGY ... --model MODEL`."""
 
 import dataclasses
 import functools
@@ -27,16 +27,16 @@ from jaxdiff.pipeline.compiled_model import (
     init_latents,
 )
 from jaxdiff.pipeline.conditioning import Conditioning
-from jaxdiff.planning.abstract import component
-from jaxdiff.planning.compiling import Compiled, compile_traced
-from jaxdiff.planning.largest import largest_batch
+from jaxdiff.planning.abstract_training import abstract_component
+from jaxdiff.planning.compiling import CompiledProgram, compile_traced
+from jaxdiff.planning.max_batch import max_batch_size
 from jaxdiff.planning.report import Plan, Planner
-from jaxdiff.planning.topology import Topology, devices
+from jaxdiff.planning.topology import Topology, topology_devices
 from jaxdiff.samplers.registry import get_sampler, make_grid
 from jaxdiff.training.flops import forward_flops
 
-TOKENS = 77  # of a prompt that is not longer than one window of the text encoder
-CELL = 8  # pixels along a latent
+NUM_TOKENS = 77  # of a prompt within one window of the text encoder
+VAE_SCALE_FACTOR = 8  # pixels along a latent
 S = jax.ShapeDtypeStruct
 
 
@@ -44,8 +44,8 @@ S = jax.ShapeDtypeStruct
 class SamplingOptions:
     """Compile the sampling loop for absent TPUs or GPUs; report memory and time.
 
-    The text encoder and the VAE, which run once for each picture, are not in it. Every chip runs
-    the same program on its own pictures, so nothing is sent.
+    The text encoder and the VAE, which run once for each image, are not in it. Every chip runs
+    the same program on its own images, so nothing is sent.
     """
 
     plan: tuple[str, ...]
@@ -75,110 +75,133 @@ class SamplingOptions:
 
 
 def sampling_planner(options: SamplingOptions) -> Planner:
-    """Plans the sampling loop that `options` ask for; raises InputError."""
+    """The planner of the sampling loop with `options`; raises InputError."""
     dtype = dtype_of(options.dtype)
-    found = component(f"{options.model}/unet", dtype=dtype, param_dtype=dtype)
+    found = abstract_component(f"{options.model}/unet", dtype=dtype, param_dtype=dtype)
     unet = cast(UNet2DConditionModel, found)
     positive("steps", options.steps)
     positive("batch_size", options.batch_size)
 
     def plan(topology: Topology) -> Plan:
-        one = devices(topology)[0]
+        device = topology_devices(topology)[0]
 
-        def compiled(each: int) -> Compiled:
-            return compile_traced(_traced(options, unet, each, one), topology)
+        def compiled(each: int) -> CompiledProgram:
+            return compile_traced(_traced(options, unet, each, device), topology)
 
-        each = -(-options.batch_size // topology.chips)
-        first, fits = compiled(each), None
+        each = -(-options.batch_size // topology.num_chips)
+        first, max_batch = compiled(each), None
         if options.find_max_batch:
-            known = {each: first.total}
-            most = largest_batch(lambda n: compiled(n).total, known, topology.chip.hbm, 1)
-            fits = topology.chips * most
+            measured = {each: first.total}
+            per_chip = max_batch_size(lambda n: compiled(n).total, measured, topology.chip.hbm, 1)
+            max_batch = topology.num_chips * per_chip
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in param_dict(unet).values())
         return Plan(
             topology=topology,
-            batch_size=each * topology.chips,
-            compiled=first._replace(loops=first.loops - 1),  # that over the steps: one of them
+            batch_size=each * topology.num_chips,
+            compiled=first._replace(
+                unknown_loops=first.unknown_loops - 1
+            ),  # that over the steps: one of them
             model_flops=_flops(options, unet, each),
-            held={"weights": float(size)},
+            state_bytes={"weights": float(size)},
             steps=options.steps,
-            largest=fits,
+            max_batch_size=max_batch,
         )
 
     return plan
 
 
-def _sides(options: SamplingOptions, unet: UNet2DConditionModel) -> tuple[int, int]:
+def _latent_size(options: SamplingOptions, unet: UNet2DConditionModel) -> tuple[int, int]:
     """Height and width of the latents."""
     native = unet.config.sample_size
     native = native if isinstance(native, tuple) else (native or 0, native or 0)
-    asked = [pixels and pixels // CELL for pixels in (options.height, options.width)]
-    height, width = (side or own for side, own in zip(asked, native, strict=True))
+    requested = [
+        pixels and pixels // VAE_SCALE_FACTOR for pixels in (options.height, options.width)
+    ]
+    height, width = (side or own for side, own in zip(requested, native, strict=True))
     return height, width
 
 
-def _told(unet: UNet2DConditionModel, each: int, streams: int) -> Conditioning:
-    """What the network is told of `each` pictures, as shapes."""
+def _abstract_conditioning(
+    unet: UNet2DConditionModel, batch_size: int, streams: int
+) -> Conditioning:
+    """The conditioning of `batch_size` images, as shapes."""
     config, dtype = unet.config, unet.dtype
     if config.time_cond_proj_dim is not None or not config.has_context:
         raise InputError("plan: got a network without prompts or with guidance, expected another")
-    context = S((each, streams, TOKENS, config.per_block("cross_attention_dim")[0]), dtype)
+    context = S(
+        (batch_size, streams, NUM_TOKENS, config.per_block("cross_attention_dim")[0]), dtype
+    )
     if config.addition_embed_type is None:
         return Conditioning(cast(Any, context))
-    width, numbers = config.projection_class_embeddings_input_dim or 0, 6
-    pooled = width - numbers * (config.addition_time_embed_dim or 0)
+    width, num_time_ids = config.projection_class_embeddings_input_dim or 0, 6
+    pooled = width - num_time_ids * (config.addition_time_embed_dim or 0)
     return Conditioning(
         cast(Any, context),
-        text_embeds=cast(Any, S((each, streams, pooled), dtype)),
-        time_ids=cast(Any, S((each, streams, numbers), jnp.float32)),
+        text_embeds=cast(Any, S((batch_size, streams, pooled), dtype)),
+        time_ids=cast(Any, S((batch_size, streams, num_time_ids), jnp.float32)),
     )
 
 
-def _traced(options: SamplingOptions, unet: UNet2DConditionModel, each: int, device: Any) -> Any:
-    """The loop over `each` pictures of a chip."""
+def _traced(
+    options: SamplingOptions, unet: UNet2DConditionModel, batch_size: int, device: Any
+) -> Any:
+    """The traced loop for `batch_size` images on a chip."""
     guidance = parse(options.guidance).for_prompts(1).simplify([options.guidance_scale])
     rule = jax.tree.map(np.float32, guidance)
-    sampler, kind = get_sampler(options.sampler, None), "epsilon"
-    grid = make_grid(NoiseSchedule(), options.sampler, options.steps, prediction_type=kind)
+    sampler, prediction_type = get_sampler(options.sampler, None), "epsilon"
+    grid = make_grid(
+        NoiseSchedule(), options.sampler, options.steps, prediction_type=prediction_type
+    )
     grid = jax.tree.map(np.asarray, grid)  # not on a device of this machine
-    height, width = _sides(options, unet)
-    noise = S((each, height, width, unet.config.out_channels), jnp.float32)
+    height, width = _latent_size(options, unet)
+    noise = S((batch_size, height, width, unet.config.out_channels), jnp.float32)
     graph, params = nnx.split(unet)
-    first = np.int32(0)
-    begin = functools.partial(init_latents, sampler=sampler, start="noise")
-    carry = jax.eval_shape(begin, noise, None, grid, first, rule)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), each))
-    dials = GuidanceScales(cast(Any, S((each,), jnp.float32)))
-    told = ConditioningPair(_told(unet, each, len(guidance.streams)))
+    zero = np.int32(0)
+    init = functools.partial(init_latents, sampler=sampler, start="noise")
+    carry = jax.eval_shape(init, noise, None, grid, zero, rule)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
+    guidance_scales = GuidanceScales(cast(Any, S((batch_size,), jnp.float32)))
+    conditioning = ConditioningPair(_abstract_conditioning(unet, batch_size, len(guidance.streams)))
     run = functools.partial(
         denoise_steps,
         graphs=Networks(graph),
-        prediction_types=(kind, kind),
+        prediction_types=(prediction_type, prediction_type),
         image_processor=None,
         sampler=sampler,
     )
-    here = SingleDeviceSharding(device)
-    loop = jax.jit(run, in_shardings=here, out_shardings=here)
-    arguments: Sequence[PyTree] = (Networks(params), rule, carry, told, dials, grid, keys)
-    return loop.trace(*arguments, None, NO_TARGETS, first, first)
+    sharding = SingleDeviceSharding(device)
+    loop = jax.jit(run, in_shardings=sharding, out_shardings=sharding)
+    arguments: Sequence[PyTree] = (
+        Networks(params),
+        rule,
+        carry,
+        conditioning,
+        guidance_scales,
+        grid,
+        keys,
+    )
+    return loop.trace(*arguments, None, NO_TARGETS, zero, zero)
 
 
-def _flops(options: SamplingOptions, unet: UNet2DConditionModel, each: int) -> float:
-    """Of the network in one step, for all streams of `each` pictures."""
+def _flops(options: SamplingOptions, unet: UNet2DConditionModel, batch_size: int) -> float:
+    """Of the network in one step, for all streams of `batch_size` images."""
     guidance = parse(options.guidance).for_prompts(1).simplify([options.guidance_scale])
     streams = len(guidance.streams)
-    height, width = _sides(options, unet)
-    told = _told(unet, 1, 1)
-    more = {
+    height, width = _latent_size(options, unet)
+    conditioning = _abstract_conditioning(unet, 1, 1)
+    extras = {
         name: S((1, *value.shape[2:]), value.dtype)
-        for name, value in (("text_embeds", told.text_embeds), ("time_ids", told.time_ids))
+        for name, value in (
+            ("text_embeds", conditioning.text_embeds),
+            ("time_ids", conditioning.time_ids),
+        )
         if value is not None
     }
-    context = S((1, *told.context.shape[2:]), told.context.dtype)
+    context = S((1, *conditioning.context.shape[2:]), conditioning.context.dtype)
 
-    def network(params: PyTree, x: Any, t: Any, context: Any, more: Any) -> Any:
-        return with_params(unet, params)(x, t, context, **more)
+    def network(params: PyTree, x: Any, t: Any, context: Any, extras: Any) -> Any:
+        return with_params(unet, params)(x, t, context, **extras)
 
     x = S((1, height, width, unet.config.in_channels), jnp.float32)
     t = S((1,), jnp.int32)
-    return each * streams * forward_flops(network, param_dict(unet), x, t, context, more)
+    return batch_size * streams * forward_flops(network, param_dict(unet), x, t, context, extras)

@@ -1,4 +1,4 @@
-"""Chips in a grid, such as v5p:4x4x4 or h200:8, and devices of it where there are none."""
+"""Topologies such as v5p:4x4x4 or h200:8, and their abstract devices."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ class Topology:
     shape: tuple[int, ...]
 
     @property
-    def chips(self) -> int:
+    def num_chips(self) -> int:
         """How many there are."""
         return math.prod(self.shape)
 
@@ -32,7 +32,7 @@ class Topology:
         return f"{self.name}:{'x'.join(map(str, self.shape))}"
 
 
-def parse(text: str) -> Topology:
+def parse_topology(text: str) -> Topology:
     """The topology called `text`, a chip and the sides of a grid; InputError for what is none."""
     name, _, sides = text.partition(":")
     chip = CHIPS[one_of("plan", name, CHIPS)]
@@ -46,17 +46,19 @@ def parse(text: str) -> Topology:
         many = f"{chip.dimensions} sides" if chip.dimensions > 1 else "one number"
         raise InputError(f"plan: got {text}, expected {many} for {name}, such as {name}:{example}")
     topology = Topology(name=name, chip=chip, shape=shape)
-    if isinstance(chip, GPU) and topology.chips > chip.most:
-        raise InputError(f"plan: got {text}, expected 1 to {chip.most} GPUs, as one machine has")
+    if isinstance(chip, GPU) and topology.num_chips > chip.max_devices:
+        raise InputError(
+            f"plan: got {text}, expected 1 to {chip.max_devices} GPUs, as one machine has"
+        )
     return topology
 
 
-def devices(topology: Topology) -> list[Any]:
+def topology_devices(topology: Topology) -> list[Any]:
     """Its devices, for compiling only; InputError for a grid that such chips do not come in."""
     chip = topology.chip
     options = chip.options if isinstance(chip, TPU) else {}
     if isinstance(chip, GPU):
-        options = {"topology": f"1x1x{topology.chips}", "target_config": chip.description()}
+        options = {"topology": f"1x1x{topology.num_chips}", "target_config": chip.target_config()}
     try:
         found = topologies.get_topology_desc(topology.title, platform=chip.platform, **options)
     except jax.errors.JaxRuntimeError as error:

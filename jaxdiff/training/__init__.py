@@ -1,1 +1,1 @@
-"""Losses, optimiser, the pure step and the loop that drives it."""
+"""Objectives, optimiser, the pure training step and the loop around it."""

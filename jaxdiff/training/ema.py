@@ -1,8 +1,8 @@
-"""Averages of the parameters, in float32: exponential ones, and power functions of time.
+"""Moving averages of the parameters, in float32: exponential, and power-function EMAs.
 
-A power-function average of the steps 1 ... n weighs step t by t^gamma (EDM2, 2312.02696, section
-3.1). Its relative width is the standard deviation of that profile as a share of n. Averages of any
-other width are linear combinations of snapshots of two (section 3.2).
+A power-function EMA of the steps 1 ... n weights step t by t^gamma (EDM2, 2312.02696, section 3.1).
+Its `std` (sigma_rel) is the standard deviation of that profile relative to n. Post-hoc EMA: for any
+other std it is a linear combination of snapshots of two such averages (section 3.2).
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ def decay_at(step: Int[Array, ""], decay: float, *, warmup: bool = True) -> Floa
     return jnp.minimum(jnp.float32(decay), (1 + n) / (10 + n)) if warmup else jnp.float32(decay)
 
 
-def power_decay(step: Int[Array, ""], width: float) -> Float[Array, ""]:
-    """(1 - 1/t)^(gamma + 1) at the update t = `step` + 1; nothing from before the first is left."""
+def power_decay(step: Int[Array, ""], std: float) -> Float[Array, ""]:
+    """(1 - 1/t)^(gamma + 1) at the update t = `step` + 1; the initial value has no weight."""
     t = step.astype(jnp.float32) + 1
-    return (1 - 1 / t) ** (exponent(width) + 1)
+    return (1 - 1 / t) ** (std_to_exponent(std) + 1)
 
 
-def exponent(width: float) -> float:
-    """The gamma of a profile t^gamma whose relative standard deviation is `width`.
+def std_to_exponent(std: float) -> float:
+    """The gamma of the profile t^gamma whose relative standard deviation is `std`.
 
-    width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), the largest real root.
+    std^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), the largest real root.
     """
-    inverse = width**-2
+    inverse = std**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return float(max(root.real for root in roots if abs(root.imag) < 1e-9))
 
@@ -43,23 +43,25 @@ def update(ema: PyTree, params: PyTree, decay: Float[Array, ""]) -> PyTree:
     return jax.tree.map(lambda e, p: e + (1 - decay) * (p.astype(jnp.float32) - e), ema, params)
 
 
-def combination(kept: Sequence[tuple[int, float]], step: int, width: float) -> Float[NDArray, "n"]:
-    """The factors of `kept` averages, (step, width) each, whose sum is nearest that of `width`.
+def post_hoc_coefficients(
+    snapshots: Sequence[tuple[int, float]], step: int, std: float
+) -> Float[NDArray, "n"]:
+    """Coefficients of `snapshots`, (step, std) each, whose sum is nearest the EMA of `std`.
 
-    Nearest in the mean square of the profiles over the steps up to `step` (appendix C).
+    Nearest in the mean square of the profiles up to `step` (2312.02696, appendix C).
     """
-    times = np.array([t for t, _ in kept], np.float64)
-    powers = np.array([exponent(w) for _, w in kept])
+    times = np.array([t for t, _ in snapshots], np.float64)
+    powers = np.array([std_to_exponent(w) for _, w in snapshots])
     gram = _products(times[:, None], powers[:, None], times[None], powers[None])
-    wanted = _products(times, powers, np.float64(step), np.float64(exponent(width)))
-    return np.linalg.lstsq(gram, wanted, rcond=None)[0]
+    target = _products(times, powers, np.float64(step), np.float64(std_to_exponent(std)))
+    return np.linalg.lstsq(gram, target, rcond=None)[0]
 
 
 def _products(
-    t: NDArray | np.float64,
-    p: NDArray | np.float64,
-    u: NDArray | np.float64,
-    q: NDArray | np.float64,
+    t: Real,
+    p: Real,
+    u: Real,
+    q: Real,
 ) -> NDArray:
     """Inner products of the profiles (p + 1) x^p / t^(p + 1) on [0, t] and likewise q on [0, u].
 

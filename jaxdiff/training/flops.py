@@ -1,11 +1,10 @@
-"""Model FLOPs: what the products of matrices and the convolutions of a program ask for.
+"""Model FLOPs: those of the matrix products and convolutions of a traced function.
 
-They are counted in the function as it is written, not in what a compiler makes of it: attention as
-its equation says whatever kernel computes it, without what is computed again to save memory and
-without padding. A multiplication and an addition count as two.
+They are counted in the function as written, not in the compiled program: attention by its equation
+whichever kernel computes it, without rematerialisation and padding. A multiply-add counts as two.
 
 A product c = a b costs as much again for the gradient of a, and again for that of b (da = dc b^T,
-db = a^T dc). So with gradients it counts 1 + [a depends on what is trained] + [b does].
+db = a^T dc). So with gradients it counts 1 + [a depends on parameters] + [b depends on parameters].
 """
 
 import math
@@ -32,51 +31,51 @@ def gradient_flops(function: Callable[..., Any], *arguments: PyTree) -> float:
 def _flops(function: Callable[..., Any], arguments: Sequence[PyTree], *, trained: bool) -> float:
     program = jax.make_jaxpr(function)(*arguments)
     first = len(jax.tree.leaves(arguments[0]))
-    marks = [trained and i < first for i in range(len(program.jaxpr.invars))]
-    return _walk(program.jaxpr, marks)[0]
+    depends_on_params = [trained and i < first for i in range(len(program.jaxpr.invars))]
+    return _walk(program.jaxpr, depends_on_params)[0]
 
 
-def _walk(program: core.Jaxpr, marks: Sequence[bool]) -> tuple[float, list[bool]]:
-    """FLOPs of a jaxpr, and which outputs depend on what is trained, given which inputs do."""
-    depends = dict(zip(program.invars, marks, strict=True))
+def _walk(program: core.Jaxpr, depends_on_params: Sequence[bool]) -> tuple[float, list[bool]]:
+    """FLOPs of a jaxpr, and which outputs depend on parameters, given which inputs do."""
+    depends = dict(zip(program.invars, depends_on_params, strict=True))
 
-    def mark(atom: Any) -> bool:
+    def depends_of(atom: Any) -> bool:
         return not isinstance(atom, core.Literal) and depends.get(atom, False)
 
     total = 0.0
     for equation in program.eqns:
-        inputs = [mark(atom) for atom in equation.invars]
+        inputs = [depends_of(atom) for atom in equation.invars]
         flops, outputs = _equation(equation, inputs)
         total += flops
         depends |= dict(zip(equation.outvars, outputs, strict=True))
-    return total, [mark(atom) for atom in program.outvars]
+    return total, [depends_of(atom) for atom in program.outvars]
 
 
-def _equation(equation: core.JaxprEqn, marks: list[bool]) -> tuple[float, list[bool]]:
+def _equation(equation: core.JaxprEqn, depends_on_params: list[bool]) -> tuple[float, list[bool]]:
     name, parameters = equation.primitive.name, equation.params
-    spread = [any(marks)] * len(equation.outvars)
+    any_depends = [any(depends_on_params)] * len(equation.outvars)
     if name == "stop_gradient":
         return 0.0, [False] * len(equation.outvars)
     if parameters.get("name") == ATTENTION:
-        return _attention(equation, marks), spread
+        return _attention(equation, depends_on_params), any_depends
     if name == "dot_general":
-        return _dot(equation) * (1 + sum(marks)), spread
+        return _dot(equation) * (1 + sum(depends_on_params)), any_depends
     if name == "conv_general_dilated":
-        return _convolution(equation) * (1 + sum(marks)), spread
+        return _convolution(equation) * (1 + sum(depends_on_params)), any_depends
     if name == "while":
-        raise NotImplementedError("a loop whose length the shapes do not tell")
+        raise NotImplementedError("a loop whose length is not known from shapes")
     inner = [_jaxpr(value) for value in _programs(parameters)]
     if not inner:
-        return 0.0, spread
-    if name == "cond":  # the dearest branch
-        found = [_walk(branch, marks[1:]) for branch in inner]
-        return max(flops for flops, _ in found), spread
+        return 0.0, any_depends
+    if name == "cond":  # the most expensive branch
+        found = [_walk(branch, depends_on_params[1:]) for branch in inner]
+        return max(flops for flops, _ in found), any_depends
     if name == "scan":
-        # What a round depends on may reach the next through the carry.
-        marks = [any(marks)] * len(marks)
-        return parameters["length"] * _walk(inner[0], marks)[0], spread
-    flops, outputs = _walk(inner[0], marks[-len(inner[0].invars) :])
-    return flops, outputs if len(outputs) == len(spread) else spread
+        # An iteration's dependencies may reach the next through the carry.
+        depends_on_params = [any(depends_on_params)] * len(depends_on_params)
+        return parameters["length"] * _walk(inner[0], depends_on_params)[0], any_depends
+    flops, outputs = _walk(inner[0], depends_on_params[-len(inner[0].invars) :])
+    return flops, outputs if len(outputs) == len(any_depends) else any_depends
 
 
 def _programs(parameters: dict[str, Any]) -> list[Any]:
@@ -112,8 +111,8 @@ def _convolution(equation: core.JaxprEqn) -> float:
     return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) / out_channels
 
 
-def _attention(equation: core.JaxprEqn, marks: list[bool]) -> float:
+def _attention(equation: core.JaxprEqn, depends_on_params: list[bool]) -> float:
     """q k^T and its softmax times v, each 2 b h n m d."""
     (b, n, heads, width), (_, m, _, _) = (_shape(atom) for atom in equation.invars[:2])
-    q, k, v = marks[:3]
+    q, k, v = depends_on_params[:3]
     return 2.0 * b * heads * n * m * width * ((1 + q + k) + (1 + (q or k) + v))

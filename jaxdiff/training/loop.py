@@ -1,4 +1,4 @@
-"""The loop around the step. It receives everything that touches the world as functions."""
+"""The loop around the training step. All input and output is passed in as functions."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,25 +15,27 @@ from jaxdiff.training.state import TrainState
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a gradient was infinite or NaN in too many steps one after another."""
+    """The loss or a gradient was not finite in too many consecutive steps."""
 
 
 class StoppedError(RuntimeError):
     """Training was asked to stop and has saved its state."""
 
 
-def _nothing(step: int, state: TrainState) -> Mapping[str, float]:
+def _no_metrics(step: int, state: TrainState) -> Mapping[str, float]:
     return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls. Steps are counts of finished updates: 1 after the first."""
+    """What the loop calls. Steps are numbers of finished updates: 1 after the first."""
 
-    save: Callable[[int, TrainState, Any], None]  # step, state, position of the data
+    save: Callable[[int, TrainState, Any], None]  # step, state, state of the data iterator
     log: Callable[[int, Mapping[str, float]], None]  # step, values
-    sample: Callable[[int, TrainState], Mapping[str, float]] = _nothing  # returns values to log
-    snapshot: Callable[[int, TrainState], None] = lambda step, state: None  # of averages
+    sample: Callable[[int, TrainState], Mapping[str, float]] = _no_metrics  # returns values to log
+    snapshot: Callable[[int, TrainState], None] = lambda step, state: (
+        None
+    )  # of the power-function EMAs
     progress: Callable[[int], None] = lambda step: None  # after every step
     stop: Callable[[], bool] = lambda: False  # asked after every step
 
@@ -46,29 +48,29 @@ class Intervals:
     log: int
     checkpoint: int
     sample: int  # 0: never
-    snapshot: int = 0  # of averages; 0: never
-    skipped: int  # as many steps one after another that change nothing end the training
+    snapshot: int = 0  # of power-function EMAs; 0: never
+    max_nonfinite_steps: int  # consecutive skipped steps after which training stops
 
 
-class _Window:
-    """Metrics since the last log line, left on the device until their mean is asked for."""
+class _MetricAverager:
+    """Metrics since the last log line, left on the device until they are averaged."""
 
-    def __init__(self, images_per_step: int, max_skipped: int) -> None:
-        self._images, self._max_skipped = images_per_step, max_skipped
-        self._in_a_row = 0  # skipped steps, up to the last one that was checked
-        self._checked = 0  # metrics of the window that were
+    def __init__(self, images_per_step: int, max_consecutive: int) -> None:
+        self._images, self._max_consecutive = images_per_step, max_consecutive
+        self._consecutive = 0  # skipped steps, up to the last one that was checked
+        self._checked = 0  # metrics that were checked
         self._metrics: list[Mapping[str, Any]] = []
-        self._timed = 0  # steps since the clock was set
-        self._waited = 0.0  # seconds without data since then
+        self._timed_steps = 0  # steps since the clock started
+        self._data_wait = 0.0  # seconds of waiting for data since then
         self._started: float | None = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What is done inside is waiting for data."""
-        begin = time.perf_counter()
+        """Count the time inside as waiting for data."""
+        start = time.perf_counter()
         yield
         if self._started is not None:
-            self._waited += time.perf_counter() - begin
+            self._data_wait += time.perf_counter() - start
 
     def add(self, metrics: Mapping[str, Array]) -> None:
         """Append one step's metrics; the host then waits while it is two steps ahead.
@@ -80,7 +82,7 @@ class _Window:
             jax.block_until_ready(metrics)
             self._started = time.perf_counter()
         else:
-            self._timed += 1
+            self._timed_steps += 1
         if len(self._metrics) > 2:
             jax.block_until_ready(self._metrics[-3])
 
@@ -90,43 +92,43 @@ class _Window:
         first = step - len(self._metrics) + 1
         for i in range(self._checked, len(self._metrics)):
             metrics = self._metrics[i]
-            self._in_a_row = self._in_a_row + 1 if metrics["skipped"] else 0
-            if self._in_a_row == self._max_skipped:
+            self._consecutive = self._consecutive + 1 if metrics["nonfinite_steps"] else 0
+            if self._consecutive == self._max_consecutive:
                 bad = [n for n, value in metrics.items() if not np.isfinite(value)]
                 raise NonFiniteError(
-                    f"steps {first + i + 1 - self._max_skipped} to {first + i} were skipped: "
+                    f"steps {first + i + 1 - self._max_consecutive} to {first + i} were skipped: "
                     f"{', '.join(f'{n} {metrics[n]}' for n in bad)} in the last of them"
                 )
         self._checked = len(self._metrics)
 
     def close(self, step: int) -> dict[str, float]:
-        """The means of the metrics, skips counted, and the speed; the window then begins anew.
+        """The means of the metrics, the number of skipped steps, and the speed; then start over.
 
-        The means are over the steps that were not skipped. `data_wait` is the share of the time in
-        which the loop had no batch to go on with.
+        The means are over the steps that were not skipped. `data_wait` is the fraction of the
+        time in which the loop waited for a batch.
         """
         self.check(step)
-        good = [metrics for metrics in self._metrics if not metrics["skipped"]]
+        good = [metrics for metrics in self._metrics if not metrics["nonfinite_steps"]]
         means = {name: float(np.mean([m[name] for m in good])) for name in (good or [{}])[0]}
-        means["skipped"] = float(len(self._metrics) - len(good))
-        if self._timed and self._started is not None:
-            seconds = (time.perf_counter() - self._started) / self._timed
+        means["nonfinite_steps"] = float(len(self._metrics) - len(good))
+        if self._timed_steps and self._started is not None:
+            seconds = (time.perf_counter() - self._started) / self._timed_steps
             means |= {
                 "step_ms": 1e3 * seconds,
                 "images_per_s": self._images / seconds,
-                "data_wait": self._waited / self._timed / seconds,
+                "data_wait": self._data_wait / self._timed_steps / seconds,
             }
         self._metrics, self._checked = [], 0
-        self._timed, self._waited, self._started = 0, 0.0, time.perf_counter()
+        self._timed_steps, self._data_wait, self._started = 0, 0.0, time.perf_counter()
         return means
 
     @contextmanager
-    def stopped_clock(self) -> Iterator[None]:
-        """What is done inside does not count as time of the steps."""
-        begin = time.perf_counter()
+    def pause_clock(self) -> Iterator[None]:
+        """Do not count the time inside as step time."""
+        start = time.perf_counter()
         yield
         if self._started is not None:
-            self._started += time.perf_counter() - begin
+            self._started += time.perf_counter() - start
 
 
 def train(
@@ -134,7 +136,7 @@ def train(
     state: TrainState,
     frozen: PyTree,
     batches: Prefetch,
-    base: Array,
+    base_key: Array,
     *,
     intervals: Intervals,
     images_per_step: int,
@@ -142,36 +144,36 @@ def train(
 ) -> TrainState:
     """Train from `state` to the last step and return the final state, saved.
 
-    `step` skips what is not finite and says so in its metric `skipped`. Raises NonFiniteError when
-    too many steps in a row were skipped, and StoppedError after saving.
+    `step` skips an update that is not finite and reports it as the metric `nonfinite_steps`. Raises
+    NonFiniteError after too many consecutive skipped steps, and StoppedError after saving.
     """
-    done = int(state.step)
-    window = _Window(images_per_step, intervals.skipped)
-    while done < intervals.steps:
-        with window.waiting():
+    step_count = int(state.step)
+    averager = _MetricAverager(images_per_step, intervals.max_nonfinite_steps)
+    while step_count < intervals.steps:
+        with averager.waiting():
             batch, position = next(batches)
-        state, metrics = step(state, frozen, batch, base)
-        done += 1
-        window.add(metrics)
-        hooks.progress(done)
+        state, metrics = step(state, frozen, batch, base_key)
+        step_count += 1
+        averager.add(metrics)
+        hooks.progress(step_count)
         stopping = hooks.stop()
-        last = done == intervals.steps
+        last = step_count == intervals.steps
         values: dict[str, float] = {}
-        if last or done % intervals.log == 0:
-            values |= window.close(done)
-        if intervals.sample and (last or done % intervals.sample == 0):
-            window.check(done)
-            with window.stopped_clock():
-                values |= hooks.sample(done, state)
+        if last or step_count % intervals.log == 0:
+            values |= averager.close(step_count)
+        if intervals.sample and (last or step_count % intervals.sample == 0):
+            averager.check(step_count)
+            with averager.pause_clock():
+                values |= hooks.sample(step_count, state)
         if values:
-            hooks.log(done, values)
-        if intervals.snapshot and (last or done % intervals.snapshot == 0):
-            with window.stopped_clock():
-                hooks.snapshot(done, state)
-        if stopping or last or done % intervals.checkpoint == 0:
-            window.check(done)
-            with window.stopped_clock():
-                hooks.save(done, state, position)
+            hooks.log(step_count, values)
+        if intervals.snapshot and (last or step_count % intervals.snapshot == 0):
+            with averager.pause_clock():
+                hooks.snapshot(step_count, state)
+        if stopping or last or step_count % intervals.checkpoint == 0:
+            averager.check(step_count)
+            with averager.pause_clock():
+                hooks.save(step_count, state, position)
         if stopping and not last:
-            raise StoppedError(f"stopped after step {done}")
+            raise StoppedError(f"stopped after step {step_count}")
     return state

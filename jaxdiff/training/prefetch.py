@@ -1,4 +1,4 @@
-"""The next batches are made in a thread while the device works on this one."""
+"""Prepare the next batches in a thread while the devices compute."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,57 +7,63 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxdiff.core.types import NDArray
 
-ENOUGH = 10.0  # seconds for a batch that nobody needs any more
+JOIN_TIMEOUT_SECONDS = 10.0  # when leaving, for a batch that is no longer needed
 
 Batch = dict[str, NDArray]
 
 
 @runtime_checkable
-class Batches(Protocol):
-    """An endless iterator whose position can be saved."""
+class BatchIterator(Protocol):
+    """An endless iterator whose state can be saved."""
 
     def __next__(self) -> Batch:
         """The next batch of this process."""
         ...
 
     def get_state(self) -> Any:
-        """The position as JSON values."""
+        """The state as JSON values."""
         ...
 
 
-class Positioned(NamedTuple):
-    """A batch, and the position of its iterator right after it, where a resumed run goes on."""
+class BatchWithState(NamedTuple):
+    """A batch, and the state of its iterator after it, from which a resumed run continues."""
 
     batch: Any
-    position: Any
+    iterator_state: Any
 
 
 class Prefetch:
-    """`batches` through `place` (host to device), made in one thread up to `depth` ahead.
+    """`batches` through `to_device`, prepared in one thread up to `depth` ahead.
 
-    The position travels with its batch, so batches made ahead but never used are made again after
-    a restart. An exception in the thread is raised by the call that would have returned its batch.
-    A context manager: leaving it ends the thread, but for a batch that takes longer than ENOUGH.
+    The iterator state travels with its batch, so batches that were prepared but not used are
+    prepared again after a restart. An exception in the thread is raised by the call that would have
+    returned its batch. A context manager: leaving it ends the thread, unless a batch takes longer
+    than JOIN_TIMEOUT_SECONDS.
     """
 
-    def __init__(self, batches: Batches, place: Callable[[Batch], Any], depth: int = 2) -> None:
-        self._batches, self._place = batches, place
+    def __init__(
+        self, batches: BatchIterator, to_device: Callable[[Batch], Any], depth: int = 2
+    ) -> None:
+        self._batches, self._to_device = batches, to_device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._ahead: deque[Future[Positioned]] = deque()
+        self._queue: deque[Future[BatchWithState]] = deque()
         for _ in range(depth):
-            self._ahead.append(self._thread.submit(self._make))
+            self._queue.append(self._thread.submit(self._make))
 
-    def _make(self) -> Positioned:
-        batch = self._place(next(self._batches))
-        return Positioned(batch, self._batches.get_state())
+    def _make(self) -> BatchWithState:
+        batch = self._to_device(next(self._batches))
+        return BatchWithState(batch, self._batches.get_state())
 
-    def __next__(self) -> Positioned:
-        self._ahead.append(self._thread.submit(self._make))
-        return self._ahead.popleft().result()
+    def __next__(self) -> BatchWithState:
+        self._queue.append(self._thread.submit(self._make))
+        return self._queue.popleft().result()
 
     def __enter__(self) -> "Prefetch":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
-        wait([future for future in self._ahead if not future.cancelled()], timeout=ENOUGH)
+        wait(
+            [future for future in self._queue if not future.cancelled()],
+            timeout=JOIN_TIMEOUT_SECONDS,
+        )

@@ -1,4 +1,4 @@
-"""A training as a compiled step and the places of all that it reads and changes."""
+"""A training as a compiled step, with the shardings of its state and frozen weights."""
 
 import functools
 from collections.abc import Callable
@@ -15,47 +15,49 @@ from jaxdiff.parallel.sharding import (
     shardings,
 )
 from jaxdiff.training.config import TrainConfig
-from jaxdiff.training.objectives import Learner
-from jaxdiff.training.optimiser import factors, learning_rate, optimiser
+from jaxdiff.training.objectives import TrainingTask
+from jaxdiff.training.optimiser import learning_rate, lr_multipliers, make_optimiser
 from jaxdiff.training.state import TrainState, initial_state
-from jaxdiff.training.step import compile_step, hold, make_step
+from jaxdiff.training.step import compile_step, make_step, stop_gradients_for
 
 
-class Program(NamedTuple):
-    """How a training begins and goes on, on a mesh."""
+class TrainProgram(NamedTuple):
+    """Initialisation and step of a training on a mesh."""
 
-    begin: Callable[[PyTree], TrainState]  # of the parameters
-    state: Any  # shapes and dtypes of the state
-    state_places: Any  # its shardings
-    frozen_places: PyTree  # those of the frozen weights
+    init: Callable[[PyTree], TrainState]  # parameters -> initial state
+    state_shapes: Any  # shapes and dtypes of the state
+    state_shardings: Any  # of the state
+    frozen_shardings: PyTree  # of the frozen weights
     step: Any  # (state, frozen, batch, base key) -> (state, metrics), under jit
 
 
-def make_program(config: TrainConfig, learner: Learner, frozen: PyTree, mesh: Mesh) -> Program:
-    """The program of `config`; `frozen` is what the learner's loss reads, or its shapes."""
-    factor = factors(learner.shapes, config.optimiser)
-    held = {path for path, value in factor.items() if not value}
-    transform = optimiser(config.optimiser, config.steps, factor)
-    begin = functools.partial(initial_state, optimiser=transform, widths=config.ema.widths)
-    state = jax.eval_shape(begin, learner.shapes)
-    state_places: Any = optimizer_state_shardings(state, learner.shapes, learner.rules, mesh)
-    frozen_places = infer_shardings(frozen, mesh)
-    parts = shardings(learner.shapes, learner.rules, mesh)
+def make_program(
+    config: TrainConfig, task: TrainingTask, frozen: PyTree, mesh: Mesh
+) -> TrainProgram:
+    """The program of `config`; `frozen` are the loss's frozen weights, or their shapes."""
+    multipliers = lr_multipliers(task.shapes, config.optimiser)
+    frozen_paths = {path for path, value in multipliers.items() if not value}
+    transform = make_optimiser(config.optimiser, config.steps, multipliers)
+    init = functools.partial(initial_state, optimiser=transform, power_stds=config.ema.power_stds)
+    state_shapes = jax.eval_shape(init, task.shapes)
+    state_shardings: Any = optimizer_state_shardings(state_shapes, task.shapes, task.rules, mesh)
+    frozen_shardings = infer_shardings(frozen, mesh)
+    param_shardings = shardings(task.shapes, task.rules, mesh)
 
     def loss(params: PyTree, *others: Any) -> Any:
-        return learner.loss(all_gather_fsdp(params, parts), *others)
+        return task.loss(all_gather_fsdp(params, param_shardings), *others)
 
-    def at(frozen: PyTree, step: Array) -> PyTree:
-        return learner.at(all_gather_fsdp(frozen, frozen_places), step)
+    def frozen_at_step(frozen: PyTree, step: Array) -> PyTree:
+        return task.frozen_at_step(all_gather_fsdp(frozen, frozen_shardings), step)
 
-    pure = make_step(
-        hold(loss, held),
+    step_function = make_step(
+        stop_gradients_for(loss, frozen_paths),
         transform,
         learning_rate(config.optimiser, config.steps),
         config.ema,
-        learner.limit,
-        config.accumulate,
-        at,
+        task.project_params,
+        config.gradient_accumulation_steps,
+        frozen_at_step,
     )
-    step = compile_step(pure, mesh, state_places, frozen_places)
-    return Program(begin, state, state_places, frozen_places, step)
+    step = compile_step(step_function, mesh, state_shardings, frozen_shardings)
+    return TrainProgram(init, state_shapes, state_shardings, frozen_shardings, step)

@@ -12,27 +12,37 @@ from jaxdiff.core.types import Array, Int, PyTree
 
 
 class TrainState(NamedTuple):
-    """The whole state as one flat pytree; `step` counts finished updates."""
+    """The complete state as one pytree; `step` counts finished updates."""
 
     step: Int[Array, ""]
     params: PyTree
     ema: PyTree  # float32, same structure as params
     opt_state: PyTree
-    profiles: dict[str, PyTree] = {}  # power-function averages by their width, as ema  # noqa: RUF012
+    power_ema: dict[str, PyTree] = {}  # power-function EMAs by their std, as ema  # noqa: RUF012
+
+
+class CheckpointState(NamedTuple):
+    """A TrainState with the field names, in the same order, that checkpoints on disk have."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+    profiles: dict[str, PyTree]  # power_ema
 
 
 def initial_state(
-    params: PyTree, optimiser: optax.GradientTransformation, widths: Sequence[float] = ()
+    params: PyTree, optimiser: optax.GradientTransformation, power_stds: Sequence[float] = ()
 ) -> TrainState:
     """The state before the first step; `jax.eval_shape` gives its shapes without arrays."""
 
-    def average() -> PyTree:
+    def ema_copy() -> PyTree:
         return jax.tree.map(jnp.copy, cast_floating(params, jnp.float32))
 
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=average(),
+        ema=ema_copy(),
         opt_state=optimiser.init(params),
-        profiles={str(width): average() for width in widths},
+        power_ema={str(std): ema_copy() for std in power_stds},
     )

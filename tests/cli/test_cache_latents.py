@@ -18,7 +18,7 @@ from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.latents import LatentSource
 from jaxdiff.data.preprocessing import resize_and_crop
 from jaxdiff.scenes.source import SceneSource
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 UNET = """
 from jaxdiff.models.unet_config import UNet2DConditionConfig
@@ -31,7 +31,7 @@ model = UNet2DConditionConfig(
 objective = DiffusionObjective(
     model=model, vae="FOLDER/model/vae", text_encoder="FOLDER/model", sample_steps=2)
 config = TrainConfig(objective=objective, steps=2, batch_size=8, sample_every=2, log_every=1,
-    data=DataConfig(kind="latents", path="FOLDER/latents", held_out=4))
+    data=DataConfig(kind="latents", path="FOLDER/latents", validation_size=4))
 """
 
 
@@ -50,8 +50,9 @@ def command(folder, output="latents", *more, data="in"):
     """Arguments: shards of ten pictures, two sizes."""
     return [
         *(str(folder / "model"), str(folder / output), "--kind", "folder"),
-        *("--path", str(folder / data), "--resolution", "16", "--cell", "8", "--widest", "4"),
-        *("--cache", str(folder / "cache"), "--shard-size", "10", "--min-bucket-size", "8"),
+        *("--path", str(folder / data), "--resolution", "16", "--bucket-multiple", "8"),
+        *("--max-aspect-ratio", "4", "--cache-dir", str(folder / "cache")),
+        *("--shard-size", "10", "--min-bucket-size", "8"),
         *("--dtype", "float32", *more),
     ]
 
@@ -129,7 +130,7 @@ def test_latents_of_something_else_are_not_mixed_in(made, capsys):
     assert main.run("cache-latents", command(made, "x", data="latents")) == 2
     assert "got folder for" in capsys.readouterr().err
     assert main.run("cache-latents", [str(made / "model"), str(made / "x")]) == 2
-    assert "items: got none" in capsys.readouterr().err
+    assert "num_scenes: got none" in capsys.readouterr().err
     assert not (made / "x").exists()
 
 
@@ -182,7 +183,7 @@ def test_broken_folders_of_latents_are_named(made, tmp_path):
 def test_scenes_are_cached_as_the_source_draws_them(made, tmp_path, capsys):
     folder = tmp_path / "latents"
     arguments = [str(made / "model"), str(folder), "--kind", "scenes", "--seed", "5"]
-    wanted = [*arguments, "--items", "6", "--shard-size", "4", "--dtype", "float32"]
+    wanted = [*arguments, "--num-scenes", "6", "--shard-size", "4", "--dtype", "float32"]
     assert main.run("cache-latents", wanted) == 0
     found, drawn = LatentSource(str(folder)), SceneSource(seed=5)
     vae = read_component(made / "model" / "vae").module
@@ -193,10 +194,13 @@ def test_scenes_are_cached_as_the_source_draws_them(made, tmp_path, capsys):
     capsys.readouterr()
     other = [str(made / "model"), str(tmp_path / "other"), "--kind", "scenes"]
     for more, message in (
-        ([], "items: got none"),
-        (["--items", "0"], "items: got 0"),
-        (["--items", "3", "--resolution", "32"], "data.resolution: got 32"),
-        (["--items", "3", "--resolution", "65"], "data.resolution: got 65, expected a multiple"),
+        ([], "num_scenes: got none"),
+        (["--num-scenes", "0"], "num_scenes: got 0"),
+        (["--num-scenes", "3", "--resolution", "32"], "data.resolution: got 32"),
+        (
+            ["--num-scenes", "3", "--resolution", "65"],
+            "data.resolution: got 65, expected a multiple",
+        ),
     ):
         assert main.run("cache-latents", [*other, *more]) == 2
         assert message in capsys.readouterr().err

@@ -24,13 +24,12 @@ from jaxdiff.data.latents import (
     read_description,
     read_null,
 )
-from jaxdiff.experiments.begin import begin
-from jaxdiff.experiments.cached import cached
+from jaxdiff.experiments.base_model import load_base_model
 from jaxdiff.experiments.experiment import training_batches
-from jaxdiff.experiments.tuning import tuning
+from jaxdiff.experiments.latent_cache import check_latent_cache
+from jaxdiff.experiments.training_methods import make_training_method
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.training import draws
 from jaxdiff.training.config import (
     DataConfig,
     DiffusionObjective,
@@ -39,13 +38,14 @@ from jaxdiff.training.config import (
     TextualInversion,
     TrainConfig,
 )
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 from jaxdiff.training.objectives.diffusion import (
     Frozen,
-    diffusion_learner,
-    lost,
-    read_in_steps,
+    caption_dropout_masks,
+    diffusion_task,
+    frozen_networks_used,
 )
+from jaxdiff.training.per_sample_random import per_sample_split
 
 COUNT = 20
 THINGS = [
@@ -58,7 +58,7 @@ CONFIG = """
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 objective = DiffusionObjective(pipeline="FOLDER/sd", sample_steps=2)
 config = TrainConfig(objective=objective, steps=2, batch_size=8, sample_every=2, log_every=1,
-    data=DataConfig(kind="latents", path="FOLDER/sd-float16", held_out=2))
+    data=DataConfig(kind="latents", path="FOLDER/sd-float16", validation_size=2))
 """
 NAMES = {"sd": ("states",), "xl": ("states", "states_2", "pooled")}
 
@@ -67,7 +67,7 @@ def cache(folder, model, output, *more):
     """Cache all pictures, in shards of eight."""
     command = [
         *(str(folder / model), str(folder / output), "--texts", "embeddings", "--kind", "folder"),
-        *("--path", str(folder / "in"), "--resolution", "16", "--cell", "16"),
+        *("--path", str(folder / "in"), "--resolution", "16", "--bucket-multiple", "16"),
         *("--shard-size", "8", "--min-bucket-size", "8", *more),
     ]
     return main.run("cache-latents", command)
@@ -100,7 +100,7 @@ def contents(folder):
 def test_what_is_stored_is_what_the_encoders_say(made):
     folder = made / "xl-float32"
     source, described = LatentSource(str(folder)), read_description(folder)
-    texts = begin(objective_of(made, "xl")).texts()
+    texts = load_base_model(objective_of(made, "xl")).caption_tokenizer()
     captions = [source[i]["caption"] for i in range(len(source))]
     assert sorted(captions) == sorted(CAPTIONS)
     ids = texts([*captions, ""])
@@ -133,27 +133,27 @@ def test_what_is_stored_is_what_the_encoders_say(made):
 def test_a_step_loses_what_it_would_from_captions(made, cache_of, silent, each):
     """The same batch, its captions read by the encoders, and as these have been cached."""
     model, _, dtype = cache_of.partition("-")
-    objective = objective_of(made, model, caption_dropout=0.3, caption_dropout_each=each)
-    data = DataConfig(kind="latents", path=str(made / cache_of), held_out=1)
-    begun = begin(objective)
+    objective = objective_of(made, model, caption_dropout=0.3, caption_dropout_per_encoder=each)
+    data = DataConfig(kind="latents", path=str(made / cache_of), validation_size=1)
+    begun = load_base_model(objective)
     config = TrainConfig(objective=objective, data=data, batch_size=16, steps=1)
-    chosen = tuning(begun, jnp.float32, None)
-    described = cached(data, begun, chosen.tuned)
-    stream = training_batches(config, chosen.texts)
+    chosen = make_training_method(begun, jnp.float32, None)
+    described = check_latent_cache(data, begun, chosen.partition)
+    stream = training_batches(config, chosen.caption_tokenizer)
     batch = next(stream)
     stream.close()
     assert {str(batch[name].dtype) for name in NAMES[model]} == {dtype}
-    ids = {name: batch[name] for name in chosen.texts.tokenizers}
+    ids = {name: batch[name] for name in chosen.caption_tokenizer.tokenizers}
     rest = {name: batch[name] for name in ("mean", "logvar", "time_ids")}
     stored = {name: batch[name] for name in NAMES[model]}, read_null(made / cache_of, described)
     said, null = jax.tree.map(lambda array: array.astype(np.float32), stored)
 
-    kept = read_in_steps(chosen.tuned, latents=True, said=False)
-    assert set(kept) == set(begun.encoders)
-    assert read_in_steps(chosen.tuned, latents=True, said=True) == ()
-    empty = zip(begun.encoders, chosen.texts([""]).values(), strict=True)
-    reading = Frozen({name: begun.table(name) for name in kept}, {n: i[0] for n, i in empty})
-    learn = diffusion_learner(begun.objective, chosen.tuned, silent_null=silent)
+    kept = frozen_networks_used(chosen.partition, latents=True, text_encodings=False)
+    assert set(kept) == set(begun.text_encoders)
+    assert frozen_networks_used(chosen.partition, latents=True, text_encodings=True) == ()
+    empty = zip(begun.text_encoders, chosen.caption_tokenizer([""]).values(), strict=True)
+    reading = Frozen({name: begun.host_weights(name) for name in kept}, {n: i[0] for n, i in empty})
+    learn = diffusion_task(begun.objective, chosen.partition, zero_uncond=silent)
     # What is told changes much, so that none of it can be another unnoticed.
     begin_with = {n: a * (10 if "attn2.to_v" in n else 1) for n, a in learn.init(0)}
     arguments = begin_with, reading, {**rest, **ids}
@@ -186,14 +186,14 @@ def test_a_step_loses_what_it_would_from_captions(made, cache_of, silent, each):
     other = {name: np.roll(array, 1, axis=-1) for name, array in null.items()}
     moved = abs(float(from_stored(params, said, other)[0] - found))
     assert moved == 0 if silent else moved > tolerance
-    drop_key = draws.split(key, 16, 4)[1]
-    for dropped in lost(drop_key, 16, len(begun.encoders), 0.3, each):
+    drop_key = per_sample_split(key, 16, 4)[1]
+    for dropped in caption_dropout_masks(drop_key, 16, len(begun.text_encoders), 0.3, each):
         assert 0 < int(dropped.sum()) < 16
 
 
 def test_a_step_reads_no_other_network(made, tmp_path, monkeypatch):
     """It holds the weights of none, and asks none while it is traced."""
-    data = DataConfig(kind="latents", path=str(made / "xl-float16"), held_out=1)
+    data = DataConfig(kind="latents", path=str(made / "xl-float16"), validation_size=1)
     config = TrainConfig(objective=objective_of(made, "xl"), data=data, batch_size=8, steps=1)
     parts = experiment(config, tmp_path)
     batch = next(parts.batches)
@@ -207,7 +207,7 @@ def test_a_step_reads_no_other_network(made, tmp_path, monkeypatch):
         (CLIPTextModel, "__call__"),
     ):
         monkeypatch.setattr(owner, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
-    learn, key = parts.learner, jax.eval_shape(lambda: jax.random.key(0))
+    learn, key = parts.task, jax.eval_shape(lambda: jax.random.key(0))
     given = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, (parts.frozen, batch)))
     value, _ = jax.eval_shape(learn.loss, learn.shapes, *given, key)
     assert value.shape == ()
@@ -279,11 +279,11 @@ LEARNT = "embeddings of captions for a training of what text encoders say"
     ("train", "changes", "message"),
     [
         (Full(text_encoders=True), {}, LEARNT),
-        (LoRA(text_targets=("q_proj",)), {}, LEARNT),
-        (TextualInversion(word="<x>", begin="star"), {}, LEARNT),
+        (LoRA(text_target_modules=("q_proj",)), {}, LEARNT),
+        (TextualInversion(placeholder_token="<x>", initializer_token="star"), {}, LEARNT),
         (LoRA(), {"text_encoders": ["0" * 16]}, "by text encoders with the digests 0{16}, expec"),
         (Full(), {"tokenizers": ["1" * 16]}, "by tokenizers with the digests 1{16}, expected"),
-        (Full(), {"pooled_width": 8}, "with pooled text, expected them without as the UNet is"),
+        (Full(), {"pooled_width": 8}, "with pooled embeddings, expected them without, as the UNet"),
         (Full(), {"vae": "2" * 16}, "encoded by a VAE with the digest 2{16}"),
     ],
 )
@@ -291,24 +291,26 @@ def test_embeddings_that_are_not_the_trainings_are_refused(made, tmp_path, train
     shutil.copytree(made / "sd-float16", tmp_path / "l")
     path = tmp_path / "l" / "latents.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    begun = begin(objective_of(made, "sd", train=train))
-    tuned = tuning(begun, jnp.float32, None).tuned
+    begun = load_base_model(objective_of(made, "sd", trainable=train))
+    tuned = make_training_method(begun, jnp.float32, None).partition
     data = DataConfig(kind="latents", path=str(tmp_path / "l"))
     with pytest.raises(InputError, match=message):
-        cached(data, begun, tuned)
+        check_latent_cache(data, begun, tuned)
 
 
 def test_a_caption_of_its_own_needs_captions(made):
-    begun = begin(objective_of(made, "sd"))
+    begun = load_base_model(objective_of(made, "sd"))
     data = DataConfig(kind="latents", path=str(made / "sd-float16"), caption="a star")
     with pytest.raises(InputError, match=r"data\.caption: got 'a star', expected it left out"):
-        cached(data, begun, tuning(begun, jnp.float32, "a star").tuned)
+        check_latent_cache(
+            data, begun, make_training_method(begun, jnp.float32, "a star").partition
+        )
 
 
 def test_a_refused_training_leaves_no_workdir(made, tmp_path):
     path = tmp_path / "text.py"
     text = CONFIG.replace("FOLDER", str(made)).replace("import Data", "import Full, Data")
-    path.write_text(text.replace("sample_steps=2", "train=Full(text_encoders=True)"))
+    path.write_text(text.replace("sample_steps=2", "trainable=Full(text_encoders=True)"))
     with pytest.raises(InputError, match=LEARNT):
         train([str(path), "--workdir", str(tmp_path / "w")])
     assert not (tmp_path / "w").exists()

@@ -14,9 +14,8 @@ from peft import LoraConfig
 
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_torch
 from jaxdiff.core.types import dtype_of
-from jaxdiff.experiments.begin import begin
-from jaxdiff.experiments.tuning import tuning
-from jaxdiff.training import draws
+from jaxdiff.experiments.base_model import load_base_model
+from jaxdiff.experiments.training_methods import make_training_method
 from jaxdiff.training.config import (
     DiffusionObjective,
     EMAConfig,
@@ -26,13 +25,14 @@ from jaxdiff.training.config import (
     TextualInversion,
 )
 from jaxdiff.training.objectives.diffusion import (
-    IDS,
+    TOKEN_ID_COLUMNS,
     Frozen,
-    diffusion_learner,
-    draw_times,
-    drop_for_each,
+    diffusion_task,
+    drop_captions,
+    sample_timesteps,
 )
-from jaxdiff.training.optimiser import learning_rate, optimiser
+from jaxdiff.training.optimiser import learning_rate, make_optimiser
+from jaxdiff.training.per_sample_random import per_sample_normal, per_sample_split
 from jaxdiff.training.state import initial_state
 from jaxdiff.training.step import make_step
 
@@ -51,19 +51,19 @@ class Ours:
 
     def __init__(self, folder, **choices):
         self.objective = DiffusionObjective(pipeline=str(folder), **choices)
-        self.begun = begin(self.objective)
+        self.begun = load_base_model(self.objective)
         dtype = dtype_of("float32")
-        self.chosen = tuning(self.begun, dtype, None)
-        tuned = self.chosen.tuned
+        self.chosen = make_training_method(self.begun, dtype, None)
+        tuned = self.chosen.partition
         self.frozen = Frozen(
-            weights={name: self.begun.table(name) for name in tuned.frozen},
+            weights={name: self.begun.host_weights(name) for name in tuned.frozen},
             null={
-                name: jnp.asarray(self.chosen.texts([""])[IDS[name]][0])
-                for name in self.begun.encoders
+                name: jnp.asarray(self.chosen.caption_tokenizer([""])[TOKEN_ID_COLUMNS[name]][0])
+                for name in self.begun.text_encoders
             },
         )
-        learner = diffusion_learner(self.begun.objective, tuned, silent_null=self.begun.silent_null)
-        transform = optimiser(OPTIMISER, STEPS)
+        learner = diffusion_task(self.begun.objective, tuned, zero_uncond=self.begun.zero_uncond)
+        transform = make_optimiser(OPTIMISER, STEPS)
         self.schedule = learning_rate(OPTIMISER, STEPS)
         self.first = dict(learner.init(3))
         self.state = initial_state({p: jnp.asarray(a) for p, a in self.first.items()}, transform)
@@ -72,15 +72,17 @@ class Ours:
     def drawn(self, step, batch, shape):
         """What the loss draws in a step: noise of latents, dropped captions, times, noise."""
         key = jax.random.fold_in(jax.random.key(5), step)
-        latent, drop, time, noise = draws.split(key, BATCH, 4)
-        texts = {name: jnp.asarray(batch[IDS[name]]) for name in self.begun.encoders}
-        rates = self.objective.caption_dropout, self.objective.caption_dropout_each
-        ids, dropped = drop_for_each(drop, texts, self.frozen.null, *rates)
+        latent, drop, time, noise = per_sample_split(key, BATCH, 4)
+        texts = {
+            name: jnp.asarray(batch[TOKEN_ID_COLUMNS[name]]) for name in self.begun.text_encoders
+        }
+        rates = self.objective.caption_dropout, self.objective.caption_dropout_per_encoder
+        ids, dropped = drop_captions(drop, texts, self.frozen.null, *rates)
         return (
-            draws.normal(latent, shape),
+            per_sample_normal(latent, shape),
             (ids, dropped),
-            draw_times(time, (BATCH,), 1000, "uniform"),
-            draws.normal(noise, shape),
+            sample_timesteps(time, (BATCH,), 1000, "uniform"),
+            per_sample_normal(noise, shape),
         )
 
 
@@ -144,13 +146,13 @@ def train_both(ours, pipe, parameters):
     betas = OPTIMISER.beta1, OPTIMISER.beta2
     adam = torch.optim.AdamW(groups, betas=betas, eps=OPTIMISER.epsilon)
     worst, clipped = 0.0, 0
-    for step, batch in enumerate(batches(len(ours.begun.encoders) > 1)):
+    for step, batch in enumerate(batches(len(ours.begun.text_encoders) > 1)):
         drawn = ours.drawn(step, batch, (BATCH, 8, 8, 4))
         arrays = {name: jnp.asarray(array) for name, array in batch.items()}
         ours.state, metrics = ours.step(ours.state, ours.frozen, arrays, jax.random.key(5))
         for group in adam.param_groups:
             group["lr"] = float(ours.schedule(step))
-        loss = their_loss(pipe, noising, batch, drawn, ours.begun.silent_null)
+        loss = their_loss(pipe, noising, batch, drawn, ours.begun.zero_uncond)
         adam.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, OPTIMISER.clip_norm)
@@ -176,8 +178,8 @@ def compared(ours, theirs):
     ("family", "choices"),
     [
         ("sd1", {"caption_dropout": 0.3}),
-        ("sd2", {"train": Full(text_encoders=True)}),
-        ("sdxl", {"caption_dropout": 0.2, "caption_dropout_each": (0.3, 0.3)}),
+        ("sd2", {"trainable": Full(text_encoders=True)}),
+        ("sdxl", {"caption_dropout": 0.2, "caption_dropout_per_encoder": (0.3, 0.3)}),
     ],
     ids=["sd1", "sd2-with-text", "sdxl"],
 )
@@ -185,7 +187,7 @@ def test_all_weights(tmp_path, family, choices):
     pipe = pipeline(family)
     pipe.save_pretrained(tmp_path / "model")
     ours = Ours(tmp_path / "model", **choices)
-    prefixed = "train" in choices
+    prefixed = "trainable" in choices
     theirs = {}
     for path in ours.first:
         name, _, rest = path.partition(".") if prefixed else ("unet", "", path)
@@ -215,10 +217,10 @@ def test_low_rank_changes(tmp_path, family):
     """PEFT's layers beside ours, and the file that is exported in a pipeline of diffusers."""
     pipe = pipeline(family)
     pipe.save_pretrained(tmp_path / "model")
-    train = LoRA(rank=3, alpha=6.0, targets=TARGETS, text_targets=TEXT_TARGETS)
-    ours = Ours(tmp_path / "model", train=train, caption_dropout=0.0)
+    train = LoRA(rank=3, alpha=6.0, target_modules=TARGETS, text_target_modules=TEXT_TARGETS)
+    ours = Ours(tmp_path / "model", trainable=train, caption_dropout=0.0)
     known = {}
-    for name in ("unet", *ours.begun.encoders):
+    for name in ("unet", *ours.begun.text_encoders):
         targets = TARGETS if name == "unet" else TEXT_TARGETS
         module = getattr(pipe, name)
         module.requires_grad_(False)
@@ -263,8 +265,8 @@ def drawn_by(pipe):
 def test_a_learnt_word(tmp_path):
     """The vectors are what diffusers' tokenizer and encoder make of the word."""
     pipeline("sd1").save_pretrained(tmp_path / "model")
-    train = TextualInversion(word="<x>", begin="b", vectors=2)
-    ours = Ours(tmp_path / "model", train=train)
+    train = TextualInversion(placeholder_token="<x>", initializer_token="b", num_vectors=2)
+    ours = Ours(tmp_path / "model", trainable=train)
     rows = np.random.default_rng(0).normal(size=(2, 12)).astype(np.float32)
     begun = np.array(ours.first["text_encoder.vectors"])
     ours.chosen.export({"text_encoder.vectors": rows}, tmp_path / "export")
@@ -276,5 +278,5 @@ def test_a_learnt_word(tmp_path):
     ids = pipe.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     read = pipe.text_encoder.get_input_embeddings().weight.detach().numpy()
     np.testing.assert_array_equal(read[ids[1:3]], rows)
-    (own,) = ours.chosen.texts(["a <x> c"])["ids"]
+    (own,) = ours.chosen.caption_tokenizer(["a <x> c"])["ids"]
     np.testing.assert_array_equal(own[1:5], ids)

@@ -17,7 +17,7 @@ from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.scenes.captions import describe
 from jaxdiff.scenes.labels import ATTRIBUTES, collate_attributes, text_attributes
 from jaxdiff.scenes.source import SceneSource
-from jaxdiff.training.objectives.classifier import accuracies, noisy
+from jaxdiff.training.objectives.classifier import accuracies, add_schedule_noise
 
 COUNT = 128
 LEVELS = (0, 500, 950)
@@ -105,7 +105,7 @@ def test_it_tells_whose_colour_it_is_and_who_is_where(seen):
         moved.append(text.replace(scene.relation, flipped[scene.relation]))
     at = jnp.asarray(pairs)
     t = jnp.full(len(pairs), 300)
-    x = noisy(SCHEDULE, seen.x0[at], t, jax.random.key(1))
+    x = add_schedule_noise(SCHEDULE, seen.x0[at], t, jax.random.key(1))
     logits = jax.jit(lambda x, t: seen.model(x, t))(x, t)
     right, recoloured, moved = (
         np.asarray(ATTRIBUTES.log_prob(logits, *asked(texts)))
@@ -120,7 +120,7 @@ def test_the_gradient_leads_to_what_is_asked_for(seen, level):
     n = 16
     targets, known = asked(["a small red circle above a large blue square"] * n)
     t = jnp.full(n, level)
-    x = noisy(SCHEDULE, seen.x0[:n], t, jax.random.key(2))
+    x = add_schedule_noise(SCHEDULE, seen.x0[:n], t, jax.random.key(2))
 
     @jax.jit
     def value(x):

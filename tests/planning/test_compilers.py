@@ -9,7 +9,7 @@ import pytest
 from jaxdiff.core.errors import InputError
 from jaxdiff.planning import compilers
 from jaxdiff.planning.chips import CHIPS
-from jaxdiff.planning.compilers import compiler, prepare
+from jaxdiff.planning.compilers import compiler_version, configure_compiler
 
 TOLD = (
     "ALLOW_MULTIPLE_LIBTPU_LOAD",
@@ -32,14 +32,14 @@ def test_packages_that_are_missing_are_named(monkeypatch, chip, missing, install
     monkeypatch.setattr(compilers, "installed", lambda name: name not in missing)
     said = rf'no package ({"|".join(missing)}), expected all of pip install "jax\[{install}\]"'
     with pytest.raises(InputError, match=said):
-        prepare(CHIPS[chip], schedules="nowhere")
+        configure_compiler(CHIPS[chip], bundle_folder="nowhere")
 
 
 def test_either_plugin_compiles_for_gpus(monkeypatch):
     monkeypatch.setattr(compilers, "installed", lambda name: name != "jax_cuda13_plugin")
     monkeypatch.setattr(metadata, "version", {"jax-cuda12-plugin": "0.10.2"}.__getitem__)
-    prepare(CHIPS["h200"])
-    assert compiler(CHIPS["h200"]) == "jax-cuda12-plugin 0.10.2"
+    configure_compiler(CHIPS["h200"])
+    assert compiler_version(CHIPS["h200"]) == "jax-cuda12-plugin 0.10.2"
 
 
 @pytest.mark.parametrize(("installed", "refused"), [("0.0.42.1", False), ("0.0.52", True)])
@@ -52,5 +52,5 @@ def test_the_compiler_is_the_one_that_jax_asks_for(monkeypatch, installed, refus
         monkeypatch.setenv(name, "")
     said = r'got libtpu 0.0.52, expected ==0.0.42.\* as jax 0.10.2 asks for: pip install "jax\[tpu'
     with pytest.raises(InputError, match=said) if refused else nullcontext():
-        prepare(CHIPS["v5e"])
+        configure_compiler(CHIPS["v5e"])
     assert all(os.environ[name] for name in TOLD) != refused

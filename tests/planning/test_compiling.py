@@ -3,7 +3,7 @@
 import pytest
 
 from jaxdiff.planning.chips import GIB
-from jaxdiff.planning.compiling import refused
+from jaxdiff.planning.compiling import parse_oom_message
 
 EARLY = (
     "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
@@ -17,6 +17,6 @@ LATE = (
 
 
 def test_what_does_not_fit_is_said_before_and_after_it_is_laid_out():
-    assert refused(EARLY) == 20 * GIB
-    assert refused(LATE) == pytest.approx(16.22 * GIB)
-    assert refused("INVALID_ARGUMENT: got 20G, expected another grid") is None
+    assert parse_oom_message(EARLY) == 20 * GIB
+    assert parse_oom_message(LATE) == pytest.approx(16.22 * GIB)
+    assert parse_oom_message("INVALID_ARGUMENT: got 20G, expected another grid") is None

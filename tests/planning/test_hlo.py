@@ -59,14 +59,14 @@ def test_cycles_of_fusions_cover_what_they_call_and_loops_multiply():
 
 
 def test_a_collective_in_several_parts_counts_once():
-    sent = read(PROGRAM).sent()
+    sent = read(PROGRAM).bytes_sent()
     assert sent["all-gather"] == 8 * 4 * 2 * 3 / 4
     assert sent["all-reduce"] == 2 * 6 * 4 * 7 / 8
     assert sent["reduce-scatter"] == 6 * 4 * 2  # of the whole, three times its result, two thirds
 
 
 def test_what_starts_together_counts_what_comes_out_of_it():
-    sent = read(STARTS).sent()
+    sent = read(STARTS).bytes_sent()
     assert sent["all-gather"] == (8 * 4 * 2 + 16 * 4) * 3 / 4 + 32 * 3 / 4
     assert sent["all-reduce"] == 2 * (6 + 2) * 4 * 3 / 4
     assert sent["collective-permute"] == 16 * 4
@@ -75,7 +75,7 @@ def test_what_starts_together_counts_what_comes_out_of_it():
 def test_a_collective_in_a_loop_counts_its_rounds():
     program = read(PROGRAM.replace("  %told", "  %x").replace("%never", "%y"))
     first = next(c for c in program.collectives if c.kind == "collective-permute")
-    assert (first.sent, first.times) == (16 * 4, 3)
+    assert (first.bytes_sent, first.count) == (16 * 4, 3)
 
 
 def test_kernels_by_name_and_results():

@@ -8,12 +8,12 @@ from jax.experimental import pallas as pl
 
 from jaxdiff.nn.attention_tpu import tpu
 from jaxdiff.planning.hlo import Kernel
-from jaxdiff.planning.kernels import Grid, calls, cost, grid
-from jaxdiff.planning.schedules import read
+from jaxdiff.planning.kernel_bundles import read_bundles
+from jaxdiff.planning.kernels import Grid, kernel_cost, kernel_grid, pallas_calls
 
 
 def grids(program):
-    return {key: grid(call) for key, call in calls(program).items()}
+    return {key: kernel_grid(call) for key, call in pallas_calls(program).items()}
 
 
 def test_steps_of_the_attention_kernels():
@@ -30,9 +30,9 @@ def test_steps_of_the_attention_kernels():
     assert all(results[-1][0] == 3 for _, results in found)
     # q, k, v, the output and a number in float32 for each query, all once
     tokens = 2 * 3 * 1024
-    assert by_name["attention_forward_1024x1024"].moved == tokens * (4 * 8 * 2 + 4)
+    assert by_name["attention_forward_1024x1024"].bytes_moved == tokens * (4 * 8 * 2 + 4)
     # those, the output's gradient, and those of q, k and v
-    assert by_name["attention_backward_1024x1024"].moved == tokens * (8 * 8 * 2 + 4)
+    assert by_name["attention_backward_1024x1024"].bytes_moved == tokens * (8 * 8 * 2 + 4)
 
 
 def test_kernels_of_one_result_are_told_apart():
@@ -66,7 +66,7 @@ def test_blocks_that_stay_are_fetched_once():
     a, b = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((16, 128), (8, 384)))
     (found,) = grids(jax.make_jaxpr(add)(a, b).jaxpr).values()
     assert found.steps == 6
-    assert found.moved == (2 + 6 + 6) * 8 * 128 * 4
+    assert found.bytes_moved == (2 + 6 + 6) * 8 * 128 * 4
 
 
 def test_schedules_are_read_from_what_the_compiler_wrote(tmp_path):
@@ -75,7 +75,7 @@ def test_schedules_are_read_from_what_the_compiler_wrote(tmp_path):
     (tmp_path / "1-splash.6-72-final_bundles.txt").write_text("")
     whole = text.replace("1960", "141") + "f32[2]"  # of the program around it
     (tmp_path / "1-TLP-00-schedule-analysis_final_bundles.txt").write_text(whole)
-    assert read(tmp_path) == {"splash.6": 1960}
+    assert read_bundles(tmp_path) == {"splash.6": 1960}
 
 
 def test_cost():
@@ -85,7 +85,7 @@ def test_cost():
         Kernel("other", ((4,),), "other", 1),
     ]
     one = {("splash", ((4,),)): Grid(10, 8000.0)}
-    price = functools.partial(cost, found, one, {("splash", ((4,),)): 100})
+    price = functools.partial(kernel_cost, found, one, {("splash", ((4,),)): 100})
     assert price(1, 100.0) == (3000, ["other", "splash"])
     assert price(2, 100.0).cycles == 1500
     assert price(2, 4.0).cycles == 3 * 2000  # the memory is slower than the instructions

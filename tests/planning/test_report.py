@@ -5,9 +5,9 @@ import json
 import pytest
 
 from jaxdiff.planning.chips import CHIPS, GIB
-from jaxdiff.planning.compiling import Compiled
-from jaxdiff.planning.report import Plan, table
-from jaxdiff.planning.topology import parse
+from jaxdiff.planning.compiling import CompiledProgram
+from jaxdiff.planning.report import Plan, format_plan
+from jaxdiff.planning.topology import parse_topology
 
 
 def plan(topology="v5e:4x4", **fields):
@@ -16,17 +16,17 @@ def plan(topology="v5e:4x4", **fields):
         "arguments": 3 * GIB,
         "cycles": 90e6,
         "kernel_cycles": 60e6,
-        "sent": {"all-gather": 10e9},
-        "times": {"all-gather": 4},
+        "bytes_sent": {"all-gather": 10e9},
+        "collective_counts": {"all-gather": 4},
         "compiler": "libtpu 0.0.42.1",
         "compile_s": 7.0,
     }
     return Plan(
-        topology=parse(topology),
+        topology=parse_topology(topology),
         batch_size=32,
-        compiled=Compiled(8 * GIB, **(chosen | fields)),
+        compiled=CompiledProgram(8 * GIB, **(chosen | fields)),
         model_flops=1.97e12,
-        held={"weights": 1.5 * GIB},
+        state_bytes={"weights": 1.5 * GIB},
     )
 
 
@@ -40,30 +40,30 @@ def test_seconds_are_cycles_over_the_clock_and_bytes_over_the_links():
 
 
 def test_slow_links_make_the_step():
-    assert plan(sent={"all-gather": 40e9}).step_s == pytest.approx(0.2)
+    assert plan(bytes_sent={"all-gather": 40e9}).step_s == pytest.approx(0.2)
 
 
 def test_text_and_json():
     made = plan()
-    assert "8.00 GiB of 15.75 GiB a chip: fits" in table(made)
-    assert "320.0 images/s" in table(made)
-    assert "by libtpu 0.0.42.1 in 7 s" in table(made)
+    assert "8.00 GiB of 15.75 GiB a chip: fits" in format_plan(made)
+    assert "320.0 images/s" in format_plan(made)
+    assert "by libtpu 0.0.42.1 in 7 s" in format_plan(made)
     assert json.loads(json.dumps(made.to_json()))["utilisation"] == pytest.approx(0.1)
 
 
 def test_what_does_not_fit_says_so_and_no_more():
-    made = plan(fits=False, arguments=0.0, cycles=None, kernel_cycles=0.0, sent={})
-    assert "DOES NOT FIT" in table(made)
+    made = plan(fits=False, arguments=0.0, cycles=None, kernel_cycles=0.0, bytes_sent={})
+    assert "DOES NOT FIT" in format_plan(made)
     assert "utilisation" not in made.to_json()
 
 
 def test_of_a_gpu_no_time_is_said(monkeypatch):
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "1")
     made = plan("h200:4", cycles=None, kernel_cycles=0.0, compiler="jax-cuda13-plugin 0.10.2")
-    assert "h200:4  4 GPUs, batch 32 (8 a GPU)" in table(made)
-    assert "8.00 GiB of 141.00 GiB a GPU: fits" in table(made)
-    assert "4 all-gather 9.313 GiB: 22.2 ms on the links" in table(made)
-    assert "cycles" not in table(made)
-    assert "step" not in table(made)
+    assert "h200:4  4 GPUs, batch 32 (8 a GPU)" in format_plan(made)
+    assert "8.00 GiB of 141.00 GiB a GPU: fits" in format_plan(made)
+    assert "4 all-gather 9.313 GiB: 22.2 ms on the links" in format_plan(made)
+    assert "cycles" not in format_plan(made)
+    assert "step" not in format_plan(made)
     assert {"step_s", "utilisation", "cycles"}.isdisjoint(made.to_json())
     assert made.to_json()["sent_bytes"] == {"all-gather": 10e9}

@@ -11,7 +11,7 @@ from jaxdiff.models.build import abstract
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.planning import sampling
-from jaxdiff.planning.abstract import component
+from jaxdiff.planning.abstract_training import abstract_component
 
 OPTIONS = sampling.SamplingOptions(plan=(), model="nowhere")
 CONFIG = UNet2DConditionConfig(
@@ -46,8 +46,8 @@ def test_guidance_doubles_the_work_and_scale_one_does_not():
 
 
 def test_published_networks_need_no_file():
-    unet = component("stabilityai/stable-diffusion-2-1/unet", dtype=jnp.bfloat16)
+    unet = abstract_component("stabilityai/stable-diffusion-2-1/unet", dtype=jnp.bfloat16)
     assert isinstance(unet, UNet2DConditionModel)
     assert unet.config.attention_head_dim == (5, 10, 20, 20)
     with pytest.raises(InputError, match=r"got some/model/unet without a config.json"):
-        component("some/model/unet", dtype=jnp.bfloat16)
+        abstract_component("some/model/unet", dtype=jnp.bfloat16)

@@ -4,12 +4,12 @@ import pytest
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.planning.chips import CHIPS, TPU
-from jaxdiff.planning.topology import parse
+from jaxdiff.planning.topology import parse_topology
 
 
 def test_parse():
-    topology = parse("v5p:4x4x8")
-    assert (topology.chips, topology.chip, topology.title) == (128, CHIPS["v5p"], "v5p:4x4x8")
+    topology = parse_topology("v5p:4x4x8")
+    assert (topology.num_chips, topology.chip, topology.title) == (128, CHIPS["v5p"], "v5p:4x4x8")
 
 
 @pytest.mark.parametrize(
@@ -25,14 +25,14 @@ def test_parse():
 )
 def test_what_is_no_topology(text, said):
     with pytest.raises(InputError, match=said):
-        parse(text)
+        parse_topology(text)
 
 
 @pytest.mark.parametrize("name", ["v4", "v5e", "v5p"])
 def test_clocks_are_the_peaks_of_all_matrix_units(name):
     chip = CHIPS[name]
     assert isinstance(chip, TPU)
-    assert chip.cores * 4 * 2 * 128**2 * chip.clock == pytest.approx(chip.peak, rel=2e-3)
+    assert chip.cores * 4 * 2 * 128**2 * chip.clock == pytest.approx(chip.peak_flops, rel=2e-3)
 
 
 def test_a_gpu_gives_a_program_what_jax_takes_of_it(monkeypatch):

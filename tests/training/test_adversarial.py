@@ -15,10 +15,10 @@ from jaxdiff.models.discriminator import PatchDiscriminator, PatchDiscriminatorC
 from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.training.config import EMAConfig, OptimiserConfig, VAEObjective
-from jaxdiff.training.objectives.adversarial import hinge
-from jaxdiff.training.objectives.perceptual import Eye, distance
-from jaxdiff.training.objectives.vae import Frozen, edge_error, sample_latents, vae_learner
-from jaxdiff.training.optimiser import learning_rate, optimiser
+from jaxdiff.training.objectives.adversarial import hinge_loss
+from jaxdiff.training.objectives.perceptual import PerceptualModel, hidden_state_distance
+from jaxdiff.training.objectives.vae import Frozen, edge_loss, sample_latents, vae_task
+from jaxdiff.training.optimiser import learning_rate, make_optimiser
 from jaxdiff.training.state import initial_state
 from jaxdiff.training.step import make_step
 
@@ -37,7 +37,7 @@ OBJECTIVE = VAEObjective(
     l2_weight=2.0,
     edge_weight=0.25,
     kl_weight=0.01,
-    perceptual="",
+    perceptual_model="",
     perceptual_weight=0.3,
     adversarial_weight=0.7,
     adversarial_start=3,
@@ -51,10 +51,10 @@ VISION = CLIPVisionConfig(
     image_size=8,
     patch_size=4,
 )
-EYE = Eye(
+EYE = PerceptualModel(
     abstract(CLIPVisionModel, VISION), CLIPImageProcessor(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 )
-FROZEN = Frozen(eye=param_dict(initialise(CLIPVisionModel, VISION, seed=5)))
+FROZEN = Frozen(perceptual=param_dict(initialise(CLIPVisionModel, VISION, seed=5)))
 KEY = jax.random.key(1)
 LAST = "vae.decoder.conv_out.kernel"
 
@@ -63,7 +63,7 @@ LAST = "vae.decoder.conv_out.kernel"
 def params():
     """Initial weights with noise, at which the players have opinions."""
     rng = np.random.default_rng(3)
-    begun = vae_learner(OBJECTIVE, eye=EYE).init(0)
+    begun = vae_task(OBJECTIVE, perceptual_model=EYE).init(0)
     return {k: jnp.asarray(v + 0.1 * rng.normal(size=v.shape), jnp.float32) for k, v in begun}
 
 
@@ -79,13 +79,13 @@ def rebuilt(params):
 
 def reconstruction(params):
     made, *_ = rebuilt(params)
-    tower = with_params(EYE.module, FROZEN.eye).vision_model
-    seen = distance(*(tower.states(x)[:-1] for x in (made, IMAGES)))
+    tower = with_params(EYE.module, FROZEN.perceptual).vision_model
+    seen = hidden_state_distance(*(tower.states(x)[:-1] for x in (made, IMAGES)))
     error = made - IMAGES
     return (
         0.5 * jnp.mean(jnp.abs(error))
         + 2 * jnp.mean(error**2)
-        + 0.25 * edge_error(made, IMAGES)
+        + 0.25 * edge_loss(made, IMAGES)
         + 0.3 * seen
     )
 
@@ -111,7 +111,7 @@ def mistakes(critic, made):
 @functools.cache
 def learner(adaptive=True, dtype=jnp.float32):
     objective = dataclasses.replace(OBJECTIVE, adversarial_adaptive=adaptive)
-    return vae_learner(objective, dtype, eye=EYE)
+    return vae_task(objective, dtype, perceptual_model=EYE)
 
 
 @pytest.mark.parametrize("adaptive", [True, False], ids=["adaptive", "fixed"])
@@ -136,7 +136,7 @@ def test_each_player_has_the_gradient_of_its_own_loss(params, adaptive):
         size = float(jnp.abs(grad).max())
         np.testing.assert_allclose(found[name], grad, rtol=1e-4, atol=1e-5 * size, err_msg=name)
         assert size > 0, name
-    np.testing.assert_allclose(parts["adversarial_amount"], amount, rtol=1e-5)
+    np.testing.assert_allclose(parts["adversarial_weight"], amount, rtol=1e-5)
     whole = decoder(params) + mistakes(critic, rebuilt(params)[0])
     np.testing.assert_allclose(value, whole, rtol=1e-5)
 
@@ -144,11 +144,11 @@ def test_each_player_has_the_gradient_of_its_own_loss(params, adaptive):
 def test_before_its_start_the_discriminator_neither_learns_nor_counts(params):
     plain = {"adversarial_weight": 0.0, "adversarial_start": 0}
     alone = dataclasses.replace(OBJECTIVE, **plain, discriminator=PatchDiscriminatorConfig())
-    gradient = jax.jit(jax.grad(vae_learner(alone, eye=EYE).loss, has_aux=True))
+    gradient = jax.jit(jax.grad(vae_task(alone, perceptual_model=EYE).loss, has_aux=True))
     expected, _ = gradient(table(params, "vae."), FROZEN, {"image": IMAGES}, KEY)
     learn = learner()
     for step, silent in ((2, True), (3, False)):
-        frozen = learn.at(FROZEN, jnp.int32(step))
+        frozen = learn.frozen_at_step(FROZEN, jnp.int32(step))
         found, _ = jax.jit(jax.grad(learn.loss, has_aux=True))(
             params, frozen, {"image": IMAGES}, KEY
         )
@@ -164,15 +164,15 @@ def test_before_its_start_the_discriminator_neither_learns_nor_counts(params):
 @pytest.mark.parametrize(("dtype", "parts"), [(jnp.float32, 1), (jnp.bfloat16, 2)], ids=str)
 def test_training_begins_the_discriminator_at_its_step(dtype, parts):
     learn, config = learner(dtype=dtype), OptimiserConfig(learning_rate=1e-3, warmup_steps=1)
-    transform = optimiser(config, 10)
+    transform = make_optimiser(config, 10)
     step = jax.jit(
         make_step(
             learn.loss,
             transform,
             learning_rate(config, 10),
             EMAConfig(decay=0.9),
-            accumulate=parts,
-            at=learn.at,
+            accumulation_steps=parts,
+            frozen_at_step=learn.frozen_at_step,
         )
     )
     begun = {k: jnp.asarray(v) for k, v in learn.init(0)}
@@ -183,7 +183,7 @@ def test_training_begins_the_discriminator_at_its_step(dtype, parts):
         state, metrics = step(state, FROZEN, {"image": IMAGES}, KEY)
         changed.append(bool(jnp.any(state.params[name] != before)))
         assert all(np.isfinite(value) for value in metrics.values())
-        assert float(metrics["skipped"]) == 0
+        assert float(metrics["nonfinite_steps"]) == 0
     assert changed == [False, False, False, True, True]
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {
         jnp.dtype(jnp.float32)
@@ -191,9 +191,9 @@ def test_training_begins_the_discriminator_at_its_step(dtype, parts):
 
 
 def test_hinge_is_zero_beyond_the_margins_only():
-    assert float(hinge(jnp.asarray([1.0, 2.0]), jnp.asarray([-1.0, -5.0]))) == 0
+    assert float(hinge_loss(jnp.asarray([1.0, 2.0]), jnp.asarray([-1.0, -5.0]))) == 0
     # (0.5 + 0) / 2 of the real ones and (1.5 + 3) / 2 of the others
-    assert float(hinge(jnp.asarray([0.5, 2.0]), jnp.asarray([0.5, 2.0]))) == (0.25 + 2.25) / 2
+    assert float(hinge_loss(jnp.asarray([0.5, 2.0]), jnp.asarray([0.5, 2.0]))) == (0.25 + 2.25) / 2
 
 
 def test_distance_is_that_of_directions():
@@ -202,17 +202,17 @@ def test_distance_is_that_of_directions():
     cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     expected = np.mean(2 - 2 * cosines[:, :, 1:])  # without the class token
     states = [[jnp.asarray(layer) for layer in x] for x in (a, b)]
-    np.testing.assert_allclose(distance(*states), expected, rtol=1e-5)
+    np.testing.assert_allclose(hidden_state_distance(*states), expected, rtol=1e-5)
     longer = [3 * layer for layer in states[0]]
-    assert float(distance(states[0], longer)) < 1e-10
-    np.testing.assert_allclose(distance(longer, [-x for x in states[0]]), 4, rtol=1e-5)
+    assert float(hidden_state_distance(states[0], longer)) < 1e-10
+    np.testing.assert_allclose(hidden_state_distance(longer, [-x for x in states[0]]), 4, rtol=1e-5)
 
 
 def test_pictures_are_brought_to_the_size_of_the_eye():
     large = jnp.repeat(jnp.repeat(IMAGES, 2, axis=1), 2, axis=2)
     other = large[:, ::-1]
-    found = EYE.difference(FROZEN.eye, large, other)
+    found = EYE.loss(FROZEN.perceptual, large, other)
     resized = (jax.image.resize(x, (2, 8, 8, 3), "cubic") for x in (large, other))
-    np.testing.assert_allclose(found, EYE.difference(FROZEN.eye, *resized), rtol=1e-6)
+    np.testing.assert_allclose(found, EYE.loss(FROZEN.perceptual, *resized), rtol=1e-6)
     assert float(found) > 1e-3
-    assert float(EYE.difference(FROZEN.eye, large, large)) == 0
+    assert float(EYE.loss(FROZEN.perceptual, large, large)) == 0

@@ -13,7 +13,7 @@ from jaxdiff.experiments import vae
 from jaxdiff.models.build import param_dict
 from jaxdiff.parallel.hardware import PEAK_FLOPS
 from jaxdiff.training import ema
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 CONFIG = """
@@ -25,9 +25,10 @@ model = AutoencoderKLConfig(block_out_channels=(2,), norm_num_groups=1, latent_c
     mid_block_add_attention=False)
 config = TrainConfig(objective=VAEObjective(model=model), steps=6, batch_size=8, log_every=3,
     checkpoint_every=2, sample_every=0, optimiser=OptimiserConfig(warmup_steps=1),
-    ema=EMAConfig(widths=(0.05, 0.1), snapshot_every=2),
-    data=DataConfig(kind="folder", path="FOLDER/in", resolution=8, cell=8, held_out=4,
-        cache="FOLDER/cache"))
+    ema=EMAConfig(power_stds=(0.05, 0.1), snapshot_every=2),
+    data=DataConfig(kind="folder", path="FOLDER/in", resolution=8, bucket_multiple=8,
+        validation_size=4,
+        cache_dir="FOLDER/cache"))
 """
 
 
@@ -36,7 +37,7 @@ def exported(folder):
 
 
 def test_any_width_is_exported(tmp_path, monkeypatch):
-    monkeypatch.setattr(vae, "MEASURED", 8)
+    monkeypatch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 8)
     monkeypatch.setitem(PEAK_FLOPS, "cpu", 1e9)
     write_folder(tmp_path / "in", 24)
     (tmp_path / "tiny.py").write_text(CONFIG.replace("FOLDER", str(tmp_path)))
@@ -62,22 +63,24 @@ def test_any_width_is_exported(tmp_path, monkeypatch):
     snapshots = {s: kept.restore(s, {"0.05": shapes, "0.1": shapes}) for s in (2, 4, 6)}
     for width in (0.05, 0.08):
         run([*again, "--export-only", "--ema-std", str(width)])
-        parts = ema.combination([(s, w) for s in (2, 4, 6) for w in (0.05, 0.1)], 6, width)
+        parts = ema.post_hoc_coefficients(
+            [(s, w) for s in (2, 4, 6) for w in (0.05, 0.1)], 6, width
+        )
         for path, array in exported(export).items():
             tables = [snapshots[s][w][path] for s in (2, 4, 6) for w in ("0.05", "0.1")]
             total = sum(f * np.asarray(t, np.float64) for f, t in zip(parts, tables, strict=True))
             np.testing.assert_allclose(array, total, rtol=1e-4, atol=1e-5)
     assert any(np.abs(array - plain[path]).max() > 1e-4 for path, array in exported(export).items())
     # The snapshot of a width that is kept is that average.
-    (*_, last) = ema.combination([(s, w) for s in (2, 4, 6) for w in (0.05, 0.1)], 6, 0.1)
+    (*_, last) = ema.post_hoc_coefficients([(s, w) for s in (2, 4, 6) for w in (0.05, 0.1)], 6, 0.1)
     assert abs(last - 1) < 1e-6
 
 
 def test_without_snapshots_one_sentence_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(vae, "MEASURED", 8)
+    monkeypatch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 8)
     write_folder(tmp_path / "in", 24)
     text = CONFIG.replace("FOLDER", str(tmp_path)).replace(
-        "widths=(0.05, 0.1), snapshot_every=2", ""
+        "power_stds=(0.05, 0.1), snapshot_every=2", ""
     )
     (tmp_path / "tiny.py").write_text(text.replace("steps=6", "steps=1"))
     command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "a")]

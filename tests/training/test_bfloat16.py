@@ -12,9 +12,9 @@ from tiny_training import OBJECTIVE
 
 from jaxdiff.core.trees import cast_floating
 from jaxdiff.training.config import EMAConfig, OptimiserConfig
-from jaxdiff.training.objectives.diffusion import diffusion_learner
-from jaxdiff.training.objectives.tuning import unet_only
-from jaxdiff.training.optimiser import learning_rate, optimiser
+from jaxdiff.training.objectives.diffusion import diffusion_task
+from jaxdiff.training.objectives.trainable import train_unet
+from jaxdiff.training.optimiser import learning_rate, make_optimiser
 from jaxdiff.training.state import initial_state
 from jaxdiff.training.step import make_step
 
@@ -30,7 +30,7 @@ FROZEN = tiny_training.frozen()
 
 
 def learner(dtype):
-    return diffusion_learner(OBJECTIVE, unet_only(tiny_training.networks(dtype=dtype)))
+    return diffusion_task(OBJECTIVE, train_unet(tiny_training.networks(dtype=dtype)))
 
 
 def batch(step):
@@ -46,7 +46,7 @@ def batch(step):
 def trained(dtype):
     """The losses of a training, and its last state."""
     learn, config = learner(dtype), OptimiserConfig(learning_rate=1e-2, warmup_steps=5)
-    transform = optimiser(config, STEPS)
+    transform = make_optimiser(config, STEPS)
     state = initial_state({k: jnp.asarray(v) for k, v in learn.init(2)}, transform)
     frozen = FROZEN._replace(weights=cast_floating(FROZEN.weights, dtype))
     schedule, average = learning_rate(config, STEPS), EMAConfig(decay=0.9)

@@ -14,7 +14,7 @@ from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.training.config import ClassifierObjective
-from jaxdiff.training.objectives.classifier import accuracies, classifier_learner, noisy
+from jaxdiff.training.objectives.classifier import accuracies, add_schedule_noise, classifier_task
 
 MODEL = LatentClassifierConfig(
     sample_size=4,
@@ -62,9 +62,7 @@ def frozen():
 
 
 def learner(**changes):
-    return classifier_learner(
-        dataclasses.replace(OBJECTIVE, **changes), abstract(AutoencoderKL, VAE)
-    )
+    return classifier_task(dataclasses.replace(OBJECTIVE, **changes), abstract(AutoencoderKL, VAE))
 
 
 def begun(learn):
@@ -73,7 +71,7 @@ def begun(learn):
 
 @pytest.mark.parametrize("draws", [1, 3])
 def test_at_first_every_answer_costs_the_logarithm_of_the_choices(frozen, draws):
-    learn = learner(draws=draws)
+    learn = learner(noise_levels_per_image=draws)
     told = batch()
     value, parts = jax.jit(learn.loss)(begun(learn), frozen, told, jax.random.key(0))
     np.testing.assert_allclose(parts["nats_tone"], np.log(3), rtol=1e-6)
@@ -86,7 +84,7 @@ def test_at_first_every_answer_costs_the_logarithm_of_the_choices(frozen, draws)
 
 
 def test_the_loss_falls(frozen, standard_promotion):
-    learn = learner(draws=4, time_shift=0.2)
+    learn = learner(noise_levels_per_image=4, timestep_shift=0.2)
     params, told = begun(learn), batch(16)
     rule = optax.adam(1e-2)
 
@@ -123,7 +121,7 @@ def test_the_vae_gets_no_gradient_and_all_others_do(frozen):
 def test_noise_has_the_level_of_the_schedule():
     x0 = jnp.ones((2000, 2, 2, 1))
     for level in (0, 500, 999):
-        x = noisy(OBJECTIVE.schedule, x0, jnp.full(2000, level), jax.random.key(level))
+        x = add_schedule_noise(OBJECTIVE.schedule, x0, jnp.full(2000, level), jax.random.key(level))
         alpha, sigma = OBJECTIVE.schedule.alpha[level], OBJECTIVE.schedule.sigma[level]
         assert abs(float(x.mean()) - alpha) < 5 * sigma / np.sqrt(x.size)
         np.testing.assert_allclose(x.std(), sigma, rtol=0.05)
@@ -156,14 +154,15 @@ def test_accuracies_are_shares_of_the_known_at_each_level():
 
 def test_computing_in_bfloat16_needs_no_implicit_promotion(frozen):
     half = jnp.bfloat16
-    learn = classifier_learner(OBJECTIVE, abstract(AutoencoderKL, VAE, dtype=half), half)
+    learn = classifier_task(OBJECTIVE, abstract(AutoencoderKL, VAE, dtype=half), half)
     value, _ = jax.eval_shape(learn.loss, learn.shapes, frozen, batch(), jax.random.key(0))
     assert value.dtype == jnp.float32
     assert {leaf.dtype for leaf in learn.shapes.values()} == {jnp.dtype(jnp.float32)}
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("times", "normal"), ("time_shift", 0.0), ("draws", 0)]
+    ("field", "value"),
+    [("timestep_sampling", "normal"), ("timestep_shift", 0.0), ("noise_levels_per_image", 0)],
 )
 def test_impossible_choices_are_refused(field, value):
     with pytest.raises(InputError, match=rf"objective\.{field}: got"):

@@ -20,11 +20,11 @@ from jaxdiff.cli.train import load_config, parse, run
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.experiments import clip, evaluation, experiment, vae
-from jaxdiff.experiments.workdir import alone, check_identity
+from jaxdiff.experiments.workdir import check_identity, lock_workdir
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -62,7 +62,8 @@ config = TrainConfig(objective=objective, steps=1, batch_size=8, sample_every=1)
 """
 DISTILLED = """
 from jaxdiff.training.config import DistillationObjective, TrainConfig
-objective = DistillationObjective(teacher="FOLDER/unet/export", scale_width=4, sample_steps=2)
+objective = DistillationObjective(
+    teacher="FOLDER/unet/export", guidance_embedding_dim=4, sample_steps=2)
 config = TrainConfig(objective=objective, steps=1, batch_size=8, sample_every=1)
 """
 CLASSIFIER = """
@@ -76,7 +77,7 @@ model = LatentClassifierConfig(
     sample_size=16, in_channels=2, block_out_channels=(4,), layers_per_block=1,
     attention_head_dim=4, norm_num_groups=2,
 ).with_labels(ATTRIBUTES)
-objective = ClassifierObjective(model=model, vae="FOLDER/vae/export", draws=2)
+objective = ClassifierObjective(model=model, vae="FOLDER/vae/export", noise_levels_per_image=2)
 config = TrainConfig(objective=objective, optimiser=OptimiserConfig(warmup_steps=1),
     steps=4, batch_size=8, log_every=1, checkpoint_every=2, sample_every=4)
 """
@@ -86,10 +87,10 @@ config = TrainConfig(objective=objective, optimiser=OptimiserConfig(warmup_steps
 def few():
     """Measures on few pictures, a tokenizer from few captions."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "VALIDATED", 16)
-        patch.setattr(evaluation, "EVALUATED", 16)
-        patch.setattr(vae, "MEASURED", 64)
-        patch.setattr(clip, "READ", 300)
+        patch.setattr(experiment, "VALIDATION_BATCH", 16)
+        patch.setattr(evaluation, "DEFAULT_EVAL_IMAGES", 16)
+        patch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 64)
+        patch.setattr(clip, "NUM_TOKENIZER_CAPTIONS", 300)
         yield
 
 
@@ -212,14 +213,14 @@ def test_a_full_disk_is_one_error_and_keeps_what_was_good(again, tmp_path, capsy
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("step")]
     assert said[-1] == (
         "train: checkpoint 4: got no space left on device, expected a disk that can be written; "
-        "training stopped. The last good checkpoint is of step 3: the same command goes on from "
+        "training stopped. The last good checkpoint is of step 3: the same command resumes from "
         "there"
     )
-    assert len(said) == 2, said  # the other: going on after step 3
+    assert len(said) == 2, said  # the other: resuming after step 3
     assert {path.name for path in (tmp_path / "vae" / "checkpoints").glob("?")} == {"2", "3"}
     with pytest.raises(SystemExit):
         run([again[0], "--workdir", str(tmp_path / "new")])
-    assert "There is no checkpoint yet: the same command begins anew" in capsys.readouterr().err
+    assert "There is no checkpoint yet: the same command starts over" in capsys.readouterr().err
 
 
 def test_another_seed_or_other_frozen_weights_are_refused(again, three, tmp_path):
@@ -249,13 +250,16 @@ def test_a_workdir_without_a_checkpoint_takes_another_model(tmp_path):
 
 
 def test_two_trainings_do_not_share_a_workdir(tmp_path):
-    with alone(tmp_path / "w"), pytest.raises(InputError, match="where a training is running"):  # noqa: SIM117
-        with alone(tmp_path / "w"):
-            pass
+    with (
+        lock_workdir(tmp_path / "w"),
+        pytest.raises(InputError, match="where a training is running"),
+        lock_workdir(tmp_path / "w"),
+    ):
+        pass
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(InputError, match="file: got file exists, expected a folder"),
-        alone(tmp_path / "file"),
+        lock_workdir(tmp_path / "file"),
     ):
         pass
 
@@ -354,7 +358,7 @@ def test_a_unet_for_other_latents_is_refused(three, tmp_path, field):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(again, tmp_path, capsys):
     wild = ["--optimiser.learning-rate", "1e38", "--optimiser.warmup-steps", "0", "--steps", "9"]
-    wild += ["--max-skipped", "4"]
+    wild += ["--max-nonfinite-steps", "4"]
     with pytest.raises(SystemExit) as stopped:
         run([*again, *wild])
     assert stopped.value.code == 1
@@ -362,12 +366,17 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(again, tmp_path
     assert "train: steps 4 to 7 were skipped: param_norm " in said
     assert "training stopped. The last good checkpoint is of step 6" in said
     log = read_lines(tmp_path / "vae/log.jsonl")
-    assert [(line["step"], line["skipped"]) for line in log] == [(2, 0), (3, 0), (4, 1), (6, 2)]
+    assert [(line["step"], line["nonfinite_steps"]) for line in log] == [
+        (2, 0),
+        (3, 0),
+        (4, 1),
+        (6, 2),
+    ]
 
 
 @pytest.mark.parametrize(("count", "shards"), [(16, 8), (9, 1)])
 def test_validation_is_spread_over_the_devices_that_divide_it(count, shards):
-    (array,) = experiment.spread({"x": np.arange(count)}).values()
+    (array,) = experiment.shard_or_replicate({"x": np.arange(count)}).values()
     assert len(array.sharding.device_set) == 8
     assert array.addressable_shards[0].data.shape == (count // shards,)
 

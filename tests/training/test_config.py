@@ -18,7 +18,7 @@ from jaxdiff.training.config import (
     OptimiserConfig,
     TrainConfig,
     VAEObjective,
-    identity,
+    resume_identity,
 )
 
 CONFIG = TrainConfig(objective=VAEObjective(), steps=10, batch_size=4)
@@ -32,15 +32,15 @@ CONFIG = TrainConfig(objective=VAEObjective(), steps=10, batch_size=4)
         {"log_every": 0},
         {"checkpoint_every": 0},
         {"sample_every": -1},
-        {"keep": 0},
+        {"max_checkpoints": 0},
         {"seed": -1},
         {"dtype": "float8"},
         {"data": DataConfig(variations=8)},
-        {"max_skipped": 0},
-        {"accumulate": 0},
-        {"accumulate": 3},
+        {"max_nonfinite_steps": 0},
+        {"gradient_accumulation_steps": 0},
+        {"gradient_accumulation_steps": 3},
         {
-            "accumulate": 2,
+            "gradient_accumulation_steps": 2,
             "objective": CLIPObjective(text=CLIPTextConfig(vocab_size=300)),
         },
     ],
@@ -63,7 +63,7 @@ def test_impossible_trainings_are_refused(changes):
         {"warmup_steps": -1},
         {"decay": "exponential"},
         {"decay_fraction": 1.5},
-        {"final_fraction": -0.5},
+        {"min_lr_ratio": -0.5},
         {"clip_norm": 0.0},
     ],
     ids=str,
@@ -78,10 +78,10 @@ def test_impossible_optimisers_are_refused(changes):
     "changes",
     [
         {"decay": 1.1},
-        {"widths": (0.05,), "snapshot_every": 10},
-        {"widths": (0.05, 0.05), "snapshot_every": 10},
-        {"widths": (0.05, 0.5), "snapshot_every": 10},
-        {"widths": (0.05, 0.1)},
+        {"power_stds": (0.05,), "snapshot_every": 10},
+        {"power_stds": (0.05, 0.05), "snapshot_every": 10},
+        {"power_stds": (0.05, 0.5), "snapshot_every": 10},
+        {"power_stds": (0.05, 0.1)},
         {"snapshot_every": 10},
     ],
     ids=str,
@@ -97,8 +97,8 @@ def test_variations_fill_a_validation_batch():
 
 
 def test_a_number_of_scenes_is_for_caches_alone():
-    data = DataConfig(items=10)
-    with pytest.raises(InputError, match=r"data\.items: got 10, expected it left out"):
+    data = DataConfig(num_scenes=10)
+    with pytest.raises(InputError, match=r"data\.num_scenes: got 10, expected it left out"):
         dataclasses.replace(CONFIG, data=data)
 
 
@@ -123,11 +123,11 @@ def test_identity_is_the_model_and_the_seed():
         steps=99,
         optimiser=OptimiserConfig(learning_rate=1.0),
     )
-    assert identity(other) == identity(CONFIG)
-    assert identity(dataclasses.replace(CONFIG, seed=1)) != identity(CONFIG)
+    assert resume_identity(other) == resume_identity(CONFIG)
+    assert resume_identity(dataclasses.replace(CONFIG, seed=1)) != resume_identity(CONFIG)
     wider = VAEObjective(model=AutoencoderKLConfig(block_out_channels=(96,)))
-    changed = identity(dataclasses.replace(CONFIG, objective=wider))
-    before = identity(CONFIG)
+    changed = resume_identity(dataclasses.replace(CONFIG, objective=wider))
+    before = resume_identity(CONFIG)
     assert [n for n in before if before[n] != changed[n]] == ["objective.model.block_out_channels"]
 
 
@@ -138,7 +138,7 @@ def test_identity_of_every_objective_is_json():
         ClassifierObjective(vae="a"),
         DiffusionObjective(vae="a", text_encoder="b"),
     ):
-        values = identity(dataclasses.replace(CONFIG, objective=objective))
+        values = resume_identity(dataclasses.replace(CONFIG, objective=objective))
         assert values["objective"] == type(objective).__name__
         assert json.loads(json.dumps(values)).keys() == values.keys()
     assert "objective.prediction_type" in values

@@ -14,18 +14,18 @@ from jaxdiff.diffusion.losses import WEIGHTINGS
 from jaxdiff.diffusion.predictions import PREDICTION_TYPES, target
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.nn.remat import REMAT
-from jaxdiff.training import draws
 from jaxdiff.training.objectives.diffusion import (
-    by_quartile,
+    batch_time_ids,
     denoising_errors,
-    diffusion_learner,
-    draw_times,
-    drop_for_each,
+    diffusion_task,
+    drop_captions,
+    loss_by_timestep_quartile,
     offset_noise,
-    picture_sizes,
+    sample_timesteps,
 )
-from jaxdiff.training.objectives.tuning import unet_only
-from jaxdiff.training.step import accumulated
+from jaxdiff.training.objectives.trainable import train_unet
+from jaxdiff.training.per_sample_random import per_sample_normal
+from jaxdiff.training.step import accumulate_gradients
 
 RNG = np.random.default_rng(0)
 
@@ -41,7 +41,7 @@ def frozen():
 
 def learner(**changes):
     config = dataclasses.replace(OBJECTIVE, **changes)
-    return diffusion_learner(config, unet_only(networks(config)))
+    return diffusion_task(config, train_unet(networks(config)))
 
 
 def scattered(learn):
@@ -59,7 +59,7 @@ def test_each_encoder_loses_captions_of_its_own_beside_those_that_all_lose():
     n, rate, each = 4000, 0.2, (0.0, 0.5)
     texts = {name: jnp.full((n, 3), i + 1, jnp.int32) for i, name in enumerate("ab")}
     null = {name: jnp.zeros(3, jnp.int32) for name in texts}
-    read, dropped = drop_for_each(jax.random.key(1), texts, null, rate, each)
+    read, dropped = drop_captions(jax.random.key(1), texts, null, rate, each)
     for i in range(2):
         expected = np.where(dropped[i][:, None], 0, np.full((n, 3), i + 1))
         np.testing.assert_array_equal(read[i], expected)
@@ -73,16 +73,16 @@ def test_each_encoder_loses_captions_of_its_own_beside_those_that_all_lose():
 def test_without_rates_of_their_own_encoders_lose_the_same_captions():
     texts = {name: jnp.ones((50, 3), jnp.int32) for name in "ab"}
     null = {name: jnp.zeros(3, jnp.int32) for name in texts}
-    _, (first, second) = drop_for_each(jax.random.key(1), texts, null, 0.5)
+    _, (first, second) = drop_captions(jax.random.key(1), texts, null, 0.5)
     np.testing.assert_array_equal(first, second)
     assert 0 < first.sum() < 50
 
 
 def test_pictures_without_recorded_sizes_are_whole():
-    told = picture_sizes({"image": jnp.zeros((2, 16, 24, 3))})
+    told = batch_time_ids({"image": jnp.zeros((2, 16, 24, 3))})
     np.testing.assert_array_equal(told, [[16, 24, 0, 0, 16, 24]] * 2)
     recorded = jnp.arange(12).reshape(2, 6)
-    np.testing.assert_array_equal(picture_sizes({"time_ids": recorded}), recorded)
+    np.testing.assert_array_equal(batch_time_ids({"time_ids": recorded}), recorded)
 
 
 @pytest.mark.parametrize("kind", sorted(PREDICTION_TYPES))
@@ -107,7 +107,7 @@ def test_captions_are_dropped_one_by_one_at_the_given_rate():
     n, rate = 4000, 0.1
     ids = jnp.ones((n, 5), jnp.int32)
     null = jnp.zeros(5, jnp.int32)
-    (after,), (dropped,) = drop_for_each(jax.random.key(3), {"a": ids}, {"a": null}, rate)
+    (after,), (dropped,) = drop_captions(jax.random.key(3), {"a": ids}, {"a": null}, rate)
     np.testing.assert_array_equal(after, np.where(dropped[:, None], null[None], ids))
     assert abs(int(dropped.sum()) - n * rate) < 3 * np.sqrt(n * rate * (1 - rate))
     # independent: neighbours are both dropped at the squared rate
@@ -121,7 +121,7 @@ def test_captions_are_dropped_one_by_one_at_the_given_rate():
     [("uniform", 1, 0.25), ("logit_normal", 1, 0.3374), ("uniform", 4, 4 / 7)],
 )
 def test_times_cover_the_levels(how, shift, quartile):
-    t = np.asarray(draw_times(jax.random.key(0), (20_000,), 100, how, shift))
+    t = np.asarray(sample_timesteps(jax.random.key(0), (20_000,), 100, how, shift))
     assert t.min() >= 0
     assert t.max() <= 99
     assert len(np.unique(t)) > 95
@@ -164,7 +164,7 @@ def test_an_untrained_network_loses_the_variance_of_its_target(frozen):
 
 
 def test_computing_in_bfloat16_needs_no_implicit_promotion(frozen):
-    learn = diffusion_learner(OBJECTIVE, unet_only(networks(dtype=jnp.bfloat16)))
+    learn = diffusion_task(OBJECTIVE, train_unet(networks(dtype=jnp.bfloat16)))
     value, _ = jax.eval_shape(learn.loss, learn.shapes, frozen, batch(), jax.random.key(0))
     assert value.dtype == jnp.float32
     assert {leaf.dtype for leaf in learn.shapes.values()} == {jnp.dtype(jnp.float32)}
@@ -175,9 +175,9 @@ def test_computing_in_bfloat16_needs_no_implicit_promotion(frozen):
     [
         ("prediction_type", "v"),
         ("weighting", "snr"),
-        ("times", "normal"),
+        ("timestep_sampling", "normal"),
         ("caption_dropout", 1.5),
-        ("gamma", 0.0),
+        ("snr_gamma", 0.0),
         ("noise_offset", -0.1),
         ("remat", "all"),
         ("sample_steps", 0),
@@ -206,12 +206,12 @@ def test_offset_noise_has_its_two_variances():
     within = (eps - means[:, None, None]).var() * 16 / 15
     assert abs(within - 1) < 4 * np.sqrt(2 / (30 * n))
     plain = offset_noise(jax.random.key(0), (n, 4, 4, 2), 0.0)
-    np.testing.assert_array_equal(plain, draws.normal(jax.random.key(0), (n, 4, 4, 2)))
+    np.testing.assert_array_equal(plain, per_sample_normal(jax.random.key(0), (n, 4, 4, 2)))
 
 
 def test_errors_by_quarter_of_the_levels():
     t = jnp.asarray([0, 249, 250, 999, 750])
-    found = by_quartile(jnp.asarray([1.0, 3.0, 5.0, 7.0, 8.0]), t, 1000)
+    found = loss_by_timestep_quartile(jnp.asarray([1.0, 3.0, 5.0, 7.0, 8.0]), t, 1000)
     assert {name: float(value) for name, value in found.items()} == {
         "loss_q1": 2.0,
         "loss_q2": 5.0,
@@ -223,7 +223,7 @@ def test_errors_by_quarter_of_the_levels():
 def test_the_measure_is_the_loss_and_its_quarters(frozen):
     learn = learner()
     params, told = scattered(learn), batch(16)
-    found = jax.jit(learn.measure)(params, frozen, told, jax.random.key(0))
+    found = jax.jit(learn.eval_metrics)(params, frozen, told, jax.random.key(0))
     loss, _ = jax.jit(learn.loss)(params, frozen, told, jax.random.key(0))
     np.testing.assert_allclose(found["loss"], loss, rtol=1e-6)
     assert set(found) == {"loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4"}
@@ -254,7 +254,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(frozen, parts):
     params, told, key = scattered(learn), batch(8), jax.random.key(5)
     gradient = jax.value_and_grad(learn.loss, has_aux=True)
     (loss, _), whole = jax.jit(gradient)(params, frozen, told, key)
-    (mean, _), cut = jax.jit(accumulated(gradient, parts))(params, frozen, told, key)
+    (mean, _), cut = jax.jit(accumulate_gradients(gradient, parts))(params, frozen, told, key)
     np.testing.assert_allclose(mean, loss, rtol=1e-5)
     for name, value in whole.items():
         size = float(jnp.max(jnp.abs(value)))

@@ -14,10 +14,10 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
-from jaxdiff.training import draws
 from jaxdiff.training.config import DistillationObjective
-from jaxdiff.training.objectives.diffusion import draw_times, encoded
-from jaxdiff.training.objectives.distillation import Frozen, distillation_learner, student
+from jaxdiff.training.objectives.diffusion import encode_latents, sample_timesteps
+from jaxdiff.training.objectives.distillation import Frozen, distillation_task, student_network
+from jaxdiff.training.per_sample_random import per_sample_normal, per_sample_split
 
 RNG = np.random.default_rng(0)
 BATCH = {
@@ -44,9 +44,9 @@ def frozen(teacher):
 
 
 def learner(teacher, **options):
-    config = DistillationObjective(teacher="", scale_width=6, **options)
+    config = DistillationObjective(teacher="", guidance_embedding_dim=6, **options)
     modules = abstract(AutoencoderKL, VAE), abstract(CLIPTextModel, TEXT)
-    return distillation_learner(config, teacher, *modules, OBJECTIVE.schedule)
+    return distillation_task(config, teacher, *modules, OBJECTIVE.schedule)
 
 
 def first(learner):
@@ -55,7 +55,7 @@ def first(learner):
 
 def test_the_student_begins_as_the_conditional_teacher(teacher):
     params = first(learner(teacher))
-    pupil = with_params(student(teacher, 6), params)
+    pupil = with_params(student_network(teacher, 6), params)
     x = jnp.asarray(RNG.normal(size=(3, 4, 4, 2)), jnp.float32)
     t, context = jnp.array([1.0, 500.0, 999.0]), jnp.ones((3, 5, 8))
     told = guidance_embedding(jnp.array([1.0, 3.0, 9.0]), 6)
@@ -63,7 +63,7 @@ def test_the_student_begins_as_the_conditional_teacher(teacher):
 
 
 def test_at_scale_one_there_is_nothing_to_learn(teacher, frozen):
-    made = learner(teacher, scales=(1.0, 1.0))
+    made = learner(teacher, guidance_scale_range=(1.0, 1.0))
     loss, measures = jax.jit(made.loss)(first(made), frozen, BATCH, KEY)
     assert float(loss) < 1e-10
     assert float(measures["relative_error"]) < 1e-8
@@ -71,13 +71,15 @@ def test_at_scale_one_there_is_nothing_to_learn(teacher, frozen):
 
 def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
     """By hand, from the same keys: (w - 1)^2 |cond - uncond|^2, for the student begins at cond."""
-    made, w = learner(teacher, scales=(4.0, 4.0)), 4.0
+    made, w = learner(teacher, guidance_scale_range=(4.0, 4.0)), 4.0
     loss, _ = made.loss(first(made), frozen, BATCH, KEY)
-    latent_key, _, time_key, noise_key = draws.split(KEY, 4, 4)
-    x0 = encoded(with_params(abstract(AutoencoderKL, VAE), frozen.vae), BATCH["image"], latent_key)
-    t = draw_times(time_key, (4,), 1000, "uniform")
+    latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
+    x0 = encode_latents(
+        with_params(abstract(AutoencoderKL, VAE), frozen.vae), BATCH["image"], latent_key
+    )
+    t = sample_timesteps(time_key, (4,), 1000, "uniform")
     alpha, sigma = OBJECTIVE.schedule.alpha_sigma(t)
-    x = add_noise(x0, draws.normal(noise_key, x0.shape), alpha, sigma)
+    x = add_noise(x0, per_sample_normal(noise_key, x0.shape), alpha, sigma)
     read = with_params(abstract(CLIPTextModel, TEXT), frozen.text_encoder)
     cond = teacher(x, t, read(BATCH["ids"]))
     uncond = teacher(x, t, read(jnp.tile(frozen.null[None], (4, 1))))
@@ -86,7 +88,7 @@ def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
 
 
 def test_the_scale_is_learnt_and_the_teacher_is_not(teacher, frozen):
-    made = learner(teacher, scales=(2.0, 8.0))
+    made = learner(teacher, guidance_scale_range=(2.0, 8.0))
     value = jax.jit(lambda p, f: made.loss(p, f, BATCH, KEY)[0])
     of_student, of_teacher = jax.grad(value, argnums=(0, 1), allow_int=True)(first(made), frozen)
     assert np.abs(of_student["time_embedding.cond_proj.kernel"]).max() > 0
@@ -110,9 +112,12 @@ def test_what_is_computed_again_is_the_same_loss(teacher, frozen):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scales": (3.0, 2.0)}, "objective.scales: got 2.0, expected a number from 3.0"),
-        ({"scales": (-1.0, 2.0)}, "objective.scales: got -1.0"),
-        ({"scale_width": 0}, "objective.scale_width: got 0"),
+        (
+            {"guidance_scale_range": (3.0, 2.0)},
+            "objective.guidance_scale_range: got 2.0, expected a number from 3.0",
+        ),
+        ({"guidance_scale_range": (-1.0, 2.0)}, "objective.guidance_scale_range: got -1.0"),
+        ({"guidance_embedding_dim": 0}, "objective.guidance_embedding_dim: got 0"),
         ({"remat": "all"}, "objective.remat: got 'all'"),
     ],
 )

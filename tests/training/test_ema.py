@@ -20,7 +20,7 @@ def test_without_warm_up_the_decay_is_constant():
 @pytest.mark.parametrize(("width", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
 def test_exponents_are_those_of_the_paper(width, gamma):
     """The two pairs that EDM2 (2312.02696, section 3.2) names."""
-    assert abs(ema.exponent(width) - gamma) < 0.005
+    assert abs(ema.std_to_exponent(width) - gamma) < 0.005
 
 
 def averages(width, values):
@@ -36,7 +36,7 @@ def averages(width, values):
 @pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
 def test_a_power_average_weighs_by_a_power_of_time(width):
     """Of the values 1 ... n the mean and deviation of t^gamma's profile come out, n being large."""
-    n, gamma = 400, ema.exponent(width)
+    n, gamma = 400, ema.std_to_exponent(width)
     times = np.arange(1, n + 1) / n
     (first, second) = (averages(width, values)[-1] for values in (times, times**2))
     assert abs(first - (gamma + 1) / (gamma + 2)) < 2e-3
@@ -48,7 +48,7 @@ def test_any_width_is_made_of_snapshots_of_two(width):
     """Weights on a random walk: what is combined is near the average itself."""
     walk = np.cumsum(np.random.default_rng(0).normal(size=480)) / 10
     kept = {(t, w): averages(w, walk)[t - 1] for w in (0.05, 0.1) for t in range(40, 481, 40)}
-    parts = ema.combination(list(kept), 480, width)
+    parts = ema.post_hoc_coefficients(list(kept), 480, width)
     found = sum(p * value for p, value in zip(parts, kept.values(), strict=True))
     assert abs(found - averages(width, walk)[-1]) < 0.02 * np.std(walk)
     # The exponential average at hand would be far off.
@@ -56,7 +56,7 @@ def test_any_width_is_made_of_snapshots_of_two(width):
 
 
 def test_a_width_that_is_kept_is_taken_as_it_is():
-    parts = ema.combination([(40, 0.05), (40, 0.1), (80, 0.05), (80, 0.1)], 80, 0.1)
+    parts = ema.post_hoc_coefficients([(40, 0.05), (40, 0.1), (80, 0.05), (80, 0.1)], 80, 0.1)
     np.testing.assert_allclose(parts, [0, 0, 0, 1], atol=1e-9)
 
 

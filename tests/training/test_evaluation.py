@@ -14,9 +14,9 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.tokenizer import tokenize, train_tokenizer
 from jaxdiff.experiments import evaluation
-from jaxdiff.experiments.drawing import shown_noise
 from jaxdiff.experiments.evaluation import make_evaluation
 from jaxdiff.experiments.experiment import validation_batch
+from jaxdiff.experiments.sample_grid import grid_noise
 from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
@@ -30,7 +30,7 @@ PROMPTS = standard_prompts()
 TOKENIZER = train_tokenizer([p.text for p in PROMPTS], 700, 32)
 TEXTS = {tuple(tokenize(TOKENIZER, [p.text])[0].tolist()): p.text for p in PROMPTS}
 OBJECTIVE = DiffusionObjective(
-    model=UNet2DConditionConfig(sample_size=8), vae="", text_encoder="", evaluated=20
+    model=UNet2DConditionConfig(sample_size=8), vae="", text_encoder="", num_eval_images=20
 )
 CONFIG = TrainConfig(objective=OBJECTIVE, steps=1, batch_size=4)
 VAE = abstract(AutoencoderKL, AutoencoderKLConfig())
@@ -48,7 +48,7 @@ def told_with(tokenizer):
     """What pictures of captions are drawn from."""
 
     def told(captions):
-        return {"ids": tokenize(tokenizer, captions), "noise": shown_noise(8, 4, len(captions))}
+        return {"ids": tokenize(tokenizer, captions), "noise": grid_noise(8, 4, len(captions))}
 
     return told
 
@@ -115,7 +115,11 @@ def stored(tmp_path):
     clip = Component(module=initialise(CLIPModel, text, vision, 4, seed=5))
     write_component(tmp_path / "export" / "clip", clip)
     data = DataConfig(
-        kind="folder", path=str(tmp_path / "in"), resolution=12, cell=4, cache=str(tmp_path / "c")
+        kind="folder",
+        path=str(tmp_path / "in"),
+        resolution=12,
+        bucket_multiple=4,
+        cache_dir=str(tmp_path / "c"),
     )
     return dataclasses.replace(CONFIG, data=data), tmp_path / "export"
 
@@ -140,27 +144,29 @@ def test_stored_pictures_are_compared_where_there_is_a_clip(stored, field):
 
 def test_without_a_clip_stored_pictures_are_not_measured(stored):
     config, _ = stored
-    assert make_evaluation(replaced(config, evaluated=None), TOLD, VAE, {})(grey) == {}
-    with pytest.raises(InputError, match=r"evaluated: got 20 for data that nothing here measures"):
+    assert make_evaluation(replaced(config, num_eval_images=None), TOLD, VAE, {})(grey) == {}
+    with pytest.raises(InputError, match=r"num_eval_images: got 20 for data without a metric"):
         make_evaluation(config, TOLD, VAE, {})
 
 
 def test_counts(monkeypatch):
-    assert make_evaluation(replaced(evaluated=0), TOLD, VAE, {})(grey) == {}
-    monkeypatch.setattr(evaluation, "EVALUATED", 2)
+    assert make_evaluation(replaced(num_eval_images=0), TOLD, VAE, {})(grey) == {}
+    monkeypatch.setattr(evaluation, "DEFAULT_EVAL_IMAGES", 2)
     seen = []
-    make_evaluation(replaced(evaluated=None), TOLD, VAE, {})(
+    make_evaluation(replaced(num_eval_images=None), TOLD, VAE, {})(
         lambda shown: seen.extend(texts_of(shown["ids"])) or grey(shown)
     )
     assert len(set(seen)) == 2
-    with pytest.raises(InputError, match="evaluated: got 1, expected 0 or 2 or more"):
-        replaced(evaluated=1)
-    with pytest.raises(InputError, match="clip: got a, expected it left out with evaluated 0"):
-        replaced(evaluated=0, clip="a")
+    with pytest.raises(InputError, match="num_eval_images: got 1, expected 0 or 2 or more"):
+        replaced(num_eval_images=1)
+    with pytest.raises(
+        InputError, match="eval_clip: got a, expected it left out with num_eval_images 0"
+    ):
+        replaced(num_eval_images=0, eval_clip="a")
     never = dataclasses.replace(CONFIG, sample_every=0)
-    with pytest.raises(InputError, match=r"evaluated: got 20, .* with sample_every 0"):
+    with pytest.raises(InputError, match=r"num_eval_images: got 20, .* with sample_every 0"):
         make_evaluation(never, TOLD, VAE, {})
-    assert make_evaluation(replaced(never, evaluated=None), TOLD, VAE, {})(grey) == {}
+    assert make_evaluation(replaced(never, num_eval_images=None), TOLD, VAE, {})(grey) == {}
 
 
 def test_held_out_latents_are_decoded_wherever_the_vae_was_read():
@@ -168,5 +174,5 @@ def test_held_out_latents_are_decoded_wherever_the_vae_was_read():
     vae = initialise(AutoencoderKL, tiny_training.VAE, seed=0)
     alone = jax.device_put(param_dict(vae), jax.devices()[0])
     z = np.random.default_rng(0).normal(size=(20, 2, 2, 2)).astype(np.float32)
-    found = evaluation._pictures(with_params(vae, alone), {"mean": z})
+    found = evaluation._decoded_images(with_params(vae, alone), {"mean": z})
     np.testing.assert_allclose(found, vae.decode(jnp.asarray(z)), rtol=1e-4, atol=1e-5)

@@ -17,7 +17,7 @@ from jaxdiff.models.build import initialise, param_dict
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 MODEL = AutoencoderKLConfig(
@@ -36,7 +36,7 @@ from jaxdiff.training.config import OptimiserConfig, TrainConfig, VAEObjective
 from jaxdiff.models.vae import AutoencoderKLConfig
 config = TrainConfig(
     objective=VAEObjective(
-        model={MODEL!r}, weights="FOLDER/vae", perceptual="FOLDER", adversarial_weight=0.5,
+        model={MODEL!r}, weights="FOLDER/vae", perceptual_model="FOLDER", adversarial_weight=0.5,
         adversarial_start=2,
         discriminator=PatchDiscriminatorConfig(width=4, layers=1, norm_num_groups=4),
     ),
@@ -49,8 +49,8 @@ ENCODING = ("encoder.", "quant_conv.")
 @pytest.fixture(scope="module", autouse=True)
 def few():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "VALIDATED", 16)
-        patch.setattr(vae, "MEASURED", 64)
+        patch.setattr(experiment, "VALIDATION_BATCH", 16)
+        patch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 64)
         yield
 
 
@@ -77,7 +77,7 @@ def command(folder, workdir, *more):
 
 
 def test_only_the_decoder_is_trained_where_asked(folder, tmp_path):
-    flags = ["--objective.only-decoder", "--dtype", "bfloat16"]
+    flags = ["--objective.freeze-encoder", "--dtype", "bfloat16"]
     run(command(folder, tmp_path / "w", *flags))
     export = tmp_path / "w" / "export"
     given, ended = (read_component(place).module for place in (folder / "vae", export))
@@ -88,7 +88,7 @@ def test_only_the_decoder_is_trained_where_asked(folder, tmp_path):
         same = np.array_equal(np.asarray(array, np.float32), after[name])
         assert same == name.startswith(ENCODING), name
     log = read_lines(tmp_path / "w" / "log.jsonl")
-    assert [line["adversarial_amount"] > 0 for line in log] == [False, False, True, True]
+    assert [line["adversarial_weight"] > 0 for line in log] == [False, False, True, True]
     assert all(np.isfinite(value) for line in log for value in line.values())
     other = folder.parent / "other"
     shutil.copytree(folder, other, dirs_exist_ok=True)
@@ -123,7 +123,7 @@ def test_a_tuned_vae_is_resumed_to_the_same_end(folder, tmp_path):
     [
         (["--objective.model.latent-channels", "3"], "latent_channels: got 3, expected 2 as"),
         (
-            ["--objective.only-decoder", "--objective.model.scaling-factor", "0.5"],
+            ["--objective.freeze-encoder", "--objective.model.scaling-factor", "0.5"],
             r"scaling_factor: got 0\.5, expected 0\.7 as",
         ),
     ],
@@ -135,6 +135,6 @@ def test_another_model_than_that_of_the_weights_is_refused(folder, tmp_path, fla
 
 
 def test_a_folder_of_something_else_is_refused(folder, tmp_path):
-    for name, place in (("weights", "clip"), ("perceptual", "vae")):
+    for name, place in (("weights", "clip"), ("perceptual_model", "vae")):
         with pytest.raises(InputError, match=r"got (CLIPModel|AutoencoderKL) in"):
             run(command(folder, tmp_path / "w", f"--objective.{name}", str(folder / place)))

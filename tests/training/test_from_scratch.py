@@ -5,8 +5,8 @@ import pytest
 import tiny
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.experiments.begin import begin
-from jaxdiff.experiments.tuning import tuning
+from jaxdiff.experiments.base_model import load_base_model
+from jaxdiff.experiments.training_methods import make_training_method
 from jaxdiff.models.build import initial_weights, param_dict
 from jaxdiff.training.config import DiffusionObjective, Full
 
@@ -17,21 +17,24 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def test_only_the_unet_begins_at_random(tmp_path, text_encoders):
     folder = tiny.write_xl(tmp_path / "xl")
     train = Full(from_scratch=True, text_encoders=text_encoders)
-    begun = begin(DiffusionObjective(pipeline=str(folder), train=train))
-    networks, learnt = begun.networks(np.float32), tuning(begun, np.float32, None).tuned
+    begun = load_base_model(DiffusionObjective(pipeline=str(folder), trainable=train))
+    networks, learnt = (
+        begun.abstract_networks(np.float32),
+        make_training_method(begun, np.float32, None).partition,
+    )
     drawn = dict(learnt.init(3))
     prefix = "unet." if text_encoders else ""
     fresh = {f"{prefix}{path}": array for path, array in initial_weights(networks["unet"], 3)}
-    stored = param_dict(begun.parts.components["unet"].module)
+    stored = param_dict(begun.pipeline.components["unet"].module)
     assert any(not np.array_equal(fresh[f"{prefix}{path}"], stored[path]) for path in stored)
     for path, array in fresh.items():
         np.testing.assert_array_equal(drawn.pop(path), array)
     for path, array in drawn.items():  # those of the text encoders are the pipeline's
         name, _, own = path.partition(".")
-        np.testing.assert_array_equal(array, begun.table(name)[own])
+        np.testing.assert_array_equal(array, begun.host_weights(name)[own])
     assert bool(drawn) == text_encoders
 
 
 def test_a_scratch_without_a_pipeline_is_refused():
     with pytest.raises(InputError, match="from_scratch: got it without"):
-        DiffusionObjective(vae="vae", text_encoder="text", train=Full(from_scratch=True))
+        DiffusionObjective(vae="vae", text_encoder="text", trainable=Full(from_scratch=True))

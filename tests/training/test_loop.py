@@ -61,9 +61,9 @@ def run(record: Record, *, steps=10, bad=(), start=0, numbers=Ones):
         loss = new.step.astype(jnp.float32)
         skipped = jnp.isin(new.step, jnp.asarray(bad, jnp.int32))
         loss = jnp.where(skipped, jnp.nan, loss)
-        return new, {"loss": loss, "skipped": skipped.astype(jnp.float32)}
+        return new, {"loss": loss, "nonfinite_steps": skipped.astype(jnp.float32)}
 
-    intervals = Intervals(steps=steps, log=4, checkpoint=3, sample=5, skipped=3)
+    intervals = Intervals(steps=steps, log=4, checkpoint=3, sample=5, max_nonfinite_steps=3)
     with Prefetch(numbers(), lambda batch: batch) as ahead:
         return train(
             jax.jit(step),
@@ -125,11 +125,13 @@ def test_stopping_saves_the_step_it_stopped_at():
 def test_skipped_steps_are_counted_and_left_out_of_the_means():
     record = Record()
     run(record, bad=(1, 2, 4, 6, 7, 9, 10))
-    assert {n: (v["loss"], v["skipped"]) for n, v in record.logged.items() if "loss" in v} == {
+    assert {
+        n: (v["loss"], v["nonfinite_steps"]) for n, v in record.logged.items() if "loss" in v
+    } == {
         4: (3.0, 3.0),
         8: (6.5, 2.0),
     }
-    assert record.logged[10]["skipped"] == 2
+    assert record.logged[10]["nonfinite_steps"] == 2
     assert [step for step, *_ in record.saved] == [3, 6, 9, 10]
 
 

@@ -45,7 +45,7 @@ def test_an_error_comes_in_its_turn():
 
 
 def test_a_batch_that_does_not_come_holds_nobody(monkeypatch):
-    monkeypatch.setattr(prefetch, "ENOUGH", 0.05)
+    monkeypatch.setattr(prefetch, "JOIN_TIMEOUT_SECONDS", 0.05)
     come, arrived = threading.Event(), []
 
     def place(batch):

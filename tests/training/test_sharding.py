@@ -18,9 +18,9 @@ from jaxdiff.parallel.mesh import (
 )
 from jaxdiff.parallel.sharding import shardings
 from jaxdiff.training.config import CLIPObjective, EMAConfig, OptimiserConfig, TrainConfig
-from jaxdiff.training.objectives.clip import clip_learner
-from jaxdiff.training.objectives.diffusion import diffusion_learner
-from jaxdiff.training.objectives.tuning import unet_only
+from jaxdiff.training.objectives.clip import clip_task
+from jaxdiff.training.objectives.diffusion import diffusion_task
+from jaxdiff.training.objectives.trainable import train_unet
 from jaxdiff.training.program import make_program
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -41,7 +41,7 @@ def trained(sizes):
     """Losses of a few steps, and the state after them."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
     frozen = tiny_training.frozen()
-    learn = diffusion_learner(OBJECTIVE, unet_only(tiny_training.networks()))
+    learn = diffusion_task(OBJECTIVE, train_unet(tiny_training.networks()))
     config = TrainConfig(
         objective=OBJECTIVE,
         optimiser=OptimiserConfig(learning_rate=1e-2, warmup_steps=1),
@@ -50,11 +50,11 @@ def trained(sizes):
         batch_size=8,
     )
     program = make_program(config, learn, frozen, mesh)
-    where = program.state_places
+    where = program.state_shardings
     params = {path: device_put_global(array, where.params[path]) for path, array in learn.init(2)}
-    state = jax.jit(program.begin, out_shardings=where)(params)
+    state = jax.jit(program.init, out_shardings=where)(params)
     frozen, base = (
-        jax.tree.map(device_put_global, frozen, program.frozen_places),
+        jax.tree.map(device_put_global, frozen, program.frozen_shardings),
         replicate(jax.random.key(3), mesh),
     )
     rng, losses = np.random.default_rng(0), []
@@ -94,7 +94,7 @@ def test_captions_are_told_from_those_of_all_devices(sizes):
 
     A device that knew its own pair alone would lose nothing.
     """
-    learn = clip_learner(CONTRAST)
+    learn = clip_task(CONTRAST)
     params = {path: np.asarray(array) for path, array in learn.init(0)}
     rng = np.random.default_rng(1)
     ids = np.full((8, 6), 19)

@@ -63,8 +63,15 @@ def test_each_step_draws_with_its_own_key():
 def test_metrics_and_average():
     state = fresh_state()
     after, metrics = STEP(state, FROZEN, BATCH, BASE)
-    assert set(metrics) == {"loss", "mse", "grad_norm", "param_norm", "learning_rate", "skipped"}
-    assert float(metrics["skipped"]) == 0
+    assert set(metrics) == {
+        "loss",
+        "mse",
+        "grad_norm",
+        "param_norm",
+        "learning_rate",
+        "nonfinite_steps",
+    }
+    assert float(metrics["nonfinite_steps"]) == 0
     assert int(after.step) == 1
     assert float(metrics["learning_rate"]) == np.float32(0.1)
     # the first decay is 1 / 10
@@ -97,7 +104,7 @@ def test_what_is_not_finite_changes_nothing_but_the_count(where):
     step = make_step(loss, rule, SCHEDULE, EMAConfig(decay=0.99))
     state = initial_state(fresh_state().params, rule)
     after, metrics = jax.jit(step)(state, FROZEN, BATCH, BASE)
-    assert float(metrics["skipped"]) == 1
+    assert float(metrics["nonfinite_steps"]) == 1
     assert int(after.step) == 1
     jax.tree.map(np.testing.assert_array_equal, after._replace(step=state.step), state)
 

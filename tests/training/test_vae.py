@@ -14,12 +14,12 @@ from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.training.config import VAEObjective
 from jaxdiff.training.objectives.vae import (
     Frozen,
-    divergence,
-    edge_error,
+    edge_loss,
+    kl_divergence,
     latent_moments,
     reconstruct,
     sample_latents,
-    vae_learner,
+    vae_task,
 )
 
 MODEL = AutoencoderKLConfig(
@@ -32,7 +32,7 @@ MODEL = AutoencoderKLConfig(
 OBJECTIVE = VAEObjective(
     model=MODEL, l1_weight=0.5, l2_weight=2.0, edge_weight=0.25, kl_weight=0.01
 )
-LEARNER = vae_learner(OBJECTIVE)
+LEARNER = vae_task(OBJECTIVE)
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)), jnp.float32)
 
 
@@ -42,7 +42,7 @@ def params():
 
 
 def test_divergence_of_a_standard_normal_is_zero():
-    assert float(divergence(jnp.zeros((2, 3)), jnp.zeros((2, 3)))) == 0
+    assert float(kl_divergence(jnp.zeros((2, 3)), jnp.zeros((2, 3)))) == 0
 
 
 def test_divergence_is_the_mean_log_ratio_of_densities():
@@ -50,19 +50,19 @@ def test_divergence_is_the_mean_log_ratio_of_densities():
     z = np.asarray(sample_latents(mean, logvar, jax.random.key(1)), np.float64)
     log_ratio = 0.5 * (z**2 - (z - 0.7) ** 2 / np.exp(-0.4) + 0.4)
     error = 3 * log_ratio.std() / np.sqrt(log_ratio.size)
-    assert abs(float(divergence(mean, logvar)) - log_ratio.mean()) < error
+    assert abs(float(kl_divergence(mean, logvar)) - log_ratio.mean()) < error
 
 
 def test_a_perfect_network_loses_nothing():
-    assert float(edge_error(IMAGES, IMAGES)) == 0
+    assert float(edge_loss(IMAGES, IMAGES)) == 0
 
 
 def test_edges_do_not_see_brightness_but_blur():
-    assert float(edge_error(IMAGES, IMAGES + 0.3)) < 1e-6
+    assert float(edge_loss(IMAGES, IMAGES + 0.3)) < 1e-6
     # one bright column: a step of 1 on either side of it in each row
     line = jnp.zeros((1, 4, 4, 1)).at[:, :, 1].set(1.0)
     across = 2 * 4 / (4 * 3)
-    np.testing.assert_allclose(edge_error(line, jnp.zeros_like(line)), across / 2, rtol=1e-6)
+    np.testing.assert_allclose(edge_loss(line, jnp.zeros_like(line)), across / 2, rtol=1e-6)
 
 
 def test_loss_is_the_weighted_sum_of_its_parts(params):
@@ -101,7 +101,7 @@ def test_reconstruction_goes_through_the_means(params):
 
 
 def test_computing_in_bfloat16_needs_no_implicit_promotion():
-    half = vae_learner(OBJECTIVE, jnp.bfloat16)
+    half = vae_task(OBJECTIVE, jnp.bfloat16)
     value, _ = jax.eval_shape(
         half.loss, half.shapes, Frozen(), {"image": IMAGES}, jax.random.key(0)
     )
@@ -118,10 +118,13 @@ def test_weights_that_make_no_loss_are_refused():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"only_decoder": True}, r"weights: got none, expected a folder for only_decoder"),
-        ({"only_decoder": True, "weights": "a", "kl_weight": 0.5}, r"kl_weight: got 0\.5, .* with"),
+        ({"freeze_encoder": True}, r"weights: got none, expected a folder for freeze_encoder"),
+        (
+            {"freeze_encoder": True, "weights": "a", "kl_weight": 0.5},
+            r"kl_weight: got 0\.5, .* with",
+        ),
         ({"perceptual_weight": 2.0}, r"perceptual_weight: got 2\.0, expected it left out without"),
-        ({"perceptual": "a", "perceptual_weight": 0.0}, r"perceptual_weight: got 0\.0"),
+        ({"perceptual_model": "a", "perceptual_weight": 0.0}, r"perceptual_weight: got 0\.0"),
         ({"adversarial_weight": -0.5}, r"adversarial_weight: got -0\.5"),
         ({"adversarial_start": 5}, r"adversarial_start: got 5, .* with adversarial_weight 0"),
         ({"adversarial_weight": 1.0, "adversarial_start": -1}, r"adversarial_start: got -1"),
@@ -133,4 +136,4 @@ def test_weights_that_make_no_loss_are_refused():
 def test_fields_that_would_be_ignored_are_refused(fields, message):
     with pytest.raises(InputError, match=rf"objective\.{message}"):
         VAEObjective(model=MODEL, **fields)
-    VAEObjective(model=MODEL, only_decoder=True, weights="a", kl_weight=0.0)
+    VAEObjective(model=MODEL, freeze_encoder=True, weights="a", kl_weight=0.0)

@@ -1,6 +1,7 @@
-"""What a training is: one frozen tree of choices, checked when it is made.
+"""The config of a training: nested frozen dataclasses, validated when they are constructed.
 
 A file in `configs/` defines `config = TrainConfig(...)`; the command line overrides its fields.
+Old spellings of fields and options still work: see `aliases.py`.
 """
 
 import dataclasses
@@ -9,11 +10,12 @@ from typing import Any
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import DTYPES
 from jaxdiff.core.validate import in_range, non_negative, one_of, positive
-from jaxdiff.training.config.data import DATA_FIELDS, PICTURES, DataConfig
+from jaxdiff.training.config.aliases import accept_old_fields
+from jaxdiff.training.config.data import DATA_FIELDS, IMAGE_KINDS, DataConfig
 from jaxdiff.training.config.ema import EMAConfig
 from jaxdiff.training.config.mesh import MESHES, MeshConfig
 from jaxdiff.training.config.objectives import (
-    OF_PIPELINE,
+    PIPELINE_FIELDS,
     ClassifierObjective,
     CLIPObjective,
     DiffusionObjective,
@@ -22,12 +24,12 @@ from jaxdiff.training.config.objectives import (
     VAEObjective,
 )
 from jaxdiff.training.config.optimiser import OptimiserConfig
-from jaxdiff.training.config.tuning import Full, LoRA, TextualInversion, Tuning
+from jaxdiff.training.config.trainable import Full, LoRA, TextualInversion, Trainable
 
 __all__ = [
     "DATA_FIELDS",
+    "IMAGE_KINDS",
     "MESHES",
-    "PICTURES",
     "CLIPObjective",
     "ClassifierObjective",
     "DataConfig",
@@ -41,33 +43,36 @@ __all__ = [
     "OptimiserConfig",
     "TextualInversion",
     "TrainConfig",
-    "Tuning",
+    "Trainable",
     "VAEObjective",
-    "identity",
+    "resume_identity",
 ]
 
 
+@accept_old_fields("")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training, complete: with the same code it gives the same weights."""
+    """A complete training: with the same code it gives the same weights."""
 
     objective: Objective
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    steps: int  # optimiser steps in all
-    batch_size: int  # pictures per step over all devices
-    accumulate: int = 1  # parts in which a batch is computed one after another, to save memory
-    seed: int = 0  # of the initial weights and of all noise
-    dtype: str = "float32"  # in which the networks compute; weights are float32
+    steps: int  # optimiser steps in total
+    batch_size: int  # images per step, over all devices
+    # parts of a batch whose gradients are computed one after another, to save memory
+    gradient_accumulation_steps: int = 1
+    seed: int = 0  # of the initial weights and all noise
+    dtype: str = "float32"  # compute dtype of the networks; weights are float32
     ema: EMAConfig = dataclasses.field(default_factory=EMAConfig)
-    log_every: int = 50  # steps between lines of the log, which are means over those steps
+    log_every: int = 50  # steps between lines of the log, which average over them
     checkpoint_every: int = 1000  # steps between checkpoints
-    sample_every: int = 2000  # steps between sample grids; 0 makes none
-    tensorboard: bool = True  # whether the log is written for TensorBoard too
-    wandb: str | None = None  # project at Weights & Biases that is told as well
-    keep: int = 2  # newest checkpoints that stay
-    max_skipped: int = 10  # steps in a row with a loss or gradient not finite that end the training
+    sample_every: int = 2000  # steps between sample grids; 0: never
+    tensorboard: bool = True  # whether to log to TensorBoard too
+    wandb: str | None = None  # Weights & Biases project to log to as well
+    max_checkpoints: int = 2  # newest checkpoints that are kept
+    # consecutive steps with a loss or gradient that is not finite after which training stops
+    max_nonfinite_steps: int = 10
 
     def __post_init__(self) -> None:
         counts = (
@@ -75,29 +80,29 @@ class TrainConfig:
             "batch_size",
             "log_every",
             "checkpoint_every",
-            "keep",
-            "max_skipped",
-            "accumulate",
+            "max_checkpoints",
+            "max_nonfinite_steps",
+            "gradient_accumulation_steps",
         )
         for name in counts:
             positive(name, getattr(self, name))
         in_range("seed", self.seed, 0, 2**31 - 1)
-        if self.data.items is not None:
+        if self.data.num_scenes is not None:
             raise InputError(
-                f"data.items: got {self.data.items}, expected it left out: a training goes through "
-                "new scenes for as long as it lasts"
+                f"data.num_scenes: got {self.data.num_scenes}, expected it left out: it is for "
+                "cache-latents, trainings render new scenes without end"
             )
         non_negative("sample_every", self.sample_every)
         one_of("dtype", self.dtype, DTYPES)
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.gradient_accumulation_steps:
             raise InputError(
-                f"accumulate: got {self.accumulate}, "
+                f"gradient_accumulation_steps: got {self.gradient_accumulation_steps}, "
                 f"expected a divisor of batch_size, {self.batch_size}"
             )
-        if self.accumulate > 1 and isinstance(self.objective, CLIPObjective):
+        if self.gradient_accumulation_steps > 1 and isinstance(self.objective, CLIPObjective):
             raise InputError(
-                f"accumulate: got {self.accumulate}, expected 1: captions are told from those of "
-                "the whole batch"
+                f"gradient_accumulation_steps: got {self.gradient_accumulation_steps}, expected 1: "
+                "CLIP contrasts each caption with the whole batch"
             )
         if self.batch_size % self.data.variations:
             raise InputError(
@@ -106,36 +111,38 @@ class TrainConfig:
             )
 
 
-# The fields of each objective that fix its parameters and what they mean.
+# The fields of each objective that determine its parameters and their meaning.
 _IDENTITY: dict[type, tuple[str, ...]] = {
-    VAEObjective: ("model", "only_decoder", "adversarial", "discriminator"),
-    CLIPObjective: ("text", "vision", "projection_dim", "heads"),
-    DiffusionObjective: ("model", "schedule", "prediction_type", "train"),
-    DistillationObjective: ("scale_width",),
+    VAEObjective: ("model", "freeze_encoder", "adversarial", "discriminator"),
+    CLIPObjective: ("text", "vision", "projection_dim", "has_attribute_heads"),
+    DiffusionObjective: ("model", "schedule", "prediction_type", "trainable"),
+    DistillationObjective: ("guidance_embedding_dim",),
     ClassifierObjective: ("model", "schedule"),
 }
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """What must not change when a training goes on: dotted field name -> value, JSON-like.
+def resume_identity(config: TrainConfig) -> dict[str, Any]:
+    """What must not change when a training resumes: dotted field name -> JSON-like value.
 
-    That is the model, the seed, and the optimiser with what it leaves frozen. Learning rates, loss
-    weights, intervals and the number of steps may change. What a pipeline says is not known here:
-    the experiment adds it.
+    That is the model, the seed, the optimiser and the weights that it freezes. Learning rates, loss
+    weights, intervals and the number of steps may change. The experiment adds the values that come
+    from a pipeline.
     """
     objective = config.objective
     values: dict[str, Any] = {
         "objective": type(objective).__name__,
         "seed": config.seed,
         "optimiser.name": config.optimiser.name,
-        "ema.widths": list(config.ema.widths),
-        "optimiser.groups with 0": [pattern for pattern, f in config.optimiser.groups if f == 0],
+        "ema.power_stds": list(config.ema.power_stds),
+        "optimiser.lr_multipliers with 0": [
+            pattern for pattern, f in config.optimiser.lr_multipliers if f == 0
+        ],
     }
-    elsewhere = OF_PIPELINE if getattr(objective, "pipeline", None) else ()
-    for name in (n for n in _IDENTITY[type(objective)] if n not in elsewhere):
+    from_pipeline = PIPELINE_FIELDS if getattr(objective, "pipeline", None) else ()
+    for name in (n for n in _IDENTITY[type(objective)] if n not in from_pipeline):
         value = getattr(objective, name)
-        if name == "train":
-            values["objective.train"] = type(value).__name__
+        if name == "trainable":
+            values["objective.trainable"] = type(value).__name__
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = dataclasses.asdict(value)
             values |= {f"objective.{name}.{key}": item for key, item in fields.items()}

@@ -1,4 +1,4 @@
-"""How devices share the work."""
+"""The config of the device mesh."""
 
 import dataclasses
 
@@ -8,11 +8,11 @@ from jaxdiff.core.validate import positive
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How devices share the work: their number is data x fsdp x tensor."""
+    """The mesh axes; the number of devices is data x fsdp x tensor."""
 
-    data: int = -1  # groups of devices that each hold all weights; -1 takes what the others leave
-    fsdp: int = 1  # devices that share the weights, each with a part of the batch of its own
-    tensor: int = 1  # devices that share the weights and the work on the same part of the batch
+    data: int = -1  # groups that each hold all weights; -1: all remaining devices
+    fsdp: int = 1  # devices that share the weights, each with its own part of the batch
+    tensor: int = 1  # devices that share weights and work on the same part of the batch
 
     def __post_init__(self) -> None:
         wanted = {name: getattr(self, name) for name in ("data", "fsdp", "tensor")}

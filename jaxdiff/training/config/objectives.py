@@ -1,4 +1,4 @@
-"""What is learnt, and from what: one config for each objective."""
+"""The config of each objective."""
 
 import dataclasses
 from typing import Any
@@ -14,30 +14,35 @@ from jaxdiff.models.discriminator import PatchDiscriminatorConfig
 from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.nn.remat import REMAT
+from jaxdiff.training.config.aliases import accept_old_fields
 from jaxdiff.training.config.data import DataConfig
-from jaxdiff.training.config.tuning import Full, Tuning
+from jaxdiff.training.config.trainable import Full, Trainable
 
-TIMES = ("uniform", "logit_normal")
-# The fields of a DiffusionObjective that a pipeline says.
-OF_PIPELINE = ("model", "vae", "text_encoder", "weights", "schedule", "prediction_type")
+TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
+# The fields of a DiffusionObjective that a pipeline provides.
+PIPELINE_FIELDS = ("model", "vae", "text_encoder", "weights", "schedule", "prediction_type")
 
 
+@accept_old_fields("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEObjective:
-    """Learn to encode pictures into few numbers and back (Kingma & Welling, 1312.6114)."""
+    """Train a VAE (Kingma & Welling, 1312.6114), as latent diffusion does (2112.10752)."""
 
     model: AutoencoderKLConfig = dataclasses.field(default_factory=AutoencoderKLConfig)
-    weights: str | None = None  # folder of a VAE to begin with; None begins at random
-    only_decoder: bool = False  # whether the encoder, and so the latents, stay those of `weights`
-    l1_weight: float = 1.0  # of the mean absolute error of the pixels
-    l2_weight: float = 1.0  # of the mean squared error of the pixels
-    edge_weight: float = 1.0  # of the mean absolute error of the differences of neighbouring pixels
-    kl_weight: float = 1e-4  # of the divergence from N(0, 1), in nats per latent element
-    perceptual: str | None = None  # folder of a CLIP model, or with clip/, that compares pictures
-    perceptual_weight: float = 1.0  # of the distance between what its layers say
-    adversarial_weight: float = 0.0  # of what the discriminator says; 0 trains none
-    adversarial_start: int = 0  # steps after which it begins to learn and to be listened to
-    adversarial_adaptive: bool = True  # whether its weight is times lambda (2012.09841, eq. 7)
+    weights: str | None = None  # folder of a VAE to start from; None: random weights
+    freeze_encoder: bool = False  # whether to train only the decoder, so that latents stay the same
+    l1_weight: float = 1.0  # of the mean absolute error of pixels
+    l2_weight: float = 1.0  # of the mean squared error of pixels
+    edge_weight: float = 1.0  # of the mean absolute error of differences of neighbouring pixels
+    kl_weight: float = 1e-4  # of the KL divergence from N(0, 1), in nats per latent element
+    # folder of the CLIP model of the perceptual loss, or one with clip/; None: no such loss
+    perceptual_model: str | None = None
+    perceptual_weight: float = 1.0  # of the distance between its hidden states
+    adversarial_weight: float = 0.0  # of the decoder's adversarial loss; 0: no discriminator
+    adversarial_start: int = 0  # steps before the discriminator trains and counts
+    adversarial_adaptive: bool = (
+        True  # whether to multiply the weight by lambda (2012.09841, eq. 7)
+    )
     discriminator: PatchDiscriminatorConfig = dataclasses.field(
         default_factory=PatchDiscriminatorConfig
     )
@@ -49,12 +54,12 @@ class VAEObjective:
             raise InputError("objective.l1_weight: got 0 beside l2_weight 0, expected one above 0")
         positive("objective.perceptual_weight", self.perceptual_weight)
         non_negative("objective.adversarial_start", self.adversarial_start)
-        if self.only_decoder and self.weights is None:
-            raise InputError("objective.weights: got none, expected a folder for only_decoder")
-        if self.only_decoder and self.kl_weight:
-            self._left_out("with only_decoder, where latents do not change", kl_weight=1e-4)
-        if self.perceptual is None:
-            self._left_out("without perceptual", perceptual_weight=1.0)
+        if self.freeze_encoder and self.weights is None:
+            raise InputError("objective.weights: got none, expected a folder for freeze_encoder")
+        if self.freeze_encoder and self.kl_weight:
+            self._left_out("with freeze_encoder, where latents do not change", kl_weight=1e-4)
+        if self.perceptual_model is None:
+            self._left_out("without perceptual_model", perceptual_weight=1.0)
         if not self.adversarial:
             self._left_out(
                 "with adversarial_weight 0",
@@ -69,7 +74,7 @@ class VAEObjective:
         return self.adversarial_weight > 0
 
     def _left_out(self, where: str, **defaults: Any) -> None:
-        """InputError unless the fields are as they are when nobody sets them."""
+        """InputError unless the fields have their defaults."""
         for name, default in defaults.items():
             if getattr(self, name) != default:
                 raise InputError(
@@ -77,16 +82,17 @@ class VAEObjective:
                 )
 
 
+@accept_old_fields("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPObjective:
-    """Tell which caption belongs to which picture (CLIP, 2103.00020)."""
+    """Train a CLIP model with the contrastive loss (2103.00020)."""
 
     text: CLIPTextConfig = dataclasses.field(default_factory=CLIPTextConfig)
     vision: CLIPVisionConfig = dataclasses.field(default_factory=CLIPVisionConfig)
-    projection_dim: int = 128  # of the space in which pictures and captions meet
+    projection_dim: int = 128  # of the shared embedding space
     logit_scale: float = 14.285714  # initial inverse temperature, 1 / 0.07
-    # of the negative log-likelihood of a scene's attributes, which linear heads read from both
-    # towers and from the text encoder's last positions; 0 leaves the heads out
+    # of the negative log-likelihood of a scene's attributes, which linear heads predict from both
+    # towers and from the text encoder's last positions; 0: no heads
     attribute_weight: float = 0.0
 
     def __post_init__(self) -> None:
@@ -95,153 +101,165 @@ class CLIPObjective:
         in_range("objective.logit_scale", self.logit_scale, 1, 100)
 
     @property
-    def heads(self) -> bool:
-        """Whether attributes are learnt as well."""
+    def has_attribute_heads(self) -> bool:
+        """Whether attribute heads are trained as well."""
         return self.attribute_weight > 0
 
 
+@accept_old_fields("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionObjective:
-    """Learn to denoise the latents of captioned pictures (latent diffusion, 2112.10752).
+    """Train a latent diffusion model (2112.10752).
 
-    What `pipeline` brings along is left out beside it: the fields in OF_PIPELINE.
+    A `pipeline` provides the fields in PIPELINE_FIELDS, which are then left out.
     """
 
-    pipeline: str | None = None  # folder, file or Hub id of a whole model to begin with
+    pipeline: str | None = None  # folder, file or Hub id of the model to start from
     model: UNet2DConditionConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
-    vae: str | None = None  # folder of the frozen VAE: a finished training's export/
+    vae: str | None = None  # folder of the frozen VAE: export/ of its training
     text_encoder: str | None = None  # folder with the text_encoder/ and tokenizer/
-    weights: str | None = None  # folder of a UNet to begin with; None begins at random
+    weights: str | None = None  # folder of a UNet to start from; None: random weights
     schedule: NoiseSchedule = dataclasses.field(
         default_factory=lambda: NoiseSchedule(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
         )
     )
-    prediction_type: str = "v_prediction"  # what the network outputs: a name in diffusion.KINDS
-    train: Tuning = dataclasses.field(default_factory=Full)  # which weights are trained
-    weighting: str = "uniform"  # of the squared error over noise levels: a name in WEIGHTINGS
-    gamma: float = 5.0  # the cap of min_snr and soft_min_snr; the exponent of p2, there 0.5 or 1
-    noise_offset: float = 0.0  # deviation of what is added to whole channels of the noise
-    remat: str = "none"  # what is computed again for gradients, to save memory: a name in REMAT
-    times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
-    time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
-    caption_dropout: float = 0.1  # share of captions replaced by the null caption
-    # the same of what each of several text encoders reads, beside those and independently
-    caption_dropout_each: tuple[float, ...] = ()
-    # Pictures of what the trained thing is one of, half of each batch, so that the word for them
-    # keeps its meaning (DreamBooth, 2208.12242, section 3.3).
-    prior: DataConfig | None = None
-    prior_weight: float = 1.0  # of their loss beside that of the others
-    sample_scale: float = 5.0  # guidance scale of the sample grids
+    prediction_type: str = "v_prediction"  # output of the network: one of PREDICTION_TYPES
+    trainable: Trainable = dataclasses.field(default_factory=Full)  # which weights are trained
+    weighting: str = "uniform"  # loss weighting over timesteps: one of WEIGHTINGS
+    snr_gamma: float = 5.0  # of min_snr and soft_min_snr: the cap; of p2: the exponent, 0.5 or 1
+    noise_offset: float = 0.0  # standard deviation of an offset added to each channel of the noise
+    remat: str = "none"  # what the backward pass recomputes, to save memory: one of REMAT
+    timestep_sampling: str = "uniform"  # uniform or logit_normal (2403.03206, section 3.1)
+    timestep_shift: float = 1.0  # above 1: more noise (2403.03206, eq. 23)
+    caption_dropout: float = 0.1  # fraction of captions replaced by the null caption
+    # the same for each of several text encoders separately, in addition
+    caption_dropout_per_encoder: tuple[float, ...] = ()
+    # Class images for prior preservation, half of each batch (DreamBooth, 2208.12242, section 3.3).
+    prior_data: DataConfig | None = None
+    prior_loss_weight: float = 1.0  # of their loss relative to that of the others
+    sample_guidance_scale: float = 5.0  # guidance scale of the sample grids
     sample_steps: int = 25  # DDIM steps of the sample grids
-    # pictures drawn beside each grid to be measured; None: 64 where they can be, 0: none
-    evaluated: int | None = None
-    clip: str | None = None  # folder of the CLIP that measures; None: that beside the text encoder
+    # images generated with each grid for evaluation; None: 64 where there is a metric, 0: none
+    num_eval_images: int | None = None
+    # folder of the CLIP model of validation_fid; None: clip/ next to the text encoder
+    eval_clip: str | None = None
 
     def __post_init__(self) -> None:
-        if self.evaluated is not None and (self.evaluated < 0 or self.evaluated == 1):
-            raise InputError(f"objective.evaluated: got {self.evaluated}, expected 0 or 2 or more")
-        if self.evaluated == 0 and self.clip is not None:
+        if self.num_eval_images is not None and (
+            self.num_eval_images < 0 or self.num_eval_images == 1
+        ):
             raise InputError(
-                f"objective.clip: got {self.clip}, expected it left out with evaluated 0"
+                f"objective.num_eval_images: got {self.num_eval_images}, expected 0 or 2 or more"
+            )
+        if self.num_eval_images == 0 and self.eval_clip is not None:
+            raise InputError(
+                f"objective.eval_clip: got {self.eval_clip}, expected it left out with "
+                "num_eval_images 0"
             )
         one_of("objective.prediction_type", self.prediction_type, PREDICTION_TYPES)
         one_of("objective.weighting", self.weighting, WEIGHTINGS)
-        one_of("objective.times", self.times, TIMES)
+        one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
         one_of("objective.remat", self.remat, REMAT)
         if self.schedule.zero_terminal_snr and self.prediction_type == "epsilon":
             raise InputError(
                 "objective.prediction_type: got epsilon for a schedule that ends without signal, "
-                "expected another kind: there it says nothing about the picture"
+                "expected another type: at pure noise, epsilon contains no information about the "
+                "image"
             )
-        positive("objective.gamma", self.gamma)
+        positive("objective.snr_gamma", self.snr_gamma)
         non_negative("objective.noise_offset", self.noise_offset)
-        in_range("objective.time_shift", self.time_shift, 0.01, 100)
-        for rate in (self.caption_dropout, *self.caption_dropout_each):
+        in_range("objective.timestep_shift", self.timestep_shift, 0.01, 100)
+        for rate in (self.caption_dropout, *self.caption_dropout_per_encoder):
             in_range("objective.caption_dropout", rate, 0, 1)
-        positive("objective.prior_weight", self.prior_weight)
-        if self.prior is None and self.prior_weight != 1:
+        positive("objective.prior_loss_weight", self.prior_loss_weight)
+        if self.prior_data is None and self.prior_loss_weight != 1:
             raise InputError(
-                f"objective.prior_weight: got {self.prior_weight} without objective.prior, "
-                "expected both"
+                f"objective.prior_loss_weight: got {self.prior_loss_weight} without "
+                "objective.prior_data, expected both"
             )
-        in_range("objective.sample_scale", self.sample_scale, 0, 1000)
+        in_range("objective.sample_guidance_scale", self.sample_guidance_scale, 0, 1000)
         in_range("objective.sample_steps", self.sample_steps, 1, self.schedule.num_train_timesteps)
-        self._check_parts()
+        self._check_components()
 
-    def _check_parts(self) -> None:
-        """InputError unless every part is said once."""
+    def _check_components(self) -> None:
+        """InputError unless every component is given once."""
         for field in dataclasses.fields(self):
             if self.pipeline is None and field.name in ("vae", "text_encoder"):
                 if getattr(self, field.name) is None:
                     raise InputError(f"objective.{field.name}: got none, expected it or a pipeline")
-            elif self.pipeline is not None and field.name in OF_PIPELINE:
+            elif self.pipeline is not None and field.name in PIPELINE_FIELDS:
                 made = field.default_factory
                 default = field.default if made is dataclasses.MISSING else made()
                 if getattr(self, field.name) != default:
                     raise InputError(
-                        f"objective.{field.name}: got one beside objective.pipeline, expected it "
-                        "left out: the pipeline brings its own"
+                        f"objective.{field.name}: got one besides objective.pipeline, expected it "
+                        "left out: the pipeline provides it"
                     )
         if self.pipeline is not None or self.weights is not None:
             return
-        if isinstance(self.train, Full) and self.train.from_scratch:
+        if isinstance(self.trainable, Full) and self.trainable.from_scratch:
             raise InputError(
-                "objective.train.from_scratch: got it without objective.pipeline, expected both, "
-                "or neither: a UNet without weights begins at random"
+                "objective.trainable.from_scratch: got it without objective.pipeline, expected "
+                "both, or neither: a UNet without weights is initialised at random"
             )
-        if not isinstance(self.train, Full):
+        if not isinstance(self.trainable, Full):
             raise InputError(
-                f"objective.train: got {type(self.train).__name__} for a new UNet, expected "
-                "objective.pipeline or objective.weights"
+                f"objective.trainable: got {type(self.trainable).__name__} for a new UNet, "
+                "expected objective.pipeline or objective.weights"
             )
 
 
+@accept_old_fields("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationObjective:
-    """Teach a UNet guidance: the scale becomes an input (2210.03142, section 3.1)."""
+    """Distil guidance: the scale becomes an input of the UNet (2210.03142, section 3.1)."""
 
-    teacher: str  # pipeline folder whose UNet, guided, is learnt from and begun with
-    scale_width: int = 64  # of the embedded scale that the network is told
-    scales: tuple[float, float] = (1.0, 10.0)  # range of the scales taught, uniformly drawn
-    remat: str = "none"  # what is computed again for gradients, to save memory: a name in REMAT
-    times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
-    time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
-    sample_scale: float = 3.0  # guidance scale of the sample grids
+    teacher: str  # folder of the pipeline to distil; the student starts from its UNet
+    guidance_embedding_dim: int = 64  # width of the embedding of the scale
+    guidance_scale_range: tuple[float, float] = (
+        1.0,
+        10.0,
+    )  # sampled uniformly
+    remat: str = "none"  # what the backward pass recomputes, to save memory: one of REMAT
+    timestep_sampling: str = "uniform"  # uniform or logit_normal (2403.03206, section 3.1)
+    timestep_shift: float = 1.0  # above 1: more noise (2403.03206, eq. 23)
+    sample_guidance_scale: float = 3.0  # guidance scale of the sample grids
     sample_steps: int = 25  # DDIM steps of the sample grids
 
     def __post_init__(self) -> None:
-        positive("objective.scale_width", self.scale_width)
+        positive("objective.guidance_embedding_dim", self.guidance_embedding_dim)
         one_of("objective.remat", self.remat, REMAT)
-        low, high = self.scales
-        in_range("objective.scales", low, 0, 1000)
-        in_range("objective.scales", high, low, 1000)
-        one_of("objective.times", self.times, TIMES)
-        in_range("objective.time_shift", self.time_shift, 0.01, 100)
-        in_range("objective.sample_scale", self.sample_scale, 0, 1000)
+        low, high = self.guidance_scale_range
+        in_range("objective.guidance_scale_range", low, 0, 1000)
+        in_range("objective.guidance_scale_range", high, low, 1000)
+        one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
+        in_range("objective.timestep_shift", self.timestep_shift, 0.01, 100)
+        in_range("objective.sample_guidance_scale", self.sample_guidance_scale, 0, 1000)
         positive("objective.sample_steps", self.sample_steps)
 
 
+@accept_old_fields("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierObjective:
-    """Learn to tell what noisy latents show, for classifier guidance (2105.05233, section 4)."""
+    """Train a classifier of noisy latents for classifier guidance (2105.05233, section 4)."""
 
     model: LatentClassifierConfig = dataclasses.field(default_factory=LatentClassifierConfig)
     vae: str  # folder of the frozen VAE
-    # that of the diffusion model to be guided
+    # of the diffusion model to guide
     schedule: NoiseSchedule = dataclasses.field(
         default_factory=lambda: NoiseSchedule(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
         )
     )
-    times: str = "uniform"  # how noise levels are drawn: uniform or logit_normal (2403.03206)
-    time_shift: float = 1.0  # above 1 draws high noise more often (2403.03206, eq. 23)
-    draws: int = 1  # noise levels for each picture: encoding it is the dearer part
+    timestep_sampling: str = "uniform"  # uniform or logit_normal (2403.03206, section 3.1)
+    timestep_shift: float = 1.0  # above 1: more noise (2403.03206, eq. 23)
+    noise_levels_per_image: int = 1  # each image is encoded once for several noise levels
 
     def __post_init__(self) -> None:
-        one_of("objective.times", self.times, TIMES)
-        in_range("objective.time_shift", self.time_shift, 0.01, 100)
-        positive("objective.draws", self.draws)
+        one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
+        in_range("objective.timestep_shift", self.timestep_shift, 0.01, 100)
+        positive("objective.noise_levels_per_image", self.noise_levels_per_image)
 
 
 Objective = (

@@ -1,41 +1,43 @@
-"""How weights follow their gradients."""
+"""The config of the optimiser and its learning rate schedule."""
 
 import dataclasses
 import re
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, non_negative, one_of, positive
+from jaxdiff.training.config.aliases import accept_old_fields
 
-DECAYS = ("linear", "cosine")
-# The fields that count for each optimiser, beside those of the schedule.
+LR_DECAYS = ("linear", "cosine")
+# The fields that each optimiser uses, besides those of the schedule.
 OPTIMISERS: dict[str, set[str]] = {
     "adamw": {"beta1", "beta2", "epsilon"},
     "adafactor": set(),
     "lion": {"beta1", "beta2"},
     "muon": {"beta1", "beta2", "epsilon", "momentum"},
 }
-_OWN = set[str]().union(*OPTIMISERS.values())
+_OPTIMISER_FIELDS = set[str]().union(*OPTIMISERS.values())
 
 
+@accept_old_fields("optimiser")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """An optimiser, its schedule, and which weights follow it how fast."""
+    """An optimiser, its learning rate schedule, and learning rate multipliers by weight."""
 
     name: str = "adamw"  # adamw, adafactor, lion or muon
-    learning_rate: float = 1e-3  # after the warm-up
-    beta1: float = 0.9  # decay of the mean of the gradients
-    beta2: float = 0.99  # decay of the mean of their squares; of lion's slower mean
-    epsilon: float = 1e-8  # added to the root of the latter
-    momentum: float = 0.95  # decay of the mean of the gradients that muon makes orthogonal
-    weight_decay: float = 0.01  # of matrices and kernels, times the learning rate
-    # (pattern of the dotted path, factor of the learning rate); the first that is found counts, and
-    # what has the factor 0 is frozen
-    groups: tuple[tuple[str, float], ...] = ()
-    warmup_steps: int = 500  # of linear rise from nothing
-    decay: str = "cosine"  # shape of the fall at the end: linear or cosine
-    decay_fraction: float = 0.2  # share of all steps that the fall takes; 0 keeps the rate constant
-    final_fraction: float = 0.0  # share of the learning rate that is left at the very end
-    clip_norm: float = 1.0  # gradients whose global norm is larger are scaled down to it
+    learning_rate: float = 1e-3  # peak, after warm-up
+    beta1: float = 0.9  # decay of the mean of gradients
+    beta2: float = 0.99  # decay of the mean of squared gradients; for lion of the slower mean
+    epsilon: float = 1e-8  # added to the root of the mean square
+    momentum: float = 0.95  # of muon: decay of the mean of gradients that it orthogonalises
+    weight_decay: float = 0.01  # of matrices and kernels; multiplied by the learning rate
+    # (regular expression for dotted paths, multiplier of the learning rate); the first that matches
+    # counts, and a multiplier of 0 freezes the weight
+    lr_multipliers: tuple[tuple[str, float], ...] = ()
+    warmup_steps: int = 500  # of linear warm-up
+    decay: str = "cosine"  # shape of the decay at the end: linear or cosine
+    decay_fraction: float = 0.2  # fraction of all steps that decay; 0: constant rate
+    min_lr_ratio: float = 0.0  # final learning rate over the peak
+    clip_norm: float = 1.0  # maximal global norm of the gradients
 
     def __post_init__(self) -> None:
         one_of("optimiser.name", self.name, OPTIMISERS)
@@ -45,21 +47,25 @@ class OptimiserConfig:
         positive("optimiser.epsilon", self.epsilon)
         non_negative("optimiser.weight_decay", self.weight_decay)
         non_negative("optimiser.warmup_steps", self.warmup_steps)
-        one_of("optimiser.decay", self.decay, DECAYS)
+        one_of("optimiser.decay", self.decay, LR_DECAYS)
         in_range("optimiser.decay_fraction", self.decay_fraction, 0, 1)
-        in_range("optimiser.final_fraction", self.final_fraction, 0, 1)
+        in_range("optimiser.min_lr_ratio", self.min_lr_ratio, 0, 1)
         positive("optimiser.clip_norm", self.clip_norm)
         for field in dataclasses.fields(self):
-            value, unused = getattr(self, field.name), field.name in _OWN - OPTIMISERS[self.name]
+            value, unused = (
+                getattr(self, field.name),
+                field.name in _OPTIMISER_FIELDS - OPTIMISERS[self.name],
+            )
             if unused and value != field.default:
                 raise InputError(
                     f"optimiser.{field.name}: got {value}, expected it left out for {self.name}"
                 )
-        for pattern, factor in self.groups:
-            non_negative("optimiser.groups", factor)
+        for pattern, factor in self.lr_multipliers:
+            non_negative("optimiser.lr_multipliers", factor)
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise InputError(
-                    f"optimiser.groups: got {pattern!r}, expected a regular expression ({error})"
+                    f"optimiser.lr_multipliers: got {pattern!r}, expected a regular expression "
+                    f"({error})"
                 ) from None

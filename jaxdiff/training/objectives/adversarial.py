@@ -1,8 +1,8 @@
-"""Two players in one loss: a decoder that makes pictures, and a discriminator that tells them.
+"""The GAN loss of a VAE: its decoder is the generator.
 
-Each player's term holds the other one's part still, so that the gradient of their sum by the
-weights of one is the gradient of its own loss: one step, one optimiser and one table of weights do
-for both (VQGAN, 2012.09841, eq. 5 to 7; latent diffusion, 2112.10752, appendix G).
+Each network's loss stops the gradient to the other network's parameters, so that the gradient of
+their sum is each network's own gradient: one step, one optimiser and one dict of parameters serve
+both (VQGAN, 2012.09841, eq. 5 to 7; latent diffusion, 2112.10752, appendix G).
 """
 
 from collections.abc import Callable
@@ -17,74 +17,76 @@ from jaxdiff.models.discriminator import PatchDiscriminator
 from jaxdiff.nn.layers import Conv
 from jaxdiff.training.objectives import Params
 
-LossOfPictures = Callable[[Float[Array, "b h w c"]], Float[Array, ""]]
+ImageLoss = Callable[[Float[Array, "b h w c"]], Float[Array, ""]]
 
 
-class Contest(NamedTuple):
-    """What the players lose, and how much the decoder's part weighs before its fixed factor."""
+class GANLoss(NamedTuple):
+    """The losses of both networks, and lambda of the generator's."""
 
-    decoder: Float[Array, ""]  # no gradient by the discriminator's weights
-    discriminator: Float[Array, ""]  # gradient by these only
-    balance: Float[Array, ""]  # no gradient
+    generator: Float[Array, ""]  # no gradient for the discriminator's parameters
+    discriminator: Float[Array, ""]  # gradient for these only
+    adaptive_weight: Float[Array, ""]  # no gradient
 
 
-def contest(
-    critic: PatchDiscriminator,
-    learning: Params,
+def gan_loss(
+    discriminator: PatchDiscriminator,
+    params: Params,
     layer: Conv,
     features: Float[Array, "b h w d"],
     images: Float[Array, "b h w c"],
-    reconstruction: LossOfPictures | None,
-) -> Contest:
-    """The players' losses where `layer` makes pictures of `features`, to be taken for `images`.
+    reconstruction: ImageLoss | None,
+) -> GANLoss:
+    """The losses where `layer` turns `features` into images that should look like `images`.
 
-    `learning` are the weights of the (abstract) critic. The balance is that with `reconstruction`,
-    None: 1.
+    `params` are the weights of the (abstract) discriminator. The adaptive weight is that relative
+    to the `reconstruction` loss; for None it is 1.
     """
-    judge, still = (with_params(critic, w) for w in (learning, jax.lax.stop_gradient(learning)))
-    made = picture(layer, features)
+    trained, frozen = (
+        with_params(discriminator, w) for w in (params, jax.lax.stop_gradient(params))
+    )
+    fake = last_layer_image(layer, features)
 
-    def fooling(pictures: Float[Array, "b h w c"]) -> Float[Array, ""]:
-        return -jnp.mean(still(pictures))
+    def generator_loss(fakes: Float[Array, "b h w c"]) -> Float[Array, ""]:
+        return -jnp.mean(frozen(fakes))
 
-    return Contest(
-        decoder=fooling(made),
-        discriminator=hinge(judge(images), judge(jax.lax.stop_gradient(made))),
-        balance=jnp.float32(1)
+    return GANLoss(
+        generator=generator_loss(fake),
+        discriminator=hinge_loss(trained(images), trained(jax.lax.stop_gradient(fake))),
+        adaptive_weight=jnp.float32(1)
         if reconstruction is None
-        else balance(layer, features, reconstruction, fooling),
+        else adaptive_weight(layer, features, reconstruction, generator_loss),
     )
 
 
-def picture(layer: Conv, features: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
-    """What the decoder's last layer makes, in float32."""
+def last_layer_image(layer: Conv, features: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
+    """The output of the decoder's last layer, in float32."""
     return layer(features).astype(jnp.float32)
 
 
-def hinge(real: Float[Array, "*b"], made: Float[Array, "*b"]) -> Float[Array, ""]:
-    """The discriminator's loss: logits of real pictures below 1 and of others above -1 cost.
+def hinge_loss(real: Float[Array, "*b"], fake: Float[Array, "*b"]) -> Float[Array, ""]:
+    """The discriminator's loss: penalises logits of real images below 1 and of fakes above -1.
 
     The mean of both (1705.02894, eq. 2, halved as in latent diffusion).
     """
-    return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + made)))
+    return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)))
 
 
-def balance(
+def adaptive_weight(
     layer: Conv,
     features: Float[Array, "b h w d"],
-    reconstruction: LossOfPictures,
-    adversarial: LossOfPictures,
+    reconstruction: ImageLoss,
+    adversarial: ImageLoss,
 ) -> Float[Array, ""]:
-    """lambda = |grad reconstruction| / (|grad adversarial| + 1e-6), by the kernel of `layer`.
+    """lambda = |grad reconstruction| / (|grad adversarial| + 1e-6) (2012.09841, eq. 7).
 
-    2012.09841, eq. 7, where `layer` is the decoder's last. It is at most 1e4, and a number: no
-    gradient goes through it.
+    The gradients are those of the kernel of `layer`, the decoder's last. It is at most 1e4 and has
+    no gradient itself.
     """
     table, features = jax.lax.stop_gradient((param_dict(layer), features))
-    made, pull = jax.vjp(lambda table: picture(with_params(layer, table), features), table)
+    image, vjp = jax.vjp(lambda table: last_layer_image(with_params(layer, table), features), table)
 
-    def norm(loss: LossOfPictures) -> Float[Array, ""]:
-        (grads,) = pull(jax.grad(loss)(made))
+    def norm(loss: ImageLoss) -> Float[Array, ""]:
+        (grads,) = vjp(jax.grad(loss)(image))
         return jnp.sqrt(jnp.sum(jnp.square(grads["kernel"])))
 
     return jnp.minimum(norm(reconstruction) / (norm(adversarial) + 1e-6), 1e4)

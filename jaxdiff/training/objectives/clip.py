@@ -1,8 +1,8 @@
-"""Which caption belongs to which picture: the symmetric contrastive loss of CLIP (2103.00020).
+"""The symmetric contrastive loss of CLIP (2103.00020), and attribute heads.
 
-A contrastive loss asks only whether a caption fits a picture, so the states of a text encoder need
-not say which object is where. Attribute heads ask for that: linear maps of the end-of-text state
-and of the last positions of the context, each of which must know the object of one place.
+A contrastive loss depends only on whether a caption fits an image, so a text encoder's hidden
+states need not encode which object is where. Attribute heads require it: they are linear layers on
+the pooled state and on the last positions of the context, each of which predicts one object.
 """
 
 import math
@@ -19,26 +19,26 @@ from jaxdiff.models.build import abstract, initial_weights, param_dict, with_par
 from jaxdiff.models.clip import CLIPModel, unit
 from jaxdiff.parallel.sharding import CLIP
 from jaxdiff.training.config import CLIPObjective
-from jaxdiff.training.objectives import Learner, Metrics, Params
+from jaxdiff.training.objectives import Metrics, Params, TrainingTask
 
 MAX_LOGIT_SCALE = math.log(100)  # section 2.5: a larger inverse temperature makes training unstable
-FAR = -1e9  # a logit that no softmax notices
+NEG_INF = -1e9  # a logit without effect in a softmax
 T = TypeVar("T")
-HEADS = "heads."  # in front of the paths of the attribute heads' weights
+HEADS = "heads."  # prefix of the paths of the attribute heads' weights
 
 
 class AttributeHeads(NamedTuple):
-    """What heads learn to read, and from where.
+    """What the heads predict, and from where.
 
-    Each entry of `slots` names the groups of attributes that one of the text encoder's last
-    positions must know. The end-of-text state and the image's must know all.
+    Each entry of `slots` names the groups of attributes to predict from one of the text encoder's
+    last positions. From the pooled states of text and image all are predicted.
     """
 
     attributes: LabelSet
     slots: tuple[tuple[str, ...], ...]
 
     def shapes(self, config: CLIPObjective) -> dict[str, Any]:
-        """The weights of the heads."""
+        """The shapes of the heads' weights."""
         d, n = config.text.hidden_size, self.attributes.width
         kernels = {
             "text": (d, n),
@@ -51,7 +51,7 @@ class AttributeHeads(NamedTuple):
         }
 
     def masks(self) -> Bool[NDArray, "s n"]:
-        """The labels that each slot is asked for."""
+        """Which labels each slot predicts."""
         found = np.zeros((len(self.slots), self.attributes.width), bool)
         for row, names in zip(found, self.slots, strict=True):
             for name in names:
@@ -59,80 +59,83 @@ class AttributeHeads(NamedTuple):
         return found
 
 
-class Read(NamedTuple):
-    """What the heads make of a batch."""
+class AttributeLoss(NamedTuple):
+    """The loss and accuracy of the heads on a batch."""
 
-    nats: Float[Array, ""]  # negative log-likelihood a sample, of all heads together
-    accuracy: Metrics  # of each head, the share of its known groups that it has right
+    loss: Float[Array, ""]  # negative log-likelihood per sample, summed over heads
+    accuracy: Metrics  # of each head, over the groups that are known
 
 
-def read_attributes(
+def attribute_loss(
     heads: AttributeHeads,
     params: Params,
-    states: Float[Array, "b n d"],
-    end: Float[Array, "b d"],
-    image: Float[Array, "b e"],
+    hidden_states: Float[Array, "b n d"],
+    pooled: Float[Array, "b d"],
+    image_pooled: Float[Array, "b e"],
     batch: dict[str, Array],
-) -> Read:
-    """The heads applied to a text encoder's `states`, its state at the `end`, and an `image`'s."""
+) -> AttributeLoss:
+    """The heads applied to the hidden and pooled states of the text, and to the image's."""
     kernels = {name: params[f"{HEADS}{name}.kernel"] for name in ("text", "slots", "image")}
     count = len(heads.slots)
-    states, end, image = (array.astype(jnp.float32) for array in (states, end, image))
-    last = states[:, states.shape[1] - count :]
-    of_slots = jnp.einsum("bsd,sdn->sbn", last, kernels["slots"])
-    asked = batch["text_known"][None] & jnp.asarray(heads.masks())[:, None]
-    targets = jnp.broadcast_to(batch["text_targets"], asked.shape)
+    hidden_states, pooled, image_pooled = (
+        array.astype(jnp.float32) for array in (hidden_states, pooled, image_pooled)
+    )
+    last = hidden_states[:, hidden_states.shape[1] - count :]
+    slot_logits = jnp.einsum("bsd,sdn->sbn", last, kernels["slots"])
+    slot_known = batch["text_known"][None] & jnp.asarray(heads.masks())[:, None]
+    targets = jnp.broadcast_to(batch["text_targets"], slot_known.shape)
     width = heads.attributes.width
-    answers = {
-        "text": (end @ kernels["text"], batch["text_targets"], batch["text_known"]),
-        "slots": tuple(a.reshape(-1, width) for a in (of_slots, targets, asked)),
-        "image": (image @ kernels["image"], batch["targets"], batch["known"]),
+    predictions = {
+        "text": (pooled @ kernels["text"], batch["text_targets"], batch["text_known"]),
+        "slots": tuple(a.reshape(-1, width) for a in (slot_logits, targets, slot_known)),
+        "image": (image_pooled @ kernels["image"], batch["targets"], batch["known"]),
     }
     nats, accuracy = jnp.float32(0), {}
-    for name, answer in answers.items():
-        nats -= jnp.sum(heads.attributes.log_probs(*answer)) / len(end)
-        right, known = heads.attributes.correct(*answer)
+    for name, prediction in predictions.items():
+        nats -= jnp.sum(heads.attributes.log_probs(*prediction)) / len(pooled)
+        right, known = heads.attributes.correct(*prediction)
         accuracy[f"{name}_attributes"] = jnp.mean(right, where=known, dtype=jnp.float32)
-    return Read(nats, accuracy)
+    return AttributeLoss(nats, accuracy)
 
 
 def same_caption(ids: Int[Array, "b n"]) -> Bool[Array, "b b"]:
-    """Which pairs of captions have identical tokens."""
+    """Which pairs of captions have the same tokens."""
     return jnp.all(ids[:, None] == ids[None], axis=-1)
 
 
-def without_doubles(scores: Float[Array, "b b"], same: Bool[Array, "b b"]) -> Float[Array, "b b"]:
-    """`scores` with the pairs of `same` captions far down: another's caption that is right too."""
-    return jnp.where(same & ~jnp.eye(len(scores), dtype=bool), FAR, scores)
+def mask_duplicate_captions(
+    scores: Float[Array, "b b"], same: Bool[Array, "b b"]
+) -> Float[Array, "b b"]:
+    """`scores` without the pairs of different samples that have the `same` caption."""
+    return jnp.where(same & ~jnp.eye(len(scores), dtype=bool), NEG_INF, scores)
 
 
 def contrastive_loss(
     logits: Float[Array, "b b"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy of picture -> caption and of caption -> picture; rows are pictures.
+    """Cross-entropy of image -> text and of text -> image; rows are images.
 
-    The right answer is on the diagonal.
+    Matching pairs are on the diagonal.
     """
-    to_caption = -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=1)))
-    to_picture = -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=0)))
-    return to_caption, to_picture
+    image_to_text = -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=1)))
+    text_to_image = -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=0)))
+    return image_to_text, text_to_image
 
 
 def retrieval(scores: Float[Array, "b b"], variations: int) -> Metrics:
-    """How often the right caption is the nearest: among all, and in its block of variations.
+    """Retrieval accuracy of captions: among all, and in each block of variations (hard negatives).
 
-    Blocks are runs of `variations` pictures that differ in one thing: telling them apart takes
-    more than listing what is there.
+    Blocks are runs of `variations` images that differ by one minimal change.
     """
     b = len(scores)
-    right = jnp.arange(b)
-    first = right - right % variations
+    target = jnp.arange(b)
+    first = target - target % variations
     columns = first[:, None] + jnp.arange(variations)[None]
-    own = jnp.take_along_axis(scores, columns, axis=1)
+    within_block = jnp.take_along_axis(scores, columns, axis=1)
     return {
-        "retrieval": jnp.mean(jnp.argmax(scores, axis=1) == right, dtype=jnp.float32),
+        "retrieval": jnp.mean(jnp.argmax(scores, axis=1) == target, dtype=jnp.float32),
         "retrieval_hard": jnp.mean(
-            jnp.argmax(own, axis=1) == right % variations, dtype=jnp.float32
+            jnp.argmax(within_block, axis=1) == target % variations, dtype=jnp.float32
         ),
     }
 
@@ -144,28 +147,28 @@ def split_heads(params: dict[str, T]) -> tuple[dict[str, T], dict[str, T]]:
 
 
 class Towers(NamedTuple):
-    """What both towers make of a batch."""
+    """The outputs of both towers for a batch."""
 
-    states: Float[Array, "b n d"]  # of the text encoder
-    end: Float[Array, "b d"]  # its state at the end of the text
-    image: Float[Array, "b e"]  # the image's state
-    cosines: Float[Array, "b b"]  # between images (rows) and captions, in float32
+    hidden_states: Float[Array, "b n d"]  # of the text encoder
+    pooled: Float[Array, "b d"]  # of the text encoder
+    image_pooled: Float[Array, "b e"]  # of the vision encoder
+    similarity: Float[Array, "b b"]  # cosines of images (rows) and captions, in float32
 
 
 def run_towers(model: CLIPModel, images: Float[Array, "b h w c"], ids: Int[Array, "b n"]) -> Towers:
-    """Both towers, once."""
+    """Run both towers."""
     text, image = model.text_model(ids), model.vision_model(images).pooled
     embeds = unit(model.visual_projection(image)), unit(model.text_projection(text.pooled))
     return Towers(text.last, text.pooled, image, embeds[0] @ embeds[1].T)
 
 
-def clip_learner(
+def clip_task(
     config: CLIPObjective, dtype: Dtype = jnp.float32, heads: AttributeHeads | None = None
-) -> Learner:
-    """CLIP's learner; batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n) int32.
+) -> TrainingTask:
+    """CLIP's task; batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n) int32.
 
-    With `heads` they also have `targets`, `known`, `text_targets` and `text_known` (b, labels), as
-    `models.attributes` says of the images and of their captions.
+    With `heads` they also have `targets`, `known`, `text_targets` and `text_known` (b, labels), see
+    `models.attributes`, for images and their captions.
     """
     sizes = (config.text, config.vision, config.projection_dim)
     template = abstract(CLIPModel, *sizes, dtype=dtype)
@@ -180,28 +183,28 @@ def clip_learner(
     def loss(
         params: Params, frozen: PyTree, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
-        own, reading = split_heads(params)
-        found = run_towers(with_params(template, own), batch["image"], batch["ids"])
-        cosines = found.cosines
+        tower_params, head_params = split_heads(params)
+        towers = run_towers(with_params(template, tower_params), batch["image"], batch["ids"])
+        similarity = towers.similarity
         scale = jnp.exp(params["logit_scale"])
-        scores = without_doubles(scale * cosines, same_caption(batch["ids"]))
-        to_caption, to_picture = contrastive_loss(scores)
+        scores = mask_duplicate_captions(scale * similarity, same_caption(batch["ids"]))
+        image_to_text, text_to_image = contrastive_loss(scores)
         parts = {
-            "to_caption": to_caption,
-            "to_picture": to_picture,
+            "image_to_text_loss": image_to_text,
+            "text_to_image_loss": text_to_image,
             "accuracy": retrieval(scores, 1)["retrieval"],
             "logit_scale": scale,
         }
-        total = 0.5 * (to_caption + to_picture)
+        total = 0.5 * (image_to_text + text_to_image)
         if heads is None:
             return total, parts
-        read = read_attributes(heads, reading, *found[:3], batch)
-        total += config.attribute_weight * read.nats
-        return total, parts | {"attribute_nats": read.nats} | read.accuracy
+        attributes = attribute_loss(heads, head_params, *towers[:3], batch)
+        total += config.attribute_weight * attributes.loss
+        return total, parts | {"attribute_loss": attributes.loss} | attributes.accuracy
 
-    def limit(params: Params) -> Params:
+    def project_params(params: Params) -> Params:
         scale = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
         return params | {"logit_scale": scale}
 
     head_shapes = {} if heads is None else heads.shapes(config)
-    return Learner(param_dict(template) | head_shapes, init, loss, limit, rules=CLIP)
+    return TrainingTask(param_dict(template) | head_shapes, init, loss, project_params, rules=CLIP)

@@ -1,4 +1,4 @@
-"""Denoising of latents told what the picture shows: latent diffusion (2112.10752)."""
+"""The denoising loss of latent diffusion (2112.10752)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -25,207 +25,249 @@ from jaxdiff.models.conditioning import (
 )
 from jaxdiff.models.unet import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.training import draws
 from jaxdiff.training.config import DiffusionObjective
-from jaxdiff.training.objectives import Learner, Metrics, Params
-from jaxdiff.training.objectives.tuning import Tables, Tuned
+from jaxdiff.training.objectives import Metrics, Params, TrainingTask
+from jaxdiff.training.objectives.trainable import ParameterPartition, Tables
 from jaxdiff.training.objectives.vae import sample_latents
+from jaxdiff.training.per_sample_random import (
+    per_sample_normal,
+    per_sample_split,
+    per_sample_uniform,
+)
 
-# What a batch calls the ids that each text encoder reads.
-IDS: dict[str, str] = dict(zip(ENCODERS, ("ids", "ids_2"), strict=True))
+# The key in batches of each text encoder's token ids.
+TOKEN_ID_COLUMNS: dict[str, str] = dict(zip(ENCODERS, ("ids", "ids_2"), strict=True))
 
 
 class Frozen(NamedTuple):
-    """What is not trained: weights of each network, and the empty caption.
+    """The frozen weights of each network, and the null caption.
 
-    That is each encoder's ids or, where batches have what encoders say, the same of it, by the
-    names that batches have for it.
+    The latter is each encoder's token ids or, where batches have text encodings, its encoding under
+    the same keys.
     """
 
     weights: Tables
     null: dict[str, Any]
 
 
-def read_in_steps(tuned: Tuned, *, latents: bool, said: bool) -> tuple[str, ...]:
-    """The networks whose frozen weights a step reads.
+def frozen_networks_used(
+    partition: ParameterPartition, *, latents: bool, text_encodings: bool
+) -> tuple[str, ...]:
+    """The networks whose frozen weights a training step reads.
 
-    `latents` and `said` are whether batches have latents, and what text encoders say.
+    `latents` and `text_encodings`: whether batches have latents, and text encodings.
     """
-    spared = {*(("vae",) if latents else ()), *(ENCODERS if said else ())}
-    return tuple(name for name in tuned.frozen if name not in spared)
+    unused = {*(("vae",) if latents else ()), *(ENCODERS if text_encodings else ())}
+    return tuple(name for name in partition.frozen if name not in unused)
 
 
-def draw_times(
-    key: Key[Array, "..."], shape: tuple[int, ...], levels: int, how: str, shift: float = 1.0
+def sample_timesteps(
+    key: Key[Array, "..."],
+    shape: tuple[int, ...],
+    num_timesteps: int,
+    method: str,
+    shift: float = 1.0,
 ) -> Int[Array, "..."]:
-    """Noise levels 0 ... levels - 1, one draw per sample (SD3, 2403.03206, section 3.1 and eq. 23).
+    """Timesteps 0 ... num_timesteps - 1, one per sample (SD3, 2403.03206, section 3.1, eq. 23).
 
-    `how` spreads u over [0, 1): `uniform`, or `logit_normal`, the sigmoid of a standard normal,
-    the middle more often than the ends. `shift` s then moves it to s u / (1 + (s - 1) u).
+    `method` samples u in [0, 1): `uniform`, or `logit_normal`, the sigmoid of a standard normal.
+    `shift` s then maps it to s u / (1 + (s - 1) u).
     """
-    u = draws.uniform(key, shape) if how == "uniform" else jax.nn.sigmoid(draws.normal(key, shape))
-    moved = shift * u / (1 + (shift - 1) * u)
-    return jnp.minimum((moved * levels).astype(jnp.int32), levels - 1)
+    u = (
+        per_sample_uniform(key, shape)
+        if method == "uniform"
+        else jax.nn.sigmoid(per_sample_normal(key, shape))
+    )
+    shifted = shift * u / (1 + (shift - 1) * u)
+    return jnp.minimum((shifted * num_timesteps).astype(jnp.int32), num_timesteps - 1)
 
 
-def lost(
-    key: Key[Array, "..."], b: int, encoders: int, rate: float, each: Sequence[float] = ()
+def caption_dropout_masks(
+    key: Key[Array, "..."],
+    b: int,
+    encoders: int,
+    rate: float,
+    rate_per_encoder: Sequence[float] = (),
 ) -> list[Bool[Array, "b"]]:
-    """Which of b captions each of the text encoders is not told.
+    """Which of b captions are dropped for each of the text encoders.
 
     A caption is dropped for all of them with probability `rate`, and for each alone with its own,
-    each independently: what classifier-free guidance needs (2207.12598, algorithm 1).
+    independently: classifier-free guidance needs it (2207.12598, algorithm 1).
     """
-    if not each:
-        return [draws.uniform(key, (b,)) < rate] * encoders
-    key, *alone = draws.split(key, b, 1 + encoders)
-    all_lose = draws.uniform(key, (b,)) < rate
-    return [all_lose | (draws.uniform(k, (b,)) < r) for k, r in zip(alone, each, strict=True)]
+    if not rate_per_encoder:
+        return [per_sample_uniform(key, (b,)) < rate] * encoders
+    key, *encoder_keys = per_sample_split(key, b, 1 + encoders)
+    drop_all = per_sample_uniform(key, (b,)) < rate
+    return [
+        drop_all | (per_sample_uniform(k, (b,)) < r)
+        for k, r in zip(encoder_keys, rate_per_encoder, strict=True)
+    ]
 
 
-def drop_for_each(
+def drop_captions(
     key: Key[Array, "..."],
     texts: Mapping[str, Int[Array, "b _"]],
     null: Mapping[str, Int[Array, "_"]],
     rate: float,
-    each: Sequence[float] = (),
+    rate_per_encoder: Sequence[float] = (),
 ) -> tuple[list[Int[Array, "b _"]], list[Bool[Array, "b"]]]:
-    """What each text encoder reads, and which captions are the null one for it: see `lost`."""
+    """Token ids with dropped captions, and the masks: see `caption_dropout_masks`."""
     b = len(next(iter(texts.values())))
-    dropped = lost(key, b, len(texts), rate, each)
+    dropped = caption_dropout_masks(key, b, len(texts), rate, rate_per_encoder)
     pairs = zip(dropped, texts.items(), strict=True)
     return [jnp.where(d[:, None], null[name][None], ids) for d, (name, ids) in pairs], dropped
 
 
-def picture_sizes(batch: Mapping[str, Array]) -> Float[Array, "b 6"]:
-    """What SDXL is told of pictures' sizes: as recorded, or that they are whole."""
+def batch_time_ids(batch: Mapping[str, Array]) -> Float[Array, "b 6"]:
+    """SDXL's size conditioning: as the data have it, or that images are not cropped."""
     if "time_ids" in batch:
         return batch["time_ids"].astype(jnp.float32)
     b, h, w, _ = batch["image"].shape
     return jnp.tile(jnp.array([[h, w, 0, 0, h, w]], jnp.float32), (b, 1))
 
 
-class Model:
-    """A diffusion model in training: what it tells its UNet, given parameters and frozen weights.
+class LatentDiffusion:
+    """A latent diffusion model in training, given parameters and frozen weights.
 
-    `silent_null` tells zeros of the null caption instead of what the encoders say of it.
+    `zero_uncond` encodes the null caption as zeros instead of by the text encoders.
     """
 
-    def __init__(self, tuned: Tuned, *, silent_null: bool = False) -> None:
-        self.tuned, self.silent_null = tuned, silent_null
-        self.texts = {name: IDS[name] for name in ENCODERS if name in tuned.networks}
-        unet = cast(UNet2DConditionModel, tuned.networks["unet"])
-        encoders = [cast(CLIPTextModel, tuned.networks[name]) for name in self.texts]
-        self.sized = num_time_ids(unet.config, encoders) is not None
+    def __init__(self, partition: ParameterPartition, *, zero_uncond: bool = False) -> None:
+        self.partition, self.zero_uncond = partition, zero_uncond
+        self.token_id_columns: dict[str, str] = {
+            name: TOKEN_ID_COLUMNS[name] for name in ENCODERS if name in partition.networks
+        }
+        unet = cast(UNet2DConditionModel, partition.networks["unet"])
+        encoders = [cast(CLIPTextModel, partition.networks[name]) for name in self.token_id_columns]
+        self.has_time_ids = num_time_ids(unet.config, encoders) is not None
 
-    def assembled(self, params: Params, frozen: Frozen) -> dict[str, Any]:
-        """The networks whose weights there are; through the frozen ones no gradient flows."""
-        tables = self.tuned.join(params, jax.lax.stop_gradient(frozen.weights))
+    def build_networks(self, params: Params, frozen: Frozen) -> dict[str, Any]:
+        """The networks whose weights are there; frozen weights have no gradient."""
+        tables = self.partition.merge(params, jax.lax.stop_gradient(frozen.weights))
         return {
-            name: with_params(self.tuned.networks[name], table) for name, table in tables.items()
+            name: with_params(self.partition.networks[name], table)
+            for name, table in tables.items()
         }
 
-    def heard(
+    def encode_captions(
         self, networks: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]
     ) -> list[TextEncoderOutput]:
-        """What each text encoder says of the captions that are these `ids` for it."""
-        pairs = zip(self.texts, ids, strict=True)
-        return [encode_text(networks[name], each, pooled=self.sized) for name, each in pairs]
+        """The encodings of captions by each text encoder, whose token ids are `ids`."""
+        pairs = zip(self.token_id_columns, ids, strict=True)
+        return [encode_text(networks[name], each, pooled=self.has_time_ids) for name, each in pairs]
 
-    def stored(self, arrays: Mapping[str, Array], dtype: Dtype) -> list[TextEncoderOutput]:
-        """The same as a batch has it."""
-        ends = [None] * (len(self.texts) - 1) + [arrays[POOLED] if self.sized else None]
-        pairs = zip(self.texts, ends, strict=True)
+    def cached_text_encodings(
+        self, arrays: Mapping[str, Array], dtype: Dtype
+    ) -> list[TextEncoderOutput]:
+        """Encodings that a batch has."""
+        pooled = [None] * (len(self.token_id_columns) - 1) + [
+            arrays[POOLED] if self.has_time_ids else None
+        ]
+        pairs = zip(self.token_id_columns, pooled, strict=True)
         each = [TextEncoderOutput(arrays[EMBEDDING_COLUMNS[name]], end) for name, end in pairs]
         return jax.tree.map(lambda array: array.astype(dtype), each)
 
-    def told(
+    def conditioning(
         self,
-        heard: Sequence[TextEncoderOutput],
+        encodings: Sequence[TextEncoderOutput],
         dropped: Sequence[Bool[Array, "b"]],
         sizes: Float[Array, "b 6"] | None,
     ) -> UNetConditioning:
-        """The conditions of what encoders say, `dropped` where that is of the null caption."""
-        silent = dropped if self.silent_null else None
-        return make_conditioning(heard, sizes if self.sized else None, zeroed=silent)
+        """The UNet's conditioning; `dropped` are the captions that are the null caption."""
+        zeroed = dropped if self.zero_uncond else None
+        return make_conditioning(encodings, sizes if self.has_time_ids else None, zeroed=zeroed)
 
 
-def diffusion_learner(
-    config: DiffusionObjective, tuned: Tuned, *, silent_null: bool = False
-) -> Learner:
-    """The learner of a model's parameters, as `tuned` divides its weights.
+def diffusion_task(
+    config: DiffusionObjective, partition: ParameterPartition, *, zero_uncond: bool = False
+) -> TrainingTask:
+    """The task of training the parameters of `partition`.
 
     Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n) int32, with a second text encoder
-    `ids_2`, and may have `time_ids` (b, 6) and the `weight` (b,) of each picture. Instead of
-    pictures they may have `mean` and `logvar` (b, h, w, c) of their latents, and instead of ids
-    what the text encoders say: `states` (b, n, d), with a second one `states_2`, and where it is
-    told `pooled` (b, p). See `read_in_steps` for the weights that are then not read.
+    `ids_2`, and may have `time_ids` (b, 6) and the loss `weight` (b,) of each image. Instead of
+    images they may have `mean` and `logvar` (b, h, w, c) of their latents, and instead of ids text
+    encodings: `states` (b, n, d), with a second encoder `states_2`, and for models with pooled
+    embeddings `pooled` (b, p). `frozen_networks_used` lists the weights that are needed then.
     """
-    model = Model(tuned, silent_null=silent_null)
-    vae = cast(AutoencoderKL, tuned.networks["vae"])
-    unet = cast(UNet2DConditionModel, tuned.networks["unet"])
+    model = LatentDiffusion(partition, zero_uncond=zero_uncond)
+    vae = cast(AutoencoderKL, partition.networks["vae"])
+    unet = cast(UNet2DConditionModel, partition.networks["unet"])
 
     def latents(
         networks: Mapping[str, Any], batch: dict[str, Array], key: Key[Array, "..."]
     ) -> Float[Array, "b h w c"]:
         if "mean" in batch:
             return vae.scale(sample_latents(batch["mean"], batch["logvar"], key))
-        return encoded(networks["vae"], batch["image"], key)
+        return encode_latents(networks["vae"], batch["image"], key)
 
-    def told(
+    def make_cond(
         networks: Mapping[str, Any],
         null: Mapping[str, Array],
         batch: dict[str, Array],
         key: Key[Array, "..."],
     ) -> UNetConditioning:
-        rates = config.caption_dropout, config.caption_dropout_each
+        rates = config.caption_dropout, config.caption_dropout_per_encoder
         if EMBEDDING_COLUMNS[ENCODERS[0]] in batch:
-            heard = model.stored(batch, unet.dtype)
-            dropped = lost(key, len(heard[0].hidden_states), len(heard), *rates)
-            empty = model.stored({name: array[None] for name, array in null.items()}, unet.dtype)
-            heard = [select(*three) for three in zip(dropped, empty, heard, strict=True)]
+            encodings = model.cached_text_encodings(batch, unet.dtype)
+            dropped = caption_dropout_masks(
+                key, len(encodings[0].hidden_states), len(encodings), *rates
+            )
+            empty = model.cached_text_encodings(
+                {name: array[None] for name, array in null.items()}, unet.dtype
+            )
+            encodings = [select(*three) for three in zip(dropped, empty, encodings, strict=True)]
         else:
-            texts = {name: batch[ids] for name, ids in model.texts.items()}
-            ids, dropped = drop_for_each(key, texts, null, *rates)
-            heard = model.heard(networks, ids)
-        return model.told(heard, dropped, picture_sizes(batch) if model.sized else None)
+            texts = {name: batch[ids] for name, ids in model.token_id_columns.items()}
+            ids, dropped = drop_captions(key, texts, null, *rates)
+            encodings = model.encode_captions(networks, ids)
+        return model.conditioning(
+            encodings, dropped, batch_time_ids(batch) if model.has_time_ids else None
+        )
 
     def errors(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Float[Array, "b"], Int[Array, "b"], Float[Array, ""]]:
-        """The weighted error and the noise level of each picture, and the latents' deviation."""
+        """Weighted error and timestep of each image, and the standard deviation of latents."""
         b = len(batch["mean"] if "mean" in batch else batch["image"])
-        latent_key, drop_key, time_key, noise_key = draws.split(key, b, 4)
-        networks = model.assembled(params, frozen)
+        latent_key, drop_key, timestep_key, noise_key = per_sample_split(key, b, 4)
+        networks = model.build_networks(params, frozen)
         x0 = latents(networks, batch, latent_key)
-        known = told(networks, frozen.null, batch, drop_key)
-        levels, shape = config.schedule.num_timesteps, x0.shape[:1]
-        t = draw_times(time_key, shape, levels, config.times, config.time_shift)
+        cond = make_cond(networks, frozen.null, batch, drop_key)
+        num_timesteps, shape = config.schedule.num_timesteps, x0.shape[:1]
+        t = sample_timesteps(
+            timestep_key, shape, num_timesteps, config.timestep_sampling, config.timestep_shift
+        )
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
         network = networks["unet"]
-        each = denoising_errors(config, lambda x, t: network(x, t, **known._asdict()), x0, t, eps)
-        return each * batch["weight"] if "weight" in batch else each, t, jnp.std(x0)
+        per_image = denoising_errors(
+            config, lambda x, t: network(x, t, **cond._asdict()), x0, t, eps
+        )
+        return per_image * batch["weight"] if "weight" in batch else per_image, t, jnp.std(x0)
 
     def loss(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
-        each, _, deviation = errors(params, frozen, batch, key)
-        return jnp.mean(each), {"latent_std": deviation}
+        per_image, _, latent_std = errors(params, frozen, batch, key)
+        return jnp.mean(per_image), {"latent_std": latent_std}
 
-    def measure(
+    def eval_metrics(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> Metrics:
-        each, t, _ = errors(params, frozen, batch, key)
-        return {"loss": jnp.mean(each)} | by_quartile(each, t, config.schedule.num_timesteps)
+        per_image, t, _ = errors(params, frozen, batch, key)
+        return {"loss": jnp.mean(per_image)} | loss_by_timestep_quartile(
+            per_image, t, config.schedule.num_timesteps
+        )
 
-    return Learner(tuned.shapes, tuned.init, loss, rules=tuned.rules, measure=measure)
+    return TrainingTask(
+        partition.shapes, partition.init, loss, rules=partition.rules, eval_metrics=eval_metrics
+    )
 
 
-def by_quartile(
-    errors: Float[Array, "b"], t: Int[Array, "b"], levels: int
+def loss_by_timestep_quartile(
+    errors: Float[Array, "b"], t: Int[Array, "b"], num_timesteps: int
 ) -> dict[str, Float[Array, ""]]:
-    """The mean error in each quarter of the noise levels, loss_q1 the cleanest; 0 where none is."""
-    quarter = 4 * t // levels
+    """The mean error in each quarter of the timesteps, loss_q1 the cleanest; 0 for an empty one."""
+    quarter = 4 * t // num_timesteps
     means = {}
     for i in range(4):
         inside = (quarter == i).astype(errors.dtype)
@@ -236,21 +278,21 @@ def by_quartile(
 def offset_noise(
     key: Key[Array, "..."], shape: tuple[int, ...], amount: float
 ) -> Float[Array, "b h w c"]:
-    """Standard normal noise plus `amount` times one draw for each channel of each picture.
+    """Standard normal noise plus `amount` times one normal sample per channel and image.
 
-    A network trained on it can change the mean of a picture (offset noise, N. Guttenberg, 2023).
+    A network trained on it can change the mean of an image (offset noise, N. Guttenberg, 2023).
     """
     if not amount:
-        return draws.normal(key, shape)
-    noise_key, offset_key = draws.split(key, shape[0], 2)
-    offset = draws.normal(offset_key, (shape[0], 1, 1, shape[3]))
-    return draws.normal(noise_key, shape) + amount * offset
+        return per_sample_normal(key, shape)
+    noise_key, offset_key = per_sample_split(key, shape[0], 2)
+    offset = per_sample_normal(offset_key, (shape[0], 1, 1, shape[3]))
+    return per_sample_normal(noise_key, shape) + amount * offset
 
 
-def encoded(
+def encode_latents(
     vae: AutoencoderKL, images: Float[Array, "b h2 w2 3"], key: Key[Array, "..."]
 ) -> Float[Array, "b h w c"]:
-    """Scaled latents of pictures, drawn from the encoder's distribution."""
+    """Scaled latents of images, sampled from the encoder's distribution."""
     return vae.scale(sample_latents(*vae.encode(images), key))
 
 
@@ -261,9 +303,9 @@ def denoising_errors(
     t: Int[Array, "b"],
     eps: Float[Array, "b h w c"],
 ) -> Float[Array, "b"]:
-    """Each picture's weighted squared error of `network(x_t, t)` at x_t = alpha x0 + sigma eps."""
+    """Each image's weighted squared error of `network(x_t, t)` at x_t = alpha x0 + sigma eps."""
     alpha, sigma = config.schedule.alpha_sigma(t)
-    kind = config.prediction_type
+    prediction_type = config.prediction_type
     output = network(add_noise(x0, eps, alpha, sigma), t)
-    weight = loss_weights(config.weighting, kind, snr(alpha, sigma), config.gamma)
-    return squared_errors(output, target(kind, x0, eps, alpha, sigma), weight)
+    weight = loss_weights(config.weighting, prediction_type, snr(alpha, sigma), config.snr_gamma)
+    return squared_errors(output, target(prediction_type, x0, eps, alpha, sigma), weight)

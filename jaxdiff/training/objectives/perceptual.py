@@ -1,4 +1,4 @@
-"""How far apart pictures are for a network that sees them."""
+"""The perceptual loss: the distance of images in the hidden states of CLIP."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,34 +12,36 @@ from jaxdiff.models.clip import CLIPVisionModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
 
 
-class Eye(NamedTuple):
-    """Through which pictures are compared: a vision tower and how they are made ready for it."""
+class PerceptualModel(NamedTuple):
+    """A CLIP vision tower and its image processor."""
 
-    module: CLIPVisionModel  # abstract: its weights are an argument
-    lens: CLIPImageProcessor
+    module: CLIPVisionModel  # abstract: weights are an argument
+    image_processor: CLIPImageProcessor
 
-    def difference(
+    def loss(
         self,
         params: Mapping[str, Any],
         images: Float[Array, "b h w c"],
         others: Float[Array, "b h w c"],
     ) -> Float[Array, ""]:
-        """`distance` of pictures in [-1, 1] by the states before each layer of the tower.
+        """`hidden_state_distance` of images in [-1, 1], of the inputs of all layers of the tower.
 
-        The state after the last is left out: CLIP learns what it says of the class token only.
+        The state after the last layer is left out: CLIP trains only its class token.
         """
         tower = with_params(self.module, params).vision_model
-        seen, theirs = (tower.states(self.lens(x))[:-1] for x in (images, others))
-        return distance(seen, theirs)
+        states, other_states = (
+            tower.states(self.image_processor(x))[:-1] for x in (images, others)
+        )
+        return hidden_state_distance(states, other_states)
 
 
-def distance(
+def hidden_state_distance(
     states: Sequence[Float[Array, "b n d"]], others: Sequence[Float[Array, "b n d"]]
 ) -> Float[Array, ""]:
     """The squared distance of hidden states as unit vectors, averaged over patches and layers.
 
-    That is LPIPS (1801.03924, eq. 1) without learnt weights; it is from 0 to 4. The first state of
-    each layer, the class token, is no patch and does not count.
+    That is LPIPS (1801.03924, eq. 1) without learned weights; it is from 0 to 4. The first state of
+    each layer, the class token, is not a patch and does not count.
     """
 
     def unit(x: Float[Array, "b n d"]) -> Float[Array, "b p d"]:

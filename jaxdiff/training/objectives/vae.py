@@ -1,4 +1,4 @@
-"""What the VAE of latent diffusion minimises: reconstruction, and divergence from N(0, 1)."""
+"""The loss of a VAE: reconstruction, KL divergence, and optionally perceptual and GAN losses."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -13,31 +13,34 @@ from jaxdiff.models.discriminator import PatchDiscriminator
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.sharding import VAE
 from jaxdiff.training.config import VAEObjective
-from jaxdiff.training.draws import normal
-from jaxdiff.training.objectives import Learner, Metrics, Params
-from jaxdiff.training.objectives.adversarial import contest, picture
-from jaxdiff.training.objectives.perceptual import Eye
+from jaxdiff.training.objectives import Metrics, Params, TrainingTask
+from jaxdiff.training.objectives.adversarial import gan_loss, last_layer_image
+from jaxdiff.training.objectives.perceptual import PerceptualModel
+from jaxdiff.training.per_sample_random import per_sample_normal
 
 T = TypeVar("T")
-OURS, THEIRS = "vae.", "discriminator."  # in front of weights where there are both
+VAE_PREFIX, DISCRIMINATOR_PREFIX = (
+    "vae.",
+    "discriminator.",
+)  # prefixes of paths, if there is a discriminator
 
 
 def sample_latents(
     mean: Float[Array, "b *d"], logvar: Float[Array, "b *d"], key: Key[Array, "..."]
 ) -> Float[Array, "b *d"]:
     """z = mean + exp(logvar / 2) noise (1312.6114, eq. 10)."""
-    return mean + jnp.exp(0.5 * logvar) * normal(key, mean.shape, mean.dtype)
+    return mean + jnp.exp(0.5 * logvar) * per_sample_normal(key, mean.shape, mean.dtype)
 
 
-def divergence(mean: Float[Array, "*b"], logvar: Float[Array, "*b"]) -> Float[Array, ""]:
+def kl_divergence(mean: Float[Array, "*b"], logvar: Float[Array, "*b"]) -> Float[Array, ""]:
     """KL(N(mean, exp(logvar)) || N(0, 1)) in nats per latent element (1312.6114, appendix B)."""
     return 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar)
 
 
-def edge_error(images: Float[Array, "b h w c"], other: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Mean absolute error of the differences between neighbours, down and across.
+def edge_loss(images: Float[Array, "b h w c"], other: Float[Array, "b h w c"]) -> Float[Array, ""]:
+    """Mean absolute error of differences of neighbouring pixels, vertical and horizontal.
 
-    A blurred edge costs little in the pixels and much in their differences.
+    A blurred edge costs little in pixels and much in their differences.
     """
     error = images - other
     down = jnp.abs(jnp.diff(error, axis=1))
@@ -46,115 +49,129 @@ def edge_error(images: Float[Array, "b h w c"], other: Float[Array, "b h w c"]) 
 
 
 class Frozen(NamedTuple):
-    """What the loss reads and no gradient changes."""
+    """Inputs of the loss that are not trained."""
 
-    encoder: Mapping[str, Any] = {}  # of the VAE, where only the decoder is trained
-    eye: Mapping[str, Any] = {}  # the vision tower, where pictures are compared by one
-    contest: Any = np.float32(1)  # 1 once the discriminator has begun, 0 before
+    encoder: Mapping[str, Any] = {}  # of the VAE, with freeze_encoder
+    perceptual: Mapping[str, Any] = {}  # the vision tower of the perceptual loss
+    adversarial_on: Any = np.float32(1)  # 1 from adversarial_start on, 0 before
 
 
-def whole_vae(config: VAEObjective, params: Mapping[str, Any], frozen: Frozen) -> dict[str, Any]:
+def merge_vae_params(
+    config: VAEObjective, params: Mapping[str, Any], frozen: Frozen
+) -> dict[str, Any]:
     """All weights of the VAE, by their own paths."""
-    ours = _under(OURS, params) if config.adversarial else params
-    return {**ours, **frozen.encoder}
+    vae_params = _strip_prefix(VAE_PREFIX, params) if config.adversarial else params
+    return {**vae_params, **frozen.encoder}
 
 
 def is_decoder(path: str) -> bool:
-    """Whether the weight at `path` of a VAE is of what makes pictures of latents."""
+    """Whether the weight at `path` of a VAE belongs to the decoder."""
     return path.startswith(("decoder.", "post_quant_conv."))
 
 
-def _under(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
+def _strip_prefix(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
 
 
-def vae_learner(
+def vae_task(
     config: VAEObjective,
     dtype: Dtype = jnp.float32,
     *,
-    given: Mapping[str, Any] | None = None,
-    eye: Eye | None = None,
-) -> Learner:
-    """The VAE's learner; batches have `image` (b, h, w, 3) in [-1, 1].
+    pretrained: Mapping[str, Any] | None = None,
+    perceptual_model: PerceptualModel | None = None,
+) -> TrainingTask:
+    """The VAE's task; batches have `image` (b, h, w, 3) in [-1, 1].
 
-    With a discriminator the table of parameters has those of both under `vae.` and
-    `discriminator.`. `given` are weights for the VAE to begin with.
+    With a discriminator the paths of parameters start with `vae.` and `discriminator.`.
+    `pretrained` are initial weights of the VAE.
     """
     template = abstract(AutoencoderKL, config.model, dtype=dtype)
     channels = config.model.out_channels
-    critic = abstract(PatchDiscriminator, config.discriminator, channels, dtype=dtype)
-    compared = {"l1": config.l1_weight, "l2": config.l2_weight, "edge": config.edge_weight}
+    discriminator = abstract(PatchDiscriminator, config.discriminator, channels, dtype=dtype)
+    loss_weights = {"l1": config.l1_weight, "l2": config.l2_weight, "edge": config.edge_weight}
 
-    def compare(
-        rebuilt: Float[Array, "b h w c"], images: Float[Array, "b h w c"], frozen: Frozen
+    def reconstruction_loss(
+        reconstructed: Float[Array, "b h w c"], images: Float[Array, "b h w c"], frozen: Frozen
     ) -> tuple[Array, Metrics]:
         parts = {
-            "l1": jnp.mean(jnp.abs(rebuilt - images)),
-            "l2": jnp.mean((rebuilt - images) ** 2),
-            "edge": edge_error(rebuilt, images),
+            "l1": jnp.mean(jnp.abs(reconstructed - images)),
+            "l2": jnp.mean((reconstructed - images) ** 2),
+            "edge": edge_loss(reconstructed, images),
         }
-        total = jnp.asarray(sum(compared[name] * part for name, part in parts.items()))
-        if eye is None:
+        total = jnp.asarray(sum(loss_weights[name] * part for name, part in parts.items()))
+        if perceptual_model is None:
             return total, parts
-        seen = eye.difference(frozen.eye, rebuilt, images)
-        return total + config.perceptual_weight * seen, parts | {"perceptual": seen}
+        perceptual = perceptual_model.loss(frozen.perceptual, reconstructed, images)
+        return total + config.perceptual_weight * perceptual, parts | {"perceptual": perceptual}
 
     def loss(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
-        model, images = with_params(template, whole_vae(config, params, frozen)), batch["image"]
+        model, images = (
+            with_params(template, merge_vae_params(config, params, frozen)),
+            batch["image"],
+        )
         mean, logvar = model.encode(images)
         features = model.decoder_features(sample_latents(mean, logvar, key))
         layer = model.decoder.conv_out
-        total, parts = compare(picture(layer, features), images, frozen)
-        parts["kl"] = divergence(mean, logvar)
-        if not config.only_decoder:
+        total, parts = reconstruction_loss(last_layer_image(layer, features), images, frozen)
+        parts["kl"] = kl_divergence(mean, logvar)
+        if not config.freeze_encoder:
             total += config.kl_weight * parts["kl"]
         if not config.adversarial:
             return total, parts
-        rebuilding = (lambda x: compare(x, images, frozen)[0]) if adaptive else None
-        found = contest(critic, _under(THEIRS, params), layer, features, images, rebuilding)
-        amount = config.adversarial_weight * found.balance
-        total += frozen.contest * (amount * found.decoder + found.discriminator)
-        parts |= {"adversarial": found.decoder, "discriminator": found.discriminator}
-        return total, parts | {"adversarial_amount": frozen.contest * amount}
+        image_loss = (lambda x: reconstruction_loss(x, images, frozen)[0]) if adaptive else None
+        gan = gan_loss(
+            discriminator,
+            _strip_prefix(DISCRIMINATOR_PREFIX, params),
+            layer,
+            features,
+            images,
+            image_loss,
+        )
+        weight = config.adversarial_weight * gan.adaptive_weight
+        total += frozen.adversarial_on * (weight * gan.generator + gan.discriminator)
+        parts |= {"adversarial": gan.generator, "discriminator": gan.discriminator}
+        return total, parts | {"adversarial_weight": frozen.adversarial_on * weight}
 
-    def at(frozen: Frozen, step: Int[Array, ""]) -> Frozen:
-        begun = step >= config.adversarial_start
-        return frozen._replace(contest=begun.astype(jnp.float32))
+    def frozen_at_step(frozen: Frozen, step: Int[Array, ""]) -> Frozen:
+        started = step >= config.adversarial_start
+        return frozen._replace(adversarial_on=started.astype(jnp.float32))
 
     adaptive = config.adversarial_adaptive
-    init = functools.partial(_initial, config, template, critic, given)
-    shapes = _table(config, param_dict(template), param_dict(critic))
-    return Learner(shapes, init, loss, rules=VAE, at=at)
+    init = functools.partial(_initial_params, config, template, discriminator, pretrained)
+    shapes = _trained_params(config, param_dict(template), param_dict(discriminator))
+    return TrainingTask(shapes, init, loss, rules=VAE, frozen_at_step=frozen_at_step)
 
 
-def _table(config: VAEObjective, vae: Mapping[str, T], critic: Mapping[str, T]) -> dict[str, T]:
-    """What is trained of both networks' weights."""
-    learnt = {k: v for k, v in vae.items() if is_decoder(k) or not config.only_decoder}
+def _trained_params(
+    config: VAEObjective, vae: Mapping[str, T], discriminator: Mapping[str, T]
+) -> dict[str, T]:
+    """The trained weights of both networks, with prefixes if there are both."""
+    trained = {k: v for k, v in vae.items() if is_decoder(k) or not config.freeze_encoder}
     if not config.adversarial:
-        return learnt
-    tables = {OURS: learnt, THEIRS: critic}
+        return trained
+    tables = {VAE_PREFIX: trained, DISCRIMINATOR_PREFIX: discriminator}
     return {prefix + k: v for prefix, table in tables.items() for k, v in table.items()}
 
 
-def _initial(
+def _initial_params(
     config: VAEObjective,
     template: AutoencoderKL,
-    critic: PatchDiscriminator,
-    given: Mapping[str, Any] | None,
+    discriminator: PatchDiscriminator,
+    pretrained: Mapping[str, Any] | None,
     seed: int,
 ) -> Iterator[tuple[str, NDArray]]:
-    """What a training begins with, one weight at a time."""
-    begun = given.items() if given is not None else initial_weights(template, seed)
-    for path, array in begun:
-        yield from _table(config, {path: np.asarray(array, np.float32)}, {}).items()
-    for path, array in initial_weights(critic, seed) if config.adversarial else ():
-        yield THEIRS + path, array
+    """Initial parameters, one at a time."""
+    initial = pretrained.items() if pretrained is not None else initial_weights(template, seed)
+    for path, array in initial:
+        yield from _trained_params(config, {path: np.asarray(array, np.float32)}, {}).items()
+    for path, array in initial_weights(discriminator, seed) if config.adversarial else ():
+        yield DISCRIMINATOR_PREFIX + path, array
 
 
 def reconstruct(model: AutoencoderKL, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """`images` through the latents' means and back."""
+    """`images` encoded to the means of latents and decoded."""
     return model.decode(model.encode(images)[0])
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxdiff.planning.largest import largest_batch
+from jaxdiff.planning.max_batch import max_batch_size
 
 
 @pytest.mark.parametrize("first", [8, 16, 64, 128, 512])
@@ -14,7 +14,7 @@ def test_linear_memory_needs_three_compilations(first):
         return 100 + 3 * batch
 
     known = {first: float(100 + 3 * first)}
-    assert largest_batch(needed, known, 100 + 3 * 100, 8) == 96
+    assert max_batch_size(needed, known, 100 + 3 * 100, 8) == 96
     assert len(asked) <= 2
 
 
@@ -24,10 +24,10 @@ def test_what_does_not_fit_is_not_the_answer():
     def needed(batch):
         return float(batch**2)
 
-    found = largest_batch(needed, {8: 64.0}, 1000, 8)
+    found = max_batch_size(needed, {8: 64.0}, 1000, 8)
     assert found % 8 == 0
     assert needed(found) <= 1000
 
 
 def test_none():
-    assert largest_batch(lambda batch: 100 + batch, {8: 108.0}, 50, 8) == 0
+    assert max_batch_size(lambda batch: 100 + batch, {8: 108.0}, 50, 8) == 0

@@ -1,4 +1,4 @@
-"""Where the values of a training go: a JSONL file, TensorBoard, Weights & Biases."""
+"""Log metrics to a JSONL file, TensorBoard and Weights & Biases."""
 
 import dataclasses
 import importlib
@@ -18,33 +18,35 @@ from tensorboardX.record_writer import RecordWriter
 from jaxdiff.core.atomic import atomic_file, os_errors_as_write_error
 from jaxdiff.core.errors import InputError
 from jaxdiff.training.config import TrainConfig
-from jaxdiff.training.log import JsonlLog
+from jaxdiff.training.jsonl_log import JsonlLog
 
 Values = Mapping[str, float]
-Place = Callable[[int, Values, pathlib.Path | None], None]
+LogDestination = Callable[[int, Values, pathlib.Path | None], None]
 
 
-class Logs:
-    """All logs of the training in `workdir` that goes on after step `step`. A context manager.
+class MetricLoggers:
+    """All logs of the training in `workdir` that resumes after step `step`. A context manager.
 
-    Called with a step, its values and perhaps the file of a picture.
+    Called with a step, its values and optionally the file of a sample grid.
     """
 
     def __init__(self, config: TrainConfig, workdir: pathlib.Path, *, step: int) -> None:
         self._open, self._workdir = ExitStack(), workdir
         with os_errors_as_write_error(workdir, "a disk to write logs to"):
-            lines = JsonlLog(workdir / "log.jsonl", step=step)
-            self._places: list[Place] = [lambda step, values, picture: lines(step, values)]
+            jsonl = JsonlLog(workdir / "log.jsonl", step=step)
+            self._destinations: list[LogDestination] = [
+                lambda step, values, image: jsonl(step, values)
+            ]
             if config.tensorboard:
-                self._places.append(self._tensorboard(workdir / "tensorboard", step))
+                self._destinations.append(self._tensorboard(workdir / "tensorboard", step))
             if config.wandb is not None:
-                self._places.append(self._wandb(config, config.wandb, workdir))
+                self._destinations.append(self._wandb(config, config.wandb, workdir))
 
-    def __call__(self, step: int, values: Values, picture: pathlib.Path | None = None) -> None:
-        """Write what is known of `step`."""
+    def __call__(self, step: int, values: Values, image: pathlib.Path | None = None) -> None:
+        """Write the values of `step`."""
         with os_errors_as_write_error(self._workdir, "a disk to write logs to"):
-            for place in self._places:
-                place(step, values, picture)
+            for destination in self._destinations:
+                destination(step, values, image)
 
     def __enter__(self) -> "Logs":
         return self
@@ -52,11 +54,11 @@ class Logs:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def _tensorboard(self, folder: pathlib.Path, step: int) -> Place:
-        """An event file, of which each step is on the disk when it has been written.
+    def _tensorboard(self, folder: pathlib.Path, step: int) -> LogDestination:
+        """An event file that is flushed after each step.
 
-        The package's SummaryWriter writes in a thread: where that fails, training hears nothing of
-        it and waits for ever once the thread's queue is full.
+        The package's SummaryWriter writes in a thread: if that fails, no error is raised, and
+        training waits for ever once the thread's queue is full.
         """
         resumed = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,33 +69,37 @@ class Logs:
             event = Event(step=step, wall_time=time.time(), **what)
             writer.write(event.SerializeToString())
 
-        def write(step: int, values: Values, picture: pathlib.Path | None) -> None:
-            found = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-            if picture is not None:
-                found.append(Summary.Value(tag="samples", image=_png(picture)))
-            add(step, summary=Summary(value=found))
+        def write(step: int, values: Values, image: pathlib.Path | None) -> None:
+            summaries = [
+                Summary.Value(tag=name, simple_value=value) for name, value in values.items()
+            ]
+            if image is not None:
+                summaries.append(Summary.Value(tag="samples", image=_png(image)))
+            add(step, summary=Summary(value=summaries))
             writer.flush()
 
         def close() -> None:
-            with suppress(OSError):  # of a step that could not be written, which has been said
+            with suppress(OSError):  # the error of the last write was reported
                 writer.close()
 
         self._open.callback(close)
         add(0, file_version="brain.Event:2")
-        if resumed:  # what was written beyond the checkpoint is taken back
+        if resumed:  # discard events beyond the checkpoint
             add(step + 1, session_log=SessionLog(status=SessionLog.START))
         return write
 
-    def _wandb(self, config: TrainConfig, project: str, workdir: pathlib.Path) -> Place:
-        """A run of `project` that a later start of the same workdir goes on with."""
+    def _wandb(self, config: TrainConfig, project: str, workdir: pathlib.Path) -> LogDestination:
+        """A run of `project`, which the workdir's next start resumes."""
         wandb = import_wandb()
-        kept = workdir / "wandb_id"
-        number = kept.read_text(encoding="utf-8") if kept.exists() else wandb.util.generate_id()
-        with atomic_file(kept) as temporary:
-            temporary.write_text(number, encoding="utf-8")
+        id_file = workdir / "wandb_id"
+        run_id = (
+            id_file.read_text(encoding="utf-8") if id_file.exists() else wandb.util.generate_id()
+        )
+        with atomic_file(id_file) as temporary:
+            temporary.write_text(run_id, encoding="utf-8")
         run = wandb.init(
             project=project,
-            id=number,
+            id=run_id,
             resume="allow",
             name=workdir.name,
             dir=str(workdir),
@@ -101,11 +107,11 @@ class Logs:
         )
         self._open.callback(run.finish)
 
-        def write(step: int, values: Values, picture: pathlib.Path | None) -> None:
-            told: dict[str, Any] = dict(values)
-            if picture is not None:
-                told["samples"] = wandb.Image(str(picture))
-            run.log(told, step=step)
+        def write(step: int, values: Values, image: pathlib.Path | None) -> None:
+            logged: dict[str, Any] = dict(values)
+            if image is not None:
+                logged["samples"] = wandb.Image(str(image))
+            run.log(logged, step=step)
 
         return write
 

@@ -13,10 +13,10 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from jaxdiff.core.errors import InputError, WriteError
-from jaxdiff.experiments.logs import Logs, import_wandb
+from jaxdiff.experiments.loggers import MetricLoggers, import_wandb
 from jaxdiff.parallel.memory import memory_use
 from jaxdiff.training.config import TrainConfig, VAEObjective
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 
 def config_of(**fields):
@@ -42,7 +42,7 @@ def picture(folder):
 
 
 def test_lines_and_event_files_have_the_same_values(tmp_path):
-    with Logs(config_of(), tmp_path, step=0) as logs:
+    with MetricLoggers(config_of(), tmp_path, step=0) as logs:
         logs(1, {"loss": 0.5, "grad_norm": 2.0})
         logs(2, {"loss": 0.25}, picture(tmp_path))
     assert read_lines(tmp_path / "log.jsonl") == [
@@ -56,10 +56,10 @@ def test_lines_and_event_files_have_the_same_values(tmp_path):
 
 
 def test_what_lies_beyond_the_checkpoint_is_taken_back(tmp_path):
-    with Logs(config_of(), tmp_path, step=0) as logs:
+    with MetricLoggers(config_of(), tmp_path, step=0) as logs:
         for step in (1, 2, 3):
             logs(step, {"loss": 1.0})
-    with Logs(config_of(), tmp_path, step=2) as logs:
+    with MetricLoggers(config_of(), tmp_path, step=2) as logs:
         logs(3, {"loss": 2.0})
     # TensorBoard drops what was written before for steps from that of a START on
     starts = [
@@ -72,7 +72,7 @@ def test_a_full_disk_is_heard_of_at_once(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with Logs(config_of(), tmp_path, step=0) as logs:
+    with MetricLoggers(config_of(), tmp_path, step=0) as logs:
         monkeypatch.setattr(os, "fsync", full)
         message = f"^{tmp_path}: got no space left on device, expected a disk to write logs to$"
         for step in range(1, 20):
@@ -81,7 +81,7 @@ def test_a_full_disk_is_heard_of_at_once(tmp_path, monkeypatch):
 
 
 def test_tensorboard_can_be_left_out(tmp_path):
-    with Logs(config_of(tensorboard=False), tmp_path, step=0) as logs:
+    with MetricLoggers(config_of(tensorboard=False), tmp_path, step=0) as logs:
         logs(1, {"loss": 0.5})
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
@@ -108,7 +108,7 @@ def test_weights_and_biases_goes_on_with_its_run(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     config = config_of(wandb="emoji", tensorboard=False)
     for start in (0, 1):
-        with Logs(config, tmp_path, step=start) as logs:
+        with MetricLoggers(config, tmp_path, step=start) as logs:
             logs(start + 1, {"loss": 0.5}, picture(tmp_path))
     first, second = runs
     assert first.how["id"] == second.how["id"] == "id0"

@@ -1,16 +1,17 @@
-"""The JSONL log: one line per logged step, each step once however often training was resumed."""
+"""The JSONL log: one line per logged step, once however often training was resumed."""
 
 import json
 import pathlib
 from collections.abc import Mapping
 
 from jaxdiff.core.atomic import atomic_file
+from jaxdiff.training.config.aliases import new_log_keys
 
 
 class JsonlLog:
-    """Appends to the log at `path` after cutting off what lies beyond step `step`.
+    """Appends to the log at `path` after removing the lines beyond step `step`.
 
-    `step` is where training goes on: later lines were written by a run that died before its next
+    `step` is where training resumes: later lines were written by a run that died before its next
     checkpoint, and will be written again.
     """
 
@@ -32,6 +33,6 @@ def _truncate(path: pathlib.Path, step: int) -> None:
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, float]]:
-    """The complete lines of the log at `path`; a last one that a kill cut short is left out."""
+    """The complete lines of the log at `path`, with new keys, without a truncated last line."""
     complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in complete.splitlines()]
+    return [new_log_keys(json.loads(line)) for line in complete.splitlines()]

@@ -20,8 +20,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import batches, normalize_images
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize, train_tokenizer
 from jaxdiff.experiments import experiment, vae
+from jaxdiff.experiments.datasets import open_dataset
 from jaxdiff.experiments.experiment import training_batches, validation_batch, validation_captions
-from jaxdiff.experiments.stored import open_stored
 from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training.config import (
     ClassifierObjective,
@@ -30,7 +30,7 @@ from jaxdiff.training.config import (
     TrainConfig,
     VAEObjective,
 )
-from jaxdiff.training.log import read_lines
+from jaxdiff.training.jsonl_log import read_lines
 
 TOKENIZER = train_tokenizer([caption(i) for i in range(40)], 560, 12)
 OBJECTIVE = DiffusionObjective(vae="", text_encoder="")
@@ -44,8 +44,9 @@ model = AutoencoderKLConfig(
 )
 config = TrainConfig(objective=VAEObjective(model=model), steps=3, batch_size=8, log_every=1,
     checkpoint_every=1, sample_every=3, data=DataConfig(
-        kind="folder", path="FOLDER/in", resolution=16, cell=8, widest=2, held_out=4,
-        crop="random", flip=True, cache="FOLDER/cache", max_broken=0.5))
+        kind="folder", path="FOLDER/in", resolution=16, bucket_multiple=8,
+        max_aspect_ratio=2, validation_size=4,
+        crop="random", flip=True, cache_dir="FOLDER/cache", max_bad_fraction=0.5))
 """
 
 
@@ -55,15 +56,21 @@ from jaxdiff.training.config import CLIPObjective, DataConfig, TrainConfig
 sizes = dict(hidden_size=4, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
 text = CLIPTextConfig(vocab_size=560, max_position_embeddings=12, **sizes)
 vision = CLIPVisionConfig(image_size=16, patch_size=8, **sizes)
-config = TrainConfig(objective=CLIPObjective(text=text, vision=vision, projection_dim=4), steps=1,
-    batch_size=8, data=DataConfig(kind="folder", path="FOLDER/in", resolution=16, cell=8))
+config = TrainConfig(objective=CLIPObjective(text=text, vision=vision, projection_dim=4),
+    steps=1, batch_size=8, data=DataConfig(
+        kind="folder", path="FOLDER/in", resolution=16, bucket_multiple=8))
 """
 
 
 def config_of(folder, kind, **fields):
     """A training on the pictures in a folder, 12 by 12."""
     data = DataConfig(
-        kind=kind, path=str(folder), resolution=12, cell=4, held_out=2, cache=f"{folder}-cache"
+        kind=kind,
+        path=str(folder),
+        resolution=12,
+        bucket_multiple=4,
+        validation_size=2,
+        cache_dir=f"{folder}-cache",
     )
     data = dataclasses.replace(data, **fields)
     return TrainConfig(objective=OBJECTIVE, steps=1, batch_size=4, data=data)
@@ -135,7 +142,9 @@ def test_other_files_are_another_identity(tmp_path):
     config = config_of(write(tmp_path / "in", "folder"), "folder")
     before = training_batches(config, TOKENIZER).identity
     assert before == training_batches(config, TOKENIZER).identity
-    bucketed = dataclasses.replace(config, data=dataclasses.replace(config.data, widest=2))
+    bucketed = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, max_aspect_ratio=2)
+    )
     assert training_batches(bucketed, TOKENIZER).identity != before
     (tmp_path / "in" / "0003.png").write_bytes(encoded(9, (40, 12)))
     assert training_batches(config, TOKENIZER).identity != before
@@ -156,16 +165,19 @@ def test_processes_that_see_other_files_are_told(tmp_path, monkeypatch):
         ({"kind": "folders"}, "did you mean 'folder'"),
         ({"kind": "folder"}, "data.path: got none"),
         ({"kind": "folder", "path": "x"}, "data.resolution: got 0"),
-        ({"kind": "folder", "path": "x", "resolution": 100}, "multiple of data.cell, 64"),
+        (
+            {"kind": "folder", "path": "x", "resolution": 100},
+            "multiple of data.bucket_multiple, 64",
+        ),
         ({"kind": "folder", "path": "x", "resolution": 64, "variations": 2}, "left out"),
         ({"kind": "tars", "path": "x", "resolution": 64, "split": "test"}, "left out"),
         ({"kind": "latents", "path": "x", "resolution": 64}, "left out"),
         ({"path": "x"}, "data.path: got 'x', expected it left out for data.kind scenes"),
         ({"crop": "middle"}, "data.crop"),
-        ({"max_broken": 2.0}, "data.max_broken"),
-        ({"widest": 0.5}, "data.widest"),
-        ({"cell": 0}, "data.cell"),
-        ({"held_out": 0}, "data.held_out"),
+        ({"max_bad_fraction": 2.0}, "data.max_bad_fraction"),
+        ({"max_aspect_ratio": 0.5}, "data.max_aspect_ratio"),
+        ({"bucket_multiple": 0}, "data.bucket_multiple"),
+        ({"validation_size": 0}, "data.validation_size"),
         ({"threads": -1}, "data.threads"),
     ],
 )
@@ -196,27 +208,27 @@ def test_clip_learns_the_words_of_stored_captions(tmp_path):
     assert len(tokenizer(caption(3))["input_ids"]) == len(words) + 2
     (line,) = read_lines(tmp_path / "a" / "log.jsonl")
     assert 0 <= line["validation_retrieval"] <= 1
-    with pytest.raises(InputError, match=r"image_size: got 16 for pictures of 24"):
+    with pytest.raises(InputError, match=r"image_size: got 16 for images of 24"):
         run([*command[:2], str(tmp_path / "b"), "--data.resolution", "24"])
 
 
 def test_few_pictures_are_validated_and_trained_on(tmp_path):
     write_folder(tmp_path / "in", 5)
-    stored = open_stored(config_of(tmp_path / "in", "folder").data, 4)
-    assert stored.validated == 2
+    stored = open_dataset(config_of(tmp_path / "in", "folder").data, 4)
+    assert stored.validation_size == 2
     trained = {stored.training[i]["caption"] for i in range(40)}
     assert trained == {caption(i) for i in range(5)}
     with pytest.raises(InputError, match="got 5 usable items, expected at least 8"):
-        open_stored(config_of(tmp_path / "in", "folder").data, 8)
+        open_dataset(config_of(tmp_path / "in", "folder").data, 8)
     write_folder(tmp_path / "none", 1)
     (tmp_path / "none" / "0000.txt").unlink()
     with pytest.raises(InputError, match="without usable items"):
-        open_stored(config_of(tmp_path / "none", "folder").data, 1)
+        open_dataset(config_of(tmp_path / "none", "folder").data, 1)
 
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_training_on_buckets_logs_what_it_skips_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(vae, "MEASURED", 24)
+    monkeypatch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 24)
     write_folder(tmp_path / "in", 40, sizes=((20, 20), (20, 20), (16, 30)))
     (tmp_path / "in" / "0005.png").write_bytes(b"not a picture")
     (tmp_path / "in" / "0007.png").write_bytes(b"")

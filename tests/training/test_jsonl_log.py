@@ -1,6 +1,6 @@
 """The log has each step once, whatever was written before a kill."""
 
-from jaxdiff.training.log import JsonlLog, read_lines
+from jaxdiff.training.jsonl_log import JsonlLog, read_lines
 
 
 def test_lines_beyond_the_restored_step_go(tmp_path):

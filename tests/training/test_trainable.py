@@ -21,9 +21,9 @@ from jaxdiff.cli.train import run
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.experiments import diffusion
-from jaxdiff.experiments.begin import begin
-from jaxdiff.experiments.prior import with_prior
-from jaxdiff.experiments.tuning import LORA
+from jaxdiff.experiments.base_model import load_base_model
+from jaxdiff.experiments.prior_preservation import prior_preservation_batches
+from jaxdiff.experiments.training_methods import LORA
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.models.unet import UNet2DConditionModel
@@ -36,18 +36,24 @@ from jaxdiff.training.config import (
     LoRA,
     TextualInversion,
     TrainConfig,
-    identity,
+    resume_identity,
 )
-from jaxdiff.training.log import read_lines
-from jaxdiff.training.objectives.diffusion import diffusion_learner
-from jaxdiff.training.objectives.tuning import low_rank, new_word, unet_only, with_encoders
+from jaxdiff.training.jsonl_log import read_lines
+from jaxdiff.training.objectives.diffusion import diffusion_task
+from jaxdiff.training.objectives.trainable import (
+    train_lora,
+    train_textual_inversion,
+    train_unet,
+    train_unet_and_text_encoders,
+)
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 CONFIG = """
 from jaxdiff.training.config import *
-data = DataConfig(kind="folder", path="FOLDER/pictures", resolution=16, cell=16, held_out=4,
-    cache="FOLDER/cache")
+data = DataConfig(kind="folder", path="FOLDER/pictures", resolution=16, bucket_multiple=16,
+    validation_size=4,
+    cache_dir="FOLDER/cache")
 objective = DiffusionObjective(pipeline="FOLDER/MODEL", sample_steps=2, TRAIN)
 config = TrainConfig(objective=objective, data=data, batch_size=8, steps=4, log_every=1,
     optimiser=OptimiserConfig(learning_rate=1e-2, warmup_steps=1, decay_fraction=0),
@@ -59,7 +65,7 @@ config = TrainConfig(objective=objective, data=data, batch_size=8, steps=4, log_
 def few():
     """Few validation pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diffusion, "SHOWN", 8)
+        patch.setattr(diffusion, "GRID_SIZE", 8)
         yield
 
 
@@ -99,7 +105,7 @@ FULL = {
     "sd": ("sd", "", {"unet"}),
     "xl-text": (
         "xl",
-        "train=Full(text_encoders=True), caption_dropout_each=(0.1, 0.2)",
+        "trainable=Full(text_encoders=True), caption_dropout_per_encoder=(0.1, 0.2)",
         {"unet", "text_encoder", "text_encoder_2"},
     ),
 }
@@ -143,11 +149,13 @@ def test_a_whole_pipeline_is_tuned_resumed_and_exported(folder, name):
 
 ADDED = {
     "lora": (
-        'train=LoRA(rank=3, alpha=6.0, targets=("to_q", "conv1"), text_targets=("q_proj", "fc1"))',
+        'trainable=LoRA(rank=3, alpha=6.0, target_modules=("to_q", "conv1"), '
+        'text_target_modules=("q_proj", "fc1"))',
         LORA,
     ),
     "word": (
-        'train=TextualInversion(word="number", begin="star", vectors=2)',
+        'trainable=TextualInversion(placeholder_token="number", initializer_token="star", '
+        "num_vectors=2)",
         "number.safetensors",
     ),
 }
@@ -182,21 +190,25 @@ def test_small_additions_are_learnt_resumed_and_drawn_with(folder, name):
 
 def test_a_lora_begins_as_the_model_and_names_its_layers(folder):
     """Nothing is changed by factors of which one is zero, whatever the other is."""
-    begun = begin(DiffusionObjective(pipeline=str(folder / "sd")))
-    networks = begun.networks(np.float32)
-    config = LoRA(rank=2, targets=("attn1.to_q", "ff.net.0.proj", "conv1"), text_targets=("fc1",))
-    tuned = low_rank(networks, config)
+    begun = load_base_model(DiffusionObjective(pipeline=str(folder / "sd")))
+    networks = begun.abstract_networks(np.float32)
+    config = LoRA(
+        rank=2,
+        target_modules=("attn1.to_q", "ff.net.0.proj", "conv1"),
+        text_target_modules=("fc1",),
+    )
+    tuned = train_lora(networks, config)
     params = dict(tuned.init(0))
     assert params.keys() == tuned.shapes.keys()
     assert {path.split(".")[0] for path in params} == {"unet", "text_encoder"}
     ends = {path.rsplit(".lora_", 1)[0].rsplit(".", 1)[1] for path in params}
     assert ends == {"to_q", "proj", "conv1", "fc1"}
-    stored = {name: begun.table(name) for name in tuned.frozen}
+    stored = {name: begun.host_weights(name) for name in tuned.frozen}
     told = jnp.ones((1, 8, 8, 4)), jnp.ones(1), jnp.ones((1, 12, 8))
 
     @jax.jit
     def outputs(params, stored):
-        tables = tuned.join(params, stored)
+        tables = tuned.merge(params, stored)
         plain = with_params(networks["unet"], stored["unet"])(*told)
         return plain, with_params(tuned.networks["unet"], tables["unet"])(*told)
 
@@ -209,12 +221,14 @@ def test_a_lora_begins_as_the_model_and_names_its_layers(folder):
 def tuned_by(kind, given):
     """The smallest networks tuned in one of the ways, which begin with the tables `given`."""
     if kind == "unet":
-        return unet_only(networks(), lambda: given)
+        return train_unet(networks(), lambda: given)
     if kind == "encoders":
-        return with_encoders(networks(), lambda: given)
+        return train_unet_and_text_encoders(networks(), lambda: given)
     if kind == "lora":
-        return low_rank(networks(), LoRA(rank=2, text_targets=("q_proj", "fc1")))
-    return new_word(networks(), {"text_encoder": np.ones((2, 8), np.float32)}, {"text_encoder": 20})
+        return train_lora(networks(), LoRA(rank=2, text_target_modules=("q_proj", "fc1")))
+    return train_textual_inversion(
+        networks(), {"text_encoder": np.ones((2, 8), np.float32)}, {"text_encoder": 20}
+    )
 
 
 @pytest.mark.parametrize("kind", ["unet", "encoders", "lora", "word"])
@@ -225,7 +239,7 @@ def test_one_batch_is_learnt_and_nothing_else_changes(kind):
     given = {**still.weights, "unet": unet}
     tuned = tuned_by(kind, given)
     still = still._replace(weights={name: given[name] for name in tuned.frozen})
-    learn = diffusion_learner(dataclasses.replace(OBJECTIVE, caption_dropout=0.0), tuned)
+    learn = diffusion_task(dataclasses.replace(OBJECTIVE, caption_dropout=0.0), tuned)
     rng = np.random.default_rng(0)
     ids = jnp.asarray([[18, 20, 21, 19, 19], [18, 21, 3, 20, 19]])
     image = jnp.asarray(np.tanh(rng.normal(size=(2, 8, 8, 3))), jnp.float32)
@@ -249,7 +263,7 @@ def test_one_batch_is_learnt_and_nothing_else_changes(kind):
         losses.append(float(value))
     assert losses[-1] < losses[0] * (0.999 if kind == "word" else 0.95)
 
-    before, after = (tuned.join(table, still.weights) for table in (begun, params))
+    before, after = (tuned.merge(table, still.weights) for table in (begun, params))
     changed = {
         f"{name}.{path}"
         for name, table in before.items()
@@ -292,17 +306,25 @@ def test_low_rank_layers_add_the_product_of_their_factors(conv):
 @pytest.mark.parametrize(
     ("model", "train", "message"),
     [
-        ("sd", 'train=LoRA(targets=("to_w",))', r"train\.targets: got 'to_w'"),
-        ("sd", 'train=LoRA(targets=("norm1",))', r"train\.targets: got 'norm1'"),
         (
             "sd",
-            'train=TextualInversion(word="<x>", begin="a red circle")',
-            r"train\.begin: got 'a red circle', which is 3 tokens",
+            'trainable=LoRA(target_modules=("to_w",))',
+            r"trainable\.target_modules: got 'to_w'",
         ),
         (
             "sd",
-            'train=TextualInversion(word="<x>", begin="star")',
-            r"train\.word: got '<x>', which no caption has",
+            'trainable=LoRA(target_modules=("norm1",))',
+            r"trainable\.target_modules: got 'norm1'",
+        ),
+        (
+            "sd",
+            'trainable=TextualInversion(placeholder_token="<x>", initializer_token="a red circle")',
+            r"trainable\.initializer_token: got 'a red circle', which is 3 tokens",
+        ),
+        (
+            "sd",
+            'trainable=TextualInversion(placeholder_token="<x>", initializer_token="star")',
+            r"trainable\.placeholder_token: got '<x>', which no caption has",
         ),
     ],
 )
@@ -319,16 +341,18 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
         kind="folder",
         path=str(folder / "pictures"),
         resolution=16,
-        cell=16,
-        held_out=4,
+        bucket_multiple=16,
+        validation_size=4,
         caption="a red star",
     )
     prior = dataclasses.replace(data, path=str(tmp_path / "class"), caption="a star")
-    objective = DiffusionObjective(pipeline=str(folder / "sd"), prior=prior, prior_weight=0.25)
+    objective = DiffusionObjective(
+        pipeline=str(folder / "sd"), prior_data=prior, prior_loss_weight=0.25
+    )
     config = TrainConfig(objective=objective, data=data, batch_size=8, steps=1)
-    begun = begin(objective)
-    texts = begun.texts(data.caption)
-    stream = with_prior(config, prior, objective.prior_weight, texts)
+    begun = load_base_model(objective)
+    texts = begun.caption_tokenizer(data.caption)
+    stream = prior_preservation_batches(config, prior, objective.prior_loss_weight, texts)
     batch = next(stream)
     ids = texts([""])["ids"][0], CaptionTokenizer(tokenizers=texts.tokenizers)(["a star"])["ids"][0]
     assert not np.array_equal(batch["ids"][0], ids[1])
@@ -337,7 +361,7 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
     np.testing.assert_array_equal(batch["weight"], [2, 0.5] * 4)
     position = stream.get_state()
     following = next(stream)
-    other = with_prior(config, prior, objective.prior_weight, texts)
+    other = prior_preservation_batches(config, prior, objective.prior_loss_weight, texts)
     other.set_state(position)
     again = next(other)
     for name, values in following.items():
@@ -347,15 +371,15 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
         each.close()
 
     with pytest.raises(InputError, match=r"batch_size: got 7, expected an even number"):
-        with_prior(dataclasses.replace(config, batch_size=7), prior, 1.0, texts)
+        prior_preservation_batches(dataclasses.replace(config, batch_size=7), prior, 1.0, texts)
     small = dataclasses.replace(prior, resolution=32)
-    with pytest.raises(InputError, match=r"objective\.prior\.resolution: got 32, expected 16"):
-        with_prior(config, small, 1.0, texts)
+    with pytest.raises(InputError, match=r"objective\.prior_data\.resolution: got 32, expected 16"):
+        prior_preservation_batches(config, small, 1.0, texts)
 
 
 def test_weights_of_pictures_weigh_their_losses():
-    params = {path: jnp.asarray(array) for path, array in unet_only(networks()).init(0)}
-    learn = diffusion_learner(OBJECTIVE, unet_only(networks()))
+    params = {path: jnp.asarray(array) for path, array in train_unet(networks()).init(0)}
+    learn = diffusion_task(OBJECTIVE, train_unet(networks()))
     rng = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(rng.uniform(-1, 1, (4, 8, 8, 3)), jnp.float32),
@@ -378,14 +402,17 @@ PIPELINE = DiffusionObjective(pipeline="a")
     ("changes", "message"),
     [
         ({"pipeline": None}, r"objective\.vae: got none, expected it or a pipeline"),
-        ({"vae": "b"}, r"objective\.vae: got one beside objective\.pipeline"),
+        ({"vae": "b"}, r"objective\.vae: got one besides objective\.pipeline"),
         ({"weights": "b"}, r"objective\.weights: got one beside"),
         ({"prediction_type": "epsilon"}, r"objective\.prediction_type: got one beside"),
-        ({"caption_dropout_each": (0.1, 2.0)}, r"objective\.caption_dropout: got 2\.0"),
-        ({"prior_weight": 2.0}, r"objective\.prior_weight: got 2\.0 without objective\.prior"),
+        ({"caption_dropout_per_encoder": (0.1, 2.0)}, r"objective\.caption_dropout: got 2\.0"),
         (
-            {"pipeline": None, "vae": "b", "text_encoder": "c", "train": LoRA()},
-            r"objective\.train: got LoRA for a new UNet",
+            {"prior_loss_weight": 2.0},
+            r"objective\.prior_loss_weight: got 2\.0 without objective\.prior_data",
+        ),
+        (
+            {"pipeline": None, "vae": "b", "text_encoder": "c", "trainable": LoRA()},
+            r"objective\.trainable: got LoRA for a new UNet",
         ),
     ],
     ids=str,
@@ -398,11 +425,17 @@ def test_impossible_tunings_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LoRA(rank=0), r"objective\.train\.rank: got 0"),
-        (lambda: LoRA(alpha=0.0), r"objective\.train\.alpha: got 0"),
-        (lambda: LoRA(targets=()), r"objective\.train\.targets: got none"),
-        (lambda: TextualInversion(word="a b", begin="c"), r"objective\.train\.word: got 'a b'"),
-        (lambda: TextualInversion(word="x", begin="c", vectors=0), r"train\.vectors: got 0"),
+        (lambda: LoRA(rank=0), r"objective\.trainable\.rank: got 0"),
+        (lambda: LoRA(alpha=0.0), r"objective\.trainable\.alpha: got 0"),
+        (lambda: LoRA(target_modules=()), r"objective\.trainable\.target_modules: got none"),
+        (
+            lambda: TextualInversion(placeholder_token="a b", initializer_token="c"),
+            r"objective\.trainable\.placeholder_token: got 'a b'",
+        ),
+        (
+            lambda: TextualInversion(placeholder_token="x", initializer_token="c", num_vectors=0),
+            r"trainable\.num_vectors: got 0",
+        ),
     ],
 )
 def test_impossible_kinds_are_refused(make, message):
@@ -412,12 +445,12 @@ def test_impossible_kinds_are_refused(make, message):
 
 def test_identity_is_what_is_trained_and_leaves_to_the_pipeline_what_it_says():
     config = TrainConfig(objective=PIPELINE, steps=1, batch_size=8, data=DataConfig())
-    now = identity(config)
-    assert now["objective.train"] == "Full"
+    now = resume_identity(config)
+    assert now["objective.trainable"] == "Full"
     assert not any(name.startswith("objective.model") for name in now)
     for train in (Full(text_encoders=True), LoRA(), LoRA(rank=2)):
-        other = dataclasses.replace(PIPELINE, train=train)
-        assert identity(dataclasses.replace(config, objective=other)) != now
+        other = dataclasses.replace(PIPELINE, trainable=train)
+        assert resume_identity(dataclasses.replace(config, objective=other)) != now
 
 
 @pytest.fixture(scope="module")
@@ -436,8 +469,10 @@ def test_another_pipeline_or_tuning_in_the_same_workdir_is_refused(folder, short
     file.write_bytes(data)
     with pytest.raises(InputError, match=r"weights of unet: got .* as trained so far"):
         run(command(folder, "copy", "", "short"))
-    with pytest.raises(InputError, match=r"objective\.train: got LoRA, expected Full as trained"):
-        run(command(folder, "sd", "train=LoRA()", "short"))
+    with pytest.raises(
+        InputError, match=r"objective\.trainable: got LoRA, expected Full as trained"
+    ):
+        run(command(folder, "sd", "trainable=LoRA()", "short"))
 
 
 def test_weights_are_exported_averaged_or_as_they_are(folder, short, tmp_path):
@@ -469,8 +504,11 @@ def test_a_folder_without_checkpoints_has_no_other_weights(folder, tmp_path, cap
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ("caption_dropout_each=(0.1, 0.1)", "got 2 rates, expected none for one text encoder"),
-        ("caption_dropout_each=(0.1,)", "got 1 rates, expected none for one text encoder"),
+        (
+            "caption_dropout_per_encoder=(0.1, 0.1)",
+            "got 2 rates, expected none for one text encoder",
+        ),
+        ("caption_dropout_per_encoder=(0.1,)", "got 1 rates, expected none for one text encoder"),
     ],
 )
 def test_what_does_not_fit_the_pipeline_is_refused(folder, train, message):

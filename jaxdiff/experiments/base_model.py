@@ -1,4 +1,4 @@
-"""What a diffusion training begins with: a whole pipeline, or a VAE and a text encoder."""
+"""The model that a diffusion training starts from: a pipeline, or a VAE and a text encoder."""
 
 import dataclasses
 import pathlib
@@ -18,7 +18,7 @@ from jaxdiff.core.trees import cast_floating as in_dtype
 from jaxdiff.core.types import Dtype
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.experiments.drawing import SAMPLER, SPACING
+from jaxdiff.experiments.sample_grid import SAMPLER, SPACING
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.conditioning import ENCODERS, NUM_TIME_IDS, num_time_ids
@@ -28,128 +28,133 @@ from jaxdiff.pipeline.parts import ENCODERS as TOKENIZERS
 from jaxdiff.pipeline.parts import check_parts
 from jaxdiff.pipeline.vocabulary import tokenizer_of
 from jaxdiff.training.config import DiffusionObjective, Full
-from jaxdiff.training.objectives.diffusion import IDS
+from jaxdiff.training.objectives.diffusion import TOKEN_ID_COLUMNS
 
 
-class Begun(NamedTuple):
-    """A model before its training. Weights are on the host, in the dtypes that they are stored in.
+class BaseModel(NamedTuple):
+    """A model before its training. Weights are on the host, in their stored dtypes.
 
-    There is no UNet where one begins at random.
+    There is no UNet if it is initialised at random.
     """
 
-    objective: DiffusionObjective  # with all that a pipeline says filled in
-    parts: PipelineComponents
-    read: Callable[[], PipelineComponents]  # the same again
+    objective: DiffusionObjective  # with the fields that a pipeline provides
+    pipeline: PipelineComponents
+    reload: Callable[[], PipelineComponents]  # reads it again
     digests: Mapping[str, str]  # of the weights of each component
 
     @property
     def vae(self) -> AutoencoderKL:
         """The VAE."""
-        return cast(AutoencoderKL, self.parts.components["vae"].module)
+        return cast(AutoencoderKL, self.pipeline.components["vae"].module)
 
     @property
-    def encoders(self) -> dict[str, CLIPTextModel]:
+    def text_encoders(self) -> dict[str, CLIPTextModel]:
         """The text encoders, by name."""
-        components = self.parts.components
+        components = self.pipeline.components
         names = [name for name in ENCODERS if name in components]
         return {name: cast(CLIPTextModel, components[name].module) for name in names}
 
     @property
-    def silent_null(self) -> bool:
-        """Whether the null caption is zeros and not the empty text, as pictures are drawn."""
-        zeros = bool(self.parts.options.get("force_zeros_for_empty_prompt", True))
+    def zero_uncond(self) -> bool:
+        """Whether the null caption is encoded as zeros, as in the pipeline."""
+        zeros = bool(self.pipeline.options.get("force_zeros_for_empty_prompt", True))
         return zeros and self.objective.model.addition_embed_type is not None
 
-    def networks(self, dtype: Dtype) -> dict[str, Any]:
-        """All networks, abstract, computing in `dtype`."""
+    def abstract_networks(self, dtype: Dtype) -> dict[str, Any]:
+        """All networks as shapes, with the compute dtype `dtype`."""
         objective = self.objective
         unet = abstract(UNet2DConditionModel, objective.model, dtype=dtype, remat=objective.remat)
         texts = {
             name: abstract(
                 CLIPTextModel, each.config, each.text_projection is not None, dtype=dtype
             )
-            for name, each in self.encoders.items()
+            for name, each in self.text_encoders.items()
         }
         return {"unet": unet, "vae": abstract(AutoencoderKL, self.vae.config, dtype=dtype), **texts}
 
-    def table(self, name: str, dtype: Dtype | None = None) -> dict[str, Any]:
+    def host_weights(self, name: str, dtype: Dtype | None = None) -> dict[str, Any]:
         """The weights of a component on the host; `dtype` None keeps theirs."""
-        table = param_dict(self.parts.components[name].module)
+        table = param_dict(self.pipeline.components[name].module)
         table = table if dtype is None else in_dtype(table, dtype)
         return {path: np.asarray(array) for path, array in table.items()}
 
-    def texts(self, caption: str | None = None) -> CaptionTokenizer:
-        """How the text encoders read captions."""
-        files = self.parts.tokenizers
-        tokenizers = {IDS[name]: tokenizer_of(files[TOKENIZERS[name]]) for name in self.encoders}
+    def caption_tokenizer(self, caption: str | None = None) -> CaptionTokenizer:
+        """The tokenizers of all text encoders."""
+        files = self.pipeline.tokenizers
+        tokenizers = {
+            TOKEN_ID_COLUMNS[name]: tokenizer_of(files[TOKENIZERS[name]])
+            for name in self.text_encoders
+        }
         return CaptionTokenizer(tokenizers=tokenizers, caption=caption)
 
 
-def begin(objective: DiffusionObjective, *, resumed: bool = False) -> Begun:
+def load_base_model(objective: DiffusionObjective, *, resumed: bool = False) -> BaseModel:
     """The model that `objective` names; InputError for one that cannot be trained.
 
-    Where training is `resumed` a UNet that was given, all of whose weights are trained, is not
-    asked for again.
+    If training is `resumed`, a UNet whose weights are all trained is not read again.
     """
     if objective.pipeline is None:
-        begun = _separate(objective, resumed and isinstance(objective.train, Full))
+        base = _from_components(objective, resumed and isinstance(objective.trainable, Full))
     else:
-        begun = _pipeline(objective)
-    _check(begun)
-    return begun
+        base = _from_pipeline(objective)
+    _check(base)
+    return base
 
 
-def _pipeline(objective: DiffusionObjective) -> Begun:
+def _from_pipeline(objective: DiffusionObjective) -> BaseModel:
     source = str(objective.pipeline)
     path = resolve_source(source)
 
-    def read() -> PipelineComponents:
+    def reload() -> PipelineComponents:
         return read_model(path, sharding=host_memory())
 
-    parts = read()
-    check_parts(parts, source)
-    unet = cast(UNet2DConditionModel, parts.components["unet"].module)
-    said = dict.fromkeys(("vae", "text_encoder", "weights"), source) | {
+    pipeline = reload()
+    check_parts(pipeline, source)
+    unet = cast(UNet2DConditionModel, pipeline.components["unet"].module)
+    provided = dict.fromkeys(("vae", "text_encoder", "weights"), source) | {
         "model": unet.config,
-        "schedule": NoiseSchedule.from_config(parts.scheduler),
-        "prediction_type": parts.scheduler.get("prediction_type", "epsilon"),
+        "schedule": NoiseSchedule.from_config(pipeline.scheduler),
+        "prediction_type": pipeline.scheduler.get("prediction_type", "epsilon"),
     }
-    filled = dataclasses.replace(objective, pipeline=None, **cast(Any, said))
-    names = ("unet", "vae", *(name for name in ENCODERS if name in parts.components))
-    return Begun(filled, parts, read, weight_hashes(path, names))
+    filled = dataclasses.replace(objective, pipeline=None, **cast(Any, provided))
+    names = ("unet", "vae", *(name for name in ENCODERS if name in pipeline.components))
+    return BaseModel(filled, pipeline, reload, weight_hashes(path, names))
 
 
-def _separate(objective: DiffusionObjective, without_unet: bool) -> Begun:
-    given = pathlib.Path(str(objective.text_encoder))
-    folders = {"vae": pathlib.Path(str(objective.vae)), "text_encoder": given / "text_encoder"}
-    if objective.weights is not None and not without_unet:
+def _from_components(objective: DiffusionObjective, skip_unet: bool) -> BaseModel:
+    text_folder = pathlib.Path(str(objective.text_encoder))
+    folders = {
+        "vae": pathlib.Path(str(objective.vae)),
+        "text_encoder": text_folder / "text_encoder",
+    }
+    if objective.weights is not None and not skip_unet:
         folders["unet"] = pathlib.Path(objective.weights)
 
-    def read() -> PipelineComponents:
-        place = host_memory()
-        components = {n: read_component(f, sharding=place) for n, f in folders.items()}
+    def reload() -> PipelineComponents:
+        sharding = host_memory()
+        components = {n: read_component(f, sharding=sharding) for n, f in folders.items()}
         if "unet" in components:  # its config is the objective's, also where it is not read again
             components["unet"] = Component(module=components["unet"].module)
         return PipelineComponents(
             components=components,
             scheduler=scheduler_config(objective),
-            tokenizers={"tokenizer": read_tokenizer(given / "tokenizer")},
+            tokenizers={"tokenizer": read_tokenizer(text_folder / "tokenizer")},
             defaults={
-                "guidance_scale": objective.sample_scale,
+                "guidance_scale": objective.sample_guidance_scale,
                 "steps": objective.sample_steps,
                 "sampler": SAMPLER,
             },
         )
 
-    parts = read()
+    pipeline = reload()
     if "unet" in folders:
-        _check_weights(objective, parts.components["unet"])
-    found = {name: digest(find_weights(folder)) for name, folder in folders.items()}
-    return Begun(objective, parts, read, found)
+        _check_weights(objective, pipeline.components["unet"])
+    digests = {name: digest(find_weights(folder)) for name, folder in folders.items()}
+    return BaseModel(objective, pipeline, reload, digests)
 
 
 def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
-    """The scheduler_config.json that samples as the grids were sampled."""
+    """The scheduler_config.json with which a pipeline samples as the sample grids do."""
     return objective.schedule.to_config() | {
         "_class_name": "DDIMScheduler",
         "prediction_type": objective.prediction_type,
@@ -161,7 +166,7 @@ def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
 
 
 def _check_weights(objective: DiffusionObjective, unet: Component) -> None:
-    """InputError unless the UNet that is given is the objective's."""
+    """InputError unless the UNet's weights fit objective.model."""
     shapes = param_dict(abstract(UNet2DConditionModel, objective.model))
     stored = param_dict(unet.module)
     for path in sorted(stored.keys() | shapes):
@@ -173,22 +178,22 @@ def _check_weights(objective: DiffusionObjective, unet: Component) -> None:
             )
 
 
-def _check(begun: Begun) -> None:
-    """InputError for networks that do not go together, or are told what no batch has."""
-    objective, encoders = begun.objective, begun.encoders
+def _check(base: BaseModel) -> None:
+    """InputError for networks that do not fit together, or need inputs that no data have."""
+    objective, encoders = base.objective, base.text_encoders
     if objective.model.time_cond_proj_dim is not None:
         raise InputError(
-            "objective.pipeline: got a UNet that was taught guidance, expected one that was not"
+            "objective.pipeline: got a guidance-distilled UNet, expected one that is not"
         )
-    numbers = num_time_ids(objective.model, list(encoders.values()))
-    if numbers not in (None, NUM_TIME_IDS):
+    time_ids = num_time_ids(objective.model, list(encoders.values()))
+    if time_ids not in (None, NUM_TIME_IDS):
         raise InputError(
-            f"objective.pipeline: got a UNet with {numbers} time ids, expected {NUM_TIME_IDS}: "
+            f"objective.pipeline: got a UNet with {time_ids} time ids, expected {NUM_TIME_IDS}: "
             "no data have a refiner's aesthetic scores"
         )
-    each = objective.caption_dropout_each
-    if each and (len(encoders) == 1 or len(each) != len(encoders)):
+    rates = objective.caption_dropout_per_encoder
+    if rates and (len(encoders) == 1 or len(rates) != len(encoders)):
         wanted = len(encoders) if len(encoders) > 1 else "none for one text encoder"
         raise InputError(
-            f"objective.caption_dropout_each: got {len(each)} rates, expected {wanted}"
+            f"objective.caption_dropout_per_encoder: got {len(rates)} rates, expected {wanted}"
         )

@@ -1,4 +1,4 @@
-"""A training as shapes: what is learnt, what is frozen and a batch, without a file of weights."""
+"""A training as shapes: task, frozen weights and batch, without reading weights."""
 
 import pathlib
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.data.latents import DESCRIPTION, LatentCacheInfo, read_description
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.experiments.clip import attribute_heads
-from jaxdiff.experiments.experiment import check_kind
+from jaxdiff.experiments.experiment import check_data_kind
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.conditioning import ENCODERS
@@ -37,31 +37,31 @@ from jaxdiff.training.config import (
     TrainConfig,
     VAEObjective,
 )
-from jaxdiff.training.objectives import Learner
-from jaxdiff.training.objectives.classifier import classifier_learner
-from jaxdiff.training.objectives.clip import clip_learner
+from jaxdiff.training.objectives import TrainingTask
+from jaxdiff.training.objectives.classifier import classifier_task
+from jaxdiff.training.objectives.clip import clip_task
 from jaxdiff.training.objectives.diffusion import (
-    IDS,
+    TOKEN_ID_COLUMNS,
     Frozen,
-    diffusion_learner,
-    read_in_steps,
+    diffusion_task,
+    frozen_networks_used,
 )
 from jaxdiff.training.objectives.distillation import Frozen as DistillationFrozen
-from jaxdiff.training.objectives.distillation import distillation_learner
-from jaxdiff.training.objectives.perceptual import Eye
-from jaxdiff.training.objectives.tuning import (
-    Tuned,
-    low_rank,
-    new_word,
-    unet_only,
-    with_encoders,
+from jaxdiff.training.objectives.distillation import distillation_task
+from jaxdiff.training.objectives.perceptual import PerceptualModel
+from jaxdiff.training.objectives.trainable import (
+    ParameterPartition,
+    train_lora,
+    train_textual_inversion,
+    train_unet,
+    train_unet_and_text_encoders,
 )
 from jaxdiff.training.objectives.vae import Frozen as VAEFrozen
-from jaxdiff.training.objectives.vae import is_decoder, vae_learner
+from jaxdiff.training.objectives.vae import is_decoder, vae_task
 
 TEXT = ENCODERS[0]
-# Folders of published repositories, and the presets that say what is in them.
-PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
+# Components of published repositories and their presets.
+PRESET_REPOSITORIES: dict[str, dict[str, tuple[str, str]]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": {
         "unet": ("unet", "sd15"),
         "vae": ("vae", "sd"),
@@ -84,15 +84,15 @@ Batch = dict[str, jax.ShapeDtypeStruct]
 
 
 class AbstractTraining(NamedTuple):
-    """What a step of training is given, as shapes."""
+    """The inputs of a training step as shapes."""
 
-    learner: Learner
+    task: TrainingTask
     frozen: PyTree
-    batch: Callable[[int], Batch]  # of so many pictures
+    batch: Callable[[int], Batch]  # of a batch size
 
 
-def component(path: str, **options: Any) -> nnx.Module:
-    """The module in the folder `path`, or in that folder of a published repository, as shapes."""
+def abstract_component(path: str, **options: Any) -> nnx.Module:
+    """The module in the folder `path`, or in that of a published repository, as shapes."""
     folder = pathlib.Path(path)
     if (folder / "config.json").is_file():
         source = str(folder / "config.json")
@@ -102,17 +102,17 @@ def component(path: str, **options: Any) -> nnx.Module:
         configs = kind.configs(raw, source=source)
         return abstract(kind.module, *configs, **kind.options, **options)
     repository, _, name = path.rpartition("/")
-    if name not in PUBLISHED.get(repository, {}):
-        known = ", ".join(PUBLISHED)
+    if name not in PRESET_REPOSITORIES.get(repository, {}):
+        known = ", ".join(PRESET_REPOSITORIES)
         raise InputError(
             f"plan: got {path} without a config.json, expected one, or a part of {known}"
         )
-    return preset(*PUBLISHED[repository][name]).abstract(**options)
+    return preset(*PRESET_REPOSITORIES[repository][name]).abstract(**options)
 
 
 def abstract_training(config: TrainConfig) -> AbstractTraining:
     """The training of `config`; InputError for one that cannot be planned."""
-    check_kind(config)
+    check_data_kind(config)
     makers: dict[type, Callable[[TrainConfig, Dtype], AbstractTraining]] = {
         VAEObjective: _vae,
         CLIPObjective: _clip,
@@ -123,13 +123,13 @@ def abstract_training(config: TrainConfig) -> AbstractTraining:
     return makers[type(config.objective)](config, dtype_of(config.dtype))
 
 
-def _side(config: TrainConfig) -> int:
-    """Of pictures, in pixels."""
+def _image_size(config: TrainConfig) -> int:
+    """Side of the images in pixels."""
     return config.data.resolution or CANVAS
 
 
-def _pictures(config: TrainConfig, n: int) -> Batch:
-    side = _side(config)
+def _images(config: TrainConfig, n: int) -> Batch:
+    side = _image_size(config)
     return {"image": jax.ShapeDtypeStruct((n, side, side, 3), jnp.float32)}
 
 
@@ -140,27 +140,30 @@ def _ids(n: int, length: int) -> Batch:
 def _vae(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(VAEObjective, config.objective)
     table = param_dict(abstract(AutoencoderKL, objective.model))
-    still = {k: v for k, v in table.items() if objective.only_decoder and not is_decoder(k)}
-    eye = _eye(objective.perceptual, dtype)
-    frozen = VAEFrozen(encoder=still, eye={} if eye is None else param_dict(eye.module))
-    learner = vae_learner(objective, dtype, eye=eye)
-    return AbstractTraining(learner, frozen, lambda n: _pictures(config, n))
+    encoder = {k: v for k, v in table.items() if objective.freeze_encoder and not is_decoder(k)}
+    perceptual_model = _perceptual_model(objective.perceptual_model, dtype)
+    frozen = VAEFrozen(
+        encoder=encoder,
+        perceptual={} if perceptual_model is None else param_dict(perceptual_model.module),
+    )
+    task = vae_task(objective, dtype, perceptual_model=perceptual_model)
+    return AbstractTraining(task, frozen, lambda n: _images(config, n))
 
 
-def _eye(path: str | None, dtype: Dtype) -> Eye | None:
-    """What compares pictures, in the folder at `path`."""
+def _perceptual_model(path: str | None, dtype: Dtype) -> PerceptualModel | None:
+    """The perceptual model in the folder `path`, as shapes."""
     if path is None:
         return None
     folder = clip_folder(pathlib.Path(path))
-    module = vision_of(component(str(folder), **_all_in(dtype)), folder)
-    # The tower of a whole CLIP model is made anew, and has to be told what it is stored in.
+    module = vision_of(abstract_component(str(folder), **_dtypes(dtype)), folder)
+    # The tower of a whole CLIP model has no dtypes of its own.
     config, projected = module.config, module.visual_projection is not None
-    module = abstract(CLIPVisionModel, config, projected, **_all_in(dtype))
-    return Eye(module, read_image_processor(folder, config.image_size))
+    module = abstract(CLIPVisionModel, config, projected, **_dtypes(dtype))
+    return PerceptualModel(module, read_image_processor(folder, config.image_size))
 
 
-def _all_in(dtype: Dtype) -> dict[str, Dtype]:
-    """Weights and computation in `dtype`."""
+def _dtypes(dtype: Dtype) -> dict[str, Dtype]:
+    """Options for weights and computation in `dtype`."""
     return {"dtype": dtype, "param_dtype": dtype}
 
 
@@ -168,129 +171,152 @@ def _clip(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(CLIPObjective, config.objective)
     length = objective.text.max_position_embeddings
     heads = attribute_heads(config)
-    learner = clip_learner(objective, dtype, heads)
+    task = clip_task(objective, dtype, heads)
 
     def batch(n: int) -> Batch:
         labels = jax.ShapeDtypeStruct((n, heads.attributes.width if heads else 0), jnp.bool_)
         names = ("targets", "known", "text_targets", "text_known") if heads else ()
-        return _pictures(config, n) | _ids(n, length) | dict.fromkeys(names, labels)
+        return _images(config, n) | _ids(n, length) | dict.fromkeys(names, labels)
 
-    return AbstractTraining(learner, {}, batch)
+    return AbstractTraining(task, {}, batch)
 
 
 def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(DiffusionObjective, config.objective)
-    if objective.prior is not None:
-        raise InputError("plan: got objective.prior, expected none: it changes nothing but data")
+    if objective.prior_data is not None:
+        raise InputError(
+            "plan: got objective.prior_data, expected none: it changes nothing but data"
+        )
     networks = _networks(objective, dtype)
-    tuned = _tuned(objective, networks)
-    latents, made = config.data.kind == "latents", _described(config)
+    partition = _partition(objective, networks)
+    latents, info = config.data.kind == "latents", _cache_info(config)
     encoders = {name: cast(Any, networks[name]).config for name in ENCODERS if name in networks}
     lengths = {name: text.max_position_embeddings for name, text in encoders.items()}
     null = {n: jax.ShapeDtypeStruct((length,), jnp.int32) for n, length in lengths.items()}
-    said = (
+    text_encodings = (
         {}
-        if made is None
-        else {n: _stored(made, size) for n, size in made.text_embedding_shapes.items()}
+        if info is None
+        else {n: _text_encoding(info, size) for n, size in info.text_embedding_shapes.items()}
     )
-    kept = read_in_steps(tuned, latents=latents, said=bool(said))
-    tables = {n: param_dict(networks[n]) for n in kept}
+    used = frozen_networks_used(partition, latents=latents, text_encodings=bool(text_encodings))
+    tables = {n: param_dict(networks[n]) for n in used}
     frozen = Frozen(
         weights=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tables),
-        null=said or cast(Any, null),
+        null=text_encodings or cast(Any, null),
     )
     unet = cast(Any, networks["unet"]).config
-    sized = unet.addition_embed_type is not None
+    has_time_ids = unet.addition_embed_type is not None
 
     def batch(n: int) -> Batch:
-        told = {name: jax.ShapeDtypeStruct((n, *x.shape), x.dtype) for name, x in said.items()}
-        if not said:
-            told = {IDS[name]: _ids(n, length)["ids"] for name, length in lengths.items()}
-        if sized or config.data.kind != "scenes":
-            told["time_ids"] = jax.ShapeDtypeStruct((n, 6), jnp.int32)
+        inputs = {
+            name: jax.ShapeDtypeStruct((n, *x.shape), x.dtype) for name, x in text_encodings.items()
+        }
+        if not text_encodings:
+            inputs = {
+                TOKEN_ID_COLUMNS[name]: _ids(n, length)["ids"] for name, length in lengths.items()
+            }
+        if has_time_ids or config.data.kind != "scenes":
+            inputs["time_ids"] = jax.ShapeDtypeStruct((n, 6), jnp.int32)
         if not latents:
-            return _pictures(config, n) | told
+            return _images(config, n) | inputs
         side = unet.sample_size
         sides = side if isinstance(side, tuple) else (side or 0,) * 2
-        if made is not None:
-            sides = (made.resolution // made.downscale,) * 2
+        if info is not None:
+            sides = (info.resolution // info.downscale,) * 2
         moments = jax.ShapeDtypeStruct((n, *sides, unet.in_channels), jnp.float32)
-        return {"mean": moments, "logvar": moments} | told
+        return {"mean": moments, "logvar": moments} | inputs
 
-    return AbstractTraining(diffusion_learner(objective, tuned, silent_null=sized), frozen, batch)
+    return AbstractTraining(
+        diffusion_task(objective, partition, zero_uncond=has_time_ids), frozen, batch
+    )
 
 
-def _described(config: TrainConfig) -> LatentCacheInfo | None:
-    """What says which latents are cached, where they are here already."""
+def _cache_info(config: TrainConfig) -> LatentCacheInfo | None:
+    """The description of the latent cache, if it exists already."""
     path = config.data.path if config.data.kind == "latents" else None
     if not path or not (pathlib.Path(path) / DESCRIPTION).is_file():
         return None
     return read_description(pathlib.Path(path))
 
 
-def _stored(made: LatentCacheInfo, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """What is cached of one caption."""
-    return jax.ShapeDtypeStruct(shape, dtype_of(made.dtype))
+def _text_encoding(info: LatentCacheInfo, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """The cached encoding of one caption."""
+    return jax.ShapeDtypeStruct(shape, dtype_of(info.dtype))
 
 
 def _distillation(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
-    objective, both = cast(DistillationObjective, config.objective), _all_in(dtype)
+    objective, both = cast(DistillationObjective, config.objective), _dtypes(dtype)
     folder = objective.teacher
-    teacher, vae, text = (component(f"{folder}/{name}", **both) for name in ("unet", "vae", TEXT))
+    teacher, vae, text = (
+        abstract_component(f"{folder}/{name}", **both) for name in ("unet", "vae", TEXT)
+    )
     file = pathlib.Path(folder) / SCHEDULER / "scheduler_config.json"
     schedule = NoiseSchedule.from_config(read_object(file)) if file.is_file() else NoiseSchedule()
     networks = cast(UNet2DConditionModel, teacher), cast(AutoencoderKL, vae)
-    learner = distillation_learner(objective, *networks, cast(CLIPTextModel, text), schedule)
+    task = distillation_task(objective, *networks, cast(CLIPTextModel, text), schedule)
     length = cast(CLIPTextModel, text).config.max_position_embeddings
     tables = param_dict(vae), param_dict(text), param_dict(teacher)
     null = jax.ShapeDtypeStruct((length,), jnp.int32)
     frozen = DistillationFrozen(*tables, cast(Any, null))
-    return AbstractTraining(learner, frozen, lambda n: _pictures(config, n) | _ids(n, length))
+    return AbstractTraining(task, frozen, lambda n: _images(config, n) | _ids(n, length))
 
 
 def _classifier(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(ClassifierObjective, config.objective)
-    vae = cast(AutoencoderKL, component(objective.vae, **_all_in(dtype)))
+    vae = cast(AutoencoderKL, abstract_component(objective.vae, **_dtypes(dtype)))
     width = objective.model.attributes.width
 
     def batch(n: int) -> Batch:
-        asked = jax.ShapeDtypeStruct((n, width), jnp.bool_)
-        return _pictures(config, n) | {"targets": asked, "known": asked}
+        labels = jax.ShapeDtypeStruct((n, width), jnp.bool_)
+        return _images(config, n) | {"targets": labels, "known": labels}
 
-    learner = classifier_learner(objective, vae, dtype)
-    return AbstractTraining(learner, param_dict(vae), batch)
+    task = classifier_task(objective, vae, dtype)
+    return AbstractTraining(task, param_dict(vae), batch)
 
 
 def _networks(objective: DiffusionObjective, dtype: Dtype) -> dict[str, nnx.Module]:
-    """All networks as shapes, those that learn and those that do not."""
+    """All networks as shapes."""
     compute = {"dtype": dtype, "remat": objective.remat}
     if objective.pipeline is None:
-        vae, text = component(str(objective.vae)), component(f"{objective.text_encoder}/{TEXT}")
+        vae, text = (
+            abstract_component(str(objective.vae)),
+            abstract_component(f"{objective.text_encoder}/{TEXT}"),
+        )
         unet = abstract(UNet2DConditionModel, objective.model, **compute)
-        return {"unet": unet, "vae": _computing(vae, dtype), TEXT: _computing(text, dtype)}
+        return {"unet": unet, "vae": _with_dtype(vae, dtype), TEXT: _with_dtype(text, dtype)}
     source = str(objective.pipeline)
-    folder, known = pathlib.Path(source), PUBLISHED.get(source, {})
+    folder, known = pathlib.Path(source), PRESET_REPOSITORIES.get(source, {})
     names = [n for n in ("vae", *ENCODERS) if n in known or (folder / n).is_dir()]
-    model = cast(Any, component(f"{source}/unet")).config
-    networks = {name: _computing(component(f"{source}/{name}"), dtype) for name in names}
+    model = cast(Any, abstract_component(f"{source}/unet")).config
+    networks = {name: _with_dtype(abstract_component(f"{source}/{name}"), dtype) for name in names}
     return {"unet": abstract(UNet2DConditionModel, model, **compute), **networks}
 
 
-def _computing(module: nnx.Module, dtype: Dtype) -> nnx.Module:
-    """The same network computing in `dtype`."""
+def _with_dtype(module: nnx.Module, dtype: Dtype) -> nnx.Module:
+    """The same network with the compute dtype `dtype`."""
     if isinstance(module, CLIPTextModel):
         projected = module.text_projection is not None
         return abstract(CLIPTextModel, module.config, projected, dtype=dtype)
     return abstract(AutoencoderKL, cast(AutoencoderKL, module).config, dtype=dtype)
 
 
-def _tuned(objective: DiffusionObjective, networks: dict[str, nnx.Module]) -> Tuned:
-    """What of the networks is learnt."""
-    train = objective.train
+def _partition(
+    objective: DiffusionObjective, networks: dict[str, nnx.Module]
+) -> ParameterPartition:
+    """The partition into trained parameters and frozen weights."""
+    train = objective.trainable
     if isinstance(train, LoRA):
-        return low_rank(networks, train)
+        return train_lora(networks, train)
     if isinstance(train, Full):
-        return with_encoders(networks, dict) if train.text_encoders else unet_only(networks)
+        return (
+            train_unet_and_text_encoders(networks, dict)
+            if train.text_encoders
+            else train_unet(networks)
+        )
     texts = {name: cast(Any, networks[name]).config for name in ENCODERS if name in networks}
-    vectors = {n: np.zeros((train.vectors, c.hidden_size), np.float32) for n, c in texts.items()}
-    return new_word(networks, vectors, {name: c.vocab_size for name, c in texts.items()})
+    vectors = {
+        n: np.zeros((train.num_vectors, c.hidden_size), np.float32) for n, c in texts.items()
+    }
+    return train_textual_inversion(
+        networks, vectors, {name: c.vocab_size for name, c in texts.items()}
+    )

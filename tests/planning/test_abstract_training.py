@@ -15,7 +15,7 @@ from jaxdiff.experiments import experiment as module
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.pipeline.load import EMBEDDED
-from jaxdiff.planning.abstract import abstract_training
+from jaxdiff.planning.abstract_training import abstract_training
 from jaxdiff.scenes.labels import ATTRIBUTES
 from jaxdiff.training.config import (
     ClassifierObjective,
@@ -65,8 +65,8 @@ def vae_of(folder):
     return VAEObjective(
         model=AutoencoderKLConfig(**values),
         weights=str(folder / "sd" / "vae"),
-        only_decoder=True,
-        perceptual=str(EMBEDDED),
+        freeze_encoder=True,
+        perceptual_model=str(EMBEDDED),
     )
 
 
@@ -79,7 +79,7 @@ OBJECTIVES = {
     "distillation": (lambda folder: DistillationObjective(teacher=str(folder / "sd")), "folder"),
     "pictures": (lambda folder: DiffusionObjective(pipeline=str(folder / "xl")), "folder"),
     "cached": (
-        lambda folder: DiffusionObjective(pipeline=str(folder / "xl"), train=LoRA(rank=2)),
+        lambda folder: DiffusionObjective(pipeline=str(folder / "xl"), trainable=LoRA(rank=2)),
         "latents",
     ),
 }
@@ -92,14 +92,14 @@ def shaped(tree):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_plan_has_the_shapes_of_the_training(folder, tmp_path, monkeypatch, request, name):
-    monkeypatch.setattr(module, "VALIDATED", 8)
+    monkeypatch.setattr(module, "VALIDATION_BATCH", 8)
     make, kind = OBJECTIVES[name]
     if kind == "scenes":
         data = DataConfig()
     elif kind == "latents":
         data = DataConfig(kind="latents", path=request.getfixturevalue("latents"))
     else:
-        data = DataConfig(kind="folder", path=str(folder / "in"), resolution=16, cell=16)
+        data = DataConfig(kind="folder", path=str(folder / "in"), resolution=16, bucket_multiple=16)
     config = TrainConfig(objective=make(folder), data=data, batch_size=8, steps=1, dtype="bfloat16")
     real = experiment(config, tmp_path)
     batch = next(real.batches)
@@ -109,7 +109,7 @@ def test_a_plan_has_the_shapes_of_the_training(folder, tmp_path, monkeypatch, re
         for place in ("components.find_weights", "components.read_weights"):
             patch.setattr(f"jaxdiff.checkpoints.{place}", lambda *_, **__: pytest.fail("read"))
         plan = abstract_training(config)
-    assert shaped(plan.learner.shapes) == shaped(real.learner.shapes)
+    assert shaped(plan.task.shapes) == shaped(real.task.shapes)
     assert shaped(plan.frozen) == shaped(real.frozen)
     planned = plan.batch(8)
     read = {name: batch[name] for name in planned}
@@ -118,7 +118,7 @@ def test_a_plan_has_the_shapes_of_the_training(folder, tmp_path, monkeypatch, re
     assert batch.keys() - planned.keys() <= {"time_ids", "ids"}
     key = jax.eval_shape(lambda: jax.random.key(0))
     flops = [
-        gradient_flops(parts.learner.loss, parts.learner.shapes, parts.frozen, given, key)
+        gradient_flops(parts.task.loss, parts.task.shapes, parts.frozen, given, key)
         for parts, given in ((plan, planned), (real, batch))
     ]
     assert flops[0] == flops[1] > 0

@@ -1,4 +1,4 @@
-"""How a training ends before its last step."""
+"""Signals, errors and messages that end a training before its last step."""
 
 import signal
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from jaxdiff.training import loop
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that receives the first SIGINT or SIGTERM; the second of a kind acts as usual."""
+    """A list that gets the first SIGINT or SIGTERM; the second one has its default action."""
     received: list[int] = []
     SHUTDOWN_REQUESTED.clear()
 
@@ -36,38 +36,38 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def train_until_stopped(trainer: Trainer) -> None:
-    """Train to the end; SystemExit says how to go on if that was not reached.
+    """Train to the last step, or raise SystemExit with a message on how to resume.
 
-    The code is 0 after SIGTERM: to give way where a machine is taken away is no failure.
+    The exit code is 0 after SIGTERM: pre-emption is not a failure.
     """
     steps = trainer.config.steps
     console = Console(stderr=True, quiet=not is_first())
-    shown = Terminal(start=trainer.step, steps=steps, console=console)
-    with stop_signals() as received, shown as terminal:
+    display = Terminal(start=trainer.step, steps=steps, console=console)
+    with stop_signals() as received, display as terminal:
         if trainer.resumed:
-            terminal.message(f"train: going on after step {trainer.step} of {steps}")
+            terminal.message(f"train: resuming after step {trainer.step} of {steps}")
         try:
             try:
                 trainer.train(terminal, ConsensusFlag(lambda: bool(received)))
             finally:
                 trainer.store.wait()
         except loop.StoppedError as stopped:
-            terminal.message(f"train: {stopped}; the same command goes on from there")
-            interrupted = signal.SIGINT in received  # here; another process may have been told
+            terminal.message(f"train: {stopped}; the same command resumes from there")
+            interrupted = signal.SIGINT in received  # here; it may have been another process
             raise SystemExit(128 + signal.SIGINT if interrupted else 0) from None
         except loop.NonFiniteError as error:
             command = "a start with a lower --optimiser.learning-rate"
-            terminal.message(f"train: {error}; training stopped. {_next(trainer, command)}")
+            terminal.message(f"train: {error}; training stopped. {_resume_hint(trainer, command)}")
             raise SystemExit(1) from None
         except WriteError as error:  # the disk is full or gone
             command = "the same command"
-            terminal.message(f"train: {error}; training stopped. {_next(trainer, command)}")
+            terminal.message(f"train: {error}; training stopped. {_resume_hint(trainer, command)}")
             raise SystemExit(1) from None
 
 
-def _next(trainer: Trainer, command: str) -> str:
-    """What training begins with when it is started again."""
+def _resume_hint(trainer: Trainer, command: str) -> str:
+    """From where training resumes."""
     step = trainer.store.latest()
     if step is None:
-        return f"There is no checkpoint yet: {command} begins anew"
-    return f"The last good checkpoint is of step {step}: {command} goes on from there"
+        return f"There is no checkpoint yet: {command} starts over"
+    return f"The last good checkpoint is of step {step}: {command} resumes from there"

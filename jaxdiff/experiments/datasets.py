@@ -1,0 +1,162 @@
+"""Data sets of stored images and latents, from a DataConfig."""
+
+import contextlib
+import hashlib
+import math
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Int, NDArray
+from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
+from jaxdiff.data.buckets import Size, assign_buckets, bucket_sizes, read_image_sizes
+from jaxdiff.data.latents import DESCRIPTION, LatentSource
+from jaxdiff.data.samples import MapDataset, make_transform
+from jaxdiff.data.sampling_order import BlockShuffleSampler, IndexSampler, validation_indices
+from jaxdiff.data.sources import BlockSource, PictureSource
+from jaxdiff.data.sources.folder import FolderSource
+from jaxdiff.data.sources.hub import HubSource
+from jaxdiff.data.sources.parquet import ParquetSource
+from jaxdiff.data.sources.records import RecordSource
+from jaxdiff.data.sources.storage import fingerprint
+from jaxdiff.data.sources.tars import TarSource
+from jaxdiff.training.config import DataConfig
+
+Items = Int[NDArray, "_"]
+Groups = list[tuple[Size, Items]]
+VALIDATION_BLOCKS = 8  # blocks of the validation split, for data stored in blocks
+
+
+class Dataset(NamedTuple):
+    """An open data set: training samples in their order, and the validation split."""
+
+    training: MapDataset
+    validation: MapDataset
+    validation_size: int  # items of the validation split, which is one batch
+    skipped: BadSampleCounter  # bad samples of `training`
+    fingerprint: str
+
+
+def cache_folder(config: DataConfig) -> pathlib.Path:
+    """The folder of indices and image sizes."""
+    if config.cache_dir is not None:
+        return pathlib.Path(config.cache_dir)
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "jaxdiff" / "data"
+
+
+def open_image_source(
+    config: DataConfig, skipped: BadSampleCounter, *, captions: bool
+) -> PictureSource:
+    """The source of images of a kind in IMAGE_KINDS."""
+    path = str(config.path)
+    if (pathlib.Path(path) / DESCRIPTION).is_file():
+        raise InputError(f"data.kind: got {config.kind} for {path}, expected latents")
+    if config.kind == "folder":
+        return FolderSource(path, skipped, captions=captions, caption_key=config.caption_key)
+    if config.kind == "tars":
+        return TarSource(path, skipped, cache=cache_folder(config), captions=captions)
+    if config.kind == "records":
+        return RecordSource(path, skipped, captions=captions)
+    columns = {"image_key": config.image_key, "caption_key": config.caption_key}
+    if config.kind == "hub":
+        return HubSource(path, split=config.split, captions=captions, **columns)
+    cache = cache_folder(config)
+    return ParquetSource(
+        path, skipped, cache=cache, split=config.split, captions=captions, **columns
+    )
+
+
+def bucket_items(
+    config: DataConfig, source: PictureSource, min_bucket_size: int
+) -> tuple[Groups, str]:
+    """The items of each bucket, at least `min_bucket_size`, and a fingerprint of the buckets.
+
+    For a single bucket no image sizes are read.
+    """
+    side = config.resolution or 0
+    sizes = bucket_sizes(
+        side, multiple=config.bucket_multiple, max_aspect_ratio=config.max_aspect_ratio
+    )
+    if len(sizes) == 1:
+        return [(sizes[0], np.arange(len(source)))], fingerprint(source.fingerprint, str(side))
+    table = read_image_sizes(source, cache_folder(config))
+    groups = assign_buckets(table, sizes, min_bucket_size)
+    parts = [f"{size} {hashlib.sha256(items.tobytes()).hexdigest()}" for size, items in groups]
+    return groups, fingerprint(source.fingerprint, *parts)
+
+
+def open_dataset(config: DataConfig, batch_size: int, *, captions: bool = True) -> Dataset:
+    """The data set of stored data. Without `captions` images need none."""
+    skipped = BadSampleCounter(config.max_bad_fraction)
+    if config.kind == "latents":
+        latents = LatentSource(str(config.path))
+        groups, data_fingerprint = latents.groups(batch_size), latents.fingerprint
+        transform = validation_transform = latents.make
+        source = None
+    else:
+        source = open_image_source(config, skipped, captions=captions)
+        groups, data_fingerprint = bucket_items(config, source, batch_size)
+        sizes = [size for size, _ in groups]
+        transform = make_transform(
+            source, sizes, seed=config.seed, crop=config.crop, flip=config.flip
+        )
+        validation_transform = make_transform(source, sizes)
+    items = [group for _, group in groups]
+    if not sum(map(len, items)):
+        raise InputError(f"data.path: got {config.path} without usable items, expected some")
+    blocks = source if isinstance(source, BlockSource) else None
+    training_items, validation_items = _split_validation(
+        items, config.validation_size, None if blocks is None else VALIDATION_BLOCKS
+    )
+    validation_size = max(map(len, validation_items))
+    return Dataset(
+        training=MapDataset(
+            _training_sampler(training_items, batch_size, config.seed, blocks), transform, skipped
+        ),
+        validation=MapDataset(
+            IndexSampler(validation_items, batch_size=validation_size),
+            validation_transform,
+            BadSampleCounter(1.0),
+        ),
+        validation_size=validation_size,
+        skipped=skipped,
+        fingerprint=data_fingerprint,
+    )
+
+
+def dataset_captions(config: DataConfig) -> Iterator[str]:
+    """All captions in the order of the source, including the validation split."""
+    source = open_image_source(config, BadSampleCounter(config.max_bad_fraction), captions=True)
+    for index in range(len(source)):
+        with contextlib.suppress(BadSampleError):
+            yield source[index]["caption"]
+
+
+def _split_validation(
+    items: list[Items], size: int, blocks: int | None
+) -> tuple[list[Items], list[Items]]:
+    """Each bucket's training and validation items; the latter are from the largest bucket."""
+    largest = int(np.argmax([len(group) for group in items]))
+    indices = validation_indices(len(items[largest]), size, blocks)
+    training = [np.delete(g, indices) if i == largest else g for i, g in enumerate(items)]
+    # With too few items, validate on training items.
+    validation = items[largest][indices] if len(indices) else items[largest][:size]
+    return training, [validation if i == largest else validation[:0] for i in range(len(items))]
+
+
+def _training_sampler(
+    items: list[Items], batch_size: int, seed: int, blocks: BlockSource | None
+) -> IndexSampler:
+    """The sampling order; block by block for a source with blocks."""
+    if blocks is None:
+        return IndexSampler(items, batch_size=batch_size, seed=seed)
+    max_lanes = max(1, blocks.max_open_blocks // len(items))
+    lanes = math.gcd(batch_size, 1 << (max_lanes.bit_length() - 1))
+    return BlockShuffleSampler(
+        items, batch_size=batch_size, starts=blocks.block_starts, lanes=lanes, seed=seed
+    )

@@ -1,0 +1,175 @@
+"""The one table of old spellings: of config fields, of their options, and of what the log has.
+
+Each is accepted wherever it was: in a Python config, as an option (which the help does not list),
+in the config.json of a workdir, and in its log. Given together with its new spelling it is an
+error.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from jaxdiff.core.errors import InputError
+
+C = TypeVar("C", bound=type)
+
+# Section of the config -> old name -> new name.
+FIELDS: dict[str, dict[str, str]] = {
+    "": {
+        "accumulate": "gradient_accumulation_steps",
+        "keep": "max_checkpoints",
+        "max_skipped": "max_nonfinite_steps",
+    },
+    "data": {
+        "items": "num_scenes",
+        "widest": "max_aspect_ratio",
+        "cell": "bucket_multiple",
+        "max_broken": "max_bad_fraction",
+        "held_out": "validation_size",
+        "cache": "cache_dir",
+    },
+    "ema": {"widths": "power_stds"},
+    "optimiser": {"groups": "lr_multipliers", "final_fraction": "min_lr_ratio"},
+    "objective": {
+        "only_decoder": "freeze_encoder",
+        "perceptual": "perceptual_model",
+        "heads": "has_attribute_heads",  # no field: in the resume identity alone
+        "train": "trainable",
+        "gamma": "snr_gamma",
+        "times": "timestep_sampling",
+        "time_shift": "timestep_shift",
+        "caption_dropout_each": "caption_dropout_per_encoder",
+        "prior": "prior_data",
+        "prior_weight": "prior_loss_weight",
+        "sample_scale": "sample_guidance_scale",
+        "evaluated": "num_eval_images",
+        "clip": "eval_clip",
+        "scale_width": "guidance_embedding_dim",
+        "scales": "guidance_scale_range",
+        "draws": "noise_levels_per_image",
+    },
+    "objective.trainable": {
+        "targets": "target_modules",
+        "text_targets": "text_target_modules",
+        "word": "placeholder_token",
+        "begin": "initializer_token",
+        "vectors": "num_vectors",
+    },
+}
+# Sections with the fields of another one.
+SAME_AS = {"objective.prior_data": "data"}
+# Old key of log.jsonl -> new key.
+LOG_KEYS = {
+    "skipped": "nonfinite_steps",
+    "to_caption": "image_to_text_loss",
+    "to_picture": "text_to_image_loss",
+    "attribute_nats": "attribute_loss",
+    "adversarial_amount": "adversarial_weight",
+    "validation_all_right": "validation_all_correct",
+    "validation_one_all_right": "validation_one_object_correct",
+    "validation_two_all_right": "validation_two_objects_correct",
+    "validation_held_out_one_all_right": "validation_held_out_one_object_correct",
+    "validation_held_out_two_all_right": "validation_held_out_two_objects_correct",
+    "validation_held_out_all_right": "validation_held_out_correct",
+}
+
+
+def _section(name: str) -> Mapping[str, str]:
+    return FIELDS.get(SAME_AS.get(name, name), {})
+
+
+def new_path(path: str, section: str = "") -> str:
+    """The new spelling of a dotted path of fields that begins in `section`.
+
+    What follows a space is kept: keys of a resume identity may have words after the path.
+    """
+    path, space, words = path.partition(" ")
+    names: list[str] = []
+    for name in path.split("."):
+        names.append(_section(".".join(filter(None, (section, *names)))).get(name, name))
+    return ".".join(names) + space + words
+
+
+def new_fields(values: Mapping[str, Any], *, source: str, section: str = "") -> dict[str, Any]:
+    """A stored config, or its part `section`, in the new spelling; InputError for both at once."""
+    table, found = _section(section), dict[str, Any]()
+    for name, value in values.items():
+        new = table.get(name, name)
+        if new in found or (new != name and new in values):
+            raise InputError(f"{source}: got {name} and {new}, expected one: they are the same")
+        below = f"{section}.{new}".lstrip(".")
+        inner = isinstance(value, Mapping)
+        found[new] = new_fields(value, source=source, section=below) if inner else value
+    return found
+
+
+def new_arguments(arguments: Sequence[str], section: str = "") -> list[str]:
+    """Command-line arguments with old options replaced; InputError for an option in both spellings.
+
+    `section` is that of options without a prefix.
+    """
+    found: list[str] = []
+    spelled: dict[str, str] = {}
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if not option.startswith("--"):
+            found.append(argument)
+            continue
+        path, negated = _new_option(option, section)
+        other = spelled.setdefault(path, option)
+        old = _is_old(option, section)
+        if old != _is_old(other, section):
+            raise InputError(f"{option}: got it and {other}, expected one: they are the same")
+        head, dot, last = path.rpartition(".")
+        new = f"--{head}{dot}{'no_' if negated else ''}{last}".replace("_", "-")
+        found.append(f"{new}{equals}{value}" if old else argument)
+    return found
+
+
+def _is_old(option: str, section: str) -> bool:
+    return _new_option(option, section)[0] != _plain(option)[0]
+
+
+def _new_option(option: str, section: str) -> tuple[str, bool]:
+    path, negated = _plain(option)
+    return new_path(path, section), negated
+
+
+def _plain(option: str) -> tuple[str, bool]:
+    """The path of `--a.no-some-field` as it is written in code, and whether it is negated."""
+    head, dot, last = option.removeprefix("--").replace("-", "_").rpartition(".")
+    return head + dot + last.removeprefix("no_"), last.startswith("no_")
+
+
+def new_log_keys(values: Mapping[str, float]) -> dict[str, float]:
+    """A line of log.jsonl in the new spelling."""
+    return {LOG_KEYS.get(name, name): value for name, value in values.items()}
+
+
+def accept_old_fields(section: str) -> Callable[[C], C]:
+    """Decorator of a config of `section` whose constructor takes the old spellings too.
+
+    `dataclasses.replace` gives every field; an old spelling beside all of them replaces its own.
+    """
+
+    def decorate(cls: C) -> C:
+        fields = {field.name for field in dataclasses.fields(cls)}
+        table = {old: new for old, new in _section(section).items() if new in fields}
+        construct = cls.__init__
+
+        @functools.wraps(construct)
+        def init(self: Any, **values: Any) -> None:
+            complete = fields <= values.keys()
+            for old, new in table.items():
+                if old not in values:
+                    continue
+                if new in values and not complete:
+                    raise InputError(f"{old}: got it and {new}, expected one: they are the same")
+                values[new] = values.pop(old)
+            construct(self, **values)
+
+        cls.__init__ = init  # pyright: ignore[reportAttributeAccessIssue]
+        return cls
+
+    return decorate

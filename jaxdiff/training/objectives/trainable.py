@@ -1,0 +1,190 @@
+"""The weights of a diffusion model, partitioned into trained parameters and frozen weights.
+
+Weights are dicts by dotted path, one for each network. If the parameters are exactly the UNet's,
+they have its paths; otherwise paths start with the network's name: `unet.`, `text_encoder.`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxdiff.core.types import Float, NDArray
+from jaxdiff.models.build import initial_weights, param_dict
+from jaxdiff.models.clip import TOKEN_EMBEDDING, CLIPTextModel, extend_token_embedding
+from jaxdiff.models.conditioning import ENCODERS, unused_parameters
+from jaxdiff.models.lora import inject_lora, is_lora_param
+from jaxdiff.parallel.sharding import ANY, UNET, Rules
+from jaxdiff.training.config import LoRA
+
+Networks = Mapping[str, nnx.Module]  # abstract: unet, vae and the text encoders
+Table = dict[str, Any]  # arrays, or their shapes, by path
+Tables = dict[str, Table]  # by network
+InitialWeights = Iterator[tuple[str, NDArray]]
+LoadWeights = Callable[[], Tables]  # reads the initial weights of networks when they are needed
+
+
+class ParameterPartition(NamedTuple):
+    """A model with trained parameters and frozen weights."""
+
+    networks: Networks
+    frozen: tuple[str, ...]  # networks with weights that are not parameters
+    shapes: Table  # of the parameters
+    init: Callable[[int], InitialWeights]  # seed -> path and initial value of each parameter
+    # parameters, weights of the frozen networks -> weights of each network
+    merge: Callable[[Table, Tables], Tables]
+    rules: Rules = ANY
+
+
+def train_unet(networks: Networks, pretrained: LoadWeights = dict) -> ParameterPartition:
+    """Train all weights of the UNet, from the `pretrained` ones or from random ones."""
+    frozen = tuple(name for name in networks if name != "unet")
+
+    def merge(params: Table, frozen: Tables) -> Tables:
+        return {**frozen, "unet": params}
+
+    def init(seed: int) -> InitialWeights:
+        yield from _initial_weights(networks["unet"], pretrained().get("unet"), seed)
+
+    return ParameterPartition(networks, frozen, param_dict(networks["unet"]), init, merge, UNET)
+
+
+def train_unet_and_text_encoders(networks: Networks, pretrained: LoadWeights) -> ParameterPartition:
+    """Train the UNet and the text encoders, from the `pretrained` weights where there are any.
+
+    Except for weights without effect on the conditioning: only weight decay would change them.
+    """
+    names, unused = [name for name in networks if name != "vae"], _unused_parameters(networks)
+
+    def is_used(name: str, path: str) -> bool:
+        return not path.startswith(unused.get(name, ()))
+
+    def init(seed: int) -> InitialWeights:
+        tables = pretrained()
+        for name in names:
+            for path, array in _initial_weights(networks[name], tables.get(name), seed):
+                if is_used(name, path):
+                    yield f"{name}.{path}", array
+
+    def merge(params: Table, frozen: Tables) -> Tables:
+        trained = split_prefixes(params)
+        merged = {name: {**frozen.get(name, {}), **table} for name, table in trained.items()}
+        return {**frozen, **merged}
+
+    all_params = {name: param_dict(networks[name]) for name in names}
+    shapes = {
+        name: {path: leaf for path, leaf in table.items() if is_used(name, path)}
+        for name, table in all_params.items()
+    }
+    partly_frozen = [name for name in names if shapes[name].keys() != all_params[name].keys()]
+    return ParameterPartition(networks, ("vae", *partly_frozen), add_prefixes(shapes), init, merge)
+
+
+def _unused_parameters(networks: Networks) -> dict[str, tuple[str, ...]]:
+    """Prefixes of the paths of text encoder weights that nothing depends on."""
+    pooled = cast(Any, networks["unet"]).config.addition_embed_type is not None
+    names = [name for name in ENCODERS if name in networks]
+    return {
+        name: unused_parameters(
+            cast(CLIPTextModel, networks[name]), pooled=pooled, last=name == names[-1]
+        )
+        for name in names
+    }
+
+
+def train_lora(networks: Networks, config: LoRA) -> ParameterPartition:
+    """Train the factors of low-rank updates."""
+    targets = {"unet": config.target_modules} | dict.fromkeys(ENCODERS, config.text_target_modules)
+    with_lora, unused = dict(networks), _unused_parameters(networks)
+    for name in networks.keys() & targets:
+        size = {"rank": config.rank, "scale": config.scale}
+        exclude = unused.get(name, ())
+        with_lora[name] = inject_lora(networks[name], targets[name], exclude=exclude, **size)
+    adapted = {name: net for name, net in with_lora.items() if targets.get(name)}
+
+    def init(seed: int) -> InitialWeights:
+        for name, network in adapted.items():
+            factors = initial_weights(network, seed, only=is_lora_param)
+            yield from _add_prefix(name, factors)
+
+    def merge(params: Table, frozen: Tables) -> Tables:
+        factors = split_prefixes(params)
+        return {name: {**table, **factors.get(name, {})} for name, table in frozen.items()}
+
+    shapes = add_prefixes(
+        {
+            name: {path: leaf for path, leaf in param_dict(network).items() if is_lora_param(path)}
+            for name, network in adapted.items()
+        }
+    )
+    return ParameterPartition(with_lora, tuple(networks), shapes, init, merge)
+
+
+def train_textual_inversion(
+    networks: Networks, embeddings: Mapping[str, Float[NDArray, "n _"]], first_id: Mapping[str, int]
+) -> ParameterPartition:
+    """Train the `embeddings` of a new token for each text encoder, at ids from `first_id` on.
+
+    The parameters are called `text_encoder.vectors`.
+    """
+    extended = dict(networks)
+    for name, rows in embeddings.items():
+        encoder = cast(CLIPTextModel, nnx.clone(networks[name]))
+        shape = (first_id[name] + len(rows), rows.shape[1])
+        encoder.text_model.embeddings.token_embedding.embedding = nnx.Param(
+            jax.ShapeDtypeStruct(shape, jnp.float32)
+        )
+        extended[name] = encoder
+
+    def init(seed: int) -> InitialWeights:
+        del seed  # nothing is random
+        for name, rows in embeddings.items():
+            yield f"{name}.vectors", np.asarray(rows, np.float32)
+
+    def merge(params: Table, frozen: Tables) -> Tables:
+        tables = dict(frozen)
+        for name in embeddings:
+            table, new_rows = frozen[name][TOKEN_EMBEDDING], params[f"{name}.vectors"]
+            tables[name] = {
+                **frozen[name],
+                TOKEN_EMBEDDING: extend_token_embedding(table, first_id[name], new_rows),
+            }
+        return tables
+
+    shapes = {
+        f"{name}.vectors": jax.ShapeDtypeStruct(rows.shape, jnp.float32)
+        for name, rows in embeddings.items()
+    }
+    return ParameterPartition(extended, tuple(networks), shapes, init, merge)
+
+
+def add_prefixes(tables: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Dicts by network as one dict, whose paths start with the network's name."""
+    return {f"{name}.{path}": leaf for name, t in tables.items() for path, leaf in t.items()}
+
+
+def split_prefixes(params: Mapping[str, Any]) -> Tables:
+    """The inverse of `joined`."""
+    tables: Tables = {}
+    for path, leaf in params.items():
+        name, _, rest = path.partition(".")
+        tables.setdefault(name, {})[rest] = leaf
+    return tables
+
+
+def _initial_weights(
+    network: nnx.Module, pretrained: Mapping[str, Any] | None, seed: int
+) -> InitialWeights:
+    if pretrained is None:
+        yield from initial_weights(network, seed)
+    else:
+        for path, array in pretrained.items():
+            yield path, np.asarray(array, np.float32)
+
+
+def _add_prefix(name: str, values: Iterable[tuple[str, NDArray]]) -> InitialWeights:
+    for path, array in values:
+        yield f"{name}.{path}", array
