@@ -254,7 +254,7 @@ def test_python_configs_take_old_fields():
         (["--objective.only-decoder"], lambda c: c.objective.freeze_encoder),
         (["--objective.no-only-decoder"], lambda c: not c.objective.freeze_encoder),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_old_options_are_accepted(tmp_path, flags, value):
     script = SCRIPT.replace("VAEObjective()", 'VAEObjective(weights="vae", kl_weight=0.0)')
