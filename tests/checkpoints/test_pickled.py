@@ -158,7 +158,7 @@ def test_parameters_and_nested_dictionaries(tmp_path, torch):
 def test_a_hostile_file_is_refused_and_not_run(tmp_path, call, protocol):
     mark = tmp_path / "mark"
     path = save(tmp_path / "x.ckpt", {"state_dict": {"a": call(mark)}}, protocol=protocol)
-    with pytest.raises(InputError, match=r"x\.ckpt: got .*expected tensors"):
+    with pytest.raises(InputError, match=r"x\.ckpt: got .*expected only tensors"):
         read_torch_pickle(path)
     assert not mark.exists()
 
@@ -182,7 +182,7 @@ def test_importing_is_not_even_tried(tmp_path):
     ],
 )
 def test_broken_programs_are_refused(tmp_path, program):
-    with pytest.raises(InputError, match=r"x\.pt: got .*expected tensors"):
+    with pytest.raises(InputError, match=r"x\.pt: got .*expected (only )?tensors"):
         read_torch_pickle(write(tmp_path / "x.pt", program))
 
 
@@ -212,7 +212,7 @@ def test_missing_and_compressed_storages_are_refused(tmp_path):
     data = io.BytesIO()
     Pickler(data, 2).dump(tensor)
     squeezed = write(tmp_path / "y.pt", data.getvalue(), storage, method=zipfile.ZIP_DEFLATED)
-    with pytest.raises(InputError, match="stored"):
+    with pytest.raises(InputError, match="expected a few MB, uncompressed"):
         read_torch_pickle(squeezed)
 
 

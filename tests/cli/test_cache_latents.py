@@ -123,9 +123,14 @@ def test_a_killed_run_is_finished_by_the_same_command(made, tmp_path, monkeypatc
 
 
 def test_latents_of_something_else_are_not_mixed_in(made, capsys):
-    for more in (["--dtype", "bfloat16"], ["--flip"], ["--shard-size", "9"]):
+    others = {
+        "dtype": ["--dtype", "bfloat16"],
+        "source": ["--flip"],
+        "heights": ["--shard-size", "9"],
+    }
+    for name, more in others.items():
         assert main.run("cache-latents", [*command(made), *more]) == 2
-        assert "with latents of another" in capsys.readouterr().err
+        assert f"with latents of {name} " in capsys.readouterr().err
     assert main.run("cache-latents", [*command(made), "--process-index", "0"]) == 2
     assert main.run("cache-latents", command(made, "x", data="latents")) == 2
     assert "got folder for" in capsys.readouterr().err

@@ -241,12 +241,12 @@ def test_parts_are_the_whole_and_what_is_missing_is_made_again(made, capsys):
     assert {n: (made / "parts" / n).stat().st_mtime_ns for n in kept} == kept
     capsys.readouterr()
     assert cache(made, "xl", "parts") == 2
-    assert "with latents of another text_encoders" in capsys.readouterr().err
+    assert "with latents of text_encoders" in capsys.readouterr().err
     (made / "parts" / NULL_CAPTION_FILE).write_bytes(b"")
     with pytest.raises(InputError, match=r"null\.array_record: got a broken file"):
         read_null(made / "parts", read_description(made / "parts"))
     (made / "parts" / NULL_CAPTION_FILE).unlink()
-    with pytest.raises(InputError, match=r"without null\.array_record, expected it"):
+    with pytest.raises(InputError, match=r"without null\.array_record, expected that file"):
         read_null(made / "parts", read_description(made / "parts"))
 
 
@@ -334,6 +334,8 @@ def test_numbers_that_a_dtype_lacks_are_not_stored():
     item = {"caption": "", "time_ids": np.zeros(6, np.int32)}
     mean = np.zeros((1, 1, 1), np.float32)
     said = {"states": np.full((2, 3), 7e4, np.float32)}
-    with pytest.raises(InputError, match="got float16 for states up to 70000, expected one that"):
+    with pytest.raises(
+        InputError, match="got float16 for states up to 70000, expected a dtype of that range"
+    ):
         pack_record(item, mean, mean, "float16", said)
     assert len(pack_record(item, mean, mean, "bfloat16", said)["states"]) == 12

@@ -78,7 +78,7 @@ def test_and_not_once_the_process_shall_end(files, clock):
     files.fails = lambda name, now: True
     clock.end = 20.0
     message = r"got no answer from .* \(refused\) for 20 s, expected its files$"
-    with pytest.warns(UserWarning, match="again"), pytest.raises(InputError, match=message):
+    with pytest.warns(UserWarning, match="retrying"), pytest.raises(InputError, match=message):
         files.read("b")
 
 

@@ -127,7 +127,11 @@ def test_numbers_of_the_refiner():
     ("recipe", "options", "message"),
     [
         (REFINER, {"prompt_2": "b"}, "prompt_2: got 'b', expected none for a model with one"),
-        (SD1, {"negative_prompt_2": "b"}, "negative_prompt_2: got 'b', expected none for one"),
+        (
+            SD1,
+            {"negative_prompt_2": "b"},
+            "negative_prompt_2: got 'b', expected none for a model with one",
+        ),
         (BASE, {"negative_prompt_2": "b"}, "negative_prompt_2: got 'b' without a negative_prompt"),
         (SD1, {"target_size": (1, 2)}, r"target_size: got \(1, 2\), expected none"),
         (SD1, {"negative_target_size": (1, 2)}, r"negative_target_size: got \(1, 2\), expected no"),

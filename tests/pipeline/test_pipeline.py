@@ -215,7 +215,7 @@ def test_pil_pictures(single):
         ({"sampler": "dim"}, r"^sampler: got 'dim', .*'ddim'"),
         ({"sampler": "ddim", "eta": 1.5}, r"^eta: got 1.5"),
         ({"sampler": "euler", "eta": 0.5}, r"^eta: got 0.5 with sampler 'euler', expected .*ddim"),
-        ({"timesteps": "karas"}, r"^timesteps: got 'karas', .*'karras'"),
+        ({"timestep_spacing": "karas"}, r"^timestep_spacing: got 'karas', .*'karras'"),
         ({"steps": 0}, r"^steps: got 0"),
         ({"guidance_scale": float("nan")}, r"^guidance_scale: got nan"),
         ({"guidance_scale": [1.0, 2.0, 3.0], "seed": [1, 2]}, r"^seed: got 2 entries.*1 or 3"),

@@ -63,5 +63,7 @@ def test_pictures_are_read_in_tiles_too(single):
 
 
 def test_a_bad_tile(single):
-    with pytest.raises(InputError, match=r"^vae_tile: got 3, expected a multiple of 2 above it"):
+    with pytest.raises(
+        InputError, match=r"^vae_tile: got 3, expected a multiple of 2 that is at least 4"
+    ):
         single("a star", vae_tile=3)

@@ -295,13 +295,13 @@ def test_prompts_are_never_training_captions(kind, trained):
 def test_mistakes_are_named():
     with pytest.raises(InputError, match="did you mean 'circle'"):
         SceneObject(colour="red", shape="circel")
-    with pytest.raises(InputError, match="look different"):
+    with pytest.raises(InputError, match="of different colour or shape"):
         Scene(objects=(RED_CIRCLE, RED_CIRCLE), relation="above")
     with pytest.raises(InputError, match="relation"):
         Scene(objects=(RED_CIRCLE,), relation="above")
-    with pytest.raises(InputError, match="open background"):
+    with pytest.raises(InputError, match="scene: got no background, expected"):
         render(Scene(objects=(RED_CIRCLE,)))
-    with pytest.raises(InputError, match="open size"):
+    with pytest.raises(InputError, match="scene: got .*size.*, expected"):
         render(Scene(objects=(SceneObject(colour="red", shape="ring"),), background="pink"))
     with pytest.raises(InputError, match="variations"):
         SceneSource(seed=0, variations=9)
