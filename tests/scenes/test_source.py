@@ -301,7 +301,7 @@ def test_mistakes_are_named():
         Scene(objects=(RED_CIRCLE,), relation="above")
     with pytest.raises(InputError, match="scene: got no background, expected"):
         render(Scene(objects=(RED_CIRCLE,)))
-    with pytest.raises(InputError, match="scene: got .*size.*, expected"):
+    with pytest.raises(InputError, match=r"scene: got .*size.*, expected"):
         render(Scene(objects=(SceneObject(colour="red", shape="ring"),), background="pink"))
     with pytest.raises(InputError, match="variations"):
         SceneSource(seed=0, variations=9)
