@@ -13,6 +13,7 @@ from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import positive
+from jaxdiff.scenes.captions import parse_caption
 from jaxdiff.scenes.rendering import CANVAS
 from jaxdiff.scenes.report import (
     NUM_CIRCLES,
@@ -23,10 +24,15 @@ from jaxdiff.scenes.report import (
 )
 from jaxdiff.scenes.source import MAX_SIZE, ScenePrompt
 
+NUM_SEEDS = 100  # images of --prompt if --num-images is left out
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Generate images of standard scene prompts that were not trained on, and score them."""
+    """Generate images of standard scene prompts that were not trained on, and score them.
+
+    With --prompt: images of that prompt from consecutive seeds.
+    """
 
     model: str | None = None
     """A diffusers folder, or "renders" for exact renderings. Default: the embedded model."""
@@ -48,6 +54,10 @@ class Options:
     """Images per batch."""
     prompt_stride: int = 1
     """Use only every n-th prompt: faster, with larger errors."""
+    prompt: str | None = None
+    """Use this caption of a scene instead of the standard prompts."""
+    num_images: int | None = None
+    """Number of images of --prompt, with consecutive seeds. Default: 100."""
     output: pathlib.Path | None = None
     """Also write the report to this JSON file."""
 
@@ -55,8 +65,7 @@ class Options:
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, generate, score, print the table. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff evaluate")
-    prompts = standard_prompts()[:: positive("prompt_stride", options.prompt_stride)]
-    circles = -(-NUM_CIRCLES // options.prompt_stride)
+    prompts, circles = _prompts(options)
     if options.output is not None:
         check_file(options.output)  # before any image is generated
     if options.model == "renders":
@@ -88,6 +97,20 @@ def run(arguments: Sequence[str]) -> None:
     if options.output is not None:
         with atomic_file(options.output) as temporary:
             temporary.write_text(json.dumps(report.to_mapping(), indent=2) + "\n")
+
+
+def _prompts(options: Options) -> tuple[list[ScenePrompt], int]:
+    """The prompts to generate, and the number of additional images of circles."""
+    stride = positive("prompt_stride", options.prompt_stride)
+    if options.prompt is None:
+        if options.num_images is not None:
+            raise InputError(f"num_images: got {options.num_images}, expected a prompt beside it")
+        return standard_prompts()[::stride], -(-NUM_CIRCLES // stride)
+    if stride != 1:
+        raise InputError(f"prompt_stride: got {stride} beside a prompt, expected it left out")
+    prompt = ScenePrompt(text=options.prompt, scene=parse_caption(options.prompt))
+    count = NUM_SEEDS if options.num_images is None else positive("num_images", options.num_images)
+    return [prompt] * count, 0
 
 
 def evaluate_model(

@@ -248,6 +248,13 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
     [
         ("sweep", ["--prompt-stride", "0"], "sweep: prompt_stride: got 0"),
         ("evaluate", ["--prompt-stride", "0"], "evaluate: prompt_stride: got 0"),
+        ("evaluate", ["--prompt", "a castle"], "evaluate: prompt: got 'a castle'"),
+        ("evaluate", ["--num-images", "4"], "evaluate: num_images: got 4, expected a prompt"),
+        (
+            "evaluate",
+            ["--prompt-stride", "2", "--prompt", "a red star"],
+            "evaluate: prompt_stride: got 2 beside",
+        ),
         (
             "sweep",
             ["--output", "."],
@@ -276,3 +283,11 @@ def test_perfect_drawings_are_all_correct(capsys, tmp_path):
     assert code == 0
     assert "two objects correct" in capsys.readouterr().out
     assert output.exists()
+
+
+def test_one_prompt_is_evaluated_over_seeds(capsys):
+    options = ["--model", "renders", "--prompt", "a red star above a blue ring"]
+    assert main.run("evaluate", [*options, "--num-images", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "two objects correct     1.000 ± 0.000  of 5\n" in out
+    assert "circle" not in out

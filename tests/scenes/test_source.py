@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.scenes.captions import describe
+from jaxdiff.scenes.captions import describe, parse_caption
 from jaxdiff.scenes.rendering import (
     BACKGROUND_RGB,
     CANVAS,
@@ -148,6 +148,27 @@ def test_captions_have_a_closed_vocabulary(trained):
     assert describe(PAIR) == "a small red circle above a large blue star on a grey background"
     orange = Scene(objects=(SceneObject(colour="orange", shape="ring"),))
     assert describe(orange) == "an orange ring"
+
+
+def test_captions_are_parsed_back(trained):
+    scenes = [prompt.scene for kind in KINDS for prompt in sample_prompts(100, 5, kind)]
+    for scene in (*scenes, *(scene for scene, _, _ in trained)):
+        assert parse_caption(describe(scene)) == scene
+    assert parse_caption(" A red Circle\n") == Scene(
+        objects=(SceneObject(colour="red", shape="circle"),)
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "red circle", "a red circle and a blue star", "a castle", "a red circle above"),
+        *("a large red", "a red circle on a black background", "a red circle above a red circle"),
+    ],
+)
+def test_other_texts_are_no_captions(text):
+    with pytest.raises(InputError):
+        parse_caption(text)
 
 
 def test_captions_say_what_is_there(trained):
