@@ -74,21 +74,29 @@ def with_scaling_factor(config: TrainConfig, params: HostParams) -> AutoencoderK
 
 
 def _pretrained_vae(objective: VAEObjective, folder: pathlib.Path) -> Component:
-    """The VAE in `folder`, in float32; InputError unless it has the config of `objective`."""
+    """The VAE in `folder`, in float32; InputError unless it has the config of `objective`.
+
+    Its scaling may differ where `objective` leaves it out, or where the training changes it.
+    """
     found = read_component(folder, dtype=jnp.float32)
     if not isinstance(found.module, AutoencoderKL):
         name = type(found.module).__name__
         raise InputError(f"objective.weights: got {name} in {folder}, expected AutoencoderKL")
-    ignored = (
-        _NON_WEIGHT_FIELDS if objective.freeze_encoder else _NON_WEIGHT_FIELDS | _SCALING_FIELDS
-    )
     for field in dataclasses.fields(AutoencoderKLConfig):
         expected, got = (getattr(c, field.name) for c in (objective.model, found.module.config))
-        if field.name not in ignored and expected != got:
+        if field.name in _SCALING_FIELDS:
+            ignored = not objective.freeze_encoder or expected == field.default
+        else:
+            ignored = field.name in _NON_WEIGHT_FIELDS
+        if not ignored and expected != got:
             raise InputError(
                 f"objective.model.{field.name}: got {expected}, expected {got} as {folder} has"
             )
     return found
+
+
+def _with_scaling_of(other: AutoencoderKLConfig, model: AutoencoderKLConfig) -> AutoencoderKLConfig:
+    return dataclasses.replace(model, **{name: getattr(other, name) for name in _SCALING_FIELDS})
 
 
 def _perceptual_model(
@@ -115,7 +123,9 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
     table = {} if pretrained is None else param_dict(pretrained.module)
     kept_config = None
     if pretrained is not None and objective.freeze_encoder:
-        kept_config = cast(AutoencoderKL, pretrained.module).config, pretrained.config
+        model = cast(AutoencoderKL, pretrained.module).config
+        objective = dataclasses.replace(objective, model=_with_scaling_of(model, objective.model))
+        kept_config = model, pretrained.config
         file = find_weights(pathlib.Path(str(objective.weights)))
         identity = {"weights of the encoder": digest(file)}
     perceptual_model, perceptual_weights = _perceptual_model(objective, dtype) or (None, {})

@@ -1,9 +1,12 @@
 """The train command for VAEs that are fine-tuned: against a discriminator, or the decoder only."""
 
 import dataclasses
+import pathlib
+import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import random_component
@@ -17,7 +20,9 @@ from jaxdiff.models.build import initialise, param_dict
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.training.config import VAEObjective
 from jaxdiff.training.jsonl_log import read_lines
+from jaxdiff.training.objectives.vae import decoder_input
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 MODEL = AutoencoderKLConfig(
@@ -95,6 +100,45 @@ def test_only_the_decoder_is_trained_where_asked(folder, tmp_path):
     write_component(other / "vae", random_component(AutoencoderKL, MODEL, seed=9))
     with pytest.raises(InputError, match=r"weights of the encoder: got \w+, expected \w+ as"):
         run(command(other, tmp_path / "w", *flags))
+
+
+def test_a_frozen_encoder_brings_its_scaling(folder, tmp_path):
+    start = ["--objective.freeze-encoder", "--objective.latent-noise", "0.3"]
+    options = [
+        *start,
+        "--objective.perceptual-model",
+        "None",
+        "--objective.adversarial-weight",
+        "0",
+    ]
+    options += ["--objective.adversarial-start", "0", "--steps", "1"]
+    path = pathlib.Path(command(folder, tmp_path)[0])
+    plain = re.sub(r"discriminator=.*\n", "", path.read_text())
+    path.write_text(plain.replace("scaling_factor=0.7", "scaling_factor=0.18215"))
+    run([str(path), "--workdir", str(tmp_path / "w"), *options])
+    assert read_component(tmp_path / "w" / "export").module.config.scaling_factor == 0.7
+    path.write_text(plain.replace("scaling_factor=0.7", "scaling_factor=0.5"))
+    with pytest.raises(InputError, match=r"scaling_factor: got 0.5, expected 0.7 as"):
+        run([str(path), "--workdir", str(tmp_path / "other"), *options])
+
+
+def test_latent_noise_adds_its_variance():
+    """A standard deviation uniform in [0, s] has the mean square s^2 / 3."""
+    config = dataclasses.replace(VAEObjective(), model=MODEL, weights="x", freeze_encoder=True)
+    mean, logvar = jnp.zeros((2000, 4, 4, 2)), jnp.full((2000, 4, 4, 2), -100.0)
+    key = jax.random.key(0)
+    assert not np.any(np.abs(decoder_input(config, mean, logvar, key)) > 1e-15)
+    noisy = decoder_input(dataclasses.replace(config, latent_noise=0.6), mean, logvar, key)
+    scaled = MODEL.scaling_factor * np.asarray(noisy, np.float64)
+    np.testing.assert_allclose(np.mean(scaled**2), 0.6**2 / 3, rtol=0.05)
+    each = np.sqrt(np.mean(scaled**2, axis=(1, 2, 3)))
+    assert each.min() < 0.02
+    assert 0.6 < each.max() < 0.95
+
+
+def test_latent_noise_needs_a_frozen_encoder():
+    with pytest.raises(InputError, match=r"latent_noise: got 0\.1, expected it left out without"):
+        VAEObjective(latent_noise=0.1)
 
 
 def test_a_tuned_vae_is_resumed_to_the_same_end(folder, tmp_path):

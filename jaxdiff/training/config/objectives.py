@@ -31,6 +31,9 @@ class VAEObjective:
     model: AutoencoderKLConfig = dataclasses.field(default_factory=AutoencoderKLConfig)
     weights: str | None = None  # folder of a VAE to start from; None: random weights
     freeze_encoder: bool = False  # whether to train only the decoder, so that latents stay the same
+    # largest standard deviation of the noise that the decoder learns to remove from scaled latents;
+    # each image's is uniform from 0. With freeze_encoder alone
+    latent_noise: float = 0.0
     l1_weight: float = 1.0  # of the mean absolute error of pixels
     l2_weight: float = 1.0  # of the mean squared error of pixels
     edge_weight: float = 1.0  # of the mean absolute error of differences of neighbouring pixels
@@ -48,7 +51,8 @@ class VAEObjective:
     )
 
     def __post_init__(self) -> None:
-        for name in ("l1_weight", "l2_weight", "edge_weight", "kl_weight", "adversarial_weight"):
+        weights = ("l1_weight", "l2_weight", "edge_weight", "kl_weight", "adversarial_weight")
+        for name in (*weights, "latent_noise"):
             non_negative(f"objective.{name}", getattr(self, name))
         if self.l1_weight + self.l2_weight == 0:
             raise InputError("objective.l1_weight: got 0 beside l2_weight 0, expected one above 0")
@@ -58,6 +62,8 @@ class VAEObjective:
             raise InputError("objective.weights: got none, expected a folder for freeze_encoder")
         if self.freeze_encoder and self.kl_weight:
             self._left_out("with freeze_encoder, where latents do not change", kl_weight=1e-4)
+        if not self.freeze_encoder:
+            self._left_out("without freeze_encoder", latent_noise=0.0)
         if self.perceptual_model is None:
             self._left_out("without perceptual_model", perceptual_weight=1.0)
         if not self.adversarial:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.core.types import Array, Dtype, Float, Int, Key, NDArray
+from jaxdiff.diffusion.predictions import per_image
 from jaxdiff.models.build import abstract, initial_weights, param_dict, with_params
 from jaxdiff.models.discriminator import PatchDiscriminator
 from jaxdiff.models.vae import AutoencoderKL
@@ -16,7 +17,11 @@ from jaxdiff.training.config import VAEObjective
 from jaxdiff.training.objectives import Metrics, Params, TrainingTask
 from jaxdiff.training.objectives.adversarial import gan_loss, last_layer_image
 from jaxdiff.training.objectives.perceptual import PerceptualModel
-from jaxdiff.training.per_sample_random import per_sample_normal
+from jaxdiff.training.per_sample_random import (
+    per_sample_normal,
+    per_sample_split,
+    per_sample_uniform,
+)
 
 T = TypeVar("T")
 VAE_PREFIX, DISCRIMINATOR_PREFIX = (
@@ -30,6 +35,23 @@ def sample_latents(
 ) -> Float[Array, "b *d"]:
     """z = mean + exp(logvar / 2) noise (1312.6114, eq. 10)."""
     return mean + jnp.exp(0.5 * logvar) * per_sample_normal(key, mean.shape, mean.dtype)
+
+
+def decoder_input(
+    config: VAEObjective,
+    mean: Float[Array, "b *d"],
+    logvar: Float[Array, "b *d"],
+    key: Key[Array, "..."],
+) -> Float[Array, "b *d"]:
+    """Latents for the decoder, with the noise of `latent_noise`."""
+    if not config.latent_noise:
+        return sample_latents(mean, logvar, key)
+    b = len(mean)
+    latent_key, std_key, noise_key = per_sample_split(key, b, 3)
+    largest = config.latent_noise / config.model.scaling_factor
+    std = per_sample_uniform(std_key, (b,), 0.0, largest).astype(mean.dtype)
+    noise = per_sample_normal(noise_key, mean.shape, mean.dtype)
+    return sample_latents(mean, logvar, latent_key) + per_image(std, mean) * noise
 
 
 def kl_divergence(mean: Float[Array, "*b"], logvar: Float[Array, "*b"]) -> Float[Array, ""]:
@@ -112,7 +134,7 @@ def vae_task(
             batch["image"],
         )
         mean, logvar = model.encode(images)
-        features = model.decoder_features(sample_latents(mean, logvar, key))
+        features = model.decoder_features(decoder_input(config, mean, logvar, key))
         layer = model.decoder.conv_out
         total, parts = reconstruction_loss(last_layer_image(layer, features), images, frozen)
         parts["kl"] = kl_divergence(mean, logvar)
