@@ -50,4 +50,4 @@ def test_a_file_of_pytorch(tmp_path, capsys):
     assert main.run("inspect", [str(tmp_path / "cat.pt")]) == 0
     said = capsys.readouterr().out
     assert "(textual inversion)" in said
-    assert "word 'cat', vectors 2, widths text_encoder 12" in said
+    assert "token 'cat', vectors 2, widths text_encoder 12" in said
