@@ -33,6 +33,7 @@ from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
 from jaxdiff.pipeline.batches import BatchRunner, SamplingPlan, StageTimer
 from jaxdiff.pipeline.compiled_model import CompiledModel, ProgressCallback
 from jaxdiff.pipeline.conditioning import TextConditioner
+from jaxdiff.pipeline.diffusers_arguments import accept_diffusers_arguments
 from jaxdiff.pipeline.inputs import BatchInputs, InitImage, Noise, make_batches
 from jaxdiff.pipeline.intermediates import Intermediates
 from jaxdiff.pipeline.lora import LoRAManager
@@ -149,6 +150,15 @@ class Pipeline:
         )
         self._auxiliary = AuxiliaryModels(folder)
 
+    @staticmethod
+    def from_pretrained(*args: Any, **kwargs: Any) -> "Pipeline":
+        """Not here: raises InputError with the call that loads a model."""
+        del args, kwargs
+        raise InputError(
+            "from_pretrained: got a name of diffusers, expected jaxdiff.load(path_or_repository, "
+            'dtype="bfloat16")'
+        )
+
     def __repr__(self) -> str:
         networks = []
         for name, component in self.parts.components.items():
@@ -189,6 +199,7 @@ class Pipeline:
         last = np.asarray(self.unet.conv_out.kernel[...])
         return hashlib.sha256(last.tobytes()).hexdigest()[:12]
 
+    @accept_diffusers_arguments
     @rename_arguments
     def resolve(
         self,
@@ -241,6 +252,7 @@ class Pipeline:
         given = {name: value for name, value in options.items() if value is not None}
         return cast(Options, {**defaults, **given})
 
+    @accept_diffusers_arguments
     @rename_arguments
     def __call__(
         self,

@@ -1,0 +1,52 @@
+"""Who comes from diffusers is understood, or told the name that a thing has here."""
+
+import inspect
+import pydoc
+
+import numpy as np
+import pytest
+
+import jaxdiff
+from jaxdiff.core.errors import InputError
+from jaxdiff.pipeline.diffusers_arguments import REPLACED
+from jaxdiff.pipeline.request import Options
+
+
+def test_other_names_do_the_same(single):
+    ours = single("a star", steps=2, seed=3, output="numpy").images
+    theirs = single(
+        "a star", num_inference_steps=2, seed=3, output_type="np", generator=None, return_dict=None
+    ).images
+    np.testing.assert_array_equal(ours, theirs)
+    assert single.resolve("a star", num_inference_steps=7).steps == 7
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_what_is_not_here_is_answered(single, name):
+    with pytest.raises(InputError, match=f"^{name}: got 5, expected "):
+        single("a star", **{name: 5})
+
+
+def test_both_names_at_once_are_an_error(single):
+    with pytest.raises(InputError, match=r"^steps: got num_inference_steps too"):
+        single("a star", num_inference_steps=2, steps=3)
+
+
+def test_unknown_arguments_are_errors_with_the_nearest_name(single):
+    with pytest.raises(InputError, match=r"^guidance_scal: got an unknown .*mean guidance_scale\?"):
+        single("a star", guidance_scal=3)
+    with pytest.raises(InputError, match=r"^qq: got an unknown argument, expected one of help"):
+        single.resolve("a star", qq=3)
+
+
+def test_help_lists_every_option():
+    listed = inspect.signature(jaxdiff.Pipeline.__call__).parameters
+    assert listed.keys() >= {"prompt", "image", "output", *Options.__annotations__}
+    assert "options" not in listed
+    assert listed["steps"].default is None
+    assert "negative_prompt" in pydoc.render_doc(jaxdiff.Pipeline.__call__)
+
+
+def test_from_pretrained_names_load():
+    with pytest.raises(InputError, match=r"expected jaxdiff\.load"):
+        jaxdiff.Pipeline.from_pretrained("folder", torch_dtype="float16")
