@@ -26,6 +26,7 @@ from jaxdiff.cli.cache_texts import (
     make_text_encoder,
     null_record,
 )
+from jaxdiff.core.aliases import rename_options
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, dtype_of
@@ -53,7 +54,7 @@ from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_
 from jaxdiff.pipeline import cache
 from jaxdiff.scenes.source import scene_maker
 from jaxdiff.training.config import IMAGE_KINDS, DataConfig
-from jaxdiff.training.config.aliases import new_arguments
+from jaxdiff.training.config.aliases import new_option
 
 # The data options have no prefix: --kind folder --path FOLDER --resolution 512.
 Fields = Annotated[DataConfig, tyro.conf.arg(name="")]
@@ -97,7 +98,8 @@ class Options:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, encode, write. Raises InputError on bad input."""
-    options = tyro.cli(Options, args=new_arguments(arguments, "data"), prog="jaxdiff cache-latents")
+    arguments = rename_options(arguments, functools.partial(new_option, section="data"))
+    options = tyro.cli(Options, args=arguments, prog="jaxdiff cache-latents")
     one_of("kind", options.data.kind, ("scenes", *IMAGE_KINDS))
     one_of("texts", options.texts, TEXTS)
     if options.text_encoder is not None and options.texts == "captions":

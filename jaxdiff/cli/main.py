@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdiff.core.aliases import OPTIONS, rename_options
+from jaxdiff.core.aliases import former_options, rename_options
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED
 from jaxdiff.core.validate import one_of
@@ -38,7 +38,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     SHUTDOWN_REQUESTED.clear()
     try:
         module = importlib.import_module(f"jaxdiff.cli.{command.replace('-', '_')}")
-        module.run(rename_options(arguments, OPTIONS.get(command, {})))
+        module.run(rename_options(arguments, former_options(command)))
     except (InputError, KeyboardInterrupt) as error:
         return report(command, error)
     finally:

@@ -15,6 +15,7 @@ import tyro
 
 from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
 from jaxdiff.cli.main import report
+from jaxdiff.core.aliases import rename_options
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
 from jaxdiff.experiments.classifier import classifier_experiment
@@ -47,7 +48,7 @@ from jaxdiff.training.config import (
     VAEObjective,
     resume_identity,
 )
-from jaxdiff.training.config.aliases import new_arguments
+from jaxdiff.training.config.aliases import new_option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def parse(arguments: Sequence[str]) -> Options:
         options,
         prog=f"train.py {arguments[0]}",
         description="Start or resume a training.",
-        args=new_arguments(arguments[1:]),
+        args=rename_options(arguments[1:], new_option),
         config=(tyro.conf.AvoidSubcommands,),
     )
 
@@ -144,7 +145,7 @@ def plan(arguments: Sequence[str]) -> None:
         options,
         prog=f"train.py {arguments[0]}",
         description="Compile the training step for absent TPUs or GPUs; report memory and time.",
-        args=new_arguments(arguments[1:]),
+        args=rename_options(arguments[1:], new_option),
         config=(tyro.conf.AvoidSubcommands,),
     )
 

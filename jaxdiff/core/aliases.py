@@ -105,32 +105,50 @@ def rename_arguments(function: Callable[P, T]) -> Callable[P, T]:
     return renamed
 
 
-def rename_options(arguments: Sequence[str], names: Mapping[str, str]) -> list[str]:
-    """The arguments of a command under today's names; InputError for both names of one option."""
+def rename_options(arguments: Sequence[str], rename: Callable[[str], str]) -> list[str]:
+    """The arguments of a command under today's names; InputError for both names of one option.
+
+    `rename` gives today's name of an option, which is spelled with hyphens, without leading ones
+    and without the `no-` of an inverted flag.
+    """
     renamed: list[str] = []
     typed: dict[str, str] = {}  # how each option was spelled first
-    known = {*names, *map(_positive, names.values())}
     for argument in arguments:
         option, equals, value = argument.partition("=")
         spelling = option.removeprefix("--").replace("_", "-")
-        if not option.startswith("--") or _positive(spelling) not in known:
+        if not option.startswith("--"):
             renamed.append(argument)
             continue
-        name = names.get(_positive(spelling), _positive(spelling))
-        if spelling != _positive(spelling):  # an inverted flag
-            name = f"no-{name}" if name == _positive(name) else _positive(name)
+        name = rename(_positive(spelling))
+        if spelling != _positive(spelling):
+            name = _inverted(name)
         first = typed.setdefault(_positive(name), spelling)
         if _positive(first) != _positive(spelling):
             raise InputError(
                 f"{_positive(name)}: got --{first} and --{spelling}, two names of one option, "
                 f"expected --{name} alone"
             )
-        renamed.append(f"--{name}{equals}{value}")
+        renamed.append(argument if name == spelling else f"--{name}{equals}{value}")
     return renamed
 
 
-def _positive(name: str) -> str:
-    return name.removeprefix("no-")
+def former_options(command: str) -> Callable[[str], str]:
+    """Today's names of the options of a command, for `rename_options`."""
+    names = OPTIONS.get(command, {})
+    return lambda option: names.get(option, option)
+
+
+def _positive(option: str) -> str:
+    """The option without the `no-` of an inverted flag, as in --no-json and --data.no-flip."""
+    section, dot, name = option.rpartition(".")
+    return section + dot + name.removeprefix("no-")
+
+
+def _inverted(option: str) -> str:
+    if option != _positive(option):
+        return _positive(option)
+    section, dot, name = option.rpartition(".")
+    return f"{section}{dot}no-{name}"
 
 
 def rename_guidance(text: str) -> str:

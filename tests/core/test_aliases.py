@@ -14,6 +14,7 @@ from jaxdiff.core.aliases import (
     GUIDANCE_OPTIONS,
     OPTIONS,
     SETTINGS,
+    former_options,
     rename_arguments,
     rename_guidance,
     rename_keys,
@@ -57,19 +58,19 @@ def test_former_options_of_train(capsys):
 
 
 def test_options_are_renamed_in_every_spelling():
-    names = OPTIONS["generate"]
+    generate = former_options("generate")
     typed = ["a", "--guide", "m", "--embedding=e", "--literal", "--no-literal", "--timesteps", "x"]
-    assert rename_options(typed, names) == [
+    assert rename_options(typed, generate) == [
         *("a", "--guidance-model", "m", "--textual-inversion=e", "--no-prompt-syntax"),
         *("--prompt-syntax", "--timestep-spacing", "x"),
     ]
-    sweep = OPTIONS["sweep"]
+    sweep = former_options("sweep")
     assert rename_options(["--no_timed", "--measured"], sweep) == [
         "--no-measure-speed",
         "--evaluate",
     ]
     same = ["--model", "guide", "--seed=3", "-n", "2", "--embedding-size", "--no-json"]
-    assert rename_options(same, names) == same
+    assert rename_options(same, generate) == same
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_options_are_renamed_in_every_spelling():
 )
 def test_both_names_of_an_option_are_an_error(command, arguments, message):
     with pytest.raises(InputError, match=message):
-        rename_options(arguments.split(), OPTIONS[command])
+        rename_options(arguments.split(), former_options(command))
 
 
 def test_each_former_argument_leads_to_an_argument():

@@ -1,4 +1,4 @@
-"""The one table of old spellings: of config fields, of their options, and of what the log has.
+"""The table of old spellings of trainings: config fields, their options, and keys of the log.
 
 Each is accepted wherever it was: in a Python config, as an option (which the help does not list),
 in the config.json of a workdir, and in its log. Given together with its new spelling it is an
@@ -7,10 +7,10 @@ error.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.aliases import rename_keys
 
 C = TypeVar("C", bound=type)
 
@@ -91,55 +91,22 @@ def new_path(path: str, section: str = "") -> str:
     return ".".join(names) + space + words
 
 
-def new_fields(values: Mapping[str, Any], *, source: str, section: str = "") -> dict[str, Any]:
-    """A stored config, or its part `section`, in the new spelling; InputError for both at once."""
-    table, found = _section(section), dict[str, Any]()
-    for name, value in values.items():
-        new = table.get(name, name)
-        if new in found or (new != name and new in values):
-            raise InputError(f"{source}: got {name} and {new}, expected one: they are the same")
-        below = f"{section}.{new}".lstrip(".")
-        inner = isinstance(value, Mapping)
-        found[new] = new_fields(value, source=source, section=below) if inner else value
-    return found
-
-
-def new_arguments(arguments: Sequence[str], section: str = "") -> list[str]:
-    """Command-line arguments with old options replaced; InputError for an option in both spellings.
+def new_option(option: str, section: str = "") -> str:
+    """The new spelling of an option such as `data.held-out`, for `core.aliases.rename_options`.
 
     `section` is that of options without a prefix.
     """
-    found: list[str] = []
-    spelled: dict[str, str] = {}
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if not option.startswith("--"):
-            found.append(argument)
-            continue
-        path, negated = _new_option(option, section)
-        other = spelled.setdefault(path, option)
-        old = _is_old(option, section)
-        if old != _is_old(other, section):
-            raise InputError(f"{option}: got it and {other}, expected one: they are the same")
-        head, dot, last = path.rpartition(".")
-        new = f"--{head}{dot}{'no_' if negated else ''}{last}".replace("_", "-")
-        found.append(f"{new}{equals}{value}" if old else argument)
+    return new_path(option.replace("-", "_"), section).replace("_", "-")
+
+
+def new_fields(values: Mapping[str, Any], *, source: str, section: str = "") -> dict[str, Any]:
+    """A stored config, or its part `section`, in the new spelling; InputError for both at once."""
+    found = rename_keys(values, _section(section), source=source)
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            below = f"{section}.{name}".lstrip(".")
+            found[name] = new_fields(value, source=source, section=below)
     return found
-
-
-def _is_old(option: str, section: str) -> bool:
-    return _new_option(option, section)[0] != _plain(option)[0]
-
-
-def _new_option(option: str, section: str) -> tuple[str, bool]:
-    path, negated = _plain(option)
-    return new_path(path, section), negated
-
-
-def _plain(option: str) -> tuple[str, bool]:
-    """The path of `--a.no-some-field` as it is written in code, and whether it is negated."""
-    head, dot, last = option.removeprefix("--").replace("-", "_").rpartition(".")
-    return head + dot + last.removeprefix("no_"), last.startswith("no_")
 
 
 def new_log_keys(values: Mapping[str, float]) -> dict[str, float]:
@@ -160,14 +127,10 @@ def accept_old_fields(section: str) -> Callable[[C], C]:
 
         @functools.wraps(construct)
         def init(self: Any, **values: Any) -> None:
-            complete = fields <= values.keys()
-            for old, new in table.items():
-                if old not in values:
-                    continue
-                if new in values and not complete:
-                    raise InputError(f"{old}: got it and {new}, expected one: they are the same")
-                values[new] = values.pop(old)
-            construct(self, **values)
+            if fields <= values.keys():
+                for old in table.keys() & values.keys():
+                    del values[table[old]]
+            construct(self, **rename_keys(values, table))
 
         cls.__init__ = init  # pyright: ignore[reportAttributeAccessIssue]
         return cls
