@@ -85,23 +85,23 @@ def guided_denoiser(
     ) -> tuple[Prediction, PyTree]:
         query, every = DenoiserInput(x, level, prediction_type), range(len(rule.streams))
 
-        def guide_it() -> tuple[Prediction, PyTree]:
+        def guided() -> tuple[Prediction, PyTree]:
             return rule.combine(ask(x, level, every), query, scales, state)
 
-        def rest() -> tuple[Prediction, PyTree]:
+        def unguided() -> tuple[Prediction, PyTree]:
             if rule.cond_stream is None:
                 _, cond = rule.uncond_and_cond(ask(x, level, every), scales)
             else:
                 (cond,) = ask(x, level, [rule.cond_stream])
             return rule.unguided(cond, query), state
 
-        def stand() -> tuple[Prediction, PyTree]:
+        def at_zero_velocity() -> tuple[Prediction, PyTree]:
             return query.predict(jnp.zeros_like(x), "flow_prediction"), state
 
-        def move() -> tuple[Prediction, PyTree]:
-            return _choose(rule.is_guided(level, state), guide_it, rest)
+        def guided_or_not() -> tuple[Prediction, PyTree]:
+            return _choose(rule.is_guided(level, state), guided, unguided)
 
-        return _choose(rule.is_zero_velocity(level), stand, move)
+        return _choose(rule.is_zero_velocity(level), at_zero_velocity, guided_or_not)
 
     return denoise
 
@@ -132,15 +132,15 @@ def _run(
         chosen = leaf if leaf.shape[1] == K else leaf[:, np.array(places)]
         return chosen.reshape(-1, *leaf.shape[2:])
 
-    told = {}
+    options = {}
     if any(stream.perturbed for stream in streams):
-        told["perturbed"] = jnp.tile(jnp.array([s.perturbed for s in streams]), len(x))
+        options["perturbed"] = jnp.tile(jnp.array([s.perturbed for s in streams]), len(x))
     output = source.network(
         source.weights,
         jnp.repeat(x, K, axis=0),
         jnp.broadcast_to(level.t, (len(x) * K,)),
         jax.tree.map(flatten, source.conditioning),
-        **told,
+        **options,
     )
     rows = output.astype(x.dtype).reshape(len(x), K, *output.shape[1:])
     outputs = [rows[:, i] for i in range(K)]

@@ -75,9 +75,9 @@ def run_steps(
         before, here, there = (grid.level(j) for j in (jnp.maximum(i - 1, 0), i, i + 1))
         changed = guidance_phase(here) != guidance_phase(before)
         if changed is not False:
-            begun = sampler.init(state.x)
+            initial = sampler.init(state.x)
             forget = functools.partial(jnp.where, changed)
-            state = state._replace(sampler_state=jax.tree.map(forget, begun, state.sampler_state))
+            state = state._replace(sampler_state=jax.tree.map(forget, initial, state.sampler_state))
         state = sampler.step(denoise, state, here, there, noise_fn)
         if inpainting_mask is None:
             return state
