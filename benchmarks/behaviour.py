@@ -41,9 +41,9 @@ CALL = {"seed": [1, 2], "steps": 4, "output": "latent"}
 TRAIN = """
 import dataclasses
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.models.unet_config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import *
+UNet2DConditionConfig = type(DiffusionObjective(vae="", text_encoder="").model)
 VAE = AutoencoderKLConfig(
     down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2, sample_size=64,

@@ -6,7 +6,7 @@
 docs/training.md, "From a folder to a model", has what comes before and after.
 """
 
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.training.config import (
     DataConfig,
     DiffusionObjective,

@@ -15,7 +15,7 @@ circles deviate from round by 1.9% of their radius. After 64,000 samples the rel
 the shape .52.
 """
 
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.training.config import (
     DataConfig,
     DiffusionObjective,

@@ -9,7 +9,7 @@ shared: validation loss 0.120 (validation_loss in the log's last line). The pict
 colours and sizes, half of the shapes and no relations; scenes_unet_longer.py goes on from here.
 """
 
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.training.config import DiffusionObjective, EMAConfig, OptimiserConfig, TrainConfig
 
 config = TrainConfig(

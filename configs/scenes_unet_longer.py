@@ -14,7 +14,7 @@ scale 3 and 25 steps of dpmpp-2m: background 1.00, colour 1.00, size .99, shape 
 all correct with one object .98, with two .43; with pairs never seen in training .98 and .36.
 """
 
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.training.config import DiffusionObjective, EMAConfig, OptimiserConfig, TrainConfig
 
 config = TrainConfig(

@@ -14,8 +14,8 @@ from jaxdiff.checkpoints.loading import lazy_tensors
 from jaxdiff.checkpoints.safetensors import LazyTensor, write_tensors
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.models.unet import UNet2DConditionModel
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 
 TABLES = pathlib.Path(__file__).parent / "checkpoints" / "original"

@@ -14,8 +14,8 @@ from jaxdiff.data.tokenizer import save_tokenizer, train_tokenizer
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.models.unet import UNet2DConditionModel
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.mesh import replicate
 from jaxdiff.pipeline.pipeline import Pipeline

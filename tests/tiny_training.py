@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxdiff.models.build import abstract, initialise, param_dict
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.models.unet import UNet2DConditionModel
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.training.config import DiffusionObjective
 from jaxdiff.training.objectives.diffusion import Frozen

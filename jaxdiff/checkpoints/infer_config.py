@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 
 HEAD_WIDTH = 64  # of attention heads everywhere but in the UNet of Stable Diffusion 1

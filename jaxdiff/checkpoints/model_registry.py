@@ -13,8 +13,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.models.unet import UNet2DConditionModel
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 
 Configs = tuple[Any, ...]

@@ -18,17 +18,19 @@ from jaxdiff.core.trees import cast_floating as in_dtype
 from jaxdiff.core.types import Dtype
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.experiments.sample_grid import SAMPLER, SPACING
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.conditioning import ENCODERS, NUM_TIME_IDS, num_time_ids
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.conditioning import ENCODERS, num_time_ids
+from jaxdiff.models.unet.adapter import NUM_TIME_IDS
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline.parts import ENCODERS as TOKENIZERS
 from jaxdiff.pipeline.parts import check_parts
 from jaxdiff.pipeline.vocabulary import tokenizer_of
 from jaxdiff.training.config import DiffusionObjective, Full
 from jaxdiff.training.objectives.diffusion import TOKEN_ID_COLUMNS
+
+SAMPLER, SPACING = "ddim", "trailing"  # of sample grids, and the defaults of what is exported
 
 
 class BaseModel(NamedTuple):
@@ -88,16 +90,19 @@ class BaseModel(NamedTuple):
         return CaptionTokenizer(tokenizers=tokenizers, caption=caption)
 
 
-def load_base_model(objective: DiffusionObjective, *, resumed: bool = False) -> BaseModel:
+def load_base_model(
+    objective: DiffusionObjective, *, resumed: bool = False, field: str = "objective.pipeline"
+) -> BaseModel:
     """The model that `objective` names; InputError for one that cannot be trained.
 
-    If training is `resumed`, a UNet whose weights are all trained is not read again.
+    If training is `resumed`, a UNet whose weights are all trained is not read again. `field` is
+    the config's that names the pipeline.
     """
     if objective.pipeline is None:
         base = _from_components(objective, resumed and isinstance(objective.trainable, Full))
     else:
         base = _from_pipeline(objective)
-    _check(base)
+    _check(base, field)
     return base
 
 
@@ -178,17 +183,15 @@ def _check_weights(objective: DiffusionObjective, unet: Component) -> None:
             )
 
 
-def _check(base: BaseModel) -> None:
+def _check(base: BaseModel, field: str) -> None:
     """InputError for networks that do not fit together, or need inputs that no data have."""
     objective, encoders = base.objective, base.text_encoders
     if objective.model.time_cond_proj_dim is not None:
-        raise InputError(
-            "objective.pipeline: got a guidance-distilled UNet, expected one that is not"
-        )
+        raise InputError(f"{field}: got a guidance-distilled UNet, expected one that is not")
     time_ids = num_time_ids(objective.model, list(encoders.values()))
     if time_ids not in (None, NUM_TIME_IDS):
         raise InputError(
-            f"objective.pipeline: got a UNet with {time_ids} time ids, expected {NUM_TIME_IDS}: "
+            f"{field}: got a UNet with {time_ids} time ids, expected {NUM_TIME_IDS}: "
             "no data have a refiner's aesthetic scores"
         )
     rates = objective.caption_dropout_per_encoder

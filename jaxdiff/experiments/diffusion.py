@@ -2,16 +2,14 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Dtype, NDArray
+from jaxdiff.core.types import Dtype, NDArray
 from jaxdiff.data.latents import LatentCacheInfo, read_null
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.experiments.base_model import BaseModel, load_base_model
@@ -31,19 +29,9 @@ from jaxdiff.experiments.experiment import (
 )
 from jaxdiff.experiments.latent_cache import check_latent_cache
 from jaxdiff.experiments.prior_preservation import prior_preservation_batches
-from jaxdiff.experiments.sample_grid import (
-    SAMPLER,
-    SPACING,
-    grid_noise,
-    grid_prompts,
-    make_sampler,
-)
+from jaxdiff.experiments.sample_grid import grid_prompts, make_sampler, sampling_inputs
 from jaxdiff.experiments.training_methods import make_training_method
-from jaxdiff.models.build import with_params
-from jaxdiff.models.conditioning import UNetConditioning
-from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.distributed import gather_to_host
-from jaxdiff.samplers.registry import make_grid
 from jaxdiff.training.config import DataConfig, DiffusionObjective, Full, TrainConfig
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import (
@@ -102,39 +90,6 @@ def _check_size(config: TrainConfig, base: BaseModel, side: int) -> None:
             )
 
 
-def _sampler(objective: DiffusionObjective, model: LatentDiffusion) -> Callable[..., Array]:
-    def network(weights: Any, x: Array, t: Array, cond: UNetConditioning) -> Array:
-        return with_params(model.partition.networks["unet"], weights)(x, t, **cond._asdict())
-
-    def prepare(
-        params: Params, frozen: Frozen, inputs: Mapping[str, Array]
-    ) -> tuple[Params, tuple[UNetConditioning, ...], AutoencoderKL]:
-        networks, b = model.build_networks(params, frozen), len(inputs["noise"])
-        columns = model.token_id_columns.items()
-        prompt = [inputs[column] for _, column in columns]
-        null = [jnp.broadcast_to(frozen.null[name], inputs[c].shape) for name, c in columns]
-        none_dropped, all_dropped = jnp.zeros(b, bool), jnp.ones(b, bool)
-        streams = tuple(
-            model.conditioning(
-                model.encode_captions(networks, ids), [dropped] * len(ids), inputs.get("time_ids")
-            )
-            for ids, dropped in ((null, all_dropped), (prompt, none_dropped))
-        )
-        tables = model.partition.merge(params, frozen.weights)
-        return tables["unet"], streams, networks["vae"]
-
-    prediction_type, steps = objective.prediction_type, objective.sample_steps
-    grid = make_grid(
-        objective.schedule, SAMPLER, steps, prediction_type=prediction_type, spacing=SPACING
-    )
-    options = {
-        "rule": "cfg",
-        "prediction_type": prediction_type,
-        "scale": objective.sample_guidance_scale,
-    }
-    return make_sampler(network, grid, prepare, **options)
-
-
 def _prompts(config: TrainConfig, caption_tokenizer: CaptionTokenizer) -> list[str]:
     """The prompts of the sample grids; InputError if none has the placeholder token."""
     scenes = config.data.kind == "scenes"
@@ -146,14 +101,6 @@ def _prompts(config: TrainConfig, caption_tokenizer: CaptionTokenizer) -> list[s
                 "expected captions with it, such as a data.caption"
             )
     return prompts
-
-
-def _sampling_arrays(base: BaseModel, side: int, count: int) -> dict[str, NDArray]:
-    """Initial noise and size conditioning of `count` images."""
-    vae = base.vae.config
-    noise = grid_noise(side // vae.downscale, vae.latent_channels, count)
-    sizes = np.tile(np.array([[side, side, 0, 0, side, side]], np.float32), (count, 1))
-    return {"noise": noise, "time_ids": sizes}
 
 
 def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
@@ -175,12 +122,21 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     tokenizer = None if info is not None and info.text_embedding_shapes else caption_tokenizer
     step_weights = _frozen_in_steps(config, method.partition, frozen, info)
     task = diffusion_task(objective, method.partition, zero_uncond=base.zero_uncond)
-    model = LatentDiffusion(method.partition, zero_uncond=base.zero_uncond)
-    generate = jax.jit(_sampler(objective, model))
+    model = LatentDiffusion(
+        method.partition, objective.prediction_type, zero_uncond=base.zero_uncond
+    )
+    generate = jax.jit(
+        make_sampler(
+            model,
+            objective.schedule,
+            steps=objective.sample_steps,
+            guidance_scale=objective.sample_guidance_scale,
+        )
+    )
     eval_metrics = jax.jit(task.eval_metrics)
 
     def make_inputs(captions: Sequence[str]) -> dict[str, NDArray]:
-        return caption_tokenizer(captions) | _sampling_arrays(base, side, len(captions))
+        return caption_tokenizer(captions) | sampling_inputs(base, side, len(captions))
 
     grid_inputs = shard_or_replicate(make_inputs(_prompts(config, caption_tokenizer)))
     validation = validation_batch(config, tokenizer)

@@ -1,30 +1,29 @@
 """Sample grids of diffusion trainings: images of fixed prompts from the current weights."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.core.types import Array, Float, NDArray
-from jaxdiff.diffusion.timesteps import TimestepGrid
+from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.experiments.base_model import SAMPLER, SPACING, BaseModel
 from jaxdiff.experiments.experiment import GRID_SIZE
 from jaxdiff.guidance.base import GuidanceScales
-from jaxdiff.guidance.denoiser import Network, guided_denoiser, stack_streams
+from jaxdiff.guidance.denoiser import stack_streams
 from jaxdiff.guidance.registry import RULES
-from jaxdiff.models.conditioning import UNetConditioning
-from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.samplers.loop import sample as run_sampler
+from jaxdiff.pipeline.compiled_model import (
+    NO_TARGETS,
+    ConditioningPair,
+    Networks,
+    denoise_steps,
+    init_latents,
+)
 from jaxdiff.samplers.noise import initial_noise, per_sample_keys
-from jaxdiff.samplers.registry import SAMPLERS
+from jaxdiff.samplers.registry import SAMPLERS, make_grid
 from jaxdiff.scenes.source import sample_prompts
 from jaxdiff.training.objectives import Params
-
-SAMPLER, SPACING = "ddim", "trailing"
-# (parameters, frozen, inputs) -> weights of the network, conditioning of each stream, VAE
-PrepareSampling = Callable[
-    [Params, Any, Mapping[str, Array]], tuple[Any, tuple[UNetConditioning, ...], AutoencoderKL]
-]
+from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
 
 
 def grid_prompts() -> list[str]:
@@ -34,43 +33,55 @@ def grid_prompts() -> list[str]:
     return [prompt.text for prompts in kinds for prompt in prompts]
 
 
-def grid_noise(side: int, channels: int, count: int = GRID_SIZE) -> Float[NDArray, "b h w c"]:
-    """The initial noise of `count` images: image i has seed i."""
-    return np.asarray(initial_noise(per_sample_keys(range(count)), (side, side, channels)))
+def sampling_inputs(base: BaseModel, side: int, count: int) -> dict[str, NDArray]:
+    """Initial noise, of seed i for image i, and size conditioning of `count` images."""
+    vae = base.vae.config
+    shape = side // vae.downscale, side // vae.downscale, vae.latent_channels
+    noise = np.asarray(initial_noise(per_sample_keys(range(count)), shape))
+    sizes = np.tile(np.array([[side, side, 0, 0, side, side]], np.float32), (count, 1))
+    return {"noise": noise, "time_ids": sizes}
 
 
 def make_sampler(
-    network: Network,
-    grid: TimestepGrid,
-    prepare: PrepareSampling,
-    *,
-    rule: str,
-    prediction_type: str,
-    scale: float,
+    model: LatentDiffusion, schedule: NoiseSchedule, *, steps: int, guidance_scale: float
 ) -> Callable[..., Array]:
     """The function (parameters, frozen, inputs) -> images in [-1, 1].
 
-    The inputs are `noise` and what `prepare` needs for the conditioning of each stream of `rule`,
-    which is `cfg`, with the guidance scale `scale`, or `none`.
+    The inputs are `sampling_inputs` and token ids of prompts.
     """
+    network, sampler = model.network, SAMPLERS[SAMPLER]
+    guidance = RULES["none" if model.is_guidance_distilled else "cfg"]
+    grid = make_grid(
+        schedule, SAMPLER, steps, prediction_type=network.prediction_type, spacing=SPACING
+    )
 
     def generate(
-        params: Params, frozen: Any, inputs: Mapping[str, Array]
+        params: Params, frozen: Frozen, inputs: Mapping[str, Array]
     ) -> Float[Array, "b h2 w2 c"]:
-        weights, streams, vae = prepare(params, frozen, inputs)
-        noise = inputs["noise"]
-        guidance_scales = GuidanceScales(jnp.full(len(noise), scale, jnp.float32))
-        conditioning = stack_streams(*streams)
-        denoise = guided_denoiser(
-            network,
-            weights,
-            conditioning,
-            guidance_scales,
-            rule=RULES[rule],
-            prediction_type=prediction_type,
+        tables, noise = model.merge_weights(params, frozen), inputs["noise"]
+        encoders, b = model.build_encoders(tables), len(noise)
+        scale = jnp.full(b, guidance_scale, jnp.float32)
+        uncond, cond = model.uncond_and_cond(encoders, frozen.null, inputs)
+        streams = [cond if s.prompt_source == "prompt" else uncond for s in guidance.streams]
+        conditioning = stack_streams(*(model.add_guidance_scale(s, scale) for s in streams))
+        first = jnp.int32(0)
+        state = denoise_steps(
+            Networks(tables["unet"]),
+            guidance,
+            init_latents(noise, None, grid, first, guidance, sampler=sampler, start="noise"),
+            ConditioningPair(conditioning),
+            GuidanceScales(scale),
+            grid,
+            per_sample_keys(range(b)),  # DDIM adds no noise
+            None,
+            NO_TARGETS,
+            first,
+            grid.num_steps,
+            networks=Networks(network),
+            image_processor=None,
+            sampler=sampler,
         )
-        keys = per_sample_keys(range(len(noise)))  # DDIM adds no noise
-        z = run_sampler(denoise, noise, grid, keys, sampler=SAMPLERS[SAMPLER])
-        return vae.decode(vae.unscale(z))
+        vae = encoders["vae"]
+        return vae.decode(vae.unscale(state.x))
 
     return generate

@@ -15,22 +15,13 @@ import jax.numpy as jnp
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, Int
 from jaxdiff.models.clip import CLIPTextModel, TextFeatures
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 
 ENCODERS = ("text_encoder", "text_encoder_2")  # in the order of their states
 # The names of cached text embeddings in data sets: the hidden states of each encoder, and the
 # pooled embedding.
 EMBEDDING_COLUMNS: dict[str, str] = dict(zip(ENCODERS, ("states", "states_2"), strict=True))
 POOLED = "pooled"
-NUM_TIME_IDS = 6  # original size, crop and target size, two numbers each
-
-
-class UNetConditioning(NamedTuple):
-    """The conditioning of one stream, named as the arguments of the UNet."""
-
-    context: Float[Array, "b n d"]
-    text_embeds: Float[Array, "b p"] | None = None
-    time_ids: Float[Array, "b i"] | None = None
 
 
 class TextEncoderOutput(NamedTuple):
@@ -90,18 +81,19 @@ def make_conditioning(
     time_ids: Float[Array, "b i"] | None = None,
     *,
     zeroed: Sequence[Bool[Array, "b"]] | None = None,
-) -> UNetConditioning:
-    """Join the outputs of all encoders; `time_ids` if the UNet takes a pooled embedding too.
+) -> dict[str, Array]:
+    """The outputs of all encoders as arguments of the UNet; `time_ids` go with a pooled embedding.
 
     The outputs of the texts that are `zeroed` for an encoder are zeros.
     """
     if zeroed is not None:
         pairs = zip(zeroed, text_outputs, strict=True)
         text_outputs = [select(s, jax.tree.map(jnp.zeros_like, each), each) for s, each in pairs]
-    context = jnp.concatenate([each.hidden_states for each in text_outputs], axis=-1)
-    return UNetConditioning(
-        context, None if time_ids is None else text_outputs[-1].pooled, time_ids
-    )
+    cond = {"context": jnp.concatenate([each.hidden_states for each in text_outputs], axis=-1)}
+    pooled = text_outputs[-1].pooled
+    if time_ids is None or pooled is None:
+        return cond
+    return cond | {"text_embeds": pooled, "time_ids": time_ids}
 
 
 def select(

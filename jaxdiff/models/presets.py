@@ -13,8 +13,8 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.models.build import abstract
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.models.unet import UNet2DConditionModel
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 
 

@@ -14,12 +14,13 @@ from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree, UInt8
 from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.guidance.base import Guidance, GuidanceScales
-from jaxdiff.guidance.denoiser import ConditionedNetwork, Network, guided_denoiser
+from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet.adapter import UNetAdapter
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.pipeline.classifier_guidance import (
@@ -42,10 +43,10 @@ class ConditioningPair(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """What the loop runs, as modules, as their graphs or as their weights."""
+    """What the loop runs, or its weights: adapters of denoisers, and graphs of other modules."""
 
-    unet: Any
-    guidance_model: Any = None  # a weaker UNet
+    denoiser: Any
+    guidance_model: Any = None  # a weaker denoiser
     classifier: Any = None
     clip: Any = None
     vae: Any = None  # decodes the images for CLIP
@@ -81,13 +82,13 @@ class CompiledModel:
         devices: Sequence[jax.Device],
     ) -> None:
         self._auxiliary = Networks(None)
-        self._guidance_prediction_type, self._image_processor = prediction_type, None
+        self._image_processor: CLIPImageProcessor | None = None
+        self._network = UNetAdapter(unet, prediction_type)
         self.set_weights(text_encoders, unet)
         self._vae = nnx.split(_upcast_fp16_vae(vae))
         # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
         exact = all(w.dtype == jnp.float32 for w in param_dict(unet).values())
         self._precision = "highest" if exact else None
-        self._prediction_type = prediction_type
         self._pooled = pooled
         self._devices = list(devices)
         self._programs: dict[Any, CompiledFunction] = {}
@@ -97,8 +98,7 @@ class CompiledModel:
     ) -> None:
         """Use the weights that these modules have now; programs are kept."""
         self._texts = [nnx.split(encoder) for encoder in text_encoders]
-        self._unet = nnx.split(unet)
-        self._unet_config = unet.config
+        self._denoiser = self._network, param_dict(unet)
 
     def set_auxiliary_models(
         self,
@@ -110,14 +110,11 @@ class CompiledModel:
     ) -> None:
         """Use these networks in the loop from now on, instead of earlier ones."""
         self._auxiliary = Networks(
-            unet=None,
-            guidance_model=None if guidance_model is None else guidance_model._unet,
+            denoiser=None,
+            guidance_model=None if guidance_model is None else guidance_model._denoiser,
             classifier=None if classifier is None else nnx.split(classifier),
             clip=None if clip is None else nnx.split(clip),
             vae=None if clip is None else self._vae,
-        )
-        self._guidance_prediction_type = (
-            self._prediction_type if guidance_model is None else guidance_model._prediction_type
         )
         self._image_processor = image_processor
 
@@ -160,12 +157,13 @@ class CompiledModel:
         graphs, params = zip(*self._texts, strict=True)
         program = self._program(encode_prompts, ".d", graphs=graphs, pooled=self._pooled, skip=skip)
         conditioning = program(params, self._split(prompts))
-        width, cond = self._unet_config.time_cond_proj_dim, None
+        rest = {"time_ids": time_ids, "channels": channels}
+        width = self._network.module.config.time_cond_proj_dim
         if scales is not None and width is not None:
             each = np.asarray(guidance_embedding(jnp.asarray(scales), width))
-            cond = np.repeat(each[:, None], prompts.zero_out.shape[1], axis=1)
-        rest = self._split((time_ids, channels, cond))
-        return conditioning._replace(time_ids=rest[0], channels=rest[1], timestep_cond=rest[2])
+            rest["timestep_cond"] = np.repeat(each[:, None], prompts.zero_out.shape[1], axis=1)
+        given = {name: array for name, array in rest.items() if array is not None}
+        return conditioning | self._split(given)
 
     def latents(self, images: Float[NDArray, "b h2 w2 3"]) -> Float[NDArray, "b h w c"]:
         """The scaled mean latents of images in [-1, 1]."""
@@ -207,7 +205,7 @@ class CompiledModel:
         Each of the `intermediate_steps` is a chunk of its own; that changes no bit and compiles
         nothing.
         """
-        graphs, params = self._networks(rule, targets)
+        networks, params = self._networks(rule, targets)
         eps, w, k, x0, m, s = self._split((noise, scales, keys, given, mask, targets))
         known = None if m is None else InpaintingMask(x0, eps, m)
         first, last = step_range
@@ -217,8 +215,7 @@ class CompiledModel:
         program = self._program(
             denoise_steps,
             "..ddd.ddd..",
-            graphs=graphs,
-            prediction_types=(self._prediction_type, self._guidance_prediction_type),
+            networks=networks,
             image_processor=self._image_processor,
             sampler=sampler,
         )
@@ -242,9 +239,9 @@ class CompiledModel:
         return Denoised(gather_leading_axis(carry.x), watched)
 
     def _networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
-        """Graphs and weights of the networks that are needed."""
+        """The networks that are needed, and their weights."""
         needed = {
-            "unet": self._unet,
+            "denoiser": self._denoiser,
             "guidance_model": self._auxiliary.guidance_model
             if any(s.network == "guidance_model" for s in rule.streams)
             else None,
@@ -253,8 +250,8 @@ class CompiledModel:
             "vae": self._auxiliary.vae if targets.clip else None,
         }
         halves = {name: (None, None) if pair is None else pair for name, pair in needed.items()}
-        graphs, params = ({n: pair[i] for n, pair in halves.items()} for i in (0, 1))
-        return Networks(**graphs), Networks(**params)
+        networks, params = ({n: pair[i] for n, pair in halves.items()} for i in (0, 1))
+        return Networks(**networks), Networks(**params)
 
     def decode(self, latents: Float[NDArray, "b h w c"]) -> UInt8[NDArray, "b h2 w2 3"]:
         """Pictures of scaled latents."""
@@ -312,34 +309,30 @@ def denoise_steps(
     start: Array,
     stop: Array,
     *,
-    graphs: Networks,
-    prediction_types: tuple[str, str],
+    networks: Networks,
     image_processor: CLIPImageProcessor | None,
     sampler: Sampler,
 ) -> SamplingState:
     """The state after the steps from `start` to `stop`."""
-    guide = None
-    if graphs.guidance_model is not None:
+    network, weaker, guide = networks.denoiser, networks.guidance_model, None
+    if weaker is not None:
         guide = ConditionedNetwork(
-            _network(graphs.guidance_model),
-            params.guidance_model,
-            conditioning.guidance_model,
-            prediction_types[1],
+            weaker, params.guidance_model, conditioning.guidance_model, weaker.prediction_type
         )
     denoise = guided_denoiser(
-        _network(graphs.unet),
-        params.unet,
+        network,
+        params.denoiser,
         conditioning.main,
         scales,
         rule=rule,
-        prediction_type=prediction_types[0],
+        prediction_type=network.prediction_type,
         guidance_model=guide,
     )
     if targets.clip is not None and image_processor is not None:
-        clip, vae = nnx.merge(graphs.clip, params.clip), nnx.merge(graphs.vae, params.vae)
+        clip, vae = nnx.merge(networks.clip, params.clip), nnx.merge(networks.vae, params.vae)
         denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, vae)
     if targets.classifier is not None:
-        classifier = nnx.merge(graphs.classifier, params.classifier)
+        classifier = nnx.merge(networks.classifier, params.classifier)
         denoise, sampler = with_classifier_guidance(
             denoise, sampler, targets.classifier, classifier
         )
@@ -354,18 +347,6 @@ def denoise_steps(
         guidance_phase=rule.schedule_phase,
         inpainting_mask=inpainting_mask,
     )
-
-
-def _network(graph: Any) -> Network:
-    """A UNet as guidance calls it."""
-
-    def network(params: PyTree, x: Array, t: Array, cond: Conditioning, **more: Array) -> Array:
-        if cond.channels is not None:
-            x = jnp.concatenate([x, cond.channels], axis=-1)
-        added = {name: getattr(cond, name) for name in ("text_embeds", "time_ids", "timestep_cond")}
-        return nnx.merge(graph, params)(x, t, cond.context, **added, **more)
-
-    return network
 
 
 def _decode(params: PyTree, latents: Array, *, graph: Any) -> Array:

@@ -13,20 +13,14 @@ from jaxdiff.core.types import Array, Bool, Float, Int, NDArray, PyTree
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.conditioning import hidden_states as states_of
 from jaxdiff.models.conditioning import num_time_ids
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.pipeline.prompts import chunk_prompt, pad_chunks
 from jaxdiff.pipeline.request import SDXL_SIZE_FIELDS, Request
 from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer
 
-
-class Conditioning(NamedTuple):
-    """The conditioning of the network beside latents and timestep: K streams of each image."""
-
-    context: Float[Array, "b k n d"]
-    text_embeds: Float[Array, "b k p"] | None = None
-    time_ids: Float[Array, "b k i"] | None = None
-    channels: Float[Array, "b k h w c"] | None = None  # joined to the latents
-    timestep_cond: Float[Array, "b k s"] | None = None  # the embedded guidance scale
+# Inputs of the network beside latents and timestep, by the name of its argument, with leaves
+# (b, k, ...) for K streams of each image.
+Conditioning = dict[str, Array]
 
 
 class TokenizedPrompts(NamedTuple):
@@ -172,7 +166,5 @@ def encode_prompts(
     # The end of a text in several chunks is that of the first.
     ends = features[-1].pooled.reshape(*shape, -1)[:, :, 0]
     nonzero = ~prompts.zero_out[..., None]
-    return Conditioning(
-        context=jnp.where(nonzero[..., None], context, 0),
-        text_embeds=jnp.where(nonzero, ends, 0) if pooled else None,
-    )
+    cond = {"context": jnp.where(nonzero[..., None], context, 0)}
+    return cond | ({"text_embeds": jnp.where(nonzero, ends, 0)} if pooled else {})

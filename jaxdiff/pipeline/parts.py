@@ -4,7 +4,7 @@ from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 
 CLASSES = tuple(

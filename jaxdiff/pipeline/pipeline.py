@@ -26,7 +26,7 @@ from jaxdiff.diffusion.timesteps import SchedulerOptions, TimestepGrid
 from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels

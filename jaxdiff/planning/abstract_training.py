@@ -1,7 +1,7 @@
 """A training as shapes: task, frozen weights and batch, without reading weights."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -24,7 +24,7 @@ from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.conditioning import ENCODERS
 from jaxdiff.models.presets import preset
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.scenes.rendering import CANVAS
 from jaxdiff.training.config import (
@@ -46,8 +46,7 @@ from jaxdiff.training.objectives.diffusion import (
     diffusion_task,
     frozen_networks_used,
 )
-from jaxdiff.training.objectives.distillation import Frozen as DistillationFrozen
-from jaxdiff.training.objectives.distillation import distillation_task
+from jaxdiff.training.objectives.distillation import distillation_task, student_model
 from jaxdiff.training.objectives.perceptual import PerceptualModel
 from jaxdiff.training.objectives.trainable import (
     ParameterPartition,
@@ -60,6 +59,7 @@ from jaxdiff.training.objectives.vae import Frozen as VAEFrozen
 from jaxdiff.training.objectives.vae import is_decoder, vae_task
 
 TEXT = ENCODERS[0]
+PREDICTION_TYPE = "epsilon"  # of a teacher; it costs as much as any other
 # Components of published repositories and their presets.
 PRESET_REPOSITORIES: dict[str, dict[str, tuple[str, str]]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": {
@@ -190,19 +190,16 @@ def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     networks = _networks(objective, dtype)
     partition = _partition(objective, networks)
     latents, info = config.data.kind == "latents", _cache_info(config)
-    encoders = {name: cast(Any, networks[name]).config for name in ENCODERS if name in networks}
-    lengths = {name: text.max_position_embeddings for name, text in encoders.items()}
-    null = {n: jax.ShapeDtypeStruct((length,), jnp.int32) for n, length in lengths.items()}
+    lengths = _text_lengths(networks)
     text_encodings = (
         {}
         if info is None
         else {n: _text_encoding(info, size) for n, size in info.text_embedding_shapes.items()}
     )
     used = frozen_networks_used(partition, latents=latents, text_encodings=bool(text_encodings))
-    tables = {n: param_dict(networks[n]) for n in used}
     frozen = Frozen(
-        weights=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tables),
-        null=text_encodings or cast(Any, null),
+        weights=_frozen_weights(networks, used, dtype),
+        null=text_encodings or cast(Any, _null(lengths)),
     )
     unet = cast(Any, networks["unet"]).config
     has_time_ids = unet.addition_embed_type is not None
@@ -212,11 +209,9 @@ def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
             name: jax.ShapeDtypeStruct((n, *x.shape), x.dtype) for name, x in text_encodings.items()
         }
         if not text_encodings:
-            inputs = {
-                TOKEN_ID_COLUMNS[name]: _ids(n, length)["ids"] for name, length in lengths.items()
-            }
+            inputs = _token_ids(n, lengths)
         if has_time_ids or config.data.kind != "scenes":
-            inputs["time_ids"] = jax.ShapeDtypeStruct((n, 6), jnp.int32)
+            inputs |= _sizes(n)
         if not latents:
             return _images(config, n) | inputs
         side = unet.sample_size
@@ -245,20 +240,50 @@ def _text_encoding(info: LatentCacheInfo, shape: tuple[int, ...]) -> jax.ShapeDt
 
 
 def _distillation(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
-    objective, both = cast(DistillationObjective, config.objective), _dtypes(dtype)
-    folder = objective.teacher
-    teacher, vae, text = (
-        abstract_component(f"{folder}/{name}", **both) for name in ("unet", "vae", TEXT)
-    )
-    file = pathlib.Path(folder) / SCHEDULER / "scheduler_config.json"
+    objective = cast(DistillationObjective, config.objective)
+    folder = pathlib.Path(objective.teacher)
+    networks = _networks(DiffusionObjective(pipeline=objective.teacher), dtype)
+    file = folder / SCHEDULER / "scheduler_config.json"
     schedule = NoiseSchedule.from_config(read_object(file)) if file.is_file() else NoiseSchedule()
-    networks = cast(UNet2DConditionModel, teacher), cast(AutoencoderKL, vae)
-    task = distillation_task(objective, *networks, cast(CLIPTextModel, text), schedule)
-    length = cast(CLIPTextModel, text).config.max_position_embeddings
-    tables = param_dict(vae), param_dict(text), param_dict(teacher)
-    null = jax.ShapeDtypeStruct((length,), jnp.int32)
-    frozen = DistillationFrozen(*tables, cast(Any, null))
-    return AbstractTraining(task, frozen, lambda n: _images(config, n) | _ids(n, length))
+    zero_uncond = cast(Any, networks["unet"]).config.addition_embed_type is not None
+    model = student_model(objective, networks, PREDICTION_TYPE, zero_uncond=zero_uncond)
+    teacher = cast(UNet2DConditionModel, networks["unet"])
+    task = distillation_task(objective, teacher, model, schedule)
+    lengths = _text_lengths(networks)
+    frozen = Frozen(_frozen_weights(networks, networks, dtype), cast(Any, _null(lengths)))
+
+    def batch(n: int) -> Batch:
+        sizes = {} if config.data.kind == "scenes" else _sizes(n)
+        return _images(config, n) | _token_ids(n, lengths) | sizes
+
+    return AbstractTraining(task, frozen, batch)
+
+
+def _text_lengths(networks: Mapping[str, nnx.Module]) -> dict[str, int]:
+    """How many tokens each text encoder reads."""
+    encoders = {name: cast(Any, networks[name]).config for name in ENCODERS if name in networks}
+    return {name: text.max_position_embeddings for name, text in encoders.items()}
+
+
+def _token_ids(n: int, lengths: Mapping[str, int]) -> Batch:
+    return {TOKEN_ID_COLUMNS[name]: _ids(n, length)["ids"] for name, length in lengths.items()}
+
+
+def _null(lengths: Mapping[str, int]) -> Batch:
+    """The token ids of the null caption."""
+    return {name: jax.ShapeDtypeStruct((n,), jnp.int32) for name, n in lengths.items()}
+
+
+def _sizes(n: int) -> Batch:
+    return {"time_ids": jax.ShapeDtypeStruct((n, 6), jnp.int32)}
+
+
+def _frozen_weights(
+    networks: Mapping[str, nnx.Module], names: Iterable[str], dtype: Dtype
+) -> dict[str, dict[str, Any]]:
+    """The weights of some networks in `dtype`."""
+    tables = {name: param_dict(networks[name]) for name in names}
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tables)
 
 
 def _classifier(config: TrainConfig, dtype: Dtype) -> AbstractTraining:

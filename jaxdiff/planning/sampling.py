@@ -8,17 +8,16 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree, dtype_of
 from jaxdiff.core.validate import positive
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.guidance.registry import parse
-from jaxdiff.models.build import param_dict, with_params
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.build import param_dict
+from jaxdiff.models.unet.adapter import UNetAdapter
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.pipeline.compiled_model import (
     NO_TARGETS,
     ConditioningPair,
@@ -26,7 +25,6 @@ from jaxdiff.pipeline.compiled_model import (
     denoise_steps,
     init_latents,
 )
-from jaxdiff.pipeline.conditioning import Conditioning
 from jaxdiff.planning.abstract_training import abstract_component
 from jaxdiff.planning.compiling import CompiledProgram, compile_traced
 from jaxdiff.planning.max_batch import max_batch_size
@@ -35,6 +33,7 @@ from jaxdiff.planning.topology import Topology, topology_devices
 from jaxdiff.samplers.registry import get_sampler, make_grid
 from jaxdiff.training.flops import forward_flops
 
+PREDICTION_TYPE = "epsilon"  # costs as much as any other
 NUM_TOKENS = 77  # of a prompt within one window of the text encoder
 VAE_SCALE_FACTOR = 8  # pixels along a latent
 S = jax.ShapeDtypeStruct
@@ -78,7 +77,7 @@ def sampling_planner(options: SamplingOptions) -> Planner:
     """The planner of the sampling loop with `options`; raises InputError."""
     dtype = dtype_of(options.dtype)
     found = abstract_component(f"{options.model}/unet", dtype=dtype, param_dtype=dtype)
-    unet = cast(UNet2DConditionModel, found)
+    network = UNetAdapter(cast(UNet2DConditionModel, found), PREDICTION_TYPE)
     positive("steps", options.steps)
     positive("batch_size", options.batch_size)
 
@@ -86,7 +85,7 @@ def sampling_planner(options: SamplingOptions) -> Planner:
         device = topology_devices(topology)[0]
 
         def compiled(each: int) -> CompiledProgram:
-            return compile_traced(_traced(options, unet, each, device), topology)
+            return compile_traced(_traced(options, network, each, device), topology)
 
         each = -(-options.batch_size // topology.num_chips)
         first, max_batch = compiled(each), None
@@ -94,14 +93,15 @@ def sampling_planner(options: SamplingOptions) -> Planner:
             measured = {each: first.total}
             per_chip = max_batch_size(lambda n: compiled(n).total, measured, topology.chip.hbm, 1)
             max_batch = topology.num_chips * per_chip
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in param_dict(unet).values())
+        params = param_dict(network.module)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in params.values())
         return Plan(
             topology=topology,
             batch_size=each * topology.num_chips,
             compiled=first._replace(
                 unknown_loops=first.unknown_loops - 1
             ),  # that over the steps: one of them
-            model_flops=_flops(options, unet, each),
+            model_flops=_flops(options, network, each),
             state_bytes={"weights": float(size)},
             steps=options.steps,
             max_batch_size=max_batch,
@@ -110,9 +110,9 @@ def sampling_planner(options: SamplingOptions) -> Planner:
     return plan
 
 
-def _latent_size(options: SamplingOptions, unet: UNet2DConditionModel) -> tuple[int, int]:
+def _latent_size(options: SamplingOptions, network: UNetAdapter) -> tuple[int, int]:
     """Height and width of the latents."""
-    native = unet.config.sample_size
+    native = network.module.config.sample_size
     native = native if isinstance(native, tuple) else (native or 0, native or 0)
     requested = [
         pixels and pixels // VAE_SCALE_FACTOR for pixels in (options.height, options.width)
@@ -121,58 +121,46 @@ def _latent_size(options: SamplingOptions, unet: UNet2DConditionModel) -> tuple[
     return height, width
 
 
-def _abstract_conditioning(
-    unet: UNet2DConditionModel, batch_size: int, streams: int
-) -> Conditioning:
-    """The conditioning of `batch_size` images, as shapes."""
-    config, dtype = unet.config, unet.dtype
-    if config.time_cond_proj_dim is not None or not config.has_context:
-        raise InputError("plan: got a network without prompts or with guidance, expected another")
-    context = S(
-        (batch_size, streams, NUM_TOKENS, config.per_block("cross_attention_dim")[0]), dtype
-    )
-    if config.addition_embed_type is None:
-        return Conditioning(cast(Any, context))
-    width, num_time_ids = config.projection_class_embeddings_input_dim or 0, 6
-    pooled = width - num_time_ids * (config.addition_time_embed_dim or 0)
-    return Conditioning(
-        cast(Any, context),
-        text_embeds=cast(Any, S((batch_size, streams, pooled), dtype)),
-        time_ids=cast(Any, S((batch_size, streams, num_time_ids), jnp.float32)),
-    )
+def _rule(options: SamplingOptions) -> Guidance:
+    """The rule with the fewest streams."""
+    return parse(options.guidance).for_prompts(1).simplify([options.guidance_scale])
 
 
-def _traced(
-    options: SamplingOptions, unet: UNet2DConditionModel, batch_size: int, device: Any
-) -> Any:
+def _conditioning(
+    network: UNetAdapter, size: tuple[int, int], *leading: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The conditioning as shapes, with these leading axes."""
+    shapes = network.conditioning_shapes(size, NUM_TOKENS)
+    return {name: S((*leading, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()}
+
+
+def _traced(options: SamplingOptions, network: UNetAdapter, batch_size: int, device: Any) -> Any:
     """The traced loop for `batch_size` images on a chip."""
-    guidance = parse(options.guidance).for_prompts(1).simplify([options.guidance_scale])
+    guidance, sampler = _rule(options), get_sampler(options.sampler, None)
     rule = jax.tree.map(np.float32, guidance)
-    sampler, prediction_type = get_sampler(options.sampler, None), "epsilon"
     grid = make_grid(
-        NoiseSchedule(), options.sampler, options.steps, prediction_type=prediction_type
+        NoiseSchedule(), options.sampler, options.steps, prediction_type=PREDICTION_TYPE
     )
     grid = jax.tree.map(np.asarray, grid)  # not on a device of this machine
-    height, width = _latent_size(options, unet)
-    noise = S((batch_size, height, width, unet.config.out_channels), jnp.float32)
-    graph, params = nnx.split(unet)
+    size = _latent_size(options, network)
+    noise = S((batch_size, *size, network.module.config.out_channels), jnp.float32)
     zero = np.int32(0)
     init = functools.partial(init_latents, sampler=sampler, start="noise")
     carry = jax.eval_shape(init, noise, None, grid, zero, rule)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
     guidance_scales = GuidanceScales(cast(Any, S((batch_size,), jnp.float32)))
-    conditioning = ConditioningPair(_abstract_conditioning(unet, batch_size, len(guidance.streams)))
+    streams = len(guidance.streams)
+    conditioning = ConditioningPair(cast(Any, _conditioning(network, size, batch_size, streams)))
     run = functools.partial(
         denoise_steps,
-        graphs=Networks(graph),
-        prediction_types=(prediction_type, prediction_type),
+        networks=Networks(network),
         image_processor=None,
         sampler=sampler,
     )
     sharding = SingleDeviceSharding(device)
     loop = jax.jit(run, in_shardings=sharding, out_shardings=sharding)
     arguments: Sequence[PyTree] = (
-        Networks(params),
+        Networks(param_dict(network.module)),
         rule,
         carry,
         conditioning,
@@ -183,25 +171,10 @@ def _traced(
     return loop.trace(*arguments, None, NO_TARGETS, zero, zero)
 
 
-def _flops(options: SamplingOptions, unet: UNet2DConditionModel, batch_size: int) -> float:
+def _flops(options: SamplingOptions, network: UNetAdapter, batch_size: int) -> float:
     """Of the network in one step, for all streams of `batch_size` images."""
-    guidance = parse(options.guidance).for_prompts(1).simplify([options.guidance_scale])
-    streams = len(guidance.streams)
-    height, width = _latent_size(options, unet)
-    conditioning = _abstract_conditioning(unet, 1, 1)
-    extras = {
-        name: S((1, *value.shape[2:]), value.dtype)
-        for name, value in (
-            ("text_embeds", conditioning.text_embeds),
-            ("time_ids", conditioning.time_ids),
-        )
-        if value is not None
-    }
-    context = S((1, *conditioning.context.shape[2:]), conditioning.context.dtype)
-
-    def network(params: PyTree, x: Any, t: Any, context: Any, extras: Any) -> Any:
-        return with_params(unet, params)(x, t, context, **extras)
-
-    x = S((1, height, width, unet.config.in_channels), jnp.float32)
-    t = S((1,), jnp.int32)
-    return batch_size * streams * forward_flops(network, param_dict(unet), x, t, context, extras)
+    size = _latent_size(options, network)
+    x = S((1, *size, network.module.config.out_channels), jnp.float32)
+    arguments = x, S((1,), jnp.int32), _conditioning(network, size, 1)
+    streams = len(_rule(options).streams)
+    return batch_size * streams * forward_flops(network, param_dict(network.module), *arguments)

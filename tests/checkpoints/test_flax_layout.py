@@ -21,7 +21,7 @@ from jaxdiff.core.trees import flatten
 from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.presets import preset
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet.module import UNet2DConditionModel
 
 HERE = pathlib.Path(__file__).parent
 SHAPES = HERE.parent / "models" / "inventories"

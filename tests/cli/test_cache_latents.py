@@ -21,7 +21,7 @@ from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training.jsonl_log import read_lines
 
 UNET = """
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 model = UNet2DConditionConfig(
     sample_size=8, block_out_channels=(4,), layers_per_block=1,

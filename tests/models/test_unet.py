@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import abstract, initial_weights, initialise
-from jaxdiff.models.unet import UNet2DConditionModel
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.build import abstract, initial_weights, initialise, param_dict, with_params
+from jaxdiff.models.unet.adapter import UNetAdapter
+from jaxdiff.models.unet.config import UNet2DConditionConfig
+from jaxdiff.models.unet.module import UNet2DConditionModel
 
 SMALL = {
     "block_out_channels": (8, 16),
@@ -171,3 +172,44 @@ def test_sizes_that_do_not_divide():
     ):
         with pytest.raises(InputError, match=message):
             abstract(UNet2DConditionModel, UNet2DConditionConfig(**SMALL | fields))
+
+
+VARIANTS = {
+    "plain": PLAIN,
+    "text": {},
+    "sizes": ADDED,
+    "inpainting": {"in_channels": 9},
+    "distilled": {"time_cond_proj_dim": 4},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_adapter_calls_the_network_with_the_conditioning_that_it_names(name):
+    unet = initialise(UNet2DConditionModel, UNet2DConditionConfig(**SMALL | VARIANTS[name]), seed=0)
+    params = {k: jnp.full_like(a, 0.1) for k, a in param_dict(unet).items()}
+    network, rng = UNetAdapter(unet, "epsilon"), np.random.default_rng(1)
+    cond = {
+        key: jnp.asarray(rng.normal(size=(2, *leaf.shape)), leaf.dtype)
+        for key, leaf in network.conditioning_shapes((8, 8), tokens=5).items()
+    }
+    x, t = jnp.asarray(rng.normal(size=(2, 8, 8, 4)), jnp.float32), jnp.array([3.0, 700.0])
+    got = jax.jit(network)(params, x, t, cond)
+    own = {key: array for key, array in cond.items() if key != "channels"}
+    joined = jnp.concatenate([x, cond["channels"]], axis=-1) if "channels" in cond else x
+    np.testing.assert_array_equal(
+        got, jax.jit(lambda p, x: with_params(unet, p)(x, t, **own))(params, joined)
+    )
+    assert got.shape == x.shape
+
+
+def test_adapters_of_equal_networks_are_equal():
+    config = UNet2DConditionConfig(**SMALL)
+    first, second = (
+        UNetAdapter(initialise(UNet2DConditionModel, config, seed=seed), "epsilon")
+        for seed in (0, 1)
+    )
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != UNetAdapter(first.module, "v_prediction")
+    wide = UNet2DConditionConfig(**SMALL | {"attention_head_dim": 4})
+    assert first != UNetAdapter(abstract(UNet2DConditionModel, wide), "epsilon")

@@ -11,8 +11,8 @@ from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from flax import nnx
 
 from jaxdiff.core.configs import from_mapping
-from jaxdiff.models.unet import UNet2DConditionModel
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.nn.embeddings import guidance_embedding
 
 DOWN, CROSS_DOWN, ATTN_DOWN = "DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D"

@@ -21,7 +21,7 @@ from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPVisionConfig
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.pipeline.pipeline import Pipeline
 from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR

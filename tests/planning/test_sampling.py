@@ -8,8 +8,9 @@ import pytest
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import abstract
-from jaxdiff.models.unet import UNet2DConditionModel
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.adapter import UNetAdapter
+from jaxdiff.models.unet.config import UNet2DConditionConfig
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.planning import sampling
 from jaxdiff.planning.abstract_training import abstract_component
 
@@ -35,14 +36,15 @@ def test_the_loop_traces_with_and_without_sizes(added):
     }
     config = dataclasses.replace(CONFIG, **(more if added else {}))
     unet = abstract(UNet2DConditionModel, config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-    traced = sampling._traced(OPTIONS, unet, 2, jax.devices()[0])
+    network = UNetAdapter(unet, "epsilon")
+    traced = sampling._traced(OPTIONS, network, 2, jax.devices()[0])
     assert jax.tree.leaves(traced.out_info)[0].shape == (2, 8, 8, 4)
 
 
 def test_guidance_doubles_the_work_and_scale_one_does_not():
-    unet = abstract(UNet2DConditionModel, CONFIG, dtype=jnp.bfloat16)
+    network = UNetAdapter(abstract(UNet2DConditionModel, CONFIG, dtype=jnp.bfloat16), "epsilon")
     plain = dataclasses.replace(OPTIONS, guidance_scale=1.0)
-    assert sampling._flops(OPTIONS, unet, 3) == 2 * sampling._flops(plain, unet, 3)
+    assert sampling._flops(OPTIONS, network, 3) == 2 * sampling._flops(plain, network, 3)
 
 
 def test_published_networks_need_no_file():

@@ -49,7 +49,7 @@ config = TrainConfig(objective=CLIPObjective(text=text, vision=vision, projectio
     data=DataConfig(variations=4), steps=1, batch_size=8)
 """
 UNET = """
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 model = UNet2DConditionConfig(
     sample_size=16, in_channels=2, out_channels=2, block_out_channels=(4,), layers_per_block=1,

@@ -1,22 +1,33 @@
 """Guidance distillation: the student begins as its teacher and learns the guided output."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny_training import OBJECTIVE, TEXT, VAE
+from tiny_training import OBJECTIVE, TEXT, VAE, networks
+from tiny_training import frozen as frozen_encoders
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.losses import add_noise
-from jaxdiff.models.build import abstract, initialise, param_dict, with_params
+from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.training.config import DistillationObjective
-from jaxdiff.training.objectives.diffusion import encode_latents, sample_timesteps
-from jaxdiff.training.objectives.distillation import Frozen, distillation_task, student_network
+from jaxdiff.training.objectives.diffusion import (
+    batch_time_ids,
+    encode_latents,
+    sample_timesteps,
+)
+from jaxdiff.training.objectives.distillation import (
+    distillation_task,
+    student_model,
+    student_network,
+)
 from jaxdiff.training.per_sample_random import per_sample_normal, per_sample_split
 
 RNG = np.random.default_rng(0)
@@ -35,18 +46,16 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def frozen(teacher):
-    return Frozen(
-        vae=param_dict(initialise(AutoencoderKL, VAE, seed=0)),
-        text_encoder=param_dict(initialise(CLIPTextModel, TEXT, seed=1)),
-        teacher=param_dict(teacher),
-        null=jnp.asarray([18, 19, 19, 19, 19]),
-    )
+    encoders = frozen_encoders()
+    return encoders._replace(weights=encoders.weights | {"unet": param_dict(teacher)})
 
 
 def learner(teacher, **options):
     config = DistillationObjective(teacher="", guidance_embedding_dim=6, **options)
-    modules = abstract(AutoencoderKL, VAE), abstract(CLIPTextModel, TEXT)
-    return distillation_task(config, teacher, *modules, OBJECTIVE.schedule)
+    pretrained = {"unet": param_dict(teacher)}
+    parts = networks() | {"unet": teacher}
+    model = student_model(config, parts, "v_prediction", pretrained=lambda: pretrained)
+    return distillation_task(config, teacher, model, OBJECTIVE.schedule)
 
 
 def first(learner):
@@ -75,14 +84,14 @@ def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
     loss, _ = made.loss(first(made), frozen, BATCH, KEY)
     latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
     x0 = encode_latents(
-        with_params(abstract(AutoencoderKL, VAE), frozen.vae), BATCH["image"], latent_key
+        with_params(abstract(AutoencoderKL, VAE), frozen.weights["vae"]), BATCH["image"], latent_key
     )
     t = sample_timesteps(time_key, (4,), 1000, "uniform")
     alpha, sigma = OBJECTIVE.schedule.alpha_sigma(t)
     x = add_noise(x0, per_sample_normal(noise_key, x0.shape), alpha, sigma)
-    read = with_params(abstract(CLIPTextModel, TEXT), frozen.text_encoder)
+    read = with_params(abstract(CLIPTextModel, TEXT), frozen.weights["text_encoder"])
     cond = teacher(x, t, read(BATCH["ids"]))
-    uncond = teacher(x, t, read(jnp.tile(frozen.null[None], (4, 1))))
+    uncond = teacher(x, t, read(jnp.tile(frozen.null["text_encoder"][None], (4, 1))))
     expected = (w - 1) ** 2 * np.mean(np.square(cond - uncond))
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
@@ -92,8 +101,59 @@ def test_the_scale_is_learnt_and_the_teacher_is_not(teacher, frozen):
     value = jax.jit(lambda p, f: made.loss(p, f, BATCH, KEY)[0])
     of_student, of_teacher = jax.grad(value, argnums=(0, 1), allow_int=True)(first(made), frozen)
     assert np.abs(of_student["time_embedding.cond_proj.kernel"]).max() > 0
-    for path, gradient in of_teacher.teacher.items():
+    for path, gradient in of_teacher.weights["unet"].items():
         assert not np.any(gradient), path
+
+
+@pytest.mark.parametrize("zero_uncond", [True, False])
+def test_sdxl_is_distilled_with_all_of_its_conditioning(zero_uncond):
+    """By hand, as above; the null caption is zeros or the empty text, its sizes the image's."""
+    second = dataclasses.replace(TEXT, hidden_size=6, projection_dim=10)
+    fields = {
+        "cross_attention_dim": 8 + 6,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 10 + 6 * 4,
+    }
+    unet = dataclasses.replace(OBJECTIVE.model, **fields)
+    teacher = tiny.random_component(UNet2DConditionModel, unet, seed=2).module
+    reader = tiny.random_component(CLIPTextModel, second, with_projection=True, seed=3).module
+    first = with_params(abstract(CLIPTextModel, TEXT), frozen_encoders().weights["text_encoder"])
+    config = DistillationObjective(
+        teacher="", guidance_embedding_dim=6, guidance_scale_range=(4.0, 4.0)
+    )
+    parts = networks() | {"unet": teacher, "text_encoder_2": reader}
+    pretrained = {"unet": param_dict(teacher)}
+    model = student_model(
+        config, parts, "epsilon", zero_uncond=zero_uncond, pretrained=lambda: pretrained
+    )
+    made = distillation_task(config, teacher, model, OBJECTIVE.schedule)
+    given = frozen_encoders()
+    weights = {**given.weights, "unet": param_dict(teacher), "text_encoder_2": param_dict(reader)}
+    null = given.null | {"text_encoder_2": given.null["text_encoder"]}
+    batch = BATCH | {"ids_2": BATCH["ids"]}
+    params = {path: jnp.asarray(array) for path, array in made.init(0)}
+    loss, _ = made.loss(params, given._replace(weights=weights, null=null), batch, KEY)
+
+    latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
+    vae = with_params(abstract(AutoencoderKL, VAE), weights["vae"])
+    x0 = encode_latents(vae, batch["image"], latent_key)
+    t = sample_timesteps(time_key, (4,), 1000, "uniform")
+    x = add_noise(x0, per_sample_normal(noise_key, x0.shape), *OBJECTIVE.schedule.alpha_sigma(t))
+
+    def output(ids, factor):
+        states, pooled = zip(*((f.penultimate, f.pooled) for f in map(read, ids)), strict=True)
+        context = factor * jnp.concatenate(states, axis=-1)
+        sizes = batch_time_ids(batch)
+        return teacher(x, t, context, text_embeds=factor * pooled[-1], time_ids=sizes)
+
+    def read(pair):
+        return pair[0].features(pair[1])
+
+    empty = jnp.tile(null["text_encoder"][None], (4, 1))
+    cond = output([(first, BATCH["ids"]), (reader, BATCH["ids"])], 1.0)
+    uncond = output([(first, empty), (reader, empty)], 0.0 if zero_uncond else 1.0)
+    np.testing.assert_allclose(loss, 9 * np.mean(np.square(cond - uncond)), rtol=1e-4)
 
 
 def test_what_is_computed_again_is_the_same_loss(teacher, frozen):

@@ -20,7 +20,7 @@ from jaxdiff.experiments.sample_grid import grid_noise
 from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.scenes.report import render_generator, standard_prompts

@@ -26,7 +26,7 @@ from jaxdiff.experiments.prior_preservation import prior_preservation_batches
 from jaxdiff.experiments.training_methods import LORA
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.lora import LoRAConv, LoRALinear
 from jaxdiff.training.config import (

@@ -11,7 +11,7 @@ from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.discriminator import PatchDiscriminatorConfig
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.nn.remat import REMAT
 from jaxdiff.training.config.aliases import accept_old_fields

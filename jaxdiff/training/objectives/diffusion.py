@@ -17,14 +17,15 @@ from jaxdiff.models.conditioning import (
     ENCODERS,
     POOLED,
     TextEncoderOutput,
-    UNetConditioning,
     encode_text,
     make_conditioning,
     num_time_ids,
     select,
 )
-from jaxdiff.models.unet import UNet2DConditionModel
+from jaxdiff.models.unet.adapter import UNetAdapter
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.training.config import DiffusionObjective
 from jaxdiff.training.objectives import Metrics, Params, TrainingTask
 from jaxdiff.training.objectives.trainable import ParameterPartition, Tables
@@ -132,7 +133,9 @@ class LatentDiffusion:
     `zero_uncond` encodes the null caption as zeros instead of by the text encoders.
     """
 
-    def __init__(self, partition: ParameterPartition, *, zero_uncond: bool = False) -> None:
+    def __init__(
+        self, partition: ParameterPartition, prediction_type: str, *, zero_uncond: bool = False
+    ) -> None:
         self.partition, self.zero_uncond = partition, zero_uncond
         self.token_id_columns: dict[str, str] = {
             name: TOKEN_ID_COLUMNS[name] for name in ENCODERS if name in partition.networks
@@ -140,21 +143,26 @@ class LatentDiffusion:
         unet = cast(UNet2DConditionModel, partition.networks["unet"])
         encoders = [cast(CLIPTextModel, partition.networks[name]) for name in self.token_id_columns]
         self.has_time_ids = num_time_ids(unet.config, encoders) is not None
+        self.network = UNetAdapter(unet, prediction_type)
 
-    def build_networks(self, params: Params, frozen: Frozen) -> dict[str, Any]:
-        """The networks whose weights are there; frozen weights have no gradient."""
-        tables = self.partition.merge(params, jax.lax.stop_gradient(frozen.weights))
+    def merge_weights(self, params: Params, frozen: Frozen) -> Tables:
+        """The weights of each network that are there; frozen weights have no gradient."""
+        return self.partition.merge(params, jax.lax.stop_gradient(frozen.weights))
+
+    def build_encoders(self, tables: Tables) -> dict[str, Any]:
+        """The VAE and the text encoders whose weights are there."""
         return {
             name: with_params(self.partition.networks[name], table)
             for name, table in tables.items()
+            if name != "unet"
         }
 
     def encode_captions(
-        self, networks: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]
+        self, encoders: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]
     ) -> list[TextEncoderOutput]:
         """The encodings of captions by each text encoder, whose token ids are `ids`."""
         pairs = zip(self.token_id_columns, ids, strict=True)
-        return [encode_text(networks[name], each, pooled=self.has_time_ids) for name, each in pairs]
+        return [encode_text(encoders[name], each, pooled=self.has_time_ids) for name, each in pairs]
 
     def cached_text_encodings(
         self, arrays: Mapping[str, Array], dtype: Dtype
@@ -172,10 +180,37 @@ class LatentDiffusion:
         encodings: Sequence[TextEncoderOutput],
         dropped: Sequence[Bool[Array, "b"]],
         sizes: Float[Array, "b 6"] | None,
-    ) -> UNetConditioning:
+    ) -> dict[str, Array]:
         """The UNet's conditioning; `dropped` are the captions that are the null caption."""
         zeroed = dropped if self.zero_uncond else None
         return make_conditioning(encodings, sizes if self.has_time_ids else None, zeroed=zeroed)
+
+    def uncond_and_cond(
+        self,
+        encoders: Mapping[str, Any],
+        null: Mapping[str, Int[Array, "_"]],
+        batch: Mapping[str, Array],
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The conditioning of the null caption and of the captions of a batch."""
+        cond = self.encode_captions(encoders, [batch[c] for c in self.token_id_columns.values()])
+        uncond = self.encode_captions(encoders, [null[n][None] for n in self.token_id_columns])
+        uncond = jax.tree.map(lambda row, rows: jnp.broadcast_to(row, rows.shape), uncond, cond)
+        b = len(cond[0].hidden_states)
+        sizes = batch_time_ids(batch) if self.has_time_ids else None
+        none, every = ([jnp.full(b, dropped)] * len(cond) for dropped in (False, True))
+        return self.conditioning(uncond, every, sizes), self.conditioning(cond, none, sizes)
+
+    @property
+    def is_guidance_distilled(self) -> bool:
+        """Whether the UNet takes the guidance scale as an input."""
+        return self.network.module.config.time_cond_proj_dim is not None
+
+    def add_guidance_scale(
+        self, cond: dict[str, Array], scale: Float[Array, "b"]
+    ) -> dict[str, Array]:
+        """`cond` with the guidance scale, if the UNet is guidance-distilled."""
+        width = self.network.module.config.time_cond_proj_dim
+        return cond | ({} if width is None else {"timestep_cond": guidance_embedding(scale, width)})
 
 
 def diffusion_task(
@@ -189,37 +224,37 @@ def diffusion_task(
     encodings: `states` (b, n, d), with a second encoder `states_2`, and for models with pooled
     embeddings `pooled` (b, p). `frozen_networks_used` lists the weights that are needed then.
     """
-    model = LatentDiffusion(partition, zero_uncond=zero_uncond)
+    model = LatentDiffusion(partition, config.prediction_type, zero_uncond=zero_uncond)
     vae = cast(AutoencoderKL, partition.networks["vae"])
-    unet = cast(UNet2DConditionModel, partition.networks["unet"])
+    dtype = model.network.module.dtype
 
     def latents(
-        networks: Mapping[str, Any], batch: dict[str, Array], key: Key[Array, "..."]
+        encoders: Mapping[str, Any], batch: dict[str, Array], key: Key[Array, "..."]
     ) -> Float[Array, "b h w c"]:
         if "mean" in batch:
             return vae.scale(sample_latents(batch["mean"], batch["logvar"], key))
-        return encode_latents(networks["vae"], batch["image"], key)
+        return encode_latents(encoders["vae"], batch["image"], key)
 
     def make_cond(
-        networks: Mapping[str, Any],
+        encoders: Mapping[str, Any],
         null: Mapping[str, Array],
         batch: dict[str, Array],
         key: Key[Array, "..."],
-    ) -> UNetConditioning:
+    ) -> dict[str, Array]:
         rates = config.caption_dropout, config.caption_dropout_per_encoder
         if EMBEDDING_COLUMNS[ENCODERS[0]] in batch:
-            encodings = model.cached_text_encodings(batch, unet.dtype)
+            encodings = model.cached_text_encodings(batch, dtype)
             dropped = caption_dropout_masks(
                 key, len(encodings[0].hidden_states), len(encodings), *rates
             )
             empty = model.cached_text_encodings(
-                {name: array[None] for name, array in null.items()}, unet.dtype
+                {name: array[None] for name, array in null.items()}, dtype
             )
             encodings = [select(*three) for three in zip(dropped, empty, encodings, strict=True)]
         else:
             texts = {name: batch[ids] for name, ids in model.token_id_columns.items()}
             ids, dropped = drop_captions(key, texts, null, *rates)
-            encodings = model.encode_captions(networks, ids)
+            encodings = model.encode_captions(encoders, ids)
         return model.conditioning(
             encodings, dropped, batch_time_ids(batch) if model.has_time_ids else None
         )
@@ -230,17 +265,17 @@ def diffusion_task(
         """Weighted error and timestep of each image, and the standard deviation of latents."""
         b = len(batch["mean"] if "mean" in batch else batch["image"])
         latent_key, drop_key, timestep_key, noise_key = per_sample_split(key, b, 4)
-        networks = model.build_networks(params, frozen)
-        x0 = latents(networks, batch, latent_key)
-        cond = make_cond(networks, frozen.null, batch, drop_key)
+        tables = model.merge_weights(params, frozen)
+        encoders = model.build_encoders(tables)
+        x0 = latents(encoders, batch, latent_key)
+        cond = make_cond(encoders, frozen.null, batch, drop_key)
         num_timesteps, shape = config.schedule.num_timesteps, x0.shape[:1]
         t = sample_timesteps(
             timestep_key, shape, num_timesteps, config.timestep_sampling, config.timestep_shift
         )
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
-        network = networks["unet"]
         per_image = denoising_errors(
-            config, lambda x, t: network(x, t, **cond._asdict()), x0, t, eps
+            config, lambda x, t: model.network(tables["unet"], x, t, cond), x0, t, eps
         )
         return per_image * batch["weight"] if "weight" in batch else per_image, t, jnp.std(x0)
 

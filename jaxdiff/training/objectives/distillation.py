@@ -1,8 +1,8 @@
 """Guidance distillation: a network learns its own guided output, with the scale as an input."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -11,29 +11,24 @@ import numpy as np
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray
 from jaxdiff.diffusion.losses import add_noise, mse
 from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.models.build import abstract, initial_weights, param_dict, with_params
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.unet import UNet2DConditionModel
-from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.nn.embeddings import guidance_embedding
-from jaxdiff.parallel.sharding import UNET
+from jaxdiff.guidance.base import extrapolate
+from jaxdiff.models.build import abstract, initial_weights
+from jaxdiff.models.unet.adapter import UNetAdapter
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.training.config import DistillationObjective
 from jaxdiff.training.objectives import Metrics, Params, TrainingTask
-from jaxdiff.training.objectives.diffusion import encode_latents, sample_timesteps
+from jaxdiff.training.objectives.diffusion import (
+    Frozen,
+    LatentDiffusion,
+    encode_latents,
+    sample_timesteps,
+)
+from jaxdiff.training.objectives.trainable import LoadWeights, Networks, train_unet
 from jaxdiff.training.per_sample_random import (
     per_sample_normal,
     per_sample_split,
     per_sample_uniform,
 )
-
-
-class Frozen(NamedTuple):
-    """The weights of VAE, text encoder and teacher, and the token ids of the null caption."""
-
-    vae: Params
-    text_encoder: Params
-    teacher: Params
-    null: Int[Array, "n"]
 
 
 def student_network(
@@ -47,40 +42,68 @@ def student_network(
     return abstract(UNet2DConditionModel, config, dtype=teacher.dtype, remat=remat)
 
 
+def student_model(
+    config: DistillationObjective,
+    networks: Networks,
+    prediction_type: str,
+    *,
+    zero_uncond: bool = False,
+    pretrained: LoadWeights = dict,
+) -> LatentDiffusion:
+    """The model with the student as its UNet, for the `networks` of the teacher's model.
+
+    Its weights are initially those of the `pretrained` UNet; new ones as in a new network, which
+    ignores the scale.
+    """
+    teacher = cast(UNet2DConditionModel, networks["unet"])
+    student = student_network(teacher, config.guidance_embedding_dim, config.remat)
+    partition = train_unet({**networks, "unet": student})
+
+    def init(seed: int) -> Iterator[tuple[str, NDArray]]:
+        table = pretrained().get("unet", {})
+        for path, array in initial_weights(student, seed):
+            yield path, np.asarray(table.get(path, array), np.float32)
+
+    partition = partition._replace(init=init)
+    return LatentDiffusion(partition, prediction_type, zero_uncond=zero_uncond)
+
+
 def distillation_task(
     config: DistillationObjective,
     teacher: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
+    model: LatentDiffusion,
     schedule: NoiseSchedule,
 ) -> TrainingTask:
-    """The student's task (2210.03142, algorithm 1); it starts from the teacher's weights.
+    """The task of the student's `model` (2210.03142, algorithm 1).
 
-    `teacher`, `vae` and `text_encoder` are modules that its `Frozen` weights belong to. The
-    teacher's output is uncond + w (cond - uncond), with w sampled for each image; the error is in
-    the space of the network's output. Batches have `image` (b, h, w, 3) in [-1, 1] and `ids`
-    (b, n).
+    The teacher's weights are the frozen ones of the UNet. Its output is
+    uncond + w (cond - uncond), with w sampled for each image; the error is in the space of the
+    network's output. Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n), with a second
+    text encoder `ids_2`, and may have `time_ids` (b, 6).
     """
-    student = student_network(teacher, config.guidance_embedding_dim, config.remat)
+    network = UNetAdapter(teacher, model.network.prediction_type)
 
     def teacher_output(
-        frozen: Frozen, x: Array, t: Array, states: Array, null: Array, w: Float[Array, "b"]
+        frozen: Frozen,
+        x: Float[Array, "b h w c"],
+        t: Int[Array, "b"],
+        streams: tuple[dict[str, Array], dict[str, Array]],
+        w: Float[Array, "b"],
     ) -> Float[Array, "b h w c"]:
         """The teacher's guided output, both streams in one call."""
-        both = with_params(teacher, frozen.teacher)(
-            jnp.concatenate([x, x]), jnp.concatenate([t, t]), jnp.concatenate([null, states])
+        cond = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *streams)
+        both = network(
+            frozen.weights["unet"], jnp.concatenate([x, x]), jnp.concatenate([t, t]), cond
         )
-        uncond, cond = jnp.split(both, 2)
-        return uncond + w[:, None, None, None] * (cond - uncond)
+        return extrapolate(*jnp.split(both, 2), w)
 
     def loss(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
         latent_key, scale_key, time_key, noise_key = per_sample_split(key, len(batch["image"]), 4)
-        x0 = encode_latents(with_params(vae, frozen.vae), batch["image"], latent_key)
-        encode = with_params(text_encoder, frozen.text_encoder)
-        states = encode(batch["ids"])
-        null = jnp.broadcast_to(encode(frozen.null[None]), states.shape)
+        tables = model.merge_weights(params, frozen)
+        encoders = model.build_encoders(tables)
+        x0 = encode_latents(encoders["vae"], batch["image"], latent_key)
         t = sample_timesteps(
             time_key,
             (len(x0),),
@@ -92,27 +115,11 @@ def distillation_task(
         w = per_sample_uniform(scale_key, (len(x0),), low, high)
         alpha, sigma = schedule.alpha_sigma(t)
         x = add_noise(x0, per_sample_normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
-        target = jax.lax.stop_gradient(teacher_output(frozen, x, t, states, null, w))
-        scale_embedding = guidance_embedding(w, config.guidance_embedding_dim)
-        output = with_params(student, params)(x, t, states, timestep_cond=scale_embedding)
-        error = mse(output, target, jnp.ones(len(x0)))
+        streams = model.uncond_and_cond(encoders, frozen.null, batch)
+        target = jax.lax.stop_gradient(teacher_output(frozen, x, t, streams, w))
+        cond = model.add_guidance_scale(streams[1], w)
+        error = mse(model.network(tables["unet"], x, t, cond), target, jnp.ones(len(x0)))
         return error, {"relative_error": error / jnp.mean(jnp.square(target))}
 
-    return TrainingTask(param_dict(student), _init_from_teacher(teacher, student), loss, rules=UNET)
-
-
-def _init_from_teacher(
-    teacher: UNet2DConditionModel, student: UNet2DConditionModel
-) -> Callable[[int], Iterator[tuple[str, NDArray]]]:
-    """The teacher's weights; new ones as in a new network, which ignores the scale.
-
-    For an abstract teacher all are new.
-    """
-    table = param_dict(teacher)
-    teacher_arrays = {n: a for n, a in table.items() if not isinstance(a, jax.ShapeDtypeStruct)}
-
-    def init(seed: int) -> Iterator[tuple[str, NDArray]]:
-        for path, array in initial_weights(student, seed):
-            yield path, np.asarray(teacher_arrays.get(path, array), np.float32)
-
-    return init
+    partition = model.partition
+    return TrainingTask(partition.shapes, partition.init, loss, rules=partition.rules)

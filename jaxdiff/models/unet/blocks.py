@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from jaxdiff.models.unet_config import Depth, UNet2DConditionConfig
+from jaxdiff.models.unet.config import Depth, UNet2DConditionConfig
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
 from jaxdiff.nn.transformer import SpatialSelfAttention, SpatialTransformer

@@ -6,8 +6,8 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int
 from jaxdiff.core.validate import check_shape
-from jaxdiff.models.unet_blocks import make_down_block, make_mid_block, make_up_block
-from jaxdiff.models.unet_config import UNet2DConditionConfig
+from jaxdiff.models.unet.blocks import make_down_block, make_mid_block, make_up_block
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
 from jaxdiff.nn.initializers import ZEROS

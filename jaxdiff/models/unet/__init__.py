@@ -1,0 +1,1 @@
+"""UNet2DConditionModel: its config, its modules, and the adapter through which it is called."""
