@@ -27,8 +27,9 @@ from PIL import Image
 
 from jaxdiff.checkpoints.training_state import TrainingStore
 from jaxdiff.cli import cache_latents
-from jaxdiff.cli.train import experiment, load_config
+from jaxdiff.cli.train import load_config
 from jaxdiff.experiments.experiment import CHECKPOINTS
+from jaxdiff.experiments.train import experiment
 from jaxdiff.experiments.trainer import Trainer
 from jaxdiff.parallel.mesh import device_put_global, shard_batch
 from jaxdiff.scenes.source import SceneSource

@@ -22,9 +22,8 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from jaxdiff.cli.cache_latents import DESCRIPTION
 from jaxdiff.data.batches import batches
-from jaxdiff.data.latents import LatentCacheInfo, pack_record
+from jaxdiff.data.latents import DESCRIPTION, LatentCacheInfo, pack_record
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.experiments.datasets import open_dataset
 from jaxdiff.training.config import IMAGE_KINDS, DataConfig

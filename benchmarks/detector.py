@@ -20,11 +20,12 @@ from scipy import ndimage
 
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.core.types import Array
+from jaxdiff.evaluation.alignment import accuracies
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.scenes.detector import detect, score
+from jaxdiff.scenes.judge import answers
 from jaxdiff.scenes.rendering import CANVAS, render
-from jaxdiff.scenes.report import summarise
 from jaxdiff.scenes.source import ScenePrompt, SceneSource
 
 Degrade = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -101,7 +102,7 @@ def main() -> None:
             distance = np.median([decibels(a, b) for a, b in zip(images, worse, strict=True)])
             prompts = [ScenePrompt(text=text, scene=scene) for scene, _, text in examples]
             scores = [score(p.scene, detect(w)) for p, w in zip(prompts, worse, strict=True)]
-            shares = summarise(prompts, scores)
+            shares = accuracies(answers(prompts, scores))
             columns = "  ".join(f"{name} {share.value:.4f}" for name, share in shares.items())
             print(f"{split}, {how} ({distance:.1f} dB): {columns}", flush=True)
 

@@ -16,8 +16,8 @@ import numpy as np
 
 import jaxdiff
 from jaxdiff.core.types import Float, NDArray
-from jaxdiff.scenes.detector import detect, score
-from jaxdiff.scenes.report import standard_prompts, summarise
+from jaxdiff.evaluation.alignment import accuracies
+from jaxdiff.scenes.judge import answers, score_images, standard_prompts
 from jaxdiff.scenes.source import ScenePrompt
 
 BATCH = 64
@@ -36,9 +36,8 @@ class Drawn:
         self.seconds = (output.timings["total_s"] - output.timings["compile_s"]) / rows
         self.evaluations = pipe.nfe(output.request)
         images = pipe.decode_latents(self.latents)
-        pairs = zip(prompts, images, strict=True)
-        accuracies = summarise(prompts, [score(p.scene, detect(image)) for p, image in pairs])
-        self.right = [accuracies[f"{kind} correct"].value for kind in ("one object", "two objects")]
+        shares = accuracies(answers(prompts, score_images(prompts, images)))
+        self.right = [shares[f"{kind} correct"].value for kind in ("one object", "two objects")]
 
     def away(self, other: "Drawn") -> float:
         """The median distance of the latents from those of `other`, as a share of their length."""

@@ -17,15 +17,19 @@ RANK = {
     "models": 2,
     "guidance": 2,
     "samplers": 2,
+    "profiling": 2,
     "checkpoints": 3,
     "data": 3,
-    "training": 3,
-    "pipeline": 4,
-    "evaluation": 5,
-    "scenes": 5,
-    "experiments": 6,
-    "planning": 7,
-    "cli": 8,
+    "families": 4,
+    "training": 5,
+    "pipeline": 5,
+    "evaluation": 6,
+    "generation": 6,
+    "scenes": 6,
+    "experiments": 7,
+    "serve": 7,
+    "planning": 8,
+    "cli": 9,
 }
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxdiff"
 FILES = sorted(PACKAGE.glob("*/**/*.py"))
@@ -49,6 +53,12 @@ def test_imports_go_down(path):
     here = path.relative_to(PACKAGE).parts[0]
     upward = {f for f in imported_folders(path) if f != here and RANK[f] >= RANK[here]}
     assert not upward, f"{here} (rank {RANK[here]}) imports {upward}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_scenes_are_a_plug_in(path):
+    """Only `experiments/procedural.py` imports them, by the name in PROCEDURAL_KINDS."""
+    assert path.parent.name == "scenes" or "scenes" not in imported_folders(path)
 
 
 def test_every_folder_has_a_rank():

@@ -4,27 +4,21 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import tyro
 
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import positive
-from jaxdiff.scenes.captions import parse_caption
-from jaxdiff.scenes.rendering import CANVAS
-from jaxdiff.scenes.report import (
-    NUM_CIRCLES,
-    Report,
-    evaluate_alignment,
-    render_generator,
-    standard_prompts,
-)
-from jaxdiff.scenes.source import MAX_SIZE, ScenePrompt
+from jaxdiff.evaluation.alignment import Judge, Prompt, evaluate_alignment, evaluate_model
+from jaxdiff.experiments.procedural import EMBEDDED_DATA, procedural_dataset
 
 NUM_SEEDS = 100  # images of --prompt if --num-images is left out
+# Options of the model's call.
+CALL = (
+    *("guidance_scale", "guidance", "classifier_scale"),
+    *("steps", "sampler", "timestep_spacing"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,33 +59,22 @@ class Options:
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, generate, score, print the table. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff evaluate")
-    prompts, circles = _prompts(options)
+    judge = procedural_dataset(EMBEDDED_DATA)
+    prompts, probes = _prompts(options, judge)
     if options.output is not None:
         check_file(options.output)  # before any image is generated
+    seed, size = options.seed, options.batch_size
     if options.model == "renders":
         report = evaluate_alignment(
-            render_generator(prompts), prompts, seed=options.seed, circles=circles
+            judge.render_generator(prompts), judge, prompts, seed=seed, probes=probes
         )
     else:
         import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
-        names = (
-            "guidance_scale",
-            "guidance",
-            "classifier_scale",
-            "steps",
-            "sampler",
-            "timestep_spacing",
-        )
-        choices = {name: getattr(options, name) for name in names}
+        choices = {name: getattr(options, name) for name in CALL}
         pipe = jaxdiff.load(options.model)
         report = evaluate_model(
-            pipe,
-            prompts,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            circles=circles,
-            **choices,
+            pipe, judge, prompts, seed=seed, batch_size=size, probes=probes, **choices
         )
     print(report.table())
     if options.output is not None:
@@ -99,44 +82,15 @@ def run(arguments: Sequence[str]) -> None:
             temporary.write_text(json.dumps(report.to_mapping(), indent=2) + "\n")
 
 
-def _prompts(options: Options) -> tuple[list[ScenePrompt], int]:
-    """The prompts to generate, and the number of additional images of circles."""
+def _prompts(options: Options, judge: Judge) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+    """The prompts to score, and those of the judge's own measures."""
     stride = positive("prompt_stride", options.prompt_stride)
     if options.prompt is None:
         if options.num_images is not None:
             raise InputError(f"num_images: got {options.num_images}, expected a prompt beside it")
-        return standard_prompts()[::stride], -(-NUM_CIRCLES // stride)
+        return judge.standard_prompts()[::stride], judge.probe_prompts(stride)
     if stride != 1:
         raise InputError(f"prompt_stride: got {stride} beside a prompt, expected it left out")
-    prompt = ScenePrompt(text=options.prompt, scene=parse_caption(options.prompt))
+    prompt = judge.parse_prompt(options.prompt)
     count = NUM_SEEDS if options.num_images is None else positive("num_images", options.num_images)
-    return [prompt] * count, 0
-
-
-def evaluate_model(
-    pipe: Any,
-    prompts: Sequence[ScenePrompt],
-    *,
-    seed: int = 0,
-    batch_size: int = 64,
-    circles: int = 0,
-    **options: Any,
-) -> Report:
-    """The report on `pipe`, called with `options` (guidance_scale, steps, ...)."""
-    check_scene_size(pipe)
-
-    def generate(texts: list[str], seeds: list[int]) -> UInt8[NDArray, "n h w 3"]:
-        call = {"seed": seeds, "batch_size": batch_size, "output": "numpy"}
-        return np.asarray(pipe(texts, **call, **options).images)
-
-    return evaluate_alignment(generate, prompts, seed=seed, batch_size=batch_size, circles=circles)
-
-
-def check_scene_size(pipe: Any) -> None:
-    """InputError unless the model generates squares of a size that scenes have."""
-    height, width = pipe.defaults.height, pipe.defaults.width
-    if height != width or not CANVAS <= height <= MAX_SIZE:
-        raise InputError(
-            f"model: got a default size of {height} x {width}, expected a scene model: squares of "
-            f"{CANVAS} to {MAX_SIZE} pixels"
-        )
+    return [prompt] * count, []

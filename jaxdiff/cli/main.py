@@ -1,10 +1,12 @@
 """`jaxdiff COMMAND ...`: run a command; an InputError becomes one sentence on stderr."""
 
 import importlib
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jaxdiff.core.aliases import former_options, rename_options
@@ -28,6 +30,22 @@ USAGE = "usage: jaxdiff COMMAND ...\n\n" + "\n".join(
 )
 
 
+CLOSED_PIPE = 141  # the exit code of what SIGPIPE ends
+
+
+@contextmanager
+def end_at_closed_pipe() -> Iterator[None]:
+    """SystemExit with CLOSED_PIPE if the reader of stdout has gone, as in `jaxdiff ... | head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, not in the interpreter's last moments
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(CLOSED_PIPE) from None
+
+
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run one command and return its exit code: 0 done, 2 bad input, 130 interrupted.
 
@@ -38,7 +56,8 @@ def run(command: str, arguments: Sequence[str]) -> int:
     SHUTDOWN_REQUESTED.clear()
     try:
         module = importlib.import_module(f"jaxdiff.cli.{command.replace('-', '_')}")
-        module.run(rename_options(arguments, former_options(command)))
+        with end_at_closed_pipe():
+            module.run(rename_options(arguments, former_options(command)))
     except (InputError, KeyboardInterrupt) as error:
         return report(command, error)
     finally:
@@ -73,7 +92,8 @@ def main() -> None:
     """The console script."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        with end_at_closed_pipe():
+            print(USAGE)
         sys.exit(0 if arguments else 2)
     try:
         one_of("command", arguments[0], COMMANDS)

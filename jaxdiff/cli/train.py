@@ -13,41 +13,19 @@ from typing import Annotated
 
 import tyro
 
-from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
 from jaxdiff.cli.main import report
 from jaxdiff.core.aliases import rename_options
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import dtype_of
-from jaxdiff.experiments.classifier import classifier_experiment
-from jaxdiff.experiments.clip import clip_experiment
-from jaxdiff.experiments.diffusion import diffusion_experiment
-from jaxdiff.experiments.distillation import distillation_experiment
-from jaxdiff.experiments.experiment import CHECKPOINTS, Experiment
-from jaxdiff.experiments.loggers import import_wandb
-from jaxdiff.experiments.preemption import train_until_stopped
-from jaxdiff.experiments.trainer import Trainer, mesh_from_config
-from jaxdiff.experiments.vae import vae_experiment
-from jaxdiff.experiments.workdir import check_identity, lock_workdir, read_config, write_config
+from jaxdiff.experiments.train import train
 from jaxdiff.parallel.distributed import (
     DistributedConfig,
     abort_peers_on_error,
     all_agree,
-    gather_to_host,
     initialize,
     is_first,
 )
-from jaxdiff.parallel.mesh import check_batch_size
 from jaxdiff.pipeline import cache
-from jaxdiff.training.config import (
-    ClassifierObjective,
-    CLIPObjective,
-    DiffusionObjective,
-    DistillationObjective,
-    MeshConfig,
-    TrainConfig,
-    VAEObjective,
-    resume_identity,
-)
+from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.config.aliases import new_option
 
 
@@ -150,32 +128,6 @@ def plan(arguments: Sequence[str]) -> None:
     )
 
 
-def experiment(config: TrainConfig, workdir: pathlib.Path) -> Experiment:
-    """The experiment of the config's objective."""
-    kinds = {
-        VAEObjective: vae_experiment,
-        CLIPObjective: clip_experiment,
-        DiffusionObjective: diffusion_experiment,
-        DistillationObjective: distillation_experiment,
-        ClassifierObjective: classifier_experiment,
-    }
-    return kinds[type(config.objective)](config, workdir, dtype_of(config.dtype))
-
-
-def write_export(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool) -> None:
-    """Write what a training in `workdir` has learnt so far, averaged or as it is, into `folder`.
-
-    On any number of devices. Raises InputError where something that it was made of has changed.
-    """
-    config = dataclasses.replace(read_config(workdir), mesh=MeshConfig())
-    parts = experiment(config, workdir)
-    check_identity(resume_identity(config) | dict(parts.identity), workdir)
-    with TrainingStore(workdir / CHECKPOINTS, read_only=True) as store:
-        trainer = Trainer(config, workdir, store, parts)
-    parts.batches.close()
-    parts.export(gather_to_host(trainer.state.ema if ema else trainer.state.params), folder)
-
-
 def run(arguments: Sequence[str]) -> None:
     """The command. After SIGINT or SIGTERM SystemExit with 130 or 0, once the state is saved."""
     if "--plan" in arguments[1:]:
@@ -188,34 +140,13 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _train(options: Options) -> None:
-    workdir = options.workdir
     cache.enable()
-    config, checkpoints = options.config, workdir / CHECKPOINTS
-    # Raise errors before the workdir is touched.
-    check_batch_size(
-        config.batch_size // config.gradient_accumulation_steps, mesh_from_config(config.mesh)
+    folder = train(
+        options.config,
+        options.workdir,
+        export_only=options.export_only,
+        ema_std=options.ema_std,
     )
-    if config.wandb is not None:
-        import_wandb()
-    if options.export_only and not has_checkpoint(checkpoints):
-        raise InputError(f"workdir: got {workdir} without a checkpoint, expected one to export")
-    check_identity(resume_identity(config), workdir)
-    parts = experiment(config, workdir)
-    now = resume_identity(config) | dict(parts.identity) | dict(parts.batches.identity)
-    check_identity(now, workdir)
-    if options.export_only:
-        with TrainingStore(checkpoints, read_only=True) as store:
-            trainer = Trainer(config, workdir, store, parts)
-    else:
-        with (
-            lock_workdir(workdir),
-            TrainingStore(checkpoints, keep=config.max_checkpoints) as store,
-        ):
-            if is_first():
-                write_config(config, now, workdir)
-            trainer = Trainer(config, workdir, store, parts)
-            train_until_stopped(trainer)
-    folder = trainer.export(options.ema_std)
     if is_first():
         print(f"train: exported to {folder}", file=sys.stderr)
     all_agree(True)  # the others wait here, as long as it takes to write

@@ -1,1 +1,1 @@
-"""Training data: procedural scenes, stored pictures and latents, a tokenizer, grain pipelines."""
+"""Training data: stored pictures and latents, a tokenizer, grain pipelines."""

@@ -1,4 +1,4 @@
-"""Training the classifier of noisy latents, on scenes and a frozen VAE."""
+"""Training the classifier of noisy latents, on labelled data and a frozen VAE."""
 
 import pathlib
 from collections.abc import Mapping
@@ -15,16 +15,17 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.experiments.experiment import (
     Experiment,
-    scene_side,
+    check_data_kind,
     shard_or_replicate,
     training_batches,
     validation_batch,
 )
+from jaxdiff.experiments.procedural import image_side, procedural_dataset
+from jaxdiff.models.attributes import LabelSet
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR, collate_attributes
 from jaxdiff.training.config import ClassifierObjective, TrainConfig
 from jaxdiff.training.objectives import HostParams, Params
 from jaxdiff.training.objectives.classifier import accuracies, classifier_task
@@ -38,9 +39,10 @@ EVAL_TIMESTEP_FRACTIONS = (
 )  # timesteps of the evaluation
 
 
-def _check(objective: ClassifierObjective, vae: AutoencoderKL, pixels: int) -> None:
-    """InputError unless the classifier is for the latents and the attributes of scenes."""
-    model = objective.model
+def _check(config: TrainConfig, vae: AutoencoderKL, labels: LabelSet) -> None:
+    """InputError unless the classifier is for the latents and the labels of the data."""
+    objective = cast(ClassifierObjective, config.objective)
+    model, pixels = objective.model, image_side(config.data, vae.config.downscale)
     side, channels = pixels // vae.config.downscale, vae.config.latent_channels
     for name, wanted in (("sample_size", side), ("in_channels", channels)):
         if getattr(model, name) != wanted:
@@ -48,10 +50,10 @@ def _check(objective: ClassifierObjective, vae: AutoencoderKL, pixels: int) -> N
                 f"objective.model.{name}: got {getattr(model, name)}, expected {wanted} as the "
                 f"latents of {objective.vae} have"
             )
-    if model.attributes != ATTRIBUTES:
+    if model.attributes != labels:
         raise InputError(
             f"objective.model.group_names: got {', '.join(model.group_names)}, expected the groups "
-            "of scenes, as scenes.labels.ATTRIBUTES has them"
+            f"of {config.data.kind}: {', '.join(group.name for group in labels.groups)}"
         )
 
 
@@ -60,14 +62,16 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
     objective = cast(ClassifierObjective, config.objective)
     folder = pathlib.Path(objective.vae)
     vae = cast(AutoencoderKL, read_component(folder, dtype=dtype).module)
-    _check(objective, vae, scene_side(config.data, vae.config.downscale))
+    check_data_kind(config)
+    dataset = procedural_dataset(config.data.kind)
+    _check(config, vae, dataset.labels)
     frozen = param_dict(vae)
     task = classifier_task(objective, vae, dtype)
     template = abstract(LatentClassifier, objective.model, dtype=dtype)
     timesteps = [
         int(fraction * objective.schedule.num_timesteps) for fraction in EVAL_TIMESTEP_FRACTIONS
     ]
-    batch = shard_or_replicate(validation_batch(config, transform=collate_attributes))
+    batch = shard_or_replicate(validation_batch(config, transform=dataset.collate_labels))
 
     @jax.jit
     def evaluate(params: Params, frozen: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
@@ -91,12 +95,12 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
     def export(params: HostParams, folder: pathlib.Path) -> None:
         module = with_params(abstract(LatentClassifier, objective.model), params)
         write_component(folder / CLASSIFIER, Component(module=module))
-        write_object(folder / CLASSIFIER / PROMPT_LABELS, to_mapping(GRAMMAR))
+        write_object(folder / CLASSIFIER / PROMPT_LABELS, to_mapping(dataset.prompt_grammar))
 
     return Experiment(
         task,
         frozen,
-        training_batches(config, transform=collate_attributes),
+        training_batches(config, transform=dataset.collate_labels),
         sample,
         export,
         {"weights of vae": digest(find_weights(folder))},

@@ -20,16 +20,15 @@ from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
     Experiment,
     check_data_kind,
-    scene_side,
     shard_or_replicate,
     training_batches,
     training_captions,
     validation_batch,
 )
+from jaxdiff.experiments.procedural import image_side, procedural_dataset
 from jaxdiff.models.build import abstract, with_params
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
-from jaxdiff.scenes.labels import ATTRIBUTES, SLOTS, collate_captioned
-from jaxdiff.training.config import CLIPObjective, TrainConfig
+from jaxdiff.training.config import PROCEDURAL_KINDS, CLIPObjective, TrainConfig
 from jaxdiff.training.objectives import HostParams, Metrics, Params
 from jaxdiff.training.objectives.clip import (
     AttributeHeads,
@@ -73,7 +72,7 @@ def with_vocabulary(objective: CLIPObjective, tokenizer: Any) -> CLIPObjective:
 def _check_side(config: TrainConfig) -> None:
     """InputError unless images have the size of the vision encoder."""
     data, side = config.data, cast(CLIPObjective, config.objective).vision.image_size
-    given = scene_side(data) if data.kind == "scenes" else data.resolution
+    given = image_side(data) if data.kind in PROCEDURAL_KINDS else data.resolution
     if given != side or data.max_aspect_ratio > 1:
         raise InputError(
             f"objective.vision.image_size: got {side} for images of {given} with sides up to "
@@ -82,16 +81,17 @@ def _check_side(config: TrainConfig) -> None:
 
 
 def attribute_heads(config: TrainConfig) -> AttributeHeads | None:
-    """The attribute heads, if there are any; InputError unless the data are scenes."""
+    """The attribute heads, if there are any; InputError for data without labels."""
     objective = cast(CLIPObjective, config.objective)
     if not objective.has_attribute_heads:
         return None
-    if config.data.kind != "scenes":
+    if config.data.kind not in PROCEDURAL_KINDS:
         raise InputError(
             f"objective.attribute_weight: got {objective.attribute_weight} for data.kind "
-            f"{config.data.kind}, expected 0: only scenes have attributes"
+            f"{config.data.kind}, expected 0: only {', '.join(PROCEDURAL_KINDS)} have attributes"
         )
-    return AttributeHeads(ATTRIBUTES, SLOTS)
+    dataset = procedural_dataset(config.data.kind)
+    return AttributeHeads(dataset.labels, dataset.label_slots)
 
 
 def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
@@ -101,7 +101,10 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
     tokenizer = workdir_tokenizer(config, workdir)
     objective = with_vocabulary(cast(CLIPObjective, config.objective), tokenizer)
     heads = attribute_heads(config)
-    collate = None if heads is None else functools.partial(collate_captioned, tokenizer=tokenizer)
+    collate = None
+    if heads is not None:
+        dataset = procedural_dataset(config.data.kind)
+        collate = functools.partial(dataset.collate_captions, tokenizer=tokenizer)
     batch = shard_or_replicate(validation_batch(config, tokenizer, transform=collate))
     sizes = (objective.text, objective.vision, objective.projection_dim)
     template = abstract(CLIPModel, *sizes, dtype=dtype)

@@ -19,20 +19,26 @@ from jaxdiff.experiments.experiment import (
     GRID_SIZE,
     Experiment,
     check_data_kind,
+    grid_prompts,
     image_grid,
     save_sample_grid,
-    scene_side,
     shard_or_replicate,
     training_batches,
     validation_batch,
-    validation_captions,
 )
 from jaxdiff.experiments.latent_cache import check_latent_cache
 from jaxdiff.experiments.prior_preservation import prior_preservation_batches
-from jaxdiff.experiments.sample_grid import grid_prompts, make_sampler, sampling_inputs
+from jaxdiff.experiments.procedural import image_side
+from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.experiments.training_methods import make_training_method
 from jaxdiff.parallel.distributed import gather_to_host
-from jaxdiff.training.config import DataConfig, DiffusionObjective, Full, TrainConfig
+from jaxdiff.training.config import (
+    PROCEDURAL_KINDS,
+    DataConfig,
+    DiffusionObjective,
+    Full,
+    TrainConfig,
+)
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import (
     TOKEN_ID_COLUMNS,
@@ -46,8 +52,8 @@ from jaxdiff.training.objectives.trainable import ParameterPartition
 
 def _image_size(data: DataConfig, info: LatentCacheInfo | None) -> int:
     """Side of the (square) images in pixels."""
-    if data.kind == "scenes":
-        return scene_side(data)
+    if data.kind in PROCEDURAL_KINDS:
+        return image_side(data)
     return (data.resolution or 0) if info is None else info.resolution
 
 
@@ -76,8 +82,8 @@ def _check_size(config: TrainConfig, base: BaseModel, side: int) -> None:
     The UNet of a pipeline may be trained at another size than before.
     """
     model, vae = base.objective.model, base.vae
-    if config.data.kind == "scenes":
-        scene_side(config.data, vae.config.downscale)
+    if config.data.kind in PROCEDURAL_KINDS:
+        image_side(config.data, vae.config.downscale)
     channels = vae.config.latent_channels
     wanted = {"in_channels": channels, "out_channels": channels}
     if cast(DiffusionObjective, config.objective).pipeline is None:
@@ -92,8 +98,7 @@ def _check_size(config: TrainConfig, base: BaseModel, side: int) -> None:
 
 def _prompts(config: TrainConfig, caption_tokenizer: CaptionTokenizer) -> list[str]:
     """The prompts of the sample grids; InputError if none has the placeholder token."""
-    scenes = config.data.kind == "scenes"
-    prompts = grid_prompts() if scenes else validation_captions(config, GRID_SIZE)
+    prompts = grid_prompts(config)
     for token in caption_tokenizer.placeholder_tokens:
         if not any(token in (caption_tokenizer.caption or prompt) for prompt in prompts):
             raise InputError(

@@ -14,13 +14,14 @@ from jaxdiff.experiments.base_model import load_base_model
 from jaxdiff.experiments.experiment import (
     GRID_SIZE,
     Experiment,
+    grid_prompts,
     image_grid,
     save_sample_grid,
     shard_or_replicate,
     training_batches,
     validation_batch,
 )
-from jaxdiff.experiments.sample_grid import grid_prompts, make_sampler, sampling_inputs
+from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.models.build import with_params
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.training.config import DiffusionObjective, DistillationObjective, TrainConfig
@@ -58,7 +59,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
     )
     loss = jax.jit(task.loss)
     side = cast(int, networks["unet"].config.sample_size) * base.vae.config.downscale
-    inputs = tokenizer(grid_prompts()) | sampling_inputs(base, side, GRID_SIZE)
+    inputs = tokenizer(grid_prompts(config)) | sampling_inputs(base, side, GRID_SIZE)
     grid_inputs = shard_or_replicate(inputs)
     batch = shard_or_replicate(validation_batch(config, tokenizer))
 

@@ -15,27 +15,19 @@ from jaxdiff.checkpoints.clip_vision import CLIP, clip_folder, read_vision
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, UInt8
 from jaxdiff.data.batches import normalize_images
+from jaxdiff.evaluation.alignment import Judge, Prompt, accuracies, subsample
 from jaxdiff.evaluation.frechet import Moments, frechet_distance, moments
 from jaxdiff.experiments.experiment import (
     GRID_SIZE,
-    scene_side,
     shard_or_replicate,
     validation_captions,
 )
+from jaxdiff.experiments.procedural import ProceduralDataset, image_side, procedural_dataset
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.parallel.mesh import data_mesh, device_put_global, replicated
-from jaxdiff.pipeline.load import EMBEDDED
-from jaxdiff.scenes.report import (
-    render_generator,
-    score_images,
-    standard_prompts,
-    subsample,
-    summarise,
-)
-from jaxdiff.scenes.source import ScenePrompt
-from jaxdiff.training.config import DiffusionObjective, TrainConfig
+from jaxdiff.training.config import PROCEDURAL_KINDS, DiffusionObjective, TrainConfig
 
 DEFAULT_EVAL_IMAGES = 64  # if the config has None
 # captions -> inputs of the sampler, and inputs -> images in [-1, 1]
@@ -53,36 +45,39 @@ def make_evaluation(
 ) -> Evaluation:
     """Metrics of `objective.num_eval_images` generated images by name; none for 0 images.
 
-    For scenes: accuracies over standard prompts, none of which was trained on (`scenes.report`),
-    and `fid` against renderings of all of these prompts. For other data with a CLIP: `fid` against
-    the images of the `validation` batch, generated for their captions.
+    For procedural data: accuracies over standard prompts, none of which was trained on, by the
+    data set's judge, and `fid` against renderings of all of these prompts. For other data
+    with a CLIP: `fid` against the images of the `validation` batch, generated for their captions.
 
     `fid` is the `frechet_distance` of CLIP image embeddings. With few images it is too large, by
     about the same amount at each step: compare it within a training, or with trainings that have
     the same number of images and the same CLIP.
     """
     objective = cast(DiffusionObjective, config.objective)
-    scenes = config.data.kind == "scenes"
-    count, folder = _num_images(config, scenes), _clip_model(objective, scenes)
-    if not count or not (scenes or folder):
+    kind = config.data.kind
+    dataset = procedural_dataset(kind) if kind in PROCEDURAL_KINDS else None
+    count, folder = _num_images(config, dataset), _clip_model(objective, dataset)
+    if not count or not (dataset or folder):
         return lambda generate: {}
-    prompts = list(itertools.islice(itertools.cycle(subsample(standard_prompts(), count)), count))
-    texts = [p.text for p in prompts] if scenes else validation_captions(config, count)
-    inputs = make_inputs(texts)
+    prompts: list[Prompt] = []
+    if dataset is not None:
+        spread = subsample(dataset.standard_prompts(), count)
+        prompts = list(itertools.islice(itertools.cycle(spread), count))
+    inputs = make_inputs([p.text for p in prompts] or validation_captions(config, count))
     embed = None if folder is None else _clip_embedding(folder)
 
     @functools.cache  # only once images are generated
     def reference() -> Moments:
         real = (
-            _rendered_prompts(scene_side(config.data))
-            if scenes
-            else _decoded_images(vae, validation)
+            _decoded_images(vae, validation)
+            if dataset is None
+            else _rendered_prompts(dataset, image_side(config.data))
         )
         return moments(cast(Embed, embed)(real))
 
     def evaluate(generate: Generate) -> Mapping[str, float]:
         images = _in_batches(generate, inputs)
-        metrics = _scene_metrics(prompts, images) if scenes else {}
+        metrics = {} if dataset is None else _judge_metrics(dataset, prompts, images)
         if embed is not None:
             metrics["fid"] = frechet_distance(moments(embed(images)), reference())
         return metrics
@@ -90,12 +85,12 @@ def make_evaluation(
     return evaluate
 
 
-def _num_images(config: TrainConfig, scenes: bool) -> int:
+def _num_images(config: TrainConfig, dataset: ProceduralDataset | None) -> int:
     """How many images to generate; InputError if they would never be generated or evaluated."""
     objective = cast(DiffusionObjective, config.objective)
     wanted, measurable = (
         objective.num_eval_images,
-        scenes or _clip_model(objective, scenes) is not None,
+        dataset is not None or _clip_model(objective, dataset) is not None,
     )
     if wanted and not measurable:
         raise InputError(
@@ -113,31 +108,35 @@ def _num_images(config: TrainConfig, scenes: bool) -> int:
     return (DEFAULT_EVAL_IMAGES if wanted is None else wanted) if measurable else 0
 
 
-def _clip_model(objective: DiffusionObjective, scenes: bool) -> pathlib.Path | None:
-    """The folder of the CLIP for FID: eval_clip, that of the text encoder, or the embedded one."""
+def _clip_model(
+    objective: DiffusionObjective, dataset: ProceduralDataset | None
+) -> pathlib.Path | None:
+    """The folder of the CLIP for FID: eval_clip, or that of the text encoder or of the data set."""
     if objective.eval_clip is not None:
         return clip_folder(pathlib.Path(objective.eval_clip))
     own = pathlib.Path(str(objective.text_encoder)) / CLIP
     if own.is_dir():
         return own
-    return EMBEDDED / CLIP if scenes else None
+    return None if dataset is None else dataset.fid_clip
 
 
-def _scene_metrics(
-    prompts: Sequence[ScenePrompt], images: Float[NDArray, "n s s 3"]
+def _judge_metrics(
+    judge: Judge, prompts: Sequence[Prompt], images: Float[NDArray, "n s s 3"]
 ) -> dict[str, float]:
-    """Accuracies by attribute, and the fraction of images with everything correct."""
-    scores = score_images(prompts, to_bytes(images))
-    shares = {name: share.value for name, share in summarise(prompts, scores).items()}
+    """Accuracies by name, and the fraction of images with everything correct."""
+    scores = judge.score_images(prompts, to_bytes(images))
+    found = accuracies(judge.answers(prompts, scores))
+    shares = {name: share.value for name, share in found.items()}
     shares["all correct"] = float(np.mean([s.all_correct for s in scores]))
     return {re.sub(r"\W", "_", name): value for name, value in shares.items()}
 
 
-def _rendered_prompts(side: int) -> Float[NDArray, "n s s 3"]:
+def _rendered_prompts(judge: Judge, side: int) -> Float[NDArray, "n s s 3"]:
     """Renderings of the standard prompts, `side` pixels wide."""
-    prompts = standard_prompts()
+    prompts = judge.standard_prompts()
     texts = [p.text for p in prompts]
-    return normalize_images(render_generator(prompts, side)(texts, list(range(len(texts)))))
+    render = judge.render_generator(prompts, side)
+    return normalize_images(render(texts, list(range(len(texts)))))
 
 
 def _clip_embedding(folder: pathlib.Path) -> Embed:

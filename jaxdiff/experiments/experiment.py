@@ -1,6 +1,5 @@
 """What all kinds of training share: batches, validation split, sample grids."""
 
-import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,16 +12,15 @@ from PIL import Image
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
-from jaxdiff.core.validate import in_range
 from jaxdiff.data.bad_samples import BadSampleCounter
 from jaxdiff.data.batches import Batch, Item, batches
 from jaxdiff.experiments.datasets import dataset_captions, open_dataset
+from jaxdiff.experiments.procedural import procedural_dataset
 from jaxdiff.parallel.distributed import is_first
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, replicated
-from jaxdiff.scenes.rendering import CANVAS
-from jaxdiff.scenes.source import MAX_SIZE, SceneSource
 from jaxdiff.training.config import (
     IMAGE_KINDS,
+    PROCEDURAL_KINDS,
     CLIPObjective,
     DataConfig,
     DiffusionObjective,
@@ -33,12 +31,12 @@ from jaxdiff.training.config import (
 from jaxdiff.training.objectives import HostParams, Params, TrainingTask
 
 CHECKPOINTS, EMA_SNAPSHOTS = "checkpoints", "averages"  # folders in a workdir
-# The kinds of data that an objective trains on; other objectives only on scenes.
+# The kinds of data that an objective trains on; other objectives need labels.
 OBJECTIVE_DATA_KINDS: dict[type, tuple[str, ...]] = {
-    VAEObjective: ("scenes", *IMAGE_KINDS),
-    CLIPObjective: ("scenes", *IMAGE_KINDS),
-    DistillationObjective: ("scenes", *IMAGE_KINDS),
-    DiffusionObjective: ("scenes", *IMAGE_KINDS, "latents"),
+    VAEObjective: (*PROCEDURAL_KINDS, *IMAGE_KINDS),
+    CLIPObjective: (*PROCEDURAL_KINDS, *IMAGE_KINDS),
+    DistillationObjective: (*PROCEDURAL_KINDS, *IMAGE_KINDS),
+    DiffusionObjective: (*PROCEDURAL_KINDS, *IMAGE_KINDS, "latents"),
 }
 GRID_SIZE = 16  # images in a sample grid
 VALIDATION_BATCH = 256  # images behind a validation metric
@@ -100,8 +98,8 @@ def training_batches(
     count = jax.process_count() if process_count is None else process_count
     data = config.data
     check_data_kind(config)
-    if data.kind == "scenes":
-        source: Any = scene_source(data)
+    if data.kind in PROCEDURAL_KINDS:
+        source: Any = procedural_dataset(data.kind).open_source(data)
         skipped, identity = BadSampleCounter(), {}
     else:
         stored = open_dataset(data, config.batch_size, captions=_reads_captions(data, tokenizer))
@@ -120,22 +118,6 @@ def training_batches(
     return BatchStream(iterator, skipped, identity)
 
 
-def scene_source(data: DataConfig, split: str = "train") -> SceneSource:
-    """The source of scenes for `data`."""
-    side = scene_side(data)
-    return SceneSource(seed=data.seed, split=split, variations=data.variations, size=side)
-
-
-def scene_side(data: DataConfig, multiple: int = 1) -> int:
-    """Side in pixels of the images of scenes, a multiple of `multiple`; InputError for another."""
-    side = int(in_range("data.resolution", data.resolution or CANVAS, CANVAS, MAX_SIZE))
-    if side % multiple:
-        raise InputError(
-            f"data.resolution: got {side}, expected a multiple of {multiple}, the VAE's downscaling"
-        )
-    return side
-
-
 def _reads_captions(data: DataConfig, tokenizer: Any) -> bool:
     """Whether the data's own captions are read."""
     return tokenizer is not None and data.caption is None
@@ -143,7 +125,7 @@ def _reads_captions(data: DataConfig, tokenizer: Any) -> bool:
 
 def check_data_kind(config: TrainConfig) -> None:
     """InputError unless the objective can train on this kind of data."""
-    kinds = OBJECTIVE_DATA_KINDS.get(type(config.objective), ("scenes",))
+    kinds = OBJECTIVE_DATA_KINDS.get(type(config.objective), tuple(PROCEDURAL_KINDS))
     name = type(config.objective).__name__
     if config.data.kind not in kinds:
         raise InputError(
@@ -167,14 +149,14 @@ def _check_same_data(fingerprint: str) -> None:
 def validation_batch(
     config: TrainConfig, tokenizer: Any = None, *, transform: Transform | None = None
 ) -> dict[str, NDArray]:
-    """VALIDATED items, the same at every call; with variations the first of each block is new.
+    """A batch of the validation split, the same at every call.
 
-    It is of the validation split, and the minimal changes of it that follow are any scenes. Of
-    stored data it is what `data.validation_size` keeps from training.
+    Of procedural data it has VALIDATION_BATCH items, of stored data those that
+    `data.validation_size` keeps from training.
     """
     data, count = config.data, VALIDATION_BATCH
-    if data.kind == "scenes":
-        source: Any = scene_source(data, "validation")
+    if data.kind in PROCEDURAL_KINDS:
+        source: Any = procedural_dataset(data.kind).open_source(data, "validation")
     else:
         check_data_kind(config)
         stored = open_dataset(data, config.batch_size, captions=_reads_captions(data, tokenizer))
@@ -186,11 +168,11 @@ def validation_batch(
 
 
 def training_captions(config: TrainConfig) -> Iterator[str]:
-    """All captions in the order of the source; those of scenes have no end."""
-    if config.data.kind != "scenes":
-        return dataset_captions(config.data)
-    source = SceneSource(seed=config.data.seed)
-    return (source.example(i)[2] for i in itertools.count())
+    """All captions in the order of the source; those of procedural data have no end."""
+    data = config.data
+    if data.kind in PROCEDURAL_KINDS:
+        return procedural_dataset(data.kind).captions(data)
+    return dataset_captions(data)
 
 
 def validation_captions(config: TrainConfig, count: int) -> list[str]:
@@ -198,6 +180,14 @@ def validation_captions(config: TrainConfig, count: int) -> list[str]:
     captions = config.data.caption is None
     stored = open_dataset(config.data, config.batch_size, captions=captions)
     return [stored.validation[i % stored.validation_size]["caption"] for i in range(count)]
+
+
+def grid_prompts(config: TrainConfig) -> list[str]:
+    """GRID_SIZE prompts of sample grids, which are not trained on."""
+    data = config.data
+    if data.kind in PROCEDURAL_KINDS:
+        return procedural_dataset(data.kind).grid_prompts(GRID_SIZE)
+    return validation_captions(config, GRID_SIZE)
 
 
 def shard_or_replicate(batch: Mapping[str, NDArray]) -> dict[str, Array]:

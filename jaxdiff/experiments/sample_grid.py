@@ -8,7 +8,6 @@ import numpy as np
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.experiments.base_model import SAMPLER, SPACING, BaseModel
-from jaxdiff.experiments.experiment import GRID_SIZE
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import stack_streams
 from jaxdiff.guidance.registry import RULES
@@ -21,16 +20,8 @@ from jaxdiff.pipeline.compiled_model import (
 )
 from jaxdiff.samplers.noise import initial_noise, per_sample_keys
 from jaxdiff.samplers.registry import SAMPLERS, make_grid
-from jaxdiff.scenes.source import sample_prompts
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
-
-
-def grid_prompts() -> list[str]:
-    """The prompts of grids of scenes: half with one object, half with two, none trained on."""
-    half = GRID_SIZE // 2
-    kinds = (sample_prompts(half, 0, kind) for kind in ("one", "two"))
-    return [prompt.text for prompts in kinds for prompt in prompts]
 
 
 def sampling_inputs(base: BaseModel, side: int, count: int) -> dict[str, NDArray]:

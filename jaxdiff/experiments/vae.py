@@ -21,15 +21,15 @@ from jaxdiff.experiments.experiment import (
     Experiment,
     image_grid,
     save_sample_grid,
-    scene_side,
     shard_or_replicate,
     training_batches,
     validation_batch,
 )
+from jaxdiff.experiments.procedural import image_side
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.distributed import gather_to_host
-from jaxdiff.training.config import TrainConfig, VAEObjective
+from jaxdiff.training.config import PROCEDURAL_KINDS, TrainConfig, VAEObjective
 from jaxdiff.training.objectives import HostParams, Params
 from jaxdiff.training.objectives.perceptual import PerceptualModel
 from jaxdiff.training.objectives.vae import (
@@ -63,7 +63,7 @@ def with_scaling_factor(config: TrainConfig, params: HostParams) -> AutoencoderK
     model = cast(VAEObjective, config.objective).model
     template = abstract(AutoencoderKL, model)
     moments = jax.jit(lambda params, images: latent_moments(with_params(template, params), images))
-    size = 64 if config.data.kind == "scenes" else config.batch_size
+    size = 64 if config.data.kind in PROCEDURAL_KINDS else config.batch_size
     stream = training_batches(dataclasses.replace(config, batch_size=size), process_count=1)
     parts = [
         moments(params, next(stream)["image"]) for _ in range(-(-SCALE_ESTIMATION_IMAGES // size))
@@ -114,8 +114,8 @@ def _perceptual_model(
 def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Sample grids: validation images above their reconstructions; evaluation: PSNR."""
     objective = cast(VAEObjective, config.objective)
-    if config.data.kind == "scenes":
-        scene_side(config.data, objective.model.downscale)
+    if config.data.kind in PROCEDURAL_KINDS:
+        image_side(config.data, objective.model.downscale)
     resumed = has_checkpoint(workdir / CHECKPOINTS)
     pretrained, identity = None, {}
     if objective.weights is not None and (objective.freeze_encoder or not resumed):

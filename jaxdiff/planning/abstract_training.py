@@ -20,14 +20,15 @@ from jaxdiff.data.latents import DESCRIPTION, LatentCacheInfo, read_description
 from jaxdiff.diffusion.schedules import NoiseSchedule
 from jaxdiff.experiments.clip import attribute_heads
 from jaxdiff.experiments.experiment import check_data_kind
+from jaxdiff.experiments.procedural import image_side
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.conditioning import ENCODERS
 from jaxdiff.models.presets import preset
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.scenes.rendering import CANVAS
 from jaxdiff.training.config import (
+    PROCEDURAL_KINDS,
     ClassifierObjective,
     CLIPObjective,
     DiffusionObjective,
@@ -125,7 +126,8 @@ def abstract_training(config: TrainConfig) -> AbstractTraining:
 
 def _image_size(config: TrainConfig) -> int:
     """Side of the images in pixels."""
-    return config.data.resolution or CANVAS
+    data = config.data
+    return image_side(data) if data.kind in PROCEDURAL_KINDS else data.resolution or 0
 
 
 def _images(config: TrainConfig, n: int) -> Batch:
@@ -210,7 +212,7 @@ def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
         }
         if not text_encodings:
             inputs = _token_ids(n, lengths)
-        if has_time_ids or config.data.kind != "scenes":
+        if has_time_ids or config.data.kind not in PROCEDURAL_KINDS:
             inputs |= _sizes(n)
         if not latents:
             return _images(config, n) | inputs
@@ -253,7 +255,7 @@ def _distillation(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     frozen = Frozen(_frozen_weights(networks, networks, dtype), cast(Any, _null(lengths)))
 
     def batch(n: int) -> Batch:
-        sizes = {} if config.data.kind == "scenes" else _sizes(n)
+        sizes = {} if config.data.kind in PROCEDURAL_KINDS else _sizes(n)
         return _images(config, n) | _token_ids(n, lengths) | sizes
 
     return AbstractTraining(task, frozen, batch)

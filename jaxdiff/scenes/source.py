@@ -9,9 +9,6 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.data.batches import Item
-from jaxdiff.data.samples import Make
-from jaxdiff.data.sampling_order import SamplePosition
 from jaxdiff.scenes.captions import describe, underspecify
 from jaxdiff.scenes.rendering import (
     CANVAS,
@@ -30,7 +27,6 @@ from jaxdiff.scenes.specification import (
     Scene,
     SceneObject,
     arrangement,
-    is_held_out_pair,
     split_of,
 )
 
@@ -188,18 +184,6 @@ class SceneSource:
         return {"image": render(scene, layout, self.size), "caption": words, "scene": scene}
 
 
-def scene_maker(source: SceneSource) -> Make:
-    """Samples {"image", "caption", "time_ids"} of scenes, whole and in their own size."""
-    sizes = np.array([source.size, source.size, 0, 0, source.size, source.size], np.int32)
-
-    def make(index: int, place: SamplePosition) -> Item:
-        del place
-        scene = source[index]
-        return {"image": scene["image"], "caption": scene["caption"], "time_ids": sizes}
-
-    return make
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScenePrompt:
     """A prompt and the scene that its image must show; unspecified attributes are None."""
@@ -225,20 +209,3 @@ def sample_prompts(n: int, seed: int, kind: str) -> list[ScenePrompt]:
         shown = scene if kind == "one" else underspecify(scene, rng)
         prompts.append(ScenePrompt(text=describe(shown), scene=shown))
     return prompts
-
-
-__all__ = [
-    "KINDS",
-    "ObjectLayout",
-    "Scene",
-    "SceneObject",
-    "ScenePrompt",
-    "SceneSource",
-    "describe",
-    "is_held_out_pair",
-    "layout_objects",
-    "render",
-    "sample_prompts",
-    "sample_scene",
-    "sample_variations",
-]

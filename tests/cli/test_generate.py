@@ -14,8 +14,9 @@ import tiny
 from PIL import Image
 
 from jaxdiff.checkpoints.lora_names import files
-from jaxdiff.cli import main, png_files
-from jaxdiff.cli.png_files import read_settings
+from jaxdiff.cli import main
+from jaxdiff.generation import png_files
+from jaxdiff.generation.png_files import read_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 import jaxdiff
 from jaxdiff.cli import main
-from jaxdiff.cli.image_grid import CELL, GAP, LABEL, LINE
-from jaxdiff.cli.strip import evenly_spaced
+from jaxdiff.evaluation.image_grid import CELL, GAP, LABEL, LINE
+from jaxdiff.evaluation.strip import evenly_spaced
 
 TOP = 3 * LINE
 

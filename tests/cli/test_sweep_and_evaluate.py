@@ -11,11 +11,13 @@ from PIL import Image
 
 import jaxdiff
 from jaxdiff.cli import main
-from jaxdiff.cli.image_grid import CELL, GAP, LABEL, LINE
-from jaxdiff.cli.sweep_results import TABLE_MARKER, Combination, Results, SweepPoint, write_table
 from jaxdiff.core.aliases import ACCURACIES
-from jaxdiff.core.errors import InputError
-from jaxdiff.scenes.report import render_generator, standard_prompts
+from jaxdiff.evaluation.image_grid import CELL, GAP, LABEL, LINE
+from jaxdiff.evaluation.sweep_results import (
+    TABLE_MARKER,
+    Results,
+)
+from jaxdiff.scenes.judge import render_generator, standard_prompts
 
 RULES = ("cfg", "cfg-pp")
 PROMPTS = ("a ring", "a star")
@@ -73,35 +75,6 @@ def test_what_the_model_refuses_is_said(swept):
     assert table.startswith(TABLE_MARKER)
     assert "cfg-pp at scale 3: guidance_scale (with guidance cfg-pp): got 3.0, expected" in table
     assert swept.with_name("rules-plot.png").exists()
-
-
-@pytest.mark.parametrize("text", ["[]", '{"a": 1}', '{"options": {}, "cells": [{"scale": 1}]}'])
-def test_files_that_are_no_results_are_refused(tmp_path, text):
-    path = tmp_path / "a.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"a\.json: got"):
-        Results.open(path, {})
-    assert path.read_text() == text
-
-
-def test_a_table_never_replaces_a_page_of_another_kind(tmp_path):
-    page, table = tmp_path / "guidance.md", tmp_path / "sweep.md"
-    page.write_text("# Guidance")
-    with pytest.warns(UserWarning, match="not written, because that file exists"):
-        write_table(page, TABLE_MARKER)
-    assert page.read_text() == "# Guidance"
-    for text in (f"{TABLE_MARKER}\n1", f"{TABLE_MARKER}\n2"):
-        write_table(table, text)
-        assert table.read_text() == text
-
-
-def test_nothing_is_kept_while_the_model_refuses_everything(tmp_path):
-    path = tmp_path / "a.json"
-    results = Results.open(path, {"seed": 0})
-    results.add(SweepPoint(Combination("autoguidance", "ddim", 4), 1.0), {"refused": "no"})
-    assert not path.exists()
-    results.add(SweepPoint(Combination("cfg", "ddim", 4), 1.0), {"seconds": 1.0})
-    assert Results.open(path, {"seed": 0}).points == results.points
 
 
 def test_a_rule_that_needs_another_model(model, tmp_path, capsys):

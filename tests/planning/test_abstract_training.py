@@ -10,8 +10,8 @@ from pictured import write_folder
 
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.cli import main
-from jaxdiff.cli.train import experiment
 from jaxdiff.experiments import experiment as module
+from jaxdiff.experiments.train import experiment
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.pipeline.load import EMBEDDED

@@ -15,7 +15,8 @@ from jaxdiff.scenes.rendering import (
     layout_objects,
     render,
 )
-from jaxdiff.scenes.source import Scene, SceneObject, sample_scene, sample_variations
+from jaxdiff.scenes.source import sample_scene, sample_variations
+from jaxdiff.scenes.specification import Scene, SceneObject
 
 RED_CIRCLE = SceneObject(size="small", colour="red", shape="circle")
 BLUE_STAR = SceneObject(size="large", colour="blue", shape="star")

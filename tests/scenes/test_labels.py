@@ -11,8 +11,8 @@ from jaxdiff.scenes.labels import (
     scene_attributes,
     text_attributes,
 )
-from jaxdiff.scenes.source import KINDS, Scene, SceneObject, SceneSource, sample_prompts
-from jaxdiff.scenes.specification import SPLITS
+from jaxdiff.scenes.source import KINDS, SceneSource, sample_prompts
+from jaxdiff.scenes.specification import SPLITS, Scene, SceneObject
 
 RED_CIRCLE = SceneObject(size="small", colour="red", shape="circle")
 BLUE_STAR = SceneObject(size="large", colour="blue", shape="star")

@@ -23,10 +23,7 @@ from jaxdiff.scenes.rendering import (
 )
 from jaxdiff.scenes.source import (
     KINDS,
-    Scene,
-    SceneObject,
     SceneSource,
-    is_held_out_pair,
     sample_prompts,
     sample_scene,
     sample_variations,
@@ -38,7 +35,10 @@ from jaxdiff.scenes.specification import (
     SHAPES,
     SIZES,
     SPLITS,
+    Scene,
+    SceneObject,
     arrangement,
+    is_held_out_pair,
     split_of,
 )
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.experiments.experiment import scene_side
+from jaxdiff.experiments.procedural import image_side
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import (
@@ -111,9 +111,9 @@ def test_a_number_of_scenes_is_for_caches_alone():
 )
 def test_scenes_have_a_size_that_the_vae_divides(side, message):
     with pytest.raises(InputError, match=rf"data\.resolution: {message}"):
-        scene_side(DataConfig(resolution=side), 16)
-    assert scene_side(DataConfig()) == 64
-    assert scene_side(DataConfig(resolution=128), 16) == 128
+        image_side(DataConfig(resolution=side), 16)
+    assert image_side(DataConfig()) == 64
+    assert image_side(DataConfig(resolution=128), 16) == 128
 
 
 def test_identity_is_the_model_and_the_seed():

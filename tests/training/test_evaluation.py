@@ -23,7 +23,7 @@ from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.pipeline.load import EMBEDDED
-from jaxdiff.scenes.report import render_generator, standard_prompts
+from jaxdiff.scenes.judge import render_generator, standard_prompts
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 
 PROMPTS = standard_prompts()

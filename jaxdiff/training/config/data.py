@@ -9,6 +9,8 @@ from jaxdiff.training.config.aliases import accept_old_fields
 VARIATIONS = (1, 2, 4, 8)
 # Kinds of data that are stored images.
 IMAGE_KINDS = ("folder", "tars", "records", "parquet", "hub")
+# Kinds of data that a program renders, and the module of each: see experiments/procedural.py.
+PROCEDURAL_KINDS = {"scenes": "jaxdiff.scenes.dataset"}
 _STORED = {"kind", "seed", "threads", "path", "max_bad_fraction", "validation_size", "caption"}
 _PREPARED = _STORED | {
     "resolution",
@@ -18,10 +20,11 @@ _PREPARED = _STORED | {
     "flip",
     "cache_dir",
 }
+_RENDERED = {"kind", "seed", "threads", "variations", "resolution", "num_scenes"}
 _TABLE = {"split", "image_key", "caption_key"}
 # The fields that each kind of data uses.
 DATA_FIELDS: dict[str, set[str]] = {
-    "scenes": {"kind", "seed", "threads", "variations", "resolution", "num_scenes"},
+    **dict.fromkeys(PROCEDURAL_KINDS, _RENDERED),
     "folder": _PREPARED | {"caption_key"},
     "tars": _PREPARED,
     "records": _PREPARED,
@@ -78,7 +81,7 @@ class DataConfig:
                     f"data.{field.name}: got {value!r}, expected it left out for data.kind "
                     f"{self.kind}"
                 )
-        if self.kind != "scenes" and self.path is None:
+        if self.kind not in PROCEDURAL_KINDS and self.path is None:
             raise InputError(f"data.path: got none, expected one for data.kind {self.kind}")
         if self.kind in IMAGE_KINDS:
             side = positive("data.resolution", self.resolution or 0)

@@ -173,14 +173,14 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def write_table(path: pathlib.Path, text: str) -> None:
-    """Write a table and print its name; warn and keep the file if it is no table of a sweep."""
+def write_table(path: pathlib.Path, text: str) -> bool:
+    """Write a table; warn, keep the file and return False if it is no table of a sweep."""
     if path.exists() and not path.read_bytes().startswith(TABLE_MARKER.encode()):
         warnings.warn(
             f"{path}: not written, because that file exists and is no table of a sweep",
             stacklevel=2,
         )
-        return
+        return False
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(path)
+    return True

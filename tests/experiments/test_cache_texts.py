@@ -13,7 +13,6 @@ from pictured import write_folder
 
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.cli import main
-from jaxdiff.cli.train import experiment
 from jaxdiff.cli.train import run as train
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.latents import (
@@ -27,6 +26,7 @@ from jaxdiff.data.latents import (
 from jaxdiff.experiments.base_model import load_base_model
 from jaxdiff.experiments.experiment import training_batches
 from jaxdiff.experiments.latent_cache import check_latent_cache
+from jaxdiff.experiments.train import experiment
 from jaxdiff.experiments.training_methods import make_training_method
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.vae import AutoencoderKL

@@ -11,12 +11,14 @@ import tiny
 from pictured import caption, write_folder
 
 from jaxdiff.checkpoints.components import read_component
-from jaxdiff.cli import cache_latents, main
+from jaxdiff.cli import main
+from jaxdiff.cli.cache_latents import run as cache
 from jaxdiff.cli.train import run as train
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.latents import LatentSource
 from jaxdiff.data.preprocessing import resize_and_crop
+from jaxdiff.experiments import cache_latents
 from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training.jsonl_log import read_lines
 
@@ -91,7 +93,7 @@ def test_latents_are_what_the_vae_says_of_the_prepared_picture(made):
 def test_parts_of_the_work_are_the_whole_and_what_is_there_stays(made, capsys):
     for index in (1, 0):
         part = ["--process-index", str(index), "--process-count", "2"]
-        cache_latents.run(command(made, "parts", *part))
+        cache(command(made, "parts", *part))
     whole, parts = contents(made / "latents"), contents(made / "parts")
     assert whole == parts
     assert len(whole) == 6
@@ -116,7 +118,7 @@ def test_a_killed_run_is_finished_by_the_same_command(made, tmp_path, monkeypatc
         LatentSource(str(made / "killed"))
     (made / "killed" / ".latents-00002-of-00005.array_record.1.part").write_bytes(b"half")
     times = {p.name: p.stat().st_mtime_ns for p in (made / "killed").iterdir()}
-    cache_latents.run(command(made, "killed"))
+    cache(command(made, "killed"))
     assert contents(made / "killed") == contents(made / "latents")
     for name in before:
         assert (made / "killed" / name).stat().st_mtime_ns == times[name]
@@ -141,7 +143,7 @@ def test_latents_of_something_else_are_not_mixed_in(made, capsys):
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
 def test_smaller_dtypes_round_and_no_more(made, dtype, bits):
-    cache_latents.run(command(made, dtype, "--dtype", dtype))
+    cache(command(made, dtype, "--dtype", dtype))
     small, exact = (LatentSource(str(made / name)) for name in (dtype, "latents"))
     for i in range(0, len(exact), 7):
         for name in ("mean", "logvar"):

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from jaxdiff.cli.png_files import parameters_text, read_settings, write_png
 from jaxdiff.core.errors import InputError
+from jaxdiff.generation.png_files import parameters_text, read_settings, write_png
 
 SETTINGS = {
     "prompt": "a naïve ring",

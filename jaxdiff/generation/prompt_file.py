@@ -75,6 +75,27 @@ def _json_line(line: str, source: str, folder: pathlib.Path) -> PromptSpec:
     return dataclasses.replace(spec, **paths)
 
 
+def make_jobs(lines: Sequence[Line], defaults: PromptSpec, *, numbered: bool) -> list[ImageJob]:
+    """The jobs of `expand_jobs`, each once.
+
+    InputError where two would have the same file name, or for a default that no line can use.
+    """
+    jobs = list(expand_jobs(lines, defaults, numbered=numbered))
+    for name in ("mask", "strength"):
+        value = getattr(defaults, name)
+        if value is not None and all(job.spec.image is None for job in jobs):
+            raise InputError(f"{name}: got {value} without an image, expected --image too")
+    by_name: dict[str, ImageJob] = {}
+    for job in jobs:
+        if by_name.setdefault(job.name, job) != job:
+            raise InputError(
+                f"prompt: got {by_name[job.name].spec.prompt!r:.60} and {job.spec.prompt!r:.60}, "
+                f"which would both be written to {job.name}.png, expected one of them or a prompt "
+                "file (--prompts)"
+            )
+    return list(by_name.values())
+
+
 def expand_jobs(
     lines: Sequence[Line], defaults: PromptSpec, *, numbered: bool
 ) -> Iterator[ImageJob]:

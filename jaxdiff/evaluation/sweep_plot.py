@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxdiff.cli.sweep_results import Combination, Results, SweepPoint
+from jaxdiff.evaluation.sweep_results import Combination, Results, SweepPoint
 
 # Of each panel: the kind of result, and the line style of each name.
 PANELS: tuple[tuple[str, Mapping[str, str]], ...] = (

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from jaxdiff.cli.prompt_file import PromptSpec, expand_jobs, read_prompt_file, slug
 from jaxdiff.core.errors import InputError
+from jaxdiff.generation.prompt_file import PromptSpec, expand_jobs, read_prompt_file, slug
 
 DEFAULTS = PromptSpec(prompt="", guidance_scale=5.0, seed=3, num_images=2)
 

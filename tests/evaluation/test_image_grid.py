@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxdiff.cli.image_grid import CELL, GAP, LABEL, LARGE, LINE, labelled_grid
+from jaxdiff.evaluation.image_grid import CELL, GAP, LABEL, LARGE, LINE, labelled_grid
 
 
 def rows(images):

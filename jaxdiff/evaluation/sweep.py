@@ -1,0 +1,213 @@
+"""A sweep: images and measures at every combination of guidance, sampler, steps and scales."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff.core.aliases import rename_guidance
+from jaxdiff.core.atomic import atomic_file
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import NDArray, UInt8
+from jaxdiff.core.validate import in_range, one_of
+from jaxdiff.evaluation.alignment import Judge, Prompt, evaluate_model
+from jaxdiff.evaluation.image_grid import labelled_grid
+from jaxdiff.evaluation.measures import MEASURES
+from jaxdiff.evaluation.sweep_plot import plot
+from jaxdiff.evaluation.sweep_results import (
+    TIMING_BATCH,
+    TIMING_RUNS,
+    Combination,
+    Results,
+    SweepPoint,
+    column_summary,
+    markdown_table,
+    write_table,
+)
+from jaxdiff.guidance.registry import parse
+from jaxdiff.pipeline.request import MAX_SCALE, MAX_STEPS
+from jaxdiff.samplers.registry import SAMPLERS
+
+EVALUATION_BATCH = 64
+
+Images = Mapping[SweepPoint, UInt8[NDArray, "n h w 3"]]
+
+
+class Axes(NamedTuple):
+    """The rows and columns of the grid."""
+
+    combinations: list[Combination]
+    scales: tuple[float, ...]
+
+    @property
+    def points(self) -> list[SweepPoint]:
+        """All points, row by row."""
+        return [SweepPoint(c, scale) for c in self.combinations for scale in self.scales]
+
+
+def make_axes(
+    pipe: Any,
+    *,
+    scales: Sequence[float],
+    guidance: Sequence[str] = (),
+    samplers: Sequence[str] = (),
+    steps: Sequence[int] = (),
+    classifier_scales: Sequence[float] = (0.0,),
+    clip_scales: Sequence[float] = (0.0,),
+) -> Axes:
+    """The axes, with the defaults of `pipe` where one is empty; InputError for bad values."""
+    own = pipe.defaults
+    rules = [rename_guidance(rule) for rule in guidance or (own.guidance,)]
+    samplers, steps = samplers or (own.sampler,), steps or (own.steps,)
+    for rule in rules:
+        parse(rule)
+    for sampler in samplers:
+        one_of("samplers", sampler, SAMPLERS)
+    for number in steps:
+        in_range("steps", number, 1, MAX_STEPS)
+    named = {"scales": scales, "classifier_scales": classifier_scales, "clip_scales": clip_scales}
+    for name, values in named.items():
+        if not values:
+            raise InputError(f"{name}: got none, expected at least one")
+        for scale in values:
+            in_range(name, scale, 0, MAX_SCALE)
+    unique = dict.fromkeys  # keeps the order
+    axes = map(unique, (rules, samplers, steps, classifier_scales, clip_scales))
+    return Axes([*map(Combination._make, itertools.product(*axes))], tuple(unique(scales)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is generated and measured at each point.
+
+    With a `judge`, each point is also evaluated on every `prompt_stride`-th standard prompt.
+    """
+
+    pipe: Any
+    guidance_model: Any = None  # the weaker model that `pipe` has
+    prompts: Sequence[str]
+    negative_prompt: str | None = None
+    judge: Judge | None = None
+    prompt_stride: int = 1
+    measure_speed: bool = False
+    seed: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """Everything besides the point that its result depends on, as JSON values."""
+        weaker = self.guidance_model
+        return {
+            "model": self.pipe.name,
+            "weights": self.pipe.fingerprint,
+            "guidance_model": None if weaker is None else f"{weaker.name} {weaker.fingerprint}",
+            "device": self.pipe.device_name,  # seconds of other devices are not comparable
+            "evaluate": self.judge is not None,
+            "measure_speed": self.measure_speed,
+            "prompt_stride": self.prompt_stride,
+            "seed": self.seed,
+            "prompt": list(self.prompts),
+            "negative_prompt": self.negative_prompt,
+        }
+
+    def run(self, axes: Axes, results: Results, on_point: Callable[[int, str], None]) -> Images:
+        """The images of all points; adds missing results to `results`.
+
+        `on_point` gets the number and the name of each point before it is generated. InputError if
+        the model supports none of the points.
+        """
+        judged = [] if self.judge is None else self.judge.standard_prompts()[:: self.prompt_stride]
+        images: dict[SweepPoint, NDArray] = {}
+        for number, point in enumerate(axes.points):
+            label = point.combination.label(axes.combinations).replace("\n", " ")
+            on_point(number, f"{label} {point.scale:g}")
+            try:
+                images[point], result = self._generate(point)
+            except InputError as error:
+                result = {"refused": str(error)}
+            if point not in results.points:
+                if self.judge is not None and point in images:
+                    result |= self._evaluate(self.judge, point, judged)
+                results.add(point, result)
+        if not images:
+            raise InputError(results.points[axes.points[0]]["refused"])
+        return images
+
+    def _generate(self, point: SweepPoint) -> tuple[UInt8[NDArray, "n h w 3"], dict[str, Any]]:
+        """The images of a point and its result; InputError if the model does not support it."""
+        pipe, prompts, choices = self.pipe, list(self.prompts), _call_options(point)
+        choices["negative_prompt"] = self.negative_prompt
+        request = pipe.resolve(prompts, seed=[self.seed] * len(prompts), **choices)
+        size = min(TIMING_BATCH, len(prompts))
+        call = {"output": "numpy", "batch_size": size, **choices}
+        images = np.asarray(pipe(prompts, seed=list(request.seeds), **call).images)
+        result = {
+            "evaluations": pipe.nfe(request),
+            "measures": {name: measure(images) for name, measure in MEASURES.items()},
+            "accuracies": {},
+        }
+        if self.measure_speed:
+            repeated = [prompts[i % len(prompts)] for i in range(TIMING_BATCH)]
+            call |= {"seed": list(range(TIMING_BATCH)), "batch_size": TIMING_BATCH}
+            runs = [pipe(repeated, **call).timings for _ in range(1 + TIMING_RUNS)]
+            runs = runs[1:]  # the first compiles
+            result["seconds"] = min(t["total_s"] - t["compile_s"] for t in runs) / TIMING_BATCH
+        return images, result
+
+    def _evaluate(
+        self, judge: Judge, point: SweepPoint, prompts: Sequence[Prompt]
+    ) -> dict[str, Any]:
+        """The accuracies and measures of a point on the standard prompts."""
+        call = {"seed": self.seed, "batch_size": min(EVALUATION_BATCH, len(prompts))}
+        report = evaluate_model(self.pipe, judge, prompts, **call, **_call_options(point))
+        accuracies = {
+            name: {"value": each.value, "count": each.count, "error": each.error}
+            for name, each in report.accuracies.items()
+        }
+        return {"measures": dict(report.measures), "accuracies": accuracies}
+
+    def write(
+        self, output: pathlib.Path, axes: Axes, results: Results, images: Images, command: str
+    ) -> list[pathlib.Path]:
+        """Write the grid to `output`, the table and the plot beside it; returns what was written.
+
+        `command` is shown above the table.
+        """
+        several = len(self.prompts) > 1
+        rows: list[list[NDArray | None]] = []
+        row_labels = []
+        for combination in axes.combinations:
+            column = [images.get(SweepPoint(combination, scale)) for scale in axes.scales]
+            for number, prompt in enumerate(self.prompts):
+                rows.append([None if found is None else found[number] for found in column])
+                name = combination.label(axes.combinations)
+                texts = [name, prompt if several or not name else ""]
+                row_labels.append("\n".join(text for text in texts if text))
+        column_labels = [f"scale {scale:g}" for scale in axes.scales]
+        footers = (
+            []
+            if self.judge is None
+            else [column_summary(results, c, axes.scales) for c in axes.combinations]
+        )
+        with atomic_file(output) as temporary:
+            labelled_grid(rows, row_labels, column_labels, footers).save(temporary, format="PNG")
+        table, chart = output.with_suffix(".md"), output.with_name(f"{output.stem}-plot.png")
+        text = markdown_table(results, axes.combinations, axes.scales, command)
+        tables = [table] if write_table(table, text) else []
+        with atomic_file(chart) as temporary:
+            plot(results, axes.combinations, axes.scales, temporary)
+        return [output, results.path, *tables, chart]
+
+
+def _call_options(point: SweepPoint) -> dict[str, Any]:
+    """The pipeline's options at a point."""
+    guidance, sampler, steps, classifier, clip = point.combination
+    return {
+        "guidance": guidance,
+        "sampler": sampler,
+        "steps": steps,
+        "guidance_scale": point.scale,
+        "classifier_scale": classifier or None,
+        "clip_scale": clip or None,
+    }

@@ -1,0 +1,1 @@
+"""Batch jobs of images: prompt files, the runner, PNG files."""

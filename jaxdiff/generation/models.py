@@ -1,0 +1,96 @@
+"""What a model gets before it generates, and how PNG settings record it."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jaxdiff
+from jaxdiff.checkpoints import lora_names
+from jaxdiff.core.errors import InputError
+from jaxdiff.generation.png_files import file_digest
+from jaxdiff.pipeline import hires_fix
+
+
+def load_addons(
+    pipe: Any,
+    *,
+    loras: Sequence[str] = (),
+    textual_inversions: Sequence[pathlib.Path] = (),
+    classifier: pathlib.Path | None = None,
+    clip: pathlib.Path | None = None,
+    guidance_model: str | None = None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """Load LoRAs (PATH or PATH:SCALE), textual inversions and auxiliary models into `pipe`.
+
+    Returns their entries in the settings, which have a digest of each file, so that another file
+    of that name is noticed.
+    """
+    scales = {}
+    for lora in loras:
+        path, scale = _path_and_scale(lora)
+        name = pipe.load_lora(path, scale)
+        scales[f"{name} {file_digest(*lora_names.files(pathlib.Path(path)))}"] = scale
+    tokens = [
+        f"{pipe.load_textual_inversion(path)} {file_digest(path)}" for path in textual_inversions
+    ]
+    settings: dict[str, Any] = {"loras": scales, "textual_inversions": tokens}
+    if classifier is not None:
+        pipe.load_classifier(classifier)
+        settings["classifier"] = classifier.resolve().name
+    if clip is not None:
+        pipe.load_clip(clip)
+        settings["clip"] = clip.resolve().name
+    if guidance_model is not None:
+        weaker = jaxdiff.load(guidance_model, dtype)
+        pipe.set_guidance_model(weaker)
+        settings["guidance_model"] = f"{weaker.name} {weaker.fingerprint}"
+    return {name: value for name, value in settings.items() if value}
+
+
+def _path_and_scale(lora: str) -> tuple[str, float]:
+    """The parts of PATH or PATH:SCALE; the scale is 1 by default."""
+    path, colon, scale = lora.rpartition(":")
+    try:
+        return (path, float(scale)) if colon else (lora, 1.0)
+    except ValueError:
+        return lora, 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SecondPass:
+    """A hires fix, or a refiner that takes over the last steps; None: no such pass."""
+
+    hires_scale: float | None = None
+    hires_strength: float
+    refiner: str | None = None
+    refiner_start: float
+
+    def __post_init__(self) -> None:
+        if self.hires_scale is not None and self.refiner is not None:
+            raise InputError(
+                "hires_scale: got it together with a refiner, expected only one of them"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The entries in the settings."""
+        if self.hires_scale is not None:
+            return {"hires_scale": self.hires_scale, "hires_strength": self.hires_strength}
+        if self.refiner is not None:
+            return {"refiner": self.refiner, "refiner_start": self.refiner_start}
+        return {}
+
+    def apply(self, pipe: Any, dtype: str | None) -> Callable[..., Any]:
+        """The function that generates images with `pipe` and this pass."""
+        if self.hires_scale is not None:
+            scale, strength = self.hires_scale, self.hires_strength
+            return functools.partial(
+                hires_fix.hires_fix, pipe, scale=scale, hires_strength=strength
+            )
+        if self.refiner is not None:
+            refiner = jaxdiff.load(self.refiner, dtype)
+            return functools.partial(hires_fix.refine, pipe, refiner, start=self.refiner_start)
+        return pipe

@@ -1,0 +1,137 @@
+"""Generate the images of many jobs, batch by batch, into a folder of PNG files."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxdiff.core.atomic import os_errors_as_write_error
+from jaxdiff.core.configs import prefix_errors
+from jaxdiff.core.errors import InputError
+from jaxdiff.generation.png_files import file_digest, read_image, read_settings, write_png
+from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, expand_jobs
+
+PER_IMAGE = ("prompt_2", "negative_prompt", "negative_prompt_2")  # lists in a call
+
+
+class PlannedImage(NamedTuple):
+    """A job and its complete settings."""
+
+    job: ImageJob
+    settings: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runner:
+    """A model, the options that all images share, and the folder for the images."""
+
+    pipe: Any
+    options: Mapping[str, Any]  # of the model's call
+    settings: Mapping[str, Any]  # of the model, stored with each image
+    output: pathlib.Path
+
+    def plan(self, jobs: Sequence[ImageJob], defaults: PromptSpec) -> list[PlannedImage]:
+        """Each job with its settings; raises InputError before any image is generated."""
+        model = {**self.settings, "weights": self.pipe.fingerprint}
+        digest = functools.cache(file_digest)
+        # First without a prompt: a bad option is no mistake of a line.
+        empty = PromptSpec(prompt="", num_images=1)
+        (bare,) = expand_jobs([("", empty)], defaults, numbered=True)
+        self.pipe.resolve(**self._arguments([bare]))
+        planned = []
+        for job in jobs:
+            with prefix_errors(job.source):
+                request = self.pipe.resolve(**self._arguments([job]))
+                settings = model | _file_settings(job, digest) | request.to_metadata(0)
+                planned.append(PlannedImage(job, settings))
+        return planned
+
+    def missing(self, plan: Sequence[PlannedImage]) -> list[PlannedImage]:
+        """The images without a file; InputError for a file with other settings."""
+        return [image for image in plan if self._is_missing(image)]
+
+    def path(self, job: ImageJob) -> pathlib.Path:
+        """The file of an image."""
+        return self.output / f"{job.name}.png"
+
+    def generate(
+        self,
+        images: Sequence[PlannedImage],
+        call: Callable[..., Any],
+        *,
+        batch_size: int,
+        vae_tile: int | None = None,
+        on_batch: Callable[[int], None],
+        on_step: Callable[[int, int], None],
+    ) -> dict[str, float]:
+        """Generate and write batch by batch; returns seconds by name.
+
+        `call` is the model, or two passes of models. Written images stay if a later batch is
+        interrupted. `on_batch` gets the number of images in each batch, `on_step` the steps done
+        and their number.
+        """
+        size = min(batch_size, max(len(images), 1))
+        total = {"compile_s": 0.0, "encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
+        with os_errors_as_write_error(self.output, "a folder to write to"):
+            self.output.mkdir(parents=True, exist_ok=True)
+        for batch in _batches(images, size):
+            arguments = self._arguments([job for job, _ in batch])
+            arguments["guidance_scale"] = [settings["guidance_scale"] for _, settings in batch]
+            on_batch(len(batch))
+            out = call(**arguments, vae_tile=vae_tile, batch_size=size, callback=on_step)
+            for (job, settings), image in zip(batch, out.images, strict=True):
+                write_png(self.path(job), image, settings)
+            total = {name: total[name] + out.timings[name] for name in total}
+        return total
+
+    def _arguments(self, jobs: Sequence[ImageJob]) -> dict[str, Any]:
+        """The pipeline's arguments for jobs that can share a call."""
+        specs = [job.spec for job in jobs]
+        scales = [spec.guidance_scale for spec in specs]
+        images = {
+            name: [read_image(name, pathlib.Path(path)) for path in paths]
+            for name in ("image", "mask")
+            if None not in (paths := [getattr(spec, name) for spec in specs])
+        }
+        return {
+            **images,
+            **self.options,
+            "prompt": [spec.prompt for spec in specs],
+            **{name: [getattr(spec, name) for spec in specs] for name in PER_IMAGE},
+            "guidance_scale": None if None in scales else scales,
+            "strength": specs[0].strength,
+            "seed": [job.seed for job in jobs],
+        }
+
+    def _is_missing(self, image: PlannedImage) -> bool:
+        path, settings = self.path(image.job), image.settings
+        stored = read_settings(path)
+        if stored is None:
+            return True
+        for name in settings | stored:
+            before, now = stored.get(name), settings.get(name)
+            if before != now:
+                raise InputError(
+                    f"output: got {path}, generated with {name} {before!r} instead of {now!r}, "
+                    "expected another --output folder"
+                )
+        return False
+
+
+def _file_settings(job: ImageJob, digest: Callable[[pathlib.Path], str]) -> dict[str, Any]:
+    """The entries of initial image and mask in the settings: name and digest of each file."""
+    paths = {name: pathlib.Path(getattr(job.spec, name) or "") for name in ("image", "mask")}
+    return {name: f"{path.name} {digest(path)}" for name, path in paths.items() if path.name}
+
+
+def _batches(images: Sequence[PlannedImage], size: int) -> Iterator[Sequence[PlannedImage]]:
+    """Batches of at most `size` images with the same size, strength and kinds of input."""
+    groups: dict[Any, list[PlannedImage]] = {}
+    for image in images:
+        settings = image.settings
+        inputs = ("image" in settings, "mask" in settings, settings.get("strength"))
+        groups.setdefault((settings["height"], settings["width"], *inputs), []).append(image)
+    for group in groups.values():
+        for first in range(0, len(group), size):
+            yield group[first : first + size]

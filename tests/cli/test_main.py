@@ -1,0 +1,38 @@
+"""Commands end quietly where the reader of their output has gone."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from jaxdiff.cli.main import CLOSED_PIPE
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "jaxdiff", "--help"],  # of the console script
+        ["generate.py", "--help"],  # of tyro
+        ["-m", "jaxdiff", "inspect", "--json", "jaxdiff/assets/scenes"],  # a result
+    ],
+    ids=lambda command: command[1],
+)
+def test_a_closed_pipe_is_no_error(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")
