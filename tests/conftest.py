@@ -5,6 +5,7 @@ XLA's optimisations are off: networks this small take longer to compile than to 
 
 import gc
 import os
+import shutil
 
 from on_devices import flags
 
@@ -15,6 +16,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -22,26 +24,54 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 install_import_hook("jaxdiff", "typechecker.check")
 
+# Of a busy machine no example's time says anything.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
+
 gc.set_threshold(200_000, 20, 50)  # traced programs are many objects that live long
+
+COMPILED = "compiled"  # the folder in pytest's cache that all workers and runs share
+MAX_BYTES = 2 << 30  # of it, before it is emptied
+MAX_PROGRAMS = 1500  # in memory
+programs = 0
+
+
+def pytest_sessionstart(session):
+    """Before there are workers, empty the cache of compiled programs if it has grown too large."""
+    if hasattr(session.config, "workerinput"):
+        return
+    folder = session.config.cache.mkdir(COMPILED)
+    if sum(path.stat().st_size for path in folder.iterdir()) > MAX_BYTES:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def compiled_once(pytestconfig):
     """One compilation cache for all workers, and for the next run of the tests.
 
-    A size limit makes jax lock the cache: without one, a worker may read what another is writing.
+    It has no size limit, for which JAX would read the whole folder at each program that it writes.
+    Nor does it lock: who reads what another worker is still writing compiles it, and pytest
+    ignores JAX's warning of that.
     """
-    folder = pytestconfig.cache.mkdir("compiled")
+    folder = pytestconfig.cache.mkdir(COMPILED)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", 4 << 30)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+    def count(event, *_, **__):
+        global programs
+        programs += event.endswith("backend_compile_duration")
+
+    jax.monitoring.register_event_duration_secs_listener(count)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forgotten():
-    """What one file has compiled does not stay in memory for the next."""
+    """What some files have compiled does not stay in memory for all others."""
     yield
-    jax.clear_caches()
+    global programs
+    if programs > MAX_PROGRAMS:
+        jax.clear_caches()
+        programs = 0
 
 
 @pytest.fixture

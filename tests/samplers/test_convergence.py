@@ -1,4 +1,9 @@
-"""How fast samplers converge, and what guided ones converge to, against closed forms in float64."""
+"""How fast samplers converge, and what guided ones converge to, against closed forms in float64.
+
+Programs take the numbers of an example as arguments: a sampler is compiled once for all examples.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +46,7 @@ def gaussian_flow(name, ratio, keys):
     """The error of a sampler against the exact flow for data N(M, C) from the first ratio on."""
     start = jnp.array([0.3, -1.1])
     grid = ratio_grid(ratio, jnp.float64)
-    x = sample(plain_gaussian(2), start, grid, keys, sampler=SAMPLERS[name]) / grid.alpha[-1]
+    x = end(name, plain_gaussian, (), start, grid, keys) / grid.alpha[-1]
     first = start / grid.alpha[0]
     exact = M + (first - M) * np.sqrt((C + ratio[-1] ** 2) / (C + ratio[0] ** 2))
     return float(np.max(np.abs(x - exact)))
@@ -52,21 +57,13 @@ def order(steps, errors):
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
-def guided_gaussian(a, b, w):
+def guided_gaussian(n, a, b, w, *, kind="v_prediction", rule=RULES["cfg"], means=(0.0, 0.0)):
     """The denoiser for p(x|c) = N(0, a) guided by w against p(x) = N(0, b), for n images."""
-
-    def denoiser(n):
-        both = (jnp.zeros(n), jnp.full(n, b)), (jnp.zeros(n), jnp.full(n, a))
-        return guided_denoiser(
-            gaussian("v_prediction"),
-            (),
-            stack_streams(*both),
-            GuidanceScales(jnp.full(n, w)),
-            rule=RULES["cfg"],
-            prediction_type="v_prediction",
-        )
-
-    return denoiser
+    mean, null_mean = means
+    null, cond = ((jnp.full(n, m), jnp.full(n, v)) for m, v in ((null_mean, b), (mean, a)))
+    scales = GuidanceScales(jnp.full(n, w))
+    streams = stack_streams(null, cond)
+    return guided_denoiser(gaussian(kind), (), streams, scales, rule=rule, prediction_type=kind)
 
 
 def plain_gaussian(n):
@@ -75,24 +72,38 @@ def plain_gaussian(n):
     return unguided(gaussian("v_prediction"), data, "v_prediction")
 
 
-def moments(sampler, ratio, denoiser, m=0.0, variance=1.0):
+@functools.partial(jax.jit, static_argnames=("name", "denoiser", "phase"))
+def end(name, denoiser, data, start, grid, keys, phase=None):
+    """Where a sampler brings `start` with denoiser(n, *data)."""
+    phases = {} if phase is None else {"guidance_phase": phase}
+    denoise = denoiser(len(start), *data)
+    return sample(denoise, start, grid, keys, sampler=SAMPLERS[name], **phases)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "denoiser"))
+def squares(name, denoiser, data, grid, m, variance):
+    """What `moments` says, of a compiled program."""
+    n = len(grid.alpha) + 1
+    denoise, sampler = denoiser(n, *data), SAMPLERS[name]
+
+    def step(i, carry):
+        ends = grid.level(i), grid.level(i + 1)
+        return sampler.step(denoise, carry, *ends, lambda: jax.nn.one_hot(i + 1, n))
+
+    start = grid.alpha[0] * m + jnp.sqrt(variance) * jax.nn.one_hot(0, n)
+    x = jax.lax.fori_loop(0, n - 2, step, init_state(start, sampler=sampler)).x
+    return x[-1], jnp.sum((x - x[-1]) ** 2)
+
+
+def moments(name, ratio, denoiser, *data, m=0.0, variance=1.0):
     """Mean and variance of x at the end, exactly; it starts with mean alpha m and `variance`.
 
     With a linear denoiser a sampler is affine in its start and its noises. Image 0 starts one
     standard deviation off and is given no noise, image i + 1 starts at the mean and is given 1 at
     step i, the last one nothing: the variance is the sum of their squared distances from the last.
     """
-    n = len(ratio) + 1
     grid = ratio_grid(ratio, jnp.float64)
-    denoise = denoiser(n)
-
-    def step(i, carry):
-        ends = grid.level(i), grid.level(i + 1)
-        return sampler.step(denoise, carry, *ends, lambda: jax.nn.one_hot(i + 1, n))
-
-    start = grid.alpha[0] * m + np.sqrt(variance) * jax.nn.one_hot(0, n)
-    x = jax.lax.fori_loop(0, n - 2, step, init_state(start, sampler=sampler)).x
-    return float(x[-1]), float(jnp.sum((x - x[-1]) ** 2))
+    return tuple(map(float, squares(name, denoiser, data, grid, m, variance)))
 
 
 @pytest.mark.parametrize("name", ORDERS)
@@ -108,15 +119,7 @@ def test_guidance_in_an_interval_costs_no_order(name, keys):
     a, b, w, edge = 0.25, 1.0, 3.0, 1.0
     rule = parse(f"cfg+interval:lo={edge}")  # a step that begins at the edge is outside
     start, steps, errors = jnp.array([0.3, -1.1]), [100, 200, 400], {True: [], False: []}
-    both = (jnp.zeros(2), jnp.full(2, b)), (jnp.zeros(2), jnp.full(2, a))
-    denoise = guided_denoiser(
-        gaussian("v_prediction"),
-        (),
-        stack_streams(*both),
-        GuidanceScales(jnp.full(2, w)),
-        rule=rule,
-        prediction_type="v_prediction",
-    )
+    denoiser = functools.partial(guided_gaussian, rule=rule)
 
     def width(r, w):
         return (a + r**2) ** (w / 2) * (b + r**2) ** ((1 - w) / 2)
@@ -128,8 +131,8 @@ def test_guidance_in_an_interval_costs_no_order(name, keys):
         exact = start / grid.alpha[0] * (width(edge, w) / width(20.0, w))
         exact *= width(0.02, 1) / width(edge, 1)
         for told in (True, False):
-            phase = {"guidance_phase": rule.schedule_phase} if told else {}
-            x = sample(denoise, start, grid, keys, sampler=SAMPLERS[name], **phase)
+            phase = rule.schedule_phase if told else None
+            x = end(name, denoiser, (a, b, w), start, grid, keys, phase)
             errors[told].append(float(np.max(np.abs(x / grid.alpha[-1] - exact))))
     assert order(steps, errors[True]) > ORDERS[name] - 0.15
     if name in {"pndm", "dpmpp-2m", "unipc"}:
@@ -146,7 +149,7 @@ def test_weak_order_of_convergence(name):
         ratio = karras(20.0, 0.02, n + 1)
         alpha, sigma = alpha_sigma_from_edm(ratio)
         spread = alpha**2 * C + sigma**2
-        mean, variance = moments(SAMPLERS[name], ratio, plain_gaussian, M, spread[0])
+        mean, variance = moments(name, ratio, plain_gaussian, m=M, variance=spread[0])
         assert mean == pytest.approx(alpha[-1] * M, abs=1e-13)
         errors.append(abs(variance - spread[-1]))
     assert order(steps, errors) == pytest.approx(WEAK_ORDERS[name], abs=0.15)
@@ -174,7 +177,7 @@ def test_lcm_with_an_exact_consistency_function_draws_from_the_data(ratio):
 
     alpha, sigma = alpha_sigma_from_edm(np.array(ratio, float))
     start = alpha[0] ** 2 * C + sigma[0] ** 2
-    mean, variance = moments(SAMPLERS["lcm"], ratio, denoiser, M, start)
+    mean, variance = moments("lcm", ratio, denoiser, m=M, variance=start)
     assert (mean, variance) == (pytest.approx(M, rel=1e-6), pytest.approx(C, rel=1e-6))
 
 
@@ -191,7 +194,7 @@ VARIANCES = [
 @pytest.mark.parametrize(("a", "b", "w", "ode", "sde"), VARIANCES)
 def test_variance_of_a_guided_gaussian(name, a, b, w, ode, sde):
     coarse, fine = (
-        moments(SAMPLERS[name], np.append(karras(500.0, 0.002, n), 0), guided_gaussian(a, b, w))[1]
+        moments(name, np.append(karras(500.0, 0.002, n), 0), guided_gaussian, a, b, w)[1]
         for n in (500, 1000)
     )
     # Extrapolated to infinitely many steps by the order of the sampler.
@@ -204,17 +207,8 @@ def test_variance_of_a_guided_gaussian(name, a, b, w, ode, sde):
 @pytest.mark.parametrize(("a", "b", "w"), [row[:3] for row in VARIANCES])
 def test_variance_of_the_guided_ode_over_a_finite_range(name, a, b, w, keys):
     high, low = 40.0, 0.05
-    both = (jnp.zeros(2), jnp.full(2, b)), (jnp.zeros(2), jnp.full(2, a))
-    denoise = guided_denoiser(
-        gaussian("v_prediction"),
-        (),
-        stack_streams(*both),
-        GuidanceScales(jnp.full(2, w)),
-        rule=RULES["cfg"],
-        prediction_type="v_prediction",
-    )
     grid = ratio_grid(karras(high, low, 801), jnp.float64)
-    x = sample(denoise, jnp.ones(2), grid, keys, sampler=SAMPLERS[name])
+    x = end(name, guided_gaussian, (a, b, w), jnp.ones(2), grid, keys)
     gain = (x / grid.alpha[-1]) ** 2 * grid.alpha[0] ** 2
     exact = ((a + low**2) / (a + high**2)) ** w * ((b + low**2) / (b + high**2)) ** (1 - w)
     np.testing.assert_allclose(gain, exact, rtol=1e-4)
@@ -224,15 +218,7 @@ def test_variance_of_the_guided_ode_over_a_finite_range(name, a, b, w, keys):
 def test_guidance_moves_the_mean_of_equal_gaussians_to_w(name, keys):
     """N(m_c, v) guided against N(m_u, v) ends at w m_c + (1 - w) m_u, by the ODE and the SDE."""
     w, mc, mu, v = 3.0, 1.0, 0.4, 0.3
-    both = (jnp.full(2, mu), jnp.full(2, v)), (jnp.full(2, mc), jnp.full(2, v))
-    denoise = guided_denoiser(
-        gaussian("epsilon"),
-        (),
-        stack_streams(*both),
-        GuidanceScales(jnp.full(2, w)),
-        rule=RULES["cfg"],
-        prediction_type="epsilon",
-    )
+    denoise = guided_gaussian(2, v, v, w, kind="epsilon", means=(mc, mu))
     # Without noise and from 0 every step is that of the mean.
     sampler = SAMPLERS[name]
     grid = ratio_grid(np.append(karras(500.0, 0.01, 400), 0), jnp.float64)

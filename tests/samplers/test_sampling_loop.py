@@ -273,23 +273,25 @@ SMOOTH = np.append(karras(2000.0, 0.01, 300), 0)
 
 
 # LCM draws from no diffusion model but from one that was distilled: see test_convergence.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in RULE_SETS if n != "lcm"], indirect=True)
 def test_samples_of_a_mixture_have_the_moments_of_their_class(name):
     """Class +2 of the mixture, w = 1: mean 2, variance .25, each within 3 standard errors."""
-    n = 40_000
-    keys = jax.random.split(jax.random.key(0), n)
-    conditioning = jnp.tile(jnp.array([[[0.0, 1.0]]]), (n, 1, 1))
+    images, elements = 100, 400  # a key for many elements: keys cost more than what they draw
+    n = images * elements
+    keys = jax.random.split(jax.random.key(0), images)
+    conditioning = jnp.tile(jnp.array([[[0.0, 1.0]]]), (images, 1, 1))
     denoise = guided_denoiser(
         mixture("sample", MEANS, VARIANCES),
         (),
         conditioning,
-        GuidanceScales(jnp.ones(n)),
+        GuidanceScales(jnp.ones(images)),
         rule=RULES["none"],
         prediction_type="sample",
     )
     program = jax.jit(functools.partial(sample, denoise, sampler=RULE_SETS[name]))
     grid = ratio_grid(SMOOTH if name in ("dpmpp-2m-sde", "dpmpp-3m-sde") else FINE)
-    x = np.asarray(program(initial_noise(keys, ()), grid, keys), np.float64)
+    x = np.asarray(program(initial_noise(keys, (elements,)), grid, keys), np.float64)
     assert np.mean(x) == pytest.approx(2, abs=3 * np.sqrt(0.25 / n))
     assert np.var(x) == pytest.approx(0.25, abs=3 * 0.25 * np.sqrt(2 / n))
 
