@@ -41,6 +41,7 @@ def main() -> None:
     classifier = cast(LatentClassifier, read_component(told, dtype=jnp.float32).module)
     vae = cast(AutoencoderKL, read_component(model / "vae", dtype=jnp.float32).module)
     schedule = NoiseSchedule.from_config(read_object(model / "scheduler/scheduler_config.json"))
+    side = classifier.config.sample_size * vae.config.downscale
 
     @jax.jit
     def encode(image: Array) -> Array:
@@ -52,7 +53,7 @@ def main() -> None:
 
     names = classifier.config.group_names
     for split in ("validation", "heldout"):
-        source = SceneSource(seed=1, split=split)
+        source = SceneSource(seed=1, split=split, size=side)
         batch = collate_attributes([source[i] for i in range(arguments.images)])
         parts = range(0, arguments.images, BATCH)
         x0 = jnp.concatenate([encode(batch["image"][i : i + BATCH]) for i in parts])

@@ -37,11 +37,13 @@ config = TrainConfig(
         sample_guidance_scale=3.0,
     ),
     data=DataConfig(kind="latents", path="runs/emoji/latents"),
-    optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=200, decay_fraction=0.4),
-    steps=900,
-    batch_size=64,
+    optimiser=OptimiserConfig(
+        name="muon", learning_rate=2e-3, warmup_steps=200, decay_fraction=0.4
+    ),
+    steps=4_000,
+    batch_size=128,
     ema=EMAConfig(decay=0.999),
     log_every=50,
-    checkpoint_every=250,
-    sample_every=500,
+    checkpoint_every=500,
+    sample_every=1000,
 )

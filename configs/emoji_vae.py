@@ -29,11 +29,13 @@ config = TrainConfig(
         kl_weight=1e-4,
     ),
     data=DataConfig(kind="folder", path="runs/emoji/pictures", resolution=64),
-    optimiser=OptimiserConfig(learning_rate=1.5e-3, warmup_steps=200, decay_fraction=0.45),
-    steps=1_800,
+    optimiser=OptimiserConfig(
+        name="muon", learning_rate=2e-3, warmup_steps=100, decay_fraction=0.5
+    ),
+    steps=6_000,
     batch_size=16,
     ema=EMAConfig(decay=0.999),
     log_every=50,
-    checkpoint_every=250,
-    sample_every=500,
+    checkpoint_every=500,
+    sample_every=1000,
 )

@@ -16,13 +16,13 @@ from jaxdiff.data.tokenizer import tokenize, train_tokenizer
 from jaxdiff.experiments import evaluation
 from jaxdiff.experiments.evaluation import make_evaluation
 from jaxdiff.experiments.experiment import validation_batch
-from jaxdiff.experiments.sample_grid import grid_noise
 from jaxdiff.models.build import abstract, initialise, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.pipeline.load import EMBEDDED
+from jaxdiff.samplers.noise import initial_noise, per_sample_keys
 from jaxdiff.scenes.judge import render_generator, standard_prompts
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 
@@ -48,7 +48,8 @@ def told_with(tokenizer):
     """What pictures of captions are drawn from."""
 
     def told(captions):
-        return {"ids": tokenize(tokenizer, captions), "noise": grid_noise(8, 4, len(captions))}
+        noise = np.asarray(initial_noise(per_sample_keys(range(len(captions))), (8, 8, 4)))
+        return {"ids": tokenize(tokenizer, captions), "noise": noise}
 
     return told
 
