@@ -5,6 +5,7 @@ With `--plan TOPOLOGY` the training step is compiled for absent devices: see `pl
 
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import pathlib
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from jaxdiff.cli.main import report
-from jaxdiff.core.aliases import rename_options
+from jaxdiff.core.aliases import MODULES, rename_options
 from jaxdiff.core.errors import InputError
 from jaxdiff.experiments.train import train
 from jaxdiff.parallel.distributed import (
@@ -62,6 +63,8 @@ def load_config(path: pathlib.Path) -> TrainConfig:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise InputError(f"config: got {path}, expected a file name that ends in .py")
+    for former, present in MODULES.items():
+        sys.modules.setdefault(former, importlib.import_module(present))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = getattr(module, "config", None)

@@ -69,6 +69,9 @@ SETTINGS: Mapping[str, str] = {
     "shares": "accuracies",
 }
 
+# Modules that the Python files of configs import.
+MODULES: Mapping[str, str] = {"jaxdiff.models.unet_config": "jaxdiff.models.unet.config"}
+
 # The accuracies of a report on scenes.
 ACCURACIES: Mapping[str, str] = {
     "one all right": "one object correct",

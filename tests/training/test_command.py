@@ -23,6 +23,7 @@ from jaxdiff.experiments import clip, evaluation, experiment, vae
 from jaxdiff.experiments.workdir import check_identity, lock_workdir
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR
 from jaxdiff.training.jsonl_log import read_lines
 
@@ -40,6 +41,7 @@ config = TrainConfig(objective=VAEObjective(model=model), steps=3, batch_size=8,
     log_every=2, checkpoint_every=2, sample_every=2)
 """
 CLIP = """
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.training.config import CLIPObjective, DataConfig, TrainConfig
 sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
@@ -432,6 +434,18 @@ def test_without_a_config_usage_is_shown(capsys, arguments, code):
         parse(arguments)
     assert ended.value.code == code
     assert "usage: train.py CONFIG" in capsys.readouterr().err
+
+
+def test_a_config_may_import_a_module_by_its_former_name(tmp_path):
+    text = (
+        "from jaxdiff.models.unet_config import UNet2DConditionConfig\n"
+        "from jaxdiff.training.config import DiffusionObjective, TrainConfig\n"
+        "model = UNet2DConditionConfig(sample_size=8)\n"
+        "objective = DiffusionObjective(model=model, vae='vae', text_encoder='text')\n"
+        "config = TrainConfig(objective=objective, steps=1, batch_size=1)\n"
+    )
+    config = load_config(tmp_path / config_file(tmp_path, text))
+    assert config.objective.model == UNet2DConditionConfig(sample_size=8)
 
 
 def test_config_files_that_are_none_are_refused(tmp_path):
