@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.checkpoints.schedulers import make_grid
 from jaxdiff.core.types import Array, Float, NDArray
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.experiments.base_model import SAMPLER, SPACING, BaseModel
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import stack_streams
@@ -19,7 +20,7 @@ from jaxdiff.pipeline.compiled_model import (
     init_latents,
 )
 from jaxdiff.samplers.noise import initial_noise, per_sample_keys
-from jaxdiff.samplers.registry import SAMPLERS, make_grid
+from jaxdiff.samplers.registry import SAMPLERS
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
 
@@ -34,7 +35,7 @@ def sampling_inputs(base: BaseModel, side: int, count: int) -> dict[str, NDArray
 
 
 def make_sampler(
-    model: LatentDiffusion, schedule: NoiseSchedule, *, steps: int, guidance_scale: float
+    model: LatentDiffusion, schedule: VPSchedule, *, steps: int, guidance_scale: float
 ) -> Callable[..., Array]:
     """The function (parameters, frozen, inputs) -> images in [-1, 1].
 

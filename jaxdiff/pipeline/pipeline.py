@@ -14,15 +14,20 @@ import numpy as np
 from PIL import Image
 
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
+from jaxdiff.checkpoints.schedulers import (
+    MAX_CONTINUOUS_STEPS,
+    SchedulerOptions,
+    make_grid,
+    prediction_type_of,
+    schedule_of,
+)
 from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import parameter_count
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, one_of, positive
-from jaxdiff.diffusion.predictions import PREDICTION_TYPES
-from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.diffusion.timesteps import SchedulerOptions, TimestepGrid
+from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.clip import CLIPTextModel
@@ -42,7 +47,7 @@ from jaxdiff.pipeline.parts import ENCODERS, check_channels, check_parts
 from jaxdiff.pipeline.prompt_encoding import PromptTokenizer, guidance_rule, tokenize_request
 from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_of
 from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer, add_inversion
-from jaxdiff.samplers.registry import make_grid, nfe_per_step
+from jaxdiff.samplers.registry import nfe_per_step
 
 OUTPUTS = ("pil", "numpy", "latent")
 MAX_UNTILED = 2048 * 2048  # pixels that the VAE processes without tiles
@@ -112,13 +117,9 @@ class Pipeline:
             self.text_encoders,
             zero_uncond=bool(parts.options.get("force_zeros_for_empty_prompt", True)),
         )
-        self.schedule = NoiseSchedule.from_config(parts.scheduler)
+        self.schedule = schedule_of(parts.scheduler)
         self.scheduler_options = SchedulerOptions.from_config(parts.scheduler)
-        self.prediction_type = one_of(
-            "scheduler_config.json: prediction_type",
-            parts.scheduler.get("prediction_type", "epsilon"),
-            PREDICTION_TYPES,
-        )
+        self.prediction_type = prediction_type_of(parts.scheduler)
         native = size_of(self.unet.config.sample_size, self.vae.config.downscale)
         distilled = {"guidance": "none"} if self.has_guidance_embedding else {}
         self.defaults = Defaults.of(
@@ -486,7 +487,7 @@ class Pipeline:
             options=self.scheduler_options,
         )
         times = np.asarray(grid.t)[: int(grid.num_steps)]
-        return grid, request.step_range(times, self.schedule.num_timesteps)
+        return grid, request.step_range(times, self.schedule.num_discrete or MAX_CONTINUOUS_STEPS)
 
     def _inputs(
         self, plan: SamplingPlan, init: InitImage, size: int

@@ -6,18 +6,18 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
+from jaxdiff.checkpoints.schedulers import SPACINGS, prediction_type_of, sampler_name
 from jaxdiff.core.aliases import rename_guidance
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.diffusion.timesteps import SPACINGS
 from jaxdiff.guidance.base import innermost
 from jaxdiff.guidance.cfg_plus_plus import CFGPlusPlus
 from jaxdiff.guidance.classifier_free import NegativePromptGuidance
 from jaxdiff.guidance.registry import parse as parse_rule
 from jaxdiff.pipeline.prompts import parse
-from jaxdiff.samplers.registry import SAMPLERS, get_sampler, sampler_name
+from jaxdiff.samplers.registry import SAMPLERS, get_sampler
 
 _OWN = ("original_size", "crop_top_left", "target_size")
 SDXL_SIZE_FIELDS = (*_OWN, *(f"negative_{name}" for name in _OWN))
@@ -292,7 +292,7 @@ def _distilled(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     turbo = (
         name.startswith("Euler")
         and scheduler.get("timestep_spacing") == "trailing"
-        and scheduler.get("prediction_type", "epsilon") == "epsilon"
+        and prediction_type_of(scheduler) == "epsilon"
     )
     return {"guidance_scale": 1.0, "steps": 1} if turbo else {}
 

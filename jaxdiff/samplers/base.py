@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 
 # The standard normal noise of this step, one key per image; deterministic samplers never call it.
 NoiseFn = Callable[[], Array]
@@ -25,11 +25,6 @@ class SamplingState(NamedTuple):
 @runtime_checkable
 class Sampler(Protocol):
     """A step rule: a frozen choice without arrays."""
-
-    @property
-    def convention(self) -> SchedulerConvention:
-        """How the rule places its noise levels."""
-        ...
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """The history before the first step."""

@@ -6,12 +6,8 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
-
-CONVENTION = SchedulerConvention(
-    spacing="linspace", extra_points=1, final_sigma="final_sigmas_type", in_sigma_space=True
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,8 +17,6 @@ class DPMpp2M:
     D is extrapolated with h0, the step before: Dd = D + (h / 2 h0) (D - D0), and
     x' = (sigma'/sigma) x - alpha' (exp(-h) - 1) Dd.
     """
-
-    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> Float[Array, ""]:
         """h0: before the first step it is infinite, which makes that step first-order."""

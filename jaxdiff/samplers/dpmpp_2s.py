@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
-from jaxdiff.samplers.dpmpp_2m import CONVENTION
 
 
 class StepStart(NamedTuple):
@@ -30,10 +29,6 @@ class DPMpp2S:
     h0 + h1: x' = (sigma'/sigma_b) x_b - alpha' (exp(-h) - 1) Dd, Dd = D_b + (h / 2 h0) (D - D_b).
     Where h is infinite, from pure noise or to a clean image, it is of first order too.
     """
-
-    convention: SchedulerConvention = dataclasses.field(
-        default=dataclasses.replace(CONVENTION, fixed_spacing=True), init=False
-    )
 
     def init(self, x: Float[Array, "b *d"]) -> StepStart:
         """No base yet."""

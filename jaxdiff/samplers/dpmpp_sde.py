@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
-from jaxdiff.samplers.dpmpp_2m import CONVENTION
 
 # The reverse SDE between two levels has the exact solution
 #   x' = (sigma'/sigma) q x + alpha' I + sigma' sqrt(1 - q^2) z,
@@ -37,8 +36,6 @@ class DPMpp2MSDE:
     With h0 the step before: I = (1 - q^2) Dd, Dd = D + (h / 2 h0) (D - D0), the line through D0 and
     D at the middle of the step.
     """
-
-    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> Float[Array, ""]:
         """h0: before the first step it is infinite, which makes that step first-order."""
@@ -77,8 +74,6 @@ class DPMpp3MSDE:
     b0 = (D - D0) / h0 and b1 = (D0 - D1) / h1 give c = (b0 - b1) / (h0 + h1) and b = b0 + c h0.
     Derived here: k-diffusion has half of the last term and diffusers another sign in it besides.
     """
-
-    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No steps yet."""

@@ -6,9 +6,8 @@ import jax
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState, ratio_step, sigma_ratio
-from jaxdiff.samplers.euler import CONVENTION
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,10 +18,6 @@ class Heun:
     step to a clean image stays Euler's, so that N steps are 2 N - 1 evaluations; so does one from
     pure noise, where the ratio is infinite.
     """
-
-    convention: SchedulerConvention = dataclasses.field(
-        default=dataclasses.replace(CONVENTION, final_sigma="zero"), init=False
-    )
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""

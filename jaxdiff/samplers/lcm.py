@@ -4,7 +4,7 @@ import dataclasses
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState
 
 
@@ -17,10 +17,6 @@ class LCM:
     Guidance was distilled into the network too: its scale is 1. The times are some of the 50 that
     the network was distilled at.
     """
-
-    convention: SchedulerConvention = dataclasses.field(
-        default=SchedulerConvention(spacing="lcm", fixed_spacing=True), init=False
-    )
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState, ratio_step, sigma_ratio
 
 # Adams-Bashforth: the weights of eps and of the three before it, by how many of them there are.
@@ -37,11 +37,6 @@ class PNDM:
     equal steps in r: where these change smoothly the order is 2, where they are equal it is the 3
     of the first two steps.
     """
-
-    convention: SchedulerConvention = dataclasses.field(
-        default=SchedulerConvention(final_sigma="set_alpha_to_one", set_alpha_to_one_default=False),
-        init=False,
-    )
 
     def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No noises yet."""

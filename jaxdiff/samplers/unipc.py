@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
-from jaxdiff.samplers.dpmpp_2m import CONVENTION
 
 
 class ModelHistory(NamedTuple):
@@ -33,8 +32,6 @@ class UniPC:
     D is not evaluated again at the corrected x, and the last step is not corrected: N evaluations,
     order 3.
     """
-
-    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No steps yet."""

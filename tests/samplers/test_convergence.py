@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from oracles import gaussian, levels, ratio_grid, unguided
 
-from jaxdiff.diffusion.schedules import alpha_sigma_from_edm
-from jaxdiff.diffusion.timesteps import karras
+from jaxdiff.diffusion.predictions import Prediction
+from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule, alpha_sigma_from_edm
+from jaxdiff.diffusion.timesteps import HostTimestepGrid, TimestepGrid, karras
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES, parse
@@ -153,6 +154,40 @@ def test_weak_order_of_convergence(name):
         assert mean == pytest.approx(alpha[-1] * M, abs=1e-13)
         errors.append(abs(variance - spread[-1]))
     assert order(steps, errors) == pytest.approx(WEAK_ORDERS[name], abs=0.15)
+
+
+FLOW, EDM = FlowSchedule(shift=2.0), EDMSchedule(sigma_data=0.5)
+# Levels of a flow and of EDM, told the number of steps: the ends of Gaussian noise and of the data.
+CONTINUOUS = {
+    "flow": (FLOW, lambda n: 1000 * FLOW.shifted(np.linspace(0.6, 0.1, n + 1))),
+    "edm": (EDM, lambda n: EDM.time_of(karras(20.0, 0.02, n + 1))),
+}
+
+
+def exact_denoiser(x, level, state):
+    """Of data N(M, C), on any path x = alpha x0 + sigma eps."""
+    alpha, sigma = level.alpha, level.sigma
+    D = M + alpha * C / (alpha**2 * C + sigma**2) * (x - alpha * M)
+    return Prediction(D, (x - alpha * D) / sigma), state
+
+
+@pytest.mark.parametrize("path", CONTINUOUS)
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_on_the_grids_of_continuous_schedules(path, name, keys):
+    schedule, times = CONTINUOUS[path]
+    program = jax.jit(functools.partial(sample, exact_denoiser, sampler=SAMPLERS[name]))
+    steps, errors, start = [40, 80, 160, 320], [], jnp.array([0.3, -1.1])
+    for n in steps:
+        t = times(n)
+        alpha, sigma = schedule.alpha_sigma(t)
+        grid = TimestepGrid.from_host(
+            HostTimestepGrid(t, alpha, sigma, 1.0), length=steps[-1], dtype=jnp.float64
+        )
+        end = program(start, grid, keys) / alpha[-1]
+        first, last = sigma[[0, -1]] / alpha[[0, -1]]
+        exact = M + (start / alpha[0] - M) * np.sqrt((C + last**2) / (C + first**2))
+        errors.append(float(np.max(np.abs(end - exact))))
+    assert order(steps, errors) == pytest.approx(ORDERS[name], abs=0.2)
 
 
 def test_pndm_is_of_order_3_where_steps_are_equal(keys):

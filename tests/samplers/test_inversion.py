@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from oracles import gaussian, ratio_grid, unguided
 
+from jaxdiff.checkpoints.schedulers import make_grid
 from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.diffusion.timesteps import karras
 from jaxdiff.samplers.inversion import invert
 from jaxdiff.samplers.loop import sample
-from jaxdiff.samplers.registry import SAMPLERS, make_grid
+from jaxdiff.samplers.registry import SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -77,7 +78,7 @@ def test_a_noise_that_does_not_depend_on_the_image_leads_back_exactly(ratio, key
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp-2m"])
 def test_the_grids_of_samplers_lead_there_and_back(name, zero, keys):
     """Compiled, with the noise at the scale that `sample` begins from, whatever that is."""
-    schedule = NoiseSchedule(beta_schedule="scaled_linear", zero_terminal_snr=zero)
+    schedule = VPSchedule(beta_schedule="scaled_linear", zero_terminal_snr=zero)
     grid = make_grid(schedule, name, 200, prediction_type="v_prediction", spacing="trailing")
 
     def denoise(x, level, memory):

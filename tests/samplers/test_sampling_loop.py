@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from oracles import calls, equations, mixture, ratio_grid
 
+from jaxdiff.checkpoints.schedulers import make_grid
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.diffusion.timesteps import karras
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
@@ -18,7 +19,7 @@ from jaxdiff.guidance.registry import RULES
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.loop import init_state, run_steps, sample
 from jaxdiff.samplers.noise import initial_noise, per_sample_keys, step_noise
-from jaxdiff.samplers.registry import SAMPLERS, make_grid
+from jaxdiff.samplers.registry import SAMPLERS
 
 RULE_SETS = {**SAMPLERS, "ddim-eta-1": DDIM(eta=1.0)}
 STOCHASTIC = {"ddpm", "ddim-eta-1", "euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde", "lcm"}
@@ -33,7 +34,7 @@ ROUNDING = {"pndm": 6.7e-6, "dpmpp-3m-sde": 3.7e-6}
 MEANS, VARIANCES = (-2.0, 2.0), (0.25, 0.25)
 SHAPE = (4, 4, 2)
 KIND = "v_prediction"
-SCHEDULE = NoiseSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+SCHEDULE = VPSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
 
 @jax.jit
@@ -258,7 +259,7 @@ def test_a_sharded_batch_exchanges_nothing(name):
 
 
 def test_zero_terminal_snr_starts_from_pure_noise(name):
-    zero = NoiseSchedule(beta_schedule="scaled_linear", zero_terminal_snr=True)
+    zero = VPSchedule(beta_schedule="scaled_linear", zero_terminal_snr=True)
     sampler = name.removesuffix("-eta-1")
     grid = make_grid(zero, sampler, 6, prediction_type=KIND, spacing="trailing")
     latents, conditioning, scales, keys = inputs()
