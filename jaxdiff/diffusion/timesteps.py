@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.core.types import Array, Float, Int, NDArray
+from jaxdiff.core.types import Array, Bool, Float, Int, NDArray
 
 
 def karras(first: float, last: float, n: int) -> Float[NDArray, "n"]:
@@ -35,56 +35,75 @@ class HostTimestepGrid(NamedTuple):
 
 
 class NoiseLevel(NamedTuple):
-    """One noise level: the time for the network, and x = alpha x0 + sigma eps.
+    """The noise level of each image: the time for the network, and x = alpha x0 + sigma eps.
 
-    It belongs to a step: guidance that changes with the schedule is constant within one step,
+    alpha and sigma have the axes of x, all but the first of length 1, so that they multiply it. A
+    level belongs to a step: guidance that changes with the schedule is constant within one step,
     however often that step calls the network.
     """
 
-    t: Float[Array, ""]
-    alpha: Float[Array, ""]
-    sigma: Float[Array, ""]
-    step: int | Int[Array, ""]  # index of the step
-    num_steps: int | Int[Array, ""]  # of the whole schedule
-    step_start_sigma: Float[Array, ""]  # sigma / alpha where the step begins
+    t: Float[Array, "b"]
+    alpha: Float[Array, "b ..."]
+    sigma: Float[Array, "b ..."]
+    step: Int[Array, "b"]  # index of the step
+    num_steps: Int[Array, "b"]  # of the whole schedule
+    step_start_sigma: Float[Array, "b"]  # sigma / alpha where the step begins
+    active: Bool[Array, "b"]  # whether what comes out is used; else the image rests
 
-    def as_substep_of(self, here: "NoiseLevel") -> "NoiseLevel":
+    def as_substep_of(self, here: "NoiseLevel", active: Bool[Array, "b"]) -> "NoiseLevel":
         """This level as an intermediate one of the step that starts from `here`."""
-        return self._replace(step=here.step, step_start_sigma=here.step_start_sigma)
+        return self._replace(step=here.step, step_start_sigma=here.step_start_sigma, active=active)
 
 
 class TimestepGrid(NamedTuple):
-    """A grid as arrays for a compiled loop, padded so that the number of steps is data too."""
+    """The grids of b images for a compiled loop, padded so that the number of steps is data too.
 
-    t: Float[Array, "n_1"]
-    alpha: Float[Array, "n_1"]
-    sigma: Float[Array, "n_1"]
-    init_noise_sigma: Float[Array, ""]
-    num_steps: Int[Array, ""]
+    A grid of one row serves all images of a batch.
+    """
 
-    def level(self, i: int | Int[Array, ""]) -> NoiseLevel:
-        """The noise level at which step i starts and step i - 1 ends."""
-        alpha, sigma = self.alpha[i], self.sigma[i]
+    t: Float[Array, "b n_1"]
+    alpha: Float[Array, "b n_1"]
+    sigma: Float[Array, "b n_1"]
+    init_noise_sigma: Float[Array, "b"]
+    num_steps: Int[Array, "b"]
+    first: Int[Array, "b"]  # the step that an image begins with
+    last: Int[Array, "b"]  # and the one at which it rests, not run any more
+
+    def for_images(self, count: int) -> "TimestepGrid":
+        """The grid with one row for each of `count` images."""
+        if len(self.t) == count:
+            return self
+        return TimestepGrid(*(jnp.broadcast_to(a, (count, *a.shape[1:])) for a in self))
+
+    def level(self, step: Int[Array, "b"], ndim: int) -> NoiseLevel:
+        """The levels at which these steps start and the ones before end, for x with `ndim` axes."""
+        t, alpha, sigma = (
+            jnp.take_along_axis(table, step[:, None], axis=1)[:, 0] for table in self[:3]
+        )
+        shape = (len(step),) + (1,) * (ndim - 1)
         return NoiseLevel(
-            self.t[i],
-            alpha,
-            sigma,
-            step=i,
+            t,
+            alpha.reshape(shape),
+            sigma.reshape(shape),
+            step=step,
             num_steps=self.num_steps,
             step_start_sigma=sigma / alpha,
+            active=jnp.ones(len(step), bool),
         )
 
     @classmethod
     def from_host(
         cls, grid: HostTimestepGrid, length: int | None = None, dtype: Any = jnp.float32
     ) -> "TimestepGrid":
-        """The grid of a host grid, padded with clean levels to `length` steps."""
+        """The grid of a host grid, one row, padded with clean levels to `length` steps."""
         num_steps = len(grid.t) - 1
         pad = (0, (length or num_steps) - num_steps)
         return cls(
-            t=jnp.asarray(np.pad(grid.t, pad), dtype),
-            alpha=jnp.asarray(np.pad(grid.alpha, pad, constant_values=1.0), dtype),
-            sigma=jnp.asarray(np.pad(grid.sigma, pad), dtype),
-            init_noise_sigma=jnp.asarray(grid.init_noise_sigma, dtype),
-            num_steps=jnp.asarray(num_steps, jnp.int32),
+            t=jnp.asarray(np.pad(grid.t, pad), dtype)[None],
+            alpha=jnp.asarray(np.pad(grid.alpha, pad, constant_values=1.0), dtype)[None],
+            sigma=jnp.asarray(np.pad(grid.sigma, pad), dtype)[None],
+            init_noise_sigma=jnp.asarray([grid.init_noise_sigma], dtype),
+            num_steps=jnp.asarray([num_steps], jnp.int32),
+            first=jnp.zeros(1, jnp.int32),
+            last=jnp.asarray([num_steps], jnp.int32),
         )

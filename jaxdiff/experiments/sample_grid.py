@@ -16,6 +16,7 @@ from jaxdiff.pipeline.compiled_model import (
     NO_TARGETS,
     ConditioningPair,
     Networks,
+    StartLevel,
     denoise_steps,
     init_latents,
 )
@@ -60,7 +61,7 @@ def make_sampler(
         state = denoise_steps(
             Networks(tables["unet"]),
             guidance,
-            init_latents(noise, None, grid, first, guidance, sampler=sampler, start="noise"),
+            init_latents(noise, None, StartLevel(grid.init_noise_sigma), guidance, sampler=sampler),
             ConditioningPair(conditioning),
             GuidanceScales(scale),
             grid,
@@ -68,7 +69,7 @@ def make_sampler(
             None,
             NO_TARGETS,
             first,
-            grid.num_steps,
+            grid.num_steps[0],
             networks=Networks(network),
             image_processor=None,
             sampler=sampler,

@@ -23,6 +23,7 @@ from jaxdiff.pipeline.compiled_model import (
     NO_TARGETS,
     ConditioningPair,
     Networks,
+    StartLevel,
     denoise_steps,
     init_latents,
 )
@@ -144,8 +145,8 @@ def _traced(options: SamplingOptions, network: UNetAdapter, batch_size: int, dev
     size = _latent_size(options, network)
     noise = S((batch_size, *size, network.module.config.out_channels), jnp.float32)
     zero = np.int32(0)
-    init = functools.partial(init_latents, sampler=sampler, start="noise")
-    carry = jax.eval_shape(init, noise, None, grid, zero, rule)
+    init = functools.partial(init_latents, sampler=sampler)
+    carry = jax.eval_shape(init, noise, None, StartLevel(grid.init_noise_sigma), rule)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
     guidance_scales = GuidanceScales(cast(Any, S((batch_size,), jnp.float32)))
     streams = len(guidance.streams)

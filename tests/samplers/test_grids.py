@@ -179,11 +179,12 @@ def test_unknown_spacing():
 
 def test_a_padded_grid_has_one_shape_for_any_number_of_steps():
     grids = [make_grid(SD, "ddim", steps, prediction_type="epsilon") for steps in (1, 20, 500)]
-    assert {g.t.shape for g in grids} == {(1001,)}
+    assert {g.t.shape for g in grids} == {(1, 1001)}
     assert [int(g.num_steps) for g in grids] == [1, 20, 500]
     assert {leaf.dtype for g in grids for leaf in g} == {jnp.dtype("float32"), jnp.dtype("int32")}
-    level = grids[1].level(jnp.int32(20))
-    assert (level.alpha, level.sigma) == (1, 0)
+    level = grids[1].level(jnp.array([20]), 4)
+    assert level.alpha.shape == (1, 1, 1, 1)
+    assert (level.alpha.item(), level.sigma.item()) == (1, 0)
 
 
 def test_epsilon_cannot_start_where_nothing_is_left():
@@ -235,7 +236,7 @@ def test_a_grid_is_its_layout_in_float32():
     levels = make_host_grid(SD, PLAIN, 5)
     grid = TimestepGrid.from_host(levels)
     for mine, exact in zip(grid[:3], levels[:3], strict=True):
-        np.testing.assert_array_equal(mine, exact.astype(np.float32))
+        np.testing.assert_array_equal(mine[0], exact.astype(np.float32))
 
 
 def test_a_flow_is_shifted_and_starts_from_pure_noise():
@@ -249,7 +250,7 @@ def test_a_flow_is_shifted_and_starts_from_pure_noise():
     linspace = make_host_grid(flow, "heun", 5)
     assert linspace.t[-2] == pytest.approx(1000 * 3 * last / (1 + 2 * last), rel=1e-12)
     traced = make_grid(flow, "euler", 4, prediction_type="flow_prediction")
-    assert traced.t.shape == (1001,)
+    assert traced.t.shape == (1, 1001)
     with pytest.raises(InputError, match="timestep_spacing: got 'leading'"):
         make_host_grid(flow, "euler", 4, spacing="leading")
     with pytest.raises(InputError, match="prediction_type: got 'epsilon'"):
