@@ -32,9 +32,14 @@ def levels(t):
     return 1 / jnp.sqrt(1 + t**2), t / jnp.sqrt(1 + t**2)
 
 
-def level_at(ratio, step=0, steps=10):
-    """The level of a ratio, as that from which a step begins; the network is told the ratio."""
-    return NoiseLevel(ratio, *levels(ratio), step=step, num_steps=steps, step_start_sigma=ratio)
+def level_at(ratio, step=0, steps=10, ndim=2):
+    """The level of a ratio, as that from which a step begins, for any images with `ndim` axes.
+
+    The network is told the ratio.
+    """
+    alpha, sigma = (level.reshape((1,) * ndim) for level in levels(ratio))
+    t, step, steps, active = (jnp.reshape(v, (1,)) for v in (ratio, step, steps, True))
+    return NoiseLevel(t, alpha, sigma, step, steps, step_start_sigma=t, active=active)
 
 
 def posterior_mean(x, alpha, sigma, means, variances, weights):

@@ -18,7 +18,7 @@ from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, make_jobs, read
 
 # Options of the model's call that all images share.
 SHARED = (
-    *("guidance", "negative_scale", "classifier_scale", "clip_scale", "steps", "sampler"),
+    *("guidance", "negative_scale", "classifier_scale", "clip_scale", "sampler"),
     *("timestep_spacing", "eta", "clip_skip", "height", "width", "prompt_syntax"),
 )
 
@@ -189,6 +189,7 @@ def _defaults(options: Options) -> PromptSpec:
         negative_prompt=options.negative_prompt,
         negative_prompt_2=options.negative_prompt_2,
         guidance_scale=options.guidance_scale,
+        steps=options.steps,
         image=None if options.image is None else str(options.image),
         mask=None if options.mask is None else str(options.mask),
         strength=options.strength,

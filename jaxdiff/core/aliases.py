@@ -5,6 +5,7 @@ that names both.
 """
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -44,6 +45,12 @@ ARGUMENTS: Mapping[str, str] = {
     "report": "callback",
     "word": "token",
     "redrawn": "hires_strength",
+}
+
+# Former names in modules that people import from: the module and the name that they have now.
+NAMES: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "jaxdiff.diffusion.schedules": {"NoiseSchedule": ("jaxdiff.diffusion.schedules", "VPSchedule")},
+    "jaxdiff.samplers": {"make_grid": ("jaxdiff.checkpoints.schedulers", "make_grid")},
 }
 
 # Guidance rules and wrappers, and options of a rule (under its present name).
@@ -106,6 +113,18 @@ def rename_arguments(function: Callable[P, T]) -> Callable[P, T]:
         return function(*args, **rename_keys(kwargs, ARGUMENTS))  # pyright: ignore[reportCallIssue]
 
     return renamed
+
+
+def former_names(module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module: what its former names stand for."""
+
+    def get(name: str) -> Any:
+        if name not in NAMES[module]:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home, now = NAMES[module][name]
+        return getattr(importlib.import_module(home), now)
+
+    return get
 
 
 def rename_options(arguments: Sequence[str], rename: Callable[[str], str]) -> list[str]:

@@ -1,11 +1,13 @@
 """The maths of diffusion, and the one place where its conventions are stated.
 
-- `x_t = alpha(t) x_0 + sigma(t) eps` with eps ~ N(0, I). Schedules are variance preserving,
-  alpha^2 + sigma^2 = 1 and alpha^2 = alphas_cumprod, and every latent inside the package lives in
-  this space. `sigma_edm = sigma / alpha` is what EDM and k-diffusion call sigma: the SNR is
-  sigma_edm^-2, and lambda = log(alpha / sigma) is DPM-Solver's half log-SNR.
-- Time t counts the training noise levels 0 .. T-1 from clean to noisy. A timestep grid gives the
-  levels of a sampler from noisy to clean, the last of which is where the final step ends.
+- `x_t = alpha(t) x_0 + sigma(t) eps` with eps ~ N(0, I) is the network's input. Schedules are
+  variance preserving, alpha^2 + sigma^2 = 1, as EDM's is with its scaling of the input in alpha
+  and sigma, or flows, alpha + sigma = 1. `sigma_edm = sigma / alpha` is what EDM and
+  k-diffusion call sigma: the SNR is sigma_edm^-2, and lambda = log(alpha / sigma) is DPM-Solver's
+  half log-SNR.
+- Time t is what the network takes: it counts the levels 0 .. T-1 of a discrete schedule from clean
+  to noisy, and is continuous for others. A timestep grid gives the levels of a sampler from noisy
+  to clean, the last of which is where the final step ends.
 - A network predicts `epsilon`, `sample` (x_0), `v_prediction` (alpha eps - sigma x_0) or
   `flow_prediction` (eps - x_0). `predict` turns each of them into `Prediction(x0, eps)`; samplers
   and guidance see nothing else, except where a guidance rule is defined in one of these spaces.

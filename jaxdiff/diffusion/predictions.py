@@ -1,13 +1,18 @@
 """What a network may predict, and the one adapter from it to `Prediction(x0, eps)`."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from jaxdiff.core.types import Array, Float, PyTree
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.core.types import Array, Bool, Float, PyTree
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.timesteps import NoiseLevel
 
-PerImage = Float[Array, ""] | Float[Array, "b"]
+T = TypeVar("T")
+# a number for each image, or one for all; or the same in a shape that multiplies x
+PerImage = Float[Array, ""] | Float[Array, "#b"] | Float[Array, "#b ..."]
 
 
 class Prediction(NamedTuple):
@@ -57,9 +62,14 @@ PREDICTION_TYPES: dict[str, PredictionType] = {
 }
 
 
-def per_image(value: PerImage, like: Float[Array, "b *d"]) -> Array:
+def per_image(value: Array, like: Float[Array, "b *d"]) -> Array:
     """`value` shaped to multiply `like`: (b,) becomes (b, 1, ..., 1), a scalar stays."""
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value
+
+
+def select(chosen: Bool[Array, "b"], these: T, others: T) -> T:
+    """Of two trees with leaves (b, ...), `these` for the images that are `chosen`."""
+    return jax.tree.map(lambda a, b: jnp.where(per_image(chosen, a), a, b), these, others)
 
 
 def predict(

@@ -1,17 +1,67 @@
-"""Noise schedules: how much signal is left at each of the T noise levels of the training."""
+"""Noise schedules: the noise level x = alpha(t) x0 + sigma(t) eps of the network's input at time t.
+
+All are one protocol, `Schedule`. `VPSchedule` has the T discrete levels of DDPM's training; times
+of `FlowSchedule` and `EDMSchedule` are continuous. Functions of t take arrays of the host, in
+float64, and arrays inside a compiled program, in float32.
+"""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.core.types import Array, Float, Int, NDArray
+from jaxdiff.core.aliases import former_names
+from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.core.validate import in_range, one_of, positive
 
-__all__ = ["SCHEDULES", "NoiseSchedule", "alpha_sigma_from_edm", "to_zero_terminal_snr"]
+__all__ = [
+    "SCHEDULES",
+    "EDMSchedule",
+    "FlowSchedule",
+    "Schedule",
+    "VPSchedule",
+    "alpha_sigma_from_edm",
+    "resolution_shift",
+    "to_zero_terminal_snr",
+]
+__getattr__ = former_names(__name__)
+
+T_ = TypeVar("T_", Array, NDArray)
+
+# Where noise must be finite, abar_T = 2^-24 stands for zero, as in diffusers.
+MAX_SIGMA = float(np.sqrt(2.0**24 - 1))
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Noise levels by time, where time is what the network takes.
+
+    x = alpha x0 + sigma eps is the network's input as it is: where a method scales noisy images
+    before it calls the network, as EDM does, that factor is in alpha and sigma.
+    """
+
+    @property
+    def num_discrete(self) -> int | None:
+        """The number of levels, at times 0 ... num_discrete - 1; None if times are continuous."""
+        ...
+
+    def alpha_sigma(self, t: T_) -> tuple[T_, T_]:
+        """(alpha, sigma) at times t; a discrete schedule rounds them."""
+        ...
+
+    def time_of(self, sigma_edm: T_) -> T_:
+        """The time, not rounded, at which sigma / alpha is `sigma_edm`, 0 to infinity."""
+        ...
+
+
+def _numpy_of(t: Any) -> Any:
+    """jax.numpy for arrays of jax, else numpy."""
+    return jnp if isinstance(t, jax.Array) else np
 
 
 def linear(T: int, first: float, last: float) -> Float[NDArray, "T"]:
@@ -67,7 +117,7 @@ def interpolate(table: Float[NDArray, "T"], t: Float[NDArray, "n"]) -> Float[NDA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoiseSchedule:
+class VPSchedule:
     """A variance-preserving schedule of T discrete levels; the defaults are those of diffusers."""
 
     beta_schedule: str = "linear"  # a name in SCHEDULES
@@ -86,7 +136,7 @@ class NoiseSchedule:
             in_range("trained_betas", beta, 0, 1)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
+    def from_config(cls, config: Mapping[str, Any]) -> "VPSchedule":
         """The schedule in a diffusers scheduler_config.json, whatever scheduler class wrote it.
 
         Those files carry the keys of other classes too, so keys unknown here are passed over.
@@ -110,7 +160,7 @@ class NoiseSchedule:
         return config
 
     @property
-    def num_timesteps(self) -> int:
+    def num_discrete(self) -> int:
         """T, the number of levels."""
         return len(self.alphas_cumprod)
 
@@ -141,6 +191,99 @@ class NoiseSchedule:
         with np.errstate(divide="ignore"):
             return self.sigma / self.alpha
 
-    def alpha_sigma(self, t: Int[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-        """(alpha, sigma) in float32 at integer times t, inside a compiled training step."""
-        return jnp.asarray(self.alpha, jnp.float32)[t], jnp.asarray(self.sigma, jnp.float32)[t]
+    def alpha_sigma(self, t: T_) -> tuple[T_, T_]:
+        """(alpha, sigma) of the levels nearest to times t, 0 to T - 1."""
+        xp = _numpy_of(t)
+        if not xp.issubdtype(t.dtype, xp.integer):
+            t = xp.round(t).astype(xp.int32)
+        dtype = xp.float64 if xp is np else xp.float32
+        return xp.asarray(self.alpha, dtype)[t], xp.asarray(self.sigma, dtype)[t]
+
+    def time_of(self, sigma_edm: T_) -> T_:
+        """The time of a ratio, linear in its logarithm between two levels, and on none beyond."""
+        xp = _numpy_of(sigma_edm)
+        table = xp.asarray(np.log(np.minimum(self.sigma_edm, MAX_SIGMA)), sigma_edm.dtype)
+        with np.errstate(divide="ignore"):
+            log_ratio = xp.log(sigma_edm)
+        return xp.interp(log_ratio, table, xp.arange(self.num_discrete, dtype=table.dtype))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowSchedule:
+    """Rectified flow (2209.03003): x = (1 - s) x0 + s eps, the time s from 0 to `time_scale`."""
+
+    time_scale: float = 1000.0  # what the network takes at pure noise
+    shift: float = 1.0  # of the times that training and sampling visit, towards noise
+
+    def __post_init__(self) -> None:
+        in_range("time_scale", self.time_scale, 1e-6, 1e6)
+        in_range("shift", self.shift, 1e-3, 1e3)
+
+    @property
+    def num_discrete(self) -> None:
+        """Times are continuous."""
+        return None
+
+    def alpha_sigma(self, t: T_) -> tuple[T_, T_]:
+        """(1 - s, s)."""
+        s = t / self.time_scale
+        return 1 - s, s
+
+    def time_of(self, sigma_edm: T_) -> T_:
+        """s = r / (1 + r), written for ratios r up to infinity."""
+        with np.errstate(divide="ignore"):
+            return self.time_scale / (1 + 1 / sigma_edm)
+
+    def shifted(self, s: T_) -> T_:
+        """The share s of noise, 0 to 1, moved by `shift` (SD3, 2403.03206, eq. 23)."""
+        return self.shift * s / (1 + (self.shift - 1) * s)
+
+
+def resolution_shift(
+    num_tokens: int,
+    *,
+    base: tuple[int, float] = (256, 0.5),
+    largest: tuple[int, float] = (4096, 1.15),
+) -> float:
+    """The `shift` of a flow for images of `num_tokens` tokens, as Flux has it.
+
+    Its logarithm is a straight line through two points (tokens, logarithm). The more tokens an
+    image has, the more noise hides the same share of it (SD3, 2403.03206, section 5.3.2).
+    """
+    (n0, low), (n1, high) = base, largest
+    return math.exp(low + (high - low) * (num_tokens - n0) / (n1 - n0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EDMSchedule:
+    """EDM (2206.00364, table 1): the network takes c_in (y + s n) at the time c_noise = ln(s) / 4.
+
+    With y = `sigma_data` x0 that is x = alpha x0 + sigma eps, alpha^2 + sigma^2 = 1, and EDM's
+    network F predicts -v: D(y) = c_skip (y + s n) + c_out F is sigma_data (alpha x + sigma F).
+    """
+
+    sigma_data: float = 0.5  # standard deviation of the data, by which they are divided
+    sigma_min: float = 0.002  # the noise s that sampling spans
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        in_range("sigma_data", self.sigma_data, 1e-6, 1e6)
+        in_range("sigma_min", self.sigma_min, 1e-9, 1e6)
+        in_range("sigma_max", self.sigma_max, self.sigma_min, 1e9)
+
+    @property
+    def num_discrete(self) -> None:
+        """Times are continuous."""
+        return None
+
+    def alpha_sigma(self, t: T_) -> tuple[T_, T_]:
+        """(sigma_data, s) / sqrt(s^2 + sigma_data^2); (1, 0) at time -infinity."""
+        xp = _numpy_of(t)
+        ratio = xp.exp(4 * t) / self.sigma_data
+        with np.errstate(divide="ignore"):
+            return 1 / xp.hypot(1, ratio), 1 / xp.hypot(1, 1 / ratio)
+
+    def time_of(self, sigma_edm: T_) -> T_:
+        """ln(s) / 4 with s = sigma_data * sigma_edm."""
+        with np.errstate(divide="ignore"):
+            return _numpy_of(sigma_edm).log(self.sigma_data * sigma_edm) / 4

@@ -17,7 +17,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import cast_floating as in_dtype
 from jaxdiff.core.types import Dtype
 from jaxdiff.data.texts import CaptionTokenizer
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.conditioning import ENCODERS, num_time_ids
@@ -118,7 +118,7 @@ def _from_pipeline(objective: DiffusionObjective) -> BaseModel:
     unet = cast(UNet2DConditionModel, pipeline.components["unet"].module)
     provided = dict.fromkeys(("vae", "text_encoder", "weights"), source) | {
         "model": unet.config,
-        "schedule": NoiseSchedule.from_config(pipeline.scheduler),
+        "schedule": VPSchedule.from_config(pipeline.scheduler),
         "prediction_type": pipeline.scheduler.get("prediction_type", "epsilon"),
     }
     filled = dataclasses.replace(objective, pipeline=None, **cast(Any, provided))

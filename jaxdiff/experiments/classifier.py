@@ -69,7 +69,7 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
     task = classifier_task(objective, vae, dtype)
     template = abstract(LatentClassifier, objective.model, dtype=dtype)
     timesteps = [
-        int(fraction * objective.schedule.num_timesteps) for fraction in EVAL_TIMESTEP_FRACTIONS
+        int(fraction * objective.schedule.num_discrete) for fraction in EVAL_TIMESTEP_FRACTIONS
     ]
     batch = shard_or_replicate(validation_batch(config, transform=dataset.collate_labels))
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.checkpoints.schedulers import make_grid
 from jaxdiff.core.types import Array, Float, NDArray
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.experiments.base_model import SAMPLER, SPACING, BaseModel
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import stack_streams
@@ -15,11 +16,12 @@ from jaxdiff.pipeline.compiled_model import (
     NO_TARGETS,
     ConditioningPair,
     Networks,
+    StartLevel,
     denoise_steps,
     init_latents,
 )
 from jaxdiff.samplers.noise import initial_noise, per_sample_keys
-from jaxdiff.samplers.registry import SAMPLERS, make_grid
+from jaxdiff.samplers.registry import SAMPLERS
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
 
@@ -34,7 +36,7 @@ def sampling_inputs(base: BaseModel, side: int, count: int) -> dict[str, NDArray
 
 
 def make_sampler(
-    model: LatentDiffusion, schedule: NoiseSchedule, *, steps: int, guidance_scale: float
+    model: LatentDiffusion, schedule: VPSchedule, *, steps: int, guidance_scale: float
 ) -> Callable[..., Array]:
     """The function (parameters, frozen, inputs) -> images in [-1, 1].
 
@@ -59,7 +61,7 @@ def make_sampler(
         state = denoise_steps(
             Networks(tables["unet"]),
             guidance,
-            init_latents(noise, None, grid, first, guidance, sampler=sampler, start="noise"),
+            init_latents(noise, None, StartLevel(grid.init_noise_sigma), guidance, sampler=sampler),
             ConditioningPair(conditioning),
             GuidanceScales(scale),
             grid,
@@ -67,7 +69,7 @@ def make_sampler(
             None,
             NO_TARGETS,
             first,
-            grid.num_steps,
+            grid.num_steps[0],
             networks=Networks(network),
             image_processor=None,
             sampler=sampler,

@@ -20,6 +20,7 @@ class PromptSpec:
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
     guidance_scale: float | None = None
+    steps: int | None = None
     image: str | None = None  # a file, relative to the prompt file's folder
     mask: str | None = None
     strength: float | None = None

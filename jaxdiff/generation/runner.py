@@ -13,6 +13,7 @@ from jaxdiff.generation.png_files import file_digest, read_image, read_settings,
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, expand_jobs
 
 PER_IMAGE = ("prompt_2", "negative_prompt", "negative_prompt_2")  # lists in a call
+NUMBERS = ("guidance_scale", "steps", "strength")  # lists too, unless an image has none
 
 
 class PlannedImage(NamedTuple):
@@ -77,7 +78,9 @@ class Runner:
             self.output.mkdir(parents=True, exist_ok=True)
         for batch in _batches(images, size):
             arguments = self._arguments([job for job, _ in batch])
-            arguments["guidance_scale"] = [settings["guidance_scale"] for _, settings in batch]
+            for name in NUMBERS:
+                if name in batch[0].settings:
+                    arguments[name] = [settings[name] for _, settings in batch]
             on_batch(len(batch))
             out = call(**arguments, vae_tile=vae_tile, batch_size=size, callback=on_step)
             for (job, settings), image in zip(batch, out.images, strict=True):
@@ -88,7 +91,7 @@ class Runner:
     def _arguments(self, jobs: Sequence[ImageJob]) -> dict[str, Any]:
         """The pipeline's arguments for jobs that can share a call."""
         specs = [job.spec for job in jobs]
-        scales = [spec.guidance_scale for spec in specs]
+        numbers = {name: [getattr(spec, name) for spec in specs] for name in NUMBERS}
         images = {
             name: [read_image(name, pathlib.Path(path)) for path in paths]
             for name in ("image", "mask")
@@ -99,8 +102,7 @@ class Runner:
             **self.options,
             "prompt": [spec.prompt for spec in specs],
             **{name: [getattr(spec, name) for spec in specs] for name in PER_IMAGE},
-            "guidance_scale": None if None in scales else scales,
-            "strength": specs[0].strength,
+            **{name: None if None in column else column for name, column in numbers.items()},
             "seed": [job.seed for job in jobs],
         }
 
@@ -126,12 +128,16 @@ def _file_settings(job: ImageJob, digest: Callable[[pathlib.Path], str]) -> dict
 
 
 def _batches(images: Sequence[PlannedImage], size: int) -> Iterator[Sequence[PlannedImage]]:
-    """Batches of at most `size` images with the same size, strength and kinds of input."""
+    """Batches of at most `size` images with the same size and kinds of input.
+
+    Images with similar numbers of steps are together: a batch runs as long as its longest.
+    """
     groups: dict[Any, list[PlannedImage]] = {}
     for image in images:
         settings = image.settings
-        inputs = ("image" in settings, "mask" in settings, settings.get("strength"))
+        inputs = "image" in settings, "mask" in settings
         groups.setdefault((settings["height"], settings["width"], *inputs), []).append(image)
-    for group in groups.values():
+    for images_alike in groups.values():
+        group = sorted(images_alike, key=lambda image: image.settings["steps"])
         for first in range(0, len(group), size):
             yield group[first : first + size]

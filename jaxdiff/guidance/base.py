@@ -14,13 +14,15 @@ from typing import Any, NamedTuple, TypeVar, dataclass_transform
 import jax
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
+from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.predictions import Prediction, per_image, predict, target
 from jaxdiff.diffusion.timesteps import NoiseLevel
 
 Number = float | Float[Array, ""]
 T = TypeVar("T")
+
+SKIP, CONDITIONAL, GUIDED = 0, 1, 2  # modes of a rule, by cost
 
 
 class Stream(NamedTuple):
@@ -105,21 +107,21 @@ class Guidance(ABC):
         return outputs[0], outputs[self.cond_stream or 0]
 
     def init_state(self, x: Float[Array, "b *d"]) -> PyTree:
-        """The guidance state before the first step."""
+        """The guidance state before the first step, with leaves (b, ...)."""
         del x
         return ()
 
-    def is_guided(self, level: NoiseLevel, state: PyTree) -> bool | Bool[Array, ""]:
-        """Whether the rule guides here; if not, `unguided` gets the conditional stream alone."""
+    def mode(self, level: NoiseLevel, state: PyTree) -> int | Int[Array, "b"]:
+        """How each image gets its prediction at this level: SKIP, CONDITIONAL or GUIDED.
+
+        SKIP: the velocity eps - D is 0, x stays, and the network is not called. CONDITIONAL:
+        `unguided` gets the conditional stream, and the state stays. What a whole batch does not
+        need is not evaluated.
+        """
         del level, state
-        return True
+        return GUIDED
 
-    def is_zero_velocity(self, level: NoiseLevel) -> bool | Bool[Array, ""]:
-        """Whether the velocity eps - D is 0 here: the network is not called and x stays."""
-        del level
-        return False
-
-    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
+    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
         """A number for the formula in force here; where it changes, samplers drop their history."""
         del level
         return 0
@@ -201,15 +203,11 @@ class Wrapper(Guidance):
         """That of the wrapped rule."""
         return self.inner.init_state(x)
 
-    def is_guided(self, level: NoiseLevel, state: PyTree) -> bool | Bool[Array, ""]:
+    def mode(self, level: NoiseLevel, state: PyTree) -> int | Int[Array, "b"]:
         """As the wrapped rule."""
-        return self.inner.is_guided(level, state)
+        return self.inner.mode(level, state)
 
-    def is_zero_velocity(self, level: NoiseLevel) -> bool | Bool[Array, ""]:
-        """As the wrapped rule."""
-        return self.inner.is_zero_velocity(level)
-
-    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
+    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
         """As the wrapped rule."""
         return self.inner.schedule_phase(level)
 

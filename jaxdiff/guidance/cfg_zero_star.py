@@ -4,10 +4,19 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
+from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.diffusion.predictions import Prediction
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, check, extrapolate, rule
+from jaxdiff.guidance.base import (
+    GUIDED,
+    SKIP,
+    DenoiserInput,
+    Guidance,
+    GuidanceScales,
+    check,
+    extrapolate,
+    rule,
+)
 from jaxdiff.guidance.classifier_free import CondUncond, Outputs
 
 
@@ -38,11 +47,11 @@ class CFGZeroStar(CondUncond):
         v = extrapolate(dot / (square + 1e-8) * uncond, cond, scales.scale)
         return inputs.predict(v, "flow_prediction"), state
 
-    def is_zero_velocity(self, level: NoiseLevel) -> bool | Bool[Array, ""]:
-        """In the first steps."""
-        return level.step < self.zero_steps
+    def mode(self, level: NoiseLevel, state: PyTree) -> Int[Array, "b"]:
+        """The first steps have zero velocity."""
+        return jnp.where(level.step < self.zero_steps, SKIP, GUIDED)
 
-    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
+    def schedule_phase(self, level: NoiseLevel) -> Int[Array, "b"]:
         """0 in the first steps, then 1."""
         return jnp.int32(level.step >= self.zero_steps)
 

@@ -1,7 +1,7 @@
 """From a network and a guidance rule to the denoiser that samplers call."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,13 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import check_shape
-from jaxdiff.diffusion.predictions import Denoiser, Prediction
+from jaxdiff.diffusion.predictions import Denoiser, Prediction, select
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, Stream
+from jaxdiff.guidance.base import GUIDED, SKIP, DenoiserInput, Guidance, GuidanceScales, Stream
 
 # (weights, x (n h w c), t (n,), conditioning with leaves (n, ...)) -> output (n h w c). It is also
 # given `perturbed` (n,), by name, if the rule has perturbed streams.
 Network = Callable[..., Array]
-T = TypeVar("T")
 
 
 class ConditionedNetwork(NamedTuple):
@@ -51,8 +50,8 @@ def guided_denoiser(
     null_1, cond_1, ...]. This order keeps the streams of an image on the device of the image when
     the batch is sharded; all nulls before all conditions would have to be exchanged at each step.
     The network sees its own dtype; combining happens in that of x, which is float32. Where the rule
-    does not guide, the conditional stream is run alone, and at zero velocity none. InputError where
-    streams and conditioning do not fit.
+    guides no image the conditional stream is run alone, and where it skips all none. InputError
+    where streams and conditioning do not fit.
     """
     rows = {name: _rows(rule.streams, name) for name in ("main", "guidance_model")}
     sources = {"main": ConditionedNetwork(network, weights, conditioning, prediction_type)}
@@ -85,32 +84,32 @@ def guided_denoiser(
     ) -> tuple[Prediction, PyTree]:
         query, every = DenoiserInput(x, level, prediction_type), range(len(rule.streams))
 
-        def guided() -> tuple[Prediction, PyTree]:
+        wanted = rule.mode(level, state)
+        if isinstance(wanted, int) and wanted == GUIDED:
             return rule.combine(ask(x, level, every), query, scales, state)
+        mode = jnp.where(level.active, wanted, SKIP)
 
-        def unguided() -> tuple[Prediction, PyTree]:
-            if rule.cond_stream is None:
-                _, cond = rule.uncond_and_cond(ask(x, level, every), scales)
-            else:
-                (cond,) = ask(x, level, [rule.cond_stream])
-            return rule.unguided(cond, query), state
-
-        def at_zero_velocity() -> tuple[Prediction, PyTree]:
+        def skip() -> tuple[Prediction, PyTree]:
             return query.predict(jnp.zeros_like(x), "flow_prediction"), state
 
-        def guided_or_not() -> tuple[Prediction, PyTree]:
-            return _choose(rule.is_guided(level, state), guided, unguided)
+        def unguided(cond: Float[Array, "b *d"]) -> tuple[Prediction, PyTree]:
+            return select(mode == SKIP, skip(), (rule.unguided(cond, query), state))
 
-        return _choose(rule.is_zero_velocity(level), at_zero_velocity, guided_or_not)
+        def conditional() -> tuple[Prediction, PyTree]:
+            if rule.cond_stream is not None:
+                return unguided(*ask(x, level, [rule.cond_stream]))
+            return unguided(rule.uncond_and_cond(ask(x, level, every), scales)[1])
+
+        def guided() -> tuple[Prediction, PyTree]:
+            outputs = ask(x, level, every)
+            cond = rule.uncond_and_cond(outputs, scales)[1]
+            combined = rule.combine(outputs, query, scales, state)
+            return select(mode == GUIDED, combined, unguided(cond))
+
+        # by what the image that needs most needs; each has its own of it
+        return jax.lax.switch(jnp.max(mode), (skip, conditional, guided))
 
     return denoise
-
-
-def _choose(condition: bool | Array, then: Callable[[], T], other: Callable[[], T]) -> T:
-    """One of two results; where the choice is known beforehand nothing else is compiled."""
-    if isinstance(condition, bool):
-        return then() if condition else other()
-    return jax.lax.cond(condition, then, other)
 
 
 def _rows(streams: Sequence[Stream], network: str) -> list[int]:
@@ -138,7 +137,7 @@ def _run(
     output = source.network(
         source.weights,
         jnp.repeat(x, K, axis=0),
-        jnp.broadcast_to(level.t, (len(x) * K,)),
+        jnp.repeat(jnp.broadcast_to(level.t, (len(x),)), K),
         jax.tree.map(flatten, source.conditioning),
         **options,
     )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
@@ -10,6 +9,7 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.predictions import Prediction
 from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.guidance.base import (
+    CONDITIONAL,
     DenoiserInput,
     Guidance,
     GuidanceScales,
@@ -36,11 +36,11 @@ class GuidanceInterval(Wrapper):
         check("lo", self.lo, 0, float("inf"))
         check("hi", self.hi, 0, float("inf"))
 
-    def is_guided(self, level: NoiseLevel, state: PyTree) -> bool | Bool[Array, ""]:
-        """Inside, if the wrapped rule is active."""
-        return jnp.logical_and(self._inside(level), self.inner.is_guided(level, state))
+    def mode(self, level: NoiseLevel, state: PyTree) -> int | Int[Array, "b"]:
+        """Inside that of the wrapped rule, outside the conditional stream at most."""
+        return _guided_where(self._inside(level), self.inner.mode(level, state))
 
-    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, ""]:
+    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
         """That of the wrapped rule inside and outside."""
         return 2 * self.inner.schedule_phase(level) + jnp.int32(self._inside(level))
 
@@ -51,7 +51,7 @@ class GuidanceInterval(Wrapper):
             of if isinstance(of, NoGuidance) else GuidanceInterval(inner=of, lo=self.lo, hi=self.hi)
         )
 
-    def _inside(self, level: NoiseLevel) -> Bool[Array, ""]:
+    def _inside(self, level: NoiseLevel) -> Bool[Array, "b"]:
         return jnp.logical_and(self.lo < level.step_start_sigma, level.step_start_sigma <= self.hi)
 
 
@@ -73,20 +73,18 @@ class AdaptiveGuidance(Wrapper):
         """The wrapped rule's state, and which images are done with guidance."""
         return self.inner.init_state(x), jnp.zeros(len(x), bool)
 
-    def is_guided(self, level: NoiseLevel, state: PyTree) -> bool | Bool[Array, ""]:
-        """Until all images are done."""
+    def mode(self, level: NoiseLevel, state: PyTree) -> int | Int[Array, "b"]:
+        """That of the wrapped rule until an image is done."""
         inner, done = state
-        return jnp.logical_and(~jnp.all(done), self.inner.is_guided(level, inner))
+        return _guided_where(~done, self.inner.mode(level, inner))
 
     def combine(
         self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
-        """The wrapped rule's prediction where an image is not done, else the conditional one."""
+        """The wrapped rule's prediction, and whether the streams agree now."""
         inner, done = state
-        guided, inner = self.inner.combine(outputs, inputs, scales, inner)
+        prediction, inner = self.inner.combine(outputs, inputs, scales, inner)
         uncond, cond = self.uncond_and_cond(outputs, scales)
-        plain, off = self.inner.unguided(cond, inputs), done.reshape(-1, *(1,) * (cond.ndim - 1))
-        prediction = jax.tree.map(lambda p, g: jnp.where(off, p, g), plain, guided)
         eps, away = (inputs.predict(end).eps.reshape(len(done), -1) for end in (cond, uncond))
         lengths = jnp.sqrt(jnp.sum(eps**2, 1) * jnp.sum(away**2, 1))
         cosine = jnp.sum(eps * away, 1) / jnp.where(lengths == 0, 1, lengths)
@@ -96,6 +94,11 @@ class AdaptiveGuidance(Wrapper):
         """No guidance where the wrapped rule has none."""
         of = self.inner.simplify(scales)
         return of if isinstance(of, NoGuidance) else AdaptiveGuidance(inner=of, cosine=self.cosine)
+
+
+def _guided_where(guides: Bool[Array, "b"], mode: int | Int[Array, "#b"]) -> Int[Array, "b"]:
+    """`mode` where the rule guides, elsewhere at most the conditional stream."""
+    return jnp.where(guides, mode, jnp.minimum(mode, CONDITIONAL))
 
 
 # The factor of w - 1 at the share u of the steps that are gone, 0 <= u < 1; its mean is 1.

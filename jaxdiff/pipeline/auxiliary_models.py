@@ -14,7 +14,7 @@ from jaxdiff.core.configs import from_mapping, prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Bool, Float, NDArray
 from jaxdiff.data.tokenizer import tokenize
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
@@ -66,7 +66,7 @@ class AuxiliaryModels:
         self.image_processor = read_image_processor(folder, module.vision_model.config.image_size)
 
     def set_guidance_model(
-        self, guidance_model: "Pipeline | None", channels: int, schedule: NoiseSchedule
+        self, guidance_model: "Pipeline | None", channels: int, schedule: Schedule
     ) -> None:
         """Set the weaker model; InputError unless it has these channels and this schedule."""
         if guidance_model is not None and guidance_model.unet.config.in_channels != channels:

@@ -14,7 +14,12 @@ from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.guidance.base import Guidance
 from jaxdiff.pipeline import image_inputs
-from jaxdiff.pipeline.compiled_model import CompiledModel, ConditioningPair, ProgressCallback
+from jaxdiff.pipeline.compiled_model import (
+    CompiledModel,
+    ConditioningPair,
+    ProgressCallback,
+    StartLevel,
+)
 from jaxdiff.pipeline.inputs import BatchInputs
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.tiling import tiled
@@ -25,11 +30,10 @@ class SamplingPlan(NamedTuple):
     """The sampling settings that all images of a call share."""
 
     request: Request
-    grid: TimestepGrid
-    step_range: tuple[int, int]
+    grid: TimestepGrid  # one row for each image of the call
+    start: StartLevel  # likewise
     rule: Guidance
     guidance_model: CompiledModel | None  # those of a weaker model
-    start: str  # see `CompiledModel.denoise`
     decode: bool
     tile: int | None  # of the VAE, in pixels
     callback: ProgressCallback | None
@@ -111,13 +115,12 @@ class BatchRunner:
                 noise,
                 conditioning,
                 inputs.guidance_scales,
-                plan.grid,
+                inputs.grid,
                 inputs.keys,
                 sampler=get_sampler(plan.request.sampler, plan.request.eta),
                 rule=plan.rule,
-                step_range=plan.step_range,
+                start=inputs.start,
                 targets=inputs.targets,
-                start=plan.start,
                 given=latents,
                 mask=mask,
                 callback=plan.callback,

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree, UInt8
+from jaxdiff.core.types import Array, Float, Key, NDArray, PyTree, UInt8
 from jaxdiff.diffusion.losses import add_noise
+from jaxdiff.diffusion.predictions import per_image
 from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
@@ -58,6 +59,13 @@ class Denoised(NamedTuple):
     latents: Float[NDArray, "b h w c"]
     # Of each watched step: the noisy latents from which it started, and its D.
     watched: list[tuple[Float[NDArray, "b h w c"], Float[NDArray, "b h w c"]]]
+
+
+class StartLevel(NamedTuple):
+    """What the steps of each image begin from: alpha x0 + sigma eps, x0 the latents given."""
+
+    sigma: Float[Array, "b"]
+    alpha: Float[Array, "b"] | None = None  # None: no latents are given
 
 
 NO_TARGETS = GuidanceTargets()
@@ -190,52 +198,58 @@ class CompiledModel:
         *,
         sampler: Sampler,
         rule: Guidance,
-        step_range: tuple[int, int],
+        start: StartLevel,
         targets: GuidanceTargets = NO_TARGETS,
-        start: str = "noise",
         given: Float[NDArray, "b h w c"] | None = None,
         mask: Float[NDArray, "b h w 1"] | None = None,
         callback: ProgressCallback | None = None,
         intermediate_steps: Collection[int] = (),
     ) -> Denoised:
-        """Latents after the steps of `step_range`, in chunks of about CHUNK_S seconds.
+        """Latents after the steps `grid.first` ... `grid.last` - 1 of each image.
 
-        `start` says what the first step begins from: "noise"; the latents `given`, with noise
-        ("image") or as noisy as they are ("latents"). With a `mask` they stay where it is 0.
-        Each of the `intermediate_steps` is a chunk of its own; that changes no bit and compiles
-        nothing.
+        In chunks of about CHUNK_S seconds. With a `mask` the latents `given` stay where it is 0.
+        Each of the `intermediate_steps`, which all images run, is a chunk of its own; that changes
+        no bit and compiles nothing.
         """
         networks, params = self._networks(rule, targets)
         eps, w, k, x0, m, s = self._split((noise, scales, keys, given, mask, targets))
+        levels, begin = self._split((grid, start))
         known = None if m is None else InpaintingMask(x0, eps, m)
-        first, last = step_range
         rule = jax.tree.map(np.float32, rule)
-        program = self._program(init_latents, "dd...", sampler=sampler, start=start)
-        carry = program(eps, x0, grid, np.int32(first), rule)
+        program = self._program(init_latents, "ddd.", sampler=sampler)
+        carry = program(eps, x0, begin, rule)
         program = self._program(
             denoise_steps,
-            "..ddd.ddd..",
+            "..ddddddd..",
             networks=networks,
             image_processor=self._image_processor,
             sampler=sampler,
         )
-        done, chunk, watched = first, 1, []
-        ends = {last, *intermediate_steps, *(i + 1 for i in intermediate_steps)}
-        while done < last:
-            began = gather_leading_axis(carry.x) if done in intermediate_steps else None
+        first = np.asarray(grid.first)
+        count = int(np.max(grid.last - first))  # of the image with the most steps
+        shown = {step: step - first for step in intermediate_steps}  # after how many of its own
+        stops = {int(k) for after in shown.values() for k in after}
+        ends = {count, *stops, *(k + 1 for k in stops)}
+        done, chunk, seen = 0, 1, {}
+        while done < count:
+            began = gather_leading_axis(carry.x) if done in stops else None
             started = time.perf_counter()
             stop = min(done + chunk, *(end for end in ends if end > done))
             bounds = np.int32(done), np.int32(stop)
             compiled = program.compile_s
-            carry = program(params, rule, carry, conditioning, w, grid, k, known, s, *bounds)
+            carry = program(params, rule, carry, conditioning, w, levels, k, known, s, *bounds)
             jax.block_until_ready(carry)
             ran = time.perf_counter() - started - (program.compile_s - compiled)
             chunk = max(1, int(CHUNK_S * (stop - done) / max(ran, 1e-6)))
-            done = stop
             if began is not None:
-                watched.append((began, gather_leading_axis(carry.x0)))
+                seen[done] = began, gather_leading_axis(carry.x0)
+            done = stop
             if callback:
-                callback(done - first, last - first)
+                callback(done, count)
+        watched = [
+            tuple(np.stack([seen[k][half][i] for i, k in enumerate(after)]) for half in (0, 1))
+            for after in shown.values()
+        ]
         return Denoised(gather_leading_axis(carry.x), watched)
 
     def _networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
@@ -278,21 +292,16 @@ def _latents(params: PyTree, images: Array, *, graph: Any) -> Array:
 def init_latents(
     noise: Array,
     given: Array | None,
-    grid: TimestepGrid,
-    first: Int[Array, ""],
+    start: StartLevel,
     rule: Guidance,
     *,
     sampler: Sampler,
-    start: str,
 ) -> SamplingState:
-    """The state before the first step, from noise or from the latents `given`."""
-    if given is None or start == "noise":
-        x = grid.init_noise_sigma * noise
-    elif start == "image":
-        level = grid.level(first)
-        x = add_noise(given, noise, level.alpha, level.sigma)
+    """The state before the first step, from noise and the latents `given`."""
+    if given is None or start.alpha is None:
+        x = per_image(start.sigma, noise) * noise
     else:
-        x = given
+        x = add_noise(given, noise, start.alpha, start.sigma)
     return init_state(x, sampler=sampler, guidance_state=rule.init_state(x))
 
 
@@ -313,7 +322,7 @@ def denoise_steps(
     image_processor: CLIPImageProcessor | None,
     sampler: Sampler,
 ) -> SamplingState:
-    """The state after the steps from `start` to `stop`."""
+    """The state after the steps from `start` to `stop`, as `run_steps` counts them."""
     network, weaker, guide = networks.denoiser, networks.guidance_model, None
     if weaker is not None:
         guide = ConditionedNetwork(

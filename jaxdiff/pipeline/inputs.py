@@ -9,9 +9,11 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray
 from jaxdiff.core.validate import check_shape
+from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.classifier_guidance import GuidanceTargets
+from jaxdiff.pipeline.compiled_model import StartLevel
 from jaxdiff.pipeline.conditioning import TokenizedPrompts
 from jaxdiff.pipeline.request import Request
 from jaxdiff.samplers.noise import per_sample_keys
@@ -48,6 +50,8 @@ class BatchInputs(NamedTuple):
     guidance_model_time_ids: Float[NDArray, "b k i"] | None
     guidance_scales: GuidanceScales
     targets: GuidanceTargets
+    grid: TimestepGrid
+    start: StartLevel
     keys: Key[Array, "b"]
     noise: Float[NDArray, "b h w c"] | None
     images: Float[NDArray, "b h2 w2 3"] | None  # in [-1, 1]
@@ -67,13 +71,16 @@ def make_batches(
     request: Request,
     init: InitImage,
     tokenized: TokenizedRequest,
+    grid: TimestepGrid,
+    start: StartLevel,
     latent_shape: tuple[int, int, int],
     size: int,
 ) -> Iterator[tuple[list[int], BatchInputs]]:
     """Batches of at most `size` images, each with the numbers of its images.
 
     The prompts of a batch have equally many chunks, so that an image does not depend on its batch.
-    Raises InputError where the inputs do not fit the request.
+    `grid` and `start` have one row for each image. Raises InputError where the inputs do not fit
+    the request.
     """
     count, pixels = len(request.prompts), (request.height, request.width)
     images = latents = masks = noise = None
@@ -91,6 +98,8 @@ def make_batches(
         tokenized.guidance_model_time_ids,
         tokenized.guidance_scales,
         tokenized.targets,
+        grid,
+        start,
         keys,
         noise,
         images,

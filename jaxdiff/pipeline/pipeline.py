@@ -14,15 +14,20 @@ import numpy as np
 from PIL import Image
 
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
+from jaxdiff.checkpoints.schedulers import (
+    MAX_CONTINUOUS_STEPS,
+    SchedulerOptions,
+    make_grid,
+    prediction_type_of,
+    schedule_of,
+)
 from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import parameter_count
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, one_of, positive
-from jaxdiff.diffusion.predictions import PREDICTION_TYPES
-from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.diffusion.timesteps import SchedulerOptions, TimestepGrid
+from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.clip import CLIPTextModel
@@ -31,7 +36,7 @@ from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
 from jaxdiff.pipeline.batches import BatchRunner, SamplingPlan, StageTimer
-from jaxdiff.pipeline.compiled_model import CompiledModel, ProgressCallback
+from jaxdiff.pipeline.compiled_model import CompiledModel, ProgressCallback, StartLevel
 from jaxdiff.pipeline.conditioning import TextConditioner
 from jaxdiff.pipeline.diffusers_arguments import accept_diffusers_arguments
 from jaxdiff.pipeline.inputs import BatchInputs, InitImage, Noise, make_batches
@@ -42,7 +47,7 @@ from jaxdiff.pipeline.parts import ENCODERS, check_channels, check_parts
 from jaxdiff.pipeline.prompt_encoding import PromptTokenizer, guidance_rule, tokenize_request
 from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_of
 from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer, add_inversion
-from jaxdiff.samplers.registry import make_grid, nfe_per_step
+from jaxdiff.samplers.registry import nfe_per_step
 
 OUTPUTS = ("pil", "numpy", "latent")
 MAX_UNTILED = 2048 * 2048  # pixels that the VAE processes without tiles
@@ -112,13 +117,9 @@ class Pipeline:
             self.text_encoders,
             zero_uncond=bool(parts.options.get("force_zeros_for_empty_prompt", True)),
         )
-        self.schedule = NoiseSchedule.from_config(parts.scheduler)
+        self.schedule = schedule_of(parts.scheduler)
         self.scheduler_options = SchedulerOptions.from_config(parts.scheduler)
-        self.prediction_type = one_of(
-            "scheduler_config.json: prediction_type",
-            parts.scheduler.get("prediction_type", "epsilon"),
-            PREDICTION_TYPES,
-        )
+        self.prediction_type = prediction_type_of(parts.scheduler)
         native = size_of(self.unet.config.sample_size, self.vae.config.downscale)
         distilled = {"guidance": "none"} if self.has_guidance_embedding else {}
         self.defaults = Defaults.of(
@@ -234,7 +235,7 @@ class Pipeline:
                 "guidance-distilled"
             )
         if image is not None or request.denoising_end is not None:
-            self._steps(request)  # raises where no step is left
+            self._grid(request)  # raises where no step is left
         return request
 
     def _with_image_defaults(
@@ -248,7 +249,11 @@ class Pipeline:
             height, width = image_inputs.image_size(image) or (None, None)
         defaults: Options = {"height": height, "width": width}
         if options.get("denoising_start") is None:
-            defaults["strength"] = STRENGTH if mask is None else 1.0
+            strength, chosen = STRENGTH if mask is None else 1.0, options.get("strength")
+            defaults["strength"] = strength
+            if isinstance(chosen, Sequence):
+                filled = [strength if value is None else value for value in chosen]
+                options = cast(Options, {**options, "strength": filled})
         given = {name: value for name, value in options.items() if value is not None}
         return cast(Options, {**defaults, **given})
 
@@ -316,10 +321,11 @@ class Pipeline:
         size = cell * latents.shape[1], cell * latents.shape[2]
         return self._runner.decode_latents(latents, self._tile(size, vae_tile))
 
-    def nfe(self, request: Request) -> int:
-        """Number of network evaluations per image of a request (NFE); see `guidance.nfe`."""
-        grid, (first, last) = self._steps(request)
-        ends_clean = last == int(grid.num_steps)
+    def nfe(self, request: Request, index: int = 0) -> int:
+        """Network evaluations for image `index` of a request (NFE); see `guidance.nfe`."""
+        grid = jax.tree.map(lambda leaf: jnp.asarray(leaf[[index]]), self._grid(request))
+        first, last = int(grid.first[0]), int(grid.last[0])
+        ends_clean = last == int(grid.num_steps[0])
         rule = guidance_rule(request)
         restarts = phase_switches(rule, grid, first, last)
         per_step = nfe_per_step(
@@ -451,42 +457,46 @@ class Pipeline:
         callback: ProgressCallback | None,
         intermediate_steps: Sequence[int],
     ) -> SamplingPlan:
-        grid, span = self._steps(request)
+        grid = self._grid(request)
         for step in intermediate_steps:
-            in_range("intermediate_steps", step, span[0], span[1] - 1)
-        if request.denoising_start is not None:
-            start = "latents"
-        elif init.image is None or (init.mask is not None and request.strength == 1):
-            start = "noise"
-        else:
-            start = "image"
+            in_range("intermediate_steps", step, int(max(grid.first)), int(min(grid.last)) - 1)
         return SamplingPlan(
             request=request,
             grid=grid,
-            step_range=span,
+            start=_start_level(grid, request, init),
             rule=guidance_rule(request),
             guidance_model=None
             if self._auxiliary.guidance_model is None
             else self._auxiliary.guidance_model.stages,
-            start=start,
             decode=decode,
             tile=tile,
             callback=callback,
             intermediate_steps=tuple(sorted(set(intermediate_steps))),
         )
 
-    def _steps(self, request: Request) -> tuple[TimestepGrid, tuple[int, int]]:
-        """The timestep grid of a request, and the range of steps to run."""
-        grid = make_grid(
-            self.schedule,
-            request.sampler,
-            request.steps,
-            prediction_type=self.prediction_type,
-            spacing=request.timestep_spacing,
-            options=self.scheduler_options,
-        )
-        times = np.asarray(grid.t)[: int(grid.num_steps)]
-        return grid, request.step_range(times, self.schedule.num_timesteps)
+    def _grid(self, request: Request) -> TimestepGrid:
+        """The timestep grid of each image, with the steps to run, on the host."""
+        grids: dict[tuple[int, str | None], TimestepGrid] = {}
+        tokens = request.height * request.width // (2 * self.vae.config.downscale) ** 2
+        rows, levels = [], self.schedule.num_discrete or MAX_CONTINUOUS_STEPS
+        for index in range(len(request.prompts)):
+            steps, spacing = request.of("steps", index), request.of("timestep_spacing", index)
+            if (steps, spacing) not in grids:
+                grid = make_grid(
+                    self.schedule,
+                    request.sampler,
+                    steps,
+                    prediction_type=self.prediction_type,
+                    spacing=spacing,
+                    options=self.scheduler_options,
+                    num_tokens=tokens,
+                )
+                grids[steps, spacing] = jax.tree.map(np.asarray, grid)
+            grid = grids[steps, spacing]
+            ends = request.step_range(index, np.asarray(grid.t[0, :steps]), levels)
+            first, last = (np.array([end], np.int32) for end in ends)
+            rows.append(grid._replace(first=first, last=last))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
 
     def _inputs(
         self, plan: SamplingPlan, init: InitImage, size: int
@@ -500,4 +510,23 @@ class Pipeline:
             None if weaker is None else weaker._prompt_tokenizer,
             self._auxiliary.guidance_targets(request, self.tokenizer),
         )
-        yield from make_batches(request, init, tokenized, self._runner.latent_shape(request), size)
+        shape = self._runner.latent_shape(request)
+        yield from make_batches(request, init, tokenized, plan.grid, plan.start, shape, size)
+
+
+def _start_level(grid: TimestepGrid, request: Request, init: InitImage) -> StartLevel:
+    """From noise, from initial images with noise, or from latents as noisy as they are."""
+    noise = np.asarray(grid.init_noise_sigma)
+    if init.image is None:
+        return StartLevel(noise)
+    count = len(request.prompts)
+    if request.denoising_start is not None:
+        return StartLevel(np.zeros(count, np.float32), np.ones(count, np.float32))
+    alpha, sigma = (
+        table[np.arange(count), np.asarray(grid.first)] for table in (grid.alpha, grid.sigma)
+    )
+    # a mask at full strength leaves nothing of what it covers
+    whole = np.array(
+        [init.mask is not None and request.of("strength", i) == 1 for i in range(count)]
+    )
+    return StartLevel(np.where(whole, noise, sigma), np.where(whole, 0, alpha).astype(alpha.dtype))

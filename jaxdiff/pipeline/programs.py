@@ -26,31 +26,44 @@ class CompiledFunction:
         *,
         precision: str | None = None,
     ) -> None:
-        in_axes = tuple(0 if own else None for own in per_device)
-        self._mapped = jax.pmap(function, axis_name="data", in_axes=in_axes, devices=devices)
-        self._precision = precision
+        self._function, self._per_device = function, tuple(per_device)
+        self._devices, self._precision = devices, precision
         self._executables: dict[Any, Any] = {}
         self.compile_s = 0.0
 
     def __call__(self, *arguments: PyTree) -> Any:
         """Run on `arguments`, compiling first where these shapes are new."""
-        key = _signature(arguments)
+        leaves, structure = jax.tree.flatten(arguments)
+        key = structure, tuple((np.shape(x), jax.numpy.result_type(x)) for x in leaves)
         if key not in self._executables:
             started = time.perf_counter()
             with jax.default_matmul_precision(self._precision):
-                self._executables[key] = self._mapped.lower(*arguments).compile()
+                self._executables[key] = self._mapped(arguments).lower(*leaves).compile()
             self.compile_s += time.perf_counter() - started
-        return self._executables[key](*arguments)
+        return self._executables[key](*leaves)
+
+    def _mapped(self, arguments: tuple[PyTree, ...]) -> Any:
+        """The mapped function of the leaves of such `arguments`.
+
+        Of leaves, since pmap takes axes for arguments to be those of leaves where there happen to
+        be equally many, which None among the arguments brings about.
+        """
+        structure = jax.tree.structure(arguments)
+        axes = [
+            0 if own else None
+            for own, argument in zip(self._per_device, arguments, strict=True)
+            for _ in jax.tree.leaves(argument)
+        ]
+
+        def run(*leaves: Any) -> Any:
+            return self._function(*jax.tree.unflatten(structure, leaves))
+
+        return jax.pmap(run, axis_name="data", in_axes=tuple(axes), devices=self._devices)
 
     @property
     def compilations(self) -> int:
         """How many executables there are: one per set of argument shapes."""
         return len(self._executables)
-
-
-def _signature(arguments: PyTree) -> Any:
-    leaves, structure = jax.tree.flatten(arguments)
-    return structure, tuple((np.shape(x), jax.numpy.result_type(x)) for x in leaves)
 
 
 def shard_leading_axis(tree: PyTree, devices: int) -> PyTree:

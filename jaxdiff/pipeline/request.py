@@ -6,18 +6,18 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
+from jaxdiff.checkpoints.schedulers import SPACINGS, prediction_type_of, sampler_name
 from jaxdiff.core.aliases import rename_guidance
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.diffusion.timesteps import SPACINGS
 from jaxdiff.guidance.base import innermost
 from jaxdiff.guidance.cfg_plus_plus import CFGPlusPlus
 from jaxdiff.guidance.classifier_free import NegativePromptGuidance
 from jaxdiff.guidance.registry import parse as parse_rule
 from jaxdiff.pipeline.prompts import parse
-from jaxdiff.samplers.registry import SAMPLERS, get_sampler, sampler_name
+from jaxdiff.samplers.registry import SAMPLERS, get_sampler
 
 _OWN = ("original_size", "crop_top_left", "target_size")
 SDXL_SIZE_FIELDS = (*_OWN, *(f"negative_{name}" for name in _OWN))
@@ -81,15 +81,15 @@ class Options(TypedDict, total=False):
     classifier_scale: float | Sequence[float | None] | None  # of classifier guidance
     clip_scale: float | Sequence[float | None] | None  # of CLIP guidance
     seed: int | Sequence[int]  # an integer s: image i has seed s + i
-    steps: int | None
+    steps: int | Sequence[int | None] | None
     sampler: str | None
-    timestep_spacing: str | None
+    timestep_spacing: str | Sequence[str | None] | None
     eta: float | None
     height: int | None  # in pixels
     width: int | None
     prompt_syntax: bool | None
     clip_skip: int | None
-    strength: float | None
+    strength: float | Sequence[float | None] | None
     denoising_start: float | None
     denoising_end: float | None
     original_size: tuple[int, int] | None
@@ -104,7 +104,10 @@ class Options(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One entry per image in the prompts, `guidance_scales` and `seeds`."""
+    """One entry per image in the prompts, `guidance_scales` and `seeds`.
+
+    `steps`, `timestep_spacing` and `strength` are one value for all images, or one entry per image.
+    """
 
     prompts: tuple[str, ...]
     prompts_2: tuple[str | None, ...]  # of the second text encoder; None: the same prompts
@@ -116,15 +119,15 @@ class Request:
     clip_scales: tuple[float | None, ...]
     seeds: tuple[int, ...]
     guidance: str = "cfg"  # guidance rule and wrappers
-    steps: int
+    steps: int | tuple[int, ...]
     sampler: str
-    timestep_spacing: str | None
+    timestep_spacing: str | tuple[str | None, ...] | None
     height: int
     width: int
     eta: float | None = None  # of ddim, 0 to 1; None: the sampler's default
     prompt_syntax: bool = True  # read (word:1.3), [word], BREAK and AND
     clip_skip: int = 0  # layers to skip at the end of the text encoders
-    strength: float | None = None  # how much an initial image changes, 0 to 1
+    strength: float | tuple[float, ...] | None = None  # how much an initial image changes, 0 to 1
     denoising_start: float | None = None  # fraction of the process that is already done
     denoising_end: float | None = None  # fraction of the process after which to stop
     original_size: tuple[int, int] | None = None  # height, width (SDXL); None: the image's
@@ -135,6 +138,11 @@ class Request:
     negative_target_size: tuple[int, int] | None = None
     aesthetic_score: float = 6.0  # input of SDXL's refiner, 0 to 10
     negative_aesthetic_score: float = 2.5  # of the null stream
+
+    def of(self, name: str, index: int) -> Any:
+        """The value of a field for image `index`."""
+        value = getattr(self, name)
+        return value[index] if name in _EITHER and isinstance(value, tuple) else value
 
     def to_metadata(self, index: int) -> dict[str, Any]:
         """The settings of image `index` as JSON values; rare options only if set."""
@@ -148,7 +156,7 @@ class Request:
         seconds |= {name: getattr(self, f"{name}s") for name in _SCALES}
         own |= {name: column[index] for name, column in seconds.items() if column[index]}
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value = self.of(field.name, index)
             if field.name not in _COLUMNS and (
                 field.default is dataclasses.MISSING or value != field.default
             ):
@@ -163,8 +171,8 @@ class Request:
         second = self.negative_prompts_2[index] or negative, self.prompts_2[index] or prompt
         return (negative, prompt), second
 
-    def step_range(self, times: Float[NDArray, "n"], levels: int) -> tuple[int, int]:
-        """First and end (exclusive) of the steps to run, among the steps at `times`.
+    def step_range(self, index: int, times: Float[NDArray, "n"], levels: int) -> tuple[int, int]:
+        """First and end (exclusive) of the steps to run for image `index`, of those at `times`.
 
         A strength s runs the last int(n s) of n steps (SDEdit, 2108.01073); a fraction of the
         process ends at time round(levels (1 - fraction)). InputError if no step is left.
@@ -173,13 +181,14 @@ class Request:
         def steps_until(fraction: float) -> int:
             return int(np.sum(times >= round(levels * (1 - fraction))))
 
-        n = len(times)
-        first = 0 if self.strength is None else n - min(int(n * self.strength), n)
+        n, strength = len(times), self.of("strength", index)
+        first = 0 if strength is None else n - min(int(n * strength), n)
         first = first if self.denoising_start is None else steps_until(self.denoising_start)
         last = n if self.denoising_end is None else steps_until(self.denoising_end)
         if first >= last:
             names = ("strength", "denoising_start", "denoising_end")
-            chosen = [f"{x} {getattr(self, x)}" for x in names if getattr(self, x) is not None]
+            values = {name: self.of(name, index) for name in names}
+            chosen = [f"{name} {value}" for name, value in values.items() if value is not None]
             raise InputError(
                 f"steps: got {n} with {', '.join(chosen)}, expected at least one step to run"
             )
@@ -188,6 +197,8 @@ class Request:
 
 _TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 _SCALES = ("negative_scale", "classifier_scale", "clip_scale")
+# one value for all images, or one for each
+_EITHER: dict[str, type] = {"steps": int, "timestep_spacing": str, "strength": float}
 _DEFAULTS = (
     "guidance_scale",
     "guidance",
@@ -228,8 +239,8 @@ def resolve(
 ) -> Request:
     """The complete request; None takes the model's default, one value serves all images.
 
-    A single prompt with several seeds, scales, other prompts or initial `images` gives one image
-    for each. Height and width must be multiples of `vae_scale_factor`. Raises InputError.
+    A single prompt with several seeds, scales, steps, other prompts or initial `images` gives one
+    image for each. Height and width must be multiples of `vae_scale_factor`. Raises InputError.
     """
     chosen: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
     choices = {name: getattr(defaults, name) for name in _DEFAULTS} | chosen
@@ -242,7 +253,13 @@ def resolve(
     scale, seed = choices.pop("guidance_scale"), choices.pop("seed", 0)
     prompts = {"prompt": prompt} | {name: choices.pop(name, None) for name in _TEXTS[1:]}
     extras = {name: choices.pop(name, None) for name in _SCALES}
-    count = max(images, _count(prompts | extras | {"guidance_scale": scale, "seed": seed}))
+    either = {name: choices.get(name) for name in _EITHER}
+    columns = prompts | extras | either | {"guidance_scale": scale, "seed": seed}
+    count = max(images, _count(columns))
+    for name, value in either.items():
+        if not _single(value):
+            filled = [getattr(defaults, name, None) if v is None else v for v in value]
+            choices[name] = _column(name, filled, count, _EITHER[name])
     seeds = np.arange(count) + np.asarray(seed) if _single(seed) else seed
     request = Request(
         **{_plural(name): _column(name, texts, count, str) for name, texts in prompts.items()},
@@ -274,7 +291,7 @@ def _column(name: str, value: Any, count: int, kind: type) -> tuple[Any, ...]:
         entries *= count
     if len(entries) != count:
         raise InputError(f"{name}: got {len(entries)} entries, expected 1 or {count}")
-    if None in entries and name not in (*_TEXTS[1:], *_SCALES):
+    if None in entries and name not in (*_TEXTS[1:], *_SCALES, "timestep_spacing"):
         raise InputError(f"{name}: got None, expected a {kind.__name__}")
     return tuple(None if entry is None else kind(entry) for entry in entries)
 
@@ -292,7 +309,7 @@ def _distilled(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     turbo = (
         name.startswith("Euler")
         and scheduler.get("timestep_spacing") == "trailing"
-        and scheduler.get("prediction_type", "epsilon") == "epsilon"
+        and prediction_type_of(scheduler) == "epsilon"
     )
     return {"guidance_scale": 1.0, "steps": 1} if turbo else {}
 
@@ -337,11 +354,13 @@ def _check_guidance(request: Request) -> None:
 
 
 def _check(request: Request, vae_scale_factor: int) -> None:
-    _check_loop(request.steps, request.sampler, request.timestep_spacing)
     get_sampler(request.sampler, request.eta)
-    for name in ("strength", "denoising_start", "denoising_end"):
-        if getattr(request, name) is not None:
-            in_range(name, getattr(request, name), 0, 1)
+    for index in range(len(request.prompts)):
+        steps, spacing = request.of("steps", index), request.of("timestep_spacing", index)
+        _check_loop(steps, request.sampler, spacing)
+        for name in ("strength", "denoising_start", "denoising_end"):
+            if (value := request.of(name, index)) is not None:
+                in_range(name, value, 0, 1)
     for name in ("aesthetic_score", "negative_aesthetic_score"):
         in_range(name, getattr(request, name), 0, 10)
     in_range("clip_skip", request.clip_skip, 0, 100)

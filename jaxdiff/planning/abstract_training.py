@@ -17,7 +17,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, PyTree, dtype_of
 from jaxdiff.core.validate import one_of
 from jaxdiff.data.latents import DESCRIPTION, LatentCacheInfo, read_description
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.experiments.clip import attribute_heads
 from jaxdiff.experiments.experiment import check_data_kind
 from jaxdiff.experiments.procedural import image_side
@@ -246,7 +246,7 @@ def _distillation(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     folder = pathlib.Path(objective.teacher)
     networks = _networks(DiffusionObjective(pipeline=objective.teacher), dtype)
     file = folder / SCHEDULER / "scheduler_config.json"
-    schedule = NoiseSchedule.from_config(read_object(file)) if file.is_file() else NoiseSchedule()
+    schedule = VPSchedule.from_config(read_object(file)) if file.is_file() else VPSchedule()
     zero_uncond = cast(Any, networks["unet"]).config.addition_embed_type is not None
     model = student_model(objective, networks, PREDICTION_TYPE, zero_uncond=zero_uncond)
     teacher = cast(UNet2DConditionModel, networks["unet"])

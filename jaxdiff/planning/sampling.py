@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from jaxdiff.checkpoints.schedulers import make_grid
 from jaxdiff.core.types import PyTree, dtype_of
 from jaxdiff.core.validate import positive
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.guidance.registry import parse
 from jaxdiff.models.build import param_dict
@@ -22,6 +23,7 @@ from jaxdiff.pipeline.compiled_model import (
     NO_TARGETS,
     ConditioningPair,
     Networks,
+    StartLevel,
     denoise_steps,
     init_latents,
 )
@@ -30,7 +32,7 @@ from jaxdiff.planning.compiling import CompiledProgram, compile_traced
 from jaxdiff.planning.max_batch import max_batch_size
 from jaxdiff.planning.report import Plan, Planner
 from jaxdiff.planning.topology import Topology, topology_devices
-from jaxdiff.samplers.registry import get_sampler, make_grid
+from jaxdiff.samplers.registry import get_sampler
 from jaxdiff.training.flops import forward_flops
 
 PREDICTION_TYPE = "epsilon"  # costs as much as any other
@@ -138,15 +140,13 @@ def _traced(options: SamplingOptions, network: UNetAdapter, batch_size: int, dev
     """The traced loop for `batch_size` images on a chip."""
     guidance, sampler = _rule(options), get_sampler(options.sampler, None)
     rule = jax.tree.map(np.float32, guidance)
-    grid = make_grid(
-        NoiseSchedule(), options.sampler, options.steps, prediction_type=PREDICTION_TYPE
-    )
+    grid = make_grid(VPSchedule(), options.sampler, options.steps, prediction_type=PREDICTION_TYPE)
     grid = jax.tree.map(np.asarray, grid)  # not on a device of this machine
     size = _latent_size(options, network)
     noise = S((batch_size, *size, network.module.config.out_channels), jnp.float32)
     zero = np.int32(0)
-    init = functools.partial(init_latents, sampler=sampler, start="noise")
-    carry = jax.eval_shape(init, noise, None, grid, zero, rule)
+    init = functools.partial(init_latents, sampler=sampler)
+    carry = jax.eval_shape(init, noise, None, StartLevel(grid.init_noise_sigma), rule)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
     guidance_scales = GuidanceScales(cast(Any, S((batch_size,), jnp.float32)))
     streams = len(guidance.streams)

@@ -7,10 +7,11 @@ any path x = alpha x0 + sigma eps, and none divides by the alpha of pure noise o
 clean image.
 """
 
+from jaxdiff.core.aliases import former_names
 from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
 from jaxdiff.samplers.loop import init_state, run_steps, sample
 from jaxdiff.samplers.noise import initial_noise, per_sample_keys
-from jaxdiff.samplers.registry import SAMPLERS, get_sampler, make_grid
+from jaxdiff.samplers.registry import SAMPLERS, get_sampler
 
 __all__ = [
     "SAMPLERS",
@@ -20,8 +21,8 @@ __all__ = [
     "get_sampler",
     "init_state",
     "initial_noise",
-    "make_grid",
     "per_sample_keys",
     "run_steps",
     "sample",
 ]
+__getattr__ = former_names(__name__)

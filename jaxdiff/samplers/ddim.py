@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
 
 
@@ -20,9 +20,6 @@ class DDIM:
     """
 
     eta: float = 0.0  # 0: deterministic; 1: DDPM
-    convention: SchedulerConvention = dataclasses.field(
-        default=SchedulerConvention(final_sigma="set_alpha_to_one"), init=False
-    )
 
     def __post_init__(self) -> None:
         in_range("eta", self.eta, 0, 1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
 
 
@@ -22,7 +22,6 @@ class DDPM:
     """
 
     variance: str = "fixed_small"  # or "fixed_large"
-    convention: SchedulerConvention = dataclasses.field(default=SchedulerConvention(), init=False)
 
     def __post_init__(self) -> None:
         one_of("variance", self.variance, ("fixed_small", "fixed_large"))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
 from jaxdiff.samplers.ddpm import DDPM
 
@@ -21,11 +21,6 @@ class ClassifierGuidedDDPM:
 
     score: Callable[[Array, NoiseLevel], Array]
     inner: DDPM = dataclasses.field(default_factory=DDPM)
-
-    @property
-    def convention(self) -> SchedulerConvention:
-        """That of DDPM."""
-        return self.inner.convention
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""

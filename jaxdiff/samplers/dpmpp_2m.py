@@ -6,12 +6,8 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
-
-CONVENTION = SchedulerConvention(
-    spacing="linspace", extra_points=1, final_sigma="final_sigmas_type", in_sigma_space=True
-)
+from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.samplers.base import NoiseFn, SamplingState, full_per_image, log_snr_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,11 +18,9 @@ class DPMpp2M:
     x' = (sigma'/sigma) x - alpha' (exp(-h) - 1) Dd.
     """
 
-    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
-
-    def init(self, x: Float[Array, "b *d"]) -> Float[Array, ""]:
+    def init(self, x: Float[Array, "b *d"]) -> Float[Array, "b ..."]:
         """h0: before the first step it is infinite, which makes that step first-order."""
-        return jnp.asarray(jnp.inf, x.dtype)
+        return full_per_image(x, jnp.inf)
 
     def step(
         self,

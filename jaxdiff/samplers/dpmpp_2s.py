@@ -6,18 +6,17 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
-from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
-from jaxdiff.samplers.dpmpp_2m import CONVENTION
+from jaxdiff.diffusion.predictions import Denoiser, per_image
+from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.samplers.base import NoiseFn, SamplingState, full_per_image, log_snr_step
 
 
 class StepStart(NamedTuple):
     """The start of the last step, and its h."""
 
     x: Float[Array, "b *d"]
-    sigma: Float[Array, ""]
-    h: Float[Array, ""]  # before the first step infinite, which makes that step first-order
+    sigma: Float[Array, "b ..."]
+    h: Float[Array, "b ..."]  # before the first step infinite, which makes that step first-order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,13 +30,9 @@ class DPMpp2S:
     Where h is infinite, from pure noise or to a clean image, it is of first order too.
     """
 
-    convention: SchedulerConvention = dataclasses.field(
-        default=dataclasses.replace(CONVENTION, fixed_spacing=True), init=False
-    )
-
     def init(self, x: Float[Array, "b *d"]) -> StepStart:
         """No base yet."""
-        return StepStart(jnp.zeros_like(x), jnp.ones((), x.dtype), jnp.asarray(jnp.inf, x.dtype))
+        return StepStart(jnp.zeros_like(x), full_per_image(x, 1.0), full_per_image(x, jnp.inf))
 
     def step(
         self,
@@ -55,7 +50,8 @@ class DPMpp2S:
         Dd = D_b + h / (2 * base.h) * (D - D_b)
         first = (there.sigma / here.sigma) * state.x - there.alpha * jnp.expm1(-h1) * D
         second = (there.sigma / base.sigma) * base.x - there.alpha * jnp.expm1(-h) * Dd
-        x = jnp.where((here.step % 2 == 1) & jnp.isfinite(h), second, first)
+        is_second = per_image(here.step % 2 == 1, state.x)
+        x = jnp.where(is_second & jnp.isfinite(h), second, first)
         return SamplingState(
             x=x,
             x0=D,

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
-from jaxdiff.samplers.dpmpp_2m import CONVENTION
+from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.samplers.base import NoiseFn, SamplingState, full_per_image, log_snr_step
 
 # The reverse SDE between two levels has the exact solution
 #   x' = (sigma'/sigma) q x + alpha' I + sigma' sqrt(1 - q^2) z,
@@ -38,11 +37,9 @@ class DPMpp2MSDE:
     D at the middle of the step.
     """
 
-    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
-
-    def init(self, x: Float[Array, "b *d"]) -> Float[Array, ""]:
+    def init(self, x: Float[Array, "b *d"]) -> Float[Array, "b ..."]:
         """h0: before the first step it is infinite, which makes that step first-order."""
-        return jnp.asarray(jnp.inf, x.dtype)
+        return full_per_image(x, jnp.inf)
 
     def step(
         self,
@@ -65,8 +62,8 @@ class ModelHistory(NamedTuple):
     """What 3M remembers besides D0; steps that were not made are infinitely long."""
 
     D1: Float[Array, "b *d"]  # D of the last step but one
-    h0: Float[Array, ""]  # the last step
-    h1: Float[Array, ""]  # the last step but one
+    h0: Float[Array, "b ..."]  # the last step
+    h1: Float[Array, "b ..."]  # the last step but one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,11 +75,9 @@ class DPMpp3MSDE:
     Derived here: k-diffusion has half of the last term and diffusers another sign in it besides.
     """
 
-    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
-
     def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No steps yet."""
-        never = jnp.asarray(jnp.inf, x.dtype)
+        never = full_per_image(x, jnp.inf)
         return ModelHistory(jnp.zeros_like(x), never, never)
 
     def step(

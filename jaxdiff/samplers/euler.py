@@ -6,17 +6,8 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
-
-CONVENTION = SchedulerConvention(
-    spacing="linspace",
-    integer_timesteps=False,
-    final_sigma="final_sigmas_type",
-    in_sigma_space=True,
-    sigma_range_from_timesteps=True,
-    scale_initial_noise=True,
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +17,6 @@ class Euler:
     With r = sigma / alpha the ODE is d(x / alpha) / dr = (x / alpha - D) / r = eps. Its step
     x'/alpha' = x/alpha + (r' - r) eps has x/alpha = D + r eps in it, hence x'/alpha' = D + r' eps.
     """
-
-    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""
@@ -53,10 +42,6 @@ class EulerAncestral:
 
     Down to the ratio r'^2 / r = r' q, up by r' sqrt(1 - q^2): in ratios their squares add to r'^2.
     """
-
-    convention: SchedulerConvention = dataclasses.field(
-        default=dataclasses.replace(CONVENTION, final_sigma="zero"), init=False
-    )
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""

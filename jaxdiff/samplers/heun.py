@@ -3,12 +3,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
-from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.base import NoiseFn, SamplingState, ratio_step, sigma_ratio
-from jaxdiff.samplers.euler import CONVENTION
+from jaxdiff.diffusion.predictions import Denoiser, select
+from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.samplers.base import NoiseFn, SamplingState, is_finite_step, ratio_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,10 +19,6 @@ class Heun:
     step to a clean image stays Euler's, so that N steps are 2 N - 1 evaluations; so does one from
     pure noise, where the ratio is infinite.
     """
-
-    convention: SchedulerConvention = dataclasses.field(
-        default=dataclasses.replace(CONVENTION, final_sigma="zero"), init=False
-    )
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""
@@ -40,12 +36,14 @@ class Heun:
         (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
         euler = there.alpha * D + there.sigma * eps
 
-        def corrected(guidance_state: PyTree) -> tuple[Array, PyTree]:
-            (_, end), guidance_state = denoise(euler, there.as_substep_of(here), guidance_state)
-            return euler + ratio_step(here, there) * (end - eps) / 2, guidance_state
+        both_ends = is_finite_step(here, there)
+        one_end = euler, guidance_state
 
-        both_ends = sigma_ratio(here, there) > 0
-        x, guidance_state = jax.lax.cond(
-            both_ends, corrected, lambda guidance_state: (euler, guidance_state), guidance_state
-        )
+        def corrected() -> tuple[Array, PyTree]:
+            level = there.as_substep_of(here, both_ends)
+            (_, end), both = denoise(euler, level, guidance_state)
+            x = euler + ratio_step(here, there) * (end - eps) / 2
+            return select(both_ends, (x, both), one_end)
+
+        x, guidance_state = jax.lax.cond(jnp.any(both_ends), corrected, lambda: one_end)
         return SamplingState(x=x, x0=D, sampler_state=(), guidance_state=guidance_state)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, Int, PyTree
-from jaxdiff.diffusion.predictions import Denoiser
+from jaxdiff.diffusion.predictions import Denoiser, per_image, select
 from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.samplers.base import ratio_step
 
@@ -24,13 +24,16 @@ def invert(
     at the scale of the level above, as if it were there.
     """
 
+    grid = grid.for_images(len(latents))
+
     def step(k: Int[Array, ""], state: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
         x, guidance_state = state
-        i = grid.num_steps - 1 - k
-        low, high = grid.level(i + 1), grid.level(i)
+        i, active = jnp.maximum(grid.num_steps - 1 - k, 0), k < grid.num_steps
+        low, high = (grid.level(j, x.ndim)._replace(active=active) for j in (i + 1, i))
         asked = jax.tree.map(lambda a, b: jnp.where(k == 0, a, b), high, low)
-        (_, eps), guidance_state = denoise(asked.alpha / low.alpha * x, asked, guidance_state)
-        return high.alpha / low.alpha * x + ratio_step(low, high) * eps, guidance_state
+        (_, eps), new = denoise(asked.alpha / low.alpha * x, asked, guidance_state)
+        up = high.alpha / low.alpha * x + ratio_step(low, high) * eps
+        return select(active, (up, new), state)
 
-    noise, _ = jax.lax.fori_loop(0, grid.num_steps, step, (latents, guidance_state))
-    return noise / grid.init_noise_sigma
+    noise, _ = jax.lax.fori_loop(0, jnp.max(grid.num_steps), step, (latents, guidance_state))
+    return noise / per_image(grid.init_noise_sigma, noise)

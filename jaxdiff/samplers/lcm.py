@@ -3,8 +3,8 @@
 import dataclasses
 
 from jaxdiff.core.types import Array, Float, PyTree
-from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
+from jaxdiff.diffusion.predictions import Denoiser, per_image
+from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, SamplingState
 
 
@@ -17,10 +17,6 @@ class LCM:
     Guidance was distilled into the network too: its scale is 1. The times are some of the 50 that
     the network was distilled at.
     """
-
-    convention: SchedulerConvention = dataclasses.field(
-        default=SchedulerConvention(spacing="lcm", fixed_spacing=True), init=False
-    )
 
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """No history."""
@@ -36,7 +32,8 @@ class LCM:
     ) -> SamplingState:
         """One evaluation, one draw."""
         (D, _), guidance_state = denoise(state.x, here, state.guidance_state)
-        scale = (10 * here.t) ** 2 + 0.25
-        f = 0.25 / scale * state.x + 10 * here.t * scale**-0.5 * D
+        u = 10 * per_image(here.t, D)
+        scale = u**2 + 0.25
+        f = 0.25 / scale * state.x + u * scale**-0.5 * D
         x = there.alpha * f + there.sigma * noise_fn()
         return SamplingState(x=x, x0=f, sampler_state=(), guidance_state=guidance_state)

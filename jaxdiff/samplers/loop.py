@@ -1,6 +1,5 @@
 """The sampling loop: pure, compiled once, in chunks whose ends are data."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Float, Int, Key, PyTree
-from jaxdiff.diffusion.predictions import Denoiser
+from jaxdiff.diffusion.predictions import Denoiser, per_image, select
 from jaxdiff.diffusion.timesteps import NoiseLevel, TimestepGrid
 from jaxdiff.samplers.base import Sampler, SamplingState
 from jaxdiff.samplers.noise import step_noise
 
 # A number for the guidance formula in force at a level; see Guidance.schedule_phase.
-GuidancePhaseFn = Callable[[NoiseLevel], int | Int[Array, ""]]
+GuidancePhaseFn = Callable[[NoiseLevel], int | Int[Array, "b"]]
 
 
 def _constant_phase(level: NoiseLevel) -> int:
@@ -30,11 +29,11 @@ class InpaintingMask(NamedTuple):
     mask: Float[Array, "b h w 1"]  # 1 where the sampler draws, 0 where x0 stays
 
     def blend(
-        self, x: Float[Array, "b h w c"], level: NoiseLevel, last: bool | Bool[Array, ""]
+        self, x: Float[Array, "b h w c"], level: NoiseLevel, last: Bool[Array, "b"]
     ) -> Float[Array, "b h w c"]:
         """`x` with the known part in its place; after the last step without noise."""
         noisy = level.alpha * self.x0 + level.sigma * self.eps
-        return jnp.where(self.mask > 0, x, jnp.where(last, self.x0, noisy))
+        return jnp.where(self.mask > 0, x, jnp.where(per_image(last, x), self.x0, noisy))
 
 
 def init_state(
@@ -58,30 +57,37 @@ def run_steps(
     guidance_phase: GuidancePhaseFn = _constant_phase,
     inpainting_mask: InpaintingMask | None = None,
 ) -> SamplingState:
-    """The state after the steps start, ..., stop - 1.
+    """The state after the steps start, ..., stop - 1, counted from `grid.first` of each image.
 
-    Where `guidance_phase` changes, the denoiser changes, and a multistep sampler restarts: its
-    history belongs to the old denoiser.
+    Images whose steps are done rest: nothing of their state changes. Where `guidance_phase`
+    changes, the denoiser changes, and a multistep sampler restarts: its history belongs to the old
+    denoiser.
 
     A compiled `run_steps` gives in chunks bit for bit what it gives in one run, so progress,
     previews and interruption need no callback. Everything here is traced but the denoiser and the
     sampler.
     """
 
-    def step(i: int | Int[Array, ""], state: SamplingState) -> SamplingState:
+    grid = grid.for_images(len(state.x))
+
+    def step(k: int | Int[Array, ""], state: SamplingState) -> SamplingState:
+        active, i = grid.first + k < grid.last, jnp.minimum(grid.first + k, grid.last - 1)
+        before, here, there = (
+            grid.level(j, state.x.ndim)._replace(active=active)
+            for j in (jnp.maximum(i - 1, 0), i, i + 1)
+        )
+
         def noise_fn() -> Float[Array, "b *d"]:
             return step_noise(keys, i, state.x.shape[1:], state.x.dtype)
 
-        before, here, there = (grid.level(j) for j in (jnp.maximum(i - 1, 0), i, i + 1))
-        changed = guidance_phase(here) != guidance_phase(before)
+        began, changed = state, guidance_phase(here) != guidance_phase(before)
         if changed is not False:
-            initial = sampler.init(state.x)
-            forget = functools.partial(jnp.where, changed)
-            state = state._replace(sampler_state=jax.tree.map(forget, initial, state.sampler_state))
-        state = sampler.step(denoise, state, here, there, noise_fn)
-        if inpainting_mask is None:
-            return state
-        return state._replace(x=inpainting_mask.blend(state.x, there, i + 1 == grid.num_steps))
+            history = select(changed, sampler.init(state.x), state.sampler_state)
+            began = state._replace(sampler_state=history)
+        new = sampler.step(denoise, began, here, there, noise_fn)
+        if inpainting_mask is not None:
+            new = new._replace(x=inpainting_mask.blend(new.x, there, i + 1 == grid.num_steps))
+        return select(active, new, state)
 
     return jax.lax.fori_loop(start, stop, step, state)
 
@@ -97,10 +103,9 @@ def sample(
     guidance_phase: GuidancePhaseFn = _constant_phase,
 ) -> Float[Array, "b *d"]:
     """All steps of the grid: from unit-variance noise to latents."""
-    state = init_state(
-        grid.init_noise_sigma * latents, sampler=sampler, guidance_state=guidance_state
-    )
-    ends = jnp.int32(0), grid.num_steps
+    x = per_image(grid.init_noise_sigma, latents) * latents
+    state = init_state(x, sampler=sampler, guidance_state=guidance_state)
+    ends = jnp.int32(0), jnp.max(grid.last - grid.first)
     return run_steps(
         denoise, state, grid, keys, *ends, sampler=sampler, guidance_phase=guidance_phase
     ).x

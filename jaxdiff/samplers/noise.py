@@ -20,14 +20,17 @@ def per_sample_keys(seeds: Sequence[int]) -> Key[Array, "b"]:
 
 
 def step_noise(
-    keys: Key[Array, "b"], step: int | Int[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype
+    keys: Key[Array, "b"],
+    step: int | Int[Array, ""] | Int[Array, "b"],
+    shape: tuple[int, ...],
+    dtype: jnp.dtype,
 ) -> Float[Array, "b *d"]:
-    """Standard normal noise of `shape` for each image at one step."""
+    """Standard normal noise of `shape` for each image at its step."""
 
-    def one(key: Key[Array, ""]) -> Float[Array, "*d"]:
+    def one(key: Key[Array, ""], step: Int[Array, ""]) -> Float[Array, "*d"]:
         return jax.random.normal(jax.random.fold_in(key, step), shape, dtype)
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(one)(keys, jnp.broadcast_to(jnp.asarray(step), keys.shape))
 
 
 def initial_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b *d"]:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, Int, PyTree
-from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.base import NoiseFn, SamplingState, ratio_step, sigma_ratio
+from jaxdiff.diffusion.predictions import Denoiser, per_image, select
+from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.samplers.base import NoiseFn, SamplingState, is_finite_step, ratio_step
 
 # Adams-Bashforth: the weights of eps and of the three before it, by how many of them there are.
 _WEIGHTS = (
@@ -24,7 +24,7 @@ class ModelHistory(NamedTuple):
     """The noises of the three steps before, the last one first, and how many steps there were."""
 
     noises: tuple[Float[Array, "b *d"], Float[Array, "b *d"], Float[Array, "b *d"]]
-    num_steps: Int[Array, ""]
+    num_steps: Int[Array, "b"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,15 +38,10 @@ class PNDM:
     of the first two steps.
     """
 
-    convention: SchedulerConvention = dataclasses.field(
-        default=SchedulerConvention(final_sigma="set_alpha_to_one", set_alpha_to_one_default=False),
-        init=False,
-    )
-
     def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No noises yet."""
         nothing = jnp.zeros_like(x)
-        return ModelHistory((nothing, nothing, nothing), jnp.int32(0))
+        return ModelHistory((nothing, nothing, nothing), jnp.zeros(len(x), jnp.int32))
 
     def step(
         self,
@@ -60,22 +55,21 @@ class PNDM:
         (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
         noises, steps = state.sampler_state
         weights = jnp.asarray(_WEIGHTS, eps.dtype)[jnp.minimum(steps, 3)]
-        mean = jnp.tensordot(weights, jnp.stack([eps, *noises]), 1)
+        mean = sum(per_image(weights[:, i], eps) * e for i, e in enumerate((eps, *noises)))
 
         def along(noise: Array) -> Array:
             straight = there.alpha * D + there.sigma * eps
             return straight + ratio_step(here, there) * (noise - eps)
 
-        def improved(guidance_state: PyTree) -> tuple[Array, PyTree]:
-            (_, end), guidance_state = denoise(
-                along(eps), there.as_substep_of(here), guidance_state
-            )
-            return along((eps + end) / 2), guidance_state
+        first = (steps == 0) & is_finite_step(here, there)
+        plain = along(mean), guidance_state
 
-        first = (steps == 0) & (sigma_ratio(here, there) > 0)
-        x, guidance_state = jax.lax.cond(
-            first, improved, lambda guidance_state: (along(mean), guidance_state), guidance_state
-        )
+        def improved() -> tuple[Array, PyTree]:
+            level = there.as_substep_of(here, first)
+            (_, end), improved_state = denoise(along(eps), level, guidance_state)
+            return select(first, (along((eps + end) / 2), improved_state), plain)
+
+        x, guidance_state = jax.lax.cond(jnp.any(first), improved, lambda: plain)
         return SamplingState(
             x=x,
             x0=D,

@@ -7,19 +7,18 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel, SchedulerConvention
-from jaxdiff.samplers.base import NoiseFn, SamplingState, log_snr_step
-from jaxdiff.samplers.dpmpp_2m import CONVENTION
+from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.samplers.base import NoiseFn, SamplingState, full_per_image, log_snr_step
 
 
 class ModelHistory(NamedTuple):
     """What is remembered besides D0, the image of the last step."""
 
     x: Float[Array, "b *d"]  # where the last step began, corrected
-    sigma: Float[Array, ""]  # its noise
+    sigma: Float[Array, "b ..."]  # its noise
     D1: Float[Array, "b *d"]  # D of the last step but one
-    h: Float[Array, ""]  # the last step; not yet made: infinite
-    h0: Float[Array, ""]  # the last step but one, likewise
+    h: Float[Array, "b ..."]  # the last step; not yet made: infinite
+    h0: Float[Array, "b ..."]  # the last step but one, likewise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,12 +33,10 @@ class UniPC:
     order 3.
     """
 
-    convention: SchedulerConvention = dataclasses.field(default=CONVENTION, init=False)
-
     def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No steps yet."""
-        nothing, never = jnp.zeros_like(x), jnp.asarray(jnp.inf, x.dtype)
-        return ModelHistory(nothing, jnp.ones((), x.dtype), nothing, never, never)
+        nothing, never = jnp.zeros_like(x), full_per_image(x, jnp.inf)
+        return ModelHistory(nothing, full_per_image(x, 1.0), nothing, never, never)
 
     def step(
         self,

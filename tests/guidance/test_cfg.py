@@ -24,8 +24,8 @@ def x64():
         yield
 
 
-def level(ratio, dtype=jnp.float32):
-    return level_at(jnp.asarray(ratio, dtype))
+def level(ratio, dtype=jnp.float32, ndim=2):
+    return level_at(jnp.asarray(ratio, dtype), ndim=ndim)
 
 
 def test_the_golden_vector():
@@ -51,7 +51,7 @@ def test_each_image_has_its_own_scale():
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
 def test_golden_mixture(kind):
     """p = N(-2, .25) / 2 + N(2, .25) / 2, class +2, at x / alpha = .3, sigma / alpha = 1, w = 3."""
-    here = level(1.0, jnp.float64)
+    here = level(1.0, jnp.float64, ndim=1)
     x = jnp.array([0.3]) * here.alpha
     conditioning = stack_streams(NULL[None].astype(x.dtype), CLASS[None].astype(x.dtype))
     network = mixture(kind, MEANS, VARIANCES)
@@ -92,7 +92,7 @@ def traced(rule, batch=3):
         denoise = guided_denoiser(
             network, (), conditioning, GuidanceScales(w), rule=rule, prediction_type="epsilon"
         )
-        return denoise(x, level(1.0), rule.init_state(x))
+        return denoise(x, level(1.0, ndim=4), rule.init_state(x))
 
     x = jnp.ones((batch, 4, 4, 1))
     conditioning = jnp.ones((batch, len(rule.streams)))
@@ -119,7 +119,7 @@ def test_a_batched_call_is_two_calls():
         prediction_type="epsilon",
     )
     (_, eps), _ = denoise(x, here, ())
-    t = jnp.full(4, here.t)
+    t = jnp.full(4, here.t[0])
     expected = extrapolate(network((), x, t, null), network((), x, t, cond), w)
     np.testing.assert_allclose(eps, expected, rtol=1e-6, atol=1e-6)
 

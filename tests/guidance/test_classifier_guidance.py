@@ -7,7 +7,7 @@ import pytest
 from oracles import gaussian, level_at, mixture, ratio_grid
 
 from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.diffusion.timesteps import NoiseLevel, karras
+from jaxdiff.diffusion.timesteps import karras
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.classifier_guidance import (
     classifier_guidance,
@@ -56,7 +56,7 @@ def test_golden_gradient_of_the_exact_classifier():
     here = level_at(jnp.float64(1.0))
     gradient = log_prob_gradient(classifier, jnp.array([[0.3]]) * here.alpha, here)
     # of log r by x / alpha
-    assert float(gradient[0, 0] * here.alpha) == pytest.approx(0.8860102236, abs=1e-9)
+    assert (gradient * here.alpha).item() == pytest.approx(0.8860102236, abs=1e-9)
 
 
 @pytest.mark.parametrize("k", [0.0, 1.0, 2.5])
@@ -73,9 +73,8 @@ def test_an_exact_classifier_is_classifier_free_guidance(k, ratio):
 
 
 def test_from_pure_noise_nothing_moves():
-    noise = NoiseLevel(
-        *(jnp.float64(v) for v in (999.0, 0.0, 1.0)), step=0, num_steps=4, step_start_sigma=jnp.inf
-    )
+    alpha, sigma = jnp.zeros((1, 1)), jnp.ones((1, 1))
+    noise = level_at(jnp.float64(1.0))._replace(alpha=alpha, sigma=sigma)
     prediction = Prediction(jnp.ones((1, 3)), jnp.zeros((1, 3)))
     got = shift_x0(prediction, noise, jnp.array([5.0]), jnp.ones((1, 3)))
     np.testing.assert_array_equal(got.x0, prediction.x0)
@@ -117,7 +116,7 @@ def test_ancestral_steering_ends_where_guided_gaussians_do():
         grid = ratio_grid(np.append(karras(500.0, 0.01, steps), 0), jnp.float64)
 
         def step(i, carry):
-            levels = grid.level(i), grid.level(i + 1)
+            levels = (grid.level(jnp.full(1, j), 1) for j in (i, i + 1))
             return sampler.step(denoise, carry, *levels, lambda: jnp.zeros(1))
 
         return jax.lax.fori_loop(0, steps, step, init_state(jnp.zeros(1), sampler=sampler)).x

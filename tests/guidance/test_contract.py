@@ -47,7 +47,7 @@ def images(n=3):
 
 
 def combined(rule, outputs, x, scales=SCALES, step=2):
-    query = DenoiserInput(x, level_at(jnp.float32(2.0), step=step), "epsilon")
+    query = DenoiserInput(x, level_at(jnp.float32(2.0), step=step, ndim=4), "epsilon")
     return rule.combine(outputs, query, GuidanceScales(scales), rule.init_state(x))
 
 
@@ -73,7 +73,7 @@ def test_images_do_not_see_one_another(rule):
 def test_image_and_noise_fit_unless_the_rule_renoises_elsewhere(name, rule):
     x = images()
     (D, eps), _ = combined(rule, outputs_for(rule, x), x)
-    level = level_at(jnp.float32(2.0))
+    level = level_at(jnp.float32(2.0), ndim=4)
     fits = np.allclose(level.alpha * D + level.sigma * eps, x, rtol=1e-4, atol=1e-5)
     assert fits == (name != "cfg-pp")
 
@@ -114,7 +114,7 @@ def test_evaluations_are_those_of_the_table(name, evaluations):
         jax.debug.callback(lambda x: seen.append(len(x)), x)
         return jnp.tanh(x)
 
-    x, level = images(), level_at(jnp.float32(2.0), step=2)
+    x, level = images(), level_at(jnp.float32(2.0), step=2, ndim=4)
     for text, expected in ((name, evaluations[0]), (f"{name}+interval:hi=1", evaluations[1])):
         rule = parse(text)
         guide = ConditionedNetwork(network, (), None, "epsilon")
@@ -186,7 +186,7 @@ def test_a_description_composes_from_the_inside_out():
 
 
 def test_a_second_network_must_be_there_and_may_predict_another_kind():
-    x, level = images(), level_at(jnp.float32(2.0))
+    x, level = images(), level_at(jnp.float32(2.0), ndim=4)
 
     def main(weights, x, t, conditioning):
         return jnp.tanh(x)

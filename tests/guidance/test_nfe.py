@@ -4,16 +4,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.checkpoints.schedulers import make_grid
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
 from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.guidance.registry import parse
 from jaxdiff.samplers.loop import sample
 from jaxdiff.samplers.noise import per_sample_keys
-from jaxdiff.samplers.registry import SAMPLERS, make_grid, nfe_per_step
+from jaxdiff.samplers.registry import SAMPLERS, nfe_per_step
 
-SCHEDULE = NoiseSchedule.from_config({"beta_schedule": "scaled_linear"})
+SCHEDULE = VPSchedule.from_config({"beta_schedule": "scaled_linear"})
 STEPS = 10
 
 

@@ -8,7 +8,7 @@ from oracles import gaussian, level_at, mixture, ratio_grid
 
 from jaxdiff.diffusion.predictions import predict, target
 from jaxdiff.diffusion.timesteps import karras
-from jaxdiff.guidance.base import DenoiserInput, GuidanceScales
+from jaxdiff.guidance.base import CONDITIONAL, GUIDED, DenoiserInput, GuidanceScales
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES, parse
 from jaxdiff.guidance.schedules import SCALE_SCHEDULES
@@ -168,7 +168,7 @@ def test_manifold_constrained_guidance_is_cfg_with_a_growing_scale():
         there.alpha * got.x0 + there.sigma * got.eps,
         there.alpha * expected.x0 + there.sigma * expected.eps,
     )
-    assert float(here.sigma) != float(there.sigma)
+    assert here.sigma.item() != there.sigma.item()
 
 
 # A negative stream, several prompts
@@ -332,8 +332,8 @@ def test_thresholds_bound_the_image_and_refit_the_noise():
 )
 def test_an_interval_is_open_below_and_closed_above(ratio, inside):
     rule = parse("cfg+interval:lo=0.3,hi=5")
-    active = rule.is_guided(level_at(jnp.float32(ratio)), ())
-    assert bool(active) == inside
+    mode = rule.mode(level_at(jnp.float32(ratio)), ())
+    assert mode.item() == (GUIDED if inside else CONDITIONAL)
 
 
 def test_an_interval_of_everything_is_cfg_and_of_nothing_the_plain_model():
@@ -357,8 +357,8 @@ def test_an_interval_of_everything_is_cfg_and_of_nothing_the_plain_model():
 def test_a_step_is_inside_the_interval_as_a_whole():
     rule = parse("cfg+interval:lo=1")
     here, there = (level_at(jnp.float32(ratio)) for ratio in (1.5, 0.5))
-    assert bool(rule.is_guided(there.as_substep_of(here), ()))
-    assert not bool(rule.is_guided(there, ()))
+    assert rule.mode(there.as_substep_of(here, here.active), ()).item() == GUIDED
+    assert rule.mode(there, ()).item() == CONDITIONAL
 
 
 def test_adaptive_guidance_stops_for_each_image_by_itself():
@@ -367,14 +367,23 @@ def test_adaptive_guidance_stops_for_each_image_by_itself():
     x = jnp.zeros((3, 2))
     rule, query = parse("cfg+adaptive:cosine=0.7"), asked("epsilon", x=x)
     dials = GuidanceScales(jnp.full(3, 3.0))
-    first, memory = rule.combine((uncond, cond), query, dials, rule.init_state(x))
+    denoise = guided_denoiser(
+        lambda w, x, t, told: told,
+        (),
+        stack_streams(uncond, cond),
+        dials,
+        rule=rule,
+        prediction_type="epsilon",
+    )
+    first, memory = denoise(x, query.level, rule.init_state(x))
     close(first.eps, uncond + 3 * (cond - uncond))
     np.testing.assert_array_equal(memory[1], [True, False, True])
-    assert bool(rule.is_guided(query.level, memory))
-    second, memory = rule.combine((uncond, cond), query, dials, memory)
+    modes = [CONDITIONAL, GUIDED, CONDITIONAL]
+    np.testing.assert_array_equal(rule.mode(query.level, memory), modes)
+    second, memory = denoise(x, query.level, memory)
     close(second.eps[jnp.array([0, 2])], cond[jnp.array([0, 2])])
     close(second.eps[1], uncond[1] + 3 * (cond[1] - uncond[1]))
-    assert not bool(rule.is_guided(query.level, ((), jnp.ones(3, bool))))
+    assert np.all(rule.mode(query.level, ((), jnp.ones(3, bool))) == CONDITIONAL)
 
 
 @pytest.mark.parametrize("name", SCALE_SCHEDULES)

@@ -21,7 +21,9 @@ STEPS = 10
 def raw(text, outputs, w, *, kind="epsilon", step=5, memory=None):
     """The network's output that our rule stands for, and its memory."""
     rule = parse(text)
-    query = DenoiserInput(jnp.asarray(X), level_at(jnp.float32(1.0), step=step, steps=STEPS), kind)
+    query = DenoiserInput(
+        jnp.asarray(X), level_at(jnp.float32(1.0), step=step, steps=STEPS, ndim=X.ndim), kind
+    )
     memory = rule.init_state(query.x) if memory is None else memory
     outputs = tuple(jnp.asarray(output) for output in outputs)
     prediction, memory = rule.combine(outputs, query, GuidanceScales(jnp.full(len(X), w)), memory)
@@ -86,7 +88,9 @@ def test_projected():
 def test_zero_star(step):
     guider = Called(theirs.ClassifierFreeZeroStarGuidance(guidance_scale=5.0, zero_init_steps=2))
     rule, kind = parse("cfg-zero-star:zero_steps=2"), "flow_prediction"
-    query = DenoiserInput(jnp.asarray(X), level_at(jnp.float32(1.0), step=step, steps=STEPS), kind)
+    query = DenoiserInput(
+        jnp.asarray(X), level_at(jnp.float32(1.0), step=step, steps=STEPS, ndim=X.ndim), kind
+    )
     both, dials = jnp.stack([UNCOND, COND], axis=1), GuidanceScales(jnp.full(len(X), 5.0))
     denoise = guided_denoiser(
         lambda w, x, t, told: told, (), both, dials, rule=rule, prediction_type=kind
@@ -123,7 +127,7 @@ def test_perturbed_attention_alone_differs_by_one():
         )
     )
     rule = parse("pag:scale=2.5").simplify([1.0])
-    query = DenoiserInput(jnp.asarray(X), level_at(jnp.float32(1.0)), "epsilon")
+    query = DenoiserInput(jnp.asarray(X), level_at(jnp.float32(1.0), ndim=X.ndim), "epsilon")
     outputs = jnp.asarray(COND), jnp.asarray(PERTURBED)
     got, _ = rule.combine(outputs, query, GuidanceScales(jnp.ones(len(X))), ())
     agree(query.output(got), pred(guider, COND, pred_cond_skip=PERTURBED))

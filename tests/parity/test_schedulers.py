@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdiff.diffusion.schedules import NoiseSchedule
-from jaxdiff.diffusion.timesteps import SchedulerOptions
+from jaxdiff.checkpoints.schedulers import SchedulerOptions, make_grid, make_host_grid, schedule_of
+from jaxdiff.diffusion.schedules import EDMSchedule, VPSchedule
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser
 from jaxdiff.guidance.registry import RULES
 from jaxdiff.samplers.loop import sample
 from jaxdiff.samplers.noise import initial_noise, per_sample_keys, step_noise
-from jaxdiff.samplers.registry import SAMPLERS, make_grid
+from jaxdiff.samplers.registry import SAMPLERS
 
 # torch 2.13 inside diffusers, about numpy's copy keyword
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -165,7 +165,7 @@ def scheduler_for(config, name, steps, exact=True):
     if name == "pndm":
         scheduler.register_to_config(prediction_type="epsilon")  # see noise_of
     if exact:
-        table = NoiseSchedule.from_config(config).alphas_cumprod.copy()
+        table = VPSchedule.from_config(config).alphas_cumprod.copy()
         if name not in NOT_IN_RATIOS:
             table[-1] = max(table[-1], 2.0**-24)  # as they do themselves
         scheduler.alphas_cumprod = torch.from_numpy(table)
@@ -212,7 +212,7 @@ def theirs(config, name, steps, noises, eta=0.0, exact=True):
 
 def ours(config, name, steps, keys, spacing=None, eta=0.0):
     """Latents of jaxdiff for the same config."""
-    schedule, kind = NoiseSchedule.from_config(config), config.get("prediction_type", "epsilon")
+    schedule, kind = VPSchedule.from_config(config), config.get("prediction_type", "epsilon")
     grid = make_grid(
         schedule,
         name,
@@ -304,7 +304,7 @@ def test_landing_on_the_first_level(name, config, spacing, keys, noises):
     low = {**CONFIGS[config], "final_sigmas_type": "sigma_min"}
     mine = ours(low, name, 25, keys, spacing)
     if name == "euler":
-        mine = mine / NoiseSchedule.from_config(low).alpha[0]  # theirs ends with x / alpha
+        mine = mine / VPSchedule.from_config(low).alpha[0]  # theirs ends with x / alpha
     close(mine, theirs(with_spacing(low, spacing), name, 25, noises), TOLERANCE)
 
 
@@ -383,7 +383,7 @@ def test_times_for_any_number_of_steps(name, spacing):
     for steps in range(2, 200):
         scheduler.set_timesteps(steps)
         grid = make_grid(
-            NoiseSchedule.from_config(config),
+            VPSchedule.from_config(config),
             name,
             steps,
             prediction_type="epsilon",
@@ -392,4 +392,42 @@ def test_times_for_any_number_of_steps(name, spacing):
         # Times of two evaluations are there twice. For some numbers of steps, 61 the first, their
         # trailing grid has one more time: -1.
         expected = [*dict.fromkeys(scheduler.timesteps.tolist())][:steps]
-        np.testing.assert_allclose(grid.t[:steps], expected, rtol=1e-6)
+        np.testing.assert_allclose(grid.t[0, :steps], expected, rtol=1e-6)
+
+
+FLOWS = {
+    "sd3": {"shift": 3.0},
+    "plain": {},
+    "flux": {"use_dynamic_shifting": True, "shift": 3.0},
+    "linear": {"use_dynamic_shifting": True, "time_shift_type": "linear", "max_shift": 1.3},
+    "terminal": {"use_dynamic_shifting": True, "shift_terminal": 0.1},
+    "karras": {"shift": 3.0, "use_karras_sigmas": True},
+    "exponential": {"shift": 3.0, "use_exponential_sigmas": True},
+}
+
+
+@pytest.mark.parametrize("steps", [2, 7, 28])
+@pytest.mark.parametrize("name", FLOWS)
+def test_levels_of_flows(name, steps):
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", **FLOWS[name]}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
+    chosen = {}
+    if config.get("use_dynamic_shifting"):
+        # as FluxPipeline calls it, for 1024 tokens
+        slope = (scheduler.config.max_shift - scheduler.config.base_shift) / (4096 - 256)
+        chosen = {"mu": scheduler.config.base_shift + slope * (1024 - 256)}
+        chosen["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+    scheduler.set_timesteps(steps, **chosen)
+    options = SchedulerOptions.from_config(config)
+    grid = make_host_grid(schedule_of(config), "euler", steps, options=options, num_tokens=1024)
+    np.testing.assert_allclose(grid.sigma, scheduler.sigmas, rtol=2e-6)
+    np.testing.assert_allclose(grid.t[:-1], scheduler.timesteps, rtol=2e-6)
+
+
+@pytest.mark.parametrize("curve", ["karras", "exponential"])
+def test_levels_of_edm(curve):
+    scheduler = diffusers.EDMEulerScheduler(sigma_schedule=curve)
+    scheduler.set_timesteps(18)
+    grid = make_host_grid(EDMSchedule(), "euler", 18, spacing=curve)
+    np.testing.assert_allclose(0.5 * grid.sigma / grid.alpha, scheduler.sigmas, rtol=1e-5)
+    np.testing.assert_allclose(grid.t[:-1], scheduler.timesteps, rtol=1e-5, atol=1e-6)

@@ -192,7 +192,10 @@ def test_one_step_with_a_classifier_is_the_formula(single, classifier):
         logits = module(x, jnp.full(1, 999.0))
         return ATTRIBUTES.log_prob(logits, jnp.asarray(told.targets), jnp.asarray(told.known))
 
-    level = NoiseLevel(*map(jnp.float32, (999, alpha, sigma)), 0, 1, jnp.float32(sigma / alpha))
+    one = jnp.ones(1)
+    level = NoiseLevel(
+        999 * one, alpha * one, sigma * one, one, one, sigma / alpha * one, one.astype(bool)
+    )
     gradient = log_prob_gradient(log_prob, jnp.asarray(noise), level)
     close(moved, np.asarray(k * sigma**2 / alpha * gradient), 1e-3)
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from oracles import gaussian, levels, ratio_grid, unguided
 
-from jaxdiff.diffusion.schedules import alpha_sigma_from_edm
-from jaxdiff.diffusion.timesteps import karras
+from jaxdiff.diffusion.predictions import Prediction
+from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule, alpha_sigma_from_edm
+from jaxdiff.diffusion.timesteps import HostTimestepGrid, TimestepGrid, karras
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES, parse
@@ -46,8 +47,8 @@ def gaussian_flow(name, ratio, keys):
     """The error of a sampler against the exact flow for data N(M, C) from the first ratio on."""
     start = jnp.array([0.3, -1.1])
     grid = ratio_grid(ratio, jnp.float64)
-    x = end(name, plain_gaussian, (), start, grid, keys) / grid.alpha[-1]
-    first = start / grid.alpha[0]
+    x = end(name, plain_gaussian, (), start, grid, keys) / grid.alpha[0, -1]
+    first = start / grid.alpha[0, 0]
     exact = M + (first - M) * np.sqrt((C + ratio[-1] ** 2) / (C + ratio[0] ** 2))
     return float(np.max(np.abs(x - exact)))
 
@@ -83,14 +84,14 @@ def end(name, denoiser, data, start, grid, keys, phase=None):
 @functools.partial(jax.jit, static_argnames=("name", "denoiser"))
 def squares(name, denoiser, data, grid, m, variance):
     """What `moments` says, of a compiled program."""
-    n = len(grid.alpha) + 1
-    denoise, sampler = denoiser(n, *data), SAMPLERS[name]
+    n = grid.alpha.shape[1] + 1
+    denoise, sampler, rows = denoiser(n, *data), SAMPLERS[name], grid.for_images(n)
 
     def step(i, carry):
-        ends = grid.level(i), grid.level(i + 1)
+        ends = (rows.level(jnp.full(n, j), 1) for j in (i, i + 1))
         return sampler.step(denoise, carry, *ends, lambda: jax.nn.one_hot(i + 1, n))
 
-    start = grid.alpha[0] * m + jnp.sqrt(variance) * jax.nn.one_hot(0, n)
+    start = grid.alpha[0, 0] * m + jnp.sqrt(variance) * jax.nn.one_hot(0, n)
     x = jax.lax.fori_loop(0, n - 2, step, init_state(start, sampler=sampler)).x
     return x[-1], jnp.sum((x - x[-1]) ** 2)
 
@@ -128,12 +129,12 @@ def test_guidance_in_an_interval_costs_no_order(name, keys):
         inside, outside = karras(20.0, edge, n // 2 + 1), karras(edge, 0.02, n // 2 + 1)
         ratio = np.append(inside, outside[1:])
         grid = ratio_grid(ratio, jnp.float64)
-        exact = start / grid.alpha[0] * (width(edge, w) / width(20.0, w))
+        exact = start / grid.alpha[0, 0] * (width(edge, w) / width(20.0, w))
         exact *= width(0.02, 1) / width(edge, 1)
         for told in (True, False):
             phase = rule.schedule_phase if told else None
             x = end(name, denoiser, (a, b, w), start, grid, keys, phase)
-            errors[told].append(float(np.max(np.abs(x / grid.alpha[-1] - exact))))
+            errors[told].append(float(np.max(np.abs(x / grid.alpha[0, -1] - exact))))
     assert order(steps, errors[True]) > ORDERS[name] - 0.15
     if name in {"pndm", "dpmpp-2m", "unipc"}:
         assert order(steps, errors[False]) < 1.15
@@ -153,6 +154,40 @@ def test_weak_order_of_convergence(name):
         assert mean == pytest.approx(alpha[-1] * M, abs=1e-13)
         errors.append(abs(variance - spread[-1]))
     assert order(steps, errors) == pytest.approx(WEAK_ORDERS[name], abs=0.15)
+
+
+FLOW, EDM = FlowSchedule(shift=2.0), EDMSchedule(sigma_data=0.5)
+# Levels of a flow and of EDM, told the number of steps: the ends of Gaussian noise and of the data.
+CONTINUOUS = {
+    "flow": (FLOW, lambda n: 1000 * FLOW.shifted(np.linspace(0.6, 0.1, n + 1))),
+    "edm": (EDM, lambda n: EDM.time_of(karras(20.0, 0.02, n + 1))),
+}
+
+
+def exact_denoiser(x, level, state):
+    """Of data N(M, C), on any path x = alpha x0 + sigma eps."""
+    alpha, sigma = level.alpha, level.sigma
+    D = M + alpha * C / (alpha**2 * C + sigma**2) * (x - alpha * M)
+    return Prediction(D, (x - alpha * D) / sigma), state
+
+
+@pytest.mark.parametrize("path", CONTINUOUS)
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_on_the_grids_of_continuous_schedules(path, name, keys):
+    schedule, times = CONTINUOUS[path]
+    program = jax.jit(functools.partial(sample, exact_denoiser, sampler=SAMPLERS[name]))
+    steps, errors, start = [40, 80, 160, 320], [], jnp.array([0.3, -1.1])
+    for n in steps:
+        t = times(n)
+        alpha, sigma = schedule.alpha_sigma(t)
+        grid = TimestepGrid.from_host(
+            HostTimestepGrid(t, alpha, sigma, 1.0), length=steps[-1], dtype=jnp.float64
+        )
+        x = program(start, grid, keys) / alpha[-1]
+        first, last = sigma[[0, -1]] / alpha[[0, -1]]
+        exact = M + (start / alpha[0] - M) * np.sqrt((C + last**2) / (C + first**2))
+        errors.append(float(np.max(np.abs(x - exact))))
+    assert order(steps, errors) == pytest.approx(ORDERS[name], abs=0.2)
 
 
 def test_pndm_is_of_order_3_where_steps_are_equal(keys):
@@ -209,7 +244,7 @@ def test_variance_of_the_guided_ode_over_a_finite_range(name, a, b, w, keys):
     high, low = 40.0, 0.05
     grid = ratio_grid(karras(high, low, 801), jnp.float64)
     x = end(name, guided_gaussian, (a, b, w), jnp.ones(2), grid, keys)
-    gain = (x / grid.alpha[-1]) ** 2 * grid.alpha[0] ** 2
+    gain = (x / grid.alpha[0, -1]) ** 2 * grid.alpha[0, 0] ** 2
     exact = ((a + low**2) / (a + high**2)) ** w * ((b + low**2) / (b + high**2)) ** (1 - w)
     np.testing.assert_allclose(gain, exact, rtol=1e-4)
 
@@ -221,10 +256,11 @@ def test_guidance_moves_the_mean_of_equal_gaussians_to_w(name, keys):
     denoise = guided_gaussian(2, v, v, w, kind="epsilon", means=(mc, mu))
     # Without noise and from 0 every step is that of the mean.
     sampler = SAMPLERS[name]
-    grid = ratio_grid(np.append(karras(500.0, 0.01, 400), 0), jnp.float64)
+    grid = ratio_grid(np.append(karras(500.0, 0.01, 400), 0), jnp.float64).for_images(2)
 
     def step(i, carry):
-        return sampler.step(denoise, carry, grid.level(i), grid.level(i + 1), lambda: jnp.zeros(2))
+        ends = (grid.level(jnp.full(2, j), 1) for j in (i, i + 1))
+        return sampler.step(denoise, carry, *ends, lambda: jnp.zeros(2))
 
-    carry = jax.lax.fori_loop(0, grid.num_steps, step, init_state(jnp.zeros(2), sampler=sampler))
+    carry = jax.lax.fori_loop(0, grid.num_steps[0], step, init_state(jnp.zeros(2), sampler=sampler))
     np.testing.assert_allclose(carry.x, w * mc + (1 - w) * mu, rtol=2e-2)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from oracles import gaussian, ratio_grid, unguided
 
+from jaxdiff.checkpoints.schedulers import make_grid
 from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.diffusion.timesteps import karras
 from jaxdiff.samplers.inversion import invert
 from jaxdiff.samplers.loop import sample
-from jaxdiff.samplers.registry import SAMPLERS, make_grid
+from jaxdiff.samplers.registry import SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -42,7 +43,7 @@ def test_the_noise_is_that_of_the_exact_flow_to_first_order(keys):
         exact = M + (IMAGES - M) * np.sqrt((C + ratio[0] ** 2) / C)
         grid = ratio_grid(ratio, jnp.float64)
         noise = invert(denoiser(), jnp.asarray(IMAGES), grid)
-        return np.max(np.abs(np.asarray(noise / grid.alpha[0]) - exact))
+        return np.max(np.abs(np.asarray(noise / grid.alpha[0, 0]) - exact))
 
     assert order(error) == pytest.approx(1, abs=0.15)
 
@@ -67,8 +68,8 @@ def test_a_noise_that_does_not_depend_on_the_image_leads_back_exactly(ratio, key
 
     grid = ratio_grid(ratio, jnp.float64)
     images = jnp.asarray(IMAGES)
-    noise = invert(denoise, images, grid, guidance_state=jnp.int32(0))
-    zero = jnp.int32(0)
+    noise = invert(denoise, images, grid, guidance_state=jnp.zeros(2, jnp.int32))
+    zero = jnp.zeros(2, jnp.int32)
     back = sample(denoise, noise, grid, keys, sampler=SAMPLERS["ddim"], guidance_state=zero)
     np.testing.assert_allclose(back, images, rtol=1e-13)
 
@@ -77,7 +78,7 @@ def test_a_noise_that_does_not_depend_on_the_image_leads_back_exactly(ratio, key
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp-2m"])
 def test_the_grids_of_samplers_lead_there_and_back(name, zero, keys):
     """Compiled, with the noise at the scale that `sample` begins from, whatever that is."""
-    schedule = NoiseSchedule(beta_schedule="scaled_linear", zero_terminal_snr=zero)
+    schedule = VPSchedule(beta_schedule="scaled_linear", zero_terminal_snr=zero)
     grid = make_grid(schedule, name, 200, prediction_type="v_prediction", spacing="trailing")
 
     def denoise(x, level, memory):

@@ -9,16 +9,17 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from oracles import calls, equations, mixture, ratio_grid
 
+from jaxdiff.checkpoints.schedulers import make_grid
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.diffusion.timesteps import karras
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.guidance.registry import RULES
+from jaxdiff.guidance.registry import RULES, parse
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.loop import init_state, run_steps, sample
 from jaxdiff.samplers.noise import initial_noise, per_sample_keys, step_noise
-from jaxdiff.samplers.registry import SAMPLERS, make_grid
+from jaxdiff.samplers.registry import SAMPLERS
 
 RULE_SETS = {**SAMPLERS, "ddim-eta-1": DDIM(eta=1.0)}
 STOCHASTIC = {"ddpm", "ddim-eta-1", "euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde", "lcm"}
@@ -33,7 +34,7 @@ ROUNDING = {"pndm": 6.7e-6, "dpmpp-3m-sde": 3.7e-6}
 MEANS, VARIANCES = (-2.0, 2.0), (0.25, 0.25)
 SHAPE = (4, 4, 2)
 KIND = "v_prediction"
-SCHEDULE = NoiseSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+SCHEDULE = VPSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
 
 @jax.jit
@@ -134,7 +135,7 @@ def test_chunks_are_the_whole_bit_for_bit(name):
     part = jax.jit(functools.partial(chunk, sampler=sampler))
 
     def through(*stops):
-        carry, start = init_state(grid.init_noise_sigma * latents, sampler=sampler), 0
+        carry, start = init_state(grid.init_noise_sigma[0] * latents, sampler=sampler), 0
         for stop in stops:
             ends = jnp.int32(start), jnp.int32(stop)
             carry, start = part(WEIGHTS, carry, conditioning, scales, grid, keys, *ends), stop
@@ -157,6 +158,114 @@ def test_one_compilation_for_any_prompts_seeds_scales_and_steps(name):
         latents, conditioning, scales, keys = inputs(seeds)
         once(WEIGHTS, latents, conditioning, scales, grid_for(name, steps), keys)
     assert len(traces) == 1
+
+
+STEPS = [7, 3, 7, 1, 5, 2, 7, 4]  # of eight images
+
+
+def own_grids(name, steps):
+    """Grids of one row for each image, as long as the longest."""
+    rows = [grid_for(name, n) for n in steps]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
+
+
+def test_images_with_steps_of_their_own_are_those_of_calls_of_their_own(name):
+    latents, conditioning, scales, keys = inputs()
+    program = compiled(name)
+    mixed = program(WEIGHTS, latents, conditioning, scales, own_grids(name, STEPS), keys)
+    for steps in sorted({*STEPS}):
+        # the same program, since its shapes are the same
+        grid = own_grids(name, [steps] * len(STEPS))
+        alike = program(WEIGHTS, latents, conditioning, scales, grid, keys)
+        chosen = [i for i, n in enumerate(STEPS) if n == steps]
+        np.testing.assert_array_equal(mixed[jnp.array(chosen)], alike[jnp.array(chosen)])
+        if steps == 7:
+            shared = whole(name)[jnp.array(chosen)]
+            np.testing.assert_allclose(mixed[jnp.array(chosen)], shared, **rounding(name))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "apg:momentum=-0.5+interval:lo=0.3,hi=5",
+        "cfg+adaptive:cosine=0.9",
+        "cfg-zero-star:zero_steps=2+interval:lo=1",
+        "cfg+schedule+rescale",
+    ],
+)
+def test_rules_follow_the_level_of_each_image(text):
+    rule, sampler = parse(text), SAMPLERS["heun"]
+    latents, conditioning, scales, keys = inputs()
+
+    @jax.jit
+    def program(grid):
+        denoise = guided_denoiser(
+            network, WEIGHTS, conditioning, GuidanceScales(scales), rule=rule, prediction_type=KIND
+        )
+        memory, phase = rule.init_state(latents), rule.schedule_phase
+        return sample(
+            denoise,
+            latents,
+            grid,
+            keys,
+            sampler=sampler,
+            guidance_state=memory,
+            guidance_phase=phase,
+        )
+
+    mixed = program(own_grids("heun", STEPS))
+    for steps in sorted({*STEPS}):
+        alike = program(own_grids("heun", [steps] * len(STEPS)))
+        chosen = jnp.array([i for i, n in enumerate(STEPS) if n == steps])
+        np.testing.assert_array_equal(mixed[chosen], alike[chosen])
+
+
+def test_images_that_begin_and_end_at_steps_of_their_own():
+    """Image 0 runs steps 2 to 4, image 1 all of them: what chunks of a shared grid give."""
+    latents, conditioning, scales, keys = inputs((0, 1))
+    sampler, grid = SAMPLERS["euler-ancestral"], grid_for("euler-ancestral").for_images(2)
+    part = jax.jit(functools.partial(chunk, sampler=sampler))
+
+    def after(grid, stop):
+        carry = init_state(latents, sampler=sampler)
+        ends = jnp.int32(0), jnp.int32(stop)
+        return part(WEIGHTS, carry, conditioning, scales, grid, keys, *ends).x
+
+    middle = grid._replace(first=jnp.array([2, 2]), last=jnp.array([5, 5]))
+    mixed = after(grid._replace(first=jnp.array([2, 0]), last=jnp.array([5, 7])), 7)
+    np.testing.assert_array_equal(mixed, [after(middle, 3)[0], after(grid, 7)[1]])
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("cfg", 2 * 2 * 9),
+        ("cfg+interval:hi=0", 2 * 9),
+        # the first two steps of both are skipped
+        ("cfg-zero-star:zero_steps=2", 2 * 2 * 7),
+        ("cfg+interval:lo=1.5", None),  # guided while one of them is inside
+    ],
+)
+def test_evaluations_are_saved_where_the_whole_batch_rests(text, rows):
+    seen, rule = [], parse(text)
+
+    def counting(weights, x, t, conditioning):
+        jax.debug.callback(lambda t: seen.append(len(t)), t, ordered=True)
+        return network(weights, x, t, conditioning)
+
+    latents, conditioning, scales, keys = inputs((0, 1))
+    grid = own_grids("ddim", [3, 9])
+    denoise = guided_denoiser(
+        counting, WEIGHTS, conditioning, GuidanceScales(scales), rule=rule, prediction_type=KIND
+    )
+    program = jax.jit(functools.partial(sample, denoise, sampler=SAMPLERS["ddim"]))
+    jax.block_until_ready(program(latents, grid, keys))
+    jax.effects_barrier()
+    if rows is None:
+        inside = (grid.sigma / grid.alpha)[:, :9] > 1.5
+        begun = jnp.arange(9) < grid.num_steps[:, None]
+        rows = 2 * 9 + 2 * int(jnp.sum(jnp.any(inside & begun, axis=0)))
+    assert sum(seen) == rows
 
 
 def traced(name, rule):
@@ -200,7 +309,7 @@ def test_the_network_is_asked_no_more_than_the_method_needs(name, steps):
     )
     jax.block_until_ready(sample(denoise, latents, grid, keys, sampler=RULE_SETS[name]))
     jax.effects_barrier()
-    np.testing.assert_array_equal(seen, grid.t[jnp.array(ASKED.get(name, range)(steps))])
+    np.testing.assert_array_equal(seen, grid.t[0, jnp.array(ASKED.get(name, range)(steps))])
 
 
 def test_scale_one_is_the_conditional_model(name):
@@ -258,7 +367,7 @@ def test_a_sharded_batch_exchanges_nothing(name):
 
 
 def test_zero_terminal_snr_starts_from_pure_noise(name):
-    zero = NoiseSchedule(beta_schedule="scaled_linear", zero_terminal_snr=True)
+    zero = VPSchedule(beta_schedule="scaled_linear", zero_terminal_snr=True)
     sampler = name.removesuffix("-eta-1")
     grid = make_grid(zero, sampler, 6, prediction_type=KIND, spacing="trailing")
     latents, conditioning, scales, keys = inputs()

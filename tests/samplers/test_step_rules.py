@@ -39,7 +39,7 @@ PAIRS = [(14.6, 9.0), (1.3, 0.9), (0.05, 0.029), (0.5, 0.0)]
 
 @pytest.fixture(params=PAIRS, ids=str)
 def pair(request, x64):
-    return tuple(level_at(jnp.asarray(r, jnp.float64)) for r in request.param)
+    return tuple(level_at(jnp.asarray(r, jnp.float64), ndim=1) for r in request.param)
 
 
 def test_ode_solvers_begin_alike(pair):
@@ -106,7 +106,7 @@ def test_pndm_is_ddim_where_the_noise_is_always_the_same(keys):
     start = jnp.array([0.2, 2.5])
     x, ddim = (sample(denoise, start, grid, keys, sampler=SAMPLERS[n]) for n in ("pndm", "ddim"))
     np.testing.assert_allclose(x, ddim, rtol=1e-13)
-    for (a, s), (a1, s1) in itertools.pairwise(zip(grid.alpha, grid.sigma, strict=True)):
+    for (a, s), (a1, s1) in itertools.pairwise(zip(grid.alpha[0], grid.sigma[0], strict=True)):
         start = a1 / a * start - (a1**2 - a**2) * eps / (a * (s1 * a + s * a1))
     np.testing.assert_allclose(x, start, rtol=1e-13)
 
@@ -114,7 +114,7 @@ def test_pndm_is_ddim_where_the_noise_is_always_the_same(keys):
 def test_the_second_step_of_2m_extrapolates():
     """Algorithm 2 of 2211.01095 by hand, with D = tanh(x) on three levels."""
     ratios = [3.0, 1.5, 0.6]
-    first, second, third = (level_at(jnp.asarray(r)) for r in ratios)
+    first, second, third = (level_at(jnp.asarray(r), ndim=1) for r in ratios)
     x = jnp.linspace(-2.0, 2.0, 9)
     lam = [-np.log(r) for r in ratios]
     h0, h = lam[1] - lam[0], lam[2] - lam[1]
@@ -153,7 +153,7 @@ def test_3m_sde_is_exact_for_parabolas():
     """Where D is a parabola in lambda, the third step is the integral of the reverse SDE."""
     ratios = [3.0, 1.5, 0.6, 0.35]
     lam = [-np.log(r) for r in ratios]
-    levels = [level_at(jnp.asarray(r)) for r in ratios]
+    levels = [level_at(jnp.asarray(r), ndim=1) for r in ratios]
     sampler, x = SAMPLERS["dpmpp-3m-sde"], jnp.array([0.3, -1.1])
 
     def image(lam):
@@ -177,7 +177,7 @@ def test_3m_sde_is_exact_for_parabolas():
 
 def test_lcm_lands_on_the_consistency_function():
     """Its last step keeps c_skip of x: the nearer to t = 0, the more."""
-    here, there = level_at(jnp.asarray(0.05)), level_at(jnp.asarray(0.0))
+    here, there = (level_at(jnp.asarray(r), ndim=1) for r in (0.05, 0.0))
     x = jnp.linspace(-2.0, 2.0, 9)
     c_skip = 0.25 / (0.5**2 + 0.25)
     expected = c_skip * x + 0.5 / np.sqrt(0.5**2 + 0.25) * jnp.tanh(x)
@@ -212,7 +212,7 @@ def test_ddpm_knows_two_variances():
 
 
 def test_begin_scales_the_noise():
-    grid = ratio_grid([2.0, 0.0])._replace(init_noise_sigma=jnp.asarray(0.5))
+    grid = ratio_grid([2.0, 0.0])._replace(init_noise_sigma=jnp.asarray([0.5]))
     carry = init_state(grid.init_noise_sigma * jnp.array([2.0]), sampler=SAMPLERS["euler"])
     np.testing.assert_array_equal(carry.x, [1.0])
 

@@ -12,7 +12,7 @@ from tiny_training import OBJECTIVE, networks
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.losses import WEIGHTINGS
 from jaxdiff.diffusion.predictions import PREDICTION_TYPES, target
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.nn.remat import REMAT
 from jaxdiff.training.objectives.diffusion import (
     batch_time_ids,
@@ -189,7 +189,7 @@ def test_impossible_choices_are_refused(field, value):
 
 
 def test_eps_is_not_learnt_where_nothing_is_left_of_the_picture():
-    schedule = NoiseSchedule(zero_terminal_snr=True)
+    schedule = VPSchedule(zero_terminal_snr=True)
     assert float(schedule.alpha_sigma(jnp.asarray([999]))[0][0]) == 0
     dataclasses.replace(OBJECTIVE, schedule=schedule)
     with pytest.raises(InputError, match=r"objective\.prediction_type: got epsilon for a schedule"):

@@ -7,7 +7,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, non_negative, one_of, positive
 from jaxdiff.diffusion.losses import WEIGHTINGS
 from jaxdiff.diffusion.predictions import PREDICTION_TYPES
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.discriminator import PatchDiscriminatorConfig
@@ -125,8 +125,8 @@ class DiffusionObjective:
     vae: str | None = None  # folder of the frozen VAE: export/ of its training
     text_encoder: str | None = None  # folder with the text_encoder/ and tokenizer/
     weights: str | None = None  # folder of a UNet to start from; None: random weights
-    schedule: NoiseSchedule = dataclasses.field(
-        default_factory=lambda: NoiseSchedule(
+    schedule: VPSchedule = dataclasses.field(
+        default_factory=lambda: VPSchedule(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
         )
     )
@@ -253,8 +253,8 @@ class ClassifierObjective:
     model: LatentClassifierConfig = dataclasses.field(default_factory=LatentClassifierConfig)
     vae: str  # folder of the frozen VAE
     # of the diffusion model to guide
-    schedule: NoiseSchedule = dataclasses.field(
-        default_factory=lambda: NoiseSchedule(
+    schedule: VPSchedule = dataclasses.field(
+        default_factory=lambda: VPSchedule(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
         )
     )

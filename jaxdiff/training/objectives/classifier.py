@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
 from jaxdiff.diffusion.losses import add_noise
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.models.build import abstract, initial_weights, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
@@ -49,7 +49,7 @@ def classifier_task(
         t = sample_timesteps(
             timestep_key,
             x0.shape[:1],
-            config.schedule.num_timesteps,
+            config.schedule.num_discrete,
             config.timestep_sampling,
             config.timestep_shift,
         )
@@ -66,7 +66,7 @@ def classifier_task(
 
 
 def add_schedule_noise(
-    schedule: NoiseSchedule, x0: Float[Array, "b h w c"], t: Int[Array, "b"], key: Key[Array, "..."]
+    schedule: VPSchedule, x0: Float[Array, "b h w c"], t: Int[Array, "b"], key: Key[Array, "..."]
 ) -> Float[Array, "b h w c"]:
     """x_t = alpha x_0 + sigma eps at the timesteps `t`."""
     alpha, sigma = schedule.alpha_sigma(t)
@@ -75,7 +75,7 @@ def add_schedule_noise(
 
 def accuracies(
     model: LatentClassifier,
-    schedule: NoiseSchedule,
+    schedule: VPSchedule,
     x0: Float[Array, "b h w c"],
     targets: Bool[Array, "b n"],
     known: Bool[Array, "b n"],

@@ -269,7 +269,7 @@ def diffusion_task(
         encoders = model.build_encoders(tables)
         x0 = latents(encoders, batch, latent_key)
         cond = make_cond(encoders, frozen.null, batch, drop_key)
-        num_timesteps, shape = config.schedule.num_timesteps, x0.shape[:1]
+        num_timesteps, shape = config.schedule.num_discrete, x0.shape[:1]
         t = sample_timesteps(
             timestep_key, shape, num_timesteps, config.timestep_sampling, config.timestep_shift
         )
@@ -290,7 +290,7 @@ def diffusion_task(
     ) -> Metrics:
         per_image, t, _ = errors(params, frozen, batch, key)
         return {"loss": jnp.mean(per_image)} | loss_by_timestep_quartile(
-            per_image, t, config.schedule.num_timesteps
+            per_image, t, config.schedule.num_discrete
         )
 
     return TrainingTask(

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray
 from jaxdiff.diffusion.losses import add_noise, mse
-from jaxdiff.diffusion.schedules import NoiseSchedule
+from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.guidance.base import extrapolate
 from jaxdiff.models.build import abstract, initial_weights
 from jaxdiff.models.unet.adapter import UNetAdapter
@@ -72,7 +72,7 @@ def distillation_task(
     config: DistillationObjective,
     teacher: UNet2DConditionModel,
     model: LatentDiffusion,
-    schedule: NoiseSchedule,
+    schedule: VPSchedule,
 ) -> TrainingTask:
     """The task of the student's `model` (2210.03142, algorithm 1).
 
@@ -107,7 +107,7 @@ def distillation_task(
         t = sample_timesteps(
             time_key,
             (len(x0),),
-            schedule.num_timesteps,
+            schedule.num_discrete,
             config.timestep_sampling,
             config.timestep_shift,
         )
