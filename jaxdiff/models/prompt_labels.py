@@ -1,16 +1,18 @@
 """From a prompt to the labels that classifier guidance aims for.
 
-A classifier's folder says in PROMPT_LABELS how the captions of its training name its labels;
-so no other module needs to know what the classifier was trained on.
+A classifier's config names its labels. PROMPT_LABELS in its folder says how prompts name them: with
+other words (`LabelWords`, also without that file) or in phrases about objects (`PromptGrammar`).
+No other module needs to know what the classifier was trained on.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdiff.core.configs import from_mapping, prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Bool, NDArray
 from jaxdiff.core.validate import one_of
@@ -25,6 +27,59 @@ class LabelTargets(NamedTuple):
 
     targets: Bool[NDArray, "n"]
     known: Bool[NDArray, "n"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelWords:
+    """Prompts that name labels anywhere: "a photo of a golden retriever"."""
+
+    # a label, then the words for it; other labels are named by themselves
+    words: tuple[tuple[str, ...], ...] = ()
+
+    def check(self, labels: LabelSet) -> None:
+        """InputError unless this names some of `labels`, each with words."""
+        known = dict.fromkeys(label for group in labels.groups for label in group.labels)
+        for row in self.words:
+            if len(row) < 2 or not all(map(_words, row[1:])):
+                raise InputError(f"words: got {row}, expected a label and words for it")
+            one_of("words", row[0], known)
+
+    def labels_of(self, text: str, labels: LabelSet) -> LabelTargets:
+        """The labels that a prompt names; of two that overlap, the one with more words.
+
+        An exclusive group is known if one of its labels is named. InputError if nothing is known.
+        """
+        own = {label: words for label, *words in self.words}
+        answers: dict[str, str | None] = {}
+        anywhere: dict[str, list[str]] = {}
+        for group in labels.groups:
+            phrases = {
+                _words(word): label for label in group.labels for word in own.get(label, [label])
+            }
+            longest = sorted(filter(None, phrases), key=len, reverse=True)
+            pattern = re.compile(rf"\b({'|'.join(map(re.escape, longest)) or '$^'})\b")
+            named = list(dict.fromkeys(phrases[found] for found in pattern.findall(_words(text))))
+            if not group.exclusive:
+                anywhere[group.name] = named
+            elif len(named) == 1:
+                answers[group.name] = named[0]
+        result = label_targets(labels, answers, anywhere)
+        if not result.known.any():
+            examples = [own.get(name, [name])[0] for g in labels.groups for name in g.labels[:2]]
+            raise _nothing_known(text, examples)
+        return result
+
+
+def _words(text: str) -> str:
+    """The words of a text in lower case, with single spaces."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _nothing_known(text: str, examples: Sequence[str]) -> InputError:
+    return InputError(
+        f"prompt: got {text!r:.80}, expected words of the classifier's labels: "
+        f"{', '.join(examples)}, ..."
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,10 +150,7 @@ class PromptGrammar:
         result = label_targets(labels, answers, anywhere)
         if not result.known.any():
             examples = [word for words in vocabulary.values() for word in words[:2]]
-            raise InputError(
-                f"prompt: got {text!r:.80}, expected words of the classifier's labels: "
-                f"{', '.join(examples)}, ..."
-            )
+            raise _nothing_known(text, examples)
         return result
 
     def in_places(
@@ -109,6 +161,21 @@ class PromptGrammar:
         for place, look in zip(self.places, looks, strict=False):
             answers |= {f"{place}_{kind}": word for kind, word in look.items()}
         return answers
+
+
+PromptLabels = LabelWords | PromptGrammar
+
+
+def prompt_labels(values: Mapping[str, Any], labels: LabelSet, *, source: str) -> PromptLabels:
+    """How prompts name `labels`, from the content of PROMPT_LABELS, read from `source`.
+
+    Raises InputError.
+    """
+    kind = LabelWords if values.keys() <= {"words"} else PromptGrammar
+    found = from_mapping(kind, values, source=source)
+    with prefix_errors(source):
+        found.check(labels)
+    return found
 
 
 def label_targets(

@@ -10,7 +10,6 @@ import numpy as np
 from jaxdiff.checkpoints.clip_vision import read_image_processor
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import read_object
-from jaxdiff.core.configs import from_mapping, prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Bool, Float, NDArray
 from jaxdiff.data.tokenizer import tokenize
@@ -18,7 +17,7 @@ from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
-from jaxdiff.models.prompt_labels import PROMPT_LABELS, PromptGrammar, label_targets
+from jaxdiff.models.prompt_labels import PROMPT_LABELS, PromptLabels, label_targets, prompt_labels
 from jaxdiff.pipeline.and_prompts import split_and
 from jaxdiff.pipeline.classifier_guidance import ClassifierTarget, CLIPTarget, GuidanceTargets
 from jaxdiff.pipeline.prompts import parse
@@ -35,7 +34,7 @@ class AuxiliaryModels:
         self._home = home  # a model's folder, in which classifier/ and clip/ may lie
         self.guidance_model: Pipeline | None = None
         self.classifier: LatentClassifier | None = None
-        self.grammar: PromptGrammar | None = None  # how prompts name the classifier's labels
+        self.prompt_labels: PromptLabels | None = None  # how prompts name its labels
         self.clip: CLIPModel | None = None
         self.image_processor: CLIPImageProcessor | None = None
 
@@ -47,15 +46,9 @@ class AuxiliaryModels:
                 f"classifier: got {type(module).__name__} in {folder}, expected LatentClassifier"
             )
         source = folder / PROMPT_LABELS
-        if not source.is_file():
-            raise InputError(
-                f"classifier: got {folder} without {PROMPT_LABELS}, expected that file, which "
-                "describes how prompts name the classifier's labels"
-            )
-        grammar = from_mapping(PromptGrammar, read_object(source), source=str(source))
-        with prefix_errors(str(source)):
-            grammar.check(module.config.attributes)
-        self.classifier, self.grammar = module, grammar
+        values = read_object(source) if source.is_file() else {}
+        labels = prompt_labels(values, module.config.attributes, source=str(source))
+        self.classifier, self.prompt_labels = module, labels
 
     def load_clip(self, folder: pathlib.Path) -> None:
         """Load the CLIP model in `folder`; InputError for any other model."""
@@ -114,14 +107,14 @@ class AuxiliaryModels:
 
     def _labels(self, request: Request) -> list[Bool[NDArray, "b n"]]:
         """The target labels of each prompt, and which are known: none at scale 0."""
-        if self.classifier is None or self.grammar is None:
+        if self.classifier is None or self.prompt_labels is None:
             raise InputError(
                 "classifier: got none, expected the folder of one, because classifier_scale is set"
             )
         labels = self.classifier.config.attributes
         pairs = zip(request.prompts, request.classifier_scales, strict=True)
         found = [
-            self.grammar.labels_of(text, labels) if scale else label_targets(labels, {}, {})
+            self.prompt_labels.labels_of(text, labels) if scale else label_targets(labels, {}, {})
             for text, scale in pairs
         ]
         return [np.stack(column) for column in zip(*found, strict=True)]

@@ -159,13 +159,15 @@ def test_a_classifier_brings_how_prompts_name_its_labels(single, classifier, tmp
         ({"relations": [["above", "above"]]}, "relations: got"),
         ({"kinds": ["size", "taste"]}, "group: got 'first_taste'"),
         ({"colour": "red"}, "field: got 'colour'"),
+        ({"words": []}, "field: got 'words'"),
     ):
         write_object(stored, to_mapping(GRAMMAR) | change)
         with pytest.raises(InputError, match=message):
             single.load_classifier(folder)
     stored.unlink()
-    with pytest.raises(InputError, match=r"without prompt_labels\.json, expected that file"):
-        single.load_classifier(folder)
+    single.load_classifier(folder)
+    with pytest.raises(InputError, match="prompt: got 'a dog', expected words of the classifier"):
+        single("a dog", classifier_scale=5.0, **SHARED)
 
 
 def test_a_classifier_steers(single, classifier):
