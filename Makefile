@@ -4,16 +4,21 @@
 PYTHON ?= python3
 VENV := .venv
 PARITY := .venv-parity
+NEWEST := .venv-newest
+SMOKE := $(addprefix tests/,core diffusion samplers guidance nn models) \
+  tests/training/test_command.py::test_log_and_samples
 PROMPT ?= a small red circle above a large blue square
 ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help generate test check format parity parity-full ci clean
+.PHONY: help generate test test-all newest check format parity parity-full ci clean
 
 help:
 	@echo 'make generate PROMPT="..."  draw a picture from words with the embedded model (ARGS="--seed 7 ...")'
 	@echo 'make test                   the tests (ARGS="tests/samplers -k euler" for some of them)'
+	@echo 'make test-all               these and the slow ones: processes, kills, long trainings'
+	@echo 'make newest PYTHON=...      a part of them in an environment of its own, with the newest of everything'
 	@echo 'make check                  formatter, linter and type checker'
 	@echo 'make parity                 compare with PyTorch in an environment of its own'
 	@echo 'make parity-full            the published networks at full size against PyTorch: 12 GB of memory'
@@ -23,7 +28,15 @@ generate: $(VENV)/.run
 	@$(VENV)/bin/python generate.py "$(PROMPT)" $(ARGS)
 
 test: $(VENV)/.dev
+	@$(VENV)/bin/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.dev
 	@$(VENV)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
+
+newest: $(NEWEST)/.dev
+	@$(NEWEST)/bin/python -c 'import jax, sys; print("Python", sys.version.split()[0], "jax", jax.__version__)'
+	@$(NEWEST)/bin/python -m pytest -n auto --dist loadfile -m "not slow" $(SMOKE) $(ARGS)
+	@$(NEWEST)/bin/python -W error generate.py "$(PROMPT)" --output "$$(mktemp -d)"
 
 check: $(VENV)/.dev
 	@$(VENV)/bin/ruff format --check .
@@ -44,7 +57,7 @@ ci:
 	@bash .ci/run
 
 clean:
-	rm -rf $(VENV) $(PARITY)
+	rm -rf $(VENV) $(PARITY) $(NEWEST)
 
 # A virtual environment; where the system's Python cannot put pip into it, the system's pip does.
 define create
@@ -61,11 +74,11 @@ $(VENV)/.run: requirements.txt
 	@$(VENV)/bin/python -m pip install -q -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements.txt requirements-dev.txt
-	$(call create,$(VENV))
-	@echo "Setting up $(VENV) for the tests: about a minute, once"
-	@$(VENV)/bin/python -m pip install -q -r requirements-dev.txt
-	@touch $@ $(VENV)/.run
+$(VENV)/.dev $(NEWEST)/.dev: requirements.txt requirements-dev.txt
+	$(call create,$(@D))
+	@echo "Setting up $(@D) for the tests: about a minute, once"
+	@$(@D)/bin/python -m pip install -q -r requirements-dev.txt
+	@touch $@ $(@D)/.run
 
 # torch first and alone: the exact version has a CPU build, a range would bring gigabytes.
 $(PARITY)/.ready: requirements.txt requirements-dev.txt requirements-parity.txt

@@ -116,6 +116,7 @@ def test_mistakes_are_named():
         batches(SOURCE, batch_size=4, process_index=1)
 
 
+@pytest.mark.slow
 def test_the_interpreter_exits_while_batches_are_read_ahead():
     code = (
         "from jaxdiff.data.batches import batches\n"

@@ -118,6 +118,7 @@ def test_a_folder_without_tokenizer_is_named(tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.slow
 def test_importing_says_nothing():
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRANSFORMERS_")}
     code = (

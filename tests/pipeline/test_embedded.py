@@ -31,6 +31,7 @@ def test_its_defaults_are_recorded(pipe):
     assert {"guidance_scale", "steps", "sampler"} <= recorded.keys()
 
 
+@pytest.mark.slow
 def test_it_draws_what_it_is_told_because_it_is_told(pipe):
     prompts = sample_prompts(32, 1, "one")
     texts = [prompt.text for prompt in prompts]

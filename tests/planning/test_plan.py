@@ -8,6 +8,8 @@ import pytest
 
 from jaxdiff.nn.platforms import has_cudnn
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import TrainConfig, VAEObjective

@@ -141,6 +141,7 @@ def test_latent_noise_needs_a_frozen_encoder():
         VAEObjective(latent_noise=0.1)
 
 
+@pytest.mark.slow
 def test_a_tuned_vae_is_resumed_to_the_same_end(folder, tmp_path):
     run(command(folder, tmp_path / "w"))
     export = tmp_path / "w" / "export"
