@@ -58,12 +58,8 @@ def read_component(
     `loading.fill`). Raises InputError, naming the file, for anything missing, broken or unknown.
     """
     source = folder / CONFIG
-    raw = read_object(source)
-    name = _class_name(raw, str(source)) if class_name is None else class_name
-    kind = MODEL_CLASSES[one_of(f"{source}: class", name.removeprefix("Flax"), MODEL_CLASSES)]
+    kind, configs, raw = _read_config(folder, class_name)
     weights_file = find_weights(folder, variant=variant)
-    with prefix_errors(str(source)):
-        configs = kind.configs(raw, source=str(source))
     module = build(
         kind.name,
         configs,
@@ -74,6 +70,27 @@ def read_component(
         attention=attention,
     )
     return Component(module=module, config=raw)
+
+
+def abstract_component(
+    folder: pathlib.Path, *, class_name: str | None = None, **options: Any
+) -> nnx.Module:
+    """The module in a component folder as shapes; `options` are its own. InputError as above."""
+    kind, configs, _ = _read_config(folder, class_name)
+    with prefix_errors(str(folder / CONFIG)):
+        return abstract(kind.module, *configs, **kind.options, **options)
+
+
+def _read_config(
+    folder: pathlib.Path, class_name: str | None
+) -> tuple[ModelClass, Configs, dict[str, Any]]:
+    """The class of a component, what its module is built from, and its config.json."""
+    source = folder / CONFIG
+    raw = read_object(source)
+    name = _class_name(raw, str(source)) if class_name is None else class_name
+    kind = MODEL_CLASSES[one_of(f"{source}: class", name.removeprefix("Flax"), MODEL_CLASSES)]
+    with prefix_errors(str(source)):
+        return kind, kind.configs(raw, source=str(source)), raw
 
 
 def build(

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxdiff.checkpoints.components import Component, read_component, write_files
+from flax import nnx
+
+from jaxdiff.checkpoints.components import (
+    Component,
+    abstract_component,
+    read_component,
+    write_files,
+)
 from jaxdiff.checkpoints.flax_layout import flax_index
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.checkpoints.loading import Placement
@@ -100,6 +107,23 @@ def read_pipeline(
         absent=tuple(name for name, cls in classes.items() if cls is None),
         defaults=defaults,
     )
+
+
+def abstract_pipeline(
+    folder: pathlib.Path, **options: Any
+) -> tuple[str, dict[str, nnx.Module], dict[str, Any]]:
+    """Class name, modules as shapes, and plain values of a pipeline folder; reads no weights.
+
+    `options` are those of the modules.
+    """
+    index = _read_index(folder)
+    modules = {
+        name: abstract_component(folder / name, class_name=cls, **options)
+        for name, cls in _classes(index, str(folder / INDEX)).items()
+        if cls in MODEL_CLASSES
+    }
+    plain = {k: v for k, v in _entries(index).items() if not isinstance(v, list)}
+    return index["_class_name"].removeprefix("Flax"), modules, plain
 
 
 def write_pipeline(

@@ -10,15 +10,14 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, positive
-from jaxdiff.data.texts import CaptionTokenizer
+from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS, CaptionTokenizer
 from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
-from jaxdiff.models.conditioning import EMBEDDING_COLUMNS, POOLED
 
 Item = Mapping[str, Any]
 Batch = dict[str, np.ndarray]
 
 # Latents, SDXL's time ids, and text embeddings.
-OPTIONAL_FIELDS = ("mean", "logvar", "time_ids", *EMBEDDING_COLUMNS.values(), POOLED)
+OPTIONAL_FIELDS = ("mean", "logvar", "time_ids", *STATE_COLUMNS, POOLED_COLUMN)
 READ_AHEAD = 2  # batches prepared while the device computes
 ENDLESS = 1 << 52  # items: no training reads as many, and floats count them exactly, as grain does
 

@@ -3,7 +3,7 @@
 A record is a msgpack map: "mean" and "logvar" of the VAE's distribution (unscaled, so that every
 epoch draws anew from it), "caption", and "time_ids" as `data.preprocessing` has them. All records
 of a shard have one size. With cached text embeddings it has those too, by the names in
-`models.conditioning`, and a file of one record has those of the null caption.
+`data.texts`, and a file of one record has those of the null caption.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from jaxdiff.data.sources.records import (
     parse_record,
 )
 from jaxdiff.data.sources.storage import fingerprint
-from jaxdiff.models.conditioning import EMBEDDING_COLUMNS, POOLED
+from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS
 
 DESCRIPTION = "latents.json"
 NULL_CAPTION_FILE = f"null{EXTENSION}"
@@ -67,21 +67,19 @@ class LatentCacheInfo:
             )
 
         texts = (self.text_encoders, self.tokenizers, self.tokens, self.state_widths)
-        if len({len(each) for each in texts}) > 1 or len(self.tokens) > len(EMBEDDING_COLUMNS):
+        if len({len(each) for each in texts}) > 1 or len(self.tokens) > len(STATE_COLUMNS):
             raise InputError(
                 f"text_encoders: got {len(self.text_encoders)}, {len(self.tokenizers)} tokenizers, "
                 f"{len(self.tokens)} tokens and {len(self.state_widths)} state_widths, "
-                f"expected as many of each, at most {len(EMBEDDING_COLUMNS)}"
+                f"expected as many of each, at most {len(STATE_COLUMNS)}"
             )
 
     @property
     def text_embedding_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the text embeddings of one caption, by name."""
         sizes = zip(self.tokens, self.state_widths, strict=True)
-        shapes: dict[str, tuple[int, ...]] = dict(
-            zip(EMBEDDING_COLUMNS.values(), sizes, strict=False)
-        )
-        return shapes | ({POOLED: (self.pooled_width,)} if self.pooled_width else {})
+        shapes: dict[str, tuple[int, ...]] = dict(zip(STATE_COLUMNS, sizes, strict=False))
+        return shapes | ({POOLED_COLUMN: (self.pooled_width,)} if self.pooled_width else {})
 
     @property
     def identity(self) -> str:

@@ -6,6 +6,12 @@ from collections.abc import Mapping, Sequence
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
 
+# Columns of batches for each text encoder of a model, in the order of its family: token ids of
+# captions, or cached hidden states, with the pooled embedding if the model takes one.
+ID_COLUMNS = ("ids", "ids_2")
+STATE_COLUMNS = ("states", "states_2")
+POOLED_COLUMN = "pooled"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionTokenizer:

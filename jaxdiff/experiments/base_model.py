@@ -15,20 +15,17 @@ from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import cast_floating as in_dtype
-from jaxdiff.core.types import Dtype
+from jaxdiff.core.types import Dtype, Int, NDArray
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.families.base import Family
+from jaxdiff.families.registry import detect_family, family_of
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.conditioning import ENCODERS, num_time_ids
-from jaxdiff.models.unet.adapter import NUM_TIME_IDS
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.pipeline.parts import ENCODERS as TOKENIZERS
-from jaxdiff.pipeline.parts import check_parts
 from jaxdiff.pipeline.vocabulary import tokenizer_of
 from jaxdiff.training.config import DiffusionObjective, Full
-from jaxdiff.training.objectives.diffusion import TOKEN_ID_COLUMNS
 
 SAMPLER, SPACING = "ddim", "trailing"  # of sample grids, and the defaults of what is exported
 
@@ -40,6 +37,7 @@ class BaseModel(NamedTuple):
     """
 
     objective: DiffusionObjective  # with the fields that a pipeline provides
+    family: Family
     pipeline: PipelineComponents
     reload: Callable[[], PipelineComponents]  # reads it again
     digests: Mapping[str, str]  # of the weights of each component
@@ -47,32 +45,27 @@ class BaseModel(NamedTuple):
     @property
     def vae(self) -> AutoencoderKL:
         """The VAE."""
-        return cast(AutoencoderKL, self.pipeline.components["vae"].module)
+        return cast(AutoencoderKL, self.pipeline.components[self.family.latent_codec].module)
 
     @property
     def text_encoders(self) -> dict[str, CLIPTextModel]:
         """The text encoders, by name."""
-        components = self.pipeline.components
-        names = [name for name in ENCODERS if name in components]
+        names, components = self.family.id_columns, self.pipeline.components
         return {name: cast(CLIPTextModel, components[name].module) for name in names}
-
-    @property
-    def zero_uncond(self) -> bool:
-        """Whether the null caption is encoded as zeros, as in the pipeline."""
-        zeros = bool(self.pipeline.options.get("force_zeros_for_empty_prompt", True))
-        return zeros and self.objective.model.addition_embed_type is not None
 
     def abstract_networks(self, dtype: Dtype) -> dict[str, Any]:
         """All networks as shapes, with the compute dtype `dtype`."""
-        objective = self.objective
-        unet = abstract(UNet2DConditionModel, objective.model, dtype=dtype, remat=objective.remat)
+        objective, family = self.objective, self.family
+        options: dict[str, Any] = {"dtype": dtype, "remat": objective.remat}
+        denoiser = abstract(family.network_class, objective.model, **options)
+        vae = abstract(AutoencoderKL, self.vae.config, dtype=dtype)
         texts = {
             name: abstract(
                 CLIPTextModel, each.config, each.text_projection is not None, dtype=dtype
             )
             for name, each in self.text_encoders.items()
         }
-        return {"unet": unet, "vae": abstract(AutoencoderKL, self.vae.config, dtype=dtype), **texts}
+        return {family.network: denoiser, family.latent_codec: vae, **texts}
 
     def host_weights(self, name: str, dtype: Dtype | None = None) -> dict[str, Any]:
         """The weights of a component on the host; `dtype` None keeps theirs."""
@@ -82,12 +75,17 @@ class BaseModel(NamedTuple):
 
     def caption_tokenizer(self, caption: str | None = None) -> CaptionTokenizer:
         """The tokenizers of all text encoders."""
-        files = self.pipeline.tokenizers
+        files, columns = self.pipeline.tokenizers, self.family.id_columns
         tokenizers = {
-            TOKEN_ID_COLUMNS[name]: tokenizer_of(files[TOKENIZERS[name]])
-            for name in self.text_encoders
+            columns[spec.component]: tokenizer_of(files[spec.tokenizer])
+            for spec in self.family.text_encoders
         }
         return CaptionTokenizer(tokenizers=tokenizers, caption=caption)
+
+    def null_ids(self, tokenizer: CaptionTokenizer) -> dict[str, Int[NDArray, "_"]]:
+        """The token ids of the null caption for each text encoder."""
+        ids = tokenizer([""])
+        return {name: ids[column][0] for name, column in self.family.id_columns.items()}
 
 
 def load_base_model(
@@ -114,16 +112,16 @@ def _from_pipeline(objective: DiffusionObjective) -> BaseModel:
         return read_model(path, sharding=host_memory())
 
     pipeline = reload()
-    check_parts(pipeline, source)
-    unet = cast(UNet2DConditionModel, pipeline.components["unet"].module)
+    family = family_of(pipeline, source)
+    network: Any = pipeline.components[family.network].module
     provided = dict.fromkeys(("vae", "text_encoder", "weights"), source) | {
-        "model": unet.config,
+        "model": network.config,
         "schedule": VPSchedule.from_config(pipeline.scheduler),
         "prediction_type": pipeline.scheduler.get("prediction_type", "epsilon"),
     }
     filled = dataclasses.replace(objective, pipeline=None, **cast(Any, provided))
-    names = ("unet", "vae", *(name for name in ENCODERS if name in pipeline.components))
-    return BaseModel(filled, pipeline, reload, weight_hashes(path, names))
+    names = (family.network, family.latent_codec, *family.id_columns)
+    return BaseModel(filled, family, pipeline, reload, weight_hashes(path, names))
 
 
 def _from_components(objective: DiffusionObjective, skip_unet: bool) -> BaseModel:
@@ -155,7 +153,10 @@ def _from_components(objective: DiffusionObjective, skip_unet: bool) -> BaseMode
     if "unet" in folders:
         _check_weights(objective, pipeline.components["unet"])
     digests = {name: digest(find_weights(folder)) for name, folder in folders.items()}
-    return BaseModel(objective, pipeline, reload, digests)
+    modules = {name: component.module for name, component in pipeline.components.items()}
+    modules["unet"] = abstract(UNet2DConditionModel, objective.model)
+    family = detect_family(pipeline.class_name, modules, source="objective")
+    return BaseModel(objective, family, pipeline, reload, digests)
 
 
 def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
@@ -186,14 +187,9 @@ def _check_weights(objective: DiffusionObjective, unet: Component) -> None:
 def _check(base: BaseModel, field: str) -> None:
     """InputError for networks that do not fit together, or need inputs that no data have."""
     objective, encoders = base.objective, base.text_encoders
-    if objective.model.time_cond_proj_dim is not None:
-        raise InputError(f"{field}: got a guidance-distilled UNet, expected one that is not")
-    time_ids = num_time_ids(objective.model, list(encoders.values()))
-    if time_ids not in (None, NUM_TIME_IDS):
-        raise InputError(
-            f"{field}: got a UNet with {time_ids} time ids, expected {NUM_TIME_IDS}: "
-            "no data have a refiner's aesthetic scores"
-        )
+    for extra in base.family.extras:
+        if extra.untrainable is not None:
+            raise InputError(f"{field}: {extra.untrainable}")
     rates = objective.caption_dropout_per_encoder
     if rates and (len(encoders) == 1 or len(rates) != len(encoders)):
         wanted = len(encoders) if len(encoders) > 1 else "none for one text encoder"

@@ -41,7 +41,6 @@ from jaxdiff.training.config import (
 )
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import (
-    TOKEN_ID_COLUMNS,
     Frozen,
     LatentDiffusion,
     diffusion_task,
@@ -120,16 +119,12 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     _check_size(config, base, side)
     frozen = Frozen(
         weights={name: base.host_weights(name, dtype) for name in method.partition.frozen},
-        null={
-            name: caption_tokenizer([""])[TOKEN_ID_COLUMNS[name]][0] for name in base.text_encoders
-        },
+        null=base.null_ids(caption_tokenizer),
     )
     tokenizer = None if info is not None and info.text_embedding_shapes else caption_tokenizer
     step_weights = _frozen_in_steps(config, method.partition, frozen, info)
-    task = diffusion_task(objective, method.partition, zero_uncond=base.zero_uncond)
-    model = LatentDiffusion(
-        method.partition, objective.prediction_type, zero_uncond=base.zero_uncond
-    )
+    task = diffusion_task(objective, method.partition)
+    model = LatentDiffusion(method.partition, objective.prediction_type)
     generate = jax.jit(
         make_sampler(
             model,
@@ -195,7 +190,7 @@ def base_model_identity(config: TrainConfig, base: BaseModel) -> dict[str, Any]:
     objective = cast(DiffusionObjective, config.objective)
     if objective.pipeline is None:
         if isinstance(objective.trainable, Full):  # the checkpoint's replace them
-            identity.pop("weights of unet", None)
+            identity.pop(f"weights of {base.family.network}", None)
         return identity
     values = {name: getattr(base.objective, name) for name in ("model", "schedule")}
     for name, value in values.items():

@@ -26,8 +26,9 @@ from jaxdiff.models.build import with_params
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.training.config import DiffusionObjective, DistillationObjective, TrainConfig
 from jaxdiff.training.objectives import HostParams, Params
-from jaxdiff.training.objectives.diffusion import TOKEN_ID_COLUMNS, Frozen
+from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
 from jaxdiff.training.objectives.distillation import distillation_task, student_model
+from jaxdiff.training.objectives.trainable import train_denoiser
 
 
 def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
@@ -35,20 +36,22 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
     objective = cast(DistillationObjective, config.objective)
     teacher_objective = DiffusionObjective(pipeline=objective.teacher)
     base = load_base_model(teacher_objective, field="objective.teacher")
-    networks, tokenizer = base.abstract_networks(dtype), base.caption_tokenizer()
+    family, tokenizer = base.family, base.caption_tokenizer()
+    networks = base.abstract_networks(dtype)
     frozen = Frozen(
         weights={name: base.host_weights(name, dtype) for name in networks},
-        null={name: tokenizer([""])[TOKEN_ID_COLUMNS[name]][0] for name in base.text_encoders},
+        null=base.null_ids(tokenizer),
     )
+    schedule, prediction_type = base.objective.schedule, base.objective.prediction_type
+    teacher = LatentDiffusion(train_denoiser(family, networks), prediction_type)
     model = student_model(
         objective,
+        family,
         networks,
-        base.objective.prediction_type,
-        zero_uncond=base.zero_uncond,
-        pretrained=lambda: {"unet": base.host_weights("unet")},
+        prediction_type,
+        pretrained=lambda: {family.network: base.host_weights(family.network)},
     )
-    schedule = base.objective.schedule
-    task = distillation_task(objective, networks["unet"], model, schedule)
+    task = distillation_task(objective, teacher, model, schedule)
     generate = jax.jit(
         make_sampler(
             model,
@@ -58,7 +61,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
         )
     )
     loss = jax.jit(task.loss)
-    side = cast(int, networks["unet"].config.sample_size) * base.vae.config.downscale
+    side = cast(int, networks[family.network].config.sample_size) * base.vae.config.downscale
     inputs = tokenizer(grid_prompts(config)) | sampling_inputs(base, side, GRID_SIZE)
     grid_inputs = shard_or_replicate(inputs)
     batch = shard_or_replicate(validation_batch(config, tokenizer))
@@ -71,8 +74,8 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
 
     def export(params: HostParams, output: pathlib.Path) -> None:
         stored = base.reload()  # in their dtypes
-        unet = Component(module=with_params(model.network.module, params))
-        components = {**stored.components, "unet": unet}
+        student = Component(module=with_params(model.network.module, params))
+        components = {**stored.components, family.network: student}
         write_pipeline(output, dataclasses.replace(stored, components=components))
 
     identity = {f"weights of {name}": digest for name, digest in base.digests.items()}

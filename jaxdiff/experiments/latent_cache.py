@@ -6,8 +6,6 @@ from jaxdiff.checkpoints.tokenizers import tokenizer_digest
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.latents import LatentCacheInfo, read_description
 from jaxdiff.experiments.base_model import BaseModel
-from jaxdiff.models.conditioning import ENCODERS
-from jaxdiff.pipeline.parts import ENCODERS as TOKENIZERS
 from jaxdiff.training.config import DataConfig
 from jaxdiff.training.objectives.trainable import ParameterPartition
 
@@ -36,7 +34,7 @@ def check_latent_cache(
 
 def _check_text_is_frozen(data: DataConfig, partition: ParameterPartition, field: str) -> None:
     """InputError if the training changes text encoders or captions."""
-    prefixes = tuple(f"{name}." for name in ENCODERS)
+    prefixes = tuple(f"{name}." for name in partition.family.id_columns)
     if any(path.startswith(prefixes) for path in partition.shapes):
         raise InputError(
             f"{field}.path: got {data.path} with embeddings of captions for a training of what "
@@ -53,7 +51,7 @@ def _check_text_is_frozen(data: DataConfig, partition: ParameterPartition, field
 def _check_text_encoders(info: LatentCacheInfo, base: BaseModel, got: str) -> None:
     """InputError unless captions were encoded with the training's text encoders."""
     objective, names = base.objective, list(base.text_encoders)
-    files = [base.pipeline.tokenizers[TOKENIZERS[name]] for name in names]
+    files = [base.pipeline.tokenizers[spec.tokenizer] for spec in base.family.text_encoders]
     pairs = {
         "text encoders with the digests": (
             info.text_encoders,
@@ -67,7 +65,7 @@ def _check_text_encoders(info: LatentCacheInfo, base: BaseModel, got: str) -> No
                 f"{got} by {what} {', '.join(found)}, expected {', '.join(expected)} as "
                 f"{objective.text_encoder} has"
             )
-    pooled = objective.model.addition_embed_type is not None
+    pooled = base.family.has_pooled
     if pooled != bool(info.pooled_width):
         found, expected = ("with" if x else "without" for x in (info.pooled_width, pooled))
         raise InputError(

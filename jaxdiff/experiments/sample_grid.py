@@ -9,6 +9,7 @@ from jaxdiff.checkpoints.schedulers import make_grid
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.experiments.base_model import SAMPLER, SPACING, BaseModel
+from jaxdiff.families.stable_diffusion import GUIDANCE_SCALE
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import stack_streams
 from jaxdiff.guidance.registry import RULES
@@ -43,7 +44,7 @@ def make_sampler(
     The inputs are `sampling_inputs` and token ids of prompts.
     """
     network, sampler = model.network, SAMPLERS[SAMPLER]
-    guidance = RULES["none" if model.is_guidance_distilled else "cfg"]
+    guidance = RULES[model.family.defaults.get("guidance", "cfg")]
     grid = make_grid(
         schedule, SAMPLER, steps, prediction_type=network.prediction_type, spacing=SPACING
     )
@@ -54,12 +55,13 @@ def make_sampler(
         tables, noise = model.merge_weights(params, frozen), inputs["noise"]
         encoders, b = model.build_encoders(tables), len(noise)
         scale = jnp.full(b, guidance_scale, jnp.float32)
-        uncond, cond = model.uncond_and_cond(encoders, frozen.null, inputs)
+        batch = {**inputs, GUIDANCE_SCALE: scale}
+        uncond, cond = model.uncond_and_cond(encoders, frozen.null, batch)
         streams = [cond if s.prompt_source == "prompt" else uncond for s in guidance.streams]
-        conditioning = stack_streams(*(model.add_guidance_scale(s, scale) for s in streams))
+        conditioning = stack_streams(*streams)
         first = jnp.int32(0)
         state = denoise_steps(
-            Networks(tables["unet"]),
+            Networks(tables[model.family.network]),
             guidance,
             init_latents(noise, None, StartLevel(grid.init_noise_sigma), guidance, sampler=sampler),
             ConditioningPair(conditioning),
@@ -74,7 +76,7 @@ def make_sampler(
             image_processor=None,
             sampler=sampler,
         )
-        vae = encoders["vae"]
+        vae = encoders[model.family.latent_codec]
         return vae.decode(vae.unscale(state.x))
 
     return generate

@@ -22,14 +22,13 @@ from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.training.config import Full, LoRA, TextualInversion
 from jaxdiff.training.objectives import HostParams
-from jaxdiff.training.objectives.diffusion import TOKEN_ID_COLUMNS
 from jaxdiff.training.objectives.trainable import (
     ParameterPartition,
     split_prefixes,
+    train_denoiser,
+    train_denoiser_and_text_encoders,
     train_lora,
     train_textual_inversion,
-    train_unet,
-    train_unet_and_text_encoders,
 )
 
 LORA = FILES[0]  # diffusers' name of LoRA files
@@ -59,7 +58,7 @@ def full_fine_tuning(
     """All weights, exported as a pipeline folder."""
     networks, reload = base.abstract_networks(dtype), base.reload
     names = [
-        *(() if config.from_scratch else ("unet",)),
+        *(() if config.from_scratch else (base.family.network,)),
         *(base.text_encoders if config.text_encoders else ()),
     ]
 
@@ -71,7 +70,7 @@ def full_fine_tuning(
         stored = reload()  # in their dtypes
         components = dict(stored.components)
         trained: dict[str, Any] = (
-            split_prefixes(params) if config.text_encoders else {"unet": params}
+            split_prefixes(params) if config.text_encoders else {base.family.network: params}
         )
         for name, table in trained.items():
             component = components.get(name)
@@ -82,16 +81,16 @@ def full_fine_tuning(
         write_pipeline(folder, dataclasses.replace(stored, components=components))
 
     partition = (
-        train_unet_and_text_encoders(networks, load_pretrained)
+        train_denoiser_and_text_encoders(base.family, networks, load_pretrained)
         if config.text_encoders
-        else train_unet(networks, load_pretrained)
+        else train_denoiser(base.family, networks, load_pretrained)
     )
     return TrainingMethod(partition, base.caption_tokenizer(caption), export)
 
 
 def lora(base: BaseModel, dtype: Dtype, config: LoRA, caption: str | None) -> TrainingMethod:
     """LoRA, exported as a file for diffusers and `generate --lora`."""
-    partition = train_lora(base.abstract_networks(dtype), config)
+    partition = train_lora(base.family, base.abstract_networks(dtype), config)
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
         pairs: dict[Module, LoRAPair] = {}
@@ -125,7 +124,7 @@ def textual_inversion(
     caption_tokenizer = base.caption_tokenizer(caption)
     embeddings, first_id = {}, {}
     for name in base.text_encoders:
-        tokenizer = caption_tokenizer.tokenizers[TOKEN_ID_COLUMNS[name]]
+        tokenizer = caption_tokenizer.tokenizers[base.family.id_columns[name]]
         row = _initial_token(tokenizer, config)
         embeddings[name] = np.tile(
             base.host_weights(name)[TOKEN_EMBEDDING][row], (config.num_vectors, 1)
@@ -137,7 +136,8 @@ def textual_inversion(
                 f"objective.trainable.placeholder_token: got {config.placeholder_token!r}, which "
                 "the tokenizer reads otherwise"
             )
-    partition = train_textual_inversion(base.abstract_networks(dtype), embeddings, first_id)
+    networks = base.abstract_networks(dtype)
+    partition = train_textual_inversion(base.family, networks, embeddings, first_id)
     caption_tokenizer = dataclasses.replace(
         caption_tokenizer, placeholder_tokens={config.placeholder_token: " ".join(tokens)}
     )

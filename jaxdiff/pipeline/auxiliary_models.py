@@ -62,8 +62,8 @@ class AuxiliaryModels:
         self, guidance_model: "Pipeline | None", channels: int, schedule: Schedule
     ) -> None:
         """Set the weaker model; InputError unless it has these channels and this schedule."""
-        if guidance_model is not None and guidance_model.unet.config.in_channels != channels:
-            got = guidance_model.unet.config.in_channels
+        if guidance_model is not None and guidance_model.vae.config.latent_channels != channels:
+            got = guidance_model.vae.config.latent_channels
             raise InputError(
                 f"guidance_model: got a model with {got} latent channels, expected {channels}"
             )

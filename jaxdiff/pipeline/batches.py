@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.diffusion.timesteps import TimestepGrid
+from jaxdiff.families.base import ExtraInputs
 from jaxdiff.guidance.base import Guidance
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.compiled_model import (
@@ -79,15 +79,13 @@ class BatchRunner:
         *,
         vae_scale_factor: int,
         channels: int,
-        is_inpainting: bool,
-        has_guidance_embedding: bool,
+        uses_mask: bool,
         devices: int,
     ) -> None:
         self._stages = stages
         self._vae_scale_factor = vae_scale_factor
         self._channels = channels  # of latents
-        self._is_inpainting = is_inpainting  # whether the network takes mask and masked image
-        self._has_guidance_embedding = has_guidance_embedding  # of a guidance-distilled network
+        self._uses_mask = uses_mask  # whether the network takes mask and masked image
         self._devices = devices
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
@@ -157,45 +155,36 @@ class BatchRunner:
     ) -> tuple[ConditioningPair, NDArray | None, NDArray | None]:
         """The conditioning of the networks, the initial latents, and the mask of what changes.
 
-        An inpainting network takes mask and masked image as channels; without image and mask
-        everything is generated.
+        There is no such mask for a network that sees it itself.
         """
-        latents, mask, channels = inputs.latents, None, None
+        latents, mask = inputs.latents, None
         if inputs.images is not None:
             latents = self._latents(inputs.images, plan.tile)
-        if inputs.masks is not None:
-            mask = image_inputs.downsample_mask(inputs.masks, self._vae_scale_factor)
-        if self._is_inpainting:
-            channels = self._inpainting_channels(inputs, plan, mask)
-            mask = None
-        skip = plan.request.clip_skip
-        conditioning = self._stages.encode(
-            inputs.prompts,
-            skip=skip,
-            time_ids=inputs.time_ids,
-            channels=channels,
-            scales=np.asarray(inputs.guidance_scales.scale)
-            if self._has_guidance_embedding
-            else None,
-        )
+        if inputs.masks is not None and not self._uses_mask:
+            mask = self._downsample(inputs.masks)
+        request = plan.request
+
+        def extras(network: str) -> ExtraInputs:
+            streams = [s for s in plan.rule.streams if s.network == network]
+            return ExtraInputs(
+                size=(request.height, request.width),
+                options=request.extras,
+                prompted=tuple(stream.prompt_source == "prompt" for stream in streams),
+                guidance_scales=np.asarray(inputs.guidance_scales.scale),
+                image=inputs.images,
+                mask=inputs.masks,
+                encode=lambda images: self._latents(images, plan.tile),
+                downsample=self._downsample,
+            )
+
+        skip = request.clip_skip
+        conditioning = self._stages.encode(inputs.prompts, extras("main"), skip=skip)
         guide = None
         if inputs.guidance_model_prompts is not None and plan.guidance_model is not None:
             guide = plan.guidance_model.encode(
-                inputs.guidance_model_prompts, skip=skip, time_ids=inputs.guidance_model_time_ids
+                inputs.guidance_model_prompts, extras("guidance_model"), skip=skip
             )
         return jax.block_until_ready(ConditioningPair(conditioning, guide)), latents, mask
 
-    def _inpainting_channels(
-        self, inputs: BatchInputs, plan: SamplingPlan, mask: NDArray | None
-    ) -> Float[NDArray, "b k h w c"]:
-        """The mask and the latents of the masked image, for an inpainting network."""
-        count, shape = len(inputs.guidance_scales.scale), self.latent_shape(plan.request)
-        if mask is None:
-            mask = np.ones((count, *shape[:2], 1), np.float32)
-        around = np.zeros((count, plan.request.height, plan.request.width, 3), np.float32)
-        if inputs.masks is not None:
-            if inputs.images is None:
-                raise InputError("image: got latents with a mask, expected an image")
-            around = inputs.images * (1 - inputs.masks)
-        channels = np.concatenate([mask, self._latents(around, plan.tile)], axis=-1)
-        return np.repeat(channels[:, None], inputs.prompts.zero_out.shape[1], axis=1)
+    def _downsample(self, masks: Float[NDArray, "b h2 w2 1"]) -> Float[NDArray, "b h w 1"]:
+        return image_inputs.downsample_mask(masks, self._vae_scale_factor)

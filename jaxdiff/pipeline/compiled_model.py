@@ -14,16 +14,14 @@ from jaxdiff.core.types import Array, Float, Key, NDArray, PyTree, UInt8
 from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.diffusion.predictions import per_image
 from jaxdiff.diffusion.timesteps import TimestepGrid
+from jaxdiff.families.base import ExtraInputs, Family
 from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
-from jaxdiff.models.unet.adapter import UNetAdapter
-from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.pipeline.classifier_guidance import (
     GuidanceTargets,
     with_classifier_guidance,
@@ -37,7 +35,7 @@ from jaxdiff.samplers.noise import initial_noise
 
 
 class ConditioningPair(NamedTuple):
-    """The conditioning of the UNet and of a guidance model."""
+    """The conditioning of the network and of a guidance model."""
 
     main: Conditioning
     guidance_model: Conditioning | None = None  # of a weaker network
@@ -81,32 +79,30 @@ class CompiledModel:
 
     def __init__(
         self,
+        family: Family,
         text_encoders: Sequence[CLIPTextModel],
-        unet: UNet2DConditionModel,
+        network: nnx.Module,
         vae: AutoencoderKL,
         *,
         prediction_type: str,
-        pooled: bool,
         devices: Sequence[jax.Device],
     ) -> None:
         self._auxiliary = Networks(None)
         self._image_processor: CLIPImageProcessor | None = None
-        self._network = UNetAdapter(unet, prediction_type)
-        self.set_weights(text_encoders, unet)
+        self._family = family
+        self._network = family.adapter(network, prediction_type)
+        self.set_weights(text_encoders, network)
         self._vae = nnx.split(_upcast_fp16_vae(vae))
         # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
-        exact = all(w.dtype == jnp.float32 for w in param_dict(unet).values())
+        exact = all(w.dtype == jnp.float32 for w in param_dict(network).values())
         self._precision = "highest" if exact else None
-        self._pooled = pooled
         self._devices = list(devices)
         self._programs: dict[Any, CompiledFunction] = {}
 
-    def set_weights(
-        self, text_encoders: Sequence[CLIPTextModel], unet: UNet2DConditionModel
-    ) -> None:
+    def set_weights(self, text_encoders: Sequence[CLIPTextModel], network: nnx.Module) -> None:
         """Use the weights that these modules have now; programs are kept."""
         self._texts = [nnx.split(encoder) for encoder in text_encoders]
-        self._denoiser = self._network, param_dict(unet)
+        self._denoiser = self._network, param_dict(network)
 
     def set_auxiliary_models(
         self,
@@ -152,26 +148,12 @@ class CompiledModel:
     def _split(self, tree: PyTree) -> PyTree:
         return shard_leading_axis(tree, len(self._devices))
 
-    def encode(
-        self,
-        prompts: TokenizedPrompts,
-        *,
-        skip: int,
-        time_ids: Float[NDArray, "b k i"] | None = None,
-        channels: Float[NDArray, "b k h w c"] | None = None,
-        scales: Float[NDArray, "b"] | None = None,
-    ) -> Conditioning:
-        """The conditioning of the network; the prompts' part stays on the devices for `denoise`."""
+    def encode(self, prompts: TokenizedPrompts, extras: ExtraInputs, *, skip: int) -> Conditioning:
+        """The conditioning of the network, on the devices for `denoise`."""
         graphs, params = zip(*self._texts, strict=True)
-        program = self._program(encode_prompts, ".d", graphs=graphs, pooled=self._pooled, skip=skip)
-        conditioning = program(params, self._split(prompts))
-        rest = {"time_ids": time_ids, "channels": channels}
-        width = self._network.module.config.time_cond_proj_dim
-        if scales is not None and width is not None:
-            each = np.asarray(guidance_embedding(jnp.asarray(scales), width))
-            rest["timestep_cond"] = np.repeat(each[:, None], prompts.zero_out.shape[1], axis=1)
-        given = {name: array for name, array in rest.items() if array is not None}
-        return conditioning | self._split(given)
+        program = self._program(encode_prompts, ".d", graphs=graphs, family=self._family, skip=skip)
+        text = program(params, self._split(prompts))
+        return text | self._split(self._family.request_conditioning(extras))
 
     def latents(self, images: Float[NDArray, "b h2 w2 3"]) -> Float[NDArray, "b h w c"]:
         """The scaled mean latents of images in [-1, 1]."""

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from jaxdiff.core.aliases import ARGUMENTS, rename_keys
 from jaxdiff.core.errors import InputError
+from jaxdiff.families.registry import request_options
 from jaxdiff.pipeline.request import Options
 
 P = ParamSpec("P")
@@ -48,21 +49,23 @@ REPLACED: Mapping[str, str] = {
 def accept_diffusers_arguments(function: Callable[P, T]) -> Callable[P, T]:
     """`function`, a method of the pipeline, which also takes diffusers' names of its arguments.
 
-    Its signature lists all `Options`.
+    Its signature lists all `Options`, and those that only some families read.
 
     InputError for arguments that it does not have, with what to use instead.
     """
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    extras = {name: option.annotation for name, option in request_options().items()}
+    annotations = Options.__annotations__ | extras
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in Options.__annotations__.items()
+        for name, annotation in annotations.items()
     ]
-    known = {*(p.name for p in own), *Options.__annotations__, *ARGUMENTS} - {"self"}
+    known = {*(p.name for p in own), *annotations, *ARGUMENTS} - {"self"}
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        return function(*args, **_translated(kwargs, known))  # pyright: ignore[reportCallIssue]
+        return function(*args, **_translated(kwargs, known | request_options().keys()))  # pyright: ignore[reportCallIssue]
 
     # What help and notebooks show: every option by its name.
     called.__signature__ = signature.replace(parameters=[*own, *options])  # pyright: ignore

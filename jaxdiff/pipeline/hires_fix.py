@@ -1,6 +1,7 @@
 """Two passes: hires fix, or base model and refiner."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
+from jaxdiff.families.registry import request_options
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.pipeline import Output, Pipeline
 
@@ -65,14 +67,24 @@ def refine(
             f"refiner: got a model with {channels[1]} latent channels, expected {channels[0]}, as "
             "the base model has"
         )
-    first = base(*arguments, denoising_end=start, output="latent", **options)
-    kept = {k: v for k, v in options.items() if k not in ("image", "mask", "latents", "strength")}
+    first = base(*arguments, denoising_end=start, output="latent", **_read_by(base, options))
+    kept = {
+        name: value
+        for name, value in _read_by(refiner, options).items()
+        if name not in ("image", "mask", "latents", "strength")
+    }
     if len(refiner.text_encoders) == 1:
         kept = {k: v for k, v in kept.items() if k not in ("prompt_2", "negative_prompt_2")}
     if kept.get("steps") is None:
         kept["steps"] = first.request.steps
     second = refiner(*arguments, **kept, image=first.images, denoising_start=start, output=output)
     return _together(first, second)
+
+
+def _read_by(pipe: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` without those that only another family reads."""
+    others = request_options().keys() - pipe.family.options
+    return {name: value for name, value in options.items() if name not in others}
 
 
 def _together(first: Output, second: Output) -> Output:

@@ -34,9 +34,7 @@ class TokenizedRequest(NamedTuple):
     """The tokenized request, one row per image but for the prompts."""
 
     prompts: Sequence[TokenizedPrompts]  # of each image
-    time_ids: Float[NDArray, "b k i"] | None
     guidance_model_prompts: Sequence[TokenizedPrompts]  # for a weaker network; empty without one
-    guidance_model_time_ids: Float[NDArray, "b k i"] | None
     guidance_scales: GuidanceScales
     targets: GuidanceTargets
 
@@ -45,9 +43,7 @@ class BatchInputs(NamedTuple):
     """Everything that differs between images."""
 
     prompts: TokenizedPrompts
-    time_ids: Float[NDArray, "b k i"] | None
     guidance_model_prompts: TokenizedPrompts | None
-    guidance_model_time_ids: Float[NDArray, "b k i"] | None
     guidance_scales: GuidanceScales
     targets: GuidanceTargets
     grid: TimestepGrid
@@ -95,7 +91,6 @@ def make_batches(
         noise = np.asarray(check_shape("latents", init.noise, (count, *latent_shape)), np.float32)
     keys = per_sample_keys(request.seeds)
     each = (
-        tokenized.guidance_model_time_ids,
         tokenized.guidance_scales,
         tokenized.targets,
         grid,
@@ -118,7 +113,7 @@ def make_batches(
                 if tokenized.guidance_model_prompts
                 else None
             )
-            own = _stacked(tokenized.prompts, chosen), _rows(tokenized.time_ids, rows), guide
+            own = _stacked(tokenized.prompts, chosen), guide
             yield chosen, BatchInputs(*own, *_rows(each, rows))
 
 

@@ -28,22 +28,21 @@ from jaxdiff.core.trees import parameter_count
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, one_of, positive
 from jaxdiff.diffusion.timesteps import TimestepGrid
+from jaxdiff.families.registry import accepted_options, family_of, request_options
 from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
 from jaxdiff.pipeline.batches import BatchRunner, SamplingPlan, StageTimer
 from jaxdiff.pipeline.compiled_model import CompiledModel, ProgressCallback, StartLevel
-from jaxdiff.pipeline.conditioning import TextConditioner
+from jaxdiff.pipeline.conditioning import check_request
 from jaxdiff.pipeline.diffusers_arguments import accept_diffusers_arguments
 from jaxdiff.pipeline.inputs import BatchInputs, InitImage, Noise, make_batches
 from jaxdiff.pipeline.intermediates import Intermediates
 from jaxdiff.pipeline.lora import LoRAManager
 from jaxdiff.pipeline.notebook import images_html, notebook_progress
-from jaxdiff.pipeline.parts import ENCODERS, check_channels, check_parts
 from jaxdiff.pipeline.prompt_encoding import PromptTokenizer, guidance_rule, tokenize_request
 from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_of
 from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer, add_inversion
@@ -87,8 +86,9 @@ class Output:
 class Pipeline:
     """A text-to-image model; `jaxdiff.load` makes one.
 
-    `unet`, `vae` and `text_encoders` are modules that you can call; `text_encoder` is the first
-    text encoder. Calling the pipeline runs them compiled on all of its devices.
+    `network`, which also has the name of its component (`unet`), `vae` and `text_encoders` are
+    modules that you can call; `text_encoder` is the first text encoder. Calling the pipeline runs
+    them compiled on all of its devices.
     """
 
     def __init__(
@@ -99,38 +99,34 @@ class Pipeline:
         devices: Sequence[jax.Device],
         folder: pathlib.Path | None = None,
     ) -> None:
-        check_parts(parts, name)
+        self.family = family_of(parts, name)
         self.parts = parts
         self.name = name
         self.devices = tuple(devices)
-        self.unet = cast(UNet2DConditionModel, parts.components["unet"].module)
-        self.vae = cast(AutoencoderKL, parts.components["vae"].module)
-        check_channels(self.unet, self.vae, name)
-        names = [encoder for encoder in ENCODERS if encoder in parts.components]
-        self.text_encoders = [cast(CLIPTextModel, parts.components[n].module) for n in names]
-        self._vocabularies = {
-            name: TextualInversionTokenizer(parts.tokenizers[ENCODERS[name]], encoder)
-            for name, encoder in zip(names, self.text_encoders, strict=True)
+        self.network: Any = parts.components[self.family.network].module
+        self.vae = cast(AutoencoderKL, parts.components[self.family.latent_codec].module)
+        encoders = {
+            spec: cast(CLIPTextModel, parts.components[spec.component].module)
+            for spec in self.family.text_encoders
         }
-        self.text_conditioner = TextConditioner.of(
-            self.unet.config,
-            self.text_encoders,
-            zero_uncond=bool(parts.options.get("force_zeros_for_empty_prompt", True)),
-        )
+        self.text_encoders = list(encoders.values())
+        self._vocabularies = {
+            spec.component: TextualInversionTokenizer(parts.tokenizers[spec.tokenizer], encoder)
+            for spec, encoder in encoders.items()
+        }
         self.schedule = schedule_of(parts.scheduler)
         self.scheduler_options = SchedulerOptions.from_config(parts.scheduler)
         self.prediction_type = prediction_type_of(parts.scheduler)
-        native = size_of(self.unet.config.sample_size, self.vae.config.downscale)
-        distilled = {"guidance": "none"} if self.has_guidance_embedding else {}
+        native = size_of(self.network.config.sample_size, self.vae.config.downscale)
         self.defaults = Defaults.of(
-            distilled | dict(parts.defaults), parts.scheduler, native, source=name
+            self.family.defaults | dict(parts.defaults), parts.scheduler, native, source=name
         )
         self.stages = CompiledModel(
+            self.family,
             self.text_encoders,
-            self.unet,
+            self.network,
             self.vae,
             prediction_type=self.prediction_type,
-            pooled=self.text_conditioner.num_time_ids is not None,
             devices=self.devices,
         )
 
@@ -138,14 +134,13 @@ class Pipeline:
             self.stages,
             vae_scale_factor=self.vae.config.downscale,
             channels=self.vae.config.latent_channels,
-            is_inpainting=self.is_inpainting,
-            has_guidance_embedding=self.has_guidance_embedding,
+            uses_mask=self.family.uses_mask,
             devices=len(self.devices),
         )
-        encoders = dict(zip(names, self.text_encoders, strict=True))
-        self._loras = LoRAManager({"unet": self.unet, **encoders})
+        adapted = dict(zip(self._vocabularies, self.text_encoders, strict=True))
+        self._loras = LoRAManager({self.family.network: self.network, **adapted})
         self._prompt_tokenizer = PromptTokenizer(
-            self.text_conditioner,
+            self.family,
             list(self._vocabularies.values()),
             closed=self.defaults.closed_vocabulary,
         )
@@ -165,8 +160,14 @@ class Pipeline:
         for name, component in self.parts.components.items():
             millions = parameter_count(param_dict(component.module)) / 1e6
             networks.append(f"{name}: {type(component.module).__name__} ({millions:.1f} M)")
-        dtype = jnp.dtype(self.unet.dtype).name
+        dtype = jnp.dtype(self.network.dtype).name
         return f"Pipeline({self.name!r}, {dtype}, {self.device_name}, {', '.join(networks)})"
+
+    def __getattr__(self, name: str) -> Any:
+        # The network under the name of its component: pipe.unet, pipe.transformer.
+        if name != "family" and name == self.family.network:
+            return self.network
+        raise AttributeError(f"'Pipeline' object has no attribute {name!r}")
 
     @property
     def text_encoder(self) -> CLIPTextModel:
@@ -181,12 +182,7 @@ class Pipeline:
     @property
     def is_inpainting(self) -> bool:
         """Whether the network takes a mask and a masked image, as inpainting models do."""
-        return self.unet.config.in_channels == 2 * self.vae.config.latent_channels + 1
-
-    @property
-    def has_guidance_embedding(self) -> bool:
-        """Whether the network takes the guidance scale as an input (guidance distillation)."""
-        return self.unet.config.time_cond_proj_dim is not None
+        return self.family.uses_mask
 
     @property
     def device_name(self) -> str:
@@ -196,8 +192,8 @@ class Pipeline:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A short hash that changes with the weights and their dtype."""
-        # Every training changes the last layer of the UNet; hashing all layers would take long.
-        last = np.asarray(self.unet.conv_out.kernel[...])
+        # Every training changes the last layer; hashing all layers would take long.
+        last = np.asarray(param_dict(self.network)[self.family.adapter.output_layer])
         return hashlib.sha256(last.tobytes()).hexdigest()[:12]
 
     @accept_diffusers_arguments
@@ -220,20 +216,16 @@ class Pipeline:
                 raise InputError("mask: got a mask without an image, expected an image too")
         else:
             options = self._with_image_defaults(image, mask, options)
-        cell = self.vae.config.downscale
+        known = request_options()
         request = resolve(
             self.defaults,
             prompt,
             images=image_inputs.count_of(image),
-            vae_scale_factor=cell,
-            **options,
+            vae_scale_factor=self.vae.config.downscale,
+            extras=accepted_options(self.family, options),
+            **cast(Options, {k: value for k, value in options.items() if k not in known}),
         )
-        self.text_conditioner.check(request)
-        if self.has_guidance_embedding and request.guidance != "none":
-            raise InputError(
-                f"guidance: got {request.guidance}, expected none, because this model is "
-                "guidance-distilled"
-            )
+        check_request(self.family, request)
         if image is not None or request.denoising_end is not None:
             self._grid(request)  # raises where no step is left
         return request
@@ -421,7 +413,7 @@ class Pipeline:
         )
 
     def _weights_changed(self) -> None:
-        self.stages.set_weights(self.text_encoders, self.unet)
+        self.stages.set_weights(self.text_encoders, self.network)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write a diffusers folder that PyTorch loads; weights keep their dtype.

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from jaxdiff.core.types import Float, NDArray
+from jaxdiff.families.base import Family
 from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream
 from jaxdiff.guidance.registry import parse
 from jaxdiff.pipeline.and_prompts import SubPrompt, split_and
 from jaxdiff.pipeline.classifier_guidance import GuidanceTargets
-from jaxdiff.pipeline.conditioning import TextConditioner, TokenizedPrompts
+from jaxdiff.pipeline.conditioning import TokenizedPrompts, tokenize_prompts
 from jaxdiff.pipeline.inputs import TokenizedRequest
 from jaxdiff.pipeline.prompts import WeightedText
 from jaxdiff.pipeline.prompts import parse as parse_syntax
@@ -22,16 +22,14 @@ Text = str | None  # None: not given
 
 
 class PromptTokenizer(NamedTuple):
-    """The tokenizers and the text conditioner of a model."""
+    """The tokenizers of a model."""
 
-    conditioner: TextConditioner
+    family: Family
     vocabularies: Sequence[TextualInversionTokenizer]
     closed: bool = False  # whether words that are several tokens were never trained on
 
-    def tokenize(
-        self, request: Request, streams: Sequence[Stream]
-    ) -> tuple[list[TokenizedPrompts], Float[NDArray, "b k i"] | None]:
-        """The tokenized prompts of each image and their time ids.
+    def tokenize(self, request: Request, streams: Sequence[Stream]) -> list[TokenizedPrompts]:
+        """The tokenized prompts of each image.
 
         Warns of truncated prompts, and of words that the model was not trained on.
         """
@@ -39,8 +37,8 @@ class PromptTokenizer(NamedTuple):
         all_texts: list[Text] = []
         for index, prompt in enumerate(request.prompts):
             texts = _texts(request, index, streams)[: len(self.vocabularies)]
-            words, cut = self.conditioner.tokenize(
-                self.vocabularies, texts, syntax=request.prompt_syntax
+            words, cut = tokenize_prompts(
+                self.family, self.vocabularies, texts, syntax=request.prompt_syntax
             )
             if cut:
                 message = (
@@ -51,9 +49,7 @@ class PromptTokenizer(NamedTuple):
             all_texts += texts[0]
         if self.closed:
             self._warn_of_unseen_words(all_texts, syntax=request.prompt_syntax)
-        return found, self.conditioner.time_ids(
-            request, [s.prompt_source == "prompt" for s in streams]
-        )
+        return found
 
     def _warn_of_unseen_words(self, texts: Sequence[Text], *, syntax: bool) -> None:
         vocabulary = self.vocabularies[0]
@@ -87,15 +83,10 @@ def tokenize_request(
     by_network = {
         name: [s for s in rule.streams if s.network == name] for name in ("main", "guidance_model")
     }
-    words, time_ids = tokenizer.tokenize(request, by_network["main"])
-    guide_words, guide_time_ids = [], None
+    words, guide_words = tokenizer.tokenize(request, by_network["main"]), []
     if guidance_tokenizer is not None and by_network["guidance_model"]:
-        guide_words, guide_time_ids = guidance_tokenizer.tokenize(
-            request, by_network["guidance_model"]
-        )
-    return TokenizedRequest(
-        words, time_ids, guide_words, guide_time_ids, _guidance_scales(request), targets
-    )
+        guide_words = guidance_tokenizer.tokenize(request, by_network["guidance_model"])
+    return TokenizedRequest(words, guide_words, _guidance_scales(request), targets)
 
 
 def _guidance_scales(request: Request) -> GuidanceScales:

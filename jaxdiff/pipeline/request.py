@@ -19,12 +19,9 @@ from jaxdiff.guidance.registry import parse as parse_rule
 from jaxdiff.pipeline.prompts import parse
 from jaxdiff.samplers.registry import SAMPLERS, get_sampler
 
-_OWN = ("original_size", "crop_top_left", "target_size")
-SDXL_SIZE_FIELDS = (*_OWN, *(f"negative_{name}" for name in _OWN))
 CFG_PP_SAMPLERS = ("ddim", "euler", "euler-ancestral")  # samplers that support CFG++
 MAX_SCALE = 1000.0
 MAX_STEPS = 1000
-MAX_SIZE = 16384  # pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +64,8 @@ class Defaults:
 class Options(TypedDict, total=False):
     """Options of a call; None takes the model's default.
 
-    A sequence has one entry per image. `Request` documents the others.
+    A sequence has one entry per image. `Request` documents the others. Options that only some
+    families read are declared by their extras (`families.base.Extra`).
     """
 
     prompt_2: str | Sequence[str | None] | None  # prompt of the second text encoder
@@ -92,14 +90,6 @@ class Options(TypedDict, total=False):
     strength: float | Sequence[float | None] | None
     denoising_start: float | None
     denoising_end: float | None
-    original_size: tuple[int, int] | None
-    crop_top_left: tuple[int, int] | None
-    target_size: tuple[int, int] | None
-    negative_original_size: tuple[int, int] | None
-    negative_crop_top_left: tuple[int, int] | None
-    negative_target_size: tuple[int, int] | None
-    aesthetic_score: float | None
-    negative_aesthetic_score: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,14 +120,8 @@ class Request:
     strength: float | tuple[float, ...] | None = None  # how much an initial image changes, 0 to 1
     denoising_start: float | None = None  # fraction of the process that is already done
     denoising_end: float | None = None  # fraction of the process after which to stop
-    original_size: tuple[int, int] | None = None  # height, width (SDXL); None: the image's
-    crop_top_left: tuple[int, int] = (0, 0)  # top, left (SDXL)
-    target_size: tuple[int, int] | None = None  # height, width (SDXL); None: the image's
-    negative_original_size: tuple[int, int] | None = None  # of the null stream; None: the same
-    negative_crop_top_left: tuple[int, int] | None = None  # None: (0, 0) if other fields are set
-    negative_target_size: tuple[int, int] | None = None
-    aesthetic_score: float = 6.0  # input of SDXL's refiner, 0 to 10
-    negative_aesthetic_score: float = 2.5  # of the null stream
+    # options that the model's family reads, where they are not the defaults
+    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def of(self, name: str, index: int) -> Any:
         """The value of a field for image `index`."""
@@ -157,11 +141,12 @@ class Request:
         own |= {name: column[index] for name, column in seconds.items() if column[index]}
         for field in dataclasses.fields(self):
             value = self.of(field.name, index)
-            if field.name not in _COLUMNS and (
+            if field.name not in (*_COLUMNS, "extras") and (
                 field.default is dataclasses.MISSING or value != field.default
             ):
-                own[field.name] = list(value) if isinstance(value, tuple) else value
-        return own
+                own[field.name] = value
+        extras = self.extras.items()
+        return own | {k: list(v) if isinstance(v, tuple) else v for k, v in extras}
 
     def prompts_for_encoder(
         self, index: int
@@ -235,12 +220,14 @@ def resolve(
     *,
     images: int = 1,
     vae_scale_factor: int,
+    extras: Mapping[str, Any] | None = None,
     **options: Unpack[Options],
 ) -> Request:
     """The complete request; None takes the model's default, one value serves all images.
 
     A single prompt with several seeds, scales, steps, other prompts or initial `images` gives one
-    image for each. Height and width must be multiples of `vae_scale_factor`. Raises InputError.
+    image for each. Height and width must be multiples of `vae_scale_factor`. `extras` are options
+    that the model's family reads, checked already. Raises InputError.
     """
     chosen: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
     choices = {name: getattr(defaults, name) for name in _DEFAULTS} | chosen
@@ -252,9 +239,9 @@ def resolve(
         )
     scale, seed = choices.pop("guidance_scale"), choices.pop("seed", 0)
     prompts = {"prompt": prompt} | {name: choices.pop(name, None) for name in _TEXTS[1:]}
-    extras = {name: choices.pop(name, None) for name in _SCALES}
+    scales = {name: choices.pop(name, None) for name in _SCALES}
     either = {name: choices.get(name) for name in _EITHER}
-    columns = prompts | extras | either | {"guidance_scale": scale, "seed": seed}
+    columns = prompts | scales | either | {"guidance_scale": scale, "seed": seed}
     count = max(images, _count(columns))
     for name, value in either.items():
         if not _single(value):
@@ -264,8 +251,9 @@ def resolve(
     request = Request(
         **{_plural(name): _column(name, texts, count, str) for name, texts in prompts.items()},
         guidance_scales=_column("guidance_scale", scale, count, float),
-        **{f"{name}s": _column(name, values, count, float) for name, values in extras.items()},
+        **{f"{name}s": _column(name, values, count, float) for name, values in scales.items()},
         seeds=_column("seed", seeds, count, int),
+        extras=extras or {},
         **choices,
     )
     _check(request, vae_scale_factor)
@@ -361,12 +349,7 @@ def _check(request: Request, vae_scale_factor: int) -> None:
         for name in ("strength", "denoising_start", "denoising_end"):
             if (value := request.of(name, index)) is not None:
                 in_range(name, value, 0, 1)
-    for name in ("aesthetic_score", "negative_aesthetic_score"):
-        in_range(name, getattr(request, name), 0, 10)
     in_range("clip_skip", request.clip_skip, 0, 100)
-    for name in SDXL_SIZE_FIELDS:
-        for length in getattr(request, name) or ():
-            in_range(name, length, 0, MAX_SIZE)
     if request.prompt_syntax:
         for name in _TEXTS:
             for text in getattr(request, _plural(name)):

@@ -10,20 +10,20 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.checkpoints.clip_vision import clip_folder, read_image_processor, vision_of
+from jaxdiff.checkpoints.components import CONFIG, abstract_component
 from jaxdiff.checkpoints.jsonfiles import read_object
-from jaxdiff.checkpoints.model_registry import MODEL_CLASSES
-from jaxdiff.checkpoints.pipelines import SCHEDULER
+from jaxdiff.checkpoints.pipelines import SCHEDULER, abstract_pipeline
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, PyTree, dtype_of
-from jaxdiff.core.validate import one_of
 from jaxdiff.data.latents import DESCRIPTION, LatentCacheInfo, read_description
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.experiments.clip import attribute_heads
 from jaxdiff.experiments.experiment import check_data_kind
 from jaxdiff.experiments.procedural import image_side
+from jaxdiff.families.base import Family
+from jaxdiff.families.registry import detect_family
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel, CLIPVisionModel
-from jaxdiff.models.conditioning import ENCODERS
 from jaxdiff.models.presets import preset
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -42,8 +42,8 @@ from jaxdiff.training.objectives import TrainingTask
 from jaxdiff.training.objectives.classifier import classifier_task
 from jaxdiff.training.objectives.clip import clip_task
 from jaxdiff.training.objectives.diffusion import (
-    TOKEN_ID_COLUMNS,
     Frozen,
+    LatentDiffusion,
     diffusion_task,
     frozen_networks_used,
 )
@@ -51,15 +51,14 @@ from jaxdiff.training.objectives.distillation import distillation_task, student_
 from jaxdiff.training.objectives.perceptual import PerceptualModel
 from jaxdiff.training.objectives.trainable import (
     ParameterPartition,
+    train_denoiser,
+    train_denoiser_and_text_encoders,
     train_lora,
     train_textual_inversion,
-    train_unet,
-    train_unet_and_text_encoders,
 )
 from jaxdiff.training.objectives.vae import Frozen as VAEFrozen
 from jaxdiff.training.objectives.vae import is_decoder, vae_task
 
-TEXT = ENCODERS[0]
 PREDICTION_TYPE = "epsilon"  # of a teacher; it costs as much as any other
 # Components of published repositories and their presets.
 PRESET_REPOSITORIES: dict[str, dict[str, tuple[str, str]]] = {
@@ -92,16 +91,11 @@ class AbstractTraining(NamedTuple):
     batch: Callable[[int], Batch]  # of a batch size
 
 
-def abstract_component(path: str, **options: Any) -> nnx.Module:
+def published_component(path: str, **options: Any) -> nnx.Module:
     """The module in the folder `path`, or in that of a published repository, as shapes."""
     folder = pathlib.Path(path)
-    if (folder / "config.json").is_file():
-        source = str(folder / "config.json")
-        raw = read_object(folder / "config.json")
-        name = str(raw.get("_class_name") or (raw.get("architectures") or [None])[0])
-        kind = MODEL_CLASSES[one_of(f"{source}: class", name.removeprefix("Flax"), MODEL_CLASSES)]
-        configs = kind.configs(raw, source=source)
-        return abstract(kind.module, *configs, **kind.options, **options)
+    if (folder / CONFIG).is_file():
+        return abstract_component(folder, **options)
     repository, _, name = path.rpartition("/")
     if name not in PRESET_REPOSITORIES.get(repository, {}):
         known = ", ".join(PRESET_REPOSITORIES)
@@ -109,6 +103,16 @@ def abstract_component(path: str, **options: Any) -> nnx.Module:
             f"plan: got {path} without a config.json, expected one, or a part of {known}"
         )
     return preset(*PRESET_REPOSITORIES[repository][name]).abstract(**options)
+
+
+def published_model(source: str, **options: Any) -> tuple[Family, dict[str, nnx.Module]]:
+    """The family and the networks of a pipeline folder or of a published repository, as shapes."""
+    if source in PRESET_REPOSITORIES:
+        names = PRESET_REPOSITORIES[source]
+        modules = {name: published_component(f"{source}/{name}", **options) for name in names}
+        return detect_family("StableDiffusionPipeline", modules, source=source), modules
+    class_name, modules, plain = abstract_pipeline(pathlib.Path(source), **options)
+    return detect_family(class_name, modules, plain, source=source), modules
 
 
 def abstract_training(config: TrainConfig) -> AbstractTraining:
@@ -157,7 +161,7 @@ def _perceptual_model(path: str | None, dtype: Dtype) -> PerceptualModel | None:
     if path is None:
         return None
     folder = clip_folder(pathlib.Path(path))
-    module = vision_of(abstract_component(str(folder), **_dtypes(dtype)), folder)
+    module = vision_of(published_component(str(folder), **_dtypes(dtype)), folder)
     # The tower of a whole CLIP model has no dtypes of its own.
     config, projected = module.config, module.visual_projection is not None
     module = abstract(CLIPVisionModel, config, projected, **_dtypes(dtype))
@@ -189,10 +193,10 @@ def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
         raise InputError(
             "plan: got objective.prior_data, expected none: it changes nothing but data"
         )
-    networks = _networks(objective, dtype)
-    partition = _partition(objective, networks)
+    family, networks = _networks(objective, dtype)
+    partition = _partition(objective, family, networks)
     latents, info = config.data.kind == "latents", _cache_info(config)
-    lengths = _text_lengths(networks)
+    lengths = _text_lengths(family, networks)
     text_encodings = (
         {}
         if info is None
@@ -203,29 +207,27 @@ def _diffusion(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
         weights=_frozen_weights(networks, used, dtype),
         null=text_encodings or cast(Any, _null(lengths)),
     )
-    unet = cast(Any, networks["unet"]).config
-    has_time_ids = unet.addition_embed_type is not None
+    denoiser = cast(Any, networks[family.network]).config
+    reads_sizes = any(extra.argument == "time_ids" for extra in family.extras)
 
     def batch(n: int) -> Batch:
         inputs = {
             name: jax.ShapeDtypeStruct((n, *x.shape), x.dtype) for name, x in text_encodings.items()
         }
         if not text_encodings:
-            inputs = _token_ids(n, lengths)
-        if has_time_ids or config.data.kind not in PROCEDURAL_KINDS:
+            inputs = _token_ids(n, family, lengths)
+        if reads_sizes or config.data.kind not in PROCEDURAL_KINDS:
             inputs |= _sizes(n)
         if not latents:
             return _images(config, n) | inputs
-        side = unet.sample_size
+        side = denoiser.sample_size
         sides = side if isinstance(side, tuple) else (side or 0,) * 2
         if info is not None:
             sides = (info.resolution // info.downscale,) * 2
-        moments = jax.ShapeDtypeStruct((n, *sides, unet.in_channels), jnp.float32)
+        moments = jax.ShapeDtypeStruct((n, *sides, denoiser.in_channels), jnp.float32)
         return {"mean": moments, "logvar": moments} | inputs
 
-    return AbstractTraining(
-        diffusion_task(objective, partition, zero_uncond=has_time_ids), frozen, batch
-    )
+    return AbstractTraining(diffusion_task(objective, partition), frozen, batch)
 
 
 def _cache_info(config: TrainConfig) -> LatentCacheInfo | None:
@@ -244,31 +246,31 @@ def _text_encoding(info: LatentCacheInfo, shape: tuple[int, ...]) -> jax.ShapeDt
 def _distillation(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(DistillationObjective, config.objective)
     folder = pathlib.Path(objective.teacher)
-    networks = _networks(DiffusionObjective(pipeline=objective.teacher), dtype)
+    family, networks = _networks(DiffusionObjective(pipeline=objective.teacher), dtype)
     file = folder / SCHEDULER / "scheduler_config.json"
     schedule = VPSchedule.from_config(read_object(file)) if file.is_file() else VPSchedule()
-    zero_uncond = cast(Any, networks["unet"]).config.addition_embed_type is not None
-    model = student_model(objective, networks, PREDICTION_TYPE, zero_uncond=zero_uncond)
-    teacher = cast(UNet2DConditionModel, networks["unet"])
-    task = distillation_task(objective, teacher, model, schedule)
-    lengths = _text_lengths(networks)
+    teacher = LatentDiffusion(train_denoiser(family, networks), PREDICTION_TYPE)
+    student = student_model(objective, family, networks, PREDICTION_TYPE)
+    task = distillation_task(objective, teacher, student, schedule)
+    lengths = _text_lengths(family, networks)
     frozen = Frozen(_frozen_weights(networks, networks, dtype), cast(Any, _null(lengths)))
 
     def batch(n: int) -> Batch:
         sizes = {} if config.data.kind in PROCEDURAL_KINDS else _sizes(n)
-        return _images(config, n) | _token_ids(n, lengths) | sizes
+        return _images(config, n) | _token_ids(n, family, lengths) | sizes
 
     return AbstractTraining(task, frozen, batch)
 
 
-def _text_lengths(networks: Mapping[str, nnx.Module]) -> dict[str, int]:
+def _text_lengths(family: Family, networks: Mapping[str, nnx.Module]) -> dict[str, int]:
     """How many tokens each text encoder reads."""
-    encoders = {name: cast(Any, networks[name]).config for name in ENCODERS if name in networks}
+    encoders = {name: cast(Any, networks[name]).config for name in family.id_columns}
     return {name: text.max_position_embeddings for name, text in encoders.items()}
 
 
-def _token_ids(n: int, lengths: Mapping[str, int]) -> Batch:
-    return {TOKEN_ID_COLUMNS[name]: _ids(n, length)["ids"] for name, length in lengths.items()}
+def _token_ids(n: int, family: Family, lengths: Mapping[str, int]) -> Batch:
+    columns = family.id_columns
+    return {columns[name]: _ids(n, length)["ids"] for name, length in lengths.items()}
 
 
 def _null(lengths: Mapping[str, int]) -> Batch:
@@ -290,7 +292,7 @@ def _frozen_weights(
 
 def _classifier(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     objective = cast(ClassifierObjective, config.objective)
-    vae = cast(AutoencoderKL, abstract_component(objective.vae, **_dtypes(dtype)))
+    vae = cast(AutoencoderKL, published_component(objective.vae, **_dtypes(dtype)))
     width = objective.model.attributes.width
 
     def batch(n: int) -> Batch:
@@ -301,22 +303,24 @@ def _classifier(config: TrainConfig, dtype: Dtype) -> AbstractTraining:
     return AbstractTraining(task, param_dict(vae), batch)
 
 
-def _networks(objective: DiffusionObjective, dtype: Dtype) -> dict[str, nnx.Module]:
-    """All networks as shapes."""
-    compute = {"dtype": dtype, "remat": objective.remat}
+def _networks(objective: DiffusionObjective, dtype: Dtype) -> tuple[Family, dict[str, nnx.Module]]:
+    """The family and all networks as shapes, which compute in `dtype`."""
     if objective.pipeline is None:
-        vae, text = (
-            abstract_component(str(objective.vae)),
-            abstract_component(f"{objective.text_encoder}/{TEXT}"),
-        )
-        unet = abstract(UNet2DConditionModel, objective.model, **compute)
-        return {"unet": unet, "vae": _with_dtype(vae, dtype), TEXT: _with_dtype(text, dtype)}
-    source = str(objective.pipeline)
-    folder, known = pathlib.Path(source), PRESET_REPOSITORIES.get(source, {})
-    names = [n for n in ("vae", *ENCODERS) if n in known or (folder / n).is_dir()]
-    model = cast(Any, abstract_component(f"{source}/unet")).config
-    networks = {name: _with_dtype(abstract_component(f"{source}/{name}"), dtype) for name in names}
-    return {"unet": abstract(UNet2DConditionModel, model, **compute), **networks}
+        modules = {
+            "vae": published_component(str(objective.vae)),
+            "text_encoder": published_component(f"{objective.text_encoder}/text_encoder"),
+            "unet": abstract(UNet2DConditionModel, objective.model),
+        }
+        family = detect_family("StableDiffusionPipeline", modules, source="objective")
+    else:
+        family, modules = published_model(str(objective.pipeline))
+    config = cast(Any, modules[family.network]).config
+    network = abstract(family.network_class, config, dtype=dtype, remat=objective.remat)
+    names = (family.latent_codec, *family.id_columns)
+    return family, {
+        family.network: network,
+        **{name: _with_dtype(modules[name], dtype) for name in names},
+    }
 
 
 def _with_dtype(module: nnx.Module, dtype: Dtype) -> nnx.Module:
@@ -328,22 +332,21 @@ def _with_dtype(module: nnx.Module, dtype: Dtype) -> nnx.Module:
 
 
 def _partition(
-    objective: DiffusionObjective, networks: dict[str, nnx.Module]
+    objective: DiffusionObjective, family: Family, networks: dict[str, nnx.Module]
 ) -> ParameterPartition:
     """The partition into trained parameters and frozen weights."""
     train = objective.trainable
     if isinstance(train, LoRA):
-        return train_lora(networks, train)
+        return train_lora(family, networks, train)
     if isinstance(train, Full):
         return (
-            train_unet_and_text_encoders(networks, dict)
+            train_denoiser_and_text_encoders(family, networks, dict)
             if train.text_encoders
-            else train_unet(networks)
+            else train_denoiser(family, networks)
         )
-    texts = {name: cast(Any, networks[name]).config for name in ENCODERS if name in networks}
+    texts = {name: cast(Any, networks[name]).config for name in family.id_columns}
     vectors = {
         n: np.zeros((train.num_vectors, c.hidden_size), np.float32) for n, c in texts.items()
     }
-    return train_textual_inversion(
-        networks, vectors, {name: c.vocab_size for name, c in texts.items()}
-    )
+    first_ids = {name: config.vocab_size for name, config in texts.items()}
+    return train_textual_inversion(family, networks, vectors, first_ids)

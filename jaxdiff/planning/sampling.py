@@ -17,8 +17,6 @@ from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.guidance.registry import parse
 from jaxdiff.models.build import param_dict
-from jaxdiff.models.unet.adapter import UNetAdapter
-from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.pipeline.compiled_model import (
     NO_TARGETS,
     ConditioningPair,
@@ -27,7 +25,7 @@ from jaxdiff.pipeline.compiled_model import (
     denoise_steps,
     init_latents,
 )
-from jaxdiff.planning.abstract_training import abstract_component
+from jaxdiff.planning.abstract_training import published_model
 from jaxdiff.planning.compiling import CompiledProgram, compile_traced
 from jaxdiff.planning.max_batch import max_batch_size
 from jaxdiff.planning.report import Plan, Planner
@@ -78,8 +76,8 @@ class SamplingOptions:
 def sampling_planner(options: SamplingOptions) -> Planner:
     """The planner of the sampling loop with `options`; raises InputError."""
     dtype = dtype_of(options.dtype)
-    found = abstract_component(f"{options.model}/unet", dtype=dtype, param_dtype=dtype)
-    network = UNetAdapter(cast(UNet2DConditionModel, found), PREDICTION_TYPE)
+    family, modules = published_model(options.model, dtype=dtype, param_dtype=dtype)
+    network = family.adapter(modules[family.network], PREDICTION_TYPE)
     positive("steps", options.steps)
     positive("batch_size", options.batch_size)
 
@@ -112,7 +110,7 @@ def sampling_planner(options: SamplingOptions) -> Planner:
     return plan
 
 
-def _latent_size(options: SamplingOptions, network: UNetAdapter) -> tuple[int, int]:
+def _latent_size(options: SamplingOptions, network: Any) -> tuple[int, int]:
     """Height and width of the latents."""
     native = network.module.config.sample_size
     native = native if isinstance(native, tuple) else (native or 0, native or 0)
@@ -129,14 +127,14 @@ def _rule(options: SamplingOptions) -> Guidance:
 
 
 def _conditioning(
-    network: UNetAdapter, size: tuple[int, int], *leading: int
+    network: Any, size: tuple[int, int], *leading: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The conditioning as shapes, with these leading axes."""
     shapes = network.conditioning_shapes(size, NUM_TOKENS)
     return {name: S((*leading, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()}
 
 
-def _traced(options: SamplingOptions, network: UNetAdapter, batch_size: int, device: Any) -> Any:
+def _traced(options: SamplingOptions, network: Any, batch_size: int, device: Any) -> Any:
     """The traced loop for `batch_size` images on a chip."""
     guidance, sampler = _rule(options), get_sampler(options.sampler, None)
     rule = jax.tree.map(np.float32, guidance)
@@ -171,7 +169,7 @@ def _traced(options: SamplingOptions, network: UNetAdapter, batch_size: int, dev
     return loop.trace(*arguments, None, NO_TARGETS, zero, zero)
 
 
-def _flops(options: SamplingOptions, network: UNetAdapter, batch_size: int) -> float:
+def _flops(options: SamplingOptions, network: Any, batch_size: int) -> float:
     """Of the network in one step, for all streams of `batch_size` images."""
     size = _latent_size(options, network)
     x = S((1, *size, network.module.config.out_channels), jnp.float32)

@@ -153,7 +153,8 @@ def test_a_step_loses_what_it_would_from_captions(made, cache_of, silent, each):
     assert frozen_networks_used(chosen.partition, latents=True, text_encodings=True) == ()
     empty = zip(begun.text_encoders, chosen.caption_tokenizer([""]).values(), strict=True)
     reading = Frozen({name: begun.host_weights(name) for name in kept}, {n: i[0] for n, i in empty})
-    learn = diffusion_task(begun.objective, chosen.partition, zero_uncond=silent)
+    family = dataclasses.replace(begun.family, zero_uncond=silent)
+    learn = diffusion_task(begun.objective, chosen.partition._replace(family=family))
     # What is told changes much, so that none of it can be another unnoticed.
     begin_with = {n: a * (10 if "attn2.to_v" in n else 1) for n, a in learn.init(0)}
     arguments = begin_with, reading, {**rest, **ids}

@@ -25,7 +25,6 @@ from jaxdiff.training.config import (
     TextualInversion,
 )
 from jaxdiff.training.objectives.diffusion import (
-    TOKEN_ID_COLUMNS,
     Frozen,
     diffusion_task,
     drop_captions,
@@ -58,11 +57,13 @@ class Ours:
         self.frozen = Frozen(
             weights={name: self.begun.host_weights(name) for name in tuned.frozen},
             null={
-                name: jnp.asarray(self.chosen.caption_tokenizer([""])[TOKEN_ID_COLUMNS[name]][0])
+                name: jnp.asarray(
+                    self.chosen.caption_tokenizer([""])[self.begun.family.id_columns[name]][0]
+                )
                 for name in self.begun.text_encoders
             },
         )
-        learner = diffusion_task(self.begun.objective, tuned, zero_uncond=self.begun.zero_uncond)
+        learner = diffusion_task(self.begun.objective, tuned)
         transform = make_optimiser(OPTIMISER, STEPS)
         self.schedule = learning_rate(OPTIMISER, STEPS)
         self.first = dict(learner.init(3))
@@ -74,7 +75,8 @@ class Ours:
         key = jax.random.fold_in(jax.random.key(5), step)
         latent, drop, time, noise = per_sample_split(key, BATCH, 4)
         texts = {
-            name: jnp.asarray(batch[TOKEN_ID_COLUMNS[name]]) for name in self.begun.text_encoders
+            name: jnp.asarray(batch[self.begun.family.id_columns[name]])
+            for name in self.begun.text_encoders
         }
         rates = self.objective.caption_dropout, self.objective.caption_dropout_per_encoder
         ids, dropped = drop_captions(drop, texts, self.frozen.null, *rates)
@@ -152,7 +154,7 @@ def train_both(ours, pipe, parameters):
         ours.state, metrics = ours.step(ours.state, ours.frozen, arrays, jax.random.key(5))
         for group in adam.param_groups:
             group["lr"] = float(ours.schedule(step))
-        loss = their_loss(pipe, noising, batch, drawn, ours.begun.zero_uncond)
+        loss = their_loss(pipe, noising, batch, drawn, ours.begun.family.zero_uncond)
         adam.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, OPTIMISER.clip_norm)

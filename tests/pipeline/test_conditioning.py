@@ -8,28 +8,44 @@ from transformers import CLIPTokenizer
 
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.core.errors import InputError
+from jaxdiff.families.base import ExtraInputs
+from jaxdiff.families.registry import accepted_options, request_options
+from jaxdiff.families.stable_diffusion import SD, SDXL, SDXL_REFINER
 from jaxdiff.models.build import abstract
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.pipeline.conditioning import TextConditioner
+from jaxdiff.pipeline.conditioning import check_request, tokenize_prompts
 from jaxdiff.pipeline.request import Defaults, Options, Request, resolve
 from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer
 
-BASE = TextConditioner(num_time_ids=6, zero_uncond=True, encoders=2)
-REFINER = TextConditioner(num_time_ids=5)
-SD1 = TextConditioner(num_time_ids=None)
+BASE, REFINER, SD1 = SDXL, SDXL_REFINER, SD
 
 
-def request(prompt="a", **options):
+def request(prompt="a", family=BASE, **options):
     defaults = Defaults(sampler="ddim", height=16, width=24)
-    return resolve(defaults, prompt, vae_scale_factor=2, **options)
+    extras = accepted_options(family, options)
+    rest = {name: value for name, value in options.items() if name not in request_options()}
+    return resolve(defaults, prompt, vae_scale_factor=2, extras=extras, **rest)
+
+
+def time_ids(family, asked, prompted):
+    """The time ids of each image of a request."""
+    inputs = ExtraInputs(
+        size=(asked.height, asked.width),
+        options=asked.extras,
+        prompted=tuple(prompted),
+        guidance_scales=np.asarray(asked.guidance_scales),
+        encode=lambda images: images,
+        downsample=lambda masks: masks,
+    )
+    return family.request_conditioning(inputs)["time_ids"]
 
 
 def test_every_option_is_a_field_of_the_request_and_the_other_way_round():
     scales = ("guidance_scale", "negative_scale", "classifier_scale", "clip_scale")
     columns = {name: f"{name}s" for name in (*scales, "seed")}
     fields = {columns.get(n, n.replace("prompt", "prompts")) for n in Options.__annotations__}
-    fields = fields - {"prompts_syntax"} | {"prompt_syntax", "prompts"}
+    fields = fields - {"prompts_syntax"} | {"prompt_syntax", "prompts", "extras"}
     assert fields == {field.name for field in dataclasses.fields(Request)}
 
 
@@ -80,11 +96,11 @@ def test_each_encoder_reads_its_own_text(vocabulary):
     texts = request(
         "a", prompt_2="b", negative_prompt="c", negative_prompt_2="d"
     ).prompts_for_encoder(0)
-    words, cut = BASE.tokenize([vocabulary] * 2, texts, syntax=True)
+    words, cut = tokenize_prompts(BASE, [vocabulary] * 2, texts, syntax=True)
     assert [ids[:, 0, 1].tolist() for ids in words.ids] == [[9, 7], [10, 8]]
     assert not words.zero_out.any()
     texts = request("a", prompt_2="a b c d e").prompts_for_encoder(0)
-    words, cut = BASE.tokenize([vocabulary] * 2, texts, syntax=True)
+    words, cut = tokenize_prompts(BASE, [vocabulary] * 2, texts, syntax=True)
     assert [ids.shape for ids in words.ids] == [(2, 2, 6)] * 2
     assert (words.zero_out.tolist(), cut) == ([True, False], 0)
 
@@ -112,15 +128,18 @@ SIZE, CROP = [16, 24], [4, 2]
 )
 def test_numbers_of_the_base_model(options, null, own):
     asked = request(["a", "b"], **options)
-    np.testing.assert_array_equal(BASE.time_ids(asked, [False, True]), [[null, own]] * 2)
-    np.testing.assert_array_equal(BASE.time_ids(asked, [True]), [[own]] * 2)
+    np.testing.assert_array_equal(time_ids(BASE, asked, [False, True]), [[null, own]] * 2)
+    np.testing.assert_array_equal(time_ids(BASE, asked, [True]), [[own]] * 2)
 
 
 def test_numbers_of_the_refiner():
-    asked = request(crop_top_left=(4, 2), aesthetic_score=7, negative_original_size=(8, 9))
+    asked = request(
+        family=REFINER, crop_top_left=(4, 2), aesthetic_score=7, negative_original_size=(8, 9)
+    )
     want = [[[8, 9, 0, 0, 2.5], [*SIZE, *CROP, 7]]]
-    np.testing.assert_array_equal(REFINER.time_ids(asked, [False, True]), want)
-    assert SD1.time_ids(asked, [False, True]) is None
+    np.testing.assert_array_equal(time_ids(REFINER, asked, [False, True]), want)
+    assert asked.to_metadata(0)["crop_top_left"] == [4, 2]
+    assert SD1.extras == ()
 
 
 @pytest.mark.parametrize(
@@ -135,16 +154,20 @@ def test_numbers_of_the_refiner():
         (BASE, {"negative_prompt_2": "b"}, "negative_prompt_2: got 'b' without a negative_prompt"),
         (SD1, {"target_size": (1, 2)}, r"target_size: got \(1, 2\), expected none"),
         (SD1, {"negative_target_size": (1, 2)}, r"negative_target_size: got \(1, 2\), expected no"),
+        (BASE, {"aesthetic_score": 7}, "aesthetic_score: got 7, expected none for Stable Diff"),
+        (REFINER, {"target_size": (1, 2)}, r"target_size: got \(1, 2\), expected none for Stab"),
+        (BASE, {"original_size": (-1, 2)}, "original_size: got -1, expected"),
     ],
 )
 def test_what_would_not_be_heard_is_refused(recipe, options, message):
     with pytest.raises(InputError, match=f"^{message}"):
-        recipe.check(request(**options))
+        check_request(recipe, request(family=recipe, **options))
 
 
 def test_what_is_heard_is_fine():
     sizes = {"original_size": (1, 2), "negative_crop_top_left": (1, 2)}
-    BASE.check(request(prompt_2="b", negative_prompt="", negative_prompt_2="c", **sizes))
-    dataclasses.replace(BASE, zero_uncond=False).check(request(negative_prompt_2="c"))
-    REFINER.check(request(prompt_2="", **sizes))
-    SD1.check(request(crop_top_left=(0, 0)))
+    asked = request(prompt_2="b", negative_prompt="", negative_prompt_2="c", **sizes)
+    check_request(BASE, asked)
+    check_request(dataclasses.replace(BASE, zero_uncond=False), request(negative_prompt_2="c"))
+    check_request(REFINER, request(family=REFINER, prompt_2="", **sizes))
+    check_request(SD1, request(family=SD1, crop_top_left=(0, 0), aesthetic_score=6.0))

@@ -12,7 +12,7 @@ from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.planning import sampling
-from jaxdiff.planning.abstract_training import abstract_component
+from jaxdiff.planning.abstract_training import published_component
 
 OPTIONS = sampling.SamplingOptions(plan=(), model="nowhere")
 CONFIG = UNet2DConditionConfig(
@@ -48,8 +48,8 @@ def test_guidance_doubles_the_work_and_scale_one_does_not():
 
 
 def test_published_networks_need_no_file():
-    unet = abstract_component("stabilityai/stable-diffusion-2-1/unet", dtype=jnp.bfloat16)
+    unet = published_component("stabilityai/stable-diffusion-2-1/unet", dtype=jnp.bfloat16)
     assert isinstance(unet, UNet2DConditionModel)
     assert unet.config.attention_head_dim == (5, 10, 20, 20)
     with pytest.raises(InputError, match=r"got some/model/unet without a config.json"):
-        abstract_component("some/model/unet", dtype=jnp.bfloat16)
+        published_component("some/model/unet", dtype=jnp.bfloat16)

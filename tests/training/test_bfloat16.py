@@ -11,9 +11,10 @@ from oracles import equations
 from tiny_training import OBJECTIVE
 
 from jaxdiff.core.trees import cast_floating
+from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.training.config import EMAConfig, OptimiserConfig
 from jaxdiff.training.objectives.diffusion import diffusion_task
-from jaxdiff.training.objectives.trainable import train_unet
+from jaxdiff.training.objectives.trainable import train_denoiser
 from jaxdiff.training.optimiser import learning_rate, make_optimiser
 from jaxdiff.training.state import initial_state
 from jaxdiff.training.step import make_step
@@ -30,7 +31,7 @@ FROZEN = tiny_training.frozen()
 
 
 def learner(dtype):
-    return diffusion_task(OBJECTIVE, train_unet(tiny_training.networks(dtype=dtype)))
+    return diffusion_task(OBJECTIVE, train_denoiser(SD, tiny_training.networks(dtype=dtype)))
 
 
 def batch(step):

@@ -13,9 +13,9 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.losses import WEIGHTINGS
 from jaxdiff.diffusion.predictions import PREDICTION_TYPES, target
 from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.families.stable_diffusion import SD, SizesAndCrop
 from jaxdiff.nn.remat import REMAT
 from jaxdiff.training.objectives.diffusion import (
-    batch_time_ids,
     denoising_errors,
     diffusion_task,
     drop_captions,
@@ -23,7 +23,7 @@ from jaxdiff.training.objectives.diffusion import (
     offset_noise,
     sample_timesteps,
 )
-from jaxdiff.training.objectives.trainable import train_unet
+from jaxdiff.training.objectives.trainable import train_denoiser
 from jaxdiff.training.per_sample_random import per_sample_normal
 from jaxdiff.training.step import accumulate_gradients
 
@@ -41,7 +41,7 @@ def frozen():
 
 def learner(**changes):
     config = dataclasses.replace(OBJECTIVE, **changes)
-    return diffusion_task(config, train_unet(networks(config)))
+    return diffusion_task(config, train_denoiser(SD, networks(config)))
 
 
 def scattered(learn):
@@ -79,10 +79,10 @@ def test_without_rates_of_their_own_encoders_lose_the_same_captions():
 
 
 def test_pictures_without_recorded_sizes_are_whole():
-    told = batch_time_ids({"image": jnp.zeros((2, 16, 24, 3))})
+    told = SizesAndCrop().of_batch({"image": jnp.zeros((2, 16, 24, 3))})
     np.testing.assert_array_equal(told, [[16, 24, 0, 0, 16, 24]] * 2)
     recorded = jnp.arange(12).reshape(2, 6)
-    np.testing.assert_array_equal(batch_time_ids({"time_ids": recorded}), recorded)
+    np.testing.assert_array_equal(SizesAndCrop().of_batch({"time_ids": recorded}), recorded)
 
 
 @pytest.mark.parametrize("kind", sorted(PREDICTION_TYPES))
@@ -164,7 +164,7 @@ def test_an_untrained_network_loses_the_variance_of_its_target(frozen):
 
 
 def test_computing_in_bfloat16_needs_no_implicit_promotion(frozen):
-    learn = diffusion_task(OBJECTIVE, train_unet(networks(dtype=jnp.bfloat16)))
+    learn = diffusion_task(OBJECTIVE, train_denoiser(SD, networks(dtype=jnp.bfloat16)))
     value, _ = jax.eval_shape(learn.loss, learn.shapes, frozen, batch(), jax.random.key(0))
     assert value.dtype == jnp.float32
     assert {leaf.dtype for leaf in learn.shapes.values()} == {jnp.dtype(jnp.float32)}

@@ -12,6 +12,7 @@ from tiny_training import frozen as frozen_encoders
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.losses import add_noise
+from jaxdiff.families.stable_diffusion import SD, SDXL, SizesAndCrop
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet.module import UNet2DConditionModel
@@ -19,7 +20,7 @@ from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.training.config import DistillationObjective
 from jaxdiff.training.objectives.diffusion import (
-    batch_time_ids,
+    LatentDiffusion,
     encode_latents,
     sample_timesteps,
 )
@@ -28,6 +29,7 @@ from jaxdiff.training.objectives.distillation import (
     student_model,
     student_network,
 )
+from jaxdiff.training.objectives.trainable import train_denoiser
 from jaxdiff.training.per_sample_random import per_sample_normal, per_sample_split
 
 RNG = np.random.default_rng(0)
@@ -54,8 +56,9 @@ def learner(teacher, **options):
     config = DistillationObjective(teacher="", guidance_embedding_dim=6, **options)
     pretrained = {"unet": param_dict(teacher)}
     parts = networks() | {"unet": teacher}
-    model = student_model(config, parts, "v_prediction", pretrained=lambda: pretrained)
-    return distillation_task(config, teacher, model, OBJECTIVE.schedule)
+    model = student_model(config, SD, parts, "v_prediction", pretrained=lambda: pretrained)
+    of_teacher = LatentDiffusion(train_denoiser(SD, parts), "v_prediction")
+    return distillation_task(config, of_teacher, model, OBJECTIVE.schedule)
 
 
 def first(learner):
@@ -124,10 +127,10 @@ def test_sdxl_is_distilled_with_all_of_its_conditioning(zero_uncond):
     )
     parts = networks() | {"unet": teacher, "text_encoder_2": reader}
     pretrained = {"unet": param_dict(teacher)}
-    model = student_model(
-        config, parts, "epsilon", zero_uncond=zero_uncond, pretrained=lambda: pretrained
-    )
-    made = distillation_task(config, teacher, model, OBJECTIVE.schedule)
+    family = dataclasses.replace(SDXL, zero_uncond=zero_uncond)
+    model = student_model(config, family, parts, "epsilon", pretrained=lambda: pretrained)
+    of_teacher = LatentDiffusion(train_denoiser(family, parts), "epsilon")
+    made = distillation_task(config, of_teacher, model, OBJECTIVE.schedule)
     given = frozen_encoders()
     weights = {**given.weights, "unet": param_dict(teacher), "text_encoder_2": param_dict(reader)}
     null = given.null | {"text_encoder_2": given.null["text_encoder"]}
@@ -144,7 +147,7 @@ def test_sdxl_is_distilled_with_all_of_its_conditioning(zero_uncond):
     def output(ids, factor):
         states, pooled = zip(*((f.penultimate, f.pooled) for f in map(read, ids)), strict=True)
         context = factor * jnp.concatenate(states, axis=-1)
-        sizes = batch_time_ids(batch)
+        sizes = SizesAndCrop().of_batch(batch)
         return teacher(x, t, context, text_embeds=factor * pooled[-1], time_ids=sizes)
 
     def read(pair):

@@ -8,6 +8,7 @@ import pytest
 import tiny_training
 from tiny_training import OBJECTIVE
 
+from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.parallel.mesh import (
     batch_sharding,
@@ -20,7 +21,7 @@ from jaxdiff.parallel.sharding import shardings
 from jaxdiff.training.config import CLIPObjective, EMAConfig, OptimiserConfig, TrainConfig
 from jaxdiff.training.objectives.clip import clip_task
 from jaxdiff.training.objectives.diffusion import diffusion_task
-from jaxdiff.training.objectives.trainable import train_unet
+from jaxdiff.training.objectives.trainable import train_denoiser
 from jaxdiff.training.program import make_program
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -41,7 +42,7 @@ def trained(sizes):
     """Losses of a few steps, and the state after them."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
     frozen = tiny_training.frozen()
-    learn = diffusion_task(OBJECTIVE, train_unet(tiny_training.networks()))
+    learn = diffusion_task(OBJECTIVE, train_denoiser(SD, tiny_training.networks()))
     config = TrainConfig(
         objective=OBJECTIVE,
         optimiser=OptimiserConfig(learning_rate=1e-2, warmup_steps=1),

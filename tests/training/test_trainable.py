@@ -24,6 +24,7 @@ from jaxdiff.experiments import diffusion
 from jaxdiff.experiments.base_model import load_base_model
 from jaxdiff.experiments.prior_preservation import prior_preservation_batches
 from jaxdiff.experiments.training_methods import LORA
+from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.models.unet.module import UNet2DConditionModel
@@ -41,10 +42,10 @@ from jaxdiff.training.config import (
 from jaxdiff.training.jsonl_log import read_lines
 from jaxdiff.training.objectives.diffusion import diffusion_task
 from jaxdiff.training.objectives.trainable import (
+    train_denoiser,
+    train_denoiser_and_text_encoders,
     train_lora,
     train_textual_inversion,
-    train_unet,
-    train_unet_and_text_encoders,
 )
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -197,7 +198,7 @@ def test_a_lora_begins_as_the_model_and_names_its_layers(folder):
         target_modules=("attn1.to_q", "ff.net.0.proj", "conv1"),
         text_target_modules=("fc1",),
     )
-    tuned = train_lora(networks, config)
+    tuned = train_lora(SD, networks, config)
     params = dict(tuned.init(0))
     assert params.keys() == tuned.shapes.keys()
     assert {path.split(".")[0] for path in params} == {"unet", "text_encoder"}
@@ -221,13 +222,13 @@ def test_a_lora_begins_as_the_model_and_names_its_layers(folder):
 def tuned_by(kind, given):
     """The smallest networks tuned in one of the ways, which begin with the tables `given`."""
     if kind == "unet":
-        return train_unet(networks(), lambda: given)
+        return train_denoiser(SD, networks(), lambda: given)
     if kind == "encoders":
-        return train_unet_and_text_encoders(networks(), lambda: given)
+        return train_denoiser_and_text_encoders(SD, networks(), lambda: given)
     if kind == "lora":
-        return train_lora(networks(), LoRA(rank=2, text_target_modules=("q_proj", "fc1")))
+        return train_lora(SD, networks(), LoRA(rank=2, text_target_modules=("q_proj", "fc1")))
     return train_textual_inversion(
-        networks(), {"text_encoder": np.ones((2, 8), np.float32)}, {"text_encoder": 20}
+        SD, networks(), {"text_encoder": np.ones((2, 8), np.float32)}, {"text_encoder": 20}
     )
 
 
@@ -378,8 +379,8 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
 
 
 def test_weights_of_pictures_weigh_their_losses():
-    params = {path: jnp.asarray(array) for path, array in train_unet(networks()).init(0)}
-    learn = diffusion_task(OBJECTIVE, train_unet(networks()))
+    params = {path: jnp.asarray(array) for path, array in train_denoiser(SD, networks()).init(0)}
+    learn = diffusion_task(OBJECTIVE, train_denoiser(SD, networks()))
     rng = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(rng.uniform(-1, 1, (4, 8, 8, 3)), jnp.float32),

@@ -7,25 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
+from jaxdiff.data.texts import POOLED_COLUMN
 from jaxdiff.diffusion.losses import add_noise, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.predictions import target
+from jaxdiff.families.base import TextEncoderOutput, select_rows, zero_rows
 from jaxdiff.models.build import with_params
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.conditioning import (
-    EMBEDDING_COLUMNS,
-    ENCODERS,
-    POOLED,
-    TextEncoderOutput,
-    encode_text,
-    make_conditioning,
-    num_time_ids,
-    select,
-)
-from jaxdiff.models.unet.adapter import UNetAdapter
-from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.training.config import DiffusionObjective
 from jaxdiff.training.objectives import Metrics, Params, TrainingTask
 from jaxdiff.training.objectives.trainable import ParameterPartition, Tables
@@ -35,9 +23,6 @@ from jaxdiff.training.per_sample_random import (
     per_sample_split,
     per_sample_uniform,
 )
-
-# The key in batches of each text encoder's token ids.
-TOKEN_ID_COLUMNS: dict[str, str] = dict(zip(ENCODERS, ("ids", "ids_2"), strict=True))
 
 
 class Frozen(NamedTuple):
@@ -58,7 +43,9 @@ def frozen_networks_used(
 
     `latents` and `text_encodings`: whether batches have latents, and text encodings.
     """
-    unused = {*(("vae",) if latents else ()), *(ENCODERS if text_encodings else ())}
+    family = partition.family
+    unused = {family.latent_codec} if latents else set()
+    unused |= set(family.id_columns) if text_encodings else set()
     return tuple(name for name in partition.frozen if name not in unused)
 
 
@@ -119,31 +106,13 @@ def drop_captions(
     return [jnp.where(d[:, None], null[name][None], ids) for d, (name, ids) in pairs], dropped
 
 
-def batch_time_ids(batch: Mapping[str, Array]) -> Float[Array, "b 6"]:
-    """SDXL's size conditioning: as the data have it, or that images are not cropped."""
-    if "time_ids" in batch:
-        return batch["time_ids"].astype(jnp.float32)
-    b, h, w, _ = batch["image"].shape
-    return jnp.tile(jnp.array([[h, w, 0, 0, h, w]], jnp.float32), (b, 1))
-
-
 class LatentDiffusion:
-    """A latent diffusion model in training, given parameters and frozen weights.
+    """A latent diffusion model in training, given parameters and frozen weights."""
 
-    `zero_uncond` encodes the null caption as zeros instead of by the text encoders.
-    """
-
-    def __init__(
-        self, partition: ParameterPartition, prediction_type: str, *, zero_uncond: bool = False
-    ) -> None:
-        self.partition, self.zero_uncond = partition, zero_uncond
-        self.token_id_columns: dict[str, str] = {
-            name: TOKEN_ID_COLUMNS[name] for name in ENCODERS if name in partition.networks
-        }
-        unet = cast(UNet2DConditionModel, partition.networks["unet"])
-        encoders = [cast(CLIPTextModel, partition.networks[name]) for name in self.token_id_columns]
-        self.has_time_ids = num_time_ids(unet.config, encoders) is not None
-        self.network = UNetAdapter(unet, prediction_type)
+    def __init__(self, partition: ParameterPartition, prediction_type: str) -> None:
+        self.partition, self.family = partition, partition.family
+        module = partition.networks[self.family.network]
+        self.network = self.family.adapter(module, prediction_type)
 
     def merge_weights(self, params: Params, frozen: Frozen) -> Tables:
         """The weights of each network that are there; frozen weights have no gradient."""
@@ -154,36 +123,37 @@ class LatentDiffusion:
         return {
             name: with_params(self.partition.networks[name], table)
             for name, table in tables.items()
-            if name != "unet"
+            if name != self.family.network
         }
 
     def encode_captions(
         self, encoders: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]
     ) -> list[TextEncoderOutput]:
         """The encodings of captions by each text encoder, whose token ids are `ids`."""
-        pairs = zip(self.token_id_columns, ids, strict=True)
-        return [encode_text(encoders[name], each, pooled=self.has_time_ids) for name, each in pairs]
+        pairs = zip(self.family.text_encoders, ids, strict=True)
+        return [spec.encode(encoders[spec.component], each) for spec, each in pairs]
 
     def cached_text_encodings(
         self, arrays: Mapping[str, Array], dtype: Dtype
     ) -> list[TextEncoderOutput]:
         """Encodings that a batch has."""
-        pooled = [None] * (len(self.token_id_columns) - 1) + [
-            arrays[POOLED] if self.has_time_ids else None
+        pairs = zip(self.family.text_encoders, self.family.state_columns.values(), strict=True)
+        each = [
+            TextEncoderOutput(arrays[column], arrays[POOLED_COLUMN] if spec.pooled else None)
+            for spec, column in pairs
         ]
-        pairs = zip(self.token_id_columns, pooled, strict=True)
-        each = [TextEncoderOutput(arrays[EMBEDDING_COLUMNS[name]], end) for name, end in pairs]
         return jax.tree.map(lambda array: array.astype(dtype), each)
 
     def conditioning(
         self,
         encodings: Sequence[TextEncoderOutput],
         dropped: Sequence[Bool[Array, "b"]],
-        sizes: Float[Array, "b 6"] | None,
+        batch: Mapping[str, Array],
     ) -> dict[str, Array]:
-        """The UNet's conditioning; `dropped` are the captions that are the null caption."""
-        zeroed = dropped if self.zero_uncond else None
-        return make_conditioning(encodings, sizes if self.has_time_ids else None, zeroed=zeroed)
+        """The network's conditioning; `dropped` are the captions that are the null caption."""
+        if self.family.zero_uncond:
+            encodings = [zero_rows(*pair) for pair in zip(dropped, encodings, strict=True)]
+        return self.family.join(encodings) | self.family.batch_conditioning(batch)
 
     def uncond_and_cond(
         self,
@@ -192,30 +162,16 @@ class LatentDiffusion:
         batch: Mapping[str, Array],
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """The conditioning of the null caption and of the captions of a batch."""
-        cond = self.encode_captions(encoders, [batch[c] for c in self.token_id_columns.values()])
-        uncond = self.encode_captions(encoders, [null[n][None] for n in self.token_id_columns])
+        columns = self.family.id_columns
+        cond = self.encode_captions(encoders, [batch[column] for column in columns.values()])
+        uncond = self.encode_captions(encoders, [null[name][None] for name in columns])
         uncond = jax.tree.map(lambda row, rows: jnp.broadcast_to(row, rows.shape), uncond, cond)
         b = len(cond[0].hidden_states)
-        sizes = batch_time_ids(batch) if self.has_time_ids else None
         none, every = ([jnp.full(b, dropped)] * len(cond) for dropped in (False, True))
-        return self.conditioning(uncond, every, sizes), self.conditioning(cond, none, sizes)
-
-    @property
-    def is_guidance_distilled(self) -> bool:
-        """Whether the UNet takes the guidance scale as an input."""
-        return self.network.module.config.time_cond_proj_dim is not None
-
-    def add_guidance_scale(
-        self, cond: dict[str, Array], scale: Float[Array, "b"]
-    ) -> dict[str, Array]:
-        """`cond` with the guidance scale, if the UNet is guidance-distilled."""
-        width = self.network.module.config.time_cond_proj_dim
-        return cond | ({} if width is None else {"timestep_cond": guidance_embedding(scale, width)})
+        return self.conditioning(uncond, every, batch), self.conditioning(cond, none, batch)
 
 
-def diffusion_task(
-    config: DiffusionObjective, partition: ParameterPartition, *, zero_uncond: bool = False
-) -> TrainingTask:
+def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) -> TrainingTask:
     """The task of training the parameters of `partition`.
 
     Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n) int32, with a second text encoder
@@ -224,8 +180,9 @@ def diffusion_task(
     encodings: `states` (b, n, d), with a second encoder `states_2`, and for models with pooled
     embeddings `pooled` (b, p). `frozen_networks_used` lists the weights that are needed then.
     """
-    model = LatentDiffusion(partition, config.prediction_type, zero_uncond=zero_uncond)
-    vae = cast(AutoencoderKL, partition.networks["vae"])
+    model = LatentDiffusion(partition, config.prediction_type)
+    family = model.family
+    vae = cast(AutoencoderKL, partition.networks[family.latent_codec])
     dtype = model.network.module.dtype
 
     def latents(
@@ -233,7 +190,7 @@ def diffusion_task(
     ) -> Float[Array, "b h w c"]:
         if "mean" in batch:
             return vae.scale(sample_latents(batch["mean"], batch["logvar"], key))
-        return encode_latents(encoders["vae"], batch["image"], key)
+        return encode_latents(encoders[family.latent_codec], batch["image"], key)
 
     def make_cond(
         encoders: Mapping[str, Any],
@@ -242,7 +199,7 @@ def diffusion_task(
         key: Key[Array, "..."],
     ) -> dict[str, Array]:
         rates = config.caption_dropout, config.caption_dropout_per_encoder
-        if EMBEDDING_COLUMNS[ENCODERS[0]] in batch:
+        if all(column in batch for column in family.state_columns.values()):
             encodings = model.cached_text_encodings(batch, dtype)
             dropped = caption_dropout_masks(
                 key, len(encodings[0].hidden_states), len(encodings), *rates
@@ -250,14 +207,13 @@ def diffusion_task(
             empty = model.cached_text_encodings(
                 {name: array[None] for name, array in null.items()}, dtype
             )
-            encodings = [select(*three) for three in zip(dropped, empty, encodings, strict=True)]
+            rows = zip(dropped, empty, encodings, strict=True)
+            encodings = [select_rows(*each) for each in rows]
         else:
-            texts = {name: batch[ids] for name, ids in model.token_id_columns.items()}
+            texts = {name: batch[ids] for name, ids in family.id_columns.items()}
             ids, dropped = drop_captions(key, texts, null, *rates)
             encodings = model.encode_captions(encoders, ids)
-        return model.conditioning(
-            encodings, dropped, batch_time_ids(batch) if model.has_time_ids else None
-        )
+        return model.conditioning(encodings, dropped, batch)
 
     def errors(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
@@ -275,7 +231,7 @@ def diffusion_task(
         )
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
         per_image = denoising_errors(
-            config, lambda x, t: model.network(tables["unet"], x, t, cond), x0, t, eps
+            config, lambda x, t: model.network(tables[family.network], x, t, cond), x0, t, eps
         )
         return per_image * batch["weight"] if "weight" in batch else per_image, t, jnp.std(x0)
 

@@ -11,9 +11,10 @@ import numpy as np
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray
 from jaxdiff.diffusion.losses import add_noise, mse
 from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.families.base import Family
+from jaxdiff.families.stable_diffusion import GUIDANCE_SCALE, GuidanceEmbedding
 from jaxdiff.guidance.base import extrapolate
 from jaxdiff.models.build import abstract, initial_weights
-from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.training.config import DistillationObjective
 from jaxdiff.training.objectives import Metrics, Params, TrainingTask
@@ -23,7 +24,7 @@ from jaxdiff.training.objectives.diffusion import (
     encode_latents,
     sample_timesteps,
 )
-from jaxdiff.training.objectives.trainable import LoadWeights, Networks, train_unet
+from jaxdiff.training.objectives.trainable import LoadWeights, Networks, train_denoiser
 from jaxdiff.training.per_sample_random import (
     per_sample_normal,
     per_sample_split,
@@ -44,44 +45,45 @@ def student_network(
 
 def student_model(
     config: DistillationObjective,
+    family: Family,
     networks: Networks,
     prediction_type: str,
     *,
-    zero_uncond: bool = False,
     pretrained: LoadWeights = dict,
 ) -> LatentDiffusion:
-    """The model with the student as its UNet, for the `networks` of the teacher's model.
+    """The model with the student as its UNet, for family and `networks` of the teacher's model.
 
     Its weights are initially those of the `pretrained` UNet; new ones as in a new network, which
     ignores the scale.
     """
-    teacher = cast(UNet2DConditionModel, networks["unet"])
-    student = student_network(teacher, config.guidance_embedding_dim, config.remat)
-    partition = train_unet({**networks, "unet": student})
+    own, width = family.network, config.guidance_embedding_dim
+    teacher = cast(UNet2DConditionModel, networks[own])
+    student = student_network(teacher, width, config.remat)
+    family = dataclasses.replace(family, extras=(*family.extras, GuidanceEmbedding(width)))
 
     def init(seed: int) -> Iterator[tuple[str, NDArray]]:
-        table = pretrained().get("unet", {})
+        table = pretrained().get(own, {})
         for path, array in initial_weights(student, seed):
             yield path, np.asarray(table.get(path, array), np.float32)
 
-    partition = partition._replace(init=init)
-    return LatentDiffusion(partition, prediction_type, zero_uncond=zero_uncond)
+    partition = train_denoiser(family, {**networks, own: student})
+    return LatentDiffusion(partition._replace(init=init), prediction_type)
 
 
 def distillation_task(
     config: DistillationObjective,
-    teacher: UNet2DConditionModel,
-    model: LatentDiffusion,
+    teacher: LatentDiffusion,
+    student: LatentDiffusion,
     schedule: VPSchedule,
 ) -> TrainingTask:
-    """The task of the student's `model` (2210.03142, algorithm 1).
+    """The student's task (2210.03142, algorithm 1).
 
     The teacher's weights are the frozen ones of the UNet. Its output is
     uncond + w (cond - uncond), with w sampled for each image; the error is in the space of the
     network's output. Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n), with a second
     text encoder `ids_2`, and may have `time_ids` (b, 6).
     """
-    network = UNetAdapter(teacher, model.network.prediction_type)
+    family, partition = student.family, student.partition
 
     def teacher_output(
         frozen: Frozen,
@@ -92,18 +94,17 @@ def distillation_task(
     ) -> Float[Array, "b h w c"]:
         """The teacher's guided output, both streams in one call."""
         cond = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *streams)
-        both = network(
-            frozen.weights["unet"], jnp.concatenate([x, x]), jnp.concatenate([t, t]), cond
-        )
-        return extrapolate(*jnp.split(both, 2), w)
+        twice = jnp.concatenate([x, x]), jnp.concatenate([t, t])
+        both = teacher.network(frozen.weights[family.network], *twice, cond)
+        return extrapolate(both[: len(x)], both[len(x) :], w)
 
     def loss(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
         latent_key, scale_key, time_key, noise_key = per_sample_split(key, len(batch["image"]), 4)
-        tables = model.merge_weights(params, frozen)
-        encoders = model.build_encoders(tables)
-        x0 = encode_latents(encoders["vae"], batch["image"], latent_key)
+        tables = student.merge_weights(params, frozen)
+        encoders = student.build_encoders(tables)
+        x0 = encode_latents(encoders[family.latent_codec], batch["image"], latent_key)
         t = sample_timesteps(
             time_key,
             (len(x0),),
@@ -115,11 +116,11 @@ def distillation_task(
         w = per_sample_uniform(scale_key, (len(x0),), low, high)
         alpha, sigma = schedule.alpha_sigma(t)
         x = add_noise(x0, per_sample_normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
-        streams = model.uncond_and_cond(encoders, frozen.null, batch)
+        streams = teacher.uncond_and_cond(encoders, frozen.null, batch)
         target = jax.lax.stop_gradient(teacher_output(frozen, x, t, streams, w))
-        cond = model.add_guidance_scale(streams[1], w)
-        error = mse(model.network(tables["unet"], x, t, cond), target, jnp.ones(len(x0)))
+        cond = streams[1] | family.batch_conditioning({**batch, GUIDANCE_SCALE: w})
+        output = student.network(tables[family.network], x, t, cond)
+        error = mse(output, target, jnp.ones(len(x0)))
         return error, {"relative_error": error / jnp.mean(jnp.square(target))}
 
-    partition = model.partition
     return TrainingTask(partition.shapes, partition.init, loss, rules=partition.rules)

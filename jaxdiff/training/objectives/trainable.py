@@ -1,7 +1,8 @@
 """The weights of a diffusion model, partitioned into trained parameters and frozen weights.
 
-Weights are dicts by dotted path, one for each network. If the parameters are exactly the UNet's,
-they have its paths; otherwise paths start with the network's name: `unet.`, `text_encoder.`.
+Weights are dicts by dotted path, one for each network. If the parameters are exactly the
+denoiser's, they have its paths; otherwise paths start with the network's name: `unet.`,
+`text_encoder.`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,14 +14,14 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Float, NDArray
+from jaxdiff.families.base import Family
 from jaxdiff.models.build import initial_weights, param_dict
 from jaxdiff.models.clip import TOKEN_EMBEDDING, CLIPTextModel, extend_token_embedding
-from jaxdiff.models.conditioning import ENCODERS, unused_parameters
 from jaxdiff.models.lora import inject_lora, is_lora_param
-from jaxdiff.parallel.sharding import ANY, UNET, Rules
+from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import LoRA
 
-Networks = Mapping[str, nnx.Module]  # abstract: unet, vae and the text encoders
+Networks = Mapping[str, nnx.Module]  # abstract, by component: denoiser, VAE and text encoders
 Table = dict[str, Any]  # arrays, or their shapes, by path
 Tables = dict[str, Table]  # by network
 InitialWeights = Iterator[tuple[str, NDArray]]
@@ -30,6 +31,7 @@ LoadWeights = Callable[[], Tables]  # reads the initial weights of networks when
 class ParameterPartition(NamedTuple):
     """A model with trained parameters and frozen weights."""
 
+    family: Family
     networks: Networks
     frozen: tuple[str, ...]  # networks with weights that are not parameters
     shapes: Table  # of the parameters
@@ -39,25 +41,32 @@ class ParameterPartition(NamedTuple):
     rules: Rules = ANY
 
 
-def train_unet(networks: Networks, pretrained: LoadWeights = dict) -> ParameterPartition:
-    """Train all weights of the UNet, from the `pretrained` ones or from random ones."""
-    frozen = tuple(name for name in networks if name != "unet")
+def train_denoiser(
+    family: Family, networks: Networks, pretrained: LoadWeights = dict
+) -> ParameterPartition:
+    """Train all weights of the denoiser, from the `pretrained` ones or from random ones."""
+    own = family.network
+    frozen = tuple(name for name in networks if name != own)
 
     def merge(params: Table, frozen: Tables) -> Tables:
-        return {**frozen, "unet": params}
+        return {**frozen, own: params}
 
     def init(seed: int) -> InitialWeights:
-        yield from _initial_weights(networks["unet"], pretrained().get("unet"), seed)
+        yield from _initial_weights(networks[own], pretrained().get(own), seed)
 
-    return ParameterPartition(networks, frozen, param_dict(networks["unet"]), init, merge, UNET)
+    shapes, rules = param_dict(networks[own]), family.adapter.sharding_rules
+    return ParameterPartition(family, networks, frozen, shapes, init, merge, rules)
 
 
-def train_unet_and_text_encoders(networks: Networks, pretrained: LoadWeights) -> ParameterPartition:
-    """Train the UNet and the text encoders, from the `pretrained` weights where there are any.
+def train_denoiser_and_text_encoders(
+    family: Family, networks: Networks, pretrained: LoadWeights
+) -> ParameterPartition:
+    """Train the denoiser and the text encoders, from `pretrained` weights where there are any.
 
     Except for weights without effect on the conditioning: only weight decay would change them.
     """
-    names, unused = [name for name in networks if name != "vae"], _unused_parameters(networks)
+    names = [name for name in networks if name != family.latent_codec]
+    unused = _unused_parameters(family, networks)
 
     def is_used(name: str, path: str) -> bool:
         return not path.startswith(unused.get(name, ()))
@@ -80,25 +89,23 @@ def train_unet_and_text_encoders(networks: Networks, pretrained: LoadWeights) ->
         for name, table in all_params.items()
     }
     partly_frozen = [name for name in names if shapes[name].keys() != all_params[name].keys()]
-    return ParameterPartition(networks, ("vae", *partly_frozen), add_prefixes(shapes), init, merge)
+    frozen = (family.latent_codec, *partly_frozen)
+    return ParameterPartition(family, networks, frozen, add_prefixes(shapes), init, merge)
 
 
-def _unused_parameters(networks: Networks) -> dict[str, tuple[str, ...]]:
+def _unused_parameters(family: Family, networks: Networks) -> dict[str, tuple[str, ...]]:
     """Prefixes of the paths of text encoder weights that nothing depends on."""
-    pooled = cast(Any, networks["unet"]).config.addition_embed_type is not None
-    names = [name for name in ENCODERS if name in networks]
     return {
-        name: unused_parameters(
-            cast(CLIPTextModel, networks[name]), pooled=pooled, last=name == names[-1]
-        )
-        for name in names
+        spec.component: spec.unused_parameters(cast(CLIPTextModel, networks[spec.component]))
+        for spec in family.text_encoders
     }
 
 
-def train_lora(networks: Networks, config: LoRA) -> ParameterPartition:
+def train_lora(family: Family, networks: Networks, config: LoRA) -> ParameterPartition:
     """Train the factors of low-rank updates."""
-    targets = {"unet": config.target_modules} | dict.fromkeys(ENCODERS, config.text_target_modules)
-    with_lora, unused = dict(networks), _unused_parameters(networks)
+    targets = dict.fromkeys(family.id_columns, config.text_target_modules)
+    targets[family.network] = config.target_modules
+    with_lora, unused = dict(networks), _unused_parameters(family, networks)
     for name in networks.keys() & targets:
         size = {"rank": config.rank, "scale": config.scale}
         exclude = unused.get(name, ())
@@ -120,11 +127,14 @@ def train_lora(networks: Networks, config: LoRA) -> ParameterPartition:
             for name, network in adapted.items()
         }
     )
-    return ParameterPartition(with_lora, tuple(networks), shapes, init, merge)
+    return ParameterPartition(family, with_lora, tuple(networks), shapes, init, merge)
 
 
 def train_textual_inversion(
-    networks: Networks, embeddings: Mapping[str, Float[NDArray, "n _"]], first_id: Mapping[str, int]
+    family: Family,
+    networks: Networks,
+    embeddings: Mapping[str, Float[NDArray, "n _"]],
+    first_id: Mapping[str, int],
 ) -> ParameterPartition:
     """Train the `embeddings` of a new token for each text encoder, at ids from `first_id` on.
 
@@ -158,7 +168,7 @@ def train_textual_inversion(
         f"{name}.vectors": jax.ShapeDtypeStruct(rows.shape, jnp.float32)
         for name, rows in embeddings.items()
     }
-    return ParameterPartition(extended, tuple(networks), shapes, init, merge)
+    return ParameterPartition(family, extended, tuple(networks), shapes, init, merge)
 
 
 def add_prefixes(tables: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -1,0 +1,81 @@
+"""The families by diffusers' pipeline classes, and the one place where a model's is detected."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from jaxdiff.checkpoints.pipelines import INDEX, PipelineComponents, abstract_pipeline
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import one_of
+from jaxdiff.families import stable_diffusion
+from jaxdiff.families.base import Family, Option
+
+# (modules by component, plain values of model_index.json, source=...) -> family; InputError for
+# modules that do not fit together.
+Detect = Callable[..., Family]
+# The function that tells the families of each pipeline class apart.
+DETECT: dict[str, Detect] = dict.fromkeys(
+    stable_diffusion.PIPELINE_CLASSES, stable_diffusion.detect
+)
+# Every family, for the options of requests that any of them reads.
+FAMILIES: list[Family] = [
+    stable_diffusion.SD,
+    stable_diffusion.SDXL,
+    stable_diffusion.SDXL_REFINER,
+]
+
+
+def detect_family(
+    class_name: str,
+    components: Mapping[str, nnx.Module],
+    options: Mapping[str, Any] | None = None,
+    *,
+    source: str,
+) -> Family:
+    """The family of a model, whose modules may be shapes; InputError, from `source`, for none."""
+    detect = DETECT[one_of(f"{source}: pipeline class", class_name, DETECT)]
+    return detect(components, options or {}, source=source)
+
+
+def family_of(parts: PipelineComponents, source: str) -> Family:
+    """The family of a pipeline; InputError, from `source`, unless it can be run here."""
+    modules = {name: component.module for name, component in parts.components.items()}
+    family = detect_family(parts.class_name, modules, parts.options, source=source)
+    for encoder in family.text_encoders:
+        if encoder.tokenizer not in parts.tokenizers:
+            raise InputError(f"{source}: {encoder.tokenizer}: got none, expected CLIPTokenizer")
+    return family
+
+
+def family_of_folder(folder: pathlib.Path) -> Family:
+    """The family of a pipeline folder, or of one with text encoders alone; reads no weights."""
+    if not (folder / INDEX).is_file():
+        return stable_diffusion.family_of_text_encoders(folder)
+    class_name, modules, options = abstract_pipeline(folder)
+    return detect_family(class_name, modules, options, source=str(folder))
+
+
+def request_options() -> dict[str, Option]:
+    """The options of requests that any family reads."""
+    return {name: option for family in FAMILIES for name, option in family.options.items()}
+
+
+def accepted_options(family: Family, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `options` that `family` reads, without defaults.
+
+    InputError for values out of range, and for options that only other families read.
+    """
+    accepted = {}
+    for name, option in request_options().items():
+        given = options.get(name)
+        value = tuple(given) if isinstance(given, list) else given
+        option.check(name, value)
+        if value is None or value == option.default:
+            continue
+        if name in family.options:
+            accepted[name] = value
+        else:
+            raise InputError(f"{name}: got {value}, expected none for {family.name}")
+    return accepted
