@@ -1,5 +1,6 @@
 """The generate command on a tiny model: files, resuming, JSON, a sentence for each mistake."""
 
+import functools
 import hashlib
 import json
 import os
@@ -13,10 +14,12 @@ import pytest
 import tiny
 from PIL import Image
 
+import jaxdiff
 from jaxdiff.checkpoints.lora_names import files
 from jaxdiff.cli import main
 from jaxdiff.generation import png_files
 from jaxdiff.generation.png_files import read_settings
+from jaxdiff.pipeline.load import load
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -26,9 +29,22 @@ def model(tmp_path_factory):
     return tiny.write_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
+@functools.cache
+def load_once(name, dtype=None):
+    """A model on one device with a linear UNet, and what earlier commands compiled for it."""
+    return tiny.with_linear_unet(tiny.first_devices(load(name, dtype), 1))
+
+
 def generate(model, output, *arguments):
-    """Run the command in this process; returns its exit code."""
-    return main.run("generate", [*arguments, "--model", str(model), "--output", str(output)])
+    """Run the command in this process; returns its exit code.
+
+    Models are read once, unless the command changes them.
+    """
+    command = [*arguments, "--model", str(model), "--output", str(output)]
+    with pytest.MonkeyPatch.context() as patch:
+        if not {"--lora", "--textual-inversion", "--embedding"} & set(arguments):
+            patch.setattr(jaxdiff, "load", load_once)
+        return main.run("generate", command)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +202,7 @@ def run_process(*arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -200,6 +217,7 @@ def test_the_process_exits_with_2_and_no_traceback(arguments, said):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_help_lists_the_commands():
     result = run_process("-m", "jaxdiff", "--help")
     assert result.returncode == 0

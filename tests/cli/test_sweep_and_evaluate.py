@@ -25,9 +25,9 @@ PROMPTS = ("a ring", "a star")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The tiny model on one device; its programs are shared by all tests."""
+    """The tiny model on one device with a linear UNet; its programs are shared by all tests."""
     pipe = jaxdiff.load(tiny.write_tiny(tmp_path_factory.mktemp("model") / "tiny"))
-    return tiny.first_devices(pipe, 1)
+    return tiny.with_linear_unet(tiny.first_devices(pipe, 1))
 
 
 def sweep(pipe, output, *arguments):

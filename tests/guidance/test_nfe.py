@@ -51,7 +51,8 @@ def asked(rule, grid, sampler="ddim"):
         "guidance_state": rule.init_state(x),
         "guidance_phase": rule.schedule_phase,
     }
-    sample(denoise, x, grid, keys, **choices)
+    with jax.disable_jit():  # quicker than to compile what runs once
+        sample(denoise, x, grid, keys, **choices)
     jax.effects_barrier()
     return sum(rows)
 

@@ -11,6 +11,12 @@ def pipe(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def single(pipe):
+def one_device(pipe):
     """The same model on one device."""
     return tiny.first_devices(pipe, 1)
+
+
+@pytest.fixture(scope="session")
+def single(one_device):
+    """The same model on one device, with a linear network for its UNet."""
+    return tiny.with_linear_unet(one_device)

@@ -198,7 +198,7 @@ def test_one_step_with_a_classifier_is_the_formula(single, classifier):
     level = NoiseLevel(
         999 * one, alpha * one, sigma * one, one, one, sigma / alpha * one, one.astype(bool)
     )
-    gradient = log_prob_gradient(log_prob, jnp.asarray(noise), level)
+    gradient = jax.jit(lambda x: log_prob_gradient(log_prob, x, level))(noise)
     close(moved, np.asarray(k * sigma**2 / alpha * gradient), 1e-3)
 
 

@@ -129,26 +129,26 @@ def lora(pipe, path, seed):
     return originals.write_safetensors(path, tensors)
 
 
-def test_loras_come_and_go_without_a_trace(single, tmp_path):
-    one, two = (lora(single, tmp_path / f"{n}.safetensors", n) for n in (1, 2))
-    stored = param_dict(single.unet)
-    before = single(PROMPT, **LATENT).images
-    compilations = single.stages.compilations
-    assert single.load_lora(one, 0.5) == "1"
-    alone = single(PROMPT, **LATENT).images
-    single.load_lora(two, 0.25)
-    both = single(PROMPT, **LATENT).images
-    assert single.loras == {"1": 0.5, "2": 0.25}
-    single.set_loras({"1": 0.5})
-    np.testing.assert_array_equal(single(PROMPT, **LATENT).images, alone)
-    single.unload_loras()
-    assert single.loras == {}
-    np.testing.assert_array_equal(single(PROMPT, **LATENT).images, before)
-    for path, array in param_dict(single.unet).items():
+def test_loras_come_and_go_without_a_trace(one_device, tmp_path):
+    one, two = (lora(one_device, tmp_path / f"{n}.safetensors", n) for n in (1, 2))
+    stored = param_dict(one_device.unet)
+    before = one_device(PROMPT, **LATENT).images
+    compilations = one_device.stages.compilations
+    assert one_device.load_lora(one, 0.5) == "1"
+    alone = one_device(PROMPT, **LATENT).images
+    one_device.load_lora(two, 0.25)
+    both = one_device(PROMPT, **LATENT).images
+    assert one_device.loras == {"1": 0.5, "2": 0.25}
+    one_device.set_loras({"1": 0.5})
+    np.testing.assert_array_equal(one_device(PROMPT, **LATENT).images, alone)
+    one_device.unload_loras()
+    assert one_device.loras == {}
+    np.testing.assert_array_equal(one_device(PROMPT, **LATENT).images, before)
+    for path, array in param_dict(one_device.unet).items():
         np.testing.assert_array_equal(array, stored[path])
     assert near(alone, before) > 1e-3
     assert near(both, alone) > 1e-3
-    assert single.stages.compilations == compilations
+    assert one_device.stages.compilations == compilations
 
 
 def test_a_broken_lora_leaves_the_model_as_it_was(single, tmp_path):

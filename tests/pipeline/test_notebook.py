@@ -90,10 +90,10 @@ def test_an_output_shows_its_images(single):
     assert single("a star", steps=1, output="latent")._repr_html_() is None
 
 
-def test_objects_describe_themselves(single):
-    text = repr(single)
+def test_objects_describe_themselves(one_device):
+    text = repr(one_device)
     assert "float32, 1 x cpu" in text
     assert re.search(r"unet: UNet2DConditionModel \(\d+\.\d M\)", text)
-    height, width = single.defaults.height, single.defaults.width
-    out = single(["a star", "a ring"], steps=1, output="latent")
+    height, width = one_device.defaults.height, one_device.defaults.width
+    out = one_device(["a star", "a ring"], steps=1, output="latent")
     assert re.fullmatch(rf"Output\(2 images of {height}x{width} in \d+\.\d s\)", repr(out))

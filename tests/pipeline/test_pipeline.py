@@ -47,11 +47,11 @@ def noise():
 
 
 @pytest.mark.parametrize("w", [0.0, 1.0, 3.5])
-def test_latents_equal_a_plain_reference(single, noise, w):
-    got = single(
+def test_latents_equal_a_plain_reference(one_device, noise, w):
+    got = one_device(
         PROMPT, latents=noise, guidance_scale=w, steps=4, sampler="ddim", output="latent"
     ).images
-    want = reference_latents(single, PROMPT, noise, 4, w)
+    want = reference_latents(one_device, PROMPT, noise, 4, w)
     assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
 
 
@@ -73,12 +73,12 @@ def test_one_compilation_serves_any_prompt_seed_scale_and_steps(pipe):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_a_seed_is_the_same_picture_in_any_batch_on_any_devices(pipe, single, sampler):
+def test_a_seed_is_the_same_picture_in_any_batch_on_any_devices(pipe, one_device, sampler):
     prompts = [f"a {c} star" for c in "abcdefgh"]
     shared = {"sampler": sampler, "output": "latent", "guidance_scale": 4.0}
     batch = pipe(prompts, seed=11, **shared).images
     for i in (0, 5):
-        alone = single(prompts[i], seed=11 + i, **shared).images[0]
+        alone = one_device(prompts[i], seed=11 + i, **shared).images[0]
         assert np.abs(batch[i] - alone).max() < 1e-5 * np.abs(alone).max()
 
 
@@ -235,6 +235,7 @@ def test_no_prompt(single):
         single([])
 
 
+@pytest.mark.slow
 def test_a_single_file_draws_what_its_folder_draws(tmp_path):
     components = originals.components("sd1", words=49408)
     path = tmp_path / "model.safetensors"
