@@ -46,10 +46,10 @@ TEXT = CLIPTextConfig(
 )
 
 
-def networks(config=OBJECTIVE, dtype=jnp.float32):
-    """The abstract networks of a model with one text encoder."""
+def networks(config=OBJECTIVE, dtype=jnp.float32, unet=UNet2DConditionModel):
+    """The abstract networks of a model with one text encoder, and of class `unet`."""
     return {
-        "unet": abstract(UNet2DConditionModel, config.model, dtype=dtype, remat=config.remat),
+        "unet": abstract(unet, config.model, dtype=dtype, remat=config.remat),
         "vae": abstract(AutoencoderKL, VAE, dtype=dtype),
         "text_encoder": abstract(CLIPTextModel, TEXT, dtype=dtype),
     }

@@ -16,7 +16,7 @@ CONFIG = LatentClassifierConfig(
     sample_size=4,
     in_channels=3,
     block_out_channels=(8, 16),
-    layers_per_block=2,
+    layers_per_block=1,
     attention_head_dim=4,
     norm_num_groups=4,
     group_names=("ground", "colours"),
@@ -61,7 +61,7 @@ def test_bfloat16_is_near_and_gives_float32(params):
 
 
 def test_an_untrained_classifier_finds_all_answers_equally_likely():
-    logits = initialise(LatentClassifier, CONFIG, seed=1)(X, T)
+    logits = RUN(param_dict(initialise(LatentClassifier, CONFIG, seed=1)), X, T)
     everything = jnp.ones((2, 5), bool)
     target = jnp.asarray([[1, 0, 0, 1, 0]] * 2, bool)
     got = CONFIG.attributes.log_prob(logits, target, everything)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from etils import epath
 from PIL import Image
 
@@ -55,7 +56,7 @@ from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 model = UNet2DConditionConfig(
     sample_size=16, in_channels=2, out_channels=2, block_out_channels=(4,), layers_per_block=1,
-    down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+    down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
     norm_num_groups=2, cross_attention_dim=8, attention_head_dim=1,
 )
 objective = DiffusionObjective(
@@ -225,6 +226,7 @@ def test_a_full_disk_is_one_error_and_keeps_what_was_good(again, tmp_path, capsy
     assert "There is no checkpoint yet: the same command starts over" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_seed_or_other_frozen_weights_are_refused(again, three, tmp_path):
     with pytest.raises(InputError, match=r"seed: got 5, expected 0 as trained so far"):
         run([*again, "--seed", "5"])
@@ -266,6 +268,7 @@ def test_two_trainings_do_not_share_a_workdir(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_given_weights(three, tmp_path):
     path = tmp_path / "unet.py"
     path.write_text(UNET.replace("FOLDER", str(three)))
@@ -282,6 +285,7 @@ def test_a_training_begins_with_given_weights(three, tmp_path):
     assert not (tmp_path / "v").exists()
 
 
+@pytest.mark.slow
 def test_guidance_is_distilled_into_a_pipeline(three, tmp_path):
     command = [config_file(tmp_path, DISTILLED.replace("FOLDER", str(three))), "--workdir"]
     run([*command, str(tmp_path / "w")])
@@ -298,6 +302,7 @@ def test_guidance_is_distilled_into_a_pipeline(three, tmp_path):
         np.testing.assert_allclose(ended[path], array, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_resumed_and_exported(trained, tmp_path):
     command = [config_file(tmp_path, CLASSIFIER.replace("FOLDER", str(trained))), "--workdir"]
     run([*command, str(tmp_path / "w")])
@@ -349,9 +354,10 @@ def test_a_classifier_of_other_latents_is_refused(trained, tmp_path, flags, mess
 
 
 @pytest.mark.parametrize("field", ["sample-size", "in-channels", "out-channels"])
-def test_a_unet_for_other_latents_is_refused(three, tmp_path, field):
+def test_a_unet_for_other_latents_is_refused(trained, tmp_path, field):
     path = tmp_path / "unet.py"
-    path.write_text(UNET.replace("FOLDER", str(three)))
+    text = UNET.replace("FOLDER/clip/export", str(tiny.write_tiny(tmp_path / "model")))
+    path.write_text(text.replace("FOLDER", str(trained)))
     arguments = [str(path), "--workdir", str(tmp_path / "w"), f"--objective.model.{field}", "8"]
     name = field.replace("-", "_")
     with pytest.raises(InputError, match=f"objective.model.{name}: got 8, expected .* as the lat"):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_training
+from tiny import LinearUNet
 from tiny_training import OBJECTIVE, networks
 
 from jaxdiff.core.errors import InputError
@@ -14,6 +15,7 @@ from jaxdiff.diffusion.losses import WEIGHTINGS
 from jaxdiff.diffusion.predictions import PREDICTION_TYPES, target
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.families.stable_diffusion import SD, SizesAndCrop
+from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.nn.remat import REMAT
 from jaxdiff.training.objectives.diffusion import (
     denoising_errors,
@@ -39,9 +41,9 @@ def frozen():
     return tiny_training.frozen()
 
 
-def learner(**changes):
+def learner(unet=LinearUNet, **changes):
     config = dataclasses.replace(OBJECTIVE, **changes)
-    return diffusion_task(config, train_denoiser(SD, networks(config)))
+    return diffusion_task(config, train_denoiser(SD, networks(config, unet=unet)))
 
 
 def scattered(learn):
@@ -129,7 +131,7 @@ def test_times_cover_the_levels(how, shift, quartile):
 
 
 def test_frozen_weights_get_no_gradient_and_all_others_do(frozen):
-    learn = learner()
+    learn = learner(UNet2DConditionModel)
     params = scattered(learn)
     told = batch()
 
@@ -155,7 +157,7 @@ def test_with_every_caption_dropped_captions_do_not_matter(frozen):
 
 
 def test_an_untrained_network_loses_the_variance_of_its_target(frozen):
-    learn = learner(prediction_type="epsilon")
+    learn = learner(UNet2DConditionModel, prediction_type="epsilon")
     params = {path: jnp.asarray(array) for path, array in learn.init(2)}
     many = batch(256)
     value, _ = jax.jit(learn.loss)(params, frozen, many, jax.random.key(0))
@@ -231,7 +233,7 @@ def test_the_measure_is_the_loss_and_its_quarters(frozen):
 
 @pytest.mark.parametrize("remat", sorted(set(REMAT) - {"none"}))
 def test_what_is_computed_again_is_the_same_number(frozen, remat):
-    plain, again = learner(), learner(remat=remat)
+    plain, again = (learner(UNet2DConditionModel, remat=how) for how in ("none", remat))
     params, told, key = scattered(plain), batch(), jax.random.key(0)
 
     def gradients(learn):

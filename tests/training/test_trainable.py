@@ -75,8 +75,8 @@ def folder(tmp_path_factory):
     """A folder with captioned pictures, and models of both families."""
     folder = tmp_path_factory.mktemp("tuning")
     write_folder(folder / "pictures", 24, sizes=((16, 16), (20, 16)))
-    tiny.write_tiny(folder / "sd", **tiny.SHORT)
-    tiny.write_xl(folder / "xl", **tiny.SHORT)
+    tiny.write_tiny(folder / "sd")
+    tiny.write_xl(folder / "xl")
     return folder
 
 
