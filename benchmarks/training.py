@@ -7,7 +7,7 @@
 
 The step is the one that train.py runs, on a batch of noise that lies on the devices; weights are
 drawn at random, those of frozen networks too, so nothing is read. Steps follow each other without
-waiting, as in a training. MFU is the FLOPs of the model (jaxdiff/training/flops.py: nothing that is
+waiting, as in a training. MFU is the FLOPs of the model (jaxdiff/profiling/flops.py: not what is
 computed again) over time and peak. The peak is that of jaxdiff/parallel/hardware.py or, if a device
 is not in it, what its best product of two matrices reaches. `--trace FOLDER` writes a profile of
 one step for TensorBoard or Perfetto and, of an NVIDIA GPU, tells the milliseconds of each kind of

@@ -22,12 +22,12 @@ from jaxdiff.parallel.distributed import gather_to_host, is_first
 from jaxdiff.parallel.hardware import peak_flops
 from jaxdiff.parallel.memory import memory_use
 from jaxdiff.parallel.mesh import device_put_global, make_mesh, replicated, shard_batch
+from jaxdiff.profiling.flops import gradient_flops
 from jaxdiff.training import ema, loop
 from jaxdiff.training.config import (
     MeshConfig,
     TrainConfig,
 )
-from jaxdiff.training.flops import gradient_flops
 from jaxdiff.training.prefetch import Batch, Prefetch
 from jaxdiff.training.program import make_program
 from jaxdiff.training.state import CheckpointState, TrainState

@@ -30,8 +30,8 @@ from jaxdiff.planning.compiling import CompiledProgram, compile_traced
 from jaxdiff.planning.max_batch import max_batch_size
 from jaxdiff.planning.report import Plan, Planner
 from jaxdiff.planning.topology import Topology, topology_devices
+from jaxdiff.profiling.flops import forward_flops
 from jaxdiff.samplers.registry import get_sampler
-from jaxdiff.training.flops import forward_flops
 
 PREDICTION_TYPE = "epsilon"  # costs as much as any other
 NUM_TOKENS = 77  # of a prompt within one window of the text encoder

@@ -14,8 +14,8 @@ from jaxdiff.planning.max_batch import max_batch_size
 from jaxdiff.planning.report import Plan, Planner
 from jaxdiff.planning.topology import Topology
 from jaxdiff.planning.topology import topology_devices as chips_of
+from jaxdiff.profiling.flops import gradient_flops
 from jaxdiff.training.config import TrainConfig
-from jaxdiff.training.flops import gradient_flops
 from jaxdiff.training.program import make_program
 from jaxdiff.training.state import TrainState
 

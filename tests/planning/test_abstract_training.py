@@ -16,6 +16,7 @@ from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.planning.abstract_training import abstract_training
+from jaxdiff.profiling.flops import gradient_flops
 from jaxdiff.scenes.labels import ATTRIBUTES
 from jaxdiff.training.config import (
     ClassifierObjective,
@@ -26,7 +27,6 @@ from jaxdiff.training.config import (
     TrainConfig,
     VAEObjective,
 )
-from jaxdiff.training.flops import gradient_flops
 
 CLASSIFIER = LatentClassifierConfig(
     sample_size=32,

@@ -8,7 +8,7 @@ from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.presets import preset
 from jaxdiff.nn import attention as module
 from jaxdiff.nn.attention import attention
-from jaxdiff.training.flops import forward_flops, gradient_flops
+from jaxdiff.profiling.flops import forward_flops, gradient_flops
 
 S = jax.ShapeDtypeStruct
 
