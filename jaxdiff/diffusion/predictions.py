@@ -62,7 +62,7 @@ PREDICTION_TYPES: dict[str, PredictionType] = {
 }
 
 
-def per_image(value: Array, like: Float[Array, "b *d"]) -> Array:
+def per_image(value: Array, like: Array) -> Array:
     """`value` shaped to multiply `like`: (b,) becomes (b, 1, ..., 1), a scalar stays."""
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value
 

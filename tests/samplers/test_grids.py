@@ -180,7 +180,7 @@ def test_unknown_spacing():
 def test_a_padded_grid_has_one_shape_for_any_number_of_steps():
     grids = [make_grid(SD, "ddim", steps, prediction_type="epsilon") for steps in (1, 20, 500)]
     assert {g.t.shape for g in grids} == {(1, 1001)}
-    assert [int(g.num_steps) for g in grids] == [1, 20, 500]
+    assert [g.num_steps.item() for g in grids] == [1, 20, 500]
     assert {leaf.dtype for g in grids for leaf in g} == {jnp.dtype("float32"), jnp.dtype("int32")}
     level = grids[1].level(jnp.array([20]), 4)
     assert level.alpha.shape == (1, 1, 1, 1)

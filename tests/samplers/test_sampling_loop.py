@@ -217,7 +217,8 @@ def test_rules_follow_the_level_of_each_image(text):
     for steps in sorted({*STEPS}):
         alike = program(own_grids("heun", [steps] * len(STEPS)))
         chosen = jnp.array([i for i, n in enumerate(STEPS) if n == steps])
-        np.testing.assert_array_equal(mixed[chosen], alike[chosen])
+        # A call of the network with other streams in it rounds differently.
+        np.testing.assert_allclose(mixed[chosen], alike[chosen], rtol=1e-6, atol=1e-6)
 
 
 def test_images_that_begin_and_end_at_steps_of_their_own():
@@ -263,7 +264,7 @@ def test_evaluations_are_saved_where_the_whole_batch_rests(text, rows):
     jax.effects_barrier()
     if rows is None:
         inside = (grid.sigma / grid.alpha)[:, :9] > 1.5
-        begun = jnp.arange(9) < grid.num_steps[:, None]
+        begun = jnp.arange(9)[None] < grid.num_steps[:, None]
         rows = 2 * 9 + 2 * int(jnp.sum(jnp.any(inside & begun, axis=0)))
     assert sum(seen) == rows
 
