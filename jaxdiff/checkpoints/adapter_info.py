@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxdiff.checkpoints.families import REFINER, SD1, SD2, SDXL
 from jaxdiff.checkpoints.inversion_names import PAIR, token_name
 from jaxdiff.checkpoints.lora_names import Name, parse
 from jaxdiff.checkpoints.safetensors import TensorInfo
+from jaxdiff.checkpoints.single_file_layouts import REFINER, SD1, SD2, SDXL
 
 # Widths of what the UNets attend to; those of the text encoders are among them.
 WIDTHS = {768: SD1.name, 1024: SD2.name, 2048: SDXL.name, 1280: REFINER.name}

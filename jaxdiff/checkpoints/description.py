@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo, find_adapter
-from jaxdiff.checkpoints.families import UNET, VAE, family_of
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.lora_names import has_weights, weights_file
 from jaxdiff.checkpoints.safetensors import TensorInfo
+from jaxdiff.checkpoints.single_file_layouts import UNET, VAE, layout_of
 from jaxdiff.checkpoints.weights import find_weights, read_weights
 from jaxdiff.core.errors import InputError
 
@@ -70,17 +70,17 @@ def _file(path: pathlib.Path) -> Description:
             return dataclasses.replace(found, facts=addon.facts)
         part = _part("tensors", "unknown", entries)
         return _description(path, "tensors", "unknown", None, [part])
-    family = family_of(entries)
+    written_as = layout_of(entries)
     parts = [
         _part(name, cls, {k: e for k, e in entries.items() if k.startswith(prefix)})
         for name, cls, prefix in (
             ("unet", "UNet2DConditionModel", UNET),
             ("vae", "AutoencoderKL", VAE),
-            *((part.name, part.class_name, part.prefix) for part in family.texts),
+            *((part.name, part.class_name, part.prefix) for part in written_as.texts),
         )
     ]
-    predicts = family.scheduler.get("prediction_type", "epsilon")
-    return _description(path, "single file", family.name, predicts, parts)
+    predicts = written_as.scheduler.get("prediction_type", "epsilon")
+    return _description(path, "single file", written_as.name, predicts, parts)
 
 
 def _pipeline(folder: pathlib.Path, variant: str | None) -> Description:

@@ -10,11 +10,18 @@ from flax import nnx
 from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer
 from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from jaxdiff.checkpoints.components import Component, build
-from jaxdiff.checkpoints.families import UNET, VAE, Family, TextPart, family_for, family_of
 from jaxdiff.checkpoints.key_aliases import canonical
 from jaxdiff.checkpoints.loading import Placement, lazy_tensors
 from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, write_tensors
+from jaxdiff.checkpoints.single_file_layouts import (
+    UNET,
+    VAE,
+    SingleFileLayout,
+    TextEncoderLayout,
+    layout_for,
+    layout_of,
+)
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
@@ -53,17 +60,17 @@ def read_single_file(
         one_of("prediction_type", prediction_type, PREDICTION_TYPES)
     entries = read_weights(path)
     prediction_type = prediction_type or _noted(path)
-    family = family_of(entries, prediction_type)
-    prefixes = (UNET, VAE, *(part.prefix for part in family.texts))
+    layout = layout_of(entries, prediction_type)
+    prefixes = (UNET, VAE, *(part.prefix for part in layout.texts))
     groups = split(entries, prefixes)
     make = functools.partial(
         build, sources=(str(path), str(path)), dtype=dtype, sharding=sharding, attention=attention
     )
-    modules = {"unet": _unet(groups[UNET], family, make), "vae": _vae(groups[VAE], family, make)}
-    for part in family.texts:
+    modules = {"unet": _unet(groups[UNET], layout, make), "vae": _vae(groups[VAE], layout, make)}
+    for part in layout.texts:
         modules[part.name] = _text(groups[part.prefix], part, make)
     nine = groups[UNET]["input_blocks.0.0.weight"].shape[1:2] == (9,)
-    scheduler = dict(family.scheduler)
+    scheduler = dict(layout.scheduler)
     if prediction_type or "v_pred" in entries:
         scheduler["prediction_type"] = prediction_type or "v_prediction"
     if "ztsnr" in entries:
@@ -71,9 +78,9 @@ def read_single_file(
     return PipelineComponents(
         components={name: Component(module=module) for name, module in modules.items()},
         scheduler=scheduler,
-        tokenizers={part.tokenizer: clip_tokenizer(part.pad) for part in family.texts},
-        class_name=family.inpainting if nine else family.pipeline,
-        options=family.options,
+        tokenizers={part.tokenizer: clip_tokenizer(part.pad) for part in layout.texts},
+        class_name=layout.inpainting if nine else layout.pipeline,
+        options=layout.options,
     )
 
 
@@ -91,12 +98,12 @@ def write_single_file(
         for name, module in modules.items()
         if isinstance(module, CLIPTextModel)
     }
-    family = family_for(parts.class_name, acts, parts.scheduler)
+    layout = layout_for(parts.class_name, acts, parts.scheduler)
     tensors = {name: lazy_tensors(module, dtype=dtype) for name, module in modules.items()}
     spelled = ldm_writer.unet_to_ldm_keys(tensors["unet"])
     found = {UNET + spelled[name]: tensor for name, tensor in tensors["unet"].items()}
     found |= {VAE + k: t for k, t in ldm_writer.vae_to_ldm(tensors["vae"]).items()}
-    for part in family.texts:
+    for part in layout.texts:
         name = part.name if part.name in tensors else "text_encoder"
         text = ldm_writer.clip_to_open_clip(tensors[name]) if part.open_clip else tensors[name]
         found |= {part.prefix + key: tensor for key, tensor in text.items()}
@@ -138,21 +145,21 @@ def split(
     return groups
 
 
-def _unet(group: Mapping[str, TensorInfo], family: Family, make: Build) -> nnx.Module:
+def _unet(group: Mapping[str, TensorInfo], layout: SingleFileLayout, make: Build) -> nnx.Module:
     tensors = ldm_reader.unet_from_ldm(group)
-    config = infer_config.unet_config(tensors, heads=family.heads, sample_size=family.sample_size)
+    config = infer_config.unet_config(tensors, heads=layout.heads, sample_size=layout.sample_size)
     return make("UNet2DConditionModel", (config,), tensors)
 
 
-def _vae(group: Mapping[str, TensorInfo], family: Family, make: Build) -> nnx.Module:
+def _vae(group: Mapping[str, TensorInfo], layout: SingleFileLayout, make: Build) -> nnx.Module:
     tensors = ldm_reader.vae_from_ldm(group)
     config = infer_config.vae_config(
-        tensors, scaling_factor=family.scaling_factor, sample_size=8 * family.sample_size
+        tensors, scaling_factor=layout.scaling_factor, sample_size=8 * layout.sample_size
     )
     return make("AutoencoderKL", (config,), tensors)
 
 
-def _text(group: Mapping[str, TensorInfo], part: TextPart, make: Build) -> nnx.Module:
+def _text(group: Mapping[str, TensorInfo], part: TextEncoderLayout, make: Build) -> nnx.Module:
     if part.open_clip:
         tensors = ldm_reader.clip_from_open_clip(group, depth=part.depth)
     else:

@@ -1,4 +1,4 @@
-"""The families of Stable Diffusion that single files come in, told apart by names of tensors."""
+"""The layouts of single files by family of Stable Diffusion, told apart by names of tensors."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ _EULER = _SCHEDULER | {"_class_name": "EulerDiscreteScheduler", "timestep_spacin
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextPart:
+class TextEncoderLayout:
     """A text encoder in a single file: where it is, how it is written, what it becomes."""
 
     prefix: str
@@ -43,13 +43,13 @@ class TextPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
-    """What the files of a family share and their tensors do not say."""
+class SingleFileLayout:
+    """What the single files of a family share and their tensors do not say."""
 
     name: str
     pipeline: str  # class in diffusers, for text to image
     inpainting: str  # class for UNets of nine channels
-    texts: tuple[TextPart, ...]
+    texts: tuple[TextEncoderLayout, ...]
     scheduler: Mapping[str, Any]
     sample_size: int  # latents along a side
     scaling_factor: float = 0.18215
@@ -57,14 +57,14 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)  # of model_index.json
 
 
-def _clip_l(prefix: str) -> TextPart:
-    return TextPart(
+def _clip_l(prefix: str) -> TextEncoderLayout:
+    return TextEncoderLayout(
         prefix=prefix, name="text_encoder", tokenizer="tokenizer", pad=END, hidden_act="quick_gelu"
     )
 
 
-def _open_clip(prefix: str, number: str = "", *, depth: int | None = None) -> TextPart:
-    return TextPart(
+def _open_clip(prefix: str, number: str = "", *, depth: int | None = None) -> TextEncoderLayout:
+    return TextEncoderLayout(
         prefix=prefix,
         name=f"text_encoder{number}",
         tokenizer=f"tokenizer{number}",
@@ -76,7 +76,7 @@ def _open_clip(prefix: str, number: str = "", *, depth: int | None = None) -> Te
     )
 
 
-SD1 = Family(
+SD1 = SingleFileLayout(
     name="Stable Diffusion 1",
     pipeline="StableDiffusionPipeline",
     inpainting="StableDiffusionInpaintPipeline",
@@ -86,7 +86,7 @@ SD1 = Family(
     heads=8,
 )
 # Files of 2.x do not say which they are; the 768-pixel models predict v, and are the later ones.
-SD2 = Family(
+SD2 = SingleFileLayout(
     name="Stable Diffusion 2",
     pipeline="StableDiffusionPipeline",
     inpainting="StableDiffusionInpaintPipeline",
@@ -106,7 +106,7 @@ SD_TURBO = replace(
     texts=(_open_clip("conditioner.embedders.0.model.", depth=23),),
     scheduler=_EULER | {"prediction_type": "epsilon", "timestep_spacing": "trailing"},
 )
-SDXL = Family(
+SDXL = SingleFileLayout(
     name="Stable Diffusion XL",
     pipeline="StableDiffusionXLPipeline",
     inpainting="StableDiffusionXLInpaintPipeline",
@@ -119,7 +119,7 @@ SDXL = Family(
     scaling_factor=0.13025,
     options={"force_zeros_for_empty_prompt": True},
 )
-REFINER = Family(
+REFINER = SingleFileLayout(
     name="Stable Diffusion XL refiner",
     pipeline="StableDiffusionXLImg2ImgPipeline",
     inpainting="StableDiffusionXLInpaintPipeline",
@@ -131,8 +131,10 @@ REFINER = Family(
 )
 
 
-def family_of(entries: Mapping[str, TensorInfo], prediction_type: str | None = None) -> Family:
-    """The family of a single file; InputError if it is none of them.
+def layout_of(
+    entries: Mapping[str, TensorInfo], prediction_type: str | None = None
+) -> SingleFileLayout:
+    """The layout of a single file; InputError if it is none of them.
 
     `prediction_type` tells the two kinds of Stable Diffusion 2 apart, whose tensors are the same;
     without it, a file is of the kind that predicts v.
@@ -144,18 +146,18 @@ def family_of(entries: Mapping[str, TensorInfo], prediction_type: str | None = N
             f"{UNET}input_blocks.0.0.weight"
         )
     added = f"{UNET}label_emb.0.0.weight" in entries
-    for family in (SDXL, REFINER) if added else (SD_TURBO, SD2, SD1):
-        if all(any(name.startswith(part.prefix) for name in entries) for part in family.texts):
+    for layout in (SDXL, REFINER) if added else (SD_TURBO, SD2, SD1):
+        if all(any(name.startswith(part.prefix) for name in entries) for part in layout.texts):
             break
     else:
         raise InputError(f"{source}: got no text encoder, expected a complete checkpoint")
-    return SD2_BASE if family is SD2 and prediction_type == "epsilon" else family
+    return SD2_BASE if layout is SD2 and prediction_type == "epsilon" else layout
 
 
-def family_for(
+def layout_for(
     class_name: str, hidden_acts: Mapping[str, str], scheduler: Mapping[str, Any]
-) -> Family:
-    """The family that a pipeline is written as, by its text encoders' names and activations.
+) -> SingleFileLayout:
+    """The layout that a pipeline is written in, by its text encoders' names and activations.
 
     Raises InputError for what no single file can hold.
     """
