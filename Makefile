@@ -36,7 +36,7 @@ test-all: $(VENV)/.dev
 newest: $(NEWEST)/.dev
 	@$(NEWEST)/bin/python -c 'import jax, sys; print("Python", sys.version.split()[0], "jax", jax.__version__)'
 	@$(NEWEST)/bin/python -m pytest -n auto --dist loadfile -m "not slow" $(SMOKE) $(ARGS)
-	@$(NEWEST)/bin/python -W error generate.py "$(PROMPT)" --output "$$(mktemp -d)"
+	@$(NEWEST)/bin/python -W error generate.py "$(PROMPT)" --steps 4 --output "$$(mktemp -d)"
 
 check: $(VENV)/.dev
 	@$(VENV)/bin/ruff format --check .
