@@ -64,7 +64,9 @@ def main() -> None:
     clip = cast(CLIPModel, read_component(options.clip, dtype=jnp.float32).module)
     processor = read_image_processor(options.clip, clip.vision_model.config.image_size)
     tokenizer = tokenizer_of(read_tokenizer(options.model / "tokenizer"))
-    texts = np.asarray(clip.text_embeds(tokenize(tokenizer, [row["text"] for row in rows])))
+    texts = np.asarray(
+        clip.text_embeds(jnp.asarray(tokenize(tokenizer, [r["text"] for r in rows])))
+    )
     # for each caption: itself, then others that read differently
     others = [
         rng.choice(

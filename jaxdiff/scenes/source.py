@@ -42,8 +42,9 @@ def _pick(choices: Sequence[str], u: float) -> str:
 
 
 def sample_scene(rng: np.random.Generator, split: str = "train", count: int | None = None) -> Scene:
-    """A full specification of `split` with `count` objects (None: one with SINGLE_SHARE, or two).
+    """A full specification of `split` with `count` objects.
 
+    None: one object with SINGLE_OBJECT_PROBABILITY, or two.
     Everything is uniform among the scenes of the split.
     """
     one_of("split", split, SPLITS)

@@ -85,7 +85,7 @@ def _hash(words: str, buckets: int) -> int:
 def is_validation_scene(scene: Scene) -> bool:
     """Whether a scene belongs to the validation split: the same for every seed and machine.
 
-    Two objects: one in RESERVED_ARRANGEMENTS of (colour and shape of both, order, axis), whatever
+    Two objects: one in VALIDATION_ONE_IN of (colour and shape of both, order, axis), whatever
     the sizes and the background, so that no caption of such a scene occurs in training. One
     object: for each colour and shape one of its six (size, background), which must be specified.
     """
