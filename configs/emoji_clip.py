@@ -1,4 +1,4 @@
-"""The text encoder of a small text-to-emoji model: names of characters against their pictures.
+"""The text encoder of a small text-to-emoji model: names of characters against their images.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
         python train.py configs/emoji_clip.py --workdir runs/emoji/clip

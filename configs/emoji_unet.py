@@ -1,4 +1,4 @@
-"""The UNet of a small text-to-emoji model: 8x8x16 latents, told by names of characters.
+"""The UNet of a small text-to-emoji model: 8x8x16 latents, conditioned on names of characters.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
         python train.py configs/emoji_unet.py --workdir runs/emoji/unet

@@ -1,4 +1,4 @@
-"""The VAE of a small text-to-emoji model: 64x64 pictures to 8x8 latents of 16 channels.
+"""The VAE of a small text-to-emoji model: 64x64 images to 8x8 latents of 16 channels.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
         python train.py configs/emoji_vae.py --workdir runs/emoji/vae

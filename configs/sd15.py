@@ -6,10 +6,10 @@
     python train.py configs/sd15.py --workdir runs/sd15                   # 256 chips
     python train.py configs/sd15.py --plan v5e:16x16 v6e:16x16            # without any
 
-The VAE and the text encoder stay as they are: latents are read from the cache, captions are
-encoded in every step. Weights, averages and moments are float32, split over `mesh.fsdp` devices and
-the same in every group of them; the network computes in bfloat16, and nothing is computed again. A
-TPU wants 8 pictures a chip or a multiple of it (docs/training.md). On other machines:
+The VAE and the text encoder are frozen: latents are read from the cache, captions are encoded in
+every step. Weights, EMA and optimiser state are float32, sharded over `mesh.fsdp` devices and
+replicated over groups of them. The network computes in bfloat16, without rematerialisation. TPUs
+are fastest with a multiple of 8 images per chip (docs/training.md). On other machines:
 
 | machine | options |
 |---|---|
@@ -59,7 +59,7 @@ h200:8  8 GPUs, batch 1024 (128 a GPU)
   collectives  66 all-reduce 2.802 GiB: 6.7 ms on the links
   largest      batch 1184 (148 a GPU)
 
-One H200 with 128 pictures takes 828 ms for a step, 37.8% of its peak (docs/training.md).
+One H200 with 128 images takes 828 ms for a step, 37.8% of its peak (docs/training.md).
 """
 
 from jaxdiff.models.presets import preset

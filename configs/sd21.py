@@ -6,7 +6,7 @@
     python train.py configs/sd21.py --plan v5e:16x16 v6e:16x16            # without any
 
 As configs/sd15.py, but for the network: heads of 64 channels, 9216 tokens at the first level and
-2.7 times the work for a picture; `remat` computes norms and activations again. On other machines:
+2.7 times the FLOPs per image; `remat` recomputes norms and activations. On other machines:
 
 | machine | options |
 |---|---|

@@ -6,9 +6,9 @@
     python train.py configs/sdxl.py --workdir runs/sdxl                   # 256 chips
     python train.py configs/sdxl.py --plan v5e:16x16 v6e:16x16            # without any
 
-As configs/sd15.py, but for the network, two text encoders and the sizes of pictures that it is
-told. VAE and text encoders are the repository's, which the UNet's weights are not read from.
-`remat` keeps activations small at a third more work. With the same mesh and batch, a step of
+As configs/sd15.py, but for the network, two text encoders and time ids (image sizes and crops). The
+VAE and the text encoders are the repository's; the UNet starts from random weights. `remat` keeps
+activations small at a third more FLOPs. With the same mesh and batch, a step of
 configs/tune_full.py is the same program. On other machines:
 
 | machine | options |

@@ -2,10 +2,10 @@
 
     python generate.py "a photo of a dog" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --num-images 200 --output dogs/
-    python train.py configs/tune_dreambooth.py --workdir runs/dog --data.path pictures/
+    python train.py configs/tune_dreambooth.py --workdir runs/dog --data.path images/
     python generate.py "a photo of sks dog in a bucket" --model runs/dog/export
 
-pictures/ has a few pictures of the dog, dogs/ those of any dogs, half of each batch.
+images/ has a few images of the dog, dogs/ images of any dogs, which make half of each batch.
 """
 
 from jaxdiff.training.config import (

@@ -1,10 +1,10 @@
 """A style or a subject for Stable Diffusion 1.5 as a LoRA of a few megabytes.
 
-    python train.py configs/tune_lora.py --workdir runs/lora --data.path pictures/
+    python train.py configs/tune_lora.py --workdir runs/lora --data.path images/
     python generate.py "..." --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --lora runs/lora/export/pytorch_lora_weights.safetensors
 
-pictures/ has pictures with captions, as docs/data.md says. diffusers reads what is written too.
+images/ has captioned images in a layout of docs/data.md. diffusers reads the result too.
 """
 
 from jaxdiff.training.config import (
