@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdiff.core.types import Array, Float, Key, NDArray, PyTree, UInt8
+from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree, UInt8
 from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.diffusion.predictions import per_image
 from jaxdiff.diffusion.timesteps import TimestepGrid
@@ -228,10 +228,11 @@ class CompiledModel:
             done = stop
             if callback:
                 callback(done, count)
-        watched = [
-            tuple(np.stack([seen[k][half][i] for i, k in enumerate(after)]) for half in (0, 1))
-            for after in shown.values()
-        ]
+
+        def own(after: Int[NDArray, "b"], half: int) -> Float[NDArray, "b h w c"]:
+            return np.stack([seen[int(k)][half][i] for i, k in enumerate(after)])
+
+        watched = [(own(after, 0), own(after, 1)) for after in shown.values()]
         return Denoised(gather_leading_axis(carry.x), watched)
 
     def _networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:

@@ -508,17 +508,15 @@ class Pipeline:
 
 def _start_level(grid: TimestepGrid, request: Request, init: InitImage) -> StartLevel:
     """From noise, from initial images with noise, or from latents as noisy as they are."""
-    noise = np.asarray(grid.init_noise_sigma)
-    if init.image is None:
-        return StartLevel(noise)
-    count = len(request.prompts)
+    noise, count = np.asarray(grid.init_noise_sigma), len(request.prompts)
+    sigma, alpha = noise, None
     if request.denoising_start is not None:
-        return StartLevel(np.zeros(count, np.float32), np.ones(count, np.float32))
-    alpha, sigma = (
-        table[np.arange(count), np.asarray(grid.first)] for table in (grid.alpha, grid.sigma)
-    )
-    # a mask at full strength leaves nothing of what it covers
-    whole = np.array(
-        [init.mask is not None and request.of("strength", i) == 1 for i in range(count)]
-    )
-    return StartLevel(np.where(whole, noise, sigma), np.where(whole, 0, alpha).astype(alpha.dtype))
+        sigma, alpha = np.zeros(count, np.float32), np.ones(count, np.float32)
+    elif init.image is not None:
+        # a mask at full strength leaves nothing of what it covers
+        full = [request.of("strength", index) == 1 for index in range(count)]
+        whole = np.array(full) & (init.mask is not None)
+        starts = np.arange(count), np.asarray(grid.first)
+        sigma = np.where(whole, noise, np.asarray(grid.sigma)[starts])
+        alpha = np.where(whole, np.float32(0), np.asarray(grid.alpha)[starts])
+    return StartLevel(*cast(Any, (sigma, alpha)))  # of host arrays

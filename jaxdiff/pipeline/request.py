@@ -245,7 +245,7 @@ def resolve(
     count = max(images, _count(columns))
     for name, value in either.items():
         if not _single(value):
-            filled = [getattr(defaults, name, None) if v is None else v for v in value]
+            filled = [getattr(defaults, name, None) if v is None else v for v in value or ()]
             choices[name] = _column(name, filled, count, _EITHER[name])
     seeds = np.arange(count) + np.asarray(seed) if _single(seed) else seed
     request = Request(

@@ -82,7 +82,7 @@ def run_steps(
 
         began, changed = state, guidance_phase(here) != guidance_phase(before)
         if changed is not False:
-            history = select(changed, sampler.init(state.x), state.sampler_state)
+            history = select(jnp.asarray(changed), sampler.init(state.x), state.sampler_state)
             began = state._replace(sampler_state=history)
         new = sampler.step(denoise, began, here, there, noise_fn)
         if inpainting_mask is not None:

@@ -55,7 +55,9 @@ class PNDM:
         (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
         noises, steps = state.sampler_state
         weights = jnp.asarray(_WEIGHTS, eps.dtype)[jnp.minimum(steps, 3)]
-        mean = sum(per_image(weights[:, i], eps) * e for i, e in enumerate((eps, *noises)))
+        mean = per_image(weights[:, 0], eps) * eps
+        for i, noise in enumerate(noises, 1):
+            mean = mean + per_image(weights[:, i], eps) * noise
 
         def along(noise: Array) -> Array:
             straight = there.alpha * D + there.sigma * eps

@@ -333,7 +333,10 @@ def test_mistakes_with_files_are_one_sentence(model, tmp_path, capsys, arguments
 
 @pytest.fixture(scope="module")
 def mixed_job(model, tmp_path_factory):
-    """A file whose lines begin with words, with pictures of two sizes and with a mask."""
+    """A file whose lines begin with words, with pictures of two sizes and with a mask.
+
+    One has steps of its own.
+    """
     folder = tmp_path_factory.mktemp("mixed")
     picture(folder / "a.png")
     picture(folder / "wide.png", (24, 16))
@@ -346,6 +349,7 @@ def mixed_job(model, tmp_path_factory):
         {"image": "wide.png"},
         {"image": "a.png", "mask": "mask.png"},
         {},
+        {"steps": 2},
     ]
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": "a ring", **line}) + "\n" for line in lines))
@@ -368,15 +372,16 @@ def test_lines_begin_with_pictures_of_their_own(mixed_job, model, tmp_path):
         2: ["--image", str(folder / "b.png"), "--strength", "0.5"],
         3: ["--image", str(folder / "wide.png")],
         4: ["--image", str(folder / "a.png"), "--mask", str(folder / "mask.png")],
+        6: ["--steps", "2"],
     }
-    drawn = [pixels(folder / "out" / f"{i:06d}_0.png") for i in range(6)]
+    drawn = [pixels(folder / "out" / f"{i:06d}_0.png") for i in range(7)]
     for number, arguments in alone.items():
         output = tmp_path / str(number)
         assert generate(model, output, "a ring", *arguments) == 0
         assert abs(pixels(output / "a-ring_0.png") - drawn[number]).max() <= 1
     assert np.array_equal(drawn[1], drawn[5])
     assert drawn[3].shape == (16, 24, 3)
-    for other in (1, 2, 4):
+    for other in (1, 2, 4, 6):
         assert abs(drawn[0] - drawn[other]).max() > 1
 
 
