@@ -54,17 +54,17 @@ def write(folder: pathlib.Path, side: int, resolution: int) -> None:
     """The same pictures for each source."""
     pictures = [jpeg(i, side) for i in range(PICTURE_COUNT)]
     records = [
-        {"picture": data, "caption": f"picture {i} of many"} for i, data in enumerate(pictures)
+        {"image": data, "caption": f"picture {i} of many"} for i, data in enumerate(pictures)
     ]
     for kind in ("folder", "tars"):
         (folder / kind).mkdir(parents=True)
     rows = []
     with tarfile.open(folder / "tars" / "00000.tar", "w") as tar:
         for i, record in enumerate(records):
-            (folder / "folder" / f"{i:05d}.jpg").write_bytes(record["picture"])
+            (folder / "folder" / f"{i:05d}.jpg").write_bytes(record["image"])
             rows.append(json.dumps({"file_name": f"{i:05d}.jpg", "text": record["caption"]}))
             for extension, data in (
-                ("jpg", record["picture"]),
+                ("jpg", record["image"]),
                 ("txt", record["caption"].encode()),
             ):
                 info = tarfile.TarInfo(f"{i:09d}.{extension}")
@@ -73,7 +73,7 @@ def write(folder: pathlib.Path, side: int, resolution: int) -> None:
     (folder / "folder" / "metadata.jsonl").write_text("\n".join(rows))
     write_records(folder / "records" / "0.array_record", records)
     (folder / "parquet").mkdir()
-    cells = [{"bytes": record["picture"], "path": None} for record in records]
+    cells = [{"bytes": record["image"], "path": None} for record in records]
     table = pyarrow.table({"image": cells, "text": [record["caption"] for record in records]})
     pyarrow.parquet.write_table(table, folder / "parquet" / "0.parquet", row_group_size=ROWS)
     write_latents(folder / "latents", resolution)

@@ -38,8 +38,8 @@ SCHEDULER = "scheduler"
 CLASSIFIER = "classifier"
 CLIP = "clip"
 AUXILIARY_COMPONENTS = (CLASSIFIER, CLIP)
-PREPROCESSOR = "preprocessor_config.json"  # how pictures are made ready for CLIP
-# Not part of drawing a picture from words: a filter of results, and its image preprocessing.
+PREPROCESSOR = "preprocessor_config.json"  # how images are made ready for CLIP
+# Not part of drawing an image from words: a filter of results, and its image preprocessing.
 SKIPPED = ("safety_checker", "feature_extractor")
 # Components that these classes want to see named, if only as absent.
 NAMED = ("feature_extractor", "image_encoder", "safety_checker")

@@ -1,1 +1,1 @@
-"""Training data: stored pictures and latents, a tokenizer, grain pipelines."""
+"""Training data: stored images and latents, a tokenizer, grain pipelines."""

@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets: a few picture sizes of about one area, so that little is cropped away.
+"""Aspect-ratio buckets: a few image sizes of about one area, so that little is cropped away.
 
-All pictures of a batch have the size of one bucket, so a training compiles once for each.
+All images of a batch have the size of one bucket, so a training compiles once for each.
 """
 
 import pathlib
@@ -15,12 +15,12 @@ from jaxdiff.core.types import Int, NDArray
 from jaxdiff.core.validate import in_range, positive
 from jaxdiff.data.bad_samples import BadSampleError
 from jaxdiff.data.preprocessing import HEAD, size_of
-from jaxdiff.data.sources import PictureSource
+from jaxdiff.data.sources import ImageSource
 from jaxdiff.data.sources.storage import UNREADABLE
 
 Size = tuple[int, int]  # height, width
 
-READERS = 16  # pictures whose beginnings are read at the same time
+READERS = 16  # images whose beginnings are read at the same time
 
 
 def bucket_sizes(
@@ -48,10 +48,10 @@ def bucket_sizes(
 def assign_buckets(
     sizes: Int[NDArray, "n 2"], buckets: Sequence[Size], batch_size: int
 ) -> list[tuple[Size, Int[NDArray, "m"]]]:
-    """Each bucket that is used, with the positions of the pictures in it, in their order.
+    """Each bucket that is used, with the positions of the images in it, in their order.
 
-    A picture goes where the ratio of the sides is nearest; one of unknown size (0, 0) counts as a
-    square. A bucket that cannot fill a batch gives its pictures to the nearest one that is used,
+    An image goes where the ratio of the sides is nearest; one of unknown size (0, 0) counts as a
+    square. A bucket that cannot fill a batch gives its images to the nearest one that is used,
     the smallest bucket first.
     """
     ratios = np.log([width / height for height, width in buckets])
@@ -72,10 +72,10 @@ def assign_buckets(
     return [(buckets[i], np.flatnonzero(chosen == i)) for i in used]
 
 
-def read_image_sizes(source: PictureSource, cache: pathlib.Path) -> Int[NDArray, "n 2"]:
-    """Height and width of every picture, (0, 0) for broken ones; kept in the folder `cache`.
+def read_image_sizes(source: ImageSource, cache: pathlib.Path) -> Int[NDArray, "n 2"]:
+    """Height and width of every image, (0, 0) for broken ones; kept in the folder `cache`.
 
-    Reads the beginning of each picture once. InputError if one cannot be read now but perhaps
+    Reads the beginning of each image once. InputError if one cannot be read now but perhaps
     later: other processes might have read it.
     """
     kept = cache / f"sizes-{source.fingerprint}.npy"
@@ -89,7 +89,7 @@ def read_image_sizes(source: PictureSource, cache: pathlib.Path) -> Int[NDArray,
             except BadSampleError as error:
                 if str(error) == UNREADABLE:
                     raise InputError(f"data: item {index}: got an unreadable file") from None
-                return size_of(source[index]["picture"])
+                return size_of(source[index]["image"])
         except BadSampleError:
             return 0, 0
 

@@ -42,14 +42,14 @@ class LatentCacheInfo:
     """What latents.json says: what was encoded, by what, into which shards."""
 
     vae: str  # digest of the weights that encoded
-    source: str  # fingerprint of the pictures, their sizes and how they were prepared
+    source: str  # fingerprint of the images, their sizes and how they were prepared
     resolution: int  # side in pixels of the square that all sizes have about the area of
     downscale: int  # pixels per latent, along a side
     channels: int
     dtype: str  # in which mean and logvar are stored
-    heights: tuple[int, ...]  # in pixels, of the pictures of each shard
+    heights: tuple[int, ...]  # in pixels, of the images of each shard
     widths: tuple[int, ...]
-    items: tuple[int, ...]  # pictures meant for each shard; broken ones are missing from it
+    items: tuple[int, ...]  # images meant for each shard; broken ones are missing from it
     # Of each text encoder that has read the captions, none where they are stored alone: digests of
     # its weights and of its tokenizer, how many states it has of a text, and how wide they are.
     text_encoders: tuple[str, ...] = dataclasses.field(default=(), repr=False)
@@ -126,7 +126,7 @@ def pack_record(
     dtype: str,
     text_embeddings: Mapping[str, NDArray] | None = None,
 ) -> dict[str, Any]:
-    """The record of the prepared picture `item` and its latents' distribution.
+    """The record of the prepared image `item` and its latents' distribution.
 
     With the `text_embeddings` of its caption, if there are any.
     """
@@ -198,7 +198,7 @@ class LatentSource:
         lengths = [len(RecordFiles([shard])) for shard in there]
         self._files = RecordFiles(there)
         self._starts = np.cumsum([0, *lengths])
-        # What a shard has was settled when it was written, broken pictures left out.
+        # What a shard has was settled when it was written, broken images left out.
         text_hashes = self.description.text_encoders + self.description.tokenizers
         self.fingerprint = fingerprint(self.description.identity, repr(lengths), *text_hashes)
 

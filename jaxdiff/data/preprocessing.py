@@ -1,7 +1,7 @@
-"""Encoded pictures to pixels of a given size: turned upright, resized, cropped, flipped.
+"""Encoded images to pixels of a given size: turned upright, resized, cropped, flipped.
 
 The size conditioning of SDXL (2307.01952, section 2.2) is recorded on the way: `time_ids` are the
-original height and width, top and left of the crop in the resized (and flipped) picture, and the
+original height and width, top and left of the crop in the resized (and flipped) image, and the
 target height and width.
 """
 
@@ -15,8 +15,8 @@ from jaxdiff.core.types import Int, NDArray, UInt8
 from jaxdiff.data.bad_samples import BadSampleError
 
 CROPS = ("centre", "random")
-BROKEN_PICTURE, TOO_LONG = "broken picture", "far too long and thin"
-HEAD = 1 << 16  # bytes that nearly always tell a picture's size
+BROKEN_IMAGE, TOO_LONG = "broken image", "far too long and thin"
+HEAD = 1 << 16  # bytes that nearly always tell an image's size
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held; 5 to 8 lie on their side
 LONGEST = 16  # times the target's area: what would be cropped to less than that is not used
 _SHARPER = 2  # a JPEG is decoded at a fraction of its size, but at least so many times the target
@@ -50,12 +50,12 @@ def sample_augmentation(
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Height and width of an encoded picture held upright, from its beginning alone."""
+    """Height and width of an encoded image held upright, from its beginning alone."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return _upright(picture)
+        with Image.open(io.BytesIO(data)) as image:
+            return _upright(image)
     except Exception:  # a decoder fed with anything raises anything
-        raise BadSampleError(BROKEN_PICTURE) from None
+        raise BadSampleError(BROKEN_IMAGE) from None
 
 
 CENTRE = AugmentParams()
@@ -64,25 +64,25 @@ CENTRE = AugmentParams()
 def resize_and_crop(
     data: bytes, size: tuple[int, int], augment: AugmentParams = CENTRE
 ) -> ImageSample:
-    """The picture scaled to just cover `size` (height, width), cropped as `augment` says.
+    """The image scaled to just cover `size` (height, width), cropped as `augment` says.
 
     Its pixels are flipped left to right where `augment.flip` is below a half. BadSampleError if it
     cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            original = _upright(picture)
+        with Image.open(io.BytesIO(data)) as image:
+            original = _upright(image)
             cover = size_to_cover(original, size)
             if cover[0] * cover[1] > LONGEST * size[0] * size[1]:
                 raise BadSampleError(TOO_LONG)
             # Of a JPEG only as many frequencies as needed; the side it lies on is not known yet.
             largest = _SHARPER * max(cover)
-            picture.draft("RGB", (largest, largest))
-            pixels = _rgb(ImageOps.exif_transpose(picture) if _tagged(picture) else picture)
+            image.draft("RGB", (largest, largest))
+            pixels = _rgb(ImageOps.exif_transpose(image) if _tagged(image) else image)
     except BadSampleError:
         raise
     except Exception:
-        raise BadSampleError(BROKEN_PICTURE) from None
+        raise BadSampleError(BROKEN_IMAGE) from None
     if augment.flip < 0.5:
         pixels = ImageOps.mirror(pixels)
     resized = pixels.resize((cover[1], cover[0]), Image.Resampling.LANCZOS)
@@ -103,23 +103,23 @@ def size_to_cover(original: tuple[int, int], size: tuple[int, int]) -> tuple[int
     return height, width
 
 
-def _upright(picture: Image.Image) -> tuple[int, int]:
+def _upright(image: Image.Image) -> tuple[int, int]:
     """Height and width after turning; the pixels are not decoded."""
-    turned = _tagged(picture) and picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    width, height = picture.size
+    turned = _tagged(image) and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    width, height = image.size
     return (width, height) if turned else (height, width)
 
 
-def _tagged(picture: Image.Image) -> bool:
+def _tagged(image: Image.Image) -> bool:
     """Whether EXIF is to be asked: a PNG would decode everything in search of it."""
-    return picture.format != "PNG" or "exif" in picture.info
+    return image.format != "PNG" or "exif" in image.info
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image) -> Image.Image:
     """Three channels of 8 bits; what is transparent becomes white."""
-    if picture.mode.startswith("I"):  # 16 bits of grey
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
+    if image.mode.startswith("I"):  # 16 bits of grey
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")

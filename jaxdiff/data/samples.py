@@ -15,7 +15,7 @@ from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.batches import Item
 from jaxdiff.data.preprocessing import CROPS, resize_and_crop, sample_augmentation
 from jaxdiff.data.sampling_order import LENGTH, IndexSampler, SamplePosition
-from jaxdiff.data.sources import PictureSource
+from jaxdiff.data.sources import ImageSource
 
 Make = Callable[[int, SamplePosition], Item]
 
@@ -51,7 +51,7 @@ class MapDataset:
 
 
 def make_transform(
-    source: PictureSource,
+    source: ImageSource,
     sizes: Sequence[tuple[int, int]],
     *,
     seed: int = 0,
@@ -67,7 +67,7 @@ def make_transform(
     def make(index: int, place: SamplePosition) -> Item:
         record = source[index]
         how = sample_augmentation((seed, *place), crop=crop, flip=flip)
-        prepared = resize_and_crop(record["picture"], sizes[place.group], how)
+        prepared = resize_and_crop(record["image"], sizes[place.group], how)
         return {**prepared._asdict(), "caption": record["caption"]}
 
     return make

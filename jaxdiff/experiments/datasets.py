@@ -17,7 +17,7 @@ from jaxdiff.data.buckets import Size, assign_buckets, bucket_sizes, read_image_
 from jaxdiff.data.latents import DESCRIPTION, LatentSource
 from jaxdiff.data.samples import MapDataset, make_transform
 from jaxdiff.data.sampling_order import BlockShuffleSampler, IndexSampler, validation_indices
-from jaxdiff.data.sources import BlockSource, PictureSource
+from jaxdiff.data.sources import BlockSource, ImageSource
 from jaxdiff.data.sources.folder import FolderSource
 from jaxdiff.data.sources.hub import HubSource
 from jaxdiff.data.sources.parquet import ParquetSource
@@ -51,7 +51,7 @@ def cache_folder(config: DataConfig) -> pathlib.Path:
 
 def open_image_source(
     config: DataConfig, skipped: BadSampleCounter, *, captions: bool
-) -> PictureSource:
+) -> ImageSource:
     """The source of images of a kind in IMAGE_KINDS."""
     path = str(config.path)
     if (pathlib.Path(path) / DESCRIPTION).is_file():
@@ -72,7 +72,7 @@ def open_image_source(
 
 
 def bucket_items(
-    config: DataConfig, source: PictureSource, min_bucket_size: int
+    config: DataConfig, source: ImageSource, min_bucket_size: int
 ) -> tuple[Groups, str]:
     """The items of each bucket, at least `min_bucket_size`, and a fingerprint of the buckets.
 

@@ -1,4 +1,4 @@
-"""A discriminator of patches: which parts of a picture look made up (PatchGAN, 1611.07004)."""
+"""A discriminator of patches: which parts of an image look made up (PatchGAN, 1611.07004)."""
 
 import dataclasses
 import itertools
@@ -35,11 +35,11 @@ class PatchDiscriminatorConfig:
 
 
 class PatchDiscriminator(nnx.Module):
-    """Pictures to one logit for each of their overlapping patches, above 0 where it looks real.
+    """Images to one logit for each of their overlapping patches, above 0 where it looks real.
 
     Each layer is a 4 x 4 convolution, a norm but in the first, and a leaky rectifier: `layers` of
     stride 2 and one of stride 1. One more convolution gives the logits. The norms are over groups
-    of channels, not over the batch, so that a picture's logits are its own.
+    of channels, not over the batch, so that an image's logits are its own.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class PatchDiscriminator(nnx.Module):
         self.conv_out = layers.conv(widths[-1], 1, 4, padding=ONE, init=INITIAL)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2"]:
-        """Logits in float32; InputError for pictures that are smaller than what makes one."""
+        """Logits in float32; InputError for images that are smaller than what makes one."""
         least = 3 * 2**self.config.layers
         if min(images.shape[1:3]) < least:
             raise InputError(
-                f"discriminator: got pictures of {images.shape[1]} x {images.shape[2]}, expected "
+                f"discriminator: got images of {images.shape[1]} x {images.shape[2]}, expected "
                 f"sides from {least} on for {self.config.layers} layers"
             )
         x = jax.nn.leaky_relu(self.conv_in(images), SLOPE)

@@ -16,10 +16,10 @@ class CLIPImageProcessor:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, pictures: Float[Array, "b h w 3"]) -> Float[Array, "b s s 3"]:
-        """Pictures in [-1, 1], resized and normalised."""
-        shape = (len(pictures), self.size, self.size, 3)
-        if pictures.shape != shape:
-            pictures = jax.image.resize(pictures, shape, "cubic")
-        mean, std = (jnp.asarray(x, pictures.dtype) for x in (self.mean, self.std))
-        return (pictures / 2 + 0.5 - mean[None, None, None]) / std[None, None, None]
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b s s 3"]:
+        """Images in [-1, 1], resized and normalised."""
+        shape = (len(images), self.size, self.size, 3)
+        if images.shape != shape:
+            images = jax.image.resize(images, shape, "cubic")
+        mean, std = (jnp.asarray(x, images.dtype) for x in (self.mean, self.std))
+        return (images / 2 + 0.5 - mean[None, None, None]) / std[None, None, None]

@@ -2,7 +2,7 @@
 
 The online softmax of Milakov & Gimelshein 2018 and the recomputation of Dao et al. 2022
 (FlashAttention, algorithms 1 and 4). Inside, arrays are (heads, head width, tokens), those of one
-picture after those of another: tokens fill the 128 lanes of a register, as a head's width seldom
+image after those of another: tokens fill the 128 lanes of a register, as a head's width seldom
 does, and the products before and after attention write and read this order, so that nothing is
 copied to change it. Scores are (keys, queries): what belongs to a query is a row, and no sum goes
 across lanes. One kernel computes all gradients and holds those of a head's queries until its last
@@ -35,7 +35,7 @@ BATCH_AXES, HEAD_AXIS = ("data", "fsdp"), "tensor"
 LANES = 128
 VMEM_BUDGET = 5 * 2**20  # bytes of VMEM for the gradients of queries: float32, and twice bfloat16
 LOG2E = math.log2(math.e)
-# Of a grid: a chip's cores may share pictures and heads; blocks need those before them.
+# Of a grid: a chip's cores may share images and heads; blocks need those before them.
 SEMANTICS = ("parallel", "parallel", "arbitrary", "arbitrary")
 
 
@@ -53,8 +53,8 @@ class _KernelConfig:
     """What all kernels of one attention call share."""
 
     batch: int
-    query_splits: int  # of a picture's queries, for the gradients
-    keys: int  # of a picture that are not padding
+    query_splits: int  # of an image's queries, for the gradients
+    keys: int  # of an image that are not padding
     causal: bool
     scale: float  # of the scores
     forward: BlockSizes
@@ -114,7 +114,7 @@ def _on_one_device(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool) -> Q:
 
 
 def _as_columns(x: Float[Array, "b _ h d"], length: int) -> Float[Array, "h d all"]:
-    """All tokens as columns, zeros filling those of each picture up to `length`."""
+    """All tokens as columns, zeros filling those of each image up to `length`."""
     x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
     columns = len(x) * length
     return x.reshape(columns, -1).T.reshape(*x.shape[2:], columns)
@@ -325,7 +325,7 @@ def _backward_kernel(
 
     size = config.backward
     j, i = pl.program_id(2), pl.program_id(3)
-    among_all = lax.rem(pl.program_id(0), config.query_splits) * steps + i  # blocks of its picture
+    among_all = lax.rem(pl.program_id(0), config.query_splits) * steps + i  # blocks of its image
     rows = pl.ds(i * size.queries, size.queries)
 
     @pl.when(i == 0)

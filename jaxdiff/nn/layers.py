@@ -45,7 +45,7 @@ class Linear(nnx.Module):
             return jnp.dot(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
 
         # As one matrix, for XLA on the CPU is slow at weight gradients that sum over several axes.
-        # On a TPU tokens keep to their pictures, or attention has them turned before and after it.
+        # On a TPU tokens keep to their images, or attention has them turned before and after it.
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)[:, columns]
         y = platform_dependent(x, kernel, tpu=jnp.dot, default=as_rows)
         if self.bias is None:

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from captioned_images import caption, encoded, pixels, write_folder, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictured import caption, encoded, pixels, write_folder, write_tar
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
@@ -301,7 +301,7 @@ def test_batches_of_a_bucket_have_one_shape_and_whole_samples(tmp_path):
     for batch in found:
         assert batch["time_ids"].shape == (4, 6)
         assert {tuple(row[4:]) for row in batch["time_ids"].tolist()} == {batch["image"].shape[1:3]}
-    assert skipped.counts() == {"broken picture": 2}  # once in each epoch
+    assert skipped.counts() == {"broken image": 2}  # once in each epoch
     for index in (0, 1):
         for whole, part in zip(found, taken(12, 2, index), strict=True):
             for name in whole:

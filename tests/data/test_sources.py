@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import numpy as np
 import pytest
-from pictured import (
+from captioned_images import (
     add,
     caption,
     encoded,
@@ -38,12 +38,12 @@ def numbers(source):
     found = []
     for i in range(len(source)):
         record = source[i]
-        with Image.open(io.BytesIO(record["picture"])) as picture:
+        with Image.open(io.BytesIO(record["image"])) as picture:
             image = np.asarray(picture.convert("RGB")).astype(int)
         number = int(record["caption"].split()[-1])
         assert record["caption"] == caption(number)
         assert np.abs(image - pixels(number)).max() < 4  # JPEG loses a little
-        assert record["picture"].startswith(source.head(i, 8)[:8])
+        assert record["image"].startswith(source.head(i, 8)[:8])
         found.append(number)
     return found
 
@@ -67,7 +67,7 @@ def test_another_caption_key_and_no_captions_at_all(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert numbers(FolderSource(str(tmp_path), BadSampleCounter(), caption_key="prompt")) == [1, 0]
     alone = FolderSource(str(tmp_path), BadSampleCounter(), captions=False)
-    assert [alone[i] for i in (0, 1)] == [{"picture": encoded(i), "caption": ""} for i in (0, 1)]
+    assert [alone[i] for i in (0, 1)] == [{"image": encoded(i), "caption": ""} for i in (0, 1)]
 
 
 def test_what_is_wrong_with_a_table_is_counted_by_reason(tmp_path):
@@ -175,11 +175,11 @@ def test_samples_of_a_tar_that_lack_something_are_counted(tmp_path):
     skipped = BadSampleCounter(0.9)
     source = TarSource(str(tmp_path / "in"), skipped, cache=tmp_path / "cache")
     assert numbers(source) == [1, 5]
-    assert skipped.counts() == {"without caption": 1, "empty caption": 1, "without picture": 1}
+    assert skipped.counts() == {"without caption": 1, "empty caption": 1, "without image": 1}
     skipped = BadSampleCounter(0.9)
     alone = TarSource(str(tmp_path / "in"), skipped, cache=tmp_path / "cache", captions=False)
-    assert [r["picture"] for r in map(alone.__getitem__, range(4))] == [*map(encoded, (1, 2, 3, 5))]
-    assert skipped.counts() == {"without picture": 1}
+    assert [r["image"] for r in map(alone.__getitem__, range(4))] == [*map(encoded, (1, 2, 3, 5))]
+    assert skipped.counts() == {"without image": 1}
 
 
 def test_a_tar_that_breaks_off_anywhere_keeps_its_whole_samples(tmp_path):
@@ -208,9 +208,17 @@ def test_array_records_hold_bytes_and_captions(tmp_path):
     assert numbers(RecordSource(str(tmp_path), BadSampleCounter())) == [0, 1, 2, 3, 4]
 
 
+def test_array_records_may_name_the_image_as_before(tmp_path):
+    records = [{"picture": encoded(i), "caption": caption(i)} for i in range(2)]
+    write_records(tmp_path / "0.array_record", records)
+    source = RecordSource(str(tmp_path), BadSampleCounter())
+    assert numbers(source) == [0, 1]
+    assert source.head(1, 8)[:8] == encoded(1)[:8]
+
+
 def test_broken_array_records_are_counted(tmp_path):
     write_array_record(tmp_path / "0.array_record", range(2))
-    odd = [{"picture": 3, "caption": ""}, {"picture": b"x", "caption": ""}]
+    odd = [{"image": 3, "caption": ""}, {"image": b"x", "caption": ""}]
     assert write_records(tmp_path / "1.array_record", odd) == 2
     whole = write_array_record(tmp_path / "whole", range(3)).read_bytes()
     (tmp_path / "2.array_record").write_bytes(whole[: len(whole) - 100])
@@ -226,7 +234,7 @@ def test_broken_array_records_are_counted(tmp_path):
 
 def test_records_that_fail_half_way_leave_no_file(tmp_path):
     def failing():
-        yield {"picture": b""}
+        yield {"image": b""}
         raise KeyError
 
     with pytest.raises(KeyError):
@@ -241,7 +249,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path, pictures):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, before[1]))
     try:
         with pytest.raises(WriteError, match=f"^{path}: got file too large, expected a file to"):
-            write_records(path, ({"picture": rng.bytes(20_000)} for _ in range(pictures)))
+            write_records(path, ({"image": rng.bytes(20_000)} for _ in range(pictures)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
@@ -327,7 +335,7 @@ def test_parquet_files_are_read_by_split_in_runs(tmp_path):
     assert source.block_starts.tolist() == [0, 3, 4, 6]
     assert parquet(folder).fingerprint == source.fingerprint  # listed anew from the cache
     assert numbers(parquet(folder, split="test")) == [6, 7, 8]
-    assert parquet(folder, captions=False)[1] == {"picture": encoded(1), "caption": ""}
+    assert parquet(folder, captions=False)[1] == {"image": encoded(1), "caption": ""}
     with pytest.raises(InputError, match=r"expected \.parquet files of the split 'validation'"):
         parquet(folder, split="validation")
     with pytest.raises(InputError, match="got the columns image, text, expected 'caption'"):
@@ -386,7 +394,7 @@ def test_a_dataset_of_hugging_face(tmp_path, monkeypatch):
     folder = str(write_folder(tmp_path / "in", 3, table=True))
     assert numbers(HubSource(folder)) == [0, 1, 2]
     alone = HubSource(folder, captions=False)
-    assert alone[1] == {"picture": encoded(1), "caption": ""}
+    assert alone[1] == {"image": encoded(1), "caption": ""}
     with pytest.raises(InputError, match="got the columns image, text, expected 'caption'"):
         HubSource(folder, caption_key="caption")
     with pytest.raises(InputError, match="expected a dataset with the split 'test'"):

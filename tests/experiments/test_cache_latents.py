@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from pictured import caption, write_folder
+from captioned_images import caption, write_folder
 
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.cli import main

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from pictured import write_folder
+from captioned_images import write_folder
 
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.cli import main

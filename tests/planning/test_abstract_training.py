@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
-from pictured import write_folder
+from captioned_images import write_folder
 
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.cli import main

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from pictured import write_folder
+from captioned_images import write_folder
 
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.ema_snapshots import EMASnapshots

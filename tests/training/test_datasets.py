@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from pictured import (
+from captioned_images import (
     caption,
     encoded,
     pixels,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_training
-from pictured import caption, write_folder
+from captioned_images import caption, write_folder
 
 from jaxdiff.checkpoints.components import Component, read_component, write_component
 from jaxdiff.core.errors import InputError

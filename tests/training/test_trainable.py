@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from pictured import write_folder
+from captioned_images import write_folder
 from tiny_training import OBJECTIVE, frozen, networks
 
 import jaxdiff

@@ -1,6 +1,6 @@
-"""Where captioned pictures come from: random access to their bytes, wherever these are stored.
+"""Where captioned images come from: random access to their bytes, wherever these are stored.
 
-A source has a length, a `fingerprint` of what it lists, and items `{"picture": bytes, "caption":
+A source has a length, a `fingerprint` of what it lists, and items `{"image": bytes, "caption":
 str}`; an item that cannot be read raises BadSampleError. What is wrong in the listing itself is
 left out of it and counted when the source is opened, so every process has the same items in the
 same order.
@@ -12,15 +12,15 @@ from jaxdiff.core.types import Int, NDArray
 
 
 class Record(TypedDict):
-    """A captioned picture as it is stored: an encoded image file."""
+    """A captioned image as it is stored: an encoded image file."""
 
-    picture: bytes
+    image: bytes
     caption: str
 
 
 @runtime_checkable
-class PictureSource(Protocol):
-    """Random access to captioned pictures."""
+class ImageSource(Protocol):
+    """Random access to captioned images."""
 
     @property
     def fingerprint(self) -> str:
@@ -34,12 +34,12 @@ class PictureSource(Protocol):
         ...
 
     def head(self, index: int, size: int) -> bytes:
-        """At least the first `size` bytes of the picture of item `index`, if it has as many."""
+        """At least the first `size` bytes of the image of item `index`, if it has as many."""
         ...
 
 
 @runtime_checkable
-class BlockSource(PictureSource, Protocol):
+class BlockSource(ImageSource, Protocol):
     """A source whose items are stored in blocks: reading one item reads the whole block."""
 
     block_starts: Int[NDArray, "_"]  # the first item of each block, and the number of items

@@ -15,7 +15,7 @@ from jaxdiff.data.sources.storage import MISSING, Storage, fingerprint
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 METADATA = "metadata.jsonl"
-NO_CAPTION, EMPTY, NO_PICTURE = "without caption", "empty caption", "without picture"
+NO_CAPTION, EMPTY, NO_IMAGE = "without caption", "empty caption", "without image"
 BAD_LINE = "bad metadata line"
 
 
@@ -36,7 +36,7 @@ def decode_caption(data: bytes) -> str:
 
 
 class FolderSource:
-    """The pictures below a folder, sorted by path; without `captions` none is asked for."""
+    """The images below a folder, sorted by path; without `captions` none is asked for."""
 
     def __init__(
         self,
@@ -48,23 +48,23 @@ class FolderSource:
     ) -> None:
         self._storage = Storage(path)
         files = self._storage.find()
-        pictures = [n for n in files if posixpath.splitext(n)[1].lower() in EXTENSIONS]
+        images = [n for n in files if posixpath.splitext(n)[1].lower() in EXTENSIONS]
         tables = [name for name in files if posixpath.basename(name) == METADATA]
         # The caption itself, or the file that has it.
         self._items: list[tuple[str, str]] = []
         self._inline = bool(tables) or not captions
         if not captions:
-            self._items = [(name, "") for name in pictures]
-            skipped.seen(len(pictures))
+            self._items = [(name, "") for name in images]
+            skipped.seen(len(images))
         elif tables:
             self._list_tables(tables, files, skipped, caption_key)
             named = {name for name, _ in self._items}
-            self._count(sum(n not in named for n in pictures), NO_CAPTION, skipped)
+            self._count(sum(n not in named for n in images), NO_CAPTION, skipped)
         else:
-            beside = {name: posixpath.splitext(name)[0] + ".txt" for name in pictures}
+            beside = {name: posixpath.splitext(name)[0] + ".txt" for name in images}
             self._items = [(name, text) for name, text in beside.items() if text in files]
             skipped.seen(len(self._items))
-            self._count(len(pictures) - len(self._items), NO_CAPTION, skipped)
+            self._count(len(images) - len(self._items), NO_CAPTION, skipped)
         self.fingerprint = fingerprint(
             *(f"{name}\n{text}\n{files[name]['size']}" for name, text in self._items)
         )
@@ -97,10 +97,10 @@ class FolderSource:
     def __getitem__(self, index: int) -> Record:
         name, text = self._items[index]
         caption = text if self._inline else decode_caption(self._storage.read(text))
-        return {"picture": self._storage.read(name), "caption": caption}
+        return {"image": self._storage.read(name), "caption": caption}
 
     def head(self, index: int, size: int) -> bytes:
-        """The first `size` bytes of a picture."""
+        """The first `size` bytes of an image."""
         return self._storage.read(self._items[index][0], 0, size)
 
 
@@ -112,7 +112,7 @@ def _lines(text: str, folder: str, key: str) -> Iterator[tuple[str, str] | str]:
         try:
             row = json.loads(line)
             name, caption = row["file_name"], row.get(key)
-            # A picture lies in the folder: a path could lead anywhere on the machine.
+            # An image lies in the folder: a path could lead anywhere on the machine.
             path = posixpath.normpath(posixpath.join(folder, name))
             if path.startswith(("../", "/")):
                 raise ValueError

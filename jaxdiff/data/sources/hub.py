@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.rows import TableColumns, picture
+from jaxdiff.data.sources.rows import TableColumns, image_bytes
 from jaxdiff.data.sources.storage import fingerprint
 
 
@@ -47,7 +47,7 @@ class HubSource:
         columns = TableColumns(image_key, caption_key if captions else None)
         columns.check(path, table.column_names)
         kept = table.select_columns(columns.names)
-        # As stored: what is wrong with a picture is found, and counted, when it is decoded here.
+        # As stored: what is wrong with an image is found, and counted, when it is decoded here.
         self._table = kept.cast_column(image_key, package.Image(decode=False))
         self._columns = columns
         # The library's own fingerprint covers the files and what was done to them.
@@ -60,6 +60,6 @@ class HubSource:
         return self._columns.record(self._table[int(index)])
 
     def head(self, index: int, size: int) -> bytes:
-        """The whole picture: a row is read at once."""
+        """The whole image: a row is read at once."""
         del size
-        return picture(self._table[int(index)][self._columns.image])
+        return image_bytes(self._table[int(index)][self._columns.image])

@@ -20,7 +20,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.rows import TableColumns, picture
+from jaxdiff.data.sources.rows import TableColumns, image_bytes
 from jaxdiff.data.sources.storage import Storage, fingerprint, version
 
 READERS = 8  # files that are listed at the same time
@@ -129,9 +129,9 @@ class ParquetSource:
         return self._columns.record(self._row(index))
 
     def head(self, index: int, size: int) -> bytes:
-        """The whole picture: a row is read at once."""
+        """The whole image: a row is read at once."""
         del size
-        return picture(self._row(index)[self._columns.image])
+        return image_bytes(self._row(index)[self._columns.image])
 
     def _row(self, index: int) -> dict[str, Any]:
         number = int(np.searchsorted(self.block_starts, index, side="right")) - 1

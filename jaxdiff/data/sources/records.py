@@ -1,7 +1,7 @@
-"""ArrayRecord files: random access to records, each a msgpack map of one captioned picture.
+"""ArrayRecord files: random access to records, each a msgpack map of one captioned image.
 
 writer = ArrayRecordWriter(path, "group_size:1")
-writer.write(msgpack.packb({"picture": file_bytes, "caption": text}))
+writer.write(msgpack.packb({"image": file_bytes, "caption": text}))
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import grain
 import msgpack
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from jaxdiff.core.aliases import RECORDS, rename_keys
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
@@ -89,7 +90,7 @@ def is_readable(path: pathlib.Path) -> bool:
 
 
 class RecordSource:
-    """The captioned pictures of all .array_record files below a local folder."""
+    """The captioned images of all .array_record files below a local folder."""
 
     def __init__(self, path: str, skipped: BadSampleCounter, *, captions: bool = True) -> None:
         storage = Storage(path)
@@ -114,14 +115,14 @@ class RecordSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Record:
-        record = parse_record(self._files[index])
-        picture, caption = record.get("picture"), record.get("caption", "")
-        if not isinstance(picture, bytes) or not isinstance(caption, str):
+        record = rename_keys(parse_record(self._files[index]), RECORDS)
+        image, caption = record.get("image"), record.get("caption", "")
+        if not isinstance(image, bytes) or not isinstance(caption, str):
             raise BadSampleError(BROKEN_RECORD)
-        return {"picture": picture, "caption": clean_caption(caption) if self._captions else ""}
+        return {"image": image, "caption": clean_caption(caption) if self._captions else ""}
 
     def head(self, index: int, size: int) -> bytes:
-        """The whole picture: a record is read at once."""
+        """The whole image: a record is read at once."""
         del size
-        picture = parse_record(self._files[index]).get("picture")
-        return picture if isinstance(picture, bytes) else b""
+        image = rename_keys(parse_record(self._files[index]), RECORDS).get("image")
+        return image if isinstance(image, bytes) else b""

@@ -1,4 +1,4 @@
-"""A row of a table as Hugging Face writes them: a picture in one cell, a caption in another."""
+"""A row of a table as Hugging Face writes them: an image in one cell, a caption in another."""
 
 import pathlib
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.bad_samples import BadSampleError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.folder import NO_CAPTION, NO_PICTURE, clean_caption
+from jaxdiff.data.sources.folder import NO_CAPTION, NO_IMAGE, clean_caption
 from jaxdiff.data.sources.storage import MISSING
 
 
@@ -28,19 +28,19 @@ class TableColumns:
     def record(self, row: Mapping[str, Any]) -> Record:
         """What a row says; of several captions the first counts. BadSampleError without one."""
         if self.caption is None:
-            return {"picture": picture(row[self.image]), "caption": ""}
+            return {"image": image_bytes(row[self.image]), "caption": ""}
         caption = row[self.caption]
         if isinstance(caption, list):
             caption = caption[0] if caption else None
         if not isinstance(caption, str):
             raise BadSampleError(NO_CAPTION)
-        return {"picture": picture(row[self.image]), "caption": clean_caption(caption)}
+        return {"image": image_bytes(row[self.image]), "caption": clean_caption(caption)}
 
 
-def picture(cell: Any) -> bytes:
+def image_bytes(cell: Any) -> bytes:
     """The file in a cell, or the one that it names; BadSampleError if there is none."""
     if cell is None:
-        raise BadSampleError(NO_PICTURE)
+        raise BadSampleError(NO_IMAGE)
     if isinstance(cell, bytes):
         return cell
     if cell["bytes"] is not None:

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdiff.core.aliases import TAR_INDEX, rename_keys
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.folder import EMPTY, EXTENSIONS, NO_CAPTION, NO_PICTURE, decode_caption
+from jaxdiff.data.sources.folder import EMPTY, EXTENSIONS, NO_CAPTION, NO_IMAGE, decode_caption
 from jaxdiff.data.sources.storage import Storage, fingerprint, version
 
 READERS = 8  # tars that are listed at the same time
@@ -31,17 +32,17 @@ TRUNCATED = "truncated or broken tar"
 class TarIndex(NamedTuple):
     """Where the samples of a tar lie, and what is wrong with others."""
 
-    members: Int[NDArray, "n 4"]  # begin and end of the picture, begin and end of the caption
+    members: Int[NDArray, "n 4"]  # begin and end of the image, begin and end of the caption
     without_caption: int
     empty: int
-    without_picture: int
+    without_image: int
     truncated: bool
 
 
 class TarSource:
     """The samples of all .tar files below a folder, in the order of the files and in them.
 
-    `cache` is a local folder. Without `captions` pictures need none.
+    `cache` is a local folder. Without `captions` images need none.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class TarSource:
     def _listed(self, name: str, kept: pathlib.Path) -> TarIndex:
         if kept.exists():
             with np.load(kept) as table:
-                members, *counts = (table[field] for field in TarIndex._fields)
+                fields = rename_keys(table, TAR_INDEX)
+                members, *counts = (fields[field] for field in TarIndex._fields)
             return TarIndex(members, *(count.item() for count in counts))
 
         def read() -> TarIndex:
@@ -92,7 +94,7 @@ class TarSource:
         return listing
 
     def _count(self, name: str, listing: TarIndex, skipped: BadSampleCounter) -> None:
-        wrong = {NO_PICTURE: listing.without_picture, TRUNCATED: int(listing.truncated)}
+        wrong = {NO_IMAGE: listing.without_image, TRUNCATED: int(listing.truncated)}
         if self._captions:
             wrong |= {NO_CAPTION: listing.without_caption, EMPTY: listing.empty}
         usable = len(_usable(listing, self._captions))
@@ -107,14 +109,14 @@ class TarSource:
     def __getitem__(self, index: int) -> Record:
         begin, end, text, text_end = self._members[index].tolist()
         if not self._captions:
-            return {"picture": self._read(index, begin, end), "caption": ""}
+            return {"image": self._read(index, begin, end), "caption": ""}
         first = min(begin, text)
         data = self._read(index, first, max(end, text_end))
         caption = decode_caption(data[text - first : text_end - first])
-        return {"picture": data[begin - first : end - first], "caption": caption}
+        return {"image": data[begin - first : end - first], "caption": caption}
 
     def head(self, index: int, size: int) -> bytes:
-        """The first `size` bytes of a picture."""
+        """The first `size` bytes of an image."""
         begin, end = self._members[index, :2].tolist()
         return self._read(index, begin, min(end, begin + size))
 
@@ -131,20 +133,20 @@ def _usable(listing: TarIndex, captions: bool) -> Int[NDArray, "n 4"]:
 def _list(file: Any) -> TarIndex:
     """The listing of an opened tar, up to where it breaks off."""
     members: list[tuple[int, int, int, int]] = []
-    without_picture = 0
+    without_image = 0
     walk = _TarReader(file)
-    for picture, text in walk.samples():
-        if picture is None:
-            without_picture += 1
+    for image, text in walk.samples():
+        if image is None:
+            without_image += 1
         else:
-            members.append(picture + (text or (-1, -1)))
+            members.append(image + (text or (-1, -1)))
     table = np.array(members, np.int64).reshape(-1, 4)
     has_caption, empty = table[:, 2] >= 0, table[:, 2] == table[:, 3]
     return TarIndex(
         table,
         int((~has_caption).sum()),
         int((has_caption & empty).sum()),
-        without_picture,
+        without_image,
         walk.truncated,
     )
 
@@ -160,24 +162,24 @@ class _TarReader:
         self.truncated = False
 
     def samples(self) -> Iterator[tuple[Span | None, Span | None]]:
-        """Where picture and caption of each sample lie, None for what it has not."""
+        """Where image and caption of each sample lie, None for what it has not."""
         key, parts = "", {}
         for name, span in self._members():
             folder, base = posixpath.split(name)
             stem, _, extension = base.partition(".")
             if posixpath.join(folder, stem) != key:
                 if parts:
-                    yield parts.get("picture"), parts.get("text")
+                    yield parts.get("image"), parts.get("text")
                 key, parts = posixpath.join(folder, stem), {}
             if f".{extension.lower()}" in EXTENSIONS:
-                parts["picture"] = span
+                parts["image"] = span
             elif extension.lower() == "txt":
                 parts["text"] = span
             else:
                 parts["rest"] = span
         # The last sample of a truncated tar may lack members that it had.
         if parts and not self.truncated:
-            yield parts.get("picture"), parts.get("text")
+            yield parts.get("image"), parts.get("text")
 
     def _members(self) -> Iterator[tuple[str, Span]]:
         size = self._size()

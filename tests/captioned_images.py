@@ -79,6 +79,6 @@ def write_array_record(path: pathlib.Path, numbers):
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = ArrayRecordWriter(str(path), "group_size:1")
     for i in numbers:
-        writer.write(msgpack.packb({"picture": encoded(i), "caption": caption(i)}))
+        writer.write(msgpack.packb({"image": encoded(i), "caption": caption(i)}))
     writer.close()
     return path

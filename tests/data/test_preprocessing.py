@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from captioned_images import encoded
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from pictured import encoded
 from PIL import Image
 
 from jaxdiff.data.bad_samples import BadSampleError
@@ -143,9 +143,9 @@ def test_a_large_jpeg_is_nearly_what_decoding_all_of_it_gives():
 def test_what_is_no_picture_is_broken():
     data = encoded(1, (64, 64), "JPEG")
     for broken in (b"", b"GIF89a", b"no picture", data[: len(data) // 2], encoded(1)[:60]):
-        with pytest.raises(BadSampleError, match="broken picture"):
+        with pytest.raises(BadSampleError, match="broken image"):
             resize_and_crop(broken, (8, 8))
-    with pytest.raises(BadSampleError, match="broken picture"):
+    with pytest.raises(BadSampleError, match="broken image"):
         size_of(b"no picture")
     with pytest.raises(BadSampleError, match="far too long and thin"):
         resize_and_crop(encoded(1, (1, 400)), (8, 8))
