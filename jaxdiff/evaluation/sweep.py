@@ -27,8 +27,9 @@ from jaxdiff.evaluation.sweep_results import (
     markdown_table,
     write_table,
 )
+from jaxdiff.guidance.base import MAX_SCALE
 from jaxdiff.guidance.registry import parse
-from jaxdiff.pipeline.request import MAX_SCALE, MAX_STEPS
+from jaxdiff.pipeline.request import MAX_STEPS
 from jaxdiff.samplers.registry import SAMPLERS
 
 EVALUATION_BATCH = 64

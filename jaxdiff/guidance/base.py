@@ -9,7 +9,7 @@ pytrees: their numbers can be traced, so that another value compiles nothing.
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 
@@ -22,6 +22,7 @@ from jaxdiff.diffusion.timesteps import NoiseLevel
 Number = float | Float[Array, ""]
 T = TypeVar("T")
 
+MAX_SCALE = 1000.0
 SKIP, CONDITIONAL, GUIDED = 0, 1, 2  # modes of a rule, by cost
 
 
@@ -72,9 +73,23 @@ class DenoiserInput(NamedTuple):
         return self.predict(D, "sample")
 
 
+class Capabilities(NamedTuple):
+    """What a rule works with; how many prompts of an image, `Guidance.for_prompts` says."""
+
+    max_scale: float = MAX_SCALE  # the largest guidance scale; the smallest is 0
+    negative_scale: bool = False  # whether it reads `GuidanceScales.negative`
+    # whether its noise is not that of its image: only for samplers that renoise along it
+    separate_eps: bool = False
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance(ABC):
     """A guidance rule."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it works with."""
+        return Capabilities()
 
     @property
     @abstractmethod
@@ -172,6 +187,13 @@ class Wrapper(Guidance):
     """A rule that changes another one, `inner`, in one respect and delegates the rest to it."""
 
     inner: Guidance
+    changes_unguided: ClassVar[bool] = True  # whether it does anything to a rule of one stream
+    keeps_separate_eps: ClassVar[bool] = False  # whether it can wrap a rule with `separate_eps`
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the wrapped rule."""
+        return self.inner.capabilities
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -216,19 +238,14 @@ class Wrapper(Guidance):
         return self.inner.unguided(cond, inputs)
 
     def simplify(self, scales: Sequence[float]) -> Guidance:
-        """The same change to the simplified wrapped rule."""
-        return dataclasses.replace(self, inner=self.inner.simplify(scales))
+        """The same change to the simplified wrapped rule, or that alone if it changes nothing."""
+        inner = self.inner.simplify(scales)
+        idle = len(inner.streams) == 1 and not self.changes_unguided
+        return inner if idle else dataclasses.replace(self, inner=inner)
 
     def for_prompts(self, num_prompts: int) -> Guidance:
         """The same change to the wrapped rule for that many prompts."""
         return dataclasses.replace(self, inner=self.inner.for_prompts(num_prompts))
-
-
-def innermost(rule: Guidance) -> Guidance:
-    """The rule without what wraps it."""
-    while isinstance(rule, Wrapper):
-        rule = rule.inner
-    return rule
 
 
 def check(name: str, value: Number, low: float, high: float) -> None:

@@ -2,7 +2,7 @@
 
 from jaxdiff.core.types import PyTree
 from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.guidance.base import DenoiserInput, GuidanceScales, extrapolate, rule
+from jaxdiff.guidance.base import Capabilities, DenoiserInput, GuidanceScales, extrapolate, rule
 from jaxdiff.guidance.classifier_free import CondUncond, Outputs
 
 
@@ -14,6 +14,11 @@ class CFGPlusPlus(CondUncond):
     step from sigma r to r' is that of classifier-free guidance with w = scale r / (r - r'). Only
     samplers that add noise back along `Prediction.eps` can follow it.
     """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Scales up to 1, and its own noise."""
+        return Capabilities(max_scale=1, separate_eps=True)
 
     def combine(
         self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree

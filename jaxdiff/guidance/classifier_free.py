@@ -12,7 +12,15 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Prediction, per_image
-from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, Stream, extrapolate, rule
+from jaxdiff.guidance.base import (
+    Capabilities,
+    DenoiserInput,
+    Guidance,
+    GuidanceScales,
+    Stream,
+    extrapolate,
+    rule,
+)
 
 Outputs = tuple[Float[Array, "b *d"], ...]
 
@@ -104,6 +112,11 @@ class NegativePromptGuidance(Guidance):
     """
 
     perpendicular: bool = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """A scale of the negative prompt."""
+        return Capabilities(negative_scale=True)
 
     @property
     def streams(self) -> tuple[Stream, ...]:

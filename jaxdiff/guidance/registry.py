@@ -8,7 +8,7 @@ from jaxdiff.core.aliases import rename_guidance
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.guidance.apg import APG
-from jaxdiff.guidance.base import Guidance, Wrapper, innermost
+from jaxdiff.guidance.base import Guidance, Wrapper
 from jaxdiff.guidance.cfg_plus_plus import CFGPlusPlus
 from jaxdiff.guidance.cfg_zero_star import CFGZeroStar
 from jaxdiff.guidance.classifier_free import ClassifierFree, NegativePromptGuidance, NoGuidance
@@ -50,13 +50,14 @@ def parse(text: str) -> Guidance:
     rule = RULES[one_of("guidance", name, RULES)]
     rule = dataclasses.replace(rule, **_values(name, rule, options))
     for part in others:
-        name, options = _part(part)
-        wrapped = WRAPPERS[one_of("guidance", name, WRAPPERS)](inner=rule)
-        if isinstance(innermost(rule), CFGPlusPlus) and name not in _KEEPS_NOISE:
+        wrapper, options = _part(part)
+        wrapped = WRAPPERS[one_of("guidance", wrapper, WRAPPERS)](inner=rule)
+        if rule.capabilities.separate_eps and not wrapped.keeps_separate_eps:
+            fitting = [key for key, each in WRAPPERS.items() if each.keeps_separate_eps]
             raise InputError(
-                f"guidance: got wrapper {name} for cfg-pp, expected {' or '.join(_KEEPS_NOISE)}"
+                f"guidance: got wrapper {wrapper} for {name}, expected {' or '.join(fitting)}"
             )
-        rule = dataclasses.replace(wrapped, **_values(name, wrapped, options))
+        rule = dataclasses.replace(wrapped, **_values(wrapper, wrapped, options))
     return rule
 
 
@@ -85,7 +86,5 @@ def _values(name: str, rule: Guidance, options: Mapping[str, str]) -> dict[str, 
     return values
 
 
-# Wrappers that keep the separate noise and the scale in [0, 1] that CFG++ needs.
-_KEEPS_NOISE = ("interval", "adaptive")
 _FLAGS = {"true": True, "false": False}
 _INTERNAL = ("inner", "num_prompts", "null")  # set from the request, not by users

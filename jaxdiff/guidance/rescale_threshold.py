@@ -1,14 +1,11 @@
 """Guidance rescale, and static and dynamic thresholding."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Prediction
 from jaxdiff.guidance.base import (
     DenoiserInput,
-    Guidance,
     GuidanceScales,
     Number,
     Wrapper,
@@ -26,6 +23,8 @@ class GuidanceRescale(Wrapper):
     conditional output.
     """
 
+    changes_unguided = False  # the conditional output has that deviation
+
     phi: Number = 0.7
 
     def __post_init__(self) -> None:
@@ -41,11 +40,6 @@ class GuidanceRescale(Wrapper):
         wide, wanted = (jnp.std(a, axes, keepdims=True) for a in (g, cond))
         factor = jnp.where(wide == 0, 1, wanted / jnp.where(wide == 0, 1, wide))
         return inputs.predict(g * (self.phi * factor + 1 - self.phi)), state
-
-    def simplify(self, scales: Sequence[float]) -> Guidance:
-        """The wrapped rule alone where that is the conditional model, which has that deviation."""
-        of = self.inner.simplify(scales)
-        return of if len(of.streams) == 1 else GuidanceRescale(inner=of, phi=self.phi)
 
 
 @rule

@@ -1,6 +1,6 @@
 """Guidance schedules: in an interval, until the streams agree, or with a changing scale."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
@@ -11,14 +11,13 @@ from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.guidance.base import (
     CONDITIONAL,
     DenoiserInput,
-    Guidance,
     GuidanceScales,
     Number,
     Wrapper,
     check,
     rule,
 )
-from jaxdiff.guidance.classifier_free import NoGuidance, Outputs
+from jaxdiff.guidance.classifier_free import Outputs
 
 
 @rule
@@ -28,6 +27,9 @@ class GuidanceInterval(Wrapper):
     Elsewhere only the conditional stream is run, so these steps cost one evaluation. A step is
     inside or outside as a whole, by the level from which it starts.
     """
+
+    changes_unguided = False
+    keeps_separate_eps = True
 
     lo: Number = 0.0
     hi: Number = float("inf")
@@ -44,13 +46,6 @@ class GuidanceInterval(Wrapper):
         """That of the wrapped rule inside and outside."""
         return 2 * self.inner.schedule_phase(level) + jnp.int32(self._inside(level))
 
-    def simplify(self, scales: Sequence[float]) -> Guidance:
-        """No guidance where the wrapped rule has none."""
-        of = self.inner.simplify(scales)
-        return (
-            of if isinstance(of, NoGuidance) else GuidanceInterval(inner=of, lo=self.lo, hi=self.hi)
-        )
-
     def _inside(self, level: NoiseLevel) -> Bool[Array, "b"]:
         return jnp.logical_and(self.lo < level.step_start_sigma, level.step_start_sigma <= self.hi)
 
@@ -63,6 +58,9 @@ class AdaptiveGuidance(Wrapper):
     They agree where the cosine between the noise of the two ends reaches `cosine`. Each image
     decides for itself, independent of its batch; evaluations are saved once all agree.
     """
+
+    changes_unguided = False
+    keeps_separate_eps = True
 
     cosine: Number = 0.99
 
@@ -89,11 +87,6 @@ class AdaptiveGuidance(Wrapper):
         lengths = jnp.sqrt(jnp.sum(eps**2, 1) * jnp.sum(away**2, 1))
         cosine = jnp.sum(eps * away, 1) / jnp.where(lengths == 0, 1, lengths)
         return prediction, (inner, done | (cosine >= self.cosine))
-
-    def simplify(self, scales: Sequence[float]) -> Guidance:
-        """No guidance where the wrapped rule has none."""
-        of = self.inner.simplify(scales)
-        return of if isinstance(of, NoGuidance) else AdaptiveGuidance(inner=of, cosine=self.cosine)
 
 
 def _guided_where(guides: Bool[Array, "b"], mode: int | Int[Array, "#b"]) -> Int[Array, "b"]:

@@ -46,7 +46,7 @@ from jaxdiff.pipeline.notebook import images_html, notebook_progress
 from jaxdiff.pipeline.prompt_encoding import PromptTokenizer, guidance_rule, tokenize_request
 from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_of
 from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer, add_inversion
-from jaxdiff.samplers.registry import nfe_per_step
+from jaxdiff.samplers.registry import get_sampler
 
 OUTPUTS = ("pil", "numpy", "latent")
 MAX_UNTILED = 2048 * 2048  # pixels that the VAE processes without tiles
@@ -320,9 +320,8 @@ class Pipeline:
         ends_clean = last == int(grid.num_steps[0])
         rule = guidance_rule(request)
         restarts = phase_switches(rule, grid, first, last)
-        per_step = nfe_per_step(
-            request.sampler, last - first, ends_clean=ends_clean, restarts=restarts
-        )
+        sampler = get_sampler(request.sampler, request.eta)
+        per_step = sampler.nfe(last - first, ends_clean=ends_clean, restarts=restarts)
         return nfe(rule, grid, first, per_step)
 
     @property

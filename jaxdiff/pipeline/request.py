@@ -12,15 +12,13 @@ from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.guidance.base import innermost
-from jaxdiff.guidance.cfg_plus_plus import CFGPlusPlus
-from jaxdiff.guidance.classifier_free import NegativePromptGuidance
+from jaxdiff.guidance.base import MAX_SCALE
+from jaxdiff.guidance.registry import RULES
 from jaxdiff.guidance.registry import parse as parse_rule
+from jaxdiff.pipeline.and_prompts import split_and
 from jaxdiff.pipeline.prompts import parse
 from jaxdiff.samplers.registry import SAMPLERS, get_sampler
 
-CFG_PP_SAMPLERS = ("ddim", "euler", "euler-ancestral")  # samplers that support CFG++
-MAX_SCALE = 1000.0
 MAX_STEPS = 1000
 
 
@@ -324,21 +322,25 @@ def _check_loop(steps: int, sampler: str | None, timestep_spacing: str | None) -
 
 def _check_guidance(request: Request) -> None:
     """InputError for a rule that does not support the other options."""
-    rule = innermost(parse_rule(request.guidance))
-    if isinstance(rule, CFGPlusPlus):
-        if request.sampler not in CFG_PP_SAMPLERS:
-            raise InputError(
-                f"guidance: got cfg-pp with sampler {request.sampler}, "
-                f"expected one of {', '.join(CFG_PP_SAMPLERS)}"
-            )
-        for scale in request.guidance_scales:
-            in_range("guidance_scale (with guidance cfg-pp)", scale, 0, 1)
-    if any(s is not None for s in request.negative_scales) and not isinstance(
-        rule, NegativePromptGuidance
-    ):
+    rule, sampler = parse_rule(request.guidance), get_sampler(request.sampler, request.eta)
+    capabilities = rule.capabilities
+    if capabilities.separate_eps and not sampler.renoises_along_eps:
+        fitting = [name for name, each in SAMPLERS.items() if each.renoises_along_eps]
         raise InputError(
-            f"negative_scale: got it with guidance {request.guidance}, expected guidance negative"
+            f"guidance: got {request.guidance} with sampler {request.sampler}, "
+            f"expected one of {', '.join(fitting)}"
         )
+    for scale in request.guidance_scales:
+        name = f"guidance_scale (with guidance {request.guidance})"
+        in_range(name, scale, 0, capabilities.max_scale)
+    if any(s is not None for s in request.negative_scales) and not capabilities.negative_scale:
+        fitting = [name for name, each in RULES.items() if each.capabilities.negative_scale]
+        raise InputError(
+            f"negative_scale: got it with guidance {request.guidance}, "
+            f"expected guidance {' or '.join(fitting)}"
+        )
+    prompts = [split_and(prompt, syntax=request.prompt_syntax) for prompt in request.prompts]
+    rule.for_prompts(max(map(len, prompts)))
 
 
 def _check(request: Request, vae_scale_factor: int) -> None:

@@ -1,7 +1,9 @@
 """The interface of samplers: state, step, and the quantities that the step rules share."""
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
@@ -22,14 +24,32 @@ class SamplingState(NamedTuple):
     guidance_state: PyTree  # state of the guidance rule
 
 
-@runtime_checkable
-class Sampler(Protocol):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler(ABC):
     """A step rule: a frozen choice without arrays."""
 
-    def init(self, x: Float[Array, "b *d"]) -> PyTree:
-        """The history before the first step, with leaves (b, ...)."""
-        ...
+    # of convergence where steps change smoothly, of the variance if stochastic; None: not a solver
+    order: ClassVar[int | None] = None
+    stochastic: ClassVar[bool] = False  # whether it draws noise even where no option asks for it
+    # whether noise is added back along `Prediction.eps`, be it that of another stream than x0's
+    renoises_along_eps: ClassVar[bool] = False
 
+    def init(self, x: Float[Array, "b *d"]) -> PyTree:
+        """The history before the first step, with leaves (b, ...); none by default."""
+        del x
+        return ()
+
+    def nfe(
+        self, steps: int, *, ends_clean: bool = True, restarts: Sequence[int] = ()
+    ) -> list[int]:
+        """The denoiser calls of each of `steps` steps.
+
+        `ends_clean`: the last one ends at sigma 0; `restarts`: the steps that begin another phase.
+        """
+        del ends_clean, restarts
+        return [1] * steps
+
+    @abstractmethod
     def step(
         self,
         denoise: Denoiser,
@@ -39,7 +59,6 @@ class Sampler(Protocol):
         noise_fn: NoiseFn,
     ) -> SamplingState:
         """Go from `here` to `there`, calling the denoiser as often as the method needs."""
-        ...
 
 
 def sigma_ratio(here: NoiseLevel, there: NoiseLevel) -> Float[Array, "b ..."]:

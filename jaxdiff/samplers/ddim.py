@@ -4,29 +4,27 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDIM:
+class DDIM(Sampler):
     """DDIM (2010.02502, eq. 12 and 16).
 
     The paper's noise c = eta (sigma'/sigma) sqrt(1 - alpha^2/alpha'^2) is eta sigma' sqrt(1 - q^2),
     so x' = alpha' D + sigma' (sqrt(1 - eta^2 (1 - q^2)) eps + eta sqrt(1 - q^2) z).
     """
 
+    order = 1
+    renoises_along_eps = True
+
     eta: float = 0.0  # 0: deterministic; 1: DDPM
 
     def __post_init__(self) -> None:
         in_range("eta", self.eta, 0, 1)
-
-    def init(self, x: Float[Array, "b *d"]) -> PyTree:
-        """No history."""
-        return ()
 
     def step(
         self,

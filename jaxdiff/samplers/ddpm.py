@@ -4,15 +4,14 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDPM:
+class DDPM(Sampler):
     """Ancestral sampling (2006.11239, eq. 6 and 7).
 
     The posterior of x' given x and x0 = D is N(alpha' (1 - q^2) D + (sigma'/sigma) q x, v) with
@@ -21,14 +20,13 @@ class DDPM:
     adds nothing. Latents are never clipped.
     """
 
+    order = 1
+    stochastic = True
+
     variance: str = "fixed_small"  # or "fixed_large"
 
     def __post_init__(self) -> None:
         one_of("variance", self.variance, ("fixed_small", "fixed_large"))
-
-    def init(self, x: Float[Array, "b *d"]) -> PyTree:
-        """No history."""
-        return ()
 
     def step(
         self,

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
 from jaxdiff.samplers.ddpm import DDPM
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierGuidedDDPM:
+class ClassifierGuidedDDPM(Sampler):
     """Classifier guidance (2105.05233, algorithm 1): the mean of DDPM plus its variance x score.
 
     `score` gives k grad log p(y | x) at the noisy image from which a step begins.

@@ -7,16 +7,18 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, SamplingState, full_per_image, log_snr_step
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, full_per_image, log_snr_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPMpp2M:
+class DPMpp2M(Sampler):
     """DPM-Solver++ 2M, midpoint form (2211.01095, algorithm 2).
 
     D is extrapolated with h0, the step before: Dd = D + (h / 2 h0) (D - D0), and
     x' = (sigma'/sigma) x - alpha' (exp(-h) - 1) Dd.
     """
+
+    order = 2
 
     def init(self, x: Float[Array, "b *d"]) -> Float[Array, "b ..."]:
         """h0: before the first step it is infinite, which makes that step first-order."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser, per_image
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, SamplingState, full_per_image, log_snr_step
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, full_per_image, log_snr_step
 
 
 class StepStart(NamedTuple):
@@ -20,7 +20,7 @@ class StepStart(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPMpp2S:
+class DPMpp2S(Sampler):
     """DPM-Solver++ 2S, midpoint form (2211.01095, algorithm 1), whose s are levels of the grid.
 
     Steps come in pairs. The first is of first order,
@@ -29,6 +29,8 @@ class DPMpp2S:
     h0 + h1: x' = (sigma'/sigma_b) x_b - alpha' (exp(-h) - 1) Dd, Dd = D_b + (h / 2 h0) (D - D_b).
     Where h is infinite, from pure noise or to a clean image, it is of first order too.
     """
+
+    order = 2
 
     def init(self, x: Float[Array, "b *d"]) -> StepStart:
         """No base yet."""

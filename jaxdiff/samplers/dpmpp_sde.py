@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, SamplingState, full_per_image, log_snr_step
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, full_per_image, log_snr_step
 
 # The reverse SDE between two levels has the exact solution
 #   x' = (sigma'/sigma) q x + alpha' I + sigma' sqrt(1 - q^2) z,
@@ -30,12 +30,15 @@ def _solution(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPMpp2MSDE:
+class DPMpp2MSDE(Sampler):
     """SDE-DPM-Solver++ 2M, midpoint form (2211.01095, section 5).
 
     With h0 the step before: I = (1 - q^2) Dd, Dd = D + (h / 2 h0) (D - D0), the line through D0 and
     D at the middle of the step.
     """
+
+    order = 2
+    stochastic = True
 
     def init(self, x: Float[Array, "b *d"]) -> Float[Array, "b ..."]:
         """h0: before the first step it is infinite, which makes that step first-order."""
@@ -67,13 +70,16 @@ class ModelHistory(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPMpp3MSDE:
+class DPMpp3MSDE(Sampler):
     """SDE-DPM-Solver++ 3M: I is exact for the parabola D + b u + c u^2 through the last three D.
 
     With p = 1 - q^2 I = p D + (h - p / 2) b + (h^2 - h + p / 2) c; divided differences
     b0 = (D - D0) / h0 and b1 = (D0 - D1) / h1 give c = (b0 - b1) / (h0 + h1) and b = b0 + c h0.
     Derived here: k-diffusion has half of the last term and diffusers another sign in it besides.
     """
+
+    order = 2
+    stochastic = True
 
     def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No steps yet."""

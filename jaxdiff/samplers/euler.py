@@ -4,23 +4,21 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, SamplingState, sigma_ratio
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Euler:
+class Euler(Sampler):
     """Euler (EDM, 2206.00364, algorithm 1 without churn or correction).
 
     With r = sigma / alpha the ODE is d(x / alpha) / dr = (x / alpha - D) / r = eps. Its step
     x'/alpha' = x/alpha + (r' - r) eps has x/alpha = D + r eps in it, hence x'/alpha' = D + r' eps.
     """
 
-    def init(self, x: Float[Array, "b *d"]) -> PyTree:
-        """No history."""
-        return ()
+    order = 1
+    renoises_along_eps = True
 
     def step(
         self,
@@ -37,15 +35,15 @@ class Euler:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EulerAncestral:
+class EulerAncestral(Sampler):
     """Euler steps that go too far down and come back up with fresh noise (k-diffusion).
 
     Down to the ratio r'^2 / r = r' q, up by r' sqrt(1 - q^2): in ratios their squares add to r'^2.
     """
 
-    def init(self, x: Float[Array, "b *d"]) -> PyTree:
-        """No history."""
-        return ()
+    order = 1
+    stochastic = True
+    renoises_along_eps = True
 
     def step(
         self,

@@ -1,18 +1,19 @@
 """Heun's method in the ratio sigma / alpha: second order from two evaluations a step."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.core.types import Array, Float, PyTree
+from jaxdiff.core.types import Array, PyTree
 from jaxdiff.diffusion.predictions import Denoiser, select
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, SamplingState, is_finite_step, ratio_step
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, is_finite_step, ratio_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Heun:
+class Heun(Sampler):
     """Heun's method (EDM, 2206.00364, algorithm 1).
 
     An Euler step to x', and the same step again along the mean of the noises at both of its ends. A
@@ -20,9 +21,14 @@ class Heun:
     pure noise, where the ratio is infinite.
     """
 
-    def init(self, x: Float[Array, "b *d"]) -> PyTree:
-        """No history."""
-        return ()
+    order = 2
+
+    def nfe(
+        self, steps: int, *, ends_clean: bool = True, restarts: Sequence[int] = ()
+    ) -> list[int]:
+        """Two in each step but one to a clean image."""
+        del restarts
+        return [2] * (steps - ends_clean) + [1] * ends_clean
 
     def step(
         self,

@@ -2,14 +2,13 @@
 
 import dataclasses
 
-from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser, per_image
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, SamplingState
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LCM:
+class LCM(Sampler):
     """Multistep consistency sampling (2303.01469, algorithm 1) as LCM does it (2310.04378).
 
     The consistency function f = c_skip x + c_out D is x itself at t = 0: with u = 10 t,
@@ -18,9 +17,7 @@ class LCM:
     the network was distilled at.
     """
 
-    def init(self, x: Float[Array, "b *d"]) -> PyTree:
-        """No history."""
-        return ()
+    stochastic = True
 
     def step(
         self,

@@ -1,6 +1,7 @@
 """PNDM as Stable Diffusion uses it: DDIM's step along a mean of the last four noises."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.diffusion.predictions import Denoiser, per_image, select
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, SamplingState, is_finite_step, ratio_step
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, is_finite_step, ratio_step
 
 # Adams-Bashforth: the weights of eps and of the three before it, by how many of them there are.
 _WEIGHTS = (
@@ -28,7 +29,7 @@ class ModelHistory(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PNDM:
+class PNDM(Sampler):
     """PLMS (2202.09778, eq. 9 and 12), begun by an improved Euler step instead of Runge-Kutta.
 
     With r = sigma / alpha DDIM's step is x'/alpha' = x/alpha + (r' - r) eps; here a mean of noises
@@ -37,6 +38,15 @@ class PNDM:
     equal steps in r: where these change smoothly the order is 2, where they are equal it is the 3
     of the first two steps.
     """
+
+    order = 2
+
+    def nfe(
+        self, steps: int, *, ends_clean: bool = True, restarts: Sequence[int] = ()
+    ) -> list[int]:
+        """Two in a step without history."""
+        del ends_clean
+        return [2 if i in {0, *restarts} else 1 for i in range(steps)]
 
     def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No noises yet."""

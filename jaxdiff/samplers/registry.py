@@ -1,7 +1,6 @@
 """The samplers by name."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
@@ -44,18 +43,3 @@ def get_sampler(name: str, eta: float | None = None) -> Sampler:
     if not isinstance(rule, DDIM):
         raise InputError(f"eta: got {eta:g} with sampler {name!r}, expected sampler 'ddim'")
     return dataclasses.replace(rule, eta=eta)
-
-
-def nfe_per_step(
-    name: str, steps: int, *, ends_clean: bool = True, restarts: Sequence[int] = ()
-) -> list[int]:
-    """The denoiser calls of each of `steps` steps.
-
-    `ends_clean`: the last one ends at sigma 0; `restarts`: the steps that begin another phase.
-    """
-    counts = [1] * steps
-    if isinstance(SAMPLERS[name], Heun):
-        counts = [2] * (steps - ends_clean) + [1] * ends_clean
-    elif isinstance(SAMPLERS[name], PNDM):
-        counts = [2 if i in {0, *restarts} else 1 for i in range(steps)]
-    return counts

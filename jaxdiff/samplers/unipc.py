@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, SamplingState, full_per_image, log_snr_step
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, full_per_image, log_snr_step
 
 
 class ModelHistory(NamedTuple):
@@ -22,7 +22,7 @@ class ModelHistory(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UniPC:
+class UniPC(Sampler):
     """UniPC-2 with B(h) = exp(-h) - 1, predicting D (2302.04867, algorithms 5 and 6).
 
     UniP-2 is 2M. UniC-2 makes the last step again from x0, once D at its end is known. Both solve
@@ -32,6 +32,8 @@ class UniPC:
     D is not evaluated again at the corrected x, and the last step is not corrected: N evaluations,
     order 3.
     """
+
+    order = 3
 
     def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No steps yet."""

@@ -12,7 +12,7 @@ from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.guidance.registry import parse
 from jaxdiff.samplers.loop import sample
 from jaxdiff.samplers.noise import per_sample_keys
-from jaxdiff.samplers.registry import SAMPLERS, nfe_per_step
+from jaxdiff.samplers.registry import SAMPLERS
 
 SCHEDULE = VPSchedule.from_config({"beta_schedule": "scaled_linear"})
 STEPS = 10
@@ -25,7 +25,7 @@ def grid_of(sampler="ddim"):
 def count(rule, grid, sampler="ddim", first=0, last=STEPS):
     """What we say that the steps from `first` to `last` cost."""
     anew = phase_switches(rule, grid, first, last)
-    each = nfe_per_step(sampler, last - first, ends_clean=last == STEPS, restarts=anew)
+    each = SAMPLERS[sampler].nfe(last - first, ends_clean=last == STEPS, restarts=anew)
     return nfe(rule, grid, first, each)
 
 

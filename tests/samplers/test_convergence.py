@@ -22,24 +22,14 @@ from jaxdiff.samplers.registry import SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-# The order of each deterministic sampler on a grid whose steps change smoothly.
-ORDERS = {
-    "ddim": 1,
-    "euler": 1,
-    "pndm": 2,
-    "heun": 2,
-    "dpmpp-2s": 2,
-    "dpmpp-2m": 2,
-    "unipc": 3,
-}
-# The order of those that draw noise is that of their variance.
-WEAK_ORDERS = {"ddpm": 1, "euler-ancestral": 1, "dpmpp-2m-sde": 2, "dpmpp-3m-sde": 2}
 # LCM is in neither: it asks for the end of the ODE, not for its direction.
-SOLVERS = ORDERS | WEAK_ORDERS
+SOLVERS = {name: each.order for name, each in SAMPLERS.items() if each.order is not None}
+ORDERS = {name: order for name, order in SOLVERS.items() if not SAMPLERS[name].stochastic}
+WEAK_ORDERS = {name: order for name, order in SOLVERS.items() if SAMPLERS[name].stochastic}
 M, C = 0.7, 0.25  # mean and variance of the data
 
 
-def test_every_sampler_is_here():
+def test_every_solver_says_its_order():
     assert SOLVERS.keys() == SAMPLERS.keys() - {"lcm"}
 
 

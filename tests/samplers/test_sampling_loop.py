@@ -22,7 +22,7 @@ from jaxdiff.samplers.noise import initial_noise, per_sample_keys, step_noise
 from jaxdiff.samplers.registry import SAMPLERS
 
 RULE_SETS = {**SAMPLERS, "ddim-eta-1": DDIM(eta=1.0)}
-STOCHASTIC = {"ddpm", "ddim-eta-1", "euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde", "lcm"}
+STOCHASTIC = {"ddim-eta-1", *(name for name, each in SAMPLERS.items() if each.stochastic)}
 # Of the levels 0 .. n - 1 of n steps, those at which the network is asked; else each one once.
 ASKED = {
     "pndm": lambda n: [0, 1, *range(1, n)],
