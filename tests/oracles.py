@@ -4,6 +4,8 @@ The grids made here tell the network the ratio sigma / alpha as its time, from w
 noise level again; so an oracle works on any grid and in any precision.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,28 @@ def ratio_grid(ratio, dtype=jnp.float32):
 def levels(t):
     """(alpha, sigma) of a time that is the ratio."""
     return 1 / jnp.sqrt(1 + t**2), t / jnp.sqrt(1 + t**2)
+
+
+@dataclasses.dataclass(frozen=True)
+class RatioSchedule:
+    """The schedule of such networks."""
+
+    num_discrete: int | None = None
+
+    def alpha_sigma(self, t):
+        """As `levels`."""
+        return levels(t)
+
+    def time_of(self, sigma_edm):
+        """The ratio."""
+        return sigma_edm
+
+    def level_of(self, sigma_edm):
+        """The ratio and its levels."""
+        return sigma_edm, *levels(sigma_edm)
+
+
+RATIO_SCHEDULE = RatioSchedule()
 
 
 def level_at(ratio, step=0, steps=10, ndim=2):

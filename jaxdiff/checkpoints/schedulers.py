@@ -28,7 +28,7 @@ from jaxdiff.diffusion.schedules import (
     resolution_shift,
 )
 from jaxdiff.diffusion.timesteps import HostTimestepGrid, TimestepGrid, exponential, karras
-from jaxdiff.samplers.registry import SAMPLERS
+from jaxdiff.samplers.registry import registered_name
 
 # For classes of diffusers the samplers that they stand for, with the values that options of theirs
 # must have. Where one is not given the class takes the first value of the first sampler.
@@ -204,8 +204,8 @@ CONVENTIONS: dict[str, SchedulerConvention] = {
 
 
 def convention_of(sampler: str) -> SchedulerConvention:
-    """How diffusers' scheduler of this sampler places its levels."""
-    return CONVENTIONS.get(one_of("sampler", sampler, SAMPLERS), SchedulerConvention())
+    """How diffusers' scheduler of this sampler, described with or without options, does it."""
+    return CONVENTIONS.get(registered_name(sampler), SchedulerConvention())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

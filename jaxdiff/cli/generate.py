@@ -59,7 +59,7 @@ class Options:
     steps: int | None = None
     """Number of denoising steps."""
     sampler: str | None = None
-    """Sampler, such as dpmpp-2m, ddim, euler or ddpm."""
+    """Sampler, such as dpmpp-2m, euler, ddim:eta=0.5 or heun:s_churn=10,s_tmin=0.05."""
     timestep_spacing: str | None = None
     """Spacing of the timesteps: leading, trailing, linspace, karras or exponential."""
     eta: float | None = None

@@ -64,6 +64,11 @@ GUIDANCE_OPTIONS: Mapping[str, Mapping[str, str]] = {
     "apg": {"radius": "norm_threshold"},
     "pag": {"k": "scale"},
 }
+# Options of samplers.
+SAMPLER_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "euler": {"churn": "s_churn"},
+    "heun": {"churn": "s_churn"},
+}
 
 # Settings in PNG files, defaults in jaxdiff.json, options and rows in the results of a sweep.
 SETTINGS: Mapping[str, str] = {
@@ -181,20 +186,31 @@ def _inverted(option: str) -> str:
 
 def rename_guidance(text: str) -> str:
     """The description of a guidance rule, such as "apg:eta=0.2+interval", under today's names."""
-    return "+".join(_rename_rule(part) for part in text.split("+"))
+    parts = (_rename_choice("guidance", p, GUIDANCE, GUIDANCE_OPTIONS) for p in text.split("+"))
+    return "+".join(parts)
 
 
-def _rename_rule(part: str) -> str:
+def rename_sampler(text: str) -> str:
+    """The description of a sampler, such as "heun:s_churn=40", under today's names."""
+    return _rename_choice("sampler", text, {}, SAMPLER_OPTIONS)
+
+
+def _rename_choice(
+    kind: str,
+    text: str,
+    choices: Mapping[str, str],
+    option_names: Mapping[str, Mapping[str, str]],
+) -> str:
     """NAME or NAME:OPTION=VALUE,... under today's names; spaces stay where they are."""
-    name, colon, options = part.partition(":")
-    present = GUIDANCE.get(name.strip(), name.strip())
+    name, colon, options = text.partition(":")
+    present = choices.get(name.strip(), name.strip())
     pairs = [pair.partition("=") for pair in options.split(",")]
-    names = GUIDANCE_OPTIONS.get(present, {})
+    names = option_names.get(present, {})
     keys = {key.strip() for key, _, _ in pairs}
     for former, key in names.items():
         if former in keys and key in keys:
             raise InputError(
-                f"guidance: {present}: got {former} and {key}, two names of one option, "
+                f"{kind}: {present}: got {former} and {key}, two names of one option, "
                 f"expected {key} alone"
             )
     options = ",".join(

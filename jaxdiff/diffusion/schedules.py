@@ -58,6 +58,13 @@ class Schedule(Protocol):
         """The time, not rounded, at which sigma / alpha is `sigma_edm`, 0 to infinity."""
         ...
 
+    def level_of(self, sigma_edm: T_) -> tuple[T_, T_, T_]:
+        """(t, alpha, sigma), not rounded, where sigma / alpha is `sigma_edm`, finite.
+
+        Where a schedule has a highest level it ends there.
+        """
+        ...
+
 
 def _numpy_of(t: Any) -> Any:
     """jax.numpy for arrays of jax, else numpy."""
@@ -207,6 +214,13 @@ class VPSchedule:
             log_ratio = xp.log(sigma_edm)
         return xp.interp(log_ratio, table, xp.arange(self.num_discrete, dtype=table.dtype))
 
+    def level_of(self, sigma_edm: T_) -> tuple[T_, T_, T_]:
+        """`time_of` and the point of the path, up to the highest level."""
+        xp = _numpy_of(sigma_edm)
+        sigma_edm = xp.minimum(sigma_edm, min(float(self.sigma_edm[-1]), MAX_SIGMA))
+        alpha = 1 / xp.hypot(1, sigma_edm)
+        return self.time_of(sigma_edm), alpha, alpha * sigma_edm
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowSchedule:
@@ -233,6 +247,11 @@ class FlowSchedule:
         """s = r / (1 + r), written for ratios r up to infinity."""
         with np.errstate(divide="ignore"):
             return self.time_scale / (1 + 1 / sigma_edm)
+
+    def level_of(self, sigma_edm: T_) -> tuple[T_, T_, T_]:
+        """`time_of` and the point of the path."""
+        t = self.time_of(sigma_edm)
+        return t, *self.alpha_sigma(t)
 
     def shifted(self, s: T_) -> T_:
         """The share s of noise, 0 to 1, moved by `shift` (SD3, 2403.03206, eq. 23)."""
@@ -287,3 +306,8 @@ class EDMSchedule:
         """ln(s) / 4 with s = sigma_data * sigma_edm."""
         with np.errstate(divide="ignore"):
             return _numpy_of(sigma_edm).log(self.sigma_data * sigma_edm) / 4
+
+    def level_of(self, sigma_edm: T_) -> tuple[T_, T_, T_]:
+        """`time_of` and the point of the path."""
+        t = self.time_of(sigma_edm)
+        return t, *self.alpha_sigma(t)

@@ -12,7 +12,7 @@ from jaxdiff.core.aliases import rename_guidance
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
-from jaxdiff.core.validate import in_range, one_of
+from jaxdiff.core.validate import in_range
 from jaxdiff.evaluation.alignment import Judge, Prompt, evaluate_model
 from jaxdiff.evaluation.image_grid import labelled_grid
 from jaxdiff.evaluation.measures import MEASURES
@@ -30,7 +30,7 @@ from jaxdiff.evaluation.sweep_results import (
 from jaxdiff.guidance.base import MAX_SCALE
 from jaxdiff.guidance.registry import parse
 from jaxdiff.pipeline.request import MAX_STEPS
-from jaxdiff.samplers.registry import SAMPLERS
+from jaxdiff.samplers.registry import get_sampler
 
 EVALUATION_BATCH = 64
 
@@ -66,7 +66,7 @@ def make_axes(
     for rule in rules:
         parse(rule)
     for sampler in samplers:
-        one_of("samplers", sampler, SAMPLERS)
+        get_sampler(sampler, kind="samplers")
     for number in steps:
         in_range("steps", number, 1, MAX_STEPS)
     named = {"scales": scales, "classifier_scales": classifier_scales, "clip_scales": clip_scales}

@@ -23,7 +23,7 @@ from jaxdiff.pipeline.compiled_model import (
 from jaxdiff.pipeline.inputs import BatchInputs
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.tiling import tiled
-from jaxdiff.samplers.registry import get_sampler
+from jaxdiff.samplers.base import Sampler
 
 
 class SamplingPlan(NamedTuple):
@@ -33,6 +33,7 @@ class SamplingPlan(NamedTuple):
     grid: TimestepGrid  # one row for each image of the call
     start: StartLevel  # likewise
     rule: Guidance
+    sampler: Sampler
     guidance_model: CompiledModel | None  # those of a weaker model
     decode: bool
     tile: int | None  # of the VAE, in pixels
@@ -115,7 +116,7 @@ class BatchRunner:
                 inputs.guidance_scales,
                 inputs.grid,
                 inputs.keys,
-                sampler=get_sampler(plan.request.sampler, plan.request.eta),
+                sampler=plan.sampler,
                 rule=plan.rule,
                 start=inputs.start,
                 targets=inputs.targets,

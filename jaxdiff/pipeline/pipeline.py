@@ -456,6 +456,7 @@ class Pipeline:
             grid=grid,
             start=_start_level(grid, request, init),
             rule=guidance_rule(request),
+            sampler=get_sampler(request.sampler, request.eta).for_schedule(self.schedule),
             guidance_model=None
             if self._auxiliary.guidance_model is None
             else self._auxiliary.guidance_model.stages,

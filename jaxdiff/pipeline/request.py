@@ -7,7 +7,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from jaxdiff.checkpoints.schedulers import SPACINGS, prediction_type_of, sampler_name
-from jaxdiff.core.aliases import rename_guidance
+from jaxdiff.core.aliases import rename_guidance, rename_sampler
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
@@ -78,7 +78,7 @@ class Options(TypedDict, total=False):
     clip_scale: float | Sequence[float | None] | None  # of CLIP guidance
     seed: int | Sequence[int]  # an integer s: image i has seed s + i
     steps: int | Sequence[int | None] | None
-    sampler: str | None
+    sampler: str | None  # such as "ddim:eta=0.5" or "heun:s_churn=40"
     timestep_spacing: str | Sequence[str | None] | None
     eta: float | None
     height: int | None  # in pixels
@@ -108,7 +108,7 @@ class Request:
     seeds: tuple[int, ...]
     guidance: str = "cfg"  # guidance rule and wrappers
     steps: int | tuple[int, ...]
-    sampler: str
+    sampler: str  # its name and options
     timestep_spacing: str | tuple[str | None, ...] | None
     height: int
     width: int
@@ -235,6 +235,7 @@ def resolve(
             "sampler: got none for a model whose scheduler has no counterpart in jaxdiff, "
             f"expected one of {', '.join(SAMPLERS)}"
         )
+    choices["sampler"] = rename_sampler(choices["sampler"])
     scale, seed = choices.pop("guidance_scale"), choices.pop("seed", 0)
     prompts = {"prompt": prompt} | {name: choices.pop(name, None) for name in _TEXTS[1:]}
     scales = {name: choices.pop(name, None) for name in _SCALES}
@@ -315,7 +316,7 @@ def _default_sampler(scheduler: Mapping[str, Any]) -> str | None:
 def _check_loop(steps: int, sampler: str | None, timestep_spacing: str | None) -> None:
     in_range("steps", steps, 1, MAX_STEPS)
     if sampler is not None:
-        one_of("sampler", sampler, SAMPLERS)
+        get_sampler(sampler)
     if timestep_spacing is not None:
         one_of("timestep_spacing", timestep_spacing, SPACINGS)
 

@@ -136,7 +136,7 @@ def _conditioning(
 
 def _traced(options: SamplingOptions, network: Any, batch_size: int, device: Any) -> Any:
     """The traced loop for `batch_size` images on a chip."""
-    guidance, sampler = _rule(options), get_sampler(options.sampler, None)
+    guidance, sampler = _rule(options), get_sampler(options.sampler).for_schedule(VPSchedule())
     rule = jax.tree.map(np.float32, guidance)
     grid = make_grid(VPSchedule(), options.sampler, options.steps, prediction_type=PREDICTION_TYPE)
     grid = jax.tree.map(np.asarray, grid)  # not on a device of this machine

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Float, PyTree
 from jaxdiff.diffusion.predictions import Denoiser
+from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.diffusion.timesteps import NoiseLevel
 
 # The standard normal noise of this step, one key per image; deterministic samplers never call it.
@@ -48,6 +49,11 @@ class Sampler(ABC):
         """
         del ends_clean, restarts
         return [1] * steps
+
+    def for_schedule(self, schedule: Schedule) -> "Sampler":
+        """The sampler for a network of this schedule: for levels that are not on the grid."""
+        del schedule
+        return self
 
     @abstractmethod
     def step(

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from jaxdiff.diffusion.predictions import Denoiser
 from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
+from jaxdiff.samplers.churn import ChurnSampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Euler(Sampler):
-    """Euler (EDM, 2206.00364, algorithm 1 without churn or correction).
+class Euler(ChurnSampler):
+    """Euler (EDM, 2206.00364, algorithms 1 and 2 without correction).
 
     With r = sigma / alpha the ODE is d(x / alpha) / dr = (x / alpha - D) / r = eps. Its step
     x'/alpha' = x/alpha + (r' - r) eps has x/alpha = D + r eps in it, hence x'/alpha' = D + r' eps.
@@ -28,8 +29,9 @@ class Euler(Sampler):
         there: NoiseLevel,
         noise_fn: NoiseFn,
     ) -> SamplingState:
-        """One evaluation."""
-        (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
+        """One evaluation; one draw with churn."""
+        raised_x, raised = self.raised(state.x, here, noise_fn)
+        (D, eps), guidance_state = denoise(raised_x, raised, state.guidance_state)
         x = there.alpha * D + there.sigma * eps
         return SamplingState(x=x, x0=D, sampler_state=(), guidance_state=guidance_state)
 

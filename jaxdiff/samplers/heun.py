@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, PyTree
 from jaxdiff.diffusion.predictions import Denoiser, select
 from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, is_finite_step, ratio_step
+from jaxdiff.samplers.base import NoiseFn, SamplingState, is_finite_step, ratio_step
+from jaxdiff.samplers.churn import ChurnSampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Heun(Sampler):
-    """Heun's method (EDM, 2206.00364, algorithm 1).
+class Heun(ChurnSampler):
+    """Heun's method (EDM, 2206.00364, algorithms 1 and 2).
 
     An Euler step to x', and the same step again along the mean of the noises at both of its ends. A
     step to a clean image stays Euler's, so that N steps are 2 N - 1 evaluations; so does one from
@@ -38,8 +39,9 @@ class Heun(Sampler):
         there: NoiseLevel,
         noise_fn: NoiseFn,
     ) -> SamplingState:
-        """Two evaluations; one in the last step."""
-        (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
+        """Two evaluations, one in the last step; one draw with churn."""
+        raised_x, raised = self.raised(state.x, here, noise_fn)
+        (D, eps), guidance_state = denoise(raised_x, raised, state.guidance_state)
         euler = there.alpha * D + there.sigma * eps
 
         both_ends = is_finite_step(here, there)
@@ -48,7 +50,7 @@ class Heun(Sampler):
         def corrected() -> tuple[Array, PyTree]:
             level = there.as_substep_of(here, both_ends)
             (_, end), both = denoise(euler, level, guidance_state)
-            x = euler + ratio_step(here, there) * (end - eps) / 2
+            x = euler + ratio_step(raised, there) * (end - eps) / 2
             return select(both_ends, (x, both), one_end)
 
         x, guidance_state = jax.lax.cond(jnp.any(both_ends), corrected, lambda: one_end)

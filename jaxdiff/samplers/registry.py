@@ -2,7 +2,9 @@
 
 import dataclasses
 
+from jaxdiff.core.aliases import rename_sampler
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.notation import split_options, with_options
 from jaxdiff.core.validate import one_of
 from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.ddim import DDIM
@@ -32,14 +34,33 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-def get_sampler(name: str, eta: float | None = None) -> Sampler:
-    """The sampler of that name, with a share `eta` of fresh noise where one is given (0 to 1).
+def get_sampler(name: str, eta: float | None = None, *, kind: str = "sampler") -> Sampler:
+    """The sampler that a name such as "ddim:eta=0.5" or "heun:s_churn=40" describes.
 
-    Raises InputError where it has none to choose.
+    `eta` is that option of a sampler which has it, 0 to 1. Errors, InputError, begin with `kind`.
     """
-    rule = SAMPLERS[one_of("sampler", name, SAMPLERS)]
-    if eta is None:
-        return rule
-    if not isinstance(rule, DDIM):
-        raise InputError(f"eta: got {eta:g} with sampler {name!r}, expected sampler 'ddim'")
-    return dataclasses.replace(rule, eta=eta)
+    key, options = split_options(kind, rename_sampler(name))
+    sampler = SAMPLERS[one_of(kind, key, SAMPLERS)]
+    if eta is not None:
+        fitting = [k for k, each in SAMPLERS.items() if "eta" in _options(each)]
+        if key not in fitting:
+            raise InputError(
+                f"eta: got {eta:g} with sampler {key!r}, "
+                f"expected sampler {' or '.join(map(repr, fitting))}"
+            )
+        if "eta" in options:
+            raise InputError(f"eta: got {eta:g} with sampler {name!r}, expected it once")
+        options["eta"] = str(float(eta))
+    return with_options(kind, key, sampler, options, internal=_INTERNAL)
+
+
+def registered_name(text: str) -> str:
+    """The name in SAMPLERS of the sampler that `text` describes; raises InputError."""
+    return one_of("sampler", split_options("sampler", text)[0], SAMPLERS)
+
+
+def _options(sampler: Sampler) -> set[str]:
+    return {field.name for field in dataclasses.fields(sampler)} - {*_INTERNAL}
+
+
+_INTERNAL = ("schedule",)  # set from the model, not by users

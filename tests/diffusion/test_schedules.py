@@ -169,6 +169,26 @@ def test_continuous_times_are_found_again_on_the_host_and_in_programs(schedule):
     np.testing.assert_array_equal([high, low], [[0], [1]])
 
 
+@pytest.mark.parametrize("schedule", [FLOW, EDM, VPSchedule(**STABLE_DIFFUSION)])
+def test_levels_of_a_ratio_lie_on_the_path(schedule):
+    ratio = np.geomspace(0.05, 14, 31)
+    t, alpha, sigma = schedule.level_of(ratio)
+    np.testing.assert_array_equal(t, schedule.time_of(ratio))
+    np.testing.assert_allclose(sigma / alpha, ratio, rtol=1e-12)
+    power = 1 if schedule is FLOW else 2
+    np.testing.assert_allclose(alpha**power + sigma**power, 1, rtol=1e-12)
+    traced = jax.jit(schedule.level_of)(jnp.asarray(ratio))
+    for mine, exact in zip(traced, (t, alpha, sigma), strict=True):
+        np.testing.assert_allclose(mine, exact, rtol=1e-4)
+
+
+def test_a_discrete_schedule_ends_at_its_highest_level():
+    schedule = VPSchedule(**STABLE_DIFFUSION)
+    t, alpha, sigma = schedule.level_of(np.array([1e9]))
+    assert t == schedule.num_discrete - 1
+    np.testing.assert_allclose([alpha[0], sigma[0]], [schedule.alpha[-1], schedule.sigma[-1]])
+
+
 def test_former_names_of_the_library_still_work():
     from jaxdiff import samplers
     from jaxdiff.checkpoints import schedulers

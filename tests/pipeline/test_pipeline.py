@@ -180,7 +180,20 @@ def test_eta_is_the_fresh_noise_of_ddim(single):
     both = single([PROMPT] * 2, seed=[7, 1], eta=1.0, **way)
     np.testing.assert_allclose(both.images[1], one.images[0], rtol=1e-5, atol=1e-5)
     assert one.request.to_metadata(0)["eta"] == 1.0
+    described = single(PROMPT, seed=1, **{**way, "sampler": "ddim:eta=1"})
+    np.testing.assert_array_equal(described.images, one.images)
     assert "eta" not in plain.request.to_metadata(0)
+
+
+def test_samplers_take_options(single):
+    way = {"seed": 1, "steps": 4, "output": "latent"}
+    plain, off = (single(PROMPT, sampler=s, **way).images for s in ("heun", "heun:s_churn=0"))
+    np.testing.assert_array_equal(off, plain)
+    churned = single(PROMPT, sampler="heun:churn=2", **way)
+    assert churned.request.sampler == "heun:s_churn=2"
+    assert np.isfinite(churned.images).all()
+    assert np.abs(churned.images - plain).max() > 0.1
+    assert single.nfe(churned.request) == 2 * 7
 
 
 def test_cut_prompts_are_told(single):

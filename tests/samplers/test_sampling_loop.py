@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from oracles import calls, equations, mixture, ratio_grid
+from oracles import RATIO_SCHEDULE, calls, equations, mixture, ratio_grid
 
 from jaxdiff.checkpoints.schedulers import make_grid
 from jaxdiff.core.errors import InputError
@@ -16,13 +16,12 @@ from jaxdiff.diffusion.timesteps import karras
 from jaxdiff.guidance.base import GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 from jaxdiff.guidance.registry import RULES, parse
-from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.loop import init_state, run_steps, sample
 from jaxdiff.samplers.noise import initial_noise, per_sample_keys, step_noise
-from jaxdiff.samplers.registry import SAMPLERS
+from jaxdiff.samplers.registry import SAMPLERS, get_sampler
 
-RULE_SETS = {**SAMPLERS, "ddim-eta-1": DDIM(eta=1.0)}
-STOCHASTIC = {"ddim-eta-1", *(name for name, each in SAMPLERS.items() if each.stochastic)}
+DRAWING = ("ddim:eta=1", "euler:s_churn=2")  # with options that make a sampler stochastic
+STOCHASTIC = {*DRAWING, *(name for name, each in SAMPLERS.items() if each.stochastic)}
 # Of the levels 0 .. n - 1 of n steps, those at which the network is asked; else each one once.
 ASKED = {
     "pndm": lambda n: [0, 1, *range(1, n)],
@@ -78,9 +77,11 @@ def chunk(weights, carry, conditioning, scales, grid, keys, start, stop, *, samp
     return run_steps(denoise, carry, grid, keys, start, stop, sampler=sampler)
 
 
+RULE_SETS = {name: get_sampler(name).for_schedule(SCHEDULE) for name in (*SAMPLERS, *DRAWING)}
+
+
 def grid_for(name, steps=7):
-    sampler = name.removesuffix("-eta-1")
-    return make_grid(SCHEDULE, sampler, steps, prediction_type=KIND, spacing="trailing")
+    return make_grid(SCHEDULE, name, steps, prediction_type=KIND, spacing="trailing")
 
 
 @functools.cache
@@ -293,6 +294,12 @@ def test_only_stochastic_samplers_draw(name):
     assert drawn == (name in STOCHASTIC)
 
 
+def raised_ratios(grid, steps):
+    """Where the steps with churn begin: 2 / N higher, and at most sqrt 2 times."""
+    ratio = np.asarray(grid.sigma[0, :steps] / grid.alpha[0, :steps], np.float64)
+    return ratio * (1 + min(2 / steps, np.sqrt(2) - 1))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_the_network_is_asked_no_more_than_the_method_needs(name, steps):
     """Counted as it runs: branches that are not taken cost nothing."""
@@ -310,7 +317,12 @@ def test_the_network_is_asked_no_more_than_the_method_needs(name, steps):
     )
     jax.block_until_ready(sample(denoise, latents, grid, keys, sampler=RULE_SETS[name]))
     jax.effects_barrier()
-    np.testing.assert_array_equal(seen, grid.t[0, jnp.array(ASKED.get(name, range)(steps))])
+    expected = np.array(grid.t[0, jnp.array(ASKED.get(name, range)(steps))])
+    if "churn" in name:  # the network is asked where the steps begin, which is higher
+        expected = SCHEDULE.level_of(raised_ratios(grid, steps))[0]
+        np.testing.assert_allclose(seen, expected, rtol=1e-5)
+    else:
+        np.testing.assert_array_equal(seen, expected)
 
 
 def test_scale_one_is_the_conditional_model(name):
@@ -369,8 +381,7 @@ def test_a_sharded_batch_exchanges_nothing(name):
 
 def test_zero_terminal_snr_starts_from_pure_noise(name):
     zero = VPSchedule(beta_schedule="scaled_linear", zero_terminal_snr=True)
-    sampler = name.removesuffix("-eta-1")
-    grid = make_grid(zero, sampler, 6, prediction_type=KIND, spacing="trailing")
+    grid = make_grid(zero, name, 6, prediction_type=KIND, spacing="trailing")
     latents, conditioning, scales, keys = inputs()
     x = compiled(name)(WEIGHTS, latents, conditioning, scales, grid, keys)
     assert np.all(np.isfinite(x))
@@ -399,7 +410,8 @@ def test_samples_of_a_mixture_have_the_moments_of_their_class(name):
         rule=RULES["none"],
         prediction_type="sample",
     )
-    program = jax.jit(functools.partial(sample, denoise, sampler=RULE_SETS[name]))
+    sampler = get_sampler(name).for_schedule(RATIO_SCHEDULE)
+    program = jax.jit(functools.partial(sample, denoise, sampler=sampler))
     grid = ratio_grid(SMOOTH if name in ("dpmpp-2m-sde", "dpmpp-3m-sde") else FINE)
     x = np.asarray(program(initial_noise(keys, (elements,)), grid, keys), np.float64)
     assert np.mean(x) == pytest.approx(2, abs=3 * np.sqrt(0.25 / n))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import level_at, output_for, ratio_grid, unguided
+from oracles import RATIO_SCHEDULE, level_at, output_for, ratio_grid, unguided
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.predictions import Prediction
@@ -16,7 +16,7 @@ from jaxdiff.samplers.base import SamplingState
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.loop import init_state, sample
-from jaxdiff.samplers.registry import SAMPLERS
+from jaxdiff.samplers.registry import SAMPLERS, get_sampler
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -186,7 +186,7 @@ def test_lcm_lands_on_the_consistency_function():
 
 @pytest.mark.parametrize("high", [14.6, np.inf], ids=["sd", "zero-snr"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
+@pytest.mark.parametrize("name", [*SAMPLERS.keys() - {"lcm"}, "heun:s_churn=2"])
 def test_a_constant_image_is_reached_exactly(name, steps, high, keys):
     D = jnp.array([0.3, -1.7])
 
@@ -196,7 +196,8 @@ def test_a_constant_image_is_reached_exactly(name, steps, high, keys):
     ratio = np.append(np.geomspace(14.6, 0.03, steps), 0)
     ratio[0] = high
     start = jnp.array([0.2, 2.5])
-    x = sample(denoise, start, ratio_grid(ratio, jnp.float64), keys, sampler=SAMPLERS[name])
+    sampler = get_sampler(name).for_schedule(RATIO_SCHEDULE)
+    x = sample(denoise, start, ratio_grid(ratio, jnp.float64), keys, sampler=sampler)
     # A mean of noises is one of them up to rounding, for all others D itself is left.
     np.testing.assert_allclose(x, D, rtol=1e-14 if name == "pndm" else 0)
 
@@ -204,6 +205,31 @@ def test_a_constant_image_is_reached_exactly(name, steps, high, keys):
 def test_ddim_refuses_an_eta_outside_its_range():
     with pytest.raises(InputError, match=r"eta: got 1\.5"):
         DDIM(eta=1.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ddim:phi=1", "sampler: ddim: got 'phi', expected one of eta"),
+        ("ddim:eta=high", "sampler: eta: got 'high', expected a float"),
+        ("lcm:eta=1", "sampler: lcm: got 'eta', expected no options"),
+        ("heun:schedule=1", "sampler: heun: got 'schedule', expected one of s_churn, s_tmin"),
+        ("heun:s_churn=-1", r"s_churn: got -1\.0, expected a number from 0"),
+        ("heun:churn=1,s_churn=1", "got churn and s_churn, two names of one option"),
+    ],
+)
+def test_bad_options_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        get_sampler(text)
+
+
+def test_options_are_read_from_the_description():
+    assert get_sampler("ddim: eta = 0.5") == DDIM(eta=0.5) == get_sampler("ddim", 0.5)
+    assert get_sampler("ddpm:variance=fixed_large") == DDPM(variance="fixed_large")
+    with pytest.raises(
+        InputError, match=r"eta: got 0\.5 with sampler 'ddim:eta=1', expected it once"
+    ):
+        get_sampler("ddim:eta=1", 0.5)
 
 
 def test_ddpm_knows_two_variances():

@@ -1,0 +1,43 @@
+"""The notation of a choice with options, NAME:OPTION=VALUE,..., such as "ddim:eta=0.5"."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import one_of
+
+T = TypeVar("T")
+_FLAGS = {"true": True, "false": False}
+
+
+def split_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
+    """Name and options in `text`, which describes a choice of that `kind`; raises InputError."""
+    name, _, rest = text.strip().partition(":")
+    pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+    for key, equals, value in pairs:
+        if not (equals and value):
+            raise InputError(f"{kind}: {name}: got {key!r}, expected {key or 'OPTION'}=VALUE")
+    return name.strip(), {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def with_options(
+    kind: str, name: str, choice: T, options: Mapping[str, str], *, internal: tuple[str, ...] = ()
+) -> T:
+    """`choice`, a dataclass, with `options` converted to the types of its fields.
+
+    Fields that are `internal` are no options. Raises InputError.
+    """
+    fields: Any = dataclasses.fields(choice)  # pyright: ignore[reportArgumentType]
+    known = {f.name: type(getattr(choice, f.name)) for f in fields if f.name not in internal}
+    values: dict[str, Any] = {}
+    for key, text in options.items():
+        if not known:
+            raise InputError(f"{kind}: {name}: got {key!r}, expected no options")
+        type_ = known[one_of(f"{kind}: {name}", key, known)]
+        try:
+            values[key] = _FLAGS[text.lower()] if type_ is bool else type_(text)
+        except (ValueError, KeyError):
+            expected = "true or false" if type_ is bool else f"a {type_.__name__}"
+            raise InputError(f"{kind}: {key}: got {text!r}, expected {expected}") from None
+    return dataclasses.replace(choice, **values)  # pyright: ignore[reportArgumentType]
