@@ -156,8 +156,8 @@ def run(arguments: Sequence[str]) -> None:
     total = time.perf_counter() - started
     generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
     report = {
-        "images": [str(runner.path(job)) for job, _ in plan],
-        "seeds": [job.seed for job, _ in plan],
+        "images": [str(runner.path(image.job)) for image in plan],
+        "seeds": [image.job.seed for image in plan],
         "skipped": len(plan) - len(todo),
         **{name: round(seconds, 4) for name, seconds in timings.items()},
         "images_per_s": round(len(todo) / generating, 4) if todo else None,

@@ -22,7 +22,7 @@ def make_strip(
 
     None shows COLUMNS of them. `options` are those of the call of `pipe`.
     """
-    request = pipe.resolve(prompt, seed=seed, **options)
+    (request,) = pipe.resolve(prompt, seed=seed, **options)
     if shown is None:
         shown = evenly_spaced(request.steps, COLUMNS)
     out = pipe(prompt, seed=seed, output="latent", intermediate_steps=shown, **options)
@@ -36,7 +36,7 @@ def make_strip(
         f"step {step}\nnoise {ratio:.3g}" for step, ratio in zip(seen.steps, ratios, strict=True)
     ]
     title = (
-        f"{prompt} ({request.guidance}, scale {request.guidance_scales[0]:g}, {request.sampler}, "
+        f"{prompt} ({request.guidance}, scale {request.guidance_scale:g}, {request.sampler}, "
         f"{request.steps} steps, seed {seed}; noise = sigma / alpha)"
     )
     return labelled_grid(rows, ROW_LABELS, column_labels, title=title)

@@ -11,6 +11,7 @@ from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.generation.png_files import file_digest, read_image, read_settings, write_png
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, expand_jobs
+from jaxdiff.pipeline.request import Request
 
 PER_IMAGE = ("prompt_2", "negative_prompt", "negative_prompt_2")  # lists in a call
 NUMBERS = ("guidance_scale", "steps", "strength")  # lists too, unless an image has none
@@ -21,6 +22,7 @@ class PlannedImage(NamedTuple):
 
     job: ImageJob
     settings: dict[str, Any]
+    request: Request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +45,9 @@ class Runner:
         planned = []
         for job in jobs:
             with prefix_errors(job.source):
-                request = self.pipe.resolve(**self._arguments([job]))
-                settings = model | _file_settings(job, digest) | request.to_metadata(0)
-                planned.append(PlannedImage(job, settings))
+                (request,) = self.pipe.resolve(**self._arguments([job]))
+                settings = model | _file_settings(job, digest) | request.to_metadata()
+                planned.append(PlannedImage(job, settings, request))
         return planned
 
     def missing(self, plan: Sequence[PlannedImage]) -> list[PlannedImage]:
@@ -77,14 +79,14 @@ class Runner:
         with os_errors_as_write_error(self.output, "a folder to write to"):
             self.output.mkdir(parents=True, exist_ok=True)
         for batch in _batches(images, size):
-            arguments = self._arguments([job for job, _ in batch])
+            arguments = self._arguments([image.job for image in batch])
             for name in NUMBERS:
                 if name in batch[0].settings:
-                    arguments[name] = [settings[name] for _, settings in batch]
+                    arguments[name] = [image.settings[name] for image in batch]
             on_batch(len(batch))
             out = call(**arguments, vae_tile=vae_tile, batch_size=size, callback=on_step)
-            for (job, settings), image in zip(batch, out.images, strict=True):
-                write_png(self.path(job), image, settings)
+            for planned, image in zip(batch, out.images, strict=True):
+                write_png(self.path(planned.job), image, planned.settings)
             total = {name: total[name] + out.timings[name] for name in total}
         return total
 
@@ -128,16 +130,15 @@ def _file_settings(job: ImageJob, digest: Callable[[pathlib.Path], str]) -> dict
 
 
 def _batches(images: Sequence[PlannedImage], size: int) -> Iterator[Sequence[PlannedImage]]:
-    """Batches of at most `size` images with the same size and kinds of input.
+    """Batches of at most `size` images with one batch key and the same kinds of input.
 
     Images with similar numbers of steps are together: a batch runs as long as its longest.
     """
     groups: dict[Any, list[PlannedImage]] = {}
     for image in images:
-        settings = image.settings
-        inputs = "image" in settings, "mask" in settings
-        groups.setdefault((settings["height"], settings["width"], *inputs), []).append(image)
+        inputs = "image" in image.settings, "mask" in image.settings
+        groups.setdefault((image.request.batch_key, inputs), []).append(image)
     for images_alike in groups.values():
-        group = sorted(images_alike, key=lambda image: image.settings["steps"])
+        group = sorted(images_alike, key=lambda image: image.request.steps)
         for first in range(0, len(group), size):
             yield group[first : first + size]

@@ -21,14 +21,14 @@ from jaxdiff.models.prompt_labels import PROMPT_LABELS, PromptLabels, label_targ
 from jaxdiff.pipeline.and_prompts import split_and
 from jaxdiff.pipeline.classifier_guidance import ClassifierTarget, CLIPTarget, GuidanceTargets
 from jaxdiff.pipeline.prompts import parse
-from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.request import Requests
 
 if TYPE_CHECKING:
     from jaxdiff.pipeline.pipeline import Pipeline
 
 
 class AuxiliaryModels:
-    """The auxiliary networks that are loaded, and the guidance targets of a request."""
+    """The auxiliary networks that are loaded, and the guidance targets of requestss."""
 
     def __init__(self, home: pathlib.Path | None) -> None:
         self._home = home  # a model's folder, in which classifier/ and clip/ may lie
@@ -73,11 +73,11 @@ class AuxiliaryModels:
             )
         self.guidance_model = guidance_model
 
-    def load_missing(self, request: Request) -> bool:
-        """Load what a request needs and the model's own folder has; whether anything was loaded."""
+    def load_missing(self, requests: Requests) -> bool:
+        """Load what requests need and the model's own folder has; whether anything was loaded."""
         wanted = {
-            "classifier": any(request.classifier_scales) and self.classifier is None,
-            "clip": any(request.clip_scales) and self.clip is None,
+            "classifier": any(requests.classifier_scales) and self.classifier is None,
+            "clip": any(requests.clip_scales) and self.clip is None,
         }
         for name in (name for name, missing in wanted.items() if missing):
             folder = None if self._home is None else self._home / name
@@ -88,41 +88,41 @@ class AuxiliaryModels:
             getattr(self, f"load_{name}")(folder)
         return any(wanted.values())
 
-    def guidance_targets(self, request: Request, tokenizer: Any) -> GuidanceTargets:
-        """The classifier and CLIP guidance targets of a request."""
+    def guidance_targets(self, requests: Requests, tokenizer: Any) -> GuidanceTargets:
+        """The classifier and CLIP guidance targets of requestss."""
         attributes = likeness = None
         for name in ("classifier_scale", "clip_scale"):
-            for scale, prompt in zip(getattr(request, f"{name}s"), request.prompts, strict=True):
-                if scale and len(split_and(prompt, syntax=request.prompt_syntax)) > 1:
+            for scale, prompt in zip(getattr(requests, f"{name}s"), requests.prompts, strict=True):
+                if scale and len(split_and(prompt, syntax=requests[0].prompt_syntax)) > 1:
                     raise InputError(f"{name}: got {prompt!r:.60}, expected a prompt without AND")
-        if any(request.classifier_scales):
-            columns = self._labels(request)
+        if any(requests.classifier_scales):
+            columns = self._labels(requests)
             attributes = ClassifierTarget(
-                *cast(Any, (_scales(request.classifier_scales), *columns))
+                *cast(Any, (_scales(requests.classifier_scales), *columns))
             )
-        if any(request.clip_scales):
-            text = self._text(request, tokenizer)
-            likeness = CLIPTarget(*cast(Any, (_scales(request.clip_scales), text)))
+        if any(requests.clip_scales):
+            text = self._text(requests, tokenizer)
+            likeness = CLIPTarget(*cast(Any, (_scales(requests.clip_scales), text)))
         return GuidanceTargets(attributes, likeness)
 
-    def _labels(self, request: Request) -> list[Bool[NDArray, "b n"]]:
+    def _labels(self, requests: Requests) -> list[Bool[NDArray, "b n"]]:
         """The target labels of each prompt, and which are known: none at scale 0."""
         if self.classifier is None or self.prompt_labels is None:
             raise InputError(
                 "classifier: got none, expected the folder of one, because classifier_scale is set"
             )
         labels = self.classifier.config.attributes
-        pairs = zip(request.prompts, request.classifier_scales, strict=True)
+        pairs = zip(requests.prompts, requests.classifier_scales, strict=True)
         found = [
             self.prompt_labels.labels_of(text, labels) if scale else label_targets(labels, {}, {})
             for text, scale in pairs
         ]
         return [np.stack(column) for column in zip(*found, strict=True)]
 
-    def _text(self, request: Request, tokenizer: Any) -> Float[NDArray, "b p"]:
+    def _text(self, requests: Requests, tokenizer: Any) -> Float[NDArray, "b p"]:
         """CLIP's embeddings of the prompts."""
-        texts = list(request.prompts)
-        if request.prompt_syntax:
+        texts = list(requests.prompts)
+        if requests[0].prompt_syntax:
             texts = ["".join(piece.text or " " for piece in parse(text)) for text in texts]
         ids = tokenize(tokenizer, texts)
         if self.clip is None:

@@ -21,7 +21,7 @@ from jaxdiff.pipeline.compiled_model import (
     StartLevel,
 )
 from jaxdiff.pipeline.inputs import BatchInputs
-from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.request import Request, Requests
 from jaxdiff.pipeline.tiling import tiled
 from jaxdiff.samplers.base import Sampler
 
@@ -29,7 +29,7 @@ from jaxdiff.samplers.base import Sampler
 class SamplingPlan(NamedTuple):
     """The sampling settings that all images of a call share."""
 
-    request: Request
+    requests: Requests
     grid: TimestepGrid  # one row for each image of the call
     start: StartLevel  # likewise
     rule: Guidance
@@ -109,7 +109,7 @@ class BatchRunner:
         with timer("sample_s"):
             noise = inputs.noise
             if noise is None:
-                noise = self._stages.noise(inputs.keys, self.latent_shape(plan.request))
+                noise = self._stages.noise(inputs.keys, self.latent_shape(plan.requests[0]))
             latents, seen = self._stages.denoise(
                 noise,
                 conditioning,
@@ -163,7 +163,7 @@ class BatchRunner:
             latents = self._latents(inputs.images, plan.tile)
         if inputs.masks is not None and not self._uses_mask:
             mask = self._downsample(inputs.masks)
-        request = plan.request
+        request = plan.requests[0]
 
         def extras(network: str) -> ExtraInputs:
             streams = [s for s in plan.rule.streams if s.network == network]

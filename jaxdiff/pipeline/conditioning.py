@@ -34,18 +34,17 @@ class TokenizedPrompts(NamedTuple):
 def check_request(family: Family, request: Request) -> None:
     """InputError for options that neither the text encoders nor the network take."""
     for name in ("prompt_2", "negative_prompt_2"):
-        got = next(filter(None, getattr(request, name.replace("prompt", "prompts"))), None)
-        if got is not None and len(family.text_encoders) == 1:
+        got = getattr(request, name)
+        if got and len(family.text_encoders) == 1:
             raise InputError(
                 f"{name}: got {got!r:.60}, expected none for a model with one text encoder"
             )
-    pairs = zip(request.negative_prompts, request.negative_prompts_2, strict=True)
-    for first, second in pairs if family.zero_uncond else ():
-        if second and first is None:
-            raise InputError(
-                f"negative_prompt_2: got {second!r:.60} without a negative_prompt, "
-                'expected a negative_prompt too (it may be "")'
-            )
+    second = request.negative_prompt_2
+    if second and request.negative_prompt is None and family.zero_uncond:
+        raise InputError(
+            f"negative_prompt_2: got {second!r:.60} without a negative_prompt, "
+            'expected a negative_prompt too (it may be "")'
+        )
     for extra in family.extras:
         extra.check({"guidance": request.guidance, **request.extras})
 

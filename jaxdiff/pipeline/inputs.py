@@ -15,7 +15,7 @@ from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.classifier_guidance import GuidanceTargets
 from jaxdiff.pipeline.compiled_model import StartLevel
 from jaxdiff.pipeline.conditioning import TokenizedPrompts
-from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.request import Requests
 from jaxdiff.samplers.noise import per_sample_keys
 
 T = TypeVar("T")
@@ -30,8 +30,8 @@ class InitImage(NamedTuple):
     noise: Noise | None = None  # of unit variance, instead of the seeds'
 
 
-class TokenizedRequest(NamedTuple):
-    """The tokenized request, one row per image but for the prompts."""
+class TokenizedRequests(NamedTuple):
+    """Tokenized requests, one row per image but for the prompts."""
 
     prompts: Sequence[TokenizedPrompts]  # of each image
     guidance_model_prompts: Sequence[TokenizedPrompts]  # for a weaker network; empty without one
@@ -64,9 +64,9 @@ def _rows(tree: T, rows: Int[NDArray, "r"]) -> T:
 
 
 def make_batches(
-    request: Request,
+    requests: Requests,
     init: InitImage,
-    tokenized: TokenizedRequest,
+    tokenized: TokenizedRequests,
     grid: TimestepGrid,
     start: StartLevel,
     latent_shape: tuple[int, int, int],
@@ -74,11 +74,11 @@ def make_batches(
 ) -> Iterator[tuple[list[int], BatchInputs]]:
     """Batches of at most `size` images, each with the numbers of its images.
 
-    The prompts of a batch have equally many chunks, so that an image does not depend on its batch.
-    `grid` and `start` have one row for each image. Raises InputError where the inputs do not fit
-    the request.
+    The images of a batch have one batch key, and their prompts equally many chunks, so that an
+    image does not depend on its batch. `grid` and `start` have one row for each image. Raises
+    InputError where the inputs do not fit the requests.
     """
-    count, pixels = len(request.prompts), (request.height, request.width)
+    count, pixels = len(requests), (requests[0].height, requests[0].width)
     images = latents = masks = noise = None
     if image_inputs.are_latents(init.image, latent_shape[-1]):
         rows = np.asarray(init.image, np.float32).reshape(-1, *np.shape(init.image)[-3:])
@@ -89,7 +89,7 @@ def make_batches(
         masks = _each("mask", image_inputs.masks(init.mask, *pixels), count)
     if init.noise is not None:
         noise = np.asarray(check_shape("latents", init.noise, (count, *latent_shape)), np.float32)
-    keys = per_sample_keys(request.seeds)
+    keys = per_sample_keys(requests.seeds)
     each = (
         tokenized.guidance_scales,
         tokenized.targets,

@@ -43,8 +43,8 @@ from jaxdiff.pipeline.inputs import BatchInputs, InitImage, Noise, make_batches
 from jaxdiff.pipeline.intermediates import Intermediates
 from jaxdiff.pipeline.lora import LoRAManager
 from jaxdiff.pipeline.notebook import images_html, notebook_progress
-from jaxdiff.pipeline.prompt_encoding import PromptTokenizer, guidance_rule, tokenize_request
-from jaxdiff.pipeline.request import Defaults, Options, Request, resolve, size_of
+from jaxdiff.pipeline.prompt_encoding import PromptTokenizer, guidance_rule, tokenize_requests
+from jaxdiff.pipeline.request import Defaults, Options, Requests, resolve, size_of
 from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer, add_inversion
 from jaxdiff.samplers.registry import get_sampler
 
@@ -56,10 +56,10 @@ STRENGTH = 0.8  # default for an initial image, as in diffusers; 1 with a mask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-    """The images in the requested form, the complete request, and timings."""
+    """The images in the requested form, their complete requests, and timings."""
 
     images: Any  # list of PIL images, uint8 (b, H, W, 3), or scaled float32 latents (b, h, w, c)
-    request: Request
+    requests: Requests  # one for each image
     timings: dict[str, float]  # compile_s, encode_s, sample_s, decode_s, total_s
     intermediates: Intermediates  # the latents at `intermediate_steps`
 
@@ -68,8 +68,13 @@ class Output:
         """The former name of `intermediates`."""
         return self.intermediates
 
+    @property
+    def request(self) -> Requests:
+        """The requests, read by columns: `out.request.seeds`, `out.request.steps`."""
+        return self.requests
+
     def __repr__(self) -> str:
-        total, request = self.timings["total_s"], self.request
+        total, request = self.timings["total_s"], self.requests[0]
         size = f"{request.height}x{request.width}"
         return f"Output({len(self.images)} images of {size} in {total:.1f} s)"
 
@@ -80,7 +85,7 @@ class Output:
             if images[0].dtype != np.uint8:
                 return None
             images = [Image.fromarray(image) for image in images]
-        return images_html(images, self.request.prompts)
+        return images_html(images, self.requests.prompts)
 
 
 class Pipeline:
@@ -205,8 +210,8 @@ class Pipeline:
         image: image_inputs.ImageInput = None,
         mask: image_inputs.ImageInput = None,
         **options: Unpack[Options],
-    ) -> Request:
-        """The complete request that a call with these arguments would run; raises InputError."""
+    ) -> Requests:
+        """The complete requests that a call with these arguments would run; raises InputError."""
         if image is None:
             for name in ("strength", "denoising_start"):
                 got = options.get(name)
@@ -217,7 +222,7 @@ class Pipeline:
         else:
             options = self._with_image_defaults(image, mask, options)
         known = request_options()
-        request = resolve(
+        requests = resolve(
             self.defaults,
             prompt,
             images=image_inputs.count_of(image),
@@ -225,10 +230,11 @@ class Pipeline:
             extras=accepted_options(self.family, options),
             **cast(Options, {k: value for k, value in options.items() if k not in known}),
         )
-        check_request(self.family, request)
-        if image is not None or request.denoising_end is not None:
-            self._grid(request)  # raises where no step is left
-        return request
+        for request in requests:
+            check_request(self.family, request)
+        if image is not None or options.get("denoising_end") is not None:
+            self._grid(requests)  # raises where no step is left
+        return requests
 
     def _with_image_defaults(
         self, image: image_inputs.ImageInput, mask: image_inputs.ImageInput, options: Options
@@ -283,24 +289,26 @@ class Pipeline:
         that another model can continue with the latents. Raises InputError.
         """
         one_of("output", output, OUTPUTS)
-        request = self.resolve(prompt, image=image, mask=mask, **options)
-        if self._auxiliary.load_missing(request):
+        requests = self.resolve(prompt, image=image, mask=mask, **options)
+        if self._auxiliary.load_missing(requests):
             self._update_auxiliary()
         init = InitImage(image, mask, latents)
-        tile = self._tile((request.height, request.width), vae_tile)
-        count = len(request.prompts)
+        tile = self._tile((requests[0].height, requests[0].width), vae_tile)
+        count = len(requests)
         size = count if batch_size is None else positive("batch_size", batch_size)
         timer = StageTimer(self.stages)
         results: dict[int, tuple[NDArray, NDArray]] = {}
         with notebook_progress(callback) as progress:
-            plan = self._plan(request, init, output != "latent", tile, progress, intermediate_steps)
+            plan = self._plan(
+                requests, init, output != "latent", tile, progress, intermediate_steps
+            )
             for numbers, inputs in self._inputs(plan, init, size):
                 batch = self._runner.run(inputs, plan, size, timer)
                 results |= dict(zip(numbers, zip(*batch, strict=True), strict=True))
         images, pairs = (np.stack([results[i][k] for i in range(count)]) for k in (0, 1))
         return Output(
             images=[Image.fromarray(image) for image in images] if output == "pil" else images,
-            request=request,
+            requests=requests,
             timings=timer.timings(),
             intermediates=Intermediates.of(plan.intermediate_steps, plan.grid, pairs),
         )
@@ -313,14 +321,15 @@ class Pipeline:
         size = cell * latents.shape[1], cell * latents.shape[2]
         return self._runner.decode_latents(latents, self._tile(size, vae_tile))
 
-    def nfe(self, request: Request, index: int = 0) -> int:
-        """Network evaluations for image `index` of a request (NFE); see `guidance.nfe`."""
-        grid = jax.tree.map(lambda leaf: jnp.asarray(leaf[[index]]), self._grid(request))
+    def nfe(self, request: Requests, index: int = 0) -> int:
+        """Network evaluations for image `index` of a call (NFE); see `guidance.nfe`."""
+        own = request[index]
+        grid = jax.tree.map(jnp.asarray, self._grid(Requests([own])))
         first, last = int(grid.first[0]), int(grid.last[0])
         ends_clean = last == int(grid.num_steps[0])
         rule = guidance_rule(request)
         restarts = phase_switches(rule, grid, first, last)
-        sampler = get_sampler(request.sampler, request.eta)
+        sampler = get_sampler(own.sampler, own.eta)
         per_step = sampler.nfe(last - first, ends_clean=ends_clean, restarts=restarts)
         return nfe(rule, grid, first, per_step)
 
@@ -441,21 +450,22 @@ class Pipeline:
 
     def _plan(
         self,
-        request: Request,
+        requests: Requests,
         init: InitImage,
         decode: bool,
         tile: int | None,
         callback: ProgressCallback | None,
         intermediate_steps: Sequence[int],
     ) -> SamplingPlan:
-        grid = self._grid(request)
+        grid = self._grid(requests)
+        request = requests[0]
         for step in intermediate_steps:
             in_range("intermediate_steps", step, int(max(grid.first)), int(min(grid.last)) - 1)
         return SamplingPlan(
-            request=request,
+            requests=requests,
             grid=grid,
-            start=_start_level(grid, request, init),
-            rule=guidance_rule(request),
+            start=_start_level(grid, requests, init),
+            rule=guidance_rule(requests),
             sampler=get_sampler(request.sampler, request.eta).for_schedule(self.schedule),
             guidance_model=None
             if self._auxiliary.guidance_model is None
@@ -466,13 +476,13 @@ class Pipeline:
             intermediate_steps=tuple(sorted(set(intermediate_steps))),
         )
 
-    def _grid(self, request: Request) -> TimestepGrid:
+    def _grid(self, requests: Requests) -> TimestepGrid:
         """The timestep grid of each image, with the steps to run, on the host."""
         grids: dict[tuple[int, str | None], TimestepGrid] = {}
-        tokens = request.height * request.width // (2 * self.vae.config.downscale) ** 2
         rows, levels = [], self.schedule.num_discrete or MAX_CONTINUOUS_STEPS
-        for index in range(len(request.prompts)):
-            steps, spacing = request.of("steps", index), request.of("timestep_spacing", index)
+        for request in requests:
+            steps, spacing = request.steps, request.timestep_spacing
+            tokens = request.height * request.width // (2 * self.vae.config.downscale) ** 2
             if (steps, spacing) not in grids:
                 grid = make_grid(
                     self.schedule,
@@ -485,7 +495,7 @@ class Pipeline:
                 )
                 grids[steps, spacing] = jax.tree.map(np.asarray, grid)
             grid = grids[steps, spacing]
-            ends = request.step_range(index, np.asarray(grid.t[0, :steps]), levels)
+            ends = request.step_range(np.asarray(grid.t[0, :steps]), levels)
             first, last = (np.array([end], np.int32) for end in ends)
             rows.append(grid._replace(first=first, last=last))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
@@ -494,27 +504,27 @@ class Pipeline:
         self, plan: SamplingPlan, init: InitImage, size: int
     ) -> Iterator[tuple[list[int], BatchInputs]]:
         """The images' inputs in batches; warns of truncated prompts."""
-        request, weaker = plan.request, self._auxiliary.guidance_model
-        tokenized = tokenize_request(
-            request,
+        requests, weaker = plan.requests, self._auxiliary.guidance_model
+        tokenized = tokenize_requests(
+            requests,
             plan.rule,
             self._prompt_tokenizer,
             None if weaker is None else weaker._prompt_tokenizer,
-            self._auxiliary.guidance_targets(request, self.tokenizer),
+            self._auxiliary.guidance_targets(requests, self.tokenizer),
         )
-        shape = self._runner.latent_shape(request)
-        yield from make_batches(request, init, tokenized, plan.grid, plan.start, shape, size)
+        shape = self._runner.latent_shape(requests[0])
+        yield from make_batches(requests, init, tokenized, plan.grid, plan.start, shape, size)
 
 
-def _start_level(grid: TimestepGrid, request: Request, init: InitImage) -> StartLevel:
+def _start_level(grid: TimestepGrid, requests: Requests, init: InitImage) -> StartLevel:
     """From noise, from initial images with noise, or from latents as noisy as they are."""
-    noise, count = np.asarray(grid.init_noise_sigma), len(request.prompts)
+    noise, count = np.asarray(grid.init_noise_sigma), len(requests)
     sigma, alpha = noise, None
-    if request.denoising_start is not None:
+    if requests[0].denoising_start is not None:
         sigma, alpha = np.zeros(count, np.float32), np.ones(count, np.float32)
     elif init.image is not None:
         # a mask at full strength leaves nothing of what it covers
-        full = [request.of("strength", index) == 1 for index in range(count)]
+        full = [request.strength == 1 for request in requests]
         whole = np.array(full) & (init.mask is not None)
         starts = np.arange(count), np.asarray(grid.first)
         sigma = np.where(whole, noise, np.asarray(grid.sigma)[starts])

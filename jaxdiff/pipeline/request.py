@@ -1,4 +1,4 @@
-"""A request: what one call of the pipeline generates, checked, with every default filled in."""
+"""Requests: what a call of the pipeline generates, one for each image, complete and checked."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -92,70 +92,57 @@ class Options(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One entry per image in the prompts, `guidance_scales` and `seeds`.
+    """What one image is generated from: checked, with every default filled in."""
 
-    `steps`, `timestep_spacing` and `strength` are one value for all images, or one entry per image.
-    """
-
-    prompts: tuple[str, ...]
-    prompts_2: tuple[str | None, ...]  # of the second text encoder; None: the same prompts
-    negative_prompts: tuple[str | None, ...]  # None: no negative prompt
-    negative_prompts_2: tuple[str | None, ...]
-    guidance_scales: tuple[float, ...]
-    negative_scales: tuple[float | None, ...]  # None: same as the guidance scale
-    classifier_scales: tuple[float | None, ...]  # None: no classifier guidance
-    clip_scales: tuple[float | None, ...]
-    seeds: tuple[int, ...]
+    prompt: str
+    negative_prompt: str | None  # None: no negative prompt
+    guidance_scale: float
+    seed: int
+    prompt_2: str | None = None  # of the second text encoder; None: the same prompt
+    negative_prompt_2: str | None = None
+    negative_scale: float | None = None  # None: same as the guidance scale
+    classifier_scale: float | None = None  # None: no classifier guidance
+    clip_scale: float | None = None
     guidance: str = "cfg"  # guidance rule and wrappers
-    steps: int | tuple[int, ...]
+    steps: int
     sampler: str  # its name and options
-    timestep_spacing: str | tuple[str | None, ...] | None
+    timestep_spacing: str | None
     height: int
     width: int
     eta: float | None = None  # of ddim, 0 to 1; None: the sampler's default
     prompt_syntax: bool = True  # read (word:1.3), [word], BREAK and AND
     clip_skip: int = 0  # layers to skip at the end of the text encoders
-    strength: float | tuple[float, ...] | None = None  # how much an initial image changes, 0 to 1
+    strength: float | None = None  # how much an initial image changes, 0 to 1
     denoising_start: float | None = None  # fraction of the process that is already done
     denoising_end: float | None = None  # fraction of the process after which to stop
     # options that the model's family reads, where they are not the defaults
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
-    def of(self, name: str, index: int) -> Any:
-        """The value of a field for image `index`."""
-        value = getattr(self, name)
-        return value[index] if name in _EITHER and isinstance(value, tuple) else value
+    @property
+    def batch_key(self) -> tuple[Any, ...]:
+        """What images of one batch have in common."""
+        names = (f.name for f in dataclasses.fields(self) if f.name not in (*_PER_IMAGE, "extras"))
+        return *(getattr(self, name) for name in names), *sorted(self.extras.items())
 
-    def to_metadata(self, index: int) -> dict[str, Any]:
-        """The settings of image `index` as JSON values; rare options only if set."""
-        own = {
-            "prompt": self.prompts[index],
-            "negative_prompt": self.negative_prompts[index],
-            "guidance_scale": self.guidance_scales[index],
-            "seed": self.seeds[index],
-        }
-        seconds = {"prompt_2": self.prompts_2, "negative_prompt_2": self.negative_prompts_2}
-        seconds |= {name: getattr(self, f"{name}s") for name in _SCALES}
-        own |= {name: column[index] for name, column in seconds.items() if column[index]}
+    def to_metadata(self) -> dict[str, Any]:
+        """The settings as JSON values; rare options only if set."""
+        own: dict[str, Any] = {}
         for field in dataclasses.fields(self):
-            value = self.of(field.name, index)
-            if field.name not in (*_COLUMNS, "extras") and (
-                field.default is dataclasses.MISSING or value != field.default
-            ):
+            value = getattr(self, field.name)
+            unset = not value if field.name in (*_TEXTS, *_SCALES) else value == field.default
+            required = field.default is dataclasses.MISSING
+            if field.name != "extras" and (required or not unset):
                 own[field.name] = value
         extras = self.extras.items()
         return own | {k: list(v) if isinstance(v, tuple) else v for k, v in extras}
 
-    def prompts_for_encoder(
-        self, index: int
-    ) -> tuple[tuple[str | None, str], tuple[str | None, str]]:
-        """(negative prompt, prompt) of image `index` for each of the two text encoders."""
-        negative, prompt = self.negative_prompts[index], self.prompts[index]
-        second = self.negative_prompts_2[index] or negative, self.prompts_2[index] or prompt
-        return (negative, prompt), second
+    def prompts_for_encoder(self) -> tuple[tuple[str | None, str], tuple[str | None, str]]:
+        """(negative prompt, prompt) for each of the two text encoders."""
+        negative, prompt = self.negative_prompt, self.prompt
+        return (negative, prompt), (self.negative_prompt_2 or negative, self.prompt_2 or prompt)
 
-    def step_range(self, index: int, times: Float[NDArray, "n"], levels: int) -> tuple[int, int]:
-        """First and end (exclusive) of the steps to run for image `index`, of those at `times`.
+    def step_range(self, times: Float[NDArray, "n"], levels: int) -> tuple[int, int]:
+        """First and end (exclusive) of the steps to run, of those at `times`.
 
         A strength s runs the last int(n s) of n steps (SDEdit, 2108.01073); a fraction of the
         process ends at time round(levels (1 - fraction)). InputError if no step is left.
@@ -164,13 +151,13 @@ class Request:
         def steps_until(fraction: float) -> int:
             return int(np.sum(times >= round(levels * (1 - fraction))))
 
-        n, strength = len(times), self.of("strength", index)
-        first = 0 if strength is None else n - min(int(n * strength), n)
+        n = len(times)
+        first = 0 if self.strength is None else n - min(int(n * self.strength), n)
         first = first if self.denoising_start is None else steps_until(self.denoising_start)
         last = n if self.denoising_end is None else steps_until(self.denoising_end)
         if first >= last:
             names = ("strength", "denoising_start", "denoising_end")
-            values = {name: self.of(name, index) for name in names}
+            values = {name: getattr(self, name) for name in names}
             chosen = [f"{name} {value}" for name, value in values.items() if value is not None]
             raise InputError(
                 f"steps: got {n} with {', '.join(chosen)}, expected at least one step to run"
@@ -178,10 +165,46 @@ class Request:
         return first, last
 
 
+class Requests(tuple[Request, ...]):
+    """The requests of a call, one per image, which can also be read by columns.
+
+    `requests.prompts`, `requests.seeds` and `requests.guidance_scales` are tuples, one entry per
+    image. Under its own name, such as `requests.steps`, a field is the value that all images share,
+    or else such a tuple.
+    """
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        field = _COLUMNS.get(name, name)
+        if field not in Request.__dataclass_fields__:
+            raise AttributeError(f"'Requests' object has no attribute {name!r}")
+        column = tuple(getattr(request, field) for request in self)
+        shared = name == field and all(value == column[0] for value in column)
+        return column[0] if shared else column
+
+    def to_metadata(self, index: int) -> dict[str, Any]:
+        """The settings of image `index`."""
+        return self[index].to_metadata()
+
+
 _TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 _SCALES = ("negative_scale", "classifier_scale", "clip_scale")
-# one value for all images, or one for each
-_EITHER: dict[str, type] = {"steps": int, "timestep_spacing": str, "strength": float}
+# fields that may differ between the images of a call
+_PER_IMAGE: dict[str, type] = {
+    **dict.fromkeys(_TEXTS, str),
+    **dict.fromkeys(("guidance_scale", *_SCALES), float),
+    "seed": int,
+    "steps": int,
+    "timestep_spacing": str,
+    "strength": float,
+}
+_FILLED = ("steps", "timestep_spacing", "strength")  # where None in a list is the model's default
+# `Requests` by columns: prompts_2, guidance_scales, seeds, ...
+_COLUMNS = {
+    name.replace("prompt", "prompts") if name in _TEXTS else f"{name}s": name
+    for name in (*_TEXTS, "guidance_scale", *_SCALES, "seed")
+}
 _DEFAULTS = (
     "guidance_scale",
     "guidance",
@@ -190,18 +213,6 @@ _DEFAULTS = (
     "timestep_spacing",
     "height",
     "width",
-)
-
-
-def _plural(name: str) -> str:
-    return name.replace("prompt", "prompts")
-
-
-_COLUMNS = (
-    *map(_plural, _TEXTS),
-    "guidance_scales",
-    *(f"{name}s" for name in _SCALES),
-    "seeds",
 )
 
 
@@ -220,43 +231,34 @@ def resolve(
     vae_scale_factor: int,
     extras: Mapping[str, Any] | None = None,
     **options: Unpack[Options],
-) -> Request:
-    """The complete request; None takes the model's default, one value serves all images.
+) -> Requests:
+    """The complete requests; None takes the model's default, one value serves all images.
 
     A single prompt with several seeds, scales, steps, other prompts or initial `images` gives one
     image for each. Height and width must be multiples of `vae_scale_factor`. `extras` are options
     that the model's family reads, checked already. Raises InputError.
     """
     chosen: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
-    choices = {name: getattr(defaults, name) for name in _DEFAULTS} | chosen
-    choices["guidance"] = rename_guidance(choices["guidance"])
-    if choices["sampler"] is None:
+    values: dict[str, Any] = {"prompt": prompt, "negative_prompt": None}
+    values |= {name: getattr(defaults, name) for name in _DEFAULTS} | chosen
+    if values["sampler"] is None:
         raise InputError(
             "sampler: got none for a model whose scheduler has no counterpart in jaxdiff, "
             f"expected one of {', '.join(SAMPLERS)}"
         )
-    choices["sampler"] = rename_sampler(choices["sampler"])
-    scale, seed = choices.pop("guidance_scale"), choices.pop("seed", 0)
-    prompts = {"prompt": prompt} | {name: choices.pop(name, None) for name in _TEXTS[1:]}
-    scales = {name: choices.pop(name, None) for name in _SCALES}
-    either = {name: choices.get(name) for name in _EITHER}
-    columns = prompts | scales | either | {"guidance_scale": scale, "seed": seed}
-    count = max(images, _count(columns))
-    for name, value in either.items():
-        if not _single(value):
-            filled = [getattr(defaults, name, None) if v is None else v for v in value or ()]
-            choices[name] = _column(name, filled, count, _EITHER[name])
-    seeds = np.arange(count) + np.asarray(seed) if _single(seed) else seed
-    request = Request(
-        **{_plural(name): _column(name, texts, count, str) for name, texts in prompts.items()},
-        guidance_scales=_column("guidance_scale", scale, count, float),
-        **{f"{name}s": _column(name, values, count, float) for name, values in scales.items()},
-        seeds=_column("seed", seeds, count, int),
-        extras=extras or {},
-        **choices,
+    values["guidance"] = rename_guidance(values["guidance"])
+    values["sampler"] = rename_sampler(values["sampler"])
+    given = {name: values.pop(name) for name in _PER_IMAGE if name in values}
+    count, seed = max(images, _count(given)), given.get("seed", 0)
+    given["seed"] = np.arange(count) + np.asarray(seed) if _single(seed) else seed
+    columns = {name: _column(name, value, count, defaults) for name, value in given.items()}
+    requests = Requests(
+        Request(**dict(zip(columns, row, strict=True)), **values, extras=extras or {})
+        for row in zip(*columns.values(), strict=True)
     )
-    _check(request, vae_scale_factor)
-    return request
+    for request in requests:
+        _check(request, vae_scale_factor)
+    return requests
 
 
 def _single(value: Any) -> bool:
@@ -271,13 +273,18 @@ def _count(columns: Mapping[str, Any]) -> int:
     return max(lengths, default=1)
 
 
-def _column(name: str, value: Any, count: int, kind: type) -> tuple[Any, ...]:
-    """`value` as one entry of type `kind` for each of `count` images."""
-    entries = (value,) * count if _single(value) else tuple(value)
+def _column(name: str, value: Any, count: int, defaults: Defaults) -> tuple[Any, ...]:
+    """`value` as one entry for each of `count` images."""
+    kind, single = _PER_IMAGE[name], _single(value)
+    entries = (value,) * count if single else tuple(value)
     if len(entries) == 1:
         entries *= count
     if len(entries) != count:
         raise InputError(f"{name}: got {len(entries)} entries, expected 1 or {count}")
+    if name in _FILLED:
+        if single:
+            return entries
+        entries = tuple(getattr(defaults, name, None) if e is None else e for e in entries)
     if None in entries and name not in (*_TEXTS[1:], *_SCALES, "timestep_spacing"):
         raise InputError(f"{name}: got None, expected a {kind.__name__}")
     return tuple(None if entry is None else kind(entry) for entry in entries)
@@ -331,39 +338,32 @@ def _check_guidance(request: Request) -> None:
             f"guidance: got {request.guidance} with sampler {request.sampler}, "
             f"expected one of {', '.join(fitting)}"
         )
-    for scale in request.guidance_scales:
-        name = f"guidance_scale (with guidance {request.guidance})"
-        in_range(name, scale, 0, capabilities.max_scale)
-    if any(s is not None for s in request.negative_scales) and not capabilities.negative_scale:
+    name = f"guidance_scale (with guidance {request.guidance})"
+    in_range(name, request.guidance_scale, 0, capabilities.max_scale)
+    if request.negative_scale is not None and not capabilities.negative_scale:
         fitting = [name for name, each in RULES.items() if each.capabilities.negative_scale]
         raise InputError(
             f"negative_scale: got it with guidance {request.guidance}, "
             f"expected guidance {' or '.join(fitting)}"
         )
-    prompts = [split_and(prompt, syntax=request.prompt_syntax) for prompt in request.prompts]
-    rule.for_prompts(max(map(len, prompts)))
+    rule.for_prompts(len(split_and(request.prompt, syntax=request.prompt_syntax)))
 
 
 def _check(request: Request, vae_scale_factor: int) -> None:
     get_sampler(request.sampler, request.eta)
-    for index in range(len(request.prompts)):
-        steps, spacing = request.of("steps", index), request.of("timestep_spacing", index)
-        _check_loop(steps, request.sampler, spacing)
-        for name in ("strength", "denoising_start", "denoising_end"):
-            if (value := request.of(name, index)) is not None:
-                in_range(name, value, 0, 1)
+    _check_loop(request.steps, request.sampler, request.timestep_spacing)
+    for name in ("strength", "denoising_start", "denoising_end"):
+        if (value := getattr(request, name)) is not None:
+            in_range(name, value, 0, 1)
     in_range("clip_skip", request.clip_skip, 0, 100)
     if request.prompt_syntax:
         for name in _TEXTS:
-            for text in getattr(request, _plural(name)):
-                parse(text or "")
+            parse(getattr(request, name) or "")
     for name in ("guidance_scale", *_SCALES):
-        for scale in getattr(request, f"{name}s"):
-            if scale is not None:
-                _check_scale(name, scale)
+        if (scale := getattr(request, name)) is not None:
+            _check_scale(name, scale)
     _check_guidance(request)
-    for seed in request.seeds:
-        in_range("seed", seed, 0, 2**32 - 1)
+    in_range("seed", request.seed, 0, 2**32 - 1)
     for name in ("height", "width"):
         size = getattr(request, name)
         if size <= 0 or size % vae_scale_factor:

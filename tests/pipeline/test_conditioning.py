@@ -42,11 +42,9 @@ def time_ids(family, asked, prompted):
 
 
 def test_every_option_is_a_field_of_the_request_and_the_other_way_round():
-    scales = ("guidance_scale", "negative_scale", "classifier_scale", "clip_scale")
-    columns = {name: f"{name}s" for name in (*scales, "seed")}
-    fields = {columns.get(n, n.replace("prompt", "prompts")) for n in Options.__annotations__}
-    fields = fields - {"prompts_syntax"} | {"prompt_syntax", "prompts", "extras"}
-    assert fields == {field.name for field in dataclasses.fields(Request)}
+    assert {*Options.__annotations__, "prompt", "extras"} == {
+        field.name for field in dataclasses.fields(Request)
+    }
 
 
 def test_an_unknown_option_is_an_error():
@@ -66,12 +64,12 @@ def test_an_unknown_option_is_an_error():
     ],
 )
 def test_texts_of_two_encoders(options, first, second):
-    assert request(**options).prompts_for_encoder(0) == (first, second)
+    assert request(**options)[0].prompts_for_encoder() == (first, second)
 
 
 def test_second_prompts_image_by_image():
     asked = request(["a", "b", "c"], prompt_2=["x", None, "z"], negative_prompt="n")
-    assert [asked.prompts_for_encoder(i)[1] for i in range(3)] == [
+    assert [each.prompts_for_encoder()[1] for each in asked] == [
         ("n", "x"),
         ("n", "b"),
         ("n", "z"),
@@ -93,13 +91,13 @@ def vocabulary(tmp_path_factory):
 
 def test_each_encoder_reads_its_own_text(vocabulary):
     """Words end the letter: a</w> is 7, b</w> 8, ...; a long text lengthens those of all."""
-    texts = request(
-        "a", prompt_2="b", negative_prompt="c", negative_prompt_2="d"
-    ).prompts_for_encoder(0)
+    texts = request("a", prompt_2="b", negative_prompt="c", negative_prompt_2="d")[
+        0
+    ].prompts_for_encoder()
     words, cut = tokenize_prompts(BASE, [vocabulary] * 2, texts, syntax=True)
     assert [ids[:, 0, 1].tolist() for ids in words.ids] == [[9, 7], [10, 8]]
     assert not words.zero_out.any()
-    texts = request("a", prompt_2="a b c d e").prompts_for_encoder(0)
+    texts = request("a", prompt_2="a b c d e")[0].prompts_for_encoder()
     words, cut = tokenize_prompts(BASE, [vocabulary] * 2, texts, syntax=True)
     assert [ids.shape for ids in words.ids] == [(2, 2, 6)] * 2
     assert (words.zero_out.tolist(), cut) == ([True, False], 0)
@@ -161,13 +159,13 @@ def test_numbers_of_the_refiner():
 )
 def test_what_would_not_be_heard_is_refused(recipe, options, message):
     with pytest.raises(InputError, match=f"^{message}"):
-        check_request(recipe, request(family=recipe, **options))
+        check_request(recipe, request(family=recipe, **options)[0])
 
 
 def test_what_is_heard_is_fine():
     sizes = {"original_size": (1, 2), "negative_crop_top_left": (1, 2)}
     asked = request(prompt_2="b", negative_prompt="", negative_prompt_2="c", **sizes)
-    check_request(BASE, asked)
-    check_request(dataclasses.replace(BASE, zero_uncond=False), request(negative_prompt_2="c"))
-    check_request(REFINER, request(family=REFINER, prompt_2="", **sizes))
-    check_request(SD1, request(family=SD1, crop_top_left=(0, 0), aesthetic_score=6.0))
+    check_request(BASE, asked[0])
+    check_request(dataclasses.replace(BASE, zero_uncond=False), request(negative_prompt_2="c")[0])
+    check_request(REFINER, request(family=REFINER, prompt_2="", **sizes)[0])
+    check_request(SD1, request(family=SD1, crop_top_left=(0, 0), aesthetic_score=6.0)[0])
