@@ -214,9 +214,12 @@ class Pipeline:
         """The complete requests that a call with these arguments would run; raises InputError."""
         if image is None:
             for name in ("strength", "denoising_start"):
-                got = options.get(name)
-                if got is not None:
-                    raise InputError(f"{name}: got {got} without an image, expected an image too")
+                values = options.get(name)
+                for value in values if isinstance(values, Sequence) else (values,):
+                    if value is not None:
+                        raise InputError(
+                            f"{name}: got {value} without an image, expected an image too"
+                        )
             if mask is not None:
                 raise InputError("mask: got a mask without an image, expected an image too")
         else:

@@ -398,7 +398,7 @@ def test_settings_tell_the_pictures_apart(mixed_job):
 def test_another_picture_under_the_same_name_is_noticed(mixed_job, model, capsys):
     folder, arguments = mixed_job
     assert generate(model, folder / "out", *arguments, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["skipped"] == 6
+    assert json.loads(capsys.readouterr().out)["skipped"] == 7
     kept = (folder / "b.png").read_bytes()
     picture(folder / "b.png")
     assert generate(model, folder / "out", *arguments) == 2
