@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -20,11 +20,19 @@ from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.models.prompt_labels import PROMPT_LABELS, PromptLabels, label_targets, prompt_labels
 from jaxdiff.pipeline.and_prompts import split_and
 from jaxdiff.pipeline.classifier_guidance import ClassifierTarget, CLIPTarget, GuidanceTargets
+from jaxdiff.pipeline.compiled_model import CompiledModel
+from jaxdiff.pipeline.prompt_encoding import PromptTokenizer
 from jaxdiff.pipeline.prompts import parse
 from jaxdiff.pipeline.request import Requests
 
-if TYPE_CHECKING:
-    from jaxdiff.pipeline.pipeline import Pipeline
+
+class GuidanceModel(NamedTuple):
+    """The parts of a weaker pipeline that guidance uses."""
+
+    stages: CompiledModel
+    tokenizer: PromptTokenizer
+    latent_channels: int
+    schedule: Schedule
 
 
 class AuxiliaryModels:
@@ -32,7 +40,7 @@ class AuxiliaryModels:
 
     def __init__(self, home: pathlib.Path | None) -> None:
         self._home = home  # a model's folder, in which classifier/ and clip/ may lie
-        self.guidance_model: Pipeline | None = None
+        self.guidance_model: GuidanceModel | None = None
         self.classifier: LatentClassifier | None = None
         self.prompt_labels: PromptLabels | None = None  # how prompts name its labels
         self.clip: CLIPModel | None = None
@@ -59,11 +67,11 @@ class AuxiliaryModels:
         self.image_processor = read_image_processor(folder, module.vision_model.config.image_size)
 
     def set_guidance_model(
-        self, guidance_model: "Pipeline | None", channels: int, schedule: Schedule
+        self, guidance_model: GuidanceModel | None, channels: int, schedule: Schedule
     ) -> None:
         """Set the weaker model; InputError unless it has these channels and this schedule."""
-        if guidance_model is not None and guidance_model.vae.config.latent_channels != channels:
-            got = guidance_model.vae.config.latent_channels
+        if guidance_model is not None and guidance_model.latent_channels != channels:
+            got = guidance_model.latent_channels
             raise InputError(
                 f"guidance_model: got a model with {got} latent channels, expected {channels}"
             )

@@ -34,7 +34,7 @@ from jaxdiff.models.build import param_dict
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline import image_inputs
-from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
+from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels, GuidanceModel
 from jaxdiff.pipeline.batches import BatchRunner, SamplingPlan, StageTimer
 from jaxdiff.pipeline.compiled_model import CompiledModel, ProgressCallback, StartLevel
 from jaxdiff.pipeline.conditioning import check_request
@@ -407,7 +407,11 @@ class Pipeline:
 
         Raises InputError unless it has the same latent channels and noise schedule.
         """
-        self._auxiliary.set_guidance_model(model, self.vae.config.latent_channels, self.schedule)
+        weaker = None
+        if model is not None:
+            channels = model.vae.config.latent_channels
+            weaker = GuidanceModel(model.stages, model._prompt_tokenizer, channels, model.schedule)
+        self._auxiliary.set_guidance_model(weaker, self.vae.config.latent_channels, self.schedule)
         self._update_auxiliary()
 
     set_guide = set_guidance_model  # its former name
@@ -512,7 +516,7 @@ class Pipeline:
             requests,
             plan.rule,
             self._prompt_tokenizer,
-            None if weaker is None else weaker._prompt_tokenizer,
+            None if weaker is None else weaker.tokenizer,
             self._auxiliary.guidance_targets(requests, self.tokenizer),
         )
         shape = self._runner.latent_shape(requests[0])
