@@ -31,7 +31,7 @@ from jaxdiff.cli.train import load_config
 from jaxdiff.experiments.experiment import CHECKPOINTS
 from jaxdiff.experiments.train import experiment
 from jaxdiff.experiments.trainer import Trainer
-from jaxdiff.parallel.mesh import device_put_global, shard_batch
+from jaxdiff.parallel.mesh import shard_batch
 from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training import loop
 from jaxdiff.training.config import DataConfig, TrainConfig
@@ -92,8 +92,7 @@ class Turns:
 
     def __init__(self, trainer: Trainer, steps: int) -> None:
         self._trainer, self._steps, self._state = trainer, steps, trainer.state
-        places = trainer.program.frozen_shardings
-        self._frozen = jax.tree.map(device_put_global, trainer.experiment.frozen, places)
+        self._frozen = trainer.experiment.load_frozen(trainer.program.frozen_shardings)
 
     def run(self, batches: Prefetch) -> Mapping[str, float]:
         """What the log says of the second half of the steps."""

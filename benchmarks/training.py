@@ -30,9 +30,10 @@ from jax.profiler import ProfileData
 
 from jaxdiff.cli.train import load_config
 from jaxdiff.core.types import PyTree, dtype_of
+from jaxdiff.experiments.train import wire
 from jaxdiff.parallel.hardware import peak_flops
 from jaxdiff.parallel.mesh import device_put_global, make_mesh, replicated, shard_batch
-from jaxdiff.planning.abstract_training import abstract_training
+from jaxdiff.planning.published_models import PUBLISHED
 from jaxdiff.planning.training import step_flops
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 from jaxdiff.training.program import make_program
@@ -129,7 +130,7 @@ def kernels(folder: pathlib.Path) -> dict[str, float]:
 def main() -> None:
     options = parsed()
     config = chosen(options)
-    parts = abstract_training(config)
+    parts = wire(config, PUBLISHED)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     program = make_program(config, parts.task, parts.frozen, mesh)
     where = program.state_shardings.params

@@ -7,6 +7,7 @@ from flax import nnx
 
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.loading import Placement
 from jaxdiff.checkpoints.pipelines import PREPROCESSOR
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
@@ -36,13 +37,13 @@ def read_image_processor(folder: pathlib.Path, size: int) -> CLIPImageProcessor:
 
 
 def read_vision(
-    folder: pathlib.Path, *, dtype: Dtype | None = None
+    folder: pathlib.Path, *, dtype: Dtype | None = None, sharding: Placement = None
 ) -> tuple[CLIPVisionModel, CLIPImageProcessor]:
     """The vision tower, with its projection if it has one, of the CLIP model in `folder`.
 
-    InputError for a folder of another class. `dtype` is that of `read_component`.
+    InputError for a folder of another class. The options are those of `read_component`.
     """
-    module = vision_of(read_component(folder, dtype=dtype).module, folder)
+    module = vision_of(read_component(folder, dtype=dtype, sharding=sharding).module, folder)
     return module, read_image_processor(folder, module.config.image_size)
 
 

@@ -12,7 +12,13 @@ from flax import nnx
 from jaxdiff.checkpoints import flax_layout
 from jaxdiff.checkpoints.configs import updated
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
-from jaxdiff.checkpoints.loading import Placement, lazy_tensors, load_into, stored_dtype
+from jaxdiff.checkpoints.loading import (
+    Placement,
+    lazy_tensors,
+    load_into,
+    match_keys,
+    stored_dtype,
+)
 from jaxdiff.checkpoints.model_registry import (
     MODEL_CLASSES,
     Configs,
@@ -102,10 +108,12 @@ def build(
     dtype: Dtype | None = None,
     sharding: Placement = None,
     attention: str = "auto",
+    weights: bool = True,
 ) -> nnx.Module:
     """The module of a class in KINDS with the stored tensors `entries`, as `read_component` says.
 
-    `sources` say where the configs and where the tensors are from, for errors.
+    `sources` say where the configs and where the tensors are from, for errors. Without `weights`
+    the module has shapes, and no tensor is read.
     """
     kind = MODEL_CLASSES[class_name]
     compute = _commonest(entries) if dtype is None else dtype
@@ -118,6 +126,9 @@ def build(
             attention=attention,
             **kind.options,
         )
+    if not weights:
+        match_keys(module, entries, class_name=class_name, source=sources[1])
+        return module
     return load_into(
         module, entries, class_name=class_name, source=sources[1], dtype=dtype, sharding=sharding
     )

@@ -15,9 +15,10 @@ from jaxdiff.checkpoints.safetensors import NUMPY_DTYPES, LazyTensor, TensorInfo
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.models.build import param_dict, with_params
+from jaxdiff.parallel.mesh import device_put_global
 
 M = TypeVar("M", bound=nnx.Module)
-Placement = jax.sharding.Sharding | Callable[[str], jax.sharding.Sharding] | None
+Placement = jax.sharding.Sharding | Callable[[str], jax.sharding.Sharding | None] | None
 
 FLOATS = ("F64", "F32", "BF16", "F16")
 # Each holds one tensor on the host. Two keep reading, casting and transposing apart from the
@@ -62,6 +63,8 @@ def _put(view: np.ndarray, place: jax.sharding.Sharding | None) -> Array:
     others, to which nothing else refers. It does so for every device, so that copies for several
     are better made from the first.
     """
+    if isinstance(place, jax.sharding.NamedSharding) and not place.is_fully_addressable:
+        return device_put_global(view, place)
     if place is not None and place.is_fully_replicated and place.is_fully_addressable:
         first = min(place.device_set, key=lambda device: device.id)
         return jax.device_put(jax.device_put(view, first), place)

@@ -1,7 +1,7 @@
 """A whole model from wherever it is: a diffusers folder, a single file, the Hub."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from jaxdiff.checkpoints import hub
 from jaxdiff.checkpoints.loading import Placement
@@ -19,6 +19,7 @@ def read_model(
     variant: str | None = None,
     prediction_type: str | None = None,
     sharding: Placement = None,
+    only: Container[str] | None = None,
 ) -> PipelineComponents:
     """The pipeline at `source`: a folder, a file of the original layout, or a Hub repository.
 
@@ -29,12 +30,14 @@ def read_model(
     if path.is_file():
         if variant is not None:
             raise InputError(f"variant: got {variant!r} for the file {path}, expected a folder")
-        return read_single_file(path, dtype, prediction_type=prediction_type, sharding=sharding)
+        return read_single_file(
+            path, dtype, prediction_type=prediction_type, sharding=sharding, only=only
+        )
     if prediction_type is not None:
         raise InputError(
             f"prediction_type: got {prediction_type!r} for {source}, expected a single file"
         )
-    return read_pipeline(path, dtype, variant=variant, sharding=sharding)
+    return read_pipeline(path, dtype, variant=variant, sharding=sharding, only=only)
 
 
 def resolve_source(source: str | pathlib.Path, *, variant: str | None = None) -> pathlib.Path:

@@ -7,13 +7,14 @@ optional jaxdiff.json holds the defaults of this model for jaxdiff (guidance sca
 
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flax import nnx
 
 from jaxdiff.checkpoints.components import (
+    CONFIG,
     Component,
     abstract_component,
     read_component,
@@ -66,12 +67,14 @@ def read_pipeline(
     variant: str | None = None,
     sharding: Placement = None,
     attention: str = "auto",
+    only: Container[str] | None = None,
 ) -> PipelineComponents:
     """Read a pipeline folder, its weights straight to the device(s) in `dtype`.
 
     `dtype` None keeps the stored dtypes. A component without `variant` gives its plain weights, but
-    one must have it. `sharding` and `attention` are `read_component`'s. Raises InputError, naming
-    the file, for anything missing, broken or unknown.
+    one must have it. `sharding` and `attention` are `read_component`'s. `only` names the components
+    whose weights are read (None: all); the other modules have shapes. Raises InputError, naming the
+    file, for anything missing, broken or unknown.
     """
     folder = pathlib.Path(folder)
     index = _read_index(folder)
@@ -95,6 +98,11 @@ def read_pipeline(
             variant=variant if variant in variants(folder / name) else None,
             sharding=sharding,
             attention=attention,
+        )
+        if only is None or name in only
+        else Component(
+            module=abstract_component(folder / name, class_name=cls),
+            config=read_object(folder / name / CONFIG),
         )
         for name, cls in modules.items()
     }

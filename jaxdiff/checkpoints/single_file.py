@@ -3,7 +3,7 @@
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from flax import nnx
 
@@ -49,12 +49,13 @@ def read_single_file(
     prediction_type: str | None = None,
     sharding: Placement = None,
     attention: str = "auto",
+    only: Container[str] | None = None,
 ) -> PipelineComponents:
     """The pipeline in a file of the original layout, its family and sizes told by its tensors.
 
     `prediction_type` overrules what the family predicts, which the files of Stable Diffusion 2 do
-    not say. The rest is `read_component`'s. Raises InputError, naming the file, for anything that
-    is missing, left over or unfit.
+    not say. `only` is `read_pipeline`'s, the rest `read_component`'s. Raises InputError, naming the
+    file, for anything that is missing, left over or unfit.
     """
     if prediction_type is not None:
         one_of("prediction_type", prediction_type, PREDICTION_TYPES)
@@ -63,12 +64,23 @@ def read_single_file(
     layout = layout_of(entries, prediction_type)
     prefixes = (UNET, VAE, *(part.prefix for part in layout.texts))
     groups = split(entries, prefixes)
-    make = functools.partial(
-        build, sources=(str(path), str(path)), dtype=dtype, sharding=sharding, attention=attention
-    )
-    modules = {"unet": _unet(groups[UNET], layout, make), "vae": _vae(groups[VAE], layout, make)}
+
+    def make(name: str) -> Build:
+        return functools.partial(
+            build,
+            sources=(str(path), str(path)),
+            dtype=dtype,
+            sharding=sharding,
+            attention=attention,
+            weights=only is None or name in only,
+        )
+
+    modules = {
+        "unet": _unet(groups[UNET], layout, make("unet")),
+        "vae": _vae(groups[VAE], layout, make("vae")),
+    }
     for part in layout.texts:
-        modules[part.name] = _text(groups[part.prefix], part, make)
+        modules[part.name] = _text(groups[part.prefix], part, make(part.name))
     nine = groups[UNET]["input_blocks.0.0.weight"].shape[1:2] == (9,)
     scheduler = dict(layout.scheduler)
     if prediction_type or "v_pred" in entries:

@@ -1,46 +1,53 @@
 """The model that a diffusion training starts from: a pipeline, or a VAE and a text encoder."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any, cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints.components import Component, read_component
-from jaxdiff.checkpoints.loading import host_memory
+from jaxdiff.checkpoints.loading import Placement, host_memory
 from jaxdiff.checkpoints.models import read_model, resolve_source, weight_hashes
 from jaxdiff.checkpoints.pipelines import PipelineComponents
-from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.trees import cast_floating as in_dtype
 from jaxdiff.core.types import Dtype, Int, NDArray
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.experiments.experiment import FILES, ModelSource, shapes_in
 from jaxdiff.families.base import Family
-from jaxdiff.families.registry import detect_family, family_of
+from jaxdiff.families.registry import detect_family
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.parallel.mesh import device_put_global
 from jaxdiff.pipeline.vocabulary import tokenizer_of
-from jaxdiff.training.config import DiffusionObjective, Full
+from jaxdiff.training.config import DiffusionObjective, Full, TrainConfig
+from jaxdiff.training.objectives.diffusion import Frozen
 
 SAMPLER, SPACING = "ddim", "trailing"  # of sample grids, and the defaults of what is exported
 
 
-class BaseModel(NamedTuple):
-    """A model before its training. Weights are on the host, in their stored dtypes.
-
-    There is no UNet if it is initialised at random.
-    """
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A model before its training: its networks as shapes, and how to read their weights."""
 
     objective: DiffusionObjective  # with the fields that a pipeline provides
     family: Family
-    pipeline: PipelineComponents
-    reload: Callable[[], PipelineComponents]  # reads it again
-    digests: Mapping[str, str]  # of the weights of each component
+    pipeline: PipelineComponents  # its modules have shapes
+    read: Callable[..., PipelineComponents]  # the same with weights; options as `read_pipeline`
+    hash_weights: Callable[[], Mapping[str, str]]  # of each component
+
+    @functools.cached_property
+    def digests(self) -> Mapping[str, str]:
+        """Of the weights of each component that is read."""
+        return self.hash_weights()
 
     @property
     def vae(self) -> AutoencoderKL:
@@ -67,10 +74,16 @@ class BaseModel(NamedTuple):
         }
         return {family.network: denoiser, family.latent_codec: vae, **texts}
 
+    def read_weights(
+        self, name: str, dtype: Dtype | None = None, sharding: Placement = None
+    ) -> dict[str, Any]:
+        """The weights of a component; `dtype` None keeps theirs."""
+        parts = self.read(only=(name,), dtype=dtype, sharding=sharding)
+        return param_dict(parts.components[name].module)
+
     def host_weights(self, name: str, dtype: Dtype | None = None) -> dict[str, Any]:
         """The weights of a component on the host; `dtype` None keeps theirs."""
-        table = param_dict(self.pipeline.components[name].module)
-        table = table if dtype is None else in_dtype(table, dtype)
+        table = self.read_weights(name, dtype, host_memory())
         return {path: np.asarray(array) for path, array in table.items()}
 
     def caption_tokenizer(self, caption: str | None = None) -> CaptionTokenizer:
@@ -89,74 +102,127 @@ class BaseModel(NamedTuple):
 
 
 def load_base_model(
-    objective: DiffusionObjective, *, resumed: bool = False, field: str = "objective.pipeline"
+    objective: DiffusionObjective,
+    models: ModelSource = FILES,
+    *,
+    field: str = "objective.pipeline",
 ) -> BaseModel:
     """The model that `objective` names; InputError for one that cannot be trained.
 
-    If training is `resumed`, a UNet whose weights are all trained is not read again. `field` is
-    the config's that names the pipeline.
+    `field` is the config's that names the pipeline.
     """
-    if objective.pipeline is None:
-        base = _from_components(objective, resumed and isinstance(objective.trainable, Full))
-    else:
-        base = _from_pipeline(objective)
+    make = _from_components if objective.pipeline is None else _from_pipeline
+    base = make(objective, models)
     _check(base, field)
     return base
 
 
-def _from_pipeline(objective: DiffusionObjective) -> BaseModel:
+def _from_pipeline(objective: DiffusionObjective, models: ModelSource) -> BaseModel:
     source = str(objective.pipeline)
-    path = resolve_source(source)
-
-    def reload() -> PipelineComponents:
-        return read_model(path, sharding=host_memory())
-
-    pipeline = reload()
-    family = family_of(pipeline, source)
-    network: Any = pipeline.components[family.network].module
+    pipeline = models.pipeline(source)
+    modules = {name: component.module for name, component in pipeline.components.items()}
+    family = detect_family(pipeline.class_name, modules, pipeline.options, source=source)
     provided = dict.fromkeys(("vae", "text_encoder", "weights"), source) | {
-        "model": network.config,
+        "model": cast(Any, modules[family.network]).config,
         "schedule": VPSchedule.from_config(pipeline.scheduler),
         "prediction_type": pipeline.scheduler.get("prediction_type", "epsilon"),
     }
-    filled = dataclasses.replace(objective, pipeline=None, **cast(Any, provided))
     names = (family.network, family.latent_codec, *family.id_columns)
-    return BaseModel(filled, family, pipeline, reload, weight_hashes(path, names))
+    path = functools.cache(lambda: resolve_source(source))
+    return BaseModel(
+        objective=dataclasses.replace(objective, pipeline=None, **cast(Any, provided)),
+        family=family,
+        pipeline=pipeline,
+        read=lambda **options: read_model(path(), **options),
+        hash_weights=lambda: weight_hashes(path(), names),
+    )
 
 
-def _from_components(objective: DiffusionObjective, skip_unet: bool) -> BaseModel:
+def _from_components(objective: DiffusionObjective, models: ModelSource) -> BaseModel:
     text_folder = pathlib.Path(str(objective.text_encoder))
     folders = {
         "vae": pathlib.Path(str(objective.vae)),
         "text_encoder": text_folder / "text_encoder",
     }
-    if objective.weights is not None and not skip_unet:
+    modules = {name: models.component(folder) for name, folder in folders.items()}
+    # Its config is the objective's, also where its weights are read.
+    modules["unet"] = abstract(UNet2DConditionModel, objective.model)
+    if objective.weights is not None:
         folders["unet"] = pathlib.Path(objective.weights)
 
-    def reload() -> PipelineComponents:
-        sharding = host_memory()
-        components = {n: read_component(f, sharding=sharding) for n, f in folders.items()}
-        if "unet" in components:  # its config is the objective's, also where it is not read again
-            components["unet"] = Component(module=components["unet"].module)
-        return PipelineComponents(
-            components=components,
-            scheduler=scheduler_config(objective),
-            tokenizers={"tokenizer": read_tokenizer(text_folder / "tokenizer")},
-            defaults={
-                "guidance_scale": objective.sample_guidance_scale,
-                "steps": objective.sample_steps,
-                "sampler": SAMPLER,
-            },
-        )
+    def read(
+        only: Container[str] | None = None,
+        dtype: Dtype | None = None,
+        sharding: Placement = None,
+    ) -> PipelineComponents:
+        components = {name: Component(module=module) for name, module in modules.items()}
+        for name, folder in folders.items():
+            if only is None or name in only:
+                found = read_component(folder, dtype=dtype, sharding=sharding)
+                components[name] = Component(module=found.module) if name == "unet" else found
+        return dataclasses.replace(pipeline, components=components)
 
-    pipeline = reload()
-    if "unet" in folders:
-        _check_weights(objective, pipeline.components["unet"])
-    digests = {name: digest(find_weights(folder)) for name, folder in folders.items()}
-    modules = {name: component.module for name, component in pipeline.components.items()}
-    modules["unet"] = abstract(UNet2DConditionModel, objective.model)
-    family = detect_family(pipeline.class_name, modules, source="objective")
-    return BaseModel(objective, family, pipeline, reload, digests)
+    def hash_weights() -> dict[str, str]:
+        trained = (
+            "unet" if isinstance(objective.trainable, Full) else None
+        )  # replaces what was read
+        kept = {name: folder for name, folder in folders.items() if name != trained}
+        return {name: digest(find_weights(folder)) for name, folder in kept.items()}
+
+    pipeline = PipelineComponents(
+        components={name: Component(module=module) for name, module in modules.items()},
+        scheduler=scheduler_config(objective),
+        tokenizers=models.tokenizers(text_folder),
+        defaults={
+            "guidance_scale": objective.sample_guidance_scale,
+            "steps": objective.sample_steps,
+            "sampler": SAMPLER,
+        },
+    )
+    return BaseModel(
+        objective=objective,
+        family=detect_family(pipeline.class_name, modules, source="objective"),
+        pipeline=pipeline,
+        read=read,
+        hash_weights=hash_weights,
+    )
+
+
+def frozen_shapes(base: BaseModel, names: Iterable[str], dtype: Dtype) -> Frozen:
+    """The weights of some networks in `dtype` and the token ids of the null caption, as shapes."""
+    components = base.pipeline.components
+    weights = {name: shapes_in(param_dict(components[name].module), dtype) for name in names}
+    lengths = {
+        name: each.config.max_position_embeddings for name, each in base.text_encoders.items()
+    }
+    return Frozen(weights, {k: jax.ShapeDtypeStruct((n,), jnp.int32) for k, n in lengths.items()})
+
+
+def place_frozen(
+    base: BaseModel, dtype: Dtype, shardings: Frozen, null: Mapping[str, Any]
+) -> Frozen:
+    """The weights of `frozen_shapes`, read once to where they stay, and the null caption."""
+    weights = {
+        name: base.read_weights(name, dtype, table.__getitem__)
+        for name, table in shardings.weights.items()
+    }
+    placed = {name: device_put_global(null[name], place) for name, place in shardings.null.items()}
+    return Frozen(weights, placed)
+
+
+def token_id_shapes(base: BaseModel, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The token ids of n captions."""
+    return {
+        base.family.id_columns[name]: jax.ShapeDtypeStruct(
+            (n, each.config.max_position_embeddings), jnp.int32
+        )
+        for name, each in base.text_encoders.items()
+    }
+
+
+def size_shapes(n: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The sizes and crops of n images."""
+    return {"time_ids": jax.ShapeDtypeStruct((n, 6), jnp.int32)}
 
 
 def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
@@ -171,10 +237,17 @@ def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
     }
 
 
-def _check_weights(objective: DiffusionObjective, unet: Component) -> None:
-    """InputError unless the UNet's weights fit objective.model."""
+def check_initial_weights(config: TrainConfig, *, resumed: bool) -> None:
+    """InputError unless the UNet in objective.weights fits objective.model.
+
+    If training is `resumed` and trains them all, they need not be there any more.
+    """
+    objective = cast(DiffusionObjective, config.objective)
+    replaced = resumed and isinstance(objective.trainable, Full)
+    if objective.weights is None or replaced:
+        return
     shapes = param_dict(abstract(UNet2DConditionModel, objective.model))
-    stored = param_dict(unet.module)
+    stored = param_dict(FILES.component(pathlib.Path(str(objective.weights))))
     for path in sorted(stored.keys() | shapes):
         got, wanted = (table[path].shape if path in table else None for table in (stored, shapes))
         if got != wanted:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import cast
 
 import jax
+import jax.numpy as jnp
 
-from jaxdiff.checkpoints.components import Component, read_component, write_component
+from jaxdiff.checkpoints.components import Component, write_component
 from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.checkpoints.pipelines import CLASSIFIER
 from jaxdiff.checkpoints.weights import digest, find_weights
@@ -14,8 +15,12 @@ from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.experiments.experiment import (
+    FILES,
     Experiment,
-    check_data_kind,
+    ModelSource,
+    Wiring,
+    image_shapes,
+    read_placed,
     shard_or_replicate,
     training_batches,
     validation_batch,
@@ -57,16 +62,33 @@ def _check(config: TrainConfig, vae: AutoencoderKL, labels: LabelSet) -> None:
         )
 
 
+def wire_classifier(config: TrainConfig, dtype: Dtype, models: ModelSource) -> Wiring:
+    """The classifier's training as shapes."""
+    objective = cast(ClassifierObjective, config.objective)
+    vae = _abstract_vae(objective, dtype, models)
+    width = objective.model.attributes.width
+
+    def batch(n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        labels = jax.ShapeDtypeStruct((n, width), jnp.bool_)
+        return image_shapes(config, n) | {"targets": labels, "known": labels}
+
+    return Wiring(classifier_task(objective, vae, dtype), param_dict(vae), batch)
+
+
+def _abstract_vae(
+    objective: ClassifierObjective, dtype: Dtype, models: ModelSource
+) -> AutoencoderKL:
+    folder = pathlib.Path(objective.vae)
+    return cast(AutoencoderKL, models.component(folder, dtype=dtype, param_dtype=dtype))
+
+
 def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Evaluation: accuracy on the validation split, by group and timestep. No sample grids."""
     objective = cast(ClassifierObjective, config.objective)
-    folder = pathlib.Path(objective.vae)
-    vae = cast(AutoencoderKL, read_component(folder, dtype=dtype).module)
-    check_data_kind(config)
+    folder, vae = pathlib.Path(objective.vae), _abstract_vae(objective, dtype, FILES)
     dataset = procedural_dataset(config.data.kind)
     _check(config, vae, dataset.labels)
-    frozen = param_dict(vae)
-    task = classifier_task(objective, vae, dtype)
+    wiring = wire_classifier(config, dtype, FILES)
     template = abstract(LatentClassifier, objective.model, dtype=dtype)
     timesteps = [
         int(fraction * objective.schedule.num_discrete) for fraction in EVAL_TIMESTEP_FRACTIONS
@@ -82,9 +104,9 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
         accuracy = accuracies(
             model, objective.schedule, x0, batch["targets"], batch["known"], timesteps, key
         )
-        return accuracy, task.loss(params, frozen, batch, key)[0]
+        return accuracy, wiring.task.loss(params, frozen, batch, key)[0]
 
-    def sample(step: int, params: Params) -> Mapping[str, float]:
+    def sample(step: int, params: Params, frozen: Params) -> Mapping[str, float]:
         accuracy, loss = jax.device_get(evaluate(params, frozen, batch))
         return {"validation_loss": float(loss)} | {
             f"validation_{name}_{timestep}": float(fraction)
@@ -98,8 +120,8 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
         write_object(folder / CLASSIFIER / PROMPT_LABELS, to_mapping(dataset.prompt_grammar))
 
     return Experiment(
-        task,
-        frozen,
+        wiring,
+        lambda shardings: read_placed(folder, shardings, dtype),
         training_batches(config, transform=dataset.collate_labels),
         sample,
         export,

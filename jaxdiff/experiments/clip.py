@@ -8,18 +8,22 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiff.checkpoints.components import Component, write_component
 from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.checkpoints.pipelines import PREPROCESSOR
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Dtype
+from jaxdiff.core.types import Array, Dtype, PyTree
 from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
+    FILES,
     Experiment,
-    check_data_kind,
+    ModelSource,
+    Wiring,
+    image_shapes,
     shard_or_replicate,
     training_batches,
     training_captions,
@@ -94,9 +98,25 @@ def attribute_heads(config: TrainConfig) -> AttributeHeads | None:
     return AttributeHeads(dataset.labels, dataset.label_slots)
 
 
+def wire_clip(config: TrainConfig, dtype: Dtype, models: ModelSource) -> Wiring:
+    """CLIP's training as shapes."""
+    del models  # nothing is frozen
+    objective, heads = cast(CLIPObjective, config.objective), attribute_heads(config)
+    length = objective.text.max_position_embeddings
+
+    def batch(n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        ids = {"ids": jax.ShapeDtypeStruct((n, length), jnp.int32)}
+        if heads is None:
+            return image_shapes(config, n) | ids
+        labels = jax.ShapeDtypeStruct((n, heads.attributes.width), jnp.bool_)
+        names = ("targets", "known", "text_targets", "text_known")
+        return image_shapes(config, n) | ids | dict.fromkeys(names, labels)
+
+    return Wiring(clip_task(objective, dtype, heads), {}, batch)
+
+
 def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Evaluation: retrieval accuracy on the validation split. No sample grids."""
-    check_data_kind(config)
     _check_side(config)
     tokenizer = workdir_tokenizer(config, workdir)
     objective = with_vocabulary(cast(CLIPObjective, config.objective), tokenizer)
@@ -119,7 +139,7 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
             return accuracy
         return accuracy | attribute_loss(heads, head_params, *found[:3], batch).accuracy
 
-    def sample(step: int, params: Params) -> Mapping[str, float]:
+    def sample(step: int, params: Params, frozen: PyTree) -> Mapping[str, float]:
         found = jax.device_get(evaluate(params, batch))
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
@@ -133,6 +153,6 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
         write_object(folder / "clip" / PREPROCESSOR, {"image_mean": half, "image_std": half})
         save_tokenizer(tokenizer, folder / "tokenizer")
 
-    task = clip_task(objective, dtype, heads)
+    wiring = wire_clip(dataclasses.replace(config, objective=objective), dtype, FILES)
     stream = training_batches(config, tokenizer, transform=collate)
-    return Experiment(task, {}, stream, sample, export)
+    return Experiment(wiring, lambda shardings: {}, stream, sample, export)

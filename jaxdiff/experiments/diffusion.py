@@ -6,37 +6,47 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Dtype, NDArray
+from jaxdiff.core.types import Array, Dtype, NDArray, dtype_of
 from jaxdiff.data.latents import LatentCacheInfo, read_null
 from jaxdiff.data.texts import CaptionTokenizer
-from jaxdiff.experiments.base_model import BaseModel, load_base_model
+from jaxdiff.experiments.base_model import (
+    BaseModel,
+    check_initial_weights,
+    frozen_shapes,
+    load_base_model,
+    place_frozen,
+    size_shapes,
+    token_id_shapes,
+)
 from jaxdiff.experiments.evaluation import make_evaluation
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
     GRID_SIZE,
     Experiment,
-    check_data_kind,
+    ModelSource,
+    Wiring,
     grid_prompts,
     image_grid,
+    image_shapes,
     save_sample_grid,
     shard_or_replicate,
     training_batches,
     validation_batch,
 )
-from jaxdiff.experiments.latent_cache import check_latent_cache
+from jaxdiff.experiments.latent_cache import check_latent_cache, read_latent_cache
 from jaxdiff.experiments.prior_preservation import prior_preservation_batches
 from jaxdiff.experiments.procedural import image_side
 from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
-from jaxdiff.experiments.training_methods import make_training_method
+from jaxdiff.experiments.training_methods import make_partition, make_training_method
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.training.config import (
     PROCEDURAL_KINDS,
     DataConfig,
     DiffusionObjective,
-    Full,
     TrainConfig,
 )
 from jaxdiff.training.objectives import Params
@@ -107,33 +117,88 @@ def _prompts(config: TrainConfig, caption_tokenizer: CaptionTokenizer) -> list[s
     return prompts
 
 
+def wire_diffusion(config: TrainConfig, dtype: Dtype, models: ModelSource) -> Wiring:
+    """The training of `objective.trainable` as shapes."""
+    base = load_base_model(cast(DiffusionObjective, config.objective), models)
+    info = read_latent_cache(config)
+    return _wire(config, base, make_partition(base, dtype), info, dtype)
+
+
+def _wire(
+    config: TrainConfig,
+    base: BaseModel,
+    partition: ParameterPartition,
+    info: LatentCacheInfo | None,
+    dtype: Dtype,
+) -> Wiring:
+    family, latents = base.family, config.data.kind == "latents"
+    cached = {} if info is None else info.text_embedding_shapes
+    encodings = {
+        name: jax.ShapeDtypeStruct(shape, dtype_of(cast(LatentCacheInfo, info).dtype))
+        for name, shape in cached.items()
+    }
+    names = partition.frozen
+    if not config.sample_every:
+        names = frozen_networks_used(partition, latents=latents, text_encodings=bool(encodings))
+    frozen = frozen_shapes(base, names, dtype)
+
+    def batch(n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = {
+            name: jax.ShapeDtypeStruct((n, *x.shape), x.dtype) for name, x in encodings.items()
+        }
+        shapes = shapes or token_id_shapes(base, n)
+        if (
+            any(e.argument == "time_ids" for e in family.extras)
+            or config.data.kind not in PROCEDURAL_KINDS
+        ):
+            shapes |= size_shapes(n)
+        if base.objective.prior_data is not None:
+            shapes["weight"] = jax.ShapeDtypeStruct((n,), jnp.float32)
+        if not latents:
+            return image_shapes(config, n) | shapes
+        side = base.objective.model.sample_size
+        sides = side if isinstance(side, tuple) else (side or 0,) * 2
+        if info is not None:
+            sides = (info.resolution // info.downscale,) * 2
+        channels = base.vae.config.latent_channels
+        moments = jax.ShapeDtypeStruct((n, *sides, channels), jnp.float32)
+        return {"mean": moments, "logvar": moments} | shapes
+
+    return Wiring(
+        diffusion_task(base.objective, partition),
+        frozen._replace(null=encodings) if encodings else frozen,
+        batch,
+    )
+
+
 def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Sample grids of fixed prompts; evaluation: the validation loss, and see `make_evaluation`."""
-    check_data_kind(config)
     resumed = has_checkpoint(workdir / CHECKPOINTS)
-    base = load_base_model(cast(DiffusionObjective, config.objective), resumed=resumed)
+    base = load_base_model(cast(DiffusionObjective, config.objective))
     method = make_training_method(base, dtype, config.data.caption)
     caption_tokenizer, objective = method.caption_tokenizer, base.objective
+    check_initial_weights(config, resumed=resumed)
     info = _check_caches(config, base, method.partition)
     side = _image_size(config.data, info)
     _check_size(config, base, side)
-    frozen = Frozen(
-        weights={name: base.host_weights(name, dtype) for name in method.partition.frozen},
-        null=base.null_ids(caption_tokenizer),
-    )
-    tokenizer = None if info is not None and info.text_embedding_shapes else caption_tokenizer
-    step_weights = _frozen_in_steps(config, method.partition, frozen, info)
-    task = diffusion_task(objective, method.partition)
-    model = LatentDiffusion(method.partition, objective.prediction_type)
+    wiring = _wire(config, base, method.partition, info, dtype)
+    null = base.null_ids(caption_tokenizer)
+    encoded = info if info is not None and info.text_embedding_shapes else None
+    tokenizer = caption_tokenizer if encoded is None else None
     generate = jax.jit(
         make_sampler(
-            model,
+            LatentDiffusion(method.partition, objective.prediction_type),
             objective.schedule,
             steps=objective.sample_steps,
             guidance_scale=objective.sample_guidance_scale,
         )
     )
-    eval_metrics = jax.jit(task.eval_metrics)
+    eval_metrics = jax.jit(wiring.task.eval_metrics)
+
+    def load_frozen(shardings: Frozen) -> Frozen:
+        folder = pathlib.Path(str(config.data.path))
+        step_null = null if encoded is None else read_null(folder, encoded)
+        return place_frozen(base, dtype, shardings, step_null)
 
     def make_inputs(captions: Sequence[str]) -> dict[str, NDArray]:
         return caption_tokenizer(captions) | sampling_inputs(base, side, len(captions))
@@ -144,14 +209,14 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     resolved = dataclasses.replace(config, objective=objective)
     evaluate = make_evaluation(resolved, make_inputs, base.vae, validation)
 
-    def sample(step: int, params: Params) -> Mapping[str, float]:
-        save_sample_grid(
-            workdir,
-            step,
-            image_grid(gather_to_host(generate(params, frozen, grid_inputs)), GRID_SIZE // 2),
-        )
-        metrics = jax.device_get(eval_metrics(params, step_weights, batch, jax.random.key(0)))
-        metrics |= evaluate(lambda grid_inputs: generate(params, frozen, grid_inputs))
+    def sample(step: int, params: Params, frozen: Frozen) -> Mapping[str, float]:
+        def images_of(inputs: Mapping[str, Array]) -> Array:
+            return generate(params, frozen._replace(null=null), inputs)
+
+        grid = image_grid(gather_to_host(images_of(grid_inputs)), GRID_SIZE // 2)
+        save_sample_grid(workdir, step, grid)
+        metrics = jax.device_get(eval_metrics(params, frozen, batch, jax.random.key(0)))
+        metrics |= evaluate(images_of, frozen.weights[base.family.latent_codec])
         return {f"validation_{name}": float(value) for name, value in metrics.items()}
 
     if objective.prior_data is None:
@@ -161,25 +226,8 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
             config, objective.prior_data, objective.prior_loss_weight, tokenizer
         )
     return Experiment(
-        task, step_weights, stream, sample, method.export, base_model_identity(config, base)
+        wiring, load_frozen, stream, sample, method.export, base_model_identity(config, base)
     )
-
-
-def _frozen_in_steps(
-    config: TrainConfig, partition: ParameterPartition, frozen: Frozen, info: LatentCacheInfo | None
-) -> Frozen:
-    """The frozen weights that a step reads; with cached latents fewer than sampling does."""
-    if info is None:
-        return frozen
-    names = frozen_networks_used(
-        partition, latents=True, text_encodings=bool(info.text_embedding_shapes)
-    )
-    null = (
-        read_null(pathlib.Path(str(config.data.path)), info)
-        if info.text_embedding_shapes
-        else frozen.null
-    )
-    return Frozen({name: frozen.weights[name] for name in names}, null)
 
 
 def base_model_identity(config: TrainConfig, base: BaseModel) -> dict[str, Any]:
@@ -189,8 +237,6 @@ def base_model_identity(config: TrainConfig, base: BaseModel) -> dict[str, Any]:
     }
     objective = cast(DiffusionObjective, config.objective)
     if objective.pipeline is None:
-        if isinstance(objective.trainable, Full):  # the checkpoint's replace them
-            identity.pop(f"weights of {base.family.network}", None)
         return identity
     values = {name: getattr(base.objective, name) for name in ("model", "schedule")}
     for name, value in values.items():

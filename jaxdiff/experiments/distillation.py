@@ -3,19 +3,31 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 
 from jaxdiff.checkpoints.components import Component
+from jaxdiff.checkpoints.loading import host_memory
 from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.core.types import Dtype
-from jaxdiff.experiments.base_model import load_base_model
+from jaxdiff.experiments.base_model import (
+    BaseModel,
+    frozen_shapes,
+    load_base_model,
+    place_frozen,
+    size_shapes,
+    token_id_shapes,
+)
 from jaxdiff.experiments.experiment import (
+    FILES,
     GRID_SIZE,
     Experiment,
+    ModelSource,
+    Wiring,
     grid_prompts,
     image_grid,
+    image_shapes,
     save_sample_grid,
     shard_or_replicate,
     training_batches,
@@ -24,59 +36,91 @@ from jaxdiff.experiments.experiment import (
 from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.models.build import with_params
 from jaxdiff.parallel.distributed import gather_to_host
-from jaxdiff.training.config import DiffusionObjective, DistillationObjective, TrainConfig
+from jaxdiff.training.config import (
+    PROCEDURAL_KINDS,
+    DiffusionObjective,
+    DistillationObjective,
+    TrainConfig,
+)
 from jaxdiff.training.objectives import HostParams, Params
 from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
 from jaxdiff.training.objectives.distillation import distillation_task, student_model
 from jaxdiff.training.objectives.trainable import train_denoiser
 
 
-def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
-    """Sample grids of fixed prompts, generated without a null stream."""
+class _Models(NamedTuple):
+    teacher: BaseModel
+    student: LatentDiffusion
+    wiring: Wiring
+
+
+def wire_distillation(config: TrainConfig, dtype: Dtype, models: ModelSource) -> Wiring:
+    """The student's training as shapes."""
+    return _wire(config, dtype, models).wiring
+
+
+def _wire(config: TrainConfig, dtype: Dtype, models: ModelSource) -> _Models:
     objective = cast(DistillationObjective, config.objective)
     teacher_objective = DiffusionObjective(pipeline=objective.teacher)
-    base = load_base_model(teacher_objective, field="objective.teacher")
-    family, tokenizer = base.family, base.caption_tokenizer()
-    networks = base.abstract_networks(dtype)
-    frozen = Frozen(
-        weights={name: base.host_weights(name, dtype) for name in networks},
-        null=base.null_ids(tokenizer),
-    )
-    schedule, prediction_type = base.objective.schedule, base.objective.prediction_type
+    base = load_base_model(teacher_objective, models, field="objective.teacher")
+    family, networks = base.family, base.abstract_networks(dtype)
+    prediction_type = base.objective.prediction_type
     teacher = LatentDiffusion(train_denoiser(family, networks), prediction_type)
-    model = student_model(
+    student = student_model(
         objective,
         family,
         networks,
         prediction_type,
         pretrained=lambda: {family.network: base.host_weights(family.network)},
     )
-    task = distillation_task(objective, teacher, model, schedule)
+
+    def batch(n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        sizes = {} if config.data.kind in PROCEDURAL_KINDS else size_shapes(n)
+        return image_shapes(config, n) | token_id_shapes(base, n) | sizes
+
+    task = distillation_task(objective, teacher, student, base.objective.schedule)
+    return _Models(base, student, Wiring(task, frozen_shapes(base, networks, dtype), batch))
+
+
+def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
+    """Sample grids of fixed prompts, generated without a null stream."""
+    objective = cast(DistillationObjective, config.objective)
+    base, model, wiring = _wire(config, dtype, FILES)
+    tokenizer, own = base.caption_tokenizer(), base.family.network
     generate = jax.jit(
         make_sampler(
             model,
-            schedule,
+            base.objective.schedule,
             steps=objective.sample_steps,
             guidance_scale=objective.sample_guidance_scale,
         )
     )
-    loss = jax.jit(task.loss)
-    side = cast(int, networks[family.network].config.sample_size) * base.vae.config.downscale
+    loss = jax.jit(wiring.task.loss)
+    side = cast(int, base.objective.model.sample_size) * base.vae.config.downscale
     inputs = tokenizer(grid_prompts(config)) | sampling_inputs(base, side, GRID_SIZE)
     grid_inputs = shard_or_replicate(inputs)
     batch = shard_or_replicate(validation_batch(config, tokenizer))
 
-    def sample(step: int, params: Params) -> Mapping[str, float]:
+    def sample(step: int, params: Params, frozen: Frozen) -> Mapping[str, float]:
         images = gather_to_host(generate(params, frozen, grid_inputs))
         save_sample_grid(workdir, step, image_grid(images, GRID_SIZE // 2))
         _, metrics = loss(params, frozen, batch, jax.random.key(0))
         return {f"validation_{name}": float(value) for name, value in metrics.items()}
 
     def export(params: HostParams, output: pathlib.Path) -> None:
-        stored = base.reload()  # in their dtypes
+        kept = [name for name in base.pipeline.components if name != own]
+        stored = base.read(only=kept, sharding=host_memory())  # in their dtypes
         student = Component(module=with_params(model.network.module, params))
-        components = {**stored.components, family.network: student}
-        write_pipeline(output, dataclasses.replace(stored, components=components))
+        write_pipeline(
+            output,
+            dataclasses.replace(stored, components={**stored.components, own: student}),
+        )
 
-    identity = {f"weights of {name}": digest for name, digest in base.digests.items()}
-    return Experiment(task, frozen, training_batches(config, tokenizer), sample, export, identity)
+    return Experiment(
+        wiring,
+        lambda shardings: place_frozen(base, dtype, shardings, base.null_ids(tokenizer)),
+        training_batches(config, tokenizer),
+        sample,
+        export,
+        {f"weights of {name}": digest for name, digest in base.digests.items()},
+    )

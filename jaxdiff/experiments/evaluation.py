@@ -1,6 +1,5 @@
 """Metrics of images that a diffusion training generates."""
 
-import functools
 import itertools
 import pathlib
 import re
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints.clip_vision import CLIP, clip_folder, read_vision
+from jaxdiff.checkpoints.components import abstract_component
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, UInt8
 from jaxdiff.data.batches import normalize_images
@@ -26,14 +26,16 @@ from jaxdiff.experiments.procedural import ProceduralDataset, image_side, proced
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.distributed import gather_to_host
-from jaxdiff.parallel.mesh import data_mesh, device_put_global, replicated
+from jaxdiff.parallel.mesh import INFER, make_mesh
+from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.training.config import PROCEDURAL_KINDS, DiffusionObjective, TrainConfig
 
 DEFAULT_EVAL_IMAGES = 64  # if the config has None
 # captions -> inputs of the sampler, and inputs -> images in [-1, 1]
 MakeSamplingInputs = Callable[[Sequence[str]], Mapping[str, NDArray]]
 Generate = Callable[[Mapping[str, Array]], Array]
-Evaluation = Callable[[Generate], Mapping[str, float]]
+# The sampler, and the weights of the VAE on the devices -> metrics by name
+Evaluation = Callable[[Generate, Mapping[str, Array]], Mapping[str, float]]
 Embed = Callable[[Float[NDArray, "n h w 3"]], Float[NDArray, "n d"]]
 
 
@@ -58,7 +60,7 @@ def make_evaluation(
     dataset = procedural_dataset(kind) if kind in PROCEDURAL_KINDS else None
     count, folder = _num_images(config, dataset), _clip_model(objective, dataset)
     if not count or not (dataset or folder):
-        return lambda generate: {}
+        return lambda generate, vae_weights: {}
     prompts: list[Prompt] = []
     if dataset is not None:
         spread = subsample(dataset.standard_prompts(), count)
@@ -66,20 +68,20 @@ def make_evaluation(
     inputs = make_inputs([p.text for p in prompts] or validation_captions(config, count))
     embed = None if folder is None else _clip_embedding(folder)
 
-    @functools.cache  # only once images are generated
-    def reference() -> Moments:
-        real = (
-            _decoded_images(vae, validation)
-            if dataset is None
-            else _rendered_prompts(dataset, image_side(config.data))
-        )
-        return moments(cast(Embed, embed)(real))
+    reference: list[Moments] = []  # once images are generated
 
-    def evaluate(generate: Generate) -> Mapping[str, float]:
+    def evaluate(generate: Generate, vae_weights: Mapping[str, Array]) -> Mapping[str, float]:
         images = _in_batches(generate, inputs)
         metrics = {} if dataset is None else _judge_metrics(dataset, prompts, images)
         if embed is not None:
-            metrics["fid"] = frechet_distance(moments(embed(images)), reference())
+            if not reference:
+                real = (
+                    _decoded_images(vae, vae_weights, validation)
+                    if dataset is None
+                    else _rendered_prompts(dataset, image_side(config.data))
+                )
+                reference.append(moments(embed(real)))
+            metrics["fid"] = frechet_distance(moments(embed(images)), reference[0])
         return metrics
 
     return evaluate
@@ -141,7 +143,9 @@ def _rendered_prompts(judge: Judge, side: int) -> Float[NDArray, "n s s 3"]:
 
 def _clip_embedding(folder: pathlib.Path) -> Embed:
     """CLIP image embeddings of images in [-1, 1], not normalised."""
-    module, image_processor = read_vision(folder, dtype=jnp.float32)
+    shapes = param_dict(abstract_component(folder))
+    places = infer_shardings(shapes, make_mesh(data=1, fsdp=INFER))
+    module, image_processor = read_vision(folder, dtype=jnp.float32, sharding=places.__getitem__)
     table = param_dict(module)
 
     @jax.jit
@@ -152,16 +156,13 @@ def _clip_embedding(folder: pathlib.Path) -> Embed:
 
 
 def _decoded_images(
-    vae: AutoencoderKL, validation: Mapping[str, NDArray]
+    vae: AutoencoderKL, weights: Mapping[str, Array], validation: Mapping[str, NDArray]
 ) -> Float[NDArray, "n h w 3"]:
     """The images of the validation batch; latents are decoded by the VAE."""
     if "image" in validation:
         return validation["image"]
-    # The weights were read onto the host.
-    sharding = replicated(data_mesh())
-    table = {path: device_put_global(array, sharding) for path, array in param_dict(vae).items()}
     decode = jax.jit(lambda params, z: with_params(vae, params).decode(z))
-    return _in_batches(lambda part: decode(table, part["z"]), {"z": validation["mean"]})
+    return _in_batches(lambda part: decode(weights, part["z"]), {"z": validation["mean"]})
 
 
 def _in_batches(function: Generate, arrays: Mapping[str, NDArray]) -> NDArray:

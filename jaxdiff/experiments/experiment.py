@@ -5,17 +5,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 from PIL import Image
 
+from jaxdiff.checkpoints.components import abstract_component, read_component
+from jaxdiff.checkpoints.loading import host_memory
+from jaxdiff.checkpoints.models import read_model
+from jaxdiff.checkpoints.pipelines import PipelineComponents
+from jaxdiff.checkpoints.tokenizers import TokenizerFiles, read_tokenizer
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Float, NDArray, PyTree
+from jaxdiff.core.types import Array, Dtype, Float, NDArray, PyTree
 from jaxdiff.data.bad_samples import BadSampleCounter
 from jaxdiff.data.batches import Batch, Item, batches
 from jaxdiff.experiments.datasets import dataset_captions, open_dataset
-from jaxdiff.experiments.procedural import procedural_dataset
+from jaxdiff.experiments.procedural import image_side, procedural_dataset
+from jaxdiff.families.registry import family_of
+from jaxdiff.models.build import param_dict
 from jaxdiff.parallel.distributed import is_first
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, replicated
 from jaxdiff.training.config import (
@@ -44,15 +53,66 @@ VALIDATION_BATCH = 256  # images behind a validation metric
 Transform = Callable[[Sequence[Item]], Batch]
 
 
-class Experiment(NamedTuple):
-    """A training task with its data, evaluation and export; the latter two get EMA weights."""
+class ModelSource(NamedTuple):
+    """How a training finds models whose weights are shapes; InputError for one that is missing."""
+
+    component: Callable[..., nnx.Module]  # folder, dtypes -> its module
+    pipeline: Callable[[str], PipelineComponents]
+    tokenizers: Callable[[pathlib.Path], Mapping[str, TokenizerFiles]]
+
+
+def _pipeline_in_files(source: str) -> PipelineComponents:
+    parts = read_model(source, only=())
+    family_of(parts, source)
+    return parts
+
+
+FILES = ModelSource(
+    abstract_component,
+    _pipeline_in_files,
+    lambda folder: {"tokenizer": read_tokenizer(folder / "tokenizer")},
+)
+
+
+class Wiring(NamedTuple):
+    """A training as shapes: all that planning needs, and what an `Experiment` runs."""
 
     task: TrainingTask
-    frozen: PyTree  # weights that the loss reads and no update changes
-    batches: "Stream"
-    sample: Callable[[int, Params], Mapping[str, float]]  # writes a sample grid, returns metrics
+    frozen: PyTree  # shapes of weights that the loss or sampling reads and no update changes
+    batch: Callable[[int], Mapping[str, jax.ShapeDtypeStruct]]  # of a batch size
+
+
+class Experiment(NamedTuple):
+    """A training with its data, weights, evaluation and export; the latter two get EMA weights."""
+
+    wiring: Wiring
+    load_frozen: Callable[[PyTree], PyTree]  # shardings -> the frozen weights, read and placed
+    batches: "BatchStream"
+    # step, parameters, frozen weights -> metrics; writes a sample grid
+    sample: Callable[[int, Params, PyTree], Mapping[str, float]]
     export: Callable[[HostParams, pathlib.Path], None]  # writes into this folder
     identity: Mapping[str, str] = {}  # added to the resume identity
+
+
+def image_shapes(config: TrainConfig, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The images of a batch of n; squares, also where the data have buckets."""
+    data = config.data
+    side = image_side(data) if data.kind in PROCEDURAL_KINDS else data.resolution or 0
+    return {"image": jax.ShapeDtypeStruct((n, side, side, 3), jnp.float32)}
+
+
+def shapes_in(weights: Mapping[str, Any], dtype: Dtype) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a table of weights, in `dtype`."""
+    return {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in weights.items()}
+
+
+def read_placed(
+    folder: pathlib.Path, shardings: Mapping[str, jax.sharding.Sharding], dtype: Dtype
+) -> dict[str, Array]:
+    """Those weights of a component that `shardings` name, placed so; others stay on the host."""
+    host = host_memory()
+    found = read_component(folder, dtype=dtype, sharding=lambda path: shardings.get(path, host))
+    return {path: x for path, x in param_dict(found.module).items() if path in shardings}
 
 
 class BatchStream:

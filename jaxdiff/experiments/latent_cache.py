@@ -4,10 +4,18 @@ import pathlib
 
 from jaxdiff.checkpoints.tokenizers import tokenizer_digest
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.latents import LatentCacheInfo, read_description
+from jaxdiff.data.latents import DESCRIPTION, LatentCacheInfo, read_description
 from jaxdiff.experiments.base_model import BaseModel
-from jaxdiff.training.config import DataConfig
+from jaxdiff.training.config import DataConfig, TrainConfig
 from jaxdiff.training.objectives.trainable import ParameterPartition
+
+
+def read_latent_cache(config: TrainConfig) -> LatentCacheInfo | None:
+    """The latent cache of the data, if they are one and it exists already."""
+    data = config.data
+    if data.kind != "latents" or not (pathlib.Path(str(data.path)) / DESCRIPTION).is_file():
+        return None
+    return read_description(pathlib.Path(str(data.path)))
 
 
 def check_latent_cache(

@@ -1,19 +1,26 @@
 """Trainings in their workdirs: start or resume, export."""
 
 import pathlib
+from collections.abc import Callable
 
 from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import dtype_of
-from jaxdiff.experiments.classifier import classifier_experiment
-from jaxdiff.experiments.clip import clip_experiment
-from jaxdiff.experiments.diffusion import diffusion_experiment
-from jaxdiff.experiments.distillation import distillation_experiment
-from jaxdiff.experiments.experiment import CHECKPOINTS, Experiment
+from jaxdiff.core.types import Dtype, dtype_of
+from jaxdiff.experiments.classifier import classifier_experiment, wire_classifier
+from jaxdiff.experiments.clip import clip_experiment, wire_clip
+from jaxdiff.experiments.diffusion import diffusion_experiment, wire_diffusion
+from jaxdiff.experiments.distillation import distillation_experiment, wire_distillation
+from jaxdiff.experiments.experiment import (
+    CHECKPOINTS,
+    Experiment,
+    ModelSource,
+    Wiring,
+    check_data_kind,
+)
 from jaxdiff.experiments.loggers import import_wandb
 from jaxdiff.experiments.preemption import train_until_stopped
 from jaxdiff.experiments.trainer import Trainer, mesh_from_config
-from jaxdiff.experiments.vae import vae_experiment
+from jaxdiff.experiments.vae import vae_experiment, wire_vae
 from jaxdiff.experiments.workdir import check_identity, lock_workdir, write_config
 from jaxdiff.parallel.distributed import is_first
 from jaxdiff.parallel.mesh import check_batch_size
@@ -27,17 +34,28 @@ from jaxdiff.training.config import (
     resume_identity,
 )
 
+Wire = Callable[[TrainConfig, Dtype, ModelSource], Wiring]
+Make = Callable[[TrainConfig, pathlib.Path, Dtype], Experiment]
+# By objective: the training as shapes, and as it runs.
+KINDS: dict[type, tuple[Wire, Make]] = {
+    VAEObjective: (wire_vae, vae_experiment),
+    CLIPObjective: (wire_clip, clip_experiment),
+    DiffusionObjective: (wire_diffusion, diffusion_experiment),
+    DistillationObjective: (wire_distillation, distillation_experiment),
+    ClassifierObjective: (wire_classifier, classifier_experiment),
+}
+
+
+def wire(config: TrainConfig, models: ModelSource) -> Wiring:
+    """The training of the config's objective as shapes; no weights are read. Raises InputError."""
+    check_data_kind(config)
+    return KINDS[type(config.objective)][0](config, dtype_of(config.dtype), models)
+
 
 def experiment(config: TrainConfig, workdir: pathlib.Path) -> Experiment:
-    """The experiment of the config's objective."""
-    kinds = {
-        VAEObjective: vae_experiment,
-        CLIPObjective: clip_experiment,
-        DiffusionObjective: diffusion_experiment,
-        DistillationObjective: distillation_experiment,
-        ClassifierObjective: classifier_experiment,
-    }
-    return kinds[type(config.objective)](config, workdir, dtype_of(config.dtype))
+    """The experiment of the config's objective; weights are read once it trains or exports."""
+    check_data_kind(config)
+    return KINDS[type(config.objective)][1](config, workdir, dtype_of(config.dtype))
 
 
 def train(

@@ -50,8 +50,8 @@ class Trainer:
     ) -> None:
         self.config, self.workdir, self.store, self.experiment = config, workdir, store, experiment
         self.mesh = mesh_from_config(config.mesh)
-        task = experiment.task
-        self.program = make_program(config, task, experiment.frozen, self.mesh)
+        task = experiment.wiring.task
+        self.program = make_program(config, task, experiment.wiring.frozen, self.mesh)
         shardings = self.program.state_shardings
         template = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -88,7 +88,7 @@ class Trainer:
     def train(self, terminal: Terminal, stop: Callable[[], bool]) -> None:
         """Train to the last step."""
         config, program = self.config, self.program
-        frozen = jax.tree.map(device_put_global, self.experiment.frozen, program.frozen_shardings)
+        frozen = self.experiment.load_frozen(program.frozen_shardings)
         with (
             self._logs(terminal) as log,
             Prefetch(self.experiment.batches, self._to_devices) as prefetched,
@@ -112,7 +112,7 @@ class Trainer:
                     save=self.save,
                     snapshot=lambda step, state: self.snapshots.save(step, state.power_ema),
                     log=log,
-                    sample=lambda step, state: self.experiment.sample(step, state.ema),
+                    sample=lambda step, state: self.experiment.sample(step, state.ema, frozen),
                     progress=terminal.step,
                     stop=stop,
                 ),
@@ -126,7 +126,7 @@ class Trainer:
         return placed
 
     def _count_flops(self, batch: dict[str, jax.Array]) -> float:
-        task, frozen = self.experiment.task, self.experiment.frozen
+        task, frozen, _ = self.experiment.wiring
         try:
             return gradient_flops(task.loss, task.shapes, frozen, batch, self.base_key)
         except NotImplementedError:  # a loop of unknown length

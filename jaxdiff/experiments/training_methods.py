@@ -1,6 +1,7 @@
 """Full fine-tuning, LoRA and textual inversion: trained parameters and export."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 
 from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_torch
+from jaxdiff.checkpoints.loading import host_memory
 from jaxdiff.checkpoints.lora_names import FILES
 from jaxdiff.checkpoints.lora_writing import LoRAPair, Module, write_pairs
 from jaxdiff.checkpoints.pipelines import write_pipeline
@@ -42,6 +44,24 @@ class TrainingMethod(NamedTuple):
     export: Callable[[HostParams, pathlib.Path], None]  # writes into this folder
 
 
+def make_partition(base: BaseModel, dtype: Dtype) -> ParameterPartition:
+    """The parameters of `objective.trainable` as shapes, whose `init` reads initial weights."""
+    config, family, networks = base.objective.trainable, base.family, base.abstract_networks(dtype)
+    if isinstance(config, LoRA):
+        return train_lora(family, networks, config)
+    if isinstance(config, TextualInversion):
+        sizes = config.num_vectors, _num_tokens(base)
+        initial = functools.partial(_initial_embeddings, base, config)
+        return train_textual_inversion(family, networks, *sizes, initial)
+    pretrained = base.objective.weights is not None and not config.from_scratch
+    names = [
+        *((family.network,) if pretrained else ()),
+        *(base.text_encoders if config.text_encoders else ()),
+    ]
+    train = train_denoiser_and_text_encoders if config.text_encoders else train_denoiser
+    return train(family, networks, lambda: {name: base.host_weights(name) for name in names})
+
+
 def make_training_method(base: BaseModel, dtype: Dtype, caption: str | None) -> TrainingMethod:
     """The method of `objective.trainable`; `caption` replaces all captions if it is given."""
     config = base.objective.trainable
@@ -56,41 +76,24 @@ def full_fine_tuning(
     base: BaseModel, dtype: Dtype, config: Full, caption: str | None
 ) -> TrainingMethod:
     """All weights, exported as a pipeline folder."""
-    networks, reload = base.abstract_networks(dtype), base.reload
-    names = [
-        *(() if config.from_scratch else (base.family.network,)),
-        *(base.text_encoders if config.text_encoders else ()),
-    ]
-
-    def load_pretrained() -> dict[str, dict[str, Any]]:
-        components = reload().components
-        return {name: param_dict(components[name].module) for name in names if name in components}
+    networks, own = base.abstract_networks(dtype), base.family.network
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
-        stored = reload()  # in their dtypes
+        kept = [name for name in base.pipeline.components if name != own]
+        stored = base.read(only=kept, sharding=host_memory())  # in their dtypes
         components = dict(stored.components)
-        trained: dict[str, Any] = (
-            split_prefixes(params) if config.text_encoders else {base.family.network: params}
-        )
+        trained = split_prefixes(params) if config.text_encoders else {own: params}
         for name, table in trained.items():
-            component = components.get(name)
-            base_weights = {} if component is None else param_dict(component.module)
-            module = with_params(networks[name], base_weights | table)
-            raw = {} if component is None else component.config
-            components[name] = Component(module=module, config=raw)
+            before = {} if name == own else param_dict(components[name].module)
+            module = with_params(networks[name], before | table)
+            components[name] = Component(module=module, config=components[name].config)
         write_pipeline(folder, dataclasses.replace(stored, components=components))
 
-    partition = (
-        train_denoiser_and_text_encoders(base.family, networks, load_pretrained)
-        if config.text_encoders
-        else train_denoiser(base.family, networks, load_pretrained)
-    )
-    return TrainingMethod(partition, base.caption_tokenizer(caption), export)
+    return TrainingMethod(make_partition(base, dtype), base.caption_tokenizer(caption), export)
 
 
 def lora(base: BaseModel, dtype: Dtype, config: LoRA, caption: str | None) -> TrainingMethod:
     """LoRA, exported as a file for diffusers and `generate --lora`."""
-    partition = train_lora(base.family, base.abstract_networks(dtype), config)
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
         pairs: dict[Module, LoRAPair] = {}
@@ -105,7 +108,7 @@ def lora(base: BaseModel, dtype: Dtype, config: LoRA, caption: str | None) -> Tr
                 pairs[component, module] = LoRAPair(down, up, config.scale)
         write_pairs(folder / LORA, pairs)
 
-    return TrainingMethod(partition, base.caption_tokenizer(caption), export)
+    return TrainingMethod(make_partition(base, dtype), base.caption_tokenizer(caption), export)
 
 
 def _lazy_tensor(array: NDArray, path: str) -> LazyTensor:
@@ -117,36 +120,46 @@ def textual_inversion(
     base: BaseModel, dtype: Dtype, config: TextualInversion, caption: str | None
 ) -> TrainingMethod:
     """Textual inversion, exported as a file for diffusers and `generate --embedding`."""
-    tokens = [
-        config.placeholder_token,
-        *(f"{config.placeholder_token}_{i}" for i in range(1, config.num_vectors)),
-    ]
+    token = config.placeholder_token
+    tokens = [token, *(f"{token}_{i}" for i in range(1, config.num_vectors))]
+    partition, first_id = make_partition(base, dtype), _num_tokens(base)
     caption_tokenizer = base.caption_tokenizer(caption)
-    embeddings, first_id = {}, {}
-    for name in base.text_encoders:
-        tokenizer = caption_tokenizer.tokenizers[base.family.id_columns[name]]
-        row = _initial_token(tokenizer, config)
-        embeddings[name] = np.tile(
-            base.host_weights(name)[TOKEN_EMBEDDING][row], (config.num_vectors, 1)
-        )
-        first_id[name] = len(tokenizer)
+    for name, column in base.family.id_columns.items():
+        tokenizer = caption_tokenizer.tokenizers[column]
+        _initial_token(tokenizer, config)
         tokenizer.add_tokens(tokens)
         if tokenizer.convert_tokens_to_ids(tokens) != list(range(first_id[name], len(tokenizer))):
             raise InputError(
-                f"objective.trainable.placeholder_token: got {config.placeholder_token!r}, which "
-                "the tokenizer reads otherwise"
+                f"objective.trainable.placeholder_token: got {token!r}, which the tokenizer reads "
+                "otherwise"
             )
-    networks = base.abstract_networks(dtype)
-    partition = train_textual_inversion(base.family, networks, embeddings, first_id)
     caption_tokenizer = dataclasses.replace(
-        caption_tokenizer, placeholder_tokens={config.placeholder_token: " ".join(tokens)}
+        caption_tokenizer, placeholder_tokens={token: " ".join(tokens)}
     )
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
-        trained = {name: params[f"{name}.vectors"] for name in embeddings}
-        write_inversion(folder, Inversion(config.placeholder_token, trained))
+        trained = {name: params[f"{name}.vectors"] for name in base.text_encoders}
+        write_inversion(folder, Inversion(token, trained))
 
     return TrainingMethod(partition, caption_tokenizer, export)
+
+
+def _num_tokens(base: BaseModel) -> dict[str, int]:
+    """How many tokens each text encoder knows: by its tokenizer, or its config without one."""
+    if not base.pipeline.tokenizers:
+        return {name: each.config.vocab_size for name, each in base.text_encoders.items()}
+    tokenizers = base.caption_tokenizer().tokenizers
+    return {name: len(tokenizers[column]) for name, column in base.family.id_columns.items()}
+
+
+def _initial_embeddings(base: BaseModel, config: TextualInversion) -> dict[str, NDArray]:
+    """The embeddings of the initializer token, by text encoder, for each of the vectors."""
+    tokenizers, embeddings = base.caption_tokenizer().tokenizers, {}
+    for name, column in base.family.id_columns.items():
+        row = _initial_token(tokenizers[column], config)
+        table = base.host_weights(name)[TOKEN_EMBEDDING]
+        embeddings[name] = np.tile(table[row], (config.num_vectors, 1))
+    return embeddings
 
 
 def _initial_token(tokenizer: Any, config: TextualInversion) -> int:

@@ -1,25 +1,33 @@
 """Training the VAE."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.checkpoints.clip_vision import clip_folder, read_vision
-from jaxdiff.checkpoints.components import Component, read_component, write_component
+from jaxdiff.checkpoints.clip_vision import clip_folder, read_image_processor, vision_of
+from jaxdiff.checkpoints.components import CONFIG, Component, read_component, write_component
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.loading import host_memory
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, NDArray
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
+    FILES,
     GRID_SIZE,
     Experiment,
+    ModelSource,
+    Wiring,
     image_grid,
+    image_shapes,
+    read_placed,
     save_sample_grid,
     shard_or_replicate,
     training_batches,
@@ -27,8 +35,10 @@ from jaxdiff.experiments.experiment import (
 )
 from jaxdiff.experiments.procedural import image_side
 from jaxdiff.models.build import abstract, param_dict, with_params
+from jaxdiff.models.clip import CLIPVisionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.distributed import gather_to_host
+from jaxdiff.parallel.mesh import device_put_global
 from jaxdiff.training.config import PROCEDURAL_KINDS, TrainConfig, VAEObjective
 from jaxdiff.training.objectives import HostParams, Params
 from jaxdiff.training.objectives.perceptual import PerceptualModel
@@ -73,17 +83,18 @@ def with_scaling_factor(config: TrainConfig, params: HostParams) -> AutoencoderK
     return dataclasses.replace(model, scaling_factor=factor, shift_factor=None)
 
 
-def _pretrained_vae(objective: VAEObjective, folder: pathlib.Path) -> Component:
-    """The VAE in `folder`, in float32; InputError unless it has the config of `objective`.
+def _check_pretrained(objective: VAEObjective) -> AutoencoderKLConfig:
+    """The config of the VAE in objective.weights; InputError unless it is that of `objective`.
 
     Its scaling may differ where `objective` leaves it out, or where the training changes it.
     """
-    found = read_component(folder, dtype=jnp.float32)
-    if not isinstance(found.module, AutoencoderKL):
-        name = type(found.module).__name__
+    folder = pathlib.Path(str(objective.weights))
+    found = FILES.component(folder)
+    if not isinstance(found, AutoencoderKL):
+        name = type(found).__name__
         raise InputError(f"objective.weights: got {name} in {folder}, expected AutoencoderKL")
     for field in dataclasses.fields(AutoencoderKLConfig):
-        expected, got = (getattr(c, field.name) for c in (objective.model, found.module.config))
+        expected, got = (getattr(c, field.name) for c in (objective.model, found.config))
         if field.name in _SCALING_FIELDS:
             ignored = not objective.freeze_encoder or expected == field.default
         else:
@@ -92,7 +103,7 @@ def _pretrained_vae(objective: VAEObjective, folder: pathlib.Path) -> Component:
             raise InputError(
                 f"objective.model.{field.name}: got {expected}, expected {got} as {folder} has"
             )
-    return found
+    return found.config
 
 
 def _with_scaling_of(other: AutoencoderKLConfig, model: AutoencoderKLConfig) -> AutoencoderKLConfig:
@@ -100,15 +111,54 @@ def _with_scaling_of(other: AutoencoderKLConfig, model: AutoencoderKLConfig) -> 
 
 
 def _perceptual_model(
-    objective: VAEObjective, dtype: Dtype
-) -> tuple[PerceptualModel, dict[str, Any]] | None:
-    """The perceptual model, and its weights."""
+    objective: VAEObjective, dtype: Dtype, models: ModelSource
+) -> PerceptualModel | None:
+    """The perceptual model as shapes."""
     if objective.perceptual_model is None:
         return None
-    module, image_processor = read_vision(
-        clip_folder(pathlib.Path(objective.perceptual_model)), dtype=dtype
+    folder = clip_folder(pathlib.Path(objective.perceptual_model))
+    tower = vision_of(models.component(folder), folder)
+    config, projected = tower.config, tower.visual_projection is not None
+    module = abstract(CLIPVisionModel, config, projected, dtype=dtype, param_dtype=dtype)
+    return PerceptualModel(module, read_image_processor(folder, config.image_size))
+
+
+def wire_vae(config: TrainConfig, dtype: Dtype, models: ModelSource) -> Wiring:
+    """The VAE's training as shapes."""
+    objective = cast(VAEObjective, config.objective)
+    table = param_dict(abstract(AutoencoderKL, objective.model))
+    encoder = {k: v for k, v in table.items() if objective.freeze_encoder and not is_decoder(k)}
+    perceptual = _perceptual_model(objective, dtype, models)
+    frozen = Frozen(
+        encoder=encoder, perceptual={} if perceptual is None else param_dict(perceptual.module)
     )
-    return PerceptualModel(module, image_processor), param_dict(module)
+    task = vae_task(
+        objective,
+        dtype,
+        pretrained=None if objective.weights is None else lambda: _read_vae(objective),
+        perceptual_model=perceptual,
+    )
+    return Wiring(task, frozen, functools.partial(image_shapes, config))
+
+
+def _read_vae(objective: VAEObjective) -> HostParams:
+    """The weights in objective.weights, in float32."""
+    folder = pathlib.Path(str(objective.weights))
+    found = read_component(folder, dtype=jnp.float32, sharding=host_memory())
+    return jax.tree.map(np.asarray, param_dict(found.module))
+
+
+def _load_frozen(objective: VAEObjective, dtype: Dtype, shardings: Frozen) -> Frozen:
+    """The weights of a frozen encoder and of the perceptual model, placed."""
+    encoder, perceptual = {}, {}
+    if shardings.encoder:
+        folder = pathlib.Path(str(objective.weights))
+        encoder = read_placed(folder, shardings.encoder, jnp.float32)
+    if shardings.perceptual:
+        folder = clip_folder(pathlib.Path(str(objective.perceptual_model)))
+        perceptual = read_placed(folder, shardings.perceptual, dtype)
+    on = device_put_global(np.float32(1), shardings.adversarial_on)
+    return Frozen(encoder=encoder, perceptual=perceptual, adversarial_on=on)
 
 
 def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
@@ -116,21 +166,15 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
     objective = cast(VAEObjective, config.objective)
     if config.data.kind in PROCEDURAL_KINDS:
         image_side(config.data, objective.model.downscale)
-    resumed = has_checkpoint(workdir / CHECKPOINTS)
-    pretrained, identity = None, {}
+    resumed, identity, kept_config = has_checkpoint(workdir / CHECKPOINTS), {}, None
     if objective.weights is not None and (objective.freeze_encoder or not resumed):
-        pretrained = _pretrained_vae(objective, pathlib.Path(objective.weights))
-    table = {} if pretrained is None else param_dict(pretrained.module)
-    kept_config = None
-    if pretrained is not None and objective.freeze_encoder:
-        model = cast(AutoencoderKL, pretrained.module).config
-        objective = dataclasses.replace(objective, model=_with_scaling_of(model, objective.model))
-        kept_config = model, pretrained.config
-        file = find_weights(pathlib.Path(str(objective.weights)))
-        identity = {"weights of the encoder": digest(file)}
-    perceptual_model, perceptual_weights = _perceptual_model(objective, dtype) or (None, {})
-    encoder = {k: v for k, v in table.items() if objective.freeze_encoder and not is_decoder(k)}
-    frozen = Frozen(encoder=encoder, perceptual=perceptual_weights)
+        stored, folder = _check_pretrained(objective), pathlib.Path(objective.weights)
+        if objective.freeze_encoder:
+            model = _with_scaling_of(stored, objective.model)
+            objective = dataclasses.replace(objective, model=model)
+            kept_config = stored, read_object(folder / CONFIG)
+            identity = {"weights of the encoder": digest(find_weights(folder))}
+    wiring = wire_vae(dataclasses.replace(config, objective=objective), dtype, FILES)
     images = validation_batch(config)["image"]
     template = abstract(AutoencoderKL, objective.model, dtype=dtype)
 
@@ -140,7 +184,7 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
             with_params(template, merge_vae_params(objective, params, frozen)), images
         )
 
-    def sample(step: int, params: Params) -> Mapping[str, float]:
+    def sample(step: int, params: Params, frozen: Frozen) -> Mapping[str, float]:
         reconstructed = gather_to_host(
             run_vae(params, frozen, shard_or_replicate({"image": images})["image"])
         )
@@ -149,7 +193,9 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
         return {"validation_psnr": psnr(images, reconstructed)}
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
-        vae_params = merge_vae_params(objective, params, frozen)
+        table = _read_vae(objective) if objective.freeze_encoder else {}
+        encoder = {path: array for path, array in table.items() if not is_decoder(path)}
+        vae_params = merge_vae_params(objective, params, Frozen(encoder=encoder, perceptual={}))
         # A frozen encoder keeps its scaling factor.
         model, raw = (
             kept_config
@@ -159,10 +205,11 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
         module = with_params(abstract(AutoencoderKL, model), vae_params)
         write_component(folder, Component(module=module, config=raw))
 
-    task = vae_task(
-        objective,
-        dtype,
-        pretrained=gather_to_host(table) or None,
-        perceptual_model=perceptual_model,
+    return Experiment(
+        wiring,
+        functools.partial(_load_frozen, objective, dtype),
+        training_batches(config),
+        sample,
+        export,
+        identity,
     )
-    return Experiment(task, frozen, training_batches(config), sample, export, identity)

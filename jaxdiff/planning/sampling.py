@@ -25,9 +25,9 @@ from jaxdiff.pipeline.compiled_model import (
     denoise_steps,
     init_latents,
 )
-from jaxdiff.planning.abstract_training import published_model
 from jaxdiff.planning.compiling import CompiledProgram, compile_traced
 from jaxdiff.planning.max_batch import max_batch_size
+from jaxdiff.planning.published_models import published_model
 from jaxdiff.planning.report import Plan, Planner
 from jaxdiff.planning.topology import Topology, topology_devices
 from jaxdiff.profiling.flops import forward_flops

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdiff.core.types import PyTree
+from jaxdiff.experiments.experiment import Wiring
+from jaxdiff.experiments.train import wire
 from jaxdiff.parallel.mesh import check_batch_size, make_mesh, num_batch_shards
-from jaxdiff.planning.abstract_training import AbstractTraining, abstract_training
 from jaxdiff.planning.compiling import CompiledProgram, compile_traced
 from jaxdiff.planning.max_batch import max_batch_size
+from jaxdiff.planning.published_models import PUBLISHED
 from jaxdiff.planning.report import Plan, Planner
 from jaxdiff.planning.topology import Topology
 from jaxdiff.planning.topology import topology_devices as chips_of
@@ -29,7 +31,7 @@ class TracedStep(NamedTuple):
 
 
 def trace_step(
-    config: TrainConfig, training: AbstractTraining, devices: Sequence[Any], batch_size: int
+    config: TrainConfig, training: Wiring, devices: Sequence[Any], batch_size: int
 ) -> TracedStep:
     """The step that `train.py` runs, on `devices`; InputError for a mesh they do not make."""
     sizes = config.mesh
@@ -50,7 +52,7 @@ def trace_step(
 
 def training_planner(config: TrainConfig, *, largest: bool) -> Planner:
     """Plans the step of `config`, and with `largest` the largest batch; raises InputError."""
-    training = abstract_training(config)
+    training = wire(config, PUBLISHED)
 
     def plan(topology: Topology) -> Plan:
         devices = chips_of(topology)
@@ -79,7 +81,7 @@ def training_planner(config: TrainConfig, *, largest: bool) -> Planner:
     return plan
 
 
-def step_flops(training: AbstractTraining, batch_size: int) -> float:
+def step_flops(training: Wiring, batch_size: int) -> float:
     """Model FLOPs of one step (see `flops`): those of one image times the batch size."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = (training.task.shapes, training.frozen, training.batch(1), key)

@@ -147,4 +147,5 @@ def compile_step(step: Step, mesh: Mesh, state: PyTree = None, frozen: PyTree = 
         in_shardings=(state, frozen, shard, replicate),
         out_shardings=(state, replicate),
         donate_argnums=0,
+        keep_unused=True,  # frozen weights that only sampling reads count as memory
     )

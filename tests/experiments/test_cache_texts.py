@@ -196,10 +196,11 @@ def test_a_step_reads_no_other_network(made, tmp_path, monkeypatch):
     """It holds the weights of none, and asks none while it is traced."""
     data = DataConfig(kind="latents", path=str(made / "xl-float16"), validation_size=1)
     config = TrainConfig(objective=objective_of(made, "xl"), data=data, batch_size=8, steps=1)
+    config = dataclasses.replace(config, sample_every=0)
     parts = experiment(config, tmp_path)
     batch = next(parts.batches)
     parts.batches.close()
-    assert parts.frozen.weights == {}
+    assert parts.wiring.frozen.weights == {}
     assert set(batch) == {"mean", "logvar", "time_ids", *NAMES["xl"]}
     for owner, name in (
         (AutoencoderKL, "encode"),
@@ -208,8 +209,8 @@ def test_a_step_reads_no_other_network(made, tmp_path, monkeypatch):
         (CLIPTextModel, "__call__"),
     ):
         monkeypatch.setattr(owner, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
-    learn, key = parts.task, jax.eval_shape(lambda: jax.random.key(0))
-    given = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, (parts.frozen, batch)))
+    learn, key = parts.wiring.task, jax.eval_shape(lambda: jax.random.key(0))
+    given = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, (parts.wiring.frozen, batch)))
     value, _ = jax.eval_shape(learn.loss, learn.shapes, *given, key)
     assert value.shape == ()
 

@@ -16,6 +16,7 @@ from jaxdiff.checkpoints.configs import from_diffusers
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
 from jaxdiff.core.errors import InputError
 from jaxdiff.experiments.base_model import load_base_model
+from jaxdiff.experiments.train import wire
 from jaxdiff.experiments.training_methods import make_training_method
 from jaxdiff.families import registry
 from jaxdiff.families.base import Extra, Family, Option, TextEncoder
@@ -25,7 +26,7 @@ from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.parallel.sharding import ANY
-from jaxdiff.planning import abstract_training, sampling
+from jaxdiff.planning import published_models, sampling
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 from jaxdiff.training.objectives.diffusion import Frozen, diffusion_task
 
@@ -220,13 +221,13 @@ def test_it_is_trained(folder):
 
 def test_it_is_planned(folder):
     options = sampling.SamplingOptions(plan=(), model=str(folder))
-    family, modules = abstract_training.published_model(str(folder))
+    family, modules = published_models.published_model(str(folder))
     network = family.adapter(modules[family.network], "epsilon")
     traced = sampling._traced(options, network, 2, jax.devices()[0])
     assert jax.tree.leaves(traced.out_info)[0].shape == (2, 8, 8, 4)
     data = DataConfig(kind="folder", path=str(folder), resolution=16, bucket_multiple=16)
     config = TrainConfig(objective=objective(folder), data=data, batch_size=8, steps=1)
-    planned = abstract_training.abstract_training(config)
+    planned = wire(config, published_models.PUBLISHED)
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss, _ = jax.eval_shape(
         planned.task.loss, planned.task.shapes, planned.frozen, planned.batch(8), key

@@ -12,7 +12,7 @@ from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.planning import sampling
-from jaxdiff.planning.abstract_training import published_component
+from jaxdiff.planning.published_models import published_component
 
 OPTIONS = sampling.SamplingOptions(plan=(), model="nowhere")
 CONFIG = UNet2DConditionConfig(

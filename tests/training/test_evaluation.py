@@ -16,11 +16,13 @@ from jaxdiff.data.tokenizer import tokenize, train_tokenizer
 from jaxdiff.experiments import evaluation
 from jaxdiff.experiments.evaluation import make_evaluation
 from jaxdiff.experiments.experiment import validation_batch
-from jaxdiff.models.build import abstract, initialise, param_dict, with_params
+from jaxdiff.models.build import abstract, initialise, param_dict
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.parallel.mesh import make_mesh
+from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.samplers.noise import initial_noise, per_sample_keys
 from jaxdiff.scenes.judge import render_generator, standard_prompts
@@ -82,7 +84,7 @@ def test_perfect_pictures_of_scenes_are_all_correct_and_near():
         asked.append((texts_of(shown["ids"]), np.asarray(shown["noise"])))
         return perfect(shown)
 
-    right = evaluate(draw)
+    right = evaluate(draw, {})
     assert [len(texts) for texts, _ in asked] == [16, 16]
     noise = np.concatenate([noise for _, noise in asked])[:20]
     assert len({n.tobytes() for n in noise}) == 20
@@ -90,14 +92,14 @@ def test_perfect_pictures_of_scenes_are_all_correct_and_near():
     shares = {name: value for name, value in right.items() if name != "fid"}
     assert shares == dict.fromkeys(shares, 1.0)
     assert {"all_correct", "colour", "shape", "held_out_correct"} <= set(shares)
-    wrong = evaluate(grey)
+    wrong = evaluate(grey, {})
     assert wrong["all_correct"] == 0
     assert right["fid"] < wrong["fid"] / 3
 
 
 def test_one_picture_over_and_over_has_no_covariance():
     """Then the distance is |m - c|^2 and the trace of what real pictures differ by."""
-    found = make_evaluation(CONFIG, TOLD, VAE, {})(grey)["fid"]
+    found = make_evaluation(CONFIG, TOLD, VAE, {})(grey, {})["fid"]
     drawn = render_generator(PROMPTS)([p.text for p in PROMPTS], list(range(len(PROMPTS))))
     real = features(EMBEDDED / "clip", normalize_images(drawn))
     point = features(EMBEDDED / "clip", grey({"ids": [0]}))
@@ -138,24 +140,24 @@ def test_stored_pictures_are_compared_where_there_is_a_clip(stored, field):
         assert {row.tobytes() for row in np.asarray(shown["ids"])} <= known
         return jnp.asarray(next(pictures))
 
-    measures = make_evaluation(config, told_with(tokenizer), VAE, held_out)(draw)
+    measures = make_evaluation(config, told_with(tokenizer), VAE, held_out)(draw, {})
     assert set(measures) == {"fid"}
     assert measures["fid"] > 0
 
 
 def test_without_a_clip_stored_pictures_are_not_measured(stored):
     config, _ = stored
-    assert make_evaluation(replaced(config, num_eval_images=None), TOLD, VAE, {})(grey) == {}
+    assert make_evaluation(replaced(config, num_eval_images=None), TOLD, VAE, {})(grey, {}) == {}
     with pytest.raises(InputError, match=r"num_eval_images: got 20 for data without a metric"):
         make_evaluation(config, TOLD, VAE, {})
 
 
 def test_counts(monkeypatch):
-    assert make_evaluation(replaced(num_eval_images=0), TOLD, VAE, {})(grey) == {}
+    assert make_evaluation(replaced(num_eval_images=0), TOLD, VAE, {})(grey, {}) == {}
     monkeypatch.setattr(evaluation, "DEFAULT_EVAL_IMAGES", 2)
     seen = []
     make_evaluation(replaced(num_eval_images=None), TOLD, VAE, {})(
-        lambda shown: seen.extend(texts_of(shown["ids"])) or grey(shown)
+        lambda shown: seen.extend(texts_of(shown["ids"])) or grey(shown), {}
     )
     assert len(set(seen)) == 2
     with pytest.raises(InputError, match="num_eval_images: got 1, expected 0 or 2 or more"):
@@ -167,13 +169,14 @@ def test_counts(monkeypatch):
     never = dataclasses.replace(CONFIG, sample_every=0)
     with pytest.raises(InputError, match=r"num_eval_images: got 20, .* with sample_every 0"):
         make_evaluation(never, TOLD, VAE, {})
-    assert make_evaluation(replaced(never, num_eval_images=None), TOLD, VAE, {})(grey) == {}
+    assert make_evaluation(replaced(never, num_eval_images=None), TOLD, VAE, {})(grey, {}) == {}
 
 
-def test_held_out_latents_are_decoded_wherever_the_vae_was_read():
-    """Its weights lie on one device, the latents on all."""
+def test_held_out_latents_are_decoded_with_the_weights_on_the_mesh():
+    """Each device has its share of the weights, and of the latents."""
     vae = initialise(AutoencoderKL, tiny_training.VAE, seed=0)
-    alone = jax.device_put(param_dict(vae), jax.devices()[0])
+    table, mesh = param_dict(vae), make_mesh(data=1, fsdp=2, tensor=4)
+    placed = jax.device_put(table, infer_shardings(table, mesh))
     z = np.random.default_rng(0).normal(size=(20, 2, 2, 2)).astype(np.float32)
-    found = evaluation._decoded_images(with_params(vae, alone), {"mean": z})
+    found = evaluation._decoded_images(vae, placed, {"mean": z})
     np.testing.assert_allclose(found, vae.decode(jnp.asarray(z)), rtol=1e-4, atol=1e-5)

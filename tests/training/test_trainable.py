@@ -228,7 +228,7 @@ def tuned_by(kind, given):
     if kind == "lora":
         return train_lora(SD, networks(), LoRA(rank=2, text_target_modules=("q_proj", "fc1")))
     return train_textual_inversion(
-        SD, networks(), {"text_encoder": np.ones((2, 8), np.float32)}, {"text_encoder": 20}
+        SD, networks(), 2, {"text_encoder": 20}, lambda: {"text_encoder": np.ones((2, 8))}
     )
 
 

@@ -133,17 +133,20 @@ def train_lora(family: Family, networks: Networks, config: LoRA) -> ParameterPar
 def train_textual_inversion(
     family: Family,
     networks: Networks,
-    embeddings: Mapping[str, Float[NDArray, "n _"]],
+    num_vectors: int,
     first_id: Mapping[str, int],
+    initial: Callable[[], Mapping[str, Float[NDArray, "n _"]]],
 ) -> ParameterPartition:
-    """Train the `embeddings` of a new token for each text encoder, at ids from `first_id` on.
+    """Train embeddings of a new token for each text encoder, at ids from its `first_id` on.
 
-    The parameters are called `text_encoder.vectors`.
+    The parameters are called `text_encoder.vectors`; `initial` reads their initial values.
     """
-    extended = dict(networks)
-    for name, rows in embeddings.items():
+    extended, shapes = dict(networks), {}
+    for name in first_id:
         encoder = cast(CLIPTextModel, nnx.clone(networks[name]))
-        shape = (first_id[name] + len(rows), rows.shape[1])
+        width = encoder.config.hidden_size
+        shape = (first_id[name] + num_vectors, width)
+        shapes[f"{name}.vectors"] = jax.ShapeDtypeStruct((num_vectors, width), jnp.float32)
         encoder.text_model.embeddings.token_embedding.embedding = nnx.Param(
             jax.ShapeDtypeStruct(shape, jnp.float32)
         )
@@ -151,12 +154,12 @@ def train_textual_inversion(
 
     def init(seed: int) -> InitialWeights:
         del seed  # nothing is random
-        for name, rows in embeddings.items():
+        for name, rows in initial().items():
             yield f"{name}.vectors", np.asarray(rows, np.float32)
 
     def merge(params: Table, frozen: Tables) -> Tables:
         tables = dict(frozen)
-        for name in embeddings:
+        for name in first_id:
             table, new_rows = frozen[name][TOKEN_EMBEDDING], params[f"{name}.vectors"]
             tables[name] = {
                 **frozen[name],
@@ -164,10 +167,6 @@ def train_textual_inversion(
             }
         return tables
 
-    shapes = {
-        f"{name}.vectors": jax.ShapeDtypeStruct(rows.shape, jnp.float32)
-        for name, rows in embeddings.items()
-    }
     return ParameterPartition(family, extended, tuple(networks), shapes, init, merge)
 
 

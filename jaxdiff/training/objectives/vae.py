@@ -1,7 +1,7 @@
 """The loss of a VAE: reconstruction, KL divergence, and optionally perceptual and GAN losses."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
@@ -99,13 +99,13 @@ def vae_task(
     config: VAEObjective,
     dtype: Dtype = jnp.float32,
     *,
-    pretrained: Mapping[str, Any] | None = None,
+    pretrained: Callable[[], Mapping[str, Any]] | None = None,
     perceptual_model: PerceptualModel | None = None,
 ) -> TrainingTask:
     """The VAE's task; batches have `image` (b, h, w, 3) in [-1, 1].
 
     With a discriminator the paths of parameters start with `vae.` and `discriminator.`.
-    `pretrained` are initial weights of the VAE.
+    `pretrained` reads initial weights of the VAE.
     """
     template = abstract(AutoencoderKL, config.model, dtype=dtype)
     channels = config.model.out_channels
@@ -181,11 +181,11 @@ def _initial_params(
     config: VAEObjective,
     template: AutoencoderKL,
     discriminator: PatchDiscriminator,
-    pretrained: Mapping[str, Any] | None,
+    pretrained: Callable[[], Mapping[str, Any]] | None,
     seed: int,
 ) -> Iterator[tuple[str, NDArray]]:
     """Initial parameters, one at a time."""
-    initial = pretrained.items() if pretrained is not None else initial_weights(template, seed)
+    initial = initial_weights(template, seed) if pretrained is None else pretrained().items()
     for path, array in initial:
         yield from _trained_params(config, {path: np.asarray(array, np.float32)}, {}).items()
     for path, array in initial_weights(discriminator, seed) if config.adversarial else ():

@@ -11,11 +11,13 @@ from captioned_images import write_folder
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.cli import main
 from jaxdiff.experiments import experiment as module
-from jaxdiff.experiments.train import experiment
+from jaxdiff.experiments.train import experiment, wire
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
+from jaxdiff.parallel.mesh import data_mesh
+from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.pipeline.load import EMBEDDED
-from jaxdiff.planning.abstract_training import abstract_training
+from jaxdiff.planning.published_models import PUBLISHED
 from jaxdiff.profiling.flops import gradient_flops
 from jaxdiff.scenes.labels import ATTRIBUTES
 from jaxdiff.training.config import (
@@ -102,15 +104,17 @@ def test_a_plan_has_the_shapes_of_the_training(folder, tmp_path, monkeypatch, re
         data = DataConfig(kind="folder", path=str(folder / "in"), resolution=16, bucket_multiple=16)
     config = TrainConfig(objective=make(folder), data=data, batch_size=8, steps=1, dtype="bfloat16")
     real = experiment(config, tmp_path)
-    batch = next(real.batches)
+    batch, found = next(real.batches), real.wiring
     real.batches.close()
     assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
         for place in ("components.find_weights", "components.read_weights"):
             patch.setattr(f"jaxdiff.checkpoints.{place}", lambda *_, **__: pytest.fail("read"))
-        plan = abstract_training(config)
-    assert shaped(plan.task.shapes) == shaped(real.task.shapes)
-    assert shaped(plan.frozen) == shaped(real.frozen)
+        plan = wire(config, PUBLISHED)
+    assert shaped(plan.task.shapes) == shaped(found.task.shapes)
+    assert shaped(plan.frozen) == shaped(found.frozen)
+    places = infer_shardings(found.frozen, data_mesh())
+    assert shaped(real.load_frozen(places)) == shaped(plan.frozen)
     planned = plan.batch(8)
     read = {name: batch[name] for name in planned}
     assert shaped(planned) == shaped(read)
@@ -119,6 +123,6 @@ def test_a_plan_has_the_shapes_of_the_training(folder, tmp_path, monkeypatch, re
     key = jax.eval_shape(lambda: jax.random.key(0))
     flops = [
         gradient_flops(parts.task.loss, parts.task.shapes, parts.frozen, given, key)
-        for parts, given in ((plan, planned), (real, batch))
+        for parts, given in ((plan, planned), (found, batch))
     ]
     assert flops[0] == flops[1] > 0
