@@ -145,6 +145,7 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
         "text_encoder": text_folder / "text_encoder",
     }
     modules = {name: models.component(folder) for name, folder in folders.items()}
+    check_channels(objective, cast(AutoencoderKL, modules["vae"]))
     # Its config is the objective's, also where its weights are read.
     modules["unet"] = abstract(UNet2DConditionModel, objective.model)
     if objective.weights is not None:
@@ -257,12 +258,24 @@ def check_initial_weights(config: TrainConfig, *, resumed: bool) -> None:
             )
 
 
+def check_channels(objective: DiffusionObjective, vae: AutoencoderKL) -> None:
+    """InputError unless the UNet takes and gives latents of as many channels as the VAE has."""
+    channels = vae.config.latent_channels
+    for name in ("in_channels", "out_channels"):
+        if getattr(objective.model, name) != channels:
+            raise InputError(
+                f"objective.model.{name}: got {getattr(objective.model, name)}, expected "
+                f"{channels} as the latents of {objective.vae} have"
+            )
+
+
 def _check(base: BaseModel, field: str) -> None:
     """InputError for networks that do not fit together, or need inputs that no data have."""
     objective, encoders = base.objective, base.text_encoders
     for extra in base.family.extras:
         if extra.untrainable is not None:
             raise InputError(f"{field}: {extra.untrainable}")
+    check_channels(objective, base.vae)
     rates = objective.caption_dropout_per_encoder
     if rates and (len(encoders) == 1 or len(rates) != len(encoders)):
         wanted = len(encoders) if len(encoders) > 1 else "none for one text encoder"

@@ -86,23 +86,19 @@ def _check_caches(
 
 
 def _check_size(config: TrainConfig, base: BaseModel, side: int) -> None:
-    """InputError unless the UNet fits the latents of images of `side` pixels.
+    """InputError unless the UNet is for the latents of images of `side` pixels.
 
     The UNet of a pipeline may be trained at another size than before.
     """
-    model, vae = base.objective.model, base.vae
+    downscale, got = base.vae.config.downscale, base.objective.model.sample_size
     if config.data.kind in PROCEDURAL_KINDS:
-        image_side(config.data, vae.config.downscale)
-    channels = vae.config.latent_channels
-    wanted = {"in_channels": channels, "out_channels": channels}
-    if cast(DiffusionObjective, config.objective).pipeline is None:
-        wanted = {"sample_size": side // vae.config.downscale} | wanted
-    for name, value in wanted.items():
-        if getattr(model, name) != value:
-            raise InputError(
-                f"objective.model.{name}: got {getattr(model, name)}, expected {value} as the "
-                f"latents of {base.objective.vae} have"
-            )
+        image_side(config.data, downscale)
+    from_pipeline = cast(DiffusionObjective, config.objective).pipeline is not None
+    if not from_pipeline and got != side // downscale:
+        raise InputError(
+            f"objective.model.sample_size: got {got}, expected {side // downscale} as the latents "
+            f"of {base.objective.vae} have"
+        )
 
 
 def _prompts(config: TrainConfig, caption_tokenizer: CaptionTokenizer) -> list[str]:

@@ -1,6 +1,7 @@
 """The loop as a compiled program: one contract for every sampler in the registry."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -366,15 +367,17 @@ def test_pmap_over_eight_devices_is_one_device(name):
     np.testing.assert_allclose(x[:, 0], whole(name), **rounding(name))
 
 
-def test_a_sharded_batch_exchanges_nothing(name):
+def test_a_sharded_batch_exchanges_no_arrays(name):
+    """At most one flag a step: whether any image needs the second evaluation."""
     mesh = Mesh(np.array(jax.devices()), ("data",))
     by_image, shared = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     latents, conditioning, scales, keys = (jax.device_put(a, by_image) for a in inputs())
     weights, grid = jax.device_put((WEIGHTS, grid_for(name)), shared)
     program = compiled(name)
     text = program.lower(weights, latents, conditioning, scales, grid, keys).compile().as_text()
-    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
         assert collective not in text
+    assert set(re.findall(r"(\S+) all-reduce\(", text)) <= {"pred[]"}
     x = program(weights, latents, conditioning, scales, grid, keys)
     np.testing.assert_allclose(x, whole(name), **rounding(name))
 

@@ -9,6 +9,7 @@ import pytest
 import tiny_training
 from captioned_images import caption, write_folder
 
+from jaxdiff.checkpoints.clip_vision import read_image_processor
 from jaxdiff.checkpoints.components import Component, read_component, write_component
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import normalize_images
@@ -72,7 +73,9 @@ def grey(shown):
 
 def features(folder, images):
     clip = read_component(folder, dtype=jnp.float32).module
-    seen = clip.vision_model(jnp.asarray(images)).pooled @ clip.visual_projection.kernel[...]
+    processor = read_image_processor(folder, clip.vision_model.config.image_size)
+    seen = clip.vision_model(processor(jnp.asarray(images))).pooled
+    seen = seen @ clip.visual_projection.kernel[...]
     return np.asarray(seen, np.float64)
 
 
