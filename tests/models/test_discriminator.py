@@ -88,7 +88,7 @@ def test_bfloat16_is_near_and_gives_float32(params):
 def test_refusals():
     small = jax.ShapeDtypeStruct((1, 16, 11, 3), jnp.float32)
     module = abstract(PatchDiscriminator, CONFIG)
-    with pytest.raises(InputError, match="got pictures of 16 x 11, expected sides from 12 on"):
+    with pytest.raises(InputError, match="got images of 16 x 11, expected sides from 12 on"):
         jax.eval_shape(lambda table, x: with_params(module, table)(x), param_dict(module), small)
     for name in ("width", "layers", "norm_num_groups"):
         with pytest.raises(InputError, match=rf"discriminator\.{name}: got 0"):
