@@ -210,8 +210,8 @@ def test_a_step_reads_no_other_network(made, tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(owner, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
     learn, key = parts.wiring.task, jax.eval_shape(lambda: jax.random.key(0))
-    given = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, (parts.wiring.frozen, batch)))
-    value, _ = jax.eval_shape(learn.loss, learn.shapes, *given, key)
+    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch))
+    value, _ = jax.eval_shape(learn.loss, learn.shapes, parts.wiring.frozen, batch, key)
     assert value.shape == ()
 
 

@@ -243,7 +243,7 @@ def test_a_training_on_buckets_logs_what_it_skips_and_goes_on(tmp_path, monkeypa
     whole = trained("c", "--optimiser.decay-fraction", "0")
     assert both[:2] == first
     assert [line["loss"] for line in both] == [line["loss"] for line in whole]
-    assert at_once[2]["skipped_broken_picture"] >= 1
+    assert at_once[2]["skipped_broken_image"] >= 1
     assert np.isfinite(at_once[2]["validation_psnr"])
     (tmp_path / "in" / "0039.png").unlink()
     with pytest.raises(InputError, match=r"data: got \w+, expected \w+ as trained so far"):

@@ -62,6 +62,8 @@ SAME_AS = {"objective.prior_data": "data"}
 # Old key of log.jsonl -> new key.
 LOG_KEYS = {
     "skipped": "nonfinite_steps",
+    "skipped_broken_picture": "skipped_broken_image",
+    "skipped_without_picture": "skipped_without_image",
     "to_caption": "image_to_text_loss",
     "to_picture": "text_to_image_loss",
     "attribute_nats": "attribute_loss",
