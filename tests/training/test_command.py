@@ -279,8 +279,9 @@ def test_a_training_begins_with_given_weights(three, tmp_path):
     ended = param_dict(read_component(tmp_path / "w" / "export" / "unet").module)
     for name, values in begun.items():
         np.testing.assert_allclose(ended[name], values, rtol=1e-6, atol=1e-20)
-    other = ["--objective.model.cross-attention-dim", "4", "--objective.weights", str(given)]
-    with pytest.raises(InputError, match=r"objective\.weights: got .* \(8, 4\), expected \(4, 4\)"):
+    other = ["--objective.model.time-embedding-dim", "8", "--objective.weights", str(given)]
+    message = r"objective\.weights: got .* with \S*time_emb\S* \(.*\), expected \(.*8.*\) as"
+    with pytest.raises(InputError, match=message):
         run([str(path), "--workdir", str(tmp_path / "v"), *other])
     assert not (tmp_path / "v").exists()
 
