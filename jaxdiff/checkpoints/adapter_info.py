@@ -38,7 +38,7 @@ class LoRAInfo:
 class TextualInversionInfo:
     """A textual inversion's form."""
 
-    word: str
+    token: str
     vectors: int
     widths: Mapping[str, int]  # by text encoder
 
@@ -54,7 +54,7 @@ class AdapterInfo(NamedTuple):
 
 def find_adapter(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> AdapterInfo | None:
     """The LoRA or textual inversion whose table this is; None if it is neither."""
-    return _lora(entries) or _word(path, entries)
+    return _lora(entries) or _textual_inversion(path, entries)
 
 
 def _lora(entries: Mapping[str, TensorInfo]) -> AdapterInfo | None:
@@ -100,10 +100,10 @@ def _lora_family(entries: Mapping[str, TensorInfo], downs: Mapping[str, Name]) -
     return "unknown"
 
 
-def _word(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> AdapterInfo | None:
-    word = token_name(path, entries)
+def _textual_inversion(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> AdapterInfo | None:
+    token = token_name(path, entries)
     shapes = {name: entry.shape for name, entry in entries.items()}
-    if word is None or any(len(shape) not in (1, 2) for shape in shapes.values()):
+    if token is None or any(len(shape) not in (1, 2) for shape in shapes.values()):
         return None
     if len(shapes) == len(PAIR):
         family, places = SDXL.name, PAIR
@@ -112,7 +112,7 @@ def _word(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> AdapterInfo 
         family = WIDTHS.get(shape[-1], "unknown")
         places = {name: "text_encoder_2" if family == REFINER.name else "text_encoder"}
     facts = TextualInversionInfo(
-        word=word,
+        token=token,
         vectors=max(shape[0] if len(shape) == 2 else 1 for shape in shapes.values()),
         widths={place: shapes[name][-1] for name, place in places.items()},
     )

@@ -15,18 +15,18 @@ from jaxdiff.core.types import Dtype, Float, NDArray
 
 
 class Inversion(NamedTuple):
-    """A word, and its vectors for each text encoder, as many for all."""
+    """A token, and its vectors for each text encoder, as many for all."""
 
-    word: str
+    token: str
     vectors: dict[str, Float[NDArray, "n d"]]
 
 
 def read_inversion(
-    path: pathlib.Path, widths: Mapping[str, int], word: str | None = None
+    path: pathlib.Path, widths: Mapping[str, int], token: str | None = None
 ) -> Inversion:
-    """The word in a file, for text encoders of these widths, by component.
+    """The token in a file, for text encoders of these widths, by component.
 
-    `word` replaces the file's. Raises InputError for anything that does not fit.
+    `token` replaces the file's. Raises InputError for anything that does not fit.
     """
     entries = read_weights(path)
     own = token_name(path, entries)
@@ -56,20 +56,20 @@ def read_inversion(
         raise InputError(
             f"{path}: got different numbers of vectors, expected the same number for each"
         )
-    return Inversion(own if word is None else word, vectors)
+    return Inversion(own if token is None else token, vectors)
 
 
 def write_inversion(folder: pathlib.Path, inversion: Inversion) -> pathlib.Path:
-    """Write a word as diffusers does; of two text encoders, which it has no form for, as kohya.
+    """Write a token as diffusers does; of two text encoders, which it has no form for, as kohya.
 
-    The word is then the name of the file, which is returned.
+    The token is then the name of the file, which is returned.
     """
     named = len(inversion.vectors) == 1
-    path = folder / ("learned_embeds" if named else inversion.word)
+    path = folder / ("learned_embeds" if named else inversion.token)
     path = path.with_name(f"{path.name}.safetensors")
     tables = inversion.vectors
     if named:
-        tensors = {inversion.word: next(iter(tables.values()))}
+        tensors = {inversion.token: next(iter(tables.values()))}
     else:
         tensors = {name: tables[place] for name, place in PAIR.items()}
     with atomic_file(path) as temporary:

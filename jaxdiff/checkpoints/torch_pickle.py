@@ -91,12 +91,12 @@ def read_torch_pickle(path: pathlib.Path) -> dict[str, TensorInfo]:
             members = {info.filename: info for info in archive.infolist()}
             top = _top(path, members)
             root = _unpickle(path, archive, members[top + DATA])
-            places = _Places(path, top, members)
+            offsets = _StorageOffsets(path, top, members)
             entries: dict[str, TensorInfo] = {}
             for name, tensor in _flat(path, _state_dict(root), ()):
                 if name in entries:
                     raise InputError(f"{path}: got {name!r:.80} twice, expected it once")
-                entries[name] = places.entry(name, tensor)
+                entries[name] = offsets.entry(name, tensor)
             return entries
     except OSError as error:
         raise InputError(
@@ -213,7 +213,7 @@ def _flat(path: pathlib.Path, value: Any, names: tuple[str, ...]) -> Iterator[tu
                 yield from _flat(path, item, (*names, name))
 
 
-class _Places:
+class _StorageOffsets:
     """Where the archive's members lie in the file."""
 
     def __init__(

@@ -10,7 +10,7 @@ import tyro
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import positive
-from jaxdiff.evaluation.alignment import Judge, Prompt, evaluate_alignment, evaluate_model
+from jaxdiff.evaluation.alignment import Judge, Prompt, evaluate_alignment, model_generator
 from jaxdiff.experiments.procedural import EMBEDDED_DATA, procedural_dataset
 
 NUM_SEEDS = 100  # images of --prompt if --num-images is left out
@@ -63,19 +63,18 @@ def run(arguments: Sequence[str]) -> None:
     prompts, probes = _prompts(options, judge)
     if options.output is not None:
         check_file(options.output)  # before any image is generated
-    seed, size = options.seed, options.batch_size
+    size = options.batch_size
     if options.model == "renders":
-        report = evaluate_alignment(
-            judge.render_generator(prompts), judge, prompts, seed=seed, probes=probes
-        )
+        generate = judge.render_generator(prompts)
     else:
         import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
         choices = {name: getattr(options, name) for name in CALL}
         pipe = jaxdiff.load(options.model)
-        report = evaluate_model(
-            pipe, judge, prompts, seed=seed, batch_size=size, probes=probes, **choices
-        )
+        generate = model_generator(pipe, judge, batch_size=size, **choices)
+    report = evaluate_alignment(
+        generate, judge, prompts, seed=options.seed, batch_size=size, probes=probes
+    )
     print(report.table())
     if options.output is not None:
         with atomic_file(options.output) as temporary:

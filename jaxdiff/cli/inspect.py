@@ -49,7 +49,7 @@ def _summary(facts: LoRAInfo | TextualInversionInfo) -> str:
     """A LoRA or a textual inversion in one line."""
     if isinstance(facts, TextualInversionInfo):
         widths = ", ".join(f"{name} {width}" for name, width in facts.widths.items())
-        return f"token {facts.word!r}, vectors {facts.vectors}, widths {widths}"
+        return f"token {facts.token!r}, vectors {facts.vectors}, widths {widths}"
     values = {
         "keys": facts.spelling,
         "ranks": " ".join(map(str, facts.ranks)),

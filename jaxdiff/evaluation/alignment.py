@@ -151,26 +151,18 @@ def evaluate_alignment(
     return Report(accuracies=accuracies(answers), measures=measures)
 
 
-def evaluate_model(
-    pipe: Any,
-    judge: Judge,
-    prompts: Sequence[Prompt],
-    *,
-    seed: int = 0,
-    batch_size: int = 64,
-    probes: Sequence[Prompt] = (),
-    **options: Any,
-) -> Report:
-    """`evaluate_alignment` of `pipe`, called with `options` (guidance_scale, steps, ...)."""
+def model_generator(pipe: Any, judge: Judge, *, batch_size: int = 64, **options: Any) -> Generate:
+    """The generator that calls `pipe` with `options` (guidance_scale, steps, ...).
+
+    InputError unless the judge can check images of the model's size.
+    """
     judge.check_model_size(pipe.defaults.height, pipe.defaults.width)
 
     def generate(texts: list[str], seeds: list[int]) -> UInt8[NDArray, "n h w 3"]:
         call = {"seed": seeds, "batch_size": batch_size, "output": "numpy"}
         return np.asarray(pipe(texts, **call, **options).images)
 
-    return evaluate_alignment(
-        generate, judge, prompts, seed=seed, batch_size=batch_size, probes=probes
-    )
+    return generate
 
 
 def subsample(prompts: Sequence[Any], n: int) -> Sequence[Any]:

@@ -13,7 +13,7 @@ from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import NDArray, UInt8
 from jaxdiff.core.validate import in_range
-from jaxdiff.evaluation.alignment import Judge, Prompt, evaluate_model
+from jaxdiff.evaluation.alignment import Judge, Prompt, evaluate_alignment, model_generator
 from jaxdiff.evaluation.image_grid import labelled_grid
 from jaxdiff.evaluation.measures import MEASURES
 from jaxdiff.evaluation.sweep_plot import plot
@@ -160,8 +160,9 @@ class Sweep:
         self, judge: Judge, point: SweepPoint, prompts: Sequence[Prompt]
     ) -> dict[str, Any]:
         """The accuracies and measures of a point on the standard prompts."""
-        call = {"seed": self.seed, "batch_size": min(EVALUATION_BATCH, len(prompts))}
-        report = evaluate_model(self.pipe, judge, prompts, **call, **_call_options(point))
+        size = min(EVALUATION_BATCH, len(prompts))
+        generate = model_generator(self.pipe, judge, batch_size=size, **_call_options(point))
+        report = evaluate_alignment(generate, judge, prompts, seed=self.seed, batch_size=size)
         accuracies = {
             name: {"value": each.value, "count": each.count, "error": each.error}
             for name, each in report.accuracies.items()

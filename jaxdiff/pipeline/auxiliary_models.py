@@ -36,7 +36,7 @@ class GuidanceModel(NamedTuple):
 
 
 class AuxiliaryModels:
-    """The auxiliary networks that are loaded, and the guidance targets of requestss."""
+    """The auxiliary networks that are loaded, and the guidance targets of requests."""
 
     def __init__(self, home: pathlib.Path | None) -> None:
         self._home = home  # a model's folder, in which classifier/ and clip/ may lie
@@ -97,7 +97,7 @@ class AuxiliaryModels:
         return any(wanted.values())
 
     def guidance_targets(self, requests: Requests, tokenizer: Any) -> GuidanceTargets:
-        """The classifier and CLIP guidance targets of requestss."""
+        """The classifier and CLIP guidance targets of requests."""
         attributes = likeness = None
         for name in ("classifier_scale", "clip_scale"):
             for scale, prompt in zip(getattr(requests, f"{name}s"), requests.prompts, strict=True):

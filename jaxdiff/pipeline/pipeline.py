@@ -384,7 +384,7 @@ class Pipeline:
         inversion = read_inversion(pathlib.Path(source), widths, token)
         add_inversion(self._vocabularies, inversion)
         self._weights_changed()
-        return inversion.word
+        return inversion.token
 
     def unload_textual_inversions(self) -> None:
         """Remove the tokens of all textual inversions."""

@@ -87,7 +87,7 @@ def add_inversion(
     vocabularies: Mapping[str, TextualInversionTokenizer], inversion: Inversion
 ) -> None:
     """Add a token to all of a pipeline's tokenizers; InputError if one of them has it."""
-    word = inversion.word
+    word = inversion.token
     if not word or any(c.isspace() or c in "()[]\\" for c in word):
         raise InputError(f"token: got {word!r}, expected a token without spaces and brackets")
     for vocabulary in vocabularies.values():

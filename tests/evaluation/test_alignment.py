@@ -12,7 +12,7 @@ from jaxdiff.evaluation.alignment import (
     accuracies,
     diversity,
     evaluate_alignment,
-    evaluate_model,
+    model_generator,
     subsample,
 )
 
@@ -121,11 +121,12 @@ class Model:
 
 def test_a_model_is_called_with_its_options():
     model = Model()
-    found = evaluate_model(model, GreyJudge(), PROMPTS, batch_size=3, steps=4)
+    generate = model_generator(model, GreyJudge(), batch_size=3, steps=4)
+    found = evaluate_alignment(generate, GreyJudge(), PROMPTS, batch_size=3)
     assert found.accuracies["level"].value == 13 / 25
     model.defaults = types.SimpleNamespace(height=8, width=9)
     with pytest.raises(InputError, match="got no square"):
-        evaluate_model(model, GreyJudge(), PROMPTS)
+        model_generator(model, GreyJudge())
 
 
 def test_wrong_pictures_are_refused():

@@ -44,7 +44,7 @@ def test_a_file_of_pytorch(tmp_path, capsys):
     read = [
         read_inversion(tmp_path / f"cat{e}", {"text_encoder": 12}) for e in (".pt", ".safetensors")
     ]
-    assert read[0].word == read[1].word == "cat"
+    assert read[0].token == read[1].token == "cat"
     for inversion in read:
         np.testing.assert_array_equal(inversion.vectors["text_encoder"], vectors.numpy())
     assert main.run("inspect", [str(tmp_path / "cat.pt")]) == 0
