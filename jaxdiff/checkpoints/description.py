@@ -10,6 +10,7 @@ from typing import Any
 from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo, find_adapter
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.lora_names import has_weights, weights_file
+from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.checkpoints.single_file_layouts import UNET, VAE, layout_of
 from jaxdiff.checkpoints.weights import find_weights, read_weights
@@ -79,7 +80,7 @@ def _file(path: pathlib.Path) -> Description:
             *((part.name, part.class_name, part.prefix) for part in written_as.texts),
         )
     ]
-    predicts = written_as.scheduler.get("prediction_type", "epsilon")
+    predicts = stored_prediction_type(written_as.scheduler)
     return _description(path, "single file", written_as.name, predicts, parts)
 
 
@@ -95,7 +96,7 @@ def _pipeline(folder: pathlib.Path, variant: str | None) -> Description:
             parts.append(_part(name, str(value[1]), weights))
     scheduler = folder / "scheduler" / "scheduler_config.json"
     config = read_object(scheduler) if scheduler.is_file() else {}
-    predicts = str(config.get("prediction_type", "epsilon"))
+    predicts = stored_prediction_type(config)
     family = str(index.get("_class_name", "unknown"))
     return _description(folder, "diffusers folder", family, predicts, parts)
 

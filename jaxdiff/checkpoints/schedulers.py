@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.checkpoints.prediction_type import FLOW, stored_prediction_type
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
@@ -78,9 +79,8 @@ SCHEDULERS: dict[str, dict[str, Options]] = {
         }
     },
     "LCMScheduler": {"lcm": {"timestep_scaling": (10.0,)}},
-    "FlowMatchEulerDiscreteScheduler": {"euler": {}},
+    FLOW: {"euler": {}},
 }
-FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
 def schedule_of(config: Mapping[str, Any]) -> Schedule:
@@ -93,8 +93,7 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
 
 def prediction_type_of(config: Mapping[str, Any]) -> str:
     """What the network of a diffusers scheduler_config.json predicts; InputError if unknown."""
-    default = "flow_prediction" if config.get("_class_name") == FLOW else "epsilon"
-    name = config.get("prediction_type", default)
+    name = stored_prediction_type(config)
     return one_of("scheduler_config.json: prediction_type", name, PREDICTION_TYPES)
 
 
@@ -290,7 +289,7 @@ def _choose(
     times = asked or convention.spacing
     if spacing is None:
         return times, options.sigma_schedule if convention.in_sigma_space else None
-    one_of("timesteps", spacing, SPACINGS)
+    one_of("timestep_spacing", spacing, SPACINGS)
     return (times, spacing) if spacing in SIGMA_SCHEDULES else (spacing, None)
 
 

@@ -14,6 +14,7 @@ from jaxdiff.checkpoints.key_aliases import canonical
 from jaxdiff.checkpoints.loading import Placement, lazy_tensors
 from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, write_tensors
+from jaxdiff.checkpoints.schedulers import prediction_type_of
 from jaxdiff.checkpoints.single_file_layouts import (
     UNET,
     VAE,
@@ -119,7 +120,7 @@ def write_single_file(
         name = part.name if part.name in tensors else "text_encoder"
         text = ldm_writer.clip_to_open_clip(tensors[name]) if part.open_clip else tensors[name]
         found |= {part.prefix + key: tensor for key, tensor in text.items()}
-    predicts = str(parts.scheduler.get("prediction_type", "epsilon")).removesuffix("_prediction")
+    predicts = prediction_type_of(parts.scheduler).removesuffix("_prediction")
     check_file(path)
     with atomic_file(path) as temporary:
         write_tensors(temporary, found, metadata={METADATA_KEY: predicts})

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxdiff.checkpoints.clip_vocabulary import END
+from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.core.errors import InputError
 
@@ -162,7 +163,12 @@ def layout_for(
     Raises InputError for what no single file can hold.
     """
     names = set(hidden_acts)
-    predicts = scheduler.get("prediction_type", "epsilon")
+    predicts = stored_prediction_type(scheduler)
+    if predicts == "flow_prediction":
+        raise InputError(
+            "scheduler_config.json: got the schedule of a flow, expected another: a single file of "
+            "Stable Diffusion cannot say so"
+        )
     if "XL" in class_name:
         return SDXL if names == {"text_encoder", "text_encoder_2"} else REFINER
     if names != {"text_encoder"}:

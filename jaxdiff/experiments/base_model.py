@@ -14,6 +14,7 @@ from jaxdiff.checkpoints.components import Component, read_component
 from jaxdiff.checkpoints.loading import Placement, host_memory
 from jaxdiff.checkpoints.models import read_model, resolve_source, weight_hashes
 from jaxdiff.checkpoints.pipelines import PipelineComponents
+from jaxdiff.checkpoints.schedulers import prediction_type_of, schedule_of
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, Int, NDArray
@@ -122,10 +123,16 @@ def _from_pipeline(objective: DiffusionObjective, models: ModelSource) -> BaseMo
     pipeline = models.pipeline(source)
     modules = {name: component.module for name, component in pipeline.components.items()}
     family = detect_family(pipeline.class_name, modules, pipeline.options, source=source)
+    schedule = schedule_of(pipeline.scheduler)
+    if not isinstance(schedule, VPSchedule):
+        raise InputError(
+            f"objective.pipeline: got {source} with a {type(schedule).__name__}, expected a "
+            "VPSchedule: training on flows is not supported yet"
+        )
     provided = dict.fromkeys(("vae", "text_encoder", "weights"), source) | {
         "model": cast(Any, modules[family.network]).config,
-        "schedule": VPSchedule.from_config(pipeline.scheduler),
-        "prediction_type": pipeline.scheduler.get("prediction_type", "epsilon"),
+        "schedule": schedule,
+        "prediction_type": prediction_type_of(pipeline.scheduler),
     }
     names = (family.network, family.latent_codec, *family.id_columns)
     path = functools.cache(lambda: resolve_source(source))

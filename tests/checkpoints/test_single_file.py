@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import originals
 import pytest
+import tiny
 
 from jaxdiff.checkpoints.description import describe
 from jaxdiff.checkpoints.models import read_model
@@ -15,7 +16,9 @@ from jaxdiff.checkpoints.safetensors import read_table, read_tensor
 from jaxdiff.checkpoints.single_file import read_single_file, write_single_file
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
+from jaxdiff.experiments.base_model import load_base_model
 from jaxdiff.models.build import param_dict
+from jaxdiff.training.config import DiffusionObjective
 
 PIPELINES = {
     "sd1": "StableDiffusionPipeline",
@@ -214,3 +217,18 @@ def test_inspect_prints_what_it_is(written, capsys):
 def test_inspect_does_not_wait_for_jax():
     code = "import sys, jaxdiff.cli.inspect; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_schedule_of_a_flow_is_nowhere_taken_for_another(tmp_path):
+    folder = tiny.write_tiny(tmp_path / "model")
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler"}  # which predicts velocities
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert describe(folder).prediction_type == "flow_prediction"
+    with pytest.raises(InputError, match="got the schedule of a flow"):
+        write_single_file(tmp_path / "model.safetensors", read_model(folder))
+    assert not (tmp_path / "model.safetensors").exists()
+    with pytest.raises(InputError, match="with a FlowSchedule, expected a VPSchedule"):
+        load_base_model(DiffusionObjective(pipeline=str(folder)))

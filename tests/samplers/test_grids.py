@@ -173,7 +173,7 @@ def test_too_many_or_no_steps(spacing, steps, options):
 
 
 def test_unknown_spacing():
-    with pytest.raises(InputError, match=r"timesteps: got 'karas'.*'karras'"):
+    with pytest.raises(InputError, match=r"timestep_spacing: got 'karas'.*'karras'"):
         times("karas", 10)
 
 
