@@ -144,14 +144,15 @@ def run(arguments: Sequence[str]) -> None:
     )
     plan = runner.plan(jobs, _defaults(options))
     todo = runner.missing(plan)
-    with Progress(images=len(todo), quiet=options.json) as progress:
+    size = options.batch_size
+    with Progress(images=len(todo), batch_size=size, quiet=options.json) as progress:
         timings = runner.generate(
             todo,
-            second.apply(pipe, options.dtype),
-            batch_size=options.batch_size,
+            second.of(pipe, options.dtype),
+            batch_size=size,
             vae_tile=options.vae_tile,
-            on_batch=progress.start_batch,
             on_step=progress.update,
+            on_images=progress.add_images,
         )
     total = time.perf_counter() - started
     generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]

@@ -13,7 +13,7 @@ from rich.console import Console
 class Progress:
     """A bar on stderr over the denoising steps of all batches, with the remaining time."""
 
-    def __init__(self, *, images: int, quiet: bool) -> None:
+    def __init__(self, *, images: int, batch_size: int, quiet: bool) -> None:
         console = Console(stderr=True)
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
@@ -25,9 +25,8 @@ class Progress:
             transient=True,
             disable=quiet or not console.is_terminal or images == 0,
         )
-        self._done = 0
+        self._images, self._batch, self._done = images, batch_size, 0
         self._task = self._bar.add_task("generating", total=images, done=0, images=images)
-        self._batch = 0
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -41,17 +40,15 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def start_batch(self, images: int) -> None:
-        """The next batch has `images` images."""
-        self._batch = images
-
     def update(self, done: int, steps: int) -> None:
         """The batch has finished `done` of its `steps` denoising steps."""
-        share = self._batch * done / steps
-        if done == steps:
-            self._done += self._batch
-            share = 0
-        self._bar.update(self._task, completed=self._done + share, done=self._done)
+        batch = min(self._batch, self._images - self._done)
+        self._bar.update(self._task, completed=self._done + batch * done / steps)
+
+    def add_images(self, images: int) -> None:
+        """A batch of `images` images has been written."""
+        self._done += images
+        self._bar.update(self._task, completed=self._done, done=self._done)
 
 
 def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:

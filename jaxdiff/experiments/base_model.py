@@ -28,7 +28,7 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import device_put_global
-from jaxdiff.pipeline.vocabulary import tokenizer_of
+from jaxdiff.pipeline.prompts import tokenizer_of
 from jaxdiff.training.config import DiffusionObjective, Full, TrainConfig
 from jaxdiff.training.objectives.diffusion import Frozen
 

@@ -28,7 +28,7 @@ from jaxdiff.experiments.trainer import Trainer
 from jaxdiff.experiments.workdir import check_identity, read_config
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.parallel.distributed import gather_to_host
-from jaxdiff.pipeline.request import Defaults, size_of
+from jaxdiff.pipeline.defaults import read_defaults, size_of
 from jaxdiff.training.config import MeshConfig, resume_identity
 
 
@@ -113,5 +113,5 @@ def _export_pipeline(
 ) -> None:
     parts = read_pipeline(source)
     defaults = dict(parts.defaults) | dict(chosen)
-    Defaults.of(defaults, parts.scheduler, size_of(None, 1), source="export")
+    read_defaults(defaults, parts.scheduler, size_of(None, 1), source="export")
     write_pipeline(output, dataclasses.replace(parts, defaults=defaults), dtype=dtype)

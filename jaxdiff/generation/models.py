@@ -1,16 +1,17 @@
 """What a model gets before it generates, and how PNG settings record it."""
 
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jaxdiff
 from jaxdiff.checkpoints import lora_names
 from jaxdiff.core.errors import InputError
 from jaxdiff.generation.png_files import file_digest
 from jaxdiff.pipeline import hires_fix
+from jaxdiff.pipeline.output import Output
+from jaxdiff.pipeline.request import Request
 
 
 def load_addons(
@@ -83,14 +84,45 @@ class SecondPass:
             return {"refiner": self.refiner, "refiner_start": self.refiner_start}
         return {}
 
-    def apply(self, pipe: Any, dtype: str | None) -> Callable[..., Any]:
-        """The function that generates images with `pipe` and this pass."""
+    def of(self, pipe: Any, dtype: str | None) -> "HiresFix | Refiner | None":
+        """The second pass over what `pipe` generates, its model loaded; None without one."""
         if self.hires_scale is not None:
-            scale, strength = self.hires_scale, self.hires_strength
-            return functools.partial(
-                hires_fix.hires_fix, pipe, scale=scale, hires_strength=strength
-            )
+            return HiresFix(pipe, self.hires_scale, self.hires_strength)
         if self.refiner is not None:
             refiner = jaxdiff.load(self.refiner, dtype)
-            return functools.partial(hires_fix.refine, pipe, refiner, start=self.refiner_start)
-        return pipe
+            hires_fix.check_refiner(pipe, refiner, self.refiner_start)
+            return Refiner(refiner, self.refiner_start)
+        return None
+
+
+class HiresFix(NamedTuple):
+    """Enlarges the latents of the first pass and refines them."""
+
+    pipe: Any
+    scale: float
+    strength: float
+
+    def first(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """The requests of the first pass."""
+        return requests
+
+    def second(self, first: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
+        """The output of the second pass."""
+        del arguments  # of the call: the requests of the first pass have all of them
+        scale, strength = self.scale, self.strength
+        return hires_fix.enlarged(self.pipe, first, scale=scale, strength=strength, **settings)
+
+
+class Refiner(NamedTuple):
+    """Another model that takes over the last steps."""
+
+    model: Any
+    start: float
+
+    def first(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """The requests of the first pass."""
+        return [dataclasses.replace(each, denoising_end=self.start) for each in requests]
+
+    def second(self, first: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
+        """The output of the second pass, for the `arguments` of a call."""
+        return hires_fix.refined(self.model, first, start=self.start, **arguments, **settings)

@@ -1,13 +1,12 @@
 """PNG files that carry their settings, written whole or not at all."""
 
-import functools
 import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from jaxdiff.core.aliases import rename_settings
@@ -37,19 +36,6 @@ def write_png(path: pathlib.Path, image: Image.Image, settings: Mapping[str, Any
     info.add_itxt(METADATA_KEY, json.dumps(settings, sort_keys=True))
     with atomic_file(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
-
-
-@functools.lru_cache(maxsize=4)
-def read_image(name: str, path: pathlib.Path) -> Image.Image:
-    """The image at `path`, upright; the InputError for any other file begins with `name`."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).copy()
-    except UnidentifiedImageError:
-        raise InputError(f"{name}: got {path} (not an image), expected an image file") from None
-    except OSError as error:
-        reason = error.strerror or "truncated"
-        raise InputError(f"{name}: got {path} ({reason}), expected an image file") from None
 
 
 def file_digest(*paths: pathlib.Path) -> str:

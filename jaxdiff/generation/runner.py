@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdiff.core.atomic import os_errors_as_write_error
 from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
-from jaxdiff.generation.png_files import file_digest, read_image, read_settings, write_png
+from jaxdiff.generation.models import HiresFix, Refiner
+from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, expand_jobs
 from jaxdiff.pipeline.request import Request
 
@@ -61,41 +62,56 @@ class Runner:
     def generate(
         self,
         images: Sequence[PlannedImage],
-        call: Callable[..., Any],
+        second: HiresFix | Refiner | None,
         *,
         batch_size: int,
         vae_tile: int | None = None,
-        on_batch: Callable[[int], None],
         on_step: Callable[[int, int], None],
+        on_images: Callable[[int], None],
     ) -> dict[str, float]:
         """Generate and write batch by batch; returns seconds by name.
 
-        `call` is the model, or two passes of models. Written images stay if a later batch is
-        interrupted. `on_batch` gets the number of images in each batch, `on_step` the steps done
-        and their number.
+        Written images stay if a later batch is interrupted. `on_step` gets the steps done of a
+        batch and their number, `on_images` the number of images that a batch has written.
         """
-        size = min(batch_size, max(len(images), 1))
         total = {"compile_s": 0.0, "encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
         with os_errors_as_write_error(self.output, "a folder to write to"):
             self.output.mkdir(parents=True, exist_ok=True)
-        for batch in _batches(images, size):
-            arguments = self._arguments([image.job for image in batch])
-            for name in NUMBERS:
-                if name in batch[0].settings:
-                    arguments[name] = [image.settings[name] for image in batch]
-            on_batch(len(batch))
-            out = call(**arguments, vae_tile=vae_tile, batch_size=size, callback=on_step)
+        if not images:
+            return total
+        settings: dict[str, Any] = {
+            "vae_tile": vae_tile,
+            "batch_size": min(batch_size, len(images)),
+            "callback": on_step,
+        }
+        requests: Sequence[Request] = [image.request for image in images]
+        if second is not None:
+            requests = second.first(requests)
+        output = "pil" if second is None else "latent"
+        for numbers, out in self.pipe.stream(requests, output=output, **settings):
+            batch = [images[i] for i in numbers]
+            if second is not None:
+                out = second.second(out, self._second_arguments(batch), **settings)
             for planned, image in zip(batch, out.images, strict=True):
                 write_png(self.path(planned.job), image, planned.settings)
+            on_images(len(batch))
             total = {name: total[name] + out.timings[name] for name in total}
         return total
+
+    def _second_arguments(self, images: Sequence[PlannedImage]) -> dict[str, Any]:
+        """The arguments of a call for the images of a batch, with the numbers of the first pass."""
+        arguments = self._arguments([image.job for image in images])
+        for name in NUMBERS:
+            if name in images[0].settings:
+                arguments[name] = [image.settings[name] for image in images]
+        return arguments
 
     def _arguments(self, jobs: Sequence[ImageJob]) -> dict[str, Any]:
         """The pipeline's arguments for jobs that can share a call."""
         specs = [job.spec for job in jobs]
         numbers = {name: [getattr(spec, name) for spec in specs] for name in NUMBERS}
         images = {
-            name: [read_image(name, pathlib.Path(path)) for path in paths]
+            name: paths
             for name in ("image", "mask")
             if None not in (paths := [getattr(spec, name) for spec in specs])
         }
@@ -127,18 +143,3 @@ def _file_settings(job: ImageJob, digest: Callable[[pathlib.Path], str]) -> dict
     """The entries of initial image and mask in the settings: name and digest of each file."""
     paths = {name: pathlib.Path(getattr(job.spec, name) or "") for name in ("image", "mask")}
     return {name: f"{path.name} {digest(path)}" for name, path in paths.items() if path.name}
-
-
-def _batches(images: Sequence[PlannedImage], size: int) -> Iterator[Sequence[PlannedImage]]:
-    """Batches of at most `size` images with one batch key and the same kinds of input.
-
-    Images with similar numbers of steps are together: a batch runs as long as its longest.
-    """
-    groups: dict[Any, list[PlannedImage]] = {}
-    for image in images:
-        inputs = "image" in image.settings, "mask" in image.settings
-        groups.setdefault((image.request.batch_key, inputs), []).append(image)
-    for images_alike in groups.values():
-        group = sorted(images_alike, key=lambda image: image.request.steps)
-        for first in range(0, len(group), size):
-            yield group[first : first + size]

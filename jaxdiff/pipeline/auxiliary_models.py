@@ -18,19 +18,18 @@ from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.models.prompt_labels import PROMPT_LABELS, PromptLabels, label_targets, prompt_labels
-from jaxdiff.pipeline.and_prompts import split_and
 from jaxdiff.pipeline.classifier_guidance import ClassifierTarget, CLIPTarget, GuidanceTargets
 from jaxdiff.pipeline.compiled_model import CompiledModel
-from jaxdiff.pipeline.prompt_encoding import PromptTokenizer
-from jaxdiff.pipeline.prompts import parse
+from jaxdiff.pipeline.conditioning import PromptTokenizers
+from jaxdiff.pipeline.prompts import parse_syntax
 from jaxdiff.pipeline.request import Requests
 
 
 class GuidanceModel(NamedTuple):
-    """The parts of a weaker pipeline that guidance uses."""
+    """The parts of a pipeline that another one uses as its weaker model."""
 
     stages: CompiledModel
-    tokenizer: PromptTokenizer
+    tokenizers: PromptTokenizers
     latent_channels: int
     schedule: Schedule
 
@@ -38,7 +37,8 @@ class GuidanceModel(NamedTuple):
 class AuxiliaryModels:
     """The auxiliary networks that are loaded, and the guidance targets of requests."""
 
-    def __init__(self, home: pathlib.Path | None) -> None:
+    def __init__(self, own: GuidanceModel, home: pathlib.Path | None) -> None:
+        self.own = own  # the pipeline's, as the weaker model of another one
         self._home = home  # a model's folder, in which classifier/ and clip/ may lie
         self.guidance_model: GuidanceModel | None = None
         self.classifier: LatentClassifier | None = None
@@ -57,6 +57,7 @@ class AuxiliaryModels:
         values = read_object(source) if source.is_file() else {}
         labels = prompt_labels(values, module.config.attributes, source=str(source))
         self.classifier, self.prompt_labels = module, labels
+        self._use()
 
     def load_clip(self, folder: pathlib.Path) -> None:
         """Load the CLIP model in `folder`; InputError for any other model."""
@@ -65,24 +66,33 @@ class AuxiliaryModels:
             raise InputError(f"clip: got {type(module).__name__} in {folder}, expected CLIPModel")
         self.clip = module
         self.image_processor = read_image_processor(folder, module.vision_model.config.image_size)
+        self._use()
 
-    def set_guidance_model(
-        self, guidance_model: GuidanceModel | None, channels: int, schedule: Schedule
-    ) -> None:
-        """Set the weaker model; InputError unless it has these channels and this schedule."""
-        if guidance_model is not None and guidance_model.latent_channels != channels:
-            got = guidance_model.latent_channels
+    def set_guidance_model(self, weaker: GuidanceModel | None) -> None:
+        """Set the weaker model; InputError unless it has this one's channels and schedule."""
+        if weaker is not None and weaker.latent_channels != self.own.latent_channels:
             raise InputError(
-                f"guidance_model: got a model with {got} latent channels, expected {channels}"
+                f"guidance_model: got a model with {weaker.latent_channels} latent channels, "
+                f"expected {self.own.latent_channels}"
             )
-        if guidance_model is not None and guidance_model.schedule != schedule:
+        if weaker is not None and weaker.schedule != self.own.schedule:
             raise InputError(
                 "guidance_model: got a model with another noise schedule, expected the same one"
             )
-        self.guidance_model = guidance_model
+        self.guidance_model = weaker
+        self._use()
 
-    def load_missing(self, requests: Requests) -> bool:
-        """Load what requests need and the model's own folder has; whether anything was loaded."""
+    def _use(self) -> None:
+        """Let the loop use the networks that are loaded now."""
+        self.own.stages.set_auxiliary_models(
+            guidance_model=None if self.guidance_model is None else self.guidance_model.stages,
+            classifier=self.classifier,
+            clip=self.clip,
+            image_processor=self.image_processor,
+        )
+
+    def load_missing(self, requests: Requests) -> None:
+        """Load what requests need and the model's own folder has; InputError if it has not."""
         wanted = {
             "classifier": any(requests.classifier_scales) and self.classifier is None,
             "clip": any(requests.clip_scales) and self.clip is None,
@@ -94,15 +104,10 @@ class AuxiliaryModels:
                     f"{name}: got none, expected the folder of one, because {name}_scale is set"
                 )
             getattr(self, f"load_{name}")(folder)
-        return any(wanted.values())
 
     def guidance_targets(self, requests: Requests, tokenizer: Any) -> GuidanceTargets:
         """The classifier and CLIP guidance targets of requests."""
         attributes = likeness = None
-        for name in ("classifier_scale", "clip_scale"):
-            for scale, prompt in zip(getattr(requests, f"{name}s"), requests.prompts, strict=True):
-                if scale and len(split_and(prompt, syntax=requests[0].prompt_syntax)) > 1:
-                    raise InputError(f"{name}: got {prompt!r:.60}, expected a prompt without AND")
         if any(requests.classifier_scales):
             columns = self._labels(requests)
             attributes = ClassifierTarget(
@@ -131,7 +136,7 @@ class AuxiliaryModels:
         """CLIP's embeddings of the prompts."""
         texts = list(requests.prompts)
         if requests[0].prompt_syntax:
-            texts = ["".join(piece.text or " " for piece in parse(text)) for text in texts]
+            texts = ["".join(piece.text or " " for piece in parse_syntax(text)) for text in texts]
         ids = tokenize(tokenizer, texts)
         if self.clip is None:
             raise InputError(

@@ -1,51 +1,129 @@
-"""One batch of images through all stages: from inputs to images."""
+"""Requests in batches, and a batch through all stages: from prompts and noise to images."""
 
 import contextlib
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.core.types import Float, NDArray, UInt8
+from jaxdiff.checkpoints.schedulers import MAX_CONTINUOUS_STEPS, SchedulerOptions, make_grid
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Float, Key, NDArray, UInt8
+from jaxdiff.core.validate import in_range
+from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.diffusion.timesteps import TimestepGrid
-from jaxdiff.families.base import ExtraInputs
-from jaxdiff.guidance.base import Guidance
-from jaxdiff.pipeline import image_inputs
+from jaxdiff.families.base import ExtraInputs, Family
+from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream
+from jaxdiff.guidance.nfe import nfe, phase_switches
+from jaxdiff.guidance.registry import parse
+from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
+from jaxdiff.pipeline.classifier_guidance import GuidanceTargets
 from jaxdiff.pipeline.compiled_model import (
     CompiledModel,
     ConditioningPair,
     ProgressCallback,
     StartLevel,
 )
-from jaxdiff.pipeline.inputs import BatchInputs
+from jaxdiff.pipeline.conditioning import PromptTokenizers, TokenizedPrompts
+from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initial_images
+from jaxdiff.pipeline.prompts import SubPrompt, split_and
 from jaxdiff.pipeline.request import Request, Requests
 from jaxdiff.pipeline.tiling import tiled
-from jaxdiff.samplers.base import Sampler
+from jaxdiff.samplers.noise import per_sample_keys
+from jaxdiff.samplers.registry import get_sampler
+
+MAX_UNTILED = 2048 * 2048  # pixels that the VAE processes without tiles
+TILE = 1024  # side of the tiles of larger images, in pixels
 
 
-class SamplingPlan(NamedTuple):
-    """The sampling settings that all images of a call share."""
+class ModelFacts(NamedTuple):
+    """What batches depend on beside the compiled networks."""
 
-    requests: Requests
-    grid: TimestepGrid  # one row for each image of the call
-    start: StartLevel  # likewise
-    rule: Guidance
-    sampler: Sampler
-    guidance_model: CompiledModel | None  # those of a weaker model
-    decode: bool
-    tile: int | None  # of the VAE, in pixels
-    callback: ProgressCallback | None
-    intermediate_steps: tuple[int, ...]  # steps whose latents are kept
+    family: Family
+    schedule: Schedule
+    scheduler_options: SchedulerOptions
+    prediction_type: str
+    vae_scale_factor: int
+    latent_channels: int
+
+    def latent_shape(self, request: Request) -> tuple[int, int, int]:
+        """Height, width and channels of the latents of an image."""
+        cell = self.vae_scale_factor
+        return request.height // cell, request.width // cell, self.latent_channels
+
+    def grid(self, requests: Sequence[Request]) -> TimestepGrid:
+        """The timestep grid of each image, with the steps to run, on the host."""
+        grids: dict[tuple[int, str | None], TimestepGrid] = {}
+        rows, levels = [], self.schedule.num_discrete or MAX_CONTINUOUS_STEPS
+        for request in requests:
+            steps, spacing = request.steps, request.timestep_spacing
+            if (steps, spacing) not in grids:
+                grid = make_grid(
+                    self.schedule,
+                    request.sampler,
+                    steps,
+                    prediction_type=self.prediction_type,
+                    spacing=spacing,
+                    options=self.scheduler_options,
+                    num_tokens=request.height * request.width // (2 * self.vae_scale_factor) ** 2,
+                )
+                grids[steps, spacing] = jax.tree.map(np.asarray, grid)
+            grid = grids[steps, spacing]
+            ends = request.step_range(np.asarray(grid.t[0, :steps]), levels)
+            first, last = (np.array([end], np.int32) for end in ends)
+            rows.append(grid._replace(first=first, last=last))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
 
 
-class BatchOutput(NamedTuple):
+class BatchInputs(NamedTuple):
+    """Everything that differs between the images of a batch, one row for each."""
+
+    prompts: TokenizedPrompts
+    guidance_model_prompts: TokenizedPrompts | None  # for a weaker network
+    guidance_scales: GuidanceScales
+    targets: GuidanceTargets
+    grid: TimestepGrid
+    start: StartLevel
+    keys: Key[Array, "b"]
+    initial: InitialImages
+
+
+class BatchResult(NamedTuple):
     """The images of one batch."""
 
-    images: NDArray  # images or latents
+    numbers: list[int]  # which of the requests these are
+    images: NDArray  # uint8 images, or float32 latents
+    grid: TimestepGrid
     watched: Float[NDArray, "b n 2 h w c"]  # in each watched step: x where it starts, and its D
+    timings: dict[str, float]
+
+
+def by_batch_key(requests: Sequence[Request]) -> list[list[int]]:
+    """The numbers of the requests that share each batch key."""
+    groups: dict[Any, list[int]] = {}
+    for i, request in enumerate(requests):
+        groups.setdefault(request.batch_key, []).append(i)
+    return list(groups.values())
+
+
+def make_batches(
+    lengths: Sequence[tuple[int, ...]], requests: Sequence[Request], size: int
+) -> Iterator[list[int]]:
+    """The numbers of the images of each batch, for `requests` with one batch key.
+
+    The prompts of a batch have one length, so that an image does not depend on its batch. Images
+    with similar numbers of steps are together: a batch runs as long as its longest.
+    """
+    for length in sorted(set(lengths)):
+        alike = [i for i, own in enumerate(lengths) if own == length]
+        ordered = sorted(alike, key=lambda i: requests[i].steps)
+        for first in range(0, len(ordered), size):
+            yield ordered[first : first + size]
 
 
 class StageTimer:
@@ -71,121 +149,266 @@ class StageTimer:
         }
 
 
-class BatchRunner:
-    """Draws batches of images with the compiled stages of a model."""
+class Run(NamedTuple):
+    """What the images of one batch share."""
+
+    request: Request  # any of theirs, for what is in its batch key
+    rule: Guidance
+    timer: StageTimer
+    tile: int | None  # of the VAE, in pixels
+    callback: ProgressCallback | None
+    intermediate_steps: tuple[int, ...]  # steps whose latents are kept
+
+
+def sub_prompts(request: Request) -> list[SubPrompt]:
+    """The prompts of an image, several where AND joins them."""
+    return split_and(request.prompt, syntax=request.prompt_syntax)
+
+
+def guidance_rule(requests: Requests) -> Guidance:
+    """The cheapest rule that guides all of the images; InputError if there is none."""
+    rule = parse(requests[0].guidance).for_prompts(max(map(len, map(sub_prompts, requests))))
+    return rule.simplify(requests.guidance_scales)
+
+
+def streams_of(rule: Guidance, network: str) -> list[Stream]:
+    """The streams that a network computes: "main" or "guidance_model"."""
+    return [stream for stream in rule.streams if stream.network == network]
+
+
+def guidance_scales(requests: Requests) -> GuidanceScales:
+    """The guidance scales of each image, on the host."""
+    scales = np.asarray(requests.guidance_scales, np.float32)
+    negative = weights = None
+    if any(scale is not None for scale in requests.negative_scales):
+        pairs = zip(requests.negative_scales, requests.guidance_scales, strict=True)
+        negative = np.asarray([w if wn is None else wn for wn, w in pairs], np.float32)
+    composed = [sub_prompts(request) for request in requests]
+    longest = max(map(len, composed))
+    if longest > 1:
+        weights = np.zeros((len(composed), longest), np.float32)
+        for row, parts in zip(weights, composed, strict=True):
+            row[: len(parts)] = [part.weight for part in parts]
+    return GuidanceScales(*cast(Any, (scales, negative, weights)))
+
+
+def start_level(grid: TimestepGrid, requests: Requests) -> StartLevel:
+    """From noise, from initial images with noise, or from latents as noisy as they are."""
+    noise, count = np.asarray(grid.init_noise_sigma), len(requests)
+    sigma, alpha = noise, None
+    if requests[0].denoising_start is not None:
+        sigma, alpha = np.zeros(count, np.float32), np.ones(count, np.float32)
+    elif requests[0].image is not None:
+        # a mask at full strength leaves nothing of what it covers
+        full = np.array([each.strength == 1 and each.mask is not None for each in requests])
+        starts = np.arange(count), np.asarray(grid.first)
+        sigma = np.where(full, noise, np.asarray(grid.sigma)[starts])
+        alpha = np.where(full, np.float32(0), np.asarray(grid.alpha)[starts])
+    return StartLevel(*cast(Any, (sigma, alpha)))
+
+
+def tile_size(tile: int | None, size: tuple[int, int], cell: int) -> int | None:
+    """The side of the tiles in pixels for images of `size`; None for no tiles.
+
+    `tile` is the wanted one: InputError unless it is a multiple of the `cell` of a latent.
+    """
+    if tile is None:
+        return TILE // cell * cell if math.prod(size) > MAX_UNTILED else None
+    if tile < 2 * cell or tile % cell:
+        raise InputError(
+            f"vae_tile: got {tile}, expected a multiple of {cell} that is at least {2 * cell}"
+        )
+    return tile
+
+
+class ImageGenerator:
+    """Generates the images of requests with the compiled stages of a model."""
 
     def __init__(
         self,
+        facts: ModelFacts,
         stages: CompiledModel,
+        tokenizers: PromptTokenizers,
+        auxiliary: AuxiliaryModels,
         *,
-        vae_scale_factor: int,
-        channels: int,
-        uses_mask: bool,
         devices: int,
     ) -> None:
+        self._facts = facts
         self._stages = stages
-        self._vae_scale_factor = vae_scale_factor
-        self._channels = channels  # of latents
-        self._uses_mask = uses_mask  # whether the network takes mask and masked image
+        self._tokenizers = tokenizers
+        self._auxiliary = auxiliary
         self._devices = devices
+        self._cell = facts.vae_scale_factor
 
-    def latent_shape(self, request: Request) -> tuple[int, int, int]:
-        """Height, width and channels of the latents of an image."""
-        return (
-            request.height // self._vae_scale_factor,
-            request.width // self._vae_scale_factor,
-            self._channels,
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        batch_size: int,
+        decode: bool,
+        vae_tile: int | None,
+        callback: ProgressCallback | None,
+        intermediate_steps: Sequence[int],
+    ) -> Iterator[BatchResult]:
+        """The images, batch by batch; smaller batches are padded to `batch_size`."""
+        if intermediate_steps:
+            grid = self._facts.grid(requests)
+            for step in intermediate_steps:
+                in_range("intermediate_steps", step, int(max(grid.first)), int(min(grid.last)) - 1)
+        for numbers in by_batch_key(requests):
+            group = Requests(requests[i] for i in numbers)
+            rule, scales = guidance_rule(group), guidance_scales(group)
+            tile = tile_size(vae_tile, (group[0].height, group[0].width), self._cell)
+            for rows in make_batches(self._lengths(group, rule), group, batch_size):
+                timer = StageTimer(self._stages)
+                batch = Requests(group[row] for row in rows)
+                own_scales = jax.tree.map(lambda values, r=rows: values[r], scales)
+                inputs = self._inputs(batch, rule, own_scales)
+                padding = np.minimum(np.arange(self._padded(batch_size)), len(batch) - 1)
+                padded = jax.tree.map(lambda rows, p=padding: rows[p], inputs)
+                run = Run(batch[0], rule, timer, tile, callback, tuple(intermediate_steps))
+                images, watched = self._denoise(padded, run)
+                if decode:
+                    with timer("decode_s"):
+                        images = self.decode_latents(images, vae_tile)
+                yield BatchResult(
+                    numbers=[numbers[row] for row in rows],
+                    images=images[: len(batch)],
+                    grid=inputs.grid,
+                    watched=watched[: len(batch)],
+                    timings=timer.timings(),
+                )
+
+    def _lengths(self, requests: Requests, rule: Guidance) -> list[tuple[int, ...]]:
+        """How many chunks the prompts of each image have, for each network."""
+        readers = [(self._tokenizers, streams_of(rule, "main"))]
+        weaker = self._auxiliary.guidance_model
+        if weaker is not None and (streams := streams_of(rule, "guidance_model")):
+            readers.append((weaker.tokenizers, streams))
+        counts = [tokenizers.num_chunks(requests, streams) for tokenizers, streams in readers]
+        return list(zip(*counts, strict=True))
+
+    def _inputs(self, requests: Requests, rule: Guidance, scales: GuidanceScales) -> BatchInputs:
+        """The inputs of one batch."""
+        weaker, guide_prompts = self._auxiliary.guidance_model, None
+        if weaker is not None and (streams := streams_of(rule, "guidance_model")):
+            guide_prompts = weaker.tokenizers.tokenize(requests, streams)
+        grid = self._facts.grid(requests)
+        initial = InitialImages()
+        if any(requests[0].given_arrays):
+            initial = initial_images(requests, self._facts.latent_shape(requests[0]))
+        return BatchInputs(
+            prompts=self._tokenizers.tokenize(requests, streams_of(rule, "main")),
+            guidance_model_prompts=guide_prompts,
+            guidance_scales=scales,
+            targets=self._auxiliary.guidance_targets(requests, self._tokenizers.first.tokenizer)
+            if any(requests.classifier_scales) or any(requests.clip_scales)
+            else GuidanceTargets(),
+            grid=grid,
+            start=start_level(grid, requests),
+            keys=per_sample_keys(requests.seeds),
+            initial=initial,
         )
 
-    def run(
-        self, inputs: BatchInputs, plan: SamplingPlan, size: int, timer: StageTimer
-    ) -> BatchOutput:
-        """One batch, padded to `size` and to the devices by repeating its last image."""
-        count = len(inputs.guidance_scales.scale)
-        size = -(-size // self._devices) * self._devices
-        inputs = inputs.take(np.minimum(np.arange(size), count - 1))
-        with timer("encode_s"):
-            conditioning, latents, mask = self._encode_conditioning(inputs, plan)
-        with timer("sample_s"):
-            noise = inputs.noise
+    def _padded(self, size: int) -> int:
+        """`size`, rounded up to a multiple of the number of devices."""
+        return -(-size // self._devices) * self._devices
+
+    def _denoise(
+        self, inputs: BatchInputs, run: Run
+    ) -> tuple[Float[NDArray, "b h w c"], Float[NDArray, "b n 2 h w c"]]:
+        """The final latents, and x and D of the watched steps."""
+        with run.timer("encode_s"):
+            conditioning, latents, mask = self._conditioning(inputs, run)
+        with run.timer("sample_s"):
+            noise = inputs.initial.noise
             if noise is None:
-                noise = self._stages.noise(inputs.keys, self.latent_shape(plan.requests[0]))
+                noise = self._stages.noise(inputs.keys, self._facts.latent_shape(run.request))
+            sampler = get_sampler(run.request.sampler, run.request.eta)
             latents, seen = self._stages.denoise(
                 noise,
                 conditioning,
                 inputs.guidance_scales,
                 inputs.grid,
                 inputs.keys,
-                sampler=plan.sampler,
-                rule=plan.rule,
+                sampler=sampler.for_schedule(self._facts.schedule),
+                rule=run.rule,
                 start=inputs.start,
                 targets=inputs.targets,
                 given=latents,
                 mask=mask,
-                callback=plan.callback,
-                intermediate_steps=plan.intermediate_steps,
+                callback=run.callback,
+                intermediate_steps=run.intermediate_steps,
             )
         watched = np.asarray(seen, np.float32).reshape(len(seen), 2, *latents.shape)
-        watched = np.moveaxis(watched, 2, 0)
-        if not plan.decode:
-            return BatchOutput(latents[:count], watched[:count])
-        with timer("decode_s"):
-            return BatchOutput(self.decode_latents(latents, plan.tile)[:count], watched[:count])
+        return latents, np.moveaxis(watched, 2, 0)
 
-    def decode_latents(
-        self, latents: Float[NDArray, "b h w c"], tile: int | None
-    ) -> UInt8[NDArray, "b h2 w2 3"]:
-        """Decode latents with the VAE, in tiles of `tile` pixels or as a whole."""
-        decode, zoom, count = self._stages.decode, Fraction(self._vae_scale_factor), len(latents)
-        padded = -(-count // self._devices) * self._devices
-        latents = latents[np.minimum(np.arange(padded), count - 1)]
-        if tile is None:
-            return decode(latents)[:count]
-        images = tiled(decode, latents, tile=tile // self._vae_scale_factor, cell=1, zoom=zoom)
-        return np.round(images).astype(np.uint8)[:count]
-
-    def _latents(self, images: NDArray, tile: int | None) -> Float[NDArray, "b h w c"]:
-        """Encode images with the VAE, in tiles of `tile` pixels or as a whole."""
-        encode, zoom = self._stages.latents, Fraction(1, self._vae_scale_factor)
-        if tile is None:
-            return encode(images)
-        return tiled(encode, images, tile=tile, cell=self._vae_scale_factor, zoom=zoom)
-
-    def _encode_conditioning(
-        self, inputs: BatchInputs, plan: SamplingPlan
+    def _conditioning(
+        self, inputs: BatchInputs, run: Run
     ) -> tuple[ConditioningPair, NDArray | None, NDArray | None]:
         """The conditioning of the networks, the initial latents, and the mask of what changes.
 
         There is no such mask for a network that sees it itself.
         """
-        latents, mask = inputs.latents, None
-        if inputs.images is not None:
-            latents = self._latents(inputs.images, plan.tile)
-        if inputs.masks is not None and not self._uses_mask:
-            mask = self._downsample(inputs.masks)
-        request = plan.requests[0]
+        initial, request = inputs.initial, run.request
+        latents, mask = initial.latents, None
+        if initial.images is not None:
+            latents = self._latents(initial.images, run.tile)
+        if initial.masks is not None and not self._facts.family.uses_mask:
+            mask = self._downsample(initial.masks)
 
         def extras(network: str) -> ExtraInputs:
-            streams = [s for s in plan.rule.streams if s.network == network]
+            streams = streams_of(run.rule, network)
             return ExtraInputs(
                 size=(request.height, request.width),
                 options=request.extras,
                 prompted=tuple(stream.prompt_source == "prompt" for stream in streams),
                 guidance_scales=np.asarray(inputs.guidance_scales.scale),
-                image=inputs.images,
-                mask=inputs.masks,
-                encode=lambda images: self._latents(images, plan.tile),
+                image=initial.images,
+                mask=initial.masks,
+                encode=lambda images: self._latents(images, run.tile),
                 downsample=self._downsample,
             )
 
-        skip = request.clip_skip
+        skip, weaker, guide = request.clip_skip, self._auxiliary.guidance_model, None
         conditioning = self._stages.encode(inputs.prompts, extras("main"), skip=skip)
-        guide = None
-        if inputs.guidance_model_prompts is not None and plan.guidance_model is not None:
-            guide = plan.guidance_model.encode(
+        if weaker is not None and inputs.guidance_model_prompts is not None:
+            guide = weaker.stages.encode(
                 inputs.guidance_model_prompts, extras("guidance_model"), skip=skip
             )
         return jax.block_until_ready(ConditioningPair(conditioning, guide)), latents, mask
 
+    def decode_latents(
+        self, latents: Float[NDArray, "b h w c"], vae_tile: int | None
+    ) -> UInt8[NDArray, "b h2 w2 3"]:
+        """Decode latents with the VAE, in tiles of `vae_tile` pixels; None: of large ones."""
+        decode, count, cell = self._stages.decode, len(latents), self._cell
+        tile = tile_size(vae_tile, (cell * latents.shape[1], cell * latents.shape[2]), cell)
+        latents = latents[np.minimum(np.arange(self._padded(count)), count - 1)]
+        if tile is None:
+            return decode(latents)[:count]
+        images = tiled(decode, latents, tile=tile // cell, cell=1, zoom=Fraction(cell))
+        return np.round(images).astype(np.uint8)[:count]
+
+    def _latents(self, images: NDArray, tile: int | None) -> Float[NDArray, "b h w c"]:
+        """Encode images with the VAE, in tiles of `tile` pixels or as a whole."""
+        encode = self._stages.latents
+        if tile is None:
+            return encode(images)
+        return tiled(encode, images, tile=tile, cell=self._cell, zoom=Fraction(1, self._cell))
+
     def _downsample(self, masks: Float[NDArray, "b h2 w2 1"]) -> Float[NDArray, "b h w 1"]:
-        return image_inputs.downsample_mask(masks, self._vae_scale_factor)
+        return downsample_mask(masks, self._cell)
+
+    def nfe(self, requests: Requests, index: int) -> int:
+        """Network evaluations for image `index` of a call (NFE); see `guidance.nfe`."""
+        request = requests[index]
+        grid = jax.tree.map(jnp.asarray, self._facts.grid([request]))
+        first, last = int(grid.first[0]), int(grid.last[0])
+        rule = guidance_rule(requests)
+        per_step = get_sampler(request.sampler, request.eta).nfe(
+            last - first,
+            ends_clean=last == int(grid.num_steps[0]),
+            restarts=phase_switches(rule, grid, first, last),
+        )
+        return nfe(rule, grid, first, per_step)

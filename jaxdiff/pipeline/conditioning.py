@@ -1,29 +1,37 @@
 """From prompts to the conditioning of the network, as the model's family has it."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, Int, NDArray, PyTree
 from jaxdiff.families.base import Family, zero_rows
-from jaxdiff.pipeline.prompts import chunk_prompt, pad_chunks
+from jaxdiff.guidance.base import Stream
+from jaxdiff.pipeline.closed_vocabulary import warn_of_unseen_words
+from jaxdiff.pipeline.prompts import (
+    PromptTokenizer,
+    SubPrompt,
+    Tokens,
+    chunk_prompt,
+    pad_chunks,
+    split_and,
+)
 from jaxdiff.pipeline.request import Request
-from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer
 
 # Inputs of the network beside latents and timestep, by the name of its argument, with leaves
 # (b, k, ...) for K streams of each image.
 Conditioning = dict[str, Array]
+Text = str | None  # None: not given
 
 
 class TokenizedPrompts(NamedTuple):
     """Texts of K streams as the compiled encoders read them: one entry per encoder in the tuples.
 
-    Streams with `zero_out` become zeros, whatever their ids. The ids of one image have no
-    leading b.
+    Streams with `zero_out` become zeros, whatever their ids.
     """
 
     ids: tuple[Int[NDArray, "b k m n"], ...]
@@ -31,50 +39,81 @@ class TokenizedPrompts(NamedTuple):
     zero_out: Bool[NDArray, "b k"]
 
 
-def check_request(family: Family, request: Request) -> None:
-    """InputError for options that neither the text encoders nor the network take."""
-    for name in ("prompt_2", "negative_prompt_2"):
-        got = getattr(request, name)
-        if got and len(family.text_encoders) == 1:
-            raise InputError(
-                f"{name}: got {got!r:.60}, expected none for a model with one text encoder"
-            )
-    second = request.negative_prompt_2
-    if second and request.negative_prompt is None and family.zero_uncond:
-        raise InputError(
-            f"negative_prompt_2: got {second!r:.60} without a negative_prompt, "
-            'expected a negative_prompt too (it may be "")'
+class PromptTokenizers(NamedTuple):
+    """The tokenizers of a model, by text encoder."""
+
+    family: Family
+    by_encoder: Mapping[str, PromptTokenizer]
+    closed: bool = False  # whether words that are several tokens were never trained on
+
+    @property
+    def first(self) -> PromptTokenizer:
+        """That of the first text encoder."""
+        return next(iter(self.by_encoder.values()))
+
+    def num_chunks(self, requests: Sequence[Request], streams: Sequence[Stream]) -> list[int]:
+        """How many chunks the longest text of each image has.
+
+        Warns of truncated prompts, and of words that the model was not trained on.
+        """
+        chunked = [self._chunks(request, streams) for request in requests]
+        for request, rows in zip(requests, chunked, strict=True):
+            if cut := max(tokens.num_truncated for row in rows for tokens in row):
+                message = (
+                    f"prompt: truncated, {cut} tokens are missing from the end of "
+                    f"{request.prompt!r:.60}"
+                )
+                warnings.warn(message, stacklevel=2)
+        if self.closed:
+            texts = [text for each in requests for text in texts_by_encoder(each, streams)[0]]
+            warn_of_unseen_words(self.first, texts, syntax=requests[0].prompt_syntax)
+        return [max(len(tokens.ids) for row in rows for tokens in row) for rows in chunked]
+
+    def tokenize(self, requests: Sequence[Request], streams: Sequence[Stream]) -> TokenizedPrompts:
+        """The tokens of all streams of images that have equally many chunks."""
+        empty = [chunk_prompt(tokenizer, "") for tokenizer in self.by_encoder.values()]
+        ids, weights = [], []
+        for request in requests:
+            rows = self._chunks(request, streams)
+            longest = max(len(tokens.ids) for row in rows for tokens in row)
+            padded = [
+                [pad_chunks(tokens, longest, blank) for tokens in row]
+                for row, blank in zip(rows, empty, strict=True)
+            ]
+            ids.append([np.stack([tokens.ids for tokens in row]) for row in padded])
+            weights.append([np.stack([tokens.weights for tokens in row]) for row in padded])
+        missing = [[t is None for t in texts_by_encoder(each, streams)[0]] for each in requests]
+        return TokenizedPrompts(
+            ids=tuple(map(np.stack, zip(*ids, strict=True))),
+            weights=tuple(map(np.stack, zip(*weights, strict=True))),
+            zero_out=np.array(missing) & self.family.zero_uncond,
         )
-    for extra in family.extras:
-        extra.check({"guidance": request.guidance, **request.extras})
+
+    def _chunks(self, request: Request, streams: Sequence[Stream]) -> list[list[Tokens]]:
+        """The tokens of each text encoder's texts, of which each stream has one."""
+        syntax, texts = request.prompt_syntax, texts_by_encoder(request, streams)
+        return [
+            [chunk_prompt(tokenizer, text or "", syntax=syntax) for text in own]
+            for tokenizer, own in zip(self.by_encoder.values(), texts, strict=False)
+        ]
 
 
-def tokenize_prompts(
-    family: Family,
-    vocabularies: Sequence[TextualInversionTokenizer],
-    texts: Sequence[Sequence[str | None]],
-    *,
-    syntax: bool,
-) -> tuple[TokenizedPrompts, int]:
-    """One image's words, all streams in as many chunks; and how many tokens found no room.
+def texts_by_encoder(request: Request, streams: Sequence[Stream]) -> list[list[Text]]:
+    """What each of two text encoders reads in the streams of an image."""
+    by_encoder = []
+    for negative, own in request.prompts_for_encoder():
+        parts = split_and(own, syntax=request.prompt_syntax)
+        by_encoder.append([_text(stream, negative, parts) for stream in streams])
+    return by_encoder
 
-    `texts` are those of its K streams, None where none was given, for each encoder.
-    """
-    rows = [
-        [chunk_prompt(vocabulary, text or "", syntax=syntax) for text in streams]
-        for vocabulary, streams in zip(vocabularies, texts, strict=True)
-    ]
-    longest = max(len(tokens.ids) for row in rows for tokens in row)
-    even = [
-        [pad_chunks(tokens, longest, chunk_prompt(vocabulary, "")) for tokens in row]
-        for vocabulary, row in zip(vocabularies, rows, strict=True)
-    ]
-    words = TokenizedPrompts(
-        ids=tuple(np.stack([tokens.ids for tokens in row]) for row in even),
-        weights=tuple(np.stack([tokens.weights for tokens in row]) for row in even),
-        zero_out=np.array([family.zero_uncond and text is None for text in texts[0]]),
-    )
-    return words, max(tokens.num_truncated for row in rows for tokens in row)
+
+def _text(stream: Stream, negative: Text, parts: Sequence[SubPrompt]) -> Text:
+    if stream.prompt_source == "negative":
+        return negative
+    # Images with fewer prompts than others have null streams of weight 0.
+    if stream.prompt_source == "null" or stream.prompt_index >= len(parts):
+        return None
+    return parts[stream.prompt_index].text
 
 
 def apply_token_weights(

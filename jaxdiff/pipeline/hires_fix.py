@@ -11,9 +11,12 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
 from jaxdiff.families.registry import request_options
 from jaxdiff.pipeline import image_inputs
-from jaxdiff.pipeline.pipeline import Output, Pipeline
+from jaxdiff.pipeline.output import Output
+from jaxdiff.pipeline.pipeline import Pipeline
 
 MAX_ENLARGEMENT = 8.0
+# arguments of a call that are no options of requests
+SETTINGS = ("vae_tile", "batch_size", "callback", "intermediate_steps")
 
 
 @rename_arguments
@@ -32,18 +35,32 @@ def hires_fix(
     """
     in_range("hires_scale", scale, 1, MAX_ENLARGEMENT)
     first = pipe(*arguments, output="latent", **options)
+    settings = {name: options[name] for name in SETTINGS if name in options}
+    return enlarged(pipe, first, scale=scale, strength=hires_strength, output=output, **settings)
+
+
+def enlarged(
+    pipe: Pipeline, first: Output, *, scale: float, strength: float, **settings: Any
+) -> Output:
+    """The second pass of a hires fix, over latents; `settings` are those of `generate`."""
+    in_range("hires_scale", scale, 1, MAX_ENLARGEMENT)
+    in_range("strength", strength, 0, 1)
     cell = pipe.vae.config.downscale
     height, width = (round(scale * x / cell) for x in (first.request.height, first.request.width))
-    size = {"height": height * cell, "width": width * cell}
-    kept = {k: v for k, v in options.items() if k not in ("image", "mask", "latents", "strength")}
-    second = pipe(
-        *arguments,
-        **(kept | size),
-        image=image_inputs.enlarge(np.asarray(first.images), height, width),
-        strength=hires_strength,
-        output=output,
-    )
-    return _together(first, second)
+    latents = image_inputs.enlarge(np.asarray(first.images), height, width)
+    requests = [
+        dataclasses.replace(
+            request,
+            height=height * cell,
+            width=width * cell,
+            image=row,
+            mask=None,
+            noise=None,
+            strength=strength,
+        )
+        for request, row in zip(first.requests, latents, strict=True)
+    ]
+    return _together(first, pipe.generate(requests, **settings))
 
 
 def refine(
@@ -60,6 +77,13 @@ def refine(
     arguments are those of calling `base`; a refiner with one text encoder reads `prompt` alone.
     Raises InputError.
     """
+    check_refiner(base, refiner, start)
+    first = base(*arguments, denoising_end=start, output="latent", **_read_by(base, options))
+    return refined(refiner, first, *arguments, start=start, output=output, **options)
+
+
+def check_refiner(base: Pipeline, refiner: Pipeline, start: float) -> None:
+    """InputError unless `refiner` can go on with the latents of `base` after `start`."""
     in_range("refiner_start", start, 0, 1)
     channels = [pipe.vae.config.latent_channels for pipe in (base, refiner)]
     if channels[0] != channels[1]:
@@ -67,7 +91,17 @@ def refine(
             f"refiner: got a model with {channels[1]} latent channels, expected {channels[0]}, as "
             "the base model has"
         )
-    first = base(*arguments, denoising_end=start, output="latent", **_read_by(base, options))
+
+
+def refined(
+    refiner: Pipeline,
+    first: Output,
+    *arguments: Any,
+    start: float,
+    output: str = "pil",
+    **options: Any,
+) -> Output:
+    """The second pass of `refine`, over the latents of the first; arguments as there."""
     kept = {
         name: value
         for name, value in _read_by(refiner, options).items()

@@ -1,37 +1,122 @@
-"""Pictures, masks and latents that a call begins with, as arrays of the wanted size."""
+"""Images, masks, latents and noise that a call begins with: by request, and as arrays."""
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
+from jaxdiff.core.validate import check_shape
+from jaxdiff.pipeline.request import Request, Requests
 
-ImageInput = Any  # a PIL image, an array, or a sequence of either
-
-
-def image_size(image: ImageInput) -> tuple[int, int] | None:
-    """Height and width of the first image; None for latents and for None."""
-    first = image[0] if isinstance(image, list | tuple) and image else image
-    if isinstance(first, Image.Image):
-        return first.height, first.width
-    shape = np.shape(first)
-    return (shape[-3], shape[-2]) if len(shape) >= 3 and shape[-1] == 3 else None
+ImageInput = Any  # a PIL image, a file's path, an array, or a sequence of them
+STRENGTH = 0.8  # default for an initial image, as in diffusers; 1 with a mask
 
 
-def count_of(image: ImageInput) -> int:
-    """The number of images or latents."""
-    if image is None or isinstance(image, Image.Image):
-        return 1
-    return len(image) if isinstance(image, list | tuple) or np.ndim(image) == 4 else 1
+class InitialImages(NamedTuple):
+    """What the images of a batch begin with; None: it is not given."""
+
+    images: Float[NDArray, "b h2 w2 3"] | None = None  # in [-1, 1]
+    latents: Float[NDArray, "b h w c"] | None = None  # scaled, instead of images
+    masks: Float[NDArray, "b h2 w2 1"] | None = None  # 1 where the image is repainted
+    noise: Float[NDArray, "b h w c"] | None = None  # of unit variance, instead of the seeds'
+
+
+@functools.lru_cache(maxsize=4)
+def read_image(name: str, path: pathlib.Path) -> Image.Image:
+    """The image at `path`, upright; the InputError for any other file begins with `name`."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).copy()
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: got {path} (not an image), expected an image file") from None
+    except OSError as error:
+        reason = error.strerror or "truncated"
+        raise InputError(f"{name}: got {path} ({reason}), expected an image file") from None
+
+
+def by_request(
+    image: ImageInput, mask: ImageInput, latent_channels: int
+) -> dict[str, list[ImageInput]]:
+    """The image and the mask of each request, where there are any; one entry serves all.
+
+    A floating-point array with `latent_channels` channels is latents. Raises InputError.
+    """
+    columns = {}
+    if are_latents(image, latent_channels):
+        rows = np.asarray(image, np.float32)
+        columns["image"] = list(rows.reshape(-1, *rows.shape[-3:]))
+    elif image is not None:
+        columns["image"] = _items(image, "image", 3)
+    if mask is not None:
+        columns["mask"] = _items(mask, "mask", None)
+    return columns
+
+
+def with_image_defaults(
+    options: Mapping[str, Any], images: Mapping[str, Sequence[ImageInput]], cell: int
+) -> dict[str, Any]:
+    """`options` with the defaults for size and strength that initial images bring with them.
+
+    `cell` is how many pixels wide a latent is.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "image" not in images:
+        return given
+    height, width = _size(images["image"][0], cell)
+    defaults: dict[str, Any] = {"height": height, "width": width}
+    if "denoising_start" not in given:
+        defaults["strength"] = STRENGTH if "mask" not in images else 1.0
+        if isinstance(chosen := given.get("strength"), list | tuple):
+            filled = [defaults["strength"] if value is None else value for value in chosen]
+            given["strength"] = filled
+    return defaults | given
+
+
+def _size(image: ImageInput, cell: int) -> tuple[int, int]:
+    """Height and width in pixels of an image or of latents."""
+    if isinstance(image, pathlib.Path):
+        image = read_image("image", image)
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    height, width = image.shape[:2]
+    return (height, width) if image.dtype == np.uint8 else (cell * height, cell * width)
+
+
+def with_noise(requests: Requests, noise: Any, latent_shape: tuple[int, int, int]) -> Requests:
+    """Requests with unit-variance noise of their own; InputError for another shape."""
+    rows = np.asarray(check_shape("latents", noise, (len(requests), *latent_shape)), np.float32)
+    pairs = zip(requests, rows, strict=True)
+    return Requests(dataclasses.replace(request, noise=row) for request, row in pairs)
+
+
+def initial_images(
+    requests: Sequence[Request], latent_shape: tuple[int, int, int]
+) -> InitialImages:
+    """The arrays of requests with one batch key; InputError for images that do not fit."""
+    first, height, width = requests[0], requests[0].height, requests[0].width
+    images = latents = masks = noise = None
+    if first.begins_with_latents:
+        rows = np.stack([request.image for request in requests])
+        latents = check_shape("image", rows, (None, *latent_shape))
+    elif first.image is not None:
+        images = image_array([request.image for request in requests], height, width)
+    if first.mask is not None:
+        masks = mask_array([request.mask for request in requests], height, width)
+    if first.noise is not None:
+        noise = np.stack([np.asarray(request.noise) for request in requests])
+    return InitialImages(images, latents, masks, noise)
 
 
 def are_latents(image: ImageInput, channels: int) -> bool:
     """Whether `image` is floating point with as many channels as latents have."""
     return (
-        not isinstance(image, list | tuple | Image.Image | None)
+        not isinstance(image, list | tuple | str | pathlib.PurePath | Image.Image | None)
         and np.ndim(image) in (3, 4)
         and np.shape(image)[-1] == channels
         and np.issubdtype(np.asarray(image).dtype, np.floating)
@@ -47,7 +132,7 @@ def image_array(image: ImageInput, height: int, width: int) -> Float[NDArray, "b
     return np.stack([_array(row, height, width) for row in rows]) / 127.5 - 1
 
 
-def masks(mask: ImageInput, height: int, width: int) -> Float[NDArray, "b h w 1"]:
+def mask_array(mask: ImageInput, height: int, width: int) -> Float[NDArray, "b h w 1"]:
     """1 where the mask is at least half white, which is where the image is repainted, else 0.
 
     Arrays are bool, or uint8, or floating point in [0, 1]; (h, w) or (b, h, w). Raises InputError.
@@ -61,6 +146,8 @@ def _items(value: ImageInput, name: str, channels: int | None) -> list[Any]:
     """The images of a value as a list."""
     if isinstance(value, Image.Image):
         return [value]
+    if isinstance(value, str | pathlib.PurePath):
+        return [pathlib.Path(value)]
     if isinstance(value, list | tuple):
         return [item for part in value for item in _items(part, name, channels)]
     array = np.asarray(value)
@@ -72,10 +159,15 @@ def _items(value: ImageInput, name: str, channels: int | None) -> list[Any]:
             f"{name}: got {type(value).__name__} of shape {array.shape}, "
             f"expected an image or an array {wanted}"
         )
+    if channels is not None and array.dtype != np.uint8:
+        raise InputError(f"{name}: got an array of {array.dtype}, expected uint8")
     return list(array) if array.ndim == single + 1 else [array]
 
 
 def _to_pil(item: Any, mode: str) -> Image.Image:
+    name = "mask" if mode == "L" else "image"
+    if isinstance(item, pathlib.Path):
+        item = read_image(name, item)
     if isinstance(item, Image.Image):
         return item.convert(mode)
     if item.dtype == bool:
@@ -83,7 +175,6 @@ def _to_pil(item: Any, mode: str) -> Image.Image:
     elif mode == "L" and np.issubdtype(item.dtype, np.floating):
         item = np.round(np.clip(item, 0, 1) * 255).astype(np.uint8)
     if item.dtype != np.uint8:
-        name = "mask" if mode == "L" else "image"
         raise InputError(f"{name}: got an array of {item.dtype}, expected uint8")
     return Image.fromarray(item)
 

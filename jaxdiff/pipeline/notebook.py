@@ -15,12 +15,10 @@ PATIENCE_S = 1.0  # a call that takes less shows no bar
 
 
 @contextlib.contextmanager
-def notebook_progress(
-    callback: Callable[[int, int], None] | None,
-) -> Iterator[Callable[[int, int], None] | None]:
-    """`callback` itself; in a notebook a progress bar in the place of None."""
-    if callback is not None or not in_notebook():
-        yield callback
+def notebook_progress() -> Iterator[Callable[[int, int], None] | None]:
+    """The callback that shows a progress bar in a notebook; None elsewhere."""
+    if not in_notebook():
+        yield None
         return
     bar = NotebookProgress()
     try:

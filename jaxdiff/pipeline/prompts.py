@@ -1,26 +1,34 @@
-"""Prompts as chunks of weighted tokens: attention syntax, and texts longer than the encoder reads.
+"""Prompts as chunks of weighted tokens: attention syntax, AND, and texts of any length.
 
 The syntax is that of the AUTOMATIC1111 web UI: `(word)` weighs 1.1 times, `[word]` 1 / 1.1 times,
 `(word:1.3)` 1.3 times, all of them nest, a backslash makes a bracket a character, and the word
 BREAK begins a new chunk. A chunk is what the text encoder reads at once: start, up to n - 2 tokens
 of text, end, padding. Where a full chunk has a comma among its last tokens, what stands behind it
 goes to the next chunk, so that a phrase is not cut in two.
+
+AND joins several prompts for one image (composable diffusion, 2206.01714). `a cat AND a dog:0.5 AND
+NOT snow` asks for a cat, half as much for a dog, and for no snow: each part has its own stream and
+a weight, 1 if it has no number and negative after NOT.
 """
 
+import pathlib
 import re
+import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdiff.checkpoints.tokenizers import TokenizerFiles, write_tokenizer
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, Int, NDArray
-from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer
+from jaxdiff.data.tokenizer import load_tokenizer
 
 EMPHASIS = 1.1  # of a pair of brackets without a number
 MAX_WEIGHT = 100.0
 MAX_CHUNKS = 16
 BACKTRACK = 20  # tokens at the end of a full chunk among which a comma counts
+MAX_PARTS = 8  # of a prompt, joined by AND
 
 _MARKS = re.compile(
     r"\\[()\[\]\\]"  # an escaped bracket or backslash
@@ -29,6 +37,33 @@ _MARKS = re.compile(
     r"|\bBREAK\b"
     r"|[^\\()\[\]:B]+|[\\:B]"
 )
+
+
+_WEIGHT = re.compile(r"\s*:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$")
+_NOT = re.compile(r"^\s*NOT\b")
+
+
+class PromptTokenizer:
+    """A tokenizer, some of whose tokens may stand for several ids (textual inversion)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.expansions: dict[int, list[int]] = {}
+        comma = tokenizer.convert_tokens_to_ids(",</w>")
+        self.comma = None if comma == tokenizer.unk_token_id else comma
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of `text`, without start and end."""
+        plain = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [part for token in plain for part in self.expansions.get(token, [token])]
+
+
+def tokenizer_of(files: TokenizerFiles) -> Any:
+    """The tokenizer that reads `files`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_tokenizer(folder, files)
+        return load_tokenizer(folder)
 
 
 class WeightedText(NamedTuple):
@@ -46,7 +81,44 @@ class Tokens(NamedTuple):
     num_truncated: int
 
 
-def parse(prompt: str) -> list[WeightedText]:
+class SubPrompt(NamedTuple):
+    """One of the prompts of an image."""
+
+    text: str
+    weight: float
+
+
+def split_and(prompt: str, *, syntax: bool = True) -> list[SubPrompt]:
+    """The prompts that AND joins in `prompt`; a single one is taken as it is.
+
+    Raises InputError for too many, and for weights beyond MAX_WEIGHT.
+    """
+    texts = re.split(r"\bAND\b", prompt) if syntax else [prompt]
+    if len(texts) == 1:
+        return [SubPrompt(prompt, 1.0)]
+    if len(texts) > MAX_PARTS:
+        raise InputError(
+            f"prompt: got {len(texts)} prompts joined by AND, expected at most {MAX_PARTS}"
+        )
+    return [_part(text) for text in texts]
+
+
+def _part(text: str) -> SubPrompt:
+    number = _WEIGHT.search(text)
+    weight = _checked(1.0 if number is None else float(number.group(1)), text)
+    words, negated = _NOT.subn("", _WEIGHT.sub("", text))
+    return SubPrompt(words.strip(), -weight if negated else weight)
+
+
+def _checked(weight: float, text: str | None) -> float:
+    if abs(weight) > MAX_WEIGHT:
+        raise InputError(
+            f"prompt: got weight {weight:g} for {text!r:.60}, expected at most {MAX_WEIGHT:g}"
+        )
+    return weight
+
+
+def parse_syntax(prompt: str) -> list[WeightedText]:
     """`prompt` by weight; brackets that never close weigh as those that close at the end.
 
     A closing bracket without its opening one is a character. Raises InputError for a weight beyond
@@ -76,10 +148,7 @@ def parse(prompt: str) -> list[WeightedText]:
     while opened:
         close(*_closing(")" if opened[-1][0] == "(" else "]"))
     for text, weight in pieces:
-        if abs(weight) > MAX_WEIGHT:
-            raise InputError(
-                f"prompt: got weight {weight:g} for {text!r:.60}, expected at most {MAX_WEIGHT:g}"
-            )
+        _checked(weight, text)
     return _joined(pieces)
 
 
@@ -102,30 +171,27 @@ def _joined(pieces: Sequence[WeightedText]) -> list[WeightedText]:
     return joined
 
 
-def chunk_prompt(
-    vocabulary: TextualInversionTokenizer, prompt: str, *, syntax: bool = True
-) -> Tokens:
+def chunk_prompt(tokenizer: PromptTokenizer, prompt: str, *, syntax: bool = True) -> Tokens:
     """The chunks of `prompt`, one at least; without `syntax` every character stands for itself.
 
     A prompt without brackets that fits one chunk gets exactly the ids that the tokenizer gives.
     """
-    tokenizer = vocabulary.tokenizer
-    room = tokenizer.model_max_length - 2
+    room = tokenizer.tokenizer.model_max_length - 2
     chunks: list[tuple[list[int], list[float]]] = [([], [])]
-    for text, weight in parse(prompt) if syntax else [WeightedText(prompt, 1.0)]:
+    for text, weight in parse_syntax(prompt) if syntax else [WeightedText(prompt, 1.0)]:
         if text is None:
             chunks.append(([], []))
             continue
-        for token in vocabulary.ids(text):
+        for token in tokenizer.ids(text):
             ids, weights = chunks[-1]
             if len(ids) == room:
-                kept = room if token == vocabulary.comma else _up_to(vocabulary.comma, ids)
+                kept = room if token == tokenizer.comma else _up_to(tokenizer.comma, ids)
                 chunks.append((ids[kept:], weights[kept:]))
                 del ids[kept:], weights[kept:]
             chunks[-1][0].append(token)
             chunks[-1][1].append(weight)
     cut = sum(len(ids) for ids, _ in chunks[MAX_CHUNKS:])
-    framed = [_framed(tokenizer, *chunk) for chunk in chunks[:MAX_CHUNKS]]
+    framed = [_framed(tokenizer.tokenizer, *chunk) for chunk in chunks[:MAX_CHUNKS]]
     ids, weights = (np.stack(column) for column in zip(*framed, strict=True))
     return Tokens(ids, weights, cut)
 

@@ -2,21 +2,21 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict
 
 import numpy as np
 
-from jaxdiff.checkpoints.schedulers import SPACINGS, prediction_type_of, sampler_name
+from jaxdiff.checkpoints.schedulers import SPACINGS
 from jaxdiff.core.aliases import rename_guidance, rename_sampler
-from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
+from jaxdiff.families.base import Family
+from jaxdiff.families.registry import accepted_options, request_options
 from jaxdiff.guidance.base import MAX_SCALE
 from jaxdiff.guidance.registry import RULES
 from jaxdiff.guidance.registry import parse as parse_rule
-from jaxdiff.pipeline.and_prompts import split_and
-from jaxdiff.pipeline.prompts import parse
+from jaxdiff.pipeline.prompts import parse_syntax, split_and
 from jaxdiff.samplers.registry import SAMPLERS, get_sampler
 
 MAX_STEPS = 1000
@@ -41,22 +41,6 @@ class Defaults:
         _check_scale("guidance_scale", self.guidance_scale)
         _check_loop(self.steps, self.sampler, self.timestep_spacing)
         parse_rule(self.guidance)
-
-    @classmethod
-    def of(
-        cls,
-        stored: Mapping[str, Any],
-        scheduler: Mapping[str, Any],
-        native: tuple[int, int],
-        *,
-        source: str,
-    ) -> "Defaults":
-        """The defaults in jaxdiff.json; all others follow from scheduler config and size."""
-        distilled = _distilled(scheduler)
-        values = {"height": native[0], "width": native[1], **distilled, **stored}
-        if "sampler" not in values:
-            values["sampler"] = _default_sampler(scheduler)
-        return from_mapping(cls, values, source=source)
 
 
 class Options(TypedDict, total=False):
@@ -117,12 +101,36 @@ class Request:
     denoising_end: float | None = None  # fraction of the process after which to stop
     # options that the model's family reads, where they are not the defaults
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    # what the image begins with: PIL, uint8 (h, w, 3), a path, or scaled latents (h, w, c); the
+    # mask is white where the image is repainted; noise (h, w, c) is used instead of the seed's
+    image: Any = dataclasses.field(default=None, compare=False, repr=False)
+    mask: Any = dataclasses.field(default=None, compare=False, repr=False)
+    noise: Float[NDArray, "h w c"] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
+
+    @property
+    def given_arrays(self) -> tuple[bool, ...]:
+        """Whether image, mask and noise are given."""
+        return tuple(getattr(self, name) is not None for name in _ARRAYS)
+
+    @property
+    def begins_with_latents(self) -> bool:
+        """Whether the initial image is given as latents."""
+        image = self.image
+        return isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating)
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
         """What images of one batch have in common."""
-        names = (f.name for f in dataclasses.fields(self) if f.name not in (*_PER_IMAGE, "extras"))
-        return *(getattr(self, name) for name in names), *sorted(self.extras.items())
+        fields = (f.name for f in dataclasses.fields(self) if f.compare and f.name != "extras")
+        shared = tuple(getattr(self, name) for name in fields if name not in _PER_IMAGE)
+        return (
+            *shared,
+            *sorted(self.extras.items()),
+            *self.given_arrays,
+            self.begins_with_latents,
+        )
 
     def to_metadata(self) -> dict[str, Any]:
         """The settings as JSON values; rare options only if set."""
@@ -131,7 +139,7 @@ class Request:
             value = getattr(self, field.name)
             unset = not value if field.name in (*_TEXTS, *_SCALES) else value == field.default
             required = field.default is dataclasses.MISSING
-            if field.name != "extras" and (required or not unset):
+            if field.compare and field.name != "extras" and (required or not unset):
                 own[field.name] = value
         extras = self.extras.items()
         return own | {k: list(v) if isinstance(v, tuple) else v for k, v in extras}
@@ -188,6 +196,7 @@ class Requests(tuple[Request, ...]):
         return self[index].to_metadata()
 
 
+_ARRAYS = ("image", "mask", "noise")
 _TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 _SCALES = ("negative_scale", "classifier_scale", "clip_scale")
 # fields that may differ between the images of a call
@@ -216,29 +225,24 @@ _DEFAULTS = (
 )
 
 
-def size_of(sample_size: int | Sequence[int] | None, vae_scale_factor: int) -> tuple[int, int]:
-    """Height and width in pixels for a UNet's `sample_size` (64 if it has none)."""
-    latent = sample_size or 64
-    height, width = (latent, latent) if isinstance(latent, int) else latent
-    return height * vae_scale_factor, width * vae_scale_factor
-
-
 def resolve(
     defaults: Defaults,
     prompt: str | Sequence[str],
     *,
-    images: int = 1,
+    family: Family,
     vae_scale_factor: int,
-    extras: Mapping[str, Any] | None = None,
-    **options: Unpack[Options],
+    images: Mapping[str, Sequence[Any]] | None = None,
+    **options: Any,
 ) -> Requests:
     """The complete requests; None takes the model's default, one value serves all images.
 
-    A single prompt with several seeds, scales, steps, other prompts or initial `images` gives one
-    image for each. Height and width must be multiples of `vae_scale_factor`. `extras` are options
-    that the model's family reads, checked already. Raises InputError.
+    A single prompt with several seeds, scales, steps, other prompts or initial images gives one
+    image for each. Height and width must be multiples of `vae_scale_factor`. `images` has the
+    columns "image" and "mask". Raises InputError.
     """
-    chosen: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
+    extras = accepted_options(family, options)
+    own = {name: value for name, value in options.items() if name not in request_options()}
+    chosen = {name: value for name, value in own.items() if value is not None}
     values: dict[str, Any] = {"prompt": prompt, "negative_prompt": None}
     values |= {name: getattr(defaults, name) for name in _DEFAULTS} | chosen
     if values["sampler"] is None:
@@ -248,16 +252,16 @@ def resolve(
         )
     values["guidance"] = rename_guidance(values["guidance"])
     values["sampler"] = rename_sampler(values["sampler"])
-    given = {name: values.pop(name) for name in _PER_IMAGE if name in values}
-    count, seed = max(images, _count(given)), given.get("seed", 0)
+    given = {name: values.pop(name) for name in _PER_IMAGE if name in values} | dict(images or {})
+    count, seed = _count(given), given.get("seed", 0)
     given["seed"] = np.arange(count) + np.asarray(seed) if _single(seed) else seed
     columns = {name: _column(name, value, count, defaults) for name, value in given.items()}
     requests = Requests(
-        Request(**dict(zip(columns, row, strict=True)), **values, extras=extras or {})
+        Request(**dict(zip(columns, row, strict=True)), **values, extras=extras)
         for row in zip(*columns.values(), strict=True)
     )
     for request in requests:
-        _check(request, vae_scale_factor)
+        check(request, family, vae_scale_factor)
     return requests
 
 
@@ -275,12 +279,14 @@ def _count(columns: Mapping[str, Any]) -> int:
 
 def _column(name: str, value: Any, count: int, defaults: Defaults) -> tuple[Any, ...]:
     """`value` as one entry for each of `count` images."""
-    kind, single = _PER_IMAGE[name], _single(value)
+    kind, single = _PER_IMAGE.get(name), _single(value)
     entries = (value,) * count if single else tuple(value)
     if len(entries) == 1:
         entries *= count
     if len(entries) != count:
         raise InputError(f"{name}: got {len(entries)} entries, expected 1 or {count}")
+    if kind is None:
+        return entries
     if name in _FILLED:
         if single:
             return entries
@@ -290,34 +296,8 @@ def _column(name: str, value: Any, count: int, defaults: Defaults) -> tuple[Any,
     return tuple(None if entry is None else kind(entry) for entry in entries)
 
 
-def _distilled(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults of step-distilled models, which their scheduler config reveals.
-
-    LCM (2310.04378) has distilled guidance, SD-Turbo (2311.17042) uses none. Trailing timesteps
-    start at pure noise. There a network that predicts eps says something about the image only if it
-    was distilled to start from there.
-    """
-    name = str(scheduler.get("_class_name", ""))
-    if name.startswith("LCM"):
-        return {"guidance_scale": 1.0, "steps": 4}
-    turbo = (
-        name.startswith("Euler")
-        and scheduler.get("timestep_spacing") == "trailing"
-        and prediction_type_of(scheduler) == "epsilon"
-    )
-    return {"guidance_scale": 1.0, "steps": 1} if turbo else {}
-
-
 def _check_scale(name: str, scale: float) -> None:
     in_range(name, scale, 0, MAX_SCALE)
-
-
-def _default_sampler(scheduler: Mapping[str, Any]) -> str | None:
-    """The sampler of a scheduler_config.json, if jaxdiff has it."""
-    try:
-        return sampler_name(scheduler)
-    except InputError:
-        return None
 
 
 def _check_loop(steps: int, sampler: str | None, timestep_spacing: str | None) -> None:
@@ -346,10 +326,15 @@ def _check_guidance(request: Request) -> None:
             f"negative_scale: got it with guidance {request.guidance}, "
             f"expected guidance {' or '.join(fitting)}"
         )
-    rule.for_prompts(len(split_and(request.prompt, syntax=request.prompt_syntax)))
+    parts = len(split_and(request.prompt, syntax=request.prompt_syntax))
+    rule.for_prompts(parts)
+    for name in ("classifier_scale", "clip_scale"):
+        if getattr(request, name) and parts > 1:
+            raise InputError(f"{name}: got {request.prompt!r:.60}, expected a prompt without AND")
 
 
-def _check(request: Request, vae_scale_factor: int) -> None:
+def check(request: Request, family: Family, vae_scale_factor: int) -> None:
+    """InputError for a request that a model of this family cannot serve."""
     get_sampler(request.sampler, request.eta)
     _check_loop(request.steps, request.sampler, request.timestep_spacing)
     for name in ("strength", "denoising_start", "denoising_end"):
@@ -358,7 +343,7 @@ def _check(request: Request, vae_scale_factor: int) -> None:
     in_range("clip_skip", request.clip_skip, 0, 100)
     if request.prompt_syntax:
         for name in _TEXTS:
-            parse(getattr(request, name) or "")
+            parse_syntax(getattr(request, name) or "")
     for name in ("guidance_scale", *_SCALES):
         if (scale := getattr(request, name)) is not None:
             _check_scale(name, scale)
@@ -372,3 +357,28 @@ def _check(request: Request, vae_scale_factor: int) -> None:
                 f"{name}: got {size}, expected a multiple of {vae_scale_factor} "
                 f"such as {low} or {low + vae_scale_factor}"
             )
+    if request.image is None:
+        for name in ("strength", "denoising_start"):
+            if (value := getattr(request, name)) is not None:
+                raise InputError(f"{name}: got {value} without an image, expected an image too")
+        if request.mask is not None:
+            raise InputError("mask: got a mask without an image, expected an image too")
+    _check_family(request, family)
+
+
+def _check_family(request: Request, family: Family) -> None:
+    """InputError for options that neither the text encoders nor the network take."""
+    for name in ("prompt_2", "negative_prompt_2"):
+        got = getattr(request, name)
+        if got and len(family.text_encoders) == 1:
+            raise InputError(
+                f"{name}: got {got!r:.60}, expected none for a model with one text encoder"
+            )
+    second = request.negative_prompt_2
+    if second and request.negative_prompt is None and family.zero_uncond:
+        raise InputError(
+            f"negative_prompt_2: got {second!r:.60} without a negative_prompt, "
+            'expected a negative_prompt too (it may be "")'
+        )
+    for extra in family.extras:
+        extra.check({"guidance": request.guidance, **request.extras})

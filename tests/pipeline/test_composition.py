@@ -1,9 +1,10 @@
 """Prompts joined by AND."""
 
+import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.pipeline.and_prompts import split_and
+from jaxdiff.pipeline.prompts import split_and
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,13 @@ def test_without_syntax_a_prompt_is_one():
 def test_too_much(prompt, message):
     with pytest.raises(InputError, match=message):
         split_and(prompt)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_batch_without_and_among_others_with_it(single, batch_size):
+    prompts, seeds = ["a red star AND a ring:0.5", "a ring"], [3, 4]
+    options = {"output": "latent", "steps": 2}
+    together = single(prompts, seed=seeds, batch_size=batch_size, **options).images
+    for row, prompt, seed in zip(together, prompts, seeds, strict=True):
+        alone = single(prompt, seed=seed, **options).images[0]
+        np.testing.assert_allclose(row, alone, rtol=0, atol=2e-5 * np.abs(alone).max())

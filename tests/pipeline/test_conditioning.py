@@ -6,26 +6,20 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.base import ExtraInputs
-from jaxdiff.families.registry import accepted_options, request_options
 from jaxdiff.families.stable_diffusion import SD, SDXL, SDXL_REFINER
-from jaxdiff.models.build import abstract
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.pipeline.conditioning import check_request, tokenize_prompts
+from jaxdiff.guidance.base import Stream
+from jaxdiff.pipeline.conditioning import PromptTokenizers
+from jaxdiff.pipeline.prompts import PromptTokenizer
 from jaxdiff.pipeline.request import Defaults, Options, Request, resolve
-from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer
 
 BASE, REFINER, SD1 = SDXL, SDXL_REFINER, SD
 
 
 def request(prompt="a", family=BASE, **options):
     defaults = Defaults(sampler="ddim", height=16, width=24)
-    extras = accepted_options(family, options)
-    rest = {name: value for name, value in options.items() if name not in request_options()}
-    return resolve(defaults, prompt, vae_scale_factor=2, extras=extras, **rest)
+    return resolve(defaults, prompt, family=family, vae_scale_factor=2, **options)
 
 
 def time_ids(family, asked, prompted):
@@ -42,7 +36,8 @@ def time_ids(family, asked, prompted):
 
 
 def test_every_option_is_a_field_of_the_request_and_the_other_way_round():
-    assert {*Options.__annotations__, "prompt", "extras"} == {
+    images = {"image", "mask", "noise"}
+    assert {*Options.__annotations__, "prompt", "extras", *images} == {
         field.name for field in dataclasses.fields(Request)
     }
 
@@ -80,27 +75,28 @@ def test_second_prompts_image_by_image():
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
+def tokenizers():
     tokens = ["!", *"abcdef", *(f"{c}</w>" for c in "abcdef"), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
-    folder = tmp_path_factory.mktemp("tokenizer")
-    CLIPTokenizer(vocab=vocab, merges=[], model_max_length=6).save_pretrained(folder)
-    config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
-    return TextualInversionTokenizer(read_tokenizer(folder), abstract(CLIPTextModel, config))
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=6)
+    both = dict.fromkeys(("text_encoder", "text_encoder_2"), PromptTokenizer(tokenizer))
+    return PromptTokenizers(BASE, both)
 
 
-def test_each_encoder_reads_its_own_text(vocabulary):
+CFG = [Stream(prompt_source="negative"), Stream()]
+
+
+def test_each_encoder_reads_its_own_text(tokenizers):
     """Words end the letter: a</w> is 7, b</w> 8, ...; a long text lengthens those of all."""
-    texts = request("a", prompt_2="b", negative_prompt="c", negative_prompt_2="d")[
-        0
-    ].prompts_for_encoder()
-    words, cut = tokenize_prompts(BASE, [vocabulary] * 2, texts, syntax=True)
-    assert [ids[:, 0, 1].tolist() for ids in words.ids] == [[9, 7], [10, 8]]
+    asked = request("a", prompt_2="b", negative_prompt="c", negative_prompt_2="d")
+    words = tokenizers.tokenize(asked, CFG)
+    assert [ids[0, :, 0, 1].tolist() for ids in words.ids] == [[9, 7], [10, 8]]
     assert not words.zero_out.any()
-    texts = request("a", prompt_2="a b c d e")[0].prompts_for_encoder()
-    words, cut = tokenize_prompts(BASE, [vocabulary] * 2, texts, syntax=True)
-    assert [ids.shape for ids in words.ids] == [(2, 2, 6)] * 2
-    assert (words.zero_out.tolist(), cut) == ([True, False], 0)
+    asked = request("a", prompt_2="a b c d e")
+    words = tokenizers.tokenize(asked, CFG)
+    assert [ids.shape for ids in words.ids] == [(1, 2, 2, 6)] * 2
+    assert words.zero_out.tolist() == [[True, False]]
+    assert tokenizers.num_chunks([*asked, *request("a")], CFG) == [2, 1]
 
 
 SIZE, CROP = [16, 24], [4, 2]
@@ -159,13 +155,12 @@ def test_numbers_of_the_refiner():
 )
 def test_what_would_not_be_heard_is_refused(recipe, options, message):
     with pytest.raises(InputError, match=f"^{message}"):
-        check_request(recipe, request(family=recipe, **options)[0])
+        request(family=recipe, **options)
 
 
 def test_what_is_heard_is_fine():
     sizes = {"original_size": (1, 2), "negative_crop_top_left": (1, 2)}
-    asked = request(prompt_2="b", negative_prompt="", negative_prompt_2="c", **sizes)
-    check_request(BASE, asked[0])
-    check_request(dataclasses.replace(BASE, zero_uncond=False), request(negative_prompt_2="c")[0])
-    check_request(REFINER, request(family=REFINER, prompt_2="", **sizes)[0])
-    check_request(SD1, request(family=SD1, crop_top_left=(0, 0), aesthetic_score=6.0)[0])
+    request(prompt_2="b", negative_prompt="", negative_prompt_2="c", **sizes)
+    request(family=dataclasses.replace(BASE, zero_uncond=False), negative_prompt_2="c")
+    request(family=REFINER, prompt_2="", **sizes)
+    request(family=SD1, crop_top_left=(0, 0), aesthetic_score=6.0)

@@ -169,7 +169,8 @@ def test_a_broken_lora_leaves_the_model_as_it_was(single, tmp_path):
         ({"image": np.zeros((16, 17, 3), np.uint8)}, r"^width: got 17.*such as 16 or 18"),
         ({"image": np.zeros((16, 16, 3), np.float32)}, r"^image: got an array of float32"),
         ({"image": np.zeros((16, 16), np.uint8)}, r"^image: got ndarray of shape"),
-        ({"image": "cat.png"}, r"^image: got str"),
+        ({"image": "cat.png"}, r"^image: got cat.png \(No such file"),
+        ({"image": 3}, r"^image: got int"),
         (
             {"image": np.zeros((2, 16, 16, 3), np.uint8), "seed": [1, 2, 3]},
             r"^image: got 2 entries",
@@ -196,7 +197,7 @@ def test_too_little_strength(single, picture):
 
 def test_masks_are_white_from_the_middle_on():
     grey = np.array([[0, 127], [128, 255]], np.uint8)
-    np.testing.assert_array_equal(image_inputs.masks(grey, 2, 2)[0, ..., 0], [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(image_inputs.mask_array(grey, 2, 2)[0, ..., 0], [[0, 0], [1, 1]])
     np.testing.assert_array_equal(
-        image_inputs.masks(grey / 255.0, 2, 2)[0, ..., 0], [[0, 0], [1, 1]]
+        image_inputs.mask_array(grey / 255.0, 2, 2)[0, ..., 0], [[0, 0], [1, 1]]
     )

@@ -47,7 +47,7 @@ def test_a_call_shows_its_steps_and_takes_the_bar_away(single, screen):
 
 def test_the_bar_goes_away_when_the_call_fails(screen):
     def fail():
-        with notebook.notebook_progress(None) as report:
+        with notebook.notebook_progress() as report:
             report(1, 4)
             raise KeyError
 
@@ -57,13 +57,10 @@ def test_the_bar_goes_away_when_the_call_fails(screen):
     assert screen.shown[-1] == ""
 
 
-def test_short_calls_and_own_callbacks_show_nothing(screen, monkeypatch):
-    def own(done, steps): ...
-
-    with notebook.notebook_progress(own) as report:
-        assert report is own
+def test_short_calls_and_own_callbacks_show_nothing(single, screen, monkeypatch):
+    single("a red circle", steps=1, output="latent", callback=lambda done, steps: None)
     monkeypatch.setattr(notebook, "PATIENCE_S", 60.0)
-    with notebook.notebook_progress(None) as report:
+    with notebook.notebook_progress() as report:
         report(1, 4)
     assert screen.shown == []
 

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
-from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.tokenizer import tokenize
-from jaxdiff.models.build import abstract
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.pipeline.prompts import MAX_CHUNKS, chunk_prompt, parse
-from jaxdiff.pipeline.vocabulary import TextualInversionTokenizer
+from jaxdiff.pipeline.prompts import (
+    MAX_CHUNKS,
+    PromptTokenizer,
+    chunk_prompt,
+    parse_syntax,
+    tokenizer_of,
+)
 
 LETTERS = "abcdefgh"
 
@@ -30,11 +31,8 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(folder)
-    config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
-    return TextualInversionTokenizer(read_tokenizer(folder), abstract(CLIPTextModel, config))
+def vocabulary(tokenizer):
+    return PromptTokenizer(tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +63,7 @@ def vocabulary(tokenizer, tmp_path_factory):
     ],
 )
 def test_pieces(prompt, pieces):
-    got = parse(prompt)
+    got = parse_syntax(prompt)
     assert [text for text, _ in got] == [text for text, _ in pieces]
     assert [weight for _, weight in got] == pytest.approx([weight for _, weight in pieces])
 
@@ -74,7 +72,7 @@ def test_pieces(prompt, pieces):
 @settings(max_examples=300, deadline=None)
 def test_any_text_has_pieces_and_loses_no_letter(prompt):
     try:
-        pieces = parse(prompt)
+        pieces = parse_syntax(prompt)
     except InputError as error:
         assert "weight" in str(error)  # noqa: PT017
         return
@@ -86,7 +84,7 @@ def test_any_text_has_pieces_and_loses_no_letter(prompt):
 
 def test_an_absurd_weight_is_an_error():
     with pytest.raises(InputError, match=r"^prompt: got weight 1000 for 'a', expected at most 100"):
-        parse("(a:1000)")
+        parse_syntax("(a:1000)")
 
 
 @pytest.mark.parametrize("text", ["", "a", "ab c", "abcd", "a! b"])
@@ -123,8 +121,7 @@ def test_what_is_cut_is_counted(vocabulary):
 @pytest.fixture(scope="module")
 def clip():
     """The vocabulary of Stable Diffusion: 75 tokens of text to a chunk, "a" and "," one each."""
-    config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
-    return TextualInversionTokenizer(clip_tokenizer("!"), abstract(CLIPTextModel, config))
+    return PromptTokenizer(tokenizer_of(clip_tokenizer("!")))
 
 
 def in_chunks(clip, words):
@@ -204,8 +201,7 @@ ODD = [
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
 def test_odd_prompts_are_what_the_tokenizer_of_stable_diffusion_says(pad):
-    config = CLIPTextConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
-    vocabulary = TextualInversionTokenizer(clip_tokenizer(pad), abstract(CLIPTextModel, config))
+    vocabulary = PromptTokenizer(tokenizer_of(clip_tokenizer(pad)))
     for text in ODD:
         want = tokenize(vocabulary.tokenizer, [text])
         np.testing.assert_array_equal(chunk_prompt(vocabulary, text, syntax=False).ids, want)

@@ -24,7 +24,7 @@ def forget(single):
 
 def rows(pipe, text):
     """The token vectors that the encoder begins with."""
-    ids = next(iter(pipe._vocabularies.values())).ids(text)
+    ids = pipe._tokenizers.first.ids(text)
     return np.asarray(pipe.text_encoder.text_model.embeddings.token_embedding(jnp.array(ids)))
 
 

@@ -1,0 +1,56 @@
+"""A model's default options: those stored with it, and those that its scheduler config reveals."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxdiff.checkpoints.schedulers import prediction_type_of, sampler_name
+from jaxdiff.core.configs import from_mapping
+from jaxdiff.core.errors import InputError
+from jaxdiff.pipeline.request import Defaults
+
+
+def read_defaults(
+    stored: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    native: tuple[int, int],
+    *,
+    source: str,
+) -> Defaults:
+    """The defaults in jaxdiff.json; all others follow from scheduler config and size."""
+    values = {"height": native[0], "width": native[1], **_distilled(scheduler), **stored}
+    if "sampler" not in values:
+        values["sampler"] = _default_sampler(scheduler)
+    return from_mapping(Defaults, values, source=source)
+
+
+def size_of(sample_size: int | Sequence[int] | None, vae_scale_factor: int) -> tuple[int, int]:
+    """Height and width in pixels for a UNet's `sample_size` (64 if it has none)."""
+    latent = sample_size or 64
+    height, width = (latent, latent) if isinstance(latent, int) else latent
+    return height * vae_scale_factor, width * vae_scale_factor
+
+
+def _distilled(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of step-distilled models, which their scheduler config reveals.
+
+    LCM (2310.04378) has distilled guidance, SD-Turbo (2311.17042) uses none. Trailing timesteps
+    start at pure noise. There a network that predicts eps says something about the image only if it
+    was distilled to start from there.
+    """
+    name = str(scheduler.get("_class_name", ""))
+    if name.startswith("LCM"):
+        return {"guidance_scale": 1.0, "steps": 4}
+    turbo = (
+        name.startswith("Euler")
+        and scheduler.get("timestep_spacing") == "trailing"
+        and prediction_type_of(scheduler) == "epsilon"
+    )
+    return {"guidance_scale": 1.0, "steps": 1} if turbo else {}
+
+
+def _default_sampler(scheduler: Mapping[str, Any]) -> str | None:
+    """The sampler of a scheduler_config.json, if jaxdiff has it."""
+    try:
+        return sampler_name(scheduler)
+    except InputError:
+        return None

@@ -1,0 +1,97 @@
+"""What a call of the pipeline gives: images, their requests, timings, intermediate latents."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxdiff.core.types import Float, NDArray
+from jaxdiff.pipeline.batches import BatchResult
+from jaxdiff.pipeline.notebook import images_html
+from jaxdiff.pipeline.request import Request, Requests
+
+OUTPUTS = ("pil", "numpy", "latent")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Intermediates:
+    """Steps of the loop: the noise level from which each starts, and the latents there.
+
+    `x0` is the guided image D that the step finds in the noisy `x` = alpha x0 + sigma eps. Images
+    with grids of their own have levels of their own, then alpha and sigma are (n, b).
+    """
+
+    steps: tuple[int, ...]  # from 0
+    alpha: Float[NDArray, "n *b"]
+    sigma: Float[NDArray, "n *b"]
+    x: Float[NDArray, "n b h w c"]
+    x0: Float[NDArray, "n b h w c"]
+
+    @property
+    def unit_variance(self) -> Float[NDArray, "n b h w c"]:
+        """`x` / sqrt(alpha^2 + sigma^2): latents of unit variance have that spread at any level."""
+        spread = np.hypot(self.alpha, self.sigma)
+        return self.x / spread.reshape(len(spread), -1, 1, 1, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """The images in the requested form, their complete requests, and timings."""
+
+    images: Any  # list of PIL images, uint8 (b, H, W, 3), or scaled float32 latents (b, h, w, c)
+    requests: Requests  # one for each image
+    timings: dict[str, float]  # compile_s, encode_s, sample_s, decode_s, total_s
+    intermediates: Intermediates  # the latents at `intermediate_steps`
+
+    @property
+    def watched(self) -> Intermediates:
+        """The former name of `intermediates`."""
+        return self.intermediates
+
+    @property
+    def request(self) -> Requests:
+        """The requests, read by columns: `out.request.seeds`, `out.request.steps`."""
+        return self.requests
+
+    def __repr__(self) -> str:
+        total, request = self.timings["total_s"], self.requests[0]
+        size = f"{request.height}x{request.width}"
+        return f"Output({len(self.images)} images of {size} in {total:.1f} s)"
+
+    def _repr_html_(self) -> str | None:
+        """The images, for notebooks; latents have none."""
+        images = list(self.images)
+        if images and isinstance(images[0], np.ndarray):
+            if images[0].dtype != np.uint8:
+                return None
+            images = [Image.fromarray(image) for image in images]
+        return images_html(images, self.requests.prompts)
+
+
+def collect(
+    requests: Sequence[Request],
+    results: Sequence[BatchResult],
+    *,
+    output: str,
+    intermediate_steps: Sequence[int] = (),
+) -> Output:
+    """The output of all batches of `requests`, in their order."""
+    order = np.argsort(np.concatenate([result.numbers for result in results]))
+    images, pairs, alpha, sigma = (
+        np.concatenate(arrays)[order]
+        for arrays in zip(
+            *((r.images, r.watched, r.grid.alpha, r.grid.sigma) for r in results), strict=True
+        )
+    )
+    steps = tuple(sorted(set(intermediate_steps)))
+    levels = (table[:, list(steps)].T for table in (alpha, sigma))
+    alpha, sigma = (table[:, 0] if np.all(table == table[:, :1]) else table for table in levels)
+    x, x0 = (np.moveaxis(pairs[:, :, k], 0, 1) for k in (0, 1))
+    return Output(
+        images=[Image.fromarray(image) for image in images] if output == "pil" else images,
+        requests=Requests(requests),
+        timings={name: sum(r.timings[name] for r in results) for name in results[0].timings},
+        intermediates=Intermediates(steps=steps, alpha=alpha, sigma=sigma, x=x, x0=x0),
+    )

@@ -1,0 +1,76 @@
+"""Textual inversions in a pipeline: new tokens, and their embeddings in the text encoders."""
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.checkpoints.textual_inversion import read_inversion
+from jaxdiff.checkpoints.tokenizers import TokenizerFiles
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Float, NDArray
+from jaxdiff.models.clip import CLIPTextModel, extend_token_embedding
+from jaxdiff.pipeline.prompts import PromptTokenizer, tokenizer_of
+
+
+class TextualInversionManager:
+    """The textual inversions of some text encoders, by component.
+
+    The tokenizers in `tokenizers` change as tokens are added and removed.
+    """
+
+    def __init__(
+        self,
+        tokenizers: Mapping[str, PromptTokenizer],
+        encoders: Mapping[str, CLIPTextModel],
+        files: Mapping[str, TokenizerFiles],
+    ) -> None:
+        self._tokenizers, self._encoders, self._files = tokenizers, encoders, files
+        self._original: dict[str, Array] = {}  # the token embeddings before any was added
+        self.tokens: tuple[str, ...] = ()
+
+    def load(self, source: pathlib.Path, token: str | None) -> str:
+        """Add the token of a file to all tokenizers; returns it.
+
+        `token` replaces the file's own. Raises InputError, with nothing changed, for vectors that
+        do not fit and for a token that exists.
+        """
+        widths = {name: encoder.config.hidden_size for name, encoder in self._encoders.items()}
+        inversion = read_inversion(source, widths, token)
+        word = inversion.token
+        if not word or any(c.isspace() or c in "()[]\\" for c in word):
+            raise InputError(f"token: got {word!r}, expected a token without spaces and brackets")
+        if any(word in each.tokenizer.get_vocab() for each in self._tokenizers.values()):
+            raise InputError(
+                f"token: got {word!r}, which the tokenizer already has, expected a new token"
+            )
+        for name in self._tokenizers:
+            self._add(name, word, inversion.vectors[name])
+        self.tokens = (*self.tokens, word)
+        return word
+
+    def _add(self, component: str, word: str, vectors: Float[NDArray, "n d"]) -> None:
+        """Add `word`, which stands for as many ids as there are vectors."""
+        own, tokenizer = self._tokenizers[component], self._tokenizers[component].tokenizer
+        first = len(tokenizer)
+        tokenizer.add_tokens([word, *(f"{word}_{i}" for i in range(1, len(vectors)))])
+        if tokenizer.convert_tokens_to_ids(word) != first:
+            raise InputError(
+                f"token: got {word!r}, expected a text that is one token after it is added"
+            )
+        own.expansions[first] = list(range(first, first + len(vectors)))
+        embedding = self._encoders[component].text_model.embeddings.token_embedding.embedding
+        table = embedding[...]
+        self._original.setdefault(component, table)
+        longer = extend_token_embedding(table, first, jnp.asarray(vectors))
+        embedding.set_value(jax.device_put(longer, table.sharding))
+
+    def remove(self) -> None:
+        """Remove all added tokens; restores the embeddings bit for bit."""
+        for name, table in self._original.items():
+            encoder = self._encoders[name]
+            encoder.text_model.embeddings.token_embedding.embedding.set_value(table)
+            own = self._tokenizers[name]
+            own.tokenizer, own.expansions = tokenizer_of(self._files[name]), {}
+        self._original, self.tokens = {}, ()
