@@ -1,5 +1,6 @@
 """Arguments of diffusers' pipelines: those with another name here, and what replaces the others."""
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -9,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 from jaxdiff.core.aliases import ARGUMENTS, rename_keys
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.registry import request_options
-from jaxdiff.pipeline.request import Options
+from jaxdiff.pipeline.request import Defaults, Options, Request
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,16 +50,26 @@ REPLACED: Mapping[str, str] = {
 def accept_diffusers_arguments(function: Callable[P, T]) -> Callable[P, T]:
     """`function`, a method of the pipeline, which also takes diffusers' names of its arguments.
 
-    Its signature lists all `Options`, and those that only some families read.
-
-    InputError for arguments that it does not have, with what to use instead.
+    Its signature lists all `Options` and those that only some families read, with their defaults;
+    None stands for the model's. InputError for arguments that it does not have, with what to use
+    instead.
     """
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    extras = {name: option.annotation for name, option in request_options().items()}
-    annotations = Options.__annotations__ | extras
+    extras = request_options()
+    annotations = Options.__annotations__ | {name: o.annotation for name, o in extras.items()}
+    defaults = {f.name: f.default for f in dataclasses.fields(Request)} | {
+        name: option.default for name, option in extras.items()
+    }
+    # In a request these have none: a model has its own.
+    defaults |= dict.fromkeys((f.name for f in dataclasses.fields(Defaults)), None) | {"seed": 0}
     options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults[name],
+            annotation=annotation,
+        )
         for name, annotation in annotations.items()
     ]
     known = {*(p.name for p in own), *annotations, *ARGUMENTS} - {"self"}

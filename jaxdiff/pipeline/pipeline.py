@@ -196,7 +196,8 @@ class Pipeline(Addons):
     ) -> Output:
         """Generate one image per prompt; a single prompt serves several seeds, scales or images.
 
-        `options` are those of `request.Options`; None takes the model's default.
+        `options` are those of `request.Options`; None takes the model's default, which
+        `pipe.defaults` has.
 
         image, mask: initial images (PIL, uint8, or files) that `strength` changes, or scaled
             latents. The mask is white where the image is repainted and black where it is kept.

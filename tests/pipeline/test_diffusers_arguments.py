@@ -43,7 +43,8 @@ def test_help_lists_every_option():
     listed = inspect.signature(jaxdiff.Pipeline.__call__).parameters
     assert listed.keys() >= {"prompt", "image", "output", *Options.__annotations__}
     assert "options" not in listed
-    assert listed["steps"].default is None
+    shown = ("steps", "seed", "prompt_syntax", "clip_skip", "aesthetic_score")
+    assert [listed[name].default for name in shown] == [None, 0, True, 0, 6.0]
     assert "negative_prompt" in pydoc.render_doc(jaxdiff.Pipeline.__call__)
 
 
