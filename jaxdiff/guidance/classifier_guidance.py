@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
-from jaxdiff.diffusion.predictions import Denoiser, Prediction, per_image
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, Prediction, per_image
 
 # (x, level) -> log p(y | x) of each image, by a classifier of noisy images
 LogProb = Callable[[Float[Array, "b *d"], NoiseLevel], Float[Array, "b"]]

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Float
-from jaxdiff.diffusion.predictions import Denoiser, per_image
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image
 from jaxdiff.guidance.classifier_guidance import (
     classifier_guidance,
     log_prob_gradient,

@@ -6,8 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
-from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
 from jaxdiff.samplers.ddpm import DDPM
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from oracles import gaussian, level_at, mixture, ratio_grid
 
-from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.diffusion.timesteps import karras
-from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.diffusion.denoising import Prediction, karras
+from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.classifier_guidance import (
     classifier_guidance,
     log_prob_gradient,
@@ -17,11 +16,9 @@ from jaxdiff.guidance.classifier_guidance import (
     spherical,
 )
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.guidance.registry import RULES
+from jaxdiff.samplers.base import SAMPLERS, init_state, sample
 from jaxdiff.samplers.ddpm import DDPM
 from jaxdiff.samplers.ddpm_classifier_guidance import ClassifierGuidedDDPM
-from jaxdiff.samplers.loop import init_state, sample
-from jaxdiff.samplers.registry import SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("x64")
 MEANS, VARIANCE = (-2.0, 2.0), 0.25
