@@ -28,8 +28,7 @@ def log_prob_gradient(
 def classifier_guidance(denoise: Denoiser, log_prob: LogProb, k: Float[Array, "b"]) -> Denoiser:
     """Classifier guidance (2105.05233, algorithm 2): eps - k sigma grad log p(y | x).
 
-    The form for deterministic samplers; `samplers.ddpm_classifier_guidance` has the one for
-    ancestral sampling.
+    The form for deterministic samplers; `samplers.ddpm` has the one for ancestral sampling.
     """
 
     def steered(

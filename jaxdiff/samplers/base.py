@@ -69,6 +69,11 @@ class Sampler(ABC):
         del schedule
         return self
 
+    def with_score(self, score: Callable[[Array, NoiseLevel], Array]) -> "Sampler | None":
+        """The sampler moved along k grad log p(y | x); None: the denoiser must be (the default)."""
+        del score
+        return None
+
     @abstractmethod
     def step(
         self,

@@ -18,7 +18,6 @@ from jaxdiff.guidance.classifier_guidance import (
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 from jaxdiff.samplers.base import SAMPLERS, init_state, sample
 from jaxdiff.samplers.ddpm import DDPM
-from jaxdiff.samplers.ddpm_classifier_guidance import ClassifierGuidedDDPM
 
 pytestmark = pytest.mark.usefixtures("x64")
 MEANS, VARIANCE = (-2.0, 2.0), 0.25
@@ -80,9 +79,7 @@ def test_from_pure_noise_nothing_moves():
 def test_the_ancestral_form_moves_the_mean_by_variance_times_score():
     here, there = (level_at(jnp.float64(ratio)) for ratio in (2.0, 1.2))
     x, k = jnp.array([[0.3, -0.4]]), 1.7
-    sampler = ClassifierGuidedDDPM(
-        score=lambda x, level: k * log_prob_gradient(classifier, x, level)
-    )
+    sampler = DDPM().with_score(lambda x, level: k * log_prob_gradient(classifier, x, level))
 
     def stepped(sampler, z):
         carry = init_state(x, sampler=sampler)
@@ -102,7 +99,7 @@ def test_ancestral_steering_ends_where_guided_gaussians_do():
         spread = level.alpha**2 * v + level.sigma**2
         return jnp.broadcast_to(k * level.alpha * (mc - mu) / spread, x.shape)
 
-    sampler = ClassifierGuidedDDPM(score=score)
+    sampler = DDPM().with_score(score)
     conditioning = stack_streams((jnp.full(1, mu), jnp.full(1, v)))
     dials = GuidanceScales(jnp.ones(1))
     denoise = guided_denoiser(
