@@ -117,6 +117,7 @@ class VPSchedule:
         in_range("beta_end", self.beta_end, self.beta_start, 1)
         for beta in self.trained_betas or ():
             in_range("trained_betas", beta, 0, 1)
+        _ = self.sigma_edm  # the tables are made with the schedule, not in a first call
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "VPSchedule":

@@ -10,16 +10,9 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import check_shape
-from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, Prediction, select
-from jaxdiff.guidance.base import (
-    GUIDED,
-    SKIP,
-    DenoiserInput,
-    Guidance,
-    GuidanceScales,
-    Outputs,
-    Stream,
-)
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, Prediction
+from jaxdiff.guidance.base import GUIDED, DenoiserInput, Guidance, GuidanceScales, Outputs, Stream
+from jaxdiff.guidance.modes import denoise_by_mode
 
 # (weights, x (n h w c), t (n,), conditioning with leaves (n, ...)) -> output (n h w c). It is also
 # given `perturbed` (n,), by name, if the rule has perturbed streams.
@@ -56,8 +49,7 @@ def guided_denoiser(
     none. All of them, of all images, go through one network call, image by image: [null_0, cond_0,
     null_1, cond_1, ...]. This order keeps the streams of an image on the device of the image when
     the batch is sharded; all nulls before all conditions would have to be exchanged at each step.
-    The network sees its own dtype; combining happens in that of x, which is float32. Where the rule
-    guides no image the conditional stream is run alone, and where it skips all none. InputError
+    The network sees its own dtype; combining happens in that of x, which is float32. InputError
     where streams and conditioning do not fit.
     """
     main = ConditionedNetwork(network, weights, conditioning, prediction_type)
@@ -67,35 +59,15 @@ def guided_denoiser(
     def denoise(
         x: Float[Array, "b *d"], level: NoiseLevel, state: PyTree
     ) -> tuple[Prediction, PyTree]:
-        inputs, every = DenoiserInput(x, level, prediction_type), range(len(rule.streams))
+        inputs = DenoiserInput(x, level, prediction_type)
 
-        def ask(wanted: Sequence[int]) -> Outputs:
+        def ask(wanted: Sequence[int]) -> Outputs:  # the outputs of these streams
             return _outputs(networks, rule.streams, inputs, wanted)
 
-        wanted = rule.mode(level, state)
-        if isinstance(wanted, int) and wanted == GUIDED:
-            return rule.combine(ask(every), inputs, scales, state)
-        mode = jnp.where(level.active, wanted, SKIP)
-
-        def skip() -> tuple[Prediction, PyTree]:
-            return inputs.predict(jnp.zeros_like(x), "flow_prediction"), state
-
-        def unguided(cond: Float[Array, "b *d"]) -> tuple[Prediction, PyTree]:
-            return select(mode == SKIP, skip(), (rule.unguided(cond, inputs), state))
-
-        def conditional() -> tuple[Prediction, PyTree]:
-            if rule.cond_stream is not None:
-                return unguided(*ask([rule.cond_stream]))
-            return unguided(rule.uncond_and_cond(ask(every), scales)[1])
-
-        def guided() -> tuple[Prediction, PyTree]:
-            outputs = ask(every)
-            cond = rule.uncond_and_cond(outputs, scales)[1]
-            combined = rule.combine(outputs, inputs, scales, state)
-            return select(mode == GUIDED, combined, unguided(cond))
-
-        # by what the image that needs most needs; each has its own of it
-        return jax.lax.switch(jnp.max(mode), (skip, conditional, guided))
+        mode = rule.mode(level, state)
+        if isinstance(mode, int) and mode == GUIDED:
+            return rule.combine(ask(range(len(rule.streams))), inputs, scales, state)
+        return denoise_by_mode(mode, rule, ask, inputs, scales, state)
 
     return denoise
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.checkpoints.continuous_grids import MAX_CONTINUOUS_STEPS
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.errors import InputError
@@ -59,7 +58,7 @@ class ModelFacts(NamedTuple):
     def grid(self, requests: Sequence[Request]) -> TimestepGrid:
         """The timestep grid of each image, with the steps to run, on the host."""
         grids: dict[tuple[int, str | None], TimestepGrid] = {}
-        rows, levels = [], self.schedule.num_discrete or MAX_CONTINUOUS_STEPS
+        rows = []
         for request in requests:
             steps, spacing = request.steps, request.timestep_spacing
             if (steps, spacing) not in grids:
@@ -74,7 +73,7 @@ class ModelFacts(NamedTuple):
                 )
                 grids[steps, spacing] = jax.tree.map(np.asarray, grid)
             grid = grids[steps, spacing]
-            ends = request.step_range(np.asarray(grid.t[0, :steps]), levels)
+            ends = request.step_range(np.asarray(grid.t[0, :steps]), grid.t.shape[1] - 1)
             first, last = (np.array([end], np.int32) for end in ends)
             rows.append(grid._replace(first=first, last=last))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
