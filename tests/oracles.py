@@ -10,12 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.diffusion.predictions import per_image, target
-from jaxdiff.diffusion.schedules import alpha_sigma_from_edm
-from jaxdiff.diffusion.timesteps import HostTimestepGrid, NoiseLevel, TimestepGrid
-from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.diffusion.denoising import (
+    HostTimestepGrid,
+    NoiseLevel,
+    TimestepGrid,
+    alpha_sigma_from_edm,
+    per_image,
+    target,
+)
+from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.guidance.registry import RULES
 
 
 def ratio_layout(ratio, start=1.0):

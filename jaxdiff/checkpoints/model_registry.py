@@ -48,7 +48,10 @@ class ModelClass:
         return {"architectures": [self.name], "model_type": self.model_type}
 
 
-def _single(read: Callable[..., Any], cls: type, raw: Mapping[str, Any], *, source: str) -> Configs:
+def single_config(
+    read: Callable[..., Any], cls: type, raw: Mapping[str, Any], *, source: str
+) -> Configs:
+    """The config of class `cls` as the one argument of a module, read from its config.json."""
     return (read(cls, raw, source=source),)
 
 
@@ -77,8 +80,8 @@ def _clip(raw: Mapping[str, Any], *, source: str) -> Configs:
     )
 
 
-_TEXT = partial(_single, from_transformers, CLIPTextConfig)
-_VISION = partial(_single, from_transformers, CLIPVisionConfig)
+_TEXT = partial(single_config, from_transformers, CLIPTextConfig)
+_VISION = partial(single_config, from_transformers, CLIPVisionConfig)
 
 MODEL_CLASSES: dict[str, ModelClass] = {
     kind.name: kind
@@ -86,18 +89,18 @@ MODEL_CLASSES: dict[str, ModelClass] = {
         ModelClass(
             name="UNet2DConditionModel",
             module=UNet2DConditionModel,
-            configs=partial(_single, from_diffusers, UNet2DConditionConfig),
+            configs=partial(single_config, from_diffusers, UNet2DConditionConfig),
         ),
         ModelClass(
             name="AutoencoderKL",
             module=AutoencoderKL,
-            configs=partial(_single, from_diffusers, AutoencoderKLConfig),
+            configs=partial(single_config, from_diffusers, AutoencoderKLConfig),
         ),
         # diffusers has no such class and reads no folder that model_index.json does not name.
         ModelClass(
             name="LatentClassifier",
             module=LatentClassifier,
-            configs=partial(_single, from_diffusers, LatentClassifierConfig),
+            configs=partial(single_config, from_diffusers, LatentClassifierConfig),
         ),
         ModelClass(
             name="CLIPTextModel",

@@ -28,7 +28,7 @@ from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of
-from jaxdiff.diffusion.predictions import PREDICTION_TYPES
+from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 from jaxdiff.models.clip import CLIPTextModel
 
 METADATA_KEY = "modelspec.prediction_type"  # in the metadata, as the ModelSpec standard calls it

@@ -50,7 +50,7 @@ ARGUMENTS: Mapping[str, str] = {
 # Former names in modules that people import from: the module and the name that they have now.
 NAMES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "jaxdiff.diffusion.schedules": {"NoiseSchedule": ("jaxdiff.diffusion.schedules", "VPSchedule")},
-    "jaxdiff.samplers": {"make_grid": ("jaxdiff.checkpoints.schedulers", "make_grid")},
+    "jaxdiff.samplers": {"make_grid": ("jaxdiff.checkpoints.timestep_grids", "make_grid")},
 }
 
 # Guidance rules and wrappers, and options of a rule (under its present name).

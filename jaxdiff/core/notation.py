@@ -21,13 +21,12 @@ def split_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
     return name.strip(), {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def with_options(
-    kind: str, name: str, choice: T, options: Mapping[str, str], *, internal: tuple[str, ...] = ()
-) -> T:
+def with_options(kind: str, name: str, choice: T, options: Mapping[str, str]) -> T:
     """`choice`, a dataclass, with `options` converted to the types of its fields.
 
-    Fields that are `internal` are no options. Raises InputError.
+    Fields that its `internal` names are no options. Raises InputError.
     """
+    internal = getattr(choice, "internal", ())
     fields: Any = dataclasses.fields(choice)  # pyright: ignore[reportArgumentType]
     known = {f.name: type(getattr(choice, f.name)) for f in fields if f.name not in internal}
     values: dict[str, Any] = {}

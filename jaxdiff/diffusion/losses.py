@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.core.validate import one_of
-from jaxdiff.diffusion.predictions import PREDICTION_TYPES, PerImage, per_image
+from jaxdiff.diffusion.denoising import PREDICTION_TYPES, PerImage, per_image
 
 # Weight of the squared error of each prediction type relative to that of x0, given the SNR S:
 # ||y - target||^2 = factor * ||D - x0||^2 for one and the same denoiser D.

@@ -11,13 +11,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.core.aliases import former_names
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.core.validate import in_range, one_of, positive
+from jaxdiff.diffusion.denoising import alpha_sigma_from_edm, numpy_of
 
 __all__ = [
     "SCHEDULES",
@@ -66,11 +65,6 @@ class Schedule(Protocol):
         ...
 
 
-def _numpy_of(t: Any) -> Any:
-    """jax.numpy for arrays of jax, else numpy."""
-    return jnp if isinstance(t, jax.Array) else np
-
-
 def linear(T: int, first: float, last: float) -> Float[NDArray, "T"]:
     """Betas of DDPM (2006.11239, section 4): a straight line."""
     return np.linspace(first, last, T)
@@ -105,24 +99,6 @@ def to_zero_terminal_snr(alphas_cumprod: Float[NDArray, "T"]) -> Float[NDArray, 
     return ((r - r[-1]) * r[0] / (r[0] - r[-1])) ** 2
 
 
-def alpha_sigma_from_edm(
-    sigma_edm: Float[NDArray, "*n"],
-) -> tuple[Float[NDArray, "*n"], Float[NDArray, "*n"]]:
-    """(alpha, sigma) with sigma / alpha = sigma_edm, alpha^2 + sigma^2 = 1; exact at 0 and inf."""
-    with np.errstate(divide="ignore"):
-        return 1 / np.hypot(1, sigma_edm), 1 / np.hypot(1, 1 / sigma_edm)
-
-
-def interpolate(table: Float[NDArray, "T"], t: Float[NDArray, "n"]) -> Float[NDArray, "n"]:
-    """`table` at times 0 <= t <= T-1, linear between two levels."""
-    low = np.floor(t).astype(np.int64)
-    part = t - low
-    # On a level its right neighbour must not enter: 0 * infinity is not 0.
-    high = np.where(part > 0, low + 1, low)
-    rise = np.where(part > 0, table[high], 0) - np.where(part > 0, table[low], 0)
-    return table[low] + part * rise
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VPSchedule:
     """A variance-preserving schedule of T discrete levels; the defaults are those of diffusers."""
@@ -141,6 +117,7 @@ class VPSchedule:
         in_range("beta_end", self.beta_end, self.beta_start, 1)
         for beta in self.trained_betas or ():
             in_range("trained_betas", beta, 0, 1)
+        _ = self.sigma_edm  # the tables are made with the schedule, not in a first call
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "VPSchedule":
@@ -200,7 +177,7 @@ class VPSchedule:
 
     def alpha_sigma(self, t: T_) -> tuple[T_, T_]:
         """(alpha, sigma) of the levels nearest to times t, 0 to T - 1."""
-        xp = _numpy_of(t)
+        xp = numpy_of(t)
         if not xp.issubdtype(t.dtype, xp.integer):
             t = xp.round(t).astype(xp.int32)
         dtype = xp.float64 if xp is np else xp.float32
@@ -208,7 +185,7 @@ class VPSchedule:
 
     def time_of(self, sigma_edm: T_) -> T_:
         """The time of a ratio, linear in its logarithm between two levels, and on none beyond."""
-        xp = _numpy_of(sigma_edm)
+        xp = numpy_of(sigma_edm)
         table = xp.asarray(np.log(np.minimum(self.sigma_edm, MAX_SIGMA)), sigma_edm.dtype)
         with np.errstate(divide="ignore"):
             log_ratio = xp.log(sigma_edm)
@@ -216,7 +193,7 @@ class VPSchedule:
 
     def level_of(self, sigma_edm: T_) -> tuple[T_, T_, T_]:
         """`time_of` and the point of the path, up to the highest level."""
-        xp = _numpy_of(sigma_edm)
+        xp = numpy_of(sigma_edm)
         sigma_edm = xp.minimum(sigma_edm, min(float(self.sigma_edm[-1]), MAX_SIGMA))
         alpha = 1 / xp.hypot(1, sigma_edm)
         return self.time_of(sigma_edm), alpha, alpha * sigma_edm
@@ -297,15 +274,12 @@ class EDMSchedule:
 
     def alpha_sigma(self, t: T_) -> tuple[T_, T_]:
         """(sigma_data, s) / sqrt(s^2 + sigma_data^2); (1, 0) at time -infinity."""
-        xp = _numpy_of(t)
-        ratio = xp.exp(4 * t) / self.sigma_data
-        with np.errstate(divide="ignore"):
-            return 1 / xp.hypot(1, ratio), 1 / xp.hypot(1, 1 / ratio)
+        return alpha_sigma_from_edm(numpy_of(t).exp(4 * t) / self.sigma_data)
 
     def time_of(self, sigma_edm: T_) -> T_:
         """ln(s) / 4 with s = sigma_data * sigma_edm."""
         with np.errstate(divide="ignore"):
-            return _numpy_of(sigma_edm).log(self.sigma_data * sigma_edm) / 4
+            return numpy_of(sigma_edm).log(self.sigma_data * sigma_edm) / 4
 
     def level_of(self, sigma_edm: T_) -> tuple[T_, T_, T_]:
         """`time_of` and the point of the path."""

@@ -27,10 +27,9 @@ from jaxdiff.evaluation.sweep_results import (
     markdown_table,
     write_table,
 )
-from jaxdiff.guidance.base import MAX_SCALE
-from jaxdiff.guidance.registry import parse
+from jaxdiff.guidance.base import MAX_SCALE, parse
 from jaxdiff.pipeline.request import MAX_STEPS
-from jaxdiff.samplers.registry import get_sampler
+from jaxdiff.samplers.base import get_sampler
 
 EVALUATION_BATCH = 64
 

@@ -5,8 +5,8 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,23 +52,38 @@ def cache_folder(config: DataConfig) -> pathlib.Path:
 def open_image_source(
     config: DataConfig, skipped: BadSampleCounter, *, captions: bool
 ) -> ImageSource:
-    """The source of images of a kind in IMAGE_KINDS."""
-    path = str(config.path)
-    if (pathlib.Path(path) / DESCRIPTION).is_file():
-        raise InputError(f"data.kind: got {config.kind} for {path}, expected latents")
-    if config.kind == "folder":
-        return FolderSource(path, skipped, captions=captions, caption_key=config.caption_key)
-    if config.kind == "tars":
-        return TarSource(path, skipped, cache=cache_folder(config), captions=captions)
-    if config.kind == "records":
-        return RecordSource(path, skipped, captions=captions)
-    columns = {"image_key": config.image_key, "caption_key": config.caption_key}
-    if config.kind == "hub":
-        return HubSource(path, split=config.split, captions=captions, **columns)
-    cache = cache_folder(config)
-    return ParquetSource(
-        path, skipped, cache=cache, split=config.split, captions=captions, **columns
-    )
+    """The source of images of a kind in IMAGE_KINDS; its bad listings are counted in `skipped`."""
+    if (pathlib.Path(str(config.path)) / DESCRIPTION).is_file():
+        raise InputError(f"data.kind: got {config.kind} for {config.path}, expected latents")
+    return IMAGE_SOURCES[config.kind](config, skipped, captions)
+
+
+def _table_options(config: DataConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("split", "image_key", "caption_key")}
+
+
+# What opens each kind of stored images in IMAGE_KINDS.
+IMAGE_SOURCES: dict[str, Callable[[DataConfig, BadSampleCounter, bool], ImageSource]] = {
+    "folder": lambda config, skipped, captions: FolderSource(
+        str(config.path), skipped, captions=captions, caption_key=config.caption_key
+    ),
+    "tars": lambda config, skipped, captions: TarSource(
+        str(config.path), skipped, cache=cache_folder(config), captions=captions
+    ),
+    "records": lambda config, skipped, captions: RecordSource(
+        str(config.path), skipped, captions=captions
+    ),
+    "hub": lambda config, skipped, captions: HubSource(
+        str(config.path), captions=captions, **_table_options(config)
+    ),
+    "parquet": lambda config, skipped, captions: ParquetSource(
+        str(config.path),
+        skipped,
+        cache=cache_folder(config),
+        captions=captions,
+        **_table_options(config),
+    ),
+}
 
 
 def bucket_items(

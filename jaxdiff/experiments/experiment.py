@@ -40,13 +40,8 @@ from jaxdiff.training.config import (
 from jaxdiff.training.objectives import HostParams, Params, TrainingTask
 
 CHECKPOINTS, EMA_SNAPSHOTS = "checkpoints", "averages"  # folders in a workdir
-# The kinds of data that an objective trains on; other objectives need labels.
-OBJECTIVE_DATA_KINDS: dict[type, tuple[str, ...]] = {
-    VAEObjective: (*PROCEDURAL_KINDS, *IMAGE_KINDS),
-    CLIPObjective: (*PROCEDURAL_KINDS, *IMAGE_KINDS),
-    DistillationObjective: (*PROCEDURAL_KINDS, *IMAGE_KINDS),
-    DiffusionObjective: (*PROCEDURAL_KINDS, *IMAGE_KINDS, "latents"),
-}
+# The objectives that train on stored images; others need labels, which only rendered data have.
+IMAGE_OBJECTIVES = (VAEObjective, CLIPObjective, DistillationObjective, DiffusionObjective)
 GRID_SIZE = 16  # images in a sample grid
 VALIDATION_BATCH = 256  # images behind a validation metric
 
@@ -185,7 +180,9 @@ def _reads_captions(data: DataConfig, tokenizer: Any) -> bool:
 
 def check_data_kind(config: TrainConfig) -> None:
     """InputError unless the objective can train on this kind of data."""
-    kinds = OBJECTIVE_DATA_KINDS.get(type(config.objective), tuple(PROCEDURAL_KINDS))
+    kinds = [*PROCEDURAL_KINDS]
+    kinds += IMAGE_KINDS if isinstance(config.objective, IMAGE_OBJECTIVES) else ()
+    kinds += ["latents"] if isinstance(config.objective, DiffusionObjective) else ()
     name = type(config.objective).__name__
     if config.data.kind not in kinds:
         raise InputError(

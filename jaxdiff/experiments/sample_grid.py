@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.checkpoints.schedulers import make_grid
+from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.experiments.base_model import SAMPLER, SPACING, BaseModel
 from jaxdiff.families.stable_diffusion import GUIDANCE_SCALE
-from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.denoiser import stack_streams
-from jaxdiff.guidance.registry import RULES
 from jaxdiff.pipeline.compiled_model import (
     NO_TARGETS,
     ConditioningPair,
@@ -21,8 +20,7 @@ from jaxdiff.pipeline.compiled_model import (
     denoise_steps,
     init_latents,
 )
-from jaxdiff.samplers.noise import initial_noise, per_sample_keys
-from jaxdiff.samplers.registry import SAMPLERS
+from jaxdiff.samplers.base import SAMPLERS, initial_noise, per_sample_keys
 from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
 

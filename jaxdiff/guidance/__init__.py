@@ -5,9 +5,30 @@ call and wraps rule and network into the denoiser that a sampler calls. Wrappers
 one respect; classifier guidance adds the gradient of a function of the image.
 """
 
-from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, Stream, Wrapper, rule
+from jaxdiff.guidance.apg import APG
+from jaxdiff.guidance.base import (
+    RULES,
+    WRAPPERS,
+    DenoiserInput,
+    Guidance,
+    GuidanceScales,
+    Stream,
+    Wrapper,
+    parse,
+    rule,
+)
+from jaxdiff.guidance.cfg_plus_plus import CFGPlusPlus
+from jaxdiff.guidance.cfg_zero_star import CFGZeroStar
+from jaxdiff.guidance.classifier_free import ClassifierFree, NoGuidance
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.guidance.registry import RULES, WRAPPERS, parse
+from jaxdiff.guidance.negative_prompt import NegativePromptGuidance
+from jaxdiff.guidance.rescale_threshold import (
+    DynamicThresholding,
+    GuidanceRescale,
+    StaticThresholding,
+)
+from jaxdiff.guidance.schedules import AdaptiveGuidance, GuidanceInterval, ScaleSchedule
+from jaxdiff.guidance.weaker import Autoguidance, PerturbedAttention
 
 __all__ = [
     "RULES",
@@ -22,3 +43,22 @@ __all__ = [
     "rule",
     "stack_streams",
 ]
+
+RULES |= {
+    "none": NoGuidance(),
+    "cfg": ClassifierFree(),
+    "negative": NegativePromptGuidance(),
+    "apg": APG(),
+    "cfg-pp": CFGPlusPlus(),
+    "cfg-zero-star": CFGZeroStar(),
+    "pag": PerturbedAttention(),
+    "autoguidance": Autoguidance(),
+}
+WRAPPERS |= {
+    "rescale": GuidanceRescale,
+    "clip-sample": StaticThresholding,
+    "threshold": DynamicThresholding,
+    "interval": GuidanceInterval,
+    "adaptive": AdaptiveGuidance,
+    "schedule": ScaleSchedule,
+}

@@ -5,9 +5,18 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
-from jaxdiff.diffusion.predictions import Prediction, per_image
-from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, Number, check, rule
-from jaxdiff.guidance.classifier_free import CondUncond, NoGuidance, Outputs, project_onto
+from jaxdiff.diffusion.denoising import Prediction, per_image
+from jaxdiff.guidance.base import (
+    DenoiserInput,
+    Guidance,
+    GuidanceScales,
+    Number,
+    Outputs,
+    check,
+    project_onto,
+    rule,
+)
+from jaxdiff.guidance.classifier_free import CondUncond, NoGuidance
 
 
 @rule

@@ -1,4 +1,4 @@
-"""The interface of guidance rules: streams, inputs, state, and how rules wrap one another.
+"""The interface of guidance rules: streams, inputs, state, and how rules are composed.
 
 A rule sees the raw outputs of its streams, since some rules are defined in that space, and gives
 one prediction; so it may convert first and combine denoised images, and it may return a
@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 
+from jaxdiff.core.aliases import rename_guidance
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.notation import split_options, with_options
 from jaxdiff.core.types import Array, Float, Int, PyTree
-from jaxdiff.core.validate import in_range
-from jaxdiff.diffusion.predictions import Prediction, per_image, predict, target
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.core.validate import in_range, one_of
+from jaxdiff.diffusion.denoising import NoiseLevel, Prediction, per_image, predict, target
 
 Number = float | Float[Array, ""]
+Outputs = tuple[Float[Array, "b *d"], ...]  # raw, of the streams
 T = TypeVar("T")
 
 MAX_SCALE = 1000.0
@@ -29,9 +32,8 @@ SKIP, CONDITIONAL, GUIDED = 0, 1, 2  # modes of a rule, by cost
 class Stream(NamedTuple):
     """One network evaluation of each image: with which prompt, network and attention."""
 
-    prompt_source: str = (
-        "prompt"  # "prompt"; "null"; "negative": the negative prompt, or null without one
-    )
+    # "prompt"; "null"; "negative": the negative prompt, or null without one
+    prompt_source: str = "prompt"
     prompt_index: int = 0  # which of several prompts of one image
     network: str = "main"  # "main", or "guidance_model" for a second, weaker one
     perturbed: bool = False  # with self-attention switched off in the middle of the network
@@ -56,13 +58,8 @@ class DenoiserInput(NamedTuple):
         self, output: Float[Array, "b *d"], prediction_type: str | None = None
     ) -> Prediction:
         """The denoised image and the noise of `output`, of type `prediction_type`."""
-        return predict(
-            prediction_type or self.prediction_type,
-            output,
-            self.x,
-            self.level.alpha,
-            self.level.sigma,
-        )
+        kind = prediction_type or self.prediction_type
+        return predict(kind, output, self.x, self.level.alpha, self.level.sigma)
 
     def output(self, prediction: Prediction) -> Float[Array, "b *d"]:
         """The network output that stands for `prediction`: the inverse of `predict`."""
@@ -86,6 +83,8 @@ class Capabilities(NamedTuple):
 class Guidance(ABC):
     """A guidance rule."""
 
+    internal: ClassVar[tuple[str, ...]] = ()  # fields that requests set, not users
+
     @property
     def capabilities(self) -> Capabilities:
         """What it works with."""
@@ -103,16 +102,12 @@ class Guidance(ABC):
 
     @abstractmethod
     def combine(
-        self,
-        outputs: tuple[Float[Array, "b *d"], ...],
-        inputs: DenoiserInput,
-        scales: GuidanceScales,
-        state: PyTree,
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """One prediction from the outputs of the streams, and the new state."""
 
     def uncond_and_cond(
-        self, outputs: tuple[Float[Array, "b *d"], ...], scales: GuidanceScales
+        self, outputs: Outputs, scales: GuidanceScales
     ) -> tuple[Float[Array, "b *d"], Float[Array, "b *d"]]:
         """The raw outputs of the unconditional and of the conditional model.
 
@@ -168,9 +163,8 @@ def rule(cls: type[T]) -> type[T]:
     meta_fields = [f.name for f in fields if f.name not in data_fields]
 
     def flatten(value: T) -> tuple[list[Any], tuple[Any, ...]]:
-        return [getattr(value, n) for n in data_fields], tuple(
-            getattr(value, n) for n in meta_fields
-        )
+        data, meta = ([getattr(value, n) for n in names] for names in (data_fields, meta_fields))
+        return data, tuple(meta)
 
     def unflatten(meta: tuple[Any, ...], leaves: Sequence[Any]) -> T:
         value = object.__new__(registered)  # not through __init__: traced numbers cannot be checked
@@ -186,9 +180,12 @@ def rule(cls: type[T]) -> type[T]:
 class Wrapper(Guidance):
     """A rule that changes another one, `inner`, in one respect and delegates the rest to it."""
 
-    inner: Guidance
-    changes_unguided: ClassVar[bool] = True  # whether it does anything to a rule of one stream
+    internal = ("inner",)
+    # whether it changes a prediction on which all streams agree, such as that of one stream
+    changes_unguided: ClassVar[bool] = True
     keeps_separate_eps: ClassVar[bool] = False  # whether it can wrap a rule with `separate_eps`
+
+    inner: Guidance
 
     @property
     def capabilities(self) -> Capabilities:
@@ -206,17 +203,13 @@ class Wrapper(Guidance):
         return self.inner.cond_stream
 
     def uncond_and_cond(
-        self, outputs: tuple[Float[Array, "b *d"], ...], scales: GuidanceScales
+        self, outputs: Outputs, scales: GuidanceScales
     ) -> tuple[Float[Array, "b *d"], Float[Array, "b *d"]]:
         """Those of the wrapped rule."""
         return self.inner.uncond_and_cond(outputs, scales)
 
     def combine(
-        self,
-        outputs: tuple[Float[Array, "b *d"], ...],
-        inputs: DenoiserInput,
-        scales: GuidanceScales,
-        state: PyTree,
+        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """The prediction of the wrapped rule."""
         return self.inner.combine(outputs, inputs, scales, state)
@@ -248,6 +241,31 @@ class Wrapper(Guidance):
         return dataclasses.replace(self, inner=self.inner.for_prompts(num_prompts))
 
 
+# By name, as the package's __init__ lists them.
+RULES: dict[str, Guidance] = {}
+WRAPPERS: dict[str, type[Wrapper]] = {}
+
+
+def parse(text: str) -> Guidance:
+    """The rule that a text such as "apg:eta=0.2,norm_threshold=15+interval" describes.
+
+    First a rule, then its wrappers from the inside out, each with options. Raises InputError.
+    """
+    first, *others = rename_guidance(text).split("+")
+    name, options = split_options("guidance", first)
+    rule = with_options("guidance", name, RULES[one_of("guidance", name, RULES)], options)
+    for part in others:
+        wrapper, options = split_options("guidance", part)
+        wrapped = WRAPPERS[one_of("guidance", wrapper, WRAPPERS)](inner=rule)
+        if rule.capabilities.separate_eps and not wrapped.keeps_separate_eps:
+            fitting = [key for key, each in WRAPPERS.items() if each.keeps_separate_eps]
+            raise InputError(
+                f"guidance: got wrapper {wrapper} for {name}, expected {' or '.join(fitting)}"
+            )
+        rule = with_options("guidance", wrapper, wrapped, options)
+    return rule
+
+
 def check(name: str, value: Number, low: float, high: float) -> None:
     """InputError unless `value` lies between `low` and `high`."""
     if isinstance(value, int | float):
@@ -259,3 +277,11 @@ def extrapolate(
 ) -> Float[Array, "b *d"]:
     """start + w (end - start), the scale w per image."""
     return start + per_image(w, end) * (end - start)
+
+
+def project_onto(a: Float[Array, "b *d"], b: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
+    """The component of a along b, image by image; zero where b is zero."""
+    axes = tuple(range(1, a.ndim))
+    square = jnp.sum(b * b, axes, keepdims=True)
+    share = jnp.sum(a * b, axes, keepdims=True) / jnp.where(square == 0, 1, square)
+    return jnp.where(square == 0, 0, share) * b

@@ -1,9 +1,16 @@
 """CFG++: guidance in the denoised image only, which keeps the path on the data's manifold."""
 
 from jaxdiff.core.types import PyTree
-from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.guidance.base import Capabilities, DenoiserInput, GuidanceScales, extrapolate, rule
-from jaxdiff.guidance.classifier_free import CondUncond, Outputs
+from jaxdiff.diffusion.denoising import Prediction
+from jaxdiff.guidance.base import (
+    Capabilities,
+    DenoiserInput,
+    GuidanceScales,
+    Outputs,
+    extrapolate,
+    rule,
+)
+from jaxdiff.guidance.classifier_free import CondUncond
 
 
 @rule

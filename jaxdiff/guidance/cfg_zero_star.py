@@ -5,19 +5,19 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, Int, PyTree
-from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import NoiseLevel, Prediction
 from jaxdiff.guidance.base import (
     GUIDED,
     SKIP,
     DenoiserInput,
     Guidance,
     GuidanceScales,
+    Outputs,
     check,
     extrapolate,
     rule,
 )
-from jaxdiff.guidance.classifier_free import CondUncond, Outputs
+from jaxdiff.guidance.classifier_free import CondUncond
 
 
 @rule

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (2207.12598): between two streams, and with a third, negative one.
+"""Classifier-free guidance (2207.12598), and none.
 
 Its scale w says how far to go from the null stream: w = 0 is unconditional and w = 1 the plain
 conditional model. (The paper's weight is w - 1.) All weights of these rules sum to 1 and the kinds
@@ -10,19 +10,17 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from jaxdiff.core.types import Array, Float, PyTree
-from jaxdiff.diffusion.predictions import Prediction, per_image
+from jaxdiff.core.types import Array, PyTree
+from jaxdiff.diffusion.denoising import Prediction, per_image
 from jaxdiff.guidance.base import (
-    Capabilities,
     DenoiserInput,
     Guidance,
     GuidanceScales,
+    Outputs,
     Stream,
     extrapolate,
     rule,
 )
-
-Outputs = tuple[Float[Array, "b *d"], ...]
 
 
 @rule
@@ -55,6 +53,8 @@ class CondUncond(Guidance):
     NOT). That is the score of a product of densities at the last noise level, and near it at the
     others.
     """
+
+    internal = ("num_prompts",)
 
     num_prompts: int = 1
 
@@ -100,50 +100,3 @@ class ClassifierFree(CondUncond):
         """At w = 1 no null stream is run."""
         one = self.num_prompts == 1 and all(w == 1 for w in scales)
         return NoGuidance() if one else self
-
-
-@rule
-class NegativePromptGuidance(Guidance):
-    """g = null + w (cond - null) - wn (negative - null): the negative prompt has its own weight.
-
-    Without `scales.negative` wn is w, so that g = null + w (cond - negative). With wn = w - 1 it is
-    classifier-free guidance away from the negative prompt. A `perpendicular` negative is rid of
-    its component along cond - null first, so that it cannot undo the prompt (2304.04968, eq. 8).
-    """
-
-    perpendicular: bool = False
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """A scale of the negative prompt."""
-        return Capabilities(negative_scale=True)
-
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """Null, the prompt, the negative prompt."""
-        return Stream("null"), Stream("prompt"), Stream("negative")
-
-    @property
-    def cond_stream(self) -> int:
-        """The stream of the prompt."""
-        return 1
-
-    def combine(
-        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
-    ) -> tuple[Prediction, PyTree]:
-        """The null stream, moved towards the prompt and away from the negative prompt."""
-        null, cond, negative = outputs
-        towards, away = cond - null, negative - null
-        if self.perpendicular:
-            away = away - project_onto(away, towards)
-        wn = scales.scale if scales.negative is None else scales.negative
-        g = null + per_image(scales.scale, null) * towards - per_image(wn, null) * away
-        return inputs.predict(g), state
-
-
-def project_onto(a: Float[Array, "b *d"], b: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
-    """The component of a along b, image by image; zero where b is zero."""
-    axes = tuple(range(1, a.ndim))
-    square = jnp.sum(b * b, axes, keepdims=True)
-    share = jnp.sum(a * b, axes, keepdims=True) / jnp.where(square == 0, 1, square)
-    return jnp.where(square == 0, 0, share) * b

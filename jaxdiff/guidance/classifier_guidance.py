@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
-from jaxdiff.diffusion.predictions import Denoiser, Prediction, per_image
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, Prediction, per_image
 
 # (x, level) -> log p(y | x) of each image, by a classifier of noisy images
 LogProb = Callable[[Float[Array, "b *d"], NoiseLevel], Float[Array, "b"]]
@@ -29,8 +28,7 @@ def log_prob_gradient(
 def classifier_guidance(denoise: Denoiser, log_prob: LogProb, k: Float[Array, "b"]) -> Denoiser:
     """Classifier guidance (2105.05233, algorithm 2): eps - k sigma grad log p(y | x).
 
-    The form for deterministic samplers; `samplers.ddpm_classifier_guidance` has the one for
-    ancestral sampling.
+    The form for deterministic samplers; `samplers.ddpm` has the one for ancestral sampling.
     """
 
     def steered(

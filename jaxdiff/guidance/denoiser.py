@@ -1,6 +1,6 @@
 """From a network and a guidance rule to the denoiser that samplers call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,9 +10,9 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import check_shape
-from jaxdiff.diffusion.predictions import Denoiser, Prediction, select
-from jaxdiff.diffusion.timesteps import NoiseLevel
-from jaxdiff.guidance.base import GUIDED, SKIP, DenoiserInput, Guidance, GuidanceScales, Stream
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, Prediction
+from jaxdiff.guidance.base import GUIDED, DenoiserInput, Guidance, GuidanceScales, Outputs, Stream
+from jaxdiff.guidance.modes import denoise_by_mode
 
 # (weights, x (n h w c), t (n,), conditioning with leaves (n, ...)) -> output (n h w c). It is also
 # given `perturbed` (n,), by name, if the rule has perturbed streams.
@@ -49,86 +49,71 @@ def guided_denoiser(
     none. All of them, of all images, go through one network call, image by image: [null_0, cond_0,
     null_1, cond_1, ...]. This order keeps the streams of an image on the device of the image when
     the batch is sharded; all nulls before all conditions would have to be exchanged at each step.
-    The network sees its own dtype; combining happens in that of x, which is float32. Where the rule
-    guides no image the conditional stream is run alone, and where it skips all none. InputError
+    The network sees its own dtype; combining happens in that of x, which is float32. InputError
     where streams and conditioning do not fit.
     """
-    rows = {name: _rows(rule.streams, name) for name in ("main", "guidance_model")}
-    sources = {"main": ConditionedNetwork(network, weights, conditioning, prediction_type)}
-    if guidance_model is not None:
-        sources["guidance_model"] = guidance_model
-    for name, numbers in rows.items():
-        if numbers and name not in sources:
-            raise InputError(
-                "guidance_model: got none, expected the weaker model that this rule needs"
-            )
-        for leaf in jax.tree.leaves(sources[name].conditioning if numbers else None):
-            check_shape("conditioning", leaf, (None, len(numbers), *leaf.shape[2:]))
-
-    def ask(x: Float[Array, "b *d"], level: NoiseLevel, wanted: Sequence[int]) -> tuple[Array, ...]:
-        """The outputs of the streams `wanted`, from one call of each network."""
-        outputs: dict[int, Array] = {}
-        for name, numbers in rows.items():
-            chosen = [n for n in numbers if n in wanted]
-            if chosen:
-                places = [numbers.index(n) for n in chosen]
-                streams = [rule.streams[n] for n in chosen]
-                found = _run(
-                    sources[name], DenoiserInput(x, level, prediction_type), streams, places
-                )
-                outputs |= dict(zip(chosen, found, strict=True))
-        return tuple(outputs[n] for n in wanted)
+    main = ConditionedNetwork(network, weights, conditioning, prediction_type)
+    networks = {"main": main, "guidance_model": guidance_model}
+    _check_networks(networks, rule.streams)
 
     def denoise(
         x: Float[Array, "b *d"], level: NoiseLevel, state: PyTree
     ) -> tuple[Prediction, PyTree]:
-        query, every = DenoiserInput(x, level, prediction_type), range(len(rule.streams))
+        inputs = DenoiserInput(x, level, prediction_type)
 
-        wanted = rule.mode(level, state)
-        if isinstance(wanted, int) and wanted == GUIDED:
-            return rule.combine(ask(x, level, every), query, scales, state)
-        mode = jnp.where(level.active, wanted, SKIP)
+        def ask(wanted: Sequence[int]) -> Outputs:  # the outputs of these streams
+            return _outputs(networks, rule.streams, inputs, wanted)
 
-        def skip() -> tuple[Prediction, PyTree]:
-            return query.predict(jnp.zeros_like(x), "flow_prediction"), state
-
-        def unguided(cond: Float[Array, "b *d"]) -> tuple[Prediction, PyTree]:
-            return select(mode == SKIP, skip(), (rule.unguided(cond, query), state))
-
-        def conditional() -> tuple[Prediction, PyTree]:
-            if rule.cond_stream is not None:
-                return unguided(*ask(x, level, [rule.cond_stream]))
-            return unguided(rule.uncond_and_cond(ask(x, level, every), scales)[1])
-
-        def guided() -> tuple[Prediction, PyTree]:
-            outputs = ask(x, level, every)
-            cond = rule.uncond_and_cond(outputs, scales)[1]
-            combined = rule.combine(outputs, query, scales, state)
-            return select(mode == GUIDED, combined, unguided(cond))
-
-        # by what the image that needs most needs; each has its own of it
-        return jax.lax.switch(jnp.max(mode), (skip, conditional, guided))
+        mode = rule.mode(level, state)
+        if isinstance(mode, int) and mode == GUIDED:
+            return rule.combine(ask(range(len(rule.streams))), inputs, scales, state)
+        return denoise_by_mode(mode, rule, ask, inputs, scales, state)
 
     return denoise
 
 
-def _rows(streams: Sequence[Stream], network: str) -> list[int]:
-    """The numbers of the streams of one network."""
-    return [n for n, stream in enumerate(streams) if stream.network == network]
+def _check_networks(
+    networks: Mapping[str, ConditionedNetwork | None], streams: Sequence[Stream]
+) -> None:
+    """InputError unless each network that streams need is there, with conditioning for them."""
+    for name, source in networks.items():
+        count = sum(stream.network == name for stream in streams)
+        if count and source is None:
+            raise InputError(f"{name}: got none, expected the weaker model that this rule needs")
+        for leaf in jax.tree.leaves(source.conditioning if count and source else None):
+            check_shape("conditioning", leaf, (None, count, *leaf.shape[2:]))
 
 
-def _run(
+def _outputs(
+    networks: Mapping[str, ConditionedNetwork | None],
+    streams: Sequence[Stream],
+    inputs: DenoiserInput,
+    wanted: Sequence[int],
+) -> Outputs:
+    """The outputs of the streams `wanted`, from one call of each network."""
+    outputs: dict[int, Array] = {}
+    for name, source in networks.items():
+        own = [n for n, stream in enumerate(streams) if stream.network == name]
+        chosen = [n for n in own if n in wanted]
+        if source is not None and chosen:
+            rows = [own.index(n) for n in chosen]
+            called = _call(source, inputs, [streams[n] for n in chosen], rows)
+            outputs |= dict(zip(chosen, called, strict=True))
+    return tuple(outputs[n] for n in wanted)
+
+
+def _call(
     source: ConditionedNetwork,
     inputs: DenoiserInput,
     streams: Sequence[Stream],
-    places: Sequence[int],
+    rows: Sequence[int],
 ) -> list[Array]:
-    """Outputs, as of the query's kind, of streams at `places` of the network's conditioning."""
-    x, level, kind = inputs
-    K = len(places)
+    """Outputs, as of `inputs.prediction_type`, of streams at `rows` of the conditioning."""
+    x, level, prediction_type = inputs
+    K = len(rows)
 
     def flatten(leaf: Array) -> Array:
-        chosen = leaf if leaf.shape[1] == K else leaf[:, np.array(places)]
+        chosen = leaf if leaf.shape[1] == K else leaf[:, np.array(rows)]
         return chosen.reshape(-1, *leaf.shape[2:])
 
     options = {}
@@ -141,9 +126,9 @@ def _run(
         jax.tree.map(flatten, source.conditioning),
         **options,
     )
-    rows = output.astype(x.dtype).reshape(len(x), K, *output.shape[1:])
-    outputs = [rows[:, i] for i in range(K)]
-    if source.prediction_type == kind:
+    by_stream = output.astype(x.dtype).reshape(len(x), K, *output.shape[1:])
+    outputs = [by_stream[:, i] for i in range(K)]
+    if source.prediction_type == prediction_type:
         return outputs
     theirs = inputs._replace(prediction_type=source.prediction_type)
     return [inputs.output(theirs.predict(each)) for each in outputs]

@@ -3,16 +3,16 @@
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
-from jaxdiff.diffusion.predictions import Prediction
+from jaxdiff.diffusion.denoising import Prediction
 from jaxdiff.guidance.base import (
     DenoiserInput,
     GuidanceScales,
     Number,
+    Outputs,
     Wrapper,
     check,
     rule,
 )
-from jaxdiff.guidance.classifier_free import Outputs
 
 
 @rule

@@ -6,18 +6,17 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Float, Int, PyTree
 from jaxdiff.core.validate import one_of
-from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import NoiseLevel, Prediction
 from jaxdiff.guidance.base import (
     CONDITIONAL,
     DenoiserInput,
     GuidanceScales,
     Number,
+    Outputs,
     Wrapper,
     check,
     rule,
 )
-from jaxdiff.guidance.classifier_free import Outputs
 
 
 @rule
@@ -111,6 +110,8 @@ class ScaleSchedule(Wrapper):
     Below w = 1, where that would be negative, it is 0.
     The names of f are in SCALE_SCHEDULES: linear and cosine rise, falling falls, peak does both.
     """
+
+    changes_unguided = False
 
     curve: str = "linear"
 

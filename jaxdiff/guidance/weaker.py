@@ -4,18 +4,19 @@ import dataclasses
 from collections.abc import Sequence
 
 from jaxdiff.core.types import Array, PyTree
-from jaxdiff.diffusion.predictions import Prediction
+from jaxdiff.diffusion.denoising import Prediction
 from jaxdiff.guidance.base import (
     DenoiserInput,
     Guidance,
     GuidanceScales,
     Number,
+    Outputs,
     Stream,
     check,
     extrapolate,
     rule,
 )
-from jaxdiff.guidance.classifier_free import NoGuidance, Outputs
+from jaxdiff.guidance.classifier_free import NoGuidance
 
 
 @rule
@@ -55,6 +56,8 @@ class PerturbedAttention(Guidance):
     g = uncond + w (cond - uncond) + scale (cond - perturbed), where in the perturbed stream every
     pixel attends only to itself in the middle of the network. At w = 1 there is no null stream.
     """
+
+    internal = ("null",)
 
     scale: Number = 3.0
     null: bool = True

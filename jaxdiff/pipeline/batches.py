@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.checkpoints.schedulers import MAX_CONTINUOUS_STEPS, SchedulerOptions, make_grid
+from jaxdiff.checkpoints.schedulers import SchedulerOptions
+from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, Key, NDArray, UInt8
 from jaxdiff.core.validate import in_range
+from jaxdiff.diffusion.denoising import TimestepGrid
 from jaxdiff.diffusion.schedules import Schedule
-from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.families.base import ExtraInputs, Family
-from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream
+from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream, parse
 from jaxdiff.guidance.nfe import nfe, phase_switches
-from jaxdiff.guidance.registry import parse
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
 from jaxdiff.pipeline.classifier_guidance import GuidanceTargets
 from jaxdiff.pipeline.compiled_model import (
@@ -34,8 +34,7 @@ from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initia
 from jaxdiff.pipeline.prompts import SubPrompt, split_and
 from jaxdiff.pipeline.request import Request, Requests
 from jaxdiff.pipeline.tiling import tiled
-from jaxdiff.samplers.noise import per_sample_keys
-from jaxdiff.samplers.registry import get_sampler
+from jaxdiff.samplers.base import get_sampler, per_sample_keys
 
 MAX_UNTILED = 2048 * 2048  # pixels that the VAE processes without tiles
 TILE = 1024  # side of the tiles of larger images, in pixels
@@ -59,7 +58,7 @@ class ModelFacts(NamedTuple):
     def grid(self, requests: Sequence[Request]) -> TimestepGrid:
         """The timestep grid of each image, with the steps to run, on the host."""
         grids: dict[tuple[int, str | None], TimestepGrid] = {}
-        rows, levels = [], self.schedule.num_discrete or MAX_CONTINUOUS_STEPS
+        rows = []
         for request in requests:
             steps, spacing = request.steps, request.timestep_spacing
             if (steps, spacing) not in grids:
@@ -74,7 +73,7 @@ class ModelFacts(NamedTuple):
                 )
                 grids[steps, spacing] = jax.tree.map(np.asarray, grid)
             grid = grids[steps, spacing]
-            ends = request.step_range(np.asarray(grid.t[0, :steps]), levels)
+            ends = request.step_range(np.asarray(grid.t[0, :steps]), grid.t.shape[1] - 1)
             first, last = (np.array([end], np.int32) for end in ends)
             rows.append(grid._replace(first=first, last=last))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Float
-from jaxdiff.diffusion.predictions import Denoiser, per_image
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image
 from jaxdiff.guidance.classifier_guidance import (
     classifier_guidance,
     log_prob_gradient,
@@ -18,8 +17,6 @@ from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.samplers.base import Sampler
-from jaxdiff.samplers.ddpm import DDPM
-from jaxdiff.samplers.ddpm_classifier_guidance import ClassifierGuidedDDPM
 
 
 class ClassifierTarget(NamedTuple):
@@ -65,7 +62,7 @@ def with_classifier_guidance(
 ) -> tuple[Denoiser, Sampler]:
     """Denoiser and sampler with the classifier's gradient.
 
-    It moves the mean of DDPM, and the noise that all other samplers see.
+    It moves the mean of a sampler that takes a score, and the noise that all others see.
     """
 
     def log_prob(x: Float[Array, "b h w c"], level: NoiseLevel) -> Float[Array, "b"]:
@@ -75,6 +72,7 @@ def with_classifier_guidance(
     def score(x: Float[Array, "b h w c"], level: NoiseLevel) -> Float[Array, "b h w c"]:
         return per_image(wanted.scale, x) * log_prob_gradient(log_prob, x, level)
 
-    if isinstance(sampler, DDPM):
-        return denoise, ClassifierGuidedDDPM(score=score, inner=sampler)
+    moved = sampler.with_score(score)
+    if moved is not None:
+        return denoise, moved
     return classifier_guidance(denoise, log_prob, wanted.scale), sampler

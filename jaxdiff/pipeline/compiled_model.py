@@ -11,9 +11,8 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree, UInt8
+from jaxdiff.diffusion.denoising import TimestepGrid, per_image
 from jaxdiff.diffusion.losses import add_noise
-from jaxdiff.diffusion.predictions import per_image
-from jaxdiff.diffusion.timesteps import TimestepGrid
 from jaxdiff.families.base import ExtraInputs, Family
 from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
@@ -29,9 +28,8 @@ from jaxdiff.pipeline.classifier_guidance import (
 )
 from jaxdiff.pipeline.conditioning import Conditioning, TokenizedPrompts, encode_prompts
 from jaxdiff.pipeline.programs import CompiledFunction, gather_leading_axis, shard_leading_axis
-from jaxdiff.samplers.base import Sampler, SamplingState
-from jaxdiff.samplers.loop import InpaintingMask, init_state, run_steps
-from jaxdiff.samplers.noise import initial_noise
+from jaxdiff.samplers.base import Sampler, SamplingState, init_state, initial_noise, run_steps
+from jaxdiff.samplers.inpainting import InpaintingMask
 
 
 class ConditioningPair(NamedTuple):

@@ -6,18 +6,17 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from jaxdiff.checkpoints.schedulers import SPACINGS
 from jaxdiff.core.aliases import rename_guidance, rename_sampler
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
+from jaxdiff.diffusion.denoising import SPACINGS
 from jaxdiff.families.base import Family
 from jaxdiff.families.registry import accepted_options, request_options
-from jaxdiff.guidance.base import MAX_SCALE
-from jaxdiff.guidance.registry import RULES
-from jaxdiff.guidance.registry import parse as parse_rule
+from jaxdiff.guidance.base import MAX_SCALE, RULES
+from jaxdiff.guidance.base import parse as parse_rule
 from jaxdiff.pipeline.prompts import parse_syntax, split_and
-from jaxdiff.samplers.registry import SAMPLERS, get_sampler
+from jaxdiff.samplers.base import SAMPLERS, get_sampler
 
 MAX_STEPS = 1000
 

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from jaxdiff.checkpoints.schedulers import make_grid
+from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.types import PyTree, dtype_of
 from jaxdiff.core.validate import positive
 from jaxdiff.diffusion.schedules import VPSchedule
-from jaxdiff.guidance.base import Guidance, GuidanceScales
-from jaxdiff.guidance.registry import parse
+from jaxdiff.guidance.base import Guidance, GuidanceScales, parse
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.compiled_model import (
     NO_TARGETS,
@@ -31,7 +30,7 @@ from jaxdiff.planning.published_models import published_model
 from jaxdiff.planning.report import Plan, Planner
 from jaxdiff.planning.topology import Topology, topology_devices
 from jaxdiff.profiling.flops import forward_flops
-from jaxdiff.samplers.registry import get_sampler
+from jaxdiff.samplers.base import get_sampler
 
 PREDICTION_TYPE = "epsilon"  # costs as much as any other
 NUM_TOKENS = 77  # of a prompt within one window of the text encoder

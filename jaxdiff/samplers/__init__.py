@@ -8,10 +8,28 @@ clean image.
 """
 
 from jaxdiff.core.aliases import former_names
-from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
-from jaxdiff.samplers.loop import init_state, run_steps, sample
-from jaxdiff.samplers.noise import initial_noise, per_sample_keys
-from jaxdiff.samplers.registry import SAMPLERS, get_sampler
+from jaxdiff.samplers.base import (
+    SAMPLERS,
+    NoiseFn,
+    Sampler,
+    SamplingState,
+    get_sampler,
+    init_state,
+    initial_noise,
+    per_sample_keys,
+    run_steps,
+    sample,
+)
+from jaxdiff.samplers.ddim import DDIM
+from jaxdiff.samplers.ddpm import DDPM
+from jaxdiff.samplers.dpmpp_2m import DPMpp2M
+from jaxdiff.samplers.dpmpp_2s import DPMpp2S
+from jaxdiff.samplers.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE
+from jaxdiff.samplers.euler import Euler, EulerAncestral
+from jaxdiff.samplers.heun import Heun
+from jaxdiff.samplers.lcm import LCM
+from jaxdiff.samplers.pndm import PNDM
+from jaxdiff.samplers.unipc import UniPC
 
 __all__ = [
     "SAMPLERS",
@@ -26,3 +44,18 @@ __all__ = [
     "sample",
 ]
 __getattr__ = former_names(__name__)
+
+SAMPLERS |= {
+    "ddpm": DDPM(),
+    "ddim": DDIM(),
+    "pndm": PNDM(),
+    "euler": Euler(),
+    "euler-ancestral": EulerAncestral(),
+    "heun": Heun(),
+    "dpmpp-2s": DPMpp2S(),
+    "dpmpp-2m": DPMpp2M(),
+    "dpmpp-2m-sde": DPMpp2MSDE(),
+    "dpmpp-3m-sde": DPMpp3MSDE(),
+    "unipc": UniPC(),
+    "lcm": LCM(),
+}

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float
 from jaxdiff.core.validate import in_range
-from jaxdiff.diffusion.predictions import per_image, select
+from jaxdiff.diffusion.denoising import NoiseLevel, per_image, select
 from jaxdiff.diffusion.schedules import Schedule
-from jaxdiff.diffusion.timesteps import NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, Sampler
 
 
@@ -22,6 +21,9 @@ class ChurnSampler(Sampler):
     s_tmax, else 0: x rises from r to r^ = (1 + gamma) r, x^/alpha^ = x/alpha + sqrt(r^2^ - r^2)
     s_noise z, and the step goes from there. Pure noise has nothing above it.
     """
+
+    stochastic_options = ("s_churn",)
+    internal = ("schedule",)
 
     s_churn: float = 0.0  # 0: deterministic
     s_tmin: float = 0.0  # ratios sigma / alpha

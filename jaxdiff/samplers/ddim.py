@@ -5,8 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxdiff.core.validate import in_range
-from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
 
 
@@ -19,6 +18,7 @@ class DDIM(Sampler):
     """
 
     order = 1
+    stochastic_options = ("eta",)
     renoises_along_eps = True
 
     eta: float = 0.0  # 0: deterministic; 1: DDPM

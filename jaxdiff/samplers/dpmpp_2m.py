@@ -5,8 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
-from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, full_per_image, log_snr_step
 
 

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
-from jaxdiff.diffusion.predictions import Denoiser, per_image
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image
 from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, full_per_image, log_snr_step
 
 

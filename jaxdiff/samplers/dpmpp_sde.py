@@ -6,8 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
-from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, full_per_image, log_snr_step
 
 # The reverse SDE between two levels has the exact solution
@@ -80,6 +79,7 @@ class DPMpp3MSDE(Sampler):
 
     order = 2
     stochastic = True
+    rounding = 3.7e-6  # times 11/3, the sizes of its weights for short steps
 
     def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No steps yet."""

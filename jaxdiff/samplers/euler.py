@@ -4,8 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jaxdiff.diffusion.predictions import Denoiser
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel
 from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
 from jaxdiff.samplers.churn import ChurnSampler
 

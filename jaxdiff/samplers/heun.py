@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, PyTree
-from jaxdiff.diffusion.predictions import Denoiser, select
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, select
 from jaxdiff.samplers.base import NoiseFn, SamplingState, is_finite_step, ratio_step
 from jaxdiff.samplers.churn import ChurnSampler
 

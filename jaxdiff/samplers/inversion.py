@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, Int, PyTree
-from jaxdiff.diffusion.predictions import Denoiser, per_image, select
-from jaxdiff.diffusion.timesteps import TimestepGrid
+from jaxdiff.diffusion.denoising import Denoiser, TimestepGrid, per_image, select
 from jaxdiff.samplers.base import ratio_step
 
 

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from jaxdiff.diffusion.predictions import Denoiser, per_image
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image
 from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
 
 

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, Int, PyTree
-from jaxdiff.diffusion.predictions import Denoiser, per_image, select
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image, select
 from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, is_finite_step, ratio_step
 
 # Adams-Bashforth: the weights of eps and of the three before it, by how many of them there are.
@@ -40,6 +39,7 @@ class PNDM(Sampler):
     """
 
     order = 2
+    rounding = 6.7e-6  # times 20/3, the sizes of four weights
 
     def nfe(
         self, steps: int, *, ends_clean: bool = True, restarts: Sequence[int] = ()

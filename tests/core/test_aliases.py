@@ -22,7 +22,7 @@ from jaxdiff.core.aliases import (
     rename_settings,
 )
 from jaxdiff.core.errors import InputError
-from jaxdiff.guidance.registry import RULES, WRAPPERS, parse
+from jaxdiff.guidance.base import RULES, WRAPPERS, parse
 from jaxdiff.pipeline.hires_fix import hires_fix
 from jaxdiff.pipeline.pipeline import Pipeline
 from jaxdiff.pipeline.request import Options

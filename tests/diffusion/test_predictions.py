@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.diffusion.denoising import PREDICTION_TYPES, predict, target
 from jaxdiff.diffusion.losses import WEIGHTINGS, add_noise, mse, snr, weights
-from jaxdiff.diffusion.predictions import PREDICTION_TYPES, predict, target
 
 VP = (np.cos(np.linspace(0.1, 1.5, 5)), np.sin(np.linspace(0.1, 1.5, 5)))
 FLOW = (1 - np.linspace(0.1, 0.9, 5), np.linspace(0.1, 0.9, 5))

@@ -9,14 +9,12 @@ import pytest
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion import schedules
-from jaxdiff.diffusion.predictions import predict
+from jaxdiff.diffusion.denoising import alpha_sigma_from_edm, predict
 from jaxdiff.diffusion.schedules import (
     SCHEDULES,
     EDMSchedule,
     FlowSchedule,
     VPSchedule,
-    alpha_sigma_from_edm,
-    interpolate,
     resolution_shift,
 )
 
@@ -71,12 +69,6 @@ def test_zero_terminal_snr_of_stable_diffusion():
     assert zero.alphas_cumprod[998] == pytest.approx(1.97e-7, rel=3e-3)
     assert zero.alphas_cumprod[999] == 0
     assert np.isinf(zero.sigma_edm[999])
-
-
-def test_between_two_levels_the_ratio_is_interpolated():
-    ratio = VPSchedule(**STABLE_DIFFUSION).sigma_edm
-    np.testing.assert_allclose(interpolate(ratio, np.array([0.0, 500.0])), ratio[[0, 500]])
-    assert interpolate(ratio, np.array([41.5])) == pytest.approx((ratio[41] + ratio[42]) / 2)
 
 
 def test_levels_of_the_extremes():
@@ -191,9 +183,9 @@ def test_a_discrete_schedule_ends_at_its_highest_level():
 
 def test_former_names_of_the_library_still_work():
     from jaxdiff import samplers
-    from jaxdiff.checkpoints import schedulers
+    from jaxdiff.checkpoints import timestep_grids
 
     assert schedules.NoiseSchedule is VPSchedule
-    assert samplers.make_grid is schedulers.make_grid
+    assert samplers.make_grid is timestep_grids.make_grid
     with pytest.raises(AttributeError, match="nothing_here"):
         _ = samplers.nothing_here

@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from jaxdiff.experiments.procedural import EMBEDDED_DATA, ProceduralDataset, procedural_dataset
-from jaxdiff.training.config import DATA_FIELDS, PROCEDURAL_KINDS, DataConfig
+from jaxdiff.training.config import PROCEDURAL_KINDS, DataConfig, data_fields
 
 
 @pytest.mark.parametrize("kind", PROCEDURAL_KINDS)
@@ -22,5 +22,5 @@ def test_the_module_of_each_kind_is_a_data_set(kind):
 
 
 def test_the_kinds_are_known():
-    assert PROCEDURAL_KINDS.keys() < DATA_FIELDS.keys()
+    assert PROCEDURAL_KINDS.keys() < data_fields().keys()
     assert EMBEDDED_DATA in PROCEDURAL_KINDS

@@ -127,7 +127,7 @@ PROMPT = "a small red circle"
 def registered():
     """The family and its network, as a package of a user would register them."""
     with pytest.MonkeyPatch.context() as patch:
-        configs = partial(model_registry._single, from_diffusers, ToyConfig)
+        configs = partial(model_registry.single_config, from_diffusers, ToyConfig)
         toy = model_registry.ModelClass(
             name="ToyTransformer2DModel", module=ToyTransformer, configs=configs
         )

@@ -7,10 +7,9 @@ import pytest
 from oracles import calls, level_at, mixture, posterior_mean
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.predictions import PREDICTION_TYPES
-from jaxdiff.guidance.base import GuidanceScales, extrapolate
+from jaxdiff.diffusion.denoising import PREDICTION_TYPES
+from jaxdiff.guidance.base import RULES, GuidanceScales, extrapolate
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.guidance.registry import RULES
 
 UNCOND = jnp.array([[0.0, 1.0, 1.0, 2.0]])
 COND = jnp.array([[1.0, 2.0, 3.0, 4.0]])

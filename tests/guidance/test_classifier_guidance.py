@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from oracles import gaussian, level_at, mixture, ratio_grid
 
-from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.diffusion.timesteps import karras
-from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.diffusion.denoising import Prediction, karras
+from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.classifier_guidance import (
     classifier_guidance,
     log_prob_gradient,
@@ -17,11 +16,8 @@ from jaxdiff.guidance.classifier_guidance import (
     spherical,
 )
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.guidance.registry import RULES
+from jaxdiff.samplers.base import SAMPLERS, init_state, sample
 from jaxdiff.samplers.ddpm import DDPM
-from jaxdiff.samplers.ddpm_classifier_guidance import ClassifierGuidedDDPM
-from jaxdiff.samplers.loop import init_state, sample
-from jaxdiff.samplers.registry import SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("x64")
 MEANS, VARIANCE = (-2.0, 2.0), 0.25
@@ -83,9 +79,7 @@ def test_from_pure_noise_nothing_moves():
 def test_the_ancestral_form_moves_the_mean_by_variance_times_score():
     here, there = (level_at(jnp.float64(ratio)) for ratio in (2.0, 1.2))
     x, k = jnp.array([[0.3, -0.4]]), 1.7
-    sampler = ClassifierGuidedDDPM(
-        score=lambda x, level: k * log_prob_gradient(classifier, x, level)
-    )
+    sampler = DDPM().with_score(lambda x, level: k * log_prob_gradient(classifier, x, level))
 
     def stepped(sampler, z):
         carry = init_state(x, sampler=sampler)
@@ -105,7 +99,7 @@ def test_ancestral_steering_ends_where_guided_gaussians_do():
         spread = level.alpha**2 * v + level.sigma**2
         return jnp.broadcast_to(k * level.alpha * (mc - mu) / spread, x.shape)
 
-    sampler = ClassifierGuidedDDPM(score=score)
+    sampler = DDPM().with_score(score)
     conditioning = stack_streams((jnp.full(1, mu), jnp.full(1, v)))
     dials = GuidanceScales(jnp.ones(1))
     denoise = guided_denoiser(

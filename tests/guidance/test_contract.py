@@ -7,24 +7,10 @@ import pytest
 from oracles import level_at
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.guidance.base import DenoiserInput, GuidanceScales
+from jaxdiff.guidance.base import RULES, WRAPPERS, DenoiserInput, GuidanceScales, Wrapper, parse
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
-from jaxdiff.guidance.registry import RULES, WRAPPERS, parse
 
 NAMES = [*RULES, *(f"cfg+{wrapper}" for wrapper in WRAPPERS), "apg+rescale+interval+threshold"]
-# network evaluations of one image in a step with guidance, and in one without
-EVALUATIONS = {
-    "none": (1, 1),
-    "cfg": (2, 1),
-    "negative": (3, 1),
-    "apg": (2, 1),
-    "cfg-pp": (2, 1),
-    "cfg-zero-star": (2, 1),
-    "pag": (3, 1),
-    "autoguidance": (2, 1),
-}
-# Rules that change predictions on which all streams agree, by their definition.
-CHANGES = {"cfg+clip-sample", "cfg+threshold", "apg+rescale+interval+threshold"}
 SCALES = jnp.array([1.0, 4.0, 7.5])
 
 
@@ -36,6 +22,11 @@ def name(request):
 @pytest.fixture
 def rule(name):
     return parse(name)
+
+
+def changes_unguided(rule):
+    """Whether one of its wrappers says that it changes what all streams agree on."""
+    return isinstance(rule, Wrapper) and (rule.changes_unguided or changes_unguided(rule.inner))
 
 
 def outputs_for(rule, x):
@@ -70,19 +61,20 @@ def test_images_do_not_see_one_another(rule):
     np.testing.assert_array_equal(turned.eps, straight.eps[turn])
 
 
-def test_image_and_noise_fit_unless_the_rule_renoises_elsewhere(name, rule):
+def test_image_and_noise_fit_unless_the_rule_renoises_elsewhere(rule):
     x = images()
     (D, eps), _ = combined(rule, outputs_for(rule, x), x)
     level = level_at(jnp.float32(2.0), ndim=4)
     fits = np.allclose(level.alpha * D + level.sigma * eps, x, rtol=1e-4, atol=1e-5)
-    assert fits == (name != "cfg-pp")
+    assert fits == (not rule.capabilities.separate_eps)
 
 
-def test_streams_that_agree_are_not_changed(name, rule):
+def test_streams_that_agree_are_not_changed(rule):
     x = images()
     same = (jnp.tanh(x),) * len(rule.streams)
     (_, eps), _ = combined(rule, same, x)
-    assert np.allclose(eps, same[0], rtol=1e-4, atol=1e-5) == (name not in CHANGES)
+    kept = np.allclose(eps, same[0], rtol=1e-4, atol=1e-5)
+    assert kept == (not changes_unguided(rule))
 
 
 def test_rules_are_pytrees_of_their_numbers(rule):
@@ -105,8 +97,8 @@ def test_traced_numbers_compile_nothing_new(rule):
     assert program._cache_size() == 1
 
 
-@pytest.mark.parametrize(("name", "evaluations"), EVALUATIONS.items())
-def test_evaluations_are_those_of_the_table(name, evaluations):
+@pytest.mark.parametrize("name", RULES)
+def test_an_evaluation_for_each_stream_and_one_without_guidance(name):
     """Counted while running, by a network that reports its batch."""
     seen = []
 
@@ -115,7 +107,7 @@ def test_evaluations_are_those_of_the_table(name, evaluations):
         return jnp.tanh(x)
 
     x, level = images(), level_at(jnp.float32(2.0), step=2, ndim=4)
-    for text, expected in ((name, evaluations[0]), (f"{name}+interval:hi=1", evaluations[1])):
+    for text, expected in ((name, len(RULES[name].streams)), (f"{name}+interval:hi=1", 1)):
         rule = parse(text)
         guide = ConditionedNetwork(network, (), None, "epsilon")
         denoise = guided_denoiser(
@@ -131,21 +123,18 @@ def test_evaluations_are_those_of_the_table(name, evaluations):
         jax.block_until_ready(jax.jit(denoise)(x, level, rule.init_state(x)))
         jax.effects_barrier()
         assert sum(seen) == 3 * expected, text
-    assert set(EVALUATIONS) == set(RULES)
 
 
-def test_at_scale_one_the_cheapest_rule_is_the_plain_model(name, rule):
-    """Where it has one stream; rules that do something at w = 1 too keep theirs."""
+def test_at_scale_one_the_cheapest_rule_gives_the_same(rule):
+    """From those of its streams that it keeps."""
     cheap = rule.simplify([1.0, 1.0, 1.0])
-    kept = {"negative", "cfg-pp", "cfg-zero-star", "pag"}
-    assert (len(cheap.streams) == 1) == (name not in kept)
-    if name != "pag":
-        x = images()
-        outputs = outputs_for(rule, x)
-        chosen = outputs if cheap.streams == rule.streams else (outputs[rule.cond_stream],)
-        got, _ = combined(cheap, chosen, x, jnp.ones(3))
-        expected, _ = combined(rule, outputs, x, jnp.ones(3))
-        np.testing.assert_allclose(got.x0, expected.x0, rtol=1e-4, atol=1e-5)
+    x = images()
+    outputs = outputs_for(rule, x)
+    chosen = tuple(outputs[rule.streams.index(stream)] for stream in cheap.streams)
+    got, _ = combined(cheap, chosen, x, jnp.ones(3))
+    expected, _ = combined(rule, outputs, x, jnp.ones(3))
+    np.testing.assert_allclose(got.x0, expected.x0, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.eps, expected.eps, rtol=1e-4, atol=1e-5)
     assert rule.simplify([1.0, 2.0, 1.0]) == rule
 
 

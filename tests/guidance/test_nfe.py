@@ -4,15 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdiff.checkpoints.schedulers import make_grid
+from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.diffusion.schedules import VPSchedule
-from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.base import GuidanceScales, parse
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
 from jaxdiff.guidance.nfe import nfe, phase_switches
-from jaxdiff.guidance.registry import parse
-from jaxdiff.samplers.loop import sample
-from jaxdiff.samplers.noise import per_sample_keys
-from jaxdiff.samplers.registry import SAMPLERS
+from jaxdiff.samplers.base import SAMPLERS, per_sample_keys, sample
 
 SCHEDULE = VPSchedule.from_config({"beta_schedule": "scaled_linear"})
 STEPS = 10

@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 from oracles import gaussian, level_at, mixture, ratio_grid
 
-from jaxdiff.diffusion.predictions import predict, target
-from jaxdiff.diffusion.timesteps import karras
-from jaxdiff.guidance.base import CONDITIONAL, GUIDED, DenoiserInput, GuidanceScales
+from jaxdiff.diffusion.denoising import karras, predict, target
+from jaxdiff.guidance.base import CONDITIONAL, GUIDED, RULES, DenoiserInput, GuidanceScales, parse
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser, stack_streams
-from jaxdiff.guidance.registry import RULES, parse
 from jaxdiff.guidance.schedules import SCALE_SCHEDULES
-from jaxdiff.samplers.loop import sample
-from jaxdiff.samplers.registry import SAMPLERS
+from jaxdiff.samplers.base import SAMPLERS, sample
 
 UNCOND = jnp.array([[0.0, 1.0, 1.0, 2.0]])
 COND = jnp.array([[1.0, 2.0, 3.0, 4.0]])
@@ -39,6 +36,36 @@ def raw(text, outputs, w, *, kind="epsilon", **more):
 
 def close(got, expected, **limits):
     np.testing.assert_allclose(got, expected, **({"rtol": 1e-5, "atol": 1e-5} | limits))
+
+
+# Streams
+
+
+@pytest.mark.parametrize(
+    ("name", "streams", "at_scale_one"),
+    [
+        ("none", 1, 1),
+        ("cfg", 2, 1),
+        ("negative", 3, 3),
+        ("apg", 2, 1),
+        ("cfg-pp", 2, 2),
+        ("cfg-zero-star", 2, 2),
+        ("pag", 3, 2),
+        ("autoguidance", 2, 1),
+        ("cfg+schedule+rescale+interval", 2, 1),
+        ("cfg+clip-sample", 2, 1),
+    ],
+)
+def test_how_many_streams_rules_have(name, streams, at_scale_one):
+    rule = parse(name)
+    assert len(rule.streams) == streams
+    assert len(rule.simplify([1.0, 1.0]).streams) == at_scale_one
+    assert rule.simplify([1.0, 2.0]).streams == rule.streams
+
+
+def test_at_scale_one_only_wrappers_that_change_the_plain_model_are_left():
+    assert parse("cfg+schedule+rescale+interval+adaptive").simplify([1.0]) == RULES["none"]
+    assert parse("cfg+rescale+clip-sample").simplify([1.0]) == parse("none+clip-sample")
 
 
 # Rescale

@@ -9,9 +9,8 @@ from copier import agree, image, nchw
 from diffusers.hooks import LayerSkipConfig
 from oracles import level_at
 
-from jaxdiff.guidance.base import DenoiserInput, GuidanceScales
+from jaxdiff.guidance.base import DenoiserInput, GuidanceScales, parse
 from jaxdiff.guidance.denoiser import guided_denoiser
-from jaxdiff.guidance.registry import parse
 
 SHAPE = (3, 6, 5, 4)
 X, UNCOND, COND, PERTURBED = (image(SHAPE, seed=seed) for seed in range(4))

@@ -15,14 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdiff.checkpoints.schedulers import SchedulerOptions, make_grid, make_host_grid, schedule_of
+from jaxdiff.checkpoints.schedulers import SchedulerOptions, schedule_of
+from jaxdiff.checkpoints.timestep_grids import make_grid, make_host_grid
 from jaxdiff.diffusion.schedules import EDMSchedule, VPSchedule
-from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser
-from jaxdiff.guidance.registry import RULES
-from jaxdiff.samplers.loop import sample
-from jaxdiff.samplers.noise import initial_noise, per_sample_keys, step_noise
-from jaxdiff.samplers.registry import SAMPLERS
+from jaxdiff.samplers.base import SAMPLERS, initial_noise, per_sample_keys, sample, step_noise
 
 # torch 2.13 inside diffusers, about numpy's copy keyword
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -14,7 +14,7 @@ from jaxdiff.checkpoints.components import Component, write_component
 from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.timesteps import NoiseLevel
+from jaxdiff.diffusion.denoising import NoiseLevel
 from jaxdiff.guidance.classifier_guidance import log_prob_gradient, spherical
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig

@@ -9,9 +9,8 @@ import pytest
 from oracles import RATIO_SCHEDULE, level_at
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.predictions import Prediction
-from jaxdiff.samplers.loop import init_state
-from jaxdiff.samplers.registry import get_sampler
+from jaxdiff.diffusion.denoising import Prediction
+from jaxdiff.samplers.base import get_sampler, init_state
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -8,21 +8,22 @@ import pytest
 
 from jaxdiff.checkpoints.schedulers import (
     SCHEDULERS,
-    SIGMA_SCHEDULES,
-    SPACINGS,
-    TIMESTEP_SPACINGS,
     SchedulerOptions,
-    convention_of,
-    make_grid,
-    make_host_grid,
     prediction_type_of,
     sampler_name,
     schedule_of,
 )
+from jaxdiff.checkpoints.timestep_grids import convention_of, interpolate, make_grid, make_host_grid
 from jaxdiff.core.errors import InputError
+from jaxdiff.diffusion.denoising import (
+    SIGMA_SCHEDULES,
+    SPACINGS,
+    TIMESTEP_SPACINGS,
+    TimestepGrid,
+    karras,
+)
 from jaxdiff.diffusion.schedules import MAX_SIGMA, EDMSchedule, FlowSchedule, VPSchedule
-from jaxdiff.diffusion.timesteps import TimestepGrid, karras
-from jaxdiff.samplers.registry import SAMPLERS
+from jaxdiff.samplers.base import SAMPLERS
 
 SD = VPSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 ZERO = VPSchedule(
@@ -85,6 +86,12 @@ def test_every_grid_keeps_the_contract(schedule, name, spacing, steps):
     if convention.integer_timesteps and (spacing in TIMESTEP_SPACINGS or convention.in_sigma_space):
         np.testing.assert_array_equal(grid.t, np.round(grid.t))
     assert 0 < grid.init_noise_sigma <= 1
+
+
+def test_between_two_levels_the_ratio_is_interpolated():
+    ratio = SD.sigma_edm
+    np.testing.assert_allclose(interpolate(ratio, np.array([0.0, 500.0])), ratio[[0, 500]])
+    assert interpolate(ratio, np.array([41.5])) == pytest.approx((ratio[41] + ratio[42]) / 2)
 
 
 def test_where_samplers_land():

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from oracles import gaussian, ratio_grid, unguided
 
-from jaxdiff.checkpoints.schedulers import make_grid
-from jaxdiff.diffusion.predictions import Prediction
+from jaxdiff.checkpoints.timestep_grids import make_grid
+from jaxdiff.diffusion.denoising import Prediction, karras
 from jaxdiff.diffusion.schedules import VPSchedule
-from jaxdiff.diffusion.timesteps import karras
+from jaxdiff.samplers.base import SAMPLERS, sample
 from jaxdiff.samplers.inversion import invert
-from jaxdiff.samplers.loop import sample
-from jaxdiff.samplers.registry import SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -10,27 +10,26 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from oracles import RATIO_SCHEDULE, calls, equations, mixture, ratio_grid
 
-from jaxdiff.checkpoints.schedulers import make_grid
+from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.errors import InputError
+from jaxdiff.diffusion.denoising import karras
 from jaxdiff.diffusion.schedules import VPSchedule
-from jaxdiff.diffusion.timesteps import karras
-from jaxdiff.guidance.base import GuidanceScales
+from jaxdiff.guidance.base import RULES, GuidanceScales, parse
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.guidance.registry import RULES, parse
-from jaxdiff.samplers.loop import init_state, run_steps, sample
-from jaxdiff.samplers.noise import initial_noise, per_sample_keys, step_noise
-from jaxdiff.samplers.registry import SAMPLERS, get_sampler
+from jaxdiff.samplers.base import (
+    SAMPLERS,
+    get_sampler,
+    init_state,
+    initial_noise,
+    per_sample_keys,
+    run_steps,
+    sample,
+    step_noise,
+)
 
-DRAWING = ("ddim:eta=1", "euler:s_churn=2")  # with options that make a sampler stochastic
+# with options that make a sampler stochastic
+DRAWING = [f"{name}:{o}=1" for name, each in SAMPLERS.items() for o in each.stochastic_options]
 STOCHASTIC = {*DRAWING, *(name for name, each in SAMPLERS.items() if each.stochastic)}
-# Of the levels 0 .. n - 1 of n steps, those at which the network is asked; else each one once.
-ASKED = {
-    "pndm": lambda n: [0, 1, *range(1, n)],
-    "heun": lambda n: [0, *np.repeat(range(1, n), 2).tolist()],
-}
-# Programs for other batches round differently. Extrapolation multiplies that by the sizes of its
-# weights: for short steps those of Adams-Bashforth, 20/3 for four evaluations and 11/3 for three.
-ROUNDING = {"pndm": 6.7e-6, "dpmpp-3m-sde": 3.7e-6}
 MEANS, VARIANCES = (-2.0, 2.0), (0.25, 0.25)
 SHAPE = (4, 4, 2)
 KIND = "v_prediction"
@@ -98,7 +97,7 @@ def whole(name):
 
 def rounding(name):
     """Tolerances for the same computation in another program."""
-    return dict.fromkeys(("rtol", "atol"), ROUNDING.get(name, 1e-6))
+    return dict.fromkeys(("rtol", "atol"), RULE_SETS[name].rounding)
 
 
 @pytest.fixture(params=RULE_SETS)
@@ -283,8 +282,8 @@ def traced(name, rule):
 @pytest.mark.parametrize(("rule", "batch"), [("none", 3), ("cfg", 6)])
 def test_a_network_call_is_on_all_streams(name, rule, batch):
     jaxpr = traced(name, RULES[rule])
-    # A second call is a branch that most steps or the last one do not take.
-    count = 2 if name in ASKED else 1
+    # Each call after the first is a branch that some steps do not take.
+    count = max(RULE_SETS[name].nfe(9))
     assert [shapes[1] for shapes in calls(jaxpr, "network")] == [(batch, *SHAPE)] * count
     loops = [e for e in equations(jaxpr) if e.primitive.name == "while"]
     assert len(loops) == 1
@@ -295,16 +294,19 @@ def test_only_stochastic_samplers_draw(name):
     assert drawn == (name in STOCHASTIC)
 
 
-def raised_ratios(grid, steps):
-    """Where the steps with churn begin: 2 / N higher, and at most sqrt 2 times."""
+def raised_times(grid, steps, churn):
+    """Where the steps with churn begin: churn / N higher, and at most sqrt 2 times."""
     ratio = np.asarray(grid.sigma[0, :steps] / grid.alpha[0, :steps], np.float64)
-    return ratio * (1 + min(2 / steps, np.sqrt(2) - 1))
+    return SCHEDULE.level_of(ratio * (1 + min(churn / steps, np.sqrt(2) - 1)))[0]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_the_network_is_asked_no_more_than_the_method_needs(name, steps):
-    """Counted as it runs: branches that are not taken cost nothing."""
-    seen = []
+    """Counted as it runs: at the start of each step, and as often as it says on the way to its end.
+
+    Branches that are not taken cost nothing.
+    """
+    seen, sampler = [], RULE_SETS[name]
 
     def counting(weights, x, t, conditioning):
         jax.debug.callback(lambda t: seen.append(float(t[0])), t, ordered=True)
@@ -316,14 +318,18 @@ def test_the_network_is_asked_no_more_than_the_method_needs(name, steps):
     denoise = guided_denoiser(
         counting, WEIGHTS, conditioning, dials, rule=RULES["cfg"], prediction_type=KIND
     )
-    jax.block_until_ready(sample(denoise, latents, grid, keys, sampler=RULE_SETS[name]))
+    jax.block_until_ready(sample(denoise, latents, grid, keys, sampler=sampler))
     jax.effects_barrier()
-    expected = np.array(grid.t[0, jnp.array(ASKED.get(name, range)(steps))])
-    if "churn" in name:  # the network is asked where the steps begin, which is higher
-        expected = SCHEDULE.level_of(raised_ratios(grid, steps))[0]
-        np.testing.assert_allclose(seen, expected, rtol=1e-5)
+    asked = np.split(np.array(seen), np.cumsum(sampler.nfe(steps))[:-1])
+    assert [len(times) for times in asked] == sampler.nfe(steps)
+    starts, ends = (np.array(grid.t[0, i : i + steps]) for i in (0, 1))
+    if getattr(sampler, "s_churn", 0):  # steps begin where they are raised to
+        starts = raised_times(grid, steps, sampler.s_churn)
+        np.testing.assert_allclose([times[0] for times in asked], starts, rtol=1e-5)
     else:
-        np.testing.assert_array_equal(seen, expected)
+        np.testing.assert_array_equal([times[0] for times in asked], starts)
+    for times, start, end in zip(asked, starts, ends, strict=True):
+        assert np.all((times[1:] >= end) & (times[1:] < start))
 
 
 def test_scale_one_is_the_conditional_model(name):
@@ -396,9 +402,9 @@ FINE = np.concatenate([np.geomspace(2000, 8, 60), np.geomspace(7.9, 0.05, 640), 
 SMOOTH = np.append(karras(2000.0, 0.01, 300), 0)
 
 
-# LCM draws from no diffusion model but from one that was distilled: see test_convergence.
+# One that is no solver draws from no diffusion model: see test_convergence for LCM.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in RULE_SETS if n != "lcm"], indirect=True)
+@pytest.mark.parametrize("name", [n for n, s in RULE_SETS.items() if s.order], indirect=True)
 def test_samples_of_a_mixture_have_the_moments_of_their_class(name):
     """Class +2 of the mixture, w = 1: mean 2, variance .25, each within 3 standard errors."""
     images, elements = 100, 400  # a key for many elements: keys cost more than what they draw
@@ -415,7 +421,8 @@ def test_samples_of_a_mixture_have_the_moments_of_their_class(name):
     )
     sampler = get_sampler(name).for_schedule(RATIO_SCHEDULE)
     program = jax.jit(functools.partial(sample, denoise, sampler=sampler))
-    grid = ratio_grid(SMOOTH if name in ("dpmpp-2m-sde", "dpmpp-3m-sde") else FINE)
+    remembers = bool(jax.tree.leaves(sampler.init(jnp.zeros((1, 1)))))
+    grid = ratio_grid(SMOOTH if sampler.stochastic and remembers else FINE)
     x = np.asarray(program(initial_noise(keys, (elements,)), grid, keys), np.float64)
     assert np.mean(x) == pytest.approx(2, abs=3 * np.sqrt(0.25 / n))
     assert np.var(x) == pytest.approx(0.25, abs=3 * 0.25 * np.sqrt(2 / n))

@@ -11,8 +11,8 @@ from tiny import LinearUNet
 from tiny_training import OBJECTIVE, networks
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.diffusion.denoising import PREDICTION_TYPES, target
 from jaxdiff.diffusion.losses import WEIGHTINGS
-from jaxdiff.diffusion.predictions import PREDICTION_TYPES, target
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.families.stable_diffusion import SD, SizesAndCrop
 from jaxdiff.models.unet.module import UNet2DConditionModel

@@ -25,7 +25,7 @@ from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.pipeline.load import EMBEDDED
-from jaxdiff.samplers.noise import initial_noise, per_sample_keys
+from jaxdiff.samplers.base import initial_noise, per_sample_keys
 from jaxdiff.scenes.judge import render_generator, standard_prompts
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 

@@ -11,7 +11,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import DTYPES
 from jaxdiff.core.validate import in_range, non_negative, one_of, positive
 from jaxdiff.training.config.aliases import accept_old_fields
-from jaxdiff.training.config.data import DATA_FIELDS, IMAGE_KINDS, PROCEDURAL_KINDS, DataConfig
+from jaxdiff.training.config.data import IMAGE_KINDS, PROCEDURAL_KINDS, DataConfig, data_fields
 from jaxdiff.training.config.ema import EMAConfig
 from jaxdiff.training.config.mesh import MESHES, MeshConfig
 from jaxdiff.training.config.objectives import (
@@ -27,7 +27,6 @@ from jaxdiff.training.config.optimiser import OptimiserConfig
 from jaxdiff.training.config.trainable import Full, LoRA, TextualInversion, Trainable
 
 __all__ = [
-    "DATA_FIELDS",
     "IMAGE_KINDS",
     "MESHES",
     "PROCEDURAL_KINDS",
@@ -46,6 +45,7 @@ __all__ = [
     "TrainConfig",
     "Trainable",
     "VAEObjective",
+    "data_fields",
     "resume_identity",
 ]
 

@@ -7,8 +7,6 @@ from jaxdiff.core.validate import in_range, one_of, positive
 from jaxdiff.training.config.aliases import accept_old_fields
 
 VARIATIONS = (1, 2, 4, 8)
-# Kinds of data that are stored images.
-IMAGE_KINDS = ("folder", "tars", "records", "parquet", "hub")
 # Kinds of data that a program renders, and the module of each: see experiments/procedural.py.
 PROCEDURAL_KINDS = {"scenes": "jaxdiff.scenes.dataset"}
 _STORED = {"kind", "seed", "threads", "path", "max_bad_fraction", "validation_size", "caption"}
@@ -22,16 +20,21 @@ _PREPARED = _STORED | {
 }
 _RENDERED = {"kind", "seed", "threads", "variations", "resolution", "num_scenes"}
 _TABLE = {"split", "image_key", "caption_key"}
-# The fields that each kind of data uses.
-DATA_FIELDS: dict[str, set[str]] = {
-    **dict.fromkeys(PROCEDURAL_KINDS, _RENDERED),
-    "folder": _PREPARED | {"caption_key"},
-    "tars": _PREPARED,
-    "records": _PREPARED,
-    "parquet": _PREPARED | _TABLE,
-    "hub": _PREPARED | _TABLE,
-    "latents": _STORED,
+# Kinds of data that are stored images, and the fields that each uses beside those that all do. What
+# opens them is in IMAGE_SOURCES of experiments/datasets.py.
+IMAGE_KINDS: dict[str, set[str]] = {
+    "folder": {"caption_key"},
+    "tars": set(),
+    "records": set(),
+    "parquet": _TABLE,
+    "hub": _TABLE,
 }
+
+
+def data_fields() -> dict[str, set[str]]:
+    """The fields that each kind of data uses."""
+    images = {kind: _PREPARED | fields for kind, fields in IMAGE_KINDS.items()}
+    return {**dict.fromkeys(PROCEDURAL_KINDS, _RENDERED), **images, "latents": _STORED}
 
 
 @accept_old_fields("data")
@@ -65,7 +68,7 @@ class DataConfig:
     cache_dir: str | None = None  # folder of indices and image sizes; None: the user's
 
     def __post_init__(self) -> None:
-        one_of("data.kind", self.kind, DATA_FIELDS)
+        used = data_fields()[one_of("data.kind", self.kind, data_fields())]
         in_range("data.seed", self.seed, 0, 2**31 - 1)
         one_of("data.variations", self.variations, VARIATIONS)  # divisors of VALIDATION_BATCH
         in_range("data.max_aspect_ratio", self.max_aspect_ratio, 1, 16)
@@ -75,7 +78,7 @@ class DataConfig:
         in_range("data.validation_size", self.validation_size, 1, 1 << 20)
         in_range("data.threads", self.threads, 0, 64)
         for field in dataclasses.fields(self):
-            value, used = getattr(self, field.name), DATA_FIELDS[self.kind]
+            value = getattr(self, field.name)
             if value != field.default and field.name not in used:
                 raise InputError(
                     f"data.{field.name}: got {value!r}, expected it left out for data.kind "

@@ -5,8 +5,8 @@ from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, non_negative, one_of, positive
+from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 from jaxdiff.diffusion.losses import WEIGHTINGS
-from jaxdiff.diffusion.predictions import PREDICTION_TYPES
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig

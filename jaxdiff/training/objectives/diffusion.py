@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
 from jaxdiff.data.texts import POOLED_COLUMN
+from jaxdiff.diffusion.denoising import target
 from jaxdiff.diffusion.losses import add_noise, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
-from jaxdiff.diffusion.predictions import target
 from jaxdiff.families.base import TextEncoderOutput, select_rows, zero_rows
 from jaxdiff.models.build import with_params
 from jaxdiff.models.vae import AutoencoderKL

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.core.types import Array, Dtype, Float, Int, Key, NDArray
-from jaxdiff.diffusion.predictions import per_image
+from jaxdiff.diffusion.denoising import per_image
 from jaxdiff.models.build import abstract, initial_weights, param_dict, with_params
 from jaxdiff.models.discriminator import PatchDiscriminator
 from jaxdiff.models.vae import AutoencoderKL
