@@ -6,7 +6,7 @@ VENV := .venv
 PARITY := .venv-parity
 NEWEST := .venv-newest
 SMOKE := $(addprefix tests/,core diffusion samplers guidance nn models) \
-  tests/training/test_command.py::test_log_and_samples
+  tests/experiments/test_command.py::test_log_and_samples
 PROMPT ?= a small red circle above a large blue square
 ARGS ?=
 

@@ -35,7 +35,7 @@ from jaxdiff.parallel.mesh import shard_batch
 from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training import loop
 from jaxdiff.training.config import DataConfig, TrainConfig
-from jaxdiff.training.prefetch import Prefetch
+from jaxdiff.training.loop import Prefetch
 
 CONFIG = pathlib.Path("configs/scenes_unet.py")
 MODEL = pathlib.Path("jaxdiff/assets/scenes")
@@ -98,7 +98,7 @@ class Turns:
         """What the log says of the second half of the steps."""
         found: list[Mapping[str, float]] = []
         trainer, half = self._trainer, self._steps // 2
-        self._state = loop.train(
+        self._state = loop.training_loop(
             trainer.program.step,
             self._state,
             self._frozen,

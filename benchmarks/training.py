@@ -36,7 +36,6 @@ from jaxdiff.parallel.mesh import device_put_global, make_mesh, replicated, shar
 from jaxdiff.planning.published_models import PUBLISHED
 from jaxdiff.planning.training import step_flops
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
-from jaxdiff.training.program import make_program
 
 # Kinds of an NVIDIA GPU's kernels by their names, the first that is found.
 KERNELS = {
@@ -132,12 +131,8 @@ def main() -> None:
     config = chosen(options)
     parts = wire(config, PUBLISHED)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    program = make_program(config, parts.task, parts.frozen, mesh)
-    where = program.state_shardings.params
-    params = {
-        path: device_put_global(array, where[path]) for path, array in parts.task.init(config.seed)
-    }
-    state = jax.jit(program.init, out_shardings=program.state_shardings)(params)
+    program = parts.program(config, mesh)
+    state = program.init(config.seed)
     frozen = jax.tree.map(device_put_global, random(parts.frozen), program.frozen_shardings)
     batch = shard_batch(random(parts.batch(config.batch_size), 1), mesh)
     base = jax.device_put(jax.random.key(0), replicated(mesh))

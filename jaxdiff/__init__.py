@@ -4,7 +4,8 @@
     out = pipe("a small red circle", seed=7)
     out.images[0].save("circle.png")
 
-`samplers`, `guidance`, `schedules` and `training` are usable as libraries of their own.
+`train(config, workdir)` trains a model. `samplers`, `guidance`, `schedules` and `training` are
+usable as libraries of their own.
 """
 
 import importlib
@@ -15,10 +16,12 @@ __all__ = [
     "InputError",
     "Output",
     "Pipeline",
+    "TrainResult",
     "guidance",
     "load",
     "samplers",
     "schedules",
+    "train",
     "training",
 ]
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from jaxdiff import guidance, samplers, training
     from jaxdiff.core.errors import InputError
     from jaxdiff.diffusion import schedules
+    from jaxdiff.experiments.train import TrainResult, train
     from jaxdiff.pipeline.load import load
     from jaxdiff.pipeline.pipeline import Output, Pipeline
 
@@ -39,7 +43,9 @@ _HOMES = {
     "InputError": "jaxdiff.core.errors",
     "Output": "jaxdiff.pipeline.pipeline",
     "Pipeline": "jaxdiff.pipeline.pipeline",
+    "TrainResult": "jaxdiff.experiments.train",
     "load": "jaxdiff.pipeline.load",
+    "train": "jaxdiff.experiments.train",
 }
 
 

@@ -13,10 +13,10 @@ import pytest
 from on_devices import environment
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.experiments.loggers import read_lines
 from jaxdiff.parallel import distributed
-from jaxdiff.parallel.distributed import ConsensusFlag, DistributedConfig, gather_to_host
+from jaxdiff.parallel.distributed import DistributedConfig, consensus, gather_to_host
 from jaxdiff.parallel.mesh import data_mesh, device_put_global, make_mesh, replicated, shard_batch
-from jaxdiff.training.jsonl_log import read_lines
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 12
@@ -113,7 +113,7 @@ def test_two_processes_end_alike_and_only_the_first_speaks(tmp_path):
 
 FULL = """
 import errno, os, sys
-from jaxdiff.training.jsonl_log import JsonlLog
+from jaxdiff.experiments.loggers import JsonlLog
 def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 if sys.argv[-1] == "0":
@@ -198,7 +198,7 @@ def test_arrays_come_back_whole():
 
 def test_one_process_answers_itself_at_once():
     answers = iter([False, True])
-    asked = ConsensusFlag(lambda: next(answers))
+    asked = consensus(lambda: next(answers))
     assert [asked(), asked()] == [False, True]
     assert jax.process_count() == 1
     assert data_mesh().size == 8

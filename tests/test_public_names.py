@@ -17,7 +17,7 @@ def test_all_names_are_there():
         _ = jaxdiff.lod
 
 
-@pytest.mark.parametrize("module", ["samplers", "guidance", "schedules"])
+@pytest.mark.parametrize("module", ["samplers", "guidance", "schedules", "training"])
 def test_libraries_say_what_they_export(module):
     library = getattr(jaxdiff, module)
     assert library.__all__

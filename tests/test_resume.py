@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from on_devices import environment
 
-from jaxdiff.training.jsonl_log import read_lines
+from jaxdiff.experiments.loggers import read_lines
 
 ROOT = pathlib.Path(__file__).parents[1]
 KILLS = int(os.environ.get("JAXDIFF_KILLS", "5"))

@@ -29,9 +29,15 @@ class Restored(NamedTuple):
     host: dict[str, Any]
 
 
+def latest_step(folder: pathlib.Path) -> int | None:
+    """The newest complete step in the folder of a `TrainingStore`, None without a checkpoint."""
+    names = (path.name for path in (folder.iterdir() if folder.is_dir() else ()))
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
 def has_checkpoint(folder: pathlib.Path) -> bool:
     """Whether a `TrainingStore` in `folder` would find a checkpoint."""
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    return latest_step(folder) is not None
 
 
 class TrainingStore:
@@ -71,10 +77,6 @@ class TrainingStore:
         with contextlib.suppress(Exception):  # an error of the last save, raised or superseded
             self._manager.close()
 
-    def latest(self) -> int | None:
-        """The newest complete step, None if there is no checkpoint."""
-        return max((int(p.name) for p in self._folder.iterdir() if p.name.isdigit()), default=None)
-
     def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
         """Write `state` (arrays) and `host` (JSON values) as `step`, unless it is there already.
 
@@ -94,10 +96,12 @@ class TrainingStore:
                 ),
             )
 
-    def check(self) -> None:
-        """Raise the WriteError of a save that has ended badly; do not wait for one under way."""
-        if not self._manager.is_saving_in_progress():
-            self.wait()
+    def check(self) -> bool:
+        """Whether no save is under way; raises the WriteError of one that has ended badly."""
+        if self._manager.is_saving_in_progress():
+            return False
+        self.wait()
+        return True
 
     def wait(self) -> None:
         """Return when all that was saved is on disk; WriteError if it could not be written."""

@@ -8,16 +8,19 @@ import functools
 import importlib
 import importlib.util
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
 
+from jaxdiff.checkpoints.training_state import latest_step
 from jaxdiff.cli.main import report
 from jaxdiff.core.aliases import MODULES, rename_options
 from jaxdiff.core.errors import InputError
-from jaxdiff.experiments.train import train
+from jaxdiff.experiments.experiment import CHECKPOINTS
+from jaxdiff.experiments.train import SaveError, train
 from jaxdiff.parallel.distributed import (
     DistributedConfig,
     abort_peers_on_error,
@@ -25,9 +28,9 @@ from jaxdiff.parallel.distributed import (
     initialize,
     is_first,
 )
-from jaxdiff.pipeline import cache
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.config.aliases import new_option
+from jaxdiff.training.loop import NonFiniteError, StoppedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,13 +146,35 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _train(options: Options) -> None:
-    cache.enable()
-    folder = train(
-        options.config,
-        options.workdir,
-        export_only=options.export_only,
-        ema_std=options.ema_std,
-    )
-    if is_first():
-        print(f"train: exported to {folder}", file=sys.stderr)
+    try:
+        result = train(
+            options.config,
+            options.workdir,
+            export_only=options.export_only,
+            ema_std=options.ema_std,
+        )
+    except StoppedError as stopped:
+        _print(f"{stopped}; the same command resumes from there")
+        raise SystemExit(130 if stopped.signal == signal.SIGINT else 0) from None
+    except NonFiniteError as error:
+        command = "a start with a lower --optimiser.learning-rate"
+        _print(f"{error}; training stopped. {_resume_hint(options.workdir, command)}")
+        raise SystemExit(1) from None
+    except SaveError as error:
+        _print(f"{error}; training stopped. {_resume_hint(options.workdir, 'the same command')}")
+        raise SystemExit(1) from None
+    _print(f"exported to {result.export}")
     all_agree(True)  # the others wait here, as long as it takes to write
+
+
+def _print(message: str) -> None:
+    if is_first():
+        print(f"train: {message}", file=sys.stderr)
+
+
+def _resume_hint(workdir: pathlib.Path, command: str) -> str:
+    """From where training resumes."""
+    step = latest_step(workdir / CHECKPOINTS)
+    if step is None:
+        return f"There is no checkpoint yet: {command} starts over"
+    return f"The last good checkpoint is of step {step}: {command} resumes from there"

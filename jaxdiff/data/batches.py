@@ -10,6 +10,7 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, positive
+from jaxdiff.data.bad_samples import BadSampleCounter
 from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS, CaptionTokenizer
 from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
 
@@ -86,3 +87,32 @@ def batches(
     data = data.batch(batch_size // process_count, batch_fn=assemble)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(READ_AHEAD, threads))
     return iter(data[process_index::process_count].to_iter_dataset(options))
+
+
+class BatchStream:
+    """Training batches, with counts of bad samples and a fingerprint of the data."""
+
+    def __init__(
+        self, iterator: Any, skipped: BadSampleCounter, identity: Mapping[str, str]
+    ) -> None:
+        self._iterator, self._skipped, self.identity = iterator, skipped, identity
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> Any:
+        """The state as JSON values, the same for any number of processes."""
+        return self._iterator.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """Continue from a state that `get_state` returned."""
+        self._iterator.set_state(state)
+
+    def close(self) -> None:
+        """Stop the reading threads."""
+        self._iterator.close()
+
+    def counts(self) -> dict[str, float]:
+        """For the log: samples that this process has skipped since it started, by reason."""
+        counts = self._skipped.counts()
+        return {f"skipped_{name.replace(' ', '_')}": float(n) for name, n in counts.items()}

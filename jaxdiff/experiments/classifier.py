@@ -1,7 +1,6 @@
 """Training the classifier of noisy latents, on labelled data and a frozen VAE."""
 
 import pathlib
-from collections.abc import Mapping
 from typing import cast
 
 import jax
@@ -18,6 +17,7 @@ from jaxdiff.experiments.experiment import (
     FILES,
     Experiment,
     ModelSource,
+    Samples,
     Wiring,
     image_shapes,
     read_placed,
@@ -32,8 +32,8 @@ from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training.config import ClassifierObjective, TrainConfig
-from jaxdiff.training.objectives import HostParams, Params
 from jaxdiff.training.objectives.classifier import accuracies, classifier_task
+from jaxdiff.training.step import HostParams, Params
 
 EVAL_TIMESTEP_FRACTIONS = (
     0.0,
@@ -106,13 +106,14 @@ def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dty
         )
         return accuracy, wiring.task.loss(params, frozen, batch, key)[0]
 
-    def sample(step: int, params: Params, frozen: Params) -> Mapping[str, float]:
+    def sample(params: Params, frozen: Params) -> Samples:
         accuracy, loss = jax.device_get(evaluate(params, frozen, batch))
-        return {"validation_loss": float(loss)} | {
+        fractions = {
             f"validation_{name}_{timestep}": float(fraction)
             for timestep, row in zip(timesteps, accuracy, strict=True)
             for name, fraction in zip(objective.model.group_names, row, strict=True)
         }
+        return Samples({"validation_loss": float(loss)} | fractions)
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
         module = with_params(abstract(LatentClassifier, objective.model), params)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
@@ -22,6 +21,7 @@ from jaxdiff.experiments.experiment import (
     FILES,
     Experiment,
     ModelSource,
+    Samples,
     Wiring,
     image_shapes,
     shard_or_replicate,
@@ -33,7 +33,6 @@ from jaxdiff.experiments.procedural import image_side, procedural_dataset
 from jaxdiff.models.build import abstract, with_params
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel
 from jaxdiff.training.config import PROCEDURAL_KINDS, CLIPObjective, TrainConfig
-from jaxdiff.training.objectives import HostParams, Metrics, Params
 from jaxdiff.training.objectives.clip import (
     AttributeHeads,
     attribute_loss,
@@ -44,6 +43,7 @@ from jaxdiff.training.objectives.clip import (
     same_caption,
     split_heads,
 )
+from jaxdiff.training.step import HostParams, Metrics, Params
 
 NUM_TOKENIZER_CAPTIONS = 20_000  # training set of the tokenizer
 
@@ -139,9 +139,9 @@ def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) ->
             return accuracy
         return accuracy | attribute_loss(heads, head_params, *found[:3], batch).accuracy
 
-    def sample(step: int, params: Params, frozen: PyTree) -> Mapping[str, float]:
+    def sample(params: Params, frozen: PyTree) -> Samples:
         found = jax.device_get(evaluate(params, batch))
-        return {f"validation_{name}": float(value) for name, value in found.items()}
+        return Samples({f"validation_{name}": float(value) for name, value in found.items()})
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
         params, _ = split_heads(params)

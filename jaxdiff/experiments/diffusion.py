@@ -28,11 +28,11 @@ from jaxdiff.experiments.experiment import (
     GRID_SIZE,
     Experiment,
     ModelSource,
+    Samples,
     Wiring,
     grid_prompts,
     image_grid,
     image_shapes,
-    save_sample_grid,
     shard_or_replicate,
     training_batches,
     validation_batch,
@@ -49,14 +49,14 @@ from jaxdiff.training.config import (
     DiffusionObjective,
     TrainConfig,
 )
-from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import (
     Frozen,
     LatentDiffusion,
+    ParameterPartition,
     diffusion_task,
     frozen_networks_used,
 )
-from jaxdiff.training.objectives.trainable import ParameterPartition
+from jaxdiff.training.step import Params
 
 
 def _image_size(data: DataConfig, info: LatentCacheInfo | None) -> int:
@@ -205,15 +205,15 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     resolved = dataclasses.replace(config, objective=objective)
     evaluate = make_evaluation(resolved, make_inputs, base.vae, validation)
 
-    def sample(step: int, params: Params, frozen: Frozen) -> Mapping[str, float]:
+    def sample(params: Params, frozen: Frozen) -> Samples:
         def images_of(inputs: Mapping[str, Array]) -> Array:
             return generate(params, frozen._replace(null=null), inputs)
 
         grid = image_grid(gather_to_host(images_of(grid_inputs)), GRID_SIZE // 2)
-        save_sample_grid(workdir, step, grid)
         metrics = jax.device_get(eval_metrics(params, frozen, batch, jax.random.key(0)))
         metrics |= evaluate(images_of, frozen.weights[base.family.latent_codec])
-        return {f"validation_{name}": float(value) for name, value in metrics.items()}
+        found = {f"validation_{name}": float(value) for name, value in metrics.items()}
+        return Samples(found, grid)
 
     if objective.prior_data is None:
         stream = training_batches(config, tokenizer)

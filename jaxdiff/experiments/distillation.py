@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import jax
@@ -24,11 +23,11 @@ from jaxdiff.experiments.experiment import (
     GRID_SIZE,
     Experiment,
     ModelSource,
+    Samples,
     Wiring,
     grid_prompts,
     image_grid,
     image_shapes,
-    save_sample_grid,
     shard_or_replicate,
     training_batches,
     validation_batch,
@@ -42,10 +41,9 @@ from jaxdiff.training.config import (
     DistillationObjective,
     TrainConfig,
 )
-from jaxdiff.training.objectives import HostParams, Params
-from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
+from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion, train_denoiser
 from jaxdiff.training.objectives.distillation import distillation_task, student_model
-from jaxdiff.training.objectives.trainable import train_denoiser
+from jaxdiff.training.step import HostParams, Params
 
 
 class _Models(NamedTuple):
@@ -101,11 +99,11 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
     grid_inputs = shard_or_replicate(inputs)
     batch = shard_or_replicate(validation_batch(config, tokenizer))
 
-    def sample(step: int, params: Params, frozen: Frozen) -> Mapping[str, float]:
+    def sample(params: Params, frozen: Frozen) -> Samples:
         images = gather_to_host(generate(params, frozen, grid_inputs))
-        save_sample_grid(workdir, step, image_grid(images, GRID_SIZE // 2))
         _, metrics = loss(params, frozen, batch, jax.random.key(0))
-        return {f"validation_{name}": float(value) for name, value in metrics.items()}
+        found = {f"validation_{name}": float(value) for name, value in metrics.items()}
+        return Samples(found, image_grid(images, GRID_SIZE // 2))
 
     def export(params: HostParams, output: pathlib.Path) -> None:
         kept = [name for name in base.pipeline.components if name != own]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from PIL import Image
 
 from jaxdiff.checkpoints.components import abstract_component, read_component
@@ -16,16 +17,14 @@ from jaxdiff.checkpoints.loading import host_memory
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, read_tokenizer
-from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, NDArray, PyTree
 from jaxdiff.data.bad_samples import BadSampleCounter
-from jaxdiff.data.batches import Batch, Item, batches
+from jaxdiff.data.batches import Batch, BatchStream, Item, batches
 from jaxdiff.experiments.datasets import dataset_captions, open_dataset
 from jaxdiff.experiments.procedural import image_side, procedural_dataset
 from jaxdiff.families.registry import family_of
 from jaxdiff.models.build import param_dict
-from jaxdiff.parallel.distributed import is_first
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, replicated
 from jaxdiff.training.config import (
     IMAGE_KINDS,
@@ -37,9 +36,9 @@ from jaxdiff.training.config import (
     TrainConfig,
     VAEObjective,
 )
-from jaxdiff.training.objectives import HostParams, Params, TrainingTask
+from jaxdiff.training.step import HostParams, Params, TrainingTask, TrainProgram, make_program
 
-CHECKPOINTS, EMA_SNAPSHOTS = "checkpoints", "averages"  # folders in a workdir
+CHECKPOINTS = "checkpoints"  # folder in a workdir
 # The objectives that train on stored images; others need labels, which only rendered data have.
 IMAGE_OBJECTIVES = (VAEObjective, CLIPObjective, DistillationObjective, DiffusionObjective)
 GRID_SIZE = 16  # images in a sample grid
@@ -76,15 +75,33 @@ class Wiring(NamedTuple):
     frozen: PyTree  # shapes of weights that the loss or sampling reads and no update changes
     batch: Callable[[int], Mapping[str, jax.ShapeDtypeStruct]]  # of a batch size
 
+    def program(self, config: TrainConfig, mesh: Mesh) -> TrainProgram:
+        """The training on `mesh`; InputError for learning rate multipliers that match nothing."""
+        return make_program(
+            self.task,
+            self.frozen,
+            mesh,
+            steps=config.steps,
+            optimiser=config.optimiser,
+            ema=config.ema,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+        )
+
+
+class Samples(NamedTuple):
+    """What a training shows of its current weights."""
+
+    metrics: Mapping[str, float]
+    grid: Image.Image | None = None
+
 
 class Experiment(NamedTuple):
     """A training with its data, weights, evaluation and export; the latter two get EMA weights."""
 
     wiring: Wiring
     load_frozen: Callable[[PyTree], PyTree]  # shardings -> the frozen weights, read and placed
-    batches: "BatchStream"
-    # step, parameters, frozen weights -> metrics; writes a sample grid
-    sample: Callable[[int, Params, PyTree], Mapping[str, float]]
+    batches: BatchStream
+    sample: Callable[[Params, PyTree], Samples]  # of parameters, frozen weights
     export: Callable[[HostParams, pathlib.Path], None]  # writes into this folder
     identity: Mapping[str, str] = {}  # added to the resume identity
 
@@ -108,35 +125,6 @@ def read_placed(
     host = host_memory()
     found = read_component(folder, dtype=dtype, sharding=lambda path: shardings.get(path, host))
     return {path: x for path, x in param_dict(found.module).items() if path in shardings}
-
-
-class BatchStream:
-    """Training batches, with counts of bad samples and a fingerprint of the data."""
-
-    def __init__(
-        self, iterator: Any, skipped: BadSampleCounter, identity: Mapping[str, str]
-    ) -> None:
-        self._iterator, self._skipped, self.identity = iterator, skipped, identity
-
-    def __next__(self) -> Batch:
-        return next(self._iterator)
-
-    def get_state(self) -> Any:
-        """The state as JSON values, the same for any number of processes."""
-        return self._iterator.get_state()
-
-    def set_state(self, state: Any) -> None:
-        """Continue from a state that `get_state` returned."""
-        self._iterator.set_state(state)
-
-    def close(self) -> None:
-        """Stop the reading threads."""
-        self._iterator.close()
-
-    def counts(self) -> dict[str, float]:
-        """For the log: samples that this process has skipped since it started, by reason."""
-        counts = self._skipped.counts()
-        return {f"skipped_{name.replace(' ', '_')}": float(n) for name, n in counts.items()}
 
 
 def training_batches(
@@ -267,17 +255,3 @@ def image_grid(images: Float[NDArray, "n h w c"], columns: int) -> Image.Image:
     joined = canvas.reshape(rows, columns, h, w, c).swapaxes(1, 2)
     pixels = np.round((joined.reshape(rows * h, columns * w, c).clip(-1, 1) + 1) * 127.5)
     return Image.fromarray(pixels.astype(np.uint8))
-
-
-def sample_grid_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """The file of the sample grid of `step`."""
-    return workdir / "samples" / f"step_{step:06d}.png"
-
-
-def save_sample_grid(workdir: pathlib.Path, step: int, image: Image.Image) -> None:
-    """Write the sample grid of `step` atomically, in the first process."""
-    if not is_first():
-        return
-    path = sample_grid_path(workdir, step)
-    with atomic_file(path) as temporary:
-        image.save(temporary, format="PNG")

@@ -1,7 +1,11 @@
-"""Log metrics to a JSONL file, TensorBoard and Weights & Biases."""
+"""Where the metrics of a training go: the terminal, a JSONL file, TensorBoard, Weights & Biases.
+
+The JSONL log has one line per logged step, once however often training was resumed.
+"""
 
 import dataclasses
 import importlib
+import json
 import os
 import pathlib
 import socket
@@ -11,6 +15,14 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from PIL import Image
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboardX.record_writer import RecordWriter
@@ -18,10 +30,71 @@ from tensorboardX.record_writer import RecordWriter
 from jaxdiff.core.atomic import atomic_file, os_errors_as_write_error
 from jaxdiff.core.errors import InputError
 from jaxdiff.training.config import TrainConfig
-from jaxdiff.training.jsonl_log import JsonlLog
+from jaxdiff.training.config.aliases import new_log_keys
 
 Values = Mapping[str, float]
 LogDestination = Callable[[int, Values, pathlib.Path | None], None]
+
+
+SUMMARY_FORMATS = {
+    "loss": "loss {:.4f}",
+    "step_ms": "{:.0f} ms/step",
+    "images_per_s": "{:.0f} images/s",
+    "grad_norm": "grad {:.2f}",
+    "data_wait": "waiting {:.0%}",
+    "mfu": "MFU {:.0%}",
+}
+
+
+def summary(values: Mapping[str, float]) -> str:
+    """The most important values of a log line, on one line."""
+    return "  ".join(
+        text.format(values[name]) for name, text in SUMMARY_FORMATS.items() if name in values
+    )
+
+
+class Terminal:
+    """Shows a training of `steps` steps that starts at step `start`. A context manager."""
+
+    def __init__(self, *, start: int, steps: int, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[summary]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", completed=start, total=steps, summary="compiling")
+        self._steps = steps
+
+    def __enter__(self) -> "Terminal":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, step: int) -> None:
+        """Move the bar to `step` finished steps."""
+        self._bar.update(self._task, completed=step)
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """Show a log line: in the bar, or as a line of its own."""
+        text = summary(values)
+        if self._console.is_terminal:
+            if text:
+                self._bar.update(self._task, summary=text)
+        else:
+            text = text or "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.message(f"step {step}/{self._steps}  {text}")
+
+    def message(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class MetricLoggers:
@@ -48,7 +121,7 @@ class MetricLoggers:
             for destination in self._destinations:
                 destination(step, values, image)
 
-    def __enter__(self) -> "Logs":
+    def __enter__(self) -> "MetricLoggers":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,3 +204,33 @@ def import_wandb() -> Any:
         return importlib.import_module("wandb")
     except ImportError:
         raise InputError("wandb: got no such package, expected it: pip install wandb") from None
+
+
+class JsonlLog:
+    """Appends to the log at `path` after removing the lines beyond step `step`.
+
+    `step` is where training resumes: later lines were written by a run that died before its next
+    checkpoint, and will be written again.
+    """
+
+    def __init__(self, path: pathlib.Path, *, step: int) -> None:
+        self._path = path
+        if path.exists():
+            _truncate(path, step)
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        """Append {"step": step, **values}."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def _truncate(path: pathlib.Path, step: int) -> None:
+    kept = [line for line in read_lines(path) if line["step"] <= step]
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, float]]:
+    """The complete lines of the log at `path`, with new keys, without a truncated last line."""
+    complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [new_log_keys(json.loads(line)) for line in complete.splitlines()]

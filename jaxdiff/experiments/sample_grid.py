@@ -21,8 +21,8 @@ from jaxdiff.pipeline.compiled_model import (
     init_latents,
 )
 from jaxdiff.samplers.base import SAMPLERS, initial_noise, per_sample_keys
-from jaxdiff.training.objectives import Params
 from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
+from jaxdiff.training.step import Params
 
 
 def sampling_inputs(base: BaseModel, side: int, count: int) -> dict[str, NDArray]:

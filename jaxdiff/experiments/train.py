@@ -1,10 +1,14 @@
 """Trainings in their workdirs: start or resume, export."""
 
+import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from rich.console import Console
 
 from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, WriteError
+from jaxdiff.core.shutdown import stop_signals
 from jaxdiff.core.types import Dtype, dtype_of
 from jaxdiff.experiments.classifier import classifier_experiment, wire_classifier
 from jaxdiff.experiments.clip import clip_experiment, wire_clip
@@ -17,13 +21,13 @@ from jaxdiff.experiments.experiment import (
     Wiring,
     check_data_kind,
 )
-from jaxdiff.experiments.loggers import import_wandb
-from jaxdiff.experiments.preemption import train_until_stopped
-from jaxdiff.experiments.trainer import Trainer, mesh_from_config
+from jaxdiff.experiments.loggers import Terminal, import_wandb
+from jaxdiff.experiments.trainer import Callback, Trainer, mesh_from_config
 from jaxdiff.experiments.vae import vae_experiment, wire_vae
 from jaxdiff.experiments.workdir import check_identity, lock_workdir, write_config
-from jaxdiff.parallel.distributed import is_first
+from jaxdiff.parallel.distributed import consensus, is_first
 from jaxdiff.parallel.mesh import check_batch_size
+from jaxdiff.pipeline import cache
 from jaxdiff.training.config import (
     ClassifierObjective,
     CLIPObjective,
@@ -33,6 +37,7 @@ from jaxdiff.training.config import (
     VAEObjective,
     resume_identity,
 )
+from jaxdiff.training.loop import StoppedError
 
 Wire = Callable[[TrainConfig, Dtype, ModelSource], Wiring]
 Make = Callable[[TrainConfig, pathlib.Path, Dtype], Experiment]
@@ -52,25 +57,44 @@ def wire(config: TrainConfig, models: ModelSource) -> Wiring:
     return KINDS[type(config.objective)][0](config, dtype_of(config.dtype), models)
 
 
-def experiment(config: TrainConfig, workdir: pathlib.Path) -> Experiment:
+def experiment(config: TrainConfig, workdir: str | pathlib.Path) -> Experiment:
     """The experiment of the config's objective; weights are read once it trains or exports."""
     check_data_kind(config)
-    return KINDS[type(config.objective)][1](config, workdir, dtype_of(config.dtype))
+    return KINDS[type(config.objective)][1](config, pathlib.Path(workdir), dtype_of(config.dtype))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training has made."""
+
+    export: pathlib.Path  # folder of the exported weights
+    step: int  # of these weights
+    metrics: Mapping[str, float]  # of the last line of the log; empty if no step was made
+
+
+class SaveError(RuntimeError):
+    """A checkpoint, log or sample grid could not be written; the message says which and why."""
 
 
 def train(
     config: TrainConfig,
-    workdir: pathlib.Path,
+    workdir: str | pathlib.Path,
     *,
     export_only: bool = False,
     ema_std: float | None = None,
-) -> pathlib.Path:
-    """Start or resume the training in `workdir`, export it, and return the folder of the export.
+    progress: bool = True,
+    callback: Callback = lambda step, metrics: None,
+) -> TrainResult:
+    """Start or resume the training in `workdir` and export its EMA weights.
 
     With `export_only` only export the newest checkpoint; with `ema_std` the power-function EMA of
-    this relative std. After SIGINT or SIGTERM SystemExit with 130 or 0, once the state is saved.
-    Raises InputError before the workdir is touched.
+    this relative std. `progress` shows the steps on stderr, and `callback` gets the values of each
+    line of the log. SIGINT and SIGTERM, in the main thread, save the state and raise StoppedError.
+    Raises NonFiniteError, SaveError, and InputError before the workdir is touched. The same call
+    resumes after each of them.
     """
+    cache.enable()
+    workdir = pathlib.Path(workdir)
     checkpoints = workdir / CHECKPOINTS
     check_batch_size(
         config.batch_size // config.gradient_accumulation_steps, mesh_from_config(config.mesh)
@@ -94,5 +118,25 @@ def train(
             if is_first():
                 write_config(config, now, workdir)
             trainer = Trainer(config, workdir, store, parts)
-            train_until_stopped(trainer)
-    return trainer.export(ema_std)
+            _train_until_stopped(trainer, progress, callback)
+    folder = trainer.export(ema_std)
+    return TrainResult(export=folder, step=int(trainer.state.step), metrics=trainer.metrics)
+
+
+def _train_until_stopped(trainer: Trainer, progress: bool, callback: Callback) -> None:
+    """Train to the last step, or until a signal; then all checkpoints are on disk."""
+    console = Console(stderr=True, quiet=not (progress and is_first()))
+    terminal = Terminal(start=trainer.step, steps=trainer.config.steps, console=console)
+    with stop_signals() as received, terminal:
+        if trainer.resumed:
+            terminal.message(f"train: resuming after step {trainer.step} of {trainer.config.steps}")
+        try:
+            try:
+                trainer.train(terminal, consensus(lambda: bool(received)), callback)
+            finally:
+                trainer.store.wait()
+        except StoppedError as stopped:
+            stopped.signal = received[0] if received else None
+            raise
+        except WriteError as error:  # the disk is full or gone
+            raise SaveError(str(error)) from None

@@ -12,25 +12,26 @@ from jax.sharding import Mesh
 
 from jaxdiff.checkpoints.ema_snapshots import EMASnapshots
 from jaxdiff.checkpoints.training_state import TrainingStore
+from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
 from jaxdiff.core.validate import in_range
-from jaxdiff.experiments.experiment import EMA_SNAPSHOTS, Experiment, sample_grid_path
-from jaxdiff.experiments.loggers import MetricLoggers
-from jaxdiff.experiments.terminal import Terminal
+from jaxdiff.experiments.experiment import Experiment
+from jaxdiff.experiments.loggers import MetricLoggers, Terminal
 from jaxdiff.parallel.distributed import gather_to_host, is_first
 from jaxdiff.parallel.hardware import peak_flops
-from jaxdiff.parallel.memory import memory_use
 from jaxdiff.parallel.mesh import device_put_global, make_mesh, replicated, shard_batch
 from jaxdiff.profiling.flops import gradient_flops
-from jaxdiff.training import ema, loop
+from jaxdiff.training import loop, power_ema
 from jaxdiff.training.config import (
     MeshConfig,
     TrainConfig,
 )
-from jaxdiff.training.prefetch import Batch, Prefetch
-from jaxdiff.training.program import make_program
-from jaxdiff.training.state import CheckpointState, TrainState
+from jaxdiff.training.loop import Batch, Prefetch
+from jaxdiff.training.step import CheckpointState, TrainState
+
+EMA_SNAPSHOTS = "averages"  # folder in a workdir
+Callback = Callable[[int, Mapping[str, float]], None]  # step, values of a line of the log
 
 
 def mesh_from_config(config: MeshConfig) -> Mesh:
@@ -50,24 +51,17 @@ class Trainer:
     ) -> None:
         self.config, self.workdir, self.store, self.experiment = config, workdir, store, experiment
         self.mesh = mesh_from_config(config.mesh)
-        task = experiment.wiring.task
-        self.program = make_program(config, task, experiment.wiring.frozen, self.mesh)
-        shardings = self.program.state_shardings
+        self.program = experiment.wiring.program(config, self.mesh)
         template = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             self.program.state_shapes,
-            shardings,
+            self.program.state_shardings,
         )
         base_key = jax.random.key(config.seed)
         restored = store.restore(CheckpointState(*template))
         self.resumed = restored is not None
         if restored is None:
-            sharding = shardings.params
-            params = {
-                path: device_put_global(array, sharding[path])
-                for path, array in task.init(config.seed)
-            }
-            self.state: TrainState = jax.jit(self.program.init, out_shardings=shardings)(params)
+            self.state = self.program.init(config.seed)
         else:
             self.state = TrainState(*restored.state)
             self.experiment.batches.set_state(restored.host["data"])
@@ -77,6 +71,9 @@ class Trainer:
         self.step = 0 if restored is None else restored.step
         self.peak_flops, self.flops = peak_flops(), cast(float | None, None)
         self.snapshots = EMASnapshots(workdir / EMA_SNAPSHOTS)
+        self.metrics: Mapping[str, float] = {}  # of the last line of the log
+        self._grid: pathlib.Path | None = None  # a sample grid that is not logged yet
+        self._saving = False  # whether a checkpoint may still be written
         if not store.read_only:
             self.snapshots.drop_after(self.step)
 
@@ -84,16 +81,17 @@ class Trainer:
         """Write a checkpoint."""
         base_key = np.asarray(jax.random.key_data(self.base_key)).tolist()
         self.store.save(step, CheckpointState(*state), {"data": position, "base": base_key})
+        self._saving = True
 
-    def train(self, terminal: Terminal, stop: Callable[[], bool]) -> None:
+    def train(self, terminal: Terminal, stop: Callable[[], bool], callback: Callback) -> None:
         """Train to the last step."""
         config, program = self.config, self.program
         frozen = self.experiment.load_frozen(program.frozen_shardings)
         with (
-            self._logs(terminal) as log,
+            self._logs(terminal, callback) as log,
             Prefetch(self.experiment.batches, self._to_devices) as prefetched,
         ):
-            self.state = loop.train(
+            self.state = loop.training_loop(
                 program.step,
                 self.state,
                 frozen,
@@ -112,11 +110,20 @@ class Trainer:
                     save=self.save,
                     snapshot=lambda step, state: self.snapshots.save(step, state.power_ema),
                     log=log,
-                    sample=lambda step, state: self.experiment.sample(step, state.ema, frozen),
+                    sample=lambda step, state: self._sample(step, state, frozen),
                     progress=terminal.step,
                     stop=stop,
                 ),
             )
+
+    def _sample(self, step: int, state: TrainState, frozen: PyTree) -> Mapping[str, float]:
+        """The metrics of the EMA weights; their sample grid is written."""
+        metrics, grid = self.experiment.sample(state.ema, frozen)
+        if grid is not None and is_first():
+            self._grid = self.workdir / "samples" / f"step_{step:06d}.png"
+            with atomic_file(self._grid) as temporary:
+                grid.save(temporary, format="PNG")
+        return metrics
 
     def _to_devices(self, batch: Batch) -> dict[str, jax.Array]:
         """A batch on the devices; FLOPs are counted once, if the devices' peak is known."""
@@ -139,22 +146,26 @@ class Trainer:
         return {"mfu": self.flops / (values["step_ms"] / 1e3) / self.peak_flops}
 
     @contextmanager
-    def _logs(self, terminal: Terminal) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    def _logs(
+        self, terminal: Terminal, callback: Callback
+    ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
         """The function that logs the values of a step."""
         logs = MetricLoggers(self.config, self.workdir, step=self.step) if is_first() else None
 
         def log(step: int, values: Mapping[str, float]) -> None:
-            self.store.check()  # report a full disk now, not at the next checkpoint
-            values = {
+            if self._saving:  # report a full disk now, not at the next checkpoint
+                self._saving = not self.store.check()
+            self.metrics = {
                 **values,
                 **self.experiment.batches.counts(),
                 **memory_use(),
                 **self._utilisation(values),
             }
-            image = sample_grid_path(self.workdir, step)
+            grid, self._grid = self._grid, None
             if logs is not None:
-                logs(step, values, image if image.exists() else None)
-            terminal.values(step, values)
+                logs(step, self.metrics, grid)
+            terminal.values(step, self.metrics)
+            callback(step, self.metrics)
 
         with logs or nullcontext():
             yield log
@@ -182,7 +193,7 @@ class Trainer:
             self.state.power_ema,
         )
         snapshots = [(step, snapshot_std) for step in steps for snapshot_std in stds]
-        coefficients = ema.post_hoc_coefficients(snapshots, steps[-1], std).reshape(
+        coefficients = power_ema.post_hoc_coefficients(snapshots, steps[-1], std).reshape(
             len(steps), len(stds)
         )
         total = jax.tree.map(jnp.zeros_like, self.state.ema)
@@ -193,3 +204,15 @@ class Trainer:
                     lambda a, b, f=coefficient: a + f * b, total, found[str(snapshot_std)]
                 )
         return total
+
+
+def memory_use() -> dict[str, float]:
+    """`hbm_peak_gb`, the peak memory of this process's first device, and its fraction `hbm_share`.
+
+    Empty for a device that does not report it, such as a CPU.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak, limit = stats.get("peak_bytes_in_use"), stats.get("bytes_limit")
+    if not peak or not limit:
+        return {}
+    return {"hbm_peak_gb": peak / 1e9, "hbm_share": peak / limit}

@@ -23,15 +23,14 @@ from jaxdiff.experiments.base_model import BaseModel
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.training.config import Full, LoRA, TextualInversion
-from jaxdiff.training.objectives import HostParams
+from jaxdiff.training.objectives.diffusion import ParameterPartition, train_denoiser
 from jaxdiff.training.objectives.trainable import (
-    ParameterPartition,
     split_prefixes,
-    train_denoiser,
     train_denoiser_and_text_encoders,
     train_lora,
     train_textual_inversion,
 )
+from jaxdiff.training.step import HostParams
 
 LORA = FILES[0]  # diffusers' name of LoRA files
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
 from typing import cast
 
 import jax
@@ -24,11 +23,11 @@ from jaxdiff.experiments.experiment import (
     GRID_SIZE,
     Experiment,
     ModelSource,
+    Samples,
     Wiring,
     image_grid,
     image_shapes,
     read_placed,
-    save_sample_grid,
     shard_or_replicate,
     training_batches,
     validation_batch,
@@ -40,7 +39,6 @@ from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.parallel.mesh import device_put_global
 from jaxdiff.training.config import PROCEDURAL_KINDS, TrainConfig, VAEObjective
-from jaxdiff.training.objectives import HostParams, Params
 from jaxdiff.training.objectives.perceptual import PerceptualModel
 from jaxdiff.training.objectives.vae import (
     Frozen,
@@ -50,6 +48,7 @@ from jaxdiff.training.objectives.vae import (
     reconstruct,
     vae_task,
 )
+from jaxdiff.training.step import HostParams, Params
 
 SCALE_ESTIMATION_IMAGES = 2048  # training images that estimate the latents' standard deviation
 # Config fields that weights do not depend on, and those that the export estimates.
@@ -184,13 +183,13 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
             with_params(template, merge_vae_params(objective, params, frozen)), images
         )
 
-    def sample(step: int, params: Params, frozen: Frozen) -> Mapping[str, float]:
+    def sample(params: Params, frozen: Frozen) -> Samples:
         reconstructed = gather_to_host(
             run_vae(params, frozen, shard_or_replicate({"image": images})["image"])
         )
         pairs = np.concatenate([images[:GRID_SIZE], reconstructed[:GRID_SIZE]])
-        save_sample_grid(workdir, step, image_grid(pairs, len(pairs) // 2))
-        return {"validation_psnr": psnr(images, reconstructed)}
+        grid = image_grid(pairs, len(pairs) // 2)
+        return Samples({"validation_psnr": psnr(images, reconstructed)}, grid)
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
         table = _read_vae(objective) if objective.freeze_encoder else {}

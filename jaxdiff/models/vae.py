@@ -208,3 +208,10 @@ class AutoencoderKL(nnx.Module):
     def unscale(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
         """The inverse of `scale`."""
         return z / self.config.scaling_factor + (self.config.shift_factor or 0.0)
+
+
+def sample_latents(
+    mean: Float[Array, "b *d"], logvar: Float[Array, "b *d"], noise: Float[Array, "b *d"]
+) -> Float[Array, "b *d"]:
+    """z = mean + exp(logvar / 2) noise (1312.6114, eq. 10)."""
+    return mean + jnp.exp(0.5 * logvar) * noise

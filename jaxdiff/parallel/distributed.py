@@ -111,24 +111,21 @@ def all_agree(value: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(value))))
 
 
-class ConsensusFlag:
+def consensus(ask: Callable[[], bool]) -> Callable[[], bool]:
     """Whether any process says yes: the same answer in all of them at the same call.
 
     The answer is that of AGREEMENT_LAG_STEPS calls ago, so that nobody waits for the devices. A
     single process gets its own answer at once.
     """
+    if jax.process_count() == 1:
+        return ask
+    mesh, asked = data_mesh(), deque[jax.Array]()
+    any_process = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
-    def __init__(self, ask: Callable[[], bool]) -> None:
-        self._ask, self._asked = ask, deque[jax.Array]()
-        self._mesh = data_mesh()
-        self._any = jax.jit(jnp.max, out_shardings=replicated(self._mesh))
+    def answer() -> bool:
+        here = np.full(len(mesh.local_devices), ask(), np.int32)
+        everyone = jax.make_array_from_process_local_data(batch_sharding(mesh), here)
+        asked.append(any_process(everyone))
+        return len(asked) > AGREEMENT_LAG_STEPS and bool(asked.popleft())
 
-    def __call__(self) -> bool:
-        """Ask, and answer."""
-        mine = self._ask()
-        if jax.process_count() == 1:
-            return mine
-        here = np.full(len(self._mesh.local_devices), mine, np.int32)
-        everyone = jax.make_array_from_process_local_data(batch_sharding(self._mesh), here)
-        self._asked.append(self._any(everyone))
-        return len(self._asked) > AGREEMENT_LAG_STEPS and bool(self._asked.popleft())
+    return answer

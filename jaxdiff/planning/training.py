@@ -18,8 +18,7 @@ from jaxdiff.planning.topology import Topology
 from jaxdiff.planning.topology import topology_devices as chips_of
 from jaxdiff.profiling.flops import gradient_flops
 from jaxdiff.training.config import TrainConfig
-from jaxdiff.training.program import make_program
-from jaxdiff.training.state import TrainState
+from jaxdiff.training.step import TrainState
 
 
 class TracedStep(NamedTuple):
@@ -37,7 +36,7 @@ def trace_step(
     sizes = config.mesh
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices)
     check_batch_size(batch_size // config.gradient_accumulation_steps, mesh)
-    program = make_program(config, training.task, training.frozen, mesh)
+    program = training.program(config, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = program.step.trace(
         program.state_shapes, training.frozen, training.batch(batch_size), key

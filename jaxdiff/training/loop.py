@@ -1,17 +1,22 @@
 """The loop around the training step. All input and output is passed in as functions."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from jaxdiff.core.types import Array, PyTree
-from jaxdiff.training.prefetch import Prefetch
-from jaxdiff.training.state import TrainState
+from jaxdiff.core.types import Array, NDArray, PyTree
+from jaxdiff.training.step import TrainState
+
+JOIN_TIMEOUT_SECONDS = 10.0  # when leaving, for a batch that is no longer needed
+
+Batch = dict[str, NDArray]
 
 
 class NonFiniteError(RuntimeError):
@@ -20,6 +25,8 @@ class NonFiniteError(RuntimeError):
 
 class StoppedError(RuntimeError):
     """Training was asked to stop and has saved its state."""
+
+    signal: int | None = None  # the signal that this process has received
 
 
 def _no_metrics(step: int, state: TrainState) -> Mapping[str, float]:
@@ -50,6 +57,63 @@ class Intervals:
     sample: int  # 0: never
     snapshot: int = 0  # of power-function EMAs; 0: never
     max_nonfinite_steps: int  # consecutive skipped steps after which training stops
+
+
+@runtime_checkable
+class BatchIterator(Protocol):
+    """An endless iterator whose state can be saved."""
+
+    def __next__(self) -> Batch:
+        """The next batch of this process."""
+        ...
+
+    def get_state(self) -> Any:
+        """The state as JSON values."""
+        ...
+
+
+class BatchWithState(NamedTuple):
+    """A batch, and the state of its iterator after it, from which a resumed run continues."""
+
+    batch: Any
+    iterator_state: Any
+
+
+class Prefetch:
+    """`batches` through `to_device`, prepared in one thread up to `depth` ahead.
+
+    The iterator state travels with its batch, so batches that were prepared but not used are
+    prepared again after a restart. An exception in the thread is raised by the call that would have
+    returned its batch. A context manager: leaving it ends the thread, unless a batch takes longer
+    than JOIN_TIMEOUT_SECONDS.
+    """
+
+    def __init__(
+        self, batches: BatchIterator, to_device: Callable[[Batch], Any], depth: int = 2
+    ) -> None:
+        self._batches, self._to_device = batches, to_device
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._queue: deque[Future[BatchWithState]] = deque()
+        for _ in range(depth):
+            self._queue.append(self._thread.submit(self._make))
+
+    def _make(self) -> BatchWithState:
+        batch = self._to_device(next(self._batches))
+        return BatchWithState(batch, self._batches.get_state())
+
+    def __next__(self) -> BatchWithState:
+        self._queue.append(self._thread.submit(self._make))
+        return self._queue.popleft().result()
+
+    def __enter__(self) -> "Prefetch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        wait(
+            [future for future in self._queue if not future.cancelled()],
+            timeout=JOIN_TIMEOUT_SECONDS,
+        )
 
 
 class _MetricAverager:
@@ -131,7 +195,7 @@ class _MetricAverager:
             self._started += time.perf_counter() - start
 
 
-def train(
+def training_loop(
     step: Callable[[TrainState, PyTree, Any, Array], tuple[TrainState, Mapping[str, Array]]],
     state: TrainState,
     frozen: PyTree,

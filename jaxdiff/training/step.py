@@ -1,7 +1,11 @@
-"""The pure training step and its data-parallel compilation."""
+"""The training step of an objective: pure, compiled for a mesh, and the state that it changes.
 
-from collections.abc import Callable, Set
-from typing import Any
+Parameters are flat dicts from dotted path to array, as `models.build.param_dict` gives them.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +13,96 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from jaxdiff.core.types import Array, Key, PyTree
-from jaxdiff.parallel.mesh import batch_sharding, replicated
-from jaxdiff.training import ema
-from jaxdiff.training.config import EMAConfig
-from jaxdiff.training.per_sample_random import sample_keys
-from jaxdiff.training.state import TrainState
+from jaxdiff.core.trees import cast_floating
+from jaxdiff.core.types import Array, Dtype, Float, Int, Key, NDArray, PyTree
+from jaxdiff.parallel.mesh import FSDP, batch_sharding, device_put_global, replicated
+from jaxdiff.parallel.sharding import (
+    ANY,
+    Rules,
+    all_gather_fsdp,
+    infer_shardings,
+    optimizer_state_shardings,
+    shardings,
+)
+from jaxdiff.training.config import EMAConfig, OptimiserConfig
+from jaxdiff.training.optimiser import learning_rate, lr_multipliers, make_optimiser
+from jaxdiff.training.power_ema import power_decay
 
+Params = dict[str, Array]
+HostParams = dict[str, NDArray]  # parameters on the host
 Metrics = dict[str, Array]
-Loss = Callable[[PyTree, PyTree, dict[str, Array], Array], tuple[Array, Metrics]]
-Step = Callable[[TrainState, PyTree, dict[str, Array], Array], tuple[TrainState, Metrics]]
+# (parameters, frozen weights, batch, key or keys of the samples) -> (scalar loss, metrics)
+Loss = Callable[[PyTree, PyTree, dict[str, Array], Key[Array, "..."]], tuple[Array, Metrics]]
+# (state, frozen weights, batch, base key) -> (state, metrics)
+Step = Callable[["TrainState", PyTree, dict[str, Array], Array], tuple["TrainState", Metrics]]
+
+
+def _unchanged(frozen: Any, step: Array) -> Any:
+    return frozen
+
+
+def _no_metrics(
+    params: Params, frozen: Any, batch: dict[str, Array], key: Key[Array, "..."]
+) -> Metrics:
+    return {}
+
+
+class TrainingTask(NamedTuple):
+    """An objective with its networks: initial parameters, and the loss of a batch."""
+
+    # shapes and dtypes of the parameters
+    shapes: Params
+    # seed -> path and initial value of each parameter, one at a time
+    init: Callable[[int], Iterator[tuple[str, NDArray]]]
+    # a mean over samples, with a random key for each
+    loss: Loss
+    # updated parameters -> the nearest allowed ones
+    project_params: Callable[[Params], Params] = lambda params: params
+    # sharding rules of the parameters
+    rules: Rules = ANY
+    # metrics of a validation batch, where there are more than the loss
+    eval_metrics: Callable[[Params, Any, dict[str, Array], Key[Array, "..."]], Metrics] = (
+        _no_metrics
+    )
+    # (frozen weights, step) -> the `frozen` argument of the loss at that step
+    frozen_at_step: Callable[[Any, Array], Any] = _unchanged
+
+
+class TrainState(NamedTuple):
+    """The complete state as one pytree; `step` counts finished updates."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    ema: PyTree  # float32, same structure as params
+    opt_state: PyTree
+    power_ema: dict[str, PyTree] = {}  # power-function EMAs by their std, as ema  # noqa: RUF012
+
+
+class CheckpointState(NamedTuple):
+    """A TrainState with the field names, in the same order, that checkpoints on disk have."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+    profiles: dict[str, PyTree]  # power_ema
+
+
+def initial_state(
+    params: PyTree, optimiser: optax.GradientTransformation, power_stds: Sequence[float] = ()
+) -> TrainState:
+    """The state before the first step; `jax.eval_shape` gives its shapes without arrays."""
+
+    def ema_copy() -> PyTree:
+        return jax.tree.map(jnp.copy, cast_floating(params, jnp.float32))
+
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=ema_copy(),
+        opt_state=optimiser.init(params),
+        power_ema={str(std): ema_copy() for std in power_stds},
+    )
 
 
 def make_step(
@@ -56,10 +140,10 @@ def make_step(
         )
         updates, opt_state = transform.update(grads, state.opt_state, state.params, step=state.step)
         params = project_params(optax.apply_updates(state.params, updates))
-        decay = ema.decay_at(state.step, ema_config.decay, warmup=ema_config.warmup)
-        new_ema = ema.update(state.ema, params, decay)
+        decay = ema_decay(state.step, ema_config.decay, warmup=ema_config.warmup)
+        new_ema = update_ema(state.ema, params, decay)
         new_power_ema = {
-            std: ema.update(kept, params, ema.power_decay(state.step, float(std)))
+            std: update_ema(kept, params, power_decay(state.step, float(std)))
             for std, kept in state.power_ema.items()
         }
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
@@ -67,18 +151,27 @@ def make_step(
         new = (params, new_ema, opt_state, new_power_ema)
         old = (state.params, state.ema, state.opt_state, state.power_ema)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-        metrics = (
-            loss_parts
-            | norms
-            | {
-                "loss": value,
-                "learning_rate": schedule(state.step),
-                "nonfinite_steps": 1 - finite.astype(jnp.float32),
-            }
-        )
+        metrics = {
+            **loss_parts,
+            **norms,
+            "loss": value,
+            "learning_rate": schedule(state.step),
+            "nonfinite_steps": 1 - finite.astype(jnp.float32),
+        }
         return TrainState(state.step + 1, *kept), metrics
 
     return step
+
+
+def ema_decay(step: Int[Array, ""], decay: float, *, warmup: bool = True) -> Float[Array, ""]:
+    """The decay b after `step` = n finished updates; with warm-up min(b, (1 + n) / (10 + n))."""
+    n = step.astype(jnp.float32)
+    return jnp.minimum(jnp.float32(decay), (1 + n) / (10 + n)) if warmup else jnp.float32(decay)
+
+
+def update_ema(ema: PyTree, params: PyTree, decay: Float[Array, ""]) -> PyTree:
+    """b ema + (1 - b) params, written so that equal trees are an exact fixed point."""
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (p.astype(jnp.float32) - e), ema, params)
 
 
 def stop_gradients_for(loss: Loss, frozen: Set[str]) -> Loss:
@@ -149,3 +242,96 @@ def compile_step(step: Step, mesh: Mesh, state: PyTree = None, frozen: PyTree = 
         donate_argnums=0,
         keep_unused=True,  # frozen weights that only sampling reads count as memory
     )
+
+
+class TrainProgram(NamedTuple):
+    """A training on a mesh: its initial state, and its compiled step."""
+
+    init: Callable[[int], TrainState]  # seed -> the state before the first step, on the mesh
+    state_shapes: Any  # shapes and dtypes of the state
+    state_shardings: Any  # of the state
+    frozen_shardings: PyTree  # of the frozen weights
+    step: Any  # (state, frozen, batch, base key) -> (state, metrics), under jit
+
+
+def make_program(
+    task: TrainingTask,
+    frozen: PyTree,
+    mesh: Mesh,
+    *,
+    steps: int,
+    optimiser: OptimiserConfig = OptimiserConfig(),  # noqa: B008 - it is frozen
+    ema: EMAConfig = EMAConfig(),  # noqa: B008
+    gradient_accumulation_steps: int = 1,
+) -> TrainProgram:
+    """The program of a training of `steps` steps; `frozen` are frozen weights, or their shapes.
+
+    Raises InputError for learning rate multipliers that match no weight.
+    """
+    multipliers = lr_multipliers(task.shapes, optimiser)
+    frozen_paths = {path for path, value in multipliers.items() if not value}
+    transform = make_optimiser(optimiser, steps, multipliers)
+    new_state = functools.partial(initial_state, optimiser=transform, power_stds=ema.power_stds)
+    state_shapes = jax.eval_shape(new_state, task.shapes)
+    state_shardings: Any = optimizer_state_shardings(state_shapes, task.shapes, task.rules, mesh)
+    frozen_shardings = infer_shardings(frozen, mesh)
+    param_shardings = shardings(task.shapes, task.rules, mesh)
+
+    def init(seed: int) -> TrainState:
+        params = {
+            path: device_put_global(array, param_shardings[path]) for path, array in task.init(seed)
+        }
+        return jax.jit(new_state, out_shardings=state_shardings)(params)
+
+    def gathered(function: Callable[..., Any], parts: PyTree) -> Callable[..., Any]:
+        """`function` of weights that are sharded as in `parts`."""
+        if mesh.shape[FSDP] == 1:
+            return function
+        return lambda weights, *others: function(all_gather_fsdp(weights, parts), *others)
+
+    step = make_step(
+        stop_gradients_for(gathered(task.loss, param_shardings), frozen_paths),
+        transform,
+        learning_rate(optimiser, steps),
+        ema,
+        task.project_params,
+        gradient_accumulation_steps,
+        gathered(task.frozen_at_step, frozen_shardings),
+    )
+    compiled = compile_step(step, mesh, state_shardings, frozen_shardings)
+    return TrainProgram(init, state_shapes, state_shardings, frozen_shardings, compiled)
+
+
+# Random numbers with a key per sample, so that they do not depend on how a batch is split. A key
+# argument is either one key, from which sample i gets fold_in(key, i), or one key per sample.
+
+
+def sample_keys(key: Key[Array, "..."], n: int) -> Key[Array, "n"]:
+    """The keys of n samples."""
+    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
+
+
+def per_sample_split(key: Key[Array, "..."], n: int, count: int) -> tuple[Key[Array, "n"], ...]:
+    """`count` independent keys for each of n samples: one array of n keys for each purpose."""
+    keys = jax.vmap(lambda k: jax.random.split(k, count))(sample_keys(key, n))
+    return tuple(keys[:, i] for i in range(count))
+
+
+def per_sample_normal(
+    key: Key[Array, "..."], shape: tuple[int, ...], dtype: Dtype = jnp.float32
+) -> Array:
+    """Standard normal samples of `shape`, whose first axis is the batch."""
+    return _vmap(key, shape, lambda k: jax.random.normal(k, shape[1:], dtype))
+
+
+def per_sample_uniform(
+    key: Key[Array, "..."], shape: tuple[int, ...], low: float = 0.0, high: float = 1.0
+) -> Array:
+    """Uniform samples in [low, high) of `shape`, whose first axis is the batch."""
+    return _vmap(key, shape, lambda k: jax.random.uniform(k, shape[1:], minval=low, maxval=high))
+
+
+def _vmap(
+    key: Key[Array, "..."], shape: tuple[int, ...], sample: Callable[[Key[Array, ""]], Array]
+) -> Array:
+    return jax.vmap(sample)(sample_keys(key, shape[0]))

@@ -19,8 +19,8 @@ from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.latents import LatentSource
 from jaxdiff.data.preprocessing import resize_and_crop
 from jaxdiff.experiments import cache_latents
+from jaxdiff.experiments.loggers import read_lines
 from jaxdiff.scenes.source import SceneSource
-from jaxdiff.training.jsonl_log import read_lines
 
 UNET = """
 from jaxdiff.models.unet.config import UNet2DConditionConfig

@@ -26,6 +26,7 @@ from jaxdiff.data.latents import (
 from jaxdiff.experiments.base_model import load_base_model
 from jaxdiff.experiments.experiment import training_batches
 from jaxdiff.experiments.latent_cache import check_latent_cache
+from jaxdiff.experiments.loggers import read_lines
 from jaxdiff.experiments.train import experiment
 from jaxdiff.experiments.training_methods import make_training_method
 from jaxdiff.models.clip import CLIPTextModel
@@ -38,14 +39,13 @@ from jaxdiff.training.config import (
     TextualInversion,
     TrainConfig,
 )
-from jaxdiff.training.jsonl_log import read_lines
 from jaxdiff.training.objectives.diffusion import (
     Frozen,
     caption_dropout_masks,
     diffusion_task,
     frozen_networks_used,
 )
-from jaxdiff.training.per_sample_random import per_sample_split
+from jaxdiff.training.step import per_sample_split
 
 COUNT = 20
 THINGS = [

@@ -31,9 +31,7 @@ from jaxdiff.training.objectives.diffusion import (
     sample_timesteps,
 )
 from jaxdiff.training.optimiser import learning_rate, make_optimiser
-from jaxdiff.training.per_sample_random import per_sample_normal, per_sample_split
-from jaxdiff.training.state import initial_state
-from jaxdiff.training.step import make_step
+from jaxdiff.training.step import initial_state, make_step, per_sample_normal, per_sample_split
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

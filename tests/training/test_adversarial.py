@@ -13,14 +13,13 @@ from jaxdiff.models.clip import CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPVisionConfig
 from jaxdiff.models.discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from jaxdiff.models.image_processor import CLIPImageProcessor
-from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig, sample_latents
 from jaxdiff.training.config import EMAConfig, OptimiserConfig, VAEObjective
 from jaxdiff.training.objectives.adversarial import hinge_loss
 from jaxdiff.training.objectives.perceptual import PerceptualModel, hidden_state_distance
-from jaxdiff.training.objectives.vae import Frozen, edge_loss, sample_latents, vae_task
+from jaxdiff.training.objectives.vae import Frozen, edge_loss, vae_task
 from jaxdiff.training.optimiser import learning_rate, make_optimiser
-from jaxdiff.training.state import initial_state
-from jaxdiff.training.step import make_step
+from jaxdiff.training.step import initial_state, make_step, per_sample_normal
 
 MODEL = AutoencoderKLConfig(
     down_block_types=("DownEncoderBlock2D",) * 2,
@@ -74,7 +73,11 @@ def table(params, prefix):
 def rebuilt(params):
     model = with_params(abstract(AutoencoderKL, MODEL), table(params, "vae."))
     mean, logvar = model.encode(IMAGES)
-    return model.decode(sample_latents(mean, logvar, KEY)), mean, logvar
+    return (
+        model.decode(sample_latents(mean, logvar, per_sample_normal(KEY, mean.shape))),
+        mean,
+        logvar,
+    )
 
 
 def reconstruction(params):

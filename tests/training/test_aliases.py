@@ -15,6 +15,7 @@ from jaxdiff.cli import main
 from jaxdiff.cli.train import parse
 from jaxdiff.core.aliases import rename_options
 from jaxdiff.core.errors import InputError
+from jaxdiff.experiments.loggers import JsonlLog, read_lines
 from jaxdiff.experiments.workdir import check_identity, read_config
 from jaxdiff.training.config import (
     ClassifierObjective,
@@ -31,7 +32,6 @@ from jaxdiff.training.config import (
     aliases,
     resume_identity,
 )
-from jaxdiff.training.jsonl_log import JsonlLog, read_lines
 
 OLD = pathlib.Path(__file__).parent / "old_configs"
 SIZE = {"steps": 10, "batch_size": 8}

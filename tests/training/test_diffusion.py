@@ -24,10 +24,9 @@ from jaxdiff.training.objectives.diffusion import (
     loss_by_timestep_quartile,
     offset_noise,
     sample_timesteps,
+    train_denoiser,
 )
-from jaxdiff.training.objectives.trainable import train_denoiser
-from jaxdiff.training.per_sample_random import per_sample_normal
-from jaxdiff.training.step import accumulate_gradients
+from jaxdiff.training.step import accumulate_gradients, per_sample_normal
 
 RNG = np.random.default_rng(0)
 

@@ -23,14 +23,14 @@ from jaxdiff.training.objectives.diffusion import (
     LatentDiffusion,
     encode_latents,
     sample_timesteps,
+    train_denoiser,
 )
 from jaxdiff.training.objectives.distillation import (
     distillation_task,
     student_model,
     student_network,
 )
-from jaxdiff.training.objectives.trainable import train_denoiser
-from jaxdiff.training.per_sample_random import per_sample_normal, per_sample_split
+from jaxdiff.training.step import per_sample_normal, per_sample_split
 
 RNG = np.random.default_rng(0)
 BATCH = {

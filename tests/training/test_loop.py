@@ -7,9 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.training.loop import Hooks, Intervals, NonFiniteError, StoppedError, train
-from jaxdiff.training.prefetch import Prefetch
-from jaxdiff.training.state import TrainState
+from jaxdiff.training.loop import (
+    Hooks,
+    Intervals,
+    NonFiniteError,
+    Prefetch,
+    StoppedError,
+    training_loop,
+)
+from jaxdiff.training.step import TrainState
 
 
 class Ones:
@@ -65,7 +71,7 @@ def run(record: Record, *, steps=10, bad=(), start=0, numbers=Ones):
 
     intervals = Intervals(steps=steps, log=4, checkpoint=3, sample=5, max_nonfinite_steps=3)
     with Prefetch(numbers(), lambda batch: batch) as ahead:
-        return train(
+        return training_loop(
             jax.jit(step),
             state,
             {},

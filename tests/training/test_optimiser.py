@@ -17,8 +17,7 @@ from jaxdiff.training.optimiser import (
     make_optimiser,
     weight_decay_mask,
 )
-from jaxdiff.training.state import initial_state
-from jaxdiff.training.step import make_step, stop_gradients_for
+from jaxdiff.training.step import initial_state, make_step, stop_gradients_for
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 CONFIG = OptimiserConfig(

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from jaxdiff.training import prefetch
-from jaxdiff.training.prefetch import Prefetch
+from jaxdiff.training import loop
+from jaxdiff.training.loop import Prefetch
 
 
 class Counter:
@@ -45,7 +45,7 @@ def test_an_error_comes_in_its_turn():
 
 
 def test_a_batch_that_does_not_come_holds_nobody(monkeypatch):
-    monkeypatch.setattr(prefetch, "JOIN_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(loop, "JOIN_TIMEOUT_SECONDS", 0.05)
     come, arrived = threading.Event(), []
 
     def place(batch):

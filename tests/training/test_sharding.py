@@ -18,11 +18,10 @@ from jaxdiff.parallel.mesh import (
     shard_batch,
 )
 from jaxdiff.parallel.sharding import shardings
-from jaxdiff.training.config import CLIPObjective, EMAConfig, OptimiserConfig, TrainConfig
+from jaxdiff.training.config import CLIPObjective, EMAConfig, OptimiserConfig
 from jaxdiff.training.objectives.clip import clip_task
-from jaxdiff.training.objectives.diffusion import diffusion_task
-from jaxdiff.training.objectives.trainable import train_denoiser
-from jaxdiff.training.program import make_program
+from jaxdiff.training.objectives.diffusion import diffusion_task, train_denoiser
+from jaxdiff.training.step import make_program
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 STEPS = 6
@@ -43,17 +42,15 @@ def trained(sizes):
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
     frozen = tiny_training.frozen()
     learn = diffusion_task(OBJECTIVE, train_denoiser(SD, tiny_training.networks()))
-    config = TrainConfig(
-        objective=OBJECTIVE,
+    program = make_program(
+        learn,
+        frozen,
+        mesh,
+        steps=STEPS,
         optimiser=OptimiserConfig(learning_rate=1e-2, warmup_steps=1),
         ema=EMAConfig(decay=0.9),
-        steps=STEPS,
-        batch_size=8,
     )
-    program = make_program(config, learn, frozen, mesh)
-    where = program.state_shardings
-    params = {path: device_put_global(array, where.params[path]) for path, array in learn.init(2)}
-    state = jax.jit(program.init, out_shardings=where)(params)
+    state = program.init(2)
     frozen, base = (
         jax.tree.map(device_put_global, frozen, program.frozen_shardings),
         replicate(jax.random.key(3), mesh),

@@ -8,8 +8,7 @@ import pytest
 
 from jaxdiff.parallel.mesh import data_mesh, replicate, shard_batch
 from jaxdiff.training.config import EMAConfig
-from jaxdiff.training.state import TrainState, initial_state
-from jaxdiff.training.step import compile_step, make_step
+from jaxdiff.training.step import TrainState, compile_step, initial_state, make_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 SCHEDULE = optax.constant_schedule(0.1)

@@ -15,7 +15,7 @@ from jaxdiff.core.types import Array, Float
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.discriminator import PatchDiscriminator
 from jaxdiff.nn.layers import Conv
-from jaxdiff.training.objectives import Params
+from jaxdiff.training.step import Params
 
 ImageLoss = Callable[[Float[Array, "b h w c"]], Float[Array, ""]]
 

@@ -14,10 +14,8 @@ from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.sharding import CLASSIFIER
 from jaxdiff.training.config import ClassifierObjective
-from jaxdiff.training.objectives import Metrics, Params, TrainingTask
-from jaxdiff.training.objectives.diffusion import sample_timesteps
-from jaxdiff.training.objectives.vae import sample_latents
-from jaxdiff.training.per_sample_random import per_sample_normal, per_sample_split
+from jaxdiff.training.objectives.diffusion import encode_latents, sample_timesteps
+from jaxdiff.training.step import Metrics, Params, TrainingTask, per_sample_normal, per_sample_split
 
 
 def classifier_task(
@@ -41,7 +39,7 @@ def classifier_task(
         ).reshape(config.noise_levels_per_image, -1)
         timestep_key, noise_key = per_sample_split(level_keys.T.reshape(-1), level_keys.size, 2)
         encoder = with_params(vae, frozen)
-        x0 = encoder.scale(sample_latents(*encoder.encode(batch["image"]), latent_key))
+        x0 = encode_latents(encoder, batch["image"], latent_key)
         x0, targets, known = (
             jnp.repeat(array, config.noise_levels_per_image, axis=0)
             for array in (jax.lax.stop_gradient(x0), batch["targets"], batch["known"])

@@ -19,7 +19,7 @@ from jaxdiff.models.build import abstract, initial_weights, param_dict, with_par
 from jaxdiff.models.clip import CLIPModel, unit
 from jaxdiff.parallel.sharding import CLIP
 from jaxdiff.training.config import CLIPObjective
-from jaxdiff.training.objectives import Metrics, Params, TrainingTask
+from jaxdiff.training.step import Metrics, Params, TrainingTask
 
 MAX_LOGIT_SCALE = math.log(100)  # section 2.5: a larger inverse temperature makes training unstable
 NEG_INF = -1e9  # a logit without effect in a softmax

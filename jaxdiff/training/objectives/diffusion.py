@@ -1,28 +1,82 @@
 """The denoising loss of latent diffusion (2112.10752)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
-from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
+from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray
 from jaxdiff.data.texts import POOLED_COLUMN
 from jaxdiff.diffusion.denoising import target
 from jaxdiff.diffusion.losses import add_noise, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
-from jaxdiff.families.base import TextEncoderOutput, select_rows, zero_rows
-from jaxdiff.models.build import with_params
-from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.families.base import Family, TextEncoderOutput, select_rows, zero_rows
+from jaxdiff.models.build import initial_weights, param_dict, with_params
+from jaxdiff.models.vae import AutoencoderKL, sample_latents
+from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import DiffusionObjective
-from jaxdiff.training.objectives import Metrics, Params, TrainingTask
-from jaxdiff.training.objectives.trainable import ParameterPartition, Tables
-from jaxdiff.training.objectives.vae import sample_latents
-from jaxdiff.training.per_sample_random import (
+from jaxdiff.training.step import (
+    Metrics,
+    Params,
+    TrainingTask,
     per_sample_normal,
     per_sample_split,
     per_sample_uniform,
 )
+
+Networks = Mapping[str, nnx.Module]  # abstract, by component: denoiser, VAE and text encoders
+Table = dict[str, Any]  # arrays, or their shapes, by path
+Tables = dict[str, Table]  # by network
+InitialWeights = Iterator[tuple[str, NDArray]]
+LoadWeights = Callable[[], Tables]  # reads the initial weights of networks when they are needed
+
+
+class ParameterPartition(NamedTuple):
+    """The weights of a model, partitioned into trained parameters and frozen weights.
+
+    Weights are dicts by dotted path, one for each network. If the parameters are exactly the
+    denoiser's, they have its paths; otherwise paths start with the network's name.
+    """
+
+    family: Family
+    networks: Networks
+    frozen: tuple[str, ...]  # networks with weights that are not parameters
+    shapes: Table  # of the parameters
+    init: Callable[[int], InitialWeights]  # seed -> path and initial value of each parameter
+    # parameters, weights of the frozen networks -> weights of each network
+    merge: Callable[[Table, Tables], Tables]
+    rules: Rules = ANY
+
+
+def train_denoiser(
+    family: Family, networks: Networks, pretrained: LoadWeights = dict
+) -> ParameterPartition:
+    """Train all weights of the denoiser, from the `pretrained` ones or from random ones."""
+    own = family.network
+    frozen = tuple(name for name in networks if name != own)
+
+    def merge(params: Table, frozen: Tables) -> Tables:
+        return {**frozen, own: params}
+
+    def init(seed: int) -> InitialWeights:
+        yield from initial_or_pretrained(networks[own], pretrained().get(own), seed)
+
+    shapes, rules = param_dict(networks[own]), family.adapter.sharding_rules
+    return ParameterPartition(family, networks, frozen, shapes, init, merge, rules)
+
+
+def initial_or_pretrained(
+    network: nnx.Module, pretrained: Mapping[str, Any] | None, seed: int
+) -> InitialWeights:
+    """The `pretrained` weights in float32, or initial ones of `seed`."""
+    if pretrained is None:
+        yield from initial_weights(network, seed)
+    else:
+        for path, array in pretrained.items():
+            yield path, np.asarray(array, np.float32)
 
 
 class Frozen(NamedTuple):
@@ -189,7 +243,7 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         encoders: Mapping[str, Any], batch: dict[str, Array], key: Key[Array, "..."]
     ) -> Float[Array, "b h w c"]:
         if "mean" in batch:
-            return vae.scale(sample_latents(batch["mean"], batch["logvar"], key))
+            return scaled_latents(vae, batch["mean"], batch["logvar"], key)
         return encode_latents(encoders[family.latent_codec], batch["image"], key)
 
     def make_cond(
@@ -284,7 +338,18 @@ def encode_latents(
     vae: AutoencoderKL, images: Float[Array, "b h2 w2 3"], key: Key[Array, "..."]
 ) -> Float[Array, "b h w c"]:
     """Scaled latents of images, sampled from the encoder's distribution."""
-    return vae.scale(sample_latents(*vae.encode(images), key))
+    return scaled_latents(vae, *vae.encode(images), key)
+
+
+def scaled_latents(
+    vae: AutoencoderKL,
+    mean: Float[Array, "b h w c"],
+    logvar: Float[Array, "b h w c"],
+    key: Key[Array, "..."],
+) -> Float[Array, "b h w c"]:
+    """Scaled latents, sampled from the distribution that the encoder gave."""
+    noise = per_sample_normal(key, mean.shape, mean.dtype)
+    return vae.scale(sample_latents(mean, logvar, noise))
 
 
 def denoising_errors(

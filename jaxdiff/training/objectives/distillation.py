@@ -17,15 +17,19 @@ from jaxdiff.guidance.base import extrapolate
 from jaxdiff.models.build import abstract, initial_weights
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.training.config import DistillationObjective
-from jaxdiff.training.objectives import Metrics, Params, TrainingTask
 from jaxdiff.training.objectives.diffusion import (
     Frozen,
     LatentDiffusion,
+    LoadWeights,
+    Networks,
     encode_latents,
     sample_timesteps,
+    train_denoiser,
 )
-from jaxdiff.training.objectives.trainable import LoadWeights, Networks, train_denoiser
-from jaxdiff.training.per_sample_random import (
+from jaxdiff.training.step import (
+    Metrics,
+    Params,
+    TrainingTask,
     per_sample_normal,
     per_sample_split,
     per_sample_uniform,

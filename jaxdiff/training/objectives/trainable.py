@@ -1,12 +1,10 @@
-"""The weights of a diffusion model, partitioned into trained parameters and frozen weights.
+"""Partitions of a diffusion model that train more, or less, than its denoiser.
 
-Weights are dicts by dotted path, one for each network. If the parameters are exactly the
-denoiser's, they have its paths; otherwise paths start with the network's name: `unet.`,
-`text_encoder.`.
+Paths of their parameters start with the network's name: `unet.`, `text_encoder.`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,44 +16,16 @@ from jaxdiff.families.base import Family
 from jaxdiff.models.build import initial_weights, param_dict
 from jaxdiff.models.clip import TOKEN_EMBEDDING, CLIPTextModel, extend_token_embedding
 from jaxdiff.models.lora import inject_lora, is_lora_param
-from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import LoRA
-
-Networks = Mapping[str, nnx.Module]  # abstract, by component: denoiser, VAE and text encoders
-Table = dict[str, Any]  # arrays, or their shapes, by path
-Tables = dict[str, Table]  # by network
-InitialWeights = Iterator[tuple[str, NDArray]]
-LoadWeights = Callable[[], Tables]  # reads the initial weights of networks when they are needed
-
-
-class ParameterPartition(NamedTuple):
-    """A model with trained parameters and frozen weights."""
-
-    family: Family
-    networks: Networks
-    frozen: tuple[str, ...]  # networks with weights that are not parameters
-    shapes: Table  # of the parameters
-    init: Callable[[int], InitialWeights]  # seed -> path and initial value of each parameter
-    # parameters, weights of the frozen networks -> weights of each network
-    merge: Callable[[Table, Tables], Tables]
-    rules: Rules = ANY
-
-
-def train_denoiser(
-    family: Family, networks: Networks, pretrained: LoadWeights = dict
-) -> ParameterPartition:
-    """Train all weights of the denoiser, from the `pretrained` ones or from random ones."""
-    own = family.network
-    frozen = tuple(name for name in networks if name != own)
-
-    def merge(params: Table, frozen: Tables) -> Tables:
-        return {**frozen, own: params}
-
-    def init(seed: int) -> InitialWeights:
-        yield from _initial_weights(networks[own], pretrained().get(own), seed)
-
-    shapes, rules = param_dict(networks[own]), family.adapter.sharding_rules
-    return ParameterPartition(family, networks, frozen, shapes, init, merge, rules)
+from jaxdiff.training.objectives.diffusion import (
+    InitialWeights,
+    LoadWeights,
+    Networks,
+    ParameterPartition,
+    Table,
+    Tables,
+    initial_or_pretrained,
+)
 
 
 def train_denoiser_and_text_encoders(
@@ -74,7 +44,7 @@ def train_denoiser_and_text_encoders(
     def init(seed: int) -> InitialWeights:
         tables = pretrained()
         for name in names:
-            for path, array in _initial_weights(networks[name], tables.get(name), seed):
+            for path, array in initial_or_pretrained(networks[name], tables.get(name), seed):
                 if is_used(name, path):
                     yield f"{name}.{path}", array
 
@@ -176,22 +146,12 @@ def add_prefixes(tables: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def split_prefixes(params: Mapping[str, Any]) -> Tables:
-    """The inverse of `joined`."""
+    """The inverse of `add_prefixes`."""
     tables: Tables = {}
     for path, leaf in params.items():
         name, _, rest = path.partition(".")
         tables.setdefault(name, {})[rest] = leaf
     return tables
-
-
-def _initial_weights(
-    network: nnx.Module, pretrained: Mapping[str, Any] | None, seed: int
-) -> InitialWeights:
-    if pretrained is None:
-        yield from initial_weights(network, seed)
-    else:
-        for path, array in pretrained.items():
-            yield path, np.asarray(array, np.float32)
 
 
 def _add_prefix(name: str, values: Iterable[tuple[str, NDArray]]) -> InitialWeights:

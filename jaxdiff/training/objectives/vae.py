@@ -11,13 +11,15 @@ from jaxdiff.core.types import Array, Dtype, Float, Int, Key, NDArray
 from jaxdiff.diffusion.denoising import per_image
 from jaxdiff.models.build import abstract, initial_weights, param_dict, with_params
 from jaxdiff.models.discriminator import PatchDiscriminator
-from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.models.vae import AutoencoderKL, sample_latents
 from jaxdiff.parallel.sharding import VAE
 from jaxdiff.training.config import VAEObjective
-from jaxdiff.training.objectives import Metrics, Params, TrainingTask
 from jaxdiff.training.objectives.adversarial import gan_loss, last_layer_image
 from jaxdiff.training.objectives.perceptual import PerceptualModel
-from jaxdiff.training.per_sample_random import (
+from jaxdiff.training.step import (
+    Metrics,
+    Params,
+    TrainingTask,
     per_sample_normal,
     per_sample_split,
     per_sample_uniform,
@@ -30,13 +32,6 @@ VAE_PREFIX, DISCRIMINATOR_PREFIX = (
 )  # prefixes of paths, if there is a discriminator
 
 
-def sample_latents(
-    mean: Float[Array, "b *d"], logvar: Float[Array, "b *d"], key: Key[Array, "..."]
-) -> Float[Array, "b *d"]:
-    """z = mean + exp(logvar / 2) noise (1312.6114, eq. 10)."""
-    return mean + jnp.exp(0.5 * logvar) * per_sample_normal(key, mean.shape, mean.dtype)
-
-
 def decoder_input(
     config: VAEObjective,
     mean: Float[Array, "b *d"],
@@ -45,13 +40,14 @@ def decoder_input(
 ) -> Float[Array, "b *d"]:
     """Latents for the decoder, with the noise of `latent_noise`."""
     if not config.latent_noise:
-        return sample_latents(mean, logvar, key)
+        return sample_latents(mean, logvar, per_sample_normal(key, mean.shape, mean.dtype))
     b = len(mean)
     latent_key, std_key, noise_key = per_sample_split(key, b, 3)
+    z = sample_latents(mean, logvar, per_sample_normal(latent_key, mean.shape, mean.dtype))
     largest = config.latent_noise / config.model.scaling_factor
     std = per_sample_uniform(std_key, (b,), 0.0, largest).astype(mean.dtype)
     noise = per_sample_normal(noise_key, mean.shape, mean.dtype)
-    return sample_latents(mean, logvar, latent_key) + per_image(std, mean) * noise
+    return z + per_image(std, mean) * noise
 
 
 def kl_divergence(mean: Float[Array, "*b"], logvar: Float[Array, "*b"]) -> Float[Array, ""]:

@@ -22,6 +22,7 @@ from jaxdiff.data.tokenizer import load_tokenizer, tokenize, train_tokenizer
 from jaxdiff.experiments import experiment, vae
 from jaxdiff.experiments.datasets import open_dataset
 from jaxdiff.experiments.experiment import training_batches, validation_batch, validation_captions
+from jaxdiff.experiments.loggers import read_lines
 from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training.config import (
     ClassifierObjective,
@@ -30,7 +31,6 @@ from jaxdiff.training.config import (
     TrainConfig,
     VAEObjective,
 )
-from jaxdiff.training.jsonl_log import read_lines
 
 TOKENIZER = train_tokenizer([caption(i) for i in range(40)], 560, 12)
 OBJECTIVE = DiffusionObjective(vae="", text_encoder="")

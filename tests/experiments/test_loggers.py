@@ -1,6 +1,7 @@
 """Every log has each step once, with its values and its picture, and says what is missing."""
 
 import errno
+import io
 import os
 import struct
 import sys
@@ -10,13 +11,19 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from jaxdiff.core.errors import InputError, WriteError
-from jaxdiff.experiments.loggers import MetricLoggers, import_wandb
-from jaxdiff.parallel.memory import memory_use
+from jaxdiff.experiments.loggers import (
+    JsonlLog,
+    MetricLoggers,
+    Terminal,
+    import_wandb,
+    read_lines,
+)
+from jaxdiff.experiments.trainer import memory_use
 from jaxdiff.training.config import TrainConfig, VAEObjective
-from jaxdiff.training.jsonl_log import read_lines
 
 
 def config_of(**fields):
@@ -131,3 +138,55 @@ def test_memory_of_a_device_that_tells(monkeypatch):
     device = types.SimpleNamespace(memory_stats=lambda: told)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert memory_use() == {"hbm_peak_gb": 3.0, "hbm_share": 0.25}
+
+
+def test_lines_beyond_the_restored_step_go(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = JsonlLog(path, step=0)
+    for step in (1, 2, 3):
+        log(step, {"loss": 1.0 / step})
+    JsonlLog(path, step=2)(3, {"loss": 5.0})
+    assert read_lines(path) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+        {"step": 3, "loss": 5.0},
+    ]
+
+
+def test_a_line_cut_short_goes(tmp_path):
+    path = tmp_path / "log.jsonl"
+    JsonlLog(path, step=0)(1, {"loss": 1.0})
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    JsonlLog(path, step=2)(2, {"loss": 2.0})
+    assert [line["step"] for line in read_lines(path)] == [1, 2]
+
+
+VALUES = {"loss": 0.25, "step_ms": 12.0, "images_per_s": 640.4, "data_wait": 0.07, "l1": 0.1}
+
+
+def shown(*, terminal: bool, **values: float) -> str:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=100)
+    with Terminal(start=3, steps=10, console=console) as screen:
+        screen.step(4)
+        screen.values(4, values)
+        screen.message("going on")
+    return text.getvalue()
+
+
+def test_plain_lines_without_a_terminal():
+    line = "step 4/10  loss 0.2500  12 ms/step  640 images/s  waiting 7%"
+    assert shown(terminal=False, **VALUES).splitlines() == [line, "going on"]
+
+
+def test_measures_alone_are_a_line_too():
+    assert "step 4/10  validation_psnr 31.5" in shown(terminal=False, validation_psnr=31.5)
+
+
+def test_a_bar_with_the_same_numbers_in_a_terminal():
+    text = shown(terminal=True, **VALUES)
+    assert "4/10" in text
+    assert "640 images/s" in text
+    assert "left" in text
+    assert "going on" in text

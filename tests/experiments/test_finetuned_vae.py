@@ -16,12 +16,12 @@ from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.cli.train import run
 from jaxdiff.core.errors import InputError
 from jaxdiff.experiments import experiment, vae
+from jaxdiff.experiments.loggers import read_lines
 from jaxdiff.models.build import initialise, param_dict
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.training.config import VAEObjective
-from jaxdiff.training.jsonl_log import read_lines
 from jaxdiff.training.objectives.vae import decoder_input
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

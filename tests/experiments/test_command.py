@@ -21,12 +21,12 @@ from jaxdiff.cli.train import load_config, parse, run
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.experiments import clip, evaluation, experiment, vae
+from jaxdiff.experiments.loggers import read_lines
 from jaxdiff.experiments.workdir import check_identity, lock_workdir
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR
-from jaxdiff.training.jsonl_log import read_lines
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -10,10 +10,10 @@ from jaxdiff.checkpoints.ema_snapshots import EMASnapshots
 from jaxdiff.cli.train import run
 from jaxdiff.core.errors import InputError
 from jaxdiff.experiments import vae
+from jaxdiff.experiments.loggers import read_lines
 from jaxdiff.models.build import param_dict
 from jaxdiff.parallel.hardware import PEAK_FLOPS
-from jaxdiff.training import ema
-from jaxdiff.training.jsonl_log import read_lines
+from jaxdiff.training import power_ema
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 CONFIG = """
@@ -63,7 +63,7 @@ def test_any_width_is_exported(tmp_path, monkeypatch):
     snapshots = {s: kept.restore(s, {"0.05": shapes, "0.1": shapes}) for s in (2, 4, 6)}
     for width in (0.05, 0.08):
         run([*again, "--export-only", "--ema-std", str(width)])
-        parts = ema.post_hoc_coefficients(
+        parts = power_ema.post_hoc_coefficients(
             [(s, w) for s in (2, 4, 6) for w in (0.05, 0.1)], 6, width
         )
         for path, array in exported(export).items():
@@ -72,7 +72,9 @@ def test_any_width_is_exported(tmp_path, monkeypatch):
             np.testing.assert_allclose(array, total, rtol=1e-4, atol=1e-5)
     assert any(np.abs(array - plain[path]).max() > 1e-4 for path, array in exported(export).items())
     # The snapshot of a width that is kept is that average.
-    (*_, last) = ema.post_hoc_coefficients([(s, w) for s in (2, 4, 6) for w in (0.05, 0.1)], 6, 0.1)
+    (*_, last) = power_ema.post_hoc_coefficients(
+        [(s, w) for s in (2, 4, 6) for w in (0.05, 0.1)], 6, 0.1
+    )
     assert abs(last - 1) < 1e-6
 
 

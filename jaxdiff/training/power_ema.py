@@ -1,4 +1,4 @@
-"""Moving averages of the parameters, in float32: exponential, and power-function EMAs.
+"""Power-function EMAs of the parameters, and post-hoc EMA.
 
 A power-function EMA of the steps 1 ... n weights step t by t^gamma (EDM2, 2312.02696, section 3.1).
 Its `std` (sigma_rel) is the standard deviation of that profile relative to n. Post-hoc EMA: for any
@@ -7,19 +7,12 @@ other std it is a linear combination of snapshots of two such averages (section 
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.core.types import Array, Float, Int, NDArray, PyTree
+from jaxdiff.core.types import Array, Float, Int, NDArray
 
 Real = NDArray | np.float64
-
-
-def decay_at(step: Int[Array, ""], decay: float, *, warmup: bool = True) -> Float[Array, ""]:
-    """The decay b after `step` = n finished updates; with warm-up min(b, (1 + n) / (10 + n))."""
-    n = step.astype(jnp.float32)
-    return jnp.minimum(jnp.float32(decay), (1 + n) / (10 + n)) if warmup else jnp.float32(decay)
 
 
 def power_decay(step: Int[Array, ""], std: float) -> Float[Array, ""]:
@@ -36,11 +29,6 @@ def std_to_exponent(std: float) -> float:
     inverse = std**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return float(max(root.real for root in roots if abs(root.imag) < 1e-9))
-
-
-def update(ema: PyTree, params: PyTree, decay: Float[Array, ""]) -> PyTree:
-    """b ema + (1 - b) params, written so that equal trees are an exact fixed point."""
-    return jax.tree.map(lambda e, p: e + (1 - decay) * (p.astype(jnp.float32) - e), ema, params)
 
 
 def post_hoc_coefficients(
