@@ -8,7 +8,7 @@ from rich.console import Console
 
 from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
 from jaxdiff.core.errors import InputError, WriteError
-from jaxdiff.core.shutdown import stop_signals
+from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED, stop_signals
 from jaxdiff.core.types import Dtype, dtype_of
 from jaxdiff.experiments.classifier import classifier_experiment, wire_classifier
 from jaxdiff.experiments.clip import clip_experiment, wire_clip
@@ -132,7 +132,7 @@ def _train_until_stopped(trainer: Trainer, progress: bool, callback: Callback) -
             terminal.message(f"train: resuming after step {trainer.step} of {trainer.config.steps}")
         try:
             try:
-                trainer.train(terminal, consensus(lambda: bool(received)), callback)
+                trainer.train(terminal, consensus(SHUTDOWN_REQUESTED.is_set), callback)
             finally:
                 trainer.store.wait()
         except StoppedError as stopped:
