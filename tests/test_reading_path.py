@@ -110,7 +110,7 @@ def second_step(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("threads", "max_files", "max_lines"), [("loop", 12, 2000), ("all", 19, 2700)]
+    ("threads", "max_files", "max_lines"), [("loop", 12, 2055), ("all", 19, 2787)]
 )
 def test_a_training_step(second_step, threads, max_files, max_lines):
     """Threads prepare later batches meanwhile: reading and decoding is theirs."""
