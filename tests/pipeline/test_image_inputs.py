@@ -3,6 +3,7 @@
 import numpy as np
 import originals
 import pytest
+import tiny
 from PIL import Image
 
 from jaxdiff.core.errors import InputError
