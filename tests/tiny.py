@@ -6,8 +6,10 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import originals
 
 from jaxdiff.checkpoints.components import Component
+from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
 from jaxdiff.checkpoints.pipelines import PipelineComponents, read_pipeline, write_pipeline
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.data.tokenizer import save_tokenizer, train_tokenizer
@@ -19,6 +21,7 @@ from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.parallel.mesh import replicate
+from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.pipeline.pipeline import Pipeline
 
 CAPTIONS = ["a small red circle", "a large blue star above a green square"]
@@ -164,9 +167,27 @@ def first_devices(pipe, count):
     return Pipeline(parts, name=pipe.name, devices=devices)
 
 
-def with_linear_unet(pipe):
+def with_linear_unet(pipe, seed=1):
     """The same model on the same devices, with a linear network for its UNet."""
     types = dict.fromkeys(("dtype", "param_dtype"), pipe.unet.dtype)
-    unet = random_component(LinearUNet, pipe.unet.config, seed=1, **types)
+    unet = random_component(LinearUNet, pipe.unet.config, seed=seed, **types)
+    if pipe.mesh is not None:
+        table = param_dict(unet.module)
+        placed = jax.device_put(table, infer_shardings(table, pipe.mesh))
+        unet = Component(module=with_params(unet.module, placed))
     parts = dataclasses.replace(pipe.parts, components=pipe.parts.components | {"unet": unet})
-    return Pipeline(parts, name=pipe.name, devices=pipe.devices)
+    return Pipeline(parts, name=pipe.name, devices=pipe.devices, mesh=pipe.mesh)
+
+
+def write_lora(pipe, path, seed):
+    """A LoRA for every matrix and kernel of the UNet, in kohya's spelling."""
+    rng, tensors = np.random.default_rng(seed), {}
+    for key, array in param_dict(pipe.unet).items():
+        if key.endswith(".kernel"):
+            shape = torch_shape(array.shape, key)
+            stem = "lora_unet_" + path_to_torch_key(key).removesuffix(".weight").replace(".", "_")
+            tail = (1,) * (len(shape) - 2)
+            values = rng.normal(size=(2, *shape[1:])), 0.1 * rng.normal(size=(shape[0], 2, *tail))
+            for role, value in zip(("down", "up"), values, strict=True):
+                tensors[f"{stem}.lora_{role}.weight"] = value.astype(np.float32)
+    return originals.write_safetensors(path, tensors)

@@ -18,7 +18,9 @@ from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.parallel.mesh import device_put_global
 
 M = TypeVar("M", bound=nnx.Module)
-Placement = jax.sharding.Sharding | Callable[[str], jax.sharding.Sharding | None] | None
+# Where weights go; or a function that says it of a weight's path and shape.
+Place = jax.sharding.Sharding | None
+Placement = Place | Callable[[str, tuple[int, ...]], Place]
 
 FLOATS = ("F64", "F32", "BF16", "F16")
 # Each holds one tensor on the host. Two keep reading, casting and transposing apart from the
@@ -37,9 +39,9 @@ def load_into(
 ) -> M:
     """A copy of an abstract `module` with the stored tensors `entries` for weights.
 
-    `dtype` None keeps the stored one. `sharding` says where a weight goes, or gives it by path;
-    None is the default device. The host holds no more than WORKERS tensors beside the result.
-    Raises InputError, naming `source` or the file, before any tensor is read.
+    `dtype` None keeps the stored one. `sharding` says where a weight goes, or gives it by path and
+    shape; None is the default device. The host holds no more than WORKERS tensors beside the
+    result. Raises InputError, naming `source` or the file, before any tensor is read.
     """
     plan = match_keys(module, entries, class_name=class_name, source=source)
 
@@ -48,8 +50,9 @@ def load_into(
         values = read_tensor(entry)
         with np.errstate(over="ignore"):  # beyond float16's range is inf, as in PyTorch
             values = values.astype(stored_dtype(entry) if dtype is None else dtype, copy=False)
-        place = sharding(path) if callable(sharding) else sharding
-        return jax.block_until_ready(_put(to_jax(values, path), place))
+        weight = to_jax(values, path)
+        place = sharding(path, weight.shape) if callable(sharding) else sharding
+        return jax.block_until_ready(_put(weight, place))
 
     with ThreadPoolExecutor(WORKERS) as pool:
         arrays = dict(zip(plan, pool.map(load, plan.items()), strict=True))

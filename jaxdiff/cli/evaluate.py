@@ -46,6 +46,8 @@ class Options:
     """Seed of the first image."""
     batch_size: int = 64
     """Images per batch."""
+    mesh: str | None = None
+    """Share weights and work between devices, such as fsdp=4,tensor=2 or guidance=2."""
     prompt_stride: int = 1
     """Use only every n-th prompt: faster, with larger errors."""
     prompt: str | None = None
@@ -70,7 +72,7 @@ def run(arguments: Sequence[str]) -> None:
         import jaxdiff  # only now: bad arguments and --help need not wait for jax
 
         choices = {name: getattr(options, name) for name in CALL}
-        pipe = jaxdiff.load(options.model)
+        pipe = jaxdiff.load(options.model, mesh=options.mesh)
         generate = model_generator(pipe, judge, batch_size=size, **choices)
     report = evaluate_alignment(
         generate, judge, prompts, seed=options.seed, batch_size=size, probes=probes

@@ -100,6 +100,8 @@ class Options:
     """Images per batch, over all devices together."""
     dtype: str | None = None
     """float32, bfloat16 or float16. Default: float32 on CPU, bfloat16 elsewhere."""
+    mesh: str | None = None
+    """Share weights and work between devices, such as fsdp=4,tensor=2 or guidance=2."""
     output: pathlib.Path = pathlib.Path("out")
     """Folder for the PNG files. Images that exist with the same settings are kept."""
     json: bool = False
@@ -126,7 +128,7 @@ def run(arguments: Sequence[str]) -> None:
         refiner=options.refiner,
         refiner_start=options.refiner_start,
     )
-    pipe = jaxdiff.load(options.model, options.dtype)
+    pipe = jaxdiff.load(options.model, options.dtype, mesh=options.mesh)
     addons = load_addons(
         pipe,
         loras=options.lora,

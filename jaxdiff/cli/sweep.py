@@ -55,6 +55,8 @@ class Options:
     """A diffusers folder. Default: the embedded model."""
     guidance_model: str | None = None
     """The weaker model of --guidance autoguidance: a folder, a file or a Hub repository."""
+    mesh: str | None = None
+    """Share weights and work between devices, such as fsdp=4,tensor=2 or guidance=2."""
     evaluate: bool = False
     """Also evaluate each combination and scale on the standard scene prompts, and print under each
     column in how many images everything is correct."""
@@ -81,9 +83,9 @@ def run(arguments: Sequence[str]) -> None:
     from jaxdiff.evaluation.sweep import Sweep, make_axes
     from jaxdiff.evaluation.sweep_results import Results
 
-    pipe = jaxdiff.load(options.model)
-    weaker = None if options.guidance_model is None else jaxdiff.load(options.guidance_model)
-    if weaker is not None:
+    pipe, weaker = jaxdiff.load(options.model, mesh=options.mesh), None
+    if options.guidance_model is not None:
+        weaker = jaxdiff.load(options.guidance_model, mesh=options.mesh)
         pipe.set_guidance_model(weaker)
     judge = procedural_dataset(EMBEDDED_DATA) if options.evaluate else None
     if judge is not None:

@@ -211,7 +211,7 @@ def place_frozen(
 ) -> Frozen:
     """The weights of `frozen_shapes`, read once to where they stay, and the null caption."""
     weights = {
-        name: base.read_weights(name, dtype, table.__getitem__)
+        name: base.read_weights(name, dtype, lambda path, _, table=table: table[path])
         for name, table in shardings.weights.items()
     }
     placed = {name: device_put_global(null[name], place) for name, place in shardings.null.items()}

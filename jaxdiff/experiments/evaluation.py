@@ -1,5 +1,6 @@
 """Metrics of images that a diffusion training generates."""
 
+import functools
 import itertools
 import pathlib
 import re
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints.clip_vision import CLIP, clip_folder, read_vision
-from jaxdiff.checkpoints.components import abstract_component
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, UInt8
 from jaxdiff.data.batches import normalize_images
@@ -27,7 +27,7 @@ from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.parallel.mesh import INFER, make_mesh
-from jaxdiff.parallel.sharding import infer_shardings
+from jaxdiff.parallel.sharding import infer_sharding
 from jaxdiff.training.config import PROCEDURAL_KINDS, DiffusionObjective, TrainConfig
 
 DEFAULT_EVAL_IMAGES = 64  # if the config has None
@@ -143,9 +143,8 @@ def _rendered_prompts(judge: Judge, side: int) -> Float[NDArray, "n s s 3"]:
 
 def _clip_embedding(folder: pathlib.Path) -> Embed:
     """CLIP image embeddings of images in [-1, 1], not normalised."""
-    shapes = param_dict(abstract_component(folder))
-    places = infer_shardings(shapes, make_mesh(data=1, fsdp=INFER))
-    module, image_processor = read_vision(folder, dtype=jnp.float32, sharding=places.__getitem__)
+    place = functools.partial(infer_sharding, mesh=make_mesh(data=1, fsdp=INFER))
+    module, image_processor = read_vision(folder, dtype=jnp.float32, sharding=place)
     table = param_dict(module)
 
     @jax.jit

@@ -123,7 +123,7 @@ def read_placed(
 ) -> dict[str, Array]:
     """Those weights of a component that `shardings` name, placed so; others stay on the host."""
     host = host_memory()
-    found = read_component(folder, dtype=dtype, sharding=lambda path: shardings.get(path, host))
+    found = read_component(folder, dtype=dtype, sharding=lambda path, _: shardings.get(path, host))
     return {path: x for path, x in param_dict(found.module).items() if path in shardings}
 
 

@@ -45,7 +45,7 @@ def load_addons(
         pipe.load_clip(clip)
         settings["clip"] = clip.resolve().name
     if guidance_model is not None:
-        weaker = jaxdiff.load(guidance_model, dtype)
+        weaker = jaxdiff.load(guidance_model, dtype, mesh=pipe.mesh)
         pipe.set_guidance_model(weaker)
         settings["guidance_model"] = f"{weaker.name} {weaker.fingerprint}"
     return {name: value for name, value in settings.items() if value}
@@ -89,7 +89,7 @@ class SecondPass:
         if self.hires_scale is not None:
             return HiresFix(pipe, self.hires_scale, self.hires_strength)
         if self.refiner is not None:
-            refiner = jaxdiff.load(self.refiner, dtype)
+            refiner = jaxdiff.load(self.refiner, dtype, mesh=pipe.mesh)
             hires_fix.check_refiner(pipe, refiner, self.refiner_start)
             return Refiner(refiner, self.refiner_start)
         return None

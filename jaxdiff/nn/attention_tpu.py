@@ -31,7 +31,7 @@ Keys = Float[Array, "h d bm"]
 Rows = Float[Array, "h 1 bn"]
 
 # Of a mesh, by the convention of the package: what shares a batch, and what shares the heads.
-BATCH_AXES, HEAD_AXIS = ("data", "fsdp"), "tensor"
+BATCH_AXES, HEAD_AXIS = ("data", "fsdp", "guidance"), "tensor"
 LANES = 128
 VMEM_BUDGET = 5 * 2**20  # bytes of VMEM for the gradients of queries: float32, and twice bfloat16
 LOG2E = math.log2(math.e)
@@ -66,7 +66,7 @@ def tpu(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool = False) -> Q:
     """Flash attention on a TPU, forwards and backwards.
 
     The compiler cannot divide a kernel among devices. In a program for several, it must be called
-    under a mesh, and runs on each device's part of the batch (axes "data" and "fsdp") and of the
+    under a mesh, and runs on each device's part of the batch (BATCH_AXES) and of the
     heads ("tensor"), or from within `jax.shard_map` or `jax.pmap`. `interpret` runs it on any
     platform, slowly, for tests.
     """
@@ -84,8 +84,8 @@ def partition_spec(q: Q, sizes: Mapping[str, int]) -> PartitionSpec:
     """How q, k and v are split over a mesh of these sizes; whole along axes that do not divide."""
     batch = tuple(axis for axis in BATCH_AXES if sizes.get(axis, 1) > 1)
     heads = HEAD_AXIS if sizes.get(HEAD_AXIS, 1) > 1 else None
-    if len(q) % math.prod(sizes[axis] for axis in batch):
-        batch = ()
+    while len(q) % math.prod(sizes[axis] for axis in batch):
+        batch = batch[:-1]
     if heads and q.shape[2] % sizes[heads]:
         heads = None
     return PartitionSpec(batch or None, None, heads)

@@ -1,10 +1,12 @@
 """The mesh: devices as data x fsdp x tensor, and what each of them holds of a batch.
 
 The batch is split over "data" and "fsdp" together. A weight is whole along "data", and split over
-"fsdp" and "tensor" as the tables of `sharding` say.
+"fsdp" and "tensor" as the tables of `sharding` say. A mesh for sampling may have a fourth axis:
+"guidance" holds whole weights too, and shares the guidance streams of each image.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +16,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
+from jaxdiff.core.validate import one_of, positive
 
 AXES = DATA, FSDP, TENSOR = ("data", "fsdp", "tensor")
+GUIDANCE = "guidance"
+SAMPLING_AXES = (DATA, FSDP, GUIDANCE, TENSOR)
+MeshSpec = Mesh | Mapping[str, int] | str  # one, sizes by axis, or "fsdp=4,tensor=2"
 INFER = -1  # the size of the axis that takes what the others leave
 
 
@@ -28,23 +34,62 @@ def make_mesh(
     TPU's torus, and the GPUs of one node, are in one group. Raises InputError.
     """
     chosen = list(jax.devices() if devices is None else devices)
+    return _mesh({DATA: data, FSDP: fsdp, TENSOR: tensor}, chosen)
+
+
+def sampling_mesh(mesh: MeshSpec, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh that shares a model's weights and the work on its images.
+
+    Sizes are of SAMPLING_AXES, one of them may be INFER. "data" takes what the others leave of
+    `devices`; others that are left out are 1. A mesh brings its own devices, all of which this
+    process must have. Raises InputError.
+    """
+    sizes = dict(mesh.shape) if isinstance(mesh, Mesh) else _sizes_of(mesh)
+    for name, size in sizes.items():
+        one_of("mesh", name, SAMPLING_AXES)
+        if size != INFER:
+            positive(f"mesh.{name}", size)
+    if isinstance(mesh, Mesh):
+        order = [mesh.axis_names.index(axis) for axis in SAMPLING_AXES if axis in sizes]
+        devices = list(np.transpose(mesh.devices, order).flat)
+        if not set(devices) <= set(jax.local_devices()):
+            raise InputError("mesh: got devices of other processes, expected those of this one")
+    others = {axis: sizes.get(axis, 1) for axis in SAMPLING_AXES[1:]}
+    if others[GUIDANCE] == 1:
+        del others[GUIDANCE]
+    rest = 1 if INFER in others.values() else INFER
+    return _mesh({DATA: sizes.get(DATA, rest)} | others, devices)
+
+
+def _sizes_of(mesh: Mapping[str, int] | str) -> dict[str, int]:
+    if not isinstance(mesh, str):
+        return dict(mesh)
+    pairs = [part.partition("=") for part in mesh.split(",")]
+    if not all(re.fullmatch(r"-1|\d+", size) for _, _, size in pairs):
+        raise InputError(f"mesh: got {mesh!r}, expected axes and sizes, such as fsdp=4,tensor=2")
+    return {name.strip(): int(size) for name, _, size in pairs}
+
+
+def _mesh(wanted: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
+    sizes = axis_sizes(wanted, len(devices))
     return Mesh(
-        np.asarray(chosen).reshape(axis_sizes((data, fsdp, tensor), len(chosen))),
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),
+        np.asarray(devices).reshape(tuple(sizes.values())),
+        tuple(sizes),
+        axis_types=(AxisType.Auto,) * len(sizes),
     )
 
 
-def axis_sizes(wanted: Sequence[int], devices: int) -> tuple[int, ...]:
+def axis_sizes(wanted: Mapping[str, int], devices: int) -> dict[str, int]:
     """The sizes of the axes, INFER filled in; InputError unless they take all `devices`."""
-    got = ", ".join(f"{name} {size}" for name, size in zip(AXES, wanted, strict=True))
-    if list(wanted).count(INFER) > 1 or any(size < 1 and size != INFER for size in wanted):
+    given = {name: size for name, size in wanted.items() if size != INFER}
+    got = ", ".join(f"{name} {size}" for name, size in given.items())
+    if len(wanted) - len(given) > 1 or any(size < 1 for size in given.values()):
         raise InputError(f"mesh: got {got}, expected sizes of at least 1, and at most one {INFER}")
-    rest = devices // math.prod(size for size in wanted if size != INFER)
-    found = tuple(rest if size == INFER else size for size in wanted)
-    if math.prod(found) != devices:
-        raise InputError(f"mesh: got {got}, expected sizes whose product is {devices} devices")
-    return found
+    product = math.prod(given.values())
+    if devices % product or (len(given) == len(wanted) and product != devices):
+        verb = "is" if len(given) == len(wanted) else "divides"
+        raise InputError(f"mesh: got {got}, expected sizes whose product {verb} {devices} devices")
+    return {name: given.get(name, devices // product) for name in wanted}
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

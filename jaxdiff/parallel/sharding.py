@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxdiff.core.types import Array, PyTree
 from jaxdiff.parallel.mesh import FSDP, TENSOR
@@ -103,13 +103,31 @@ def all_gather_fsdp(weights: PyTree, parts: PyTree) -> PyTree:
 
 
 def infer_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Shardings of a tree that holds flat tables of weights of any models, and other arrays."""
+    """Shardings of a tree that holds weights of any models by path, and other arrays."""
 
     def part(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        name = path[-1].key if path and isinstance(path[-1], jax.tree_util.DictKey) else ""
-        return NamedSharding(mesh, spec(str(name), tuple(leaf.shape), ANY, mesh.shape))
+        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return infer_sharding(".".join(names), leaf.shape, mesh)
 
     return jax.tree_util.tree_map_with_path(part, tree)
+
+
+def infer_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """The sharding of the weight at `path` of any model."""
+    return NamedSharding(mesh, spec(path, tuple(shape), ANY, mesh.shape))
+
+
+def fit_sharding(sharding: Sharding, shape: tuple[int, ...]) -> Sharding:
+    """`sharding` for an array of another shape, whole along what it cannot split equally."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    axes = (*sharding.spec, *(None,) * len(shape))[: len(shape)]
+    fits = [
+        axis is None or n % sharding.mesh.shape[axis] == 0
+        for axis, n in zip(axes, shape, strict=True)
+    ]
+    axes = [axis if fit else None for axis, fit in zip(axes, fits, strict=True)]
+    return NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
 
 def optimizer_state_shardings(

@@ -48,7 +48,7 @@ class AuxiliaryModels:
 
     def load_classifier(self, folder: pathlib.Path) -> None:
         """Load the classifier of noisy latents in `folder`; InputError for any other model."""
-        module = read_component(folder).module
+        module = read_component(folder, sharding=self.own.stages.layout.sharding).module
         if not isinstance(module, LatentClassifier):
             raise InputError(
                 f"classifier: got {type(module).__name__} in {folder}, expected LatentClassifier"
@@ -61,7 +61,7 @@ class AuxiliaryModels:
 
     def load_clip(self, folder: pathlib.Path) -> None:
         """Load the CLIP model in `folder`; InputError for any other model."""
-        module = read_component(folder).module
+        module = read_component(folder, sharding=self.own.stages.layout.sharding).module
         if not isinstance(module, CLIPModel):
             raise InputError(f"clip: got {type(module).__name__} in {folder}, expected CLIPModel")
         self.clip = module
@@ -78,6 +78,11 @@ class AuxiliaryModels:
         if weaker is not None and weaker.schedule != self.own.schedule:
             raise InputError(
                 "guidance_model: got a model with another noise schedule, expected the same one"
+            )
+        if weaker is not None and weaker.stages.layout.mesh != self.own.stages.layout.mesh:
+            raise InputError(
+                f"guidance_model: got a model with {weaker.stages.layout}, expected one with "
+                f"{self.own.stages.layout}, as the main model has"
             )
         self.guidance_model = weaker
         self._use()

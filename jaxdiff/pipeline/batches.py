@@ -31,6 +31,7 @@ from jaxdiff.pipeline.compiled_model import (
 )
 from jaxdiff.pipeline.conditioning import PromptTokenizers, TokenizedPrompts
 from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initial_images
+from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.prompts import SubPrompt, split_and
 from jaxdiff.pipeline.request import Request, Requests
 from jaxdiff.pipeline.tiling import tiled
@@ -229,14 +230,11 @@ class ImageGenerator:
         stages: CompiledModel,
         tokenizers: PromptTokenizers,
         auxiliary: AuxiliaryModels,
-        *,
-        devices: int,
     ) -> None:
         self._facts = facts
         self._stages = stages
         self._tokenizers = tokenizers
         self._auxiliary = auxiliary
-        self._devices = devices
         self._cell = facts.vae_scale_factor
 
     def generate(
@@ -266,10 +264,12 @@ class ImageGenerator:
                 padding = np.minimum(np.arange(self._padded(batch_size)), len(batch) - 1)
                 padded = jax.tree.map(lambda rows, p=padding: rows[p], inputs)
                 run = Run(batch[0], rule, timer, tile, callback, tuple(intermediate_steps))
-                images, watched = self._denoise(padded, run)
+                latents, watched = self._denoise(padded, run)
                 if decode:
                     with timer("decode_s"):
-                        images = self.decode_latents(images, vae_tile)
+                        images = self._decode(latents, tile)
+                else:
+                    images = self._stages.gather(latents)
                 yield BatchResult(
                     numbers=[numbers[row] for row in rows],
                     images=images[: len(batch)],
@@ -310,19 +310,21 @@ class ImageGenerator:
         )
 
     def _padded(self, size: int) -> int:
-        """`size`, rounded up to a multiple of the number of devices."""
-        return -(-size // self._devices) * self._devices
+        """`size`, rounded up to a multiple of the devices that share a batch."""
+        return -(-size // self._stages.num_shards) * self._stages.num_shards
 
     def _denoise(
         self, inputs: BatchInputs, run: Run
-    ) -> tuple[Float[NDArray, "b h w c"], Float[NDArray, "b n 2 h w c"]]:
-        """The final latents, and x and D of the watched steps."""
+    ) -> tuple[BatchArray, Float[NDArray, "b n 2 h w c"]]:
+        """The final latents, still on the devices, and x and D of the watched steps."""
         with run.timer("encode_s"):
             conditioning, latents, mask = self._conditioning(inputs, run)
         with run.timer("sample_s"):
-            noise = inputs.initial.noise
-            if noise is None:
-                noise = self._stages.noise(inputs.keys, self._facts.latent_shape(run.request))
+            shape = self._facts.latent_shape(run.request)
+            if inputs.initial.noise is None:
+                noise = self._stages.noise(inputs.keys, shape)
+            else:
+                noise = self._stages.shard(inputs.initial.noise)
             sampler = get_sampler(run.request.sampler, run.request.eta)
             latents, seen = self._stages.denoise(
                 noise,
@@ -339,22 +341,23 @@ class ImageGenerator:
                 callback=run.callback,
                 intermediate_steps=run.intermediate_steps,
             )
-        watched = np.asarray(seen, np.float32).reshape(len(seen), 2, *latents.shape)
+        count = len(inputs.guidance_scales.scale)
+        watched = np.asarray(seen, np.float32).reshape(len(seen), 2, count, *shape)
         return latents, np.moveaxis(watched, 2, 0)
 
     def _conditioning(
         self, inputs: BatchInputs, run: Run
-    ) -> tuple[ConditioningPair, NDArray | None, NDArray | None]:
+    ) -> tuple[ConditioningPair, BatchArray | None, BatchArray | None]:
         """The conditioning of the networks, the initial latents, and the mask of what changes.
 
         There is no such mask for a network that sees it itself.
         """
         initial, request = inputs.initial, run.request
-        latents, mask = initial.latents, None
+        latents, mask = self._stages.shard(initial.latents), None
         if initial.images is not None:
             latents = self._latents(initial.images, run.tile)
         if initial.masks is not None and not self._facts.family.uses_mask:
-            mask = self._downsample(initial.masks)
+            mask = self._stages.shard(self._downsample(initial.masks))
 
         def extras(network: str) -> ExtraInputs:
             streams = streams_of(run.rule, network)
@@ -365,7 +368,7 @@ class ImageGenerator:
                 guidance_scales=np.asarray(inputs.guidance_scales.scale),
                 image=initial.images,
                 mask=initial.masks,
-                encode=lambda images: self._latents(images, run.tile),
+                encode=lambda images: self._stages.gather(self._latents(images, run.tile)),
                 downsample=self._downsample,
             )
 
@@ -381,20 +384,36 @@ class ImageGenerator:
         self, latents: Float[NDArray, "b h w c"], vae_tile: int | None
     ) -> UInt8[NDArray, "b h2 w2 3"]:
         """Decode latents with the VAE, in tiles of `vae_tile` pixels; None: of large ones."""
-        decode, count, cell = self._stages.decode, len(latents), self._cell
+        count, cell = len(latents), self._cell
         tile = tile_size(vae_tile, (cell * latents.shape[1], cell * latents.shape[2]), cell)
-        latents = latents[np.minimum(np.arange(self._padded(count)), count - 1)]
-        if tile is None:
-            return decode(latents)[:count]
-        images = tiled(decode, latents, tile=tile // cell, cell=1, zoom=Fraction(cell))
-        return np.round(images).astype(np.uint8)[:count]
+        padded = latents[np.minimum(np.arange(self._padded(count)), count - 1)]
+        return self._decode(self._stages.shard(padded), tile)[:count]
 
-    def _latents(self, images: NDArray, tile: int | None) -> Float[NDArray, "b h w c"]:
-        """Encode images with the VAE, in tiles of `tile` pixels or as a whole."""
-        encode = self._stages.latents
+    def _decode(self, latents: BatchArray, tile: int | None) -> UInt8[NDArray, "b h2 w2 3"]:
+        """Images of latents on the devices; tiles are blended on the host."""
+        stages, cell = self._stages, self._cell
+
+        def decode(part: NDArray) -> NDArray:
+            return stages.gather(stages.decode(stages.shard(part)))
+
         if tile is None:
-            return encode(images)
-        return tiled(encode, images, tile=tile, cell=self._cell, zoom=Fraction(1, self._cell))
+            return stages.gather(stages.decode(latents))
+        images = tiled(
+            decode, stages.gather(latents), tile=tile // cell, cell=1, zoom=Fraction(cell)
+        )
+        return np.round(images).astype(np.uint8)
+
+    def _latents(self, images: NDArray, tile: int | None) -> BatchArray:
+        """Latents on the devices of images, in tiles of `tile` pixels or as a whole."""
+        stages, cell = self._stages, self._cell
+
+        def encode(part: NDArray) -> NDArray:
+            return stages.gather(stages.latents(stages.shard(part)))
+
+        if tile is None:
+            return stages.latents(stages.shard(images))
+        latents = tiled(encode, images, tile=tile, cell=cell, zoom=Fraction(1, cell))
+        return stages.shard(latents)
 
     def _downsample(self, masks: Float[NDArray, "b h2 w2 1"]) -> Float[NDArray, "b h w 1"]:
         return downsample_mask(masks, self._cell)

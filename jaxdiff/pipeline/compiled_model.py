@@ -3,14 +3,14 @@
 import functools
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree, UInt8
+from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree
 from jaxdiff.diffusion.denoising import TimestepGrid, per_image
 from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.families.base import ExtraInputs, Family
@@ -27,7 +27,7 @@ from jaxdiff.pipeline.classifier_guidance import (
     with_clip_guidance,
 )
 from jaxdiff.pipeline.conditioning import Conditioning, TokenizedPrompts, encode_prompts
-from jaxdiff.pipeline.programs import CompiledFunction, gather_leading_axis, shard_leading_axis
+from jaxdiff.pipeline.programs import BatchArray, CompiledFunction, Layout
 from jaxdiff.samplers.base import Sampler, SamplingState, init_state, initial_noise, run_steps
 from jaxdiff.samplers.inpainting import InpaintingMask
 
@@ -40,7 +40,7 @@ class ConditioningPair(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """What the loop runs, or its weights: adapters of denoisers, and graphs of other modules."""
+    """What the loop runs, or its weights: denoisers, and other modules without their weights."""
 
     denoiser: Any
     guidance_model: Any = None  # a weaker denoiser
@@ -52,7 +52,7 @@ class Networks(NamedTuple):
 class Denoised(NamedTuple):
     """Where the loop ended, and what it saw in the watched steps, in their order."""
 
-    latents: Float[NDArray, "b h w c"]
+    latents: BatchArray
     # Of each watched step: the noisy latents from which it started, and its D.
     watched: list[tuple[Float[NDArray, "b h w c"], Float[NDArray, "b h w c"]]]
 
@@ -70,9 +70,10 @@ ProgressCallback = Callable[[int, int], None]  # (steps done, steps in all)
 
 
 class CompiledModel:
-    """Compiled programs over the local devices; weights are passed in, never compiled in.
+    """Compiled programs over the devices of a layout; weights are passed in, never compiled in.
 
-    Every method takes and gives host arrays of a whole batch, which must divide by the devices.
+    Images, noise and latents are in the form of the layout, which `shard` gives them and `gather`
+    takes from them; other arrays are of the host. A batch must be a multiple of `num_shards`.
     """
 
     def __init__(
@@ -83,23 +84,24 @@ class CompiledModel:
         vae: AutoencoderKL,
         *,
         prediction_type: str,
-        devices: Sequence[jax.Device],
+        layout: Layout,
     ) -> None:
+        self.layout, self.num_shards = layout, layout.num_shards
+        self.shard, self.gather = layout.shard, layout.gather
         self._auxiliary = Networks(None)
         self._image_processor: CLIPImageProcessor | None = None
         self._family = family
-        self._network = family.adapter(network, prediction_type)
+        self._network = layout.network(family.adapter(network, prediction_type))
         self.set_weights(text_encoders, network)
-        self._vae = nnx.split(_upcast_fp16_vae(vae))
+        self._vae = layout.split(_upcast_fp16_vae(vae))
         # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
         exact = all(w.dtype == jnp.float32 for w in param_dict(network).values())
         self._precision = "highest" if exact else None
-        self._devices = list(devices)
         self._programs: dict[Any, CompiledFunction] = {}
 
     def set_weights(self, text_encoders: Sequence[CLIPTextModel], network: nnx.Module) -> None:
         """Use the weights that these modules have now; programs are kept."""
-        self._texts = [nnx.split(encoder) for encoder in text_encoders]
+        self._texts = [self.layout.split(encoder) for encoder in text_encoders]
         self._denoiser = self._network, param_dict(network)
 
     def set_auxiliary_models(
@@ -114,8 +116,8 @@ class CompiledModel:
         self._auxiliary = Networks(
             denoiser=None,
             guidance_model=None if guidance_model is None else guidance_model._denoiser,
-            classifier=None if classifier is None else nnx.split(classifier),
-            clip=None if clip is None else nnx.split(clip),
+            classifier=None if classifier is None else self.layout.split(classifier),
+            clip=None if clip is None else self.layout.split(clip),
             vae=None if clip is None else self._vae,
         )
         self._image_processor = image_processor
@@ -131,46 +133,39 @@ class CompiledModel:
         return sum(program.compilations for program in self._programs.values())
 
     def _program(
-        self, function: Callable[..., Any], per_device: str, **static: Any
+        self, function: Callable[..., Any], per_image: str, **static: Any
     ) -> CompiledFunction:
-        """The program of `function` with `static` choices; "d" per device, "." on all the same."""
+        """The program of `function` with `static` choices; arguments "b" of a batch, "." not."""
         key = (function, tuple(static.items()))
         if key not in self._programs:
             chosen = functools.partial(function, **static)
-            own = [letter == "d" for letter in per_device]
+            own = [letter == "b" for letter in per_image]
             self._programs[key] = CompiledFunction(
-                chosen, own, self._devices, precision=self._precision
+                chosen, own, self.layout, precision=self._precision
             )
         return self._programs[key]
 
-    def _split(self, tree: PyTree) -> PyTree:
-        return shard_leading_axis(tree, len(self._devices))
-
     def encode(self, prompts: TokenizedPrompts, extras: ExtraInputs, *, skip: int) -> Conditioning:
         """The conditioning of the network, on the devices for `denoise`."""
-        graphs, params = zip(*self._texts, strict=True)
-        program = self._program(encode_prompts, ".d", graphs=graphs, family=self._family, skip=skip)
-        text = program(params, self._split(prompts))
-        return text | self._split(self._family.request_conditioning(extras))
+        encoders, params = zip(*self._texts, strict=True)
+        program = self._program(
+            encode_prompts, ".b", encoders=encoders, family=self._family, skip=skip
+        )
+        text = program(params, self.shard(prompts))
+        return text | self.shard(self._family.request_conditioning(extras))
 
-    def latents(self, images: Float[NDArray, "b h2 w2 3"]) -> Float[NDArray, "b h w c"]:
+    def latents(self, images: BatchArray) -> BatchArray:
         """The scaled mean latents of images in [-1, 1]."""
-        graph, params = self._vae
-        return gather_leading_axis(
-            self._program(_latents, ".d", graph=graph)(params, self._split(images))
-        )
+        vae, params = self._vae
+        return self._program(_latents, ".b", vae=vae)(params, images)
 
-    def noise(
-        self, keys: Key[Array, "b"], shape: tuple[int, int, int]
-    ) -> Float[NDArray, "b h w c"]:
+    def noise(self, keys: Key[Array, "b"], shape: tuple[int, int, int]) -> BatchArray:
         """The unit-variance noise that each image starts from."""
-        return gather_leading_axis(
-            self._program(initial_noise, "d", shape=shape)(self._split(keys))
-        )
+        return self._program(initial_noise, "b", shape=shape)(self.shard(keys))
 
     def denoise(
         self,
-        noise: Float[NDArray, "b h w c"],
+        noise: BatchArray,
         conditioning: ConditioningPair,
         scales: GuidanceScales,
         grid: TimestepGrid,
@@ -180,8 +175,8 @@ class CompiledModel:
         rule: Guidance,
         start: StartLevel,
         targets: GuidanceTargets = NO_TARGETS,
-        given: Float[NDArray, "b h w c"] | None = None,
-        mask: Float[NDArray, "b h w 1"] | None = None,
+        given: BatchArray | None = None,
+        mask: BatchArray | None = None,
         callback: ProgressCallback | None = None,
         intermediate_steps: Collection[int] = (),
     ) -> Denoised:
@@ -191,38 +186,38 @@ class CompiledModel:
         Each of the `intermediate_steps`, which all images run, is a chunk of its own; that changes
         no bit and compiles nothing.
         """
+        first = np.asarray(grid.first)
         networks, params = self._networks(rule, targets)
-        eps, w, k, x0, m, s = self._split((noise, scales, keys, given, mask, targets))
-        levels, begin = self._split((grid, start))
-        known = None if m is None else InpaintingMask(x0, eps, m)
-        rule = jax.tree.map(np.float32, rule)
-        program = self._program(init_latents, "ddd.", sampler=sampler)
-        carry = program(eps, x0, begin, rule)
+        self.layout.check_streams(len(first), rule)
+        levels, begin, w, k, s = self.shard((grid, start, scales, keys, targets))
+        known = None if mask is None else InpaintingMask(*cast(Any, (given, noise, mask)))
+        rule = self.layout.replicate(jax.tree.map(np.float32, rule))
+        program = self._program(init_latents, "bbb.", sampler=sampler)
+        carry = program(noise, given, begin, rule)
         program = self._program(
             denoise_steps,
-            "..ddddddd..",
+            "..bbbbbbb..",
             networks=networks,
             image_processor=self._image_processor,
             sampler=sampler,
         )
-        first = np.asarray(grid.first)
         count = int(np.max(grid.last - first))  # of the image with the most steps
         shown = {step: step - first for step in intermediate_steps}  # after how many of its own
         stops = {int(k) for after in shown.values() for k in after}
         ends = {count, *stops, *(k + 1 for k in stops)}
         done, chunk, seen = 0, 1, {}
         while done < count:
-            began = gather_leading_axis(carry.x) if done in stops else None
+            began = self.gather(carry.x) if done in stops else None
             started = time.perf_counter()
             stop = min(done + chunk, *(end for end in ends if end > done))
-            bounds = np.int32(done), np.int32(stop)
+            bounds = self.layout.replicate((np.int32(done), np.int32(stop)))
             compiled = program.compile_s
             carry = program(params, rule, carry, conditioning, w, levels, k, known, s, *bounds)
             jax.block_until_ready(carry)
             ran = time.perf_counter() - started - (program.compile_s - compiled)
             chunk = max(1, int(CHUNK_S * (stop - done) / max(ran, 1e-6)))
             if began is not None:
-                seen[done] = began, gather_leading_axis(carry.x0)
+                seen[done] = began, self.gather(carry.x0)
             done = stop
             if callback:
                 callback(done, count)
@@ -231,7 +226,7 @@ class CompiledModel:
             return np.stack([seen[int(k)][half][i] for i, k in enumerate(after)])
 
         watched = [(own(after, 0), own(after, 1)) for after in shown.values()]
-        return Denoised(gather_leading_axis(carry.x), watched)
+        return Denoised(carry.x, watched)
 
     def _networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
         """The networks that are needed, and their weights."""
@@ -248,12 +243,10 @@ class CompiledModel:
         networks, params = ({n: pair[i] for n, pair in halves.items()} for i in (0, 1))
         return Networks(**networks), Networks(**params)
 
-    def decode(self, latents: Float[NDArray, "b h w c"]) -> UInt8[NDArray, "b h2 w2 3"]:
-        """Pictures of scaled latents."""
-        graph, params = self._vae
-        return gather_leading_axis(
-            self._program(_decode, ".d", graph=graph)(params, self._split(latents))
-        )
+    def decode(self, latents: BatchArray) -> BatchArray:
+        """Images (uint8) of scaled latents."""
+        vae, params = self._vae
+        return self._program(_decode, ".b", vae=vae)(params, latents)
 
 
 def _upcast_fp16_vae(vae: AutoencoderKL) -> AutoencoderKL:
@@ -265,9 +258,9 @@ def _upcast_fp16_vae(vae: AutoencoderKL) -> AutoencoderKL:
     return with_params(wide, stored)
 
 
-def _latents(params: PyTree, images: Array, *, graph: Any) -> Array:
-    vae = nnx.merge(graph, params)
-    return vae.scale(vae.encode(images)[0])
+def _latents(params: PyTree, images: Array, *, vae: Callable[[PyTree], AutoencoderKL]) -> Array:
+    codec = vae(params)
+    return codec.scale(codec.encode(images)[0])
 
 
 def init_latents(
@@ -319,10 +312,10 @@ def denoise_steps(
         guidance_model=guide,
     )
     if targets.clip is not None and image_processor is not None:
-        clip, vae = nnx.merge(networks.clip, params.clip), nnx.merge(networks.vae, params.vae)
+        clip, vae = networks.clip(params.clip), networks.vae(params.vae)
         denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, vae)
     if targets.classifier is not None:
-        classifier = nnx.merge(networks.classifier, params.classifier)
+        classifier = networks.classifier(params.classifier)
         denoise, sampler = with_classifier_guidance(
             denoise, sampler, targets.classifier, classifier
         )
@@ -339,7 +332,7 @@ def denoise_steps(
     )
 
 
-def _decode(params: PyTree, latents: Array, *, graph: Any) -> Array:
-    vae = nnx.merge(graph, params)
-    images = vae.decode(vae.unscale(latents))
+def _decode(params: PyTree, latents: Array, *, vae: Callable[[PyTree], AutoencoderKL]) -> Array:
+    codec = vae(params)
+    images = codec.decode(codec.unscale(latents))
     return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)

@@ -1,16 +1,16 @@
 """From prompts to the conditioning of the network, as the model's family has it."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxdiff.core.types import Array, Bool, Float, Int, NDArray, PyTree
 from jaxdiff.families.base import Family, zero_rows
 from jaxdiff.guidance.base import Stream
+from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.pipeline.closed_vocabulary import warn_of_unseen_words
 from jaxdiff.pipeline.prompts import (
     PromptTokenizer,
@@ -135,17 +135,17 @@ def encode_prompts(
     params: tuple[PyTree, ...],
     prompts: TokenizedPrompts,
     *,
-    graphs: tuple[Any, ...],
+    encoders: tuple[Callable[[PyTree], CLIPTextModel], ...],
     family: Family,
     skip: int,
 ) -> Conditioning:
     """The texts' part of the conditioning; the chunks of a text stand one after the other."""
     b, k, m = prompts.ids[0].shape[:3]
-    inputs = zip(family.text_encoders, graphs, params, prompts.ids, prompts.weights, strict=True)
+    inputs = zip(family.text_encoders, encoders, params, prompts.ids, prompts.weights, strict=True)
     outputs = []
-    for encoder, graph, table, ids, weights in inputs:
-        features = nnx.merge(graph, table).features(ids.reshape(b * k * m, -1), skip)
-        output = encoder.select(features)
+    for spec, encoder, table, ids, weights in inputs:
+        features = encoder(table).features(jnp.reshape(ids, (b * k * m, -1)), skip)
+        output = spec.select(features)
         states = apply_token_weights(output.hidden_states, jnp.reshape(weights, (b * k * m, -1)))
         output = output._replace(hidden_states=states.reshape(b, k, -1, states.shape[-1]))
         if output.pooled is not None:  # that of a text in several chunks is of the first

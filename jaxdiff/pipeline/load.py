@@ -1,13 +1,18 @@
 """`load`: a model folder, or the embedded model, as a `Pipeline`."""
 
+import functools
 import pathlib
 
 import jax
+from jax.sharding import Mesh
 
 from jaxdiff.checkpoints.models import read_model
+from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
-from jaxdiff.parallel.mesh import data_mesh, replicated
+from jaxdiff.models.build import param_dict
+from jaxdiff.parallel.mesh import FSDP, TENSOR, MeshSpec, data_mesh, replicated, sampling_mesh
+from jaxdiff.parallel.sharding import infer_sharding, infer_shardings
 from jaxdiff.pipeline import cache
 from jaxdiff.pipeline.pipeline import Pipeline
 
@@ -18,6 +23,7 @@ def load(
     path: str | pathlib.Path | None = None,
     dtype: str | None = None,
     *,
+    mesh: MeshSpec | None = None,
     variant: str | None = None,
     prediction_type: str | None = None,
 ) -> Pipeline:
@@ -27,11 +33,14 @@ def load(
     a repository of the Hub (owner/name).
 
     `dtype` is what the networks compute in and keep their weights in: float32, bfloat16 or float16;
-    by default float32 on CPU and bfloat16 elsewhere. `variant` picks weight files such as "fp16";
-    `prediction_type` says what a single file's network predicts, where the file does not. Raises
-    InputError for anything missing, broken or unknown.
+    by default float32 on CPU and bfloat16 elsewhere. `mesh`, such as {"fsdp": 4, "tensor": 2} or
+    "fsdp=4,tensor=2", shares the weights and the work on an image between devices; without it each
+    device has all weights. `variant` picks weight files such as "fp16"; `prediction_type` says what
+    a single file's network predicts, where the file does not. Raises InputError for anything
+    missing, broken or unknown.
     """
-    devices = jax.local_devices()
+    shared = None if mesh is None else sampling_mesh(mesh, jax.local_devices())
+    devices = jax.local_devices() if shared is None else list(shared.devices.flat)
     name = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
     cache.enable()
     if path is None and not EMBEDDED.is_dir():
@@ -39,13 +48,26 @@ def load(
             "model: got none (this installation has no embedded model), expected a diffusers folder"
         )
     source = EMBEDDED if path is None else path
-    parts = read_model(
-        source,
-        dtype_of(name),
-        variant=variant,
-        prediction_type=prediction_type,
-        sharding=replicated(data_mesh(devices)),
+    read = functools.partial(
+        read_model, source, dtype_of(name), variant=variant, prediction_type=prediction_type
     )
+    if shared is None:
+        parts = read(sharding=replicated(data_mesh(devices)))
+    else:
+        _check_split(read(only=()), shared)
+        parts = read(sharding=functools.partial(infer_sharding, mesh=shared))
     folder = pathlib.Path(source)
     inside = folder if folder.is_dir() else None
-    return Pipeline(parts, name=folder.resolve().name, devices=devices, folder=inside)
+    return Pipeline(parts, name=folder.resolve().name, devices=devices, mesh=shared, folder=inside)
+
+
+def _check_split(parts: PipelineComponents, mesh: Mesh) -> None:
+    """InputError if an axis of `mesh` that splits weights divides none of the model's."""
+    shapes = {name: param_dict(part.module) for name, part in parts.components.items()}
+    found = jax.tree.leaves(infer_shardings(shapes, mesh))
+    for axis in (FSDP, TENSOR):
+        if mesh.shape[axis] > 1 and not any(axis in place.spec for place in found):
+            raise InputError(
+                f"mesh.{axis}: got {mesh.shape[axis]}, expected a size that divides some of the "
+                "model's weights"
+            )

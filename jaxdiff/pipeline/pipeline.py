@@ -11,6 +11,7 @@ from typing import Any, Unpack, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.schedulers import SchedulerOptions, prediction_type_of, schedule_of
@@ -34,6 +35,7 @@ from jaxdiff.pipeline.image_inputs import ImageInput, by_request, with_image_def
 from jaxdiff.pipeline.lora import LoRAManager
 from jaxdiff.pipeline.notebook import notebook_progress
 from jaxdiff.pipeline.output import OUTPUTS, Output, collect
+from jaxdiff.pipeline.programs import DataParallel, OnMesh
 from jaxdiff.pipeline.prompts import PromptTokenizer, tokenizer_of
 from jaxdiff.pipeline.request import Options, Request, Requests, resolve
 from jaxdiff.pipeline.textual_inversion import TextualInversionManager
@@ -53,10 +55,12 @@ class Pipeline(Addons):
         *,
         name: str,
         devices: Sequence[jax.Device],
+        mesh: Mesh | None = None,
         folder: pathlib.Path | None = None,
     ) -> None:
         self.family = family_of(parts, name)
         self.parts, self.name, self.devices = parts, name, tuple(devices)
+        self.mesh = mesh  # None: every device has all weights
         self.network: Any = parts.components[self.family.network].module
         self.vae = cast(AutoencoderKL, parts.components[self.family.latent_codec].module)
         specs = {spec.component: spec for spec in self.family.text_encoders}
@@ -73,7 +77,7 @@ class Pipeline(Addons):
             self.network,
             self.vae,
             prediction_type=self.prediction_type,
-            devices=self.devices,
+            layout=DataParallel(self.devices) if mesh is None else OnMesh(mesh),
         )
         files = {c: parts.tokenizers[spec.tokenizer] for c, spec in specs.items()}
         tokenizers = {c: PromptTokenizer(tokenizer_of(each)) for c, each in files.items()}
@@ -95,7 +99,7 @@ class Pipeline(Addons):
             latent_channels=channels,
         )
         self._generator = ImageGenerator(
-            self._facts, self.stages, self._tokenizers, self._auxiliary, devices=len(self.devices)
+            self._facts, self.stages, self._tokenizers, self._auxiliary
         )
 
     @staticmethod
@@ -138,8 +142,9 @@ class Pipeline(Addons):
 
     @property
     def device_name(self) -> str:
-        """Number and kind of the devices, such as "4 x TPU v5 lite"."""
-        return f"{len(self.devices)} x {self.devices[0].device_kind}"
+        """Number and kind of the devices, such as "4 x TPU v5 lite", and their mesh if any."""
+        name = f"{len(self.devices)} x {self.devices[0].device_kind}"
+        return name if self.mesh is None else f"{name} ({self.stages.layout})"
 
     @functools.cached_property
     def fingerprint(self) -> str:

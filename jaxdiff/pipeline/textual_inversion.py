@@ -11,6 +11,7 @@ from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.models.clip import CLIPTextModel, extend_token_embedding
+from jaxdiff.parallel.sharding import fit_sharding
 from jaxdiff.pipeline.prompts import PromptTokenizer, tokenizer_of
 
 
@@ -64,7 +65,7 @@ class TextualInversionManager:
         table = embedding[...]
         self._original.setdefault(component, table)
         longer = extend_token_embedding(table, first, jnp.asarray(vectors))
-        embedding.set_value(jax.device_put(longer, table.sharding))
+        embedding.set_value(jax.device_put(longer, fit_sharding(table.sharding, longer.shape)))
 
     def remove(self) -> None:
         """Remove all added tokens; restores the embeddings bit for bit."""

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
 from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.types import PyTree, dtype_of
@@ -16,6 +16,8 @@ from jaxdiff.core.validate import positive
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.guidance.base import Guidance, GuidanceScales, parse
 from jaxdiff.models.build import param_dict
+from jaxdiff.parallel.mesh import batch_sharding, replicated, sampling_mesh
+from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.pipeline.compiled_model import (
     NO_TARGETS,
     ConditioningPair,
@@ -24,6 +26,7 @@ from jaxdiff.pipeline.compiled_model import (
     denoise_steps,
     init_latents,
 )
+from jaxdiff.pipeline.programs import OnMesh
 from jaxdiff.planning.compiling import CompiledProgram, compile_traced
 from jaxdiff.planning.max_batch import max_batch_size
 from jaxdiff.planning.published_models import published_model
@@ -42,8 +45,8 @@ S = jax.ShapeDtypeStruct
 class SamplingOptions:
     """Compile the sampling loop for absent TPUs or GPUs; report memory and time.
 
-    The text encoder and the VAE, which run once for each image, are not in it. Every chip runs
-    the same program on its own images, so nothing is sent.
+    The text encoder and the VAE, which run once for each image, are not in it. Without a mesh
+    every chip runs the same program on its own images, so nothing is sent.
     """
 
     plan: tuple[str, ...]
@@ -64,6 +67,8 @@ class SamplingOptions:
     """Height in pixels. Default: the size that the model was trained at."""
     width: int | None = None
     """Width in pixels."""
+    mesh: str | None = None
+    """Share weights and work between devices, such as fsdp=4,tensor=2 or guidance=2."""
     dtype: str = "bfloat16"
     """float32, bfloat16 or float16."""
     find_max_batch: bool = True
@@ -81,26 +86,35 @@ def sampling_planner(options: SamplingOptions) -> Planner:
     positive("batch_size", options.batch_size)
 
     def plan(topology: Topology) -> Plan:
-        device = topology_devices(topology)[0]
+        devices = topology_devices(topology)
+        # Without a mesh, one chip tells all: it has all weights, and shares nothing.
+        shared = devices if options.mesh else devices[:1]
+        mesh = sampling_mesh(options.mesh or {}, shared)
+        layout, groups = OnMesh(mesh), topology.num_chips // mesh.size
+        params = _on(param_dict(network.module), lambda tree: infer_shardings(tree, mesh))
 
         def compiled(each: int) -> CompiledProgram:
-            return compile_traced(_traced(options, network, each, device), topology)
+            traced = _traced(options, network, params, each * layout.num_shards, layout)
+            return compile_traced(traced, topology)
 
-        each = -(-options.batch_size // topology.num_chips)
+        shards = layout.num_shards * groups
+        each = -(-options.batch_size // shards)
         first, max_batch = compiled(each), None
         if options.find_max_batch:
             measured = {each: first.total}
-            per_chip = max_batch_size(lambda n: compiled(n).total, measured, topology.chip.hbm, 1)
-            max_batch = topology.num_chips * per_chip
-        params = param_dict(network.module)
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in params.values())
+            fitting = max_batch_size(lambda n: compiled(n).total, measured, topology.chip.hbm, 1)
+            max_batch = shards * fitting
+        size = sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in params.values()
+        )
         return Plan(
             topology=topology,
-            batch_size=each * topology.num_chips,
+            batch_size=each * shards,
             compiled=first._replace(
                 unknown_loops=first.unknown_loops - 1
             ),  # that over the steps: one of them
-            model_flops=_flops(options, network, each),
+            model_flops=_flops(options, network, each * shards) / topology.num_chips,
             state_bytes={"weights": float(size)},
             steps=options.steps,
             max_batch_size=max_batch,
@@ -133,15 +147,33 @@ def _conditioning(
     return {name: S((*leading, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()}
 
 
-def _traced(options: SamplingOptions, network: Any, batch_size: int, device: Any) -> Any:
-    """The traced loop for `batch_size` images on a chip."""
+def _on(tree: PyTree, shardings: Callable[[PyTree], PyTree]) -> Any:
+    """The arrays or shapes of `tree` as shapes with the shardings that `shardings` gives them."""
+    return jax.tree.map(
+        lambda leaf, place: S(
+            np.shape(leaf),
+            jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True),
+            sharding=place,
+        ),
+        tree,
+        shardings(tree),
+    )
+
+
+def _traced(
+    options: SamplingOptions,
+    network: Any,
+    params: Mapping[str, Any],
+    batch_size: int,
+    layout: OnMesh,
+) -> Any:
+    """The traced loop for `batch_size` images, with weights that say where they lie."""
     guidance, sampler = _rule(options), get_sampler(options.sampler).for_schedule(VPSchedule())
     rule = jax.tree.map(np.float32, guidance)
     grid = make_grid(VPSchedule(), options.sampler, options.steps, prediction_type=PREDICTION_TYPE)
-    grid = jax.tree.map(np.asarray, grid)  # not on a device of this machine
+    grid = jax.tree.map(lambda leaf: S((batch_size, *leaf.shape[1:]), leaf.dtype), grid)
     size = _latent_size(options, network)
     noise = S((batch_size, *size, network.module.config.out_channels), jnp.float32)
-    zero = np.int32(0)
     init = functools.partial(init_latents, sampler=sampler)
     carry = jax.eval_shape(init, noise, None, StartLevel(grid.init_noise_sigma), rule)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
@@ -150,22 +182,26 @@ def _traced(options: SamplingOptions, network: Any, batch_size: int, device: Any
     conditioning = ConditioningPair(cast(Any, _conditioning(network, size, batch_size, streams)))
     run = functools.partial(
         denoise_steps,
-        networks=Networks(network),
+        networks=Networks(layout.network(network)),
         image_processor=None,
         sampler=sampler,
     )
-    sharding = SingleDeviceSharding(device)
-    loop = jax.jit(run, in_shardings=sharding, out_shardings=sharding)
-    arguments: Sequence[PyTree] = (
-        Networks(param_dict(network.module)),
-        rule,
-        carry,
-        conditioning,
-        guidance_scales,
-        grid,
-        keys,
+
+    def batch(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: batch_sharding(layout.mesh), tree)
+
+    def whole(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: replicated(layout.mesh), tree)
+
+    arguments = (
+        Networks(params),
+        _on(rule, whole),
+        *_on((carry, conditioning, guidance_scales, grid, keys), batch),
+        None,
+        NO_TARGETS,
+        *_on((np.int32(0), np.int32(0)), whole),
     )
-    return loop.trace(*arguments, None, NO_TARGETS, zero, zero)
+    return layout.jit(run, (), arguments).trace(*jax.tree.leaves(arguments))
 
 
 def _flops(options: SamplingOptions, network: Any, batch_size: int) -> float:

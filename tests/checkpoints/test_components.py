@@ -101,7 +101,7 @@ def test_weights_go_where_they_are_told(vae):
     assert all(array.sharding == everywhere for array in loaded.values())
     split = NamedSharding(mesh, PartitionSpec(None, None, None, "data"))
     by_path = read_component(
-        vae, sharding=lambda p: split if p == "encoder.conv_in.kernel" else everywhere
+        vae, sharding=lambda p, _: split if p == "encoder.conv_in.kernel" else everywhere
     )
     assert param_dict(by_path.module)["encoder.conv_in.kernel"].sharding == split
     assert bits(by_path.module) == {p: np.asarray(a).tobytes() for p, a in loaded.items()}

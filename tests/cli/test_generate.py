@@ -30,7 +30,7 @@ def model(tmp_path_factory):
 
 
 @functools.cache
-def load_once(name, dtype=None):
+def load_once(name, dtype=None, mesh=None):
     """A model on one device with a linear UNet, and what earlier commands compiled for it."""
     return tiny.with_linear_unet(tiny.first_devices(load(name, dtype), 1))
 

@@ -33,7 +33,7 @@ def model(tmp_path_factory):
 def sweep(pipe, output, *arguments):
     """Run the command in this process, on a model that is in memory; returns its exit code."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxdiff, "load", lambda name: pipe)
+        patch.setattr(jaxdiff, "load", lambda name, mesh: pipe)
         return main.run("sweep", [*arguments, "--output", str(output)])
 
 
@@ -244,7 +244,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
 )
 def test_bad_options(command, arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jaxdiff, "load", lambda model: Draughtsman())
+    monkeypatch.setattr(jaxdiff, "load", lambda model, mesh: Draughtsman())
     assert main.run(command, arguments) == 2
     assert capsys.readouterr().err.startswith(message)
 

@@ -10,16 +10,11 @@ import pytest
 import tiny
 from flax import nnx
 
-from jaxdiff.checkpoints.components import Component, write_component
 from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.denoising import NoiseLevel
 from jaxdiff.guidance.classifier_guidance import log_prob_gradient, spherical
-from jaxdiff.models.build import abstract, param_dict, with_params
-from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
-from jaxdiff.models.clip import CLIPModel
-from jaxdiff.models.clip_config import CLIPVisionConfig
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.nn.embeddings import guidance_embedding
@@ -134,22 +129,6 @@ def test_a_weaker_model_guides(single):
         latents(single, guidance="autoguidance")
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    config = LatentClassifierConfig(
-        in_channels=4,
-        sample_size=8,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=4,
-    ).with_labels(ATTRIBUTES)
-    folder = tmp_path_factory.mktemp("classifier") / "classifier"
-    write_component(folder, tiny.random_component(LatentClassifier, config, seed=5))
-    write_object(folder / PROMPT_LABELS, to_mapping(GRAMMAR))
-    return folder
-
-
 def test_a_classifier_brings_how_prompts_name_its_labels(single, classifier, tmp_path):
     folder = shutil.copytree(classifier, tmp_path / "classifier")
     stored = folder / PROMPT_LABELS
@@ -200,28 +179,6 @@ def test_one_step_with_a_classifier_is_the_formula(single, classifier):
     )
     gradient = jax.jit(lambda x: log_prob_gradient(log_prob, x, level))(noise)
     close(moved, np.asarray(k * sigma**2 / alpha * gradient), 1e-3)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory, pipe):
-    text = pipe.text_encoder.config
-    vision = CLIPVisionConfig(
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-    )
-    module = abstract(CLIPModel, text, vision, 6)
-    rng = np.random.default_rng(4)
-    values = {
-        path: jnp.asarray(rng.normal(size=leaf.shape) * 0.3 + path.endswith("scale"), leaf.dtype)
-        for path, leaf in param_dict(module).items()
-    }
-    folder = tmp_path_factory.mktemp("clip") / "clip"
-    write_component(folder, Component(module=with_params(module, values)))
-    return folder
 
 
 def test_one_step_with_clip_is_the_formula(single, clip):

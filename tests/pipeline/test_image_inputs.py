@@ -3,9 +3,9 @@
 import numpy as np
 import originals
 import pytest
+import tiny
 from PIL import Image
 
-from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline import image_inputs
@@ -21,6 +21,12 @@ def picture():
     return Image.fromarray(pixels)
 
 
+def encoded(pipe, picture):
+    """The latents of a picture."""
+    pixels = pipe.stages.shard(image_inputs.image_array(picture, 16, 16))
+    return pipe.stages.gather(pipe.stages.latents(pixels))
+
+
 def near(a, b):
     return np.abs(a - b).max() / np.abs(b).max()
 
@@ -29,7 +35,7 @@ def test_where_the_mask_is_black_the_picture_stays(single, picture):
     mask = np.zeros((16, 16), bool)
     mask[:, 8:] = True
     out = single(PROMPT, image=picture, mask=mask, strength=0.5, **LATENT).images[0]
-    kept = single.stages.latents(image_inputs.image_array(picture, 16, 16))[0]
+    kept = encoded(single, picture)[0]
     np.testing.assert_array_equal(out[:, :4], kept[:, :4])
     assert np.abs(out[:, 4:] - kept[:, 4:]).max() > 0.1
 
@@ -59,7 +65,7 @@ def test_handing_over_to_the_same_model_changes_nothing(single):
 
 
 def test_strength_is_how_much_changes(single, picture):
-    kept = single.stages.latents(image_inputs.image_array(picture, 16, 16))
+    kept = encoded(single, picture)
     changes = [
         np.abs(
             single(PROMPT, image=picture, strength=s, steps=10, guidance_scale=1.0, **LATENT).images
@@ -115,22 +121,8 @@ def test_clip_skip_changes_the_picture(single):
         single(PROMPT, clip_skip=2, **LATENT)
 
 
-def lora(pipe, path, seed):
-    """A LoRA for every matrix and kernel of the UNet, in kohya's spelling."""
-    rng, tensors = np.random.default_rng(seed), {}
-    for key, array in param_dict(pipe.unet).items():
-        if key.endswith(".kernel"):
-            shape = torch_shape(array.shape, key)
-            stem = "lora_unet_" + path_to_torch_key(key).removesuffix(".weight").replace(".", "_")
-            tail = (1,) * (len(shape) - 2)
-            values = rng.normal(size=(2, *shape[1:])), 0.1 * rng.normal(size=(shape[0], 2, *tail))
-            for role, value in zip(("down", "up"), values, strict=True):
-                tensors[f"{stem}.lora_{role}.weight"] = value.astype(np.float32)
-    return originals.write_safetensors(path, tensors)
-
-
 def test_loras_come_and_go_without_a_trace(one_device, tmp_path):
-    one, two = (lora(one_device, tmp_path / f"{n}.safetensors", n) for n in (1, 2))
+    one, two = (tiny.write_lora(one_device, tmp_path / f"{n}.safetensors", n) for n in (1, 2))
     stored = param_dict(one_device.unet)
     before = one_device(PROMPT, **LATENT).images
     compilations = one_device.stages.compilations

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.build import abstract
+from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
+from jaxdiff.parallel.mesh import sampling_mesh
+from jaxdiff.parallel.sharding import infer_shardings
+from jaxdiff.pipeline.programs import OnMesh
 from jaxdiff.planning import sampling
 from jaxdiff.planning.published_models import published_component
 
@@ -27,6 +30,27 @@ CONFIG = UNet2DConditionConfig(
 )
 
 
+def traced_on(network, sizes, devices):
+    """The loop for two images on a mesh of these sizes."""
+    mesh = sampling_mesh(sizes, devices)
+    params = sampling._on(param_dict(network.module), lambda shapes: infer_shardings(shapes, mesh))
+    return sampling._traced(OPTIONS, network, params, 2, OnMesh(mesh))
+
+
+def test_a_mesh_divides_the_weights_and_the_work():
+    network = UNetAdapter(
+        abstract(UNet2DConditionModel, CONFIG, dtype=jnp.float32, param_dtype=jnp.float32),
+        "epsilon",
+    )
+    one, eight = (
+        traced_on(network, sizes, jax.devices()[:n]).lower().compile()
+        for sizes, n in (({}, 1), ({"fsdp": 2, "guidance": 2, "tensor": 2}, 8))
+    )
+    sizes = [p.memory_analysis().argument_size_in_bytes for p in (one, eight)]
+    assert sizes[1] < 0.4 * sizes[0]
+    assert eight.cost_analysis()["flops"] < 0.3 * one.cost_analysis()["flops"]
+
+
 @pytest.mark.parametrize("added", [False, True])
 def test_the_loop_traces_with_and_without_sizes(added):
     more = {
@@ -37,7 +61,7 @@ def test_the_loop_traces_with_and_without_sizes(added):
     config = dataclasses.replace(CONFIG, **(more if added else {}))
     unet = abstract(UNet2DConditionModel, config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     network = UNetAdapter(unet, "epsilon")
-    traced = sampling._traced(OPTIONS, network, 2, jax.devices()[0])
+    traced = traced_on(network, {}, jax.devices()[:1])
     assert jax.tree.leaves(traced.out_info)[0].shape == (2, 8, 8, 4)
 
 
