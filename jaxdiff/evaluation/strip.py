@@ -26,14 +26,17 @@ def make_strip(
     if shown is None:
         shown = evenly_spaced(request.steps, COLUMNS)
     out = pipe(prompt, seed=seed, output="latent", intermediate_steps=shown, **options)
-    seen = out.intermediates
-    images = pipe.decode_latents(np.concatenate([seen.x0[:, 0], seen.unit_variance[:, 0]]))
-    columns = len(seen.steps)
+    intermediates = out.intermediates
+    images = pipe.decode_latents(
+        np.concatenate([intermediates.x0[:, 0], intermediates.unit_variance[:, 0]])
+    )
+    columns = len(intermediates.steps)
     rows = [list(images[:columns]), list(images[columns:])]
     with np.errstate(divide="ignore"):  # of pure noise: inf
-        ratios = seen.sigma / seen.alpha
+        ratios = intermediates.sigma / intermediates.alpha
     column_labels = [
-        f"step {step}\nnoise {ratio:.3g}" for step, ratio in zip(seen.steps, ratios, strict=True)
+        f"step {step}\nnoise {ratio:.3g}"
+        for step, ratio in zip(intermediates.steps, ratios, strict=True)
     ]
     title = (
         f"{prompt} ({request.guidance}, scale {request.guidance_scale:g}, {request.sampler}, "

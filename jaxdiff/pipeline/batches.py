@@ -99,7 +99,7 @@ class BatchResult(NamedTuple):
     numbers: list[int]  # which of the requests these are
     images: NDArray  # uint8 images, or float32 latents
     grid: TimestepGrid
-    watched: Float[NDArray, "b n 2 h w c"]  # in each watched step: x where it starts, and its D
+    intermediates: Float[NDArray, "b n 2 h w c"]  # x where each step starts, and its D
     timings: dict[str, float]
 
 
@@ -264,7 +264,7 @@ class ImageGenerator:
                 padding = np.minimum(np.arange(self._padded(batch_size)), len(batch) - 1)
                 padded = jax.tree.map(lambda rows, p=padding: rows[p], inputs)
                 run = Run(batch[0], rule, timer, tile, callback, tuple(intermediate_steps))
-                latents, watched = self._denoise(padded, run)
+                latents, intermediates = self._denoise(padded, run)
                 if decode:
                     with timer("decode_s"):
                         images = self._decode(latents, tile)
@@ -274,7 +274,7 @@ class ImageGenerator:
                     numbers=[numbers[row] for row in rows],
                     images=images[: len(batch)],
                     grid=inputs.grid,
-                    watched=watched[: len(batch)],
+                    intermediates=intermediates[: len(batch)],
                     timings=timer.timings(),
                 )
 
@@ -316,7 +316,7 @@ class ImageGenerator:
     def _denoise(
         self, inputs: BatchInputs, run: Run
     ) -> tuple[BatchArray, Float[NDArray, "b n 2 h w c"]]:
-        """The final latents, still on the devices, and x and D of the watched steps."""
+        """The final latents, still on the devices, and x and D of the intermediate steps."""
         with run.timer("encode_s"):
             conditioning, latents, mask = self._conditioning(inputs, run)
         with run.timer("sample_s"):
@@ -326,7 +326,7 @@ class ImageGenerator:
             else:
                 noise = self._stages.shard(inputs.initial.noise)
             sampler = get_sampler(run.request.sampler, run.request.eta)
-            latents, seen = self._stages.denoise(
+            latents, pairs = self._stages.denoise(
                 noise,
                 conditioning,
                 inputs.guidance_scales,
@@ -342,8 +342,8 @@ class ImageGenerator:
                 intermediate_steps=run.intermediate_steps,
             )
         count = len(inputs.guidance_scales.scale)
-        watched = np.asarray(seen, np.float32).reshape(len(seen), 2, count, *shape)
-        return latents, np.moveaxis(watched, 2, 0)
+        stacked = np.asarray(pairs, np.float32).reshape(len(pairs), 2, count, *shape)
+        return latents, np.moveaxis(stacked, 2, 0)
 
     def _conditioning(
         self, inputs: BatchInputs, run: Run

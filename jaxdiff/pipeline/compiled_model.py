@@ -50,11 +50,10 @@ class Networks(NamedTuple):
 
 
 class Denoised(NamedTuple):
-    """Where the loop ended, and what it saw in the watched steps, in their order."""
+    """Where the loop ended, and for each intermediate step x where it starts, and its D."""
 
     latents: BatchArray
-    # Of each watched step: the noisy latents from which it started, and its D.
-    watched: list[tuple[Float[NDArray, "b h w c"], Float[NDArray, "b h w c"]]]
+    intermediates: list[tuple[Float[NDArray, "b h w c"], Float[NDArray, "b h w c"]]]
 
 
 class StartLevel(NamedTuple):
@@ -202,12 +201,13 @@ class CompiledModel:
             sampler=sampler,
         )
         count = int(np.max(grid.last - first))  # of the image with the most steps
-        shown = {step: step - first for step in intermediate_steps}  # after how many of its own
-        stops = {int(k) for after in shown.values() for k in after}
-        ends = {count, *stops, *(k + 1 for k in stops)}
-        done, chunk, seen = 0, 1, {}
+        # how many steps of its own an image has made where an intermediate step starts
+        offsets = [step - first for step in intermediate_steps]
+        starts = {int(k) for offset in offsets for k in offset}
+        ends = {count, *starts, *(k + 1 for k in starts)}
+        done, chunk, recorded = 0, 1, {}
         while done < count:
-            began = self.gather(carry.x) if done in stops else None
+            x = self.gather(carry.x) if done in starts else None
             started = time.perf_counter()
             stop = min(done + chunk, *(end for end in ends if end > done))
             bounds = self.layout.replicate((np.int32(done), np.int32(stop)))
@@ -216,17 +216,16 @@ class CompiledModel:
             jax.block_until_ready(carry)
             ran = time.perf_counter() - started - (program.compile_s - compiled)
             chunk = max(1, int(CHUNK_S * (stop - done) / max(ran, 1e-6)))
-            if began is not None:
-                seen[done] = began, self.gather(carry.x0)
+            if x is not None:
+                recorded[done] = x, self.gather(carry.x0)
             done = stop
             if callback:
                 callback(done, count)
 
-        def own(after: Int[NDArray, "b"], half: int) -> Float[NDArray, "b h w c"]:
-            return np.stack([seen[int(k)][half][i] for i, k in enumerate(after)])
+        def at(offset: Int[NDArray, "b"], part: int) -> Float[NDArray, "b h w c"]:
+            return np.stack([recorded[int(k)][part][i] for i, k in enumerate(offset)])
 
-        watched = [(own(after, 0), own(after, 1)) for after in shown.values()]
-        return Denoised(carry.x, watched)
+        return Denoised(carry.x, [(at(offset, 0), at(offset, 1)) for offset in offsets])
 
     def _networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
         """The networks that are needed, and their weights."""

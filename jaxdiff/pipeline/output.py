@@ -82,7 +82,7 @@ def collect(
     images, pairs, alpha, sigma = (
         np.concatenate(arrays)[order]
         for arrays in zip(
-            *((r.images, r.watched, r.grid.alpha, r.grid.sigma) for r in results), strict=True
+            *((r.images, r.intermediates, r.grid.alpha, r.grid.sigma) for r in results), strict=True
         )
     )
     steps = tuple(sorted(set(intermediate_steps)))
