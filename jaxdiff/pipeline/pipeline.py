@@ -34,8 +34,9 @@ from jaxdiff.pipeline.diffusers_arguments import accept_diffusers_arguments
 from jaxdiff.pipeline.image_inputs import ImageInput, by_request, with_image_defaults, with_noise
 from jaxdiff.pipeline.lora import LoRAManager
 from jaxdiff.pipeline.notebook import notebook_progress
+from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.pipeline.output import OUTPUTS, Output, collect
-from jaxdiff.pipeline.programs import DataParallel, OnMesh
+from jaxdiff.pipeline.programs import DataParallel
 from jaxdiff.pipeline.prompts import PromptTokenizer, tokenizer_of
 from jaxdiff.pipeline.request import Options, Request, Requests, resolve
 from jaxdiff.pipeline.textual_inversion import TextualInversionManager

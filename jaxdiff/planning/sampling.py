@@ -26,7 +26,7 @@ from jaxdiff.pipeline.compiled_model import (
     denoise_steps,
     init_latents,
 )
-from jaxdiff.pipeline.programs import OnMesh
+from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.planning.compiling import CompiledProgram, compile_traced
 from jaxdiff.planning.max_batch import max_batch_size
 from jaxdiff.planning.published_models import published_model
@@ -91,10 +91,10 @@ def sampling_planner(options: SamplingOptions) -> Planner:
         shared = devices if options.mesh else devices[:1]
         mesh = sampling_mesh(options.mesh or {}, shared)
         layout, groups = OnMesh(mesh), topology.num_chips // mesh.size
-        params = _on(param_dict(network.module), lambda tree: infer_shardings(tree, mesh))
+        params = place_shapes(param_dict(network.module), lambda tree: infer_shardings(tree, mesh))
 
         def compiled(each: int) -> CompiledProgram:
-            traced = _traced(options, network, params, each * layout.num_shards, layout)
+            traced = trace_loop(options, network, params, each * layout.num_shards, layout)
             return compile_traced(traced, topology)
 
         shards = layout.num_shards * groups
@@ -147,7 +147,7 @@ def _conditioning(
     return {name: S((*leading, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()}
 
 
-def _on(tree: PyTree, shardings: Callable[[PyTree], PyTree]) -> Any:
+def place_shapes(tree: PyTree, shardings: Callable[[PyTree], PyTree]) -> Any:
     """The arrays or shapes of `tree` as shapes with the shardings that `shardings` gives them."""
     return jax.tree.map(
         lambda leaf, place: S(
@@ -160,7 +160,7 @@ def _on(tree: PyTree, shardings: Callable[[PyTree], PyTree]) -> Any:
     )
 
 
-def _traced(
+def trace_loop(
     options: SamplingOptions,
     network: Any,
     params: Mapping[str, Any],
@@ -195,11 +195,11 @@ def _traced(
 
     arguments = (
         Networks(params),
-        _on(rule, whole),
-        *_on((carry, conditioning, guidance_scales, grid, keys), batch),
+        place_shapes(rule, whole),
+        *place_shapes((carry, conditioning, guidance_scales, grid, keys), batch),
         None,
         NO_TARGETS,
-        *_on((np.int32(0), np.int32(0)), whole),
+        *place_shapes((np.int32(0), np.int32(0)), whole),
     )
     return layout.jit(run, (), arguments).trace(*jax.tree.leaves(arguments))
 

@@ -11,6 +11,7 @@ import tiny
 from captioned_images import write_folder
 
 import jaxdiff
+from jaxdiff.checkpoints.components import read_component
 from jaxdiff.core.errors import InputError
 from jaxdiff.experiments import train as experiments
 from jaxdiff.experiments.loggers import read_lines

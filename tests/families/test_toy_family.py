@@ -25,7 +25,9 @@ from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.nn.layers import LayerFactory
-from jaxdiff.parallel.sharding import ANY
+from jaxdiff.parallel.mesh import sampling_mesh
+from jaxdiff.parallel.sharding import ANY, infer_shardings
+from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.planning import published_models, sampling
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 from jaxdiff.training.objectives.diffusion import Frozen, diffusion_task
@@ -223,7 +225,11 @@ def test_it_is_planned(folder):
     options = sampling.SamplingOptions(plan=(), model=str(folder))
     family, modules = published_models.published_model(str(folder))
     network = family.adapter(modules[family.network], "epsilon")
-    traced = sampling._traced(options, network, 2, jax.devices()[0])
+    layout = OnMesh(sampling_mesh({}, jax.devices()[:1]))
+    params = sampling.place_shapes(
+        param_dict(network.module), lambda tree: infer_shardings(tree, layout.mesh)
+    )
+    traced = sampling.trace_loop(options, network, params, 2, layout)
     assert jax.tree.leaves(traced.out_info)[0].shape == (2, 8, 8, 4)
     data = DataConfig(kind="folder", path=str(folder), resolution=16, bucket_multiple=16)
     config = TrainConfig(objective=objective(folder), data=data, batch_size=8, steps=1)

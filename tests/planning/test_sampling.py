@@ -13,7 +13,7 @@ from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.parallel.mesh import sampling_mesh
 from jaxdiff.parallel.sharding import infer_shardings
-from jaxdiff.pipeline.programs import OnMesh
+from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.planning import sampling
 from jaxdiff.planning.published_models import published_component
 
@@ -33,8 +33,10 @@ CONFIG = UNet2DConditionConfig(
 def traced_on(network, sizes, devices):
     """The loop for two images on a mesh of these sizes."""
     mesh = sampling_mesh(sizes, devices)
-    params = sampling._on(param_dict(network.module), lambda shapes: infer_shardings(shapes, mesh))
-    return sampling._traced(OPTIONS, network, params, 2, OnMesh(mesh))
+    params = sampling.place_shapes(
+        param_dict(network.module), lambda shapes: infer_shardings(shapes, mesh)
+    )
+    return sampling.trace_loop(OPTIONS, network, params, 2, OnMesh(mesh))
 
 
 def test_a_mesh_divides_the_weights_and_the_work():
