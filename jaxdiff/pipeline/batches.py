@@ -58,22 +58,24 @@ class ModelFacts(NamedTuple):
 
     def grid(self, requests: Sequence[Request]) -> TimestepGrid:
         """The timestep grid of each image, with the steps to run, on the host."""
-        grids: dict[tuple[int, str | None], TimestepGrid] = {}
+        grids: dict[tuple[Any, ...], TimestepGrid] = {}
         rows = []
         for request in requests:
-            steps, spacing = request.steps, request.timestep_spacing
-            if (steps, spacing) not in grids:
+            sampler, steps, spacing = request.sampler, request.steps, request.timestep_spacing
+            num_tokens = request.height * request.width // (2 * self.vae_scale_factor) ** 2
+            key = sampler, steps, spacing, num_tokens
+            if key not in grids:
                 grid = make_grid(
                     self.schedule,
-                    request.sampler,
+                    sampler,
                     steps,
                     prediction_type=self.prediction_type,
                     spacing=spacing,
                     options=self.scheduler_options,
-                    num_tokens=request.height * request.width // (2 * self.vae_scale_factor) ** 2,
+                    num_tokens=num_tokens,
                 )
-                grids[steps, spacing] = jax.tree.map(np.asarray, grid)
-            grid = grids[steps, spacing]
+                grids[key] = jax.tree.map(np.asarray, grid)
+            grid = grids[key]
             ends = request.step_range(np.asarray(grid.t[0, :steps]), grid.t.shape[1] - 1)
             first, last = (np.array([end], np.int32) for end in ends)
             rows.append(grid._replace(first=first, last=last))

@@ -72,3 +72,14 @@ def test_noise_of_its_own_is_part_of_a_request(single, noise):
     assert (requests[1].noise is None) != noise
     got = single.generate(requests, output="latent").images
     np.testing.assert_array_equal(got, single(PROMPT, output="latent", **options).images)
+
+
+def test_intermediate_steps_of_requests_of_many_kinds(single):
+    """Each request has the levels of its own sampler and steps."""
+    requests = requests_of(single, {"steps": 3, "sampler": "lcm"}, {"steps": 3, "sampler": "euler"})
+    both = single.generate(requests, output="latent", intermediate_steps=[1]).intermediates
+    for row, request in enumerate(requests):
+        alone = single.generate([request], output="latent", intermediate_steps=[1]).intermediates
+        np.testing.assert_array_equal(both.sigma[:, row], alone.sigma)
+        np.testing.assert_allclose(both.x[:, row], alone.x[:, 0], atol=1e-5 * np.abs(alone.x).max())
+    assert both.sigma[0, 0] != both.sigma[0, 1]
