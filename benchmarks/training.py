@@ -31,7 +31,7 @@ from jax.profiler import ProfileData
 from jaxdiff.cli.train import load_config
 from jaxdiff.core.types import PyTree, dtype_of
 from jaxdiff.experiments.train import wire
-from jaxdiff.parallel.hardware import peak_flops
+from jaxdiff.parallel.chips import peak_flops
 from jaxdiff.parallel.mesh import device_put_global, make_mesh, replicated, shard_batch
 from jaxdiff.planning.published_models import PUBLISHED
 from jaxdiff.planning.training import step_flops

@@ -18,8 +18,8 @@ from jaxdiff.core.types import PyTree
 from jaxdiff.core.validate import in_range
 from jaxdiff.experiments.experiment import Experiment
 from jaxdiff.experiments.loggers import MetricLoggers, Terminal
+from jaxdiff.parallel.chips import peak_flops
 from jaxdiff.parallel.distributed import gather_to_host, is_first
-from jaxdiff.parallel.hardware import peak_flops
 from jaxdiff.parallel.mesh import device_put_global, make_mesh, replicated, shard_batch
 from jaxdiff.profiling.flops import gradient_flops
 from jaxdiff.training import loop, power_ema

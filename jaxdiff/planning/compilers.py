@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.nn.platforms import CUDA_PLUGINS, CUDNN, installed
-from jaxdiff.planning.chips import TPU, Chip
+from jaxdiff.parallel.chips import TPU, Chip
 
 TPU_PACKAGES = ("libtpu", "flatbuffers")  # the compiler; kernels on their way to its other process
 TPU_INSTALL = 'pip install "jax[tpu]" flatbuffers'

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxdiff.parallel.chips import GIB, TPU, Chip
 from jaxdiff.planning import hlo, kernel_bundles, kernels
-from jaxdiff.planning.chips import GIB, TPU, Chip
 from jaxdiff.planning.compilers import compiler_version
 from jaxdiff.planning.topology import Topology
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxdiff.planning.chips import GIB, TPU
+from jaxdiff.parallel.chips import GIB, TPU
 from jaxdiff.planning.compiling import CompiledProgram
 from jaxdiff.planning.topology import Topology
 

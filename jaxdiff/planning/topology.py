@@ -10,7 +10,7 @@ from jax.experimental import topologies
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
-from jaxdiff.planning.chips import CHIPS, GPU, TPU, Chip
+from jaxdiff.parallel.chips import CHIPS, GPU, TPU, Chip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Averages of any width are exported from the snapshots of a training, wherever it was cut."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.experiments import vae
 from jaxdiff.experiments.loggers import read_lines
 from jaxdiff.models.build import param_dict
-from jaxdiff.parallel.hardware import PEAK_FLOPS
+from jaxdiff.parallel.chips import CHIPS
 from jaxdiff.training import power_ema
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -38,7 +40,8 @@ def exported(folder):
 
 def test_any_width_is_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 8)
-    monkeypatch.setitem(PEAK_FLOPS, "cpu", 1e9)
+    chip = dataclasses.replace(CHIPS["v4"], kind="cpu", peak_flops=1e9)
+    monkeypatch.setitem(CHIPS, "cpu", chip)
     write_folder(tmp_path / "in", 24)
     (tmp_path / "tiny.py").write_text(CONFIG.replace("FOLDER", str(tmp_path)))
     command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "a")]

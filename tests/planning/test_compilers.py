@@ -7,8 +7,8 @@ from importlib import metadata
 import pytest
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.parallel.chips import CHIPS
 from jaxdiff.planning import compilers
-from jaxdiff.planning.chips import CHIPS
 from jaxdiff.planning.compilers import compiler_version, configure_compiler
 
 TOLD = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxdiff.planning.chips import GIB
+from jaxdiff.parallel.chips import GIB
 from jaxdiff.planning.compiling import parse_oom_message
 
 EARLY = (

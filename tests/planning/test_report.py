@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxdiff.planning.chips import CHIPS, GIB
+from jaxdiff.parallel.chips import CHIPS, GIB
 from jaxdiff.planning.compiling import CompiledProgram
 from jaxdiff.planning.report import Plan, format_plan
 from jaxdiff.planning.topology import parse_topology

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.planning.chips import CHIPS, TPU
+from jaxdiff.parallel.chips import CHIPS, TPU
 from jaxdiff.planning.topology import parse_topology
 
 

@@ -1,4 +1,4 @@
-"""The data of TPU chips and GPUs that compilers and estimates need.
+"""The data of TPU chips and GPUs: for compilers, estimates and the utilisation (MFU).
 
 Peak, memory, bandwidth and links of TPUs are those of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
 The clock turns the compiler's cycles into seconds. That of v4 is published (2304.01433, table 4);
@@ -14,6 +14,8 @@ import dataclasses
 import os
 from typing import ClassVar
 
+import jax
+
 GIB = 2**30
 
 
@@ -24,6 +26,7 @@ class Chip:
     platform: ClassVar[str]  # as JAX calls it
     unit_name: ClassVar[str]
 
+    kind: str  # part of JAX's `device_kind`
     memory: float  # bytes
     peak_flops: float  # bfloat16 FLOP/s
     bandwidth: float  # bytes/s of its memory
@@ -102,6 +105,7 @@ class GPU(Chip):
 
 
 H100 = GPU(
+    kind="H100",
     name="NVIDIA H100 80GB HBM3",
     memory=84_942_979_072,
     peak_flops=989.5e12,
@@ -117,6 +121,7 @@ H100 = GPU(
 
 CHIPS: dict[str, Chip] = {
     "v4": TPU(
+        kind="TPU v4",
         memory=30.75 * GIB,
         peak_flops=275e12,
         clock=1.05e9,
@@ -128,6 +133,7 @@ CHIPS: dict[str, Chip] = {
         options={"chip_config_name": "megacore"},
     ),
     "v5e": TPU(
+        kind="TPU v5 lite",
         memory=15.75 * GIB,
         peak_flops=197e12,
         clock=1.5e9,
@@ -138,6 +144,7 @@ CHIPS: dict[str, Chip] = {
         accelerator="v5litepod-4",
     ),
     "v5p": TPU(
+        kind="TPU v5",
         memory=95.73 * GIB,
         peak_flops=459e12,
         clock=1.75e9,
@@ -148,6 +155,7 @@ CHIPS: dict[str, Chip] = {
         accelerator="v5p-8",
     ),
     "v6e": TPU(
+        kind="TPU v6 lite",
         memory=31.24 * GIB,
         peak_flops=918e12,
         clock=1.75e9,
@@ -158,6 +166,7 @@ CHIPS: dict[str, Chip] = {
         accelerator="v6e-4",
     ),
     "a100": GPU(
+        kind="A100",
         name="NVIDIA A100-SXM4-80GB",
         memory=85_100_068_864,
         peak_flops=312e12,
@@ -171,5 +180,17 @@ CHIPS: dict[str, Chip] = {
         shared_memory=164 * 2**10,
     ),
     "h100": H100,
-    "h200": dataclasses.replace(H100, name="NVIDIA H200", memory=151_397_597_184, bandwidth=4800e9),
+    "h200": dataclasses.replace(
+        H100, kind="H200", name="NVIDIA H200", memory=151_397_597_184, bandwidth=4800e9
+    ),
 }
+
+
+def peak_flops() -> float | None:
+    """The peak bfloat16 FLOP/s of all devices together; None if the table does not have them."""
+    device = jax.devices()[0].device_kind
+    # The longest name is meant: "TPU v5" is in "TPU v5 lite" too.
+    fitting = [chip for chip in CHIPS.values() if chip.kind in device]
+    if not fitting:
+        return None
+    return max(fitting, key=lambda chip: len(chip.kind)).peak_flops * jax.device_count()
