@@ -96,6 +96,9 @@ def _pipeline(folder: pathlib.Path, variant: str | None) -> Description:
             parts.append(_part(name, str(value[1]), weights))
     scheduler = folder / "scheduler" / "scheduler_config.json"
     config = read_object(scheduler) if scheduler.is_file() else {}
+    listed = index.get("scheduler")
+    if isinstance(listed, list) and len(listed) == 2:  # its class is what counts when loading
+        config = config | {"_class_name": listed[1]}
     predicts = stored_prediction_type(config)
     family = str(index.get("_class_name", "unknown"))
     return _description(folder, "diffusers folder", family, predicts, parts)

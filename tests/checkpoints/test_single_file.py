@@ -227,6 +227,8 @@ def test_the_schedule_of_a_flow_is_nowhere_taken_for_another(tmp_path):
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     (folder / "model_index.json").write_text(json.dumps(index))
     assert describe(folder).prediction_type == "flow_prediction"
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}")  # the index names the class
+    assert describe(folder).prediction_type == "flow_prediction"
     with pytest.raises(InputError, match="got the schedule of a flow"):
         write_single_file(tmp_path / "model.safetensors", read_model(folder))
     assert not (tmp_path / "model.safetensors").exists()
