@@ -109,6 +109,7 @@ def second_step(tmp_path_factory):
     return entered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("threads", "max_files", "max_lines"), [("loop", 12, 2055), ("all", 19, 2830)]
 )

@@ -38,6 +38,7 @@ def exported(folder):
     return {p: np.asarray(a) for p, a in param_dict(read_component(folder).module).items()}
 
 
+@pytest.mark.slow
 def test_any_width_is_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 8)
     chip = dataclasses.replace(CHIPS["v4"], kind="cpu", peak_flops=1e9)
@@ -81,6 +82,7 @@ def test_any_width_is_exported(tmp_path, monkeypatch):
     assert abs(last - 1) < 1e-6
 
 
+@pytest.mark.slow
 def test_without_snapshots_one_sentence_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 8)
     write_folder(tmp_path / "in", 24)

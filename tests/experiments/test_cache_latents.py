@@ -153,6 +153,7 @@ def test_smaller_dtypes_round_and_no_more(made, dtype, bits):
             assert not np.array_equal(rounded, value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_training_from_latents_never_encodes(made, tmp_path, monkeypatch):
     path = tmp_path / "unet.py"

@@ -215,6 +215,7 @@ def test_a_step_reads_no_other_network(made, tmp_path, monkeypatch):
     assert value.shape == ()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_training_learns_draws_and_measures(made, tmp_path):
     path = tmp_path / "unet.py"

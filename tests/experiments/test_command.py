@@ -205,6 +205,7 @@ def test_all_that_differs_is_said(again):
         run([*again, *flags])
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_keeps_what_was_good(again, tmp_path, capsys, monkeypatch):
     def full(path, *_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -365,6 +366,7 @@ def test_a_unet_for_other_latents_is_refused(trained, tmp_path, field):
         run(arguments)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(again, tmp_path, capsys):
     wild = ["--optimiser.learning-rate", "1e38", "--optimiser.warmup-steps", "0", "--steps", "9"]
     wild += ["--max-nonfinite-steps", "4"]

@@ -226,6 +226,7 @@ def test_few_pictures_are_validated_and_trained_on(tmp_path):
         open_dataset(config_of(tmp_path / "none", "folder").data, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_training_on_buckets_logs_what_it_skips_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(vae, "SCALE_ESTIMATION_IMAGES", 24)

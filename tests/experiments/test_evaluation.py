@@ -100,6 +100,7 @@ def test_perfect_pictures_of_scenes_are_all_correct_and_near():
     assert right["fid"] < wrong["fid"] / 3
 
 
+@pytest.mark.slow
 def test_one_picture_over_and_over_has_no_covariance():
     """Then the distance is |m - c|^2 and the trace of what real pictures differ by."""
     found = make_evaluation(CONFIG, TOLD, VAE, {})(grey, {})["fid"]

@@ -81,6 +81,7 @@ def command(folder, workdir, *more):
     return [str(path), "--workdir", str(workdir), *more]
 
 
+@pytest.mark.slow
 def test_only_the_decoder_is_trained_where_asked(folder, tmp_path):
     flags = ["--objective.freeze-encoder", "--dtype", "bfloat16"]
     run(command(folder, tmp_path / "w", *flags))

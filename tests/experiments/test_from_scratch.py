@@ -13,6 +13,7 @@ from jaxdiff.training.config import DiffusionObjective, Full
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_encoders", [False, True])
 def test_only_the_unet_begins_at_random(tmp_path, text_encoders):
     folder = tiny.write_xl(tmp_path / "xl")

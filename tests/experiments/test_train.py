@@ -41,6 +41,7 @@ def run(code, names):
     return names
 
 
+@pytest.mark.slow
 def test_the_examples_for_a_model_train_it(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     lines = []

@@ -67,6 +67,7 @@ def roundings():
     )
 
 
+@pytest.mark.slow
 def test_weights_averages_and_moments_stay_float32():
     _, state = trained(jnp.bfloat16)
     kept = (state.params, state.ema, state.opt_state)
@@ -78,6 +79,7 @@ def test_weights_averages_and_moments_stay_float32():
     assert all(bits.any() for bits in low)
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_of_float32_but_for_rounding():
     """|o - y|^2 moves by at most 2 |o - y| d + d^2 where the output o moves by d.
 
