@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -59,6 +60,30 @@ def batch_job(model, tmp_path_factory):
     arguments = ("--prompts", str(prompts), "--batch-size", "2", "--seed", "4")
     assert generate(model, folder / "out", *arguments) == 0
     return folder / "out", arguments
+
+
+def test_the_model_is_shared_by_a_mesh(model, tmp_path, capsys):
+    command = ["a ring", "--model", str(model), "--output", str(tmp_path), "--steps", "1", "--json"]
+    assert main.run("generate", [*command, "--mesh", "fsdp=2,guidance=2"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["device"] == "8 x cpu (mesh data=2,fsdp=2,guidance=2,tensor=1)"
+    assert [pathlib.Path(name).parent for name in report["images"]] == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("fsdp=3", "mesh: got fsdp 3.* whose product divides 8 devices"),
+        ("foo=2", "mesh: got 'foo', expected one of data, fsdp, guidance, tensor"),
+        ("fsdp", "mesh: got 'fsdp', expected axes and sizes, such as fsdp=4,tensor=2"),
+        ("tensor=0", r"mesh\.tensor: got 0"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_one_sentence(model, tmp_path, capsys, mesh, message):
+    command = ["a ring", "--model", str(model), "--output", str(tmp_path / "out")]
+    assert main.run("generate", [*command, "--mesh", mesh]) == 2
+    assert re.search(f"^generate: {message}", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_batch_job_writes_every_picture_with_its_settings(batch_job):
