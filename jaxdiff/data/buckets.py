@@ -78,9 +78,9 @@ def read_image_sizes(source: ImageSource, cache: pathlib.Path) -> Int[NDArray, "
     Reads the beginning of each image once. InputError if one cannot be read now but perhaps
     later: other processes might have read it.
     """
-    kept = cache / f"sizes-{source.fingerprint}.npy"
-    if kept.exists():
-        return np.load(kept)
+    sizes_file = cache / f"sizes-{source.fingerprint}.npy"
+    if sizes_file.exists():
+        return np.load(sizes_file)
 
     def measure(index: int) -> Size:
         try:
@@ -96,6 +96,6 @@ def read_image_sizes(source: ImageSource, cache: pathlib.Path) -> Int[NDArray, "
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(measure, range(len(source)), chunksize=64))
     sizes = np.array(found, np.int32).reshape(-1, 2)
-    with atomic_file(kept) as temporary, temporary.open("wb") as file:
+    with atomic_file(sizes_file) as temporary, temporary.open("wb") as file:
         np.save(file, sizes)
     return sizes

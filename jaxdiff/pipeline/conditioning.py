@@ -58,9 +58,9 @@ class PromptTokenizers(NamedTuple):
         """
         chunked = [self._chunks(request, streams) for request in requests]
         for request, rows in zip(requests, chunked, strict=True):
-            if cut := max(tokens.num_truncated for row in rows for tokens in row):
+            if truncated := max(tokens.num_truncated for row in rows for tokens in row):
                 message = (
-                    f"prompt: truncated, {cut} tokens are missing from the end of "
+                    f"prompt: truncated, {truncated} tokens are missing from the end of "
                     f"{request.prompt!r:.60}"
                 )
                 warnings.warn(message, stacklevel=2)

@@ -190,10 +190,10 @@ def chunk_prompt(tokenizer: PromptTokenizer, prompt: str, *, syntax: bool = True
                 del ids[kept:], weights[kept:]
             chunks[-1][0].append(token)
             chunks[-1][1].append(weight)
-    cut = sum(len(ids) for ids, _ in chunks[MAX_CHUNKS:])
+    num_truncated = sum(len(ids) for ids, _ in chunks[MAX_CHUNKS:])
     framed = [_framed(tokenizer.tokenizer, *chunk) for chunk in chunks[:MAX_CHUNKS]]
     ids, weights = (np.stack(column) for column in zip(*framed, strict=True))
-    return Tokens(ids, weights, cut)
+    return Tokens(ids, weights, num_truncated)
 
 
 def _up_to(comma: int | None, ids: Sequence[int]) -> int:

@@ -72,8 +72,8 @@ class ParquetSource:
         self._columns = TableColumns(image_key, caption_key if captions else None)
 
         def list_one(name: str) -> ParquetIndex:
-            kept = cache / f"{fingerprint(path, name, version(found[name]))}.npz"
-            return self._listed(name, int(found[name]["size"]), kept)
+            index_file = cache / f"{fingerprint(path, name, version(found[name]))}.npz"
+            return self._listed(name, int(found[name]["size"]), index_file)
 
         with ThreadPoolExecutor(READERS) as pool:
             listed = dict(zip(names, pool.map(list_one, names), strict=True))
@@ -93,9 +93,9 @@ class ParquetSource:
         parts = (f"{name} {one.rows.tolist()} {one.sizes.tolist()}" for name, one in listed.items())
         self.fingerprint = fingerprint(*self._columns.names, *parts)
 
-    def _listed(self, name: str, size: int, kept: pathlib.Path) -> ParquetIndex:
-        if kept.exists():
-            with np.load(kept) as table:
+    def _listed(self, name: str, size: int, index_file: pathlib.Path) -> ParquetIndex:
+        if index_file.exists():
+            with np.load(index_file) as table:
                 return ParquetIndex(table["rows"], table["sizes"], table["columns"].tolist())
         try:
             footer = self._footer(name, size)
@@ -112,7 +112,7 @@ class ParquetSource:
         rows = np.array([group.num_rows for group in groups], np.int64)
         sizes = np.array([group.total_byte_size for group in groups], np.int64)
         names = np.array(columns, np.str_)
-        with atomic_file(kept) as temporary, temporary.open("wb") as file:
+        with atomic_file(index_file) as temporary, temporary.open("wb") as file:
             np.savez(file, rows=rows, sizes=sizes, columns=names)
         return ParquetIndex(rows, sizes, columns)
 

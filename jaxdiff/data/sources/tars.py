@@ -72,9 +72,9 @@ class TarSource:
             ),
         )
 
-    def _listed(self, name: str, kept: pathlib.Path) -> TarIndex:
-        if kept.exists():
-            with np.load(kept) as table:
+    def _listed(self, name: str, index_file: pathlib.Path) -> TarIndex:
+        if index_file.exists():
+            with np.load(index_file) as table:
                 fields = rename_keys(table, TAR_INDEX)
                 members, *counts = (fields[field] for field in TarIndex._fields)
             return TarIndex(members, *(count.item() for count in counts))
@@ -89,7 +89,7 @@ class TarSource:
             BadSampleError
         ) as error:  # not a fault of the tar's, perhaps gone at the next attempt
             raise InputError(f"{name}: got {error}, expected a tar to read") from None
-        with atomic_file(kept) as temporary, temporary.open("wb") as file:
+        with atomic_file(index_file) as temporary, temporary.open("wb") as file:
             np.savez(file, **listing._asdict())
         return listing
 
