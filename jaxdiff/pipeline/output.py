@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.pipeline.batches import BatchResult
 from jaxdiff.pipeline.notebook import images_html
@@ -70,6 +71,17 @@ class Output:
         return images_html(images, self.requests.prompts)
 
 
+def check_sizes(
+    requests: Sequence[Request], output: str, intermediate_steps: Sequence[int]
+) -> None:
+    """InputError for requests of several sizes where their arrays are to be stacked."""
+    sizes = sorted({(request.height, request.width) for request in requests})
+    if len(sizes) > 1 and (output != "pil" or intermediate_steps):
+        name = "intermediate_steps" if output == "pil" else f"output {output!r}"
+        got = ", ".join(f"{height}x{width}" for height, width in sizes)
+        raise InputError(f"requests: got sizes {got} with {name}, expected one size")
+
+
 def collect(
     requests: Sequence[Request],
     results: Sequence[BatchResult],
@@ -78,19 +90,24 @@ def collect(
     intermediate_steps: Sequence[int] = (),
 ) -> Output:
     """The output of all batches of `requests`, in their order."""
-    order = np.argsort(np.concatenate([result.numbers for result in results]))
-    images, pairs, alpha, sigma = (
-        np.concatenate(arrays)[order]
-        for arrays in zip(
-            *((r.images, r.intermediates, r.grid.alpha, r.grid.sigma) for r in results), strict=True
-        )
+    numbers = np.concatenate([result.numbers for result in results])
+    order, steps = np.argsort(numbers), tuple(sorted(set(intermediate_steps)))
+    alpha, sigma = (
+        np.concatenate(tables)[order]
+        for tables in zip(*((r.grid.alpha, r.grid.sigma) for r in results), strict=True)
     )
-    steps = tuple(sorted(set(intermediate_steps)))
+    every = [image for result in results for image in result.images]
+    images = [every[i] for i in order]
+    pairs = np.zeros((len(order), 0, 2, 1, 1, 1), np.float32)  # sizes may differ without steps
+    if steps:
+        pairs = np.concatenate([result.intermediates for result in results])[order]
     levels = (table[:, list(steps)].T for table in (alpha, sigma))
     alpha, sigma = (table[:, 0] if np.all(table == table[:, :1]) else table for table in levels)
     x, x0 = (np.moveaxis(pairs[:, :, k], 0, 1) for k in (0, 1))
     return Output(
-        images=[Image.fromarray(image) for image in images] if output == "pil" else images,
+        images=[Image.fromarray(image) for image in images]
+        if output == "pil"
+        else np.stack(images),
         requests=Requests(requests),
         timings={name: sum(r.timings[name] for r in results) for name in results[0].timings},
         intermediates=Intermediates(steps=steps, alpha=alpha, sigma=sigma, x=x, x0=x0),

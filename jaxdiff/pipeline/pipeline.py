@@ -35,7 +35,7 @@ from jaxdiff.pipeline.image_inputs import ImageInput, by_request, with_image_def
 from jaxdiff.pipeline.lora import LoRAManager
 from jaxdiff.pipeline.notebook import notebook_progress
 from jaxdiff.pipeline.on_mesh import OnMesh
-from jaxdiff.pipeline.output import OUTPUTS, Output, collect
+from jaxdiff.pipeline.output import OUTPUTS, Output, check_sizes, collect
 from jaxdiff.pipeline.programs import DataParallel
 from jaxdiff.pipeline.prompts import PromptTokenizer, tokenizer_of
 from jaxdiff.pipeline.request import Options, Request, Requests, resolve
@@ -238,6 +238,7 @@ class Pipeline(Addons):
         **settings: Any,
     ) -> Output:
         """Generate the images of `requests`, such as `resolve` gives; the rest as in a call."""
+        check_sizes(requests, output, intermediate_steps)
         in_notebook = "IPython" in sys.modules and callback is None
         with notebook_progress() if in_notebook else nullcontext(callback) as shown:
             settings |= {"callback": shown, "intermediate_steps": intermediate_steps}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.pipeline.batches import by_batch_key, make_batches
 
 PROMPT = "a small red circle"
@@ -83,3 +84,13 @@ def test_intermediate_steps_of_requests_of_many_kinds(single):
         np.testing.assert_array_equal(both.sigma[:, row], alone.sigma)
         np.testing.assert_allclose(both.x[:, row], alone.x[:, 0], atol=1e-5 * np.abs(alone.x).max())
     assert both.sigma[0, 0] != both.sigma[0, 1]
+
+
+def test_requests_of_several_sizes(single):
+    requests = requests_of(single, {"steps": 1, "height": 24}, {"steps": 1})
+    out = single.generate(requests)
+    assert [image.size for image in out.images] == [(16, 24), (16, 16)]
+    with pytest.raises(InputError, match="requests: got sizes 16x16, 24x16 with output 'latent'"):
+        single.generate(requests, output="latent")
+    with pytest.raises(InputError, match="with intermediate_steps, expected one size"):
+        single.generate(requests, intermediate_steps=[0])
