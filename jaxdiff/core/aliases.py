@@ -1,6 +1,6 @@
-"""Former names that still work: options, arguments, guidance rules and stored settings.
+"""Other names that work: former ones, of options, arguments, rules and stored settings; diffusers'.
 
-Those of training configs are in `training.config`. A former name together with today's is an error
+Those of training configs are in `training.config`. Two names of one thing together are an error
 that names both.
 """
 
@@ -38,14 +38,21 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     "strip": {"at": "show-steps", **_SPACING},
 }
 
-# Arguments of a pipeline and of `hires_fix`.
+# Arguments of a pipeline and of `hires_fix`: former names, and those of diffusers' pipelines.
 ARGUMENTS: Mapping[str, str] = {
     "timesteps": "timestep_spacing",
     "watch": "intermediate_steps",
     "report": "callback",
     "word": "token",
     "redrawn": "hires_strength",
+    "num_inference_steps": "steps",
+    "mask_image": "mask",
+    "output_type": "output",
+    "original_size_as_tuple": "original_size",
+    "crops_coords_top_left": "crop_top_left",
+    "negative_crops_coords_top_left": "negative_crop_top_left",
 }
+OUTPUT_FORMS: Mapping[str, str] = {"np": "numpy"}  # forms of the images
 
 # Former names in modules that people import from: the module and the name that they have now.
 NAMES: Mapping[str, Mapping[str, tuple[str, str]]] = {
@@ -117,7 +124,7 @@ def rename_keys(
 
 
 def rename_arguments(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, which also takes its keyword arguments under their former names."""
+    """`function`, which also takes its keyword arguments under their other names."""
 
     @functools.wraps(function)
     def renamed(*args: P.args, **kwargs: P.kwargs) -> T:

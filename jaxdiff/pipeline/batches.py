@@ -254,10 +254,12 @@ class ImageGenerator:
             grid = self._facts.grid(requests)
             for step in intermediate_steps:
                 in_range("intermediate_steps", step, int(max(grid.first)), int(min(grid.last)) - 1)
-        for numbers in by_batch_key(requests):
-            group = Requests(requests[i] for i in numbers)
+        groups = [
+            (numbers, Requests(requests[i] for i in numbers)) for numbers in by_batch_key(requests)
+        ]
+        tiles = [tile_size(vae_tile, (g[0].height, g[0].width), self._cell) for _, g in groups]
+        for (numbers, group), tile in zip(groups, tiles, strict=True):
             rule, scales = guidance_rule(group), guidance_scales(group)
-            tile = tile_size(vae_tile, (group[0].height, group[0].width), self._cell)
             for rows in make_batches(self._lengths(group, rule), group, batch_size):
                 timer = StageTimer(self._stages)
                 batch = Requests(group[row] for row in rows)

@@ -1,29 +1,20 @@
-"""Arguments of diffusers' pipelines: those with another name here, and what replaces the others."""
+"""What the pipeline answers to arguments that it does not have, those of diffusers among them.
+
+Arguments that only have another name there are in `core.aliases`.
+"""
 
 import dataclasses
 import difflib
-import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
-from jaxdiff.core.aliases import ARGUMENTS, rename_keys
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.registry import request_options
 from jaxdiff.pipeline.request import Defaults, Options, Request
 
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
-RENAMED: Mapping[str, str] = {
-    "num_inference_steps": "steps",
-    "mask_image": "mask",
-    "output_type": "output",
-    "original_size_as_tuple": "original_size",
-    "crops_coords_top_left": "crop_top_left",
-    "negative_crops_coords_top_left": "negative_crop_top_left",
-}
-OUTPUT_TYPES: Mapping[str, str] = {"np": "numpy"}
 _TEXT = "a prompt as text"
 _CALLBACK = "callback, which is called as callback(done, steps)"
 # What to write instead; None is accepted, as it means the default there too.
@@ -47,14 +38,12 @@ REPLACED: Mapping[str, str] = {
 }
 
 
-def accept_diffusers_arguments(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, a method of the pipeline, which also takes diffusers' names of its arguments.
+def lists_options(method: F) -> F:
+    """`method` of the pipeline; help and notebooks show every option by name, with its default.
 
-    Its signature lists all `Options` and those that only some families read, with their defaults;
-    None stands for the model's. InputError for arguments that it does not have, with what to use
-    instead.
+    Those of `Options` and those that only some families read; None stands for the model's.
     """
-    signature = inspect.signature(function)
+    signature = inspect.signature(method)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     extras = request_options()
     annotations = Options.__annotations__ | {name: o.annotation for name, o in extras.items()}
@@ -63,35 +52,27 @@ def accept_diffusers_arguments(function: Callable[P, T]) -> Callable[P, T]:
     }
     # In a request these have none: a model has its own.
     defaults |= dict.fromkeys((f.name for f in dataclasses.fields(Defaults)), None) | {"seed": 0}
+    keyword = inspect.Parameter.KEYWORD_ONLY
     options = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=defaults[name],
-            annotation=annotation,
-        )
+        inspect.Parameter(name, keyword, default=defaults[name], annotation=annotation)
         for name, annotation in annotations.items()
     ]
-    known = {*(p.name for p in own), *annotations, *ARGUMENTS} - {"self"}
-
-    @functools.wraps(function)
-    def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        return function(*args, **_translated(kwargs, known | request_options().keys()))  # pyright: ignore[reportCallIssue]
-
-    # What help and notebooks show: every option by its name.
-    called.__signature__ = signature.replace(parameters=[*own, *options])  # pyright: ignore
-    return called
+    method.__signature__ = signature.replace(parameters=[*own, *options])  # pyright: ignore
+    return method
 
 
-def _translated(arguments: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    renamed = rename_keys(arguments, RENAMED)
-    for name in REPLACED.keys() & renamed.keys():
-        if (got := renamed.pop(name)) is not None:
+def without_replaced(options: Mapping[str, Any], listed: Collection[str]) -> dict[str, Any]:
+    """`options` without those of diffusers that are None, as the default there is.
+
+    InputError for any other that is none here, with what to use instead; `listed` are the arguments
+    of a call.
+    """
+    known = {*Options.__annotations__, *request_options()}
+    for name in options.keys() - known:
+        if name in REPLACED and (got := options[name]) is not None:
             raise InputError(f"{name}: got {got!r:.60}, expected {REPLACED[name]}")
-    for name in renamed.keys() - known:
-        near = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise InputError(f"{name}: got an unknown argument, expected one of help(pipe){hint}")
-    if isinstance(renamed.get("output"), str):
-        renamed["output"] = OUTPUT_TYPES.get(renamed["output"], renamed["output"])
-    return renamed
+        if name not in REPLACED:
+            near = difflib.get_close_matches(name, sorted({*listed} - {name, "self"}), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise InputError(f"{name}: got an unknown argument, expected one of help(pipe){hint}")
+    return {name: value for name, value in options.items() if name in known}

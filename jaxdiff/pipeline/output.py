@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxdiff.core.aliases import OUTPUT_FORMS
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
+from jaxdiff.core.validate import one_of
 from jaxdiff.pipeline.batches import BatchResult
 from jaxdiff.pipeline.notebook import images_html
 from jaxdiff.pipeline.request import Request, Requests
@@ -69,6 +71,11 @@ class Output:
                 return None
             images = [Image.fromarray(image) for image in images]
         return images_html(images, self.requests.prompts)
+
+
+def output_form(name: str) -> str:
+    """The form of images that `name` means, one of OUTPUTS; raises InputError."""
+    return one_of("output", OUTPUT_FORMS.get(name, name), OUTPUTS)
 
 
 def check_sizes(

@@ -94,3 +94,13 @@ def test_requests_of_several_sizes(single):
         single.generate(requests, output="latent")
     with pytest.raises(InputError, match="with intermediate_steps, expected one size"):
         single.generate(requests, intermediate_steps=[0])
+
+
+def test_settings_are_checked_before_any_image(single):
+    with pytest.raises(InputError, match=r"^requests: got none, expected at least one"):
+        single.generate([])
+    requests = requests_of(single, {"steps": 1}, {"steps": 1, "height": 24})
+    with pytest.raises(InputError, match=r"^vae_tile: got 3, expected a multiple of 2"):
+        single.generate(requests, vae_tile=3)
+    with pytest.raises(InputError, match=r"^output: got 'jpeg', expected one of pil, numpy"):
+        single.generate(requests, output="jpeg")

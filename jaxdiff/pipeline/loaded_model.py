@@ -1,0 +1,149 @@
+"""A model that is loaded: its networks and settings, described, with add-ons, and saved again."""
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
+from jaxdiff.checkpoints.schedulers import SchedulerOptions, prediction_type_of, schedule_of
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.trees import parameter_count
+from jaxdiff.families.registry import family_of
+from jaxdiff.models.build import param_dict
+from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.pipeline.addons import Addons
+from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels, GuidanceModel
+from jaxdiff.pipeline.batches import ImageGenerator, ModelFacts
+from jaxdiff.pipeline.compiled_model import CompiledModel
+from jaxdiff.pipeline.conditioning import PromptTokenizers
+from jaxdiff.pipeline.defaults import read_defaults, size_of
+from jaxdiff.pipeline.lora import LoRAManager
+from jaxdiff.pipeline.on_mesh import OnMesh
+from jaxdiff.pipeline.programs import DataParallel
+from jaxdiff.pipeline.prompts import PromptTokenizer, tokenizer_of
+from jaxdiff.pipeline.textual_inversion import TextualInversionManager
+
+
+class LoadedModel(Addons):
+    """The networks of a model, which run compiled on its devices.
+
+    `network`, which also has the name of its component (`unet`), `vae` and `text_encoders` are
+    modules that you can call; `text_encoder` is the first text encoder.
+    """
+
+    def __init__(
+        self,
+        parts: PipelineComponents,
+        *,
+        name: str,
+        devices: Sequence[jax.Device],
+        mesh: Mesh | None = None,
+        folder: pathlib.Path | None = None,
+    ) -> None:
+        self.family = family_of(parts, name)
+        self.parts, self.name, self.devices = parts, name, tuple(devices)
+        self.mesh = mesh  # None: every device has all weights
+        self.network: Any = parts.components[self.family.network].module
+        self.vae = cast(AutoencoderKL, parts.components[self.family.latent_codec].module)
+        specs = {spec.component: spec for spec in self.family.text_encoders}
+        encoders = {c: cast(CLIPTextModel, parts.components[c].module) for c in specs}
+        self.text_encoders = list(encoders.values())
+        self.schedule = schedule_of(parts.scheduler)
+        self.prediction_type = prediction_type_of(parts.scheduler)
+        native = size_of(self.network.config.sample_size, self.vae.config.downscale)
+        stored = self.family.defaults | dict(parts.defaults)
+        self.defaults = read_defaults(stored, parts.scheduler, native, source=name)
+        self.stages = CompiledModel(
+            self.family,
+            self.text_encoders,
+            self.network,
+            self.vae,
+            prediction_type=self.prediction_type,
+            layout=DataParallel(self.devices) if mesh is None else OnMesh(mesh),
+        )
+        files = {c: parts.tokenizers[spec.tokenizer] for c, spec in specs.items()}
+        tokenizers = {c: PromptTokenizer(tokenizer_of(each)) for c, each in files.items()}
+        self._tokenizers = PromptTokenizers(
+            self.family, tokenizers, closed=self.defaults.closed_vocabulary
+        )
+        self._loras = LoRAManager({self.family.network: self.network, **encoders})
+        self._inversions = TextualInversionManager(tokenizers, encoders, files)
+        channels = self.vae.config.latent_channels
+        self._auxiliary = AuxiliaryModels(
+            GuidanceModel(self.stages, self._tokenizers, channels, self.schedule), folder
+        )
+        self._facts = ModelFacts(
+            family=self.family,
+            schedule=self.schedule,
+            scheduler_options=SchedulerOptions.from_config(parts.scheduler),
+            prediction_type=self.prediction_type,
+            vae_scale_factor=self.vae.config.downscale,
+            latent_channels=channels,
+        )
+        self._generator = ImageGenerator(
+            self._facts, self.stages, self._tokenizers, self._auxiliary
+        )
+
+    def __repr__(self) -> str:
+        networks = []
+        for name, component in self.parts.components.items():
+            millions = parameter_count(param_dict(component.module)) / 1e6
+            networks.append(f"{name}: {type(component.module).__name__} ({millions:.1f} M)")
+        dtype = jnp.dtype(self.network.dtype).name
+        return f"Pipeline({self.name!r}, {dtype}, {self.device_name}, {', '.join(networks)})"
+
+    def __getattr__(self, name: str) -> Any:
+        # The network under the name of its component: pipe.unet, pipe.transformer.
+        if name != "family" and name == self.family.network:
+            return self.network
+        raise AttributeError(f"'Pipeline' object has no attribute {name!r}")
+
+    @property
+    def text_encoder(self) -> CLIPTextModel:
+        """The first text encoder."""
+        return self.text_encoders[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The first text encoder's tokenizer."""
+        return self._tokenizers.first.tokenizer
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the network takes a mask and a masked image, as inpainting models do."""
+        return self.family.uses_mask
+
+    @property
+    def device_name(self) -> str:
+        """Number and kind of the devices, such as "4 x TPU v5 lite", and their mesh if any."""
+        name = f"{len(self.devices)} x {self.devices[0].device_kind}"
+        return name if self.mesh is None else f"{name} ({self.stages.layout})"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A short hash that changes with the weights and their dtype."""
+        # Every training changes the last layer; hashing all layers would take long.
+        last = np.asarray(param_dict(self.network)[self.family.adapter.output_layer])
+        return hashlib.sha256(last.tobytes()).hexdigest()[:12]
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Write a diffusers folder that PyTorch loads; weights keep their dtype.
+
+        Applied LoRAs are merged into the weights. InputError if textual inversions are loaded,
+        which such a folder cannot hold.
+        """
+        if self.textual_inversion_tokens:
+            tokens = ", ".join(self.textual_inversion_tokens)
+            raise InputError(
+                f"save: got a model with the textual inversions {tokens}, expected none "
+                "(pipe.unload_textual_inversions() removes them)"
+            )
+        write_pipeline(folder, self.parts)
