@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.pipelines import CLASSIFIER
+from jaxdiff.checkpoints.schedulers import vp_schedule
 from jaxdiff.core.types import Array
-from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline.load import EMBEDDED
@@ -40,7 +40,7 @@ def main() -> None:
     told = arguments.classifier or model / CLASSIFIER
     classifier = cast(LatentClassifier, read_component(told, dtype=jnp.float32).module)
     vae = cast(AutoencoderKL, read_component(model / "vae", dtype=jnp.float32).module)
-    schedule = VPSchedule.from_config(read_object(model / "scheduler/scheduler_config.json"))
+    schedule = vp_schedule(read_object(model / "scheduler/scheduler_config.json"))
     side = classifier.config.sample_size * vae.config.downscale
 
     @jax.jit

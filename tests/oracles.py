@@ -10,14 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.diffusion.denoising import (
-    HostTimestepGrid,
-    NoiseLevel,
-    TimestepGrid,
-    alpha_sigma_from_edm,
-    per_image,
-    target,
-)
+from jaxdiff.diffusion.denoising import NoiseLevel, alpha_sigma_from_edm, per_image, target
+from jaxdiff.diffusion.grids import HostTimestepGrid, TimestepGrid
 from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.diffusion.denoising import SIGMA_SCHEDULES, HostTimestepGrid
+from jaxdiff.diffusion.grids import SIGMA_SCHEDULES, HostTimestepGrid
 from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule, resolution_shift
 
 MAX_CONTINUOUS_STEPS = 1000

@@ -12,7 +12,8 @@ from typing import Any
 from jaxdiff.checkpoints.prediction_type import FLOW, stored_prediction_type
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.diffusion.denoising import PREDICTION_TYPES, SIGMA_SCHEDULES, TIMESTEP_SPACINGS
+from jaxdiff.diffusion.denoising import PREDICTION_TYPES
+from jaxdiff.diffusion.grids import SIGMA_SCHEDULES, TIMESTEP_SPACINGS
 from jaxdiff.diffusion.schedules import FlowSchedule, Schedule, VPSchedule
 
 # For classes of diffusers the samplers that they stand for, with the values that options of theirs
@@ -70,9 +71,34 @@ SCHEDULERS: dict[str, dict[str, Options]] = {
 def schedule_of(config: Mapping[str, Any]) -> Schedule:
     """The noise schedule of a diffusers scheduler_config.json, whatever class wrote it."""
     if config.get("_class_name") != FLOW:
-        return VPSchedule.from_config(config)
+        return vp_schedule(config)
     scale = config.get("num_train_timesteps", 1000)
     return FlowSchedule(time_scale=float(scale), shift=float(config.get("shift", 1.0)))
+
+
+def vp_schedule(config: Mapping[str, Any]) -> VPSchedule:
+    """The discrete schedule of a scheduler_config.json.
+
+    Those files carry the keys of other classes too, so keys unknown here are passed over.
+    """
+    names = {f.name for f in dataclasses.fields(VPSchedule)}
+    values = {k: v for k, v in config.items() if k in names and v is not None}
+    if "trained_betas" in values:
+        values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
+    if "rescale_betas_zero_snr" in config:
+        values["zero_terminal_snr"] = bool(config["rescale_betas_zero_snr"])
+    return VPSchedule(**values)
+
+
+def vp_schedule_config(schedule: VPSchedule) -> dict[str, Any]:
+    """The keys of scheduler_config.json for a schedule, as `vp_schedule` reads them."""
+    config = dataclasses.asdict(schedule)
+    config["rescale_betas_zero_snr"] = config.pop("zero_terminal_snr")
+    if config["beta_schedule"] == "cosine":
+        config["beta_schedule"] = "squaredcos_cap_v2"
+    if schedule.trained_betas is not None:
+        config["trained_betas"] = list(schedule.trained_betas)
+    return config
 
 
 def prediction_type_of(config: Mapping[str, Any]) -> str:

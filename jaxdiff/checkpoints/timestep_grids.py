@@ -12,13 +12,13 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.notation import split_options
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.diffusion.denoising import (
+from jaxdiff.diffusion.denoising import alpha_sigma_from_edm
+from jaxdiff.diffusion.grids import (
     SIGMA_SCHEDULES,
     SPACINGS,
     TIMESTEP_SPACINGS,
     HostTimestepGrid,
     TimestepGrid,
-    alpha_sigma_from_edm,
 )
 from jaxdiff.diffusion.schedules import (
     MAX_SIGMA,

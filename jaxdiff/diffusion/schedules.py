@@ -8,8 +8,8 @@ float64, and arrays inside a compiled program, in float32.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -118,30 +118,6 @@ class VPSchedule:
         for beta in self.trained_betas or ():
             in_range("trained_betas", beta, 0, 1)
         _ = self.sigma_edm  # the tables are made with the schedule, not in a first call
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "VPSchedule":
-        """The schedule in a diffusers scheduler_config.json, whatever scheduler class wrote it.
-
-        Those files carry the keys of other classes too, so keys unknown here are passed over.
-        """
-        names = {f.name for f in dataclasses.fields(cls)}
-        values = {k: v for k, v in config.items() if k in names and v is not None}
-        if "trained_betas" in values:
-            values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
-        if "rescale_betas_zero_snr" in config:
-            values["zero_terminal_snr"] = bool(config["rescale_betas_zero_snr"])
-        return cls(**values)
-
-    def to_config(self) -> dict[str, Any]:
-        """The diffusers keys of this schedule, as `from_config` reads them."""
-        config = dataclasses.asdict(self)
-        config["rescale_betas_zero_snr"] = config.pop("zero_terminal_snr")
-        if config["beta_schedule"] == "cosine":
-            config["beta_schedule"] = "squaredcos_cap_v2"
-        if self.trained_betas is not None:
-            config["trained_betas"] = list(self.trained_betas)
-        return config
 
     @property
     def num_discrete(self) -> int:

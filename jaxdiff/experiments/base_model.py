@@ -14,7 +14,7 @@ from jaxdiff.checkpoints.components import Component, read_component
 from jaxdiff.checkpoints.loading import Placement, host_memory
 from jaxdiff.checkpoints.models import read_model, resolve_source, weight_hashes
 from jaxdiff.checkpoints.pipelines import PipelineComponents
-from jaxdiff.checkpoints.schedulers import prediction_type_of, schedule_of
+from jaxdiff.checkpoints.schedulers import prediction_type_of, schedule_of, vp_schedule_config
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, Int, NDArray
@@ -235,7 +235,7 @@ def size_shapes(n: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
     """The scheduler_config.json with which a pipeline samples as the sample grids do."""
-    return objective.schedule.to_config() | {
+    return vp_schedule_config(objective.schedule) | {
         "_class_name": "DDIMScheduler",
         "prediction_type": objective.prediction_type,
         "timestep_spacing": SPACING,

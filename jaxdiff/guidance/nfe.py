@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Int
-from jaxdiff.diffusion.denoising import NoiseLevel, TimestepGrid
+from jaxdiff.diffusion.denoising import NoiseLevel
+from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.guidance.base import CONDITIONAL, GUIDED, SKIP, Guidance
 
 

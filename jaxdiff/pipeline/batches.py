@@ -16,7 +16,7 @@ from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, Key, NDArray, UInt8
 from jaxdiff.core.validate import in_range
-from jaxdiff.diffusion.denoising import TimestepGrid
+from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.families.base import ExtraInputs, Family
 from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream, parse

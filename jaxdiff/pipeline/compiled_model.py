@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree
-from jaxdiff.diffusion.denoising import TimestepGrid, per_image
+from jaxdiff.diffusion.denoising import per_image
+from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.families.base import ExtraInputs, Family
 from jaxdiff.guidance.base import Guidance, GuidanceScales

@@ -10,7 +10,7 @@ from jaxdiff.core.aliases import rename_guidance, rename_sampler
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.diffusion.denoising import SPACINGS
+from jaxdiff.diffusion.grids import SPACINGS
 from jaxdiff.families.base import Family
 from jaxdiff.families.registry import accepted_options, request_options
 from jaxdiff.guidance.base import MAX_SCALE, RULES

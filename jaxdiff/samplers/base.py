@@ -16,7 +16,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.notation import split_options, with_options
 from jaxdiff.core.types import Array, Bool, Float, Int, Key, PyTree
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, TimestepGrid, per_image, select
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image, select
+from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.samplers.inpainting import InpaintingMask
 

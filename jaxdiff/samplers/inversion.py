@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, Int, PyTree
-from jaxdiff.diffusion.denoising import Denoiser, TimestepGrid, per_image, select
+from jaxdiff.diffusion.denoising import Denoiser, per_image, select
+from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.samplers.base import ratio_step
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.checkpoints.schedulers import vp_schedule, vp_schedule_config
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion import schedules
 from jaxdiff.diffusion.denoising import alpha_sigma_from_edm, predict
@@ -50,7 +51,7 @@ def test_every_schedule_keeps_the_contract(name, zero_terminal_snr):
     assert np.all(np.diff(schedule.sigma_edm) > 0)
     assert 0.999 < schedule.alphas_cumprod[0] < 1
     assert (schedule.alphas_cumprod[-1] == 0) == zero_terminal_snr
-    again = VPSchedule.from_config(schedule.to_config())
+    again = vp_schedule(vp_schedule_config(schedule))
     np.testing.assert_array_equal(again.alphas_cumprod, schedule.alphas_cumprod)
 
 
@@ -87,7 +88,7 @@ def test_gather_reads_the_tables_in_float32():
 
 def test_from_config_passes_over_foreign_keys_and_keeps_trained_betas():
     config = {"_class_name": "PNDMScheduler", "clip_sample": False, "trained_betas": [0.1, 0.2]}
-    schedule = VPSchedule.from_config(config)
+    schedule = vp_schedule(config)
     np.testing.assert_allclose(schedule.alphas_cumprod, [0.9, 0.72])
     assert schedule.num_discrete == 2
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from oracles import gaussian, level_at, mixture, ratio_grid
 
-from jaxdiff.diffusion.denoising import Prediction, karras
+from jaxdiff.diffusion.denoising import Prediction
+from jaxdiff.diffusion.grids import karras
 from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.classifier_guidance import (
     classifier_guidance,

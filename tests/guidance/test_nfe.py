@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxdiff.checkpoints.schedulers import vp_schedule
 from jaxdiff.checkpoints.timestep_grids import make_grid
-from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.guidance.base import GuidanceScales, parse
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
 from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.samplers.base import SAMPLERS, per_sample_keys, sample
 
-SCHEDULE = VPSchedule.from_config({"beta_schedule": "scaled_linear"})
+SCHEDULE = vp_schedule({"beta_schedule": "scaled_linear"})
 STEPS = 10
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from oracles import gaussian, level_at, mixture, ratio_grid
 
-from jaxdiff.diffusion.denoising import karras, predict, target
+from jaxdiff.diffusion.denoising import predict, target
+from jaxdiff.diffusion.grids import karras
 from jaxdiff.guidance.base import CONDITIONAL, GUIDED, RULES, DenoiserInput, GuidanceScales, parse
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser, stack_streams
 from jaxdiff.guidance.schedules import SCALE_SCHEDULES

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdiff.checkpoints.schedulers import SchedulerOptions, schedule_of
+from jaxdiff.checkpoints.schedulers import SchedulerOptions, schedule_of, vp_schedule
 from jaxdiff.checkpoints.timestep_grids import make_grid, make_host_grid
-from jaxdiff.diffusion.schedules import EDMSchedule, VPSchedule
+from jaxdiff.diffusion.schedules import EDMSchedule
 from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser
 from jaxdiff.samplers.base import SAMPLERS, initial_noise, per_sample_keys, sample, step_noise
@@ -163,7 +163,7 @@ def scheduler_for(config, name, steps, exact=True):
     if name == "pndm":
         scheduler.register_to_config(prediction_type="epsilon")  # see noise_of
     if exact:
-        table = VPSchedule.from_config(config).alphas_cumprod.copy()
+        table = vp_schedule(config).alphas_cumprod.copy()
         if name not in NOT_IN_RATIOS:
             table[-1] = max(table[-1], 2.0**-24)  # as they do themselves
         scheduler.alphas_cumprod = torch.from_numpy(table)
@@ -210,7 +210,7 @@ def theirs(config, name, steps, noises, eta=0.0, exact=True):
 
 def ours(config, name, steps, keys, spacing=None, eta=0.0):
     """Latents of jaxdiff for the same config."""
-    schedule, kind = VPSchedule.from_config(config), config.get("prediction_type", "epsilon")
+    schedule, kind = vp_schedule(config), config.get("prediction_type", "epsilon")
     grid = make_grid(
         schedule,
         name,
@@ -302,7 +302,7 @@ def test_landing_on_the_first_level(name, config, spacing, keys, noises):
     low = {**CONFIGS[config], "final_sigmas_type": "sigma_min"}
     mine = ours(low, name, 25, keys, spacing)
     if name == "euler":
-        mine = mine / VPSchedule.from_config(low).alpha[0]  # theirs ends with x / alpha
+        mine = mine / vp_schedule(low).alpha[0]  # theirs ends with x / alpha
     close(mine, theirs(with_spacing(low, spacing), name, 25, noises), TOLERANCE)
 
 
@@ -381,7 +381,7 @@ def test_times_for_any_number_of_steps(name, spacing):
     for steps in range(2, 200):
         scheduler.set_timesteps(steps)
         grid = make_grid(
-            VPSchedule.from_config(config),
+            vp_schedule(config),
             name,
             steps,
             prediction_type="epsilon",

@@ -11,7 +11,7 @@ import pytest
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.pipelines import CLASSIFIER
-from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.checkpoints.schedulers import vp_schedule
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.scenes.captions import describe
@@ -33,7 +33,7 @@ MEASURED = {
     "second_colour": (0.999, 0.927),
     "second_shape": (0.988, 0.877),
 }
-SCHEDULE = VPSchedule.from_config(read_object(EMBEDDED / "scheduler/scheduler_config.json"))
+SCHEDULE = vp_schedule(read_object(EMBEDDED / "scheduler/scheduler_config.json"))
 
 
 class Seen(NamedTuple):

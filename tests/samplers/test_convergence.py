@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 from oracles import RATIO_SCHEDULE, gaussian, levels, ratio_grid, unguided
 
-from jaxdiff.diffusion.denoising import (
-    HostTimestepGrid,
-    Prediction,
-    TimestepGrid,
-    alpha_sigma_from_edm,
-    karras,
-)
+from jaxdiff.diffusion.denoising import Prediction, alpha_sigma_from_edm
+from jaxdiff.diffusion.grids import HostTimestepGrid, TimestepGrid, karras
 from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule
 from jaxdiff.guidance.base import RULES, GuidanceScales, parse
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams

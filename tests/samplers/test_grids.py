@@ -15,7 +15,7 @@ from jaxdiff.checkpoints.schedulers import (
 )
 from jaxdiff.checkpoints.timestep_grids import convention_of, interpolate, make_grid, make_host_grid
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.denoising import (
+from jaxdiff.diffusion.grids import (
     SIGMA_SCHEDULES,
     SPACINGS,
     TIMESTEP_SPACINGS,

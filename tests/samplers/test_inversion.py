@@ -9,7 +9,8 @@ import pytest
 from oracles import gaussian, ratio_grid, unguided
 
 from jaxdiff.checkpoints.timestep_grids import make_grid
-from jaxdiff.diffusion.denoising import Prediction, karras
+from jaxdiff.diffusion.denoising import Prediction
+from jaxdiff.diffusion.grids import karras
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.samplers.base import SAMPLERS, sample
 from jaxdiff.samplers.inversion import invert

@@ -12,7 +12,7 @@ from oracles import RATIO_SCHEDULE, calls, equations, mixture, ratio_grid
 
 from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.denoising import karras
+from jaxdiff.diffusion.grids import karras
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.guidance.base import RULES, GuidanceScales, parse
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
