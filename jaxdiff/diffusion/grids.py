@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.core.types import Float, Int, NDArray
+from jaxdiff.core.types import Array, Float, Int, NDArray
 from jaxdiff.diffusion.denoising import NoiseLevel
 
 
