@@ -111,7 +111,7 @@ def calls(models: pathlib.Path) -> Iterator[Case]:
 
         return run
 
-    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     mask = np.zeros((16, 16), np.uint8)
     mask[4:12, 4:12] = 255
     for family in ("sd", "xl"):
@@ -125,8 +125,8 @@ def calls(models: pathlib.Path) -> Iterator[Case]:
         yield f"{family} scales", call(family, guidance_scale=[1.0, 6.0])
         yield f"{family} negative", call(family, negative_prompt="a blue star")
         yield f"{family} and", call(family, ["a red circle AND a star", "a ring"])
-        yield f"{family} image", call(family, image=[picture] * 2, strength=0.6)
-        yield f"{family} mask", call(family, image=[picture] * 2, mask=[mask] * 2, strength=0.9)
+        yield f"{family} image", call(family, image=[image] * 2, strength=0.6)
+        yield f"{family} mask", call(family, image=[image] * 2, mask=[mask] * 2, strength=0.9)
         yield f"{family} part", call(family, denoising_end=0.5)
         for spacing in ("leading", "trailing", "linspace", "karras", "exponential"):
             yield f"{family} spacing {spacing}", call(family, timesteps=spacing, sampler="euler")

@@ -7,7 +7,7 @@ The network of configs/scenes_unet.py is trained twice by the loop of train.py: 
 `jaxdiff cache-latents` has made of scenes, through the files, the pipeline of grain and the
 transfer to the devices, and from one batch that lies there. Step, state and loop are the same; the
 two take turns, each of STEPS steps whose beginning is not timed, so that what was made ahead while
-the other one ran does not count. Prints pictures per second of both, their ratio in each pair, and
+the other one ran does not count. Prints images per second of both, their ratio in each pair, and
 the median of the ratios as a JSON object. Needs idle cores: about two minutes on two of them.
 """
 
@@ -39,7 +39,7 @@ from jaxdiff.training.loop import Prefetch
 
 CONFIG = pathlib.Path("configs/scenes_unet.py")
 MODEL = pathlib.Path("jaxdiff/assets/scenes")
-PICTURES = 1024
+IMAGES = 1024
 SIDE = 64
 
 
@@ -59,16 +59,16 @@ class There:
 
 def cached(folder: pathlib.Path, texts: str) -> pathlib.Path:
     """Latents of scenes; they are made by the same command where they are missing."""
-    pictures, latents = folder / "pictures", folder / f"latents-{texts}"
-    if not (pictures / "metadata.jsonl").is_file():
-        pictures.mkdir(parents=True, exist_ok=True)
+    images, latents = folder / "images", folder / f"latents-{texts}"
+    if not (images / "metadata.jsonl").is_file():
+        images.mkdir(parents=True, exist_ok=True)
         source, rows = SceneSource(seed=0), []
-        for i in range(PICTURES):
+        for i in range(IMAGES):
             item = source[i]
-            Image.fromarray(np.asarray(item["image"])).save(pictures / f"{i:05d}.png")
+            Image.fromarray(np.asarray(item["image"])).save(images / f"{i:05d}.png")
             rows.append(json.dumps({"file_name": f"{i:05d}.png", "text": item["caption"]}))
-        (pictures / "metadata.jsonl").write_text("\n".join(rows))
-    command = [str(MODEL), str(latents), "--kind", "folder", "--path", str(pictures)]
+        (images / "metadata.jsonl").write_text("\n".join(rows))
+    command = [str(MODEL), str(latents), "--kind", "folder", "--path", str(images)]
     options = ["--resolution", str(SIDE), "--texts", texts, "--batch-size", "64"]
     cache_latents.run([*command, *options])
     return latents
@@ -151,9 +151,9 @@ def main() -> None:
             values = {name: turns.run(streams[name]) for name in order}
             rates = {name: found["images_per_s"] for name, found in values.items()}
             ratios.append(rates["latents"] / rates["there"])
-            said = ", ".join(f"{name} {rate:.1f} pictures/s" for name, rate in rates.items())
+            text = ", ".join(f"{name} {rate:.1f} images/s" for name, rate in rates.items())
             waited = values["latents"]["data_wait"]
-            print(f"{said}: {ratios[-1]:.3f}; waited for data {waited:.3f} of the time", flush=True)
+            print(f"{text}: {ratios[-1]:.3f}; waited for data {waited:.3f} of the time", flush=True)
     found = {
         "texts": options.texts,
         "devices": jax.device_count(),

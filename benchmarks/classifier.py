@@ -2,9 +2,9 @@
 
 [--model FOLDER] [--classifier FOLDER] [--images 1024]
 
-Prints the share of scenes, none of which was trained on, whose attributes are told right at each
-time of the schedule, for reserved scenes and for those with pairs of colour and shape that were
-never seen. The rows of several labels (sizes, colours, shapes) count where all of them are right.
+Prints the accuracy of the predicted attributes at each time of the schedule, for scenes none of
+which was trained on: reserved ones, and those with pairs of colour and shape that were never seen.
+The rows of several labels (sizes, colours, shapes) count where all of them are right.
 """
 
 import argparse
@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024)
     arguments = parser.parse_args()
     model = arguments.model
-    told = arguments.classifier or model / CLASSIFIER
-    classifier = cast(LatentClassifier, read_component(told, dtype=jnp.float32).module)
+    folder = arguments.classifier or model / CLASSIFIER
+    classifier = cast(LatentClassifier, read_component(folder, dtype=jnp.float32).module)
     vae = cast(AutoencoderKL, read_component(model / "vae", dtype=jnp.float32).module)
     schedule = vp_schedule(read_object(model / "scheduler/scheduler_config.json"))
     side = classifier.config.sample_size * vae.config.downscale
@@ -57,10 +57,10 @@ def main() -> None:
         batch = collate_attributes([source[i] for i in range(arguments.images)])
         parts = range(0, arguments.images, BATCH)
         x0 = jnp.concatenate([encode(batch["image"][i : i + BATCH]) for i in parts])
-        shares = measure(x0, batch["targets"], batch["known"])
+        table = measure(x0, batch["targets"], batch["known"])
         print(f"{split}\n{'':>14}" + "".join(f"{f't={t}':>8}" for t in TIMES))
-        for name, row in zip(names, shares.T, strict=True):
-            print(f"{name:>14}" + "".join(f"{share:8.3f}" for share in row), flush=True)
+        for name, row in zip(names, table.T, strict=True):
+            print(f"{name:>14}" + "".join(f"{fraction:8.3f}" for fraction in row), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How fast stored pictures become batches, for each source and number of threads.
+"""How fast stored images become batches, for each source and number of threads.
 
     PYTHONPATH=. python benchmarks/data.py [--side 512] [--resolution 512] [--threads 1 2]
 
 Writes JPEGs of SIDE x 4/3 SIDE pixels as a folder, tars, ArrayRecord, Parquet and latents where
-there are none, then reads them from the page cache: whole batches of cropped, flipped pictures as
-training gets them, without tokens. Prints pictures per second, the best of three runs each. Latents
+there are none, then reads them from the page cache: whole batches of cropped, flipped images as
+training gets them, without tokens. Prints images per second, the best of three runs each. Latents
 are of the size that a VAE with 8 pixels and 4 channels per latent makes of the resolution.
 """
 
@@ -28,16 +28,16 @@ from jaxdiff.data.sources.records import write_records
 from jaxdiff.experiments.datasets import open_dataset
 from jaxdiff.training.config import IMAGE_KINDS, DataConfig
 
-PICTURE_COUNT = 512
+IMAGE_COUNT = 512
 RUNS = 3
 ROWS = 100  # of a Parquet row group
 DOWNSCALE, CHANNELS = 8, 4
-QUALITY = 90  # about what pictures on the web are stored in
-OCTAVES, FALL = 9, 0.6  # scales of a picture's structure, and how each is weaker than the coarser
+QUALITY = 90  # about what images on the web are stored in
+OCTAVES, FALL = 9, 0.6  # scales of an image's structure, and how each is weaker than the coarser
 
 
 def jpeg(number: int, side: int) -> bytes:
-    """A picture with structure at all scales, so that it compresses as photographs do."""
+    """An image with structure at all scales, so that it compresses as photographs do."""
     rng = np.random.default_rng(number)
     size = (4 * side // 3, side)
     total = np.zeros((side, size[0], 3), np.float32)
@@ -51,11 +51,9 @@ def jpeg(number: int, side: int) -> bytes:
 
 
 def write(folder: pathlib.Path, side: int, resolution: int) -> None:
-    """The same pictures for each source."""
-    pictures = [jpeg(i, side) for i in range(PICTURE_COUNT)]
-    records = [
-        {"image": data, "caption": f"picture {i} of many"} for i, data in enumerate(pictures)
-    ]
+    """The same images for each source."""
+    images = [jpeg(i, side) for i in range(IMAGE_COUNT)]
+    records = [{"image": data, "caption": f"image {i} of many"} for i, data in enumerate(images)]
     for kind in ("folder", "tars"):
         (folder / kind).mkdir(parents=True)
     rows = []
@@ -77,7 +75,7 @@ def write(folder: pathlib.Path, side: int, resolution: int) -> None:
     table = pyarrow.table({"image": cells, "text": [record["caption"] for record in records]})
     pyarrow.parquet.write_table(table, folder / "parquet" / "0.parquet", row_group_size=ROWS)
     write_latents(folder / "latents", resolution)
-    print(f"{np.mean([len(data) for data in pictures]) / 1e3:.0f} kB per picture")
+    print(f"{np.mean([len(data) for data in images]) / 1e3:.0f} kB per image")
 
 
 def write_latents(folder: pathlib.Path, resolution: int) -> None:
@@ -91,28 +89,28 @@ def write_latents(folder: pathlib.Path, resolution: int) -> None:
         dtype="float16",
         heights=(resolution,),
         widths=(resolution,),
-        items=(PICTURE_COUNT,),
+        items=(IMAGE_COUNT,),
     )
     rng = np.random.default_rng(0)
-    told = {"caption": "a picture of many", "time_ids": np.zeros(6, np.int32)}
+    record = {"caption": "an image of many", "time_ids": np.zeros(6, np.int32)}
     shape = described.shape(0)
     write_records(
         folder / described.shard(0),
         (
-            pack_record(told, rng.normal(size=shape), rng.normal(size=shape), described.dtype)
-            for _ in range(PICTURE_COUNT)
+            pack_record(record, rng.normal(size=shape), rng.normal(size=shape), described.dtype)
+            for _ in range(IMAGE_COUNT)
         ),
     )
     (folder / DESCRIPTION).write_text(json.dumps(vars(described)))
 
 
 def rate(config: DataConfig, batch_size: int) -> float:
-    """Pictures per second of the fastest run, the first batches not counted."""
+    """Images per second of the fastest run, the first batches not counted."""
     source = open_dataset(config, batch_size).training
     iterator = batches(source, batch_size=batch_size, threads=config.threads)
     for _ in range(2 + config.threads):
         next(iterator)
-    count = PICTURE_COUNT // batch_size
+    count = IMAGE_COUNT // batch_size
     seconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
@@ -151,7 +149,7 @@ def main() -> None:
                 **(prepared if kind in IMAGE_KINDS else {}),
             )
             found = rate(config, options.batch_size)
-            print(f"{kind:8s} {threads} threads  {found:6.0f} pictures/s")
+            print(f"{kind:8s} {threads} threads  {found:6.0f} images/s")
 
 
 if __name__ == "__main__":

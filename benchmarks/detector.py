@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python benchmarks/detector.py [--size 128] [--images 2000] [--vae FOLDER]
 
-Prints the share of real drawings whose attributes are named right, clean and degraded, with the
+Prints the fraction of real drawings whose attributes are named right, clean and degraded, with the
 median distance from the clean drawing in decibels. With a VAE also for its reconstructions, from
-latents as they are and with noise: the most that pictures decoded by it can score.
+latents as they are and with noise: the most that images decoded by it can score.
 """
 
 import argparse
@@ -56,13 +56,13 @@ DEGRADED: dict[str, Degrade] = {
 
 
 def decibels(image: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two byte pictures; 99 for equal ones."""
+    """Peak signal-to-noise ratio of two byte images; 99 for equal ones."""
     error = np.mean((image.astype(float) - other) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else 99.0
 
 
 def reconstruct(folder: pathlib.Path, noise: float) -> Degrade:
-    """A picture through the VAE in `folder`, with noise of this deviation added to its latents."""
+    """An image through the VAE in `folder`, with noise of this deviation added to its latents."""
     vae = cast(AutoencoderKL, read_component(folder).module)
 
     @jax.jit
@@ -76,8 +76,8 @@ def reconstruct(folder: pathlib.Path, noise: float) -> Degrade:
     def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         shape = (1, image.shape[0] // side, image.shape[1] // side, vae.config.latent_channels)
         eps = rng.normal(size=shape).astype(np.float32)
-        picture = through(param_dict(vae), image.astype(np.float32), eps)
-        return _bytes(127.5 * (np.asarray(picture) + 1))
+        image = through(param_dict(vae), image.astype(np.float32), eps)
+        return _bytes(127.5 * (np.asarray(image) + 1))
 
     return degrade
 
@@ -102,8 +102,8 @@ def main() -> None:
             distance = np.median([decibels(a, b) for a, b in zip(images, worse, strict=True)])
             prompts = [ScenePrompt(text=text, scene=scene) for scene, _, text in examples]
             scores = [score(p.scene, detect(w)) for p, w in zip(prompts, worse, strict=True)]
-            shares = accuracies(answers(prompts, scores))
-            columns = "  ".join(f"{name} {share.value:.4f}" for name, share in shares.items())
+            found = accuracies(answers(prompts, scores))
+            columns = "  ".join(f"{name} {accuracy.value:.4f}" for name, accuracy in found.items())
             print(f"{split}, {how} ({distance:.1f} dB): {columns}", flush=True)
 
 

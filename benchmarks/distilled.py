@@ -36,8 +36,8 @@ class Drawn:
         self.seconds = (output.timings["total_s"] - output.timings["compile_s"]) / rows
         self.evaluations = pipe.nfe(output.request)
         images = pipe.decode_latents(self.latents)
-        shares = accuracies(answers(prompts, score_images(prompts, images)))
-        self.right = [shares[f"{kind} correct"].value for kind in ("one object", "two objects")]
+        found = accuracies(answers(prompts, score_images(prompts, images)))
+        self.right = [found[f"{kind} correct"].value for kind in ("one object", "two objects")]
 
     def away(self, other: "Drawn") -> float:
         """The median distance of the latents from those of `other`, as a share of their length."""

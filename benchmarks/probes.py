@@ -7,7 +7,7 @@ A UNet reads the text through linear maps of these states. What no linear map fi
 the colour of the left or upper object, it has to work out by itself, from two objects, their order
 and the relation. Each probe is ridge regression from the states at one position to an answer, of
 CAPTIONS two-object captions, judged on the last TEST of them. Prints a table: one row a position,
-the share of right answers in percent.
+the fraction of right answers in percent.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def answers(scene: Scene) -> list[int]:
 
 
 def probed(states: Float[NDArray, "b d"], right: Int[NDArray, "b"], choices: int) -> float:
-    """The share of right answers of a linear probe on the captions that it has not seen."""
+    """The fraction of right answers of a linear probe on the captions that it has not seen."""
     inputs = np.concatenate([states, np.ones((len(states), 1))], axis=1).astype(np.float64)
     train, test = inputs[:-TEST], inputs[-TEST:]
     wanted = np.eye(choices)[right[:-TEST]]
@@ -63,7 +63,7 @@ def probed(states: Float[NDArray, "b d"], right: Int[NDArray, "b"], choices: int
 
 
 def guessed(right: Int[NDArray, "b"]) -> float:
-    """The share of right answers by always giving the most frequent one."""
+    """The fraction of right answers by always giving the most frequent one."""
     return float(np.bincount(right).max() / len(right))
 
 
@@ -91,8 +91,8 @@ def main() -> None:
     print("position".ljust(24) + "".join(name.rjust(26) for name in ANSWERS))
     for place, at in places.items():
         picked = states[rows, at]
-        shares = [probed(picked, right[:, i], n) for i, n in enumerate(ANSWERS.values())]
-        print(place.ljust(24) + "".join(f"{100 * share:26.1f}" for share in shares))
+        fractions = [probed(picked, right[:, i], n) for i, n in enumerate(ANSWERS.values())]
+        print(place.ljust(24) + "".join(f"{100 * fraction:26.1f}" for fraction in fractions))
     print("guessing".ljust(24) + "".join(f"{100 * guessed(y):26.1f}" for y in right.T))
 
 

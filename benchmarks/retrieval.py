@@ -87,9 +87,9 @@ def main() -> None:
         return float(np.mean(similarity.argmax(axis=1) == 0))
 
     for name, images in (("generated", generated), ("originals", originals)):
-        share = precision(images)
-        error = (share * (1 - share) / len(images)) ** 0.5
-        print(f"{name}: the right caption first in {share:.3f} ± {error:.3f} of {len(images)}")
+        first = precision(images)
+        error = (first * (1 - first) / len(images)) ** 0.5
+        print(f"{name}: the right caption first in {first:.3f} ± {error:.3f} of {len(images)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How fast training pictures are made: python benchmarks/scenes.py [--batch-size 64] [--threads 1]
+"""How fast training images are made: python benchmarks/scenes.py [--batch-size 64] [--threads 1]
 
-Prints pictures per second for drawing alone and for finished batches, best of five runs each.
+Prints images per second for drawing alone and for finished batches, best of five runs each.
 """
 
 import argparse
@@ -11,17 +11,17 @@ from jaxdiff.data.batches import batches
 from jaxdiff.data.tokenizer import train_tokenizer
 from jaxdiff.scenes.source import SceneSource
 
-PICTURES = 640
+IMAGES = 640
 
 
 def best_rate(work: Callable[[], object], repeats: int = 5) -> float:
-    """Pictures per second of the fastest of `repeats` runs of `work`, each PICTURES long."""
+    """Images per second of the fastest of `repeats` runs of `work`, each IMAGES long."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
-    return PICTURES / min(seconds)
+    return IMAGES / min(seconds)
 
 
 def main() -> None:
@@ -33,14 +33,14 @@ def main() -> None:
         source = SceneSource(seed=0, variations=variations)
         tokenizer = train_tokenizer(source.example(i)[2] for i in range(1000))
         position = iter(range(10**9))
-        drawn = best_rate(lambda s=source, p=position: [s[next(p)] for _ in range(PICTURES)])
+        drawn = best_rate(lambda s=source, p=position: [s[next(p)] for _ in range(IMAGES)])
         iterator = batches(
             source, batch_size=options.batch_size, tokenizer=tokenizer, threads=options.threads
         )
-        steps = PICTURES // options.batch_size
+        steps = IMAGES // options.batch_size
         batched = best_rate(lambda i=iterator, n=steps: [next(i) for _ in range(n)])
         iterator.close()
-        print(f"variations {variations}: {drawn:.0f} items/s, {batched:.0f} pictures/s in batches")
+        print(f"variations {variations}: {drawn:.0f} items/s, {batched:.0f} images/s in batches")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
     python benchmarks/tpu_blocks.py --part transformer
 
 "self" and "cross" are an attention layer with its projections, "kernels" are those of the former
-alone. Cycles of one v5e chip for one picture, forwards and backwards; needs requirements-plan.txt.
+alone. Cycles of one v5e chip for one image, forwards and backwards; needs requirements-plan.txt.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def shape(*sides: int) -> jax.ShapeDtypeStruct:
 def part(name: str, batch: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """A function, and the shapes of its arguments, weights first."""
     tokens, words = shape(batch, TOKENS, CHANNELS), shape(batch, WORDS, CONTEXT)
-    picture = shape(batch, SIDE, SIDE, CHANNELS)
+    image = shape(batch, SIDE, SIDE, CHANNELS)
     if name == "kernels":
         heads = shape(batch, TOKENS, HEADS, CHANNELS // HEADS)
         return lambda q, k, v: attention(q, k, v, backend="tpu"), (heads,) * 3
@@ -74,12 +74,12 @@ def part(name: str, batch: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
             groups=32,
             linear=False,
         )
-        inputs = (picture, words)
+        inputs = (image, words)
     else:
         module = ResnetBlock(
             CHANNELS, CHANNELS, layers=LAYERS, groups=32, eps=1e-5, act="silu", time_width=TIME
         )
-        inputs = (picture, shape(batch, TIME))
+        inputs = (image, shape(batch, TIME))
     return lambda params, *x: with_params(module, params)(*x), (param_dict(module), *inputs)
 
 
@@ -103,7 +103,7 @@ def main() -> None:
         step = jax.jit(jax.value_and_grad(loss), in_shardings=here, out_shardings=here)
         found = compile_traced(step.trace(shapes, direction), topology)
         cycles = [total / batch / 1e6 for total in (found.cycles or 0, found.kernel_cycles)]
-        print(f"{options.part}, {batch} pictures: {cycles[0]:.2f} M cycles a picture", end="")
+        print(f"{options.part}, {batch} images: {cycles[0]:.2f} M cycles an image", end="")
         print(f" and {cycles[1]:.2f} M in kernels")
 
 

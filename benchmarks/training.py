@@ -74,8 +74,8 @@ def chosen(options: argparse.Namespace) -> TrainConfig:
         data = dataclasses.replace(config.data, kind="latents", path="")
         objective = dataclasses.replace(objective, **named)
         config = dataclasses.replace(config, objective=objective, data=data)
-    said = {name: getattr(options, name) for name in ("batch_size", "dtype")}
-    config = dataclasses.replace(config, **{n: v for n, v in said.items() if v is not None})
+    overrides = {name: getattr(options, name) for name in ("batch_size", "dtype")}
+    config = dataclasses.replace(config, **{n: v for n, v in overrides.items() if v is not None})
     if options.fsdp is not None:
         config = dataclasses.replace(
             config, mesh=dataclasses.replace(config.mesh, fsdp=options.fsdp)

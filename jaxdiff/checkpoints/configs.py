@@ -60,9 +60,9 @@ def from_transformers(cls: type[C], raw: Mapping[str, Any], *, source: str) -> C
 
 def _from(cls: type[C], raw: Mapping[str, Any], foreign: frozenset[str], source: str) -> C:
     fields = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
-    kept = {k: v for k, v in raw.items() if k in fields or k not in foreign}
+    known = {k: v for k, v in raw.items() if k in fields or k not in foreign}
     with prefix_errors(source):
-        return from_mapping(cls, kept, source=source)
+        return from_mapping(cls, known, source=source)
 
 
 def updated(

@@ -85,20 +85,20 @@ def unet_name(name: str, blocks: int) -> str:
         return f"mid_block.{MIDDLES[int(middle[1])]}.{_resnet_part(middle[2]) or middle[2]}"
     if not (block := _BLOCK.match(name)):
         return name
-    down, number, rest = block[1] == "input", int(block[2]), block[3]
+    down, number, suffix = block[1] == "input", int(block[2]), block[3]
     stage, layer = divmod(number - 1 if down else number, blocks)
     place = f"{'down' if down else 'up'}_blocks.{stage}"
-    if rest.startswith("op."):
-        return f"{place}.downsamplers.0.conv.{rest.removeprefix('op.')}"
-    if rest.startswith("conv."):
-        return f"{place}.upsamplers.0.{rest}"
-    if part := _resnet_part(rest):
+    if suffix.startswith("op."):
+        return f"{place}.downsamplers.0.conv.{suffix.removeprefix('op.')}"
+    if suffix.startswith("conv."):
+        return f"{place}.upsamplers.0.{suffix}"
+    if part := _resnet_part(suffix):
         return f"{place}.resnets.{layer}.{part}"
-    return f"{place}.attentions.{layer}.{rest}"
+    return f"{place}.attentions.{layer}.{suffix}"
 
 
-def _resnet_part(rest: str) -> str | None:
-    module, _, leaf = rest.rpartition(".")
+def _resnet_part(suffix: str) -> str | None:
+    module, _, leaf = suffix.rpartition(".")
     return f"{RESNET[module]}.{leaf}" if module in RESNET else None
 
 

@@ -32,18 +32,18 @@ def _unet_original(name: str, blocks: int, attended: Set[str]) -> str:
     place = re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name)
     if not place:
         return name
-    way, stage, kind, layer, rest = place[1], place[2], place[3], int(place[4]), place[5]
+    way, stage, kind, layer, suffix = place[1], place[2], place[3], int(place[4]), place[5]
     if kind == "downsamplers":
-        return f"input_blocks.{(int(stage) + 1) * blocks}.0.{rest.replace('conv.', 'op.')}"
+        return f"input_blocks.{(int(stage) + 1) * blocks}.0.{suffix.replace('conv.', 'op.')}"
     if kind == "upsamplers":
-        return f"output_blocks.{(int(stage) + 1) * blocks - 1}.{1 + (stage in attended)}.{rest}"
+        return f"output_blocks.{(int(stage) + 1) * blocks - 1}.{1 + (stage in attended)}.{suffix}"
     number = int(stage) * blocks + layer + (way == "down")
     blocks_name = "input" if way == "down" else "output"
-    return f"{blocks_name}_blocks.{number}.{int(kind == 'attentions')}.{_original_part(rest)}"
+    return f"{blocks_name}_blocks.{number}.{int(kind == 'attentions')}.{_original_part(suffix)}"
 
 
-def _original_part(rest: str) -> str:
-    module, _, leaf = rest.rpartition(".")
+def _original_part(suffix: str) -> str:
+    module, _, leaf = suffix.rpartition(".")
     return f"{_inverse(RESNET).get(module, module)}.{leaf}"
 
 

@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> None:
             "embeddings (--texts embeddings)"
         )
     encoders = options.text_encoder or options.vae
-    index, count = _process_share(options)
+    index, count = _process_index_and_count(options)
     caching = LatentCaching(
         vae=options.vae,
         output=options.output,
@@ -95,7 +95,7 @@ def run(arguments: Sequence[str]) -> None:
     )
 
 
-def _process_share(options: Options) -> tuple[int, int]:
+def _process_index_and_count(options: Options) -> tuple[int, int]:
     """The index of this process and the number of processes."""
     if (options.process_index is None) != (options.process_count is None):
         raise InputError(

@@ -13,8 +13,8 @@ _FLAGS = {"true": True, "false": False}
 
 def split_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
     """Name and options in `text`, which describes a choice of that `kind`; raises InputError."""
-    name, _, rest = text.strip().partition(":")
-    pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+    name, _, options = text.strip().partition(":")
+    pairs = [pair.partition("=") for pair in options.split(",") if pair]
     for key, equals, value in pairs:
         if not (equals and value):
             raise InputError(f"{kind}: {name}: got {key!r}, expected {key or 'OPTION'}=VALUE")

@@ -14,7 +14,7 @@ def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= {f"{key}.{rest}": leaf for rest, leaf in flatten(value).items()}
+            flat |= {f"{key}.{suffix}": leaf for suffix, leaf in flatten(value).items()}
         else:
             flat[str(key)] = value
     return flat

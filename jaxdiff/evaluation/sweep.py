@@ -117,7 +117,8 @@ class Sweep:
         `on_point` gets the number and the name of each point before it is generated. InputError if
         the model supports none of the points.
         """
-        judged = [] if self.judge is None else self.judge.standard_prompts()[:: self.prompt_stride]
+        standard = self.judge.standard_prompts() if self.judge else []
+        standard = standard[:: self.prompt_stride]
         images: dict[SweepPoint, NDArray] = {}
         for number, point in enumerate(axes.points):
             label = point.combination.label(axes.combinations).replace("\n", " ")
@@ -128,7 +129,7 @@ class Sweep:
                 result = {"refused": str(error)}
             if point not in results.points:
                 if self.judge is not None and point in images:
-                    result |= self._evaluate(self.judge, point, judged)
+                    result |= self._evaluate(self.judge, point, standard)
                 results.add(point, result)
         if not images:
             raise InputError(results.points[axes.points[0]]["refused"])

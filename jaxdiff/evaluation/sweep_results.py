@@ -97,11 +97,11 @@ class Results:
 def _parse_point(path: pathlib.Path, row: Any) -> tuple[SweepPoint, dict[str, Any]]:
     """A point and its result from a row of the file, former names replaced."""
     try:
-        rest = rename_settings(row, source=str(path))
-        if "accuracies" in rest:
-            rest["accuracies"] = rename_keys(rest["accuracies"], ACCURACIES, source=str(path))
-        combination = Combination(**{name: rest.pop(name) for name in Combination._fields})
-        return SweepPoint(combination, float(rest.pop("scale"))), rest
+        fields = rename_settings(row, source=str(path))
+        if "accuracies" in fields:
+            fields["accuracies"] = rename_keys(fields["accuracies"], ACCURACIES, source=str(path))
+        combination = Combination(**{name: fields.pop(name) for name in Combination._fields})
+        return SweepPoint(combination, float(fields.pop("scale"))), fields
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError(f"{path}: got {row!r:.80}, expected a result of a sweep") from None
 

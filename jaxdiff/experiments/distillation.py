@@ -106,8 +106,8 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
         return Samples(found, image_grid(images, GRID_SIZE // 2))
 
     def export(params: HostParams, output: pathlib.Path) -> None:
-        kept = [name for name in base.pipeline.components if name != own]
-        stored = base.read(only=kept, sharding=host_memory())  # in their dtypes
+        others = [name for name in base.pipeline.components if name != own]
+        stored = base.read(only=others, sharding=host_memory())  # in their dtypes
         student = Component(module=with_params(model.network.module, params))
         write_pipeline(
             output,

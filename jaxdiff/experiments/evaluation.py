@@ -128,9 +128,9 @@ def _judge_metrics(
     """Accuracies by name, and the fraction of images with everything correct."""
     scores = judge.score_images(prompts, to_bytes(images))
     found = accuracies(judge.answers(prompts, scores))
-    shares = {name: share.value for name, share in found.items()}
-    shares["all correct"] = float(np.mean([s.all_correct for s in scores]))
-    return {re.sub(r"\W", "_", name): value for name, value in shares.items()}
+    values = {name: accuracy.value for name, accuracy in found.items()}
+    values["all correct"] = float(np.mean([s.all_correct for s in scores]))
+    return {re.sub(r"\W", "_", name): value for name, value in values.items()}
 
 
 def _rendered_prompts(judge: Judge, side: int) -> Float[NDArray, "n s s 3"]:

@@ -225,9 +225,9 @@ class JsonlLog:
 
 
 def _truncate(path: pathlib.Path, step: int) -> None:
-    kept = [line for line in read_lines(path) if line["step"] <= step]
+    earlier = [line for line in read_lines(path) if line["step"] <= step]
     with atomic_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in earlier), encoding="utf-8")
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, float]]:

@@ -283,5 +283,5 @@ def project_onto(a: Float[Array, "b *d"], b: Float[Array, "b *d"]) -> Float[Arra
     """The component of a along b, image by image; zero where b is zero."""
     axes = tuple(range(1, a.ndim))
     square = jnp.sum(b * b, axes, keepdims=True)
-    share = jnp.sum(a * b, axes, keepdims=True) / jnp.where(square == 0, 1, square)
-    return jnp.where(square == 0, 0, share) * b
+    coefficient = jnp.sum(a * b, axes, keepdims=True) / jnp.where(square == 0, 1, square)
+    return jnp.where(square == 0, 0, coefficient) * b

@@ -123,7 +123,7 @@ class ScaleSchedule(Wrapper):
     ) -> tuple[Prediction, PyTree]:
         """The wrapped rule's prediction with the scale of this step."""
         level = inputs.level
-        share = jnp.asarray(level.step, jnp.float32) / jnp.asarray(level.num_steps, jnp.float32)
-        factor = SCALE_SCHEDULES[self.curve](share).astype(scales.scale.dtype)
+        progress = jnp.asarray(level.step, jnp.float32) / jnp.asarray(level.num_steps, jnp.float32)
+        factor = SCALE_SCHEDULES[self.curve](progress).astype(scales.scale.dtype)
         now = scales._replace(scale=jnp.maximum(1 + (scales.scale - 1) * factor, 0))
         return self.inner.combine(outputs, inputs, now, state)

@@ -132,15 +132,15 @@ class PromptGrammar:
         if len(named) == 1:
             answers[self.background] = named.pop()
         between = re.compile(rf"\b({'|'.join(relation for relation, *_ in self.relations)})\b")
-        first, *rest = between.split(pattern.sub(" ", words))
+        first, *others = between.split(pattern.sub(" ", words))
         vocabulary = {kind: labels.group(f"{self.places[0]}_{kind}").labels for kind in self.kinds}
-        phrases = [_Phrase.of(part, vocabulary) for part in (first, *rest[1::2])]
-        relations = rest[::2]
+        phrases = [_Phrase.of(part, vocabulary) for part in (first, *others[1::2])]
+        relations = others[::2]
         anywhere: dict[str, list[str]] = {}
         looks = [phrase.attributes() for phrase in phrases]
         singles = all(phrase.single for phrase in phrases)
         if len(relations) == 1 and singles:
-            layout, place = {words: rest for words, *rest in self.relations}[relations[0]]
+            layout, place = {words: others for words, *others in self.relations}[relations[0]]
             answers |= self.in_places(layout, looks if place == self.places[0] else looks[::-1])
         elif not relations and singles and not phrases[0].foreign and any(looks[0].values()):
             answers |= self.in_places(self.single, looks)

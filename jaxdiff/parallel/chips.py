@@ -72,8 +72,8 @@ class GPU(Chip):
     @property
     def hbm(self) -> float:
         """Three quarters of the memory, as in JAX, or the fraction XLA_CLIENT_MEM_FRACTION."""
-        share = os.environ.get("XLA_CLIENT_MEM_FRACTION")
-        return self.memory * (float(share) if share else 0.75)
+        fraction = os.environ.get("XLA_CLIENT_MEM_FRACTION")
+        return self.memory * (float(fraction) if fraction else 0.75)
 
     def target_config(self) -> str:
         """XLA's target config: a GpuTargetConfigProto as text."""

@@ -57,8 +57,8 @@ def sampling_mesh(mesh: MeshSpec, devices: Sequence[jax.Device]) -> Mesh:
     others = {axis: sizes.get(axis, 1) for axis in SAMPLING_AXES[1:]}
     if others[GUIDANCE] == 1:
         del others[GUIDANCE]
-    rest = 1 if INFER in others.values() else INFER
-    return _mesh({DATA: sizes.get(DATA, rest)} | others, devices)
+    data_size = 1 if INFER in others.values() else INFER
+    return _mesh({DATA: sizes.get(DATA, data_size)} | others, devices)
 
 
 def _sizes_of(mesh: Mapping[str, int] | str) -> dict[str, int]:

@@ -111,9 +111,9 @@ def _computations(text: str) -> tuple[str, dict[str, list[Operation]]]:
             found[current] = []
             entry = current if head.group(1) else entry
         elif current and (parts := _OPERATION.match(line)):
-            name, rest = parts.groups()
-            kind = _KIND.search(rest)
-            found[current].append(Operation(name, kind.group(1) if kind else "", rest))
+            name, remainder = parts.groups()
+            kind = _KIND.search(remainder)
+            found[current].append(Operation(name, kind.group(1) if kind else "", remainder))
     return entry, found
 
 
@@ -153,17 +153,17 @@ def _iterations(operation: Operation, computations: Mapping[str, list[Operation]
 
 def _collective(kind: str, text: str, count: int) -> Collective:
     """Bytes sent by a chip, as rings of n chips do: (n - 1)/n of what is gathered or scattered."""
-    result, _, rest = text.partition(f" {kind}")
+    result, _, remainder = text.partition(f" {kind}")
     group_size = _group(text)
-    share = (group_size - 1) / group_size if group_size else 1.0
-    is_start = rest.startswith("-start") and kind != "all-reduce"
+    exchanged_fraction = (group_size - 1) / group_size if group_size else 1.0
+    is_start = remainder.startswith("-start") and kind != "all-reduce"
     arrays = _results(result) if is_start else _ARRAY.findall(result)
     size = sum(_bytes(*array) for array in arrays)
     bytes_sent = {
-        "all-gather": size * share,
-        "all-reduce": 2 * size * share,
+        "all-gather": size * exchanged_fraction,
+        "all-reduce": 2 * size * exchanged_fraction,
         "reduce-scatter": size * max(group_size - 1, 1),
-        "all-to-all": size * share,
+        "all-to-all": size * exchanged_fraction,
         "collective-permute": size,
     }
     return Collective(kind, bytes_sent[kind], count)

@@ -39,7 +39,7 @@ class DDIM(Sampler):
         noise = eps
         if self.eta > 0:
             fresh = 1 - sigma_ratio(here, there) ** 2
-            kept = jnp.sqrt(1 - self.eta**2 * fresh)
-            noise = kept * eps + self.eta * jnp.sqrt(fresh) * noise_fn()
+            scale = jnp.sqrt(1 - self.eta**2 * fresh)
+            noise = scale * eps + self.eta * jnp.sqrt(fresh) * noise_fn()
         x = there.alpha * D + there.sigma * noise
         return SamplingState(x=x, x0=D, sampler_state=(), guidance_state=guidance_state)

@@ -24,8 +24,8 @@ def _solution(
 ) -> Float[Array, "b *d"]:
     """x' for I = `integral`."""
     h = log_snr_step(here, there)
-    kept = there.sigma / here.sigma * jnp.exp(-h)
-    return kept * x + there.alpha * integral + there.sigma * jnp.sqrt(-jnp.expm1(-2 * h)) * z
+    decay = there.sigma / here.sigma * jnp.exp(-h)
+    return decay * x + there.alpha * integral + there.sigma * jnp.sqrt(-jnp.expm1(-2 * h)) * z
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

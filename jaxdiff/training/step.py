@@ -143,14 +143,14 @@ def make_step(
         decay = ema_decay(state.step, ema_config.decay, warmup=ema_config.warmup)
         new_ema = update_ema(state.ema, params, decay)
         new_power_ema = {
-            std: update_ema(kept, params, power_decay(state.step, float(std)))
-            for std, kept in state.power_ema.items()
+            std: update_ema(ema, params, power_decay(state.step, float(std)))
+            for std, ema in state.power_ema.items()
         }
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         finite = jnp.isfinite(jnp.stack([value, *norms.values()])).all()
         new = (params, new_ema, opt_state, new_power_ema)
         old = (state.params, state.ema, state.opt_state, state.power_ema)
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        selected = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         metrics = {
             **loss_parts,
             **norms,
@@ -158,7 +158,7 @@ def make_step(
             "learning_rate": schedule(state.step),
             "nonfinite_steps": 1 - finite.astype(jnp.float32),
         }
-        return TrainState(state.step + 1, *kept), metrics
+        return TrainState(state.step + 1, *selected), metrics
 
     return step
 

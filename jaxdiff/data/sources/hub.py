@@ -46,9 +46,9 @@ class HubSource:
             raise InputError(f"data.path: got {path} ({error}), expected {wanted}") from None
         columns = TableColumns(image_key, caption_key if captions else None)
         columns.check(path, table.column_names)
-        kept = table.select_columns(columns.names)
+        selected = table.select_columns(columns.names)
         # As stored: what is wrong with an image is found, and counted, when it is decoded here.
-        self._table = kept.cast_column(image_key, package.Image(decode=False))
+        self._table = selected.cast_column(image_key, package.Image(decode=False))
         self._columns = columns
         # The library's own fingerprint covers the files and what was done to them.
         self.fingerprint = fingerprint(path, split, table._fingerprint, *columns.names)

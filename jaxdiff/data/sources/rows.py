@@ -37,15 +37,15 @@ class TableColumns:
         return {"image": image_bytes(row[self.image]), "caption": clean_caption(caption)}
 
 
-def image_bytes(cell: Any) -> bytes:
+def image_bytes(value: Any) -> bytes:
     """The file in a cell, or the one that it names; BadSampleError if there is none."""
-    if cell is None:
+    if value is None:
         raise BadSampleError(NO_IMAGE)
-    if isinstance(cell, bytes):
-        return cell
-    if cell["bytes"] is not None:
-        return cell["bytes"]
+    if isinstance(value, bytes):
+        return value
+    if value["bytes"] is not None:
+        return value["bytes"]
     try:
-        return pathlib.Path(cell["path"]).read_bytes()
+        return pathlib.Path(value["path"]).read_bytes()
     except (OSError, TypeError):
         raise BadSampleError(MISSING) from None
