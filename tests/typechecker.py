@@ -38,7 +38,10 @@ def install(package: str) -> None:
 
 def _with_shapes(*, typechecker):
     def decorate(item):
-        if inspect.isclass(item) or any(map(_has_shape, item.__annotations__.values())):
+        if inspect.isclass(item):  # a dataclass, unless something else reads its arguments first
+            wrapped = hasattr(item.__init__, "__wrapped__")
+            return item if wrapped else _jaxtyped(item, typechecker=typechecker)
+        if any(map(_has_shape, item.__annotations__.values())):
             return _jaxtyped(item, typechecker=typechecker)
         return typechecker(item) if item.__annotations__ else item
 
