@@ -11,6 +11,7 @@ PROMPT ?= a small red circle above a large blue square
 ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONDONTWRITEBYTECODE :=  # the checked modules of the tests take long to compile
 
 .PHONY: help generate test test-all newest check format parity parity-full ci clean
 

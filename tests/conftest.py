@@ -16,13 +16,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
 import pytest
+import typechecker
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-install_import_hook("jaxdiff", "typechecker.check")
+typechecker.install("jaxdiff")
 
 # Of a busy machine no example's time says anything.
 settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -37,23 +37,17 @@ programs = 0
 
 
 def pytest_sessionstart(session):
-    """Before there are workers, empty the cache of compiled programs if it has grown too large."""
-    if hasattr(session.config, "workerinput"):
-        return
-    folder = session.config.cache.mkdir(COMPILED)
-    if sum(path.stat().st_size for path in folder.iterdir()) > MAX_BYTES:
-        shutil.rmtree(folder)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def compiled_once(pytestconfig):
     """One compilation cache for all workers, and for the next run of the tests.
 
-    It has no size limit, for which JAX would read the whole folder at each program that it writes.
+    It has no size limit, for which JAX would read the whole folder at each program that it writes:
+    before there are workers, it is emptied if it has grown too large.
     Nor does it lock: who reads what another worker is still writing compiles it, and pytest
     ignores JAX's warning of that.
     """
-    folder = pytestconfig.cache.mkdir(COMPILED)
+    folder = session.config.cache.mkdir(COMPILED)
+    is_worker = hasattr(session.config, "workerinput")
+    if not is_worker and sum(path.stat().st_size for path in folder.iterdir()) > MAX_BYTES:
+        shutil.rmtree(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 

@@ -22,9 +22,12 @@ def ratio_layout(ratio, start=1.0):
     return HostTimestepGrid(ratio, *alpha_sigma_from_edm(ratio), start)
 
 
-def ratio_grid(ratio, dtype=jnp.float32):
-    """A grid through the given ratios that tells the network the ratio."""
-    return TimestepGrid.from_host(ratio_layout(ratio), dtype=dtype)
+def ratio_grid(ratio, dtype=jnp.float32, length=None):
+    """A grid through the given ratios that tells the network the ratio.
+
+    Grids of one `length`, which is that of the longest, share their programs.
+    """
+    return TimestepGrid.from_host(ratio_layout(ratio), length=length, dtype=dtype)
 
 
 def levels(t):

@@ -4,6 +4,7 @@ Names come from the tables of the published models in `original/`, so the stages
 are those of the published models; only the widths are small.
 """
 
+import functools
 import json
 import pathlib
 
@@ -83,6 +84,7 @@ def table(name: str) -> dict:
     return json.loads((TABLES / f"{name}.json").read_text())["map"]
 
 
+@functools.cache
 def components(family: str, *, words: int = 100, channels: int = 4) -> dict:
     """Random components of a family; `words` in the vocabulary, `channels` into the UNet."""
     _, fields = UNETS[family]

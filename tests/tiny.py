@@ -1,7 +1,9 @@
 """A tiny text-to-image model with random weights, as a pipeline folder on disk."""
 
 import dataclasses
+import functools
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -109,8 +111,16 @@ def write_xl(folder: pathlib.Path, zeros=True, **unet) -> pathlib.Path:
 
 def write_tiny(folder: pathlib.Path, defaults=DEFAULTS, **unet) -> pathlib.Path:
     """Write the model into `folder`: 16x16 pictures from 8x8x4 latents; `unet` has other fields."""
+    write_pipeline(folder, dataclasses.replace(_parts(**unet), defaults=defaults))
+    return folder
+
+
+@functools.cache
+def _parts(**unet) -> PipelineComponents:
     tokenizer = train_tokenizer(CAPTIONS, vocab_size=560, max_length=12)
-    save_tokenizer(tokenizer, folder.parent / "tokenizer")
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(tokenizer, pathlib.Path(folder))
+        files = read_tokenizer(pathlib.Path(folder))
     fields = {
         "sample_size": 8,
         "down_block_types": ("DownBlock2D",),  # attention is in the middle: once is enough
@@ -138,7 +148,7 @@ def write_tiny(folder: pathlib.Path, defaults=DEFAULTS, **unet) -> pathlib.Path:
         num_attention_heads=2,
         max_position_embeddings=12,
     )
-    parts = PipelineComponents(
+    return PipelineComponents(
         components={
             "unet": random_component(
                 UNet2DConditionModel, UNet2DConditionConfig(**fields | unet), seed=1
@@ -147,11 +157,8 @@ def write_tiny(folder: pathlib.Path, defaults=DEFAULTS, **unet) -> pathlib.Path:
             "text_encoder": random_component(CLIPTextModel, text, seed=3),
         },
         scheduler=SCHEDULER,
-        tokenizers={"tokenizer": read_tokenizer(folder.parent / "tokenizer")},
-        defaults=defaults,
+        tokenizers={"tokenizer": files},
     )
-    write_pipeline(folder, parts)
-    return folder
 
 
 def first_devices(pipe, count):

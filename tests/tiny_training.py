@@ -1,5 +1,7 @@
 """The smallest networks that diffusion trainings are tested with."""
 
+import functools
+
 import jax.numpy as jnp
 
 from jaxdiff.models.build import abstract, initialise, param_dict
@@ -55,6 +57,7 @@ def networks(config=OBJECTIVE, dtype=jnp.float32, unet=UNet2DConditionModel):
     }
 
 
+@functools.cache
 def frozen():
     """Weights for all but the UNet, and the ids of the empty caption."""
     return Frozen(

@@ -16,8 +16,11 @@ ROOT = pathlib.Path(__file__).parents[2]
     "command",
     [
         ["-m", "jaxdiff", "--help"],  # of the console script
-        ["generate.py", "--help"],  # of tyro
-        ["-m", "jaxdiff", "inspect", "--json", "jaxdiff/assets/scenes"],  # a result
+        pytest.param(["generate.py", "--help"], marks=pytest.mark.slow),  # of tyro
+        # a result
+        pytest.param(
+            ["-m", "jaxdiff", "inspect", "--json", "jaxdiff/assets/scenes"], marks=pytest.mark.slow
+        ),
     ],
     ids=lambda command: command[1],
 )

@@ -1,5 +1,6 @@
 """Sweep and evaluate: measures that are right, files that are whole, sweeps that go on."""
 
+import functools
 import json
 import re
 import types
@@ -88,6 +89,17 @@ def test_a_rule_that_needs_another_model(model, tmp_path, capsys):
     assert [c["evaluations"] for c in rows_of(output)] == [4, 6]
 
 
+ONE = "a large black cross on a white background"
+
+
+@functools.cache
+def renders():
+    """Drawings of the standard prompts, among which is `ONE`."""
+    prompts = standard_prompts()
+    assert ONE in {prompt.text for prompt in prompts}
+    return render_generator(prompts)
+
+
 class Draughtsman:
     """Stands in for a model: draws scenes as they were asked for, each in a second."""
 
@@ -96,7 +108,7 @@ class Draughtsman:
             height=64, width=64, guidance="cfg", sampler="ddim", steps=4
         )
         self.name, self.fingerprint, self.device_name = "renders", "0", "paper"
-        self._draw = render_generator(standard_prompts())
+        self._draw = renders()
         self.asked, self.steered = [], set()
 
     def resolve(self, prompts, *, seed, **options):
@@ -111,9 +123,6 @@ class Draughtsman:
         rows = -(-len(texts) // batch_size) * batch_size
         timings = {"total_s": rows + 5.0, "compile_s": 5.0}
         return types.SimpleNamespace(images=self._draw(texts, seed), timings=timings)
-
-
-ONE = standard_prompts()[0].text
 
 
 def test_a_measured_sweep_judges_every_cell(tmp_path):

@@ -20,13 +20,15 @@ from jaxdiff.data.tokenizer import (
 )
 from jaxdiff.scenes.source import SceneSource
 
-CAPTIONS = [SceneSource(seed=0).example(i)[2] for i in range(300)]
-WORDS = sorted({word for text in CAPTIONS for word in text.split()})
+
+@pytest.fixture(scope="module")
+def captions():
+    return [SceneSource(seed=0).example(i)[2] for i in range(300)]
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(CAPTIONS)
+def tokenizer(captions):
+    return train_tokenizer(captions)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,9 @@ def folder(tokenizer, tmp_path_factory):
     return path
 
 
-def test_every_caption_word_is_one_token(tokenizer):
-    assert [tokenizer.tokenize(word) for word in WORDS] == [[f"{word}</w>"] for word in WORDS]
+def test_every_caption_word_is_one_token(tokenizer, captions):
+    words = sorted({word for text in captions for word in text.split()})
+    assert [tokenizer.tokenize(word) for word in words] == [[f"{word}</w>"] for word in words]
 
 
 def test_ids_come_in_the_order_of_clip(tokenizer):
@@ -71,35 +74,35 @@ def test_any_text_has_tokens(tokenizer):
     assert tokenizer.decode(ids[1:-1]).replace(" ", "") == text.replace(" ", "")
 
 
-def test_cut_tokens_are_counted(tokenizer):
+def test_cut_tokens_are_counted(tokenizer, captions):
     long = " ".join(["red"] * 40)
     assert truncated(tokenizer, ["a red circle", long]) == [0, 10]
     row = tokenize(tokenizer, [long])[0]
     assert row[-1] == tokenizer.eos_token_id != row[-2]
-    assert truncated(tokenizer, CAPTIONS) == [0] * len(CAPTIONS)
+    assert truncated(tokenizer, captions) == [0] * len(captions)
 
 
-def test_training_is_deterministic(tokenizer):
-    assert train_tokenizer(CAPTIONS).get_vocab() == tokenizer.get_vocab()
+def test_training_is_deterministic(tokenizer, captions):
+    assert train_tokenizer(captions).get_vocab() == tokenizer.get_vocab()
 
 
-def test_a_smaller_vocabulary_still_encodes(tokenizer):
-    small = train_tokenizer(CAPTIONS, vocab_size=520, max_length=77)
+def test_a_smaller_vocabulary_still_encodes(tokenizer, captions):
+    small = train_tokenizer(captions, vocab_size=520, max_length=77)
     assert len(small) == 520
     assert tokenize(small, ["a red circle"]).shape == (1, 77)
     with pytest.raises(InputError, match="vocab_size"):
-        train_tokenizer(CAPTIONS, vocab_size=100)
+        train_tokenizer(captions, vocab_size=100)
 
 
 @pytest.mark.parametrize(
     "load", [load_tokenizer, CLIPTokenizer.from_pretrained, AutoTokenizer.from_pretrained]
 )
-def test_saved_files_load_as_an_ordinary_clip_tokenizer(tokenizer, folder, load):
+def test_saved_files_load_as_an_ordinary_clip_tokenizer(tokenizer, captions, folder, load):
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     loaded = load(folder)
     assert isinstance(loaded, CLIPTokenizer)
     assert loaded.model_max_length == 32
-    texts = [*CAPTIONS[:50], "", "naïve cats!! 猫"]
+    texts = [*captions[:50], "", "naïve cats!! 猫"]
     np.testing.assert_array_equal(tokenize(loaded, texts), tokenize(tokenizer, texts))
 
 

@@ -195,6 +195,7 @@ def test_objectives_that_need_scenes_say_so(tmp_path):
             call(other)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_clip_learns_the_words_of_stored_captions(tmp_path):
     write_folder(tmp_path / "in", 30)

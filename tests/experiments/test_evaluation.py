@@ -1,6 +1,7 @@
 """What is measured of drawn pictures: right for perfect ones, the closed form for one picture."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +27,35 @@ from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.samplers.base import initial_noise, per_sample_keys
+from jaxdiff.scenes import dataset
 from jaxdiff.scenes.judge import render_generator, standard_prompts
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 
-PROMPTS = standard_prompts()
-TOKENIZER = train_tokenizer([p.text for p in PROMPTS], 700, 32)
-TEXTS = {tuple(tokenize(TOKENIZER, [p.text])[0].tolist()): p.text for p in PROMPTS}
 OBJECTIVE = DiffusionObjective(
     model=UNet2DConditionConfig(sample_size=8), vae="", text_encoder="", num_eval_images=20
 )
 CONFIG = TrainConfig(objective=OBJECTIVE, steps=1, batch_size=4)
 VAE = abstract(AutoencoderKL, AutoencoderKLConfig())
+prompts = functools.cache(standard_prompts)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def once():
+    """The prompts, and the drawings of all of them that every evaluation compares with."""
+    with pytest.MonkeyPatch.context() as patch:
+        rendered = functools.cache(evaluation._rendered_prompts)
+        patch.setattr(evaluation, "_rendered_prompts", rendered)
+        patch.setattr(dataset, "standard_prompts", prompts)
+        yield
+
+
+@functools.cache
+def texts_of_ids():
+    """The prompts by their ids, and the tokenizer that gives these."""
+    texts = [prompt.text for prompt in prompts()]
+    tokenizer = train_tokenizer(texts, 700, 32)
+    ids = map(tuple, tokenize(tokenizer, texts).tolist())
+    return dict(zip(ids, texts, strict=True)), tokenizer
 
 
 def replaced(config=CONFIG, **fields):
@@ -44,7 +63,7 @@ def replaced(config=CONFIG, **fields):
 
 
 def texts_of(ids):
-    return [TEXTS[tuple(row)] for row in np.asarray(ids).tolist()]
+    return [texts_of_ids()[0][tuple(row)] for row in np.asarray(ids).tolist()]
 
 
 def told_with(tokenizer):
@@ -57,13 +76,15 @@ def told_with(tokenizer):
     return told
 
 
-TOLD = told_with(TOKENIZER)
+def told(captions):
+    """As `told_with` the tokenizer of the prompts."""
+    return told_with(texts_of_ids()[1])(captions)
 
 
 def perfect(shown):
     """What the prompts ask for, other drawings than those of the reference."""
     ids = shown["ids"]
-    drawn = render_generator(PROMPTS)(texts_of(ids), list(range(900, 900 + len(ids))))
+    drawn = render_generator(prompts())(texts_of(ids), list(range(900, 900 + len(ids))))
     return jnp.asarray(normalize_images(drawn))
 
 
@@ -80,7 +101,7 @@ def features(folder, images):
 
 
 def test_perfect_pictures_of_scenes_are_all_correct_and_near():
-    evaluate = make_evaluation(CONFIG, TOLD, VAE, {})
+    evaluate = make_evaluation(CONFIG, told, VAE, {})
     asked = []
 
     def draw(shown):
@@ -91,7 +112,7 @@ def test_perfect_pictures_of_scenes_are_all_correct_and_near():
     assert [len(texts) for texts, _ in asked] == [16, 16]
     noise = np.concatenate([noise for _, noise in asked])[:20]
     assert len({n.tobytes() for n in noise}) == 20
-    assert asked[0][0] == [p.text for p in PROMPTS[::32][:16]]
+    assert asked[0][0] == [p.text for p in prompts()[::32][:16]]
     shares = {name: value for name, value in right.items() if name != "fid"}
     assert shares == dict.fromkeys(shares, 1.0)
     assert {"all_correct", "colour", "shape", "held_out_correct"} <= set(shares)
@@ -103,8 +124,9 @@ def test_perfect_pictures_of_scenes_are_all_correct_and_near():
 @pytest.mark.slow
 def test_one_picture_over_and_over_has_no_covariance():
     """Then the distance is |m - c|^2 and the trace of what real pictures differ by."""
-    found = make_evaluation(CONFIG, TOLD, VAE, {})(grey, {})["fid"]
-    drawn = render_generator(PROMPTS)([p.text for p in PROMPTS], list(range(len(PROMPTS))))
+    found = make_evaluation(CONFIG, told, VAE, {})(grey, {})["fid"]
+    texts = [prompt.text for prompt in prompts()]
+    drawn = render_generator(prompts())(texts, list(range(len(texts))))
     real = features(EMBEDDED / "clip", normalize_images(drawn))
     point = features(EMBEDDED / "clip", grey({"ids": [0]}))
     expected = np.sum((real.mean(0) - point) ** 2) + np.trace(np.cov(real.T))
@@ -151,16 +173,16 @@ def test_stored_pictures_are_compared_where_there_is_a_clip(stored, field):
 
 def test_without_a_clip_stored_pictures_are_not_measured(stored):
     config, _ = stored
-    assert make_evaluation(replaced(config, num_eval_images=None), TOLD, VAE, {})(grey, {}) == {}
+    assert make_evaluation(replaced(config, num_eval_images=None), told, VAE, {})(grey, {}) == {}
     with pytest.raises(InputError, match=r"num_eval_images: got 20 for data without a metric"):
-        make_evaluation(config, TOLD, VAE, {})
+        make_evaluation(config, told, VAE, {})
 
 
 def test_counts(monkeypatch):
-    assert make_evaluation(replaced(num_eval_images=0), TOLD, VAE, {})(grey, {}) == {}
+    assert make_evaluation(replaced(num_eval_images=0), told, VAE, {})(grey, {}) == {}
     monkeypatch.setattr(evaluation, "DEFAULT_EVAL_IMAGES", 2)
     seen = []
-    make_evaluation(replaced(num_eval_images=None), TOLD, VAE, {})(
+    make_evaluation(replaced(num_eval_images=None), told, VAE, {})(
         lambda shown: seen.extend(texts_of(shown["ids"])) or grey(shown), {}
     )
     assert len(set(seen)) == 2
@@ -172,8 +194,8 @@ def test_counts(monkeypatch):
         replaced(num_eval_images=0, eval_clip="a")
     never = dataclasses.replace(CONFIG, sample_every=0)
     with pytest.raises(InputError, match=r"num_eval_images: got 20, .* with sample_every 0"):
-        make_evaluation(never, TOLD, VAE, {})
-    assert make_evaluation(replaced(never, num_eval_images=None), TOLD, VAE, {})(grey, {}) == {}
+        make_evaluation(never, told, VAE, {})
+    assert make_evaluation(replaced(never, num_eval_images=None), told, VAE, {})(grey, {}) == {}
 
 
 def test_held_out_latents_are_decoded_with_the_weights_on_the_mesh():

@@ -103,6 +103,7 @@ def test_only_the_decoder_is_trained_where_asked(folder, tmp_path):
         run(command(other, tmp_path / "w", *flags))
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_brings_its_scaling(folder, tmp_path):
     start = ["--objective.freeze-encoder", "--objective.latent-noise", "0.3"]
     options = [

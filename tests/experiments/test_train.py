@@ -86,6 +86,7 @@ def test_a_second_call_has_nothing_left_to_do(folder, monkeypatch):
         jaxdiff.train(dataclasses.replace(config, seed=1), "runs/twice")
 
 
+@pytest.mark.slow
 def test_an_objective_of_ones_own_finds_the_wiener_filter():
     """E[x | x + n] = (x + n) / 2 for independent standard normal x and n."""
     state = run(OWN_OBJECTIVE, {})["state"]

@@ -291,6 +291,7 @@ def short(folder):
     return folder / "short"
 
 
+@pytest.mark.slow
 def test_another_pipeline_or_tuning_in_the_same_workdir_is_refused(folder, short):
     shutil.copytree(folder / "sd", folder / "copy")
     file = folder / "copy" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -305,6 +306,7 @@ def test_another_pipeline_or_tuning_in_the_same_workdir_is_refused(folder, short
         run(command(folder, "sd", "trainable=LoRA()", "short"))
 
 
+@pytest.mark.slow
 def test_weights_are_exported_averaged_or_as_they_are(folder, short, tmp_path):
     """After one step: average = begun + 0.9 (trained - begun), by `ema_decay`."""
     begun, averaged = tables(folder / "sd")["unet"], tables(short / "export")["unet"]

@@ -124,7 +124,7 @@ def test_compiled_is_eager(name):
 
 def test_an_image_does_not_depend_on_its_batch(name):
     one = compiled(name)
-    for seeds in ((4,), (7, 4, 0), (6, 5, 4, 3, 2, 1, 0, 7)):
+    for seeds in ((4,), (7, 4), (6, 5, 4, 3, 2, 1, 0, 7)):
         latents, conditioning, scales, keys = inputs(seeds)
         x = one(WEIGHTS, latents, conditioning, scales, grid_for(name), keys)
         np.testing.assert_allclose(x, whole(name)[jnp.array(seeds)], **rounding(name))
@@ -270,18 +270,19 @@ def test_evaluations_are_saved_where_the_whole_batch_rests(text, rows):
     assert sum(seen) == rows
 
 
+@functools.cache
 def traced(name, rule):
     """The traced program for 3 images."""
     latents, conditioning, scales, keys = inputs((0, 1, 2))
-    conditioning = conditioning[:, -len(rule.streams) :]
-    program = functools.partial(run, sampler=RULE_SETS[name], rule=rule)
+    conditioning = conditioning[:, -len(RULES[rule].streams) :]
+    program = functools.partial(run, sampler=RULE_SETS[name], rule=RULES[rule])
     grid = grid_for(name)
     return jax.make_jaxpr(program)(WEIGHTS, latents, conditioning, scales, grid, keys).jaxpr
 
 
 @pytest.mark.parametrize(("rule", "batch"), [("none", 3), ("cfg", 6)])
 def test_a_network_call_is_on_all_streams(name, rule, batch):
-    jaxpr = traced(name, RULES[rule])
+    jaxpr = traced(name, rule)
     # Each call after the first is a branch that some steps do not take.
     count = max(RULE_SETS[name].nfe(9))
     assert [shapes[1] for shapes in calls(jaxpr, "network")] == [(batch, *SHAPE)] * count
@@ -290,7 +291,7 @@ def test_a_network_call_is_on_all_streams(name, rule, batch):
 
 
 def test_only_stochastic_samplers_draw(name):
-    drawn = any("random" in e.primitive.name for e in equations(traced(name, RULES["cfg"])))
+    drawn = any("random" in e.primitive.name for e in equations(traced(name, "cfg")))
     assert drawn == (name in STOCHASTIC)
 
 
@@ -300,25 +301,37 @@ def raised_times(grid, steps, churn):
     return SCHEDULE.level_of(ratio * (1 + min(churn / steps, np.sqrt(2) - 1)))[0]
 
 
+@functools.cache
+def counted(name):
+    """The program for two images, of a grid, and the times that it has asked the network for."""
+    seen = []
+    latents, conditioning, scales, keys = inputs((0, 1))
+
+    def counting(weights, x, t, conditioning):
+        jax.debug.callback(lambda t: seen.append(float(t[0])), t, ordered=True)
+        return network(weights, x, t, conditioning)
+
+    @jax.jit
+    def program(grid):
+        dials = GuidanceScales(scales)
+        denoise = guided_denoiser(
+            counting, WEIGHTS, conditioning, dials, rule=RULES["cfg"], prediction_type=KIND
+        )
+        return sample(denoise, latents, grid, keys, sampler=RULE_SETS[name])
+
+    return program, seen
+
+
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_the_network_is_asked_no_more_than_the_method_needs(name, steps):
     """Counted as it runs: at the start of each step, and as often as it says on the way to its end.
 
     Branches that are not taken cost nothing.
     """
-    seen, sampler = [], RULE_SETS[name]
-
-    def counting(weights, x, t, conditioning):
-        jax.debug.callback(lambda t: seen.append(float(t[0])), t, ordered=True)
-        return network(weights, x, t, conditioning)
-
-    latents, conditioning, scales, keys = inputs((0, 1))
-    grid = grid_for(name, steps)
-    dials = GuidanceScales(scales)
-    denoise = guided_denoiser(
-        counting, WEIGHTS, conditioning, dials, rule=RULES["cfg"], prediction_type=KIND
-    )
-    jax.block_until_ready(sample(denoise, latents, grid, keys, sampler=sampler))
+    program, seen = counted(name)
+    sampler, grid = RULE_SETS[name], grid_for(name, steps)
+    seen.clear()
+    jax.block_until_ready(program(grid))
     jax.effects_barrier()
     asked = np.split(np.array(seen), np.cumsum(sampler.nfe(steps))[:-1])
     assert [len(times) for times in asked] == sampler.nfe(steps)
@@ -337,16 +350,8 @@ def test_scale_one_is_the_conditional_model(name):
     guided_by_one = compiled(name)(
         WEIGHTS, latents, conditioning, jnp.ones(2), grid_for(name), keys
     )
-    alone = run(
-        WEIGHTS,
-        latents,
-        conditioning[:, 1:],
-        jnp.ones(2),
-        grid_for(name),
-        keys,
-        sampler=RULE_SETS[name],
-        rule=RULES["none"],
-    )
+    plain = jax.jit(functools.partial(run, sampler=RULE_SETS[name], rule=RULES["none"]))
+    alone = plain(WEIGHTS, latents, conditioning[:, 1:], jnp.ones(2), grid_for(name), keys)
     np.testing.assert_allclose(guided_by_one, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -379,8 +384,8 @@ def test_a_sharded_batch_exchanges_no_arrays(name):
     by_image, shared = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     latents, conditioning, scales, keys = (jax.device_put(a, by_image) for a in inputs())
     weights, grid = jax.device_put((WEIGHTS, grid_for(name)), shared)
-    program = compiled(name)
-    text = program.lower(weights, latents, conditioning, scales, grid, keys).compile().as_text()
+    program = compiled(name).lower(weights, latents, conditioning, scales, grid, keys).compile()
+    text = program.as_text()
     for collective in ("all-gather", "all-to-all", "collective-permute"):
         assert collective not in text
     assert set(re.findall(r"(\S+) all-reduce\(", text)) <= {"pred[]"}

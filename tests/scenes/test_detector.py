@@ -63,8 +63,9 @@ DEGRADED = {
 
 @pytest.mark.parametrize(("split", "size"), [("train", 64), ("heldout", 64), ("train", 128)])
 @pytest.mark.parametrize("how", DEGRADED)
-def test_real_drawings_are_named(how, split, size):
-    for scene, layout, image in renders(60, split, size=size):
+@pytest.mark.parametrize("count", [10, pytest.param(60, marks=pytest.mark.slow)])
+def test_real_drawings_are_named(how, split, size, count):
+    for scene, layout, image in renders(count, split, size=size):
         observation = detect(DEGRADED[how](image))
         assert score(scene, observation).all_correct, (scene, observation)
         seen = sorted((obj.centre for obj in observation.objects), key=sum)

@@ -25,7 +25,6 @@ MOVES = {
     *("reshape", "transpose", "broadcast_in_dim", "slice", "squeeze", "concatenate", "gather"),
     *("pad", "copy", "stop_gradient", "select_n", "split", "jit", "custom_jvp_call", "rev", "max"),
 }
-FROZEN = tiny_training.frozen()
 
 
 def learner(dtype):
@@ -47,7 +46,8 @@ def trained(dtype):
     learn, config = learner(dtype), OptimiserConfig(learning_rate=1e-2, warmup_steps=5)
     transform = make_optimiser(config, STEPS)
     state = initial_state({k: jnp.asarray(v) for k, v in learn.init(2)}, transform)
-    frozen = FROZEN._replace(weights=cast_floating(FROZEN.weights, dtype))
+    frozen = tiny_training.frozen()
+    frozen = frozen._replace(weights=cast_floating(frozen.weights, dtype))
     schedule, average = learning_rate(config, STEPS), EMAConfig(decay=0.9)
     step = jax.jit(make_step(learn.loss, transform, schedule, average))
     losses = []
@@ -60,7 +60,9 @@ def trained(dtype):
 def roundings():
     """How many operations of the loss round their results to bfloat16."""
     learn = learner(jnp.bfloat16)
-    traced = jax.make_jaxpr(learn.loss)(learn.shapes, FROZEN, batch(0), jax.random.key(0))
+    traced = jax.make_jaxpr(learn.loss)(
+        learn.shapes, tiny_training.frozen(), batch(0), jax.random.key(0)
+    )
     return sum(
         e.primitive.name not in MOVES and any(v.aval.dtype == jnp.bfloat16 for v in e.outvars)
         for e in equations(traced.jaxpr)

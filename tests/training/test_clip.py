@@ -136,7 +136,7 @@ LABELS = {
 def test_heads_that_know_nothing_cost_the_logarithms_of_their_choices():
     learner = clip_task(dataclasses.replace(OBJECTIVE, attribute_weight=0.5), heads=HEADS)
     params = {path: jnp.asarray(array) for path, array in learner.init(0)}
-    value, parts = learner.loss(params, {}, BATCH | LABELS, jax.random.key(0))
+    value, parts = jax.jit(learner.loss)(params, {}, BATCH | LABELS, jax.random.key(0))
     # the image knows both groups; end of text and slots ask for what captions say: 4 and 1 of 4
     nats = math.log(3) + math.log(2) + 2 * (math.log(3) + math.log(2) / 4)
     np.testing.assert_allclose(parts["attribute_loss"], nats, rtol=1e-6)
@@ -147,7 +147,8 @@ def test_heads_that_know_nothing_cost_the_logarithms_of_their_choices():
 def test_each_slot_is_asked_for_its_own_groups_alone():
     learner = clip_task(dataclasses.replace(OBJECTIVE, attribute_weight=0.5), heads=HEADS)
     params = {path: jnp.asarray(array) for path, array in learner.init(0)}
-    grads = jax.grad(lambda p: learner.loss(p, {}, BATCH | LABELS, jax.random.key(0))[0])(params)
+    gradient = jax.jit(jax.grad(learner.loss, has_aux=True))
+    grads, _ = gradient(params, {}, BATCH | LABELS, jax.random.key(0))
     ground, first = np.abs(grads["heads.slots.kernel"]).max(1)
     assert ground[:3].min() > 0
     assert ground[3:].max() == 0

@@ -71,7 +71,8 @@ def test_the_student_begins_as_the_conditional_teacher(teacher):
     x = jnp.asarray(RNG.normal(size=(3, 4, 4, 2)), jnp.float32)
     t, context = jnp.array([1.0, 500.0, 999.0]), jnp.ones((3, 5, 8))
     told = guidance_embedding(jnp.array([1.0, 3.0, 9.0]), 6)
-    np.testing.assert_array_equal(pupil(x, t, context, timestep_cond=told), teacher(x, t, context))
+    begun = jax.jit(lambda x: pupil(x, t, context, timestep_cond=told))(x)
+    np.testing.assert_array_equal(begun, jax.jit(lambda x: teacher(x, t, context))(x))
 
 
 def test_at_scale_one_there_is_nothing_to_learn(teacher, frozen):
@@ -84,25 +85,28 @@ def test_at_scale_one_there_is_nothing_to_learn(teacher, frozen):
 def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
     """By hand, from the same keys: (w - 1)^2 |cond - uncond|^2, for the student begins at cond."""
     made, w = learner(teacher, guidance_scale_range=(4.0, 4.0)), 4.0
-    loss, _ = made.loss(first(made), frozen, BATCH, KEY)
-    latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
-    x0 = encode_latents(
-        with_params(abstract(AutoencoderKL, VAE), frozen.weights["vae"]), BATCH["image"], latent_key
-    )
-    t = sample_timesteps(time_key, (4,), 1000, "uniform")
-    alpha, sigma = OBJECTIVE.schedule.alpha_sigma(t)
-    x = add_noise(x0, per_sample_normal(noise_key, x0.shape), alpha, sigma)
-    read = with_params(abstract(CLIPTextModel, TEXT), frozen.weights["text_encoder"])
-    cond = teacher(x, t, read(BATCH["ids"]))
-    uncond = teacher(x, t, read(jnp.tile(frozen.null["text_encoder"][None], (4, 1))))
-    expected = (w - 1) ** 2 * np.mean(np.square(cond - uncond))
-    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    loss, _ = jax.jit(made.loss)(first(made), frozen, BATCH, KEY)
+
+    @jax.jit
+    def expected():
+        latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
+        vae = with_params(abstract(AutoencoderKL, VAE), frozen.weights["vae"])
+        x0 = encode_latents(vae, BATCH["image"], latent_key)
+        t = sample_timesteps(time_key, (4,), 1000, "uniform")
+        alpha, sigma = OBJECTIVE.schedule.alpha_sigma(t)
+        x = add_noise(x0, per_sample_normal(noise_key, x0.shape), alpha, sigma)
+        read = with_params(abstract(CLIPTextModel, TEXT), frozen.weights["text_encoder"])
+        cond = teacher(x, t, read(BATCH["ids"]))
+        uncond = teacher(x, t, read(jnp.tile(frozen.null["text_encoder"][None], (4, 1))))
+        return (w - 1) ** 2 * jnp.mean(jnp.square(cond - uncond))
+
+    np.testing.assert_allclose(loss, expected(), rtol=1e-4)
 
 
 def test_the_scale_is_learnt_and_the_teacher_is_not(teacher, frozen):
     made = learner(teacher, guidance_scale_range=(2.0, 8.0))
-    value = jax.jit(lambda p, f: made.loss(p, f, BATCH, KEY)[0])
-    of_student, of_teacher = jax.grad(value, argnums=(0, 1), allow_int=True)(first(made), frozen)
+    gradient = jax.grad(lambda p, f: made.loss(p, f, BATCH, KEY)[0], (0, 1), allow_int=True)
+    of_student, of_teacher = jax.jit(gradient)(first(made), frozen)
     assert np.abs(of_student["time_embedding.cond_proj.kernel"]).max() > 0
     for path, gradient in of_teacher.weights["unet"].items():
         assert not np.any(gradient), path
@@ -136,39 +140,45 @@ def test_sdxl_is_distilled_with_all_of_its_conditioning(zero_uncond):
     null = given.null | {"text_encoder_2": given.null["text_encoder"]}
     batch = BATCH | {"ids_2": BATCH["ids"]}
     params = {path: jnp.asarray(array) for path, array in made.init(0)}
-    loss, _ = made.loss(params, given._replace(weights=weights, null=null), batch, KEY)
+    loss, _ = jax.jit(made.loss)(params, given._replace(weights=weights, null=null), batch, KEY)
 
-    latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
-    vae = with_params(abstract(AutoencoderKL, VAE), weights["vae"])
-    x0 = encode_latents(vae, batch["image"], latent_key)
-    t = sample_timesteps(time_key, (4,), 1000, "uniform")
-    x = add_noise(x0, per_sample_normal(noise_key, x0.shape), *OBJECTIVE.schedule.alpha_sigma(t))
+    @jax.jit
+    def expected():
+        latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
+        vae = with_params(abstract(AutoencoderKL, VAE), weights["vae"])
+        x0 = encode_latents(vae, batch["image"], latent_key)
+        t = sample_timesteps(time_key, (4,), 1000, "uniform")
+        noise = per_sample_normal(noise_key, x0.shape)
+        x = add_noise(x0, noise, *OBJECTIVE.schedule.alpha_sigma(t))
 
-    def output(ids, factor):
-        states, pooled = zip(*((f.penultimate, f.pooled) for f in map(read, ids)), strict=True)
-        context = factor * jnp.concatenate(states, axis=-1)
-        sizes = SizesAndCrop().of_batch(batch)
-        return teacher(x, t, context, text_embeds=factor * pooled[-1], time_ids=sizes)
+        def output(ids, factor):
+            read = [
+                encoder.features(row) for encoder, row in zip((first, reader), ids, strict=True)
+            ]
+            context = factor * jnp.concatenate([f.penultimate for f in read], axis=-1)
+            sizes = SizesAndCrop().of_batch(batch)
+            return teacher(x, t, context, text_embeds=factor * read[-1].pooled, time_ids=sizes)
 
-    def read(pair):
-        return pair[0].features(pair[1])
+        empty = jnp.tile(null["text_encoder"][None], (4, 1))
+        cond = output([BATCH["ids"]] * 2, 1.0)
+        uncond = output([empty] * 2, 0.0 if zero_uncond else 1.0)
+        return 9 * jnp.mean(jnp.square(cond - uncond))
 
-    empty = jnp.tile(null["text_encoder"][None], (4, 1))
-    cond = output([(first, BATCH["ids"]), (reader, BATCH["ids"])], 1.0)
-    uncond = output([(first, empty), (reader, empty)], 0.0 if zero_uncond else 1.0)
-    np.testing.assert_allclose(loss, 9 * np.mean(np.square(cond - uncond)), rtol=1e-4)
+    np.testing.assert_allclose(loss, expected(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("remat", ["none", "blocks"])
+def test_blocks_are_computed_again_where_asked(teacher, frozen, remat):
+    made = learner(teacher, remat=remat)
+    program = jax.make_jaxpr(jax.grad(lambda p: made.loss(p, frozen, BATCH, KEY)[0]))(made.shapes)
+    assert ("remat" in str(program)) == (remat == "blocks")
+
+
+@pytest.mark.slow
 def test_what_is_computed_again_is_the_same_loss(teacher, frozen):
     plain, again = (learner(teacher, remat=remat) for remat in ("none", "blocks"))
     params = first(plain)
-
-    def loss(made):
-        return lambda p: made.loss(p, frozen, BATCH, KEY)[0]
-
-    assert "remat" in str(jax.make_jaxpr(jax.grad(loss(again)))(params))
-    assert "remat" not in str(jax.make_jaxpr(jax.grad(loss(plain)))(params))
-    values = [jax.jit(loss(made))(params) for made in (plain, again)]
+    values = [jax.jit(made.loss)(params, frozen, BATCH, KEY)[0] for made in (plain, again)]
     np.testing.assert_allclose(*values, rtol=1e-6)
 
 

@@ -1,5 +1,8 @@
 """The moving average: its warm-up, its fixed point, its precision."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,14 +27,17 @@ def test_exponents_are_those_of_the_paper(width, gamma):
     assert abs(power_ema.std_to_exponent(width) - gamma) < 0.005
 
 
+@functools.partial(jax.jit, static_argnames="width")
 def averages(width, values):
     """The average after each of the values, as the step makes it."""
-    state, after = {"a": jnp.float32(99.0)}, []
-    for n, value in enumerate(values):
-        decay = power_ema.power_decay(jnp.int32(n), width)
-        state = update_ema(state, {"a": jnp.float32(value)}, decay)
-        after.append(float(state["a"]))
-    return after
+
+    def step(state, numbered):
+        n, value = numbered
+        state = update_ema(state, {"a": value}, power_ema.power_decay(n, width))
+        return state, state["a"]
+
+    numbered = jnp.arange(len(values), dtype=jnp.int32), jnp.asarray(values, jnp.float32)
+    return jax.lax.scan(step, {"a": jnp.float32(99.0)}, numbered)[1]
 
 
 @pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
@@ -48,7 +54,8 @@ def test_a_power_average_weighs_by_a_power_of_time(width):
 def test_any_width_is_made_of_snapshots_of_two(width):
     """Weights on a random walk: what is combined is near the average itself."""
     walk = np.cumsum(np.random.default_rng(0).normal(size=480)) / 10
-    kept = {(t, w): averages(w, walk)[t - 1] for w in (0.05, 0.1) for t in range(40, 481, 40)}
+    after = {w: np.asarray(averages(w, walk)) for w in (0.05, 0.1)}
+    kept = {(t, w): after[w][t - 1] for w in after for t in range(40, 481, 40)}
     parts = power_ema.post_hoc_coefficients(list(kept), 480, width)
     found = sum(p * value for p, value in zip(parts, kept.values(), strict=True))
     assert abs(found - averages(width, walk)[-1]) < 0.02 * np.std(walk)

@@ -26,6 +26,11 @@ from jaxdiff.training.step import make_program
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 STEPS = 6
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "2x2x2": (2, 2, 2), "tensor": (4, 1, 2)}
+# The mesh that splits by all axes stands for those that split by one.
+BY_MESH = [
+    pytest.param(sizes, id=name, marks=() if name == "2x2x2" else pytest.mark.slow)
+    for name, sizes in MESHES.items()
+]
 SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
 CONTRAST = CLIPObjective(
     text=CLIPTextConfig(
@@ -67,7 +72,7 @@ def trained(sizes):
     return losses, state
 
 
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("sizes", BY_MESH)
 def test_the_loss_curve_is_that_of_one_device(sizes):
     expected, _ = trained((1, 1, 1))
     losses, _ = trained(sizes)
@@ -75,7 +80,7 @@ def test_the_loss_curve_is_that_of_one_device(sizes):
     assert len(set(losses)) == STEPS
 
 
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("sizes", BY_MESH)
 def test_weights_averages_and_moments_are_split(sizes):
     """The largest kernel lies in as many parts as fsdp and tensor make of it, whatever is of it."""
     _, state = trained(sizes)
@@ -86,7 +91,7 @@ def test_weights_averages_and_moments_are_split(sizes):
         assert leaf.addressable_shards[0].data.size * ways == leaf.size
 
 
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("sizes", BY_MESH)
 def test_captions_are_told_from_those_of_all_devices(sizes):
     """CLIP's loss of 8 pairs, one or two on a device, and its gradients are those of one device.
 
