@@ -10,6 +10,7 @@ from flax import nnx
 from jaxdiff.checkpoints.configs import from_diffusers, from_transformers
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
+from jaxdiff.models.build import abstract
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
@@ -154,6 +155,12 @@ def arguments(module: nnx.Module) -> Configs:
         width = module.text_projection.kernel.shape[1]
         return module.text_model.config, module.vision_model.config, width
     return (module.config,)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def rebuilt(module: nnx.Module, **options: Any) -> nnx.Module:
+    """The network of `module` with other options, such as its compute dtype, as shapes."""
+    kind = MODEL_CLASSES[class_name_of(module)]
+    return abstract(kind.module, *arguments(module), **kind.options, **options)
 
 
 def fields(configs: Configs) -> dict[str, Any]:

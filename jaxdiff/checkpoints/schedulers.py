@@ -101,6 +101,12 @@ def vp_schedule_config(schedule: VPSchedule) -> dict[str, Any]:
     return config
 
 
+def flow_schedule_config(schedule: FlowSchedule) -> dict[str, Any]:
+    """The keys for a flow, as `schedule_of` reads them."""
+    scale = round(schedule.time_scale)
+    return {"_class_name": FLOW, "num_train_timesteps": scale, "shift": schedule.shift}
+
+
 def prediction_type_of(config: Mapping[str, Any]) -> str:
     """What the network of a diffusers scheduler_config.json predicts; InputError if unknown."""
     name = stored_prediction_type(config)

@@ -1,15 +1,15 @@
 """Captions to token ids for the text encoders of a model."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
 
 # Columns of batches for each text encoder of a model, in the order of its family: token ids of
 # captions, or cached hidden states, with the pooled embedding if the model takes one.
-ID_COLUMNS = ("ids", "ids_2")
-STATE_COLUMNS = ("states", "states_2")
+ID_COLUMNS = ("ids", "ids_2", "ids_3", "ids_4")
+STATE_COLUMNS = ("states", "states_2", "states_3", "states_4")
 POOLED_COLUMN = "pooled"
 
 
@@ -18,6 +18,8 @@ class CaptionTokenizer:
     """The tokenizers of a model, and replacements for captions or for tokens in them."""
 
     tokenizers: Mapping[str, CLIPTokenizer]  # by the name of their ids in a batch
+    # captions -> other arrays by name, such as those of class labels
+    columns: Callable[[Sequence[str]], Mapping[str, NDArray]] = lambda captions: {}
     caption: str | None = None  # in place of every caption
     placeholder_tokens: Mapping[str, str] = dataclasses.field(
         default_factory=dict
@@ -30,7 +32,8 @@ class CaptionTokenizer:
             text = text.replace(word, meaning)
         return text
 
-    def __call__(self, captions: Sequence[str]) -> dict[str, Int[NDArray, "b _"]]:
-        """The ids of captions, by name."""
+    def __call__(self, captions: Sequence[str]) -> dict[str, Int[NDArray, "b ..."]]:
+        """The ids of captions and what else is made of them, by name."""
         texts = [self.substitute(caption) for caption in captions]
-        return {name: tokenize(each, texts) for name, each in self.tokenizers.items()}
+        ids = {name: tokenize(each, texts) for name, each in self.tokenizers.items()}
+        return ids | dict(self.columns(texts))

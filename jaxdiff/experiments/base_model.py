@@ -12,21 +12,22 @@ import numpy as np
 
 from jaxdiff.checkpoints.components import Component, read_component
 from jaxdiff.checkpoints.loading import Placement, host_memory
+from jaxdiff.checkpoints.model_registry import rebuilt
 from jaxdiff.checkpoints.models import read_model, resolve_source, weight_hashes
 from jaxdiff.checkpoints.pipelines import PipelineComponents
-from jaxdiff.checkpoints.schedulers import prediction_type_of, schedule_of, vp_schedule_config
+from jaxdiff.checkpoints.schedulers import flow_schedule_config, vp_schedule_config
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, Int, NDArray
 from jaxdiff.data.texts import CaptionTokenizer
-from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.experiments.experiment import FILES, ModelSource, shapes_in
 from jaxdiff.families.base import Family
 from jaxdiff.families.registry import detect_family
 from jaxdiff.models.build import abstract, param_dict
-from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.latent_codec import LatentCodec
+from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.models.unet.module import UNet2DConditionModel
-from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import device_put_global
 from jaxdiff.pipeline.prompts import tokenizer_of
 from jaxdiff.training.config import DiffusionObjective, Full, TrainConfig
@@ -51,29 +52,28 @@ class BaseModel:
         return self.hash_weights()
 
     @property
-    def vae(self) -> AutoencoderKL:
-        """The VAE."""
-        return cast(AutoencoderKL, self.pipeline.components[self.family.latent_codec].module)
+    def networks(self) -> dict[str, Any]:
+        """The networks of the family, by component, as shapes."""
+        return {name: self.pipeline.components[name].module for name in self.family.components}
 
     @property
-    def text_encoders(self) -> dict[str, CLIPTextModel]:
+    def codec(self) -> LatentCodec:
+        """The latent codec, or that of pixels."""
+        return self.family.codec(self.networks)
+
+    @property
+    def text_encoders(self) -> dict[str, TextModel]:
         """The text encoders, by name."""
-        names, components = self.family.id_columns, self.pipeline.components
-        return {name: cast(CLIPTextModel, components[name].module) for name in names}
+        networks = self.networks
+        return {spec.component: networks[spec.component] for spec in self.family.text_encoders}
 
     def abstract_networks(self, dtype: Dtype) -> dict[str, Any]:
-        """All networks as shapes, with the compute dtype `dtype`."""
-        objective, family = self.objective, self.family
-        options: dict[str, Any] = {"dtype": dtype, "remat": objective.remat}
-        denoiser = abstract(family.network_class, objective.model, **options)
-        vae = abstract(AutoencoderKL, self.vae.config, dtype=dtype)
-        texts = {
-            name: abstract(
-                CLIPTextModel, each.config, each.text_projection is not None, dtype=dtype
-            )
-            for name, each in self.text_encoders.items()
-        }
-        return {family.network: denoiser, family.latent_codec: vae, **texts}
+        """The networks with the compute dtype `dtype`."""
+        networks, own = self.networks, self.family.network
+        options: dict[str, Any] = {"dtype": dtype, "remat": self.objective.remat}
+        denoiser = abstract(self.family.network_class, self.objective.model, **options)
+        others = {n: rebuilt(each, dtype=dtype) for n, each in networks.items() if n != own}
+        return {own: denoiser, **others}
 
     def read_weights(
         self, name: str, dtype: Dtype | None = None, sharding: Placement = None
@@ -91,10 +91,12 @@ class BaseModel:
         """The tokenizers of all text encoders."""
         files, columns = self.pipeline.tokenizers, self.family.id_columns
         tokenizers = {
-            columns[spec.component]: tokenizer_of(files[spec.tokenizer])
+            columns[spec.component]: tokenizer_of(files[spec.tokenizer], spec.length)
             for spec in self.family.text_encoders
         }
-        return CaptionTokenizer(tokenizers=tokenizers, caption=caption)
+        return CaptionTokenizer(
+            tokenizers=tokenizers, columns=self.family.caption_columns, caption=caption
+        )
 
     def null_ids(self, tokenizer: CaptionTokenizer) -> dict[str, Int[NDArray, "_"]]:
         """The token ids of the null caption for each text encoder."""
@@ -123,25 +125,24 @@ def _from_pipeline(objective: DiffusionObjective, models: ModelSource) -> BaseMo
     pipeline = models.pipeline(source)
     modules = {name: component.module for name, component in pipeline.components.items()}
     family = detect_family(pipeline.class_name, modules, pipeline.options, source=source)
-    schedule = schedule_of(pipeline.scheduler)
-    if not isinstance(schedule, VPSchedule):
+    schedule = family.schedule(pipeline.scheduler)
+    if not isinstance(schedule, VPSchedule | FlowSchedule):
         raise InputError(
             f"objective.pipeline: got {source} with a {type(schedule).__name__}, expected a "
-            "VPSchedule: training on flows is not supported yet"
+            "VPSchedule or a FlowSchedule"
         )
     provided = dict.fromkeys(("vae", "text_encoder", "weights"), source) | {
         "model": cast(Any, modules[family.network]).config,
         "schedule": schedule,
-        "prediction_type": prediction_type_of(pipeline.scheduler),
+        "prediction_type": family.prediction_type(pipeline.scheduler),
     }
-    names = (family.network, family.latent_codec, *family.id_columns)
     path = functools.cache(lambda: resolve_source(source))
     return BaseModel(
         objective=dataclasses.replace(objective, pipeline=None, **cast(Any, provided)),
         family=family,
         pipeline=pipeline,
         read=lambda **options: read_model(path(), **options),
-        hash_weights=lambda: weight_hashes(path(), names),
+        hash_weights=lambda: weight_hashes(path(), family.components),
     )
 
 
@@ -152,7 +153,7 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
         "text_encoder": text_folder / "text_encoder",
     }
     modules = {name: models.component(folder) for name, folder in folders.items()}
-    check_channels(objective, cast(AutoencoderKL, modules["vae"]))
+    check_channels(objective, cast(Any, modules["vae"]))
     # Its config is the objective's, also where its weights are read.
     modules["unet"] = abstract(UNet2DConditionModel, objective.model)
     if objective.weights is not None:
@@ -200,10 +201,13 @@ def frozen_shapes(base: BaseModel, names: Iterable[str], dtype: Dtype) -> Frozen
     """The weights of some networks in `dtype` and the token ids of the null caption, as shapes."""
     components = base.pipeline.components
     weights = {name: shapes_in(param_dict(components[name].module), dtype) for name in names}
-    lengths = {
-        name: each.config.max_position_embeddings for name, each in base.text_encoders.items()
+    null = {
+        spec.component: jax.ShapeDtypeStruct(
+            (spec.num_tokens(base.text_encoders[spec.component]),), jnp.int32
+        )
+        for spec in base.family.text_encoders
     }
-    return Frozen(weights, {k: jax.ShapeDtypeStruct((n,), jnp.int32) for k, n in lengths.items()})
+    return Frozen(weights, null)
 
 
 def place_frozen(
@@ -218,14 +222,13 @@ def place_frozen(
     return Frozen(weights, placed)
 
 
-def token_id_shapes(base: BaseModel, n: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The token ids of n captions."""
-    return {
-        base.family.id_columns[name]: jax.ShapeDtypeStruct(
-            (n, each.config.max_position_embeddings), jnp.int32
-        )
-        for name, each in base.text_encoders.items()
-    }
+def caption_shapes(base: BaseModel, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a batch has of n captions: token ids, and the columns of extras."""
+    columns = {k: (x.shape[1:], x.dtype) for k, x in base.family.caption_columns([""]).items()}
+    for spec in base.family.text_encoders:
+        length = spec.num_tokens(base.text_encoders[spec.component])
+        columns[base.family.id_columns[spec.component]] = (length,), jnp.int32
+    return {k: jax.ShapeDtypeStruct((n, *shape), dtype) for k, (shape, dtype) in columns.items()}
 
 
 def size_shapes(n: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -235,9 +238,12 @@ def size_shapes(n: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
     """The scheduler_config.json with which a pipeline samples as the sample grids do."""
-    return vp_schedule_config(objective.schedule) | {
+    schedule, predicted = objective.schedule, {"prediction_type": objective.prediction_type}
+    if isinstance(schedule, FlowSchedule):
+        return flow_schedule_config(schedule) | predicted
+    return vp_schedule_config(schedule) | {
+        **predicted,
         "_class_name": "DDIMScheduler",
-        "prediction_type": objective.prediction_type,
         "timestep_spacing": SPACING,
         "set_alpha_to_one": True,
         "clip_sample": False,
@@ -265,9 +271,9 @@ def check_initial_weights(config: TrainConfig, *, resumed: bool) -> None:
             )
 
 
-def check_channels(objective: DiffusionObjective, vae: AutoencoderKL) -> None:
-    """InputError unless the UNet takes and gives latents of as many channels as the VAE has."""
-    channels = vae.config.latent_channels
+def check_channels(objective: DiffusionObjective, codec: LatentCodec) -> None:
+    """InputError unless the UNet takes and gives latents of as many channels as the codec has."""
+    channels = codec.config.latent_channels
     for name in ("in_channels", "out_channels"):
         if getattr(objective.model, name) != channels:
             raise InputError(
@@ -282,9 +288,9 @@ def _check(base: BaseModel, field: str) -> None:
     for extra in base.family.extras:
         if extra.untrainable is not None:
             raise InputError(f"{field}: {extra.untrainable}")
-    check_channels(objective, base.vae)
+    check_channels(objective, base.codec)
     rates = objective.caption_dropout_per_encoder
-    if rates and (len(encoders) == 1 or len(rates) != len(encoders)):
+    if rates and (len(encoders) < 2 or len(rates) != len(encoders)):
         wanted = len(encoders) if len(encoders) > 1 else "none for one text encoder"
         raise InputError(
             f"objective.caption_dropout_per_encoder: got {len(rates)} rates, expected {wanted}"

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import write_object
+from jaxdiff.checkpoints.pipelines import INDEX
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
@@ -45,6 +46,7 @@ from jaxdiff.experiments.cache_texts import (
 )
 from jaxdiff.experiments.datasets import Groups, bucket_items, open_image_source
 from jaxdiff.experiments.procedural import image_side, procedural_dataset
+from jaxdiff.families.registry import family_of_folder
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_batch
@@ -93,7 +95,7 @@ class LatentCaching:
         skipped = BadSampleCounter(self.data.max_bad_fraction)
         groups, data_fingerprint, make_of = self._open_data(skipped)
         shards = sharded(groups, self.shard_size)
-        folder = self.vae / "vae" if (self.vae / "vae").is_dir() else self.vae
+        folder = codec_folder(self.vae)
         compute = dtype_of(self.compute_dtype)
         vae = cast(AutoencoderKL, read_component(folder, dtype=compute).module)
         if self.data.kind in PROCEDURAL_KINDS:
@@ -190,6 +192,19 @@ class LatentCaching:
                         own = {name: array[row] for name, array in texts.items()}
                         yield pack_record(item, mean[row], logvar[row], self.dtype, own)
                 ahead = list(coming)
+
+
+def codec_folder(source: pathlib.Path) -> pathlib.Path:
+    """The folder of the codec in `source`; InputError for a model that works on pixels."""
+    if not (source / INDEX).is_file():
+        return source / "vae" if (source / "vae").is_dir() else source
+    family = family_of_folder(source)
+    if family.latent_codec is None:
+        raise InputError(
+            f"vae: got {source}, a model of {family.name}, which works on pixels, expected a "
+            "model with latents to cache"
+        )
+    return source / family.latent_codec
 
 
 def _write(

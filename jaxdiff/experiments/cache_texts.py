@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from jaxdiff.data.texts import POOLED_COLUMN, CaptionTokenizer
 from jaxdiff.families.base import Family
 from jaxdiff.families.registry import family_of_folder
 from jaxdiff.models.build import param_dict, with_params
-from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.parallel.mesh import replicate, shard_batch
 from jaxdiff.pipeline.prompts import tokenizer_of
 
@@ -29,7 +29,7 @@ class TextEncoders(NamedTuple):
     """The text encoders of a model and the tokenizers of captions."""
 
     family: Family
-    encoders: Mapping[str, CLIPTextModel]
+    encoders: Mapping[str, TextModel]
     tokenize: CaptionTokenizer  # gives token ids by the names of the encoders
     digests: tuple[str, ...]  # of the weights
     tokenizers: tuple[str, ...]  # digests of the tokenizers
@@ -53,11 +53,16 @@ def load_text_encoders(folder: pathlib.Path, dtype: Dtype) -> TextEncoders:
     for spec in family.text_encoders:
         name = spec.component
         files[name] = read_tokenizer(folder / spec.tokenizer)
-        module = read_component(folder / name, dtype=dtype).module
-        if not isinstance(module, CLIPTextModel):
+        module: Any = read_component(folder / name, dtype=dtype).module
+        if not hasattr(module, "features"):
             raise InputError(
                 f"text_encoder: got {type(module).__name__} in {folder / name}, "
-                "expected CLIPTextModel"
+                "expected a text encoder"
+            )
+        if spec.mask is not None:
+            raise InputError(
+                f"text_encoder: got {folder / name}, whose embeddings have a mask that no cache "
+                "stores, expected captions alone (no --texts embeddings)"
             )
         if spec.pooled and module.text_projection is None:
             raise InputError(
@@ -68,7 +73,10 @@ def load_text_encoders(folder: pathlib.Path, dtype: Dtype) -> TextEncoders:
         family=family,
         encoders=encoders,
         tokenize=CaptionTokenizer(
-            tokenizers={name: tokenizer_of(each) for name, each in files.items()}
+            tokenizers={
+                spec.component: tokenizer_of(files[spec.component], spec.length)
+                for spec in family.text_encoders
+            }
         ),
         digests=tuple(digest(find_weights(folder / name)) for name in files),
         tokenizers=tuple(map(tokenizer_digest, files.values())),
@@ -77,15 +85,15 @@ def load_text_encoders(folder: pathlib.Path, dtype: Dtype) -> TextEncoders:
 
 def make_text_encoder(text_encoders: TextEncoders, batch_size: int, mesh: Any) -> EncodeText:
     """A function that encodes up to `batch_size` captions into the columns of the cache."""
-    params = {n: replicate(param_dict(each), mesh) for n, each in text_encoders.encoders.items()}
-    family = text_encoders.family
+    family, encoders = text_encoders.family, cast(Mapping[str, Any], text_encoders.encoders)
+    params = {name: replicate(param_dict(each), mesh) for name, each in encoders.items()}
 
     @jax.jit
     def program(params: Any, ids: Mapping[str, Array]) -> dict[str, Array]:
         embeddings: dict[str, Array] = {}
         for spec in family.text_encoders:
             name = spec.component
-            encoder = with_params(text_encoders.encoders[name], params[name])
+            encoder = with_params(encoders[name], params[name])
             output = spec.encode(encoder, ids[name])
             embeddings[family.state_columns[name]] = output.hidden_states
             if output.pooled is not None:

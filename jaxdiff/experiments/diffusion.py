@@ -15,12 +15,12 @@ from jaxdiff.data.latents import LatentCacheInfo, read_null
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.experiments.base_model import (
     BaseModel,
+    caption_shapes,
     check_initial_weights,
     frozen_shapes,
     load_base_model,
     place_frozen,
     size_shapes,
-    token_id_shapes,
 )
 from jaxdiff.experiments.evaluation import make_evaluation
 from jaxdiff.experiments.experiment import (
@@ -90,7 +90,7 @@ def _check_size(config: TrainConfig, base: BaseModel, side: int) -> None:
 
     The UNet of a pipeline may be trained at another size than before.
     """
-    downscale, got = base.vae.config.downscale, base.objective.model.sample_size
+    downscale, got = base.codec.config.downscale, base.objective.model.sample_size
     if config.data.kind in PROCEDURAL_KINDS:
         image_side(config.data, downscale)
     from_pipeline = cast(DiffusionObjective, config.objective).pipeline is not None
@@ -142,7 +142,7 @@ def _wire(
         shapes = {
             name: jax.ShapeDtypeStruct((n, *x.shape), x.dtype) for name, x in encodings.items()
         }
-        shapes = shapes or token_id_shapes(base, n)
+        shapes = shapes or caption_shapes(base, n)
         if (
             any(e.argument == "time_ids" for e in family.extras)
             or config.data.kind not in PROCEDURAL_KINDS
@@ -156,7 +156,7 @@ def _wire(
         sides = side if isinstance(side, tuple) else (side or 0,) * 2
         if info is not None:
             sides = (info.resolution // info.downscale,) * 2
-        channels = base.vae.config.latent_channels
+        channels = base.codec.config.latent_channels
         moments = jax.ShapeDtypeStruct((n, *sides, channels), jnp.float32)
         return {"mean": moments, "logvar": moments} | shapes
 
@@ -203,7 +203,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     validation = validation_batch(config, tokenizer)
     batch = shard_or_replicate(validation)
     resolved = dataclasses.replace(config, objective=objective)
-    evaluate = make_evaluation(resolved, make_inputs, base.vae, validation)
+    evaluate = make_evaluation(resolved, make_inputs, base.codec, validation)
 
     def sample(params: Params, frozen: Frozen) -> Samples:
         def images_of(inputs: Mapping[str, Array]) -> Array:
@@ -211,7 +211,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
 
         grid = image_grid(gather_to_host(images_of(grid_inputs)), GRID_SIZE // 2)
         metrics = jax.device_get(eval_metrics(params, frozen, batch, jax.random.key(0)))
-        metrics |= evaluate(images_of, frozen.weights[base.family.latent_codec])
+        metrics |= evaluate(images_of, frozen.weights.get(str(base.family.latent_codec), {}))
         found = {f"validation_{name}": float(value) for name, value in metrics.items()}
         return Samples(found, grid)
 

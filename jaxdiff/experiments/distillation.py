@@ -12,11 +12,11 @@ from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.core.types import Dtype
 from jaxdiff.experiments.base_model import (
     BaseModel,
+    caption_shapes,
     frozen_shapes,
     load_base_model,
     place_frozen,
     size_shapes,
-    token_id_shapes,
 )
 from jaxdiff.experiments.experiment import (
     FILES,
@@ -74,7 +74,7 @@ def _wire(config: TrainConfig, dtype: Dtype, models: ModelSource) -> _Models:
 
     def batch(n: int) -> dict[str, jax.ShapeDtypeStruct]:
         sizes = {} if config.data.kind in PROCEDURAL_KINDS else size_shapes(n)
-        return image_shapes(config, n) | token_id_shapes(base, n) | sizes
+        return image_shapes(config, n) | caption_shapes(base, n) | sizes
 
     task = distillation_task(objective, teacher, student, base.objective.schedule)
     return _Models(base, student, Wiring(task, frozen_shapes(base, networks, dtype), batch))
@@ -94,7 +94,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
         )
     )
     loss = jax.jit(wiring.task.loss)
-    side = cast(int, base.objective.model.sample_size) * base.vae.config.downscale
+    side = cast(int, base.objective.model.sample_size) * base.codec.config.downscale
     inputs = tokenizer(grid_prompts(config)) | sampling_inputs(base, side, GRID_SIZE)
     grid_inputs = shard_or_replicate(inputs)
     batch = shard_or_replicate(validation_batch(config, tokenizer))

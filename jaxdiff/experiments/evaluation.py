@@ -5,7 +5,7 @@ import itertools
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jaxdiff.experiments.experiment import (
 )
 from jaxdiff.experiments.procedural import ProceduralDataset, image_side, procedural_dataset
 from jaxdiff.models.build import param_dict, with_params
-from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.parallel.mesh import INFER, make_mesh
 from jaxdiff.parallel.sharding import infer_sharding
@@ -34,7 +34,7 @@ DEFAULT_EVAL_IMAGES = 64  # if the config has None
 # captions -> inputs of the sampler, and inputs -> images in [-1, 1]
 MakeSamplingInputs = Callable[[Sequence[str]], Mapping[str, NDArray]]
 Generate = Callable[[Mapping[str, Array]], Array]
-# The sampler, and the weights of the VAE on the devices -> metrics by name
+# The sampler, and the weights of the latent codec on the devices -> metrics by name
 Evaluation = Callable[[Generate, Mapping[str, Array]], Mapping[str, float]]
 Embed = Callable[[Float[NDArray, "n h w 3"]], Float[NDArray, "n d"]]
 
@@ -42,7 +42,7 @@ Embed = Callable[[Float[NDArray, "n h w 3"]], Float[NDArray, "n d"]]
 def make_evaluation(
     config: TrainConfig,
     make_inputs: MakeSamplingInputs,
-    vae: AutoencoderKL,
+    codec: LatentCodec,
     validation: Mapping[str, NDArray],
 ) -> Evaluation:
     """Metrics of `objective.num_eval_images` generated images by name; none for 0 images.
@@ -60,7 +60,7 @@ def make_evaluation(
     dataset = procedural_dataset(kind) if kind in PROCEDURAL_KINDS else None
     count, folder = _num_images(config, dataset), _clip_model(objective, dataset)
     if not count or not (dataset or folder):
-        return lambda generate, vae_weights: {}
+        return lambda generate, codec_weights: {}
     prompts: list[Prompt] = []
     if dataset is not None:
         spread = subsample(dataset.standard_prompts(), count)
@@ -70,13 +70,13 @@ def make_evaluation(
 
     reference: list[Moments] = []  # once images are generated
 
-    def evaluate(generate: Generate, vae_weights: Mapping[str, Array]) -> Mapping[str, float]:
+    def evaluate(generate: Generate, codec_weights: Mapping[str, Array]) -> Mapping[str, float]:
         images = _in_batches(generate, inputs)
         metrics = {} if dataset is None else _judge_metrics(dataset, prompts, images)
         if embed is not None:
             if not reference:
                 real = (
-                    _decoded_images(vae, vae_weights, validation)
+                    _decoded_images(codec, codec_weights, validation)
                     if dataset is None
                     else _rendered_prompts(dataset, image_side(config.data))
                 )
@@ -155,12 +155,12 @@ def _clip_embedding(folder: pathlib.Path) -> Embed:
 
 
 def _decoded_images(
-    vae: AutoencoderKL, weights: Mapping[str, Array], validation: Mapping[str, NDArray]
+    codec: Any, weights: Mapping[str, Array], validation: Mapping[str, NDArray]
 ) -> Float[NDArray, "n h w 3"]:
-    """The images of the validation batch; latents are decoded by the VAE."""
+    """The images of the validation batch; latents are decoded."""
     if "image" in validation:
         return validation["image"]
-    decode = jax.jit(lambda params, z: with_params(vae, params).decode(z))
+    decode = jax.jit(lambda params, z: with_params(codec, params).decode(z))
     return _in_batches(lambda part: decode(weights, part["z"]), {"z": validation["mean"]})
 
 

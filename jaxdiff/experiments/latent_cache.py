@@ -27,8 +27,13 @@ def check_latent_cache(
     """
     if data.kind != "latents":
         return None
-    folder = pathlib.Path(str(data.path))
-    info, vae_digest = read_description(folder), base.digests["vae"]
+    folder, codec = pathlib.Path(str(data.path)), base.family.latent_codec
+    if codec is None:
+        raise InputError(
+            f"{field}.kind: got latents for {base.family.name}, which works on pixels, expected "
+            "images"
+        )
+    info, vae_digest = read_description(folder), base.digests[codec]
     if info.vae != vae_digest:
         raise InputError(
             f"{field}.path: got {folder}, encoded by a VAE with the digest {info.vae}, expected "

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.types import Array, Float, NDArray
-from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.experiments.base_model import SAMPLER, SPACING, BaseModel
 from jaxdiff.families.stable_diffusion import GUIDANCE_SCALE
 from jaxdiff.guidance.base import RULES, GuidanceScales
@@ -27,22 +27,22 @@ from jaxdiff.training.step import Params
 
 def sampling_inputs(base: BaseModel, side: int, count: int) -> dict[str, NDArray]:
     """Initial noise, of seed i for image i, and size conditioning of `count` images."""
-    vae = base.vae.config
-    shape = side // vae.downscale, side // vae.downscale, vae.latent_channels
+    codec = base.codec.config
+    shape = side // codec.downscale, side // codec.downscale, codec.latent_channels
     noise = np.asarray(initial_noise(per_sample_keys(range(count)), shape))
     sizes = np.tile(np.array([[side, side, 0, 0, side, side]], np.float32), (count, 1))
     return {"noise": noise, "time_ids": sizes}
 
 
 def make_sampler(
-    model: LatentDiffusion, schedule: VPSchedule, *, steps: int, guidance_scale: float
+    model: LatentDiffusion, schedule: Schedule, *, steps: int, guidance_scale: float
 ) -> Callable[..., Array]:
     """The function (parameters, frozen, inputs) -> images in [-1, 1].
 
     The inputs are `sampling_inputs` and token ids of prompts.
     """
     network, sampler = model.network, SAMPLERS[SAMPLER]
-    guidance = RULES[model.family.defaults.get("guidance", "cfg")]
+    guidance = RULES[model.family.request_defaults.get("guidance", "cfg")]
     grid = make_grid(
         schedule, SAMPLER, steps, prediction_type=network.prediction_type, spacing=SPACING
     )
@@ -74,7 +74,7 @@ def make_sampler(
             image_processor=None,
             sampler=sampler,
         )
-        vae = encoders[model.family.latent_codec]
-        return vae.decode(vae.unscale(state.x))
+        codec = model.family.codec(encoders)
+        return codec.decode(codec.unscale(state.x))
 
     return generate

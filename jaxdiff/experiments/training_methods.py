@@ -21,7 +21,6 @@ from jaxdiff.core.types import Dtype, NDArray
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.experiments.base_model import BaseModel
 from jaxdiff.models.build import param_dict, with_params
-from jaxdiff.models.clip import TOKEN_EMBEDDING
 from jaxdiff.training.config import Full, LoRA, TextualInversion
 from jaxdiff.training.objectives.diffusion import ParameterPartition, train_denoiser
 from jaxdiff.training.objectives.trainable import (
@@ -156,7 +155,7 @@ def _initial_embeddings(base: BaseModel, config: TextualInversion) -> dict[str, 
     tokenizers, embeddings = base.caption_tokenizer().tokenizers, {}
     for name, column in base.family.id_columns.items():
         row = _initial_token(tokenizers[column], config)
-        table = base.host_weights(name)[TOKEN_EMBEDDING]
+        table = base.host_weights(name)[base.text_encoders[name].token_embedding]
         embeddings[name] = np.tile(table[row], (config.num_vectors, 1))
     return embeddings
 

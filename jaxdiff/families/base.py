@@ -1,25 +1,29 @@
 """A family of models: which networks it has, and how their conditioning is made.
 
 A family is data, and a file in this folder: the component that denoises and its adapter, the text
-encoders with what each of them gives and how that is joined, and the extras, which are inputs of
-the network beside the text. An extra declares the options of a request that it reads, checks them,
-and makes its entry of the network's conditioning, for requests and for training batches.
+encoders with what each of them gives and how that is joined, the latent codec, the noise schedule,
+defaults, and the extras, which are inputs of the network beside the text. An extra declares the
+options of a request that it reads, checks them, and makes its entry of the network's conditioning,
+for requests and for training batches.
 """
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxdiff.checkpoints.schedulers import prediction_type_of, schedule_of
 from jaxdiff.core.types import Array, Bool, Float, Int, NDArray
 from jaxdiff.core.validate import in_range
 from jaxdiff.data.texts import ID_COLUMNS, STATE_COLUMNS
-from jaxdiff.models.clip import CLIPTextModel, TextFeatures
+from jaxdiff.diffusion.schedules import Schedule
+from jaxdiff.models.latent_codec import LatentCodec, Pixels
+from jaxdiff.models.text_encoder import TextModel
 
 
 class Option(NamedTuple):
@@ -29,6 +33,12 @@ class Option(NamedTuple):
     default: Any
     low: float
     high: float
+
+    def is_column(self, value: Any) -> bool:
+        """Whether `value` is a sequence of one value for each image."""
+        is_pair = any(get_origin(choice) is tuple for choice in get_args(self.annotation))
+        sequence = isinstance(value, list | tuple | np.ndarray)
+        return sequence and not (is_pair and all(np.ndim(v) == 0 and v is not None for v in value))
 
     def check(self, name: str, value: Any) -> None:
         """InputError for a number beyond the range."""
@@ -41,8 +51,10 @@ class ExtraInputs:
     """What a batch of b images with K streams each has for extras."""
 
     size: tuple[int, int]  # height and width in pixels
-    options: Mapping[str, Any]  # of the request, where they are not the defaults
+    # of the request of each image, where they are not the defaults
+    options: Sequence[Mapping[str, Any]]
     prompted: tuple[bool, ...]  # which of the K streams get the prompt
+    texts: Sequence[Sequence[str | None]]  # of each image, what its streams read; None: nothing
     guidance_scales: Float[NDArray, "b"]
     image: Float[NDArray, "b h2 w2 3"] | None = None  # in [-1, 1]
     mask: Float[NDArray, "b h2 w2 1"] | None = None  # 1 where the image is repainted
@@ -62,19 +74,30 @@ class Extra(ABC):
     options: ClassVar[Mapping[str, Option]] = {}  # of a request
     defaults: ClassVar[Mapping[str, Any]] = {}  # of other options, for models that have the extra
     uses_mask: ClassVar[bool] = False  # the network sees the mask: known latents are not put back
+    reads_prompt: ClassVar[bool] = False  # `ExtraInputs.texts`, as text encoders do
     untrainable: ClassVar[str | None] = None  # why no model that has it can be trained
 
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """InputError for settings of a request that the model does not work with."""
-        del settings
+    def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
+        """InputError for a request that the model does not work with.
+
+        `settings` are its guidance rule and the options of extras, `texts` its prompts.
+        """
+        del settings, texts
+
+    def columns(self, captions: Sequence[str]) -> dict[str, NDArray]:
+        """Columns of training batches that are made of captions."""
+        del captions
+        return {}
 
     @abstractmethod
     def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k *d"]:
         """The values of each stream of each image."""
 
     @abstractmethod
-    def of_batch(self, batch: Mapping[str, Array]) -> Float[Array, "b *d"]:
-        """The values of each image of a training batch."""
+    def of_batch(
+        self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
+    ) -> Float[Array, "b *d"]:
+        """The values of each image of a training batch; `dropped` captions count as none."""
 
 
 class TextEncoderOutput(NamedTuple):
@@ -82,6 +105,7 @@ class TextEncoderOutput(NamedTuple):
 
     hidden_states: Float[Array, "*b n d"]
     pooled: Float[Array, "*b p"] | None = None
+    mask: Bool[Array, "*b n"] | None = None  # which tokens are text, not padding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,25 +116,24 @@ class TextEncoder:
     tokenizer: str = "tokenizer"
     layer: str = "last"  # "last" hidden states, after the final norm, or "penultimate" without it
     pooled: bool = False  # whether the network gets the pooled embedding of this encoder
+    length: int | None = None  # tokens of a text; None: as many as its tokenizer says
+    # the network's argument for the mask of tokens that are text; None: it gets none
+    mask: str | None = None
 
-    def select(self, features: TextFeatures) -> TextEncoderOutput:
-        """The outputs that the network gets."""
+    def encode(
+        self, encoder: TextModel, ids: Int[Array, "b n"], skip: int = 0
+    ) -> TextEncoderOutput:
+        """The outputs that the network gets for token ids, without `skip` layers at the end."""
+        features = encoder.features(ids, skip)
         states = features.last if self.layer == "last" else features.penultimate
-        return TextEncoderOutput(states, features.pooled if self.pooled else None)
+        pooled, mask = features.pooled, features.mask
+        return TextEncoderOutput(
+            cast(Array, states), pooled if self.pooled else None, mask if self.mask else None
+        )
 
-    def encode(self, encoder: CLIPTextModel, ids: Int[Array, "b n"]) -> TextEncoderOutput:
-        """Encode the token ids of texts."""
-        return self.select(encoder.features(ids))
-
-    def unused_parameters(self, encoder: CLIPTextModel) -> tuple[str, ...]:
-        """Path prefixes of an encoder's weights that its outputs do not depend on."""
-        if self.pooled:
-            return ()
-        if self.layer == "last":
-            return ("text_projection.",)
-        end = encoder.config.num_hidden_layers - 1
-        names = (f"encoder.layers.{end}.", "final_layer_norm.")
-        return ("text_projection.", *(f"text_model.{name}" for name in names))
+    def num_tokens(self, encoder: TextModel) -> int:
+        """How many tokens of a text the network gets."""
+        return self.length or encoder.config.max_position_embeddings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +144,12 @@ class Family:
     network: str  # the component that denoises
     network_class: type[nnx.Module]
     adapter: Callable[..., Any]  # (module, prediction type) -> its adapter
-    latent_codec: str = "vae"  # the component
+    latent_codec: str | None = "vae"  # the component; None: the network denoises pixels
+    # scheduler_config.json -> the noise schedule, and what the network predicts
+    schedule: Callable[[Mapping[str, Any]], Schedule] = schedule_of
+    prediction_type: Callable[[Mapping[str, Any]], str] = prediction_type_of
+    # of options of requests, where a model has none of its own
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     text_encoders: tuple[TextEncoder, ...] = (TextEncoder(),)
     # how the hidden states of several encoders become one context: side by side as "features", or
     # one after the other as "tokens"
@@ -130,6 +158,16 @@ class Family:
     pooled_argument: str = "text_embeds"  # for the pooled embedding
     zero_uncond: bool = False  # a negative prompt that was not given is zeros, not the empty text
     extras: tuple[Extra, ...] = ()
+
+    def codec(self, modules: Mapping[str, Any]) -> LatentCodec:
+        """The latent codec among `modules` by component, or that of pixels."""
+        return Pixels() if self.latent_codec is None else modules[self.latent_codec]
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The networks: the one that denoises, the latent codec, the text encoders."""
+        codec = () if self.latent_codec is None else (self.latent_codec,)
+        return self.network, *codec, *(each.component for each in self.text_encoders)
 
     @property
     def id_columns(self) -> dict[str, str]:
@@ -144,6 +182,11 @@ class Family:
     def _columns(self, names: Sequence[str]) -> dict[str, str]:
         return {e.component: n for e, n in zip(self.text_encoders, names, strict=False)}
 
+    def num_tokens(self, modules: Mapping[str, Any]) -> int:
+        """How many tokens of a text the network gets from the encoders among `modules`."""
+        counts = [each.num_tokens(modules[each.component]) for each in self.text_encoders]
+        return sum(counts) if self.joined_as == "tokens" else max(counts, default=0)
+
     @property
     def has_pooled(self) -> bool:
         """Whether the network takes a pooled embedding."""
@@ -155,9 +198,15 @@ class Family:
         return {name: option for extra in self.extras for name, option in extra.options.items()}
 
     @property
-    def defaults(self) -> dict[str, Any]:
-        """Defaults of other options."""
-        return {name: value for extra in self.extras for name, value in extra.defaults.items()}
+    def request_defaults(self) -> dict[str, Any]:
+        """Defaults of options of requests: the family's own, and those of the extras."""
+        extras = {name: value for extra in self.extras for name, value in extra.defaults.items()}
+        return {**self.defaults, **extras}
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether prompts count."""
+        return bool(self.text_encoders) or any(extra.reads_prompt for extra in self.extras)
 
     @property
     def uses_mask(self) -> bool:
@@ -168,32 +217,44 @@ class Family:
         """The conditioning beside the text for a batch of requests."""
         return {extra.argument: extra.of_request(inputs) for extra in self.extras}
 
-    def batch_conditioning(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """The conditioning beside the text for a training batch."""
-        return {extra.argument: extra.of_batch(batch) for extra in self.extras}
+    def batch_conditioning(
+        self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
+    ) -> dict[str, Array]:
+        """The conditioning beside the text for a training batch, with `dropped` captions."""
+        return {extra.argument: extra.of_batch(batch, dropped) for extra in self.extras}
+
+    def caption_columns(self, captions: Sequence[str]) -> dict[str, NDArray]:
+        """The columns of training batches that extras make of captions."""
+        return {n: a for extra in self.extras for n, a in extra.columns(captions).items()}
 
     def join(self, outputs: Sequence[TextEncoderOutput]) -> dict[str, Array]:
         """The outputs of all text encoders as conditioning of the network."""
-        axis = -1 if self.joined_as == "features" else -2
-        states = jnp.concatenate([each.hidden_states for each in outputs], axis=axis)
-        pooled = [each.pooled for each in outputs if each.pooled is not None]
-        return {self.states_argument: states} | (
-            {self.pooled_argument: pooled[0]} if pooled else {}
-        )
+        joined: dict[str, Array] = {}
+        if outputs:
+            axis = -1 if self.joined_as == "features" else -2
+            states = [each.hidden_states for each in outputs]
+            joined[self.states_argument] = jnp.concatenate(states, axis=axis)
+        for spec, output in zip(self.text_encoders, outputs, strict=True):
+            if output.pooled is not None:
+                joined.setdefault(self.pooled_argument, output.pooled)
+            if spec.mask is not None and output.mask is not None:
+                joined[spec.mask] = output.mask
+        return joined
 
 
 def select_rows(
     condition: Bool[Array, "*b"], first: TextEncoderOutput, second: TextEncoderOutput
 ) -> TextEncoderOutput:
     """For each text `first` where `condition` is true, else `second`."""
-    hidden_states = jnp.where(condition[..., None, None], first.hidden_states, second.hidden_states)
-    if first.pooled is None or second.pooled is None:
-        return TextEncoderOutput(hidden_states)
-    return TextEncoderOutput(
-        hidden_states, jnp.where(condition[..., None], first.pooled, second.pooled)
-    )
+
+    def select(own: Array, other: Array) -> Array:
+        axes = tuple(range(condition.ndim, other.ndim))
+        return jnp.where(jnp.expand_dims(condition, axes), own, other)
+
+    return jax.tree.map(select, first, second)
 
 
 def zero_rows(condition: Bool[Array, "*b"], output: TextEncoderOutput) -> TextEncoderOutput:
     """`output` with zeros for the texts where `condition` is true."""
-    return select_rows(condition, jax.tree.map(jnp.zeros_like, output), output)
+    zeros = jax.tree.map(jnp.zeros_like, output)._replace(mask=output.mask)
+    return select_rows(condition, zeros, output)

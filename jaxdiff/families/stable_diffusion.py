@@ -8,6 +8,7 @@ takes five time ids, with an aesthetic score instead of the target size.
 
 import dataclasses
 import pathlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -18,7 +19,7 @@ from flax import nnx
 from jaxdiff.checkpoints.components import CONFIG
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Float, NDArray
+from jaxdiff.core.types import Array, Bool, Float, NDArray
 from jaxdiff.families.base import Extra, ExtraInputs, Family, Option, TextEncoder
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet.adapter import UNetAdapter
@@ -38,22 +39,35 @@ PIPELINE_CLASSES = tuple(
 )
 
 
-def _time_ids(
-    inputs: ExtraInputs, own: Sequence[Sequence[float]], null: Sequence[Sequence[float]]
-) -> Float[NDArray, "b k i"]:
-    """The `own` time ids for streams with the prompt, those of the `null` stream for others."""
-    rows = [np.concatenate(own if prompted else null) for prompted in inputs.prompted]
-    return np.tile(np.array(rows, np.float32), (len(inputs.guidance_scales), 1, 1))
+TimeIds = Sequence[Sequence[float]]
+
+
+class _TimeIds(Extra):
+    """Time ids: a row for streams with the prompt, and one for null streams."""
+
+    argument = "time_ids"
+    num_time_ids: ClassVar[int]
+
+    @abstractmethod
+    def own_and_null(
+        self, options: Mapping[str, Any], size: tuple[int, int]
+    ) -> tuple[TimeIds, TimeIds]:
+        """Both for an image of `size` with these options."""
+
+    def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k i"]:
+        """The time ids of each stream."""
+        pairs = [self.own_and_null(options, inputs.size) for options in inputs.options]
+        rows = [[np.concatenate(p[not own]) for own in inputs.prompted] for p in pairs]
+        return np.array(rows, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class SizesAndCrop(Extra):
+class SizesAndCrop(_TimeIds):
     """Original size, crop and target size, height before width.
 
     A null stream with a size of its own gets no crop unless the request has one.
     """
 
-    argument = "time_ids"
     num_time_ids = 6
     options: ClassVar[Mapping[str, Option]] = {
         "original_size": _OPTIONAL,
@@ -64,20 +78,23 @@ class SizesAndCrop(Extra):
         "negative_target_size": _OPTIONAL,
     }
 
-    def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k 6"]:
-        get = inputs.options.get
-        original, target = get("original_size", inputs.size), get("target_size", inputs.size)
+    def own_and_null(
+        self, options: Mapping[str, Any], size: tuple[int, int]
+    ) -> tuple[TimeIds, TimeIds]:
+        get = options.get
+        original, target = get("original_size", size), get("target_size", size)
         crop = get("crop_top_left", (0, 0))
-        apart = "negative_original_size" in inputs.options
-        apart = apart or "negative_target_size" in inputs.options
+        apart = "negative_original_size" in options or "negative_target_size" in options
         null = (
             get("negative_original_size", original),
             get("negative_crop_top_left", (0, 0) if apart else crop),
             get("negative_target_size", target),
         )
-        return _time_ids(inputs, (original, crop, target), null)
+        return (original, crop, target), null
 
-    def of_batch(self, batch: Mapping[str, Array]) -> Float[Array, "b 6"]:
+    def of_batch(
+        self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
+    ) -> Float[Array, "b 6"]:
         """As the data have it, or that images are not cropped."""
         if "time_ids" in batch:
             return batch["time_ids"].astype(jnp.float32)
@@ -86,10 +103,9 @@ class SizesAndCrop(Extra):
 
 
 @dataclasses.dataclass(frozen=True)
-class AestheticScore(Extra):
+class AestheticScore(_TimeIds):
     """Original size, crop and an aesthetic score, 0 to 10."""
 
-    argument = "time_ids"
     num_time_ids = 5
     options: ClassVar[Mapping[str, Option]] = {
         **{name: o for name, o in SizesAndCrop.options.items() if "target" not in name},
@@ -100,18 +116,22 @@ class AestheticScore(Extra):
         "got a UNet with 5 time ids, expected 6: no data have a refiner's aesthetic scores"
     )
 
-    def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k 5"]:
-        get = inputs.options.get
-        original, crop = get("original_size", inputs.size), get("crop_top_left", (0, 0))
+    def own_and_null(
+        self, options: Mapping[str, Any], size: tuple[int, int]
+    ) -> tuple[TimeIds, TimeIds]:
+        get = options.get
+        original, crop = get("original_size", size), get("crop_top_left", (0, 0))
         own = original, crop, (get("aesthetic_score", 6.0),)
         null = (
             get("negative_original_size", original),
             get("negative_crop_top_left", (0, 0)),
             (get("negative_aesthetic_score", 2.5),),
         )
-        return _time_ids(inputs, own, null)
+        return own, null
 
-    def of_batch(self, batch: Mapping[str, Array]) -> Float[Array, "b 5"]:
+    def of_batch(
+        self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
+    ) -> Float[Array, "b 5"]:
         raise NotImplementedError(self.untrainable)
 
 
@@ -124,7 +144,7 @@ class GuidanceEmbedding(Extra):
     defaults: ClassVar[Mapping[str, Any]] = {"guidance": "none"}
     untrainable = "got a guidance-distilled UNet, expected one that is not"
 
-    def check(self, settings: Mapping[str, Any]) -> None:
+    def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         if settings["guidance"] != "none":
             raise InputError(
                 f"guidance: got {settings['guidance']}, expected none, because this model is "
@@ -135,7 +155,9 @@ class GuidanceEmbedding(Extra):
         scales = jnp.asarray(inputs.guidance_scales)
         return inputs.for_streams(np.asarray(guidance_embedding(scales, self.width)))
 
-    def of_batch(self, batch: Mapping[str, Array]) -> Float[Array, "b s"]:
+    def of_batch(
+        self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
+    ) -> Float[Array, "b s"]:
         """The embedding of a batch's GUIDANCE_SCALE (b,)."""
         return guidance_embedding(batch[GUIDANCE_SCALE], self.width)
 
@@ -160,7 +182,9 @@ class InpaintingChannels(Extra):
         channels = np.concatenate([inputs.downsample(mask), inputs.encode(around)], axis=-1)
         return inputs.for_streams(channels)
 
-    def of_batch(self, batch: Mapping[str, Array]) -> Float[Array, "b h w c"]:
+    def of_batch(
+        self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
+    ) -> Float[Array, "b h w c"]:
         raise NotImplementedError(self.untrainable)
 
 

@@ -1,6 +1,6 @@
 """CLIP's text and vision transformers (Radford et al. 2021), with transformers' parameter names."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
 from jaxdiff.core.validate import check_shape, in_range
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.text_encoder import TextFeatures
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.initializers import Constant, Normal
@@ -19,14 +20,6 @@ from jaxdiff.nn.transformer import split_heads
 LEGACY_EOS = 2  # what old configs say, whatever the tokenizer
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.embedding"  # its path
 LOGIT_SCALE = 2.6592  # log(1 / 0.07), the initial inverse temperature
-
-
-class TextFeatures(NamedTuple):
-    """What diffusion models take from a text encoder."""
-
-    last: Float[Array, "b n d"]  # after the last layer that is not skipped and the final norm
-    penultimate: Float[Array, "b n d"]  # one layer before that, without the final norm
-    pooled: Float[Array, "b p"]  # end of the text after all layers, projected if the model projects
 
 
 class VisionFeatures(NamedTuple):
@@ -138,6 +131,8 @@ class TextTransformer(nnx.Module):
 class CLIPTextModel(nnx.Module):
     """CLIP's text encoder; `with_projection` adds the map into the space shared with images."""
 
+    token_embedding: ClassVar[str] = TOKEN_EMBEDDING
+
     def __init__(
         self,
         config: CLIPTextConfig,
@@ -166,7 +161,16 @@ class CLIPTextModel(nnx.Module):
         features = self.text_model(ids, skip)
         if self.text_projection is None:
             return features
-        return features._replace(pooled=self.text_projection(features.pooled))
+        return features._replace(pooled=self.text_projection(cast(Array, features.pooled)))
+
+    def unused_parameters(self, layer: str, pooled: bool) -> tuple[str, ...]:
+        """Path prefixes of weights that neither the states of `layer` nor `pooled` depend on."""
+        if pooled:
+            return ()
+        if layer == "last":
+            return ("text_projection.",)
+        names = (f"encoder.layers.{self.config.num_hidden_layers - 1}.", "final_layer_norm.")
+        return ("text_projection.", *(f"text_model.{name}" for name in names))
 
 
 class _VisionEmbeddings(nnx.Module):
@@ -268,7 +272,7 @@ class CLIPModel(nnx.Module):
 
     def text_embeds(self, ids: Int[Array, "b n"]) -> Float[Array, "b p"]:
         """Texts as unit vectors, in float32."""
-        return unit(self.text_projection(self.text_model(ids).pooled))
+        return unit(self.text_projection(cast(Array, self.text_model(ids).pooled)))
 
     def image_embeds(self, images: Float[Array, "b h w c"]) -> Float[Array, "b p"]:
         """Images as unit vectors, in float32."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdiff.core.aliases import rename_arguments
-from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
 from jaxdiff.pipeline.compiled_model import CompiledModel
 from jaxdiff.pipeline.lora import LoRAManager
@@ -19,7 +18,7 @@ class Addons:
     _inversions: TextualInversionManager
     _auxiliary: AuxiliaryModels
     stages: CompiledModel
-    text_encoders: list[CLIPTextModel]
+    text_encoders: list[Any]
     network: Any
 
     @property

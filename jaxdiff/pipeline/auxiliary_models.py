@@ -110,7 +110,7 @@ class AuxiliaryModels:
                 )
             getattr(self, f"load_{name}")(folder)
 
-    def guidance_targets(self, requests: Requests, tokenizer: Any) -> GuidanceTargets:
+    def guidance_targets(self, requests: Requests) -> GuidanceTargets:
         """The classifier and CLIP guidance targets of requests."""
         attributes = likeness = None
         if any(requests.classifier_scales):
@@ -119,7 +119,7 @@ class AuxiliaryModels:
                 *cast(Any, (_scales(requests.classifier_scales), *columns))
             )
         if any(requests.clip_scales):
-            text = self._text(requests, tokenizer)
+            text = self._text(requests)
             likeness = CLIPTarget(*cast(Any, (_scales(requests.clip_scales), text)))
         return GuidanceTargets(attributes, likeness)
 
@@ -137,12 +137,12 @@ class AuxiliaryModels:
         ]
         return [np.stack(column) for column in zip(*found, strict=True)]
 
-    def _text(self, requests: Requests, tokenizer: Any) -> Float[NDArray, "b p"]:
+    def _text(self, requests: Requests) -> Float[NDArray, "b p"]:
         """CLIP's embeddings of the prompts."""
         texts = list(requests.prompts)
         if requests[0].prompt_syntax:
             texts = ["".join(piece.text or " " for piece in parse_syntax(text)) for text in texts]
-        ids = tokenize(tokenizer, texts)
+        ids = tokenize(self.own.tokenizers.first.tokenizer, texts)
         if self.clip is None:
             raise InputError(
                 "clip: got none, expected the folder of one, because clip_scale is set"

@@ -29,7 +29,7 @@ from jaxdiff.pipeline.compiled_model import (
     ProgressCallback,
     StartLevel,
 )
-from jaxdiff.pipeline.conditioning import PromptTokenizers, TokenizedPrompts
+from jaxdiff.pipeline.conditioning import PromptTokenizers, TokenizedPrompts, texts_by_encoder
 from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initial_images
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.prompts import SubPrompt, split_and
@@ -154,12 +154,17 @@ class StageTimer:
 class Run(NamedTuple):
     """What the images of one batch share."""
 
-    request: Request  # any of theirs, for what is in its batch key
+    requests: Requests  # one for each row of the padded batch
     rule: Guidance
     timer: StageTimer
     tile: int | None  # of the VAE, in pixels
     callback: ProgressCallback | None
     intermediate_steps: tuple[int, ...]  # steps whose latents are kept
+
+    @property
+    def request(self) -> Request:
+        """Any of them, for what is in their batch key."""
+        return self.requests[0]
 
 
 def sub_prompts(request: Request) -> list[SubPrompt]:
@@ -267,7 +272,8 @@ class ImageGenerator:
                 inputs = self._inputs(batch, rule, own_scales)
                 padding = np.minimum(np.arange(self._padded(batch_size)), len(batch) - 1)
                 padded = jax.tree.map(lambda rows, p=padding: rows[p], inputs)
-                run = Run(batch[0], rule, timer, tile, callback, tuple(intermediate_steps))
+                rows_of = Requests(batch[i] for i in padding)
+                run = Run(rows_of, rule, timer, tile, callback, tuple(intermediate_steps))
                 latents, intermediates = self._denoise(padded, run)
                 if decode:
                     with timer("decode_s"):
@@ -304,7 +310,7 @@ class ImageGenerator:
             prompts=self._tokenizers.tokenize(requests, streams_of(rule, "main")),
             guidance_model_prompts=guide_prompts,
             guidance_scales=scales,
-            targets=self._auxiliary.guidance_targets(requests, self._tokenizers.first.tokenizer)
+            targets=self._auxiliary.guidance_targets(requests)
             if any(requests.classifier_scales) or any(requests.clip_scales)
             else GuidanceTargets(),
             grid=grid,
@@ -367,8 +373,9 @@ class ImageGenerator:
             streams = streams_of(run.rule, network)
             return ExtraInputs(
                 size=(request.height, request.width),
-                options=request.extras,
+                options=tuple(each.extras for each in run.requests),
                 prompted=tuple(stream.prompt_source == "prompt" for stream in streams),
+                texts=tuple(texts_by_encoder(each, streams)[0] for each in run.requests),
                 guidance_scales=np.asarray(inputs.guidance_scales.scale),
                 image=initial.images,
                 mask=initial.masks,

@@ -15,7 +15,7 @@ from jaxdiff.guidance.classifier_guidance import (
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
-from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.samplers.base import Sampler
 
 
@@ -46,12 +46,12 @@ def with_clip_guidance(
     wanted: CLIPTarget,
     clip: CLIPModel,
     image_processor: CLIPImageProcessor,
-    vae: AutoencoderKL,
+    codec: LatentCodec,
 ) -> Denoiser:
     """The denoiser, guided to reduce CLIP's distance of the decoded image to the text."""
 
     def loss(D: Float[Array, "b h w c"]) -> Float[Array, "b"]:
-        images = vae.decode(vae.unscale(D)).astype(jnp.float32)
+        images = codec.decode(codec.unscale(D)).astype(jnp.float32)
         return spherical(clip.image_embeds(image_processor(images)), wanted.text)
 
     return loss_guidance(denoise, loss, wanted.scale)

@@ -19,9 +19,9 @@ from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier
-from jaxdiff.models.clip import CLIPModel, CLIPTextModel
+from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
-from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.pipeline.classifier_guidance import (
     GuidanceTargets,
     with_classifier_guidance,
@@ -47,7 +47,7 @@ class Networks(NamedTuple):
     guidance_model: Any = None  # a weaker denoiser
     classifier: Any = None
     clip: Any = None
-    vae: Any = None  # decodes the images for CLIP
+    codec: Any = None  # decodes the images for CLIP
 
 
 class Denoised(NamedTuple):
@@ -79,9 +79,9 @@ class CompiledModel:
     def __init__(
         self,
         family: Family,
-        text_encoders: Sequence[CLIPTextModel],
+        text_encoders: Sequence[Any],
         network: nnx.Module,
-        vae: AutoencoderKL,
+        codec: LatentCodec,
         *,
         prediction_type: str,
         layout: Layout,
@@ -93,13 +93,13 @@ class CompiledModel:
         self._family = family
         self._network = layout.network(family.adapter(network, prediction_type))
         self.set_weights(text_encoders, network)
-        self._vae = layout.split(_upcast_fp16_vae(vae))
+        self._codec = layout.split(_upcast_fp16(cast(Any, codec)))
         # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
         exact = all(w.dtype == jnp.float32 for w in param_dict(network).values())
         self._precision = "highest" if exact else None
         self._programs: dict[Any, CompiledFunction] = {}
 
-    def set_weights(self, text_encoders: Sequence[CLIPTextModel], network: nnx.Module) -> None:
+    def set_weights(self, text_encoders: Sequence[Any], network: nnx.Module) -> None:
         """Use the weights that these modules have now; programs are kept."""
         self._texts = [self.layout.split(encoder) for encoder in text_encoders]
         self._denoiser = self._network, param_dict(network)
@@ -118,7 +118,7 @@ class CompiledModel:
             guidance_model=None if guidance_model is None else guidance_model._denoiser,
             classifier=None if classifier is None else self.layout.split(classifier),
             clip=None if clip is None else self.layout.split(clip),
-            vae=None if clip is None else self._vae,
+            codec=None if clip is None else self._codec,
         )
         self._image_processor = image_processor
 
@@ -147,17 +147,19 @@ class CompiledModel:
 
     def encode(self, prompts: TokenizedPrompts, extras: ExtraInputs, *, skip: int) -> Conditioning:
         """The conditioning of the network, on the devices for `denoise`."""
+        conditioning = self.shard(self._family.request_conditioning(extras))
+        if not self._texts:
+            return conditioning
         encoders, params = zip(*self._texts, strict=True)
         program = self._program(
             encode_prompts, ".b", encoders=encoders, family=self._family, skip=skip
         )
-        text = program(params, self.shard(prompts))
-        return text | self.shard(self._family.request_conditioning(extras))
+        return program(params, self.shard(prompts)) | conditioning
 
     def latents(self, images: BatchArray) -> BatchArray:
         """The scaled mean latents of images in [-1, 1]."""
-        vae, params = self._vae
-        return self._program(_latents, ".b", vae=vae)(params, images)
+        codec, params = self._codec
+        return self._program(_latents, ".b", codec=codec)(params, images)
 
     def noise(self, keys: Key[Array, "b"], shape: tuple[int, int, int]) -> BatchArray:
         """The unit-variance noise that each image starts from."""
@@ -237,7 +239,7 @@ class CompiledModel:
             else None,
             "classifier": self._auxiliary.classifier if targets.classifier else None,
             "clip": self._auxiliary.clip if targets.clip else None,
-            "vae": self._auxiliary.vae if targets.clip else None,
+            "codec": self._auxiliary.codec if targets.clip else None,
         }
         halves = {name: (None, None) if pair is None else pair for name, pair in needed.items()}
         networks, params = ({n: pair[i] for n, pair in halves.items()} for i in (0, 1))
@@ -245,22 +247,22 @@ class CompiledModel:
 
     def decode(self, latents: BatchArray) -> BatchArray:
         """Images (uint8) of scaled latents."""
-        vae, params = self._vae
-        return self._program(_decode, ".b", vae=vae)(params, latents)
+        codec, params = self._codec
+        return self._program(_decode, ".b", codec=codec)(params, latents)
 
 
-def _upcast_fp16_vae(vae: AutoencoderKL) -> AutoencoderKL:
-    """`vae`, computing in float32 where its config says that float16 overflows in it."""
-    stored = param_dict(vae)
-    if not vae.config.force_upcast or jnp.float16 not in {w.dtype for w in stored.values()}:
-        return vae
-    wide = abstract(AutoencoderKL, vae.config, dtype=jnp.float32, param_dtype=jnp.float16)
+def _upcast_fp16(codec: Any) -> Any:
+    """`codec`, computing in float32 where its config says that float16 overflows in it."""
+    stored = param_dict(codec)
+    if not any(w.dtype == jnp.float16 for w in stored.values()) or not codec.config.force_upcast:
+        return codec
+    wide = abstract(type(codec), codec.config, dtype=jnp.float32, param_dtype=jnp.float16)
     return with_params(wide, stored)
 
 
-def _latents(params: PyTree, images: Array, *, vae: Callable[[PyTree], AutoencoderKL]) -> Array:
-    codec = vae(params)
-    return codec.scale(codec.encode(images)[0])
+def _latents(params: PyTree, images: Array, *, codec: Callable[[PyTree], LatentCodec]) -> Array:
+    own = codec(params)
+    return own.scale(own.encode(images)[0])
 
 
 def init_latents(
@@ -312,8 +314,8 @@ def denoise_steps(
         guidance_model=guide,
     )
     if targets.clip is not None and image_processor is not None:
-        clip, vae = networks.clip(params.clip), networks.vae(params.vae)
-        denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, vae)
+        clip, codec = networks.clip(params.clip), networks.codec(params.codec)
+        denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, codec)
     if targets.classifier is not None:
         classifier = networks.classifier(params.classifier)
         denoise, sampler = with_classifier_guidance(
@@ -332,7 +334,7 @@ def denoise_steps(
     )
 
 
-def _decode(params: PyTree, latents: Array, *, vae: Callable[[PyTree], AutoencoderKL]) -> Array:
-    codec = vae(params)
-    images = codec.decode(codec.unscale(latents))
+def _decode(params: PyTree, latents: Array, *, codec: Callable[[PyTree], LatentCodec]) -> Array:
+    own = codec(params)
+    images = own.decode(own.unscale(latents))
     return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)

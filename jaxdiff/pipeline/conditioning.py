@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, Int, NDArray, PyTree
 from jaxdiff.families.base import Family, zero_rows
 from jaxdiff.guidance.base import Stream
-from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.pipeline.closed_vocabulary import warn_of_unseen_words
 from jaxdiff.pipeline.prompts import (
     PromptTokenizer,
@@ -48,8 +49,10 @@ class PromptTokenizers(NamedTuple):
 
     @property
     def first(self) -> PromptTokenizer:
-        """That of the first text encoder."""
-        return next(iter(self.by_encoder.values()))
+        """That of the first text encoder; InputError if there is none."""
+        for tokenizer in self.by_encoder.values():
+            return tokenizer
+        raise InputError(f"tokenizer: got none, as {self.family.name} has no text encoder")
 
     def num_chunks(self, requests: Sequence[Request], streams: Sequence[Stream]) -> list[int]:
         """How many chunks the longest text of each image has.
@@ -58,7 +61,8 @@ class PromptTokenizers(NamedTuple):
         """
         chunked = [self._chunks(request, streams) for request in requests]
         for request, rows in zip(requests, chunked, strict=True):
-            if truncated := max(tokens.num_truncated for row in rows for tokens in row):
+            truncated = max((tokens.num_truncated for row in rows for tokens in row), default=0)
+            if truncated:
                 message = (
                     f"prompt: truncated, {truncated} tokens are missing from the end of "
                     f"{request.prompt!r:.60}"
@@ -67,7 +71,7 @@ class PromptTokenizers(NamedTuple):
         if self.closed:
             texts = [text for each in requests for text in texts_by_encoder(each, streams)[0]]
             warn_of_unseen_words(self.first, texts, syntax=requests[0].prompt_syntax)
-        return [max(len(tokens.ids) for row in rows for tokens in row) for rows in chunked]
+        return [_longest(rows) for rows in chunked]
 
     def tokenize(self, requests: Sequence[Request], streams: Sequence[Stream]) -> TokenizedPrompts:
         """The tokens of all streams of images that have equally many chunks."""
@@ -75,7 +79,7 @@ class PromptTokenizers(NamedTuple):
         ids, weights = [], []
         for request in requests:
             rows = self._chunks(request, streams)
-            longest = max(len(tokens.ids) for row in rows for tokens in row)
+            longest = _longest(rows)
             padded = [
                 [pad_chunks(tokens, longest, blank) for tokens in row]
                 for row, blank in zip(rows, empty, strict=True)
@@ -91,15 +95,23 @@ class PromptTokenizers(NamedTuple):
 
     def _chunks(self, request: Request, streams: Sequence[Stream]) -> list[list[Tokens]]:
         """The tokens of each text encoder's texts, of which each stream has one."""
-        syntax, texts = request.prompt_syntax, texts_by_encoder(request, streams)
+        syntax, (first, second) = request.prompt_syntax, texts_by_encoder(request, streams)
         return [
-            [chunk_prompt(tokenizer, text or "", syntax=syntax) for text in own]
-            for tokenizer, own in zip(self.by_encoder.values(), texts, strict=False)
+            [chunk_prompt(tokenizer, t or "", syntax=syntax) for t in (second if i == 1 else first)]
+            for i, tokenizer in enumerate(self.by_encoder.values())
         ]
 
 
+def _longest(rows: Sequence[Sequence[Tokens]]) -> int:
+    """How many chunks the longest of an image's texts has; 0 without text encoders."""
+    return max((len(tokens.ids) for row in rows for tokens in row), default=0)
+
+
 def texts_by_encoder(request: Request, streams: Sequence[Stream]) -> list[list[Text]]:
-    """What each of two text encoders reads in the streams of an image."""
+    """What the first text encoder and the second read in the streams of an image.
+
+    Others read what the first one does.
+    """
     by_encoder = []
     for negative, own in request.prompts_for_encoder():
         parts = split_and(own, syntax=request.prompt_syntax)
@@ -135,20 +147,21 @@ def encode_prompts(
     params: tuple[PyTree, ...],
     prompts: TokenizedPrompts,
     *,
-    encoders: tuple[Callable[[PyTree], CLIPTextModel], ...],
+    encoders: tuple[Callable[[PyTree], TextModel], ...],
     family: Family,
     skip: int,
 ) -> Conditioning:
     """The texts' part of the conditioning; the chunks of a text stand one after the other."""
-    b, k, m = prompts.ids[0].shape[:3]
     inputs = zip(family.text_encoders, encoders, params, prompts.ids, prompts.weights, strict=True)
     outputs = []
     for spec, encoder, table, ids, weights in inputs:
-        features = encoder(table).features(jnp.reshape(ids, (b * k * m, -1)), skip)
-        output = spec.select(features)
+        b, k, m = ids.shape[:3]
+        output = spec.encode(encoder(table), jnp.reshape(ids, (b * k * m, -1)), skip)
         states = apply_token_weights(output.hidden_states, jnp.reshape(weights, (b * k * m, -1)))
         output = output._replace(hidden_states=states.reshape(b, k, -1, states.shape[-1]))
         if output.pooled is not None:  # that of a text in several chunks is of the first
             output = output._replace(pooled=output.pooled.reshape(b, k, m, -1)[:, :, 0])
+        if output.mask is not None:
+            output = output._replace(mask=output.mask.reshape(b, k, -1))
         outputs.append(zero_rows(jnp.asarray(prompts.zero_out), output))
     return family.join(outputs)

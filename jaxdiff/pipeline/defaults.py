@@ -1,6 +1,7 @@
 """A model's default options: those stored with it, and those that its scheduler config reveals."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from jaxdiff.checkpoints.schedulers import prediction_type_of, sampler_name
@@ -14,10 +15,12 @@ def read_defaults(
     scheduler: Mapping[str, Any],
     native: tuple[int, int],
     *,
+    family: Mapping[str, Any] = MappingProxyType({}),
     source: str,
 ) -> Defaults:
-    """The defaults in jaxdiff.json; all others follow from scheduler config and size."""
-    values = {"height": native[0], "width": native[1], **_distilled(scheduler), **stored}
+    """The defaults in jaxdiff.json, then of the scheduler config, the family, and the size."""
+    size = {"height": native[0], "width": native[1]}
+    values = {**size, **family, **_distilled(scheduler), **stored}
     if "sampler" not in values:
         values["sampler"] = _default_sampler(scheduler)
     return from_mapping(Defaults, values, source=source)

@@ -45,7 +45,7 @@ def enlarged(
     """The second pass of a hires fix, over latents; `settings` are those of `generate`."""
     in_range("hires_scale", scale, 1, MAX_ENLARGEMENT)
     in_range("strength", strength, 0, 1)
-    cell = pipe.vae.config.downscale
+    cell = pipe.codec.config.downscale
     height, width = (round(scale * x / cell) for x in (first.request.height, first.request.width))
     latents = image_inputs.enlarge(np.asarray(first.images), height, width)
     requests = [
@@ -85,7 +85,7 @@ def refine(
 def check_refiner(base: Pipeline, refiner: Pipeline, start: float) -> None:
     """InputError unless `refiner` can go on with the latents of `base` after `start`."""
     in_range("refiner_start", start, 0, 1)
-    channels = [pipe.vae.config.latent_channels for pipe in (base, refiner)]
+    channels = [pipe.codec.config.latent_channels for pipe in (base, refiner)]
     if channels[0] != channels[1]:
         raise InputError(
             f"refiner: got a model with {channels[1]} latent channels, expected {channels[0]}, as "

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
-from jaxdiff.checkpoints.schedulers import SchedulerOptions, prediction_type_of, schedule_of
+from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import parameter_count
 from jaxdiff.families.registry import family_of
 from jaxdiff.models.build import param_dict
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline.addons import Addons
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels, GuidanceModel
 from jaxdiff.pipeline.batches import ImageGenerator, ModelFacts
@@ -35,8 +33,9 @@ from jaxdiff.pipeline.textual_inversion import TextualInversionManager
 class LoadedModel(Addons):
     """The networks of a model, which run compiled on its devices.
 
-    `network`, which also has the name of its component (`unet`), `vae` and `text_encoders` are
-    modules that you can call; `text_encoder` is the first text encoder.
+    `network` and `text_encoders` are modules that you can call; components also have their own
+    names, such as `unet` and `vae`, and `text_encoder` is the first text encoder. `codec` is the
+    VAE, or that of pixels.
     """
 
     def __init__(
@@ -51,32 +50,38 @@ class LoadedModel(Addons):
         self.family = family_of(parts, name)
         self.parts, self.name, self.devices = parts, name, tuple(devices)
         self.mesh = mesh  # None: every device has all weights
-        self.network: Any = parts.components[self.family.network].module
-        self.vae = cast(AutoencoderKL, parts.components[self.family.latent_codec].module)
+        modules: dict[str, Any] = {n: each.module for n, each in parts.components.items()}
+        self.network, self.codec = modules[self.family.network], self.family.codec(modules)
         specs = {spec.component: spec for spec in self.family.text_encoders}
-        encoders = {c: cast(CLIPTextModel, parts.components[c].module) for c in specs}
+        encoders = {component: modules[component] for component in specs}
         self.text_encoders = list(encoders.values())
-        self.schedule = schedule_of(parts.scheduler)
-        self.prediction_type = prediction_type_of(parts.scheduler)
-        native = size_of(self.network.config.sample_size, self.vae.config.downscale)
-        stored = self.family.defaults | dict(parts.defaults)
-        self.defaults = read_defaults(stored, parts.scheduler, native, source=name)
+        self.schedule = self.family.schedule(parts.scheduler)
+        self.prediction_type = self.family.prediction_type(parts.scheduler)
+        downscale, channels = self.codec.config.downscale, self.codec.config.latent_channels
+        self.defaults = read_defaults(
+            parts.defaults,
+            parts.scheduler,
+            size_of(self.network.config.sample_size, downscale),
+            family=self.family.request_defaults,
+            source=name,
+        )
         self.stages = CompiledModel(
             self.family,
             self.text_encoders,
             self.network,
-            self.vae,
+            self.codec,
             prediction_type=self.prediction_type,
             layout=DataParallel(self.devices) if mesh is None else OnMesh(mesh),
         )
         files = {c: parts.tokenizers[spec.tokenizer] for c, spec in specs.items()}
-        tokenizers = {c: PromptTokenizer(tokenizer_of(each)) for c, each in files.items()}
+        tokenizers = {
+            c: PromptTokenizer(tokenizer_of(each, specs[c].length)) for c, each in files.items()
+        }
         self._tokenizers = PromptTokenizers(
             self.family, tokenizers, closed=self.defaults.closed_vocabulary
         )
         self._loras = LoRAManager({self.family.network: self.network, **encoders})
         self._inversions = TextualInversionManager(tokenizers, encoders, files)
-        channels = self.vae.config.latent_channels
         self._auxiliary = AuxiliaryModels(
             GuidanceModel(self.stages, self._tokenizers, channels, self.schedule), folder
         )
@@ -85,7 +90,7 @@ class LoadedModel(Addons):
             schedule=self.schedule,
             scheduler_options=SchedulerOptions.from_config(parts.scheduler),
             prediction_type=self.prediction_type,
-            vae_scale_factor=self.vae.config.downscale,
+            vae_scale_factor=downscale,
             latent_channels=channels,
         )
         self._generator = ImageGenerator(
@@ -101,15 +106,15 @@ class LoadedModel(Addons):
         return f"Pipeline({self.name!r}, {dtype}, {self.device_name}, {', '.join(networks)})"
 
     def __getattr__(self, name: str) -> Any:
-        # The network under the name of its component: pipe.unet, pipe.transformer.
-        if name != "family" and name == self.family.network:
-            return self.network
+        # The components by name: pipe.unet, pipe.transformer, pipe.vae.
+        if name != "parts" and name in self.parts.components:
+            return self.parts.components[name].module
         raise AttributeError(f"'Pipeline' object has no attribute {name!r}")
 
     @property
-    def text_encoder(self) -> CLIPTextModel:
-        """The first text encoder."""
-        return self.text_encoders[0]
+    def text_encoder(self) -> Any:
+        """The first text encoder; None if there is none."""
+        return self.text_encoders[0] if self.text_encoders else None
 
     @property
     def tokenizer(self) -> Any:

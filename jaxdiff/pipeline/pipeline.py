@@ -23,9 +23,9 @@ from jaxdiff.pipeline.request import Options, Request, Requests, resolve
 class Pipeline(LoadedModel):
     """A text-to-image model; `jaxdiff.load` makes one.
 
-    `network`, which also has the name of its component (`unet`), `vae` and `text_encoders` are
-    modules that you can call; `text_encoder` is the first text encoder. Calling the pipeline runs
-    them compiled on all of its devices.
+    `network` and `text_encoders` are modules that you can call; components also have their own
+    names, such as `unet` and `vae`, and `text_encoder` is the first text encoder. Calling the
+    pipeline runs them compiled on all of its devices.
     """
 
     @staticmethod

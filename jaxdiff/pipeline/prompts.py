@@ -49,6 +49,8 @@ class PromptTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.expansions: dict[int, list[int]] = {}
+        # what stands around a text, such as start and end; the last of it ends the text
+        self.special: list[int] = tokenizer("")["input_ids"]
         comma = tokenizer.convert_tokens_to_ids(",</w>")
         self.comma = None if comma == tokenizer.unk_token_id else comma
 
@@ -58,12 +60,14 @@ class PromptTokenizer:
         return [part for token in plain for part in self.expansions.get(token, [token])]
 
 
-def tokenizer_of(files: TokenizerFiles) -> Any:
-    """The tokenizer that reads `files`."""
+def tokenizer_of(files: TokenizerFiles, length: int | None = None) -> Any:
+    """The tokenizer that reads `files`, for texts of `length` tokens (None: what they say)."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         write_tokenizer(folder, files)
-        return load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
+    tokenizer.model_max_length = length or tokenizer.model_max_length
+    return tokenizer
 
 
 class WeightedText(NamedTuple):
@@ -176,7 +180,7 @@ def chunk_prompt(tokenizer: PromptTokenizer, prompt: str, *, syntax: bool = True
 
     A prompt without brackets that fits one chunk gets exactly the ids that the tokenizer gives.
     """
-    room = tokenizer.tokenizer.model_max_length - 2
+    room = tokenizer.tokenizer.model_max_length - len(tokenizer.special)
     chunks: list[tuple[list[int], list[float]]] = [([], [])]
     for text, weight in parse_syntax(prompt) if syntax else [WeightedText(prompt, 1.0)]:
         if text is None:
@@ -191,7 +195,7 @@ def chunk_prompt(tokenizer: PromptTokenizer, prompt: str, *, syntax: bool = True
             chunks[-1][0].append(token)
             chunks[-1][1].append(weight)
     num_truncated = sum(len(ids) for ids, _ in chunks[MAX_CHUNKS:])
-    framed = [_framed(tokenizer.tokenizer, *chunk) for chunk in chunks[:MAX_CHUNKS]]
+    framed = [_framed(tokenizer, *chunk) for chunk in chunks[:MAX_CHUNKS]]
     ids, weights = (np.stack(column) for column in zip(*framed, strict=True))
     return Tokens(ids, weights, num_truncated)
 
@@ -202,15 +206,15 @@ def _up_to(comma: int | None, ids: Sequence[int]) -> int:
     return len(ids) - (late[::-1].index(comma) if comma in late else 0)
 
 
-def _framed(tokenizer: Any, ids: list[int], weights: list[float]) -> tuple[NDArray, NDArray]:
+def _framed(
+    tokenizer: PromptTokenizer, ids: list[int], weights: list[float]
+) -> tuple[NDArray, NDArray]:
     """Start, `ids`, end, padding; what is not text weighs 1."""
-    n = tokenizer.model_max_length
-    padding = n - 2 - len(ids)
-    start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    return (
-        np.array([start, *ids, end, *[pad] * padding], np.int32),
-        np.array([1.0, *weights, 1.0, *[1.0] * padding], np.float32),
-    )
+    start, end = tokenizer.special[:-1], tokenizer.special[-1:]
+    n, pad = tokenizer.tokenizer.model_max_length, tokenizer.tokenizer.pad_token_id
+    whole, heavy = [*start, *ids, *end], np.ones(n, np.float32)
+    heavy[len(start) : len(start) + len(ids)] = weights
+    return np.array([*whole, *[pad] * (n - len(whole))], np.int32), heavy
 
 
 def pad_chunks(tokens: Tokens, chunks: int, empty: Tokens) -> Tokens:

@@ -124,12 +124,7 @@ class Request:
         """What images of one batch have in common."""
         fields = (f.name for f in dataclasses.fields(self) if f.compare and f.name != "extras")
         shared = tuple(getattr(self, name) for name in fields if name not in _PER_IMAGE)
-        return (
-            *shared,
-            *sorted(self.extras.items()),
-            *self.given_arrays,
-            self.begins_with_latents,
-        )
+        return *shared, *self.given_arrays, self.begins_with_latents
 
     def to_metadata(self) -> dict[str, Any]:
         """The settings as JSON values; rare options only if set."""
@@ -239,9 +234,8 @@ def resolve(
     image for each. Height and width must be multiples of `vae_scale_factor`. `images` has the
     columns "image" and "mask". Raises InputError.
     """
-    extras = accepted_options(family, options)
-    own = {name: value for name, value in options.items() if name not in request_options()}
-    chosen = {name: value for name, value in own.items() if value is not None}
+    read, chosen = request_options(), {k: v for k, v in options.items() if v is not None}
+    extras = {name: chosen.pop(name) for name in read if name in chosen}
     values: dict[str, Any] = {"prompt": prompt, "negative_prompt": None}
     values |= {name: getattr(defaults, name) for name in _DEFAULTS} | chosen
     if values["sampler"] is None:
@@ -252,13 +246,17 @@ def resolve(
     values["guidance"] = rename_guidance(values["guidance"])
     values["sampler"] = rename_sampler(values["sampler"])
     given = {name: values.pop(name) for name in _PER_IMAGE if name in values} | dict(images or {})
+    # one value of an extra's option for each image, or one, as a tuple, for all
+    given |= {n: value if read[n].is_column(value) else [value] for n, value in extras.items()}
     count, seed = _count(given), given.get("seed", 0)
     given["seed"] = np.arange(count) + np.asarray(seed) if _single(seed) else seed
     columns = {name: _column(name, value, count, defaults) for name, value in given.items()}
-    requests = Requests(
-        Request(**dict(zip(columns, row, strict=True)), **values, extras=extras)
-        for row in zip(*columns.values(), strict=True)
-    )
+    requests = []
+    for row in zip(*columns.values(), strict=True):
+        own = dict(zip(columns, row, strict=True))
+        options = accepted_options(family, {name: own.pop(name) for name in extras})
+        requests.append(Request(**own, **values, extras=options))
+    requests = Requests(requests)
     for request in requests:
         check(request, family, vae_scale_factor)
     return requests
@@ -369,15 +367,23 @@ def _check_family(request: Request, family: Family) -> None:
     """InputError for options that neither the text encoders nor the network take."""
     for name in ("prompt_2", "negative_prompt_2"):
         got = getattr(request, name)
-        if got and len(family.text_encoders) == 1:
+        if got and len(family.text_encoders) < 2:
             raise InputError(
                 f"{name}: got {got!r:.60}, expected none for a model with one text encoder"
             )
+    unread = () if family.reads_prompt else ("prompt", "negative_prompt")
+    for name in (*unread, *(() if family.text_encoders else ("clip_skip",))):
+        if got := getattr(request, name):
+            raise InputError(f"{name}: got {got!r:.60}, expected none for {family.name}")
     second = request.negative_prompt_2
     if second and request.negative_prompt is None and family.zero_uncond:
         raise InputError(
             f"negative_prompt_2: got {second!r:.60} without a negative_prompt, "
             'expected a negative_prompt too (it may be "")'
         )
+    texts = [part.text for part in split_and(request.prompt, syntax=request.prompt_syntax)]
     for extra in family.extras:
-        extra.check({"guidance": request.guidance, **request.extras})
+        extra.check(
+            {"guidance": request.guidance, **request.extras},
+            [*texts, request.negative_prompt or ""],
+        )

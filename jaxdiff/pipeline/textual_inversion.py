@@ -2,6 +2,8 @@
 
 import pathlib
 from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
-from jaxdiff.models.clip import CLIPTextModel, extend_token_embedding
+from jaxdiff.models.clip import extend_token_embedding
+from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.parallel.sharding import fit_sharding
 from jaxdiff.pipeline.prompts import PromptTokenizer, tokenizer_of
 
@@ -24,7 +27,7 @@ class TextualInversionManager:
     def __init__(
         self,
         tokenizers: Mapping[str, PromptTokenizer],
-        encoders: Mapping[str, CLIPTextModel],
+        encoders: Mapping[str, TextModel],
         files: Mapping[str, TokenizerFiles],
     ) -> None:
         self._tokenizers, self._encoders, self._files = tokenizers, encoders, files
@@ -61,7 +64,7 @@ class TextualInversionManager:
                 f"token: got {word!r}, expected a text that is one token after it is added"
             )
         own.expansions[first] = list(range(first, first + len(vectors)))
-        embedding = self._encoders[component].text_model.embeddings.token_embedding.embedding
+        embedding = self._embedding(component)
         table = embedding[...]
         self._original.setdefault(component, table)
         longer = extend_token_embedding(table, first, jnp.asarray(vectors))
@@ -70,8 +73,13 @@ class TextualInversionManager:
     def remove(self) -> None:
         """Remove all added tokens; restores the embeddings bit for bit."""
         for name, table in self._original.items():
-            encoder = self._encoders[name]
-            encoder.text_model.embeddings.token_embedding.embedding.set_value(table)
+            self._embedding(name).set_value(table)
             own = self._tokenizers[name]
-            own.tokenizer, own.expansions = tokenizer_of(self._files[name]), {}
+            length = own.tokenizer.model_max_length
+            own.tokenizer, own.expansions = tokenizer_of(self._files[name], length), {}
         self._original, self.tokens = {}, ()
+
+    def _embedding(self, component: str) -> Any:
+        """The weight that embeds token ids."""
+        encoder = self._encoders[component]
+        return attrgetter(encoder.token_embedding)(encoder)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxdiff.core.validate import positive
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.guidance.base import Guidance, GuidanceScales, parse
 from jaxdiff.models.build import param_dict
+from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.parallel.mesh import batch_sharding, replicated, sampling_mesh
 from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.pipeline.compiled_model import (
@@ -36,8 +37,6 @@ from jaxdiff.profiling.flops import forward_flops
 from jaxdiff.samplers.base import get_sampler
 
 PREDICTION_TYPE = "epsilon"  # costs as much as any other
-NUM_TOKENS = 77  # of a prompt within one window of the text encoder
-VAE_SCALE_FACTOR = 8  # pixels along a latent
 S = jax.ShapeDtypeStruct
 
 
@@ -77,11 +76,25 @@ class SamplingOptions:
     """Print one JSON object."""
 
 
-def sampling_planner(options: SamplingOptions) -> Planner:
-    """The planner of the sampling loop with `options`; raises InputError."""
+class SampledModel(NamedTuple):
+    """What the loop runs, and what its shapes depend on."""
+
+    network: Any  # the adapter
+    codec: LatentCodec
+    num_tokens: int  # of a prompt within one window of the text encoders
+
+
+def sampled_model(options: SamplingOptions) -> SampledModel:
+    """The model of `options` as shapes; raises InputError."""
     dtype = dtype_of(options.dtype)
     family, modules = published_model(options.model, dtype=dtype, param_dtype=dtype)
     network = family.adapter(modules[family.network], PREDICTION_TYPE)
+    return SampledModel(network, family.codec(modules), family.num_tokens(modules))
+
+
+def sampling_planner(options: SamplingOptions) -> Planner:
+    """The planner of the sampling loop with `options`; raises InputError."""
+    model = sampled_model(options)
     positive("steps", options.steps)
     positive("batch_size", options.batch_size)
 
@@ -91,10 +104,11 @@ def sampling_planner(options: SamplingOptions) -> Planner:
         shared = devices if options.mesh else devices[:1]
         mesh = sampling_mesh(options.mesh or {}, shared)
         layout, groups = OnMesh(mesh), topology.num_chips // mesh.size
-        params = place_shapes(param_dict(network.module), lambda tree: infer_shardings(tree, mesh))
+        weights = param_dict(model.network.module)
+        params = place_shapes(weights, lambda tree: infer_shardings(tree, mesh))
 
         def compiled(each: int) -> CompiledProgram:
-            traced = trace_loop(options, network, params, each * layout.num_shards, layout)
+            traced = trace_loop(options, model, params, each * layout.num_shards, layout)
             return compile_traced(traced, topology)
 
         shards = layout.num_shards * groups
@@ -114,7 +128,7 @@ def sampling_planner(options: SamplingOptions) -> Planner:
             compiled=first._replace(
                 unknown_loops=first.unknown_loops - 1
             ),  # that over the steps: one of them
-            model_flops=_flops(options, network, each * shards) / topology.num_chips,
+            model_flops=_flops(options, model, each * shards) / topology.num_chips,
             state_bytes={"weights": float(size)},
             steps=options.steps,
             max_batch_size=max_batch,
@@ -123,15 +137,15 @@ def sampling_planner(options: SamplingOptions) -> Planner:
     return plan
 
 
-def _latent_size(options: SamplingOptions, network: Any) -> tuple[int, int]:
-    """Height and width of the latents."""
-    native = network.module.config.sample_size
+def _latents(
+    options: SamplingOptions, model: SampledModel, batch_size: int
+) -> jax.ShapeDtypeStruct:
+    """The latents of a batch."""
+    native, config = model.network.module.config.sample_size, model.codec.config
     native = native if isinstance(native, tuple) else (native or 0, native or 0)
-    requested = [
-        pixels and pixels // VAE_SCALE_FACTOR for pixels in (options.height, options.width)
-    ]
-    height, width = (side or own for side, own in zip(requested, native, strict=True))
-    return height, width
+    requested = [side and side // config.downscale for side in (options.height, options.width)]
+    size = (side or own for side, own in zip(requested, native, strict=True))
+    return S((batch_size, *size, config.latent_channels), jnp.float32)
 
 
 def _rule(options: SamplingOptions) -> Guidance:
@@ -140,10 +154,10 @@ def _rule(options: SamplingOptions) -> Guidance:
 
 
 def _conditioning(
-    network: Any, size: tuple[int, int], *leading: int
+    model: SampledModel, x: jax.ShapeDtypeStruct, *leading: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The conditioning as shapes, with these leading axes."""
-    shapes = network.conditioning_shapes(size, NUM_TOKENS)
+    """The conditioning for latents x as shapes, with these leading axes."""
+    shapes = model.network.conditioning_shapes(x.shape[1:3], model.num_tokens)
     return {name: S((*leading, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()}
 
 
@@ -162,7 +176,7 @@ def place_shapes(tree: PyTree, shardings: Callable[[PyTree], PyTree]) -> Any:
 
 def trace_loop(
     options: SamplingOptions,
-    network: Any,
+    model: SampledModel,
     params: Mapping[str, Any],
     batch_size: int,
     layout: OnMesh,
@@ -172,17 +186,16 @@ def trace_loop(
     rule = jax.tree.map(np.float32, guidance)
     grid = make_grid(VPSchedule(), options.sampler, options.steps, prediction_type=PREDICTION_TYPE)
     grid = jax.tree.map(lambda leaf: S((batch_size, *leaf.shape[1:]), leaf.dtype), grid)
-    size = _latent_size(options, network)
-    noise = S((batch_size, *size, network.module.config.out_channels), jnp.float32)
+    noise = _latents(options, model, batch_size)
     init = functools.partial(init_latents, sampler=sampler)
     carry = jax.eval_shape(init, noise, None, StartLevel(grid.init_noise_sigma), rule)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
     guidance_scales = GuidanceScales(cast(Any, S((batch_size,), jnp.float32)))
     streams = len(guidance.streams)
-    conditioning = ConditioningPair(cast(Any, _conditioning(network, size, batch_size, streams)))
+    conditioning = ConditioningPair(cast(Any, _conditioning(model, noise, batch_size, streams)))
     run = functools.partial(
         denoise_steps,
-        networks=Networks(layout.network(network)),
+        networks=Networks(layout.network(model.network)),
         image_processor=None,
         sampler=sampler,
     )
@@ -204,10 +217,9 @@ def trace_loop(
     return layout.jit(run, (), arguments).trace(*jax.tree.leaves(arguments))
 
 
-def _flops(options: SamplingOptions, network: Any, batch_size: int) -> float:
+def _flops(options: SamplingOptions, model: SampledModel, batch_size: int) -> float:
     """Of the network in one step, for all streams of `batch_size` images."""
-    size = _latent_size(options, network)
-    x = S((1, *size, network.module.config.out_channels), jnp.float32)
-    arguments = x, S((1,), jnp.int32), _conditioning(network, size, 1)
+    network, x = model.network, _latents(options, model, 1)
+    arguments = x, S((1,), jnp.int32), _conditioning(model, x, 1)
     streams = len(_rule(options).streams)
     return batch_size * streams * forward_flops(network, param_dict(network.module), *arguments)

@@ -88,7 +88,7 @@ class ToyAdapter:
     def conditioning_shapes(self, size, tokens):
         """The conditioning of one stream of one image."""
         del size
-        shapes = {"tokens": (2 * tokens, self.module.config.width), "style": (1,)}
+        shapes = {"tokens": (tokens, self.module.config.width), "style": (1,)}
         return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
 
@@ -101,10 +101,10 @@ class Style(Extra):
 
     def of_request(self, inputs):
         """The style where there is a prompt, else 0."""
-        row = [inputs.options.get("style", 0) * prompted for prompted in inputs.prompted]
-        return np.tile(np.array(row, np.float32)[:, None], (len(inputs.guidance_scales), 1, 1))
+        styles = np.array([options.get("style", 0) for options in inputs.options], np.float32)
+        return inputs.for_streams(styles[:, None]) * np.array(inputs.prompted)[:, None]
 
-    def of_batch(self, batch):
+    def of_batch(self, batch, dropped):
         """No data have styles: 0."""
         return jnp.zeros((len(batch["image"]), 1))
 
@@ -223,13 +223,12 @@ def test_it_is_trained(folder):
 
 def test_it_is_planned(folder):
     options = sampling.SamplingOptions(plan=(), model=str(folder))
-    family, modules = published_models.published_model(str(folder))
-    network = family.adapter(modules[family.network], "epsilon")
+    model = sampling.sampled_model(options)
     layout = OnMesh(sampling_mesh({}, jax.devices()[:1]))
     params = sampling.place_shapes(
-        param_dict(network.module), lambda tree: infer_shardings(tree, layout.mesh)
+        param_dict(model.network.module), lambda tree: infer_shardings(tree, layout.mesh)
     )
-    traced = sampling.trace_loop(options, network, params, 2, layout)
+    traced = sampling.trace_loop(options, model, params, 2, layout)
     assert jax.tree.leaves(traced.out_info)[0].shape == (2, 8, 8, 4)
     data = DataConfig(kind="folder", path=str(folder), resolution=16, bucket_multiple=16)
     config = TrainConfig(objective=objective(folder), data=data, batch_size=8, steps=1)

@@ -26,8 +26,9 @@ def time_ids(family, asked, prompted):
     """The time ids of each image of a request."""
     inputs = ExtraInputs(
         size=(asked.height, asked.width),
-        options=asked.extras,
+        options=[each.extras for each in asked],
         prompted=tuple(prompted),
+        texts=[[each.prompt] * len(prompted) for each in asked],
         guidance_scales=np.asarray(asked.guidance_scales),
         encode=lambda images: images,
         downsample=lambda masks: masks,

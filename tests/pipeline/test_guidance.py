@@ -165,9 +165,7 @@ def test_one_step_with_a_classifier_is_the_formula(single, classifier):
     options = {"latents": noise, "steps": 1, "guidance": "none", "timesteps": "trailing"}
     moved = latents(single, classifier_scale=k, **options) - latents(single, **options)
     alpha, sigma = pure_noise(single)
-    told = single._auxiliary.guidance_targets(
-        single.resolve(PROMPT, classifier_scale=k), single.tokenizer
-    ).classifier
+    told = single._auxiliary.guidance_targets(single.resolve(PROMPT, classifier_scale=k)).classifier
 
     def log_prob(x, level):
         logits = module(x, jnp.full(1, 999.0))
@@ -187,9 +185,7 @@ def test_one_step_with_clip_is_the_formula(single, clip):
     module, lens = single._auxiliary.clip, single._auxiliary.image_processor
     noise = np.random.default_rng(1).normal(size=(1, 8, 8, 4)).astype(np.float32)
     options = {"latents": noise, "steps": 1, "guidance": "none", "timesteps": "trailing"}
-    wanted = single._auxiliary.guidance_targets(
-        single.resolve(PROMPT, clip_scale=1.0), single.tokenizer
-    )
+    wanted = single._auxiliary.guidance_targets(single.resolve(PROMPT, clip_scale=1.0))
     text = jnp.asarray(wanted.clip.text)
 
     alpha, sigma = pure_noise(single)

@@ -11,6 +11,7 @@ from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.mesh import sampling_mesh
 from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.pipeline.on_mesh import OnMesh
@@ -30,13 +31,18 @@ CONFIG = UNet2DConditionConfig(
 )
 
 
+def model_of(network):
+    """The model of a network, with a VAE."""
+    return sampling.SampledModel(network, abstract(AutoencoderKL, AutoencoderKLConfig()), 77)
+
+
 def traced_on(network, sizes, devices):
     """The loop for two images on a mesh of these sizes."""
     mesh = sampling_mesh(sizes, devices)
     params = sampling.place_shapes(
         param_dict(network.module), lambda shapes: infer_shardings(shapes, mesh)
     )
-    return sampling.trace_loop(OPTIONS, network, params, 2, OnMesh(mesh))
+    return sampling.trace_loop(OPTIONS, model_of(network), params, 2, OnMesh(mesh))
 
 
 def test_a_mesh_divides_the_weights_and_the_work():
@@ -69,8 +75,8 @@ def test_the_loop_traces_with_and_without_sizes(added):
 
 def test_guidance_doubles_the_work_and_scale_one_does_not():
     network = UNetAdapter(abstract(UNet2DConditionModel, CONFIG, dtype=jnp.bfloat16), "epsilon")
-    plain = dataclasses.replace(OPTIONS, guidance_scale=1.0)
-    assert sampling._flops(OPTIONS, network, 3) == 2 * sampling._flops(plain, network, 3)
+    model, plain = model_of(network), dataclasses.replace(OPTIONS, guidance_scale=1.0)
+    assert sampling._flops(OPTIONS, model, 3) == 2 * sampling._flops(plain, model, 3)
 
 
 def test_published_networks_need_no_file():

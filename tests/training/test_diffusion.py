@@ -81,10 +81,11 @@ def test_without_rates_of_their_own_encoders_lose_the_same_captions():
 
 
 def test_pictures_without_recorded_sizes_are_whole():
-    told = SizesAndCrop().of_batch({"image": jnp.zeros((2, 16, 24, 3))})
+    kept = jnp.zeros(2, bool)
+    told = SizesAndCrop().of_batch({"image": jnp.zeros((2, 16, 24, 3))}, kept)
     np.testing.assert_array_equal(told, [[16, 24, 0, 0, 16, 24]] * 2)
     recorded = jnp.arange(12).reshape(2, 6)
-    np.testing.assert_array_equal(SizesAndCrop().of_batch({"time_ids": recorded}), recorded)
+    np.testing.assert_array_equal(SizesAndCrop().of_batch({"time_ids": recorded}, kept), recorded)
 
 
 @pytest.mark.parametrize("kind", sorted(PREDICTION_TYPES))

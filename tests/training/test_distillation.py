@@ -156,7 +156,7 @@ def test_sdxl_is_distilled_with_all_of_its_conditioning(zero_uncond):
                 encoder.features(row) for encoder, row in zip((first, reader), ids, strict=True)
             ]
             context = factor * jnp.concatenate([f.penultimate for f in read], axis=-1)
-            sizes = SizesAndCrop().of_batch(batch)
+            sizes = SizesAndCrop().of_batch(batch, jnp.zeros(4, bool))
             return teacher(x, t, context, text_embeds=factor * read[-1].pooled, time_ids=sizes)
 
         empty = jnp.tile(null["text_encoder"][None], (4, 1))

@@ -7,7 +7,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, non_negative, one_of, positive
 from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 from jaxdiff.diffusion.losses import WEIGHTINGS
-from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.discriminator import PatchDiscriminatorConfig
@@ -19,6 +19,7 @@ from jaxdiff.training.config.data import DataConfig
 from jaxdiff.training.config.trainable import Full, Trainable
 
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
+MAX_SAMPLE_STEPS = 1000  # of a flow
 # The fields of a DiffusionObjective that a pipeline provides.
 PIPELINE_FIELDS = ("model", "vae", "text_encoder", "weights", "schedule", "prediction_type")
 
@@ -125,7 +126,7 @@ class DiffusionObjective:
     vae: str | None = None  # folder of the frozen VAE: export/ of its training
     text_encoder: str | None = None  # folder with the text_encoder/ and tokenizer/
     weights: str | None = None  # folder of a UNet to start from; None: random weights
-    schedule: VPSchedule = dataclasses.field(
+    schedule: VPSchedule | FlowSchedule = dataclasses.field(
         default_factory=lambda: VPSchedule(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
         )
@@ -167,7 +168,9 @@ class DiffusionObjective:
         one_of("objective.weighting", self.weighting, WEIGHTINGS)
         one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
         one_of("objective.remat", self.remat, REMAT)
-        if self.schedule.zero_terminal_snr and self.prediction_type == "epsilon":
+        schedule = self.schedule
+        no_signal = isinstance(schedule, FlowSchedule) or schedule.zero_terminal_snr
+        if no_signal and self.prediction_type == "epsilon":
             raise InputError(
                 "objective.prediction_type: got epsilon for a schedule that ends without signal, "
                 "expected another type: at pure noise, epsilon contains no information about the "
@@ -185,7 +188,12 @@ class DiffusionObjective:
                 "objective.prior_data, expected both"
             )
         in_range("objective.sample_guidance_scale", self.sample_guidance_scale, 0, 1000)
-        in_range("objective.sample_steps", self.sample_steps, 1, self.schedule.num_train_timesteps)
+        in_range(
+            "objective.sample_steps",
+            self.sample_steps,
+            1,
+            self.schedule.num_discrete or MAX_SAMPLE_STEPS,
+        )
         self._check_components()
 
     def _check_components(self) -> None:

@@ -7,7 +7,7 @@ the pooled state and on the last positions of the context, each of which predict
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -158,8 +158,9 @@ class Towers(NamedTuple):
 def run_towers(model: CLIPModel, images: Float[Array, "b h w c"], ids: Int[Array, "b n"]) -> Towers:
     """Run both towers."""
     text, image = model.text_model(ids), model.vision_model(images).pooled
-    embeds = unit(model.visual_projection(image)), unit(model.text_projection(text.pooled))
-    return Towers(text.last, text.pooled, image, embeds[0] @ embeds[1].T)
+    pooled = cast(Array, text.pooled)
+    embeds = unit(model.visual_projection(image)), unit(model.text_projection(pooled))
+    return Towers(text.last, pooled, image, embeds[0] @ embeds[1].T)
 
 
 def clip_task(

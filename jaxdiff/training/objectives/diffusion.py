@@ -1,7 +1,7 @@
 """The denoising loss of latent diffusion (2112.10752)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ from jaxdiff.data.texts import POOLED_COLUMN
 from jaxdiff.diffusion.denoising import target
 from jaxdiff.diffusion.losses import add_noise, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
+from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.families.base import Family, TextEncoderOutput, select_rows, zero_rows
 from jaxdiff.models.build import initial_weights, param_dict, with_params
-from jaxdiff.models.vae import AutoencoderKL, sample_latents
+from jaxdiff.models.latent_codec import LatentCodec
+from jaxdiff.models.vae import sample_latents
 from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import DiffusionObjective
 from jaxdiff.training.step import (
@@ -27,11 +29,12 @@ from jaxdiff.training.step import (
     per_sample_uniform,
 )
 
-Networks = Mapping[str, nnx.Module]  # abstract, by component: denoiser, VAE and text encoders
+Networks = Mapping[str, nnx.Module]  # abstract, by component: those of `Family.components`
 Table = dict[str, Any]  # arrays, or their shapes, by path
 Tables = dict[str, Table]  # by network
 InitialWeights = Iterator[tuple[str, NDArray]]
 LoadWeights = Callable[[], Tables]  # reads the initial weights of networks when they are needed
+Times = Float[Array, "..."] | Int[Array, "..."]
 
 
 class ParameterPartition(NamedTuple):
@@ -98,7 +101,7 @@ def frozen_networks_used(
     `latents` and `text_encodings`: whether batches have latents, and text encodings.
     """
     family = partition.family
-    unused = {family.latent_codec} if latents else set()
+    unused: set[str | None] = {family.latent_codec} if latents else set()
     unused |= set(family.id_columns) if text_encodings else set()
     return tuple(name for name in partition.frozen if name not in unused)
 
@@ -115,13 +118,34 @@ def sample_timesteps(
     `method` samples u in [0, 1): `uniform`, or `logit_normal`, the sigmoid of a standard normal.
     `shift` s then maps it to s u / (1 + (s - 1) u).
     """
+    share = _sample_shares(key, shape, method, shift)
+    return jnp.minimum((share * num_timesteps).astype(jnp.int32), num_timesteps - 1)
+
+
+def sample_times(
+    key: Key[Array, "..."],
+    shape: tuple[int, ...],
+    schedule: VPSchedule | FlowSchedule,
+    method: str,
+    shift: float = 1.0,
+) -> Times:
+    """The times of a schedule as `sample_timesteps` has them; those of a flow also by its shift."""
+    if isinstance(schedule, VPSchedule):
+        return sample_timesteps(key, shape, schedule.num_discrete, method, shift)
+    share = _sample_shares(key, shape, method, shift)
+    return schedule.time_scale * schedule.shifted(share)
+
+
+def _sample_shares(
+    key: Key[Array, "..."], shape: tuple[int, ...], method: str, shift: float
+) -> Float[Array, "..."]:
+    """Times as shares of the whole, 0 to 1."""
     u = (
         per_sample_uniform(key, shape)
         if method == "uniform"
         else jax.nn.sigmoid(per_sample_normal(key, shape))
     )
-    shifted = shift * u / (1 + (shift - 1) * u)
-    return jnp.minimum((shifted * num_timesteps).astype(jnp.int32), num_timesteps - 1)
+    return shift * u / (1 + (shift - 1) * u)
 
 
 def caption_dropout_masks(
@@ -134,10 +158,11 @@ def caption_dropout_masks(
     """Which of b captions are dropped for each of the text encoders.
 
     A caption is dropped for all of them with probability `rate`, and for each alone with its own,
-    independently: classifier-free guidance needs it (2207.12598, algorithm 1).
+    independently: classifier-free guidance needs it (2207.12598, algorithm 1). Without encoders
+    there is the first mask.
     """
     if not rate_per_encoder:
-        return [per_sample_uniform(key, (b,)) < rate] * encoders
+        return [per_sample_uniform(key, (b,)) < rate] * max(encoders, 1)
     key, *encoder_keys = per_sample_split(key, b, 1 + encoders)
     drop_all = per_sample_uniform(key, (b,)) < rate
     return [
@@ -173,7 +198,7 @@ class LatentDiffusion:
         return self.partition.merge(params, jax.lax.stop_gradient(frozen.weights))
 
     def build_encoders(self, tables: Tables) -> dict[str, Any]:
-        """The VAE and the text encoders whose weights are there."""
+        """The latent codec and the text encoders whose weights are there."""
         return {
             name: with_params(self.partition.networks[name], table)
             for name, table in tables.items()
@@ -206,8 +231,10 @@ class LatentDiffusion:
     ) -> dict[str, Array]:
         """The network's conditioning; `dropped` are the captions that are the null caption."""
         if self.family.zero_uncond:
-            encodings = [zero_rows(*pair) for pair in zip(dropped, encodings, strict=True)]
-        return self.family.join(encodings) | self.family.batch_conditioning(batch)
+            encodings = [zero_rows(*pair) for pair in zip(dropped, encodings, strict=False)]
+        # an input beside the text counts as that of no caption if no encoder reads the caption
+        extras = self.family.batch_conditioning(batch, jnp.stack(dropped).all(axis=0))
+        return self.family.join(encodings) | extras
 
     def uncond_and_cond(
         self,
@@ -220,8 +247,8 @@ class LatentDiffusion:
         cond = self.encode_captions(encoders, [batch[column] for column in columns.values()])
         uncond = self.encode_captions(encoders, [null[name][None] for name in columns])
         uncond = jax.tree.map(lambda row, rows: jnp.broadcast_to(row, rows.shape), uncond, cond)
-        b = len(cond[0].hidden_states)
-        none, every = ([jnp.full(b, dropped)] * len(cond) for dropped in (False, True))
+        b = len(jax.tree.leaves(batch)[0])
+        none, every = ([jnp.full(b, dropped)] * max(len(cond), 1) for dropped in (False, True))
         return self.conditioning(uncond, every, batch), self.conditioning(cond, none, batch)
 
 
@@ -236,15 +263,15 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
     """
     model = LatentDiffusion(partition, config.prediction_type)
     family = model.family
-    vae = cast(AutoencoderKL, partition.networks[family.latent_codec])
     dtype = model.network.module.dtype
 
     def latents(
         encoders: Mapping[str, Any], batch: dict[str, Array], key: Key[Array, "..."]
     ) -> Float[Array, "b h w c"]:
         if "mean" in batch:
-            return scaled_latents(vae, batch["mean"], batch["logvar"], key)
-        return encode_latents(encoders[family.latent_codec], batch["image"], key)
+            codec = family.codec(partition.networks)
+            return scaled_latents(codec, batch["mean"], batch["logvar"], key)
+        return encode_latents(family.codec(encoders), batch["image"], key)
 
     def make_cond(
         encoders: Mapping[str, Any],
@@ -252,16 +279,14 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         batch: dict[str, Array],
         key: Key[Array, "..."],
     ) -> dict[str, Array]:
-        rates = config.caption_dropout, config.caption_dropout_per_encoder
+        rates, b = (config.caption_dropout, config.caption_dropout_per_encoder), _size(batch)
         if all(column in batch for column in family.state_columns.values()):
             encodings = model.cached_text_encodings(batch, dtype)
-            dropped = caption_dropout_masks(
-                key, len(encodings[0].hidden_states), len(encodings), *rates
-            )
+            dropped = caption_dropout_masks(key, b, len(encodings), *rates)
             empty = model.cached_text_encodings(
                 {name: array[None] for name, array in null.items()}, dtype
             )
-            rows = zip(dropped, empty, encodings, strict=True)
+            rows = zip(dropped, empty, encodings, strict=False)  # a mask also without encoders
             encodings = [select_rows(*each) for each in rows]
         else:
             texts = {name: batch[ids] for name, ids in family.id_columns.items()}
@@ -271,17 +296,19 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
 
     def errors(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
-    ) -> tuple[Float[Array, "b"], Int[Array, "b"], Float[Array, ""]]:
+    ) -> tuple[Float[Array, "b"], Times, Float[Array, ""]]:
         """Weighted error and timestep of each image, and the standard deviation of latents."""
-        b = len(batch["mean"] if "mean" in batch else batch["image"])
-        latent_key, drop_key, timestep_key, noise_key = per_sample_split(key, b, 4)
+        latent_key, drop_key, timestep_key, noise_key = per_sample_split(key, _size(batch), 4)
         tables = model.merge_weights(params, frozen)
         encoders = model.build_encoders(tables)
         x0 = latents(encoders, batch, latent_key)
         cond = make_cond(encoders, frozen.null, batch, drop_key)
-        num_timesteps, shape = config.schedule.num_discrete, x0.shape[:1]
-        t = sample_timesteps(
-            timestep_key, shape, num_timesteps, config.timestep_sampling, config.timestep_shift
+        t = sample_times(
+            timestep_key,
+            x0.shape[:1],
+            config.schedule,
+            config.timestep_sampling,
+            config.timestep_shift,
         )
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
         per_image = denoising_errors(
@@ -299,17 +326,22 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> Metrics:
         per_image, t, _ = errors(params, frozen, batch, key)
-        return {"loss": jnp.mean(per_image)} | loss_by_timestep_quartile(
-            per_image, t, config.schedule.num_discrete
-        )
+        schedule = config.schedule
+        end = schedule.time_scale if isinstance(schedule, FlowSchedule) else schedule.num_discrete
+        return {"loss": jnp.mean(per_image)} | loss_by_timestep_quartile(per_image, t, end)
 
     return TrainingTask(
         partition.shapes, partition.init, loss, rules=partition.rules, eval_metrics=eval_metrics
     )
 
 
+def _size(batch: Mapping[str, Array]) -> int:
+    """The number of images."""
+    return len(batch["mean"] if "mean" in batch else batch["image"])
+
+
 def loss_by_timestep_quartile(
-    errors: Float[Array, "b"], t: Int[Array, "b"], num_timesteps: int
+    errors: Float[Array, "b"], t: Times, num_timesteps: float
 ) -> dict[str, Float[Array, ""]]:
     """The mean error in each quarter of the timesteps, loss_q1 the cleanest; 0 for an empty one."""
     quarter = 4 * t // num_timesteps
@@ -335,28 +367,30 @@ def offset_noise(
 
 
 def encode_latents(
-    vae: AutoencoderKL, images: Float[Array, "b h2 w2 3"], key: Key[Array, "..."]
+    codec: LatentCodec, images: Float[Array, "b h2 w2 3"], key: Key[Array, "..."]
 ) -> Float[Array, "b h w c"]:
     """Scaled latents of images, sampled from the encoder's distribution."""
-    return scaled_latents(vae, *vae.encode(images), key)
+    return scaled_latents(codec, *codec.encode(images), key)
 
 
 def scaled_latents(
-    vae: AutoencoderKL,
+    codec: LatentCodec,
     mean: Float[Array, "b h w c"],
-    logvar: Float[Array, "b h w c"],
+    logvar: Float[Array, "b h w c"] | None,
     key: Key[Array, "..."],
 ) -> Float[Array, "b h w c"]:
     """Scaled latents, sampled from the distribution that the encoder gave."""
+    if logvar is None:
+        return codec.scale(mean)
     noise = per_sample_normal(key, mean.shape, mean.dtype)
-    return vae.scale(sample_latents(mean, logvar, noise))
+    return codec.scale(sample_latents(mean, logvar, noise))
 
 
 def denoising_errors(
     config: DiffusionObjective,
     network: Callable[[Array, Array], Array],
     x0: Float[Array, "b h w c"],
-    t: Int[Array, "b"],
+    t: Times,
     eps: Float[Array, "b h w c"],
 ) -> Float[Array, "b"]:
     """Each image's weighted squared error of `network(x_t, t)` at x_t = alpha x0 + sigma eps."""

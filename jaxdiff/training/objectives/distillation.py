@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.core.types import Array, Float, Int, Key, NDArray
+from jaxdiff.core.types import Array, Float, Key, NDArray
 from jaxdiff.diffusion.losses import add_noise, mse
-from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.families.base import Family
 from jaxdiff.families.stable_diffusion import GUIDANCE_SCALE, GuidanceEmbedding
 from jaxdiff.guidance.base import extrapolate
@@ -22,8 +22,9 @@ from jaxdiff.training.objectives.diffusion import (
     LatentDiffusion,
     LoadWeights,
     Networks,
+    Times,
     encode_latents,
-    sample_timesteps,
+    sample_times,
     train_denoiser,
 )
 from jaxdiff.training.step import (
@@ -78,7 +79,7 @@ def distillation_task(
     config: DistillationObjective,
     teacher: LatentDiffusion,
     student: LatentDiffusion,
-    schedule: VPSchedule,
+    schedule: VPSchedule | FlowSchedule,
 ) -> TrainingTask:
     """The student's task (2210.03142, algorithm 1).
 
@@ -92,7 +93,7 @@ def distillation_task(
     def teacher_output(
         frozen: Frozen,
         x: Float[Array, "b h w c"],
-        t: Int[Array, "b"],
+        t: Times,
         streams: tuple[dict[str, Array], dict[str, Array]],
         w: Float[Array, "b"],
     ) -> Float[Array, "b h w c"]:
@@ -108,11 +109,11 @@ def distillation_task(
         latent_key, scale_key, time_key, noise_key = per_sample_split(key, len(batch["image"]), 4)
         tables = student.merge_weights(params, frozen)
         encoders = student.build_encoders(tables)
-        x0 = encode_latents(encoders[family.latent_codec], batch["image"], latent_key)
-        t = sample_timesteps(
+        x0 = encode_latents(family.codec(encoders), batch["image"], latent_key)
+        t = sample_times(
             time_key,
             (len(x0),),
-            schedule.num_discrete,
+            schedule,
             config.timestep_sampling,
             config.timestep_shift,
         )
@@ -122,7 +123,8 @@ def distillation_task(
         x = add_noise(x0, per_sample_normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
         streams = teacher.uncond_and_cond(encoders, frozen.null, batch)
         target = jax.lax.stop_gradient(teacher_output(frozen, x, t, streams, w))
-        cond = streams[1] | family.batch_conditioning({**batch, GUIDANCE_SCALE: w})
+        none = jnp.full(len(x0), False)
+        cond = streams[1] | family.batch_conditioning({**batch, GUIDANCE_SCALE: w}, none)
         output = student.network(tables[family.network], x, t, cond)
         error = mse(output, target, jnp.ones(len(x0)))
         return error, {"relative_error": error / jnp.mean(jnp.square(target))}

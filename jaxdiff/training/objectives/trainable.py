@@ -4,6 +4,7 @@ Paths of their parameters start with the network's name: `unet.`, `text_encoder.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from typing import Any, cast
 
 import jax
@@ -14,8 +15,9 @@ from flax import nnx
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.families.base import Family
 from jaxdiff.models.build import initial_weights, param_dict
-from jaxdiff.models.clip import TOKEN_EMBEDDING, CLIPTextModel, extend_token_embedding
+from jaxdiff.models.clip import extend_token_embedding
 from jaxdiff.models.lora import inject_lora, is_lora_param
+from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.training.config import LoRA
 from jaxdiff.training.objectives.diffusion import (
     InitialWeights,
@@ -58,15 +60,17 @@ def train_denoiser_and_text_encoders(
         name: {path: leaf for path, leaf in table.items() if is_used(name, path)}
         for name, table in all_params.items()
     }
-    partly_frozen = [name for name in names if shapes[name].keys() != all_params[name].keys()]
-    frozen = (family.latent_codec, *partly_frozen)
+    partly_frozen = {name for name in names if shapes[name].keys() != all_params[name].keys()}
+    frozen = tuple(name for name in networks if name not in names or name in partly_frozen)
     return ParameterPartition(family, networks, frozen, add_prefixes(shapes), init, merge)
 
 
 def _unused_parameters(family: Family, networks: Networks) -> dict[str, tuple[str, ...]]:
     """Prefixes of the paths of text encoder weights that nothing depends on."""
     return {
-        spec.component: spec.unused_parameters(cast(CLIPTextModel, networks[spec.component]))
+        spec.component: cast(TextModel, networks[spec.component]).unused_parameters(
+            spec.layer, spec.pooled
+        )
         for spec in family.text_encoders
     }
 
@@ -113,13 +117,12 @@ def train_textual_inversion(
     """
     extended, shapes = dict(networks), {}
     for name in first_id:
-        encoder = cast(CLIPTextModel, nnx.clone(networks[name]))
+        encoder = cast(Any, nnx.clone(networks[name]))
         width = encoder.config.hidden_size
         shape = (first_id[name] + num_vectors, width)
         shapes[f"{name}.vectors"] = jax.ShapeDtypeStruct((num_vectors, width), jnp.float32)
-        encoder.text_model.embeddings.token_embedding.embedding = nnx.Param(
-            jax.ShapeDtypeStruct(shape, jnp.float32)
-        )
+        table = attrgetter(encoder.token_embedding)(encoder)
+        table.set_value(jax.ShapeDtypeStruct(shape, jnp.float32))
         extended[name] = encoder
 
     def init(seed: int) -> InitialWeights:
@@ -130,11 +133,10 @@ def train_textual_inversion(
     def merge(params: Table, frozen: Tables) -> Tables:
         tables = dict(frozen)
         for name in first_id:
-            table, new_rows = frozen[name][TOKEN_EMBEDDING], params[f"{name}.vectors"]
-            tables[name] = {
-                **frozen[name],
-                TOKEN_EMBEDDING: extend_token_embedding(table, first_id[name], new_rows),
-            }
+            path = cast(TextModel, networks[name]).token_embedding
+            table, new_rows = frozen[name][path], params[f"{name}.vectors"]
+            longer = extend_token_embedding(table, first_id[name], new_rows)
+            tables[name] = {**frozen[name], path: longer}
         return tables
 
     return ParameterPartition(family, extended, tuple(networks), shapes, init, merge)
