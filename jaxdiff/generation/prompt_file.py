@@ -3,12 +3,13 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jaxdiff.checkpoints.jsonfiles import parse_object
 from jaxdiff.core.configs import from_mapping, prefix_errors
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.validate import in_range
+from jaxdiff.core.validate import in_range, one_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class PromptSpec:
     strength: float | None = None
     seed: int | None = None
     num_images: int | None = None
+    # options that the model's family reads; in a file they stand beside the others
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 Line = tuple[str, PromptSpec]  # FILE:LINE ("" for the command line), and the prompt there
@@ -70,7 +73,15 @@ def read_prompt_file(path: pathlib.Path) -> list[Line]:
 
 
 def _json_line(line: str, source: str, folder: pathlib.Path) -> PromptSpec:
-    spec = from_mapping(PromptSpec, parse_object(line.encode(), source), source=source)
+    values = parse_object(line.encode(), source)
+    fields = [f.name for f in dataclasses.fields(PromptSpec) if f.name != "options"]
+    options = {}
+    for name in values.keys() - fields:
+        from jaxdiff.families.registry import request_options  # only now: it waits for jax
+
+        options[one_of(f"{source}: field", name, [*fields, *request_options()])] = values[name]
+    own = {name: value for name, value in values.items() if name in fields}
+    spec = dataclasses.replace(from_mapping(PromptSpec, own, source=source), options=options)
     files = {name: getattr(spec, name) for name in ("image", "mask")}
     paths = {name: str(folder / file) for name, file in files.items() if file is not None}
     return dataclasses.replace(spec, **paths)

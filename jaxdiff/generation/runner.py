@@ -115,9 +115,11 @@ class Runner:
             for name in ("image", "mask")
             if None not in (paths := [getattr(spec, name) for spec in specs])
         }
+        names = {name for spec in specs for name in spec.options}
         return {
             **images,
             **self.options,
+            **{name: [spec.options.get(name) for spec in specs] for name in names},
             "prompt": [spec.prompt for spec in specs],
             **{name: [getattr(spec, name) for spec in specs] for name in PER_IMAGE},
             **{name: None if None in column else column for name, column in numbers.items()},

@@ -48,7 +48,7 @@ def test_frozen_weights_are_placed_once_and_sampled_with(tmp_path, monkeypatch):
     model = LatentDiffusion(train_denoiser(base.family, networks), "epsilon")
     schedule = base.objective.schedule
     generate = jax.jit(make_sampler(model, schedule, steps=1, guidance_scale=2.0))
-    side = 8 * base.vae.config.downscale
+    side = 8 * base.codec.config.downscale
     inputs = shard_or_replicate(tokenizer(["a star"] * 8) | sampling_inputs(base, side, 8))
     params = frozen.weights[base.family.network]
     generate(params, frozen, inputs)  # compiles
