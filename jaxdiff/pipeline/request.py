@@ -369,7 +369,7 @@ def _check_family(request: Request, family: Family) -> None:
         got = getattr(request, name)
         if got and len(family.text_encoders) < 2:
             raise InputError(
-                f"{name}: got {got!r:.60}, expected none for a model with one text encoder"
+                f"{name}: got {got!r:.60}, expected none for a model without a second text encoder"
             )
     unread = () if family.reads_prompt else ("prompt", "negative_prompt")
     for name in (*unread, *(() if family.text_encoders else ("clip_skip",))):

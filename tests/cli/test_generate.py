@@ -203,7 +203,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(batch_job, model, tmp_path)
         (["a", "--steps", "1001"], "steps: got 1001"),
         (["a", "--height", "3"], "height: got 3, expected a multiple of 2"),
         (["a", "--dtype", "int8"], "dtype: got 'int8'"),
-        (["a", "--prompt-2", "b"], "prompt_2: got 'b', expected none for a model with one"),
+        (["a", "--prompt-2", "b"], "prompt_2: got 'b', expected none for a model without a second"),
         (["a", "--negative-prompt-2", "b"], "negative_prompt_2: got 'b', expected none for"),
     ],
 )

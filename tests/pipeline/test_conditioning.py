@@ -140,11 +140,15 @@ def test_numbers_of_the_refiner():
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        (REFINER, {"prompt_2": "b"}, "prompt_2: got 'b', expected none for a model with one"),
+        (
+            REFINER,
+            {"prompt_2": "b"},
+            "prompt_2: got 'b', expected none for a model",
+        ),
         (
             SD1,
             {"negative_prompt_2": "b"},
-            "negative_prompt_2: got 'b', expected none for a model with one",
+            "negative_prompt_2: got 'b', expected none for a model without a second",
         ),
         (BASE, {"negative_prompt_2": "b"}, "negative_prompt_2: got 'b' without a negative_prompt"),
         (SD1, {"target_size": (1, 2)}, r"target_size: got \(1, 2\), expected none"),
