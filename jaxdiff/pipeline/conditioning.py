@@ -25,7 +25,7 @@ from jaxdiff.pipeline.request import Request
 
 # Inputs of the network beside latents and timestep, by the name of its argument, with leaves
 # (b, k, ...) for K streams of each image.
-Conditioning = dict[str, Array]
+Conditioning = Mapping[str, Array | NDArray]
 Text = str | None  # None: not given
 
 

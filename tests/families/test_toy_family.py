@@ -319,8 +319,9 @@ class PixelNet(nnx.Module):
 
     def __call__(self, x, t, context, context_mask):
         """The output for images x (b, h, w, 3), states (b, n, d) and their mask (b, n)."""
-        weights = context_mask / context_mask.sum(axis=1, keepdims=True)
-        text = self.text_proj(jnp.einsum("bnd,bn->bd", context, weights.astype(context.dtype)))
+        weights = context_mask.astype(context.dtype)
+        mean = jnp.einsum("bnd,bn->bd", context, weights) / weights.sum(axis=1, keepdims=True)
+        text = self.text_proj(mean)
         hidden = self.proj_in(x) + text[:, None, None] + jnp.sin(t)[:, None, None, None]
         return self.proj_out(jnp.tanh(hidden))
 
@@ -506,7 +507,7 @@ def test_classes_are_generated(labels):
         ("star", {"class_label": 1}, "class_label: got one besides the prompt"),
         ("star", {"clip_skip": 1}, "clip_skip: got 1, expected none for Labels"),
         ("star", {"prompt_2": "a"}, "prompt_2: got 'a', expected none"),
-        (["star", ""], {"class_label": [0, 1, 2]}, "class_label: got 3 entries, expected 1 or"),
+        (["star", ""], {"class_label": [0, 1, 2]}, "prompt: got 2 entries, expected 1 or 3"),
     ],
 )
 def test_what_no_class_label_is(labels, prompt, options, message):
@@ -657,7 +658,7 @@ def test_it_is_trained(folder):
 )
 def test_it_is_planned(name, shape, request):
     folder = request.getfixturevalue(name)
-    options = sampling.SamplingOptions(plan=(), model=str(folder))
+    options = sampling.SamplingOptions(plan=(), model=str(folder), dtype="float32")
     model = sampling.sampled_model(options)
     layout = OnMesh(sampling_mesh({}, jax.devices()[:1]))
     params = sampling.place_shapes(
