@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -54,7 +54,7 @@ class BaseModel:
     @property
     def networks(self) -> dict[str, Any]:
         """The networks of the family, by component, as shapes."""
-        return {name: self.pipeline.components[name].module for name in self.family.components}
+        return {name: self.pipeline.components[name].module for name in _components(self.family)}
 
     @property
     def codec(self) -> LatentCodec:
@@ -94,9 +94,8 @@ class BaseModel:
             columns[spec.component]: tokenizer_of(files[spec.tokenizer], spec.length)
             for spec in self.family.text_encoders
         }
-        return CaptionTokenizer(
-            tokenizers=tokenizers, columns=self.family.caption_columns, caption=caption
-        )
+        columns = functools.partial(caption_columns, self.family)
+        return CaptionTokenizer(tokenizers=tokenizers, columns=columns, caption=caption)
 
     def null_ids(self, tokenizer: CaptionTokenizer) -> dict[str, Int[NDArray, "_"]]:
         """The token ids of the null caption for each text encoder."""
@@ -118,6 +117,12 @@ def load_base_model(
     base = make(objective, models)
     _check(base, field)
     return base
+
+
+def _components(family: Family) -> tuple[str, ...]:
+    """The networks of a family: the one that denoises, the latent codec, the text encoders."""
+    codec = () if family.latent_codec is None else (family.latent_codec,)
+    return family.network, *codec, *(spec.component for spec in family.text_encoders)
 
 
 def _from_pipeline(objective: DiffusionObjective, models: ModelSource) -> BaseModel:
@@ -142,7 +147,7 @@ def _from_pipeline(objective: DiffusionObjective, models: ModelSource) -> BaseMo
         family=family,
         pipeline=pipeline,
         read=lambda **options: read_model(path(), **options),
-        hash_weights=lambda: weight_hashes(path(), family.components),
+        hash_weights=lambda: weight_hashes(path(), _components(family)),
     )
 
 
@@ -222,9 +227,14 @@ def place_frozen(
     return Frozen(weights, placed)
 
 
+def caption_columns(family: Family, captions: Sequence[str]) -> dict[str, NDArray]:
+    """The columns of batches that extras make of captions."""
+    return {name: a for extra in family.extras for name, a in extra.columns(captions).items()}
+
+
 def caption_shapes(base: BaseModel, n: int) -> dict[str, jax.ShapeDtypeStruct]:
     """What a batch has of n captions: token ids, and the columns of extras."""
-    columns = {k: (x.shape[1:], x.dtype) for k, x in base.family.caption_columns([""]).items()}
+    columns = {k: (x.shape[1:], x.dtype) for k, x in caption_columns(base.family, [""]).items()}
     for spec in base.family.text_encoders:
         length = spec.num_tokens(base.text_encoders[spec.component])
         columns[base.family.id_columns[spec.component]] = (length,), jnp.int32

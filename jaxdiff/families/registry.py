@@ -10,7 +10,8 @@ from jaxdiff.checkpoints.pipelines import INDEX, PipelineComponents, abstract_pi
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.families import stable_diffusion
-from jaxdiff.families.base import Family, Option
+from jaxdiff.families.base import Family
+from jaxdiff.families.extras import Option
 
 # (modules by component, plain values of model_index.json, source=...) -> family; InputError for
 # modules that do not fit together.
@@ -67,12 +68,11 @@ def accepted_options(family: Family, options: Mapping[str, Any]) -> dict[str, An
 
     InputError for values out of range, and for options that only other families read.
     """
-    accepted = {}
-    for name, option in request_options().items():
-        given = options.get(name)
+    accepted, known = {}, request_options()
+    for name, given in options.items():
         value = tuple(given) if isinstance(given, list) else given
-        option.check(name, value)
-        if value is None or value == option.default:
+        known[name].check(name, value)
+        if value is None or value == known[name].default:
             continue
         if name in family.options:
             accepted[name] = value

@@ -20,7 +20,8 @@ from jaxdiff.checkpoints.components import CONFIG
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, NDArray
-from jaxdiff.families.base import Extra, ExtraInputs, Family, Option, TextEncoder
+from jaxdiff.families.base import Family, TextEncoder
+from jaxdiff.families.extras import Extra, ExtraInputs, Option
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.config import UNet2DConditionConfig

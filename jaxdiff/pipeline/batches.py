@@ -18,7 +18,8 @@ from jaxdiff.core.types import Array, Float, Key, NDArray, UInt8
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.schedules import Schedule
-from jaxdiff.families.base import ExtraInputs, Family
+from jaxdiff.families.base import Family
+from jaxdiff.families.extras import ExtraInputs
 from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream, parse
 from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
@@ -160,11 +161,6 @@ class Run(NamedTuple):
     tile: int | None  # of the VAE, in pixels
     callback: ProgressCallback | None
     intermediate_steps: tuple[int, ...]  # steps whose latents are kept
-
-    @property
-    def request(self) -> Request:
-        """Any of them, for what is in their batch key."""
-        return self.requests[0]
 
 
 def sub_prompts(request: Request) -> list[SubPrompt]:
@@ -330,12 +326,12 @@ class ImageGenerator:
         with run.timer("encode_s"):
             conditioning, latents, mask = self._conditioning(inputs, run)
         with run.timer("sample_s"):
-            shape = self._facts.latent_shape(run.request)
+            shape = self._facts.latent_shape(run.requests[0])
             if inputs.initial.noise is None:
                 noise = self._stages.noise(inputs.keys, shape)
             else:
                 noise = self._stages.shard(inputs.initial.noise)
-            sampler = get_sampler(run.request.sampler, run.request.eta)
+            sampler = get_sampler(run.requests[0].sampler, run.requests[0].eta)
             latents, pairs = self._stages.denoise(
                 noise,
                 conditioning,
@@ -362,7 +358,7 @@ class ImageGenerator:
 
         There is no such mask for a network that sees it itself.
         """
-        initial, request = inputs.initial, run.request
+        initial, request = inputs.initial, run.requests[0]
         latents, mask = self._stages.shard(initial.latents), None
         if initial.images is not None:
             latents = self._latents(initial.images, run.tile)

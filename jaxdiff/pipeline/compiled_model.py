@@ -14,7 +14,8 @@ from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree
 from jaxdiff.diffusion.denoising import per_image
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.losses import add_noise
-from jaxdiff.families.base import ExtraInputs, Family
+from jaxdiff.families.base import Family
+from jaxdiff.families.extras import ExtraInputs
 from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
 from jaxdiff.models.build import abstract, param_dict, with_params

@@ -59,10 +59,9 @@ class PromptTokenizers(NamedTuple):
 
         Warns of truncated prompts, and of words that the model was not trained on.
         """
-        chunked = [self._chunks(request, streams) for request in requests]
-        for request, rows in zip(requests, chunked, strict=True):
-            truncated = max((tokens.num_truncated for row in rows for tokens in row), default=0)
-            if truncated:
+        chunked = [sum(self._chunks(request, streams), []) for request in requests]
+        for request, texts in zip(requests, chunked, strict=True):
+            if truncated := max((tokens.num_truncated for tokens in texts), default=0):
                 message = (
                     f"prompt: truncated, {truncated} tokens are missing from the end of "
                     f"{request.prompt!r:.60}"
@@ -71,7 +70,7 @@ class PromptTokenizers(NamedTuple):
         if self.closed:
             texts = [text for each in requests for text in texts_by_encoder(each, streams)[0]]
             warn_of_unseen_words(self.first, texts, syntax=requests[0].prompt_syntax)
-        return [_longest(rows) for rows in chunked]
+        return [max((len(tokens.ids) for tokens in texts), default=0) for texts in chunked]
 
     def tokenize(self, requests: Sequence[Request], streams: Sequence[Stream]) -> TokenizedPrompts:
         """The tokens of all streams of images that have equally many chunks."""
@@ -79,7 +78,7 @@ class PromptTokenizers(NamedTuple):
         ids, weights = [], []
         for request in requests:
             rows = self._chunks(request, streams)
-            longest = _longest(rows)
+            longest = max((len(tokens.ids) for row in rows for tokens in row), default=0)
             padded = [
                 [pad_chunks(tokens, longest, blank) for tokens in row]
                 for row, blank in zip(rows, empty, strict=True)
@@ -100,11 +99,6 @@ class PromptTokenizers(NamedTuple):
             [chunk_prompt(tokenizer, t or "", syntax=syntax) for t in (second if i == 1 else first)]
             for i, tokenizer in enumerate(self.by_encoder.values())
         ]
-
-
-def _longest(rows: Sequence[Sequence[Tokens]]) -> int:
-    """How many chunks the longest of an image's texts has; 0 without text encoders."""
-    return max((len(tokens.ids) for row in rows for tokens in row), default=0)
 
 
 def texts_by_encoder(request: Request, streams: Sequence[Stream]) -> list[list[Text]]:

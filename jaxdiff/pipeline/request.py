@@ -382,8 +382,6 @@ def _check_family(request: Request, family: Family) -> None:
             'expected a negative_prompt too (it may be "")'
         )
     texts = [part.text for part in split_and(request.prompt, syntax=request.prompt_syntax)]
+    texts.append(request.negative_prompt or "")
     for extra in family.extras:
-        extra.check(
-            {"guidance": request.guidance, **request.extras},
-            [*texts, request.negative_prompt or ""],
-        )
+        extra.check({"guidance": request.guidance, **request.extras}, texts)

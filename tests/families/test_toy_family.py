@@ -30,7 +30,8 @@ from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.experiments.train import wire
 from jaxdiff.experiments.training_methods import make_partition, make_training_method
 from jaxdiff.families import registry
-from jaxdiff.families.base import Extra, Family, Option, TextEncoder
+from jaxdiff.families.base import Family, TextEncoder
+from jaxdiff.families.extras import Extra, Option
 from jaxdiff.families.registry import accepted_options
 from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.generation.prompt_file import PromptSpec, make_jobs, read_prompt_file

@@ -7,7 +7,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.families.base import ExtraInputs
+from jaxdiff.families.extras import ExtraInputs
 from jaxdiff.families.stable_diffusion import SD, SDXL, SDXL_REFINER
 from jaxdiff.guidance.base import Stream
 from jaxdiff.pipeline.conditioning import PromptTokenizers

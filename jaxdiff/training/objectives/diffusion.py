@@ -29,7 +29,7 @@ from jaxdiff.training.step import (
     per_sample_uniform,
 )
 
-Networks = Mapping[str, nnx.Module]  # abstract, by component: those of `Family.components`
+Networks = Mapping[str, nnx.Module]  # abstract, by component: denoiser, latent codec, text encoders
 Table = dict[str, Any]  # arrays, or their shapes, by path
 Tables = dict[str, Table]  # by network
 InitialWeights = Iterator[tuple[str, NDArray]]

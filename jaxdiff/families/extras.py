@@ -1,0 +1,89 @@
+"""Extras: inputs of a network beside the text, such as sizes, a mask or a class label.
+
+An extra declares the options of a request that it reads, checks them, and makes its entry of the
+network's conditioning, for requests and for training batches.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, get_args, get_origin
+
+import numpy as np
+
+from jaxdiff.core.types import Array, Bool, Float, NDArray
+from jaxdiff.core.validate import in_range
+
+
+class Option(NamedTuple):
+    """An option of a request that an extra reads: its type, default, and range of its numbers."""
+
+    annotation: Any
+    default: Any
+    low: float
+    high: float
+
+    def is_column(self, value: Any) -> bool:
+        """Whether `value` is a sequence of one value for each image."""
+        is_pair = any(get_origin(choice) is tuple for choice in get_args(self.annotation))
+        sequence = isinstance(value, list | tuple | np.ndarray)
+        return sequence and not (is_pair and all(np.ndim(v) == 0 and v is not None for v in value))
+
+    def check(self, name: str, value: Any) -> None:
+        """InputError for a number beyond the range."""
+        for number in np.ravel(() if value is None else value):
+            in_range(name, number.item(), self.low, self.high)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtraInputs:
+    """What a batch of b images with K streams each has for extras."""
+
+    size: tuple[int, int]  # height and width in pixels
+    # of the request of each image, where they are not the defaults
+    options: Sequence[Mapping[str, Any]]
+    prompted: tuple[bool, ...]  # which of the K streams get the prompt
+    texts: Sequence[Sequence[str | None]]  # of each image, what its streams read; None: nothing
+    guidance_scales: Float[NDArray, "b"]
+    image: Float[NDArray, "b h2 w2 3"] | None = None  # in [-1, 1]
+    mask: Float[NDArray, "b h2 w2 1"] | None = None  # 1 where the image is repainted
+    # images in [-1, 1] -> scaled latents, and a mask of pixels -> of latents
+    encode: Callable[[NDArray], Float[NDArray, "b h w c"]]
+    downsample: Callable[[NDArray], Float[NDArray, "b h w 1"]]
+
+    def for_streams(self, array: Float[NDArray, "b *d"]) -> Float[NDArray, "b k *d"]:
+        """One value per image for all of its streams."""
+        return np.repeat(array[:, None], len(self.prompted), axis=1)
+
+
+class Extra(ABC):
+    """An input of the network beside the text."""
+
+    argument: ClassVar[str]  # of the network's adapter
+    options: ClassVar[Mapping[str, Option]] = {}  # of a request
+    defaults: ClassVar[Mapping[str, Any]] = {}  # of other options, for models that have the extra
+    uses_mask: ClassVar[bool] = False  # the network sees the mask: known latents are not put back
+    reads_prompt: ClassVar[bool] = False  # `ExtraInputs.texts`, as text encoders do
+    untrainable: ClassVar[str | None] = None  # why no model that has it can be trained
+
+    def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
+        """InputError for a request that the model does not work with.
+
+        `settings` are its guidance rule and the options of extras, `texts` its prompts.
+        """
+        del settings, texts
+
+    def columns(self, captions: Sequence[str]) -> dict[str, NDArray]:
+        """Columns of training batches that are made of captions."""
+        del captions
+        return {}
+
+    @abstractmethod
+    def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k *d"]:
+        """The values of each stream of each image."""
+
+    @abstractmethod
+    def of_batch(
+        self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
+    ) -> Float[Array, "b *d"]:
+        """The values of each image of a training batch; `dropped` captions count as none."""
