@@ -59,7 +59,7 @@ class PromptTokenizers(NamedTuple):
 
         Warns of truncated prompts, and of words that the model was not trained on.
         """
-        chunked = [sum(self._chunks(request, streams), []) for request in requests]
+        chunked = [[t for row in self._chunks(each, streams) for t in row] for each in requests]
         for request, texts in zip(requests, chunked, strict=True):
             if truncated := max((tokens.num_truncated for tokens in texts), default=0):
                 message = (

@@ -489,7 +489,9 @@ def test_classes_are_generated(labels):
     out = labels(["star", "1", ""], **options)
 
     def v(numbers):
-        return np.asarray(labels.transformer(noise, jnp.full(3, 1000.0), jnp.array(numbers)))
+        return np.asarray(
+            labels.transformer(jnp.asarray(noise), jnp.full(3, 1000.0), jnp.array(numbers))
+        )
 
     null = v([3, 3, 3])
     want = noise - (null + 3 * (v([2, 1, 3]) - null))
@@ -530,7 +532,7 @@ def test_lines_of_a_file_name_classes(labels, tmp_path):
     rows = [{"prompt": "star"}, {"prompt": "", "class_label": 1}]
     file.write_text("\n".join(map(json.dumps, rows)))
     jobs = make_jobs(read_prompt_file(file), PromptSpec(prompt="", steps=1), numbered=True)
-    runner = Runner(pipe=labels, options={}, settings={}, output=tmp_path / "out")
+    runner = Runner(pipe=labels, options={}, settings={"model": "labels"}, output=tmp_path / "out")
     plan = runner.plan(jobs, PromptSpec(prompt=""))
     counts = []
     runner.generate(plan, None, batch_size=8, on_step=lambda *_: None, on_images=counts.append)
