@@ -180,8 +180,8 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
         trained = (
             "unet" if isinstance(objective.trainable, Full) else None
         )  # replaces what was read
-        kept = {name: folder for name, folder in folders.items() if name != trained}
-        return {name: digest(find_weights(folder)) for name, folder in kept.items()}
+        others = {name: folder for name, folder in folders.items() if name != trained}
+        return {name: digest(find_weights(folder)) for name, folder in others.items()}
 
     pipeline = PipelineComponents(
         components={name: Component(module=module) for name, module in modules.items()},

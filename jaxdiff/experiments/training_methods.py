@@ -77,8 +77,8 @@ def full_fine_tuning(
     networks, own = base.abstract_networks(dtype), base.family.network
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
-        kept = [name for name in base.pipeline.components if name != own]
-        stored = base.read(only=kept, sharding=host_memory())  # in their dtypes
+        others = [name for name in base.pipeline.components if name != own]
+        stored = base.read(only=others, sharding=host_memory())  # in their dtypes
         components = dict(stored.components)
         trained = split_prefixes(params) if config.text_encoders else {own: params}
         for name, table in trained.items():

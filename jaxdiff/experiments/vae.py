@@ -165,13 +165,13 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
     objective = cast(VAEObjective, config.objective)
     if config.data.kind in PROCEDURAL_KINDS:
         image_side(config.data, objective.model.downscale)
-    resumed, identity, kept_config = has_checkpoint(workdir / CHECKPOINTS), {}, None
+    resumed, identity, stored_config = has_checkpoint(workdir / CHECKPOINTS), {}, None
     if objective.weights is not None and (objective.freeze_encoder or not resumed):
         stored, folder = _check_pretrained(objective), pathlib.Path(objective.weights)
         if objective.freeze_encoder:
             model = _with_scaling_of(stored, objective.model)
             objective = dataclasses.replace(objective, model=model)
-            kept_config = stored, read_object(folder / CONFIG)
+            stored_config = stored, read_object(folder / CONFIG)
             identity = {"weights of the encoder": digest(find_weights(folder))}
     wiring = wire_vae(dataclasses.replace(config, objective=objective), dtype, FILES)
     images = validation_batch(config)["image"]
@@ -197,8 +197,8 @@ def vae_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> 
         vae_params = merge_vae_params(objective, params, Frozen(encoder=encoder, perceptual={}))
         # A frozen encoder keeps its scaling factor.
         model, raw = (
-            kept_config
-            if kept_config is not None
+            stored_config
+            if stored_config is not None
             else (with_scaling_factor(config, vae_params), {})
         )
         module = with_params(abstract(AutoencoderKL, model), vae_params)

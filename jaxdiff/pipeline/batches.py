@@ -54,8 +54,8 @@ class ModelFacts(NamedTuple):
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
         """Height, width and channels of the latents of an image."""
-        cell = self.vae_scale_factor
-        return request.height // cell, request.width // cell, self.latent_channels
+        downscale = self.vae_scale_factor
+        return request.height // downscale, request.width // downscale, self.latent_channels
 
     def grid(self, requests: Sequence[Request]) -> TimestepGrid:
         """The timestep grid of each image, with the steps to run, on the host."""
@@ -210,16 +210,17 @@ def start_level(grid: TimestepGrid, requests: Requests) -> StartLevel:
     return StartLevel(*cast(Any, (sigma, alpha)))
 
 
-def tile_size(tile: int | None, size: tuple[int, int], cell: int) -> int | None:
+def tile_size(tile: int | None, size: tuple[int, int], downscale: int) -> int | None:
     """The side of the tiles in pixels for images of `size`; None for no tiles.
 
-    `tile` is the wanted one: InputError unless it is a multiple of the `cell` of a latent.
+    `tile` is the wanted one: InputError unless it is a multiple of `downscale`.
     """
     if tile is None:
-        return TILE // cell * cell if math.prod(size) > MAX_UNTILED else None
-    if tile < 2 * cell or tile % cell:
+        return TILE // downscale * downscale if math.prod(size) > MAX_UNTILED else None
+    if tile < 2 * downscale or tile % downscale:
         raise InputError(
-            f"vae_tile: got {tile}, expected a multiple of {cell} that is at least {2 * cell}"
+            f"vae_tile: got {tile}, expected a multiple of {downscale} that is at least "
+            f"{2 * downscale}"
         )
     return tile
 
@@ -238,7 +239,7 @@ class ImageGenerator:
         self._stages = stages
         self._tokenizers = tokenizers
         self._auxiliary = auxiliary
-        self._cell = facts.vae_scale_factor
+        self._downscale = facts.vae_scale_factor
 
     def generate(
         self,
@@ -258,7 +259,7 @@ class ImageGenerator:
         groups = [
             (numbers, Requests(requests[i] for i in numbers)) for numbers in by_batch_key(requests)
         ]
-        tiles = [tile_size(vae_tile, (g[0].height, g[0].width), self._cell) for _, g in groups]
+        tiles = [tile_size(vae_tile, (g[0].height, g[0].width), self._downscale) for _, g in groups]
         for (numbers, group), tile in zip(groups, tiles, strict=True):
             rule, scales = guidance_rule(group), guidance_scales(group)
             for rows in make_batches(self._lengths(group, rule), group, batch_size):
@@ -391,14 +392,16 @@ class ImageGenerator:
         self, latents: Float[NDArray, "b h w c"], vae_tile: int | None
     ) -> UInt8[NDArray, "b h2 w2 3"]:
         """Decode latents with the VAE, in tiles of `vae_tile` pixels; None: of large ones."""
-        count, cell = len(latents), self._cell
-        tile = tile_size(vae_tile, (cell * latents.shape[1], cell * latents.shape[2]), cell)
+        count, downscale = len(latents), self._downscale
+        tile = tile_size(
+            vae_tile, (downscale * latents.shape[1], downscale * latents.shape[2]), downscale
+        )
         padded = latents[np.minimum(np.arange(self._padded(count)), count - 1)]
         return self._decode(self._stages.shard(padded), tile)[:count]
 
     def _decode(self, latents: BatchArray, tile: int | None) -> UInt8[NDArray, "b h2 w2 3"]:
         """Images of latents on the devices; tiles are blended on the host."""
-        stages, cell = self._stages, self._cell
+        stages, downscale = self._stages, self._downscale
 
         def decode(part: NDArray) -> NDArray:
             return stages.gather(stages.decode(stages.shard(part)))
@@ -406,24 +409,28 @@ class ImageGenerator:
         if tile is None:
             return stages.gather(stages.decode(latents))
         images = tiled(
-            decode, stages.gather(latents), tile=tile // cell, cell=1, zoom=Fraction(cell)
+            decode,
+            stages.gather(latents),
+            tile=tile // downscale,
+            multiple=1,
+            zoom=Fraction(downscale),
         )
         return np.round(images).astype(np.uint8)
 
     def _latents(self, images: NDArray, tile: int | None) -> BatchArray:
         """Latents on the devices of images, in tiles of `tile` pixels or as a whole."""
-        stages, cell = self._stages, self._cell
+        stages, downscale = self._stages, self._downscale
 
         def encode(part: NDArray) -> NDArray:
             return stages.gather(stages.latents(stages.shard(part)))
 
         if tile is None:
             return stages.latents(stages.shard(images))
-        latents = tiled(encode, images, tile=tile, cell=cell, zoom=Fraction(1, cell))
+        latents = tiled(encode, images, tile=tile, multiple=downscale, zoom=Fraction(1, downscale))
         return stages.shard(latents)
 
     def _downsample(self, masks: Float[NDArray, "b h2 w2 1"]) -> Float[NDArray, "b h w 1"]:
-        return downsample_mask(masks, self._cell)
+        return downsample_mask(masks, self._downscale)
 
     def nfe(self, requests: Requests, index: int) -> int:
         """Network evaluations for image `index` of a call (NFE); see `guidance.nfe`."""

@@ -132,9 +132,9 @@ def apply_token_weights(
     wide = states.astype(jnp.float32)
     heavy = wide * weights[..., None]
     before, after = (x.mean(axis=(1, 2), keepdims=True) for x in (wide, heavy))
-    kept = jnp.where(after == 0, 1.0, before / jnp.where(after == 0, 1.0, after))
+    restored = jnp.where(after == 0, 1.0, before / jnp.where(after == 0, 1.0, after))
     plain = jnp.all(weights == 1, axis=1)[:, None, None]
-    return jnp.where(plain, states, (heavy * kept).astype(states.dtype))
+    return jnp.where(plain, states, (heavy * restored).astype(states.dtype))
 
 
 def encode_prompts(

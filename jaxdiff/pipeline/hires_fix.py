@@ -45,14 +45,14 @@ def enlarged(
     """The second pass of a hires fix, over latents; `settings` are those of `generate`."""
     in_range("hires_scale", scale, 1, MAX_ENLARGEMENT)
     in_range("strength", strength, 0, 1)
-    cell = pipe.codec.config.downscale
-    height, width = (round(scale * x / cell) for x in (first.request.height, first.request.width))
+    factor = pipe.codec.config.downscale
+    height, width = (round(scale * x / factor) for x in (first.request.height, first.request.width))
     latents = image_inputs.enlarge(np.asarray(first.images), height, width)
     requests = [
         dataclasses.replace(
             request,
-            height=height * cell,
-            width=width * cell,
+            height=height * factor,
+            width=width * factor,
             image=row,
             mask=None,
             noise=None,
@@ -102,16 +102,16 @@ def refined(
     **options: Any,
 ) -> Output:
     """The second pass of `refine`, over the latents of the first; arguments as there."""
-    kept = {
+    shared = {
         name: value
         for name, value in _read_by(refiner, options).items()
         if name not in ("image", "mask", "latents", "strength")
     }
     if len(refiner.text_encoders) == 1:
-        kept = {k: v for k, v in kept.items() if k not in ("prompt_2", "negative_prompt_2")}
-    if kept.get("steps") is None:
-        kept["steps"] = first.request.steps
-    second = refiner(*arguments, **kept, image=first.images, denoising_start=start, output=output)
+        shared = {k: v for k, v in shared.items() if k not in ("prompt_2", "negative_prompt_2")}
+    if shared.get("steps") is None:
+        shared["steps"] = first.request.steps
+    second = refiner(*arguments, **shared, image=first.images, denoising_start=start, output=output)
     return _together(first, second)
 
 

@@ -59,16 +59,16 @@ def by_request(
 
 
 def with_image_defaults(
-    options: Mapping[str, Any], images: Mapping[str, Sequence[ImageInput]], cell: int
+    options: Mapping[str, Any], images: Mapping[str, Sequence[ImageInput]], downscale: int
 ) -> dict[str, Any]:
     """`options` with the defaults for size and strength that initial images bring with them.
 
-    `cell` is how many pixels wide a latent is.
+    `downscale` is how many pixels wide a latent is.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if "image" not in images:
         return given
-    height, width = _size(images["image"][0], cell)
+    height, width = _size(images["image"][0], downscale)
     defaults: dict[str, Any] = {"height": height, "width": width}
     if "denoising_start" not in given:
         defaults["strength"] = STRENGTH if "mask" not in images else 1.0
@@ -78,14 +78,14 @@ def with_image_defaults(
     return defaults | given
 
 
-def _size(image: ImageInput, cell: int) -> tuple[int, int]:
+def _size(image: ImageInput, downscale: int) -> tuple[int, int]:
     """Height and width in pixels of an image or of latents."""
     if isinstance(image, pathlib.Path):
         image = read_image("image", image)
     if isinstance(image, Image.Image):
         return image.height, image.width
     height, width = image.shape[:2]
-    return (height, width) if image.dtype == np.uint8 else (cell * height, cell * width)
+    return (height, width) if image.dtype == np.uint8 else (downscale * height, downscale * width)
 
 
 def with_noise(requests: Requests, noise: Any, latent_shape: tuple[int, int, int]) -> Requests:
@@ -186,9 +186,11 @@ def _array(pil: Image.Image, height: int, width: int) -> Float[NDArray, "h w *c"
     return np.asarray(pil, np.float32)
 
 
-def downsample_mask(masks: Float[NDArray, "b h w 1"], cell: int) -> Float[NDArray, "b h2 w2 1"]:
-    """Masks for latents: the first pixel of every cell, as nearest-neighbour resizing takes it."""
-    return masks[:, ::cell, ::cell]
+def downsample_mask(
+    masks: Float[NDArray, "b h w 1"], downscale: int
+) -> Float[NDArray, "b h2 w2 1"]:
+    """Masks for latents: the first pixel of every block, as nearest-neighbour resizing takes it."""
+    return masks[:, ::downscale, ::downscale]
 
 
 def enlarge(

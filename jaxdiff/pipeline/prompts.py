@@ -189,9 +189,9 @@ def chunk_prompt(tokenizer: PromptTokenizer, prompt: str, *, syntax: bool = True
         for token in tokenizer.ids(text):
             ids, weights = chunks[-1]
             if len(ids) == room:
-                kept = room if token == tokenizer.comma else _up_to(tokenizer.comma, ids)
-                chunks.append((ids[kept:], weights[kept:]))
-                del ids[kept:], weights[kept:]
+                stays = room if token == tokenizer.comma else _up_to(tokenizer.comma, ids)
+                chunks.append((ids[stays:], weights[stays:]))
+                del ids[stays:], weights[stays:]
             chunks[-1][0].append(token)
             chunks[-1][1].append(weight)
     num_truncated = sum(len(ids) for ids, _ in chunks[MAX_CHUNKS:])

@@ -28,17 +28,17 @@ def tiled(
     array: NDArray,
     *,
     tile: int,
-    cell: int,
+    multiple: int,
     zoom: Fraction,
 ) -> Float[NDArray, "b h w c"]:
     """`function` of (b, h, w, c), which maps lengths n to n `zoom`, from its values on tiles.
 
-    Tiles are `tile` long and begin at multiples of `cell`; they are all of one size, so that one
-    program serves all. Where they overlap they are blended; elsewhere nothing is changed.
+    Tiles are `tile` long and start at multiples of `multiple`. They are all of one size, so that
+    one program serves all. Where they overlap they are blended; elsewhere nothing is changed.
     """
     height, width = array.shape[1:3]
     size = (min(tile, height), min(tile, width))
-    shared = max(tile // OVERLAP // cell, 1) * cell
+    shared = max(tile // OVERLAP // multiple, 1) * multiple
     weights = np.outer(*(blend_weights(int(n * zoom), int(shared * zoom)) for n in size))[..., None]
     total = np.zeros((), np.float32)
     norm = np.zeros((int(height * zoom), int(width * zoom), 1), np.float32)

@@ -28,7 +28,7 @@ def test_a_local_function_is_what_it_is_as_a_whole(shape):
         sizes.add(part.shape)
         return np.repeat(np.repeat(np.tanh(part), 2, axis=1), 2, axis=2)
 
-    got = tiled(double, array, tile=16, cell=1, zoom=Fraction(2))
+    got = tiled(double, array, tile=16, multiple=1, zoom=Fraction(2))
     assert len(sizes) == 1
     sizes.clear()
     np.testing.assert_allclose(got, double(array), atol=1e-6)
@@ -40,7 +40,7 @@ def test_the_way_down():
     def half(part):
         return part.reshape(len(part), part.shape[1] // 4, 4, -1, 4, 3).mean(axis=(2, 4))
 
-    got = tiled(half, array, tile=16, cell=4, zoom=Fraction(1, 4))
+    got = tiled(half, array, tile=16, multiple=4, zoom=Fraction(1, 4))
     np.testing.assert_allclose(got, half(array), atol=1e-6)
 
 

@@ -118,8 +118,8 @@ def sample_timesteps(
     `method` samples u in [0, 1): `uniform`, or `logit_normal`, the sigmoid of a standard normal.
     `shift` s then maps it to s u / (1 + (s - 1) u).
     """
-    share = _sample_shares(key, shape, method, shift)
-    return jnp.minimum((share * num_timesteps).astype(jnp.int32), num_timesteps - 1)
+    fraction = _sample_fractions(key, shape, method, shift)
+    return jnp.minimum((fraction * num_timesteps).astype(jnp.int32), num_timesteps - 1)
 
 
 def sample_times(
@@ -132,11 +132,11 @@ def sample_times(
     """The times of a schedule as `sample_timesteps` has them; those of a flow also by its shift."""
     if isinstance(schedule, VPSchedule):
         return sample_timesteps(key, shape, schedule.num_discrete, method, shift)
-    share = _sample_shares(key, shape, method, shift)
-    return schedule.time_scale * schedule.shifted(share)
+    fraction = _sample_fractions(key, shape, method, shift)
+    return schedule.time_scale * schedule.shifted(fraction)
 
 
-def _sample_shares(
+def _sample_fractions(
     key: Key[Array, "..."], shape: tuple[int, ...], method: str, shift: float
 ) -> Float[Array, "..."]:
     """Times as shares of the whole, 0 to 1."""

@@ -151,8 +151,8 @@ def split_prefixes(params: Mapping[str, Any]) -> Tables:
     """The inverse of `add_prefixes`."""
     tables: Tables = {}
     for path, leaf in params.items():
-        name, _, rest = path.partition(".")
-        tables.setdefault(name, {})[rest] = leaf
+        name, _, parameter = path.partition(".")
+        tables.setdefault(name, {})[parameter] = leaf
     return tables
 
 
