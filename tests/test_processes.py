@@ -170,7 +170,7 @@ def test_a_meeting_is_described_whole_or_not_at_all():
 
 
 @pytest.mark.parametrize(
-    ("environment", "company"),
+    ("environment", "multiprocess"),
     [
         ({}, False),
         ({"SLURM_STEP_NUM_TASKS": "1"}, False),
@@ -180,8 +180,8 @@ def test_a_meeting_is_described_whole_or_not_at_all():
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
     ],
 )
-def test_clusters_speak_of_company(environment, company):
-    assert distributed._is_multiprocess(environment) == company
+def test_clusters_speak_of_company(environment, multiprocess):
+    assert distributed._is_multiprocess(environment) == multiprocess
 
 
 def test_arrays_come_back_whole():

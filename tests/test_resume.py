@@ -72,9 +72,9 @@ class Run:
 
     def until_training(self) -> None:
         """Wait until this process has taken a step: the log is new, and not only cut off."""
-        begun = time.time()
+        initial = time.time()
         log = self.workdir / "log.jsonl"
-        self.until(lambda: log.stat().st_mtime > begun)
+        self.until(lambda: log.stat().st_mtime > initial)
         reached = self.steps()
         self.until(lambda: self.steps() > reached)
 

@@ -16,6 +16,7 @@ from jaxdiff.checkpoints.safetensors import read_table, read_tensor
 from jaxdiff.checkpoints.single_file import read_single_file, write_single_file
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
+from jaxdiff.diffusion.schedules import FlowSchedule
 from jaxdiff.experiments.base_model import load_base_model
 from jaxdiff.models.build import param_dict
 from jaxdiff.training.config import DiffusionObjective
@@ -236,5 +237,6 @@ def test_the_schedule_of_a_flow_is_nowhere_taken_for_another(tmp_path):
     with pytest.raises(InputError, match="got the schedule of a flow"):
         write_single_file(tmp_path / "model.safetensors", read_model(folder))
     assert not (tmp_path / "model.safetensors").exists()
-    with pytest.raises(InputError, match="with a FlowSchedule, expected a VPSchedule"):
-        load_base_model(DiffusionObjective(pipeline=str(folder)))
+    objective = load_base_model(DiffusionObjective(pipeline=str(folder))).objective
+    assert objective.schedule == FlowSchedule()
+    assert objective.prediction_type == "flow_prediction"

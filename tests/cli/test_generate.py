@@ -86,7 +86,7 @@ def test_a_mesh_that_cannot_be_is_one_sentence(model, tmp_path, capsys, mesh, me
     assert not (tmp_path / "out").exists()
 
 
-def test_a_batch_job_writes_every_picture_with_its_settings(batch_job):
+def test_a_batch_job_writes_every_image_with_its_settings(batch_job):
     output, _ = batch_job
     assert sorted(p.name for p in output.iterdir()) == [
         "000000_4.png",
@@ -109,7 +109,7 @@ def test_a_batch_job_writes_every_picture_with_its_settings(batch_job):
     }
 
 
-def test_pictures_of_other_weights_are_not_taken_for_the_same(batch_job, model, tmp_path, capsys):
+def test_images_of_other_weights_are_not_taken_for_the_same(batch_job, model, tmp_path, capsys):
     output, arguments = batch_job
     assert generate(model, output, *arguments, "--dtype", "bfloat16") == 2
     assert "generated with weights" in capsys.readouterr().err
@@ -184,7 +184,7 @@ def test_other_settings_never_overwrite(batch_job, model, capsys):
     assert "generated with steps 4 instead of 2, expected another --output folder" in error
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(batch_job, model, tmp_path):
+def test_an_image_does_not_depend_on_its_neighbours(batch_job, model, tmp_path):
     output, _ = batch_job
     assert generate(model, tmp_path, "a star", "--seed", "9", "--batch-size", "1") == 0
     alone, beside = (Image.open(p) for p in (tmp_path / "a-star_9.png", output / "000001_9.png"))
@@ -274,7 +274,7 @@ def write_addons(embedding, lora, value):
     )
 
 
-def test_pictures_in_two_passes_and_with_files_beside(model, tmp_path, addons):
+def test_images_in_two_passes_and_with_files_beside(model, tmp_path, addons):
     """Options that need more than words: each leaves its trace in the picture's settings."""
     image, mask = picture(tmp_path / "a.png"), picture(tmp_path / "m.png")
     embedding, lora = addons
@@ -388,7 +388,7 @@ def pixels(path):
         return np.asarray(image).astype(int)
 
 
-def test_lines_begin_with_pictures_of_their_own(mixed_job, model, tmp_path):
+def test_lines_begin_with_images_of_their_own(mixed_job, model, tmp_path):
     """Every line is the picture that its own command draws, whatever its neighbours."""
     folder, _ = mixed_job
     alone = {
@@ -410,7 +410,7 @@ def test_lines_begin_with_pictures_of_their_own(mixed_job, model, tmp_path):
         assert abs(drawn[0] - drawn[other]).max() > 1
 
 
-def test_settings_tell_the_pictures_apart(mixed_job):
+def test_settings_tell_the_images_apart(mixed_job):
     folder, _ = mixed_job
     settings = [read_settings(folder / "out" / f"{i:06d}_0.png") for i in range(6)]
     assert [s.get("strength") for s in settings] == [0.5, None, 0.5, 0.8, 1.0, None]
@@ -420,7 +420,7 @@ def test_settings_tell_the_pictures_apart(mixed_job):
     assert settings[4]["mask"].startswith("mask.png ")
 
 
-def test_another_picture_under_the_same_name_is_noticed(mixed_job, model, capsys):
+def test_another_image_under_the_same_name_is_noticed(mixed_job, model, capsys):
     folder, arguments = mixed_job
     assert generate(model, folder / "out", *arguments, "--json") == 0
     assert json.loads(capsys.readouterr().out)["skipped"] == 7
@@ -431,7 +431,7 @@ def test_another_picture_under_the_same_name_is_noticed(mixed_job, model, capsys
     (folder / "b.png").write_bytes(kept)
 
 
-def test_a_picture_of_words_is_not_one_that_began_with_an_image(model, tmp_path, capsys):
+def test_an_image_of_words_is_not_one_that_began_with_an_image(model, tmp_path, capsys):
     image = picture(tmp_path / "a.png")
     assert generate(model, tmp_path / "out", "a ring", "--image", image) == 0
     assert generate(model, tmp_path / "out", "a ring") == 2

@@ -33,7 +33,7 @@ def pixels(canvas, row, column):
     return cell.astype(int)
 
 
-def test_from_noise_to_the_picture(model, tmp_path):
+def test_from_noise_to_the_image(model, tmp_path):
     output = tmp_path / "strip.png"
     options = ("--guidance", "cfg+rescale", "--guidance-scale", "4", "--seed", "7")
     assert strip(model, output, "a ring", "--show-steps", "0,2,5", "--steps", "6", *options) == 0

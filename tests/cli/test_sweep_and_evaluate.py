@@ -56,7 +56,7 @@ def test_every_combination_and_scale_has_its_cost(swept):
     assert evaluations == {("cfg", 1): 4, ("cfg", 3): 8, ("cfg-pp", 1): 8, ("cfg-pp", 3): None}
 
 
-def test_the_picture_has_what_the_model_draws(swept, model):
+def test_the_image_has_what_the_model_draws(swept, model):
     canvas = np.asarray(Image.open(swept))
     rows = [(rule, prompt) for rule in RULES for prompt in PROMPTS]
     assert canvas.shape == (LINE + len(rows) * (CELL + GAP), LABEL + 2 * (CELL + GAP), 3)

@@ -249,7 +249,7 @@ def test_the_buckets_of_sdxl_are_among_ours():
     sizes=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 900)), min_size=1, max_size=60),
     batch_size=st.integers(1, 12),
 )
-def test_pictures_go_where_least_is_cropped_away(sizes, batch_size):
+def test_images_go_where_least_is_cropped_away(sizes, batch_size):
     buckets = bucket_sizes(512, multiple=64, max_aspect_ratio=2)
     found = assign_buckets(np.array(sizes), buckets, batch_size)
     assert sorted(np.concatenate([group for _, group in found]).tolist()) == [*range(len(sizes))]
@@ -272,7 +272,7 @@ def test_the_smallest_bucket_joins_its_nearest_neighbour():
     assert [(size, len(group)) for size, group in found] == [((512, 512), 9), ((448, 576), 5)]
 
 
-def test_sizes_are_measured_once_and_broken_pictures_have_none(tmp_path, monkeypatch):
+def test_sizes_are_measured_once_and_broken_images_have_none(tmp_path, monkeypatch):
     write_folder(tmp_path / "in", 6, sizes=((12, 10), (10, 30), (40, 8)))
     (tmp_path / "in" / "0001.png").write_bytes(b"nothing")
     exif = encoded(1, (300, 200), "JPEG", comment=b"x" * 65000, exif=b"Exif\0\0" + b"y" * 60000)
@@ -323,7 +323,7 @@ def test_batches_of_a_bucket_have_one_shape_and_whole_samples(tmp_path):
     )
 
 
-def test_captions_stay_with_their_pictures(tmp_path):
+def test_captions_stay_with_their_images(tmp_path):
     write_tar(tmp_path / "in" / "0.tar", range(12), "png")
     source = TarSource(str(tmp_path / "in"), BadSampleCounter(), cache=tmp_path / "cache")
     make = make_transform(source, [(12, 10)])

@@ -34,7 +34,7 @@ def random_pixels(*shape):
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "TIFF"])
-def test_a_picture_of_the_target_size_is_left_as_it_is(form):
+def test_an_image_of_the_target_size_is_left_as_it_is(form):
     array = random_pixels(8, 6, 3)
     options = {"lossless": True} if form == "WEBP" else {}
     found = resize_and_crop(stored(array, form, **options), (8, 6))
@@ -82,7 +82,7 @@ def test_the_default_crop_is_the_middle():
 
 @pytest.mark.parametrize("tag", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_pictures_are_turned_as_the_camera_was_held(tag, form):
+def test_images_are_turned_as_the_camera_was_held(tag, form):
     exif = Image.Exif()
     exif[0x0112] = tag
     array = np.zeros((16, 32, 3), np.uint8)
@@ -140,7 +140,7 @@ def test_a_large_jpeg_is_nearly_what_decoding_all_of_it_gives():
     ]
 
 
-def test_what_is_no_picture_is_broken():
+def test_what_is_no_image_is_broken():
     data = encoded(1, (64, 64), "JPEG")
     for broken in (b"", b"GIF89a", b"no picture", data[: len(data) // 2], encoded(1)[:60]):
         with pytest.raises(BadSampleError, match="broken image"):
@@ -153,7 +153,7 @@ def test_what_is_no_picture_is_broken():
 
 @settings(deadline=None)
 @given(cut=st.integers(0, 10**6), flips=st.lists(st.integers(0, 10**6), max_size=4))
-def test_damaged_files_are_broken_or_pictures_and_nothing_else(cut, flips):
+def test_damaged_files_are_broken_or_images_and_nothing_else(cut, flips):
     data = bytearray(encoded(3, (20, 30), "JPEG", quality=90))
     del data[1 + cut % len(data) :]
     for flip in flips:

@@ -57,12 +57,12 @@ def test_it_is_waited_for(files, clock, first):
     files.fails = lambda name, now: False
     if not first:
         assert files.read("a") == b"a"
-    begun = clock.now
-    files.fails = lambda name, now: now < begun + 300
+    initial = clock.now
+    files.fails = lambda name, now: now < initial + 300
     message = r"^data.path: got no answer from .* \(refused\), retrying$"
     with pytest.warns(UserWarning, match=message) as told:
         assert files.read("b") == b"b"
-    assert 300 <= clock.now - begun < 330
+    assert 300 <= clock.now - initial < 330
     assert len(told) == 1
 
 

@@ -129,6 +129,6 @@ def test_a_model_is_called_with_its_options():
         model_generator(model, GreyJudge())
 
 
-def test_wrong_pictures_are_refused():
+def test_wrong_images_are_refused():
     with pytest.raises(InputError, match="generated images"):
         evaluate_alignment(lambda *_: np.zeros((1, 32, 16, 3), np.uint8), GreyJudge(), PROMPTS[:1])

@@ -46,7 +46,7 @@ def test_any_covariances_by_the_root_of_their_product():
     np.testing.assert_allclose(frechet_distance(b, a), expected.real, rtol=1e-8)
 
 
-def test_fewer_pictures_than_dimensions():
+def test_fewer_images_than_dimensions():
     """Gaussians in different planes: nothing of their covariances is shared."""
     a = Moments(np.zeros(4), np.diag([1.0, 2.0, 0.0, 0.0]))
     b = Moments(np.ones(4), np.diag([0.0, 0.0, 3.0, 0.0]))

@@ -11,7 +11,7 @@ def rows(images):
 
 
 @pytest.mark.parametrize("footers", [[], [["x", "y", "z"]], [["x", "y", "z"]] * 2])
-def test_table_places_every_picture_unchanged(footers):
+def test_table_places_every_image_unchanged(footers):
     images = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
     canvas = np.asarray(labelled_grid(rows(images), ["one", "two"], ["a", "b", "c"], footers))
     assert len(canvas) == LINE + 2 * (CELL + GAP) + len(footers) * 2 * LINE
@@ -34,7 +34,7 @@ def test_table_writes_its_texts():
     assert changed[LINE + CELL :, LABEL:].any()
 
 
-def test_titles_and_second_lines_push_the_pictures_down():
+def test_titles_and_second_lines_push_the_images_down():
     image = np.zeros((4, 4, 3), np.uint8)
     plain, more = (
         np.asarray(labelled_grid([[image]], [""], [head], title=title))
@@ -45,7 +45,7 @@ def test_titles_and_second_lines_push_the_pictures_down():
     assert (more[LINE : 3 * LINE, LABEL:] != 255).any()
 
 
-def test_blank_cells_and_pictures_that_are_large_or_no_squares():
+def test_blank_cells_and_images_that_are_large_or_no_squares():
     wide = np.zeros((100, 200, 3), np.uint8)
     canvas = np.asarray(labelled_grid([[None, wide]], [""], ["", ""]))
     assert np.mean(canvas[:, : LABEL + LARGE + GAP] == 255) > 0.99

@@ -64,7 +64,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_latents_are_what_the_vae_says_of_the_prepared_picture(made):
+def test_latents_are_what_the_vae_says_of_the_prepared_image(made):
     vae = read_component(made / "model" / "vae").module
     source = LatentSource(str(made / "latents"))
     assert len(source) == 43

@@ -135,10 +135,10 @@ def test_a_step_loses_what_it_would_from_captions(made, cache_of, silent, each):
     model, _, dtype = cache_of.partition("-")
     objective = objective_of(made, model, caption_dropout=0.3, caption_dropout_per_encoder=each)
     data = DataConfig(kind="latents", path=str(made / cache_of), validation_size=1)
-    begun = load_base_model(objective)
+    base = load_base_model(objective)
     config = TrainConfig(objective=objective, data=data, batch_size=16, steps=1)
-    chosen = make_training_method(begun, jnp.float32, None)
-    described = check_latent_cache(data, begun, chosen.partition)
+    chosen = make_training_method(base, jnp.float32, None)
+    described = check_latent_cache(data, base, chosen.partition)
     stream = training_batches(config, chosen.caption_tokenizer)
     batch = next(stream)
     stream.close()
@@ -149,12 +149,12 @@ def test_a_step_loses_what_it_would_from_captions(made, cache_of, silent, each):
     said, null = jax.tree.map(lambda array: array.astype(np.float32), stored)
 
     kept = frozen_networks_used(chosen.partition, latents=True, text_encodings=False)
-    assert set(kept) == set(begun.text_encoders)
+    assert set(kept) == set(base.text_encoders)
     assert frozen_networks_used(chosen.partition, latents=True, text_encodings=True) == ()
-    empty = zip(begun.text_encoders, chosen.caption_tokenizer([""]).values(), strict=True)
-    reading = Frozen({name: begun.host_weights(name) for name in kept}, {n: i[0] for n, i in empty})
-    family = dataclasses.replace(begun.family, zero_uncond=silent)
-    learn = diffusion_task(begun.objective, chosen.partition._replace(family=family))
+    empty = zip(base.text_encoders, chosen.caption_tokenizer([""]).values(), strict=True)
+    reading = Frozen({name: base.host_weights(name) for name in kept}, {n: i[0] for n, i in empty})
+    family = dataclasses.replace(base.family, zero_uncond=silent)
+    learn = diffusion_task(base.objective, chosen.partition._replace(family=family))
     # What is told changes much, so that none of it can be another unnoticed.
     begin_with = {n: a * (10 if "attn2.to_v" in n else 1) for n, a in learn.init(0)}
     arguments = begin_with, reading, {**rest, **ids}
@@ -188,7 +188,7 @@ def test_a_step_loses_what_it_would_from_captions(made, cache_of, silent, each):
     moved = abs(float(from_stored(params, said, other)[0] - found))
     assert moved == 0 if silent else moved > tolerance
     drop_key = per_sample_split(key, 16, 4)[1]
-    for dropped in caption_dropout_masks(drop_key, 16, len(begun.text_encoders), 0.3, each):
+    for dropped in caption_dropout_masks(drop_key, 16, len(base.text_encoders), 0.3, each):
         assert 0 < int(dropped.sum()) < 16
 
 
@@ -294,20 +294,18 @@ def test_embeddings_that_are_not_the_trainings_are_refused(made, tmp_path, train
     shutil.copytree(made / "sd-float16", tmp_path / "l")
     path = tmp_path / "l" / "latents.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    begun = load_base_model(objective_of(made, "sd", trainable=train))
-    tuned = make_training_method(begun, jnp.float32, None).partition
+    base = load_base_model(objective_of(made, "sd", trainable=train))
+    tuned = make_training_method(base, jnp.float32, None).partition
     data = DataConfig(kind="latents", path=str(tmp_path / "l"))
     with pytest.raises(InputError, match=message):
-        check_latent_cache(data, begun, tuned)
+        check_latent_cache(data, base, tuned)
 
 
 def test_a_caption_of_its_own_needs_captions(made):
-    begun = load_base_model(objective_of(made, "sd"))
+    base = load_base_model(objective_of(made, "sd"))
     data = DataConfig(kind="latents", path=str(made / "sd-float16"), caption="a star")
     with pytest.raises(InputError, match=r"data\.caption: got 'a star', expected it left out"):
-        check_latent_cache(
-            data, begun, make_training_method(begun, jnp.float32, "a star").partition
-        )
+        check_latent_cache(data, base, make_training_method(base, jnp.float32, "a star").partition)
 
 
 def test_a_refused_training_leaves_no_workdir(made, tmp_path):

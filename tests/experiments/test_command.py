@@ -276,9 +276,9 @@ def test_a_training_begins_with_given_weights(three, tmp_path):
     given = three / "unet" / "export" / "unet"
     more = ["--objective.weights", str(given), "--optimiser.learning-rate", "1e-30"]
     run([str(path), "--workdir", str(tmp_path / "w"), *more])
-    begun = param_dict(read_component(given).module)
+    initial = param_dict(read_component(given).module)
     ended = param_dict(read_component(tmp_path / "w" / "export" / "unet").module)
-    for name, values in begun.items():
+    for name, values in initial.items():
         np.testing.assert_allclose(ended[name], values, rtol=1e-6, atol=1e-20)
     other = ["--objective.model.time-embedding-dim", "8", "--objective.weights", str(given)]
     message = r"objective\.weights: got .* with \S*time_emb\S* \(.*\), expected \(.*8.*\) as"
@@ -297,10 +297,10 @@ def test_guidance_is_distilled_into_a_pipeline(three, tmp_path):
     taught = read_pipeline(tmp_path / "w" / "export").components["unet"].module
     assert taught.config.time_cond_proj_dim == 4
     # begun with the teacher, of which one step changes little
-    begun = param_dict(read_component(three / "unet/export/unet").module)
+    initial = param_dict(read_component(three / "unet/export/unet").module)
     ended = param_dict(taught)
-    assert set(ended) - set(begun) == {"time_embedding.cond_proj.kernel"}
-    for path, array in begun.items():
+    assert set(ended) - set(initial) == {"time_embedding.cond_proj.kernel"}
+    for path, array in initial.items():
         np.testing.assert_allclose(ended[path], array, atol=1e-4)
 
 

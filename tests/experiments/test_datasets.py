@@ -92,7 +92,7 @@ def write(folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["folder", "tars", "records", "parquet", "hub"])
-def test_every_kind_gives_each_picture_with_its_caption_once(tmp_path, kind, monkeypatch):
+def test_every_kind_gives_each_image_with_its_caption_once(tmp_path, kind, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     config = config_of(write(tmp_path / "in", kind), kind)
     stream = training_batches(config, TOKENIZER)
@@ -213,7 +213,7 @@ def test_clip_learns_the_words_of_stored_captions(tmp_path):
         run([*command[:2], str(tmp_path / "b"), "--data.resolution", "24"])
 
 
-def test_few_pictures_are_validated_and_trained_on(tmp_path):
+def test_few_images_are_validated_and_trained_on(tmp_path):
     write_folder(tmp_path / "in", 5)
     stored = open_dataset(config_of(tmp_path / "in", "folder").data, 4)
     assert stored.validation_size == 2

@@ -66,7 +66,7 @@ def texts_of(ids):
     return [texts_of_ids()[0][tuple(row)] for row in np.asarray(ids).tolist()]
 
 
-def told_with(tokenizer):
+def given_with(tokenizer):
     """What pictures of captions are drawn from."""
 
     def told(captions):
@@ -78,7 +78,7 @@ def told_with(tokenizer):
 
 def told(captions):
     """As `told_with` the tokenizer of the prompts."""
-    return told_with(texts_of_ids()[1])(captions)
+    return given_with(texts_of_ids()[1])(captions)
 
 
 def perfect(shown):
@@ -100,7 +100,7 @@ def features(folder, images):
     return np.asarray(seen, np.float64)
 
 
-def test_perfect_pictures_of_scenes_are_all_correct_and_near():
+def test_perfect_images_of_scenes_are_all_correct_and_near():
     evaluate = make_evaluation(CONFIG, told, VAE, {})
     asked = []
 
@@ -122,7 +122,7 @@ def test_perfect_pictures_of_scenes_are_all_correct_and_near():
 
 
 @pytest.mark.slow
-def test_one_picture_over_and_over_has_no_covariance():
+def test_one_image_over_and_over_has_no_covariance():
     """Then the distance is |m - c|^2 and the trace of what real pictures differ by."""
     found = make_evaluation(CONFIG, told, VAE, {})(grey, {})["fid"]
     texts = [prompt.text for prompt in prompts()]
@@ -154,7 +154,7 @@ def stored(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["clip", "text_encoder"])
-def test_stored_pictures_are_compared_where_there_is_a_clip(stored, field):
+def test_stored_images_are_compared_where_there_is_a_clip(stored, field):
     config, folder = stored
     config = replaced(config, **{field: str(folder)})
     tokenizer = train_tokenizer([caption(i) for i in range(40)], 560, 12)
@@ -166,12 +166,12 @@ def test_stored_pictures_are_compared_where_there_is_a_clip(stored, field):
         assert {row.tobytes() for row in np.asarray(shown["ids"])} <= known
         return jnp.asarray(next(pictures))
 
-    measures = make_evaluation(config, told_with(tokenizer), VAE, held_out)(draw, {})
+    measures = make_evaluation(config, given_with(tokenizer), VAE, held_out)(draw, {})
     assert set(measures) == {"fid"}
     assert measures["fid"] > 0
 
 
-def test_without_a_clip_stored_pictures_are_not_measured(stored):
+def test_without_a_clip_stored_images_are_not_measured(stored):
     config, _ = stored
     assert make_evaluation(replaced(config, num_eval_images=None), told, VAE, {})(grey, {}) == {}
     with pytest.raises(InputError, match=r"num_eval_images: got 20 for data without a metric"):

@@ -18,21 +18,21 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def test_only_the_unet_begins_at_random(tmp_path, text_encoders):
     folder = tiny.write_xl(tmp_path / "xl")
     train = Full(from_scratch=True, text_encoders=text_encoders)
-    begun = load_base_model(DiffusionObjective(pipeline=str(folder), trainable=train))
+    base = load_base_model(DiffusionObjective(pipeline=str(folder), trainable=train))
     networks, learnt = (
-        begun.abstract_networks(np.float32),
-        make_training_method(begun, np.float32, None).partition,
+        base.abstract_networks(np.float32),
+        make_training_method(base, np.float32, None).partition,
     )
     drawn = dict(learnt.init(3))
     prefix = "unet." if text_encoders else ""
     fresh = {f"{prefix}{path}": array for path, array in initial_weights(networks["unet"], 3)}
-    stored = param_dict(begun.pipeline.components["unet"].module)
+    stored = param_dict(base.pipeline.components["unet"].module)
     assert any(not np.array_equal(fresh[f"{prefix}{path}"], stored[path]) for path in stored)
     for path, array in fresh.items():
         np.testing.assert_array_equal(drawn.pop(path), array)
     for path, array in drawn.items():  # those of the text encoders are the pipeline's
         name, _, own = path.partition(".")
-        np.testing.assert_array_equal(array, begun.host_weights(name)[own])
+        np.testing.assert_array_equal(array, base.host_weights(name)[own])
     assert bool(drawn) == text_encoders
 
 

@@ -181,8 +181,8 @@ def test_small_additions_are_learnt_resumed_and_drawn_with(folder, name):
 
 def test_a_lora_begins_as_the_model_and_names_its_layers(folder):
     """Nothing is changed by factors of which one is zero, whatever the other is."""
-    begun = load_base_model(DiffusionObjective(pipeline=str(folder / "sd")))
-    networks = begun.abstract_networks(np.float32)
+    base = load_base_model(DiffusionObjective(pipeline=str(folder / "sd")))
+    networks = base.abstract_networks(np.float32)
     config = LoRA(
         rank=2,
         target_modules=("attn1.to_q", "ff.net.0.proj", "conv1"),
@@ -194,7 +194,7 @@ def test_a_lora_begins_as_the_model_and_names_its_layers(folder):
     assert {path.split(".")[0] for path in params} == {"unet", "text_encoder"}
     ends = {path.rsplit(".lora_", 1)[0].rsplit(".", 1)[1] for path in params}
     assert ends == {"to_q", "proj", "conv1", "fc1"}
-    stored = {name: begun.host_weights(name) for name in tuned.frozen}
+    stored = {name: base.host_weights(name) for name in tuned.frozen}
     told = jnp.ones((1, 8, 8, 4)), jnp.ones(1), jnp.ones((1, 12, 8))
 
     @jax.jit
@@ -256,8 +256,8 @@ def test_a_prior_takes_turns_and_weighs(folder, tmp_path):
         pipeline=str(folder / "sd"), prior_data=prior, prior_loss_weight=0.25
     )
     config = TrainConfig(objective=objective, data=data, batch_size=8, steps=1)
-    begun = load_base_model(objective)
-    texts = begun.caption_tokenizer(data.caption)
+    base = load_base_model(objective)
+    texts = base.caption_tokenizer(data.caption)
     stream = prior_preservation_batches(config, prior, objective.prior_loss_weight, texts)
     batch = next(stream)
     ids = texts([""])["ids"][0], CaptionTokenizer(tokenizers=texts.tokenizers)(["a star"])["ids"][0]
@@ -309,16 +309,16 @@ def test_another_pipeline_or_tuning_in_the_same_workdir_is_refused(folder, short
 @pytest.mark.slow
 def test_weights_are_exported_averaged_or_as_they_are(folder, short, tmp_path):
     """After one step: average = begun + 0.9 (trained - begun), by `ema_decay`."""
-    begun, averaged = tables(folder / "sd")["unet"], tables(short / "export")["unet"]
+    base, averaged = tables(folder / "sd")["unet"], tables(short / "export")["unet"]
     for flag, name in (("--no-ema", "raw"), ("--ema", "ema")):
         call = [str(short), str(tmp_path / name), flag, "--dtype", "float32"]
         assert main.run("export", call) == 0
     raw, again = (tables(tmp_path / name)["unet"] for name in ("raw", "ema"))
-    for path, start in begun.items():
+    for path, start in base.items():
         np.testing.assert_array_equal(again[path], averaged[path])
         moved = np.asarray(raw[path]) - start
         np.testing.assert_allclose(averaged[path] - start, 0.9 * moved, rtol=1e-3, atol=1e-6)
-    assert np.abs(np.asarray(raw["conv_in.kernel"]) - begun["conv_in.kernel"]).max() > 1e-3
+    assert np.abs(np.asarray(raw["conv_in.kernel"]) - base["conv_in.kernel"]).max() > 1e-3
     # what is not there yet is made of the newest checkpoint
     shutil.move(short / "export", tmp_path / "aside")
     assert main.run("export", [str(short), str(tmp_path / "made"), "--dtype", "float32"]) == 0

@@ -50,7 +50,7 @@ def test_parameters_text_is_the_a1111_form():
     ]
 
 
-def test_no_picture_has_no_settings(tmp_path):
+def test_no_image_has_no_settings(tmp_path):
     assert read_settings(tmp_path / "a.png") is None
 
 

@@ -37,14 +37,14 @@ def test_plain_lines(tmp_path):
     assert read_prompt_file(path) == [(f"{path}:1", lines[0]), (f"{path}:2", lines[1])]
 
 
-def test_pictures_lie_beside_the_file(tmp_path):
+def test_images_lie_beside_the_file(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a", "image": "b/c.png", "mask": "/d.png", "strength": 1}')
     ((_, line),) = read_prompt_file(path)
     assert (line.image, line.mask) == (str(tmp_path / "b" / "c.png"), "/d.png")
 
 
-def test_a_common_mask_and_strength_are_for_lines_with_a_picture():
+def test_a_common_mask_and_strength_are_for_lines_with_an_image():
     defaults = dataclasses.replace(DEFAULTS, num_images=1, mask="m.png", strength=0.5)
     lines = [{}, {"image": "a.png"}, {"image": "a.png", "strength": 1.0}, {"strength": 0.7}]
     jobs = expand_jobs(

@@ -21,8 +21,8 @@ def grid_of(sampler="ddim"):
 
 def count(rule, grid, sampler="ddim", first=0, last=STEPS):
     """What we say that the steps from `first` to `last` cost."""
-    anew = phase_switches(rule, grid, first, last)
-    each = SAMPLERS[sampler].nfe(last - first, ends_clean=last == STEPS, restarts=anew)
+    switches = phase_switches(rule, grid, first, last)
+    each = SAMPLERS[sampler].nfe(last - first, ends_clean=last == STEPS, restarts=switches)
     return nfe(rule, grid, first, each)
 
 
@@ -35,8 +35,8 @@ def asked(rule, grid, sampler="ddim"):
         return jnp.ones_like(x)
 
     streams = [sum(s.network == name for s in rule.streams) for name in ("main", "guidance_model")]
-    told, told_guide = (jnp.zeros((1, n, 1)) for n in streams)
-    guide = ConditionedNetwork(network, (), told_guide, "epsilon") if streams[1] else None
+    told, given_guide = (jnp.zeros((1, n, 1)) for n in streams)
+    guide = ConditionedNetwork(network, (), given_guide, "epsilon") if streams[1] else None
     dials = GuidanceScales(jnp.full(1, 3.0))
     denoise = guided_denoiser(
         network, (), told, dials, rule=rule, prediction_type="epsilon", guidance_model=guide

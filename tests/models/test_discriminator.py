@@ -73,7 +73,7 @@ def test_the_published_size():
     }
 
 
-def test_a_picture_has_its_own_logits(params):
+def test_an_image_has_its_own_logits(params):
     together = logits(params, IMAGES)
     for i in range(3):
         np.testing.assert_allclose(logits(params, IMAGES[i : i + 1])[0], together[i], rtol=1e-5)

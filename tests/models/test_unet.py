@@ -92,7 +92,7 @@ def test_computes_in_its_dtype_and_returns_the_samples(dtype):
     assert set(found) == {(dtype, dtype)}
 
 
-def test_same_picture_alone_or_in_a_batch():
+def test_same_image_alone_or_in_a_batch():
     unet = initialise(UNet2DConditionModel, UNet2DConditionConfig(**SMALL), seed=0)
     unet.conv_out.kernel[...] = jnp.ones_like(unet.conv_out.kernel[...])
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 4))

@@ -29,7 +29,7 @@ def decibels(image: np.ndarray, other: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m"])
-def test_same_latents_give_the_same_pictures(theirs, sampler):
+def test_same_latents_give_the_same_images(theirs, sampler):
     pipe = jaxdiff.load(dtype="float32")
     options = {"guidance_scale": pipe.defaults.guidance_scale}
     steps = pipe.defaults.steps

@@ -116,7 +116,7 @@ def test_a_file_of_diffusers(case):
     indirect=["case"],
     ids=["sd1-image", "sdxl-image", "sd1-mask", "nine-channels-mask"],
 )
-def test_pictures_are_given(case, picture, mask, cls, masked):
+def test_images_are_given(case, picture, mask, cls, masked):
     """Image to image, and inpainting by putting the rest back and by a network that is told."""
     shared = {"steps": 20, "image": picture, "strength": 0.8}
     ours, theirs = dict(shared), dict(shared)

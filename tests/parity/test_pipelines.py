@@ -261,7 +261,7 @@ def test_sizes_of_the_refiners_null_stream(pipes, noise, picture, crop):
 
 
 @families("sd1")
-def test_pictures(pipes, noise):
+def test_images(pipes, noise):
     """Through the VAE and to bytes: nowhere more than one step of brightness apart."""
     theirs, ours = pipes
     want = theirs(PROMPT, num_inference_steps=4, latents=nchw(noise), output_type="np").images

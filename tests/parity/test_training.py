@@ -48,20 +48,20 @@ class Ours:
 
     def __init__(self, folder, **choices):
         self.objective = DiffusionObjective(pipeline=str(folder), **choices)
-        self.begun = load_base_model(self.objective)
+        self.base = load_base_model(self.objective)
         dtype = dtype_of("float32")
-        self.chosen = make_training_method(self.begun, dtype, None)
+        self.chosen = make_training_method(self.base, dtype, None)
         tuned = self.chosen.partition
         self.frozen = Frozen(
-            weights={name: self.begun.host_weights(name) for name in tuned.frozen},
+            weights={name: self.base.host_weights(name) for name in tuned.frozen},
             null={
                 name: jnp.asarray(
-                    self.chosen.caption_tokenizer([""])[self.begun.family.id_columns[name]][0]
+                    self.chosen.caption_tokenizer([""])[self.base.family.id_columns[name]][0]
                 )
-                for name in self.begun.text_encoders
+                for name in self.base.text_encoders
             },
         )
-        learner = diffusion_task(self.begun.objective, tuned)
+        learner = diffusion_task(self.base.objective, tuned)
         transform = make_optimiser(OPTIMISER, STEPS)
         self.schedule = learning_rate(OPTIMISER, STEPS)
         self.first = dict(learner.init(3))
@@ -73,8 +73,8 @@ class Ours:
         key = jax.random.fold_in(jax.random.key(5), step)
         latent, drop, time, noise = per_sample_split(key, BATCH, 4)
         texts = {
-            name: jnp.asarray(batch[self.begun.family.id_columns[name]])
-            for name in self.begun.text_encoders
+            name: jnp.asarray(batch[self.base.family.id_columns[name]])
+            for name in self.base.text_encoders
         }
         rates = self.objective.caption_dropout, self.objective.caption_dropout_per_encoder
         ids, dropped = drop_captions(drop, texts, self.frozen.null, *rates)
@@ -146,13 +146,13 @@ def train_both(ours, pipe, parameters):
     betas = OPTIMISER.beta1, OPTIMISER.beta2
     adam = torch.optim.AdamW(groups, betas=betas, eps=OPTIMISER.epsilon)
     worst, clipped = 0.0, 0
-    for step, batch in enumerate(batches(len(ours.begun.text_encoders) > 1)):
+    for step, batch in enumerate(batches(len(ours.base.text_encoders) > 1)):
         drawn = ours.drawn(step, batch, (BATCH, 8, 8, 4))
         arrays = {name: jnp.asarray(array) for name, array in batch.items()}
         ours.state, metrics = ours.step(ours.state, ours.frozen, arrays, jax.random.key(5))
         for group in adam.param_groups:
             group["lr"] = float(ours.schedule(step))
-        loss = their_loss(pipe, noising, batch, drawn, ours.begun.family.zero_uncond)
+        loss = their_loss(pipe, noising, batch, drawn, ours.base.family.zero_uncond)
         adam.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, OPTIMISER.clip_norm)
@@ -220,7 +220,7 @@ def test_low_rank_changes(tmp_path, family):
     train = LoRA(rank=3, alpha=6.0, target_modules=TARGETS, text_target_modules=TEXT_TARGETS)
     ours = Ours(tmp_path / "model", trainable=train, caption_dropout=0.0)
     known = {}
-    for name in ("unet", *ours.begun.text_encoders):
+    for name in ("unet", *ours.base.text_encoders):
         targets = TARGETS if name == "unet" else TEXT_TARGETS
         module = getattr(pipe, name)
         module.requires_grad_(False)
@@ -268,11 +268,11 @@ def test_a_learnt_word(tmp_path):
     train = TextualInversion(placeholder_token="<x>", initializer_token="b", num_vectors=2)
     ours = Ours(tmp_path / "model", trainable=train)
     rows = np.random.default_rng(0).normal(size=(2, 12)).astype(np.float32)
-    begun = np.array(ours.first["text_encoder.vectors"])
+    base = np.array(ours.first["text_encoder.vectors"])
     ours.chosen.export({"text_encoder.vectors": rows}, tmp_path / "export")
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     table = pipe.text_encoder.get_input_embeddings().weight.detach().numpy().copy()
-    np.testing.assert_array_equal(begun, np.tile(table[pipe.tokenizer.encode("b")[1]], (2, 1)))
+    np.testing.assert_array_equal(base, np.tile(table[pipe.tokenizer.encode("b")[1]], (2, 1)))
     pipe.load_textual_inversion(tmp_path / "export" / "learned_embeds.safetensors")
     prompt = pipe.maybe_convert_prompt("a <x> c", pipe.tokenizer)
     ids = pipe.tokenizer(prompt, add_special_tokens=False)["input_ids"]

@@ -31,7 +31,7 @@ def near(a, b):
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-def test_where_the_mask_is_black_the_picture_stays(single, picture):
+def test_where_the_mask_is_black_the_image_stays(single, picture):
     mask = np.zeros((16, 16), bool)
     mask[:, 8:] = True
     out = single(PROMPT, image=picture, mask=mask, strength=0.5, **LATENT).images[0]
@@ -76,14 +76,14 @@ def test_strength_is_how_much_changes(single, picture):
     assert changes == sorted(changes)
 
 
-def test_several_pictures_for_one_prompt(single, picture):
+def test_several_images_for_one_prompt(single, picture):
     both = [picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     out = single(PROMPT, image=both, seed=[1, 1], output="latent").images
     alone = single(PROMPT, image=both[1], seed=1, output="latent").images
     assert near(out[1:], alone) < 1e-5
 
 
-def test_size_is_that_of_the_picture(single, picture):
+def test_size_is_that_of_the_image(single, picture):
     wide = picture.resize((24, 16))
     (out,) = single(PROMPT, image=wide).images
     assert out.size == (24, 16)
@@ -106,7 +106,7 @@ def test_a_long_prompt_does_not_change_its_company(single):
     assert near(together[1], together[0]) > 1e-3
 
 
-def test_weights_of_words_change_the_picture_and_weight_one_does_not(single):
+def test_weights_of_words_change_the_image_and_weight_one_does_not(single):
     plain = single(PROMPT, **LATENT).images
     same = single("a small (red:1) circle", **LATENT).images
     heavy = single("a small (red:1.8) circle", **LATENT).images
@@ -114,7 +114,7 @@ def test_weights_of_words_change_the_picture_and_weight_one_does_not(single):
     assert near(heavy, plain) > 1e-4
 
 
-def test_clip_skip_changes_the_picture(single):
+def test_clip_skip_changes_the_image(single):
     plain, skipped = (single(PROMPT, clip_skip=s, **LATENT).images for s in (0, 1))
     assert near(skipped, plain) > 1e-3
     with pytest.raises(InputError, match=r"^clip_skip: got 2, expected a number from 0 to 1"):

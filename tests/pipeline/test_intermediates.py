@@ -15,7 +15,7 @@ def shown(single):
     return single(PROMPTS, sampler="ddim", intermediate_steps=range(5), **SHARED)
 
 
-def test_the_first_and_the_last_of_what_is_seen_are_noise_and_picture(single, shown):
+def test_the_first_and_the_last_of_what_is_seen_are_noise_and_image(single, shown):
     """From unit noise (the grid starts at 1), and DDIM ends with alpha = 1 on its last D."""
     noise = np.random.default_rng(0).normal(size=(3, 8, 8, 4)).astype(np.float32)
     out = single(PROMPTS, sampler="ddim", latents=noise, intermediate_steps=[0], **SHARED)
@@ -54,7 +54,7 @@ def test_what_is_seen_of_an_image_does_not_depend_on_its_batch(one_device, pipe)
             assert np.abs(getattr(cut, name) - want).max() < 1e-5 * np.abs(want).max()
 
 
-def test_latents_become_pictures_on_any_devices(single, pipe):
+def test_latents_become_images_on_any_devices(single, pipe):
     latents = single(PROMPTS, **SHARED).images
     want = np.asarray(single.vae.decode(jnp.asarray(latents) / 0.7))
     want = np.clip(want / 2 + 0.5, 0, 1) * 255

@@ -55,7 +55,7 @@ def test_latents_equal_a_plain_reference(one_device, noise, w):
     assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
 
 
-def test_pictures_are_the_decoded_latents(single, noise):
+def test_images_are_the_decoded_latents(single, noise):
     latents = single(PROMPT, latents=noise, output="latent").images
     images = single(PROMPT, latents=noise, output="numpy").images
     decoded = np.asarray(single.vae.decode(jnp.asarray(latents) / 0.7))
@@ -73,7 +73,7 @@ def test_one_compilation_serves_any_prompt_seed_scale_and_steps(pipe):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_a_seed_is_the_same_picture_in_any_batch_on_any_devices(pipe, one_device, sampler):
+def test_a_seed_is_the_same_image_in_any_batch_on_any_devices(pipe, one_device, sampler):
     prompts = [f"a {c} star" for c in "abcdefgh"]
     shared = {"sampler": sampler, "output": "latent", "guidance_scale": 4.0}
     batch = pipe(prompts, seed=11, **shared).images
@@ -141,7 +141,7 @@ def test_a_model_with_an_unknown_scheduler_draws_with_a_named_sampler(pipe, tmp_
         distilled(PROMPT, steps=51)
 
 
-def test_save_and_load_draws_the_same_picture(pipe, tmp_path):
+def test_save_and_load_draws_the_same_image(pipe, tmp_path):
     pipe.save(tmp_path / "copy")
     copy = jaxdiff.load(tmp_path / "copy")
     one, two = (p(PROMPT, seed=3, output="numpy").images for p in (pipe, copy))
@@ -216,7 +216,7 @@ def test_a_closed_vocabulary_warns_once_of_all_words_that_it_lacks(tmp_path):
         pipe("a red star", negative_prompt="fog", guidance_scale=2.0, steps=1)
 
 
-def test_pil_pictures(single):
+def test_pil_images(single):
     (image,) = single(PROMPT).images
     assert (image.size, image.mode) == ((16, 16), "RGB")
 

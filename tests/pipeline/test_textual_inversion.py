@@ -37,7 +37,7 @@ def test_a_word_means_its_vectors(single, file):
     np.testing.assert_array_equal(got[[0, 3]], before[[0, 2]])
 
 
-def test_it_changes_pictures_and_goes_without_a_trace(single, file):
+def test_it_changes_images_and_goes_without_a_trace(single, file):
     plain, before = (single(p, **DRAW).images for p in ("a star", "a thing star"))
     single.load_textual_inversion(file)
     steps = [p for p in single.stages._programs.values() if p.compilations]

@@ -44,7 +44,7 @@ def test_the_way_down():
     np.testing.assert_allclose(got, half(array), atol=1e-6)
 
 
-def test_a_picture_in_tiles_is_nearly_the_picture(single):
+def test_an_image_in_tiles_is_nearly_the_image(single):
     """Norms and attention see a tile instead of the picture: near, and with seams blended."""
     options = {"seed": 3, "steps": 2, "height": 48, "width": 32, "output": "numpy"}
     whole = single("a star", **options).images.astype(int)
@@ -54,7 +54,7 @@ def test_a_picture_in_tiles_is_nearly_the_picture(single):
     np.testing.assert_array_equal(large, whole)
 
 
-def test_pictures_are_read_in_tiles_too(single):
+def test_images_are_read_in_tiles_too(single):
     picture = np.random.default_rng(0).integers(0, 256, (48, 32, 3), np.uint8)
     options = {"image": picture, "seed": 3, "strength": 0.5, "output": "latent"}
     whole, tiled = (single("a star", vae_tile=t, **options).images for t in (None, 24))

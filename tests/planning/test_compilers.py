@@ -11,7 +11,7 @@ from jaxdiff.parallel.chips import CHIPS
 from jaxdiff.planning import compilers
 from jaxdiff.planning.compilers import compiler_version, configure_compiler
 
-TOLD = (
+GIVEN = (
     "ALLOW_MULTIPLE_LIBTPU_LOAD",
     "TPU_SKIP_MDS_QUERY",
     "TPU_WORKER_HOSTNAMES",
@@ -48,9 +48,9 @@ def test_the_compiler_is_the_one_that_jax_asks_for(monkeypatch, installed, refus
     monkeypatch.setattr(metadata, "version", {"libtpu": installed, "jax": "0.10.2"}.__getitem__)
     asked = ["numpy>=2.0", 'libtpu==0.0.42.*; extra == "tpu"']
     monkeypatch.setattr(metadata, "requires", {"jax": asked}.__getitem__)
-    for name in TOLD:
+    for name in GIVEN:
         monkeypatch.setenv(name, "")
     said = r'got libtpu 0.0.52, expected ==0.0.42.\* as jax 0.10.2 asks for: pip install "jax\[tpu'
     with pytest.raises(InputError, match=said) if refused else nullcontext():
         configure_compiler(CHIPS["v5e"])
-    assert all(os.environ[name] for name in TOLD) != refused
+    assert all(os.environ[name] for name in GIVEN) != refused

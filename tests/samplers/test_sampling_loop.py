@@ -265,8 +265,8 @@ def test_evaluations_are_saved_where_the_whole_batch_rests(text, rows):
     jax.effects_barrier()
     if rows is None:
         inside = (grid.sigma / grid.alpha)[:, :9] > 1.5
-        begun = jnp.arange(9)[None] < grid.num_steps[:, None]
-        rows = 2 * 9 + 2 * int(jnp.sum(jnp.any(inside & begun, axis=0)))
+        initial = jnp.arange(9)[None] < grid.num_steps[:, None]
+        rows = 2 * 9 + 2 * int(jnp.sum(jnp.any(inside & initial, axis=0)))
     assert sum(seen) == rows
 
 

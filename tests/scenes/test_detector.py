@@ -147,7 +147,7 @@ def test_the_deviation_of_an_ellipse_is_its_closed_form(size):
     assert circle_deviation(image) == pytest.approx(expected, rel=0.03)
 
 
-def test_a_drawn_circle_is_round_and_other_pictures_have_no_circle():
+def test_a_drawn_circle_is_round_and_other_images_have_no_circle():
     circle = Scene(objects=(RED_CIRCLE,), background="pink")
     assert circle_deviation(render(circle)) < 0.006
     assert circle_deviation(render(circle, size=128)) < 0.003
@@ -195,6 +195,6 @@ def test_a_diagonal_is_decided_by_the_longer_way():
         assert score(PAIR, detect(render(PAIR, layout))).relation is right
 
 
-def test_a_picture_of_another_size_is_refused():
+def test_an_image_of_another_size_is_refused():
     with pytest.raises(InputError, match="image"):
         detect(np.zeros((32, 32, 3), np.uint8))

@@ -31,7 +31,7 @@ def test_drawings_of_the_prompts_are_all_correct():
     assert counts["background"] == sum(p.scene.background is not None for p in MIXED[:12])
 
 
-def test_pictures_of_other_prompts_are_mostly_wrong():
+def test_images_of_other_prompts_are_mostly_wrong():
     drawn = render_generator(MIXED)
     others = {a.text: b.text for a, b in zip(MIXED, MIXED[1:] + MIXED[:1], strict=True)}
     report = evaluate_alignment(

@@ -145,7 +145,7 @@ def test_a_text_without_attributes_is_refused(text):
         text_attributes(text)
 
 
-def test_batches_have_pictures_and_masks():
+def test_batches_have_images_and_masks():
     source = SceneSource(seed=0)
     items = [source[i] for i in range(3)]
     batch = collate_attributes(items)

@@ -253,7 +253,7 @@ def test_the_size_of_the_images_changes_nothing_else():
         SceneSource(seed=3, size=32)
 
 
-def test_the_picture_has_the_palette_and_soft_edges():
+def test_the_image_has_the_palette_and_soft_edges():
     image = render(PAIR, ObjectLayout(centres=((32.0, 14.0), (32.0, 46.0)), radii=(8.0, 13.0)))
     assert tuple(image[0, 0]) == BACKGROUND_RGB["grey"]
     assert tuple(image[14, 32]) == OBJECT_RGB["red"]
@@ -268,7 +268,7 @@ def test_sizes_are_clearly_apart():
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("variations", [2, 4, 8])
-def test_blocks_hold_different_pictures_and_captions(split, variations):
+def test_blocks_hold_different_images_and_captions(split, variations):
     source = SceneSource(seed=1, split=split, variations=variations)
     for block in range(20):
         items = [source[block * variations + i] for i in range(variations)]

@@ -62,8 +62,8 @@ LAST = "vae.decoder.conv_out.kernel"
 def params():
     """Initial weights with noise, at which the players have opinions."""
     rng = np.random.default_rng(3)
-    begun = vae_task(OBJECTIVE, perceptual_model=EYE).init(0)
-    return {k: jnp.asarray(v + 0.1 * rng.normal(size=v.shape), jnp.float32) for k, v in begun}
+    initial = vae_task(OBJECTIVE, perceptual_model=EYE).init(0)
+    return {k: jnp.asarray(v + 0.1 * rng.normal(size=v.shape), jnp.float32) for k, v in initial}
 
 
 def table(params, prefix):
@@ -188,8 +188,8 @@ def test_training_begins_the_discriminator_at_its_step(dtype, parts):
             frozen_at_step=learn.frozen_at_step,
         )
     )
-    begun = {k: jnp.asarray(v) for k, v in learn.init(0)}
-    state, changed = initial_state(begun, transform), []
+    initial = {k: jnp.asarray(v) for k, v in learn.init(0)}
+    state, changed = initial_state(initial, transform), []
     name = "discriminator.conv_in.bias"  # which no weight decay changes
     for _ in range(5):
         before = state.params[name]
@@ -221,7 +221,7 @@ def test_distance_is_that_of_directions():
     np.testing.assert_allclose(hidden_state_distance(longer, [-x for x in states[0]]), 4, rtol=1e-5)
 
 
-def test_pictures_are_brought_to_the_size_of_the_eye():
+def test_images_are_brought_to_the_size_of_the_eye():
     large = jnp.repeat(jnp.repeat(IMAGES, 2, axis=1), 2, axis=2)
     other = large[:, ::-1]
     found = EYE.loss(FROZEN.perceptual, large, other)

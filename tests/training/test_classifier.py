@@ -65,7 +65,7 @@ def learner(**changes):
     return classifier_task(dataclasses.replace(OBJECTIVE, **changes), abstract(AutoencoderKL, VAE))
 
 
-def begun(learn):
+def initial(learn):
     return {path: jnp.asarray(array) for path, array in learn.init(2)}
 
 
@@ -73,19 +73,19 @@ def begun(learn):
 def test_at_first_every_answer_costs_the_logarithm_of_the_choices(frozen, draws):
     learn = learner(noise_levels_per_image=draws)
     told = batch()
-    value, parts = jax.jit(learn.loss)(begun(learn), frozen, told, jax.random.key(0))
+    value, parts = jax.jit(learn.loss)(initial(learn), frozen, told, jax.random.key(0))
     np.testing.assert_allclose(parts["nats_tone"], np.log(3), rtol=1e-6)
     np.testing.assert_allclose(parts["nats_things"], 2 * np.log(2), rtol=1e-6)
     np.testing.assert_allclose(value, np.log(3) + 2 * np.log(2), rtol=1e-6)
     # of what is not known nothing is learnt, so it costs nothing
     told["known"] = told["known"].at[::2, :3].set(False)
-    _, parts = jax.jit(learn.loss)(begun(learn), frozen, told, jax.random.key(0))
+    _, parts = jax.jit(learn.loss)(initial(learn), frozen, told, jax.random.key(0))
     np.testing.assert_allclose(parts["nats_tone"], np.log(3) / 2, rtol=1e-6)
 
 
 def test_the_loss_falls(frozen, standard_promotion):
     learn = learner(noise_levels_per_image=4, timestep_shift=0.2)
-    params, told = begun(learn), batch(16)
+    params, told = initial(learn), batch(16)
     rule = optax.adam(1e-2)
 
     @jax.jit
@@ -105,7 +105,7 @@ def test_the_loss_falls(frozen, standard_promotion):
 def test_the_vae_gets_no_gradient_and_all_others_do(frozen):
     learn = learner()
     params = {k: a + jnp.asarray(0.1 * RNG.normal(size=a.shape), a.dtype)
-              for k, a in begun(learn).items()}  # fmt: skip
+              for k, a in initial(learn).items()}  # fmt: skip
     told = batch()
 
     def loss(ours, theirs):
@@ -127,7 +127,7 @@ def test_noise_has_the_level_of_the_schedule():
         np.testing.assert_allclose(x.std(), sigma, rtol=0.05)
 
 
-class Told(LatentClassifier):
+class Given(LatentClassifier):
     """Answers "light" at low noise and "dark" at high, and "left" if the latents are positive."""
 
     def __init__(self):
@@ -146,7 +146,7 @@ def test_accuracies_are_shares_of_the_known_at_each_level():
     known = jnp.ones((4, 5), bool).at[3, :3].set(False)
     x0 = jnp.full((4, 4, 4, 2), 10.0)
     shares = accuracies(
-        Told(), OBJECTIVE.schedule, x0, targets.astype(bool), known, [0, 600], jax.random.key(0)
+        Given(), OBJECTIVE.schedule, x0, targets.astype(bool), known, [0, 600], jax.random.key(0)
     )
     # light in 2 of 3, dark in 1 of 3; only left in 2 of 4
     np.testing.assert_allclose(shares, [[2 / 3, 1 / 2], [1 / 3, 1 / 2]], rtol=1e-6)

@@ -67,14 +67,14 @@ def test_knowing_nothing_costs_log_b():
 
 def test_the_two_directions_are_transposes():
     logits = jnp.asarray(RNG.normal(size=(6, 6)), jnp.float32)
-    to_caption, to_picture = contrastive_loss(logits)
-    again_picture, again_caption = contrastive_loss(logits.T)
-    np.testing.assert_allclose([to_caption, to_picture], [again_caption, again_picture], rtol=1e-6)
+    to_caption, to_image = contrastive_loss(logits)
+    again_image, again_caption = contrastive_loss(logits.T)
+    np.testing.assert_allclose([to_caption, to_image], [again_caption, again_image], rtol=1e-6)
     expected = -np.mean([logits[i, i] - np.log(np.exp(logits[i]).sum()) for i in range(6)])
     np.testing.assert_allclose(to_caption, expected, rtol=1e-5)
 
 
-def test_another_picture_of_the_same_caption_is_no_mistake():
+def test_another_image_of_the_same_caption_is_no_mistake():
     ids = jnp.asarray([[1, 2], [1, 2], [1, 3]])
     same = same_caption(ids)
     np.testing.assert_array_equal(same, [[1, 1, 0], [1, 1, 0], [0, 0, 1]])

@@ -80,7 +80,7 @@ def test_without_rates_of_their_own_encoders_lose_the_same_captions():
     assert 0 < first.sum() < 50
 
 
-def test_pictures_without_recorded_sizes_are_whole():
+def test_images_without_recorded_sizes_are_whole():
     kept = jnp.zeros(2, bool)
     told = SizesAndCrop().of_batch({"image": jnp.zeros((2, 16, 24, 3))}, kept)
     np.testing.assert_array_equal(told, [[16, 24, 0, 0, 16, 24]] * 2)
@@ -191,7 +191,7 @@ def test_impossible_choices_are_refused(field, value):
         dataclasses.replace(OBJECTIVE, **{field: value})
 
 
-def test_eps_is_not_learnt_where_nothing_is_left_of_the_picture():
+def test_eps_is_not_learnt_where_nothing_is_left_of_the_image():
     schedule = VPSchedule(zero_terminal_snr=True)
     assert float(schedule.alpha_sigma(jnp.asarray([999]))[0][0]) == 0
     dataclasses.replace(OBJECTIVE, schedule=schedule)

@@ -71,8 +71,8 @@ def test_the_student_begins_as_the_conditional_teacher(teacher):
     x = jnp.asarray(RNG.normal(size=(3, 4, 4, 2)), jnp.float32)
     t, context = jnp.array([1.0, 500.0, 999.0]), jnp.ones((3, 5, 8))
     told = guidance_embedding(jnp.array([1.0, 3.0, 9.0]), 6)
-    begun = jax.jit(lambda x: pupil(x, t, context, timestep_cond=told))(x)
-    np.testing.assert_array_equal(begun, jax.jit(lambda x: teacher(x, t, context))(x))
+    initial = jax.jit(lambda x: pupil(x, t, context, timestep_cond=told))(x)
+    np.testing.assert_array_equal(initial, jax.jit(lambda x: teacher(x, t, context))(x))
 
 
 def test_at_scale_one_there_is_nothing_to_learn(teacher, frozen):

@@ -71,17 +71,17 @@ def test_one_batch_is_learnt_and_nothing_else_changes(kind):
         updates, state = descent.update(slope, state)
         return optax.apply_updates(params, updates), state, value
 
-    begun = {path: jnp.asarray(array) for path, array in learn.init(0)}
-    assert {path: array.shape for path, array in begun.items()} == {
+    initial = {path: jnp.asarray(array) for path, array in learn.init(0)}
+    assert {path: array.shape for path, array in initial.items()} == {
         path: leaf.shape for path, leaf in learn.shapes.items()
     }
-    params, state, losses = begun, descent.init(begun), []
+    params, state, losses = initial, descent.init(initial), []
     for _ in range(12):
         params, state, value = step(params, state)
         losses.append(float(value))
     assert losses[-1] < losses[0] * (0.999 if kind == "word" else 0.95)
 
-    before, after = (tuned.merge(table, still.weights) for table in (begun, params))
+    before, after = (tuned.merge(table, still.weights) for table in (initial, params))
     changed = {
         f"{name}.{path}"
         for name, table in before.items()
@@ -89,10 +89,10 @@ def test_one_batch_is_learnt_and_nothing_else_changes(kind):
         if not np.array_equal(array, after[name][path])
     }
     names = {
-        "unet": {f"unet.{path}" for path in begun},
+        "unet": {f"unet.{path}" for path in initial},
         "word": {"text_encoder." + TOKEN_EMBEDDING},
     }
-    assert changed == names.get(kind, set(begun))
+    assert changed == names.get(kind, set(initial))
     if kind == "word":
         rows = after["text_encoder"][TOKEN_EMBEDDING]
         np.testing.assert_array_equal(rows[:20], given["text_encoder"][TOKEN_EMBEDDING])
@@ -121,7 +121,7 @@ def test_low_rank_layers_add_the_product_of_their_factors(conv):
         np.testing.assert_allclose(halves, expected(x), rtol=1e-4, atol=1e-5)
 
 
-def test_weights_of_pictures_weigh_their_losses():
+def test_weights_of_images_weigh_their_losses():
     params = {path: jnp.asarray(array) for path, array in train_denoiser(SD, networks()).init(0)}
     learn = diffusion_task(OBJECTIVE, train_denoiser(SD, networks()))
     rng = np.random.default_rng(0)
