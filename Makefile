@@ -7,6 +7,8 @@ PARITY := .venv-parity
 NEWEST := .venv-newest
 SMOKE := $(addprefix tests/,core diffusion samplers guidance nn models) \
   tests/experiments/test_command.py::test_log_and_samples
+# by file, those with slow tests first, as tests/conftest.py orders them
+PYTEST := pytest -n auto --dist loadfile --no-loadscope-reorder
 PROMPT ?= a small red circle above a large blue square
 ARGS ?=
 
@@ -29,14 +31,14 @@ generate: $(VENV)/.run
 	@$(VENV)/bin/python generate.py "$(PROMPT)" $(ARGS)
 
 test: $(VENV)/.dev
-	@$(VENV)/bin/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
+	@$(VENV)/bin/python -m $(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.dev
-	@$(VENV)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(VENV)/bin/python -m $(PYTEST) $(ARGS)
 
 newest: $(NEWEST)/.dev
 	@$(NEWEST)/bin/python -c 'import jax, sys; print("Python", sys.version.split()[0], "jax", jax.__version__)'
-	@$(NEWEST)/bin/python -m pytest -n auto --dist loadfile -m "not slow" $(SMOKE) $(ARGS)
+	@$(NEWEST)/bin/python -m $(PYTEST) -m "not slow" $(SMOKE) $(ARGS)
 	@$(NEWEST)/bin/python -W error generate.py "$(PROMPT)" --steps 4 --output "$$(mktemp -d)"
 
 check: $(VENV)/.dev
@@ -49,7 +51,7 @@ format: $(VENV)/.dev
 	@$(VENV)/bin/ruff check --fix .
 
 parity: $(PARITY)/.ready
-	@$(PARITY)/bin/python -m pytest tests/parity -n auto --dist loadfile $(ARGS)
+	@$(PARITY)/bin/python -m $(PYTEST) tests/parity $(ARGS)
 
 parity-full: $(PARITY)/.ready
 	@PYTHONPATH=. JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/full_size.py $(ARGS)

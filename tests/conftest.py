@@ -58,6 +58,12 @@ def pytest_sessionstart(session):
     jax.monitoring.register_event_duration_secs_listener(count)
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that no worker is left alone with them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forgotten():
     """What some files have compiled does not stay in memory for all others."""
