@@ -87,8 +87,10 @@ def axis_sizes(wanted: Mapping[str, int], devices: int) -> dict[str, int]:
         raise InputError(f"mesh: got {got}, expected sizes of at least 1, and at most one {INFER}")
     product = math.prod(given.values())
     if devices % product or (len(given) == len(wanted) and product != devices):
-        verb = "is" if len(given) == len(wanted) else "divides"
-        raise InputError(f"mesh: got {got}, expected sizes whose product {verb} {devices} devices")
+        fitting = "is" if len(given) == len(wanted) else "divides"
+        raise InputError(
+            f"mesh: got {got}, expected sizes whose product {fitting} {devices}, the number of devices"
+        )
     return {name: given.get(name, devices // product) for name in wanted}
 
 

@@ -73,7 +73,7 @@ def test_the_model_is_shared_by_a_mesh(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ("fsdp=3", "mesh: got fsdp 3.* whose product divides 8 devices"),
+        ("fsdp=3", "mesh: got fsdp 3.* whose product divides 8, the number of devices"),
         ("foo=2", "mesh: got 'foo', expected one of data, fsdp, guidance, tensor"),
         ("fsdp", "mesh: got 'fsdp', expected axes and sizes, such as fsdp=4,tensor=2"),
         ("tensor=0", r"mesh\.tensor: got 0"),
