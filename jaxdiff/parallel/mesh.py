@@ -89,7 +89,8 @@ def axis_sizes(wanted: Mapping[str, int], devices: int) -> dict[str, int]:
     if devices % product or (len(given) == len(wanted) and product != devices):
         fitting = "is" if len(given) == len(wanted) else "divides"
         raise InputError(
-            f"mesh: got {got}, expected sizes whose product {fitting} {devices}, the number of devices"
+            f"mesh: got {got}, expected sizes whose product {fitting} {devices}, the number of "
+            "devices"
         )
     return {name: given.get(name, devices // product) for name in wanted}
 
