@@ -8,7 +8,6 @@ from fractions import Fraction
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
@@ -21,7 +20,6 @@ from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.families.base import Family
 from jaxdiff.families.extras import ExtraInputs
 from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream, parse
-from jaxdiff.guidance.nfe import nfe, phase_switches
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
 from jaxdiff.pipeline.classifier_guidance import GuidanceTargets
 from jaxdiff.pipeline.compiled_model import (
@@ -431,16 +429,3 @@ class ImageGenerator:
 
     def _downsample(self, masks: Float[NDArray, "b h2 w2 1"]) -> Float[NDArray, "b h w 1"]:
         return downsample_mask(masks, self._downscale)
-
-    def nfe(self, requests: Requests, index: int) -> int:
-        """Network evaluations for image `index` of a call (NFE); see `guidance.nfe`."""
-        request = requests[index]
-        grid = jax.tree.map(jnp.asarray, self._facts.grid([request]))
-        first, last = int(grid.first[0]), int(grid.last[0])
-        rule = guidance_rule(requests)
-        per_step = get_sampler(request.sampler, request.eta).nfe(
-            last - first,
-            ends_clean=last == int(grid.num_steps[0]),
-            restarts=phase_switches(rule, grid, first, last),
-        )
-        return nfe(rule, grid, first, per_step)

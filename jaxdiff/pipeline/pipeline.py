@@ -12,6 +12,7 @@ from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import positive
 from jaxdiff.pipeline.batches import BatchResult
 from jaxdiff.pipeline.compiled_model import ProgressCallback
+from jaxdiff.pipeline.cost import nfe
 from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
 from jaxdiff.pipeline.image_inputs import ImageInput, by_request, with_image_defaults, with_noise
 from jaxdiff.pipeline.loaded_model import LoadedModel
@@ -172,4 +173,4 @@ class Pipeline(LoadedModel):
 
     def nfe(self, requests: Requests, index: int = 0) -> int:
         """Network evaluations for image `index` of a call (NFE); see `guidance.nfe`."""
-        return self._generator.nfe(requests, index)
+        return nfe(self._facts, requests, index)
