@@ -40,7 +40,7 @@ config = TrainConfig(
     optimiser=OptimiserConfig(
         name="muon", learning_rate=2e-3, warmup_steps=200, decay_fraction=0.4
     ),
-    steps=4_000,
+    steps=2_500,
     batch_size=128,
     ema=EMAConfig(decay=0.999),
     log_every=50,

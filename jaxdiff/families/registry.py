@@ -71,7 +71,7 @@ def accepted_options(family: Family, options: Mapping[str, Any]) -> dict[str, An
     accepted, known = {}, request_options()
     for name, given in options.items():
         value = tuple(given) if isinstance(given, list) else given
-        known[name].check(name, value)
+        known[one_of("option", name, known)].check(name, value)
         if value is None or value == known[name].default:
             continue
         if name in family.options:

@@ -51,7 +51,8 @@ def lists_options(method: F) -> F:
         name: option.default for name, option in extras.items()
     }
     # In a request these have none: a model has its own.
-    defaults |= dict.fromkeys((f.name for f in dataclasses.fields(Defaults)), None) | {"seed": 0}
+    models = (*(f.name for f in dataclasses.fields(Defaults)), "negative_prompt")
+    defaults |= dict.fromkeys(models, None) | {"seed": 0}
     keyword = inspect.Parameter.KEYWORD_ONLY
     options = [
         inspect.Parameter(name, keyword, default=defaults[name], annotation=annotation)

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,15 @@ class LoadedModel(Addons):
         )
         self._generator = ImageGenerator(
             self._facts, self.stages, self._tokenizers, self._auxiliary
+        )
+
+    @staticmethod
+    def from_pretrained(*args: Any, **kwargs: Any) -> NoReturn:
+        """Not here: raises InputError with the call that loads a model."""
+        del args, kwargs
+        raise InputError(
+            "from_pretrained: got a name of diffusers, expected jaxdiff.load(path_or_repository, "
+            'dtype="bfloat16")'
         )
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ from jaxdiff.pipeline.image_inputs import ImageInput, by_request, with_image_def
 from jaxdiff.pipeline.loaded_model import LoadedModel
 from jaxdiff.pipeline.notebook import notebook_progress
 from jaxdiff.pipeline.output import Output, check_sizes, collect, output_form
-from jaxdiff.pipeline.request import Options, Request, Requests, resolve
+from jaxdiff.pipeline.request import Options, Request, Requests, check, resolve
 
 
 class Pipeline(LoadedModel):
@@ -28,15 +28,6 @@ class Pipeline(LoadedModel):
     names, such as `unet` and `vae`, and `text_encoder` is the first text encoder. Calling the
     pipeline runs them compiled on all of its devices.
     """
-
-    @staticmethod
-    def from_pretrained(*args: Any, **kwargs: Any) -> "Pipeline":
-        """Not here: raises InputError with the call that loads a model."""
-        del args, kwargs
-        raise InputError(
-            "from_pretrained: got a name of diffusers, expected jaxdiff.load(path_or_repository, "
-            'dtype="bfloat16")'
-        )
 
     @lists_options
     @rename_arguments
@@ -136,11 +127,12 @@ class Pipeline(LoadedModel):
         self, requests: Sequence[Request], *, output: str = "pil", **settings: Any
     ) -> Iterator[tuple[list[int], Output]]:
         """Like `generate`, batch by batch: the numbers of requests, and the output of these."""
-        output = output_form(output)
+        output, steps = output_form(output), settings.get("intermediate_steps", ())
         for result in self._batches(requests, output=output, **settings):
             numbers = result.numbers
             own = result._replace(numbers=list(range(len(numbers))))
-            yield numbers, collect([requests[i] for i in numbers], [own], output=output)
+            part = [requests[i] for i in numbers]
+            yield numbers, collect(part, [own], output=output, intermediate_steps=steps)
 
     def _batches(
         self,
@@ -152,8 +144,15 @@ class Pipeline(LoadedModel):
         callback: ProgressCallback | None = None,
         intermediate_steps: Sequence[int] = (),
     ) -> Iterator[BatchResult]:
+        wrong = [each for each in requests if not isinstance(each, Request)]
+        if wrong:
+            raise InputError(
+                f"requests: got {wrong[0]!r:.60}, expected requests such as pipe.resolve gives"
+            )
         if not requests:
             raise InputError("requests: got none, expected at least one")
+        for request in requests:
+            check(request, self.family, self._facts.vae_scale_factor)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))
         return self._generator.generate(
@@ -171,6 +170,6 @@ class Pipeline(LoadedModel):
         """Images of scaled latents, such as those of `Output.intermediates`; raises InputError."""
         return self._generator.decode_latents(latents, vae_tile)
 
-    def nfe(self, requests: Requests, index: int = 0) -> int:
+    def nfe(self, requests: Sequence[Request], index: int = 0) -> int:
         """Network evaluations for image `index` of a call (NFE); see `guidance.nfe`."""
         return nfe(self._facts, requests, index)

@@ -46,7 +46,7 @@ class Options(TypedDict, total=False):
     """Options of a call; None takes the model's default.
 
     A sequence has one entry per image. `Request` documents the others. Options that only some
-    families read are declared by their extras (`families.base.Extra`).
+    families read are declared by their extras (`families.extras.Extra`).
     """
 
     prompt_2: str | Sequence[str | None] | None  # prompt of the second text encoder
@@ -383,5 +383,6 @@ def _check_family(request: Request, family: Family) -> None:
         )
     texts = [part.text for part in split_and(request.prompt, syntax=request.prompt_syntax)]
     texts.append(request.negative_prompt or "")
+    accepted_options(family, request.extras)
     for extra in family.extras:
         extra.check({"guidance": request.guidance, **request.extras}, texts)

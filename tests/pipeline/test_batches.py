@@ -1,5 +1,7 @@
 """The one batcher: which requests share a batch, for a call and for a job of many requests."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -104,3 +106,40 @@ def test_settings_are_checked_before_any_image(single):
         single.generate(requests, vae_tile=3)
     with pytest.raises(InputError, match=r"^output: got 'jpeg', expected one of pil, numpy"):
         single.generate(requests, output="jpeg")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strength": 0.5}, "strength: got 0.5 without an image"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: got nan"),
+        ({"height": 17}, "height: got 17, expected a multiple of 2"),
+        ({"denoising_end": 2.0}, "denoising_end: got 2.0"),
+        ({"negative_scale": 2.0}, "negative_scale: got it with guidance cfg"),
+        ({"prompt_2": "x"}, "prompt_2: got 'x'"),
+        ({"extras": {"foo": 1}}, "option: got 'foo'"),
+        ({"guidance": "cfg-pp", "sampler": "dpmpp-2m"}, "guidance: got cfg-pp with sampler"),
+        ({"mask": np.zeros((16, 16), np.uint8)}, "mask: got a mask without an image"),
+    ],
+)
+def test_requests_are_checked_whoever_made_them(single, changes, message):
+    [request] = requests_of(single, {"steps": 1})
+    with pytest.raises(InputError, match=f"^{message}"):
+        single.generate([dataclasses.replace(request, **changes)])
+
+
+def test_evaluations_are_those_of_the_images_own_guidance(single):
+    choices = ({"guidance": "pag"}, {"guidance": "cfg"}, {"guidance_scale": 1.0})
+    requests = requests_of(single, *({"steps": 3, "sampler": "euler", **each} for each in choices))
+    alone = [single.nfe([request]) for request in requests]
+    assert alone == [9, 6, 3]
+    assert [single.nfe(requests, i) for i in range(2)] == alone[:2]
+    with pytest.raises(InputError, match=r"^index: got 3"):
+        single.nfe(requests, 3)
+
+
+def test_a_stream_has_the_intermediate_steps(single):
+    requests = requests_of(single, {"steps": 2}, {"steps": 2})
+    for numbers, out in single.stream(requests, batch_size=1, intermediate_steps=[1]):
+        assert out.intermediates.steps == (1,)
+        assert len(out.intermediates.x[0]) == len(numbers)
