@@ -18,7 +18,10 @@ def split_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
     for key, equals, value in pairs:
         if not (equals and value):
             raise InputError(f"{kind}: {name}: got {key!r}, expected {key or 'OPTION'}=VALUE")
-    return name.strip(), {key.strip(): value.strip() for key, _, value in pairs}
+    found = {key.strip(): value.strip() for key, _, value in pairs}
+    if len(found) < len(pairs):
+        raise InputError(f"{kind}: {name}: got {options!r}, expected each option once")
+    return name.strip(), found
 
 
 def with_options(kind: str, name: str, choice: T, options: Mapping[str, str]) -> T:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, cast
 
 import jax
@@ -94,7 +94,7 @@ class BaseModel:
             columns[spec.component]: tokenizer_of(files[spec.tokenizer], spec.length)
             for spec in self.family.text_encoders
         }
-        columns = functools.partial(caption_columns, self.family)
+        columns = self.family.caption_columns
         return CaptionTokenizer(tokenizers=tokenizers, columns=columns, caption=caption)
 
     def null_ids(self, tokenizer: CaptionTokenizer) -> dict[str, Int[NDArray, "_"]]:
@@ -227,14 +227,9 @@ def place_frozen(
     return Frozen(weights, placed)
 
 
-def caption_columns(family: Family, captions: Sequence[str]) -> dict[str, NDArray]:
-    """The columns of batches that extras make of captions."""
-    return {name: a for extra in family.extras for name, a in extra.columns(captions).items()}
-
-
 def caption_shapes(base: BaseModel, n: int) -> dict[str, jax.ShapeDtypeStruct]:
     """What a batch has of n captions: token ids, and the columns of extras."""
-    columns = {k: (x.shape[1:], x.dtype) for k, x in caption_columns(base.family, [""]).items()}
+    columns = {k: (x.shape[1:], x.dtype) for k, x in base.family.caption_columns([""]).items()}
     for spec in base.family.text_encoders:
         length = spec.num_tokens(base.text_encoders[spec.component])
         columns[base.family.id_columns[spec.component]] = (length,), jnp.int32

@@ -22,7 +22,7 @@ from jaxdiff.experiments.experiment import (
     check_data_kind,
 )
 from jaxdiff.experiments.loggers import Terminal, import_wandb
-from jaxdiff.experiments.trainer import Callback, Trainer, mesh_from_config
+from jaxdiff.experiments.trainer import Callback, Trainer, check_ema_std, mesh_from_config
 from jaxdiff.experiments.vae import vae_experiment, wire_vae
 from jaxdiff.experiments.workdir import check_identity, lock_workdir, write_config
 from jaxdiff.parallel.distributed import consensus, is_first
@@ -99,6 +99,8 @@ def train(
     check_batch_size(
         config.batch_size // config.gradient_accumulation_steps, mesh_from_config(config.mesh)
     )
+    if ema_std is not None:
+        check_ema_std(ema_std, bool(config.ema.power_stds), workdir)
     if config.wandb is not None:
         import_wandb()
     if export_only and not has_checkpoint(checkpoints):

@@ -39,6 +39,16 @@ def mesh_from_config(config: MeshConfig) -> Mesh:
     return make_mesh(config.data, config.fsdp, config.tensor)
 
 
+def check_ema_std(std: float, has_snapshots: bool, workdir: pathlib.Path) -> None:
+    """InputError for a std out of range, or of a training without snapshots of averages."""
+    in_range("ema_std", std, 0.001, 0.28)
+    if not has_snapshots:
+        raise InputError(
+            f"ema_std: got {std} for {workdir} without snapshots of averages, "
+            "expected a training with ema.power_stds and ema.snapshot_every"
+        )
+
+
 class Trainer:
     """A training in its workdir, new or restored from the newest checkpoint."""
 
@@ -181,13 +191,8 @@ class Trainer:
     def _post_hoc_ema(self, std: float) -> PyTree:
         """The power-function EMA of this std, from snapshots (post-hoc EMA)."""
         stds = self.config.ema.power_stds
-        in_range("ema_std", std, 0.001, 0.28)
         steps = [step for step in self.snapshots.steps() if step <= self.step]
-        if not stds or not steps:
-            raise InputError(
-                f"ema_std: got {std} for {self.workdir} without snapshots of averages, "
-                "expected a training with ema.power_stds and ema.snapshot_every"
-            )
+        check_ema_std(std, bool(stds and steps), self.workdir)
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
             self.state.power_ema,

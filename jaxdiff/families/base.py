@@ -134,6 +134,10 @@ class Family:
         """The conditioning beside the text for a training batch, with `dropped` captions."""
         return {extra.argument: extra.of_batch(batch, dropped) for extra in self.extras}
 
+    def caption_columns(self, captions: Sequence[str]) -> dict[str, NDArray]:
+        """The columns of training batches that extras make of captions."""
+        return {name: a for extra in self.extras for name, a in extra.columns(captions).items()}
+
     def join(self, outputs: Sequence[TextEncoderOutput]) -> dict[str, Array]:
         """The outputs of all text encoders as conditioning of the network."""
         joined: dict[str, Array] = {}

@@ -67,7 +67,10 @@ def _sizes_of(mesh: Mapping[str, int] | str) -> dict[str, int]:
     pairs = [part.partition("=") for part in mesh.split(",")]
     if not all(re.fullmatch(r"-1|\d+", size) for _, _, size in pairs):
         raise InputError(f"mesh: got {mesh!r}, expected axes and sizes, such as fsdp=4,tensor=2")
-    return {name.strip(): int(size) for name, _, size in pairs}
+    sizes = {name.strip(): int(size) for name, _, size in pairs}
+    if len(sizes) < len(pairs):
+        raise InputError(f"mesh: got {mesh!r}, expected each axis once")
+    return sizes
 
 
 def _mesh(wanted: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:

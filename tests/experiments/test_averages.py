@@ -91,6 +91,9 @@ def test_without_snapshots_one_sentence_says_so(tmp_path, monkeypatch):
     )
     (tmp_path / "tiny.py").write_text(text.replace("steps=6", "steps=1"))
     command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "a")]
+    with pytest.raises(InputError, match=r"ema_std: got 0.1 for .* without snapshots"):
+        run([*command, "--ema-std", "0.1"])
+    assert not (tmp_path / "a").exists()
     run(command)
     assert not (tmp_path / "a" / "averages").exists()
     with pytest.raises(InputError, match=r"ema_std: got 0.1 for .* without snapshots"):

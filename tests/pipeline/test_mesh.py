@@ -168,6 +168,7 @@ ERRORS = [
     ("fsdp=3", "mesh: got fsdp 3, tensor 1, expected sizes whose product divides 8"),
     ("rows=2", "mesh: got 'rows', expected one of data, fsdp, guidance, tensor"),
     ("fsdp", "mesh: got 'fsdp', expected axes and sizes, such as fsdp=4,tensor=2"),
+    ("fsdp=4,fsdp=2", "mesh: got 'fsdp=4,fsdp=2', expected each axis once"),
     ("fsdp=0", "mesh.fsdp: got 0, expected a number above 0"),
     ("data=2,fsdp=2", "mesh: got data 2, fsdp 2, tensor 1, expected sizes whose product is 8"),
 ]
