@@ -59,8 +59,10 @@ class ToyConfig:
     width: int = 8
 
 
-class ToyTransformer(nnx.Module):
-    """Noisy latents, the mean of text tokens and an embedded style, mixed pixel by pixel."""
+class ToyNetwork(nnx.Module):
+    """Noisy latents and an embedding of the conditioning, mixed pixel by pixel."""
+
+    projections = ()  # names of the layers that embed, each with the width of its input
 
     def __init__(
         self,
@@ -77,15 +79,24 @@ class ToyTransformer(nnx.Module):
         )
         self.config, self.dtype = config, dtype
         self.proj_in = layers.linear(config.in_channels, config.width)
-        self.text_proj = layers.linear(config.width, config.width)
-        self.style_proj = layers.linear(1, config.width)
+        for name, width in self.projections:
+            setattr(self, name, layers.linear(width, config.width))
         self.proj_out = layers.linear(config.width, config.out_channels)
+
+    def mix(self, x, t, embedding):
+        """The output for latents x (b, h, w, c), times (b,) and embeddings (b, d)."""
+        hidden = self.proj_in(x) + embedding[:, None, None] + jnp.sin(t)[:, None, None, None]
+        return self.proj_out(jnp.tanh(hidden))
+
+
+class ToyTransformer(ToyNetwork):
+    """The mean of text tokens and an embedded style."""
+
+    projections = (("text_proj", 8), ("style_proj", 1))
 
     def __call__(self, x, t, tokens, style):
         """The output for latents x (b, h, w, c), tokens (b, n, d) and styles (b, 1)."""
-        told = self.text_proj(tokens).mean(axis=1) + self.style_proj(style)
-        hidden = self.proj_in(x) + told[:, None, None] + jnp.sin(t)[:, None, None, None]
-        return self.proj_out(jnp.tanh(hidden))
+        return self.mix(x, t, self.text_proj(tokens).mean(axis=1) + self.style_proj(style))
 
 
 class ToyAdapter:
@@ -99,7 +110,7 @@ class ToyAdapter:
 
     def __call__(self, params, x, t, cond):
         """The output with weights by dotted path."""
-        return with_params(self.module, params)(x, t, cond["tokens"], cond["style"])
+        return with_params(self.module, params)(x, t, **cond)
 
     def conditioning_shapes(self, size, tokens):
         """The conditioning of one stream of one image."""
@@ -144,56 +155,25 @@ NAMES = ("circle", "square", "star")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelConfig:
+class LabelConfig(ToyConfig):
     """The fields of the class-conditional network's config.json."""
 
-    sample_size: int = 8
-    in_channels: int = 4
-    out_channels: int = 4
-    width: int = 8
     num_classes: int = len(NAMES)
 
 
-class LabelTransformer(nnx.Module):
-    """Noisy latents and an embedded class, of which the last one is none."""
+class LabelTransformer(ToyNetwork):
+    """An embedded class label."""
 
-    def __init__(
-        self,
-        config,
-        *,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
-        attention="auto",
-        remat="none",
-        rngs,
-    ):
-        layers = LayerFactory(
-            rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat
-        )
-        self.config, self.dtype = config, dtype
-        self.proj_in = layers.linear(config.in_channels, config.width)
-        self.class_proj = layers.linear(config.num_classes + 1, config.width)
-        self.proj_out = layers.linear(config.width, config.out_channels)
+    projections = (("class_proj", len(NAMES) + 1),)
 
     def __call__(self, x, t, class_labels):
         """The output for latents x (b, h, w, c), times and class labels (b,)."""
-        label = self.class_proj(jax.nn.one_hot(class_labels, self.config.num_classes + 1))
-        hidden = self.proj_in(x) + label[:, None, None] + jnp.sin(t)[:, None, None, None]
-        return self.proj_out(jnp.tanh(hidden))
+        one_hot = jax.nn.one_hot(class_labels, self.config.num_classes + 1)
+        return self.mix(x, t, self.class_proj(one_hot))
 
 
-class LabelAdapter:
+class LabelAdapter(ToyAdapter):
     """How the class-conditional network is called."""
-
-    sharding_rules = ANY
-    output_layer = "proj_out.kernel"
-
-    def __init__(self, module, prediction_type):
-        self.module, self.prediction_type = module, prediction_type
-
-    def __call__(self, params, x, t, cond):
-        """The output with weights by dotted path."""
-        return with_params(self.module, params)(x, t, **cond)
 
     def conditioning_shapes(self, size, tokens):
         """The conditioning of one stream of one image."""
@@ -288,46 +268,27 @@ class PixelText(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PixelConfig:
+class PixelConfig(ToyConfig):
     """The fields of the pixel network's config.json."""
 
     sample_size: int = 16
     in_channels: int = 3
     out_channels: int = 3
-    width: int = 8
 
 
-class PixelNet(nnx.Module):
-    """Noisy images and the mean of the text tokens that the mask leaves."""
+class PixelNet(ToyNetwork):
+    """The mean of the text tokens that the mask leaves."""
 
-    def __init__(
-        self,
-        config,
-        *,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
-        attention="auto",
-        remat="none",
-        rngs,
-    ):
-        layers = LayerFactory(
-            rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat
-        )
-        self.config, self.dtype = config, dtype
-        self.proj_in = layers.linear(config.in_channels, config.width)
-        self.text_proj = layers.linear(config.width, config.width)
-        self.proj_out = layers.linear(config.width, config.out_channels)
+    projections = (("text_proj", 8),)
 
     def __call__(self, x, t, context, context_mask):
         """The output for images x (b, h, w, 3), states (b, n, d) and their mask (b, n)."""
         weights = context_mask.astype(context.dtype)
         mean = jnp.einsum("bnd,bn->bd", context, weights) / weights.sum(axis=1, keepdims=True)
-        text = self.text_proj(mean)
-        hidden = self.proj_in(x) + text[:, None, None] + jnp.sin(t)[:, None, None, None]
-        return self.proj_out(jnp.tanh(hidden))
+        return self.mix(x, t, self.text_proj(mean))
 
 
-class PixelAdapter(LabelAdapter):
+class PixelAdapter(ToyAdapter):
     """How the pixel network is called."""
 
     def conditioning_shapes(self, size, tokens):
