@@ -100,9 +100,9 @@ def per_image(value: Array, like: Array) -> Array:
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value
 
 
-def select(chosen: Bool[Array, "b"], these: T, others: T) -> T:
-    """Of two trees with leaves (b, ...), `these` for the images that are `chosen`."""
-    return jax.tree.map(lambda a, b: jnp.where(per_image(chosen, a), a, b), these, others)
+def select(condition: Bool[Array, "b"], these: T, others: T) -> T:
+    """Of two trees with leaves (b, ...), `these` for the images where `condition` is true."""
+    return jax.tree.map(lambda a, b: jnp.where(per_image(condition, a), a, b), these, others)
 
 
 def predict(

@@ -80,7 +80,7 @@ def _write_workdir(workdir: pathlib.Path, folder: pathlib.Path, *, ema: bool) ->
 
 
 def _export(
-    source: pathlib.Path, output: pathlib.Path, chosen: Mapping[str, Any], dtype: Dtype
+    source: pathlib.Path, output: pathlib.Path, options: Mapping[str, Any], dtype: Dtype
 ) -> None:
     """Write the pipeline or the components in `source`."""
     auxiliary = [name for name in AUXILIARY_COMPONENTS if (source / name).is_dir()]
@@ -88,9 +88,9 @@ def _export(
     files = [] if pipeline else sorted(source.glob("*.safetensors"))
     adapters = {file: found.layout for file in files if (found := _find_adapter(file)) is not None}
     if pipeline or not (auxiliary or adapters):
-        _export_pipeline(source, output, chosen, dtype)
-    elif chosen:
-        name, value = next(iter(chosen.items()))
+        _export_pipeline(source, output, options, dtype)
+    elif options:
+        name, value = next(iter(options.items()))
         raise InputError(f"{name}: got {value} for {source}, expected a folder with {INDEX}")
     for file, layout in adapters.items():
         if layout == "LoRA":
@@ -109,9 +109,9 @@ def _find_adapter(file: pathlib.Path) -> AdapterInfo | None:
 
 
 def _export_pipeline(
-    source: pathlib.Path, output: pathlib.Path, chosen: Mapping[str, Any], dtype: Dtype
+    source: pathlib.Path, output: pathlib.Path, options: Mapping[str, Any], dtype: Dtype
 ) -> None:
     parts = read_pipeline(source)
-    defaults = dict(parts.defaults) | dict(chosen)
+    defaults = dict(parts.defaults) | dict(options)
     read_defaults(defaults, parts.scheduler, size_of(None, 1), source="export")
     write_pipeline(output, dataclasses.replace(parts, defaults=defaults), dtype=dtype)

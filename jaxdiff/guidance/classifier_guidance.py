@@ -31,13 +31,13 @@ def classifier_guidance(denoise: Denoiser, log_prob: LogProb, k: Float[Array, "b
     The form for deterministic samplers; `samplers.ddpm` has the one for ancestral sampling.
     """
 
-    def steered(
+    def guided(
         x: Float[Array, "b *d"], level: NoiseLevel, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         prediction, state = denoise(x, level, state)
         return shift_x0(prediction, level, k, log_prob_gradient(log_prob, x, level)), state
 
-    return steered
+    return guided
 
 
 def loss_guidance(denoise: Denoiser, loss: Loss, k: Float[Array, "b"]) -> Denoiser:
@@ -46,7 +46,7 @@ def loss_guidance(denoise: Denoiser, loss: Loss, k: Float[Array, "b"]) -> Denois
     The gradient goes through the denoiser, so a step costs about three evaluations and the loss.
     """
 
-    def steered(
+    def guided(
         x: Float[Array, "b *d"], level: NoiseLevel, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         def total(x: Float[Array, "b *d"]) -> tuple[Array, tuple[Prediction, PyTree]]:
@@ -56,7 +56,7 @@ def loss_guidance(denoise: Denoiser, loss: Loss, k: Float[Array, "b"]) -> Denois
         gradient, (prediction, new) = jax.grad(total, has_aux=True)(x)
         return shift_x0(prediction, level, k, -gradient), new
 
-    return steered
+    return guided
 
 
 def shift_x0(

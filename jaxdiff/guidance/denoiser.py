@@ -61,13 +61,13 @@ def guided_denoiser(
     ) -> tuple[Prediction, PyTree]:
         inputs = DenoiserInput(x, level, prediction_type)
 
-        def ask(wanted: Sequence[int]) -> Outputs:  # the outputs of these streams
+        def call_streams(wanted: Sequence[int]) -> Outputs:  # the outputs of these streams
             return _outputs(networks, rule.streams, inputs, wanted)
 
         mode = rule.mode(level, state)
         if isinstance(mode, int) and mode == GUIDED:
-            return rule.combine(ask(range(len(rule.streams))), inputs, scales, state)
-        return denoise_by_mode(mode, rule, ask, inputs, scales, state)
+            return rule.combine(call_streams(range(len(rule.streams))), inputs, scales, state)
+        return denoise_by_mode(mode, rule, call_streams, inputs, scales, state)
 
     return denoise
 

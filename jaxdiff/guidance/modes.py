@@ -13,12 +13,12 @@ from jaxdiff.guidance.base import GUIDED, SKIP, DenoiserInput, Guidance, Guidanc
 def denoise_by_mode(
     mode: int | Int[Array, "b"],
     rule: Guidance,
-    ask: Callable[[Sequence[int]], Outputs],
+    call_streams: Callable[[Sequence[int]], Outputs],
     inputs: DenoiserInput,
     scales: GuidanceScales,
     state: PyTree,
 ) -> tuple[Prediction, PyTree]:
-    """The prediction of each image in its `mode`, with the outputs of streams that `ask` gives.
+    """The prediction of each image in its `mode`, by the outputs of `call_streams`.
 
     Where the rule guides no image the conditional stream is run alone, and where it skips all none.
     """
@@ -33,11 +33,11 @@ def denoise_by_mode(
 
     def conditional() -> tuple[Prediction, PyTree]:
         if rule.cond_stream is not None:
-            return unguided(*ask([rule.cond_stream]))
-        return unguided(rule.uncond_and_cond(ask(every), scales)[1])
+            return unguided(*call_streams([rule.cond_stream]))
+        return unguided(rule.uncond_and_cond(call_streams(every), scales)[1])
 
     def guided() -> tuple[Prediction, PyTree]:
-        outputs = ask(every)
+        outputs = call_streams(every)
         cond = rule.uncond_and_cond(outputs, scales)[1]
         combined = rule.combine(outputs, inputs, scales, state)
         return select(mode == GUIDED, combined, unguided(cond))
