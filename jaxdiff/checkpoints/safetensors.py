@@ -69,14 +69,14 @@ class TensorInfo:
     # matrix that is stored transposed.
     axes: tuple[int, ...] | None = None
 
-    def rows(self, first: int, end: int) -> "TensorInfo":
-        """The rows first ... end - 1 of the first axis, which follow each other in the file."""
+    def rows(self, begin: int, end: int) -> "TensorInfo":
+        """The rows begin ... end - 1 of the first axis, which follow each other in the file."""
         row = self.nbytes // self.shape[0]
         return replace(
             self,
-            shape=(end - first, *self.shape[1:]),
-            start=self.start + first * row,
-            nbytes=(end - first) * row,
+            shape=(end - begin, *self.shape[1:]),
+            start=self.start + begin * row,
+            nbytes=(end - begin) * row,
         )
 
     def transposed(self) -> "TensorInfo":
@@ -144,8 +144,8 @@ def read_tensor(entry: TensorInfo) -> np.ndarray:
     """The values of one tensor in a fresh, aligned buffer of its own; raises as `numpy_dtype`."""
     dtype = numpy_dtype(entry)
     spare = np.empty(entry.nbytes + ALIGNMENT, np.uint8)
-    first = -spare.ctypes.data % ALIGNMENT
-    buffer = spare[first : first + entry.nbytes]
+    begin = -spare.ctypes.data % ALIGNMENT
+    buffer = spare[begin : begin + entry.nbytes]
     try:
         with entry.path.open("rb", buffering=0) as file:
             file.seek(entry.start)
@@ -182,11 +182,11 @@ def write_tensors(
     table: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in order:
-        first, end = end, end + math.prod(tensors[name].shape) * tensors[name].dtype.itemsize
+        begin, end = end, end + math.prod(tensors[name].shape) * tensors[name].dtype.itemsize
         table[name] = {
             "dtype": NAMES[tensors[name].dtype],
             "shape": list(tensors[name].shape),
-            "data_offsets": [first, end],
+            "data_offsets": [begin, end],
         }
     header = json.dumps(table, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
@@ -242,9 +242,9 @@ def _entry(path: pathlib.Path, name: str, field: Any, base: int) -> TensorInfo:
             f"{path}: got {name!r:.80}: {field!r:.120} in the header, "
             "expected a known dtype, a shape and two offsets"
         )
-    first, end = field["data_offsets"]
+    begin, end = field["data_offsets"]
     bits = math.prod(field["shape"]) * BITS[field["dtype"]]
-    if 8 * (end - first) != bits:
+    if 8 * (end - begin) != bits:
         raise InputError(
             f"{path}: got {end - begin} bytes for {name!r:.80}, expected {bits / 8:g} for "
             f"{field['dtype']} {tuple(field['shape'])!r:.80}"
@@ -254,8 +254,8 @@ def _entry(path: pathlib.Path, name: str, field: Any, base: int) -> TensorInfo:
         name=name,
         dtype=field["dtype"],
         shape=tuple(field["shape"]),
-        start=base + first,
-        nbytes=end - first,
+        start=base + begin,
+        nbytes=end - begin,
     )
 
 
