@@ -94,7 +94,8 @@ def read_weights(path: pathlib.Path) -> dict[str, TensorInfo]:
     if path.suffix == ".json":
         return _read_index(path)
     if path.suffix not in READERS:
-        raise InputError(f"{path}: got {path.suffix or 'no extension'}, expected {_known()}")
+        got = path.suffix or "no extension" if path.exists() else "no such file"
+        raise InputError(f"{path}: got {got}, expected {_known()}")
     return READERS[path.suffix](path)
 
 

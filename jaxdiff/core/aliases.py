@@ -6,10 +6,12 @@ that names both.
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import one_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,6 +53,7 @@ ARGUMENTS: Mapping[str, str] = {
     "original_size_as_tuple": "original_size",
     "crops_coords_top_left": "crop_top_left",
     "negative_crops_coords_top_left": "negative_crop_top_left",
+    "torch_dtype": "dtype",  # of `load`
 }
 OUTPUT_FORMS: Mapping[str, str] = {"np": "numpy"}  # forms of the images
 
@@ -124,11 +127,20 @@ def rename_keys(
 
 
 def rename_arguments(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, which also takes its keyword arguments under their other names."""
+    """`function`, which also takes its keyword arguments under their other names.
+
+    InputError for a name that it does not have, unless it takes any.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY and p.name != "self"]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     @functools.wraps(function)
     def renamed(*args: P.args, **kwargs: P.kwargs) -> T:
-        return function(*args, **rename_keys(kwargs, ARGUMENTS))  # pyright: ignore[reportCallIssue]
+        known = rename_keys(kwargs, ARGUMENTS)
+        for name in () if takes_any else known:
+            one_of(f"{function.__name__}: argument", name, names)
+        return function(*args, **known)  # pyright: ignore[reportCallIssue]
 
     return renamed
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -32,12 +33,10 @@ def from_mapping(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
     hints = get_type_hints(cls)
-    values = {k: _as_tuple(v) for k, v in mapping.items() if not k.startswith("_")}
+    values = {k: v for k, v in mapping.items() if not k.startswith("_")}
     for name, value in values.items():
         one_of(f"{source}: field", name, fields)
-        if not _matches_type(value, hints[name]):
-            got = f"{mapping[name]!r:.80}"
-            raise InputError(f"{source}: {name}: got {got}, expected {_type_name(hints[name])}")
+        values[name] = typed(f"{source}: {name}", value, hints[name])
     missing = [
         name
         for name, field in fields.items()
@@ -46,7 +45,7 @@ def from_mapping(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
         and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise InputError(f"{source}: got no field {missing[0]!r}, expected it for {cls.__name__}")
+        raise InputError(f"{source}: got no field {missing[0]!r}, expected one")
     return cls(**values)
 
 
@@ -82,6 +81,26 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def typed(name: str, value: Any, hint: Any) -> Any:
+    """`value` as a field of type `hint` holds it; InputError for a value of another type.
+
+    Scalars of numpy and jax become Python's, lists and rows of numbers tuples, and paths text.
+    """
+    converted = _plain(value)
+    if not _matches_type(converted, hint):
+        raise InputError(f"{name}: got {value!r:.80}, expected {_type_name(hint)}")
+    return converted
+
+
+def _plain(value: Any) -> Any:
+    if type(value) in (list, tuple, range) or getattr(value, "ndim", 0) == 1:  # no named tuples
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    is_scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
+    return value.item() if is_scalar else value
+
+
 @contextlib.contextmanager
 def prefix_errors(source: str) -> Iterator[None]:
     """Put `source` in front of an InputError that does not name it."""
@@ -107,7 +126,7 @@ def _matches_type(value: Any, hint: Any) -> bool:
 def _type_name(hint: Any) -> str:
     """A type as JSON calls its values."""
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_type_name(choice) for choice in get_args(hint))
+        return " or ".join(_type_name(c) for c in get_args(hint) if c is not type(None))
     if get_origin(hint) is tuple:
         return f"a list, each {_type_name(get_args(hint)[0])}"
-    return _JSON.get(hint, str(hint))
+    return _JSON.get(hint) or getattr(hint, "__name__", str(hint))

@@ -40,6 +40,6 @@ def with_options(kind: str, name: str, choice: T, options: Mapping[str, str]) ->
         try:
             values[key] = _FLAGS[text.lower()] if type_ is bool else type_(text)
         except (ValueError, KeyError):
-            expected = "true or false" if type_ is bool else f"a {type_.__name__}"
+            expected = {bool: "true or false", int: "an integer", float: "a number"}[type_]
             raise InputError(f"{kind}: {key}: got {text!r}, expected {expected}") from None
     return dataclasses.replace(choice, **values)  # pyright: ignore[reportArgumentType]

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -13,23 +14,31 @@ Number = TypeVar("Number", int, float)
 
 def positive(name: str, value: Number) -> Number:
     """Return `value` if it is a finite number above zero."""
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{name}: got {value}, expected a number above 0")
+    if not (_is_number(value) and math.isfinite(value) and value > 0):
+        raise InputError(f"{name}: got {_shown(value)}, expected a number above 0")
     return value
 
 
 def non_negative(name: str, value: Number) -> Number:
     """Return `value` if it is a finite number of at least zero."""
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{name}: got {value}, expected a number of at least 0")
+    if not (_is_number(value) and math.isfinite(value) and value >= 0):
+        raise InputError(f"{name}: got {_shown(value)}, expected a number of at least 0")
     return value
 
 
 def in_range(name: str, value: Number, low: float, high: float) -> Number:
     """Return `value` if low <= value <= high."""
-    if not low <= value <= high:
-        raise InputError(f"{name}: got {value}, expected a number from {low} to {high}")
+    if not (_is_number(value) and low <= value <= high):
+        raise InputError(f"{name}: got {_shown(value)}, expected a number from {low} to {high}")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    return str(value) if _is_number(value) else f"{value!r:.80}"
 
 
 def one_of(name: str, value: T, choices: Iterable[T]) -> T:
@@ -44,6 +53,8 @@ def one_of(name: str, value: T, choices: Iterable[T]) -> T:
 
 def check_shape(name: str, array: Any, expected: tuple[int | None, ...]) -> Any:
     """Return `array` if its shape is `expected`, where None stands for any length."""
+    if not hasattr(array, "shape"):
+        raise InputError(f"{name}: got {array!r:.80}, expected an array")
     got = tuple(array.shape)
     fits = len(got) == len(expected) and all(
         e is None or g == e for g, e in zip(got, expected, strict=True)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxdiff.core.validate import in_range
 from jaxdiff.evaluation.image_grid import labelled_grid
 
 COLUMNS = 8  # by default
@@ -25,6 +26,8 @@ def make_strip(
     (request,) = pipe.resolve(prompt, seed=seed, **options)
     if shown is None:
         shown = evenly_spaced(request.steps, COLUMNS)
+    for step in shown:
+        in_range("show_steps", step, 0, request.steps - 1)
     out = pipe(prompt, seed=seed, output="latent", intermediate_steps=shown, **options)
     intermediates = out.intermediates
     images = pipe.decode_latents(

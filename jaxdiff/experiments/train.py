@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from rich.console import Console
 
 from jaxdiff.checkpoints.training_state import TrainingStore, has_checkpoint
+from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED, stop_signals
 from jaxdiff.core.types import Dtype, dtype_of
@@ -76,6 +77,7 @@ class SaveError(RuntimeError):
     """A checkpoint, log or sample grid could not be written; the message says which and why."""
 
 
+@rename_arguments
 def train(
     config: TrainConfig,
     workdir: str | pathlib.Path,
@@ -93,6 +95,8 @@ def train(
     Raises NonFiniteError, SaveError, and InputError before the workdir is touched. The same call
     resumes after each of them.
     """
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"config: got {config!r:.60}, expected a TrainConfig")
     cache.enable()
     workdir = pathlib.Path(workdir)
     checkpoints = workdir / CHECKPOINTS

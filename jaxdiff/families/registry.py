@@ -46,7 +46,7 @@ def family_of(parts: PipelineComponents, source: str) -> Family:
     family = detect_family(parts.class_name, modules, parts.options, source=source)
     for encoder in family.text_encoders:
         if encoder.tokenizer not in parts.tokenizers:
-            raise InputError(f"{source}: {encoder.tokenizer}: got none, expected CLIPTokenizer")
+            raise InputError(f"{source}: {encoder.tokenizer}: got none, expected a tokenizer")
     return family
 
 

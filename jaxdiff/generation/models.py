@@ -74,6 +74,8 @@ class SecondPass:
             raise InputError(
                 "hires_scale: got it together with a refiner, expected only one of them"
             )
+        if self.hires_scale is not None:
+            hires_fix.check_hires(self.hires_scale, self.hires_strength)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -103,7 +105,8 @@ class HiresFix(NamedTuple):
     strength: float
 
     def first(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """The requests of the first pass."""
+        """The requests of the first pass; InputError for some that a hires fix cannot serve."""
+        hires_fix.check_unmasked("hires_scale", requests)
         return requests
 
     def second(self, first: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
@@ -120,7 +123,8 @@ class Refiner(NamedTuple):
     start: float
 
     def first(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """The requests of the first pass."""
+        """The requests of the first pass; InputError for some that a refiner cannot serve."""
+        hires_fix.check_unmasked("refiner", requests)
         return [dataclasses.replace(each, denoising_end=self.start) for each in requests]
 
     def second(self, first: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxdiff.core.configs import typed
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
 from jaxdiff.core.validate import one_of, positive
@@ -61,9 +62,12 @@ def sampling_mesh(mesh: MeshSpec, devices: Sequence[jax.Device]) -> Mesh:
     return _mesh({DATA: sizes.get(DATA, data_size)} | others, devices)
 
 
-def _sizes_of(mesh: Mapping[str, int] | str) -> dict[str, int]:
+def _sizes_of(mesh: Any) -> dict[str, int]:
+    """The sizes that a mapping or a text has."""
+    if isinstance(mesh, Mapping):
+        return {name: typed(f"mesh.{name}", size, int) for name, size in mesh.items()}
     if not isinstance(mesh, str):
-        return dict(mesh)
+        raise InputError(f"mesh: got {mesh!r:.60}, expected sizes, such as fsdp=4,tensor=2")
     pairs = [part.partition("=") for part in mesh.split(",")]
     if not all(re.fullmatch(r"-1|\d+", size) for _, _, size in pairs):
         raise InputError(f"mesh: got {mesh!r}, expected axes and sizes, such as fsdp=4,tensor=2")
@@ -85,7 +89,7 @@ def _mesh(wanted: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
 def axis_sizes(wanted: Mapping[str, int], devices: int) -> dict[str, int]:
     """The sizes of the axes, INFER filled in; InputError unless they take all `devices`."""
     given = {name: size for name, size in wanted.items() if size != INFER}
-    got = ", ".join(f"{name} {size}" for name, size in given.items())
+    got = ", ".join(f"{name} {size}" for name, size in wanted.items() if size not in (1, INFER))
     if len(wanted) - len(given) > 1 or any(size < 1 for size in given.values()):
         raise InputError(f"mesh: got {got}, expected sizes of at least 1, and at most one {INFER}")
     product = math.prod(given.values())

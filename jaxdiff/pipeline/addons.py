@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdiff.core.aliases import rename_arguments
+from jaxdiff.core.errors import InputError
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
 from jaxdiff.pipeline.compiled_model import CompiledModel
 from jaxdiff.pipeline.lora import LoRAManager
@@ -84,6 +85,8 @@ class Addons:
 
         Raises InputError unless it has the same latent channels and noise schedule.
         """
+        if not isinstance(model, Addons | None):
+            raise InputError(f"guidance_model: got {model!r:.60}, expected a pipeline or None")
         self._auxiliary.set_guidance_model(None if model is None else model._auxiliary.own)
 
     set_guide = set_guidance_model  # its former name

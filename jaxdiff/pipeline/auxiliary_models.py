@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from jaxdiff.pipeline.compiled_model import CompiledModel
 from jaxdiff.pipeline.conditioning import PromptTokenizers
 from jaxdiff.pipeline.prompts import parse_syntax
 from jaxdiff.pipeline.request import Requests
+
+M = TypeVar("M")
 
 
 class GuidanceModel(NamedTuple):
@@ -48,11 +50,7 @@ class AuxiliaryModels:
 
     def load_classifier(self, folder: pathlib.Path) -> None:
         """Load the classifier of noisy latents in `folder`; InputError for any other model."""
-        module = read_component(folder, sharding=self.own.stages.layout.sharding).module
-        if not isinstance(module, LatentClassifier):
-            raise InputError(
-                f"classifier: got {type(module).__name__} in {folder}, expected LatentClassifier"
-            )
+        module = self._read("classifier", folder, LatentClassifier)
         source = folder / PROMPT_LABELS
         values = read_object(source) if source.is_file() else {}
         labels = prompt_labels(values, module.config.attributes, source=str(source))
@@ -61,12 +59,21 @@ class AuxiliaryModels:
 
     def load_clip(self, folder: pathlib.Path) -> None:
         """Load the CLIP model in `folder`; InputError for any other model."""
-        module = read_component(folder, sharding=self.own.stages.layout.sharding).module
-        if not isinstance(module, CLIPModel):
-            raise InputError(f"clip: got {type(module).__name__} in {folder}, expected CLIPModel")
+        module = self._read("clip", folder, CLIPModel)
         self.clip = module
         self.image_processor = read_image_processor(folder, module.vision_model.config.image_size)
         self._use()
+
+    def _read(self, name: str, folder: pathlib.Path, kind: type[M]) -> M:
+        """The network in `folder`; InputError, which begins with `name`, unless it is a `kind`."""
+        if not folder.is_dir():
+            raise InputError(f"{name}: got {folder} (no such folder), expected a {kind.__name__}")
+        module = read_component(folder, sharding=self.own.stages.layout.sharding).module
+        if not isinstance(module, kind):
+            raise InputError(
+                f"{name}: got {type(module).__name__} in {folder}, expected a {kind.__name__}"
+            )
+        return module
 
     def set_guidance_model(self, weaker: GuidanceModel | None) -> None:
         """Set the weaker model; InputError unless it has this one's channels and schedule."""

@@ -25,11 +25,11 @@ from jaxdiff.pipeline.classifier_guidance import GuidanceTargets
 from jaxdiff.pipeline.compiled_model import (
     CompiledModel,
     ConditioningPair,
-    ProgressCallback,
     StartLevel,
 )
 from jaxdiff.pipeline.conditioning import PromptTokenizers, TokenizedPrompts, texts_by_encoder
 from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initial_images
+from jaxdiff.pipeline.output import BatchResult, Settings
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.prompts import SubPrompt, split_and
 from jaxdiff.pipeline.request import Request, Requests
@@ -94,16 +94,6 @@ class BatchInputs(NamedTuple):
     initial: InitialImages
 
 
-class BatchResult(NamedTuple):
-    """The images of one batch."""
-
-    numbers: list[int]  # which of the requests these are
-    images: NDArray  # uint8 images, or float32 latents
-    grid: TimestepGrid
-    intermediates: Float[NDArray, "b n 2 h w c"]  # x where each step starts, and its D
-    timings: dict[str, float]
-
-
 def by_batch_key(requests: Sequence[Request]) -> list[list[int]]:
     """The numbers of the requests that share each batch key."""
     groups: dict[Any, list[int]] = {}
@@ -157,8 +147,7 @@ class Run(NamedTuple):
     rule: Guidance
     timer: StageTimer
     tile: int | None  # of the VAE, in pixels
-    callback: ProgressCallback | None
-    intermediate_steps: tuple[int, ...]  # steps whose latents are kept
+    settings: Settings
 
 
 def sub_prompts(request: Request) -> list[SubPrompt]:
@@ -239,25 +228,20 @@ class ImageGenerator:
         self._auxiliary = auxiliary
         self._downscale = facts.vae_scale_factor
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        batch_size: int,
-        decode: bool,
-        vae_tile: int | None,
-        callback: ProgressCallback | None,
-        intermediate_steps: Sequence[int],
-    ) -> Iterator[BatchResult]:
-        """The images, batch by batch; smaller batches are padded to `batch_size`."""
-        if intermediate_steps:
+    def generate(self, requests: Sequence[Request], settings: Settings) -> Iterator[BatchResult]:
+        """The images, batch by batch; smaller batches are padded to the batch size."""
+        batch_size = settings.batch_size or len(requests)
+        if settings.intermediate_steps:
             grid = self._facts.grid(requests)
-            for step in intermediate_steps:
+            for step in settings.intermediate_steps:
                 in_range("intermediate_steps", step, int(max(grid.first)), int(min(grid.last)) - 1)
         groups = [
             (numbers, Requests(requests[i] for i in numbers)) for numbers in by_batch_key(requests)
         ]
-        tiles = [tile_size(vae_tile, (g[0].height, g[0].width), self._downscale) for _, g in groups]
+        tiles = [
+            tile_size(settings.vae_tile, (group[0].height, group[0].width), self._downscale)
+            for _, group in groups
+        ]
         for (numbers, group), tile in zip(groups, tiles, strict=True):
             rule, scales = guidance_rule(group), guidance_scales(group)
             for rows in make_batches(self._lengths(group, rule), group, batch_size):
@@ -268,9 +252,9 @@ class ImageGenerator:
                 padding = np.minimum(np.arange(self._padded(batch_size)), len(batch) - 1)
                 padded = jax.tree.map(lambda rows, p=padding: rows[p], inputs)
                 rows_of = Requests(batch[i] for i in padding)
-                run = Run(rows_of, rule, timer, tile, callback, tuple(intermediate_steps))
+                run = Run(rows_of, rule, timer, tile, settings)
                 latents, intermediates = self._denoise(padded, run)
-                if decode:
+                if settings.output != "latent":
                     with timer("decode_s"):
                         images = self._decode(latents, tile)
                 else:
@@ -343,8 +327,8 @@ class ImageGenerator:
                 targets=inputs.targets,
                 given=latents,
                 mask=mask,
-                callback=run.callback,
-                intermediate_steps=run.intermediate_steps,
+                callback=run.settings.callback,
+                intermediate_steps=run.settings.intermediate_steps,
             )
         count = len(inputs.guidance_scales.scale)
         stacked = np.asarray(pairs, np.float32).reshape(len(pairs), 2, count, *shape)

@@ -51,6 +51,9 @@ class Networks(NamedTuple):
     codec: Any = None  # decodes the images for CLIP
 
 
+ProgressCallback = Callable[[int, int], None]  # (steps done, steps in all)
+
+
 class Denoised(NamedTuple):
     """Where the loop ended, and for each intermediate step x where it starts, and its D."""
 
@@ -67,7 +70,6 @@ class StartLevel(NamedTuple):
 
 NO_TARGETS = GuidanceTargets()
 CHUNK_S = 0.5  # how long the loop runs between two looks at the clock and at Ctrl-C
-ProgressCallback = Callable[[int, int], None]  # (steps done, steps in all)
 
 
 class CompiledModel:

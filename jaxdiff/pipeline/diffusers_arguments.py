@@ -70,6 +70,8 @@ def without_replaced(options: Mapping[str, Any], listed: Collection[str]) -> dic
     """
     known = {*Options.__annotations__, *request_options()}
     for name in options.keys() - known:
+        if name in listed:
+            raise InputError(f"{name}: got no option of requests, expected it in a call only")
         if name in REPLACED and (got := options[name]) is not None:
             raise InputError(f"{name}: got {got!r:.60}, expected {REPLACED[name]}")
         if name not in REPLACED:

@@ -1,7 +1,7 @@
 """Two passes: hires fix, or base model and refiner."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,12 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
 from jaxdiff.families.registry import request_options
 from jaxdiff.pipeline import image_inputs
-from jaxdiff.pipeline.output import Output
+from jaxdiff.pipeline.output import Output, Settings
 from jaxdiff.pipeline.pipeline import Pipeline
+from jaxdiff.pipeline.request import Request
 
 MAX_ENLARGEMENT = 8.0
-# arguments of a call that are no options of requests
-SETTINGS = ("vae_tile", "batch_size", "callback", "intermediate_steps")
+_SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"output"}
 
 
 @rename_arguments
@@ -33,18 +33,30 @@ def hires_fix(
     Models compose images best at the size that they were trained at. The other arguments are those
     of calling `pipe`. Sizes are rounded to what the model can generate. Raises InputError.
     """
-    in_range("hires_scale", scale, 1, MAX_ENLARGEMENT)
-    first = pipe(*arguments, output="latent", **options)
-    settings = {name: options[name] for name in SETTINGS if name in options}
+    check_hires(scale, hires_strength)
+    settings = {name: options.pop(name) for name in _SETTINGS & options.keys()}
+    requests = pipe.resolve(*arguments, **options)
+    check_unmasked("hires_scale", requests)
+    first = pipe.generate(requests, output="latent", **settings)
     return enlarged(pipe, first, scale=scale, strength=hires_strength, output=output, **settings)
+
+
+def check_hires(scale: float, strength: float) -> None:
+    """InputError for numbers that a hires fix does not take."""
+    in_range("hires_scale", scale, 1, MAX_ENLARGEMENT)
+    in_range("hires_strength", strength, 0, 1)
+
+
+def check_unmasked(name: str, requests: Sequence[Request]) -> None:
+    """InputError if any of `requests` has a mask, which a second pass would not keep to."""
+    if any(request.mask is not None for request in requests):
+        raise InputError(f"{name}: got it with a mask, expected images without one")
 
 
 def enlarged(
     pipe: Pipeline, first: Output, *, scale: float, strength: float, **settings: Any
 ) -> Output:
     """The second pass of a hires fix, over latents; `settings` are those of `generate`."""
-    in_range("hires_scale", scale, 1, MAX_ENLARGEMENT)
-    in_range("strength", strength, 0, 1)
     factor = pipe.codec.config.downscale
     height, width = (round(scale * x / factor) for x in (first.request.height, first.request.width))
     latents = image_inputs.enlarge(np.asarray(first.images), height, width)
@@ -54,7 +66,6 @@ def enlarged(
             height=height * factor,
             width=width * factor,
             image=row,
-            mask=None,
             noise=None,
             strength=strength,
         )
@@ -78,7 +89,11 @@ def refine(
     Raises InputError.
     """
     check_refiner(base, refiner, start)
-    first = base(*arguments, denoising_end=start, output="latent", **_read_by(base, options))
+    own = _read_by(base, options)
+    settings = {name: own.pop(name) for name in _SETTINGS & own.keys()}
+    requests = base.resolve(*arguments, denoising_end=start, **own)
+    check_unmasked("refiner", requests)
+    first = base.generate(requests, output="latent", **settings)
     return refined(refiner, first, *arguments, start=start, output=output, **options)
 
 
@@ -105,7 +120,7 @@ def refined(
     shared = {
         name: value
         for name, value in _read_by(refiner, options).items()
-        if name not in ("image", "mask", "latents", "strength")
+        if name not in ("image", "latents", "strength")
     }
     if len(refiner.text_encoders) == 1:
         shared = {k: v for k, v in shared.items() if k not in ("prompt_2", "negative_prompt_2")}

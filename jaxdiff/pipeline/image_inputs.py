@@ -1,9 +1,10 @@
 """Images, masks, latents and noise that a call begins with: by request, and as arrays."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,13 +31,19 @@ class InitialImages(NamedTuple):
 @functools.lru_cache(maxsize=4)
 def read_image(name: str, path: pathlib.Path) -> Image.Image:
     """The image at `path`, upright; the InputError for any other file begins with `name`."""
+    with _file_errors(name, path), Image.open(path) as image:
+        return ImageOps.exif_transpose(image).copy()
+
+
+@contextlib.contextmanager
+def _file_errors(name: str, path: pathlib.Path) -> Iterator[None]:
+    """An InputError that begins with `name` for a file that is no whole image."""
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).copy()
+        yield
     except UnidentifiedImageError:
         raise InputError(f"{name}: got {path} (not an image), expected an image file") from None
-    except OSError as error:
-        reason = error.strerror or "truncated"
+    except (OSError, SyntaxError) as error:  # SyntaxError: damaged chunks of a PNG
+        reason = getattr(error, "strerror", None) or "truncated"
         raise InputError(f"{name}: got {path} ({reason}), expected an image file") from None
 
 
@@ -45,7 +52,8 @@ def by_request(
 ) -> dict[str, list[ImageInput]]:
     """The image and the mask of each request, where there are any; one entry serves all.
 
-    A floating-point array with `latent_channels` channels is latents. Raises InputError.
+    A floating-point array with `latent_channels` channels is latents. InputError for what is no
+    image and for files that are none.
     """
     columns = {}
     if are_latents(image, latent_channels):
@@ -55,6 +63,10 @@ def by_request(
         columns["image"] = _items(image, "image", 3)
     if mask is not None:
         columns["mask"] = _items(mask, "mask", None)
+    for name, items in columns.items():
+        for path in {item for item in items if isinstance(item, pathlib.Path)}:
+            with _file_errors(name, path), Image.open(path) as opened:
+                opened.verify()
     return columns
 
 

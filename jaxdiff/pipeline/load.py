@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import PipelineComponents
+from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
 from jaxdiff.models.build import param_dict
@@ -19,6 +20,7 @@ from jaxdiff.pipeline.pipeline import Pipeline
 EMBEDDED = pathlib.Path(__file__).parents[1] / "assets" / "scenes"
 
 
+@rename_arguments
 def load(
     path: str | pathlib.Path | None = None,
     dtype: str | None = None,

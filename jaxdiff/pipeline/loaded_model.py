@@ -131,11 +131,6 @@ class LoadedModel(Addons):
         return self._tokenizers.first.tokenizer
 
     @property
-    def is_inpainting(self) -> bool:
-        """Whether the network takes a mask and a masked image, as inpainting models do."""
-        return self.family.uses_mask
-
-    @property
     def device_name(self) -> str:
         """Number and kind of the devices, such as "4 x TPU v5 lite", and their mesh if any."""
         name = f"{len(self.devices)} x {self.devices[0].device_kind}"

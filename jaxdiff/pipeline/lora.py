@@ -48,6 +48,8 @@ class LoRAManager:
     def set(self, scales: Mapping[str, float]) -> None:
         """Apply the LoRAs with these scales; one that is left out is not applied, but stays."""
         for name, scale in scales.items():
+            if not self._changes:
+                raise InputError(f"lora: got {name!r}, expected one that is loaded (none is)")
             one_of("lora", name, self._changes)
             _check(name, scale)
         for component, module in self._modules.items():

@@ -1,21 +1,61 @@
-"""What a call of the pipeline gives: images, their requests, timings, intermediate latents."""
+"""What a call of the pipeline gives, and the settings that say in which form and how."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from jaxdiff.core.aliases import OUTPUT_FORMS
+from jaxdiff.core.configs import typed
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
-from jaxdiff.core.validate import one_of
-from jaxdiff.pipeline.batches import BatchResult
+from jaxdiff.core.validate import one_of, positive
+from jaxdiff.diffusion.grids import TimestepGrid
+from jaxdiff.pipeline.compiled_model import ProgressCallback
 from jaxdiff.pipeline.notebook import images_html
 from jaxdiff.pipeline.request import Request, Requests
 
 OUTPUTS = ("pil", "numpy", "latent")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of a call that are no options of requests; `Pipeline.__call__` has them all."""
+
+    output: str = "pil"  # one of OUTPUTS
+    vae_tile: int | None = None
+    batch_size: int | None = None  # None: one batch
+    callback: ProgressCallback | None = None
+    intermediate_steps: Sequence[int] = ()  # becomes a sorted tuple, each once
+
+    def __post_init__(self) -> None:
+        form = typed("output", self.output, str)
+        self._set("output", one_of("output", OUTPUT_FORMS.get(form, form), OUTPUTS))
+        for name in ("vae_tile", "batch_size"):
+            self._set(name, typed(name, getattr(self, name), int | None))
+        steps = typed("intermediate_steps", self.intermediate_steps, tuple[int, ...])
+        self._set("intermediate_steps", tuple(sorted(set(steps))))
+        if self.batch_size is not None:
+            positive("batch_size", self.batch_size)
+        if self.callback is not None and not callable(self.callback):
+            raise InputError(
+                f"callback: got {self.callback!r:.60}, expected a function of (done, steps)"
+            )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+class BatchResult(NamedTuple):
+    """The images of one batch."""
+
+    numbers: list[int]  # which of the requests these are
+    images: NDArray  # uint8 images, or float32 latents
+    grid: TimestepGrid
+    intermediates: Float[NDArray, "b n 2 h w c"]  # x where each step starts, and its D
+    timings: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,32 +113,21 @@ class Output:
         return images_html(images, self.requests.prompts)
 
 
-def output_form(name: str) -> str:
-    """The form of images that `name` means, one of OUTPUTS; raises InputError."""
-    return one_of("output", OUTPUT_FORMS.get(name, name), OUTPUTS)
-
-
-def check_sizes(
-    requests: Sequence[Request], output: str, intermediate_steps: Sequence[int]
-) -> None:
+def check_sizes(requests: Sequence[Request], settings: Settings) -> None:
     """InputError for requests of several sizes where their arrays are to be stacked."""
     sizes = sorted({(request.height, request.width) for request in requests})
-    if len(sizes) > 1 and (output != "pil" or intermediate_steps):
-        name = "intermediate_steps" if output == "pil" else f"output {output!r}"
+    if len(sizes) > 1 and (settings.output != "pil" or settings.intermediate_steps):
+        name = "intermediate_steps" if settings.output == "pil" else f"output {settings.output!r}"
         got = ", ".join(f"{height}x{width}" for height, width in sizes)
         raise InputError(f"requests: got sizes {got} with {name}, expected one size")
 
 
 def collect(
-    requests: Sequence[Request],
-    results: Sequence[BatchResult],
-    *,
-    output: str,
-    intermediate_steps: Sequence[int] = (),
+    requests: Sequence[Request], results: Sequence[BatchResult], settings: Settings
 ) -> Output:
     """The output of all batches of `requests`, in their order."""
     numbers = np.concatenate([result.numbers for result in results])
-    order, steps = np.argsort(numbers), tuple(sorted(set(intermediate_steps)))
+    order, steps = np.argsort(numbers), tuple(settings.intermediate_steps)
     alpha, sigma = (
         np.concatenate(tables)[order]
         for tables in zip(*((r.grid.alpha, r.grid.sigma) for r in results), strict=True)
@@ -113,7 +142,7 @@ def collect(
     x, x0 = (np.moveaxis(pairs[:, :, k], 0, 1) for k in (0, 1))
     return Output(
         images=[Image.fromarray(image) for image in images]
-        if output == "pil"
+        if settings.output == "pil"
         else np.stack(images),
         requests=Requests(requests),
         timings={name: sum(r.timings[name] for r in results) for name in results[0].timings},

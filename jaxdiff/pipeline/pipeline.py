@@ -1,5 +1,6 @@
 """`Pipeline`: a loaded model that generates images from prompts."""
 
+import dataclasses
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,15 +10,14 @@ from typing import Any, Unpack, cast
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
-from jaxdiff.core.validate import positive
-from jaxdiff.pipeline.batches import BatchResult
+from jaxdiff.core.validate import check_shape
 from jaxdiff.pipeline.compiled_model import ProgressCallback
 from jaxdiff.pipeline.cost import nfe
 from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
 from jaxdiff.pipeline.image_inputs import ImageInput, by_request, with_image_defaults, with_noise
 from jaxdiff.pipeline.loaded_model import LoadedModel
 from jaxdiff.pipeline.notebook import notebook_progress
-from jaxdiff.pipeline.output import Output, check_sizes, collect, output_form
+from jaxdiff.pipeline.output import Output, Settings, check_sizes, collect
 from jaxdiff.pipeline.request import Options, Request, Requests, check, resolve
 
 
@@ -105,45 +105,47 @@ class Pipeline(LoadedModel):
             intermediate_steps=intermediate_steps,
         )
 
+    @rename_arguments
     def generate(
         self,
         requests: Sequence[Request],
         *,
         output: str = "pil",
-        callback: ProgressCallback | None = None,
-        intermediate_steps: Sequence[int] = (),
-        **settings: Any,
-    ) -> Output:
-        """Generate the images of `requests`, such as `resolve` gives; the rest as in a call."""
-        output = output_form(output)
-        check_sizes(requests, output, intermediate_steps)
-        in_notebook = "IPython" in sys.modules and callback is None
-        with notebook_progress() if in_notebook else nullcontext(callback) as shown:
-            settings |= {"callback": shown, "intermediate_steps": intermediate_steps}
-            results = list(self._batches(requests, output=output, **settings))
-        return collect(requests, results, output=output, intermediate_steps=intermediate_steps)
-
-    def stream(
-        self, requests: Sequence[Request], *, output: str = "pil", **settings: Any
-    ) -> Iterator[tuple[list[int], Output]]:
-        """Like `generate`, batch by batch: the numbers of requests, and the output of these."""
-        output, steps = output_form(output), settings.get("intermediate_steps", ())
-        for result in self._batches(requests, output=output, **settings):
-            numbers = result.numbers
-            own = result._replace(numbers=list(range(len(numbers))))
-            part = [requests[i] for i in numbers]
-            yield numbers, collect(part, [own], output=output, intermediate_steps=steps)
-
-    def _batches(
-        self,
-        requests: Sequence[Request],
-        *,
-        output: str,
         vae_tile: int | None = None,
         batch_size: int | None = None,
         callback: ProgressCallback | None = None,
         intermediate_steps: Sequence[int] = (),
-    ) -> Iterator[BatchResult]:
+    ) -> Output:
+        """Generate the images of `requests`, such as `resolve` gives; the rest as in a call."""
+        settings = Settings(
+            output=output,
+            vae_tile=vae_tile,
+            batch_size=batch_size,
+            callback=callback,
+            intermediate_steps=intermediate_steps,
+        )
+        self._check(requests)
+        check_sizes(requests, settings)
+        in_notebook = "IPython" in sys.modules and callback is None
+        with notebook_progress() if in_notebook else nullcontext(callback) as shown:
+            settings = dataclasses.replace(settings, callback=shown)
+            results = list(self._generator.generate(requests, settings))
+        return collect(requests, results, settings)
+
+    def stream(
+        self, requests: Sequence[Request], **settings: Any
+    ) -> Iterator[tuple[list[int], Output]]:
+        """Like `generate`, batch by batch: the numbers of requests, and the output of these."""
+        own = Settings(**settings)
+        self._check(requests)
+        for result in self._generator.generate(requests, own):
+            numbers = result.numbers
+            part = [requests[i] for i in numbers]
+            result = result._replace(numbers=list(range(len(numbers))))
+            yield numbers, collect(part, [result], own)
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        """InputError for requests that this model cannot serve; loads what they need."""
         wrong = [each for each in requests if not isinstance(each, Request)]
         if wrong:
             raise InputError(
@@ -155,20 +157,13 @@ class Pipeline(LoadedModel):
             check(request, self.family, self._facts.vae_scale_factor)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))
-        return self._generator.generate(
-            requests,
-            batch_size=positive("batch_size", len(requests) if batch_size is None else batch_size),
-            decode=output != "latent",
-            vae_tile=vae_tile,
-            callback=callback,
-            intermediate_steps=sorted(set(intermediate_steps)),
-        )
 
     def decode_latents(
         self, latents: Float[NDArray, "b h w c"], *, vae_tile: int | None = None
     ) -> UInt8[NDArray, "b h2 w2 3"]:
         """Images of scaled latents, such as those of `Output.intermediates`; raises InputError."""
-        return self._generator.decode_latents(latents, vae_tile)
+        shape = (None, None, None, self._facts.latent_channels)
+        return self._generator.decode_latents(check_shape("latents", latents, shape), vae_tile)
 
     def nfe(self, requests: Sequence[Request], index: int = 0) -> int:
         """Network evaluations for image `index` of a call (NFE); see `guidance.nfe`."""

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_type_hints
 
 import numpy as np
 
 from jaxdiff.core.aliases import rename_guidance, rename_sampler
+from jaxdiff.core.configs import prefix_errors, typed
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
@@ -190,6 +191,7 @@ class Requests(tuple[Request, ...]):
         return self[index].to_metadata()
 
 
+_TYPES: Mapping[str, Any] = get_type_hints(Request)
 _ARRAYS = ("image", "mask", "noise")
 _TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 _SCALES = ("negative_scale", "classifier_scale", "clip_scale")
@@ -243,13 +245,17 @@ def resolve(
             "sampler: got none for a model whose scheduler has no counterpart in jaxdiff, "
             f"expected one of {', '.join(SAMPLERS)}"
         )
+    shared = values.keys() - _PER_IMAGE.keys()
+    values |= {name: typed(name, values[name], _TYPES[name]) for name in shared}
     values["guidance"] = rename_guidance(values["guidance"])
     values["sampler"] = rename_sampler(values["sampler"])
     given = {name: values.pop(name) for name in _PER_IMAGE if name in values} | dict(images or {})
     # one value of an extra's option for each image, or one, as a tuple, for all
     given |= {n: value if read[n].is_column(value) else [value] for n, value in extras.items()}
     count, seed = _count(given), given.get("seed", 0)
-    given["seed"] = np.arange(count) + np.asarray(seed) if _single(seed) else seed
+    if _single(seed):
+        first = typed("seed", seed, int)
+        given["seed"] = range(first, first + count)
     columns = {name: _column(name, value, count, defaults) for name, value in given.items()}
     requests = []
     for row in zip(*columns.values(), strict=True):
@@ -263,7 +269,8 @@ def resolve(
 
 
 def _single(value: Any) -> bool:
-    return value is None or isinstance(value, str) or np.ndim(value) == 0
+    """Whether `value` is one for all images, and no sequence."""
+    return not isinstance(value, list | tuple | range) and getattr(value, "ndim", 0) == 0
 
 
 def _count(columns: Mapping[str, Any]) -> int:
@@ -276,21 +283,18 @@ def _count(columns: Mapping[str, Any]) -> int:
 
 def _column(name: str, value: Any, count: int, defaults: Defaults) -> tuple[Any, ...]:
     """`value` as one entry for each of `count` images."""
-    kind, single = _PER_IMAGE.get(name), _single(value)
+    single = _single(value)
     entries = (value,) * count if single else tuple(value)
     if len(entries) == 1:
         entries *= count
     if len(entries) != count:
         raise InputError(f"{name}: got {len(entries)} entries, expected 1 or {count}")
-    if kind is None:
+    if name not in _PER_IMAGE:
         return entries
-    if name in _FILLED:
-        if single:
-            return entries
+    if name in _FILLED and not single:
         entries = tuple(getattr(defaults, name, None) if e is None else e for e in entries)
-    if None in entries and name not in (*_TEXTS[1:], *_SCALES, "timestep_spacing"):
-        raise InputError(f"{name}: got None, expected a {kind.__name__}")
-    return tuple(None if entry is None else kind(entry) for entry in entries)
+    own = (typed(name, entry, _TYPES[name]) for entry in entries)
+    return tuple(None if entry is None else _PER_IMAGE[name](entry) for entry in own)
 
 
 def _check_scale(name: str, scale: float) -> None:
@@ -324,7 +328,8 @@ def _check_guidance(request: Request) -> None:
             f"expected guidance {' or '.join(fitting)}"
         )
     parts = len(split_and(request.prompt, syntax=request.prompt_syntax))
-    rule.for_prompts(parts)
+    with prefix_errors(f"guidance {request.guidance}"):
+        rule.for_prompts(parts)
     for name in ("classifier_scale", "clip_scale"):
         if getattr(request, name) and parts > 1:
             raise InputError(f"{name}: got {request.prompt!r:.60}, expected a prompt without AND")
@@ -332,6 +337,9 @@ def _check_guidance(request: Request) -> None:
 
 def check(request: Request, family: Family, vae_scale_factor: int) -> None:
     """InputError for a request that a model of this family cannot serve."""
+    for name, hint in _TYPES.items():
+        if name not in ("extras", *_ARRAYS):
+            typed(name, getattr(request, name), hint)
     get_sampler(request.sampler, request.eta)
     _check_loop(request.steps, request.sampler, request.timestep_spacing)
     for name in ("strength", "denoising_start", "denoising_end"):

@@ -349,6 +349,7 @@ def test_the_settings_of_an_adapter_count_too(tmp_path):
         (["--lora", "no.safetensors"], "no.safetensors: got no such file"),
         (["--hires-scale", "2", "--refiner", "x"], "hires_scale: got it together with a refiner"),
         (["--hires-scale", "90"], "hires_scale: got 90.0"),
+        (["--hires-scale", "2", "--hires-strength", "2"], "hires_strength: got 2.0"),
     ],
 )
 def test_mistakes_with_files_are_one_sentence(model, tmp_path, capsys, arguments, message):
@@ -444,6 +445,7 @@ def test_an_image_of_words_is_not_one_that_began_with_an_image(model, tmp_path, 
         ({"image": "none.png"}, [], r"{file}:2: image: got {folder}/none.png (No such file"),
         ({"image": "prompts.jsonl"}, [], r"{file}:2: image: got {folder}/prompts.jsonl (not an im"),
         ({"image": "."}, [], r"{file}:2: image: got {folder} (Is a directory)"),
+        ({"image": "a.png", "mask": "m.png"}, [], r"{file}:2: mask: got {folder}/m.png (No such"),
         ({"strength": 0.5}, [], r"{file}:2: strength: got 0.5 without an image"),
         ({"mask": "a.png"}, [], r"{file}:2: mask: got a mask without an image"),
         ({"image": "a.png", "strength": 2}, [], r"{file}:2: strength: got 2"),

@@ -60,7 +60,7 @@ def test_steps_are_spread_when_none_are_named(model, tmp_path):
     ("arguments", "message"),
     [
         (["--show-steps", "0,x"], "strip: show_steps: got '0,x', expected steps such as"),
-        (["--show-steps", "4"], "strip: intermediate_steps: got 4, expected a number from 0 to 3"),
+        (["--show-steps", "4"], "strip: show_steps: got 4, expected a number from 0 to 3"),
         (["--guidance", "cgf"], "strip: guidance: got 'cgf'"),
     ],
 )

@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 
+import jaxdiff
 from jaxdiff.cli import train
 from jaxdiff.core.aliases import (
     ACCURACIES,
@@ -96,7 +97,7 @@ def test_both_names_of_an_option_are_an_error(command, arguments, message):
 
 
 def test_each_former_argument_leads_to_an_argument():
-    functions = (Pipeline.__call__, Pipeline.load_textual_inversion, hires_fix)
+    functions = (Pipeline.__call__, Pipeline.load_textual_inversion, hires_fix, jaxdiff.load)
     known = {name for f in functions for name in inspect.signature(f).parameters}
     known |= Options.__annotations__.keys()
     assert set(ARGUMENTS.values()) <= known

@@ -55,7 +55,7 @@ class Kinds:
         ({"share": "1"}, "share: got '1', expected a number"),
         ({"share": False}, "share: got False, expected a number"),
         ({"flag": 1}, "flag: got 1, expected true or false"),
-        ({"word": 3}, "word: got 3, expected a string or null"),
+        ({"word": 3}, "word: got 3, expected a string"),
         ({"sizes": [1, "2"]}, "sizes: got [1, '2'], expected an integer or a list, each an int"),
         ({"sizes": {"a": 1}}, "sizes: got {'a': 1}, expected an integer or a list"),
         ({"depths": [[[1]]]}, "depths: got [[[1]]], expected a list, each an integer or a list"),

@@ -10,7 +10,7 @@ from typing import Any
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import DTYPES
 from jaxdiff.core.validate import in_range, non_negative, one_of, positive
-from jaxdiff.training.config.aliases import accept_old_fields
+from jaxdiff.training.config.aliases import config_section
 from jaxdiff.training.config.data import IMAGE_KINDS, PROCEDURAL_KINDS, DataConfig, data_fields
 from jaxdiff.training.config.ema import EMAConfig
 from jaxdiff.training.config.mesh import MESHES, MeshConfig
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 
-@accept_old_fields("")
+@config_section("")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A complete training: with the same code it gives the same weights."""

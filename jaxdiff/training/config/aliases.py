@@ -8,9 +8,10 @@ error.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from jaxdiff.core.aliases import rename_keys
+from jaxdiff.core.configs import typed
 
 C = TypeVar("C", bound=type)
 
@@ -116,23 +117,28 @@ def new_log_keys(values: Mapping[str, float]) -> dict[str, float]:
     return {LOG_KEYS.get(name, name): value for name, value in values.items()}
 
 
-def accept_old_fields(section: str) -> Callable[[C], C]:
-    """Decorator of a config of `section` whose constructor takes the old spellings too.
+def config_section(section: str) -> Callable[[C], C]:
+    """Decorator of the config of a section, whose constructor checks the types of its fields.
 
-    `dataclasses.replace` gives every field; an old spelling beside all of them replaces its own.
+    It takes the old spellings too. `dataclasses.replace` gives every field; an old spelling beside
+    all of them replaces its own.
     """
 
     def decorate(cls: C) -> C:
         fields = {field.name for field in dataclasses.fields(cls)}
         table = {old: new for old, new in _section(section).items() if new in fields}
-        construct = cls.__init__
+        construct, hints = cls.__init__, get_type_hints(cls)
 
         @functools.wraps(construct)
         def init(self: Any, **values: Any) -> None:
             if fields <= values.keys():
                 for old in table.keys() & values.keys():
                     del values[table[old]]
-            construct(self, **rename_keys(values, table))
+            values = rename_keys(values, table)
+            for name in values.keys() & fields:
+                path = f"{section}.{name}".lstrip(".")
+                values[name] = typed(path, values[name], hints[name])
+            construct(self, **values)
 
         cls.__init__ = init  # pyright: ignore[reportAttributeAccessIssue]
         return cls

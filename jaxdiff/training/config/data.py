@@ -4,7 +4,7 @@ import dataclasses
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, one_of, positive
-from jaxdiff.training.config.aliases import accept_old_fields
+from jaxdiff.training.config.aliases import config_section
 
 VARIATIONS = (1, 2, 4, 8)
 # Kinds of data that a program renders, and the module of each: see experiments/procedural.py.
@@ -37,7 +37,7 @@ def data_fields() -> dict[str, set[str]]:
     return {**dict.fromkeys(PROCEDURAL_KINDS, _RENDERED), **images, "latents": _STORED}
 
 
-@accept_old_fields("data")
+@config_section("data")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The data of a training: procedural scenes, stored images with captions, or cached latents.

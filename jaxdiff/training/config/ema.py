@@ -4,10 +4,10 @@ import dataclasses
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, non_negative
-from jaxdiff.training.config.aliases import accept_old_fields
+from jaxdiff.training.config.aliases import config_section
 
 
-@accept_old_fields("ema")
+@config_section("ema")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EMAConfig:
     """The EMA that is sampled from and exported, and power-function EMAs for post-hoc EMA."""

@@ -4,8 +4,10 @@ import dataclasses
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import positive
+from jaxdiff.training.config.aliases import config_section
 
 
+@config_section("mesh")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """The mesh axes; the number of devices is data x fsdp x tensor."""

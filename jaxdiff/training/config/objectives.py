@@ -14,7 +14,7 @@ from jaxdiff.models.discriminator import PatchDiscriminatorConfig
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.nn.remat import REMAT
-from jaxdiff.training.config.aliases import accept_old_fields
+from jaxdiff.training.config.aliases import config_section
 from jaxdiff.training.config.data import DataConfig
 from jaxdiff.training.config.trainable import Full, Trainable
 
@@ -24,7 +24,7 @@ MAX_SAMPLE_STEPS = 1000  # of a flow
 PIPELINE_FIELDS = ("model", "vae", "text_encoder", "weights", "schedule", "prediction_type")
 
 
-@accept_old_fields("objective")
+@config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEObjective:
     """Train a VAE (Kingma & Welling, 1312.6114), as latent diffusion does (2112.10752)."""
@@ -89,7 +89,7 @@ class VAEObjective:
                 )
 
 
-@accept_old_fields("objective")
+@config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPObjective:
     """Train a CLIP model with the contrastive loss (2103.00020)."""
@@ -113,7 +113,7 @@ class CLIPObjective:
         return self.attribute_weight > 0
 
 
-@accept_old_fields("objective")
+@config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionObjective:
     """Train a latent diffusion model (2112.10752).
@@ -224,7 +224,7 @@ class DiffusionObjective:
             )
 
 
-@accept_old_fields("objective")
+@config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationObjective:
     """Distil guidance: the scale becomes an input of the UNet (2210.03142, section 3.1)."""
@@ -253,7 +253,7 @@ class DistillationObjective:
         positive("objective.sample_steps", self.sample_steps)
 
 
-@accept_old_fields("objective")
+@config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierObjective:
     """Train a classifier of noisy latents for classifier guidance (2105.05233, section 4)."""

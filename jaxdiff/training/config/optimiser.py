@@ -5,7 +5,7 @@ import re
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, non_negative, one_of, positive
-from jaxdiff.training.config.aliases import accept_old_fields
+from jaxdiff.training.config.aliases import config_section
 
 LR_DECAYS = ("linear", "cosine")
 # The fields that each optimiser uses, besides those of the schedule.
@@ -18,7 +18,7 @@ OPTIMISERS: dict[str, set[str]] = {
 _OPTIMISER_FIELDS = set[str]().union(*OPTIMISERS.values())
 
 
-@accept_old_fields("optimiser")
+@config_section("optimiser")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
     """An optimiser, its learning rate schedule, and learning rate multipliers by weight."""

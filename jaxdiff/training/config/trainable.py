@@ -4,7 +4,7 @@ import dataclasses
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, positive
-from jaxdiff.training.config.aliases import accept_old_fields
+from jaxdiff.training.config.aliases import config_section
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Full:
     from_scratch: bool = False  # whether to initialise the pipeline's UNet at random
 
 
-@accept_old_fields("objective.trainable")
+@config_section("objective.trainable")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA:
     """Low-rank updates of some layers (2106.09685); all weights are frozen.
@@ -41,7 +41,7 @@ class LoRA:
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
-@accept_old_fields("objective.trainable")
+@config_section("objective.trainable")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextualInversion:
     """Embeddings of a new token (2208.01618); all weights are frozen."""
