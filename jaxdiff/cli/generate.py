@@ -76,16 +76,16 @@ class Options:
     """How much of the initial image changes: 0 nothing, 1 everything."""
     hires_scale: float | None = None
     """Hires fix: generate at the given size, upscale by this factor, refine."""
-    hires_strength: float = 0.7
-    """Strength of the second pass of the hires fix."""
+    hires_strength: float | None = None
+    """Strength of the second pass of the hires fix. Default: 0.7."""
     lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A LoRA file or folder, or PATH:SCALE. Repeat the option for several."""
     textual_inversion: Annotated[tuple[pathlib.Path, ...], tyro.conf.UseAppendAction] = ()
     """A textual inversion file, whose token prompts can use. Repeat the option for several."""
     refiner: str | None = None
     """A second model for the last steps, such as SDXL's refiner."""
-    refiner_start: float = 0.8
-    """Fraction of the denoising process after which the refiner takes over."""
+    refiner_start: float | None = None
+    """Fraction of the denoising process after which the refiner takes over. Default: 0.8."""
     clip_skip: int | None = None
     """Number of layers to skip at the end of the text encoders."""
     vae_tile: int | None = None
@@ -122,14 +122,15 @@ def run(arguments: Sequence[str]) -> None:
     from jaxdiff.generation.models import SecondPass, load_addons
     from jaxdiff.generation.runner import Runner
 
-    second = SecondPass(
+    asked = SecondPass(
         hires_scale=options.hires_scale,
         hires_strength=options.hires_strength,
         refiner=options.refiner,
         refiner_start=options.refiner_start,
     )
     pipe = jaxdiff.load(options.model, options.dtype, mesh=options.mesh)
-    addons = load_addons(
+    settings = {"model": pipe.name, "weights": pipe.fingerprint}  # before LoRAs change them
+    settings |= load_addons(
         pipe,
         loras=options.lora,
         textual_inversions=options.textual_inversion,
@@ -138,10 +139,11 @@ def run(arguments: Sequence[str]) -> None:
         guidance_model=options.guidance_model,
         dtype=options.dtype,
     )
+    second = asked.of(pipe, options.dtype)
     runner = Runner(
         pipe=pipe,
         options={name: getattr(options, name) for name in SHARED},
-        settings={"model": pipe.name, **addons, **second.settings},
+        settings=settings | ({} if second is None else second.settings),
         output=options.output,
     )
     plan = runner.plan(jobs, _defaults(options))
@@ -150,7 +152,7 @@ def run(arguments: Sequence[str]) -> None:
     with Progress(images=len(todo), batch_size=size, quiet=options.json) as progress:
         timings = runner.generate(
             todo,
-            second.of(pipe, options.dtype),
+            second,
             batch_size=size,
             vae_tile=options.vae_tile,
             on_step=progress.update,

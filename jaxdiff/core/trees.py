@@ -1,10 +1,13 @@
 """Nested dicts of arrays seen as flat tables with dotted names."""
 
+import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdiff.core.types import Dtype, PyTree
 
@@ -39,6 +42,21 @@ def cast_floating(tree: PyTree, dtype: Dtype) -> PyTree:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(leaf, tree)
+
+
+def content_digest(arrays: Mapping[str, Any]) -> str:
+    """A hash, 64 hex digits, of arrays by name: of every byte, shape and dtype."""
+
+    def one(item: tuple[str, Any]) -> str:
+        name, array = item
+        host = np.ascontiguousarray(array)
+        data = hashlib.sha256(f"{name} {host.dtype} {host.shape}".encode())
+        data.update(host.reshape(-1).view(np.uint8))
+        return data.hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # hashing lets go of Python's lock
+        digests = pool.map(one, sorted(arrays.items()))
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def parameter_count(tree: PyTree) -> int:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jaxdiff
 from jaxdiff.checkpoints import lora_names
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import in_range
 from jaxdiff.generation.png_files import file_digest
 from jaxdiff.pipeline import hires_fix
 from jaxdiff.pipeline.output import Output
@@ -40,10 +41,8 @@ def load_addons(
     settings: dict[str, Any] = {"loras": scales, "textual_inversions": tokens}
     if classifier is not None:
         pipe.load_classifier(classifier)
-        settings["classifier"] = classifier.resolve().name
     if clip is not None:
         pipe.load_clip(clip)
-        settings["clip"] = clip.resolve().name
     if guidance_model is not None:
         weaker = jaxdiff.load(guidance_model, dtype, mesh=pipe.mesh)
         pipe.set_guidance_model(weaker)
@@ -60,49 +59,17 @@ def _path_and_scale(lora: str) -> tuple[str, float]:
         return lora, 1.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SecondPass:
-    """A hires fix, or a refiner that takes over the last steps; None: no such pass."""
-
-    hires_scale: float | None = None
-    hires_strength: float
-    refiner: str | None = None
-    refiner_start: float
-
-    def __post_init__(self) -> None:
-        if self.hires_scale is not None and self.refiner is not None:
-            raise InputError(
-                "hires_scale: got it together with a refiner, expected only one of them"
-            )
-        if self.hires_scale is not None:
-            hires_fix.check_hires(self.hires_scale, self.hires_strength)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The entries in the settings."""
-        if self.hires_scale is not None:
-            return {"hires_scale": self.hires_scale, "hires_strength": self.hires_strength}
-        if self.refiner is not None:
-            return {"refiner": self.refiner, "refiner_start": self.refiner_start}
-        return {}
-
-    def of(self, pipe: Any, dtype: str | None) -> "HiresFix | Refiner | None":
-        """The second pass over what `pipe` generates, its model loaded; None without one."""
-        if self.hires_scale is not None:
-            return HiresFix(pipe, self.hires_scale, self.hires_strength)
-        if self.refiner is not None:
-            refiner = jaxdiff.load(self.refiner, dtype, mesh=pipe.mesh)
-            hires_fix.check_refiner(pipe, refiner, self.refiner_start)
-            return Refiner(refiner, self.refiner_start)
-        return None
-
-
 class HiresFix(NamedTuple):
     """Enlarges the latents of the first pass and refines them."""
 
     pipe: Any
     scale: float
     strength: float
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The entries in the settings."""
+        return {"hires_scale": self.scale, "hires_strength": self.strength}
 
     def first(self, requests: Sequence[Request]) -> Sequence[Request]:
         """The requests of the first pass; InputError for some that a hires fix cannot serve."""
@@ -122,6 +89,12 @@ class Refiner(NamedTuple):
     model: Any
     start: float
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The entries in the settings."""
+        name = f"{self.model.name} {self.model.fingerprint}"
+        return {"refiner": name, "refiner_start": self.start}
+
     def first(self, requests: Sequence[Request]) -> Sequence[Request]:
         """The requests of the first pass; InputError for some that a refiner cannot serve."""
         hires_fix.check_unmasked("refiner", requests)
@@ -130,3 +103,37 @@ class Refiner(NamedTuple):
     def second(self, first: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
         """The output of the second pass, for the `arguments` of a call."""
         return hires_fix.refined(self.model, first, start=self.start, **arguments, **settings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SecondPass:
+    """What a hires fix, or a refiner that takes over the last steps, is asked for."""
+
+    hires_scale: float | None = None  # None: no hires fix
+    hires_strength: float | None = None  # None: STRENGTH
+    refiner: str | None = None  # None: no refiner
+    refiner_start: float | None = None  # None: START
+
+    def __post_init__(self) -> None:
+        if self.hires_scale is not None and self.refiner is not None:
+            raise InputError(
+                "hires_scale: got it together with a refiner, expected only one of them"
+            )
+        for name in ("hires_strength", "refiner_start"):
+            if (value := getattr(self, name)) is not None:
+                in_range(name, value, 0, 1)
+        if self.hires_scale is not None:
+            in_range("hires_scale", self.hires_scale, 1, hires_fix.MAX_ENLARGEMENT)
+
+    def of(self, pipe: Any, dtype: str | None) -> HiresFix | Refiner | None:
+        """The second pass over what `pipe` generates, its model loaded; None without one."""
+        if self.hires_scale is not None:
+            strength = self.hires_strength
+            strength = hires_fix.STRENGTH if strength is None else strength
+            return HiresFix(pipe, self.hires_scale, strength)
+        if self.refiner is not None:
+            start = hires_fix.START if self.refiner_start is None else self.refiner_start
+            model = jaxdiff.load(self.refiner, dtype, mesh=pipe.mesh)
+            hires_fix.check_refiner(pipe, model, start)
+            return Refiner(model, start)
+        return None

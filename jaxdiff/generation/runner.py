@@ -12,7 +12,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.generation.models import HiresFix, Refiner
 from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, expand_jobs
-from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.request import Request, Requests
 
 PER_IMAGE = ("prompt_2", "negative_prompt", "negative_prompt_2")  # lists in a call
 NUMBERS = ("guidance_scale", "steps", "strength")  # lists too, unless an image has none
@@ -37,7 +37,6 @@ class Runner:
 
     def plan(self, jobs: Sequence[ImageJob], defaults: PromptSpec) -> list[PlannedImage]:
         """Each job with its settings; raises InputError before any image is generated."""
-        model = {**self.settings, "weights": self.pipe.fingerprint}
         digest = functools.cache(file_digest)
         # First without a prompt: a bad option is no mistake of a line.
         empty = PromptSpec(prompt="", num_images=1)
@@ -47,8 +46,13 @@ class Runner:
         for job in jobs:
             with prefix_errors(job.source):
                 (request,) = self.pipe.resolve(**self._arguments([job]))
-                settings = model | _file_settings(job, digest) | request.to_metadata()
-                planned.append(PlannedImage(job, settings, request))
+                settings = {**self.settings, **_file_settings(job, digest)}
+                planned.append(PlannedImage(job, settings | request.to_metadata(), request))
+        networks = self.pipe.auxiliary_fingerprints(Requests(each.request for each in planned))
+        for name, fingerprint in networks.items():
+            for each in planned:
+                if getattr(each.request, f"{name}_scale"):
+                    each.settings[name] = fingerprint
         return planned
 
     def missing(self, plan: Sequence[PlannedImage]) -> list[PlannedImage]:

@@ -9,6 +9,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
 from jaxdiff.pipeline.compiled_model import CompiledModel
 from jaxdiff.pipeline.lora import LoRAManager
+from jaxdiff.pipeline.request import Requests
 from jaxdiff.pipeline.textual_inversion import TextualInversionManager
 
 
@@ -79,6 +80,13 @@ class Addons:
     def load_clip(self, folder: str | pathlib.Path) -> None:
         """Load the CLIP model in `folder`, for `clip_scale`."""
         self._auxiliary.load_clip(pathlib.Path(folder))
+
+    def auxiliary_fingerprints(self, requests: Requests) -> dict[str, str]:
+        """A short hash of the classifier and of the CLIP model, where requests use them.
+
+        InputError if the one that they need is missing.
+        """
+        return self._auxiliary.fingerprints(requests)
 
     def set_guidance_model(self, model: "Addons | None") -> None:
         """Set the weaker model of autoguidance; None removes it.

@@ -1,5 +1,6 @@
 """Auxiliary networks of a pipeline: guidance model, classifier and CLIP."""
 
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar, cast
@@ -11,9 +12,11 @@ from jaxdiff.checkpoints.clip_vision import read_image_processor
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.trees import content_digest
 from jaxdiff.core.types import Bool, Float, NDArray
 from jaxdiff.data.tokenizer import tokenize
 from jaxdiff.diffusion.schedules import Schedule
+from jaxdiff.models.build import param_dict
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
@@ -116,6 +119,20 @@ class AuxiliaryModels:
                     f"{name}: got none, expected the folder of one, because {name}_scale is set"
                 )
             getattr(self, f"load_{name}")(folder)
+
+    def fingerprints(self, requests: Requests) -> dict[str, str]:
+        """A short hash of the classifier and of the CLIP model, where requests use them."""
+        self.load_missing(requests)
+        found = {}
+        if self.classifier is not None and any(requests.classifier_scales):
+            labels = hashlib.sha256(repr(self.prompt_labels).encode()).hexdigest()
+            found["classifier"] = content_digest(param_dict(self.classifier)) + labels
+        if self.clip is not None and any(requests.clip_scales):
+            found["clip"] = content_digest(param_dict(self.clip)) + repr(self.image_processor)
+        return {
+            name: hashlib.sha256(content.encode()).hexdigest()[:12]
+            for name, content in found.items()
+        }
 
     def guidance_targets(self, requests: Requests) -> GuidanceTargets:
         """The classifier and CLIP guidance targets of requests."""

@@ -16,6 +16,8 @@ from jaxdiff.pipeline.pipeline import Pipeline
 from jaxdiff.pipeline.request import Request
 
 MAX_ENLARGEMENT = 8.0
+STRENGTH = 0.7  # of the second pass of a hires fix
+START = 0.8  # where a refiner takes over, as a fraction of the process
 _SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"output"}
 
 
@@ -24,7 +26,7 @@ def hires_fix(
     pipe: Pipeline,
     *arguments: Any,
     scale: float = 2.0,
-    hires_strength: float = 0.7,
+    hires_strength: float = STRENGTH,
     output: str = "pil",
     **options: Any,
 ) -> Output:
@@ -33,18 +35,13 @@ def hires_fix(
     Models compose images best at the size that they were trained at. The other arguments are those
     of calling `pipe`. Sizes are rounded to what the model can generate. Raises InputError.
     """
-    check_hires(scale, hires_strength)
+    in_range("hires_scale", scale, 1, MAX_ENLARGEMENT)
+    in_range("hires_strength", hires_strength, 0, 1)
     settings = {name: options.pop(name) for name in _SETTINGS & options.keys()}
     requests = pipe.resolve(*arguments, **options)
     check_unmasked("hires_scale", requests)
     first = pipe.generate(requests, output="latent", **settings)
     return enlarged(pipe, first, scale=scale, strength=hires_strength, output=output, **settings)
-
-
-def check_hires(scale: float, strength: float) -> None:
-    """InputError for numbers that a hires fix does not take."""
-    in_range("hires_scale", scale, 1, MAX_ENLARGEMENT)
-    in_range("hires_strength", strength, 0, 1)
 
 
 def check_unmasked(name: str, requests: Sequence[Request]) -> None:
@@ -78,7 +75,7 @@ def refine(
     base: Pipeline,
     refiner: Pipeline,
     *arguments: Any,
-    start: float = 0.8,
+    start: float = START,
     output: str = "pil",
     **options: Any,
 ) -> Output:

@@ -1,20 +1,20 @@
 """A model that is loaded: its networks and settings, described, with add-ons, and saved again."""
 
-import functools
 import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
+from jaxdiff.checkpoints.tokenizers import tokenizer_digest
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.trees import parameter_count
+from jaxdiff.core.trees import content_digest, parameter_count
 from jaxdiff.families.registry import family_of
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.addons import Addons
@@ -136,12 +136,20 @@ class LoadedModel(Addons):
         name = f"{len(self.devices)} x {self.devices[0].device_kind}"
         return name if self.mesh is None else f"{name} ({self.stages.layout})"
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """A short hash that changes with the weights and their dtype."""
-        # Every training changes the last layer; hashing all layers would take long.
-        last = np.asarray(param_dict(self.network)[self.family.adapter.output_layer])
-        return hashlib.sha256(last.tobytes()).hexdigest()[:12]
+        """A short hash of all that the images depend on beside a request.
+
+        These are the weights of every network as they are now, their dtypes, the tokenizers and the
+        scheduler config; auxiliary networks have hashes of their own.
+        """
+        parts = self.parts
+        digests = [
+            content_digest(param_dict(c.module)) for _, c in sorted(parts.components.items())
+        ]
+        digests += [tokenizer_digest(files) for _, files in sorted(parts.tokenizers.items())]
+        digests.append(json.dumps(parts.scheduler, sort_keys=True))
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:12]
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write a diffusers folder that PyTorch loads; weights keep their dtype.

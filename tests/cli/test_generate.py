@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -16,10 +17,12 @@ import tiny
 from PIL import Image
 
 import jaxdiff
+from jaxdiff.checkpoints.components import read_component, write_component
 from jaxdiff.checkpoints.lora_names import files
 from jaxdiff.cli import main
 from jaxdiff.generation import png_files
 from jaxdiff.generation.png_files import read_settings
+from jaxdiff.models.build import param_dict, replace_weights
 from jaxdiff.pipeline.load import load
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -329,6 +332,25 @@ def test_a_job_with_other_addons_of_the_same_name_is_another_job(model, tmp_path
         f"generated with textual_inversions ['word {digest}'] instead of" in capsys.readouterr().err
     )
     assert path.read_bytes() == before
+
+
+def test_another_vae_or_refiner_of_the_same_name_is_another_model(model, tmp_path, capsys):
+    """Networks count by what they hold, not by where they lie."""
+    names = ("retrained/tiny", "same/tiny")
+    retrained, same = (shutil.copytree(model, tmp_path / name) for name in names)
+    part = read_component(retrained / "vae")
+    weights = param_dict(part.module)
+    replace_weights(part.module, {path: 2 * weights[path] for path in ("decoder.conv_out.bias",)})
+    write_component(retrained / "vae", part)
+    assert generate(model, tmp_path / "out", "a ring") == 0
+    assert generate(same, tmp_path / "out", "a ring") == 0
+    assert generate(retrained, tmp_path / "out", "a ring") == 2
+    assert "generated with weights" in capsys.readouterr().err
+    two = tmp_path / "two"
+    assert generate(model, two, "a ring", "--refiner", str(model)) == 0
+    assert generate(model, two, "a ring", "--refiner", str(same)) == 0
+    assert generate(model, two, "a ring", "--refiner", str(retrained)) == 2
+    assert "generated with refiner 'tiny " in capsys.readouterr().err
 
 
 def test_the_settings_of_an_adapter_count_too(tmp_path):
