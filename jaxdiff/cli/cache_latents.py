@@ -14,6 +14,7 @@ import jax
 import tyro
 
 from jaxdiff.core.aliases import rename_options
+from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.experiments.cache_latents import LatentCaching
@@ -60,16 +61,18 @@ class Options:
     """Number of parts."""
 
 
+NEEDS = {
+    "text_encoder": Need("texts", ("embeddings",)),
+    "process_index": Need("process_count"),
+}
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, encode, write. Raises InputError on bad input."""
     arguments = rename_options(arguments, functools.partial(new_option, section="data"))
     options = tyro.cli(Options, args=arguments, prog="jaxdiff cache-latents")
     one_of("texts", options.texts, TEXTS)
-    if options.text_encoder is not None and options.texts == "captions":
-        raise InputError(
-            f"text_encoder: got {options.text_encoder} with texts captions, expected texts "
-            "embeddings (--texts embeddings)"
-        )
+    check_needs(options, NEEDS)
     encoders = options.text_encoder or options.vae
     index, count = _process_index_and_count(options)
     caching = LatentCaching(
@@ -97,9 +100,9 @@ def run(arguments: Sequence[str]) -> None:
 
 def _process_index_and_count(options: Options) -> tuple[int, int]:
     """The index of this process and the number of processes."""
-    if (options.process_index is None) != (options.process_count is None):
+    if options.process_count is not None and options.process_index is None:
         raise InputError(
-            "process_index: got only one of process_index and process_count, expected both or none"
+            f"process_count: got {options.process_count} without process_index, expected both"
         )
     if options.process_index is None or options.process_count is None:
         return jax.process_index(), jax.process_count()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import tyro
 
 from jaxdiff.core.atomic import atomic_file, check_file
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.validate import positive
 from jaxdiff.evaluation.alignment import Judge, Prompt, evaluate_alignment, model_generator
 from jaxdiff.experiments.procedural import EMBEDDED_DATA, procedural_dataset
@@ -58,9 +58,13 @@ class Options:
     """Also write the report to this JSON file."""
 
 
+NEEDS = {"num_images": Need("prompt"), "prompt_stride": Need("prompt", (None,))}
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, generate, score, print the table. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff evaluate")
+    check_needs(options, NEEDS)
     judge = procedural_dataset(EMBEDDED_DATA)
     prompts, probes = _prompts(options, judge)
     if options.output is not None:
@@ -87,11 +91,7 @@ def _prompts(options: Options, judge: Judge) -> tuple[Sequence[Prompt], Sequence
     """The prompts to score, and those of the judge's own measures."""
     stride = positive("prompt_stride", options.prompt_stride)
     if options.prompt is None:
-        if options.num_images is not None:
-            raise InputError(f"num_images: got {options.num_images}, expected a prompt beside it")
         return judge.standard_prompts()[::stride], judge.probe_prompts(stride)
-    if stride != 1:
-        raise InputError(f"prompt_stride: got {stride} beside a prompt, expected it left out")
     prompt = judge.parse_prompt(options.prompt)
     count = NUM_SEEDS if options.num_images is None else positive("num_images", options.num_images)
     return [prompt] * count, []

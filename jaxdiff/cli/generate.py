@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from jaxdiff.cli.progress import Progress, print_report
+from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, positive
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, make_jobs, read_prompt_file
@@ -108,6 +109,15 @@ class Options:
     """Print one JSON object at the end instead of text."""
 
 
+# What options need to have an effect; `make_jobs` says it of those that lines of a file set too.
+NEEDS = {
+    "classifier": Need("classifier_scale"),
+    "clip": Need("clip_scale"),
+    "hires_strength": Need("hires_scale"),
+    "refiner_start": Need("refiner"),
+}
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, generate the missing images, report. Raises InputError on bad input."""
     if "--plan" in arguments:
@@ -116,6 +126,7 @@ def run(arguments: Sequence[str]) -> None:
         plan_sampling(arguments)
         return
     options = tyro.cli(Options, args=arguments, prog="jaxdiff generate")
+    check_needs(options, NEEDS)
     started = time.perf_counter()
     jobs = _jobs(options)
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
@@ -137,6 +148,7 @@ def run(arguments: Sequence[str]) -> None:
         classifier=options.classifier,
         clip=options.clip,
         guidance_model=options.guidance_model,
+        guidance=options.guidance,
         dtype=options.dtype,
     )
     second = asked.of(pipe, options.dtype)

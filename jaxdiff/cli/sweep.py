@@ -11,6 +11,7 @@ from rich import progress
 from rich.console import Console
 
 from jaxdiff.core.atomic import check_file
+from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import positive
 from jaxdiff.experiments.procedural import EMBEDDED_DATA, procedural_dataset
@@ -70,9 +71,13 @@ class Options:
     """The PNG file to write."""
 
 
+NEEDS = {"prompt_stride": Need("evaluate")}
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, generate, evaluate, write. Raises InputError on bad input."""
     options = tyro.cli(Options, args=arguments, prog="jaxdiff sweep")
+    check_needs(options, NEEDS)
     positive("prompt_stride", options.prompt_stride)
     if not options.prompt:
         raise InputError("prompt: got none, expected at least one")
@@ -82,9 +87,11 @@ def run(arguments: Sequence[str]) -> None:
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
     from jaxdiff.evaluation.sweep import Sweep, make_axes
     from jaxdiff.evaluation.sweep_results import Results
+    from jaxdiff.generation.models import check_guidance_model
 
     pipe, weaker = jaxdiff.load(options.model, mesh=options.mesh), None
     if options.guidance_model is not None:
+        check_guidance_model(*(options.guidance or [pipe.defaults.guidance]))
         weaker = jaxdiff.load(options.guidance_model, mesh=options.mesh)
         pipe.set_guidance_model(weaker)
     judge = procedural_dataset(EMBEDDED_DATA) if options.evaluate else None

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
@@ -101,6 +102,44 @@ def _plain(value: Any) -> Any:
     return value.item() if is_scalar else value
 
 
+class Need(NamedTuple):
+    """What an option needs to have an effect: that another one is set, or has one of `values`."""
+
+    option: str
+    values: tuple[Any, ...] = ()
+
+
+def check_needs(options: Any, needs: Mapping[str, Need], *, prefix: str = "") -> None:
+    """InputError for a field of the dataclass `options` that has no effect, for lack of another.
+
+    `needs` has what such fields need. A field with its default asks for nothing. One that is None,
+    0, empty or False is not set. `prefix` is that of the fields' names in errors.
+    """
+    defaults = _defaults(type(options))
+    for name, need in needs.items():
+        value, other = getattr(options, name), getattr(options, need.option)
+        if value == defaults[name] or (other in need.values if need.values else other):
+            continue
+        wanted = f"{prefix}{need.option}"
+        if not need.values:
+            raise InputError(f"{prefix}{name}: got {value} without {wanted}, expected both")
+        choices = " or ".join(map(str, need.values))
+        raise InputError(
+            f"{prefix}{name}: got {value} with {wanted} {other}, expected {wanted} {choices}"
+        )
+
+
+@functools.cache
+def _defaults(cls: type) -> dict[str, Any]:
+    """The defaults of a dataclass's fields."""
+    return {
+        field.name: field.default
+        if field.default_factory is dataclasses.MISSING
+        else field.default_factory()
+        for field in dataclasses.fields(cls)
+    }
+
+
 @contextlib.contextmanager
 def prefix_errors(source: str) -> Iterator[None]:
     """Put `source` in front of an InputError that does not name it."""
@@ -117,7 +156,11 @@ def _matches_type(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(_matches_type(value, choice) for choice in get_args(hint))
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_matches_type(v, get_args(hint)[0]) for v in value)
+        parts = get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        kinds = parts[:1] * len(value) if Ellipsis in parts else parts
+        return len(kinds) == len(value) and all(map(_matches_type, value, kinds))
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)

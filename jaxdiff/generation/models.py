@@ -10,6 +10,7 @@ from jaxdiff.checkpoints import lora_names
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
 from jaxdiff.generation.png_files import file_digest
+from jaxdiff.guidance.base import parse
 from jaxdiff.pipeline import hires_fix
 from jaxdiff.pipeline.output import Output
 from jaxdiff.pipeline.request import Request
@@ -23,6 +24,7 @@ def load_addons(
     classifier: pathlib.Path | None = None,
     clip: pathlib.Path | None = None,
     guidance_model: str | None = None,
+    guidance: str | None = None,  # the rule that the images have; None: the model's own
     dtype: str | None = None,
 ) -> dict[str, Any]:
     """Load LoRAs (PATH or PATH:SCALE), textual inversions and auxiliary models into `pipe`.
@@ -44,10 +46,20 @@ def load_addons(
     if clip is not None:
         pipe.load_clip(clip)
     if guidance_model is not None:
+        check_guidance_model(guidance or pipe.defaults.guidance)
         weaker = jaxdiff.load(guidance_model, dtype, mesh=pipe.mesh)
         pipe.set_guidance_model(weaker)
         settings["guidance_model"] = f"{weaker.name} {weaker.fingerprint}"
     return {name: value for name, value in settings.items() if value}
+
+
+def check_guidance_model(*rules: str) -> None:
+    """InputError unless one of the guidance rules evaluates a weaker model."""
+    if not any(stream.network == "guidance_model" for r in rules for stream in parse(r).streams):
+        raise InputError(
+            f"guidance_model: got one with guidance {', '.join(rules)}, expected guidance "
+            "autoguidance"
+        )
 
 
 def _path_and_scale(lora: str) -> tuple[str, float]:

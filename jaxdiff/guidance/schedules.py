@@ -35,7 +35,7 @@ class GuidanceInterval(Wrapper):
 
     def __post_init__(self) -> None:
         check("lo", self.lo, 0, float("inf"))
-        check("hi", self.hi, 0, float("inf"))
+        check("hi", self.hi, self.lo if isinstance(self.lo, int | float) else 0, float("inf"))
 
     def mode(self, level: NoiseLevel, state: PyTree) -> int | Int[Array, "b"]:
         """Inside that of the wrapped rule, outside the conditional stream at most."""

@@ -65,6 +65,7 @@ def enlarged(
             image=row,
             noise=None,
             strength=strength,
+            denoising_start=None,
         )
         for request, row in zip(first.requests, latents, strict=True)
     ]

@@ -362,6 +362,11 @@ def check(request: Request, family: Family, vae_scale_factor: int) -> None:
                 f"{name}: got {size}, expected a multiple of {vae_scale_factor} "
                 f"such as {low} or {low + vae_scale_factor}"
             )
+    if request.strength is not None and request.denoising_start is not None:
+        raise InputError(
+            f"strength: got {request.strength} with denoising_start {request.denoising_start}, "
+            "expected only one of them"
+        )
     if request.image is None:
         for name in ("strength", "denoising_start"):
             if (value := getattr(request, name)) is not None:

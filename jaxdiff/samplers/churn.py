@@ -5,6 +5,7 @@ import math
 
 import jax.numpy as jnp
 
+from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float
 from jaxdiff.core.validate import in_range
@@ -34,8 +35,9 @@ class ChurnSampler(Sampler):
     def __post_init__(self) -> None:
         in_range("s_churn", self.s_churn, 0, 1e6)
         in_range("s_tmin", self.s_tmin, 0, math.inf)
-        in_range("s_tmax", self.s_tmax, 0, math.inf)
+        in_range("s_tmax", self.s_tmax, self.s_tmin, math.inf)
         in_range("s_noise", self.s_noise, 0, 10)
+        check_needs(self, dict.fromkeys(("s_tmin", "s_tmax", "s_noise"), Need("s_churn")))
 
     def for_schedule(self, schedule: Schedule) -> Sampler:
         """The sampler that can ask `schedule` for the time of a raised level."""

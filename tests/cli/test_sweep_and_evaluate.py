@@ -232,11 +232,15 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
         ("sweep", ["--prompt-stride", "0"], "sweep: prompt_stride: got 0"),
         ("evaluate", ["--prompt-stride", "0"], "evaluate: prompt_stride: got 0"),
         ("evaluate", ["--prompt", "a castle"], "evaluate: prompt: got 'a castle'"),
-        ("evaluate", ["--num-images", "4"], "evaluate: num_images: got 4, expected a prompt"),
+        (
+            "evaluate",
+            ["--num-images", "4"],
+            "evaluate: num_images: got 4 without prompt",
+        ),
         (
             "evaluate",
             ["--prompt-stride", "2", "--prompt", "a red star"],
-            "evaluate: prompt_stride: got 2 beside",
+            "evaluate: prompt_stride: got 2 with prompt",
         ),
         (
             "sweep",

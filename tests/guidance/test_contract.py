@@ -147,7 +147,7 @@ def test_at_scale_one_the_cheapest_rule_gives_the_same(rule):
         ("apg:phi=1", "guidance: apg: got 'phi', expected one of eta, norm_threshold, momentum"),
         ("apg:eta", "guidance: apg: got 'eta', expected eta=VALUE"),
         ("apg:eta=1,eta=2", "guidance: apg: got 'eta=1,eta=2', expected each option once"),
-        ("apg:eta=high", "guidance: eta: got 'high', expected a float"),
+        ("apg:eta=high", "guidance: eta: got 'high', expected a number"),
         ("apg:eta=-1", "guidance: eta: got -1.0, expected a number from 0"),
         ("cfg+rescale:phi=2", "guidance: phi: got 2.0, expected a number from 0 to 1"),
         ("cfg+interval:lo=nan", "guidance: lo: got nan, expected a number from 0"),

@@ -220,7 +220,7 @@ def test_ddim_refuses_an_eta_outside_its_range():
     ("text", "message"),
     [
         ("ddim:phi=1", "sampler: ddim: got 'phi', expected one of eta"),
-        ("ddim:eta=high", "sampler: eta: got 'high', expected a float"),
+        ("ddim:eta=high", "sampler: eta: got 'high', expected a number"),
         ("lcm:eta=1", "sampler: lcm: got 'eta', expected no options"),
         ("heun:schedule=1", "sampler: heun: got 'schedule', expected one of s_churn, s_tmin"),
         ("heun:s_churn=-1", r"s_churn: got -1\.0, expected a number from 0"),

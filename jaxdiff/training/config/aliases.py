@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from jaxdiff.core.aliases import rename_keys
-from jaxdiff.core.configs import typed
+from jaxdiff.core.configs import check_needs, typed
 
 C = TypeVar("C", bound=type)
 
@@ -120,8 +120,9 @@ def new_log_keys(values: Mapping[str, float]) -> dict[str, float]:
 def config_section(section: str) -> Callable[[C], C]:
     """Decorator of the config of a section, whose constructor checks the types of its fields.
 
-    It takes the old spellings too. `dataclasses.replace` gives every field; an old spelling beside
-    all of them replaces its own.
+    Its `needs`, if it has some, say which fields have no effect without another. It takes the old
+    spellings too. `dataclasses.replace` gives every field; an old spelling beside all of them
+    replaces its own.
     """
 
     def decorate(cls: C) -> C:
@@ -139,6 +140,7 @@ def config_section(section: str) -> Callable[[C], C]:
                 path = f"{section}.{name}".lstrip(".")
                 values[name] = typed(path, values[name], hints[name])
             construct(self, **values)
+            check_needs(self, getattr(cls, "needs", {}), prefix=f"{section}." if section else "")
 
         cls.__init__ = init  # pyright: ignore[reportAttributeAccessIssue]
         return cls

@@ -1,8 +1,10 @@
 """The config of each objective."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
+from jaxdiff.core.configs import Need
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, non_negative, one_of, positive
 from jaxdiff.diffusion.denoising import PREDICTION_TYPES
@@ -28,6 +30,15 @@ PIPELINE_FIELDS = ("model", "vae", "text_encoder", "weights", "schedule", "predi
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEObjective:
     """Train a VAE (Kingma & Welling, 1312.6114), as latent diffusion does (2112.10752)."""
+
+    needs: ClassVar[Mapping[str, Need]] = {
+        "freeze_encoder": Need("weights"),
+        "latent_noise": Need("freeze_encoder"),
+        "perceptual_weight": Need("perceptual_model"),
+        "adversarial_start": Need("adversarial_weight"),
+        "adversarial_adaptive": Need("adversarial_weight"),
+        "discriminator": Need("adversarial_weight"),
+    }
 
     model: AutoencoderKLConfig = dataclasses.field(default_factory=AutoencoderKLConfig)
     weights: str | None = None  # folder of a VAE to start from; None: random weights
@@ -59,34 +70,16 @@ class VAEObjective:
             raise InputError("objective.l1_weight: got 0 beside l2_weight 0, expected one above 0")
         positive("objective.perceptual_weight", self.perceptual_weight)
         non_negative("objective.adversarial_start", self.adversarial_start)
-        if self.freeze_encoder and self.weights is None:
-            raise InputError("objective.weights: got none, expected a folder for freeze_encoder")
-        if self.freeze_encoder and self.kl_weight:
-            self._left_out("with freeze_encoder, where latents do not change", kl_weight=1e-4)
-        if not self.freeze_encoder:
-            self._left_out("without freeze_encoder", latent_noise=0.0)
-        if self.perceptual_model is None:
-            self._left_out("without perceptual_model", perceptual_weight=1.0)
-        if not self.adversarial:
-            self._left_out(
-                "with adversarial_weight 0",
-                adversarial_start=0,
-                adversarial_adaptive=True,
-                discriminator=PatchDiscriminatorConfig(),
+        if self.freeze_encoder and self.kl_weight not in (0, 1e-4):
+            raise InputError(
+                f"objective.kl_weight: got {self.kl_weight}, expected it left out with "
+                "objective.freeze_encoder, where latents do not change"
             )
 
     @property
     def adversarial(self) -> bool:
         """Whether there is a discriminator."""
         return self.adversarial_weight > 0
-
-    def _left_out(self, where: str, **defaults: Any) -> None:
-        """InputError unless the fields have their defaults."""
-        for name, default in defaults.items():
-            if getattr(self, name) != default:
-                raise InputError(
-                    f"objective.{name}: got {getattr(self, name)!r}, expected it left out {where}"
-                )
 
 
 @config_section("objective")
@@ -120,6 +113,11 @@ class DiffusionObjective:
 
     A `pipeline` provides the fields in PIPELINE_FIELDS, which are then left out.
     """
+
+    needs: ClassVar[Mapping[str, Need]] = {
+        "snr_gamma": Need("weighting", ("min_snr", "soft_min_snr", "p2")),
+        "prior_loss_weight": Need("prior_data"),
+    }
 
     pipeline: str | None = None  # folder, file or Hub id of the model to start from
     model: UNet2DConditionConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
@@ -182,11 +180,6 @@ class DiffusionObjective:
         for rate in (self.caption_dropout, *self.caption_dropout_per_encoder):
             in_range("objective.caption_dropout", rate, 0, 1)
         positive("objective.prior_loss_weight", self.prior_loss_weight)
-        if self.prior_data is None and self.prior_loss_weight != 1:
-            raise InputError(
-                f"objective.prior_loss_weight: got {self.prior_loss_weight} without "
-                "objective.prior_data, expected both"
-            )
         in_range("objective.sample_guidance_scale", self.sample_guidance_scale, 0, 1000)
         in_range(
             "objective.sample_steps",

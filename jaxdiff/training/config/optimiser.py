@@ -2,26 +2,30 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import ClassVar
 
+from jaxdiff.core.configs import Need
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, non_negative, one_of, positive
 from jaxdiff.training.config.aliases import config_section
 
 LR_DECAYS = ("linear", "cosine")
-# The fields that each optimiser uses, besides those of the schedule.
-OPTIMISERS: dict[str, set[str]] = {
-    "adamw": {"beta1", "beta2", "epsilon"},
-    "adafactor": set(),
-    "lion": {"beta1", "beta2"},
-    "muon": {"beta1", "beta2", "epsilon", "momentum"},
-}
-_OPTIMISER_FIELDS = set[str]().union(*OPTIMISERS.values())
+OPTIMISERS = ("adamw", "adafactor", "lion", "muon")
 
 
 @config_section("optimiser")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
     """An optimiser, its learning rate schedule, and learning rate multipliers by weight."""
+
+    needs: ClassVar[Mapping[str, Need]] = {
+        "beta1": Need("name", ("adamw", "lion", "muon")),
+        "beta2": Need("name", ("adamw", "lion", "muon")),
+        "epsilon": Need("name", ("adamw", "muon")),
+        "momentum": Need("name", ("muon",)),
+        "min_lr_ratio": Need("decay_fraction"),
+    }
 
     name: str = "adamw"  # adamw, adafactor, lion or muon
     learning_rate: float = 1e-3  # peak, after warm-up
@@ -51,15 +55,6 @@ class OptimiserConfig:
         in_range("optimiser.decay_fraction", self.decay_fraction, 0, 1)
         in_range("optimiser.min_lr_ratio", self.min_lr_ratio, 0, 1)
         positive("optimiser.clip_norm", self.clip_norm)
-        for field in dataclasses.fields(self):
-            value, unused = (
-                getattr(self, field.name),
-                field.name in _OPTIMISER_FIELDS - OPTIMISERS[self.name],
-            )
-            if unused and value != field.default:
-                raise InputError(
-                    f"optimiser.{field.name}: got {value}, expected it left out for {self.name}"
-                )
         for pattern, factor in self.lr_multipliers:
             non_negative("optimiser.lr_multipliers", factor)
             try:
