@@ -53,7 +53,7 @@ def test_a_decay_that_begins_with_the_warm_up_reaches_its_end():
 
 
 def test_without_decay_and_warm_up_the_rate_is_constant():
-    config = dataclasses.replace(CONFIG, warmup_steps=0, decay_fraction=0)
+    config = dataclasses.replace(CONFIG, warmup_steps=0, decay_fraction=0, min_lr_ratio=0)
     np.testing.assert_allclose(rates(config), 0.1, rtol=1e-6)
 
 
