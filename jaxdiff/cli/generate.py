@@ -5,6 +5,7 @@ With `--plan TOPOLOGY` the sampling loop is compiled for absent devices: see `pl
 
 import dataclasses
 import pathlib
+import sys
 import time
 from collections.abc import Sequence
 from typing import Annotated
@@ -157,6 +158,7 @@ def run(arguments: Sequence[str]) -> None:
         options={name: getattr(options, name) for name in SHARED},
         settings=settings | ({} if second is None else second.settings),
         output=options.output,
+        on_failure=lambda reason: print(f"generate: {reason}", file=sys.stderr),
     )
     plan = runner.plan(jobs, _defaults(options))
     todo = runner.missing(plan)
@@ -170,11 +172,13 @@ def run(arguments: Sequence[str]) -> None:
             on_step=progress.update,
             on_images=progress.add_images,
         )
+    made = [image for image in plan if image.job.name not in runner.failures]
     total = time.perf_counter() - started
     generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
     report = {
-        "images": [str(runner.path(image.job)) for image in plan],
-        "seeds": [image.job.seed for image in plan],
+        "images": [str(runner.path(image.job)) for image in made],
+        "seeds": [image.job.seed for image in made],
+        "failed": len(runner.failures),
         "skipped": len(plan) - len(todo),
         **{name: round(seconds, 4) for name, seconds in timings.items()},
         "images_per_s": round(len(todo) / generating, 4) if todo else None,
@@ -182,6 +186,11 @@ def run(arguments: Sequence[str]) -> None:
         "device": pipe.device_name,
     }
     print_report(report, as_json=options.json)
+    if runner.failures:
+        raise InputError(
+            f"got {len(runner.failures)} of {len(jobs)} images that could not be generated, "
+            "expected none; the same command tries them again"
+        )
 
 
 def _jobs(options: Options) -> list[ImageJob]:

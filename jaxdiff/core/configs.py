@@ -163,6 +163,8 @@ def _matches_type(value: Any, hint: Any) -> bool:
         return len(kinds) == len(value) and all(map(_matches_type, value, kinds))
     if isinstance(value, bool):
         return hint is bool
+    if dataclasses.is_dataclass(hint):  # another family's may stand where one's is
+        return dataclasses.is_dataclass(value)
     return isinstance(value, (int, float) if hint is float else hint)
 
 

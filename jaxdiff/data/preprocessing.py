@@ -78,7 +78,7 @@ def resize_and_crop(
             # Of a JPEG only as many frequencies as needed; the side it lies on is not known yet.
             largest = _SHARPER * max(cover)
             image.draft("RGB", (largest, largest))
-            pixels = _rgb(ImageOps.exif_transpose(image) if _tagged(image) else image)
+            pixels = to_rgb(ImageOps.exif_transpose(image) if _tagged(image) else image)
     except BadSampleError:
         raise
     except Exception:
@@ -115,11 +115,18 @@ def _tagged(image: Image.Image) -> bool:
     return image.format != "PNG" or "exif" in image.info
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Three channels of 8 bits; what is transparent becomes white."""
-    if image.mode.startswith("I"):  # 16 bits of grey
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):
+        return to_8_bits(image).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """An image with 16 bits of grey in 8 bits, any other as it is."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))

@@ -12,6 +12,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.generation.models import HiresFix, Refiner
 from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, expand_jobs
+from jaxdiff.pipeline.image_inputs import ImageFileError
+from jaxdiff.pipeline.output import REMEDIES, NonFiniteImageError
 from jaxdiff.pipeline.request import Request, Requests
 
 PER_IMAGE = ("prompt_2", "negative_prompt", "negative_prompt_2")  # lists in a call
@@ -34,9 +36,14 @@ class Runner:
     options: Mapping[str, Any]  # of the model's call
     settings: Mapping[str, Any]  # of the model, stored with each image
     output: pathlib.Path
+    on_failure: Callable[[str], None] = lambda reason: None  # called for an image that failed
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)  # by name of the image
 
     def plan(self, jobs: Sequence[ImageJob], defaults: PromptSpec) -> list[PlannedImage]:
-        """Each job with its settings; raises InputError before any image is generated."""
+        """Each job with its settings; raises InputError before any image is generated.
+
+        Of several jobs, those whose image or mask cannot be read become `failures`.
+        """
         digest = functools.cache(file_digest)
         # First without a prompt: a bad option is no mistake of a line.
         empty = PromptSpec(prompt="", num_images=1)
@@ -45,15 +52,29 @@ class Runner:
         planned = []
         for job in jobs:
             with prefix_errors(job.source):
-                (request,) = self.pipe.resolve(**self._arguments([job]))
+                try:
+                    (request,) = self.pipe.resolve(**self._arguments([job]))
+                except ImageFileError as error:
+                    if len(jobs) == 1:
+                        raise
+                    self._fail(job, str(error))
+                    continue
                 settings = {**self.settings, **_file_settings(job, digest)}
                 planned.append(PlannedImage(job, settings | request.to_metadata(), request))
+        if not planned and jobs:
+            raise InputError(next(iter(self.failures.values())))
         networks = self.pipe.auxiliary_fingerprints(Requests(each.request for each in planned))
         for name, fingerprint in networks.items():
             for each in planned:
                 if getattr(each.request, f"{name}_scale"):
                     each.settings[name] = fingerprint
         return planned
+
+    def _fail(self, job: ImageJob, reason: str) -> None:
+        """Note and report that there is no image of `job`."""
+        reason = reason if job.source in reason else f"{job.source}: {reason}".removeprefix(": ")
+        self.failures[job.name] = reason
+        self.on_failure(reason)
 
     def missing(self, plan: Sequence[PlannedImage]) -> list[PlannedImage]:
         """The images without a file; InputError for a file with other settings."""
@@ -75,7 +96,8 @@ class Runner:
     ) -> dict[str, float]:
         """Generate and write batch by batch; returns seconds by name.
 
-        Written images stay if a later batch is interrupted. `on_step` gets the steps done of a
+        Written images stay if a later batch is interrupted. Images that are not finite are not
+        written, but become `failures`. `on_step` gets the steps done of a
         batch and their number, `on_images` the number of images that a batch has written.
         """
         total = {"compile_s": 0.0, "encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
@@ -94,10 +116,19 @@ class Runner:
         output = "pil" if second is None else "latent"
         for numbers, out in self.pipe.stream(requests, output=output, **settings):
             batch = [images[i] for i in numbers]
+            failures = dict(out.failures)
             if second is not None:
-                out = second.second(out, self._second_arguments(batch), **settings)
-            for planned, image in zip(batch, out.images, strict=True):
-                write_png(self.path(planned.job), image, planned.settings)
+                try:
+                    out = second.second(out, self._second_arguments(batch), **settings)
+                except NonFiniteImageError as error:
+                    out = error.output
+                failures = dict(out.failures) | failures
+            for number, (planned, image) in enumerate(zip(batch, out.images, strict=True)):
+                if number in failures:
+                    why = f"got numbers that are not finite {failures[number]}, {REMEDIES}"
+                    self._fail(planned.job, f"{planned.job.name}: {why}")
+                else:
+                    write_png(self.path(planned.job), image, planned.settings)
             on_images(len(batch))
             total = {name: total[name] + out.timings[name] for name in total}
         return total

@@ -1,6 +1,7 @@
 """Requests in batches, and a batch through all stages: from prompts and noise to images."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Float, Key, NDArray, UInt8
+from jaxdiff.core.types import Array, Bool, Float, Key, NDArray, UInt8
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.schedules import Schedule
@@ -29,7 +30,7 @@ from jaxdiff.pipeline.compiled_model import (
 )
 from jaxdiff.pipeline.conditioning import PromptTokenizers, TokenizedPrompts, texts_by_encoder
 from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initial_images
-from jaxdiff.pipeline.output import BatchResult, Settings
+from jaxdiff.pipeline.output import REMEDIES, BatchResult, Settings
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.prompts import SubPrompt, split_and
 from jaxdiff.pipeline.request import Request, Requests
@@ -256,14 +257,19 @@ class ImageGenerator:
                 latents, intermediates = self._denoise(padded, run)
                 if settings.output != "latent":
                     with timer("decode_s"):
-                        images = self._decode(latents, tile)
+                        images, finite = self._decode(latents, tile)
                 else:
                     images = self._stages.gather(latents)
+                    finite = np.isfinite(images).all(axis=(1, 2, 3))
                 yield BatchResult(
                     numbers=[numbers[row] for row in rows],
                     images=images[: len(batch)],
                     grid=inputs.grid,
                     intermediates=intermediates[: len(batch)],
+                    failures={
+                        numbers[rows[i]]: self._failure(padded, run, i)
+                        for i in np.flatnonzero(~finite[: len(batch)]).tolist()
+                    },
                     timings=timer.timings(),
                 )
 
@@ -297,6 +303,18 @@ class ImageGenerator:
             keys=per_sample_keys(requests.seeds),
             initial=initial,
         )
+
+    def _failure(self, inputs: BatchInputs, run: Run, row: int) -> str:
+        """Since which step image `row` is not finite; the loop runs once more to find out."""
+        steps = tuple(range(int(np.max(inputs.grid.first)), int(np.min(inputs.grid.last))))
+        watched = run._replace(
+            settings=dataclasses.replace(run.settings, callback=None, intermediate_steps=steps)
+        )
+        _, pairs = self._denoise(inputs, watched)
+        for step, pair in zip(steps, pairs[row], strict=True):
+            if not np.isfinite(pair).all():
+                return f"from step {step} of {run.requests[row].steps}"
+        return "in the last step or the decoder"
 
     def _padded(self, size: int) -> int:
         """`size`, rounded up to a multiple of the devices that share a batch."""
@@ -373,23 +391,36 @@ class ImageGenerator:
     def decode_latents(
         self, latents: Float[NDArray, "b h w c"], vae_tile: int | None
     ) -> UInt8[NDArray, "b h2 w2 3"]:
-        """Decode latents with the VAE, in tiles of `vae_tile` pixels; None: of large ones."""
+        """Decode latents with the VAE, in tiles of `vae_tile` pixels; None: of large ones.
+
+        InputError for images that are not finite.
+        """
         count, downscale = len(latents), self._downscale
         tile = tile_size(
             vae_tile, (downscale * latents.shape[1], downscale * latents.shape[2]), downscale
         )
         padded = latents[np.minimum(np.arange(self._padded(count)), count - 1)]
-        return self._decode(self._stages.shard(padded), tile)[:count]
+        images, finite = self._decode(self._stages.shard(padded), tile)
+        if not finite[:count].all():
+            got = np.flatnonzero(~finite[:count]).tolist()
+            raise InputError(f"latents: got images {got} that are not finite, {REMEDIES}")
+        return images[:count]
 
-    def _decode(self, latents: BatchArray, tile: int | None) -> UInt8[NDArray, "b h2 w2 3"]:
-        """Images of latents on the devices; tiles are blended on the host."""
+    def _decode(
+        self, latents: BatchArray, tile: int | None
+    ) -> tuple[UInt8[NDArray, "b h2 w2 3"], Bool[NDArray, "b"]]:
+        """Images of latents on the devices, and which are finite; tiles are blended on the host."""
         stages, downscale = self._stages, self._downscale
+        if tile is None:
+            images, finite = stages.decode(latents)
+            return stages.gather(images), stages.gather(finite)
+        flags = []
 
         def decode(part: NDArray) -> NDArray:
-            return stages.gather(stages.decode(stages.shard(part)))
+            images, finite = stages.decode(stages.shard(part))
+            flags.append(stages.gather(finite))
+            return stages.gather(images)
 
-        if tile is None:
-            return stages.gather(stages.decode(latents))
         images = tiled(
             decode,
             stages.gather(latents),
@@ -397,7 +428,7 @@ class ImageGenerator:
             multiple=1,
             zoom=Fraction(downscale),
         )
-        return np.round(images).astype(np.uint8)
+        return np.round(images).astype(np.uint8), np.all(flags, axis=0)
 
     def _latents(self, images: NDArray, tile: int | None) -> BatchArray:
         """Latents on the devices of images, in tiles of `tile` pixels or as a whole."""

@@ -248,8 +248,8 @@ class CompiledModel:
         networks, params = ({n: pair[i] for n, pair in halves.items()} for i in (0, 1))
         return Networks(**networks), Networks(**params)
 
-    def decode(self, latents: BatchArray) -> BatchArray:
-        """Images (uint8) of scaled latents."""
+    def decode(self, latents: BatchArray) -> tuple[BatchArray, BatchArray]:
+        """Images (uint8) of scaled latents, and which of them are finite."""
         codec, params = self._codec
         return self._program(_decode, ".b", codec=codec)(params, latents)
 
@@ -337,7 +337,10 @@ def denoise_steps(
     )
 
 
-def _decode(params: PyTree, latents: Array, *, codec: Callable[[PyTree], LatentCodec]) -> Array:
+def _decode(
+    params: PyTree, latents: Array, *, codec: Callable[[PyTree], LatentCodec]
+) -> tuple[Array, Array]:
     own = codec(params)
     images = own.decode(own.unscale(latents))
-    return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+    finite = jnp.isfinite(images).all(axis=(1, 2, 3))
+    return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8), finite

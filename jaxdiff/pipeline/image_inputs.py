@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,10 +14,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import check_shape
+from jaxdiff.data.preprocessing import to_8_bits, to_rgb
 from jaxdiff.pipeline.request import Request, Requests
 
 ImageInput = Any  # a PIL image, a file's path, an array, or a sequence of them
 STRENGTH = 0.8  # default for an initial image, as in diffusers; 1 with a mask
+
+
+class ImageFileError(InputError):
+    """A file that is no image, or that cannot be read."""
 
 
 class InitialImages(NamedTuple):
@@ -41,10 +47,14 @@ def _file_errors(name: str, path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        raise InputError(f"{name}: got {path} (not an image), expected an image file") from None
-    except (OSError, SyntaxError) as error:  # SyntaxError: damaged chunks of a PNG
+        reason = "not an image"
+    except Image.DecompressionBombError:
+        reason = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+    except (OSError, SyntaxError, ValueError) as error:  # of damaged chunks of a PNG
         reason = getattr(error, "strerror", None) or "truncated"
-        raise InputError(f"{name}: got {path} ({reason}), expected an image file") from None
+    else:
+        return
+    raise ImageFileError(f"{name}: got {path} ({reason}), expected an image file")
 
 
 def by_request(
@@ -58,6 +68,8 @@ def by_request(
     columns = {}
     if are_latents(image, latent_channels):
         rows = np.asarray(image, np.float32)
+        if not np.isfinite(rows).all():
+            raise InputError("image: got latents that are not finite, expected numbers")
         columns["image"] = list(rows.reshape(-1, *rows.shape[-3:]))
     elif image is not None:
         columns["image"] = _items(image, "image", 3)
@@ -80,14 +92,26 @@ def with_image_defaults(
     given = {name: value for name, value in options.items() if value is not None}
     if "image" not in images:
         return given
-    height, width = _size(images["image"][0], downscale)
-    defaults: dict[str, Any] = {"height": height, "width": width}
+    sides = dict(zip(("height", "width"), _size(images["image"][0], downscale), strict=True))
+    unset = {name: side for name, side in sides.items() if name not in given}
+    defaults: dict[str, Any] = {**_nearest_sides(unset, downscale)}
     if "denoising_start" not in given:
         defaults["strength"] = STRENGTH if "mask" not in images else 1.0
         if isinstance(chosen := given.get("strength"), list | tuple):
             filled = [defaults["strength"] if value is None else value for value in chosen]
             given["strength"] = filled
     return defaults | given
+
+
+def _nearest_sides(sides: Mapping[str, int], multiple: int) -> dict[str, int]:
+    """The nearest sides that are multiples; warns where an image is resized to them."""
+    nearest = {name: max(round(n / multiple), 1) * multiple for name, n in sides.items()}
+    if nearest != sides:
+        changes = [f"{name} {n} to {nearest[name]}" for name, n in sides.items()]
+        warnings.warn(
+            f"image: resized from {', '.join(changes)}, multiples of {multiple}", stacklevel=2
+        )
+    return nearest
 
 
 def _size(image: ImageInput, downscale: int) -> tuple[int, int]:
@@ -101,8 +125,10 @@ def _size(image: ImageInput, downscale: int) -> tuple[int, int]:
 
 
 def with_noise(requests: Requests, noise: Any, latent_shape: tuple[int, int, int]) -> Requests:
-    """Requests with unit-variance noise of their own; InputError for another shape."""
+    """Requests with unit-variance noise of their own; InputError for another shape, or NaN."""
     rows = np.asarray(check_shape("latents", noise, (len(requests), *latent_shape)), np.float32)
+    if not np.isfinite(rows).all():
+        raise InputError("latents: got numbers that are not finite, expected noise")
     pairs = zip(requests, rows, strict=True)
     return Requests(dataclasses.replace(request, noise=row) for request, row in pairs)
 
@@ -147,6 +173,8 @@ def image_array(image: ImageInput, height: int, width: int) -> Float[NDArray, "b
 def mask_array(mask: ImageInput, height: int, width: int) -> Float[NDArray, "b h w 1"]:
     """1 where the mask is at least half white, which is where the image is repainted, else 0.
 
+    Masks of another size are resized, then cut at one half, as diffusers does.
+
     Arrays are bool, or uint8, or floating point in [0, 1]; (h, w) or (b, h, w). Raises InputError.
     """
     rows = [_to_pil(item, "L") for item in _items(mask, "mask", None)]
@@ -181,7 +209,7 @@ def _to_pil(item: Any, mode: str) -> Image.Image:
     if isinstance(item, pathlib.Path):
         item = read_image(name, item)
     if isinstance(item, Image.Image):
-        return item.convert(mode)
+        return to_rgb(item) if mode == "RGB" else _grey(item)
     if item.dtype == bool:
         item = item.astype(np.uint8) * np.uint8(255)
     elif mode == "L" and np.issubdtype(item.dtype, np.floating):
@@ -191,10 +219,19 @@ def _to_pil(item: Any, mode: str) -> Image.Image:
     return Image.fromarray(item)
 
 
+def _grey(mask: Image.Image) -> Image.Image:
+    """A mask in 8 bits of grey; InputError for one with transparent parts."""
+    if mask.has_transparency_data and mask.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        raise InputError(
+            "mask: got an image with transparent parts, expected white where it is repainted and "
+            "black elsewhere"
+        )
+    return to_8_bits(mask).convert("L")
+
+
 def _array(pil: Image.Image, height: int, width: int) -> Float[NDArray, "h w *c"]:
     if pil.size != (width, height):
-        how = Image.Resampling.NEAREST if pil.mode == "L" else Image.Resampling.LANCZOS
-        pil = pil.resize((width, height), how)
+        pil = pil.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(pil, np.float32)
 
 

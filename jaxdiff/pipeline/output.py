@@ -1,7 +1,7 @@
 """What a call of the pipeline gives, and the settings that say in which form and how."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +55,7 @@ class BatchResult(NamedTuple):
     images: NDArray  # uint8 images, or float32 latents
     grid: TimestepGrid
     intermediates: Float[NDArray, "b n 2 h w c"]  # x where each step starts, and its D
+    failures: dict[int, str]  # by request: why its image is not finite
     timings: dict[str, float]
 
 
@@ -87,6 +88,8 @@ class Output:
     requests: Requests  # one for each image
     timings: dict[str, float]  # compile_s, encode_s, sample_s, decode_s, total_s
     intermediates: Intermediates  # the latents at `intermediate_steps`
+    # why images are not finite, by their number: those are black, or latents that are not numbers
+    failures: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def watched(self) -> Intermediates:
@@ -111,6 +114,27 @@ class Output:
                 return None
             images = [Image.fromarray(image) for image in images]
         return images_html(images, self.requests.prompts)
+
+
+class NonFiniteImageError(RuntimeError):
+    """Images that are not finite; `output` has them and all others of the call."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        number, why = next(iter(output.failures.items()))
+        count = f"{len(output.failures)} of {len(output.requests)} images"
+        prompt, seed = output.requests[number].prompt, output.requests[number].seed
+        super().__init__(
+            f"{count}: got numbers that are not finite, first for {prompt!r:.60} (seed {seed}) "
+            f"{why}, {REMEDIES}"
+        )
+
+
+# What images that are not finite are likely to come from.
+REMEDIES = (
+    "expected finite ones: float16 overflows in some models where bfloat16 and float32 do not "
+    "(dtype), and broken weights (a merge, a LoRA) stay broken"
+)
 
 
 def check_sizes(requests: Sequence[Request], settings: Settings) -> None:
@@ -147,4 +171,5 @@ def collect(
         requests=Requests(requests),
         timings={name: sum(r.timings[name] for r in results) for name in results[0].timings},
         intermediates=Intermediates(steps=steps, alpha=alpha, sigma=sigma, x=x, x0=x0),
+        failures={number: why for result in results for number, why in result.failures.items()},
     )

@@ -17,7 +17,7 @@ from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
 from jaxdiff.pipeline.image_inputs import ImageInput, by_request, with_image_defaults, with_noise
 from jaxdiff.pipeline.loaded_model import LoadedModel
 from jaxdiff.pipeline.notebook import notebook_progress
-from jaxdiff.pipeline.output import Output, Settings, check_sizes, collect
+from jaxdiff.pipeline.output import NonFiniteImageError, Output, Settings, check_sizes, collect
 from jaxdiff.pipeline.request import Options, Request, Requests, check, resolve
 
 
@@ -116,7 +116,10 @@ class Pipeline(LoadedModel):
         callback: ProgressCallback | None = None,
         intermediate_steps: Sequence[int] = (),
     ) -> Output:
-        """Generate the images of `requests`, such as `resolve` gives; the rest as in a call."""
+        """Generate the images of `requests`, such as `resolve` gives; the rest as in a call.
+
+        Raises NonFiniteImageError, which has the output, where images are not finite.
+        """
         settings = Settings(
             output=output,
             vae_tile=vae_tile,
@@ -130,12 +133,18 @@ class Pipeline(LoadedModel):
         with notebook_progress() if in_notebook else nullcontext(callback) as shown:
             settings = dataclasses.replace(settings, callback=shown)
             results = list(self._generator.generate(requests, settings))
-        return collect(requests, results, settings)
+        out = collect(requests, results, settings)
+        if out.failures:
+            raise NonFiniteImageError(out)
+        return out
 
     def stream(
         self, requests: Sequence[Request], **settings: Any
     ) -> Iterator[tuple[list[int], Output]]:
-        """Like `generate`, batch by batch: the numbers of requests, and the output of these."""
+        """Like `generate`, batch by batch: the numbers of requests, and the output of these.
+
+        `Output.failures` says which images are not finite.
+        """
         own = Settings(**settings)
         self._check(requests)
         for result in self._generator.generate(requests, own):

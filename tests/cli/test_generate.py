@@ -461,13 +461,55 @@ def test_an_image_of_words_is_not_one_that_began_with_an_image(model, tmp_path, 
     assert "generated with image 'a.png " in capsys.readouterr().err
 
 
+def test_one_bad_image_does_not_stop_a_job(model, tmp_path, capsys):
+    picture(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    bad = {
+        "none.png": "No such file or directory",
+        "prompts.jsonl": "not an image",
+        ".": "Is a directory",
+        "cut.png": "truncated",
+    }
+    lines = [{"image": name} for name in bad] + [{"image": "a.png", "mask": "m.png"}, {}]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": "a", **line}) for line in lines))
+    assert generate(model, tmp_path / "out", "--prompts", str(file), "--json") == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["000005_0.png"]
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert (len(report["images"]), report["failed"]) == (1, 5)
+    errors = [
+        f"generate: {file}:{line}: image: got {tmp_path / name} ({reason}), expected an image file"
+        for line, (name, reason) in enumerate(bad.items(), 1)
+    ]
+    mask = f"generate: {file}:5: mask: got {tmp_path / 'm.png'} (No such file or directory)"
+    assert said.err.splitlines()[:4] == errors
+    assert said.err.splitlines()[4].startswith(mask)
+    assert said.err.splitlines()[5] == (
+        "generate: got 5 of 6 images that could not be generated, expected none; the same command "
+        "tries them again"
+    )
+
+
+def test_an_image_that_is_not_finite_is_not_written(model, tmp_path, capsys):
+    broken = shutil.copytree(model, tmp_path / "broken")
+    part = read_component(broken / "text_encoder")
+    weights, path = param_dict(part.module), part.module.token_embedding
+    (token,) = load_once(str(model))._tokenizers.first.ids("star")
+    replace_weights(part.module, {path: weights[path].at[token].set(np.nan)})
+    write_component(broken / "text_encoder", part)
+    for two_passes in ([], ["--hires-scale", "1.5"]):
+        output = tmp_path / f"out{len(two_passes)}"
+        assert generate(broken, output, "a ring", "a star", *two_passes) == 2
+        assert [path.name for path in output.iterdir()] == ["a-ring_0.png"]
+        error = capsys.readouterr().err
+        assert "generate: a-star_0: got numbers that are not finite from step 0 of 4, exp" in error
+        assert "got 1 of 2 images that could not be generated" in error
+
+
 @pytest.mark.parametrize(
     ("line", "arguments", "message"),
     [
-        ({"image": "none.png"}, [], r"{file}:2: image: got {folder}/none.png (No such file"),
-        ({"image": "prompts.jsonl"}, [], r"{file}:2: image: got {folder}/prompts.jsonl (not an im"),
-        ({"image": "."}, [], r"{file}:2: image: got {folder} (Is a directory)"),
-        ({"image": "a.png", "mask": "m.png"}, [], r"{file}:2: mask: got {folder}/m.png (No such"),
         ({"strength": 0.5}, [], r"{file}:2: strength: got 0.5 without an image"),
         ({"mask": "a.png"}, [], r"{file}:2: mask: got a mask without an image"),
         ({"image": "a.png", "strength": 2}, [], r"{file}:2: strength: got 2"),

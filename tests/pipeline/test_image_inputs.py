@@ -10,6 +10,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.hires_fix import hires_fix, refine
+from jaxdiff.pipeline.image_inputs import by_request, image_array, mask_array
 
 PROMPT = "a small red circle"
 LATENT = {"output": "latent", "seed": 3}
@@ -158,7 +159,10 @@ def test_a_broken_lora_leaves_the_model_as_it_was(single, tmp_path):
     [
         ({"strength": 0.5}, r"^strength: got 0.5 without an image"),
         ({"mask": np.zeros((16, 16), bool)}, r"^mask: got a mask without an image"),
-        ({"image": np.zeros((16, 17, 3), np.uint8)}, r"^width: got 17.*such as 16 or 18"),
+        (
+            {"image": np.zeros((16, 17, 3), np.uint8), "width": 17},
+            r"^width: got 17.*such as 16 or 18",
+        ),
         ({"image": np.zeros((16, 16, 3), np.float32)}, r"^image: got an array of float32"),
         ({"image": np.zeros((16, 16), np.uint8)}, r"^image: got ndarray of shape"),
         ({"image": "cat.png"}, r"^image: got cat.png \(No such file"),
@@ -193,3 +197,28 @@ def test_masks_are_white_from_the_middle_on():
     np.testing.assert_array_equal(
         image_inputs.mask_array(grey / 255.0, 2, 2)[0, ..., 0], [[0, 0], [1, 1]]
     )
+
+
+def test_images_of_any_mode_and_masks_of_any_size():
+    """What is transparent is white, 16 bits of grey are the upper 8, masks are cut at one half."""
+    clear = np.zeros((16, 16, 4), np.uint8)
+    clear[:, 8:] = (200, 30, 30, 255)
+    got = (image_array(Image.fromarray(clear), 16, 16)[0] + 1) * 127.5
+    np.testing.assert_allclose(got[0, [0, 15]], [[255, 255, 255], [200, 30, 30]])
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (48, 1))
+    got = (image_array(Image.fromarray(ramp), 48, 64)[0, 0, :, 0] + 1) * 127.5
+    np.testing.assert_allclose(got, ramp[0] >> 8, atol=1e-4)
+    np.testing.assert_array_equal(
+        mask_array(Image.fromarray(ramp), 48, 64)[0, 0, :, 0], (ramp[0] >> 8) >= 128
+    )
+    edge = Image.fromarray(np.repeat(np.uint8([[0, 255]]), 2, axis=0)).resize((6, 6), 0)
+    resized = np.asarray(edge.resize((4, 4), Image.Resampling.LANCZOS)) >= 128
+    np.testing.assert_array_equal(mask_array(edge, 4, 4)[0, ..., 0], resized)
+    with pytest.raises(InputError, match=r"^mask: got an image with transparent parts"):
+        mask_array(Image.fromarray(clear), 16, 16)
+
+
+def test_a_scan_of_too_many_pixels_is_one_sentence(tmp_path):
+    Image.new("1", (20000, 20000)).save(tmp_path / "scan.png")
+    with pytest.raises(InputError, match=r"^image: got .*scan.png \(more than 178,956,970 pixels"):
+        by_request(tmp_path / "scan.png", None, 4)
