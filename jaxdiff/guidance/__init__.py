@@ -27,7 +27,7 @@ from jaxdiff.guidance.rescale_threshold import (
     GuidanceRescale,
     StaticThresholding,
 )
-from jaxdiff.guidance.schedules import AdaptiveGuidance, GuidanceInterval, ScaleSchedule
+from jaxdiff.guidance.scale_schedules import AdaptiveGuidance, GuidanceInterval, ScaleSchedule
 from jaxdiff.guidance.weaker import Autoguidance, PerturbedAttention
 
 __all__ = [
@@ -62,3 +62,7 @@ WRAPPERS |= {
     "adaptive": AdaptiveGuidance,
     "schedule": ScaleSchedule,
 }
+
+
+def __dir__() -> list[str]:
+    return __all__

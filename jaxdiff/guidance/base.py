@@ -131,7 +131,7 @@ class Guidance(ABC):
         del level, state
         return GUIDED
 
-    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
+    def phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
         """A number for the formula in force here; where it changes, samplers drop their history."""
         del level
         return 0
@@ -222,9 +222,9 @@ class Wrapper(Guidance):
         """As the wrapped rule."""
         return self.inner.mode(level, state)
 
-    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
+    def phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
         """As the wrapped rule."""
-        return self.inner.schedule_phase(level)
+        return self.inner.phase(level)
 
     def unguided(self, cond: Float[Array, "b *d"], inputs: DenoiserInput) -> Prediction:
         """As the wrapped rule."""
@@ -241,7 +241,7 @@ class Wrapper(Guidance):
         return dataclasses.replace(self, inner=self.inner.for_prompts(num_prompts))
 
 
-# By name, as the package's __init__ lists them.
+# By name. The package's __init__ lists them, so any import of this module fills the tables.
 RULES: dict[str, Guidance] = {}
 WRAPPERS: dict[str, type[Wrapper]] = {}
 

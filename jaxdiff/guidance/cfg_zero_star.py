@@ -51,7 +51,7 @@ class CFGZeroStar(CondUncond):
         """The first steps have zero velocity."""
         return jnp.where(level.step < self.zero_steps, SKIP, GUIDED)
 
-    def schedule_phase(self, level: NoiseLevel) -> Int[Array, "b"]:
+    def phase(self, level: NoiseLevel) -> Int[Array, "b"]:
         """0 in the first steps, then 1."""
         return jnp.int32(level.step >= self.zero_steps)
 

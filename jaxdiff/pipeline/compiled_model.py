@@ -332,7 +332,7 @@ def denoise_steps(
         start,
         stop,
         sampler=sampler,
-        guidance_phase=rule.schedule_phase,
+        guidance_phase=rule.phase,
         inpainting_mask=inpainting_mask,
     )
 

@@ -59,3 +59,7 @@ SAMPLERS |= {
     "unipc": UniPC(),
     "lcm": LCM(),
 }
+
+
+def __dir__() -> list[str]:
+    return __all__
