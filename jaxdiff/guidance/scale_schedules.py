@@ -27,7 +27,7 @@ class GuidanceInterval(Wrapper):
     inside or outside as a whole, by the level from which it starts.
     """
 
-    changes_unguided = False
+    simplify = Wrapper.simplify_or_drop
     keeps_separate_eps = True
 
     lo: Number = 0.0
@@ -58,7 +58,7 @@ class AdaptiveGuidance(Wrapper):
     decides for itself, independent of its batch; evaluations are saved once all agree.
     """
 
-    changes_unguided = False
+    simplify = Wrapper.simplify_or_drop
     keeps_separate_eps = True
 
     cosine: Number = 0.99
@@ -111,7 +111,7 @@ class ScaleSchedule(Wrapper):
     `curve` names f: linear and cosine rise, falling falls, peak does both.
     """
 
-    changes_unguided = False
+    simplify = Wrapper.simplify_or_drop
 
     curve: str = "linear"
 
