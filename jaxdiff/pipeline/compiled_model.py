@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree
-from jaxdiff.diffusion.denoising import per_image
+from jaxdiff.diffusion.denoising import Denoiser, per_image
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.families.base import Family
@@ -32,6 +32,7 @@ from jaxdiff.pipeline.conditioning import Conditioning, TokenizedPrompts, encode
 from jaxdiff.pipeline.programs import BatchArray, CompiledFunction, Layout
 from jaxdiff.samplers.base import Sampler, SamplingState, init_state, initial_noise, run_steps
 from jaxdiff.samplers.inpainting import InpaintingMask
+from jaxdiff.samplers.inversion import invert
 
 
 class ConditioningPair(NamedTuple):
@@ -233,6 +234,23 @@ class CompiledModel:
 
         return Denoised(carry.x, [(at(offset, 0), at(offset, 1)) for offset in offsets])
 
+    def invert(
+        self,
+        latents: BatchArray | None,
+        conditioning: ConditioningPair,
+        scales: GuidanceScales,
+        grid: TimestepGrid,
+        *,
+        rule: Guidance,
+    ) -> BatchArray:
+        """The unit-variance noise that leads to `latents` on the grid; see `samplers.invert`."""
+        networks, params = self._networks(rule, NO_TARGETS)
+        self.layout.check_streams(len(grid.first), rule)
+        levels, w = self.shard((grid, scales))
+        rule = self.layout.replicate(jax.tree.map(np.float32, rule))
+        program = self._program(invert_latents, "..bbbb", networks=networks)
+        return program(params, rule, latents, conditioning, w, levels)
+
     def _networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
         """The networks that are needed, and their weights."""
         needed = {
@@ -302,20 +320,7 @@ def denoise_steps(
     sampler: Sampler,
 ) -> SamplingState:
     """The state after the steps from `start` to `stop`, as `run_steps` counts them."""
-    network, weaker, guide = networks.denoiser, networks.guidance_model, None
-    if weaker is not None:
-        guide = ConditionedNetwork(
-            weaker, params.guidance_model, conditioning.guidance_model, weaker.prediction_type
-        )
-    denoise = guided_denoiser(
-        network,
-        params.denoiser,
-        conditioning.main,
-        scales,
-        rule=rule,
-        prediction_type=network.prediction_type,
-        guidance_model=guide,
-    )
+    denoise = _guided(params, rule, conditioning, scales, networks)
     if targets.clip is not None and image_processor is not None:
         clip, codec = networks.clip(params.clip), networks.codec(params.codec)
         denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, codec)
@@ -334,6 +339,45 @@ def denoise_steps(
         sampler=sampler,
         guidance_phase=rule.phase,
         inpainting_mask=inpainting_mask,
+    )
+
+
+def invert_latents(
+    params: Networks,
+    rule: Guidance,
+    latents: Array,
+    conditioning: ConditioningPair,
+    scales: GuidanceScales,
+    grid: TimestepGrid,
+    *,
+    networks: Networks,
+) -> Array:
+    """The unit-variance noise that leads to `latents` on the grid."""
+    denoise = _guided(params, rule, conditioning, scales, networks)
+    return invert(denoise, latents, grid, guidance_state=rule.init_state(latents))
+
+
+def _guided(
+    params: Networks,
+    rule: Guidance,
+    conditioning: ConditioningPair,
+    scales: GuidanceScales,
+    networks: Networks,
+) -> Denoiser:
+    """The denoiser of the network, guided by a rule."""
+    network, weaker, guide = networks.denoiser, networks.guidance_model, None
+    if weaker is not None:
+        guide = ConditionedNetwork(
+            weaker, params.guidance_model, conditioning.guidance_model, weaker.prediction_type
+        )
+    return guided_denoiser(
+        network,
+        params.denoiser,
+        conditioning.main,
+        scales,
+        rule=rule,
+        prediction_type=network.prediction_type,
+        guidance_model=guide,
     )
 
 

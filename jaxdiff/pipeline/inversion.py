@@ -1,0 +1,71 @@
+"""DDIM inversion: from images to the noise from which a call leads back to them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Float, NDArray
+from jaxdiff.core.validate import positive
+from jaxdiff.pipeline.batches import BatchInputs, ImageGenerator, Run
+from jaxdiff.pipeline.output import collect
+from jaxdiff.pipeline.programs import BatchArray
+from jaxdiff.pipeline.request import Requests
+from jaxdiff.samplers.base import get_sampler
+
+# options of a call that an inversion, which runs all steps without random noise, does not read
+UNREAD = (
+    "mask",
+    "latents",
+    "seed",
+    "eta",
+    "strength",
+    "denoising_start",
+    "denoising_end",
+    "classifier_scale",
+    "clip_scale",
+)
+
+
+def inversion_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the requests of an inversion; InputError for those that it does not read."""
+    for name in UNREAD:
+        if (value := options.get(name)) is not None:
+            raise InputError(f"{name}: got {value!r:.60}, expected none for an inversion")
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = {"guidance_scale": 1.0, "sampler": "ddim"} | given
+    sampler = get_sampler(chosen["sampler"])
+    if sampler.stochastic or any(getattr(sampler, each) for each in sampler.stochastic_options):
+        raise InputError(
+            f"sampler: got {chosen['sampler']!r}, expected one that adds no noise for an inversion"
+        )
+    return chosen | {"strength": 1.0}  # all steps
+
+
+class ImageInverter(ImageGenerator):
+    """Batches that go from initial images up to noise, where those of calls go down."""
+
+    def invert(self, requests: Requests, batch_size: int | None) -> Float[NDArray, "b h w c"]:
+        """The unit-variance noise of each request."""
+        results = self.generate(
+            requests,
+            batch_size=positive("batch_size", len(requests) if batch_size is None else batch_size),
+            decode=False,
+            vae_tile=None,
+            callback=None,
+            intermediate_steps=(),
+        )
+        return collect(requests, list(results), output="latent").images
+
+    def _denoise(
+        self, inputs: BatchInputs, run: Run
+    ) -> tuple[BatchArray, Float[NDArray, "b n 2 h w c"]]:
+        """The noise, still on the devices, and no intermediate steps."""
+        with run.timer("encode_s"):
+            conditioning, latents, _ = self._conditioning(inputs, run)
+        with run.timer("sample_s"):
+            noise = self._stages.invert(
+                latents, conditioning, inputs.guidance_scales, inputs.grid, rule=run.rule
+            )
+        return noise, np.zeros((len(run.requests), 0, 2, 1, 1, 1), np.float32)
