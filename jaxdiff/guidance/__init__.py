@@ -13,7 +13,6 @@ from jaxdiff.guidance.base import (
     Guidance,
     GuidanceScales,
     Stream,
-    Wrapper,
     parse,
     rule,
 )
@@ -29,6 +28,7 @@ from jaxdiff.guidance.rescale_threshold import (
 )
 from jaxdiff.guidance.scale_schedules import AdaptiveGuidance, GuidanceInterval, ScaleSchedule
 from jaxdiff.guidance.weaker import Autoguidance, PerturbedAttention
+from jaxdiff.guidance.wrapper import Wrapper
 
 __all__ = [
     "RULES",

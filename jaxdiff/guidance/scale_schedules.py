@@ -13,10 +13,10 @@ from jaxdiff.guidance.base import (
     GuidanceScales,
     Number,
     Outputs,
-    Wrapper,
     check,
     rule,
 )
+from jaxdiff.guidance.wrapper import Wrapper
 
 
 @rule

@@ -32,7 +32,6 @@ from jaxdiff.pipeline.conditioning import Conditioning, TokenizedPrompts, encode
 from jaxdiff.pipeline.programs import BatchArray, CompiledFunction, Layout
 from jaxdiff.samplers.base import Sampler, SamplingState, init_state, initial_noise, run_steps
 from jaxdiff.samplers.inpainting import InpaintingMask
-from jaxdiff.samplers.inversion import invert
 
 
 class ConditioningPair(NamedTuple):
@@ -136,7 +135,7 @@ class CompiledModel:
         """How many programs have been compiled so far."""
         return sum(program.compilations for program in self._programs.values())
 
-    def _program(
+    def program(
         self, function: Callable[..., Any], per_image: str, **static: Any
     ) -> CompiledFunction:
         """The program of `function` with `static` choices; arguments "b" of a batch, "." not."""
@@ -155,7 +154,7 @@ class CompiledModel:
         if not self._texts:
             return conditioning
         encoders, params = zip(*self._texts, strict=True)
-        program = self._program(
+        program = self.program(
             encode_prompts, ".b", encoders=encoders, family=self._family, skip=skip
         )
         return program(params, self.shard(prompts)) | conditioning
@@ -163,11 +162,11 @@ class CompiledModel:
     def latents(self, images: BatchArray) -> BatchArray:
         """The scaled mean latents of images in [-1, 1]."""
         codec, params = self._codec
-        return self._program(_latents, ".b", codec=codec)(params, images)
+        return self.program(_latents, ".b", codec=codec)(params, images)
 
     def noise(self, keys: Key[Array, "b"], shape: tuple[int, int, int]) -> BatchArray:
         """The unit-variance noise that each image starts from."""
-        return self._program(initial_noise, "b", shape=shape)(self.shard(keys))
+        return self.program(initial_noise, "b", shape=shape)(self.shard(keys))
 
     def denoise(
         self,
@@ -193,14 +192,14 @@ class CompiledModel:
         no bit and compiles nothing.
         """
         first = np.asarray(grid.first)
-        networks, params = self._networks(rule, targets)
+        networks, params = self.networks(rule, targets)
         self.layout.check_streams(len(first), rule)
         levels, begin, w, k, s = self.shard((grid, start, scales, keys, targets))
         known = None if mask is None else InpaintingMask(*cast(Any, (given, noise, mask)))
         rule = self.layout.replicate(jax.tree.map(np.float32, rule))
-        program = self._program(init_latents, "bbb.", sampler=sampler)
+        program = self.program(init_latents, "bbb.", sampler=sampler)
         carry = program(noise, given, begin, rule)
-        program = self._program(
+        program = self.program(
             denoise_steps,
             "..bbbbbbb..",
             networks=networks,
@@ -234,24 +233,7 @@ class CompiledModel:
 
         return Denoised(carry.x, [(at(offset, 0), at(offset, 1)) for offset in offsets])
 
-    def invert(
-        self,
-        latents: BatchArray | None,
-        conditioning: ConditioningPair,
-        scales: GuidanceScales,
-        grid: TimestepGrid,
-        *,
-        rule: Guidance,
-    ) -> BatchArray:
-        """The unit-variance noise that leads to `latents` on the grid; see `samplers.invert`."""
-        networks, params = self._networks(rule, NO_TARGETS)
-        self.layout.check_streams(len(grid.first), rule)
-        levels, w = self.shard((grid, scales))
-        rule = self.layout.replicate(jax.tree.map(np.float32, rule))
-        program = self._program(invert_latents, "..bbbb", networks=networks)
-        return program(params, rule, latents, conditioning, w, levels)
-
-    def _networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
+    def networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
         """The networks that are needed, and their weights."""
         needed = {
             "denoiser": self._denoiser,
@@ -269,7 +251,7 @@ class CompiledModel:
     def decode(self, latents: BatchArray) -> BatchArray:
         """Images (uint8) of scaled latents."""
         codec, params = self._codec
-        return self._program(_decode, ".b", codec=codec)(params, latents)
+        return self.program(_decode, ".b", codec=codec)(params, latents)
 
 
 def _upcast_fp16(codec: Any) -> Any:
@@ -320,7 +302,7 @@ def denoise_steps(
     sampler: Sampler,
 ) -> SamplingState:
     """The state after the steps from `start` to `stop`, as `run_steps` counts them."""
-    denoise = _guided(params, rule, conditioning, scales, networks)
+    denoise = guided(params, rule, conditioning, scales, networks)
     if targets.clip is not None and image_processor is not None:
         clip, codec = networks.clip(params.clip), networks.codec(params.codec)
         denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, codec)
@@ -342,22 +324,7 @@ def denoise_steps(
     )
 
 
-def invert_latents(
-    params: Networks,
-    rule: Guidance,
-    latents: Array,
-    conditioning: ConditioningPair,
-    scales: GuidanceScales,
-    grid: TimestepGrid,
-    *,
-    networks: Networks,
-) -> Array:
-    """The unit-variance noise that leads to `latents` on the grid."""
-    denoise = _guided(params, rule, conditioning, scales, networks)
-    return invert(denoise, latents, grid, guidance_state=rule.init_state(latents))
-
-
-def _guided(
+def guided(
     params: Networks,
     rule: Guidance,
     conditioning: ConditioningPair,

@@ -3,16 +3,27 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Float, NDArray
+from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.core.validate import positive
+from jaxdiff.diffusion.grids import TimestepGrid
+from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.pipeline.batches import BatchInputs, ImageGenerator, Run
+from jaxdiff.pipeline.compiled_model import (
+    NO_TARGETS,
+    CompiledModel,
+    ConditioningPair,
+    Networks,
+    guided,
+)
 from jaxdiff.pipeline.output import collect
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.request import Requests
 from jaxdiff.samplers.base import get_sampler
+from jaxdiff.samplers.inversion import invert
 
 # options of a call that an inversion, which runs all steps without random noise, does not read
 UNREAD = (
@@ -65,7 +76,39 @@ class ImageInverter(ImageGenerator):
         with run.timer("encode_s"):
             conditioning, latents, _ = self._conditioning(inputs, run)
         with run.timer("sample_s"):
-            noise = self._stages.invert(
-                latents, conditioning, inputs.guidance_scales, inputs.grid, rule=run.rule
+            noise = _invert(
+                self._stages, latents, conditioning, inputs.guidance_scales, inputs.grid, run.rule
             )
         return noise, np.zeros((len(run.requests), 0, 2, 1, 1, 1), np.float32)
+
+
+def _invert(
+    model: CompiledModel,
+    latents: BatchArray | None,
+    conditioning: ConditioningPair,
+    scales: GuidanceScales,
+    grid: TimestepGrid,
+    rule: Guidance,
+) -> BatchArray:
+    """The noise that leads to `latents`, on the devices of a model."""
+    networks, params = model.networks(rule, NO_TARGETS)
+    model.layout.check_streams(len(grid.first), rule)
+    levels, w = model.shard((grid, scales))
+    rule = model.layout.replicate(jax.tree.map(np.float32, rule))
+    program = model.program(invert_latents, "..bbbb", networks=networks)
+    return program(params, rule, latents, conditioning, w, levels)
+
+
+def invert_latents(
+    params: Networks,
+    rule: Guidance,
+    latents: Array,
+    conditioning: ConditioningPair,
+    scales: GuidanceScales,
+    grid: TimestepGrid,
+    *,
+    networks: Networks,
+) -> Array:
+    """The unit-variance noise that leads to `latents` on the grid; see `samplers.invert`."""
+    denoise = guided(params, rule, conditioning, scales, networks)
+    return invert(denoise, latents, grid, guidance_state=rule.init_state(latents))

@@ -87,7 +87,7 @@ class Sampler(ABC):
         """Go from `here` to `there`, calling the denoiser as often as the method needs."""
 
 
-# By name. The package's __init__ lists them, so any import of this module fills the table.
+# By name. The package's __init__ fills it, which any import of this module runs.
 SAMPLERS: dict[str, Sampler] = {}
 
 

@@ -9,11 +9,12 @@ import pytest
 from oracles import level_at
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.guidance.base import RULES, WRAPPERS, DenoiserInput, GuidanceScales, Wrapper, parse
+from jaxdiff.guidance.base import RULES, WRAPPERS, DenoiserInput, GuidanceScales, parse
 from jaxdiff.guidance.base import rule as make_rule
 from jaxdiff.guidance.classifier_free import ClassifierFree
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
 from jaxdiff.guidance.scale_schedules import GuidanceInterval
+from jaxdiff.guidance.wrapper import Wrapper
 
 NAMES = [*RULES, *(f"cfg+{wrapper}" for wrapper in WRAPPERS), "apg+rescale+interval+threshold"]
 SCALES = jnp.array([1.0, 4.0, 7.5])
@@ -242,7 +243,8 @@ def test_simplify_is_not_inherited_by_another_rule():
 POSTPONED = """
 from __future__ import annotations
 
-from jaxdiff.guidance.base import Number, Wrapper, rule
+from jaxdiff.guidance.base import Number, rule
+from jaxdiff.guidance.wrapper import Wrapper
 
 
 @rule
