@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
-from jaxdiff.core.validate import positive
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.pipeline.batches import BatchInputs, ImageGenerator, Run
@@ -19,7 +18,7 @@ from jaxdiff.pipeline.compiled_model import (
     Networks,
     guided,
 )
-from jaxdiff.pipeline.output import collect
+from jaxdiff.pipeline.output import Settings, collect
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.request import Requests
 from jaxdiff.samplers.base import get_sampler
@@ -59,15 +58,8 @@ class ImageInverter(ImageGenerator):
 
     def invert(self, requests: Requests, batch_size: int | None) -> Float[NDArray, "b h w c"]:
         """The unit-variance noise of each request."""
-        results = self.generate(
-            requests,
-            batch_size=positive("batch_size", len(requests) if batch_size is None else batch_size),
-            decode=False,
-            vae_tile=None,
-            callback=None,
-            intermediate_steps=(),
-        )
-        return collect(requests, list(results), output="latent").images
+        settings = Settings(output="latent", batch_size=batch_size)
+        return collect(requests, list(self.generate(requests, settings)), settings).images
 
     def _denoise(
         self, inputs: BatchInputs, run: Run
