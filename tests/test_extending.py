@@ -117,5 +117,11 @@ def test_the_page_works_as_it_is(section, checkout):
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
-def test_the_page_has_the_four():
-    assert list(SECTIONS) == ["A guidance rule", "A sampler", "A backbone", "A data source"]
+def test_the_page_has_the_five():
+    assert list(SECTIONS) == [
+        "A guidance rule",
+        "A wrapper of rules",
+        "A sampler",
+        "A backbone",
+        "A data source",
+    ]

@@ -30,6 +30,11 @@ __all__ = [
 ]
 __getattr__ = former_names(__name__)
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 T_ = TypeVar("T_", Array, NDArray)
 
 # Where noise must be finite, abar_T = 2^-24 stands for zero, as in diffusers.

@@ -13,7 +13,6 @@ from jaxdiff.guidance.base import (
     Guidance,
     GuidanceScales,
     Stream,
-    Wrapper,
     parse,
     rule,
 )
@@ -27,8 +26,9 @@ from jaxdiff.guidance.rescale_threshold import (
     GuidanceRescale,
     StaticThresholding,
 )
-from jaxdiff.guidance.schedules import AdaptiveGuidance, GuidanceInterval, ScaleSchedule
+from jaxdiff.guidance.scale_schedules import AdaptiveGuidance, GuidanceInterval, ScaleSchedule
 from jaxdiff.guidance.weaker import Autoguidance, PerturbedAttention
+from jaxdiff.guidance.wrapper import Wrapper
 
 __all__ = [
     "RULES",
@@ -62,3 +62,7 @@ WRAPPERS |= {
     "adaptive": AdaptiveGuidance,
     "schedule": ScaleSchedule,
 }
+
+
+def __dir__() -> list[str]:
+    return __all__

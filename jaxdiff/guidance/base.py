@@ -9,7 +9,15 @@ pytrees: their numbers can be traced, so that another value compiles nothing.
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    NamedTuple,
+    TypeVar,
+    dataclass_transform,
+    get_type_hints,
+)
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +29,16 @@ from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.denoising import NoiseLevel, Prediction, per_image, predict, target
 
+if TYPE_CHECKING:
+    from jaxdiff.guidance.wrapper import Wrapper
+
 Number = float | Float[Array, ""]
 Outputs = tuple[Float[Array, "b *d"], ...]  # raw, of the streams
 T = TypeVar("T")
 
 MAX_SCALE = 1000.0
+# methods of a rule on which its predictions depend, beside `simplify`
+PREDICTING = ("combine", "mode", "unguided", "uncond_and_cond", "streams", "cond_stream")
 SKIP, CONDITIONAL, GUIDED = 0, 1, 2  # modes of a rule, by cost
 
 
@@ -85,6 +98,16 @@ class Guidance(ABC):
 
     internal: ClassVar[tuple[str, ...]] = ()  # fields that requests set, not users
 
+    def __init_subclass__(cls) -> None:
+        """TypeError for a rule that predicts otherwise than the one whose `simplify` it has."""
+        super().__init_subclass__()
+        changed = [name for name in PREDICTING if name in vars(cls)]
+        if changed and "simplify" not in vars(cls) and cls.simplify is not Guidance.simplify:
+            raise TypeError(
+                f"{cls.__name__}: got {changed[0]} with the simplify of another rule, "
+                "expected simplify too (simplify = Guidance.simplify keeps all streams)"
+            )
+
     @property
     def capabilities(self) -> Capabilities:
         """What it works with."""
@@ -131,7 +154,7 @@ class Guidance(ABC):
         del level, state
         return GUIDED
 
-    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
+    def phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
         """A number for the formula in force here; where it changes, samplers drop their history."""
         del level
         return 0
@@ -141,7 +164,10 @@ class Guidance(ABC):
         return inputs.predict(cond)
 
     def simplify(self, scales: Sequence[float]) -> "Guidance":
-        """The equivalent rule with the fewest streams for images with these scales."""
+        """The rule with the fewest streams that predicts the same for images with these scales.
+
+        It belongs to one `combine`: by default all streams stay.
+        """
         del scales
         return self
 
@@ -158,9 +184,10 @@ class Guidance(ABC):
 def rule(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass and a pytree of its numbers and of the rule that it wraps."""
     registered = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    fields = dataclasses.fields(registered)  # pyright: ignore[reportArgumentType]
-    data_fields = [f.name for f in fields if f.type in (Number, Guidance)]
-    meta_fields = [f.name for f in fields if f.name not in data_fields]
+    names = [f.name for f in dataclasses.fields(registered)]  # pyright: ignore[reportArgumentType]
+    hints = get_type_hints(registered, include_extras=True)  # also of annotations that are strings
+    data_fields = [name for name in names if hints[name] in (Number, Guidance)]
+    meta_fields = [name for name in names if name not in data_fields]
 
     def flatten(value: T) -> tuple[list[Any], tuple[Any, ...]]:
         data, meta = ([getattr(value, n) for n in names] for names in (data_fields, meta_fields))
@@ -176,74 +203,9 @@ def rule(cls: type[T]) -> type[T]:
     return registered
 
 
-@rule
-class Wrapper(Guidance):
-    """A rule that changes another one, `inner`, in one respect and delegates the rest to it."""
-
-    internal = ("inner",)
-    # whether it changes a prediction on which all streams agree, such as that of one stream
-    changes_unguided: ClassVar[bool] = True
-    keeps_separate_eps: ClassVar[bool] = False  # whether it can wrap a rule with `separate_eps`
-
-    inner: Guidance
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Those of the wrapped rule."""
-        return self.inner.capabilities
-
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """Those of the wrapped rule."""
-        return self.inner.streams
-
-    @property
-    def cond_stream(self) -> int | None:
-        """That of the wrapped rule."""
-        return self.inner.cond_stream
-
-    def uncond_and_cond(
-        self, outputs: Outputs, scales: GuidanceScales
-    ) -> tuple[Float[Array, "b *d"], Float[Array, "b *d"]]:
-        """Those of the wrapped rule."""
-        return self.inner.uncond_and_cond(outputs, scales)
-
-    def combine(
-        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
-    ) -> tuple[Prediction, PyTree]:
-        """The prediction of the wrapped rule."""
-        return self.inner.combine(outputs, inputs, scales, state)
-
-    def init_state(self, x: Float[Array, "b *d"]) -> PyTree:
-        """That of the wrapped rule."""
-        return self.inner.init_state(x)
-
-    def mode(self, level: NoiseLevel, state: PyTree) -> int | Int[Array, "b"]:
-        """As the wrapped rule."""
-        return self.inner.mode(level, state)
-
-    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
-        """As the wrapped rule."""
-        return self.inner.schedule_phase(level)
-
-    def unguided(self, cond: Float[Array, "b *d"], inputs: DenoiserInput) -> Prediction:
-        """As the wrapped rule."""
-        return self.inner.unguided(cond, inputs)
-
-    def simplify(self, scales: Sequence[float]) -> Guidance:
-        """The same change to the simplified wrapped rule, or that alone if it changes nothing."""
-        inner = self.inner.simplify(scales)
-        idle = len(inner.streams) == 1 and not self.changes_unguided
-        return inner if idle else dataclasses.replace(self, inner=inner)
-
-    def for_prompts(self, num_prompts: int) -> Guidance:
-        """The same change to the wrapped rule for that many prompts."""
-        return dataclasses.replace(self, inner=self.inner.for_prompts(num_prompts))
-
-
-# By name, as the package's __init__ lists them.
+# By name. The package's __init__ lists them, so any import of this module fills the tables.
 RULES: dict[str, Guidance] = {}
-WRAPPERS: dict[str, type[Wrapper]] = {}
+WRAPPERS: dict[str, "type[Wrapper]"] = {}
 
 
 def parse(text: str) -> Guidance:

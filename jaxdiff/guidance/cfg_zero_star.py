@@ -1,7 +1,5 @@
 """CFG-Zero*: a null stream scaled to fit the conditional one, and zero velocity in first steps."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, Int, PyTree
@@ -10,7 +8,6 @@ from jaxdiff.guidance.base import (
     GUIDED,
     SKIP,
     DenoiserInput,
-    Guidance,
     GuidanceScales,
     Outputs,
     check,
@@ -27,7 +24,7 @@ class CFGZeroStar(CondUncond):
     v = k v_uncond + w (v_cond - k v_uncond), with k v_uncond the component of v_cond along
     v_uncond. In the first `zero_steps` steps v is 0. Any path is that of a flow once it is divided
     by alpha + sigma, so the velocity of other networks means the same. At w = 0 it is k v_uncond.
-    The first steps need no network, and change x / (alpha + sigma) by nothing.
+    The first steps need no network, and change x / (alpha + sigma) by nothing, at w = 1 too.
     """
 
     zero_steps: int = 1
@@ -51,13 +48,9 @@ class CFGZeroStar(CondUncond):
         """The first steps have zero velocity."""
         return jnp.where(level.step < self.zero_steps, SKIP, GUIDED)
 
-    def schedule_phase(self, level: NoiseLevel) -> Int[Array, "b"]:
+    def phase(self, level: NoiseLevel) -> Int[Array, "b"]:
         """0 in the first steps, then 1."""
         return jnp.int32(level.step >= self.zero_steps)
-
-    def simplify(self, scales: Sequence[float]) -> Guidance:
-        """Itself: at w = 1 too the first steps have zero velocity."""
-        return self
 
 
 def _velocity(prediction: Prediction) -> Float[Array, "b *d"]:

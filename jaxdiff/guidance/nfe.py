@@ -26,7 +26,7 @@ def nfe(rule: Guidance, grid: TimestepGrid, first: int, calls_per_step: Sequence
 
 def phase_switches(rule: Guidance, grid: TimestepGrid, first: int, last: int) -> list[int]:
     """The steps among first, ..., last - 1, counted from `first`, that begin another phase."""
-    phases = [_only(rule.schedule_phase(_level(grid, i))) for i in range(first, last)]
+    phases = [_only(rule.phase(_level(grid, i))) for i in range(first, last)]
     return [i for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
 
 

@@ -9,10 +9,10 @@ from jaxdiff.guidance.base import (
     GuidanceScales,
     Number,
     Outputs,
-    Wrapper,
     check,
     rule,
 )
+from jaxdiff.guidance.wrapper import Wrapper
 
 
 @rule
@@ -23,7 +23,7 @@ class GuidanceRescale(Wrapper):
     conditional output.
     """
 
-    changes_unguided = False  # the conditional output has that deviation
+    simplify = Wrapper.simplify_or_drop  # the conditional output has that deviation
 
     phi: Number = 0.7
 
@@ -45,6 +45,8 @@ class GuidanceRescale(Wrapper):
 @rule
 class StaticThresholding(Wrapper):
     """Static thresholding (Imagen, 2205.11487, section 2.3): images are clipped to +-limit."""
+
+    simplify = Wrapper.simplify_inner
 
     limit: Number = 1.0
 
@@ -73,6 +75,8 @@ class DynamicThresholding(Wrapper):
     Each image is clipped to the `percentile` of its own absolute values and shrunk to +-limit, if
     that percentile is beyond `limit`. Made for pixels in [-1, 1]; latents need a wider limit.
     """
+
+    simplify = Wrapper.simplify_inner
 
     percentile: Number = 0.995
     limit: Number = 1.0

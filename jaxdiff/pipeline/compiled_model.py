@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Array, Float, Int, Key, NDArray, PyTree
-from jaxdiff.diffusion.denoising import per_image
+from jaxdiff.diffusion.denoising import Denoiser, per_image
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.families.base import Family
@@ -135,7 +135,7 @@ class CompiledModel:
         """How many programs have been compiled so far."""
         return sum(program.compilations for program in self._programs.values())
 
-    def _program(
+    def program(
         self, function: Callable[..., Any], per_image: str, **static: Any
     ) -> CompiledFunction:
         """The program of `function` with `static` choices; arguments "b" of a batch, "." not."""
@@ -154,7 +154,7 @@ class CompiledModel:
         if not self._texts:
             return conditioning
         encoders, params = zip(*self._texts, strict=True)
-        program = self._program(
+        program = self.program(
             encode_prompts, ".b", encoders=encoders, family=self._family, skip=skip
         )
         return program(params, self.shard(prompts)) | conditioning
@@ -162,11 +162,11 @@ class CompiledModel:
     def latents(self, images: BatchArray) -> BatchArray:
         """The scaled mean latents of images in [-1, 1]."""
         codec, params = self._codec
-        return self._program(_latents, ".b", codec=codec)(params, images)
+        return self.program(_latents, ".b", codec=codec)(params, images)
 
     def noise(self, keys: Key[Array, "b"], shape: tuple[int, int, int]) -> BatchArray:
         """The unit-variance noise that each image starts from."""
-        return self._program(initial_noise, "b", shape=shape)(self.shard(keys))
+        return self.program(initial_noise, "b", shape=shape)(self.shard(keys))
 
     def denoise(
         self,
@@ -192,14 +192,14 @@ class CompiledModel:
         no bit and compiles nothing.
         """
         first = np.asarray(grid.first)
-        networks, params = self._networks(rule, targets)
+        networks, params = self.networks(rule, targets)
         self.layout.check_streams(len(first), rule)
         levels, begin, w, k, s = self.shard((grid, start, scales, keys, targets))
         known = None if mask is None else InpaintingMask(*cast(Any, (given, noise, mask)))
         rule = self.layout.replicate(jax.tree.map(np.float32, rule))
-        program = self._program(init_latents, "bbb.", sampler=sampler)
+        program = self.program(init_latents, "bbb.", sampler=sampler)
         carry = program(noise, given, begin, rule)
-        program = self._program(
+        program = self.program(
             denoise_steps,
             "..bbbbbbb..",
             networks=networks,
@@ -233,7 +233,7 @@ class CompiledModel:
 
         return Denoised(carry.x, [(at(offset, 0), at(offset, 1)) for offset in offsets])
 
-    def _networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
+    def networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
         """The networks that are needed, and their weights."""
         needed = {
             "denoiser": self._denoiser,
@@ -251,7 +251,7 @@ class CompiledModel:
     def decode(self, latents: BatchArray) -> tuple[BatchArray, BatchArray]:
         """Images (uint8) of scaled latents, and which of them are finite."""
         codec, params = self._codec
-        return self._program(_decode, ".b", codec=codec)(params, latents)
+        return self.program(_decode, ".b", codec=codec)(params, latents)
 
 
 def _upcast_fp16(codec: Any) -> Any:
@@ -302,20 +302,7 @@ def denoise_steps(
     sampler: Sampler,
 ) -> SamplingState:
     """The state after the steps from `start` to `stop`, as `run_steps` counts them."""
-    network, weaker, guide = networks.denoiser, networks.guidance_model, None
-    if weaker is not None:
-        guide = ConditionedNetwork(
-            weaker, params.guidance_model, conditioning.guidance_model, weaker.prediction_type
-        )
-    denoise = guided_denoiser(
-        network,
-        params.denoiser,
-        conditioning.main,
-        scales,
-        rule=rule,
-        prediction_type=network.prediction_type,
-        guidance_model=guide,
-    )
+    denoise = guided(params, rule, conditioning, scales, networks)
     if targets.clip is not None and image_processor is not None:
         clip, codec = networks.clip(params.clip), networks.codec(params.codec)
         denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, codec)
@@ -332,8 +319,32 @@ def denoise_steps(
         start,
         stop,
         sampler=sampler,
-        guidance_phase=rule.schedule_phase,
+        guidance_phase=rule.phase,
         inpainting_mask=inpainting_mask,
+    )
+
+
+def guided(
+    params: Networks,
+    rule: Guidance,
+    conditioning: ConditioningPair,
+    scales: GuidanceScales,
+    networks: Networks,
+) -> Denoiser:
+    """The denoiser of the network, guided by a rule."""
+    network, weaker, guide = networks.denoiser, networks.guidance_model, None
+    if weaker is not None:
+        guide = ConditionedNetwork(
+            weaker, params.guidance_model, conditioning.guidance_model, weaker.prediction_type
+        )
+    return guided_denoiser(
+        network,
+        params.denoiser,
+        conditioning.main,
+        scales,
+        rule=rule,
+        prediction_type=network.prediction_type,
+        guidance_model=guide,
     )
 
 

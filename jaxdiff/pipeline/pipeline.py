@@ -15,6 +15,7 @@ from jaxdiff.pipeline.compiled_model import ProgressCallback
 from jaxdiff.pipeline.cost import nfe
 from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
 from jaxdiff.pipeline.image_inputs import ImageInput, by_request, with_image_defaults, with_noise
+from jaxdiff.pipeline.inversion import ImageInverter, inversion_options
 from jaxdiff.pipeline.loaded_model import LoadedModel
 from jaxdiff.pipeline.notebook import notebook_progress
 from jaxdiff.pipeline.output import NonFiniteImageError, Output, Settings, check_sizes, collect
@@ -166,6 +167,25 @@ class Pipeline(LoadedModel):
             check(request, self.family, self._facts.vae_scale_factor)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))
+
+    @rename_arguments
+    def invert(
+        self,
+        image: ImageInput,
+        prompt: str | Sequence[str] = "",
+        *,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Float[NDArray, "b h w c"]:
+        """DDIM inversion: noise that leads to `image` as `latents` of a call with these options.
+
+        `image` and `options` are as there; by default the guidance scale is 1 and the sampler ddim.
+        The way back is exact but for errors of first order in the length of the steps, which
+        guidance enlarges. Raises InputError.
+        """
+        requests = self.resolve(prompt, image=image, **inversion_options(options))
+        inverter = ImageInverter(self._facts, self.stages, self._tokenizers, self._auxiliary)
+        return inverter.invert(requests, batch_size)
 
     def decode_latents(
         self, latents: Float[NDArray, "b h w c"], *, vae_tile: int | None = None

@@ -27,6 +27,7 @@ from jaxdiff.samplers.dpmpp_2s import DPMpp2S
 from jaxdiff.samplers.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE
 from jaxdiff.samplers.euler import Euler, EulerAncestral
 from jaxdiff.samplers.heun import Heun
+from jaxdiff.samplers.inversion import invert
 from jaxdiff.samplers.lcm import LCM
 from jaxdiff.samplers.pndm import PNDM
 from jaxdiff.samplers.unipc import UniPC
@@ -39,6 +40,7 @@ __all__ = [
     "get_sampler",
     "init_state",
     "initial_noise",
+    "invert",
     "per_sample_keys",
     "run_steps",
     "sample",
@@ -59,3 +61,7 @@ SAMPLERS |= {
     "unipc": UniPC(),
     "lcm": LCM(),
 }
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,7 +23,7 @@ from jaxdiff.samplers.inpainting import InpaintingMask
 
 # The standard normal noise of this step, one key per image; deterministic samplers never call it.
 NoiseFn = Callable[[], Array]
-# A number for the guidance formula in force at a level; see Guidance.schedule_phase.
+# A number for the guidance formula in force at a level; see Guidance.phase.
 GuidancePhaseFn = Callable[[NoiseLevel], int | Int[Array, "b"]]
 
 
@@ -87,7 +87,8 @@ class Sampler(ABC):
         """Go from `here` to `there`, calling the denoiser as often as the method needs."""
 
 
-SAMPLERS: dict[str, Sampler] = {}  # by name, as the package's __init__ lists them
+# By name. The package's __init__ fills it, which any import of this module runs.
+SAMPLERS: dict[str, Sampler] = {}
 
 
 def get_sampler(name: str, eta: float | None = None, *, kind: str = "sampler") -> Sampler:

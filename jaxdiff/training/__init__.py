@@ -99,3 +99,7 @@ __all__ = [
     "training_loop",
     "vae_task",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,7 @@
 """One contract for every guidance rule in the registry, alone and wrapped."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,12 @@ import pytest
 from oracles import level_at
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.guidance.base import RULES, WRAPPERS, DenoiserInput, GuidanceScales, Wrapper, parse
+from jaxdiff.guidance.base import RULES, WRAPPERS, DenoiserInput, GuidanceScales, parse
+from jaxdiff.guidance.base import rule as make_rule
+from jaxdiff.guidance.classifier_free import ClassifierFree
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
+from jaxdiff.guidance.scale_schedules import GuidanceInterval
+from jaxdiff.guidance.wrapper import Wrapper
 
 NAMES = [*RULES, *(f"cfg+{wrapper}" for wrapper in WRAPPERS), "apg+rescale+interval+threshold"]
 SCALES = jnp.array([1.0, 4.0, 7.5])
@@ -24,9 +30,17 @@ def rule(name):
     return parse(name)
 
 
-def changes_unguided(rule):
-    """Whether one of its wrappers says that it changes what all streams agree on."""
-    return isinstance(rule, Wrapper) and (rule.changes_unguided or changes_unguided(rule.inner))
+def keeps_unguided(rule):
+    """Whether it and its wrappers say that they leave the conditional prediction as it is.
+
+    None: one of the wrappers does not say.
+    """
+    if not isinstance(rule, Wrapper):
+        return True
+    simplify = type(rule).simplify
+    if simplify is Wrapper.simplify_or_drop:
+        return keeps_unguided(rule.inner)
+    return False if simplify is Wrapper.simplify_inner else None
 
 
 def outputs_for(rule, x):
@@ -74,7 +88,7 @@ def test_streams_that_agree_are_not_changed(rule):
     same = (jnp.tanh(x),) * len(rule.streams)
     (_, eps), _ = combined(rule, same, x)
     kept = np.allclose(eps, same[0], rtol=1e-4, atol=1e-5)
-    assert kept == (not changes_unguided(rule))
+    assert keeps_unguided(rule) in (kept, None)
 
 
 def test_rules_are_pytrees_of_their_numbers(rule):
@@ -125,17 +139,129 @@ def test_an_evaluation_for_each_stream_and_one_without_guidance(name):
         assert sum(seen) == 3 * expected, text
 
 
-def test_at_scale_one_the_cheapest_rule_gives_the_same(rule):
-    """From those of its streams that it keeps."""
-    cheap = rule.simplify([1.0, 1.0, 1.0])
-    x = images()
-    outputs = outputs_for(rule, x)
-    chosen = tuple(outputs[rule.streams.index(stream)] for stream in cheap.streams)
-    got, _ = combined(cheap, chosen, x, jnp.ones(3))
-    expected, _ = combined(rule, outputs, x, jnp.ones(3))
-    np.testing.assert_allclose(got.x0, expected.x0, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(got.eps, expected.eps, rtol=1e-4, atol=1e-5)
-    assert rule.simplify([1.0, 2.0, 1.0]) == rule
+WRAPPED = [
+    f"{name}+{wrapper}"
+    for name, rule in RULES.items()
+    for wrapper, each in WRAPPERS.items()
+    if each.keeps_separate_eps or not rule.capabilities.separate_eps
+]
+
+
+def network(weights, x, t, conditioning, perturbed=False):
+    shift = conditioning + jnp.float32(perturbed)
+    return jnp.sin(weights * x + shift[:, None, None, None])
+
+
+def predictions(rule, streams, scales, x):
+    """Of the steps 0 to 3, inside and outside intervals, with conditioning of each of `streams`."""
+    unlike = {stream: (i + 1.0) for i, stream in enumerate(streams)}
+
+    def conditioning(name):
+        own = [unlike[stream] for stream in rule.streams if stream.network == name]
+        return jnp.tile(jnp.array(own), (len(x), 1))
+
+    denoise = guided_denoiser(
+        network,
+        3.0,
+        conditioning("main"),
+        GuidanceScales(scales),
+        rule=rule,
+        prediction_type="epsilon",
+        guidance_model=ConditionedNetwork(network, 2.0, conditioning("guidance_model"), "sample"),
+    )
+    state = rule.init_state(x)
+    for step, ratio in enumerate((3.0, 1.5, 0.5, 0.1)):
+        prediction, state = denoise(x, level_at(jnp.float32(ratio), step=step, ndim=4), state)
+        yield prediction
+
+
+def check_simplified(rule):
+    """That it predicts the same with the streams that some scales do not need, and without."""
+    x, streams = images(), rule.streams
+    largest = min(rule.capabilities.max_scale, 7.5)
+    for scales in ([0.0] * 3, [0.5] * 3, [1.0] * 3, [largest] * 3, [1.0, largest / 2, 0.0]):
+        cheap = rule.simplify(scales)
+        assert set(cheap.streams) <= set(streams)
+        if cheap != rule:
+            args = streams, jnp.array(scales), x
+            for got, whole in zip(predictions(cheap, *args), predictions(rule, *args), strict=True):
+                np.testing.assert_allclose(got.x0, whole.x0, rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(got.eps, whole.eps, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", dict.fromkeys([*NAMES, *WRAPPED]))
+def test_the_simplified_rule_predicts_the_same(rule):
+    check_simplified(rule)
+
+
+@make_rule
+class Sharpened(Wrapper):
+    """A wrapper that reads the null stream: at w = 1 too it goes further."""
+
+    def combine(self, outputs, inputs, scales, state):
+        prediction, state = self.inner.combine(outputs, inputs, scales, state)
+        uncond, cond = self.uncond_and_cond(outputs, scales)
+        return inputs.predict(inputs.output(prediction) + (cond - uncond) / 10), state
+
+
+def test_a_wrapper_keeps_all_streams_unless_it_says_otherwise():
+    for rule in RULES.values():
+        assert Sharpened(inner=rule).simplify([1.0]) == Sharpened(inner=rule)
+        check_simplified(Sharpened(inner=rule))
+
+
+@pytest.mark.parametrize("simplify", [Wrapper.simplify_inner, Wrapper.simplify_or_drop])
+def test_a_wrong_simplify_is_found(simplify):
+    @make_rule
+    class Wrong(Sharpened):
+        pass
+
+    Wrong.simplify = simplify
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        check_simplified(Wrong(inner=RULES["cfg"]))
+
+
+def test_simplify_is_not_inherited_by_another_rule():
+    with pytest.raises(TypeError, match="Twice: got combine with the simplify of another rule"):
+
+        class Twice(ClassifierFree):
+            def combine(self, outputs, inputs, scales, state):
+                return super().combine(outputs, inputs, scales._replace(scale=2 * scales.scale), ())
+
+    with pytest.raises(TypeError, match="Late: got mode with the simplify of another rule"):
+
+        class Late(GuidanceInterval):
+            def mode(self, level, state):
+                return self.inner.mode(level, state)
+
+    class Renamed(ClassifierFree):
+        """The same, by another name."""
+
+    assert Renamed().simplify([1.0]) == RULES["none"]
+
+
+POSTPONED = """
+from __future__ import annotations
+
+from jaxdiff.guidance.base import Number, rule
+from jaxdiff.guidance.wrapper import Wrapper
+
+
+@rule
+class Postponed(Wrapper):
+    share: Number = 0.5
+    steps: int = 3
+"""
+
+
+def test_numbers_are_found_where_annotations_are_postponed(tmp_path, monkeypatch):
+    (tmp_path / "postponed_rule.py").write_text(POSTPONED)
+    monkeypatch.syspath_prepend(tmp_path)
+    rule = importlib.import_module("postponed_rule").Postponed(inner=RULES["apg"])
+    inner = jax.tree.leaves(RULES["apg"])
+    leaves, structure = jax.tree.flatten(rule)
+    assert sorted(leaves) == sorted([*inner, 0.5])
+    assert jax.tree.unflatten(structure, leaves) == rule
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def asked(rule, grid, sampler="ddim"):
     choices = {
         "sampler": SAMPLERS[sampler],
         "guidance_state": rule.init_state(x),
-        "guidance_phase": rule.schedule_phase,
+        "guidance_phase": rule.phase,
     }
     with jax.disable_jit():  # quicker than to compile what runs once
         sample(denoise, x, grid, keys, **choices)

@@ -10,7 +10,7 @@ from jaxdiff.diffusion.denoising import predict, target
 from jaxdiff.diffusion.grids import karras
 from jaxdiff.guidance.base import CONDITIONAL, GUIDED, RULES, DenoiserInput, GuidanceScales, parse
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser, stack_streams
-from jaxdiff.guidance.schedules import SCALE_SCHEDULES
+from jaxdiff.guidance.scale_schedules import SCALE_CURVES
 from jaxdiff.samplers.base import SAMPLERS, sample
 
 UNCOND = jnp.array([[0.0, 1.0, 1.0, 2.0]])
@@ -414,12 +414,12 @@ def test_adaptive_guidance_stops_for_each_image_by_itself():
     assert np.all(rule.mode(query.level, ((), jnp.ones(3, bool))) == CONDITIONAL)
 
 
-@pytest.mark.parametrize("name", SCALE_SCHEDULES)
+@pytest.mark.parametrize("name", SCALE_CURVES)
 def test_schedules_keep_the_mean_scale(name):
     steps = 1000
     shares = (jnp.arange(steps, dtype=jnp.float32) + 0.5) / steps
-    assert float(jnp.mean(SCALE_SCHEDULES[name](shares))) == pytest.approx(1, abs=1e-5)
-    assert float(jnp.min(SCALE_SCHEDULES[name](shares))) >= 0
+    assert float(jnp.mean(SCALE_CURVES[name](shares))) == pytest.approx(1, abs=1e-5)
+    assert float(jnp.min(SCALE_CURVES[name](shares))) >= 0
 
 
 def test_a_schedule_is_of_the_scale_above_one():

@@ -123,7 +123,7 @@ def test_guidance_in_an_interval_costs_no_order(name, keys):
         exact = start / alpha[0] * (width(edge, w) / width(20.0, w))
         exact *= width(0.02, 1) / width(edge, 1)
         for told in (True, False):
-            phase = rule.schedule_phase if told else None
+            phase = rule.phase if told else None
             x = end(name, denoiser, (a, b, w), start, grid, keys, phase)
             errors[told].append(float(np.max(np.abs(x / alpha[-1] - exact))))
     assert order(steps, errors[True]) > ORDERS[name] - 0.15

@@ -203,7 +203,7 @@ def test_rules_follow_the_level_of_each_image(text):
         denoise = guided_denoiser(
             network, WEIGHTS, conditioning, GuidanceScales(scales), rule=rule, prediction_type=KIND
         )
-        memory, phase = rule.init_state(latents), rule.schedule_phase
+        memory, phase = rule.init_state(latents), rule.phase
         return sample(
             denoise,
             latents,

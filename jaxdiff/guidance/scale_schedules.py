@@ -1,4 +1,4 @@
-"""Guidance schedules: in an interval, until the streams agree, or with a changing scale."""
+"""The guidance scale over the steps: in an interval, until the streams agree, or on a curve."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ from jaxdiff.guidance.base import (
     GuidanceScales,
     Number,
     Outputs,
-    Wrapper,
     check,
     rule,
 )
+from jaxdiff.guidance.wrapper import Wrapper
 
 
 @rule
@@ -27,7 +27,7 @@ class GuidanceInterval(Wrapper):
     inside or outside as a whole, by the level from which it starts.
     """
 
-    changes_unguided = False
+    simplify = Wrapper.simplify_or_drop
     keeps_separate_eps = True
 
     lo: Number = 0.0
@@ -41,9 +41,9 @@ class GuidanceInterval(Wrapper):
         """Inside that of the wrapped rule, outside the conditional stream at most."""
         return _guided_where(self._inside(level), self.inner.mode(level, state))
 
-    def schedule_phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
+    def phase(self, level: NoiseLevel) -> int | Int[Array, "b"]:
         """That of the wrapped rule inside and outside."""
-        return 2 * self.inner.schedule_phase(level) + jnp.int32(self._inside(level))
+        return 2 * self.inner.phase(level) + jnp.int32(self._inside(level))
 
     def _inside(self, level: NoiseLevel) -> Bool[Array, "b"]:
         return jnp.logical_and(self.lo < level.step_start_sigma, level.step_start_sigma <= self.hi)
@@ -58,7 +58,7 @@ class AdaptiveGuidance(Wrapper):
     decides for itself, independent of its batch; evaluations are saved once all agree.
     """
 
-    changes_unguided = False
+    simplify = Wrapper.simplify_or_drop
     keeps_separate_eps = True
 
     cosine: Number = 0.99
@@ -94,7 +94,7 @@ def _guided_where(guides: Bool[Array, "b"], mode: int | Int[Array, "#b"]) -> Int
 
 
 # The factor of w - 1 at the share u of the steps that are gone, 0 <= u < 1; its mean is 1.
-SCALE_SCHEDULES: dict[str, Callable[[Array], Array]] = {
+SCALE_CURVES: dict[str, Callable[[Array], Array]] = {
     "constant": jnp.ones_like,
     "linear": lambda u: 2 * u,
     "falling": lambda u: 2 - 2 * u,
@@ -108,15 +108,15 @@ class ScaleSchedule(Wrapper):
     """A scale that changes on the way: 1 + (w - 1) f(u) at the share u of the steps (2404.13040).
 
     Below w = 1, where that would be negative, it is 0.
-    The names of f are in SCALE_SCHEDULES: linear and cosine rise, falling falls, peak does both.
+    `curve` names f: linear and cosine rise, falling falls, peak does both.
     """
 
-    changes_unguided = False
+    simplify = Wrapper.simplify_or_drop
 
     curve: str = "linear"
 
     def __post_init__(self) -> None:
-        one_of("guidance: curve", self.curve, SCALE_SCHEDULES)
+        one_of("guidance: curve", self.curve, SCALE_CURVES)
 
     def combine(
         self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
@@ -124,6 +124,6 @@ class ScaleSchedule(Wrapper):
         """The wrapped rule's prediction with the scale of this step."""
         level = inputs.level
         progress = jnp.asarray(level.step, jnp.float32) / jnp.asarray(level.num_steps, jnp.float32)
-        factor = SCALE_SCHEDULES[self.curve](progress).astype(scales.scale.dtype)
+        factor = SCALE_CURVES[self.curve](progress).astype(scales.scale.dtype)
         now = scales._replace(scale=jnp.maximum(1 + (scales.scale - 1) * factor, 0))
         return self.inner.combine(outputs, inputs, now, state)
