@@ -14,7 +14,7 @@ a weight, 1 if it has no number and negative after NOT.
 import pathlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,11 @@ _MARKS = re.compile(
     r"|[^\\()\[\]:B]+|[\\:B]"
 )
 
+
+# What A1111's web UI reads and this does not: it must not be taken for text.
+_EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^:<>]*)(?::([^<>]*))?>")
+_STEP = re.compile(r":\s*(?:\d+\.?\d*|\.\d+)\s*$")  # the end of [cat:dog:0.5]
+_PERPENDICULAR = re.compile(r"\bAND_[A-Z]+\b")  # of extensions
 
 _WEIGHT = re.compile(r"\s*:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$")
 _NOT = re.compile(r"^\s*NOT\b")
@@ -125,9 +130,10 @@ def _checked(weight: float, text: str | None) -> float:
 def parse_syntax(prompt: str) -> list[WeightedText]:
     """`prompt` by weight; brackets that never close weigh as those that close at the end.
 
-    A closing bracket without its opening one is a character. Raises InputError for a weight beyond
-    MAX_WEIGHT.
+    A closing bracket without its opening one is a character. InputError for a weight beyond
+    MAX_WEIGHT, and for syntax of A1111 that is not read: editing, alternation, extra networks.
     """
+    _check_unread(prompt)
     pieces: list[WeightedText] = []
     opened: list[tuple[str, int]] = []  # brackets, and where their content begins
 
@@ -154,6 +160,38 @@ def parse_syntax(prompt: str) -> list[WeightedText]:
     for text, weight in pieces:
         _checked(weight, text)
     return _joined(pieces)
+
+
+def _check_unread(prompt: str) -> None:
+    """InputError for syntax of A1111 that would be taken for text."""
+    if network := _EXTRA_NETWORK.search(prompt):
+        kind, name, scale = network.groups()
+        instead = f"a LoRA as an option, such as --lora {name or 'FILE'}.safetensors:{scale or 1}"
+        wanted = instead if kind != "hypernet" else "it left out: there are no hypernetworks"
+        raise InputError(f"prompt: got {network[0]!r:.60}, expected {wanted}")
+    if joined := _PERPENDICULAR.search(prompt):
+        raise InputError(f"prompt: got {joined[0]}, expected AND (and AND NOT)")
+    for content in _bracket_contents(prompt):
+        alternates = re.search(r"(?<!\\)\|", content)
+        if alternates or _STEP.search(content):
+            name = "alternation" if alternates else "prompt editing"
+            raise InputError(
+                f"prompt: got {f'[{content}]'!r:.60}, expected no {name}: a prompt is the same in "
+                "all steps (a backslash makes a bracket a character)"
+            )
+
+
+def _bracket_contents(prompt: str) -> Iterator[str]:
+    """What stands in each pair of square brackets, without what is in further ones inside."""
+    opened: list[str] = []
+    for mark in re.findall(r"\\.|[\[\]]|[^\\\[\]]+|\\", prompt, re.DOTALL):
+        if mark == "[":
+            opened.append("")
+        elif mark == "]":
+            if opened:
+                yield opened.pop()
+        elif opened:
+            opened[-1] += mark
 
 
 def _closing(mark: str) -> tuple[str, float]:

@@ -103,7 +103,6 @@ class ToyAdapter:
     """How the toy network is called."""
 
     sharding_rules = ANY
-    output_layer = "proj_out.kernel"
 
     def __init__(self, module, prediction_type):
         self.module, self.prediction_type = module, prediction_type

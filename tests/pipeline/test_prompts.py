@@ -205,3 +205,29 @@ def test_odd_prompts_are_what_the_tokenizer_of_stable_diffusion_says(pad):
     for text in ODD:
         want = tokenize(vocabulary.tokenizer, [text])
         np.testing.assert_array_equal(chunk_prompt(vocabulary, text, syntax=False).ids, want)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a cat <lora:style:0.8>", r"'<lora:style:0.8>', .* --lora style.safetensors:0.8"),
+        ("a <lora:style>", "'<lora:style>', expected a LoRA as an option"),
+        ("a <lyco:style:1>", "'<lyco:style:1>', expected a LoRA as an option"),
+        ("a <hypernet:x:1>", "'<hypernet:x:1>', expected it left out"),
+        ("a [cat:dog:0.5]", r"'\[cat:dog:0.5\]', expected no prompt editing"),
+        ("a [cat::12]", "expected no prompt editing"),
+        ("a [dog: .5 ]", "expected no prompt editing"),
+        ("a [big [cat]:(dog:1.2):0.5]", "expected no prompt editing"),
+        ("a [cat|dog|]", r"'\[cat\|dog\|\]', expected no alternation"),
+        ("a [[cat]|dog]", "expected no alternation"),
+        ("a cat AND_PERP a dog", "AND_PERP, expected AND"),
+    ],
+)
+def test_syntax_that_is_not_read_is_never_taken_for_text(prompt, message):
+    with pytest.raises(InputError, match=f"^prompt: got .*{message}"):
+        parse_syntax(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["a | b", "<3", r"a \[cat|dog\]", "[a:b]", "[3]", "a: 0.5"])
+def test_what_only_looks_like_it_is_text(prompt):
+    assert parse_syntax(prompt)

@@ -29,7 +29,6 @@ class UNetAdapter:
     graph: Any = dataclasses.field(init=False, repr=False)
 
     sharding_rules: ClassVar[Rules] = UNET
-    output_layer: ClassVar[str] = "conv_out.kernel"  # path of a weight that each training changes
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graph", nnx.split(self.module)[0])
