@@ -79,6 +79,7 @@ TEXTS = {
 }
 
 
+@functools.cache
 def table(name: str) -> dict:
     """diffusers' or transformers' name -> original name with prefix, or [name, transform]."""
     return json.loads((TABLES / f"{name}.json").read_text())["map"]

@@ -105,7 +105,8 @@ class Options:
     mesh: str | None = None
     """Share weights and work between devices, such as fsdp=4,tensor=2 or guidance=2."""
     output: pathlib.Path = pathlib.Path("out")
-    """Folder for the PNG files. Images that exist with the same settings are kept."""
+    """Folder for the PNG files. Images that exist with the same settings are kept; nothing is
+    overwritten."""
     json: bool = False
     """Print one JSON object at the end instead of text."""
 
@@ -161,7 +162,7 @@ def run(arguments: Sequence[str]) -> None:
         on_failure=lambda reason: print(f"generate: {reason}", file=sys.stderr),
     )
     plan = runner.plan(jobs, _defaults(options))
-    todo = runner.missing(plan)
+    todo = [image for image in plan if not image.exists]
     size = options.batch_size
     with Progress(images=len(todo), batch_size=size, quiet=options.json) as progress:
         timings = runner.generate(
@@ -176,9 +177,10 @@ def run(arguments: Sequence[str]) -> None:
     total = time.perf_counter() - started
     generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
     report = {
-        "images": [str(runner.path(image.job)) for image in made],
+        "images": [str(image.path) for image in made],
         "seeds": [image.job.seed for image in made],
         "failed": len(runner.failures),
+        "renamed": sum(image.renamed for image in made),
         "skipped": len(plan) - len(todo),
         **{name: round(seconds, 4) for name, seconds in timings.items()},
         "images_per_s": round(len(todo) / generating, 4) if todo else None,

@@ -64,6 +64,8 @@ def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
     if report["skipped"]:
         verb = "exists" if report["skipped"] == 1 else "exist"
         skipped = f" ({report['skipped']} already {verb})"
+    if report["renamed"]:
+        skipped += f" ({report['renamed']} beside images of other settings)"
     times = f"compilation {report['compile_s']:.1f} s, sampling {report['sample_s']:.1f} s"
     print(
         f"{images}{skipped} in {report['total_s']:.1f} s on {report['device']}: {times}",

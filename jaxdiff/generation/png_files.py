@@ -11,7 +11,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from jaxdiff.core.aliases import rename_settings
 from jaxdiff.core.atomic import atomic_file
-from jaxdiff.core.errors import InputError
 
 METADATA_KEY = "jaxdiff"
 
@@ -49,16 +48,12 @@ def file_digest(*paths: pathlib.Path) -> str:
 
 
 def read_settings(path: pathlib.Path) -> dict[str, Any] | None:
-    """The settings stored in the PNG at `path`, former names replaced; None if there is no file."""
-    if not path.exists():
-        return None
+    """The settings in the PNG at `path`, former names replaced; None if it has none."""
     try:
         with Image.open(path) as image:
             settings = json.loads(image.info.get(METADATA_KEY, "null"))
     except (UnidentifiedImageError, OSError, ValueError):
         settings = None
     if not isinstance(settings, dict):
-        raise InputError(
-            f"output: got {path}, which jaxdiff did not write, expected another --output folder"
-        )
+        return None
     return rename_settings(settings, source=str(path))

@@ -39,6 +39,7 @@ class ImageJob:
     """One image; None in its `spec` means the model's default."""
 
     name: str  # of the file, without suffix
+    former_name: str | None = None  # that earlier versions gave it
     source: str  # FILE:LINE
     spec: PromptSpec
     seed: int
@@ -88,24 +89,20 @@ def _json_line(line: str, source: str, folder: pathlib.Path) -> PromptSpec:
 
 
 def make_jobs(lines: Sequence[Line], defaults: PromptSpec, *, numbered: bool) -> list[ImageJob]:
-    """The jobs of `expand_jobs`, each once.
-
-    InputError where two would have the same file name, or for a default that no line can use.
-    """
+    """The jobs of `expand_jobs`, each once; InputError for a default that no line can use."""
     jobs = list(expand_jobs(lines, defaults, numbered=numbered))
     for name in ("mask", "strength"):
         value = getattr(defaults, name)
         if value is not None and all(job.spec.image is None for job in jobs):
             raise InputError(f"{name}: got {value} without an image, expected --image too")
-    by_name: dict[str, ImageJob] = {}
+    once: list[ImageJob] = []
+    by_name: dict[str, list[ImageJob]] = {}
     for job in jobs:
-        if by_name.setdefault(job.name, job) != job:
-            raise InputError(
-                f"prompt: got {by_name[job.name].spec.prompt!r:.60} and {job.spec.prompt!r:.60}, "
-                f"which would both be written to {job.name}.png, expected one of them or a prompt "
-                "file (--prompts)"
-            )
-    return list(by_name.values())
+        alike = by_name.setdefault(job.name, [])
+        if job not in alike:
+            alike.append(job)
+            once.append(job)
+    return once
 
 
 def expand_jobs(
@@ -113,16 +110,22 @@ def expand_jobs(
 ) -> Iterator[ImageJob]:
     """One job per image; image j of a prompt has seed `seed + j`.
 
-    `defaults` has what a line leaves out. `numbered` names files by the line's position (a prompt
-    file) instead of by the words of the prompt.
+    `defaults` has what a line leaves out. `numbered` names files by the line's position too (a
+    prompt file), not by the words of the prompt alone.
     """
     for index, (source, line) in enumerate(lines):
         spec = _with_defaults(line, defaults)
-        head = f"{index:06d}" if numbered else slug(line.prompt)
+        number, words = f"{index:06d}", slug(line.prompt)
         with prefix_errors(source):
             seeds = _seeds(spec.seed or 0, 1 if spec.num_images is None else spec.num_images)
         for seed in seeds:
-            yield ImageJob(name=f"{head}_{seed}", source=source, spec=spec, seed=seed)
+            yield ImageJob(
+                name=f"{number}_{words}_{seed}" if numbered else f"{words}_{seed}",
+                former_name=f"{number}_{seed}" if numbered else None,
+                source=source,
+                spec=spec,
+                seed=seed,
+            )
 
 
 def _with_defaults(line: PromptSpec, defaults: PromptSpec) -> PromptSpec:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,11 +23,18 @@ NUMBERS = ("guidance_scale", "steps", "strength")  # lists too, unless an image 
 
 
 class PlannedImage(NamedTuple):
-    """A job and its complete settings."""
+    """A job, its complete settings, and its file."""
 
     job: ImageJob
     settings: dict[str, Any]
     request: Request
+    path: pathlib.Path
+    exists: bool = False  # with these settings
+
+    @property
+    def renamed(self) -> bool:
+        """Whether it has a longer name, beside an image with other settings."""
+        return self.path.stem not in (self.job.name, self.job.former_name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +51,8 @@ class Runner:
     def plan(self, jobs: Sequence[ImageJob], defaults: PromptSpec) -> list[PlannedImage]:
         """Each job with its settings; raises InputError before any image is generated.
 
-        Of several jobs, those whose image or mask cannot be read become `failures`.
+        Of several jobs, those whose image or mask cannot be read become `failures`. Nothing is
+        overwritten: an image whose name has a file with other settings gets a longer name.
         """
         digest = functools.cache(file_digest)
         # First without a prompt: a bad option is no mistake of a line.
@@ -60,7 +70,8 @@ class Runner:
                     self._fail(job, str(error))
                     continue
                 settings = {**self.settings, **_file_settings(job, digest)}
-                planned.append(PlannedImage(job, settings | request.to_metadata(), request))
+                settings |= request.to_metadata()
+                planned.append(PlannedImage(job, settings, request, self.output))
         if not planned and jobs:
             raise InputError(next(iter(self.failures.values())))
         networks = self.pipe.auxiliary_fingerprints(Requests(each.request for each in planned))
@@ -68,21 +79,29 @@ class Runner:
             for each in planned:
                 if getattr(each.request, f"{name}_scale"):
                     each.settings[name] = fingerprint
-        return planned
+        taken: dict[pathlib.Path, dict[str, Any]] = {}
+        return [self._with_file(each, taken) for each in planned]
+
+    def _with_file(
+        self, image: PlannedImage, taken: dict[pathlib.Path, dict[str, Any]]
+    ) -> PlannedImage:
+        """`image` with its file, which joins those `taken` by this job."""
+        settings, name = image.settings, image.job.name
+        own, former = (self.output / f"{n}.png" for n in (name, image.job.former_name or name))
+        content = json.dumps(settings, sort_keys=True).encode()
+        longer = own.with_stem(f"{own.stem}-{hashlib.sha256(content).hexdigest()[:8]}")
+        for path in (former, own, longer):
+            if is_same(read_settings(path) or {}, settings):
+                return image._replace(path=path, exists=True)
+        path = longer if own.exists() or not is_same(taken.get(own, settings), settings) else own
+        taken[path] = settings
+        return image._replace(path=path)
 
     def _fail(self, job: ImageJob, reason: str) -> None:
         """Note and report that there is no image of `job`."""
         reason = reason if job.source in reason else f"{job.source}: {reason}".removeprefix(": ")
         self.failures[job.name] = reason
         self.on_failure(reason)
-
-    def missing(self, plan: Sequence[PlannedImage]) -> list[PlannedImage]:
-        """The images without a file; InputError for a file with other settings."""
-        return [image for image in plan if self._is_missing(image)]
-
-    def path(self, job: ImageJob) -> pathlib.Path:
-        """The file of an image."""
-        return self.output / f"{job.name}.png"
 
     def generate(
         self,
@@ -97,8 +116,8 @@ class Runner:
         """Generate and write batch by batch; returns seconds by name.
 
         Written images stay if a later batch is interrupted. Images that are not finite are not
-        written, but become `failures`. `on_step` gets the steps done of a
-        batch and their number, `on_images` the number of images that a batch has written.
+        written, but become `failures`. `on_step` gets the steps done of a batch and their number,
+        `on_images` the number of images that a batch has written.
         """
         total = {"compile_s": 0.0, "encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
         with os_errors_as_write_error(self.output, "a folder to write to"):
@@ -128,7 +147,7 @@ class Runner:
                     why = f"got numbers that are not finite {failures[number]}, {REMEDIES}"
                     self._fail(planned.job, f"{planned.job.name}: {why}")
                 else:
-                    write_png(self.path(planned.job), image, planned.settings)
+                    write_png(planned.path, image, planned.settings)
             on_images(len(batch))
             total = {name: total[name] + out.timings[name] for name in total}
         return total
@@ -161,19 +180,10 @@ class Runner:
             "seed": [job.seed for job in jobs],
         }
 
-    def _is_missing(self, image: PlannedImage) -> bool:
-        path, settings = self.path(image.job), image.settings
-        stored = read_settings(path)
-        if stored is None:
-            return True
-        for name in settings | stored:
-            before, now = stored.get(name), settings.get(name)
-            if before != now:
-                raise InputError(
-                    f"output: got {path}, generated with {name} {before!r} instead of {now!r}, "
-                    "expected another --output folder"
-                )
-        return False
+
+def is_same(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether two images have the same settings; None stands for one that is left out."""
+    return all(stored.get(name) == settings.get(name) for name in {*stored, *settings})
 
 
 def _file_settings(job: ImageJob, digest: Callable[[pathlib.Path], str]) -> dict[str, Any]:

@@ -92,11 +92,11 @@ def test_a_mesh_that_cannot_be_is_one_sentence(model, tmp_path, capsys, mesh, me
 def test_a_batch_job_writes_every_image_with_its_settings(batch_job):
     output, _ = batch_job
     assert sorted(p.name for p in output.iterdir()) == [
-        "000000_4.png",
-        "000001_9.png",
-        "000002_4.png",
+        "000000_a-ring_4.png",
+        "000001_a-star_9.png",
+        "000002_a-ring_4.png",
     ]
-    settings = read_settings(output / "000002_4.png")
+    settings = read_settings(output / "000002_a-ring_4.png")
     assert len(settings.pop("weights")) == 12
     assert settings == {
         "model": "tiny",
@@ -112,37 +112,45 @@ def test_a_batch_job_writes_every_image_with_its_settings(batch_job):
     }
 
 
-def test_images_of_other_weights_are_not_taken_for_the_same(batch_job, model, tmp_path, capsys):
+def test_a_job_with_other_settings_has_files_of_its_own(batch_job, model, capsys):
     output, arguments = batch_job
-    assert generate(model, output, *arguments, "--dtype", "bfloat16") == 2
-    assert "generated with weights" in capsys.readouterr().err
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    assert generate(model, output, *arguments, "--steps", "2") == 0
+    assert "3 images (3 beside images of other settings)" in capsys.readouterr().err
+    added = {*output.iterdir()} - before.keys()
+    assert len(added) == 3
+    assert all(path.read_bytes() == content for path, content in before.items())
+    for path in added:
+        path.unlink()
 
 
-def test_prompts_that_would_share_a_file_are_refused(model, tmp_path, capsys):
-    assert generate(model, tmp_path, "a ring!", "a ring?") == 2
-    assert (
-        "'a ring!' and 'a ring?', which would both be written to a-ring_0.png"
-        in capsys.readouterr().err
-    )
-    assert list(tmp_path.iterdir()) == []
+def test_prompts_of_one_name_have_a_file_each(model, tmp_path, capsys):
+    for skipped in (0, 2):
+        assert generate(model, tmp_path, "a ring!", "a ring?", "a ring!", "--json") == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["skipped"], report["renamed"]) == (skipped, 1)
+        first, second = (pathlib.Path(name) for name in report["images"])
+        assert first.name == "a-ring_0.png"
+        assert re.fullmatch(r"a-ring_0-[0-9a-f]{8}\.png", second.name)
+        assert [read_settings(p)["prompt"] for p in (first, second)] == ["a ring!", "a ring?"]
 
 
 def test_a_batch_job_goes_on_where_it_stopped(batch_job, model, capsys):
     output, arguments = batch_job
-    (output / "000001_9.png").unlink()
-    kept = output / "000000_4.png"
+    (output / "000001_a-star_9.png").unlink()
+    kept = output / "000000_a-ring_4.png"
     before = kept.stat().st_mtime_ns
     assert generate(model, output, *arguments, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["skipped"] == 2
     assert report["seeds"] == [4, 9, 4]
     assert [pathlib.Path(p).name for p in report["images"]] == [
-        "000000_4.png",
-        "000001_9.png",
-        "000002_4.png",
+        "000000_a-ring_4.png",
+        "000001_a-star_9.png",
+        "000002_a-ring_4.png",
     ]
     assert kept.stat().st_mtime_ns == before
-    assert (output / "000001_9.png").exists()
+    assert (output / "000001_a-star_9.png").exists()
 
 
 def test_former_spellings_resume_and_both_together_are_refused(model, tmp_path, addons, capsys):
@@ -180,17 +188,38 @@ def test_json_has_the_promised_keys(batch_job, model, capsys):
     assert keys <= set(json.loads(capsys.readouterr().out))
 
 
-def test_other_settings_never_overwrite(batch_job, model, capsys):
+def test_the_same_prompt_with_another_scale_just_works(model, tmp_path, capsys):
+    """Nothing is overwritten, not even what another program wrote."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "a-star_0.png")
+    for scale in ("2", "3", "2"):
+        for prompt in ("a ring", "a star"):
+            assert generate(model, tmp_path, prompt, "--guidance-scale", scale) == 0
+    assert "0 images (1 already exists)" in capsys.readouterr().err
+    files = sorted(tmp_path.iterdir())
+    assert [path.name[:8] for path in files] == ["a-ring_0"] * 2 + ["a-star_0"] * 3
+    scales = [(s := read_settings(path)) and s["guidance_scale"] for path in files]
+    assert (set(scales[:2]), set(scales[2:])) == ({2, 3}, {None, 2, 3})
+    with Image.open(tmp_path / "a-star_0.png") as kept:
+        assert kept.size == (9, 9)
+
+
+def test_names_of_earlier_versions_are_known(batch_job, model, capsys):
     output, arguments = batch_job
-    assert generate(model, output, *arguments, "--steps", "2") == 2
-    error = capsys.readouterr().err
-    assert "generated with steps 4 instead of 2, expected another --output folder" in error
+    paths = sorted(output.iterdir())
+    for path in paths:
+        path.rename(path.with_name(re.sub("_a-[a-z]+", "", path.name)))
+    generate(model, output, *arguments, "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert (report["skipped"], report["renamed"]) == (3, 0)
+    for path in paths:
+        path.with_name(re.sub("_a-[a-z]+", "", path.name)).rename(path)
 
 
 def test_an_image_does_not_depend_on_its_neighbours(batch_job, model, tmp_path):
     output, _ = batch_job
     assert generate(model, tmp_path, "a star", "--seed", "9", "--batch-size", "1") == 0
-    alone, beside = (Image.open(p) for p in (tmp_path / "a-star_9.png", output / "000001_9.png"))
+    paths = tmp_path / "a-star_9.png", output / "000001_a-star_9.png"
+    alone, beside = map(Image.open, paths)
     differences = [abs(a - b) for a, b in zip(alone.tobytes(), beside.tobytes(), strict=True)]
     assert max(differences) <= 1
 
@@ -301,7 +330,7 @@ def test_images_in_two_passes_and_with_files_beside(model, tmp_path, addons):
     assert read_settings(path)["prompt_syntax"] is False
 
 
-def test_a_job_with_other_addons_of_the_same_name_is_another_job(model, tmp_path, addons, capsys):
+def test_a_job_with_other_addons_of_the_same_name_is_another_job(model, tmp_path, addons):
     embedding, lora = addons
     output = tmp_path / "out"
     both = ("--lora", f"{lora}:0.1", "--textual-inversion", str(embedding))
@@ -313,28 +342,27 @@ def test_a_job_with_other_addons_of_the_same_name_is_another_job(model, tmp_path
     digest = hashlib.sha256(embedding.read_bytes()).hexdigest()[:12]
     assert settings["textual_inversions"] == [f"word {digest}"]
     before = path.read_bytes()
-    assert generate(model, output, "a ring", *both) == 0  # resumed: nothing is drawn
-    assert path.read_bytes() == before
-    capsys.readouterr()
-    for arguments, said in [
-        (both[:2], f"generated with textual_inversions ['word {digest}'] instead of None"),
-        (both[2:], f"generated with loras {{'{name}': 0.1}} instead of None"),
-    ]:
-        assert generate(model, output, "a ring", *arguments) == 2
-        assert said in capsys.readouterr().err
+    assert not added_by(model, output, *both)  # resumed: nothing is drawn
+    for arguments in (both[:2], both[2:]):
+        assert len(added_by(model, output, *arguments)) == 1
     old = lora.read_bytes()
     write_addons(embedding, lora, 2.0)
-    assert generate(model, output, "a ring", *both) == 2
-    assert f"generated with loras {{'{name}': 0.1}} instead of {{'style " in capsys.readouterr().err
+    assert len(added_by(model, output, *both)) == 1
     lora.write_bytes(old)
-    assert generate(model, output, "a ring", *both) == 2
-    assert (
-        f"generated with textual_inversions ['word {digest}'] instead of" in capsys.readouterr().err
-    )
+    (last,) = added_by(model, output, *both)
+    assert settings["loras"] == read_settings(last)["loras"]
+    assert settings["textual_inversions"] != read_settings(last)["textual_inversions"]
     assert path.read_bytes() == before
 
 
-def test_another_vae_or_refiner_of_the_same_name_is_another_model(model, tmp_path, capsys):
+def added_by(model, output, *arguments):
+    """The files that the command adds to `output`, for the prompt "a ring"."""
+    before = set(output.glob("*"))
+    assert generate(model, output, "a ring", *arguments) == 0
+    return set(output.glob("*")) - before
+
+
+def test_another_vae_or_refiner_of_the_same_name_is_another_model(model, tmp_path):
     """Networks count by what they hold, not by where they lie."""
     names = ("retrained/tiny", "same/tiny")
     retrained, same = (shutil.copytree(model, tmp_path / name) for name in names)
@@ -342,15 +370,10 @@ def test_another_vae_or_refiner_of_the_same_name_is_another_model(model, tmp_pat
     weights = param_dict(part.module)
     replace_weights(part.module, {path: 2 * weights[path] for path in ("decoder.conv_out.bias",)})
     write_component(retrained / "vae", part)
-    assert generate(model, tmp_path / "out", "a ring") == 0
-    assert generate(same, tmp_path / "out", "a ring") == 0
-    assert generate(retrained, tmp_path / "out", "a ring") == 2
-    assert "generated with weights" in capsys.readouterr().err
-    two = tmp_path / "two"
-    assert generate(model, two, "a ring", "--refiner", str(model)) == 0
-    assert generate(model, two, "a ring", "--refiner", str(same)) == 0
-    assert generate(model, two, "a ring", "--refiner", str(retrained)) == 2
-    assert "generated with refiner 'tiny " in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert [len(added_by(each, out)) for each in (model, same, retrained)] == [1, 0, 1]
+    refiners = [("--refiner", str(each)) for each in (model, same, retrained)]
+    assert [len(added_by(model, tmp_path / "two", *each)) for each in refiners] == [1, 0, 1]
 
 
 def test_the_settings_of_an_adapter_count_too(tmp_path):
@@ -422,7 +445,7 @@ def test_lines_begin_with_images_of_their_own(mixed_job, model, tmp_path):
         4: ["--image", str(folder / "a.png"), "--mask", str(folder / "mask.png")],
         6: ["--steps", "2"],
     }
-    drawn = [pixels(folder / "out" / f"{i:06d}_0.png") for i in range(7)]
+    drawn = [pixels(folder / "out" / f"{i:06d}_a-ring_0.png") for i in range(7)]
     for number, arguments in alone.items():
         output = tmp_path / str(number)
         assert generate(model, output, "a ring", *arguments) == 0
@@ -435,7 +458,7 @@ def test_lines_begin_with_images_of_their_own(mixed_job, model, tmp_path):
 
 def test_settings_tell_the_images_apart(mixed_job):
     folder, _ = mixed_job
-    settings = [read_settings(folder / "out" / f"{i:06d}_0.png") for i in range(6)]
+    settings = [read_settings(folder / "out" / f"{i:06d}_a-ring_0.png") for i in range(6)]
     assert [s.get("strength") for s in settings] == [0.5, None, 0.5, 0.8, 1.0, None]
     named = [s.get("image", "").split(" ")[0] for s in settings]
     assert named == ["a.png", "", "b.png", "wide.png", "a.png", ""]
@@ -449,16 +472,15 @@ def test_another_image_under_the_same_name_is_noticed(mixed_job, model, capsys):
     assert json.loads(capsys.readouterr().out)["skipped"] == 7
     kept = (folder / "b.png").read_bytes()
     picture(folder / "b.png")
-    assert generate(model, folder / "out", *arguments) == 2
-    assert "000002_0.png, generated with image 'b.png " in capsys.readouterr().err
+    assert generate(model, folder / "out", *arguments, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["skipped"], report["renamed"]) == (6, 1)
     (folder / "b.png").write_bytes(kept)
 
 
-def test_an_image_of_words_is_not_one_that_began_with_an_image(model, tmp_path, capsys):
-    image = picture(tmp_path / "a.png")
-    assert generate(model, tmp_path / "out", "a ring", "--image", image) == 0
-    assert generate(model, tmp_path / "out", "a ring") == 2
-    assert "generated with image 'a.png " in capsys.readouterr().err
+def test_an_image_of_words_is_not_one_that_began_with_an_image(model, tmp_path):
+    image, output = picture(tmp_path / "a.png"), tmp_path / "out"
+    assert [len(added_by(model, output, *each)) for each in (["--image", image], [])] == [1, 1]
 
 
 def test_one_bad_image_does_not_stop_a_job(model, tmp_path, capsys):
@@ -474,7 +496,7 @@ def test_one_bad_image_does_not_stop_a_job(model, tmp_path, capsys):
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": "a", **line}) for line in lines))
     assert generate(model, tmp_path / "out", "--prompts", str(file), "--json") == 2
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["000005_0.png"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["000005_a_0.png"]
     said = capsys.readouterr()
     report = json.loads(said.out)
     assert (len(report["images"]), report["failed"]) == (1, 5)

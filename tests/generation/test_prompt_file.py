@@ -17,10 +17,10 @@ def test_json_lines_with_defaults_from_the_command_line(tmp_path):
     jobs = list(expand_jobs(lines, DEFAULTS, numbered=True))
     got = [(j.name, j.spec.prompt, j.seed, j.spec.guidance_scale) for j in jobs]
     assert got == [
-        ("000000_3", "a ring", 3, 5.0),
-        ("000000_4", "a ring", 4, 5.0),
-        ("000001_9", "a star", 9, 2),
-        ("000001_10", "a star", 10, 2),
+        ("000000_a-ring_3", "a ring", 3, 5.0),
+        ("000000_a-ring_4", "a ring", 4, 5.0),
+        ("000001_a-star_9", "a star", 9, 2),
+        ("000001_a-star_10", "a star", 10, 2),
     ]
 
 
