@@ -165,14 +165,20 @@ def run(arguments: Sequence[str]) -> None:
     todo = [image for image in plan if not image.exists]
     size = options.batch_size
     with Progress(images=len(todo), batch_size=size, quiet=options.json) as progress:
-        timings = runner.generate(
-            todo,
-            second,
-            batch_size=size,
-            vae_tile=options.vae_tile,
-            on_step=progress.update,
-            on_images=progress.add_images,
-        )
+        try:
+            timings = runner.generate(
+                todo,
+                second,
+                batch_size=size,
+                vae_tile=options.vae_tile,
+                on_step=progress.update,
+                on_images=progress.add_images,
+            )
+        except KeyboardInterrupt:
+            done = len(plan) - len(todo) + progress.done
+            raise KeyboardInterrupt(
+                f"{done} of {len(plan)} images are done; the same command resumes"
+            ) from None
     made = [image for image in plan if image.job.name not in runner.failures]
     total = time.perf_counter() - started
     generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]

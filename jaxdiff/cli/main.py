@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import jaxdiff
 from jaxdiff.core.aliases import former_options, rename_options
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED
@@ -25,7 +26,7 @@ COMMANDS = {
     "sweep": "compare guidance rules, samplers and scales",
     "strip": "show one generation step by step",
 }
-USAGE = "usage: jaxdiff COMMAND ...\n\n" + "\n".join(
+USAGE = "usage: jaxdiff COMMAND ...\n       jaxdiff --version\n\n" + "\n".join(
     f"  {name:13s} {text}" for name, text in COMMANDS.items()
 )
 
@@ -73,7 +74,7 @@ def report(command: str, error: BaseException) -> int:
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     if isinstance(error, KeyboardInterrupt):
-        print(f"{command}: interrupted", file=sys.stderr)
+        print(f"{command}: interrupted{str(error) and f', {error}'}", file=sys.stderr)
         return 130
     traceback.print_exception(error)
     return 1
@@ -91,6 +92,9 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 def main() -> None:
     """The console script."""
     arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        print(f"jaxdiff {jaxdiff.__version__}")
+        return
     if not arguments or arguments[0] in ("-h", "--help"):
         with end_at_closed_pipe():
             print(USAGE)

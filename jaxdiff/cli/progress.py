@@ -25,7 +25,8 @@ class Progress:
             transient=True,
             disable=quiet or not console.is_terminal or images == 0,
         )
-        self._images, self._batch, self._done = images, batch_size, 0
+        self._images, self._batch = images, batch_size
+        self.done = 0  # images that are written
         self._task = self._bar.add_task("generating", total=images, done=0, images=images)
 
     def __enter__(self) -> "Progress":
@@ -42,13 +43,13 @@ class Progress:
 
     def update(self, done: int, steps: int) -> None:
         """The batch has finished `done` of its `steps` denoising steps."""
-        batch = min(self._batch, self._images - self._done)
-        self._bar.update(self._task, completed=self._done + batch * done / steps)
+        batch = min(self._batch, self._images - self.done)
+        self._bar.update(self._task, completed=self.done + batch * done / steps)
 
     def add_images(self, images: int) -> None:
         """A batch of `images` images has been written."""
-        self._done += images
-        self._bar.update(self._task, completed=self._done, done=self._done)
+        self.done += images
+        self._bar.update(self._task, completed=self.done, done=self.done)
 
 
 def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:

@@ -20,7 +20,7 @@ import jaxdiff
 from jaxdiff.checkpoints.components import read_component, write_component
 from jaxdiff.checkpoints.lora_names import files
 from jaxdiff.cli import main
-from jaxdiff.generation import png_files
+from jaxdiff.generation import png_files, runner
 from jaxdiff.generation.png_files import read_settings
 from jaxdiff.models.build import param_dict, replace_weights
 from jaxdiff.pipeline.load import load
@@ -179,6 +179,18 @@ def test_former_spellings_resume_and_both_together_are_refused(model, tmp_path, 
     assert generate(model, output, "a ring", *former, *options) == 2
     error = capsys.readouterr().err
     assert error.startswith("generate: prompt-syntax: got --literal and --no-prompt-syntax")
+
+
+def test_an_interruption_says_how_many_are_done(model, tmp_path, capsys, monkeypatch):
+    def write(path, image, settings):
+        if path.stem.startswith("a-star"):
+            raise KeyboardInterrupt
+        png_files.write_png(path, image, settings)
+
+    monkeypatch.setattr(runner, "write_png", write)
+    assert generate(model, tmp_path, "a ring", "a star", "--batch-size", "1") == 130
+    said = "generate: interrupted, 1 of 2 images are done; the same command resumes\n"
+    assert capsys.readouterr().err == said
 
 
 def test_json_has_the_promised_keys(batch_job, model, capsys):

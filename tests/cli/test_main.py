@@ -4,9 +4,11 @@ import os
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
+from jaxdiff.cli import main
 from jaxdiff.cli.main import CLOSED_PIPE
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,3 +41,10 @@ def test_a_closed_pipe_is_no_error(command):
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")
+
+
+def test_the_version_is_the_package_s(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["jaxdiff", "--version"])
+    main.main()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"jaxdiff {project['version']}\n"
