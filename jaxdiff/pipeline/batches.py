@@ -260,7 +260,7 @@ class ImageGenerator:
                         images, finite = self._decode(latents, tile)
                 else:
                     images = self._stages.gather(latents)
-                    finite = np.isfinite(images).all(axis=(1, 2, 3))
+                    finite = np.all(np.isfinite(images), axis=(1, 2, 3))
                 yield BatchResult(
                     numbers=[numbers[row] for row in rows],
                     images=images[: len(batch)],
@@ -268,7 +268,7 @@ class ImageGenerator:
                     intermediates=intermediates[: len(batch)],
                     failures={
                         numbers[rows[i]]: self._failure(padded, run, i)
-                        for i in np.flatnonzero(~finite[: len(batch)]).tolist()
+                        for i in np.flatnonzero(~np.asarray(finite)[: len(batch)]).tolist()
                     },
                     timings=timer.timings(),
                 )

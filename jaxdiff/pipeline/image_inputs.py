@@ -221,7 +221,7 @@ def _to_pil(item: Any, mode: str) -> Image.Image:
 
 def _grey(mask: Image.Image) -> Image.Image:
     """A mask in 8 bits of grey; InputError for one with transparent parts."""
-    if mask.has_transparency_data and mask.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    if mask.has_transparency_data and np.any(np.asarray(mask.convert("RGBA"))[..., 3] < 255):
         raise InputError(
             "mask: got an image with transparent parts, expected white where it is repainted and "
             "black elsewhere"
