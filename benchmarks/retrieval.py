@@ -26,7 +26,7 @@ from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.core.types import Array, Float, NDArray, UInt8
 from jaxdiff.data.tokenizer import tokenize
 from jaxdiff.models.clip import CLIPModel
-from jaxdiff.pipeline.prompts import tokenizer_of
+from jaxdiff.pipeline.tokenizers import tokenizer_of
 
 BATCH = 50
 

@@ -29,7 +29,7 @@ from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.parallel.mesh import device_put_global
-from jaxdiff.pipeline.prompts import tokenizer_of
+from jaxdiff.pipeline.tokenizers import tokenizer_of
 from jaxdiff.training.config import DiffusionObjective, Full, TrainConfig
 from jaxdiff.training.objectives.diffusion import Frozen
 

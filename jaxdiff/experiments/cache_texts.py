@@ -19,7 +19,7 @@ from jaxdiff.families.registry import family_of_folder
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.parallel.mesh import replicate, shard_batch
-from jaxdiff.pipeline.prompts import tokenizer_of
+from jaxdiff.pipeline.tokenizers import tokenizer_of
 
 TextEmbeddings = dict[str, NDArray]
 EncodeText = Callable[[Sequence[str]], TextEmbeddings]

@@ -15,7 +15,7 @@ from jaxdiff.generation.models import HiresFix, Refiner
 from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, expand_jobs
 from jaxdiff.pipeline.image_inputs import ImageFileError
-from jaxdiff.pipeline.output import REMEDIES, NonFiniteImageError
+from jaxdiff.pipeline.nonfinite import REMEDIES, NonFiniteImageError
 from jaxdiff.pipeline.request import Request, Requests
 
 PER_IMAGE = ("prompt_2", "negative_prompt", "negative_prompt_2")  # lists in a call

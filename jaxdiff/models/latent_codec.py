@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.core.types import Array, Float
+from jaxdiff.models.build import abstract, param_dict, with_params
 
 
 @runtime_checkable
@@ -51,3 +53,12 @@ class Pixels(nnx.Module):
         return z
 
     scale = unscale = decode
+
+
+def upcast_fp16(codec: Any) -> Any:
+    """`codec`, computing in float32 where its config says that float16 overflows in it."""
+    stored = param_dict(codec)
+    if not any(w.dtype == jnp.float16 for w in stored.values()) or not codec.config.force_upcast:
+        return codec
+    wide = abstract(type(codec), codec.config, dtype=jnp.float32, param_dtype=jnp.float16)
+    return with_params(wide, stored)

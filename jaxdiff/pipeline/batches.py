@@ -30,7 +30,8 @@ from jaxdiff.pipeline.compiled_model import (
 )
 from jaxdiff.pipeline.conditioning import PromptTokenizers, TokenizedPrompts, texts_by_encoder
 from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initial_images
-from jaxdiff.pipeline.output import REMEDIES, BatchResult, Settings
+from jaxdiff.pipeline.nonfinite import REMEDIES
+from jaxdiff.pipeline.output import BatchResult, Settings
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.prompts import SubPrompt, split_and
 from jaxdiff.pipeline.request import Request, Requests

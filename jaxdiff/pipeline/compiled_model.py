@@ -18,11 +18,11 @@ from jaxdiff.families.base import Family
 from jaxdiff.families.extras import ExtraInputs
 from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
-from jaxdiff.models.build import abstract, param_dict, with_params
+from jaxdiff.models.build import param_dict
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
-from jaxdiff.models.latent_codec import LatentCodec
+from jaxdiff.models.latent_codec import LatentCodec, upcast_fp16
 from jaxdiff.pipeline.classifier_guidance import (
     GuidanceTargets,
     with_classifier_guidance,
@@ -96,7 +96,7 @@ class CompiledModel:
         self._family = family
         self._network = layout.network(family.adapter(network, prediction_type))
         self.set_weights(text_encoders, network)
-        self._codec = layout.split(_upcast_fp16(cast(Any, codec)))
+        self._codec = layout.split(upcast_fp16(cast(Any, codec)))
         # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
         exact = all(w.dtype == jnp.float32 for w in param_dict(network).values())
         self._precision = "highest" if exact else None
@@ -252,15 +252,6 @@ class CompiledModel:
         """Images (uint8) of scaled latents, and which of them are finite."""
         codec, params = self._codec
         return self.program(_decode, ".b", codec=codec)(params, latents)
-
-
-def _upcast_fp16(codec: Any) -> Any:
-    """`codec`, computing in float32 where its config says that float16 overflows in it."""
-    stored = param_dict(codec)
-    if not any(w.dtype == jnp.float16 for w in stored.values()) or not codec.config.force_upcast:
-        return codec
-    wide = abstract(type(codec), codec.config, dtype=jnp.float32, param_dtype=jnp.float16)
-    return with_params(wide, stored)
 
 
 def _latents(params: PyTree, images: Array, *, codec: Callable[[PyTree], LatentCodec]) -> Array:

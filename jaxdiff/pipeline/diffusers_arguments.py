@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.registry import request_options
-from jaxdiff.pipeline.request import Defaults, Options, Request
+from jaxdiff.pipeline.options import Options
+from jaxdiff.pipeline.request import Defaults, Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -18,7 +18,7 @@ from jaxdiff.pipeline.request import Request
 MAX_ENLARGEMENT = 8.0
 STRENGTH = 0.7  # of the second pass of a hires fix
 START = 0.8  # where a refiner takes over, as a fraction of the process
-_SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"output"}
+_SETTINGS = Settings.__dataclass_fields__.keys() - {"output"}
 
 
 @rename_arguments

@@ -18,7 +18,8 @@ from jaxdiff.pipeline.compiled_model import (
     Networks,
     guided,
 )
-from jaxdiff.pipeline.output import NonFiniteImageError, Settings, collect
+from jaxdiff.pipeline.nonfinite import NonFiniteImageError
+from jaxdiff.pipeline.output import Settings, collect
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.request import Requests
 from jaxdiff.samplers.base import get_sampler

@@ -15,6 +15,8 @@ from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.checkpoints.tokenizers import tokenizer_digest
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import content_digest, parameter_count
+from jaxdiff.core.types import Float, NDArray, UInt8
+from jaxdiff.core.validate import check_shape
 from jaxdiff.families.registry import family_of
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.addons import Addons
@@ -22,12 +24,15 @@ from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels, GuidanceModel
 from jaxdiff.pipeline.batches import ImageGenerator, ModelFacts
 from jaxdiff.pipeline.compiled_model import CompiledModel
 from jaxdiff.pipeline.conditioning import PromptTokenizers
+from jaxdiff.pipeline.cost import nfe
 from jaxdiff.pipeline.defaults import read_defaults, size_of
 from jaxdiff.pipeline.lora import LoRAManager
 from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.pipeline.programs import DataParallel
-from jaxdiff.pipeline.prompts import PromptTokenizer, tokenizer_of
+from jaxdiff.pipeline.prompts import PromptTokenizer
+from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.textual_inversion import TextualInversionManager
+from jaxdiff.pipeline.tokenizers import tokenizer_of
 
 
 class LoadedModel(Addons):
@@ -150,6 +155,17 @@ class LoadedModel(Addons):
         digests += [tokenizer_digest(files) for _, files in sorted(parts.tokenizers.items())]
         digests.append(json.dumps(parts.scheduler, sort_keys=True))
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:12]
+
+    def decode_latents(
+        self, latents: Float[NDArray, "b h w c"], *, vae_tile: int | None = None
+    ) -> UInt8[NDArray, "b h2 w2 3"]:
+        """Images of scaled latents, such as those of `Output.intermediates`; raises InputError."""
+        shape = (None, None, None, self._facts.latent_channels)
+        return self._generator.decode_latents(check_shape("latents", latents, shape), vae_tile)
+
+    def nfe(self, requests: Sequence[Request], index: int = 0) -> int:
+        """Network evaluations for image `index` of a call (NFE); see `guidance.nfe`."""
+        return nfe(self._facts, requests, index)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write a diffusers folder that PyTorch loads; weights keep their dtype.

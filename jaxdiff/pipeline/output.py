@@ -14,6 +14,7 @@ from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import one_of, positive
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.pipeline.compiled_model import ProgressCallback
+from jaxdiff.pipeline.intermediates import Intermediates
 from jaxdiff.pipeline.notebook import images_html
 from jaxdiff.pipeline.request import Request, Requests
 
@@ -48,6 +49,13 @@ class Settings:
         object.__setattr__(self, name, value)
 
 
+def make_settings(given: Mapping[str, Any]) -> Settings:
+    """The settings that are `given`, by name; raises InputError."""
+    for name in given:
+        one_of("argument", name, Settings.__dataclass_fields__)
+    return Settings(**given)
+
+
 class BatchResult(NamedTuple):
     """The images of one batch."""
 
@@ -57,27 +65,6 @@ class BatchResult(NamedTuple):
     intermediates: Float[NDArray, "b n 2 h w c"]  # x where each step starts, and its D
     failures: dict[int, str]  # by request: why its image is not finite
     timings: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Intermediates:
-    """Steps of the loop: the noise level from which each starts, and the latents there.
-
-    `x0` is the guided image D that the step finds in the noisy `x` = alpha x0 + sigma eps. Images
-    with grids of their own have levels of their own, then alpha and sigma are (n, b).
-    """
-
-    steps: tuple[int, ...]  # from 0
-    alpha: Float[NDArray, "n *b"]
-    sigma: Float[NDArray, "n *b"]
-    x: Float[NDArray, "n b h w c"]
-    x0: Float[NDArray, "n b h w c"]
-
-    @property
-    def unit_variance(self) -> Float[NDArray, "n b h w c"]:
-        """`x` / sqrt(alpha^2 + sigma^2): latents of unit variance have that spread at any level."""
-        spread = np.hypot(self.alpha, self.sigma)
-        return self.x / spread.reshape(len(spread), -1, 1, 1, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,27 +101,6 @@ class Output:
                 return None
             images = [Image.fromarray(image) for image in images]
         return images_html(images, self.requests.prompts)
-
-
-class NonFiniteImageError(RuntimeError):
-    """Images that are not finite; `output` has them and all others of the call."""
-
-    def __init__(self, output: Output) -> None:
-        self.output = output
-        number, why = next(iter(output.failures.items()))
-        count = f"{len(output.failures)} of {len(output.requests)} images"
-        prompt, seed = output.requests[number].prompt, output.requests[number].seed
-        super().__init__(
-            f"{count}: got numbers that are not finite, first for {prompt!r:.60} (seed {seed}) "
-            f"{why}, {REMEDIES}"
-        )
-
-
-# What images that are not finite are likely to come from.
-REMEDIES = (
-    "expected finite ones: float16 overflows in some models where bfloat16 and float32 do not "
-    "(dtype), and broken weights (a merge, a LoRA) stay broken"
-)
 
 
 def check_sizes(requests: Sequence[Request], settings: Settings) -> None:

@@ -9,17 +9,17 @@ from typing import Any, Unpack, cast
 
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Float, NDArray, UInt8
-from jaxdiff.core.validate import check_shape
+from jaxdiff.core.types import Float, NDArray
 from jaxdiff.pipeline.compiled_model import ProgressCallback
-from jaxdiff.pipeline.cost import nfe
 from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
 from jaxdiff.pipeline.image_inputs import ImageInput, by_request, with_image_defaults, with_noise
 from jaxdiff.pipeline.inversion import ImageInverter, inversion_options
 from jaxdiff.pipeline.loaded_model import LoadedModel
+from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.notebook import notebook_progress
-from jaxdiff.pipeline.output import NonFiniteImageError, Output, Settings, check_sizes, collect
-from jaxdiff.pipeline.request import Options, Request, Requests, check, resolve
+from jaxdiff.pipeline.options import Options
+from jaxdiff.pipeline.output import Output, check_sizes, collect, make_settings
+from jaxdiff.pipeline.request import Request, Requests, check, resolve
 
 
 class Pipeline(LoadedModel):
@@ -81,7 +81,7 @@ class Pipeline(LoadedModel):
     ) -> Output:
         """Generate one image per prompt; a single prompt serves several seeds, scales or images.
 
-        `options` are those of `request.Options`; None takes the model's default, which
+        `options` are those of `options.Options`; None takes the model's default, which
         `pipe.defaults` has.
 
         image, mask: initial images (PIL, uint8, or files) that `strength` changes, or scaled
@@ -106,35 +106,19 @@ class Pipeline(LoadedModel):
             intermediate_steps=intermediate_steps,
         )
 
-    @rename_arguments
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        output: str = "pil",
-        vae_tile: int | None = None,
-        batch_size: int | None = None,
-        callback: ProgressCallback | None = None,
-        intermediate_steps: Sequence[int] = (),
-    ) -> Output:
-        """Generate the images of `requests`, such as `resolve` gives; the rest as in a call.
+    def generate(self, requests: Sequence[Request], **settings: Any) -> Output:
+        """Generate the images of `requests`, such as `resolve` gives, with `settings` of a call.
 
-        Raises NonFiniteImageError, which has the output, where images are not finite.
+        NonFiniteImageError, which has the output, where images are not finite.
         """
-        settings = Settings(
-            output=output,
-            vae_tile=vae_tile,
-            batch_size=batch_size,
-            callback=callback,
-            intermediate_steps=intermediate_steps,
-        )
+        own = make_settings(settings)
         self._check(requests)
-        check_sizes(requests, settings)
-        in_notebook = "IPython" in sys.modules and callback is None
-        with notebook_progress() if in_notebook else nullcontext(callback) as shown:
-            settings = dataclasses.replace(settings, callback=shown)
-            results = list(self._generator.generate(requests, settings))
-        out = collect(requests, results, settings)
+        check_sizes(requests, own)
+        in_notebook = "IPython" in sys.modules and own.callback is None
+        with notebook_progress() if in_notebook else nullcontext(own.callback) as shown:
+            own = dataclasses.replace(own, callback=shown)
+            results = list(self._generator.generate(requests, own))
+        out = collect(requests, results, own)
         if out.failures:
             raise NonFiniteImageError(out)
         return out
@@ -146,7 +130,7 @@ class Pipeline(LoadedModel):
 
         `Output.failures` says which images are not finite.
         """
-        own = Settings(**settings)
+        own = make_settings(settings)
         self._check(requests)
         for result in self._generator.generate(requests, own):
             numbers = result.numbers
@@ -186,14 +170,3 @@ class Pipeline(LoadedModel):
         requests = self.resolve(prompt, image=image, **inversion_options(options))
         inverter = ImageInverter(self._facts, self.stages, self._tokenizers, self._auxiliary)
         return inverter.invert(requests, batch_size)
-
-    def decode_latents(
-        self, latents: Float[NDArray, "b h w c"], *, vae_tile: int | None = None
-    ) -> UInt8[NDArray, "b h2 w2 3"]:
-        """Images of scaled latents, such as those of `Output.intermediates`; raises InputError."""
-        shape = (None, None, None, self._facts.latent_channels)
-        return self._generator.decode_latents(check_shape("latents", latents, shape), vae_tile)
-
-    def nfe(self, requests: Sequence[Request], index: int = 0) -> int:
-        """Network evaluations for image `index` of a call (NFE); see `guidance.nfe`."""
-        return nfe(self._facts, requests, index)

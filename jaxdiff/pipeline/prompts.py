@@ -11,18 +11,14 @@ NOT snow` asks for a cat, half as much for a dog, and for no snow: each part has
 a weight, 1 if it has no number and negative after NOT.
 """
 
-import pathlib
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.checkpoints.tokenizers import TokenizerFiles, write_tokenizer
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, Int, NDArray
-from jaxdiff.data.tokenizer import load_tokenizer
 
 EMPHASIS = 1.1  # of a pair of brackets without a number
 MAX_WEIGHT = 100.0
@@ -63,16 +59,6 @@ class PromptTokenizer:
         """The ids of `text`, without start and end."""
         plain = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [part for token in plain for part in self.expansions.get(token, [token])]
-
-
-def tokenizer_of(files: TokenizerFiles, length: int | None = None) -> Any:
-    """The tokenizer that reads `files`, for texts of `length` tokens (None: what they say)."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        write_tokenizer(folder, files)
-        tokenizer = load_tokenizer(folder)
-    tokenizer.model_max_length = length or tokenizer.model_max_length
-    return tokenizer
 
 
 class WeightedText(NamedTuple):

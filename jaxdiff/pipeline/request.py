@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -41,37 +41,6 @@ class Defaults:
         _check_scale("guidance_scale", self.guidance_scale)
         _check_loop(self.steps, self.sampler, self.timestep_spacing)
         parse_rule(self.guidance)
-
-
-class Options(TypedDict, total=False):
-    """Options of a call; None takes the model's default.
-
-    A sequence has one entry per image. `Request` documents the others. Options that only some
-    families read are declared by their extras (`families.extras.Extra`).
-    """
-
-    prompt_2: str | Sequence[str | None] | None  # prompt of the second text encoder
-    negative_prompt: str | Sequence[str | None] | None  # what the image should not show
-    negative_prompt_2: str | Sequence[str | None] | None  # of the second text encoder
-    guidance_scale: float | Sequence[float] | None
-    guidance: str | None  # such as "cfg" or "apg:eta=0.2+interval:lo=0.3"
-    negative_scale: (
-        float | Sequence[float | None] | None
-    )  # of the negative prompt, in rule "negative"
-    classifier_scale: float | Sequence[float | None] | None  # of classifier guidance
-    clip_scale: float | Sequence[float | None] | None  # of CLIP guidance
-    seed: int | Sequence[int]  # an integer s: image i has seed s + i
-    steps: int | Sequence[int | None] | None
-    sampler: str | None  # such as "ddim:eta=0.5" or "heun:s_churn=40"
-    timestep_spacing: str | Sequence[str | None] | None
-    eta: float | None
-    height: int | None  # in pixels
-    width: int | None
-    prompt_syntax: bool | None
-    clip_skip: int | None
-    strength: float | Sequence[float | None] | None
-    denoising_start: float | None
-    denoising_end: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,7 +214,7 @@ def resolve(
             "sampler: got none for a model whose scheduler has no counterpart in jaxdiff, "
             f"expected one of {', '.join(SAMPLERS)}"
         )
-    shared = values.keys() - _PER_IMAGE.keys()
+    shared = (values.keys() & _TYPES.keys()) - _PER_IMAGE.keys()
     values |= {name: typed(name, values[name], _TYPES[name]) for name in shared}
     values["guidance"] = rename_guidance(values["guidance"])
     values["sampler"] = rename_sampler(values["sampler"])

@@ -15,7 +15,8 @@ from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.models.clip import extend_token_embedding
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.parallel.sharding import fit_sharding
-from jaxdiff.pipeline.prompts import PromptTokenizer, tokenizer_of
+from jaxdiff.pipeline.prompts import PromptTokenizer
+from jaxdiff.pipeline.tokenizers import tokenizer_of
 
 
 class TextualInversionManager:

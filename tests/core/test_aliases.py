@@ -25,8 +25,8 @@ from jaxdiff.core.aliases import (
 from jaxdiff.core.errors import InputError
 from jaxdiff.guidance.base import RULES, WRAPPERS, parse
 from jaxdiff.pipeline.hires_fix import hires_fix
+from jaxdiff.pipeline.options import Options
 from jaxdiff.pipeline.pipeline import Pipeline
-from jaxdiff.pipeline.request import Options
 from jaxdiff.planning.sampling import SamplingOptions
 
 

@@ -75,7 +75,7 @@ CALLS: list[tuple[Callable[[Any], Any], str]] = [
     (changed(steps=2.0), "steps: got 2.0, expected an integer"),
     (changed(prompt=None), "prompt: got None, expected a string"),
     (changed(sampler=1), "sampler: got 1, expected a string"),
-    (lambda pipe: pipe.generate([], batchsize=7), "generate: argument: got 'batchsize'.*"),
+    (lambda pipe: pipe.generate([], batchsize=7), "argument: got 'batchsize'.*batch_size"),
     (lambda pipe: pipe.resolve(PROMPT, callback=print), "callback: got no option of requests"),
     (lambda pipe: pipe.decode_latents((4, 4)), r"latents: got \(4, 4\), expected an array"),
     (lambda pipe: pipe.decode_latents(np.zeros((4, 4))), r"latents: got shape \(4, 4\)"),

@@ -11,8 +11,9 @@ from jaxdiff.families.extras import ExtraInputs
 from jaxdiff.families.stable_diffusion import SD, SDXL, SDXL_REFINER
 from jaxdiff.guidance.base import Stream
 from jaxdiff.pipeline.conditioning import PromptTokenizers
+from jaxdiff.pipeline.options import Options
 from jaxdiff.pipeline.prompts import PromptTokenizer
-from jaxdiff.pipeline.request import Defaults, Options, Request, resolve
+from jaxdiff.pipeline.request import Defaults, Request, resolve
 
 BASE, REFINER, SD1 = SDXL, SDXL_REFINER, SD
 

@@ -9,7 +9,7 @@ import pytest
 import jaxdiff
 from jaxdiff.core.errors import InputError
 from jaxdiff.pipeline.diffusers_arguments import REPLACED
-from jaxdiff.pipeline.request import Options
+from jaxdiff.pipeline.options import Options
 
 
 def test_other_names_do_the_same(single):

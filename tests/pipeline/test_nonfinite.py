@@ -9,7 +9,7 @@ from PIL import Image
 import jaxdiff
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict, replace_weights
-from jaxdiff.pipeline.output import NonFiniteImageError
+from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 
 WORDS = ["a red ring", "a star"]
 

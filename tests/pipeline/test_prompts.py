@@ -17,8 +17,8 @@ from jaxdiff.pipeline.prompts import (
     PromptTokenizer,
     chunk_prompt,
     parse_syntax,
-    tokenizer_of,
 )
+from jaxdiff.pipeline.tokenizers import tokenizer_of
 
 LETTERS = "abcdefgh"
 
