@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxdiff.checkpoints.inversion_names import PAIR, token_name
+from jaxdiff.checkpoints.inversion_names import BUNDLED, PAIR, bundled, embeddings, token_name
+from jaxdiff.checkpoints.lora_formats import UNSUPPORTED, kind_of, unsupported
 from jaxdiff.checkpoints.lora_names import Name, parse
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.checkpoints.single_file_layouts import REFINER, SD1, SD2, SDXL
@@ -15,23 +16,23 @@ from jaxdiff.checkpoints.single_file_layouts import REFINER, SD1, SD2, SDXL
 # Widths of what the UNets attend to; those of the text encoders are among them.
 WIDTHS = {768: SD1.name, 1024: SD2.name, 2048: SDXL.name, 1280: REFINER.name}
 _ATTENDS = re.compile(r"attn2[._]to_[kv]$")
-# Changes of weights in other forms, which are not read.
-_OTHERS = {
-    "LoHa": re.compile(r"\.hada_\w+$"),
-    "LoKr": re.compile(r"\.lokr_\w+$"),
-    "DoRA": re.compile(r"\.dora_scale$|\.lora_magnitude_vector(\.\w+)*$"),
-}
+# Tensors whose first axis is the rank, and those whose second is a layer's width.
+_RANKS = frozenset({"down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"})
+_WIDTHS = frozenset({"down", "hada_w1_b", "diff"})
+_EXTRAS = frozenset({"alpha", "rescale", "on_input"})  # no adapter has them alone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRAInfo:
     """A LoRA's form."""
 
-    spelling: str  # "PEFT", "diffusers", "kohya", or several with commas
+    spelling: str  # "PEFT", "diffusers", "kohya", "LyCORIS", "ComfyUI", or several with commas
+    formats: Mapping[str, int]  # how many modules are changed, by format ("LoRA", "LoHa", ...)
     ranks: tuple[int, ...]
     modules: Mapping[str, int]  # how many are changed, by network
     convolutions: bool  # whether kernels beyond 1 x 1 are changed too (LoCon)
-    unread: Mapping[str, int]  # tensors of other forms and names, by what they are
+    tokens: tuple[str, ...]  # of the embeddings that come with it
+    unread: Mapping[str, int]  # tensors of other formats and names, by what they are
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,49 +61,55 @@ def find_adapter(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> Adapt
 def _lora(entries: Mapping[str, TensorInfo]) -> AdapterInfo | None:
     names = {name: parse(name) for name in entries}
     known = {name: found for name, found in names.items() if found is not None}
-    unread = Counter(_kind(name) for name in names.keys() - known.keys())
-    downs = {name: found for name, found in known.items() if found.role == "down"}
-    if not downs and not unread.keys() & _OTHERS.keys():
+    others = {name: _kind(name) for name in entries if name not in known or unsupported(name)}
+    roles = {found.role for found in known.values()}
+    if not roles - _EXTRAS and not UNSUPPORTED.keys() & others.values():
         return None
     groups: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
-    modules: dict[str, set[str]] = defaultdict(set)
+    modules: dict[tuple[str, str], dict[str, tuple[int, ...]]] = defaultdict(dict)
     for name, found in sorted(known.items(), key=lambda item: item[1].component):
         groups[found.component][name] = entries[name]
-        modules[found.component].add(found.module)
-    for name in sorted(names.keys() - known.keys()):
-        groups["unread"][name] = entries[name]
+        modules[found.component, found.module][found.role] = entries[name].shape
+    for name, kind in sorted(others.items()):
+        groups["embeddings" if kind == BUNDLED else "unread"][name] = entries[name]
     facts = LoRAInfo(
         spelling=", ".join(sorted({found.spelling for found in known.values()})),
-        ranks=tuple(sorted({entries[name].shape[0] for name in downs if entries[name].shape})),
-        modules={component: len(paths) for component, paths in modules.items()},
+        formats=dict(sorted(Counter(map(kind_of, modules.values())).items())),
+        ranks=tuple(
+            sorted({r for n, f in known.items() if f.role in _RANKS for r in entries[n].shape[:1]})
+        ),
+        modules=dict(Counter(component for component, _ in modules)),
         convolutions=any(_is_wide(entries[name], found) for name, found in known.items()),
-        unread=dict(sorted(unread.items())),
+        tokens=tuple(sorted(bundled(entries))),
+        unread=dict(sorted(Counter(k for k in others.values() if k != BUNDLED).items())),
     )
-    return AdapterInfo("LoRA", _lora_family(entries, downs), facts, groups)
+    return AdapterInfo("LoRA", _lora_family(entries, known), facts, groups)
 
 
 def _kind(name: str) -> str:
-    return next((kind for kind, form in _OTHERS.items() if form.search(name)), "others")
+    """What to call a tensor that is no part of a change of weights."""
+    return BUNDLED if name.startswith(BUNDLED) else unsupported(name) or "others"
 
 
 def _is_wide(entry: TensorInfo, name: Name) -> bool:
     return name.role == "mid" or (name.role == "down" and any(s > 1 for s in entry.shape[2:]))
 
 
-def _lora_family(entries: Mapping[str, TensorInfo], downs: Mapping[str, Name]) -> str:
-    """What the factors fit: by the width of cross-attention, or by the text encoders."""
-    for name, found in downs.items():
+def _lora_family(entries: Mapping[str, TensorInfo], names: Mapping[str, Name]) -> str:
+    """What the changes fit: by the width of cross-attention, or by the text encoders."""
+    for name, found in names.items():
         shape = entries[name].shape
-        if found.component == "unet" and _ATTENDS.search(found.module) and len(shape) > 1:
+        attends = found.component == "unet" and _ATTENDS.search(found.module)
+        if attends and found.role in _WIDTHS and len(shape) > 1:
             return WIDTHS.get(shape[1], "unknown")
-    if any(found.component == "text_encoder_2" for found in downs.values()):
+    if any(found.component == "text_encoder_2" for found in names.values()):
         return SDXL.name
     return "unknown"
 
 
 def _textual_inversion(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> AdapterInfo | None:
     token = token_name(path, entries)
-    shapes = {name: entry.shape for name, entry in entries.items()}
+    shapes = {name: entries[name].shape for name in embeddings(entries)}
     if token is None or any(len(shape) not in (1, 2) for shape in shapes.values()):
         return None
     if len(shapes) == len(PAIR):

@@ -6,21 +6,40 @@
 | kohya, web UI     | `emb_params` (n, d)                                   | the file's name  |
 | kohya for SDXL    | `clip_l` (n, d) and `clip_g` (n, d), one per encoder  | the file's name  |
 | web UI, .pt       | `string_to_param.*` (n, d)                            | the file's name  |
+| the paper's, .pt  | the same, and the ids `string_to_token.*`             | the file's name  |
+| beside a LoRA     | `bundle_emb.WORD.` before any of these names          | WORD             |
 """
 
 import pathlib
+from collections import defaultdict
 from collections.abc import Iterable
 
 PAIR = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-_UNNAMED = ("emb_params", "string_to_param.*")
+BUNDLED = "bundle_emb."
+_UNNAMED = ("emb_params", "string_to_param.", *PAIR)
+
+
+def embeddings(names: Iterable[str]) -> list[str]:
+    """Those of `names` that hold vectors, not ids."""
+    return [name for name in names if not name.startswith("string_to_token.")]
 
 
 def token_name(path: pathlib.Path, names: Iterable[str]) -> str | None:
     """The placeholder token of a file with tensors of these names; None if it is no such file."""
-    names = set(names)
-    if names == PAIR.keys():
+    found = set(embeddings(names))
+    if found == PAIR.keys():
         return path.stem
-    if len(names) != 1:
+    if len(found) != 1:
         return None
-    (name,) = names
-    return path.stem if name in _UNNAMED else name
+    (name,) = found
+    return path.stem if name.startswith(_UNNAMED) else name
+
+
+def bundled(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The embeddings that come with a LoRA: by token, the names of tensors without and with it."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        token, dot, own = name.removeprefix(BUNDLED).partition(".")
+        if name.startswith(BUNDLED) and dot:
+            found[token][own] = name
+    return dict(found)

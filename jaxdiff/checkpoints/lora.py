@@ -1,196 +1,269 @@
-"""LoRA files (2106.09685) in the spellings that trainers write: low-rank changes of weights.
+"""Adapter files (LoRA and its relatives) in the spellings that trainers write: changes of weights.
 
-Names are looked up among the paths that the model has: underscores in them are ambiguous.
+Names are looked up among the paths that the model has: underscores in them are ambiguous. What a
+format does to a weight is in `lora_formats`.
 """
 
+import dataclasses
 import math
 import pathlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxdiff.checkpoints import ldm_writer
+from jaxdiff.checkpoints.inversion_names import BUNDLED
 from jaxdiff.checkpoints.jsonfiles import parse_object, read_object
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
+from jaxdiff.checkpoints.lora_formats import (
+    BIASES,
+    FORMATS,
+    OFT,
+    Change,
+    Difference,
+    DoRA,
+    LoRA,
+    PeftIA3,
+    Scaled,
+    Shape,
+    format_of,
+    kind_of,
+    unsupported,
+)
 from jaxdiff.checkpoints.lora_names import parse, settings_file, weights_file
 from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, read_tensor
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Float, NDArray
 
 METADATA = "lora_adapter_metadata"  # diffusers' JSON with alphas, in the header of the file
+# Values of PEFT's `init_lora_weights` with which the adapter belongs to other weights.
+MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+NAMES = {form.name for form in FORMATS}
+
+Roles = Mapping[str, TensorInfo]  # the tensors of one module
+Changes = dict[str, dict[str, Change]]  # component -> PyTorch key of a parameter -> its change
 
 
-class LoRAFactors(NamedTuple):
-    """One weight's change, scale * up @ down, in PyTorch's layouts.
-
-    Of a convolution `down` has its kernel, or, in Tucker form, `mid` (s, r, h, w) between two
-    factors without.
-    """
-
-    down: Float[NDArray, "r ..."]
-    up: Float[NDArray, "o ..."]
-    mid: Float[NDArray, "s r h w"] | None
-    scale: float  # alpha / r
-
-    def delta(self, shape: tuple[int, ...]) -> Float[NDArray, "..."]:
-        """The change of a weight of `shape`, in float32."""
-        up = self.up.reshape(len(self.up), -1)
-        if self.mid is None:
-            return self.scale * (up @ self.down.reshape(len(self.down), -1)).reshape(shape)
-        down = self.down.reshape(len(self.down), -1)
-        return self.scale * np.einsum("os,srhw,ri->oihw", up, self.mid, down, optimize=True)
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether `delta` has a meaning for a weight of `shape`."""
-        if self.down.ndim < 2 or self.up.ndim < 2 or self.down.size == 0:
-            return False
-        r, outer, inner = len(self.down), len(self.up), self.down.shape[1:]
-        if self.mid is not None:
-            core = self.mid.shape
-            return (
-                len(shape) == 4
-                and (outer, inner[0], *core[2:]) == shape
-                and core[:2] == (int(np.prod(self.up.shape[1:])), r)
-                and inner[1:] in ((), (1, 1))
-            )
-        flat = len(shape) == 2 or shape[2:] == (1, 1)
-        alike = inner == shape[1:] or (
-            flat and inner[:1] == shape[1:2] and inner[1:] in ((), (1, 1))
-        )
-        return outer == shape[0] and alike and int(np.prod(self.up.shape[1:])) == r
-
-
-Changes = dict[str, dict[str, LoRAFactors]]  # component -> PyTorch key of a weight -> its change
-
-
-def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Changes:
-    """The changes in a LoRA file, or in a folder with one.
+def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, Shape]]) -> Changes:
+    """The changes in an adapter file, or in a folder with one; embeddings in it are left out.
 
     `shapes` are those of the weights of the model's components, by path and in its own layout.
     Raises InputError that lists what fits nothing.
     """
     path = weights_file(source)
-    entries = read_weights(path)
+    entries = {n: e for n, e in read_weights(path).items() if not n.startswith(BUNDLED)}
+    reject_unsupported(path, entries)
     wanted = {name: _torch_shapes(table) for name, table in shapes.items()}
     names = _Names(wanted)
-    groups: dict[tuple[str, str], dict[str, TensorInfo]] = defaultdict(dict)
+    modules: dict[tuple[str, str], dict[str, TensorInfo]] = defaultdict(dict)
     strange = []
     for name, entry in entries.items():
         found = names.find(name)
-        if found is None or found[2] in groups[found[:2]]:
+        if found is None or found[2] in modules[found[:2]]:
             strange.append(name)
         else:
-            groups[found[:2]][found[2]] = entry
-    scales = Scales(path)
+            modules[found[:2]][found[2]] = entry
     reject_unknown_keys(path, "names that fit nothing in this model", strange)
+    settings = AdapterSettings(path)
     changes: Changes = defaultdict(dict)
     unfit = []
-    for (component, key), roles in groups.items():
-        if not {"down", "up"} <= roles.keys():
-            unfit.append(next(iter(roles.values())).name)
-            continue
-        factors = _factors(roles, component, key, scales)
-        if not factors.fits(wanted[component][key]):
-            unfit.append(roles["down"].name)
-        changes[component][key] = factors
+    for (component, module), roles in modules.items():
+        keys = wanted[component]
+        biased = f"{module}.bias" in keys
+        found = _changes(roles, component, module, settings, biased=biased)
+        own = {f"{module}.{leaf}": change for leaf, change in found.items()}
+        if own and all(key in keys and change.fits(keys[key]) for key, change in own.items()):
+            changes[component] |= own
+        else:
+            unfit.append(_label(roles))
     reject_unknown_keys(path, "factors that fit no weight", unfit)
     if not changes:
         raise InputError(f"{path}: got no factors, expected a LoRA")
     return dict(changes)
 
 
-def _torch_shapes(table: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """PyTorch keys and shapes of the matrices and kernels among a component's weights."""
+def _torch_shapes(table: Mapping[str, Shape]) -> dict[str, Shape]:
+    """PyTorch keys and shapes of a component's weights, biases and norms."""
     return {
         path_to_torch_key(path): torch_shape(shape, path)
         for path, shape in table.items()
-        if path.endswith(".kernel")
+        if path.endswith((".kernel", ".scale", ".bias"))
     }
 
 
 class _Names:
-    """Names in LoRA files -> (component, PyTorch key, role)."""
+    """Names in LoRA files -> (component, module, role)."""
 
-    def __init__(self, wanted: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
-        self._wanted = wanted
+    def __init__(self, wanted: Mapping[str, Mapping[str, Shape]]) -> None:
+        self._modules: dict[str, set[str]] = {}
         self._flat: dict[str, dict[str, str]] = {}
         for component, keys in wanted.items():
-            flat = {key.removesuffix(".weight").replace(".", "_"): key for key in keys}
-            if component == "unet":
-                spelled = ldm_writer.unet_to_ldm_keys(keys)
-                flat |= {
-                    old.removesuffix(".weight").replace(".", "_"): key
-                    for key, old in spelled.items()
-                }
-            self._flat[component] = flat
+            spelled = {key: key for key in keys}
+            original = ldm_writer.unet_to_ldm_keys(keys) if component == "unet" else {}
+            self._modules[component] = {_module(key) for key in keys}
+            self._flat[component] = {
+                _module(name).replace(".", "_"): _module(key)
+                for names in (spelled, original)
+                for key, name in names.items()
+            }
 
     def find(self, name: str) -> tuple[str, str, str] | None:
         """Where `name` belongs; None if nowhere."""
         found = parse(name)
         if found is None:
             return None
-        component, module = found.component, found.module
-        if found.kohya:
-            key = self._flat.get(component, {}).get(module)
-            return None if key is None else (component, key, found.role)
-        for key in (f"{module}.weight", f"text_model.{module}.weight"):
-            if key in self._wanted.get(component, {}):
-                return component, key, found.role
+        component, known = found.component, self._modules.get(found.component, set())
+        for module in (found.module, f"text_model.{found.module}"):
+            if found.flat:
+                module = self._flat.get(component, {}).get(module.replace(".", "_"), "")
+            if module in known:
+                return component, module, found.role
         return None
 
 
-class Scales:
-    """The scales alpha / r of the LoRA file at `path`."""
+def _module(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _changes(
+    roles: Roles, component: str, module: str, settings: "AdapterSettings", *, biased: bool
+) -> dict[str, Change]:
+    """The changes of a module's weight and bias; none if its tensors do not make up a format.
+
+    `biased` is whether the module has a bias.
+    """
+    arrays = {
+        role: read_tensor(entry).astype(np.float32)
+        for role, entry in roles.items()
+        if role != "alpha"
+    }
+    own = {role: array for role, array in arrays.items() if role not in (*DoRA.tensors, *BIASES)}
+    form = format_of({role: array.shape for role, array in own.items()})
+    if any(array.size == 0 for array in arrays.values()) or (own and form is None):
+        return {}
+    found: dict[str, Change] = {}
+    scale = 1.0
+    if form is not None:
+        change = form(**own, **settings.options(form, component, module))
+        if isinstance(change, Scaled):
+            if any(array.ndim < 2 for array in own.values()):
+                return {}
+            scale = settings.scale(component, module, change.rank, roles.get("alpha"))
+            change = dataclasses.replace(change, scale=scale)
+        elif isinstance(change, OFT) and "alpha" in roles:
+            change = dataclasses.replace(change, alpha=read_number(roles["alpha"]))
+        found["weight"] = change
+        if isinstance(change, PeftIA3) and change.axis == 0 and biased:
+            found["bias"] = change  # the layer's output is multiplied
+    if magnitudes := {role: arrays[role] for role in DoRA.tensors if role in arrays}:
+        if form is None or len(magnitudes) > 1:
+            return {}
+        found["weight"] = DoRA.of(found["weight"], magnitudes)
+    if biases := {role: arrays[role] for role in BIASES if role in arrays}:
+        if len(biases) > 1 or ("lora_bias" in biases and form is not LoRA):
+            return {}
+        factor = np.float32(scale if "lora_bias" in biases else 1)
+        found["bias"] = Difference(diff=factor * next(iter(biases.values())))
+    return found
+
+
+def _label(roles: Roles) -> str:
+    """A module in an error: a tensor of it, if possible one that LoRA has not, and its format."""
+    role = max(sorted(roles), key=lambda role: (role != "alpha", role not in LoRA.tensors))
+    return f"{roles[role].name}, {kind_of({role: roles[role].shape})}"
+
+
+def read_number(entry: TensorInfo) -> float:
+    """The number in a tensor with one; raises InputError."""
+    if math.prod(entry.shape) != 1:
+        raise InputError(f"{entry.path}: {entry.name}: got {entry.shape}, expected one number")
+    return float(read_tensor(entry).reshape(-1)[0])
+
+
+class AdapterSettings:
+    """PEFT's settings of the adapter file at `path`: beside it, or in its header; or none."""
 
     def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
         self._settings: Mapping[str, Any] = {}
         if beside := settings_file(path):
             self._settings = read_object(beside)
         elif path.suffix == ".safetensors":
             text = read_metadata(path).get(METADATA, "{}")
             self._settings = parse_object(text.encode(), f"{path} ({METADATA})")
+        for name, value in self._settings.items():
+            start = name.rpartition(".")[2] == "init_lora_weights" and str(value).lower()
+            if start and start.startswith(MOVED):
+                raise InputError(
+                    f"{path}: init_lora_weights: got {value!r}, with which the adapter fits other "
+                    "weights, expected one that PEFT converted to a LoRA of the model's own"
+                )
 
     def _get(self, component: str, name: str) -> Any:
         return self._settings.get(f"{component}.{name}", self._settings.get(name))
 
-    def scale(self, component: str, module: str, rank: int, alpha: TensorInfo | None) -> float:
-        """The scale of a module's factors: of the tensor `alpha`, or of PEFT's settings, or 1."""
-        if alpha is None:
-            return self._from_settings(component, module, rank)
-        if math.prod(alpha.shape) != 1:
-            raise InputError(f"{alpha.path}: {alpha.name}: got {alpha.shape}, expected one number")
-        # An alpha of 0 stands for none.
-        return float(read_tensor(alpha).reshape(-1)[0]) / rank or 1.0
+    def _pattern(self, component: str, name: str, module: str) -> Any:
+        """The value of the first of the patterns `name` that `module` matches; None for none."""
+        patterns = self._get(component, name)
+        # transformers has dropped a prefix that our paths have.
+        spellings = {module, module.removeprefix("text_model.")}
+        for pattern, value in patterns.items() if isinstance(patterns, Mapping) else ():
+            if any(self._matches(name, pattern, each) for each in spellings):
+                return value
+        return None
 
-    def _from_settings(self, component: str, module: str, rank: int) -> float:
-        alpha = self._get(component, "lora_alpha")
-        patterns = self._get(component, "alpha_pattern")
-        for pattern, own in patterns.items() if isinstance(patterns, Mapping) else ():
-            # PEFT's pattern is the end of a module's path, after ^ all of it.
-            if module == pattern.removeprefix("^") or module.endswith(f".{pattern}"):
-                alpha = own
-                break
-        if not isinstance(alpha, int | float) or alpha == 0:
+    def _matches(self, name: str, pattern: str, module: str) -> bool:
+        try:
+            return re.match(rf"(.*\.)?({pattern})$", module) is not None
+        except re.error as error:
+            raise InputError(
+                f"{self._path}: {name}: got {pattern!r:.80} ({error}), "
+                "expected a regular expression"
+            ) from None
+
+    def options(self, form: type[Change], component: str, module: str) -> dict[str, Any]:
+        """Fields of a change of `form` that are settings; raises InputError."""
+        try:
+            return form.options(lambda name: self._get(component, name), module)
+        except (ValueError, re.error) as error:
+            raise InputError(f"{self._path}: {module}: got {error}") from None
+
+    def scale(
+        self, component: str, module: str, rank: int | None, alpha: TensorInfo | None
+    ) -> float:
+        """The scale alpha / rank, of the tensor `alpha`, or of the settings; 1 without either."""
+        if alpha is not None:
+            # An alpha of 0 stands for none, and one of nothing of a rank counts for nothing.
+            scale = read_number(alpha) / rank or 1.0 if rank else 1.0
+        else:
+            scale = self._from_settings(component, module, rank)
+        if not math.isfinite(scale):
+            raise InputError(f"{self._path}: {module}: got the scale {scale}, expected a number")
+        return scale
+
+    def _from_settings(self, component: str, module: str, rank: int | None) -> float:
+        alpha, r = self._get(component, "lora_alpha"), rank
+        alpha = self._get(component, "alpha") if alpha is None else alpha  # of LoHa and LoKr
+        if (own := self._pattern(component, "alpha_pattern", module)) is not None:
+            alpha = own
+        if r is None:
+            r = self._pattern(component, "rank_pattern", module) or self._get(component, "r")
+        if not all(isinstance(number, int | float) and number for number in (alpha, r)):
             return 1.0
-        return alpha / (rank**0.5 if self._get(component, "use_rslora") else rank)
+        return alpha / (r**0.5 if self._get(component, "use_rslora") else r)
 
 
-def _factors(
-    roles: Mapping[str, TensorInfo], component: str, key: str, scales: Scales
-) -> LoRAFactors:
-    arrays = {
-        role: read_tensor(entry).astype(np.float32)
-        for role, entry in roles.items()
-        if role != "alpha"
-    }
-    down = arrays["down"]
-    rank = len(down) if down.ndim else 0
-    module = key.removesuffix(".weight")
-    scale = scales.scale(component, module, rank, roles.get("alpha")) if rank else 1.0
-    return LoRAFactors(down, arrays["up"], arrays.get("mid"), scale)
+def reject_unsupported(path: pathlib.Path, names: Iterable[str]) -> None:
+    """InputError that names the format of the first of `names` which is not supported."""
+    for name in sorted(names):
+        if kind := unsupported(name):
+            raise InputError(
+                f"{path}: {name}: got {kind}, expected {', '.join(sorted(NAMES))} or DoRA"
+            )
 
 
 def reject_unknown_keys(path: pathlib.Path, what: str, names: Iterable[str]) -> None:

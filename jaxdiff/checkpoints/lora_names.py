@@ -6,9 +6,14 @@
 | its examples        | `unet.PATH.lora.down.weight`, `PATH.lora_linear_layer.up.weight` |
 | diffusers before    | `BLOCK.attn1.processor.to_q_lora.down.weight`                    |
 | PEFT by itself      | `base_model.model.PATH.lora_A.weight`                            |
-| kohya, LoCon        | `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.alpha`     |
+| kohya, OneTrainer   | `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.alpha`     |
+| kohya's OFT         | `oft_unet_PATH_WITH_UNDERSCORES.oft_blocks`                      |
+| LyCORIS, SimpleTuner | `lycoris_PATH_WITH_UNDERSCORES.lokr_w1`                         |
+| ComfyUI, OneTrainer | `diffusion_model.PATH.lora_A.weight`,                            |
+|                     | `text_encoders.clip_l.transformer.PATH.lora_A.weight`            |
 
-kohya's names of SDXL count blocks as the original layout does.
+Any of them may have the tensors of any format in `lora_formats`. ComfyUI's names count blocks as
+the original layout does, and so do kohya's of SDXL.
 """
 
 import pathlib
@@ -16,6 +21,7 @@ import re
 from typing import NamedTuple
 
 from jaxdiff.checkpoints import ldm_reader
+from jaxdiff.checkpoints.lora_formats import BIASES, FORMATS, IA3, PEFT_ROLES, DoRA, LoRA
 from jaxdiff.core.errors import InputError
 
 # Names of a LoRA in a folder, the first that is there.
@@ -26,27 +32,42 @@ FILES = tuple(
 )
 SETTINGS = "adapter_config.json"  # PEFT's, beside its adapter_model
 COMPONENTS = ("text_encoder_2", "text_encoder", "unet")
-PEFT, DIFFUSERS, KOHYA = "PEFT", "diffusers", "kohya"
+PEFT, DIFFUSERS, KOHYA, LYCORIS, COMFY = "PEFT", "diffusers", "kohya", "LyCORIS", "ComfyUI"
 
+# LoRA's own tensors are spelled in more than one way.
 _ROLES = (
     (PEFT, re.compile(r"\.lora_A(\.\w+)?\.weight$"), "down"),
     (PEFT, re.compile(r"\.lora_B(\.\w+)?\.weight$"), "up"),
     (DIFFUSERS, re.compile(r"\.lora(_linear_layer)?\.down\.weight$"), "down"),
     (DIFFUSERS, re.compile(r"\.lora(_linear_layer)?\.up\.weight$"), "up"),
-    (KOHYA, re.compile(r"\.lora_down\.weight$"), "down"),
-    (KOHYA, re.compile(r"\.lora_up\.weight$"), "up"),
-    (KOHYA, re.compile(r"\.lora_mid\.weight$"), "mid"),
     (KOHYA, re.compile(r"\.alpha$"), "alpha"),
+    *(
+        (
+            KOHYA if role in LoRA.tensors else PEFT if role in PEFT_ROLES else LYCORIS,
+            re.compile(rf"\.{end}$"),
+            role,
+        )
+        for tensors in (BIASES, DoRA.tensors, *(each.tensors for each in FORMATS))
+        for role, end in tensors.items()
+    ),
 )
 _OLD_ROLE = re.compile(r"(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight$")
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-_PREFIXES = {
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
+_PREFIXES = (  # of modules with underscores for dots
+    ("lora_unet_", KOHYA, "unet"),
+    ("oft_unet_", KOHYA, "unet"),
+    ("lora_te_", KOHYA, "text_encoder"),
+    ("lora_te1_", KOHYA, "text_encoder"),
+    ("lora_te2_", KOHYA, "text_encoder_2"),
+    ("lycoris_", LYCORIS, None),
+)
+_COMFY = {
+    "diffusion_model.": "unet",
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_h.transformer.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
 }
-_BARE_TEXT = ("text_model.", "encoder.layers.")
+_BARE_TEXT = ("text_model.", "encoder.layers.", "text_model_", "encoder_layers_")
 # Every part of a module's path in the networks of Stable Diffusion, longer ones first.
 _PARTS = re.compile(
     r"down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block|transformer_blocks"
@@ -63,11 +84,11 @@ BLOCKS = 3  # numbered blocks in a stage of every published UNet
 class Name(NamedTuple):
     """What one tensor of a LoRA file is."""
 
-    spelling: str  # PEFT, DIFFUSERS or KOHYA
+    spelling: str  # PEFT, DIFFUSERS, KOHYA, LYCORIS or COMFY
     component: str
     module: str  # its path; with underscores for dots where `flat`
-    role: str  # "down", "up", "mid" or "alpha"
-    kohya: bool = False
+    role: str  # "alpha", or a field of a class in `lora_formats`
+    flat: bool = False
 
 
 def parse(name: str) -> Name | None:
@@ -76,15 +97,27 @@ def parse(name: str) -> Name | None:
     spelling, module, role = _role(name)
     if role is None:
         return None
-    for prefix, component in _PREFIXES.items():
+    for prefix, writer, component in _PREFIXES:
         if module.startswith(prefix):
-            return Name(KOHYA, component, module.removeprefix(prefix), role, kohya=True)
-    module = module.removeprefix("base_model.model.")
+            module = module.removeprefix(prefix)
+            return Name(writer, component or _component(module), module, role, flat=True)
+    if role in IA3.tensors:  # the names of a network's own weights end so, too
+        return None
+    for prefix, component in _COMFY.items():
+        if module.startswith(prefix):
+            module = module.removeprefix(prefix).replace(".", "_")
+            return Name(COMFY, component, module, role, flat=True)
+    if module.startswith("base_model.model."):
+        spelling, module = PEFT, module.removeprefix("base_model.model.")
     for component in COMPONENTS:
         if module.startswith(f"{component}."):
             return Name(spelling, component, module.removeprefix(f"{component}."), role)
-    component = "text_encoder" if module.startswith(_BARE_TEXT) else "unet"
-    return Name(spelling, component, module, role)
+    return Name(spelling, _component(module), module, role)
+
+
+def _component(module: str) -> str:
+    """The network of a module whose name does not say it."""
+    return "text_encoder" if module.startswith(_BARE_TEXT) else "unet"
 
 
 def _role(name: str) -> tuple[str, str, str | None]:
@@ -99,7 +132,7 @@ def _role(name: str) -> tuple[str, str, str | None]:
     return KOHYA, name, None
 
 
-def unflatten_kohya_key(flat: str) -> str | None:
+def unflatten_key(flat: str) -> str | None:
     """The path in diffusers or transformers that is written with underscores in `flat`.
 
     Underscores are ambiguous: the parts must be those of published networks. None for others.

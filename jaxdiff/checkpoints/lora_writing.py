@@ -6,7 +6,6 @@ modules that differ, `rank_pattern` and `alpha_pattern`.
 """
 
 import json
-import math
 import pathlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -15,8 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff.checkpoints.adapter_info import find_adapter
-from jaxdiff.checkpoints.lora import METADATA, Scales, reject_unknown_keys
-from jaxdiff.checkpoints.lora_names import has_weights, parse, unflatten_kohya_key, weights_file
+from jaxdiff.checkpoints.lora import (
+    METADATA,
+    AdapterSettings,
+    reject_unknown_keys,
+    reject_unsupported,
+)
+from jaxdiff.checkpoints.lora_formats import LoRA, kind_of
+from jaxdiff.checkpoints.lora_names import has_weights, parse, unflatten_key, weights_file
 from jaxdiff.checkpoints.safetensors import (
     LazyTensor,
     TensorInfo,
@@ -27,7 +32,6 @@ from jaxdiff.checkpoints.safetensors import (
 )
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file, check_file
-from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 
 Module = tuple[str, str]  # component, path of the module as in diffusers and transformers
@@ -59,12 +63,10 @@ def write_lora(target: pathlib.Path, source: pathlib.Path, *, dtype: Dtype | Non
     InputError that lists what the spelling cannot hold.
     """
     modules = _modules(source)
-    scales = Scales(source)
+    settings = AdapterSettings(source)
     pairs: dict[Module, LoRAPair] = {}
     for (component, module), roles in modules.items():
-        scale = scales.scale(component, module, roles["down"].shape[0], roles.get("alpha"))
-        if not math.isfinite(scale):
-            raise InputError(f"{source}: {module}: got the scale {scale}, expected a number")
+        scale = settings.scale(component, module, roles["down"].shape[0], roles.get("alpha"))
         down, up = (_lazy_tensor(roles[role], dtype) for role in ("down", "up"))
         pairs[component, module] = LoRAPair(down, up, scale)
     write_pairs(target, pairs, metadata=_training(source))
@@ -101,9 +103,11 @@ def _modules(path: pathlib.Path) -> dict[Module, dict[str, TensorInfo]]:
     """The tensors of each module by role; raises for what PEFT's spelling cannot hold."""
     modules: dict[Module, dict[str, TensorInfo]] = defaultdict(dict)
     strange = []
-    for name, entry in read_weights(path).items():
+    entries = read_weights(path)
+    reject_unsupported(path, entries)
+    for name, entry in entries.items():
         found = parse(name)
-        module = found and (unflatten_kohya_key(found.module) if found.kohya else found.module)
+        module = found and (unflatten_key(found.module) if found.flat else found.module)
         if found is None or module is None:
             strange.append(name)
             continue
@@ -115,6 +119,12 @@ def _modules(path: pathlib.Path) -> dict[Module, dict[str, TensorInfo]]:
         modules[found.component, module][found.role] = entry
     reject_unknown_keys(path, "names of no LoRA for a published network", strange)
     every = modules.values()
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for roles in every:
+        for role in roles.keys() - LoRA.tensors.keys() - {"alpha"}:
+            kinds[kind_of({role: roles[role].shape})].append(roles[role].name)
+    for kind, names in sorted(kinds.items()):
+        reject_unknown_keys(path, f"{kind}, which a LoRA file of diffusers cannot hold", names)
     reject_unknown_keys(
         path, "Tucker factors", [roles["mid"].name for roles in every if "mid" in roles]
     )

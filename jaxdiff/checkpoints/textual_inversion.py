@@ -1,13 +1,13 @@
 """Textual inversion files (2208.01618): vectors that stand for a new word."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxdiff.checkpoints.inversion_names import PAIR, token_name
-from jaxdiff.checkpoints.safetensors import LazyTensor, read_tensor, write_tensors
+from jaxdiff.checkpoints.inversion_names import PAIR, bundled, embeddings, token_name
+from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo, read_tensor, write_tensors
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
@@ -31,11 +31,38 @@ def read_inversion(
     entries = read_weights(path)
     own = token_name(path, entries)
     if own is None:
-        shown = ", ".join(sorted(entries)[:4]) + (", ..." if len(entries) > 4 else "")
-        raise InputError(f"{path}: got {len(entries)} tensors ({shown}), expected one embedding")
-    if len(entries) == 1:
+        raise InputError(f"{path}: got {_listing(entries)}, expected one embedding")
+    return Inversion(own if token is None else token, _vectors(path, entries, widths))
+
+
+def read_bundled(path: pathlib.Path, widths: Mapping[str, int]) -> list[Inversion]:
+    """The tokens that come with a LoRA in its file. Raises InputError as `read_inversion`."""
+    entries = read_weights(path)
+    found = []
+    for token, names in bundled(entries).items():
+        own = {name: entries[whole] for name, whole in names.items()}
+        if token_name(path, own) != path.stem:  # any tensor may be a token by itself, but not here
+            raise InputError(
+                f"{path}: bundle_emb.{token}: got {_listing(own)}, expected one embedding"
+            )
+        found.append(Inversion(token, _vectors(path, own, widths)))
+    return found
+
+
+def _listing(names: Iterable[str]) -> str:
+    names = sorted(names)
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"{len(names)} tensors ({shown})"
+
+
+def _vectors(
+    path: pathlib.Path, entries: Mapping[str, TensorInfo], widths: Mapping[str, int]
+) -> dict[str, Float[NDArray, "n d"]]:
+    """The vectors of an embedding for each text encoder."""
+    names = embeddings(entries)
+    if len(names) == 1:
         # The refiner has only the second encoder.
-        places = dict.fromkeys(entries, next(iter(widths)))
+        places = dict.fromkeys(names, next(iter(widths)))
     else:
         places = {name: place for name, place in PAIR.items() if place in widths}
     if set(places.values()) != set(widths):
@@ -56,7 +83,7 @@ def read_inversion(
         raise InputError(
             f"{path}: got different numbers of vectors, expected the same number for each"
         )
-    return Inversion(own if token is None else token, vectors)
+    return vectors
 
 
 def write_inversion(folder: pathlib.Path, inversion: Inversion) -> pathlib.Path:

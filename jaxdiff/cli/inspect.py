@@ -52,9 +52,11 @@ def _summary(facts: LoRAInfo | TextualInversionInfo) -> str:
         return f"token {facts.token!r}, vectors {facts.vectors}, widths {widths}"
     values = {
         "keys": facts.spelling,
+        "formats": " ".join(f"{name} {count}" for name, count in facts.formats.items()),
         "ranks": " ".join(map(str, facts.ranks)),
         "modules": " ".join(f"{name} {count}" for name, count in facts.modules.items()),
         "LoCon convolutions": "yes" if facts.convolutions else "no",
+        "tokens": " ".join(facts.tokens),
         "ignored keys": " ".join(f"{kind} {count}" for kind, count in facts.unread.items()),
     }
     return ", ".join(f"{name} {value}" for name, value in values.items() if value)

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdiff.checkpoints.lora_names import weights_file
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
@@ -33,10 +34,14 @@ class Addons:
     ) -> str:
         """Apply the LoRA in a file or folder, besides those already applied; returns its name.
 
-        Compiles nothing. `name` is the file's by default. Raises InputError, with the model
-        unchanged, for factors that fit no layer.
+        LoHa, LoKr, DoRA and other formats likewise. Tokens that come with it are added as
+        `load_textual_inversion` does. Compiles nothing but for these. `name` is the file's by
+        default. Raises InputError, with the model unchanged, for factors that fit no layer.
         """
+        file = weights_file(pathlib.Path(source))
+        tokens = self._inversions.read_bundled(file)
         name = self._loras.load(pathlib.Path(source), name, scale)
+        self._inversions.add(tokens, bundled=True)
         self._weights_changed()
         return name
 
@@ -46,8 +51,9 @@ class Addons:
         self._weights_changed()
 
     def unload_loras(self) -> None:
-        """Remove all LoRAs; restores every weight bit for bit."""
+        """Remove all LoRAs and the tokens that came with them; restores every weight exactly."""
         self._loras.remove()
+        self._inversions.remove(only_bundled=True)
         self._weights_changed()
 
     @property

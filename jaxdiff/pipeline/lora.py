@@ -5,19 +5,22 @@ never written to: the weights from before stay the arrays that they are, and are
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdiff.checkpoints.key_mapping import to_jax, torch_key_to_path, torch_shape
+from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_jax, to_torch, torch_shape
 from jaxdiff.checkpoints.lora import Changes, read_lora
+from jaxdiff.checkpoints.lora_formats import Change
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.models.build import param_dict, replace_weights
+from jaxdiff.parallel.distributed import gather_to_host
 
 MAX_SCALE = 100.0
 
@@ -55,10 +58,12 @@ class LoRAManager:
         for component, module in self._modules.items():
             originals = self._originals[component]
             now = param_dict(module)
+            paths = {path_to_torch_key(path): path for path in now}
             changed = dict(originals)
-            for key, delta in self._deltas(component, scales).items():
-                path = torch_key_to_path(key, delta.ndim)
+            for key, changes in self._scaled(component, scales).items():
+                path = paths[key]
                 before = originals.setdefault(path, now[path])
+                delta = _delta(changes, before, path)
                 total = before.astype(jnp.float32) + jnp.asarray(to_jax(delta, path))
                 changed[path] = _like(total.astype(before.dtype), before)
             if changed:
@@ -71,16 +76,26 @@ class LoRAManager:
         self._changes.clear()
         self._originals = {name: {} for name in self._modules}
 
-    def _deltas(self, component: str, scales: Mapping[str, float]) -> dict[str, np.ndarray]:
-        """The sum of all changes of a component's weights, by PyTorch key and in its layout."""
-        shapes = {p: tuple(a.shape) for p, a in param_dict(self._modules[component]).items()}
-        total: dict[str, np.ndarray] = {}
+    def _scaled(
+        self, component: str, scales: Mapping[str, float]
+    ) -> dict[str, list[tuple[float, Change]]]:
+        """The changes of each parameter of a component, by PyTorch key, and their scales."""
+        found: dict[str, list[tuple[float, Change]]] = defaultdict(list)
         for name, scale in scales.items():
-            for key, factors in self._changes[name].get(component, {}).items():
-                path = torch_key_to_path(key, 2)
-                delta = scale * factors.delta(torch_shape(shapes[path], path))
-                total[key] = total[key] + delta if key in total else delta
-        return total
+            for key, change in self._changes[name].get(component, {}).items():
+                if scale:
+                    found[key].append((scale, change))
+        return found
+
+
+def _delta(changes: Sequence[tuple[float, Change]], weight: Array, path: str) -> np.ndarray:
+    """The sum of scaled changes of the weight at `path`, in PyTorch's layout and float32."""
+    if any(change.needs_weight for _, change in changes):
+        values = to_torch(gather_to_host(weight).astype(np.float32), path)
+    else:
+        values = np.broadcast_to(np.float32(0), torch_shape(tuple(weight.shape), path))
+    first, *others = (scale * change.delta(values) for scale, change in changes)
+    return sum(others, start=first)
 
 
 def _check(name: str, scale: float) -> None:

@@ -1,14 +1,14 @@
 """Textual inversions in a pipeline: new tokens, and their embeddings in the text encoders."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.checkpoints.textual_inversion import read_inversion
+from jaxdiff.checkpoints.textual_inversion import Inversion, read_bundled, read_inversion
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
@@ -33,7 +33,12 @@ class TextualInversionManager:
     ) -> None:
         self._tokenizers, self._encoders, self._files = tokenizers, encoders, files
         self._original: dict[str, Array] = {}  # the token embeddings before any was added
-        self.tokens: tuple[str, ...] = ()
+        self._loaded: dict[str, tuple[Inversion, bool]] = {}  # by token; whether it is a LoRA's
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The added tokens."""
+        return tuple(self._loaded)
 
     def load(self, source: pathlib.Path, token: str | None) -> str:
         """Add the token of a file to all tokenizers; returns it.
@@ -41,19 +46,38 @@ class TextualInversionManager:
         `token` replaces the file's own. Raises InputError, with nothing changed, for vectors that
         do not fit and for a token that exists.
         """
-        widths = {name: encoder.config.hidden_size for name, encoder in self._encoders.items()}
-        inversion = read_inversion(source, widths, token)
-        word = inversion.token
-        if not word or any(c.isspace() or c in "()[]\\" for c in word):
-            raise InputError(f"token: got {word!r}, expected a token without spaces and brackets")
-        if any(word in each.tokenizer.get_vocab() for each in self._tokenizers.values()):
-            raise InputError(
-                f"token: got {word!r}, which the tokenizer already has, expected a new token"
-            )
-        for name in self._tokenizers:
-            self._add(name, word, inversion.vectors[name])
-        self.tokens = (*self.tokens, word)
-        return word
+        inversion = read_inversion(source, self._widths(), token)
+        self._check([inversion])
+        self.add([inversion])
+        return inversion.token
+
+    def read_bundled(self, source: pathlib.Path) -> list[Inversion]:
+        """The tokens in a LoRA file, checked as `load` does, and not added."""
+        found = read_bundled(source, self._widths())
+        self._check(found)
+        return found
+
+    def _widths(self) -> dict[str, int]:
+        return {name: encoder.config.hidden_size for name, encoder in self._encoders.items()}
+
+    def _check(self, inversions: Sequence[Inversion]) -> None:
+        """InputError for a token that cannot be one or exists."""
+        for word in (inversion.token for inversion in inversions):
+            if not word or any(c.isspace() or c in "()[]\\" for c in word):
+                raise InputError(
+                    f"token: got {word!r}, expected a token without spaces and brackets"
+                )
+            if any(word in each.tokenizer.get_vocab() for each in self._tokenizers.values()):
+                raise InputError(
+                    f"token: got {word!r}, which the tokenizer already has, expected a new token"
+                )
+
+    def add(self, inversions: Sequence[Inversion], *, bundled: bool = False) -> None:
+        """Add checked tokens to all tokenizers; `bundled` says that they came with a LoRA."""
+        for inversion in inversions:
+            for name in self._tokenizers:
+                self._add(name, inversion.token, inversion.vectors[name])
+            self._loaded[inversion.token] = inversion, bundled
 
     def _add(self, component: str, word: str, vectors: Float[NDArray, "n d"]) -> None:
         """Add `word`, which stands for as many ids as there are vectors."""
@@ -71,14 +95,18 @@ class TextualInversionManager:
         longer = extend_token_embedding(table, first, jnp.asarray(vectors))
         embedding.set_value(jax.device_put(longer, fit_sharding(table.sharding, longer.shape)))
 
-    def remove(self) -> None:
-        """Remove all added tokens; restores the embeddings bit for bit."""
+    def remove(self, *, only_bundled: bool = False) -> None:
+        """Remove all added tokens, or those of LoRAs; the embeddings are as before, bit for bit."""
+        kept = [each for each, bundled in self._loaded.values() if only_bundled and not bundled]
+        if len(kept) == len(self._loaded):
+            return
         for name, table in self._original.items():
             self._embedding(name).set_value(table)
             own = self._tokenizers[name]
             length = own.tokenizer.model_max_length
             own.tokenizer, own.expansions = tokenizer_of(self._files[name], length), {}
-        self._original, self.tokens = {}, ()
+        self._original, self._loaded = {}, {}
+        self.add(kept)
 
     def _embedding(self, component: str) -> Any:
         """The weight that embeds token ids."""

@@ -51,9 +51,11 @@ def test_a_lora_for_a_published_model(tmp_path, capsys, name):
     assert (found["layout"], found["family"]) == ("LoRA", TABLE_OF[name])
     assert found["facts"] == {
         "spelling": "kohya",
+        "formats": {"LoRA": len(text) + len(modules)},
         "ranks": [2, 4],
         "modules": {"text_encoder": len(text), "unet": len(modules)},
         "convolutions": True,
+        "tokens": [],
         "unread": {},
     }
     sizes = {part["name"]: part["parameters"] for part in found["parts"]}
@@ -109,11 +111,47 @@ def test_a_folder_with_a_lora(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("names", "formats"),
+    [
+        (["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"], "LoHa"),
+        (["hada_w1_a", "hada_w2_b"], "LoHa"),
+        (["lokr_w1", "lokr_w2_a", "lokr_w2_b"], "LoKr"),
+        (["a1.weight", "a2.weight", "b1.weight", "b2.weight"], "GLoRA"),
+        (["weight", "on_input"], "(IA)^3"),
+        (["ia3_l"], "(IA)^3"),
+        (["oft_R.weight"], "OFT"),
+        (["diff", "diff_b"], "full"),
+        (["diff_b"], "full"),
+        (["w_norm", "b_norm"], "full"),
+        (["lora_down.weight", "lora_up.weight", "dora_scale"], "DoRA"),
+        (["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"], "DoRA"),
+        (["lokr_w1", "lokr_w2", "dora_scale"], "LoKr with DoRA"),
+    ],
+)
+def test_formats(tmp_path, capsys, names, formats):
+    tensors = {f"lora_unet_a.{name}": zeros(2, 2) for name in names} | {
+        "lora_unet_a.alpha": zeros()
+    }
+    found, said = inspect(capsys, originals.write_safetensors(tmp_path / "x.safetensors", tensors))
+    assert found["layout"] == "LoRA"
+    assert found["facts"]["formats"] == {formats: 1}
+    assert f"formats {formats} 1, " in said
+    assert "ignored" not in said
+
+
+@pytest.mark.parametrize(("shape", "name"), [((2, 2, 2), "OFT"), ((2, 2, 2, 2), "BOFT")])
+def test_formats_that_the_shape_tells(tmp_path, capsys, shape, name):
+    tensors = {"oft_unet_a.oft_blocks": zeros(*shape), "oft_unet_a.alpha": zeros()}
+    found, _ = inspect(capsys, originals.write_safetensors(tmp_path / "x.safetensors", tensors))
+    assert found["facts"]["formats"] == {name: 1}
+
+
+@pytest.mark.parametrize(
     ("names", "unread"),
     [
-        (["lora_unet_a.hada_w1_a", "lora_unet_a.hada_w2_b"], {"LoHa": 2}),
-        (["lora_unet_a.lokr_w1"], {"LoKr": 1}),
-        (["lora_unet_a.lora_down.weight", "lora_unet_a.dora_scale", "x"], {"DoRA": 1, "others": 1}),
+        (["lora_unet_a.lora_down.weight", "lora_unet_a.lora_E", "x"], {"AdaLoRA": 1, "others": 1}),
+        (["base_model.model.a.boft_R", "base_model.model.a.boft_s"], {"BOFT of PEFT": 2}),
+        (["lllite_unet_a.down.0.weight"], {"ControlNet-LLLite": 1}),
     ],
 )
 def test_what_is_not_read_is_said(tmp_path, capsys, names, unread):
@@ -123,6 +161,15 @@ def test_what_is_not_read_is_said(tmp_path, capsys, names, unread):
     assert "ignored keys " + " ".join(f"{kind} {count}" for kind, count in unread.items()) in said
     assert found["parts"][-1]["name"] == "unread"
     assert sum(part["tensors"] for part in found["parts"]) == len(tensors)
+
+
+def test_words_that_come_with_a_lora(tmp_path, capsys):
+    tensors = {f"bundle_emb.{word}.emb_params": zeros(2, 2) for word in ("sks", "cat")}
+    tensors["lora_unet_a.lora_down.weight"] = zeros(2, 2)
+    found, said = inspect(capsys, originals.write_safetensors(tmp_path / "x.safetensors", tensors))
+    assert found["facts"]["tokens"] == ["cat", "sks"]
+    assert "tokens cat sks" in said
+    assert found["parts"][-1]["name"] == "embeddings"
 
 
 @pytest.mark.parametrize(

@@ -133,10 +133,20 @@ def test_alphas_of_peft_come_along(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("pattern", "scale"),
-    [("^a.to_q", 3.0), ("to_q", 3.0), ("^to_q", 0.5), ("o_q", 0.5), ("a.to_q", 3.0)],
+    [
+        ("^a.to_q", 3.0),
+        ("to_q", 3.0),
+        ("^to_q", 0.5),
+        ("o_q", 0.5),
+        ("a.to_q", 3.0),
+        (r"^a\..*_[qk]", 3.0),
+        (".*q", 3.0),
+        ("a", 0.5),
+        ("to_(k|v)", 0.5),
+    ],
 )
 def test_patterns_of_alphas(tmp_path, pattern, scale):
-    """PEFT compares the ends of paths at a dot, and with ^ whole paths; the first match counts."""
+    """PEFT matches regular expressions with the ends of paths at a dot; the first match counts."""
     tensors = pair("base_model.model.a.to_q", ".lora_A", ".lora_B")
     originals.write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
     patterns = {"x": 7, pattern: 6} | ({"a.to_q": 8} if scale == 3 and pattern != "a.to_q" else {})
@@ -144,6 +154,40 @@ def test_patterns_of_alphas(tmp_path, pattern, scale):
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     changes = read_lora(tmp_path, {"unet": {"a.to_q.kernel": (4, 6)}})
     assert changes["unet"]["a.to_q.weight"].scale == scale
+
+
+def test_patterns_of_alphas_are_kept(tmp_path):
+    """Each module's own alpha, for each regular expression and for a text encoder's bare paths."""
+    layer = "encoder.layers.0.self_attn"
+    tensors = pair(f"base_model.model.{layer}.q_proj", ".lora_A", ".lora_B")
+    tensors |= pair(f"base_model.model.{layer}.out_proj", ".lora_A", ".lora_B", rank=4)
+    originals.write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
+    patterns = {r"^encoder\.layers\.\d\.self_attn\.[qkv]_proj": 6}
+    settings = {"lora_alpha": 1, "r": 4, "rank_pattern": {"q_proj": 2}, "alpha_pattern": patterns}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    assert convert(tmp_path, tmp_path / "b.safetensors") == 0
+    for source in (tmp_path, tmp_path / "b.safetensors"):
+        found = read_lora(source, SHAPES)["text_encoder"]
+        scales = {key.split(".")[-2]: change.scale for key, change in found.items()}
+        assert scales == {"q_proj": 3.0, "out_proj": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"lora_alpha": 1, "alpha_pattern": {"(": 2}},
+            r"alpha_pattern: got '\(' .*expected a regular",
+        ),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: got 'pissa_niter_4'"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path, capsys, settings, message):
+    tensors = pair(f"base_model.model.{BLOCK}.to_q", ".lora_A", ".lora_B")
+    originals.write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    assert convert(tmp_path, tmp_path / "b.safetensors") == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_what_the_trainer_said_stays(tmp_path):
@@ -189,8 +233,11 @@ KOHYA = SPELLINGS["kohya"]
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"lora_unet_conv_in.hada_w1_a": factor(2, 2)}, "names of no LoRA .*hada_w1_a"),
-        ({"lora_unet_conv_in.dora_scale": factor(5)}, "names of no LoRA .*dora_scale"),
+        ({"lora_unet_conv_in.hada_w1_a": factor(2, 2)}, "LoHa, which a LoRA file .*hada_w1_a"),
+        ({"lora_unet_conv_in.dora_scale": factor(5)}, "DoRA, which a LoRA file .*dora_scale"),
+        ({"lora_unet_conv_in.diff_b": factor(5)}, "full, which a LoRA file .*diff_b"),
+        ({"lora_unet_conv_in.lora_E": factor(5)}, "lora_E: got AdaLoRA, expected"),
+        ({"bundle_emb.x.emb_params": factor(5)}, "names of no LoRA .*bundle_emb"),
         ({"lora_unet_a_b.lora_up.weight": factor(2, 2)}, "names of no LoRA .*lora_unet_a_b"),
         ({"lora_unet_input_blocks_77.lora_up.weight": factor(2, 2)}, "names of no LoRA"),
         ({"unet.conv_in.lora_A.weight": factor(2, 2)}, "names of no LoRA .*conv_in.lora_A"),

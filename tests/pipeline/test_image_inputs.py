@@ -6,6 +6,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from jaxdiff.checkpoints.key_mapping import torch_shape
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline import image_inputs
@@ -142,6 +143,29 @@ def test_loras_come_and_go_without_a_trace(one_device, tmp_path):
     assert near(alone, before) > 1e-3
     assert near(both, alone) > 1e-3
     assert one_device.stages.compilations == compilations
+
+
+def test_formats_that_need_the_weights_come_and_go(one_device, tmp_path):
+    """Each changes the model's own weights, whatever other LoRAs do to them; 0 is nothing."""
+    stored = param_dict(one_device.unet)
+    kernel, bias = (np.asarray(stored[f"conv_out.{leaf}"]) for leaf in ("kernel", "bias"))
+    ones = np.ones(torch_shape(kernel.shape, "conv_out.kernel"))
+    doubled = {"lora_unet_conv_out.weight": np.ones(len(bias))}
+    doubled["lora_unet_conv_out.on_input"] = np.zeros(())
+    shifted = {"lora_unet_conv_out.diff": ones, "lora_unet_conv_out.diff_b": bias}
+    for name, tensors in (("ia3", doubled), ("full", shifted)):
+        tensors = {key: array.astype(np.float32) for key, array in tensors.items()}
+        one_device.load_lora(originals.write_safetensors(tmp_path / f"{name}.safetensors", tensors))
+    now = param_dict(one_device.unet)
+    np.testing.assert_allclose(now["conv_out.kernel"], 2 * kernel + 1, rtol=1e-6)
+    np.testing.assert_allclose(now["conv_out.bias"], 2 * bias, rtol=1e-6)
+    one_device.set_loras({"ia3": 0.5, "full": 0.0})
+    now = param_dict(one_device.unet)
+    np.testing.assert_allclose(now["conv_out.kernel"], 1.5 * kernel, rtol=1e-6)
+    np.testing.assert_array_equal(now["conv_out.bias"], bias)
+    one_device.unload_loras()
+    for path, array in param_dict(one_device.unet).items():
+        np.testing.assert_array_equal(array, stored[path])
 
 
 def test_a_broken_lora_leaves_the_model_as_it_was(single, tmp_path):

@@ -51,6 +51,58 @@ def test_it_changes_images_and_goes_without_a_trace(single, file):
     np.testing.assert_array_equal(single("a thing star", **DRAW).images, before)
 
 
+def write_bundle(folder, **more):
+    """A LoRA that brings a token along."""
+    tensors = {"bundle_emb.sks.string_to_param.*": VECTORS, "lora_unet_conv_out.diff_b": np.ones(4)}
+    tensors = {name: np.asarray(array, np.float32) for name, array in (tensors | more).items()}
+    return originals.write_safetensors(folder / "style.safetensors", tensors)
+
+
+def test_a_word_comes_and_goes_with_a_lora(single, file, tmp_path):
+    before = rows(single, "a red star")
+    single.load_textual_inversion(file)
+    single.load_lora(write_bundle(tmp_path))
+    assert single.textual_inversion_tokens == ("thing", "sks")
+    got = rows(single, "a sks star")
+    np.testing.assert_array_equal(got[1:3], VECTORS)
+    single.unload_loras()
+    assert single.textual_inversion_tokens == ("thing",)
+    np.testing.assert_array_equal(rows(single, "a thing star")[1:3], VECTORS)
+    single.unload_textual_inversions()
+    np.testing.assert_array_equal(rows(single, "a red star"), before)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"bundle_emb.x.clip_l": VECTORS[:, :7]}, r"clip_l: got shape \(2, 7\), expected \(n, 8\)"),
+        (
+            {"bundle_emb.x.t5": VECTORS},
+            r"bundle_emb.x: got 1 tensors \(t5\), expected one embedding",
+        ),
+        ({"bundle_emb.circle</w>.emb_params": VECTORS}, "which the tokenizer already has"),
+        ({"lora_unet_conv_out.diff": VECTORS}, "conv_out.diff, full"),
+    ],
+)
+def test_a_lora_with_a_word_that_does_not_fit_changes_nothing(single, tmp_path, more, message):
+    bias = np.asarray(single.unet.conv_out.bias)
+    with pytest.raises(InputError, match=message):
+        single.load_lora(write_bundle(tmp_path, **more))
+    assert (single.textual_inversion_tokens, single.loras) == ((), {})
+    np.testing.assert_array_equal(single.unet.conv_out.bias, bias)
+
+
+@pytest.mark.parametrize(
+    "names", [["string_to_param.*", "string_to_token.*"], ["string_to_param.cat"], ["clip_l"]]
+)
+def test_old_files(single, tmp_path, names):
+    """The paper's, whose ids count for nothing, and a file of one encoder's name."""
+    tensors = dict.fromkeys(names[:1], VECTORS) | dict.fromkeys(names[1:], np.float32(265))
+    path = originals.write_safetensors(tmp_path / "cat.safetensors", tensors)
+    assert single.load_textual_inversion(path) == "cat"
+    np.testing.assert_array_equal(rows(single, "cat"), VECTORS)
+
+
 def test_another_name(single, file):
     assert single.load_textual_inversion(file, token="<cat>") == "<cat>"
     np.testing.assert_array_equal(rows(single, "<cat>"), VECTORS)
