@@ -252,12 +252,10 @@ class IA3(Change):
     def _axis(self, shape: Shape) -> int:
         if self.on_input is not None:
             return int(self.on_input.any())
-        return int(self.weight.size != shape[0])
+        return int(self.weight.size != shape[0])  # LyCORIS's default, as far as it fits
 
     def fits(self, shape: Shape) -> bool:
-        if len(shape) < 2 or (self.on_input is None and shape[0] == shape[1]):
-            return False
-        return self.weight.size == shape[self._axis(shape)]
+        return len(shape) > 1 and self.weight.size == shape[self._axis(shape)]
 
     def delta(self, weight: Array) -> Array:
         return weight * _along(self.weight, self._axis(weight.shape), weight.ndim)

@@ -46,7 +46,7 @@ OPCODES = frozenset({
     "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "EMPTY_DICT", "EMPTY_LIST",
     "EMPTY_TUPLE", "EMPTY_SET", "DICT", "LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND",
     "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET",
-    "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID",
+    "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "BINPERSID",
 })
 # fmt: on
 
@@ -79,6 +79,16 @@ class _Name:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         raise InputError(f"a call of {self.module}.{self.name}")
+
+
+class _ParameterDict(dict[str, Any]):
+    """PyTorch's container of parameters, which old textual inversions are pickled in."""
+
+    def __setstate__(self, state: Any) -> None:
+        parameters = state.get("_parameters") if isinstance(state, dict) else None
+        if not isinstance(parameters, dict):
+            raise InputError(f"the parameters {parameters!r:.80}")
+        self.update(parameters)
 
 
 def read_torch_pickle(path: pathlib.Path) -> dict[str, TensorInfo]:
@@ -158,6 +168,10 @@ class _Unpickler(pickle.Unpickler):
             return _Name(module, name)
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
+        if (module, name) == ("torch.nn.modules.container", "ParameterDict"):
+            return _ParameterDict
+        if (module, name) in (("builtins", "set"), ("__builtin__", "set")):
+            return set
         return _Name(module, name)
 
     def persistent_load(self, pid: Any) -> _Storage:

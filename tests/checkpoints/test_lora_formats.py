@@ -140,6 +140,13 @@ def test_ia3(tmp_path, shape, on_input):
     check(tmp_path, {"weight": vector, "on_input": on_input}, weight, want)
 
 
+def test_ia3_without_its_axis_is_of_rows_if_it_fits(tmp_path):
+    for shape, axis in ((SQUARE, 0), (LINEAR, 0), (LINEAR, 1)):
+        vector, weight = draw(shape[axis]), draw(*shape)
+        along = vector[None] if axis else vector[:, None]
+        check(tmp_path, {"weight": vector}, weight, weight * (1 + along.astype(np.float64)))
+
+
 def test_ia3_of_peft_multiplies_the_output_with_its_bias(tmp_path):
     vector, weight, bias = draw(6, 1), draw(*LINEAR), draw(6)
     found = changes(tmp_path, {"ia3_l": vector}, LINEAR, stem="base_model.model.a")
@@ -356,8 +363,3 @@ def test_what_cannot_be_is_a_sentence(tmp_path, tensors, options, message):
     with pytest.raises(InputError, match=message) as raised:
         changes(tmp_path, tensors, LINEAR, **options)
     assert "\n" not in str(raised.value)
-
-
-def test_a_square_without_its_axis_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"a.weight, \(IA\)\^3"):
-        changes(tmp_path, {"weight": draw(4)}, SQUARE)

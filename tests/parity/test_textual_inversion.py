@@ -35,12 +35,23 @@ def test_the_same_latents(tmp_path, count):
     assert np.abs(got - other).max() > 1e-3 * np.abs(want).max()
 
 
-def test_a_file_of_pytorch(tmp_path, capsys):
+def parameters(vectors):
+    return torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda v: {"string_to_token": {"*": 265}, "string_to_param": {"*": v}},
+        lambda v: {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters(v)},
+    ],
+    ids=["web UI", "the paper's"],
+)
+def test_a_file_of_pytorch(tmp_path, capsys, written):
     """The web UI's .pt: as its vectors in safetensors, and told from its table."""
     vectors = torch.randn((2, 12), generator=torch.Generator().manual_seed(0))
     save_file({"emb_params": vectors}, tmp_path / "cat.safetensors")
-    words = {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}}
-    torch.save(words | {"name": "cat", "step": 7}, tmp_path / "cat.pt")
+    torch.save(written(vectors) | {"name": "cat", "step": 7}, tmp_path / "cat.pt")
     read = [
         read_inversion(tmp_path / f"cat{e}", {"text_encoder": 12}) for e in (".pt", ".safetensors")
     ]
