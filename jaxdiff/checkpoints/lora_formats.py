@@ -326,7 +326,7 @@ class OFT(Change):
         q = q - q.swapaxes(-1, -2)
         if self.alpha > 0:
             q = q * min(1.0, self.alpha * rows / (np.linalg.norm(q) + 1e-8))
-        one = np.eye(q.shape[-1])
+        one = np.identity(q.shape[-1])
         return (one + q) @ np.linalg.inv(one - q)
 
     def _rotate(self, weight: Array) -> NDArray:
@@ -347,14 +347,14 @@ class BOFT(OFT):
         return super().fits(shape) and b % 2 == 0 and shape[0] % (2 ** (stages - 1) * b) == 0
 
     def _rotate(self, weight: Array) -> NDArray:
-        rows, rest = len(weight), math.prod(weight.shape[1:])
-        result = weight.reshape(rows, rest)
+        rows, columns = len(weight), math.prod(weight.shape[1:])
+        result = weight.reshape(rows, columns)
         for stage, rotations in enumerate(self._rotations(rows)):
             b = rotations.shape[-1]
             apart = 2**stage * b // 2
-            paired = result.reshape(-1, 2, apart, rest).swapaxes(1, 2).reshape(-1, b, rest)
+            paired = result.reshape(-1, 2, apart, columns).swapaxes(1, 2).reshape(-1, b, columns)
             turned = np.einsum("kij,kjx->kix", rotations, paired)
-            result = turned.reshape(-1, apart, 2, rest).swapaxes(1, 2).reshape(rows, rest)
+            result = turned.reshape(-1, apart, 2, columns).swapaxes(1, 2).reshape(rows, columns)
         return result.reshape(weight.shape)
 
 
@@ -412,7 +412,7 @@ class PeftOFT(Change):
         b = self._block
         q = np.zeros((len(self.oft_R), b, b))
         q[:, *np.triu_indices(b, 1)] = self.oft_R
-        q, one = q - q.swapaxes(-1, -2), np.eye(b)
+        q, one = q - q.swapaxes(-1, -2), np.identity(b)
         if self.terms is None:
             return (one - q) @ np.linalg.inv(one + q)
         # PEFT's loop adds a fourth term where three are asked for.

@@ -97,8 +97,10 @@ class TextualInversionManager:
 
     def remove(self, *, only_bundled: bool = False) -> None:
         """Remove all added tokens, or those of LoRAs; the embeddings are as before, bit for bit."""
-        kept = [each for each, bundled in self._loaded.values() if only_bundled and not bundled]
-        if len(kept) == len(self._loaded):
+        remaining = [
+            each for each, bundled in self._loaded.values() if only_bundled and not bundled
+        ]
+        if len(remaining) == len(self._loaded):
             return
         for name, table in self._original.items():
             self._embedding(name).set_value(table)
@@ -106,7 +108,7 @@ class TextualInversionManager:
             length = own.tokenizer.model_max_length
             own.tokenizer, own.expansions = tokenizer_of(self._files[name], length), {}
         self._original, self._loaded = {}, {}
-        self.add(kept)
+        self.add(remaining)
 
     def _embedding(self, component: str) -> Any:
         """The weight that embeds token ids."""

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxdiff.checkpoints.lora import read_lora
-from jaxdiff.checkpoints.textual_inversion import read_inversion
+from jaxdiff.checkpoints.textual_inversion import read_bundled, read_inversion
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
 
@@ -114,6 +114,30 @@ def test_folders(whole, files, tmp_path_factory, capsys, data):
     shutil.rmtree(folder.parent)
 
 
+RELATIVES = {  # of LoRA, for layers of 3 rows and 4 columns
+    "lora_unet_a.hada_w1_a": (3, 2),
+    "lora_unet_a.hada_w1_b": (2, 4),
+    "lora_unet_a.hada_w2_a": (3, 2),
+    "lora_unet_a.hada_w2_b": (2, 4),
+    "lora_unet_b.lokr_w1": (3, 2),
+    "lora_unet_b.lokr_w2_a": (1, 1),
+    "lora_unet_b.lokr_w2_b": (1, 2),
+    "lora_unet_b.alpha": (),
+    "lora_unet_c.oft_blocks": (1, 3, 3),
+    "lora_unet_c.alpha": (),
+    "lora_unet_d.weight": (3,),
+    "lora_unet_e.a1.weight": (4, 1),
+    "lora_unet_e.a2.weight": (1, 4),
+    "lora_unet_e.b1.weight": (3, 1),
+    "lora_unet_e.b2.weight": (1, 4),
+    "lora_unet_f.diff": (3, 4),
+    "lora_unet_f.dora_scale": (3, 1),
+    "lora_unet_f.diff_b": (3,),
+    "unet.g.ia3_l": (1, 4),
+    "bundle_emb.x.emb_params": (2, 4),
+}
+
+
 @pytest.fixture(scope="module")
 def small():
     """A LoRA and an inversion as files in memory."""
@@ -132,18 +156,26 @@ def small():
                 "lora_unet_conv_out.lora_up.weight": (3, 2, 1, 1),
             }
         ),
+        "relatives": tensors(RELATIVES),
         "word": tensors({"<x>": (2, 4)}),
     }
 
 
 @settings(SLOW, max_examples=300)
-@given(data=st.data(), kind=st.sampled_from(["lora", "word"]))
+@given(data=st.data(), kind=st.sampled_from(["lora", "relatives", "word"]))
 def test_loras_and_words(small, tmp_path, capsys, kind, data):
     path: pathlib.Path = originals.write_safetensors(tmp_path / "x.safetensors", small[kind])
     path.write_bytes(damage(path.read_bytes(), data.draw, tensors=True))
     try:
         if kind == "lora":
             read_lora(path, {"unet": {"conv_in.kernel": (4, 3), "conv_out.kernel": (3, 3, 4, 3)}})
+        elif kind == "relatives":
+            table = {f"{layer}.kernel": (4, 3) for layer in "abcdefg"} | {"f.bias": (3,)}
+            for key, change in read_lora(path, {"unet": table})["unet"].items():
+                weight = np.ones((3, 4) if key.endswith(".weight") else (3,), np.float32)
+                with np.errstate(all="ignore"):
+                    assert change.delta(weight).shape == weight.shape
+            read_bundled(path, {"text_encoder": 4})
         else:
             read_inversion(path, {"text_encoder": 4})
     except InputError as error:
