@@ -26,9 +26,11 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1"]
 
 
-def adapted(module, targets, seed):
+def adapted(module, targets, seed, **options):
     """`module` with random factors of rank 3 and alpha 6, and these factors."""
-    config = LoraConfig(r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False)
+    config = LoraConfig(
+        r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False, **options
+    )
     module.add_adapter(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -100,6 +102,20 @@ def test_a_file_of_diffusers(case):
     before = case.draw()
     case.ours.load_lora(case.file)
     want = case.theirs(case.file)
+    assert near(case.draw(), want) < 1e-4
+    assert near(before, want) > 1e-2
+
+
+@pytest.mark.parametrize("case", ["sd1"], indirect=True)
+def test_dora(case, tmp_path):
+    unet = case.cls.from_pretrained(case.base).unet
+    layers = adapted(unet, [t for t in TARGETS if t != "conv1"], 1, use_dora=True)
+    case.cls.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    file = tmp_path / case.file.name
+    assert any("lora_magnitude_vector" in name for name in load_file(file))
+    before = case.draw()
+    case.ours.load_lora(file)
+    want = case.theirs(file)
     assert near(case.draw(), want) < 1e-4
     assert near(before, want) > 1e-2
 

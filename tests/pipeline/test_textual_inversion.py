@@ -97,7 +97,9 @@ def test_a_lora_with_a_word_that_does_not_fit_changes_nothing(single, tmp_path, 
 )
 def test_old_files(single, tmp_path, names):
     """The paper's, whose ids count for nothing, and a file of one encoder's name."""
-    tensors = dict.fromkeys(names[:1], VECTORS) | dict.fromkeys(names[1:], np.float32(265))
+    tensors = dict.fromkeys(names[:1], VECTORS) | dict.fromkeys(
+        names[1:], np.array(265, np.float32)
+    )
     path = originals.write_safetensors(tmp_path / "cat.safetensors", tensors)
     assert single.load_textual_inversion(path) == "cat"
     np.testing.assert_array_equal(rows(single, "cat"), VECTORS)
