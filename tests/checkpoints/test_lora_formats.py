@@ -14,6 +14,12 @@ LINEAR, SQUARE, CONV = (6, 4), (4, 4), (6, 4, 3, 3)  # out, in, kernel
 STEM = "lora_unet_a"
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """Whatever other tests have drawn."""
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def draw(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
@@ -167,7 +173,7 @@ def rotation(angle):
 @pytest.mark.parametrize("rescaled", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.05])
 def test_oft(tmp_path, shape, rescaled, alpha):
-    angles, weight, rescale = RNG.uniform(-1, 1, 3), draw(*shape), draw(6)
+    angles, weight, rescale = np.array([0.9, -0.5, 0.3]), draw(*shape), draw(6)
     tangents = np.tan(angles / 2)
     blocks = np.zeros((3, 2, 2))
     blocks[:, 0, 1] = tangents
