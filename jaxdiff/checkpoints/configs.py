@@ -6,9 +6,11 @@ the network nor is known here is an error: it may well change the network.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from jaxdiff.checkpoints.schedulers import CORRECTING_PIPELINES
 from jaxdiff.core.configs import from_mapping, prefix_errors
 
 C = TypeVar("C")
@@ -63,6 +65,21 @@ def _from(cls: type[C], raw: Mapping[str, Any], foreign: frozenset[str], source:
     known = {k: v for k, v in raw.items() if k in fields or k not in foreign}
     with prefix_errors(source):
         return from_mapping(cls, known, source=source)
+
+
+def native_sample_size(
+    raw: Mapping[str, Any], sample_size: int | tuple[int, ...] | None, pipeline_class: str
+) -> int | tuple[int, ...] | None:
+    """The side in latents that a UNet was trained at, by its config.json `raw`.
+
+    Versions of diffusers before 0.9 wrote another default into the configs of models that were
+    trained at 64; its pipelines of Stable Diffusion 1 and 2 read any number below 64 so.
+    """
+    version = re.match(r"(\d+)\.(\d+)", str(raw.get("_diffusers_version", "")))
+    old = version is not None and tuple(map(int, version.groups())) < (0, 9)
+    if old and pipeline_class in CORRECTING_PIPELINES and isinstance(sample_size, int):
+        return max(sample_size, 64)
+    return sample_size
 
 
 def updated(

@@ -218,7 +218,9 @@ def _check_variant(folder: pathlib.Path, names: Iterable[str], variant: str | No
 
 def _index_of(parts: PipelineComponents) -> dict[str, Any]:
     """The model_index.json of `parts`."""
-    stable_diffusion = re.fullmatch(r"StableDiffusion(Img2Img|Inpaint)?Pipeline", parts.class_name)
+    stable_diffusion = re.fullmatch(
+        r"(StableDiffusion(Img2Img|Inpaint)?|LatentConsistencyModel)Pipeline", parts.class_name
+    )
     absent = {*parts.absent, *(NAMED if stable_diffusion else ())}
     index: dict[str, Any] = {name: [None, None] for name in absent}
     index |= {"_class_name": parts.class_name, "_diffusers_version": LAYOUT}

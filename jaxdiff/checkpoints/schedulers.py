@@ -6,6 +6,8 @@ says, `SchedulerConvention` what diffusers' scheduler of that sampler does where
 """
 
 import dataclasses
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +29,10 @@ _MULTISTEP: Options = {
 SCHEDULERS: dict[str, dict[str, Options]] = {
     "DDPMScheduler": {"ddpm": {"variance_type": ("fixed_small", "fixed_small_log")}},
     "DDIMScheduler": {"ddim": {}},
-    "PNDMScheduler": {"pndm": {"skip_prk_steps": (True,)}},
+    "PNDMScheduler": {
+        "pndm:skip_prk_steps=false": {"skip_prk_steps": (False,)},
+        "pndm": {"skip_prk_steps": (True,)},
+    },
     "EulerDiscreteScheduler": {"euler": {}},
     "EulerAncestralDiscreteScheduler": {"euler-ancestral": {}},
     "HeunDiscreteScheduler": {"heun": {}},
@@ -68,6 +73,32 @@ SCHEDULERS: dict[str, dict[str, Options]] = {
 }
 
 
+# Defaults of schedules in diffusers' classes that are not those of VPSchedule.
+_HEUN = {"beta_start": 0.00085, "beta_end": 0.012}
+CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "HeunDiscreteScheduler": _HEUN,
+    "LCMScheduler": {**_HEUN, "beta_schedule": "scaled_linear"},
+}
+# Classes whose samplers clip the image of every step to [-1, 1] in diffusers, and whether they do
+# where `clip_sample` is missing.
+CLIPS_BY_DEFAULT = {
+    "DDPMScheduler": True,
+    "DDIMScheduler": True,
+    "HeunDiscreteScheduler": False,
+    "LCMScheduler": False,
+}
+# Pipelines of diffusers that set `steps_offset` to 1 and `clip_sample` to false, whatever the
+# scheduler config says.
+CORRECTING_PIPELINES = tuple(
+    f"StableDiffusion{task}Pipeline" for task in ("", "Img2Img", "Inpaint")
+)
+
+
+def scheduler_class(config: Mapping[str, Any]) -> str:
+    """The class that a scheduler_config.json names, without the prefix of former Flax classes."""
+    return str(config.get("_class_name", "DDIMScheduler")).removeprefix("Flax")
+
+
 def schedule_of(config: Mapping[str, Any]) -> Schedule:
     """The noise schedule of a diffusers scheduler_config.json, whatever class wrote it."""
     if config.get("_class_name") != FLOW:
@@ -79,10 +110,11 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
 def vp_schedule(config: Mapping[str, Any]) -> VPSchedule:
     """The discrete schedule of a scheduler_config.json.
 
-    Those files carry the keys of other classes too, so keys unknown here are passed over.
+    Keys that it lacks have the defaults of the class that it names.
     """
     names = {f.name for f in dataclasses.fields(VPSchedule)}
-    values = {k: v for k, v in config.items() if k in names and v is not None}
+    given = {k: v for k, v in config.items() if k in names and v is not None}
+    values = CLASS_DEFAULTS.get(scheduler_class(config), {}) | given
     if "trained_betas" in values:
         values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
     if "rescale_betas_zero_snr" in config:
@@ -118,7 +150,7 @@ def sampler_name(config: Mapping[str, Any]) -> str:
 
     Raises InputError if there is none; any other can still be chosen by name.
     """
-    scheduler = str(config.get("_class_name", "DDIMScheduler")).removeprefix("Flax")
+    scheduler = scheduler_class(config)
     known = SCHEDULERS[one_of("scheduler_config.json: _class_name", scheduler, SCHEDULERS)]
     default = next(iter(known.values()))
     settings = {key: values[0] for key, values in default.items()} | dict(config)
@@ -146,6 +178,7 @@ class SchedulerConvention:
     integer_timesteps: bool = True  # the network only sees the timesteps of training
     final_sigma: str = "zero"  # "zero", or the name of the option that decides
     set_alpha_to_one_default: bool = True  # the default of the option set_alpha_to_one
+    clips_lambda: bool = False  # lambda_min_clipped counts
     in_sigma_space: bool = False  # sigmas must be finite; a checkpoint's sigma schedule applies
     sigma_range_from_timesteps: bool = False  # a sigma schedule spans those of the timesteps
     scale_initial_noise: bool = (
@@ -171,8 +204,12 @@ CONVENTIONS: dict[str, SchedulerConvention] = {
     "euler": _SIGMAS,
     "euler-ancestral": dataclasses.replace(_SIGMAS, final_sigma="zero"),
     "heun": dataclasses.replace(_SIGMAS, final_sigma="zero"),
-    "dpmpp-2s": dataclasses.replace(_DPM_SOLVER, fixed_spacing=True),
-    **dict.fromkeys(("dpmpp-2m", "dpmpp-2m-sde", "dpmpp-3m-sde", "unipc"), _DPM_SOLVER),
+    "dpmpp-2s": dataclasses.replace(_DPM_SOLVER, fixed_spacing=True, clips_lambda=True),
+    **dict.fromkeys(
+        ("dpmpp-2m", "dpmpp-2m-sde", "dpmpp-3m-sde"),
+        dataclasses.replace(_DPM_SOLVER, clips_lambda=True),
+    ),
+    "unipc": _DPM_SOLVER,
     "lcm": SchedulerConvention(spacing="lcm", fixed_spacing=True),
 }
 
@@ -184,6 +221,9 @@ class SchedulerOptions:
     timestep_spacing: str | None = None  # None: the convention of the sampler
     sigma_schedule: str | None = None  # in SIGMA_SCHEDULES; diffusers: use_karras_sigmas
     steps_offset: int = 0  # added to leading times
+    lambda_min_clipped: float = (
+        -math.inf
+    )  # DPM-Solver visits no level of a lower log(alpha / sigma)
     set_alpha_to_one: bool | None = None  # land on the clean image, False: on the first level
     final_sigmas_type: str = "zero"  # the same choice for others: "zero" or "sigma_min"
     original_inference_steps: int = 50  # steps of the teacher that a model was distilled from
@@ -202,6 +242,7 @@ class SchedulerOptions:
         if self.sigma_schedule is not None:
             one_of("sigma_schedule", self.sigma_schedule, SIGMA_SCHEDULES)
         in_range("steps_offset", self.steps_offset, 0, 1000)
+        in_range("lambda_min_clipped", self.lambda_min_clipped, -math.inf, 0)
         one_of("final_sigmas_type", self.final_sigmas_type, ("zero", "sigma_min"))
         in_range("original_inference_steps", self.original_inference_steps, 1, 1000)
         one_of("time_shift_type", self.time_shift_type, ("exponential", "linear"))
@@ -209,10 +250,11 @@ class SchedulerOptions:
             in_range("shift_terminal", self.shift_terminal, 0, 1)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "SchedulerOptions":
-        """Options from scheduler_config.json; raises InputError where it asks for what is not here.
+    def from_config(cls, config: Mapping[str, Any], pipeline_class: str = "") -> "SchedulerOptions":
+        """Options from scheduler_config.json in a folder of `pipeline_class`.
 
-        Keys of other scheduler classes are common in these files and are passed over.
+        Raises InputError where it asks for what is not here. Keys of other scheduler classes are
+        common in these files and are passed over.
         """
         for key, only in _SUPPORTED.items():
             if key in config and config[key] not in only:
@@ -221,6 +263,14 @@ class SchedulerOptions:
                 )
         names = {f.name for f in dataclasses.fields(cls)} - {"sigma_schedule"}
         values = {k: v for k, v in config.items() if k in names and v is not None}
+        if pipeline_class in CORRECTING_PIPELINES:
+            values["steps_offset"] = 1
+        elif pipeline_class and _clips(config):
+            warnings.warn(
+                "scheduler_config.json: clip_sample is true, with which diffusers clips latents to "
+                "[-1, 1] in every step: it has no effect here",
+                stacklevel=2,
+            )
         curves = [name for name in SIGMA_SCHEDULES if config.get(f"use_{name}_sigmas")]
         return cls(sigma_schedule=curves[0] if curves else None, **values)
 
@@ -237,3 +287,9 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "sigma_min": (None,),
     "sigma_max": (None,),
 }
+
+
+def _clips(config: Mapping[str, Any]) -> bool:
+    """Whether the class that the config names would clip the image of every step."""
+    default = CLIPS_BY_DEFAULT.get(scheduler_class(config))
+    return default is not None and bool(config.get("clip_sample", default))

@@ -106,7 +106,10 @@ def _vp_grid(
     times, sigma_schedule = _choose(spacing, convention, options)
     if convention.in_sigma_space or sigma_schedule:
         table = np.where(np.isinf(table), MAX_SIGMA, table)
-    t = _times(times, len(table), num_steps, convention, options)
+    levels = len(table)
+    if convention.clips_lambda:
+        levels = int(np.sum(table <= np.exp(-options.lambda_min_clipped)))
+    t = _times(times, levels, num_steps, convention, options)
     sigma_edm = interpolate(table, t)
     if sigma_schedule:
         t, sigma_edm = _apply_sigma_schedule(sigma_schedule, schedule, table, sigma_edm, convention)
@@ -162,7 +165,11 @@ def _apply_sigma_schedule(
     t = schedule.time_of(sigma_edm)
     if convention.integer_timesteps and convention.in_sigma_space:
         # So does DPM-Solver in diffusers; elsewhere the network gets the fractional timestep.
-        t = np.round(t) if sigma_schedule == "karras" else np.floor(t)
+        exact = sigma_schedule == "karras" and schedule.beta_schedule not in (
+            "squaredcos_cap_v2",
+            "cosine",
+        )
+        t = np.round(t) if exact else np.floor(t)
     return t, sigma_edm
 
 

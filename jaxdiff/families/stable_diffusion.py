@@ -33,10 +33,13 @@ MAX_SIZE = 16384  # pixels
 GUIDANCE_SCALE = "guidance_scale"  # of each image: the column of a batch in distillation
 _PAIR = tuple[int, int] | None
 _OPTIONAL = Option(_PAIR, None, 0, MAX_SIZE)  # None: the image's
-PIPELINE_CLASSES = tuple(
-    f"StableDiffusion{version}{task}Pipeline"
-    for version in ("", "XL")
-    for task in ("", "Img2Img", "Inpaint")
+PIPELINE_CLASSES = (
+    *(
+        f"StableDiffusion{version}{task}Pipeline"
+        for version in ("", "XL")
+        for task in ("", "Img2Img", "Inpaint")
+    ),
+    "LatentConsistencyModelPipeline",
 )
 
 

@@ -9,18 +9,23 @@ from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.pipeline.request import Defaults
 
+# Defaults of pipeline classes of diffusers for networks that nothing else tells apart.
+DEFAULTS_OF_CLASSES = {"LatentConsistencyModelPipeline": {"guidance_scale": 8.5, "steps": 4}}
+
 
 def read_defaults(
     stored: Mapping[str, Any],
     scheduler: Mapping[str, Any],
     native: tuple[int, int],
     *,
+    pipeline_class: str = "",
     family: Mapping[str, Any] = MappingProxyType({}),
     source: str,
 ) -> Defaults:
-    """The defaults in jaxdiff.json, then of the scheduler config, the family, and the size."""
+    """The defaults in jaxdiff.json, then of pipeline class, scheduler config, family and size."""
+    of_class = DEFAULTS_OF_CLASSES.get(pipeline_class, {})
     size = {"height": native[0], "width": native[1]}
-    values = {**size, **family, **_distilled(scheduler), **stored}
+    values = {**size, **family, **_distilled(scheduler), **of_class, **stored}
     if "sampler" not in values:
         values["sampler"] = _default_sampler(scheduler)
     return from_mapping(Defaults, values, source=source)

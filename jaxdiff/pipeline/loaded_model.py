@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxdiff.checkpoints.configs import native_sample_size
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.checkpoints.tokenizers import tokenizer_digest
@@ -63,10 +64,13 @@ class LoadedModel(Addons):
         self.schedule = self.family.schedule(parts.scheduler)
         self.prediction_type = self.family.prediction_type(parts.scheduler)
         downscale, channels = self.codec.config.downscale, self.codec.config.latent_channels
+        raw = parts.components[self.family.network].config
+        native_size = native_sample_size(raw, self.network.config.sample_size, parts.class_name)
         self.defaults = read_defaults(
             parts.defaults,
             parts.scheduler,
-            size_of(self.network.config.sample_size, downscale),
+            size_of(native_size, downscale),
+            pipeline_class=parts.class_name,
             family=self.family.request_defaults,
             source=name,
         )
@@ -93,7 +97,7 @@ class LoadedModel(Addons):
         self._facts = ModelFacts(
             family=self.family,
             schedule=self.schedule,
-            scheduler_options=SchedulerOptions.from_config(parts.scheduler),
+            scheduler_options=SchedulerOptions.from_config(parts.scheduler, parts.class_name),
             prediction_type=self.prediction_type,
             vae_scale_factor=downscale,
             latent_channels=channels,

@@ -60,7 +60,8 @@ class Sampler(ABC):
     ) -> list[int]:
         """The denoiser calls of each of `steps` steps.
 
-        `ends_clean`: the last one ends at sigma 0; `restarts`: the steps that begin another phase.
+        `ends_clean`: the last one ends the grid, at sigma 0; `restarts`: the steps that begin
+        another phase.
         """
         del ends_clean, restarts
         return [1] * steps

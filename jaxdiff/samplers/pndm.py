@@ -7,8 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image, select
+from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, is_finite_step, ratio_step
 
 # Adams-Bashforth: the weights of eps and of the three before it, by how many of them there are.
@@ -29,24 +31,35 @@ class ModelHistory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PNDM(Sampler):
-    """PLMS (2202.09778, eq. 9 and 12), begun by an improved Euler step instead of Runge-Kutta.
+    """PNDM (2202.09778, eq. 9, 12 and 13): Adams-Bashforth, by default begun as PLMS.
 
     With r = sigma / alpha DDIM's step is x'/alpha' = x/alpha + (r' - r) eps; here a mean of noises
-    takes the place of eps. In the first step it is that of eps and of eps at x', one evaluation
-    more, unless the step begins from pure noise or ends at a clean image. The weights are those of
-    equal steps in r: where these change smoothly the order is 2, where they are equal it is the 3
-    of the first two steps.
+    takes the place of eps. In the first step of PLMS it is that of eps and of eps at x', one
+    evaluation more. Without `skip_prk_steps` the first three steps are the paper's: the mean of
+    Runge-Kutta's four noises, two of them at the time in the middle. Such steps are plain where
+    they begin from pure noise or end at a clean image, and so is the last one of a grid. The
+    weights are those of equal steps in r: where these change smoothly the order is 2, where they
+    are equal it is the 3 of the first two steps of PLMS, or the 4 of Runge-Kutta.
     """
 
     order = 2
     rounding = 6.7e-6  # times 20/3, the sizes of four weights
+    internal = ("schedule",)
+
+    skip_prk_steps: bool = True
+    schedule: Schedule | None = None  # that of the network, set by `for_schedule`
+
+    def for_schedule(self, schedule: Schedule) -> Sampler:
+        """The sampler that can ask `schedule` for the level in the middle of a step."""
+        return self if self.skip_prk_steps else dataclasses.replace(self, schedule=schedule)
 
     def nfe(
         self, steps: int, *, ends_clean: bool = True, restarts: Sequence[int] = ()
     ) -> list[int]:
-        """Two in a step without history."""
-        del ends_clean
-        return [2 if i in {0, *restarts} else 1 for i in range(steps)]
+        """Two in a step without history, or four in the first three; one in the last."""
+        starts, length, calls = {0, *restarts}, *((1, 2) if self.skip_prk_steps else (3, 4))
+        begins = {i + k for i in starts for k in range(length)} - {steps - 1 if ends_clean else -1}
+        return [calls if i in begins else 1 for i in range(steps)]
 
     def init(self, x: Float[Array, "b *d"]) -> ModelHistory:
         """No noises yet."""
@@ -61,7 +74,7 @@ class PNDM(Sampler):
         there: NoiseLevel,
         noise_fn: NoiseFn,
     ) -> SamplingState:
-        """One evaluation; two in the first step."""
+        """One evaluation; two or four in the first steps."""
         (D, eps), guidance_state = denoise(state.x, here, state.guidance_state)
         noises, steps = state.sampler_state
         weights = jnp.asarray(_WEIGHTS, eps.dtype)[jnp.minimum(steps, 3)]
@@ -69,22 +82,44 @@ class PNDM(Sampler):
         for i, noise in enumerate(noises, 1):
             mean = mean + per_image(weights[:, i], eps) * noise
 
-        def along(noise: Array) -> Array:
-            straight = there.alpha * D + there.sigma * eps
-            return straight + ratio_step(here, there) * (noise - eps)
+        def along(noise: Array, end: NoiseLevel = there) -> Array:
+            straight = end.alpha * D + end.sigma * eps
+            return straight + ratio_step(here, end) * (noise - eps)
 
-        first = (steps == 0) & is_finite_step(here, there)
+        begins = steps < (1 if self.skip_prk_steps else 3)
+        begins = begins & is_finite_step(here, there) & (here.step < here.num_steps - 1)
         plain = along(mean), guidance_state
+        next_level = there.as_substep_of(here, begins)
 
-        def improved() -> tuple[Array, PyTree]:
-            level = there.as_substep_of(here, first)
-            (_, end), improved_state = denoise(along(eps), level, guidance_state)
-            return select(first, (along((eps + end) / 2), improved_state), plain)
+        def improved_euler() -> tuple[Array, PyTree]:
+            (_, end), improved_state = denoise(along(eps), next_level, guidance_state)
+            return select(begins, (along((eps + end) / 2), improved_state), plain)
 
-        x, guidance_state = jax.lax.cond(jnp.any(first), improved, lambda: plain)
+        def runge_kutta() -> tuple[Array, PyTree]:
+            middle = self._middle(here, there).as_substep_of(here, begins)
+            (_, e2), memory = denoise(along(eps, middle), middle, guidance_state)
+            (_, e3), memory = denoise(along(e2, middle), middle, memory)
+            (_, e4), memory = denoise(along(e3), next_level, memory)
+            return select(begins, (along((eps + 2 * e2 + 2 * e3 + e4) / 6), memory), plain)
+
+        beginning = improved_euler if self.skip_prk_steps else runge_kutta
+        x, guidance_state = jax.lax.cond(jnp.any(begins), beginning, lambda: plain)
         return SamplingState(
             x=x,
             x0=D,
             sampler_state=ModelHistory((eps, *noises[:2]), steps + 1),
             guidance_state=guidance_state,
         )
+
+    def _middle(self, here: NoiseLevel, there: NoiseLevel) -> NoiseLevel:
+        """The level at the time in the middle; between two discrete ones the lower."""
+        if self.schedule is None:
+            raise InputError(
+                "skip_prk_steps: got False without a schedule, "
+                "expected the sampler's for_schedule(schedule)"
+            )
+        t = (here.t + there.t) / 2
+        if self.schedule.num_discrete is not None:
+            t = jnp.floor(t)
+        alpha, sigma = (per_image(a, here.alpha) for a in self.schedule.alpha_sigma(t))
+        return here._replace(t=t, alpha=alpha, sigma=sigma)

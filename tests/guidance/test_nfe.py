@@ -9,7 +9,7 @@ from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.guidance.base import GuidanceScales, parse
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
 from jaxdiff.guidance.nfe import nfe, phase_switches
-from jaxdiff.samplers.base import SAMPLERS, per_sample_keys, sample
+from jaxdiff.samplers.base import SAMPLERS, get_sampler, per_sample_keys, sample
 
 SCHEDULE = vp_schedule({"beta_schedule": "scaled_linear"})
 STEPS = 10
@@ -22,7 +22,7 @@ def grid_of(sampler="ddim"):
 def count(rule, grid, sampler="ddim", first=0, last=STEPS):
     """What we say that the steps from `first` to `last` cost."""
     switches = phase_switches(rule, grid, first, last)
-    each = SAMPLERS[sampler].nfe(last - first, ends_clean=last == STEPS, restarts=switches)
+    each = get_sampler(sampler).nfe(last - first, ends_clean=last == STEPS, restarts=switches)
     return nfe(rule, grid, first, each)
 
 
@@ -44,7 +44,7 @@ def asked(rule, grid, sampler="ddim"):
     x = jnp.ones((1, 2, 2, 1))
     keys = per_sample_keys((0,))
     choices = {
-        "sampler": SAMPLERS[sampler],
+        "sampler": get_sampler(sampler).for_schedule(SCHEDULE),
         "guidance_state": rule.init_state(x),
         "guidance_phase": rule.phase,
     }
@@ -87,12 +87,12 @@ def test_rules_of_several_prompts_that_rest_ask_all_streams():
     assert count(rule, grid_of()) == 4 * STEPS
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "pndm:skip_prk_steps=false"])
 def test_samplers_ask_as_often_as_they_say(sampler):
     """With an interval too: a step that asks twice is inside or outside as a whole, and one that
     begins another phase is a first one."""
     for text in ("cfg", "cfg+interval:lo=1", "cfg+interval:lo=0.3,hi=5", "cfg-zero-star"):
-        rule, grid = parse(text), grid_of(sampler)
+        rule, grid = parse(text), grid_of(sampler.partition(":")[0])
         assert count(rule, grid, sampler) == asked(rule, grid, sampler)
 
 
@@ -103,3 +103,12 @@ def test_parts_of_the_way():
     whole = count(rule, grid)
     assert whole == count(rule, grid, last=4) + count(rule, grid, first=4)
     assert STEPS < whole < 2 * STEPS
+
+
+def test_pndm_with_one_step_asks_once():
+    """As the last step of any grid, be it the first that is run."""
+    grid = make_grid(SCHEDULE, "pndm", 1, prediction_type="epsilon")
+    for name in ("pndm", "pndm:skip_prk_steps=false"):
+        assert get_sampler(name).nfe(1) == [1]
+        assert asked(parse("none"), grid, name) == 1
+    assert get_sampler("pndm:skip_prk_steps=false").nfe(5) == [4, 4, 4, 1, 1]

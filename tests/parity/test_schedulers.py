@@ -15,12 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdiff.checkpoints.schedulers import SchedulerOptions, schedule_of, vp_schedule
+from jaxdiff.checkpoints.schedulers import (
+    SchedulerOptions,
+    sampler_name,
+    schedule_of,
+    vp_schedule,
+)
 from jaxdiff.checkpoints.timestep_grids import make_grid, make_host_grid
 from jaxdiff.diffusion.schedules import EDMSchedule
 from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser
-from jaxdiff.samplers.base import SAMPLERS, initial_noise, per_sample_keys, sample, step_noise
+from jaxdiff.samplers.base import get_sampler, initial_noise, per_sample_keys, sample, step_noise
 
 # torch 2.13 inside diffusers, about numpy's copy keyword
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -219,7 +224,7 @@ def ours(config, name, steps, keys, spacing=None, eta=0.0):
         spacing=spacing,
         options=SchedulerOptions.from_config(config),
     )
-    rule = SAMPLERS[name]
+    rule = get_sampler(name).for_schedule(schedule)
     rule = dataclasses.replace(rule, eta=eta) if name == "ddim" else rule
     return np.asarray(sampling(rule, kind)(initial_noise(keys, SHAPE), grid, keys))
 
@@ -315,6 +320,39 @@ NOT_FROM_INFINITY = [case for case in CASES if case[0] != "zero-snr" or case[2] 
 def test_pndm(config, steps, spacing, keys, noises):
     mine = ours(CONFIGS[config], "pndm", steps, keys, spacing)
     close(mine, theirs(with_spacing(CONFIGS[config], spacing), "pndm", steps, noises), TOLERANCE)
+
+
+@pytest.mark.parametrize("steps", [4, 10, 25, 50])  # diffusers needs 4, and strides of even length
+@pytest.mark.parametrize("config", ["sd15", "sd21"])
+def test_pndm_that_begins_with_runge_kutta(config, steps, keys, noises):
+    prk = {**CONFIGS[config], "_class_name": "PNDMScheduler", "skip_prk_steps": False}
+    mine = ours(prk, sampler_name(prk), steps, keys)
+    close(mine, theirs(prk, "pndm", steps, noises), TOLERANCE)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "lcm", "pndm", "ddim", "euler", "dpmpp-2m"])
+def test_a_config_that_names_nothing_but_its_class(sampler, keys, noises, monkeypatch):
+    if sampler == "lcm":
+        draws_from(noises, sampler, monkeypatch)
+    config = {"_class_name": CLASSES[sampler].__name__}
+    clip = {"clip_sample": False} if sampler == "ddim" else {}
+    steps = 10
+    reference = theirs(config | clip, sampler, steps, noises, exact=False)
+    close(ours(config, sampler_name(config), steps, keys), reference, THEIR_TABLE)
+
+
+@pytest.mark.parametrize("steps", [4, 10, 25])
+@pytest.mark.parametrize("spacing", ["linspace", "leading"])
+@pytest.mark.parametrize("name", ["dpmpp-2m", "dpmpp-2s"])
+def test_lambda_min_clipped(name, spacing, steps, keys, noises):
+    clipped = {
+        "_class_name": CLASSES[name].__name__,
+        "beta_schedule": "squaredcos_cap_v2",
+        "lambda_min_clipped": -5.1,
+        "timestep_spacing": spacing,
+    }
+    mine = ours(clipped, name, steps, keys)
+    close(mine, theirs(clipped, name, steps, noises), TOLERANCE)
 
 
 @pytest.mark.parametrize(("config", "steps", "spacing"), NOT_FROM_INFINITY)

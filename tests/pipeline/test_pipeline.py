@@ -1,6 +1,7 @@
 """The whole path against a plain reference, and what must not change a picture."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -127,18 +128,31 @@ def with_scheduler(pipe, folder, name):
 
 
 def test_a_model_with_an_unknown_scheduler_draws_with_a_named_sampler(pipe, tmp_path):
-    copy = jaxdiff.load(with_scheduler(pipe, tmp_path / "copy", "KDPM2DiscreteScheduler"))
+    copy = jaxdiff.load(with_scheduler(pipe, tmp_path / "copy", "SASolverScheduler"))
     with pytest.raises(InputError, match="sampler: got none for a model whose scheduler"):
         copy(PROMPT, steps=2)
     assert copy(PROMPT, steps=2, sampler="euler", output="latent").images.shape == (1, 8, 8, 4)
     other = jaxdiff.load(with_scheduler(pipe, tmp_path / "other", "PNDMScheduler"))
-    assert other.defaults.sampler == "pndm"
+    assert other.defaults.sampler == "pndm:skip_prk_steps=false"
     distilled = jaxdiff.load(with_scheduler(pipe, tmp_path / "distilled", "LCMScheduler"))
     defaults = distilled.defaults
     assert (defaults.sampler, defaults.steps, defaults.guidance_scale) == ("lcm", 4, 1.0)
     assert distilled(PROMPT, output="latent").images.shape == (1, 8, 8, 4)
     with pytest.raises(InputError, match="steps: got 51, expected at most the 50"):
         distilled(PROMPT, steps=51)
+
+
+def test_a_folder_of_a_latent_consistency_model(pipe, tmp_path):
+    folder = with_scheduler(pipe, tmp_path / "lcm", "LCMScheduler")
+    index = folder / "model_index.json"
+    name = "LatentConsistencyModelPipeline"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": name}))
+    model = jaxdiff.load(folder)
+    defaults = model.defaults
+    assert (defaults.sampler, defaults.steps, defaults.guidance_scale) == ("lcm", 4, 8.5)
+    model.save(tmp_path / "copy")
+    saved = json.loads((tmp_path / "copy/model_index.json").read_text())
+    assert (saved["_class_name"], saved["safety_checker"]) == (name, [None, None])
 
 
 def test_save_and_load_draws_the_same_image(pipe, tmp_path):
