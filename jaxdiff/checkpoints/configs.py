@@ -2,7 +2,7 @@
 
 diffusers' configs hold a class's constructor arguments and little else. transformers' configs
 carry the settings of every model there is, from beam search to label names. What neither changes
-the network nor is known here is an error: it may well change the network.
+the network nor is known here is an error: it may well change the network. `config_keys` lists them.
 """
 
 import dataclasses
@@ -10,54 +10,31 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from jaxdiff.checkpoints.config_keys import DIFFUSERS_NO_EFFECT, TRANSFORMERS_NO_EFFECT, names
 from jaxdiff.checkpoints.schedulers import CORRECTING_PIPELINES
 from jaxdiff.core.configs import from_mapping, prefix_errors
 
 C = TypeVar("C")
 
-# fmt: off
-# Settings of transformers' PretrainedConfig, any version, that leave a CLIP tower as it is.
-_TRANSFORMERS = frozenset({
-    "architectures", "attention_dropout", "attn_implementation", "bad_words_ids",
-    "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
-    "decoder_start_token_id", "diversity_penalty", "do_sample", "dropout", "dtype",
-    "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
-    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
-    "forced_eos_token_id", "gradient_checkpointing", "id2label", "initializer_factor",
-    "initializer_range", "label2id", "length_penalty", "logit_scale_init_value", "max_length",
-    "min_length", "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
-    "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores",
-    "pad_token_id", "prefix", "problem_type", "projection_dim", "pruned_heads",
-    "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate",
-    "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss",
-    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
-    "transformers_version", "typical_p", "use_bfloat16", "use_cache",
-})
 # Structure that CLIP does not have: fine as long as it says so.
-_ABSENT = {
+ABSENT = {
     "add_cross_attention": False,
     "cross_attention_hidden_size": None,
     "is_decoder": False,
     "is_encoder_decoder": False,
     "tie_encoder_decoder": False,
 }
-# diffusers' EMA wrapper and its former Flax classes add these to a component's config.
-_DIFFUSERS = frozenset({
-    "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step",
-    "use_ema_warmup", "split_head_dim", "use_memory_efficient_attention",
-})
-# fmt: on
 
 
 def from_diffusers(cls: type[C], raw: Mapping[str, Any], *, source: str) -> C:
     """The dataclass of a diffusers component's config; InputError for a field not known here."""
-    return _from(cls, raw, _DIFFUSERS, source)
+    return _from(cls, raw, names(DIFFUSERS_NO_EFFECT), source)
 
 
 def from_transformers(cls: type[C], raw: Mapping[str, Any], *, source: str) -> C:
     """The dataclass of a CLIP tower's config; InputError for a field not known here."""
-    known = {k: v for k, v in raw.items() if k not in _ABSENT or v != _ABSENT[k]}
-    return _from(cls, known, _TRANSFORMERS, source)
+    known = {k: v for k, v in raw.items() if k not in ABSENT or v != ABSENT[k]}
+    return _from(cls, known, names(TRANSFORMERS_NO_EFFECT), source)
 
 
 def _from(cls: type[C], raw: Mapping[str, Any], foreign: frozenset[str], source: str) -> C:

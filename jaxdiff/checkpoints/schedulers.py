@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdiff.checkpoints.config_keys import SCHEDULER_KEYS
 from jaxdiff.checkpoints.prediction_type import FLOW, stored_prediction_type
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, one_of
@@ -181,9 +182,9 @@ class SchedulerConvention:
     clips_lambda: bool = False  # lambda_min_clipped counts
     in_sigma_space: bool = False  # sigmas must be finite; a checkpoint's sigma schedule applies
     sigma_range_from_timesteps: bool = False  # a sigma schedule spans those of the timesteps
-    scale_initial_noise: bool = (
-        False  # linspace and trailing start from sigma * noise, not 1 * noise
-    )
+    # diffusers carries x / alpha: linspace and trailing start from sigma * noise, not noise, and
+    # latents that others get, or give for the rest of the way, are x / alpha
+    carries_x_over_alpha: bool = False
 
 
 _SIGMAS = SchedulerConvention(
@@ -192,7 +193,7 @@ _SIGMAS = SchedulerConvention(
     final_sigma="final_sigmas_type",
     in_sigma_space=True,
     sigma_range_from_timesteps=True,
-    scale_initial_noise=True,
+    carries_x_over_alpha=True,
 )
 _DPM_SOLVER = SchedulerConvention(
     spacing="linspace", extra_points=1, final_sigma="final_sigmas_type", in_sigma_space=True
@@ -256,10 +257,11 @@ class SchedulerOptions:
         Raises InputError where it asks for what is not here. Keys of other scheduler classes are
         common in these files and are passed over.
         """
-        for key, only in _SUPPORTED.items():
-            if key in config and config[key] not in only:
+        for key, effect in SCHEDULER_KEYS.items():
+            if effect.accepted and key in config and config[key] not in effect.accepted:
                 raise InputError(
-                    f"scheduler_config.json: {key}: got {config[key]!r}, expected {only[0]!r}"
+                    f"scheduler_config.json: {key}: got {config[key]!r}, "
+                    f"expected {effect.accepted[0]!r}"
                 )
         names = {f.name for f in dataclasses.fields(cls)} - {"sigma_schedule"}
         values = {k: v for k, v in config.items() if k in names and v is not None}
@@ -273,20 +275,6 @@ class SchedulerOptions:
             )
         curves = [name for name in SIGMA_SCHEDULES if config.get(f"use_{name}_sigmas")]
         return cls(sigma_schedule=curves[0] if curves else None, **values)
-
-
-_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "thresholding": (False, None),
-    "use_beta_sigmas": (False, None),
-    "use_lu_lambdas": (False, None),
-    "use_flow_sigmas": (False, None),
-    "invert_sigmas": (False, None),
-    "stochastic_sampling": (False, None),
-    "interpolation_type": ("linear", None),
-    "timestep_type": ("discrete", None),
-    "sigma_min": (None,),
-    "sigma_max": (None,),
-}
 
 
 def _clips(config: Mapping[str, Any]) -> bool:

@@ -115,7 +115,7 @@ def _vp_grid(
         t, sigma_edm = _apply_sigma_schedule(sigma_schedule, schedule, table, sigma_edm, convention)
     final = table[0] if _ends_at_sigma_min(convention, options) else 0.0
     alpha, sigma = alpha_sigma_from_edm(np.append(sigma_edm, final))
-    below_one = convention.scale_initial_noise and times != "leading"
+    below_one = convention.carries_x_over_alpha and times != "leading"
     return HostTimestepGrid(np.append(t, 0.0), alpha, sigma, float(sigma[0]) if below_one else 1.0)
 
 

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
-from jaxdiff.checkpoints.timestep_grids import make_grid
+from jaxdiff.checkpoints.timestep_grids import convention_of, make_grid
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array, Bool, Float, Key, NDArray, UInt8
+from jaxdiff.core.types import Array, Bool, Float, Int, Key, NDArray, UInt8
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.schedules import Schedule
@@ -189,7 +189,8 @@ def start_level(grid: TimestepGrid, requests: Requests) -> StartLevel:
     noise, count = np.asarray(grid.init_noise_sigma), len(requests)
     sigma, alpha = noise, None
     if requests[0].denoising_start is not None:
-        sigma, alpha = np.zeros(count, np.float32), np.ones(count, np.float32)
+        sigma = np.zeros(count, np.float32)
+        alpha = handed_scale(grid, np.asarray(grid.first), requests)
     elif requests[0].image is not None:
         # a mask at full strength leaves nothing of what it covers
         full = np.array([each.strength == 1 and each.mask is not None for each in requests])
@@ -197,6 +198,19 @@ def start_level(grid: TimestepGrid, requests: Requests) -> StartLevel:
         sigma = np.where(full, noise, np.asarray(grid.sigma)[starts])
         alpha = np.where(full, np.float32(0), np.asarray(grid.alpha)[starts])
     return StartLevel(*cast(Any, (sigma, alpha)))
+
+
+def handed_scale(
+    grid: TimestepGrid, step: Int[NDArray, "b"], requests: Requests
+) -> Float[NDArray, "b"]:
+    """x in units of the latents that a call gives or takes in the middle of the way.
+
+    These are what diffusers' scheduler of the sampler carries, x or x / alpha, at level `step`.
+    """
+    alpha = np.asarray(grid.alpha)
+    if not convention_of(requests[0].sampler).carries_x_over_alpha:
+        return np.ones(len(alpha), np.float32)
+    return alpha[np.arange(len(alpha)), step]
 
 
 def tile_size(tile: int | None, size: tuple[int, int], downscale: int) -> int | None:
@@ -256,6 +270,7 @@ class ImageGenerator:
                 rows_of = Requests(batch[i] for i in padding)
                 run = Run(rows_of, rule, timer, tile, settings)
                 latents, intermediates = self._denoise(padded, run)
+                latents = self._handed_over(latents, padded.grid, batch)
                 if settings.output != "latent":
                     with timer("decode_s"):
                         images, finite = self._decode(latents, tile)
@@ -273,6 +288,15 @@ class ImageGenerator:
                     },
                     timings=timer.timings(),
                 )
+
+    def _handed_over(
+        self, latents: BatchArray, grid: TimestepGrid, requests: Requests
+    ) -> BatchArray:
+        """Latents as a call gives them."""
+        scale = handed_scale(grid, np.asarray(grid.last), requests)
+        if np.all(scale == 1):
+            return latents
+        return self._stages.shard(self._stages.gather(latents) / scale[:, None, None, None])
 
     def _lengths(self, requests: Requests, rule: Guidance) -> list[tuple[int, ...]]:
         """How many chunks the prompts of each image have, for each network."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.checkpoints.timestep_grids import convention_of
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
@@ -13,7 +14,7 @@ from jaxdiff.families.registry import request_options
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.output import Output, Settings
 from jaxdiff.pipeline.pipeline import Pipeline
-from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.request import Request, Requests
 
 MAX_ENLARGEMENT = 8.0
 STRENGTH = 0.7  # of the second pass of a hires fix
@@ -124,8 +125,26 @@ def refined(
         shared = {k: v for k, v in shared.items() if k not in ("prompt_2", "negative_prompt_2")}
     if shared.get("steps") is None:
         shared["steps"] = first.request.steps
-    second = refiner(*arguments, **shared, image=first.images, denoising_start=start, output=output)
+    settings = {name: shared.pop(name) for name in _SETTINGS & shared.keys()}
+    requests = refiner.resolve(*arguments, **shared, image=first.images, denoising_start=start)
+    second = refiner.generate(_taking_over(refiner, requests, first), output=output, **settings)
     return _together(first, second)
+
+
+def _taking_over(refiner: Pipeline, requests: Requests, first: Output) -> Sequence[Request]:
+    """`requests` with latents of `first` as their samplers take them: x, or x / alpha."""
+    given, taken = (
+        [convention_of(each.sampler).carries_x_over_alpha for each in of]
+        for of in (first.requests, requests)
+    )
+    if given == taken:
+        return requests
+    powers = np.subtract(given, taken, dtype=np.float32)
+    scales = refiner.start_alpha(requests) ** powers
+    return [
+        dataclasses.replace(request, image=np.float32(scale) * request.image)
+        for request, scale in zip(requests, scales, strict=True)
+    ]
 
 
 def _read_by(pipe: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:

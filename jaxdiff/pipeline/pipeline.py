@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Unpack, cast
 
+import numpy as np
+
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
@@ -95,7 +97,8 @@ class Pipeline(LoadedModel):
         intermediate_steps: steps, counted from 0, whose latents `Output.intermediates` has.
 
         `denoising_start` and `denoising_end` run only a part of the process, as fractions of it, so
-        that another model can continue with the latents. Raises InputError.
+        that another model can continue with the latents: x, and x / alpha with samplers of which
+        diffusers' schedulers carry that, such as "euler" and "heun". Raises InputError.
         """
         return self.generate(
             self.resolve(prompt, image=image, mask=mask, latents=latents, **options),
@@ -170,3 +173,8 @@ class Pipeline(LoadedModel):
         requests = self.resolve(prompt, image=image, **inversion_options(options))
         inverter = ImageInverter(self._facts, self.stages, self._tokenizers, self._auxiliary)
         return inverter.invert(requests, batch_size)
+
+    def start_alpha(self, requests: Sequence[Request]) -> Float[NDArray, "b"]:
+        """alpha of the noise level from which the steps of each image begin."""
+        grid = self._facts.grid(requests)
+        return np.asarray(grid.alpha)[np.arange(len(requests)), np.asarray(grid.first)]

@@ -150,6 +150,7 @@ def test_base_then_refiner(tmp_path_factory, noise):
     want = refiner(PROMPT, image=middle, denoising_start=0.8, **way, **options).images
     way = {"steps": STEPS, "output": "latent"}
     got = our_base(PROMPT, latents=noise, denoising_end=0.8, **way, **options).images
+    agree(got, middle)
     got = our_refiner(PROMPT, image=got, denoising_start=0.8, **way, **options).images
     agree(got, want)
 

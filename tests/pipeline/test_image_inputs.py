@@ -10,7 +10,7 @@ from jaxdiff.checkpoints.key_mapping import torch_shape
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline import image_inputs
-from jaxdiff.pipeline.hires_fix import hires_fix, refine
+from jaxdiff.pipeline.hires_fix import hires_fix, refine, refined
 from jaxdiff.pipeline.image_inputs import by_request, image_array, mask_array
 
 PROMPT = "a small red circle"
@@ -57,6 +57,31 @@ def test_two_parts_of_the_way_are_the_whole(single, sampler):
     assert near(half, whole) > 1e-2
     rest = single(PROMPT, image=half, denoising_start=0.6, **way).images
     assert near(rest, whole) < 1e-6
+
+
+def test_latents_on_the_way_are_those_of_diffusers_schedulers(single):
+    """x / alpha where these carry it; both samplers make the same step."""
+    way = {"steps": 5, "timestep_spacing": "trailing", "denoising_end": 0.6, **LATENT}
+    noise = np.random.default_rng(0).standard_normal((1, 8, 8, 4)).astype(np.float32)
+    x = single(PROMPT, sampler="ddim", latents=noise, **way).images
+    ratio = single(PROMPT, sampler="euler", latents=noise / single.schedule.sigma[-1], **way).images
+    assert near(single.schedule.alpha[399] * ratio, x) < 1e-5
+    rest = {"denoising_start": 0.6, "steps": 5, "timestep_spacing": "trailing", **LATENT}
+    ends = [
+        single(PROMPT, image=z, sampler=s, **rest).images
+        for z, s in ((x, "ddim"), (ratio, "euler"))
+    ]
+    assert near(*ends) < 1e-5
+
+
+def test_a_refiner_takes_over_from_another_sampler(single):
+    """DDIM and Euler make the same steps, so that who makes them makes no difference."""
+    way = {"steps": 5, "timestep_spacing": "leading", **LATENT}
+    whole = single(PROMPT, sampler="ddim", **way).images
+    for pair in (("ddim", "euler"), ("euler", "ddim")):
+        first = single(PROMPT, sampler=pair[0], denoising_end=0.6, **way)
+        after = refined(single, first, PROMPT, start=0.6, sampler=pair[1], **way)
+        assert near(after.images, whole) < 1e-5
 
 
 def test_handing_over_to_the_same_model_changes_nothing(single):
