@@ -49,15 +49,16 @@ SCHEDULER_KEYS: dict[str, Effect] = {
     "steps_offset": counts("with leading spacing; 1 in Stable Diffusion 1 and 2"),
     "set_alpha_to_one": counts("where ddim and pndm end"),
     "skip_prk_steps": counts("chooses pndm or pndm:skip_prk_steps=false"),
-    "original_inference_steps": counts("timesteps of lcm"),
+    "original_inference_steps": counts("timesteps of lcm and tcd"),
     "use_karras_sigmas": counts("the sigma schedule"),
     "use_exponential_sigmas": counts("the sigma schedule"),
+    "use_beta_sigmas": counts("the sigma schedule"),
     "final_sigmas_type": counts(f"where the last step ends; in solvers, {_SAMPLER}"),
     "lambda_min_clipped": counts("with DPM-Solver"),
     "algorithm_type": counts(_SAMPLER),
     "solver_order": counts(_SAMPLER),
     "lower_order_final": counts(
-        f"with unipc, {_SAMPLER}; else steps to a clean image are of first order anyway"
+        f"with unipc and deis, {_SAMPLER}; else steps to a clean image are of first order anyway"
     ),
     "solver_type": counts(_SAMPLER),
     "euler_at_final": counts(_SAMPLER),
@@ -75,7 +76,6 @@ SCHEDULER_KEYS: dict[str, Effect] = {
     "max_image_seq_len": counts(_DYNAMIC),
     "shift_terminal": counts("of flows"),
     "thresholding": refused("dynamic thresholding", False, None),
-    "use_beta_sigmas": refused("a sigma schedule", False, None),
     "use_lu_lambdas": refused("a sigma schedule", False, None),
     "use_flow_sigmas": refused("flows in solvers of other schedules", False, None),
     "invert_sigmas": refused("a flow from images to noise", False, None),

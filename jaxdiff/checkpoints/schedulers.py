@@ -69,7 +69,12 @@ SCHEDULERS: dict[str, dict[str, Options]] = {
             "final_sigmas_type": ("zero",),
         }
     },
+    "LMSDiscreteScheduler": {"lms": {}},
+    "KDPM2DiscreteScheduler": {"kdpm2": {}},
+    "KDPM2AncestralDiscreteScheduler": {"kdpm2-ancestral": {}},
+    "DEISMultistepScheduler": {"deis": {"solver_order": (2,), "lower_order_final": (True,)}},
     "LCMScheduler": {"lcm": {"timestep_scaling": (10.0,)}},
+    "TCDScheduler": {"tcd": {}},
     FLOW: {"euler": {}},
 }
 
@@ -78,7 +83,10 @@ SCHEDULERS: dict[str, dict[str, Options]] = {
 _HEUN = {"beta_start": 0.00085, "beta_end": 0.012}
 CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "HeunDiscreteScheduler": _HEUN,
+    "KDPM2DiscreteScheduler": _HEUN,
+    "KDPM2AncestralDiscreteScheduler": _HEUN,
     "LCMScheduler": {**_HEUN, "beta_schedule": "scaled_linear"},
+    "TCDScheduler": {**_HEUN, "beta_schedule": "scaled_linear"},
 }
 # Classes whose samplers clip the image of every step to [-1, 1] in diffusers, and whether they do
 # where `clip_sample` is missing.
@@ -177,7 +185,9 @@ class SchedulerConvention:
         0  # points that leading and linspace place beyond the steps, at the clean end
     )
     integer_timesteps: bool = True  # the network only sees the timesteps of training
-    final_sigma: str = "zero"  # "zero", or the name of the option that decides
+    rounds_karras: bool = False  # the times of karras sigmas are whole ones ...
+    rounds_karras_of_cosine: bool = True  # ... of cosine schedules too
+    final_sigma: str = "zero"  # "zero", "sigma_min", or the name of the option that decides
     set_alpha_to_one_default: bool = True  # the default of the option set_alpha_to_one
     clips_lambda: bool = False  # lambda_min_clipped counts
     in_sigma_space: bool = False  # sigmas must be finite; a checkpoint's sigma schedule applies
@@ -196,7 +206,11 @@ _SIGMAS = SchedulerConvention(
     carries_x_over_alpha=True,
 )
 _DPM_SOLVER = SchedulerConvention(
-    spacing="linspace", extra_points=1, final_sigma="final_sigmas_type", in_sigma_space=True
+    spacing="linspace",
+    extra_points=1,
+    final_sigma="final_sigmas_type",
+    in_sigma_space=True,
+    rounds_karras=True,
 )
 # Those of samplers that are not here are the defaults.
 CONVENTIONS: dict[str, SchedulerConvention] = {
@@ -204,14 +218,20 @@ CONVENTIONS: dict[str, SchedulerConvention] = {
     "pndm": SchedulerConvention(final_sigma="set_alpha_to_one", set_alpha_to_one_default=False),
     "euler": _SIGMAS,
     "euler-ancestral": dataclasses.replace(_SIGMAS, final_sigma="zero"),
-    "heun": dataclasses.replace(_SIGMAS, final_sigma="zero"),
+    **dict.fromkeys(("heun", "lms"), dataclasses.replace(_SIGMAS, final_sigma="zero")),
+    **dict.fromkeys(
+        ("kdpm2", "kdpm2-ancestral"),
+        dataclasses.replace(_SIGMAS, final_sigma="zero", rounds_karras=True),
+    ),
     "dpmpp-2s": dataclasses.replace(_DPM_SOLVER, fixed_spacing=True, clips_lambda=True),
     **dict.fromkeys(
         ("dpmpp-2m", "dpmpp-2m-sde", "dpmpp-3m-sde"),
-        dataclasses.replace(_DPM_SOLVER, clips_lambda=True),
+        dataclasses.replace(_DPM_SOLVER, clips_lambda=True, rounds_karras_of_cosine=False),
     ),
     "unipc": _DPM_SOLVER,
+    "deis": dataclasses.replace(_DPM_SOLVER, final_sigma="sigma_min"),
     "lcm": SchedulerConvention(spacing="lcm", fixed_spacing=True),
+    "tcd": SchedulerConvention(spacing="lcm", fixed_spacing=True, final_sigma="sigma_min"),
 }
 
 

@@ -163,14 +163,17 @@ def _apply_sigma_schedule(
     )
     sigma_edm = SIGMA_SCHEDULES[sigma_schedule](first, last, len(sigma_edm))
     t = schedule.time_of(sigma_edm)
-    if convention.integer_timesteps and convention.in_sigma_space:
-        # So does DPM-Solver in diffusers; elsewhere the network gets the fractional timestep.
-        exact = sigma_schedule == "karras" and schedule.beta_schedule not in (
-            "squaredcos_cap_v2",
-            "cosine",
-        )
-        t = np.round(t) if exact else np.floor(t)
+    # So do these in diffusers; elsewhere the network gets the fractional timestep.
+    if sigma_schedule == "karras" and _rounds_karras(convention, schedule):
+        t = np.round(t)
+    elif convention.integer_timesteps and convention.in_sigma_space:
+        t = np.floor(t)
     return t, sigma_edm
+
+
+def _rounds_karras(convention: SchedulerConvention, schedule: VPSchedule) -> bool:
+    cosine = schedule.beta_schedule in ("squaredcos_cap_v2", "cosine")
+    return convention.rounds_karras and (convention.rounds_karras_of_cosine or not cosine)
 
 
 def interpolate(table: Float[NDArray, "T"], t: Float[NDArray, "n"]) -> Float[NDArray, "n"]:
@@ -188,6 +191,8 @@ def _ends_at_sigma_min(convention: SchedulerConvention, options: SchedulerOption
     if convention.final_sigma == "set_alpha_to_one":
         chosen = options.set_alpha_to_one
         return not (convention.set_alpha_to_one_default if chosen is None else chosen)
+    if convention.final_sigma == "sigma_min":
+        return True
     return (
         convention.final_sigma == "final_sigmas_type" and options.final_sigmas_type == "sigma_min"
     )

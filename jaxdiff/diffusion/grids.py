@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import betaincinv
 
 from jaxdiff.core.types import Array, Float, Int, NDArray
 from jaxdiff.diffusion.denoising import NoiseLevel
@@ -39,6 +40,11 @@ def exponential(first: float, last: float, n: int) -> Float[NDArray, "n"]:
     return np.exp(np.linspace(np.log(first), np.log(last), n))
 
 
+def beta(first: float, last: float, n: int) -> Float[NDArray, "n"]:
+    """EDM sigmas at quantiles of Beta(0.6, 0.6), which are dense at both ends (2407.12173)."""
+    return last + (first - last) * betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, n))
+
+
 # A timestep spacing takes T, the number of steps and of extra points at the clean end; a sigma
 # schedule takes the first and the last sigma and the number of steps.
 TIMESTEP_SPACINGS: dict[str, Callable[[int, int, int], NDArray]] = {
@@ -49,6 +55,7 @@ TIMESTEP_SPACINGS: dict[str, Callable[[int, int, int], NDArray]] = {
 SIGMA_SCHEDULES: dict[str, Callable[[float, float, int], NDArray]] = {
     "karras": karras,
     "exponential": exponential,
+    "beta": beta,
 }
 SPACINGS = (*TIMESTEP_SPACINGS, *SIGMA_SCHEDULES)
 

@@ -22,14 +22,18 @@ from jaxdiff.samplers.base import (
 )
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
+from jaxdiff.samplers.deis import DEIS
 from jaxdiff.samplers.dpmpp_2m import DPMpp2M
 from jaxdiff.samplers.dpmpp_2s import DPMpp2S
 from jaxdiff.samplers.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE
 from jaxdiff.samplers.euler import Euler, EulerAncestral
 from jaxdiff.samplers.heun import Heun
 from jaxdiff.samplers.inversion import invert
+from jaxdiff.samplers.kdpm2 import KDPM2, KDPM2Ancestral
 from jaxdiff.samplers.lcm import LCM
+from jaxdiff.samplers.lms import LMS
 from jaxdiff.samplers.pndm import PNDM
+from jaxdiff.samplers.tcd import TCD
 from jaxdiff.samplers.unipc import UniPC
 
 __all__ = [
@@ -59,7 +63,12 @@ SAMPLERS |= {
     "dpmpp-2m-sde": DPMpp2MSDE(),
     "dpmpp-3m-sde": DPMpp3MSDE(),
     "unipc": UniPC(),
+    "lms": LMS(),
+    "kdpm2": KDPM2(),
+    "kdpm2-ancestral": KDPM2Ancestral(),
+    "deis": DEIS(),
     "lcm": LCM(),
+    "tcd": TCD(),
 }
 
 

@@ -27,8 +27,11 @@ from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser
 from jaxdiff.samplers.base import get_sampler, initial_noise, per_sample_keys, sample, step_noise
 
-# torch 2.13 inside diffusers, about numpy's copy keyword
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# torch 2.13 inside diffusers, about numpy's keywords
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning",
+    "ignore:__array_wrap__ must accept:DeprecationWarning",
+)
 
 SHAPE = (4, 4, 2)
 SEEDS = (0, 1, 2)
@@ -82,7 +85,12 @@ CLASSES = {
     "dpmpp-2m-sde": diffusers.DPMSolverMultistepScheduler,
     "dpmpp-3m-sde": diffusers.DPMSolverMultistepScheduler,
     "unipc": diffusers.UniPCMultistepScheduler,
+    "lms": diffusers.LMSDiscreteScheduler,
+    "kdpm2": diffusers.KDPM2DiscreteScheduler,
+    "kdpm2-ancestral": diffusers.KDPM2AncestralDiscreteScheduler,
+    "deis": diffusers.DEISMultistepScheduler,
     "lcm": diffusers.LCMScheduler,
+    "tcd": diffusers.TCDScheduler,
 }
 # What those classes are told besides the config of the checkpoint.
 CHOICES = {
@@ -96,11 +104,13 @@ CHOICES = {
         "lower_order_final": False,
     },
 }
-NOT_IN_RATIOS = ("ddpm", "ddim", "pndm", "lcm")
+NOT_IN_RATIOS = ("ddpm", "ddim", "pndm", "lcm", "tcd")
+# They carry x / alpha, up to 4096, and divide what that is rounded by by r'.
+CARRY_RATIOS = ("heun", "lms", "kdpm2", "kdpm2-ancestral")
 # They round or cut the times of a curve to whole ones.
-SOLVERS = ("dpmpp-2s", "dpmpp-2m", "dpmpp-2m-sde", "dpmpp-3m-sde", "unipc")
+SOLVERS = ("dpmpp-2s", "dpmpp-2m", "dpmpp-2m-sde", "dpmpp-3m-sde", "unipc", "deis")
 SPACINGS = (None, "leading", "linspace", "trailing")
-CURVES = ("karras", "exponential")
+CURVES = ("karras", "exponential", "beta")
 
 
 def formula(xp, kind, x, t, pattern):
@@ -196,8 +206,7 @@ def theirs(config, name, steps, noises, eta=0.0, exact=True):
     scheduler = scheduler_for(config, name, steps, exact)
     kind = config.get("prediction_type", "epsilon")
     x = torch.from_numpy(noises[-1]) * scheduler.init_noise_sigma
-    if name == "heun":
-        # It carries x / alpha, up to 4096, and divides what that is rounded by by r'.
+    if name in (*CARRY_RATIOS, "deis"):  # whose coefficients are differences of rho log rho
         x, scheduler.sigmas = x.double(), scheduler.sigmas.double()
     for i, t in enumerate(scheduler.timesteps):
         seen = scheduler.scale_model_input(x, t)
@@ -257,7 +266,8 @@ def close(mine, reference, tolerance):
 # On the same table both round in float32: 6e-8 at each operation, which the first step multiplies
 # by sigma / alpha = 15. The largest measured is 1e-5, the median 5e-7.
 TOLERANCE = 2e-5
-# Euler in diffusers carries x / alpha, which starts at 4096 where the SNR is zero.
+# Euler in diffusers carries x / alpha, which starts at 4096 where the SNR is zero; a polynomial
+# through ratios from there to 1 multiplies their rounding.
 EULER_FROM_ZERO_SNR = 1e-3
 # The float32 product of diffusers is off by up to 3e-5 in 1 - abar.
 THEIR_TABLE = 5e-5
@@ -266,7 +276,7 @@ CASES = list(itertools.product(CONFIGS, (2, 4, 25, 50), SPACINGS))
 
 
 def tolerance(name, config):
-    from_infinity = name.startswith("euler") and config == "zero-snr"
+    from_infinity = name in ("euler", "euler-ancestral", "lms") and config == "zero-snr"
     return EULER_FROM_ZERO_SNR if from_infinity else TOLERANCE
 
 
@@ -280,7 +290,9 @@ def test_diffusers_as_it_is(name, config, steps, keys, noises):
 
 
 @pytest.mark.parametrize(("config", "steps", "spacing"), CASES)
-@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpmpp-2m", "unipc"])
+@pytest.mark.parametrize(
+    "name", ["ddim", "euler", "heun", "lms", "kdpm2", "dpmpp-2m", "unipc", "deis"]
+)
 def test_deterministic_samplers(name, config, steps, spacing, keys, noises):
     mine = ours(CONFIGS[config], name, steps, keys, spacing)
     reference = theirs(with_spacing(CONFIGS[config], spacing), name, steps, noises)
@@ -289,7 +301,9 @@ def test_deterministic_samplers(name, config, steps, spacing, keys, noises):
 
 @pytest.mark.parametrize(("config", "steps"), list(itertools.product(CONFIGS, (4, 25, 50))))
 @pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp-2s", "dpmpp-2m", "unipc"])
+@pytest.mark.parametrize(
+    "name", ["euler", "heun", "lms", "kdpm2", "dpmpp-2s", "dpmpp-2m", "unipc", "deis"]
+)
 def test_curves(name, curve, config, steps, keys, noises):
     mine = ours(CONFIGS[config], name, steps, keys, curve)
     reference = theirs(with_spacing(CONFIGS[config], curve), name, steps, noises)
@@ -393,7 +407,9 @@ def third_order_update(scheduler, images, *, sample, noise):
 
 
 @pytest.mark.parametrize(("config", "steps", "spacing"), CASES)
-@pytest.mark.parametrize("name", ["ddpm", "euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde"])
+@pytest.mark.parametrize(
+    "name", ["ddpm", "euler-ancestral", "kdpm2-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde"]
+)
 def test_samplers_with_noise(name, config, steps, spacing, keys, noises, monkeypatch):
     draws_from(noises, name, monkeypatch)
     mine = ours(CONFIGS[config], name, steps, keys, spacing)
@@ -402,17 +418,19 @@ def test_samplers_with_noise(name, config, steps, spacing, keys, noises, monkeyp
 
 
 @pytest.mark.parametrize(("config", "steps"), list(itertools.product(CONFIGS, (2, 4, 25, 50))))
-@pytest.mark.parametrize("name", ["dpmpp-2s", "lcm"])
+@pytest.mark.parametrize("name", ["dpmpp-2s", "lcm", "tcd"])
 def test_samplers_with_a_spacing_of_their_own(name, config, steps, keys, noises, monkeypatch):
     """On the one spacing that these schedulers know, whatever a config says."""
-    if name == "lcm":
+    if name in ("lcm", "tcd"):
         draws_from(noises, name, monkeypatch)
     mine = ours(CONFIGS[config], name, steps, keys)
     close(mine, theirs(CONFIGS[config], name, steps, noises), TOLERANCE)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("name", [name for name in CLASSES if name not in ("dpmpp-2s", "lcm")])
+@pytest.mark.parametrize(
+    "name", [name for name in CLASSES if name not in ("dpmpp-2s", "lcm", "tcd")]
+)
 def test_times_for_any_number_of_steps(name, spacing):
     config = with_spacing(CONFIGS["sd15"], spacing)
     scheduler = CLASSES[name].from_config(config)
@@ -439,6 +457,7 @@ FLOWS = {
     "terminal": {"use_dynamic_shifting": True, "shift_terminal": 0.1},
     "karras": {"shift": 3.0, "use_karras_sigmas": True},
     "exponential": {"shift": 3.0, "use_exponential_sigmas": True},
+    "beta": {"shift": 3.0, "use_beta_sigmas": True},
 }
 
 

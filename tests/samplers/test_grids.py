@@ -155,7 +155,7 @@ def test_options_of_a_checkpoint_and_the_users_choice():
     "config",
     [
         {"thresholding": True},
-        {"use_beta_sigmas": True},
+        {"use_lu_lambdas": True},
         {"timestep_type": "continuous"},
         {"timestep_spacing": "leaping"},
         {"final_sigmas_type": "one"},

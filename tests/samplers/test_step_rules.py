@@ -174,6 +174,76 @@ def test_3m_sde_is_exact_for_parabolas():
     np.testing.assert_allclose(carry.x, expected, atol=1e-13)
 
 
+def along_a_noise(sampler, ratios, noise):
+    """x / alpha after the steps of a sampler where the noise is a function of the ratio alone."""
+
+    def denoise(x, level, memory):
+        eps = noise(level.sigma / level.alpha) + jnp.zeros_like(x)
+        return Prediction((x - level.sigma * eps) / level.alpha, eps), memory
+
+    levels = [level_at(jnp.asarray(r), step=i, steps=20) for i, r in enumerate(ratios)]
+    levels = [each._replace(alpha=each.alpha[0], sigma=each.sigma[0]) for each in levels]
+    carry = init_state(jnp.array([0.3]), sampler=sampler.for_schedule(RATIO_SCHEDULE))
+    ends = []
+    for here, there in itertools.pairwise(levels):
+        carry = sampler.step(denoise, carry, here, there, lambda: jnp.zeros(1))
+        ends.append(float((carry.x / there.alpha)[0]))
+    return ends
+
+
+def test_lms_is_exact_for_cubics():
+    """From its fourth step on x / alpha is the integral of a noise that is a cubic in the ratio."""
+    ratios = [3.0, 2.0, 1.5, 0.8, 0.35, 0.0]
+    ends = along_a_noise(SAMPLERS["lms"], ratios, lambda r: 0.4 - 0.7 * r + 0.5 * r**2 + 0.2 * r**3)
+
+    def integral(r):
+        return 0.4 * r - 0.35 * r**2 + 0.5 / 3 * r**3 + 0.05 * r**4
+
+    for (r, r_next), (x, x_next) in zip(
+        itertools.pairwise(ratios[3:]), itertools.pairwise(ends[2:]), strict=True
+    ):
+        assert x_next - x == pytest.approx(integral(r_next) - integral(r), abs=1e-13)
+
+
+def test_deis_is_exact_for_lines_in_the_logarithm():
+    ratios = [3.0, 2.0, 1.5, 0.8]
+    ends = along_a_noise(SAMPLERS["deis"], ratios, lambda r: 0.4 - 0.7 * jnp.log(r))
+
+    def integral(r):
+        return 0.4 * r - 0.7 * (r * np.log(r) - r)
+
+    for (r, r_next), (x, x_next) in zip(
+        itertools.pairwise(ratios[1:]), itertools.pairwise(ends), strict=True
+    ):
+        assert x_next - x == pytest.approx(integral(r_next) - integral(r), abs=1e-13)
+
+
+def test_kdpm2_is_the_step_of_the_paper(pair):
+    here, there = pair
+    x = jnp.linspace(-2.0, 2.0, 9)
+    r, r_next = here.sigma / here.alpha, there.sigma / there.alpha
+    u = x / here.alpha
+    d = (u - jnp.tanh(x)) / r
+    expected = u + (r_next - r) * d
+    if r_next > 0:
+        middle = jnp.sqrt(r * r_next)
+        at = u + (middle - r) * d
+        expected = u + (r_next - r) * (at - jnp.tanh(at / jnp.sqrt(1 + middle**2))) / middle
+    got = one_step(SAMPLERS["kdpm2"].for_schedule(RATIO_SCHEDULE), *pair, x, x)
+    np.testing.assert_allclose(got, there.alpha * expected, atol=1e-13)
+
+
+def test_tcd_is_ddim_without_noise_and_consistency_sampling_with_all(pair):
+    here, there = pair
+    x, z = jnp.linspace(-2.0, 2.0, 9), jnp.linspace(1.0, -0.5, 9)
+    ends = [
+        one_step(get_sampler(f"tcd:eta={eta}").for_schedule(RATIO_SCHEDULE), here, there, x, z)
+        for eta in (0, 1)
+    ]
+    np.testing.assert_allclose(ends[0], one_step(DDIM(), here, there, x, z), atol=1e-13)
+    np.testing.assert_allclose(ends[1], there.alpha * jnp.tanh(x) + there.sigma * z, atol=1e-13)
+
+
 def test_lcm_lands_on_the_consistency_function():
     """Its last step keeps c_skip of x: the nearer to t = 0, the more."""
     here, there = (level_at(jnp.asarray(r), ndim=1) for r in (0.05, 0.0))
@@ -207,8 +277,8 @@ def test_a_constant_image_is_reached_exactly(name, steps, high, keys):
     ratio = np.append(np.geomspace(14.6, 0.03, steps), 0)
     ratio[0] = high
     x = towards(name)(jnp.array([0.2, 2.5]), ratio_grid(ratio, jnp.float64, length=5), keys)
-    # A mean of noises is one of them up to rounding, for all others D itself is left.
-    np.testing.assert_allclose(x, D, rtol=1e-14 if name == "pndm" else 0)
+    # A mean of equal noises is one of them up to rounding, for all others D itself is left.
+    np.testing.assert_allclose(x, D, rtol=1e-13 if name in ("pndm", "lms") else 0)
 
 
 def test_ddim_refuses_an_eta_outside_its_range():
