@@ -7,7 +7,14 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image
-from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, full_per_image, log_snr_step
+from jaxdiff.samplers.base import (
+    NoiseFn,
+    Sampler,
+    SamplingState,
+    full_per_image,
+    log_snr_step,
+    ratio_step,
+)
 
 FEW_STEPS = 15  # with fewer the last step is of first order
 
@@ -24,9 +31,9 @@ class DEIS(Sampler):
     """DEIS of second order (2204.13902, tAB-DEIS), whose polynomial is one in log rho.
 
     With rho = sigma / alpha x'/alpha' = x/alpha + the integral of eps over rho, with the line
-    through eps0 and eps in log rho: x' = alpha' D + sigma' eps - sigma' (e^h - 1 - h) / h0 (eps -
-    eps0), h0 the step before. As in diffusers the last one of fewer than 15 steps is of first
-    order.
+    through eps0 and eps in log rho:
+    x' = alpha' D + sigma' eps + alpha' (rho' - rho + rho' h) / h0 (eps - eps0), h0 the step before.
+    As in diffusers the last one of fewer than 15 steps is of first order.
     """
 
     order = 2
@@ -49,7 +56,7 @@ class DEIS(Sampler):
         last = (here.step == here.num_steps - 1) & (here.num_steps < FEW_STEPS)
         # A step to a clean image (or from pure noise) has infinite h.
         plain = jnp.isinf(h) | per_image(last, h)
-        bend = jnp.where(plain, 0, jnp.expm1(h) - h) / past.h
-        x = there.alpha * D + there.sigma * (eps - bend * (eps - past.eps))
+        bend = jnp.where(plain, 0, ratio_step(here, there) + there.sigma * h) / past.h
+        x = there.alpha * D + there.sigma * eps + bend * (eps - past.eps)
         history = NoiseHistory(eps, h)
         return SamplingState(x=x, x0=D, sampler_state=history, guidance_state=guidance_state)
