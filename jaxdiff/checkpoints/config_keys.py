@@ -82,14 +82,19 @@ SCHEDULER_KEYS: dict[str, Effect] = {
     "stochastic_sampling": refused("noise between the steps of flows", False, None),
     "interpolation_type": refused("levels between two timesteps", "linear", None),
     "timestep_type": refused("timesteps of continuous networks", "discrete", None),
-    "sigma_min": refused("the range of sigma schedules", None),
-    "sigma_max": refused("the range of sigma schedules", None),
+    "sigma_min": refused("the range of sigma schedules; counts in EDM's classes", None),
+    "sigma_max": refused("the range of sigma schedules; counts in EDM's classes", None),
+    "rho": refused("of EDM's karras sigmas", 7.0),
+    "sigma_schedule": counts("the sigma schedule of EDM's classes"),
+    "sigma_data": counts("of EDM's classes: latents are divided by it"),
     "clip_sample": no_effect("latents are never clipped; a warning where diffusers would"),
     "clip_sample_range": no_effect("only read with clip_sample"),
     "dynamic_thresholding_ratio": no_effect("only read with thresholding"),
     "sample_max_value": no_effect("only read with thresholding"),
     "flow_shift": no_effect("only read with use_flow_sigmas"),
 }
+
+EDM_KEYS = ("sigma_min", "sigma_max")  # that count in EDM's classes
 
 # Fields of config classes that change no picture.
 _INFORMATIVE: dict[type, dict[str, str]] = {

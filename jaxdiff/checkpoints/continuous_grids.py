@@ -57,7 +57,10 @@ def _dynamic_shift(options: SchedulerOptions, num_tokens: int | None) -> float:
 def edm_grid(
     schedule: EDMSchedule, num_steps: int, options: SchedulerOptions, spacing: str | None
 ) -> HostTimestepGrid:
-    """As EDMEulerScheduler places them: from sigma_max to sigma_min, by default karras."""
+    """As EDMEulerScheduler places them: from sigma_max to sigma_min, by default karras.
+
+    It starts from noise of variance sigma_max^2 + 1.
+    """
     in_range("steps", num_steps, 1, MAX_CONTINUOUS_STEPS)
     curve = one_of(
         "timestep_spacing", spacing or options.sigma_schedule or "karras", SIGMA_SCHEDULES
@@ -65,6 +68,9 @@ def edm_grid(
     noise = SIGMA_SCHEDULES[curve](schedule.sigma_max, schedule.sigma_min, num_steps)
     t = schedule.time_of(noise / schedule.sigma_data)
     alpha, sigma = schedule.alpha_sigma(t)
+    ends_clean = options.final_sigmas_type == "zero"
+    last = (1.0, 0.0) if ends_clean else (alpha[-1], sigma[-1])
+    start = float(sigma[0]) * math.sqrt(1 + schedule.sigma_max**-2)
     return HostTimestepGrid(
-        np.append(t, 0.0), np.append(alpha, 1.0), np.append(sigma, 0.0), float(sigma[0])
+        np.append(t, 0.0), np.append(alpha, last[0]), np.append(sigma, last[1]), start
     )

@@ -44,6 +44,11 @@ PREPROCESSOR = "preprocessor_config.json"  # how images are made ready for CLIP
 SKIPPED = ("safety_checker", "feature_extractor")
 # Components that these classes want to see named, if only as absent.
 NAMED = ("feature_extractor", "image_encoder", "safety_checker")
+# Pipeline classes whose components have other names than that of the model.
+REFUSED = {
+    "StableUnCLIPPipeline": "Stable unCLIP",
+    "StableUnCLIPImg2ImgPipeline": "Stable unCLIP",
+}
 LAYOUT = "0.42.1"  # the diffusers release whose folder layout is written
 
 
@@ -172,6 +177,12 @@ def _read_index(folder: pathlib.Path) -> dict[str, Any]:
     if not isinstance(index.get("_class_name"), str):
         got = index.get("_class_name")
         raise InputError(f"{folder / INDEX}: _class_name: got {got!r:.80}, expected a string")
+    name = index["_class_name"].removeprefix("Flax")
+    if name in REFUSED:
+        raise InputError(
+            f"{folder / INDEX}: _class_name: got {name}, which is {REFUSED[name]}, expected a "
+            "pipeline that begins from text, such as StableDiffusionPipeline"
+        )
     if index.get(SCHEDULER) in (None, [None, None]):
         raise InputError(f"{folder / INDEX}: got no scheduler, expected one")
     return index

@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdiff.checkpoints.config_keys import SCHEDULER_KEYS
-from jaxdiff.checkpoints.prediction_type import FLOW, stored_prediction_type
+from jaxdiff.checkpoints.config_keys import EDM_KEYS, SCHEDULER_KEYS
+from jaxdiff.checkpoints.prediction_type import EDM, FLOW, stored_prediction_type
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 from jaxdiff.diffusion.grids import SIGMA_SCHEDULES, TIMESTEP_SPACINGS
-from jaxdiff.diffusion.schedules import FlowSchedule, Schedule, VPSchedule
+from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule, Schedule, VPSchedule
 
 # For classes of diffusers the samplers that they stand for, with the values that options of theirs
 # must have. Where one is not given the class takes the first value of the first sampler.
@@ -76,6 +76,15 @@ SCHEDULERS: dict[str, dict[str, Options]] = {
     "LCMScheduler": {"lcm": {"timestep_scaling": (10.0,)}},
     "TCDScheduler": {"tcd": {}},
     FLOW: {"euler": {}},
+    "EDMEulerScheduler": {"euler": {}},
+    "EDMDPMSolverMultistepScheduler": {
+        "dpmpp-2m": {"algorithm_type": ("dpmsolver++",), "solver_order": (2,), **_MULTISTEP},
+        "dpmpp-2m-sde": {
+            "algorithm_type": ("sde-dpmsolver++",),
+            "solver_order": (2,),
+            **_MULTISTEP,
+        },
+    },
 }
 
 
@@ -110,7 +119,11 @@ def scheduler_class(config: Mapping[str, Any]) -> str:
 
 def schedule_of(config: Mapping[str, Any]) -> Schedule:
     """The noise schedule of a diffusers scheduler_config.json, whatever class wrote it."""
-    if config.get("_class_name") != FLOW:
+    name = scheduler_class(config)
+    if name in EDM:
+        names = {field.name for field in dataclasses.fields(EDMSchedule)}
+        return EDMSchedule(**{k: float(v) for k, v in config.items() if k in names})
+    if name != FLOW:
         return vp_schedule(config)
     scale = config.get("num_train_timesteps", 1000)
     return FlowSchedule(time_scale=float(scale), shift=float(config.get("shift", 1.0)))
@@ -278,6 +291,8 @@ class SchedulerOptions:
         common in these files and are passed over.
         """
         for key, effect in SCHEDULER_KEYS.items():
+            if key in EDM_KEYS and scheduler_class(config) in EDM:
+                continue
             if effect.accepted and key in config and config[key] not in effect.accepted:
                 raise InputError(
                     f"scheduler_config.json: {key}: got {config[key]!r}, "
@@ -294,7 +309,8 @@ class SchedulerOptions:
                 stacklevel=2,
             )
         curves = [name for name in SIGMA_SCHEDULES if config.get(f"use_{name}_sigmas")]
-        return cls(sigma_schedule=curves[0] if curves else None, **values)
+        own = config.get("sigma_schedule") if scheduler_class(config) in EDM else None
+        return cls(sigma_schedule=curves[0] if curves else own, **values)
 
 
 def _clips(config: Mapping[str, Any]) -> bool:

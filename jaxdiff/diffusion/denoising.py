@@ -87,6 +87,11 @@ PREDICTION_TYPES: dict[str, PredictionType] = {
         predict=lambda y, x, a, s: Prediction(a * x - s * y, s * x + a * y),
         target=lambda x0, eps, a, s: a * eps - s * x0,
     ),
+    # EDM's F (2206.00364, table 1), which is -v
+    "edm": PredictionType(
+        predict=lambda y, x, a, s: Prediction(a * x + s * y, s * x - a * y),
+        target=lambda x0, eps, a, s: s * x0 - a * eps,
+    ),
     # Rectified flow (2209.03003), noise minus image; on its own path a + s = 1
     "flow_prediction": PredictionType(
         predict=lambda y, x, a, s: Prediction((x - s * y) / (a + s), (x + a * y) / (a + s)),

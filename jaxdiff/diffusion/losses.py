@@ -14,6 +14,7 @@ X0_FACTORS: dict[str, Callable[[Array], Array]] = {
     "epsilon": lambda S: S,
     "sample": jnp.ones_like,
     "v_prediction": lambda S: S + 1,
+    "edm": lambda S: S + 1,
     # 1 / sigma^2 on the path alpha + sigma = 1, where alpha / sigma = sqrt(S)
     "flow_prediction": lambda S: (jnp.sqrt(S) + 1) ** 2,
 }

@@ -34,6 +34,7 @@ class AutoencoderKLConfig:
     sample_size: int | tuple[int, ...] = 32  # of the training images, in pixels; informative
     scaling_factor: float = 0.18215  # brings latents to unit variance
     shift_factor: float | None = None  # taken from latents before scaling; None is 0
+    # of each channel; latents are (z - mean) scaling_factor / std where they are given
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
     force_upcast: bool = True  # float16 overflows in this VAE: decode it in a wider dtype
@@ -58,9 +59,18 @@ class AutoencoderKLConfig:
             positive(name, getattr(self, name))
         positive("scaling_factor", self.scaling_factor)
         for name in ("latents_mean", "latents_std"):
-            # Models that set these scale by them instead of by scaling_factor.
-            if getattr(self, name) is not None:
-                raise InputError(f"{name}: got {getattr(self, name)}, expected null")
+            value = getattr(self, name)
+            if value is not None and len(value) != self.latent_channels:
+                raise InputError(
+                    f"{name}: got {len(value)} numbers, expected one for each of "
+                    f"{self.latent_channels} channels"
+                )
+        if (self.latents_mean is None) != (self.latents_std is None):
+            raise InputError("latents_mean, latents_std: got one of them, expected both or none")
+        if self.latents_mean is not None and self.shift_factor:
+            raise InputError(
+                f"shift_factor: got {self.shift_factor} with latents_mean, expected null"
+            )
 
     @property
     def downscale(self) -> int:
@@ -203,11 +213,27 @@ class AutoencoderKL(nnx.Module):
 
     def scale(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
         """Unscaled latents to what the diffusion model sees, about unit variance."""
-        return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+        config = self.config
+        if config.latents_mean is not None:
+            mean, std = self._moments()
+            return (z - mean) * (config.scaling_factor / std)
+        return (z - (config.shift_factor or 0.0)) * config.scaling_factor
 
     def unscale(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
         """The inverse of `scale`."""
-        return z / self.config.scaling_factor + (self.config.shift_factor or 0.0)
+        config = self.config
+        if config.latents_mean is not None:
+            mean, std = self._moments()
+            return z * (std / config.scaling_factor) + mean
+        return z / config.scaling_factor + (config.shift_factor or 0.0)
+
+    def _moments(self) -> tuple[Float[Array, "1 1 1 z"], Float[Array, "1 1 1 z"]]:
+        """The mean and the standard deviation of each channel of the latents."""
+        mean, std = (
+            jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
+            for values in (self.config.latents_mean, self.config.latents_std)
+        )
+        return mean, std
 
 
 def sample_latents(

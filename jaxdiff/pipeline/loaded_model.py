@@ -18,6 +18,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import content_digest, parameter_count
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import check_shape
+from jaxdiff.diffusion.schedules import EDMSchedule, Schedule
 from jaxdiff.families.registry import family_of
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.addons import Addons
@@ -78,7 +79,7 @@ class LoadedModel(Addons):
             self.family,
             self.text_encoders,
             self.network,
-            self.codec,
+            _of_unit_variance(self.codec, self.schedule),
             prediction_type=self.prediction_type,
             layout=DataParallel(self.devices) if mesh is None else OnMesh(mesh),
         )
@@ -184,3 +185,13 @@ class LoadedModel(Addons):
                 "(pipe.unload_textual_inversions() removes them)"
             )
         write_pipeline(folder, self.parts)
+
+
+def _of_unit_variance(codec: Any, schedule: Schedule) -> Any:
+    """`codec` with latents that are divided by the standard deviation that EDM gives them."""
+    if not isinstance(schedule, EDMSchedule):
+        return codec
+    scaled = nnx.merge(*nnx.split(codec))
+    factor = codec.config.scaling_factor / schedule.sigma_data
+    scaled.config = dataclasses.replace(codec.config, scaling_factor=factor)
+    return scaled

@@ -8,6 +8,7 @@ import pytest
 
 from jaxdiff.checkpoints.config_keys import (
     DIFFUSERS_NO_EFFECT,
+    EDM_KEYS,
     SCHEDULER_KEYS,
     TRANSFORMERS_NO_EFFECT,
     component_keys,
@@ -15,7 +16,7 @@ from jaxdiff.checkpoints.config_keys import (
 )
 from jaxdiff.checkpoints.schedulers import SCHEDULERS, SchedulerOptions, schedule_of
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
+from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule, VPSchedule
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
@@ -74,12 +75,12 @@ def test_other_values_of_such_keys_are_refused(key):
 
 def test_keys_that_count_are_those_that_are_read():
     """Fields of schedules and options, and what chooses among samplers."""
-    classes = (VPSchedule, FlowSchedule, SchedulerOptions)
+    classes = (VPSchedule, FlowSchedule, EDMSchedule, SchedulerOptions)
     read = {field.name for cls in classes for field in dataclasses.fields(cls)}
     read |= {key for each in SCHEDULERS.values() for options in each.values() for key in options}
     read |= {"prediction_type", "rescale_betas_zero_snr"}
     read |= {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"}
-    read -= {"sigma_schedule", "zero_terminal_snr", "time_scale"}
+    read -= {"zero_terminal_snr", "time_scale", *EDM_KEYS}
     assert read == {k for k, effect in SCHEDULER_KEYS.items() if effect.kind == "counts"}
     assert schedule_of({"rescale_betas_zero_snr": True}) == VPSchedule(zero_terminal_snr=True)
 

@@ -215,3 +215,11 @@ def test_scheduler_without_class(parts, tmp_path):
     with pytest.raises(InputError, match="scheduler: got _class_name None"):
         write_pipeline(tmp_path / "x", broken)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stable_unclip_is_refused_by_name(tmp_path):
+    name = "StableUnCLIPImg2ImgPipeline"
+    index = {"_class_name": name, "image_noising_scheduler": ["diffusers", "DDPMScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=rf"_class_name: got {name}, which is Stable unCLIP"):
+        read_pipeline(tmp_path)

@@ -2,14 +2,21 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdiff.checkpoints.configs import native_sample_size
-from jaxdiff.checkpoints.schedulers import SchedulerOptions, vp_schedule
+from jaxdiff.checkpoints.schedulers import (
+    SchedulerOptions,
+    prediction_type_of,
+    schedule_of,
+    vp_schedule,
+)
 from jaxdiff.checkpoints.timestep_grids import make_host_grid
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.diffusion.schedules import EDMSchedule, VPSchedule
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 
 PNDM = {"_class_name": "PNDMScheduler"}
 
@@ -74,3 +81,28 @@ def test_old_unets_were_trained_at_64():
     assert native_sample_size(old, 32, "StableDiffusionXLPipeline") == 32
     for version in ({}, {"_diffusers_version": "0.10.2"}, {"_diffusers_version": "0.9.0.dev0"}):
         assert native_sample_size(version, 32, sd) == 32
+
+
+def test_schedules_of_edm():
+    config = {"_class_name": "EDMEulerScheduler", "sigma_max": 70, "sigma_schedule": "exponential"}
+    assert schedule_of(config) == EDMSchedule(sigma_max=70.0)
+    assert prediction_type_of(config) == "edm"
+    assert prediction_type_of(config | {"prediction_type": "v_prediction"}) == "v_prediction"
+    assert SchedulerOptions.from_config(config).sigma_schedule == "exponential"
+    low = SchedulerOptions.from_config(config | {"final_sigmas_type": "sigma_min"})
+    grid = make_host_grid(EDMSchedule(), "euler", 4, options=low)
+    assert 0.5 * grid.sigma[-1] / grid.alpha[-1] == pytest.approx(0.002)
+    with pytest.raises(InputError, match="rho: got 5, expected 7"):
+        SchedulerOptions.from_config(config | {"rho": 5})
+
+
+def test_latents_with_a_mean_and_a_deviation_of_each_channel():
+    """z = y std / scaling_factor + mean."""
+    moments = {"latents_mean": (1.0, -2.0), "latents_std": (4.0, 0.5)}
+    common = {"block_out_channels": (4,), "norm_num_groups": 2, "latent_channels": 2}
+    vae = AutoencoderKL(AutoencoderKLConfig(**common, **moments, scaling_factor=0.5), rngs=None)
+    y = jnp.asarray([[[[3.0, -1.0]]]])
+    np.testing.assert_allclose(vae.unscale(y), [[[[3 * 8 + 1, -1 * 1 - 2]]]], rtol=1e-6)
+    np.testing.assert_allclose(vae.scale(vae.unscale(y)), y, rtol=1e-6)
+    with pytest.raises(InputError, match="latents_std: got one of them"):
+        AutoencoderKLConfig(latents_mean=(0.0,) * 4)

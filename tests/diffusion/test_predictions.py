@@ -13,7 +13,7 @@ from jaxdiff.diffusion.losses import WEIGHTINGS, add_noise, mse, snr, weights
 
 VP = (np.cos(np.linspace(0.1, 1.5, 5)), np.sin(np.linspace(0.1, 1.5, 5)))
 FLOW = (1 - np.linspace(0.1, 0.9, 5), np.linspace(0.1, 0.9, 5))
-PATHS = {"epsilon": (VP, FLOW), "sample": (VP, FLOW), "v_prediction": (VP,)}
+PATHS = {"epsilon": (VP, FLOW), "sample": (VP, FLOW), "v_prediction": (VP,), "edm": (VP,)}
 PATHS["flow_prediction"] = (FLOW, VP)
 
 
@@ -115,6 +115,7 @@ def test_smooth_weights_by_hand():
         "epsilon": [1, 5 / 6, 1 / 2, 1 / 5],
         "sample": [0, 5 / 6, 5 / 2, 4],
         "v_prediction": [0, 5 / 12, 5 / 12, 4 / 21],
+        "edm": [0, 5 / 12, 5 / 12, 4 / 21],
     }
     for kind, expected in soft.items():
         np.testing.assert_allclose(weights("soft_min_snr", kind, S), expected, rtol=1e-6)
@@ -129,6 +130,7 @@ def test_min_snr_values():
         "epsilon": [1, 1, 1, 0.25],
         "sample": [0, 1, 5, 5],
         "v_prediction": [0, 1 / 2, 5 / 6, 5 / 21],
+        "edm": [0, 1 / 2, 5 / 6, 5 / 21],
         "flow_prediction": [0, 1 / 4, 5 / (1 + 5**0.5) ** 2, 5 / (1 + 20**0.5) ** 2],
     }
     for kind, expected in by_hand.items():

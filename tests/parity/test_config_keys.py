@@ -51,6 +51,7 @@ def test_schedulers(name):
         if key in SchedulerOptions.__dataclass_fields__ and key not in (
             "timestep_spacing",
             "set_alpha_to_one",
+            "sigma_schedule",
         ):
             assert getattr(options, key) == default
 

@@ -17,6 +17,7 @@ import torch
 
 from jaxdiff.checkpoints.schedulers import (
     SchedulerOptions,
+    prediction_type_of,
     sampler_name,
     schedule_of,
     vp_schedule,
@@ -477,6 +478,53 @@ def test_levels_of_flows(name, steps):
     grid = make_host_grid(schedule_of(config), "euler", steps, options=options, num_tokens=1024)
     np.testing.assert_allclose(grid.sigma, scheduler.sigmas, rtol=2e-6)
     np.testing.assert_allclose(grid.t[:-1], scheduler.timesteps, rtol=2e-6)
+
+
+EDM_CLASSES = {
+    "euler": diffusers.EDMEulerScheduler,
+    "dpmpp-2m": diffusers.EDMDPMSolverMultistepScheduler,
+}
+
+
+@pytest.mark.parametrize("steps", [2, 7, 25])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("curve", ["karras", "exponential"])
+@pytest.mark.parametrize("name", EDM_CLASSES)
+def test_edm(name, curve, kind, steps, keys, noises):
+    """Their latents are those of unit variance times sigma_data."""
+    config = {
+        "_class_name": EDM_CLASSES[name].__name__,
+        "prediction_type": kind,
+        "sigma_schedule": curve,
+        "sigma_max": 70.0,
+    }
+    scheduler = EDM_CLASSES[name].from_config(config)
+    scheduler.set_timesteps(steps)
+
+    def network(xp, x, t, shape):
+        return xp.tanh(1.3 * x + shape - 0.1 * t)
+
+    # It carries the image beside noise of up to sigma_max.
+    x = torch.from_numpy(noises[-1]).double() * scheduler.init_noise_sigma
+    scheduler.sigmas = scheduler.sigmas.double()
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t)
+        x = scheduler.step(network(torch, seen, t, torch.from_numpy(pattern())), t, x).prev_sample
+    schedule, predicted = schedule_of(config), prediction_type_of(config)
+    options = SchedulerOptions.from_config(config)
+    assert sampler_name(config) == name
+    grid = make_grid(schedule, name, steps, prediction_type=predicted, options=options)
+
+    def call(weights, x, t, conditioning):
+        return network(jnp, x, t.reshape(-1, 1, 1, 1), jnp.broadcast_to(pattern(), x.shape))
+
+    denoise = guided_denoiser(
+        call, (), None, UNGUIDED, rule=RULES["none"], prediction_type=predicted
+    )
+    latents = jax.jit(functools.partial(sample, denoise, sampler=get_sampler(name)))(
+        initial_noise(keys, SHAPE), grid, keys
+    )
+    close(0.5 * np.asarray(latents), x.numpy(), TOLERANCE)
 
 
 @pytest.mark.parametrize("curve", ["karras", "exponential"])

@@ -155,6 +155,16 @@ def test_a_folder_of_a_latent_consistency_model(pipe, tmp_path):
     assert (saved["_class_name"], saved["safety_checker"]) == (name, [None, None])
 
 
+def test_latents_of_edm_are_divided_by_sigma_data(pipe, tmp_path):
+    edm = jaxdiff.load(with_scheduler(pipe, tmp_path / "edm", "EDMEulerScheduler"))
+    way = {"steps": 2, "seed": 3}
+    latents = edm(PROMPT, output="latent", **way).images
+    images = edm(PROMPT, output="numpy", **way).images
+    decoded = edm.vae.decode(edm.vae.unscale(0.5 * latents))
+    expected = np.clip(np.round((np.asarray(decoded) + 1) * 127.5), 0, 255)
+    assert np.abs(images - expected).max() <= 1
+
+
 def test_save_and_load_draws_the_same_image(pipe, tmp_path):
     pipe.save(tmp_path / "copy")
     copy = jaxdiff.load(tmp_path / "copy")
