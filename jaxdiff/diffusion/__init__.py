@@ -9,8 +9,9 @@
   to noisy, and is continuous for others. A timestep grid gives the levels of a sampler from noisy
   to clean, the last of which is where the final step ends.
 - A network predicts `epsilon`, `sample` (x_0), `v_prediction` (alpha eps - sigma x_0), `edm` (its
-  negative) or `flow_prediction` (eps - x_0). `predict` turns each of them into `Prediction(x0, eps)`; samplers
-  and guidance see nothing else, except where a guidance rule is defined in one of these spaces.
+  negative) or `flow_prediction` (eps - x_0). `predict` turns each of them into
+  `Prediction(x0, eps)`; samplers and guidance see nothing else, except where a guidance rule is
+  defined in one of these spaces.
 - Guidance: g = uncond + w (cond - uncond). w = 1 is the conditional model, w = 0 the unconditional.
 - Arrays are NHWC with the image first. A number that differs between images has shape (b,), one
   that they share is a scalar. Tables are float64 on the host, arrays in a loop float32.

@@ -1,5 +1,6 @@
 """A model that is loaded: its networks and settings, described, with add-ons, and saved again."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -8,6 +9,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from jaxdiff.checkpoints.configs import native_sample_size

@@ -36,7 +36,8 @@ class LMS(Sampler):
     def init(self, x: Float[Array, "b *d"]) -> NoiseHistory:
         """No noises yet."""
         nothing, one = jnp.zeros_like(x), jnp.ones(len(x), x.dtype)
-        return NoiseHistory((nothing,) * 3, (one,) * 3, jnp.zeros(len(x), jnp.int32))
+        zero = jnp.zeros(len(x), jnp.int32)
+        return NoiseHistory((nothing, nothing, nothing), (one, one, one), zero)
 
     def step(
         self,
