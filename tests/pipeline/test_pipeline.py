@@ -160,7 +160,7 @@ def test_latents_of_edm_are_divided_by_sigma_data(pipe, tmp_path):
     way = {"steps": 2, "seed": 3}
     latents = edm(PROMPT, output="latent", **way).images
     images = edm(PROMPT, output="numpy", **way).images
-    decoded = edm.vae.decode(edm.vae.unscale(0.5 * latents))
+    decoded = edm.vae.decode(edm.vae.unscale(jnp.asarray(0.5 * latents)))
     expected = np.clip(np.round((np.asarray(decoded) + 1) * 127.5), 0, 255)
     assert np.abs(images - expected).max() <= 1
 
