@@ -53,7 +53,7 @@ class TCD(Sampler):
         if self.schedule.num_discrete is not None:
             s = jnp.floor(s)
         alpha, sigma = (per_image(a, D) for a in self.schedule.alpha_sigma(s))
-        kept = there.alpha * sigma / alpha
-        added = jnp.sqrt(jnp.maximum(there.sigma**2 - kept**2, 0))
-        x = there.alpha * D + kept * eps + added * noise_fn()
+        sigma_down = there.alpha * sigma / alpha
+        sigma_up = jnp.sqrt(jnp.maximum(there.sigma**2 - sigma_down**2, 0))
+        x = there.alpha * D + sigma_down * eps + sigma_up * noise_fn()
         return SamplingState(x=x, x0=D, sampler_state=(), guidance_state=guidance_state)
