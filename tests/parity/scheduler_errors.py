@@ -1,6 +1,6 @@
 """Where diffusers' schedulers are far from the solution, and how near jaxdiff's samplers are.
 
-PYTHONPATH=. JAX_PLATFORMS=cpu PYTHON_WITH_DIFFUSERS benchmarks/scheduler_errors.py     # seconds
+PYTHONPATH=. JAX_PLATFORMS=cpu PYTHON_WITH_DIFFUSERS tests/parity/scheduler_errors.py     # seconds
 
 The network is the exact denoiser of Gaussian data, for which the probability-flow ODE has a closed
 form in float64: x / alpha - M grows as sqrt(C + r^2), r = sigma / alpha. Errors are relative to the
