@@ -51,7 +51,7 @@ def content_digest(arrays: Mapping[str, Any]) -> str:
         name, array = item
         host = np.ascontiguousarray(array)
         data = hashlib.sha256(f"{name} {host.dtype} {host.shape}".encode())
-        data.update(memoryview(host.reshape(-1).view(np.uint8)))
+        data.update(host.reshape(-1).view(np.uint8).data)
         return data.hexdigest()
 
     with ThreadPoolExecutor() as pool:  # hashing lets go of Python's lock

@@ -23,7 +23,7 @@ from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.experiments.experiment import FILES, ModelSource, shapes_in
 from jaxdiff.families.base import Family
-from jaxdiff.families.registry import detect_family
+from jaxdiff.families.detection import detect_family
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.text_encoder import TextModel

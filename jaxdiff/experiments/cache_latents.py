@@ -46,7 +46,7 @@ from jaxdiff.experiments.cache_texts import (
 )
 from jaxdiff.experiments.datasets import Groups, bucket_items, open_image_source
 from jaxdiff.experiments.procedural import image_side, procedural_dataset
-from jaxdiff.families.registry import family_of_folder
+from jaxdiff.families.detection import family_of_folder
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_batch

@@ -15,7 +15,7 @@ from jaxdiff.core.types import Array, Dtype, NDArray
 from jaxdiff.data.latents import pack_arrays
 from jaxdiff.data.texts import POOLED_COLUMN, CaptionTokenizer
 from jaxdiff.families.base import Family
-from jaxdiff.families.registry import family_of_folder
+from jaxdiff.families.detection import family_of_folder
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.parallel.mesh import replicate, shard_batch

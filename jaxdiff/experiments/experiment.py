@@ -23,7 +23,7 @@ from jaxdiff.data.bad_samples import BadSampleCounter
 from jaxdiff.data.batches import Batch, BatchStream, Item, batches
 from jaxdiff.experiments.datasets import dataset_captions, open_dataset
 from jaxdiff.experiments.procedural import image_side, procedural_dataset
-from jaxdiff.families.registry import family_of
+from jaxdiff.families.detection import family_of
 from jaxdiff.models.build import param_dict
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, replicated
 from jaxdiff.training.config import (

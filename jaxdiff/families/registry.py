@@ -1,12 +1,8 @@
-"""The families by diffusers' pipeline classes, and the one place where a model's is detected."""
+"""The families by diffusers' pipeline classes, and the options of requests that they read."""
 
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flax import nnx
-
-from jaxdiff.checkpoints.pipelines import INDEX, PipelineComponents, abstract_pipeline
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.families import stable_diffusion
@@ -26,36 +22,6 @@ FAMILIES: list[Family] = [
     stable_diffusion.SDXL,
     stable_diffusion.SDXL_REFINER,
 ]
-
-
-def detect_family(
-    class_name: str,
-    components: Mapping[str, nnx.Module],
-    options: Mapping[str, Any] | None = None,
-    *,
-    source: str,
-) -> Family:
-    """The family of a model, whose modules may be shapes; InputError, from `source`, for none."""
-    detect = DETECT[one_of(f"{source}: pipeline class", class_name, DETECT)]
-    return detect(components, options or {}, source=source)
-
-
-def family_of(parts: PipelineComponents, source: str) -> Family:
-    """The family of a pipeline; InputError, from `source`, unless it can be run here."""
-    modules = {name: component.module for name, component in parts.components.items()}
-    family = detect_family(parts.class_name, modules, parts.options, source=source)
-    for encoder in family.text_encoders:
-        if encoder.tokenizer not in parts.tokenizers:
-            raise InputError(f"{source}: {encoder.tokenizer}: got none, expected a tokenizer")
-    return family
-
-
-def family_of_folder(folder: pathlib.Path) -> Family:
-    """The family of a pipeline folder, or of one with text encoders alone; reads no weights."""
-    if not (folder / INDEX).is_file():
-        return stable_diffusion.family_of_text_encoders(folder)
-    class_name, modules, options = abstract_pipeline(folder)
-    return detect_family(class_name, modules, options, source=str(folder))
 
 
 def request_options() -> dict[str, Option]:

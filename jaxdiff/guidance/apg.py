@@ -13,10 +13,10 @@ from jaxdiff.guidance.base import (
     Number,
     Outputs,
     check,
-    project_onto,
     rule,
 )
 from jaxdiff.guidance.classifier_free import CondUncond, NoGuidance
+from jaxdiff.guidance.projection import project_onto
 
 
 @rule

@@ -20,7 +20,6 @@ from typing import (
 )
 
 import jax
-import jax.numpy as jnp
 
 from jaxdiff.core.aliases import rename_guidance
 from jaxdiff.core.errors import InputError
@@ -239,11 +238,3 @@ def extrapolate(
 ) -> Float[Array, "b *d"]:
     """start + w (end - start), the scale w per image."""
     return start + per_image(w, end) * (end - start)
-
-
-def project_onto(a: Float[Array, "b *d"], b: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
-    """The component of a along b, image by image; zero where b is zero."""
-    axes = tuple(range(1, a.ndim))
-    square = jnp.sum(b * b, axes, keepdims=True)
-    coefficient = jnp.sum(a * b, axes, keepdims=True) / jnp.where(square == 0, 1, square)
-    return jnp.where(square == 0, 0, coefficient) * b

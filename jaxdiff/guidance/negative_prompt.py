@@ -9,9 +9,9 @@ from jaxdiff.guidance.base import (
     GuidanceScales,
     Outputs,
     Stream,
-    project_onto,
     rule,
 )
+from jaxdiff.guidance.projection import project_onto
 
 
 @rule

@@ -30,7 +30,7 @@ from jaxdiff.pipeline.compiled_model import (
 )
 from jaxdiff.pipeline.conditioning import PromptTokenizers, TokenizedPrompts, texts_by_encoder
 from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initial_images
-from jaxdiff.pipeline.nonfinite import REMEDIES
+from jaxdiff.pipeline.nonfinite import check_finite, since_when
 from jaxdiff.pipeline.output import BatchResult, Settings
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.prompts import SubPrompt, split_and
@@ -270,7 +270,7 @@ class ImageGenerator:
                 rows_of = Requests(batch[i] for i in padding)
                 run = Run(rows_of, rule, timer, tile, settings)
                 latents, intermediates = self._denoise(padded, run)
-                latents = self._handed_over(latents, padded.grid, batch)
+                latents = self._handed_over(latents, padded, batch)
                 if settings.output != "latent":
                     with timer("decode_s"):
                         images, finite = self._decode(latents, tile)
@@ -289,11 +289,9 @@ class ImageGenerator:
                     timings=timer.timings(),
                 )
 
-    def _handed_over(
-        self, latents: BatchArray, grid: TimestepGrid, requests: Requests
-    ) -> BatchArray:
+    def _handed_over(self, latents: BatchArray, inputs: BatchInputs, batch: Requests) -> BatchArray:
         """Latents as a call gives them."""
-        scale = handed_scale(grid, np.asarray(grid.last), requests)
+        scale = handed_scale(inputs.grid, np.asarray(inputs.grid.last), batch)
         if np.all(scale == 1):
             return latents
         return self._stages.shard(self._stages.gather(latents) / scale[:, None, None, None])
@@ -336,10 +334,7 @@ class ImageGenerator:
             settings=dataclasses.replace(run.settings, callback=None, intermediate_steps=steps)
         )
         _, pairs = self._denoise(inputs, watched)
-        for step, pair in zip(steps, pairs[row], strict=True):
-            if not np.isfinite(pair).all():
-                return f"from step {step} of {run.requests[row].steps}"
-        return "in the last step or the decoder"
+        return since_when(steps, pairs[row], run.requests[row].steps)
 
     def _padded(self, size: int) -> int:
         """`size`, rounded up to a multiple of the devices that share a batch."""
@@ -426,9 +421,7 @@ class ImageGenerator:
         )
         padded = latents[np.minimum(np.arange(self._padded(count)), count - 1)]
         images, finite = self._decode(self._stages.shard(padded), tile)
-        if not finite[:count].all():
-            got = np.flatnonzero(~finite[:count]).tolist()
-            raise InputError(f"latents: got images {got} that are not finite, {REMEDIES}")
+        check_finite("latents", finite[:count])
         return images[:count]
 
     def _decode(

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -21,7 +22,7 @@ from jaxdiff.core.trees import content_digest, parameter_count
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import check_shape
 from jaxdiff.diffusion.schedules import EDMSchedule, Schedule
-from jaxdiff.families.registry import family_of
+from jaxdiff.families.detection import family_of
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.addons import Addons
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels, GuidanceModel
@@ -173,6 +174,11 @@ class LoadedModel(Addons):
     def nfe(self, requests: Sequence[Request], index: int = 0) -> int:
         """Network evaluations for image `index` of a call (NFE); see `guidance.nfe`."""
         return nfe(self._facts, requests, index)
+
+    def start_alpha(self, requests: Sequence[Request]) -> Float[NDArray, "b"]:
+        """alpha of the noise level from which the steps of each image begin."""
+        grid = self._facts.grid(requests)
+        return np.asarray(grid.alpha)[np.arange(len(requests)), np.asarray(grid.first)]
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write a diffusers folder that PyTorch loads; weights keep their dtype.

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Unpack, cast
 
-import numpy as np
-
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
@@ -166,15 +164,9 @@ class Pipeline(LoadedModel):
     ) -> Float[NDArray, "b h w c"]:
         """DDIM inversion: noise that leads to `image` as `latents` of a call with these options.
 
-        `image` and `options` are as there; by default the guidance scale is 1 and the sampler ddim.
-        The way back is exact but for errors of first order in the length of the steps, which
-        guidance enlarges. Raises InputError.
+        By default the guidance scale is 1 and the sampler ddim. The way back has errors of first
+        order in the length of the steps, which guidance enlarges. Raises InputError.
         """
         requests = self.resolve(prompt, image=image, **inversion_options(options))
         inverter = ImageInverter(self._facts, self.stages, self._tokenizers, self._auxiliary)
         return inverter.invert(requests, batch_size)
-
-    def start_alpha(self, requests: Sequence[Request]) -> Float[NDArray, "b"]:
-        """alpha of the noise level from which the steps of each image begin."""
-        grid = self._facts.grid(requests)
-        return np.asarray(grid.alpha)[np.arange(len(requests)), np.asarray(grid.first)]

@@ -11,7 +11,7 @@ from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.core.errors import InputError
 from jaxdiff.experiments.experiment import FILES, ModelSource
 from jaxdiff.families.base import Family
-from jaxdiff.families.registry import detect_family
+from jaxdiff.families.detection import detect_family
 from jaxdiff.models.presets import preset
 
 # Components of published repositories and their presets.

@@ -497,8 +497,8 @@ def test_lines_of_a_file_name_classes(labels, tmp_path):
     counts = []
     runner.generate(plan, None, batch_size=8, on_step=lambda *_: None, on_images=counts.append)
     assert counts == [2]
-    for job, prompt in zip(jobs, ("star", "square"), strict=True):
-        with Image.open(runner.path(job)) as image:
+    for planned, prompt in zip(plan, ("star", "square"), strict=True):
+        with Image.open(planned.path) as image:
             want = labels(prompt, steps=1, output="numpy").images[0]
             np.testing.assert_array_equal(np.asarray(image), want)
     file.write_text('{"prompt": "", "class_lable": 1}')
