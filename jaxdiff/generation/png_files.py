@@ -11,21 +11,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from jaxdiff.core.aliases import rename_settings
 from jaxdiff.core.atomic import atomic_file
+from jaxdiff.generation.parameters_text import parameters_text
 
 METADATA_KEY = "jaxdiff"
-
-
-def parameters_text(settings: Mapping[str, Any]) -> str:
-    """The settings in the `parameters` text that A1111's web UI writes and most viewers read."""
-    lines = [settings["prompt"]]
-    if settings["negative_prompt"]:
-        lines.append(f"Negative prompt: {settings['negative_prompt']}")
-    lines.append(
-        f"Steps: {settings['steps']}, Sampler: {settings['sampler']}, "
-        f"CFG scale: {settings['guidance_scale']:g}, Seed: {settings['seed']}, "
-        f"Size: {settings['width']}x{settings['height']}, Model: {settings['model']}"
-    )
-    return "\n".join(lines)
 
 
 def write_png(path: pathlib.Path, image: Image.Image, settings: Mapping[str, Any]) -> None:
