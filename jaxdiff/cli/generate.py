@@ -7,8 +7,8 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import tyro
 
@@ -16,6 +16,7 @@ from jaxdiff.cli.progress import Progress, print_report
 from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, positive
+from jaxdiff.generation.from_image import FILES, check_restored, typed_options, with_settings
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, make_jobs, read_prompt_file
 
 # Options of the model's call that all images share.
@@ -34,6 +35,8 @@ class Options:
     prompts: pathlib.Path | None = None
     """A prompt file: .jsonl with {"prompt": ..., "seed": ...}, or text with one prompt per line.
     The same command resumes."""
+    from_image: Annotated[pathlib.Path | None, tyro.conf.arg(name="from")] = None
+    """A PNG file that this command wrote: its settings, except those that other options say."""
     model: str | None = None
     """A diffusers folder, a checkpoint file or a Hub repository. Default: the embedded model."""
     negative_prompt: str | None = None
@@ -128,9 +131,13 @@ def run(arguments: Sequence[str]) -> None:
         plan_sampling(arguments)
         return
     options = tyro.cli(Options, args=arguments, prog="jaxdiff generate")
+    typed, stored = typed_options(arguments), None
+    if options.from_image is not None:
+        typed |= {"prompt"} if options.prompt or options.prompts else set()
+        options, stored = with_settings(options, options.from_image, typed)
     check_needs(options, NEEDS)
     started = time.perf_counter()
-    jobs = _jobs(options)
+    jobs = _jobs(options, stored)
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
     from jaxdiff.generation.models import SecondPass, load_addons
     from jaxdiff.generation.runner import Runner
@@ -162,6 +169,9 @@ def run(arguments: Sequence[str]) -> None:
         on_failure=lambda reason: print(f"generate: {reason}", file=sys.stderr),
     )
     plan = runner.plan(jobs, _defaults(options))
+    if stored is not None:
+        for image in plan:
+            check_restored(stored, image.settings, typed)
     todo = [image for image in plan if not image.exists]
     size = options.batch_size
     with Progress(images=len(todo), batch_size=size, quiet=options.json) as progress:
@@ -201,15 +211,20 @@ def run(arguments: Sequence[str]) -> None:
         )
 
 
-def _jobs(options: Options) -> list[ImageJob]:
-    """One job for each image; raises InputError."""
+def _jobs(options: Options, stored: Mapping[str, Any] | None) -> list[ImageJob]:
+    """One job for each image; raises InputError.
+
+    `stored` are the settings of the image of --from; what no option says is of the model's family.
+    """
     if bool(options.prompt) == (options.prompts is not None):
         got = "both a PROMPT and --prompts" if options.prompt else "none"
         raise InputError(f"prompt: got {got}, expected either a PROMPT or --prompts FILE")
     positive("num_images", options.num_images)
     in_range("seed", options.seed, 0, 2**32 - 1)
     positive("batch_size", options.batch_size)
-    lines = [("", PromptSpec(prompt=text)) for text in options.prompt]
+    no_extras = {*vars(options), *FILES}
+    extras = {name: value for name, value in (stored or {}).items() if name not in no_extras}
+    lines = [("", PromptSpec(prompt=text, options=extras)) for text in options.prompt]
     if options.prompts is not None:
         lines = read_prompt_file(options.prompts)
     return make_jobs(lines, _defaults(options), numbered=options.prompts is not None)

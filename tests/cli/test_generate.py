@@ -193,6 +193,33 @@ def test_an_interruption_says_how_many_are_done(model, tmp_path, capsys, monkeyp
     assert capsys.readouterr().err == said
 
 
+def test_an_image_is_made_again_from_its_settings(model, tmp_path, addons, capsys):
+    words = ("a (ring:1.2)", "--negative-prompt", "star", "--guidance", "apg:eta=0.2")
+    numbers = ("--seed", "5", "--steps", "3", "--guidance-scale", "2", "--clip-skip", "1")
+    others = ("--timestep-spacing", "karras", "--no-prompt-syntax", "--hires-scale", "1.5")
+    (path,) = added_by(model, tmp_path / "a", *words, *numbers, *others)
+    (again,) = added_by(model, tmp_path / "b", "--from", str(path))
+    assert again.name == path.name
+    assert again.read_bytes() == path.read_bytes()
+    assert not added_by(model, tmp_path / "b", "--from", str(path))
+    changed = ("--seed", "6", "--prompt-syntax")
+    (other,) = added_by(model, tmp_path / "b", "--from", str(path), *changed)
+    before = read_settings(path)
+    assert before.pop("prompt_syntax") is False
+    assert read_settings(other) == before | {"seed": 6}
+    (new,) = added_by(model, tmp_path / "b", "a star", "--from", str(path))
+    assert read_settings(new)["prompt"] == "a star"
+    _, lora = addons
+    (path,) = added_by(model, tmp_path / "c", "a ring", "--lora", f"{lora}:0.1")
+    capsys.readouterr()
+    assert generate(model, tmp_path / "d", "--from", str(path)) == 2
+    assert re.search("^generate: from: .* loras .*expected --lora$", capsys.readouterr().err, re.M)
+    assert not added_by(model, tmp_path / "c", "--from", str(path), "--lora", f"{lora}:0.1")
+    Image.new("RGB", (9, 9)).save(tmp_path / "foreign.png")
+    assert generate(model, tmp_path / "d", "--from", str(tmp_path / "foreign.png")) == 2
+    assert "foreign.png, expected a PNG file that jaxdiff generate wrote" in capsys.readouterr().err
+
+
 def test_json_has_the_promised_keys(batch_job, model, capsys):
     output, arguments = batch_job
     generate(model, output, *arguments, "--json")
@@ -354,23 +381,23 @@ def test_a_job_with_other_addons_of_the_same_name_is_another_job(model, tmp_path
     digest = hashlib.sha256(embedding.read_bytes()).hexdigest()[:12]
     assert settings["textual_inversions"] == [f"word {digest}"]
     before = path.read_bytes()
-    assert not added_by(model, output, *both)  # resumed: nothing is drawn
+    assert not added_by(model, output, "a ring", *both)  # resumed: nothing is drawn
     for arguments in (both[:2], both[2:]):
-        assert len(added_by(model, output, *arguments)) == 1
+        assert len(added_by(model, output, "a ring", *arguments)) == 1
     old = lora.read_bytes()
     write_addons(embedding, lora, 2.0)
-    assert len(added_by(model, output, *both)) == 1
+    assert len(added_by(model, output, "a ring", *both)) == 1
     lora.write_bytes(old)
-    (last,) = added_by(model, output, *both)
+    (last,) = added_by(model, output, "a ring", *both)
     assert settings["loras"] == read_settings(last)["loras"]
     assert settings["textual_inversions"] != read_settings(last)["textual_inversions"]
     assert path.read_bytes() == before
 
 
 def added_by(model, output, *arguments):
-    """The files that the command adds to `output`, for the prompt "a ring"."""
+    """The files that the command adds to `output`."""
     before = set(output.glob("*"))
-    assert generate(model, output, "a ring", *arguments) == 0
+    assert generate(model, output, *arguments) == 0
     return set(output.glob("*")) - before
 
 
@@ -383,9 +410,13 @@ def test_another_vae_or_refiner_of_the_same_name_is_another_model(model, tmp_pat
     replace_weights(part.module, {path: 2 * weights[path] for path in ("decoder.conv_out.bias",)})
     write_component(retrained / "vae", part)
     out = tmp_path / "out"
-    assert [len(added_by(each, out)) for each in (model, same, retrained)] == [1, 0, 1]
+    assert [len(added_by(each, out, "a ring")) for each in (model, same, retrained)] == [1, 0, 1]
     refiners = [("--refiner", str(each)) for each in (model, same, retrained)]
-    assert [len(added_by(model, tmp_path / "two", *each)) for each in refiners] == [1, 0, 1]
+    assert [len(added_by(model, tmp_path / "two", "a ring", *each)) for each in refiners] == [
+        1,
+        0,
+        1,
+    ]
 
 
 def test_the_settings_of_an_adapter_count_too(tmp_path):
@@ -492,7 +523,8 @@ def test_another_image_under_the_same_name_is_noticed(mixed_job, model, capsys):
 
 def test_an_image_of_words_is_not_one_that_began_with_an_image(model, tmp_path):
     image, output = picture(tmp_path / "a.png"), tmp_path / "out"
-    assert [len(added_by(model, output, *each)) for each in (["--image", image], [])] == [1, 1]
+    both = [added_by(model, output, "a ring", *each) for each in (["--image", image], [])]
+    assert [*map(len, both)] == [1, 1]
 
 
 def test_one_bad_image_does_not_stop_a_job(model, tmp_path, capsys):

@@ -1,0 +1,61 @@
+"""The options of `generate` that made an image, from the settings in its PNG file."""
+
+import dataclasses
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.generation.png_files import read_settings
+
+T = TypeVar("T")
+# Settings that name files: a name and a digest do not say where those are.
+FILES: Mapping[str, str] = {
+    "model": "--model",
+    "weights": "--model and --dtype",
+    "guidance_model": "--guidance-model",
+    "loras": "--lora",
+    "textual_inversions": "--textual-inversion",
+    "classifier": "--classifier",
+    "clip": "--clip",
+    "refiner": "--refiner",
+    "image": "--image",
+    "mask": "--mask",
+}
+
+
+def typed_options(arguments: Sequence[str]) -> set[str]:
+    """The names of the options among the arguments of a command, as fields."""
+    options = (each.partition("=")[0] for each in arguments if each.startswith("--"))
+    return {name.removeprefix("--").removeprefix("no-").replace("-", "_") for name in options}
+
+
+def with_settings(
+    options: T, path: pathlib.Path, typed: Collection[str]
+) -> tuple[T, dict[str, Any]]:
+    """`options`, a dataclass, with the settings in `path` where they are not `typed`; and these.
+
+    Raises InputError for a file without settings.
+    """
+    stored = read_settings(path)
+    if stored is None:
+        raise InputError(f"from: got {path}, expected a PNG file that jaxdiff generate wrote")
+    fields = {field.name for field in dataclasses.fields(options)}  # pyright: ignore
+    own = {name: value for name, value in stored.items() if name in fields - {*typed, *FILES}}
+    if "prompt" in own:
+        own["prompt"] = (own["prompt"],)
+    return dataclasses.replace(options, **own), stored  # pyright: ignore
+
+
+def check_restored(
+    stored: Mapping[str, Any], settings: Mapping[str, Any], typed: Collection[str]
+) -> None:
+    """InputError for a setting that is another one than `stored` though it was not `typed`."""
+    options = {"loras": "lora", "textual_inversions": "textual_inversion", "weights": "model"}
+    for name in {**stored, **settings}:
+        before, now = stored.get(name), settings.get(name)
+        if before != now and not {name, options.get(name, name)} & {*typed}:
+            wanted = FILES.get(name, f"--{name.replace('_', '-')}")
+            raise InputError(
+                f"from: got an image with {name} {before!r:.60}, now {now!r:.60}, expected {wanted}"
+            )
