@@ -7,8 +7,8 @@
 
 32,000 images, 25 minutes on two CPU cores that other work shared: from 33.2 to 35.5 dB on
 validation images (validation_psnr in the log's last line). Then 24,000 images, 20 minutes, with
-noise on the latents, since those of the UNet are not exactly those of the encoder: 36.1 dB, and
-faint spots beside the objects disappear.
+noise on the latents, since those of the UNet are not exactly those of the encoder: 36.1 dB, and the
+spots beside the objects become fainter.
 """
 
 from jaxdiff.models.vae import AutoencoderKLConfig

@@ -2,9 +2,9 @@
 
     export XLA_FLAGS=--xla_force_host_platform_device_count=2
     python -m jaxdiff cache-latents runs/scenes_decoder/export runs/scenes_latents --kind scenes \
-        --resolution 128 --items 98304 --batch-size 32 --shard-size 4096 \
+        --resolution 128 --num-scenes 98304 --batch-size 32 --shard-size 4096 \
         --texts embeddings --text-encoder runs/scenes_clip/export
-    python train.py configs/scenes_unet.py --workdir runs/scenes_unet
+    python train.py configs/scenes_unet.py --workdir runs/scenes_unet_first
 
 Needs runs/scenes_decoder/export and runs/scenes_clip/export, which other configs make. 358,400
 samples in 111 minutes on two CPU cores that other work shared. `python -m jaxdiff evaluate` at
@@ -15,8 +15,8 @@ of their radius. After 64,000 samples the relation was 1.00 and the shape .52.
 
 A second stage draws cleaner outlines: 166,400 samples, 54 minutes.
 
-    python train.py configs/scenes_unet.py --workdir runs/scenes_unet_2 --steps 1300 \
-        --objective.weights runs/scenes_unet/export/unet --objective.timestep-shift 1.5 \
+    python train.py configs/scenes_unet.py --workdir runs/scenes_unet --steps 1300 \
+        --objective.weights runs/scenes_unet_first/export/unet --objective.timestep-shift 1.5 \
         --data.seed 1 --optimiser.learning-rate 1e-3 --optimiser.warmup-steps 50 \
         --optimiser.decay-fraction 0.6
 

@@ -18,7 +18,8 @@ ALONE = {
     generate: "prompt prompts from_image model negative_prompt prompt_2 negative_prompt_2 "
     "guidance_scale guidance negative_scale classifier_scale clip_scale guidance_model steps "
     "sampler timestep_spacing eta height width image mask strength hires_scale lora "
-    "textual_inversion refiner clip_skip vae_tile prompt_syntax seed num_images batch_size dtype mesh output json",
+    "textual_inversion refiner clip_skip vae_tile prompt_syntax seed num_images batch_size dtype "
+    "mesh output json",
     evaluate: "model guidance_scale guidance classifier_scale steps sampler timestep_spacing seed "
     "batch_size mesh prompt output",
     sweep: "prompt scales guidance samplers steps negative_prompt classifier_scales clip_scales "

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable
 from jaxdiff.data.tokenizer import SUFFIX, merges_of
 from jaxdiff.pipeline.prompts import PromptTokenizer, WeightedText, parse_syntax
 
+WORDS = re.compile(r"[^\W\d_]+|[^\x00-\x7f\w\s]")  # and symbols such as emoji
+
 
 def warn_of_unseen_words(
     tokenizer: PromptTokenizer,
@@ -25,7 +27,7 @@ def warn_of_unseen_words(
     own = [text for text in dict.fromkeys(texts) if text is not None]
     parsed = [parse_syntax(text) if syntax else [WeightedText(text, 1)] for text in own]
     pieces = [piece.text or "" for each in parsed for piece in each]
-    words = dict.fromkeys(w for piece in pieces for w in re.findall(r"[^\W\d_]+", piece.lower()))
+    words = dict.fromkeys(w for piece in pieces for w in WORDS.findall(piece.lower()))
     unseen = [word for word in words if len(tokenizer.ids(word)) > 1 and word not in added]
     if unseen:
         message = (

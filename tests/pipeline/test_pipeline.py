@@ -236,6 +236,8 @@ def test_a_closed_vocabulary_warns_once_of_all_words_that_it_lacks(tmp_path):
     assert str(warning.message).endswith(
         "it knows above, blue, circle, green, large, red, small, square, star"
     )
+    with pytest.warns(UserWarning, match="not trained on '🎈'; it knows"):
+        pipe("a red star 🎈!", steps=1)
     with pytest.warns(UserWarning, match="not trained on 'fog'"):
         pipe("a red star", negative_prompt="fog", guidance_scale=2.0, steps=1)
 
