@@ -23,9 +23,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Float
 
-from jaxdiff.core.types import Float, NDArray
-
+NDArray = np.ndarray  # not from core.types, which waits for jax: `inspect` does not
 Shape = tuple[int, ...]
 Array = Float[NDArray, "..."]
 MAX_TERMS = 100  # of a power series

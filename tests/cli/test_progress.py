@@ -17,7 +17,7 @@ from jaxdiff.cli.progress import print_report
 def test_what_was_drawn_and_what_was_there(capsys, count, skipped, message):
     images = [f"{i}.png" for i in range(count)]
     times = {"total_s": 2.0, "compile_s": 1.0, "sample_s": 0.5}
-    report = {"images": images, "skipped": skipped, "device": "1 x cpu", **times}
+    report = {"images": images, "skipped": skipped, "renamed": 0, "device": "1 x cpu", **times}
     print_report(report, as_json=False)
     out, err = capsys.readouterr()
     assert out.split() == images
