@@ -16,8 +16,6 @@ SAMPLER_WORDS: Mapping[str, str] = {
     "euler-ancestral": "Euler a",
     "heun": "Heun",
     "lms": "LMS",
-    "kdpm2": "DPM2",
-    "kdpm2-ancestral": "DPM2 a",
     "dpmpp-2m": "DPM++ 2M",
     "dpmpp-2m-sde": "DPM++ 2M SDE",
     "dpmpp-3m-sde": "DPM++ 3M SDE",

@@ -87,8 +87,6 @@ CLASSES = {
     "dpmpp-3m-sde": diffusers.DPMSolverMultistepScheduler,
     "unipc": diffusers.UniPCMultistepScheduler,
     "lms": diffusers.LMSDiscreteScheduler,
-    "kdpm2": diffusers.KDPM2DiscreteScheduler,
-    "kdpm2-ancestral": diffusers.KDPM2AncestralDiscreteScheduler,
     "deis": diffusers.DEISMultistepScheduler,
     "lcm": diffusers.LCMScheduler,
     "tcd": diffusers.TCDScheduler,
@@ -107,7 +105,7 @@ CHOICES = {
 }
 NOT_IN_RATIOS = ("ddpm", "ddim", "pndm", "lcm", "tcd")
 # They carry x / alpha, up to 4096, and divide what that is rounded by by r'.
-CARRY_RATIOS = ("heun", "lms", "kdpm2", "kdpm2-ancestral")
+CARRY_RATIOS = ("heun", "lms")
 # They round or cut the times of a curve to whole ones.
 SOLVERS = ("dpmpp-2s", "dpmpp-2m", "dpmpp-2m-sde", "dpmpp-3m-sde", "unipc", "deis")
 SPACINGS = (None, "leading", "linspace", "trailing")
@@ -267,6 +265,8 @@ def close(mine, reference, tolerance):
 # On the same table both round in float32: 6e-8 at each operation, which the first step multiplies
 # by sigma / alpha = 15. The largest measured is 1e-5, the median 5e-7.
 TOLERANCE = 2e-5
+# Adams-Bashforth of order 4 weighs noises by (55, -59, 37, -9) / 24, whose sizes add up to this.
+LMS_TOLERANCE = 160 / 24 * TOLERANCE
 # Euler in diffusers carries x / alpha, which starts at 4096 where the SNR is zero; a polynomial
 # through noises at ratios from there to 1 multiplies their rounding by up to 500.
 EULER_FROM_ZERO_SNR = 1e-3
@@ -278,7 +278,9 @@ CASES = list(itertools.product(CONFIGS, (2, 4, 25, 50), SPACINGS))
 
 def tolerance(name, config):
     from_infinity = name in ("euler", "euler-ancestral", "lms", "deis") and config == "zero-snr"
-    return EULER_FROM_ZERO_SNR if from_infinity else TOLERANCE
+    if from_infinity:
+        return EULER_FROM_ZERO_SNR
+    return LMS_TOLERANCE if name == "lms" else TOLERANCE
 
 
 @pytest.mark.parametrize("steps", [2, 25, 50])
@@ -291,9 +293,7 @@ def test_diffusers_as_it_is(name, config, steps, keys, noises):
 
 
 @pytest.mark.parametrize(("config", "steps", "spacing"), CASES)
-@pytest.mark.parametrize(
-    "name", ["ddim", "euler", "heun", "lms", "kdpm2", "dpmpp-2m", "unipc", "deis"]
-)
+@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "lms", "dpmpp-2m", "unipc", "deis"])
 def test_deterministic_samplers(name, config, steps, spacing, keys, noises):
     mine = ours(CONFIGS[config], name, steps, keys, spacing)
     reference = theirs(with_spacing(CONFIGS[config], spacing), name, steps, noises)
@@ -302,9 +302,7 @@ def test_deterministic_samplers(name, config, steps, spacing, keys, noises):
 
 @pytest.mark.parametrize(("config", "steps"), list(itertools.product(CONFIGS, (4, 25, 50))))
 @pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize(
-    "name", ["euler", "heun", "lms", "kdpm2", "dpmpp-2s", "dpmpp-2m", "unipc", "deis"]
-)
+@pytest.mark.parametrize("name", ["euler", "heun", "lms", "dpmpp-2s", "dpmpp-2m", "unipc", "deis"])
 def test_curves(name, curve, config, steps, keys, noises):
     mine = ours(CONFIGS[config], name, steps, keys, curve)
     reference = theirs(with_spacing(CONFIGS[config], curve), name, steps, noises)
@@ -408,9 +406,7 @@ def third_order_update(scheduler, images, *, sample, noise):
 
 
 @pytest.mark.parametrize(("config", "steps", "spacing"), CASES)
-@pytest.mark.parametrize(
-    "name", ["ddpm", "euler-ancestral", "kdpm2-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde"]
-)
+@pytest.mark.parametrize("name", ["ddpm", "euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde"])
 def test_samplers_with_noise(name, config, steps, spacing, keys, noises, monkeypatch):
     draws_from(noises, name, monkeypatch)
     mine = ours(CONFIGS[config], name, steps, keys, spacing)

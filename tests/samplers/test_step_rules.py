@@ -218,21 +218,6 @@ def test_deis_is_exact_for_lines_in_the_logarithm():
         assert x_next - x == pytest.approx(integral(r_next) - integral(r), abs=1e-13)
 
 
-def test_kdpm2_is_the_step_of_the_paper(pair):
-    here, there = pair
-    x = jnp.linspace(-2.0, 2.0, 9)
-    r, r_next = here.sigma / here.alpha, there.sigma / there.alpha
-    u = x / here.alpha
-    d = (u - jnp.tanh(x)) / r
-    expected = u + (r_next - r) * d
-    if r_next > 0:
-        middle = jnp.sqrt(r * r_next)
-        at = u + (middle - r) * d
-        expected = u + (r_next - r) * (at - jnp.tanh(at / jnp.sqrt(1 + middle**2))) / middle
-    got = one_step(SAMPLERS["kdpm2"].for_schedule(RATIO_SCHEDULE), *pair, x, x)
-    np.testing.assert_allclose(got, there.alpha * expected, atol=1e-13)
-
-
 def test_tcd_is_ddim_without_noise_and_consistency_sampling_with_all(pair):
     here, there = pair
     x, z = jnp.linspace(-2.0, 2.0, 9), jnp.linspace(1.0, -0.5, 9)
