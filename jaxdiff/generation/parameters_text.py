@@ -40,7 +40,7 @@ OPTION_WORDS: Mapping[str, str] = {
     "s_noise": "Sigma noise",
 }
 # Settings that fields or lines of the text have in other words.
-_SAID = {
+_IN_OTHER_WORDS = {
     *("prompt", "negative_prompt", "steps", "sampler", "timestep_spacing", "guidance_scale"),
     *("seed", "width", "height", "model", "strength", "clip_skip", "eta"),
     *("hires_scale", "hires_strength", "refiner", "refiner_start"),
@@ -83,7 +83,7 @@ def _fields(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
     others = {
         name.replace("_", " ").capitalize(): value
         for name, value in settings.items()
-        if name not in _SAID
+        if name not in _IN_OTHER_WORDS
     }
     return [(name, value) for name, value in (fields | others).items() if value is not None]
 
