@@ -133,7 +133,8 @@ def run(arguments: Sequence[str]) -> None:
     options = tyro.cli(Options, args=arguments, prog="jaxdiff generate")
     typed, stored = typed_options(arguments), None
     if options.from_image is not None:
-        typed |= {"prompt"} if options.prompt or options.prompts else set()
+        typed |= {"prompt"} if options.prompt else set()
+        typed |= {"prompt", "image", "mask"} if options.prompts else set()  # those of its lines
         options, stored = with_settings(options, options.from_image, typed)
     check_needs(options, NEEDS)
     started = time.perf_counter()

@@ -50,12 +50,14 @@ def with_settings(
 def check_restored(
     stored: Mapping[str, Any], settings: Mapping[str, Any], typed: Collection[str]
 ) -> None:
-    """InputError for a setting that is another one than `stored` though it was not `typed`."""
+    """InputError for a file or network that is another one than `stored`, but was not `typed`.
+
+    All other settings are those that `with_settings` has filled in.
+    """
     options = {"loras": "lora", "textual_inversions": "textual_inversion", "weights": "model"}
-    for name in {**stored, **settings}:
+    for name, wanted in FILES.items():
         before, now = stored.get(name), settings.get(name)
         if before != now and not {name, options.get(name, name)} & {*typed}:
-            wanted = FILES.get(name, f"--{name.replace('_', '-')}")
             raise InputError(
                 f"from: got an image with {name} {before!r:.60}, now {now!r:.60}, expected {wanted}"
             )

@@ -29,7 +29,7 @@ class PlannedImage(NamedTuple):
     settings: dict[str, Any]
     request: Request
     path: pathlib.Path
-    exists: bool = False  # with these settings
+    exists: bool  # with these settings
 
     @property
     def renamed(self) -> bool:
@@ -59,7 +59,7 @@ class Runner:
         empty = PromptSpec(prompt="", num_images=1)
         (bare,) = expand_jobs([("", empty)], defaults, numbered=True)
         self.pipe.resolve(**self._arguments([bare]))
-        planned = []
+        rows: list[tuple[ImageJob, dict[str, Any], Request]] = []
         for job in jobs:
             with prefix_errors(job.source):
                 try:
@@ -71,31 +71,34 @@ class Runner:
                     continue
                 settings = {**self.settings, **_file_settings(job, digest)}
                 settings |= request.to_metadata()
-                planned.append(PlannedImage(job, settings, request, self.output))
-        if not planned and jobs:
+                rows.append((job, settings, request))
+        if not rows and jobs:
             raise InputError(next(iter(self.failures.values())))
-        networks = self.pipe.auxiliary_fingerprints(Requests(each.request for each in planned))
-        for name, fingerprint in networks.items():
-            for each in planned:
-                if getattr(each.request, f"{name}_scale"):
-                    each.settings[name] = fingerprint
-        taken: dict[pathlib.Path, dict[str, Any]] = {}
-        return [self._with_file(each, taken) for each in planned]
+        networks = self.pipe.auxiliary_fingerprints(Requests(request for _, _, request in rows))
+        taken: dict[pathlib.Path, Mapping[str, Any]] = {}
+        planned = []
+        for job, settings, request in rows:
+            used = {n: hash_ for n, hash_ in networks.items() if getattr(request, f"{n}_scale")}
+            path, exists = self._file(job, settings | used, taken)
+            planned.append(PlannedImage(job, settings | used, request, path, exists))
+        return planned
 
-    def _with_file(
-        self, image: PlannedImage, taken: dict[pathlib.Path, dict[str, Any]]
-    ) -> PlannedImage:
-        """`image` with its file, which joins those `taken` by this job."""
-        settings, name = image.settings, image.job.name
-        own, former = (self.output / f"{n}.png" for n in (name, image.job.former_name or name))
+    def _file(
+        self,
+        job: ImageJob,
+        settings: Mapping[str, Any],
+        taken: dict[pathlib.Path, Mapping[str, Any]],
+    ) -> tuple[pathlib.Path, bool]:
+        """The file of an image, which joins those `taken`, and whether it is there already."""
+        own, former = (self.output / f"{n}.png" for n in (job.name, job.former_name or job.name))
         content = json.dumps(settings, sort_keys=True).encode()
         longer = own.with_stem(f"{own.stem}-{hashlib.sha256(content).hexdigest()[:8]}")
         for path in (former, own, longer):
             if is_same(read_settings(path) or {}, settings):
-                return image._replace(path=path, exists=True)
+                return path, True
         path = longer if own.exists() or not is_same(taken.get(own, settings), settings) else own
         taken[path] = settings
-        return image._replace(path=path)
+        return path, False
 
     def _fail(self, job: ImageJob, reason: str) -> None:
         """Note and report that there is no image of `job`."""

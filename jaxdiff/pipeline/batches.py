@@ -190,7 +190,7 @@ def start_level(grid: TimestepGrid, requests: Requests) -> StartLevel:
     sigma, alpha = noise, None
     if requests[0].denoising_start is not None:
         sigma = np.zeros(count, np.float32)
-        alpha = handed_scale(grid, np.asarray(grid.first), requests)
+        alpha = handover_scale(grid, np.asarray(grid.first), requests)
     elif requests[0].image is not None:
         # a mask at full strength leaves nothing of what it covers
         full = np.array([each.strength == 1 and each.mask is not None for each in requests])
@@ -200,7 +200,7 @@ def start_level(grid: TimestepGrid, requests: Requests) -> StartLevel:
     return StartLevel(*cast(Any, (sigma, alpha)))
 
 
-def handed_scale(
+def handover_scale(
     grid: TimestepGrid, step: Int[NDArray, "b"], requests: Requests
 ) -> Float[NDArray, "b"]:
     """x in units of the latents that a call gives or takes in the middle of the way.
@@ -270,7 +270,7 @@ class ImageGenerator:
                 rows_of = Requests(batch[i] for i in padding)
                 run = Run(rows_of, rule, timer, tile, settings)
                 latents, intermediates = self._denoise(padded, run)
-                latents = self._handed_over(latents, padded, batch)
+                latents = self._for_handover(latents, padded, batch)
                 if settings.output != "latent":
                     with timer("decode_s"):
                         images, finite = self._decode(latents, tile)
@@ -289,9 +289,11 @@ class ImageGenerator:
                     timings=timer.timings(),
                 )
 
-    def _handed_over(self, latents: BatchArray, inputs: BatchInputs, batch: Requests) -> BatchArray:
+    def _for_handover(
+        self, latents: BatchArray, inputs: BatchInputs, batch: Requests
+    ) -> BatchArray:
         """Latents as a call gives them."""
-        scale = handed_scale(inputs.grid, np.asarray(inputs.grid.last), batch)
+        scale = handover_scale(inputs.grid, np.asarray(inputs.grid.last), batch)
         if np.all(scale == 1):
             return latents
         return self._stages.shard(self._stages.gather(latents) / scale[:, None, None, None])

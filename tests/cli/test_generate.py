@@ -209,6 +209,15 @@ def test_an_image_is_made_again_from_its_settings(model, tmp_path, addons, capsy
     assert read_settings(other) == before | {"seed": 6}
     (new,) = added_by(model, tmp_path / "b", "a star", "--from", str(path))
     assert read_settings(new)["prompt"] == "a star"
+    more = added_by(model, tmp_path / "m", "--from", str(path), "--num-images", "3")
+    assert {read_settings(each)["seed"] for each in more} == {5, 6, 7}
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"prompt": "a star", "seed": 9}\n{"prompt": "a ring"}')
+    several = added_by(model, tmp_path / "p", "--from", str(path), "--prompts", str(lines))
+    assert {(s["prompt"], s["seed"], s["steps"]) for s in map(read_settings, several)} == {
+        ("a star", 9, 3),
+        ("a ring", 5, 3),
+    }
     _, lora = addons
     (path,) = added_by(model, tmp_path / "c", "a ring", "--lora", f"{lora}:0.1")
     capsys.readouterr()
