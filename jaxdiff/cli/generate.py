@@ -139,6 +139,39 @@ def run(arguments: Sequence[str]) -> None:
     check_needs(options, NEEDS)
     started = time.perf_counter()
     jobs = _jobs(options, stored)
+    runner, second = _runner(options)
+    plan = runner.plan(jobs, _defaults(options))
+    if stored is not None:
+        for image in plan:
+            check_restored(stored, image.settings, typed)
+    todo = [image for image in plan if not image.exists]
+    size = options.batch_size
+    with Progress(images=len(todo), batch_size=size, quiet=options.json) as progress:
+        try:
+            timings = runner.generate(
+                todo,
+                second,
+                batch_size=size,
+                vae_tile=options.vae_tile,
+                on_step=progress.update,
+                on_images=progress.add_images,
+            )
+        except KeyboardInterrupt:
+            done = len(plan) - len(todo) + progress.done
+            raise KeyboardInterrupt(
+                f"{done} of {len(plan)} images are done; the same command resumes"
+            ) from None
+    report = _report(runner, plan, timings, time.perf_counter() - started)
+    print_report(report, as_json=options.json)
+    if runner.failures:
+        raise InputError(
+            f"got {len(runner.failures)} of {len(jobs)} images that could not be generated, "
+            "expected none; the same command tries them again"
+        )
+
+
+def _runner(options: Options) -> tuple[Any, Any]:
+    """The runner with the models that the options name, and their second pass or None."""
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
     from jaxdiff.generation.models import SecondPass, load_addons
     from jaxdiff.generation.runner import Runner
@@ -169,31 +202,17 @@ def run(arguments: Sequence[str]) -> None:
         output=options.output,
         on_failure=lambda reason: print(f"generate: {reason}", file=sys.stderr),
     )
-    plan = runner.plan(jobs, _defaults(options))
-    if stored is not None:
-        for image in plan:
-            check_restored(stored, image.settings, typed)
-    todo = [image for image in plan if not image.exists]
-    size = options.batch_size
-    with Progress(images=len(todo), batch_size=size, quiet=options.json) as progress:
-        try:
-            timings = runner.generate(
-                todo,
-                second,
-                batch_size=size,
-                vae_tile=options.vae_tile,
-                on_step=progress.update,
-                on_images=progress.add_images,
-            )
-        except KeyboardInterrupt:
-            done = len(plan) - len(todo) + progress.done
-            raise KeyboardInterrupt(
-                f"{done} of {len(plan)} images are done; the same command resumes"
-            ) from None
+    return runner, second
+
+
+def _report(
+    runner: Any, plan: Sequence[Any], timings: Mapping[str, float], total: float
+) -> dict[str, Any]:
+    """What a job of `total` seconds has made, as JSON values."""
     made = [image for image in plan if image.job.name not in runner.failures]
-    total = time.perf_counter() - started
+    todo = [image for image in plan if not image.exists]
     generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
-    report = {
+    return {
         "images": [str(image.path) for image in made],
         "seeds": [image.job.seed for image in made],
         "failed": len(runner.failures),
@@ -202,14 +221,8 @@ def run(arguments: Sequence[str]) -> None:
         **{name: round(seconds, 4) for name, seconds in timings.items()},
         "images_per_s": round(len(todo) / generating, 4) if todo else None,
         "total_s": round(total, 4),
-        "device": pipe.device_name,
+        "device": runner.pipe.device_name,
     }
-    print_report(report, as_json=options.json)
-    if runner.failures:
-        raise InputError(
-            f"got {len(runner.failures)} of {len(jobs)} images that could not be generated, "
-            "expected none; the same command tries them again"
-        )
 
 
 def _jobs(options: Options, stored: Mapping[str, Any] | None) -> list[ImageJob]:

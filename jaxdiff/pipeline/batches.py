@@ -270,7 +270,7 @@ class ImageGenerator:
                 rows_of = Requests(batch[i] for i in padding)
                 run = Run(rows_of, rule, timer, tile, settings)
                 latents, intermediates = self._denoise(padded, run)
-                latents = self._for_handover(latents, padded, batch)
+                latents = self._handover(latents, padded, batch)
                 if settings.output != "latent":
                     with timer("decode_s"):
                         images, finite = self._decode(latents, tile)
@@ -289,9 +289,7 @@ class ImageGenerator:
                     timings=timer.timings(),
                 )
 
-    def _for_handover(
-        self, latents: BatchArray, inputs: BatchInputs, batch: Requests
-    ) -> BatchArray:
+    def _handover(self, latents: BatchArray, inputs: BatchInputs, batch: Requests) -> BatchArray:
         """Latents as a call gives them."""
         scale = handover_scale(inputs.grid, np.asarray(inputs.grid.last), batch)
         if np.all(scale == 1):
