@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.embedded import EMBEDDED
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.pipelines import CLASSIFIER
 from jaxdiff.checkpoints.schedulers import vp_schedule
 from jaxdiff.core.types import Array
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.vae import AutoencoderKL
-from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.scenes.labels import collate_attributes
 from jaxdiff.scenes.source import SceneSource
 from jaxdiff.training.objectives.classifier import accuracies

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.embedded import EMBEDDED
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, Int, NDArray
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
-from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.scenes.captions import describe
 from jaxdiff.scenes.source import sample_scene
 from jaxdiff.scenes.specification import COLOURS, RELATIONS, SHAPES, Scene, arrangement

@@ -46,6 +46,7 @@ def pytest_sessionstart(session):
     """
     folder = session.config.cache.mkdir(COMPILED)
     is_worker = hasattr(session.config, "workerinput")
+    os.environ["XDG_CACHE_HOME"] = str(session.config.cache.mkdir("home"))
     if not is_worker and sum(path.stat().st_size for path in folder.iterdir()) > MAX_BYTES:
         shutil.rmtree(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))

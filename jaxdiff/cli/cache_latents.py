@@ -13,6 +13,7 @@ from typing import Annotated
 import jax
 import tyro
 
+from jaxdiff.cli.arguments import parse
 from jaxdiff.core.aliases import rename_options
 from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
@@ -70,7 +71,7 @@ NEEDS = {
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, encode, write. Raises InputError on bad input."""
     arguments = rename_options(arguments, functools.partial(new_option, section="data"))
-    options = tyro.cli(Options, args=arguments, prog="jaxdiff cache-latents")
+    options = parse(Options, arguments, prog="jaxdiff cache-latents")
     one_of("texts", options.texts, TEXTS)
     check_needs(options, NEEDS)
     encoders = options.text_encoder or options.vae

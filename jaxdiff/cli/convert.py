@@ -10,6 +10,7 @@ from jaxdiff.checkpoints.lora_writing import find_lora, write_lora
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.checkpoints.single_file import write_single_file
+from jaxdiff.cli.arguments import parse
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, dtype_of
 from jaxdiff.core.validate import one_of
@@ -42,7 +43,7 @@ class Options:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, read, write. Raises InputError on bad input."""
-    options = tyro.cli(Options, args=arguments, prog="jaxdiff convert")
+    options = parse(Options, arguments, prog="jaxdiff convert")
     dtype = None if options.dtype is None else dtype_of(options.dtype)
     lora = find_lora(pathlib.Path(options.source))
     if lora is None:

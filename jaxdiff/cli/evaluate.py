@@ -5,8 +5,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-import tyro
-
+from jaxdiff.cli.arguments import parse
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.validate import positive
@@ -63,7 +62,7 @@ NEEDS = {"num_images": Need("prompt"), "prompt_stride": Need("prompt", (None,))}
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, generate, score, print the table. Raises InputError on bad input."""
-    options = tyro.cli(Options, args=arguments, prog="jaxdiff evaluate")
+    options = parse(Options, arguments, prog="jaxdiff evaluate")
     check_needs(options, NEEDS)
     judge = procedural_dataset(EMBEDDED_DATA)
     prompts, probes = _prompts(options, judge)

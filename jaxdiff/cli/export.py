@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from jaxdiff.cli.arguments import parse
 from jaxdiff.core.types import dtype_of
 from jaxdiff.experiments.export import export
 
@@ -44,7 +45,7 @@ class Options:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, read, write. Raises InputError on bad input."""
-    options = tyro.cli(Options, args=arguments, prog="jaxdiff export")
+    options = parse(Options, arguments, prog="jaxdiff export")
     given = {name: getattr(options, name) for name in DEFAULTS}
     chosen = {name: value for name, value in given.items() if value is not None}
     dtype = dtype_of(options.dtype)

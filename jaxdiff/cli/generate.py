@@ -12,11 +12,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxdiff.cli.progress import Progress, print_report
+from jaxdiff.checkpoints.embedded import EMBEDDED
+from jaxdiff.cli.arguments import has_option, parse
+from jaxdiff.cli.help import asks_help, model_defaults, print_choices
+from jaxdiff.cli.progress import Progress, note_compile_time, print_report, usual_compile_time
 from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, positive
 from jaxdiff.generation.from_image import FILES, check_restored, typed_options, with_settings
+from jaxdiff.generation.manifest import Entry, Manifest
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, make_jobs, read_prompt_file
 
 # Options of the model's call that all images share.
@@ -24,6 +28,7 @@ SHARED = (
     *("guidance", "negative_scale", "classifier_scale", "clip_scale", "sampler"),
     *("timestep_spacing", "eta", "clip_skip", "height", "width", "prompt_syntax"),
 )
+LISTED = 100  # images that a JSON report names; the manifest names all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,33 +130,36 @@ NEEDS = {
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, generate the missing images, report. Raises InputError on bad input."""
-    if "--plan" in arguments:
+    if has_option(arguments, "--plan"):
         from jaxdiff.cli.plan import plan_sampling
 
         plan_sampling(arguments)
         return
-    options = tyro.cli(Options, args=arguments, prog="jaxdiff generate")
-    typed, stored = typed_options(arguments), None
-    if options.from_image is not None:
-        typed |= {"prompt"} if options.prompt else set()
-        typed |= {"prompt", "image", "mask"} if options.prompts else set()  # those of its lines
-        options, stored = with_settings(options, options.from_image, typed)
-    check_needs(options, NEEDS)
     started = time.perf_counter()
+    options, stored, typed = _parsed(arguments)
     jobs = _jobs(options, stored)
-    runner, second = _runner(options)
-    plan = runner.plan(jobs, _defaults(options))
-    if stored is not None:
-        for image in plan:
-            check_restored(stored, image.settings, typed)
-    todo = [image for image in plan if not image.exists]
-    size = options.batch_size
-    with Progress(images=len(todo), batch_size=size, quiet=options.json) as progress:
+    asked = {name: value for name, value in vars(options).items() if name != "json"}
+    manifest = Manifest.of(options.output, asked, _files(options, jobs))
+    entries = manifest.read()
+    if entries is not None:
+        report = _report(options, manifest, entries, total=time.perf_counter() - started)
+        print_report(report | {"skipped": len(entries)}, as_json=options.json)
+        return
+    with Progress(quiet=options.json) as progress:
+        progress.phase(f"loading {options.model or 'the embedded model'}")
+        runner, second = _runner(options)
+        plan = runner.plan(jobs, _defaults(options))
+        if stored is not None:
+            for image in plan:
+                check_restored(stored, image.settings, typed)
+        todo = [image for image in plan if not image.exists]
+        program = _program(runner, options, todo)
+        progress.begin(len(todo), options.batch_size, compile_s=usual_compile_time(program))
         try:
             timings = runner.generate(
                 todo,
                 second,
-                batch_size=size,
+                batch_size=options.batch_size,
                 vae_tile=options.vae_tile,
                 on_step=progress.update,
                 on_images=progress.add_images,
@@ -161,13 +169,70 @@ def run(arguments: Sequence[str]) -> None:
             raise KeyboardInterrupt(
                 f"{done} of {len(plan)} images are done; the same command resumes"
             ) from None
-    report = _report(runner, plan, timings, time.perf_counter() - started)
+    note_compile_time(program, timings["compile_s"])
+    made = [image for image in plan if image.job.name not in runner.failures]
+    entries = [Entry.of(image.path, image.job.seed, image.job.source) for image in made]
+    manifest.write(entries, runner.failures)
+    generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
+    report = _report(options, manifest, entries, total=time.perf_counter() - started) | {
+        "failed": len(runner.failures),
+        "renamed": sum(image.renamed for image in made if not image.exists),
+        "skipped": len(plan) - len(todo),
+        **{name: round(seconds, 4) for name, seconds in timings.items()},
+        "images_per_s": round(len(todo) / generating, 4) if todo else None,
+        "device": runner.pipe.device_name,
+    }
     print_report(report, as_json=options.json)
     if runner.failures:
         raise InputError(
             f"got {len(runner.failures)} of {len(jobs)} images that could not be generated, "
             "expected none; the same command tries them again"
         )
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[Options, dict[str, Any] | None, set[str]]:
+    """The options, with those of the image of --from, its settings, and the options typed."""
+    defaults = model_defaults(arguments) if asks_help(arguments) else {}
+    try:
+        options = parse(Options, arguments, prog="jaxdiff generate", defaults=defaults)
+    except SystemExit:
+        if asks_help(arguments):
+            print_choices()
+        raise
+    typed, stored = typed_options(arguments), None
+    if options.from_image is not None:
+        typed |= {"prompt"} if options.prompt else set()
+        typed |= {"prompt", "image", "mask"} if options.prompts else set()  # those of its lines
+        options, stored = with_settings(options, options.from_image, typed)
+    check_needs(options, NEEDS)
+    return options, stored, typed
+
+
+def _files(options: Options, jobs: Sequence[ImageJob]) -> set[str | pathlib.Path]:
+    """The files and folders that a command reads."""
+    loras = [
+        each if pathlib.Path(each).exists() else each.rpartition(":")[0] for each in options.lora
+    ]
+    models = [options.guidance_model, options.refiner, options.classifier, options.clip]
+    given = [options.prompts, options.from_image, options.image, options.mask]
+    images = [path for job in jobs for path in (job.spec.image, job.spec.mask)]
+    paths = {
+        options.model or EMBEDDED,
+        *loras,
+        *options.textual_inversion,
+        *models,
+        *given,
+        *images,
+    }
+    return {path for path in paths if path is not None}
+
+
+def _program(runner: Any, options: Options, images: Sequence[Any]) -> str:
+    """What decides for how long a job compiles, in words."""
+    settings = images[0].settings if images else {}
+    names = ("model", "sampler", "guidance", "height", "width")
+    own = [str(settings.get(name)) for name in names]
+    return " ".join([*own, str(options.batch_size), runner.pipe.device_name])
 
 
 def _runner(options: Options) -> tuple[Any, Any]:
@@ -206,22 +271,20 @@ def _runner(options: Options) -> tuple[Any, Any]:
 
 
 def _report(
-    runner: Any, plan: Sequence[Any], timings: Mapping[str, float], total: float
+    options: Options, manifest: Manifest, entries: Sequence[Entry], *, total: float
 ) -> dict[str, Any]:
-    """What a job of `total` seconds has made, as JSON values."""
-    made = [image for image in plan if image.job.name not in runner.failures]
-    todo = [image for image in plan if not image.exists]
-    generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
+    """What a job of `total` seconds has left, as JSON values."""
+    listed = entries[: None if not options.json or len(entries) <= LISTED else 0]
     return {
-        "images": [str(image.path) for image in made],
-        "seeds": [image.job.seed for image in made],
-        "failed": len(runner.failures),
-        "renamed": sum(image.renamed for image in made),
-        "skipped": len(plan) - len(todo),
-        **{name: round(seconds, 4) for name, seconds in timings.items()},
-        "images_per_s": round(len(todo) / generating, 4) if todo else None,
+        "count": len(entries),
+        "images": [str(options.output / entry.image) for entry in listed],
+        "seeds": [entry.seed for entry in listed],
+        "manifest": str(manifest.path),
+        **dict.fromkeys(("failed", "renamed", "skipped"), 0),
+        **dict.fromkeys(("compile_s", "encode_s", "sample_s", "decode_s"), 0.0),
+        "images_per_s": None,
+        "device": None,
         "total_s": round(total, 4),
-        "device": runner.pipe.device_name,
     }
 
 

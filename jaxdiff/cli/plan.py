@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import tyro
 
+from jaxdiff.cli.arguments import parse
 from jaxdiff.planning.compilers import configure_compiler
 from jaxdiff.planning.report import Planner, format_plan
 from jaxdiff.planning.sampling import SamplingOptions, sampling_planner
@@ -25,7 +25,7 @@ def plan_training(
 
 def plan_sampling(arguments: Sequence[str]) -> None:
     """Parse `arguments` and print the plan of the sampling loop on each topology."""
-    options = tyro.cli(SamplingOptions, args=arguments, prog="generate.py")
+    options = parse(SamplingOptions, arguments, prog="generate.py")
     show_plans(options.plan, sampling_planner(options), as_json=options.json)
 
 

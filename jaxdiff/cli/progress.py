@@ -1,7 +1,11 @@
-"""The progress bar of `jaxdiff generate`, and its report at the end."""
+"""What `jaxdiff generate` says on stderr while it works, and its report at the end."""
 
+import contextlib
 import json
+import os
+import pathlib
 import sys
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -9,25 +13,35 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 
+from jaxdiff.core.atomic import atomic_file
+from jaxdiff.core.errors import InputError
+
+LINE_S = 30  # seconds between lines of progress where stderr is no terminal
+
 
 class Progress:
-    """A bar on stderr over the denoising steps of all batches, with the remaining time."""
+    """The phases of a job and its denoising steps, with the remaining time.
 
-    def __init__(self, *, images: int, batch_size: int, quiet: bool) -> None:
+    A bar on a terminal; elsewhere a line for each phase, and one every LINE_S seconds.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
         console = Console(stderr=True)
+        self._lines = not quiet and not console.is_terminal
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
-            progress.TextColumn("{task.fields[done]}/{task.fields[images]} images"),
+            progress.TextColumn("{task.fields[count]}"),
             progress.TimeElapsedColumn(),
             progress.TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=quiet or not console.is_terminal or images == 0,
+            disable=quiet or not console.is_terminal,
         )
-        self._images, self._batch = images, batch_size
+        self._task = self._bar.add_task("", total=None, count="")
+        self._images = self._batch = 0
+        self._printed_at = -float("inf")  # when the last line was printed
         self.done = 0  # images that are written
-        self._task = self._bar.add_task("generating", total=images, done=0, images=images)
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -41,15 +55,67 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
+    def phase(self, text: str) -> None:
+        """Say what is being done now."""
+        self._bar.update(self._task, description=text)
+        self._print_line(text)
+
+    def begin(self, images: int, batch_size: int, *, compile_s: float | None) -> None:
+        """`images` are generated next, in batches; their programs usually take `compile_s`."""
+        self._images, self._batch = images, batch_size
+        if images:
+            usual = (
+                "longest the first time" if compile_s is None else f"{compile_s:.0f} s last time"
+            )
+            self.phase(f"compiling ({usual})")
+            self._bar.update(self._task, total=images, count=f"0/{images} images")
+
     def update(self, done: int, steps: int) -> None:
         """The batch has finished `done` of its `steps` denoising steps."""
         batch = min(self._batch, self._images - self.done)
-        self._bar.update(self._task, completed=self.done + batch * done / steps)
+        completed = self.done + batch * done / steps
+        text = "generating" if done < steps else "decoding"
+        self._bar.update(self._task, completed=completed, description=text)
 
     def add_images(self, images: int) -> None:
         """A batch of `images` images has been written."""
         self.done += images
-        self._bar.update(self._task, completed=self.done, done=self.done)
+        count = f"{self.done}/{self._images} images"
+        self._bar.update(self._task, completed=self.done, count=count, description="generating")
+        if time.monotonic() - self._printed_at > LINE_S:
+            self._print_line(count)
+
+    def _print_line(self, text: str) -> None:
+        if self._lines:
+            print(f"generate: {text}", file=sys.stderr, flush=True)
+            self._printed_at = time.monotonic()
+
+
+def usual_compile_time(program: str) -> float | None:
+    """For how many seconds `program` compiled when it last did so here; None: it never did."""
+    return _compile_times().get(program)
+
+
+def note_compile_time(program: str, seconds: float) -> None:
+    """Remember for how long `program` has compiled, unless that cannot be written."""
+    path, times = _compile_times_file(), _compile_times() | {program: round(seconds, 1)}
+    with contextlib.suppress(OSError, InputError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(times, indent=1))
+
+
+def _compile_times_file() -> pathlib.Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(cache) / "jaxdiff" / "compile_times.json"
+
+
+def _compile_times() -> dict[str, float]:
+    try:
+        times = json.loads(_compile_times_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return times if isinstance(times, dict) else {}
 
 
 def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
@@ -59,16 +125,18 @@ def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
         return
     for path in report["images"]:
         print(path)
-    count = len(report["images"]) - report["skipped"]
+    count = report["count"] - report["skipped"]
     images = "1 image" if count == 1 else f"{count} images"
-    skipped = ""
+    notes = []
     if report["skipped"]:
-        verb = "exists" if report["skipped"] == 1 else "exist"
-        skipped = f" ({report['skipped']} already {verb})"
+        notes.append(
+            f"{report['skipped']} already {'exists' if report['skipped'] == 1 else 'exist'}"
+        )
     if report["renamed"]:
-        skipped += f" ({report['renamed']} beside images of other settings)"
-    times = f"compilation {report['compile_s']:.1f} s, sampling {report['sample_s']:.1f} s"
-    print(
-        f"{images}{skipped} in {report['total_s']:.1f} s on {report['device']}: {times}",
-        file=sys.stderr,
-    )
+        notes.append(f"{report['renamed']} beside images of other settings")
+    noted = f" ({', '.join(notes)})" if notes else ""
+    text = f"{images}{noted} in {report['total_s']:.1f} s"
+    if report["device"] is not None:
+        times = f"compilation {report['compile_s']:.1f} s, sampling {report['sample_s']:.1f} s"
+        text = f"{text} on {report['device']}: {times}"
+    print(text, file=sys.stderr)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from jaxdiff.cli.arguments import parse
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 
@@ -42,7 +43,7 @@ class Options:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, generate, write. Raises InputError on bad input."""
-    options = tyro.cli(Options, args=arguments, prog="jaxdiff strip")
+    options = parse(Options, arguments, prog="jaxdiff strip")
     shown = None if options.show_steps is None else _step_numbers(options.show_steps)
     check_file(options.output)  # before anything is generated
     import jaxdiff  # only now: bad arguments and --help need not wait for jax

@@ -10,6 +10,7 @@ import tyro
 from rich import progress
 from rich.console import Console
 
+from jaxdiff.cli.arguments import parse
 from jaxdiff.core.atomic import check_file
 from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
@@ -76,7 +77,7 @@ NEEDS = {"prompt_stride": Need("evaluate")}
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, generate, evaluate, write. Raises InputError on bad input."""
-    options = tyro.cli(Options, args=arguments, prog="jaxdiff sweep")
+    options = parse(Options, arguments, prog="jaxdiff sweep")
     check_needs(options, NEEDS)
     positive("prompt_stride", options.prompt_stride)
     if not options.prompt:

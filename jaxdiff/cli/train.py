@@ -10,12 +10,13 @@ import importlib.util
 import pathlib
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 import tyro
 
 from jaxdiff.checkpoints.training_state import latest_step
+from jaxdiff.cli.arguments import check_unknown, has_option
 from jaxdiff.cli.main import report
 from jaxdiff.core.aliases import MODULES, rename_options
 from jaxdiff.core.errors import InputError
@@ -31,6 +32,8 @@ from jaxdiff.parallel.distributed import (
 from jaxdiff.training.config import TrainConfig
 from jaxdiff.training.config.aliases import new_option
 from jaxdiff.training.loop import NonFiniteError, StoppedError
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,13 +100,22 @@ def parse(arguments: Sequence[str]) -> Options:
             config=config, workdir=workdir, export_only=export_only, ema_std=ema_std, job=job
         )
 
-    return tyro.cli(
+    return _parsed(options, arguments, "Start or resume a training.")
+
+
+def _parsed(options: Callable[..., T], arguments: Sequence[str], description: str) -> T:
+    """What the function `options` makes of the arguments after the config's name."""
+    prog = f"train.py {arguments[0]}"
+    made, unknown = tyro.cli(
         options,
-        prog=f"train.py {arguments[0]}",
-        description="Start or resume a training.",
+        prog=prog,
+        description=description,
         args=rename_options(arguments[1:], new_option),
         config=(tyro.conf.AvoidSubcommands,),
+        return_unknown_args=True,
     )
+    check_unknown(unknown, options, prog)
+    return made
 
 
 def plan(arguments: Sequence[str]) -> None:
@@ -120,23 +132,18 @@ def plan(arguments: Sequence[str]) -> None:
         ] = True,
         json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
         config: Fields = given,
-    ) -> None:
+    ) -> Callable[[], None]:
         from jaxdiff.cli.plan import plan_training
 
-        plan_training(config, plan, largest=find_max_batch, as_json=json)
+        return functools.partial(plan_training, config, plan, largest=find_max_batch, as_json=json)
 
-    tyro.cli(
-        options,
-        prog=f"train.py {arguments[0]}",
-        description="Compile the training step for absent TPUs or GPUs; report memory and time.",
-        args=rename_options(arguments[1:], new_option),
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    described = "Compile the training step for absent TPUs or GPUs; report memory and time."
+    _parsed(options, arguments, described)()
 
 
 def run(arguments: Sequence[str]) -> None:
     """The command. After SIGINT or SIGTERM SystemExit with 130 or 0, once the state is saved."""
-    if "--plan" in arguments[1:]:
+    if has_option(arguments[1:], "--plan"):
         plan(arguments)
         return
     options = parse(arguments)

@@ -1,12 +1,12 @@
 """Validators for the boundary where a user's values arrive; each returns its value or raises."""
 
-import difflib
 import math
 import numbers
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.names_elsewhere import did_you_mean
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
@@ -46,9 +46,9 @@ def one_of(name: str, value: T, choices: Iterable[T]) -> T:
     known = list(choices)
     if value in known:
         return value
-    near = difflib.get_close_matches(str(value), [str(c) for c in known], n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise InputError(f"{name}: got {value!r}, expected one of {', '.join(map(str, known))}{hint}")
+    names = [str(choice) for choice in known]
+    hint = did_you_mean(str(value), names)
+    raise InputError(f"{name}: got {value!r}, expected one of {', '.join(names)}{hint}")
 
 
 def check_shape(name: str, array: Any, expected: tuple[int | None, ...]) -> Any:

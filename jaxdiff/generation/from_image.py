@@ -55,9 +55,10 @@ def check_restored(
     All other settings are those that `with_settings` has filled in.
     """
     options = {"loras": "lora", "textual_inversions": "textual_inversion", "weights": "model"}
-    for name, wanted in FILES.items():
-        before, now = stored.get(name), settings.get(name)
-        if before != now and not {name, options.get(name, name)} & {*typed}:
-            raise InputError(
-                f"from: got an image with {name} {before!r:.60}, now {now!r:.60}, expected {wanted}"
-            )
+    others = [
+        f"{name} {stored.get(name)!r:.60}, now {settings.get(name)!r:.60} ({wanted})"
+        for name, wanted in FILES.items()
+        if stored.get(name) != settings.get(name) and not {name, options.get(name, name)} & {*typed}
+    ]
+    if others:
+        raise InputError(f"from: got an image with {'; '.join(others)}, expected those options")

@@ -4,13 +4,32 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from jaxdiff.checkpoints.configs import native_sample_size
+from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.checkpoints.schedulers import prediction_type_of, sampler_name
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
+from jaxdiff.families.base import Family
 from jaxdiff.pipeline.request import Defaults
 
 # Defaults of pipeline classes of diffusers for networks that nothing else tells apart.
 DEFAULTS_OF_CLASSES = {"LatentConsistencyModelPipeline": {"guidance_scale": 8.5, "steps": 4}}
+
+
+def model_defaults(parts: PipelineComponents, family: Family, source: str) -> Defaults:
+    """The defaults of a model, whose weights need not be read; `source` is for errors."""
+    modules: dict[str, Any] = {name: each.module for name, each in parts.components.items()}
+    sample_size = modules[family.network].config.sample_size
+    config = parts.components[family.network].config
+    native = native_sample_size(config, sample_size, parts.class_name)
+    return read_defaults(
+        parts.defaults,
+        parts.scheduler,
+        size_of(native, family.codec(modules).config.downscale),
+        pipeline_class=parts.class_name,
+        family=family.request_defaults,
+        source=source,
+    )
 
 
 def read_defaults(

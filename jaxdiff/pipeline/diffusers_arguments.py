@@ -4,12 +4,12 @@ Arguments that only have another name there are in `core.aliases`.
 """
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.names_elsewhere import did_you_mean
 from jaxdiff.families.registry import request_options
 from jaxdiff.pipeline.options import Options
 from jaxdiff.pipeline.request import Defaults, Request
@@ -76,7 +76,6 @@ def without_replaced(options: Mapping[str, Any], listed: Collection[str]) -> dic
         if name in REPLACED and (got := options[name]) is not None:
             raise InputError(f"{name}: got {got!r:.60}, expected {REPLACED[name]}")
         if name not in REPLACED:
-            near = difflib.get_close_matches(name, sorted({*listed} - {name, "self"}), n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = did_you_mean(name, sorted({*listed} - {name, "self"}))
             raise InputError(f"{name}: got an unknown argument, expected one of help(pipe){hint}")
     return {name: value for name, value in options.items() if name in known}

@@ -6,6 +6,7 @@ import pathlib
 import jax
 from jax.sharding import Mesh
 
+from jaxdiff.checkpoints.embedded import EMBEDDED
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.core.aliases import rename_arguments
@@ -16,8 +17,6 @@ from jaxdiff.parallel.mesh import FSDP, TENSOR, MeshSpec, data_mesh, replicated,
 from jaxdiff.parallel.sharding import infer_sharding, infer_shardings
 from jaxdiff.pipeline import cache
 from jaxdiff.pipeline.pipeline import Pipeline
-
-EMBEDDED = pathlib.Path(__file__).parents[1] / "assets" / "scenes"
 
 
 @rename_arguments

@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxdiff.checkpoints.configs import native_sample_size
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.checkpoints.tokenizers import tokenizer_digest
@@ -30,7 +29,7 @@ from jaxdiff.pipeline.batches import ImageGenerator, ModelFacts
 from jaxdiff.pipeline.compiled_model import CompiledModel
 from jaxdiff.pipeline.conditioning import PromptTokenizers
 from jaxdiff.pipeline.cost import nfe
-from jaxdiff.pipeline.defaults import read_defaults, size_of
+from jaxdiff.pipeline.defaults import model_defaults
 from jaxdiff.pipeline.lora import LoRAManager
 from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.pipeline.programs import DataParallel
@@ -68,16 +67,7 @@ class LoadedModel(Addons):
         self.schedule = self.family.schedule(parts.scheduler)
         self.prediction_type = self.family.prediction_type(parts.scheduler)
         downscale, channels = self.codec.config.downscale, self.codec.config.latent_channels
-        raw = parts.components[self.family.network].config
-        native_size = native_sample_size(raw, self.network.config.sample_size, parts.class_name)
-        self.defaults = read_defaults(
-            parts.defaults,
-            parts.scheduler,
-            size_of(native_size, downscale),
-            pipeline_class=parts.class_name,
-            family=self.family.request_defaults,
-            source=name,
-        )
+        self.defaults = model_defaults(parts, self.family, name)
         self.stages = CompiledModel(
             self.family,
             self.text_encoders,

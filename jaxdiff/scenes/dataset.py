@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxdiff.checkpoints.embedded import EMBEDDED
 from jaxdiff.core.validate import in_range
 from jaxdiff.data.batches import Item
 from jaxdiff.data.samples import Make
 from jaxdiff.data.sampling_order import SamplePosition
-from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.scenes.judge import (
     answers,
     check_model_size,

@@ -19,6 +19,7 @@ from PIL import Image
 import jaxdiff
 from jaxdiff.checkpoints.components import read_component, write_component
 from jaxdiff.checkpoints.lora_names import files
+from jaxdiff.cli import generate as generate_command
 from jaxdiff.cli import main
 from jaxdiff.generation import png_files, runner
 from jaxdiff.generation.png_files import read_settings
@@ -49,6 +50,12 @@ def generate(model, output, *arguments):
         if not {"--lora", "--textual-inversion", "--embedding"} & set(arguments):
             patch.setattr(jaxdiff, "load", load_once)
         return main.run("generate", command)
+
+
+def stderr(capsys):
+    """What was printed on stderr, without the phases of the work."""
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    return "".join(x for x in lines if not re.match("generate: (loading|compiling)", x))
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +92,13 @@ def test_the_model_is_shared_by_a_mesh(model, tmp_path, capsys):
 def test_a_mesh_that_cannot_be_is_one_sentence(model, tmp_path, capsys, mesh, message):
     command = ["a ring", "--model", str(model), "--output", str(tmp_path / "out")]
     assert main.run("generate", [*command, "--mesh", mesh]) == 2
-    assert re.search(f"^generate: {message}", capsys.readouterr().err)
+    assert re.search(f"^generate: {message}", stderr(capsys))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_batch_job_writes_every_image_with_its_settings(batch_job):
     output, _ = batch_job
-    assert sorted(p.name for p in output.iterdir()) == [
+    assert sorted(p.name for p in output.glob("*.png")) == [
         "000000_a-ring_4.png",
         "000001_a-star_9.png",
         "000002_a-ring_4.png",
@@ -114,10 +121,10 @@ def test_a_batch_job_writes_every_image_with_its_settings(batch_job):
 
 def test_a_job_with_other_settings_has_files_of_its_own(batch_job, model, capsys):
     output, arguments = batch_job
-    before = {path: path.read_bytes() for path in output.iterdir()}
+    before = {path: path.read_bytes() for path in output.glob("*.png")}
     assert generate(model, output, *arguments, "--steps", "2") == 0
-    assert "3 images (3 beside images of other settings)" in capsys.readouterr().err
-    added = {*output.iterdir()} - before.keys()
+    assert "3 images (3 beside images of other settings)" in stderr(capsys)
+    added = {*output.glob("*.png")} - before.keys()
     assert len(added) == 3
     assert all(path.read_bytes() == content for path, content in before.items())
     for path in added:
@@ -125,10 +132,10 @@ def test_a_job_with_other_settings_has_files_of_its_own(batch_job, model, capsys
 
 
 def test_prompts_of_one_name_have_a_file_each(model, tmp_path, capsys):
-    for skipped in (0, 2):
+    for skipped, renamed in ((0, 1), (2, 0)):
         assert generate(model, tmp_path, "a ring!", "a ring?", "a ring!", "--json") == 0
         report = json.loads(capsys.readouterr().out)
-        assert (report["skipped"], report["renamed"]) == (skipped, 1)
+        assert (report["skipped"], report["renamed"]) == (skipped, renamed)
         first, second = (pathlib.Path(name) for name in report["images"])
         assert first.name == "a-ring_0.png"
         assert re.fullmatch(r"a-ring_0-[0-9a-f]{8}\.png", second.name)
@@ -161,7 +168,7 @@ def test_former_spellings_resume_and_both_together_are_refused(model, tmp_path, 
     options = ("--no-prompt-syntax", "--textual-inversion", str(embedding))
     options += ("--timestep-spacing", "leading")
     assert generate(model, output, "a ring", *former, "--guidance", "auto:") == 2
-    assert "guidance_model: got none" in capsys.readouterr().err
+    assert "guidance_model: got none" in stderr(capsys)
     assert generate(model, output, "a ring", *former, "--guidance", "cfg-zero") == 0
     (path,) = output.glob("*.png")
     settings = read_settings(path)
@@ -177,7 +184,7 @@ def test_former_spellings_resume_and_both_together_are_refused(model, tmp_path, 
     assert path.read_bytes() == before
     capsys.readouterr()
     assert generate(model, output, "a ring", *former, *options) == 2
-    error = capsys.readouterr().err
+    error = stderr(capsys)
     assert error.startswith("generate: prompt-syntax: got --literal and --no-prompt-syntax")
 
 
@@ -190,7 +197,7 @@ def test_an_interruption_says_how_many_are_done(model, tmp_path, capsys, monkeyp
     monkeypatch.setattr(runner, "write_png", write)
     assert generate(model, tmp_path, "a ring", "a star", "--batch-size", "1") == 130
     said = "generate: interrupted, 1 of 2 images are done; the same command resumes\n"
-    assert capsys.readouterr().err == said
+    assert stderr(capsys) == said
 
 
 def test_an_image_is_made_again_from_its_settings(model, tmp_path, addons, capsys):
@@ -222,11 +229,62 @@ def test_an_image_is_made_again_from_its_settings(model, tmp_path, addons, capsy
     (path,) = added_by(model, tmp_path / "c", "a ring", "--lora", f"{lora}:0.1")
     capsys.readouterr()
     assert generate(model, tmp_path / "d", "--from", str(path)) == 2
-    assert re.search("^generate: from: .* loras .*expected --lora$", capsys.readouterr().err, re.M)
+    assert re.search(
+        "^generate: from: got .* loras .*now None .--lora., expected", stderr(capsys), re.M
+    )
     assert not added_by(model, tmp_path / "c", "--from", str(path), "--lora", f"{lora}:0.1")
     Image.new("RGB", (9, 9)).save(tmp_path / "foreign.png")
     assert generate(model, tmp_path / "d", "--from", str(tmp_path / "foreign.png")) == 2
-    assert "foreign.png, expected a PNG file that jaxdiff generate wrote" in capsys.readouterr().err
+    assert "foreign.png, expected a PNG file that jaxdiff generate wrote" in stderr(capsys)
+
+
+NO_JAX = "import sys; sys.modules['jax'] = None; from jaxdiff.cli.main import main; main()"
+
+
+def test_a_job_that_is_done_needs_no_jax_and_one_that_is_not_runs(model, tmp_path, capsys):
+    own = shutil.copytree(model, tmp_path / "own")
+    output, command = tmp_path / "out", ["a ring", "a star", "--json", "--steps", "2"]
+    assert generate(own, output, *command) == 0
+    first = json.loads(capsys.readouterr().out)
+    entries = [
+        json.loads(line) for line in pathlib.Path(first["manifest"]).read_text().splitlines()
+    ]
+    assert [entry["image"] for entry in entries] == ["a-ring_0.png", "a-star_0.png"]
+
+    arguments = ["generate", *command, "--model", str(own), "--output", str(output)]
+    run = subprocess.run(
+        [sys.executable, "-c", NO_JAX, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert (report["images"], report["skipped"]) == (first["images"], 2)
+    assert report.keys() == first.keys()
+
+    def left_to_do():
+        assert generate(own, output, *command) == 0
+        report = json.loads(capsys.readouterr().out)
+        return report["count"] - report["skipped"]
+
+    assert left_to_do() == 0
+    (output / "a-star_0.png").unlink()
+    assert left_to_do() == 1
+    (output / "a-star_0.png").write_bytes(b"cut off")
+    assert left_to_do() == 1
+    part = read_component(own / "vae")
+    path = "decoder.conv_out.bias"
+    replace_weights(part.module, {path: param_dict(part.module)[path] + 0.1})
+    write_component(own / "vae", part)
+    load_once.cache_clear()
+    assert left_to_do() == 2
+
+
+def test_a_long_job_is_listed_in_its_manifest_alone(batch_job, model, capsys, monkeypatch):
+    output, arguments = batch_job
+    monkeypatch.setattr(generate_command, "LISTED", 2)
+    assert generate(model, output, *arguments, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["count"], report["images"], report["seeds"]) == (3, [], [])
+    assert len(pathlib.Path(report["manifest"]).read_text().splitlines()) == 3
 
 
 def test_json_has_the_promised_keys(batch_job, model, capsys):
@@ -242,8 +300,8 @@ def test_the_same_prompt_with_another_scale_just_works(model, tmp_path, capsys):
     for scale in ("2", "3", "2"):
         for prompt in ("a ring", "a star"):
             assert generate(model, tmp_path, prompt, "--guidance-scale", scale) == 0
-    assert "0 images (1 already exists)" in capsys.readouterr().err
-    files = sorted(tmp_path.iterdir())
+    assert "0 images (1 already exists)" in stderr(capsys)
+    files = sorted(tmp_path.glob("*.png"))
     assert [path.name[:8] for path in files] == ["a-ring_0"] * 2 + ["a-star_0"] * 3
     scales = [(s := read_settings(path)) and s["guidance_scale"] for path in files]
     assert (set(scales[:2]), set(scales[2:])) == ({2, 3}, {None, 2, 3})
@@ -253,7 +311,7 @@ def test_the_same_prompt_with_another_scale_just_works(model, tmp_path, capsys):
 
 def test_names_of_earlier_versions_are_known(batch_job, model, capsys):
     output, arguments = batch_job
-    paths = sorted(output.iterdir())
+    paths = sorted(output.glob("*.png"))
     for path in paths:
         path.rename(path.with_name(re.sub("_a-[a-z]+", "", path.name)))
     generate(model, output, *arguments, "--json")
@@ -289,7 +347,7 @@ def test_an_image_does_not_depend_on_its_neighbours(batch_job, model, tmp_path):
 )
 def test_a_mistake_is_one_sentence_and_code_2(model, tmp_path, capsys, arguments, message):
     assert generate(model, tmp_path / "out", *arguments) == 2
-    error = capsys.readouterr().err
+    error = stderr(capsys)
     assert error.startswith(f"generate: {message}")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -297,7 +355,7 @@ def test_a_mistake_is_one_sentence_and_code_2(model, tmp_path, capsys, arguments
 
 def test_a_missing_model_is_named(tmp_path, capsys):
     assert generate(tmp_path / "nothing", tmp_path / "out", "a") == 2
-    assert "nothing" in capsys.readouterr().err
+    assert "nothing" in stderr(capsys)
 
 
 def run_process(*arguments):
@@ -405,9 +463,9 @@ def test_a_job_with_other_addons_of_the_same_name_is_another_job(model, tmp_path
 
 def added_by(model, output, *arguments):
     """The files that the command adds to `output`."""
-    before = set(output.glob("*"))
+    before = set(output.glob("*.png"))
     assert generate(model, output, *arguments) == 0
-    return set(output.glob("*")) - before
+    return set(output.glob("*.png")) - before
 
 
 def test_another_vae_or_refiner_of_the_same_name_is_another_model(model, tmp_path):
@@ -451,7 +509,7 @@ def test_the_settings_of_an_adapter_count_too(tmp_path):
 )
 def test_mistakes_with_files_are_one_sentence(model, tmp_path, capsys, arguments, message):
     assert generate(model, tmp_path, "a ring", *arguments) == 2
-    assert message in capsys.readouterr().err
+    assert message in stderr(capsys)
 
 
 @pytest.fixture(scope="module")
@@ -549,7 +607,7 @@ def test_one_bad_image_does_not_stop_a_job(model, tmp_path, capsys):
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": "a", **line}) for line in lines))
     assert generate(model, tmp_path / "out", "--prompts", str(file), "--json") == 2
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["000005_a_0.png"]
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["000005_a_0.png"]
     said = capsys.readouterr()
     report = json.loads(said.out)
     assert (len(report["images"]), report["failed"]) == (1, 5)
@@ -576,8 +634,8 @@ def test_an_image_that_is_not_finite_is_not_written(model, tmp_path, capsys):
     for two_passes in ([], ["--hires-scale", "1.5"]):
         output = tmp_path / f"out{len(two_passes)}"
         assert generate(broken, output, "a ring", "a star", *two_passes) == 2
-        assert [path.name for path in output.iterdir()] == ["a-ring_0.png"]
-        error = capsys.readouterr().err
+        assert [path.name for path in output.glob("*.png")] == ["a-ring_0.png"]
+        error = stderr(capsys)
         assert "generate: a-star_0: got numbers that are not finite from step 0 of 4, exp" in error
         assert "got 1 of 2 images that could not be generated" in error
 
@@ -602,7 +660,7 @@ def test_a_mistake_in_a_file_names_its_line(model, tmp_path, capsys, line, argum
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n' + json.dumps({"prompt": "a", **line}))
     assert generate(model, tmp_path / "out", "--prompts", str(file), *arguments) == 2
-    error = capsys.readouterr().err
+    error = stderr(capsys)
     assert error.startswith("generate: " + message.format(file=file, folder=tmp_path))
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()

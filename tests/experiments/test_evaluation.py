@@ -12,6 +12,7 @@ from captioned_images import caption, write_folder
 
 from jaxdiff.checkpoints.clip_vision import read_image_processor
 from jaxdiff.checkpoints.components import Component, read_component, write_component
+from jaxdiff.checkpoints.embedded import EMBEDDED
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import normalize_images
 from jaxdiff.data.tokenizer import tokenize, train_tokenizer
@@ -25,7 +26,6 @@ from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.parallel.sharding import infer_shardings
-from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.samplers.base import initial_noise, per_sample_keys
 from jaxdiff.scenes import dataset
 from jaxdiff.scenes.judge import render_generator, standard_prompts

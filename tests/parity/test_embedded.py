@@ -7,7 +7,7 @@ from copier import image, nchw
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 import jaxdiff
-from jaxdiff.pipeline.load import EMBEDDED
+from jaxdiff.checkpoints.embedded import EMBEDDED
 
 # Raised inside diffusers' schedulers by numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import jaxdiff
+from jaxdiff.checkpoints.embedded import EMBEDDED
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.models.build import param_dict
-from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.scenes.detector import detect, score
 from jaxdiff.scenes.source import sample_prompts
 

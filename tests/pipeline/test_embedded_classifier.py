@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.embedded import EMBEDDED
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.pipelines import CLASSIFIER
 from jaxdiff.checkpoints.schedulers import vp_schedule
 from jaxdiff.models.build import param_dict
-from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.scenes.captions import describe
 from jaxdiff.scenes.labels import ATTRIBUTES, collate_attributes, text_attributes
 from jaxdiff.scenes.source import SceneSource

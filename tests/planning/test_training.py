@@ -8,6 +8,7 @@ import pytest
 import tiny
 from captioned_images import write_folder
 
+from jaxdiff.checkpoints.embedded import EMBEDDED
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.cli import main
 from jaxdiff.experiments import experiment as module
@@ -16,7 +17,6 @@ from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.parallel.mesh import data_mesh
 from jaxdiff.parallel.sharding import infer_shardings
-from jaxdiff.pipeline.load import EMBEDDED
 from jaxdiff.planning.published_models import PUBLISHED
 from jaxdiff.profiling.flops import gradient_flops
 from jaxdiff.scenes.labels import ATTRIBUTES

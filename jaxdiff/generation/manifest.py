@@ -1,0 +1,92 @@
+"""The manifest of a job: a JSON line for each image. It tells without a model what is there.
+
+Its key covers the options of a command and, by size and time of change, the files that it reads. An
+image counts as there while its file has the size and time that it was left with.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jaxdiff
+from jaxdiff.core.atomic import atomic_file, os_errors_as_write_error
+
+FOLDER = ".jobs"  # in the folder of the images
+
+
+class Entry(NamedTuple):
+    """An image of a job: its file, seed, FILE:LINE of its prompt, and the state of the file."""
+
+    image: str
+    seed: int
+    source: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: pathlib.Path, seed: int, source: str) -> "Entry":
+        """The entry of an image that is written."""
+        state = path.stat()
+        return cls(path.name, seed, source, state.st_size, state.st_mtime_ns)
+
+
+class Manifest(NamedTuple):
+    """The file of a job's entries, in the folder of its images."""
+
+    path: pathlib.Path
+    is_comparable: bool  # whether all files that the job reads are here, to be compared
+
+    @classmethod
+    def of(
+        cls, output: pathlib.Path, options: Mapping[str, Any], files: Iterable[str | pathlib.Path]
+    ) -> "Manifest":
+        """That of a command with these `options`, which reads `files`."""
+        paths = [pathlib.Path(name).resolve() for name in files]
+        states = {str(path): _state(path) for path in paths}
+        place = (jaxdiff.__version__, platform.node(), os.environ.get("JAX_PLATFORMS", ""))
+        content = json.dumps([place, options, states], sort_keys=True, default=str)
+        name = hashlib.sha256(content.encode()).hexdigest()[:16]
+        return cls(output / FOLDER / f"{name}.jsonl", None not in states.values())
+
+    def read(self) -> list[Entry] | None:
+        """The entries, if every image of the job is there; None if anything may be left to do."""
+        if not self.is_comparable:
+            return None
+        folder = self.path.parents[1]
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            entries = [Entry(**json.loads(line)) for line in lines]
+            states = [(folder / entry.image).stat() for entry in entries]
+        except (OSError, ValueError, TypeError):  # TypeError: an image that failed
+            return None
+        same = [(s.st_size, s.st_mtime_ns) == e[-2:] for s, e in zip(states, entries, strict=True)]
+        return entries if all(same) else None
+
+    def write(self, entries: Sequence[Entry], failures: Mapping[str, str]) -> None:
+        """Write the entries of the images that are there, and why others are not, by name."""
+        lines = [entry._asdict() for entry in entries]
+        lines += [{"image": f"{name}.png", "error": reason} for name, reason in failures.items()]
+        with os_errors_as_write_error(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _state(path: pathlib.Path) -> list[Any] | None:
+    """Sizes and times of a file, or of all files in a folder; None if there is none.
+
+    Of a file those of its neighbours of the same name too, such as a config beside weights.
+    """
+    if path.is_dir():
+        paths = sorted(each for each in path.rglob("*") if each.is_file())
+    elif path.is_file():
+        paths = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) or [path]
+    else:
+        return None
+    states = ((str(each), each.stat()) for each in paths)
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
