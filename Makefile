@@ -15,7 +15,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=  # the checked modules of the tests take long to compile
 
-.PHONY: help generate test test-all newest check format parity parity-full ci clean
+.PHONY: help generate test test-all newest check format fuzz parity parity-full ci clean
 
 help:
 	@echo 'make generate PROMPT="..."  draw a picture from words with the embedded model (ARGS="--seed 7 ...")'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test-all               these and the slow ones: processes, kills, long trainings'
 	@echo 'make newest PYTHON=...      a part of them in an environment of its own, with the newest of everything'
 	@echo 'make check                  formatter, linter and type checker'
+	@echo 'make fuzz                   10,000 broken or odd inputs (ARGS="--inputs 100 --seed 1")'
 	@echo 'make parity                 compare with PyTorch in an environment of its own'
 	@echo 'make parity-full            the published networks at full size against PyTorch: 12 GB of memory'
 	@echo 'make ci                     all of it, as the continuous integration runs it'
@@ -49,6 +50,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
+
+fuzz: $(VENV)/.dev
+	@PYTHONPATH=.:tests JAX_PLATFORMS=cpu $(VENV)/bin/python -m fuzz $(ARGS)
 
 parity: $(PARITY)/.ready
 	@$(PARITY)/bin/python -m $(PYTEST) tests/parity $(ARGS)

@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from jaxdiff.core.errors import InputError, WriteError, os_error_message
 
@@ -81,6 +81,17 @@ def atomic_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
     finally:
         with contextlib.suppress(OSError):  # a folder that is none, or was never made
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(targets: Iterable[pathlib.Path]) -> None:
+    """Remove what `atomic_file` of a process that was killed has left beside these files."""
+    names: dict[pathlib.Path, set[str]] = {}
+    for target in targets:
+        names.setdefault(target.parent, set()).add(target.name)
+    for folder, wanted in names.items():
+        for part in folder.glob(".*.part"):
+            if part.name[1:].rsplit(".", 2)[0] in wanted:
+                part.unlink(missing_ok=True)
 
 
 def _check_target(target: pathlib.Path, marker: str) -> None:

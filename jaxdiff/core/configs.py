@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -38,16 +38,16 @@ def from_mapping(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
     for name, value in values.items():
         one_of(f"{source}: field", name, fields)
         values[name] = typed(f"{source}: {name}", value, hints[name])
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise InputError(f"{source}: got no field {missing[0]!r}, expected one")
+    _check_complete(cls, values, source)
     return cls(**values)
+
+
+def _check_complete(cls: type[Any], names: Container[str], source: str) -> None:
+    """InputError for a field of dataclass `cls` that has no default and is not among `names`."""
+    for field in dataclasses.fields(cls):
+        has_default = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+        if field.name not in names and not has_default:
+            raise InputError(f"{source}: got no field {field.name!r}, expected one")
 
 
 def from_mapping_recursive(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
@@ -72,6 +72,7 @@ def _decode_value(hint: Any, value: Any, source: str) -> Any:
         )
     chosen: Any = min(fitting, key=lambda c: len(names[c]))
     hints = get_type_hints(chosen)
+    _check_complete(chosen, value, source)
     return chosen(
         **{name: _decode_value(hints[name], item, source) for name, item in value.items()}
     )

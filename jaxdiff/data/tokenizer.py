@@ -114,11 +114,21 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: pathlib.Path) -> None:
             part.write_text(text, encoding="utf-8")
 
 
-def load_tokenizer(folder: pathlib.Path) -> CLIPTokenizer:
-    """The tokenizer of a folder with vocab.json and merges.txt, or with tokenizer.json."""
+def load_tokenizer(folder: pathlib.Path, source: str | None = None) -> CLIPTokenizer:
+    """The tokenizer of a folder with vocab.json and merges.txt, or with tokenizer.json.
+
+    Raises InputError, which begins with `source` (None: the folder), for files that are no such.
+    """
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise InputError(f"{folder}: got no tokenizer, expected vocab.json or tokenizer.json")
-    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # of what class says only the content of the files
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{source or folder}: got files that are no tokenizer ({reason:.120}), expected those "
+            "of CLIP's tokenizer"
+        ) from None
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Int[NDArray, "b n"]:

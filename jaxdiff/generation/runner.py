@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxdiff.core.atomic import os_errors_as_write_error
+from jaxdiff.core.atomic import os_errors_as_write_error, remove_leftovers
 from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.generation.models import HiresFix, Refiner
@@ -125,6 +125,7 @@ class Runner:
         total = {"compile_s": 0.0, "encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
         with os_errors_as_write_error(self.output, "a folder to write to"):
             self.output.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(image.path for image in images)
         if not images:
             return total
         settings: dict[str, Any] = {

@@ -13,6 +13,6 @@ def tokenizer_of(files: TokenizerFiles, length: int | None = None) -> Any:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         write_tokenizer(folder, files)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, source="tokenizer")
     tokenizer.model_max_length = length or tokenizer.model_max_length
     return tokenizer

@@ -3,103 +3,39 @@
 import collections
 import io
 import os
-import pickle
 import sys
 import types
 import zipfile
 
-import ml_dtypes
 import numpy as np
 import pytest
+from pickles import STORAGES, Call, Pickler, Storage, Tensor, save, torch_modules, write
 
 from jaxdiff.checkpoints.safetensors import read_tensor
 from jaxdiff.checkpoints.torch_pickle import read_torch_pickle
 from jaxdiff.core.errors import InputError
 
-KINDS = {
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-}
-
 
 @pytest.fixture(autouse=True)
 def torch(monkeypatch):
-    """Modules for the writer below to name: pickle only writes names that it finds."""
-    fake, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    fake._utils = utils
-    for name in KINDS:
-        kind = type(name, (), {"__module__": "torch", "__qualname__": name})
-        setattr(fake, name, kind)
-    for name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
-        function = types.FunctionType((lambda *a: None).__code__, {}, name)
-        function.__module__, function.__qualname__ = "torch._utils", name
-        setattr(utils, name, function)
-    monkeypatch.setitem(sys.modules, "torch", fake)
-    monkeypatch.setitem(sys.modules, "torch._utils", utils)
-    return fake
-
-
-class Storage:
-    def __init__(self, key, kind, values):
-        self.key, self.kind, self.values = key, kind, np.asarray(values, KINDS[kind])
-
-
-class Tensor:
-    """Pickles as torch pickles a tensor."""
-
-    def __init__(self, storage, offset, shape, strides):
-        self.arguments = storage, offset, shape, strides, False, collections.OrderedDict()
-
-    def __reduce__(self):
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments
-
-
-class Call:
-    """Pickles as a call of `function`."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-class Pickler(pickle.Pickler):
-    def persistent_id(self, obj):
-        if not isinstance(obj, Storage):
-            return None
-        return "storage", getattr(sys.modules["torch"], obj.kind), obj.key, "cpu", obj.values.size
-
-
-def save(path, root, *storages, protocol=2, top="archive/"):
-    data = io.BytesIO()
-    Pickler(data, protocol).dump(root)
-    write(path, data.getvalue(), *storages, top=top)
-    return path
-
-
-def write(path, program, *storages, top="archive/", method=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", method) as archive:
-        archive.writestr(f"{top}data.pkl", program)
-        for storage in storages:
-            archive.writestr(f"{top}data/{storage.key}", storage.values.tobytes())
-        archive.writestr(f"{top}version", "3\n")
-    return path
+    """The modules that pickles name."""
+    modules = torch_modules()
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return modules["torch"]
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("top", ["archive/", ""])
 def test_tensors_of_every_kind(tmp_path, protocol, top):
-    storages = [Storage(str(i), kind, range(i, i + 6)) for i, kind in enumerate(KINDS)]
+    storages = [Storage(str(i), kind, range(i, i + 6)) for i, kind in enumerate(STORAGES)]
     root = {f"layer.{s.kind}": Tensor(s, 0, (2, 3), (3, 1)) for s in storages}
     path = save(tmp_path / "x.ckpt", root, *storages, protocol=protocol, top=top)
     table = read_torch_pickle(path)
     assert table.keys() == root.keys()
     for storage in storages:
         got = read_tensor(table[f"layer.{storage.kind}"])
-        assert got.dtype == KINDS[storage.kind]
+        assert got.dtype == STORAGES[storage.kind]
         np.testing.assert_array_equal(got, storage.values.reshape(2, 3))
 
 

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from jaxdiff.core.atomic import atomic_file
+from jaxdiff.core.atomic import atomic_file, remove_leftovers
 from jaxdiff.core.errors import WriteError, os_error_message
 
 
@@ -51,3 +51,11 @@ def test_a_folder_that_is_a_file_is_said(tmp_path):
     message = f"^{target}: got .*, expected a file to write$"
     with pytest.raises(WriteError, match=message), atomic_file(target):
         pass
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    for name in (".a.png.0123.part", ".a.png", ".b.png.0123.part", "a.png.part", "a.png"):
+        (tmp_path / name).touch()
+    remove_leftovers([tmp_path / "a.png", tmp_path / "missing" / "a.png"])
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".a.png", ".b.png.0123.part", "a.png.part", "a.png"}

@@ -110,3 +110,8 @@ def test_nested_configs_come_back_from_json(tree):
 def test_fields_of_no_choice_are_refused():
     with pytest.raises(InputError, match=r"tree\.json: got the fields height, expected"):
         from_mapping_recursive(Tree, {"branch": {"height": 1}}, source="tree.json")
+
+
+def test_a_field_that_is_missing_is_named():
+    with pytest.raises(InputError, match=r"^tree\.json: got no field 'branch', expected one$"):
+        from_mapping_recursive(Tree, {}, source="tree.json")

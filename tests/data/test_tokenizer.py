@@ -131,3 +131,10 @@ def test_importing_says_nothing():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout + done.stderr == ""
+
+
+def test_files_that_are_no_tokenizer_are_one_sentence(tmp_path):
+    save_tokenizer(train_tokenizer(["a red star"], vocab_size=530, max_length=8), tmp_path)
+    (tmp_path / "merges.txt").write_bytes(b"#version: 0.2\n\xff\xfe\n")
+    with pytest.raises(InputError, match=f"^{tmp_path}: got files that are no tokenizer .*UTF-8"):
+        load_tokenizer(tmp_path)
