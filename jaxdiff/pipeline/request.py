@@ -244,10 +244,10 @@ def _single(value: Any) -> bool:
 
 def _count(columns: Mapping[str, Any]) -> int:
     """The number of images: the length of the longest column."""
-    lengths = {len(column) for column in columns.values() if not _single(column)}
-    if 0 in lengths:
-        raise InputError("prompt: got an empty list, expected at least one entry")
-    return max(lengths, default=1)
+    lengths = {name: len(column) for name, column in columns.items() if not _single(column)}
+    if 0 in lengths.values():
+        raise InputError(f"{min(lengths, key=lengths.__getitem__)}: got nothing, expected entries")
+    return max(lengths.values(), default=1)
 
 
 def _column(name: str, value: Any, count: int, defaults: Defaults) -> tuple[Any, ...]:

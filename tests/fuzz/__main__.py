@@ -97,22 +97,22 @@ class Worker:
 
     def start(self) -> None:
         """Start a process for what is left."""
-        self.stderr = tempfile.TemporaryFile()
+        stderr, self.stderr = tempfile.mkstemp()
         command = [sys.executable, "-m", "fuzz", "--seed", str(self.seed), "--indices"]
         self.process = subprocess.Popen(
             [*command, ",".join(map(str, self.left))],
             stdout=subprocess.PIPE,
-            stderr=self.stderr,
+            stderr=stderr,
             cwd=ROOT,
         )
+        os.close(stderr)
         self.heard = time.monotonic() + STUCK_S  # it begins with imports
 
     def kill(self) -> dict[str, Any]:
         """End a process that hangs or has died: the outcome of the input that it was at."""
         self.process.kill()
         self.process.communicate()
-        self.stderr.seek(0)
-        stderr = self.stderr.read()
+        stderr = pathlib.Path(self.stderr).read_bytes()
         code = self.process.returncode
         if self.current is None:
             raise RuntimeError(f"the process ended with {code} before its first input: {stderr!r}")

@@ -270,8 +270,10 @@ def test_bad_input_is_one_sentence(single, options, message):
 
 
 def test_no_prompt(single):
-    with pytest.raises(InputError, match=r"^prompt: got an empty list"):
+    with pytest.raises(InputError, match=r"^prompt: got nothing, expected entries"):
         single([])
+    with pytest.raises(InputError, match=r"^seed: got nothing, expected entries"):
+        single(PROMPT, seed=[])
 
 
 @pytest.mark.slow
