@@ -30,7 +30,8 @@ USAGE = "usage: jaxdiff COMMAND ...\n       jaxdiff --version\n\n" + "\n".join(
     f"  {name:13s} {text}" for name, text in COMMANDS.items()
 )
 
-
+# Those that import jax, for seconds, before they can say anything.
+IMPORT_JAX = ("train", "cache-latents", "export", "convert", "evaluate", "sweep", "strip")
 CLOSED_PIPE = 141  # the exit code of what SIGPIPE ends
 
 
@@ -55,6 +56,8 @@ def run(command: str, arguments: Sequence[str]) -> int:
     """
     warnings.showwarning = _warn
     SHUTDOWN_REQUESTED.clear()
+    if command in IMPORT_JAX and sys.stderr.isatty() and not {"-h", "--help"} & {*arguments}:
+        print(f"{command}: loading", file=sys.stderr)
     try:
         module = importlib.import_module(f"jaxdiff.cli.{command.replace('-', '_')}")
         with end_at_closed_pipe():

@@ -136,6 +136,8 @@ def _train_until_stopped(trainer: Trainer, progress: bool, callback: Callback) -
     with stop_signals() as received, terminal:
         if trainer.resumed:
             terminal.message(f"train: resuming after step {trainer.step} of {trainer.config.steps}")
+        elif not console.is_terminal:  # there the bar says so
+            terminal.message(f"train: compiling, then {trainer.config.steps} steps")
         try:
             try:
                 trainer.train(terminal, consensus(SHUTDOWN_REQUESTED.is_set), callback)

@@ -48,3 +48,11 @@ def test_the_version_is_the_package_s(monkeypatch, capsys):
     main.main()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert capsys.readouterr().out == f"jaxdiff {project['version']}\n"
+
+
+def test_commands_that_import_jax_say_so_first_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main.run("convert", ["missing", "out"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "convert: loading"
+    assert lines[1].startswith("convert: model: got missing")
