@@ -35,7 +35,7 @@ class Options:
     steps: int | None = None
     """Default number of denoising steps."""
     sampler: str | None = None
-    """Default sampler."""
+    """Default sampler; `jaxdiff generate --help` lists them."""
     timestep_spacing: str | None = None
     """Default spacing of the timesteps."""
     closed_vocabulary: bool | None = None

@@ -32,7 +32,7 @@ class Options:
     steps: int | None = None
     """Number of denoising steps."""
     sampler: str | None = None
-    """Sampler."""
+    """Sampler; `jaxdiff generate --help` lists them, and the guidance rules."""
     timestep_spacing: str | None = None
     """Spacing of the timesteps."""
     seed: int = 0

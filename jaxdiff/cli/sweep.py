@@ -42,7 +42,7 @@ class Options:
     guidance: tuple[str, ...] = ()
     """Guidance rules, such as cfg or apg:eta=0+interval:lo=0.3,hi=5. Default: the model's own."""
     samplers: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--sampler"])] = ()
-    """Samplers. Default: the model's own."""
+    """Samplers; `jaxdiff generate --help` lists them, and the rules. Default: the model's own."""
     steps: tuple[int, ...] = ()
     """Numbers of denoising steps. Default: the model's own."""
     negative_prompt: str | None = None

@@ -57,7 +57,7 @@ class SamplingOptions:
     steps: int = 50
     """Number of denoising steps."""
     sampler: str = "dpmpp-2m"
-    """Sampler."""
+    """Sampler; `jaxdiff generate --help` lists them, and the guidance rules."""
     guidance: str = "cfg"
     """Guidance rule."""
     guidance_scale: float = 7.5
