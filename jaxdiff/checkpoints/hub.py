@@ -1,10 +1,10 @@
 """Models of the Hugging Face Hub, through huggingface_hub and its cache."""
 
-import json
 import pathlib
 import re
 from collections.abc import Sequence
 
+from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.weights import named_variants
 from jaxdiff.core.errors import InputError
 
@@ -77,7 +77,7 @@ def _shards(folder: pathlib.Path, fetched: Sequence[str]) -> list[str]:
     found = []
     for name in fetched:
         if ".index." in name:
-            table = json.loads((folder / name).read_text(encoding="utf-8")).get("weight_map", {})
+            table = read_object(folder / name).get("weight_map", {})
             place = name.rpartition("/")[0]
             found += sorted({f"{place}/{shard}" for shard in table.values()})
     return found

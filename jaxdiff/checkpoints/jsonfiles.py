@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdiff.core.errors import InputError, os_error_message
+from jaxdiff.core.text import decode_text
 
 
 def parse_object(data: bytes, source: str) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def parse_object(data: bytes, source: str) -> dict[str, Any]:
         return table
 
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+        value = json.loads(decode_text(data, source), object_pairs_hook=unique)
     except InputError:
         raise
     except (ValueError, RecursionError) as error:

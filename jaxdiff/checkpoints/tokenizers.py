@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from jaxdiff.checkpoints.jsonfiles import parse_object
 from jaxdiff.core.errors import InputError, os_error_message
+from jaxdiff.core.text import decode_text
 from jaxdiff.core.validate import one_of
 
 # Either one file says all, or vocabulary and merges do; the rest are settings.
@@ -66,6 +67,8 @@ def _read(path: pathlib.Path) -> bytes:
         raise InputError(
             f"{path}: got a Git LFS pointer, expected the file itself (run `git lfs pull`)"
         )
+    plain = decode_text(data, str(path)).encode()
     if path.suffix == ".json":
-        parse_object(data, str(path))
-    return data
+        parse_object(plain, str(path))
+    # As it is, unless it has a byte order mark or another encoding, which no tokenizer reads.
+    return data if data.replace(b"\r\n", b"\n") == plain else plain

@@ -94,9 +94,6 @@ SETTINGS: Mapping[str, str] = {
 # Fields of the records of captioned images in ArrayRecord files.
 RECORDS: Mapping[str, str] = {"picture": "image"}
 
-# Fields of the cached index of a tar.
-TAR_INDEX: Mapping[str, str] = {"without_picture": "without_image"}
-
 # Modules that the Python files of configs import.
 MODULES: Mapping[str, str] = {"jaxdiff.models.unet_config": "jaxdiff.models.unet.config"}
 

@@ -11,7 +11,14 @@ MIN_SAMPLES_FOR_LIMIT = 10  # up to as many bad samples are never fatal
 
 
 class BadSampleError(Exception):
-    """An item cannot be used; the message is the reason, in words that many items share."""
+    """An item cannot be used; the message is the reason, in words that many items share.
+
+    `where` names a file that a warning shall point out.
+    """
+
+    def __init__(self, reason: str, *, where: str = "") -> None:
+        super().__init__(reason)
+        self.where = where
 
 
 class BadSampleCounter:

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.text import decode_text
 from jaxdiff.core.types import DTYPES, Float, Int, NDArray
 from jaxdiff.core.validate import one_of
 from jaxdiff.data.bad_samples import BadSampleError
@@ -101,7 +102,7 @@ def read_description(folder: pathlib.Path) -> LatentCacheInfo:
     """The latents.json of a folder."""
     path = folder / DESCRIPTION
     try:
-        mapping = json.loads(path.read_text(encoding="utf-8"))
+        mapping = json.loads(decode_text(path.read_bytes(), str(path)))
     except (OSError, ValueError):
         wanted = f"a folder with the {DESCRIPTION} of jaxdiff cache-latents"
         raise InputError(f"data.path: got {folder}, expected {wanted}") from None

@@ -6,6 +6,7 @@ target height and width.
 """
 
 import io
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ BROKEN_IMAGE, TOO_LONG = "broken image", "far too long and thin"
 HEAD = 1 << 16  # bytes that nearly always tell an image's size
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held; 5 to 8 lie on their side
 LONGEST = 16  # times the target's area: what would be cropped to less than that is not used
+ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")  # other formats have previews or pages
 _SHARPER = 2  # a JPEG is decoded at a fraction of its size, but at least so many times the target
 
 
@@ -79,10 +81,15 @@ def resize_and_crop(
             largest = _SHARPER * max(cover)
             image.draft("RGB", (largest, largest))
             pixels = to_rgb(ImageOps.exif_transpose(image) if _tagged(image) else image)
+            animation = image.format if _is_animated(image) else None
     except BadSampleError:
         raise
     except Exception:
         raise BadSampleError(BROKEN_IMAGE) from None
+    if animation is not None:
+        warnings.warn(
+            f"data: got animated {animation} images, of which the first frame is used", stacklevel=2
+        )
     if augment.flip < 0.5:
         pixels = ImageOps.mirror(pixels)
     resized = pixels.resize((cover[1], cover[0]), Image.Resampling.LANCZOS)
@@ -113,6 +120,14 @@ def _upright(image: Image.Image) -> tuple[int, int]:
 def _tagged(image: Image.Image) -> bool:
     """Whether EXIF is to be asked: a PNG would decode everything in search of it."""
     return image.format != "PNG" or "exif" in image.info
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """Whether there are more frames; False where the second one cannot be read."""
+    try:
+        return image.format in ANIMATIONS and bool(getattr(image, "is_animated", False))
+    except Exception:  # a decoder fed with anything raises anything
+        return False
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -40,7 +40,7 @@ class MapDataset:
             try:
                 return self._make(self._plan.item(position, after), position)
             except BadSampleError as error:
-                self.bad_samples.broken(str(error))
+                self.bad_samples.broken(str(error), where=error.where)
         raise InputError(
             f"data: got {self._plan.choices(position)} unreadable items in a row, expected a "
             "readable one"

@@ -258,5 +258,5 @@ def _prepare(
         made = make(*item)
         return made if caption is None else {**made, "caption": caption}
     except BadSampleError as error:
-        skipped.broken(str(error))
+        skipped.broken(str(error), where=error.where)
         return None

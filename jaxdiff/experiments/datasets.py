@@ -68,7 +68,11 @@ IMAGE_SOURCES: dict[str, Callable[[DataConfig, BadSampleCounter, bool], ImageSou
         str(config.path), skipped, captions=captions, caption_key=config.caption_key
     ),
     "tars": lambda config, skipped, captions: TarSource(
-        str(config.path), skipped, cache=cache_folder(config), captions=captions
+        str(config.path),
+        skipped,
+        cache=cache_folder(config),
+        captions=captions,
+        caption_key=config.caption_key,
     ),
     "records": lambda config, skipped, captions: RecordSource(
         str(config.path), skipped, captions=captions

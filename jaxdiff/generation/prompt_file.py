@@ -9,6 +9,7 @@ from typing import Any
 from jaxdiff.checkpoints.jsonfiles import parse_object
 from jaxdiff.core.configs import from_mapping, prefix_errors
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.text import decode_text
 from jaxdiff.core.validate import in_range, one_of
 
 
@@ -56,13 +57,11 @@ def read_prompt_file(path: pathlib.Path) -> list[Line]:
     Empty lines are skipped. Raises InputError with the line's number.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"prompts: got {path} ({error.strerror}), expected a text file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"prompts: got {path} (not UTF-8), expected a text file") from None
     lines: list[Line] = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(decode_text(data, f"prompts: {path}").split("\n"), 1):
         source, text = f"{path}:{number}", line.strip()
         if text and path.suffix == ".jsonl":
             lines.append((source, _json_line(text, source, path.parent)))

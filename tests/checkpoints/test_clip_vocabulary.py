@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jaxdiff.checkpoints.clip_vocabulary import MERGES, clip_tokenizer, vocabulary
-from jaxdiff.checkpoints.tokenizers import write_tokenizer
+from jaxdiff.checkpoints.tokenizers import read_tokenizer, tokenizer_digest, write_tokenizer
 from jaxdiff.data.tokenizer import load_tokenizer, tokenize
 
 # Of merges.txt in the published repositories of Stable Diffusion 1, 2 and XL.
@@ -47,3 +47,13 @@ def test_texts(tmp_path, pad, text, expected):
     (ids,) = tokenize(load_tokenizer(tmp_path), [text])
     assert len(ids) == 77
     assert ids[: len(expected)].tolist() == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_with_a_byte_order_mark_are_the_same_tokenizer(tmp_path, encoding):
+    files = clip_tokenizer("!")
+    write_tokenizer(tmp_path, files)
+    for name in files.files:
+        path = tmp_path / name
+        path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    assert tokenizer_digest(read_tokenizer(tmp_path)) == tokenizer_digest(files)

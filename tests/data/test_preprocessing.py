@@ -43,6 +43,19 @@ def test_an_image_of_the_target_size_is_left_as_it_is(form):
     assert found.time_ids.dtype == np.int32
 
 
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_of_an_animation_the_first_frame_is_used_and_that_is_said(form):
+    frames = [Image.new("RGB", (6, 8), colour) for colour in ("red", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:])
+    said = contextlib.nullcontext()  # the pages of a TIFF are no frames
+    if form != "TIFF":
+        said = pytest.warns(UserWarning, match=f"animated {form} images, of which the first frame")
+    with said:
+        found = resize_and_crop(buffer.getvalue(), (8, 6))
+    assert np.abs(found.image.astype(int) - (255, 0, 0)).max() < 4
+
+
 @settings(deadline=None)
 @given(
     original=st.tuples(st.integers(5, 40), st.integers(5, 40)),

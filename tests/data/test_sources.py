@@ -62,7 +62,7 @@ def test_subfolders_have_tables_of_their_own(tmp_path):
 
 
 def test_another_caption_key_and_no_captions_at_all(tmp_path):
-    write_folder(tmp_path, 2)
+    write_folder(tmp_path, 2, table=True)
     rows = [{"file_name": f"000{i}.png", "prompt": caption(i), "text": "no"} for i in (1, 0)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert numbers(FolderSource(str(tmp_path), BadSampleCounter(), caption_key="prompt")) == [1, 0]
@@ -99,15 +99,153 @@ def test_what_is_wrong_with_a_table_is_counted_by_reason(tmp_path):
 def test_an_empty_caption_file_breaks_its_item_only(tmp_path):
     write_folder(tmp_path, 3)
     (tmp_path / "0001.txt").write_text(" \n")
-    (tmp_path / "0002.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "0002.txt").write_bytes(b"a\ncaf\xe9")
     source = FolderSource(str(tmp_path), BadSampleCounter())
     with pytest.raises(BadSampleError, match="empty caption"):
         source[1]
-    with pytest.raises(BadSampleError, match="not UTF-8"):
+    with pytest.raises(BadSampleError, match="not UTF-8") as caught:
         source[2]
+    assert caught.value.where == f"{tmp_path}/0002.txt:2"
     (tmp_path / "0000.png").unlink()
     with pytest.raises(BadSampleError, match="missing file"):
         source[0]
+
+
+def write_images(folder, *names):
+    """An image for each name, its number the position."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(encoded(number, form="JPEG" if "j" in name.lower() else "PNG"))
+
+
+def test_captions_are_text_files_or_json_beside_images(tmp_path):
+    write_images(tmp_path, "a.png", "B.JPG", "c.jfif", "d.jpeg")
+    (tmp_path / "a.caption").write_text(caption(0))
+    (tmp_path / "B.TXT").write_text(caption(1))
+    (tmp_path / "B.caption").write_text("the picture number 15")
+    (tmp_path / "c.json").write_text(json.dumps({"url": "x", "caption": caption(2)}))
+    (tmp_path / "d.txt").write_text(caption(3))
+    (tmp_path / "d.json").write_text(json.dumps({"caption": "data about it"}))
+    with pytest.warns(UserWarning, match="^data.path: ") as said:
+        source = FolderSource(str(tmp_path), BadSampleCounter())
+    assert [str(each.message).partition(": ")[2] for each in said] == [
+        f"{tmp_path}: 1 images have several captions; of B.JPG that in B.TXT counts, not B.caption"
+    ]
+    assert sorted(numbers(source)) == [0, 1, 2, 3]
+
+
+def test_a_table_may_be_csv_as_spreadsheets_write_it(tmp_path):
+    write_images(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    rows = [
+        "file_name,text",
+        f'a.png,"{caption(0)}"',
+        f"b.png,{caption(1)}",
+        "c.png,a star, without quotes",
+        "d.png",
+    ]
+    (tmp_path / "metadata.csv").write_bytes("\r\n".join(rows).encode("utf-16"))
+    skipped = BadSampleCounter()
+    assert numbers(FolderSource(str(tmp_path), skipped)) == [0, 1]
+    assert skipped.counts() == {"bad metadata line": 2, "without caption": 2}
+    (tmp_path / "metadata.csv").write_text("file;text\na.png;x\n")
+    with pytest.raises(InputError, match=r"metadata\.csv: got the columns file;text, expected 'f"):
+        FolderSource(str(tmp_path), skipped)
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.png,"x\n')
+    with pytest.raises(InputError, match=r"metadata\.csv:2: got unexpected end of data, expected"):
+        FolderSource(str(tmp_path), skipped)
+    (tmp_path / "metadata.jsonl").write_text("")
+    with pytest.raises(
+        InputError, match=r"got metadata\.jsonl and metadata\.csv in .*, expected one"
+    ):
+        FolderSource(str(tmp_path), skipped)
+
+
+def test_the_key_of_a_caption_may_be_another_but_not_a_guess(tmp_path):
+    write_images(tmp_path, "a.png", "b.png", "c.png")
+    rows = [
+        {"file_name": "a.png", "caption": [caption(0), "another"]},
+        {"file_name": "b.png", "prompt": caption(1)},
+        {"file_name": "c.png", "prompt": "x", "caption": "y"},
+    ]
+    table = tmp_path / "metadata.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    skipped = BadSampleCounter()
+    assert numbers(FolderSource(str(tmp_path), skipped)) == [0, 1]
+    assert skipped.counts()["captions under several keys (data.caption_key names one)"] == 1
+    assert len(FolderSource(str(tmp_path), skipped, caption_key="prompt")) == 2
+    table.write_text(json.dumps({"file_name": "a.png", "text": caption(0), "caption": "x"}))
+    with pytest.warns(UserWarning, match=r"has caption beside text, which is not read"):
+        source = FolderSource(str(tmp_path), skipped)
+    assert numbers(source) == [0]
+
+
+def test_captions_elsewhere_and_files_that_are_not_read_are_said(tmp_path):
+    write_folder(tmp_path, 2, table=True)
+    for name in ("0000.txt", "0001.caption", "c.heic", "d.HEIC", "notes.txt", "0000.json"):
+        (tmp_path / name).write_text("x")
+    with pytest.warns(UserWarning, match="^data.path: ") as said:
+        source = FolderSource(str(tmp_path), BadSampleCounter())
+    assert [str(each.message).partition(f"{tmp_path}: ")[2] for each in said] == [
+        "3 files are neither images nor captions of one and are not read (2 .heic, 1 .txt)",
+        "2 images have several captions; of 0000.png that in metadata.jsonl counts, not 0000.txt",
+    ]
+    assert numbers(source) == [0, 1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_captions_of_every_kind_are_read_in_the_encodings_of_windows(tmp_path, encoding):
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+
+    def text(words):
+        return (mark + words + "\r\n").encode(encoding)
+
+    write_images(tmp_path / "in", "a.png", "b.png")
+    (tmp_path / "in" / "a.txt").write_bytes(text(caption(0)))
+    (tmp_path / "in" / "b.caption").write_bytes(text(caption(1)))
+    assert numbers(FolderSource(str(tmp_path / "in"), BadSampleCounter())) == [0, 1]
+    write_images(tmp_path / "table", "a.png", "b.png")
+    rows = [{"file_name": "a.png", "text": caption(0)}, {"file_name": "b.png", "text": caption(1)}]
+    (tmp_path / "table" / "metadata.jsonl").write_bytes(text("\r\n".join(map(json.dumps, rows))))
+    assert numbers(FolderSource(str(tmp_path / "table"), BadSampleCounter())) == [0, 1]
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "0.tar", "w") as tar:
+        for number, (kind, words) in enumerate(
+            [("txt", caption(0)), ("json", json.dumps({"prompt": caption(1)}))]
+        ):
+            add(tar, f"{number}.png", encoded(number))
+            add(tar, f"{number}.{kind}", text(words))
+    source = TarSource(str(tmp_path / "tars"), BadSampleCounter(), cache=tmp_path / "cache")
+    assert numbers(source) == [0, 1]
+
+
+def test_samples_of_a_tar_have_captions_in_text_or_json(tmp_path):
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "0.tar", "w") as tar:
+        add(tar, "1.PNG", encoded(1))
+        add(tar, "1.caption", caption(1).encode())
+        add(tar, "2.png", encoded(2))
+        add(tar, "2.json", json.dumps({"caption": caption(2), "title": caption(7)}).encode())
+        add(tar, "3.png", encoded(3))
+        add(tar, "3.json", b'{"caption": null}')
+        add(tar, "4.png", encoded(9))
+        add(tar, "4.webp", encoded(4))
+        add(tar, "4.caption", b"another")
+        add(tar, "4.txt", caption(4).encode())
+    (tmp_path / "in" / "1.tar.gz").write_bytes(b"")
+    cache, skipped = tmp_path / "cache", BadSampleCounter()
+    with pytest.warns(UserWarning, match="^data.path: ") as said:
+        source = TarSource(str(tmp_path / "in"), skipped, cache=cache)
+    assert [str(each.message).partition(f"{tmp_path}/in: ")[2] for each in said] == [
+        "1 compressed tars such as 1.tar.gz are not read",
+        "1 samples have several captions; KEY.txt counts, not KEY.caption",
+        "1 samples have several images; the last counts",
+    ]
+    assert numbers(source) == [1, 2, 4]
+    assert skipped.counts() == {"without caption": 1}
+    (tmp_path / "in" / "1.tar.gz").unlink()
+    with pytest.warns(UserWarning, match="several"):
+        source = TarSource(str(tmp_path / "in"), skipped, cache=cache, caption_key="title")
+    assert [source[i]["caption"] for i in range(3)] == [caption(1), caption(7), caption(4)]
 
 
 @pytest.mark.parametrize("form", ["jpg", "png", "webp"])
@@ -142,21 +280,21 @@ def test_the_listing_of_a_tar_is_kept_until_the_tar_changes(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("kind", ["folder", "tars", "records"])
 def test_a_copy_elsewhere_is_the_same_data(tmp_path, kind):
-    write_folder(tmp_path / "a", 3)
-    write_tar(tmp_path / "a" / "0.tar", range(3))
-    write_array_record(tmp_path / "a" / "0.array_record", range(3))
+    write_folder(tmp_path / "a" / "folder", 3)
+    write_tar(tmp_path / "a" / "tars" / "0.tar", range(3))
+    write_array_record(tmp_path / "a" / "records" / "0.array_record", range(3))
     shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
 
     def mark(name):
-        path, skipped = str(tmp_path / name), BadSampleCounter()
+        path, skipped = str(tmp_path / name / kind), BadSampleCounter()
         if kind == "tars":
             return TarSource(path, skipped, cache=tmp_path / "cache").fingerprint
         return (FolderSource if kind == "folder" else RecordSource)(path, skipped).fingerprint
 
     assert mark("a") == mark("b")
-    write_folder(tmp_path / "b", 4)
-    write_tar(tmp_path / "b" / "0.tar", range(4))
-    write_array_record(tmp_path / "b" / "1.array_record", range(3))
+    write_folder(tmp_path / "b" / "folder", 4)
+    write_tar(tmp_path / "b" / "tars" / "0.tar", range(4))
+    write_array_record(tmp_path / "b" / "records" / "1.array_record", range(3))
     assert mark("a") != mark("b")
 
 
@@ -271,19 +409,14 @@ def bucket(tmp_path):
 
 
 def test_folders_tars_and_parquet_may_lie_in_a_bucket(tmp_path, bucket):
-    write_folder(tmp_path / "a", 3)
-    write_tar(tmp_path / "a" / "0.tar", range(3, 7))
-    write_parquet(tmp_path / "a" / "0.parquet", range(7, 12))
-    url = bucket(tmp_path / "a")
-    assert numbers(FolderSource(url, BadSampleCounter())) == [0, 1, 2]
-    assert numbers(TarSource(url, BadSampleCounter(), cache=tmp_path / "cache")) == [3, 4, 5, 6]
-    assert numbers(ParquetSource(url, BadSampleCounter(), cache=tmp_path / "cache")) == [
-        7,
-        8,
-        9,
-        10,
-        11,
-    ]
+    write_folder(tmp_path / "a" / "folder", 3)
+    write_tar(tmp_path / "a" / "tars" / "0.tar", range(3, 7))
+    write_parquet(tmp_path / "a" / "parquet" / "0.parquet", range(7, 12))
+    url, cache = bucket(tmp_path / "a"), tmp_path / "cache"
+    assert numbers(FolderSource(f"{url}/folder", BadSampleCounter())) == [0, 1, 2]
+    assert numbers(TarSource(f"{url}/tars", BadSampleCounter(), cache=cache)) == [3, 4, 5, 6]
+    parquet = ParquetSource(f"{url}/parquet", BadSampleCounter(), cache=cache)
+    assert numbers(parquet) == [7, 8, 9, 10, 11]
 
 
 def test_array_record_needs_a_local_folder(tmp_path, bucket):
@@ -306,7 +439,7 @@ def test_paths_that_are_none_are_named(path, message):
 
 def test_folders_without_the_wanted_files_are_named(tmp_path):
     write_folder(tmp_path, 1)
-    with pytest.raises(InputError, match=r"without \.tar files"):
+    with pytest.raises(InputError, match=r"got no \.tar files"):
         TarSource(str(tmp_path), BadSampleCounter(), cache=tmp_path)
     with pytest.raises(InputError, match=r"without \.array_record files"):
         RecordSource(str(tmp_path), BadSampleCounter())

@@ -94,9 +94,21 @@ def test_missing_file(tmp_path):
 
 def test_file_that_is_no_text(tmp_path):
     path = tmp_path / "prompts.txt"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"prompts\.txt \(not UTF-8\), expected a text file"):
+    path.write_bytes(b"a red star\ncaf\xe9")
+    with pytest.raises(
+        InputError, match=r"^prompts: .*prompts\.txt:2: got bytes that are not UTF-8"
+    ):
         read_prompt_file(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows_editors(tmp_path, encoding):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("a red star\r\na café\r\n".encode(encoding))
+    assert [spec.prompt for _, spec in read_prompt_file(path)] == ["a red star", "a café"]
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes('{"prompt": "a café", "seed": 3}\r\n'.encode(encoding))
+    assert [(spec.prompt, spec.seed) for _, spec in read_prompt_file(path)] == [("a café", 3)]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.folder import clean_caption
+from jaxdiff.data.sources.captions import clean_caption
 from jaxdiff.data.sources.storage import Storage, fingerprint
 
 EXTENSION = ".array_record"

@@ -7,7 +7,8 @@ from typing import Any
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.bad_samples import BadSampleError
 from jaxdiff.data.sources import Record
-from jaxdiff.data.sources.folder import NO_CAPTION, NO_IMAGE, clean_caption
+from jaxdiff.data.sources.captions import caption_of
+from jaxdiff.data.sources.folder import NO_IMAGE
 from jaxdiff.data.sources.storage import MISSING
 
 
@@ -29,12 +30,8 @@ class TableColumns:
         """What a row says; of several captions the first counts. BadSampleError without one."""
         if self.caption is None:
             return {"image": image_bytes(row[self.image]), "caption": ""}
-        caption = row[self.caption]
-        if isinstance(caption, list):
-            caption = caption[0] if caption else None
-        if not isinstance(caption, str):
-            raise BadSampleError(NO_CAPTION)
-        return {"image": image_bytes(row[self.image]), "caption": clean_caption(caption)}
+        caption = caption_of({self.caption: row[self.caption]}, self.caption)
+        return {"image": image_bytes(row[self.image]), "caption": caption}
 
 
 def image_bytes(value: Any) -> bytes:

@@ -13,6 +13,7 @@ from fsspec.core import url_to_fs
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED
+from jaxdiff.core.text import decode_text
 from jaxdiff.data.bad_samples import BadSampleError
 
 MISSING, UNREADABLE = "missing file", "unreadable file"
@@ -99,9 +100,10 @@ class Storage:
     def text(self, name: str) -> str:
         """A file that the source cannot do without; InputError if it cannot be read."""
         try:
-            return self.read(name).decode("utf-8")
-        except (BadSampleError, UnicodeDecodeError) as error:
+            data = self.read(name)
+        except BadSampleError as error:
             raise InputError(f"{self.path}: {name}: got {error}, expected a text file") from None
+        return decode_text(data, f"{self.path}: {name}")
 
     def open(self, name: str) -> Any:
         """A file for sequential reading; OSError if it cannot be opened."""

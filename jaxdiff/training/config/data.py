@@ -24,7 +24,7 @@ _TABLE = {"split", "image_key", "caption_key"}
 # opens them is in IMAGE_SOURCES of experiments/datasets.py.
 IMAGE_KINDS: dict[str, set[str]] = {
     "folder": {"caption_key"},
-    "tars": set(),
+    "tars": {"caption_key"},
     "records": set(),
     "parquet": _TABLE,
     "hub": _TABLE,
@@ -60,7 +60,7 @@ class DataConfig:
     flip: bool = False  # whether half of the images are mirrored
     split: str = "train"  # of a Hugging Face dataset
     image_key: str = "image"  # its column of images
-    caption_key: str = "text"  # its column of captions; in metadata.jsonl the key of captions
+    caption_key: str = "text"  # its column of captions; in metadata and JSON files their key
     caption: str | None = None  # of all images, instead of their own
     max_bad_fraction: float = 0.05  # fraction of unusable items above which training stops
     validation_size: int = 64  # items in the validation split, at most a tenth of all

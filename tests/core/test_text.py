@@ -1,0 +1,37 @@
+"""Text of files: encodings by their marks, line ends, and where bytes are no text."""
+
+import pytest
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.text import decode_text
+
+TEXT = "a red star\ncafé ✓ 🙂\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_the_mark_says_the_encoding_and_is_no_text(encoding):
+    data = ("\ufeff" + TEXT.replace("\n", "\r\n")).encode(encoding)
+    assert decode_text(data, "x") == TEXT
+
+
+def test_without_a_mark_it_is_utf_8_with_any_line_ends():
+    assert decode_text(TEXT.encode(), "x") == TEXT
+    assert decode_text(b"a\rb\r\nc", "x") == "a\nb\nc"
+    assert decode_text(b"", "x") == ""
+
+
+def test_marks_between_joined_files_are_removed():
+    assert decode_text(b"\xef\xbb\xbfa\r\n\xef\xbb\xbfb\n", "x") == "a\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("a\r\ncafé".encode("latin-1"), "^x:2: got bytes that are not UTF-8, expected UTF-8, or"),
+        ("a\nb\n".encode("utf-16-le"), "^x:1: got a null byte, expected UTF-8, or UTF-16 with a"),
+        (b"\xff\xfea\0\n\0\x00\xd8", "^x:2: got bytes that are not UTF-16-LE"),
+    ],
+)
+def test_what_is_no_text_is_named_by_its_line(data, message):
+    with pytest.raises(InputError, match=message):
+        decode_text(data, "x")
