@@ -207,19 +207,23 @@ class LatentSource:
         return int(self._starts[-1])
 
     def groups(self, batch_size: int) -> list[tuple[Size, Int[NDArray, "_"]]]:
-        """The items of each size of which there are enough for a batch; others are warned about."""
+        """The items of each size of which there are enough for a batch; others are warned about.
+
+        If no size has enough, those of the most frequent one.
+        """
         found: dict[Size, list[NDArray]] = {}
         for i, size in enumerate(self._sizes()):
             found.setdefault(size, []).append(np.arange(self._starts[i], self._starts[i + 1]))
         joined = {size: np.concatenate(parts) for size, parts in sorted(found.items())}
+        enough = min(batch_size, max(map(len, joined.values()), default=0))
         for size, items in joined.items():
-            if len(items) < batch_size:
+            if len(items) < enough:
                 warnings.warn(
                     f"data: {len(items)} latents of {size[0]}x{size[1]} pixels are not used, "
                     "because they are fewer than a batch",
                     stacklevel=2,
                 )
-        return [(size, items) for size, items in joined.items() if len(items) >= batch_size]
+        return [(size, items) for size, items in joined.items() if len(items) >= max(enough, 1)]
 
     def _sizes(self) -> Iterator[Size]:
         yield from zip(self.description.heights, self.description.widths, strict=True)

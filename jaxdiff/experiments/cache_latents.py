@@ -20,7 +20,7 @@ from jaxdiff.checkpoints.pipelines import INDEX
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Float, NDArray, dtype_of
+from jaxdiff.core.types import Float, Int, NDArray, dtype_of
 from jaxdiff.core.validate import in_range, one_of, positive
 from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.batches import Item, normalize_images
@@ -44,7 +44,12 @@ from jaxdiff.experiments.cache_texts import (
     make_text_encoder,
     null_record,
 )
-from jaxdiff.experiments.datasets import Groups, bucket_items, open_image_source
+from jaxdiff.experiments.datasets import (
+    Groups,
+    bucket_items,
+    check_usable_items,
+    open_image_source,
+)
 from jaxdiff.experiments.procedural import image_side, procedural_dataset
 from jaxdiff.families.detection import family_of_folder
 from jaxdiff.models.build import param_dict, with_params
@@ -94,7 +99,12 @@ class LatentCaching:
         check_batch_size(self.batch_size, mesh)
         skipped = BadSampleCounter(self.data.max_bad_fraction)
         groups, data_fingerprint, make_of = self._open_data(skipped)
+        check_usable_items(self.data, [items for _, items in groups], skipped)
+        if self.data.max_aspect_ratio > 1:
+            report("; ".join(f"{len(items)} images of {w}x{h}" for (h, w), items in groups))
         shards = sharded(groups, self.shard_size)
+        make = make_of([size for size, _ in shards])
+        self._check_readable(shards, make)
         folder = codec_folder(self.vae)
         compute = dtype_of(self.compute_dtype)
         vae = cast(AutoencoderKL, read_component(folder, dtype=compute).module)
@@ -110,10 +120,9 @@ class LatentCaching:
         if encode_text is not None and self.process_index == 0:
             null = functools.partial(null_record, encode_text, self.dtype)
             _write(self.output / NULL_CAPTION_FILE, lambda: [null()], report)
-        make = make_of([size for size, _ in shards])
         encode = _encoder(vae, self.batch_size, mesh)
         for number in range(self.process_index, len(shards), self.process_count):
-            items = [(int(i), SamplePosition(0, number, int(i))) for i in shards[number][1]]
+            items = _positions(number, shards[number][1])
             work = functools.partial(self._records, items, make, encode, encode_text, skipped)
             _write(self.output / info.shard(number), work, report)
         paths = [self.output / info.shard(i) for i in range(len(info.items))]
@@ -140,6 +149,13 @@ class LatentCaching:
         groups, data_fingerprint = bucket_items(data, source, self.min_bucket_size)
         choices = {"seed": data.seed, "crop": data.crop, "flip": data.flip}
         return groups, data_fingerprint, lambda sizes: make_transform(source, sizes, **choices)
+
+    def _check_readable(self, shards: Sequence[tuple[Size, Any]], make: Make) -> None:
+        """InputError, before anything is written, if no item can be read."""
+        tried = BadSampleCounter(self.data.max_bad_fraction)
+        positions = (each for n, (_, items) in enumerate(shards) for each in _positions(n, items))
+        if all(_prepare(make, None, tried, each) is None for each in positions):
+            check_usable_items(self.data, [], tried)
 
     def _info(
         self,
@@ -192,6 +208,11 @@ class LatentCaching:
                         own = {name: array[row] for name, array in texts.items()}
                         yield pack_record(item, mean[row], logvar[row], self.dtype, own)
                 ahead = list(coming)
+
+
+def _positions(shard: int, items: Int[NDArray, "_"]) -> list[tuple[int, SamplePosition]]:
+    """The items of a shard and what their crops and flips are drawn from."""
+    return [(int(i), SamplePosition(0, shard, int(i))) for i in items]
 
 
 def codec_folder(source: pathlib.Path) -> pathlib.Path:

@@ -5,7 +5,8 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,12 +127,12 @@ def open_dataset(config: DataConfig, batch_size: int, *, captions: bool = True) 
         )
         validation_transform = make_transform(source, sizes)
     items = [group for _, group in groups]
-    if not sum(map(len, items)):
-        raise InputError(f"data.path: got {config.path} without usable items, expected some")
+    check_usable_items(config, items, skipped)
     blocks = source if isinstance(source, BlockSource) else None
     training_items, validation_items = _split_validation(
         items, config.validation_size, None if blocks is None else VALIDATION_BLOCKS
     )
+    training_items = _fill_batch(training_items, batch_size)
     validation_size = max(map(len, validation_items))
     return Dataset(
         training=MapDataset(
@@ -146,6 +147,16 @@ def open_dataset(config: DataConfig, batch_size: int, *, captions: bool = True) 
         skipped=skipped,
         fingerprint=data_fingerprint,
     )
+
+
+def check_usable_items(
+    config: DataConfig, items: Sequence[Items], skipped: BadSampleCounter
+) -> None:
+    """InputError if there are no items, with the reasons for which some were left out."""
+    if not sum(map(len, items)):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.counts().items())
+        got = f"{config.path} without usable items" + (f" ({reasons})" if reasons else "")
+        raise InputError(f"data.path: got {got}, expected images")
 
 
 def dataset_captions(config: DataConfig) -> Iterator[str]:
@@ -163,9 +174,30 @@ def _split_validation(
     largest = int(np.argmax([len(group) for group in items]))
     indices = validation_indices(len(items[largest]), size, blocks)
     training = [np.delete(g, indices) if i == largest else g for i, g in enumerate(items)]
-    # With too few items, validate on training items.
-    validation = items[largest][indices] if len(indices) else items[largest][:size]
+    validation = items[largest][indices]
+    if not len(indices):
+        validation = items[largest][:size]
+        warnings.warn(
+            f"data: {len(items[largest])} items are too few for a validation split, so validation "
+            "is on training items (10 are enough)",
+            stacklevel=1,
+        )
     return training, [validation if i == largest else validation[:0] for i in range(len(items))]
+
+
+def _fill_batch(items: list[Items], batch_size: int) -> list[Items]:
+    """The items, or those of the largest bucket several times if no bucket fills a batch."""
+    count = max(map(len, items))
+    if count >= batch_size:
+        return items
+    times = -(-batch_size // count)
+    warnings.warn(
+        f"data: {count} training items are fewer than a batch of {batch_size}, which has each up to "
+        f"{times} times (see batch_size)",
+        stacklevel=1,
+    )
+    largest = int(np.argmax([len(group) for group in items]))
+    return [np.tile(g, times) if i == largest else g for i, g in enumerate(items)]
 
 
 def _training_sampler(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,8 @@ def test_latents_are_what_the_vae_says_of_the_prepared_image(made):
     assert {size: len(items) for size, items in groups.items()} == {(8, 24): 14, (16, 16): 29}
     with pytest.warns(UserWarning, match="14 latents of 8x24 pixels are not used"):
         assert len(source.groups(20)) == 1
+    with pytest.warns(UserWarning, match="14 latents of 8x24 pixels are not used"):
+        assert [len(items) for _, items in source.groups(100)] == [29]
 
 
 def test_parts_of_the_work_are_the_whole_and_what_is_there_stays(made, capsys):
@@ -139,6 +142,31 @@ def test_latents_of_something_else_are_not_mixed_in(made, capsys):
     assert main.run("cache-latents", [str(made / "model"), str(made / "x")]) == 2
     assert "num_scenes: got none" in capsys.readouterr().err
     assert not (made / "x").exists()
+
+
+@pytest.mark.parametrize("texts", ["captions", "embeddings"])
+def test_without_a_usable_image_nothing_is_written(made, capsys, texts):
+    write_folder(made / "empty", 3)
+    cases = {
+        "3 broken image": lambda path: path.with_suffix(".png").write_bytes(b"none"),
+        "3 empty caption": lambda path: path.write_text(" "),
+        "3 without caption": lambda path: path.unlink(),
+    }
+    for reason, spoil in cases.items():
+        for path in sorted((made / "empty").glob("*.txt")):
+            spoil(path)
+        assert main.run("cache-latents", command(made, "y", "--texts", texts, data="empty")) == 2
+        wanted = f"data.path: got {made}/empty without usable items ({reason}), expected images"
+        assert wanted in capsys.readouterr().err
+        write_folder(made / "empty", 3)
+    with tarfile.open(made / "empty.tar", "w"):
+        pass
+    tars = [*command(made, "y", data="tars"), "--kind", "tars"]
+    (made / "tars").mkdir(exist_ok=True)
+    shutil.copy(made / "empty.tar", made / "tars" / "0.tar")
+    assert main.run("cache-latents", tars) == 2
+    assert f"got {made}/tars without usable items, expected images" in capsys.readouterr().err
+    assert not (made / "y").exists()
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])

@@ -215,16 +215,27 @@ def test_clip_learns_the_words_of_stored_captions(tmp_path):
 
 def test_few_images_are_validated_and_trained_on(tmp_path):
     write_folder(tmp_path / "in", 5)
-    stored = open_dataset(config_of(tmp_path / "in", "folder").data, 4)
+    data = config_of(tmp_path / "in", "folder").data
+    with pytest.warns(UserWarning, match="5 items are too few for a validation split, so"):
+        stored = open_dataset(data, 4)
     assert stored.validation_size == 2
     trained = {stored.training[i]["caption"] for i in range(40)}
     assert trained == {caption(i) for i in range(5)}
-    with pytest.raises(InputError, match="got 5 usable items, expected at least 8"):
-        open_dataset(config_of(tmp_path / "in", "folder").data, 8)
-    write_folder(tmp_path / "none", 1)
-    (tmp_path / "none" / "0000.txt").unlink()
-    with pytest.raises(InputError, match="without usable items"):
+    write_folder(tmp_path / "none", 2)
+    for name in ("0000.txt", "0001.txt"):
+        (tmp_path / "none" / name).unlink()
+    with pytest.raises(InputError, match=r"without usable items \(2 without caption\), expected"):
         open_dataset(config_of(tmp_path / "none", "folder").data, 1)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_a_batch_may_be_larger_than_the_data(tmp_path, kind):
+    config = config_of(write(tmp_path / "in", kind), kind)
+    with pytest.warns(UserWarning, match="22 training items are fewer than a batch of 64, which"):
+        stored = open_dataset(config.data, 64)
+    batch = [stored.training[i]["caption"] for i in range(64)]
+    assert {batch.count(each) for each in batch} <= {1, 2, 3}
+    assert len({stored.training[i]["caption"] for i in range(256)}) == 22
 
 
 @pytest.mark.slow
