@@ -2,7 +2,8 @@
 
     hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir \
         stable-diffusion-v1-5/stable-diffusion-v1-5
-    python -m jaxdiff cache-latents ...                                   # docs/data.md
+    python -m jaxdiff cache-latents stable-diffusion-v1-5/stable-diffusion-v1-5 \
+        data/latents-512 --kind tars --path gs://BUCKET/tars --resolution 512
     python train.py configs/sd15.py --workdir runs/sd15                   # 256 chips
     python train.py configs/sd15.py --plan v5e:16x16 v6e:16x16            # without any
 

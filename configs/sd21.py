@@ -1,7 +1,8 @@
 """Stable Diffusion 2.1's UNet from scratch at 768x768, predicting v, on cached latents.
 
     hf download stabilityai/stable-diffusion-2-1 --local-dir stabilityai/stable-diffusion-2-1
-    python -m jaxdiff cache-latents ...                                   # docs/data.md
+    python -m jaxdiff cache-latents stabilityai/stable-diffusion-2-1 \
+        data/latents-768 --kind tars --path gs://BUCKET/tars --resolution 768
     python train.py configs/sd21.py --workdir runs/sd21                   # 256 chips
     python train.py configs/sd21.py --plan v5e:16x16 v6e:16x16            # without any
 

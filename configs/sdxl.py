@@ -2,7 +2,8 @@
 
     hf download stabilityai/stable-diffusion-xl-base-1.0 --local-dir \
         stabilityai/stable-diffusion-xl-base-1.0
-    python -m jaxdiff cache-latents ...                                   # docs/data.md
+    python -m jaxdiff cache-latents stabilityai/stable-diffusion-xl-base-1.0 \
+        data/latents-1024 --kind tars --path gs://BUCKET/tars --resolution 1024
     python train.py configs/sdxl.py --workdir runs/sdxl                   # 256 chips
     python train.py configs/sdxl.py --plan v5e:16x16 v6e:16x16            # without any
 

@@ -1,11 +1,11 @@
 """One dog among dogs: all of Stable Diffusion 1.5 but its VAE, with a prior (2208.12242).
 
     python generate.py "a photo of a dog" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
-        --num-images 200 --output dogs/
-    python train.py configs/tune_dreambooth.py --workdir runs/dog --data.path images/
+        --num-images 200 --output dogs
+    python train.py configs/tune_dreambooth.py --workdir runs/dog --data.path IMAGES
     python generate.py "a photo of sks dog in a bucket" --model runs/dog/export
 
-images/ has a few images of the dog, dogs/ images of any dogs, which make half of each batch.
+IMAGES has a few images of the dog, `dogs` images of any dogs, which make half of each batch.
 """
 
 from jaxdiff.training.config import (

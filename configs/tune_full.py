@@ -1,11 +1,11 @@
 """All weights of Stable Diffusion XL's UNet, from latents that were encoded once.
 
-    python -m jaxdiff cache-latents stabilityai-sdxl/ latents/ --kind tars --path gs://bucket/tars \
+    python -m jaxdiff cache-latents MODEL LATENTS --kind tars --path gs://BUCKET/tars \
         --resolution 1024 --max-aspect-ratio 2
-    python train.py configs/tune_full.py --workdir runs/xl --objective.pipeline stabilityai-sdxl/ \
-        --data.path latents/ --mesh.data 1 --mesh.fsdp -1
+    python train.py configs/tune_full.py --workdir runs/xl --objective.pipeline MODEL \
+        --data.path LATENTS --mesh.data 1 --mesh.fsdp -1
 
-stabilityai-sdxl/ is a diffusers folder. runs/xl/export is one too: the same text encoders and VAE,
+MODEL is a diffusers folder. runs/xl/export is one too: the same text encoders and VAE,
 and the UNet. Each encoder loses captions of its own, as in the first training (2307.01952).
 """
 

@@ -1,10 +1,10 @@
 """A style or a subject for Stable Diffusion 1.5 as a LoRA of a few megabytes.
 
-    python train.py configs/tune_lora.py --workdir runs/lora --data.path images/
+    python train.py configs/tune_lora.py --workdir runs/lora --data.path IMAGES
     python generate.py "..." --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --lora runs/lora/export/pytorch_lora_weights.safetensors
 
-images/ has captioned images in a layout of docs/data.md. diffusers reads the result too.
+IMAGES has captioned images in a layout of docs/data.md. diffusers reads the result too.
 """
 
 from jaxdiff.training.config import (

@@ -1,10 +1,10 @@
 """A new word for Stable Diffusion 1.5, learnt from a few images (textual inversion, 2208.01618).
 
-    python train.py configs/tune_word.py --workdir runs/word --data.path images/
+    python train.py configs/tune_word.py --workdir runs/word --data.path IMAGES
     python generate.py "<thing> on a beach" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --textual-inversion runs/word/export/learned_embeds.safetensors
 
-images/ has images of one object; captions are not needed.
+IMAGES has images of one object; captions are not needed.
 """
 
 from jaxdiff.training.config import (

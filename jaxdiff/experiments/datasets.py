@@ -192,8 +192,8 @@ def _fill_batch(items: list[Items], batch_size: int) -> list[Items]:
         return items
     times = -(-batch_size // count)
     warnings.warn(
-        f"data: {count} training items are fewer than a batch of {batch_size}, which has each up to "
-        f"{times} times (see batch_size)",
+        f"data: {count} training items are fewer than a batch of {batch_size}, which has each up "
+        f"to {times} times (see batch_size)",
         stacklevel=1,
     )
     largest = int(np.argmax([len(group) for group in items]))
