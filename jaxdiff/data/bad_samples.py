@@ -48,11 +48,14 @@ class BadSampleCounter:
         if where:
             warnings.warn(f"{where}: {reason}, skipped", stacklevel=2)
         if total > self.floor and total > self.limit * self._seen:
-            listed = ", ".join(f"{n} {name}" for name, n in self._reasons.most_common())
             raise InputError(
-                f"data: got {total} bad samples among {self._seen} ({listed}), "
+                f"data: got {total} bad samples among {self._seen} ({self.reasons()}), "
                 f"expected at most the fraction {self.limit:g} (data.max_bad_fraction)"
             )
+
+    def reasons(self) -> str:
+        """The counts in words, the most frequent first."""
+        return ", ".join(f"{count} {reason}" for reason, count in self._reasons.most_common())
 
     def counts(self) -> dict[str, int]:
         """Reason -> number of items, only what occurred."""

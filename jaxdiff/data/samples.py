@@ -42,8 +42,8 @@ class MapDataset:
             except BadSampleError as error:
                 self.bad_samples.broken(str(error), where=error.where)
         raise InputError(
-            f"data: got {self._plan.choices(position)} unreadable items in a row, expected a "
-            "readable one"
+            f"data: got {self._plan.choices(position)} unreadable items in a row "
+            f"({self.bad_samples.reasons()}), expected a readable one"
         )
 
     def __repr__(self) -> str:

@@ -28,6 +28,7 @@ from jaxdiff.experiments.experiment import (
     training_batches,
     training_captions,
     validation_batch,
+    validation_captions,
 )
 from jaxdiff.experiments.procedural import image_side, procedural_dataset
 from jaxdiff.models.build import abstract, with_params
@@ -118,6 +119,8 @@ def wire_clip(config: TrainConfig, dtype: Dtype, models: ModelSource) -> Wiring:
 def clip_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Evaluation: retrieval accuracy on the validation split. No sample grids."""
     _check_side(config)
+    if config.data.kind not in PROCEDURAL_KINDS:
+        validation_captions(config, 1)  # something can be read, or the workdir is not touched
     tokenizer = workdir_tokenizer(config, workdir)
     objective = with_vocabulary(cast(CLIPObjective, config.objective), tokenizer)
     heads = attribute_heads(config)

@@ -154,7 +154,7 @@ def check_usable_items(
 ) -> None:
     """InputError if there are no items, with the reasons for which some were left out."""
     if not sum(map(len, items)):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.counts().items())
+        reasons = skipped.reasons()
         got = f"{config.path} without usable items" + (f" ({reasons})" if reasons else "")
         raise InputError(f"data.path: got {got}, expected images")
 

@@ -15,6 +15,7 @@ from captioned_images import (
 )
 from PIL import Image
 
+from jaxdiff.cli import main
 from jaxdiff.cli.train import run
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import batches, normalize_images
@@ -226,6 +227,19 @@ def test_few_images_are_validated_and_trained_on(tmp_path):
         (tmp_path / "none" / name).unlink()
     with pytest.raises(InputError, match=r"without usable items \(2 without caption\), expected"):
         open_dataset(config_of(tmp_path / "none", "folder").data, 1)
+
+
+@pytest.mark.parametrize(("form", "objective"), [("VAE", VAE), ("CLIP", CLIP)])
+def test_a_training_without_a_readable_image_leaves_no_workdir(tmp_path, capsys, form, objective):
+    write_folder(tmp_path / "in", 10)
+    for path in (tmp_path / "in").glob("*.png"):
+        path.write_bytes(b"none")
+    (tmp_path / "tiny.py").write_text(objective.replace("FOLDER", str(tmp_path)))
+    command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / form)]
+    assert main.run("train", [*command, "--data.max-aspect-ratio", "1"]) == 2
+    wanted = "got 1 unreadable items in a row (1 broken image), expected a readable one"
+    assert wanted in capsys.readouterr().err  # in the validation split
+    assert not (tmp_path / form).exists()
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
