@@ -23,6 +23,7 @@ import jaxdiff
 from jaxdiff.checkpoints.clip_vision import read_image_processor
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
+from jaxdiff.core.text import decode_text
 from jaxdiff.core.types import Array, Float, NDArray, UInt8
 from jaxdiff.data.tokenizer import tokenize
 from jaxdiff.models.clip import CLIPModel
@@ -41,7 +42,8 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--steps", type=int)
     options = parser.parse_args()
-    rows = [json.loads(line) for line in (options.data / "metadata.jsonl").open()]
+    table = options.data / "metadata.jsonl"
+    rows = [json.loads(line) for line in decode_text(table.read_bytes(), str(table)).splitlines()]
     rng = np.random.default_rng(0)
     chosen = rng.permutation(len(rows))[: options.captions]
     captions = [rows[i]["text"] for i in chosen]

@@ -1,10 +1,25 @@
 """Text of files: encodings by their marks, line ends, and where bytes are no text."""
 
+import pathlib
+import re
+
 import pytest
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.text import decode_text
 
+PACKAGE = pathlib.Path(__file__).parents[2] / "jaxdiff"
+# What decodes otherwise: files that this program alone writes, or that come with it; a compiler's
+# output; strings that are not files.
+OTHERS = {
+    "checkpoints/clip_vocabulary.py",
+    "checkpoints/flax_msgpack.py",
+    "cli/progress.py",
+    "experiments/loggers.py",
+    "generation/manifest.py",
+    "pipeline/notebook.py",
+    "planning/kernel_bundles.py",
+}
 TEXT = "a red star\ncafé ✓ 🙂\n"
 
 
@@ -35,3 +50,13 @@ def test_marks_between_joined_files_are_removed():
 def test_what_is_no_text_is_named_by_its_line(data, message):
     with pytest.raises(InputError, match=message):
         decode_text(data, "x")
+
+
+def test_there_is_no_other_way_to_read_text():
+    reads = re.compile(r"read_text\(|\bdata\.decode\(|\)\.decode\((\"utf|\))|open\(encoding")
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if reads.search(path.read_text())
+    }
+    assert found == OTHERS

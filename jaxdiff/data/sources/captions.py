@@ -47,8 +47,8 @@ def caption_of(row: Mapping[str, Any], key: str) -> str:
     return clean_caption(value)
 
 
-def read_caption(data: bytes, source: str, key: str, *, is_json: bool = False) -> str:
-    """The caption in a file, `source` its name; BadSampleError if it has none."""
+def read_caption(data: bytes, source: str, key: str = DEFAULT_KEY, *, is_json: bool = False) -> str:
+    """The caption in a file, `source` its name, `key` that in JSON; BadSampleError without one."""
     try:
         text = decode_text(data, source)
     except TextError as error:
