@@ -65,7 +65,7 @@ class Progress:
         self._images, self._batch = images, batch_size
         if images:
             usual = (
-                "longest the first time" if compile_s is None else f"{compile_s:.0f} s last time"
+                "the first time takes longest" if compile_s is None else f"{compile_s:.0f} s last time"
             )
             self.phase(f"compiling ({usual})")
             self._bar.update(self._task, total=images, count=f"0/{images} images")
