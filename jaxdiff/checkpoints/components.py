@@ -93,7 +93,7 @@ def _read_config(
     """The class of a component, what its module is built from, and its config.json."""
     source = folder / CONFIG
     raw = read_object(source)
-    name = _class_name(raw, str(source)) if class_name is None else class_name
+    name = config_class(raw, str(source)) if class_name is None else class_name
     kind = MODEL_CLASSES[one_of(f"{source}: class", name.removeprefix("Flax"), MODEL_CLASSES)]
     with prefix_errors(str(source)):
         return kind, kind.configs(raw, source=str(source)), raw
@@ -135,14 +135,18 @@ def build(
 
 
 def write_component(
-    folder: pathlib.Path, component: Component, *, dtype: Dtype | None = None
+    folder: pathlib.Path,
+    component: Component,
+    *,
+    dtype: Dtype | None = None,
+    flax: bool = False,
 ) -> None:
     """Write a component folder that diffusers or transformers loads; whole or not at all.
 
-    `dtype` converts the weights, None keeps them. A component folder in its place is replaced.
+    `dtype` and `flax` are those of `write_files`. A component folder in its place is replaced.
     """
     with atomic_folder(folder, marker=CONFIG, stale=STALE) as new:
-        write_files(new, component, dtype=dtype)
+        write_files(new, component, dtype=dtype, flax=flax)
 
 
 def write_files(
@@ -152,7 +156,10 @@ def write_files(
     dtype: Dtype | None = None,
     flax: bool = False,
 ) -> None:
-    """Write config.json and weights, in PyTorch's layout or legacy Flax's, into `folder`."""
+    """Write config.json and weights, in PyTorch's layout or legacy Flax's, into `folder`.
+
+    `dtype` converts the weights, None keeps them.
+    """
     module = component.module
     kind = MODEL_CLASSES[class_name_of(module)]
     tensors = lazy_tensors(module, dtype=dtype)
@@ -182,8 +189,8 @@ def _config(
     return config
 
 
-def _class_name(raw: Mapping[str, Any], source: str) -> str:
-    """The class that a config.json names, in diffusers' way or in transformers'."""
+def config_class(raw: Mapping[str, Any], source: str) -> str:
+    """The class that a config.json names, as diffusers or transformers writes it."""
     architectures = raw.get("architectures") or [None]
     name = raw.get("_class_name") or (architectures[0] if isinstance(architectures, list) else None)
     if not isinstance(name, str):

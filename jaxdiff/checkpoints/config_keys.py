@@ -7,6 +7,7 @@ of UNet, VAE and CLIP count if the config classes of `jaxdiff.models` have them.
 import dataclasses
 from typing import Any, NamedTuple
 
+from jaxdiff.models.autoencoder_tiny import AutoencoderTinyConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet.config import UNSUPPORTED_FIELDS, UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
@@ -103,6 +104,11 @@ _INFORMATIVE: dict[type, dict[str, str]] = {
         "addition_embed_type_num_heads": "of kinds that are refused",
     },
     AutoencoderKLConfig: {"sample_size": "tiles have a size of their own"},
+    AutoencoderTinyConfig: {
+        "latent_magnitude": "of latents stored in bytes",
+        "latent_shift": "of latents stored in bytes",
+        "force_upcast": "float16 does not overflow in it",
+    },
     CLIPTextConfig: {
         "pad_token_id": "the tokenizer decides",
         "bos_token_id": "the tokenizer decides",
@@ -117,6 +123,7 @@ DIFFUSERS_NO_EFFECT = {
     "of former Flax classes, how attention is computed": (
         "split_head_dim use_memory_efficient_attention"
     ),
+    "in AutoencoderTiny, decoder_block_out_channels once more": "block_out_channels",
 }
 TRANSFORMERS_NO_EFFECT = {
     "of training": (

@@ -13,6 +13,7 @@ from jaxdiff.checkpoints.lora_names import has_weights, weights_file
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.checkpoints.single_file_layouts import UNET, VAE, layout_of
+from jaxdiff.checkpoints.vae_layouts import find_vae
 from jaxdiff.checkpoints.weights import find_weights, read_weights
 from jaxdiff.core.errors import InputError
 
@@ -34,7 +35,8 @@ class Description:
     """A checkpoint in words and numbers."""
 
     path: str
-    # "diffusers folder", "component folder", "single file", "LoRA", "textual inversion", "tensors"
+    # "diffusers folder", "component folder", "single file", "VAE file, ... layout", "LoRA",
+    # "textual inversion", "tensors"
     layout: str
     family: str  # what pipeline or model it is, or is for
     prediction_type: str | None
@@ -65,6 +67,10 @@ def describe(path: pathlib.Path, *, variant: str | None = None) -> Description:
 def _file(path: pathlib.Path) -> Description:
     entries = read_weights(path)
     if f"{UNET}input_blocks.0.0.weight" not in entries:
+        if vae := find_vae(path, entries):
+            part = _part("vae", vae.class_name, vae.tensors)
+            family = f"VAE of {vae.latent_channels} latent channels"
+            return _description(path, f"VAE file, {vae.layout} layout", family, None, [part])
         if addon := find_adapter(path, entries):
             parts = [_part(name, addon.layout, group) for name, group in addon.groups.items()]
             found = _description(path, addon.layout, addon.family, None, parts)
@@ -73,12 +79,13 @@ def _file(path: pathlib.Path) -> Description:
         return _description(path, "tensors", "unknown", None, [part])
     written_as = layout_of(entries)
     parts = [
-        _part(name, cls, {k: e for k, e in entries.items() if k.startswith(prefix)})
+        _part(name, cls, group)
         for name, cls, prefix in (
             ("unet", "UNet2DConditionModel", UNET),
             ("vae", "AutoencoderKL", VAE),
             *((part.name, part.class_name, part.prefix) for part in written_as.texts),
         )
+        if (group := {k: e for k, e in entries.items() if k.startswith(prefix)})
     ]
     predicts = stored_prediction_type(written_as.scheduler)
     return _description(path, "single file", written_as.name, predicts, parts)

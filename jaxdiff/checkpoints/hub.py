@@ -10,6 +10,7 @@ from jaxdiff.core.errors import InputError
 
 ID = re.compile(r"[\w.-]+/[\w.-]+")
 INDEX = "model_index.json"
+CONFIG = "config.json"  # of a component
 SETTINGS = (".json", ".txt")  # configs, vocabularies
 
 
@@ -18,12 +19,15 @@ def is_id(text: str) -> bool:
     return ID.fullmatch(text) is not None
 
 
-def download(repository: str, *, variant: str | None = None) -> pathlib.Path:
+def download(
+    repository: str, *, variant: str | None = None, component: str | None = None
+) -> pathlib.Path:
     """The local folder of a Hub repository with what a pipeline needs of it.
 
-    Of the weights only the files that count are fetched: safetensors before other formats, of each
-    component the `variant` where it has it. Without a connection the cache serves. Raises
-    InputError if the repository cannot be had.
+    Or what one `component` needs, such as "vae", which may be alone in it. Of the weights only the
+    files that count are fetched: safetensors before other formats, of each component the `variant`
+    where it has it. Without a connection the cache serves. Raises InputError if the repository
+    cannot be had.
     """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -39,7 +43,7 @@ def download(repository: str, *, variant: str | None = None) -> pathlib.Path:
     except Exception:  # no connection, in any of the ways that the network library says it
         return _cached(repository)
     try:
-        wanted = needed(names, variant)
+        wanted = needed(names, variant, component)
         folder = huggingface_hub.snapshot_download(repository, allow_patterns=wanted)
         shards = _shards(pathlib.Path(folder), wanted)
         if shards:
@@ -51,24 +55,33 @@ def download(repository: str, *, variant: str | None = None) -> pathlib.Path:
     return pathlib.Path(folder)
 
 
-def needed(names: Sequence[str], variant: str | None) -> list[str]:
-    """The files of a pipeline repository to fetch: settings, and one format of each weights."""
+def needed(names: Sequence[str], variant: str | None, component: str | None = None) -> list[str]:
+    """The files of a repository to fetch: settings, and one format of each weights.
+
+    Of a pipeline, or of one `component`, which may be alone in the repository.
+    """
     folders: dict[str, list[str]] = {}
     for name in names:
         folder, _, file = name.rpartition("/")
         if "/" not in folder:  # components lie side by side
             folders.setdefault(folder, []).append(file)
-    if INDEX not in folders.get("", []):
+    top = folders.pop("", [])
+    if component is not None:
+        if component not in folders and CONFIG not in top:
+            raise InputError(
+                f"{component}: got a repository without {component}/ or {CONFIG}, expected a VAE"
+            )
+        alone = component not in folders
+        folders = {"": top} if alone else {component: folders[component]}
+    elif INDEX not in top:
         raise InputError(f"model: got a repository without {INDEX}, expected a diffusers pipeline")
-    wanted = [name for name in (INDEX, "jaxdiff.json") if name in folders[""]]
+    wanted = [] if component else [name for name in (INDEX, "jaxdiff.json") if name in top]
     for folder, files in folders.items():
-        if folder:
-            wanted += [
-                f"{folder}/{f}" for f in files if f.endswith(SETTINGS) and ".index." not in f
-            ]
-            found = named_variants(files)
-            chosen = found.get(variant or "", found.get("", next(iter(found.values()), None)))
-            wanted += [f"{folder}/{chosen}"] if chosen else []
+        found = named_variants(files)
+        chosen = found.get(variant or "", found.get("", next(iter(found.values()), None)))
+        settings = [f for f in files if f.endswith(SETTINGS) and ".index." not in f]
+        place = f"{folder}/" if folder else ""
+        wanted += [f"{place}{name}" for name in (*settings, *([chosen] if chosen else []))]
     return wanted
 
 
@@ -78,8 +91,8 @@ def _shards(folder: pathlib.Path, fetched: Sequence[str]) -> list[str]:
     for name in fetched:
         if ".index." in name:
             table = read_object(folder / name).get("weight_map", {})
-            place = name.rpartition("/")[0]
-            found += sorted({f"{place}/{shard}" for shard in table.values()})
+            place = name.removesuffix(name.rpartition("/")[2])
+            found += sorted({f"{place}{shard}" for shard in table.values()})
     return found
 
 

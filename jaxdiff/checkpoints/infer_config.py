@@ -4,11 +4,14 @@ Names are those of diffusers and transformers. What no shape shows (heads, activ
 factors) is the same in all published Stable Diffusion models of a family, and given by the caller.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.core.errors import InputError
+from jaxdiff.models.autoencoder_tiny import AutoencoderTinyConfig
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
@@ -82,9 +85,9 @@ def unet_config(
 
 
 def vae_config(
-    entries: Mapping[str, TensorInfo], *, scaling_factor: float, sample_size: int
+    entries: Mapping[str, TensorInfo], *, sample_size: int, **latents: Any
 ) -> AutoencoderKLConfig:
-    """The config of an AutoencoderKL."""
+    """The config of an AutoencoderKL; `latents` are its fields that say how latents are scaled."""
     stages = count_modules(entries, "encoder.down_blocks.")
     return AutoencoderKLConfig(
         block_out_channels=tuple(
@@ -96,10 +99,32 @@ def vae_config(
         layers_per_block=count_modules(entries, "encoder.down_blocks.0.resnets."),
         latent_channels=tensor_shape(entries, "decoder.conv_in.weight", 4)[1],
         sample_size=sample_size,
-        scaling_factor=scaling_factor,
         use_quant_conv="quant_conv.weight" in entries,
         use_post_quant_conv="post_quant_conv.weight" in entries,
+        mid_block_add_attention=any(".mid_block.attentions." in name for name in entries),
+        **latents,
     )
+
+
+def tiny_vae_config(entries: Mapping[str, TensorInfo]) -> AutoencoderTinyConfig:
+    """The config of an AutoencoderTiny: stages are the blocks between two plain convolutions."""
+    fields: dict[str, Any] = {}
+    for half in ("encoder", "decoder"):
+        layers = f"{half}.layers."
+        plain = [
+            i for i in range(count_modules(entries, layers)) if f"{layers}{i}.weight" in entries
+        ]
+        stages = [range(a, b) for a, b in itertools.pairwise(plain)]
+        blocks = [sum(f"{layers}{i}.conv.0.weight" in entries for i in s) for s in stages]
+        width, channels, *_ = tensor_shape(entries, f"{layers}0.weight", 4)
+        last = tensor_shape(entries, f"{layers}{plain[-1]}.weight", 4)[0]
+        fields[f"{half}_block_out_channels"] = (width,) * len(blocks)
+        fields[f"num_{half}_blocks"] = tuple(blocks)
+        if half == "encoder":
+            fields["in_channels"] = channels
+        else:
+            fields |= {"latent_channels": channels, "out_channels": last}
+    return AutoencoderTinyConfig(**fields)
 
 
 def text_config(

@@ -45,6 +45,8 @@ _VAE = (
     (re.compile(r"\.mid\.attn_1\.norm\."), ".mid_block.attentions.0.group_norm."),
     (re.compile(r"\.mid\.attn_1\.([qkv])\."), r".mid_block.attentions.0.to_\1."),
     (re.compile(r"\.mid\.attn_1\.proj_out\."), ".mid_block.attentions.0.to_out.0."),
+    # Converters of 2023 left diffusers' names inside: to_q, to_out.0 and the like.
+    (re.compile(r"\.mid\.attn_1\."), ".mid_block.attentions.0."),
     (re.compile(r"\.nin_shortcut\."), ".conv_shortcut."),
     (re.compile(r"\.norm_out\."), ".conv_norm_out."),
 )

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxdiff.checkpoints.configs import from_diffusers, from_transformers
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.build import abstract
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
@@ -96,6 +97,11 @@ MODEL_CLASSES: dict[str, ModelClass] = {
             name="AutoencoderKL",
             module=AutoencoderKL,
             configs=partial(single_config, from_diffusers, AutoencoderKLConfig),
+        ),
+        ModelClass(
+            name="AutoencoderTiny",
+            module=AutoencoderTiny,
+            configs=partial(single_config, from_diffusers, AutoencoderTinyConfig),
         ),
         # diffusers has no such class and reads no folder that model_index.json does not name.
         ModelClass(

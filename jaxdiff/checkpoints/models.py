@@ -5,8 +5,9 @@ from collections.abc import Container, Iterable
 
 from jaxdiff.checkpoints import hub
 from jaxdiff.checkpoints.loading import Placement
-from jaxdiff.checkpoints.pipelines import PipelineComponents, read_pipeline
+from jaxdiff.checkpoints.pipelines import VAE_COMPONENT, PipelineComponents, read_pipeline
 from jaxdiff.checkpoints.single_file import read_single_file
+from jaxdiff.checkpoints.vaes import VAESource, open_vae, with_vae
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
@@ -20,24 +21,47 @@ def read_model(
     prediction_type: str | None = None,
     sharding: Placement = None,
     only: Container[str] | None = None,
+    vae: str | pathlib.Path | None = None,
 ) -> PipelineComponents:
     """The pipeline at `source`: a folder, a file of the original layout, or a Hub repository.
 
     `variant` picks among the weight files of a folder; `prediction_type` says what the network of a
-    single file predicts. The rest is `read_pipeline`'s. Raises InputError.
+    single file predicts. `vae`, a folder, file or repository with a VAE or a whole model, takes the
+    place of the model's own. The rest is `read_pipeline`'s. Raises InputError.
     """
+    # The VAE first: what is wrong with it shows before gigabytes are read.
+    other = None if vae is None else _open_vae(vae, variant)
+    skip = () if other is None else (VAE_COMPONENT,)
     path = resolve_source(source, variant=variant)
     if path.is_file():
         if variant is not None:
             raise InputError(f"variant: got {variant!r} for the file {path}, expected a folder")
-        return read_single_file(
-            path, dtype, prediction_type=prediction_type, sharding=sharding, only=only
+        parts = read_single_file(
+            path, dtype, prediction_type=prediction_type, sharding=sharding, only=only, skip=skip
         )
-    if prediction_type is not None:
+    elif prediction_type is not None:
         raise InputError(
             f"prediction_type: got {prediction_type!r} for {source}, expected a single file"
         )
-    return read_pipeline(path, dtype, variant=variant, sharding=sharding, only=only)
+    else:
+        parts = read_pipeline(path, dtype, variant=variant, sharding=sharding, only=only, skip=skip)
+    if other is None:
+        return parts
+    weights = only is None or VAE_COMPONENT in only
+    return with_vae(parts, other, dtype, model=path, sharding=sharding, weights=weights)
+
+
+def _open_vae(source: str | pathlib.Path, variant: str | None) -> VAESource:
+    """The VAE at `source`, which is downloaded if that is a Hub repository."""
+    path = pathlib.Path(source)
+    if not path.exists():
+        if path.is_absolute() or not hub.is_id(str(source)):
+            raise InputError(
+                f"vae: got {source} (no such file or folder), expected a file or folder with a "
+                "VAE, or a Hub repository"
+            )
+        path = hub.download(str(source), variant=variant, component=VAE_COMPONENT)
+    return open_vae(path, variant=variant)
 
 
 def resolve_source(source: str | pathlib.Path, *, variant: str | None = None) -> pathlib.Path:

@@ -24,6 +24,7 @@ from jaxdiff.checkpoints.flax_layout import flax_index
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.checkpoints.loading import Placement
 from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of
+from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, read_tokenizer, write_tokenizer
 from jaxdiff.checkpoints.weights import variants
 from jaxdiff.core.aliases import rename_settings
@@ -35,6 +36,7 @@ from jaxdiff.core.validate import one_of
 INDEX = "model_index.json"
 DEFAULTS = "jaxdiff.json"
 SCHEDULER = "scheduler"
+VAE_COMPONENT = "vae"
 # Folders of the networks that guide. model_index.json does not name them; diffusers has no such.
 CLASSIFIER = "classifier"
 CLIP = "clip"
@@ -73,18 +75,21 @@ def read_pipeline(
     sharding: Placement = None,
     attention: str = "auto",
     only: Container[str] | None = None,
+    skip: Container[str] = (),
 ) -> PipelineComponents:
     """Read a pipeline folder, its weights straight to the device(s) in `dtype`.
 
     `dtype` None keeps the stored dtypes. A component without `variant` gives its plain weights, but
     one must have it. `sharding` and `attention` are `read_component`'s. `only` names the components
-    whose weights are read (None: all); the other modules have shapes. Raises InputError, naming the
-    file, for anything missing, broken or unknown.
+    whose weights are read (None: all); the other modules have shapes. Those in `skip` are passed
+    over. Raises InputError, naming the file, for anything missing, broken or unknown.
     """
     folder = pathlib.Path(folder)
-    index = _read_index(folder)
+    index = {name: value for name, value in _read_index(folder).items() if name not in skip}
     classes = _classes(index, str(folder / INDEX))
     modules = {name: cls for name, cls in classes.items() if cls in MODEL_CLASSES}
+    if VAE_COMPONENT in modules and not (folder / VAE_COMPONENT).is_dir():
+        raise InputError(f"{folder}: got no {VAE_COMPONENT}/, expected it, or {ANOTHER_VAE}")
     _check_variant(folder, modules, variant)
     # The small files first: what is wrong with them shows before gigabytes are read.
     tokenizers = {

@@ -12,10 +12,12 @@ from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from jaxdiff.checkpoints.components import Component, build
 from jaxdiff.checkpoints.key_aliases import canonical
 from jaxdiff.checkpoints.loading import Placement, lazy_tensors
-from jaxdiff.checkpoints.pipelines import PipelineComponents
+from jaxdiff.checkpoints.model_registry import class_name_of
+from jaxdiff.checkpoints.pipelines import VAE_COMPONENT, PipelineComponents
 from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, write_tensors
 from jaxdiff.checkpoints.schedulers import prediction_type_of
 from jaxdiff.checkpoints.single_file_layouts import (
+    ANOTHER_VAE,
     UNET,
     VAE,
     SingleFileLayout,
@@ -30,6 +32,7 @@ from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.vae import AutoencoderKL
 
 METADATA_KEY = "modelspec.prediction_type"  # in the metadata, as the ModelSpec standard calls it
 # What else such files hold: tables of the noise schedule, averaged weights, traces of training.
@@ -51,12 +54,13 @@ def read_single_file(
     sharding: Placement = None,
     attention: str = "auto",
     only: Container[str] | None = None,
+    skip: Container[str] = (),
 ) -> PipelineComponents:
     """The pipeline in a file of the original layout, its family and sizes told by its tensors.
 
     `prediction_type` overrules what the family predicts, which the files of Stable Diffusion 2 do
-    not say. `only` is `read_pipeline`'s, the rest `read_component`'s. Raises InputError, naming the
-    file, for anything that is missing, left over or unfit.
+    not say. `only` and `skip` are `read_pipeline`'s, the rest `read_component`'s. Raises
+    InputError, naming the file, for anything that is missing, left over or unfit.
     """
     if prediction_type is not None:
         one_of("prediction_type", prediction_type, PREDICTION_TYPES)
@@ -64,6 +68,9 @@ def read_single_file(
     prediction_type = prediction_type or _noted(path)
     layout = layout_of(entries, prediction_type)
     prefixes = (UNET, VAE, *(part.prefix for part in layout.texts))
+    if VAE_COMPONENT in skip:
+        prefixes = tuple(prefix for prefix in prefixes if prefix != VAE)
+        entries = {name: entry for name, entry in entries.items() if not name.startswith(VAE)}
     groups = split(entries, prefixes)
 
     def make(name: str) -> Build:
@@ -76,10 +83,9 @@ def read_single_file(
             weights=only is None or name in only,
         )
 
-    modules = {
-        "unet": _unet(groups[UNET], layout, make("unet")),
-        "vae": _vae(groups[VAE], layout, make("vae")),
-    }
+    modules = {"unet": _unet(groups[UNET], layout, make("unet"))}
+    if VAE in groups:
+        modules[VAE_COMPONENT] = _vae(groups[VAE], layout, make(VAE_COMPONENT))
     for part in layout.texts:
         modules[part.name] = _text(groups[part.prefix], part, make(part.name))
     nine = groups[UNET]["input_blocks.0.0.weight"].shape[1:2] == (9,)
@@ -115,6 +121,11 @@ def write_single_file(
     tensors = {name: lazy_tensors(module, dtype=dtype) for name, module in modules.items()}
     spelled = ldm_writer.unet_to_ldm_keys(tensors["unet"])
     found = {UNET + spelled[name]: tensor for name, tensor in tensors["unet"].items()}
+    if not isinstance(modules[VAE_COMPONENT], AutoencoderKL):
+        raise InputError(
+            f"vae: got {class_name_of(modules[VAE_COMPONENT])}, expected AutoencoderKL: a single "
+            "file holds no other"
+        )
     found |= {VAE + k: t for k, t in ldm_writer.vae_to_ldm(tensors["vae"]).items()}
     for part in layout.texts:
         name = part.name if part.name in tensors else "text_encoder"
@@ -154,7 +165,10 @@ def split(
         raise InputError(f"{source}: unknown tensors: got {len(unknown)} ({shown}), expected none")
     for prefix, group in groups.items():
         if not group:
-            raise InputError(f"{source}: got no tensors {prefix}*, expected a complete checkpoint")
+            other = f", or {ANOTHER_VAE}" if prefix == VAE else ""
+            raise InputError(
+                f"{source}: got no tensors {prefix}*, expected a complete checkpoint{other}"
+            )
     return groups
 
 

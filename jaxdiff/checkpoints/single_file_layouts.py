@@ -1,5 +1,6 @@
 """The layouts of single files by family of Stable Diffusion, told apart by names of tensors."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from jaxdiff.core.errors import InputError
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
+ANOTHER_VAE = "a VAE of its own (--vae FILE, vae=...)"  # what a model without one can get
 _BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 _SCHEDULER = _BETAS | {
     "num_train_timesteps": 1000,
@@ -142,6 +144,12 @@ def layout_of(
     """
     source = next(iter(entries.values())).path if entries else "checkpoint"
     if f"{UNET}input_blocks.0.0.weight" not in entries:
+        first = re.compile(r"(\w+\.)?decoder\.(conv_in|layers\.0)\.weight")
+        if any(map(first.fullmatch, entries)) and not any(n.startswith(UNET) for n in entries):
+            raise InputError(
+                f"{source}: got a VAE, expected a whole checkpoint, to which this VAE can be given "
+                "(--vae FILE, vae=...)"
+            )
         raise InputError(
             f"{source}: got {_some(entries)}, expected a Stable Diffusion checkpoint with "
             f"{UNET}input_blocks.0.0.weight"

@@ -1,4 +1,4 @@
-"""`jaxdiff convert`: models from one layout to another, LoRAs to the keys of diffusers."""
+"""`jaxdiff convert`: models and VAEs to another layout, LoRAs to the keys of diffusers."""
 
 import dataclasses
 import pathlib
@@ -10,10 +10,12 @@ from jaxdiff.checkpoints.lora_writing import find_lora, write_lora
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.checkpoints.single_file import write_single_file
+from jaxdiff.checkpoints.single_file_layouts import SD1
+from jaxdiff.checkpoints.vaes import is_vae, open_vae, write_vae
 from jaxdiff.cli.arguments import parse
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, dtype_of
-from jaxdiff.core.validate import one_of
+from jaxdiff.core.validate import one_of, positive
 
 SINGLE = ".safetensors"
 FORMATS = ("diffusers", "original", "flax")
@@ -27,7 +29,8 @@ class Options:
     """
 
     source: tyro.conf.Positional[str]
-    """A diffusers folder (PyTorch or Flax), a .safetensors or .ckpt file, or a Hub repository."""
+    """A diffusers folder (PyTorch or Flax), a .safetensors or .ckpt file, or a Hub repository; also
+    a VAE alone."""
     output: tyro.conf.Positional[pathlib.Path]
     """The folder to write (diffusers), or FILE.safetensors (original layout)."""
     format: str | None = None
@@ -39,6 +42,8 @@ class Options:
     """Variant of the weights in a folder, such as fp16."""
     prediction_type: str | None = None
     """Prediction type of a single-file checkpoint that does not store it."""
+    scaling_factor: float | None = None
+    """Scaling factor of a VAE file, which does not store it. Default: 0.18215; SDXL has 0.13025."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -46,18 +51,22 @@ def run(arguments: Sequence[str]) -> None:
     options = parse(Options, arguments, prog="jaxdiff convert")
     dtype = None if options.dtype is None else dtype_of(options.dtype)
     lora = find_lora(pathlib.Path(options.source))
-    if lora is None:
-        files, what = _convert_model(options, dtype)
-    else:
+    if lora is not None:
+        _reject(options, "a LoRA", "variant", "prediction_type", "format", "scaling_factor")
         files, what = [options.output], _convert_lora(options, lora, dtype)
+    elif (source := pathlib.Path(options.source)).exists() and is_vae(source):
+        _reject(options, "a VAE", "prediction_type")
+        files, what = _convert_vae(options, dtype)
+    else:
+        _reject(options, "a whole model", "scaling_factor")
+        files, what = _convert_model(options, dtype)
     size = sum(path.stat().st_size for path in files)
     print(f"{options.output}: {what}, {size / 1e6:.1f} MB")
 
 
 def _convert_model(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.Path], str]:
     """The written files and the class of the pipeline."""
-    layout = options.format or ("original" if options.output.suffix == SINGLE else "diffusers")
-    _check(options.output, one_of("format", layout, FORMATS))
+    layout = _layout(options)
     parts = read_model(
         options.source, variant=options.variant, prediction_type=options.prediction_type
     )
@@ -70,14 +79,43 @@ def _convert_model(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.
 
 def _convert_lora(options: Options, lora: pathlib.Path, dtype: Dtype | None) -> str:
     """A description of the written LoRA."""
-    for name in ("variant", "prediction_type", "format"):
-        if getattr(options, name) is not None:
-            raise InputError(
-                f"{name}: got {getattr(options, name)!r} for a LoRA, expected no {name}"
-            )
     if options.output.suffix != SINGLE:
         raise InputError(f"output: got {options.output} for a LoRA, expected FILE{SINGLE}")
     return f"LoRA of {write_lora(options.output, lora, dtype=dtype)} modules"
+
+
+def _convert_vae(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.Path], str]:
+    """The written files and the class of the VAE."""
+    layout = _layout(options)
+    vae = open_vae(pathlib.Path(options.source), variant=options.variant)
+    if options.scaling_factor is not None:
+        positive("scaling_factor", options.scaling_factor)
+        if vae.class_name != "AutoencoderKL" or "scaling_factor" in (vae.config or {}):
+            raise InputError(
+                f"scaling_factor: got {options.scaling_factor} for {vae.path}, which has one, "
+                "expected none"
+            )
+    factor = SD1.scaling_factor if options.scaling_factor is None else options.scaling_factor
+    component = vae.read(scaling={"scaling_factor": factor})
+    write_vae(options.output, component, dtype=dtype, layout=layout)
+    if layout == "original":
+        return [options.output], vae.class_name
+    factor = component.module.config.scaling_factor  # pyright: ignore
+    return list(options.output.iterdir()), f"{vae.class_name}, scaling factor {factor:g}"
+
+
+def _reject(options: Options, what: str, *names: str) -> None:
+    """InputError for options that say nothing of `what` is converted."""
+    for name in names:
+        if (value := getattr(options, name)) is not None:
+            raise InputError(f"{name}: got {value!r} for {what}, expected no {name}")
+
+
+def _layout(options: Options) -> str:
+    """The layout to write; InputError unless the name of the output fits it."""
+    layout = options.format or ("original" if options.output.suffix == SINGLE else "diffusers")
+    _check(options.output, one_of("format", layout, FORMATS))
+    return layout
 
 
 def _check(output: pathlib.Path, layout: str) -> None:

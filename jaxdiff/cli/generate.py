@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxdiff.checkpoints.embedded import EMBEDDED
+from jaxdiff.checkpoints.vae_layouts import vae_files
 from jaxdiff.cli.arguments import has_option, parse
 from jaxdiff.cli.help import asks_help, model_defaults, print_choices
 from jaxdiff.cli.progress import Progress, note_compile_time, print_report, usual_compile_time
@@ -44,6 +45,8 @@ class Options:
     """A PNG file that this command wrote: its settings, except those that other options say."""
     model: str | None = None
     """A diffusers folder, a checkpoint file or a Hub repository. Default: the embedded model."""
+    vae: str | None = None
+    """A VAE instead of the model's own (also TAESD): a folder, a file or a Hub repository."""
     negative_prompt: str | None = None
     """What the image should not show."""
     prompt_2: str | None = None
@@ -221,6 +224,7 @@ def _files(options: Options, jobs: Sequence[ImageJob]) -> set[str | pathlib.Path
         *loras,
         *options.textual_inversion,
         *models,
+        *([] if options.vae is None else vae_files(pathlib.Path(options.vae))),
         *given,
         *images,
     }
@@ -238,7 +242,7 @@ def _program(runner: Any, options: Options, images: Sequence[Any]) -> str:
 def _runner(options: Options) -> tuple[Any, Any]:
     """The runner with the models that the options name, and their second pass or None."""
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
-    from jaxdiff.generation.models import SecondPass, load_addons
+    from jaxdiff.generation.models import SecondPass, load_addons, vae_setting
     from jaxdiff.generation.runner import Runner
 
     asked = SecondPass(
@@ -246,9 +250,11 @@ def _runner(options: Options) -> tuple[Any, Any]:
         hires_strength=options.hires_strength,
         refiner=options.refiner,
         refiner_start=options.refiner_start,
+        vae=options.vae,
     )
-    pipe = jaxdiff.load(options.model, options.dtype, mesh=options.mesh)
+    pipe = jaxdiff.load(options.model, options.dtype, mesh=options.mesh, vae=options.vae)
     settings = {"model": pipe.name, "weights": pipe.fingerprint}  # before LoRAs change them
+    settings |= {} if options.vae is None else {"vae": vae_setting(options.vae, pipe.codec)}
     settings |= load_addons(
         pipe,
         loras=options.lora,

@@ -27,10 +27,12 @@ def model_defaults(arguments: Sequence[str]) -> dict[str, Any]:
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model", nargs="?", type=pathlib.Path, default=EMBEDDED)
-    model = parser.parse_known_args(list(arguments))[0].model
-    if model is not None and model.exists():
+    parser.add_argument("--vae", nargs="?", type=pathlib.Path)
+    given = parser.parse_known_args(list(arguments))[0]
+    model, vae = given.model, given.vae
+    if model is not None and model.exists() and (vae is None or vae.exists()):
         with contextlib.suppress(InputError):  # help is no place for errors
-            parts = read_model(model, None, only=())
+            parts = read_model(model, None, only=(), vae=vae)
             found = defaults.model_defaults(parts, family_of(parts, model.name), model.name)
             return dataclasses.asdict(found)
     return {}

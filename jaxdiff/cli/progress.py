@@ -64,9 +64,9 @@ class Progress:
         """`images` are generated next, in batches; their programs usually take `compile_s`."""
         self._images, self._batch = images, batch_size
         if images:
-            usual = (
-                "the first time takes longest" if compile_s is None else f"{compile_s:.0f} s last time"
-            )
+            usual = "the first time takes longest"
+            if compile_s is not None:
+                usual = f"{compile_s:.0f} s last time"
             self.phase(f"compiling ({usual})")
             self._bar.update(self._task, total=images, count=f"0/{images} images")
 

@@ -53,7 +53,8 @@ from jaxdiff.experiments.datasets import (
 from jaxdiff.experiments.procedural import image_side, procedural_dataset
 from jaxdiff.families.detection import family_of_folder
 from jaxdiff.models.build import param_dict, with_params
-from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.models.latent_codec import LatentCodec
+from jaxdiff.models.vae import LOGVAR_RANGE
 from jaxdiff.parallel.mesh import check_batch_size, data_mesh, replicate, shard_batch
 from jaxdiff.training.config import IMAGE_KINDS, PROCEDURAL_KINDS, DataConfig
 
@@ -107,7 +108,7 @@ class LatentCaching:
         self._check_readable(shards, make)
         folder = codec_folder(self.vae)
         compute = dtype_of(self.compute_dtype)
-        vae = cast(AutoencoderKL, read_component(folder, dtype=compute).module)
+        vae = cast(LatentCodec, read_component(folder, dtype=compute).module)
         if self.data.kind in PROCEDURAL_KINDS:
             image_side(self.data, vae.config.downscale)
         text_encoders, encode_text = None, None
@@ -159,7 +160,7 @@ class LatentCaching:
 
     def _info(
         self,
-        vae: AutoencoderKL,
+        vae: LatentCodec,
         vae_digest: str,
         shards: Sequence[tuple[Size, Any]],
         data_fingerprint: str,
@@ -256,7 +257,7 @@ def _write_info(folder: pathlib.Path, info: LatentCacheInfo) -> None:
         write_object(temporary, json.loads(json.dumps(dataclasses.asdict(info))))
 
 
-def _encoder(vae: AutoencoderKL, batch_size: int, mesh: Any) -> Encode:
+def _encoder(vae: Any, batch_size: int, mesh: Any) -> Encode:
     """A function that encodes up to `batch_size` images; compiles once for each size."""
     params = replicate(param_dict(vae), mesh)
     program = jax.jit(lambda params, images: with_params(vae, params).encode(images))
@@ -265,6 +266,8 @@ def _encoder(vae: AutoencoderKL, batch_size: int, mesh: Any) -> Encode:
         padded = np.zeros((batch_size, *images.shape[1:]), np.float32)
         padded[: len(images)] = images
         mean, logvar = jax.device_get(program(params, shard_batch({"i": padded}, mesh)["i"]))
+        if logvar is None:  # one latent, without variance
+            logvar = np.full_like(mean, LOGVAR_RANGE[0])
         return mean[: len(images)], logvar[: len(images)]
 
     return encode

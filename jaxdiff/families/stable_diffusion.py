@@ -18,10 +18,12 @@ from flax import nnx
 
 from jaxdiff.checkpoints.components import CONFIG
 from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, NDArray
 from jaxdiff.families.base import Family, TextEncoder
 from jaxdiff.families.extras import Extra, ExtraInputs, Option
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.config import UNet2DConditionConfig
@@ -228,7 +230,10 @@ def detect(
     `options` are the plain values of model_index.json.
     """
     unet = cast(UNet2DConditionModel, _component(components, "unet", UNet2DConditionModel, source))
-    vae = cast(AutoencoderKL, _component(components, "vae", AutoencoderKL, source))
+    if components.get("vae") is None:
+        raise InputError(f"{source}: got a model without a VAE, expected one, or {ANOTHER_VAE}")
+    codecs = AutoencoderKL, AutoencoderTiny
+    vae = cast(AutoencoderKL, _component(components, "vae", codecs, source))
     names = [each.component for each in SDXL.text_encoders if each.component in components]
     encoders = [
         cast(CLIPTextModel, _component(components, name, CLIPTextModel, source))
@@ -273,13 +278,16 @@ def _encoders(family: Family, names: Sequence[str]) -> tuple[TextEncoder, ...]:
 
 
 def _component(
-    components: Mapping[str, nnx.Module], name: str, cls: type[nnx.Module], source: str
+    components: Mapping[str, nnx.Module], name: str, cls: Any, source: str
 ) -> nnx.Module:
+    """The component of this name; InputError unless it is of the class, or one of the classes."""
+    classes: tuple[type[nnx.Module], ...] = cls if isinstance(cls, tuple) else (cls,)
     module = components.get(name)
-    if not isinstance(module, cls):
+    if not isinstance(module, classes):
         got = "none" if module is None else type(module).__name__
-        raise InputError(f"{source}: {name}: got {got}, expected {cls.__name__}")
-    return module
+        expected = " or ".join(each.__name__ for each in classes)
+        raise InputError(f"{source}: {name}: got {got}, expected {expected}")
+    return cast(nnx.Module, module)
 
 
 def _text_family(unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel]) -> Family:

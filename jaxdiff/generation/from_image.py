@@ -12,6 +12,7 @@ T = TypeVar("T")
 # Settings that name files: a name and a digest do not say where those are.
 FILES: Mapping[str, str] = {
     "model": "--model",
+    "vae": "--vae",  # before weights, of which it is a part
     "weights": "--model and --dtype",
     "guidance_model": "--guidance-model",
     "loras": "--lora",
@@ -54,11 +55,15 @@ def check_restored(
 
     All other settings are those that `with_settings` has filled in.
     """
-    options = {"loras": "lora", "textual_inversions": "textual_inversion", "weights": "model"}
+    options = {
+        "loras": ("lora",),
+        "textual_inversions": ("textual_inversion",),
+        "weights": ("model", "vae"),
+    }
     others = [
         f"{name} {stored.get(name)!r:.60}, now {settings.get(name)!r:.60} ({wanted})"
         for name, wanted in FILES.items()
-        if stored.get(name) != settings.get(name) and not {name, options.get(name, name)} & {*typed}
+        if stored.get(name) != settings.get(name) and not {name, *options.get(name, ())} & {*typed}
     ]
     if others:
         raise InputError(f"from: got an image with {'; '.join(others)}, expected those options")

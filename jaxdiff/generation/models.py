@@ -1,6 +1,7 @@
 """What a model gets before it generates, and how PNG settings record it."""
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,9 +9,11 @@ from typing import Any, NamedTuple
 import jaxdiff
 from jaxdiff.checkpoints import lora_names
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.trees import content_digest
 from jaxdiff.core.validate import in_range
 from jaxdiff.generation.png_files import file_digest
 from jaxdiff.guidance.base import parse
+from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline import hires_fix
 from jaxdiff.pipeline.output import Output
 from jaxdiff.pipeline.request import Request
@@ -51,6 +54,12 @@ def load_addons(
         pipe.set_guidance_model(weaker)
         settings["guidance_model"] = f"{weaker.name} {weaker.fingerprint}"
     return {name: value for name, value in settings.items() if value}
+
+
+def vae_setting(source: str, codec: Any) -> str:
+    """The entry of a VAE of its own in the settings: its name, and a digest of all of it."""
+    content = content_digest(param_dict(codec)) + repr(codec.config)
+    return f"{pathlib.Path(source).name} {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 def check_guidance_model(*rules: str) -> None:
@@ -125,6 +134,7 @@ class SecondPass:
     hires_strength: float | None = None  # None: STRENGTH
     refiner: str | None = None  # None: no refiner
     refiner_start: float | None = None  # None: START
+    vae: str | None = None  # of the refiner; None: its own
 
     def __post_init__(self) -> None:
         if self.hires_scale is not None and self.refiner is not None:
@@ -145,7 +155,7 @@ class SecondPass:
             return HiresFix(pipe, self.hires_scale, strength)
         if self.refiner is not None:
             start = hires_fix.START if self.refiner_start is None else self.refiner_start
-            model = jaxdiff.load(self.refiner, dtype, mesh=pipe.mesh)
+            model = jaxdiff.load(self.refiner, dtype, mesh=pipe.mesh, vae=self.vae)
             hires_fix.check_refiner(pipe, model, start)
             return Refiner(model, start)
         return None

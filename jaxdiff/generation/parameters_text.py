@@ -42,7 +42,7 @@ OPTION_WORDS: Mapping[str, str] = {
 # Settings that fields or lines of the text have in other words.
 _IN_OTHER_WORDS = {
     *("prompt", "negative_prompt", "steps", "sampler", "timestep_spacing", "guidance_scale"),
-    *("seed", "width", "height", "model", "strength", "clip_skip", "eta"),
+    *("seed", "width", "height", "model", "vae", "strength", "clip_skip", "eta"),
     *("hires_scale", "hires_strength", "refiner", "refiner_start"),
 }
 
@@ -71,6 +71,7 @@ def _fields(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
         "Seed": settings["seed"],
         "Size": f"{settings['width']}x{settings['height']}",
         "Model": settings["model"],
+        "VAE": settings["vae"].rpartition(" ")[0] if settings.get("vae") else None,
         "Denoising strength": settings.get("hires_strength", settings.get("strength")),
         "Clip skip": settings["clip_skip"] + 1 if settings.get("clip_skip") else None,
         "Eta DDIM": eta,

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float
+from jaxdiff.core.validate import check_shape
 from jaxdiff.models.build import abstract, param_dict, with_params
 
 
@@ -53,6 +55,14 @@ class Pixels(nnx.Module):
         return z
 
     scale = unscale = decode
+
+
+def check_images(images: Float[Array, "b h w c"], channels: int, downscale: int) -> None:
+    """InputError unless there are so many channels, and sides that are multiples of `downscale`."""
+    check_shape("images", images, (None, None, None, channels))
+    for name, length in zip(("height", "width"), images.shape[1:3], strict=True):
+        if length % downscale:
+            raise InputError(f"image {name}: got {length}, expected a multiple of {downscale}")
 
 
 def upcast_fp16(codec: Any) -> Any:

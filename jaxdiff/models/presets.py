@@ -10,6 +10,7 @@ from typing import Any
 from flax import nnx
 
 from jaxdiff.core.validate import one_of
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.build import abstract
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
@@ -51,6 +52,11 @@ def _vae(source: str, parameters: int, **fields: Any) -> Preset:
         **fields,
     )
     return Preset(cls=AutoencoderKL, config=config, source=f"{source}/vae", parameters=parameters)
+
+
+def _tiny(source: str, parameters: int, **fields: Any) -> Preset:
+    config = AutoencoderTinyConfig(**fields)
+    return Preset(cls=AutoencoderTiny, config=config, source=source, parameters=parameters)
 
 
 def _text(source: str, parameters: int, *, with_projection: bool = False, **fields: Any) -> Preset:
@@ -143,6 +149,8 @@ VAES: dict[str, Preset] = {
         shift_factor=0.1159,
         **_NO_QUANT,
     ),
+    "taesd": _tiny("madebyollin/taesd", 2_445_063),
+    "taef1": _tiny("madebyollin/taef1", 2_458_899, latent_channels=16),
 }
 
 _CLIP_L: dict[str, Any] = {

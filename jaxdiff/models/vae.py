@@ -8,6 +8,7 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float
 from jaxdiff.core.validate import check_shape, one_of, positive
+from jaxdiff.models.latent_codec import check_images
 from jaxdiff.nn.activations import ACTIVATIONS, activation
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
@@ -188,12 +189,7 @@ class AutoencoderKL(nnx.Module):
 
         InputError unless height and width are multiples of `config.downscale`.
         """
-        check_shape("images", images, (None, None, None, self.config.in_channels))
-        for name, length in zip(("height", "width"), images.shape[1:3], strict=True):
-            if length % self.config.downscale:
-                raise InputError(
-                    f"image {name}: got {length}, expected a multiple of {self.config.downscale}"
-                )
+        check_images(images, self.config.in_channels, self.config.downscale)
         moments = self.encoder(images)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)

@@ -27,6 +27,7 @@ def load(
     mesh: MeshSpec | None = None,
     variant: str | None = None,
     prediction_type: str | None = None,
+    vae: str | pathlib.Path | None = None,
 ) -> Pipeline:
     """The model at `path` on all local devices; without `path` the embedded one.
 
@@ -37,8 +38,9 @@ def load(
     by default float32 on CPU and bfloat16 elsewhere. `mesh`, such as {"fsdp": 4, "tensor": 2} or
     "fsdp=4,tensor=2", shares the weights and the work on an image between devices; without it each
     device has all weights. `variant` picks weight files such as "fp16"; `prediction_type` says what
-    a single file's network predicts, where the file does not. Raises InputError for anything
-    missing, broken or unknown.
+    a single file's network predicts, where the file does not. `vae`, which may be in any of these
+    places or a file or folder with a VAE alone, also TAESD, is used instead of the model's own.
+    Raises InputError for anything missing, broken or unknown.
     """
     shared = None if mesh is None else sampling_mesh(mesh, jax.local_devices())
     devices = jax.local_devices() if shared is None else list(shared.devices.flat)
@@ -50,7 +52,12 @@ def load(
         )
     source = EMBEDDED if path is None else path
     read = functools.partial(
-        read_model, source, dtype_of(name), variant=variant, prediction_type=prediction_type
+        read_model,
+        source,
+        dtype_of(name),
+        variant=variant,
+        prediction_type=prediction_type,
+        vae=vae,
     )
     if shared is None:
         parts = read(sharding=replicated(data_mesh(devices)))

@@ -7,6 +7,7 @@ import pytest
 from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
@@ -44,6 +45,12 @@ UNET = UNet2DConditionConfig(
     attention_head_dim=2,
 )
 VAE = AutoencoderKLConfig(block_out_channels=(8,), norm_num_groups=4, sample_size=8)
+TINY_VAE = AutoencoderTinyConfig(
+    encoder_block_out_channels=(4, 4),
+    decoder_block_out_channels=(8, 8),
+    num_encoder_blocks=(1, 0),
+    num_decoder_blocks=(0, 1),
+)
 CLASSIFIER = LatentClassifierConfig(
     sample_size=4,
     in_channels=2,
@@ -85,6 +92,7 @@ def components():
     return {
         "UNet2DConditionModel": build(UNet2DConditionModel, UNET),
         "AutoencoderKL": build(AutoencoderKL, VAE),
+        "AutoencoderTiny": build(AutoencoderTiny, TINY_VAE),
         "LatentClassifier": build(LatentClassifier, CLASSIFIER),
         "CLIPTextModel": build(CLIPTextModel, TEXT),
         "CLIPTextModelWithProjection": build(CLIPTextModel, TEXT, with_projection=True),

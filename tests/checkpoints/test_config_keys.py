@@ -17,6 +17,7 @@ from jaxdiff.checkpoints.config_keys import (
 from jaxdiff.checkpoints.schedulers import SCHEDULERS, SchedulerOptions, schedule_of
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule, VPSchedule
+from jaxdiff.models.autoencoder_tiny import AutoencoderTinyConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
@@ -25,6 +26,7 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs/checkpoints.md"
 COMPONENTS = {
     "unet": UNet2DConditionConfig,
     "vae": AutoencoderKLConfig,
+    "AutoencoderTiny": AutoencoderTinyConfig,
     "CLIP text encoder": CLIPTextConfig,
     "CLIP image encoder": CLIPVisionConfig,
 }

@@ -142,8 +142,12 @@ BROKEN = {
     "odd library": (index(unet=[None, "UNet2DConditionModel"]), "expected \\[library, class\\]"),
     "way out": (index(**{"../unet": ["diffusers", "AutoencoderKL"]}), "expected \\[library"),
     "missing folder": (
+        lambda folder: shutil.rmtree(folder / "text_encoder"),
+        r"text_encoder/config\.json: got no such file",
+    ),
+    "missing VAE": (
         lambda folder: shutil.rmtree(folder / "vae"),
-        r"vae/config\.json: got no such file",
+        r"model: got no vae/, expected it, or a VAE of its own \(--vae FILE",
     ),
     "missing scheduler": (unlink("scheduler/scheduler_config.json"), "scheduler_config.json"),
     "missing weights": (unlink(UNET), "unet: got config.json, expected"),

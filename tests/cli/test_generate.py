@@ -23,6 +23,7 @@ from jaxdiff.cli import generate as generate_command
 from jaxdiff.cli import main
 from jaxdiff.generation import png_files, runner
 from jaxdiff.generation.png_files import read_settings
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.build import param_dict, replace_weights
 from jaxdiff.pipeline.load import load
 
@@ -35,9 +36,9 @@ def model(tmp_path_factory):
 
 
 @functools.cache
-def load_once(name, dtype=None, mesh=None):
+def load_once(name, dtype=None, mesh=None, vae=None):
     """A model on one device with a linear UNet, and what earlier commands compiled for it."""
-    return tiny.with_linear_unet(tiny.first_devices(load(name, dtype), 1))
+    return tiny.with_linear_unet(tiny.first_devices(load(name, dtype, vae=vae), 1))
 
 
 def generate(model, output, *arguments):
@@ -47,7 +48,7 @@ def generate(model, output, *arguments):
     """
     command = [*arguments, "--model", str(model), "--output", str(output)]
     with pytest.MonkeyPatch.context() as patch:
-        if not {"--lora", "--textual-inversion", "--embedding"} & set(arguments):
+        if not {"--vae", "--lora", "--textual-inversion", "--embedding"} & set(arguments):
             patch.setattr(jaxdiff, "load", load_once)
         return main.run("generate", command)
 
@@ -459,6 +460,44 @@ def test_a_job_with_other_addons_of_the_same_name_is_another_job(model, tmp_path
     assert settings["loras"] == read_settings(last)["loras"]
     assert settings["textual_inversions"] != read_settings(last)["textual_inversions"]
     assert path.read_bytes() == before
+
+
+def test_a_vae_of_its_own_is_in_the_settings(model, tmp_path, capsys):
+    config = AutoencoderTinyConfig(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    for seed, name in enumerate(("a", "b")):
+        part = tiny.random_component(AutoencoderTiny, config, seed=seed)
+        write_component(tmp_path / name / "taesd", part)
+    output = tmp_path / "out"
+    vae = ("--vae", str(tmp_path / "a/taesd"))
+    (plain,) = added_by(model, output, "a star")
+    (path,) = added_by(model, output, "a star", *vae)
+    assert plain.read_bytes() != path.read_bytes()
+    settings = read_settings(path)
+    assert re.fullmatch("taesd [0-9a-f]{12}", settings["vae"])
+    assert settings["weights"] != read_settings(plain)["weights"]
+    with Image.open(path) as image:
+        assert ", VAE: taesd, " in image.info["parameters"]
+    assert not added_by(model, output, "a star", *vae)
+    assert not added_by(model, output, "--from", str(path), *vae)
+    other = ("--vae", str(tmp_path / "b/taesd"))
+    capsys.readouterr()
+    assert generate(model, output, "--from", str(path)) == 2
+    assert re.search(r"generate: from: got .* vae 'taesd .*\(--vae\)", capsys.readouterr().err)
+    (again,) = added_by(model, output, "--from", str(path), *other)
+    assert read_settings(again)["vae"] != settings["vae"]
+    shutil.copytree(tmp_path / "b/taesd", tmp_path / "a/taesd", dirs_exist_ok=True)
+    assert generate(model, output, "a star", *vae) == 0  # the image of the other is there
+    write_component(tmp_path / "a/taesd", tiny.random_component(AutoencoderTiny, config, seed=0))
+    refiner = ("--refiner", str(model), "--refiner-start", "0.5")
+    (refined,) = added_by(model, output, "a star", *vae, *refiner)
+    assert read_settings(refined)["refiner"] == f"tiny {settings['weights']}"
+    assert generate(model, output, "a star", "--vae", str(tmp_path)) == 2
+    assert capsys.readouterr().err.endswith("without vae/ or config.json, expected a VAE\n")
 
 
 def added_by(model, output, *arguments):

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from captioned_images import caption, write_folder
 
-from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.components import read_component, write_component
 from jaxdiff.cli import main
 from jaxdiff.cli.cache_latents import run as cache
 from jaxdiff.cli.train import run as train
@@ -21,6 +21,8 @@ from jaxdiff.data.latents import LatentSource
 from jaxdiff.data.preprocessing import resize_and_crop
 from jaxdiff.experiments import cache_latents
 from jaxdiff.experiments.loggers import read_lines
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from jaxdiff.parallel.mesh import data_mesh
 from jaxdiff.scenes.source import SceneSource
 
 UNET = """
@@ -241,3 +243,22 @@ def test_scenes_are_cached_as_the_source_draws_them(made, tmp_path, capsys):
         assert main.run("cache-latents", [*other, *more]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_vae_without_variance(made, tmp_path):
+    """TAESD gives one latent for an image."""
+    config = AutoencoderTinyConfig(
+        encoder_block_out_channels=(4, 4),
+        decoder_block_out_channels=(4, 4),
+        num_encoder_blocks=(0, 1),
+        num_decoder_blocks=(1, 0),
+    )
+    part = tiny.random_component(AutoencoderTiny, config)
+    write_component(tmp_path / "taesd", part)
+    encode = cache_latents._encoder(part.module, 8, data_mesh(jax.local_devices()))
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
+    mean, logvar = encode(images)
+    np.testing.assert_allclose(mean, part.module.encode(jnp.asarray(images))[0], atol=1e-5)
+    np.testing.assert_array_equal(logvar, np.full_like(mean, -30))
+    arguments = command(made, str(tmp_path / "latents"))
+    assert main.run("cache-latents", [str(tmp_path / "taesd"), *arguments[1:]]) == 0

@@ -22,6 +22,7 @@ from jaxdiff.checkpoints.schedulers import (
     schedule_of,
 )
 from jaxdiff.checkpoints.timestep_grids import convention_of
+from jaxdiff.models.autoencoder_tiny import AutoencoderTinyConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
@@ -61,6 +62,7 @@ def test_schedulers(name):
     [
         (diffusers.UNet2DConditionModel, UNet2DConditionConfig),
         (diffusers.AutoencoderKL, AutoencoderKLConfig),
+        (diffusers.AutoencoderTiny, AutoencoderTinyConfig),
     ],
 )
 def test_networks_of_diffusers(cls, config):

@@ -1,4 +1,4 @@
-"""AutoencoderKL against diffusers: outputs and gradients for several shapes of the network."""
+"""AutoencoderKL and AutoencoderTiny against diffusers: outputs and gradients, in several shapes."""
 
 import diffusers
 import jax
@@ -10,6 +10,7 @@ from copier import agree, compare_gradients, copy, image, nchw, randomise
 from flax import nnx
 
 from jaxdiff.core.configs import from_mapping
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 
 
@@ -84,3 +85,47 @@ def test_scaling_is_invertible():
     np.testing.assert_allclose(ours.scale(z), (z - 0.0609) * 1.5305, rtol=1e-6)
     np.testing.assert_allclose(ours.unscale(ours.scale(z)), z, rtol=1e-5, atol=1e-6)
     assert torch.is_tensor(nchw(np.asarray(z)))
+
+
+TINY = {
+    "taesd": {},
+    "other": {
+        "encoder_block_out_channels": (8, 8, 8),
+        "decoder_block_out_channels": (12, 12, 12),
+        "num_encoder_blocks": (1, 2, 0),
+        "num_decoder_blocks": (2, 1, 2),
+        "act_fn": "silu",
+        "latent_channels": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny(name):
+    """The range of images, the limit of latents, and every layer."""
+    theirs = randomise(diffusers.AutoencoderTiny(**TINY[name]))
+    ours = from_mapping(AutoencoderTinyConfig, TINY[name], source=name)
+    ours = copy(theirs, AutoencoderTiny, ours)
+    x = image((2, 16, 24, 3))
+    latents, logvar = jax.jit(lambda x: ours.encode(x))(jnp.asarray(x))
+    assert logvar is None
+    agree(latents, theirs.encode(nchw(x)).latents)
+    z = 3 * image((2, 4, 6, ours.config.latent_channels), seed=2)
+    agree(jax.jit(lambda z: ours.decode(z))(jnp.asarray(z)), theirs.decode(nchw(z)).sample)
+
+
+def test_gradients_of_tiny():
+    theirs = randomise(diffusers.AutoencoderTiny(**TINY["other"]))
+    ours = copy(
+        theirs, AutoencoderTiny, from_mapping(AutoencoderTinyConfig, TINY["other"], source="")
+    )
+    x = image((2, 16, 16, 3))
+    theirs, exact = theirs.double(), nchw(x).double()
+    (theirs.decode(theirs.encode(exact).latents).sample - exact).square().mean().backward()
+    graph, state = nnx.split(ours)
+
+    def loss(state):
+        vae = nnx.merge(graph, state)
+        return jnp.square(vae.decode(vae.encode(jnp.asarray(x))[0]) - x).mean()
+
+    compare_gradients(nnx.merge(graph, jax.jit(jax.grad(loss))(state)), theirs)

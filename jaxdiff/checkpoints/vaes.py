@@ -1,0 +1,204 @@
+"""VAEs of their own, in a folder or a file of any layout, and models that get one."""
+
+import pathlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxdiff.checkpoints import infer_config, ldm_writer
+from jaxdiff.checkpoints.components import (
+    CONFIG,
+    Component,
+    build,
+    config_class,
+    write_component,
+)
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.loading import Placement, lazy_tensors
+from jaxdiff.checkpoints.model_registry import MODEL_CLASSES
+from jaxdiff.checkpoints.pipelines import INDEX, VAE_COMPONENT, PipelineComponents
+from jaxdiff.checkpoints.safetensors import TensorInfo, write_tensors
+from jaxdiff.checkpoints.single_file_layouts import SD1, SDXL
+from jaxdiff.checkpoints.vae_layouts import find_vae
+from jaxdiff.checkpoints.weights import STEMS, find_weights, read_weights, variants
+from jaxdiff.core.atomic import atomic_file, check_file
+from jaxdiff.core.configs import prefix_errors
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Dtype
+from jaxdiff.core.validate import one_of
+from jaxdiff.models.vae import AutoencoderKL
+
+CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+# Fields of a config that say how latents are scaled for the network.
+SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+PIXELS = 512  # sample_size of a VAE whose file does not say it; informative
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAESource:
+    """A VAE that is found, its weights not read yet."""
+
+    path: pathlib.Path
+    class_name: str
+    tensors: Mapping[str, TensorInfo]
+    weights: pathlib.Path
+    config: Mapping[str, Any] | None = None  # its config.json, if there is one
+
+    def read(
+        self,
+        dtype: Dtype | None = None,
+        *,
+        scaling: Mapping[str, Any],
+        sharding: Placement = None,
+        weights: bool = True,
+    ) -> Component:
+        """The VAE, where it says no scaling factor with the fields `scaling`.
+
+        The other options are those of `components.build`. Raises InputError.
+        """
+        place = str(self.path if self.config is None else self.path / CONFIG)
+        if self.config is not None:
+            given = {} if "scaling_factor" in self.config else scaling
+            raw = {**self.config, **(given if self.class_name == "AutoencoderKL" else {})}
+            with prefix_errors(place):
+                configs = MODEL_CLASSES[self.class_name].configs(raw, source=place)
+        elif self.class_name == "AutoencoderKL":
+            with prefix_errors(place):
+                kl = infer_config.vae_config(self.tensors, sample_size=PIXELS, **scaling)
+            configs = (kl,)
+        else:
+            configs = (infer_config.tiny_vae_config(self.tensors),)
+        module = build(
+            self.class_name,
+            configs,
+            self.tensors,
+            sources=(place, str(self.weights)),
+            dtype=dtype,
+            sharding=sharding,
+            weights=weights,
+        )
+        return Component(module=module, config=self.config or {})
+
+
+def open_vae(path: pathlib.Path, *, variant: str | None = None) -> VAESource:
+    """The VAE of a folder or file: of its own, or that of a whole model; InputError for none.
+
+    `variant` picks weights where a folder has them. What the config.json beside a file of weights
+    says, as folders of diffusers have it, counts.
+    """
+    folder, weights = (_folder(path), None) if path.is_dir() else (path.parent, path)
+    if weights is not None:
+        stems = [stem for names in STEMS.values() for stem in names if stem.startswith("diff")]
+        if not path.name.startswith(tuple(stems)) or not (folder / CONFIG).is_file():
+            found = find_vae(path, read_weights(path))
+            if found is None:
+                raise InputError(f"vae: got {path}, in which there is none, expected a VAE")
+            return VAESource(
+                path=path, class_name=found.class_name, tensors=found.tensors, weights=path
+            )
+    config = read_object(folder / CONFIG)
+    source = str(folder / CONFIG)
+    name = config_class(config, source).removeprefix("Flax")
+    one_of(f"{source}: class of the VAE", name, CLASSES)
+    if weights is None:
+        weights = find_weights(folder, variant=variant if variant in variants(folder) else None)
+    return VAESource(
+        path=folder,
+        class_name=name,
+        tensors=read_weights(weights),
+        weights=weights,
+        config=config,
+    )
+
+
+def is_vae(path: pathlib.Path) -> bool:
+    """Whether a folder or file is a VAE alone; InputError for half a TAESD."""
+    if path.is_file():
+        entries = read_weights(path)
+        whole = any(name.startswith("model.diffusion_model.") for name in entries)
+        return not whole and find_vae(path, entries) is not None
+    if (path / INDEX).is_file() or not (path / CONFIG).is_file():
+        return False
+    return str(read_object(path / CONFIG).get("_class_name")).removeprefix("Flax") in CLASSES
+
+
+def _folder(path: pathlib.Path) -> pathlib.Path:
+    """The folder of the VAE in a folder of its own or of a whole model."""
+    for folder in (path / VAE_COMPONENT, path):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise InputError(f"vae: got {path} without {VAE_COMPONENT}/ or {CONFIG}, expected a VAE")
+
+
+def with_vae(
+    parts: PipelineComponents,
+    vae: VAESource,
+    dtype: Dtype | None = None,
+    *,
+    model: pathlib.Path,
+    sharding: Placement = None,
+    weights: bool = True,
+) -> PipelineComponents:
+    """The pipeline `parts`, read from `model`, with another VAE; InputError for one that is unfit.
+
+    Where its files do not say how latents are scaled, they are scaled as the model's own VAE does
+    it, or those of the model's family.
+    """
+    scaling = _scaling(parts.class_name, model)
+    component = vae.read(dtype, scaling=scaling, sharding=sharding, weights=weights)
+    config: Any = component.module.config  # pyright: ignore[reportAttributeAccessIssue]
+    unet: Any = parts.components["unet"].module
+    if config.latent_channels != unet.config.out_channels:
+        raise InputError(
+            f"vae: got {vae.path} with {config.latent_channels} latent channels, expected "
+            f"{unet.config.out_channels} as the UNet has"
+        )
+    if vae.class_name == "AutoencoderTiny" and scaling.get("latents_mean"):
+        raise InputError(
+            f"vae: got a TAESD, {vae.path}, for a model whose latents are shifted by latents_mean, "
+            "expected an AutoencoderKL"
+        )
+    factor, expected = config.scaling_factor, scaling["scaling_factor"]
+    if factor in {SD1.scaling_factor, SDXL.scaling_factor} - {expected}:
+        warnings.warn(
+            f"vae: {vae.path} scales latents by {factor}, another family's factor, expected "
+            f"{expected} as the model has; images may be wrong",
+            stacklevel=2,
+        )
+    return replace(
+        parts,
+        components={**parts.components, VAE_COMPONENT: component},
+        absent=tuple(name for name in parts.absent if name != VAE_COMPONENT),
+    )
+
+
+def _scaling(class_name: str, model: pathlib.Path) -> dict[str, Any]:
+    """How the network of a model has its latents scaled."""
+    family = SDXL if "XL" in class_name else SD1
+    own = model / VAE_COMPONENT / CONFIG
+    config = read_object(own) if own.is_file() else {}
+    if "scaling_factor" in config:
+        return {name: config[name] for name in SCALING if name in config}
+    return {"scaling_factor": family.scaling_factor}
+
+
+def write_vae(
+    path: pathlib.Path, component: Component, *, dtype: Dtype | None = None, layout: str
+) -> None:
+    """Write a VAE as a folder of "diffusers" or "flax", or as one file, "original" with bare names.
+
+    `dtype` converts the weights, None keeps them. InputError for a TAESD that is not for diffusers.
+    """
+    if layout == "diffusers":
+        write_component(path, component, dtype=dtype)
+        return
+    if not isinstance(component.module, AutoencoderKL):
+        raise InputError(f"format: got {layout} for a TAESD, expected diffusers (a folder)")
+    if layout == "flax":
+        write_component(path, component, dtype=dtype, flax=True)
+        return
+    tensors = ldm_writer.vae_to_ldm(lazy_tensors(component.module, dtype=dtype))
+    check_file(path)
+    with atomic_file(path) as temporary:
+        write_tensors(temporary, tensors)
