@@ -57,7 +57,8 @@ def find_vae(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> VAEFile |
 
 def vae_files(path: pathlib.Path) -> list[pathlib.Path]:
     """The file or folder of a VAE, with the files beside it that count too."""
-    names = [CONFIG] + [path.name.replace(*pair) for pair in (HALF_NAMES, HALF_NAMES[::-1])]
+    one, other = HALF_NAMES
+    names = (CONFIG, path.name.replace(one, other), path.name.replace(other, one))
     beside = [path.with_name(name) for name in names]
     return [path, *(each for each in beside if path.is_file() and each.is_file())]
 
