@@ -44,6 +44,9 @@ class Options:
     """A PNG file that this command wrote: its settings, except those that other options say."""
     model: str | None = None
     """A diffusers folder, a checkpoint file or a Hub repository. Default: the embedded model."""
+    prediction_type: str | None = None
+    """What the network of a checkpoint file predicts, such as v_prediction. Default: what the file
+    says."""
     negative_prompt: str | None = None
     """What the image should not show."""
     prompt_2: str | None = None
@@ -121,6 +124,7 @@ class Options:
 
 # What options need to have an effect; `make_jobs` says it of those that lines of a file set too.
 NEEDS = {
+    "prediction_type": Need("model"),
     "classifier": Need("classifier_scale"),
     "clip": Need("clip_scale"),
     "hires_strength": Need("hires_scale"),
@@ -247,8 +251,10 @@ def _runner(options: Options) -> tuple[Any, Any]:
         refiner=options.refiner,
         refiner_start=options.refiner_start,
     )
-    pipe = jaxdiff.load(options.model, options.dtype, mesh=options.mesh)
+    predicts = options.prediction_type
+    pipe = jaxdiff.load(options.model, options.dtype, mesh=options.mesh, prediction_type=predicts)
     settings = {"model": pipe.name, "weights": pipe.fingerprint}  # before LoRAs change them
+    settings |= {} if predicts is None else {"prediction_type": predicts}
     settings |= load_addons(
         pipe,
         loras=options.lora,
