@@ -36,8 +36,8 @@ def load(
     `dtype` is what the networks compute in and keep their weights in: float32, bfloat16 or float16;
     by default float32 on CPU and bfloat16 elsewhere. `mesh`, such as {"fsdp": 4, "tensor": 2} or
     "fsdp=4,tensor=2", shares the weights and the work on an image between devices; without it each
-    device has all weights. `variant` picks weight files such as "fp16"; `prediction_type` says what
-    a single file's network predicts, where the file does not. Raises InputError for anything
+    device has all weights. `variant` picks weight files such as "fp16"; `prediction_type` overrules
+    what a single file says that its network predicts. Raises InputError for anything
     missing, broken or unknown.
     """
     shared = None if mesh is None else sampling_mesh(mesh, jax.local_devices())
