@@ -2,19 +2,20 @@
 
 import functools
 import pathlib
-import re
 from collections.abc import Callable, Container, Mapping
 
+import numpy as np
 from flax import nnx
 
-from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer
+from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer, leftovers
 from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from jaxdiff.checkpoints.components import Component, build
 from jaxdiff.checkpoints.key_aliases import canonical
 from jaxdiff.checkpoints.loading import Placement, lazy_tensors
 from jaxdiff.checkpoints.model_registry import class_name_of
 from jaxdiff.checkpoints.pipelines import VAE_COMPONENT, PipelineComponents
-from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, write_tensors
+from jaxdiff.checkpoints.prediction_type import stored_prediction_type
+from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo, write_tensors
 from jaxdiff.checkpoints.schedulers import prediction_type_of
 from jaxdiff.checkpoints.single_file_layouts import (
     ANOTHER_VAE,
@@ -23,8 +24,8 @@ from jaxdiff.checkpoints.single_file_layouts import (
     SingleFileLayout,
     TextEncoderLayout,
     layout_for,
-    layout_of,
 )
+from jaxdiff.checkpoints.single_file_settings import METADATA_KEY, marker_tensors, read_layout
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
@@ -33,15 +34,6 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.vae import AutoencoderKL
-
-METADATA_KEY = "modelspec.prediction_type"  # in the metadata, as the ModelSpec standard calls it
-# What else such files hold: tables of the noise schedule, averaged weights, traces of training.
-IGNORED = re.compile(
-    r"(betas|(sqrt_)?(one_minus_)?alphas_cumprod(_prev)?|log_one_minus_alphas_cumprod"
-    r"|sqrt_(recip|recipm1|one_minus)_alphas_cumprod|posterior_\w+|scale_factor|logvar|lvlb_weights"
-    r"|model_ema\..*|denoiser\..*|v_pred|ztsnr|.*\.position_ids|.*\.logit_scale)"
-)
-
 
 Build = Callable[..., nnx.Module]  # (class, configs, tensors): `components.build`, the rest chosen
 
@@ -58,20 +50,22 @@ def read_single_file(
 ) -> PipelineComponents:
     """The pipeline in a file of the original layout, its family and sizes told by its tensors.
 
-    `prediction_type` overrules what the family predicts, which the files of Stable Diffusion 2 do
-    not say. `only` and `skip` are `read_pipeline`'s, the rest `read_component`'s. Raises
-    InputError, naming the file, for anything that is missing, left over or unfit.
+    `prediction_type` overrules what the file says, which the files of Stable Diffusion 2 do not.
+    `only` and `skip` are `read_pipeline`'s, the rest `read_component`'s. Raises InputError, naming
+    the file, for anything that is missing, left over or unfit.
     """
     if prediction_type is not None:
         one_of("prediction_type", prediction_type, PREDICTION_TYPES)
     entries = read_weights(path)
-    prediction_type = prediction_type or _noted(path)
-    layout = layout_of(entries, prediction_type)
-    prefixes = (UNET, VAE, *(part.prefix for part in layout.texts))
+    layout = read_layout(path, entries, prediction_type)
+    predicts = stored_prediction_type(layout.scheduler)
+    one_of(f"{path}: prediction_type", predicts, PREDICTION_TYPES)
+    classes = {part.prefix: part.class_name for part in layout.texts}
+    classes = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL"} | classes
     if VAE_COMPONENT in skip:
-        prefixes = tuple(prefix for prefix in prefixes if prefix != VAE)
+        del classes[VAE]
         entries = {name: entry for name, entry in entries.items() if not name.startswith(VAE)}
-    groups = split(entries, prefixes)
+    groups = split(entries, classes)
 
     def make(name: str) -> Build:
         return functools.partial(
@@ -89,14 +83,9 @@ def read_single_file(
     for part in layout.texts:
         modules[part.name] = _text(groups[part.prefix], part, make(part.name))
     nine = groups[UNET]["input_blocks.0.0.weight"].shape[1:2] == (9,)
-    scheduler = dict(layout.scheduler)
-    if prediction_type or "v_pred" in entries:
-        scheduler["prediction_type"] = prediction_type or "v_prediction"
-    if "ztsnr" in entries:
-        scheduler["rescale_betas_zero_snr"] = True
     return PipelineComponents(
         components={name: Component(module=module) for name, module in modules.items()},
-        scheduler=scheduler,
+        scheduler=layout.scheduler,
         tokenizers={part.tokenizer: clip_tokenizer(part.pad) for part in layout.texts},
         class_name=layout.inpainting if nine else layout.pipeline,
         options=layout.options,
@@ -131,34 +120,36 @@ def write_single_file(
         name = part.name if part.name in tensors else "text_encoder"
         text = ldm_writer.clip_to_open_clip(tensors[name]) if part.open_clip else tensors[name]
         found |= {part.prefix + key: tensor for key, tensor in text.items()}
+    none = LazyTensor(dtype=np.dtype(np.float32), shape=(0,), fetch=lambda: np.zeros(0, np.float32))
+    found |= dict.fromkeys(marker_tensors(parts.scheduler, layout.scheduler), none)
     predicts = prediction_type_of(parts.scheduler).removesuffix("_prediction")
     check_file(path)
     with atomic_file(path) as temporary:
         write_tensors(temporary, found, metadata={METADATA_KEY: predicts})
 
 
-def _noted(path: pathlib.Path) -> str | None:
-    """What the network predicts, where the file's own metadata says it."""
-    if path.suffix != ".safetensors":
-        return None
-    noted = read_metadata(path).get(METADATA_KEY, "")
-    return next((kind for kind in PREDICTION_TYPES if noted and kind.startswith(noted)), None)
-
-
 def split(
-    entries: Mapping[str, TensorInfo], prefixes: tuple[str, ...]
+    entries: Mapping[str, TensorInfo], classes: Mapping[str, str]
 ) -> dict[str, dict[str, TensorInfo]]:
-    """The tensors below each prefix, without it; InputError for left-overs and empty groups."""
-    groups: dict[str, dict[str, TensorInfo]] = {prefix: {} for prefix in prefixes}
-    unknown = []
+    """The tensors below each prefix in `classes`, without it, for components of these classes.
+
+    A warning counts those that are known to be passed over; InputError for others, and for a prefix
+    without tensors.
+    """
+    groups: dict[str, dict[str, TensorInfo]] = {prefix: {} for prefix in classes}
+    unknown, passed_over = [], []
     for name, entry in entries.items():
-        if IGNORED.fullmatch(name):
-            continue
-        prefix = next((p for p in prefixes if name.startswith(p)), None)
-        if prefix is None:
+        prefix = next((p for p in classes if name.startswith(p)), None)
+        own = name.removeprefix(prefix or "")
+        kind = leftovers.kind_in_file(name)
+        if kind is None and prefix is not None:
+            kind = leftovers.kind_in_component(own, classes[prefix])
+        if kind is not None:
+            passed_over.append(kind)
+        elif prefix is None:
             unknown.append(name)
         else:
-            groups[prefix][name.removeprefix(prefix)] = entry
+            groups[prefix][own] = entry
     source = next(iter(entries.values())).path
     if unknown:
         shown = ", ".join(sorted(unknown)[:3]) + (", ..." if len(unknown) > 3 else "")
@@ -169,6 +160,7 @@ def split(
             raise InputError(
                 f"{source}: got no tensors {prefix}*, expected a complete checkpoint{other}"
             )
+    leftovers.warn(source, passed_over)
     return groups
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from jaxdiff.checkpoints import leftovers
 from jaxdiff.checkpoints.ldm_reader import vae_from_ldm
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.checkpoints.single_file_layouts import UNET, VAE
@@ -20,8 +21,6 @@ PREFIXES = (VAE, "vae.")
 HALF_NAMES = ("encoder", "decoder")
 HALVES = tuple(f"taesd_{name}." for name in HALF_NAMES)
 CONFIG = "config.json"  # beside a file of weights
-# What trainings left in such files: discriminator and perceptual loss, averages, and the like.
-LEFT_OVER = re.compile(r"(loss|model_ema)\..*|logvar|(encoder|decoder|quant)_ema\..*")
 _LAYER = re.compile(r"(\d+)\.((?:conv\.\d+\.|skip\.)?(?:weight|bias))")
 
 
@@ -31,6 +30,7 @@ class VAEFile(NamedTuple):
     class_name: str
     layout: str  # "original", "diffusers" or "TAESD"
     tensors: Mapping[str, TensorInfo]
+    passed_over: tuple[str, ...] = ()  # kinds of the tensors that trainings left there
 
     @property
     def latent_channels(self) -> int:
@@ -46,13 +46,20 @@ def find_vae(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> VAEFile |
     InputError for half a TAESD whose other half is not beside it.
     """
     if f"{UNET}input_blocks.0.0.weight" in entries:
-        own = {k.removeprefix(VAE): e for k, e in entries.items() if k.startswith(VAE)}
-        return _autoencoder(own)
-    own = {name: e for name, e in entries.items() if not LEFT_OVER.fullmatch(name)}
+        entries = {k.removeprefix(VAE): e for k, e in entries.items() if k.startswith(VAE)}
+    kinds = {name: leftovers.kind_in_component(_bare(name), "AutoencoderKL") for name in entries}
+    own = {name: entry for name, entry in entries.items() if kinds[name] is None}
     for prefix in PREFIXES:
         if own and all(name.startswith(prefix) for name in own):
             own = {name.removeprefix(prefix): e for name, e in own.items()}
-    return _autoencoder(own) or _taesd(path, own)
+    found = _autoencoder(own) or _taesd(path, own)
+    passed_over = tuple(kind for kind in kinds.values() if kind is not None)
+    return None if found is None else found._replace(passed_over=passed_over)
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without the prefix of the VAE, if it has one."""
+    return next((name.removeprefix(p) for p in PREFIXES if name.startswith(p)), name)
 
 
 def vae_files(path: pathlib.Path) -> list[pathlib.Path]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxdiff.checkpoints import infer_config, ldm_writer
+from jaxdiff.checkpoints import infer_config, ldm_writer, leftovers
 from jaxdiff.checkpoints.components import (
     CONFIG,
     Component,
@@ -94,6 +94,7 @@ def open_vae(path: pathlib.Path, *, variant: str | None = None) -> VAESource:
             found = find_vae(path, read_weights(path))
             if found is None:
                 raise InputError(f"vae: got {path}, in which there is none, expected a VAE")
+            leftovers.warn(path, found.passed_over)
             return VAESource(
                 path=path, class_name=found.class_name, tensors=found.tensors, weights=path
             )

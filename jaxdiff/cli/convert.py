@@ -41,7 +41,7 @@ class Options:
     variant: str | None = None
     """Variant of the weights in a folder, such as fp16."""
     prediction_type: str | None = None
-    """Prediction type of a single-file checkpoint that does not store it."""
+    """What the network of a checkpoint file predicts. Default: what the file says."""
     scaling_factor: float | None = None
     """Scaling factor of a VAE file, which does not store it. Default: 0.18215; SDXL has 0.13025."""
 
