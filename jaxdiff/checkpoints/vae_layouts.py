@@ -57,8 +57,9 @@ def find_vae(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> VAEFile |
 
 def vae_files(path: pathlib.Path) -> list[pathlib.Path]:
     """The file or folder of a VAE, with the files beside it that count too."""
-    names = [CONFIG] + [path.name.replace(*pair) for pair in (HALF_NAMES, HALF_NAMES[::-1])]
-    beside = [path.with_name(name) for name in names]
+    encoder, decoder = HALF_NAMES
+    names = (CONFIG, path.name.replace(encoder, decoder), path.name.replace(decoder, encoder))
+    beside = {path.with_name(name) for name in names if name != path.name}
     return [path, *(each for each in beside if path.is_file() and each.is_file())]
 
 
