@@ -12,9 +12,11 @@ import originals
 
 from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
+from jaxdiff.checkpoints.loading import lazy_tensors
 from jaxdiff.checkpoints.pipelines import PipelineComponents, read_pipeline, write_pipeline
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.data.tokenizer import save_tokenizer, train_tokenizer
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
@@ -159,6 +161,35 @@ def _parts(**unet) -> PipelineComponents:
         scheduler=SCHEDULER,
         tokenizers={"tokenizer": files},
     )
+
+
+TAESD = AutoencoderTinyConfig(
+    encoder_block_out_channels=(8, 8),
+    decoder_block_out_channels=(8, 8),
+    num_encoder_blocks=(1, 2),
+    num_decoder_blocks=(2, 1),
+)
+
+
+def taesd_halves() -> tuple[dict, dict]:
+    """The tensors of a random TAESD's encoder and decoder, with the numbers of its own code."""
+    halves = {"encoder": {}, "decoder": {}}
+    for name, tensor in lazy_tensors(random_component(AutoencoderTiny, TAESD).module).items():
+        half, number, leaf = name.replace(".layers.", ".").split(".", 2)
+        halves[half][f"{int(number) + (half == 'decoder')}.{leaf}"] = tensor.fetch()
+    return halves["encoder"], halves["decoder"]
+
+
+def write_vaes(folder: pathlib.Path, checkpoint: dict) -> None:
+    """A VAE file with that of a single file's tensors, and TAESD as one file and as two."""
+    prefix = "first_stage_model."
+    vae = {k.removeprefix(prefix): v for k, v in checkpoint.items() if k.startswith(prefix)}
+    originals.write_safetensors(folder / "vae.safetensors", vae)
+    stored = lazy_tensors(random_component(AutoencoderTiny, TAESD).module)
+    stored = {name: tensor.fetch() for name, tensor in stored.items()}
+    originals.write_safetensors(folder / "taesd.safetensors", stored)
+    for name, half in zip(("encoder", "decoder"), taesd_halves(), strict=True):
+        originals.write_safetensors(folder / f"taesd_{name}.safetensors", half)
 
 
 def first_devices(pipe, count):

@@ -20,17 +20,12 @@ from jaxdiff.checkpoints.safetensors import read_table, read_tensor
 from jaxdiff.checkpoints.single_file import write_single_file
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.vae import AutoencoderKL
 
 PREFIX = "first_stage_model."
-TINY = AutoencoderTinyConfig(
-    encoder_block_out_channels=(8, 8),
-    decoder_block_out_channels=(8, 8),
-    num_encoder_blocks=(1, 2),
-    num_decoder_blocks=(2, 1),
-)
+TINY = tiny.TAESD
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +228,7 @@ def test_what_is_no_vae_or_does_not_fit(model, vae_folder, tmp_path, name, messa
     (tmp_path / "half").mkdir()
     one = np.zeros((1, 1), np.float32)
     originals.write_safetensors(tmp_path / "lora.safetensors", {"x.lora_up.weight": one})
-    _, decoder = taesd_halves(TINY)
+    _, decoder = tiny.taesd_halves()
     originals.write_safetensors(tmp_path / "half/taesd_decoder.safetensors", decoder)
     wide = tiny.random_component(AutoencoderTiny, dataclasses.replace(TINY, latent_channels=16))
     originals.write_safetensors(tmp_path / "wide.safetensors", fetched(wide.module))
@@ -243,20 +238,10 @@ def test_what_is_no_vae_or_does_not_fit(model, vae_folder, tmp_path, name, messa
         read_model(model, vae=tmp_path / name)
 
 
-def taesd_halves(config, seed=0):
-    """The tensors of encoder and decoder with the numbers of their own code."""
-    stored = fetched(tiny.random_component(AutoencoderTiny, config, seed=seed).module)
-    layers = {half: {} for half in ("encoder", "decoder")}
-    for name, values in stored.items():
-        half, number, rest = name.replace(".layers.", ".").split(".", 2)
-        layers[half][f"{int(number) + (half == 'decoder')}.{rest}"] = values
-    return layers["encoder"], layers["decoder"]
-
-
 @pytest.mark.parametrize("form", ["diffusers", "folder", "halves", "joined"])
 def test_taesd(model, tmp_path, form):
     part = tiny.random_component(AutoencoderTiny, TINY)
-    encoder, decoder = taesd_halves(TINY)
+    encoder, decoder = tiny.taesd_halves()
     joined = {f"taesd_encoder.{k}": v for k, v in encoder.items()}
     joined |= {f"taesd_decoder.{k}": v for k, v in decoder.items()}
     files = {

@@ -23,7 +23,7 @@ from jaxdiff.cli import generate as generate_command
 from jaxdiff.cli import main
 from jaxdiff.generation import png_files, runner
 from jaxdiff.generation.png_files import read_settings
-from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.build import param_dict, replace_weights
 from jaxdiff.pipeline.load import load
 
@@ -490,14 +490,8 @@ def test_a_job_with_other_addons_of_the_same_name_is_another_job(model, tmp_path
 
 
 def test_a_vae_of_its_own_is_in_the_settings(model, tmp_path, capsys):
-    config = AutoencoderTinyConfig(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    )
     for seed, name in enumerate(("a", "b")):
-        part = tiny.random_component(AutoencoderTiny, config, seed=seed)
+        part = tiny.random_component(AutoencoderTiny, tiny.TAESD, seed=seed)
         write_component(tmp_path / name / "taesd", part)
     output = tmp_path / "out"
     vae = ("--vae", str(tmp_path / "a/taesd"))
@@ -519,7 +513,9 @@ def test_a_vae_of_its_own_is_in_the_settings(model, tmp_path, capsys):
     assert read_settings(again)["vae"] != settings["vae"]
     shutil.copytree(tmp_path / "b/taesd", tmp_path / "a/taesd", dirs_exist_ok=True)
     assert generate(model, output, "a star", *vae) == 0  # the image of the other is there
-    write_component(tmp_path / "a/taesd", tiny.random_component(AutoencoderTiny, config, seed=0))
+    write_component(
+        tmp_path / "a/taesd", tiny.random_component(AutoencoderTiny, tiny.TAESD, seed=0)
+    )
     refiner = ("--refiner", str(model), "--refiner-start", "0.5")
     (refined,) = added_by(model, output, "a star", *vae, *refiner)
     assert read_settings(refined)["refiner"] == f"tiny {settings['weights']}"

@@ -21,7 +21,7 @@ from jaxdiff.data.latents import LatentSource
 from jaxdiff.data.preprocessing import resize_and_crop
 from jaxdiff.experiments import cache_latents
 from jaxdiff.experiments.loggers import read_lines
-from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.parallel.mesh import data_mesh
 from jaxdiff.scenes.source import SceneSource
 
@@ -247,13 +247,7 @@ def test_scenes_are_cached_as_the_source_draws_them(made, tmp_path, capsys):
 
 def test_a_vae_without_variance(made, tmp_path):
     """TAESD gives one latent for an image."""
-    config = AutoencoderTinyConfig(
-        encoder_block_out_channels=(4, 4),
-        decoder_block_out_channels=(4, 4),
-        num_encoder_blocks=(0, 1),
-        num_decoder_blocks=(1, 0),
-    )
-    part = tiny.random_component(AutoencoderTiny, config)
+    part = tiny.random_component(AutoencoderTiny, tiny.TAESD)
     write_component(tmp_path / "taesd", part)
     encode = cache_latents._encoder(part.module, 8, data_mesh(jax.local_devices()))
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)

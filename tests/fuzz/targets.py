@@ -34,6 +34,7 @@ from fuzz.mutations import (
     text,
 )
 from jaxdiff.checkpoints.description import describe
+from jaxdiff.checkpoints.models import read_model
 from jaxdiff.cli import generate, train
 from jaxdiff.core.configs import from_mapping_recursive, to_mapping
 from jaxdiff.experiments.datasets import open_dataset
@@ -66,6 +67,7 @@ def bases() -> pathlib.Path:
     parts = originals.components("sd1")
     tensors = originals.original_tensors("sd1", parts)
     originals.write_safetensors(folder / "sd1.safetensors", tensors)
+    tiny.write_vaes(folder, tensors)
     storages = {
         n: pickles.Storage(str(i), "FloatStorage", v.ravel())
         for i, (n, v) in enumerate(tensors.items())
@@ -131,6 +133,17 @@ def pickled_checkpoint(rng: Random, folder: pathlib.Path) -> None:
     path = mutated(rng, "sd1.ckpt", folder, mutate_bytes)
     describe(path)
     jaxdiff.load(path, "float32")
+
+
+@target
+def vae(rng: Random, folder: pathlib.Path) -> None:
+    half = "taesd_decoder.safetensors"
+    source = choice(rng, ("vae.safetensors", "taesd.safetensors", half))
+    path = mutated(rng, source, folder, mutate_safetensors)
+    if source == half and rng.random() < 0.8:
+        mutated(rng, "taesd_encoder.safetensors", folder, lambda _, data: data)
+    describe(path)
+    read_model(bases() / "model", vae=path, only=("vae",))
 
 
 @target
