@@ -21,14 +21,20 @@ Make = Callable[[int, SamplePosition], Item]
 
 
 class MapDataset:
-    """Random access to the samples at the positions of `plan`.
+    """Random access to the samples at the positions of `plan`; errors call them `name`.
 
     `make` gives the sample of an item at a position, or raises BadSampleError, which
     `bad_samples` counts.
     """
 
-    def __init__(self, plan: IndexSampler, make: Make, bad_samples: BadSampleCounter) -> None:
-        self._plan, self._make, self.bad_samples = plan, make, bad_samples
+    def __init__(
+        self,
+        plan: IndexSampler,
+        make: Make,
+        bad_samples: BadSampleCounter,
+        name: str = "data",
+    ) -> None:
+        self._plan, self._make, self.bad_samples, self._name = plan, make, bad_samples, name
 
     def __len__(self) -> int:
         return LENGTH
@@ -42,7 +48,7 @@ class MapDataset:
             except BadSampleError as error:
                 self.bad_samples.broken(str(error), where=error.where)
         raise InputError(
-            f"data: got {self._plan.choices(position)} unreadable items in a row "
+            f"{self._name}: got {self._plan.choices(position)} unreadable items in a row "
             f"({self.bad_samples.reasons()}), expected a readable one"
         )
 

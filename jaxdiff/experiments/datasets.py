@@ -142,6 +142,7 @@ def open_dataset(config: DataConfig, batch_size: int, *, captions: bool = True) 
             IndexSampler(validation_items, batch_size=validation_size),
             validation_transform,
             BadSampleCounter(1.0),
+            f"validation split of {config.path}",
         ),
         validation_size=validation_size,
         skipped=skipped,

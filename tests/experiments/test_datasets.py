@@ -237,8 +237,10 @@ def test_a_training_without_a_readable_image_leaves_no_workdir(tmp_path, capsys,
     (tmp_path / "tiny.py").write_text(objective.replace("FOLDER", str(tmp_path)))
     command = [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / form)]
     assert main.run("train", [*command, "--data.max-aspect-ratio", "1"]) == 2
-    wanted = "got 1 unreadable items in a row (1 broken image), expected a readable one"
-    assert wanted in capsys.readouterr().err  # in the validation split
+    wanted = "/in: got 1 unreadable items in a row (1 broken image), expected a readable one"
+    message = capsys.readouterr().err
+    assert message.startswith("train: validation split of")
+    assert wanted in message
     assert not (tmp_path / form).exists()
 
 
