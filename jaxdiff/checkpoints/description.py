@@ -12,7 +12,8 @@ from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.lora_names import has_weights, weights_file
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import TensorInfo
-from jaxdiff.checkpoints.single_file_layouts import UNET, VAE, layout_of
+from jaxdiff.checkpoints.single_file_layouts import UNET, VAE
+from jaxdiff.checkpoints.single_file_settings import read_layout
 from jaxdiff.checkpoints.vae_layouts import find_vae
 from jaxdiff.checkpoints.weights import find_weights, read_weights
 from jaxdiff.core.errors import InputError
@@ -77,7 +78,7 @@ def _file(path: pathlib.Path) -> Description:
             return dataclasses.replace(found, facts=addon.facts)
         part = _part("tensors", "unknown", entries)
         return _description(path, "tensors", "unknown", None, [part])
-    written_as = layout_of(entries)
+    written_as = read_layout(path, entries)
     parts = [
         _part(name, cls, group)
         for name, cls, prefix in (

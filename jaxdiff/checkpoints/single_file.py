@@ -5,6 +5,7 @@ import pathlib
 import re
 from collections.abc import Callable, Container, Mapping
 
+import numpy as np
 from flax import nnx
 
 from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer
@@ -14,7 +15,8 @@ from jaxdiff.checkpoints.key_aliases import canonical
 from jaxdiff.checkpoints.loading import Placement, lazy_tensors
 from jaxdiff.checkpoints.model_registry import class_name_of
 from jaxdiff.checkpoints.pipelines import VAE_COMPONENT, PipelineComponents
-from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, write_tensors
+from jaxdiff.checkpoints.prediction_type import stored_prediction_type
+from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo, write_tensors
 from jaxdiff.checkpoints.schedulers import prediction_type_of
 from jaxdiff.checkpoints.single_file_layouts import (
     ANOTHER_VAE,
@@ -23,8 +25,8 @@ from jaxdiff.checkpoints.single_file_layouts import (
     SingleFileLayout,
     TextEncoderLayout,
     layout_for,
-    layout_of,
 )
+from jaxdiff.checkpoints.single_file_settings import METADATA_KEY, marker_tensors, read_layout
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
@@ -34,14 +36,12 @@ from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.vae import AutoencoderKL
 
-METADATA_KEY = "modelspec.prediction_type"  # in the metadata, as the ModelSpec standard calls it
 # What else such files hold: tables of the noise schedule, averaged weights, traces of training.
 IGNORED = re.compile(
     r"(betas|(sqrt_)?(one_minus_)?alphas_cumprod(_prev)?|log_one_minus_alphas_cumprod"
     r"|sqrt_(recip|recipm1|one_minus)_alphas_cumprod|posterior_\w+|scale_factor|logvar|lvlb_weights"
     r"|model_ema\..*|denoiser\..*|v_pred|ztsnr|.*\.position_ids|.*\.logit_scale)"
 )
-
 
 Build = Callable[..., nnx.Module]  # (class, configs, tensors): `components.build`, the rest chosen
 
@@ -58,15 +58,16 @@ def read_single_file(
 ) -> PipelineComponents:
     """The pipeline in a file of the original layout, its family and sizes told by its tensors.
 
-    `prediction_type` overrules what the family predicts, which the files of Stable Diffusion 2 do
-    not say. `only` and `skip` are `read_pipeline`'s, the rest `read_component`'s. Raises
-    InputError, naming the file, for anything that is missing, left over or unfit.
+    `prediction_type` overrules what the file says, which the files of Stable Diffusion 2 do not.
+    `only` and `skip` are `read_pipeline`'s, the rest `read_component`'s. Raises InputError, naming
+    the file, for anything that is missing, left over or unfit.
     """
     if prediction_type is not None:
         one_of("prediction_type", prediction_type, PREDICTION_TYPES)
     entries = read_weights(path)
-    prediction_type = prediction_type or _noted(path)
-    layout = layout_of(entries, prediction_type)
+    layout = read_layout(path, entries, prediction_type)
+    predicts = stored_prediction_type(layout.scheduler)
+    one_of(f"{path}: prediction_type", predicts, PREDICTION_TYPES)
     prefixes = (UNET, VAE, *(part.prefix for part in layout.texts))
     if VAE_COMPONENT in skip:
         prefixes = tuple(prefix for prefix in prefixes if prefix != VAE)
@@ -89,14 +90,9 @@ def read_single_file(
     for part in layout.texts:
         modules[part.name] = _text(groups[part.prefix], part, make(part.name))
     nine = groups[UNET]["input_blocks.0.0.weight"].shape[1:2] == (9,)
-    scheduler = dict(layout.scheduler)
-    if prediction_type or "v_pred" in entries:
-        scheduler["prediction_type"] = prediction_type or "v_prediction"
-    if "ztsnr" in entries:
-        scheduler["rescale_betas_zero_snr"] = True
     return PipelineComponents(
         components={name: Component(module=module) for name, module in modules.items()},
-        scheduler=scheduler,
+        scheduler=layout.scheduler,
         tokenizers={part.tokenizer: clip_tokenizer(part.pad) for part in layout.texts},
         class_name=layout.inpainting if nine else layout.pipeline,
         options=layout.options,
@@ -131,18 +127,12 @@ def write_single_file(
         name = part.name if part.name in tensors else "text_encoder"
         text = ldm_writer.clip_to_open_clip(tensors[name]) if part.open_clip else tensors[name]
         found |= {part.prefix + key: tensor for key, tensor in text.items()}
+    none = LazyTensor(dtype=np.dtype(np.float32), shape=(0,), fetch=lambda: np.zeros(0, np.float32))
+    found |= dict.fromkeys(marker_tensors(parts.scheduler, layout.scheduler), none)
     predicts = prediction_type_of(parts.scheduler).removesuffix("_prediction")
     check_file(path)
     with atomic_file(path) as temporary:
         write_tensors(temporary, found, metadata={METADATA_KEY: predicts})
-
-
-def _noted(path: pathlib.Path) -> str | None:
-    """What the network predicts, where the file's own metadata says it."""
-    if path.suffix != ".safetensors":
-        return None
-    noted = read_metadata(path).get(METADATA_KEY, "")
-    return next((kind for kind in PREDICTION_TYPES if noted and kind.startswith(noted)), None)
 
 
 def split(
