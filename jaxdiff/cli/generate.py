@@ -47,6 +47,9 @@ class Options:
     """A diffusers folder, a checkpoint file or a Hub repository. Default: the embedded model."""
     vae: str | None = None
     """A VAE instead of the model's own (also TAESD): a folder, a file or a Hub repository."""
+    prediction_type: str | None = None
+    """What the network of a checkpoint file predicts, such as v_prediction. Default: what the file
+    says."""
     negative_prompt: str | None = None
     """What the image should not show."""
     prompt_2: str | None = None
@@ -124,6 +127,7 @@ class Options:
 
 # What options need to have an effect; `make_jobs` says it of those that lines of a file set too.
 NEEDS = {
+    "prediction_type": Need("model"),
     "classifier": Need("classifier_scale"),
     "clip": Need("clip_scale"),
     "hires_strength": Need("hires_scale"),
@@ -252,8 +256,16 @@ def _runner(options: Options) -> tuple[Any, Any]:
         refiner_start=options.refiner_start,
         vae=options.vae,
     )
-    pipe = jaxdiff.load(options.model, options.dtype, mesh=options.mesh, vae=options.vae)
+    pipe = jaxdiff.load(
+        options.model,
+        options.dtype,
+        mesh=options.mesh,
+        prediction_type=options.prediction_type,
+        vae=options.vae,
+    )
     settings = {"model": pipe.name, "weights": pipe.fingerprint}  # before LoRAs change them
+    if options.prediction_type is not None:
+        settings["prediction_type"] = options.prediction_type
     settings |= {} if options.vae is None else {"vae": vae_setting(options.vae, pipe.codec)}
     settings |= load_addons(
         pipe,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -43,6 +44,13 @@ def with_settings(
         raise InputError(f"from: got {path}, expected a PNG file that jaxdiff generate wrote")
     fields = {field.name for field in dataclasses.fields(options)}  # pyright: ignore
     own = {name: value for name, value in stored.items() if name in fields - {*typed, *FILES}}
+    model = getattr(options, "model", None)
+    if "prediction_type" in own and pathlib.Path(model or "").resolve().name != stored["model"]:
+        warnings.warn(
+            f"from: got an image of the model {stored['model']}, whose prediction_type "
+            f"{own.pop('prediction_type')} does not count for {model}",
+            stacklevel=2,
+        )
     if "prompt" in own:
         own["prompt"] = (own["prompt"],)
     return dataclasses.replace(options, **own), stored  # pyright: ignore

@@ -36,9 +36,10 @@ def model(tmp_path_factory):
 
 
 @functools.cache
-def load_once(name, dtype=None, mesh=None, vae=None):
+def load_once(name, dtype=None, mesh=None, prediction_type=None, vae=None):
     """A model on one device with a linear UNet, and what earlier commands compiled for it."""
-    return tiny.with_linear_unet(tiny.first_devices(load(name, dtype, vae=vae), 1))
+    pipe = load(name, dtype, prediction_type=prediction_type, vae=vae)
+    return tiny.with_linear_unet(tiny.first_devices(pipe, 1))
 
 
 def generate(model, output, *arguments):
@@ -286,6 +287,32 @@ def test_a_long_job_is_listed_in_its_manifest_alone(batch_job, model, capsys, mo
     report = json.loads(capsys.readouterr().out)
     assert (report["count"], report["images"], report["seeds"]) == (3, [], [])
     assert len(pathlib.Path(report["manifest"]).read_text().splitlines()) == 3
+
+
+@pytest.mark.filterwarnings("always:from")
+def test_the_prediction_type_of_a_file(model, tmp_path, capsys, monkeypatch):
+    asked, once = [], load_once
+
+    def load_file(name, dtype=None, mesh=None, prediction_type=None, vae=None):
+        asked.append(prediction_type)
+        return once(str(model))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "load_once", load_file)
+        option = ("--prediction-type", "v_prediction")
+        (path,) = added_by(model, tmp_path / "a", "a ring", *option)
+        assert not added_by(model, tmp_path / "a", "--from", str(path))
+    assert asked == ["v_prediction"] * 2
+    assert read_settings(path)["prediction_type"] == "v_prediction"
+    with Image.open(path) as image:
+        assert "Prediction type: v_prediction" in image.info["parameters"]
+    copy = shutil.copytree(model, tmp_path / "other")
+    capsys.readouterr()
+    (other,) = added_by(copy, tmp_path / "b", "--from", str(path))
+    assert "whose prediction_type v_prediction does not count for" in capsys.readouterr().err
+    assert "prediction_type" not in read_settings(other)
+    assert generate(model, tmp_path / "b", "a ring", *option) == 2
+    assert "expected a single file" in capsys.readouterr().err
 
 
 def test_json_has_the_promised_keys(batch_job, model, capsys):
