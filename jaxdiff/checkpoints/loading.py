@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxdiff.checkpoints import leftovers
 from jaxdiff.checkpoints.key_aliases import canonical
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_jax, to_torch, torch_shape
 from jaxdiff.checkpoints.safetensors import NUMPY_DTYPES, LazyTensor, TensorInfo, read_tensor
@@ -82,7 +83,11 @@ def stored_dtype(entry: TensorInfo) -> Dtype:
 def match_keys(
     module: nnx.Module, entries: Mapping[str, TensorInfo], *, class_name: str, source: str
 ) -> dict[str, TensorInfo]:
-    """The stored tensor of every weight of `module`, by path; InputError unless one to one."""
+    """The stored tensor of every weight of `module`, by path.
+
+    A warning counts tensors that are known to be passed over; InputError for all others that are
+    missing, unknown or unfit.
+    """
     stored: dict[str, TensorInfo] = {}
     for name, entry in entries.items():
         key = canonical(name, class_name=class_name)
@@ -94,9 +99,13 @@ def match_keys(
             stored[key] = entry
     wanted = {path_to_torch_key(path): path for path in param_dict(module)}
     _reject(f"{source}: missing tensors", [key for key in wanted if key not in stored])
-    _reject(
-        f"{source}: unknown tensors", [e.name for key, e in stored.items() if key not in wanted]
-    )
+    more = {
+        e.name: leftovers.kind_in_component(k, class_name)
+        for k, e in stored.items()
+        if k not in wanted
+    }
+    _reject(f"{source}: unknown tensors", [name for name, kind in more.items() if kind is None])
+    leftovers.warn(source, [kind for kind in more.values() if kind is not None])
     shapes = param_dict(module)
     wrong = [_shape_error(stored[key], path, shapes[path].shape) for key, path in wanted.items()]
     _reject(f"{source}: unfit tensors", [text for text in wrong if text])

@@ -2,13 +2,12 @@
 
 import functools
 import pathlib
-import re
 from collections.abc import Callable, Container, Mapping
 
 import numpy as np
 from flax import nnx
 
-from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer
+from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer, leftovers
 from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from jaxdiff.checkpoints.components import Component, build
 from jaxdiff.checkpoints.key_aliases import canonical
@@ -36,13 +35,6 @@ from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.vae import AutoencoderKL
 
-# What else such files hold: tables of the noise schedule, averaged weights, traces of training.
-IGNORED = re.compile(
-    r"(betas|(sqrt_)?(one_minus_)?alphas_cumprod(_prev)?|log_one_minus_alphas_cumprod"
-    r"|sqrt_(recip|recipm1|one_minus)_alphas_cumprod|posterior_\w+|scale_factor|logvar|lvlb_weights"
-    r"|model_ema\..*|denoiser\..*|v_pred|ztsnr|.*\.position_ids|.*\.logit_scale)"
-)
-
 Build = Callable[..., nnx.Module]  # (class, configs, tensors): `components.build`, the rest chosen
 
 
@@ -68,11 +60,12 @@ def read_single_file(
     layout = read_layout(path, entries, prediction_type)
     predicts = stored_prediction_type(layout.scheduler)
     one_of(f"{path}: prediction_type", predicts, PREDICTION_TYPES)
-    prefixes = (UNET, VAE, *(part.prefix for part in layout.texts))
+    classes = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL"}
+    classes |= {part.prefix: part.class_name for part in layout.texts}
     if VAE_COMPONENT in skip:
-        prefixes = tuple(prefix for prefix in prefixes if prefix != VAE)
+        del classes[VAE]
         entries = {name: entry for name, entry in entries.items() if not name.startswith(VAE)}
-    groups = split(entries, prefixes)
+    groups = split(entries, classes)
 
     def make(name: str) -> Build:
         return functools.partial(
@@ -136,19 +129,27 @@ def write_single_file(
 
 
 def split(
-    entries: Mapping[str, TensorInfo], prefixes: tuple[str, ...]
+    entries: Mapping[str, TensorInfo], classes: Mapping[str, str]
 ) -> dict[str, dict[str, TensorInfo]]:
-    """The tensors below each prefix, without it; InputError for left-overs and empty groups."""
-    groups: dict[str, dict[str, TensorInfo]] = {prefix: {} for prefix in prefixes}
-    unknown = []
+    """The tensors below each prefix in `classes`, without it, for components of these classes.
+
+    A warning counts those that are known to be passed over; InputError for others, and for a prefix
+    without tensors.
+    """
+    groups: dict[str, dict[str, TensorInfo]] = {prefix: {} for prefix in classes}
+    unknown, passed_over = [], []
     for name, entry in entries.items():
-        if IGNORED.fullmatch(name):
-            continue
-        prefix = next((p for p in prefixes if name.startswith(p)), None)
-        if prefix is None:
+        prefix = next((p for p in classes if name.startswith(p)), None)
+        own = name.removeprefix(prefix or "")
+        kind = leftovers.kind_in_file(name)
+        if kind is None and prefix is not None:
+            kind = leftovers.kind_in_component(own, classes[prefix])
+        if kind is not None:
+            passed_over.append(kind)
+        elif prefix is None:
             unknown.append(name)
         else:
-            groups[prefix][name.removeprefix(prefix)] = entry
+            groups[prefix][own] = entry
     source = next(iter(entries.values())).path
     if unknown:
         shown = ", ".join(sorted(unknown)[:3]) + (", ..." if len(unknown) > 3 else "")
@@ -159,6 +160,7 @@ def split(
             raise InputError(
                 f"{source}: got no tensors {prefix}*, expected a complete checkpoint{other}"
             )
+    leftovers.warn(source, passed_over)
     return groups
 
 

@@ -143,6 +143,24 @@ def test_position_ids_are_ignored(components, text):
     assert bits(read_component(text).module) == bits(components["CLIPTextModel"].module)
 
 
+def test_one_warning_counts_what_is_left_over(text, vae):
+    zeros = np.zeros((2, 2), "f4")
+    of_text = ("text_projection.weight", "logit_scale", "vision_model.x.bias", "visual.proj")
+    edit_weights(text, lambda t: t.update(dict.fromkeys(of_text, zeros)))
+    edit_weights(vae, lambda t: t.update(dict.fromkeys(("loss.logvar", "model_ema.decay"), zeros)))
+    for folder, counts in (
+        (text, "2 of CLIP's image encoder, 1 of text projections"),
+        (vae, "1 of averaged weights (EMA), 1 of losses"),
+    ):
+        with pytest.warns(UserWarning, match="not read") as said:
+            read_component(folder)
+        (message,) = map(str, (each.message for each in said))
+        assert message.endswith(f".safetensors: got tensors that are not read: {counts}")
+    edit_weights(vae, lambda t: t.update({"losses": zeros}))
+    with pytest.raises(InputError, match=r"unknown tensors: got 1 \(losses\)"):
+        read_component(vae)
+
+
 def test_foreign_config_entries_survive(text, tmp_path):
     foreign = {"_name_or_path": "x", "id2label": {"0": "LABEL_0"}, "dropout": 0.0, "top_k": 50}
     edit_config(text, dtype="float32", **foreign)

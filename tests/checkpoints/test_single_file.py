@@ -144,16 +144,38 @@ def read(tmp_path, tensors, **options):
     )
 
 
-def test_leftovers_of_training_are_ignored(tmp_path, sd1):
+def test_tables_and_buffers_are_passed_over(tmp_path, sd1):
+    text = "cond_stage_model.transformer."
     more = {
         "betas": np.zeros(3, np.float32),
-        "model_ema.decay": np.zeros((), np.float32),
-        "model_ema.diffusion_modelinput_blocks00weight": np.zeros(2, np.float32),
-        "cond_stage_model.transformer.text_model.embeddings.position_ids": np.zeros(
-            (1, 77), np.int64
-        ),
+        "cond_stage_model.logit_scale": np.zeros((), np.float32),
+        f"{text}text_model.embeddings.position_ids": np.zeros((1, 77), np.int64),
     }
     assert read(tmp_path, sd1 | more).class_name == "StableDiffusionPipeline"
+
+
+def test_one_warning_counts_what_is_left_over(tmp_path, sd1):
+    names = (
+        "cond_stage_model.transformer.text_projection.weight",
+        "cond_stage_model.transformer.vision_model.post_layernorm.bias",
+        "first_stage_model.loss.logvar",
+        "first_stage_model.loss.discriminator.main.0.weight",
+        "first_stage_model.model_ema.decay",
+        "model_ema.decay",
+        "model_ema.diffusion_modelinput_blocks00weight",
+        "control_model.time_embed.0.weight",
+        "embedding_manager.string_to_param_dict.*",
+        "global_step",
+    )
+    more = dict.fromkeys(names, np.zeros((64, 64), np.float32))
+    with pytest.warns(UserWarning, match="not read") as said:
+        read(tmp_path, sd1 | more)
+    (message,) = map(str, (each.message for each in said))
+    assert message.endswith(
+        "y.safetensors: got tensors that are not read: 1 of CLIP's image encoder, 1 of ControlNet, "
+        "3 of averaged weights (EMA), 2 of losses, 1 of text projections, "
+        "1 of textual inversions in training, 1 of training counters"
+    )
 
 
 def test_names_without_the_prefix_of_the_text_model(tmp_path, sd1):
