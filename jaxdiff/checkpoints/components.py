@@ -27,7 +27,7 @@ from jaxdiff.checkpoints.model_registry import (
     class_name_of,
     fields,
 )
-from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo, write_tensors
+from jaxdiff.checkpoints.safetensors import FLOAT8, FLOATS, LazyTensor, TensorInfo, write_tensors
 from jaxdiff.checkpoints.weights import find_weights, read_weights
 from jaxdiff.core.atomic import atomic_folder
 from jaxdiff.core.configs import prefix_errors
@@ -130,7 +130,13 @@ def build(
         match_keys(module, entries, class_name=class_name, source=sources[1])
         return module
     return load_into(
-        module, entries, class_name=class_name, source=sources[1], dtype=dtype, sharding=sharding
+        module,
+        entries,
+        class_name=class_name,
+        source=sources[1],
+        dtype=dtype,
+        float8_as=compute,
+        sharding=sharding,
     )
 
 
@@ -199,9 +205,13 @@ def config_class(raw: Mapping[str, Any], source: str) -> str:
 
 
 def _commonest(entries: Mapping[str, TensorInfo]) -> Dtype:
-    """The floating dtype that most of the stored tensors have; float32 if none is floating."""
-    dtypes = Counter(e.dtype for e in entries.values() if e.dtype in ("F64", "F32", "F16", "BF16"))
+    """The floating dtype of more than 8 bits that most of the stored tensors have.
+
+    bfloat16, which holds all 8-bit floats, if there are only these; float32 if none is floating.
+    """
+    dtypes = Counter(e.dtype for e in entries.values() if e.dtype in FLOATS)
     if not dtypes:
-        return jnp.float32
+        eight = any(e.dtype in FLOAT8 for e in entries.values())
+        return jnp.bfloat16 if eight else jnp.float32
     common = dtypes.most_common(1)[0][0]
     return stored_dtype(next(e for e in entries.values() if e.dtype == common))

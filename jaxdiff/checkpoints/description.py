@@ -118,7 +118,7 @@ def _class(config: Mapping[str, Any]) -> str:
 
 
 def _part(name: str, class_name: str, entries: Mapping[str, TensorInfo]) -> ComponentInfo:
-    counts = Counter(e.dtype for e in entries.values())
+    counts = Counter(f"{e.dtype} (scaled)" if e.scale else e.dtype for e in entries.values())
     return ComponentInfo(
         name=name,
         class_name=class_name,

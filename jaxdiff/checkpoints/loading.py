@@ -6,13 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxdiff.checkpoints import leftovers
 from jaxdiff.checkpoints.key_aliases import canonical
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_jax, to_torch, torch_shape
-from jaxdiff.checkpoints.safetensors import NUMPY_DTYPES, LazyTensor, TensorInfo, read_tensor
+from jaxdiff.checkpoints.safetensors import (
+    FLOAT8,
+    FLOATS,
+    NUMPY_DTYPES,
+    LazyTensor,
+    TensorInfo,
+    read_tensor,
+)
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.models.build import param_dict, with_params
@@ -23,7 +31,6 @@ M = TypeVar("M", bound=nnx.Module)
 Place = jax.sharding.Sharding | None
 Placement = Place | Callable[[str, tuple[int, ...]], Place]
 
-FLOATS = ("F64", "F32", "BF16", "F16")
 # Each holds one tensor on the host. Two keep reading, casting and transposing apart from the
 # transfer; more only help where there are many cores.
 WORKERS = min(4, os.cpu_count() or 1)
@@ -36,13 +43,15 @@ def load_into(
     class_name: str,
     source: str,
     dtype: Dtype | None = None,
+    float8_as: Dtype = jnp.bfloat16,
     sharding: Placement = None,
 ) -> M:
     """A copy of an abstract `module` with the stored tensors `entries` for weights.
 
-    `dtype` None keeps the stored one. `sharding` says where a weight goes, or gives it by path and
-    shape; None is the default device. The host holds no more than WORKERS tensors beside the
-    result. Raises InputError, naming `source` or the file, before any tensor is read.
+    `dtype` None keeps the stored one, but turns 8-bit floats into `float8_as`. `sharding` says
+    where a weight goes, or gives it by path and shape; None is the default device. The host holds
+    no more than WORKERS tensors beside the result. Raises InputError, naming `source` or the file,
+    before any tensor is read.
     """
     plan = match_keys(module, entries, class_name=class_name, source=source)
 
@@ -50,7 +59,9 @@ def load_into(
         path, entry = item
         values = read_tensor(entry)
         with np.errstate(over="ignore"):  # beyond float16's range is inf, as in PyTorch
-            values = values.astype(stored_dtype(entry) if dtype is None else dtype, copy=False)
+            values = values.astype(
+                stored_dtype(entry, float8_as) if dtype is None else dtype, copy=False
+            )
         weight = to_jax(values, path)
         place = sharding(path, weight.shape) if callable(sharding) else sharding
         return jax.block_until_ready(_put(weight, place))
@@ -75,8 +86,10 @@ def _put(view: np.ndarray, place: jax.sharding.Sharding | None) -> Array:
     return jax.device_put(view, place)
 
 
-def stored_dtype(entry: TensorInfo) -> Dtype:
-    """The dtype in which a stored weight is kept: its own, but never float64."""
+def stored_dtype(entry: TensorInfo, float8_as: Dtype = jnp.bfloat16) -> Dtype:
+    """The dtype in which a stored weight is kept: its own, but no float64 and no 8-bit float."""
+    if entry.dtype in FLOAT8:
+        return float8_as
     return np.float32 if entry.dtype == "F64" else NUMPY_DTYPES[entry.dtype]
 
 
@@ -162,8 +175,8 @@ def _cpu() -> jax.Device | None:
 
 def _shape_error(entry: TensorInfo, path: str, shape: tuple[int, ...]) -> str:
     """What keeps a stored tensor from being the weight at `path` of this shape; "" if it fits."""
-    if entry.dtype not in FLOATS:
-        return f"{entry.name} in {entry.dtype}, not F32, F16 or BF16"
+    if entry.dtype not in (*FLOATS, *FLOAT8):
+        return f"{entry.name} in {entry.dtype}, not F32, F16, BF16, F8_E4M3 or F8_E5M2"
     wanted = torch_shape(shape, path)
     return "" if entry.shape == wanted else f"{entry.name} {entry.shape}, not {wanted}"
 

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from jaxdiff.checkpoints.adapter_info import find_adapter
@@ -23,6 +24,7 @@ from jaxdiff.checkpoints.lora import (
 from jaxdiff.checkpoints.lora_formats import LoRA, kind_of
 from jaxdiff.checkpoints.lora_names import has_weights, parse, unflatten_key, weights_file
 from jaxdiff.checkpoints.safetensors import (
+    FLOAT8,
     LazyTensor,
     TensorInfo,
     numpy_dtype,
@@ -150,7 +152,8 @@ def _pair(roles: Mapping[str, TensorInfo]) -> bool:
 
 
 def _lazy_tensor(entry: TensorInfo, dtype: Dtype | None) -> LazyTensor:
-    wanted = numpy_dtype(entry) if dtype is None else np.dtype(dtype)
+    kept = ml_dtypes.bfloat16 if entry.dtype in FLOAT8 else numpy_dtype(entry)
+    wanted = np.dtype(kept if dtype is None else dtype)
     return LazyTensor(
         dtype=wanted, shape=entry.shape, fetch=lambda: read_tensor(entry).astype(wanted, copy=False)
     )

@@ -41,6 +41,8 @@ NUMPY_DTYPES: dict[str, Any] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+FLOATS = ("F64", "F32", "BF16", "F16")
+FLOAT8: dict[str, Any] = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 BITS = {name: 8 * np.dtype(dtype).itemsize for name, dtype in NUMPY_DTYPES.items()} | {
     "C64": 64,
     "F8_E4M3": 8,
@@ -68,6 +70,7 @@ class TensorInfo:
     # Position in the file of each axis of `shape`, where the file's order is another: (1, 0) for a
     # matrix that is stored transposed.
     axes: tuple[int, ...] | None = None
+    scale: "TensorInfo | None" = None  # a number that the stored values are to be multiplied by
 
     def rows(self, begin: int, end: int) -> "TensorInfo":
         """The rows begin ... end - 1 of the first axis, which follow each other in the file."""
@@ -129,20 +132,25 @@ def _header(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
 
 
 def numpy_dtype(entry: TensorInfo) -> np.dtype:
-    """A tensor's dtype in numpy.
+    """The dtype of what `read_tensor` returns.
 
-    Raises InputError for one that numpy and JAX do not compute in (8-bit floats and below).
+    Raises InputError for one that is not read (floats of less than 8 bits, and rare ones of 8).
     """
+    if entry.dtype in FLOAT8 or entry.scale is not None:
+        return np.dtype(np.float32)
     if entry.dtype not in NUMPY_DTYPES:
         raise InputError(
-            f"{entry.path}: got {entry.name} in {entry.dtype}, expected F32, F16 or BF16"
+            f"{entry.path}: got {entry.name} in {entry.dtype}, expected F32, F16, BF16 or F8_E4M3"
         )
     return np.dtype(NUMPY_DTYPES[entry.dtype])
 
 
 def read_tensor(entry: TensorInfo) -> np.ndarray:
-    """The values of one tensor in a fresh, aligned buffer of its own; raises as `numpy_dtype`."""
-    dtype = numpy_dtype(entry)
+    """The values of one tensor in a fresh, aligned buffer of its own; raises as `numpy_dtype`.
+
+    8-bit floats are returned in float32, and so is what has a scale, times it.
+    """
+    final = numpy_dtype(entry)
     spare = np.empty(entry.nbytes + ALIGNMENT, np.uint8)
     begin = -spare.ctypes.data % ALIGNMENT
     buffer = spare[begin : begin + entry.nbytes]
@@ -159,7 +167,9 @@ def read_tensor(entry: TensorInfo) -> np.ndarray:
         raise InputError(
             f"{entry.path}: got {os_error_message(error)}, expected {entry.name}"
         ) from None
-    values = buffer.view(dtype)
+    values = buffer.view((NUMPY_DTYPES | FLOAT8)[entry.dtype]).astype(final, copy=False)
+    if entry.scale is not None:
+        values = values * read_tensor(entry.scale).astype(final).reshape(())
     axes = entry.axes
     if axes is None:
         return values.reshape(entry.shape)

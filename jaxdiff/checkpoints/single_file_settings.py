@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxdiff.checkpoints.original_config import SHAPES, OriginalConfig, read_original_config
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
-from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, read_tensor
+from jaxdiff.checkpoints.safetensors import FLOAT8, TensorInfo, read_metadata, read_tensor
 from jaxdiff.checkpoints.single_file_layouts import SingleFileLayout, layout_of
 from jaxdiff.core.errors import InputError
 
@@ -128,7 +128,7 @@ def _check_shapes(path: pathlib.Path, entries: Entries, config: OriginalConfig) 
 
 
 def _scale_factor(entries: Entries, usual: float) -> float | None:
-    """The number that a training measured and left in the file, perhaps rounded to float16."""
+    """The number that a training measured and left in the file, perhaps rounded since."""
     entry = entries.get(SCALE_FACTOR)
     if entry is None:
         return None
@@ -137,7 +137,8 @@ def _scale_factor(entries: Entries, usual: float) -> float | None:
     factor = float(read_tensor(entry).reshape(-1)[0])
     if not 0 < factor < math.inf:
         raise InputError(f"{entry.path}: {entry.name}: got {factor}, expected a positive number")
-    return usual if math.isclose(factor, usual, rel_tol=1e-3) else factor
+    rounding = 0.07 if entry.dtype in FLOAT8 else 1e-3
+    return usual if math.isclose(factor, usual, rel_tol=rounding) else factor
 
 
 def _ends_in_noise(entries: Entries) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from jaxdiff.checkpoints.flax_msgpack import read_flax_msgpack
 from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.quantised import with_scales
 from jaxdiff.checkpoints.safetensors import TensorInfo, read_table
 from jaxdiff.checkpoints.torch_pickle import read_torch_pickle
 from jaxdiff.core.errors import InputError
@@ -87,10 +88,15 @@ def named_variants(names: Iterable[str]) -> dict[str, str]:
 
 
 def read_weights(path: pathlib.Path) -> dict[str, TensorInfo]:
-    """The table of tensors behind a weights file or an index of shards.
+    """The table of tensors behind a weights file or an index of shards, with scales that they have.
 
     A file is read by its extension; InputError for one that is not in READERS.
     """
+    return with_scales(_read_stored(path))
+
+
+def _read_stored(path: pathlib.Path) -> dict[str, TensorInfo]:
+    """All that is stored, scales and marks of 8-bit floats among it."""
     if path.suffix == ".json":
         return _read_index(path)
     if path.suffix not in READERS:
@@ -129,7 +135,7 @@ def _read_index(path: pathlib.Path) -> dict[str, TensorInfo]:
         shards[shard].add(name)
     entries: dict[str, TensorInfo] = {}
     for shard, names in sorted(shards.items()):
-        table = read_weights(path.parent / shard)
+        table = _read_stored(path.parent / shard)
         if table.keys() != names:
             wrong = ", ".join(sorted(table.keys() ^ names)[:3])
             raise InputError(f"{path.parent / shard}: got other tensors than {path.name}: {wrong}")

@@ -145,10 +145,10 @@ def test_missing_file_and_folder_are_named(tmp_path):
         read_table(tmp_path)
 
 
-def test_eight_bit_floats_are_refused_by_name(tmp_path):
+def test_exponents_in_eight_bits_are_refused_by_name(tmp_path):
     path = tmp_path / "x.safetensors"
-    path.write_bytes(with_header({"a": row("F8_E4M3", (8,))}, bytes(8)))
-    with pytest.raises(InputError, match="a in F8_E4M3, expected F32, F16 or BF16"):
+    path.write_bytes(with_header({"a": row("F8_E8M0", (8,))}, bytes(8)))
+    with pytest.raises(InputError, match="a in F8_E8M0, expected F32, F16, BF16 or F8_E4M3"):
         read_tensor(read_table(path)["a"])
 
 
