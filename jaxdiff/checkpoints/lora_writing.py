@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxdiff.checkpoints.adapter_info import find_adapter
+from jaxdiff.checkpoints.inversion_names import BUNDLED
 from jaxdiff.checkpoints.lora import (
     METADATA,
     AdapterSettings,
@@ -34,6 +35,7 @@ from jaxdiff.checkpoints.safetensors import (
 )
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file, check_file
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 
 Module = tuple[str, str]  # component, path of the module as in diffusers and transformers
@@ -48,14 +50,19 @@ class LoRAPair(NamedTuple):
 
 
 def find_lora(source: pathlib.Path) -> pathlib.Path | None:
-    """The LoRA file at `source`, a file or a folder; None where something else is."""
+    """The LoRA file at `source`, a file or a folder; None where a model or nothing is.
+
+    Raises InputError for a textual inversion.
+    """
     if source.is_dir():
         pipeline = (source / "model_index.json").exists()
         return weights_file(source) if has_weights(source) and not pipeline else None
     if not source.is_file():
         return None
     addon = find_adapter(source, read_weights(source))
-    return source if addon is not None and addon.layout == "LoRA" else None
+    if addon is not None and addon.layout != "LoRA":
+        raise InputError(f"{source}: got a {addon.layout}, expected a model or a LoRA")
+    return None if addon is None else source
 
 
 def write_lora(target: pathlib.Path, source: pathlib.Path, *, dtype: Dtype | None = None) -> int:
@@ -104,9 +111,9 @@ def write_pairs(
 def _modules(path: pathlib.Path) -> dict[Module, dict[str, TensorInfo]]:
     """The tensors of each module by role; raises for what PEFT's spelling cannot hold."""
     modules: dict[Module, dict[str, TensorInfo]] = defaultdict(dict)
-    strange = []
+    strange: list[str] = []
     entries = read_weights(path)
-    reject_unsupported(path, entries)
+    _reject_other_formats(path, entries)
     for name, entry in entries.items():
         found = parse(name)
         module = found and (unflatten_key(found.module) if found.flat else found.module)
@@ -121,12 +128,6 @@ def _modules(path: pathlib.Path) -> dict[Module, dict[str, TensorInfo]]:
         modules[found.component, module][found.role] = entry
     reject_unknown_keys(path, "names of no LoRA for a published network", strange)
     every = modules.values()
-    kinds: dict[str, list[str]] = defaultdict(list)
-    for roles in every:
-        for role in roles.keys() - LoRA.tensors.keys() - {"alpha"}:
-            kinds[kind_of({role: roles[role].shape})].append(roles[role].name)
-    for kind, names in sorted(kinds.items()):
-        reject_unknown_keys(path, f"{kind}, which a LoRA file of diffusers cannot hold", names)
     reject_unknown_keys(
         path, "Tucker factors", [roles["mid"].name for roles in every if "mid" in roles]
     )
@@ -137,6 +138,24 @@ def _modules(path: pathlib.Path) -> dict[Module, dict[str, TensorInfo]]:
         path, "factors that do not go together", [_first(r) for r in every if not _pair(r)]
     )
     return modules
+
+
+def _reject_other_formats(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> None:
+    """InputError for tensors that are those of something else than a LoRA."""
+    reject_unsupported(path, entries)
+    others: dict[str, list[str]] = defaultdict(list)  # names by what they are of
+    for name, entry in entries.items():
+        found = parse(name)
+        if name.startswith(BUNDLED):
+            others["textual inversions"].append(name)
+        elif found is not None and found.role not in (*LoRA.tensors, "alpha"):
+            others[kind_of({found.role: entry.shape})].append(name)
+    for kind, names in sorted(others.items()):
+        reject_unknown_keys(
+            path,
+            f"{kind}, which a LoRA file of diffusers cannot hold (jaxdiff loads the file as it is)",
+            names,
+        )
 
 
 def _first(roles: Mapping[str, TensorInfo]) -> str:

@@ -237,7 +237,17 @@ KOHYA = SPELLINGS["kohya"]
         ({"lora_unet_conv_in.dora_scale": factor(5)}, "DoRA, which a LoRA file .*dora_scale"),
         ({"lora_unet_conv_in.diff_b": factor(5)}, "full, which a LoRA file .*diff_b"),
         ({"lora_unet_conv_in.lora_E": factor(5)}, "lora_E: got AdaLoRA, expected"),
-        ({"bundle_emb.x.emb_params": factor(5)}, "names of no LoRA .*bundle_emb"),
+        ({"lora_unet_conv_in.lokr_w1": factor(2, 2)}, "LoKr, which a LoRA file .*lokr_w1"),
+        ({"lora_unet_conv_in.a1.weight": factor(2, 2)}, "GLoRA, which a LoRA file .*a1"),
+        ({"lora_unet_conv_in.on_input": factor(1)}, r"\(IA\)\^3, which a LoRA file .*on_input"),
+        ({"base_model.model.x.ia3_l": factor(2, 1)}, r"\(IA\)\^3, which a LoRA file .*ia3_l"),
+        ({"oft_unet_conv_in.oft_blocks": factor(1, 2, 2)}, "OFT, which a LoRA file .*oft_blocks"),
+        ({"lora_unet_conv_in.oft_blocks": factor(1, 1, 2, 2)}, "BOFT, which a LoRA file"),
+        ({"base_model.model.x.oft_R.weight": factor(2, 6)}, "OFT, which a LoRA file .*oft_R"),
+        ({"lora_unet_conv_norm_out.w_norm": factor(5)}, "full, which a LoRA file .*w_norm"),
+        ({"unet.conv_in.lora_B.bias": factor(5)}, "full, which a LoRA file .*lora_B.bias"),
+        ({"x.lora_magnitude_vector": factor(5)}, "DoRA, which a LoRA file .*magnitude"),
+        ({"bundle_emb.x.emb_params": factor(5)}, "textual inversions, which .*bundle_emb"),
         ({"lora_unet_a_b.lora_up.weight": factor(2, 2)}, "names of no LoRA .*lora_unet_a_b"),
         ({"lora_unet_input_blocks_77.lora_up.weight": factor(2, 2)}, "names of no LoRA"),
         ({"unet.conv_in.lora_A.weight": factor(2, 2)}, "names of no LoRA .*conv_in.lora_A"),
@@ -270,3 +280,9 @@ def test_options_that_a_lora_has_not(tmp_path, capsys, target, more, message):
     source = originals.write_safetensors(tmp_path / "a.safetensors", KOHYA)
     assert convert(source, tmp_path / target, *more) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_textual_inversion_is_no_lora(tmp_path, capsys):
+    source = originals.write_safetensors(tmp_path / "a.safetensors", {"emb_params": factor(2, 8)})
+    assert convert(source, tmp_path / "b.safetensors") == 2
+    assert "got a textual inversion, expected a model or a LoRA" in capsys.readouterr().err
