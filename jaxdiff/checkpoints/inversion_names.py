@@ -7,6 +7,7 @@
 | kohya for SDXL    | `clip_l` (n, d) and `clip_g` (n, d), one per encoder  | the file's name  |
 | web UI, .pt       | `string_to_param.*` (n, d)                            | the file's name  |
 | the paper's, .pt  | the same, and the ids `string_to_token.*`             | the file's name  |
+| by hand, .pt        | one, without a name (`tensor`)                        | the file's name  |
 | beside a LoRA     | `bundle_emb.WORD.` before any of these names          | WORD             |
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 
 PAIR = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 BUNDLED = "bundle_emb."
-_UNNAMED = ("emb_params", "string_to_param.", *PAIR)
+_UNNAMED = ("emb_params", "tensor", *PAIR)
 
 
 def embeddings(names: Iterable[str]) -> list[str]:
@@ -32,7 +33,7 @@ def token_name(path: pathlib.Path, names: Iterable[str]) -> str | None:
     if len(found) != 1:
         return None
     (name,) = found
-    return path.stem if name.startswith(_UNNAMED) else name
+    return path.stem if name in _UNNAMED or name.startswith("string_to_param.") else name
 
 
 def bundled(names: Iterable[str]) -> dict[str, dict[str, str]]:

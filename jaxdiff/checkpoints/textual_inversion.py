@@ -13,6 +13,8 @@ from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, Float, NDArray
 
+IMAGES = (".png", ".webp", ".jpg", ".jpeg", ".jxl", ".avif")
+
 
 class Inversion(NamedTuple):
     """A token, and its vectors for each text encoder, as many for all."""
@@ -28,10 +30,15 @@ def read_inversion(
 
     `token` replaces the file's. Raises InputError for anything that does not fit.
     """
+    if path.suffix.lower() in IMAGES:
+        raise InputError(
+            f"{path}: got an image; a textual inversion inside of one is not read, "
+            "expected a .pt or .safetensors file"
+        )
     entries = read_weights(path)
     own = token_name(path, entries)
     if own is None:
-        raise InputError(f"{path}: got {_listing(entries)}, expected one embedding")
+        raise InputError(f"{path}: got {_listing(entries)}, expected one embedding of one word")
     return Inversion(own if token is None else token, _vectors(path, entries, widths))
 
 

@@ -11,6 +11,7 @@ from tiny import first_devices
 import jaxdiff
 from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.cli import main
+from jaxdiff.core.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -44,14 +45,19 @@ def parameters(vectors):
     [
         lambda v: {"string_to_token": {"*": 265}, "string_to_param": {"*": v}},
         lambda v: {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters(v)},
+        lambda v: {"emb_params": v},
+        lambda v: v,
+        torch.nn.Parameter,
     ],
-    ids=["web UI", "the paper's"],
+    ids=["web UI", "the paper's", "kohya", "a tensor", "a parameter"],
 )
 def test_a_file_of_pytorch(tmp_path, capsys, written):
     """The web UI's .pt: as its vectors in safetensors, and told from its table."""
     vectors = torch.randn((2, 12), generator=torch.Generator().manual_seed(0))
     save_file({"emb_params": vectors}, tmp_path / "cat.safetensors")
-    torch.save(written(vectors) | {"name": "cat", "step": 7}, tmp_path / "cat.pt")
+    stored = written(vectors)
+    more = {"name": "cat", "step": 7, "sd_checkpoint": None}
+    torch.save(stored | more if isinstance(stored, dict) else stored, tmp_path / "cat.pt")
     read = [
         read_inversion(tmp_path / f"cat{e}", {"text_encoder": 12}) for e in (".pt", ".safetensors")
     ]
@@ -62,3 +68,28 @@ def test_a_file_of_pytorch(tmp_path, capsys, written):
     said = capsys.readouterr().out
     assert "(textual inversion)" in said
     assert "token 'cat', vectors 2, widths text_encoder 12" in said
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_pickle_of_diffusers(tmp_path, count):
+    """learned_embeds.bin of 2022: a word and its vectors."""
+    vectors = torch.randn((count, 12), generator=torch.Generator().manual_seed(0))
+    torch.save({"<cat>": vectors[0] if count == 1 else vectors}, tmp_path / "learned_embeds.bin")
+    found = read_inversion(tmp_path / "learned_embeds.bin", {"text_encoder": 12})
+    assert found.token == "<cat>"
+    np.testing.assert_array_equal(found.vectors["text_encoder"], vectors.numpy())
+
+
+def test_files_that_are_refused(tmp_path):
+    vectors = torch.randn((2, 12), generator=torch.Generator().manual_seed(0))
+    torch.save({"<a>": vectors, "<b>": vectors.clone()}, tmp_path / "two.bin")
+    torch.save([vectors], tmp_path / "list.pt")
+    old = {"_use_new_zipfile_serialization": False}
+    torch.save({"<a>": vectors}, tmp_path / "old.pt", **old)
+    for name, message in (
+        ("two.bin", r"got 2 tensors \(<a>, <b>\), expected one embedding of one word"),
+        ("list.pt", "got 0 tensors"),
+        ("old.pt", "load an older one in PyTorch once and save it again"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_inversion(tmp_path / name, {"text_encoder": 12})

@@ -136,6 +136,19 @@ def test_what_does_not_fit_is_refused(single, tmp_path, tensors, options, messag
     assert single.textual_inversion_tokens == ()
 
 
+@pytest.mark.parametrize("name", ["word.png", "word.webp"])
+def test_an_image_is_no_textual_inversion(single, tmp_path, name):
+    (tmp_path / name).write_bytes(b"RIFF")
+    with pytest.raises(InputError, match=r"got an image; .* expected a \.pt or \.safetensors file"):
+        single.load_textual_inversion(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "token"), [("tensor", "word"), ("tensors", "tensors")])
+def test_a_tensor_without_a_name_has_the_files(single, tmp_path, name, token):
+    path = originals.write_safetensors(tmp_path / "word.safetensors", {name: VECTORS})
+    assert single.load_textual_inversion(path) == token
+
+
 def test_a_folder_has_no_place_for_them(single, file, tmp_path):
     single.load_textual_inversion(file)
     with pytest.raises(InputError, match="got a model with the textual inversions thing"):
