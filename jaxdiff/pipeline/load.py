@@ -37,10 +37,10 @@ def load(
     `dtype` is what the networks compute in and keep their weights in: float32, bfloat16 or float16;
     by default float32 on CPU and bfloat16 elsewhere. `mesh`, such as {"fsdp": 4, "tensor": 2} or
     "fsdp=4,tensor=2", shares the weights and the work on an image between devices; without it each
-    device has all weights. `variant` picks weight files such as "fp16"; `prediction_type` says what
-    a single file's network predicts, where the file does not. `vae`, which may be in any of these
-    places or a file or folder with a VAE alone, also TAESD, is used instead of the model's own.
-    Raises InputError for anything missing, broken or unknown.
+    device has all weights. `variant` picks weight files such as "fp16"; `prediction_type` overrules
+    what a single file says that its network predicts. `vae`, which may be in any of these places or
+    a file or folder with a VAE alone, also TAESD, is used instead of the model's own. Raises
+    InputError for anything missing, broken or unknown.
     """
     shared = None if mesh is None else sampling_mesh(mesh, jax.local_devices())
     devices = jax.local_devices() if shared is None else list(shared.devices.flat)
