@@ -60,8 +60,8 @@ def read_single_file(
     layout = read_layout(path, entries, prediction_type)
     predicts = stored_prediction_type(layout.scheduler)
     one_of(f"{path}: prediction_type", predicts, PREDICTION_TYPES)
-    classes = {part.prefix: part.class_name for part in layout.texts}
-    classes = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL"} | classes
+    classes = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL"}
+    classes |= {part.prefix: part.class_name for part in layout.texts}
     if VAE_COMPONENT in skip:
         del classes[VAE]
         entries = {name: entry for name, entry in entries.items() if not name.startswith(VAE)}

@@ -256,16 +256,16 @@ def _runner(options: Options) -> tuple[Any, Any]:
         refiner_start=options.refiner_start,
         vae=options.vae,
     )
-    predicts = options.prediction_type
     pipe = jaxdiff.load(
         options.model,
         options.dtype,
         mesh=options.mesh,
-        prediction_type=predicts,
+        prediction_type=options.prediction_type,
         vae=options.vae,
     )
     settings = {"model": pipe.name, "weights": pipe.fingerprint}  # before LoRAs change them
-    settings |= {} if predicts is None else {"prediction_type": predicts}
+    if options.prediction_type is not None:
+        settings["prediction_type"] = options.prediction_type
     settings |= {} if options.vae is None else {"vae": vae_setting(options.vae, pipe.codec)}
     settings |= load_addons(
         pipe,
