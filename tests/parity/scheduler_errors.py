@@ -19,7 +19,13 @@ from jaxdiff.checkpoints.schedulers import SchedulerOptions, vp_schedule
 from jaxdiff.checkpoints.timestep_grids import make_grid, make_host_grid
 from jaxdiff.core.types import NDArray
 from jaxdiff.diffusion.denoising import Prediction, per_image
-from jaxdiff.samplers.base import get_sampler, init_state, per_sample_keys, run_steps
+from jaxdiff.samplers.base import (
+    get_sampler,
+    init_state,
+    per_sample_keys,
+    run_steps,
+    sigma_ratio,
+)
 
 M, C = 0.7, 0.25  # mean and variance of the data
 CONFIG = {
@@ -80,7 +86,7 @@ def ours(name: str, steps: int, x: NDArray, first: int = 0) -> NDArray:
 def report(what: str, theirs: NDArray, ours: NDArray, solution: NDArray) -> None:
     """One line: both errors."""
     errors = (np.abs(each - solution).max() / np.abs(solution).max() for each in (theirs, ours))
-    print(f"{what:52}" + "".join(f"{error:12.1e}" for error in errors))
+    print(f"{what:60}" + "".join(f"{error:12.1e}" for error in errors))
 
 
 def pndm_image_to_image(steps: int) -> None:
@@ -116,6 +122,22 @@ def heun_handed_over(steps: int) -> None:
     report(f"heun, base then refiner, {steps} steps", got, ours("heun", steps, x), solution)
 
 
+def way_down_of_kdpm2_ancestral(steps: int) -> None:
+    """The level r'^2 / r that the first step goes down to, with linspace, its default."""
+    config = CONFIG | {"timestep_spacing": "linspace"}
+    scheduler = diffusers.KDPM2AncestralDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(steps)
+    options = SchedulerOptions.from_config(config)
+    place = (SCHEDULE, "kdpm2-ancestral", steps)
+    grid = make_grid(*place, prediction_type="epsilon", options=options)
+    here, there = (grid.level(jnp.asarray([i]), 1) for i in (0, 1))
+    down = np.asarray(sigma_ratio(here, there) * there.sigma / there.alpha, np.float64)
+    host = make_host_grid(*place, options=options)
+    r, r_next = host.sigma[:2] / host.alpha[:2]
+    name = f"kdpm2-ancestral, way down in the first of {steps} steps"
+    report(name, scheduler.sigmas_down[:1].numpy(), down, r_next**2 / r)
+
+
 def first_time_of_exponential_sigmas() -> None:
     """The first time that the network is asked at: that of the noisiest level is 999."""
     scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
@@ -124,13 +146,15 @@ def first_time_of_exponential_sigmas() -> None:
     scheduler.set_timesteps(20)
     host = make_host_grid(SCHEDULE, "dpmpp-2m", 20, spacing="exponential")
     first = int(scheduler.timesteps[0]), host.t[0]
-    print(f"{'first time of exponential sigmas (right: 999)':52}{first[0]:12}{first[1]:12.0f}")
+    print(f"{'first time of exponential sigmas (right: 999)':60}{first[0]:12}{first[1]:12.0f}")
 
 
 if __name__ == "__main__":
-    print(f"{'relative error':52}{'diffusers':>12}{'jaxdiff':>12}")
+    print(f"{'relative error':60}{'diffusers':>12}{'jaxdiff':>12}")
     for n in (20, 40):
         pndm_image_to_image(n)
     for n in (20, 40):
         heun_handed_over(n)
+    for n in (2, 4):
+        way_down_of_kdpm2_ancestral(n)
     first_time_of_exponential_sigmas()
