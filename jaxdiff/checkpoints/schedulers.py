@@ -70,6 +70,8 @@ SCHEDULERS: dict[str, dict[str, Options]] = {
         }
     },
     "LMSDiscreteScheduler": {"lms": {}},
+    "KDPM2DiscreteScheduler": {"kdpm2": {}},
+    "KDPM2AncestralDiscreteScheduler": {"kdpm2-ancestral": {}},
     "DEISMultistepScheduler": {"deis": {"solver_order": (2,), "lower_order_final": (True,)}},
     "LCMScheduler": {"lcm": {"timestep_scaling": (10.0,)}},
     "TCDScheduler": {"tcd": {}},
@@ -90,6 +92,8 @@ SCHEDULERS: dict[str, dict[str, Options]] = {
 _HEUN = {"beta_start": 0.00085, "beta_end": 0.012}
 CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "HeunDiscreteScheduler": _HEUN,
+    "KDPM2DiscreteScheduler": _HEUN,
+    "KDPM2AncestralDiscreteScheduler": _HEUN,
     "LCMScheduler": {**_HEUN, "beta_schedule": "scaled_linear"},
     "TCDScheduler": {**_HEUN, "beta_schedule": "scaled_linear"},
 }
@@ -228,6 +232,10 @@ CONVENTIONS: dict[str, SchedulerConvention] = {
     "euler": _SIGMAS,
     "euler-ancestral": dataclasses.replace(_SIGMAS, final_sigma="zero"),
     **dict.fromkeys(("heun", "lms"), dataclasses.replace(_SIGMAS, final_sigma="zero")),
+    **dict.fromkeys(
+        ("kdpm2", "kdpm2-ancestral"),
+        dataclasses.replace(_SIGMAS, final_sigma="zero", rounds_karras=True),
+    ),
     "dpmpp-2s": dataclasses.replace(_DPM_SOLVER, fixed_spacing=True, clips_lambda=True),
     **dict.fromkeys(
         ("dpmpp-2m", "dpmpp-2m-sde", "dpmpp-3m-sde"),

@@ -25,6 +25,37 @@ _SCHEDULER = _BETAS | {
 _EULER = _SCHEDULER | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
 
 
+# Families that are not loaded, by how a tensor of theirs begins, with or without the UNet's prefix.
+# The first one that fits counts.
+OTHER_FAMILIES: Mapping[str, str] = {
+    "embedder.model.visual.": "Stable unCLIP",
+    "input_blocks.8.0.time_mixer.": "Stable Video Diffusion",
+    "input_blocks.10.0.skip_connection.": "the Stable Diffusion x4 upscaler",
+    "joint_blocks.0.": "Stable Diffusion 3",
+    "double_stream_modulation_img.": "FLUX.2",
+    "distilled_guidance_layer.": "Chroma",
+    "txt_in.individual_token_refiner.": "HunyuanVideo",
+    "double_blocks.0.img_attn.": "FLUX.1",
+    "layers.0.adaLN_modulation.0.": "Z-Image",
+    "cap_embedder.": "Lumina",
+    "transformer_blocks.0.img_mod.": "Qwen-Image",
+    "transformer_blocks.0.attn.add_q_proj.": "Stable Diffusion 3 or FLUX",
+    "blocks.0.mlp.inverted_conv.": "Sana",
+    "blocks.0.cross_attn.q_linear.": "PixArt",
+    "double_layers.0.attn.w1q.": "AuraFlow",
+    "mlp_t5.0.": "HunyuanDiT",
+    "clf.1.": "Stable Cascade",
+    "clip_txt_mapper.": "Stable Cascade",
+    "t5_yproj.": "Mochi",
+    "patchify_proj.": "LTX-Video",
+    "head.modulation": "Wan",
+    "double_stream_blocks.0.block.": "HiDream",
+    "net.x_embedder.proj.1.": "Cosmos",
+    "model.clip_img_proj.": "the prior of Kandinsky 2 or Karlo",
+    "clip_img_proj.": "the prior of Kandinsky 2 or Karlo",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderLayout:
     """A text encoder in a single file: where it is, how it is written, what it becomes."""
@@ -143,6 +174,13 @@ def layout_of(
     without it, a file is of the kind that predicts v.
     """
     source = next(iter(entries.values())).path if entries else "checkpoint"
+    names = [name.removeprefix(UNET) for name in entries]
+    for beginning, family in OTHER_FAMILIES.items():
+        if any(name.startswith(beginning) for name in names):
+            raise InputError(
+                f"{source}: got {family}, which is not supported, "
+                "expected Stable Diffusion 1, 2 or XL"
+            )
     if f"{UNET}input_blocks.0.0.weight" not in entries:
         first = re.compile(r"(\w+\.)?decoder\.(conv_in|layers\.0)\.weight")
         if any(map(first.fullmatch, entries)) and not any(n.startswith(UNET) for n in entries):

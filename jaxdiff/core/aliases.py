@@ -74,6 +74,22 @@ GUIDANCE_OPTIONS: Mapping[str, Mapping[str, str]] = {
     "apg": {"radius": "norm_threshold"},
     "pag": {"k": "scale"},
 }
+# Samplers by the names that A1111's web UI has for them.
+WEB_UI_SAMPLERS: Mapping[str, str] = {
+    "Euler": "euler",
+    "Euler a": "euler-ancestral",
+    "Heun": "heun",
+    "LMS": "lms",
+    "DPM2": "kdpm2",
+    "DPM2 a": "kdpm2-ancestral",
+    "DPM++ 2M": "dpmpp-2m",
+    "DPM++ 2M SDE": "dpmpp-2m-sde",
+    "DPM++ 3M SDE": "dpmpp-3m-sde",
+    "UniPC": "unipc",
+    "LCM": "lcm",
+    "DDIM": "ddim",
+    "PLMS": "pndm",
+}
 # Options of samplers.
 SAMPLER_OPTIONS: Mapping[str, Mapping[str, str]] = {
     "euler": {"churn": "s_churn"},
@@ -207,8 +223,17 @@ def rename_guidance(text: str) -> str:
 
 
 def rename_sampler(text: str) -> str:
-    """The description of a sampler, such as "heun:s_churn=40", under today's names."""
-    return _rename_choice("sampler", text, {}, SAMPLER_OPTIONS)
+    """The description of a sampler, such as "heun:s_churn=40", under today's names.
+
+    Raises InputError for a web UI's name that has the spacing in it, such as "DPM++ 2M Karras".
+    """
+    name, _, spacing = text.rpartition(" ")
+    if name in WEB_UI_SAMPLERS and spacing in ("Karras", "Exponential", "Beta"):
+        raise InputError(
+            f"sampler: got {text!r}, expected {WEB_UI_SAMPLERS[name]!r} "
+            f"and timestep_spacing {spacing.lower()!r}"
+        )
+    return _rename_choice("sampler", text, WEB_UI_SAMPLERS, SAMPLER_OPTIONS)
 
 
 def _rename_choice(

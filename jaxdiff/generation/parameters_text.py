@@ -9,21 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdiff.core.aliases import WEB_UI_SAMPLERS
 from jaxdiff.core.notation import split_options
 
-SAMPLER_WORDS: Mapping[str, str] = {
-    "euler": "Euler",
-    "euler-ancestral": "Euler a",
-    "heun": "Heun",
-    "lms": "LMS",
-    "dpmpp-2m": "DPM++ 2M",
-    "dpmpp-2m-sde": "DPM++ 2M SDE",
-    "dpmpp-3m-sde": "DPM++ 3M SDE",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-    "ddim": "DDIM",
-    "pndm": "PLMS",
-}
+SAMPLER_WORDS: Mapping[str, str] = {name: word for word, name in WEB_UI_SAMPLERS.items()}
 SCHEDULE_WORDS: Mapping[str | None, str] = {
     None: "Automatic",
     "karras": "Karras",

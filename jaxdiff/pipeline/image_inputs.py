@@ -76,6 +76,8 @@ def by_request(
     if mask is not None:
         columns["mask"] = _items(mask, "mask", None)
     for name, items in columns.items():
+        if not items:
+            raise InputError(f"{name}: got an empty list, expected an image")
         for path in {item for item in items if isinstance(item, pathlib.Path)}:
             with _file_errors(name, path), Image.open(path) as opened:
                 opened.verify()

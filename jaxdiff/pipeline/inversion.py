@@ -18,6 +18,7 @@ from jaxdiff.pipeline.compiled_model import (
     Networks,
     guided,
 )
+from jaxdiff.pipeline.image_inputs import ImageInput
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.output import Settings, collect
 from jaxdiff.pipeline.programs import BatchArray
@@ -39,8 +40,10 @@ UNREAD = (
 )
 
 
-def inversion_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def inversion_options(image: ImageInput, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the requests of an inversion; InputError for those that it does not read."""
+    if image is None:
+        raise InputError("image: got None, expected the image to invert")
     for name in UNREAD:
         if (value := options.get(name)) is not None:
             raise InputError(f"{name}: got {value!r:.60}, expected none for an inversion")
@@ -51,7 +54,7 @@ def inversion_options(options: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"sampler: got {chosen['sampler']!r}, expected one that adds no noise for an inversion"
         )
-    return chosen | {"strength": 1.0}  # all steps
+    return chosen | {"image": image, "strength": 1.0}  # all steps
 
 
 class ImageInverter(ImageGenerator):

@@ -167,6 +167,6 @@ class Pipeline(LoadedModel):
         By default the guidance scale is 1 and the sampler ddim. The way back has errors of first
         order in the length of the steps, which guidance enlarges. Raises InputError.
         """
-        requests = self.resolve(prompt, image=image, **inversion_options(options))
+        requests = self.resolve(prompt, **inversion_options(image, options))
         inverter = ImageInverter(self._facts, self.stages, self._tokenizers, self._auxiliary)
         return inverter.invert(requests, batch_size)

@@ -29,6 +29,7 @@ from jaxdiff.samplers.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE
 from jaxdiff.samplers.euler import Euler, EulerAncestral
 from jaxdiff.samplers.heun import Heun
 from jaxdiff.samplers.inversion import invert
+from jaxdiff.samplers.kdpm2 import KDPM2, KDPM2Ancestral
 from jaxdiff.samplers.lcm import LCM
 from jaxdiff.samplers.lms import LMS
 from jaxdiff.samplers.pndm import PNDM
@@ -63,6 +64,8 @@ SAMPLERS |= {
     "dpmpp-3m-sde": DPMpp3MSDE(),
     "unipc": UniPC(),
     "lms": LMS(),
+    "kdpm2": KDPM2(),
+    "kdpm2-ancestral": KDPM2Ancestral(),
     "deis": DEIS(),
     "lcm": LCM(),
     "tcd": TCD(),

@@ -112,11 +112,6 @@ def get_sampler(name: str, eta: float | None = None, *, kind: str = "sampler") -
     return with_options(kind, key, sampler, options)
 
 
-def _constant_phase(level: NoiseLevel) -> int:
-    del level
-    return 0
-
-
 def init_state(
     x: Float[Array, "b *d"], *, sampler: Sampler, guidance_state: PyTree = ()
 ) -> SamplingState:
@@ -135,7 +130,7 @@ def run_steps(
     stop: Int[Array, ""],
     *,
     sampler: Sampler,
-    guidance_phase: GuidancePhaseFn = _constant_phase,
+    guidance_phase: GuidancePhaseFn = lambda _: 0,
     inpainting_mask: InpaintingMask | None = None,
 ) -> SamplingState:
     """The state after the steps start, ..., stop - 1, counted from `grid.first` of each image.
@@ -150,6 +145,8 @@ def run_steps(
     """
 
     grid = grid.for_images(len(state.x))
+    if inpainting_mask is not None:
+        denoise = inpainting_mask.within_steps(denoise)
 
     def step(k: int | Int[Array, ""], state: SamplingState) -> SamplingState:
         active, i = grid.first + k < grid.last, jnp.minimum(grid.first + k, grid.last - 1)
@@ -181,7 +178,7 @@ def sample(
     *,
     sampler: Sampler,
     guidance_state: PyTree = (),
-    guidance_phase: GuidancePhaseFn = _constant_phase,
+    guidance_phase: GuidancePhaseFn = lambda _: 0,
 ) -> Float[Array, "b *d"]:
     """All steps of the grid: from unit-variance noise to latents."""
     x = per_image(grid.init_noise_sigma, latents) * latents

@@ -14,6 +14,7 @@ from jaxdiff.checkpoints.description import describe
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.safetensors import read_table, read_tensor
 from jaxdiff.checkpoints.single_file import read_single_file, write_single_file
+from jaxdiff.checkpoints.single_file_layouts import OTHER_FAMILIES, UNET
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import FlowSchedule
@@ -230,6 +231,20 @@ def test_incomplete_files_are_refused(tmp_path, sd1, change, message):
     with pytest.raises(InputError, match=message) as error:
         read(tmp_path, tensors)
     assert "y.safetensors" in str(error.value)
+
+
+@pytest.mark.parametrize("beginning", OTHER_FAMILIES)
+@pytest.mark.parametrize("prefix", ["", UNET])
+def test_other_families_are_refused_by_name(tmp_path, prefix, beginning):
+    tensors = {f"{prefix}{beginning}weight": np.zeros(2, np.float32)}
+    with pytest.raises(InputError, match=f"got {OTHER_FAMILIES[beginning]}, which is not supp"):
+        read(tmp_path, tensors)
+
+
+def test_stable_unclip_is_refused_by_name(tmp_path, sd1):
+    name = "embedder.model.visual.class_embedding"
+    with pytest.raises(InputError, match="got Stable unCLIP, which is not supported"):
+        read(tmp_path, sd1 | {name: np.zeros(2, np.float32)})
 
 
 def test_inspect_prints_what_it_is(written, capsys):

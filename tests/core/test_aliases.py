@@ -15,11 +15,13 @@ from jaxdiff.core.aliases import (
     GUIDANCE_OPTIONS,
     OPTIONS,
     SETTINGS,
+    WEB_UI_SAMPLERS,
     former_options,
     rename_arguments,
     rename_guidance,
     rename_keys,
     rename_options,
+    rename_sampler,
     rename_settings,
 )
 from jaxdiff.core.errors import InputError
@@ -28,6 +30,7 @@ from jaxdiff.pipeline.hires_fix import hires_fix
 from jaxdiff.pipeline.options import Options
 from jaxdiff.pipeline.pipeline import Pipeline
 from jaxdiff.planning.sampling import SamplingOptions
+from jaxdiff.samplers.base import get_sampler
 
 
 def fields(command):
@@ -160,3 +163,11 @@ def test_stored_settings_are_renamed():
 def test_no_name_of_today_is_a_former_one(names):
     assert not names.keys() & set(names.values())
     assert rename_keys(dict.fromkeys(names.values()), names) == dict.fromkeys(names.values())
+
+
+def test_samplers_have_the_names_of_the_web_ui():
+    for word, name in WEB_UI_SAMPLERS.items():
+        assert get_sampler(word) == get_sampler(name)
+    assert rename_sampler("Heun:churn=3") == "heun:s_churn=3"
+    with pytest.raises(InputError, match="expected 'dpmpp-2m' and timestep_spacing 'karras'"):
+        rename_sampler("DPM++ 2M Karras")

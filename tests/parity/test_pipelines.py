@@ -122,6 +122,17 @@ def test_image_to_image(family, tmp_path_factory, noise, picture, sampler, optio
 @SAMPLING
 @pytest.mark.parametrize("family", INPAINT_CLASSES)
 def test_inpainting(family, tmp_path_factory, noise, picture, mask, sampler, options, strength):
+    compare_inpainting(family, tmp_path_factory, noise, picture, mask, sampler, options, strength)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_inpainting_with_two_calls_a_step(family, tmp_path_factory, noise, picture, mask, strength):
+    options = {"guidance_scale": 4.0}
+    compare_inpainting(family, tmp_path_factory, noise, picture, mask, "heun", options, strength)
+
+
+def compare_inpainting(family, tmp_path_factory, noise, picture, mask, sampler, options, strength):
     theirs, ours = both(family, tmp_path_factory)
     theirs = as_class(theirs, INPAINT_CLASSES[family], sampler)
     shared = {"image": picture, "strength": strength, **options}

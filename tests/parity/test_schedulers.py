@@ -87,6 +87,8 @@ CLASSES = {
     "dpmpp-3m-sde": diffusers.DPMSolverMultistepScheduler,
     "unipc": diffusers.UniPCMultistepScheduler,
     "lms": diffusers.LMSDiscreteScheduler,
+    "kdpm2": diffusers.KDPM2DiscreteScheduler,
+    "kdpm2-ancestral": diffusers.KDPM2AncestralDiscreteScheduler,
     "deis": diffusers.DEISMultistepScheduler,
     "lcm": diffusers.LCMScheduler,
     "tcd": diffusers.TCDScheduler,
@@ -105,7 +107,7 @@ CHOICES = {
 }
 NOT_IN_RATIOS = ("ddpm", "ddim", "pndm", "lcm", "tcd")
 # They carry x / alpha, up to 4096, and divide what that is rounded by by r'.
-CARRY_RATIOS = ("heun", "lms")
+CARRY_RATIOS = ("heun", "lms", "kdpm2", "kdpm2-ancestral")
 # They round or cut the times of a curve to whole ones.
 SOLVERS = ("dpmpp-2s", "dpmpp-2m", "dpmpp-2m-sde", "dpmpp-3m-sde", "unipc", "deis")
 SPACINGS = (None, "leading", "linspace", "trailing")
@@ -187,7 +189,26 @@ def scheduler_for(config, name, steps, exact=True):
         scheduler.set_begin_index(0)  # where two times round to one it would start from the second
     if name in SOLVERS and config.get("use_exponential_sigmas"):
         scheduler.timesteps[0] = 999  # it cuts 998.999..., by the last bit of a logarithm
+    if name == "kdpm2-ancestral":
+        exact_way_down(scheduler)
     return scheduler
+
+
+def exact_way_down(scheduler):
+    """Let KDPM2 ancestral compute its levels in float64, as sqrt(r'^2 - up^2) cancels in float32.
+
+    Where r' is far below r nothing is left of it: see scheduler_errors.py.
+    """
+    r = scheduler.sigmas[::2].double()  # all but the first and the last are there twice
+    r_next = torch.cat([r[1:], r[-1:]])
+    down = torch.nan_to_num(r_next**2 / r)
+    up, middle = (r_next**2 - down**2).sqrt(), (r * down).sqrt()
+    for name, levels in {"up": up, "down": down, "interpol": middle}.items():
+        twice = torch.cat([levels[:1], levels[1:].repeat_interleave(2), levels[-1:]])
+        setattr(scheduler, f"sigmas_{name}", twice)
+    table = scheduler.log_sigmas.numpy()
+    times = [scheduler._sigma_to_t(ratio, table) for ratio in middle[:-2].numpy()]
+    scheduler.timesteps[1::2] = torch.from_numpy(np.array(times))
 
 
 def noise_of(scheduler, v, t, x):
@@ -269,7 +290,9 @@ TOLERANCE = 2e-5
 LMS_TOLERANCE = 160 / 24 * TOLERANCE
 # Euler in diffusers carries x / alpha, which starts at 4096 where the SNR is zero; a polynomial
 # through noises at ratios from there to 1 multiplies their rounding by up to 500.
+# KDPM2 ancestral multiplies that of images by r / r'.
 EULER_FROM_ZERO_SNR = 1e-3
+FROM_INFINITY = ("euler", "euler-ancestral", "lms", "deis", "kdpm2-ancestral")
 # The float32 product of diffusers is off by up to 3e-5 in 1 - abar.
 THEIR_TABLE = 5e-5
 
@@ -277,8 +300,7 @@ CASES = list(itertools.product(CONFIGS, (2, 4, 25, 50), SPACINGS))
 
 
 def tolerance(name, config):
-    from_infinity = name in ("euler", "euler-ancestral", "lms", "deis") and config == "zero-snr"
-    if from_infinity:
+    if name in FROM_INFINITY and config == "zero-snr":
         return EULER_FROM_ZERO_SNR
     return LMS_TOLERANCE if name == "lms" else TOLERANCE
 
@@ -293,7 +315,9 @@ def test_diffusers_as_it_is(name, config, steps, keys, noises):
 
 
 @pytest.mark.parametrize(("config", "steps", "spacing"), CASES)
-@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "lms", "dpmpp-2m", "unipc", "deis"])
+@pytest.mark.parametrize(
+    "name", ["ddim", "euler", "heun", "lms", "kdpm2", "dpmpp-2m", "unipc", "deis"]
+)
 def test_deterministic_samplers(name, config, steps, spacing, keys, noises):
     mine = ours(CONFIGS[config], name, steps, keys, spacing)
     reference = theirs(with_spacing(CONFIGS[config], spacing), name, steps, noises)
@@ -302,7 +326,9 @@ def test_deterministic_samplers(name, config, steps, spacing, keys, noises):
 
 @pytest.mark.parametrize(("config", "steps"), list(itertools.product(CONFIGS, (4, 25, 50))))
 @pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("name", ["euler", "heun", "lms", "dpmpp-2s", "dpmpp-2m", "unipc", "deis"])
+@pytest.mark.parametrize(
+    "name", ["euler", "heun", "lms", "kdpm2", "dpmpp-2s", "dpmpp-2m", "unipc", "deis"]
+)
 def test_curves(name, curve, config, steps, keys, noises):
     mine = ours(CONFIGS[config], name, steps, keys, curve)
     reference = theirs(with_spacing(CONFIGS[config], curve), name, steps, noises)
@@ -343,7 +369,7 @@ def test_pndm_that_begins_with_runge_kutta(config, steps, keys, noises):
     close(mine, theirs(prk, "pndm", steps, noises), TOLERANCE)
 
 
-@pytest.mark.parametrize("sampler", ["heun", "lcm", "pndm", "ddim", "euler", "dpmpp-2m"])
+@pytest.mark.parametrize("sampler", ["heun", "kdpm2", "lcm", "pndm", "ddim", "euler", "dpmpp-2m"])
 def test_a_config_that_names_nothing_but_its_class(sampler, keys, noises, monkeypatch):
     if sampler == "lcm":
         draws_from(noises, sampler, monkeypatch)
@@ -406,12 +432,25 @@ def third_order_update(scheduler, images, *, sample, noise):
 
 
 @pytest.mark.parametrize(("config", "steps", "spacing"), CASES)
-@pytest.mark.parametrize("name", ["ddpm", "euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde"])
+@pytest.mark.parametrize(
+    "name", ["ddpm", "euler-ancestral", "kdpm2-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde"]
+)
 def test_samplers_with_noise(name, config, steps, spacing, keys, noises, monkeypatch):
     draws_from(noises, name, monkeypatch)
     mine = ours(CONFIGS[config], name, steps, keys, spacing)
     reference = theirs(with_spacing(CONFIGS[config], spacing), name, steps, noises)
     close(mine, reference, tolerance(name, config))
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("steps", [4, 25])
+@pytest.mark.parametrize("config", ["sd15", "sd21", "sdxl"])
+def test_noise_on_curves(curve, config, steps, keys, noises, monkeypatch):
+    """The middle of a step is asked at its own time where that of the level is rounded."""
+    draws_from(noises, "kdpm2-ancestral", monkeypatch)
+    mine = ours(CONFIGS[config], "kdpm2-ancestral", steps, keys, curve)
+    asked = with_spacing(CONFIGS[config], curve)
+    close(mine, theirs(asked, "kdpm2-ancestral", steps, noises), TOLERANCE)
 
 
 @pytest.mark.parametrize(("config", "steps"), list(itertools.product(CONFIGS, (2, 4, 25, 50))))
@@ -440,9 +479,11 @@ def test_times_for_any_number_of_steps(name, spacing):
             prediction_type="epsilon",
             options=SchedulerOptions.from_config(config),
         )
+        times = scheduler.timesteps.tolist()
+        times = times[::2] if name.startswith("kdpm2") else times  # between them those of middles
         # Times of two evaluations are there twice. For some numbers of steps, 61 the first, their
         # trailing grid has one more time: -1.
-        expected = [*dict.fromkeys(scheduler.timesteps.tolist())][:steps]
+        expected = [*dict.fromkeys(times)][:steps]
         np.testing.assert_allclose(grid.t[0, :steps], expected, rtol=1e-6)
 
 

@@ -36,6 +36,29 @@ def test_the_same_latents(tmp_path, count):
     assert np.abs(got - other).max() > 1e-3 * np.abs(want).max()
 
 
+def test_a_word_of_several_vectors_in_another_case(tmp_path):
+    """Tokenizers of CLIP do not tell cases apart; diffusers then takes the first vector alone."""
+    vectors = torch.randn((3, 12), generator=torch.Generator().manual_seed(0))
+    save_file({"<x>": vectors}, tmp_path / "several.safetensors")
+    save_file({"<x>": vectors[:1]}, tmp_path / "one.safetensors")
+    theirs = {name: pipeline("sd1") for name in ("several", "one")}
+    for name, pipe in theirs.items():
+        pipe.load_textual_inversion(tmp_path / f"{name}.safetensors", token="<x>")
+
+    def hidden(pipe, text):
+        return pipe.encode_prompt(text, "cpu", 1, False)[0].detach().numpy()
+
+    small, large = (hidden(theirs["several"], f"ab {word} c") for word in ("<x>", "<X>"))
+    assert np.abs(small - large).max() > 1e-2
+    np.testing.assert_array_equal(large, hidden(theirs["one"], "ab <x> c"))
+    pipeline("sd1").save_pretrained(tmp_path / "model")
+    ours = first_devices(jaxdiff.load(tmp_path / "model", dtype="float32"), 1)
+    ours.load_textual_inversion(tmp_path / "several.safetensors")
+    way = {"steps": 2, "guidance_scale": 1.0, "output": "latent"}
+    same = [ours(f"ab {word} c", **way).images for word in ("<x>", "<X>")]
+    np.testing.assert_array_equal(*same)
+
+
 def parameters(vectors):
     return torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})
 

@@ -102,6 +102,12 @@ def test_options_that_it_does_not_read_are_refused(single, latents, options, mes
         single.invert(latents, PROMPT, **options)
 
 
+@pytest.mark.parametrize(("image", "message"), [(None, "None"), ([], "an empty list")])
+def test_no_image_cannot_be_inverted(single, image, message):
+    with pytest.raises(InputError, match=f"^image: got {message}, expected"):
+        single.invert(image, PROMPT)
+
+
 @pytest.mark.slow
 def test_the_example_of_the_page(tmp_path, monkeypatch):
     """The star comes back red, and in the same place blue."""

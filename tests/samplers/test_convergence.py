@@ -16,7 +16,8 @@ from jaxdiff.diffusion.grids import HostTimestepGrid, TimestepGrid, karras
 from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule
 from jaxdiff.guidance.base import RULES, GuidanceScales, parse
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.samplers.base import SAMPLERS, get_sampler, init_state, sample
+from jaxdiff.samplers.base import SAMPLERS, get_sampler, init_state, run_steps, sample
+from jaxdiff.samplers.inpainting import InpaintingMask
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -137,6 +138,43 @@ def test_guidance_in_an_interval_costs_no_order(name, keys):
     remembers = bool(jax.tree.leaves(SAMPLERS[name].init(start)))
     if not (remembers and order(steps, errors[False]) < 1.15):
         assert errors[True] == errors[False]
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_inpainting_costs_no_order(name, keys):
+    """A generated latent u = x / alpha whose image is half of the known one beside it, k + r z.
+
+    Then u / r = u0 / r0 + k (1 / r - 1 / r0) / 2 - z log(r / r0) / 2; the denoiser's own idea of
+    the known latent is another.
+    """
+    k, z, u0 = 0.8, -0.5, 0.4
+    mask = InpaintingMask(*(jnp.full((1, 1, 2, 1), v) for v in (k, z)), jnp.zeros((1, 1, 2, 1)))
+    mask = mask._replace(mask=mask.mask.at[0, 0, 0].set(1))
+
+    def denoise(x, level, memory):
+        D = jnp.zeros_like(x).at[:, :, 0].set(x[:, :, 1] / level.alpha[:, :, 0] / 2)
+        return Prediction(D, (x - level.alpha * D) / level.sigma), memory
+
+    sampler = SAMPLERS[name].for_schedule(RATIO_SCHEDULE)
+
+    @jax.jit
+    def end(grid, steps):
+        x = jnp.array([u0, k + grid.t[0, 0] * z]).reshape(1, 1, 2, 1) * grid.alpha[0, 0]
+        state = init_state(x, sampler=sampler)
+        ends = jnp.int32(0), steps
+        state = run_steps(
+            denoise, state, grid, keys[:1], *ends, sampler=sampler, inpainting_mask=mask
+        )
+        return state.x[0, 0, 0, 0] / grid.alpha[0, steps]
+
+    errors, steps = [], (40, 80, 160)
+    for n in steps:
+        ratio = karras(3.0, 0.3, n + 1)
+        # As if a step to a clean image followed: the last one would put it in without noise.
+        grid = ratio_grid(np.append(ratio, 0), jnp.float64, length=max(steps) + 1)
+        exact = u0 / 3 + k * (1 / 0.3 - 1 / 3) / 2 - z * np.log(0.3 / 3) / 2
+        errors.append(abs(float(end(grid, jnp.int32(n))) - 0.3 * exact))
+    assert order(steps, errors) > ORDERS[name] - 0.3, errors
 
 
 @pytest.mark.parametrize("name", WEAK_ORDERS | DRAWING)

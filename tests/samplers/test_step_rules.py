@@ -218,6 +218,24 @@ def test_deis_is_exact_for_lines_in_the_logarithm():
         assert x_next - x == pytest.approx(integral(r_next) - integral(r), abs=1e-13)
 
 
+@pytest.mark.parametrize("name", ["kdpm2", "kdpm2-ancestral"])
+def test_kdpm2_is_the_step_of_the_paper(name, pair):
+    here, there = pair
+    x, z = jnp.linspace(-2.0, 2.0, 9), jnp.linspace(1.0, -0.5, 9)
+    r, r_next = here.sigma / here.alpha, there.sigma / there.alpha
+    up = r_next * jnp.sqrt(1 - r_next**2 / r**2) if name == "kdpm2-ancestral" else 0
+    down = jnp.sqrt(r_next**2 - up**2)
+    u = x / here.alpha
+    d = (u - jnp.tanh(x)) / r
+    expected = u + (down - r) * d
+    if r_next > 0:
+        middle = jnp.exp((jnp.log(r) + jnp.log(down)) / 2)
+        at = u + (middle - r) * d
+        expected = u + (down - r) * (at - jnp.tanh(at / jnp.sqrt(1 + middle**2))) / middle
+    got = one_step(SAMPLERS[name].for_schedule(RATIO_SCHEDULE), *pair, x, z)
+    np.testing.assert_allclose(got, there.alpha * (expected + up * z), atol=1e-13)
+
+
 def test_tcd_is_ddim_without_noise_and_consistency_sampling_with_all(pair):
     here, there = pair
     x, z = jnp.linspace(-2.0, 2.0, 9), jnp.linspace(1.0, -0.5, 9)
