@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 
 import tyro
@@ -37,8 +38,8 @@ class Options:
     """diffusers, original (one file) or flax (a folder for the Flax classes of diffusers). Default:
     what OUTPUT suggests."""
     dtype: str | None = None
-    """Dtype of the written weights: float32, bfloat16 or float16. Default: unchanged; of 8-bit floats
-    that of the other weights."""
+    """Dtype of the written weights: float32, bfloat16 or float16. Default: unchanged; weights in
+    8-bit floats get that of the others."""
     variant: str | None = None
     """Variant of the weights in a folder, such as fp16."""
     prediction_type: str | None = None
@@ -124,5 +125,5 @@ def _check(output: pathlib.Path, layout: str) -> None:
     expected = f"FILE{SINGLE}" if layout == "original" else "a folder"
     if (output.suffix == SINGLE) != (layout == "original"):
         raise InputError(f"output: got {output}, expected {expected} for the format {layout}")
-    if output.suffix in (".ckpt", ".pt", ".bin", ".pth", ".msgpack"):
+    if re.fullmatch(r"\.[a-z]\w*", output.suffix) and layout != "original" and not output.is_dir():
         raise InputError(f"output: got {output}, expected a folder or FILE{SINGLE}")
