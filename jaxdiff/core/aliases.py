@@ -7,7 +7,7 @@ that names both.
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from jaxdiff.core.errors import InputError
@@ -150,6 +150,12 @@ def rename_arguments(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def renamed(*args: P.args, **kwargs: P.kwargs) -> T:
+        times = kwargs.get("timesteps")
+        if isinstance(times, Iterable) and not all(isinstance(t, str | None) for t in times):
+            raise InputError(
+                f"timesteps: got {times!r:.60}, expected steps and timestep_spacing, such as "
+                '"trailing": a list of times is not supported'
+            )
         known = rename_keys(kwargs, ARGUMENTS)
         for name in () if takes_any else known:
             one_of(f"{function.__name__}: argument", name, names)

@@ -27,6 +27,13 @@ def test_what_is_not_here_is_answered(single, name):
         single("a star", **{name: 5})
 
 
+@pytest.mark.parametrize("name", ["timesteps", "sigmas"])
+def test_lists_of_levels_are_answered(single, name):
+    with pytest.raises(InputError, match=rf"^{name}: got \[800\], expected .*is not supported"):
+        single("a star", **{name: [800]})
+    assert single.resolve("a star", timesteps=["karras"])[0].timestep_spacing == "karras"
+
+
 def test_both_names_at_once_are_an_error(single):
     with pytest.raises(InputError, match=r"^steps: got num_inference_steps too"):
         single("a star", num_inference_steps=2, steps=3)
