@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxdiff.core.errors import InputError, os_error_message
+from jaxdiff.core.text import decode_text
 
 MAX_BYTES = 1_000_000
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -149,8 +150,9 @@ def _load(path: pathlib.Path) -> Any:
         raise InputError(f"{path}: got {os_error_message(error)}, expected a config") from None
     if len(data) > MAX_BYTES:
         raise InputError(f"{path}: got more than {MAX_BYTES} bytes, expected a config")
+    text = decode_text(data, str(path))
     try:
-        return yaml.safe_load(data)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         why = str(error).split("\n")[0]
         raise InputError(f"{path}: got broken YAML ({why:.80}), expected a config") from None
