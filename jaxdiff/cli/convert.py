@@ -37,8 +37,8 @@ class Options:
     """diffusers, original (one file) or flax (a folder for the Flax classes of diffusers). Default:
     what OUTPUT suggests."""
     dtype: str | None = None
-    """Dtype of the written weights: float32, bfloat16 or float16. Default: unchanged; of 8-bit floats
-    that of the other weights."""
+    """Dtype of the written weights: float32, bfloat16 or float16. Default: unchanged; 8-bit floats
+    get that of the other weights."""
     variant: str | None = None
     """Variant of the weights in a folder, such as fp16."""
     prediction_type: str | None = None
