@@ -171,8 +171,8 @@ def _pair(roles: Mapping[str, TensorInfo]) -> bool:
 
 
 def _lazy_tensor(entry: TensorInfo, dtype: Dtype | None) -> LazyTensor:
-    kept = ml_dtypes.bfloat16 if entry.dtype in FLOAT8 else numpy_dtype(entry)
-    wanted = np.dtype(kept if dtype is None else dtype)
+    stored = ml_dtypes.bfloat16 if entry.dtype in FLOAT8 else numpy_dtype(entry)
+    wanted = np.dtype(stored if dtype is None else dtype)
     return LazyTensor(
         dtype=wanted, shape=entry.shape, fetch=lambda: read_tensor(entry).astype(wanted, copy=False)
     )

@@ -38,8 +38,8 @@ class Options:
     """diffusers, original (one file) or flax (a folder for the Flax classes of diffusers). Default:
     what OUTPUT suggests."""
     dtype: str | None = None
-    """Dtype of the written weights: float32, bfloat16 or float16. Default: unchanged; weights in
-    8-bit floats get that of the others."""
+    """Dtype of the written weights: float32, bfloat16 or float16. Default: unchanged; 8-bit floats
+    get that of the other weights."""
     variant: str | None = None
     """Variant of the weights in a folder, such as fp16."""
     prediction_type: str | None = None

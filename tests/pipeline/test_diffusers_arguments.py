@@ -40,7 +40,8 @@ def test_both_names_at_once_are_an_error(single):
 
 
 def test_unknown_arguments_are_errors_with_the_nearest_name(single):
-    with pytest.raises(InputError, match=r"^guidance_scal: got an unknown .*mean guidance_scale\?"):
+    nearest = r"^guidance_scal: got an unknown .*mean 'guidance_scale'\?"
+    with pytest.raises(InputError, match=nearest):
         single("a star", guidance_scal=3)
     with pytest.raises(InputError, match=r"^qq: got an unknown argument, expected one of help"):
         single.resolve("a star", qq=3)
