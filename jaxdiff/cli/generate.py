@@ -232,7 +232,7 @@ def _files(options: Options, jobs: Sequence[ImageJob]) -> set[str | pathlib.Path
         *given,
         *images,
     }
-    return {path for path in paths if path is not None}
+    return {path for path in paths if path}
 
 
 def _program(runner: Any, options: Options, images: Sequence[Any]) -> str:

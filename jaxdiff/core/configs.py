@@ -83,6 +83,12 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def chosen_fields(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults; later versions may have more."""
+    values, defaults = dataclasses.asdict(config), _defaults(type(config))
+    return {name: value for name, value in values.items() if value != defaults[name]}
+
+
 def typed(name: str, value: Any, hint: Any) -> Any:
     """`value` as a field of type `hint` holds it; InputError for a value of another type.
 

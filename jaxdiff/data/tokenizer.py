@@ -122,7 +122,9 @@ def load_tokenizer(folder: pathlib.Path, source: str | None = None) -> CLIPToken
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise InputError(f"{folder}: got no tokenizer, expected vocab.json or tokenizer.json")
     try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        _ = tokenizer.unk_token_id  # without such a token it asks itself, without end
+        return tokenizer
     except Exception as error:  # of what class says only the content of the files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

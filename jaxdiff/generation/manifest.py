@@ -6,6 +6,7 @@ image counts as there while its file has the size and time that it was left with
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import jaxdiff
 from jaxdiff.core.atomic import atomic_file, os_errors_as_write_error
 
 FOLDER = ".jobs"  # in the folder of the images
+MAX_FILES = 1000
 
 
 class Entry(NamedTuple):
@@ -78,12 +80,16 @@ class Manifest(NamedTuple):
 
 
 def _state(path: pathlib.Path) -> list[Any] | None:
-    """Sizes and times of a file, or of all files in a folder; None if there is none.
+    """Sizes and times of a file, or of the files of a model's folder; None if there is none.
 
-    Of a file those of its neighbours of the same name too, such as a config beside weights.
+    Of a file those of its neighbours of the same name too, such as a config beside weights. A
+    folder with more than MAX_FILES is that of no model: None.
     """
     if path.is_dir():
-        paths = sorted(each for each in path.rglob("*") if each.is_file())
+        found = (each for form in ("*", "*/*") for each in path.glob(form) if each.is_file())
+        paths = sorted(itertools.islice(found, MAX_FILES + 1))
+        if len(paths) > MAX_FILES:
+            return None
     elif path.is_file():
         paths = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) or [path]
     else:

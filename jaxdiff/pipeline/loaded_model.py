@@ -13,9 +13,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxdiff.checkpoints.model_registry import arguments
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.checkpoints.tokenizers import tokenizer_digest
+from jaxdiff.core.configs import chosen_fields
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import content_digest, parameter_count
 from jaxdiff.core.types import Float, NDArray, UInt8
@@ -37,6 +39,9 @@ from jaxdiff.pipeline.prompts import PromptTokenizer
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.textual_inversion import TextualInversionManager
 from jaxdiff.pipeline.tokenizers import tokenizer_of
+
+# Fields of configs that change no image: a request has its size, and tokenizers their ids.
+INFORMATIVE = ("sample_size", "pad_token_id", "bos_token_id", "projection_dim")
 
 
 class LoadedModel(Addons):
@@ -143,13 +148,15 @@ class LoadedModel(Addons):
     def fingerprint(self) -> str:
         """A short hash of all that the images depend on beside a request.
 
-        These are the weights of every network as they are now, their dtypes, the tokenizers and the
-        scheduler config; auxiliary networks have hashes of their own.
+        These are the configs of every network and the weights as they are now, their dtypes, the
+        tokenizers and the scheduler config; auxiliary networks have hashes of their own.
         """
-        parts = self.parts
-        digests = [
-            content_digest(param_dict(c.module)) for _, c in sorted(parts.components.items())
-        ]
+        parts, digests = self.parts, []
+        for _, component in sorted(parts.components.items()):
+            digests.append(content_digest(param_dict(component.module)))
+            for config in arguments(component.module):
+                own = {k: v for k, v in chosen_fields(config).items() if k not in INFORMATIVE}
+                digests.append(json.dumps(own, sort_keys=True))
         digests += [tokenizer_digest(files) for _, files in sorted(parts.tokenizers.items())]
         digests.append(json.dumps(parts.scheduler, sort_keys=True))
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:12]

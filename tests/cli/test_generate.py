@@ -21,7 +21,8 @@ from jaxdiff.checkpoints.components import read_component, write_component
 from jaxdiff.checkpoints.lora_names import files
 from jaxdiff.cli import generate as generate_command
 from jaxdiff.cli import main
-from jaxdiff.generation import png_files, runner
+from jaxdiff.generation import manifest, png_files, runner
+from jaxdiff.generation.manifest import Manifest
 from jaxdiff.generation.png_files import read_settings
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.build import param_dict, replace_weights
@@ -278,6 +279,14 @@ def test_a_job_that_is_done_needs_no_jax_and_one_that_is_not_runs(model, tmp_pat
     write_component(own / "vae", part)
     load_once.cache_clear()
     assert left_to_do() == 2
+
+
+def test_a_folder_of_very_many_files_is_no_model_to_compare(tmp_path, monkeypatch):
+    for number in range(4):
+        (tmp_path / f"{number}.txt").touch()
+    assert Manifest.of(tmp_path, {}, [tmp_path]).is_comparable
+    monkeypatch.setattr(manifest, "MAX_FILES", 3)
+    assert not Manifest.of(tmp_path, {}, [tmp_path]).is_comparable
 
 
 def test_a_long_job_is_listed_in_its_manifest_alone(batch_job, model, capsys, monkeypatch):

@@ -138,3 +138,12 @@ def test_files_that_are_no_tokenizer_are_one_sentence(tmp_path):
     (tmp_path / "merges.txt").write_bytes(b"#version: 0.2\n\xff\xfe\n")
     with pytest.raises(InputError, match=f"^{tmp_path}: got files that are no tokenizer .*UTF-8"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_without_an_unknown_token_is_refused(tmp_path):
+    """Of which transformers would ask itself for ever."""
+    save_tokenizer(train_tokenizer(["a red star"], vocab_size=530, max_length=8), tmp_path)
+    path = tmp_path / "special_tokens_map.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unk_token": ""}))
+    with pytest.raises(InputError, match="got files that are no tokenizer"):
+        load_tokenizer(tmp_path)

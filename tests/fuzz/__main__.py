@@ -38,6 +38,7 @@ def attempt(index: int, seed: int) -> dict[str, Any]:
 
     from fuzz.targets import TARGETS
     from jaxdiff.core.errors import InputError
+    from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 
     name = list(TARGETS)[index % len(TARGETS)]
     result, error, started = "accepted", "", time.perf_counter()
@@ -48,6 +49,8 @@ def attempt(index: int, seed: int) -> dict[str, Any]:
             result, error = "refused", str(refusal)
             if not error.strip() or len(error.splitlines()) > 1:
                 result, error = "failed", f"a refusal that is not one sentence: {error!r}"
+        except NonFiniteImageError as refusal:
+            result, error = "refused", str(refusal)
         except SystemExit as exit_:
             result = "refused" if exit_.code in (0, 2) else "failed"
         except HangError:

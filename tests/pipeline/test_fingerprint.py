@@ -7,10 +7,12 @@ import pytest
 import tiny
 
 import jaxdiff
+from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.core.trees import content_digest
-from jaxdiff.models.build import param_dict, replace_weights
+from jaxdiff.models.build import abstract, param_dict, replace_weights, with_params
 from jaxdiff.models.prompt_labels import PROMPT_LABELS
+from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline.pipeline import Pipeline
 
 PROMPT = "a small red circle"
@@ -50,13 +52,20 @@ def test_one_bit_of_any_network_counts(one_device, component):
     assert one_device.fingerprint == before
 
 
-def test_devices_do_not_count_but_scheduler_and_tokenizer_do(pipe, one_device):
+def test_devices_do_not_count_but_scheduler_tokenizer_and_configs_do(pipe, one_device):
     assert pipe.fingerprint == one_device.fingerprint
     parts = one_device.parts
     schedule = dict(parts.scheduler) | {"beta_end": 0.02}
     files = parts.tokenizers["tokenizer"]
     more = dataclasses.replace(files, files=files.files | {"special_tokens_map.json": b"{}"})
-    for own in ({"scheduler": schedule}, {"tokenizers": {"tokenizer": more}}):
+    vae = dataclasses.replace(one_device.vae.config, scaling_factor=0.71)
+    module = with_params(abstract(AutoencoderKL, vae), param_dict(one_device.vae))
+    scaled = parts.components | {"vae": Component(module=module)}
+    for own in (
+        {"scheduler": schedule},
+        {"tokenizers": {"tokenizer": more}},
+        {"components": scaled},
+    ):
         other = Pipeline(dataclasses.replace(parts, **own), name="tiny", devices=one_device.devices)
         assert other.fingerprint != pipe.fingerprint
 
