@@ -11,7 +11,7 @@ from typing import Any
 
 import jaxdiff
 from jaxdiff.core.aliases import former_options, rename_options
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, os_error_message
 from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED
 from jaxdiff.core.validate import one_of
 
@@ -64,9 +64,22 @@ def run(command: str, arguments: Sequence[str]) -> int:
             module.run(rename_options(arguments, former_options(command)))
     except (InputError, KeyboardInterrupt) as error:
         return report(command, error)
+    except OSError as error:
+        if error.filename is None:  # of no file that a user has named
+            raise
+        return report(command, unusable_file(error))
     finally:
         SHUTDOWN_REQUESTED.set()
     return 0
+
+
+def unusable_file(error: OSError) -> InputError:
+    """What the operating system says of a file or folder, as one sentence."""
+    name = os.fsdecode(error.filename)
+    shown = name if len(name) <= 100 else f"{name[:80]}... ({len(name)} characters)"
+    return InputError(
+        f"{shown}: got {os_error_message(error)}, expected a file or folder that can be used"
+    )
 
 
 def report(command: str, error: BaseException) -> int:

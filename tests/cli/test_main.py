@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -56,3 +57,11 @@ def test_commands_that_import_jax_say_so_first_on_a_terminal(monkeypatch, capsys
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "convert: loading"
     assert lines[1].startswith("convert: model: got missing")
+
+
+@pytest.mark.parametrize("option", ["--model", "--lora", "--image", "--output"])
+def test_a_name_that_no_file_can_have_is_one_sentence(option, capsys):
+    assert main.run("generate", ["a", option, "x" * 5000]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"^generate: .*xxx.*(too long|characters)", error)
+    assert len(error) < 400

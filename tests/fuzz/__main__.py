@@ -51,6 +51,9 @@ def attempt(index: int, seed: int) -> dict[str, Any]:
                 result, error = "failed", f"a refusal that is not one sentence: {error!r}"
         except NonFiniteImageError as refusal:
             result, error = "refused", str(refusal)
+        except OSError as error_:  # which the commands say in a sentence, too
+            result = "failed" if error_.filename is None else "refused"
+            error = traceback.format_exc()
         except SystemExit as exit_:
             result = "refused" if exit_.code in (0, 2) else "failed"
         except HangError:
