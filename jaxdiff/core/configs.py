@@ -129,10 +129,11 @@ def check_needs(options: Any, needs: Mapping[str, Need], *, prefix: str = "") ->
             continue
         wanted = f"{prefix}{need.option}"
         if not need.values:
-            raise InputError(f"{prefix}{name}: got {value} without {wanted}, expected both")
+            raise InputError(f"{prefix}{name}: got {value!s:.80} without {wanted}, expected both")
         choices = " or ".join(map(str, need.values))
         raise InputError(
-            f"{prefix}{name}: got {value} with {wanted} {other}, expected {wanted} {choices}"
+            f"{prefix}{name}: got {value!s:.80} with {wanted} {other!s:.80}, "
+            f"expected {wanted} {choices}"
         )
 
 

@@ -2,7 +2,13 @@
 
 
 class InputError(ValueError):
-    """Bad input, in one sentence `name: got X, expected Y`; the command line exits with 2."""
+    """Bad input, in one sentence `name: got X, expected Y`; the command line exits with 2.
+
+    What users or libraries have said in it is put on one line.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
 
 class WriteError(InputError):

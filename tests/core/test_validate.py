@@ -40,3 +40,10 @@ def test_one_of_proposes_the_nearest():
 def test_shape_tells_got_and_expected(got):
     with pytest.raises(InputError, match=r"expected \(any, 8, 8, 3\)"):
         check_shape("image", np.zeros(got), (None, 8, 8, 3))
+
+
+def test_what_users_say_in_several_lines_is_said_in_one():
+    assert (
+        str(InputError("prompt: got a\r\n  b\u2028c, expected d"))
+        == "prompt: got a b c, expected d"
+    )
