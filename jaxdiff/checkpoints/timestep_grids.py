@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdiff.checkpoints.continuous_grids import MAX_CONTINUOUS_STEPS, edm_grid, flow_grid
 from jaxdiff.checkpoints.schedulers import CONVENTIONS, SchedulerConvention, SchedulerOptions
+from jaxdiff.checkpoints.sigma_schedules import apply_sigma_schedule
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.notation import split_options
 from jaxdiff.core.types import Float, NDArray
@@ -19,6 +20,8 @@ from jaxdiff.diffusion.grids import (
     TIMESTEP_SPACINGS,
     HostTimestepGrid,
     TimestepGrid,
+    check_timesteps,
+    listed_timesteps,
 )
 from jaxdiff.diffusion.schedules import (
     MAX_SIGMA,
@@ -109,10 +112,14 @@ def _vp_grid(
     levels = len(table)
     if convention.clips_lambda:
         levels = int(np.sum(table <= np.exp(-options.lambda_min_clipped)))
-    t = _times(times, levels, num_steps, convention, options)
+    listed = listed_timesteps(spacing)
+    if listed is None:
+        t = _times(times, levels, num_steps, convention, options)
+    else:
+        t = check_timesteps(listed, levels, num_steps)
     sigma_edm = interpolate(table, t)
     if sigma_schedule:
-        t, sigma_edm = _apply_sigma_schedule(sigma_schedule, schedule, table, sigma_edm, convention)
+        t, sigma_edm = apply_sigma_schedule(sigma_schedule, schedule, table, sigma_edm, convention)
     final = table[0] if _ends_at_sigma_min(convention, options) else 0.0
     alpha, sigma = alpha_sigma_from_edm(np.append(sigma_edm, final))
     below_one = convention.carries_x_over_alpha and times != "leading"
@@ -125,8 +132,8 @@ def _choose(
     """The timestep spacing, and the sigma schedule that replaces it if there is one."""
     asked = None if convention.fixed_spacing else options.timestep_spacing
     times = asked or convention.spacing
-    if spacing is None:
-        return times, options.sigma_schedule if convention.in_sigma_space else None
+    if spacing is None or listed_timesteps(spacing) is not None:
+        return times, options.sigma_schedule if convention.in_sigma_space and not spacing else None
     one_of("timestep_spacing", spacing, SPACINGS)
     return (times, spacing) if spacing in SIGMA_SCHEDULES else (spacing, None)
 
@@ -146,34 +153,6 @@ def _times(
             f"{offset} the first timestep is {t[0]:.0f}, and the model was trained up to {T - 1}"
         )
     return np.round(t) if convention.integer_timesteps else t
-
-
-def _apply_sigma_schedule(
-    sigma_schedule: str,
-    schedule: VPSchedule,
-    table: NDArray,
-    sigma_edm: NDArray,
-    convention: SchedulerConvention,
-) -> tuple[NDArray, NDArray]:
-    """Timesteps and sigmas of a sigma schedule that replaces `sigma_edm`."""
-    first, last = (
-        (sigma_edm[0], sigma_edm[-1])
-        if convention.sigma_range_from_timesteps
-        else (table[-1], table[0])
-    )
-    sigma_edm = SIGMA_SCHEDULES[sigma_schedule](first, last, len(sigma_edm))
-    t = schedule.time_of(sigma_edm)
-    # So do these in diffusers; elsewhere the network gets the fractional timestep.
-    if sigma_schedule == "karras" and _rounds_karras(convention, schedule):
-        t = np.round(t)
-    elif convention.integer_timesteps and convention.in_sigma_space:
-        t = np.floor(t)
-    return t, sigma_edm
-
-
-def _rounds_karras(convention: SchedulerConvention, schedule: VPSchedule) -> bool:
-    cosine = schedule.beta_schedule in ("squaredcos_cap_v2", "cosine")
-    return convention.rounds_karras and (convention.rounds_karras_of_cosine or not cosine)
 
 
 def interpolate(table: Float[NDArray, "T"], t: Float[NDArray, "n"]) -> Float[NDArray, "n"]:

@@ -77,7 +77,8 @@ class Options:
     sampler: str | None = None
     """Sampler, such as dpmpp-2m, euler, ddim:eta=0.5 or heun:s_churn=10,s_tmin=0.05."""
     timestep_spacing: str | None = None
-    """Spacing of the timesteps: leading, trailing, linspace, karras, exponential or beta."""
+    """Spacing of the timesteps: leading, trailing, linspace, karras, exponential or beta; or the
+    timesteps themselves, one for each step, such as 999,749,499,249."""
     eta: float | None = None
     """Eta of ddim: 0 adds no noise in a step, 1 as much as ddpm."""
     height: int | None = None

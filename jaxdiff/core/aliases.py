@@ -150,18 +150,22 @@ def rename_arguments(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def renamed(*args: P.args, **kwargs: P.kwargs) -> T:
-        times = kwargs.get("timesteps")
-        if isinstance(times, Iterable) and not all(isinstance(t, str | None) for t in times):
-            raise InputError(
-                f"timesteps: got {times!r:.60}, expected steps and timestep_spacing, such as "
-                '"trailing": a list of times is not supported'
-            )
-        known = rename_keys(kwargs, ARGUMENTS)
+        known = rename_keys(_with_listed_timesteps(kwargs), ARGUMENTS)
         for name in () if takes_any else known:
             one_of(f"{function.__name__}: argument", name, names)
         return function(*args, **known)  # pyright: ignore[reportCallIssue]
 
     return renamed
+
+
+def _with_listed_timesteps(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, of which `timesteps` may be a list of numbers, as in diffusers."""
+    times = arguments.get("timesteps")
+    if not isinstance(times, Iterable) or all(isinstance(t, str | None) for t in times):
+        return dict(arguments)
+    listed = [str(t) for t in times]
+    steps = {} if {"steps", "num_inference_steps"} & arguments.keys() else {"steps": len(listed)}
+    return {**arguments, "timesteps": ",".join(listed), **steps}
 
 
 def former_names(module: str) -> Callable[[str], Any]:

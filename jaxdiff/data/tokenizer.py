@@ -123,7 +123,7 @@ def load_tokenizer(folder: pathlib.Path, source: str | None = None) -> CLIPToken
         raise InputError(f"{folder}: got no tokenizer, expected vocab.json or tokenizer.json")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-        tokenizer(""), tokenizer.unk_token_id  # to see that it works
+        tokenizer(str(tokenizer.unk_token_id))  # to see that it works
         return tokenizer
     except Exception as error:  # of what class says only the content of the files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

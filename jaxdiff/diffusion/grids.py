@@ -3,6 +3,8 @@
 How diffusers' schedulers place the levels of a grid is in `checkpoints.timestep_grids`.
 """
 
+import itertools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import betaincinv
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, Int, NDArray
 from jaxdiff.diffusion.denoising import NoiseLevel
 
@@ -58,6 +61,24 @@ SIGMA_SCHEDULES: dict[str, Callable[[float, float, int], NDArray]] = {
     "beta": beta,
 }
 SPACINGS = (*TIMESTEP_SPACINGS, *SIGMA_SCHEDULES)
+
+
+def listed_timesteps(spacing: str | None) -> list[int] | None:
+    """The timesteps that a spacing such as "999,749,499,249" lists; None for any other."""
+    is_list = spacing is not None and re.fullmatch(r"\d{1,6}(,\d{1,6})*", spacing)
+    return [int(t) for t in str(spacing).split(",")] if is_list else None
+
+
+def check_timesteps(listed: list[int], T: int, num_steps: int) -> Float[NDArray, "n"]:
+    """The listed timesteps; InputError unless they are `num_steps`, fall, and are below T."""
+    if len(listed) != num_steps:
+        raise InputError(f"steps: got {num_steps} with {len(listed)} timesteps, expected as many")
+    if listed[0] >= T or any(a <= b for a, b in itertools.pairwise(listed)):
+        raise InputError(
+            f"timestep_spacing: got {','.join(map(str, listed))}, expected timesteps that fall, "
+            f"from at most {T - 1} on"
+        )
+    return np.array(listed, float)
 
 
 class HostTimestepGrid(NamedTuple):

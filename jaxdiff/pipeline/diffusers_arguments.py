@@ -31,7 +31,7 @@ REPLACED: Mapping[str, str] = {
     "callback_on_step_end": _CALLBACK,
     "callback_on_step_end_tensor_inputs": _CALLBACK,
     "callback_steps": _CALLBACK,
-    "sigmas": 'steps and timestep_spacing, such as "karras": a list of sigmas is not supported',
+    "sigmas": 'timestep_spacing, such as "karras" or "999,749,499,249"',
     "return_dict": "it left out: the output has the fields images and timings",
     "padding_mask_crop": "an image that is cropped already",
     "ip_adapter_image": "it left out: there are no image prompts",

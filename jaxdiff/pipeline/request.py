@@ -11,7 +11,7 @@ from jaxdiff.core.configs import prefix_errors, typed
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.diffusion.grids import SPACINGS
+from jaxdiff.diffusion.grids import SPACINGS, listed_timesteps
 from jaxdiff.families.base import Family
 from jaxdiff.families.registry import accepted_options, request_options
 from jaxdiff.guidance.base import MAX_SCALE, RULES
@@ -274,7 +274,7 @@ def _check_loop(steps: int, sampler: str | None, timestep_spacing: str | None) -
     in_range("steps", steps, 1, MAX_STEPS)
     if sampler is not None:
         get_sampler(sampler)
-    if timestep_spacing is not None:
+    if timestep_spacing is not None and listed_timesteps(timestep_spacing) is None:
         one_of("timestep_spacing", timestep_spacing, SPACINGS)
 
 

@@ -5,6 +5,7 @@ The network is a fixed formula of (x, t), so that only schedules, grids and step
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import sys
 
@@ -174,7 +175,10 @@ def follow_the_grid(scheduler, i):
 
 
 def scheduler_for(config, name, steps, exact=True):
-    """A diffusers scheduler on its grid, with our float64 table of abar unless `exact` is False."""
+    """A diffusers scheduler on the grid of `steps`, a number or timesteps.
+
+    With our float64 table of abar unless `exact` is False.
+    """
     scheduler = CLASSES[name].from_config(config, **CHOICES.get(name, {}))
     if name == "pndm":
         scheduler.register_to_config(prediction_type="epsilon")  # see noise_of
@@ -184,7 +188,8 @@ def scheduler_for(config, name, steps, exact=True):
             table[-1] = max(table[-1], 2.0**-24)  # as they do themselves
         scheduler.alphas_cumprod = torch.from_numpy(table)
         scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
-    scheduler.set_timesteps(steps)
+    chosen = {"timesteps": list(steps)} if isinstance(steps, tuple) else {}
+    scheduler.set_timesteps(None if chosen else steps, **chosen)
     if name not in NOT_IN_RATIOS:
         scheduler.set_begin_index(0)  # where two times round to one it would start from the second
     if name in SOLVERS and config.get("use_exponential_sigmas"):
@@ -461,6 +466,23 @@ def test_samplers_with_a_spacing_of_their_own(name, config, steps, keys, noises,
         draws_from(noises, name, monkeypatch)
     mine = ours(CONFIGS[config], name, steps, keys)
     close(mine, theirs(CONFIGS[config], name, steps, noises), TOLERANCE)
+
+
+LISTING = [
+    name
+    for name, each in CLASSES.items()
+    if "timesteps" in inspect.signature(each.set_timesteps).parameters
+]
+
+
+@pytest.mark.parametrize("times", [(800,), (999, 700, 300, 20)])
+@pytest.mark.parametrize("name", LISTING)
+def test_listed_timesteps(name, times, keys, noises, monkeypatch):
+    if get_sampler(name).stochastic or name == "tcd":
+        draws_from(noises, name, monkeypatch)
+    config = CONFIGS["sd15"]
+    mine = ours(config, name, len(times), keys, spacing=",".join(map(str, times)))
+    close(mine, theirs(config, name, times, noises), TOLERANCE)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])

@@ -27,10 +27,26 @@ def test_what_is_not_here_is_answered(single, name):
         single("a star", **{name: 5})
 
 
-@pytest.mark.parametrize("name", ["timesteps", "sigmas"])
-def test_lists_of_levels_are_answered(single, name):
-    with pytest.raises(InputError, match=rf"^{name}: got \[800\], expected .*is not supported"):
-        single("a star", **{name: [800]})
+def test_timesteps_are_listed_as_in_diffusers(single):
+    (request,) = single.resolve("a star", timesteps=[800])
+    assert (request.steps, request.timestep_spacing) == (1, "800")
+    (request,) = single.resolve("a star", timesteps=np.array([999, 499]))
+    assert (request.steps, request.timestep_spacing) == (2, "999,499")
+    for times, steps, message in (
+        ([800], 2, "steps: got 2 with 1 timesteps, expected as many"),
+        (
+            [499, 999],
+            2,
+            "timestep_spacing: got 499,999, expected timesteps that fall",
+        ),
+        ([1000], 1, "timestep_spacing: got 1000, expected .* from at most 999 on"),
+        ([0.5], 1, "timestep_spacing: got '0.5', expected one of leading"),
+        ([[1], [2]], 1, "timestep_spacing: got"),
+    ):
+        with pytest.raises(InputError, match=f"^{message}"):
+            single("a star", timesteps=times, steps=steps)
+    with pytest.raises(InputError, match=r"^sigmas: got \[14\], expected timestep_spacing"):
+        single("a star", sigmas=[14])
     assert single.resolve("a star", timesteps=["karras"])[0].timestep_spacing == "karras"
 
 
