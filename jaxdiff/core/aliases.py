@@ -233,16 +233,7 @@ def rename_guidance(text: str) -> str:
 
 
 def rename_sampler(text: str) -> str:
-    """The description of a sampler, such as "heun:s_churn=40", under today's names.
-
-    Raises InputError for a web UI's name that has the spacing in it, such as "DPM++ 2M Karras".
-    """
-    name, _, spacing = text.rpartition(" ")
-    if name in WEB_UI_SAMPLERS and spacing in ("Karras", "Exponential", "Beta"):
-        raise InputError(
-            f"sampler: got {text!r}, expected {WEB_UI_SAMPLERS[name]!r} "
-            f"and timestep_spacing {spacing.lower()!r}"
-        )
+    """The description of a sampler, such as "heun:s_churn=40", under today's names."""
     return _rename_choice("sampler", text, WEB_UI_SAMPLERS, SAMPLER_OPTIONS)
 
 
