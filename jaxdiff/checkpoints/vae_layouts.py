@@ -64,10 +64,12 @@ def _bare(name: str) -> str:
 
 def vae_files(path: pathlib.Path) -> list[pathlib.Path]:
     """The file or folder of a VAE, with the files beside it that count too."""
+    if not path.is_file():
+        return [path]
     encoder, decoder = HALF_NAMES
     names = (CONFIG, path.name.replace(encoder, decoder), path.name.replace(decoder, encoder))
     beside = {path.with_name(name) for name in names if name != path.name}
-    return [path, *(each for each in beside if path.is_file() and each.is_file())]
+    return [path, *(each for each in beside if each.is_file())]
 
 
 def _autoencoder(entries: Mapping[str, TensorInfo]) -> VAEFile | None:
