@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -153,6 +153,35 @@ def run(arguments: Sequence[str]) -> None:
         report = _report(options, manifest, entries, total=time.perf_counter() - started)
         print_report(report | {"skipped": len(entries)}, as_json=options.json)
         return
+    runner, plan, timings = _generate(options, jobs, stored, typed)
+    made = [image for image in plan if image.job.name not in runner.failures]
+    entries = [Entry.of(image.path, image.job.seed, image.job.source) for image in made]
+    manifest.write(entries, runner.failures)
+    todo = sum(not image.exists for image in plan)
+    generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
+    report = _report(options, manifest, entries, total=time.perf_counter() - started) | {
+        "failed": len(runner.failures),
+        "renamed": sum(image.renamed for image in made if not image.exists),
+        "skipped": len(plan) - todo,
+        **{name: round(seconds, 4) for name, seconds in timings.items()},
+        "images_per_s": round(todo / generating, 4) if todo else None,
+        "device": runner.pipe.device_name,
+    }
+    print_report(report, as_json=options.json)
+    if runner.failures:
+        raise InputError(
+            f"got {len(runner.failures)} of {len(jobs)} images that could not be generated, "
+            "expected none; the same command tries them again"
+        )
+
+
+def _generate(
+    options: Options,
+    jobs: Sequence[ImageJob],
+    stored: Mapping[str, Any] | None,
+    typed: Collection[str],
+) -> tuple[Any, Sequence[Any], dict[str, float]]:
+    """Generate the missing images of `jobs`: the runner, all planned images, seconds by name."""
     with Progress(quiet=options.json) as progress:
         progress.phase(f"loading {options.model or 'the embedded model'}")
         runner, second = _runner(options)
@@ -177,25 +206,9 @@ def run(arguments: Sequence[str]) -> None:
             raise KeyboardInterrupt(
                 f"{done} of {len(plan)} images are done; the same command resumes"
             ) from None
-    note_compile_time(program, timings["compile_s"])
-    made = [image for image in plan if image.job.name not in runner.failures]
-    entries = [Entry.of(image.path, image.job.seed, image.job.source) for image in made]
-    manifest.write(entries, runner.failures)
-    generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
-    report = _report(options, manifest, entries, total=time.perf_counter() - started) | {
-        "failed": len(runner.failures),
-        "renamed": sum(image.renamed for image in made if not image.exists),
-        "skipped": len(plan) - len(todo),
-        **{name: round(seconds, 4) for name, seconds in timings.items()},
-        "images_per_s": round(len(todo) / generating, 4) if todo else None,
-        "device": runner.pipe.device_name,
-    }
-    print_report(report, as_json=options.json)
-    if runner.failures:
-        raise InputError(
-            f"got {len(runner.failures)} of {len(jobs)} images that could not be generated, "
-            "expected none; the same command tries them again"
-        )
+    if todo:
+        note_compile_time(program, timings["compile_s"])
+    return runner, plan, timings
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[Options, dict[str, Any] | None, set[str]]:

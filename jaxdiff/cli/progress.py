@@ -66,7 +66,7 @@ class Progress:
         if images:
             usual = "the first time takes longest"
             if compile_s is not None:
-                usual = f"{compile_s:.0f} s last time"
+                usual = f"{max(compile_s, 1):.0f} s last time"
             self.phase(f"compiling ({usual})")
             self._bar.update(self._task, total=images, count=f"0/{images} images")
 

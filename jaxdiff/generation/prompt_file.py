@@ -12,6 +12,10 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.text import decode_text
 from jaxdiff.core.validate import in_range, one_of
 
+JSON_LINES = (".jsonl", ".ndjson")
+# Of files whose lines are no prompts.
+OTHER_SUFFIXES = (".csv", ".tsv", ".json", ".parquet", ".xlsx", ".yaml", ".yml")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptSpec:
@@ -56,6 +60,11 @@ def read_prompt_file(path: pathlib.Path) -> list[Line]:
 
     Empty lines are skipped. Raises InputError with the line's number.
     """
+    if path.suffix.lower() in OTHER_SUFFIXES:
+        raise InputError(
+            f"prompts: got {path}, expected a .jsonl file with an object a line, or a .txt file "
+            "with a prompt a line"
+        )
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -63,7 +72,7 @@ def read_prompt_file(path: pathlib.Path) -> list[Line]:
     lines: list[Line] = []
     for number, line in enumerate(decode_text(data, f"prompts: {path}").split("\n"), 1):
         source, text = f"{path}:{number}", line.strip()
-        if text and path.suffix == ".jsonl":
+        if text and path.suffix.lower() in JSON_LINES:
             lines.append((source, _json_line(text, source, path.parent)))
         elif text:
             lines.append((source, PromptSpec(prompt=text)))

@@ -127,3 +127,16 @@ def test_numbers_out_of_range_name_the_line(line, message):
 def test_slug_is_a_safe_file_name():
     assert slug("A red/circle: ../../etc!") == "a-red-circle-etc"
     assert slug("你好") == "image"
+
+
+@pytest.mark.parametrize("name", ["prompts.csv", "prompts.JSON", "p.parquet"])
+def test_files_whose_lines_are_no_prompts(tmp_path, name):
+    (tmp_path / name).write_text("prompt\na star\n")
+    with pytest.raises(InputError, match=r"^prompts: got .*, expected a \.jsonl file"):
+        read_prompt_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["p.JSONL", "p.ndjson"])
+def test_names_of_files_of_json_lines(tmp_path, name):
+    (tmp_path / name).write_text('{"prompt": "a star"}')
+    assert [spec.prompt for _, spec in read_prompt_file(tmp_path / name)] == ["a star"]
