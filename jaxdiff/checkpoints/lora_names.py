@@ -168,6 +168,15 @@ def settings_file(path: pathlib.Path) -> pathlib.Path | None:
     return beside if path.stem == "adapter_model" and beside.is_file() else None
 
 
+def path_and_scale(text: str) -> tuple[pathlib.Path, float]:
+    """The parts of PATH or PATH:SCALE; the scale is 1 by default."""
+    path, colon, scale = text.rpartition(":")
+    try:
+        return (pathlib.Path(path), float(scale)) if colon else (pathlib.Path(text), 1.0)
+    except ValueError:
+        return pathlib.Path(text), 1.0
+
+
 def files(source: pathlib.Path) -> list[pathlib.Path]:
     """All that says what the LoRA at `source` is; raises InputError."""
     path = weights_file(source)

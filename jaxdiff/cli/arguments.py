@@ -1,6 +1,10 @@
 """The options of a command, with one sentence for arguments that it does not have."""
 
+import contextlib
 import dataclasses
+import io
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -11,6 +15,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.names_elsewhere import did_you_mean
 
 T = TypeVar("T")
+KINDS = {"INT": "an integer", "FLOAT": "a number", "PATH": "a path"}  # of values, by tyro's names
 _POSITIONAL = tyro.conf.Positional[Any].__metadata__[0]
 
 
@@ -23,18 +28,61 @@ def parse(
 ) -> T:
     """The dataclass `options` that the `arguments` of the command `prog` describe.
 
-    `defaults` are what the help shows for fields that are None. Prints help (exit code 0), or what
-    tyro says of values (2). InputError for an unknown option, which proposes the nearest name.
+    `defaults` are what the help shows for fields that are None. Prints help (exit code 0).
+    InputError for values that do not fit, and for an unknown option with the nearest name.
     """
-    found, unknown = tyro.cli(
-        _with_help(options, defaults),
-        args=arguments,
-        prog=prog,
-        config=(tyro.conf.DisallowNone,),
-        return_unknown_args=True,
-    )
+    with errors_as_sentences(arguments):
+        found, unknown = tyro.cli(
+            _with_help(options, defaults),
+            args=arguments,
+            prog=prog,
+            config=(tyro.conf.DisallowNone,),
+            return_unknown_args=True,
+        )
     check_unknown(unknown, options, prog)
     return found
+
+
+@contextlib.contextmanager
+def errors_as_sentences(arguments: Sequence[str]) -> Iterator[None]:
+    """Make an InputError of what tyro prints about arguments, in boxes, before it exits with 2."""
+    if asks_help(arguments):
+        yield
+        return
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            yield
+    except SystemExit as exit_:
+        if exit_.code != 2:
+            raise
+        raise InputError(_sentence(printed.getvalue())) from None
+    sys.stderr.write(printed.getvalue())  # warnings
+
+
+def asks_help(arguments: Sequence[str]) -> bool:
+    """Whether the arguments of a command ask for its help."""
+    return bool({"-h", "--help"} & {*arguments})
+
+
+def _sentence(box: str) -> str:
+    """What a box of tyro says of an argument, in this program's words."""
+    lines = (line.strip(" │|╭╮╰╯+─-") for line in box.splitlines())
+    text, _, described = " ".join(" ".join(lines).split()).partition("Argument helptext:")
+    text = re.split(" For full helptext| Got errors:", text)[0].strip(" .")
+    if missing := re.search(r"Missing value for argument '(\S+)'", text):
+        name = missing[1]
+        how = f"; one that begins with a hyphen as {name}=VALUE" if name.startswith("-") else ""
+        return f"{name}: got no value, expected one{how}"
+    if missing := re.search(r"Missing from .*?: (.*) \(required\)", text):
+        return f"got an argument too few, expected {missing[1]}"
+    if ours := re.search(r"Error parsing \S+: (\S+: got .*)", text):
+        return ours[1]
+    if wrong := re.search(r"Error parsing (\S+): .*?(\['.*?'\]|'[^']*')$", text):
+        name, value = wrong[1].rpartition("/")[2], wrong[2].strip("[]")
+        kind = next((k for k in KINDS if re.search(rf"\b{k}\b", described)), None)
+        return f"{name}: got {value}, expected {KINDS[kind] if kind else 'another value'}"
+    return text
 
 
 def check_unknown(unknown: Sequence[str], options: Any, prog: str) -> None:
@@ -43,9 +91,9 @@ def check_unknown(unknown: Sequence[str], options: Any, prog: str) -> None:
     for argument in unknown:
         name = argument.partition("=")[0]
         if not name.startswith("-"):
-            raise InputError(f"{name}: got an unknown argument, expected one of `{prog} --help`")
+            raise InputError(f"{argument:.60}: got an argument too many, expected an option")
         if name in _names(options, "--", positional=True):
-            raise InputError(f"{name}: got an unknown option, expected its value alone")
+            raise InputError(f"{name}: got an unknown option, expected its value without it")
         hint = did_you_mean(name.replace("--no-", "--", 1), names)
         raise InputError(f"{name}: got an unknown option, expected one of `{prog} --help`{hint}")
 

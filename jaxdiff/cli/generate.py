@@ -13,9 +13,11 @@ from typing import Annotated, Any
 import tyro
 
 from jaxdiff.checkpoints.embedded import EMBEDDED
+from jaxdiff.checkpoints.lora_names import files as lora_files
+from jaxdiff.checkpoints.lora_names import path_and_scale
 from jaxdiff.checkpoints.vae_layouts import vae_files
-from jaxdiff.cli.arguments import has_option, parse
-from jaxdiff.cli.help import asks_help, model_defaults, print_choices
+from jaxdiff.cli.arguments import asks_help, has_option, parse
+from jaxdiff.cli.help import model_defaults, print_choices
 from jaxdiff.cli.progress import Progress, note_compile_time, print_report, usual_compile_time
 from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
@@ -36,7 +38,9 @@ LISTED = 100  # images that a JSON report names; the manifest names all
 class Options:
     """Generate images from prompts. Options that you leave out take the model's defaults."""
 
-    prompt: tyro.conf.Positional[tuple[str, ...]] = ()
+    prompt: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="[PROMPT ...]")]
+    ] = ()
     """One or more prompts."""
     prompts: pathlib.Path | None = None
     """A prompt file: .jsonl with {"prompt": ..., "seed": ...}, or text with one prompt per line.
@@ -80,7 +84,7 @@ class Options:
     """Spacing of the timesteps: leading, trailing, linspace, karras, exponential or beta; or the
     timesteps themselves, one for each step, such as 999,749,499,249."""
     eta: float | None = None
-    """Eta of ddim: 0 adds no noise in a step, 1 as much as ddpm."""
+    """Eta of ddim and tcd: 0 adds no noise in a step, 1 as much as ddpm (ddim) or lcm (tcd)."""
     height: int | None = None
     """Height in pixels."""
     width: int | None = None
@@ -148,7 +152,7 @@ def run(arguments: Sequence[str]) -> None:
     jobs = _jobs(options, stored)
     asked = {name: value for name, value in vars(options).items() if name != "json"}
     manifest = Manifest.of(options.output, asked, _files(options, jobs))
-    entries = manifest.read()
+    entries = manifest.read(jobs)
     if entries is not None:
         report = _report(options, manifest, entries, total=time.perf_counter() - started)
         print_report(report | {"skipped": len(entries)}, as_json=options.json)
@@ -231,9 +235,7 @@ def _parsed(arguments: Sequence[str]) -> tuple[Options, dict[str, Any] | None, s
 
 def _files(options: Options, jobs: Sequence[ImageJob]) -> set[str | pathlib.Path]:
     """The files and folders that a command reads."""
-    loras = [
-        each if pathlib.Path(each).exists() else each.rpartition(":")[0] for each in options.lora
-    ]
+    loras = [file for lora in options.lora for file in lora_files(path_and_scale(lora)[0])]
     models = [options.guidance_model, options.refiner, options.classifier, options.clip]
     given = [options.prompts, options.from_image, options.image, options.mask]
     images = [path for job in jobs for path in (job.spec.image, job.spec.mask)]
@@ -252,9 +254,10 @@ def _files(options: Options, jobs: Sequence[ImageJob]) -> set[str | pathlib.Path
 def _program(runner: Any, options: Options, images: Sequence[Any]) -> str:
     """What decides for how long a job compiles, in words."""
     settings = images[0].settings if images else {}
-    names = ("model", "sampler", "guidance", "height", "width")
+    names = ("model", "weights", "sampler", "guidance", "height", "width", "vae")
     own = [str(settings.get(name)) for name in names]
-    return " ".join([*own, str(options.batch_size), runner.pipe.device_name])
+    passes = [name for name in ("image", "mask", "hires_scale", "refiner") if name in settings]
+    return " ".join([*own, *passes, str(options.batch_size), runner.pipe.device_name])
 
 
 def _runner(options: Options) -> tuple[Any, Any]:
@@ -328,6 +331,8 @@ def _jobs(options: Options, stored: Mapping[str, Any] | None) -> list[ImageJob]:
     if bool(options.prompt) == (options.prompts is not None):
         got = "both a PROMPT and --prompts" if options.prompt else "none"
         raise InputError(f"prompt: got {got}, expected either a PROMPT or --prompts FILE")
+    if options.output.is_file():
+        raise InputError(f"output: got {options.output}, which is a file, expected a folder")
     positive("num_images", options.num_images)
     in_range("seed", options.seed, 0, 2**32 - 1)
     positive("batch_size", options.batch_size)

@@ -14,11 +14,6 @@ from jaxdiff.core.errors import InputError
 WIDTH = 80
 
 
-def asks_help(arguments: Sequence[str]) -> bool:
-    """Whether the arguments of a command ask for its help."""
-    return bool({"-h", "--help"} & {*arguments})
-
-
 def model_defaults(arguments: Sequence[str]) -> dict[str, Any]:
     """The default options of the model that the arguments name; none of one that is not here."""
     from jaxdiff.checkpoints.models import read_model
@@ -43,6 +38,7 @@ def print_choices() -> None:
     from jaxdiff.guidance.base import RULES, WRAPPERS
     from jaxdiff.samplers import SAMPLERS
 
+    print("\n--plan TOPOLOGY --model MODEL compiles for absent TPUs or GPUs; see --plan --help")
     print("\nsamplers (--sampler NAME or NAME:OPTION=VALUE,...):")
     print("\n".join(_lines(SAMPLERS)))
     print("\nguidance rules (--guidance NAME or NAME:OPTION=VALUE,...):")

@@ -16,7 +16,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from jaxdiff.checkpoints.training_state import latest_step
-from jaxdiff.cli.arguments import check_unknown, has_option
+from jaxdiff.cli.arguments import check_unknown, errors_as_sentences, has_option
 from jaxdiff.cli.main import report
 from jaxdiff.core.aliases import MODULES, rename_options
 from jaxdiff.core.errors import InputError
@@ -106,14 +106,15 @@ def parse(arguments: Sequence[str]) -> Options:
 def _parsed(options: Callable[..., T], arguments: Sequence[str], description: str) -> T:
     """What the function `options` makes of the arguments after the config's name."""
     prog = f"train.py {arguments[0]}"
-    made, unknown = tyro.cli(
-        options,
-        prog=prog,
-        description=description,
-        args=rename_options(arguments[1:], new_option),
-        config=(tyro.conf.AvoidSubcommands,),
-        return_unknown_args=True,
-    )
+    with errors_as_sentences(arguments):
+        made, unknown = tyro.cli(
+            options,
+            prog=prog,
+            description=description,
+            args=rename_options(arguments[1:], new_option),
+            config=(tyro.conf.AvoidSubcommands,),
+            return_unknown_args=True,
+        )
     check_unknown(unknown, options, prog)
     return made
 

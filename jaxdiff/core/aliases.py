@@ -233,7 +233,13 @@ def rename_guidance(text: str) -> str:
 
 
 def rename_sampler(text: str) -> str:
-    """The description of a sampler, such as "heun:s_churn=40", under today's names."""
+    """The description of a sampler, such as "heun:s_churn=40", under today's names.
+
+    Names of the web UI may be in lower case.
+    """
+    lower = {name.lower(): name for name in WEB_UI_SAMPLERS}
+    name, colon, options = text.partition(":")
+    text = lower.get(name.strip().lower(), name) + colon + options
     return _rename_choice("sampler", text, WEB_UI_SAMPLERS, SAMPLER_OPTIONS)
 
 

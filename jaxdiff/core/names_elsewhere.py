@@ -1,6 +1,7 @@
-"""What other programs call things: A1111's web UI, ComfyUI, k-diffusion, diffusers.
+"""What other programs call things: A1111's web UI, ComfyUI, k-diffusion, diffusers, scripts.
 
-These names are no names here, but an error about one of them says what it is called here.
+An error about one of these names says what is nearest to it here. Names of theirs that are simply
+accepted are in `aliases`.
 """
 
 import difflib
@@ -8,8 +9,16 @@ import re
 from collections.abc import Iterable, Mapping
 
 # By names without signs, in lower case; a plus is a p.
-NAMES: Mapping[str, str] = {
-    # options
+OPTIONS: Mapping[str, str] = {
+    "scale": "guidance_scale",
+    "plms": "sampler",
+    "upscale": "hires_scale",
+    "fp16": "dtype",
+    "half": "dtype",
+    "nohalf": "dtype",
+    "bf16": "dtype",
+    "resolution": "height",
+    "s": "seed",
     "cfg": "guidance_scale",
     "cfgscale": "guidance_scale",
     "guidancerescale": "guidance",
@@ -69,7 +78,11 @@ NAMES: Mapping[str, str] = {
     "h": "height",
     "size": "height",
     "vaetiling": "vae_tile",
+}
+# Of choices: samplers, spacings of timesteps, dtypes, prediction types.
+CHOICES: Mapping[str, str] = {
     # samplers
+    "plms": "pndm",
     "dpm": "dpmpp-2m",
     "dpmppmultistep": "dpmpp-2m",
     "dpmsolvermultistepscheduler": "dpmpp-2m",
@@ -90,7 +103,6 @@ NAMES: Mapping[str, str] = {
     "eulerancestraldiscretescheduler": "euler-ancestral",
     "heundiscretescheduler": "heun",
     "lmsdiscretescheduler": "lms",
-    "plms": "pndm",
     "pndmscheduler": "pndm",
     "ddimscheduler": "ddim",
     "ddpmscheduler": "ddpm",
@@ -102,6 +114,8 @@ NAMES: Mapping[str, str] = {
     "sgmuniform": "trailing",
     "uniform": "linspace",
     "ddimuniform": "leading",
+    "normal": "linspace",
+    "simple": "linspace",
     # dtypes
     "fp16": "float16",
     "half": "float16",
@@ -125,17 +139,20 @@ SPACINGS: Mapping[str, str] = {
 
 
 def did_you_mean(text: str, choices: Iterable[str]) -> str:
-    """The end of an error about `text`: " (did you mean ...?)", or nothing."""
+    """The end of an error about `text`: " (did you mean ...?)", or nothing.
+
+    A `text` that begins with a hyphen is an option.
+    """
     known = {_bare(choice): choice for choice in choices}
-    bare = _bare(text)
+    bare, nearest = _bare(text), OPTIONS if text.startswith("-") else {**OPTIONS, **CHOICES}
     suffix = next((each for each in SPACINGS if bare.endswith(each) and bare != each), "")
     for name, end in ((bare, ""), (bare.removesuffix(suffix), suffix)):
-        here = known.get(name) or known.get(_bare(NAMES.get(name, "")))
+        here = known.get(name) or known.get(_bare(nearest.get(name, "")))
         if here is not None:
             spacing = f" with timestep_spacing {SPACINGS[end]!r}" if end else ""
             return f" (did you mean {here!r}{spacing}?)"
-    near = difflib.get_close_matches(text, list(known.values()), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = difflib.get_close_matches(bare, list(known), n=1, cutoff=0.65)
+    return f" (did you mean {known[near[0]]!r}?)" if near else ""
 
 
 def _bare(name: str) -> str:

@@ -17,7 +17,7 @@ def split_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
     pairs = [pair.partition("=") for pair in options.split(",") if pair]
     for key, equals, value in pairs:
         if not (equals and value):
-            raise InputError(f"{kind}: {name}: got {key!r}, expected {key or 'OPTION'}=VALUE")
+            raise InputError(f"{kind}: {name}: got {key + equals!r}, expected OPTION=VALUE")
     found = {key.strip(): value.strip() for key, _, value in pairs}
     if len(found) < len(pairs):
         raise InputError(f"{kind}: {name}: got {options!r}, expected each option once")

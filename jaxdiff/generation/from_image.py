@@ -40,6 +40,8 @@ def with_settings(
     Raises InputError for a file without settings.
     """
     stored = read_settings(path)
+    if not path.is_file():
+        raise InputError(f"from: got {path} (no such file), expected a PNG file")
     if stored is None:
         raise InputError(f"from: got {path}, expected a PNG file that jaxdiff generate wrote")
     fields = {field.name for field in dataclasses.fields(options)}  # pyright: ignore

@@ -1,7 +1,7 @@
 """The manifest of a job: a JSON line for each image. It tells without a model what is there.
 
-Its key covers the options of a command and, by size and time of change, the files that it reads. An
-image counts as there while its file has the size and time that it was left with.
+Its key covers the options of a command and, by size and time of change, the files that it reads. A
+job is done while each of its images has the size and time that it was left with.
 """
 
 import glob
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jaxdiff
 from jaxdiff.core.atomic import atomic_file, os_errors_as_write_error
+from jaxdiff.generation.prompt_file import ImageJob
 
 FOLDER = ".jobs"  # in the folder of the images
 MAX_FILES = 1000
@@ -55,19 +56,23 @@ class Manifest(NamedTuple):
         name = hashlib.sha256(content.encode()).hexdigest()[:16]
         return cls(output / FOLDER / f"{name}.jsonl", None not in states.values())
 
-    def read(self) -> list[Entry] | None:
-        """The entries, if every image of the job is there; None if anything may be left to do."""
-        if not self.is_comparable:
-            return None
+    def read(self, jobs: Sequence[ImageJob]) -> list[Entry] | None:
+        """The entries, if there is the image of each of `jobs`; None if anything may be left to do.
+
+        A damaged manifest is none.
+        """
         folder = self.path.parents[1]
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            entries = [Entry(**json.loads(line)) for line in lines]
-            states = [(folder / entry.image).stat() for entry in entries]
-        except (OSError, ValueError, TypeError):  # TypeError: an image that failed
+            lines = [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
+            if not self.is_comparable or any("error" in line for line in lines):
+                return None
+            entries = [Entry(**line) for line in lines]
+            now = [Entry.of(folder / e.image, e.seed, e.source) for e in entries]
+        except (OSError, ValueError, TypeError):
             return None
-        same = [(s.st_size, s.st_mtime_ns) == e[-2:] for s, e in zip(states, entries, strict=True)]
-        return entries if all(same) else None
+        asked = [(job.seed, job.source) for job in jobs]
+        is_whole = [(entry.seed, entry.source) for entry in entries] == asked
+        return entries if is_whole and now == entries else None
 
     def write(self, entries: Sequence[Entry], failures: Mapping[str, str]) -> None:
         """Write the entries of the images that are there, and why others are not, by name."""

@@ -37,9 +37,9 @@ def load_addons(
     """
     scales = {}
     for lora in loras:
-        path, scale = _path_and_scale(lora)
+        path, scale = lora_names.path_and_scale(lora)
         name = pipe.load_lora(path, scale)
-        scales[f"{name} {file_digest(*lora_names.files(pathlib.Path(path)))}"] = scale
+        scales[f"{name} {file_digest(*lora_names.files(path))}"] = scale
     tokens = [
         f"{pipe.load_textual_inversion(path)} {file_digest(path)}" for path in textual_inversions
     ]
@@ -69,15 +69,6 @@ def check_guidance_model(*rules: str) -> None:
             f"guidance_model: got one with guidance {', '.join(rules)}, expected guidance "
             "autoguidance"
         )
-
-
-def _path_and_scale(lora: str) -> tuple[str, float]:
-    """The parts of PATH or PATH:SCALE; the scale is 1 by default."""
-    path, colon, scale = lora.rpartition(":")
-    try:
-        return (path, float(scale)) if colon else (lora, 1.0)
-    except ValueError:
-        return lora, 1.0
 
 
 class HiresFix(NamedTuple):

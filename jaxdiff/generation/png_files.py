@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from jaxdiff.core.atomic import atomic_file
 from jaxdiff.generation.parameters_text import parameters_text
 
 METADATA_KEY = "jaxdiff"
+END = b"\0\0\0\0IEND\xaeB`\x82"  # of every whole PNG file
 
 
 def write_png(path: pathlib.Path, image: Image.Image, settings: Mapping[str, Any]) -> None:
@@ -36,10 +38,13 @@ def file_digest(*paths: pathlib.Path) -> str:
 
 
 def read_settings(path: pathlib.Path) -> dict[str, Any] | None:
-    """The settings in the PNG at `path`, former names replaced; None if it has none."""
+    """The settings in the PNG at `path`, former names replaced; None if it has none or is cut."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             settings = json.loads(image.info.get(METADATA_KEY, "null"))
+            file.seek(-len(END), os.SEEK_END)
+            if file.read() != END:
+                return None
     except (UnidentifiedImageError, OSError, ValueError):
         settings = None
     if not isinstance(settings, dict):

@@ -78,6 +78,8 @@ def read_prompt_file(path: pathlib.Path) -> list[Line]:
             lines.append((source, PromptSpec(prompt=text)))
     if not lines:
         raise InputError(f"prompts: got no prompt in {path}, expected at least one")
+    if path.suffix.lower() not in JSON_LINES and all(s.prompt.startswith('{"') for _, s in lines):
+        raise InputError(f"prompts: got objects in {path}, expected them in a .jsonl file")
     return lines
 
 

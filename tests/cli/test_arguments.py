@@ -7,7 +7,7 @@ import pytest
 
 from jaxdiff.cli import main
 from jaxdiff.cli.generate import Options
-from jaxdiff.core.names_elsewhere import NAMES, SPACINGS, did_you_mean
+from jaxdiff.core.names_elsewhere import CHOICES, OPTIONS, SPACINGS, did_you_mean
 from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 from jaxdiff.diffusion.grids import SIGMA_SCHEDULES, TIMESTEP_SPACINGS
 from jaxdiff.guidance.base import RULES, WRAPPERS
@@ -24,9 +24,9 @@ CONFIG = "configs/scenes_vae.py"
         (["generate", "a", "--no-jason"], "--no-jason: .* .did you mean '--json'"),
         (
             ["generate", "--prompt", "a"],
-            "--prompt: got an unknown option, expected its value alone",
+            "--prompt: got an unknown option, expected its value without it",
         ),
-        (["generate", "a", "--steps", "2", "b"], "b: got an unknown argument, expected one of"),
+        (["generate", "a", "--steps", "2", "b"], "b: got an argument too many, expected an option"),
         (["sweep", "--scale", "2"], "--scale: .* .did you mean '--scales'"),
         (["convert", "a", "b", "--form", "c"], "--form: .* .did you mean '--format'"),
         (["evaluate", "--sampling-method", "a"], "--sampling-method: .*mean '--sampler'"),
@@ -46,10 +46,33 @@ def test_an_unknown_option_is_one_sentence_with_the_nearest_name(capsys, command
 
 
 def test_names_of_other_programs_lead_to_names_of_ours():
-    known = {field.name for field in dataclasses.fields(Options)} | {"vae"}
-    known |= {*SAMPLERS, *TIMESTEP_SPACINGS, *SIGMA_SCHEDULES, *PREDICTION_TYPES}
+    assert set(OPTIONS.values()) <= {field.name for field in dataclasses.fields(Options)}
+    known = {*SAMPLERS, *TIMESTEP_SPACINGS, *SIGMA_SCHEDULES, *PREDICTION_TYPES}
     known |= {"float32", "bfloat16", "float16"}
-    assert {*NAMES.values(), *SPACINGS.values()} <= known
+    assert {*CHOICES.values(), *SPACINGS.values()} <= known
+    assert all(name.isalnum() and name.islower() for name in (*OPTIONS, *CHOICES))
+
+
+@pytest.mark.parametrize(
+    ("option", "nearest"),
+    {
+        "--scale": "guidance-scale",
+        "--plms": "sampler",
+        "--upscale": "hires-scale",
+        "--fp16": "dtype",
+        "--stepps": "steps",
+        "--help-all": "",
+        "--version": "",
+        "--device": "",
+        "--turbo": "",
+        "--quiet": "",
+        "--ar": "",
+    }.items(),
+)
+def test_the_nearest_option_is_near(option, nearest):
+    names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Options)]
+    expected = f" (did you mean '--{nearest}'?)" if nearest else ""
+    assert did_you_mean(option, names) == expected
 
 
 @pytest.mark.parametrize(
@@ -61,6 +84,9 @@ def test_names_of_other_programs_lead_to_names_of_ours():
         ("k_euler_ancestral", SAMPLERS, "'euler-ancestral'"),
         ("dpmpp_2m", SAMPLERS, "'dpmpp-2m'"),
         ("DPMSolverMultistepScheduler", SAMPLERS, "'dpmpp-2m'"),
+        ("DPM++ 2M SGM Uniform", SAMPLERS, "'dpmpp-2m' with timestep_spacing 'trailing'"),
+        ("KDPM2AncestralDiscreteScheduler", SAMPLERS, "'kdpm2-ancestral'"),
+        ("normal", TIMESTEP_SPACINGS, "'linspace'"),
         ("SGM Uniform", TIMESTEP_SPACINGS, "'trailing'"),
         ("CFG++", RULES, "'cfg-pp'"),
         ("fp16", ("float32", "float16"), "'float16'"),
@@ -94,3 +120,34 @@ def test_help_of_other_commands_shows_no_none(capsys, command):
     with pytest.raises(SystemExit, match="0"):
         main.run(command, ["--help"])
     assert "default: None" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["generate", "a", "--steps", "10.5"], "--steps: got '10.5', expected an integer"),
+        (["generate", "a", "--seed", "abc"], "--seed: got 'abc', expected an integer"),
+        (["generate", "a", "-n", "two"], "--num-images: got 'two', expected an integer"),
+        (["generate", "a", "--strength", "x"], "--strength: got 'x', expected a number"),
+        (
+            ["generate", "a", "--negative-prompt", "-ugly"],
+            "--negative-prompt: got no value, expected one; one that begins with a hyphen as "
+            "--negative-prompt=VALUE",
+        ),
+        (["convert", "a"], "got an argument too few, expected PATH The folder to write"),
+        (
+            ["train", CONFIG, "--workdir", "w", "--steps", "x"],
+            "--steps: got 'x', expected an integer",
+        ),
+        (
+            ["train", CONFIG, "--workdir", "w", "--data.kind", "x"],
+            "data.kind: got 'x', expected one of",
+        ),
+        (["train", CONFIG], "got an argument too few, expected workdir PATH"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_one_sentence(capsys, command, said):
+    assert main.run(command[0], command[1:]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"{command[0]}: {said}")
+    assert (printed.err.count("\n"), printed.out) == (1, "")

@@ -281,6 +281,40 @@ def test_a_job_that_is_done_needs_no_jax_and_one_that_is_not_runs(model, tmp_pat
     assert left_to_do() == 2
 
 
+def test_a_damaged_manifest_or_image_is_work_left_to_do(model, tmp_path, capsys):
+    output, command = tmp_path / "out", ("a ring", "a star", "--steps", "2", "--json")
+    assert generate(model, output, *command) == 0
+    whole = pathlib.Path(json.loads(capsys.readouterr().out)["manifest"])
+    lines = whole.read_text().splitlines(keepends=True)
+    star = output / "a-star_0.png"
+    for content in ("", lines[0], lines[1] + lines[0], "{", "[]\n"):
+        star.unlink()
+        whole.write_text(content)
+        assert generate(model, output, *command) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["count"], report["skipped"], star.exists()) == (2, 1, True)
+    star.write_bytes(star.read_bytes()[:-200])
+    assert generate(model, output, *command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["skipped"], report["renamed"]) == (1, 1), "nothing is overwritten"
+
+
+def test_a_manifest_covers_linked_folders_and_settings_beside_an_adapter(tmp_path):
+    real, folder = tmp_path / "real", tmp_path / "model"
+    real.mkdir()
+    folder.mkdir()
+    (real / "weights").write_text("1")
+    (folder / "unet").symlink_to(real)
+    before = Manifest.of(tmp_path, {}, [folder]).path
+    (real / "weights").write_text("12")
+    assert Manifest.of(tmp_path, {}, [folder]).path != before
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (tmp_path / name).touch()
+    options = generate_command.Options(lora=(f"{tmp_path}/adapter_model.safetensors:0.5",))
+    found = generate_command._files(options, [])
+    assert tmp_path / "adapter_config.json" in found
+
+
 def test_a_folder_of_very_many_files_is_no_model_to_compare(tmp_path, monkeypatch):
     for number in range(4):
         (tmp_path / f"{number}.txt").touch()

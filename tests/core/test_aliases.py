@@ -167,5 +167,5 @@ def test_no_name_of_today_is_a_former_one(names):
 
 def test_samplers_have_the_names_of_the_web_ui():
     for word, name in WEB_UI_SAMPLERS.items():
-        assert get_sampler(word) == get_sampler(name)
+        assert get_sampler(word) == get_sampler(name) == get_sampler(word.lower())
     assert rename_sampler("Heun:churn=3") == "heun:s_churn=3"

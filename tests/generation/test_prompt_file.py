@@ -140,3 +140,11 @@ def test_files_whose_lines_are_no_prompts(tmp_path, name):
 def test_names_of_files_of_json_lines(tmp_path, name):
     (tmp_path / name).write_text('{"prompt": "a star"}')
     assert [spec.prompt for _, spec in read_prompt_file(tmp_path / name)] == ["a star"]
+
+
+def test_objects_in_a_file_of_texts_are_refused(tmp_path):
+    (tmp_path / "p.txt").write_text('{"prompt": "a star"}')
+    with pytest.raises(
+        InputError, match=r"^prompts: got objects in .*, expected them in a \.jsonl"
+    ):
+        read_prompt_file(tmp_path / "p.txt")
