@@ -8,6 +8,7 @@ import functools
 import json
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -49,6 +50,9 @@ def target(function: Target) -> Target:
     """Register a function that makes an odd input in a folder and reads it."""
     TARGETS[function.__name__] = function
     return function
+
+
+DRAWING_S = 60  # for an image, compiling included
 
 
 class BlackImageError(Exception):
@@ -111,7 +115,11 @@ def mutated(rng: Random, source: str, folder: pathlib.Path, mutate: Any) -> path
 
 
 def check_images(model: Any, *arguments: Any, **options: Any) -> None:
-    """BlackImageError if a model draws black; what is not finite is an InputError."""
+    """BlackImageError if a model draws black; what is not finite is an error of its own.
+
+    It compiles first, for which there is more time.
+    """
+    signal.alarm(DRAWING_S)
     images = model(*arguments, steps=1, output="numpy", **options).images
     if not np.isfinite(images).all() or not images.any():
         raise BlackImageError("got a black image, expected a word about it")
