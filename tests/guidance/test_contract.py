@@ -271,7 +271,7 @@ def test_numbers_are_found_where_annotations_are_postponed(tmp_path, monkeypatch
         ("interval", "guidance: got 'interval', expected one of none, cfg"),
         ("cfg+cfg", "guidance: got 'cfg', expected one of rescale"),
         ("apg:phi=1", "guidance: apg: got 'phi', expected one of eta, norm_threshold, momentum"),
-        ("apg:eta", "guidance: apg: got 'eta', expected eta=VALUE"),
+        ("apg:eta", "guidance: apg: got 'eta', expected OPTION=VALUE"),
         ("apg:eta=1,eta=2", "guidance: apg: got 'eta=1,eta=2', expected each option once"),
         ("apg:eta=high", "guidance: eta: got 'high', expected a number"),
         ("apg:eta=-1", "guidance: eta: got -1.0, expected a number from 0"),
