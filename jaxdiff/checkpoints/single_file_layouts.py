@@ -90,6 +90,12 @@ class SingleFileLayout:
     heads: int | None = None  # of the UNet's attention; None: as many of width 64 as fit
     options: Mapping[str, Any] = field(default_factory=dict)  # of model_index.json
 
+    @property
+    def classes(self) -> dict[str, str]:
+        """The class of each component, by its prefix."""
+        texts = {part.prefix: part.class_name for part in self.texts}
+        return {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL"} | texts
+
 
 def _clip_l(prefix: str) -> TextEncoderLayout:
     return TextEncoderLayout(

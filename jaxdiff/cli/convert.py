@@ -106,8 +106,8 @@ def _convert_vae(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.Pa
             )
         if layout == "original":
             raise InputError(
-                f"scaling_factor: got {options.scaling_factor} for {options.output}, expected none: "
-                "a VAE file of the original layout does not hold it"
+                f"scaling_factor: got {options.scaling_factor} for {options.output}, expected "
+                "none: a VAE file of the original layout does not hold it"
             )
     factor = SD1.scaling_factor if options.scaling_factor is None else options.scaling_factor
     component = vae.read(scaling={"scaling_factor": factor})
