@@ -124,6 +124,12 @@ def test_a_checkpoint_without_a_vae_says_what_to_give(bare, sd1, tmp_path):
     with pytest.raises(InputError, match="got a VAE, expected a whole checkpoint"):
         jaxdiff.load(vae)
     assert type(jaxdiff.load(bare, vae=vae).vae) is AutoencoderKL
+    encoder, decoder = tiny.taesd_halves()
+    joined = {f"taesd_encoder.{name}": values for name, values in encoder.items()}
+    for tensors in (encoder, decoder, joined):
+        path = originals.write_safetensors(tmp_path / "taesd_encoder.safetensors", tensors)
+        with pytest.raises(InputError, match="got a VAE, expected a whole checkpoint"):
+            jaxdiff.load(path)
 
 
 def test_a_folder_without_a_vae(tmp_path):
