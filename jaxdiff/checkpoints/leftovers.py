@@ -6,6 +6,8 @@ files, and say nothing that is not known: tables of the noise schedule, ids of p
 
 import pathlib
 import re
+import sys
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -88,8 +90,12 @@ def kind_in_file(name: str) -> str | None:
 
 def warn(source: str | pathlib.Path, kinds: Iterable[str]) -> None:
     """One warning that counts the tensors in `source` which are passed over."""
-    if counts := count(kinds):
-        warnings.warn(f"{source}: got tensors that are not read: {listing(counts)}", stacklevel=3)
+    if not (counts := count(kinds)):
+        return
+    # The place in the warning is that of the code which called this package.
+    names = [f.f_globals.get("__name__", "") for f, _ in traceback.walk_stack(sys._getframe())]
+    level = 1 + max(i for i, name in enumerate(names, 1) if name.partition(".")[0] == "jaxdiff")
+    warnings.warn(f"{source}: got tensors that are not read: {listing(counts)}", stacklevel=level)
 
 
 def count(kinds: Iterable[str]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -178,6 +179,8 @@ def test_one_warning_counts_what_is_left_over(tmp_path, sd1):
     with pytest.warns(UserWarning, match="not read") as said:
         read(tmp_path, sd1 | more)
     (message,) = map(str, (each.message for each in said))
+    tests = pathlib.Path(__file__).parents[1]  # where the caller is
+    assert tests in pathlib.Path(said[0].filename).parents
     assert message.endswith(f"y.safetensors: got tensors that are not read: {KINDS}")
 
 
