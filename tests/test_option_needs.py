@@ -28,7 +28,7 @@ ALONE = {
     "sampler timestep_spacing seed output",
     cache_latents: "vae output data texts dtype compute_dtype batch_size shard_size "
     "min_bucket_size process_count",
-    convert: "source output format dtype variant prediction_type scaling_factor",
+    convert: "source output format dtype variant prediction_type scaling_factor vae",
     export: "source output ema dtype guidance_scale steps sampler timestep_spacing "
     "closed_vocabulary",
 }

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jaxdiff.checkpoints import leftovers
 from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo, find_adapter
 from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.ldm_reader import clip_from_open_clip
 from jaxdiff.checkpoints.lora_names import has_weights, weights_file
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import TensorInfo
-from jaxdiff.checkpoints.single_file_layouts import UNET, VAE
+from jaxdiff.checkpoints.single_file_layouts import UNET, VAE, SingleFileLayout
 from jaxdiff.checkpoints.single_file_settings import read_layout
 from jaxdiff.checkpoints.vae_layouts import find_vae
 from jaxdiff.checkpoints.weights import find_weights, read_weights
@@ -43,6 +45,10 @@ class Description:
     prediction_type: str | None
     parts: tuple[ComponentInfo, ...]
     facts: LoRAInfo | TextualInversionInfo | None = None  # of a LoRA or a textual inversion
+    # Of files with a whole model or a VAE:
+    left_over: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by kind; not read
+    unknown: tuple[str, ...] = ()  # names of tensors with which the file cannot be loaded
+    missing: tuple[str, ...] = ()  # components
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values."""
@@ -71,25 +77,41 @@ def _file(path: pathlib.Path) -> Description:
         if vae := find_vae(path, entries):
             part = _part("vae", vae.class_name, vae.tensors)
             family = f"VAE of {vae.latent_channels} latent channels"
-            return _description(path, f"VAE file, {vae.layout} layout", family, None, [part])
+            found = _description(path, f"VAE file, {vae.layout} layout", family, None, [part])
+            return dataclasses.replace(found, left_over=leftovers.count(vae.passed_over))
         if addon := find_adapter(path, entries):
             parts = [_part(name, addon.layout, group) for name, group in addon.groups.items()]
             found = _description(path, addon.layout, addon.family, None, parts)
             return dataclasses.replace(found, facts=addon.facts)
         part = _part("tensors", "unknown", entries)
         return _description(path, "tensors", "unknown", None, [part])
-    written_as = read_layout(path, entries)
+    return _single_file(path, entries, read_layout(path, entries))
+
+
+def _single_file(
+    path: pathlib.Path, entries: Mapping[str, TensorInfo], layout: SingleFileLayout
+) -> Description:
+    """A file with a whole model: of each component what is loaded."""
+    groups, passed_over, unknown = leftovers.sort_file(entries, layout.classes)
+    for part in layout.texts:
+        if part.open_clip:
+            group = groups[part.prefix]
+            groups[part.prefix] = read = clip_from_open_clip(group, depth=part.depth)
+            used = {entry.name for entry in read.values()}
+            passed_over += [leftovers.UNUSED] * (len(group) - len(used))
+    names = {UNET: "unet", VAE: "vae"} | {part.prefix: part.name for part in layout.texts}
     parts = [
-        _part(name, cls, group)
-        for name, cls, prefix in (
-            ("unet", "UNet2DConditionModel", UNET),
-            ("vae", "AutoencoderKL", VAE),
-            *((part.name, part.class_name, part.prefix) for part in written_as.texts),
-        )
-        if (group := {k: e for k, e in entries.items() if k.startswith(prefix)})
+        _part(names[prefix], layout.classes[prefix], group)
+        for prefix, group in groups.items()
+        if group
     ]
-    predicts = stored_prediction_type(written_as.scheduler)
-    return _description(path, "single file", written_as.name, predicts, parts)
+    predicts = stored_prediction_type(layout.scheduler)
+    return dataclasses.replace(
+        _description(path, "single file", layout.name, predicts, parts),
+        left_over=leftovers.count(passed_over),
+        unknown=tuple(sorted(unknown)),
+        missing=tuple(names[prefix] for prefix, group in groups.items() if not group),
+    )
 
 
 def _pipeline(folder: pathlib.Path, variant: str | None) -> Description:

@@ -6,11 +6,18 @@ files, and say nothing that is not known: tables of the noise schedule, ids of p
 
 import pathlib
 import re
+import sys
+import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from jaxdiff.checkpoints.safetensors import TensorInfo
 
 SILENT = ""
+# Of text encoders of which Stable Diffusion 2 reads the output of the last layer but one.
+UNUSED = "a text encoder's last layer and projection"
 EMA, PROJECTION, VISION = "averaged weights (EMA)", "text projections", "CLIP's image encoder"
 # By class of the component, without its prefix in a single file.
 _OF_CLASSES = {
@@ -44,6 +51,32 @@ _OF_FILES = {
 }
 
 
+class FileTensors(NamedTuple):
+    """The tensors of a single file by what they belong to."""
+
+    groups: dict[str, dict[str, TensorInfo]]  # by prefix of the component, without it
+    passed_over: list[str]  # kinds of those that are left over
+    unknown: list[str]  # names
+
+
+def sort_file(entries: Mapping[str, TensorInfo], classes: Mapping[str, str]) -> FileTensors:
+    """The tensors of a single file whose components of `classes` lie below these prefixes."""
+    found = FileTensors({prefix: {} for prefix in classes}, [], [])
+    for name, entry in entries.items():
+        prefix = next((p for p in classes if name.startswith(p)), None)
+        own = name.removeprefix(prefix or "")
+        kind = kind_in_file(name)
+        if kind is None and prefix is not None:
+            kind = kind_in_component(own, classes[prefix])
+        if kind is not None:
+            found.passed_over.append(kind)
+        elif prefix is None:
+            found.unknown.append(name)
+        else:
+            found.groups[prefix][own] = entry
+    return found
+
+
 def kind_in_component(name: str, class_name: str) -> str | None:
     """What a tensor of a component is that its network does not have; None if that is unknown."""
     table = _OF_CLASSES.get(class_name, {})
@@ -57,10 +90,28 @@ def kind_in_file(name: str) -> str | None:
 
 def warn(source: str | pathlib.Path, kinds: Iterable[str]) -> None:
     """One warning that counts the tensors in `source` which are passed over."""
-    counts = Counter(kind for kind in kinds if kind != SILENT)
-    if counts:
-        listed = ", ".join(f"{counts[kind]} of {kind}" for kind in sorted(counts))
-        warnings.warn(f"{source}: got tensors that are not read: {listed}", stacklevel=3)
+    if not (counts := count(kinds)):
+        return
+    # The place in the warning is that of the code which called this package.
+    names = [f.f_globals.get("__name__", "") for f, _ in traceback.walk_stack(sys._getframe())]
+    level = 1 + max(i for i, name in enumerate(names, 1) if name.partition(".")[0] == "jaxdiff")
+    warnings.warn(f"{source}: got tensors that are not read: {listing(counts)}", stacklevel=level)
+
+
+def count(kinds: Iterable[str]) -> dict[str, int]:
+    """How many tensors are of each kind, without those of kind SILENT."""
+    return dict(sorted(Counter(kind for kind in kinds if kind != SILENT).items()))
+
+
+def listing(counts: Mapping[str, int]) -> str:
+    """The kinds in words."""
+    return ", ".join(f"{number} of {kind}" for kind, number in counts.items())
+
+
+def shown(names: Iterable[str]) -> str:
+    """How many names there are, and the first three."""
+    names = sorted(names)
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _kind(name: str, table: dict[str, str]) -> str | None:

@@ -35,6 +35,7 @@ from jaxdiff.checkpoints.lora_formats import (
 )
 from jaxdiff.checkpoints.lora_names import parse, settings_file, weights_file
 from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, read_tensor
+from jaxdiff.checkpoints.single_file_layouts import kind_of_model, other_family
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
 
@@ -67,10 +68,12 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, Shape]]) -
             strange.append(name)
         else:
             modules[found[:2]][found[2]] = entry
+    if strange:
+        reject_other_models(path, entries)
     reject_unknown_keys(path, "names that fit nothing in this model", strange)
     settings = AdapterSettings(path)
     changes: Changes = defaultdict(dict)
-    unfit = []
+    halves, unfit = [], {}
     for (component, module), roles in modules.items():
         keys = wanted[component]
         biased = f"{module}.bias" in keys
@@ -78,9 +81,13 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, Shape]]) -
         own = {f"{module}.{leaf}": change for leaf, change in found.items()}
         if own and all(key in keys and change.fits(keys[key]) for key, change in own.items()):
             changes[component] |= own
+        elif missing := _missing(roles):
+            halves.append(f"{_label(roles)} without {', '.join(missing)}")
         else:
-            unfit.append(_label(roles))
-    reject_unknown_keys(path, "factors that fit no weight", unfit)
+            unfit[_label(roles)] = _misfit(roles, keys.get(f"{module}.weight"))
+    reject_unknown_keys(path, "factors of which some are missing", halves)
+    first = next(iter(sorted(unfit.items())), ("", ""))
+    reject_unknown_keys(path, "factors that fit no weight", unfit, f"none; the first: {first[1]}")
     if not changes:
         raise InputError(f"{path}: got no factors, expected a LoRA")
     return dict(changes)
@@ -173,8 +180,47 @@ def _changes(
 
 def _label(roles: Roles) -> str:
     """A module in an error: a tensor of it, if possible one that LoRA has not, and its format."""
-    role = max(sorted(roles), key=lambda role: (role != "alpha", role not in LoRA.tensors))
+    role = _first(roles)
     return f"{roles[role].name}, {kind_of({role: roles[role].shape})}"
+
+
+def _first(roles: Roles) -> str:
+    """The role that says most of a module's format."""
+    return max(sorted(roles), key=lambda role: (role != "alpha", role not in LoRA.tensors))
+
+
+def _missing(roles: Roles) -> list[str]:
+    """The tensors that a module lacks, by name where a LoRA lacks half; none if it has all."""
+    forms = [form for form in FORMATS if form.tensors.keys() & roles.keys()]
+    forms.sort(key=lambda form: _first(roles) not in form.tensors)
+    missing = sorted(forms[0].needed() - roles.keys()) if forms else []
+    if forms[:1] != [LoRA] or len(missing) != 1:
+        return missing
+    (there,) = {"down", "up"} & roles.keys()
+    name = roles[there].name
+    pairs = (("lora_down", "lora_up"), ("lora_A", "lora_B"), ("down", "up"))
+    down, up = next(pair for pair in pairs if pair[there == "up"] in name)
+    own, other = (up, down) if there == "up" else (down, up)
+    start, _, end = name.rpartition(own)
+    return [f"{start}{other}{end}"]
+
+
+def _misfit(roles: Roles, shape: Shape | None) -> str:
+    """The shapes of a module's tensors, and of its weight."""
+    got = ", ".join(f"{role} {roles[role].shape}" for role in sorted(roles) if role != "alpha")
+    return f"got {got or 'alpha alone'}, expected factors of a weight {shape}"
+
+
+def reject_other_models(path: pathlib.Path, names: Iterable[str]) -> None:
+    """InputError for names of a model, or of a LoRA for a family that is not supported."""
+    names = set(names)
+    if kind := kind_of_model(names):
+        raise InputError(f"{path}: got {kind}, expected a LoRA")
+    if family := other_family(names):
+        raise InputError(
+            f"{path}: got tensors for {family}, which is not supported, expected a LoRA for Stable "
+            "Diffusion 1, 2 or XL"
+        )
 
 
 def read_number(entry: TensorInfo) -> float:
@@ -266,9 +312,11 @@ def reject_unsupported(path: pathlib.Path, names: Iterable[str]) -> None:
             )
 
 
-def reject_unknown_keys(path: pathlib.Path, what: str, names: Iterable[str]) -> None:
+def reject_unknown_keys(
+    path: pathlib.Path, what: str, names: Iterable[str], expected: str = "none"
+) -> None:
     """InputError that lists `names`, if there are any, as `what` they are."""
     names = sorted(names)
     if names:
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-        raise InputError(f"{path}: {what}: got {len(names)} ({shown}), expected none")
+        raise InputError(f"{path}: {what}: got {len(names)} ({shown}), expected {expected}")

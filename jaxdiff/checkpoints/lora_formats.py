@@ -40,11 +40,15 @@ class Change(abc.ABC):
     needs_weight: ClassVar[bool] = False  # whether `delta` reads the values of the weight
 
     @classmethod
+    def needed(cls) -> set[str]:
+        """The tensors, by field, that none of this format lacks."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        return {name for name in cls.tensors if fields[name].default is dataclasses.MISSING}
+
+    @classmethod
     def matches(cls, shapes: Mapping[str, Shape]) -> bool:
         """Whether the tensors of a module, by field, are those of this format."""
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        needed = {name for name in cls.tensors if fields[name].default is dataclasses.MISSING}
-        return needed <= shapes.keys() <= cls.tensors.keys()
+        return cls.needed() <= shapes.keys() <= cls.tensors.keys()
 
     @classmethod
     def options(cls, setting: Callable[[str], Any], module: str) -> dict[str, Any]:

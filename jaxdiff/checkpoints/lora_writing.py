@@ -19,6 +19,7 @@ from jaxdiff.checkpoints.inversion_names import BUNDLED
 from jaxdiff.checkpoints.lora import (
     METADATA,
     AdapterSettings,
+    reject_other_models,
     reject_unknown_keys,
     reject_unsupported,
 )
@@ -126,6 +127,8 @@ def _modules(path: pathlib.Path) -> dict[Module, dict[str, TensorInfo]]:
         if found.role in modules[found.component, module]:
             strange.append(name)
         modules[found.component, module][found.role] = entry
+    if strange:
+        reject_other_models(path, entries)
     reject_unknown_keys(path, "names of no LoRA for a published network", strange)
     every = modules.values()
     reject_unknown_keys(

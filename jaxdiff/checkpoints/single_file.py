@@ -60,8 +60,7 @@ def read_single_file(
     layout = read_layout(path, entries, prediction_type)
     predicts = stored_prediction_type(layout.scheduler)
     one_of(f"{path}: prediction_type", predicts, PREDICTION_TYPES)
-    classes = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL"}
-    classes |= {part.prefix: part.class_name for part in layout.texts}
+    classes = layout.classes
     if VAE_COMPONENT in skip:
         del classes[VAE]
         entries = {name: entry for name, entry in entries.items() if not name.startswith(VAE)}
@@ -136,24 +135,12 @@ def split(
     A warning counts those that are known to be passed over; InputError for others, and for a prefix
     without tensors.
     """
-    groups: dict[str, dict[str, TensorInfo]] = {prefix: {} for prefix in classes}
-    unknown, passed_over = [], []
-    for name, entry in entries.items():
-        prefix = next((p for p in classes if name.startswith(p)), None)
-        own = name.removeprefix(prefix or "")
-        kind = leftovers.kind_in_file(name)
-        if kind is None and prefix is not None:
-            kind = leftovers.kind_in_component(own, classes[prefix])
-        if kind is not None:
-            passed_over.append(kind)
-        elif prefix is None:
-            unknown.append(name)
-        else:
-            groups[prefix][own] = entry
+    groups, passed_over, unknown = leftovers.sort_file(entries, classes)
     source = next(iter(entries.values())).path
     if unknown:
-        shown = ", ".join(sorted(unknown)[:3]) + (", ..." if len(unknown) > 3 else "")
-        raise InputError(f"{source}: unknown tensors: got {len(unknown)} ({shown}), expected none")
+        raise InputError(
+            f"{source}: unknown tensors: got {leftovers.shown(unknown)}, expected none"
+        )
     for prefix, group in groups.items():
         if not group:
             other = f", or {ANOTHER_VAE}" if prefix == VAE else ""

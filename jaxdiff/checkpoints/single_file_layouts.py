@@ -39,6 +39,7 @@ OTHER_FAMILIES: Mapping[str, str] = {
     "layers.0.adaLN_modulation.0.": "Z-Image",
     "cap_embedder.": "Lumina",
     "transformer_blocks.0.img_mod.": "Qwen-Image",
+    "single_transformer_blocks.0.": "FLUX",
     "transformer_blocks.0.attn.add_q_proj.": "Stable Diffusion 3 or FLUX",
     "blocks.0.mlp.inverted_conv.": "Sana",
     "blocks.0.cross_attn.q_linear.": "PixArt",
@@ -53,7 +54,17 @@ OTHER_FAMILIES: Mapping[str, str] = {
     "net.x_embedder.proj.1.": "Cosmos",
     "model.clip_img_proj.": "the prior of Kandinsky 2 or Karlo",
     "clip_img_proj.": "the prior of Kandinsky 2 or Karlo",
+    "transformer_blocks.0.attn.": "Stable Diffusion 3 or FLUX",
+    "blocks.0.cross_attn.q.": "Wan",
 }
+# Before the names of such networks in LoRAs, which may have underscores for dots.
+_LORA_PREFIXES = re.compile(
+    r"(lora_(unet|transformer)_|lycoris_|base_model\.model\.|transformer\.|diffusion_model\.)+"
+)
+# Names of a VAE alone, TAESD's own among them.
+_VAE_NAMES = re.compile(
+    r"(\w+\.)?decoder\.(conv_in|layers\.0)\.weight|(taesd_(en|de)coder\.)?\d+\.conv\.0\.weight"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +100,12 @@ class SingleFileLayout:
     scaling_factor: float = 0.18215
     heads: int | None = None  # of the UNet's attention; None: as many of width 64 as fit
     options: Mapping[str, Any] = field(default_factory=dict)  # of model_index.json
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """The class of each component, by its prefix."""
+        texts = {part.prefix: part.class_name for part in self.texts}
+        return {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL"} | texts
 
 
 def _clip_l(prefix: str) -> TextEncoderLayout:
@@ -165,6 +182,34 @@ REFINER = SingleFileLayout(
 )
 
 
+def other_family(names: Iterable[str]) -> str | None:
+    """The family, which is not supported, of a model or LoRA with these names; None for others."""
+    plain = {name.removeprefix(UNET) for name in names}
+    plain |= {_flat(_LORA_PREFIXES.sub("", n)) for n in plain if _LORA_PREFIXES.match(n)}
+    for beginning, family in OTHER_FAMILIES.items():
+        if any(name.startswith((beginning, _flat(beginning))) for name in plain):
+            return family
+    return None
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def is_vae_alone(names: Iterable[str]) -> bool:
+    """Whether these are names of a VAE, and none of a UNet."""
+    names = list(names)
+    return any(map(_VAE_NAMES.fullmatch, names)) and not any(n.startswith(UNET) for n in names)
+
+
+def kind_of_model(names: Iterable[str]) -> str | None:
+    """What a file is that should be something small, if it is a model; None for others."""
+    names = set(names)
+    if f"{UNET}input_blocks.0.0.weight" in names:
+        return "a whole model"
+    return "a VAE" if is_vae_alone(names) else None
+
+
 def layout_of(
     entries: Mapping[str, TensorInfo], prediction_type: str | None = None
 ) -> SingleFileLayout:
@@ -174,16 +219,12 @@ def layout_of(
     without it, a file is of the kind that predicts v.
     """
     source = next(iter(entries.values())).path if entries else "checkpoint"
-    names = [name.removeprefix(UNET) for name in entries]
-    for beginning, family in OTHER_FAMILIES.items():
-        if any(name.startswith(beginning) for name in names):
-            raise InputError(
-                f"{source}: got {family}, which is not supported, "
-                "expected Stable Diffusion 1, 2 or XL"
-            )
+    if family := other_family(entries):
+        raise InputError(
+            f"{source}: got {family}, which is not supported, expected Stable Diffusion 1, 2 or XL"
+        )
     if f"{UNET}input_blocks.0.0.weight" not in entries:
-        first = re.compile(r"(\w+\.)?decoder\.(conv_in|layers\.0)\.weight")
-        if any(map(first.fullmatch, entries)) and not any(n.startswith(UNET) for n in entries):
+        if is_vae_alone(entries):
             raise InputError(
                 f"{source}: got a VAE, expected a whole checkpoint, to which this VAE can be given "
                 "(--vae FILE, vae=...)"

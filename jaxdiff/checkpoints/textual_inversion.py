@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdiff.checkpoints.inversion_names import PAIR, bundled, embeddings, token_name
 from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo, read_tensor, write_tensors
+from jaxdiff.checkpoints.single_file_layouts import kind_of_model
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
@@ -38,7 +39,8 @@ def read_inversion(
     entries = read_weights(path)
     own = token_name(path, entries)
     if own is None:
-        raise InputError(f"{path}: got {_listing(entries)}, expected one embedding of one word")
+        got = kind_of_model(entries) or _listing(entries)
+        raise InputError(f"{path}: got {got}, expected one embedding of one word")
     return Inversion(own if token is None else token, _vectors(path, entries, widths))
 
 

@@ -74,6 +74,11 @@ def run(arguments: Sequence[str]) -> None:
     options = parse(Options, arguments, prog="jaxdiff cache-latents")
     one_of("texts", options.texts, TEXTS)
     check_needs(options, NEEDS)
+    for name, path in (("vae", options.vae), ("text_encoder", options.text_encoder)):
+        if path is not None and path.is_file():
+            raise InputError(
+                f"{name}: got the file {path}, expected a folder, as jaxdiff convert makes of it"
+            )
     encoders = options.text_encoder or options.vae
     index, count = _process_index_and_count(options)
     caching = LatentCaching(

@@ -45,7 +45,11 @@ class Options:
     prediction_type: str | None = None
     """What the network of a checkpoint file predicts. Default: what the file says."""
     scaling_factor: float | None = None
-    """Scaling factor of a VAE file, which does not store it. Default: 0.18215; SDXL has 0.13025."""
+    """Scaling factor of a VAE file, which does not store it, for the folder that is written.
+    Default: 0.18215; SDXL has 0.13025."""
+    vae: str | None = None
+    """A VAE in place of a whole model's own, or for one without: a file, folder or Hub
+    repository."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -54,10 +58,10 @@ def run(arguments: Sequence[str]) -> None:
     dtype = None if options.dtype is None else dtype_of(options.dtype)
     lora = find_lora(pathlib.Path(options.source))
     if lora is not None:
-        _reject(options, "a LoRA", "variant", "prediction_type", "format", "scaling_factor")
+        _reject(options, "a LoRA", "variant", "prediction_type", "format", "scaling_factor", "vae")
         files, what = [options.output], _convert_lora(options, lora, dtype)
     elif (source := pathlib.Path(options.source)).exists() and is_vae(source):
-        _reject(options, "a VAE", "prediction_type")
+        _reject(options, "a VAE", "prediction_type", "vae")
         files, what = _convert_vae(options, dtype)
     else:
         _reject(options, "a whole model", "scaling_factor")
@@ -70,7 +74,10 @@ def _convert_model(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.
     """The written files and the class of the pipeline."""
     layout = _layout(options)
     parts = read_model(
-        options.source, variant=options.variant, prediction_type=options.prediction_type
+        options.source,
+        variant=options.variant,
+        prediction_type=options.prediction_type,
+        vae=options.vae,
     )
     if layout == "original":
         write_single_file(options.output, parts, dtype=dtype)
@@ -96,6 +103,11 @@ def _convert_vae(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.Pa
             raise InputError(
                 f"scaling_factor: got {options.scaling_factor} for {vae.path}, which has one, "
                 "expected none"
+            )
+        if layout == "original":
+            raise InputError(
+                f"scaling_factor: got {options.scaling_factor} for {options.output}, expected "
+                "none: a VAE file of the original layout does not hold it"
             )
     factor = SD1.scaling_factor if options.scaling_factor is None else options.scaling_factor
     component = vae.read(scaling={"scaling_factor": factor})

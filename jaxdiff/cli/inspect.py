@@ -5,8 +5,10 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+from jaxdiff.checkpoints import leftovers
 from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo
 from jaxdiff.checkpoints.description import Description, describe
+from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -42,6 +44,14 @@ def table(found: Description) -> str:
             f"  {name:{widths[0]}}  {cls:{widths[1]}}  {count:>{widths[2]}}  "
             f"{dtypes:{widths[3]}}  {size:>{widths[4]}}".rstrip()
         )
+    if found.left_over:
+        lines.append(f"  left over, not read: {leftovers.listing(found.left_over)}")
+    if found.unknown:
+        names = leftovers.shown(found.unknown)
+        lines.append(f"  unknown tensors: {names}: the file cannot be loaded with them")
+    for name in found.missing:
+        other = f": loading needs {ANOTHER_VAE}" if name == "vae" else ""
+        lines.append(f"  no {name}{other}")
     return "\n".join(lines)
 
 

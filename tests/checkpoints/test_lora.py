@@ -10,6 +10,7 @@ import pytest
 from jaxdiff.checkpoints.key_mapping import to_jax, torch_key_to_path
 from jaxdiff.checkpoints.lora import read_lora
 from jaxdiff.checkpoints.lora_formats import LoRA
+from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.errors import InputError
 
 TABLES = pathlib.Path(__file__).parent / "lora"
@@ -150,16 +151,24 @@ def test_an_adapter_of_peft(tmp_path, rslora, scale):
         ({"lora_te_a.alpha": factor()}, "names that fit nothing"),
         (
             {"lora_unet_a_to_q.hada_w1_a": factor(1, 1)},
-            "factors that fit no weight.*hada_w1_a, LoHa",
+            "some are missing.*hada_w1_a, LoHa without hada_w1_b, hada_w2_a, hada_w2_b",
         ),
         ({"unet.a.to_q.lora_A.weight": factor(2, 4)}, "names that fit nothing"),
-        ({"lora_unet_a_conv.lora_up.weight": factor(5, 2, 1, 1)}, "factors that fit no weight"),
+        (
+            {"lora_unet_a_conv.lora_up.weight": factor(5, 2, 1, 1)},
+            r"\(lora_unet_a_conv.lora_up.weight, LoRA without lora_unet_a_conv.lora_down.weight\)",
+        ),
+        (
+            {"unet.a.conv.lora_A.weight": factor(2, 4, 3, 3)},
+            r"got 1 \(unet.a.conv.lora_A.weight, LoRA without unet.a.conv.lora_B.weight\)",
+        ),
         (
             {
                 "lora_unet_a_conv.lora_up.weight": factor(5, 2, 1, 1),
                 "lora_unet_a_conv.lora_down.weight": factor(2, 4, 5, 5),
             },
-            "factors that fit no weight.*a_conv",
+            r"factors that fit no weight.*a_conv.*got down \(2, 4, 5, 5\), up \(5, 2, 1, 1\), "
+            r"expected factors of a weight \(5, 4, 3, 3\)",
         ),
         (
             {
@@ -174,6 +183,38 @@ def test_what_fits_nothing_is_listed(tmp_path, more, message):
     path = write(tmp_path / "x.safetensors", PAIR | more)
     with pytest.raises(InputError, match=message):
         read_lora(path, UNET)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["model.diffusion_model.input_blocks.0.0.weight", "x"], "got a whole model, expected a"),
+        (["decoder.conv_in.weight"], "got a VAE, expected a LoRA"),
+        (["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"], "got tensors for FLUX.1, wh"),
+        (["diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight"], "for FLUX.1, which"),
+        (["transformer.single_transformer_blocks.0.attn.to_k.lora_B.weight"], "for FLUX, which"),
+        (["transformer.transformer_blocks.0.attn.to_k.lora_A.weight"], "Stable Diffusion 3 or FL"),
+        (["lora_unet_joint_blocks_0_x_block_attn_qkv.lora_up.weight"], "Stable Diffusion 3, which"),
+        (["diffusion_model.blocks.0.cross_attn.q.lora_A.weight"], "for Wan, which is not"),
+    ],
+)
+def test_other_models_are_refused_by_name(tmp_path, names, message):
+    path = write(tmp_path / "x.safetensors", dict.fromkeys(names, factor(2, 4)))
+    with pytest.raises(InputError, match=message):
+        read_lora(path, UNET)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.diffusion_model.input_blocks.0.0.weight", "a whole model"),
+        ("3.conv.0.weight", "a V"),
+    ],
+)
+def test_a_model_is_no_textual_inversion(tmp_path, name, kind):
+    path = write(tmp_path / "x.safetensors", {name: factor(2, 4), "1.bias": factor(2)})
+    with pytest.raises(InputError, match=f"got {kind}.*expected one embedding of one word"):
+        read_inversion(path, {"text_encoder": 4})
 
 
 def test_no_lora(tmp_path):

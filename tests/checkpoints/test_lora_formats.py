@@ -325,7 +325,7 @@ LOHA = {"hada_w1_a": draw(6, 2), "hada_w1_b": draw(2, 4), "hada_w2_a": draw(6, 2
 @pytest.mark.parametrize(
     ("tensors", "options", "message"),
     [
-        (LOHA, {}, r"factors that fit no weight: got 1 \(lora_unet_a.hada_w1_a, LoHa\)"),
+        (LOHA, {}, r"some are missing: got 1 \(lora_unet_a.hada_w1_a, LoHa without hada_w2_b\)"),
         (LOHA | {"hada_w2_b": draw(2, 5)}, {}, "hada_w1_a, LoHa"),
         (LOHA | {"hada_w2_b": draw(2)}, {}, "hada_w1_a, LoHa"),
         (LOHA | {"hada_w2_b": draw(2, 4), "hada_t1": draw(2, 2, 3, 3)}, {}, ", LoHa"),

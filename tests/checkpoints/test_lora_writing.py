@@ -274,6 +274,7 @@ def test_what_cannot_be_is_a_sentence(tmp_path, capsys, more, message):
         ("b", (), "b for a LoRA, expected FILE.safetensors"),
         ("b.safetensors", ("--variant", "fp16"), "variant: got 'fp16' for a LoRA"),
         ("b.safetensors", ("--prediction-type", "epsilon"), "prediction_type: got 'epsilon'"),
+        ("b.safetensors", ("--vae", "x"), "vae: got 'x' for a LoRA"),
     ],
 )
 def test_options_that_a_lora_has_not(tmp_path, capsys, target, more, message):

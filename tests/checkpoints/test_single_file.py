@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -77,9 +78,9 @@ def test_what_it_is_shows_without_reading_it(written):
     assert found.prediction_type == (PREDICTS[family] or "epsilon")
     counts = {part.name: part.parameters for part in found.parts}
     for name, component in expected.items():
-        count = sum(array.size for array in param_dict(component.module).values())
-        if (family, name) != ("sd2", "text_encoder"):  # the file has a layer more
-            assert counts[name] == count
+        assert counts[name] == sum(a.size for a in param_dict(component.module).values())
+    unused = {"a text encoder's last layer and projection": 13} if family == "sd2" else {}
+    assert (found.left_over, found.unknown, found.missing) == (unused, (), ())
     assert {dtype for part in found.parts for dtype in part.dtypes} == {"F32"}
 
 
@@ -155,28 +156,32 @@ def test_tables_and_buffers_are_passed_over(tmp_path, sd1):
     assert read(tmp_path, sd1 | more).class_name == "StableDiffusionPipeline"
 
 
+LEFT_OVER = (
+    "cond_stage_model.transformer.text_projection.weight",
+    "cond_stage_model.transformer.vision_model.post_layernorm.bias",
+    "first_stage_model.loss.logvar",
+    "first_stage_model.loss.discriminator.main.0.weight",
+    "first_stage_model.model_ema.decay",
+    "model_ema.decay",
+    "model_ema.diffusion_modelinput_blocks00weight",
+    "control_model.time_embed.0.weight",
+    "embedding_manager.string_to_param_dict.*",
+    "global_step",
+)
+KINDS = (
+    "1 of CLIP's image encoder, 1 of ControlNet, 3 of averaged weights (EMA), 2 of losses, "
+    "1 of text projections, 1 of textual inversions in training, 1 of training counters"
+)
+
+
 def test_one_warning_counts_what_is_left_over(tmp_path, sd1):
-    names = (
-        "cond_stage_model.transformer.text_projection.weight",
-        "cond_stage_model.transformer.vision_model.post_layernorm.bias",
-        "first_stage_model.loss.logvar",
-        "first_stage_model.loss.discriminator.main.0.weight",
-        "first_stage_model.model_ema.decay",
-        "model_ema.decay",
-        "model_ema.diffusion_modelinput_blocks00weight",
-        "control_model.time_embed.0.weight",
-        "embedding_manager.string_to_param_dict.*",
-        "global_step",
-    )
-    more = dict.fromkeys(names, np.zeros((64, 64), np.float32))
+    more = dict.fromkeys(LEFT_OVER, np.zeros((64, 64), np.float32))
     with pytest.warns(UserWarning, match="not read") as said:
         read(tmp_path, sd1 | more)
     (message,) = map(str, (each.message for each in said))
-    assert message.endswith(
-        "y.safetensors: got tensors that are not read: 1 of CLIP's image encoder, 1 of ControlNet, "
-        "3 of averaged weights (EMA), 2 of losses, 1 of text projections, "
-        "1 of textual inversions in training, 1 of training counters"
-    )
+    tests = pathlib.Path(__file__).parents[1]  # where the caller is
+    assert tests in pathlib.Path(said[0].filename).parents
+    assert message.endswith(f"y.safetensors: got tensors that are not read: {KINDS}")
 
 
 def test_names_without_the_prefix_of_the_text_model(tmp_path, sd1):
@@ -254,6 +259,22 @@ def test_inspect_prints_what_it_is(written, capsys):
     assert main.run("inspect", [str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["layout"] == "single file"
     assert main.run("inspect", [str(path.parent / "none")]) == 2
+
+
+def test_inspect_counts_what_is_loaded(tmp_path, sd1, capsys):
+    whole = originals.write_safetensors(tmp_path / "x.safetensors", sd1)
+    tensors = {name: v for name, v in sd1.items() if not name.startswith("first_stage_model.")}
+    names = (*LEFT_OVER, "lora.x", "betas", "first_stage_model.logvar")
+    more = dict.fromkeys(names, np.zeros((64, 64), np.float32))
+    path = originals.write_safetensors(tmp_path / "y.safetensors", tensors | more)
+    unet, _, text = describe(whole).parts
+    assert describe(path).parts == (unet, text)
+    assert main.run("inspect", [str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        f"  left over, not read: {KINDS}",
+        "  unknown tensors: 1 (lora.x): the file cannot be loaded with them",
+        "  no vae: loading needs a VAE of its own (--vae FILE, vae=...)",
+    ]
 
 
 def test_inspect_does_not_wait_for_jax():

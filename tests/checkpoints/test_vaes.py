@@ -124,6 +124,12 @@ def test_a_checkpoint_without_a_vae_says_what_to_give(bare, sd1, tmp_path):
     with pytest.raises(InputError, match="got a VAE, expected a whole checkpoint"):
         jaxdiff.load(vae)
     assert type(jaxdiff.load(bare, vae=vae).vae) is AutoencoderKL
+    encoder, decoder = tiny.taesd_halves()
+    joined = {f"taesd_encoder.{name}": values for name, values in encoder.items()}
+    for tensors in (encoder, decoder, joined):
+        path = originals.write_safetensors(tmp_path / "taesd_encoder.safetensors", tensors)
+        with pytest.raises(InputError, match="got a VAE, expected a whole checkpoint"):
+            jaxdiff.load(path)
 
 
 def test_a_folder_without_a_vae(tmp_path):
@@ -309,6 +315,19 @@ def test_convert_there_and_back(sd1, tmp_path, capsys):
     assert describe(tmp_path / "folder").family == "AutoencoderKL"
 
 
+def test_convert_gives_a_model_its_vae(sd1, bare, tmp_path, capsys):
+    vae = originals.write_safetensors(tmp_path / "vae.safetensors", sd1[1])
+    whole = tmp_path / "whole.safetensors"
+    assert main.run("convert", [str(bare), str(whole), "--vae", str(vae)]) == 0
+    table = read_table(whole)
+    got = {k.removeprefix(PREFIX): read_tensor(e) for k, e in table.items() if PREFIX in k}
+    assert got.keys() == sd1[1].keys()
+    for name, values in sd1[1].items():
+        np.testing.assert_array_equal(got[name], values, err_msg=name)
+    assert main.run("convert", [str(bare), str(whole), "--vae", str(tmp_path / "none")]) == 2
+    assert "convert: vae: got" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -319,12 +338,18 @@ def test_convert_there_and_back(sd1, tmp_path, capsys):
             "prediction_type: got 'epsilon' for a VAE",
         ),
         (["model", "x", "--scaling-factor", "2"], "scaling_factor: got 2.0 for a whole model"),
+        (
+            ["bare", "x.safetensors", "--scaling-factor", "0.13"],
+            r"scaling_factor: got 0.13 for .*x\.safetensors, expected none: a VAE file of the orig",
+        ),
+        (["bare", "x", "--vae", "y"], "vae: got 'y' for a VAE, expected no vae"),
     ],
 )
-def test_conversions_that_cannot_be(model, tmp_path, capsys, arguments, message):
+def test_conversions_that_cannot_be(model, sd1, tmp_path, capsys, arguments, message):
     write_component(tmp_path / "taesd", tiny.random_component(AutoencoderTiny, TINY))
-    source = str(model if arguments[0] == "model" else tmp_path / "taesd")
-    command = [source, str(tmp_path / arguments[1]), *arguments[2:]]
+    bare = originals.write_safetensors(tmp_path / "bare.safetensors", sd1[1])
+    sources = {"model": model, "taesd": tmp_path / "taesd", "bare": bare}
+    command = [str(sources[arguments[0]]), str(tmp_path / arguments[1]), *arguments[2:]]
     assert main.run("convert", command) == 2
     assert pathlib.Path(tmp_path / arguments[1]).exists() is False
     import re

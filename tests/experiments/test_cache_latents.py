@@ -256,3 +256,12 @@ def test_a_vae_without_variance(made, tmp_path):
     np.testing.assert_array_equal(logvar, np.full_like(mean, -30))
     arguments = command(made, str(tmp_path / "latents"))
     assert main.run("cache-latents", [str(tmp_path / "taesd"), *arguments[1:]]) == 0
+
+
+def test_files_are_no_folders(tmp_path, capsys):
+    (tmp_path / "vae.safetensors").touch()
+    given = [str(tmp_path / "vae.safetensors"), str(tmp_path / "out"), "--kind", "scenes"]
+    assert main.run("cache-latents", given) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("cache-latents: vae: got the file ")
+    assert said.endswith("vae.safetensors, expected a folder, as jaxdiff convert makes of it")
