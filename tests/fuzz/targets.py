@@ -258,7 +258,7 @@ def command_line(rng: Random, folder: pathlib.Path) -> None:
         ]
     options, stored, _ = generate._parsed([each for each in arguments if "\0" not in each])
     jobs = generate._jobs(options, stored)
-    generate.Manifest.of(folder, vars(options), generate._files(options, jobs)).read()
+    generate.Manifest.of(folder, vars(options), generate._files(options, jobs)).read(jobs)
 
 
 @target
