@@ -195,7 +195,7 @@ def _generate(
                 check_restored(stored, image.settings, typed)
         todo = [image for image in plan if not image.exists]
         program = _program(runner, options, todo)
-        progress.begin(len(todo), options.batch_size, compile_s=usual_compile_time(program))
+        progress.start(len(todo), options.batch_size, compile_s=usual_compile_time(program))
         try:
             timings = runner.generate(
                 todo,

@@ -60,7 +60,7 @@ class Progress:
         self._bar.update(self._task, description=text)
         self._print_line(text)
 
-    def begin(self, images: int, batch_size: int, *, compile_s: float | None) -> None:
+    def start(self, images: int, batch_size: int, *, compile_s: float | None) -> None:
         """`images` are generated next, in batches; their programs usually take `compile_s`."""
         self._images, self._batch = images, batch_size
         if images:

@@ -83,7 +83,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def chosen_fields(config: Any) -> dict[str, Any]:
+def non_default_fields(config: Any) -> dict[str, Any]:
     """The fields of a dataclass that differ from their defaults; later versions may have more."""
     values, defaults = dataclasses.asdict(config), _defaults(type(config))
     return {name: value for name, value in values.items() if value != defaults[name]}

@@ -17,7 +17,7 @@ from jaxdiff.checkpoints.model_registry import arguments
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.checkpoints.tokenizers import tokenizer_digest
-from jaxdiff.core.configs import chosen_fields
+from jaxdiff.core.configs import non_default_fields
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import content_digest, parameter_count
 from jaxdiff.core.types import Float, NDArray, UInt8
@@ -155,7 +155,7 @@ class LoadedModel(Addons):
         for _, component in sorted(parts.components.items()):
             digests.append(content_digest(param_dict(component.module)))
             for config in arguments(component.module):
-                own = {k: v for k, v in chosen_fields(config).items() if k not in INFORMATIVE}
+                own = {k: v for k, v in non_default_fields(config).items() if k not in INFORMATIVE}
                 digests.append(json.dumps(own, sort_keys=True))
         digests += [tokenizer_digest(files) for _, files in sorted(parts.tokenizers.items())]
         digests.append(json.dumps(parts.scheduler, sort_keys=True))
