@@ -112,10 +112,10 @@ def read_torch_pickle(path: pathlib.Path) -> dict[str, TensorInfo]:
         raise InputError(
             f"{path}: got {os_error_message(error)}, expected a PyTorch file"
         ) from None
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError):
         raise InputError(
-            f"{path}: got {error}, expected a zip archive as torch.save writes it since 1.6 "
-            "(load an older one in PyTorch once and save it again)"
+            f"{path}: got a file that is no whole zip archive, expected one of torch.save: it is "
+            "damaged, no checkpoint, or older than PyTorch 1.6 (which can load and save it again)"
         ) from None
 
 
