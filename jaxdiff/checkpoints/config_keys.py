@@ -1,16 +1,13 @@
 """Every key of the configs of diffusers' and transformers' classes, and what it does here.
 
 A key counts, or has values that are refused, or has no effect, and then the table says why. Keys
-of UNet, VAE and CLIP count if the config classes of `jaxdiff.models` have them.
+of networks count if their config classes have them; those name their exceptions, UNSUPPORTED and
+NO_EFFECT.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-from jaxdiff.models.autoencoder_tiny import AutoencoderTinyConfig
-from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.models.unet.config import UNSUPPORTED_FIELDS, UNet2DConditionConfig
-from jaxdiff.models.vae import AutoencoderKLConfig
 
 
 class Effect(NamedTuple):
@@ -97,24 +94,6 @@ SCHEDULER_KEYS: dict[str, Effect] = {
 
 EDM_KEYS = ("sigma_min", "sigma_max")  # that count in EDM's classes
 
-# Fields of config classes that change no picture.
-_INFORMATIVE: dict[type, dict[str, str]] = {
-    UNet2DConditionConfig: {
-        "upcast_attention": "scores and softmax are always in float32",
-        "addition_embed_type_num_heads": "of kinds that are refused",
-    },
-    AutoencoderKLConfig: {"sample_size": "tiles have a size of their own"},
-    AutoencoderTinyConfig: {
-        "latent_magnitude": "of latents stored in bytes",
-        "latent_shift": "of latents stored in bytes",
-        "force_upcast": "float16 does not overflow in it",
-    },
-    CLIPTextConfig: {
-        "pad_token_id": "the tokenizer decides",
-        "bos_token_id": "the tokenizer decides",
-    },
-    CLIPVisionConfig: {},
-}
 # What else those files hold.
 DIFFUSERS_NO_EFFECT = {
     "of averaged weights (EMA)": (
@@ -160,9 +139,10 @@ def names(table: dict[str, str]) -> frozenset[str]:
 def component_keys(cls: type) -> dict[str, Effect]:
     """The keys of a network's config.json that its config class has."""
     effects: dict[str, Effect] = {}
-    limits = UNSUPPORTED_FIELDS if cls is UNet2DConditionConfig else {}
+    limits: Mapping[str, tuple[Any, ...]] = getattr(cls, "UNSUPPORTED", {})
+    reasons: Mapping[str, str] = getattr(cls, "NO_EFFECT", {})
     for field in dataclasses.fields(cls):
-        if why := _INFORMATIVE[cls].get(field.name):
+        if why := reasons.get(field.name):
             effects[field.name] = no_effect(why)
         elif accepted := limits.get(field.name):
             effects[field.name] = refused("the network", *accepted)

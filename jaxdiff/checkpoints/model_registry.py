@@ -29,6 +29,7 @@ class ModelClass:
     name: str
     module: type[nnx.Module]
     configs: Callable[..., Configs]  # (raw, source=...): the module's positional arguments
+    config: type | None = None  # the class of its config; None: it has several
     options: Mapping[str, Any] = field(default_factory=dict)
     model_type: str | None = None  # transformers' name of the architecture
 
@@ -82,62 +83,39 @@ def _clip(raw: Mapping[str, Any], *, source: str) -> Configs:
     )
 
 
-_TEXT = partial(single_config, from_transformers, CLIPTextConfig)
-_VISION = partial(single_config, from_transformers, CLIPVisionConfig)
+def _diffusers(name: str, module: type[nnx.Module], config: type) -> ModelClass:
+    configs = partial(single_config, from_diffusers, config)
+    return ModelClass(name=name, module=module, configs=configs, config=config)
 
-MODEL_CLASSES: dict[str, ModelClass] = {
-    kind.name: kind
-    for kind in (
-        ModelClass(
-            name="UNet2DConditionModel",
-            module=UNet2DConditionModel,
-            configs=partial(single_config, from_diffusers, UNet2DConditionConfig),
-        ),
-        ModelClass(
-            name="AutoencoderKL",
-            module=AutoencoderKL,
-            configs=partial(single_config, from_diffusers, AutoencoderKLConfig),
-        ),
-        ModelClass(
-            name="AutoencoderTiny",
-            module=AutoencoderTiny,
-            configs=partial(single_config, from_diffusers, AutoencoderTinyConfig),
-        ),
-        # diffusers has no such class and reads no folder that model_index.json does not name.
-        ModelClass(
-            name="LatentClassifier",
-            module=LatentClassifier,
-            configs=partial(single_config, from_diffusers, LatentClassifierConfig),
-        ),
-        ModelClass(
-            name="CLIPTextModel",
-            module=CLIPTextModel,
-            configs=_TEXT,
-            model_type="clip_text_model",
-        ),
-        ModelClass(
-            name="CLIPTextModelWithProjection",
-            module=CLIPTextModel,
-            configs=_TEXT,
-            options={"with_projection": True},
-            model_type="clip_text_model",
-        ),
-        ModelClass(
-            name="CLIPVisionModel",
-            module=CLIPVisionModel,
-            configs=_VISION,
-            model_type="clip_vision_model",
-        ),
-        ModelClass(
-            name="CLIPVisionModelWithProjection",
-            module=CLIPVisionModel,
-            configs=_VISION,
-            options={"with_projection": True},
-            model_type="clip_vision_model",
-        ),
-        ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
+
+def _transformers(
+    name: str, module: type[nnx.Module], config: type, model_type: str, **options: Any
+) -> ModelClass:
+    return ModelClass(
+        name=name,
+        module=module,
+        configs=partial(single_config, from_transformers, config),
+        config=config,
+        options=options,
+        model_type=model_type,
     )
-}
+
+
+_TEXT = CLIPTextModel, CLIPTextConfig, "clip_text_model"
+_VISION = CLIPVisionModel, CLIPVisionConfig, "clip_vision_model"
+_CLASSES = (
+    _diffusers("UNet2DConditionModel", UNet2DConditionModel, UNet2DConditionConfig),
+    _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
+    _diffusers("AutoencoderTiny", AutoencoderTiny, AutoencoderTinyConfig),
+    # diffusers has no such class and reads no folder that model_index.json does not name.
+    _diffusers("LatentClassifier", LatentClassifier, LatentClassifierConfig),
+    _transformers("CLIPTextModel", *_TEXT),
+    _transformers("CLIPTextModelWithProjection", *_TEXT, with_projection=True),
+    _transformers("CLIPVisionModel", *_VISION),
+    _transformers("CLIPVisionModelWithProjection", *_VISION, with_projection=True),
+    ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
+)
+MODEL_CLASSES: dict[str, ModelClass] = {kind.name: kind for kind in _CLASSES}
 
 
 def class_name_of(module: nnx.Module) -> str:

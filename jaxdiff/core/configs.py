@@ -22,6 +22,12 @@ _JSON: dict[Any, str] = {
 }
 
 
+def check_unsupported(config: Any) -> None:
+    """InputError for a field whose value is none of those that its class lists as UNSUPPORTED."""
+    for name, accepted in config.UNSUPPORTED.items():
+        one_of(name, getattr(config, name), accepted)
+
+
 def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(v) for v in value) if isinstance(value, list) else value
 

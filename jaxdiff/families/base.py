@@ -7,7 +7,7 @@ defaults, and the extras, which are inputs of the network beside the text.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,9 @@ from jaxdiff.models.text_encoder import TextModel
 
 
 class TextEncoderOutput(NamedTuple):
-    """What one text encoder gives the network; leading axes b, or b and k."""
+    """What a text encoder, or all of them, give the network; leading axes b, or b and k."""
 
-    hidden_states: Float[Array, "*b n d"]
+    hidden_states: Float[Array, "*b n d"] | None
     pooled: Float[Array, "*b p"] | None = None
     mask: Bool[Array, "*b n"] | None = None  # which tokens are text, not padding
 
@@ -36,9 +36,13 @@ class TextEncoder:
 
     component: str = "text_encoder"
     tokenizer: str = "tokenizer"
-    layer: str = "last"  # "last" hidden states, after the final norm, or "penultimate" without it
+    # "last" hidden states, after the final norm, or "penultimate" without it; None: no states
+    layer: str | None = "last"
     pooled: bool = False  # whether the network gets the pooled embedding of this encoder
     length: int | None = None  # tokens of a text; None: as many as its tokenizer says
+    # parts of so many tokens that a longer text has at most, the rest is cut; None: MAX_CHUNKS
+    max_chunks: int | None = None
+    masks_padding: bool = False  # padding is hidden from the encoder itself
     # the network's argument for the mask of tokens that are text; None: it gets none
     mask: str | None = None
 
@@ -46,16 +50,41 @@ class TextEncoder:
         self, encoder: TextModel, ids: Int[Array, "b n"], skip: int = 0
     ) -> TextEncoderOutput:
         """The outputs that the network gets for token ids, without `skip` layers at the end."""
-        features = encoder.features(ids, skip)
-        states = features.last if self.layer == "last" else features.penultimate
-        pooled, mask = features.pooled, features.mask
+        masked = {"masks_padding": True} if self.masks_padding else {}
+        features = encoder.features(ids, skip, **masked)
+        states = {None: None, "last": features.last, "penultimate": features.penultimate}
         return TextEncoderOutput(
-            cast(Array, states), pooled if self.pooled else None, mask if self.mask else None
+            states[self.layer],
+            features.pooled if self.pooled else None,
+            features.mask if self.mask else None,
         )
 
     def num_tokens(self, encoder: TextModel) -> int:
         """How many tokens of a text the network gets."""
         return self.length or encoder.config.max_position_embeddings
+
+
+# The outputs of the text encoders, by component in the order of the family, as one.
+Join = Callable[[Mapping[str, TextEncoderOutput]], TextEncoderOutput]
+
+
+def join_features(outputs: Mapping[str, TextEncoderOutput]) -> TextEncoderOutput:
+    """Hidden states side by side, and pooled embeddings too."""
+    return _joined(outputs, -1)
+
+
+def join_tokens(outputs: Mapping[str, TextEncoderOutput]) -> TextEncoderOutput:
+    """Hidden states one after the other, pooled embeddings side by side."""
+    return _joined(outputs, -2)
+
+
+def _joined(outputs: Mapping[str, TextEncoderOutput], axis: int) -> TextEncoderOutput:
+    states = [each.hidden_states for each in outputs.values() if each.hidden_states is not None]
+    pooled = [each.pooled for each in outputs.values() if each.pooled is not None]
+    return TextEncoderOutput(
+        jnp.concatenate(states, axis=axis) if states else None,
+        jnp.concatenate(pooled, axis=-1) if pooled else None,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,9 +102,7 @@ class Family:
     # of options of requests, where a model has none of its own
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     text_encoders: tuple[TextEncoder, ...] = (TextEncoder(),)
-    # how the hidden states of several encoders become one context: side by side as "features", or
-    # one after the other as "tokens"
-    joined_as: str = "features"
+    join: Join = join_features  # how the outputs of several text encoders become one
     states_argument: str = "context"  # the network's argument for hidden states
     pooled_argument: str = "text_embeds"  # for the pooled embedding
     zero_uncond: bool = False  # a negative prompt that was not given is zeros, not the empty text
@@ -84,6 +111,16 @@ class Family:
     def codec(self, modules: Mapping[str, Any]) -> LatentCodec:
         """The latent codec among `modules` by component, or that of pixels."""
         return Pixels() if self.latent_codec is None else modules[self.latent_codec]
+
+    def num_tokens(self, modules: Mapping[str, Any]) -> int:
+        """How many tokens of a text the network gets, whose text encoders are among `modules`."""
+        outputs: dict[str, TextEncoderOutput] = {}
+        for spec in self.text_encoders:
+            encoder = modules[spec.component]
+            ids = jax.ShapeDtypeStruct((1, spec.num_tokens(encoder)), jnp.int32)
+            outputs[spec.component] = nnx.eval_shape(spec.encode, encoder, ids)
+        states = jax.eval_shape(self.join, outputs).hidden_states if outputs else None
+        return 0 if states is None else states.shape[-2]
 
     @property
     def id_columns(self) -> dict[str, str]:
@@ -138,19 +175,16 @@ class Family:
         """The columns of training batches that extras make of captions."""
         return {name: a for extra in self.extras for name, a in extra.columns(captions).items()}
 
-    def join(self, outputs: Sequence[TextEncoderOutput]) -> dict[str, Array]:
+    def text_conditioning(self, outputs: Sequence[TextEncoderOutput]) -> dict[str, Array]:
         """The outputs of all text encoders as conditioning of the network."""
-        joined: dict[str, Array] = {}
-        if outputs:
-            axis = -1 if self.joined_as == "features" else -2
-            states = [each.hidden_states for each in outputs]
-            joined[self.states_argument] = jnp.concatenate(states, axis=axis)
-        for spec, output in zip(self.text_encoders, outputs, strict=True):
-            if output.pooled is not None:
-                joined.setdefault(self.pooled_argument, output.pooled)
-            if spec.mask is not None and output.mask is not None:
-                joined[spec.mask] = output.mask
-        return joined
+        if not self.text_encoders:
+            return {}
+        pairs = list(zip(self.text_encoders, outputs, strict=True))
+        joined = self.join({spec.component: output for spec, output in pairs})
+        conditioning = {self.states_argument: joined.hidden_states}
+        conditioning[self.pooled_argument] = joined.pooled
+        conditioning |= {spec.mask: output.mask for spec, output in pairs if spec.mask is not None}
+        return {name: array for name, array in conditioning.items() if array is not None}
 
 
 def select_rows(

@@ -1,6 +1,7 @@
 """The families by diffusers' pipeline classes, and the options of requests that they read."""
 
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from jaxdiff.core.errors import InputError
@@ -12,16 +13,13 @@ from jaxdiff.families.extras import Option
 # (modules by component, plain values of model_index.json, source=...) -> family; InputError for
 # modules that do not fit together.
 Detect = Callable[..., Family]
-# The function that tells the families of each pipeline class apart.
-DETECT: dict[str, Detect] = dict.fromkeys(
-    stable_diffusion.PIPELINE_CLASSES, stable_diffusion.detect
-)
+# Files with `PIPELINE_CLASSES`, `FAMILIES`, and `detect`, which tells the families apart.
+FAMILY_MODULES: tuple[ModuleType, ...] = (stable_diffusion,)
+DETECT: dict[str, Detect] = {
+    name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES
+}
 # Every family, for the options of requests that any of them reads.
-FAMILIES: list[Family] = [
-    stable_diffusion.SD,
-    stable_diffusion.SDXL,
-    stable_diffusion.SDXL_REFINER,
-]
+FAMILIES: list[Family] = [family for module in FAMILY_MODULES for family in module.FAMILIES]
 
 
 def request_options() -> dict[str, Option]:

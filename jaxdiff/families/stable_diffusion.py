@@ -220,6 +220,7 @@ SDXL_REFINER = dataclasses.replace(
     text_encoders=SDXL.text_encoders[1:],
     extras=(AestheticScore(),),
 )
+FAMILIES = (SD, SDXL, SDXL_REFINER)
 
 
 def detect(

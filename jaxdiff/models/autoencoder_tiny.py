@@ -5,7 +5,8 @@ Inside, images are in [0, 1].
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -24,6 +25,12 @@ LATENT_LIMIT = 3.0  # latents beyond it are softly limited before they are decod
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderTinyConfig:
     """The fields of a diffusers AutoencoderTiny config.json, with its defaults."""
+
+    NO_EFFECT: ClassVar[Mapping[str, str]] = {
+        "latent_magnitude": "of latents stored in bytes",
+        "latent_shift": "of latents stored in bytes",
+        "force_upcast": "float16 does not overflow in it",
+    }
 
     in_channels: int = 3
     out_channels: int = 3

@@ -1,6 +1,8 @@
 """The configs of CLIP's two encoders: transformers' fields that say what the network is."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of, positive
@@ -21,6 +23,11 @@ def _check_sizes(config: "CLIPTextConfig | CLIPVisionConfig") -> None:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPTextConfig:
     """A text encoder, with the defaults of transformers."""
+
+    NO_EFFECT: ClassVar[Mapping[str, str]] = {
+        "pad_token_id": "the tokenizer decides",
+        "bos_token_id": "the tokenizer decides",
+    }
 
     vocab_size: int = 49408
     hidden_size: int = 512

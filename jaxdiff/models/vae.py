@@ -1,6 +1,8 @@
 """AutoencoderKL, the convolutional VAE of latent diffusion (Rombach et al. 2022, appendix G)."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -22,6 +24,10 @@ LOGVAR_RANGE = (-30.0, 20.0)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderKLConfig:
     """The fields of a diffusers AutoencoderKL config.json, with its defaults."""
+
+    NO_EFFECT: ClassVar[Mapping[str, str]] = {
+        "sample_size": "tiles have a size of their own",
+    }
 
     in_channels: int = 3
     out_channels: int = 3

@@ -14,6 +14,7 @@ from jaxdiff.guidance.base import Stream
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.pipeline.closed_vocabulary import warn_of_unseen_words
 from jaxdiff.pipeline.prompts import (
+    MAX_CHUNKS,
     PromptTokenizer,
     SubPrompt,
     Tokens,
@@ -79,9 +80,10 @@ class PromptTokenizers(NamedTuple):
         for request in requests:
             rows = self._chunks(request, streams)
             longest = max((len(tokens.ids) for row in rows for tokens in row), default=0)
+            limits = [spec.max_chunks or longest for spec in self.family.text_encoders]
             padded = [
-                [pad_chunks(tokens, longest, blank) for tokens in row]
-                for row, blank in zip(rows, empty, strict=True)
+                [pad_chunks(tokens, min(longest, limit), blank) for tokens in row]
+                for row, blank, limit in zip(rows, empty, limits, strict=True)
             ]
             ids.append([np.stack([tokens.ids for tokens in row]) for row in padded])
             weights.append([np.stack([tokens.weights for tokens in row]) for row in padded])
@@ -95,8 +97,12 @@ class PromptTokenizers(NamedTuple):
     def _chunks(self, request: Request, streams: Sequence[Stream]) -> list[list[Tokens]]:
         """The tokens of each text encoder's texts, of which each stream has one."""
         syntax, (first, second) = request.prompt_syntax, texts_by_encoder(request, streams)
+        limits = [spec.max_chunks or MAX_CHUNKS for spec in self.family.text_encoders]
         return [
-            [chunk_prompt(tokenizer, t or "", syntax=syntax) for t in (second if i == 1 else first)]
+            [
+                chunk_prompt(tokenizer, text or "", syntax=syntax, max_chunks=limits[i])
+                for text in (second if i == 1 else first)
+            ]
             for i, tokenizer in enumerate(self.by_encoder.values())
         ]
 
@@ -151,11 +157,12 @@ def encode_prompts(
     for spec, encoder, table, ids, weights in inputs:
         b, k, m = ids.shape[:3]
         output = spec.encode(encoder(table), jnp.reshape(ids, (b * k * m, -1)), skip)
-        states = apply_token_weights(output.hidden_states, jnp.reshape(weights, (b * k * m, -1)))
-        output = output._replace(hidden_states=states.reshape(b, k, -1, states.shape[-1]))
+        if (states := output.hidden_states) is not None:
+            states = apply_token_weights(states, jnp.reshape(weights, (b * k * m, -1)))
+            output = output._replace(hidden_states=states.reshape(b, k, -1, states.shape[-1]))
         if output.pooled is not None:  # that of a text in several chunks is of the first
             output = output._replace(pooled=output.pooled.reshape(b, k, m, -1)[:, :, 0])
         if output.mask is not None:
             output = output._replace(mask=output.mask.reshape(b, k, -1))
         outputs.append(zero_rows(jnp.asarray(prompts.zero_out), output))
-    return family.join(outputs)
+    return family.text_conditioning(outputs)

@@ -199,7 +199,9 @@ def _joined(pieces: Sequence[WeightedText]) -> list[WeightedText]:
     return joined
 
 
-def chunk_prompt(tokenizer: PromptTokenizer, prompt: str, *, syntax: bool = True) -> Tokens:
+def chunk_prompt(
+    tokenizer: PromptTokenizer, prompt: str, *, syntax: bool = True, max_chunks: int = MAX_CHUNKS
+) -> Tokens:
     """The chunks of `prompt`, one at least; without `syntax` every character stands for itself.
 
     A prompt without brackets that fits one chunk gets exactly the ids that the tokenizer gives.
@@ -218,8 +220,8 @@ def chunk_prompt(tokenizer: PromptTokenizer, prompt: str, *, syntax: bool = True
                 del ids[stays:], weights[stays:]
             chunks[-1][0].append(token)
             chunks[-1][1].append(weight)
-    num_truncated = sum(len(ids) for ids, _ in chunks[MAX_CHUNKS:])
-    framed = [_framed(tokenizer, *chunk) for chunk in chunks[:MAX_CHUNKS]]
+    num_truncated = sum(len(ids) for ids, _ in chunks[max_chunks:])
+    framed = [_framed(tokenizer, *chunk) for chunk in chunks[:max_chunks]]
     ids, weights = (np.stack(column) for column in zip(*framed, strict=True))
     return Tokens(ids, weights, num_truncated)
 

@@ -89,9 +89,7 @@ def sampled_model(options: SamplingOptions) -> SampledModel:
     dtype = dtype_of(options.dtype)
     family, modules = published_model(options.model, dtype=dtype, param_dtype=dtype)
     network = family.adapter(modules[family.network], PREDICTION_TYPE)
-    counts = [spec.num_tokens(cast(Any, modules[spec.component])) for spec in family.text_encoders]
-    tokens = sum(counts) if family.joined_as == "tokens" else max(counts, default=0)
-    return SampledModel(network, family.codec(modules), tokens)
+    return SampledModel(network, family.codec(modules), family.num_tokens(modules))
 
 
 def sampling_planner(options: SamplingOptions) -> Planner:

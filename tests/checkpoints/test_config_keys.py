@@ -14,22 +14,14 @@ from jaxdiff.checkpoints.config_keys import (
     component_keys,
     names,
 )
+from jaxdiff.checkpoints.model_registry import MODEL_CLASSES
 from jaxdiff.checkpoints.schedulers import SCHEDULERS, SchedulerOptions, schedule_of
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule, VPSchedule
-from jaxdiff.models.autoencoder_tiny import AutoencoderTinyConfig
-from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.models.unet.config import UNet2DConditionConfig
-from jaxdiff.models.vae import AutoencoderKLConfig
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs/checkpoints.md"
-COMPONENTS = {
-    "unet": UNet2DConditionConfig,
-    "vae": AutoencoderKLConfig,
-    "AutoencoderTiny": AutoencoderTinyConfig,
-    "CLIP text encoder": CLIPTextConfig,
-    "CLIP image encoder": CLIPVisionConfig,
-}
+# one class of each config
+COMPONENTS = {k.config: k.name for k in reversed(MODEL_CLASSES.values()) if k.config is not None}
 
 
 def listed(keys):
@@ -48,7 +40,7 @@ def tables():
         kind = f"refused unless {unless}" if unless else effect.kind
         rows.append(f"| `{key}` | {kind} | {effect.text} |")
     rows += ["", "| config of | no effect | why |", "|---|---|---|"]
-    for name, cls in COMPONENTS.items():
+    for cls, name in reversed(COMPONENTS.items()):
         for key, effect in component_keys(cls).items():
             if effect.kind == "no effect":
                 rows.append(f"| {name} | `{key}` | {effect.text} |")

@@ -30,7 +30,7 @@ from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.experiments.train import wire
 from jaxdiff.experiments.training_methods import make_partition, make_training_method
 from jaxdiff.families import registry
-from jaxdiff.families.base import Family, TextEncoder
+from jaxdiff.families.base import Family, TextEncoder, join_tokens
 from jaxdiff.families.extras import Extra, Option
 from jaxdiff.families.registry import accepted_options
 from jaxdiff.families.stable_diffusion import SD
@@ -144,7 +144,7 @@ TOY = Family(
         TextEncoder(),
         TextEncoder(component="text_encoder_2", tokenizer="tokenizer_2", layer="penultimate"),
     ),
-    joined_as="tokens",
+    join=join_tokens,
     states_argument="tokens",
     extras=(Style(),),
 )

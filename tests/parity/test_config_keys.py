@@ -14,6 +14,7 @@ from jaxdiff.checkpoints.config_keys import (
     names,
 )
 from jaxdiff.checkpoints.configs import ABSENT
+from jaxdiff.checkpoints.model_registry import MODEL_CLASSES
 from jaxdiff.checkpoints.schedulers import (
     CLIPS_BY_DEFAULT,
     SCHEDULERS,
@@ -22,10 +23,9 @@ from jaxdiff.checkpoints.schedulers import (
     schedule_of,
 )
 from jaxdiff.checkpoints.timestep_grids import convention_of
-from jaxdiff.models.autoencoder_tiny import AutoencoderTinyConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.models.unet.config import UNet2DConditionConfig
-from jaxdiff.models.vae import AutoencoderKLConfig
+
+OURS = ("LatentClassifier",)  # classes that diffusers does not have
 
 
 def arguments(cls):
@@ -58,14 +58,10 @@ def test_schedulers(name):
 
 
 @pytest.mark.parametrize(
-    ("cls", "config"),
-    [
-        (diffusers.UNet2DConditionModel, UNet2DConditionConfig),
-        (diffusers.AutoencoderKL, AutoencoderKLConfig),
-        (diffusers.AutoencoderTiny, AutoencoderTinyConfig),
-    ],
+    "kind", [k for k in MODEL_CLASSES.values() if k.library == "diffusers" and k.name not in OURS]
 )
-def test_networks_of_diffusers(cls, config):
+def test_networks_of_diffusers(kind):
+    cls, config = getattr(diffusers, kind.name), kind.config
     known = component_keys(config)
     assert arguments(cls).keys() <= known.keys() | names(DIFFUSERS_NO_EFFECT)
     for key, default in arguments(cls).items():

@@ -1,8 +1,10 @@
 """The config of UNet2DConditionModel: diffusers' fields, and which of their values exist here."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+from jaxdiff.core.configs import check_unsupported
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of, positive
 from jaxdiff.nn.activations import ACTIVATIONS
@@ -13,30 +15,6 @@ MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
 
 Depth = int | tuple[int, ...]  # transformer blocks: of all layers of a stage, or of each
 
-# Fields for model families that are not implemented, with the only values accepted.
-UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
-    "only_cross_attention": (False,),
-    "dropout": (0.0,),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
-    "num_attention_heads": (None,),
-    "dual_cross_attention": (False,),
-    "class_embed_type": (None,),
-    "addition_embed_type": (None, "text_time"),
-    "num_class_embeds": (None,),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-    "resnet_skip_time_act": (False,),
-    "resnet_out_scale_factor": (1.0,),
-    "time_embedding_type": ("positional",),
-    "time_embedding_act_fn": (None,),
-    "timestep_post_act": (None,),
-    "attention_type": ("default",),
-    "class_embeddings_concat": (False,),
-    "mid_block_only_cross_attention": (None, False),
-    "cross_attention_norm": (None,),
-    "downsample_padding": (1, 0),
-}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNet2DConditionConfig:
@@ -46,6 +24,34 @@ class UNet2DConditionConfig:
     changes nothing: scores and softmax are always in float32. InputError for values that ask for
     something that is not implemented.
     """
+
+    # Fields for model families that are not implemented, with the only values accepted.
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "only_cross_attention": (False,),
+        "dropout": (0.0,),
+        "encoder_hid_dim": (None,),
+        "encoder_hid_dim_type": (None,),
+        "num_attention_heads": (None,),
+        "dual_cross_attention": (False,),
+        "class_embed_type": (None,),
+        "addition_embed_type": (None, "text_time"),
+        "num_class_embeds": (None,),
+        "resnet_time_scale_shift": ("default", "scale_shift"),
+        "resnet_skip_time_act": (False,),
+        "resnet_out_scale_factor": (1.0,),
+        "time_embedding_type": ("positional",),
+        "time_embedding_act_fn": (None,),
+        "timestep_post_act": (None,),
+        "attention_type": ("default",),
+        "class_embeddings_concat": (False,),
+        "mid_block_only_cross_attention": (None, False),
+        "cross_attention_norm": (None,),
+        "downsample_padding": (1, 0),
+    }
+    NO_EFFECT: ClassVar[Mapping[str, str]] = {
+        "upcast_attention": "scores and softmax are always in float32",
+        "addition_embed_type_num_heads": "of kinds that are refused",
+    }
 
     sample_size: int | tuple[int, ...] | None = None  # of the latents trained on; informative
     in_channels: int = 4
@@ -110,8 +116,7 @@ class UNet2DConditionConfig:
 
     def __post_init__(self) -> None:
         """Refuse what UNet2DConditionModel here cannot do."""
-        for name, accepted in UNSUPPORTED_FIELDS.items():
-            one_of(name, getattr(self, name), accepted)
+        check_unsupported(self)
         one_of("act_fn", self.act_fn, ACTIVATIONS)
         one_of("mid_block_type", self.mid_block_type, MID_BLOCKS)
         for name, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):

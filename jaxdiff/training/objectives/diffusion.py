@@ -234,7 +234,7 @@ class LatentDiffusion:
             encodings = [zero_rows(*pair) for pair in zip(dropped, encodings, strict=False)]
         # an input beside the text counts as that of no caption if no encoder reads the caption
         extras = self.family.batch_conditioning(batch, jnp.stack(dropped).all(axis=0))
-        return self.family.join(encodings) | extras
+        return self.family.text_conditioning(encodings) | extras
 
     def uncond_and_cond(
         self,
