@@ -41,8 +41,13 @@ CLIP: Rules = (
     (r"embedding$", FSDP_ONLY),
     (r"kernel$", FSDP_ONLY),
 )
+MMDIT: Rules = (
+    (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|linear_1)\.kernel$", COLUMN_PARALLEL),
+    (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
+    (r"(kernel|\.pos_embed)$", FSDP_ONLY),
+)
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
-ANY: Rules = (*UNET[:2], *CLIP)  # for weights of several models, which share no names but these
+ANY: Rules = (*UNET[:2], *MMDIT[:2], *CLIP, *MMDIT[2:])  # for weights of several models, which share no names but these
 
 
 def spec(
