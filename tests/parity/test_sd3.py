@@ -38,7 +38,8 @@ CONFIGS = {
 def pair(name):
     theirs = randomise(diffusers.SD3Transformer2DModel(**CONFIGS[name]))
     with torch.no_grad():  # a checkpoint has its own positions, whatever they are
-        theirs.pos_embed.pos_embed += 0.1 * torch.randn(theirs.pos_embed.pos_embed.shape)
+        positions = theirs.pos_embed.pos_embed
+        positions += 0.1 * torch.from_numpy(image(tuple(positions.shape), seed=4))
     config = from_mapping(SD3Transformer2DConfig, CONFIGS[name], source=name)
     return theirs, copy(theirs, SD3Transformer2DModel, config)
 
