@@ -15,6 +15,8 @@ from jaxdiff.models.build import abstract
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.t5.config import T5Config
+from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
@@ -113,6 +115,7 @@ _CLASSES = (
     _transformers("CLIPTextModelWithProjection", *_TEXT, with_projection=True),
     _transformers("CLIPVisionModel", *_VISION),
     _transformers("CLIPVisionModelWithProjection", *_VISION, with_projection=True),
+    _transformers("T5EncoderModel", T5EncoderModel, T5Config, "t5"),
     ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
 )
 MODEL_CLASSES: dict[str, ModelClass] = {kind.name: kind for kind in _CLASSES}

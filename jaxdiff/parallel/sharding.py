@@ -41,8 +41,15 @@ CLIP: Rules = (
     (r"embedding$", FSDP_ONLY),
     (r"kernel$", FSDP_ONLY),
 )
+T5: Rules = (
+    (r"\.(SelfAttention\.[qkv]|wi(_[01])?)\.kernel$", COLUMN_PARALLEL),
+    (r"\.(SelfAttention\.o|wo)\.kernel$", ROW_PARALLEL),
+    (r"embedding$", FSDP_ONLY),
+    (r"kernel$", FSDP_ONLY),
+)
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
-ANY: Rules = (*UNET[:2], *CLIP)  # for weights of several models, which share no names but these
+# For weights of several models, which share no names but these.
+ANY: Rules = (*UNET[:2], *T5[:2], *CLIP)
 
 
 def spec(
