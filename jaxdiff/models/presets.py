@@ -16,6 +16,8 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
+from jaxdiff.models.t5.config import T5Config
+from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
@@ -224,6 +226,19 @@ TEXT_ENCODERS: dict[str, Preset] = {
         hidden_act="gelu",
     ),
 }
+
+TEXT_ENCODERS["t5-xxl"] = Preset(
+    cls=T5EncoderModel,
+    config=T5Config(
+        d_model=4096,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
+    ),
+    source=f"{_SD3}/text_encoder_3",
+    parameters=4_762_310_656,
+)
 
 PRESETS: dict[str, dict[str, Preset]] = {
     "unet": UNETS,

@@ -126,7 +126,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Unit mean square over the last axis (1910.07467, equation 4), then scale."""
+    """Unit mean square over the last axis (Zhang & Sennrich 2019), then scale."""
 
     def __init__(self, scale: nnx.Param, *, eps: float, dtype: Dtype):
         self.scale = scale
@@ -137,8 +137,9 @@ class RMSNorm(nnx.Module):
         """Normalise in float32, return in the compute dtype."""
         x32 = x.astype(jnp.float32)
         normed = x32 * lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
-        scale = broadcast_last(self.scale[...].astype(jnp.float32), x.ndim)
-        return (normed * scale).astype(self.dtype)
+        return (normed * broadcast_last(self.scale[...].astype(jnp.float32), x.ndim)).astype(
+            self.dtype
+        )
 
 
 class GroupNorm(nnx.Module):
@@ -219,8 +220,8 @@ class LayerFactory:
         scale, bias = self.param(ONES, (width,)), self.param(ZEROS, (width,))
         return LayerNorm(scale, bias, eps=eps, dtype=self.dtype)
 
-    def rms_norm(self, width: int, *, eps: float) -> RMSNorm:
-        """An RMS norm with scale one."""
+    def rms_norm(self, width: int, *, eps: float = 1e-6) -> RMSNorm:
+        """A norm by the root mean square with scale one."""
         return RMSNorm(self.param(ONES, (width,)), eps=eps, dtype=self.dtype)
 
     def group_norm(self, channels: int, *, groups: int, eps: float) -> GroupNorm:

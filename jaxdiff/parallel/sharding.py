@@ -46,8 +46,15 @@ MMDIT: Rules = (
     (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
     (r"(kernel|\.pos_embed)$", FSDP_ONLY),
 )
+T5: Rules = (
+    (r"\.(SelfAttention\.[qkv]|wi(_[01])?)\.kernel$", COLUMN_PARALLEL),
+    (r"\.(SelfAttention\.o|wo)\.kernel$", ROW_PARALLEL),
+    (r"embedding$", FSDP_ONLY),
+    (r"kernel$", FSDP_ONLY),
+)
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
-ANY: Rules = (*UNET[:2], *MMDIT[:2], *CLIP, *MMDIT[2:])  # for weights of several models, which share no names but these
+# For weights of several models, which share no names but these.
+ANY: Rules = (*UNET[:2], *MMDIT[:2], *T5[:2], *CLIP, *MMDIT[2:])
 
 
 def spec(
