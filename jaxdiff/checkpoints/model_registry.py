@@ -15,6 +15,8 @@ from jaxdiff.models.build import abstract
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.dit.config import DiTTransformer2DConfig
+from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
@@ -105,6 +107,8 @@ _TEXT = CLIPTextModel, CLIPTextConfig, "clip_text_model"
 _VISION = CLIPVisionModel, CLIPVisionConfig, "clip_vision_model"
 _CLASSES = (
     _diffusers("UNet2DConditionModel", UNet2DConditionModel, UNet2DConditionConfig),
+    _diffusers("DiTTransformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),
+    _diffusers("Transformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),  # DiT's before
     _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
     _diffusers("AutoencoderTiny", AutoencoderTiny, AutoencoderTinyConfig),
     # diffusers has no such class and reads no folder that model_index.json does not name.

@@ -6,6 +6,7 @@ how to initialize each of its weights.
 
 import dataclasses
 import math
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,18 @@ class Normal:
         return rng.standard_normal(shape, np.float32) * np.float32(self.std)
 
 
-Initializer = Constant | Normal
+@runtime_checkable
+class Initializer(Protocol):
+    """The initial values of a weight, made on a device or on the host."""
+
+    def __call__(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Dtype) -> Array:
+        """The values as a JAX array."""
+        ...
+
+    def numpy(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """The values as a numpy array."""
+        ...
+
 
 ZEROS = Constant(0.0)
 ONES = Constant(1.0)

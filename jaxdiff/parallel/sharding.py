@@ -41,8 +41,16 @@ CLIP: Rules = (
     (r"embedding$", FSDP_ONLY),
     (r"kernel$", FSDP_ONLY),
 )
+# The linear layers of adaptive norms, whose outputs are shifts, scales and gates.
+MODULATION: Rules = ((r"\.(norm\w*|adaln_single)\.linear\.kernel$", COLUMN_PARALLEL),)
+DIT: Rules = (
+    *MODULATION,
+    *UNET[:2],
+    (r"embed(ding)?$", FSDP_ONLY),
+    (r"kernel$", FSDP_ONLY),
+)
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
-ANY: Rules = (*UNET[:2], *CLIP)  # for weights of several models, which share no names but these
+ANY: Rules = (*MODULATION, *UNET[:2], *CLIP)  # for weights of several models, which share no names but these
 
 
 def spec(
