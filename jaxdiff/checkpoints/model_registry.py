@@ -20,6 +20,7 @@ from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.models.vq_model import VQModel, VQModelConfig
 
 Configs = tuple[Any, ...]
 
@@ -110,6 +111,7 @@ _CLASSES = (
     _diffusers("DiTTransformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),
     _diffusers("Transformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),  # DiT's before
     _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
+    _diffusers("VQModel", VQModel, VQModelConfig),
     _diffusers("AutoencoderTiny", AutoencoderTiny, AutoencoderTinyConfig),
     # diffusers has no such class and reads no folder that model_index.json does not name.
     _diffusers("LatentClassifier", LatentClassifier, LatentClassifierConfig),

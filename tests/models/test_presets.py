@@ -57,4 +57,4 @@ def test_unknown_names():
     with pytest.raises(InputError, match="did you mean 'sdxl-base'"):
         preset("unet", "sdxl-bse")
     with pytest.raises(InputError, match="kind of network"):
-        preset("transformer", "sd15")
+        preset("transformers", "sd15")
