@@ -12,9 +12,13 @@ from jaxdiff.core.configs import to_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.build import abstract
+from jaxdiff.models.chroma.config import ChromaTransformer2DConfig
+from jaxdiff.models.chroma.module import ChromaTransformer2DModel
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.flux.config import FluxTransformer2DConfig
+from jaxdiff.models.flux.module import FluxTransformer2DModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
@@ -105,6 +109,8 @@ _TEXT = CLIPTextModel, CLIPTextConfig, "clip_text_model"
 _VISION = CLIPVisionModel, CLIPVisionConfig, "clip_vision_model"
 _CLASSES = (
     _diffusers("UNet2DConditionModel", UNet2DConditionModel, UNet2DConditionConfig),
+    _diffusers("FluxTransformer2DModel", FluxTransformer2DModel, FluxTransformer2DConfig),
+    _diffusers("ChromaTransformer2DModel", ChromaTransformer2DModel, ChromaTransformer2DConfig),
     _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
     _diffusers("AutoencoderTiny", AutoencoderTiny, AutoencoderTinyConfig),
     # diffusers has no such class and reads no folder that model_index.json does not name.

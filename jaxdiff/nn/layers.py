@@ -125,6 +125,23 @@ class LayerNorm(nnx.Module):
         return cast(Array, normed).astype(self.dtype)
 
 
+class RMSNorm(nnx.Module):
+    """Unit mean square over the last axis (Zhang & Sennrich 2019), then scale."""
+
+    def __init__(self, scale: nnx.Param, *, eps: float, dtype: Dtype):
+        self.scale = scale
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        """Normalise in float32, return in the compute dtype."""
+        x32 = x.astype(jnp.float32)
+        normed = x32 * lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
+        return (normed * broadcast_last(self.scale[...].astype(jnp.float32), x.ndim)).astype(
+            self.dtype
+        )
+
+
 class GroupNorm(nnx.Module):
     """Zero mean and unit variance over space and a group of channels (Wu & He 2018)."""
 
@@ -202,6 +219,10 @@ class LayerFactory:
         """A layer norm with scale one and bias zero."""
         scale, bias = self.param(ONES, (width,)), self.param(ZEROS, (width,))
         return LayerNorm(scale, bias, eps=eps, dtype=self.dtype)
+
+    def rms_norm(self, width: int, *, eps: float = 1e-6) -> RMSNorm:
+        """A norm by the root mean square with scale one."""
+        return RMSNorm(self.param(ONES, (width,)), eps=eps, dtype=self.dtype)
 
     def group_norm(self, channels: int, *, groups: int, eps: float) -> GroupNorm:
         """A group norm with scale one and bias zero; `groups` must divide `channels`."""

@@ -41,8 +41,19 @@ CLIP: Rules = (
     (r"embedding$", FSDP_ONLY),
     (r"kernel$", FSDP_ONLY),
 )
+FLUX: Rules = (
+    (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|proj_mlp|linear_1)\.kernel$", COLUMN_PARALLEL),
+    (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
+    # whose inputs are those of attention and of the perceptron, side by side
+    (r"single_transformer_blocks\.\d+\.proj_out\.kernel$", ROW_PARALLEL),
+    (r"\.kernel$", FSDP_ONLY),
+)
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
-ANY: Rules = (*UNET[:2], *CLIP)  # for weights of several models, which share no names but these
+ANY: Rules = (
+    *UNET[:2],
+    *FLUX[:3],
+    *CLIP,
+)  # for weights of several models, which share no names but these
 
 
 def spec(
