@@ -106,8 +106,9 @@ DIFFUSERS_NO_EFFECT = {
 }
 TRANSFORMERS_NO_EFFECT = {
     "of training": (
-        "attention_dropout dropout finetuning_task gradient_checkpointing initializer_factor "
-        "initializer_range logit_scale_init_value problem_type tf_legacy_loss"
+        "attention_dropout classifier_dropout dropout dropout_rate finetuning_task "
+        "gradient_checkpointing initializer_factor initializer_range logit_scale_init_value "
+        "problem_type tf_legacy_loss"
     ),
     "of text generation": (
         "bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample "
@@ -118,6 +119,9 @@ TRANSFORMERS_NO_EFFECT = {
         "task_specific_params temperature top_k top_p typical_p use_cache"
     ),
     "of classification": "id2label label2id",
+    "of a decoder, and numbers of positions that count nowhere": (
+        "n_positions num_decoder_layers output_past scale_decoder_outputs"
+    ),
     "what is returned, and how it is computed": (
         "attn_implementation chunk_size_feed_forward output_attentions output_hidden_states "
         "output_scores return_dict return_dict_in_generate torchscript"

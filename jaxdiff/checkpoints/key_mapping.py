@@ -18,7 +18,15 @@ import numpy as np
 from jaxdiff.core.errors import InputError
 
 # Modules whose 2-D weight is a table of vectors rather than a linear map.
-EMBEDDINGS = frozenset({"token_embedding", "position_embedding"})
+EMBEDDINGS = frozenset(
+    {
+        "token_embedding",
+        "position_embedding",
+        "shared",  # T5's tokens
+        "embed_tokens",
+        "relative_attention_bias",
+    }
+)
 
 _LEAVES = frozenset({"kernel", "scale", "embedding"})
 _TO_JAX = {2: (1, 0), 4: (2, 3, 1, 0)}

@@ -18,6 +18,7 @@ from jaxdiff.checkpoints.safetensors import TensorInfo
 SILENT = ""
 # Of text encoders of which Stable Diffusion 2 reads the output of the last layer but one.
 UNUSED = "a text encoder's last layer and projection"
+DECODER = "T5's decoder"
 EMA, PROJECTION, VISION = "averaged weights (EMA)", "text projections", "CLIP's image encoder"
 # By class of the component, without its prefix in a single file.
 _OF_CLASSES = {
@@ -30,6 +31,7 @@ _OF_CLASSES = {
     # without .weight it is OpenCLIP's, which every file of Stable Diffusion 2 has
     "CLIPTextModel": {PROJECTION: r"(text_model\.)?text_projection\.weight"},
     "CLIPTextModelWithProjection": {},
+    "T5EncoderModel": {DECODER: r"decoder\..+|lm_head\.weight"},
 }
 _OF_CLIP = {
     SILENT: r"(.+\.)?(position_ids|logit_scale|attn_mask)",

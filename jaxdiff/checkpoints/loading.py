@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.checkpoints import leftovers
-from jaxdiff.checkpoints.key_aliases import canonical
+from jaxdiff.checkpoints.key_aliases import canonical, without_ties
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_jax, to_torch, torch_shape
 from jaxdiff.checkpoints.safetensors import (
     FLOAT8,
@@ -102,7 +102,8 @@ def match_keys(
     missing, unknown or unfit.
     """
     stored: dict[str, TensorInfo] = {}
-    for name, entry in entries.items():
+    for name in without_ties(entries.keys(), class_name=class_name):
+        entry = entries[name]
         key = canonical(name, class_name=class_name)
         if key in stored:
             raise InputError(

@@ -19,6 +19,10 @@ from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.sd3.config import SD3Transformer2DConfig
+from jaxdiff.models.sd3.module import SD3Transformer2DModel
+from jaxdiff.models.t5.config import T5Config
+from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
@@ -111,6 +115,7 @@ _CLASSES = (
     _diffusers("UNet2DConditionModel", UNet2DConditionModel, UNet2DConditionConfig),
     _diffusers("FluxTransformer2DModel", FluxTransformer2DModel, FluxTransformer2DConfig),
     _diffusers("ChromaTransformer2DModel", ChromaTransformer2DModel, ChromaTransformer2DConfig),
+    _diffusers("SD3Transformer2DModel", SD3Transformer2DModel, SD3Transformer2DConfig),
     _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
     _diffusers("AutoencoderTiny", AutoencoderTiny, AutoencoderTinyConfig),
     # diffusers has no such class and reads no folder that model_index.json does not name.
@@ -119,6 +124,7 @@ _CLASSES = (
     _transformers("CLIPTextModelWithProjection", *_TEXT, with_projection=True),
     _transformers("CLIPVisionModel", *_VISION),
     _transformers("CLIPVisionModelWithProjection", *_VISION, with_projection=True),
+    _transformers("T5EncoderModel", T5EncoderModel, T5Config, "t5"),
     ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
 )
 MODEL_CLASSES: dict[str, ModelClass] = {kind.name: kind for kind in _CLASSES}

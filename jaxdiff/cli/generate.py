@@ -57,9 +57,13 @@ class Options:
     negative_prompt: str | None = None
     """What the image should not show."""
     prompt_2: str | None = None
-    """Prompt of SDXL's second text encoder. Default: the same prompt."""
+    """Prompt of the second text encoder, if there is one. Default: the same prompt."""
     negative_prompt_2: str | None = None
-    """Negative prompt of SDXL's second text encoder. Default: the same negative prompt."""
+    """Negative prompt of the second text encoder. Default: the same negative prompt."""
+    prompt_3: str | None = None
+    """Prompt of the third text encoder, if there is one. Default: the same prompt."""
+    negative_prompt_3: str | None = None
+    """Negative prompt of the third text encoder. Default: the same negative prompt."""
     guidance_scale: float | None = None
     """Guidance scale: 0 ignores the prompt, 1 is the plain conditional model."""
     guidance: str | None = None
@@ -351,6 +355,8 @@ def _defaults(options: Options) -> PromptSpec:
         prompt_2=options.prompt_2,
         negative_prompt=options.negative_prompt,
         negative_prompt_2=options.negative_prompt_2,
+        prompt_3=options.prompt_3,
+        negative_prompt_3=options.negative_prompt_3,
         guidance_scale=options.guidance_scale,
         steps=options.steps,
         image=None if options.image is None else str(options.image),

@@ -42,6 +42,10 @@ class TextEncoder:
     length: int | None = None  # tokens of a text; None: as many as its tokenizer says
     # parts of so many tokens that a longer text has at most, the rest is cut; None: MAX_CHUNKS
     max_chunks: int | None = None
+    # which prompt of a request it reads, 1 to 3; None: that of its place among the text encoders,
+    # and from the fourth on the first
+    prompt: int | None = None
+    skips_layers: bool = True  # clip_skip counts
     masks_padding: bool = False  # padding is hidden from the encoder itself
     # the network's argument for the mask of tokens that are text; None: it gets none
     mask: str | None = None
@@ -51,7 +55,7 @@ class TextEncoder:
     ) -> TextEncoderOutput:
         """The outputs that the network gets for token ids, without `skip` layers at the end."""
         masked = {"masks_padding": True} if self.masks_padding else {}
-        features = encoder.features(ids, skip, **masked)
+        features = encoder.features(ids, skip if self.skips_layers else 0, **masked)
         states = {None: None, "last": features.last, "penultimate": features.penultimate}
         return TextEncoderOutput(
             states[self.layer],
@@ -96,6 +100,7 @@ class Family:
     network_class: type[nnx.Module]
     adapter: Callable[..., Any]  # (module, prediction type) -> its adapter
     latent_codec: str | None = "vae"  # the component; None: the network denoises pixels
+    latent_multiple: int = 1  # sides of latents are multiples of it
     # scheduler_config.json -> the noise schedule, and what the network predicts
     schedule: Callable[[Mapping[str, Any]], Schedule] = schedule_of
     prediction_type: Callable[[Mapping[str, Any]], str] = prediction_type_of
@@ -134,6 +139,13 @@ class Family:
 
     def _columns(self, names: Sequence[str]) -> dict[str, str]:
         return {e.component: n for e, n in zip(self.text_encoders, names, strict=False)}
+
+    @property
+    def prompt_numbers(self) -> tuple[int, ...]:
+        """The prompt of a request that each text encoder reads, 1 to 3."""
+        places = (1, 2, 3) + (1,) * len(self.text_encoders)
+        pairs = zip(self.text_encoders, places, strict=False)
+        return tuple(spec.prompt or place for spec, place in pairs)
 
     @property
     def has_pooled(self) -> bool:

@@ -25,6 +25,8 @@ class PromptSpec:
     prompt_2: str | None = None
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
+    prompt_3: str | None = None
+    negative_prompt_3: str | None = None
     guidance_scale: float | None = None
     steps: int | None = None
     image: str | None = None  # a file, relative to the prompt file's folder

@@ -18,7 +18,13 @@ from jaxdiff.pipeline.image_inputs import ImageFileError
 from jaxdiff.pipeline.nonfinite import REMEDIES, NonFiniteImageError
 from jaxdiff.pipeline.request import Request, Requests
 
-PER_IMAGE = ("prompt_2", "negative_prompt", "negative_prompt_2")  # lists in a call
+PER_IMAGE = (  # lists in a call
+    "negative_prompt",
+    "prompt_2",
+    "negative_prompt_2",
+    "prompt_3",
+    "negative_prompt_3",
+)
 NUMBERS = ("guidance_scale", "steps", "strength")  # lists too, unless an image has none
 
 

@@ -1,4 +1,4 @@
-"""Published models as data: the networks of Stable Diffusion 1, 2 and XL and their relatives.
+"""Published models as data: the networks of Stable Diffusion and their relatives.
 
 A preset's config says the same as the config.json of the repository it names; its parameter count
 is that of the published weights.
@@ -14,6 +14,10 @@ from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConf
 from jaxdiff.models.build import abstract
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
+from jaxdiff.models.sd3.config import SD3Transformer2DConfig
+from jaxdiff.models.sd3.module import SD3Transformer2DModel
+from jaxdiff.models.t5.config import T5Config
+from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
@@ -39,6 +43,21 @@ def _unet(source: str, parameters: int, **fields: Any) -> Preset:
         cls=UNet2DConditionModel,
         config=UNet2DConditionConfig(**fields),
         source=f"{source}/unet",
+        parameters=parameters,
+    )
+
+
+def _sd3(source: str, parameters: int, depth: int, **fields: Any) -> Preset:
+    config = SD3Transformer2DConfig(
+        num_layers=depth,
+        num_attention_heads=depth,
+        caption_projection_dim=64 * depth,
+        **fields,
+    )
+    return Preset(
+        cls=SD3Transformer2DModel,
+        config=config,
+        source=f"{source}/transformer",
         parameters=parameters,
     )
 
@@ -131,6 +150,26 @@ UNETS: dict[str, Preset] = {
     ),
 }
 
+# Parameters include those of the stored positions, which diffusers does not count.
+TRANSFORMERS: dict[str, Preset] = {
+    "sd3-medium": _sd3(_SD3, 2_084_951_104, 24, pos_embed_max_size=192),
+    "sd35-medium": _sd3(
+        "stabilityai/stable-diffusion-3.5-medium",
+        2_469_663_936,
+        24,
+        pos_embed_max_size=384,
+        dual_attention_layers=tuple(range(13)),
+        qk_norm="rms_norm",
+    ),
+    "sd35-large": _sd3(
+        "stabilityai/stable-diffusion-3.5-large",
+        8_146_280_768,
+        38,
+        pos_embed_max_size=192,
+        qk_norm="rms_norm",
+    ),
+}
+
 _NO_QUANT = {
     "latent_channels": 16,
     "sample_size": 1024,
@@ -188,9 +227,27 @@ TEXT_ENCODERS: dict[str, Preset] = {
     ),
 }
 
-PRESETS: dict[str, dict[str, Preset]] = {"unet": UNETS, "vae": VAES, "text": TEXT_ENCODERS}
+TEXT_ENCODERS["t5-xxl"] = Preset(
+    cls=T5EncoderModel,
+    config=T5Config(
+        d_model=4096,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
+    ),
+    source=f"{_SD3}/text_encoder_3",
+    parameters=4_762_310_656,
+)
+
+PRESETS: dict[str, dict[str, Preset]] = {
+    "unet": UNETS,
+    "transformer": TRANSFORMERS,
+    "vae": VAES,
+    "text": TEXT_ENCODERS,
+}
 
 
 def preset(kind: str, name: str) -> Preset:
-    """The published network `name` of `kind` "unet", "vae" or "text"; InputError if unknown."""
+    """The published network `name` of a `kind` in PRESETS; InputError if unknown."""
     return PRESETS[one_of("kind of network", kind, PRESETS)][one_of(kind, name, PRESETS[kind])]

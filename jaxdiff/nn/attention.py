@@ -22,12 +22,25 @@ Q = Float[Array, "b n h d"]
 KV = Float[Array, "b m h d"]
 
 
-def reference_attention(q: Q, k: KV, v: KV, *, causal: bool) -> Q:
-    """Attention as the equation says, holding the full (b, h, n, m) score matrix."""
+def reference_attention(
+    q: Q,
+    k: KV,
+    v: KV,
+    *,
+    causal: bool = False,
+    bias: Float[Array, "_ h n m"] | None = None,
+    scale: float | None = None,
+) -> Q:
+    """Attention as the equation says, holding the full (b, h, n, m) score matrix.
+
+    `scale` None is 1 / sqrt(d). A `bias`, of each text or of all, is added to the scaled scores.
+    """
     # Heads first: XLA on the CPU multiplies strided heads several times slower.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
-    scores *= q.shape[-1] ** -0.5
+    scores *= q.shape[-1] ** -0.5 if scale is None else scale
+    if bias is not None:
+        scores += bias
     if causal:
         seen = jnp.tri(q.shape[2], k.shape[2], dtype=bool)
         scores = jnp.where(seen[None, None], scores, -jnp.inf)

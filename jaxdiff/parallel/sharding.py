@@ -48,12 +48,20 @@ FLUX: Rules = (
     (r"single_transformer_blocks\.\d+\.proj_out\.kernel$", ROW_PARALLEL),
     (r"\.kernel$", FSDP_ONLY),
 )
+MMDIT: Rules = (
+    (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|linear_1)\.kernel$", COLUMN_PARALLEL),
+    (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
+    (r"(kernel|\.pos_embed)$", FSDP_ONLY),
+)
+T5: Rules = (
+    (r"\.(SelfAttention\.[qkv]|wi(_[01])?)\.kernel$", COLUMN_PARALLEL),
+    (r"\.(SelfAttention\.o|wo)\.kernel$", ROW_PARALLEL),
+    (r"embedding$", FSDP_ONLY),
+    (r"kernel$", FSDP_ONLY),
+)
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
-ANY: Rules = (
-    *UNET[:2],
-    *FLUX[:3],
-    *CLIP,
-)  # for weights of several models, which share no names but these
+# For weights of several models, which share no names but these.
+ANY: Rules = (*UNET[:2], *FLUX[:3], *T5[:2], *CLIP, *MMDIT[2:])
 
 
 def spec(

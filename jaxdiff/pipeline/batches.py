@@ -17,7 +17,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, Int, Key, NDArray, UInt8
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.grids import TimestepGrid
-from jaxdiff.diffusion.schedules import Schedule
+from jaxdiff.diffusion.schedules import FlowSchedule, Schedule
 from jaxdiff.families.base import Family
 from jaxdiff.families.extras import ExtraInputs
 from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream, parse
@@ -77,7 +77,12 @@ class ModelFacts(NamedTuple):
                 )
                 grids[key] = jax.tree.map(np.asarray, grid)
             grid = grids[key]
-            ends = request.step_range(np.asarray(grid.t[0, :steps]), grid.t.shape[1] - 1)
+            ends = request.step_range(
+                np.asarray(grid.t[0, :steps]),
+                grid.t.shape[1] - 1,
+                # As diffusers' pipelines of flows do it.
+                round_up=isinstance(self.schedule, FlowSchedule),
+            )
             first, last = (np.array([end], np.int32) for end in ends)
             rows.append(grid._replace(first=first, last=last))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)

@@ -96,22 +96,20 @@ class PromptTokenizers(NamedTuple):
 
     def _chunks(self, request: Request, streams: Sequence[Stream]) -> list[list[Tokens]]:
         """The tokens of each text encoder's texts, of which each stream has one."""
-        syntax, (first, second) = request.prompt_syntax, texts_by_encoder(request, streams)
+        syntax, texts = request.prompt_syntax, texts_by_encoder(request, streams)
         limits = [spec.max_chunks or MAX_CHUNKS for spec in self.family.text_encoders]
+        numbers = self.family.prompt_numbers
         return [
             [
                 chunk_prompt(tokenizer, text or "", syntax=syntax, max_chunks=limits[i])
-                for text in (second if i == 1 else first)
+                for text in texts[numbers[i] - 1]
             ]
             for i, tokenizer in enumerate(self.by_encoder.values())
         ]
 
 
 def texts_by_encoder(request: Request, streams: Sequence[Stream]) -> list[list[Text]]:
-    """What the first text encoder and the second read in the streams of an image.
-
-    Others read what the first one does.
-    """
+    """What readers of each prompt of an image, the first to the third, read in its streams."""
     by_encoder = []
     for negative, own in request.prompts_for_encoder():
         parts = split_and(own, syntax=request.prompt_syntax)

@@ -55,8 +55,11 @@ def enlarged(
     pipe: Pipeline, first: Output, *, scale: float, strength: float, **settings: Any
 ) -> Output:
     """The second pass of a hires fix, over latents; `settings` are those of `generate`."""
-    factor = pipe.codec.config.downscale
-    height, width = (round(scale * x / factor) for x in (first.request.height, first.request.width))
+    factor, multiple = pipe.codec.config.downscale, pipe.family.latent_multiple
+    height, width = (
+        round(scale * x / (factor * multiple)) * multiple
+        for x in (first.request.height, first.request.width)
+    )
     latents = image_inputs.enlarge(np.asarray(first.images), height, width)
     requests = [
         dataclasses.replace(
@@ -121,8 +124,9 @@ def refined(
         for name, value in _read_by(refiner, options).items()
         if name not in ("image", "latents", "strength")
     }
-    if len(refiner.text_encoders) == 1:
-        shared = {k: v for k, v in shared.items() if k not in ("prompt_2", "negative_prompt_2")}
+    for number in {2, 3}.difference(refiner.family.prompt_numbers):
+        for name in (f"prompt_{number}", f"negative_prompt_{number}"):
+            shared.pop(name, None)
     if shared.get("steps") is None:
         shared["steps"] = first.request.steps
     settings = {name: shared.pop(name) for name in _SETTINGS & shared.keys()}

@@ -85,18 +85,21 @@ def by_request(
 
 
 def with_image_defaults(
-    options: Mapping[str, Any], images: Mapping[str, Sequence[ImageInput]], downscale: int
+    options: Mapping[str, Any],
+    images: Mapping[str, Sequence[ImageInput]],
+    downscale: int,
+    multiple: int,
 ) -> dict[str, Any]:
     """`options` with the defaults for size and strength that initial images bring with them.
 
-    `downscale` is how many pixels wide a latent is.
+    `downscale` is how many pixels wide a latent is; sizes are multiples of `multiple`.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if "image" not in images:
         return given
     sides = dict(zip(("height", "width"), _size(images["image"][0], downscale), strict=True))
     unset = {name: side for name, side in sides.items() if name not in given}
-    defaults: dict[str, Any] = {**_nearest_sides(unset, downscale)}
+    defaults: dict[str, Any] = {**_nearest_sides(unset, multiple)}
     if "denoising_start" not in given:
         defaults["strength"] = STRENGTH if "mask" not in images else 1.0
         if isinstance(chosen := given.get("strength"), list | tuple):

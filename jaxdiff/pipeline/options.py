@@ -14,6 +14,8 @@ class Options(TypedDict, total=False):
     prompt_2: str | Sequence[str | None] | None  # prompt of the second text encoder
     negative_prompt: str | Sequence[str | None] | None  # what the image should not show
     negative_prompt_2: str | Sequence[str | None] | None  # of the second text encoder
+    prompt_3: str | Sequence[str | None] | None  # of the third
+    negative_prompt_3: str | Sequence[str | None] | None
     guidance_scale: float | Sequence[float] | None
     guidance: str | None  # such as "cfg" or "apg:eta=0.2+interval:lo=0.3"
     negative_scale: (

@@ -48,7 +48,9 @@ class Pipeline(LoadedModel):
         facts, images = self._facts, {}
         if image is not None or mask is not None:
             images = by_request(image, mask, facts.latent_channels)
-            options = cast(Options, with_image_defaults(options, images, facts.vae_scale_factor))
+            downscale = facts.vae_scale_factor
+            multiple = downscale * self.family.latent_multiple
+            options = cast(Options, with_image_defaults(options, images, downscale, multiple))
         requests = resolve(
             self.defaults,
             prompt,

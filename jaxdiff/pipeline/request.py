@@ -53,6 +53,8 @@ class Request:
     seed: int
     prompt_2: str | None = None  # of the second text encoder; None: the same prompt
     negative_prompt_2: str | None = None
+    prompt_3: str | None = None  # of the third
+    negative_prompt_3: str | None = None
     negative_scale: float | None = None  # None: same as the guidance scale
     classifier_scale: float | None = None  # None: no classifier guidance
     clip_scale: float | None = None
@@ -108,23 +110,33 @@ class Request:
         extras = self.extras.items()
         return own | {k: list(v) if isinstance(v, tuple) else v for k, v in extras}
 
-    def prompts_for_encoder(self) -> tuple[tuple[str | None, str], tuple[str | None, str]]:
-        """(negative prompt, prompt) for each of the two text encoders."""
+    def prompts_for_encoder(self) -> tuple[tuple[str | None, str], ...]:
+        """(negative prompt, prompt) for each of up to three text encoders."""
         negative, prompt = self.negative_prompt, self.prompt
-        return (negative, prompt), (self.negative_prompt_2 or negative, self.prompt_2 or prompt)
+        return (
+            (negative, prompt),
+            (self.negative_prompt_2 or negative, self.prompt_2 or prompt),
+            (self.negative_prompt_3 or negative, self.prompt_3 or prompt),
+        )
 
-    def step_range(self, times: Float[NDArray, "n"], levels: int) -> tuple[int, int]:
+    def step_range(
+        self, times: Float[NDArray, "n"], levels: int, *, round_up: bool = False
+    ) -> tuple[int, int]:
         """First and end (exclusive) of the steps to run, of those at `times`.
 
-        A strength s runs the last int(n s) of n steps (SDEdit, 2108.01073); a fraction of the
-        process ends at time round(levels (1 - fraction)). InputError if no step is left.
+        A strength s runs the last int(n s) of n steps (SDEdit, 2108.01073), with `round_up` the
+        next whole number; a fraction of the process ends at time round(levels (1 - fraction)).
+        InputError if no step is left.
         """
 
         def steps_until(fraction: float) -> int:
             return int(np.sum(times >= round(levels * (1 - fraction))))
 
         n = len(times)
-        first = 0 if self.strength is None else n - min(int(n * self.strength), n)
+        first = 0
+        if self.strength is not None:
+            wanted = min(n * self.strength, n)
+            first = int(n - wanted) if round_up else n - int(wanted)
         first = first if self.denoising_start is None else steps_until(self.denoising_start)
         last = n if self.denoising_end is None else steps_until(self.denoising_end)
         if first >= last:
@@ -162,7 +174,8 @@ class Requests(tuple[Request, ...]):
 
 _TYPES: Mapping[str, Any] = get_type_hints(Request)
 _ARRAYS = ("image", "mask", "noise")
-_TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+_NUMBERED = ("prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
+_TEXTS = ("prompt", "negative_prompt", *_NUMBERED)
 _SCALES = ("negative_scale", "classifier_scale", "clip_scale")
 # fields that may differ between the images of a call
 _PER_IMAGE: dict[str, type] = {
@@ -202,8 +215,8 @@ def resolve(
     """The complete requests; None takes the model's default, one value serves all images.
 
     A single prompt with several seeds, scales, steps, other prompts or initial images gives one
-    image for each. Height and width must be multiples of `vae_scale_factor`. `images` has the
-    columns "image" and "mask". Raises InputError.
+    image for each. Height and width must be multiples of `vae_scale_factor` times the multiple that
+    the family has. `images` has the columns "image" and "mask". Raises InputError.
     """
     read, chosen = request_options(), {k: v for k, v in options.items() if v is not None}
     extras = {name: chosen.pop(name) for name in read if name in chosen}
@@ -323,13 +336,14 @@ def check(request: Request, family: Family, vae_scale_factor: int) -> None:
             _check_scale(name, scale)
     _check_guidance(request)
     in_range("seed", request.seed, 0, 2**32 - 1)
+    multiple = vae_scale_factor * family.latent_multiple
     for name in ("height", "width"):
         size = getattr(request, name)
-        if size <= 0 or size % vae_scale_factor:
-            low = max(size // vae_scale_factor, 1) * vae_scale_factor
+        if size <= 0 or size % multiple:
+            low = max(size // multiple, 1) * multiple
             raise InputError(
-                f"{name}: got {size}, expected a multiple of {vae_scale_factor} "
-                f"such as {low} or {low + vae_scale_factor}"
+                f"{name}: got {size}, expected a multiple of {multiple} "
+                f"such as {low} or {low + multiple}"
             )
     if request.strength is not None and request.denoising_start is not None:
         raise InputError(
@@ -347,11 +361,12 @@ def check(request: Request, family: Family, vae_scale_factor: int) -> None:
 
 def _check_family(request: Request, family: Family) -> None:
     """InputError for options that neither the text encoders nor the network take."""
-    for name in ("prompt_2", "negative_prompt_2"):
-        got = getattr(request, name)
-        if got and len(family.text_encoders) < 2:
+    for name in _NUMBERED:
+        got, number = getattr(request, name), int(name[-1])
+        if got and number not in family.prompt_numbers:
+            which = {2: "second", 3: "third"}[number]
             raise InputError(
-                f"{name}: got {got!r:.60}, expected none for a model without a second text encoder"
+                f"{name}: got {got!r:.60}, expected none for a model without a {which} text encoder"
             )
     unread = () if family.reads_prompt else ("prompt", "negative_prompt")
     for name in (*unread, *(() if family.text_encoders else ("clip_skip",))):

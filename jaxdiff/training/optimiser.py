@@ -20,7 +20,8 @@ from jaxdiff.core.types import Array, PyTree
 from jaxdiff.training.config import OptimiserConfig
 
 # Trained by Adam under muon: embeddings, and the first and the last layer of a network.
-_ADAM_PATHS = re.compile(r"(^|\.)(conv_in|conv_out|patch_embedding)\.|embedding$")
+_ADAM_PATHS = re.compile(r"(^|\.)(conv_in|conv_out|patch_embedding|pos_embed)\.|embedding$")
+_NOT_TRAINED = re.compile(r"(^|\.)pos_embed$")  # stored positions, whose gradient is zero
 _RMS = 0.2  # of an update of AdamW, as measured in 2502.16982, section 2.2
 
 
@@ -45,7 +46,16 @@ def learning_rate(config: OptimiserConfig, steps: int) -> optax.Schedule:
 
 def weight_decay_mask(params: PyTree) -> PyTree:
     """True for the leaves that weight decay applies to: kernels, not biases, norms or scalars."""
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+    def decays(path: tuple[Any, ...], leaf: Array) -> bool:
+        return leaf.ndim >= 2 and not _NOT_TRAINED.search(_name(path))
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The dotted path of a leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def lr_multipliers(paths: Iterable[str], config: OptimiserConfig) -> dict[str, float]:
@@ -134,8 +144,7 @@ def _muon(config: OptimiserConfig) -> optax.GradientTransformation:
 
 def _muon_or_adam(params: PyTree) -> PyTree:
     def choose(path: tuple[Any, ...], leaf: Array) -> str:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return "adam" if leaf.ndim < 2 or _ADAM_PATHS.search(name) else "muon"
+        return "adam" if leaf.ndim < 2 or _ADAM_PATHS.search(_name(path)) else "muon"
 
     return jax.tree_util.tree_map_with_path(choose, params)
 

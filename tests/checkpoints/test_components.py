@@ -192,7 +192,7 @@ BAD_CONFIGS = {
     "truth": ({"num_hidden_layers": True}, "num_hidden_layers: got True"),
     "value": ({"hidden_act": "relu7"}, "hidden_act"),
     "heads": ({"num_attention_heads": 3}, "num_attention_heads"),
-    "class": ({"architectures": ["T5EncoderModel"]}, "class: got 'T5EncoderModel'"),
+    "class": ({"architectures": ["UMT5EncoderModel"]}, "class: got 'UMT5EncoderModel'"),
     "no class": ({"architectures": None}, "got no class"),
     "odd class": ({"architectures": [7]}, "got no class"),
 }

@@ -49,8 +49,8 @@ def copy(module: torch.nn.Module, cls: type, *configs: Any, prefix: str = "", **
 
 
 def gradients(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The PyTorch module's gradients in our layout, one for each parameter."""
-    found = {}
+    """The PyTorch module's gradients in our layout by path; buffers, never trained, have zeros."""
+    found = {key: torch.zeros_like(tensor) for key, tensor in module.state_dict().items()}
     for key, parameter in module.named_parameters():
         assert parameter.grad is not None, f"{key} has no gradient"
         found[key] = parameter.grad

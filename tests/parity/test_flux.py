@@ -104,7 +104,7 @@ def test_flux(guidance, size):
     fields = {**FLUX, "guidance_embeds": guidance is not None}
     theirs, ours = both(FluxTransformer2DModel, OurFlux, FluxTransformer2DConfig, **fields)
     x = image((2, *size, 4))
-    got = run(ours, x, text_embeds=POOLED, guidance=guidance)
+    got = run(ours, x, pooled_projections=POOLED, guidance=guidance)
     agree(got, call_flux(theirs, x, guidance))
 
 
@@ -113,7 +113,7 @@ def test_flux_gradients():
     theirs, ours = both(FluxTransformer2DModel, OurFlux, FluxTransformer2DConfig, **fields)
     x, weights = image((2, 4, 6, 4)), image((2, 4, 6, 4), seed=9)
     (call_flux(theirs, x, SCALES) * nchw(weights)).sum().backward()
-    compare_gradients(slopes(ours, weights, x, text_embeds=POOLED, guidance=SCALES), theirs)
+    compare_gradients(slopes(ours, weights, x, pooled_projections=POOLED, guidance=SCALES), theirs)
 
 
 def test_channels_of_an_image_and_a_mask():
@@ -131,7 +131,7 @@ def test_channels_of_an_image_and_a_mask():
         txt_ids=torch.zeros(TEXT.shape[1], 3),
         img_ids=ids,
     ).sample
-    got = run(ours, np.concatenate(parts, axis=-1), text_embeds=POOLED, guidance=SCALES)
+    got = run(ours, np.concatenate(parts, axis=-1), pooled_projections=POOLED, guidance=SCALES)
     agree(got, unpacked(want, 4, 6))
 
 
@@ -141,7 +141,7 @@ def test_reference(size):
     fields = {**FLUX, "guidance_embeds": True}
     theirs, ours = both(FluxTransformer2DModel, OurFlux, FluxTransformer2DConfig, **fields)
     x, reference = image((2, 4, 6, 4)), image((2, *size, 4), seed=7)
-    got = run(ours, x, text_embeds=POOLED, guidance=SCALES, reference=reference)
+    got = run(ours, x, pooled_projections=POOLED, guidance=SCALES, reference=reference)
     agree(got, call_flux(theirs, x, SCALES, reference=reference))
 
 

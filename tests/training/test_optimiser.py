@@ -57,6 +57,18 @@ def test_without_decay_and_warm_up_the_rate_is_constant():
     np.testing.assert_allclose(rates(config), 0.1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_stored_positions_stay_as_they_are(name):
+    """Their gradient is zero, and weight decay passes them over."""
+    params = {"pos_embed.pos_embed": jnp.ones((1, 4, 8)), "a.kernel": jnp.ones((4, 8))}
+    config = OptimiserConfig(name=name, learning_rate=0.1, warmup_steps=0, weight_decay=0.1)
+    optimiser = make_optimiser(config, 10)
+    gradients = {"pos_embed.pos_embed": jnp.zeros((1, 4, 8)), "a.kernel": jnp.ones((4, 8))}
+    updates, _ = optimiser.update(gradients, optimiser.init(params), params, step=jnp.int32(0))
+    assert not np.any(updates["pos_embed.pos_embed"])
+    assert np.all(updates["a.kernel"])
+
+
 def test_only_matrices_decay():
     config = dataclasses.replace(CONFIG, warmup_steps=0, weight_decay=0.3)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.float32(1)}

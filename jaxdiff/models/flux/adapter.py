@@ -61,7 +61,7 @@ class FluxAdapter:
         config, dtype = self.module.config, self.module.dtype
         shapes = {
             "context": jax.ShapeDtypeStruct((tokens, config.joint_attention_dim), dtype),
-            "text_embeds": jax.ShapeDtypeStruct((config.pooled_projection_dim,), dtype),
+            "pooled_projections": jax.ShapeDtypeStruct((config.pooled_projection_dim,), dtype),
         }
         if config.guidance_embeds:
             shapes["guidance"] = jax.ShapeDtypeStruct((), jnp.float32)

@@ -79,7 +79,7 @@ class TimeTextEmbedding(nnx.Module):
     def __call__(
         self,
         timesteps: Float[Array, "b"],
-        text_embeds: Float[Array, "b p"],
+        pooled_projections: Float[Array, "b p"],
         guidance: Float[Array, "b"] | None,
     ) -> Float[Array, "b d"]:
         """The embedding, in the compute dtype."""
@@ -87,7 +87,7 @@ class TimeTextEmbedding(nnx.Module):
         if self.guidance_embedder is not None and guidance is not None:
             scales = sinusoidal(GUIDANCE_FACTOR * guidance, TIME_CHANNELS)
             out = out + self.guidance_embedder(scales)
-        return out + self.text_embedder(text_embeds)
+        return out + self.text_embedder(pooled_projections)
 
 
 class FluxTransformer2DModel(nnx.Module):
@@ -128,19 +128,19 @@ class FluxTransformer2DModel(nnx.Module):
         timesteps: Float[Array, "b"],
         context: Float[Array, "b m e"],
         *,
-        text_embeds: Float[Array, "b p"],
+        pooled_projections: Float[Array, "b p"],
         guidance: Float[Array, "b"] | None = None,
         reference: Float[Array, "b h2 w2 o"] | None = None,
     ) -> Float[Array, "b h w o"]:
         """The velocity, noise minus image, of noisy latents, in the dtype of `sample`.
 
         Sides are even; the channels of `sample` are a quarter of in_channels. `timesteps` go from
-        0 (image) to 1000 (noise). `context` are text states, `text_embeds` is the pooled embedding;
-        `guidance` (the scale) is needed exactly when guidance_embeds is true. Tokens of the latents
-        `reference` follow those of the image, as image 1 (FLUX.1 Kontext, 2506.15742). InputError
-        otherwise.
+        0 (image) to 1000 (noise). `context` are text states, `pooled_projections` is the pooled
+        embedding; `guidance` (the scale) is needed exactly when guidance_embeds is true. Tokens of
+        the latents `reference` follow those of the image, as image 1 (FLUX.1 Kontext, 2506.15742).
+        InputError otherwise.
         """
-        self._check(sample, context, text_embeds, guidance)
+        self._check(sample, context, pooled_projections, guidance)
         h, w = sample.shape[1:3]
         sizes, tokens = [(h, w)], [pack(sample)]
         if reference is not None:
@@ -149,7 +149,7 @@ class FluxTransformer2DModel(nnx.Module):
             tokens.append(pack(reference.astype(sample.dtype)))
         x = self.x_embedder(jnp.concatenate(tokens, axis=1))
         text = self.context_embedder(context)
-        embedding = self.time_text_embed(timesteps, text_embeds, guidance)
+        embedding = self.time_text_embed(timesteps, pooled_projections, guidance)
         m, n = text.shape[1], tokens[0].shape[1]
         grids = tuple((height // PATCH, width // PATCH) for height, width in sizes)
         by = rotation(position_ids(m, grids), self.config.axes_dims_rope)
@@ -163,12 +163,12 @@ class FluxTransformer2DModel(nnx.Module):
         return unpack(self.proj_out(x), (h, w)).astype(sample.dtype)
 
     def _check(
-        self, sample: Array, context: Array, text_embeds: Array, guidance: Array | None
+        self, sample: Array, context: Array, pooled_projections: Array, guidance: Array | None
     ) -> None:
         """Raise InputError unless the inputs are those that the config asks for."""
         config, b = self.config, len(sample)
         check_tokens(config, sample, context)
-        check_shape("text_embeds", text_embeds, (b, config.pooled_projection_dim))
+        check_shape("pooled_projections", pooled_projections, (b, config.pooled_projection_dim))
         if (guidance is not None) != config.guidance_embeds:
             got, wanted = ("none", "a scale") if guidance is None else ("a scale", "none")
             raise InputError(f"guidance: got {got}, expected {wanted} for this model")

@@ -1,0 +1,188 @@
+"""Whole pipelines of Stable Diffusion 3 against diffusers, from the same start noise."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from copier import image, nchw, randomise
+from families import text_encoder, tokenizer
+from tiny import first_devices
+from transformers import CLIPTextModelWithProjection
+
+import jaxdiff
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+LIMIT = 1e-3  # relative error of the final latents
+STEPS = 20
+PROMPT, NEGATIVE = "abc de", "ij h"
+CHANNELS, WIDTH = 16, 32
+TRANSFORMER = {
+    "sample_size": 8,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_layers": 2,
+    "attention_head_dim": 4,
+    "num_attention_heads": 3,
+    "joint_attention_dim": WIDTH,
+    "caption_projection_dim": 12,
+    "pooled_projection_dim": 20,
+    "pos_embed_max_size": 8,
+}
+SD35 = {"qk_norm": "rms_norm", "dual_attention_layers": (0,)}
+MODELS = {"sd3": ({}, {}), "sd35": (SD35, {})}
+
+
+def pipeline(name):
+    """A diffusers pipeline with small random parts."""
+    own, parts = MODELS[name]
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=CHANNELS,
+        scaling_factor=0.7,
+        shift_factor=0.06,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=randomise(diffusers.SD3Transformer2DModel(**TRANSFORMER | own), 1),
+        vae=randomise(vae, 2),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=text_encoder(CLIPTextModelWithProjection, 3, hidden_act="quick_gelu"),
+        tokenizer=tokenizer(),
+        text_encoder_2=text_encoder(CLIPTextModelWithProjection, 4, hidden_act="gelu"),
+        tokenizer_2=tokenizer("!"),
+        **{"text_encoder_3": None, "tokenizer_3": None} | parts,
+    )
+
+
+_PIPES = {}
+
+
+def both(name, tmp_path_factory):
+    """The pipeline in diffusers and here, through a folder."""
+    if name not in _PIPES:
+        folder = tmp_path_factory.mktemp(name)
+        theirs = pipeline(name)
+        theirs.save_pretrained(folder)
+        theirs.set_progress_bar_config(disable=True)
+        _PIPES[name] = theirs, first_devices(jaxdiff.load(folder, dtype="float32"), 1)
+    return _PIPES[name]
+
+
+def as_class(pipe, task):
+    cls = getattr(diffusers, f"StableDiffusion3{task}Pipeline")
+    made = cls(**pipe.components)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(params=MODELS)
+def pipes(request, tmp_path_factory):
+    return both(request.param, tmp_path_factory)
+
+
+@pytest.fixture
+def sd3_noise(monkeypatch):
+    """The start noise, which diffusers draws too; its VAE draws the mean of its latents."""
+    noise = image((1, 8, 8, CHANNELS), seed=5)
+
+    def draw(shape, *_, dtype=None, **__):
+        assert tuple(shape) == (1, CHANNELS, 8, 8)
+        return nchw(noise).to(dtype)
+
+    for task in ("img2img", "inpaint"):
+        name = f"stable_diffusion_3.pipeline_stable_diffusion_3_{task}"
+        monkeypatch.setattr(f"diffusers.pipelines.{name}.randn_tensor", draw)
+    monkeypatch.setattr(
+        "diffusers.models.autoencoders.vae.randn_tensor", lambda shape, **_: torch.zeros(shape)
+    )
+    return noise
+
+
+def agree(got, want, start=0.0):
+    reference = want.detach().numpy().transpose(0, 2, 3, 1)
+    error = np.abs(got - reference).max() / np.abs(reference).max()
+    assert error < LIMIT, error
+    # The latents differ from where they began: something was generated.
+    assert np.abs(reference - start).max() > 0.1
+
+
+GUIDANCE = pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 5.0},
+        {"guidance_scale": 3.0, "negative_prompt": NEGATIVE},
+    ],
+    ids=["plain", "guided", "negative"],
+)
+OURS = {"steps": STEPS, "output": "latent"}
+THEIRS = {"num_inference_steps": STEPS, "output_type": "latent"}
+
+
+@GUIDANCE
+def test_text_to_image(pipes, sd3_noise, options):
+    theirs, ours = pipes
+    want = theirs(PROMPT, latents=nchw(sd3_noise), **THEIRS, **options).images
+    got = ours(PROMPT, latents=sd3_noise, **OURS, **options).images
+    agree(got, want, sd3_noise)
+
+
+@pytest.mark.parametrize("strength", [0.33, 0.6, 1.0])
+@GUIDANCE
+def test_image_to_image(pipes, sd3_noise, picture, options, strength):
+    theirs, ours = pipes
+    theirs = as_class(theirs, "Img2Img")
+    shared = {"image": picture, "strength": strength, **options}
+    want = theirs(PROMPT, height=16, width=16, **THEIRS, **shared).images
+    agree(ours(PROMPT, latents=sd3_noise, **OURS, **shared).images, want)
+
+
+@pytest.mark.parametrize("strength", [0.33, 1.0])
+@GUIDANCE
+def test_inpainting(pipes, sd3_noise, picture, mask, options, strength):
+    theirs, ours = pipes
+    theirs = as_class(theirs, "Inpaint")
+    shared = {"image": picture, "strength": strength, **options}
+    want = theirs(PROMPT, mask_image=mask, height=16, width=16, **THEIRS, **shared).images
+    agree(ours(PROMPT, mask=mask, latents=sd3_noise, **OURS, **shared).images, want)
+
+
+def test_defaults(pipes, sd3_noise):
+    theirs, ours = pipes
+    scale = ours.defaults.guidance_scale
+    assert scale == (7.0 if ours.network.config.qk_norm is None else 4.5)
+    assert (ours.defaults.steps, ours.defaults.height, ours.defaults.width) == (28, 16, 16)
+    want = theirs(PROMPT, latents=nchw(sd3_noise), guidance_scale=scale, output_type="latent")
+    agree(ours(PROMPT, latents=sd3_noise, output="latent").images, want.images, sd3_noise)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"prompt_2": "fgh a"},
+        {"negative_prompt": NEGATIVE, "negative_prompt_2": "b ca"},
+    ],
+    ids=["prompt", "negative"],
+)
+def test_two_prompts(pipes, sd3_noise, second):
+    theirs, ours = pipes
+    second = {**second, "guidance_scale": 3.0}
+    want = theirs(PROMPT, latents=nchw(sd3_noise), **THEIRS, **second).images
+    agree(ours(PROMPT, latents=sd3_noise, **OURS, **second).images, want, sd3_noise)
+    plain = ours(PROMPT, latents=sd3_noise, **OURS, guidance_scale=3.0).images
+    assert np.abs(plain - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-3
+
+
+def test_images(pipes, sd3_noise):
+    """Through the VAE and to bytes: nowhere more than one step of brightness apart."""
+    theirs, ours = pipes
+    want = theirs(
+        PROMPT, num_inference_steps=4, latents=nchw(sd3_noise), output_type="np", guidance_scale=2.0
+    ).images
+    got = ours(PROMPT, steps=4, latents=sd3_noise, output="numpy", guidance_scale=2.0).images
+    assert np.abs(got / 255 - want).max() < 1.01 / 255
