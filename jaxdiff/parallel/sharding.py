@@ -61,9 +61,16 @@ MMDIT: Rules = (
     (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
     (r"(kernel|\.pos_embed)$", FSDP_ONLY),
 )
+FLUX: Rules = (
+    *MODULATION,
+    (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|proj_mlp|linear_1)\.kernel$", COLUMN_PARALLEL),
+    # the inputs of a single block's proj_out are those of attention and perceptron, side by side
+    (r"(to_out\.0|to_add_out|net\.2|linear_2|blocks\.\d+\.proj_out)\.kernel$", ROW_PARALLEL),
+    (r"\.kernel$", FSDP_ONLY),
+)
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
 # For weights of several models, which share no names but these.
-ANY: Rules = (*UNET[:2], *MMDIT[:3], *T5[:2], *CLIP, *MMDIT[3:])
+ANY: Rules = (*UNET[:2], *FLUX[:3], *T5[:2], *CLIP, *MMDIT[3:])
 
 
 def spec(
