@@ -6,7 +6,7 @@ side by side (2302.05442, section 2). The norms have no weights: each block is m
 vectors, which come with the call.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def modulated_norm(
 ) -> Float[Array, "b n d"]:
     """LayerNorm(x) (1 + scale) + shift (adaLN, DiT, 2212.09748); in float32, returned as x."""
     width = x.shape[-1]
-    normed = layer_norm(x, jnp.ones(width), jnp.zeros(width), EPS)
+    normed = cast(Array, layer_norm(x, jnp.ones(width), jnp.zeros(width), EPS))
     shift, scale = (each[:, None].astype(jnp.float32) for each in (shift, scale))
     return (normed * (1 + scale) + shift).astype(x.dtype)
 
@@ -110,8 +110,9 @@ class FeedForward(nnx.Module):
 
     def __init__(self, width: int, *, layers: LayerFactory):
         inner = MLP_RATIO * width
-        self.net = nnx.List([_GELU(width, inner, layers=layers), Placeholder()])
-        self.net.append(layers.linear(inner, width))
+        self.net = nnx.List(
+            [_GELU(width, inner, layers=layers), Placeholder(), layers.linear(inner, width)]
+        )
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Apply the perceptron; no residual is added."""
