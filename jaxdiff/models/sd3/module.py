@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdiff.core.types import Array, Bool, Dtype, Float, Int
+from jaxdiff.core.types import Array, Dtype, Float, Int
 from jaxdiff.core.validate import check_shape
 from jaxdiff.models.sd3.blocks import (
     JointTransformerBlock,
