@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Array, Float, Int
@@ -24,8 +25,12 @@ def sinusoidal(
     allowed. An odd width ends in a zero.
     """
     half = width // 2
-    exponents = -math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
-    angles = t.astype(jnp.float32)[:, None] * jnp.exp(exponents)[None, :]
+    # Of large t the last digit of a frequency counts: exponents as PyTorch rounds them, and exp
+    # to its last digit, which compilers do not promise.
+    exponents = -np.float32(math.log(10000.0)) * np.arange(half, dtype=np.float32)
+    exponents = (exponents / np.float32(half - freq_shift)).astype(np.float64)
+    frequencies = jnp.asarray(np.exp(exponents), jnp.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     parts = [jnp.cos(angles), jnp.sin(angles)] if cos_first else [jnp.sin(angles), jnp.cos(angles)]
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, width % 2)))
 

@@ -6,6 +6,7 @@ how to initialize each of its weights.
 
 import dataclasses
 import math
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,19 @@ class Normal:
         return rng.standard_normal(shape, np.float32) * np.float32(self.std)
 
 
+@runtime_checkable
+class Initializer(Protocol):
+    """The initial values of a weight, made on a device or on the host."""
+
+    def __call__(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Dtype) -> Array:
+        """The values as a JAX array."""
+        ...
+
+    def numpy(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """The values as a numpy array."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class SincosGrid:
     """Positions (1, n n, d) of a grid of n x n patches as sines and cosines.
@@ -72,8 +86,6 @@ class SincosGrid:
         columns, rows = np.tile(line, (side, 1)), np.repeat(line, side, axis=0)
         return np.concatenate([columns, rows], axis=1)[None].astype(np.float32)
 
-
-Initializer = Constant | Normal | SincosGrid
 
 ZEROS = Constant(0.0)
 ONES = Constant(1.0)
