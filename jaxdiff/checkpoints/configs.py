@@ -27,8 +27,13 @@ ABSENT = {
 
 
 def from_diffusers(cls: type[C], raw: Mapping[str, Any], *, source: str) -> C:
-    """The dataclass of a diffusers component's config; InputError for a field not known here."""
-    return _from(cls, raw, names(DIFFUSERS_NO_EFFECT), source)
+    """The dataclass of a diffusers component's config; InputError for a field not known here.
+
+    Fields of former classes are fine with the values that the dataclass names as ABSENT.
+    """
+    absent: Mapping[str, Any] = getattr(cls, "ABSENT", {})
+    known = {k: v for k, v in raw.items() if k not in absent or v != absent[k]}
+    return _from(cls, known, names(DIFFUSERS_NO_EFFECT), source)
 
 
 def from_transformers(cls: type[C], raw: Mapping[str, Any], *, source: str) -> C:

@@ -25,6 +25,8 @@ EMBEDDINGS = frozenset(
         "shared",  # T5's tokens
         "embed_tokens",
         "relative_attention_bias",
+        "embedding_table",  # classes of DiT
+        "embedding",
     }
 )
 

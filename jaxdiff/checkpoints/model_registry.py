@@ -17,6 +17,8 @@ from jaxdiff.models.chroma.module import ChromaTransformer2DModel
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.dit.config import DiTTransformer2DConfig
+from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
@@ -26,6 +28,7 @@ from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.models.vq_model import VQModel, VQModelConfig
 
 Configs = tuple[Any, ...]
 
@@ -116,7 +119,10 @@ _CLASSES = (
     _diffusers("FluxTransformer2DModel", FluxTransformer2DModel, FluxTransformer2DConfig),
     _diffusers("ChromaTransformer2DModel", ChromaTransformer2DModel, ChromaTransformer2DConfig),
     _diffusers("SD3Transformer2DModel", SD3Transformer2DModel, SD3Transformer2DConfig),
+    _diffusers("DiTTransformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),
+    _diffusers("Transformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),  # DiT's before
     _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
+    _diffusers("VQModel", VQModel, VQModelConfig),
     _diffusers("AutoencoderTiny", AutoencoderTiny, AutoencoderTinyConfig),
     # diffusers has no such class and reads no folder that model_index.json does not name.
     _diffusers("LatentClassifier", LatentClassifier, LatentClassifierConfig),

@@ -6,17 +6,31 @@ from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
-from jaxdiff.families import chroma, flux, stable_diffusion, stable_diffusion_3
+from jaxdiff.families import chroma, dit, flux, stable_diffusion, stable_diffusion_3
 from jaxdiff.families.base import Family
 from jaxdiff.families.extras import Option
 
 # (modules by component, plain values of model_index.json with its _class_name, source=...) ->
 # family; InputError for modules that do not fit together.
 Detect = Callable[..., Family]
-# Files with `PIPELINE_CLASSES`, `FAMILIES`, and `detect`, which tells the families apart.
-FAMILY_MODULES: tuple[ModuleType, ...] = (stable_diffusion, stable_diffusion_3, flux, chroma)
+# Files with `PIPELINE_CLASSES`, `FAMILIES`, and `detect`, which tells the families apart. If
+# networks can be trained from scratch, `FROM_SCRATCH` is the pipeline class of such a model, and
+# its family.
+FAMILY_MODULES: tuple[ModuleType, ...] = (
+    stable_diffusion,
+    stable_diffusion_3,
+    dit,
+    flux,
+    chroma,
+)
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES
+}
+# By the class of the network that denoises.
+FROM_SCRATCH: dict[type, tuple[str, Family]] = {
+    module.FROM_SCRATCH[1].network_class: module.FROM_SCRATCH
+    for module in FAMILY_MODULES
+    if hasattr(module, "FROM_SCRATCH")
 }
 # Every family, for the options of requests that any of them reads.
 FAMILIES: list[Family] = [family for module in FAMILY_MODULES for family in module.FAMILIES]

@@ -22,6 +22,7 @@ from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, NDArray
 from jaxdiff.families.base import Family, TextEncoder
+from jaxdiff.families.components import required_component
 from jaxdiff.families.extras import Extra, ExtraInputs, Option
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.clip import CLIPTextModel
@@ -221,6 +222,7 @@ SDXL_REFINER = dataclasses.replace(
     extras=(AestheticScore(),),
 )
 FAMILIES = (SD, SDXL, SDXL_REFINER)
+FROM_SCRATCH = "StableDiffusionPipeline", SD  # what a training begins with the network's config
 
 
 def detect(
@@ -230,14 +232,16 @@ def detect(
 
     `options` are the plain values of model_index.json.
     """
-    unet = cast(UNet2DConditionModel, _component(components, "unet", UNet2DConditionModel, source))
+    unet = cast(
+        UNet2DConditionModel, required_component(components, "unet", UNet2DConditionModel, source)
+    )
     if components.get("vae") is None:
         raise InputError(f"{source}: got a model without a VAE, expected one, or {ANOTHER_VAE}")
     codecs = AutoencoderKL, AutoencoderTiny
-    vae = cast(AutoencoderKL, _component(components, "vae", codecs, source))
+    vae = cast(AutoencoderKL, required_component(components, "vae", codecs, source))
     names = [each.component for each in SDXL.text_encoders if each.component in components]
     encoders = [
-        cast(CLIPTextModel, _component(components, name, CLIPTextModel, source))
+        cast(CLIPTextModel, required_component(components, name, CLIPTextModel, source))
         for name in names or [SD.text_encoders[0].component]
     ]
     family = _text_family(unet.config, encoders)
@@ -276,19 +280,6 @@ def _encoders(family: Family, names: Sequence[str]) -> tuple[TextEncoder, ...]:
         dataclasses.replace(each, layer=last.layer, pooled=last.pooled and each is own[-1])
         for each in own
     )
-
-
-def _component(
-    components: Mapping[str, nnx.Module], name: str, cls: Any, source: str
-) -> nnx.Module:
-    """The component of this name; InputError unless it is of the class, or one of the classes."""
-    classes: tuple[type[nnx.Module], ...] = cls if isinstance(cls, tuple) else (cls,)
-    module = components.get(name)
-    if not isinstance(module, classes):
-        got = "none" if module is None else type(module).__name__
-        expected = " or ".join(each.__name__ for each in classes)
-        raise InputError(f"{source}: {name}: got {got}, expected {expected}")
-    return cast(nnx.Module, module)
 
 
 def _text_family(unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel]) -> Family:

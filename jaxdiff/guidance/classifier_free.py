@@ -18,9 +18,12 @@ from jaxdiff.guidance.base import (
     GuidanceScales,
     Outputs,
     Stream,
+    check,
     extrapolate,
     rule,
 )
+
+MAX_CHANNELS = 1024
 
 
 @rule
@@ -86,15 +89,28 @@ class CondUncond(Guidance):
 
 @rule
 class ClassifierFree(CondUncond):
-    """g = uncond + w (cond - uncond) (2207.12598, eq. 6, in the form of Imagen)."""
+    """g = uncond + w (cond - uncond) (2207.12598, eq. 6, in the form of Imagen).
+
+    With `channels` above 0 only so many channels of the network's output are guided, the first
+    ones, and the others are the conditional stream's. The code of DiT (2212.09748) and of SiT
+    (2401.08740) guides 3 of the 4 channels of their latents; diffusers guides all.
+    """
+
+    channels: int = 0  # 0: all
+
+    def __post_init__(self) -> None:
+        check("channels", self.channels, 0, MAX_CHANNELS)
 
     def combine(
         self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
     ) -> tuple[Prediction, PyTree]:
         """The prediction extrapolated from the null stream through the conditional one."""
-        return inputs.predict(
-            extrapolate(*self.uncond_and_cond(outputs, scales), scales.scale)
-        ), state
+        uncond, cond = self.uncond_and_cond(outputs, scales)
+        output = extrapolate(uncond, cond, scales.scale)
+        if self.channels:
+            own = self.channels
+            output = jnp.concatenate([output[..., :own], cond[..., own:]], axis=-1)
+        return inputs.predict(output), state
 
     def simplify(self, scales: Sequence[float]) -> Guidance:
         """At w = 1 no null stream is run."""

@@ -1,7 +1,7 @@
 """Published models as data: the networks of Stable Diffusion, FLUX.1 and their relatives.
 
-A preset's config says the same as the config.json of the repository it names; its parameter count
-is that of the published weights.
+A preset's config says the same as the config.json of the repository it names, or as diffusers would
+say what the original config says; its parameter count is that of the published weights.
 """
 
 import dataclasses
@@ -16,6 +16,8 @@ from jaxdiff.models.chroma.config import ChromaTransformer2DConfig
 from jaxdiff.models.chroma.module import ChromaTransformer2DModel
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
+from jaxdiff.models.dit.config import DiTTransformer2DConfig
+from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
@@ -25,6 +27,7 @@ from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.models.vq_model import VQModel, VQModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,16 @@ def _vae(source: str, parameters: int, **fields: Any) -> Preset:
     return Preset(cls=AutoencoderKL, config=config, source=f"{source}/vae", parameters=parameters)
 
 
+def _dit(size: int) -> Preset:
+    # Each of the 28 blocks has its own copy of one embedding of timesteps and classes.
+    return Preset(
+        cls=DiTTransformer2DModel,
+        config=DiTTransformer2DConfig(sample_size=size // 8, out_channels=8),
+        source=f"facebook/DiT-XL-2-{size}/transformer",
+        parameters=749_826_464,
+    )
+
+
 def _tiny(source: str, parameters: int, **fields: Any) -> Preset:
     config = AutoencoderTinyConfig(**fields)
     return Preset(cls=AutoencoderTiny, config=config, source=source, parameters=parameters)
@@ -107,6 +120,7 @@ _SD21 = "stabilityai/stable-diffusion-2-1"
 _XL = "stabilityai/stable-diffusion-xl-base-1.0"
 _REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
 _SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+_LDM_CLASSES = "CompVis/latent-diffusion/configs/latent-diffusion/cin256-v2.yaml"
 _SDXL_CONDITIONING = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 _XL_ATTENTION = {"use_linear_projection": True, "upcast_attention": None}
 
@@ -161,6 +175,22 @@ UNETS: dict[str, Preset] = {
         **_SDXL_CONDITIONING,
         **_XL_ATTENTION,
     ),
+    # Beside it the model has a table of classes, [1001, 512].
+    "ldm-cin256": Preset(
+        cls=UNet2DConditionModel,
+        config=UNet2DConditionConfig(
+            sample_size=64,
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+            up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+            block_out_channels=(192, 384, 576, 960),
+            cross_attention_dim=512,
+            attention_head_dim=1,
+        ),
+        source=_LDM_CLASSES,
+        parameters=400_920_579,
+    ),
 }
 
 # Parameters include those of the stored positions, which diffusers does not count.
@@ -192,6 +222,8 @@ TRANSFORMERS: dict[str, Preset] = {
         source="lodestones/Chroma1-HD/transformer",
         parameters=8_899_983_424,
     ),
+    "dit-xl-2-256": _dit(256),
+    "dit-xl-2-512": _dit(512),
 }
 
 _NO_QUANT = {
@@ -211,6 +243,20 @@ VAES: dict[str, Preset] = {
         scaling_factor=0.3611,
         shift_factor=0.1159,
         **_NO_QUANT,
+    ),
+    "vq-f4": Preset(
+        cls=VQModel,
+        config=VQModelConfig(
+            block_out_channels=(128, 256, 512),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=2,
+            num_vq_embeddings=8192,
+            vq_embed_dim=3,
+            scaling_factor=1.0,
+        ),
+        source=_LDM_CLASSES,
+        parameters=55_322_782,
     ),
     "taesd": _tiny("madebyollin/taesd", 2_445_063),
     "taef1": _tiny("madebyollin/taef1", 2_458_899, latent_channels=16),
@@ -273,5 +319,5 @@ PRESETS: dict[str, dict[str, Preset]] = {
 
 
 def preset(kind: str, name: str) -> Preset:
-    """The published network `name` of a `kind` in PRESETS; InputError if unknown."""
+    """The published network `name` of `kind`, one of PRESETS; InputError if unknown."""
     return PRESETS[one_of("kind of network", kind, PRESETS)][one_of(kind, name, PRESETS[kind])]

@@ -110,9 +110,11 @@ def _mid(config: AutoencoderKLConfig, layers: LayerFactory) -> MidBlock2D:
 
 
 class Encoder(nnx.Module):
-    """Image to the parameters of a diagonal Gaussian over latents."""
+    """Image to the parameters of a diagonal Gaussian over latents, or to so many `outputs`."""
 
-    def __init__(self, config: AutoencoderKLConfig, *, layers: LayerFactory):
+    def __init__(
+        self, config: AutoencoderKLConfig, *, layers: LayerFactory, outputs: int | None = None
+    ):
         channels = config.block_out_channels
         self.conv_in = layers.conv(config.in_channels, channels[0], 3)
         self.down_blocks = nnx.List()
@@ -126,10 +128,10 @@ class Encoder(nnx.Module):
             )
         self.mid_block = _mid(config, layers)
         self.conv_norm_out = layers.group_norm(channels[-1], groups=config.norm_num_groups, eps=EPS)
-        self.conv_out = layers.conv(channels[-1], 2 * config.latent_channels, 3)
+        self.conv_out = layers.conv(channels[-1], outputs or 2 * config.latent_channels, 3)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 z"]:
-        """Mean and log-variance, joined along the channels."""
+        """Mean and log-variance, joined along the channels, or the outputs."""
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)[-1]

@@ -40,6 +40,11 @@ def _gated_gelu_bwd(residuals: tuple[Array, Array], d_out: Array) -> tuple[Array
 gated_gelu.defvjp(_gated_gelu_fwd, _gated_gelu_bwd)
 
 
+def tanh_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, an approximation of GELU (1606.08415)."""
+    return jax.nn.gelu(x, approximate=True)
+
+
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x sigmoid(1.702 x), the sigmoid approximation of GELU that OpenAI's CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
@@ -54,6 +59,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
     "gelu": exact_gelu,
+    "gelu-approximate": tanh_gelu,
     "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
     "mish": mish,

@@ -5,7 +5,7 @@ from flax import nnx
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float
-from jaxdiff.nn.activations import gated_gelu
+from jaxdiff.nn.activations import activation, gated_gelu
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory, Placeholder
@@ -83,14 +83,32 @@ class GEGLU(nnx.Module):
         return gated_gelu(value, gate)
 
 
-class FeedForward(nnx.Module):
-    """The gated two-layer perceptron of a transformer block, four times as wide inside."""
+class ProjectedActivation(nnx.Module):
+    """An activation function of one linear layer."""
 
-    def __init__(self, width: int, *, layers: LayerFactory):
+    def __init__(self, width: int, inner: int, *, layers: LayerFactory, act: str):
+        self.proj = layers.linear(width, inner)
+        self.act = act
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n i"]:
+        """Apply the layer and the function."""
+        return activation(self.act)(self.proj(x))
+
+
+class FeedForward(nnx.Module):
+    """The two-layer perceptron of a transformer block, four times as wide inside.
+
+    `act` is "geglu", or the name of an activation function without a gate.
+    """
+
+    def __init__(self, width: int, *, layers: LayerFactory, act: str = "geglu"):
         inner = 4 * width
-        self.net = nnx.List(
-            [GEGLU(width, inner, layers=layers), Placeholder(), layers.linear(inner, width)]
+        first = (
+            GEGLU(width, inner, layers=layers)
+            if act == "geglu"
+            else ProjectedActivation(width, inner, layers=layers, act=act)
         )
+        self.net = nnx.List([first, Placeholder(), layers.linear(inner, width)])
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Apply the perceptron; no residual is added."""

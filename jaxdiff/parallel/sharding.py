@@ -41,27 +41,36 @@ CLIP: Rules = (
     (r"embedding$", FSDP_ONLY),
     (r"kernel$", FSDP_ONLY),
 )
-FLUX: Rules = (
-    (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|proj_mlp|linear_1)\.kernel$", COLUMN_PARALLEL),
-    (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
-    # whose inputs are those of attention and of the perceptron, side by side
-    (r"single_transformer_blocks\.\d+\.proj_out\.kernel$", ROW_PARALLEL),
-    (r"\.kernel$", FSDP_ONLY),
-)
-MMDIT: Rules = (
-    (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|linear_1)\.kernel$", COLUMN_PARALLEL),
-    (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
-    (r"(kernel|\.pos_embed)$", FSDP_ONLY),
-)
 T5: Rules = (
     (r"\.(SelfAttention\.[qkv]|wi(_[01])?)\.kernel$", COLUMN_PARALLEL),
     (r"\.(SelfAttention\.o|wo)\.kernel$", ROW_PARALLEL),
     (r"embedding$", FSDP_ONLY),
     (r"kernel$", FSDP_ONLY),
 )
+# The linear layers of adaptive norms, whose outputs are shifts, scales and gates.
+MODULATION: Rules = ((r"\.(norm\w*|adaln_single)\.linear\.kernel$", COLUMN_PARALLEL),)
+DIT: Rules = (
+    *MODULATION,
+    *UNET[:2],
+    (r"embed(ding)?$", FSDP_ONLY),
+    (r"kernel$", FSDP_ONLY),
+)
+MMDIT: Rules = (
+    *MODULATION,
+    (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|linear_1)\.kernel$", COLUMN_PARALLEL),
+    (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
+    (r"(kernel|\.pos_embed)$", FSDP_ONLY),
+)
+FLUX: Rules = (
+    *MODULATION,
+    (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|proj_mlp|linear_1)\.kernel$", COLUMN_PARALLEL),
+    # the inputs of a single block's proj_out are those of attention and perceptron, side by side
+    (r"(to_out\.0|to_add_out|net\.2|linear_2|blocks\.\d+\.proj_out)\.kernel$", ROW_PARALLEL),
+    (r"\.kernel$", FSDP_ONLY),
+)
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
 # For weights of several models, which share no names but these.
-ANY: Rules = (*UNET[:2], *FLUX[:3], *T5[:2], *CLIP, *MMDIT[2:])
+ANY: Rules = (*UNET[:2], *FLUX[:3], *T5[:2], *CLIP, *MMDIT[3:])
 
 
 def spec(

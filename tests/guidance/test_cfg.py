@@ -8,7 +8,7 @@ from oracles import calls, level_at, mixture, posterior_mean
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.denoising import PREDICTION_TYPES
-from jaxdiff.guidance.base import RULES, GuidanceScales, extrapolate
+from jaxdiff.guidance.base import RULES, DenoiserInput, GuidanceScales, extrapolate, parse
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 
 UNCOND = jnp.array([[0.0, 1.0, 1.0, 2.0]])
@@ -29,6 +29,19 @@ def level(ratio, dtype=jnp.float32, ndim=2):
 
 def test_the_golden_vector():
     np.testing.assert_array_equal(extrapolate(UNCOND, COND, jnp.array([3.0])), [[3, 4, 7, 8]])
+
+
+def test_some_channels_alone_are_guided():
+    """The first three of four by w = 3, the last as the conditional stream has it; DiT's way."""
+    here = level(1.0)
+    rule = parse("cfg:channels=3")
+    inputs = DenoiserInput(jnp.zeros((1, 4)), here, "epsilon")
+    (_, eps), _ = rule.combine((UNCOND, COND), inputs, GuidanceScales(jnp.array([3.0])), ())
+    np.testing.assert_allclose(eps, [[3, 4, 7, 4]], rtol=1e-6)
+    (_, eps), _ = RULES["cfg"].combine((UNCOND, COND), inputs, GuidanceScales(jnp.array([3.0])), ())
+    np.testing.assert_allclose(eps, [[3, 4, 7, 8]], rtol=1e-6)
+    with pytest.raises(InputError, match="channels: got -1, expected a number from 0"):
+        parse("cfg:channels=-1")
 
 
 def test_scale_zero_and_one_are_the_two_streams():

@@ -12,6 +12,7 @@ from jaxdiff.models.build import param_dict
 from jaxdiff.parallel.mesh import batch_sharding, make_mesh
 from jaxdiff.parallel.sharding import (
     CLIP,
+    DIT,
     UNET,
     VAE,
     all_gather_fsdp,
@@ -23,6 +24,7 @@ from jaxdiff.parallel.sharding import (
 MODELS = {
     "unet sd15": (("unet", "sd15"), UNET),
     "unet sdxl-base": (("unet", "sdxl-base"), UNET),
+    "transformer dit-xl-2-256": (("transformer", "dit-xl-2-256"), DIT),
     "vae sd": (("vae", "sd"), VAE),
     "text openclip-bigg": (("text", "openclip-bigg"), CLIP),
 }

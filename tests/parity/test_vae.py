@@ -12,6 +12,7 @@ from flax import nnx
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.models.vq_model import VQModel, VQModelConfig
 
 
 def config(*channels, **fields):
@@ -85,6 +86,31 @@ def test_scaling_is_invertible():
     np.testing.assert_allclose(ours.scale(z), (z - 0.0609) * 1.5305, rtol=1e-6)
     np.testing.assert_allclose(ours.unscale(ours.scale(z)), z, rtol=1e-5, atol=1e-6)
     assert torch.is_tensor(nchw(np.asarray(z)))
+
+
+VQ = {
+    "f4": config(8, 12, 16, layers_per_block=2, num_vq_embeddings=64, vq_embed_dim=3),
+    "four-channels": config(8, 16, latent_channels=4, mid_block_add_attention=False),
+}
+
+
+@pytest.mark.parametrize("name", VQ)
+def test_vector_quantised(name):
+    """Also the codebook's vectors: the decoder gets one that is near, not the latent itself."""
+    theirs = randomise(diffusers.VQModel(**VQ[name]))
+    ours = copy(theirs, VQModel, from_mapping(VQModelConfig, VQ[name], source=name))
+    x = image((2, 16, 24, 3))
+    latents, logvar = jax.jit(lambda x: ours.encode(x))(jnp.asarray(x))
+    assert logvar is None
+    agree(latents, theirs.encode(nchw(x)).latents)
+    z = image((2, 4, 6, ours.config.latent_channels), seed=2)
+    decoded = theirs.decode(nchw(z)).sample
+    agree(jax.jit(lambda z: ours.decode(z))(jnp.asarray(z)), decoded)
+    raw = theirs.decode(nchw(z), force_not_quantize=True).sample
+    assert (decoded - raw).abs().max() > 1e-2 * raw.abs().max()
+    slope = jax.grad(lambda z: ours.quantize(z)[0, 0, 0, 1])(jnp.asarray(z))
+    assert slope[0, 0, 0, 1] == slope.sum() == 1
+    np.testing.assert_allclose(ours.unscale(ours.scale(jnp.asarray(z))), z, rtol=1e-5)
 
 
 TINY = {

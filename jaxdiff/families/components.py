@@ -1,0 +1,29 @@
+"""What families ask of a model's components."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from flax import nnx
+
+from jaxdiff.core.errors import InputError
+
+
+def required_component(
+    components: Mapping[str, nnx.Module], name: str, cls: Any, source: str
+) -> nnx.Module:
+    """The component of this name; InputError unless it is of the class, or one of the classes."""
+    classes: tuple[type[nnx.Module], ...] = cls if isinstance(cls, tuple) else (cls,)
+    module = components.get(name)
+    if not isinstance(module, classes):
+        got = "none" if module is None else type(module).__name__
+        expected = " or ".join(each.__name__ for each in classes)
+        raise InputError(f"{source}: {name}: got {got}, expected {expected}")
+    return cast(nnx.Module, module)
+
+
+def check_latent_channels(got: int, channels: int, *, name: str, source: str) -> None:
+    """InputError unless the network `name` takes latents of as many channels as the codec has."""
+    if got != channels:
+        raise InputError(
+            f"{source}: {name}: got in_channels {got}, expected {channels} as the latents have"
+        )
