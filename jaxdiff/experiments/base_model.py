@@ -277,13 +277,17 @@ def check_initial_weights(config: TrainConfig, *, resumed: bool) -> None:
 
 
 def check_channels(objective: DiffusionObjective, codec: LatentCodec) -> None:
-    """InputError unless the UNet takes and gives latents of as many channels as the codec has."""
-    channels = codec.config.latent_channels
-    for name in ("in_channels", "out_channels"):
-        if getattr(objective.model, name) != channels:
+    """InputError unless the network takes and gives latents of as many channels as the codec has.
+
+    Networks whose config counts the channels of tokens have `channels` of latents beside.
+    """
+    wanted, names = codec.config.latent_channels, ("in_channels", "out_channels")
+    counted = tuple(getattr(objective.model, name) for name in names)
+    for name, got in zip(names, getattr(objective.model, "channels", counted), strict=True):
+        if got != wanted:
             raise InputError(
-                f"objective.model.{name}: got {getattr(objective.model, name)}, expected "
-                f"{channels} as the latents of {objective.vae} have"
+                f"objective.model.{name}: got {got}, expected "
+                f"{wanted} as the latents of {objective.vae} have"
             )
 
 

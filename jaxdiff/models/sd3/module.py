@@ -5,18 +5,12 @@ from flax import nnx
 
 from jaxdiff.core.types import Array, Dtype, Float, Int
 from jaxdiff.core.validate import check_shape
-from jaxdiff.models.sd3.blocks import (
-    JointTransformerBlock,
-    Modulation,
-    PatchEmbed,
-    TimeTextEmbedding,
-    modulate,
-    norm,
-    unpatchify,
-)
+from jaxdiff.models.sd3.blocks import JointTransformerBlock, TimeTextEmbedding
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory
+from jaxdiff.nn.modulation import AdaLayerNormContinuous
+from jaxdiff.nn.patches import PatchEmbed, unpatchify
 
 
 class SD3Transformer2DModel(nnx.Module):
@@ -38,7 +32,14 @@ class SD3Transformer2DModel(nnx.Module):
         depth, (_, channels) = config.num_layers, config.channels
         self.config = config
         self.dtype = dtype
-        self.pos_embed = PatchEmbed(config, layers=layers)
+        self.pos_embed = PatchEmbed(
+            config.in_channels,
+            config.width,
+            config.patch_size,
+            layers=layers,
+            base=config.sample_size // config.patch_size,
+            max_size=config.pos_embed_max_size,
+        )
         self.time_text_embed = TimeTextEmbedding(config, layers=layers)
         self.context_embedder = layers.linear(config.joint_attention_dim, config.width)
         self.transformer_blocks = nnx.List(
@@ -50,7 +51,7 @@ class SD3Transformer2DModel(nnx.Module):
             )
             for i in range(depth)
         )
-        self.norm_out = Modulation(config.width, 2, layers=layers)
+        self.norm_out = AdaLayerNormContinuous(config.width, config.width, layers=layers)
         self.proj_out = layers.linear(config.width, config.patch_size**2 * channels, init=ZEROS)
 
     def __call__(
@@ -73,12 +74,11 @@ class SD3Transformer2DModel(nnx.Module):
         check_shape(
             "pooled_projections", pooled_projections, (len(sample), config.pooled_projection_dim)
         )
+        grid = self.pos_embed.grid((sample.shape[1], sample.shape[2]))
         x = self.pos_embed(sample)
-        embedding = self.time_text_embed(timesteps, pooled_projections)
+        vector = self.time_text_embed(timesteps, pooled_projections)
         text = self.context_embedder(context)
         for block in self.transformer_blocks:
-            x, text = block(x, text, embedding)
-        scale, shift = self.norm_out(embedding)
-        tokens = self.proj_out(modulate(norm(x), shift, scale))
-        height, width = sample.shape[1:3]
-        return unpatchify(tokens, (height, width), config.patch_size).astype(sample.dtype)
+            x, text = block(x, text, vector)
+        tokens = self.proj_out(self.norm_out(x, vector))
+        return unpatchify(tokens, grid, config.patch_size).astype(sample.dtype)
