@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
-from jaxdiff.families import dit, stable_diffusion
+from jaxdiff.families import class_conditional_ldm, dit, pixart, stable_diffusion
 from jaxdiff.families.base import Family
 from jaxdiff.families.extras import Option
 
@@ -15,7 +15,7 @@ from jaxdiff.families.extras import Option
 Detect = Callable[..., Family]
 # Files with `PIPELINE_CLASSES`, `FAMILIES`, and `detect`, which tells the families apart. If networks
 # can be trained from scratch, `FROM_SCRATCH` is the pipeline class of such a model, and its family.
-FAMILY_MODULES: tuple[ModuleType, ...] = (stable_diffusion, dit)
+FAMILY_MODULES: tuple[ModuleType, ...] = (stable_diffusion, dit, class_conditional_ldm, pixart)
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES
 }
