@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxdiff.core.configs import Need
 from jaxdiff.core.errors import InputError
@@ -13,6 +13,9 @@ from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.discriminator import PatchDiscriminatorConfig
+from jaxdiff.models.dit.config import DiTTransformer2DConfig
+from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
+from jaxdiff.models.unet.class_conditional import ClassConditionalUNet2DConfig
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.nn.remat import REMAT
@@ -23,7 +26,27 @@ from jaxdiff.training.config.trainable import Full, Trainable
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
 MAX_SAMPLE_STEPS = 1000  # of a flow
 # The fields of a DiffusionObjective that a pipeline provides.
-PIPELINE_FIELDS = ("model", "vae", "text_encoder", "weights", "schedule", "prediction_type")
+PIPELINE_FIELDS = (
+    "model",
+    "vae",
+    "text_encoder",
+    "class_names",
+    "weights",
+    "schedule",
+    "prediction_type",
+)
+# Configs of networks that denoise.
+DenoiserConfig = (
+    UNet2DConditionConfig
+    | ClassConditionalUNet2DConfig
+    | DiTTransformer2DConfig
+    | PixArtTransformer2DConfig
+)
+
+
+def reads_labels(model: Any) -> bool:
+    """Whether the network of this config reads class labels, and no text."""
+    return isinstance(model, DiTTransformer2DConfig | ClassConditionalUNet2DConfig)
 
 
 @config_section("objective")
@@ -120,10 +143,13 @@ class DiffusionObjective:
     }
 
     pipeline: str | None = None  # folder, file or Hub id of the model to start from
-    model: UNet2DConditionConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
+    # of the network; its class decides which one it is
+    model: DenoiserConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
     vae: str | None = None  # folder of the frozen VAE: export/ of its training
-    text_encoder: str | None = None  # folder with the text_encoder/ and tokenizer/
-    weights: str | None = None  # folder of a UNet to start from; None: random weights
+    # folder with the text_encoder/ and tokenizer/; None for networks that read class labels
+    text_encoder: str | None = None
+    class_names: tuple[str, ...] = ()  # of each class label; without, captions are numbers
+    weights: str | None = None  # folder of a network to start from; None: random weights
     schedule: VPSchedule | FlowSchedule = dataclasses.field(
         default_factory=lambda: VPSchedule(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
@@ -191,9 +217,21 @@ class DiffusionObjective:
 
     def _check_components(self) -> None:
         """InputError unless every component is given once."""
+        needed = ("vae", "text_encoder")
+        if self.pipeline is None and reads_labels(self.model):
+            needed = ("vae",)
+            if self.text_encoder is not None:
+                raise InputError(
+                    f"objective.text_encoder: got {self.text_encoder}, expected it left out: the "
+                    "network reads class labels"
+                )
+        elif self.pipeline is None and self.class_names:
+            raise InputError(
+                "objective.class_names: got some, expected them left out: the network reads text"
+            )
         for field in dataclasses.fields(self):
             if self.pipeline is None and field.name in ("vae", "text_encoder"):
-                if getattr(self, field.name) is None:
+                if field.name in needed and getattr(self, field.name) is None:
                     raise InputError(f"objective.{field.name}: got none, expected it or a pipeline")
             elif self.pipeline is not None and field.name in PIPELINE_FIELDS:
                 made = field.default_factory
@@ -208,11 +246,11 @@ class DiffusionObjective:
         if isinstance(self.trainable, Full) and self.trainable.from_scratch:
             raise InputError(
                 "objective.trainable.from_scratch: got it without objective.pipeline, expected "
-                "both, or neither: a UNet without weights is initialised at random"
+                "both, or neither: a network without weights is initialised at random"
             )
         if not isinstance(self.trainable, Full):
             raise InputError(
-                f"objective.trainable: got {type(self.trainable).__name__} for a new UNet, "
+                f"objective.trainable: got {type(self.trainable).__name__} for a new network, "
                 "expected objective.pipeline or objective.weights"
             )
 
