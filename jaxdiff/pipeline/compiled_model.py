@@ -284,7 +284,7 @@ class CompiledModel:
     def decode(self, latents: BatchArray) -> tuple[BatchArray, BatchArray]:
         """Images (uint8) of scaled latents, and which of them are finite."""
         codec, params = self._codec
-        return self.program(_decode, ".b", codec=codec)(params, latents)
+        return self.program(decode_images, ".b", codec=codec)(params, latents)
 
 
 def _latents(params: PyTree, images: Array, *, codec: Callable[[PyTree], LatentCodec]) -> Array:
@@ -372,9 +372,10 @@ def guided(
     )
 
 
-def _decode(
+def decode_images(
     params: PyTree, latents: Array, *, codec: Callable[[PyTree], LatentCodec]
 ) -> tuple[Array, Array]:
+    """Images (uint8) of scaled latents, and which of them are finite."""
     own = codec(params)
     images = own.decode(own.unscale(latents))
     finite = jnp.isfinite(images).all(axis=(1, 2, 3))
