@@ -97,7 +97,7 @@ def read_pipeline(
         for name, cls in classes.items()
         if cls and "Tokenizer" in cls
     }
-    scheduler = read_object(folder / SCHEDULER / "scheduler_config.json")
+    scheduler = _scheduler(folder, classes)
     defaults = read_object(folder / DEFAULTS) if (folder / DEFAULTS).exists() else {}
     defaults = rename_settings(defaults, source=str(folder / DEFAULTS))
     components = {
@@ -119,12 +119,22 @@ def read_pipeline(
     return PipelineComponents(
         class_name=index["_class_name"].removeprefix("Flax"),
         components=components,
-        scheduler=scheduler | {"_class_name": classes[SCHEDULER]},
+        scheduler=scheduler,
         tokenizers=tokenizers,
         options=plain_values(index),
         absent=tuple(name for name, cls in classes.items() if cls is None),
         defaults=defaults,
     )
+
+
+def read_scheduler(folder: pathlib.Path) -> dict[str, Any]:
+    """scheduler_config.json of a pipeline folder, with the class that model_index.json names."""
+    return _scheduler(folder, _classes(_read_index(folder), str(folder / INDEX)))
+
+
+def _scheduler(folder: pathlib.Path, classes: Mapping[str, str | None]) -> dict[str, Any]:
+    config = read_object(folder / SCHEDULER / "scheduler_config.json")
+    return config | {"_class_name": classes[SCHEDULER]}
 
 
 def abstract_pipeline(
