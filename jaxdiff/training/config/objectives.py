@@ -1,6 +1,7 @@
 """The config of each objective."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from jaxdiff.training.config.aliases import config_section
 from jaxdiff.training.config.data import DataConfig
 from jaxdiff.training.config.trainable import Full, Trainable
 
-TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
+TIMESTEP_SAMPLINGS = ("uniform", "logit_normal", "mode")
 MAX_SAMPLE_STEPS = 1000  # of a flow
 # The fields of a DiffusionObjective that a pipeline provides.
 PIPELINE_FIELDS = (
@@ -47,6 +48,36 @@ DenoiserConfig = (
 def reads_labels(model: Any) -> bool:
     """Whether the network of this config reads class labels, and no text."""
     return isinstance(model, DiTTransformer2DConfig | ClassConditionalUNet2DConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimestepSampling:
+    """How the times of a training are sampled: fields of each objective with noise levels.
+
+    The share u of the way to noise is sampled as SD3 does it (2403.03206, section 3.1): `uniform`;
+    `logit_normal`, the sigmoid of N(logit_mean, logit_std^2) (eq. 19); or `mode`, which for
+    mode_scale > 0 prefers the middle and for mode_scale < 0 the ends (eq. 20).
+    """
+
+    needs: ClassVar[Mapping[str, Need]] = {
+        "logit_mean": Need("timestep_sampling", ("logit_normal",)),
+        "logit_std": Need("timestep_sampling", ("logit_normal",)),
+        "mode_scale": Need("timestep_sampling", ("mode",)),
+    }
+
+    timestep_sampling: str = "uniform"  # uniform, logit_normal or mode (2403.03206, section 3.1)
+    logit_mean: float = 0.0  # of logit_normal: above 0 more noise
+    logit_std: float = 1.0  # of logit_normal: the smaller, the more of the middle
+    mode_scale: float = 1.29  # of mode, -1 to 2 / (pi - 2); 0: uniform
+    timestep_shift: float = 1.0  # above 1: more noise (2403.03206, eq. 23)
+
+    def __post_init__(self) -> None:
+        one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
+        in_range("objective.logit_mean", self.logit_mean, -10, 10)
+        in_range("objective.logit_std", self.logit_std, 1e-3, 10)
+        # beyond, times would go backwards where u goes on
+        in_range("objective.mode_scale", self.mode_scale, -1, 2 / (math.pi - 2))
+        in_range("objective.timestep_shift", self.timestep_shift, 0.01, 100)
 
 
 @config_section("objective")
@@ -131,13 +162,14 @@ class CLIPObjective:
 
 @config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffusionObjective:
+class DiffusionObjective(TimestepSampling):
     """Train a latent diffusion model (2112.10752).
 
     A `pipeline` provides the fields in PIPELINE_FIELDS, which are then left out.
     """
 
     needs: ClassVar[Mapping[str, Need]] = {
+        **TimestepSampling.needs,
         "snr_gamma": Need("weighting", ("min_snr", "soft_min_snr", "p2")),
         "prior_loss_weight": Need("prior_data"),
     }
@@ -161,8 +193,8 @@ class DiffusionObjective:
     snr_gamma: float = 5.0  # of min_snr and soft_min_snr: the cap; of p2: the exponent, 0.5 or 1
     noise_offset: float = 0.0  # standard deviation of an offset added to each channel of the noise
     remat: str = "none"  # what the backward pass recomputes, to save memory: one of REMAT
-    timestep_sampling: str = "uniform"  # uniform or logit_normal (2403.03206, section 3.1)
-    timestep_shift: float = 1.0  # above 1: more noise (2403.03206, eq. 23)
+    # whether the shift of a flow is that of the number of 2x2 patches of the latents, as in Flux
+    timestep_shift_by_resolution: bool = False
     caption_dropout: float = 0.1  # fraction of captions replaced by the null caption
     # the same for each of several text encoders separately, in addition
     caption_dropout_per_encoder: tuple[float, ...] = ()
@@ -190,19 +222,29 @@ class DiffusionObjective:
             )
         one_of("objective.prediction_type", self.prediction_type, PREDICTION_TYPES)
         one_of("objective.weighting", self.weighting, WEIGHTINGS)
-        one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
+        super().__post_init__()
         one_of("objective.remat", self.remat, REMAT)
         schedule = self.schedule
-        no_signal = isinstance(schedule, FlowSchedule) or schedule.zero_terminal_snr
-        if no_signal and self.prediction_type == "epsilon":
+        flow = isinstance(schedule, FlowSchedule)
+        no_signal = flow or schedule.zero_terminal_snr
+        if no_signal and self.prediction_type in ("epsilon", "score"):
             raise InputError(
-                "objective.prediction_type: got epsilon for a schedule that ends without signal, "
-                "expected another type: at pure noise, epsilon contains no information about the "
-                "image"
+                f"objective.prediction_type: got {self.prediction_type} for a schedule that ends "
+                f"without signal, expected another type: at pure noise, {self.prediction_type} "
+                "contains no information about the image"
+            )
+        if flow and schedule.path != "linear":
+            raise InputError(
+                f"objective.schedule.path: got {schedule.path}, expected linear: pipeline folders "
+                "cannot describe others; VPSchedule(beta_schedule=cosine) is near to cosine"
+            )
+        if self.timestep_shift_by_resolution and not flow:
+            raise InputError(
+                "objective.timestep_shift_by_resolution: got true with a VPSchedule, expected a "
+                "FlowSchedule"
             )
         positive("objective.snr_gamma", self.snr_gamma)
         non_negative("objective.noise_offset", self.noise_offset)
-        in_range("objective.timestep_shift", self.timestep_shift, 0.01, 100)
         for rate in (self.caption_dropout, *self.caption_dropout_per_encoder):
             in_range("objective.caption_dropout", rate, 0, 1)
         positive("objective.prior_loss_weight", self.prior_loss_weight)
@@ -257,7 +299,7 @@ class DiffusionObjective:
 
 @config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillationObjective:
+class DistillationObjective(TimestepSampling):
     """Distil guidance: the scale becomes an input of the UNet (2210.03142, section 3.1)."""
 
     teacher: str  # folder of the pipeline to distil; the student starts from its UNet
@@ -267,8 +309,6 @@ class DistillationObjective:
         10.0,
     )  # sampled uniformly
     remat: str = "none"  # what the backward pass recomputes, to save memory: one of REMAT
-    timestep_sampling: str = "uniform"  # uniform or logit_normal (2403.03206, section 3.1)
-    timestep_shift: float = 1.0  # above 1: more noise (2403.03206, eq. 23)
     sample_guidance_scale: float = 3.0  # guidance scale of the sample grids
     sample_steps: int = 25  # DDIM steps of the sample grids
 
@@ -278,15 +318,14 @@ class DistillationObjective:
         low, high = self.guidance_scale_range
         in_range("objective.guidance_scale_range", low, 0, 1000)
         in_range("objective.guidance_scale_range", high, low, 1000)
-        one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
-        in_range("objective.timestep_shift", self.timestep_shift, 0.01, 100)
+        super().__post_init__()
         in_range("objective.sample_guidance_scale", self.sample_guidance_scale, 0, 1000)
         positive("objective.sample_steps", self.sample_steps)
 
 
 @config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierObjective:
+class ClassifierObjective(TimestepSampling):
     """Train a classifier of noisy latents for classifier guidance (2105.05233, section 4)."""
 
     model: LatentClassifierConfig = dataclasses.field(default_factory=LatentClassifierConfig)
@@ -297,13 +336,10 @@ class ClassifierObjective:
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
         )
     )
-    timestep_sampling: str = "uniform"  # uniform or logit_normal (2403.03206, section 3.1)
-    timestep_shift: float = 1.0  # above 1: more noise (2403.03206, eq. 23)
     noise_levels_per_image: int = 1  # each image is encoded once for several noise levels
 
     def __post_init__(self) -> None:
-        one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
-        in_range("objective.timestep_shift", self.timestep_shift, 0.01, 100)
+        super().__post_init__()
         positive("objective.noise_levels_per_image", self.noise_levels_per_image)
 
 
