@@ -127,6 +127,12 @@ def test_widths_that_are_refused(model):
         model(x, t, context, pooled_projections=named["pooled_projections"][:, :4])
 
 
+def test_a_small_transformer_has_no_blocks_to_skip(model):
+    arrays, named = inputs()
+    with pytest.raises(InputError, match="perturbed stream for a transformer of 2 blocks"):
+        model(*arrays, **named, perturbed=jnp.array([False, True]))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
