@@ -110,6 +110,8 @@ CLIPS_BY_DEFAULT = {
 CORRECTING_PIPELINES = tuple(
     f"StableDiffusion{task}Pipeline" for task in ("", "Img2Img", "Inpaint")
 )
+# Those, by how their names begin, that place the timesteps of flows at n/n ... 1/n.
+TRAILING_PIPELINES = ("Flux", "Chroma")
 
 
 def scheduler_class(config: Mapping[str, Any]) -> str:
@@ -156,7 +158,8 @@ def vp_schedule_config(schedule: VPSchedule) -> dict[str, Any]:
 
 
 def flow_schedule_config(schedule: FlowSchedule) -> dict[str, Any]:
-    """The keys for a flow, as `schedule_of` reads them."""
+    """The keys for a flow, as `schedule_of` reads them; InputError for paths they have none of."""
+    one_of("path", schedule.path, ("linear",))
     scale = round(schedule.time_scale)
     return {"_class_name": FLOW, "num_train_timesteps": scale, "shift": schedule.shift}
 
@@ -300,6 +303,8 @@ class SchedulerOptions:
                 )
         names = {f.name for f in dataclasses.fields(cls)} - {"sigma_schedule"}
         values = {k: v for k, v in config.items() if k in names and v is not None}
+        if pipeline_class.startswith(TRAILING_PIPELINES):
+            values["timestep_spacing"] = "trailing"
         if pipeline_class in CORRECTING_PIPELINES:
             values["steps_offset"] = 1
         elif pipeline_class and _clips(config):

@@ -1,4 +1,4 @@
-"""Published models as data: the networks of Stable Diffusion and their relatives.
+"""Published models as data: the networks of Stable Diffusion, FLUX.1 and their relatives.
 
 A preset's config says the same as the config.json of the repository it names, or as diffusers would
 say what the original config says; its parameter count is that of the published weights.
@@ -12,10 +12,14 @@ from flax import nnx
 from jaxdiff.core.validate import one_of
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.build import abstract
+from jaxdiff.models.chroma.config import ChromaTransformer2DConfig
+from jaxdiff.models.chroma.module import ChromaTransformer2DModel
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
+from jaxdiff.models.flux.config import FluxTransformer2DConfig
+from jaxdiff.models.flux.module import FluxTransformer2DModel
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
@@ -61,6 +65,15 @@ def _sd3(source: str, parameters: int, depth: int, **fields: Any) -> Preset:
         cls=SD3Transformer2DModel,
         config=config,
         source=f"{source}/transformer",
+        parameters=parameters,
+    )
+
+
+def _flux(source: str, parameters: int, **fields: Any) -> Preset:
+    return Preset(
+        cls=FluxTransformer2DModel,
+        config=FluxTransformer2DConfig(**fields),
+        source=f"black-forest-labs/{source}/transformer",
         parameters=parameters,
     )
 
@@ -197,6 +210,17 @@ TRANSFORMERS: dict[str, Preset] = {
         38,
         pos_embed_max_size=192,
         qk_norm="rms_norm",
+    ),
+    "flux-schnell": _flux("FLUX.1-schnell", 11_891_178_560),
+    "flux-dev": _flux("FLUX.1-dev", 11_901_408_320, guidance_embeds=True),
+    "flux-fill": _flux(
+        "FLUX.1-Fill-dev", 11_902_391_360, in_channels=384, out_channels=64, guidance_embeds=True
+    ),
+    "chroma": Preset(
+        cls=ChromaTransformer2DModel,
+        config=ChromaTransformer2DConfig(),
+        source="lodestones/Chroma1-HD/transformer",
+        parameters=8_899_983_424,
     ),
     "dit-xl-2-256": _dit(256),
     "dit-xl-2-512": _dit(512),
