@@ -61,35 +61,6 @@ MMDIT: Rules = (
     (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
     (r"(kernel|\.pos_embed)$", FSDP_ONLY),
 )
-# The linear layers of adaptive norms, whose outputs are shifts, scales and gates.
-MODULATION: Rules = ((r"\.(norm\w*|adaln_single)\.linear\.kernel$", COLUMN_PARALLEL),)
-DIT: Rules = (
-    *MODULATION,
-    *UNET[:2],
-    (r"embed(ding)?$", FSDP_ONLY),
-    (r"kernel$", FSDP_ONLY),
-)
-MMDIT: Rules = (
-    *MODULATION,
-    (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|linear_1)\.kernel$", COLUMN_PARALLEL),
-    (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
-    (r"(kernel|\.pos_embed)$", FSDP_ONLY),
-)
-FLUX: Rules = (
-    (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|proj_mlp|linear_1)\.kernel$", COLUMN_PARALLEL),
-    (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
-    # whose inputs are those of attention and of the perceptron, side by side
-    (r"single_transformer_blocks\.\d+\.proj_out\.kernel$", ROW_PARALLEL),
-    # a quarter of the weights, whose outputs are a few vectors
-    (r"\.norm\w*\.linear\.kernel$", COLUMN_PARALLEL),
-    (r"kernel$", FSDP_ONLY),
-)
-MMDIT: Rules = (
-    *MODULATION,
-    (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|linear_1)\.kernel$", COLUMN_PARALLEL),
-    (r"\.(to_out\.0|to_add_out|net\.2|linear_2)\.kernel$", ROW_PARALLEL),
-    (r"(kernel|\.pos_embed)$", FSDP_ONLY),
-)
 FLUX: Rules = (
     *MODULATION,
     (r"\.(to_[qkv]|add_[qkv]_proj|net\.0\.proj|proj_mlp|linear_1)\.kernel$", COLUMN_PARALLEL),
@@ -99,7 +70,7 @@ FLUX: Rules = (
 )
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
 # For weights of several models, which share no names but these.
-ANY: Rules = (*UNET[:2], *FLUX[:4], *T5[:2], *CLIP, *MMDIT[3:])
+ANY: Rules = (*UNET[:2], *FLUX[:3], *T5[:2], *CLIP, *MMDIT[3:])
 
 
 def spec(
