@@ -21,10 +21,16 @@ from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
+from jaxdiff.models.pixart.module import PixArtTransformer2DModel
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
+from jaxdiff.models.unet.class_conditional import (
+    ClassConditionalUNet2DConfig,
+    ClassConditionalUNet2DModel,
+)
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
@@ -121,10 +127,15 @@ _CLASSES = (
     _diffusers("SD3Transformer2DModel", SD3Transformer2DModel, SD3Transformer2DConfig),
     _diffusers("DiTTransformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),
     _diffusers("Transformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),  # DiT's before
+    _diffusers("PixArtTransformer2DModel", PixArtTransformer2DModel, PixArtTransformer2DConfig),
     _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
     _diffusers("VQModel", VQModel, VQModelConfig),
     _diffusers("AutoencoderTiny", AutoencoderTiny, AutoencoderTinyConfig),
-    # diffusers has no such class and reads no folder that model_index.json does not name.
+    # diffusers has no such classes.
+    _diffusers(
+        "ClassConditionalUNet2DModel", ClassConditionalUNet2DModel, ClassConditionalUNet2DConfig
+    ),
+    # diffusers reads no folder that model_index.json does not name.
     _diffusers("LatentClassifier", LatentClassifier, LatentClassifierConfig),
     _transformers("CLIPTextModel", *_TEXT),
     _transformers("CLIPTextModelWithProjection", *_TEXT, with_projection=True),
@@ -134,6 +145,16 @@ _CLASSES = (
     ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
 )
 MODEL_CLASSES: dict[str, ModelClass] = {kind.name: kind for kind in _CLASSES}
+
+
+def class_of_config(config: Any) -> ModelClass:
+    """The class of the networks that have a config of this type; InputError if there is none."""
+    for kind in MODEL_CLASSES.values():
+        if kind.config is type(config):
+            return kind
+    raise InputError(
+        f"config: got {type(config).__name__}, expected that of one of {', '.join(MODEL_CLASSES)}"
+    )
 
 
 def class_name_of(module: nnx.Module) -> str:

@@ -85,8 +85,8 @@ def read_pipeline(
     over. Raises InputError, naming the file, for anything missing, broken or unknown.
     """
     folder = pathlib.Path(folder)
-    index = {name: value for name, value in _read_index(folder).items() if name not in skip}
-    classes = _classes(index, str(folder / INDEX))
+    index = {name: value for name, value in read_index(folder).items() if name not in skip}
+    classes = component_classes(index, str(folder / INDEX))
     modules = {name: cls for name, cls in classes.items() if cls in MODEL_CLASSES}
     if VAE_COMPONENT in modules and not (folder / VAE_COMPONENT).is_dir():
         raise InputError(f"{folder}: got no {VAE_COMPONENT}/, expected it, or {ANOTHER_VAE}")
@@ -97,7 +97,7 @@ def read_pipeline(
         for name, cls in classes.items()
         if cls and "Tokenizer" in cls
     }
-    scheduler = read_object(folder / SCHEDULER / "scheduler_config.json")
+    scheduler = _scheduler(folder, classes)
     defaults = read_object(folder / DEFAULTS) if (folder / DEFAULTS).exists() else {}
     defaults = rename_settings(defaults, source=str(folder / DEFAULTS))
     components = {
@@ -119,12 +119,22 @@ def read_pipeline(
     return PipelineComponents(
         class_name=index["_class_name"].removeprefix("Flax"),
         components=components,
-        scheduler=scheduler | {"_class_name": classes[SCHEDULER]},
+        scheduler=scheduler,
         tokenizers=tokenizers,
-        options={k: v for k, v in _entries(index).items() if not isinstance(v, list)},
+        options=plain_values(index),
         absent=tuple(name for name, cls in classes.items() if cls is None),
         defaults=defaults,
     )
+
+
+def read_scheduler(folder: pathlib.Path) -> dict[str, Any]:
+    """scheduler_config.json of a pipeline folder, with the class that model_index.json names."""
+    return _scheduler(folder, _classes(_read_index(folder), str(folder / INDEX)))
+
+
+def _scheduler(folder: pathlib.Path, classes: Mapping[str, str | None]) -> dict[str, Any]:
+    config = read_object(folder / SCHEDULER / "scheduler_config.json")
+    return config | {"_class_name": classes[SCHEDULER]}
 
 
 def abstract_pipeline(
@@ -134,14 +144,13 @@ def abstract_pipeline(
 
     `options` are those of the modules.
     """
-    index = _read_index(folder)
+    index = read_index(folder)
     modules = {
         name: abstract_component(folder / name, class_name=cls, **options)
-        for name, cls in _classes(index, str(folder / INDEX)).items()
+        for name, cls in component_classes(index, str(folder / INDEX)).items()
         if cls in MODEL_CLASSES
     }
-    plain = {k: v for k, v in _entries(index).items() if not isinstance(v, list)}
-    return index["_class_name"].removeprefix("Flax"), modules, plain
+    return index["_class_name"].removeprefix("Flax"), modules, plain_values(index)
 
 
 def write_pipeline(
@@ -174,7 +183,7 @@ def write_pipeline(
         write_object(new / INDEX, index)
 
 
-def _read_index(folder: pathlib.Path) -> dict[str, Any]:
+def read_index(folder: pathlib.Path) -> dict[str, Any]:
     """model_index.json, which must name its class and a scheduler."""
     if not (folder / INDEX).exists():
         raise InputError(f"{folder}: got no {INDEX}, expected a diffusers pipeline folder")
@@ -198,7 +207,12 @@ def _entries(index: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in index.items() if not name.startswith("_")}
 
 
-def _classes(index: Mapping[str, Any], source: str) -> dict[str, str | None]:
+def plain_values(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the pipeline in a model_index.json."""
+    return {k: v for k, v in _entries(index).items() if not isinstance(v, list)}
+
+
+def component_classes(index: Mapping[str, Any], source: str) -> dict[str, str | None]:
     """The class of every component, None for one that is absent or skipped.
 
     Raises InputError for a class that is not known here.

@@ -6,7 +6,15 @@ from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
-from jaxdiff.families import chroma, dit, flux, stable_diffusion, stable_diffusion_3
+from jaxdiff.families import (
+    chroma,
+    class_conditional_ldm,
+    dit,
+    flux,
+    pixart,
+    stable_diffusion,
+    stable_diffusion_3,
+)
 from jaxdiff.families.base import Family
 from jaxdiff.families.extras import Option
 
@@ -18,8 +26,10 @@ Detect = Callable[..., Family]
 # its family.
 FAMILY_MODULES: tuple[ModuleType, ...] = (
     stable_diffusion,
+    class_conditional_ldm,
     stable_diffusion_3,
     dit,
+    pixart,
     flux,
     chroma,
 )

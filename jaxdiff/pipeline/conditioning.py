@@ -41,6 +41,12 @@ class TokenizedPrompts(NamedTuple):
     zero_out: Bool[NDArray, "b k"]
 
 
+class EncodedPrompts(NamedTuple):
+    """The texts' part of a batch's conditioning, on the host."""
+
+    conditioning: Mapping[str, NDArray]
+
+
 class PromptTokenizers(NamedTuple):
     """The tokenizers of a model, by text encoder."""
 
