@@ -13,8 +13,9 @@ from jaxdiff.families.extras import Option
 # (modules by component, plain values of model_index.json, source=...) -> family; InputError for
 # modules that do not fit together.
 Detect = Callable[..., Family]
-# Files with `PIPELINE_CLASSES`, `FAMILIES`, and `detect`, which tells the families apart. If networks
-# can be trained from scratch, `FROM_SCRATCH` is the pipeline class of such a model, and its family.
+# Files with `PIPELINE_CLASSES`, `FAMILIES`, and `detect`, which tells the families apart. Where a
+# network can be trained from scratch, `FROM_SCRATCH` is the pipeline class of the model, and its
+# family.
 FAMILY_MODULES: tuple[ModuleType, ...] = (stable_diffusion, dit, class_conditional_ldm, pixart)
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES

@@ -232,7 +232,9 @@ def detect(
 
     `options` are the plain values of model_index.json.
     """
-    unet = cast(UNet2DConditionModel, required_component(components, "unet", UNet2DConditionModel, source))
+    unet = cast(
+        UNet2DConditionModel, required_component(components, "unet", UNet2DConditionModel, source)
+    )
     if components.get("vae") is None:
         raise InputError(f"{source}: got a model without a VAE, expected one, or {ANOTHER_VAE}")
     codecs = AutoencoderKL, AutoencoderTiny

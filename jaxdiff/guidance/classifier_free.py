@@ -23,7 +23,6 @@ from jaxdiff.guidance.base import (
     rule,
 )
 
-
 MAX_CHANNELS = 1024
 
 

@@ -1,4 +1,4 @@
-"""Images as tokens: a patch each, with fixed positions, and back (ViT, 2010.11929; DiT, 2212.09748).
+"""Images as tokens, a patch each, with fixed positions, and back (2010.11929, 2212.09748).
 
 Positions are sines and cosines of column and row, which a model may have learnt at another size.
 """
@@ -23,7 +23,7 @@ def sincos_positions(
 
     The first half of `width`, a multiple of 4, has sines and then cosines of the column at
     frequencies 10000^(-i / (width / 4)), the second half those of the row. Rows and columns count
-    from 0 up to `base` / `scale`, whatever the grid: a larger image has its patches closer together.
+    from 0 up to `base` / `scale`, whatever the grid: patches of a larger image are closer together.
     """
     rows, columns = (
         np.arange(n, dtype=np.float32) / np.float32(n / base) / np.float32(scale) for n in grid
@@ -104,9 +104,7 @@ class PatchEmbed(nnx.Module):
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
         if self.pos_embed is None or self.max_size is None:
-            return jnp.asarray(
-                sincos_positions(grid, self.width, base=self.base, scale=self.scale)
-            )
+            return jnp.asarray(sincos_positions(grid, self.width, base=self.base, scale=self.scale))
         side = self.max_size
         for name, length in zip(("rows", "columns"), grid, strict=True):
             if length > side:

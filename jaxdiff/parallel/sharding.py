@@ -50,7 +50,11 @@ DIT: Rules = (
     (r"kernel$", FSDP_ONLY),
 )
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
-ANY: Rules = (*MODULATION, *UNET[:2], *CLIP)  # for weights of several models, which share no names but these
+ANY: Rules = (
+    *MODULATION,
+    *UNET[:2],
+    *CLIP,
+)  # for weights of several models, which share no names but these
 
 
 def spec(

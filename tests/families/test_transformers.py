@@ -148,7 +148,9 @@ def test_names_of_classes_are_saved(dit, tmp_path):
     index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
     assert index["id2label"] == {str(i): name for i, name in enumerate(NAMES)}
     assert index["transformer"] == ["diffusers", "DiTTransformer2DModel"]
-    (tmp_path / "saved" / "model_index.json").write_text(json.dumps(index | {"id2label": {"0": "a"}}))
+    (tmp_path / "saved" / "model_index.json").write_text(
+        json.dumps(index | {"id2label": {"0": "a"}})
+    )
     with pytest.raises(InputError, match="id2label: got 1 names, expected one of each of 5"):
         jaxdiff.load(tmp_path / "saved")
 

@@ -38,9 +38,7 @@ def test_some_channels_alone_are_guided():
     inputs = DenoiserInput(jnp.zeros((1, 4)), here, "epsilon")
     (_, eps), _ = rule.combine((UNCOND, COND), inputs, GuidanceScales(jnp.array([3.0])), ())
     np.testing.assert_allclose(eps, [[3, 4, 7, 4]], rtol=1e-6)
-    (_, eps), _ = RULES["cfg"].combine(
-        (UNCOND, COND), inputs, GuidanceScales(jnp.array([3.0])), ()
-    )
+    (_, eps), _ = RULES["cfg"].combine((UNCOND, COND), inputs, GuidanceScales(jnp.array([3.0])), ())
     np.testing.assert_allclose(eps, [[3, 4, 7, 8]], rtol=1e-6)
     with pytest.raises(InputError, match="channels: got -1, expected a number from 0"):
         parse("cfg:channels=-1")

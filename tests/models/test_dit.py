@@ -95,9 +95,7 @@ def _Patches(*, rngs):  # noqa: N802 - a class to `initialise`
 
 def test_patches_are_put_back():
     image = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3).astype(np.float32)
-    patches = [
-        image[:, r : r + 2, c : c + 2].reshape(2, -1) for r in (0, 2) for c in (0, 2, 4)
-    ]
+    patches = [image[:, r : r + 2, c : c + 2].reshape(2, -1) for r in (0, 2) for c in (0, 2, 4)]
     tokens = jnp.asarray(np.stack(patches, axis=1))
     np.testing.assert_array_equal(unpatchify(tokens, (2, 3), 2), image)
 

@@ -71,9 +71,7 @@ def test_generated_classes(tmp_path):
     table = randomise(torch.nn.Embedding(CLASSES + 1, 12), 3)
     fields = UNET | {"num_classes": CLASSES}
     config = from_mapping(ClassConditionalUNet2DConfig, fields, source="test")
-    weights = to_ours(
-        unet.state_dict() | {"class_embedder.embedding_table.weight": table.weight}
-    )
+    weights = to_ours(unet.state_dict() | {"class_embedder.embedding_table.weight": table.weight})
     network = with_params(
         abstract(ClassConditionalUNet2DModel, config),
         {path: jnp.asarray(array) for path, array in weights.items()},

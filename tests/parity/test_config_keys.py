@@ -25,7 +25,8 @@ from jaxdiff.checkpoints.schedulers import (
 from jaxdiff.checkpoints.timestep_grids import convention_of
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 
-OURS = ("LatentClassifier",)  # classes that diffusers does not have
+# Classes that diffusers does not have, or has for other networks too.
+OURS = ("LatentClassifier", "ClassConditionalUNet2DModel", "Transformer2DModel")
 
 
 def arguments(cls):

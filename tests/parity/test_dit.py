@@ -134,9 +134,7 @@ def scheduler(theirs, name):
     theirs.scheduler = kinds[name].from_config(theirs.scheduler.config)
 
 
-@pytest.mark.parametrize(
-    ("sampler", "scale"), [("ddim", 1.0), ("ddim", 4.0), ("dpmpp-2m", 4.0)]
-)
+@pytest.mark.parametrize(("sampler", "scale"), [("ddim", 1.0), ("ddim", 4.0), ("dpmpp-2m", 4.0)])
 def test_classes(pipes, monkeypatch, sampler, scale):
     """The latents after 20 steps, which diffusers decodes at once."""
     theirs, ours = pipes

@@ -56,7 +56,12 @@ class ClassConditionalUNet2DModel(UNet2DConditionModel):
         rngs: nnx.Rngs | None,
     ):
         super().__init__(
-            config, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat, rngs=rngs
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            attention=attention,
+            remat=remat,
+            rngs=rngs,
         )
         layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         width = config.per_block("cross_attention_dim")[0]
