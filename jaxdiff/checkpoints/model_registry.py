@@ -115,7 +115,6 @@ _VISION = CLIPVisionModel, CLIPVisionConfig, "clip_vision_model"
 _CLASSES = (
     _diffusers("UNet2DConditionModel", UNet2DConditionModel, UNet2DConditionConfig),
     _diffusers("DiTTransformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),
-    _diffusers("Transformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),  # DiT's before
     _diffusers("PixArtTransformer2DModel", PixArtTransformer2DModel, PixArtTransformer2DConfig),
     _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
     _diffusers("VQModel", VQModel, VQModelConfig),
@@ -133,6 +132,14 @@ _CLASSES = (
     ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
 )
 MODEL_CLASSES: dict[str, ModelClass] = {kind.name: kind for kind in _CLASSES}
+# Names that classes had before: the published repositories of DiT have the first.
+FORMER_NAMES = {"Transformer2DModel": "DiTTransformer2DModel"}
+
+
+def present_name(name: str) -> str:
+    """The name of a class today, of one that a file names, which may be a former one or Flax's."""
+    name = name.removeprefix("Flax")
+    return FORMER_NAMES.get(name, name)
 
 
 def class_of_config(config: Any) -> ModelClass:

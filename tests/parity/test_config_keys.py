@@ -25,8 +25,7 @@ from jaxdiff.checkpoints.schedulers import (
 from jaxdiff.checkpoints.timestep_grids import convention_of
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 
-# Classes that diffusers does not have, or has for other networks too.
-OURS = ("LatentClassifier", "ClassConditionalUNet2DModel", "Transformer2DModel")
+OURS = ("LatentClassifier", "ClassConditionalUNet2DModel")  # which diffusers does not have
 
 
 def arguments(cls):
