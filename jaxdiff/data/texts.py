@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxdiff.core.types import Int, NDArray
-from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
+from jaxdiff.data.tokenizer import TextTokenizer, tokenize
 
 # Columns of batches for each text encoder of a model, in the order of its family: token ids of
 # captions, or cached hidden states, with the pooled embedding if the model takes one.
@@ -17,7 +17,7 @@ POOLED_COLUMN = "pooled"
 class CaptionTokenizer:
     """The tokenizers of a model, and replacements for captions or for tokens in them."""
 
-    tokenizers: Mapping[str, CLIPTokenizer]  # by the name of their ids in a batch
+    tokenizers: Mapping[str, TextTokenizer]  # by the name of their ids in a batch
     # captions -> other arrays by name, such as those of class labels
     columns: Callable[[Sequence[str]], Mapping[str, NDArray]] = lambda captions: {}
     caption: str | None = None  # in place of every caption
