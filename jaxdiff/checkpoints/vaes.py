@@ -17,7 +17,13 @@ from jaxdiff.checkpoints.components import (
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.loading import Placement, lazy_tensors
 from jaxdiff.checkpoints.model_registry import MODEL_CLASSES
-from jaxdiff.checkpoints.pipelines import INDEX, VAE_COMPONENT, PipelineComponents
+from jaxdiff.checkpoints.pipelines import (
+    INDEX,
+    VAE_COMPONENT,
+    VAE_COMPONENTS,
+    PipelineComponents,
+    vae_component,
+)
 from jaxdiff.checkpoints.safetensors import TensorInfo, write_tensors
 from jaxdiff.checkpoints.single_file_layouts import SD1, SDXL
 from jaxdiff.checkpoints.vae_layouts import find_vae
@@ -126,7 +132,7 @@ def is_vae(path: pathlib.Path) -> bool:
 
 def _folder(path: pathlib.Path) -> pathlib.Path:
     """The folder of the VAE in a folder of its own or of a whole model."""
-    for folder in (path / VAE_COMPONENT, path):
+    for folder in (*(path / n for n in (VAE_COMPONENT, *VAE_COMPONENTS.values())), path):
         if (folder / CONFIG).is_file():
             return folder
     raise InputError(f"vae: got {path} without {VAE_COMPONENT}/ or {CONFIG}, expected a VAE")
@@ -146,7 +152,7 @@ def with_vae(
     Where its files do not say how latents are scaled, they are scaled as the model's own VAE does
     it, or those of the model's family.
     """
-    scaling = _scaling(parts.class_name, model)
+    name, scaling = vae_component(parts.class_name), _scaling(parts.class_name, model)
     component = vae.read(dtype, scaling=scaling, sharding=sharding, weights=weights)
     config: Any = component.module.config  # pyright: ignore[reportAttributeAccessIssue]
     unet: Any = parts.components["unet"].module
@@ -169,15 +175,15 @@ def with_vae(
         )
     return replace(
         parts,
-        components={**parts.components, VAE_COMPONENT: component},
-        absent=tuple(name for name in parts.absent if name != VAE_COMPONENT),
+        components={**parts.components, name: component},
+        absent=tuple(each for each in parts.absent if each != name),
     )
 
 
 def _scaling(class_name: str, model: pathlib.Path) -> dict[str, Any]:
     """How the network of a model has its latents scaled."""
     family = SDXL if "XL" in class_name else SD1
-    own = model / VAE_COMPONENT / CONFIG
+    own = model / vae_component(class_name) / CONFIG
     config = read_object(own) if own.is_file() else {}
     if "scaling_factor" in config:
         return {name: config[name] for name in SCALING if name in config}

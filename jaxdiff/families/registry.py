@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
-from jaxdiff.families import stable_diffusion
+from jaxdiff.families import latent_diffusion, stable_diffusion
 from jaxdiff.families.base import Family
 from jaxdiff.families.extras import Option
 
@@ -14,7 +14,7 @@ from jaxdiff.families.extras import Option
 # modules that do not fit together.
 Detect = Callable[..., Family]
 # Files with `PIPELINE_CLASSES`, `FAMILIES`, and `detect`, which tells the families apart.
-FAMILY_MODULES: tuple[ModuleType, ...] = (stable_diffusion,)
+FAMILY_MODULES: tuple[ModuleType, ...] = (stable_diffusion, latent_diffusion)
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES
 }

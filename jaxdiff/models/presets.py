@@ -14,6 +14,8 @@ from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConf
 from jaxdiff.models.build import abstract
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
+from jaxdiff.models.ldm_bert.config import LDMBertConfig
+from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
@@ -77,6 +79,7 @@ _SD21 = "stabilityai/stable-diffusion-2-1"
 _XL = "stabilityai/stable-diffusion-xl-base-1.0"
 _REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
 _SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+_LDM = "CompVis/ldm-text2im-large-256"
 _SDXL_CONDITIONING = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 _XL_ATTENTION = {"use_linear_projection": True, "upcast_attention": None}
 
@@ -89,6 +92,7 @@ UNETS: dict[str, Preset] = {
         in_channels=9,
         cross_attention_dim=768,
     ),
+    "ldm-text2im": _unet(_LDM, 872_300_484, sample_size=32, cross_attention_dim=1280),
     "sd21": _unet(
         _SD21,
         865_910_724,
@@ -201,6 +205,10 @@ TEXT_ENCODERS["t5-xxl"] = Preset(
     ),
     source=f"{_SD3}/text_encoder_3",
     parameters=4_762_310_656,
+)
+
+TEXT_ENCODERS["ldm-bert"] = Preset(
+    cls=LDMBertModel, config=LDMBertConfig(), source=f"{_LDM}/bert", parameters=581_994_042
 )
 
 PRESETS: dict[str, dict[str, Preset]] = {"unet": UNETS, "vae": VAES, "text": TEXT_ENCODERS}

@@ -12,6 +12,8 @@ from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.ldm_bert.config import LDMBertConfig
+from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
@@ -65,6 +67,15 @@ CLASSIFIER = LatentClassifierConfig(
     group_exclusive=(True, False),
 )
 T5 = T5Config(vocab_size=12, d_model=8, d_kv=2, d_ff=10, num_layers=2, num_heads=2)
+LDM_BERT = LDMBertConfig(
+    vocab_size=12,
+    max_position_embeddings=5,
+    encoder_layers=2,
+    encoder_ffn_dim=10,
+    encoder_attention_heads=2,
+    head_dim=3,
+    d_model=8,
+)
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,
@@ -101,6 +112,7 @@ def components():
         "CLIPTextModelWithProjection": build(CLIPTextModel, TEXT, with_projection=True),
         "CLIPVisionModel": build(CLIPVisionModel, VISION),
         "CLIPVisionModelWithProjection": build(CLIPVisionModel, VISION, with_projection=True),
+        "LDMBertModel": build(LDMBertModel, LDM_BERT),
         "T5EncoderModel": build(T5EncoderModel, T5),
         "CLIPModel": build(CLIPModel, TEXT, VISION, 6),
     }
