@@ -88,12 +88,20 @@ def contours(axes, weights, colour):
     line = np.linspace(-4, 4, 200)
     points = np.stack(np.meshgrid(line, line), -1)
     levels = np.log([0.02, 0.2]) + np.log(weights.max() / (2 * np.pi * STD**2))
-    axes.contour(line, line, log_density(points, weights), levels, colors=colour, linewidths=0.8)
+    axes.contour(
+        line,
+        line,
+        log_density(points, weights),
+        levels,
+        colors=colour,
+        linestyles="solid",
+        linewidths=0.8,
+    )
 
 
 def draw_paths(output, steps=100, shown=24):
     """Straight paths of training, the velocity that is their mean, and paths of sampling."""
-    figure, row = plt.subplots(1, 4, figsize=(12.4, 3.4), constrained_layout=True)
+    figure, row = plt.subplots(1, 4, figsize=(12.4, 3.9), constrained_layout=True)
     rng = np.random.default_rng(2)
     x0 = MEANS[rng.integers(0, 4, shown)] + STD * rng.normal(size=(shown, 2))
     eps = rng.normal(size=(shown, 2))
