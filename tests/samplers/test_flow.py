@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -108,11 +107,10 @@ def test_a_flow_is_sampled_as_its_variance_preserving_view(name, first, keys):
 
 
 def level(s, vp=False):
-    """The level of a flow at s, for x with one axis; or that of its variance-preserving view."""
-    alpha, sigma = jnp.array([1 - s]), jnp.array([s])
-    length = jnp.sqrt(alpha**2 + sigma**2) if vp else 1.0
-    fields = level_at(sigma / alpha if s < 1 else jnp.array([1e9]), ndim=1)
-    return fields._replace(t=sigma, alpha=alpha / length, sigma=sigma / length)
+    """The levels of a flow at s, for x with one axis; or those of its variance-preserving view."""
+    s = jnp.atleast_1d(jnp.asarray(s))
+    length = jnp.sqrt((1 - s) ** 2 + s**2) if vp else 1.0
+    return level_at(jnp.ones(1), ndim=1)._replace(t=s, alpha=(1 - s) / length, sigma=s / length)
 
 
 def step(sampler, here: NoiseLevel, there: NoiseLevel, x, z, D):
@@ -168,15 +166,13 @@ def test_it_is_euler_without_noise_and_ancestral_as_the_reversed_process(ends):
 
 def variance_at_the_end(name, steps, denoised, variance=1.0):
     """Of X at s = 0, exactly, for D = denoised(s) x; it is `variance` at s = 1."""
+    s, zero = np.linspace(1, 0, steps + 1), jnp.zeros(steps)
+    ends, D = (level(s[:-1]), level(s[1:])), jnp.asarray(denoised(s[:-1]))
     sampler = get_sampler(name)
-
-    def move(ends, x, z):
-        (s, s_next), zero = ends, jnp.zeros(1)
-        D = jnp.array([denoised(s) * x])
-        return float(step(sampler, level(s), level(s_next), zero + x, zero + z, D)[0])
-
-    for ends in itertools.pairwise(np.linspace(1, 0, steps + 1)):
-        variance = move(ends, 1.0, 0.0) ** 2 * variance + move(ends, 0.0, 1.0) ** 2
+    slopes = np.asarray(step(sampler, *ends, zero + 1, zero, D))
+    noises = np.asarray(step(sampler, *ends, zero, zero + 1, zero))
+    for slope, added in zip(slopes, noises, strict=True):
+        variance = slope**2 * variance + added**2
     return variance
 
 
