@@ -129,7 +129,7 @@ def read_pipeline(
 
 def read_scheduler(folder: pathlib.Path) -> dict[str, Any]:
     """scheduler_config.json of a pipeline folder, with the class that model_index.json names."""
-    return _scheduler(folder, _classes(_read_index(folder), str(folder / INDEX)))
+    return _scheduler(folder, component_classes(read_index(folder), str(folder / INDEX)))
 
 
 def _scheduler(folder: pathlib.Path, classes: Mapping[str, str | None]) -> dict[str, Any]:
