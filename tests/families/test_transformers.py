@@ -345,7 +345,7 @@ def test_options_and_stored_configs_keep_the_class_of_the_network(name, tmp_path
     text = {} if name in ("classes", "dit") else {"text_encoder": "t"}
     config = TrainConfig(
         objective=DiffusionObjective(model=model, vae="v", **text),
-        data=DataConfig(kind="folder", path="images", resolution=16),
+        data=DataConfig(kind="folder", path="images", resolution=64),
         steps=1,
         batch_size=8,
     )
