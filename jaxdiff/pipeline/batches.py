@@ -37,6 +37,7 @@ from jaxdiff.pipeline.conditioning import (
 )
 from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initial_images
 from jaxdiff.pipeline.nonfinite import check_finite, since_when
+from jaxdiff.pipeline.offload import encode_ahead
 from jaxdiff.pipeline.output import BatchResult, Settings
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.prompts import SubPrompt, split_and
@@ -45,7 +46,6 @@ from jaxdiff.pipeline.tiling import tiled
 from jaxdiff.samplers.base import get_sampler, per_sample_keys
 
 MAX_UNTILED = 2048 * 2048  # pixels that the VAE processes without tiles
-ENCODED_AHEAD = 2**30  # bytes of encoded prompts on the host, where text encoders are offloaded
 TILE = 1024  # side of the tiles of larger images, in pixels
 
 
@@ -289,7 +289,7 @@ class ImageGenerator:
             if self._stages.offloads_text:
                 if not encoded:
                     with timer("encode_s"):
-                        encoded.extend(self._encode_ahead(batches[i:], batch_size))
+                        encoded.extend(self._encoded_ahead(batches[i:], batch_size))
                 padded = padded._replace(prompts=encoded.popleft())
             run = Run(Requests(batch[i] for i in padding), rule, timer, tile, settings)
             latents, intermediates = self._denoise(padded, run)
@@ -337,29 +337,6 @@ class ImageGenerator:
         """The images that fill a batch of `size`: all of them, and the last one again."""
         return np.minimum(np.arange(self._padded(size)), count - 1)
 
-    def _encode_ahead(self, batches: Sequence[PlannedBatch], size: int) -> Iterator[BatchPrompts]:
-        """The prompts of the first batches, padded and encoded, up to ENCODED_AHEAD bytes.
-
-        The text encoders come to the devices once for all of them.
-        """
-        weaker, encoded_bytes = self._auxiliary.guidance_model, 0
-        with contextlib.ExitStack() as stack:
-            for stages in (self._stages, *([] if weaker is None else [weaker.stages])):
-                stack.enter_context(stages.text_encoders_on_devices())
-            for batch in batches:
-                if encoded_bytes >= ENCODED_AHEAD:
-                    return
-                padding = self._padding(len(batch.requests), size)
-                prompts = self._prompts(batch.requests, batch.rule)
-                main, guide = jax.tree.map(lambda rows, p=padding: rows[p], prompts)
-                skip = batch.requests[0].clip_skip
-                main = self._stages.encode_ahead(main, skip=skip)
-                if weaker is not None and guide is not None:
-                    guide = weaker.stages.encode_ahead(guide, skip=skip)
-                prompts = BatchPrompts(main, guide)
-                encoded_bytes += sum(leaf.nbytes for leaf in jax.tree.leaves(prompts))
-                yield prompts
-
     def _handover(self, latents: BatchArray, inputs: BatchInputs, batch: Requests) -> BatchArray:
         """Latents as a call gives them."""
         scale = handover_scale(inputs.grid, np.asarray(inputs.grid.last), batch)
@@ -401,6 +378,19 @@ class ImageGenerator:
         if weaker is None or not streams:
             return BatchPrompts(main)
         return BatchPrompts(main, weaker.tokenizers.tokenize(requests, streams))
+
+    def _encoded_ahead(self, batches: Sequence[PlannedBatch], size: int) -> Iterator[BatchPrompts]:
+        """The prompts of the first batches, padded and encoded."""
+
+        def padded(batch: PlannedBatch) -> tuple[BatchPrompts, int]:
+            rows = self._padding(len(batch.requests), size)
+            prompts = self._prompts(batch.requests, batch.rule)
+            return jax.tree.map(lambda leaf: leaf[rows], prompts), batch.requests[0].clip_skip
+
+        weaker = self._auxiliary.guidance_model
+        return encode_ahead(
+            self._stages, None if weaker is None else weaker.stages, map(padded, batches)
+        )
 
     def _failure(self, inputs: BatchInputs, run: Run, row: int) -> str:
         """Since which step image `row` is not finite; the loop runs once more to find out."""

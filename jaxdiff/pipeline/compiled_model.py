@@ -1,9 +1,8 @@
 """A model as compiled functions: encode prompts and images, denoise, decode."""
 
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -35,7 +34,6 @@ from jaxdiff.pipeline.conditioning import (
     TokenizedPrompts,
     encode_prompts,
 )
-from jaxdiff.pipeline.offload import TextWeights
 from jaxdiff.pipeline.programs import BatchArray, CompiledFunction, Layout
 from jaxdiff.samplers.base import Sampler, SamplingState, init_state, initial_noise, run_steps
 from jaxdiff.samplers.inpainting import InpaintingMask
@@ -86,6 +84,8 @@ class CompiledModel:
     takes from them; other arrays are of the host. A batch must be a multiple of `num_shards`.
     """
 
+    offloads_text = False  # whether the text encoders are on the devices only to encode prompts
+
     def __init__(
         self,
         family: Family,
@@ -95,7 +95,6 @@ class CompiledModel:
         *,
         prediction_type: str,
         layout: Layout,
-        offload: str | None = None,
     ) -> None:
         self.layout, self.num_shards = layout, layout.num_shards
         self.shard, self.gather = layout.shard, layout.gather
@@ -103,7 +102,6 @@ class CompiledModel:
         self._image_processor: CLIPImageProcessor | None = None
         self._family = family
         self._network = layout.network(family.adapter(network, prediction_type))
-        self._texts = TextWeights(layout, offload)
         self.set_weights(text_encoders, network)
         self._codec = layout.split(upcast_fp16(cast(Any, codec)))
         # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
@@ -113,7 +111,7 @@ class CompiledModel:
 
     def set_weights(self, text_encoders: Sequence[Any], network: nnx.Module) -> None:
         """Use the weights that these modules have now; programs are kept."""
-        self._texts.set(text_encoders)
+        self._texts = [self.layout.split(encoder) for encoder in text_encoders]
         self._denoiser = self._network, param_dict(network)
 
     def set_auxiliary_models(
@@ -157,17 +155,6 @@ class CompiledModel:
             )
         return self._programs[key]
 
-    @property
-    def offloads_text(self) -> bool:
-        """Whether the text encoders' weights are on the devices only while they are used."""
-        return self._texts.offloaded
-
-    @contextlib.contextmanager
-    def text_encoders_on_devices(self) -> Iterator[None]:
-        """Hold offloaded text encoders on the devices from one `encode_ahead` to the next."""
-        with self._texts.on_devices():
-            yield
-
     def encode(
         self, prompts: TokenizedPrompts | EncodedPrompts, extras: ExtraInputs, *, skip: int
     ) -> Conditioning:
@@ -175,22 +162,17 @@ class CompiledModel:
         conditioning = self.shard(self._family.request_conditioning(extras))
         if isinstance(prompts, EncodedPrompts):
             return self.shard(prompts.conditioning) | conditioning
-        return self._encoded(prompts, skip) | conditioning
+        return self.encode_text(prompts, skip=skip) | conditioning
 
-    def encode_ahead(self, prompts: TokenizedPrompts, *, skip: int) -> EncodedPrompts:
-        """The texts' part of the conditioning, on the host until `encode` takes it."""
-        return EncodedPrompts(jax.tree.map(self.gather, self._encoded(prompts, skip)))
-
-    def _encoded(self, prompts: TokenizedPrompts, skip: int) -> Conditioning:
-        if not len(self._texts):
+    def encode_text(self, prompts: TokenizedPrompts, *, skip: int) -> Conditioning:
+        """The texts' part of the conditioning."""
+        if not self._texts:
             return {}
-        with self._texts.on_devices() as (encoders, params):
-            program = self.program(
-                encode_prompts, ".b", encoders=encoders, family=self._family, skip=skip
-            )
-            conditioning = program(params, self.shard(prompts))
-            # weights that are freed before the program has run would stay until it has
-            return jax.block_until_ready(conditioning) if self._texts.offloaded else conditioning
+        encoders, params = zip(*self._texts, strict=True)
+        program = self.program(
+            encode_prompts, ".b", encoders=encoders, family=self._family, skip=skip
+        )
+        return program(params, self.shard(prompts))
 
     def latents(self, images: BatchArray) -> BatchArray:
         """The scaled mean latents of images in [-1, 1]."""

@@ -33,6 +33,7 @@ from jaxdiff.pipeline.conditioning import PromptTokenizers
 from jaxdiff.pipeline.cost import nfe
 from jaxdiff.pipeline.defaults import model_defaults
 from jaxdiff.pipeline.lora import LoRAManager
+from jaxdiff.pipeline.offload import OffloadedModel, check_offload
 from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.pipeline.programs import DataParallel
 from jaxdiff.pipeline.prompts import PromptTokenizer
@@ -75,14 +76,14 @@ class LoadedModel(Addons):
         self.prediction_type = self.family.prediction_type(parts.scheduler)
         downscale, channels = self.codec.config.downscale, self.codec.config.latent_channels
         self.defaults = model_defaults(parts, self.family, name)
-        self.stages = CompiledModel(
+        model = CompiledModel if check_offload(offload) is None else OffloadedModel
+        self.stages = model(
             self.family,
             self.text_encoders,
             self.network,
             _of_unit_variance(self.codec, self.schedule),
             prediction_type=self.prediction_type,
             layout=DataParallel(self.devices) if mesh is None else OnMesh(mesh),
-            offload=offload,
         )
         files = {c: parts.tokenizers[spec.tokenizer] for c, spec in specs.items()}
         tokenizers = {

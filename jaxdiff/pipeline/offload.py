@@ -1,7 +1,7 @@
-"""The weights of the text encoders on the devices: always, or only while prompts are encoded."""
+"""Text encoders whose weights are on the devices only while prompts are encoded."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -10,10 +10,12 @@ import numpy as np
 from jaxdiff.checkpoints.loading import place_weight
 from jaxdiff.core.types import PyTree
 from jaxdiff.core.validate import one_of
-from jaxdiff.pipeline.programs import Layout, ModuleGraph
+from jaxdiff.pipeline.compiled_model import CompiledModel
+from jaxdiff.pipeline.conditioning import Conditioning, EncodedPrompts, TokenizedPrompts
 
 TEXT = "text"
 OFFLOADS = (TEXT,)  # what can leave the devices while it is not needed
+ENCODED_AHEAD = 2**30  # bytes of encoded prompts that are on the host at a time
 
 
 def check_offload(offload: str | None) -> str | None:
@@ -21,48 +23,32 @@ def check_offload(offload: str | None) -> str | None:
     return None if offload is None else one_of("offload", offload, OFFLOADS)
 
 
-class TextWeights:
-    """The text encoders of a model as graphs and weights.
+class OffloadedModel(CompiledModel):
+    """A model whose text encoders stay on the host.
 
-    With `offload` "text" the weights are copied to the devices for `on_devices` alone, and stay
-    where they are, on the host, otherwise.
+    Their weights are copied to the devices to encode prompts, and the copies are freed then.
     """
 
-    def __init__(self, layout: Layout, offload: str | None) -> None:
-        self.offloaded = check_offload(offload) == TEXT
-        self._layout = layout
-        self._graphs: tuple[ModuleGraph, ...] = ()
-        self._params: tuple[PyTree, ...] = ()
-        self._placed: tuple[PyTree, ...] | None = None  # copies on the devices
-
-    def __len__(self) -> int:
-        return len(self._graphs)
-
-    def set(self, encoders: Sequence[Any]) -> None:
-        """Use the weights that these modules have now."""
-        halves = [self._layout.split(encoder) for encoder in encoders]
-        self._graphs = tuple(graph for graph, _ in halves)
-        self._params = tuple(params for _, params in halves)
+    offloads_text = True
+    _on_host: list[Any] | None = None  # the text encoders with their own weights, while copied
 
     @contextlib.contextmanager
-    def on_devices(self) -> Iterator[tuple[tuple[ModuleGraph, ...], tuple[PyTree, ...]]]:
-        """Graphs and weights to compute with; copies of offloaded weights are freed at the end.
-
-        Inside another `on_devices` nothing is copied again.
-        """
-        if not self.offloaded or self._placed is not None:
-            yield self._graphs, self._params if self._placed is None else self._placed
+    def text_encoders_on_devices(self) -> Iterator[None]:
+        """Hold copies of the text encoders' weights on the devices; inside another, the same."""
+        if self._on_host is not None:
+            yield
             return
         copies: list[jax.Array] = []
+        self._on_host = self._texts
         try:
-            self._placed = self._copied(copies)
-            yield self._graphs, self._placed
+            self._texts = [(graph, self._copied(own, copies)) for graph, own in self._on_host]
+            yield
         finally:
-            self._placed = None
+            self._texts, self._on_host = self._on_host, None
             for copy in copies:
                 copy.delete()
 
-    def _copied(self, copies: list[jax.Array]) -> tuple[PyTree, ...]:
+    def _copied(self, params: PyTree, copies: list[jax.Array]) -> PyTree:
         """The weights on the devices; each copy joins `copies` as soon as it is made."""
 
         def copy(weight: Any, place: jax.sharding.Sharding) -> jax.Array:
@@ -70,4 +56,37 @@ class TextWeights:
             copies.append(place_weight(np.asarray(weight), place))
             return copies[-1]
 
-        return jax.tree.map(copy, self._params, self._layout.weight_shardings(self._params))
+        return jax.tree.map(copy, params, self.layout.weight_shardings(params))
+
+    def encode_text(self, prompts: TokenizedPrompts, *, skip: int) -> Conditioning:
+        """The texts' part of the conditioning, with weights that are freed when it is there."""
+        with self.text_encoders_on_devices():
+            return jax.block_until_ready(super().encode_text(prompts, skip=skip))
+
+
+def encode_ahead(
+    stages: CompiledModel, weaker: CompiledModel | None, batches: Iterable[tuple[Any, int]]
+) -> Iterator[Any]:
+    """The prompts of the first of `batches`, encoded, up to ENCODED_AHEAD bytes on the host.
+
+    A batch has its `BatchPrompts` and how many layers to skip. The text encoders of the model, and
+    of a `weaker` one, come to the devices once for all of them.
+    """
+    encoded_bytes = 0
+    with contextlib.ExitStack() as stack:
+        for each in (stages, weaker):
+            if isinstance(each, OffloadedModel):
+                stack.enter_context(each.text_encoders_on_devices())
+        for prompts, skip in batches:
+            if encoded_bytes >= ENCODED_AHEAD:
+                return
+            encoded = prompts._replace(main=_on_host(stages, prompts.main, skip))
+            if weaker is not None and prompts.guidance_model is not None:
+                own = _on_host(weaker, prompts.guidance_model, skip)
+                encoded = encoded._replace(guidance_model=own)
+            encoded_bytes += sum(leaf.nbytes for leaf in jax.tree.leaves(encoded))
+            yield encoded
+
+
+def _on_host(stages: CompiledModel, prompts: TokenizedPrompts, skip: int) -> EncodedPrompts:
+    return EncodedPrompts(jax.tree.map(stages.gather, stages.encode_text(prompts, skip=skip)))

@@ -11,7 +11,7 @@ import jaxdiff
 from jaxdiff.checkpoints import loading
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict
-from jaxdiff.pipeline import batches
+from jaxdiff.pipeline import offload
 
 PROMPTS = ["a small red circle", "a large blue star above a green square"]
 CALL = {"seed": [3, 4], "steps": 2, "sampler": "dpmpp-2m", "output": "numpy"}
@@ -91,7 +91,7 @@ def test_a_call_of_many_batches_copies_the_weights_once(pair, copies, monkeypatc
     images = [image for _, out in pipe.stream(requests, batch_size=2) for image in out.images]
     assert len(copies) == len(weights_of(pipe))
     copies.clear()
-    monkeypatch.setattr(batches, "ENCODED_AHEAD", 1)  # one batch at a time
+    monkeypatch.setattr(offload, "ENCODED_AHEAD", 1)  # one batch at a time
     again = [image for _, out in pipe.stream(requests, batch_size=2) for image in out.images]
     assert len(copies) % len(weights_of(pipe)) == 0
     assert len(copies) > len(weights_of(pipe))
@@ -172,7 +172,7 @@ def test_copies_are_freed_where_encoding_fails(pair, copies, monkeypatch):
     def fail(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(pipe.stages), "encode_ahead", fail)
+    monkeypatch.setattr("jaxdiff.pipeline.offload._on_host", fail)
     with pytest.raises(KeyboardInterrupt):
         pipe(PROMPTS, **CALL)
     assert copies
