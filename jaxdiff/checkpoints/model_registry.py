@@ -126,7 +126,6 @@ _CLASSES = (
     _diffusers("ChromaTransformer2DModel", ChromaTransformer2DModel, ChromaTransformer2DConfig),
     _diffusers("SD3Transformer2DModel", SD3Transformer2DModel, SD3Transformer2DConfig),
     _diffusers("DiTTransformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),
-    _diffusers("Transformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),  # DiT's before
     _diffusers("PixArtTransformer2DModel", PixArtTransformer2DModel, PixArtTransformer2DConfig),
     _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
     _diffusers("VQModel", VQModel, VQModelConfig),
@@ -145,6 +144,14 @@ _CLASSES = (
     ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
 )
 MODEL_CLASSES: dict[str, ModelClass] = {kind.name: kind for kind in _CLASSES}
+# Names that classes had before: the published repositories of DiT have the first.
+FORMER_NAMES = {"Transformer2DModel": "DiTTransformer2DModel"}
+
+
+def present_name(name: str) -> str:
+    """The name of a class today, of one that a file names, which may be a former one or Flax's."""
+    name = name.removeprefix("Flax")
+    return FORMER_NAMES.get(name, name)
 
 
 def class_of_config(config: Any) -> ModelClass:

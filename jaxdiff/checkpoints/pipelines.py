@@ -23,7 +23,7 @@ from jaxdiff.checkpoints.components import (
 from jaxdiff.checkpoints.flax_layout import flax_index
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.checkpoints.loading import Placement
-from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of
+from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of, present_name
 from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, read_tokenizer, write_tokenizer
 from jaxdiff.checkpoints.weights import variants
@@ -231,7 +231,7 @@ def component_classes(index: Mapping[str, Any], source: str) -> dict[str, str | 
         if name in SKIPPED or value[1] is None:
             classes[name] = None
             continue
-        cls = str(value[1]).removeprefix("Flax")
+        cls = present_name(str(value[1]))
         if name != SCHEDULER and "Tokenizer" not in cls:
             one_of(f"{source}: {name}: class", cls, MODEL_CLASSES)
         classes[name] = cls

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxdiff.checkpoints import infer_config, ldm_writer, leftovers
+from jaxdiff.checkpoints import infer_config, layout_flux, layout_sd3, ldm_writer, leftovers
 from jaxdiff.checkpoints.components import (
     CONFIG,
     Component,
@@ -148,11 +148,11 @@ def with_vae(
     scaling = _scaling(parts.class_name, model)
     component = vae.read(dtype, scaling=scaling, sharding=sharding, weights=weights)
     config: Any = component.module.config  # pyright: ignore[reportAttributeAccessIssue]
-    unet: Any = parts.components["unet"].module
-    if config.latent_channels != unet.config.out_channels:
+    name, channels = _denoised_channels(parts)
+    if config.latent_channels != channels:
         raise InputError(
             f"vae: got {vae.path} with {config.latent_channels} latent channels, expected "
-            f"{unet.config.out_channels} as the UNet has"
+            f"{channels} as the {name} has"
         )
     if vae.class_name == "AutoencoderTiny" and scaling.get("latents_mean"):
         raise InputError(
@@ -173,14 +173,28 @@ def with_vae(
     )
 
 
+def _denoised_channels(parts: PipelineComponents) -> tuple[str, int]:
+    """The network that denoises in words, and the channels of the latents that it does so with."""
+    if "unet" in parts.components:
+        unet: Any = parts.components["unet"].module
+        return "UNet", unet.config.out_channels
+    transformer: Any = parts.components["transformer"].module
+    config = transformer.config
+    if parts.class_name in layout_flux.PIPELINES:  # of 2 x 2 latents side by side
+        return "transformer", (config.out_channels or config.in_channels) // 4
+    return "transformer", config.in_channels
+
+
 def _scaling(class_name: str, model: pathlib.Path) -> dict[str, Any]:
     """How the network of a model has its latents scaled."""
-    family = SDXL if "XL" in class_name else SD1
+    usual = SDXL if "XL" in class_name else SD1
+    for module, layout in ((layout_sd3, layout_sd3.LAYOUT), (layout_flux, layout_flux.DEV)):
+        usual = layout if class_name in module.PIPELINES else usual
     own = model / VAE_COMPONENT / CONFIG
     config = read_object(own) if own.is_file() else {}
     if "scaling_factor" in config:
         return {name: config[name] for name in SCALING if name in config}
-    return {"scaling_factor": family.scaling_factor}
+    return {name: value for name, value in usual.fields["vae"].items() if name in SCALING}
 
 
 def write_vae(

@@ -1,6 +1,6 @@
 """`jaxdiff generate`: prompts in, PNG files out, resumable.
 
-With `--plan TOPOLOGY` the sampling loop is compiled for absent devices: see `planning`.
+With `--plan TOPOLOGY` what generates images is compiled for absent devices: see `planning`.
 """
 
 import dataclasses

@@ -15,19 +15,25 @@ import jaxdiff
 from jaxdiff.checkpoints.components import write_component
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
 from jaxdiff.checkpoints.tokenizers import write_tokenizer
+from jaxdiff.checkpoints.weights import read_weights
+from jaxdiff.cli.train import parse
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import FlowSchedule
+from jaxdiff.experiments.workdir import read_config, write_config
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
 from jaxdiff.models.pixart.module import PixArtTransformer2DModel
+from jaxdiff.models.unet.class_conditional import ClassConditionalUNet2DConfig
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.training.config import (
     DataConfig,
     DiffusionObjective,
     LoRA,
     OptimiserConfig,
     TrainConfig,
+    resume_identity,
 )
 
 NAMES = ("circle, disc", "square", "crane", "crane, bird", "small red star")
@@ -267,8 +273,15 @@ def test_a_text_model_is_trained_from_scratch(kind, parts, tmp_path):
     assert jaxdiff.train(config, tmp_path / "run").step == 2  # nothing is left to do
     tuned = training(parts, pipeline=str(result.export), trainable=LoRA(rank=2))
     result = jaxdiff.train(tuned, tmp_path / "lora")
-    pipe.load_lora(next(result.export.glob("*.safetensors")))
-    assert pipe("a star", steps=1, output="numpy").images.shape == (1, 16, 16, 3)
+    names = read_weights(next(result.export.glob("*.safetensors")))
+    modules = {name.rpartition(".lora_")[0] for name in names}
+    layers = ("to_q", "to_k", "to_v", "to_out.0")
+    assert modules == {
+        f"transformer.transformer_blocks.{block}.{attention}.{layer}"
+        for block in range(PIXART.num_layers)
+        for attention in ("attn1", "attn2")
+        for layer in layers
+    }
 
 
 @pytest.mark.usefixtures("standard_promotion")
@@ -311,3 +324,39 @@ def test_conditioning_of_a_batch(dit):
     np.testing.assert_array_equal(batch["class_labels"], [0, 3, 5])
     labels = jax.jit(extra.of_batch)(batch, jnp.array([False, True, False]))
     np.testing.assert_array_equal(labels, [0, 5, 5])
+
+
+CONFIGS = {
+    "unet": (UNet2DConditionConfig(norm_num_groups=4), "--objective.model.norm-num-groups", "8"),
+    "classes": (
+        ClassConditionalUNet2DConfig(cross_attention_dim=512, num_classes=7),
+        "--objective.model.num-classes",
+        "9",
+    ),
+    "dit": (DIT, "--objective.model.num-layers", "3"),
+    "pixart": (PIXART, "--objective.model.caption-channels", "12"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_options_and_stored_configs_keep_the_class_of_the_network(name, tmp_path):
+    """Of the command line, and of the config.json of a workdir."""
+    model, option, value = CONFIGS[name]
+    text = {} if name in ("classes", "dit") else {"text_encoder": "t"}
+    config = TrainConfig(
+        objective=DiffusionObjective(model=model, vae="v", **text),
+        data=DataConfig(kind="folder", path="images", resolution=16),
+        steps=1,
+        batch_size=8,
+    )
+    write_config(config, resume_identity(config), tmp_path)
+    assert read_config(tmp_path) == config
+    (tmp_path / "config.py").write_text(
+        f"from jaxdiff.experiments.workdir import read_config\n"
+        f"import pathlib\nconfig = read_config(pathlib.Path({str(tmp_path)!r}))\n"
+    )
+    field = option.rpartition(".")[2].replace("-", "_")
+    arguments = [str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]
+    assert parse(arguments).config == config
+    changed = parse([*arguments, option, value]).config.objective.model
+    assert changed == dataclasses.replace(model, **{field: int(value)})

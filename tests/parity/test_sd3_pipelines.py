@@ -49,7 +49,9 @@ def t5():
 def pipeline(name):
     """A diffusers pipeline with small random parts; any tokenizer does for T5."""
     own, parts = ({}, {"text_encoder_3": t5(), "tokenizer_3": tokenizer("!")})
-    if name == "sd35-without-t5":
+    if name == "deep":
+        own = {"qk_norm": "rms_norm", "num_layers": 11}
+    elif name == "sd35-without-t5":
         own, parts = SD35, {"text_encoder_3": None, "tokenizer_3": None}
     vae = diffusers.AutoencoderKL(
         block_out_channels=(8, 16),
@@ -228,6 +230,25 @@ def test_saved_and_loaded_by_diffusers(pipes, sd3_noise, tmp_path):
     options = {"latents": nchw(sd3_noise), "num_inference_steps": 2, "output_type": "latent"}
     images = (pipe(PROMPT, **options).images for pipe in (again, theirs))
     torch.testing.assert_close(*images, rtol=1e-4, atol=1e-4)
+
+
+def test_skip_layer_guidance(tmp_path_factory, sd3_noise):
+    """In all steps; diffusers' interval is one of fractions of the steps."""
+    theirs, ours = both("deep", tmp_path_factory)
+    want = theirs(
+        PROMPT,
+        latents=nchw(sd3_noise),
+        guidance_scale=3.0,
+        skip_guidance_layers=[7, 8, 9],
+        skip_layer_guidance_scale=2.8,
+        skip_layer_guidance_start=-1,
+        skip_layer_guidance_stop=2,
+        **THEIRS,
+    ).images
+    options = {"latents": sd3_noise, "guidance_scale": 3.0, **OURS}
+    agree(ours(PROMPT, guidance="pag:scale=2.8", **options).images, want, sd3_noise)
+    plain = ours(PROMPT, **options).images
+    assert np.abs(plain - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-2
 
 
 def test_images(pipes, sd3_noise):

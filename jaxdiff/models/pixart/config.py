@@ -1,4 +1,4 @@
-"""The config of PixArtTransformer2DModel: diffusers' fields and their values that exist here."""
+"""The config of PixArtTransformer2DModel: diffusers' fields, and which values exist here."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ class PixArtTransformer2DConfig:
     attention_type: str | None = "default"
 
     def __post_init__(self) -> None:
-        """Refuse what PixArtTransformer2DModel here cannot do."""
+        """Refuse what PixArtTransformer2DModel here cannot do, but for the defaults."""
         check_unsupported(self)
         one_of("activation_fn", self.activation_fn, ACTIVATION_FNS)
         for name in (
@@ -72,17 +72,19 @@ class PixArtTransformer2DConfig:
         for name in ("out_channels", "caption_channels", "interpolation_scale"):
             if (value := getattr(self, name)) is not None:
                 positive(name, value)
-        if self.use_additional_conditions is None and self.sample_size == (
-            ADDITIONAL_CONDITIONS_SIZE
-        ):
-            raise InputError(
-                f"use_additional_conditions: got null with sample_size {self.sample_size}, which "
-                "means true, expected false"
-            )
         if self.caption_channels is not None and self.cross_attention_dim != self.width:
             raise InputError(
                 f"cross_attention_dim: got {self.cross_attention_dim}, expected the width of a "
                 f"token, {self.width}, which caption_channels are projected to"
+            )
+
+    def check_additional_conditions(self) -> None:
+        """InputError for a network that takes the size of the image as well."""
+        size = self.sample_size
+        if self.use_additional_conditions is None and size == ADDITIONAL_CONDITIONS_SIZE:
+            raise InputError(
+                f"use_additional_conditions: got null with sample_size {size}, where it means "
+                "true, expected false"
             )
 
     @property

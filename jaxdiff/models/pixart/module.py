@@ -117,6 +117,7 @@ class PixArtTransformer2DModel(nnx.Module):
         layers = LayerFactory(
             rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat
         )
+        config.check_additional_conditions()
         width, patch = config.width, config.patch_size
         self.config = config
         self.dtype = dtype

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdiff.core.types import Array, Dtype, Float, Int
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Bool, Dtype, Float, Int
 from jaxdiff.core.validate import check_shape
 from jaxdiff.models.sd3.blocks import JointTransformerBlock, TimeTextEmbedding
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
@@ -11,6 +12,9 @@ from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.modulation import AdaLayerNormContinuous
 from jaxdiff.nn.patches import PatchEmbed, unpatchify
+
+# Skipped where a stream is perturbed, as Stability AI does it for 3.5 medium (skip-layer guidance).
+SKIPPED_BLOCKS = (7, 8, 9)
 
 
 class SD3Transformer2DModel(nnx.Module):
@@ -61,12 +65,14 @@ class SD3Transformer2DModel(nnx.Module):
         context: Float[Array, "b n e"],
         *,
         pooled_projections: Float[Array, "b p"],
+        perturbed: Bool[Array, "b"] | None = None,
     ) -> Float[Array, "b h w o"]:
         """The velocity for noisy latents, in the dtype of `sample`.
 
         `timesteps` run from 0 (image) to 1000 (noise). `context` has the text tokens and
-        `pooled_projections` the pooled embedding. InputError for other widths than the config's,
-        and for a size that is no multiple of the patches or larger than the grid of positions.
+        `pooled_projections` the pooled embedding. Where `perturbed`, SKIPPED_BLOCKS are skipped.
+        InputError for other widths than the config's, and for a size that is no multiple of the
+        patches or larger than the grid of positions.
         """
         config = self.config
         check_shape("sample", sample, (None, None, None, config.in_channels))
@@ -74,11 +80,19 @@ class SD3Transformer2DModel(nnx.Module):
         check_shape(
             "pooled_projections", pooled_projections, (len(sample), config.pooled_projection_dim)
         )
+        if perturbed is not None and config.num_layers <= max(SKIPPED_BLOCKS):
+            raise InputError(
+                f"guidance: got a perturbed stream for a transformer of {config.num_layers} "
+                f"blocks, expected more than {max(SKIPPED_BLOCKS)}, of which it skips some"
+            )
         grid = self.pos_embed.grid((sample.shape[1], sample.shape[2]))
         x = self.pos_embed(sample)
         vector = self.time_text_embed(timesteps, pooled_projections)
         text = self.context_embedder(context)
-        for block in self.transformer_blocks:
-            x, text = block(x, text, vector)
+        for i, block in enumerate(self.transformer_blocks):
+            before, (x, text) = (x, text), block(x, text, vector)
+            if perturbed is not None and i in SKIPPED_BLOCKS:
+                skipped = perturbed[:, None, None]
+                x, text = jnp.where(skipped, before[0], x), jnp.where(skipped, before[1], text)
         tokens = self.proj_out(self.norm_out(x, vector))
         return unpatchify(tokens, grid, config.patch_size).astype(sample.dtype)

@@ -38,8 +38,8 @@ PIPELINE_FIELDS = (
 )
 # Configs of networks that denoise.
 DenoiserConfig = (
-    UNet2DConditionConfig
-    | ClassConditionalUNet2DConfig
+    ClassConditionalUNet2DConfig  # before the class that it extends, which would take its place
+    | UNet2DConditionConfig
     | DiTTransformer2DConfig
     | PixArtTransformer2DConfig
 )
