@@ -1,5 +1,6 @@
 """The diffusers and transformers classes of component folders, and their modules here."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,8 @@ from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.ldm_bert.config import LDMBertConfig
+from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
 from jaxdiff.models.pixart.module import PixArtTransformer2DModel
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
@@ -49,6 +52,7 @@ class ModelClass:
     config: type | None = None  # the class of its config; None: it has several
     options: Mapping[str, Any] = field(default_factory=dict)
     model_type: str | None = None  # transformers' name of the architecture
+    module_name: str | None = None  # in model_index.json; None: the library
 
     @property
     def library(self) -> str:
@@ -140,6 +144,11 @@ _CLASSES = (
     _transformers("CLIPTextModelWithProjection", *_TEXT, with_projection=True),
     _transformers("CLIPVisionModel", *_VISION),
     _transformers("CLIPVisionModelWithProjection", *_VISION, with_projection=True),
+    # A class of diffusers' pipeline, in transformers' way.
+    dataclasses.replace(
+        _transformers("LDMBertModel", LDMBertModel, LDMBertConfig, "ldmbert"),
+        module_name="latent_diffusion",
+    ),
     _transformers("T5EncoderModel", T5EncoderModel, T5Config, "t5"),
     ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
 )

@@ -37,6 +37,7 @@ INDEX = "model_index.json"
 DEFAULTS = "jaxdiff.json"
 SCHEDULER = "scheduler"
 VAE_COMPONENT = "vae"
+VAE_COMPONENTS = {"LDMTextToImagePipeline": "vqvae"}  # where it has another name, by pipeline class
 # Folders of the networks that guide. model_index.json does not name them; diffusers has no such.
 CLASSIFIER = "classifier"
 CLIP = "clip"
@@ -88,8 +89,9 @@ def read_pipeline(
     index = {name: value for name, value in read_index(folder).items() if name not in skip}
     classes = component_classes(index, str(folder / INDEX))
     modules = {name: cls for name, cls in classes.items() if cls in MODEL_CLASSES}
-    if VAE_COMPONENT in modules and not (folder / VAE_COMPONENT).is_dir():
-        raise InputError(f"{folder}: got no {VAE_COMPONENT}/, expected it, or {ANOTHER_VAE}")
+    vae = vae_component(index["_class_name"])
+    if vae in modules and not (folder / vae).is_dir():
+        raise InputError(f"{folder}: got no {vae}/, expected it, or {ANOTHER_VAE}")
     _check_variant(folder, modules, variant)
     # The small files first: what is wrong with them shows before gigabytes are read.
     tokenizers = {
@@ -129,12 +131,17 @@ def read_pipeline(
 
 def read_scheduler(folder: pathlib.Path) -> dict[str, Any]:
     """scheduler_config.json of a pipeline folder, with the class that model_index.json names."""
-    return _scheduler(folder, _classes(_read_index(folder), str(folder / INDEX)))
+    return _scheduler(folder, component_classes(read_index(folder), str(folder / INDEX)))
 
 
 def _scheduler(folder: pathlib.Path, classes: Mapping[str, str | None]) -> dict[str, Any]:
     config = read_object(folder / SCHEDULER / "scheduler_config.json")
     return config | {"_class_name": classes[SCHEDULER]}
+
+
+def vae_component(class_name: str) -> str:
+    """The component that a pipeline class has its VAE in."""
+    return VAE_COMPONENTS.get(class_name, VAE_COMPONENT)
 
 
 def abstract_pipeline(
@@ -259,7 +266,7 @@ def _index_of(parts: PipelineComponents) -> dict[str, Any]:
         index["requires_safety_checker"] = False
     for name, component in parts.components.items():
         kind = MODEL_CLASSES[class_name_of(component.module)]
-        index[name] = [kind.library, kind.name]
+        index[name] = [kind.module_name or kind.library, kind.name]
     for name, tokenizer in parts.tokenizers.items():
         index[name] = ["transformers", tokenizer.class_name]
     scheduler = parts.scheduler.get("_class_name")

@@ -18,7 +18,13 @@ from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.layout_stable_diffusion import SD1, SDXL
 from jaxdiff.checkpoints.loading import Placement, lazy_tensors
 from jaxdiff.checkpoints.model_registry import MODEL_CLASSES
-from jaxdiff.checkpoints.pipelines import INDEX, VAE_COMPONENT, PipelineComponents
+from jaxdiff.checkpoints.pipelines import (
+    INDEX,
+    VAE_COMPONENT,
+    VAE_COMPONENTS,
+    PipelineComponents,
+    vae_component,
+)
 from jaxdiff.checkpoints.safetensors import TensorInfo, write_tensors
 from jaxdiff.checkpoints.vae_layouts import find_vae
 from jaxdiff.checkpoints.weights import STEMS, find_weights, read_weights, variants
@@ -125,7 +131,7 @@ def is_vae(path: pathlib.Path) -> bool:
 
 def _folder(path: pathlib.Path) -> pathlib.Path:
     """The folder of the VAE in a folder of its own or of a whole model."""
-    for folder in (path / VAE_COMPONENT, path):
+    for folder in (*(path / n for n in (VAE_COMPONENT, *VAE_COMPONENTS.values())), path):
         if (folder / CONFIG).is_file():
             return folder
     raise InputError(f"vae: got {path} without {VAE_COMPONENT}/ or {CONFIG}, expected a VAE")
@@ -145,14 +151,14 @@ def with_vae(
     Where its files do not say how latents are scaled, they are scaled as the model's own VAE does
     it, or those of the model's family.
     """
-    scaling = _scaling(parts.class_name, model)
+    name, scaling = vae_component(parts.class_name), _scaling(parts.class_name, model)
     component = vae.read(dtype, scaling=scaling, sharding=sharding, weights=weights)
     config: Any = component.module.config  # pyright: ignore[reportAttributeAccessIssue]
-    name, channels = _denoised_channels(parts)
+    network, channels = _denoised_channels(parts)
     if config.latent_channels != channels:
         raise InputError(
             f"vae: got {vae.path} with {config.latent_channels} latent channels, expected "
-            f"{channels} as the {name} has"
+            f"{channels} as the {network} has"
         )
     if vae.class_name == "AutoencoderTiny" and scaling.get("latents_mean"):
         raise InputError(
@@ -168,8 +174,8 @@ def with_vae(
         )
     return replace(
         parts,
-        components={**parts.components, VAE_COMPONENT: component},
-        absent=tuple(name for name in parts.absent if name != VAE_COMPONENT),
+        components={**parts.components, name: component},
+        absent=tuple(each for each in parts.absent if each != name),
     )
 
 
@@ -177,12 +183,9 @@ def _denoised_channels(parts: PipelineComponents) -> tuple[str, int]:
     """The network that denoises in words, and the channels of the latents that it does so with."""
     if "unet" in parts.components:
         unet: Any = parts.components["unet"].module
-        return "UNet", unet.config.out_channels
+        return "UNet", unet.config.channels[1]
     transformer: Any = parts.components["transformer"].module
-    config = transformer.config
-    if parts.class_name in layout_flux.PIPELINES:  # of 2 x 2 latents side by side
-        return "transformer", (config.out_channels or config.in_channels) // 4
-    return "transformer", config.in_channels
+    return "transformer", transformer.config.channels[1]
 
 
 def _scaling(class_name: str, model: pathlib.Path) -> dict[str, Any]:
@@ -190,7 +193,7 @@ def _scaling(class_name: str, model: pathlib.Path) -> dict[str, Any]:
     usual = SDXL if "XL" in class_name else SD1
     for module, layout in ((layout_sd3, layout_sd3.LAYOUT), (layout_flux, layout_flux.DEV)):
         usual = layout if class_name in module.PIPELINES else usual
-    own = model / VAE_COMPONENT / CONFIG
+    own = model / vae_component(class_name) / CONFIG
     config = read_object(own) if own.is_file() else {}
     if "scaling_factor" in config:
         return {name: config[name] for name in SCALING if name in config}

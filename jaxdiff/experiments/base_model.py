@@ -285,13 +285,9 @@ def check_initial_weights(config: TrainConfig, *, resumed: bool) -> None:
 
 
 def check_channels(objective: DiffusionObjective, codec: LatentCodec) -> None:
-    """InputError unless the network takes and gives latents of as many channels as the codec has.
-
-    Networks whose config counts the channels of tokens have `channels` of latents beside.
-    """
+    """InputError unless the network takes and predicts as many channels as the codec has."""
     wanted, names = codec.config.latent_channels, ("in_channels", "out_channels")
-    counted = tuple(getattr(objective.model, name) for name in names)
-    for name, got in zip(names, getattr(objective.model, "channels", counted), strict=True):
+    for name, got in zip(names, objective.model.channels, strict=True):
         if got != wanted:
             raise InputError(
                 f"objective.model.{name}: got {got}, expected "

@@ -11,6 +11,7 @@ from jaxdiff.families import (
     class_conditional_ldm,
     dit,
     flux,
+    latent_diffusion,
     pixart,
     stable_diffusion,
     stable_diffusion_3,
@@ -26,6 +27,7 @@ Detect = Callable[..., Family]
 # its family.
 FAMILY_MODULES: tuple[ModuleType, ...] = (
     stable_diffusion,
+    latent_diffusion,
     class_conditional_ldm,
     stable_diffusion_3,
     dit,

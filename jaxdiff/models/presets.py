@@ -20,6 +20,8 @@ from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.ldm_bert.config import LDMBertConfig
+from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
@@ -121,6 +123,7 @@ _XL = "stabilityai/stable-diffusion-xl-base-1.0"
 _REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
 _SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
 _LDM_CLASSES = "CompVis/latent-diffusion/configs/latent-diffusion/cin256-v2.yaml"
+_LDM = "CompVis/ldm-text2im-large-256"
 _SDXL_CONDITIONING = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 _XL_ATTENTION = {"use_linear_projection": True, "upcast_attention": None}
 
@@ -133,6 +136,7 @@ UNETS: dict[str, Preset] = {
         in_channels=9,
         cross_attention_dim=768,
     ),
+    "ldm-text2im": _unet(_LDM, 872_300_484, sample_size=32, cross_attention_dim=1280),
     "sd21": _unet(
         _SD21,
         865_910_724,
@@ -308,6 +312,10 @@ TEXT_ENCODERS["t5-xxl"] = Preset(
     ),
     source=f"{_SD3}/text_encoder_3",
     parameters=4_762_310_656,
+)
+
+TEXT_ENCODERS["ldm-bert"] = Preset(
+    cls=LDMBertModel, config=LDMBertConfig(), source=f"{_LDM}/bert", parameters=581_994_042
 )
 
 PRESETS: dict[str, dict[str, Preset]] = {

@@ -248,16 +248,16 @@ def _fitting_mesh(
 ) -> FittingMesh:
     """The smallest axis "fsdp" on which the programs fit, compiled; its size is None for none.
 
-    Sizes are passed over where the weights alone leave less room than the rest took before.
+    Sizes are passed over where the weights alone leave less room than the others took before.
     """
     options, model, topology = planned.options, planned.model, planned.topology
-    chips, rest = topology.num_chips, total - sum(planned.weights.values())
+    chips, others = topology.num_chips, total - sum(planned.weights.values())
     before, least, tried = planned.mesh.shape[FSDP], total, 0
     for size in range(before + 1, chips + 1):
         if chips % size or tried == MESH_TRIES:
             continue
         found = _PlannedMesh(options, model, topology, sampling_mesh({FSDP: size}, devices))
-        if sum(found.weights.values()) + max(rest, 0) > topology.chip.hbm and size < chips:
+        if sum(found.weights.values()) + max(others, 0) > topology.chip.hbm and size < chips:
             continue
         tried, least = tried + 1, found.total(each)
         if least <= topology.chip.hbm:

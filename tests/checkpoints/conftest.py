@@ -15,6 +15,8 @@ from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
+from jaxdiff.models.ldm_bert.config import LDMBertConfig
+from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
 from jaxdiff.models.pixart.module import PixArtTransformer2DModel
 from jaxdiff.models.t5.config import T5Config
@@ -85,6 +87,15 @@ CLASSIFIER = LatentClassifierConfig(
     group_exclusive=(True, False),
 )
 T5 = T5Config(vocab_size=12, d_model=8, d_kv=2, d_ff=10, num_layers=2, num_heads=2)
+LDM_BERT = LDMBertConfig(
+    vocab_size=12,
+    max_position_embeddings=5,
+    encoder_layers=2,
+    encoder_ffn_dim=10,
+    encoder_attention_heads=2,
+    head_dim=3,
+    d_model=8,
+)
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,
@@ -125,6 +136,7 @@ def components():
         "CLIPTextModelWithProjection": build(CLIPTextModel, TEXT, with_projection=True),
         "CLIPVisionModel": build(CLIPVisionModel, VISION),
         "CLIPVisionModelWithProjection": build(CLIPVisionModel, VISION, with_projection=True),
+        "LDMBertModel": build(LDMBertModel, LDM_BERT),
         "T5EncoderModel": build(T5EncoderModel, T5),
         "CLIPModel": build(CLIPModel, TEXT, VISION, 6),
     }

@@ -10,7 +10,6 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray
-from jaxdiff.data.texts import POOLED_COLUMN
 from jaxdiff.diffusion.losses import add_noise, regression, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule, resolution_shift
@@ -222,12 +221,9 @@ class LatentDiffusion:
         self, arrays: Mapping[str, Array], dtype: Dtype
     ) -> list[TextEncoderOutput]:
         """Encodings that a batch has."""
-        pairs = zip(self.family.text_encoders, self.family.state_columns.values(), strict=True)
-        each = [
-            TextEncoderOutput(arrays[column], arrays[POOLED_COLUMN] if spec.pooled else None)
-            for spec, column in pairs
-        ]
-        return jax.tree.map(lambda array: array.astype(dtype), each)
+        shapes = self.family.output_shapes(self.partition.networks)
+        outputs = self.family.cached_outputs(arrays, shapes)
+        return jax.tree.map(lambda array: array.astype(dtype), outputs)
 
     def conditioning(
         self,
@@ -286,7 +282,7 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         key: Key[Array, "..."],
     ) -> dict[str, Array]:
         rates, b = (config.caption_dropout, config.caption_dropout_per_encoder), _size(batch)
-        if all(column in batch for column in family.state_columns.values()):
+        if all(column in batch for column in family.cached_text_columns):
             encodings = model.cached_text_encodings(batch, dtype)
             dropped = caption_dropout_masks(key, b, len(encodings), *rates)
             empty = model.cached_text_encodings(
