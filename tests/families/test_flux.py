@@ -269,7 +269,8 @@ def test_shapes_of_the_conditioning():
 @pytest.mark.parametrize("name", CLASSES)
 def test_inspect(folders, name, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["jaxdiff", "inspect", str(folders[name])])
-    main()
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main()
     shown = capsys.readouterr().out
     assert name in shown
     assert CLASSES[name][0].__name__ in shown
