@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import originals
@@ -208,12 +209,22 @@ T5_SHAPES = {
 SCHEDULE = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 7.0}
 
 
+def shallow(published):
+    """The table of a network with the first two blocks of each kind alone."""
+    deep = re.compile(r"\w+_blocks\.(\d{2,}|[2-9])\.")
+
+    def first(table):
+        return {name: value for name, value in table.items() if not deep.match(name)}
+
+    return {"original": first(published["original"]), "map": first(published["map"])}
+
+
 @pytest.fixture
 def flux(monkeypatch, tmp_path):
     """A folder of FLUX.1 with stand-ins, the arrays of its transformer, and those of T5."""
     for beginning in ("double_blocks.0.img_attn.", "single_transformer_blocks.0."):
         monkeypatch.delitem(file_kinds.OTHER_FAMILIES, beginning, raising=False)
-    published = oracle("flux_dev")
+    published = shallow(oracle("flux_dev"))
     arrays = small_arrays(published)
     ours = converted(published, arrays)
     shapes = {name: values.shape for name, values in ours.items()}
@@ -269,7 +280,7 @@ def test_a_transformer_alone_with_a_base(flux, tmp_path, prefix):
         for key, array in values.items():
             np.testing.assert_array_equal(got[key].fetch(), array, err_msg=key)
     config = parts.components["transformer"].module.config
-    assert (config.guidance_embeds, config.num_layers, config.in_channels) == (True, 19, 2)
+    assert (config.guidance_embeds, config.num_layers, config.in_channels) == (True, 2, 2)
 
 
 def test_a_whole_file_needs_a_base_for_the_tokenizer_of_t5(flux, tmp_path):
@@ -288,9 +299,8 @@ def test_a_whole_file_needs_a_base_for_the_tokenizer_of_t5(flux, tmp_path):
         read_model(whole)
     again = read_model(whole, base=base)
     assert again.scheduler["shift"] == 7.0
-    write_single_file(
-        tmp_path / "again.safetensors", dataclasses.replace(again, scheduler=SCHEDULE)
-    )
+    with pytest.warns(UserWarning, match="shift: got 7.0"):
+        write_single_file(tmp_path / "again.safetensors", again)
     assert (tmp_path / "again.safetensors").read_bytes() == whole.read_bytes()
 
 
