@@ -16,6 +16,7 @@ from jaxdiff.data.latents import pack_arrays
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.families.base import Family
 from jaxdiff.families.detection import family_of_folder
+from jaxdiff.families.text_outputs import cached_columns, output_shapes
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.parallel.mesh import replicate, shard_batch
@@ -36,7 +37,7 @@ class TextEncoders(NamedTuple):
 
     def cache_info(self) -> dict[str, Any]:
         """The fields of latents.json that identify the text encoders."""
-        outputs = self.family.output_shapes(self.encoders).values()
+        outputs = output_shapes(self.family, self.encoders).values()
         states = [output.hidden_states for output in outputs]
         pooled = [output.pooled for output in outputs if output.pooled is not None]
         return {
@@ -94,7 +95,7 @@ def make_text_encoder(text_encoders: TextEncoders, batch_size: int, mesh: Any) -
             )
             for spec in family.text_encoders
         }
-        return family.cached_columns(outputs)
+        return cached_columns(family, outputs)
 
     def encode(captions: Sequence[str]) -> TextEmbeddings:
         padded = [*captions, *[""] * (batch_size - len(captions))]

@@ -90,7 +90,7 @@ def _json_line(line: str, source: str, folder: pathlib.Path) -> PromptSpec:
     fields = [f.name for f in dataclasses.fields(PromptSpec) if f.name != "options"]
     options = {}
     for name in values.keys() - fields:
-        from jaxdiff.families.registry import request_options  # only now: it waits for jax
+        from jaxdiff.families.options import request_options  # only now: it waits for jax
 
         options[one_of(f"{source}: field", name, [*fields, *request_options()])] = values[name]
     own = {name: value for name, value in values.items() if name in fields}

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.names_elsewhere import did_you_mean
-from jaxdiff.families.registry import request_options
+from jaxdiff.families.options import request_options
 from jaxdiff.pipeline.options import Options
 from jaxdiff.pipeline.request import Defaults, Request
 

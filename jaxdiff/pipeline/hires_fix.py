@@ -10,7 +10,7 @@ from jaxdiff.checkpoints.timestep_grids import convention_of
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
-from jaxdiff.families.registry import request_options
+from jaxdiff.families.options import request_options
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.output import Output, Settings
 from jaxdiff.pipeline.pipeline import Pipeline

@@ -13,7 +13,7 @@ from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.grids import SPACINGS, listed_timesteps
 from jaxdiff.families.base import Family
-from jaxdiff.families.registry import accepted_options, request_options
+from jaxdiff.families.options import accepted_options, request_options
 from jaxdiff.guidance.base import MAX_SCALE, RULES
 from jaxdiff.guidance.base import parse as parse_rule
 from jaxdiff.pipeline.prompts import parse_syntax, split_and

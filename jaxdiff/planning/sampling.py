@@ -26,6 +26,7 @@ from jaxdiff.core.validate import positive
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.families.base import Family
+from jaxdiff.families.text_outputs import num_tokens
 from jaxdiff.guidance.base import Guidance, GuidanceScales, parse
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.latent_codec import LatentCodec, upcast_fp16
@@ -153,7 +154,7 @@ def sampled_model(options: SamplingOptions) -> SampledModel:
         scheduler_options=SchedulerOptions.from_config(parts.scheduler, parts.class_name),
         prediction_type=prediction_type,
         defaults=model_defaults(parts, family, options.model),
-        num_tokens=family.num_tokens(modules),
+        num_tokens=num_tokens(family, modules),
     )
 
 

@@ -37,7 +37,9 @@ def model(tmp_path_factory):
 
 
 @functools.cache
-def load_once(name, dtype=None, mesh=None, prediction_type=None, vae=None, offload=None):
+def load_once(
+    name, dtype=None, mesh=None, prediction_type=None, vae=None, base=None, offload=None
+):
     """A model on one device with a linear UNet, and what earlier commands compiled for it."""
     pipe = load(name, dtype, prediction_type=prediction_type, vae=vae)
     return tiny.with_linear_unet(tiny.first_devices(pipe, 1))
@@ -348,7 +350,7 @@ def test_a_long_job_is_listed_in_its_manifest_alone(batch_job, model, capsys, mo
 def test_the_prediction_type_of_a_file(model, tmp_path, capsys, monkeypatch):
     asked, once = [], load_once
 
-    def load_file(name, dtype=None, mesh=None, prediction_type=None, vae=None, offload=None):
+    def load_file(name, dtype=None, prediction_type=None, **others):
         asked.append(prediction_type)
         return once(str(model))
 

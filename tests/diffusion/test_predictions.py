@@ -11,15 +11,12 @@ from oracles import posterior_mean
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.denoising import (
     PREDICTION_TYPES,
-    from_velocity,
     predict,
     target,
-    to_score,
-    to_velocity,
-    velocity_coefficients,
 )
 from jaxdiff.diffusion.losses import WEIGHTINGS, add_noise, mse, regression, snr, weights
 from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule, VPSchedule
+from jaxdiff.diffusion.velocity import from_velocity, to_score, to_velocity, velocity_coefficients
 
 VP = (np.cos(np.linspace(0.1, 1.5, 5)), np.sin(np.linspace(0.1, 1.5, 5)))
 FLOW = (1 - np.linspace(0.1, 0.9, 5), np.linspace(0.1, 0.9, 5))

@@ -10,6 +10,7 @@ from jaxdiff.data.latents import LatentCacheInfo
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.experiments.cache_texts import TextEncoders, make_text_encoder
 from jaxdiff.families.base import Family, TextEncoder, TextEncoderOutput
+from jaxdiff.families.text_outputs import cached_outputs, cached_text_columns, output_shapes
 from jaxdiff.models.build import initialise
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
@@ -129,7 +130,7 @@ def test_columns_are_as_the_description_says(model):
     )
     assert {column: array.shape[1:] for column, array in found.items()} == SHAPES[name]
     assert info.text_embedding_shapes == SHAPES[name]
-    assert set(family.cached_text_columns) == set(SHAPES[name])
+    assert set(cached_text_columns(family)) == set(SHAPES[name])
 
 
 def test_a_cache_gives_what_the_encoders_give(model):
@@ -137,7 +138,7 @@ def test_a_cache_gives_what_the_encoders_give(model):
     captions = ["abc", "", "abcdefgh"]
     columns = make_text_encoder(encoders, 4, data_mesh(jax.devices()[:1]))(captions)
     arrays = {name: jnp.asarray(array) for name, array in columns.items()}
-    got = family.cached_outputs(arrays, family.output_shapes(modules))
+    got = cached_outputs(family, arrays, output_shapes(family, modules))
     ids = encoders.tokenize(captions)
     for spec, each in zip(family.text_encoders, got, strict=True):
         want = spec.encode(modules[spec.component], jnp.asarray(ids[spec.component]))

@@ -32,7 +32,7 @@ from jaxdiff.experiments.training_methods import make_partition, make_training_m
 from jaxdiff.families import registry
 from jaxdiff.families.base import Family, TextEncoder, join_tokens
 from jaxdiff.families.extras import Extra, Option
-from jaxdiff.families.registry import accepted_options
+from jaxdiff.families.options import accepted_options
 from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.generation.prompt_file import PromptSpec, make_jobs, read_prompt_file
 from jaxdiff.generation.runner import Runner

@@ -14,6 +14,7 @@ from jaxdiff.diffusion.losses import add_noise, regression, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule, resolution_shift
 from jaxdiff.families.base import Family, TextEncoderOutput, select_rows, zero_rows
+from jaxdiff.families.text_outputs import cached_outputs, cached_text_columns, output_shapes
 from jaxdiff.models.build import initial_weights, param_dict, with_params
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.vae import sample_latents
@@ -221,8 +222,8 @@ class LatentDiffusion:
         self, arrays: Mapping[str, Array], dtype: Dtype
     ) -> list[TextEncoderOutput]:
         """Encodings that a batch has."""
-        shapes = self.family.output_shapes(self.partition.networks)
-        outputs = self.family.cached_outputs(arrays, shapes)
+        shapes = output_shapes(self.family, self.partition.networks)
+        outputs = cached_outputs(self.family, arrays, shapes)
         return jax.tree.map(lambda array: array.astype(dtype), outputs)
 
     def conditioning(
@@ -282,7 +283,7 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         key: Key[Array, "..."],
     ) -> dict[str, Array]:
         rates, b = (config.caption_dropout, config.caption_dropout_per_encoder), _size(batch)
-        if all(column in batch for column in family.cached_text_columns):
+        if all(column in batch for column in cached_text_columns(family)):
             encodings = model.cached_text_encodings(batch, dtype)
             dropped = caption_dropout_masks(key, b, len(encodings), *rates)
             empty = model.cached_text_encodings(

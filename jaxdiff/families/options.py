@@ -1,0 +1,33 @@
+"""The options of requests that families read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.validate import one_of
+from jaxdiff.families import registry
+from jaxdiff.families.base import Family
+from jaxdiff.families.extras import Option
+
+
+def request_options() -> dict[str, Option]:
+    """The options of requests that any family reads."""
+    return {name: option for family in registry.FAMILIES for name, option in family.options.items()}
+
+
+def accepted_options(family: Family, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `options` that `family` reads, without defaults.
+
+    InputError for values out of range, and for options that only other families read.
+    """
+    accepted, known = {}, request_options()
+    for name, given in options.items():
+        value = tuple(given) if isinstance(given, list) else given
+        known[one_of("option", name, known)].check(name, value)
+        if value is None or value == known[name].default:
+            continue
+        if name in family.options:
+            accepted[name] = value
+        else:
+            raise InputError(f"{name}: got {value}, expected none for {family.name}")
+    return accepted
