@@ -10,11 +10,12 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray
+from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS
 from jaxdiff.diffusion.losses import add_noise, regression, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule, resolution_shift
 from jaxdiff.families.base import Family, TextEncoderOutput, select_rows, zero_rows
-from jaxdiff.families.text_outputs import cached_outputs, cached_text_columns, output_shapes
+from jaxdiff.families.text_outputs import cached_outputs, output_shapes
 from jaxdiff.models.build import initial_weights, param_dict, with_params
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.vae import sample_latents
@@ -283,7 +284,8 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         key: Key[Array, "..."],
     ) -> dict[str, Array]:
         rates, b = (config.caption_dropout, config.caption_dropout_per_encoder), _size(batch)
-        if all(column in batch for column in cached_text_columns(family)):
+        cached = any(column in batch for column in (POOLED_COLUMN, *STATE_COLUMNS))
+        if cached or not family.text_encoders:
             encodings = model.cached_text_encodings(batch, dtype)
             dropped = caption_dropout_masks(key, b, len(encodings), *rates)
             empty = model.cached_text_encodings(
