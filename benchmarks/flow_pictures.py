@@ -23,7 +23,8 @@ from jaxdiff.diffusion.grids import HostTimestepGrid, TimestepGrid
 from jaxdiff.diffusion.schedules import FlowSchedule
 from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.samplers.base import get_sampler, per_sample_keys, sample
+from jaxdiff.samplers.base import get_sampler, per_sample_keys
+from jaxdiff.samplers.sampling import sample
 
 FLOW = FlowSchedule(time_scale=1.0)
 # Modes, of one standard deviation. The first two are class A, and the second of them has

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import pathlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.text import decode_text
-from jaxdiff.core.types import DTYPES, Float, Int, NDArray
+from jaxdiff.core.types import DTYPES, Int, NDArray
 from jaxdiff.core.validate import one_of
 from jaxdiff.data.bad_samples import BadSampleError
 from jaxdiff.data.batches import Item
@@ -111,70 +111,9 @@ def read_description(folder: pathlib.Path) -> LatentCacheInfo:
     return from_mapping(LatentCacheInfo, mapping, source=str(path))
 
 
-def sharded(
-    groups: Sequence[tuple[Size, Int[NDArray, "_"]]], shard_size: int
-) -> list[tuple[Size, Int[NDArray, "_"]]]:
-    """The size and the items of each shard: `shard_size` of them, fewer in a size's last."""
-    return [
-        (size, items[start : start + shard_size])
-        for size, items in groups
-        for start in range(0, len(items), shard_size)
-    ]
-
-
-def pack_record(
-    item: Mapping[str, Any],
-    mean: Float[NDArray, "h w c"],
-    logvar: Float[NDArray, "h w c"],
-    dtype: str,
-    text_embeddings: Mapping[str, NDArray] | None = None,
-) -> dict[str, Any]:
-    """The record of the prepared image `item` and its latents' distribution.
-
-    With the `text_embeddings` of its caption, if there are any.
-    """
-    return pack_arrays({"mean": mean, "logvar": logvar, **(text_embeddings or {})}, dtype) | {
-        "caption": item["caption"],
-        "time_ids": item["time_ids"].tolist(),
-    }
-
-
-def pack_arrays(arrays: Mapping[str, NDArray], dtype: str) -> dict[str, bytes]:
-    """Arrays as bytes of `dtype`; InputError for numbers that overflow it."""
-    found = {}
-    for name, array in arrays.items():
-        with np.errstate(over="ignore"):
-            small = array.astype(DTYPES[dtype])
-        if not np.isfinite(small).all():
-            raise InputError(
-                f"dtype: got {dtype} for {name} up to {np.abs(array).max():g}, expected a "
-                "dtype of that range: bfloat16 or float32"
-            )
-        found[name] = small.tobytes()
-    return found
-
-
-def _array(record: Mapping[str, Any], name: str, dtype: str, shape: tuple[int, ...]) -> NDArray:
+def array_of(record: Mapping[str, Any], name: str, dtype: str, shape: tuple[int, ...]) -> NDArray:
     """An array of a record; ValueError for one of another size."""
     return np.frombuffer(record[name], DTYPES[dtype]).reshape(shape)
-
-
-def read_null(folder: pathlib.Path, described: LatentCacheInfo) -> dict[str, NDArray]:
-    """The text embeddings of the null caption, by name, in the stored dtype."""
-    path = folder / NULL_CAPTION_FILE
-    if not path.is_file():
-        raise InputError(
-            f"data.path: got {folder} without {NULL_CAPTION_FILE}, expected that file: the same "
-            "cache-latents command writes it"
-        )
-    try:
-        record = parse_record(RecordFiles([path])[0])
-        return {
-            n: _array(record, n, described.dtype, s)
-            for n, s in described.text_embedding_shapes.items()
-        }
-    except (BadSampleError, RuntimeError, KeyError, ValueError, TypeError):
-        raise InputError(f"{path}: got a broken file, expected a record (delete it)") from None
 
 
 class LatentSource:
@@ -236,9 +175,9 @@ class LatentSource:
         described = self.description
         shape, dtype = described.shape(shard), described.dtype
         try:
-            arrays = {n: _array(record, n, dtype, shape) for n in ("mean", "logvar")}
+            arrays = {n: array_of(record, n, dtype, shape) for n in ("mean", "logvar")}
             text_embeddings = {
-                n: _array(record, n, dtype, size)
+                n: array_of(record, n, dtype, size)
                 for n, size in described.text_embedding_shapes.items()
             }
             time_ids = np.array(record["time_ids"], np.int32).reshape(6)

@@ -25,14 +25,8 @@ from jaxdiff.core.validate import in_range, one_of, positive
 from jaxdiff.data.bad_samples import BadSampleCounter, BadSampleError
 from jaxdiff.data.batches import Item, normalize_images
 from jaxdiff.data.buckets import Size
-from jaxdiff.data.latents import (
-    DESCRIPTION,
-    NULL_CAPTION_FILE,
-    LatentCacheInfo,
-    pack_record,
-    read_description,
-    sharded,
-)
+from jaxdiff.data.latent_records import pack_record, sharded
+from jaxdiff.data.latents import DESCRIPTION, NULL_CAPTION_FILE, LatentCacheInfo, read_description
 from jaxdiff.data.samples import Make, make_transform
 from jaxdiff.data.sampling_order import SamplePosition
 from jaxdiff.data.sources.records import write_records

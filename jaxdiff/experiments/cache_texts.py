@@ -12,7 +12,7 @@ from jaxdiff.checkpoints.tokenizers import read_tokenizer, tokenizer_digest
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray
-from jaxdiff.data.latents import pack_arrays
+from jaxdiff.data.latent_records import pack_arrays
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.families.base import Family
 from jaxdiff.families.detection import family_of_folder

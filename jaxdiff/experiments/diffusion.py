@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray, dtype_of
-from jaxdiff.data.latents import LatentCacheInfo, read_null
+from jaxdiff.data.latent_records import read_null
+from jaxdiff.data.latents import LatentCacheInfo
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.experiments.base_model import (
     BaseModel,
@@ -54,8 +55,8 @@ from jaxdiff.training.objectives.diffusion import (
     LatentDiffusion,
     ParameterPartition,
     diffusion_task,
-    frozen_networks_used,
 )
+from jaxdiff.training.objectives.trainable import frozen_networks_used
 from jaxdiff.training.step import Params
 
 

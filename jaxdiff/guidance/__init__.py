@@ -18,9 +18,10 @@ from jaxdiff.guidance.base import (
 )
 from jaxdiff.guidance.cfg_plus_plus import CFGPlusPlus
 from jaxdiff.guidance.cfg_zero_star import CFGZeroStar
-from jaxdiff.guidance.classifier_free import ClassifierFree, NoGuidance
+from jaxdiff.guidance.classifier_free import ClassifierFree
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
 from jaxdiff.guidance.negative_prompt import NegativePromptGuidance
+from jaxdiff.guidance.no_guidance import NoGuidance
 from jaxdiff.guidance.rescale_threshold import (
     DynamicThresholding,
     GuidanceRescale,

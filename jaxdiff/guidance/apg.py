@@ -15,7 +15,8 @@ from jaxdiff.guidance.base import (
     check,
     rule,
 )
-from jaxdiff.guidance.classifier_free import CondUncond, NoGuidance
+from jaxdiff.guidance.classifier_free import CondUncond
+from jaxdiff.guidance.no_guidance import NoGuidance
 from jaxdiff.guidance.projection import project_onto
 
 

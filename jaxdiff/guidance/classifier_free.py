@@ -1,4 +1,4 @@
-"""Classifier-free guidance (2207.12598), and none.
+"""Classifier-free guidance (2207.12598).
 
 Its scale w says how far to go from the null stream: w = 0 is unconditional and w = 1 the plain
 conditional model. (The paper's weight is w - 1.) All weights of these rules sum to 1 and the kinds
@@ -22,29 +22,9 @@ from jaxdiff.guidance.base import (
     extrapolate,
     rule,
 )
+from jaxdiff.guidance.no_guidance import NoGuidance
 
 MAX_CHANNELS = 1024
-
-
-@rule
-class NoGuidance(Guidance):
-    """No guidance: one stream, the conditional model as it is. Ignores the scale."""
-
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """The prompt."""
-        return (Stream(),)
-
-    @property
-    def cond_stream(self) -> int:
-        """The only stream."""
-        return 0
-
-    def combine(
-        self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
-    ) -> tuple[Prediction, PyTree]:
-        """The prediction of the only stream."""
-        return inputs.predict(outputs[0]), state
 
 
 @rule

@@ -16,7 +16,7 @@ from jaxdiff.guidance.base import (
     extrapolate,
     rule,
 )
-from jaxdiff.guidance.classifier_free import NoGuidance
+from jaxdiff.guidance.no_guidance import NoGuidance
 
 
 @rule

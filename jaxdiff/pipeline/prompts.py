@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, Int, NDArray
+from jaxdiff.pipeline.token_weights import weights_by_offset
 
 EMPHASIS = 1.1  # of a pair of brackets without a number
 MAX_WEIGHT = 100.0
@@ -73,17 +74,8 @@ class PromptTokenizer:
         """
         if self.marks_ends:
             return [(token, weight) for text, weight in pieces for token in self.ids(text or "")]
-        text = "".join(piece.text or "" for piece in pieces)
-        weights = [weight for own, weight in pieces for _ in own or ""]
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, verbose=False, return_offsets_mapping=True
-        )
-        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        return [
-            (part, weights[max(end - 1, 0)])
-            for token, (_, end) in pairs
-            for part in self.expansions.get(token, [token])
-        ]
+        tokens = weights_by_offset(self.tokenizer, pieces)
+        return [(part, w) for t, w in tokens for part in self.expansions.get(t, [t])]
 
 
 class WeightedText(NamedTuple):

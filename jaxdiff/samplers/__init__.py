@@ -18,7 +18,6 @@ from jaxdiff.samplers.base import (
     initial_noise,
     per_sample_keys,
     run_steps,
-    sample,
 )
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
@@ -34,6 +33,7 @@ from jaxdiff.samplers.kdpm2 import KDPM2, KDPM2Ancestral
 from jaxdiff.samplers.lcm import LCM
 from jaxdiff.samplers.lms import LMS
 from jaxdiff.samplers.pndm import PNDM
+from jaxdiff.samplers.sampling import sample
 from jaxdiff.samplers.tcd import TCD
 from jaxdiff.samplers.unipc import UniPC
 

@@ -16,7 +16,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.notation import split_options, with_options
 from jaxdiff.core.types import Array, Bool, Float, Int, Key, PyTree
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image, select
+from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, select
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.samplers.inpainting import InpaintingMask
@@ -168,25 +168,6 @@ def run_steps(
         return select(active, new, state)
 
     return jax.lax.fori_loop(start, stop, step, state)
-
-
-def sample(
-    denoise: Denoiser,
-    latents: Float[Array, "b *d"],
-    grid: TimestepGrid,
-    keys: Key[Array, "b"],
-    *,
-    sampler: Sampler,
-    guidance_state: PyTree = (),
-    guidance_phase: GuidancePhaseFn = lambda _: 0,
-) -> Float[Array, "b *d"]:
-    """All steps of the grid: from unit-variance noise to latents."""
-    x = per_image(grid.init_noise_sigma, latents) * latents
-    state = init_state(x, sampler=sampler, guidance_state=guidance_state)
-    ends = jnp.int32(0), jnp.max(grid.last - grid.first)
-    return run_steps(
-        denoise, state, grid, keys, *ends, sampler=sampler, guidance_phase=guidance_phase
-    ).x
 
 
 # Step i draws with fold_in(key, i); the start is a step number that no grid reaches.

@@ -37,9 +37,7 @@ def model(tmp_path_factory):
 
 
 @functools.cache
-def load_once(
-    name, dtype=None, mesh=None, prediction_type=None, vae=None, base=None, offload=None
-):
+def load_once(name, dtype=None, mesh=None, prediction_type=None, vae=None, base=None, offload=None):
     """A model on one device with a linear UNet, and what earlier commands compiled for it."""
     pipe = load(name, dtype, prediction_type=prediction_type, vae=vae)
     return tiny.with_linear_unet(tiny.first_devices(pipe, 1))

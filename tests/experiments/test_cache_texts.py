@@ -15,14 +15,8 @@ from jaxdiff.checkpoints.components import read_component
 from jaxdiff.cli import main
 from jaxdiff.cli.train import run as train
 from jaxdiff.core.errors import InputError
-from jaxdiff.data.latents import (
-    NULL_CAPTION_FILE,
-    LatentCacheInfo,
-    LatentSource,
-    pack_record,
-    read_description,
-    read_null,
-)
+from jaxdiff.data.latent_records import pack_record, read_null
+from jaxdiff.data.latents import NULL_CAPTION_FILE, LatentCacheInfo, LatentSource, read_description
 from jaxdiff.experiments.base_model import load_base_model
 from jaxdiff.experiments.experiment import training_batches
 from jaxdiff.experiments.latent_cache import check_latent_cache
@@ -39,12 +33,8 @@ from jaxdiff.training.config import (
     TextualInversion,
     TrainConfig,
 )
-from jaxdiff.training.objectives.diffusion import (
-    Frozen,
-    caption_dropout_masks,
-    diffusion_task,
-    frozen_networks_used,
-)
+from jaxdiff.training.objectives.diffusion import Frozen, caption_dropout_masks, diffusion_task
+from jaxdiff.training.objectives.trainable import frozen_networks_used
 from jaxdiff.training.step import per_sample_split
 
 COUNT = 20

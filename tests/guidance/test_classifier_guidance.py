@@ -17,8 +17,9 @@ from jaxdiff.guidance.classifier_guidance import (
     spherical,
 )
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.samplers.base import SAMPLERS, init_state, sample
+from jaxdiff.samplers.base import SAMPLERS, init_state
 from jaxdiff.samplers.ddpm import DDPM
+from jaxdiff.samplers.sampling import sample
 
 pytestmark = pytest.mark.usefixtures("x64")
 MEANS, VARIANCE = (-2.0, 2.0), 0.25

@@ -9,7 +9,8 @@ from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.guidance.base import GuidanceScales, parse
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
 from jaxdiff.guidance.nfe import nfe, phase_switches
-from jaxdiff.samplers.base import SAMPLERS, get_sampler, per_sample_keys, sample
+from jaxdiff.samplers.base import SAMPLERS, get_sampler, per_sample_keys
+from jaxdiff.samplers.sampling import sample
 
 SCHEDULE = vp_schedule({"beta_schedule": "scaled_linear"})
 STEPS = 10

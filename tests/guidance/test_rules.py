@@ -11,7 +11,8 @@ from jaxdiff.diffusion.grids import karras
 from jaxdiff.guidance.base import CONDITIONAL, GUIDED, RULES, DenoiserInput, GuidanceScales, parse
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser, stack_streams
 from jaxdiff.guidance.scale_schedules import SCALE_CURVES
-from jaxdiff.samplers.base import SAMPLERS, sample
+from jaxdiff.samplers.base import SAMPLERS
+from jaxdiff.samplers.sampling import sample
 
 UNCOND = jnp.array([[0.0, 1.0, 1.0, 2.0]])
 COND = jnp.array([[1.0, 2.0, 3.0, 4.0]])

@@ -16,8 +16,9 @@ from jaxdiff.diffusion.grids import HostTimestepGrid, TimestepGrid, karras
 from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule
 from jaxdiff.guidance.base import RULES, GuidanceScales, parse
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.samplers.base import SAMPLERS, get_sampler, init_state, run_steps, sample
+from jaxdiff.samplers.base import SAMPLERS, get_sampler, init_state, run_steps
 from jaxdiff.samplers.inpainting import InpaintingMask
+from jaxdiff.samplers.sampling import sample
 
 pytestmark = pytest.mark.usefixtures("x64")
 

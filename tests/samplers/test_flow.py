@@ -17,8 +17,9 @@ from jaxdiff.diffusion.grids import HostTimestepGrid, TimestepGrid
 from jaxdiff.diffusion.schedules import FlowSchedule
 from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser, stack_streams
-from jaxdiff.samplers.base import SAMPLERS, SamplingState, get_sampler, sample
+from jaxdiff.samplers.base import SAMPLERS, SamplingState, get_sampler
 from jaxdiff.samplers.flow_sde import DIFFUSIONS
+from jaxdiff.samplers.sampling import sample
 
 FLOW = FlowSchedule(time_scale=1.0)
 MEANS, VARIANCES, WEIGHTS = (-2.0, 2.0), (0.25, 0.04), (0.3, 0.7)

@@ -12,8 +12,9 @@ from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.diffusion.denoising import Prediction
 from jaxdiff.diffusion.grids import karras
 from jaxdiff.diffusion.schedules import VPSchedule
-from jaxdiff.samplers.base import SAMPLERS, sample
+from jaxdiff.samplers.base import SAMPLERS
 from jaxdiff.samplers.inversion import invert
+from jaxdiff.samplers.sampling import sample
 
 pytestmark = pytest.mark.usefixtures("x64")
 

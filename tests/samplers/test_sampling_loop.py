@@ -23,9 +23,9 @@ from jaxdiff.samplers.base import (
     initial_noise,
     per_sample_keys,
     run_steps,
-    sample,
     step_noise,
 )
+from jaxdiff.samplers.sampling import sample
 
 # with options that make a sampler stochastic
 DRAWING = [f"{name}:{o}=1" for name, each in SAMPLERS.items() for o in each.stochastic_options]

@@ -13,9 +13,10 @@ from oracles import RATIO_SCHEDULE, level_at, output_for, ratio_grid, unguided
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.denoising import Prediction
 from jaxdiff.diffusion.grids import karras
-from jaxdiff.samplers.base import SAMPLERS, SamplingState, get_sampler, init_state, sample
+from jaxdiff.samplers.base import SAMPLERS, SamplingState, get_sampler, init_state
 from jaxdiff.samplers.ddim import DDIM
 from jaxdiff.samplers.ddpm import DDPM
+from jaxdiff.samplers.sampling import sample
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -23,11 +23,11 @@ from jaxdiff.training.objectives.diffusion import (
     denoising_errors,
     diffusion_task,
     drop_captions,
-    loss_by_timestep_quartile,
     offset_noise,
     sample_timesteps,
     train_denoiser,
 )
+from jaxdiff.training.objectives.timestep_quartiles import loss_by_timestep_quartile
 from jaxdiff.training.step import accumulate_gradients, per_sample_normal
 
 RNG = np.random.default_rng(0)

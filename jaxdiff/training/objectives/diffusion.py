@@ -21,6 +21,7 @@ from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.vae import sample_latents
 from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import DiffusionObjective, TimestepSampling
+from jaxdiff.training.objectives.timestep_quartiles import loss_by_timestep_quartile
 from jaxdiff.training.step import (
     Metrics,
     Params,
@@ -92,19 +93,6 @@ class Frozen(NamedTuple):
 
     weights: Tables
     null: dict[str, Any]
-
-
-def frozen_networks_used(
-    partition: ParameterPartition, *, latents: bool, text_encodings: bool
-) -> tuple[str, ...]:
-    """The networks whose frozen weights a training step reads.
-
-    `latents` and `text_encodings`: whether batches have latents, and text encodings.
-    """
-    family = partition.family
-    unused: set[str | None] = {family.latent_codec} if latents else set()
-    unused |= set(family.id_columns) if text_encodings else set()
-    return tuple(name for name in partition.frozen if name not in unused)
 
 
 def sample_timesteps(
@@ -348,18 +336,6 @@ def num_patches(latents: Float[Array, "b h w c"]) -> int:
 def _size(batch: Mapping[str, Array]) -> int:
     """The number of images."""
     return len(batch["mean"] if "mean" in batch else batch["image"])
-
-
-def loss_by_timestep_quartile(
-    errors: Float[Array, "b"], t: Times, num_timesteps: float
-) -> dict[str, Float[Array, ""]]:
-    """The mean error in each quarter of the timesteps, loss_q1 the cleanest; 0 for an empty one."""
-    quarter = 4 * t // num_timesteps
-    means = {}
-    for i in range(4):
-        inside = (quarter == i).astype(errors.dtype)
-        means[f"loss_q{i + 1}"] = jnp.sum(errors * inside) / jnp.maximum(jnp.sum(inside), 1)
-    return means
 
 
 def offset_noise(

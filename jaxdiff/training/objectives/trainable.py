@@ -159,3 +159,16 @@ def split_prefixes(params: Mapping[str, Any]) -> Tables:
 def _add_prefix(name: str, values: Iterable[tuple[str, NDArray]]) -> InitialWeights:
     for path, array in values:
         yield f"{name}.{path}", array
+
+
+def frozen_networks_used(
+    partition: ParameterPartition, *, latents: bool, text_encodings: bool
+) -> tuple[str, ...]:
+    """The networks whose frozen weights a training step reads.
+
+    `latents` and `text_encodings`: whether batches have latents, and text encodings.
+    """
+    family = partition.family
+    unused: set[str | None] = {family.latent_codec} if latents else set()
+    unused |= set(family.id_columns) if text_encodings else set()
+    return tuple(name for name in partition.frozen if name not in unused)
