@@ -1,7 +1,7 @@
 """What the text encoders of a family give: its shapes, and its columns in a text cache."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,18 +54,22 @@ def cached_columns(family: Family, outputs: Mapping[str, TextEncoderOutput]) -> 
 
 
 def cached_outputs(
-    family: Family, columns: Mapping[str, Array], shapes: Mapping[str, TextEncoderOutput]
+    family: Family, columns: Mapping[str, Array], modules: Mapping[str, Any]
 ) -> list[TextEncoderOutput]:
     """The outputs of the text encoders in a text cache: the inverse of `cached_columns`.
 
-    `shapes` are those of the outputs, as `output_shapes` gives them.
+    `modules` has the text encoders, which may be shapes: they are asked how wide each of several
+    pooled embeddings is.
     """
-    outputs, first, names = [], 0, state_columns(family)
-    for spec in family.text_encoders:
-        column, pooled = names.get(spec.component), None
-        if (shape := shapes[spec.component].pooled) is not None:
-            last = first + shape.shape[-1]
-            pooled, first = columns[POOLED_COLUMN][..., first:last], last
-        states = None if column is None else columns[column]
-        outputs.append(TextEncoderOutput(states, pooled))
-    return outputs
+    pooled = dict.fromkeys(spec.component for spec in family.text_encoders if spec.pooled)
+    if len(pooled) > 1:
+        shapes, first = output_shapes(family, modules), 0
+        for name in pooled:
+            last = first + cast(Any, shapes[name].pooled).shape[-1]
+            pooled[name], first = columns[POOLED_COLUMN][..., first:last], last
+    elif pooled:
+        pooled = dict.fromkeys(pooled, columns[POOLED_COLUMN])
+    names = state_columns(family)
+    states = {name: columns[column] for name, column in names.items()}
+    components = [spec.component for spec in family.text_encoders]
+    return [TextEncoderOutput(states.get(name), pooled.get(name)) for name in components]

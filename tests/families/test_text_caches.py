@@ -10,7 +10,7 @@ from jaxdiff.data.latents import LatentCacheInfo
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.experiments.cache_texts import TextEncoders, make_text_encoder
 from jaxdiff.families.base import Family, TextEncoder, TextEncoderOutput
-from jaxdiff.families.text_outputs import cached_outputs, cached_text_columns, output_shapes
+from jaxdiff.families.text_outputs import cached_outputs, cached_text_columns
 from jaxdiff.models.build import initialise
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
@@ -138,7 +138,7 @@ def test_a_cache_gives_what_the_encoders_give(model):
     captions = ["abc", "", "abcdefgh"]
     columns = make_text_encoder(encoders, 4, data_mesh(jax.devices()[:1]))(captions)
     arrays = {name: jnp.asarray(array) for name, array in columns.items()}
-    got = cached_outputs(family, arrays, output_shapes(family, modules))
+    got = cached_outputs(family, arrays, modules)
     ids = encoders.tokenize(captions)
     for spec, each in zip(family.text_encoders, got, strict=True):
         want = spec.encode(modules[spec.component], jnp.asarray(ids[spec.component]))

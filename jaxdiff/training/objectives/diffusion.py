@@ -15,7 +15,7 @@ from jaxdiff.diffusion.losses import add_noise, regression, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule, resolution_shift
 from jaxdiff.families.base import Family, TextEncoderOutput, select_rows, zero_rows
-from jaxdiff.families.text_outputs import cached_outputs, output_shapes
+from jaxdiff.families.text_outputs import cached_outputs
 from jaxdiff.models.build import initial_weights, param_dict, with_params
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.vae import sample_latents
@@ -211,8 +211,7 @@ class LatentDiffusion:
         self, arrays: Mapping[str, Array], dtype: Dtype
     ) -> list[TextEncoderOutput]:
         """Encodings that a batch has."""
-        shapes = output_shapes(self.family, self.partition.networks)
-        outputs = cached_outputs(self.family, arrays, shapes)
+        outputs = cached_outputs(self.family, arrays, self.partition.networks)
         return jax.tree.map(lambda array: array.astype(dtype), outputs)
 
     def conditioning(
