@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
