@@ -241,7 +241,7 @@ class DiffusionObjective(TimestepSampling):
                 f"objective.schedule.path: got {schedule.path}, expected linear: pipeline folders "
                 "cannot describe others; VPSchedule(beta_schedule=cosine) is near to cosine"
             )
-        if self.timestep_shift_by_resolution and not flow:
+        if self.timestep_shift_by_resolution and not flow and self.pipeline is None:
             raise InputError(
                 "objective.timestep_shift_by_resolution: got true with a VPSchedule, expected a "
                 "FlowSchedule"
