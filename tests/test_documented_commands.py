@@ -31,7 +31,10 @@ MODULES = ("pytest", "venv")  # of others, for `python -m`
 PATH = re.compile(r"[\w.~-]+(?:/[\w.-]*)+|[\w-]+\.(?:py|png|jsonl?|txt|safetensors|ckpt|ttf)")
 WRITTEN = re.compile(r"(runs|data|\.venv)/.*|.*[a-z]\.png")  # by the command or one before it
 PARSER = re.compile(r"argparse|tyro")
-HUB = re.compile(r"(stable-diffusion-v1-5|stabilityai)/stable-diffusion-[\w.-]+")
+HUB = re.compile(
+    r"(stable-diffusion-v1-5|stabilityai)/stable-diffusion-[\w.-]+|black-forest-labs/FLUX\.1-dev"
+    r"|facebook/DiT-XL-2-256"
+)
 
 
 def commands(page: pathlib.Path) -> list[str]:

@@ -302,6 +302,12 @@ def _check(base: BaseModel, field: str) -> None:
         if extra.untrainable is not None:
             raise InputError(f"{field}: {extra.untrainable}")
     check_channels(objective, base.codec)
+    scale = objective.distilled_guidance_scale
+    if scale != 1 and "distilled_guidance_scale" not in base.family.options:
+        raise InputError(
+            f"objective.distilled_guidance_scale: got {scale} for {base.family.name}, expected it "
+            "left out: its network takes no guidance scale"
+        )
     rates = objective.caption_dropout_per_encoder
     if rates and (len(encoders) < 2 or len(rates) != len(encoders)):
         wanted = len(encoders) if len(encoders) > 1 else "none for one text encoder"

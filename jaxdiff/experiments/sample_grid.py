@@ -9,7 +9,7 @@ from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.experiments.base_model import SAMPLER, SPACING, BaseModel
-from jaxdiff.families.stable_diffusion import GUIDANCE_SCALE
+from jaxdiff.families.extras import GUIDANCE_SCALE
 from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.denoiser import stack_streams
 from jaxdiff.pipeline.compiled_model import (

@@ -14,6 +14,8 @@ import numpy as np
 from jaxdiff.core.types import Array, Bool, Float, NDArray
 from jaxdiff.core.validate import in_range
 
+GUIDANCE_SCALE = "guidance_scale"  # column of training batches: that which each image is made with
+
 
 class Option(NamedTuple):
     """An option of a request that an extra reads: its type, default, and range of its numbers."""

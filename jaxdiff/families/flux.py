@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -17,7 +16,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, NDArray
 from jaxdiff.families.base import Family, TextEncoder
 from jaxdiff.families.components import required_component
-from jaxdiff.families.extras import Extra, ExtraInputs, Option
+from jaxdiff.families.extras import GUIDANCE_SCALE, Extra, ExtraInputs, Option
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.flux.adapter import FluxAdapter
@@ -32,7 +31,6 @@ PIPELINE_CLASSES = (
     KONTEXT,
 )
 CODECS = AutoencoderKL, AutoencoderTiny
-TRAINING_SCALE = 1.0  # the guidance scale of images that no guidance has made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +64,8 @@ class DistilledGuidance(Extra):
         return inputs.for_streams(scales)
 
     def of_batch(self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]) -> Float[Array, "b"]:
-        """That of images as they are, 1."""
-        return jnp.full(dropped.shape, TRAINING_SCALE)
+        """The batch's GUIDANCE_SCALE (b,)."""
+        return batch[GUIDANCE_SCALE]
 
 
 def _is_unguided(guidance: str) -> bool:

@@ -23,7 +23,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, NDArray
 from jaxdiff.families.base import Family, TextEncoder
 from jaxdiff.families.components import required_component
-from jaxdiff.families.extras import Extra, ExtraInputs, Option
+from jaxdiff.families.extras import GUIDANCE_SCALE, Extra, ExtraInputs, Option
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet.adapter import UNetAdapter
@@ -33,7 +33,6 @@ from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
 
 MAX_SIZE = 16384  # pixels
-GUIDANCE_SCALE = "guidance_scale"  # of each image: the column of a batch in distillation
 _PAIR = tuple[int, int] | None
 _OPTIONAL = Option(_PAIR, None, 0, MAX_SIZE)  # None: the image's
 PIPELINE_CLASSES = (

@@ -60,6 +60,63 @@ _SD_SCHEDULE: dict[str, Any] = {
     "steps_offset": 1,
     "clip_sample": False,
 }
+_FLOW_SCHEDULE: dict[str, Any] = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+}
+_FLUX_SCHEDULE = {
+    **_FLOW_SCHEDULE,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+
+def _sd3(transformer: str) -> PublishedModel:
+    return PublishedModel(
+        class_name="StableDiffusion3Pipeline",
+        components={
+            "transformer": ("transformer", transformer),
+            "vae": ("vae", "sd3"),
+            "text_encoder": ("text", "clip-l-projection"),
+            "text_encoder_2": ("text", "openclip-bigg"),
+            "text_encoder_3": ("text", "t5-xxl"),
+        },
+        scheduler=_FLOW_SCHEDULE,
+    )
+
+
+def _flux(transformer: str, scheduler: Mapping[str, Any]) -> PublishedModel:
+    return PublishedModel(
+        class_name="FluxPipeline",
+        components={
+            "transformer": ("transformer", transformer),
+            "vae": ("vae", "flux"),
+            "text_encoder": ("text", "clip-l"),
+            "text_encoder_2": ("text", "t5-xxl"),
+        },
+        scheduler=scheduler,
+    )
+
+
+def _dit(transformer: str) -> PublishedModel:
+    return PublishedModel(
+        class_name="DiTPipeline",
+        components={"transformer": ("transformer", transformer), "vae": ("vae", "sd")},
+        scheduler={
+            "_class_name": "DDIMScheduler",
+            "beta_start": 0.0001,
+            "beta_end": 0.02,
+            "beta_schedule": "linear",
+            "num_train_timesteps": 1000,
+            "clip_sample": False,
+        },
+    )
+
+
 PUBLISHED_MODELS: dict[str, PublishedModel] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": PublishedModel(
         class_name="StableDiffusionPipeline",
@@ -100,6 +157,22 @@ PUBLISHED_MODELS: dict[str, PublishedModel] = {
         },
         options={"force_zeros_for_empty_prompt": True},
     ),
+    "stabilityai/stable-diffusion-3-medium-diffusers": _sd3("sd3-medium"),
+    "stabilityai/stable-diffusion-3.5-medium": _sd3("sd35-medium"),
+    "stabilityai/stable-diffusion-3.5-large": _sd3("sd35-large"),
+    "black-forest-labs/FLUX.1-schnell": _flux("flux-schnell", _FLOW_SCHEDULE | {"shift": 1.0}),
+    "black-forest-labs/FLUX.1-dev": _flux("flux-dev", _FLUX_SCHEDULE),
+    "lodestones/Chroma1-HD": PublishedModel(
+        class_name="ChromaPipeline",
+        components={
+            "transformer": ("transformer", "chroma"),
+            "vae": ("vae", "flux"),
+            "text_encoder": ("text", "t5-xxl"),
+        },
+        scheduler=_FLOW_SCHEDULE,
+    ),
+    "facebook/DiT-XL-2-256": _dit("dit-xl-2-256"),
+    "facebook/DiT-XL-2-512": _dit("dit-xl-2-512"),
 }
 
 

@@ -30,11 +30,7 @@ from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.pipeline.request import Defaults
 from jaxdiff.planning import sampling
 from jaxdiff.planning.compiling import CompiledProgram
-from jaxdiff.planning.published_models import (
-    PUBLISHED_MODELS,
-    published_component,
-    published_model,
-)
+from jaxdiff.planning.published_models import PUBLISHED_MODELS, published_component
 from jaxdiff.planning.topology import Topology
 
 OPTIONS = sampling.SamplingOptions(plan=(), model="nowhere")
@@ -276,15 +272,74 @@ def test_the_schedule_is_that_of_the_model(tmp_path):
     assert program.trace(1).out_info.x.shape == (1, 8, 8, 4)
 
 
+FLOW = FlowSchedule(time_scale=1000.0, shift=3.0)
+VP = VPSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+LINEAR = VPSchedule(beta_schedule="linear", beta_start=0.0001, beta_end=0.02)
+# Family, schedule, prediction type, sampler, side in pixels, tokens of a prompt.
+PUBLISHED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": (
+        *("Stable Diffusion 1 or 2", VP, "epsilon", "pndm", 512, 77),
+    ),
+    "stabilityai/stable-diffusion-2-1": (
+        *("Stable Diffusion 1 or 2", VP, "v_prediction", "ddim", 768, 77),
+    ),
+    "stabilityai/stable-diffusion-xl-base-1.0": (
+        *("Stable Diffusion XL", VP, "epsilon", "euler", 1024, 77),
+    ),
+    "stabilityai/stable-diffusion-3-medium-diffusers": (
+        *("Stable Diffusion 3", FLOW, "flow_prediction", "euler", 1024, 77 + 256),
+    ),
+    "stabilityai/stable-diffusion-3.5-medium": (
+        *("Stable Diffusion 3.5", FLOW, "flow_prediction", "euler", 1024, 77 + 256),
+    ),
+    "stabilityai/stable-diffusion-3.5-large": (
+        *("Stable Diffusion 3.5", FLOW, "flow_prediction", "euler", 1024, 77 + 256),
+    ),
+    "black-forest-labs/FLUX.1-schnell": (
+        *("FLUX.1 schnell", FlowSchedule(time_scale=1000.0)),
+        *("flow_prediction", "euler", 1024, 256),
+    ),
+    "black-forest-labs/FLUX.1-dev": ("FLUX.1", FLOW, "flow_prediction", "euler", 1024, 512),
+    "lodestones/Chroma1-HD": ("Chroma", FLOW, "flow_prediction", "euler", 1024, 512),
+    "facebook/DiT-XL-2-256": ("DiT", LINEAR, "epsilon", "ddim", 256, 0),
+    "facebook/DiT-XL-2-512": ("DiT", LINEAR, "epsilon", "ddim", 512, 0),
+}
+
+
+@functools.cache
+def published(name):
+    options = sampling.SamplingOptions(plan=(), model=name, guidance_scale=1.0)
+    return options, sampling.sampled_model(options)
+
+
 @pytest.mark.parametrize("name", PUBLISHED_MODELS)
 def test_published_models_have_a_family_and_a_schedule(name):
-    family, parts = published_model(name, dtype=jnp.bfloat16)
-    assert {*parts.components} >= {family.network, *(e.component for e in family.text_encoders)}
-    schedule = family.schedule(parts.scheduler)
-    assert schedule == VPSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    options = sampling.SamplingOptions(plan=(), model=name)
-    model = sampling.sampled_model(options)
-    sizes = {"stabilityai/stable-diffusion-2-1": (768, "v_prediction")}
-    size = 1024 if "xl" in name else 512
-    assert (model.defaults.height, model.prediction_type) == sizes.get(name, (size, "epsilon"))
-    assert model.num_tokens == 77
+    _, model = published(name)
+    family, defaults = model.family, model.defaults
+    assert defaults.height == defaults.width
+    found = (family.name, model.schedule, model.prediction_type, defaults.sampler)
+    assert (*found, defaults.height, model.num_tokens) == PUBLISHED[name]
+
+
+# One of each kind: channels of the latents, tokens of a prompt.
+TRACED = {
+    "stabilityai/stable-diffusion-3.5-medium": (16, 333),
+    "black-forest-labs/FLUX.1-dev": (16, 512),
+    "lodestones/Chroma1-HD": (16, 512),
+    "facebook/DiT-XL-2-256": (4, None),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_programs_of_published_models_are_traced(name):
+    """For an image of each of eight chips, at the model's size; the chips share the weights."""
+    options, model = published(name)
+    options = model.with_defaults(options)
+    layout = OnMesh(sampling_mesh({"fsdp": 8}, jax.devices()))
+    programs = sampling.sampling_programs(options, model, layout)
+    channels, tokens = TRACED[name]
+    wanted = {"loop": (8, options.height // 8, options.width // 8, channels)}
+    if tokens is not None:
+        wanted["text_encoders"] = (8, 1, tokens, 4096)
+    for program, shape in wanted.items():
+        assert jax.tree.leaves(programs[program].trace(8).out_info)[0].shape == shape

@@ -198,6 +198,9 @@ class DiffusionObjective(TimestepSampling):
     caption_dropout: float = 0.1  # fraction of captions replaced by the null caption
     # the same for each of several text encoders separately, in addition
     caption_dropout_per_encoder: tuple[float, ...] = ()
+    # that guidance-distilled networks take while they are trained, such as FLUX.1 dev (2210.03142);
+    # 1: that of images which no guidance has made
+    distilled_guidance_scale: float = 1.0
     # Class images for prior preservation, half of each batch (DreamBooth, 2208.12242, section 3.3).
     prior_data: DataConfig | None = None
     prior_loss_weight: float = 1.0  # of their loss relative to that of the others
@@ -238,7 +241,7 @@ class DiffusionObjective(TimestepSampling):
                 f"objective.schedule.path: got {schedule.path}, expected linear: pipeline folders "
                 "cannot describe others; VPSchedule(beta_schedule=cosine) is near to cosine"
             )
-        if self.timestep_shift_by_resolution and not flow:
+        if self.timestep_shift_by_resolution and not flow and self.pipeline is None:
             raise InputError(
                 "objective.timestep_shift_by_resolution: got true with a VPSchedule, expected a "
                 "FlowSchedule"
@@ -247,6 +250,7 @@ class DiffusionObjective(TimestepSampling):
         non_negative("objective.noise_offset", self.noise_offset)
         for rate in (self.caption_dropout, *self.caption_dropout_per_encoder):
             in_range("objective.caption_dropout", rate, 0, 1)
+        in_range("objective.distilled_guidance_scale", self.distilled_guidance_scale, 0, 100)
         positive("objective.prior_loss_weight", self.prior_loss_weight)
         in_range("objective.sample_guidance_scale", self.sample_guidance_scale, 0, 1000)
         in_range(

@@ -15,6 +15,7 @@ from jaxdiff.diffusion.losses import add_noise, regression, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule, resolution_shift
 from jaxdiff.families.base import Family, TextEncoderOutput, select_rows, zero_rows
+from jaxdiff.families.extras import GUIDANCE_SCALE
 from jaxdiff.families.text_outputs import cached_outputs
 from jaxdiff.models.build import initial_weights, param_dict, with_params
 from jaxdiff.models.latent_codec import LatentCodec
@@ -284,7 +285,8 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
             texts = {name: batch[ids] for name, ids in family.id_columns.items()}
             ids, dropped = drop_captions(key, texts, null, *rates)
             encodings = model.encode_captions(encoders, ids)
-        return model.conditioning(encodings, dropped, batch)
+        scale = jnp.full(b, config.distilled_guidance_scale, jnp.float32)
+        return model.conditioning(encodings, dropped, {**batch, GUIDANCE_SCALE: scale})
 
     def errors(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]

@@ -12,7 +12,8 @@ from jaxdiff.core.types import Array, Float, Key, NDArray
 from jaxdiff.diffusion.losses import add_noise, in_loss_units, mse
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.families.base import Family
-from jaxdiff.families.stable_diffusion import GUIDANCE_SCALE, GuidanceEmbedding
+from jaxdiff.families.extras import GUIDANCE_SCALE
+from jaxdiff.families.stable_diffusion import GuidanceEmbedding
 from jaxdiff.guidance.base import extrapolate
 from jaxdiff.models.build import abstract, initial_weights
 from jaxdiff.models.unet.module import UNet2DConditionModel
