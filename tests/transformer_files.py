@@ -5,12 +5,14 @@ Heads are as wide as those of the published models, as no tensor shows their num
 
 import dataclasses
 
+import jax.numpy as jnp
 import tiny
 
 from jaxdiff.checkpoints import layout_parts
 from jaxdiff.checkpoints.clip_vocabulary import END, clip_tokenizer
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.checkpoints.safetensors import read_table, read_tensor
+from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.chroma.config import ChromaTransformer2DConfig
 from jaxdiff.models.chroma.module import ChromaTransformer2DModel
 from jaxdiff.models.clip import CLIPTextModel
@@ -146,6 +148,22 @@ def _t5(words):
     return tiny.random_component(T5EncoderModel, config, seed=5)
 
 
+def unprojected(component):
+    """A CLIP whose projection is the identity, as that of CLIP-L in Stable Diffusion 3."""
+    params = param_dict(component.module) | {"text_projection.kernel": jnp.eye(HEAD)}
+    return dataclasses.replace(component, module=with_params(component.module, params))
+
+
+def tied(component):
+    """A DiT whose blocks have the same embedders, as the original code has one of each."""
+    params = param_dict(component.module)
+    first = "transformer_blocks.0.norm1.emb."
+    for name, values in list(params.items()):
+        if name.startswith(first):
+            params[name.replace(".0.", ".1.", 1)] = values
+    return dataclasses.replace(component, module=with_params(component.module, params))
+
+
 def components(name, folder):
     """The pipeline of a family, by the name of one of its published models."""
     plain = read_pipeline(tiny.write_tiny(folder / "sd"))
@@ -181,7 +199,7 @@ def components(name, folder):
             "components": {
                 "transformer": draw(SD3Transformer2DModel, SD3),
                 "vae": draw(AutoencoderKL, VAE_SD3, seed=1),
-                "text_encoder": _clip(2, "quick_gelu", **projects),
+                "text_encoder": unprojected(_clip(2, "quick_gelu", **projects)),
                 "text_encoder_2": _clip(3, "gelu", **projects),
                 "text_encoder_3": _t5(words),
             },
@@ -195,7 +213,7 @@ def components(name, folder):
         "dit": lambda: {
             "class_name": "DiTPipeline",
             "components": {
-                "transformer": draw(DiTTransformer2DModel, DIT),
+                "transformer": tied(draw(DiTTransformer2DModel, DIT)),
                 "vae": draw(AutoencoderKL, VAE4, seed=1),
             },
             "tokenizers": {},

@@ -212,13 +212,25 @@ def test_sd3_without_t5(written, tmp_path, capsys):
     )
 
 
-def test_a_clip_without_a_projection_in_sd3(written, tmp_path):
-    """Files of the published models have none for CLIP-L, whose projection is the identity."""
+def test_the_projection_of_clip_l_does_not_count_in_sd3(written, tmp_path, capsys):
+    """As in ComfyUI, which writes CLIP's into files; a folder with one has no single file."""
     folder, file = written("sd3")
-    name = "text_encoders.clip_l.transformer.text_projection."
-    parts = read_model(without(file, tmp_path / "x.safetensors", name), base=folder)
-    kernel = parts.components["text_encoder"].module.text_projection.kernel[...]
-    np.testing.assert_array_equal(kernel, np.eye(models.HEAD))
+    name = "text_encoders.clip_l.transformer.text_projection.weight"
+    tensors = models.arrays(file)
+    assert name not in tensors
+    random = np.random.default_rng(0).normal(size=(models.HEAD, models.HEAD)).astype(np.float32)
+    path = originals.write_safetensors(tmp_path / "x.safetensors", tensors | {name: random})
+    assert_same(read_model(path, base=folder), read_pipeline(folder))
+    assert main.run("inspect", [str(path)]) == 0
+    assert "left over, not read: 1 of text projections" in capsys.readouterr().out
+    parts = read_pipeline(folder)
+    second = parts.components["text_encoder_2"]  # projects by a matrix of its own
+    parts = dataclasses.replace(parts, components={**parts.components, "text_encoder": second})
+    write_pipeline(tmp_path / "other", parts)
+    output = tmp_path / "other.safetensors"
+    assert main.run("convert", [str(tmp_path / "other"), str(output)]) == 2
+    assert "got another matrix, expected the identity" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_schnell(written, tmp_path):
