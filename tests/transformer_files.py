@@ -36,7 +36,7 @@ from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.models.vq_model import VQModel, VQModelConfig
 
-HEAD, WIDTH = 64, 128  # of CLIP's heads and of T5's states
+HEAD, WIDTH = 64, 192  # of CLIP's heads and of T5's states
 NAMES = ("circle, disc", "square", "star")
 STAGES = {
     "block_out_channels": (32, 32),
@@ -77,7 +77,7 @@ SD3 = SD3Transformer2DConfig(
     num_attention_heads=1,
     joint_attention_dim=WIDTH,
     caption_projection_dim=HEAD,
-    pooled_projection_dim=2 * HEAD,
+    pooled_projection_dim=3 * HEAD,  # diffusers tells the CLIPs apart by their width
     pos_embed_max_size=8,
     dual_attention_layers=(0,),
     qk_norm="rms_norm",
@@ -120,14 +120,14 @@ DDIM = {
 LABELS = {"id2label": {str(i): name for i, name in enumerate(NAMES)}}
 
 
-def _clip(seed, activation, **options):
+def _clip(seed, activation, heads=1, **options):
     config = CLIPTextConfig(
         vocab_size=49408,
-        hidden_size=HEAD,
+        hidden_size=heads * HEAD,
         intermediate_size=16,
-        projection_dim=HEAD,
+        projection_dim=heads * HEAD,
         num_hidden_layers=2,
-        num_attention_heads=1,
+        num_attention_heads=heads,
         hidden_act=activation,
         bos_token_id=0,
         eos_token_id=2,
@@ -200,7 +200,7 @@ def components(name, folder):
                 "transformer": draw(SD3Transformer2DModel, SD3),
                 "vae": draw(AutoencoderKL, VAE_SD3, seed=1),
                 "text_encoder": unprojected(_clip(2, "quick_gelu", **projects)),
-                "text_encoder_2": _clip(3, "gelu", **projects),
+                "text_encoder_2": _clip(3, "gelu", heads=2, **projects),
                 "text_encoder_3": _t5(words),
             },
             "tokenizers": {

@@ -284,7 +284,7 @@ def test_what_does_not_fit(written, tmp_path, capsys):
     states = tensors | {f"{UNET}txt_in.weight": np.zeros((128, 16), np.float32)}
     originals.write_safetensors(path, states)
     refused(
-        capsys, path, "text_encoder_2: got hidden states of width 128, expected 16", "--base", flux
+        capsys, path, "text_encoder_2: got hidden states of width 192, expected 16", "--base", flux
     )
     originals.write_safetensors(path, tensors | {f"{UNET}more": np.zeros(1, np.float32)})
     refused(capsys, path, "more", "--base", flux)
