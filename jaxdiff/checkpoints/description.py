@@ -48,7 +48,8 @@ class Description:
     # Of files with a whole model or a VAE:
     left_over: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by kind; not read
     unknown: tuple[str, ...] = ()  # names of tensors with which the file cannot be loaded
-    missing: tuple[str, ...] = ()  # components
+    missing: tuple[str, ...] = ()  # components, and tokenizers of those that are there
+    optional: tuple[str, ...] = ()  # components without which it loads too
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values."""
@@ -92,7 +93,9 @@ def _single_file(
     path: pathlib.Path, entries: Mapping[str, TensorInfo], layout: SingleFileLayout
 ) -> Description:
     """A file with a whole model: of each component what is loaded."""
-    groups, passed_over, unknown = leftovers.sort_file(entries, layout.classes)
+    groups, passed_over, unknown = leftovers.sort_file(
+        layout.below_prefixes(entries), layout.classes
+    )
     parts = []
     for part in layout.components:
         if group := groups[part.prefix]:
@@ -100,12 +103,21 @@ def _single_file(
             used = {entry.name for entry in tensors.values()}
             passed_over += [part.unused] * sum(entry.name not in used for entry in group.values())
             parts.append(_part(part.name, part.class_name, tensors))
+    lacking = [part for part in layout.components if not groups[part.prefix]]
     predicts = stored_prediction_type(layout.scheduler)
     return dataclasses.replace(
         _description(path, "single file", layout.name, predicts, parts),
         left_over=leftovers.count(passed_over),
         unknown=tuple(sorted(unknown)),
-        missing=tuple(part.name for part in layout.components if not groups[part.prefix]),
+        missing=(
+            *(part.name for part in lacking if not part.optional),
+            *(
+                part.tokenizer
+                for part in layout.components
+                if part.tokenizer and part.pad is None and part not in lacking
+            ),
+        ),
+        optional=tuple(part.name for part in lacking if part.optional),
     )
 
 

@@ -9,20 +9,15 @@ from jaxdiff.checkpoints.single_file_layouts import UNET
 # The first one that fits counts.
 OTHER_FAMILIES: Mapping[str, str] = {
     "embedder.model.visual.": "Stable unCLIP",
-    "cond_stage_model.transformer.token_emb.": "LDM text to image",
-    "cond_stage_model.embedding.": "class-conditional LDM",
     "input_blocks.8.0.time_mixer.": "Stable Video Diffusion",
     "input_blocks.10.0.skip_connection.": "the Stable Diffusion x4 upscaler",
-    "joint_blocks.0.": "Stable Diffusion 3",
     "double_stream_modulation_img.": "FLUX.2",
-    "distilled_guidance_layer.": "Chroma",
+    "nerf_final_layer_conv.": "Chroma Radiance",
     "txt_in.individual_token_refiner.": "HunyuanVideo",
-    "double_blocks.0.img_attn.": "FLUX.1",
+    "double_blocks.0.img_mlp.gate_proj.": "Ovis-Image",
     "layers.0.adaLN_modulation.0.": "Z-Image",
     "cap_embedder.": "Lumina",
     "transformer_blocks.0.img_mod.": "Qwen-Image",
-    "single_transformer_blocks.0.": "FLUX",
-    "transformer_blocks.0.attn.add_q_proj.": "Stable Diffusion 3 or FLUX",
     "blocks.0.mlp.inverted_conv.": "Sana",
     "blocks.0.cross_attn.q_linear.": "PixArt",
     "double_layers.0.attn.w1q.": "AuraFlow",
@@ -36,9 +31,24 @@ OTHER_FAMILIES: Mapping[str, str] = {
     "net.x_embedder.proj.1.": "Cosmos",
     "model.clip_img_proj.": "the prior of Kandinsky 2 or Karlo",
     "clip_img_proj.": "the prior of Kandinsky 2 or Karlo",
-    "transformer_blocks.0.attn.": "Stable Diffusion 3 or FLUX",
     "blocks.0.cross_attn.q.": "Wan",
 }
+# Families that are, for adapters of them; likewise.
+LOADED_FAMILIES: Mapping[str, str] = {
+    "joint_blocks.0.": "Stable Diffusion 3",
+    "distilled_guidance_layer.": "Chroma",
+    "double_blocks.0.img_attn.": "FLUX.1",
+    "single_transformer_blocks.0.": "FLUX",
+    "transformer_blocks.0.attn.add_q_proj.": "Stable Diffusion 3 or FLUX",
+    "transformer_blocks.0.attn.": "Stable Diffusion 3 or FLUX",
+}
+# Tensors of the networks of whole models, with or without the UNet's prefix.
+_NETWORKS = (
+    "double_blocks.0.img_attn.qkv.weight",
+    "joint_blocks.0.x_block.attn.qkv.weight",
+    "single_transformer_blocks.0.attn.to_q.weight",
+    "transformer_blocks.0.attn.add_q_proj.weight",
+)
 # Before the names of such networks in LoRAs, which may have underscores for dots.
 _LORA_PREFIXES = re.compile(
     r"(lora_(unet|transformer)_|lycoris_|base_model\.model\.|transformer\.|diffusion_model\.)+"
@@ -49,11 +59,20 @@ _VAE_NAMES = re.compile(
 )
 
 
+def unsupported_family(names: Iterable[str]) -> str | None:
+    """The family of a model or LoRA with these names, if it is not loaded; None for others."""
+    return _family(names, OTHER_FAMILIES)
+
+
 def other_family(names: Iterable[str]) -> str | None:
-    """The family, which is not supported, of a model or LoRA with these names; None for others."""
+    """The family of a model or LoRA with these names, loaded or not, but for families of UNets."""
+    return _family(names, {**OTHER_FAMILIES, **LOADED_FAMILIES})
+
+
+def _family(names: Iterable[str], families: Mapping[str, str]) -> str | None:
     plain = {name.removeprefix(UNET) for name in names}
     plain |= {_flat(_LORA_PREFIXES.sub("", n)) for n in plain if _LORA_PREFIXES.match(n)}
-    for beginning, family in OTHER_FAMILIES.items():
+    for beginning, family in families.items():
         if any(name.startswith((beginning, _flat(beginning))) for name in plain):
             return family
     return None
@@ -72,6 +91,7 @@ def is_vae_alone(names: Iterable[str]) -> bool:
 def kind_of_model(names: Iterable[str]) -> str | None:
     """What a file is that should be something small, if it is a model; None for others."""
     names = set(names)
-    if f"{UNET}input_blocks.0.0.weight" in names:
+    networks = {f"{prefix}{name}" for prefix in ("", UNET) for name in _NETWORKS}
+    if f"{UNET}input_blocks.0.0.weight" in names or names & networks:
         return "a whole model"
     return "a VAE" if is_vae_alone(names) else None

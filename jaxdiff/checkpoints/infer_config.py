@@ -98,6 +98,19 @@ def vae_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
     }
 
 
+def vq_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of a VQModel."""
+    fields = vae_fields(entries)
+    del fields["use_quant_conv"], fields["use_post_quant_conv"]  # which it always has
+    return fields | {"num_vq_embeddings": tensor_shape(entries, "quantize.embedding.weight", 2)[0]}
+
+
+def class_conditional_unet_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of a ClassConditionalUNet2DModel."""
+    table = tensor_shape(entries, "class_embedder.embedding_table.weight", 2)
+    return unet_fields(entries) | {"num_classes": table[0] - 1}  # without the null class
+
+
 def tiny_vae_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
     """The config of an AutoencoderTiny: stages are the blocks between two plain convolutions."""
     fields: dict[str, Any] = {}

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxdiff.checkpoints import infer_config, layout_parts
 from jaxdiff.checkpoints.key_tables import KeyTable, rows, same, unread
+from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import LazyTensor
 from jaxdiff.checkpoints.single_file_layouts import (
     Entries,
@@ -143,8 +144,16 @@ def detect(entries: Entries, prediction_type: str | None = None) -> SingleFileLa
 def layout_for(
     class_name: str, configs: Mapping[str, Any], scheduler: Mapping[str, Any]
 ) -> SingleFileLayout:
-    """The layout in which a pipeline is written: its transformer alone, as the code reads it."""
-    del class_name, scheduler
+    """The layout in which a pipeline is written: its transformer alone, as the code reads it.
+
+    InputError for a flow: the same tensors are SiT's, whose times run the other way.
+    """
+    del class_name
+    if stored_prediction_type(scheduler) == "flow_prediction":
+        raise InputError(
+            "scheduler_config.json: got the schedule of a flow, expected another: a single file of "
+            "DiT cannot say so"
+        )
     config = configs["transformer"]
     write = functools.partial(_write, side=config.sample_size // config.patch_size)
     return replace(_LAYOUT, components=(replace(_NETWORK, write=write),))

@@ -16,7 +16,7 @@ from jaxdiff.core.errors import InputError
 
 ALTERNATIVES = tuple(f"Flux{task}Pipeline" for task in ("Img2Img", "Inpaint", "Kontext"))
 FLUX_PIPELINES = ("FluxPipeline", *ALTERNATIVES, "FluxFillPipeline")
-CHROMA_PIPELINES = ("ChromaPipeline", "ChromaImg2ImgPipeline")
+CHROMA_PIPELINES = tuple(f"Chroma{task}Pipeline" for task in ("", "Img2Img", "Inpaint"))
 PIPELINES = (*FLUX_PIPELINES, *CHROMA_PIPELINES)
 ORIGINAL = ("double_blocks.0.img_attn.qkv.weight", "img_in.weight", "txt_in.weight")
 DIFFUSERS = ("single_transformer_blocks.0.attn.to_q.weight", "x_embedder.weight")

@@ -1,7 +1,8 @@
-"""Single files of latent diffusion (2112.10752): text to image at 256 pixels."""
+"""Single files of latent diffusion (2112.10752): text to image and classes to image."""
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer
@@ -18,9 +19,11 @@ from jaxdiff.checkpoints.single_file_layouts import (
 from jaxdiff.core.errors import InputError
 
 TEXT_PIPELINE = "LDMTextToImagePipeline"
-PIPELINES = (TEXT_PIPELINE,)
+CLASS_PIPELINE = "LDMClassConditionalPipeline"
+PIPELINES = (TEXT_PIPELINE, CLASS_PIPELINE)
 BERT = "cond_stage_model.transformer."
 _BERT_KEY = f"{BERT}token_emb.weight"
+_CLASSES = "cond_stage_model.embedding.weight"
 _FIRST = f"{UNET}input_blocks.0.0.weight"
 # x-transformers counts attention and feed-forward layers through; here they are pairs.
 _LAYER = re.compile(r"attn_layers\.layers\.(\d+)\.(.+)")
@@ -68,8 +71,8 @@ _SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
-    "beta_start": 0.0015,
-    "beta_end": 0.0195,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
     "trained_betas": None,
     "clip_sample": False,
     "set_alpha_to_one": True,
@@ -113,19 +116,49 @@ TEXT_TO_IMAGE = SingleFileLayout(
         "vqvae": {"sample_size": 256, "scaling_factor": 0.18215},
     },
 )
+# The table of classes, which is beside the UNet there, is one of its layers here.
+CLASS_CONDITIONAL = SingleFileLayout(
+    name="class-conditional LDM",
+    pipeline=CLASS_PIPELINE,
+    components=(
+        replace(
+            _UNET,
+            class_name="ClassConditionalUNet2DModel",
+            config=infer_config.class_conditional_unet_fields,
+        ),
+        FileComponent(
+            name="vqvae",
+            class_name="VQModel",
+            prefix=VAE,
+            config=infer_config.vq_fields,
+            read=ldm_reader.vae_from_ldm,
+            write=ldm_writer.vae_to_ldm,
+        ),
+    ),
+    scheduler=_SCHEDULER | {"beta_start": 0.0015, "beta_end": 0.0195},
+    fields={
+        "unet": {"sample_size": 64, "attention_head_dim": 1},
+        "vqvae": {"sample_size": 256, "scaling_factor": 1.0},
+    },
+    moved={_CLASSES: f"{UNET}class_embedder.embedding_table.weight"},
+)
 
 
 def detect(entries: Entries, prediction_type: str | None = None) -> SingleFileLayout | None:
     """The layout of a file of latent diffusion; None for others."""
     del prediction_type  # of others, whose files are of two kinds
-    return TEXT_TO_IMAGE if _FIRST in entries and _BERT_KEY in entries else None
+    layouts = {_BERT_KEY: TEXT_TO_IMAGE, _CLASSES: CLASS_CONDITIONAL}
+    found = (layout for name, layout in layouts.items() if name in entries)
+    return next(found, None) if _FIRST in entries else None
 
 
 def layout_for(
     class_name: str, configs: Mapping[str, Any], scheduler: Mapping[str, Any]
 ) -> SingleFileLayout:
     """The layout in which a pipeline is written; InputError without its text encoder."""
-    del class_name, scheduler
+    del scheduler
+    if class_name == CLASS_PIPELINE:
+        return CLASS_CONDITIONAL
     if "bert" not in configs:
         raise InputError("bert: got none, expected the text encoder of latent diffusion")
     return TEXT_TO_IMAGE

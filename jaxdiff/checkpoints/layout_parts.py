@@ -2,23 +2,28 @@
 
 import functools
 
-from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer
+import numpy as np
+
+from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer, leftovers
 from jaxdiff.checkpoints.clip_vocabulary import END
 from jaxdiff.checkpoints.key_aliases import canonical
 from jaxdiff.checkpoints.prediction_type import FLOW
-from jaxdiff.checkpoints.safetensors import TensorInfo, identity_matrix
+from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo, identity_matrix
 from jaxdiff.checkpoints.single_file_layouts import (
     UNET,
     VAES,
     Entries,
     FileComponent,
+    Tensors,
     first_prefix,
 )
+from jaxdiff.core.errors import InputError
 
 T5, CLIP_L, CLIP_G = (
     f"text_encoders.{name}.transformer." for name in ("t5xxl", "clip_l", "clip_g")
 )
 PREFIXES = (UNET, "")  # of a transformer; files with nothing else have none
+_PROJECTION = "text_projection.weight"
 EMBEDDING, TIED = "shared.weight", "encoder.embed_tokens.weight"  # one table under two names
 
 
@@ -72,7 +77,11 @@ def t5_from_file(entries: Entries) -> dict[str, TensorInfo]:
 
 
 def clip_l(*, projects: bool) -> FileComponent:
-    """CLIP-L in transformers' names; one that `projects` without a projection has the identity."""
+    """CLIP-L in transformers' names.
+
+    Where it `projects`, in Stable Diffusion 3, its projection is the identity: the models take the
+    pooled embedding as it is, though files may have the projection of CLIP.
+    """
     name = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
     return FileComponent(
         name="text_encoder",
@@ -80,6 +89,8 @@ def clip_l(*, projects: bool) -> FileComponent:
         prefix=CLIP_L,
         config=infer_config.clip_text_fields,
         read=functools.partial(_clip, class_name=name, identity=projects),
+        write=_without_identity if projects else dict,
+        unused=leftovers.PROJECTION,
         tokenizer="tokenizer",
         pad=END,
     )
@@ -103,7 +114,18 @@ def _clip(entries: Entries, *, class_name: str, identity: bool = False) -> dict[
     """CLIP's tensors by the names of today's transformers."""
     names = {name: canonical(name, class_name=class_name) for name in entries}
     found = {new: entries[name] for name, new in names.items() if new is not None}
-    projection, norm = "text_projection.weight", "text_model.final_layer_norm.weight"
-    if identity and projection not in found and norm in found:
-        found[projection] = identity_matrix(found[norm].path, projection, found[norm].shape[0])
+    norm = found.get("text_model.final_layer_norm.weight")
+    if identity and norm is not None:
+        found[_PROJECTION] = identity_matrix(norm.path, _PROJECTION, norm.shape[0])
     return found
+
+
+def _without_identity(tensors: Tensors) -> dict[str, LazyTensor]:
+    """The tensors without a projection, which must be the identity; else InputError."""
+    values = tensors[_PROJECTION].fetch()
+    if not np.array_equal(values, np.eye(*values.shape)):
+        raise InputError(
+            f"text_encoder: {_PROJECTION}: got another matrix, expected the identity: a single "
+            "file of Stable Diffusion 3 has no other"
+        )
+    return {name: tensor for name, tensor in tensors.items() if name != _PROJECTION}

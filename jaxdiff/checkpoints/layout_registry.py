@@ -11,9 +11,8 @@ from jaxdiff.checkpoints import (
     layout_sd3,
     layout_stable_diffusion,
 )
-from jaxdiff.checkpoints.file_kinds import is_vae_alone, other_family
+from jaxdiff.checkpoints.file_kinds import is_vae_alone, unsupported_family
 from jaxdiff.checkpoints.single_file_layouts import (
-    UNET,
     Entries,
     SingleFileLayout,
     source_of,
@@ -29,7 +28,7 @@ LAYOUT_MODULES: tuple[ModuleType, ...] = (
     layout_flux,
     layout_dit,
 )
-EXPECTED = "Stable Diffusion 1, 2 or XL"
+EXPECTED = "Stable Diffusion 1, 2, XL, 3 or 3.5, FLUX.1, Chroma, DiT or latent diffusion"
 
 
 def layout_of(entries: Entries, prediction_type: str | None = None) -> SingleFileLayout:
@@ -38,7 +37,7 @@ def layout_of(entries: Entries, prediction_type: str | None = None) -> SingleFil
     `prediction_type` is what the user asks for, or the file says.
     """
     source = source_of(entries)
-    if family := other_family(entries):
+    if family := unsupported_family(entries):
         raise InputError(f"{source}: got {family}, which is not supported, expected {EXPECTED}")
     for module in LAYOUT_MODULES:
         if (layout := module.detect(entries, prediction_type)) is not None:
@@ -48,15 +47,12 @@ def layout_of(entries: Entries, prediction_type: str | None = None) -> SingleFil
             f"{source}: got a VAE, expected a whole checkpoint, to which this VAE can be given "
             "(--vae FILE, vae=...)"
         )
-    raise InputError(
-        f"{source}: got {_some(entries)}, expected a Stable Diffusion checkpoint with "
-        f"{UNET}input_blocks.0.0.weight"
-    )
+    raise InputError(f"{source}: got {_some(entries)}, expected a checkpoint of {EXPECTED}")
 
 
 def is_model(entries: Entries) -> bool:
     """Whether the file has the network of a family that is loaded from files."""
-    if other_family(entries) is not None:
+    if unsupported_family(entries) is not None:
         return False
     return any(module.detect(entries) is not None for module in LAYOUT_MODULES)
 

@@ -20,14 +20,16 @@ SILENT = ""
 UNUSED = "a text encoder's last layer and projection"
 DECODER = "T5's decoder"
 EMA, PROJECTION, VISION = "averaged weights (EMA)", "text projections", "CLIP's image encoder"
+_OF_VAES = {
+    EMA: r"(model|encoder|decoder|quant)_ema\..+",
+    "losses": r"loss\..+",
+    SILENT: r"logvar",
+}
 # By class of the component, without its prefix in a single file.
 _OF_CLASSES = {
     "UNet2DConditionModel": {EMA: r"model_ema\..+"},
-    "AutoencoderKL": {
-        EMA: r"(model|encoder|decoder|quant)_ema\..+",
-        "losses": r"loss\..+",
-        SILENT: r"logvar",
-    },
+    "AutoencoderKL": _OF_VAES,
+    "VQModel": _OF_VAES,
     # without .weight it is OpenCLIP's, which every file of Stable Diffusion 2 has
     "CLIPTextModel": {PROJECTION: r"(text_model\.)?text_projection\.weight"},
     "CLIPTextModelWithProjection": {},

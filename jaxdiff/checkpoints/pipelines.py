@@ -37,7 +37,8 @@ INDEX = "model_index.json"
 DEFAULTS = "jaxdiff.json"
 SCHEDULER = "scheduler"
 VAE_COMPONENT = "vae"
-VAE_COMPONENTS = {"LDMTextToImagePipeline": "vqvae"}  # where it has another name, by pipeline class
+# Where it has another name, by pipeline class.
+VAE_COMPONENTS = dict.fromkeys(("LDMTextToImagePipeline", "LDMClassConditionalPipeline"), "vqvae")
 # Folders of the networks that guide. model_index.json does not name them; diffusers has no such.
 CLASSIFIER = "classifier"
 CLIP = "clip"

@@ -15,11 +15,16 @@ from jaxdiff.checkpoints.components import Component, build
 from jaxdiff.checkpoints.layout_registry import layout_for
 from jaxdiff.checkpoints.loading import Placement, lazy_tensors
 from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of
-from jaxdiff.checkpoints.pipelines import VAE_COMPONENT, PipelineComponents
+from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo, write_tensors
 from jaxdiff.checkpoints.schedulers import prediction_type_of
-from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE, BASE, FileComponent
+from jaxdiff.checkpoints.single_file_layouts import (
+    ANOTHER_VAE,
+    BASE,
+    FileComponent,
+    SingleFileLayout,
+)
 from jaxdiff.checkpoints.single_file_settings import METADATA_KEY, marker_tensors, read_layout
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.checkpoints.weights import read_weights
@@ -59,10 +64,11 @@ def read_single_file(
     predicts = stored_prediction_type(layout.scheduler)
     one_of(f"{path}: prediction_type", predicts, PREDICTION_TYPES)
     skipped = tuple(part.prefix for part in layout.components if part.name in skip)
+    entries = layout.below_prefixes(entries)
     entries = {name: e for name, e in entries.items() if not (skipped and name.startswith(skipped))}
     wanted = [part for part in layout.components if part.name not in skip]
     groups = split(entries, {part.prefix: part.class_name for part in _last_bare(wanted)})
-    absent = _absent(path, wanted, groups, base)
+    absent = _absent(path, layout, wanted, groups, base)
     wanted = [part for part in wanted if part not in absent]
     tokenizers = {
         part.tokenizer: _tokenizer(path, part, base, stored=bool(groups[part.prefix]))
@@ -105,6 +111,7 @@ def _last_bare(parts: list[FileComponent]) -> list[FileComponent]:
 
 def _absent(
     path: pathlib.Path,
+    layout: SingleFileLayout,
     wanted: list[FileComponent],
     groups: Mapping[str, Mapping[str, TensorInfo]],
     base: BaseFolder | None,
@@ -119,7 +126,7 @@ def _absent(
     if not lacking:
         return []
     required = [part for part in lacking if not part.optional]
-    if [part.name for part in required] == [VAE_COMPONENT]:
+    if [part.name for part in required] == [layout.vae]:
         raise InputError(
             f"{path}: got no tensors {required[0].prefix}*, expected a complete checkpoint, "
             f"{ANOTHER_VAE}, or {BASE}"
@@ -188,6 +195,7 @@ def write_single_file(
             )
         tensors = part.write(lazy_tensors(module, dtype=dtype))
         found |= {part.prefix + name: tensor for name, tensor in tensors.items()}
+    found = layout.above_prefixes(found)
     none = LazyTensor(dtype=np.dtype(np.float32), shape=(0,), fetch=lambda: np.zeros(0, np.float32))
     found |= dict.fromkeys(marker_tensors(parts.scheduler, layout.scheduler), none)
     predicts = prediction_type_of(parts.scheduler).removesuffix("_prediction")

@@ -15,6 +15,7 @@ VAE = "first_stage_model."
 VAES = (VAE, "vae.")
 ANOTHER_VAE = "a VAE of its own (--vae FILE, vae=...)"  # what a model without one can get
 BASE = "a model with the rest (--base FOLDER, base=...)"  # for files that lack components
+VAE_CLASSES = ("AutoencoderKL", "VQModel")
 
 Entries = Mapping[str, TensorInfo]
 Tensors = Mapping[str, LazyTensor]
@@ -50,11 +51,18 @@ class SingleFileLayout:
     stores_schedule: bool = True  # a file can; else the schedule of a base counts
     # Classes of other models with the same tensors; a base of one of them says that it is one.
     alternatives: tuple[str, ...] = ()
+    # Tensors that belong to a component and are not below its prefix: the names that they get.
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def network(self) -> FileComponent:
         """The network that denoises."""
         return self.components[0]
+
+    @property
+    def vae(self) -> str:
+        """The component of the VAE, which need not be called so."""
+        return next(part.name for part in self.components if part.class_name in VAE_CLASSES)
 
     @property
     def classes(self) -> dict[str, str]:
@@ -65,7 +73,16 @@ class SingleFileLayout:
     @property
     def scaling_factor(self) -> float:
         """What the latents of the VAE are multiplied by."""
-        return self.fields.get("vae", {}).get("scaling_factor", 1.0)
+        return self.fields.get(self.vae, {}).get("scaling_factor", 1.0)
+
+    def below_prefixes(self, entries: Entries) -> dict[str, TensorInfo]:
+        """The tensors of a file, all of a component below its prefix."""
+        return {self.moved.get(name, name): entry for name, entry in entries.items()}
+
+    def above_prefixes(self, tensors: Tensors) -> dict[str, LazyTensor]:
+        """The inverse of `below_prefixes`."""
+        names = {own: name for name, own in self.moved.items()}
+        return {names.get(name, name): tensor for name, tensor in tensors.items()}
 
     def config(self, part: FileComponent, tensors: Entries) -> dict[str, Any]:
         """The fields of a component's config.json, its `tensors` under the names of diffusers."""

@@ -76,7 +76,7 @@ def read_layout(
         scheduler["rescale_betas_zero_snr"] = True
     return _with_field(
         replace(layout, scheduler=scheduler),
-        "vae",
+        layout.vae,
         "scaling_factor",
         factor or layout.scaling_factor,
     )

@@ -10,6 +10,8 @@ from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo
 from jaxdiff.checkpoints.description import Description, describe
 from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE, BASE
 
+VAES = ("vae", "vqvae")  # names of the component
+
 
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, print a description. Raises InputError for what is no checkpoint."""
@@ -50,8 +52,11 @@ def table(found: Description) -> str:
         names = leftovers.shown(found.unknown)
         lines.append(f"  unknown tensors: {names}: the file cannot be loaded with them")
     lines += [
-        f"  no {name}: loading needs {ANOTHER_VAE if name == 'vae' else BASE}"
+        f"  no {name}: loading needs {ANOTHER_VAE if name in VAES else BASE}"
         for name in found.missing
+    ]
+    lines += [
+        f"  no {name}: images are generated without; {BASE} gives it" for name in found.optional
     ]
     return "\n".join(lines)
 

@@ -12,7 +12,6 @@ from flax import nnx
 from original_keys import converted, oracle, small_arrays
 
 import jaxdiff
-from jaxdiff.checkpoints import file_kinds
 from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from jaxdiff.checkpoints.description import describe
 from jaxdiff.checkpoints.key_mapping import torch_key_to_path
@@ -222,8 +221,6 @@ def shallow(published):
 @pytest.fixture
 def flux(monkeypatch, tmp_path):
     """A folder of FLUX.1 with stand-ins, the arrays of its transformer, and those of T5."""
-    for beginning in ("double_blocks.0.img_attn.", "single_transformer_blocks.0."):
-        monkeypatch.delitem(file_kinds.OTHER_FAMILIES, beginning, raising=False)
     published = shallow(oracle("flux_dev"))
     arrays = small_arrays(published)
     ours = converted(published, arrays)

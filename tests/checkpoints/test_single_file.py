@@ -228,7 +228,10 @@ def test_nine_channels_are_for_inpainting(tmp_path):
             lambda t: t.update({"model.diffusion_model.out.2.bias": np.zeros(5, np.float32)}),
             "unfit tensors",
         ),
-        (lambda t: t.pop("model.diffusion_model.input_blocks.0.0.weight"), "expected a Stable Dif"),
+        (
+            lambda t: t.pop("model.diffusion_model.input_blocks.0.0.weight"),
+            "expected a checkpoint of Stable Dif",
+        ),
     ],
 )
 def test_incomplete_files_are_refused(tmp_path, sd1, change, message):
