@@ -23,14 +23,15 @@ def flow_grid(
 ) -> HostTimestepGrid:
     """As FlowMatchEulerDiscreteScheduler places them: the shift of the first and last level, twice.
 
-    "trailing", the default of a shift by resolution, is n/n ... 1/n, shifted once.
+    "trailing", the default of a shift by resolution and of FLUX.1, is n/n ... 1/n, shifted once.
     """
     in_range("steps", num_steps, 1, MAX_CONTINUOUS_STEPS)
     if spacing is not None:
         one_of("timestep_spacing", spacing, ("trailing", "linspace", *SIGMA_SCHEDULES))
     if options.use_dynamic_shifting:
         schedule = dataclasses.replace(schedule, shift=_dynamic_shift(options, num_tokens))
-    default = "trailing" if options.use_dynamic_shifting else "linspace"
+    trailing = options.use_dynamic_shifting or options.timestep_spacing == "trailing"
+    default = "trailing" if trailing else "linspace"
     if (spacing if spacing in ("trailing", "linspace") else default) == "trailing":
         s = np.arange(num_steps, 0, -1) / num_steps
     else:

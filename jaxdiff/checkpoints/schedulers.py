@@ -110,6 +110,8 @@ CLIPS_BY_DEFAULT = {
 CORRECTING_PIPELINES = tuple(
     f"StableDiffusion{task}Pipeline" for task in ("", "Img2Img", "Inpaint")
 )
+# Those, by how their names begin, that place the timesteps of flows at n/n ... 1/n.
+TRAILING_PIPELINES = ("Flux", "Chroma")
 
 
 def scheduler_class(config: Mapping[str, Any]) -> str:
@@ -300,6 +302,8 @@ class SchedulerOptions:
                 )
         names = {f.name for f in dataclasses.fields(cls)} - {"sigma_schedule"}
         values = {k: v for k, v in config.items() if k in names and v is not None}
+        if pipeline_class.startswith(TRAILING_PIPELINES):
+            values["timestep_spacing"] = "trailing"
         if pipeline_class in CORRECTING_PIPELINES:
             values["steps_offset"] = 1
         elif pipeline_class and _clips(config):

@@ -173,15 +173,22 @@ class Family:
         """Whether the network takes a mask and a masked image, as inpainting models do."""
         return any(extra.uses_mask for extra in self.extras)
 
+    @property
+    def uses_image(self) -> bool:
+        """Whether the network sees the initial image, as those that edit images do."""
+        return any(extra.uses_image for extra in self.extras)
+
     def request_conditioning(self, inputs: ExtraInputs) -> dict[str, NDArray]:
         """The conditioning beside the text for a batch of requests."""
-        return {extra.argument: extra.of_request(inputs) for extra in self.extras}
+        values = {extra.argument: extra.of_request(inputs) for extra in self.extras}
+        return {name: array for name, array in values.items() if array is not None}
 
     def batch_conditioning(
         self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
     ) -> dict[str, Array]:
         """The conditioning beside the text for a training batch, with `dropped` captions."""
-        return {extra.argument: extra.of_batch(batch, dropped) for extra in self.extras}
+        values = {extra.argument: extra.of_batch(batch, dropped) for extra in self.extras}
+        return {name: array for name, array in values.items() if array is not None}
 
     def caption_columns(self, captions: Sequence[str]) -> dict[str, NDArray]:
         """The columns of training batches that extras make of captions."""

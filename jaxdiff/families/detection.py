@@ -23,7 +23,7 @@ def detect_family(
 ) -> Family:
     """The family of a model, whose modules may be shapes; InputError, from `source`, for none."""
     detect = DETECT[one_of(f"{source}: pipeline class", class_name, DETECT)]
-    return detect(components, options or {}, source=source)
+    return detect(components, {"_class_name": class_name, **(options or {})}, source=source)
 
 
 def family_of(parts: PipelineComponents, source: str) -> Family:

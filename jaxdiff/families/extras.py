@@ -45,7 +45,9 @@ class ExtraInputs:
     prompted: tuple[bool, ...]  # which of the K streams get the prompt
     texts: Sequence[Sequence[str | None]]  # of each image, what its streams read; None: nothing
     guidance_scales: Float[NDArray, "b"]
+    guidance: str = "cfg"  # guidance rule and wrappers
     image: Float[NDArray, "b h2 w2 3"] | None = None  # in [-1, 1]
+    latents: Float[NDArray, "b h w c"] | None = None  # scaled, instead of the image
     mask: Float[NDArray, "b h2 w2 1"] | None = None  # 1 where the image is repainted
     # images in [-1, 1] -> scaled latents, and a mask of pixels -> of latents
     encode: Callable[[NDArray], Float[NDArray, "b h w c"]]
@@ -63,6 +65,7 @@ class Extra(ABC):
     options: ClassVar[Mapping[str, Option]] = {}  # of a request
     defaults: ClassVar[Mapping[str, Any]] = {}  # of other options, for models that have the extra
     uses_mask: ClassVar[bool] = False  # the network sees the mask: known latents are not put back
+    uses_image: ClassVar[bool] = False  # the network sees the image: strength 1 is the default
     reads_prompt: ClassVar[bool] = False  # `ExtraInputs.texts`, as text encoders do
     untrainable: ClassVar[str | None] = None  # why no model that has it can be trained
 
@@ -79,11 +82,14 @@ class Extra(ABC):
         return {}
 
     @abstractmethod
-    def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k *d"]:
-        """The values of each stream of each image."""
+    def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k *d"] | None:
+        """The values of each stream of each image; None: the network gets none."""
 
     @abstractmethod
     def of_batch(
         self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
-    ) -> Float[Array, "b *d"]:
-        """The values of each image of a training batch; `dropped` captions count as none."""
+    ) -> Float[Array, "b *d"] | None:
+        """The values of each image of a training batch; `dropped` captions count as none.
+
+        None: the network gets none.
+        """

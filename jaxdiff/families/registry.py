@@ -6,17 +6,17 @@ from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
-from jaxdiff.families import dit, stable_diffusion, stable_diffusion_3
+from jaxdiff.families import chroma, dit, flux, stable_diffusion, stable_diffusion_3
 from jaxdiff.families.base import Family
 from jaxdiff.families.extras import Option
 
-# (modules by component, plain values of model_index.json, source=...) -> family; InputError for
-# modules that do not fit together.
+# (modules by component, plain values of model_index.json with its _class_name, source=...) ->
+# family; InputError for modules that do not fit together.
 Detect = Callable[..., Family]
 # Files with `PIPELINE_CLASSES`, `FAMILIES`, and `detect`, which tells the families apart. If
 # networks can be trained from scratch, `FROM_SCRATCH` is the pipeline class of such a model, and
 # its family.
-FAMILY_MODULES: tuple[ModuleType, ...] = (stable_diffusion, stable_diffusion_3, dit)
+FAMILY_MODULES: tuple[ModuleType, ...] = (stable_diffusion, stable_diffusion_3, dit, flux, chroma)
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES
 }

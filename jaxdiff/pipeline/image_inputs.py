@@ -89,10 +89,12 @@ def with_image_defaults(
     images: Mapping[str, Sequence[ImageInput]],
     downscale: int,
     multiple: int,
+    strength: float = STRENGTH,
 ) -> dict[str, Any]:
     """`options` with the defaults for size and strength that initial images bring with them.
 
     `downscale` is how many pixels wide a latent is; sizes are multiples of `multiple`.
+    `strength` is the default without a mask; with one it is 1.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if "image" not in images:
@@ -101,7 +103,7 @@ def with_image_defaults(
     unset = {name: side for name, side in sides.items() if name not in given}
     defaults: dict[str, Any] = {**_nearest_sides(unset, multiple)}
     if "denoising_start" not in given:
-        defaults["strength"] = STRENGTH if "mask" not in images else 1.0
+        defaults["strength"] = strength if "mask" not in images else 1.0
         if isinstance(chosen := given.get("strength"), list | tuple):
             filled = [defaults["strength"] if value is None else value for value in chosen]
             given["strength"] = filled

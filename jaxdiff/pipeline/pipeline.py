@@ -12,7 +12,13 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.pipeline.compiled_model import ProgressCallback
 from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
-from jaxdiff.pipeline.image_inputs import ImageInput, by_request, with_image_defaults, with_noise
+from jaxdiff.pipeline.image_inputs import (
+    STRENGTH,
+    ImageInput,
+    by_request,
+    with_image_defaults,
+    with_noise,
+)
 from jaxdiff.pipeline.inversion import ImageInverter, inversion_options
 from jaxdiff.pipeline.loaded_model import LoadedModel
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError
@@ -50,7 +56,9 @@ class Pipeline(LoadedModel):
             images = by_request(image, mask, facts.latent_channels)
             downscale = facts.vae_scale_factor
             multiple = downscale * self.family.latent_multiple
-            options = cast(Options, with_image_defaults(options, images, downscale, multiple))
+            strength = 1.0 if self.family.uses_image else STRENGTH
+            sizes = downscale, multiple
+            options = cast(Options, with_image_defaults(options, images, *sizes, strength))
         requests = resolve(
             self.defaults,
             prompt,

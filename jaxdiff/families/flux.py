@@ -1,0 +1,230 @@
+"""FLUX.1: dev, Krea, schnell, Kontext and Fill, transformers that predict the velocity of a flow.
+
+CLIP gives the pooled embedding alone, T5 the hidden states, padding included; they may read
+different texts. All but schnell are guidance-distilled: the network takes the guidance scale.
+Kontext (2506.15742) edits an image, whose latents are further tokens; Fill repaints under a mask.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Bool, Float, NDArray
+from jaxdiff.families.base import Family, TextEncoder
+from jaxdiff.families.extras import Extra, ExtraInputs, Option
+from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
+from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.flux.adapter import FluxAdapter
+from jaxdiff.models.flux.config import PATCH, FluxTokensConfig, FluxTransformer2DConfig
+from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.text_encoder import TextModel
+from jaxdiff.models.vae import AutoencoderKL
+
+KONTEXT = "FluxKontextPipeline"  # has the components of FLUX.1 dev: only the name tells
+PIPELINE_CLASSES = (
+    *(f"Flux{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "Fill")),
+    KONTEXT,
+)
+TRAINING_SCALE = 1.0  # the guidance scale of images that no guidance has made
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilledGuidance(Extra):
+    """The guidance scale, for a guidance-distilled network (2210.03142).
+
+    Without a guidance rule it is that of the request. A rule, such as cfg, has that scale for
+    itself, and the network takes `distilled_guidance_scale`, which is `scale` by default.
+    """
+
+    scale: float
+    argument = "guidance"
+    options: ClassVar[Mapping[str, Option]] = {
+        "distilled_guidance_scale": Option(float | None, None, 0, 100)  # None: the model's
+    }
+    defaults: ClassVar[Mapping[str, Any]] = {"guidance": "none"}
+
+    def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
+        scale = settings.get("distilled_guidance_scale")
+        if scale is not None and _is_unguided(settings["guidance"]):
+            raise InputError(
+                f"distilled_guidance_scale: got {scale} with guidance {settings['guidance']}, "
+                "expected it as the guidance_scale, or a guidance rule such as cfg"
+            )
+
+    def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k"]:
+        scales = np.asarray(inputs.guidance_scales, np.float32)
+        if not _is_unguided(inputs.guidance):
+            own = [each.get("distilled_guidance_scale", self.scale) for each in inputs.options]
+            scales = np.array(own, np.float32)
+        return inputs.for_streams(scales)
+
+    def of_batch(self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]) -> Float[Array, "b"]:
+        """That of images as they are, 1."""
+        return jnp.full(dropped.shape, TRAINING_SCALE)
+
+
+def _is_unguided(guidance: str) -> bool:
+    """Whether the rule that `guidance` describes leaves the scale to the network."""
+    return guidance.partition("+")[0] == "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceImage(Extra):
+    """The latents of the image that is edited, at the size of the image that is generated."""
+
+    argument = "reference"
+    uses_image = True
+
+    def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k h w c"] | None:
+        """The latents; None without an image, from text alone."""
+        latents = inputs.latents
+        if inputs.image is not None:
+            latents = inputs.encode(inputs.image)
+        return None if latents is None else inputs.for_streams(latents)
+
+    def of_batch(self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]) -> None:
+        """None: no data have pairs of images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FillChannels(Extra):
+    """The latents of the masked image, and the mask; without a mask everything is generated.
+
+    The mask's pixels under a latent are its channels, row by row.
+    """
+
+    argument = "channels"
+    uses_mask = True
+    untrainable = "got a transformer for inpainting, expected one that is not"
+
+    def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k h w c"]:
+        count, (height, width) = len(inputs.guidance_scales), inputs.size
+        mask, around = inputs.mask, np.zeros((count, height, width, 3), np.float32)
+        if mask is None:
+            mask = np.ones((count, height, width, 1), np.float32)
+        elif inputs.image is None:
+            raise InputError("image: got latents with a mask, expected an image")
+        else:
+            around = inputs.image * (1 - mask)
+        latents = inputs.encode(around)
+        h, w = latents.shape[1:3]
+        pixels = mask.reshape(count, h, height // h, w, width // w).transpose(0, 1, 3, 2, 4)
+        channels = np.concatenate([latents, pixels.reshape(count, h, w, -1)], axis=-1)
+        return inputs.for_streams(channels)
+
+    def of_batch(
+        self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
+    ) -> Float[Array, "b h w c"]:
+        raise NotImplementedError(self.untrainable)
+
+
+CLIP = TextEncoder(layer=None, pooled=True, max_chunks=1)
+T5 = TextEncoder(
+    component="text_encoder_2",
+    tokenizer="tokenizer_2",
+    length=512,
+    max_chunks=1,
+    skips_layers=False,
+)
+FLUX = Family(
+    name="FLUX.1",
+    network="transformer",
+    network_class=FluxTransformer2DModel,
+    adapter=FluxAdapter,
+    latent_multiple=PATCH,
+    text_encoders=(CLIP, T5),
+    pooled_argument="pooled_projections",
+    extras=(DistilledGuidance(3.5),),
+    defaults={"guidance_scale": 3.5, "steps": 28},
+)
+SCHNELL = dataclasses.replace(
+    FLUX,
+    name="FLUX.1 schnell",
+    text_encoders=(CLIP, dataclasses.replace(T5, length=256)),
+    extras=(),
+    defaults={"guidance": "none", "guidance_scale": 1.0, "steps": 4},
+)
+FLUX_KONTEXT = dataclasses.replace(
+    FLUX, name="FLUX.1 Kontext", extras=(DistilledGuidance(3.5), ReferenceImage())
+)
+FILL = dataclasses.replace(
+    FLUX,
+    name="FLUX.1 Fill",
+    extras=(DistilledGuidance(30.0), FillChannels()),
+    defaults={"guidance_scale": 30.0, "steps": 50},
+)
+FAMILIES = (FLUX, SCHNELL, FLUX_KONTEXT, FILL)
+
+
+def detect(
+    components: Mapping[str, nnx.Module], options: Mapping[str, Any], *, source: str
+) -> Family:
+    """The family of `components`; InputError, from `source`, if they do not fit together.
+
+    `options` are the plain values of model_index.json.
+    """
+    transformer = component(components, FLUX.network, (FluxTransformer2DModel,), source)
+    config: FluxTransformer2DConfig = transformer.config
+    vae = component(components, "vae", (AutoencoderKL, AutoencoderTiny), source)
+    clip = component(components, CLIP.component, (CLIPTextModel,), source)
+    width = clip.config.hidden_size
+    if clip.text_projection is not None:
+        width = clip.config.projection_dim
+    if width != config.pooled_projection_dim:
+        raise InputError(
+            f"{source}: {CLIP.component}: got a pooled embedding of width {width}, "
+            f"expected {config.pooled_projection_dim}, as the transformer has"
+        )
+    check_states(components, T5.component, config, source)
+    if _more_channels(config, vae.config, source):
+        family = FILL
+    elif options.get("_class_name") == KONTEXT:
+        family = FLUX_KONTEXT
+    else:
+        family = FLUX if config.guidance_embeds else SCHNELL
+    if not config.guidance_embeds:
+        extras = tuple(each for each in family.extras if not isinstance(each, DistilledGuidance))
+        family = dataclasses.replace(family, extras=extras)
+    return family
+
+
+def component(
+    components: Mapping[str, nnx.Module], name: str, classes: tuple[Any, ...], source: str
+) -> Any:
+    """The component of this name; InputError unless it is of one of the classes."""
+    module = components.get(name)
+    if not isinstance(module, classes):
+        got = "none" if module is None else type(module).__name__
+        expected = " or ".join(each.__name__ for each in classes)
+        raise InputError(f"{source}: {name}: got {got}, expected {expected}")
+    return module
+
+
+def check_states(
+    components: Mapping[str, nnx.Module], name: str, config: FluxTokensConfig, source: str
+) -> None:
+    """InputError unless the text encoder `name` gives states that the transformer takes."""
+    encoder = component(components, name, (TextModel,), source)
+    if encoder.config.hidden_size != config.joint_attention_dim:
+        raise InputError(
+            f"{source}: {name}: got hidden states of width {encoder.config.hidden_size}, "
+            f"expected {config.joint_attention_dim}, as the transformer has"
+        )
+
+
+def _more_channels(config: FluxTokensConfig, vae: Any, source: str) -> int:
+    """How many channels come beside the noisy latents; InputError for others than those of Fill."""
+    latents = PATCH**2 * vae.latent_channels
+    filled = 2 * latents + PATCH**2 * vae.downscale**2
+    if config.token_channels != latents or config.in_channels not in (latents, filled):
+        raise InputError(
+            f"{source}: transformer: got {config.in_channels} channels in and "
+            f"{config.token_channels} out, expected {latents} as the VAE has, or {filled} in for "
+            "inpainting"
+        )
+    return config.in_channels - latents
