@@ -65,8 +65,8 @@ def write(folder: pathlib.Path) -> None:
 
     from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
     from jaxdiff.checkpoints.components import Component
+    from jaxdiff.checkpoints.layout_stable_diffusion import SD1
     from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
-    from jaxdiff.checkpoints.single_file_layouts import SD1
     from jaxdiff.models.build import param_dict, with_params
     from jaxdiff.models.presets import preset
 

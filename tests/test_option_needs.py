@@ -15,7 +15,7 @@ from jaxdiff.training.config import DiffusionObjective, OptimiserConfig, VAEObje
 # Options that have an effect whatever the others are, or of which the command says more than a
 # table could: those that a line of a prompt file can give, and those of other parts of a command.
 ALONE = {
-    generate: "prompt prompts from_image model vae negative_prompt prompt_2 negative_prompt_2 "
+    generate: "prompt prompts from_image model vae base negative_prompt prompt_2 negative_prompt_2 "
     "guidance_scale guidance negative_scale classifier_scale clip_scale guidance_model steps "
     "sampler timestep_spacing eta height width image mask strength hires_scale lora "
     "textual_inversion refiner clip_skip vae_tile prompt_syntax seed num_images batch_size dtype "
@@ -28,7 +28,7 @@ ALONE = {
     "sampler timestep_spacing seed output",
     cache_latents: "vae output data texts dtype compute_dtype batch_size shard_size "
     "min_bucket_size process_count",
-    convert: "source output format dtype variant prediction_type scaling_factor vae",
+    convert: "source output format dtype variant prediction_type scaling_factor vae base",
     export: "source output ema dtype guidance_scale steps sampler timestep_spacing "
     "closed_vocabulary",
 }

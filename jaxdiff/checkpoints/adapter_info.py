@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxdiff.checkpoints.inversion_names import BUNDLED, PAIR, bundled, embeddings, token_name
+from jaxdiff.checkpoints.layout_stable_diffusion import REFINER, SD1, SD2, SDXL
 from jaxdiff.checkpoints.lora_formats import UNSUPPORTED, kind_of, unsupported
 from jaxdiff.checkpoints.lora_names import Name, parse
 from jaxdiff.checkpoints.safetensors import TensorInfo
-from jaxdiff.checkpoints.single_file_layouts import REFINER, SD1, SD2, SDXL
 
 # Widths of what the UNets attend to; those of the text encoders are among them.
 WIDTHS = {768: SD1.name, 1024: SD2.name, 2048: SDXL.name, 1280: REFINER.name}

@@ -10,11 +10,11 @@ from typing import Any
 from jaxdiff.checkpoints import leftovers
 from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo, find_adapter
 from jaxdiff.checkpoints.jsonfiles import read_object
-from jaxdiff.checkpoints.ldm_reader import clip_from_open_clip
+from jaxdiff.checkpoints.layout_registry import is_model
 from jaxdiff.checkpoints.lora_names import has_weights, weights_file
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import TensorInfo
-from jaxdiff.checkpoints.single_file_layouts import UNET, VAE, SingleFileLayout
+from jaxdiff.checkpoints.single_file_layouts import SingleFileLayout
 from jaxdiff.checkpoints.single_file_settings import read_layout
 from jaxdiff.checkpoints.vae_layouts import find_vae
 from jaxdiff.checkpoints.weights import find_weights, read_weights
@@ -73,7 +73,7 @@ def describe(path: pathlib.Path, *, variant: str | None = None) -> Description:
 
 def _file(path: pathlib.Path) -> Description:
     entries = read_weights(path)
-    if f"{UNET}input_blocks.0.0.weight" not in entries:
+    if not is_model(entries):
         if vae := find_vae(path, entries):
             part = _part("vae", vae.class_name, vae.tensors)
             family = f"VAE of {vae.latent_channels} latent channels"
@@ -93,24 +93,19 @@ def _single_file(
 ) -> Description:
     """A file with a whole model: of each component what is loaded."""
     groups, passed_over, unknown = leftovers.sort_file(entries, layout.classes)
-    for part in layout.texts:
-        if part.open_clip:
-            group = groups[part.prefix]
-            groups[part.prefix] = read = clip_from_open_clip(group, depth=part.depth)
-            used = {entry.name for entry in read.values()}
-            passed_over += [leftovers.UNUSED] * (len(group) - len(used))
-    names = {UNET: "unet", VAE: "vae"} | {part.prefix: part.name for part in layout.texts}
-    parts = [
-        _part(names[prefix], layout.classes[prefix], group)
-        for prefix, group in groups.items()
-        if group
-    ]
+    parts = []
+    for part in layout.components:
+        if group := groups[part.prefix]:
+            tensors = part.read(group)
+            used = {entry.name for entry in tensors.values()}
+            passed_over += [part.unused] * sum(entry.name not in used for entry in group.values())
+            parts.append(_part(part.name, part.class_name, tensors))
     predicts = stored_prediction_type(layout.scheduler)
     return dataclasses.replace(
         _description(path, "single file", layout.name, predicts, parts),
         left_over=leftovers.count(passed_over),
         unknown=tuple(sorted(unknown)),
-        missing=tuple(names[prefix] for prefix, group in groups.items() if not group),
+        missing=tuple(part.name for part in layout.components if not groups[part.prefix]),
     )
 
 

@@ -1,22 +1,21 @@
 """The configs of networks read off the shapes of their tensors, for files that come without.
 
-Names are those of diffusers and transformers. What no shape shows (heads, activations, scaling
-factors) is the same in all published Stable Diffusion models of a family, and given by the caller.
+Names of tensors and of the fields in the result are those of diffusers and transformers. What no
+shape shows (heads, activations, scaling factors) is the same in all published models of a family,
+and added by the caller. No jax here.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.core.errors import InputError
-from jaxdiff.models.autoencoder_tiny import AutoencoderTinyConfig
-from jaxdiff.models.clip_config import CLIPTextConfig
-from jaxdiff.models.unet.config import UNet2DConditionConfig
-from jaxdiff.models.vae import AutoencoderKLConfig
 
 HEAD_WIDTH = 64  # of attention heads everywhere but in the UNet of Stable Diffusion 1
+DIT_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # S, B, L, XL (2212.09748, table 1)
 TIME_WIDTH = 256  # of each embedded size of Stable Diffusion XL
 
 
@@ -39,10 +38,8 @@ def tensor_shape(entries: Mapping[str, TensorInfo], name: str, ndim: int) -> tup
     return entry.shape
 
 
-def unet_config(
-    entries: Mapping[str, TensorInfo], *, heads: int | None, sample_size: int
-) -> UNet2DConditionConfig:
-    """The config of a UNet; `heads` None: as many heads of HEAD_WIDTH as fit into each stage."""
+def unet_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of a UNet2DConditionModel, with as many heads of HEAD_WIDTH as fit each stage."""
     stages = range(count_modules(entries, "down_blocks."))
     channels = tuple(
         tensor_shape(entries, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in stages
@@ -68,45 +65,40 @@ def unet_config(
                 entries, "add_embedding.linear_1.weight", 2
             )[1],
         }
-    return UNet2DConditionConfig(
-        sample_size=sample_size,
-        in_channels=tensor_shape(entries, "conv_in.weight", 4)[1],
-        out_channels=tensor_shape(entries, "conv_out.weight", 4)[0],
-        down_block_types=tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths),
-        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in up),
-        block_out_channels=channels,
-        layers_per_block=count_modules(entries, "down_blocks.0.resnets."),
-        transformer_layers_per_block=attending[0] if uniform else tuple(d or 1 for d in depths),
-        cross_attention_dim=tensor_shape(entries, inside, 2)[1],
-        attention_head_dim=heads or tuple(max(1, c // HEAD_WIDTH) for c in channels),
-        use_linear_projection=len(entries[f"{first}proj_in.weight"].shape) == 2,
+    return {
+        "in_channels": tensor_shape(entries, "conv_in.weight", 4)[1],
+        "out_channels": tensor_shape(entries, "conv_out.weight", 4)[0],
+        "down_block_types": tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in up),
+        "block_out_channels": channels,
+        "layers_per_block": count_modules(entries, "down_blocks.0.resnets."),
+        "transformer_layers_per_block": attending[0] if uniform else tuple(d or 1 for d in depths),
+        "cross_attention_dim": tensor_shape(entries, inside, 2)[1],
+        "attention_head_dim": tuple(max(1, c // HEAD_WIDTH) for c in channels),
+        "use_linear_projection": len(entries[f"{first}proj_in.weight"].shape) == 2,
         **options,
-    )
+    }
 
 
-def vae_config(
-    entries: Mapping[str, TensorInfo], *, sample_size: int, **latents: Any
-) -> AutoencoderKLConfig:
-    """The config of an AutoencoderKL; `latents` are its fields that say how latents are scaled."""
+def vae_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of an AutoencoderKL."""
     stages = count_modules(entries, "encoder.down_blocks.")
-    return AutoencoderKLConfig(
-        block_out_channels=tuple(
+    return {
+        "block_out_channels": tuple(
             tensor_shape(entries, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0]
             for i in range(stages)
         ),
-        down_block_types=("DownEncoderBlock2D",) * stages,
-        up_block_types=("UpDecoderBlock2D",) * stages,
-        layers_per_block=count_modules(entries, "encoder.down_blocks.0.resnets."),
-        latent_channels=tensor_shape(entries, "decoder.conv_in.weight", 4)[1],
-        sample_size=sample_size,
-        use_quant_conv="quant_conv.weight" in entries,
-        use_post_quant_conv="post_quant_conv.weight" in entries,
-        mid_block_add_attention=any(".mid_block.attentions." in name for name in entries),
-        **latents,
-    )
+        "down_block_types": ("DownEncoderBlock2D",) * stages,
+        "up_block_types": ("UpDecoderBlock2D",) * stages,
+        "layers_per_block": count_modules(entries, "encoder.down_blocks.0.resnets."),
+        "latent_channels": tensor_shape(entries, "decoder.conv_in.weight", 4)[1],
+        "use_quant_conv": "quant_conv.weight" in entries,
+        "use_post_quant_conv": "post_quant_conv.weight" in entries,
+        "mid_block_add_attention": any(".mid_block.attentions." in name for name in entries),
+    }
 
 
-def tiny_vae_config(entries: Mapping[str, TensorInfo]) -> AutoencoderTinyConfig:
+def tiny_vae_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
     """The config of an AutoencoderTiny: stages are the blocks between two plain convolutions."""
     fields: dict[str, Any] = {}
     for half in ("encoder", "decoder"):
@@ -124,27 +116,134 @@ def tiny_vae_config(entries: Mapping[str, TensorInfo]) -> AutoencoderTinyConfig:
             fields["in_channels"] = channels
         else:
             fields |= {"latent_channels": channels, "out_channels": last}
-    return AutoencoderTinyConfig(**fields)
+    return fields
 
 
-def text_config(
-    entries: Mapping[str, TensorInfo], *, hidden_act: str, projection_dim: int | None = None
-) -> CLIPTextConfig:
-    """The config of a CLIP text encoder, saying bos 0 and eos 2 as all of Stable Diffusion's do."""
+def clip_text_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of a CLIP text encoder, saying bos 0 and eos 2 as all of Stable Diffusion's do.
+
+    The projection is as wide as the states if there is none.
+    """
     words, width = tensor_shape(entries, "text_model.embeddings.token_embedding.weight", 2)
     positions, _ = tensor_shape(entries, "text_model.embeddings.position_embedding.weight", 2)
     inner, _ = tensor_shape(entries, "text_model.encoder.layers.0.mlp.fc1.weight", 2)
+    projection_dim = width
     if "text_projection.weight" in entries:
         projection_dim = tensor_shape(entries, "text_projection.weight", 2)[0]
-    return CLIPTextConfig(
-        vocab_size=words,
-        hidden_size=width,
-        intermediate_size=inner,
-        projection_dim=projection_dim or width,
-        num_hidden_layers=count_modules(entries, "text_model.encoder.layers."),
-        num_attention_heads=max(1, width // HEAD_WIDTH),
-        max_position_embeddings=positions,
-        hidden_act=hidden_act,
-        bos_token_id=0,
-        eos_token_id=2,
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "projection_dim": projection_dim,
+        "num_hidden_layers": count_modules(entries, "text_model.encoder.layers."),
+        "num_attention_heads": max(1, width // HEAD_WIDTH),
+        "max_position_embeddings": positions,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+
+
+def t5_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of a T5EncoderModel of version 1.1, whose feed-forward layers are gated."""
+    words, width = tensor_shape(entries, "shared.weight", 2)
+    first = "encoder.block.0.layer"
+    buckets, heads = tensor_shape(
+        entries, f"{first}.0.SelfAttention.relative_attention_bias.weight", 2
     )
+    return {
+        "vocab_size": words,
+        "d_model": width,
+        "d_kv": tensor_shape(entries, f"{first}.0.SelfAttention.q.weight", 2)[0] // heads,
+        "d_ff": tensor_shape(entries, f"{first}.1.DenseReluDense.wi_0.weight", 2)[0],
+        "num_layers": count_modules(entries, "encoder.block."),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "feed_forward_proj": "gated-gelu",
+    }
+
+
+def sd3_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of an SD3Transformer2DModel, with heads of HEAD_WIDTH where no norm shows it."""
+    width, channels, patch, _ = tensor_shape(entries, "pos_embed.proj.weight", 4)
+    head = _head_width(entries, "transformer_blocks.0.attn.norm_q.weight", HEAD_WIDTH)
+    context, tokens = tensor_shape(entries, "context_embedder.weight", 2)
+    depth = count_modules(entries, "transformer_blocks.")
+    return {
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": tensor_shape(entries, "proj_out.weight", 2)[0] // patch**2,
+        "num_layers": depth,
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": tokens,
+        "caption_projection_dim": context,
+        "pooled_projection_dim": tensor_shape(
+            entries, "time_text_embed.text_embedder.linear_1.weight", 2
+        )[1],
+        "pos_embed_max_size": math.isqrt(tensor_shape(entries, "pos_embed.pos_embed", 3)[1]),
+        "dual_attention_layers": tuple(
+            i for i in range(depth) if f"transformer_blocks.{i}.attn2.to_q.weight" in entries
+        ),
+        "qk_norm": "rms_norm" if "transformer_blocks.0.attn.norm_q.weight" in entries else None,
+    }
+
+
+def flux_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of a FluxTransformer2DModel."""
+    return _flux(entries) | {
+        "pooled_projection_dim": tensor_shape(
+            entries, "time_text_embed.text_embedder.linear_1.weight", 2
+        )[1],
+        "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in entries,
+    }
+
+
+def chroma_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of a ChromaTransformer2DModel."""
+    hidden, channels = tensor_shape(entries, "distilled_guidance_layer.in_proj.weight", 2)
+    return _flux(entries) | {
+        "approximator_num_channels": channels,
+        "approximator_hidden_dim": hidden,
+        "approximator_layers": count_modules(entries, "distilled_guidance_layer.layers."),
+    }
+
+
+def _flux(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """What FLUX.1 and Chroma have in common; positions are those of the published models."""
+    width, channels = tensor_shape(entries, "x_embedder.weight", 2)
+    head = _head_width(entries, "transformer_blocks.0.attn.norm_q.weight", 128)
+    return {
+        "patch_size": 1,
+        "in_channels": channels,
+        "out_channels": tensor_shape(entries, "proj_out.weight", 2)[0],
+        "num_layers": count_modules(entries, "transformer_blocks."),
+        "num_single_layers": count_modules(entries, "single_transformer_blocks."),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": tensor_shape(entries, "context_embedder.weight", 2)[1],
+    }
+
+
+def dit_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of a DiTTransformer2DModel, with the heads of the published models by width."""
+    width, channels, patch, _ = tensor_shape(entries, "pos_embed.proj.weight", 4)
+    heads = DIT_HEADS.get(width, max(1, width // HEAD_WIDTH))
+    table = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
+    return {
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": tensor_shape(entries, "proj_out_2.weight", 2)[0] // patch**2,
+        "num_layers": count_modules(entries, "transformer_blocks."),
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "num_embeds_ada_norm": tensor_shape(entries, table, 2)[0] - 1,  # without the null class
+        "activation_fn": "gelu-approximate",
+        "norm_type": "ada_norm_zero",
+        "norm_elementwise_affine": False,
+        "attention_bias": True,
+    }
+
+
+def _head_width(entries: Mapping[str, TensorInfo], norm: str, default: int) -> int:
+    """The width of a head of attention, which the norm of its queries has."""
+    return tensor_shape(entries, norm, 1)[0] if norm in entries else default

@@ -13,6 +13,12 @@ from jaxdiff.checkpoints.ldm_reader import LAYER_PARTS, MIDDLES, RESNET, TEXT, U
 from jaxdiff.checkpoints.safetensors import LazyTensor
 
 
+def unet_to_ldm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """A UNet's tensors in the original layout."""
+    spelled = unet_to_ldm_keys(tensors)
+    return {spelled[name]: tensor for name, tensor in tensors.items()}
+
+
 def unet_to_ldm_keys(names: Iterable[str]) -> dict[str, str]:
     """The original name of every tensor of a UNet, by its name in diffusers: `unet` backwards."""
     names = list(names)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.checkpoints import ldm_writer
+from jaxdiff.checkpoints.file_kinds import kind_of_model, other_family
 from jaxdiff.checkpoints.inversion_names import BUNDLED
 from jaxdiff.checkpoints.jsonfiles import parse_object, read_object
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
@@ -35,7 +36,6 @@ from jaxdiff.checkpoints.lora_formats import (
 )
 from jaxdiff.checkpoints.lora_names import parse, settings_file, weights_file
 from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, read_tensor
-from jaxdiff.checkpoints.single_file_layouts import kind_of_model, other_family
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
 

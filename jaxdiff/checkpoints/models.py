@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Container, Iterable
 
 from jaxdiff.checkpoints import hub
+from jaxdiff.checkpoints.base_folder import open_base
 from jaxdiff.checkpoints.loading import Placement
 from jaxdiff.checkpoints.pipelines import VAE_COMPONENT, PipelineComponents, read_pipeline
 from jaxdiff.checkpoints.single_file import read_single_file
@@ -22,22 +23,34 @@ def read_model(
     sharding: Placement = None,
     only: Container[str] | None = None,
     vae: str | pathlib.Path | None = None,
+    base: str | pathlib.Path | None = None,
 ) -> PipelineComponents:
     """The pipeline at `source`: a folder, a file of the original layout, or a Hub repository.
 
     `variant` picks among the weight files of a folder; `prediction_type` says what the network of a
     single file predicts. `vae`, a folder, file or repository with a VAE or a whole model, takes the
-    place of the model's own. The rest is `read_pipeline`'s. Raises InputError.
+    place of the model's own. `base`, a folder or repository, has what a single file lacks. The rest
+    is `read_pipeline`'s. Raises InputError.
     """
     # The VAE first: what is wrong with it shows before gigabytes are read.
     other = None if vae is None else _open_vae(vae, variant)
     skip = () if other is None else (VAE_COMPONENT,)
     path = resolve_source(source, variant=variant)
+    if base is not None and not path.is_file():
+        raise InputError(f"base: got {str(base)!r} for {source}, expected a single file")
     if path.is_file():
-        if variant is not None:
+        if variant is not None and base is None:
             raise InputError(f"variant: got {variant!r} for the file {path}, expected a folder")
+        folder = None if base is None else resolve_source(base, variant=variant, name="base")
         parts = read_single_file(
-            path, dtype, prediction_type=prediction_type, sharding=sharding, only=only, skip=skip
+            path,
+            dtype,
+            prediction_type=prediction_type,
+            base=None if folder is None else open_base(folder),
+            variant=variant,
+            sharding=sharding,
+            only=only,
+            skip=skip,
         )
     elif prediction_type is not None:
         raise InputError(
@@ -64,14 +77,19 @@ def _open_vae(source: str | pathlib.Path, variant: str | None) -> VAESource:
     return open_vae(path, variant=variant)
 
 
-def resolve_source(source: str | pathlib.Path, *, variant: str | None = None) -> pathlib.Path:
-    """The folder or file of the model at `source`, downloaded if that is a Hub repository."""
+def resolve_source(
+    source: str | pathlib.Path, *, variant: str | None = None, name: str = "model"
+) -> pathlib.Path:
+    """The folder or file of the model at `source`, downloaded if that is a Hub repository.
+
+    `name` is that of the option that named it, for errors.
+    """
     path = pathlib.Path(source)
     if path.is_file() or path.is_dir():
         return path
     if path.is_absolute() or not hub.is_id(str(source)):
         raise InputError(
-            f"model: got {source} (no such file or folder), "
+            f"{name}: got {source} (no such file or folder), "
             "expected a diffusers folder, a checkpoint file or a Hub repository"
         )
     return hub.download(str(source), variant=variant)

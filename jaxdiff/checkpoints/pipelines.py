@@ -85,8 +85,8 @@ def read_pipeline(
     over. Raises InputError, naming the file, for anything missing, broken or unknown.
     """
     folder = pathlib.Path(folder)
-    index = {name: value for name, value in _read_index(folder).items() if name not in skip}
-    classes = _classes(index, str(folder / INDEX))
+    index = {name: value for name, value in read_index(folder).items() if name not in skip}
+    classes = component_classes(index, str(folder / INDEX))
     modules = {name: cls for name, cls in classes.items() if cls in MODEL_CLASSES}
     if VAE_COMPONENT in modules and not (folder / VAE_COMPONENT).is_dir():
         raise InputError(f"{folder}: got no {VAE_COMPONENT}/, expected it, or {ANOTHER_VAE}")
@@ -121,7 +121,7 @@ def read_pipeline(
         components=components,
         scheduler=scheduler | {"_class_name": classes[SCHEDULER]},
         tokenizers=tokenizers,
-        options={k: v for k, v in _entries(index).items() if not isinstance(v, list)},
+        options=plain_values(index),
         absent=tuple(name for name, cls in classes.items() if cls is None),
         defaults=defaults,
     )
@@ -134,14 +134,13 @@ def abstract_pipeline(
 
     `options` are those of the modules.
     """
-    index = _read_index(folder)
+    index = read_index(folder)
     modules = {
         name: abstract_component(folder / name, class_name=cls, **options)
-        for name, cls in _classes(index, str(folder / INDEX)).items()
+        for name, cls in component_classes(index, str(folder / INDEX)).items()
         if cls in MODEL_CLASSES
     }
-    plain = {k: v for k, v in _entries(index).items() if not isinstance(v, list)}
-    return index["_class_name"].removeprefix("Flax"), modules, plain
+    return index["_class_name"].removeprefix("Flax"), modules, plain_values(index)
 
 
 def write_pipeline(
@@ -174,7 +173,7 @@ def write_pipeline(
         write_object(new / INDEX, index)
 
 
-def _read_index(folder: pathlib.Path) -> dict[str, Any]:
+def read_index(folder: pathlib.Path) -> dict[str, Any]:
     """model_index.json, which must name its class and a scheduler."""
     if not (folder / INDEX).exists():
         raise InputError(f"{folder}: got no {INDEX}, expected a diffusers pipeline folder")
@@ -198,7 +197,12 @@ def _entries(index: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in index.items() if not name.startswith("_")}
 
 
-def _classes(index: Mapping[str, Any], source: str) -> dict[str, str | None]:
+def plain_values(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the pipeline in a model_index.json."""
+    return {k: v for k, v in _entries(index).items() if not isinstance(v, list)}
+
+
+def component_classes(index: Mapping[str, Any], source: str) -> dict[str, str | None]:
     """The class of every component, None for one that is absent or skipped.
 
     Raises InputError for a class that is not known here.

@@ -71,6 +71,8 @@ class TensorInfo:
     # matrix that is stored transposed.
     axes: tuple[int, ...] | None = None
     scale: "TensorInfo | None" = None  # a number that the stored values are to be multiplied by
+    swapped: bool = False  # whether the halves of the first axis lie in the other order in the file
+    identity: bool = False  # an identity matrix, which no file holds
 
     def rows(self, begin: int, end: int) -> "TensorInfo":
         """The rows begin ... end - 1 of the first axis, which follow each other in the file."""
@@ -85,6 +87,17 @@ class TensorInfo:
     def transposed(self) -> "TensorInfo":
         """The transpose of a matrix that is stored by rows."""
         return replace(self, shape=self.shape[::-1], axes=(1, 0))
+
+    def with_swapped_halves(self) -> "TensorInfo":
+        """The second half of an even number of rows before the first; not for `rows` any more."""
+        return replace(self, swapped=not self.swapped)
+
+
+def identity_matrix(path: pathlib.Path, name: str, width: int) -> TensorInfo:
+    """The identity (width, width) in float32, for a projection that a file at `path` leaves out."""
+    return TensorInfo(
+        path=path, name=name, dtype="F32", shape=(width, width), start=0, nbytes=0, identity=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +164,8 @@ def read_tensor(entry: TensorInfo) -> np.ndarray:
     8-bit floats are returned in float32, and so is what has a scale, times it.
     """
     final = numpy_dtype(entry)
+    if entry.identity:
+        return np.identity(entry.shape[0], final)
     spare = np.empty(entry.nbytes + ALIGNMENT, np.uint8)
     begin = -spare.ctypes.data % ALIGNMENT
     buffer = spare[begin : begin + entry.nbytes]
@@ -168,6 +183,8 @@ def read_tensor(entry: TensorInfo) -> np.ndarray:
             f"{entry.path}: got {os_error_message(error)}, expected {entry.name}"
         ) from None
     values = buffer.view((NUMPY_DTYPES | FLOAT8)[entry.dtype]).astype(final, copy=False)
+    if entry.swapped:
+        values = np.roll(values, values.size // 2)
     if entry.scale is not None:
         values = values * read_tensor(entry.scale).astype(final).reshape(())
     axes = entry.axes

@@ -1,41 +1,34 @@
-"""One file with a whole pipeline in it, in the original layout (LDM, A1111, Civitai)."""
+"""One file with a whole model in it, or with a part of one and a base that has the rest."""
 
-import functools
 import pathlib
-from collections.abc import Callable, Container, Mapping
+import warnings
+from collections.abc import Container, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from flax import nnx
 
-from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer, leftovers
+from jaxdiff.checkpoints import leftovers
+from jaxdiff.checkpoints.base_folder import BaseFolder
 from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from jaxdiff.checkpoints.components import Component, build
-from jaxdiff.checkpoints.key_aliases import canonical
+from jaxdiff.checkpoints.layout_registry import layout_for
 from jaxdiff.checkpoints.loading import Placement, lazy_tensors
-from jaxdiff.checkpoints.model_registry import class_name_of
+from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of
 from jaxdiff.checkpoints.pipelines import VAE_COMPONENT, PipelineComponents
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo, write_tensors
 from jaxdiff.checkpoints.schedulers import prediction_type_of
-from jaxdiff.checkpoints.single_file_layouts import (
-    ANOTHER_VAE,
-    UNET,
-    VAE,
-    SingleFileLayout,
-    TextEncoderLayout,
-    layout_for,
-)
+from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE, BASE, FileComponent
 from jaxdiff.checkpoints.single_file_settings import METADATA_KEY, marker_tensors, read_layout
+from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file, check_file
+from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.denoising import PREDICTION_TYPES
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.vae import AutoencoderKL
-
-Build = Callable[..., nnx.Module]  # (class, configs, tensors): `components.build`, the rest chosen
 
 
 def read_single_file(
@@ -43,82 +36,158 @@ def read_single_file(
     dtype: Dtype | None = None,
     *,
     prediction_type: str | None = None,
+    base: BaseFolder | None = None,
+    variant: str | None = None,
     sharding: Placement = None,
     attention: str = "auto",
     only: Container[str] | None = None,
     skip: Container[str] = (),
 ) -> PipelineComponents:
-    """The pipeline in a file of the original layout, its family and sizes told by its tensors.
+    """The model in a single file, its family and sizes told by its tensors.
 
     `prediction_type` overrules what the file says, which the files of Stable Diffusion 2 do not.
-    `only` and `skip` are `read_pipeline`'s, the rest `read_component`'s. Raises InputError, naming
-    the file, for anything that is missing, left over or unfit.
+    `base` has the components that the file lacks, of weights the `variant` where it has it. `only`
+    and `skip` are `read_pipeline`'s, the rest `read_component`'s. Raises InputError, naming the
+    file, for anything that is missing, left over or unfit.
     """
     if prediction_type is not None:
         one_of("prediction_type", prediction_type, PREDICTION_TYPES)
     entries = read_weights(path)
     layout = read_layout(path, entries, prediction_type)
+    if base is not None and base.pipeline in layout.alternatives:
+        layout = replace(layout, pipeline=base.pipeline)
     predicts = stored_prediction_type(layout.scheduler)
     one_of(f"{path}: prediction_type", predicts, PREDICTION_TYPES)
-    classes = layout.classes
-    if VAE_COMPONENT in skip:
-        del classes[VAE]
-        entries = {name: entry for name, entry in entries.items() if not name.startswith(VAE)}
-    groups = split(entries, classes)
-
-    def make(name: str) -> Build:
-        return functools.partial(
-            build,
-            sources=(str(path), str(path)),
-            dtype=dtype,
-            sharding=sharding,
-            attention=attention,
-            weights=only is None or name in only,
-        )
-
-    modules = {"unet": _unet(groups[UNET], layout, make("unet"))}
-    if VAE in groups:
-        modules[VAE_COMPONENT] = _vae(groups[VAE], layout, make(VAE_COMPONENT))
-    for part in layout.texts:
-        modules[part.name] = _text(groups[part.prefix], part, make(part.name))
-    nine = groups[UNET]["input_blocks.0.0.weight"].shape[1:2] == (9,)
+    skipped = tuple(part.prefix for part in layout.components if part.name in skip)
+    entries = {name: e for name, e in entries.items() if not (skipped and name.startswith(skipped))}
+    wanted = [part for part in layout.components if part.name not in skip]
+    groups = split(entries, {part.prefix: part.class_name for part in _last_bare(wanted)})
+    absent = _absent(path, wanted, groups, base)
+    wanted = [part for part in wanted if part not in absent]
+    tokenizers = {
+        part.tokenizer: _tokenizer(path, part, base, stored=bool(groups[part.prefix]))
+        for part in wanted
+        if part.tokenizer is not None
+    }
+    options: dict[str, Any] = {"dtype": dtype, "sharding": sharding, "attention": attention}
+    components: dict[str, Component] = {}
+    configs: dict[str, Mapping[str, Any]] = {}
+    for part in wanted:
+        weights = only is None or part.name in only
+        if group := groups[part.prefix]:
+            tensors = part.read(group)
+            configs[part.name] = layout.config(part, tensors)
+            components[part.name] = _built(
+                path, part, configs[part.name], tensors, weights=weights, **options
+            )
+        elif base is not None:
+            components[part.name] = base.read(part, weights=weights, variant=variant, **options)
+    scheduler, plain = layout.scheduler, layout.options
+    if base is not None and base.pipeline == layout.pipeline:
+        scheduler = base.scheduler(layout, configs[layout.network.name])
+        plain = {**base.options, **plain}
     return PipelineComponents(
-        components={name: Component(module=module) for name, module in modules.items()},
-        scheduler=layout.scheduler,
-        tokenizers={part.tokenizer: clip_tokenizer(part.pad) for part in layout.texts},
-        class_name=layout.inpainting if nine else layout.pipeline,
-        options=layout.options,
+        components=components,
+        scheduler=scheduler,
+        tokenizers=tokenizers,
+        class_name=layout.pipeline,
+        options=plain,
+        absent=tuple(
+            name for part in absent for name in (part.name, part.tokenizer) if name is not None
+        ),
     )
+
+
+def _last_bare(parts: list[FileComponent]) -> list[FileComponent]:
+    """The components, that without a prefix last, as all names begin so."""
+    return sorted(parts, key=lambda part: not part.prefix)
+
+
+def _absent(
+    path: pathlib.Path,
+    wanted: list[FileComponent],
+    groups: Mapping[str, Mapping[str, TensorInfo]],
+    base: BaseFolder | None,
+) -> list[FileComponent]:
+    """The optional components that neither the file nor the base has, with a warning.
+
+    Raises InputError for others that are missing.
+    """
+    lacking = [part for part in wanted if not groups[part.prefix]]
+    if base is not None:
+        lacking = [part for part in lacking if part.optional and base.find(part) is None]
+    if not lacking:
+        return []
+    required = [part for part in lacking if not part.optional]
+    if [part.name for part in required] == [VAE_COMPONENT]:
+        raise InputError(
+            f"{path}: got no tensors {required[0].prefix}*, expected a complete checkpoint, "
+            f"{ANOTHER_VAE}, or {BASE}"
+        )
+    if required:
+        names = ", ".join(part.name for part in required)
+        raise InputError(f"{path}: got no {names}, expected a complete checkpoint, or {BASE}")
+    warnings.warn(
+        f"{path}: got no {', '.join(part.name for part in lacking)}: images are generated without; "
+        f"{BASE} gives it",
+        stacklevel=2,
+    )
+    return lacking
+
+
+def _tokenizer(
+    path: pathlib.Path, part: FileComponent, base: BaseFolder | None, *, stored: bool
+) -> TokenizerFiles:
+    """The tokenizer of a text encoder, which is `stored` in the file, or in the base."""
+    if stored and part.pad is not None:
+        return clip_tokenizer(part.pad)
+    if base is not None:
+        return base.tokenizer(part)
+    raise InputError(f"{path}: got no {part.tokenizer}, which no single file has, expected {BASE}")
+
+
+def _built(
+    path: pathlib.Path,
+    part: FileComponent,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    **options: Any,
+) -> Component:
+    """A component of the file; `options` are `components.build`'s."""
+    with prefix_errors(str(path)):
+        configs = MODEL_CLASSES[part.class_name].configs(config, source=str(path))
+    sources = (str(path), str(path))
+    return Component(module=build(part.class_name, configs, tensors, sources=sources, **options))
 
 
 def write_single_file(
     path: pathlib.Path, parts: PipelineComponents, *, dtype: Dtype | None = None
 ) -> None:
-    """Write a pipeline as one file in the original layout; it appears whole or not at all.
+    """Write a model as one file in the original layout; it appears whole or not at all.
 
     `dtype` converts the weights, None keeps them. Raises InputError for a model that the layout
     cannot hold.
     """
     modules = {name: component.module for name, component in parts.components.items()}
-    acts = {
-        name: module.config.hidden_act
-        for name, module in modules.items()
-        if isinstance(module, CLIPTextModel)
-    }
-    layout = layout_for(parts.class_name, acts, parts.scheduler)
-    tensors = {name: lazy_tensors(module, dtype=dtype) for name, module in modules.items()}
-    spelled = ldm_writer.unet_to_ldm_keys(tensors["unet"])
-    found = {UNET + spelled[name]: tensor for name, tensor in tensors["unet"].items()}
-    if not isinstance(modules[VAE_COMPONENT], AutoencoderKL):
-        raise InputError(
-            f"vae: got {class_name_of(modules[VAE_COMPONENT])}, expected AutoencoderKL: a single "
-            "file holds no other"
+    configs = {name: getattr(module, "config", None) for name, module in modules.items()}
+    layout = layout_for(parts.class_name, configs, parts.scheduler)
+    found: dict[str, LazyTensor] = {}
+    if left_out := sorted(modules.keys() - {part.name for part in layout.components}):
+        warnings.warn(
+            f"{path}: got {', '.join(left_out)}: a single file of {layout.name} does not hold it",
+            stacklevel=2,
         )
-    found |= {VAE + k: t for k, t in ldm_writer.vae_to_ldm(tensors["vae"]).items()}
-    for part in layout.texts:
-        name = part.name if part.name in tensors else "text_encoder"
-        text = ldm_writer.clip_to_open_clip(tensors[name]) if part.open_clip else tensors[name]
-        found |= {part.prefix + key: tensor for key, tensor in text.items()}
+    for part in layout.components:
+        module = modules.get(part.name)
+        if module is None and part.optional:
+            continue
+        got = "none" if module is None else class_name_of(module)
+        if module is None or type(module) is not MODEL_CLASSES[part.class_name].module:
+            raise InputError(
+                f"{part.name}: got {got}, expected {part.class_name}: a single file holds no other"
+            )
+        tensors = part.write(lazy_tensors(module, dtype=dtype))
+        found |= {part.prefix + name: tensor for name, tensor in tensors.items()}
     none = LazyTensor(dtype=np.dtype(np.float32), shape=(0,), fetch=lambda: np.zeros(0, np.float32))
     found |= dict.fromkeys(marker_tensors(parts.scheduler, layout.scheduler), none)
     predicts = prediction_type_of(parts.scheduler).removesuffix("_prediction")
@@ -132,8 +201,7 @@ def split(
 ) -> dict[str, dict[str, TensorInfo]]:
     """The tensors below each prefix in `classes`, without it, for components of these classes.
 
-    A warning counts those that are known to be passed over; InputError for others, and for a prefix
-    without tensors.
+    A warning counts those that are known to be passed over; InputError for others.
     """
     groups, passed_over, unknown = leftovers.sort_file(entries, classes)
     source = next(iter(entries.values())).path
@@ -141,37 +209,5 @@ def split(
         raise InputError(
             f"{source}: unknown tensors: got {leftovers.shown(unknown)}, expected none"
         )
-    for prefix, group in groups.items():
-        if not group:
-            other = f", or {ANOTHER_VAE}" if prefix == VAE else ""
-            raise InputError(
-                f"{source}: got no tensors {prefix}*, expected a complete checkpoint{other}"
-            )
     leftovers.warn(source, passed_over)
     return groups
-
-
-def _unet(group: Mapping[str, TensorInfo], layout: SingleFileLayout, make: Build) -> nnx.Module:
-    tensors = ldm_reader.unet_from_ldm(group)
-    config = infer_config.unet_config(tensors, heads=layout.heads, sample_size=layout.sample_size)
-    return make("UNet2DConditionModel", (config,), tensors)
-
-
-def _vae(group: Mapping[str, TensorInfo], layout: SingleFileLayout, make: Build) -> nnx.Module:
-    tensors = ldm_reader.vae_from_ldm(group)
-    config = infer_config.vae_config(
-        tensors, scaling_factor=layout.scaling_factor, sample_size=8 * layout.sample_size
-    )
-    return make("AutoencoderKL", (config,), tensors)
-
-
-def _text(group: Mapping[str, TensorInfo], part: TextEncoderLayout, make: Build) -> nnx.Module:
-    if part.open_clip:
-        tensors = ldm_reader.clip_from_open_clip(group, depth=part.depth)
-    else:
-        names = {name: canonical(name, class_name=part.class_name) for name in group}
-        tensors = {new: group[name] for name, new in names.items() if new is not None}
-    config = infer_config.text_config(
-        tensors, hidden_act=part.hidden_act, projection_dim=part.projection_dim
-    )
-    return make(part.class_name, (config,), tensors)

@@ -14,14 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdiff.checkpoints.layout_registry import layout_of
 from jaxdiff.checkpoints.original_config import SHAPES, OriginalConfig, read_original_config
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import FLOAT8, TensorInfo, read_metadata, read_tensor
-from jaxdiff.checkpoints.single_file_layouts import SingleFileLayout, layout_of
+from jaxdiff.checkpoints.single_file_layouts import SingleFileLayout
 from jaxdiff.core.errors import InputError
 
 METADATA_KEY = "modelspec.prediction_type"  # in the header, as the ModelSpec standard calls it
-NOTES = {"v": "v_prediction"}  # the words of the standard that are not ours
+# The words of the standard that are not ours, and what is written for flows.
+NOTES = {"v": "v_prediction", "flow": "flow_prediction"}
+BETAS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas")
+SHIFTS = ("shift", "use_dynamic_shifting", "base_shift", "max_shift")
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # tensors that mark a file; their values count nothing
 ALPHAS_CUMPROD, SCALE_FACTOR = "alphas_cumprod", "scale_factor"
 
@@ -54,11 +58,14 @@ def read_layout(
     )
     layout = layout_of(entries, predicts)
     scheduler = dict(layout.scheduler)
-    if predicts is not None:
+    flow = stored_prediction_type(scheduler) == "flow_prediction"
+    if flow and predicts not in (None, "flow_prediction"):
+        raise InputError(f"{path}: prediction_type: got {predicts}, expected flow_prediction")
+    if predicts is not None and not flow:
         scheduler["prediction_type"] = predicts
     if config is not None:
         scheduler |= config.scheduler
-        layout = replace(layout, heads=_heads(layout, config))
+        layout = _with_heads(layout, config)
         _check_shapes(path, entries, config)
     factor = _settle(
         f"{path}: scaling factor of the VAE",
@@ -67,7 +74,12 @@ def read_layout(
     )
     if ZERO_SNR in entries or _ends_in_noise(entries):
         scheduler["rescale_betas_zero_snr"] = True
-    return replace(layout, scheduler=scheduler, scaling_factor=factor or layout.scaling_factor)
+    return _with_field(
+        replace(layout, scheduler=scheduler),
+        "vae",
+        "scaling_factor",
+        factor or layout.scaling_factor,
+    )
 
 
 def marker_tensors(scheduler: Mapping[str, Any], usual: Mapping[str, Any]) -> tuple[str, ...]:
@@ -75,11 +87,11 @@ def marker_tensors(scheduler: Mapping[str, Any], usual: Mapping[str, Any]) -> tu
 
     A warning names what no file of this layout can say.
     """
-    for key in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas"):
-        if key in scheduler and scheduler[key] not in (usual[key], None):
+    for key in (*BETAS, *SHIFTS):
+        if key in scheduler and scheduler[key] not in (usual.get(key), None):
             warnings.warn(
-                f"{key}: got {scheduler[key]!r:.60}, expected {usual[key]!r}: a single file does "
-                "not say so",
+                f"{key}: got {scheduler[key]!r:.60}, expected {usual.get(key)!r}: a single file "
+                "does not say so",
                 stacklevel=2,
             )
     predicts = stored_prediction_type(scheduler)
@@ -110,10 +122,19 @@ def _noted(path: pathlib.Path) -> str | None:
     return NOTES.get(noted, noted) if noted else None
 
 
-def _heads(layout: SingleFileLayout, config: OriginalConfig) -> int | None:
+def _with_heads(layout: SingleFileLayout, config: OriginalConfig) -> SingleFileLayout:
+    """The layout with the heads of attention that the .yaml gives, if it gives any."""
     if config.head_width is not None:
-        return None
-    return layout.heads if config.heads is None else config.heads
+        return _with_field(layout, "unet", "attention_head_dim", None)
+    if config.heads is not None:
+        return _with_field(layout, "unet", "attention_head_dim", config.heads)
+    return layout
+
+
+def _with_field(layout: SingleFileLayout, name: str, key: str, value: Any) -> SingleFileLayout:
+    """The layout with a field of a component's config; None: the shapes tell it."""
+    own = {k: v for k, v in {**layout.fields.get(name, {}), key: value}.items() if v is not None}
+    return replace(layout, fields={**layout.fields, name: own})
 
 
 def _check_shapes(path: pathlib.Path, entries: Entries, config: OriginalConfig) -> None:

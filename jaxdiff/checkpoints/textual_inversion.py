@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdiff.checkpoints.file_kinds import kind_of_model
 from jaxdiff.checkpoints.inversion_names import PAIR, bundled, embeddings, token_name
 from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo, read_tensor, write_tensors
-from jaxdiff.checkpoints.single_file_layouts import kind_of_model
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError

@@ -1,6 +1,6 @@
 """Files that hold a VAE: which one it is and how it is written, told by names of tensors alone.
 
-A VAE of Stable Diffusion has the names of the original layout, bare or below one of PREFIXES, or
+A VAE of Stable Diffusion has the names of the original layout, bare or below one of VAES, or
 those of diffusers. TAESD has diffusers' names, or those of its own code, in which the decoder's
 layers count one more and both halves are files of their own or one below HALVES.
 """
@@ -13,11 +13,10 @@ from typing import NamedTuple
 from jaxdiff.checkpoints import leftovers
 from jaxdiff.checkpoints.ldm_reader import vae_from_ldm
 from jaxdiff.checkpoints.safetensors import TensorInfo
-from jaxdiff.checkpoints.single_file_layouts import UNET, VAE
+from jaxdiff.checkpoints.single_file_layouts import UNET, VAES, first_prefix
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
 
-PREFIXES = (VAE, "vae.")
 HALF_NAMES = ("encoder", "decoder")
 HALVES = tuple(f"taesd_{name}." for name in HALF_NAMES)
 CONFIG = "config.json"  # beside a file of weights
@@ -45,11 +44,12 @@ def find_vae(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> VAEFile |
 
     InputError for half a TAESD whose other half is not beside it.
     """
-    if f"{UNET}input_blocks.0.0.weight" in entries:
-        entries = {k.removeprefix(VAE): e for k, e in entries.items() if k.startswith(VAE)}
+    if any(name.startswith(UNET) for name in entries):
+        prefix = first_prefix(entries, VAES)
+        entries = {k.removeprefix(prefix): e for k, e in entries.items() if k.startswith(prefix)}
     kinds = {name: leftovers.kind_in_component(_bare(name), "AutoencoderKL") for name in entries}
     own = {name: entry for name, entry in entries.items() if kinds[name] is None}
-    for prefix in PREFIXES:
+    for prefix in VAES:
         if own and all(name.startswith(prefix) for name in own):
             own = {name.removeprefix(prefix): e for name, e in own.items()}
     found = _autoencoder(own) or _taesd(path, own)
@@ -59,7 +59,7 @@ def find_vae(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> VAEFile |
 
 def _bare(name: str) -> str:
     """A tensor's name without the prefix of the VAE, if it has one."""
-    return next((name.removeprefix(p) for p in PREFIXES if name.startswith(p)), name)
+    return next((name.removeprefix(p) for p in VAES if name.startswith(p)), name)
 
 
 def vae_files(path: pathlib.Path) -> list[pathlib.Path]:

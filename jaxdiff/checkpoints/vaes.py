@@ -15,11 +15,11 @@ from jaxdiff.checkpoints.components import (
     write_component,
 )
 from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.layout_stable_diffusion import SD1, SDXL
 from jaxdiff.checkpoints.loading import Placement, lazy_tensors
 from jaxdiff.checkpoints.model_registry import MODEL_CLASSES
 from jaxdiff.checkpoints.pipelines import INDEX, VAE_COMPONENT, PipelineComponents
 from jaxdiff.checkpoints.safetensors import TensorInfo, write_tensors
-from jaxdiff.checkpoints.single_file_layouts import SD1, SDXL
 from jaxdiff.checkpoints.vae_layouts import find_vae
 from jaxdiff.checkpoints.weights import STEMS, find_weights, read_weights, variants
 from jaxdiff.core.atomic import atomic_file, check_file
@@ -59,16 +59,15 @@ class VAESource:
         """
         place = str(self.path if self.config is None else self.path / CONFIG)
         if self.config is not None:
-            given = {} if "scaling_factor" in self.config else scaling
-            raw = {**self.config, **(given if self.class_name == "AutoencoderKL" else {})}
-            with prefix_errors(place):
-                configs = MODEL_CLASSES[self.class_name].configs(raw, source=place)
+            raw = self.config
         elif self.class_name == "AutoencoderKL":
-            with prefix_errors(place):
-                kl = infer_config.vae_config(self.tensors, sample_size=PIXELS, **scaling)
-            configs = (kl,)
+            raw = infer_config.vae_fields(self.tensors) | {"sample_size": PIXELS}
         else:
-            configs = (infer_config.tiny_vae_config(self.tensors),)
+            raw = infer_config.tiny_vae_fields(self.tensors)
+        if self.class_name == "AutoencoderKL" and "scaling_factor" not in raw:
+            raw = {**raw, **scaling}
+        with prefix_errors(place):
+            configs = MODEL_CLASSES[self.class_name].configs(raw, source=place)
         module = build(
             self.class_name,
             configs,

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import tyro
 
+from jaxdiff.checkpoints.layout_stable_diffusion import SD1
 from jaxdiff.checkpoints.lora_writing import find_lora, write_lora
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.checkpoints.single_file import write_single_file
-from jaxdiff.checkpoints.single_file_layouts import SD1
 from jaxdiff.checkpoints.vaes import is_vae, open_vae, write_vae
 from jaxdiff.cli.arguments import parse
 from jaxdiff.core.errors import InputError
@@ -50,6 +50,8 @@ class Options:
     vae: str | None = None
     """A VAE in place of a whole model's own, or for one without: a file, folder or Hub
     repository."""
+    base: str | None = None
+    """A diffusers folder or Hub repository with what a checkpoint file lacks."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -58,10 +60,19 @@ def run(arguments: Sequence[str]) -> None:
     dtype = None if options.dtype is None else dtype_of(options.dtype)
     lora = find_lora(pathlib.Path(options.source))
     if lora is not None:
-        _reject(options, "a LoRA", "variant", "prediction_type", "format", "scaling_factor", "vae")
+        _reject(
+            options,
+            "a LoRA",
+            "variant",
+            "prediction_type",
+            "format",
+            "scaling_factor",
+            "vae",
+            "base",
+        )
         files, what = [options.output], _convert_lora(options, lora, dtype)
     elif (source := pathlib.Path(options.source)).exists() and is_vae(source):
-        _reject(options, "a VAE", "prediction_type", "vae")
+        _reject(options, "a VAE", "prediction_type", "vae", "base")
         files, what = _convert_vae(options, dtype)
     else:
         _reject(options, "a whole model", "scaling_factor")
@@ -78,6 +89,7 @@ def _convert_model(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.
         variant=options.variant,
         prediction_type=options.prediction_type,
         vae=options.vae,
+        base=options.base,
     )
     if layout == "original":
         write_single_file(options.output, parts, dtype=dtype)

@@ -51,6 +51,9 @@ class Options:
     """A diffusers folder, a checkpoint file or a Hub repository. Default: the embedded model."""
     vae: str | None = None
     """A VAE instead of the model's own (also TAESD): a folder, a file or a Hub repository."""
+    base: str | None = None
+    """A diffusers folder or Hub repository with what a checkpoint file lacks: text encoders,
+    tokenizers, VAE, schedule."""
     prediction_type: str | None = None
     """What the network of a checkpoint file predicts, such as v_prediction. Default: what the file
     says."""
@@ -240,7 +243,13 @@ def _parsed(arguments: Sequence[str]) -> tuple[Options, dict[str, Any] | None, s
 def _files(options: Options, jobs: Sequence[ImageJob]) -> set[str | pathlib.Path]:
     """The files and folders that a command reads."""
     loras = [file for lora in options.lora for file in lora_files(path_and_scale(lora)[0])]
-    models = [options.guidance_model, options.refiner, options.classifier, options.clip]
+    models = [
+        options.base,
+        options.guidance_model,
+        options.refiner,
+        options.classifier,
+        options.clip,
+    ]
     given = [options.prompts, options.from_image, options.image, options.mask]
     images = [path for job in jobs for path in (job.spec.image, job.spec.mask)]
     paths = {
@@ -258,7 +267,7 @@ def _files(options: Options, jobs: Sequence[ImageJob]) -> set[str | pathlib.Path
 def _program(runner: Any, options: Options, images: Sequence[Any]) -> str:
     """What decides for how long a job compiles, in words."""
     settings = images[0].settings if images else {}
-    names = ("model", "weights", "sampler", "guidance", "height", "width", "vae")
+    names = ("model", "weights", "sampler", "guidance", "height", "width", "vae", "base")
     own = [str(settings.get(name)) for name in names]
     passes = [name for name in ("image", "mask", "hires_scale", "refiner") if name in settings]
     return " ".join([*own, *passes, str(options.batch_size), runner.pipe.device_name])
@@ -283,11 +292,13 @@ def _runner(options: Options) -> tuple[Any, Any]:
         mesh=options.mesh,
         prediction_type=options.prediction_type,
         vae=options.vae,
+        base=options.base,
     )
     settings = {"model": pipe.name, "weights": pipe.fingerprint}  # before LoRAs change them
     if options.prediction_type is not None:
         settings["prediction_type"] = options.prediction_type
     settings |= {} if options.vae is None else {"vae": vae_setting(options.vae, pipe.codec)}
+    settings |= {} if options.base is None else {"base": pathlib.Path(options.base).name}
     settings |= load_addons(
         pipe,
         loras=options.lora,

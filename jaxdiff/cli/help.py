@@ -23,11 +23,16 @@ def model_defaults(arguments: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model", nargs="?", type=pathlib.Path, default=EMBEDDED)
     parser.add_argument("--vae", nargs="?", type=pathlib.Path)
+    parser.add_argument("--base", nargs="?", type=pathlib.Path)
     given = parser.parse_known_args(list(arguments))[0]
-    model, vae = given.model, given.vae
-    if model is not None and model.exists() and (vae is None or vae.exists()):
+    model, others = given.model, (given.vae, given.base)
+    if (
+        model is not None
+        and model.exists()
+        and all(path is None or path.exists() for path in others)
+    ):
         with contextlib.suppress(InputError):  # help is no place for errors
-            parts = read_model(model, None, only=(), vae=vae)
+            parts = read_model(model, None, only=(), vae=given.vae, base=given.base)
             found = defaults.model_defaults(parts, family_of(parts, model.name), model.name)
             return dataclasses.asdict(found)
     return {}

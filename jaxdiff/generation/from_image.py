@@ -14,6 +14,7 @@ T = TypeVar("T")
 FILES: Mapping[str, str] = {
     "model": "--model",
     "vae": "--vae",  # before weights, of which it is a part
+    "base": "--base",
     "weights": "--model and --dtype",
     "guidance_model": "--guidance-model",
     "loras": "--lora",
@@ -68,7 +69,7 @@ def check_restored(
     options = {
         "loras": ("lora",),
         "textual_inversions": ("textual_inversion",),
-        "weights": ("model", "vae"),
+        "weights": ("model", "vae", "base"),
     }
     others = [
         f"{name} {stored.get(name)!r:.60}, now {settings.get(name)!r:.60} ({wanted})"

@@ -28,6 +28,7 @@ def load(
     variant: str | None = None,
     prediction_type: str | None = None,
     vae: str | pathlib.Path | None = None,
+    base: str | pathlib.Path | None = None,
 ) -> Pipeline:
     """The model at `path` on all local devices; without `path` the embedded one.
 
@@ -39,8 +40,9 @@ def load(
     "fsdp=4,tensor=2", shares the weights and the work on an image between devices; without it each
     device has all weights. `variant` picks weight files such as "fp16"; `prediction_type` overrules
     what a single file says that its network predicts. `vae`, which may be in any of these places or
-    a file or folder with a VAE alone, also TAESD, is used instead of the model's own. Raises
-    InputError for anything missing, broken or unknown.
+    a file or folder with a VAE alone, also TAESD, is used instead of the model's own. `base`, a
+    diffusers folder or a repository, gives what a checkpoint file lacks: text encoders, tokenizers,
+    VAE and schedule. Raises InputError for anything missing, broken or unknown.
     """
     shared = None if mesh is None else sampling_mesh(mesh, jax.local_devices())
     devices = jax.local_devices() if shared is None else list(shared.devices.flat)
@@ -58,6 +60,7 @@ def load(
         variant=variant,
         prediction_type=prediction_type,
         vae=vae,
+        base=base,
     )
     if shared is None:
         parts = read(sharding=replicated(data_mesh(devices)))

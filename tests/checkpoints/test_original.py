@@ -17,15 +17,18 @@ from jaxdiff.checkpoints.safetensors import (
 )
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import flatten
+from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.presets import preset
+from jaxdiff.models.unet.config import UNet2DConditionConfig
+from jaxdiff.models.vae import AutoencoderKLConfig
 
 TABLES = pathlib.Path(__file__).parent / "original"
 SHAPES = pathlib.Path(__file__).parents[1] / "models" / "inventories"
 UNETS = {
-    "sd15": ("unet_sd15", {"heads": 8, "sample_size": 64}),
-    "sd21": ("unet_sd15", {"heads": None, "sample_size": 96}),  # the names are the same
-    "sdxl-base": ("unet_sdxl_base", {"heads": None, "sample_size": 128}),
-    "sdxl-refiner": ("unet_sdxl_refiner", {"heads": None, "sample_size": 128}),
+    "sd15": ("unet_sd15", {"attention_head_dim": 8, "sample_size": 64}),
+    "sd21": ("unet_sd15", {"sample_size": 96}),  # the names are the same
+    "sdxl-base": ("unet_sdxl_base", {"sample_size": 128}),
+    "sdxl-refiner": ("unet_sdxl_refiner", {"sample_size": 128}),
 }
 TEXTS = {
     "clip-l": {"hidden_act": "quick_gelu"},
@@ -72,7 +75,7 @@ def test_unet(name):
     assert {k: e.shape for k, e in got.items()} == expected
     assert {k: e.name for k, e in got.items()} == mapped
     assert ldm_writer.unet_to_ldm_keys(expected) == mapped
-    config = infer_config.unet_config(got, **options)
+    config = UNet2DConditionConfig(**infer_config.unet_fields(got) | options)
     wanted = preset("unet", name).config
     assert config == dataclasses.replace(wanted, upcast_attention=config.upcast_attention)
 
@@ -90,8 +93,8 @@ def test_vae(name, factor):
     assert {k: e.shape for k, e in got.items()} == expected
     assert {k: e.name for k, e in got.items()} == mapped
     wanted = preset("vae", name).config
-    config = infer_config.vae_config(got, scaling_factor=factor, sample_size=wanted.sample_size)
-    assert config == wanted
+    scaling = {"scaling_factor": factor, "sample_size": wanted.sample_size}
+    assert AutoencoderKLConfig(**infer_config.vae_fields(got) | scaling) == wanted
 
 
 @pytest.mark.parametrize(
@@ -124,12 +127,13 @@ def test_open_clip(name, names, prefix):
             row = 2 * int(np.prod(expected[key][1:]))
             assert found.start == first * row
             assert found.nbytes == 2 * int(np.prod(expected[key]))
-    assert infer_config.text_config(got, **TEXTS[name]) == preset("text", name).config
+    fields = infer_config.clip_text_fields(got) | TEXTS[name]
+    assert CLIPTextConfig(**fields) == preset("text", name).config
 
 
 def test_text_config_of_clip_l():
-    got = infer_config.text_config(entries(inventory("text-clip-l")), **TEXTS["clip-l"])
-    assert got == preset("text", "clip-l").config
+    fields = infer_config.clip_text_fields(entries(inventory("text-clip-l"))) | TEXTS["clip-l"]
+    assert CLIPTextConfig(**fields) == preset("text", "clip-l").config
 
 
 def test_rows_and_transposes_of_a_file(tmp_path):

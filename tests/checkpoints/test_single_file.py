@@ -12,10 +12,11 @@ import pytest
 import tiny
 
 from jaxdiff.checkpoints.description import describe
+from jaxdiff.checkpoints.file_kinds import OTHER_FAMILIES
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.safetensors import read_table, read_tensor
 from jaxdiff.checkpoints.single_file import read_single_file, write_single_file
-from jaxdiff.checkpoints.single_file_layouts import OTHER_FAMILIES, UNET
+from jaxdiff.checkpoints.single_file_layouts import UNET
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import FlowSchedule
@@ -221,7 +222,7 @@ def test_nine_channels_are_for_inpainting(tmp_path):
         ),
         (
             lambda t: [t.pop(k) for k in list(t) if k.startswith("cond_stage_model.")],
-            "got no text encoder",
+            "got no text_encoder, expected",
         ),
         (
             lambda t: t.update({"model.diffusion_model.out.2.bias": np.zeros(5, np.float32)}),

@@ -99,7 +99,7 @@ def test_the_order_of_authority(tmp_path, asked, tensors, text, note, wanted, sa
 def test_the_two_kinds_of_stable_diffusion_2(tmp_path, text, wanted):
     found = layout(tmp_path, few("sd2"), text=text)
     assert found.scheduler["prediction_type"] == wanted
-    assert found.sample_size == {"epsilon": 64, "v_prediction": 96}[wanted]
+    assert found.fields["unet"]["sample_size"] == {"epsilon": 64, "v_prediction": 96}[wanted]
     assert describe(tmp_path / "model.safetensors").prediction_type == wanted
 
 
@@ -108,9 +108,9 @@ def test_what_else_a_yaml_says(tmp_path):
     found = layout(tmp_path, text=yaml_of(*params, unet=["num_heads: 4", "model_channels: 320"]))
     wanted = {"beta_start": 0.001, "beta_end": 0.02, "num_train_timesteps": 500}
     assert {key: found.scheduler[key] for key in wanted} == wanted
-    assert (found.scaling_factor, found.heads) == (0.5, 4)
+    assert (found.scaling_factor, found.fields["unet"]["attention_head_dim"]) == (0.5, 4)
     found = layout(tmp_path, text=yaml_of(unet=["num_heads: 4", "num_head_channels: 64"]))
-    assert found.heads is None
+    assert "attention_head_dim" not in found.fields["unet"]
     for name, ours in (("linear", "scaled_linear"), ("cosine", "squaredcos_cap_v2")):
         found = layout(tmp_path, text=yaml_of(f"beta_schedule: {name}"))
         assert found.scheduler["beta_schedule"] == ours

@@ -1,0 +1,75 @@
+"""What a file holds that is no model which can be loaded, told by names of tensors alone."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from jaxdiff.checkpoints.single_file_layouts import UNET
+
+# Families that are not loaded, by how a tensor of theirs begins, with or without the UNet's prefix.
+# The first one that fits counts.
+OTHER_FAMILIES: Mapping[str, str] = {
+    "embedder.model.visual.": "Stable unCLIP",
+    "input_blocks.8.0.time_mixer.": "Stable Video Diffusion",
+    "input_blocks.10.0.skip_connection.": "the Stable Diffusion x4 upscaler",
+    "joint_blocks.0.": "Stable Diffusion 3",
+    "double_stream_modulation_img.": "FLUX.2",
+    "distilled_guidance_layer.": "Chroma",
+    "txt_in.individual_token_refiner.": "HunyuanVideo",
+    "double_blocks.0.img_attn.": "FLUX.1",
+    "layers.0.adaLN_modulation.0.": "Z-Image",
+    "cap_embedder.": "Lumina",
+    "transformer_blocks.0.img_mod.": "Qwen-Image",
+    "single_transformer_blocks.0.": "FLUX",
+    "transformer_blocks.0.attn.add_q_proj.": "Stable Diffusion 3 or FLUX",
+    "blocks.0.mlp.inverted_conv.": "Sana",
+    "blocks.0.cross_attn.q_linear.": "PixArt",
+    "double_layers.0.attn.w1q.": "AuraFlow",
+    "mlp_t5.0.": "HunyuanDiT",
+    "clf.1.": "Stable Cascade",
+    "clip_txt_mapper.": "Stable Cascade",
+    "t5_yproj.": "Mochi",
+    "patchify_proj.": "LTX-Video",
+    "head.modulation": "Wan",
+    "double_stream_blocks.0.block.": "HiDream",
+    "net.x_embedder.proj.1.": "Cosmos",
+    "model.clip_img_proj.": "the prior of Kandinsky 2 or Karlo",
+    "clip_img_proj.": "the prior of Kandinsky 2 or Karlo",
+    "transformer_blocks.0.attn.": "Stable Diffusion 3 or FLUX",
+    "blocks.0.cross_attn.q.": "Wan",
+}
+# Before the names of such networks in LoRAs, which may have underscores for dots.
+_LORA_PREFIXES = re.compile(
+    r"(lora_(unet|transformer)_|lycoris_|base_model\.model\.|transformer\.|diffusion_model\.)+"
+)
+# Names of a VAE alone, TAESD's own among them.
+_VAE_NAMES = re.compile(
+    r"(\w+\.)?decoder\.(conv_in|layers\.0)\.weight|(taesd_(en|de)coder\.)?\d+\.conv\.0\.weight"
+)
+
+
+def other_family(names: Iterable[str]) -> str | None:
+    """The family, which is not supported, of a model or LoRA with these names; None for others."""
+    plain = {name.removeprefix(UNET) for name in names}
+    plain |= {_flat(_LORA_PREFIXES.sub("", n)) for n in plain if _LORA_PREFIXES.match(n)}
+    for beginning, family in OTHER_FAMILIES.items():
+        if any(name.startswith((beginning, _flat(beginning))) for name in plain):
+            return family
+    return None
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def is_vae_alone(names: Iterable[str]) -> bool:
+    """Whether these are names of a VAE, and none of a UNet."""
+    names = list(names)
+    return any(map(_VAE_NAMES.fullmatch, names)) and not any(n.startswith(UNET) for n in names)
+
+
+def kind_of_model(names: Iterable[str]) -> str | None:
+    """What a file is that should be something small, if it is a model; None for others."""
+    names = set(names)
+    if f"{UNET}input_blocks.0.0.weight" in names:
+        return "a whole model"
+    return "a VAE" if is_vae_alone(names) else None

@@ -1,0 +1,109 @@
+"""Components that single files of several families have: T5, CLIP and VAEs of 16 channels."""
+
+import functools
+
+from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer
+from jaxdiff.checkpoints.clip_vocabulary import END
+from jaxdiff.checkpoints.key_aliases import canonical
+from jaxdiff.checkpoints.prediction_type import FLOW
+from jaxdiff.checkpoints.safetensors import TensorInfo, identity_matrix
+from jaxdiff.checkpoints.single_file_layouts import (
+    UNET,
+    VAES,
+    Entries,
+    FileComponent,
+    first_prefix,
+)
+
+T5, CLIP_L, CLIP_G = (
+    f"text_encoders.{name}.transformer." for name in ("t5xxl", "clip_l", "clip_g")
+)
+PREFIXES = (UNET, "")  # of a transformer; files with nothing else have none
+EMBEDDING, TIED = "shared.weight", "encoder.embed_tokens.weight"  # one table under two names
+
+
+def flow_scheduler(shift: float, *, dynamic: bool = False) -> dict:
+    """The scheduler_config.json of a flow; `dynamic` shifts by the number of tokens, as FLUX.1."""
+    config = {"_class_name": FLOW, "num_train_timesteps": 1000, "shift": shift}
+    config["use_dynamic_shifting"] = dynamic
+    if dynamic:
+        config |= {"base_shift": 0.5, "max_shift": 1.15}
+        config |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
+    return config
+
+
+def prefix_with(entries: Entries, names: tuple[str, ...]) -> str | None:
+    """The prefix below which a file has all these tensors; None if it has not."""
+    found = (p for p in PREFIXES if all(f"{p}{name}" in entries for name in names))
+    return next(found, None)
+
+
+def vae(entries: Entries) -> FileComponent:
+    """A VAE in the names of the original code, below one of two prefixes."""
+    return FileComponent(
+        name="vae",
+        class_name="AutoencoderKL",
+        prefix=first_prefix(entries, VAES),
+        config=infer_config.vae_fields,
+        read=ldm_reader.vae_from_ldm,
+        write=ldm_writer.vae_to_ldm,
+    )
+
+
+def t5(number: str, *, optional: bool = False) -> FileComponent:
+    """T5's encoder as text encoder `number`; its tokenizer is in no file."""
+    return FileComponent(
+        name=f"text_encoder{number}",
+        class_name="T5EncoderModel",
+        prefix=T5,
+        config=infer_config.t5_fields,
+        read=t5_from_file,
+        tokenizer=f"tokenizer{number}",
+        optional=optional,
+    )
+
+
+def t5_from_file(entries: Entries) -> dict[str, TensorInfo]:
+    """T5's tensors, with the table of embeddings under the one name that it has in a folder."""
+    found = dict(entries)
+    if (tied := found.pop(TIED, None)) is not None:
+        found.setdefault(EMBEDDING, tied)
+    return found
+
+
+def clip_l(*, projects: bool) -> FileComponent:
+    """CLIP-L in transformers' names; one that `projects` without a projection has the identity."""
+    name = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
+    return FileComponent(
+        name="text_encoder",
+        class_name=name,
+        prefix=CLIP_L,
+        config=infer_config.clip_text_fields,
+        read=functools.partial(_clip, class_name=name, identity=projects),
+        tokenizer="tokenizer",
+        pad=END,
+    )
+
+
+def clip_g() -> FileComponent:
+    """OpenCLIP bigG in the names of transformers."""
+    name = "CLIPTextModelWithProjection"
+    return FileComponent(
+        name="text_encoder_2",
+        class_name=name,
+        prefix=CLIP_G,
+        config=infer_config.clip_text_fields,
+        read=functools.partial(_clip, class_name=name),
+        tokenizer="tokenizer_2",
+        pad="!",
+    )
+
+
+def _clip(entries: Entries, *, class_name: str, identity: bool = False) -> dict[str, TensorInfo]:
+    """CLIP's tensors by the names of today's transformers."""
+    names = {name: canonical(name, class_name=class_name) for name in entries}
+    found = {new: entries[name] for name, new in names.items() if new is not None}
+    projection, norm = "text_projection.weight", "text_model.final_layer_norm.weight"
+    if identity and projection not in found and norm in found:
+        found[projection] = identity_matrix(found[norm].path, projection, found[norm].shape[0])
+    return found
