@@ -65,12 +65,13 @@ class BaseFolder:
 
     def tokenizer(self, part: FileComponent) -> TokenizerFiles:
         """The tokenizer of the text encoder in place of one that a file lacks."""
-        name = self.component(part).replace("text_encoder", "tokenizer")
-        cls = self.classes.get(name)
+        name = self.component(part)
+        name = part.tokenizer if name == part.name else name.replace("text_encoder", "tokenizer")
+        cls = self.classes.get(name or "")
         if cls is None:
             raise InputError(f"base: got {self.folder} without {name}, expected it")
         return read_tokenizer(
-            self.folder / name, class_name=cls, source=f"{self.folder / INDEX}: {name}"
+            self.folder / str(name), class_name=cls, source=f"{self.folder / INDEX}: {name}"
         )
 
     def scheduler(self, layout: SingleFileLayout, network: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,6 +9,8 @@ from jaxdiff.checkpoints.single_file_layouts import UNET
 # The first one that fits counts.
 OTHER_FAMILIES: Mapping[str, str] = {
     "embedder.model.visual.": "Stable unCLIP",
+    "cond_stage_model.transformer.token_emb.": "LDM text to image",
+    "cond_stage_model.embedding.": "class-conditional LDM",
     "input_blocks.8.0.time_mixer.": "Stable Video Diffusion",
     "input_blocks.10.0.skip_connection.": "the Stable Diffusion x4 upscaler",
     "joint_blocks.0.": "Stable Diffusion 3",

@@ -247,3 +247,20 @@ def dit_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
 def _head_width(entries: Mapping[str, TensorInfo], norm: str, default: int) -> int:
     """The width of a head of attention, which the norm of its queries has."""
     return tensor_shape(entries, norm, 1)[0] if norm in entries else default
+
+
+def ldm_bert_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of an LDMBertModel, with heads of HEAD_WIDTH."""
+    words, width = tensor_shape(entries, "model.embed_tokens.weight", 2)
+    layer = "model.layers.0"
+    return {
+        "vocab_size": words,
+        "d_model": width,
+        "max_position_embeddings": tensor_shape(entries, "model.embed_positions.weight", 2)[0],
+        "encoder_layers": count_modules(entries, "model.layers."),
+        "encoder_ffn_dim": tensor_shape(entries, f"{layer}.fc1.weight", 2)[0],
+        "encoder_attention_heads": max(
+            1, tensor_shape(entries, f"{layer}.self_attn.q_proj.weight", 2)[0] // HEAD_WIDTH
+        ),
+        "head_dim": HEAD_WIDTH,
+    }

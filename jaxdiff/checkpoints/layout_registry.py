@@ -7,6 +7,7 @@ from typing import Any
 from jaxdiff.checkpoints import (
     layout_dit,
     layout_flux,
+    layout_ldm,
     layout_sd3,
     layout_stable_diffusion,
 )
@@ -22,6 +23,7 @@ from jaxdiff.core.errors import InputError
 # Files with `PIPELINES`, the classes that are written in their layouts; `detect`, which has the
 # layout of a file or None; and `layout_for`, which has that of a pipeline. The first that fits.
 LAYOUT_MODULES: tuple[ModuleType, ...] = (
+    layout_ldm,
     layout_stable_diffusion,
     layout_sd3,
     layout_flux,
