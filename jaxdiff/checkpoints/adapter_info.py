@@ -23,6 +23,7 @@ _TRANSFORMERS = {
     "FLUX.1": re.compile(r"(double|single)_blocks[._]|single_transformer_blocks[._]"),
 }
 _QUERIES = re.compile(r"attn[._](to|add)_q(_proj)?$")
+UNKNOWN = "unknown"
 _ATTENDS = re.compile(r"attn2[._]to_[kv]$")
 # Tensors whose first axis is the rank, and those whose second is a layer's width.
 _RANKS = frozenset({"down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"})
@@ -56,7 +57,7 @@ class AdapterInfo(NamedTuple):
     """A file that changes a model."""
 
     layout: str  # "LoRA" or "textual inversion"
-    family: str  # of the models that it fits; "unknown" where the table does not tell
+    family: str  # of the models that it fits; UNKNOWN where the table does not tell
     facts: LoRAInfo | TextualInversionInfo
     groups: Mapping[str, Mapping[str, TensorInfo]]  # its tensors by network
 
@@ -112,10 +113,10 @@ def _lora_family(entries: Mapping[str, TensorInfo], names: Mapping[str, Name]) -
         shape = entries[name].shape
         attends = found.component == "unet" and _ATTENDS.search(found.module)
         if attends and found.role in _WIDTHS and len(shape) > 1:
-            return WIDTHS.get(shape[1], "unknown")
+            return WIDTHS.get(shape[1], UNKNOWN)
     if any(found.component == "text_encoder_2" for found in names.values()):
         return SDXL.name
-    return "unknown"
+    return UNKNOWN
 
 
 def _is_down(found: Name) -> bool:
@@ -128,7 +129,7 @@ def _transformer_family(modules: Mapping[str, TensorInfo]) -> str:
         if any(map(form.match, modules)):
             return family
     widths = {e.shape[1] for name, e in modules.items() if _QUERIES.search(name) and e.shape[1:]}
-    return TRANSFORMER_WIDTHS.get(min(widths, default=0), "unknown")
+    return TRANSFORMER_WIDTHS.get(min(widths, default=0), UNKNOWN)
 
 
 def _textual_inversion(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> AdapterInfo | None:
@@ -140,7 +141,7 @@ def _textual_inversion(path: pathlib.Path, entries: Mapping[str, TensorInfo]) ->
         family, places = SDXL.name, PAIR
     else:
         ((name, shape),) = shapes.items()
-        family = WIDTHS.get(shape[-1], "unknown")
+        family = WIDTHS.get(shape[-1], UNKNOWN)
         places = {name: "text_encoder_2" if family == REFINER.name else "text_encoder"}
     facts = TextualInversionInfo(
         token=token,

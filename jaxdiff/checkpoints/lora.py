@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.checkpoints.adapter_info import find_adapter
+from jaxdiff.checkpoints.adapter_info import UNKNOWN, find_adapter
 from jaxdiff.checkpoints.file_kinds import kind_of_model, other_family
 from jaxdiff.checkpoints.inversion_names import BUNDLED
 from jaxdiff.checkpoints.jsonfiles import parse_object, read_object
@@ -202,12 +202,11 @@ def reject_other_models(
         return
     found = find_adapter(path, entries)
     networks = {UNET, TRANSFORMER} & (found.groups.keys() if found else set())
-    of_unet = networks == {UNET}
-    got = found.family if found else "unknown"
-    if got == "unknown":
-        got = OF_UNETS if of_unet else OF_TRANSFORMERS
-    alike = got.startswith(family) or family.startswith(got)
-    if networks and not (alike and any(name in components for name in networks)):
+    got = found.family if found else UNKNOWN
+    alike = got == UNKNOWN or got.startswith(family) or family.startswith(got)
+    if any(each not in components or (each == TRANSFORMER and not alike) for each in networks):
+        if got == UNKNOWN:
+            got = OF_UNETS if UNET in networks else OF_TRANSFORMERS
         raise InputError(f"{path}: got a LoRA for {got}, expected one for {family}")
 
 

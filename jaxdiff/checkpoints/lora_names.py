@@ -100,11 +100,15 @@ _PARTS = re.compile(
     r"|in_layers|out_layers|emb_layers|skip_connection|attn[12]?|to_out|to_add_out|to_[qkv]"
     r"|add_[qkv]_proj|ff(?:_context)?|net|norm1_context|norm_out|norm1?|proj_in|proj_out|proj_mlp"
     r"|(?:img|txt)_(?:attn|mlp|mod|in)|(?:time|vector|guidance)_in|(?:in|out)_layer|qkv"
-    r"|modulation|lin|linear[12]?|final_layer|adaLN_modulation|distilled_guidance_layer"
-    r"|text_model|text_projection|encoder|layers|self_attn|[qkv]_proj|out_proj|mlp|fc[12]"
+    r"|modulation|linear[12]?|lin|final_layer|adaLN_modulation|distilled_guidance_layer"
+    r"|in_proj|norms|text_model|text_projection|encoder|layers|self_attn|[qkv]_proj|out_proj|mlp|fc[12]"
     r"|op|out|proj|\d+"
 )
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.\d")
+_ORIGINAL_TRANSFORMER = re.compile(
+    r"((double|single|joint)_blocks|img_in|txt_in|(time|vector|guidance)_in|[ty]_embedder"
+    r"|final_layer|x_embedder\.proj|distilled_guidance_layer\.layers\.\d+\.(in|out)_layer)(\.|$)"
+)
 BLOCKS = 3  # numbered blocks in a stage of every published UNet
 
 
@@ -190,6 +194,11 @@ def unflatten_key(flat: str) -> str | None:
         return path
     renamed = ldm_reader.unet_name(f"{path}.weight", BLOCKS).removesuffix(".weight")
     return None if renamed == path else renamed
+
+
+def in_original_names(module: str) -> bool:
+    """Whether a path in a transformer is one of the original code, not of diffusers."""
+    return _ORIGINAL_TRANSFORMER.match(module) is not None
 
 
 def has_weights(folder: pathlib.Path) -> bool:

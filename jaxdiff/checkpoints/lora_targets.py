@@ -5,7 +5,9 @@ the original code may name a tensor of which diffusers has made several, one aft
 rows, such as queries, keys and values; or one whose halves diffusers has swapped.
 """
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 from jaxdiff.checkpoints import ldm_writer
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
@@ -13,10 +15,12 @@ from jaxdiff.checkpoints.key_tables import KeyTable, Parts, rows
 from jaxdiff.checkpoints.layout_flux import CHROMA_TABLE, FLUX_TABLE
 from jaxdiff.checkpoints.layout_sd3 import TABLE as SD3_TABLE
 from jaxdiff.checkpoints.lora_formats import Shape
-from jaxdiff.checkpoints.lora_names import T5, TRANSFORMER, UNET, parse
+from jaxdiff.checkpoints.lora_names import T5, TRANSFORMER, UNET, in_original_names, parse
+from jaxdiff.checkpoints.safetensors import TensorInfo
 
 # The PyTorch key of a parameter, or those of several whose rows follow each other in one.
 Target = str | tuple[str, ...]
+Roles = Mapping[str, TensorInfo]  # the tensors of one module
 
 # Queries, keys and values of a single block, which XLabs changes without the rows that follow.
 _XLABS = rows(
@@ -95,6 +99,35 @@ def table_of(names: Iterable[str]) -> KeyTable | None:
     if "single_transformer_blocks" in modules:
         return FLUX_TABLE
     return SD3_TABLE if {"pos_embed", "context_embedder"} <= modules else None
+
+
+def from_original(modules: Mapping[str, Roles]) -> Iterator[tuple[str, Roles]]:
+    """The factors of a transformer's modules under the names of diffusers, of LoRAs alone.
+
+    What diffusers has made of one module has the same `down`, and its own rows of `up`. Names of no
+    published network stay as they are.
+    """
+    for module, roles in modules.items():
+        parts = {f"{module}.weight": roles["up"]}
+        if in_original_names(module):
+            table, depth = _original_table(module, modules, roles)
+            parts = table.from_original(parts, depth)
+        for key, entry in parts.items():
+            yield _module(key), {**roles, "up": entry}
+
+
+def _original_table(
+    module: str, modules: Iterable[str], roles: Roles
+) -> tuple[KeyTable, int | None]:
+    """The table with the module's name, and the number of blocks as far as it counts."""
+    if not any(name.startswith("joint_blocks.") for name in modules):
+        chroma = any(name.startswith("distilled_guidance_layer.") for name in modules)
+        table = CHROMA_TABLE if chroma else FLUX_TABLE
+        return dataclasses.replace(table, rules=(_XLABS, *table.rules)), None
+    number = re.match(r"joint_blocks\.(\d+)\.", module)
+    # The last block alone has two vectors for the text: shift and scale.
+    last = roles["up"].shape[0] == 2 * roles["down"].shape[1]
+    return SD3_TABLE, int(number[1]) + (1 if last else 2) if number else None
 
 
 def _originals(component: str, keys: Iterable[str]) -> dict[str, Parts]:

@@ -8,7 +8,7 @@ modules that differ, `rank_pattern` and `alpha_pattern`.
 import json
 import pathlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -24,7 +24,16 @@ from jaxdiff.checkpoints.lora import (
     reject_unsupported,
 )
 from jaxdiff.checkpoints.lora_formats import LoRA, kind_of
-from jaxdiff.checkpoints.lora_names import has_weights, parse, unflatten_key, weights_file
+from jaxdiff.checkpoints.lora_names import (
+    T5,
+    TRANSFORMER,
+    has_weights,
+    in_original_names,
+    parse,
+    unflatten_key,
+    weights_file,
+)
+from jaxdiff.checkpoints.lora_targets import Roles, from_original
 from jaxdiff.checkpoints.safetensors import (
     FLOAT8,
     LazyTensor,
@@ -39,6 +48,7 @@ from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 
+NO_NAMES = "names of no LoRA for a published network"
 Module = tuple[str, str]  # component, path of the module as in diffusers and transformers
 
 
@@ -109,7 +119,7 @@ def write_pairs(
         write_tensors(temporary, found, metadata={**(metadata or {}), **described})
 
 
-def _modules(path: pathlib.Path) -> dict[Module, dict[str, TensorInfo]]:
+def _modules(path: pathlib.Path) -> dict[Module, Roles]:
     """The tensors of each module by role; raises for what PEFT's spelling cannot hold."""
     modules: dict[Module, dict[str, TensorInfo]] = defaultdict(dict)
     strange: list[str] = []
@@ -121,15 +131,15 @@ def _modules(path: pathlib.Path) -> dict[Module, dict[str, TensorInfo]]:
         if found is None or module is None:
             strange.append(name)
             continue
-        bare = module == "text_projection" or module.startswith("text_model.")
-        if found.component != "unet" and not bare:
+        bare = module == "text_projection" or module.startswith(("text_model.", "encoder.block."))
+        if found.component.startswith("text_encoder") and not bare:
             module = f"text_model.{module}"
         if found.role in modules[found.component, module]:
             strange.append(name)
         modules[found.component, module][found.role] = entry
     if strange:
         reject_other_models(path, entries)
-    reject_unknown_keys(path, "names of no LoRA for a published network", strange)
+    reject_unknown_keys(path, NO_NAMES, strange)
     every = modules.values()
     reject_unknown_keys(
         path, "Tucker factors", [roles["mid"].name for roles in every if "mid" in roles]
@@ -140,7 +150,23 @@ def _modules(path: pathlib.Path) -> dict[Module, dict[str, TensorInfo]]:
     reject_unknown_keys(
         path, "factors that do not go together", [_first(r) for r in every if not _pair(r)]
     )
-    return modules
+    return _in_diffusers_names(path, modules)
+
+
+def _in_diffusers_names(path: pathlib.Path, modules: Mapping[Module, Roles]) -> dict[Module, Roles]:
+    """The factors of each module of diffusers, some of which are one in the original code."""
+    own = {module: r for (component, module), r in modules.items() if component == TRANSFORMER}
+    found: dict[Module, Roles] = {m: r for m, r in modules.items() if m[0] != TRANSFORMER}
+    twice, unknown = [], []
+    for module, roles in from_original(own):
+        if in_original_names(module):
+            unknown.append(roles["up"].name)
+        elif (TRANSFORMER, module) in found:
+            twice.append(roles["up"].name)
+        found[TRANSFORMER, module] = roles
+    reject_unknown_keys(path, NO_NAMES, unknown)
+    reject_unknown_keys(path, "factors of modules that have others", twice)
+    return found
 
 
 def _reject_other_formats(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> None:
@@ -151,6 +177,8 @@ def _reject_other_formats(path: pathlib.Path, entries: Mapping[str, TensorInfo])
         found = parse(name)
         if name.startswith(BUNDLED):
             others["textual inversions"].append(name)
+        elif found is not None and found.component == T5:
+            others["a LoRA of T5"].append(name)
         elif found is not None and found.role not in (*LoRA.tensors, "alpha"):
             others[kind_of({found.role: entry.shape})].append(name)
     for kind, names in sorted(others.items()):
@@ -187,10 +215,15 @@ def _settings(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {module: own for module, own in ranks.items() if own != rank},
-        "alpha_pattern": {module: own for module, own in alphas.items() if own != alpha},
+        "rank_pattern": {_pattern(m, ranks): own for m, own in ranks.items() if own != rank},
+        "alpha_pattern": {_pattern(m, ranks): own for m, own in alphas.items() if own != alpha},
         "target_modules": sorted(ranks),
     }
+
+
+def _pattern(module: str, modules: Iterable[str]) -> str:
+    """The pattern of a module, which PEFT matches with the ends of paths unless it has a start."""
+    return f"^{module}" if any(other.endswith(f".{module}") for other in modules) else module
 
 
 def _training(path: pathlib.Path) -> dict[str, str]:

@@ -11,7 +11,20 @@ from jaxdiff.nn.layers import Conv, Linear
 from jaxdiff.nn.lora import LoRAConv, LoRALinear
 
 M = TypeVar("M", bound=nnx.Module)
+# Of the image's tokens, and of the text's in networks with two streams.
+PROJECTIONS = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+)
 LORA_SUFFIXES = (".lora_A.kernel", ".lora_B.kernel")  # of the paths of factors
+
+
+def attention_projections(module: nnx.Module) -> tuple[str, ...]:
+    """The ends of the paths of the projections in a network's attention layers."""
+    layers = [f".{path.removesuffix('.kernel')}" for path in param_dict(module)]
+    return tuple(
+        name for name in PROJECTIONS if any(layer.endswith(f".{name}") for layer in layers)
+    )
 
 
 def inject_lora(

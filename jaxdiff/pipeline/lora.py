@@ -61,7 +61,7 @@ class LoRAManager:
             originals = self._originals[component]
             now = param_dict(module)
             changed = dict(originals)
-            for path, delta in _deltas(self._scaled(component, scales), now | originals):
+            for path, delta in weight_changes(self._scaled(component, scales), now | originals):
                 before = originals.setdefault(path, now[path])
                 total = before.astype(jnp.float32) + jnp.asarray(to_jax(delta, path))
                 changed[path] = _like(total.astype(before.dtype), before)
@@ -86,7 +86,7 @@ class LoRAManager:
         return found
 
 
-def _deltas(
+def weight_changes(
     changes: ScaledChanges, weights: Mapping[str, Array]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The path of each changed weight and the sum of its changes, in PyTorch's layout and float32.

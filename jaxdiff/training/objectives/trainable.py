@@ -16,7 +16,7 @@ from jaxdiff.core.types import Float, NDArray
 from jaxdiff.families.base import Family
 from jaxdiff.models.build import initial_weights, param_dict
 from jaxdiff.models.clip import extend_token_embedding
-from jaxdiff.models.lora import inject_lora, is_lora_param
+from jaxdiff.models.lora import attention_projections, inject_lora, is_lora_param
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.training.config import LoRA
 from jaxdiff.training.objectives.diffusion import (
@@ -79,6 +79,8 @@ def train_lora(family: Family, networks: Networks, config: LoRA) -> ParameterPar
     """Train the factors of low-rank updates."""
     targets = dict.fromkeys(family.id_columns, config.text_target_modules)
     targets[family.network] = config.target_modules
+    if config.target_modules is None:
+        targets[family.network] = attention_projections(networks[family.network])
     with_lora, unused = dict(networks), _unused_parameters(family, networks)
     for name in networks.keys() & targets:
         size = {"rank": config.rank, "scale": config.scale}
