@@ -45,6 +45,11 @@ class RatioSchedule:
         """As `levels`."""
         return levels(t)
 
+    def derivatives(self, t):
+        """Those of `levels`."""
+        alpha, _ = levels(t)
+        return -t * alpha**3, alpha**3
+
     def time_of(self, sigma_edm):
         """The ratio."""
         return sigma_edm

@@ -16,10 +16,11 @@ from jaxdiff.training.config import DiffusionObjective, OptimiserConfig, VAEObje
 # table could: those that a line of a prompt file can give, and those of other parts of a command.
 ALONE = {
     generate: "prompt prompts from_image model vae base negative_prompt prompt_2 negative_prompt_2 "
+    "prompt_3 negative_prompt_3 "
     "guidance_scale guidance negative_scale classifier_scale clip_scale guidance_model steps "
     "sampler timestep_spacing eta height width image mask strength hires_scale lora "
     "textual_inversion refiner clip_skip vae_tile prompt_syntax seed num_images batch_size dtype "
-    "mesh output json",
+    "mesh offload output json",
     evaluate: "model guidance_scale guidance classifier_scale steps sampler timestep_spacing seed "
     "batch_size mesh prompt output",
     sweep: "prompt scales guidance samplers steps negative_prompt classifier_scales clip_scales "

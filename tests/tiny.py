@@ -214,7 +214,9 @@ def with_linear_unet(pipe, seed=1):
         placed = jax.device_put(table, infer_shardings(table, pipe.mesh))
         unet = Component(module=with_params(unet.module, placed))
     parts = dataclasses.replace(pipe.parts, components=pipe.parts.components | {"unet": unet})
-    return Pipeline(parts, name=pipe.name, devices=pipe.devices, mesh=pipe.mesh)
+    return Pipeline(
+        parts, name=pipe.name, devices=pipe.devices, mesh=pipe.mesh, offload=pipe.offload
+    )
 
 
 def write_lora(pipe, path, seed):

@@ -26,6 +26,7 @@ from jaxdiff.checkpoints.model_registry import (
     arguments,
     class_name_of,
     fields,
+    present_name,
 )
 from jaxdiff.checkpoints.safetensors import FLOAT8, FLOATS, LazyTensor, TensorInfo, write_tensors
 from jaxdiff.checkpoints.weights import find_weights, read_weights
@@ -94,7 +95,7 @@ def _read_config(
     source = folder / CONFIG
     raw = read_object(source)
     name = config_class(raw, str(source)) if class_name is None else class_name
-    kind = MODEL_CLASSES[one_of(f"{source}: class", name.removeprefix("Flax"), MODEL_CLASSES)]
+    kind = MODEL_CLASSES[one_of(f"{source}: class", present_name(name), MODEL_CLASSES)]
     with prefix_errors(str(source)):
         return kind, kind.configs(raw, source=str(source)), raw
 

@@ -64,7 +64,7 @@ SCHEDULER_KEYS: dict[str, Effect] = {
     "disable_corrector": counts(_SAMPLER),
     "solver_p": counts(_SAMPLER),
     "timestep_scaling": counts(_SAMPLER),
-    "variance_type": counts(f"with ddpm, {_SAMPLER}; networks with learned variances do not load"),
+    "variance_type": counts(f"with ddpm, {_SAMPLER}; a learned variance is not read"),
     "shift": counts("of flows"),
     "use_dynamic_shifting": counts(_DYNAMIC),
     "time_shift_type": counts(_DYNAMIC),
@@ -106,9 +106,9 @@ DIFFUSERS_NO_EFFECT = {
 }
 TRANSFORMERS_NO_EFFECT = {
     "of training": (
-        "attention_dropout classifier_dropout dropout dropout_rate finetuning_task "
-        "gradient_checkpointing initializer_factor initializer_range logit_scale_init_value "
-        "problem_type tf_legacy_loss"
+        "activation_dropout attention_dropout classifier_dropout dropout dropout_rate "
+        "encoder_layerdrop finetuning_task gradient_checkpointing init_std initializer_factor "
+        "initializer_range logit_scale_init_value problem_type tf_legacy_loss"
     ),
     "of text generation": (
         "bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample "
@@ -127,6 +127,7 @@ TRANSFORMERS_NO_EFFECT = {
         "output_scores return_dict return_dict_in_generate torchscript"
     ),
     "the dtype is chosen where a model is loaded": "dtype torch_dtype use_bfloat16",
+    "in LDMBertModel, encoder_layers once more": "num_hidden_layers",
     "of the file itself": "architectures model_type tokenizer_class transformers_version",
     "of another part of CLIP, where a config class does not have it": (
         "projection_dim bos_token_id eos_token_id pad_token_id"

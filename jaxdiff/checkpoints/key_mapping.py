@@ -24,6 +24,7 @@ EMBEDDINGS = frozenset(
         "position_embedding",
         "shared",  # T5's tokens
         "embed_tokens",
+        "embed_positions",
         "relative_attention_bias",
         "embedding_table",  # classes of DiT
         "embedding",

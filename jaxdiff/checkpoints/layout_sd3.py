@@ -69,7 +69,7 @@ _NETWORK = FileComponent(
     read=TABLE.from_original,
     write=TABLE.to_original,
 )
-_LAYOUT = SingleFileLayout(
+LAYOUT = SingleFileLayout(
     name="Stable Diffusion 3",
     pipeline="StableDiffusion3Pipeline",
     components=(
@@ -104,11 +104,11 @@ def detect(entries: Entries, prediction_type: str | None = None) -> SingleFileLa
             f"{source_of(entries)}: got Stable Diffusion 3.5 with a context_processor, which is "
             "not supported, expected one without"
         )
-    _, _, *texts = _LAYOUT.components
+    _, _, *texts = LAYOUT.components
     own = (replace(network, prefix=prefix), layout_parts.vae(entries), *texts)
     half = any(f".{block}." in name for block in ("attn.ln_q", "attn.norm_q") for name in entries)
     name = "Stable Diffusion 3.5" if half else "Stable Diffusion 3"
-    return replace(_LAYOUT, name=name, components=own)
+    return replace(LAYOUT, name=name, components=own)
 
 
 def layout_for(
@@ -116,4 +116,4 @@ def layout_for(
 ) -> SingleFileLayout:
     """The layout in which a pipeline is written."""
     del class_name, configs, scheduler  # there is one
-    return _LAYOUT
+    return LAYOUT

@@ -64,15 +64,15 @@ def load_into(
             )
         weight = to_jax(values, path)
         place = sharding(path, weight.shape) if callable(sharding) else sharding
-        return jax.block_until_ready(_put(weight, place))
+        return jax.block_until_ready(place_weight(weight, place))
 
     with ThreadPoolExecutor(WORKERS) as pool:
         arrays = dict(zip(plan, pool.map(load, plan.items()), strict=True))
     return with_params(module, arrays)
 
 
-def _put(view: np.ndarray, place: jax.sharding.Sharding | None) -> Array:
-    """`view` on the device(s).
+def place_weight(view: np.ndarray, place: jax.sharding.Sharding | None) -> Array:
+    """A weight of the host as an array of the device(s) of `place`; None: of the default device.
 
     XLA transposes strided arrays several times faster than numpy, and may take over the buffer of
     others, to which nothing else refers. It does so for every device, so that copies for several

@@ -1,5 +1,6 @@
 """The diffusers and transformers classes of component folders, and their modules here."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,10 +22,18 @@ from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.ldm_bert.config import LDMBertConfig
+from jaxdiff.models.ldm_bert.module import LDMBertModel
+from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
+from jaxdiff.models.pixart.module import PixArtTransformer2DModel
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
+from jaxdiff.models.unet.class_conditional import (
+    ClassConditionalUNet2DConfig,
+    ClassConditionalUNet2DModel,
+)
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
@@ -43,6 +52,7 @@ class ModelClass:
     config: type | None = None  # the class of its config; None: it has several
     options: Mapping[str, Any] = field(default_factory=dict)
     model_type: str | None = None  # transformers' name of the architecture
+    module_name: str | None = None  # in model_index.json; None: the library
 
     @property
     def library(self) -> str:
@@ -120,20 +130,47 @@ _CLASSES = (
     _diffusers("ChromaTransformer2DModel", ChromaTransformer2DModel, ChromaTransformer2DConfig),
     _diffusers("SD3Transformer2DModel", SD3Transformer2DModel, SD3Transformer2DConfig),
     _diffusers("DiTTransformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),
-    _diffusers("Transformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),  # DiT's before
+    _diffusers("PixArtTransformer2DModel", PixArtTransformer2DModel, PixArtTransformer2DConfig),
     _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
     _diffusers("VQModel", VQModel, VQModelConfig),
     _diffusers("AutoencoderTiny", AutoencoderTiny, AutoencoderTinyConfig),
-    # diffusers has no such class and reads no folder that model_index.json does not name.
+    # diffusers has no such classes.
+    _diffusers(
+        "ClassConditionalUNet2DModel", ClassConditionalUNet2DModel, ClassConditionalUNet2DConfig
+    ),
+    # diffusers reads no folder that model_index.json does not name.
     _diffusers("LatentClassifier", LatentClassifier, LatentClassifierConfig),
     _transformers("CLIPTextModel", *_TEXT),
     _transformers("CLIPTextModelWithProjection", *_TEXT, with_projection=True),
     _transformers("CLIPVisionModel", *_VISION),
     _transformers("CLIPVisionModelWithProjection", *_VISION, with_projection=True),
+    # A class of diffusers' pipeline, in transformers' way.
+    dataclasses.replace(
+        _transformers("LDMBertModel", LDMBertModel, LDMBertConfig, "ldmbert"),
+        module_name="latent_diffusion",
+    ),
     _transformers("T5EncoderModel", T5EncoderModel, T5Config, "t5"),
     ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
 )
 MODEL_CLASSES: dict[str, ModelClass] = {kind.name: kind for kind in _CLASSES}
+# Names that classes had before: the published repositories of DiT have the first.
+FORMER_NAMES = {"Transformer2DModel": "DiTTransformer2DModel"}
+
+
+def present_name(name: str) -> str:
+    """The name of a class today, of one that a file names, which may be a former one or Flax's."""
+    name = name.removeprefix("Flax")
+    return FORMER_NAMES.get(name, name)
+
+
+def class_of_config(config: Any) -> ModelClass:
+    """The class of the networks that have a config of this type; InputError if there is none."""
+    for kind in MODEL_CLASSES.values():
+        if kind.config is type(config):
+            return kind
+    raise InputError(
+        f"config: got {type(config).__name__}, expected that of one of {', '.join(MODEL_CLASSES)}"
+    )
 
 
 def class_name_of(module: nnx.Module) -> str:

@@ -6,7 +6,13 @@ from collections.abc import Container, Iterable
 from jaxdiff.checkpoints import hub
 from jaxdiff.checkpoints.base_folder import open_base
 from jaxdiff.checkpoints.loading import Placement
-from jaxdiff.checkpoints.pipelines import VAE_COMPONENT, PipelineComponents, read_pipeline
+from jaxdiff.checkpoints.pipelines import (
+    VAE_COMPONENT,
+    VAE_COMPONENTS,
+    PipelineComponents,
+    read_pipeline,
+    vae_component,
+)
 from jaxdiff.checkpoints.single_file import read_single_file
 from jaxdiff.checkpoints.vaes import VAESource, open_vae, with_vae
 from jaxdiff.checkpoints.weights import digest, find_weights
@@ -34,7 +40,7 @@ def read_model(
     """
     # The VAE first: what is wrong with it shows before gigabytes are read.
     other = None if vae is None else _open_vae(vae, variant)
-    skip = () if other is None else (VAE_COMPONENT,)
+    skip = () if other is None else (VAE_COMPONENT, *VAE_COMPONENTS.values())
     path = resolve_source(source, variant=variant)
     if base is not None and not path.is_file():
         raise InputError(f"base: got {str(base)!r} for {source}, expected a single file")
@@ -60,7 +66,7 @@ def read_model(
         parts = read_pipeline(path, dtype, variant=variant, sharding=sharding, only=only, skip=skip)
     if other is None:
         return parts
-    weights = only is None or VAE_COMPONENT in only
+    weights = only is None or vae_component(parts.class_name) in only
     return with_vae(parts, other, dtype, model=path, sharding=sharding, weights=weights)
 
 

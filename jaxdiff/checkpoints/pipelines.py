@@ -23,7 +23,7 @@ from jaxdiff.checkpoints.components import (
 from jaxdiff.checkpoints.flax_layout import flax_index
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.checkpoints.loading import Placement
-from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of
+from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of, present_name
 from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, read_tokenizer, write_tokenizer
 from jaxdiff.checkpoints.weights import variants
@@ -37,6 +37,7 @@ INDEX = "model_index.json"
 DEFAULTS = "jaxdiff.json"
 SCHEDULER = "scheduler"
 VAE_COMPONENT = "vae"
+VAE_COMPONENTS = {"LDMTextToImagePipeline": "vqvae"}  # where it has another name, by pipeline class
 # Folders of the networks that guide. model_index.json does not name them; diffusers has no such.
 CLASSIFIER = "classifier"
 CLIP = "clip"
@@ -88,8 +89,9 @@ def read_pipeline(
     index = {name: value for name, value in read_index(folder).items() if name not in skip}
     classes = component_classes(index, str(folder / INDEX))
     modules = {name: cls for name, cls in classes.items() if cls in MODEL_CLASSES}
-    if VAE_COMPONENT in modules and not (folder / VAE_COMPONENT).is_dir():
-        raise InputError(f"{folder}: got no {VAE_COMPONENT}/, expected it, or {ANOTHER_VAE}")
+    vae = vae_component(index["_class_name"])
+    if vae in modules and not (folder / vae).is_dir():
+        raise InputError(f"{folder}: got no {vae}/, expected it, or {ANOTHER_VAE}")
     _check_variant(folder, modules, variant)
     # The small files first: what is wrong with them shows before gigabytes are read.
     tokenizers = {
@@ -97,7 +99,7 @@ def read_pipeline(
         for name, cls in classes.items()
         if cls and "Tokenizer" in cls
     }
-    scheduler = read_object(folder / SCHEDULER / "scheduler_config.json")
+    scheduler = _scheduler(folder, classes)
     defaults = read_object(folder / DEFAULTS) if (folder / DEFAULTS).exists() else {}
     defaults = rename_settings(defaults, source=str(folder / DEFAULTS))
     components = {
@@ -119,12 +121,27 @@ def read_pipeline(
     return PipelineComponents(
         class_name=index["_class_name"].removeprefix("Flax"),
         components=components,
-        scheduler=scheduler | {"_class_name": classes[SCHEDULER]},
+        scheduler=scheduler,
         tokenizers=tokenizers,
         options=plain_values(index),
         absent=tuple(name for name, cls in classes.items() if cls is None),
         defaults=defaults,
     )
+
+
+def read_scheduler(folder: pathlib.Path) -> dict[str, Any]:
+    """scheduler_config.json of a pipeline folder, with the class that model_index.json names."""
+    return _scheduler(folder, component_classes(read_index(folder), str(folder / INDEX)))
+
+
+def _scheduler(folder: pathlib.Path, classes: Mapping[str, str | None]) -> dict[str, Any]:
+    config = read_object(folder / SCHEDULER / "scheduler_config.json")
+    return config | {"_class_name": classes[SCHEDULER]}
+
+
+def vae_component(class_name: str) -> str:
+    """The component that a pipeline class has its VAE in."""
+    return VAE_COMPONENTS.get(class_name, VAE_COMPONENT)
 
 
 def abstract_pipeline(
@@ -221,7 +238,7 @@ def component_classes(index: Mapping[str, Any], source: str) -> dict[str, str | 
         if name in SKIPPED or value[1] is None:
             classes[name] = None
             continue
-        cls = str(value[1]).removeprefix("Flax")
+        cls = present_name(str(value[1]))
         if name != SCHEDULER and "Tokenizer" not in cls:
             one_of(f"{source}: {name}: class", cls, MODEL_CLASSES)
         classes[name] = cls
@@ -249,7 +266,7 @@ def _index_of(parts: PipelineComponents) -> dict[str, Any]:
         index["requires_safety_checker"] = False
     for name, component in parts.components.items():
         kind = MODEL_CLASSES[class_name_of(component.module)]
-        index[name] = [kind.library, kind.name]
+        index[name] = [kind.module_name or kind.library, kind.name]
     for name, tokenizer in parts.tokenizers.items():
         index[name] = ["transformers", tokenizer.class_name]
     scheduler = parts.scheduler.get("_class_name")

@@ -158,7 +158,8 @@ def vp_schedule_config(schedule: VPSchedule) -> dict[str, Any]:
 
 
 def flow_schedule_config(schedule: FlowSchedule) -> dict[str, Any]:
-    """The keys for a flow, as `schedule_of` reads them."""
+    """The keys for a flow, as `schedule_of` reads them; InputError for paths they have none of."""
+    one_of("path", schedule.path, ("linear",))
     scale = round(schedule.time_scale)
     return {"_class_name": FLOW, "num_train_timesteps": scale, "shift": schedule.shift}
 

@@ -53,10 +53,10 @@ def make_grid(
     levels = make_host_grid(
         schedule, sampler, steps, spacing=spacing, options=options, num_tokens=num_tokens
     )
-    if prediction_type == "epsilon" and levels.alpha[0] == 0:
+    if prediction_type in ("epsilon", "score") and levels.alpha[0] == 0:
         raise InputError(
-            "prediction_type: got 'epsilon' with a zero-terminal-SNR schedule or a flow, "
-            "expected 'v_prediction' or 'sample': noise says nothing about the image there"
+            f"prediction_type: got {prediction_type!r} with a zero-terminal-SNR schedule or a "
+            "flow, expected 'v_prediction' or 'sample': noise says nothing about the image there"
         )
     discrete = isinstance(schedule, VPSchedule)
     length = len(schedule.sigma_edm) if discrete else MAX_CONTINUOUS_STEPS

@@ -10,11 +10,15 @@ from jaxdiff.core.errors import InputError, os_error_message
 from jaxdiff.core.text import decode_text
 from jaxdiff.core.validate import one_of
 
-# Either one file says all, or vocabulary and merges do; the rest are settings.
-WHOLE = ("tokenizer.json",)
-PARTS = ("vocab.json", "merges.txt")
+# Either one file says all, or those of the class do; the rest are settings.
+WHOLE = "tokenizer.json"
+CLASSES = {
+    "CLIPTokenizer": ("vocab.json", "merges.txt"),
+    "T5Tokenizer": ("spiece.model",),
+    "BertTokenizer": ("vocab.txt",),
+}
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
+BINARY = ".model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,20 +30,31 @@ class TokenizerFiles:
 
 
 def read_tokenizer(
-    folder: pathlib.Path, *, class_name: str = "CLIPTokenizer", source: str = "tokenizer"
+    folder: pathlib.Path, *, class_name: str | None = None, source: str = "tokenizer"
 ) -> TokenizerFiles:
-    """The files of a CLIP tokenizer's folder.
+    """The files of a tokenizer's folder.
 
-    `source` names what asked for `class_name`. Raises InputError for a class other than CLIP's, a
-    missing file, or one that is no JSON where it should be.
+    `source` names what asked for `class_name`, which is one of CLASSES, or one of them and "Fast";
+    None: the class whose files are there, or that tokenizer_config.json names. Raises InputError
+    for another class, a missing file, or one that is no JSON where it should be.
     """
-    one_of(f"{source}: class", class_name, CLASSES)
-    names = [n for n in (*WHOLE, *PARTS, *SETTINGS) if (folder / n).is_file()]
-    if not any(set(group) <= set(names) for group in (WHOLE, PARTS)):
+    name = _class_name(folder) if class_name is None else class_name
+    parts = CLASSES[one_of(f"{source}: class", name.removesuffix("Fast"), CLASSES)]
+    names = [n for n in (WHOLE, *parts, *SETTINGS) if (folder / n).is_file()]
+    if WHOLE not in names and not set(parts) <= set(names):
         got = ", ".join(names) or "no tokenizer files"
-        raise InputError(f"{folder}: got {got}, expected vocab.json and merges.txt")
-    files = {name: _read(folder / name) for name in names}
-    return TokenizerFiles(class_name=class_name, files=files)
+        raise InputError(f"{folder}: got {got}, expected {' and '.join(parts)}")
+    return TokenizerFiles(class_name=name, files={name: _read(folder / name) for name in names})
+
+
+def _class_name(folder: pathlib.Path) -> str:
+    """The class that a tokenizer's folder is for; CLIP's if nothing says it."""
+    for name, parts in CLASSES.items():
+        if all((folder / part).is_file() for part in parts):
+            return name
+    settings = folder / SETTINGS[0]
+    raw = parse_object(_read(settings), str(settings)) if settings.is_file() else {}
+    return str(raw.get("tokenizer_class", next(iter(CLASSES))))
 
 
 def tokenizer_digest(tokenizer: TokenizerFiles) -> str:
@@ -67,6 +82,8 @@ def _read(path: pathlib.Path) -> bytes:
         raise InputError(
             f"{path}: got a Git LFS pointer, expected the file itself (run `git lfs pull`)"
         )
+    if path.suffix == BINARY:
+        return data
     plain = decode_text(data, str(path)).encode()
     if path.suffix == ".json":
         parse_object(plain, str(path))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxdiff.checkpoints import infer_config, ldm_writer, leftovers
+from jaxdiff.checkpoints import infer_config, layout_flux, layout_sd3, ldm_writer, leftovers
 from jaxdiff.checkpoints.components import (
     CONFIG,
     Component,
@@ -18,7 +18,13 @@ from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.layout_stable_diffusion import SD1, SDXL
 from jaxdiff.checkpoints.loading import Placement, lazy_tensors
 from jaxdiff.checkpoints.model_registry import MODEL_CLASSES
-from jaxdiff.checkpoints.pipelines import INDEX, VAE_COMPONENT, PipelineComponents
+from jaxdiff.checkpoints.pipelines import (
+    INDEX,
+    VAE_COMPONENT,
+    VAE_COMPONENTS,
+    PipelineComponents,
+    vae_component,
+)
 from jaxdiff.checkpoints.safetensors import TensorInfo, write_tensors
 from jaxdiff.checkpoints.vae_layouts import find_vae
 from jaxdiff.checkpoints.weights import STEMS, find_weights, read_weights, variants
@@ -125,7 +131,7 @@ def is_vae(path: pathlib.Path) -> bool:
 
 def _folder(path: pathlib.Path) -> pathlib.Path:
     """The folder of the VAE in a folder of its own or of a whole model."""
-    for folder in (path / VAE_COMPONENT, path):
+    for folder in (*(path / n for n in (VAE_COMPONENT, *VAE_COMPONENTS.values())), path):
         if (folder / CONFIG).is_file():
             return folder
     raise InputError(f"vae: got {path} without {VAE_COMPONENT}/ or {CONFIG}, expected a VAE")
@@ -145,14 +151,14 @@ def with_vae(
     Where its files do not say how latents are scaled, they are scaled as the model's own VAE does
     it, or those of the model's family.
     """
-    scaling = _scaling(parts.class_name, model)
+    name, scaling = vae_component(parts.class_name), _scaling(parts.class_name, model)
     component = vae.read(dtype, scaling=scaling, sharding=sharding, weights=weights)
     config: Any = component.module.config  # pyright: ignore[reportAttributeAccessIssue]
-    unet: Any = parts.components["unet"].module
-    if config.latent_channels != unet.config.out_channels:
+    network, channels = _denoised_channels(parts)
+    if config.latent_channels != channels:
         raise InputError(
             f"vae: got {vae.path} with {config.latent_channels} latent channels, expected "
-            f"{unet.config.out_channels} as the UNet has"
+            f"{channels} as the {network} has"
         )
     if vae.class_name == "AutoencoderTiny" and scaling.get("latents_mean"):
         raise InputError(
@@ -168,19 +174,30 @@ def with_vae(
         )
     return replace(
         parts,
-        components={**parts.components, VAE_COMPONENT: component},
-        absent=tuple(name for name in parts.absent if name != VAE_COMPONENT),
+        components={**parts.components, name: component},
+        absent=tuple(each for each in parts.absent if each != name),
     )
+
+
+def _denoised_channels(parts: PipelineComponents) -> tuple[str, int]:
+    """The network that denoises in words, and the channels of the latents that it does so with."""
+    if "unet" in parts.components:
+        unet: Any = parts.components["unet"].module
+        return "UNet", unet.config.channels[1]
+    transformer: Any = parts.components["transformer"].module
+    return "transformer", transformer.config.channels[1]
 
 
 def _scaling(class_name: str, model: pathlib.Path) -> dict[str, Any]:
     """How the network of a model has its latents scaled."""
-    family = SDXL if "XL" in class_name else SD1
-    own = model / VAE_COMPONENT / CONFIG
+    usual = SDXL if "XL" in class_name else SD1
+    for module, layout in ((layout_sd3, layout_sd3.LAYOUT), (layout_flux, layout_flux.DEV)):
+        usual = layout if class_name in module.PIPELINES else usual
+    own = model / vae_component(class_name) / CONFIG
     config = read_object(own) if own.is_file() else {}
     if "scaling_factor" in config:
         return {name: config[name] for name in SCALING if name in config}
-    return {"scaling_factor": family.scaling_factor}
+    return {name: value for name, value in usual.fields["vae"].items() if name in SCALING}
 
 
 def write_vae(

@@ -1,6 +1,6 @@
 """`jaxdiff generate`: prompts in, PNG files out, resumable.
 
-With `--plan TOPOLOGY` the sampling loop is compiled for absent devices: see `planning`.
+With `--plan TOPOLOGY` what generates images is compiled for absent devices: see `planning`.
 """
 
 import dataclasses
@@ -130,6 +130,8 @@ class Options:
     """float32, bfloat16 or float16. Default: float32 on CPU, bfloat16 elsewhere."""
     mesh: str | None = None
     """Share weights and work between devices, such as fsdp=4,tensor=2 or guidance=2."""
+    offload: str | None = None
+    """What leaves the devices while it is not needed: text, the text encoders."""
     output: pathlib.Path = pathlib.Path("out")
     """Folder for the PNG files. Images that exist with the same settings are kept; nothing is
     overwritten."""
@@ -293,6 +295,7 @@ def _runner(options: Options) -> tuple[Any, Any]:
         prediction_type=options.prediction_type,
         vae=options.vae,
         base=options.base,
+        offload=options.offload,
     )
     settings = {"model": pipe.name, "weights": pipe.fingerprint}  # before LoRAs change them
     if options.prediction_type is not None:
@@ -334,6 +337,7 @@ def _report(
         **dict.fromkeys(("compile_s", "encode_s", "sample_s", "decode_s"), 0.0),
         "images_per_s": None,
         "device": None,
+        "offload": options.offload,
         "total_s": round(total, 4),
     }
 

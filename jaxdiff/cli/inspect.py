@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxdiff.checkpoints import leftovers
 from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo
 from jaxdiff.checkpoints.description import Description, describe
-from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE
+from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE, BASE
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -49,9 +49,10 @@ def table(found: Description) -> str:
     if found.unknown:
         names = leftovers.shown(found.unknown)
         lines.append(f"  unknown tensors: {names}: the file cannot be loaded with them")
-    for name in found.missing:
-        other = f": loading needs {ANOTHER_VAE}" if name == "vae" else ""
-        lines.append(f"  no {name}{other}")
+    lines += [
+        f"  no {name}: loading needs {ANOTHER_VAE if name == 'vae' else BASE}"
+        for name in found.missing
+    ]
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ def plan_training(
 
 
 def plan_sampling(arguments: Sequence[str]) -> None:
-    """Parse `arguments` and print the plan of the sampling loop on each topology."""
+    """Parse `arguments` and print the plan of generation on each topology."""
     options = parse(SamplingOptions, arguments, prog="generate.py")
     show_plans(options.plan, sampling_planner(options), as_json=options.json)
 

@@ -12,7 +12,7 @@ from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, positive
 from jaxdiff.data.bad_samples import BadSampleCounter
 from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS, CaptionTokenizer
-from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
+from jaxdiff.data.tokenizer import TextTokenizer, tokenize
 
 Item = Mapping[str, Any]
 Batch = dict[str, np.ndarray]
@@ -29,7 +29,7 @@ def normalize_images(images: UInt8[NDArray, "..."]) -> Float[NDArray, "..."]:
 
 
 def collate(
-    items: Sequence[Item], tokenizer: CLIPTokenizer | CaptionTokenizer | None = None
+    items: Sequence[Item], tokenizer: TextTokenizer | CaptionTokenizer | None = None
 ) -> Batch:
     """Items with "image" and "caption" as arrays "image" (b, h, w, 3) in [-1, 1] and "ids" (b, n).
 
@@ -51,7 +51,7 @@ def batches(
     source: Any,
     *,
     batch_size: int,
-    tokenizer: CLIPTokenizer | CaptionTokenizer | None = None,
+    tokenizer: TextTokenizer | CaptionTokenizer | None = None,
     transform: Callable[[Sequence[Item]], Batch] | None = None,
     seed: int | None = None,
     process_index: int = 0,

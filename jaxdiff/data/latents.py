@@ -52,12 +52,14 @@ class LatentCacheInfo:
     widths: tuple[int, ...]
     items: tuple[int, ...]  # images meant for each shard; broken ones are missing from it
     # Of each text encoder that has read the captions, none where they are stored alone: digests of
-    # its weights and of its tokenizer, how many states it has of a text, and how wide they are.
+    # its weights and of its tokenizer, how many states it has of a text, and how wide they are, 0
+    # where the model takes none of them.
     text_encoders: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     tokenizers: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     tokens: tuple[int, ...] = dataclasses.field(default=(), repr=False)
     state_widths: tuple[int, ...] = dataclasses.field(default=(), repr=False)
-    pooled_width: int = dataclasses.field(default=0, repr=False)  # of the pooled embedding; 0: none
+    # of the pooled embeddings of all text encoders side by side; 0: none
+    pooled_width: int = dataclasses.field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, DTYPES)
@@ -78,8 +80,8 @@ class LatentCacheInfo:
     @property
     def text_embedding_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the text embeddings of one caption, by name."""
-        sizes = zip(self.tokens, self.state_widths, strict=True)
-        shapes: dict[str, tuple[int, ...]] = dict(zip(STATE_COLUMNS, sizes, strict=False))
+        sizes = zip(STATE_COLUMNS, self.tokens, self.state_widths, strict=False)
+        shapes: dict[str, tuple[int, ...]] = {name: (n, d) for name, n, d in sizes if d}
         return shapes | ({POOLED_COLUMN: (self.pooled_width,)} if self.pooled_width else {})
 
     @property

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxdiff.core.types import Int, NDArray
-from jaxdiff.data.tokenizer import CLIPTokenizer, tokenize
+from jaxdiff.data.tokenizer import TextTokenizer, tokenize
 
 # Columns of batches for each text encoder of a model, in the order of its family: token ids of
-# captions, or cached hidden states, with the pooled embedding if the model takes one.
+# captions, or cached hidden states, unless the model takes none of this encoder; and the pooled
+# embeddings that the model takes, those of several encoders side by side.
 ID_COLUMNS = ("ids", "ids_2", "ids_3", "ids_4")
 STATE_COLUMNS = ("states", "states_2", "states_3", "states_4")
 POOLED_COLUMN = "pooled"
@@ -17,7 +18,7 @@ POOLED_COLUMN = "pooled"
 class CaptionTokenizer:
     """The tokenizers of a model, and replacements for captions or for tokens in them."""
 
-    tokenizers: Mapping[str, CLIPTokenizer]  # by the name of their ids in a batch
+    tokenizers: Mapping[str, TextTokenizer]  # by the name of their ids in a batch
     # captions -> other arrays by name, such as those of class labels
     columns: Callable[[Sequence[str]], Mapping[str, NDArray]] = lambda captions: {}
     caption: str | None = None  # in place of every caption

@@ -1,11 +1,14 @@
-"""CLIP byte-pair tokenizers: trained on captions, kept as ordinary CLIPTokenizer files, applied."""
+"""Tokenizers: of the files of CLIP, T5 and BERT, and CLIP's trained on captions.
+
+transformers, which they are made of, is imported where one is made: that takes most of a second.
+"""
 
 import contextlib
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from tokenizers import Tokenizer, pre_tokenizers
@@ -15,7 +18,8 @@ from tokenizers.trainers import BpeTrainer
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Int, NDArray
-from jaxdiff.core.validate import in_range
+from jaxdiff.core.validate import in_range, one_of
+from jaxdiff.data.sentencepiece import read_sentencepiece
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SUFFIX = "</w>"
@@ -40,12 +44,46 @@ def _without_advice() -> Iterator[None]:
             os.environ[name] = before
 
 
-with _without_advice():
-    from transformers import CLIPTokenizer
+def _class(name: str) -> Any:
+    """A class of transformers."""
+    with _without_advice():
+        import transformers
+
+        return getattr(transformers, name)
 
 
-def _build(merges: Sequence[tuple[str, str]], max_length: int) -> CLIPTokenizer:
-    """The tokenizer of `merges` with ids in CLIP's order.
+@runtime_checkable
+class TextTokenizer(Protocol):
+    """What is needed of a tokenizer; those of transformers have it."""
+
+    model_max_length: int  # tokens of a text, start and end included
+    pad_token_id: int
+    unk_token_id: int
+    backend_tokenizer: Any  # of the `tokenizers` library
+
+    def __len__(self) -> int:
+        """The number of tokens, added ones included."""
+        ...
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """A mapping with "input_ids" of a text, or of each of several."""
+        ...
+
+    def get_vocab(self) -> dict[str, int]:
+        """The id of each token."""
+        ...
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """The id of a token, or of each of several."""
+        ...
+
+    def add_tokens(self, new_tokens: Any) -> int:
+        """Add tokens, which are then found as a whole."""
+        ...
+
+
+def _build(merges: Sequence[tuple[str, str]], max_length: int) -> Any:
+    """The CLIPTokenizer of `merges` with ids in CLIP's order.
 
     256 bytes, the same ending a word, merged pairs, start, end: the end token is the largest id.
     """
@@ -54,12 +92,12 @@ def _build(merges: Sequence[tuple[str, str]], max_length: int) -> CLIPTokenizer:
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, START, END]))}
     # The annotation of `merges` says strings; pairs are what the library's BPE model takes.
     pairs: Any = list(merges)
-    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=max_length)
+    return _class("CLIPTokenizer")(vocab=vocab, merges=pairs, model_max_length=max_length)
 
 
 def train_tokenizer(
     captions: Iterable[str], vocab_size: int = 1024, max_length: int = MAX_LENGTH
-) -> CLIPTokenizer:
+) -> Any:
     """Byte-pair encoding learnt from `captions`, with at most `vocab_size` tokens.
 
     With room enough every word of the captions is one token; any other text still has an
@@ -82,7 +120,7 @@ def train_tokenizer(
     return _build(_merges(trained)[:room], max_length)
 
 
-def merges_of(tokenizer: CLIPTokenizer) -> list[tuple[str, str]]:
+def merges_of(tokenizer: TextTokenizer) -> list[tuple[str, str]]:
     """The pairs that a tokenizer joins to tokens, in their order."""
     return _merges(tokenizer.backend_tokenizer)
 
@@ -91,7 +129,7 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     return [(a, b) for a, b in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def save_tokenizer(tokenizer: CLIPTokenizer, folder: pathlib.Path) -> None:
+def save_tokenizer(tokenizer: TextTokenizer, folder: pathlib.Path) -> None:
     """Write the files of FILES, which every version of transformers reads, into `folder`."""
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
     config = special | {
@@ -114,36 +152,79 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: pathlib.Path) -> None:
             part.write_text(text, encoding="utf-8")
 
 
-def load_tokenizer(folder: pathlib.Path, source: str | None = None) -> CLIPTokenizer:
-    """The tokenizer of a folder with vocab.json and merges.txt, or with tokenizer.json.
+# Of each class the file of its vocabulary in folders without tokenizer.json.
+VOCABULARIES = {
+    "CLIPTokenizer": "vocab.json",
+    "T5Tokenizer": "spiece.model",
+    "BertTokenizer": "vocab.txt",
+}
 
-    Raises InputError, which begins with `source` (None: the folder), for files that are no such.
+
+def load_tokenizer(
+    folder: pathlib.Path, source: str | None = None, *, class_name: str = "CLIPTokenizer"
+) -> Any:
+    """The `TextTokenizer` of a folder with a file of VOCABULARIES or tokenizer.json.
+
+    Raises InputError, which begins with `source` (None: the folder), for files that are no such,
+    and for a class that is none of VOCABULARIES (nor one of them and "Fast").
     """
-    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
-        raise InputError(f"{folder}: got no tokenizer, expected vocab.json or tokenizer.json")
+    name = one_of("tokenizer class", class_name.removesuffix("Fast"), VOCABULARIES)
+    vocabulary, whole = folder / VOCABULARIES[name], (folder / "tokenizer.json").is_file()
+    if not whole and not vocabulary.is_file():
+        raise InputError(
+            f"{folder}: got no tokenizer, expected {vocabulary.name} or tokenizer.json"
+        )
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        if name == "T5Tokenizer" and not whole:
+            tokenizer = _t5(folder)
+        else:
+            tokenizer = _class(name).from_pretrained(str(folder), local_files_only=True)
         tokenizer(str(tokenizer.unk_token_id))  # to see that it works
         return tokenizer
+    except InputError:
+        raise
     except Exception as error:  # of what class says only the content of the files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{source or folder}: got files that are no tokenizer ({reason:.120}), expected those "
-            "of CLIP's tokenizer"
+            f"of {name.removesuffix('Tokenizer')}'s tokenizer"
         ) from None
 
 
-def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Int[NDArray, "b n"]:
+def _t5(folder: pathlib.Path) -> Any:
+    """T5's tokenizer of spiece.model: its pieces, and behind them the sentinels, the last first."""
+    model = read_sentencepiece(folder / VOCABULARIES["T5Tokenizer"])
+    if model.unknown != 2:
+        raise InputError(
+            f"{folder}: got the unknown piece at {model.unknown}, expected 2, as T5's models have"
+        )
+    settings, added = {}, {}
+    for name, values in (("tokenizer_config.json", settings), ("added_tokens.json", added)):
+        if (folder / name).is_file():
+            values |= json.loads((folder / name).read_text("utf-8"))
+    count = settings.get("extra_ids", 100)
+    sentinels = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(count))]
+    tokenizer = _class("T5Tokenizer")(
+        vocab=[*model.pieces, *sentinels],
+        _spm_precompiled_charsmap=model.characters or None,
+        extra_ids=count,
+        model_max_length=settings.get("model_max_length", UNLIMITED + 1),
+    )
+    tokenizer.add_tokens(sorted(added.keys() - tokenizer.get_vocab(), key=lambda t: added[t]))
+    return tokenizer
+
+
+def tokenize(tokenizer: TextTokenizer, texts: Sequence[str]) -> Int[NDArray, "b n"]:
     """Ids of `texts` as int32: start, text, end, padding up to the tokenizer's model_max_length.
 
     Longer texts are cut, keeping the end token; `truncated` counts what is lost.
     """
-    in_range("model_max_length", tokenizer.model_max_length, 3, UNLIMITED)
+    in_range("model_max_length", tokenizer.model_max_length, 2, UNLIMITED)
     encoded = tokenizer(list(texts), padding="max_length", truncation=True)
     return np.array(encoded["input_ids"], np.int32).reshape(len(texts), -1)
 
 
-def truncated(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> list[int]:
+def truncated(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[int]:
     """How many tokens `tokenize` cuts from each text; callers warn about what is not 0."""
     encoded = tokenizer(list(texts), truncation=False, verbose=False)
     return [max(0, len(ids) - tokenizer.model_max_length) for ids in encoded["input_ids"]]

@@ -9,9 +9,14 @@
   to noisy, and is continuous for others. A timestep grid gives the levels of a sampler from noisy
   to clean, the last of which is where the final step ends.
 - A network predicts `epsilon`, `sample` (x_0), `v_prediction` (alpha eps - sigma x_0), `edm` (its
-  negative) or `flow_prediction` (eps - x_0). `predict` turns each of them into
-  `Prediction(x0, eps)`; samplers and guidance see nothing else, except where a guidance rule is
-  defined in one of these spaces.
+  negative), `flow_prediction` (eps - x_0) or `score` (-eps / sigma). `predict` turns each of them
+  into `Prediction(x0, eps)`; samplers and guidance see nothing else, except where a guidance rule
+  is defined in one of these spaces.
+- A path has a velocity dx/dt = alpha' x_0 + sigma' eps = a x + b score. Here time goes to noise, as
+  in diffusers, SD3 and Flux: on the linear path alpha = 1 - s, sigma = s the velocity by s is
+  v = eps - x_0, and sampling goes against it. Where time tau = 1 - s goes to the data (Lipman et
+  al., 2210.02747; MIT 6.S184; SiT) the velocity is u = x_0 - eps = -v. Time and sign change
+  together: networks of that kind are called at time 1 - tau, and their output is negated.
 - Guidance: g = uncond + w (cond - uncond). w = 1 is the conditional model, w = 0 the unconditional.
 - Arrays are NHWC with the image first. A number that differs between images has shape (b,), one
   that they share is a scalar. Tables are float64 on the host, arrays in a loop float32.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.core.validate import one_of
-from jaxdiff.diffusion.denoising import PREDICTION_TYPES, PerImage, per_image
+from jaxdiff.diffusion.denoising import PREDICTION_TYPES, PerImage, per_image, target
 
 # Weight of the squared error of each prediction type relative to that of x0, given the SNR S:
 # ||y - target||^2 = factor * ||D - x0||^2 for one and the same denoiser D.
@@ -17,6 +17,7 @@ X0_FACTORS: dict[str, Callable[[Array], Array]] = {
     "edm": lambda S: S + 1,
     # 1 / sigma^2 on the path alpha + sigma = 1, where alpha / sigma = sqrt(S)
     "flow_prediction": lambda S: (jnp.sqrt(S) + 1) ** 2,
+    "score": lambda S: S,  # of its error times sigma, see `regression`
 }
 
 
@@ -39,7 +40,9 @@ def uniform(prediction_type: str, S: Float[Array, "b"], gamma: float) -> Float[A
 
 def _eps_error_weight(prediction_type: str, S: Float[Array, "b"]) -> Float[Array, "b"]:
     """The factor from the error of this type to that of eps: ||e - eps||^2 = f ||y - target||^2."""
-    return jnp.ones_like(S) if prediction_type == "epsilon" else S / X0_FACTORS[prediction_type](S)
+    if prediction_type in ("epsilon", "score"):
+        return jnp.ones_like(S)
+    return S / X0_FACTORS[prediction_type](S)
 
 
 def soft_min_snr(prediction_type: str, S: Float[Array, "b"], gamma: float) -> Float[Array, "b"]:
@@ -81,16 +84,41 @@ def weights(
     return WEIGHTINGS[one_of("weighting", weighting, WEIGHTINGS)](prediction_type, snr, gamma)
 
 
+def in_loss_units(
+    prediction_type: str, output: Float[Array, "b *d"], sigma: PerImage
+) -> Float[Array, "b *d"]:
+    """An output as losses compare it: a score times sigma, all others as they are.
+
+    This is denoising score matching with the weight sigma^2 (1907.05600, section 4.2): a
+    score grows as 1 / sigma, and without it clean levels would be nearly all of the loss.
+    """
+    return per_image(sigma, output) * output if prediction_type == "score" else output
+
+
+def regression(
+    prediction_type: str,
+    output: Float[Array, "b *d"],
+    x0: Float[Array, "b *d"],
+    eps: Float[Array, "b *d"],
+    alpha: PerImage,
+    sigma: PerImage,
+) -> tuple[Float[Array, "b *d"], Float[Array, "b *d"]]:
+    """(output, target) whose difference is the error of a network, as `weights` weigh it."""
+    if prediction_type == "score":  # finite at sigma = 0 too
+        return in_loss_units(prediction_type, output, sigma), -eps
+    return output, target(prediction_type, x0, eps, alpha, sigma)
+
+
 def mse(
-    output: Float[Array, "b *d"], target: Float[Array, "b *d"], weights: Float[Array, "b"]
+    output: Float[Array, "b *d"], wanted: Float[Array, "b *d"], weights: Float[Array, "b"]
 ) -> Float[Array, ""]:
     """The weighted squared error: the mean over each image's elements, then over the images."""
-    return jnp.mean(squared_errors(output, target, weights))
+    return jnp.mean(squared_errors(output, wanted, weights))
 
 
 def squared_errors(
-    output: Float[Array, "b *d"], target: Float[Array, "b *d"], weights: Float[Array, "b"]
+    output: Float[Array, "b *d"], wanted: Float[Array, "b *d"], weights: Float[Array, "b"]
 ) -> Float[Array, "b"]:
     """The weighted squared error of each image, the mean over its elements."""
-    error = (output - target) ** 2
+    error = (output - wanted) ** 2
     return weights * jnp.mean(error.reshape(error.shape[0], -1), axis=1)

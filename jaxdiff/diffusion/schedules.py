@@ -37,6 +37,7 @@ def __dir__() -> list[str]:
 
 T_ = TypeVar("T_", Array, NDArray)
 
+FLOW_PATHS = ("linear", "cosine")
 # Where noise must be finite, abar_T = 2^-24 stands for zero, as in diffusers.
 MAX_SIGMA = float(np.sqrt(2.0**24 - 1))
 
@@ -56,6 +57,10 @@ class Schedule(Protocol):
 
     def alpha_sigma(self, t: T_) -> tuple[T_, T_]:
         """(alpha, sigma) at times t; a discrete schedule rounds them."""
+        ...
+
+    def derivatives(self, t: T_) -> tuple[T_, T_]:
+        """(d alpha / dt, d sigma / dt) at times t, by which x moves at d alpha x0 + d sigma eps."""
         ...
 
     def time_of(self, sigma_edm: T_) -> T_:
@@ -158,11 +163,22 @@ class VPSchedule:
 
     def alpha_sigma(self, t: T_) -> tuple[T_, T_]:
         """(alpha, sigma) of the levels nearest to times t, 0 to T - 1."""
+        return self._nearest(self.alpha, t), self._nearest(self.sigma, t)
+
+    def derivatives(self, t: T_) -> tuple[T_, T_]:
+        """Those of the nearest levels, by differences of the angle whose tangent is the ratio.
+
+        With alpha = cos(angle) and sigma = sin(angle) they keep alpha^2 + sigma^2 = 1.
+        """
+        speed = np.gradient(np.arctan2(self.sigma, self.alpha)) if self.num_discrete > 1 else 0.0
+        return self._nearest(-self.sigma * speed, t), self._nearest(self.alpha * speed, t)
+
+    def _nearest(self, table: NDArray, t: T_) -> T_:
+        """The rows of a table at the levels nearest to times t."""
         xp = numpy_of(t)
         if not xp.issubdtype(t.dtype, xp.integer):
             t = xp.round(t).astype(xp.int32)
-        dtype = xp.float64 if xp is np else xp.float32
-        return xp.asarray(self.alpha, dtype)[t], xp.asarray(self.sigma, dtype)[t]
+        return xp.asarray(table, xp.float64 if xp is np else xp.float32)[t]
 
     def time_of(self, sigma_edm: T_) -> T_:
         """The time of a ratio, linear in its logarithm between two levels, and on none beyond."""
@@ -182,12 +198,19 @@ class VPSchedule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowSchedule:
-    """Rectified flow (2209.03003): x = (1 - s) x0 + s eps, the time s from 0 to `time_scale`."""
+    """A flow between images and noise: t = `time_scale` s with s from 0, an image, to 1, noise.
+
+    On the `linear` path, rectified flow (2209.03003), x = (1 - s) x0 + s eps, whose velocity dx/ds
+    is eps - x0. On the `cosine` path (GVP of SiT, 2401.08740), x = cos(pi s / 2) x0 +
+    sin(pi s / 2) eps, it is pi / 2 times `v_prediction`.
+    """
 
     time_scale: float = 1000.0  # what the network takes at pure noise
     shift: float = 1.0  # of the times that training and sampling visit, towards noise
+    path: str = "linear"  # a name in FLOW_PATHS
 
     def __post_init__(self) -> None:
+        one_of("path", self.path, FLOW_PATHS)
         in_range("time_scale", self.time_scale, 1e-6, 1e6)
         in_range("shift", self.shift, 1e-3, 1e3)
 
@@ -197,12 +220,26 @@ class FlowSchedule:
         return None
 
     def alpha_sigma(self, t: T_) -> tuple[T_, T_]:
-        """(1 - s, s)."""
+        """The point of the path at s, exact at both ends."""
         s = t / self.time_scale
-        return 1 - s, s
+        if self.path == "linear":
+            return 1 - s, s
+        sin = numpy_of(t).sin
+        return sin(math.pi / 2 * (1 - s)), sin(math.pi / 2 * s)
+
+    def derivatives(self, t: T_) -> tuple[T_, T_]:
+        """Those by t, 1 / `time_scale` of those by s."""
+        if self.path == "linear":
+            rate = numpy_of(t).full_like(t, 1 / self.time_scale)
+            return -rate, rate
+        alpha, sigma = self.alpha_sigma(t)
+        speed = math.pi / 2 / self.time_scale
+        return -speed * sigma, speed * alpha
 
     def time_of(self, sigma_edm: T_) -> T_:
-        """s = r / (1 + r), written for ratios r up to infinity."""
+        """s = r / (1 + r), or 2 / pi arctan(r), for ratios r up to infinity."""
+        if self.path == "cosine":
+            return self.time_scale * 2 / math.pi * numpy_of(sigma_edm).arctan(sigma_edm)
         with np.errstate(divide="ignore"):
             return self.time_scale / (1 + 1 / sigma_edm)
 
@@ -256,6 +293,11 @@ class EDMSchedule:
     def alpha_sigma(self, t: T_) -> tuple[T_, T_]:
         """(sigma_data, s) / sqrt(s^2 + sigma_data^2); (1, 0) at time -infinity."""
         return alpha_sigma_from_edm(numpy_of(t).exp(4 * t) / self.sigma_data)
+
+    def derivatives(self, t: T_) -> tuple[T_, T_]:
+        """With d log(sigma / alpha) / dt = 4: -4 alpha sigma^2 and 4 alpha^2 sigma."""
+        alpha, sigma = self.alpha_sigma(t)
+        return -4 * alpha * sigma**2, 4 * alpha**2 * sigma
 
     def time_of(self, sigma_edm: T_) -> T_:
         """ln(s) / 4 with s = sigma_data * sigma_edm."""

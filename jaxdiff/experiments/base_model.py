@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdiff.checkpoints.components import Component, read_component
 from jaxdiff.checkpoints.loading import Placement, host_memory
-from jaxdiff.checkpoints.model_registry import rebuilt
+from jaxdiff.checkpoints.model_registry import class_of_config, rebuilt
 from jaxdiff.checkpoints.models import read_model, resolve_source, weight_hashes
 from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.checkpoints.schedulers import flow_schedule_config, vp_schedule_config
@@ -24,13 +24,14 @@ from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.experiments.experiment import FILES, ModelSource, shapes_in
 from jaxdiff.families.base import Family
 from jaxdiff.families.detection import detect_family
+from jaxdiff.families.registry import FROM_SCRATCH
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.text_encoder import TextModel
-from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.parallel.mesh import device_put_global
 from jaxdiff.pipeline.tokenizers import tokenizer_of
 from jaxdiff.training.config import DiffusionObjective, Full, TrainConfig
+from jaxdiff.training.config.objectives import reads_labels
 from jaxdiff.training.objectives.diffusion import Frozen
 
 SAMPLER, SPACING = "ddim", "trailing"  # of sample grids, and the defaults of what is exported
@@ -136,8 +137,10 @@ def _from_pipeline(objective: DiffusionObjective, models: ModelSource) -> BaseMo
             f"objective.pipeline: got {source} with a {type(schedule).__name__}, expected a "
             "VPSchedule or a FlowSchedule"
         )
-    provided = dict.fromkeys(("vae", "text_encoder", "weights"), source) | {
-        "model": cast(Any, modules[family.network]).config,
+    model = cast(Any, modules[family.network]).config
+    folders = ("vae", "weights", *(() if reads_labels(model) else ("text_encoder",)))
+    provided = dict.fromkeys(folders, source) | {
+        "model": model,
         "schedule": schedule,
         "prediction_type": family.prediction_type(pipeline.scheduler),
     }
@@ -152,17 +155,18 @@ def _from_pipeline(objective: DiffusionObjective, models: ModelSource) -> BaseMo
 
 
 def _from_components(objective: DiffusionObjective, models: ModelSource) -> BaseModel:
+    network_class = class_of_config(objective.model).module
+    class_name, family = FROM_SCRATCH[network_class]
+    network, codec = family.network, str(family.latent_codec)
     text_folder = pathlib.Path(str(objective.text_encoder))
-    folders = {
-        "vae": pathlib.Path(str(objective.vae)),
-        "text_encoder": text_folder / "text_encoder",
-    }
+    folders = {codec: pathlib.Path(str(objective.vae))}
+    folders |= {spec.component: text_folder / spec.component for spec in family.text_encoders}
     modules = {name: models.component(folder) for name, folder in folders.items()}
-    check_channels(objective, cast(Any, modules["vae"]))
+    check_channels(objective, cast(Any, modules[codec]))
     # Its config is the objective's, also where its weights are read.
-    modules["unet"] = abstract(UNet2DConditionModel, objective.model)
+    modules[network] = abstract(network_class, objective.model)
     if objective.weights is not None:
-        folders["unet"] = pathlib.Path(objective.weights)
+        folders[network] = pathlib.Path(objective.weights)
 
     def read(
         only: Container[str] | None = None,
@@ -173,20 +177,24 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
         for name, folder in folders.items():
             if only is None or name in only:
                 found = read_component(folder, dtype=dtype, sharding=sharding)
-                components[name] = Component(module=found.module) if name == "unet" else found
+                components[name] = Component(module=found.module) if name == network else found
         return dataclasses.replace(pipeline, components=components)
 
     def hash_weights() -> dict[str, str]:
         trained = (
-            "unet" if isinstance(objective.trainable, Full) else None
+            network if isinstance(objective.trainable, Full) else None
         )  # replaces what was read
         others = {name: folder for name, folder in folders.items() if name != trained}
         return {name: digest(find_weights(folder)) for name, folder in others.items()}
 
+    names = {str(i): name for i, name in enumerate(objective.class_names)}
+    options = {"id2label": names} if names else {}
     pipeline = PipelineComponents(
         components={name: Component(module=module) for name, module in modules.items()},
         scheduler=scheduler_config(objective),
-        tokenizers=models.tokenizers(text_folder),
+        tokenizers=models.tokenizers(text_folder) if family.text_encoders else {},
+        class_name=class_name,
+        options=options,
         defaults={
             "guidance_scale": objective.sample_guidance_scale,
             "steps": objective.sample_steps,
@@ -195,7 +203,7 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
     )
     return BaseModel(
         objective=objective,
-        family=detect_family(pipeline.class_name, modules, source="objective"),
+        family=detect_family(class_name, modules, options, source="objective"),
         pipeline=pipeline,
         read=read,
         hash_weights=hash_weights,
@@ -257,7 +265,7 @@ def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
 
 
 def check_initial_weights(config: TrainConfig, *, resumed: bool) -> None:
-    """InputError unless the UNet in objective.weights fits objective.model.
+    """InputError unless the network in objective.weights fits objective.model.
 
     If training is `resumed` and trains them all, they need not be there any more.
     """
@@ -265,7 +273,7 @@ def check_initial_weights(config: TrainConfig, *, resumed: bool) -> None:
     replaced = resumed and isinstance(objective.trainable, Full)
     if objective.weights is None or replaced:
         return
-    shapes = param_dict(abstract(UNet2DConditionModel, objective.model))
+    shapes = param_dict(abstract(class_of_config(objective.model).module, objective.model))
     stored = param_dict(FILES.component(pathlib.Path(str(objective.weights))))
     for path in sorted(stored.keys() | shapes):
         got, wanted = (table[path].shape if path in table else None for table in (stored, shapes))
@@ -277,13 +285,13 @@ def check_initial_weights(config: TrainConfig, *, resumed: bool) -> None:
 
 
 def check_channels(objective: DiffusionObjective, codec: LatentCodec) -> None:
-    """InputError unless the UNet takes and gives latents of as many channels as the codec has."""
-    channels = codec.config.latent_channels
-    for name in ("in_channels", "out_channels"):
-        if getattr(objective.model, name) != channels:
+    """InputError unless the network takes and predicts as many channels as the codec has."""
+    wanted, names = codec.config.latent_channels, ("in_channels", "out_channels")
+    for name, got in zip(names, objective.model.channels, strict=True):
+        if got != wanted:
             raise InputError(
-                f"objective.model.{name}: got {getattr(objective.model, name)}, expected "
-                f"{channels} as the latents of {objective.vae} have"
+                f"objective.model.{name}: got {got}, expected "
+                f"{wanted} as the latents of {objective.vae} have"
             )
 
 

@@ -13,7 +13,7 @@ from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray
 from jaxdiff.data.latents import pack_arrays
-from jaxdiff.data.texts import POOLED_COLUMN, CaptionTokenizer
+from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.families.base import Family
 from jaxdiff.families.detection import family_of_folder
 from jaxdiff.models.build import param_dict, with_params
@@ -36,13 +36,15 @@ class TextEncoders(NamedTuple):
 
     def cache_info(self) -> dict[str, Any]:
         """The fields of latents.json that identify the text encoders."""
-        pooled = [e.component for e in self.family.text_encoders if e.pooled]
+        outputs = self.family.output_shapes(self.encoders).values()
+        states = [output.hidden_states for output in outputs]
+        pooled = [output.pooled for output in outputs if output.pooled is not None]
         return {
             "text_encoders": self.digests,
             "tokenizers": self.tokenizers,
             "tokens": tuple(len(ids[0]) for ids in self.tokenize([""]).values()),
-            "state_widths": tuple(each.config.hidden_size for each in self.encoders.values()),
-            "pooled_width": self.encoders[pooled[0]].config.projection_dim if pooled else 0,
+            "state_widths": tuple(0 if each is None else each.shape[-1] for each in states),
+            "pooled_width": sum(each.shape[-1] for each in pooled),
         }
 
 
@@ -63,10 +65,6 @@ def load_text_encoders(folder: pathlib.Path, dtype: Dtype) -> TextEncoders:
             raise InputError(
                 f"text_encoder: got {folder / name}, whose embeddings have a mask that no cache "
                 "stores, expected captions alone (no --texts embeddings)"
-            )
-        if spec.pooled and module.text_projection is None:
-            raise InputError(
-                f"{folder / name}: got a text encoder without text_projection, expected one with it"
             )
         encoders[name] = module
     return TextEncoders(
@@ -90,15 +88,13 @@ def make_text_encoder(text_encoders: TextEncoders, batch_size: int, mesh: Any) -
 
     @jax.jit
     def program(params: Any, ids: Mapping[str, Array]) -> dict[str, Array]:
-        embeddings: dict[str, Array] = {}
-        for spec in family.text_encoders:
-            name = spec.component
-            encoder = with_params(encoders[name], params[name])
-            output = spec.encode(encoder, ids[name])
-            embeddings[family.state_columns[name]] = output.hidden_states
-            if output.pooled is not None:
-                embeddings[POOLED_COLUMN] = output.pooled
-        return embeddings
+        outputs = {
+            spec.component: spec.encode(
+                with_params(encoders[spec.component], params[spec.component]), ids[spec.component]
+            )
+            for spec in family.text_encoders
+        }
+        return family.cached_columns(outputs)
 
     def encode(captions: Sequence[str]) -> TextEmbeddings:
         padded = [*captions, *[""] * (batch_size - len(captions))]

@@ -1,4 +1,4 @@
-"""Training a diffusion model: UNet, text encoders, LoRA or textual inversion."""
+"""Training a diffusion model: its network, text encoders, LoRA or textual inversion."""
 
 import dataclasses
 import pathlib
@@ -86,9 +86,9 @@ def _check_caches(
 
 
 def _check_size(config: TrainConfig, base: BaseModel, side: int) -> None:
-    """InputError unless the UNet is for the latents of images of `side` pixels.
+    """InputError unless the network is for the latents of images of `side` pixels.
 
-    The UNet of a pipeline may be trained at another size than before.
+    The network of a pipeline may be trained at another size than before.
     """
     downscale, got = base.codec.config.downscale, base.objective.model.sample_size
     if config.data.kind in PROCEDURAL_KINDS:

@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxdiff.checkpoints.schedulers import prediction_type_of, schedule_of
 from jaxdiff.core.types import Array, Bool, Float, Int, NDArray
-from jaxdiff.data.texts import ID_COLUMNS, STATE_COLUMNS
+from jaxdiff.data.texts import ID_COLUMNS, POOLED_COLUMN, STATE_COLUMNS
 from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.families.extras import Extra, ExtraInputs, Option
 from jaxdiff.models.latent_codec import LatentCodec, Pixels
@@ -119,13 +119,18 @@ class Family:
 
     def num_tokens(self, modules: Mapping[str, Any]) -> int:
         """How many tokens of a text the network gets, whose text encoders are among `modules`."""
+        outputs = self.output_shapes(modules)
+        states = jax.eval_shape(self.join, outputs).hidden_states if outputs else None
+        return 0 if states is None else states.shape[-2]
+
+    def output_shapes(self, modules: Mapping[str, Any]) -> dict[str, TextEncoderOutput]:
+        """The shapes of what the text encoders among `modules` give for one text, by component."""
         outputs: dict[str, TextEncoderOutput] = {}
         for spec in self.text_encoders:
             encoder = modules[spec.component]
             ids = jax.ShapeDtypeStruct((1, spec.num_tokens(encoder)), jnp.int32)
             outputs[spec.component] = nnx.eval_shape(spec.encode, encoder, ids)
-        states = jax.eval_shape(self.join, outputs).hidden_states if outputs else None
-        return 0 if states is None else states.shape[-2]
+        return outputs
 
     @property
     def id_columns(self) -> dict[str, str]:
@@ -134,8 +139,45 @@ class Family:
 
     @property
     def state_columns(self) -> dict[str, str]:
-        """The column of training batches with the cached hidden states of each text encoder."""
-        return self._columns(STATE_COLUMNS)
+        """The column of training batches with the cached hidden states of each text encoder.
+
+        Encoders without states that the network gets have none.
+        """
+        layers = {spec.component: spec.layer for spec in self.text_encoders}
+        columns = self._columns(STATE_COLUMNS)
+        return {name: column for name, column in columns.items() if layers[name] is not None}
+
+    @property
+    def cached_text_columns(self) -> tuple[str, ...]:
+        """The columns of training batches that stand for the captions where texts are cached."""
+        return (*self.state_columns.values(), *([POOLED_COLUMN] if self.has_pooled else []))
+
+    def cached_columns(self, outputs: Mapping[str, TextEncoderOutput]) -> dict[str, Array]:
+        """The columns of a text cache: the outputs of the text encoders by component."""
+        states = {
+            column: outputs[name].hidden_states for name, column in self.state_columns.items()
+        }
+        pooled = [each.pooled for each in outputs.values() if each.pooled is not None]
+        if pooled:
+            states[POOLED_COLUMN] = jnp.concatenate(pooled, axis=-1)
+        return {name: array for name, array in states.items() if array is not None}
+
+    def cached_outputs(
+        self, columns: Mapping[str, Array], shapes: Mapping[str, TextEncoderOutput]
+    ) -> list[TextEncoderOutput]:
+        """The outputs of the text encoders in a text cache: the inverse of `cached_columns`.
+
+        `shapes` are those of the outputs, as `output_shapes` gives them.
+        """
+        outputs, first = [], 0
+        for spec in self.text_encoders:
+            column, pooled = self.state_columns.get(spec.component), None
+            if (shape := shapes[spec.component].pooled) is not None:
+                last = first + shape.shape[-1]
+                pooled, first = columns[POOLED_COLUMN][..., first:last], last
+            states = None if column is None else columns[column]
+            outputs.append(TextEncoderOutput(states, pooled))
+        return outputs
 
     def _columns(self, names: Sequence[str]) -> dict[str, str]:
         return {e.component: n for e, n in zip(self.text_encoders, names, strict=False)}

@@ -4,14 +4,14 @@ Padding of the text is hidden from T5, and from the transformer but for one toke
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from flax import nnx
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.base import Family, TextEncoder
-from jaxdiff.families.flux import check_states, component
-from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
+from jaxdiff.families.components import required_component
+from jaxdiff.families.flux import CODECS, check_states
 from jaxdiff.models.chroma.adapter import ChromaAdapter
 from jaxdiff.models.chroma.module import ChromaTransformer2DModel
 from jaxdiff.models.flux.config import PATCH
@@ -43,8 +43,9 @@ def detect(
 ) -> Family:
     """The family of `components`; InputError, from `source`, if they do not fit together."""
     del options
-    config = component(components, CHROMA.network, (ChromaTransformer2DModel,), source).config
-    vae = component(components, "vae", (AutoencoderKL, AutoencoderTiny), source).config
+    network = required_component(components, CHROMA.network, ChromaTransformer2DModel, source)
+    config = cast(ChromaTransformer2DModel, network).config
+    vae = cast(AutoencoderKL, required_component(components, "vae", CODECS, source)).config
     check_states(components, CHROMA.text_encoders[0].component, config, source)
     latents = PATCH**2 * vae.latent_channels
     if (config.in_channels, config.token_channels) != (latents, latents):

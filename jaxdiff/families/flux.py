@@ -7,7 +7,7 @@ Kontext (2506.15742) edits an image, whose latents are further tokens; Fill repa
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +16,12 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, NDArray
 from jaxdiff.families.base import Family, TextEncoder
+from jaxdiff.families.components import required_component
 from jaxdiff.families.extras import Extra, ExtraInputs, Option
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.flux.adapter import FluxAdapter
-from jaxdiff.models.flux.config import PATCH, FluxTokensConfig, FluxTransformer2DConfig
+from jaxdiff.models.flux.config import PATCH, FluxTokensConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.models.vae import AutoencoderKL
@@ -30,6 +31,7 @@ PIPELINE_CLASSES = (
     *(f"Flux{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "Fill")),
     KONTEXT,
 )
+CODECS = AutoencoderKL, AutoencoderTiny
 TRAINING_SCALE = 1.0  # the guidance scale of images that no guidance has made
 
 
@@ -168,10 +170,12 @@ def detect(
 
     `options` are the plain values of model_index.json.
     """
-    transformer = component(components, FLUX.network, (FluxTransformer2DModel,), source)
-    config: FluxTransformer2DConfig = transformer.config
-    vae = component(components, "vae", (AutoencoderKL, AutoencoderTiny), source)
-    clip = component(components, CLIP.component, (CLIPTextModel,), source)
+    transformer = required_component(components, FLUX.network, FluxTransformer2DModel, source)
+    config = cast(FluxTransformer2DModel, transformer).config
+    vae = cast(AutoencoderKL, required_component(components, "vae", CODECS, source))
+    clip = cast(
+        CLIPTextModel, required_component(components, CLIP.component, CLIPTextModel, source)
+    )
     width = clip.config.hidden_size
     if clip.text_projection is not None:
         width = clip.config.projection_dim
@@ -193,23 +197,11 @@ def detect(
     return family
 
 
-def component(
-    components: Mapping[str, nnx.Module], name: str, classes: tuple[Any, ...], source: str
-) -> Any:
-    """The component of this name; InputError unless it is of one of the classes."""
-    module = components.get(name)
-    if not isinstance(module, classes):
-        got = "none" if module is None else type(module).__name__
-        expected = " or ".join(each.__name__ for each in classes)
-        raise InputError(f"{source}: {name}: got {got}, expected {expected}")
-    return module
-
-
 def check_states(
     components: Mapping[str, nnx.Module], name: str, config: FluxTokensConfig, source: str
 ) -> None:
     """InputError unless the text encoder `name` gives states that the transformer takes."""
-    encoder = component(components, name, (TextModel,), source)
+    encoder = cast(TextModel, required_component(components, name, TextModel, source))
     if encoder.config.hidden_size != config.joint_attention_dim:
         raise InputError(
             f"{source}: {name}: got hidden states of width {encoder.config.hidden_size}, "

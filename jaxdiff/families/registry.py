@@ -6,7 +6,16 @@ from typing import Any
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
-from jaxdiff.families import chroma, dit, flux, stable_diffusion, stable_diffusion_3
+from jaxdiff.families import (
+    chroma,
+    class_conditional_ldm,
+    dit,
+    flux,
+    latent_diffusion,
+    pixart,
+    stable_diffusion,
+    stable_diffusion_3,
+)
 from jaxdiff.families.base import Family
 from jaxdiff.families.extras import Option
 
@@ -16,7 +25,16 @@ Detect = Callable[..., Family]
 # Files with `PIPELINE_CLASSES`, `FAMILIES`, and `detect`, which tells the families apart. If
 # networks can be trained from scratch, `FROM_SCRATCH` is the pipeline class of such a model, and
 # its family.
-FAMILY_MODULES: tuple[ModuleType, ...] = (stable_diffusion, stable_diffusion_3, dit, flux, chroma)
+FAMILY_MODULES: tuple[ModuleType, ...] = (
+    stable_diffusion,
+    latent_diffusion,
+    class_conditional_ldm,
+    stable_diffusion_3,
+    dit,
+    pixart,
+    flux,
+    chroma,
+)
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES
 }

@@ -222,7 +222,7 @@ SDXL_REFINER = dataclasses.replace(
     extras=(AestheticScore(),),
 )
 FAMILIES = (SD, SDXL, SDXL_REFINER)
-FROM_SCRATCH = "StableDiffusionPipeline", SD  # what a training begins with the network's config
+FROM_SCRATCH = "StableDiffusionPipeline", SD
 
 
 def detect(

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float
 from jaxdiff.families.base import Family, TextEncoder, TextEncoderOutput
+from jaxdiff.families.components import required_component
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.sd3.adapter import SD3Adapter
@@ -101,11 +102,10 @@ def detect(
 ) -> Family:
     """The family of `components`; InputError, from `source`, if they do not fit together."""
     del options
-    transformer = _component(components, SD3.network, (SD3Transformer2DModel,), source)
+    transformer = required_component(components, SD3.network, SD3Transformer2DModel, source)
     config = cast(SD3Transformer2DModel, transformer).config
-    vae = cast(
-        AutoencoderKL, _component(components, "vae", (AutoencoderKL, AutoencoderTiny), source)
-    )
+    codecs = AutoencoderKL, AutoencoderTiny
+    vae = cast(AutoencoderKL, required_component(components, "vae", codecs, source))
     if config.channels != (vae.config.latent_channels,) * 2:
         raise InputError(
             f"{source}: transformer: got channels {config.channels}, "
@@ -127,18 +127,6 @@ def detect(
     )
 
 
-def _component(
-    components: Mapping[str, nnx.Module], name: str, classes: tuple[Any, ...], source: str
-) -> nnx.Module:
-    """The component of this name; InputError unless it is of one of the classes."""
-    module = components.get(name)
-    if not isinstance(module, classes):
-        got = "none" if module is None else type(module).__name__
-        expected = " or ".join(each.__name__ for each in classes)
-        raise InputError(f"{source}: {name}: got {got}, expected {expected}")
-    return module
-
-
 def _check_text_encoders(
     components: Mapping[str, nnx.Module],
     encoders: tuple[TextEncoder, ...],
@@ -150,7 +138,7 @@ def _check_text_encoders(
         names = ", ".join(spec.component for spec in SD3.text_encoders)
         raise InputError(f"{source}: text encoders: got none, expected some of {names}")
     for spec in encoders:
-        encoder = _component(components, spec.component, (TextModel,), source)
+        encoder = required_component(components, spec.component, TextModel, source)
         width = cast(Any, encoder).config.hidden_size
         if not spec.pooled and width != config.joint_attention_dim:
             raise InputError(
@@ -158,7 +146,7 @@ def _check_text_encoders(
                 f"expected {config.joint_attention_dim}, as the transformer has"
             )
     clips = [
-        cast(CLIPTextModel, _component(components, spec.component, (CLIPTextModel,), source))
+        cast(CLIPTextModel, required_component(components, spec.component, CLIPTextModel, source))
         for spec in encoders
         if spec.pooled
     ]

@@ -50,7 +50,7 @@ def load_addons(
         pipe.load_clip(clip)
     if guidance_model is not None:
         check_guidance_model(guidance or pipe.defaults.guidance)
-        weaker = jaxdiff.load(guidance_model, dtype, mesh=pipe.mesh)
+        weaker = jaxdiff.load(guidance_model, dtype, mesh=pipe.mesh, offload=pipe.offload)
         pipe.set_guidance_model(weaker)
         settings["guidance_model"] = f"{weaker.name} {weaker.fingerprint}"
     return {name: value for name, value in settings.items() if value}
@@ -146,7 +146,9 @@ class SecondPass:
             return HiresFix(pipe, self.hires_scale, strength)
         if self.refiner is not None:
             start = hires_fix.START if self.refiner_start is None else self.refiner_start
-            model = jaxdiff.load(self.refiner, dtype, mesh=pipe.mesh, vae=self.vae)
+            model = jaxdiff.load(
+                self.refiner, dtype, mesh=pipe.mesh, vae=self.vae, offload=pipe.offload
+            )
             hires_fix.check_refiner(pipe, model, start)
             return Refiner(model, start)
         return None

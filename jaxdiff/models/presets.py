@@ -1,4 +1,4 @@
-"""Published models as data: the networks of Stable Diffusion and their relatives.
+"""Published models as data: the networks of Stable Diffusion, FLUX.1 and their relatives.
 
 A preset's config says the same as the config.json of the repository it names, or as diffusers would
 say what the original config says; its parameter count is that of the published weights.
@@ -12,10 +12,16 @@ from flax import nnx
 from jaxdiff.core.validate import one_of
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.build import abstract
+from jaxdiff.models.chroma.config import ChromaTransformer2DConfig
+from jaxdiff.models.chroma.module import ChromaTransformer2DModel
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
 from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
+from jaxdiff.models.flux.config import FluxTransformer2DConfig
+from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.ldm_bert.config import LDMBertConfig
+from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
@@ -65,6 +71,15 @@ def _sd3(source: str, parameters: int, depth: int, **fields: Any) -> Preset:
     )
 
 
+def _flux(source: str, parameters: int, **fields: Any) -> Preset:
+    return Preset(
+        cls=FluxTransformer2DModel,
+        config=FluxTransformer2DConfig(**fields),
+        source=f"black-forest-labs/{source}/transformer",
+        parameters=parameters,
+    )
+
+
 def _vae(source: str, parameters: int, **fields: Any) -> Preset:
     config = AutoencoderKLConfig(
         block_out_channels=(128, 256, 512, 512),
@@ -108,6 +123,7 @@ _XL = "stabilityai/stable-diffusion-xl-base-1.0"
 _REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
 _SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
 _LDM_CLASSES = "CompVis/latent-diffusion/configs/latent-diffusion/cin256-v2.yaml"
+_LDM = "CompVis/ldm-text2im-large-256"
 _SDXL_CONDITIONING = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 _XL_ATTENTION = {"use_linear_projection": True, "upcast_attention": None}
 
@@ -120,6 +136,7 @@ UNETS: dict[str, Preset] = {
         in_channels=9,
         cross_attention_dim=768,
     ),
+    "ldm-text2im": _unet(_LDM, 872_300_484, sample_size=32, cross_attention_dim=1280),
     "sd21": _unet(
         _SD21,
         865_910_724,
@@ -197,6 +214,17 @@ TRANSFORMERS: dict[str, Preset] = {
         38,
         pos_embed_max_size=192,
         qk_norm="rms_norm",
+    ),
+    "flux-schnell": _flux("FLUX.1-schnell", 11_891_178_560),
+    "flux-dev": _flux("FLUX.1-dev", 11_901_408_320, guidance_embeds=True),
+    "flux-fill": _flux(
+        "FLUX.1-Fill-dev", 11_902_391_360, in_channels=384, out_channels=64, guidance_embeds=True
+    ),
+    "chroma": Preset(
+        cls=ChromaTransformer2DModel,
+        config=ChromaTransformer2DConfig(),
+        source="lodestones/Chroma1-HD/transformer",
+        parameters=8_899_983_424,
     ),
     "dit-xl-2-256": _dit(256),
     "dit-xl-2-512": _dit(512),
@@ -284,6 +312,10 @@ TEXT_ENCODERS["t5-xxl"] = Preset(
     ),
     source=f"{_SD3}/text_encoder_3",
     parameters=4_762_310_656,
+)
+
+TEXT_ENCODERS["ldm-bert"] = Preset(
+    cls=LDMBertModel, config=LDMBertConfig(), source=f"{_LDM}/bert", parameters=581_994_042
 )
 
 PRESETS: dict[str, dict[str, Preset]] = {

@@ -72,3 +72,14 @@ class TimestepEmbedding(nnx.Module):
         if self.cond_proj is not None and condition is not None:
             x = x + self.cond_proj(condition).astype(x.dtype)
         return self.linear_2(activation(self.act)(self.linear_1(x)))
+
+
+class LabelEmbedding(nnx.Module):
+    """A vector for each class, and one for no class after them."""
+
+    def __init__(self, num_classes: int, width: int, *, layers: LayerFactory):
+        self.embedding_table = layers.embed(num_classes + 1, width)
+
+    def __call__(self, labels: Int[Array, "b"]) -> Float[Array, "b d"]:
+        """The vectors of the labels."""
+        return self.embedding_table(labels)

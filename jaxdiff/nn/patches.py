@@ -1,4 +1,4 @@
-"""Images as tokens, a patch each, with fixed positions, and back (ViT, 2010.11929).
+"""Images as tokens, a patch each, with fixed positions, and back (2010.11929, 2212.09748).
 
 Positions are sines and cosines of column and row, which a model may have learnt at another size.
 """

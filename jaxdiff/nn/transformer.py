@@ -7,7 +7,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float
 from jaxdiff.nn.activations import activation, gated_gelu
 from jaxdiff.nn.attention import attention
-from jaxdiff.nn.initializers import ZEROS
+from jaxdiff.nn.initializers import ZEROS, Initializer
 from jaxdiff.nn.layers import LayerFactory, Placeholder
 from jaxdiff.nn.remat import remat
 
@@ -28,6 +28,7 @@ class Attention(nnx.Module):
         heads: int,
         context_width: int | None = None,
         qkv_bias: bool = False,
+        out_init: Initializer | None = None,
     ):
         if heads < 1 or width % heads:
             raise InputError(f"attention heads: got {heads}, expected a divisor of width {width}")
@@ -35,7 +36,7 @@ class Attention(nnx.Module):
         self.to_q = layers.linear(width, width, bias=qkv_bias)
         self.to_k = layers.linear(source, width, bias=qkv_bias)
         self.to_v = layers.linear(source, width, bias=qkv_bias)
-        self.to_out = nnx.List([layers.linear(width, width)])
+        self.to_out = nnx.List([layers.linear(width, width, init=out_init)])
         self.heads = heads
         self.backend = layers.attention
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, cast
@@ -28,7 +29,12 @@ from jaxdiff.pipeline.compiled_model import (
     ConditioningPair,
     StartLevel,
 )
-from jaxdiff.pipeline.conditioning import PromptTokenizers, TokenizedPrompts, texts_by_encoder
+from jaxdiff.pipeline.conditioning import (
+    EncodedPrompts,
+    PromptTokenizers,
+    TokenizedPrompts,
+    texts_by_encoder,
+)
 from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initial_images
 from jaxdiff.pipeline.nonfinite import check_finite, since_when
 from jaxdiff.pipeline.output import BatchResult, Settings
@@ -39,6 +45,7 @@ from jaxdiff.pipeline.tiling import tiled
 from jaxdiff.samplers.base import get_sampler, per_sample_keys
 
 MAX_UNTILED = 2048 * 2048  # pixels that the VAE processes without tiles
+ENCODED_AHEAD = 2**30  # bytes of encoded prompts on the host, where text encoders are offloaded
 TILE = 1024  # side of the tiles of larger images, in pixels
 
 
@@ -88,17 +95,33 @@ class ModelFacts(NamedTuple):
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
 
 
+class BatchPrompts(NamedTuple):
+    """The prompts of a batch, as tokens or encoded."""
+
+    main: TokenizedPrompts | EncodedPrompts
+    guidance_model: TokenizedPrompts | EncodedPrompts | None = None  # for a weaker network
+
+
 class BatchInputs(NamedTuple):
     """Everything that differs between the images of a batch, one row for each."""
 
-    prompts: TokenizedPrompts
-    guidance_model_prompts: TokenizedPrompts | None  # for a weaker network
+    prompts: BatchPrompts
     guidance_scales: GuidanceScales
     targets: GuidanceTargets
     grid: TimestepGrid
     start: StartLevel
     keys: Key[Array, "b"]
     initial: InitialImages
+
+
+class PlannedBatch(NamedTuple):
+    """Requests that are generated together, before anything of them is computed."""
+
+    numbers: list[int]  # of the images
+    requests: Requests
+    rule: Guidance
+    scales: GuidanceScales
+    tile: int | None  # of the VAE, in pixels
 
 
 def by_batch_key(requests: Sequence[Request]) -> list[list[int]]:
@@ -256,6 +279,43 @@ class ImageGenerator:
             grid = self._facts.grid(requests)
             for step in settings.intermediate_steps:
                 in_range("intermediate_steps", step, int(max(grid.first)), int(min(grid.last)) - 1)
+        batches = self._batches(requests, settings, batch_size)
+        encoded: deque[BatchPrompts] = deque()
+        for i, (numbers, batch, rule, scales, tile) in enumerate(batches):
+            timer = StageTimer(self._stages)
+            inputs = self._inputs(batch, rule, scales)
+            padding = self._padding(len(batch), batch_size)
+            padded = jax.tree.map(lambda rows, p=padding: rows[p], inputs)
+            if self._stages.offloads_text:
+                if not encoded:
+                    with timer("encode_s"):
+                        encoded.extend(self._encode_ahead(batches[i:], batch_size))
+                padded = padded._replace(prompts=encoded.popleft())
+            run = Run(Requests(batch[i] for i in padding), rule, timer, tile, settings)
+            latents, intermediates = self._denoise(padded, run)
+            latents = self._handover(latents, padded, batch)
+            if settings.output != "latent":
+                with timer("decode_s"):
+                    images, finite = self._decode(latents, tile)
+            else:
+                images = self._stages.gather(latents)
+                finite = np.all(np.isfinite(images), axis=(1, 2, 3))
+            yield BatchResult(
+                numbers=numbers,
+                images=images[: len(batch)],
+                grid=inputs.grid,
+                intermediates=intermediates[: len(batch)],
+                failures={
+                    numbers[i]: self._failure(padded, run, i)
+                    for i in np.flatnonzero(~np.asarray(finite)[: len(batch)]).tolist()
+                },
+                timings=timer.timings(),
+            )
+
+    def _batches(
+        self, requests: Sequence[Request], settings: Settings, size: int
+    ) -> list[PlannedBatch]:
+        """The batches of at most `size` requests, in the order in which they are generated."""
         groups = [
             (numbers, Requests(requests[i] for i in numbers)) for numbers in by_batch_key(requests)
         ]
@@ -263,36 +323,42 @@ class ImageGenerator:
             tile_size(settings.vae_tile, (group[0].height, group[0].width), self._downscale)
             for _, group in groups
         ]
+        batches = []
         for (numbers, group), tile in zip(groups, tiles, strict=True):
             rule, scales = guidance_rule(group), guidance_scales(group)
-            for rows in make_batches(self._lengths(group, rule), group, batch_size):
-                timer = StageTimer(self._stages)
+            for rows in make_batches(self._lengths(group, rule), group, size):
                 batch = Requests(group[row] for row in rows)
                 own_scales = jax.tree.map(lambda values, r=rows: values[r], scales)
-                inputs = self._inputs(batch, rule, own_scales)
-                padding = np.minimum(np.arange(self._padded(batch_size)), len(batch) - 1)
-                padded = jax.tree.map(lambda rows, p=padding: rows[p], inputs)
-                rows_of = Requests(batch[i] for i in padding)
-                run = Run(rows_of, rule, timer, tile, settings)
-                latents, intermediates = self._denoise(padded, run)
-                latents = self._handover(latents, padded, batch)
-                if settings.output != "latent":
-                    with timer("decode_s"):
-                        images, finite = self._decode(latents, tile)
-                else:
-                    images = self._stages.gather(latents)
-                    finite = np.all(np.isfinite(images), axis=(1, 2, 3))
-                yield BatchResult(
-                    numbers=[numbers[row] for row in rows],
-                    images=images[: len(batch)],
-                    grid=inputs.grid,
-                    intermediates=intermediates[: len(batch)],
-                    failures={
-                        numbers[rows[i]]: self._failure(padded, run, i)
-                        for i in np.flatnonzero(~np.asarray(finite)[: len(batch)]).tolist()
-                    },
-                    timings=timer.timings(),
-                )
+                own_numbers = [numbers[row] for row in rows]
+                batches.append(PlannedBatch(own_numbers, batch, rule, own_scales, tile))
+        return batches
+
+    def _padding(self, count: int, size: int) -> Int[NDArray, "b"]:
+        """The images that fill a batch of `size`: all of them, and the last one again."""
+        return np.minimum(np.arange(self._padded(size)), count - 1)
+
+    def _encode_ahead(self, batches: Sequence[PlannedBatch], size: int) -> Iterator[BatchPrompts]:
+        """The prompts of the first batches, padded and encoded, up to ENCODED_AHEAD bytes.
+
+        The text encoders come to the devices once for all of them.
+        """
+        weaker, encoded_bytes = self._auxiliary.guidance_model, 0
+        with contextlib.ExitStack() as stack:
+            for stages in (self._stages, *([] if weaker is None else [weaker.stages])):
+                stack.enter_context(stages.text_encoders_on_devices())
+            for batch in batches:
+                if encoded_bytes >= ENCODED_AHEAD:
+                    return
+                padding = self._padding(len(batch.requests), size)
+                prompts = self._prompts(batch.requests, batch.rule)
+                main, guide = jax.tree.map(lambda rows, p=padding: rows[p], prompts)
+                skip = batch.requests[0].clip_skip
+                main = self._stages.encode_ahead(main, skip=skip)
+                if weaker is not None and guide is not None:
+                    guide = weaker.stages.encode_ahead(guide, skip=skip)
+                prompts = BatchPrompts(main, guide)
+                encoded_bytes += sum(leaf.nbytes for leaf in jax.tree.leaves(prompts))
+                yield prompts
 
     def _handover(self, latents: BatchArray, inputs: BatchInputs, batch: Requests) -> BatchArray:
         """Latents as a call gives them."""
@@ -312,16 +378,12 @@ class ImageGenerator:
 
     def _inputs(self, requests: Requests, rule: Guidance, scales: GuidanceScales) -> BatchInputs:
         """The inputs of one batch."""
-        weaker, guide_prompts = self._auxiliary.guidance_model, None
-        if weaker is not None and (streams := streams_of(rule, "guidance_model")):
-            guide_prompts = weaker.tokenizers.tokenize(requests, streams)
         grid = self._facts.grid(requests)
         initial = InitialImages()
         if any(requests[0].given_arrays):
             initial = initial_images(requests, self._facts.latent_shape(requests[0]))
         return BatchInputs(
-            prompts=self._tokenizers.tokenize(requests, streams_of(rule, "main")),
-            guidance_model_prompts=guide_prompts,
+            prompts=self._prompts(requests, rule),
             guidance_scales=scales,
             targets=self._auxiliary.guidance_targets(requests)
             if any(requests.classifier_scales) or any(requests.clip_scales)
@@ -331,6 +393,14 @@ class ImageGenerator:
             keys=per_sample_keys(requests.seeds),
             initial=initial,
         )
+
+    def _prompts(self, requests: Requests, rule: Guidance) -> BatchPrompts:
+        """The tokens of the prompts of one batch."""
+        main = self._tokenizers.tokenize(requests, streams_of(rule, "main"))
+        weaker, streams = self._auxiliary.guidance_model, streams_of(rule, "guidance_model")
+        if weaker is None or not streams:
+            return BatchPrompts(main)
+        return BatchPrompts(main, weaker.tokenizers.tokenize(requests, streams))
 
     def _failure(self, inputs: BatchInputs, run: Run, row: int) -> str:
         """Since which step image `row` is not finite; the loop runs once more to find out."""
@@ -408,10 +478,11 @@ class ImageGenerator:
             )
 
         skip, weaker, guide = request.clip_skip, self._auxiliary.guidance_model, None
-        conditioning = self._stages.encode(inputs.prompts, extras("main"), skip=skip)
-        if weaker is not None and inputs.guidance_model_prompts is not None:
+        prompts = inputs.prompts
+        conditioning = self._stages.encode(prompts.main, extras("main"), skip=skip)
+        if weaker is not None and prompts.guidance_model is not None:
             guide = weaker.stages.encode(
-                inputs.guidance_model_prompts, extras("guidance_model"), skip=skip
+                prompts.guidance_model, extras("guidance_model"), skip=skip
             )
         return jax.block_until_ready(ConditioningPair(conditioning, guide)), latents, mask
 

@@ -1,8 +1,9 @@
 """A model as compiled functions: encode prompts and images, denoise, decode."""
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -28,7 +29,13 @@ from jaxdiff.pipeline.classifier_guidance import (
     with_classifier_guidance,
     with_clip_guidance,
 )
-from jaxdiff.pipeline.conditioning import Conditioning, TokenizedPrompts, encode_prompts
+from jaxdiff.pipeline.conditioning import (
+    Conditioning,
+    EncodedPrompts,
+    TokenizedPrompts,
+    encode_prompts,
+)
+from jaxdiff.pipeline.offload import TextWeights
 from jaxdiff.pipeline.programs import BatchArray, CompiledFunction, Layout
 from jaxdiff.samplers.base import Sampler, SamplingState, init_state, initial_noise, run_steps
 from jaxdiff.samplers.inpainting import InpaintingMask
@@ -88,6 +95,7 @@ class CompiledModel:
         *,
         prediction_type: str,
         layout: Layout,
+        offload: str | None = None,
     ) -> None:
         self.layout, self.num_shards = layout, layout.num_shards
         self.shard, self.gather = layout.shard, layout.gather
@@ -95,6 +103,7 @@ class CompiledModel:
         self._image_processor: CLIPImageProcessor | None = None
         self._family = family
         self._network = layout.network(family.adapter(network, prediction_type))
+        self._texts = TextWeights(layout, offload)
         self.set_weights(text_encoders, network)
         self._codec = layout.split(upcast_fp16(cast(Any, codec)))
         # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
@@ -104,7 +113,7 @@ class CompiledModel:
 
     def set_weights(self, text_encoders: Sequence[Any], network: nnx.Module) -> None:
         """Use the weights that these modules have now; programs are kept."""
-        self._texts = [self.layout.split(encoder) for encoder in text_encoders]
+        self._texts.set(text_encoders)
         self._denoiser = self._network, param_dict(network)
 
     def set_auxiliary_models(
@@ -148,16 +157,40 @@ class CompiledModel:
             )
         return self._programs[key]
 
-    def encode(self, prompts: TokenizedPrompts, extras: ExtraInputs, *, skip: int) -> Conditioning:
+    @property
+    def offloads_text(self) -> bool:
+        """Whether the text encoders' weights are on the devices only while they are used."""
+        return self._texts.offloaded
+
+    @contextlib.contextmanager
+    def text_encoders_on_devices(self) -> Iterator[None]:
+        """Hold offloaded text encoders on the devices from one `encode_ahead` to the next."""
+        with self._texts.on_devices():
+            yield
+
+    def encode(
+        self, prompts: TokenizedPrompts | EncodedPrompts, extras: ExtraInputs, *, skip: int
+    ) -> Conditioning:
         """The conditioning of the network, on the devices for `denoise`."""
         conditioning = self.shard(self._family.request_conditioning(extras))
-        if not self._texts:
-            return conditioning
-        encoders, params = zip(*self._texts, strict=True)
-        program = self.program(
-            encode_prompts, ".b", encoders=encoders, family=self._family, skip=skip
-        )
-        return program(params, self.shard(prompts)) | conditioning
+        if isinstance(prompts, EncodedPrompts):
+            return self.shard(prompts.conditioning) | conditioning
+        return self._encoded(prompts, skip) | conditioning
+
+    def encode_ahead(self, prompts: TokenizedPrompts, *, skip: int) -> EncodedPrompts:
+        """The texts' part of the conditioning, on the host until `encode` takes it."""
+        return EncodedPrompts(jax.tree.map(self.gather, self._encoded(prompts, skip)))
+
+    def _encoded(self, prompts: TokenizedPrompts, skip: int) -> Conditioning:
+        if not len(self._texts):
+            return {}
+        with self._texts.on_devices() as (encoders, params):
+            program = self.program(
+                encode_prompts, ".b", encoders=encoders, family=self._family, skip=skip
+            )
+            conditioning = program(params, self.shard(prompts))
+            # weights that are freed before the program has run would stay until it has
+            return jax.block_until_ready(conditioning) if self._texts.offloaded else conditioning
 
     def latents(self, images: BatchArray) -> BatchArray:
         """The scaled mean latents of images in [-1, 1]."""
@@ -251,7 +284,7 @@ class CompiledModel:
     def decode(self, latents: BatchArray) -> tuple[BatchArray, BatchArray]:
         """Images (uint8) of scaled latents, and which of them are finite."""
         codec, params = self._codec
-        return self.program(_decode, ".b", codec=codec)(params, latents)
+        return self.program(decode_images, ".b", codec=codec)(params, latents)
 
 
 def _latents(params: PyTree, images: Array, *, codec: Callable[[PyTree], LatentCodec]) -> Array:
@@ -339,9 +372,10 @@ def guided(
     )
 
 
-def _decode(
+def decode_images(
     params: PyTree, latents: Array, *, codec: Callable[[PyTree], LatentCodec]
 ) -> tuple[Array, Array]:
+    """Images (uint8) of scaled latents, and which of them are finite."""
     own = codec(params)
     images = own.decode(own.unscale(latents))
     finite = jnp.isfinite(images).all(axis=(1, 2, 3))

@@ -41,6 +41,12 @@ class TokenizedPrompts(NamedTuple):
     zero_out: Bool[NDArray, "b k"]
 
 
+class EncodedPrompts(NamedTuple):
+    """The texts' part of a batch's conditioning, on the host."""
+
+    conditioning: Mapping[str, NDArray]
+
+
 class PromptTokenizers(NamedTuple):
     """The tokenizers of a model, by text encoder."""
 
@@ -60,14 +66,22 @@ class PromptTokenizers(NamedTuple):
 
         Warns of truncated prompts, and of words that the model was not trained on.
         """
-        chunked = [[t for row in self._chunks(each, streams) for t in row] for each in requests]
-        for request, texts in zip(requests, chunked, strict=True):
-            if truncated := max((tokens.num_truncated for tokens in texts), default=0):
+        by_encoder = [self._chunks(each, streams) for each in requests]
+        for request, rows in zip(requests, by_encoder, strict=True):
+            missing = {
+                name: count
+                for name, row in zip(self.by_encoder, rows, strict=True)
+                if (count := max((tokens.num_truncated for tokens in row), default=0))
+            }
+            if missing:
+                # Where some text encoder reads all of it, which ones do not.
+                where = f" in {', '.join(missing)}" if len(missing) < len(rows) else ""
                 message = (
-                    f"prompt: truncated, {truncated} tokens are missing from the end of "
-                    f"{request.prompt!r:.60}"
+                    f"prompt: truncated, {max(missing.values())} tokens are missing from the end "
+                    f"of {request.prompt!r:.60}{where}"
                 )
                 warnings.warn(message, stacklevel=2)
+        chunked = [[tokens for row in rows for tokens in row] for rows in by_encoder]
         if self.closed:
             texts = [text for each in requests for text in texts_by_encoder(each, streams)[0]]
             warn_of_unseen_words(self.first, texts, syntax=requests[0].prompt_syntax)

@@ -1,21 +1,26 @@
 """`load`: a model folder, or the embedded model, as a `Pipeline`."""
 
+import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
 
 from jaxdiff.checkpoints.embedded import EMBEDDED
+from jaxdiff.checkpoints.loading import Placement, host_memory
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import dtype_of
+from jaxdiff.families.detection import family_of
 from jaxdiff.models.build import param_dict
 from jaxdiff.parallel.mesh import FSDP, TENSOR, MeshSpec, data_mesh, replicated, sampling_mesh
 from jaxdiff.parallel.sharding import infer_sharding, infer_shardings
 from jaxdiff.pipeline import cache
+from jaxdiff.pipeline.offload import TEXT, check_offload
 from jaxdiff.pipeline.pipeline import Pipeline
 
 
@@ -29,6 +34,7 @@ def load(
     prediction_type: str | None = None,
     vae: str | pathlib.Path | None = None,
     base: str | pathlib.Path | None = None,
+    offload: str | None = None,
 ) -> Pipeline:
     """The model at `path` on all local devices; without `path` the embedded one.
 
@@ -42,8 +48,11 @@ def load(
     what a single file says that its network predicts. `vae`, which may be in any of these places or
     a file or folder with a VAE alone, also TAESD, is used instead of the model's own. `base`, a
     diffusers folder or a repository, gives what a checkpoint file lacks: text encoders, tokenizers,
-    VAE and schedule. Raises InputError for anything missing, broken or unknown.
+    VAE and schedule. `offload` "text" keeps the text encoders' weights on the host, and on the
+    devices only while prompts are encoded; that changes no image. Raises InputError for anything
+    missing, broken or unknown.
     """
+    check_offload(offload)
     shared = None if mesh is None else sampling_mesh(mesh, jax.local_devices())
     devices = jax.local_devices() if shared is None else list(shared.devices.flat)
     name = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
@@ -62,14 +71,50 @@ def load(
         vae=vae,
         base=base,
     )
+    folder = pathlib.Path(source)
     if shared is None:
-        parts = read(sharding=replicated(data_mesh(devices)))
+        place = replicated(data_mesh(devices))
     else:
         _check_split(read(only=()), shared)
-        parts = read(sharding=functools.partial(infer_sharding, mesh=shared))
-    folder = pathlib.Path(source)
-    inside = folder if folder.is_dir() else None
-    return Pipeline(parts, name=folder.resolve().name, devices=devices, mesh=shared, folder=inside)
+        place = functools.partial(infer_sharding, mesh=shared)
+    if offload == TEXT:
+        parts = _with_texts_on_host(read, place, folder.name)
+    else:
+        parts = read(sharding=place)
+    return Pipeline(
+        parts,
+        name=folder.resolve().name,
+        devices=devices,
+        mesh=shared,
+        offload=offload,
+        folder=folder if folder.is_dir() else None,
+    )
+
+
+def _with_texts_on_host(
+    read: Callable[..., PipelineComponents], place: Placement, name: str
+) -> PipelineComponents:
+    """The model, its text encoders on the host and all else in `place`; InputError without a CPU.
+
+    The text encoders' weights never come to other devices.
+    """
+    host = host_memory()
+    if host is None:
+        raise InputError(
+            f"offload: got {TEXT!r} where JAX sees no CPU, expected cpu among JAX_PLATFORMS"
+        )
+    described = read(only=())
+    family = family_of(described, name)
+    texts = {spec.component for spec in family.text_encoders}
+    if not texts:
+        raise InputError(f"offload: got {TEXT!r} for {family.name}, which has no text encoder")
+    parts = read(sharding=place, only=described.components.keys() - texts)
+    offloaded = read(sharding=host, only=texts).components
+    components = {
+        component: offloaded[component] if component in texts else part
+        for component, part in parts.components.items()
+    }
+    return dataclasses.replace(parts, components=components)
 
 
 def _check_split(parts: PipelineComponents, mesh: Mesh) -> None:

@@ -59,11 +59,13 @@ class LoadedModel(Addons):
         name: str,
         devices: Sequence[jax.Device],
         mesh: Mesh | None = None,
+        offload: str | None = None,
         folder: pathlib.Path | None = None,
     ) -> None:
         self.family = family_of(parts, name)
         self.parts, self.name, self.devices = parts, name, tuple(devices)
         self.mesh = mesh  # None: every device has all weights
+        self.offload = offload  # "text": the text encoders are on the host while sampling
         modules: dict[str, Any] = {n: each.module for n, each in parts.components.items()}
         self.network, self.codec = modules[self.family.network], self.family.codec(modules)
         specs = {spec.component: spec for spec in self.family.text_encoders}
@@ -80,6 +82,7 @@ class LoadedModel(Addons):
             _of_unit_variance(self.codec, self.schedule),
             prediction_type=self.prediction_type,
             layout=DataParallel(self.devices) if mesh is None else OnMesh(mesh),
+            offload=offload,
         )
         files = {c: parts.tokenizers[spec.tokenizer] for c, spec in specs.items()}
         tokenizers = {

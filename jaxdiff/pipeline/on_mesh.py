@@ -106,6 +106,10 @@ class OnMesh(Layout):
         graph, params = nnx.split(module)
         return ShardedModuleGraph(graph, self.mesh), params
 
+    def weight_shardings(self, params: PyTree) -> PyTree:
+        """Where each of these weights lies, by the tables of `parallel.sharding`."""
+        return infer_shardings(params, self.mesh)
+
     def shard(self, tree: PyTree) -> PyTree:
         """Arrays (b, ...) of the host in the form of the layout."""
         return jax.device_put(tree, batch_sharding(self.mesh))

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, Sharding
 
 from jaxdiff.core.types import Array, NDArray, PyTree
 from jaxdiff.guidance.base import Guidance
+from jaxdiff.parallel.mesh import data_mesh, replicated
 
 BatchArray = Array | NDArray  # of a batch, in the form of a layout
 
@@ -71,6 +72,10 @@ class Layout(ABC):
         del images, rule
 
     @abstractmethod
+    def weight_shardings(self, params: PyTree) -> PyTree:
+        """Where each of these weights lies on the devices, for `jax.device_put`."""
+
+    @abstractmethod
     def jit(
         self, function: Callable[..., Any], per_image: Sequence[bool], arguments: Sequence[PyTree]
     ) -> Any:
@@ -92,6 +97,11 @@ class DataParallel(Layout):
 
     def __str__(self) -> str:
         return "no mesh"
+
+    def weight_shardings(self, params: PyTree) -> PyTree:
+        """Where each of these weights lies: whole on each of the devices."""
+        place = replicated(data_mesh(self._devices))
+        return jax.tree.map(lambda _: place, params)
 
     def shard(self, tree: PyTree) -> PyTree:
         """Arrays (b, ...) of the host in the form of the layout."""

@@ -25,6 +25,7 @@ MAX_WEIGHT = 100.0
 MAX_CHUNKS = 16
 BACKTRACK = 20  # tokens at the end of a full chunk among which a comma counts
 MAX_PARTS = 8  # of a prompt, joined by AND
+SUFFIX_FIELD = "end_of_word_suffix"  # of byte-pair models of the `tokenizers` library
 
 _MARKS = re.compile(
     r"\\[()\[\]\\]"  # an escaped bracket or backslash
@@ -50,15 +51,39 @@ class PromptTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.expansions: dict[int, list[int]] = {}
-        # what stands around a text, such as start and end; the last of it ends the text
+        # what stands around a text: an end, behind a start if there is one
         self.special: list[int] = tokenizer("")["input_ids"]
-        comma = tokenizer.convert_tokens_to_ids(",</w>")
-        self.comma = None if comma == tokenizer.unk_token_id else comma
+        commas = tokenizer.convert_tokens_to_ids([",</w>", ","])
+        known = [comma for comma in commas if comma not in (None, tokenizer.unk_token_id)]
+        self.comma = known[0] if known else None
+        # Whether tokens show where a word ends, as CLIP's do, rather than where it begins.
+        self.marks_ends = bool(getattr(tokenizer.backend_tokenizer.model, SUFFIX_FIELD, None))
 
     def ids(self, text: str) -> list[int]:
         """The ids of `text`, without start and end."""
         plain = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [part for token in plain for part in self.expansions.get(token, [token])]
+
+    def weighted_ids(self, pieces: Sequence["WeightedText"]) -> list[tuple[int, float]]:
+        """The ids of a text in pieces, without start and end, and their weights.
+
+        Of CLIP's vocabulary pieces are read one by one, as A1111 does. Others write a word that
+        begins a text and one that goes on differently: the whole is read, and a token weighs as
+        its last character does.
+        """
+        if self.marks_ends:
+            return [(token, weight) for text, weight in pieces for token in self.ids(text or "")]
+        text = "".join(piece.text or "" for piece in pieces)
+        weights = [weight for own, weight in pieces for _ in own or ""]
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, verbose=False, return_offsets_mapping=True
+        )
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return [
+            (part, weights[max(end - 1, 0)])
+            for token, (_, end) in pairs
+            for part in self.expansions.get(token, [token])
+        ]
 
 
 class WeightedText(NamedTuple):
@@ -204,18 +229,22 @@ def chunk_prompt(
 ) -> Tokens:
     """The chunks of `prompt`, one at least; without `syntax` every character stands for itself.
 
-    A prompt without brackets that fits one chunk gets exactly the ids that the tokenizer gives.
+    A prompt without brackets that fits one chunk gets exactly the ids that the tokenizer gives. Of
+    one chunk at most, BREAK is a space, and a longer prompt is cut where the chunk is full.
     """
     room = tokenizer.tokenizer.model_max_length - len(tokenizer.special)
     chunks: list[tuple[list[int], list[float]]] = [([], [])]
-    for text, weight in parse_syntax(prompt) if syntax else [WeightedText(prompt, 1.0)]:
-        if text is None:
+    pieces = parse_syntax(prompt) if syntax else [WeightedText(prompt, 1.0)]
+    if max_chunks == 1:
+        pieces = _joined([WeightedText(text or " ", weight) for text, weight in pieces])
+    for i, part in enumerate(_between_breaks(pieces)):
+        if i:
             chunks.append(([], []))
-            continue
-        for token in tokenizer.ids(text):
+        for token, weight in tokenizer.weighted_ids(part):
             ids, weights = chunks[-1]
             if len(ids) == room:
-                stays = room if token == tokenizer.comma else _up_to(tokenizer.comma, ids)
+                at_comma = token != tokenizer.comma and max_chunks > 1
+                stays = _up_to(tokenizer.comma, ids) if at_comma else room
                 chunks.append((ids[stays:], weights[stays:]))
                 del ids[stays:], weights[stays:]
             chunks[-1][0].append(token)
@@ -224,6 +253,17 @@ def chunk_prompt(
     framed = [_framed(tokenizer, *chunk) for chunk in chunks[:max_chunks]]
     ids, weights = (np.stack(column) for column in zip(*framed, strict=True))
     return Tokens(ids, weights, num_truncated)
+
+
+def _between_breaks(pieces: Sequence[WeightedText]) -> list[list[WeightedText]]:
+    """The pieces before, between and after breaks."""
+    parts: list[list[WeightedText]] = [[]]
+    for piece in pieces:
+        if piece.text is None:
+            parts.append([])
+        else:
+            parts[-1].append(piece)
+    return parts
 
 
 def _up_to(comma: int | None, ids: Sequence[int]) -> int:

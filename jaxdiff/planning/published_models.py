@@ -1,37 +1,105 @@
 """Models as shapes for planning: from config files, or by the name of a published repository."""
 
+import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 
 from jaxdiff.checkpoints.components import CONFIG, Component, abstract_component
-from jaxdiff.checkpoints.pipelines import PipelineComponents, abstract_pipeline
+from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.pipelines import (
+    DEFAULTS,
+    PipelineComponents,
+    abstract_pipeline,
+    read_scheduler,
+)
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
+from jaxdiff.core.aliases import rename_settings
 from jaxdiff.core.errors import InputError
 from jaxdiff.experiments.experiment import FILES, ModelSource
 from jaxdiff.families.base import Family
 from jaxdiff.families.detection import detect_family
 from jaxdiff.models.presets import preset
 
-# Components of published repositories and their presets.
-PRESET_REPOSITORIES: dict[str, dict[str, tuple[str, str]]] = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": {
-        "unet": ("unet", "sd15"),
-        "vae": ("vae", "sd"),
-        "text_encoder": ("text", "clip-l"),
-    },
-    "stabilityai/stable-diffusion-2-1": {
-        "unet": ("unet", "sd21"),
-        "vae": ("vae", "sd"),
-        "text_encoder": ("text", "openclip-h"),
-    },
-    "stabilityai/stable-diffusion-xl-base-1.0": {
-        "unet": ("unet", "sdxl-base"),
-        "vae": ("vae", "sdxl"),
-        "text_encoder": ("text", "clip-l"),
-        "text_encoder_2": ("text", "openclip-bigg"),
-    },
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedModel:
+    """What the files of a published pipeline say, without a file."""
+
+    class_name: str  # of the pipeline, as model_index.json names it
+    components: Mapping[str, tuple[str, str]]  # the kind and the name of the preset of each
+    scheduler: Mapping[str, Any]  # scheduler_config.json
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of model_index.json
+    # of requests, where the files leave them open: guidance_scale, steps, height, width, ...
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def pipeline(self, **options: Any) -> PipelineComponents:
+        """The pipeline with shapes for weights; `options` are dtypes and the like."""
+        components = {
+            name: Component(module=preset(*chosen).abstract(**options))
+            for name, chosen in self.components.items()
+        }
+        return PipelineComponents(
+            class_name=self.class_name,
+            components=components,
+            scheduler=self.scheduler,
+            options=self.options,
+            defaults=self.defaults,
+        )
+
+
+_SD_SCHEDULE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+PUBLISHED_MODELS: dict[str, PublishedModel] = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": PublishedModel(
+        class_name="StableDiffusionPipeline",
+        components={
+            "unet": ("unet", "sd15"),
+            "vae": ("vae", "sd"),
+            "text_encoder": ("text", "clip-l"),
+        },
+        scheduler={"_class_name": "PNDMScheduler", **_SD_SCHEDULE},
+    ),
+    "stabilityai/stable-diffusion-2-1": PublishedModel(
+        class_name="StableDiffusionPipeline",
+        components={
+            "unet": ("unet", "sd21"),
+            "vae": ("vae", "sd"),
+            "text_encoder": ("text", "openclip-h"),
+        },
+        scheduler={
+            "_class_name": "DDIMScheduler",
+            "prediction_type": "v_prediction",
+            **_SD_SCHEDULE,
+        },
+    ),
+    "stabilityai/stable-diffusion-xl-base-1.0": PublishedModel(
+        class_name="StableDiffusionXLPipeline",
+        components={
+            "unet": ("unet", "sdxl-base"),
+            "vae": ("vae", "sdxl"),
+            "text_encoder": ("text", "clip-l"),
+            "text_encoder_2": ("text", "openclip-bigg"),
+        },
+        scheduler={
+            "_class_name": "EulerDiscreteScheduler",
+            "prediction_type": "epsilon",
+            "timestep_spacing": "leading",
+            "use_karras_sigmas": False,
+            **_SD_SCHEDULE,
+        },
+        options={"force_zeros_for_empty_prompt": True},
+    ),
 }
 
 
@@ -41,32 +109,50 @@ def published_component(path: str | pathlib.Path, **options: Any) -> nnx.Module:
     if (folder / CONFIG).is_file():
         return abstract_component(folder, **options)
     repository, _, name = str(path).rpartition("/")
-    if name not in PRESET_REPOSITORIES.get(repository, {}):
-        known = ", ".join(PRESET_REPOSITORIES)
+    known = PUBLISHED_MODELS.get(repository)
+    if known is None or name not in known.components:
         raise InputError(
-            f"plan: got {path} without a config.json, expected one, or a part of {known}"
+            f"plan: got {path} without a config.json, expected one, or a part of "
+            f"{', '.join(PUBLISHED_MODELS)}"
         )
-    return preset(*PRESET_REPOSITORIES[repository][name]).abstract(**options)
+    return preset(*known.components[name]).abstract(**options)
 
 
-def published_model(source: str, **options: Any) -> tuple[Family, dict[str, nnx.Module]]:
-    """The family and the networks of a pipeline folder or of a published repository, as shapes."""
-    if source in PRESET_REPOSITORIES:
-        names = PRESET_REPOSITORIES[source]
-        modules = {name: published_component(f"{source}/{name}", **options) for name in names}
-        return detect_family("StableDiffusionPipeline", modules, source=source), modules
-    class_name, modules, plain = abstract_pipeline(pathlib.Path(source), **options)
-    return detect_family(class_name, modules, plain, source=source), modules
+def published_model(source: str, **options: Any) -> tuple[Family, PipelineComponents]:
+    """The family and the components of a pipeline folder or of a published repository.
+
+    Weights are shapes, and there are no tokenizers. `options` are those of the modules.
+    """
+    if source in PUBLISHED_MODELS:
+        parts = PUBLISHED_MODELS[source].pipeline(**options)
+    else:
+        parts = _folder(pathlib.Path(source), **options)
+    modules = {name: component.module for name, component in parts.components.items()}
+    return detect_family(parts.class_name, modules, parts.options, source=source), parts
+
+
+def _folder(folder: pathlib.Path, **options: Any) -> PipelineComponents:
+    class_name, modules, plain = abstract_pipeline(folder, **options)
+    defaults = folder / DEFAULTS
+    stored = read_object(defaults) if defaults.exists() else {}
+    return PipelineComponents(
+        class_name=class_name,
+        components={
+            name: Component(module=module, config=read_object(folder / name / CONFIG))
+            for name, module in modules.items()
+        },
+        scheduler=read_scheduler(folder),
+        options=plain,
+        defaults=rename_settings(stored, source=str(defaults)),
+    )
 
 
 def _pipeline(source: str) -> PipelineComponents:
     """The pipeline in a folder or file, or of a published repository, of which nothing is read."""
-    if source in PRESET_REPOSITORIES:
-        _, modules = published_model(source)
-        components = {name: Component(module=module) for name, module in modules.items()}
-        return PipelineComponents(components=components, scheduler={})
+    if source in PUBLISHED_MODELS:
+        return PUBLISHED_MODELS[source].pipeline()
     if not pathlib.Path(source).exists():  # a Hub repository would be downloaded
-        known = ", ".join(PRESET_REPOSITORIES)
+        known = ", ".join(PUBLISHED_MODELS)
         raise InputError(f"plan: got {source}, expected a folder or file that is there, or {known}")
     return FILES.pipeline(source)
 

@@ -27,6 +27,7 @@ from jaxdiff.samplers.dpmpp_2m import DPMpp2M
 from jaxdiff.samplers.dpmpp_2s import DPMpp2S
 from jaxdiff.samplers.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE
 from jaxdiff.samplers.euler import Euler, EulerAncestral
+from jaxdiff.samplers.flow_sde import FlowSDE
 from jaxdiff.samplers.heun import Heun
 from jaxdiff.samplers.inversion import invert
 from jaxdiff.samplers.kdpm2 import KDPM2, KDPM2Ancestral
@@ -69,6 +70,7 @@ SAMPLERS |= {
     "deis": DEIS(),
     "lcm": LCM(),
     "tcd": TCD(),
+    "flow-sde": FlowSDE(),
 }
 
 

@@ -7,16 +7,28 @@ import pytest
 from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.pipelines import PipelineComponents, write_pipeline
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
+from jaxdiff.core.configs import to_mapping
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.dit.config import DiTTransformer2DConfig
+from jaxdiff.models.dit.module import DiTTransformer2DModel
+from jaxdiff.models.ldm_bert.config import LDMBertConfig
+from jaxdiff.models.ldm_bert.module import LDMBertModel
+from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
+from jaxdiff.models.pixart.module import PixArtTransformer2DModel
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
+from jaxdiff.models.unet.class_conditional import (
+    ClassConditionalUNet2DConfig,
+    ClassConditionalUNet2DModel,
+)
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.models.vq_model import VQModel, VQModelConfig
 
 TEXT = CLIPTextConfig(
     vocab_size=20,
@@ -46,6 +58,16 @@ UNET = UNet2DConditionConfig(
     cross_attention_dim=8,
     attention_head_dim=2,
 )
+CLASSES = ClassConditionalUNet2DConfig(**to_mapping(UNET), num_classes=3)
+TRANSFORMER = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 4,
+    "num_layers": 1,
+    "sample_size": 8,
+}
+DIT = DiTTransformer2DConfig(**TRANSFORMER, out_channels=8, num_embeds_ada_norm=3)
+PIXART = PixArtTransformer2DConfig(**TRANSFORMER, cross_attention_dim=8, caption_channels=6)
+VQ = VQModelConfig(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=6)
 VAE = AutoencoderKLConfig(block_out_channels=(8,), norm_num_groups=4, sample_size=8)
 TINY_VAE = AutoencoderTinyConfig(
     encoder_block_out_channels=(4, 4),
@@ -65,6 +87,15 @@ CLASSIFIER = LatentClassifierConfig(
     group_exclusive=(True, False),
 )
 T5 = T5Config(vocab_size=12, d_model=8, d_kv=2, d_ff=10, num_layers=2, num_heads=2)
+LDM_BERT = LDMBertConfig(
+    vocab_size=12,
+    max_position_embeddings=5,
+    encoder_layers=2,
+    encoder_ffn_dim=10,
+    encoder_attention_heads=2,
+    head_dim=3,
+    d_model=8,
+)
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,
@@ -94,13 +125,18 @@ def components():
     """One component of every class, by class name."""
     return {
         "UNet2DConditionModel": build(UNet2DConditionModel, UNET),
+        "DiTTransformer2DModel": build(DiTTransformer2DModel, DIT),
+        "PixArtTransformer2DModel": build(PixArtTransformer2DModel, PIXART),
+        "ClassConditionalUNet2DModel": build(ClassConditionalUNet2DModel, CLASSES),
         "AutoencoderKL": build(AutoencoderKL, VAE),
+        "VQModel": build(VQModel, VQ),
         "AutoencoderTiny": build(AutoencoderTiny, TINY_VAE),
         "LatentClassifier": build(LatentClassifier, CLASSIFIER),
         "CLIPTextModel": build(CLIPTextModel, TEXT),
         "CLIPTextModelWithProjection": build(CLIPTextModel, TEXT, with_projection=True),
         "CLIPVisionModel": build(CLIPVisionModel, VISION),
         "CLIPVisionModelWithProjection": build(CLIPVisionModel, VISION, with_projection=True),
+        "LDMBertModel": build(LDMBertModel, LDM_BERT),
         "T5EncoderModel": build(T5EncoderModel, T5),
         "CLIPModel": build(CLIPModel, TEXT, VISION, 6),
     }

@@ -134,8 +134,8 @@ BROKEN = {
         r"unet: class: got 'UNet3DConditionModel'.*did you mean 'UNet2DConditionModel'",
     ),
     "unknown tokenizer": (
-        index(tokenizer=["transformers", "T5Tokenizer"]),
-        "tokenizer: class: got 'T5Tokenizer'",
+        index(tokenizer=["transformers", "XLMTokenizer"]),
+        "tokenizer: class: got 'XLMTokenizer'",
     ),
     "odd entry": (index(unet=["diffusers"]), "expected \\[library, class\\]"),
     "odd class": (index(unet=["diffusers", 3]), "expected \\[library, class\\]"),

@@ -37,7 +37,7 @@ def model(tmp_path_factory):
 
 
 @functools.cache
-def load_once(name, dtype=None, mesh=None, prediction_type=None, vae=None):
+def load_once(name, dtype=None, mesh=None, prediction_type=None, vae=None, offload=None):
     """A model on one device with a linear UNet, and what earlier commands compiled for it."""
     pipe = load(name, dtype, prediction_type=prediction_type, vae=vae)
     return tiny.with_linear_unet(tiny.first_devices(pipe, 1))
@@ -81,6 +81,18 @@ def test_the_model_is_shared_by_a_mesh(model, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["device"] == "8 x cpu (mesh data=2,fsdp=2,guidance=2,tensor=1)"
     assert [pathlib.Path(name).parent for name in report["images"]] == [tmp_path]
+
+
+def test_text_encoders_are_offloaded(model, tmp_path, capsys):
+    """The same images, which a job without the option finds again."""
+    command = ["a ring", "--model", str(model), "--output", str(tmp_path), "--steps", "1", "--json"]
+    assert main.run("generate", [*command, "--offload", "text"]) == 0
+    assert json.loads(capsys.readouterr().out)["offload"] == "text"
+    assert main.run("generate", command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["offload"], report["skipped"], report["count"]) == (None, 1, 1)
+    assert main.run("generate", [*command, "--offload", "vae"]) == 2
+    assert "offload: got 'vae', expected one of text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -336,7 +348,7 @@ def test_a_long_job_is_listed_in_its_manifest_alone(batch_job, model, capsys, mo
 def test_the_prediction_type_of_a_file(model, tmp_path, capsys, monkeypatch):
     asked, once = [], load_once
 
-    def load_file(name, dtype=None, mesh=None, prediction_type=None, vae=None):
+    def load_file(name, dtype=None, mesh=None, prediction_type=None, vae=None, offload=None):
         asked.append(prediction_type)
         return once(str(model))
 

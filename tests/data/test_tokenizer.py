@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -10,8 +12,10 @@ import pytest
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.data.sentencepiece import read_sentencepiece
 from jaxdiff.data.tokenizer import (
     FILES,
+    VOCABULARIES,
     load_tokenizer,
     save_tokenizer,
     tokenize,
@@ -100,7 +104,7 @@ def test_a_smaller_vocabulary_still_encodes(tokenizer, captions):
 def test_saved_files_load_as_an_ordinary_clip_tokenizer(tokenizer, captions, folder, load):
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     loaded = load(folder)
-    assert isinstance(loaded, CLIPTokenizer)
+    assert type(loaded).__name__ == "CLIPTokenizer"
     assert loaded.model_max_length == 32
     texts = [*captions[:50], "", "naïve cats!! 猫"]
     np.testing.assert_array_equal(tokenize(loaded, texts), tokenize(tokenizer, texts))
@@ -147,3 +151,103 @@ def test_a_tokenizer_without_an_unknown_token_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"unk_token": ""}))
     with pytest.raises(InputError, match="got files that are no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+T5 = pathlib.Path(__file__).parent / "t5_tokenizer"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", ",", "##s", "##dish"]
+
+
+def test_sentencepiece_ids_are_those_of_its_library():
+    """spiece.model and expected.json were made by sentencepiece 0.2: a unigram model of captions.
+
+    Its normalisation has a ligature, letters of full width, white space and an ellipsis.
+    """
+    tokenizer = load_tokenizer(T5, class_name="T5Tokenizer")
+    expected = json.loads((T5 / "expected.json").read_text())
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    assert (tokenizer.pad_token_id, end, tokenizer.unk_token_id) == (0, 1, 2)
+    for text, ids, pieces in zip(*expected.values(), strict=True):
+        assert tokenizer(text)["input_ids"] == [*ids, end]
+        known = [p for p, i in zip(pieces, ids, strict=True) if i != 2]
+        assert tokenizer.convert_ids_to_tokens([i for i in ids if i != 2]) == known
+
+
+def test_sentinels_stand_behind_the_pieces_the_last_one_first():
+    tokenizer = load_tokenizer(T5, class_name="T5TokenizerFast")
+    count = len(read_sentencepiece(T5 / "spiece.model").pieces)
+    ids = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in (99, 1, 0)])
+    assert ids == [count, count + 98, count + 99]
+    assert len(tokenizer) == count + 100
+
+
+def test_tokenizer_json_says_the_same(tmp_path):
+    first = load_tokenizer(T5, class_name="T5Tokenizer")
+    first.model_max_length = 12
+    first.save_pretrained(tmp_path)
+    assert not (tmp_path / "spiece.model").exists()
+    second = load_tokenizer(tmp_path, class_name="T5Tokenizer")
+    texts = json.loads((T5 / "expected.json").read_text())["texts"]
+    np.testing.assert_array_equal(tokenize(second, texts), tokenize(first, texts))
+
+
+def test_settings_beside_spiece_model(tmp_path):
+    shutil.copy(T5 / "spiece.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 7, "extra_ids": 2}')
+    (tmp_path / "added_tokens.json").write_text('{"<b>": 94, "<a>": 93}')
+    tokenizer = load_tokenizer(tmp_path, class_name="T5Tokenizer")
+    assert tokenizer.convert_tokens_to_ids(["<extra_id_0>", "<a>", "<b>"]) == [92, 93, 94]
+    ids = tokenize(tokenizer, ["a red circle", ""])
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    words = tokenizer.convert_tokens_to_ids(["▁a", "▁red", "▁circle"])
+    assert ids.tolist() == [[*words, end, 0, 0, 0], [end] + [0] * 6]
+    assert truncated(tokenizer, ["a red circle", "a " * 9]) == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no SentencePiece model"),
+        (b"\x0a\xff", "no SentencePiece model"),
+        (b"PK\x03\x04 and more of another file", "no SentencePiece model"),
+        (b"\x12\x02\x18\x02", "not unigram"),
+        (b"\x0a\x05\x0a\x01a\x18\x06", "pieces for bytes"),
+        (b"\x0a\x07\x0a\x05<unk>\x0a\x02\x18\x02", "no SentencePiece model"),
+        (b"\x0a\x09\x0a\x05<unk>\x18\x02", "unknown piece at 0, expected 2"),
+    ],
+)
+def test_other_files_are_no_sentencepiece_model(tmp_path, data, message):
+    (tmp_path / "spiece.model").write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(tmp_path, class_name="T5Tokenizer")
+
+
+def test_a_cut_file_is_one_sentence(tmp_path):
+    data = (T5 / "spiece.model").read_bytes()
+    for length in range(0, len(data), 97):
+        (tmp_path / "spiece.model").write_bytes(data[:length])
+        try:
+            load_tokenizer(tmp_path, class_name="T5Tokenizer")
+        except InputError as error:
+            assert str(tmp_path) in str(error)  # noqa: PT017
+
+
+def test_bert(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 8}')
+    tokenizer = load_tokenizer(tmp_path, class_name="BertTokenizer")
+    ids = tokenize(tokenizer, ["A reddish cat", "cats, dog"])
+    assert ids.tolist() == [[2, 5, 6, 10, 7, 3, 0, 0], [2, 7, 9, 8, 1, 3, 0, 0]]
+
+
+def test_missing_files_of_each_class_are_named(tmp_path):
+    for name, file in VOCABULARIES.items():
+        with pytest.raises(InputError, match=f"expected {file} or tokenizer.json"):
+            load_tokenizer(tmp_path, class_name=name)
+    with pytest.raises(InputError, match="tokenizer class: got 'XLMTokenizer'"):
+        load_tokenizer(tmp_path, class_name="XLMTokenizer")
+
+
+@pytest.mark.slow
+def test_transformers_is_not_imported_before_it_is_needed():
+    code = "import sys, jaxdiff.cli.main; sys.exit('transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

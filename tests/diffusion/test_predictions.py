@@ -6,15 +6,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import posterior_mean
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.diffusion.denoising import PREDICTION_TYPES, predict, target
-from jaxdiff.diffusion.losses import WEIGHTINGS, add_noise, mse, snr, weights
+from jaxdiff.diffusion.denoising import (
+    PREDICTION_TYPES,
+    from_velocity,
+    predict,
+    target,
+    to_score,
+    to_velocity,
+    velocity_coefficients,
+)
+from jaxdiff.diffusion.losses import WEIGHTINGS, add_noise, mse, regression, snr, weights
+from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule, VPSchedule
 
 VP = (np.cos(np.linspace(0.1, 1.5, 5)), np.sin(np.linspace(0.1, 1.5, 5)))
 FLOW = (1 - np.linspace(0.1, 0.9, 5), np.linspace(0.1, 0.9, 5))
 PATHS = {"epsilon": (VP, FLOW), "sample": (VP, FLOW), "v_prediction": (VP,), "edm": (VP,)}
-PATHS["flow_prediction"] = (FLOW, VP)
+PATHS |= {"flow_prediction": (FLOW, VP), "score": (VP, FLOW)}
+SCHEDULES = {
+    "linear": (FlowSchedule(time_scale=1.0), np.linspace(0.05, 0.95, 7)),
+    "linear to 1000": (FlowSchedule(), np.linspace(50.0, 950.0, 7)),
+    "cosine": (FlowSchedule(time_scale=1.0, path="cosine"), np.linspace(0.05, 0.95, 7)),
+    "vp": (VPSchedule(), np.linspace(50, 950, 7).astype(int)),
+    "edm": (EDMSchedule(), np.log(np.geomspace(0.01, 60.0, 7)) / 4),
+}
 
 
 @pytest.fixture
@@ -58,6 +75,82 @@ def test_golden_flow_numbers():
     assert target("flow_prediction", x0, eps, alpha, sigma) == pytest.approx(-1.7)
 
 
+@pytest.mark.usefixtures("x64")
+def test_golden_score_and_velocity():
+    """Both conventions: v = eps - x0 with time to noise, u = x0 - eps with time tau to data."""
+    x0, eps, alpha, sigma = (jnp.array([value]) for value in (1.2, -0.5, 0.6, 0.4))
+    x = add_noise(x0, eps, alpha, sigma)
+    prediction = predict("flow_prediction", jnp.array([-1.7]), x, alpha, sigma)
+    assert to_score(prediction, sigma) == pytest.approx(1.25, abs=1e-12)
+    assert to_velocity(prediction, -jnp.ones(1), jnp.ones(1)) == pytest.approx(-1.7, abs=1e-12)
+    assert to_velocity(prediction, jnp.ones(1), -jnp.ones(1)) == pytest.approx(1.7, abs=1e-12)
+    tau, u = 0.6, 1.7
+    assert (tau * u - float(x[0])) / (1 - tau) == pytest.approx(1.25, abs=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_golden_score_of_a_mixture():
+    """Data N(-2, 1/4) and N(2, 1/4) with weights 1/2, and the second alone, at x = 0.3, sigma 1."""
+    x, one = jnp.array([0.3]), jnp.ones(1)
+    scores = []
+    for mix, score in (([0.5, 0.5], 0.4739897764), ([0.0, 1.0], 1.36)):
+        D = posterior_mean(x, one, one, (-2.0, 2.0), (0.25, 0.25), jnp.array([mix]))
+        got = to_score(predict("sample", D, x, one, one), one)
+        assert got == pytest.approx(score, abs=1e-9)
+        assert predict("score", got, x, one, one).x0 == pytest.approx(float(D[0]), abs=1e-12)
+        scores.append(got)
+    guided = scores[0] + 3 * (scores[1] - scores[0])
+    assert guided == pytest.approx(3.1320204472, abs=1e-9)
+    assert predict("score", guided, x, one, one).x0 == pytest.approx(3.4320204472, abs=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("path", SCHEDULES)
+def test_velocity_and_score_there_and_back_on_every_path(path):
+    schedule, t = SCHEDULES[path]
+    levels = (*schedule.alpha_sigma(t), *schedule.derivatives(t))
+    alpha, sigma, d_alpha, d_sigma = map(jnp.asarray, levels)
+    x0, eps = draws((7, 3, 3, 2))
+    x = add_noise(x0, eps, alpha, sigma)
+    velocity = to_velocity(predict("sample", x0, x, alpha, sigma), d_alpha, d_sigma)
+    got = from_velocity(velocity, x, alpha, sigma, d_alpha, d_sigma)
+    np.testing.assert_allclose(got.x0, x0, atol=1e-12)
+    np.testing.assert_allclose(got.eps, eps, atol=1e-12)
+    score = to_score(got, sigma)
+    back = predict("score", score, x, alpha, sigma)
+    np.testing.assert_allclose(back.x0, x0, atol=1e-12)
+    np.testing.assert_allclose(back.eps, eps, atol=1e-12)
+    a, b = (c[:, None, None, None] for c in velocity_coefficients(alpha, sigma, d_alpha, d_sigma))
+    scale = float(jnp.max(jnp.abs(velocity)))
+    np.testing.assert_allclose(a * x + b * score, velocity, atol=1e-12 * max(scale, 1))
+
+
+@pytest.mark.usefixtures("x64")
+def test_coefficients_of_the_linear_path_with_time_to_the_data():
+    """A = 1 / tau and B = (1 - tau) / tau, with alpha' = 1 and sigma' = -1 by tau."""
+    tau = np.linspace(0.1, 0.9, 9)
+    a, b = velocity_coefficients(tau, 1 - tau, np.ones(9), -np.ones(9))
+    np.testing.assert_allclose(a, 1 / tau, rtol=1e-14)
+    np.testing.assert_allclose(b, (1 - tau) / tau, rtol=1e-14)
+
+
+@pytest.mark.usefixtures("x64")
+def test_flow_and_cosine_networks_output_velocities():
+    x0, eps = draws((5, 2, 2, 1))
+    s = np.linspace(0.1, 0.9, 5)
+    for path, kind, factor in (
+        ("linear", "flow_prediction", 1),
+        ("cosine", "v_prediction", np.pi / 2),
+    ):
+        schedule = FlowSchedule(time_scale=1.0, path=path)
+        alpha, sigma, *rates = map(
+            jnp.asarray, (*schedule.alpha_sigma(s), *schedule.derivatives(s))
+        )
+        prediction = predict("sample", x0, add_noise(x0, eps, alpha, sigma), alpha, sigma)
+        output = target(kind, x0, eps, alpha, sigma)
+        np.testing.assert_allclose(to_velocity(prediction, *rates), factor * output, atol=1e-12)
+
+
 def test_scalars_and_per_image_levels_agree():
     output, x = (a.astype(jnp.float32) for a in draws((3, 4, 4, 2)))
     for kind in PREDICTION_TYPES:
@@ -85,7 +178,8 @@ def test_min_snr_is_one_loss_whatever_is_predicted(kind):
         x = add_noise(x0, eps, alpha, sigma)
         eps_of_wrong = predict("sample", wrong, x, alpha, sigma).eps
         output = target(kind, wrong, eps_of_wrong, alpha, sigma)
-        loss = mse(output, target(kind, x0, eps, alpha, sigma), weights("min_snr", kind, S))
+        pair = regression(kind, output, x0, eps, alpha, sigma)
+        loss = mse(*pair, weights("min_snr", kind, S))
         of_x0 = mse(wrong, x0, jnp.minimum(S, 5.0))
         assert loss == pytest.approx(float(of_x0), rel=1e-12)
 
@@ -99,10 +193,8 @@ def test_smooth_weights_are_one_loss_whatever_is_predicted(kind):
     S, gamma = snr(alpha, sigma), 0.7
     x = add_noise(x0, eps, alpha, sigma)
     eps_of_wrong = predict("sample", wrong, x, alpha, sigma).eps
-    output, right = (
-        target(kind, wrong, eps_of_wrong, alpha, sigma),
-        target(kind, x0, eps, alpha, sigma),
-    )
+    output = target(kind, wrong, eps_of_wrong, alpha, sigma)
+    output, right = regression(kind, output, x0, eps, alpha, sigma)
     loss = mse(output, right, weights("soft_min_snr", kind, S, gamma))
     assert loss == pytest.approx(float(mse(wrong, x0, S * gamma / (S + gamma))), rel=1e-12)
     loss = mse(output, right, weights("p2", kind, S, gamma))
@@ -153,8 +245,17 @@ def test_a_perfect_network_has_no_loss():
     x0, eps = (a.astype(jnp.float32) for a in draws((3, 4, 4, 1)))
     alpha, sigma = jnp.full(3, 0.6), jnp.full(3, 0.8)
     for kind in PREDICTION_TYPES:
-        y = target(kind, x0, eps, alpha, sigma)
-        assert mse(y, y, weights("uniform", kind, snr(alpha, sigma))) == 0
+        pair = regression(kind, target(kind, x0, eps, alpha, sigma), x0, eps, alpha, sigma)
+        loss = mse(*pair, weights("uniform", kind, snr(alpha, sigma)))
+        assert loss == pytest.approx(0, abs=1e-12)
+
+
+def test_the_error_of_a_score_counts_as_that_of_the_noise_at_clean_levels_too():
+    x0, eps = (a.astype(jnp.float32) for a in draws((2, 3)))
+    alpha, sigma = jnp.array([1.0, 0.6]), jnp.array([0.0, 0.8])
+    output, wanted = regression("score", jnp.zeros((2, 3)), x0, eps, alpha, sigma)
+    np.testing.assert_array_equal(output, 0)
+    np.testing.assert_array_equal(wanted, -eps)
 
 
 def test_mse_is_the_mean_over_elements_then_images():

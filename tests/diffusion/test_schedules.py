@@ -120,6 +120,7 @@ def test_a_discrete_schedule_rounds_times_and_finds_the_time_of_a_ratio():
 
 
 FLOW, EDM = FlowSchedule(shift=3.0), EDMSchedule(sigma_data=0.5)
+COSINE = FlowSchedule(path="cosine")
 
 
 def test_a_flow_is_a_straight_line_in_its_time():
@@ -149,7 +150,7 @@ def test_edm_tells_the_network_its_preconditioning():
     np.testing.assert_allclose(0.5 * x0, c_skip * y + c_out * F, rtol=1e-4)
 
 
-@pytest.mark.parametrize("schedule", [FLOW, EDM])
+@pytest.mark.parametrize("schedule", [FLOW, COSINE, EDM])
 def test_continuous_times_are_found_again_on_the_host_and_in_programs(schedule):
     ratio = np.geomspace(1e-3, 1e3, 31)
     alpha, sigma = schedule.alpha_sigma(schedule.time_of(ratio))
@@ -162,7 +163,46 @@ def test_continuous_times_are_found_again_on_the_host_and_in_programs(schedule):
     np.testing.assert_array_equal([high, low], [[0], [1]])
 
 
-@pytest.mark.parametrize("schedule", [FLOW, EDM, VPSchedule(**STABLE_DIFFUSION)])
+@pytest.mark.parametrize("schedule", [FLOW, COSINE, EDM])
+def test_derivatives_are_those_of_the_path(schedule):
+    """Against central differences, whose error is of second order."""
+    t = schedule.time_of(np.geomspace(1e-2, 1e2, 31))
+    h = 1e-5 * (np.max(t) - np.min(t))
+    later, earlier = (np.stack(schedule.alpha_sigma(t + step)) for step in (h, -h))
+    got = np.stack(schedule.derivatives(t))
+    scale = np.max(np.abs(got))
+    np.testing.assert_allclose(got, (later - earlier) / (2 * h), atol=1e-8 * scale)
+    traced = jax.jit(schedule.derivatives)(jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(traced, got, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_derivatives_of_discrete_levels(zero_terminal_snr):
+    """d log alpha / dt = -beta / 2 of the continuous process (2011.13456, eq. 11)."""
+    schedule = VPSchedule(zero_terminal_snr=zero_terminal_snr)
+    t = np.arange(1, 999)
+    d_alpha, d_sigma = schedule.derivatives(t)
+    alpha, sigma = schedule.alpha_sigma(t)
+    np.testing.assert_allclose(alpha * d_alpha + sigma * d_sigma, 0, atol=1e-15)
+    beta = 1 - schedule.alphas_cumprod[1:] / schedule.alphas_cumprod[:-1]
+    inside = slice(20, 900)
+    middle = (beta[:-1] + beta[1:]) / 2  # at level t, between the steps to it and from it
+    np.testing.assert_allclose((d_alpha / alpha)[inside], -middle[inside] / 2, rtol=2e-2)
+    assert np.all(np.isfinite(schedule.derivatives(np.array([0, 999]))))
+    traced, _ = jax.jit(schedule.derivatives)(jnp.arange(1, 999))
+    np.testing.assert_allclose(traced, d_alpha, rtol=1e-5)
+
+
+def test_a_cosine_flow_is_a_circle():
+    alpha, sigma = COSINE.alpha_sigma(np.array([0.0, 500.0, 1000.0]))
+    np.testing.assert_allclose(alpha, [1, 0.5**0.5, 0], rtol=1e-15, atol=0)
+    np.testing.assert_allclose(sigma, [0, 0.5**0.5, 1], rtol=1e-15, atol=0)
+    assert COSINE.time_of(np.array([1.0])) == pytest.approx(500)
+    with pytest.raises(InputError, match="path: got 'straight', expected one of linear, cosine"):
+        FlowSchedule(path="straight")
+
+
+@pytest.mark.parametrize("schedule", [FLOW, COSINE, EDM, VPSchedule(**STABLE_DIFFUSION)])
 def test_levels_of_a_ratio_lie_on_the_path(schedule):
     ratio = np.geomspace(0.05, 14, 31)
     t, alpha, sigma = schedule.level_of(ratio)

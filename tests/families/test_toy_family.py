@@ -58,6 +58,11 @@ class ToyConfig:
     out_channels: int = 4
     width: int = 8
 
+    @property
+    def channels(self):
+        """Channels of what goes in and of the prediction."""
+        return self.in_channels, self.out_channels
+
 
 class ToyNetwork(nnx.Module):
     """Noisy latents and an embedding of the conditioning, mixed pixel by pixel."""

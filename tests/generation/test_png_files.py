@@ -104,7 +104,7 @@ def test_all_settings_are_in_the_parameters_text():
 
 
 def test_samplers_and_spacings_have_words():
-    own = {"ddpm", "dpmpp-2s", "tcd", "deis"}  # for which the web UI has none
+    own = {"ddpm", "dpmpp-2s", "tcd", "deis", "flow-sde"}  # for which the web UI has none
     assert SAMPLERS.keys() - SAMPLER_WORDS.keys() == own
     assert SAMPLER_WORDS.keys() <= SAMPLERS.keys()
     assert SCHEDULE_WORDS.keys() - {None} == set(SPACINGS)

@@ -13,6 +13,7 @@ from jaxdiff.parallel.mesh import batch_sharding, make_mesh
 from jaxdiff.parallel.sharding import (
     CLIP,
     DIT,
+    FLUX,
     UNET,
     VAE,
     all_gather_fsdp,
@@ -25,6 +26,8 @@ MODELS = {
     "unet sd15": (("unet", "sd15"), UNET),
     "unet sdxl-base": (("unet", "sdxl-base"), UNET),
     "transformer dit-xl-2-256": (("transformer", "dit-xl-2-256"), DIT),
+    "transformer flux-dev": (("transformer", "flux-dev"), FLUX),
+    "transformer chroma": (("transformer", "chroma"), FLUX),
     "vae sd": (("vae", "sd"), VAE),
     "text openclip-bigg": (("text", "openclip-bigg"), CLIP),
 }

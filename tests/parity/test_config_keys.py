@@ -25,8 +25,8 @@ from jaxdiff.checkpoints.schedulers import (
 from jaxdiff.checkpoints.timestep_grids import convention_of
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 
-OURS = ("LatentClassifier",)  # classes that diffusers does not have
 FORMER = ("Transformer2DModel",)  # whose defaults are those of other models
+OURS = ("LatentClassifier", "ClassConditionalUNet2DModel")  # which diffusers does not have
 
 
 def arguments(cls):

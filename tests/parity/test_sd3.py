@@ -31,6 +31,7 @@ CONFIGS = {
     "sd35-medium": {**COMMON, "qk_norm": "rms_norm", "dual_attention_layers": (0, 1)},
     "sd35-large": {**COMMON, "qk_norm": "rms_norm"},
     "dual-last": {**COMMON, "dual_attention_layers": (2,)},
+    "deep": {**COMMON, "qk_norm": "rms_norm", "num_layers": 11},
     "others": {**COMMON, "patch_size": 1, "out_channels": None, "num_layers": 1},
 }
 
@@ -54,12 +55,13 @@ def inputs(config, batch, size):
     }
 
 
-def call_theirs(theirs, made):
+def call_theirs(theirs, made, **options):
     return theirs(
         nchw(made["sample"]),
         encoder_hidden_states=torch.from_numpy(made["context"]),
         pooled_projections=torch.from_numpy(made["pooled_projections"]),
         timestep=torch.from_numpy(made["timesteps"]),
+        **options,
     ).sample
 
 
@@ -78,6 +80,19 @@ def test_larger_than_trained(size):
     made = inputs(ours.config, 1, size)
     out = jax.jit(lambda made: ours(**made))({k: jnp.asarray(v) for k, v in made.items()})
     agree(out, call_theirs(theirs, made))
+
+
+def test_skipped_blocks():
+    theirs, ours = pair("deep")
+    made = inputs(ours.config, 1, (8, 8))
+    made = {name: np.repeat(array, 2, axis=0) for name, array in made.items()}
+    perturbed = jnp.array([False, True])
+    out = jax.jit(lambda made: ours(**made, perturbed=perturbed))(
+        {k: jnp.asarray(v) for k, v in made.items()}
+    )
+    agree(out[:1], call_theirs(theirs, made)[:1])
+    agree(out[1:], call_theirs(theirs, made, skip_layers=[7, 8, 9])[1:])
+    assert np.max(np.abs(out[1] - out[0])) > 1e-3
 
 
 @pytest.mark.parametrize("max_size", [8, 12])

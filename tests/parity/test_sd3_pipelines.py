@@ -7,7 +7,7 @@ import torch
 from copier import image, nchw, randomise
 from families import text_encoder, tokenizer
 from tiny import first_devices
-from transformers import CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import jaxdiff
 
@@ -30,12 +30,29 @@ TRANSFORMER = {
     "pos_embed_max_size": 8,
 }
 SD35 = {"qk_norm": "rms_norm", "dual_attention_layers": (0,)}
-MODELS = {"sd3": ({}, {}), "sd35": (SD35, {})}
+MODELS = ("sd3", "sd35-without-t5")
+
+
+def t5():
+    config = T5Config(
+        vocab_size=40,
+        d_model=WIDTH,
+        d_kv=4,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return randomise(T5EncoderModel(config), 6)
 
 
 def pipeline(name):
-    """A diffusers pipeline with small random parts."""
-    own, parts = MODELS[name]
+    """A diffusers pipeline with small random parts; any tokenizer does for T5."""
+    own, parts = ({}, {"text_encoder_3": t5(), "tokenizer_3": tokenizer("!")})
+    if name == "deep":
+        own = {"qk_norm": "rms_norm", "num_layers": 11}
+    elif name == "sd35-without-t5":
+        own, parts = SD35, {"text_encoder_3": None, "tokenizer_3": None}
     vae = diffusers.AutoencoderKL(
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -55,7 +72,7 @@ def pipeline(name):
         tokenizer=tokenizer(),
         text_encoder_2=text_encoder(CLIPTextModelWithProjection, 4, hidden_act="gelu"),
         tokenizer_2=tokenizer("!"),
-        **{"text_encoder_3": None, "tokenizer_3": None} | parts,
+        **parts,
     )
 
 
@@ -169,13 +186,69 @@ def test_defaults(pipes, sd3_noise):
     ],
     ids=["prompt", "negative"],
 )
-def test_two_prompts(pipes, sd3_noise, second):
+def test_second_prompts(pipes, sd3_noise, second):
     theirs, ours = pipes
     second = {**second, "guidance_scale": 3.0}
     want = theirs(PROMPT, latents=nchw(sd3_noise), **THEIRS, **second).images
     agree(ours(PROMPT, latents=sd3_noise, **OURS, **second).images, want, sd3_noise)
     plain = ours(PROMPT, latents=sd3_noise, **OURS, guidance_scale=3.0).images
     assert np.abs(plain - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-3
+
+
+THIRD = {"prompt_3": "j ia", "negative_prompt": NEGATIVE, "negative_prompt_3": "c"}
+
+
+def test_third_prompts(tmp_path_factory, sd3_noise):
+    theirs, ours = both("sd3", tmp_path_factory)
+    options = {"guidance_scale": 3.0}
+    want = theirs(PROMPT, latents=nchw(sd3_noise), **THEIRS, **THIRD, **options).images
+    agree(ours(PROMPT, latents=sd3_noise, **OURS, **THIRD, **options).images, want, sd3_noise)
+    options["negative_prompt"] = NEGATIVE
+    plain = ours(PROMPT, latents=sd3_noise, **OURS, **options).images
+    assert np.abs(plain - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-3
+
+
+def test_clip_skip(pipes, sd3_noise):
+    """diffusers skips no layers for the null stream, which is not there; T5 has none to skip."""
+    theirs, ours = pipes
+    options = {"guidance_scale": 1.0, "clip_skip": 1}
+    want = theirs(PROMPT, latents=nchw(sd3_noise), **THEIRS, **options).images
+    agree(ours(PROMPT, latents=sd3_noise, **OURS, **options).images, want, sd3_noise)
+
+
+def test_saved_and_loaded_by_diffusers(pipes, sd3_noise, tmp_path):
+    theirs, ours = pipes
+    ours.save(tmp_path / "saved")
+    absent = {name: None for name, part in theirs.components.items() if part is None}
+    again = diffusers.StableDiffusion3Pipeline.from_pretrained(tmp_path / "saved", **absent)
+    again.set_progress_bar_config(disable=True)
+    for name, part in theirs.components.items():
+        if isinstance(part, torch.nn.Module):
+            before, after = part.state_dict(), getattr(again, name).state_dict()
+            assert before.keys() == after.keys()
+            assert all(torch.equal(before[key], after[key]) for key in before)
+    options = {"latents": nchw(sd3_noise), "num_inference_steps": 2, "output_type": "latent"}
+    images = (pipe(PROMPT, **options).images for pipe in (again, theirs))
+    torch.testing.assert_close(*images, rtol=1e-4, atol=1e-4)
+
+
+def test_skip_layer_guidance(tmp_path_factory, sd3_noise):
+    """In all steps; diffusers' interval is one of fractions of the steps."""
+    theirs, ours = both("deep", tmp_path_factory)
+    want = theirs(
+        PROMPT,
+        latents=nchw(sd3_noise),
+        guidance_scale=3.0,
+        skip_guidance_layers=[7, 8, 9],
+        skip_layer_guidance_scale=2.8,
+        skip_layer_guidance_start=-1,
+        skip_layer_guidance_stop=2,
+        **THEIRS,
+    ).images
+    options = {"latents": sd3_noise, "guidance_scale": 3.0, **OURS}
+    agree(ours(PROMPT, guidance="pag:scale=2.8", **options).images, want, sd3_noise)
+    plain = ours(PROMPT, **options).images
+    assert np.abs(plain - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-2
 
 
 def test_images(pipes, sd3_noise):

@@ -23,6 +23,7 @@ from jaxdiff.training.config import (
     LoRA,
     OptimiserConfig,
     TextualInversion,
+    TimestepSampling,
 )
 from jaxdiff.training.objectives.diffusion import (
     Frozen,
@@ -81,7 +82,7 @@ class Ours:
         return (
             per_sample_normal(latent, shape),
             (ids, dropped),
-            sample_timesteps(time, (BATCH,), 1000, "uniform"),
+            sample_timesteps(time, (BATCH,), 1000, TimestepSampling()),
             per_sample_normal(noise, shape),
         )
 

@@ -64,6 +64,21 @@ def test_drawing_on_two_gpus():
     assert plan["batch_size"] == 8
     assert plan["sent_bytes"] == {}
     assert plan["loops_counted_once"] == 0
+    assert list(plan["programs"]) == ["text_encoders", "loop", "decoder"]
+    assert all(each["fits"] for each in plan["programs"].values())
+
+
+def test_drawing_on_four_chips():
+    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
+    plan = said("generate.py", "--plan", "v5e:2x2", "--model", "jaxdiff/assets/scenes")
+    programs = plan["programs"]
+    assert list(programs) == ["text_encoders", "loop", "decoder"]
+    assert plan["batch_s"] == sum(each["seconds"] for each in programs.values())
+    assert programs["loop"]["seconds"] == plan["steps"] * plan["step_s"]
+    assert plan["images_per_s"] == 8 / plan["batch_s"]
+    for each in programs.values():
+        assert 0 < each["utilisation"] < 1
+        assert each["total_bytes"] > plan["held_bytes"]["weights"]
 
 
 def test_a_training_on_four_chips(tmp_path):

@@ -1,12 +1,13 @@
 """The arithmetic of a plan."""
 
+import dataclasses
 import json
 
 import pytest
 
 from jaxdiff.parallel.chips import CHIPS, GIB
 from jaxdiff.planning.compiling import CompiledProgram
-from jaxdiff.planning.report import Plan, format_plan
+from jaxdiff.planning.report import FittingMesh, Plan, SamplingPlan, format_plan
 from jaxdiff.planning.topology import parse_topology
 
 
@@ -67,3 +68,54 @@ def test_of_a_gpu_no_time_is_said(monkeypatch):
     assert "step" not in format_plan(made)
     assert {"step_s", "utilisation", "cycles"}.isdisjoint(made.to_json())
     assert made.to_json()["sent_bytes"] == {"all-gather": 10e9}
+
+
+def sampling_plan(**fields):
+    """Of encoders that take 0.1 s, 20 steps of the same length, and a decoder of 0.1 s."""
+    chosen = {
+        "topology": parse_topology("v5e:4x4"),
+        "batch_size": 32,
+        "programs": {
+            "text_encoders": dataclasses.replace(plan(), resident_bytes=2.0 * GIB),
+            "loop": dataclasses.replace(plan(), steps=20, resident_bytes=1.0 * GIB),
+            "decoder": dataclasses.replace(plan(), resident_bytes=3.5 * GIB),
+        },
+        "weights": {"unet": 1.5 * GIB, "text_encoder": 2.0 * GIB, "vae": 0.5 * GIB},
+    }
+    return SamplingPlan(**chosen | fields)
+
+
+def test_a_batch_takes_all_programs_one_after_the_other():
+    made = sampling_plan(max_batch_size=64)
+    assert made.batch_s == pytest.approx(22 * 0.1)
+    assert made.images_per_s == pytest.approx(32 / 2.2)
+    assert made.total == (8 + 3.5) * GIB
+    assert made.fits
+    values = json.loads(json.dumps(made.to_json()))
+    assert values["images_per_s"] == made.images_per_s
+    assert values["programs"]["loop"]["seconds"] == pytest.approx(2.0)
+    assert values["programs"]["decoder"]["utilisation"] == pytest.approx(0.1)
+    assert values["step_s"] == pytest.approx(0.1)  # as where the loop was all that was planned
+    lines = format_plan(made).splitlines()
+    assert "  memory       11.50 GiB of 15.75 GiB a chip: fits" in lines
+    assert "    weights    unet 1.50 GiB, text_encoder 2.00 GiB, vae 0.50 GiB" in lines
+    assert "  images       14.55 images/s, 2200.0 ms a batch" in lines
+    assert "  largest      batch 64 (4 a chip)" in lines
+    headings = [line.strip() for line in lines if line.endswith(("once a batch", "steps"))]
+    assert headings == ["text encoders, once a batch", "loop, 20 steps", "decoder, once a batch"]
+
+
+def test_weights_of_others_take_room():
+    programs = {"loop": dataclasses.replace(plan(), resident_bytes=8.0 * GIB)}
+    made = sampling_plan(programs=programs, fitting_mesh=FittingMesh(2, 12.0 * GIB))
+    assert not made.fits
+    assert "  mesh         --mesh fsdp=2 fits: 12.00 GiB a chip" in format_plan(made).splitlines()
+    assert made.to_json()["fitting_mesh"] == {"fsdp": 2, "total_bytes": 12.0 * GIB}
+
+
+def test_without_an_estimate_there_is_no_time_of_a_batch():
+    unknown = plan("h200:4", cycles=None, kernel_cycles=0.0)
+    made = sampling_plan(topology=parse_topology("h200:4"), programs={"loop": unknown})
+    assert made.batch_s is None
+    assert "images" not in format_plan(made)
+    assert {"batch_s", "images_per_s"}.isdisjoint(made.to_json())

@@ -1,22 +1,41 @@
-"""The sampling loop as shapes."""
+"""The programs of generation as shapes: those that the pipeline runs, and what they need."""
 
 import dataclasses
+import functools
+import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import tiny
+from jax.sharding import Mesh
 
+import jaxdiff
+from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.core.errors import InputError
+from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
+from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
+from jaxdiff.parallel.chips import CHIPS
 from jaxdiff.parallel.mesh import sampling_mesh
 from jaxdiff.parallel.sharding import infer_shardings
+from jaxdiff.pipeline.compiled_model import decode_images, denoise_steps
+from jaxdiff.pipeline.conditioning import encode_prompts
 from jaxdiff.pipeline.on_mesh import OnMesh
+from jaxdiff.pipeline.request import Defaults
 from jaxdiff.planning import sampling
-from jaxdiff.planning.published_models import published_component
+from jaxdiff.planning.compiling import CompiledProgram
+from jaxdiff.planning.published_models import (
+    PUBLISHED_MODELS,
+    published_component,
+    published_model,
+)
+from jaxdiff.planning.topology import Topology
 
 OPTIONS = sampling.SamplingOptions(plan=(), model="nowhere")
 CONFIG = UNet2DConditionConfig(
@@ -32,8 +51,20 @@ CONFIG = UNet2DConditionConfig(
 
 
 def model_of(network):
-    """The model of a network, with a VAE."""
-    return sampling.SampledModel(network, abstract(AutoencoderKL, AutoencoderKLConfig()), 77)
+    """The model of a network, with a VAE and without text encoders."""
+    codec = abstract(AutoencoderKL, AutoencoderKLConfig())
+    return sampling.SampledModel(
+        family=dataclasses.replace(SD, text_encoders=()),
+        network=network,
+        codec=codec,
+        text_encoders={},
+        components={"unet": network.module, "vae": codec},
+        schedule=VPSchedule(),
+        scheduler_options=SchedulerOptions(),
+        prediction_type="epsilon",
+        defaults=Defaults(sampler="dpmpp-2m", height=8, width=8),
+        num_tokens=77,
+    )
 
 
 def traced_on(network, sizes, devices):
@@ -76,7 +107,7 @@ def test_the_loop_traces_with_and_without_sizes(added):
 def test_guidance_doubles_the_work_and_scale_one_does_not():
     network = UNetAdapter(abstract(UNet2DConditionModel, CONFIG, dtype=jnp.bfloat16), "epsilon")
     model, plain = model_of(network), dataclasses.replace(OPTIONS, guidance_scale=1.0)
-    assert sampling._flops(OPTIONS, model, 3) == 2 * sampling._flops(plain, model, 3)
+    assert sampling._flops(OPTIONS, model) == 2 * sampling._flops(plain, model)
 
 
 def test_published_networks_need_no_file():
@@ -85,3 +116,175 @@ def test_published_networks_need_no_file():
     assert unet.config.attention_head_dim == (5, 10, 20, 20)
     with pytest.raises(InputError, match=r"got some/model/unet without a config.json"):
         published_component("some/model/unet", dtype=jnp.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory):
+    blocks = {
+        "block_out_channels": (8,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": 1,
+        "attention_head_dim": 2,
+    }
+    return tiny.write_xl(tmp_path_factory.mktemp("model") / "xl", **blocks)
+
+
+PROGRAMS = {"text_encoders": encode_prompts, "loop": denoise_steps, "decoder": decode_images}
+
+
+def shapes(leaves):
+    return [(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+
+
+def test_the_programs_are_those_that_the_pipeline_runs(xl):
+    """With arguments of the same shapes, dtypes and order, for the model's own defaults."""
+    pipe = jaxdiff.load(xl, mesh=Mesh(np.array(jax.devices()[:1]), ("data",)))
+    pipe(["a ring", "a star"], seed=[1, 2])
+    ran = {
+        function: list(program._executables)
+        for (function, _), program in pipe.stages._programs.items()
+    }
+    options = sampling.SamplingOptions(plan=(), model=str(xl), dtype="float32")
+    model = sampling.sampled_model(options)
+    found = sampling.sampling_programs(model.with_defaults(options), model, OnMesh(pipe.mesh))
+    for name, function in PROGRAMS.items():
+        ((_, arguments),) = ran[function]
+        assert shapes(found[name].trace(2).in_avals[0]) == list(arguments)
+
+
+@functools.cache
+def arguments_on_cpu(traced):
+    """Bytes of a fake device's arguments of the compiled program."""
+    return traced.lower().compile().memory_analysis().argument_size_in_bytes
+
+
+def on_cpu(traced, topology):
+    """A program of which a chip has to hold the arguments, and nothing else."""
+    size = arguments_on_cpu(traced)
+    return CompiledProgram(size, fits=size <= topology.chip.hbm, arguments=size, compiler="XLA")
+
+
+@pytest.fixture(scope="module")
+def traced_once():
+    """The programs of a model, each traced once for a mesh and a number of images."""
+    found, trace = {}, sampling.sampling_programs
+
+    def programs(options, model, layout):
+        if str(layout) not in found:
+            found[str(layout)] = {
+                name: program._replace(trace=functools.cache(program.trace))
+                for name, program in trace(options, model, layout).items()
+            }
+        return found[str(layout)]
+
+    return programs
+
+
+@pytest.fixture
+def planned(xl, traced_once, monkeypatch):
+    """Plans of the tiny model for eight chips of so much memory, compiled for the CPU."""
+    monkeypatch.setattr(sampling, "topology_devices", lambda topology: jax.devices())
+    monkeypatch.setattr(sampling, "compile_traced", on_cpu)
+    monkeypatch.setattr(sampling, "sampling_programs", traced_once)
+
+    def plan(memory=1e9, **options):
+        chosen = {"plan": (), "model": str(xl), "dtype": "float32", "find_max_batch": False}
+        planner = sampling.sampling_planner(sampling.SamplingOptions(**chosen | options))
+        chip = dataclasses.replace(CHIPS["v5e"], memory=memory)
+        return planner(Topology(name="v5e", chip=chip, shape=(2, 4)))
+
+    return plan
+
+
+def test_every_program_has_room_for_the_weights_of_all(planned, xl):
+    made, pipe = planned(), jaxdiff.load(xl)
+    nbytes = {
+        name: sum(leaf.nbytes for leaf in param_dict(part.module).values())
+        for name, part in pipe.parts.components.items()
+    }
+    assert made.weights == nbytes
+    for plan in made.programs.values():
+        assert plan.total >= sum(nbytes.values())
+    decoder = sum(
+        leaf.nbytes
+        for path, leaf in param_dict(pipe.vae).items()
+        if path.startswith(("decoder", "post_quant_conv"))
+    )
+    assert made.programs["decoder"].resident_bytes == sum(nbytes.values()) - decoder
+    assert made.programs["loop"].resident_bytes == sum(nbytes.values()) - nbytes["unet"]
+    assert made.fits
+    assert made.fitting_mesh is None
+
+
+def test_offloaded_text_encoders_are_counted_where_they_run(planned):
+    plain, offloaded = planned(), planned(offload="text")
+    texts = sum(plain.weights[name] for name in ("text_encoder", "text_encoder_2"))
+    for name, less in (("text_encoders", 0), ("loop", texts), ("decoder", texts)):
+        assert offloaded.programs[name].total == plain.programs[name].total - less
+    assert offloaded.to_json()["offload"] == "text"
+    with pytest.raises(InputError, match="offload: got 'unet'"):
+        planned(offload="unet")
+
+
+def test_what_does_not_fit_fits_on_a_mesh(planned):
+    """The smallest that does, and no other."""
+    whole = planned()
+    halves, quarters = planned(mesh="fsdp=2"), planned(mesh="fsdp=4")
+    assert quarters.total < halves.total < whole.total
+    found = planned((halves.total + whole.total) / 2)
+    assert not found.fits
+    assert found.fitting_mesh.fsdp == 2
+    assert found.fitting_mesh.total == halves.total
+    assert "DOES NOT FIT" in found.to_text()
+    assert "--mesh fsdp=2 fits" in found.to_text()
+    assert planned((quarters.total + halves.total) / 2).fitting_mesh.fsdp == 4
+    nowhere = planned(1000.0)
+    assert nowhere.fitting_mesh.fsdp is None
+    assert "none that fits, of 8" in nowhere.to_text()
+    assert nowhere.to_json()["fitting_mesh"]["fsdp"] is None
+
+
+def test_the_largest_batch_is_that_of_the_largest_program(planned):
+    """Arguments grow with the batch by latents, conditioning and keys alone."""
+    small, larger = (planned(batch_size=n).total for n in (8, 16))
+    found = planned(small + 2.5 * (larger - small), find_max_batch=True)
+    assert found.max_batch_size == 24
+
+
+def test_the_schedule_is_that_of_the_model(tmp_path):
+    folder = tiny.write_tiny(tmp_path / "flow")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    scheduler = {"num_train_timesteps": 1000, "shift": 3.0}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (folder / "jaxdiff.json").unlink()
+    options = sampling.SamplingOptions(plan=(), model=str(folder), steps=5)
+    model = sampling.sampled_model(options)
+    assert model.schedule == FlowSchedule(time_scale=1000.0, shift=3.0)
+    assert model.prediction_type == "flow_prediction"
+    assert model.defaults.sampler == "euler"
+    program = sampling.sampling_programs(
+        model.with_defaults(options), model, OnMesh(sampling_mesh({}, jax.devices()[:1]))
+    )["loop"]
+    assert program.runs == 5
+    grid = sampling._grid(options, model)
+    s = np.linspace(1, 3 / 1000 / (1 + 2 / 1000), 5)  # of the first and last level, shifted twice
+    np.testing.assert_allclose(grid.sigma[0, :5], 3 * s / (1 + 2 * s), rtol=1e-5)
+    assert program.trace(1).out_info.x.shape == (1, 8, 8, 4)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_MODELS)
+def test_published_models_have_a_family_and_a_schedule(name):
+    family, parts = published_model(name, dtype=jnp.bfloat16)
+    assert {*parts.components} >= {family.network, *(e.component for e in family.text_encoders)}
+    schedule = family.schedule(parts.scheduler)
+    assert schedule == VPSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    options = sampling.SamplingOptions(plan=(), model=name)
+    model = sampling.sampled_model(options)
+    sizes = {"stabilityai/stable-diffusion-2-1": (768, "v_prediction")}
+    size = 1024 if "xl" in name else 512
+    assert (model.defaults.height, model.prediction_type) == sizes.get(name, (size, "epsilon"))
+    assert model.num_tokens == 77

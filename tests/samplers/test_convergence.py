@@ -273,7 +273,10 @@ def test_variance_of_a_guided_gaussian(name, a, b, w, ode, sde):
     # Extrapolated to infinitely many steps by the order of the sampler.
     gain = 2.0 ** SOLVERS[name]
     variance = (gain * fine - coarse) / (gain - 1)
-    assert variance == pytest.approx(ode if name in ORDERS else sde, rel=1e-3)
+    if name == "flow-sde":  # of less noise than the reversed process: see test_flow.py
+        assert 1.01 * ode < variance < 0.99 * sde
+    else:
+        assert variance == pytest.approx(ode if name in ORDERS else sde, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", [name for name, order in ORDERS.items() if order > 1])

@@ -18,6 +18,7 @@ from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.families.stable_diffusion import SD, SizesAndCrop
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.nn.remat import REMAT
+from jaxdiff.training.config import TimestepSampling
 from jaxdiff.training.objectives.diffusion import (
     denoising_errors,
     diffusion_task,
@@ -100,7 +101,8 @@ def test_a_perfect_network_loses_nothing(kind, weighting):
         seen.append((x, times))
         return target(kind, x0, eps, alpha, sigma)
 
-    np.testing.assert_array_equal(denoising_errors(config, perfect, x0, t, eps), 0)
+    errors = denoising_errors(config, perfect, x0, t, eps)
+    np.testing.assert_allclose(errors, 0, atol=1e-11 if kind == "score" else 0)
     (x, times), a, s = seen[0], alpha[:, None, None, None], sigma[:, None, None, None]
     np.testing.assert_allclose(x, a * x0 + s * eps, rtol=1e-6)
     np.testing.assert_array_equal(times, t)
@@ -124,7 +126,8 @@ def test_captions_are_dropped_one_by_one_at_the_given_rate():
     [("uniform", 1, 0.25), ("logit_normal", 1, 0.3374), ("uniform", 4, 4 / 7)],
 )
 def test_times_cover_the_levels(how, shift, quartile):
-    t = np.asarray(sample_timesteps(jax.random.key(0), (20_000,), 100, how, shift))
+    sampling = TimestepSampling(timestep_sampling=how, timestep_shift=shift)
+    t = np.asarray(sample_timesteps(jax.random.key(0), (20_000,), 100, sampling))
     assert t.min() >= 0
     assert t.max() <= 99
     assert len(np.unique(t)) > 95
@@ -179,6 +182,10 @@ def test_computing_in_bfloat16_needs_no_implicit_promotion(frozen):
         ("prediction_type", "v"),
         ("weighting", "snr"),
         ("timestep_sampling", "normal"),
+        ("logit_mean", 0.5),
+        ("logit_std", 0.5),
+        ("mode_scale", 0.5),
+        ("timestep_shift_by_resolution", True),
         ("caption_dropout", 1.5),
         ("snr_gamma", 0.0),
         ("noise_offset", -0.1),
@@ -195,8 +202,9 @@ def test_eps_is_not_learnt_where_nothing_is_left_of_the_image():
     schedule = VPSchedule(zero_terminal_snr=True)
     assert float(schedule.alpha_sigma(jnp.asarray([999]))[0][0]) == 0
     dataclasses.replace(OBJECTIVE, schedule=schedule)
-    with pytest.raises(InputError, match=r"objective\.prediction_type: got epsilon for a schedule"):
-        dataclasses.replace(OBJECTIVE, schedule=schedule, prediction_type="epsilon")
+    for kind in ("epsilon", "score"):
+        with pytest.raises(InputError, match=f"prediction_type: got {kind} for a schedule"):
+            dataclasses.replace(OBJECTIVE, schedule=schedule, prediction_type=kind)
 
 
 def test_offset_noise_has_its_two_variances():

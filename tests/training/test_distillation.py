@@ -18,7 +18,7 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
-from jaxdiff.training.config import DistillationObjective
+from jaxdiff.training.config import DistillationObjective, TimestepSampling
 from jaxdiff.training.objectives.diffusion import (
     LatentDiffusion,
     encode_latents,
@@ -92,7 +92,7 @@ def test_the_error_is_that_to_the_guided_teacher(teacher, frozen):
         latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
         vae = with_params(abstract(AutoencoderKL, VAE), frozen.weights["vae"])
         x0 = encode_latents(vae, BATCH["image"], latent_key)
-        t = sample_timesteps(time_key, (4,), 1000, "uniform")
+        t = sample_timesteps(time_key, (4,), 1000, TimestepSampling())
         alpha, sigma = OBJECTIVE.schedule.alpha_sigma(t)
         x = add_noise(x0, per_sample_normal(noise_key, x0.shape), alpha, sigma)
         read = with_params(abstract(CLIPTextModel, TEXT), frozen.weights["text_encoder"])
@@ -147,7 +147,7 @@ def test_sdxl_is_distilled_with_all_of_its_conditioning(zero_uncond):
         latent_key, _, time_key, noise_key = per_sample_split(KEY, 4, 4)
         vae = with_params(abstract(AutoencoderKL, VAE), weights["vae"])
         x0 = encode_latents(vae, batch["image"], latent_key)
-        t = sample_timesteps(time_key, (4,), 1000, "uniform")
+        t = sample_timesteps(time_key, (4,), 1000, TimestepSampling())
         noise = per_sample_normal(noise_key, x0.shape)
         x = add_noise(x0, noise, *OBJECTIVE.schedule.alpha_sigma(t))
 

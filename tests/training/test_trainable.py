@@ -156,7 +156,7 @@ PIPELINE = DiffusionObjective(pipeline="a")
         ),
         (
             {"pipeline": None, "vae": "b", "text_encoder": "c", "trainable": LoRA()},
-            r"objective\.trainable: got LoRA for a new UNet",
+            r"objective\.trainable: got LoRA for a new network",
         ),
     ],
     ids=str,

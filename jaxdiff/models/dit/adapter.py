@@ -1,6 +1,7 @@
-"""A DiT as a pure function of its weights and its conditioning."""
+"""Transformers on patches of latents as pure functions of their weights and their conditioning."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,18 +12,17 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, Int
 from jaxdiff.models.build import with_params
-from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.parallel.sharding import DIT, Rules
 
 
 @dataclasses.dataclass(frozen=True)
-class DiTAdapter:
-    """How a DiT is called, in the pipeline, in trainings and in plans alike.
+class PatchTransformerAdapter(ABC):
+    """How such a transformer is called, in the pipeline, in trainings and in plans alike.
 
     Adapters of equal networks are equal: the weights of `module` do not count and are not read.
     """
 
-    module: DiTTransformer2DModel = dataclasses.field(compare=False, repr=False)
+    module: Any = dataclasses.field(compare=False, repr=False)
     prediction_type: str
     graph: Any = dataclasses.field(init=False, repr=False)
 
@@ -47,11 +47,22 @@ class DiTAdapter:
         """
         if perturbed is not None:
             raise InputError(
-                "guidance: got perturbed attention for a DiT, expected a UNet with attention in "
-                "its middle block"
+                f"guidance: got perturbed attention for a {type(self.module).__name__}, expected a "
+                "UNet with attention in its middle block"
             )
         output = with_params(self.module, params)(x, t, **cond)
-        return output[..., : self.module.config.predicted_channels]
+        return output[..., : self.module.config.channels[1]]
+
+    @abstractmethod
+    def conditioning_shapes(
+        self, size: tuple[int, int], tokens: int
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """The conditioning of one stream of one image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTAdapter(PatchTransformerAdapter):
+    """How a DiT is called."""
 
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int

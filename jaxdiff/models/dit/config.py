@@ -91,6 +91,7 @@ class DiTTransformer2DConfig:
         return self.output_channels == 2 * self.in_channels
 
     @property
-    def predicted_channels(self) -> int:
-        """Channels of the prediction, without those of a learned variance."""
-        return self.in_channels if self.learns_variance else self.output_channels
+    def channels(self) -> tuple[int, int]:
+        """Channels of the latents that go in and of the prediction, without a learned variance."""
+        predicted = self.in_channels if self.learns_variance else self.output_channels
+        return self.in_channels, predicted

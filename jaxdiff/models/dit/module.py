@@ -7,7 +7,7 @@ from flax import nnx
 from jaxdiff.core.types import Array, Dtype, Float, Int
 from jaxdiff.core.validate import check_shape
 from jaxdiff.models.dit.config import DiTTransformer2DConfig
-from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
+from jaxdiff.nn.embeddings import LabelEmbedding, TimestepEmbedding, sinusoidal
 from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.modulation import AdaLayerNormZero, gated, modulate, normalise
@@ -17,17 +17,6 @@ from jaxdiff.nn.transformer import Attention, FeedForward
 
 TIME_WIDTH = 256  # of the sines and cosines of the timestep
 Times = Float[Array, "b"] | Int[Array, "b"]
-
-
-class LabelEmbedding(nnx.Module):
-    """A vector for each class, and one for no class after them."""
-
-    def __init__(self, num_classes: int, width: int, *, layers: LayerFactory):
-        self.embedding_table = layers.embed(num_classes + 1, width)
-
-    def __call__(self, labels: Int[Array, "b"]) -> Float[Array, "b d"]:
-        """The vectors of the labels."""
-        return self.embedding_table(labels)
 
 
 class TimestepLabelEmbeddings(nnx.Module):

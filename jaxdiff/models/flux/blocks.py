@@ -15,14 +15,16 @@ from flax import nnx
 
 from jaxdiff.core.types import Array, Bool, Float, Int
 from jaxdiff.models.flux.config import MLP_RATIO, PATCH, FluxTokensConfig
+from jaxdiff.nn.activations import activation
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.attention_masked import masked_attention
 from jaxdiff.nn.initializers import ZEROS
-from jaxdiff.nn.layers import LayerFactory, Placeholder
-from jaxdiff.nn.norms import layer_norm
-from jaxdiff.nn.transformer import split_heads
+from jaxdiff.nn.layers import LayerFactory
+from jaxdiff.nn.modulation import gated, modulate, normalise
+from jaxdiff.nn.transformer import FeedForward, split_heads
 
 EPS = 1e-6  # of all norms
+MLP_ACT = "gelu-approximate"
 ROPE_THETA = 10000.0
 
 
@@ -85,11 +87,8 @@ def unpack(tokens: Float[Array, "b n p"], size: tuple[int, int]) -> Float[Array,
 def modulated_norm(
     x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
 ) -> Float[Array, "b n d"]:
-    """LayerNorm(x) (1 + scale) + shift (adaLN, DiT, 2212.09748); in float32, returned as x."""
-    width = x.shape[-1]
-    normed = layer_norm(x, jnp.ones(width), jnp.zeros(width), EPS)
-    shift, scale = (each[:, None].astype(jnp.float32) for each in (shift, scale))
-    return (normed * (1 + scale) + shift).astype(x.dtype)
+    """LayerNorm(x) (1 + scale) + shift (adaLN, DiT, 2212.09748)."""
+    return modulate(normalise(x, EPS), shift, scale)
 
 
 class Modulation(nnx.Module):
@@ -103,27 +102,6 @@ class Modulation(nnx.Module):
         """The vectors of each image."""
         out = self.linear(jax.nn.silu(embedding))
         return out.reshape(len(embedding), self.count, -1)
-
-
-class FeedForward(nnx.Module):
-    """A two-layer perceptron with the tanh form of GELU, four times as wide inside."""
-
-    def __init__(self, width: int, *, layers: LayerFactory):
-        inner = MLP_RATIO * width
-        self.net = nnx.List([_GELU(width, inner, layers=layers), Placeholder()])
-        self.net.append(layers.linear(inner, width))
-
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Apply the perceptron; no residual is added."""
-        return self.net[2](self.net[0](x))
-
-
-class _GELU(nnx.Module):
-    def __init__(self, width: int, inner: int, *, layers: LayerFactory):
-        self.proj = layers.linear(width, inner)
-
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n i"]:
-        return jax.nn.gelu(self.proj(x), approximate=True)
 
 
 class SelfAttention(nnx.Module):
@@ -203,8 +181,8 @@ class DoubleBlock(nnx.Module):
 
     def __init__(self, config: FluxTokensConfig, *, layers: LayerFactory):
         self.attn = JointAttention(config, layers=layers)
-        self.ff = FeedForward(config.width, layers=layers)
-        self.ff_context = FeedForward(config.width, layers=layers)
+        self.ff = FeedForward(config.width, layers=layers, act=MLP_ACT)
+        self.ff_context = FeedForward(config.width, layers=layers, act=MLP_ACT)
         self.remat = layers.remat
 
     def modulated(
@@ -221,11 +199,11 @@ class DoubleBlock(nnx.Module):
         image_out, text_out = self.attn(
             modulated_norm(image, *of_image[:2]), modulated_norm(text, *of_text[:2]), by, mask
         )
-        image = image + of_image[2][:, None] * image_out
-        text = text + of_text[2][:, None] * text_out
+        image = image + gated(image_out, of_image[2])
+        text = text + gated(text_out, of_text[2])
         image_out = self.ff(modulated_norm(image, *of_image[3:5]))
         text_out = self.ff_context(modulated_norm(text, *of_text[3:5]))
-        return image + of_image[5][:, None] * image_out, text + of_text[5][:, None] * text_out
+        return image + gated(image_out, of_image[5]), text + gated(text_out, of_text[5])
 
 
 class SingleBlock(nnx.Module):
@@ -251,9 +229,9 @@ class SingleBlock(nnx.Module):
         """Tokens after the block."""
         shift, scale, gate = _vectors(modulation)
         normed = modulated_norm(x, shift, scale)
-        inner = jax.nn.gelu(self.proj_mlp(normed), approximate=True)
+        inner = activation(MLP_ACT)(self.proj_mlp(normed))
         out = self.proj_out(jnp.concatenate([self.attn(normed, by, mask), inner], axis=-1))
-        return x + gate[:, None] * out
+        return x + gated(out, gate)
 
 
 def _vectors(modulation: Float[Array, "b k d"]) -> list[Float[Array, "b d"]]:

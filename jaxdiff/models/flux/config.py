@@ -59,6 +59,11 @@ class FluxTokensConfig:
         return self.out_channels or self.in_channels
 
     @property
+    def channels(self) -> tuple[int, int]:
+        """Of the latents that go in and come out."""
+        return self.in_channels // PATCH**2, self.token_channels // PATCH**2
+
+    @property
     def sample_size(self) -> int:
         """The side in latents at which these networks are used, for 1024 pixels."""
         return 128

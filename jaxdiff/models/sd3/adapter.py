@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
-from jaxdiff.core.types import Array, Float, Int
+from jaxdiff.core.types import Array, Bool, Float, Int
 from jaxdiff.models.build import with_params
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.parallel.sharding import MMDIT, Rules
@@ -35,12 +35,14 @@ class SD3Adapter:
         x: Float[Array, "b h w c"],
         t: Float[Array, "b"] | Int[Array, "b"],
         cond: Mapping[str, Array],
+        *,
+        perturbed: Bool[Array, "b"] | None = None,
     ) -> Float[Array, "b h w o"]:
         """The output for noisy latents x at timesteps t, with weights by dotted path.
 
         `cond` has arguments of the module by name.
         """
-        return with_params(self.module, params)(x, t, **cond)
+        return with_params(self.module, params)(x, t, **cond, perturbed=perturbed)
 
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int

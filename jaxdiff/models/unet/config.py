@@ -155,6 +155,11 @@ class UNet2DConditionConfig:
         return value
 
     @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of what goes in and of the prediction."""
+        return self.in_channels, self.out_channels
+
+    @property
     def has_context(self) -> bool:
         """Whether any block attends to a context."""
         types = (*self.down_block_types, self.mid_block_type or "", *self.up_block_types)

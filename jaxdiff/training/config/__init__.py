@@ -21,6 +21,7 @@ from jaxdiff.training.config.objectives import (
     DiffusionObjective,
     DistillationObjective,
     Objective,
+    TimestepSampling,
     VAEObjective,
 )
 from jaxdiff.training.config.optimiser import OptimiserConfig
@@ -42,6 +43,7 @@ __all__ = [
     "Objective",
     "OptimiserConfig",
     "TextualInversion",
+    "TimestepSampling",
     "TrainConfig",
     "Trainable",
     "VAEObjective",

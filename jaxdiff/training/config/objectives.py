@@ -1,8 +1,9 @@
 """The config of each objective."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxdiff.core.configs import Need
 from jaxdiff.core.errors import InputError
@@ -13,6 +14,9 @@ from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.models.classifier import LatentClassifierConfig
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.discriminator import PatchDiscriminatorConfig
+from jaxdiff.models.dit.config import DiTTransformer2DConfig
+from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
+from jaxdiff.models.unet.class_conditional import ClassConditionalUNet2DConfig
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.nn.remat import REMAT
@@ -20,10 +24,60 @@ from jaxdiff.training.config.aliases import config_section
 from jaxdiff.training.config.data import DataConfig
 from jaxdiff.training.config.trainable import Full, Trainable
 
-TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
+TIMESTEP_SAMPLINGS = ("uniform", "logit_normal", "mode")
 MAX_SAMPLE_STEPS = 1000  # of a flow
 # The fields of a DiffusionObjective that a pipeline provides.
-PIPELINE_FIELDS = ("model", "vae", "text_encoder", "weights", "schedule", "prediction_type")
+PIPELINE_FIELDS = (
+    "model",
+    "vae",
+    "text_encoder",
+    "class_names",
+    "weights",
+    "schedule",
+    "prediction_type",
+)
+# Configs of networks that denoise.
+DenoiserConfig = (
+    ClassConditionalUNet2DConfig  # before the class that it extends, which would take its place
+    | UNet2DConditionConfig
+    | DiTTransformer2DConfig
+    | PixArtTransformer2DConfig
+)
+
+
+def reads_labels(model: Any) -> bool:
+    """Whether the network of this config reads class labels, and no text."""
+    return isinstance(model, DiTTransformer2DConfig | ClassConditionalUNet2DConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimestepSampling:
+    """How the times of a training are sampled: fields of each objective with noise levels.
+
+    The share u of the way to noise is sampled as SD3 does it (2403.03206, section 3.1): `uniform`;
+    `logit_normal`, the sigmoid of N(logit_mean, logit_std^2) (eq. 19); or `mode`, which for
+    mode_scale > 0 prefers the middle and for mode_scale < 0 the ends (eq. 20).
+    """
+
+    needs: ClassVar[Mapping[str, Need]] = {
+        "logit_mean": Need("timestep_sampling", ("logit_normal",)),
+        "logit_std": Need("timestep_sampling", ("logit_normal",)),
+        "mode_scale": Need("timestep_sampling", ("mode",)),
+    }
+
+    timestep_sampling: str = "uniform"  # uniform, logit_normal or mode (2403.03206, section 3.1)
+    logit_mean: float = 0.0  # of logit_normal: above 0 more noise
+    logit_std: float = 1.0  # of logit_normal: the smaller, the more of the middle
+    mode_scale: float = 1.29  # of mode, -1 to 2 / (pi - 2); 0: uniform
+    timestep_shift: float = 1.0  # above 1: more noise (2403.03206, eq. 23)
+
+    def __post_init__(self) -> None:
+        one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
+        in_range("objective.logit_mean", self.logit_mean, -10, 10)
+        in_range("objective.logit_std", self.logit_std, 1e-3, 10)
+        # beyond, times would go backwards where u goes on
+        in_range("objective.mode_scale", self.mode_scale, -1, 2 / (math.pi - 2))
+        in_range("objective.timestep_shift", self.timestep_shift, 0.01, 100)
 
 
 @config_section("objective")
@@ -108,22 +162,26 @@ class CLIPObjective:
 
 @config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffusionObjective:
+class DiffusionObjective(TimestepSampling):
     """Train a latent diffusion model (2112.10752).
 
     A `pipeline` provides the fields in PIPELINE_FIELDS, which are then left out.
     """
 
     needs: ClassVar[Mapping[str, Need]] = {
+        **TimestepSampling.needs,
         "snr_gamma": Need("weighting", ("min_snr", "soft_min_snr", "p2")),
         "prior_loss_weight": Need("prior_data"),
     }
 
     pipeline: str | None = None  # folder, file or Hub id of the model to start from
-    model: UNet2DConditionConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
+    # of the network; its class decides which one it is
+    model: DenoiserConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
     vae: str | None = None  # folder of the frozen VAE: export/ of its training
-    text_encoder: str | None = None  # folder with the text_encoder/ and tokenizer/
-    weights: str | None = None  # folder of a UNet to start from; None: random weights
+    # folder with the text_encoder/ and tokenizer/; None for networks that read class labels
+    text_encoder: str | None = None
+    class_names: tuple[str, ...] = ()  # of each class label; without, captions are numbers
+    weights: str | None = None  # folder of a network to start from; None: random weights
     schedule: VPSchedule | FlowSchedule = dataclasses.field(
         default_factory=lambda: VPSchedule(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
@@ -135,8 +193,8 @@ class DiffusionObjective:
     snr_gamma: float = 5.0  # of min_snr and soft_min_snr: the cap; of p2: the exponent, 0.5 or 1
     noise_offset: float = 0.0  # standard deviation of an offset added to each channel of the noise
     remat: str = "none"  # what the backward pass recomputes, to save memory: one of REMAT
-    timestep_sampling: str = "uniform"  # uniform or logit_normal (2403.03206, section 3.1)
-    timestep_shift: float = 1.0  # above 1: more noise (2403.03206, eq. 23)
+    # whether the shift of a flow is that of the number of 2x2 patches of the latents, as in Flux
+    timestep_shift_by_resolution: bool = False
     caption_dropout: float = 0.1  # fraction of captions replaced by the null caption
     # the same for each of several text encoders separately, in addition
     caption_dropout_per_encoder: tuple[float, ...] = ()
@@ -164,19 +222,29 @@ class DiffusionObjective:
             )
         one_of("objective.prediction_type", self.prediction_type, PREDICTION_TYPES)
         one_of("objective.weighting", self.weighting, WEIGHTINGS)
-        one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
+        super().__post_init__()
         one_of("objective.remat", self.remat, REMAT)
         schedule = self.schedule
-        no_signal = isinstance(schedule, FlowSchedule) or schedule.zero_terminal_snr
-        if no_signal and self.prediction_type == "epsilon":
+        flow = isinstance(schedule, FlowSchedule)
+        no_signal = flow or schedule.zero_terminal_snr
+        if no_signal and self.prediction_type in ("epsilon", "score"):
             raise InputError(
-                "objective.prediction_type: got epsilon for a schedule that ends without signal, "
-                "expected another type: at pure noise, epsilon contains no information about the "
-                "image"
+                f"objective.prediction_type: got {self.prediction_type} for a schedule that ends "
+                f"without signal, expected another type: at pure noise, {self.prediction_type} "
+                "contains no information about the image"
+            )
+        if flow and schedule.path != "linear":
+            raise InputError(
+                f"objective.schedule.path: got {schedule.path}, expected linear: pipeline folders "
+                "cannot describe others; VPSchedule(beta_schedule=cosine) is near to cosine"
+            )
+        if self.timestep_shift_by_resolution and not flow:
+            raise InputError(
+                "objective.timestep_shift_by_resolution: got true with a VPSchedule, expected a "
+                "FlowSchedule"
             )
         positive("objective.snr_gamma", self.snr_gamma)
         non_negative("objective.noise_offset", self.noise_offset)
-        in_range("objective.timestep_shift", self.timestep_shift, 0.01, 100)
         for rate in (self.caption_dropout, *self.caption_dropout_per_encoder):
             in_range("objective.caption_dropout", rate, 0, 1)
         positive("objective.prior_loss_weight", self.prior_loss_weight)
@@ -191,9 +259,21 @@ class DiffusionObjective:
 
     def _check_components(self) -> None:
         """InputError unless every component is given once."""
+        needed = ("vae", "text_encoder")
+        if self.pipeline is None and reads_labels(self.model):
+            needed = ("vae",)
+            if self.text_encoder is not None:
+                raise InputError(
+                    f"objective.text_encoder: got {self.text_encoder}, expected it left out: the "
+                    "network reads class labels"
+                )
+        elif self.pipeline is None and self.class_names:
+            raise InputError(
+                "objective.class_names: got some, expected them left out: the network reads text"
+            )
         for field in dataclasses.fields(self):
             if self.pipeline is None and field.name in ("vae", "text_encoder"):
-                if getattr(self, field.name) is None:
+                if field.name in needed and getattr(self, field.name) is None:
                     raise InputError(f"objective.{field.name}: got none, expected it or a pipeline")
             elif self.pipeline is not None and field.name in PIPELINE_FIELDS:
                 made = field.default_factory
@@ -208,18 +288,18 @@ class DiffusionObjective:
         if isinstance(self.trainable, Full) and self.trainable.from_scratch:
             raise InputError(
                 "objective.trainable.from_scratch: got it without objective.pipeline, expected "
-                "both, or neither: a UNet without weights is initialised at random"
+                "both, or neither: a network without weights is initialised at random"
             )
         if not isinstance(self.trainable, Full):
             raise InputError(
-                f"objective.trainable: got {type(self.trainable).__name__} for a new UNet, "
+                f"objective.trainable: got {type(self.trainable).__name__} for a new network, "
                 "expected objective.pipeline or objective.weights"
             )
 
 
 @config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillationObjective:
+class DistillationObjective(TimestepSampling):
     """Distil guidance: the scale becomes an input of the UNet (2210.03142, section 3.1)."""
 
     teacher: str  # folder of the pipeline to distil; the student starts from its UNet
@@ -229,8 +309,6 @@ class DistillationObjective:
         10.0,
     )  # sampled uniformly
     remat: str = "none"  # what the backward pass recomputes, to save memory: one of REMAT
-    timestep_sampling: str = "uniform"  # uniform or logit_normal (2403.03206, section 3.1)
-    timestep_shift: float = 1.0  # above 1: more noise (2403.03206, eq. 23)
     sample_guidance_scale: float = 3.0  # guidance scale of the sample grids
     sample_steps: int = 25  # DDIM steps of the sample grids
 
@@ -240,15 +318,14 @@ class DistillationObjective:
         low, high = self.guidance_scale_range
         in_range("objective.guidance_scale_range", low, 0, 1000)
         in_range("objective.guidance_scale_range", high, low, 1000)
-        one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
-        in_range("objective.timestep_shift", self.timestep_shift, 0.01, 100)
+        super().__post_init__()
         in_range("objective.sample_guidance_scale", self.sample_guidance_scale, 0, 1000)
         positive("objective.sample_steps", self.sample_steps)
 
 
 @config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierObjective:
+class ClassifierObjective(TimestepSampling):
     """Train a classifier of noisy latents for classifier guidance (2105.05233, section 4)."""
 
     model: LatentClassifierConfig = dataclasses.field(default_factory=LatentClassifierConfig)
@@ -259,13 +336,10 @@ class ClassifierObjective:
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
         )
     )
-    timestep_sampling: str = "uniform"  # uniform or logit_normal (2403.03206, section 3.1)
-    timestep_shift: float = 1.0  # above 1: more noise (2403.03206, eq. 23)
     noise_levels_per_image: int = 1  # each image is encoded once for several noise levels
 
     def __post_init__(self) -> None:
-        one_of("objective.timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
-        in_range("objective.timestep_shift", self.timestep_shift, 0.01, 100)
+        super().__post_init__()
         positive("objective.noise_levels_per_image", self.noise_levels_per_image)
 
 

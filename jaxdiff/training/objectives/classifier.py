@@ -48,8 +48,7 @@ def classifier_task(
             timestep_key,
             x0.shape[:1],
             config.schedule.num_discrete,
-            config.timestep_sampling,
-            config.timestep_shift,
+            config,
         )
         logits = with_params(template, params)(
             add_schedule_noise(config.schedule, x0, t, noise_key), t

@@ -1,5 +1,6 @@
 """The denoising loss of latent diffusion (2112.10752)."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,17 +10,15 @@ import numpy as np
 from flax import nnx
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray
-from jaxdiff.data.texts import POOLED_COLUMN
-from jaxdiff.diffusion.denoising import target
-from jaxdiff.diffusion.losses import add_noise, snr, squared_errors
+from jaxdiff.diffusion.losses import add_noise, regression, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
-from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
+from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule, resolution_shift
 from jaxdiff.families.base import Family, TextEncoderOutput, select_rows, zero_rows
 from jaxdiff.models.build import initial_weights, param_dict, with_params
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.vae import sample_latents
 from jaxdiff.parallel.sharding import ANY, Rules
-from jaxdiff.training.config import DiffusionObjective
+from jaxdiff.training.config import DiffusionObjective, TimestepSampling
 from jaxdiff.training.step import (
     Metrics,
     Params,
@@ -110,15 +109,10 @@ def sample_timesteps(
     key: Key[Array, "..."],
     shape: tuple[int, ...],
     num_timesteps: int,
-    method: str,
-    shift: float = 1.0,
+    sampling: TimestepSampling,
 ) -> Int[Array, "..."]:
-    """Timesteps 0 ... num_timesteps - 1, one per sample (SD3, 2403.03206, section 3.1, eq. 23).
-
-    `method` samples u in [0, 1): `uniform`, or `logit_normal`, the sigmoid of a standard normal.
-    `shift` s then maps it to s u / (1 + (s - 1) u).
-    """
-    fraction = _sample_fractions(key, shape, method, shift)
+    """Timesteps 0 ... num_timesteps - 1, one per sample."""
+    fraction = _sample_fractions(key, shape, sampling)
     return jnp.minimum((fraction * num_timesteps).astype(jnp.int32), num_timesteps - 1)
 
 
@@ -126,25 +120,36 @@ def sample_times(
     key: Key[Array, "..."],
     shape: tuple[int, ...],
     schedule: VPSchedule | FlowSchedule,
-    method: str,
-    shift: float = 1.0,
+    sampling: TimestepSampling,
+    num_tokens: int | None = None,
 ) -> Times:
-    """The times of a schedule as `sample_timesteps` has them; those of a flow also by its shift."""
+    """The times of a schedule as `sample_timesteps` has them; those of a flow also by its shift.
+
+    With `num_tokens`, of an image, that is not the schedule's shift but `resolution_shift`.
+    """
     if isinstance(schedule, VPSchedule):
-        return sample_timesteps(key, shape, schedule.num_discrete, method, shift)
-    fraction = _sample_fractions(key, shape, method, shift)
-    return schedule.time_scale * schedule.shifted(fraction)
+        return sample_timesteps(key, shape, schedule.num_discrete, sampling)
+    if num_tokens is not None:
+        schedule = dataclasses.replace(schedule, shift=resolution_shift(num_tokens))
+    return schedule.time_scale * schedule.shifted(_sample_fractions(key, shape, sampling))
 
 
 def _sample_fractions(
-    key: Key[Array, "..."], shape: tuple[int, ...], method: str, shift: float
+    key: Key[Array, "..."], shape: tuple[int, ...], sampling: TimestepSampling
 ) -> Float[Array, "..."]:
-    """Times as shares of the whole, 0 to 1."""
-    u = (
-        per_sample_uniform(key, shape)
-        if method == "uniform"
-        else jax.nn.sigmoid(per_sample_normal(key, shape))
-    )
+    """Times as fractions u of the whole, 0 to 1 (SD3, 2403.03206, section 3.1, eq. 19, 20 and 23).
+
+    The `timestep_shift` s then maps u to s u / (1 + (s - 1) u).
+    """
+    if sampling.timestep_sampling == "logit_normal":
+        normal = per_sample_normal(key, shape)
+        u = jax.nn.sigmoid(sampling.logit_mean + sampling.logit_std * normal)
+    else:
+        u = per_sample_uniform(key, shape)
+    if sampling.timestep_sampling == "mode":
+        u = 1 - u - sampling.mode_scale * (jnp.cos(jnp.pi / 2 * u) ** 2 - 1 + u)
+        u = jnp.clip(u, 0, 1)  # of rounding alone
+    shift = sampling.timestep_shift
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -216,12 +221,9 @@ class LatentDiffusion:
         self, arrays: Mapping[str, Array], dtype: Dtype
     ) -> list[TextEncoderOutput]:
         """Encodings that a batch has."""
-        pairs = zip(self.family.text_encoders, self.family.state_columns.values(), strict=True)
-        each = [
-            TextEncoderOutput(arrays[column], arrays[POOLED_COLUMN] if spec.pooled else None)
-            for spec, column in pairs
-        ]
-        return jax.tree.map(lambda array: array.astype(dtype), each)
+        shapes = self.family.output_shapes(self.partition.networks)
+        outputs = self.family.cached_outputs(arrays, shapes)
+        return jax.tree.map(lambda array: array.astype(dtype), outputs)
 
     def conditioning(
         self,
@@ -280,7 +282,7 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         key: Key[Array, "..."],
     ) -> dict[str, Array]:
         rates, b = (config.caption_dropout, config.caption_dropout_per_encoder), _size(batch)
-        if all(column in batch for column in family.state_columns.values()):
+        if all(column in batch for column in family.cached_text_columns):
             encodings = model.cached_text_encodings(batch, dtype)
             dropped = caption_dropout_masks(key, b, len(encodings), *rates)
             empty = model.cached_text_encodings(
@@ -307,8 +309,8 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
             timestep_key,
             x0.shape[:1],
             config.schedule,
-            config.timestep_sampling,
-            config.timestep_shift,
+            config,
+            num_patches(x0) if config.timestep_shift_by_resolution else None,
         )
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
         per_image = denoising_errors(
@@ -333,6 +335,11 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
     return TrainingTask(
         partition.shapes, partition.init, loss, rules=partition.rules, eval_metrics=eval_metrics
     )
+
+
+def num_patches(latents: Float[Array, "b h w c"]) -> int:
+    """The 2x2 patches of an image's latents: the tokens of SD3 and Flux."""
+    return latents.shape[1] * latents.shape[2] // 4
 
 
 def _size(batch: Mapping[str, Array]) -> int:
@@ -398,4 +405,4 @@ def denoising_errors(
     prediction_type = config.prediction_type
     output = network(add_noise(x0, eps, alpha, sigma), t)
     weight = loss_weights(config.weighting, prediction_type, snr(alpha, sigma), config.snr_gamma)
-    return squared_errors(output, target(prediction_type, x0, eps, alpha, sigma), weight)
+    return squared_errors(*regression(prediction_type, output, x0, eps, alpha, sigma), weight)

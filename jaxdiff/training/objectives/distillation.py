@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.core.types import Array, Float, Key, NDArray
-from jaxdiff.diffusion.losses import add_noise, mse
+from jaxdiff.diffusion.losses import add_noise, in_loss_units, mse
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.families.base import Family
 from jaxdiff.families.stable_diffusion import GUIDANCE_SCALE, GuidanceEmbedding
@@ -110,13 +110,7 @@ def distillation_task(
         tables = student.merge_weights(params, frozen)
         encoders = student.build_encoders(tables)
         x0 = encode_latents(family.codec(encoders), batch["image"], latent_key)
-        t = sample_times(
-            time_key,
-            (len(x0),),
-            schedule,
-            config.timestep_sampling,
-            config.timestep_shift,
-        )
+        t = sample_times(time_key, (len(x0),), schedule, config)
         low, high = config.guidance_scale_range
         w = per_sample_uniform(scale_key, (len(x0),), low, high)
         alpha, sigma = schedule.alpha_sigma(t)
@@ -126,6 +120,9 @@ def distillation_task(
         none = jnp.full(len(x0), False)
         cond = streams[1] | family.batch_conditioning({**batch, GUIDANCE_SCALE: w}, none)
         output = student.network(tables[family.network], x, t, cond)
+        output, target = (
+            in_loss_units(student.network.prediction_type, each, sigma) for each in (output, target)
+        )
         error = mse(output, target, jnp.ones(len(x0)))
         return error, {"relative_error": error / jnp.mean(jnp.square(target))}
 

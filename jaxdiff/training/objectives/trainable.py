@@ -69,7 +69,7 @@ def _unused_parameters(family: Family, networks: Networks) -> dict[str, tuple[st
     """Prefixes of the paths of text encoder weights that nothing depends on."""
     return {
         spec.component: cast(TextModel, networks[spec.component]).unused_parameters(
-            spec.layer, spec.pooled
+            spec.layer or "last", spec.pooled
         )
         for spec in family.text_encoders
     }
@@ -77,10 +77,10 @@ def _unused_parameters(family: Family, networks: Networks) -> dict[str, tuple[st
 
 def train_lora(family: Family, networks: Networks, config: LoRA) -> ParameterPartition:
     """Train the factors of low-rank updates."""
-    targets = dict.fromkeys(family.id_columns, config.text_target_modules)
-    targets[family.network] = config.target_modules
-    if config.target_modules is None:
-        targets[family.network] = attention_projections(networks[family.network])
+    own = config.target_modules
+    if own is None:
+        own = attention_projections(networks[family.network])
+    targets = dict.fromkeys(family.id_columns, config.text_target_modules) | {family.network: own}
     with_lora, unused = dict(networks), _unused_parameters(family, networks)
     for name in networks.keys() & targets:
         size = {"rank": config.rank, "scale": config.scale}

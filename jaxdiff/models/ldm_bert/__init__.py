@@ -1,0 +1,1 @@
+"""The text encoder of latent diffusion's text-to-image model."""

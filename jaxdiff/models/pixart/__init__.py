@@ -1,0 +1,1 @@
+"""PixArt's diffusion transformer: a DiT with cross-attention to the hidden states of a text."""
