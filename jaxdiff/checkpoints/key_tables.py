@@ -68,18 +68,29 @@ class KeyTable:
     original_blocks: str  # such as "joint_blocks."
     blocks: str  # such as "transformer_blocks."
 
-    def originals(self, names: Iterable[str]) -> dict[str, Parts]:
-        """The original tensors, by name, whose parts are all among `names` in diffusers."""
+    def parts(
+        self, names: Iterable[str], depth: int | None = None
+    ) -> dict[str, tuple[Rule, dict[int, str]]]:
+        """The original tensors, by name, of `names` in diffusers: their rules and numbered parts.
+
+        `depth` is the number of blocks; None: as many as there are names of. A name of no rule is
+        left out.
+        """
         names = list(names)
-        places = _Places(self.rules, _count(names, self.blocks), original=False)
+        depth = _count(names, self.blocks) if depth is None else depth
+        places = _Places(self.rules, depth, original=False)
         found: dict[str, tuple[Rule, dict[int, str]]] = {}
         for name in names:
             if place := places.find(name):
                 original = place.name_in(place.rule.original)
                 found.setdefault(original, (place.rule, {}))[1][place.part] = name
+        return found
+
+    def originals(self, names: Iterable[str]) -> dict[str, Parts]:
+        """The original tensors, by name, whose parts are all among `names` in diffusers."""
         return {
             original: Parts(tuple(parts[i] for i in sorted(parts)), rule.swapped)
-            for original, (rule, parts) in found.items()
+            for original, (rule, parts) in self.parts(names).items()
             if len(parts) == len(rule.parts)
         }
 

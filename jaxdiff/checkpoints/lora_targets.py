@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from jaxdiff.checkpoints import ldm_writer
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
-from jaxdiff.checkpoints.key_tables import KeyTable, Parts, rows
+from jaxdiff.checkpoints.key_tables import KeyTable, Parts, Rule, rows
 from jaxdiff.checkpoints.layout_flux import CHROMA_TABLE, FLUX_TABLE
 from jaxdiff.checkpoints.layout_sd3 import TABLE as SD3_TABLE
 from jaxdiff.checkpoints.lora_formats import Shape
@@ -22,6 +22,9 @@ from jaxdiff.checkpoints.safetensors import TensorInfo
 Target = str | tuple[str, ...]
 Roles = Mapping[str, TensorInfo]  # the tensors of one module
 
+# Names of modules in diffusers that no other transformer has, and widths of published networks.
+_OF_SD3 = re.compile(r"pos_embed\.|transformer_blocks\.\d+\.attn2\.")
+SD3_WIDTHS = {1536, 2432}
 # Queries, keys and values of a single block, which XLabs changes without the rows that follow.
 _XLABS = rows(
     "single_blocks.*.qkv.",
@@ -114,6 +117,36 @@ def from_original(modules: Mapping[str, Roles]) -> Iterator[tuple[str, Roles]]:
             parts = table.from_original(parts, depth)
         for key, entry in parts.items():
             yield _module(key), {**roles, "up": entry}
+
+
+def to_original(
+    shapes: Mapping[str, tuple[Shape, Shape]],
+) -> dict[str, tuple[Rule, dict[int, str]]]:
+    """The modules of the original code with parts among a transformer's modules in diffusers.
+
+    `shapes` are those of their factors `down` and `up`, by module. Each has its rule, and its
+    parts by number.
+    """
+    names = {f"{module}.weight": pair for module, pair in shapes.items()}
+    numbers = [int(m[1]) for name in names if (m := re.match(r"transformer_blocks\.(\d+)\.", name))]
+    depth = max(numbers, default=-1) + 2  # as if the last block were not among them
+    ends = names.get(f"transformer_blocks.{depth - 2}.norm1_context.linear.weight")
+    if ends is not None and ends[1][0] == 2 * ends[0][1]:
+        depth -= 1
+    found = _diffusers_table(shapes).parts(names, depth)
+    return {
+        _module(original): (rule, {i: _module(name) for i, name in parts.items()})
+        for original, (rule, parts) in found.items()
+    }
+
+
+def _diffusers_table(shapes: Mapping[str, tuple[Shape, Shape]]) -> KeyTable:
+    """The table of a LoRA's modules in diffusers, which need not be all of the network's."""
+    if any(name.startswith("distilled_guidance_layer.") for name in shapes):
+        return CHROMA_TABLE
+    own = any(map(_OF_SD3.match, shapes))
+    widths = {down[1] for name, (down, _) in shapes.items() if name.endswith(("_q", "_q_proj"))}
+    return SD3_TABLE if own or widths & SD3_WIDTHS else FLUX_TABLE
 
 
 def _original_table(

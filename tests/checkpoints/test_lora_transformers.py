@@ -13,7 +13,7 @@ import pytest
 from jaxdiff.checkpoints.key_mapping import to_jax, torch_key_to_path
 from jaxdiff.checkpoints.lora import read_lora
 from jaxdiff.checkpoints.lora_names import parse, unflatten_key
-from jaxdiff.checkpoints.safetensors import read_table
+from jaxdiff.checkpoints.safetensors import read_table, read_tensor
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
 from jaxdiff.pipeline.lora import weight_changes
@@ -72,7 +72,7 @@ class Model:
         got = self.changed_by(path)
         zeros = {key: np.zeros_like(array) for key, array in self.original.items()}
         want = self.here(zeros | deltas)
-        assert got.keys() == {path for path, delta in want.items() if np.any(delta)}
+        assert got.keys() >= {path for path, delta in want.items() if np.any(delta)}
         for path_, delta in got.items():
             np.testing.assert_allclose(delta, want[path_], rtol=1e-4, atol=1e-5, err_msg=path_)
 
@@ -534,3 +534,78 @@ def test_what_cannot_be_converted_is_a_sentence(tmp_path, capsys, tensors, messa
     assert main.run("convert", [str(source), str(tmp_path / "b.safetensors")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_file_of_kohya_comes_back_as_it_was(tmp_path, name):
+    """To the names of diffusers and back: the same tensors to the last bit."""
+    network, tensors = model(name), {}
+    for i, module in enumerate(filter(few_blocks, network.modules)):
+        rows, columns = network.original[f"{module}.weight"].shape
+        stem, down_end, up_end = kohya(module)
+        tensors |= {stem + down_end: factor(2, columns), stem + up_end: factor(rows, 2)}
+        tensors[f"{stem}.alpha"] = np.array(1 + i % 3, np.float32)
+    if name.startswith("sd3"):  # so narrow that nothing else tells
+        tensors |= {f"{kohya('x_embedder.proj')[0]}{end}": array for end, array in CONV.items()}
+    first, second, third = (tmp_path / f"{x}.safetensors" for x in "abc")
+    write(first, tensors)
+    assert main.run("convert", [str(first), str(second)]) == 0
+    assert main.run("convert", [str(second), str(third), "--format", "kohya"]) == 0
+    table = read_table(third)
+    assert table.keys() - tensors.keys() <= {f"{kohya('x_embedder.proj')[0]}.alpha"}
+    for key, array in tensors.items():
+        np.testing.assert_array_equal(read_tensor(table[key]), array, err_msg=key)
+
+
+CONV = {
+    ".lora_down.weight": factor(2, 2, 2, 2),
+    ".lora_up.weight": factor(original_keys.SMALL, 2, 1, 1),
+}
+
+
+def test_parts_of_their_own_become_one_of_kohya(tmp_path):
+    """Each with its own factors, rank and scale, and one of them without any."""
+    network, width = model("flux_dev"), original_keys.SMALL
+    tensors, single = {}, "single_transformer_blocks.1"
+    delta = np.zeros((7 * width, width), np.float32)
+    for i, (part, begin, rows) in enumerate(
+        (("attn.to_q", 0, 1), ("attn.to_v", 2, 1), ("proj_mlp", 3, 4))
+    ):
+        up, down = factor(rows * width, 1 + i), factor(1 + i, width)
+        stem = f"transformer.{single}.{part}"
+        tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+        tensors[f"{stem}.alpha"] = np.array(2.0, np.float32)
+        delta[begin * width : (begin + rows) * width] = 2.0 / (1 + i) * up @ down
+    source, target = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    assert main.run("convert", [str(source), str(target), "--format", "kohya"]) == 0
+    stem = "lora_unet_single_blocks_1_linear1"
+    table = read_table(target)
+    assert set(table) == {
+        f"{stem}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")
+    }
+    assert table[f"{stem}.lora_down.weight"].shape == (1 + 2 + 3, width)
+    network.check(target, {"single_blocks.1.linear1.weight": delta})
+
+
+def test_text_encoders_in_kohyas_names(tmp_path):
+    tensors = {}
+    layers = {
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj": f"lora_te1_{CLIP_LAYER}",
+        "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj": f"lora_te2_{CLIP_LAYER}",
+        "text_encoder_3.encoder.block.0.layer.0.SelfAttention.q": f"lora_te3_{T5_LAYER}",
+    }
+    for layer in layers:
+        tensors |= {f"{layer}.lora_A.weight": factor(2, 4), f"{layer}.lora_B.weight": factor(4, 2)}
+    source, target = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    assert main.run("convert", [str(source), str(target), "--format", "kohya"]) == 0
+    assert {name.partition(".")[0] for name in read_table(target)} == set(layers.values())
+
+
+def test_kohyas_names_of_a_unet_are_not_written(tmp_path, capsys):
+    pair = {"unet.conv_in.lora_A.weight": factor(2, 4), "unet.conv_in.lora_B.weight": factor(4, 2)}
+    source, target = write(tmp_path / "a.safetensors", pair), tmp_path / "b.safetensors"
+    assert main.run("convert", [str(source), str(target), "--format", "kohya"]) == 2
+    assert "format: got kohya for a LoRA of a UNet, expected diffusers" in capsys.readouterr().err
+    assert not target.exists()
+    assert main.run("convert", [str(source), str(target), "--format", "flax"]) == 2
+    assert "format: got 'flax', expected" in capsys.readouterr().err

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.families.base import Family
 from jaxdiff.models.build import initial_weights, param_dict
 from jaxdiff.models.clip import extend_token_embedding
-from jaxdiff.models.lora import attention_projections, inject_lora, is_lora_param
+from jaxdiff.models.lora import attention_projections, inject_lora, is_lora_param, layers_of
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.training.config import LoRA
 from jaxdiff.training.objectives.diffusion import (
@@ -80,7 +81,7 @@ def train_lora(family: Family, networks: Networks, config: LoRA) -> ParameterPar
     own = config.target_modules
     if own is None:
         own = attention_projections(networks[family.network])
-    targets = dict.fromkeys(family.id_columns, config.text_target_modules) | {family.network: own}
+    targets = _text_targets(family, networks, config) | {family.network: own}
     with_lora, unused = dict(networks), _unused_parameters(family, networks)
     for name in networks.keys() & targets:
         size = {"rank": config.rank, "scale": config.scale}
@@ -104,6 +105,22 @@ def train_lora(family: Family, networks: Networks, config: LoRA) -> ParameterPar
         }
     )
     return ParameterPartition(family, with_lora, tuple(networks), shapes, init, merge)
+
+
+def _text_targets(family: Family, networks: Networks, config: LoRA) -> dict[str, tuple[str, ...]]:
+    """The targets that each text encoder has; InputError for one that is in none of them."""
+    encoders = [name for name in family.id_columns if name in networks]
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(encoders, ())
+    for target in config.text_target_modules:
+        own = [name for name in encoders if layers_of(networks[name], target)]
+        if not own:
+            classes = ", ".join(type(networks[name]).__name__ for name in encoders)
+            raise InputError(
+                f"objective.trainable.text_target_modules: got {target!r}, expected the end of a "
+                f"layer's path in {classes or 'a text encoder, of which there is none'}"
+            )
+        found |= {name: (*found[name], target) for name in own}
+    return found
 
 
 def train_textual_inversion(
