@@ -106,9 +106,8 @@ def _is_wide(entry: TensorInfo, name: Name) -> bool:
 
 def _lora_family(entries: Mapping[str, TensorInfo], names: Mapping[str, Name]) -> str:
     """What the changes fit: by the width of cross-attention, the blocks or the text encoders."""
-    transformers = {found.module: entries[n] for n, found in names.items() if _is_down(found)}
-    if transformers:
-        return _transformer_family(transformers)
+    if any(found.component == TRANSFORMER for found in names.values()):
+        return _transformer_family(entries, names)
     for name, found in names.items():
         shape = entries[name].shape
         attends = found.component == "unet" and _ATTENDS.search(found.module)
@@ -119,16 +118,15 @@ def _lora_family(entries: Mapping[str, TensorInfo], names: Mapping[str, Name]) -
     return UNKNOWN
 
 
-def _is_down(found: Name) -> bool:
-    return found.component == TRANSFORMER and found.role not in ("alpha", "up")
-
-
-def _transformer_family(modules: Mapping[str, TensorInfo]) -> str:
+def _transformer_family(entries: Mapping[str, TensorInfo], names: Mapping[str, Name]) -> str:
     """The family of a transformer, by the names of its modules, or by its width."""
+    modules = {found.module for found in names.values() if found.component == TRANSFORMER}
     for family, form in _TRANSFORMERS.items():
         if any(map(form.match, modules)):
             return family
-    widths = {e.shape[1] for name, e in modules.items() if _QUERIES.search(name) and e.shape[1:]}
+    queries = {n for n, found in names.items() if _QUERIES.search(found.module)}
+    downs = [entries[n].shape for n in queries if names[n].role in _WIDTHS]
+    widths = {shape[1] for shape in downs if len(shape) > 1}
     return TRANSFORMER_WIDTHS.get(min(widths, default=0), UNKNOWN)
 
 
