@@ -10,11 +10,20 @@ from typing import NamedTuple
 from jaxdiff.checkpoints.inversion_names import BUNDLED, PAIR, bundled, embeddings, token_name
 from jaxdiff.checkpoints.layout_stable_diffusion import REFINER, SD1, SD2, SDXL
 from jaxdiff.checkpoints.lora_formats import UNSUPPORTED, kind_of, unsupported
-from jaxdiff.checkpoints.lora_names import Name, parse
+from jaxdiff.checkpoints.lora_names import TRANSFORMER, Name, parse
 from jaxdiff.checkpoints.safetensors import TensorInfo
 
 # Widths of what the UNets attend to; those of the text encoders are among them.
 WIDTHS = {768: SD1.name, 1024: SD2.name, 2048: SDXL.name, 1280: REFINER.name}
+# Widths of transformers whose blocks have names that several families share.
+TRANSFORMER_WIDTHS = {1536: "Stable Diffusion 3", 2432: "Stable Diffusion 3", 3072: "FLUX.1"}
+_TRANSFORMERS = {
+    "Chroma": re.compile(r"distilled_guidance_layer[._]"),
+    "Stable Diffusion 3": re.compile(r"joint_blocks[._]|\w+[._]\d+[._]attn2[._]|pos_embed[._]"),
+    "FLUX.1": re.compile(r"(double|single)_blocks[._]|single_transformer_blocks[._]"),
+}
+_QUERIES = re.compile(r"attn[._](to|add)_q(_proj)?$")
+UNKNOWN = "unknown"
 _ATTENDS = re.compile(r"attn2[._]to_[kv]$")
 # Tensors whose first axis is the rank, and those whose second is a layer's width.
 _RANKS = frozenset({"down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"})
@@ -48,7 +57,7 @@ class AdapterInfo(NamedTuple):
     """A file that changes a model."""
 
     layout: str  # "LoRA" or "textual inversion"
-    family: str  # of the models that it fits; "unknown" where the table does not tell
+    family: str  # of the models that it fits; UNKNOWN where the table does not tell
     facts: LoRAInfo | TextualInversionInfo
     groups: Mapping[str, Mapping[str, TensorInfo]]  # its tensors by network
 
@@ -96,15 +105,29 @@ def _is_wide(entry: TensorInfo, name: Name) -> bool:
 
 
 def _lora_family(entries: Mapping[str, TensorInfo], names: Mapping[str, Name]) -> str:
-    """What the changes fit: by the width of cross-attention, or by the text encoders."""
+    """What the changes fit: by the width of cross-attention, the blocks or the text encoders."""
+    if any(found.component == TRANSFORMER for found in names.values()):
+        return _transformer_family(entries, names)
     for name, found in names.items():
         shape = entries[name].shape
         attends = found.component == "unet" and _ATTENDS.search(found.module)
         if attends and found.role in _WIDTHS and len(shape) > 1:
-            return WIDTHS.get(shape[1], "unknown")
+            return WIDTHS.get(shape[1], UNKNOWN)
     if any(found.component == "text_encoder_2" for found in names.values()):
         return SDXL.name
-    return "unknown"
+    return UNKNOWN
+
+
+def _transformer_family(entries: Mapping[str, TensorInfo], names: Mapping[str, Name]) -> str:
+    """The family of a transformer, by the names of its modules, or by its width."""
+    modules = {found.module for found in names.values() if found.component == TRANSFORMER}
+    for family, form in _TRANSFORMERS.items():
+        if any(map(form.match, modules)):
+            return family
+    queries = {n for n, found in names.items() if _QUERIES.search(found.module)}
+    downs = [entries[n].shape for n in queries if names[n].role in _WIDTHS]
+    widths = {shape[1] for shape in downs if len(shape) > 1}
+    return TRANSFORMER_WIDTHS.get(min(widths, default=0), UNKNOWN)
 
 
 def _textual_inversion(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> AdapterInfo | None:
@@ -116,7 +139,7 @@ def _textual_inversion(path: pathlib.Path, entries: Mapping[str, TensorInfo]) ->
         family, places = SDXL.name, PAIR
     else:
         ((name, shape),) = shapes.items()
-        family = WIDTHS.get(shape[-1], "unknown")
+        family = WIDTHS.get(shape[-1], UNKNOWN)
         places = {name: "text_encoder_2" if family == REFINER.name else "text_encoder"}
     facts = TextualInversionInfo(
         token=token,

@@ -15,6 +15,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,6 +53,13 @@ def unread(original: str) -> Rule:
     return Rule(original, ())
 
 
+class Parts(NamedTuple):
+    """The parts of an original tensor, by name in diffusers, from the first rows down."""
+
+    names: tuple[str, ...]
+    swapped: bool  # the two halves of the rows stand in the other order
+
+
 @dataclass(frozen=True)
 class KeyTable:
     """The rules of a network, and how the names of its blocks begin in both namings."""
@@ -60,12 +68,41 @@ class KeyTable:
     original_blocks: str  # such as "joint_blocks."
     blocks: str  # such as "transformer_blocks."
 
-    def from_original(self, entries: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    def parts(
+        self, names: Iterable[str], depth: int | None = None
+    ) -> dict[str, tuple[Rule, dict[int, str]]]:
+        """The original tensors, by name, of `names` in diffusers: their rules and numbered parts.
+
+        `depth` is the number of blocks; None: as many as there are names of. A name of no rule is
+        left out.
+        """
+        names = list(names)
+        depth = _count(names, self.blocks) if depth is None else depth
+        places = _Places(self.rules, depth, original=False)
+        found: dict[str, tuple[Rule, dict[int, str]]] = {}
+        for name in names:
+            if place := places.find(name):
+                original = place.name_in(place.rule.original)
+                found.setdefault(original, (place.rule, {}))[1][place.part] = name
+        return found
+
+    def originals(self, names: Iterable[str]) -> dict[str, Parts]:
+        """The original tensors, by name, whose parts are all among `names` in diffusers."""
+        return {
+            original: Parts(tuple(parts[i] for i in sorted(parts)), rule.swapped)
+            for original, (rule, parts) in self.parts(names).items()
+            if len(parts) == len(rule.parts)
+        }
+
+    def from_original(
+        self, entries: Mapping[str, TensorInfo], depth: int | None = None
+    ) -> dict[str, TensorInfo]:
         """The tensors of a file under the names of diffusers; names of no rule stay as they are.
 
-        Raises InputError for rows that do not divide, and for two tensors of one name.
+        `depth` is the number of blocks; None: as many as there are tensors of. Raises InputError
+        for rows that do not divide, and for two tensors of one name.
         """
-        depth = _count(entries, self.original_blocks)
+        depth = _count(entries, self.original_blocks) if depth is None else depth
         places = _Places(self.rules, depth, original=True)
         found: dict[str, TensorInfo] = {}
         for name, entry in entries.items():

@@ -1,7 +1,7 @@
 """Adapter files (LoRA and its relatives) in the spellings that trainers write: changes of weights.
 
-Names are looked up among the paths that the model has: underscores in them are ambiguous. What a
-format does to a weight is in `lora_formats`.
+Which weights their names stand for is in `lora_targets`, what a format does to one in
+`lora_formats`.
 """
 
 import dataclasses
@@ -9,16 +9,15 @@ import math
 import pathlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxdiff.checkpoints import ldm_writer
+from jaxdiff.checkpoints.adapter_info import UNKNOWN, find_adapter
 from jaxdiff.checkpoints.file_kinds import kind_of_model, other_family
 from jaxdiff.checkpoints.inversion_names import BUNDLED
 from jaxdiff.checkpoints.jsonfiles import parse_object, read_object
-from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
 from jaxdiff.checkpoints.lora_formats import (
     BIASES,
     FORMATS,
@@ -30,57 +29,69 @@ from jaxdiff.checkpoints.lora_formats import (
     PeftIA3,
     Scaled,
     Shape,
+    Swapped,
     format_of,
     kind_of,
     unsupported,
 )
-from jaxdiff.checkpoints.lora_names import parse, settings_file, weights_file
+from jaxdiff.checkpoints.lora_names import TRANSFORMER, UNET, settings_file, weights_file
+from jaxdiff.checkpoints.lora_targets import Target, Targets
 from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, read_tensor
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
 
+OF_UNETS = "Stable Diffusion 1, 2 or XL"
+OF_TRANSFORMERS = "Stable Diffusion 3 or FLUX.1"
+SUPPORTED = "Stable Diffusion 1, 2, XL or 3, FLUX.1 or Chroma"
+LOADED = {"Stable Diffusion 3", "Chroma", "FLUX.1", "FLUX", "Stable Diffusion 3 or FLUX"}
 METADATA = "lora_adapter_metadata"  # diffusers' JSON with alphas, in the header of the file
 # Values of PEFT's `init_lora_weights` with which the adapter belongs to other weights.
 MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+# Norms that a LoRA replaces.
+CONTROL = re.compile(r"\.(query|key)_norm\.scale$|\.norm_(added_)?[qk]\.weight$")
 NAMES = {form.name for form in FORMATS}
 
 Roles = Mapping[str, TensorInfo]  # the tensors of one module
-Changes = dict[str, dict[str, Change]]  # component -> PyTorch key of a parameter -> its change
+Changes = dict[str, dict[Target, Change]]  # component -> parameter -> its change
 
 
-def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, Shape]]) -> Changes:
+def read_lora(
+    source: pathlib.Path, shapes: Mapping[str, Mapping[str, Shape]], family: str = OF_UNETS
+) -> Changes:
     """The changes in an adapter file, or in a folder with one; embeddings in it are left out.
 
-    `shapes` are those of the weights of the model's components, by path and in its own layout.
-    Raises InputError that lists what fits nothing.
+    `shapes` are those of the weights of the model's components, by path and in its own layout, and
+    `family` is what it is called. Raises InputError that lists what fits nothing.
     """
     path = weights_file(source)
     entries = {n: e for n, e in read_weights(path).items() if not n.startswith(BUNDLED)}
     reject_unsupported(path, entries)
-    wanted = {name: _torch_shapes(table) for name, table in shapes.items()}
-    names = _Names(wanted)
+    targets = Targets(shapes)
     modules: dict[tuple[str, str], dict[str, TensorInfo]] = defaultdict(dict)
     strange = []
     for name, entry in entries.items():
-        found = names.find(name)
+        found = targets.find(name)
         if found is None or found[2] in modules[found[:2]]:
             strange.append(name)
         else:
             modules[found[:2]][found[2]] = entry
     if strange:
-        reject_other_models(path, entries)
+        reject_other_models(path, entries, family, shapes)
     reject_unknown_keys(path, "names that fit nothing in this model", strange)
     settings = AdapterSettings(path)
     changes: Changes = defaultdict(dict)
     halves, unfit = [], {}
     for (component, module), roles in modules.items():
-        keys = wanted[component]
+        keys = targets.shapes(component)
         biased = f"{module}.bias" in keys
         found = _changes(roles, component, module, settings, biased=biased)
         own = {f"{module}.{leaf}": change for leaf, change in found.items()}
         if own and all(key in keys and change.fits(keys[key]) for key, change in own.items()):
-            changes[component] |= own
+            for key, change in own.items():
+                names, swapped = targets.parts(component, key)
+                place = names[0] if len(names) == 1 else names
+                changes[component][place] = Swapped(change=change) if swapped else change
         elif missing := _missing(roles):
             halves.append(f"{_label(roles)} without {', '.join(missing)}")
         else:
@@ -91,49 +102,6 @@ def read_lora(source: pathlib.Path, shapes: Mapping[str, Mapping[str, Shape]]) -
     if not changes:
         raise InputError(f"{path}: got no factors, expected a LoRA")
     return dict(changes)
-
-
-def _torch_shapes(table: Mapping[str, Shape]) -> dict[str, Shape]:
-    """PyTorch keys and shapes of a component's weights, biases and norms."""
-    return {
-        path_to_torch_key(path): torch_shape(shape, path)
-        for path, shape in table.items()
-        if path.endswith((".kernel", ".scale", ".bias"))
-    }
-
-
-class _Names:
-    """Names in LoRA files -> (component, module, role)."""
-
-    def __init__(self, wanted: Mapping[str, Mapping[str, Shape]]) -> None:
-        self._modules: dict[str, set[str]] = {}
-        self._flat: dict[str, dict[str, str]] = {}
-        for component, keys in wanted.items():
-            spelled = {key: key for key in keys}
-            original = ldm_writer.unet_to_ldm_keys(keys) if component == "unet" else {}
-            self._modules[component] = {_module(key) for key in keys}
-            self._flat[component] = {
-                _module(name).replace(".", "_"): _module(key)
-                for names in (spelled, original)
-                for key, name in names.items()
-            }
-
-    def find(self, name: str) -> tuple[str, str, str] | None:
-        """Where `name` belongs; None if nowhere."""
-        found = parse(name)
-        if found is None:
-            return None
-        component, known = found.component, self._modules.get(found.component, set())
-        for module in (found.module, f"text_model.{found.module}"):
-            if found.flat:
-                module = self._flat.get(component, {}).get(module.replace(".", "_"), "")
-            if module in known:
-                return component, module, found.role
-        return None
-
-
-def _module(key: str) -> str:
-    return key.rpartition(".")[0]
 
 
 def _changes(
@@ -211,16 +179,35 @@ def _misfit(roles: Roles, shape: Shape | None) -> str:
     return f"got {got or 'alpha alone'}, expected factors of a weight {shape}"
 
 
-def reject_other_models(path: pathlib.Path, names: Iterable[str]) -> None:
-    """InputError for names of a model, or of a LoRA for a family that is not supported."""
-    names = set(names)
-    if kind := kind_of_model(names):
+def reject_other_models(
+    path: pathlib.Path,
+    entries: Mapping[str, TensorInfo],
+    family: str | None = None,
+    components: Container[str] = (),
+) -> None:
+    """InputError for tensors of a model, or of a LoRA for another than `family`.
+
+    `components` are those of the model for which the LoRA should be; without a `family`, any that
+    is supported will do.
+    """
+    if kind := kind_of_model(entries):
         raise InputError(f"{path}: got {kind}, expected a LoRA")
-    if family := other_family(names):
+    expected = f"a LoRA for {family or SUPPORTED}"
+    other = other_family(entries)
+    if other is not None and other not in LOADED:
         raise InputError(
-            f"{path}: got tensors for {family}, which is not supported, expected a LoRA for Stable "
-            "Diffusion 1, 2 or XL"
+            f"{path}: got tensors for {other}, which is not supported, expected {expected}"
         )
+    if family is None:
+        return
+    found = find_adapter(path, entries)
+    networks = {UNET, TRANSFORMER} & (found.groups.keys() if found else set())
+    got = found.family if found else UNKNOWN
+    alike = got == UNKNOWN or got.startswith(family) or family.startswith(got)
+    if any(each not in components or (each == TRANSFORMER and not alike) for each in networks):
+        if got == UNKNOWN:
+            got = OF_UNETS if UNET in networks else OF_TRANSFORMERS
+        raise InputError(f"{path}: got a LoRA for {got}, expected one for {family}")
 
 
 def read_number(entry: TensorInfo) -> float:
@@ -305,7 +292,14 @@ class AdapterSettings:
 
 def reject_unsupported(path: pathlib.Path, names: Iterable[str]) -> None:
     """InputError that names the format of the first of `names` which is not supported."""
-    for name in sorted(names):
+    names = sorted(names)
+    factors = any(".lora_A." in name for name in names)
+    for name in names:
+        if factors and CONTROL.search(name):
+            raise InputError(
+                f"{path}: {name}: got a control LoRA of FLUX.1 (Canny or Depth), which widens the "
+                "network's input and replaces norms, expected a LoRA that changes weights alone"
+            )
         if kind := unsupported(name):
             raise InputError(
                 f"{path}: {name}: got {kind}, expected {', '.join(sorted(NAMES))} or DoRA"

@@ -474,6 +474,26 @@ class DoRA(Change):
         return changed * (wanted / (norms + np.finfo(np.float32).eps)) - weight
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Swapped(Change):
+    """Another format's change of the weight whose halves of the rows stand the other way."""
+
+    name = "swapped halves"
+    tensors: ClassVar = {}
+    change: Change
+
+    @property
+    def needs_weight(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.change.needs_weight
+
+    def fits(self, shape: Shape) -> bool:
+        return shape[0] % 2 == 0 and self.change.fits(shape)
+
+    def delta(self, weight: Array) -> Array:
+        half = len(weight) // 2
+        return np.roll(self.change.delta(np.roll(weight, half, axis=0)), half, axis=0)
+
+
 FORMATS: tuple[type[Change], ...] = (
     LoRA,
     LoHa,

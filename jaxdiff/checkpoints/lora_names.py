@@ -9,11 +9,13 @@
 | kohya, OneTrainer   | `lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`, `.alpha`     |
 | kohya's OFT         | `oft_unet_PATH_WITH_UNDERSCORES.oft_blocks`                      |
 | LyCORIS, SimpleTuner | `lycoris_PATH_WITH_UNDERSCORES.lokr_w1`                         |
-| ComfyUI, OneTrainer | `diffusion_model.PATH.lora_A.weight`,                            |
-|                     | `text_encoders.clip_l.transformer.PATH.lora_A.weight`            |
+| ComfyUI, OneTrainer, | `diffusion_model.PATH.lora_A.weight`,                           |
+| ai-toolkit          | `text_encoders.clip_l.transformer.PATH.lora_A.weight`            |
+| XLabs               | `double_blocks.0.processor.qkv_lora1.down.weight`                |
 
-Any of them may have the tensors of any format in `lora_formats`. ComfyUI's names count blocks as
-the original layout does, and so do kohya's of SDXL.
+Any of them may have the tensors of any format in `lora_formats`. ComfyUI's names are those of the
+original layout, and so are kohya's of SDXL, SD3 and FLUX.1. diffusers' transformers begin with
+`transformer.` (OneTrainer: `lora_transformer_`).
 """
 
 import pathlib
@@ -31,8 +33,11 @@ FILES = tuple(
     for ending in (".safetensors", ".bin")
 )
 SETTINGS = "adapter_config.json"  # PEFT's, beside its adapter_model
-COMPONENTS = ("text_encoder_2", "text_encoder", "unet")
+UNET, TRANSFORMER = "unet", "transformer"
+COMPONENTS = ("text_encoder_3", "text_encoder_2", "text_encoder", UNET, TRANSFORMER)
+T5 = "T5"  # a component whose name depends on the family
 PEFT, DIFFUSERS, KOHYA, LYCORIS, COMFY = "PEFT", "diffusers", "kohya", "LyCORIS", "ComfyUI"
+XLABS = "XLabs"
 
 # LoRA's own tensors are spelled in more than one way.
 _ROLES = (
@@ -53,31 +58,57 @@ _ROLES = (
 )
 _OLD_ROLE = re.compile(r"(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight$")
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-_PREFIXES = (  # of modules with underscores for dots
-    ("lora_unet_", KOHYA, "unet"),
-    ("oft_unet_", KOHYA, "unet"),
+_PREFIXES = (  # of modules with underscores for dots; None: what the module's name begins with
+    ("lora_unet_", KOHYA, None),
+    ("oft_unet_", KOHYA, None),
+    ("lora_transformer_", KOHYA, TRANSFORMER),
     ("lora_te_", KOHYA, "text_encoder"),
     ("lora_te1_", KOHYA, "text_encoder"),
     ("lora_te2_", KOHYA, "text_encoder_2"),
+    ("lora_te3_", KOHYA, T5),
     ("lycoris_", LYCORIS, None),
 )
 _COMFY = {
-    "diffusion_model.": "unet",
+    "diffusion_model.": None,
     "text_encoders.clip_l.transformer.": "text_encoder",
     "text_encoders.clip_h.transformer.": "text_encoder",
     "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": T5,
 }
-_BARE_TEXT = ("text_model.", "encoder.layers.", "text_model_", "encoder_layers_")
-# Every part of a module's path in the networks of Stable Diffusion, longer ones first.
+# How modules begin, with dots or underscores.
+_BARE = {
+    "text_encoder": re.compile(r"(text_model|encoder[._]layers)[._]"),
+    T5: re.compile(r"encoder[._]block[._]"),
+    TRANSFORMER: re.compile(
+        r"((single_)?transformer_blocks|(double|single|joint)_blocks)[._]\d"
+        r"|(x_embedder|context_embedder|pos_embed|time_text_embed|norm_out|proj_out|img_in|txt_in"
+        r"|time_in|vector_in|guidance_in|t_embedder|y_embedder|final_layer"
+        r"|distilled_guidance_layer)([._]|$)"
+    ),
+}
+_XLABS = re.compile(  # 1 is the stream of the image, 2 that of the text
+    r"(diffusion_model\.)?(?P<block>(double|single)_blocks\.\d+)\.processor\."
+    r"(?P<layer>qkv|proj)_lora(?P<stream>[12]?)\.(?P<role>down|up)\.weight"
+)
+# Every part of a module's path in published networks, longer ones first.
 _PARTS = re.compile(
-    r"down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block|transformer_blocks"
+    r"down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block"
+    r"|(?:single_)?transformer_blocks|(?:double|single|joint)_blocks|(?:x|context)_block"
     r"|attentions|resnets|downsamplers|upsamplers|conv_in|conv_out|conv_shortcut|conv[12]?"
     r"|time_emb_proj|time_embedding|add_embedding|linear_[12]|time_embed|label_emb"
-    r"|in_layers|out_layers|emb_layers|skip_connection|attn[12]|to_out|to_[qkv]|ff|net|proj_in"
-    r"|proj_out|text_model|text_projection|encoder|layers|self_attn|[qkv]_proj|out_proj|mlp|fc[12]"
+    r"|time_text_embed|(?:timestep|guidance|text|context|x|t|y)_embedder|pos_embed"
+    r"|in_layers|out_layers|emb_layers|skip_connection|attn[12]?|to_out|to_add_out|to_[qkv]"
+    r"|add_[qkv]_proj|ff(?:_context)?|net|norm1_context|norm_out|norm1?|proj_in|proj_out|proj_mlp"
+    r"|(?:img|txt)_(?:attn|mlp|mod|in)|(?:time|vector|guidance)_in|(?:in|out)_layer|qkv"
+    r"|modulation|linear[12]?|lin|final_layer|adaLN_modulation|distilled_guidance_layer"
+    r"|in_proj|norms|text_model|text_projection|encoder|layers|self_attn|[qkv]_proj|out_proj|mlp|fc[12]"
     r"|op|out|proj|\d+"
 )
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.\d")
+_ORIGINAL_TRANSFORMER = re.compile(
+    r"((double|single|joint)_blocks|img_in|txt_in|(time|vector|guidance)_in|[ty]_embedder"
+    r"|final_layer|x_embedder\.proj|distilled_guidance_layer\.layers\.\d+\.(in|out)_layer)(\.|$)"
+)
 BLOCKS = 3  # numbered blocks in a stage of every published UNet
 
 
@@ -93,6 +124,8 @@ class Name(NamedTuple):
 
 def parse(name: str) -> Name | None:
     """What a tensor is by its name; None for a name that no LoRA has."""
+    if match := _XLABS.fullmatch(name):
+        return Name(XLABS, TRANSFORMER, _xlabs_module(match), match["role"])
     name = name.replace(".processor.", ".")
     spelling, module, role = _role(name)
     if role is None:
@@ -100,13 +133,13 @@ def parse(name: str) -> Name | None:
     for prefix, writer, component in _PREFIXES:
         if module.startswith(prefix):
             module = module.removeprefix(prefix)
-            return Name(writer, component or _component(module), module, role, flat=True)
+            return Name(writer, _component(module, component), module, role, flat=True)
     if role in IA3.tensors:  # the names of a network's own weights end so, too
         return None
     for prefix, component in _COMFY.items():
         if module.startswith(prefix):
             module = module.removeprefix(prefix).replace(".", "_")
-            return Name(COMFY, component, module, role, flat=True)
+            return Name(COMFY, _component(module, component), module, role, flat=True)
     if module.startswith("base_model.model."):
         spelling, module = PEFT, module.removeprefix("base_model.model.")
     for component in COMPONENTS:
@@ -115,9 +148,25 @@ def parse(name: str) -> Name | None:
     return Name(spelling, _component(module), module, role)
 
 
-def _component(module: str) -> str:
-    """The network of a module whose name does not say it."""
-    return "text_encoder" if module.startswith(_BARE_TEXT) else "unet"
+def _component(module: str, stated: str | None = None) -> str:
+    """The network of a module below a prefix that has `stated` it, or not."""
+    if stated in (None, "text_encoder_2"):  # the second text encoder may be T5
+        own = (name for name, form in _BARE.items() if form.match(module))
+        found = next(own, UNET)
+        return found if stated is None or found == T5 else stated
+    return stated
+
+
+def _xlabs_module(match: re.Match[str]) -> str:
+    """The layer that XLabs' attention processor changes, in the original names.
+
+    That of the queries, keys and values of a single block, which are rows of its first layer, is
+    called `qkv`.
+    """
+    block, layer = match["block"], match["layer"]
+    if block.startswith("single"):
+        return f"{block}.{'qkv' if layer == 'qkv' else 'linear2'}"
+    return f"{block}.{'txt' if match['stream'] == '2' else 'img'}_attn.{layer}"
 
 
 def _role(name: str) -> tuple[str, str, str | None]:
@@ -145,6 +194,11 @@ def unflatten_key(flat: str) -> str | None:
         return path
     renamed = ldm_reader.unet_name(f"{path}.weight", BLOCKS).removesuffix(".weight")
     return None if renamed == path else renamed
+
+
+def in_original_names(module: str) -> bool:
+    """Whether a path in a transformer is one of the original code, not of diffusers."""
+    return _ORIGINAL_TRANSFORMER.match(module) is not None
 
 
 def has_weights(folder: pathlib.Path) -> bool:

@@ -20,6 +20,7 @@ from jaxdiff.core.validate import one_of, positive
 
 SINGLE = ".safetensors"
 FORMATS = ("diffusers", "original", "flax")
+LORA_FORMATS = ("diffusers", "kohya")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Options:
     """The folder to write (diffusers), or FILE.safetensors (original layout)."""
     format: str | None = None
     """diffusers, original (one file) or flax (a folder for the Flax classes of diffusers). Default:
-    what OUTPUT suggests."""
+    what OUTPUT suggests. For a LoRA of a transformer diffusers (default) or kohya."""
     dtype: str | None = None
     """Dtype of the written weights: float32, bfloat16 or float16. Default: unchanged; 8-bit floats
     get that of the other weights."""
@@ -65,7 +66,6 @@ def run(arguments: Sequence[str]) -> None:
             "a LoRA",
             "variant",
             "prediction_type",
-            "format",
             "scaling_factor",
             "vae",
             "base",
@@ -102,7 +102,9 @@ def _convert_lora(options: Options, lora: pathlib.Path, dtype: Dtype | None) -> 
     """A description of the written LoRA."""
     if options.output.suffix != SINGLE:
         raise InputError(f"output: got {options.output} for a LoRA, expected FILE{SINGLE}")
-    return f"LoRA of {write_lora(options.output, lora, dtype=dtype)} modules"
+    spelling = one_of("format", options.format or LORA_FORMATS[0], LORA_FORMATS)
+    modules = write_lora(options.output, lora, dtype=dtype, spelling=spelling)
+    return f"LoRA of {modules} modules"
 
 
 def _convert_vae(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.Path], str]:

@@ -11,7 +11,23 @@ from jaxdiff.nn.layers import Conv, Linear
 from jaxdiff.nn.lora import LoRAConv, LoRALinear
 
 M = TypeVar("M", bound=nnx.Module)
+# Of the image's tokens, and of the text's in networks with two streams.
+PROJECTIONS = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+)
 LORA_SUFFIXES = (".lora_A.kernel", ".lora_B.kernel")  # of the paths of factors
+
+
+def attention_projections(module: nnx.Module) -> tuple[str, ...]:
+    """The ends of the paths of the projections in a network's attention layers."""
+    return tuple(name for name in PROJECTIONS if layers_of(module, name))
+
+
+def layers_of(module: nnx.Module, target: str) -> list[str]:
+    """The paths of layers with a kernel that end in `target`."""
+    end = f".{target}.kernel"
+    return [path.removesuffix(".kernel") for path in param_dict(module) if f".{path}".endswith(end)]
 
 
 def inject_lora(
@@ -27,10 +43,8 @@ def inject_lora(
     Paths that begin with one of `exclude` are left out. InputError for a target that is no layer's.
     """
     copy = nnx.clone(module)
-    kernels = [p for p in param_dict(module) if p.endswith(".kernel") and not p.startswith(exclude)]
-    layers = [path.removesuffix(".kernel") for path in kernels]
     for target in target_modules:
-        found = [path for path in layers if f".{path}".endswith(f".{target}")]
+        found = [path for path in layers_of(module, target) if not path.startswith(exclude)]
         if not found:
             raise InputError(
                 f"objective.trainable.target_modules: got {target!r}, expected the end of a "

@@ -92,7 +92,8 @@ class LoadedModel(Addons):
         self._tokenizers = PromptTokenizers(
             self.family, tokenizers, closed=self.defaults.closed_vocabulary
         )
-        self._loras = LoRAManager({self.family.network: self.network, **encoders})
+        loras = {self.family.network: self.network, **encoders}
+        self._loras = LoRAManager(loras, self.family.name)
         self._inversions = TextualInversionManager(tokenizers, encoders, files)
         self._auxiliary = AuxiliaryModels(
             GuidanceModel(self.stages, self._tokenizers, channels, self.schedule), folder

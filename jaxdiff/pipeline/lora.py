@@ -6,7 +6,7 @@ never written to: the weights from before stay the arrays that they are, and are
 
 import pathlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,21 @@ from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_jax, to_torch,
 from jaxdiff.checkpoints.lora import Changes, read_lora
 from jaxdiff.checkpoints.lora_formats import Change
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Array
+from jaxdiff.core.types import Array, Float
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.models.build import param_dict, replace_weights
 from jaxdiff.parallel.distributed import gather_to_host
 
 MAX_SCALE = 100.0
+Keys = tuple[str, ...]  # PyTorch keys of a parameter, or of several that are changed as one
+ScaledChanges = dict[Keys, list[tuple[float, Change]]]
 
 
 class LoRAManager:
-    """The LoRAs of some modules, by name."""
+    """The LoRAs of some modules, by name; `family` is what the model is called."""
 
-    def __init__(self, modules: Mapping[str, nnx.Module]) -> None:
-        self._modules = modules
+    def __init__(self, modules: Mapping[str, nnx.Module], family: str) -> None:
+        self._modules, self._family = modules, family
         self._changes: dict[str, Changes] = {}
         self._originals: dict[str, dict[str, Array]] = {name: {} for name in modules}
         self.scales: dict[str, float] = {}
@@ -44,7 +46,7 @@ class LoRAManager:
             for component, module in self._modules.items()
         }
         _check(name, scale)
-        self._changes[name] = read_lora(source, shapes)
+        self._changes[name] = read_lora(source, shapes, self._family)
         self.set(self.scales | {name: scale})
         return name
 
@@ -58,12 +60,9 @@ class LoRAManager:
         for component, module in self._modules.items():
             originals = self._originals[component]
             now = param_dict(module)
-            paths = {path_to_torch_key(path): path for path in now}
             changed = dict(originals)
-            for key, changes in self._scaled(component, scales).items():
-                path = paths[key]
+            for path, delta in weight_changes(self._scaled(component, scales), now | originals):
                 before = originals.setdefault(path, now[path])
-                delta = _delta(changes, before, path)
                 total = before.astype(jnp.float32) + jnp.asarray(to_jax(delta, path))
                 changed[path] = _like(total.astype(before.dtype), before)
             if changed:
@@ -76,24 +75,61 @@ class LoRAManager:
         self._changes.clear()
         self._originals = {name: {} for name in self._modules}
 
-    def _scaled(
-        self, component: str, scales: Mapping[str, float]
-    ) -> dict[str, list[tuple[float, Change]]]:
-        """The changes of each parameter of a component, by PyTorch key, and their scales."""
-        found: dict[str, list[tuple[float, Change]]] = defaultdict(list)
+    def _scaled(self, component: str, scales: Mapping[str, float]) -> ScaledChanges:
+        """The changes of a component's parameters, and their scales."""
+        found: ScaledChanges = defaultdict(list)
         for name, scale in scales.items():
-            for key, change in self._changes[name].get(component, {}).items():
+            for target, change in self._changes[name].get(component, {}).items():
                 if scale:
-                    found[key].append((scale, change))
+                    keys = (target,) if isinstance(target, str) else target
+                    found[keys].append((scale, change))
         return found
 
 
-def _delta(changes: Sequence[tuple[float, Change]], weight: Array, path: str) -> np.ndarray:
-    """The sum of scaled changes of the weight at `path`, in PyTorch's layout and float32."""
+def weight_changes(
+    changes: ScaledChanges, weights: Mapping[str, Array]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The path of each changed weight and the sum of its changes, in PyTorch's layout and float32.
+
+    `weights` are those before any change. Parameters that are changed together follow each other,
+    so that few changes are in memory at once.
+    """
+    paths = {path_to_torch_key(path): path for path in weights}
+    for group in _groups(changes):
+        totals: dict[str, np.ndarray] = {}
+        for keys in group:
+            own = [paths[key] for key in keys]
+            delta = _delta(changes[keys], {path: weights[path] for path in own})
+            heights = [torch_shape(tuple(weights[path].shape), path)[0] for path in own]
+            for path, part in zip(own, np.split(delta, np.cumsum(heights)[:-1]), strict=True):
+                totals[path] = totals[path] + part if path in totals else part
+        yield from totals.items()
+
+
+def _groups(changes: Iterable[Keys]) -> list[list[Keys]]:
+    """Lists of those with parameters in common, of which the longest in each has all."""
+    groups: list[list[Keys]] = []
+    places: dict[str, list[Keys]] = {}  # the group of each parameter
+    for keys in sorted(changes, key=len, reverse=True):
+        group = places.get(keys[0])
+        if group is None:
+            groups.append(group := [])
+            places |= dict.fromkeys(keys, group)
+        group.append(keys)
+    return groups
+
+
+def _delta(
+    changes: Sequence[tuple[float, Change]], weights: Mapping[str, Array]
+) -> Float[np.ndarray, "o ..."]:
+    """The sum of scaled changes of the weights by path, which are one: their rows follow."""
     if any(change.needs_weight for _, change in changes):
-        values = to_torch(gather_to_host(weight).astype(np.float32), path)
+        arrays = (gather_to_host(weight).astype(np.float32) for weight in weights.values())
+        values = np.concatenate([to_torch(*each) for each in zip(arrays, weights, strict=True)])
     else:
-        values = np.broadcast_to(np.float32(0), torch_shape(tuple(weight.shape), path))
+        shapes = [torch_shape(tuple(weight.shape), path) for path, weight in weights.items()]
+        rows = sum(shape[0] for shape in shapes)
+        values = np.broadcast_to(np.float32(0), (rows, *shapes[0][1:]))
     first, *others = (scale * change.delta(values) for scale, change in changes)
     return sum(others, start=first)
 

@@ -190,11 +190,20 @@ def test_what_fits_nothing_is_listed(tmp_path, more, message):
     [
         (["model.diffusion_model.input_blocks.0.0.weight", "x"], "got a whole model, expected a"),
         (["decoder.conv_in.weight"], "got a VAE, expected a LoRA"),
-        (["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"], "got tensors for FLUX.1, wh"),
-        (["diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight"], "for FLUX.1, which"),
-        (["transformer.single_transformer_blocks.0.attn.to_k.lora_B.weight"], "for FLUX, which"),
+        (
+            ["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"],
+            "a LoRA for FLUX.1, exp",
+        ),
+        (
+            ["diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight"],
+            "for FLUX.1, exp",
+        ),
+        (
+            ["transformer.single_transformer_blocks.0.attn.to_k.lora_B.weight"],
+            "for FLUX.1, exp",
+        ),
         (["transformer.transformer_blocks.0.attn.to_k.lora_A.weight"], "Stable Diffusion 3 or FL"),
-        (["lora_unet_joint_blocks_0_x_block_attn_qkv.lora_up.weight"], "Stable Diffusion 3, which"),
+        (["lora_unet_joint_blocks_0_x_block_attn_qkv.lora_up.weight"], "Diffusion 3, expected one"),
         (["diffusion_model.blocks.0.cross_attn.q.lora_A.weight"], "for Wan, which is not"),
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import lora_training
 import numpy as np
 import pytest
 import tiny
@@ -30,8 +31,9 @@ from jaxdiff.parallel.mesh import sampling_mesh
 from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.planning import sampling
-from jaxdiff.training.config import DiffusionObjective
+from jaxdiff.training.config import DiffusionObjective, LoRA
 from jaxdiff.training.objectives.diffusion import Frozen, diffusion_task
+from jaxdiff.training.objectives.trainable import train_lora
 
 TOKENS = {
     "in_channels": 16,
@@ -274,3 +276,29 @@ def test_inspect(folders, name, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert name in shown
     assert CLASSES[name][0].__name__ in shown
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("name", ["FluxPipeline", "ChromaPipeline"])
+def test_a_lora_of_the_attention_is_trained(folders, tmp_path, name):
+    """Of both streams and of single blocks; Chroma's text states have a mask and are not cached."""
+    file = lora_training.train(folders[name], tmp_path, text_states=name == "FluxPipeline")
+    assert lora_training.modules(file) == lora_training.attention(1, 1)
+    lora_training.check_effect(folders[name], file)
+
+
+def lora_partition(folder, **options):
+    parts = read_pipeline(folder)
+    networks = {name: each.module for name, each in parts.components.items()}
+    return train_lora(detection.family_of(parts, "x"), networks, LoRA(rank=2, **options))
+
+
+def test_a_lora_trains_the_text_encoders_that_have_its_targets(folders):
+    """CLIP and T5 call their layers differently."""
+    folder = folders["FluxPipeline"]
+    for target, component in (("q_proj", "text_encoder"), ("SelfAttention.q", "text_encoder_2")):
+        found = lora_partition(folder, target_modules=(), text_target_modules=(target,))
+        assert {path.partition(".")[0] for path in found.shapes} == {component}
+    with pytest.raises(InputError, match=r"text_target_modules: got 'query', expected.*T5Encoder"):
+        lora_partition(folder, text_target_modules=("query",))

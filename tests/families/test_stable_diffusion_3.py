@@ -4,9 +4,11 @@ import dataclasses
 import json
 
 import jax.numpy as jnp
+import lora_training
 import numpy as np
 import pytest
 import tiny
+from originals import write_safetensors
 
 import jaxdiff
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
@@ -15,6 +17,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import FlowSchedule
 from jaxdiff.families.base import TextEncoderOutput
 from jaxdiff.families.stable_diffusion_3 import JoinCLIPAndT5
+from jaxdiff.models.build import param_dict
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
@@ -267,3 +270,23 @@ def test_what_does_not_fit_together(folder, tmp_path):
     channels = dataclasses.replace(TRANSFORMER, in_channels=4, out_channels=4)
     with pytest.raises(InputError, match=r"transformer: got channels \(4, 4\), expected 6"):
         jaxdiff.load(write_sd3(tmp_path / "channels", transformer=channels))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_lora_of_the_attention_is_trained(folder, tmp_path):
+    """Of both streams, on cached latents and text states."""
+    file = lora_training.train(folder, tmp_path)
+    assert lora_training.modules(file) == lora_training.attention(2, last_context=False)
+    lora_training.check_effect(folder, file)
+
+
+def test_a_lora_of_another_family_changes_nothing(pipe, tmp_path):
+    file = tmp_path / "flux.safetensors"
+    name = "lora_unet_double_blocks_0_img_attn_proj"
+    factors = {"down": np.ones((2, 8), np.float32), "up": np.ones((8, 2), np.float32)}
+    write_safetensors(file, {f"{name}.lora_{role}.weight": a for role, a in factors.items()})
+    before = param_dict(pipe.transformer)
+    with pytest.raises(InputError, match=r"a LoRA for FLUX\.1, expected one for Stable"):
+        pipe.load_lora(file)
+    assert all(array is before[path] for path, array in param_dict(pipe.transformer).items())

@@ -25,14 +25,15 @@ class LoRA:
 
     rank: int = 8
     alpha: float | None = None  # updates are multiplied by alpha / rank; None: by 1
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # of the UNet
+    # of the network that denoises; None: the projections of its attention
+    target_modules: tuple[str, ...] | None = None
     text_target_modules: tuple[str, ...] = ()  # of the text encoders, such as q_proj and v_proj
 
     def __post_init__(self) -> None:
         positive("objective.trainable.rank", self.rank)
         if self.alpha is not None:
             positive("objective.trainable.alpha", self.alpha)
-        if not self.target_modules and not self.text_target_modules:
+        if self.target_modules == () and not self.text_target_modules:
             raise InputError("objective.trainable.target_modules: got none, expected some modules")
 
     @property

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.families.base import Family
 from jaxdiff.models.build import initial_weights, param_dict
 from jaxdiff.models.clip import extend_token_embedding
-from jaxdiff.models.lora import inject_lora, is_lora_param
+from jaxdiff.models.lora import attention_projections, inject_lora, is_lora_param, layers_of
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.training.config import LoRA
 from jaxdiff.training.objectives.diffusion import (
@@ -69,7 +70,7 @@ def _unused_parameters(family: Family, networks: Networks) -> dict[str, tuple[st
     """Prefixes of the paths of text encoder weights that nothing depends on."""
     return {
         spec.component: cast(TextModel, networks[spec.component]).unused_parameters(
-            spec.layer, spec.pooled
+            spec.layer or "last", spec.pooled
         )
         for spec in family.text_encoders
     }
@@ -77,8 +78,10 @@ def _unused_parameters(family: Family, networks: Networks) -> dict[str, tuple[st
 
 def train_lora(family: Family, networks: Networks, config: LoRA) -> ParameterPartition:
     """Train the factors of low-rank updates."""
-    targets = dict.fromkeys(family.id_columns, config.text_target_modules)
-    targets[family.network] = config.target_modules
+    own = config.target_modules
+    if own is None:
+        own = attention_projections(networks[family.network])
+    targets = _text_targets(family, networks, config) | {family.network: own}
     with_lora, unused = dict(networks), _unused_parameters(family, networks)
     for name in networks.keys() & targets:
         size = {"rank": config.rank, "scale": config.scale}
@@ -102,6 +105,22 @@ def train_lora(family: Family, networks: Networks, config: LoRA) -> ParameterPar
         }
     )
     return ParameterPartition(family, with_lora, tuple(networks), shapes, init, merge)
+
+
+def _text_targets(family: Family, networks: Networks, config: LoRA) -> dict[str, tuple[str, ...]]:
+    """The targets that each text encoder has; InputError for one that is in none of them."""
+    encoders = [name for name in family.id_columns if name in networks]
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(encoders, ())
+    for target in config.text_target_modules:
+        own = [name for name in encoders if layers_of(networks[name], target)]
+        if not own:
+            classes = ", ".join(type(networks[name]).__name__ for name in encoders)
+            raise InputError(
+                f"objective.trainable.text_target_modules: got {target!r}, expected the end of a "
+                f"layer's path in {classes or 'a text encoder, of which there is none'}"
+            )
+        found |= {name: (*found[name], target) for name in own}
+    return found
 
 
 def train_textual_inversion(
