@@ -23,7 +23,8 @@ import pyarrow.parquet
 from PIL import Image
 
 from jaxdiff.data.batches import batches
-from jaxdiff.data.latents import DESCRIPTION, LatentCacheInfo, pack_record
+from jaxdiff.data.latent_records import pack_record
+from jaxdiff.data.latents import DESCRIPTION, LatentCacheInfo
 from jaxdiff.data.sources.records import write_records
 from jaxdiff.experiments.datasets import open_dataset
 from jaxdiff.training.config import IMAGE_KINDS, DataConfig

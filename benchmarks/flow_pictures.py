@@ -181,7 +181,7 @@ def draw_guidance(output, count, steps):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of the figures")
     parser.add_argument("--samples", type=int, default=8000, help="points of each table line")
     parser.add_argument("--steps", type=int, default=200, help="steps of the samplers")

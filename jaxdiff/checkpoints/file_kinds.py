@@ -33,15 +33,6 @@ OTHER_FAMILIES: Mapping[str, str] = {
     "clip_img_proj.": "the prior of Kandinsky 2 or Karlo",
     "blocks.0.cross_attn.q.": "Wan",
 }
-# Families that are, for adapters of them; likewise.
-LOADED_FAMILIES: Mapping[str, str] = {
-    "joint_blocks.0.": "Stable Diffusion 3",
-    "distilled_guidance_layer.": "Chroma",
-    "double_blocks.0.img_attn.": "FLUX.1",
-    "single_transformer_blocks.0.": "FLUX",
-    "transformer_blocks.0.attn.add_q_proj.": "Stable Diffusion 3 or FLUX",
-    "transformer_blocks.0.attn.": "Stable Diffusion 3 or FLUX",
-}
 # Tensors of the networks of whole models, with or without the UNet's prefix.
 _NETWORKS = (
     "double_blocks.0.img_attn.qkv.weight",
@@ -61,18 +52,9 @@ _VAE_NAMES = re.compile(
 
 def unsupported_family(names: Iterable[str]) -> str | None:
     """The family of a model or LoRA with these names, if it is not loaded; None for others."""
-    return _family(names, OTHER_FAMILIES)
-
-
-def other_family(names: Iterable[str]) -> str | None:
-    """The family of a model or LoRA with these names, loaded or not, but for families of UNets."""
-    return _family(names, {**OTHER_FAMILIES, **LOADED_FAMILIES})
-
-
-def _family(names: Iterable[str], families: Mapping[str, str]) -> str | None:
-    plain = {name.removeprefix(UNET) for name in names}
+        plain = {name.removeprefix(UNET) for name in names}
     plain |= {_flat(_LORA_PREFIXES.sub("", n)) for n in plain if _LORA_PREFIXES.match(n)}
-    for beginning, family in families.items():
+    for beginning, family in OTHER_FAMILIES.items():
         if any(name.startswith((beginning, _flat(beginning))) for name in plain):
             return family
     return None

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.checkpoints.adapter_info import UNKNOWN, find_adapter
-from jaxdiff.checkpoints.file_kinds import kind_of_model, other_family
+from jaxdiff.checkpoints.file_kinds import kind_of_model, unsupported_family
 from jaxdiff.checkpoints.inversion_names import BUNDLED
 from jaxdiff.checkpoints.jsonfiles import parse_object, read_object
 from jaxdiff.checkpoints.lora_formats import (
@@ -43,7 +43,6 @@ from jaxdiff.core.errors import InputError
 OF_UNETS = "Stable Diffusion 1, 2 or XL"
 OF_TRANSFORMERS = "Stable Diffusion 3 or FLUX.1"
 SUPPORTED = "Stable Diffusion 1, 2, XL or 3, FLUX.1 or Chroma"
-LOADED = {"Stable Diffusion 3", "Chroma", "FLUX.1", "FLUX", "Stable Diffusion 3 or FLUX"}
 METADATA = "lora_adapter_metadata"  # diffusers' JSON with alphas, in the header of the file
 # Values of PEFT's `init_lora_weights` with which the adapter belongs to other weights.
 MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -193,8 +192,7 @@ def reject_other_models(
     if kind := kind_of_model(entries):
         raise InputError(f"{path}: got {kind}, expected a LoRA")
     expected = f"a LoRA for {family or SUPPORTED}"
-    other = other_family(entries)
-    if other is not None and other not in LOADED:
+    if other := unsupported_family(entries):
         raise InputError(
             f"{path}: got tensors for {other}, which is not supported, expected {expected}"
         )

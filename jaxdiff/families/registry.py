@@ -34,11 +34,10 @@ FAMILY_MODULES: tuple[ModuleType, ...] = (
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES
 }
+_FROM_SCRATCH = [getattr(module, "FROM_SCRATCH", None) for module in FAMILY_MODULES]
 # By the class of the network that denoises.
 FROM_SCRATCH: dict[type, tuple[str, Family]] = {
-    module.FROM_SCRATCH[1].network_class: module.FROM_SCRATCH
-    for module in FAMILY_MODULES
-    if hasattr(module, "FROM_SCRATCH")
+    each[1].network_class: each for each in _FROM_SCRATCH if each is not None
 }
 # Every family, for the options of requests that any of them reads.
 FAMILIES: list[Family] = [family for module in FAMILY_MODULES for family in module.FAMILIES]
