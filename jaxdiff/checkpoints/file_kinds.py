@@ -52,7 +52,7 @@ _VAE_NAMES = re.compile(
 
 def unsupported_family(names: Iterable[str]) -> str | None:
     """The family of a model or LoRA with these names, if it is not loaded; None for others."""
-        plain = {name.removeprefix(UNET) for name in names}
+    plain = {name.removeprefix(UNET) for name in names}
     plain |= {_flat(_LORA_PREFIXES.sub("", n)) for n in plain if _LORA_PREFIXES.match(n)}
     for beginning, family in OTHER_FAMILIES.items():
         if any(name.startswith((beginning, _flat(beginning))) for name in plain):
