@@ -38,7 +38,7 @@ DEFAULTS = "jaxdiff.json"
 SCHEDULER = "scheduler"
 VAE_COMPONENT = "vae"
 # Where it has another name, by pipeline class.
-VAE_COMPONENTS = dict.fromkeys(("LDMTextToImagePipeline", "LDMClassConditionalPipeline"), "vqvae")
+VAE_COMPONENTS = {"LDMTextToImagePipeline": "vqvae", "LDMClassConditionalPipeline": "vqvae"}
 # Folders of the networks that guide. model_index.json does not name them; diffusers has no such.
 CLASSIFIER = "classifier"
 CLIP = "clip"

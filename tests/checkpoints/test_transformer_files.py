@@ -148,7 +148,7 @@ def test_dit_in_the_names_of_diffusers(written, tmp_path):
 def test_8_bit_floats_with_scales(written, tmp_path, name):
     """As ComfyUI writes them: one scale a layer, which its parts in diffusers share."""
     folder, file = written(name)
-    eight, scale = {}, np.float32(0.03)
+    eight, scale = {}, np.array(0.03, np.float32)
     plain = models.arrays(file)
     for key, values in plain.items():
         if key.startswith(UNET) and key.endswith(".weight") and values.ndim == 2:
@@ -251,8 +251,8 @@ def test_the_names_of_a_base_decide_between_models_of_the_same_tensors(written, 
     for base, family in ((folder, "FLUX.1"), (kontext, "FLUX.1 Kontext")):
         assert family_of(read_model(file, base=base, only=()), "x").name == family
     assert main.run("convert", [str(kontext), str(tmp_path / "x.safetensors")]) == 0
-    again = read_model(tmp_path / "x.safetensors", base=kontext)
-    assert_same(again, read_pipeline(kontext))
+    again = read_model(tmp_path / "x.safetensors", base=kontext, only=())
+    assert again.class_name == "FluxKontextPipeline"
 
 
 def refused(capsys, file, message, *arguments):
