@@ -1,6 +1,7 @@
 """Whole trainings of Stable Diffusion 3.5, FLUX.1 and DiT, from captions and from caches."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -174,7 +175,9 @@ def check_export(name, folder, export):
     assert scheduler.items() >= MODELS[name][-1].items()
     own, others = param_dict(pipe.transformer), param_dict(before.transformer)
     unmoved = {path for path in own if np.array_equal(own[path], others[path])}
-    assert unmoved <= {"pos_embed.pos_embed"}  # which is not trained
+    # Stored positions, and queries of the text in the last block, whose results nothing reads.
+    unread = re.compile(r"pos_embed\.|transformer_blocks\.1\.attn\.(add_q_proj|norm_added_q)\.")
+    assert [path for path in unmoved if not unread.match(path)] == []
     encoders = [param_dict(each.parts.components["text_encoder"].module) for each in (pipe, before)]
     for path, array in encoders[0].items():
         np.testing.assert_array_equal(array, encoders[1][path])
