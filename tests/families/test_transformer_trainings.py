@@ -236,6 +236,6 @@ def test_the_guidance_scale_of_a_training(model):
     texts = {"states_2": jnp.ones((512, WIDTH)), "pooled": jnp.ones(8)}
     batch = {name: jnp.stack([array] * 2) for name, array in texts.items()}
     batch |= {name: jnp.zeros((2, 8, 8, 4)) for name in ("mean", "logvar")}
-    params = base.host_weights("transformer")
+    params = jax.tree.map(jnp.asarray, base.host_weights("transformer"))
     task.loss(params, Frozen({}, texts), batch, jax.random.key(0))
     np.testing.assert_array_equal(taken[0], [3.5, 3.5])
