@@ -10,15 +10,21 @@ from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.core.configs import to_mapping
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.build import abstract, param_dict, with_params
+from jaxdiff.models.chroma.config import ChromaTransformer2DConfig
+from jaxdiff.models.chroma.module import ChromaTransformer2DModel
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
+from jaxdiff.models.flux.config import FluxTransformer2DConfig
+from jaxdiff.models.flux.module import FluxTransformer2DModel
 from jaxdiff.models.ldm_bert.config import LDMBertConfig
 from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
 from jaxdiff.models.pixart.module import PixArtTransformer2DModel
+from jaxdiff.models.sd3.config import SD3Transformer2DConfig
+from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.class_conditional import (
@@ -67,6 +73,31 @@ TRANSFORMER = {
 }
 DIT = DiTTransformer2DConfig(**TRANSFORMER, out_channels=8, num_embeds_ada_norm=3)
 PIXART = PixArtTransformer2DConfig(**TRANSFORMER, cross_attention_dim=8, caption_channels=6)
+TOKENS = {
+    "in_channels": 8,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 6,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 5,
+    "axes_dims_rope": (2, 2, 2),
+}
+FLUX = FluxTransformer2DConfig(**TOKENS, pooled_projection_dim=6, guidance_embeds=True)
+CHROMA = ChromaTransformer2DConfig(**TOKENS, approximator_hidden_dim=8, approximator_layers=1)
+SD3 = SD3Transformer2DConfig(
+    sample_size=8,
+    in_channels=4,
+    out_channels=4,
+    num_layers=2,
+    attention_head_dim=4,
+    num_attention_heads=2,
+    joint_attention_dim=6,
+    caption_projection_dim=8,
+    pooled_projection_dim=5,
+    pos_embed_max_size=4,
+    dual_attention_layers=(0,),
+    qk_norm="rms_norm",
+)
 VQ = VQModelConfig(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=6)
 VAE = AutoencoderKLConfig(block_out_channels=(8,), norm_num_groups=4, sample_size=8)
 TINY_VAE = AutoencoderTinyConfig(
@@ -127,6 +158,9 @@ def components():
         "UNet2DConditionModel": build(UNet2DConditionModel, UNET),
         "DiTTransformer2DModel": build(DiTTransformer2DModel, DIT),
         "PixArtTransformer2DModel": build(PixArtTransformer2DModel, PIXART),
+        "FluxTransformer2DModel": build(FluxTransformer2DModel, FLUX),
+        "ChromaTransformer2DModel": build(ChromaTransformer2DModel, CHROMA),
+        "SD3Transformer2DModel": build(SD3Transformer2DModel, SD3),
         "ClassConditionalUNet2DModel": build(ClassConditionalUNet2DModel, CLASSES),
         "AutoencoderKL": build(AutoencoderKL, VAE),
         "VQModel": build(VQModel, VQ),
