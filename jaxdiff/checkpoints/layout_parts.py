@@ -123,7 +123,7 @@ def _clip(entries: Entries, *, class_name: str, identity: bool = False) -> dict[
 def _without_identity(tensors: Tensors) -> dict[str, LazyTensor]:
     """The tensors without a projection, which must be the identity; else InputError."""
     values = tensors[_PROJECTION].fetch()
-    if not np.array_equal(values, np.eye(*values.shape)):
+    if not np.array_equal(values, np.identity(len(values))):
         raise InputError(
             f"text_encoder: {_PROJECTION}: got another matrix, expected the identity: a single "
             "file of Stable Diffusion 3 has no other"

@@ -17,6 +17,7 @@ from tokenizers.trainers import BpeTrainer
 
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.text import decode_text
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.data.sentencepiece import read_sentencepiece
@@ -200,8 +201,9 @@ def _t5(folder: pathlib.Path) -> Any:
         )
     settings, added = {}, {}
     for name, values in (("tokenizer_config.json", settings), ("added_tokens.json", added)):
-        if (folder / name).is_file():
-            values |= json.loads((folder / name).read_text("utf-8"))
+        path = folder / name
+        if path.is_file():
+            values |= json.loads(decode_text(path.read_bytes(), str(path)))
     count = settings.get("extra_ids", 100)
     sentinels = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(count))]
     tokenizer = _class("T5Tokenizer")(

@@ -15,6 +15,7 @@ OTHERS = {
     "checkpoints/clip_vocabulary.py",
     "checkpoints/flax_msgpack.py",
     "cli/progress.py",
+    "data/sentencepiece.py",
     "experiments/loggers.py",
     "generation/manifest.py",
     "pipeline/notebook.py",
