@@ -1,15 +1,16 @@
 """PixArt's transformer as a pure function of its weights and its conditioning."""
 
-import dataclasses
-
 import jax
 
-from jaxdiff.models.dit.adapter import PatchTransformerAdapter
+from jaxdiff.models.network_adapter import NetworkAdapter
+from jaxdiff.parallel.sharding import DIT
 
 
-@dataclasses.dataclass(frozen=True)
-class PixArtAdapter(PatchTransformerAdapter):
-    """How PixArt's transformer is called, in the pipeline, in trainings and in plans alike."""
+class PixArtAdapter(NetworkAdapter):
+    """How PixArt's transformer is called."""
+
+    sharding_rules = DIT
+    unperturbed = "PixArt's transformer"
 
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int

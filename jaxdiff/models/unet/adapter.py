@@ -1,55 +1,18 @@
 """A UNet as a pure function of its weights and its conditioning."""
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from jaxdiff.core.types import Array, Bool, Float, Int
-from jaxdiff.models.build import with_params
-from jaxdiff.models.unet.module import UNet2DConditionModel
-from jaxdiff.parallel.sharding import UNET, Rules
+from jaxdiff.models.network_adapter import CHANNELS, NetworkAdapter
+from jaxdiff.parallel.sharding import UNET
 
-CHANNELS = "channels"  # the conditioning that is concatenated to the noisy latents
 NUM_TIME_IDS = 6  # original size, crop and target size, two numbers each
 
 
-@dataclasses.dataclass(frozen=True)
-class UNetAdapter:
-    """How a UNet is called, in the pipeline, in trainings and in plans alike.
+class UNetAdapter(NetworkAdapter):
+    """How a UNet is called."""
 
-    Adapters of equal networks are equal: the weights of `module` do not count and are not read.
-    """
-
-    module: UNet2DConditionModel = dataclasses.field(compare=False, repr=False)
-    prediction_type: str
-    graph: Any = dataclasses.field(init=False, repr=False)
-
-    sharding_rules: ClassVar[Rules] = UNET
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "graph", nnx.split(self.module)[0])
-
-    def __call__(
-        self,
-        params: Mapping[str, Any],
-        x: Float[Array, "b h w c"],
-        t: Float[Array, "b"] | Int[Array, "b"],
-        cond: Mapping[str, Array],
-        *,
-        perturbed: Bool[Array, "b"] | None = None,
-    ) -> Float[Array, "b h w o"]:
-        """The output for noisy latents x at timesteps t, with weights by dotted path.
-
-        `cond` has arguments of the module by name, and `channels` (b, h, w, c) to concatenate to x.
-        """
-        arguments = dict(cond)
-        if CHANNELS in arguments:
-            x = jnp.concatenate([x, arguments.pop(CHANNELS)], axis=-1)
-        return with_params(self.module, params)(x, t, **arguments, perturbed=perturbed)
+    sharding_rules = UNET
 
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int

@@ -84,7 +84,6 @@ class ClassConditionalUNet2DModel(UNet2DConditionModel):
         return super().__call__(sample, timesteps, context, perturbed=perturbed)
 
 
-@dataclasses.dataclass(frozen=True)
 class ClassConditionalUNetAdapter(UNetAdapter):
     """How such a UNet is called, in the pipeline, in trainings and in plans alike."""
 

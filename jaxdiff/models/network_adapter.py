@@ -1,0 +1,70 @@
+"""How a network is called: as a pure function of its weights and its conditioning."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Bool, Float, Int
+from jaxdiff.models.build import with_params
+from jaxdiff.parallel.sharding import Rules
+
+CHANNELS = "channels"  # the conditioning that is concatenated to the noisy latents
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkAdapter(ABC):
+    """How a network is called, in the pipeline, in trainings and in plans alike.
+
+    Adapters of equal networks are equal: the weights of `module` do not count and are not read.
+    """
+
+    module: Any = dataclasses.field(compare=False, repr=False)
+    prediction_type: str
+    graph: Any = dataclasses.field(init=False, repr=False)
+
+    sharding_rules: ClassVar[Rules]
+    # what a network is whose attention no guidance rule can perturb; None: rules can
+    unperturbed: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "graph", nnx.split(self.module)[0])
+
+    def __call__(
+        self,
+        params: Mapping[str, Any],
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"] | Int[Array, "b"],
+        cond: Mapping[str, Array],
+        *,
+        perturbed: Bool[Array, "b"] | None = None,
+    ) -> Float[Array, "b h w o"]:
+        """The prediction for noisy latents x at times t, with weights by dotted path.
+
+        `cond` has arguments of the module by name, and may have `channels` (b, h, w, c) to
+        concatenate to x. A learned variance, in channels behind those of the prediction, is left
+        out: no sampler reads it, and no loss trains it. InputError for `perturbed` images where no
+        rule can perturb attention.
+        """
+        arguments: dict[str, Any] = dict(cond)
+        if CHANNELS in arguments:
+            x = jnp.concatenate([x, arguments.pop(CHANNELS).astype(x.dtype)], axis=-1)
+        if self.unperturbed is None:
+            arguments["perturbed"] = perturbed
+        elif perturbed is not None:
+            raise InputError(
+                f"guidance: got perturbed attention for {self.unperturbed}, expected another rule"
+            )
+        output = with_params(self.module, params)(x, t, **arguments)
+        return output[..., : self.module.config.channels[1]]
+
+    @abstractmethod
+    def conditioning_shapes(
+        self, size: tuple[int, int], tokens: int
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """The conditioning of one stream of one image, for latents of `size` and so many tokens."""
