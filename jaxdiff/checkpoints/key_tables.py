@@ -78,12 +78,12 @@ class KeyTable:
         """
         names = list(names)
         depth = _count(names, self.blocks) if depth is None else depth
-        places = _Places(self.rules, depth, original=False)
+        matcher = _RuleMatcher(self.rules, depth, original=False)
         found: dict[str, tuple[Rule, dict[int, str]]] = {}
         for name in names:
-            if place := places.find(name):
-                original = place.name_in(place.rule.original)
-                found.setdefault(original, (place.rule, {}))[1][place.part] = name
+            if matched := matcher.find(name):
+                original = matched.name_in(matched.rule.original)
+                found.setdefault(original, (matched.rule, {}))[1][matched.part] = name
         return found
 
     def originals(self, names: Iterable[str]) -> dict[str, Parts]:
@@ -103,11 +103,11 @@ class KeyTable:
         for rows that do not divide, and for two tensors of one name.
         """
         depth = _count(entries, self.original_blocks) if depth is None else depth
-        places = _Places(self.rules, depth, original=True)
+        matcher = _RuleMatcher(self.rules, depth, original=True)
         found: dict[str, TensorInfo] = {}
         for name, entry in entries.items():
-            place = places.find(name)
-            parts = {name: entry} if place is None else _parts(place, entry, depth)
+            matched = matcher.find(name)
+            parts = {name: entry} if matched is None else _parts(matched, entry, depth)
             for new, part in parts.items():
                 if new in found:
                     raise InputError(
@@ -121,20 +121,20 @@ class KeyTable:
 
         Raises InputError for a name of no rule, and for parts that are not all there.
         """
-        places = _Places(self.rules, _count(tensors, self.blocks), original=False)
+        matcher = _RuleMatcher(self.rules, _count(tensors, self.blocks), original=False)
         groups: dict[str, tuple[Rule, dict[int, list[LazyTensor]]]] = {}
         for name, tensor in tensors.items():
-            place = places.find(name)
-            if place is None:
+            matched = matcher.find(name)
+            if matched is None:
                 raise InputError(f"{name}: got it, expected a tensor that the original layout has")
-            original = place.name_in(place.rule.original)
-            _, parts = groups.setdefault(original, (place.rule, {}))
-            parts.setdefault(place.part, []).append(tensor)
+            original = matched.name_in(matched.rule.original)
+            _, parts = groups.setdefault(original, (matched.rule, {}))
+            parts.setdefault(matched.part, []).append(tensor)
         return {name: _joined(name, rule, parts) for name, (rule, parts) in groups.items()}
 
 
 @dataclass(frozen=True)
-class _Place:
+class _RuleMatch:
     """Where a name stands in a table: its rule and part, its number, and what follows."""
 
     rule: Rule
@@ -147,8 +147,8 @@ class _Place:
         return template.replace("*", number or self.number) + self.leaf
 
 
-class _Places:
-    """The places of names, on one side of a table."""
+class _RuleMatcher:
+    """Finds the rule of a name, on one side of a table."""
 
     def __init__(self, rules: Iterable[Rule], depth: int, *, original: bool):
         last = str(max(depth - 1, 0))
@@ -162,12 +162,12 @@ class _Places:
             side = (numbered.original,) if original else numbered.parts
             self._forms += [(numbered, part, _form(each)) for part, each in enumerate(side)]
 
-    def find(self, name: str) -> _Place | None:
-        """The place of a name; None if no rule has it."""
+    def find(self, name: str) -> _RuleMatch | None:
+        """The rule of a name and what it matches; None if there is none."""
         for rule, part, form in self._forms:
             if match := form.fullmatch(name):
                 named = match.groupdict()
-                return _Place(rule, part, named.get("number", ""), named.get("leaf", ""))
+                return _RuleMatch(rule, part, named.get("number", ""), named.get("leaf", ""))
         return None
 
 
@@ -182,18 +182,18 @@ def _count(names: Iterable[str], prefix: str) -> int:
     return max((int(m[1]) for name in names if (m := form.match(name))), default=-1) + 1
 
 
-def _parts(place: _Place, entry: TensorInfo, depth: int) -> dict[str, TensorInfo]:
+def _parts(matched: _RuleMatch, entry: TensorInfo, depth: int) -> dict[str, TensorInfo]:
     """The parts of an original tensor, by their names in diffusers."""
-    rule = place.rule
+    rule = matched.rule
     everywhere = "*" not in rule.original and any("*" in part for part in rule.parts)
-    numbers = [str(i) for i in range(depth)] if everywhere else [place.number]
+    numbers = [str(i) for i in range(depth)] if everywhere else [matched.number]
     heights = rule.heights or (1,) * len(rule.parts)
     pieces = [entry] if len(rule.parts) == 1 else _split(entry, heights)
     if rule.swapped:
         _check_rows(entry, 2)
         pieces = [entry.with_swapped_halves()]
     return {
-        place.name_in(part, number): piece
+        matched.name_in(part, number): piece
         for part, piece in zip(rule.parts, pieces, strict=True)
         for number in numbers
     }

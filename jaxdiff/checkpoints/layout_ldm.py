@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer
 from jaxdiff.checkpoints.key_tables import KeyTable, Rule, same
+from jaxdiff.checkpoints.layout_parts import UNET_PART
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.checkpoints.single_file_layouts import (
     UNET,
@@ -79,19 +80,11 @@ _SCHEDULER = {
     "steps_offset": 0,
     "prediction_type": "epsilon",
 }
-_UNET = FileComponent(
-    name="unet",
-    class_name="UNet2DConditionModel",
-    prefix=UNET,
-    config=infer_config.unet_fields,
-    read=ldm_reader.unet_from_ldm,
-    write=ldm_writer.unet_to_ldm,
-)
 TEXT_TO_IMAGE = SingleFileLayout(
     name="LDM text to image",
     pipeline=TEXT_PIPELINE,
     components=(
-        _UNET,
+        UNET_PART,
         FileComponent(
             name="vqvae",
             class_name="AutoencoderKL",
@@ -122,7 +115,7 @@ CLASS_CONDITIONAL = SingleFileLayout(
     pipeline=CLASS_PIPELINE,
     components=(
         replace(
-            _UNET,
+            UNET_PART,
             class_name="ClassConditionalUNet2DModel",
             config=infer_config.class_conditional_unet_fields,
         ),

@@ -26,6 +26,15 @@ PREFIXES = (UNET, "")  # of a transformer; files with nothing else have none
 _PROJECTION = "text_projection.weight"
 EMBEDDING, TIED = "shared.weight", "encoder.embed_tokens.weight"  # one table under two names
 
+UNET_PART = FileComponent(
+    name="unet",
+    class_name="UNet2DConditionModel",
+    prefix=UNET,
+    config=infer_config.unet_fields,
+    read=ldm_reader.unet_from_ldm,
+    write=ldm_writer.unet_to_ldm,
+)
+
 
 def flow_scheduler(shift: float, *, dynamic: bool = False) -> dict:
     """The scheduler_config.json of a flow; `dynamic` shifts by the number of tokens, as FLUX.1."""

@@ -8,6 +8,7 @@ from typing import Any
 from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer, leftovers
 from jaxdiff.checkpoints.clip_vocabulary import END
 from jaxdiff.checkpoints.key_aliases import canonical
+from jaxdiff.checkpoints.layout_parts import UNET_PART
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.checkpoints.single_file_layouts import (
@@ -40,14 +41,6 @@ _SCHEDULER = _BETAS | {
 _EULER = _SCHEDULER | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
 
 
-UNET_PART = FileComponent(
-    name="unet",
-    class_name="UNet2DConditionModel",
-    prefix=UNET,
-    config=infer_config.unet_fields,
-    read=ldm_reader.unet_from_ldm,
-    write=ldm_writer.unet_to_ldm,
-)
 VAE_PART = FileComponent(
     name="vae",
     class_name="AutoencoderKL",

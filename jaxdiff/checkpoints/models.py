@@ -43,7 +43,10 @@ def read_model(
     skip = () if other is None else (VAE_COMPONENT, *VAE_COMPONENTS.values())
     path = resolve_source(source, variant=variant)
     if base is not None and not path.is_file():
-        raise InputError(f"base: got {str(base)!r} for {source}, expected a single file")
+        raise InputError(
+            f"base: got {str(base)!r} for {source}, expected a single file as the model, since a "
+            "folder has all of its components"
+        )
     if path.is_file():
         if variant is not None and base is None:
             raise InputError(f"variant: got {variant!r} for the file {path}, expected a folder")
