@@ -50,7 +50,7 @@ def test_the_adapter_gives_the_mean_of_a_learned_variance(model):
     adapter = DiTAdapter(model, "epsilon")
     np.testing.assert_array_equal(adapter(values, x, t, {"class_labels": labels}), whole[..., :4])
     assert adapter == DiTAdapter(initialise(DiTTransformer2DModel, CONFIG, seed=1), "epsilon")
-    with pytest.raises(InputError, match="perturbed attention for a DiTTransformer2DModel"):
+    with pytest.raises(InputError, match="perturbed attention for a DiT, expected another rule"):
         adapter(values, x, t, {"class_labels": labels}, perturbed=jnp.array([True]))
 
 
