@@ -313,9 +313,7 @@ def denoise_steps(
     sampler: Sampler,
 ) -> SamplingState:
     """The state after the steps from `start` to `stop`, as `run_steps` counts them."""
-    denoise = guided(
-        params, rule, conditioning, scales, networks, variance=sampler.reads_variance
-    )
+    denoise = guided(params, rule, conditioning, scales, networks, variance=sampler.reads_variance)
     if targets.clip is not None and image_processor is not None:
         clip, codec = networks.clip(params.clip), networks.codec(params.codec)
         denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, codec)
