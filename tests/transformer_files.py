@@ -89,6 +89,8 @@ DIT = DiTTransformer2DConfig(
     out_channels=8,
     sample_size=8,
     num_embeds_ada_norm=len(NAMES),
+    freq_shift=0,  # as in its own code, which diffusers' differs from
+    norm_eps=1e-6,
 )
 BLOCKS = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),

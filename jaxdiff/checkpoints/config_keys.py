@@ -64,7 +64,7 @@ SCHEDULER_KEYS: dict[str, Effect] = {
     "disable_corrector": counts(_SAMPLER),
     "solver_p": counts(_SAMPLER),
     "timestep_scaling": counts(_SAMPLER),
-    "variance_type": counts(f"with ddpm, {_SAMPLER}; a learned variance is not read"),
+    "variance_type": counts(f"with ddpm, {_SAMPLER}; others read no learned variance"),
     "shift": counts("of flows"),
     "use_dynamic_shifting": counts(_DYNAMIC),
     "time_shift_type": counts(_DYNAMIC),

@@ -1,17 +1,23 @@
-"""Single files of DiT (2212.09748): the transformer alone, in the names of its own code."""
+"""Single files of DiT (2212.09748) and SiT (2401.08740): the transformer alone, in their own names.
+
+SiT has the tensors of DiT, trained as a flow that runs the other way: its time is 0 at noise and 1
+at the data, and its velocity u is data minus noise. What it says at its time 1 - t / 1000 is -u in
+`flow_prediction` at t. So its last layer is read times -1, and the config has `reverses_time`.
+"""
 
 import functools
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxdiff.checkpoints import infer_config, layout_parts
 from jaxdiff.checkpoints.key_tables import KeyTable, rows, same, unread
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
-from jaxdiff.checkpoints.safetensors import LazyTensor
+from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo
 from jaxdiff.checkpoints.single_file_layouts import (
     Entries,
     FileComponent,
@@ -21,6 +27,7 @@ from jaxdiff.checkpoints.single_file_layouts import (
 )
 from jaxdiff.core.errors import InputError
 
+T = TypeVar("T")
 PIPELINES = ("DiTPipeline",)
 ORIGINAL = (
     "x_embedder.proj.weight",
@@ -31,6 +38,10 @@ DIFFUSERS = (
     "pos_embed.proj.weight",
     "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight",
 )
+# Fields in which diffusers has other values than the original code.
+CODE = {"freq_shift": 0, "norm_eps": 1e-6}
+LAST_LAYER = "proj_out_2."
+FLOW = "flow_prediction"
 POSITIONS = "pos_embed"  # fixed sines and cosines, which the code stores all the same
 _B, _T = "blocks.*", "transformer_blocks.*"
 TABLE = KeyTable(
@@ -112,33 +123,63 @@ _LAYOUT = SingleFileLayout(
 )
 
 
-def detect(entries: Entries, prediction_type: str | None = None) -> SingleFileLayout | None:
-    """The layout of a file of DiT; None for others.
+_SIT = replace(
+    _LAYOUT,
+    name="SiT",
+    # at equal distances from noise to the image, as SiT's code has them
+    scheduler={**layout_parts.flow_scheduler(1.0), "timestep_spacing": "trailing"},
+)
 
-    SiT's files have the same names, and a network that predicts the velocity from 0, noise, to 1:
-    InputError where `prediction_type` says that it is one.
+
+def _of_sit(network: FileComponent) -> FileComponent:
+    """DiT's network as one of SiT, whose velocity has the other sign."""
+    return replace(
+        network,
+        read=lambda entries: _negated(network.read(entries), TensorInfo.times_minus_one),
+        write=lambda tensors: network.write(_negated(tensors, _times_minus_one)),
+    )
+
+
+def _negated(tensors: Mapping[str, T], negate: Callable[[T], T]) -> dict[str, T]:
+    """Tensors in the names of diffusers with the last layer times -1."""
+    return {n: negate(each) if n.startswith(LAST_LAYER) else each for n, each in tensors.items()}
+
+
+def _times_minus_one(tensor: LazyTensor) -> LazyTensor:
+    return replace(tensor, fetch=lambda: -tensor.fetch())
+
+
+def detect(entries: Entries, prediction_type: str | None = None) -> SingleFileLayout | None:
+    """The layout of a file of DiT, or of SiT where `prediction_type` is flow_prediction.
+
+    None for others. InputError for a flow in the names of diffusers, which SiT's code never writes.
     """
-    prefix, network = layout_parts.prefix_with(entries, ORIGINAL), _NETWORK
+    prefix, original = layout_parts.prefix_with(entries, ORIGINAL), True
     if prefix is None:
-        prefix = layout_parts.prefix_with(entries, DIFFUSERS)
-        network = replace(_NETWORK, read=dict, write=dict)
+        prefix, original = layout_parts.prefix_with(entries, DIFFUSERS), False
     if prefix is None:
         return None
-    if prediction_type == "flow_prediction":
+    sit = prediction_type == FLOW
+    if sit and not original:
         raise InputError(
-            f"{source_of(entries)}: got a file of SiT, whose times run the other way, which is not "
-            "supported, expected one of DiT"
+            f"{source_of(entries)}: got a flow in the names of diffusers, expected the names of "
+            "SiT, or a folder, whose config says which way its times run"
         )
+    layout = _SIT if sit else _LAYOUT
+    network = _NETWORK if original else replace(_NETWORK, read=dict, write=dict)
+    patches = entries[f"{prefix}{(ORIGINAL if original else DIFFUSERS)[0]}"]
     stored = entries.get(f"{prefix}{POSITIONS}")
-    fields = dict(_LAYOUT.fields)
-    patches = [
-        entries[f"{prefix}{n}"] for n in (ORIGINAL[0], DIFFUSERS[0]) if f"{prefix}{n}" in entries
-    ]
+    own = dict(layout.fields["transformer"])
     if stored is not None and len(stored.shape) == 3:
-        side = math.isqrt(stored.shape[1]) * patches[0].shape[-1]
-        fields["transformer"] = {"sample_size": side}
-    own = (replace(network, prefix=prefix), layout_parts.vae(entries))
-    return replace(_LAYOUT, components=own, fields=fields)
+        own["sample_size"] = math.isqrt(stored.shape[1]) * patches.shape[-1]
+    if original:
+        own |= CODE | ({"reverses_time": True} if sit else {})
+    network = replace(_of_sit(network) if sit else network, prefix=prefix)
+    return replace(
+        layout,
+        components=(network, layout_parts.vae(entries)),
+        fields={**layout.fields, "transformer": own},
+    )
 
 
 def layout_for(
@@ -146,14 +187,27 @@ def layout_for(
 ) -> SingleFileLayout:
     """The layout in which a pipeline is written: its transformer alone, as the code reads it.
 
-    InputError for a flow: the same tensors are SiT's, whose times run the other way.
+    A flow is written as SiT, whose times run the other way: InputError unless the network has been
+    trained with such times. A warning names fields of which the code has other values.
     """
     del class_name
-    if stored_prediction_type(scheduler) == "flow_prediction":
-        raise InputError(
-            "scheduler_config.json: got the schedule of a flow, expected another: a single file of "
-            "DiT cannot say so"
-        )
     config = configs["transformer"]
-    write = functools.partial(_write, side=config.sample_size // config.patch_size)
-    return replace(_LAYOUT, components=(replace(_NETWORK, write=write),))
+    flow = stored_prediction_type(scheduler) == FLOW
+    if flow != config.reverses_time:
+        kind, other = ("a flow", "true") if flow else ("no flow", "false")
+        raise InputError(
+            f"scheduler_config.json: got the schedule of {kind} for a transformer whose "
+            f"reverses_time is not {other}, expected it: a single file is of DiT, or of SiT, whose "
+            "times run the other way"
+        )
+    for name, value in CODE.items():
+        if getattr(config, name) != value:
+            warnings.warn(
+                f"transformer: {name}: got {getattr(config, name)}, expected {value}, which the "
+                "code that reads a single file always has",
+                stacklevel=2,
+            )
+    side = config.sample_size // config.patch_size
+    network = replace(_NETWORK, write=functools.partial(_write, side=side))
+    layout, network = (_SIT, _of_sit(network)) if flow else (_LAYOUT, network)
+    return replace(layout, components=(network,))

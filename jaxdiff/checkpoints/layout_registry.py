@@ -28,7 +28,7 @@ LAYOUT_MODULES: tuple[ModuleType, ...] = (
     layout_flux,
     layout_dit,
 )
-EXPECTED = "Stable Diffusion 1, 2, XL, 3 or 3.5, FLUX.1, Chroma, DiT or latent diffusion"
+EXPECTED = "Stable Diffusion 1, 2, XL, 3 or 3.5, FLUX.1, Chroma, DiT, SiT or latent diffusion"
 
 
 def layout_of(entries: Entries, prediction_type: str | None = None) -> SingleFileLayout:

@@ -18,23 +18,12 @@ from jaxdiff.checkpoints.adapter_info import UNKNOWN, find_adapter
 from jaxdiff.checkpoints.file_kinds import kind_of_model, unsupported_family
 from jaxdiff.checkpoints.inversion_names import BUNDLED
 from jaxdiff.checkpoints.jsonfiles import parse_object, read_object
-from jaxdiff.checkpoints.lora_formats import (
-    BIASES,
-    FORMATS,
-    OFT,
-    Change,
-    Difference,
-    DoRA,
-    LoRA,
-    PeftIA3,
-    Scaled,
-    Shape,
-    Swapped,
-    format_of,
-    kind_of,
-    unsupported,
-)
+from jaxdiff.checkpoints.lora_change import Change, Difference, Scaled, Shape, Swapped
+from jaxdiff.checkpoints.lora_formats import BIASES, FORMATS, format_of, kind_of, unsupported
 from jaxdiff.checkpoints.lora_names import TRANSFORMER, UNET, settings_file, weights_file
+from jaxdiff.checkpoints.lora_products import LoRA
+from jaxdiff.checkpoints.lora_rotations import OFT
+from jaxdiff.checkpoints.lora_scalings import DoRA, PeftIA3
 from jaxdiff.checkpoints.lora_targets import Target, Targets
 from jaxdiff.checkpoints.safetensors import TensorInfo, read_metadata, read_tensor
 from jaxdiff.checkpoints.weights import read_weights

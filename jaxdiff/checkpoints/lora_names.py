@@ -23,7 +23,9 @@ import re
 from typing import NamedTuple
 
 from jaxdiff.checkpoints import ldm_reader
-from jaxdiff.checkpoints.lora_formats import BIASES, FORMATS, IA3, PEFT_ROLES, DoRA, LoRA
+from jaxdiff.checkpoints.lora_formats import BIASES, FORMATS, PEFT_ROLES
+from jaxdiff.checkpoints.lora_products import LoRA
+from jaxdiff.checkpoints.lora_scalings import IA3, DoRA
 from jaxdiff.core.errors import InputError
 
 # Names of a LoRA in a folder, the first that is there.

@@ -14,7 +14,7 @@ from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
 from jaxdiff.checkpoints.key_tables import KeyTable, Parts, Rule, rows
 from jaxdiff.checkpoints.layout_flux import CHROMA_TABLE, FLUX_TABLE
 from jaxdiff.checkpoints.layout_sd3 import TABLE as SD3_TABLE
-from jaxdiff.checkpoints.lora_formats import Shape
+from jaxdiff.checkpoints.lora_change import Shape
 from jaxdiff.checkpoints.lora_names import T5, TRANSFORMER, UNET, in_original_names, parse
 from jaxdiff.checkpoints.safetensors import TensorInfo
 

@@ -25,7 +25,7 @@ from jaxdiff.checkpoints.lora import (
     reject_unknown_keys,
     reject_unsupported,
 )
-from jaxdiff.checkpoints.lora_formats import LoRA, kind_of
+from jaxdiff.checkpoints.lora_formats import kind_of
 from jaxdiff.checkpoints.lora_names import (
     DIFFUSERS,
     T5,
@@ -37,6 +37,7 @@ from jaxdiff.checkpoints.lora_names import (
     unflatten_key,
     weights_file,
 )
+from jaxdiff.checkpoints.lora_products import LoRA
 from jaxdiff.checkpoints.lora_targets import Roles, from_original, to_original
 from jaxdiff.checkpoints.safetensors import (
     FLOAT8,

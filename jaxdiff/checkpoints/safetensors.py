@@ -72,6 +72,7 @@ class TensorInfo:
     axes: tuple[int, ...] | None = None
     scale: "TensorInfo | None" = None  # a number that the stored values are to be multiplied by
     swapped: bool = False  # whether the halves of the first axis lie in the other order in the file
+    negated: bool = False  # whether the file has the values times -1
     identity: bool = False  # an identity matrix, which no file holds
 
     def rows(self, begin: int, end: int) -> "TensorInfo":
@@ -91,6 +92,10 @@ class TensorInfo:
     def with_swapped_halves(self) -> "TensorInfo":
         """The second half of an even number of rows before the first; not for `rows` any more."""
         return replace(self, swapped=not self.swapped)
+
+    def times_minus_one(self) -> "TensorInfo":
+        """The negative of a tensor of floats."""
+        return replace(self, negated=not self.negated)
 
 
 def identity_matrix(path: pathlib.Path, name: str, width: int) -> TensorInfo:
@@ -185,6 +190,8 @@ def read_tensor(entry: TensorInfo) -> np.ndarray:
     values = buffer.view((NUMPY_DTYPES | FLOAT8)[entry.dtype]).astype(final, copy=False)
     if entry.swapped:
         values = np.roll(values, values.size // 2)
+    if entry.negated:
+        values = -values
     if entry.scale is not None:
         values = values * read_tensor(entry.scale).astype(final).reshape(())
     axes = entry.axes

@@ -28,7 +28,12 @@ _MULTISTEP: Options = {
     "euler_at_final": (False,),
 }
 SCHEDULERS: dict[str, dict[str, Options]] = {
-    "DDPMScheduler": {"ddpm": {"variance_type": ("fixed_small", "fixed_small_log")}},
+    "DDPMScheduler": {
+        "ddpm": {"variance_type": ("fixed_small", "fixed_small_log")},
+        "ddpm:variance=fixed_large": {"variance_type": ("fixed_large",)},
+        "ddpm:variance=learned_range": {"variance_type": ("learned_range",)},
+        "ddpm:variance=learned": {"variance_type": ("learned",)},
+    },
     "DDIMScheduler": {"ddim": {}},
     "PNDMScheduler": {
         "pndm:skip_prk_steps=false": {"skip_prk_steps": (False,)},

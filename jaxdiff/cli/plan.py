@@ -10,7 +10,8 @@ import jax
 from jaxdiff.cli.arguments import parse
 from jaxdiff.planning.compilers import configure_compiler
 from jaxdiff.planning.report import Planner, format_plan
-from jaxdiff.planning.sampling import SamplingOptions, sampling_planner
+from jaxdiff.planning.sampled_model import SamplingOptions
+from jaxdiff.planning.sampling import sampling_planner
 from jaxdiff.planning.topology import parse_topology
 from jaxdiff.planning.training import training_planner
 from jaxdiff.training.config import TrainConfig

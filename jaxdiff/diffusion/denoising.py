@@ -1,6 +1,7 @@
 """What samplers see of a model: noise levels, and what it predicts at them."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
@@ -48,15 +49,23 @@ def alpha_sigma_from_edm(sigma_edm: T) -> tuple[T, T]:
         return 1 / xp.hypot(1, ratio), 1 / xp.hypot(1, 1 / ratio)
 
 
-class Prediction(NamedTuple):
-    """A denoised image and the noise that goes with it.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A denoised image and the noise that goes with it, in which order it unpacks: (x0, eps).
 
     They satisfy x = alpha x0 + sigma eps unless a guidance rule renoises along another direction
-    (CFG++): samplers add noise back along `eps` and take the image from `x0`.
+    (CFG++): samplers add noise back along `eps` and take the image from `x0`. `variance` is what a
+    network that learns the variance of its steps says of it (Improved DDPM, 2102.09672), for
+    samplers that ask for it; None for others.
     """
 
     x0: Float[Array, "b *d"]
     eps: Float[Array, "b *d"]
+    variance: Float[Array, "b *d"] | None = None
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.x0, self.eps))
 
 
 # (x, level, guidance memory) -> (prediction, guidance memory): all a sampler knows of the model.

@@ -20,6 +20,7 @@ from typing import (
 )
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiff.core.aliases import rename_guidance
 from jaxdiff.core.errors import InputError
@@ -161,6 +162,10 @@ class Guidance(ABC):
     def unguided(self, cond: Float[Array, "b *d"], inputs: DenoiserInput) -> Prediction:
         """The prediction where the rule does not guide, from the conditional output."""
         return inputs.predict(cond)
+
+    def skipped(self, inputs: DenoiserInput) -> Prediction:
+        """The prediction where no network is called: the velocity eps - D is 0."""
+        return inputs.predict(jnp.zeros_like(inputs.x), "flow_prediction")
 
     def simplify(self, scales: Sequence[float]) -> "Guidance":
         """The rule with the fewest streams that predicts the same for images with these scales.

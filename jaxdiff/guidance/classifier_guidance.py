@@ -4,6 +4,7 @@ This adds to whatever guidance the denoiser has. In all forms k is the scale of 
 leaves the denoiser as it is.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -70,7 +71,7 @@ def shift_x0(
     some = level.alpha > 0
     rate = jnp.where(some, level.sigma**2 / jnp.where(some, level.alpha, 1), 0)
     eps = prediction.eps - jnp.where(some, level.sigma, 0) * step
-    return Prediction(prediction.x0 + rate * step, eps)
+    return dataclasses.replace(prediction, x0=prediction.x0 + rate * step, eps=eps)
 
 
 def spherical(a: Float[Array, "b p"], b: Float[Array, "b p"]) -> Float[Array, "b"]:

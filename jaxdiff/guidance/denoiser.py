@@ -1,7 +1,7 @@
 """From a network and a guidance rule to the denoiser that samplers call."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.core.validate import check_shape
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, Prediction
 from jaxdiff.guidance.base import GUIDED, DenoiserInput, Guidance, GuidanceScales, Outputs, Stream
+from jaxdiff.guidance.learned_variance import LearnedVariance
 from jaxdiff.guidance.modes import denoise_by_mode
 
 # (weights, x (n h w c), t (n,), conditioning with leaves (n, ...)) -> output (n h w c). It is also
-# given `perturbed` (n,), by name, if the rule has perturbed streams.
+# given, by name, `perturbed` (n,) if the rule has perturbed streams, and `variance=True` if it is
+# asked for 2c channels, the second half of them a learned variance.
 Network = Callable[..., Array]
 
 
@@ -26,6 +28,7 @@ class ConditionedNetwork(NamedTuple):
     weights: PyTree
     conditioning: PyTree  # leaves (b, G, ...) for the G streams of a rule that it runs
     prediction_type: str
+    variance: bool = False  # whether it is asked for the variance that it learns
 
 
 def stack_streams(*conditionings: PyTree) -> PyTree:
@@ -42,6 +45,7 @@ def guided_denoiser(
     rule: Guidance,
     prediction_type: str,
     guidance_model: ConditionedNetwork | None = None,
+    variance: bool = False,
 ) -> Denoiser:
     """The denoiser of a network that predicts `prediction_type`, guided by `rule`.
 
@@ -49,10 +53,12 @@ def guided_denoiser(
     none. All of them, of all images, go through one network call, image by image: [null_0, cond_0,
     null_1, cond_1, ...]. This order keeps the streams of an image on the device of the image when
     the batch is sharded; all nulls before all conditions would have to be exchanged at each step.
-    The network sees its own dtype; combining happens in that of x, which is float32. InputError
+    The network sees its own dtype; combining happens in that of x, which is float32. With
+    `variance` its predictions have the variance that it learns, see `LearnedVariance`. InputError
     where streams and conditioning do not fit.
     """
-    main = ConditionedNetwork(network, weights, conditioning, prediction_type)
+    main = ConditionedNetwork(network, weights, conditioning, prediction_type, variance)
+    rule = LearnedVariance(inner=rule) if variance else rule
     networks = {"main": main, "guidance_model": guidance_model}
     _check_networks(networks, rule.streams)
 
@@ -92,12 +98,15 @@ def _outputs(
 ) -> Outputs:
     """The outputs of the streams `wanted`, from one call of each network."""
     outputs: dict[int, Array] = {}
+    main = cast(ConditionedNetwork, networks["main"])
     for name, source in networks.items():
         own = [n for n, stream in enumerate(streams) if stream.network == name]
         chosen = [n for n in own if n in wanted]
         if source is not None and chosen:
             rows = [own.index(n) for n in chosen]
             called = _call(source, inputs, [streams[n] for n in chosen], rows)
+            if main.variance and not source.variance:  # a weaker network's is not read
+                called = [jnp.concatenate([y, jnp.zeros_like(y)], axis=-1) for y in called]
             outputs |= dict(zip(chosen, called, strict=True))
     return tuple(outputs[n] for n in wanted)
 
@@ -116,7 +125,7 @@ def _call(
         chosen = leaf if leaf.shape[1] == K else leaf[:, np.array(rows)]
         return chosen.reshape(-1, *leaf.shape[2:])
 
-    options = {}
+    options: dict[str, Any] = {"variance": True} if source.variance else {}
     if any(stream.perturbed for stream in streams):
         options["perturbed"] = jnp.tile(jnp.array([s.perturbed for s in streams]), len(x))
     output = source.network(

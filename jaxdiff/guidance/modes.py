@@ -26,7 +26,7 @@ def denoise_by_mode(
     every = range(len(rule.streams))
 
     def skip() -> tuple[Prediction, PyTree]:
-        return inputs.predict(jnp.zeros_like(inputs.x), "flow_prediction"), state
+        return rule.skipped(inputs), state
 
     def unguided(cond: Float[Array, "b *d"]) -> tuple[Prediction, PyTree]:
         return select(mode == SKIP, skip(), (rule.unguided(cond, inputs), state))

@@ -43,13 +43,14 @@ class NetworkAdapter(ABC):
         cond: Mapping[str, Array],
         *,
         perturbed: Bool[Array, "b"] | None = None,
+        variance: bool = False,
     ) -> Float[Array, "b h w o"]:
         """The prediction for noisy latents x at times t, with weights by dotted path.
 
         `cond` has arguments of the module by name, and may have `channels` (b, h, w, c) to
-        concatenate to x. A learned variance, in channels behind those of the prediction, is left
-        out: no sampler reads it, and no loss trains it. InputError for `perturbed` images where no
-        rule can perturb attention.
+        concatenate to x. A learned variance, in as many channels behind those of the prediction, is
+        left out unless `variance` asks for it. InputError for `perturbed` images where no rule can
+        perturb attention.
         """
         arguments: dict[str, Any] = dict(cond)
         if CHANNELS in arguments:
@@ -61,7 +62,13 @@ class NetworkAdapter(ABC):
                 f"guidance: got perturbed attention for {self.unperturbed}, expected another rule"
             )
         output = with_params(self.module, params)(x, t, **arguments)
-        return output[..., : self.module.config.channels[1]]
+        return output if variance else output[..., : self.module.config.channels[1]]
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network learns the variance of a step, which a flow does not have."""
+        learns = getattr(self.module.config, "learns_variance", False)
+        return learns and self.prediction_type != "flow_prediction"
 
     @abstractmethod
     def conditioning_shapes(

@@ -58,6 +58,15 @@ class ModelFacts(NamedTuple):
     prediction_type: str
     vae_scale_factor: int
     latent_channels: int
+    learns_variance: bool = False  # whether the network does
+
+    def check_sampler(self, request: Request) -> None:
+        """InputError for a sampler that reads a variance where the network learns none."""
+        if get_sampler(request.sampler, request.eta).reads_variance and not self.learns_variance:
+            raise InputError(
+                f"sampler: got {request.sampler} for a network that learns no variance, expected "
+                "ddpm with variance=fixed_small or fixed_large, or another"
+            )
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
         """Height, width and channels of the latents of an image."""

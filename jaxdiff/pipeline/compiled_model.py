@@ -133,6 +133,11 @@ class CompiledModel:
         self._image_processor = image_processor
 
     @property
+    def learns_variance(self) -> bool:
+        """Whether the network learns the variance of a step."""
+        return getattr(self._network, "learns_variance", False)
+
+    @property
     def compile_s(self) -> float:
         """Seconds that compiling has taken so far."""
         return sum(program.compile_s for program in self._programs.values())
@@ -308,7 +313,7 @@ def denoise_steps(
     sampler: Sampler,
 ) -> SamplingState:
     """The state after the steps from `start` to `stop`, as `run_steps` counts them."""
-    denoise = guided(params, rule, conditioning, scales, networks)
+    denoise = guided(params, rule, conditioning, scales, networks, variance=sampler.reads_variance)
     if targets.clip is not None and image_processor is not None:
         clip, codec = networks.clip(params.clip), networks.codec(params.codec)
         denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, codec)
@@ -336,8 +341,10 @@ def guided(
     conditioning: ConditioningPair,
     scales: GuidanceScales,
     networks: Networks,
+    *,
+    variance: bool = False,
 ) -> Denoiser:
-    """The denoiser of the network, guided by a rule."""
+    """The denoiser of the network, guided by a rule; with the `variance` that it learns, if any."""
     network, weaker, guide = networks.denoiser, networks.guidance_model, None
     if weaker is not None:
         guide = ConditionedNetwork(
@@ -351,6 +358,7 @@ def guided(
         rule=rule,
         prediction_type=network.prediction_type,
         guidance_model=guide,
+        variance=variance and getattr(network, "learns_variance", False),
     )
 
 

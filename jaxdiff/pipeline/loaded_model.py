@@ -105,6 +105,7 @@ class LoadedModel(Addons):
             prediction_type=self.prediction_type,
             vae_scale_factor=downscale,
             latent_channels=channels,
+            learns_variance=self.stages.learns_variance,
         )
         self._generator = ImageGenerator(
             self._facts, self.stages, self._tokenizers, self._auxiliary

@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, to_jax, to_torch, torch_shape
 from jaxdiff.checkpoints.lora import Changes, read_lora
-from jaxdiff.checkpoints.lora_formats import Change
+from jaxdiff.checkpoints.lora_change import Change
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float
 from jaxdiff.core.validate import in_range, one_of

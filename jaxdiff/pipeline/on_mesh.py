@@ -57,6 +57,8 @@ class NetworkOnMesh:
         x: Float[Array, "n h w c"],
         t: Float[Array, "n"] | Int[Array, "n"],
         cond: PyTree,
+        *,
+        variance: bool = False,
         **options: Any,
     ) -> Float[Array, "n h w o"]:
         """The output of the adapter, each image's on the devices of that image."""
@@ -68,13 +70,19 @@ class NetworkOnMesh:
             params, x = lax.optimization_barrier((params, x))
             params = all_gather_fsdp(params, infer_shardings(params, self.mesh))
         inputs = lax.with_sharding_constraint((x, t, cond, options), rows)
-        output = self.adapter(params, *inputs[:3], **inputs[3])
+        asked = {"variance": True} if variance else {}
+        output = self.adapter(params, *inputs[:3], **asked, **inputs[3])
         return lax.with_sharding_constraint(output, batch_sharding(self.mesh))
 
     @property
     def prediction_type(self) -> str:
         """That of the adapter."""
         return self.adapter.prediction_type
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the adapter's network does."""
+        return getattr(self.adapter, "learns_variance", False)
 
 
 class OnMesh(Layout):

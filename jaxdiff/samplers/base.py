@@ -50,6 +50,11 @@ class Sampler(ABC):
     # whether noise is added back along `Prediction.eps`, be it that of another stream than x0's
     renoises_along_eps: ClassVar[bool] = False
 
+    @property
+    def reads_variance(self) -> bool:
+        """Whether a step reads `Prediction.variance`, which few networks have."""
+        return False
+
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """The history before the first step, with leaves (b, ...); none by default."""
         del x

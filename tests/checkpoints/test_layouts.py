@@ -69,12 +69,10 @@ def test_other_channels_of_flux_are_refused_by_name(columns, name):
         layout_flux.detect(entries(shapes))
 
 
-def test_other_kinds_of_sd3_and_dit_are_refused_by_name():
+def test_other_kinds_of_sd3_are_refused_by_name():
     shapes = {**oracle("sd35_large")["original"], "context_processor.layers.0.x": [1]}
     with pytest.raises(InputError, match="with a context_processor"):
         layout_sd3.detect(entries(shapes))
-    with pytest.raises(InputError, match="got a file of SiT"):
-        layout_dit.detect(entries(oracle("dit_xl_2_256")["original"]), "flow_prediction")
 
 
 def test_names_of_a_lora_of_flux_are_no_model():
@@ -87,7 +85,12 @@ def test_names_of_a_lora_of_flux_are_no_model():
 def test_sizes_of_dit(number, side):
     shapes = {**oracle("dit_xl_2_256")["original"], "pos_embed": [1, number, 1152]}
     (layout,) = detected(entries(shapes))
-    assert layout.fields["transformer"] == {"sample_size": side}
+    code = {"freq_shift": 0, "norm_eps": 1e-6}
+    assert layout.fields["transformer"] == {"sample_size": side, **code}
+    sit = layout_dit.detect(entries(shapes), "flow_prediction")
+    assert sit is not None
+    assert sit.name == "SiT"
+    assert sit.fields["transformer"] == {"sample_size": side, **code, "reverses_time": True}
 
 
 @pytest.mark.parametrize(

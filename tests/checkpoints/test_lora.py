@@ -9,7 +9,7 @@ import pytest
 
 from jaxdiff.checkpoints.key_mapping import to_jax, torch_key_to_path
 from jaxdiff.checkpoints.lora import read_lora
-from jaxdiff.checkpoints.lora_formats import LoRA
+from jaxdiff.checkpoints.lora_products import LoRA
 from jaxdiff.checkpoints.textual_inversion import read_inversion
 from jaxdiff.core.errors import InputError
 

@@ -29,7 +29,7 @@ from jaxdiff.guidance.base import RULES, WRAPPERS, parse
 from jaxdiff.pipeline.hires_fix import hires_fix
 from jaxdiff.pipeline.options import Options
 from jaxdiff.pipeline.pipeline import Pipeline
-from jaxdiff.planning.sampling import SamplingOptions
+from jaxdiff.planning.sampled_model import SamplingOptions
 from jaxdiff.samplers.base import get_sampler
 
 

@@ -30,7 +30,8 @@ from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.parallel.mesh import sampling_mesh
 from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.pipeline.on_mesh import OnMesh
-from jaxdiff.planning import sampling
+from jaxdiff.planning.sampled_model import SamplingOptions, sampled_model
+from jaxdiff.planning.sampling_programs import place_shapes, trace_loop
 from jaxdiff.training.config import DiffusionObjective, LoRA
 from jaxdiff.training.objectives.diffusion import Frozen, diffusion_task
 from jaxdiff.training.objectives.trainable import train_lora
@@ -239,15 +240,15 @@ def test_one_step_of_training_moves_all_weights(folders, name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_plans(folders, name):
-    options = sampling.SamplingOptions(
+    options = SamplingOptions(
         plan=(), model=str(folders[name]), dtype="float32", height=16, width=24
     )
-    model = sampling.sampled_model(options)
+    model = sampled_model(options)
     layout = OnMesh(sampling_mesh({}, jax.devices()[:1]))
-    params = sampling.place_shapes(
+    params = place_shapes(
         param_dict(model.network.module), lambda tree: infer_shardings(tree, layout.mesh)
     )
-    traced = sampling.trace_loop(options, model, params, 2, layout)
+    traced = trace_loop(options, model, params, 2, layout)
     assert jax.tree.leaves(traced.out_info)[0].shape == (2, 8, 12, 4)
 
 

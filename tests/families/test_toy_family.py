@@ -44,7 +44,9 @@ from jaxdiff.parallel.mesh import sampling_mesh
 from jaxdiff.parallel.sharding import ANY, infer_shardings
 from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.pipeline.request import Defaults, resolve
-from jaxdiff.planning import published_models, sampling
+from jaxdiff.planning import published_models
+from jaxdiff.planning.sampled_model import SamplingOptions, sampled_model
+from jaxdiff.planning.sampling_programs import place_shapes, trace_loop
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig
 from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion, diffusion_task
 
@@ -626,13 +628,13 @@ def test_it_is_trained(folder):
 )
 def test_it_is_planned(name, shape, request):
     folder = request.getfixturevalue(name)
-    options = sampling.SamplingOptions(plan=(), model=str(folder), dtype="float32")
-    model = sampling.sampled_model(options)
+    options = SamplingOptions(plan=(), model=str(folder), dtype="float32")
+    model = sampled_model(options)
     layout = OnMesh(sampling_mesh({}, jax.devices()[:1]))
-    params = sampling.place_shapes(
+    params = place_shapes(
         param_dict(model.network.module), lambda tree: infer_shardings(tree, layout.mesh)
     )
-    traced = sampling.trace_loop(options, model, params, 2, layout)
+    traced = trace_loop(options, model, params, 2, layout)
     assert jax.tree.leaves(traced.out_info)[0].shape == (2, *shape)
     data = DataConfig(kind="folder", path=str(folder), resolution=16, bucket_multiple=16)
     config = TrainConfig(objective=objective(folder), data=data, batch_size=8, steps=1)

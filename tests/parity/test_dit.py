@@ -16,6 +16,7 @@ import jaxdiff
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
+from jaxdiff.samplers.base import per_sample_keys, step_noise
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -156,6 +157,59 @@ def test_classes(pipes, monkeypatch, sampler, scale):
     assert np.abs(latents - noise).max() > 0.1
     pixels = ours("", class_label=labels, output="numpy", **options).images
     assert np.abs(pixels / 255 - want).max() < 1.01 / 255
+
+
+@pytest.fixture(scope="module")
+def learned(pipes, tmp_path_factory):
+    """The same networks with a scheduler that reads the variance, and what jaxdiff loads of it.
+
+    Its network predicts v, as latents of one that predicts noise at random would grow.
+    """
+    theirs, _ = pipes
+    scheduler = diffusers.DDPMScheduler(
+        clip_sample=False, variance_type="learned_range", prediction_type="v_prediction"
+    )
+    folder = tmp_path_factory.mktemp("learned")
+    parts = {"transformer": theirs.transformer, "vae": theirs.vae, "scheduler": scheduler}
+    diffusers.DiTPipeline(**parts).save_pretrained(folder)
+    return scheduler, first_devices(jaxdiff.load(folder, dtype="float32"), 1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_ddpm_with_the_learned_variance(pipes, learned, monkeypatch, scale):
+    """20 steps with the same noises; guided is the image, and the variance is that of the class.
+
+    diffusers' DiTPipeline leaves the variance out; its scheduler and its pipelines of DeepFloyd IF
+    do it as the authors of DiT do.
+    """
+    (theirs, _), (scheduler, ours) = pipes, learned
+    labels, seeds, noise = [207, 3], [5, 6], image((2, 8, 8, 4), seed=5)
+    drawn = iter(range(STEPS))
+
+    def draw(shape, **_):
+        z = step_noise(per_sample_keys(seeds), next(drawn), (8, 8, 4), jnp.dtype("float32"))
+        return nchw(np.asarray(z))
+
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", draw)
+    scheduler.set_timesteps(STEPS)
+    x, rows = nchw(noise), torch.tensor([*labels, CLASSES, CLASSES])
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            both = theirs.transformer(
+                torch.cat([x, x]), timestep=t.expand(4), class_labels=rows
+            ).sample
+        (cond, variance), (uncond, _) = (half.split(4, dim=1) for half in both.chunk(2))
+        output = torch.cat([uncond + scale * (cond - uncond), variance], dim=1)
+        x = scheduler.step(output, t, x).prev_sample
+    want = x.numpy().transpose(0, 2, 3, 1)
+
+    options = {"steps": STEPS, "latents": noise, "guidance_scale": scale, "seed": seeds}
+    got = ours(["207", "3"], output="latent", **options).images
+    assert ours.defaults.sampler == "ddpm:variance=learned_range"
+    largest = np.abs(want).max()
+    assert np.abs(got - want).max() < 1e-3 * largest
+    fixed = ours(["207", "3"], output="latent", sampler="ddpm", **options).images
+    assert np.abs(fixed - got).max() > 0.02 * largest
 
 
 def test_the_folder_is_loaded_by_diffusers(pipes, tmp_path):

@@ -31,9 +31,16 @@ from jaxdiff.pipeline.request import Defaults
 from jaxdiff.planning import sampling
 from jaxdiff.planning.compiling import CompiledProgram
 from jaxdiff.planning.published_models import PUBLISHED_MODELS, published_component
+from jaxdiff.planning.sampled_model import SampledModel, SamplingOptions, sampled_model
+from jaxdiff.planning.sampling_programs import (
+    loop_flops,
+    place_shapes,
+    sampling_programs,
+    trace_loop,
+)
 from jaxdiff.planning.topology import Topology
 
-OPTIONS = sampling.SamplingOptions(plan=(), model="nowhere")
+OPTIONS = SamplingOptions(plan=(), model="nowhere")
 CONFIG = UNet2DConditionConfig(
     sample_size=8,
     block_out_channels=(16,),
@@ -49,7 +56,7 @@ CONFIG = UNet2DConditionConfig(
 def model_of(network):
     """The model of a network, with a VAE and without text encoders."""
     codec = abstract(AutoencoderKL, AutoencoderKLConfig())
-    return sampling.SampledModel(
+    return SampledModel(
         family=dataclasses.replace(SD, text_encoders=()),
         network=network,
         codec=codec,
@@ -66,10 +73,8 @@ def model_of(network):
 def traced_on(network, sizes, devices):
     """The loop for two images on a mesh of these sizes."""
     mesh = sampling_mesh(sizes, devices)
-    params = sampling.place_shapes(
-        param_dict(network.module), lambda shapes: infer_shardings(shapes, mesh)
-    )
-    return sampling.trace_loop(OPTIONS, model_of(network), params, 2, OnMesh(mesh))
+    params = place_shapes(param_dict(network.module), lambda shapes: infer_shardings(shapes, mesh))
+    return trace_loop(OPTIONS, model_of(network), params, 2, OnMesh(mesh))
 
 
 def test_a_mesh_divides_the_weights_and_the_work():
@@ -103,7 +108,7 @@ def test_the_loop_traces_with_and_without_sizes(added):
 def test_guidance_doubles_the_work_and_scale_one_does_not():
     network = UNetAdapter(abstract(UNet2DConditionModel, CONFIG, dtype=jnp.bfloat16), "epsilon")
     model, plain = model_of(network), dataclasses.replace(OPTIONS, guidance_scale=1.0)
-    assert sampling._flops(OPTIONS, model) == 2 * sampling._flops(plain, model)
+    assert loop_flops(OPTIONS, model) == 2 * loop_flops(plain, model)
 
 
 def test_published_networks_need_no_file():
@@ -142,9 +147,9 @@ def test_the_programs_are_those_that_the_pipeline_runs(xl):
         function: list(program._executables)
         for (function, _), program in pipe.stages._programs.items()
     }
-    options = sampling.SamplingOptions(plan=(), model=str(xl), dtype="float32")
-    model = sampling.sampled_model(options)
-    found = sampling.sampling_programs(model.with_defaults(options), model, OnMesh(pipe.mesh))
+    options = SamplingOptions(plan=(), model=str(xl), dtype="float32")
+    model = sampled_model(options)
+    found = sampling_programs(model.with_defaults(options), model, OnMesh(pipe.mesh))
     for name, function in PROGRAMS.items():
         ((_, arguments),) = ran[function]
         assert shapes(found[name].trace(2).in_avals[0]) == list(arguments)
@@ -165,7 +170,7 @@ def on_cpu(traced, topology):
 @pytest.fixture(scope="module")
 def traced_once():
     """The programs of a model, each traced once for a mesh and a number of images."""
-    found, trace = {}, sampling.sampling_programs
+    found, trace = {}, sampling_programs
 
     def programs(options, model, layout):
         if str(layout) not in found:
@@ -187,7 +192,7 @@ def planned(xl, traced_once, monkeypatch):
 
     def plan(memory=1e9, **options):
         chosen = {"plan": (), "model": str(xl), "dtype": "float32", "find_max_batch": False}
-        planner = sampling.sampling_planner(sampling.SamplingOptions(**chosen | options))
+        planner = sampling.sampling_planner(SamplingOptions(**chosen | options))
         chip = dataclasses.replace(CHIPS["v5e"], memory=memory)
         return planner(Topology(name="v5e", chip=chip, shape=(2, 4)))
 
@@ -257,16 +262,16 @@ def test_the_schedule_is_that_of_the_model(tmp_path):
     scheduler = {"num_train_timesteps": 1000, "shift": 3.0}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     (folder / "jaxdiff.json").unlink()
-    options = sampling.SamplingOptions(plan=(), model=str(folder), steps=5)
-    model = sampling.sampled_model(options)
+    options = SamplingOptions(plan=(), model=str(folder), steps=5)
+    model = sampled_model(options)
     assert model.schedule == FlowSchedule(time_scale=1000.0, shift=3.0)
     assert model.prediction_type == "flow_prediction"
     assert model.defaults.sampler == "euler"
-    program = sampling.sampling_programs(
+    program = sampling_programs(
         model.with_defaults(options), model, OnMesh(sampling_mesh({}, jax.devices()[:1]))
     )["loop"]
     assert program.runs == 5
-    grid = sampling._grid(options, model)
+    grid = model.grid(options)
     s = np.linspace(1, 3 / 1000 / (1 + 2 / 1000), 5)  # of the first and last level, shifted twice
     np.testing.assert_allclose(grid.sigma[0, :5], 3 * s / (1 + 2 * s), rtol=1e-5)
     assert program.trace(1).out_info.x.shape == (1, 8, 8, 4)
@@ -308,8 +313,8 @@ PUBLISHED = {
 
 @functools.cache
 def published(name):
-    options = sampling.SamplingOptions(plan=(), model=name, guidance_scale=1.0)
-    return options, sampling.sampled_model(options)
+    options = SamplingOptions(plan=(), model=name, guidance_scale=1.0)
+    return options, sampled_model(options)
 
 
 @pytest.mark.parametrize("name", PUBLISHED_MODELS)
@@ -336,7 +341,7 @@ def test_programs_of_published_models_are_traced(name):
     options, model = published(name)
     options = model.with_defaults(options)
     layout = OnMesh(sampling_mesh({"fsdp": 8}, jax.devices()))
-    programs = sampling.sampling_programs(options, model, layout)
+    programs = sampling_programs(options, model, layout)
     channels, tokens = TRACED[name]
     wanted = {"loop": (8, options.height // 8, options.width // 8, channels)}
     if tokens is not None:

@@ -15,18 +15,18 @@ from jaxdiff.diffusion.denoising import Prediction
 from jaxdiff.diffusion.grids import karras
 from jaxdiff.samplers.base import SAMPLERS, SamplingState, get_sampler, init_state
 from jaxdiff.samplers.ddim import DDIM
-from jaxdiff.samplers.ddpm import DDPM
+from jaxdiff.samplers.ddpm import DDPM, VARIANCES
 from jaxdiff.samplers.sampling import sample
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def one_step(sampler, here, there, x, z):
+def one_step(sampler, here, there, x, z, variance=None):
     """One step from x with noise z and the denoiser D = tanh(x)."""
 
     def denoise(x, level, memory):
         D = jnp.tanh(x)
-        return Prediction(D, (x - level.alpha * D) / level.sigma), memory
+        return Prediction(D, (x - level.alpha * D) / level.sigma, variance), memory
 
     carry = SamplingState(
         x=x, x0=jnp.zeros_like(x), sampler_state=sampler.init(x), guidance_state=()
@@ -81,6 +81,31 @@ def test_ddpm_is_the_formula_of_the_paper(pair):
     large = jnp.where(there.sigma > 0, jnp.sqrt(1 - step), 0)
     got = one_step(DDPM(variance="fixed_large"), *pair, x, jnp.ones(9))
     np.testing.assert_allclose(got, mean + large, atol=1e-13)
+    # 2102.09672, eq. 15, from one to the other and beyond
+    learned = DDPM(variance="learned_range")
+    output = jnp.array([-1, 1, -0.6, 0, 0.9, 0.3, 1.2, -1.2, 0.5])
+    v = (1 + output) / 2
+    log_small = jnp.log(jnp.where(there.sigma > 0, variance, 1))
+    deviation = jnp.exp((v * jnp.log(1 - step) + (1 - v) * log_small) / 2)
+    got = one_step(learned, *pair, x, jnp.ones(9), output)
+    wanted = mean + jnp.where(there.sigma > 0, deviation, 0)
+    np.testing.assert_allclose(got, wanted, atol=1e-13)
+    got = one_step(DDPM(variance="learned"), *pair, x, jnp.ones(9), output**2)
+    wanted = mean + jnp.where(there.sigma > 0, jnp.abs(output), 0)
+    np.testing.assert_allclose(got, wanted, atol=1e-13)
+
+
+def test_a_score_moves_the_mean_by_the_variance(pair):
+    """That of the sampler where it is learned."""
+    x, output = jnp.linspace(-2.0, 2.0, 9), jnp.linspace(-1.0, 1.0, 9)
+    for variance in ("fixed_small", "learned_range"):
+        plain = DDPM(variance=variance)
+        moved = plain.with_score(lambda x, level: jnp.sin(x))
+        noise = one_step(plain, *pair, x, jnp.ones(9), output) - one_step(
+            plain, *pair, x, jnp.zeros(9), output
+        )
+        shift = one_step(moved, *pair, x, x, output) - one_step(plain, *pair, x, x, output)
+        np.testing.assert_allclose(shift, noise**2 * jnp.sin(x), atol=1e-13)
 
 
 @pytest.mark.parametrize("eta", [0.3, 0.8])
@@ -315,9 +340,14 @@ def test_options_are_read_from_the_description():
         get_sampler("ddim:eta=1", 0.5)
 
 
-def test_ddpm_knows_two_variances():
-    with pytest.raises(InputError, match="variance: got 'learned'"):
-        DDPM(variance="learned")
+def test_ddpm_knows_four_variances(pair):
+    with pytest.raises(InputError, match="variance: got 'fixed'"):
+        DDPM(variance="fixed")
+    learned = [name for name in VARIANCES if DDPM(variance=name).reads_variance]
+    assert learned == ["learned_range", "learned"]
+    for name in learned:
+        with pytest.raises(InputError, match=f"got {name} for a network that learns no variance"):
+            one_step(DDPM(variance=name), *pair, jnp.ones(2), jnp.ones(2))
 
 
 def test_begin_scales_the_noise():

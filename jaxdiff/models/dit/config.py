@@ -57,6 +57,8 @@ class DiTTransformer2DConfig:
     norm_eps: float = 1e-5  # before the feed-forward layers; 1e-6 elsewhere
     # of the timestep's frequencies: 1 in diffusers, which has no such field, 0 in the authors' code
     freq_shift: int | float = 1
+    # of the time that is embedded: 1 - t / 1000 in place of t, as SiT has it, where 0 is noise
+    reverses_time: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what DiTTransformer2DModel here cannot do."""

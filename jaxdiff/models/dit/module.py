@@ -27,10 +27,12 @@ class TimestepLabelEmbeddings(nnx.Module):
         self.class_embedder = LabelEmbedding(
             config.num_embeds_ada_norm, config.width, layers=layers
         )
-        self.freq_shift = config.freq_shift
+        self.freq_shift, self.reverses_time = config.freq_shift, config.reverses_time
 
     def __call__(self, timesteps: Times, labels: Int[Array, "b"]) -> Float[Array, "b d"]:
         """The vector that modulates a block."""
+        if self.reverses_time:
+            timesteps = 1 - timesteps.astype(jnp.float32) / 1000
         sines = sinusoidal(timesteps, TIME_WIDTH, freq_shift=self.freq_shift)
         return self.timestep_embedder(sines) + self.class_embedder(labels)
 
