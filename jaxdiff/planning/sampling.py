@@ -45,7 +45,7 @@ from jaxdiff.pipeline.conditioning import TokenizedPrompts, encode_prompts
 from jaxdiff.pipeline.defaults import model_defaults
 from jaxdiff.pipeline.offload import TEXT, check_offload
 from jaxdiff.pipeline.on_mesh import OnMesh
-from jaxdiff.pipeline.request import Defaults
+from jaxdiff.pipeline.request import Defaults, check_options
 from jaxdiff.planning.compiling import compile_traced
 from jaxdiff.planning.max_batch import max_batch_size
 from jaxdiff.planning.published_models import published_model
@@ -56,6 +56,8 @@ from jaxdiff.samplers.base import get_sampler
 
 S = jax.ShapeDtypeStruct
 MESH_TRIES = 2  # meshes that are compiled to find one on which a model fits
+# Options that are those of a call.
+CALL = ("steps", "sampler", "guidance", "guidance_scale", "height", "width")
 TEXT_ENCODERS, LOOP, DECODER = "text_encoders", "loop", "decoder"  # the programs
 
 
@@ -70,7 +72,13 @@ class SamplingOptions:
     plan: tuple[str, ...]
     """Topologies, such as v5e:2x4 or h200:8."""
     model: str
-    """A diffusers folder, whose weights are not read, or a Hub repository."""
+    """A diffusers folder or a checkpoint file, whose weights are not read, or the name of a
+    published repository, of which nothing is."""
+    base: str | None = None
+    """A diffusers folder with what a checkpoint file lacks: text encoders, tokenizers, VAE,
+    schedule."""
+    vae: str | None = None
+    """A VAE instead of the model's own: a folder or a file."""
     batch_size: int = 8
     """Images per batch, over all devices together."""
     steps: int | None = None
@@ -115,9 +123,7 @@ class SampledModel(NamedTuple):
     def with_defaults(self, options: SamplingOptions) -> SamplingOptions:
         """`options` with the model's defaults where they have none; raises InputError."""
         own = {
-            name: getattr(self.defaults, name)
-            for name in ("steps", "sampler", "guidance", "guidance_scale", "height", "width")
-            if getattr(options, name) is None
+            name: getattr(self.defaults, name) for name in CALL if getattr(options, name) is None
         }
         complete = dataclasses.replace(options, **own)
         if complete.sampler is None:
@@ -139,7 +145,7 @@ class Program(NamedTuple):
 def sampled_model(options: SamplingOptions) -> SampledModel:
     """The model of `options` as shapes; raises InputError."""
     dtype = dtype_of(options.dtype)
-    family, parts = published_model(options.model, dtype=dtype, param_dtype=dtype)
+    family, parts = published_model(options.model, dtype, base=options.base, vae=options.vae)
     modules: dict[str, Any] = {name: each.module for name, each in parts.components.items()}
     prediction_type = family.prediction_type(parts.scheduler)
     texts = {spec.component: modules[spec.component] for spec in family.text_encoders}
@@ -160,6 +166,7 @@ def sampled_model(options: SamplingOptions) -> SampledModel:
 
 def sampling_planner(options: SamplingOptions) -> Planner:
     """The planner of generation with `options`; raises InputError."""
+    check_options({name: getattr(options, name) for name in CALL})
     model = sampled_model(options)
     options = model.with_defaults(options)
     check_offload(options.offload)
