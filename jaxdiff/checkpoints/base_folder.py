@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxdiff.checkpoints.components import CONFIG, Component, abstract_component, read_component
+from jaxdiff.checkpoints.components import (
+    CONFIG,
+    Component,
+    abstract_component,
+    read_component,
+    shape_options,
+)
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.pipelines import (
     INDEX,
@@ -58,7 +64,7 @@ class BaseFolder:
         name = self.component(part)
         place, cls = self.folder / name, self.classes[name]
         if not weights:
-            module = abstract_component(place, class_name=cls)
+            module = abstract_component(place, class_name=cls, **shape_options(options))
             return Component(module=module, config=read_object(place / CONFIG))
         own = variant if variant in variants(place) else None
         return read_component(place, class_name=cls, variant=own, **options)

@@ -88,6 +88,12 @@ def abstract_component(
         return abstract(kind.module, *configs, **kind.options, **options)
 
 
+def shape_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `read_component`'s options that a module has which is shapes alone."""
+    dtype = options.get("dtype")
+    return {} if dtype is None else {"dtype": dtype, "param_dtype": dtype}
+
+
 def _read_config(
     folder: pathlib.Path, class_name: str | None
 ) -> tuple[ModelClass, Configs, dict[str, Any]]:

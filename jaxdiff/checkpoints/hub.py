@@ -106,7 +106,7 @@ def _cached(repository: str) -> pathlib.Path:
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         raise InputError(
             f"model: got {repository} (no such folder here, no connection to the Hub, not in its "
-            "cache), expected a model that can be read"
+            "cache), expected a diffusers folder, a checkpoint file or a Hub repository"
         ) from None
 
 

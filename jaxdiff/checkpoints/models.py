@@ -19,6 +19,8 @@ from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # endings of checkpoint files
+
 
 def read_model(
     source: str | pathlib.Path,
@@ -93,15 +95,28 @@ def resolve_source(
 
     `name` is that of the option that named it, for errors.
     """
+    check_source(source, name=name)
     path = pathlib.Path(source)
-    if path.is_file() or path.is_dir():
-        return path
-    if path.is_absolute() or not hub.is_id(str(source)):
+    there = path.is_file() or path.is_dir()
+    return path if there else hub.download(str(source), variant=variant)
+
+
+def check_source(source: str | pathlib.Path, *, name: str = "model") -> None:
+    """InputError unless `source` is a folder, a checkpoint file, or can be a Hub repository."""
+    path = pathlib.Path(source)
+    if path.is_dir():
+        return
+    reason = None
+    if path.is_file():
+        if path.suffix not in SINGLE_FILES and ".index." not in path.name:
+            reason = f"a file that ends in {path.suffix}" if path.suffix else "no extension"
+    elif path.is_absolute() or path.suffix in SINGLE_FILES or not hub.is_id(str(source)):
+        reason = "no such file or folder"
+    if reason is not None:
         raise InputError(
-            f"{name}: got {source} (no such file or folder), "
-            "expected a diffusers folder, a checkpoint file or a Hub repository"
+            f"{name}: got {source} ({reason}), expected a diffusers folder, a checkpoint file "
+            f"({', '.join(SINGLE_FILES)}) or a Hub repository (owner/name)"
         )
-    return hub.download(str(source), variant=variant)
 
 
 def weight_hashes(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:

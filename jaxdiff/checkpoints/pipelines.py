@@ -18,6 +18,7 @@ from jaxdiff.checkpoints.components import (
     Component,
     abstract_component,
     read_component,
+    shape_options,
     write_files,
 )
 from jaxdiff.checkpoints.flax_layout import flax_index
@@ -114,7 +115,9 @@ def read_pipeline(
         )
         if only is None or name in only
         else Component(
-            module=abstract_component(folder / name, class_name=cls),
+            module=abstract_component(
+                folder / name, class_name=cls, **shape_options({"dtype": dtype})
+            ),
             config=read_object(folder / name / CONFIG),
         )
         for name, cls in modules.items()

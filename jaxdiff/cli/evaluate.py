@@ -73,8 +73,10 @@ def run(arguments: Sequence[str]) -> None:
         generate = judge.render_generator(prompts)
     else:
         import jaxdiff  # only now: bad arguments and --help need not wait for jax
+        from jaxdiff.pipeline.request import check_options
 
         choices = {name: getattr(options, name) for name in CALL}
+        check_options(choices)
         pipe = jaxdiff.load(options.model, mesh=options.mesh)
         generate = model_generator(pipe, judge, batch_size=size, **choices)
     report = evaluate_alignment(

@@ -197,7 +197,7 @@ def _generate(
     """Generate the missing images of `jobs`: the runner, all planned images, seconds by name."""
     with Progress(quiet=options.json) as progress:
         progress.phase(f"loading {options.model or 'the embedded model'}")
-        runner, second = _runner(options)
+        runner, second = _runner(options, jobs)
         plan = runner.plan(jobs, _defaults(options))
         if stored is not None:
             for image in plan:
@@ -275,11 +275,14 @@ def _program(runner: Any, options: Options, images: Sequence[Any]) -> str:
     return " ".join([*own, *passes, str(options.batch_size), runner.pipe.device_name])
 
 
-def _runner(options: Options) -> tuple[Any, Any]:
-    """The runner with the models that the options name, and their second pass or None."""
+def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
+    """The runner with the models that the options name, and their second pass or None.
+
+    What suits no model, in the options or in a job, shows before one is loaded.
+    """
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
-    from jaxdiff.generation.models import SecondPass, load_addons, vae_setting
-    from jaxdiff.generation.runner import Runner
+    from jaxdiff.generation.models import SecondPass, check_addons, load_addons, vae_setting
+    from jaxdiff.generation.runner import Runner, check_jobs
 
     asked = SecondPass(
         hires_scale=options.hires_scale,
@@ -288,6 +291,15 @@ def _runner(options: Options) -> tuple[Any, Any]:
         refiner_start=options.refiner_start,
         vae=options.vae,
     )
+    shared = {name: getattr(options, name) for name in SHARED}
+    check_jobs(jobs, _defaults(options), shared)
+    addons = {
+        "loras": options.lora,
+        "textual_inversions": options.textual_inversion,
+        **{name: getattr(options, name) for name in ("classifier", "clip", "guidance_model")},
+        "guidance": options.guidance,
+    }
+    check_addons(**addons, refiner=options.refiner)
     pipe = jaxdiff.load(
         options.model,
         options.dtype,
@@ -302,20 +314,11 @@ def _runner(options: Options) -> tuple[Any, Any]:
         settings["prediction_type"] = options.prediction_type
     settings |= {} if options.vae is None else {"vae": vae_setting(options.vae, pipe.codec)}
     settings |= {} if options.base is None else {"base": pathlib.Path(options.base).name}
-    settings |= load_addons(
-        pipe,
-        loras=options.lora,
-        textual_inversions=options.textual_inversion,
-        classifier=options.classifier,
-        clip=options.clip,
-        guidance_model=options.guidance_model,
-        guidance=options.guidance,
-        dtype=options.dtype,
-    )
+    settings |= load_addons(pipe, **addons, dtype=options.dtype)
     second = asked.of(pipe, options.dtype)
     runner = Runner(
         pipe=pipe,
-        options={name: getattr(options, name) for name in SHARED},
+        options=shared,
         settings=settings | ({} if second is None else second.settings),
         output=options.output,
         on_failure=lambda reason: print(f"generate: {reason}", file=sys.stderr),

@@ -48,11 +48,13 @@ def run(arguments: Sequence[str]) -> None:
     check_file(options.output)  # before anything is generated
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
     from jaxdiff.evaluation.strip import make_strip
+    from jaxdiff.pipeline.request import check_options
 
-    pipe = jaxdiff.load(options.model)
     own = ("prompt", "show_steps", "model", "output")
-    fields = (field.name for field in dataclasses.fields(options) if field.name not in own)
-    image = make_strip(pipe, options.prompt, shown, **{n: getattr(options, n) for n in fields})
+    call = {name: value for name, value in vars(options).items() if name not in own}
+    check_options(call)
+    pipe = jaxdiff.load(options.model)
+    image = make_strip(pipe, options.prompt, shown, **call)
     with atomic_file(options.output) as temporary:
         image.save(temporary, format="PNG")
     print(options.output)

@@ -89,7 +89,11 @@ def run(arguments: Sequence[str]) -> None:
     from jaxdiff.evaluation.sweep import Sweep, make_axes
     from jaxdiff.evaluation.sweep_results import Results
     from jaxdiff.generation.models import check_guidance_model
+    from jaxdiff.pipeline.request import check_options
 
+    axes = {"guidance": options.guidance, "sampler": options.samplers, "steps": options.steps}
+    for name, value in ((name, value) for name, values in axes.items() for value in values):
+        check_options({name: value})
     pipe, weaker = jaxdiff.load(options.model, mesh=options.mesh), None
     if options.guidance_model is not None:
         check_guidance_model(*(options.guidance or [pipe.defaults.guidance]))

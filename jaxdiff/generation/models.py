@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import jaxdiff
 from jaxdiff.checkpoints import lora_names
+from jaxdiff.checkpoints.models import check_source
+from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import content_digest
 from jaxdiff.core.validate import in_range
@@ -54,6 +56,32 @@ def load_addons(
         pipe.set_guidance_model(weaker)
         settings["guidance_model"] = f"{weaker.name} {weaker.fingerprint}"
     return {name: value for name, value in settings.items() if value}
+
+
+def check_addons(
+    *,
+    loras: Sequence[str] = (),
+    textual_inversions: Sequence[pathlib.Path] = (),
+    classifier: pathlib.Path | None = None,
+    clip: pathlib.Path | None = None,
+    guidance_model: str | None = None,
+    guidance: str | None = None,
+    refiner: str | None = None,
+) -> None:
+    """InputError for what is not there to be loaded; the arguments are those of `load_addons`."""
+    for lora in loras:
+        read_weights(lora_names.weights_file(lora_names.path_and_scale(lora)[0]))
+    for path in textual_inversions:
+        if not path.is_file():
+            raise InputError(f"{path}: got no such file, expected a textual inversion")
+    for name, folder in (("classifier", classifier), ("clip", clip)):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"{name}: got {folder} (no such folder), expected the folder of one")
+    for name, source in (("guidance_model", guidance_model), ("refiner", refiner)):
+        if source is not None:
+            check_source(source, name=name)
+    if guidance_model is not None and guidance is not None:
+        check_guidance_model(guidance)
 
 
 def vae_setting(source: str, codec: Any) -> str:

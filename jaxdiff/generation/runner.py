@@ -16,7 +16,7 @@ from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, expand_jobs
 from jaxdiff.pipeline.image_inputs import ImageFileError
 from jaxdiff.pipeline.nonfinite import REMEDIES, NonFiniteImageError
-from jaxdiff.pipeline.request import Request, Requests
+from jaxdiff.pipeline.request import Request, Requests, check_options
 
 PER_IMAGE = (  # lists in a call
     "negative_prompt",
@@ -189,6 +189,20 @@ class Runner:
             **{name: None if None in column else column for name, column in numbers.items()},
             "seed": [job.seed for job in jobs],
         }
+
+
+def check_jobs(jobs: Sequence[ImageJob], defaults: PromptSpec, options: Mapping[str, Any]) -> None:
+    """InputError for jobs, or `options` of all of them, that suit no model: none is needed."""
+    check_options({**options, **_own_options(defaults)})  # a bad option is no mistake of a line
+    for job in {id(job.spec): job for job in jobs}.values():  # once for all images of a line
+        with prefix_errors(job.source):
+            check_options({**options, **_own_options(job.spec)})
+
+
+def _own_options(spec: PromptSpec) -> dict[str, Any]:
+    """What a line says of its images, but for files."""
+    names = ("prompt", *PER_IMAGE, *NUMBERS)
+    return {**spec.options, **{name: getattr(spec, name) for name in names}}
 
 
 def is_same(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:

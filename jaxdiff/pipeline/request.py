@@ -186,6 +186,12 @@ _PER_IMAGE: dict[str, type] = {
     "timestep_spacing": str,
     "strength": float,
 }
+_RANGES = {
+    **dict.fromkeys(("strength", "denoising_start", "denoising_end"), (0, 1)),
+    "clip_skip": (0, 100),
+    **dict.fromkeys(("guidance_scale", *_SCALES), (0, MAX_SCALE)),
+    "seed": (0, 2**32 - 1),
+}
 _FILLED = ("steps", "timestep_spacing", "strength")  # where None in a list is the model's default
 # `Requests` by columns: prompts_2, guidance_scales, seeds, ...
 _COLUMNS = {
@@ -317,25 +323,38 @@ def _check_guidance(request: Request) -> None:
             raise InputError(f"{name}: got {request.prompt!r:.60}, expected a prompt without AND")
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """InputError for options of one image that suit no model; None takes the model's default.
+
+    These are names, types and ranges, each option by itself: no model needs to be loaded.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    families = request_options()
+    for name, value in given.items():
+        if name in families:
+            families[name].check(name, value)
+        else:
+            typed(name, value, _TYPES[one_of("option", name, _TYPES)])
+    if "sampler" in given:
+        get_sampler(given["sampler"], given.get("eta"))
+    _check_loop(given.get("steps", 1), None, given.get("timestep_spacing"))
+    if "guidance" in given:
+        parse_rule(given["guidance"])
+    for name, (low, high) in _RANGES.items():
+        if name in given:
+            in_range(name, given[name], low, high)
+    if given.get("prompt_syntax", True):
+        for name in _TEXTS:
+            parse_syntax(given.get(name, ""))
+
+
 def check(request: Request, family: Family, vae_scale_factor: int) -> None:
     """InputError for a request that a model of this family cannot serve."""
-    for name, hint in _TYPES.items():
-        if name not in ("extras", *_ARRAYS):
-            typed(name, getattr(request, name), hint)
-    get_sampler(request.sampler, request.eta)
-    _check_loop(request.steps, request.sampler, request.timestep_spacing)
-    for name in ("strength", "denoising_start", "denoising_end"):
-        if (value := getattr(request, name)) is not None:
-            in_range(name, value, 0, 1)
-    in_range("clip_skip", request.clip_skip, 0, 100)
-    if request.prompt_syntax:
-        for name in _TEXTS:
-            parse_syntax(getattr(request, name) or "")
-    for name in ("guidance_scale", *_SCALES):
-        if (scale := getattr(request, name)) is not None:
-            _check_scale(name, scale)
+    options = {n: getattr(request, n) for n in _TYPES if n not in ("extras", *_ARRAYS)}
+    for name in (name for name, value in options.items() if value is None):
+        typed(name, None, _TYPES[name])  # which not all fields can be
+    check_options(options)
     _check_guidance(request)
-    in_range("seed", request.seed, 0, 2**32 - 1)
     multiple = vae_scale_factor * family.latent_multiple
     for name in ("height", "width"):
         size = getattr(request, name)

@@ -3,12 +3,14 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from flax import nnx
 
 from jaxdiff.checkpoints.components import CONFIG, Component, abstract_component
 from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import (
     DEFAULTS,
     PipelineComponents,
@@ -18,6 +20,7 @@ from jaxdiff.checkpoints.pipelines import (
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.core.aliases import rename_settings
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Dtype
 from jaxdiff.experiments.experiment import FILES, ModelSource
 from jaxdiff.families.base import Family
 from jaxdiff.families.detection import detect_family
@@ -191,17 +194,36 @@ def published_component(path: str | pathlib.Path, **options: Any) -> nnx.Module:
     return preset(*known.components[name]).abstract(**options)
 
 
-def published_model(source: str, **options: Any) -> tuple[Family, PipelineComponents]:
-    """The family and the components of a pipeline folder or of a published repository.
+def published_model(
+    source: str, dtype: Dtype, *, base: str | None = None, vae: str | None = None
+) -> tuple[Family, PipelineComponents]:
+    """The family and the components of a pipeline folder or file, or of a published repository.
 
-    Weights are shapes, and there are no tokenizers. `options` are those of the modules.
+    Weights are shapes: of files, headers and configs alone are read. `base` and `vae`, which are
+    files or folders too, are those of `jaxdiff.load`. InputError for what is not there.
     """
-    if source in PUBLISHED_MODELS:
+    options, others = {"dtype": dtype, "param_dtype": dtype}, {"base": base, "vae": vae}
+    given = {name: place for name, place in others.items() if place is not None}
+    if source in PUBLISHED_MODELS and not given:
         parts = PUBLISHED_MODELS[source].pipeline(**options)
     else:
-        parts = _folder(pathlib.Path(source), **options)
+        _check_there(source, given)
+        if pathlib.Path(source).is_dir() and not given:  # tokenizers may lack
+            parts = _folder(pathlib.Path(source), **options)
+        else:
+            parts = read_model(source, dtype, only=(), base=base, vae=vae)
     modules = {name: component.module for name, component in parts.components.items()}
     return detect_family(parts.class_name, modules, parts.options, source=source), parts
+
+
+def _check_there(source: str, others: Mapping[str, str] = MappingProxyType({})) -> None:
+    """InputError for a model, or `others` by option, that would have to be downloaded."""
+    for name, place in {"model": source, **others}.items():
+        if not pathlib.Path(place).exists():
+            known = f", or {', '.join(PUBLISHED_MODELS)}" if name == "model" and not others else ""
+            raise InputError(
+                f"plan: {name}: got {place}, expected a folder or file that is there{known}"
+            )
 
 
 def _folder(folder: pathlib.Path, **options: Any) -> PipelineComponents:
@@ -224,9 +246,7 @@ def _pipeline(source: str) -> PipelineComponents:
     """The pipeline in a folder or file, or of a published repository, of which nothing is read."""
     if source in PUBLISHED_MODELS:
         return PUBLISHED_MODELS[source].pipeline()
-    if not pathlib.Path(source).exists():  # a Hub repository would be downloaded
-        known = ", ".join(PUBLISHED_MODELS)
-        raise InputError(f"plan: got {source}, expected a folder or file that is there, or {known}")
+    _check_there(source)
     return FILES.pipeline(source)
 
 

@@ -25,6 +25,8 @@ from jaxdiff.pipeline.request import Defaults
 from jaxdiff.planning.published_models import published_model
 
 S = jax.ShapeDtypeStruct
+# Options that are those of a call.
+CALL = ("steps", "sampler", "guidance", "guidance_scale", "height", "width")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,13 @@ class SamplingOptions:
     plan: tuple[str, ...]
     """Topologies, such as v5e:2x4 or h200:8."""
     model: str
-    """A diffusers folder, whose weights are not read, or a Hub repository."""
+    """A diffusers folder or a checkpoint file, whose weights are not read, or the name of a
+    published repository, of which nothing is."""
+    base: str | None = None
+    """A diffusers folder with what a checkpoint file lacks: text encoders, tokenizers, VAE,
+    schedule."""
+    vae: str | None = None
+    """A VAE instead of the model's own: a folder or a file."""
     batch_size: int = 8
     """Images per batch, over all devices together."""
     steps: int | None = None
@@ -83,9 +91,7 @@ class SampledModel(NamedTuple):
     def with_defaults(self, options: SamplingOptions) -> SamplingOptions:
         """`options` with the model's defaults where they have none; raises InputError."""
         own = {
-            name: getattr(self.defaults, name)
-            for name in ("steps", "sampler", "guidance", "guidance_scale", "height", "width")
-            if getattr(options, name) is None
+            name: getattr(self.defaults, name) for name in CALL if getattr(options, name) is None
         }
         complete = dataclasses.replace(options, **own)
         if complete.sampler is None:
@@ -148,7 +154,7 @@ class SampledModel(NamedTuple):
 def sampled_model(options: SamplingOptions) -> SampledModel:
     """The model of `options` as shapes; raises InputError."""
     dtype = dtype_of(options.dtype)
-    family, parts = published_model(options.model, dtype=dtype, param_dtype=dtype)
+    family, parts = published_model(options.model, dtype, base=options.base, vae=options.vae)
     modules: dict[str, Any] = {name: each.module for name, each in parts.components.items()}
     prediction_type = family.prediction_type(parts.scheduler)
     texts = {spec.component: modules[spec.component] for spec in family.text_encoders}

@@ -17,10 +17,11 @@ from jaxdiff.models.build import param_dict
 from jaxdiff.parallel.mesh import FSDP, sampling_mesh
 from jaxdiff.pipeline.offload import TEXT, check_offload
 from jaxdiff.pipeline.on_mesh import OnMesh
+from jaxdiff.pipeline.request import check_options
 from jaxdiff.planning.compiling import compile_traced
 from jaxdiff.planning.max_batch import max_batch_size
 from jaxdiff.planning.report import FittingMesh, Plan, Planner, SamplingPlan
-from jaxdiff.planning.sampled_model import SampledModel, SamplingOptions, sampled_model
+from jaxdiff.planning.sampled_model import CALL, SampledModel, SamplingOptions, sampled_model
 from jaxdiff.planning.sampling_programs import (
     LOOP,
     TEXT_ENCODERS,
@@ -36,6 +37,7 @@ MESH_TRIES = 2  # meshes that are compiled to find one on which a model fits
 
 def sampling_planner(options: SamplingOptions) -> Planner:
     """The planner of generation with `options`; raises InputError."""
+    check_options({name: getattr(options, name) for name in CALL})
     model = sampled_model(options)
     options = model.with_defaults(options)
     check_offload(options.offload)

@@ -119,10 +119,28 @@ def test_an_unknown_repository_is_a_sentence(monkeypatch, kind):
         read_model("owner/name")
 
 
-@pytest.mark.parametrize("source", ["/no/such/model", "nowhere", "a/b/c", "./x/y"])
+@pytest.mark.parametrize(
+    "source", ["/no/such/model", "nowhere", "a/b/c", "./x/y", "models/flux.safetensors"]
+)
 def test_what_is_neither_here_nor_a_name_is_refused(source):
-    with pytest.raises(InputError, match="no such file or folder"):
+    with pytest.raises(
+        InputError, match=r"no such file or folder\), expected a diffusers folder, "
+    ):
         read_model(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("x.gguf", "a file that ends in .gguf"), ("x", "no extension"), ("x.json", "a file that")],
+)
+def test_a_file_of_another_kind_says_what_is_accepted(tmp_path, name, reason):
+    file = tmp_path / name
+    file.write_bytes(b"GGUF")
+    message = (
+        rf"model: got .*{name} \({reason}.*\), expected a diffusers folder, a checkpoint file "
+    )
+    with pytest.raises(InputError, match=message + r"\(\.safetensors, .*\) or a Hub repository"):
+        read_model(file)
 
 
 def test_options_that_do_not_apply_are_refused(folder, tmp_path):

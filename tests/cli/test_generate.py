@@ -629,6 +629,46 @@ def test_mistakes_with_files_are_one_sentence(model, tmp_path, capsys, arguments
     assert message in stderr(capsys)
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate a --sampler dpmp", "sampler: got 'dpmp', expected one of"),
+        ("generate a --sampler euler --eta 0.5", "eta: got 0.5 with sampler 'euler'"),
+        ("generate a --guidance cgf", "guidance: got 'cgf', expected one of"),
+        ("generate a --guidance cfg+rescal", "guidance: got 'rescal', expected one of"),
+        ("generate a --timestep-spacing karas", "timestep_spacing: got 'karas', expected one of"),
+        ("generate (a:1000)", "prompt: got weight 1000"),
+        ("generate --prompts {file}", "{file}:2: steps: got 1001"),
+        (
+            "generate a --guidance-model x --guidance cfg",
+            "guidance_model: got one with guidance cfg",
+        ),
+        ("generate a --refiner {file}", "refiner: got {file} (a file that ends in .jsonl)"),
+        ("generate a --lora no.safetensors", "no.safetensors: got no such file"),
+        ("generate a --textual-inversion no.pt", "no.pt: got no such file, expected a textual"),
+        ("generate a --classifier no --classifier-scale 1", "classifier: got no (no such folder)"),
+        ("strip a --sampler dpmp", "sampler: got 'dpmp', expected one of"),
+        ("evaluate --guidance cgf", "guidance: got 'cgf', expected one of"),
+        ("sweep a --samplers euler dpmp", "sampler: got 'dpmp', expected one of"),
+        ("sweep a --guidance cgf", "guidance: got 'cgf', expected one of"),
+    ],
+)
+def test_what_suits_no_model_shows_before_one_is_read(
+    tmp_path, capsys, monkeypatch, command, message
+):
+    monkeypatch.setattr(jaxdiff, "load", lambda *args, **options: pytest.fail("a model is read"))
+    file = tmp_path / "lines.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "steps": 1001}')
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    name, *arguments = command.format(file=file).split()
+    message = message.format(file=file)
+    assert main.run(name, [*arguments, "--output", str(tmp_path / "out.png")]) == 2
+    error = stderr(capsys)
+    assert error.startswith(f"{name}: {message}")
+    assert error.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def mixed_job(model, tmp_path_factory):
     """A file whose lines begin with words, with pictures of two sizes and with a mask.

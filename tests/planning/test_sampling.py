@@ -9,9 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import transformer_files
 from jax.sharding import Mesh
 
 import jaxdiff
+from jaxdiff.checkpoints import components
+from jaxdiff.checkpoints.loading import lazy_tensors
+from jaxdiff.checkpoints.pipelines import write_pipeline
+from jaxdiff.checkpoints.safetensors import write_tensors
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
@@ -275,6 +280,45 @@ def test_the_schedule_is_that_of_the_model(tmp_path):
     s = np.linspace(1, 3 / 1000 / (1 + 2 / 1000), 5)  # of the first and last level, shifted twice
     np.testing.assert_allclose(grid.sigma[0, :5], 3 * s / (1 + 2 * s), rtol=1e-5)
     assert program.trace(1).out_info.x.shape == (1, 8, 8, 4)
+
+
+def param_shapes(model):
+    return {
+        component: {path: (leaf.shape, leaf.dtype) for path, leaf in param_dict(module).items()}
+        for component, module in model.components.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_a_file_with_a_base_has_the_plan_of_its_folder(tmp_path, monkeypatch, name):
+    """A file with the network alone, of which no weights are read, nor of the base."""
+    folder, file = tmp_path / "folder", tmp_path / "x.safetensors"
+    parts = transformer_files.components(name, tmp_path)
+    write_pipeline(folder, parts)
+    tensors = lazy_tensors(parts.components["transformer"].module)
+    write_tensors(file, tensors)
+    monkeypatch.setattr(components, "load_into", lambda *_, **__: pytest.fail("weights are read"))
+    options = sampling.SamplingOptions(plan=(), model=str(folder), height=32, width=32)
+    wanted = sampling.sampled_model(options)
+    alone = dataclasses.replace(options, model=str(file), base=str(folder))
+    for chosen in (alone, dataclasses.replace(alone, vae=str(folder / "vae"))):
+        model = sampling.sampled_model(chosen)
+        assert param_shapes(model) == param_shapes(wanted)
+        for field in ("family", "schedule", "defaults", "num_tokens", "prediction_type"):
+            assert getattr(model, field) == getattr(wanted, field), field
+        traced = sampling.sampling_programs(
+            model.with_defaults(chosen), model, OnMesh(sampling_mesh({}, jax.devices()[:1]))
+        )
+        assert traced["loop"].trace(1).out_info.x.shape == (1, 16, 16, 16)
+    for changes, message in (
+        ({"base": "some/model"}, "plan: base: got some/model, expected a folder or file that is"),
+        ({"vae": "nowhere"}, "plan: vae: got nowhere, expected"),
+        ({"model": "some/model", "base": None}, "plan: model: got some/model, .*FLUX.1-dev"),
+        ({"sampler": "dpmp"}, "sampler: got 'dpmp'"),
+        ({"guidance": "cgf"}, "guidance: got 'cgf'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sampling.sampling_planner(dataclasses.replace(alone, **changes))
 
 
 FLOW = FlowSchedule(time_scale=1000.0, shift=3.0)
