@@ -68,6 +68,7 @@ def _single(match: re.Match[str]) -> str:
     return f"attn_layers.layers.{2 * int(match[1]) + (match[2] == 'b')}.{match[3]}"
 
 
+# Betas of configs/latent-diffusion/txt2img-1p4B-eval.yaml, where the roots of betas are linear.
 _SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
@@ -128,6 +129,7 @@ CLASS_CONDITIONAL = SingleFileLayout(
             write=ldm_writer.vae_to_ldm,
         ),
     ),
+    # configs/latent-diffusion/cin256-v2.yaml, whose latents are not rescaled
     scheduler=_SCHEDULER | {"beta_start": 0.0015, "beta_end": 0.0195},
     fields={
         "unet": {"sample_size": 64, "attention_head_dim": 1},

@@ -2,7 +2,7 @@
 
 The same network trained as a flow is SiT (2401.08740). Here a flow is x = (1 - s) x0 + s eps, whose
 velocity eps - x0 the network predicts at the time 1000 s; the code of SiT has data at time 1, noise
-at 0 and the velocity x0 - eps, at times from 0 to 1.
+at 0 and the velocity x0 - eps, at times from 0 to 1. `checkpoints/layout_dit.py` reads its files.
 """
 
 import dataclasses

@@ -1,8 +1,7 @@
 """PixArt's transformer on the latents of a VAE, with the hidden states of CLIP's text encoder.
 
 As Stable Diffusion 1 and 2 have it, with another network. diffusers has the network (2310.00426),
-but no pipeline of it with CLIP: such folders are jaxdiff's own. The learned variance, if a network
-has one, is left out.
+but no pipeline of it with CLIP: such folders are jaxdiff's own.
 """
 
 from collections.abc import Mapping

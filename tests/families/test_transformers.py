@@ -115,6 +115,27 @@ def test_one_guided_step_by_hand(sit):
     assert isinstance(sit.schedule, FlowSchedule)
 
 
+@pytest.mark.parametrize("guidance", ["cfg", "apg+interval:hi=3"])
+def test_learned_variances_on_a_mesh(dit, dit_folder, guidance):
+    """Of the sampler that reads them, images are the same on a mesh; they are not those of others.
+
+    The network's random variances are not what noises of these levels have: images are large.
+    """
+    options = {"steps": 3, "output": "latent", "seed": 1, "guidance_scale": 2.0}
+    options |= {"sampler": "ddpm:variance=learned_range", "guidance": guidance}
+    got = dit("4", **options).images
+    shared = jaxdiff.load(dit_folder, dtype="float32", mesh="fsdp=2")("4", **options).images
+    largest = np.abs(got).max()
+    np.testing.assert_allclose(shared, got, atol=1e-4 * largest)
+    fixed = dit("4", **options | {"sampler": "ddpm"}).images
+    assert np.abs(fixed - got).max() > 1e-3 * largest
+
+
+def test_a_network_without_a_variance_has_none_to_read(pixart):
+    with pytest.raises(InputError, match="sampler: got ddpm:variance=learned for a network that"):
+        pixart("a star", sampler="ddpm:variance=learned", steps=1)
+
+
 def test_a_class_has_names_and_a_number(dit):
     assert (dit.defaults.guidance_scale, dit.defaults.steps) == (4.0, 50)
     options = {"steps": 2, "latents": noise(1), "output": "latent"}
