@@ -64,6 +64,14 @@ FLUX = FluxTransformer2DConfig(
     guidance_embeds=True,
     out_channels=64,
 )
+# Models of FLUX.1 that take more than the noisy latents: their class, and columns of tokens.
+WIDER = {"fill": ("FluxFillPipeline", 384), "control": ("FluxControlPipeline", 128)}
+VAE8 = dataclasses.replace(
+    VAE16,
+    block_out_channels=(32,) * 4,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+)
 CHROMA = ChromaTransformer2DConfig(
     **TOKENS,
     joint_attention_dim=WIDTH,
@@ -168,6 +176,16 @@ def tied(component):
 
 def components(name, folder):
     """The pipeline of a family, by the name of one of its published models."""
+    if name in WIDER:
+        class_name, columns = WIDER[name]
+        parts = components("flux", folder)
+        config = dataclasses.replace(FLUX, in_channels=columns)
+        wider = {
+            "transformer": tiny.random_component(FluxTransformer2DModel, config),
+            "vae": tiny.random_component(AutoencoderKL, VAE8, seed=1),
+        }
+        own = {**parts.components, **wider}
+        return dataclasses.replace(parts, class_name=class_name, components=own)
     plain = read_pipeline(tiny.write_tiny(folder / "sd"))
     words = plain.components["text_encoder"].module.config.vocab_size
     own, clip = plain.tokenizers["tokenizer"], clip_tokenizer(END)

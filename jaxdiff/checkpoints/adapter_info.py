@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxdiff.checkpoints.inversion_names import BUNDLED, PAIR, bundled, embeddings, token_name
+from jaxdiff.checkpoints.inversion_names import BUNDLED, PAIR, T5, bundled, embeddings, token_name
 from jaxdiff.checkpoints.layout_stable_diffusion import REFINER, SD1, SD2, SDXL
 from jaxdiff.checkpoints.lora_formats import UNSUPPORTED, kind_of, unsupported
 from jaxdiff.checkpoints.lora_names import TRANSFORMER, Name, parse
@@ -135,8 +135,12 @@ def _textual_inversion(path: pathlib.Path, entries: Mapping[str, TensorInfo]) ->
     shapes = {name: entries[name].shape for name in embeddings(entries)}
     if token is None or any(len(shape) not in (1, 2) for shape in shapes.values()):
         return None
-    if len(shapes) == len(PAIR):
-        family, places = SDXL.name, PAIR
+    if len(shapes) > 1:
+        t5 = {name for name in shapes if name in T5}
+        both = PAIR.keys() <= shapes.keys()
+        family = SDXL.name if not t5 else "Stable Diffusion 3" if both else "FLUX.1"
+        places = {name: place for name, place in PAIR.items() if name in shapes}
+        places |= dict.fromkeys(t5, "text_encoder_3" if both else "text_encoder_2")
     else:
         ((name, shape),) = shapes.items()
         family = WIDTHS.get(shape[-1], UNKNOWN)

@@ -5,6 +5,7 @@
 | diffusers         | one, (d,) or (n, d), named by the word                | its name         |
 | kohya, web UI     | `emb_params` (n, d)                                   | the file's name  |
 | kohya for SDXL    | `clip_l` (n, d) and `clip_g` (n, d), one per encoder  | the file's name  |
+| the same with T5  | also `t5xxl` (ComfyUI) or `t5` (diffusers)            | the file's name  |
 | web UI, .pt       | `string_to_param.*` (n, d)                            | the file's name  |
 | the paper's, .pt  | the same, and the ids `string_to_token.*`             | the file's name  |
 | by hand, .pt        | one, without a name (`tensor`)                        | the file's name  |
@@ -16,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 PAIR = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+T5 = ("t5xxl", "t5")  # beside them
 BUNDLED = "bundle_emb."
 _UNNAMED = ("emb_params", "tensor", *PAIR)
 
@@ -28,7 +30,8 @@ def embeddings(names: Iterable[str]) -> list[str]:
 def token_name(path: pathlib.Path, names: Iterable[str]) -> str | None:
     """The placeholder token of a file with tensors of these names; None if it is no such file."""
     found = set(embeddings(names))
-    if found == PAIR.keys():
+    clips = found.difference(T5)
+    if clips == PAIR.keys() or (len(found) == 2 and clips and clips <= PAIR.keys()):
         return path.stem
     if len(found) != 1:
         return None

@@ -14,16 +14,17 @@ from jaxdiff.checkpoints.single_file_layouts import (
 )
 from jaxdiff.core.errors import InputError
 
-ALTERNATIVES = tuple(f"Flux{task}Pipeline" for task in ("Img2Img", "Inpaint", "Kontext"))
-FLUX_PIPELINES = ("FluxPipeline", *ALTERNATIVES, "FluxFillPipeline")
+ALTERNATIVES = tuple(
+    f"Flux{task}Pipeline" for task in ("Img2Img", "Inpaint", "Kontext", "KontextInpaint")
+)
+CONTROL_PIPELINES = tuple(f"FluxControl{task}Pipeline" for task in ("", "Img2Img", "Inpaint"))
+FLUX_PIPELINES = ("FluxPipeline", *ALTERNATIVES, "FluxFillPipeline", *CONTROL_PIPELINES)
 CHROMA_PIPELINES = tuple(f"Chroma{task}Pipeline" for task in ("", "Img2Img", "Inpaint"))
 PIPELINES = (*FLUX_PIPELINES, *CHROMA_PIPELINES)
 ORIGINAL = ("double_blocks.0.img_attn.qkv.weight", "img_in.weight", "txt_in.weight")
 DIFFUSERS = ("single_transformer_blocks.0.attn.to_q.weight", "x_embedder.weight")
 APPROXIMATOR = "distilled_guidance_layer.in_proj.weight"  # of Chroma
-# Columns of what the network takes beside those of the noisy latents.
-CHANNELS = {64: "FluxPipeline", 384: "FluxFillPipeline"}
-UNSUPPORTED = {128: "FLUX.1 Canny or Depth", 196: "Flex.2"}
+UNSUPPORTED = {196: "Flex.2"}  # by columns of what the network takes
 MLP_RATIO = 4
 
 _D, _T = "double_blocks.*", "transformer_blocks.*"
@@ -128,6 +129,14 @@ DEV = SingleFileLayout(
 )
 SCHNELL = replace(DEV, name="FLUX.1 schnell", scheduler=layout_parts.flow_scheduler(1.0))
 FILL = replace(DEV, name="FLUX.1 Fill", pipeline="FluxFillPipeline", alternatives=())
+CONTROL = replace(
+    DEV,
+    name="FLUX.1 Canny or Depth",
+    pipeline=CONTROL_PIPELINES[0],
+    alternatives=CONTROL_PIPELINES[1:],
+)
+# By columns of what the network takes: the noisy latents, 64, and what comes beside them.
+WIDER = {128: CONTROL, 384: FILL}
 CHROMA = SingleFileLayout(
     name="Chroma",
     pipeline="ChromaPipeline",
@@ -162,11 +171,11 @@ def _flux(entries: Entries, prefix: str, *, original: bool) -> SingleFileLayout:
     if columns in UNSUPPORTED:
         raise InputError(
             f"{inputs.path}: got {UNSUPPORTED[columns]}, which is not supported, expected FLUX.1 "
-            "with 64 channels, or 384 for Fill"
+            "with 64 channels, 128 for Canny and Depth, or 384 for Fill"
         )
     guidance = "guidance_in" if original else "time_text_embed.guidance_embedder"
-    if columns == 384:
-        return FILL
+    if columns in WIDER:
+        return WIDER[columns]
     return DEV if any(name.startswith(f"{prefix}{guidance}.") for name in entries) else SCHNELL
 
 
@@ -177,6 +186,7 @@ def layout_for(
     del scheduler  # which no file has
     if class_name in CHROMA_PIPELINES:
         return CHROMA
-    if class_name == FILL.pipeline:
-        return FILL
+    for layout in WIDER.values():
+        if class_name in (layout.pipeline, *layout.alternatives):
+            return layout
     return DEV if getattr(configs.get("transformer"), "guidance_embeds", True) else SCHNELL

@@ -1,35 +1,51 @@
 """Textual inversion files (2208.01618): vectors that stand for a new word."""
 
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdiff.checkpoints.file_kinds import kind_of_model
-from jaxdiff.checkpoints.inversion_names import PAIR, bundled, embeddings, token_name
+from jaxdiff.checkpoints.inversion_names import PAIR, T5, bundled, embeddings, token_name
 from jaxdiff.checkpoints.safetensors import LazyTensor, TensorInfo, read_tensor, write_tensors
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, Float, NDArray
+from jaxdiff.models.t5.module import T5EncoderModel
 
 IMAGES = (".png", ".webp", ".jpg", ".jpeg", ".jxl", ".avif")
 
 
 class Inversion(NamedTuple):
-    """A token, and its vectors for each text encoder, as many for all."""
+    """A token, and its vectors for each text encoder, as many for all.
+
+    T5 may have none where there is a CLIP too: it then reads the token as any text.
+    """
 
     token: str
     vectors: dict[str, Float[NDArray, "n d"]]
 
 
+def optional_encoders(encoders: Mapping[str, Any]) -> list[str]:
+    """The text encoders, by component, that need no vectors of their own: T5 beside CLIP."""
+    t5 = [name for name, each in encoders.items() if isinstance(each, T5EncoderModel)]
+    return t5 if len(t5) < len(encoders) else []
+
+
 def read_inversion(
-    path: pathlib.Path, widths: Mapping[str, int], token: str | None = None
+    path: pathlib.Path,
+    widths: Mapping[str, int],
+    token: str | None = None,
+    *,
+    optional: Collection[str] = (),
 ) -> Inversion:
     """The token in a file, for text encoders of these widths, by component.
 
-    `token` replaces the file's. Raises InputError for anything that does not fit.
+    `token` replaces the file's; those that are `optional` are `optional_encoders`. Raises
+    InputError for anything that does not fit.
     """
     if path.suffix.lower() in IMAGES:
         raise InputError(
@@ -41,10 +57,13 @@ def read_inversion(
     if own is None:
         got = kind_of_model(entries) or _listing(entries)
         raise InputError(f"{path}: got {got}, expected one embedding of one word")
-    return Inversion(own if token is None else token, _vectors(path, entries, widths))
+    vectors = _vectors(path, entries, widths, optional)
+    return Inversion(own if token is None else token, vectors)
 
 
-def read_bundled(path: pathlib.Path, widths: Mapping[str, int]) -> list[Inversion]:
+def read_bundled(
+    path: pathlib.Path, widths: Mapping[str, int], *, optional: Collection[str] = ()
+) -> list[Inversion]:
     """The tokens that come with a LoRA in its file. Raises InputError as `read_inversion`."""
     entries = read_weights(path)
     found = []
@@ -54,7 +73,7 @@ def read_bundled(path: pathlib.Path, widths: Mapping[str, int]) -> list[Inversio
             raise InputError(
                 f"{path}: bundle_emb.{token}: got {_listing(own)}, expected one embedding"
             )
-        found.append(Inversion(token, _vectors(path, own, widths)))
+        found.append(Inversion(token, _vectors(path, own, widths, optional)))
     return found
 
 
@@ -65,18 +84,29 @@ def _listing(names: Iterable[str]) -> str:
 
 
 def _vectors(
-    path: pathlib.Path, entries: Mapping[str, TensorInfo], widths: Mapping[str, int]
+    path: pathlib.Path,
+    entries: Mapping[str, TensorInfo],
+    widths: Mapping[str, int],
+    optional: Collection[str],
 ) -> dict[str, Float[NDArray, "n d"]]:
-    """The vectors of an embedding for each text encoder."""
-    names = embeddings(entries)
+    """The vectors of an embedding for each text encoder; T5's, if any, are `optional`."""
+    names, required = embeddings(entries), [name for name in widths if name not in optional]
     if len(names) == 1:
         # The refiner has only the second encoder.
-        places = dict.fromkeys(names, next(iter(widths)))
+        places = dict.fromkeys(names, required[0])
     else:
-        places = {name: place for name, place in PAIR.items() if place in widths}
-    if set(places.values()) != set(widths):
+        own = {name: place for name, place in PAIR.items() if name in names}
+        places = {name: place for name, place in own.items() if place in required}
+        t5 = [name for name in names if name in T5]
+        places |= {name: place for name in t5 for place in optional}
+        if t5 and not optional:
+            warnings.warn(
+                f"{path}: got vectors for T5, which have no effect on a model without it",
+                stacklevel=2,
+            )
+    if not set(required) <= set(places.values()):
         raise InputError(
-            f"{path}: got vectors for {len(places)} text encoders, expected {len(widths)}"
+            f"{path}: got vectors for {len(places)} text encoders, expected {len(required)}"
         )
     vectors = {}
     for name, place in places.items():
@@ -95,10 +125,12 @@ def _vectors(
     return vectors
 
 
-def write_inversion(folder: pathlib.Path, inversion: Inversion) -> pathlib.Path:
-    """Write a token as diffusers does; of two text encoders, which it has no form for, as kohya.
+def write_inversion(
+    folder: pathlib.Path, inversion: Inversion, *, t5: Collection[str] = ()
+) -> pathlib.Path:
+    """Write a token as diffusers does; of several text encoders, for which it has none, as kohya.
 
-    The token is then the name of the file, which is returned.
+    The token is then the name of the file, which is returned. `t5` are the components of T5.
     """
     named = len(inversion.vectors) == 1
     path = folder / ("learned_embeds" if named else inversion.token)
@@ -107,7 +139,8 @@ def write_inversion(folder: pathlib.Path, inversion: Inversion) -> pathlib.Path:
     if named:
         tensors = {inversion.token: next(iter(tables.values()))}
     else:
-        tensors = {name: tables[place] for name, place in PAIR.items()}
+        clips = {place: name for name, place in PAIR.items()}
+        tensors = {T5[0] if place in t5 else clips[place]: rows for place, rows in tables.items()}
     with atomic_file(path) as temporary:
         write_tensors(temporary, {name: _pending(rows) for name, rows in tensors.items()})
     return path

@@ -30,6 +30,7 @@ from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, make_jobs, read
 SHARED = (
     *("guidance", "negative_scale", "classifier_scale", "clip_scale", "sampler"),
     *("timestep_spacing", "eta", "clip_skip", "height", "width", "prompt_syntax"),
+    "max_sequence_length",
 )
 LISTED = 100  # images that a JSON report names; the manifest names all
 
@@ -116,6 +117,9 @@ class Options:
     """Fraction of the denoising process after which the refiner takes over. Default: 0.8."""
     clip_skip: int | None = None
     """Number of layers to skip at the end of the text encoders."""
+    max_sequence_length: int | None = None
+    """Tokens of a text that T5 reads, at most 512. Default: 256 in Stable Diffusion 3 and FLUX.1
+    schnell, 512 in other models."""
     vae_tile: int | None = None
     """Tile size of the VAE in pixels. Tiles save memory."""
     prompt_syntax: bool = True

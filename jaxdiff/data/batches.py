@@ -11,14 +11,14 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.core.validate import in_range, positive
 from jaxdiff.data.bad_samples import BadSampleCounter
-from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS, CaptionTokenizer
+from jaxdiff.data.texts import MASK_COLUMNS, POOLED_COLUMN, STATE_COLUMNS, CaptionTokenizer
 from jaxdiff.data.tokenizer import TextTokenizer, tokenize
 
 Item = Mapping[str, Any]
 Batch = dict[str, np.ndarray]
 
 # Latents, SDXL's time ids, and text embeddings.
-OPTIONAL_FIELDS = ("mean", "logvar", "time_ids", *STATE_COLUMNS, POOLED_COLUMN)
+OPTIONAL_FIELDS = ("mean", "logvar", "time_ids", *STATE_COLUMNS, *MASK_COLUMNS, POOLED_COLUMN)
 READ_AHEAD = 2  # batches prepared while the device computes
 ENDLESS = 1 << 52  # items: no training reads as many, and floats count them exactly, as grain does
 

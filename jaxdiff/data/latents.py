@@ -32,7 +32,7 @@ from jaxdiff.data.sources.records import (
     parse_record,
 )
 from jaxdiff.data.sources.storage import fingerprint
-from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS
+from jaxdiff.data.texts import MASK_COLUMNS, POOLED_COLUMN, STATE_COLUMNS
 
 DESCRIPTION = "latents.json"
 NULL_CAPTION_FILE = f"null{EXTENSION}"
@@ -58,6 +58,8 @@ class LatentCacheInfo:
     tokenizers: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     tokens: tuple[int, ...] = dataclasses.field(default=(), repr=False)
     state_widths: tuple[int, ...] = dataclasses.field(default=(), repr=False)
+    # whether the mask of the tokens that are text is stored too; empty: of no text encoder
+    masked: tuple[bool, ...] = dataclasses.field(default=(), repr=False)
     # of the pooled embeddings of all text encoders side by side; 0: none
     pooled_width: int = dataclasses.field(default=0, repr=False)
 
@@ -76,12 +78,16 @@ class LatentCacheInfo:
                 f"{len(self.tokens)} tokens and {len(self.state_widths)} state_widths, "
                 f"expected as many of each, at most {len(STATE_COLUMNS)}"
             )
+        if self.masked and len(self.masked) != len(self.tokens):
+            raise InputError(f"masked: got {len(self.masked)}, expected {len(self.tokens)} or none")
 
     @property
     def text_embedding_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the text embeddings of one caption, by name."""
         sizes = zip(STATE_COLUMNS, self.tokens, self.state_widths, strict=False)
         shapes: dict[str, tuple[int, ...]] = {name: (n, d) for name, n, d in sizes if d}
+        masks = zip(MASK_COLUMNS, self.tokens, self.masked, strict=False)
+        shapes |= {name: (n,) for name, n, stored in masks if stored}
         return shapes | ({POOLED_COLUMN: (self.pooled_width,)} if self.pooled_width else {})
 
     @property

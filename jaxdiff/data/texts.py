@@ -7,10 +7,12 @@ from jaxdiff.core.types import Int, NDArray
 from jaxdiff.data.tokenizer import TextTokenizer, tokenize
 
 # Columns of batches for each text encoder of a model, in the order of its family: token ids of
-# captions, or cached hidden states, unless the model takes none of this encoder; and the pooled
-# embeddings that the model takes, those of several encoders side by side.
+# captions, or cached hidden states, unless the model takes none of this encoder, with a mask of
+# the tokens that are text where the model takes one; and the pooled embeddings that the model
+# takes, those of several encoders side by side.
 ID_COLUMNS = ("ids", "ids_2", "ids_3", "ids_4")
 STATE_COLUMNS = ("states", "states_2", "states_3", "states_4")
+MASK_COLUMNS = tuple(f"{name}_mask" for name in STATE_COLUMNS)  # 1: text, 0: padding
 POOLED_COLUMN = "pooled"
 
 

@@ -40,11 +40,13 @@ class TextEncoders(NamedTuple):
         outputs = output_shapes(self.family, self.encoders).values()
         states = [output.hidden_states for output in outputs]
         pooled = [output.pooled for output in outputs if output.pooled is not None]
+        masked = tuple(output.mask is not None for output in outputs)
         return {
             "text_encoders": self.digests,
             "tokenizers": self.tokenizers,
             "tokens": tuple(len(ids[0]) for ids in self.tokenize([""]).values()),
             "state_widths": tuple(0 if each is None else each.shape[-1] for each in states),
+            "masked": masked if any(masked) else (),
             "pooled_width": sum(each.shape[-1] for each in pooled),
         }
 
@@ -61,11 +63,6 @@ def load_text_encoders(folder: pathlib.Path, dtype: Dtype) -> TextEncoders:
             raise InputError(
                 f"text_encoder: got {type(module).__name__} in {folder / name}, "
                 "expected a text encoder"
-            )
-        if spec.mask is not None:
-            raise InputError(
-                f"text_encoder: got {folder / name}, whose embeddings have a mask that no cache "
-                "stores, expected captions alone (no --texts embeddings)"
             )
         encoders[name] = module
     return TextEncoders(

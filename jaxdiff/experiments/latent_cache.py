@@ -84,3 +84,9 @@ def _check_text_encoders(info: LatentCacheInfo, base: BaseModel, got: str) -> No
         raise InputError(
             f"{got} {found} pooled embeddings, expected them {expected}, as the UNet needs"
         )
+    masked = any(spec.mask is not None for spec in base.family.text_encoders)
+    if masked != any(info.masked):
+        found, expected = ("with" if x else "without" for x in (any(info.masked), masked))
+        raise InputError(
+            f"{got} {found} masks of the text, expected them {expected}, as {base.family.name} is"
+        )

@@ -15,7 +15,11 @@ from jaxdiff.checkpoints.lora_names import FILES
 from jaxdiff.checkpoints.lora_writing import LoRAPair, Module, write_pairs
 from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.checkpoints.safetensors import LazyTensor
-from jaxdiff.checkpoints.textual_inversion import Inversion, write_inversion
+from jaxdiff.checkpoints.textual_inversion import (
+    Inversion,
+    optional_encoders,
+    write_inversion,
+)
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, NDArray
 from jaxdiff.data.texts import CaptionTokenizer
@@ -137,7 +141,8 @@ def textual_inversion(
 
     def export(params: HostParams, folder: pathlib.Path) -> None:
         trained = {name: params[f"{name}.vectors"] for name in base.text_encoders}
-        write_inversion(folder, Inversion(token, trained))
+        t5 = optional_encoders(base.text_encoders)
+        write_inversion(folder, Inversion(token, trained), t5=t5)
 
     return TrainingMethod(partition, caption_tokenizer, export)
 

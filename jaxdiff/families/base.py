@@ -40,6 +40,8 @@ class TextEncoder:
     layer: str | None = "last"
     pooled: bool = False  # whether the network gets the pooled embedding of this encoder
     length: int | None = None  # tokens of a text; None: as many as its tokenizer says
+    # the most that a request may ask for as max_sequence_length; None: the length is fixed
+    max_length: int | None = None
     # parts of so many tokens that a longer text has at most, the rest is cut; None: MAX_CHUNKS
     max_chunks: int | None = None
     # which prompt of a request it reads, 1 to 3; None: that of its place among the text encoders,
@@ -134,6 +136,11 @@ class Family:
     def has_pooled(self) -> bool:
         """Whether the network takes a pooled embedding."""
         return any(encoder.pooled for encoder in self.text_encoders)
+
+    @property
+    def skips_layers(self) -> bool:
+        """Whether the network gets hidden states of a text encoder that clip_skip changes."""
+        return any(spec.skips_layers and spec.layer is not None for spec in self.text_encoders)
 
     @property
     def options(self) -> dict[str, Option]:

@@ -27,6 +27,7 @@ CHROMA = Family(
     text_encoders=(
         TextEncoder(
             length=512,
+            max_length=512,
             max_chunks=1,
             skips_layers=False,
             masks_padding=True,

@@ -74,7 +74,8 @@ class Extra(ABC):
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         """InputError for a request that the model does not work with.
 
-        `settings` are its guidance rule and the options of extras, `texts` its prompts.
+        `settings` are its guidance rule, image, mask, strength, and the options of extras, `texts`
+        its prompts.
         """
         del settings, texts
 

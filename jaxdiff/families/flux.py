@@ -1,8 +1,9 @@
-"""FLUX.1: dev, Krea, schnell, Kontext and Fill, transformers that predict the velocity of a flow.
+"""FLUX.1: dev, Krea, schnell, Kontext, Fill, Canny and Depth, which predict the velocity of a flow.
 
 CLIP gives the pooled embedding alone, T5 the hidden states, padding included; they may read
 different texts. All but schnell are guidance-distilled: the network takes the guidance scale.
-Kontext (2506.15742) edits an image, whose latents are further tokens; Fill repaints under a mask.
+Kontext (2506.15742) edits an image, whose latents are further tokens; Fill repaints under a mask;
+Canny and Depth follow the edges or the depths of a control image, whose latents are channels.
 """
 
 import dataclasses
@@ -22,13 +23,16 @@ from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.flux.adapter import FluxAdapter
 from jaxdiff.models.flux.config import PATCH, FluxTokensConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.network_adapter import CHANNELS
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.models.vae import AutoencoderKL
 
-KONTEXT = "FluxKontextPipeline"  # has the components of FLUX.1 dev: only the name tells
+# They have the components of FLUX.1 dev: only the name tells.
+KONTEXT = ("FluxKontextPipeline", "FluxKontextInpaintPipeline")
 PIPELINE_CLASSES = (
     *(f"Flux{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "Fill")),
-    KONTEXT,
+    *(f"FluxControl{task}Pipeline" for task in ("", "Img2Img", "Inpaint")),
+    *KONTEXT,
 )
 CODECS = AutoencoderKL, AutoencoderTiny
 
@@ -92,13 +96,43 @@ class ReferenceImage(Extra):
 
 
 @dataclasses.dataclass(frozen=True)
+class ControlImage(Extra):
+    """The latents of the control image, which has the edges or the depths of what is generated."""
+
+    argument = CHANNELS
+    uses_image = True
+    untrainable = "got a transformer with a control image, expected one without"
+
+    def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
+        strength = settings.get("strength")
+        if settings.get("mask") is not None or strength not in (None, 1):
+            got = "a mask" if strength in (None, 1) else f"strength {strength}"
+            raise InputError(
+                f"image: got {got} with a control image, expected it alone: no pixel of it is kept"
+            )
+
+    def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k h w c"]:
+        latents = inputs.latents
+        if inputs.image is not None:
+            latents = inputs.encode(inputs.image)
+        if latents is None:
+            raise InputError("image: got none, expected the control image, of edges or of depths")
+        return inputs.for_streams(latents)
+
+    def of_batch(
+        self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
+    ) -> Float[Array, "b h w c"]:
+        raise NotImplementedError(self.untrainable)
+
+
+@dataclasses.dataclass(frozen=True)
 class FillChannels(Extra):
     """The latents of the masked image, and the mask; without a mask everything is generated.
 
     The mask's pixels under a latent are its channels, row by row.
     """
 
-    argument = "channels"
+    argument = CHANNELS
     uses_mask = True
     untrainable = "got a transformer for inpainting, expected one that is not"
 
@@ -128,6 +162,7 @@ T5 = TextEncoder(
     component="text_encoder_2",
     tokenizer="tokenizer_2",
     length=512,
+    max_length=512,
     max_chunks=1,
     skips_layers=False,
 )
@@ -158,7 +193,13 @@ FILL = dataclasses.replace(
     extras=(DistilledGuidance(30.0), FillChannels()),
     defaults={"guidance_scale": 30.0, "steps": 50},
 )
-FAMILIES = (FLUX, SCHNELL, FLUX_KONTEXT, FILL)
+CONTROL = dataclasses.replace(
+    FLUX,
+    name="FLUX.1 Canny or Depth",
+    extras=(DistilledGuidance(10.0), ControlImage()),
+    defaults={"guidance_scale": 10.0, "steps": 50},
+)
+FAMILIES = (FLUX, SCHNELL, FLUX_KONTEXT, FILL, CONTROL)
 
 
 def detect(
@@ -183,9 +224,11 @@ def detect(
             f"expected {config.pooled_projection_dim}, as the transformer has"
         )
     check_states(components, T5.component, config, source)
-    if _more_channels(config, vae.config, source):
-        family = FILL
-    elif options.get("_class_name") == KONTEXT:
+    latents = PATCH**2 * vae.config.latent_channels
+    more = _more_channels(config, latents, PATCH**2 * vae.config.downscale**2, source)
+    if more:
+        family = CONTROL if more == latents else FILL
+    elif options.get("_class_name") in KONTEXT:
         family = FLUX_KONTEXT
     else:
         family = FLUX if config.guidance_embeds else SCHNELL
@@ -207,14 +250,16 @@ def check_states(
         )
 
 
-def _more_channels(config: FluxTokensConfig, vae: Any, source: str) -> int:
-    """How many channels come beside the noisy latents; InputError for others than those of Fill."""
-    latents = PATCH**2 * vae.latent_channels
-    filled = 2 * latents + PATCH**2 * vae.downscale**2
-    if config.token_channels != latents or config.in_channels not in (latents, filled):
+def _more_channels(config: FluxTokensConfig, latents: int, mask: int, source: str) -> int:
+    """How many channels come beside the noisy latents; InputError for others than are known.
+
+    A token has so many of latents and of the mask.
+    """
+    more = config.in_channels - latents
+    if config.token_channels != latents or more not in (0, latents, latents + mask):
         raise InputError(
             f"{source}: transformer: got {config.in_channels} channels in and "
-            f"{config.token_channels} out, expected {latents} as the VAE has, or {filled} in for "
-            "inpainting"
+            f"{config.token_channels} out, expected {latents} as the VAE has, {2 * latents} in for "
+            f"a control image, or {2 * latents + mask} in for inpainting"
         )
-    return config.in_channels - latents
+    return more

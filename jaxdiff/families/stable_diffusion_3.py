@@ -36,6 +36,7 @@ T5 = TextEncoder(
     component="text_encoder_3",
     tokenizer="tokenizer_3",
     length=T5_TOKENS,
+    max_length=512,
     max_chunks=1,
     prompt=3,
     skips_layers=False,

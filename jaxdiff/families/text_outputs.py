@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.core.types import Array
-from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS
+from jaxdiff.data.texts import MASK_COLUMNS, POOLED_COLUMN, STATE_COLUMNS
 from jaxdiff.families.base import Family, TextEncoderOutput
 
 
@@ -38,15 +38,23 @@ def state_columns(family: Family) -> dict[str, str]:
     return {spec.component: column for spec, column in pairs if spec.layer is not None}
 
 
+def mask_columns(family: Family) -> dict[str, str]:
+    """The column with the cached mask of each text encoder that gives the network one."""
+    pairs = zip(family.text_encoders, MASK_COLUMNS, strict=False)
+    return {spec.component: column for spec, column in pairs if spec.mask is not None}
+
+
 def cached_text_columns(family: Family) -> tuple[str, ...]:
     """The columns of training batches that stand for the captions where texts are cached."""
     pooled = [POOLED_COLUMN] if family.has_pooled else []
-    return (*state_columns(family).values(), *pooled)
+    return (*state_columns(family).values(), *mask_columns(family).values(), *pooled)
 
 
 def cached_columns(family: Family, outputs: Mapping[str, TextEncoderOutput]) -> dict[str, Array]:
     """The columns of a text cache: the outputs of the text encoders by component."""
     states = {column: outputs[name].hidden_states for name, column in state_columns(family).items()}
+    masks = {column: outputs[name].mask for name, column in mask_columns(family).items()}
+    states |= {name: mask.astype(jnp.float32) for name, mask in masks.items() if mask is not None}
     pooled = [each.pooled for each in outputs.values() if each.pooled is not None]
     if pooled:
         states[POOLED_COLUMN] = jnp.concatenate(pooled, axis=-1)
@@ -71,5 +79,9 @@ def cached_outputs(
         pooled = dict.fromkeys(pooled, columns[POOLED_COLUMN])
     names = state_columns(family)
     states = {name: columns[column] for name, column in names.items()}
+    masks = {name: columns[column] > 0.5 for name, column in mask_columns(family).items()}
     components = [spec.component for spec in family.text_encoders]
-    return [TextEncoderOutput(states.get(name), pooled.get(name)) for name in components]
+    return [
+        TextEncoderOutput(states.get(name), pooled.get(name), masks.get(name))
+        for name in components
+    ]

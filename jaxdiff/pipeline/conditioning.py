@@ -89,7 +89,9 @@ class PromptTokenizers(NamedTuple):
 
     def tokenize(self, requests: Sequence[Request], streams: Sequence[Stream]) -> TokenizedPrompts:
         """The tokens of all streams of images that have equally many chunks."""
-        empty = [chunk_prompt(tokenizer, "") for tokenizer in self.by_encoder.values()]
+        lengths = self._lengths(requests[0])  # of all, as they share a batch
+        pairs = zip(self.by_encoder.values(), lengths, strict=True)
+        empty = [chunk_prompt(tokenizer, "", length=length) for tokenizer, length in pairs]
         ids, weights = [], []
         for request in requests:
             rows = self._chunks(request, streams)
@@ -112,14 +114,25 @@ class PromptTokenizers(NamedTuple):
         """The tokens of each text encoder's texts, of which each stream has one."""
         syntax, texts = request.prompt_syntax, texts_by_encoder(request, streams)
         limits = [spec.max_chunks or MAX_CHUNKS for spec in self.family.text_encoders]
-        numbers = self.family.prompt_numbers
+        numbers, lengths = self.family.prompt_numbers, self._lengths(request)
         return [
             [
-                chunk_prompt(tokenizer, text or "", syntax=syntax, max_chunks=limits[i])
+                chunk_prompt(
+                    tokenizer,
+                    text or "",
+                    syntax=syntax,
+                    max_chunks=limits[i],
+                    length=lengths[i],
+                )
                 for text in texts[numbers[i] - 1]
             ]
             for i, tokenizer in enumerate(self.by_encoder.values())
         ]
+
+    def _lengths(self, request: Request) -> list[int | None]:
+        """How many tokens each text encoder reads at once; None: as its tokenizer says."""
+        asked = request.max_sequence_length
+        return [asked if spec.max_length else None for spec in self.family.text_encoders]
 
 
 def texts_by_encoder(request: Request, streams: Sequence[Stream]) -> list[list[Text]]:

@@ -1,5 +1,6 @@
 """A model's default options: those stored with it, and those that its scheduler config reveals."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +15,11 @@ from jaxdiff.pipeline.request import Defaults
 
 # Defaults of pipeline classes of diffusers for networks that nothing else tells apart.
 DEFAULTS_OF_CLASSES = {"LatentConsistencyModelPipeline": {"guidance_scale": 8.5, "steps": 4}}
+# Of step-distilled models that nothing but a word in the name of their file or folder tells from
+# the others of a family: Stable Diffusion 3.5 Large Turbo has the tensors and schedule of Large.
+DEFAULTS_OF_NAMES = {
+    "Stable Diffusion 3.5": ("turbo", {"guidance_scale": 1.0, "steps": 4}),
+}
 
 
 def model_defaults(parts: PipelineComponents, family: Family, source: str) -> Defaults:
@@ -27,9 +33,15 @@ def model_defaults(parts: PipelineComponents, family: Family, source: str) -> De
         parts.scheduler,
         size_of(native, family.codec(modules).config.downscale),
         pipeline_class=parts.class_name,
-        family=family.request_defaults,
+        family={**family.request_defaults, **_of_name(family.name, source)},
         source=source,
     )
+
+
+def _of_name(family: str, source: str) -> Mapping[str, Any]:
+    """The defaults of a distilled model of the family, if `source` is named as one."""
+    word, defaults = DEFAULTS_OF_NAMES.get(family, ("", {}))
+    return defaults if word in pathlib.PurePath(source).name.lower() else {}
 
 
 def read_defaults(

@@ -34,6 +34,8 @@ REPLACED: Mapping[str, str] = {
     "sigmas": 'timestep_spacing, such as "karras" or "999,749,499,249"',
     "return_dict": "it left out: the output has the fields images and timings",
     "padding_mask_crop": "an image that is cropped already",
+    "control_image": "image=..., which FLUX.1 Canny and Depth take as the control image",
+    "image_reference": "image=..., which FLUX.1 Kontext takes as the reference too",
     "ip_adapter_image": "it left out: there are no image prompts",
     "ip_adapter_image_embeds": "it left out: there are no image prompts",
 }

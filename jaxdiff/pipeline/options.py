@@ -32,6 +32,7 @@ class Options(TypedDict, total=False):
     width: int | None
     prompt_syntax: bool | None
     clip_skip: int | None
+    max_sequence_length: int | None
     strength: float | Sequence[float | None] | None
     denoising_start: float | None
     denoising_end: float | None

@@ -217,14 +217,21 @@ def _joined(pieces: Sequence[WeightedText]) -> list[WeightedText]:
 
 
 def chunk_prompt(
-    tokenizer: PromptTokenizer, prompt: str, *, syntax: bool = True, max_chunks: int = MAX_CHUNKS
+    tokenizer: PromptTokenizer,
+    prompt: str,
+    *,
+    syntax: bool = True,
+    max_chunks: int = MAX_CHUNKS,
+    length: int | None = None,
 ) -> Tokens:
     """The chunks of `prompt`, one at least; without `syntax` every character stands for itself.
 
     A prompt without brackets that fits one chunk gets exactly the ids that the tokenizer gives. Of
-    one chunk at most, BREAK is a space, and a longer prompt is cut where the chunk is full.
+    one chunk at most, BREAK is a space, and a longer prompt is cut where the chunk is full. A chunk
+    has `length` tokens; None: as many as the tokenizer says.
     """
-    room = tokenizer.tokenizer.model_max_length - len(tokenizer.special)
+    length = length or tokenizer.tokenizer.model_max_length
+    room = length - len(tokenizer.special)
     chunks: list[tuple[list[int], list[float]]] = [([], [])]
     pieces = parse_syntax(prompt) if syntax else [WeightedText(prompt, 1.0)]
     if max_chunks == 1:
@@ -242,7 +249,7 @@ def chunk_prompt(
             chunks[-1][0].append(token)
             chunks[-1][1].append(weight)
     num_truncated = sum(len(ids) for ids, _ in chunks[max_chunks:])
-    framed = [_framed(tokenizer, *chunk) for chunk in chunks[:max_chunks]]
+    framed = [_framed(tokenizer, *chunk, length) for chunk in chunks[:max_chunks]]
     ids, weights = (np.stack(column) for column in zip(*framed, strict=True))
     return Tokens(ids, weights, num_truncated)
 
@@ -265,11 +272,11 @@ def _up_to(comma: int | None, ids: Sequence[int]) -> int:
 
 
 def _framed(
-    tokenizer: PromptTokenizer, ids: list[int], weights: list[float]
+    tokenizer: PromptTokenizer, ids: list[int], weights: list[float], n: int
 ) -> tuple[NDArray, NDArray]:
-    """Start, `ids`, end, padding; what is not text weighs 1."""
+    """Start, `ids`, end, padding: n tokens; what is not text weighs 1."""
     start, end = tokenizer.special[:-1], tokenizer.special[-1:]
-    n, pad = tokenizer.tokenizer.model_max_length, tokenizer.tokenizer.pad_token_id
+    pad = tokenizer.tokenizer.pad_token_id
     whole, heavy = [*start, *ids, *end], np.ones(n, np.float32)
     heavy[len(start) : len(start) + len(ids)] = weights
     return np.array([*whole, *[pad] * (n - len(whole))], np.int32), heavy

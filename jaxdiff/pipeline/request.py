@@ -20,6 +20,7 @@ from jaxdiff.pipeline.prompts import parse_syntax, split_and
 from jaxdiff.samplers.base import SAMPLERS, get_sampler
 
 MAX_STEPS = 1000
+MIN_LENGTH = 2  # tokens: one of text, and the end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class Request:
     eta: float | None = None  # of ddim, 0 to 1; None: the sampler's default
     prompt_syntax: bool = True  # read (word:1.3), [word], BREAK and AND
     clip_skip: int = 0  # layers to skip at the end of the text encoders
+    # tokens of a text that T5 reads, padding included; None: the model's number
+    max_sequence_length: int | None = None
     strength: float | None = None  # how much an initial image changes, 0 to 1
     denoising_start: float | None = None  # fraction of the process that is already done
     denoising_end: float | None = None  # fraction of the process after which to stop
@@ -387,8 +390,13 @@ def _check_family(request: Request, family: Family) -> None:
             raise InputError(
                 f"{name}: got {got!r:.60}, expected none for a model without a {which} text encoder"
             )
+    if (length := request.max_sequence_length) is not None:
+        limits = [spec.max_length for spec in family.text_encoders if spec.max_length]
+        if not limits:
+            raise InputError(f"max_sequence_length: got {length}, expected none for {family.name}")
+        in_range("max_sequence_length", length, MIN_LENGTH, max(limits))
     unread = () if family.reads_prompt else ("prompt", "negative_prompt")
-    for name in (*unread, *(() if family.text_encoders else ("clip_skip",))):
+    for name in (*unread, *(() if family.skips_layers else ("clip_skip",))):
         if got := getattr(request, name):
             raise InputError(f"{name}: got {got!r:.60}, expected none for {family.name}")
     second = request.negative_prompt_2
@@ -400,5 +408,6 @@ def _check_family(request: Request, family: Family) -> None:
     texts = [part.text for part in split_and(request.prompt, syntax=request.prompt_syntax)]
     texts.append(request.negative_prompt or "")
     accepted_options(family, request.extras)
+    own = {name: getattr(request, name) for name in ("guidance", "image", "mask", "strength")}
     for extra in family.extras:
-        extra.check({"guidance": request.guidance, **request.extras}, texts)
+        extra.check({**own, **request.extras}, texts)

@@ -8,7 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.checkpoints.textual_inversion import Inversion, read_bundled, read_inversion
+from jaxdiff.checkpoints.textual_inversion import (
+    Inversion,
+    optional_encoders,
+    read_bundled,
+    read_inversion,
+)
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
@@ -32,6 +37,7 @@ class TextualInversionManager:
         files: Mapping[str, TokenizerFiles],
     ) -> None:
         self._tokenizers, self._encoders, self._files = tokenizers, encoders, files
+        self._optional = optional_encoders(encoders)
         self._original: dict[str, Array] = {}  # the token embeddings before any was added
         self._loaded: dict[str, tuple[Inversion, bool]] = {}  # by token; whether it is a LoRA's
 
@@ -41,19 +47,19 @@ class TextualInversionManager:
         return tuple(self._loaded)
 
     def load(self, source: pathlib.Path, token: str | None) -> str:
-        """Add the token of a file to all tokenizers; returns it.
+        """Add the token of a file to the tokenizers of encoders that it is for; returns it.
 
         `token` replaces the file's own. Raises InputError, with nothing changed, for vectors that
         do not fit and for a token that exists.
         """
-        inversion = read_inversion(source, self._widths(), token)
+        inversion = read_inversion(source, self._widths(), token, optional=self._optional)
         self._check([inversion])
         self.add([inversion])
         return inversion.token
 
     def read_bundled(self, source: pathlib.Path) -> list[Inversion]:
         """The tokens in a LoRA file, checked as `load` does, and not added."""
-        found = read_bundled(source, self._widths())
+        found = read_bundled(source, self._widths(), optional=self._optional)
         self._check(found)
         return found
 
@@ -73,10 +79,10 @@ class TextualInversionManager:
                 )
 
     def add(self, inversions: Sequence[Inversion], *, bundled: bool = False) -> None:
-        """Add checked tokens to all tokenizers; `bundled` says that they came with a LoRA."""
+        """Add checked tokens; `bundled` says that they came with a LoRA."""
         for inversion in inversions:
-            for name in self._tokenizers:
-                self._add(name, inversion.token, inversion.vectors[name])
+            for name, vectors in inversion.vectors.items():
+                self._add(name, inversion.token, vectors)
             self._loaded[inversion.token] = inversion, bundled
 
     def _add(self, component: str, word: str, vectors: Float[NDArray, "n d"]) -> None:

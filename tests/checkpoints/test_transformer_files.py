@@ -26,6 +26,8 @@ from jaxdiff.models.build import param_dict
 # What a file that `convert` writes is called, and what loading it needs beside it.
 FAMILIES = {
     "flux": ("FLUX.1 dev", ["tokenizer_2"]),
+    "fill": ("FLUX.1 Fill", ["tokenizer_2"]),
+    "control": ("FLUX.1 Canny or Depth", ["tokenizer_2"]),
     "chroma": ("Chroma", ["tokenizer"]),
     "sd3": ("Stable Diffusion 3.5", ["tokenizer_3"]),
     "dit": ("DiT", ["vae"]),
@@ -33,6 +35,9 @@ FAMILIES = {
     "classes": ("class-conditional LDM", []),
 }
 PROMPTS = {"dit": "square", "classes": "square"}
+PIXELS = np.random.default_rng(4).integers(0, 256, (16, 16, 3), np.uint8)
+# What the wider models of FLUX.1 begin with.
+INPUTS = {"control": {"image": PIXELS}, "fill": {"image": PIXELS, "mask": PIXELS[..., 0]}}
 IMAGE = {"height": 16, "width": 16, "steps": 1, "output": "numpy", "seed": 3}
 
 
@@ -78,7 +83,7 @@ def assert_same(got, wanted):
 
 def generate(name, source, **options):
     pipe = tiny.first_devices(jaxdiff.load(source, dtype="float32", **options), 1)
-    return pipe(PROMPTS.get(name, "a small red circle"), **IMAGE).images
+    return pipe(PROMPTS.get(name, "a small red circle"), **IMAGE, **INPUTS.get(name, {})).images
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -233,6 +238,24 @@ def test_the_projection_of_clip_l_does_not_count_in_sd3(written, tmp_path, capsy
     assert not output.exists()
 
 
+@pytest.mark.parametrize("name", ["fill", "control"])
+def test_wider_models_of_flux_from_comfyui(written, tmp_path, name):
+    """The network alone under bare names, as ComfyUI has it, with all else of FLUX.1 dev."""
+    folder, file = written(name)
+    tensors = models.arrays(file)
+    bare = {n.removeprefix(UNET): a for n, a in tensors.items() if n.startswith(UNET)}
+    path = originals.write_safetensors(tmp_path / "x.safetensors", bare)
+    dev = tmp_path / "dev"
+    plain = models.components("flux", tmp_path)
+    others = {n: c for n, c in read_pipeline(folder).components.items() if n != "transformer"}
+    own = {**others, "transformer": plain.components["transformer"]}
+    write_pipeline(dev, dataclasses.replace(plain, components=own))
+    for base in (folder, dev):
+        parts = read_model(path, base=base, only=())
+        assert parts.class_name == models.WIDER[name][0]
+    np.testing.assert_array_equal(generate(name, path, base=dev), generate(name, folder))
+
+
 def test_schnell(written, tmp_path):
     """A file without the embedding of a guidance scale, whose schedule is that of schnell."""
     folder, file = written("flux")
@@ -278,9 +301,9 @@ def test_what_does_not_fit(written, tmp_path, capsys):
         flux,
     )
     tensors = models.arrays(file)
-    wide = tensors | {f"{UNET}img_in.weight": np.zeros((128, 128), np.float32)}
+    wide = tensors | {f"{UNET}img_in.weight": np.zeros((128, 196), np.float32)}
     originals.write_safetensors(path, wide)
-    refused(capsys, path, "got FLUX.1 Canny or Depth, which is not supported", "--base", flux)
+    refused(capsys, path, "got Flex.2, which is not supported", "--base", flux)
     states = tensors | {f"{UNET}txt_in.weight": np.zeros((128, 16), np.float32)}
     originals.write_safetensors(path, states)
     refused(

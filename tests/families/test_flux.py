@@ -50,6 +50,7 @@ CHROMA = ChromaTransformer2DConfig(
     **TOKENS, approximator_num_channels=8, approximator_hidden_dim=12, approximator_layers=1
 )
 FILL = dataclasses.replace(FLUX, in_channels=16 + 16 + 16, out_channels=16)
+CONTROL = dataclasses.replace(FLUX, in_channels=16 + 16, out_channels=16)
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "shift": 3.0,
@@ -85,6 +86,7 @@ CLASSES = {
     "FluxPipeline": (FluxTransformer2DModel, FLUX),
     "FluxKontextPipeline": (FluxTransformer2DModel, FLUX),
     "FluxFillPipeline": (FluxTransformer2DModel, FILL),
+    "FluxControlPipeline": (FluxTransformer2DModel, CONTROL),
     "ChromaPipeline": (ChromaTransformer2DModel, CHROMA),
 }
 
@@ -103,6 +105,7 @@ def test_families(folders):
         "FluxPipeline": "FLUX.1",
         "FluxKontextPipeline": "FLUX.1 Kontext",
         "FluxFillPipeline": "FLUX.1 Fill",
+        "FluxControlPipeline": "FLUX.1 Canny or Depth",
         "ChromaPipeline": "Chroma",
     }
 
@@ -121,7 +124,7 @@ def test_a_model_without_a_guidance_embedding_is_schnell(folders, tmp_path):
     [
         ({"pooled_projection_dim": 6}, "text_encoder: got a pooled embedding of width 8, expected"),
         ({"joint_attention_dim": 6}, "text_encoder_2: got hidden states of width 10, expected 6"),
-        ({"in_channels": 32, "out_channels": 16}, "transformer: got 32 channels in and 16 out, "),
+        ({"in_channels": 36, "out_channels": 16}, "transformer: got 36 channels in and 16 out, "),
     ],
 )
 def test_parts_that_do_not_fit(folders, changes, message):
@@ -216,6 +219,21 @@ def test_channels_of_the_mask_are_its_pixels():
     np.testing.assert_array_equal(made[0, 0, 2, 3, 3:], mask[0, 4:6, 6:8, 0].ravel())
 
 
+def test_a_control_image_is_alone(folders):
+    pipe = tiny.first_devices(jaxdiff.load(folders["FluxControlPipeline"], dtype="float32"), 1)
+    image = np.zeros((16, 24, 3), np.uint8)
+    assert pipe.resolve(PROMPT, image=image).strength == 1.0
+    for options, message in (
+        ({"image": image, "mask": image[..., 0]}, "image: got a mask with a control image"),
+        ({"image": image, "strength": 0.5}, "image: got strength 0.5 with a control image"),
+        ({"control_image": image}, "control_image: got .*, expected image=..., which FLUX.1 Canny"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipe.resolve(PROMPT, **options)
+    with pytest.raises(InputError, match="image: got none, expected the control image"):
+        pipe(PROMPT, height=16, width=16, steps=1)
+
+
 @pytest.mark.parametrize("name", ["FluxPipeline", "FluxKontextPipeline", "ChromaPipeline"])
 def test_one_step_of_training_moves_all_weights(folders, name):
     base = load_base_model(DiffusionObjective(pipeline=str(folders[name])))
@@ -283,8 +301,8 @@ def test_inspect(folders, name, capsys, monkeypatch):
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", ["FluxPipeline", "ChromaPipeline"])
 def test_a_lora_of_the_attention_is_trained(folders, tmp_path, name):
-    """Of both streams and of single blocks; Chroma's text states have a mask and are not cached."""
-    file = lora_training.train(folders[name], tmp_path, text_states=name == "FluxPipeline")
+    """Of both streams and of single blocks, on cached text states, Chroma's with their mask."""
+    file = lora_training.train(folders[name], tmp_path)
     assert lora_training.modules(file) == lora_training.attention(1, 1)
     lora_training.check_effect(folders[name], file)
 

@@ -16,7 +16,9 @@ from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import FlowSchedule
 from jaxdiff.families.base import TextEncoderOutput
+from jaxdiff.families.detection import family_of
 from jaxdiff.families.stable_diffusion_3 import JoinCLIPAndT5
+from jaxdiff.guidance.base import parse
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
@@ -24,6 +26,7 @@ from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.pipeline.defaults import model_defaults
 from jaxdiff.pipeline.hires_fix import hires_fix
 
 WIDTH, LENGTH, CHANNELS = 24, 12, 6
@@ -194,6 +197,35 @@ def test_models_without_some_encoders(pipe, tmp_path, encoders):
             with pytest.raises(InputError, match=f"{name}: got .*, expected none"):
                 less("a", **{name: texts[name]}, **options)
     assert np.any(pipe("a", **options).images != plain)
+
+
+def test_the_name_tells_turbo(tmp_path):
+    """Its files are those of Large; what jaxdiff.json says comes first."""
+    normed = dataclasses.replace(TRANSFORMER, qk_norm="rms_norm")
+    parts = read_pipeline(write_sd3(tmp_path, transformer=normed), only=())
+    family, plain = family_of(parts, "x"), read_pipeline(tmp_path / "model", only=())
+    for name, stored, wanted in (
+        ("stabilityai/stable-diffusion-3.5-large-turbo", {}, (1.0, 4)),
+        ("models/sd3.5_large_Turbo.safetensors", {"steps": 6}, (1.0, 6)),
+        ("turbo/stable-diffusion-3.5-large", {}, (4.5, 28)),
+    ):
+        found = model_defaults(dataclasses.replace(plain, defaults=stored), family, name)
+        assert (found.guidance_scale, found.steps) == wanted
+
+
+def test_texts_have_the_length_that_is_asked_for(pipe):
+    """Of T5 alone, and the rest of a text is cut."""
+    requests = pipe.resolve(PROMPT, max_sequence_length=3)
+    with pytest.warns(UserWarning, match="truncated, 2 tokens .* in text_encoder_3"):
+        pipe._tokenizers.num_chunks(requests, parse("none").streams)
+    tokens = pipe._tokenizers.tokenize(requests, parse("none").streams)
+    assert [ids.shape[-1] for ids in tokens.ids][2] == 3
+    assert pipe._tokenizers.tokenize(pipe.resolve(PROMPT), parse("none").streams).ids[2].shape == (
+        1,
+        1,
+        1,
+        256,
+    )
 
 
 def test_sizes_are_multiples_of_patches(pipe):

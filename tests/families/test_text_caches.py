@@ -54,6 +54,9 @@ MODELS = {
         (TextEncoder(layer=None, pooled=True, max_chunks=1), lambda: clip(0, 8, 6, False)),
         (TextEncoder(component="text_encoder_2", length=7, max_chunks=1), t5),
     ],
+    "masked-t5": [
+        (TextEncoder(length=7, max_chunks=1, masks_padding=True, mask="context_mask"), t5),
+    ],
 }
 SHAPES = {
     "clip-clip-t5": {
@@ -63,6 +66,7 @@ SHAPES = {
         "pooled": (16,),
     },
     "pooled-t5": {"states_2": (7, 8), "pooled": (8,)},
+    "masked-t5": {"states": (7, 8), "states_mask": (7,)},
 }
 
 
@@ -145,7 +149,11 @@ def test_a_cache_gives_what_the_encoders_give(model):
         assert isinstance(each, TextEncoderOutput)
         assert (each.hidden_states is None) == (spec.layer is None)
         assert (each.pooled is None) != spec.pooled
+        assert (each.mask is None) == (spec.mask is None)
         for own, other in zip(jax.tree.leaves(each), jax.tree.leaves(want), strict=True):
+            assert own.dtype == other.dtype
             np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)
+    if spec.mask is not None:
+        np.testing.assert_array_equal(each.mask.sum(axis=1), [4, 1, 7])  # with the end
     joined = flatten(family.text_conditioning(got)) if len(got) < 3 else {}
-    assert set(joined) <= {"context", "text_embeds"}
+    assert set(joined) <= {"context", "text_embeds", "context_mask"}

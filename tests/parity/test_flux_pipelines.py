@@ -35,6 +35,7 @@ TRANSFORMER = {
 }
 FLUX = {**TRANSFORMER, "pooled_projection_dim": 12, "guidance_embeds": True}
 FILL = {**FLUX, "in_channels": 4 * (CHANNELS + CHANNELS + 2 * 2), "out_channels": 4 * CHANNELS}
+CONTROL = {**FLUX, "in_channels": 4 * 2 * CHANNELS, "out_channels": 4 * CHANNELS}
 CHROMA = {
     **TRANSFORMER,
     "approximator_num_channels": 64,
@@ -52,10 +53,12 @@ MODELS = {
     ),
     "kontext": (diffusers.FluxKontextPipeline, FLUX, SHIFTED),
     "fill": (diffusers.FluxFillPipeline, FILL, SHIFTED),
+    "control": (diffusers.FluxControlPipeline, CONTROL, SHIFTED),
     "chroma": (diffusers.ChromaPipeline, CHROMA, SHIFTED),
 }
 MODULES = (
-    *(f"flux.pipeline_flux{task}" for task in ("", "_img2img", "_inpaint", "_fill", "_kontext")),
+    *(f"flux.pipeline_flux{task}" for task in ("", "_img2img", "_inpaint", "_fill", "_control")),
+    *(f"flux.pipeline_flux_kontext{task}" for task in ("", "_inpaint")),
     *(f"chroma.pipeline_chroma{task}" for task in ("", "_img2img", "_inpainting")),
 )
 
@@ -222,6 +225,21 @@ def test_text_to_image(pipes, flux_noise, theirs_of, ours_of):
     agree(got, want, flux_noise)
 
 
+@pytest.mark.parametrize("length", [20, 512])
+@models("schnell")
+def test_lengths_of_texts(pipes, flux_noise, length):
+    theirs, ours = pipes
+    options = {**THEIRS, "num_inference_steps": 4, "max_sequence_length": length}
+    want = theirs(PROMPT, guidance_scale=0.0, **options).images
+    assert ours.family.text_encoders[1].length == 256
+    short = {**SIZE, "output": "latent", "latents": flux_noise}
+    agree(ours(PROMPT, max_sequence_length=length, **short).images, want, flux_noise)
+    with pytest.raises(InputError, match="max_sequence_length: got 513, expected a number"):
+        ours.resolve(PROMPT, max_sequence_length=513)
+    with pytest.raises(InputError, match=r"clip_skip: got 1, expected none for FLUX\.1 schnell"):
+        ours.resolve(PROMPT, clip_skip=1)
+
+
 @models("schnell")
 def test_few_steps(pipes, flux_noise):
     theirs, ours = pipes
@@ -282,6 +300,31 @@ def test_editing(pipes, flux_noise, wide, theirs_of, ours_of):
     agree(again, want, flux_noise)
 
 
+@pytest.mark.parametrize("strength", [0.33, 1.0])
+@GUIDANCE
+@models("kontext")
+def test_editing_under_a_mask(pipes, flux_noise, wide, wide_mask, strength, theirs_of, ours_of):
+    theirs, ours = pipes
+    theirs = as_class(theirs, diffusers.FluxKontextInpaintPipeline)
+    shared = {"image": wide, "strength": strength}
+    known = {"max_area": HEIGHT * WIDTH, "_auto_resize": False}
+    want = theirs(prompt=PROMPT, mask_image=wide_mask, **THEIRS, **shared, **theirs_of, **known)
+    got = ours(PROMPT, mask=wide_mask, latents=flux_noise, **OURS, **shared, **ours_of)
+    agree(got.images, want.images)
+
+
+@models("control")
+def test_control_images(pipes, flux_noise, wide):
+    theirs, ours = pipes
+    want = theirs(PROMPT, control_image=wide, guidance_scale=2.5, **THEIRS).images
+    got = ours(PROMPT, image=wide, latents=flux_noise, guidance_scale=2.5, **OURS)
+    agree(got.images, want, flux_noise)
+    assert got.request.strength == 1.0
+    assert (ours.defaults.steps, ours.defaults.guidance_scale) == (50, 10.0)
+    other = ours(PROMPT, image=wide.rotate(180), latents=flux_noise, guidance_scale=2.5, **OURS)
+    assert np.abs(other.images - got.images).max() > 0.1
+
+
 CHROMA_GUIDANCE = pytest.mark.parametrize(
     "options",
     [{"guidance_scale": 1.0}, {"guidance_scale": 4.0, "negative_prompt": NEGATIVE}],
@@ -318,7 +361,7 @@ def test_images(pipes, flux_noise, true_masks):
     assert np.abs(got.images / 255 - want.images).max() < 1.01 / 255
 
 
-@models("dev", "schnell", "kontext", "fill", "chroma")
+@models("dev", "schnell", "kontext", "fill", "control", "chroma")
 def test_saved_and_loaded_again(pipes, tmp_path):
     theirs, ours = pipes
     ours.save(tmp_path / "saved")

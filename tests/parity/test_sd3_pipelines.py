@@ -6,6 +6,7 @@ import pytest
 import torch
 from copier import image, nchw, randomise
 from families import text_encoder, tokenizer
+from safetensors.torch import save_file
 from tiny import first_devices
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
@@ -206,6 +207,48 @@ def test_third_prompts(tmp_path_factory, sd3_noise):
     options["negative_prompt"] = NEGATIVE
     plain = ours(PROMPT, latents=sd3_noise, **OURS, **options).images
     assert np.abs(plain - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-3
+
+
+@pytest.mark.parametrize("length", [20, 300])
+def test_lengths_of_texts(tmp_path_factory, sd3_noise, length):
+    theirs, ours = both("sd3", tmp_path_factory)
+    options = {"guidance_scale": 3.0, "max_sequence_length": length}
+    want = theirs(PROMPT, latents=nchw(sd3_noise), **THEIRS, **options).images
+    agree(ours(PROMPT, latents=sd3_noise, **OURS, **options).images, want, sd3_noise)
+    plain = ours(PROMPT, latents=sd3_noise, **OURS, guidance_scale=3.0).images
+    assert np.abs(plain - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-3
+
+
+def test_a_textual_inversion(tmp_path_factory, tmp_path, sd3_noise):
+    """Of both CLIPs, and then of T5 too; without vectors of its own T5 reads the word as text."""
+    _, ours = both("sd3", tmp_path_factory)
+    generator = torch.Generator().manual_seed(0)
+    widths = {"": 12, "_2": 12, "_3": WIDTH}
+    vectors = {n: torch.randn((2, width), generator=generator) for n, width in widths.items()}
+    names = {"": "clip_l", "_2": "clip_g", "_3": "t5xxl"}
+    options = {"guidance_scale": 1.0}
+    words = "<x> <x>_1"  # which diffusers replaces the word by itself
+    plain = ours(PROMPT, latents=sd3_noise, **OURS, **options).images
+    for count in (2, 3):
+        chosen = dict(list(vectors.items())[:count])
+        save_file({names[n]: v for n, v in chosen.items()}, tmp_path / "<x>.safetensors")
+        own = pipeline("sd3")
+        own.set_progress_bar_config(disable=True)
+        for n, rows in chosen.items():
+            encoder, tokens = getattr(own, f"text_encoder{n}"), getattr(own, f"tokenizer{n}")
+            tokens.add_tokens(words.split())
+            encoder.resize_token_embeddings(max(len(tokens), encoder.config.vocab_size))
+            first = tokens.convert_tokens_to_ids("<x>")
+            with torch.no_grad():
+                encoder.get_input_embeddings().weight[first : first + 2] = rows
+        texts = [f"ab {words} c"] * count + ["ab <x> c"] * (3 - count)
+        numbered = dict(zip(("prompt", "prompt_2", "prompt_3"), texts, strict=True))
+        want = own(latents=nchw(sd3_noise), **numbered, **THEIRS, **options).images
+        assert ours.load_textual_inversion(tmp_path / "<x>.safetensors") == "<x>"
+        got = ours("ab <x> c", latents=sd3_noise, **OURS, **options).images
+        ours.unload_textual_inversions()
+        agree(got, want, sd3_noise)
+    np.testing.assert_array_equal(ours(PROMPT, latents=sd3_noise, **OURS, **options).images, plain)
 
 
 def test_clip_skip(pipes, sd3_noise):

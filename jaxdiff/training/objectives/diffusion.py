@@ -213,7 +213,7 @@ class LatentDiffusion:
     ) -> list[TextEncoderOutput]:
         """Encodings that a batch has."""
         outputs = cached_outputs(self.family, arrays, self.partition.networks)
-        return jax.tree.map(lambda array: array.astype(dtype), outputs)
+        return jax.tree.map(lambda a: a if a.dtype == jnp.bool_ else a.astype(dtype), outputs)
 
     def conditioning(
         self,
@@ -250,8 +250,9 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
     Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n) int32, with a second text encoder
     `ids_2`, and may have `time_ids` (b, 6) and the loss `weight` (b,) of each image. Instead of
     images they may have `mean` and `logvar` (b, h, w, c) of their latents, and instead of ids text
-    encodings: `states` (b, n, d), with a second encoder `states_2`, and for models with pooled
-    embeddings `pooled` (b, p). `frozen_networks_used` lists the weights that are needed then.
+    encodings: `states` (b, n, d), with a second encoder `states_2`, for models with a mask of the
+    text `states_mask` (b, n), and with pooled embeddings `pooled` (b, p). `frozen_networks_used`
+    lists the weights that are needed then.
     """
     model = LatentDiffusion(partition, config.prediction_type)
     family = model.family
