@@ -130,6 +130,7 @@ def training(folder, data, **fields):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_all_weights_are_trained_from_captions(flux, images, tmp_path):
     """With a sample grid, whose network takes the guidance scale of it."""
@@ -142,6 +143,7 @@ def test_all_weights_are_trained_from_captions(flux, images, tmp_path):
     check_export("flux", flux, result.export)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_all_weights_are_trained_on_cached_states(sd35, images, tmp_path):
     """Two steps, the second by a run that resumes; the export generates."""

@@ -252,6 +252,7 @@ def training(parts, data=None, **fields):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_text_model_is_trained_from_scratch(parts, tmp_path):
     """From nothing to a folder that generates, whose network is no longer zero."""
@@ -279,6 +280,7 @@ def test_a_text_model_is_trained_from_scratch(parts, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_classes_are_trained_from_scratch(parts, tmp_path):
     """As a flow, then on cached latents; a learned variance is written but not trained.
