@@ -22,11 +22,9 @@ STREAMS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_
 SINGLE = ("attn.to_q", "attn.to_k", "attn.to_v")
 
 
-def train(model, folder, *, text_states=True, captions=()):
+def train(model, folder, *, text_states=True):
     """Train on random pictures in `folder`, and perhaps cached text states; returns the file."""
     write_folder(folder / "pictures", 16, sizes=((16, 16),))
-    for i, caption in enumerate(captions):
-        (folder / "pictures" / f"{i:04d}.txt").write_text(caption)
     cached = [str(model), str(folder / "latents"), "--resolution", "16", "--bucket-multiple", "16"]
     cached += ["--kind", "folder", "--path", str(folder / "pictures"), "--dtype", "float32"]
     cached += ["--shard-size", "8", *(("--texts", "embeddings") if text_states else ())]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 import orbax.checkpoint as ocp
 
+from jaxdiff.checkpoints.orbax_arrays import write_small_arrays_whole
 from jaxdiff.checkpoints.orbax_errors import silence_repetitions, translate_orbax_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import PyTree
@@ -20,6 +21,7 @@ class EMASnapshots:
 
     def __init__(self, folder: pathlib.Path) -> None:
         silence_repetitions()
+        write_small_arrays_whole()
         self._folder = folder.resolve()
 
     def steps(self) -> list[int]:

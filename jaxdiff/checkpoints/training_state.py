@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxdiff.checkpoints.orbax_arrays import write_small_arrays_whole
 from jaxdiff.checkpoints.orbax_errors import root_cause, silence_repetitions, translate_orbax_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, PyTree
@@ -50,6 +51,7 @@ class TrainingStore:
 
     def __init__(self, folder: pathlib.Path, *, keep: int = 2, read_only: bool = False) -> None:
         silence_repetitions()
+        write_small_arrays_whole()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             # Made by a thread, a folder that cannot be made leaves others waiting for ten minutes.

@@ -50,8 +50,9 @@ def test_the_examples_for_a_model_train_it(folder, monkeypatch, capsys):
     def watched(config, workdir):
         return train(config, workdir, callback=lambda *line: lines.append(line))
 
-    monkeypatch.setattr(experiments, "train", watched)
-    names = run(ONE_CALL, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "train", watched)
+        names = run(ONE_CALL, {})
     result, config = names["result"], names["config"]
     assert result.export == pathlib.Path("runs/tuned/export")
     assert result.step == 2
@@ -74,16 +75,11 @@ def test_the_examples_for_a_model_train_it(folder, monkeypatch, capsys):
     for path, array in own["state"].ema.items():
         np.testing.assert_array_equal(exported[path], array)
 
-
-@pytest.mark.slow
-def test_a_second_call_has_nothing_left_to_do(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    config = run(ONE_CALL.partition("result =")[0], {})["config"]
-    jaxdiff.train(config, "runs/twice", progress=False)
-    result = jaxdiff.train(config, "runs/twice", progress=False)
+    # A second call has nothing left to do.
+    result = train(config, "runs/tuned", progress=False)
     assert (result.step, result.metrics) == (2, {})
     with pytest.raises(InputError, match="seed: got 1, expected 0 as trained so far"):
-        jaxdiff.train(dataclasses.replace(config, seed=1), "runs/twice")
+        train(dataclasses.replace(config, seed=1), "runs/tuned")
 
 
 @pytest.mark.slow

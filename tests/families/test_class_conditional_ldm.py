@@ -74,6 +74,7 @@ def test_what_is_refused(fields, message):
         dataclasses.replace(CONFIG, **fields)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_from_scratch_to_images(tmp_path):
     """Captions are numbers; latents are trained on before they are quantised."""

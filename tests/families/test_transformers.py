@@ -16,6 +16,7 @@ from jaxdiff.checkpoints.components import write_component
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
 from jaxdiff.checkpoints.tokenizers import write_tokenizer
 from jaxdiff.checkpoints.weights import read_weights
+from jaxdiff.cli import main
 from jaxdiff.cli.train import parse
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import FlowSchedule
@@ -249,8 +250,9 @@ def parts(tmp_path_factory):
     return folder
 
 
-def training(parts, **fields):
-    data = DataConfig(
+def training(parts, data=None, **fields):
+    """Two steps on the images of `parts`, or on `data`."""
+    images = DataConfig(
         kind="folder",
         path=str(parts / "images"),
         resolution=16,
@@ -258,32 +260,25 @@ def training(parts, **fields):
         validation_size=2,
         cache_dir=str(parts / "cache"),
     )
-    objective = DiffusionObjective(sample_steps=2, **fields)
     return TrainConfig(
-        objective=objective,
-        data=data,
+        objective=DiffusionObjective(sample_steps=2, **fields),
+        data=data or images,
         steps=2,
         batch_size=8,
         log_every=1,
-        sample_every=2,
+        sample_every=2 if data is None else 0,
         checkpoint_every=2,
         tensorboard=False,
         optimiser=OptimiserConfig(warmup_steps=1),
     )
 
 
-PREDICTIONS = {
-    "flow": {"schedule": FlowSchedule(), "prediction_type": "flow_prediction"},
-    "vp": {},
-}
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("kind", PREDICTIONS)
-def test_a_text_model_is_trained_from_scratch(kind, parts, tmp_path):
+def test_a_text_model_is_trained_from_scratch(parts, tmp_path):
     """From nothing to a folder that generates, whose network is no longer zero."""
     fields = {"model": PIXART, "vae": str(parts / "vae"), "text_encoder": str(parts / "text")}
-    config = training(parts, **fields, **PREDICTIONS[kind])
+    config = training(parts, **fields)
     result = jaxdiff.train(config, tmp_path / "run")
     assert result.step == 2
     assert (tmp_path / "run" / "samples").is_dir()
@@ -293,6 +288,7 @@ def test_a_text_model_is_trained_from_scratch(kind, parts, tmp_path):
     assert pipe("a star", steps=2, output="numpy").images.shape == (1, 16, 16, 3)
     assert jaxdiff.train(config, tmp_path / "run").step == 2  # nothing is left to do
     tuned = training(parts, pipeline=str(result.export), trainable=LoRA(rank=2))
+    tuned = dataclasses.replace(tuned, sample_every=0)
     result = jaxdiff.train(tuned, tmp_path / "lora")
     names = read_weights(next(result.export.glob("*.safetensors")))
     modules = {name.rpartition(".lora_")[0] for name in names}
@@ -305,21 +301,31 @@ def test_a_text_model_is_trained_from_scratch(kind, parts, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_classes_are_trained_from_scratch(parts, tmp_path):
-    """Captions are names of classes; a learned variance is written but not trained."""
+    """As a flow, then on cached latents; a learned variance is written but not trained.
+
+    Captions are names of classes.
+    """
     captions = sorted({text.strip() for text in _captions(parts / "images")})
     model = dataclasses.replace(DIT, num_embeds_ada_norm=len(captions))
     fields = {"model": model, "vae": str(parts / "vae"), "class_names": tuple(captions)}
-    config = training(parts, **fields, **PREDICTIONS["flow"])
-    result = jaxdiff.train(config, tmp_path / "run")
+    flow = {"schedule": FlowSchedule(), "prediction_type": "flow_prediction"}
+    result = jaxdiff.train(training(parts, **fields, **flow), tmp_path / "run")
     pipe = jaxdiff.load(result.export)
+    assert (pipe.family.name, pipe.prediction_type) == ("DiT", "flow_prediction")
     assert pipe(captions[-1], steps=2, output="numpy").images.shape == (1, 16, 16, 3)
     columns = np.asarray(pipe.transformer.proj_out_2.kernel[...]).reshape(16, 2, 2, 8)
     assert np.abs(columns[..., :4]).max() > 0
     np.testing.assert_array_equal(columns[..., 4:], 0)
     before = param_dict(pipe.transformer)
-    again = jaxdiff.train(training(parts, pipeline=str(result.export)), tmp_path / "tuned")
+    command = [str(parts / "vae"), str(tmp_path / "latents"), "--kind", "folder", "--resolution"]
+    command += ["16", "--bucket-multiple", "8", "--path", str(parts / "images")]
+    assert main.run("cache-latents", command) == 0
+    latents = DataConfig(kind="latents", path=str(tmp_path / "latents"), validation_size=2)
+    config = training(parts, latents, pipeline=str(result.export))
+    again = jaxdiff.train(config, tmp_path / "tuned")
     after = param_dict(jaxdiff.load(again.export).transformer)
     assert np.abs(before["proj_out_2.kernel"] - after["proj_out_2.kernel"]).max() > 0
     with pytest.raises(InputError, match=r"objective\.text_encoder: got text, expected it left"):

@@ -196,21 +196,18 @@ def agree(got, want, start=0.0):
 
 
 # diffusers' options, and ours
+DISTILLED = ({"guidance_scale": 2.5}, {"guidance_scale": 2.5})
+TRUE = (
+    {"guidance_scale": 2.5, "true_cfg_scale": 3.0, "negative_prompt": NEGATIVE},
+    {
+        "distilled_guidance_scale": 2.5,
+        "guidance": "cfg",
+        "guidance_scale": 3.0,
+        "negative_prompt": NEGATIVE,
+    },
+)
 GUIDANCE = pytest.mark.parametrize(
-    ("theirs_of", "ours_of"),
-    [
-        ({"guidance_scale": 2.5}, {"guidance_scale": 2.5}),
-        (
-            {"guidance_scale": 2.5, "true_cfg_scale": 3.0, "negative_prompt": NEGATIVE},
-            {
-                "distilled_guidance_scale": 2.5,
-                "guidance": "cfg",
-                "guidance_scale": 3.0,
-                "negative_prompt": NEGATIVE,
-            },
-        ),
-    ],
-    ids=["distilled", "true"],
+    ("theirs_of", "ours_of"), [DISTILLED, TRUE], ids=["distilled", "true"]
 )
 SECOND = {"prompt_2": "fgh a"}
 
@@ -250,8 +247,12 @@ def test_few_steps(pipes, flux_noise):
     agree(got, want, flux_noise)
 
 
-@pytest.mark.parametrize("strength", [0.33, 1.0])
-@GUIDANCE
+# Each strength once, each way of guidance once: which goes with which changes nothing.
+@pytest.mark.parametrize(
+    ("strength", "theirs_of", "ours_of"),
+    [(0.33, *TRUE), (1.0, *DISTILLED)],
+    ids=["true", "distilled"],
+)
 @models("dev")
 def test_image_to_image(pipes, flux_noise, wide, strength, theirs_of, ours_of):
     theirs, ours = pipes
@@ -325,14 +326,11 @@ def test_control_images(pipes, flux_noise, wide):
     assert np.abs(other.images - got.images).max() > 0.1
 
 
-CHROMA_GUIDANCE = pytest.mark.parametrize(
-    "options",
-    [{"guidance_scale": 1.0}, {"guidance_scale": 4.0, "negative_prompt": NEGATIVE}],
-    ids=["plain", "negative"],
-)
+PLAIN = {"guidance_scale": 1.0}
+GUIDED = {"guidance_scale": 4.0, "negative_prompt": NEGATIVE}
 
 
-@CHROMA_GUIDANCE
+@pytest.mark.parametrize("options", [PLAIN, GUIDED], ids=["plain", "negative"])
 @models("chroma")
 def test_chroma(pipes, flux_noise, true_masks, options):
     theirs, ours = pipes
@@ -341,8 +339,9 @@ def test_chroma(pipes, flux_noise, true_masks, options):
     agree(got, want, flux_noise)
 
 
-@pytest.mark.parametrize("strength", [0.33, 1.0])
-@CHROMA_GUIDANCE
+@pytest.mark.parametrize(
+    ("strength", "options"), [(0.33, GUIDED), (1.0, PLAIN)], ids=["negative", "plain"]
+)
 @models("chroma")
 def test_chroma_image_to_image(pipes, flux_noise, true_masks, wide, options, strength):
     theirs, ours = pipes

@@ -47,16 +47,21 @@ def agree(got, want, start=0.0):
     assert np.abs(reference - start).max() > 0.1
 
 
-# Samplers once each, each way of guidance once: which goes with which changes nothing.
-SAMPLING = pytest.mark.parametrize(
-    ("sampler", "options"),
-    [
-        ("ddim", {"guidance_scale": 1.0}),
-        ("euler", {"guidance_scale": 5.0}),
-        ("dpmpp-2m", {"guidance_scale": 3.0, "negative_prompt": NEGATIVE}),
-    ],
-    ids=["ddim-plain", "euler-guided", "dpmpp-2m-negative"],
-)
+# Each with a guidance of its own: which goes with which changes nothing.
+SAMPLERS = {
+    "ddim": {"guidance_scale": 1.0},
+    "euler": {"guidance_scale": 5.0},
+    "dpmpp-2m": {"guidance_scale": 3.0, "negative_prompt": NEGATIVE},
+}
+
+
+def strengths(classes, low):
+    """Every sampler from both strengths with one family; from one of them with each other."""
+    cases = [("sd1", sampler, strength) for sampler in SAMPLERS for strength in (low, 1.0)]
+    for family in classes:
+        if family != "sd1":
+            cases += [(family, "euler", low), (family, "dpmpp-2m", 1.0)]
+    return pytest.mark.parametrize(("family", "sampler", "strength"), cases)
 
 
 @pytest.mark.parametrize(
@@ -75,10 +80,11 @@ def test_other_samplers(pipes, noise, sampler):
     agree(got.images, want, noise)
 
 
-@SAMPLING
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @families("sd1", "sd2", "sdxl")
-def test_text_to_image(pipes, noise, sampler, options):
+def test_text_to_image(pipes, noise, sampler):
     theirs, ours = pipes
+    options = SAMPLERS[sampler]
     theirs = as_class(theirs, type(theirs), sampler)
     want = theirs(
         PROMPT, num_inference_steps=STEPS, latents=nchw(noise), output_type="latent", **options
@@ -104,13 +110,11 @@ def test_one_step_without_guidance(pipes, noise):
     agree(ours(PROMPT, latents=noise, output="latent").images, want, noise)
 
 
-@pytest.mark.parametrize("strength", [0.33, 1.0])
-@SAMPLING
-@pytest.mark.parametrize("family", IMAGE_CLASSES)
-def test_image_to_image(family, tmp_path_factory, noise, picture, sampler, options, strength):
+@strengths(IMAGE_CLASSES, 0.33)
+def test_image_to_image(family, tmp_path_factory, noise, picture, sampler, strength):
     theirs, ours = both(family, tmp_path_factory)
     theirs = as_class(theirs, IMAGE_CLASSES[family], sampler)
-    shared = {"image": picture, "strength": strength, **options}
+    shared = {"image": picture, "strength": strength, **SAMPLERS[sampler]}
     want = theirs(PROMPT, num_inference_steps=STEPS, output_type="latent", **shared).images
     got = ours(
         PROMPT, steps=STEPS, latents=noise, output="latent", sampler=sampler, **shared
@@ -118,10 +122,9 @@ def test_image_to_image(family, tmp_path_factory, noise, picture, sampler, optio
     agree(got, want)
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-@SAMPLING
-@pytest.mark.parametrize("family", INPAINT_CLASSES)
-def test_inpainting(family, tmp_path_factory, noise, picture, mask, sampler, options, strength):
+@strengths(INPAINT_CLASSES, 0.5)
+def test_inpainting(family, tmp_path_factory, noise, picture, mask, sampler, strength):
+    options = SAMPLERS[sampler]
     compare_inpainting(family, tmp_path_factory, noise, picture, mask, sampler, options, strength)
 
 

@@ -22,6 +22,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.models.build import abstract, param_dict
+from jaxdiff.models.presets import preset
 from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
@@ -33,7 +34,7 @@ from jaxdiff.pipeline.compiled_model import decode_images, denoise_steps
 from jaxdiff.pipeline.conditioning import encode_prompts
 from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.pipeline.request import Defaults
-from jaxdiff.planning import sampling
+from jaxdiff.planning import published_models, sampling
 from jaxdiff.planning.compiling import CompiledProgram
 from jaxdiff.planning.published_models import PUBLISHED_MODELS, published_component
 from jaxdiff.planning.sampled_model import SampledModel, SamplingOptions, sampled_model
@@ -379,10 +380,22 @@ TRACED = {
 }
 
 
+def shallow(*chosen):
+    """A preset with two blocks of each kind: all others trace as these do."""
+    found = preset(*chosen)
+    blocks = dict.fromkeys(("num_layers", "num_single_layers", "num_hidden_layers"), 2)
+    blocks |= {"dual_attention_layers": (0,)}
+    known = {field.name for field in dataclasses.fields(found.config)}
+    config = dataclasses.replace(found.config, **{n: blocks[n] for n in known & blocks.keys()})
+    return dataclasses.replace(found, config=config)
+
+
 @pytest.mark.parametrize("name", TRACED)
-def test_programs_of_published_models_are_traced(name):
+def test_programs_of_published_models_are_traced(name, monkeypatch):
     """For an image of each of eight chips, at the model's size; the chips share the weights."""
-    options, model = published(name)
+    monkeypatch.setattr(published_models, "preset", shallow)
+    options = sampling.SamplingOptions(plan=(), model=name, guidance_scale=1.0)
+    model = sampling.sampled_model(options)
     options = model.with_defaults(options)
     layout = OnMesh(sampling_mesh({"fsdp": 8}, jax.devices()))
     programs = sampling_programs(options, model, layout)
