@@ -22,12 +22,12 @@ STREAMS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_
 SINGLE = ("attn.to_q", "attn.to_k", "attn.to_v")
 
 
-def train(model, folder, *, text_states=True):
-    """Train on random pictures in `folder`, and perhaps cached text states; returns the file."""
+def train(model, folder):
+    """Train on latents and text states of random pictures in `folder`; returns the file."""
     write_folder(folder / "pictures", 16, sizes=((16, 16),))
     cached = [str(model), str(folder / "latents"), "--resolution", "16", "--bucket-multiple", "16"]
     cached += ["--kind", "folder", "--path", str(folder / "pictures"), "--dtype", "float32"]
-    cached += ["--shard-size", "8", *(("--texts", "embeddings") if text_states else ())]
+    cached += ["--shard-size", "8", "--texts", "embeddings"]
     assert main.run("cache-latents", cached) == 0
     text = CONFIG.replace("MODEL", str(model)).replace("LATENTS", str(folder / "latents"))
     (folder / "config.py").write_text(text)
