@@ -76,7 +76,8 @@ class DenoiserInput(NamedTuple):
 
     def output(self, prediction: Prediction) -> Float[Array, "b *d"]:
         """The network output that stands for `prediction`: the inverse of `predict`."""
-        return target(self.prediction_type, *prediction, self.level.alpha, self.level.sigma)
+        x0, eps = prediction
+        return target(self.prediction_type, x0, eps, self.level.alpha, self.level.sigma)
 
     def denoised(self, D: Float[Array, "b *d"]) -> Prediction:
         """The image D with the noise that belongs to it."""
