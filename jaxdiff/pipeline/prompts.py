@@ -230,8 +230,8 @@ def chunk_prompt(
     one chunk at most, BREAK is a space, and a longer prompt is cut where the chunk is full. A chunk
     has `length` tokens; None: as many as the tokenizer says.
     """
-    length = length or tokenizer.tokenizer.model_max_length
-    room = length - len(tokenizer.special)
+    n: int = length or tokenizer.tokenizer.model_max_length
+    room = n - len(tokenizer.special)
     chunks: list[tuple[list[int], list[float]]] = [([], [])]
     pieces = parse_syntax(prompt) if syntax else [WeightedText(prompt, 1.0)]
     if max_chunks == 1:
@@ -249,7 +249,7 @@ def chunk_prompt(
             chunks[-1][0].append(token)
             chunks[-1][1].append(weight)
     num_truncated = sum(len(ids) for ids, _ in chunks[max_chunks:])
-    framed = [_framed(tokenizer, *chunk, length) for chunk in chunks[:max_chunks]]
+    framed = [_framed(tokenizer, *chunk, n) for chunk in chunks[:max_chunks]]
     ids, weights = (np.stack(column) for column in zip(*framed, strict=True))
     return Tokens(ids, weights, num_truncated)
 

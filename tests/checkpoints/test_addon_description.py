@@ -187,6 +187,16 @@ def test_words_that_come_with_a_lora(tmp_path, capsys):
             "Stable Diffusion XL refiner",
             ("<cat>", 1, {"text_encoder_2": 1280}),
         ),
+        (
+            {"clip_l": zeros(2, 768), "t5": zeros(2, 4096)},
+            "FLUX.1",
+            ("x", 2, {"text_encoder": 768, "text_encoder_2": 4096}),
+        ),
+        (
+            {"clip_l": zeros(2, 768), "clip_g": zeros(2, 1280), "t5xxl": zeros(2, 4096)},
+            "Stable Diffusion 3",
+            ("x", 2, {"text_encoder": 768, "text_encoder_2": 1280, "text_encoder_3": 4096}),
+        ),
         ({"<cat>": zeros(2, 8)}, "unknown", ("<cat>", 2, {"text_encoder": 8})),
     ],
 )
