@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxdiff.checkpoints import leftovers
 from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo, find_adapter
+from jaxdiff.checkpoints.file_kinds import is_shard, text_encoder_alone
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.layout_registry import is_model
 from jaxdiff.checkpoints.lora_names import has_weights, weights_file
@@ -39,7 +40,7 @@ class Description:
 
     path: str
     # "diffusers folder", "component folder", "single file", "VAE file, ... layout", "LoRA",
-    # "textual inversion", "tensors"
+    # "textual inversion", "text encoder file", "shard", "tensors"
     layout: str
     family: str  # what pipeline or model it is, or is for
     prediction_type: str | None
@@ -74,6 +75,9 @@ def describe(path: pathlib.Path, *, variant: str | None = None) -> Description:
 
 def _file(path: pathlib.Path) -> Description:
     entries = read_weights(path)
+    if is_shard(path.name):
+        part = _part("tensors", "unknown", entries)
+        return _description(path, "shard", "one of several files of a component", None, [part])
     if not is_model(entries):
         if vae := find_vae(path, entries):
             part = _part("vae", vae.class_name, vae.tensors)
@@ -84,6 +88,9 @@ def _file(path: pathlib.Path) -> Description:
             parts = [_part(name, addon.layout, group) for name, group in addon.groups.items()]
             found = _description(path, addon.layout, addon.family, None, parts)
             return dataclasses.replace(found, facts=addon.facts)
+        if kind := text_encoder_alone(entries):
+            part = _part("text_encoder", kind, entries)
+            return _description(path, "text encoder file", kind, None, [part])
         part = _part("tensors", "unknown", entries)
         return _description(path, "tensors", "unknown", None, [part])
     return _single_file(path, entries, read_layout(path, entries))

@@ -48,6 +48,13 @@ _LORA_PREFIXES = re.compile(
 _VAE_NAMES = re.compile(
     r"(\w+\.)?decoder\.(conv_in|layers\.0)\.weight|(taesd_(en|de)coder\.)?\d+\.conv\.0\.weight"
 )
+# A tensor of each text encoder, bare or as ComfyUI has them below a prefix.
+_TEXT_ENCODERS = {
+    "T5EncoderModel": "encoder.block.0.layer.0.SelfAttention.q.weight",
+    "CLIPTextModel": "text_model.encoder.layers.0.self_attn.q_proj.weight",
+}
+_SHARD = re.compile(r"-\d+-of-0*(?:[2-9]|[1-9]\d+)\.\w+$")
+_TEXT_PREFIX = re.compile(r"text_encoders\.\w+\.transformer\.")
 
 
 def unsupported_family(names: Iterable[str]) -> str | None:
@@ -68,6 +75,20 @@ def is_vae_alone(names: Iterable[str]) -> bool:
     """Whether these are names of a VAE, and none of a UNet."""
     names = list(names)
     return any(map(_VAE_NAMES.fullmatch, names)) and not any(n.startswith(UNET) for n in names)
+
+
+def text_encoder_alone(names: Iterable[str]) -> str | None:
+    """The class of the text encoder with these names; None for others.
+
+    Whoever asks knows that they are not those of a whole model.
+    """
+    plain = {_TEXT_PREFIX.sub("", name) for name in names}
+    return next((kind for kind, name in _TEXT_ENCODERS.items() if name in plain), None)
+
+
+def is_shard(path: str) -> bool:
+    """Whether a path is named as one of several files of a component."""
+    return _SHARD.search(path) is not None
 
 
 def kind_of_model(names: Iterable[str]) -> str | None:

@@ -11,7 +11,12 @@ from jaxdiff.checkpoints import (
     layout_sd3,
     layout_stable_diffusion,
 )
-from jaxdiff.checkpoints.file_kinds import is_vae_alone, unsupported_family
+from jaxdiff.checkpoints.file_kinds import (
+    is_shard,
+    is_vae_alone,
+    text_encoder_alone,
+    unsupported_family,
+)
 from jaxdiff.checkpoints.single_file_layouts import (
     Entries,
     SingleFileLayout,
@@ -37,6 +42,11 @@ def layout_of(entries: Entries, prediction_type: str | None = None) -> SingleFil
     `prediction_type` is what the user asks for, or the file says.
     """
     source = source_of(entries)
+    if is_shard(source):
+        raise InputError(
+            f"{source}: got one of several files of a component, expected the folder of the whole "
+            "model (with model_index.json), or a single file with all tensors"
+        )
     if family := unsupported_family(entries):
         raise InputError(f"{source}: got {family}, which is not supported, expected {EXPECTED}")
     for module in LAYOUT_MODULES:
@@ -46,6 +56,11 @@ def layout_of(entries: Entries, prediction_type: str | None = None) -> SingleFil
         raise InputError(
             f"{source}: got a VAE, expected a whole checkpoint, to which this VAE can be given "
             "(--vae FILE, vae=...)"
+        )
+    if kind := text_encoder_alone(entries):
+        raise InputError(
+            f"{source}: got a text encoder ({kind}), expected a file with a network, to which a "
+            "folder gives text encoders (--base FOLDER, base=...)"
         )
     raise InputError(f"{source}: got {_some(entries)}, expected a checkpoint of {EXPECTED}")
 

@@ -38,6 +38,10 @@ MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 # Norms that a LoRA replaces.
 CONTROL = re.compile(r"\.(query|key)_norm\.scale$|\.norm_(added_)?[qk]\.weight$")
+# In names of weights of UNets.
+_OF_UNETS = re.compile(
+    r"(down|up|input|output)_blocks|(mid|middle)_block|conv_(in|out)|time_emb|add_embedding"
+)
 NAMES = {form.name for form in FORMATS}
 
 Roles = Mapping[str, TensorInfo]  # the tensors of one module
@@ -192,6 +196,10 @@ def reject_other_models(
     got = found.family if found else UNKNOWN
     alike = got == UNKNOWN or got.startswith(family) or family.startswith(got)
     if any(each not in components or (each == TRANSFORMER and not alike) for each in networks):
+        if got == UNKNOWN and UNET in networks and not any(map(_OF_UNETS.search, entries)):
+            raise InputError(
+                f"{path}: got names such as {min(entries)}, expected those of a LoRA for {family}"
+            )
         if got == UNKNOWN:
             got = OF_UNETS if UNET in networks else OF_TRANSFORMERS
         raise InputError(f"{path}: got a LoRA for {got}, expected one for {family}")

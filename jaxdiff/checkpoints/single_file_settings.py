@@ -87,7 +87,8 @@ def marker_tensors(scheduler: Mapping[str, Any], usual: Mapping[str, Any]) -> tu
 
     A warning names what no file of this layout can say.
     """
-    for key in (*BETAS, *SHIFTS):
+    counting = SHIFTS if scheduler.get("use_dynamic_shifting") else SHIFTS[:2]
+    for key in (*BETAS, *counting):
         if key in scheduler and scheduler[key] not in (usual.get(key), None):
             warnings.warn(
                 f"{key}: got {scheduler[key]!r:.60}, expected {usual.get(key)!r}: a single file "

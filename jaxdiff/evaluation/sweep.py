@@ -138,7 +138,8 @@ class Sweep:
     def _generate(self, point: SweepPoint) -> tuple[UInt8[NDArray, "n h w 3"], dict[str, Any]]:
         """The images of a point and its result; InputError if the model does not support it."""
         pipe, prompts, choices = self.pipe, list(self.prompts), _call_options(point)
-        choices["negative_prompt"] = self.negative_prompt
+        if parse(choices["guidance"]).reads_negative_prompt:
+            choices["negative_prompt"] = self.negative_prompt
         request = pipe.resolve(prompts, seed=[self.seed] * len(prompts), **choices)
         size = min(TIMING_BATCH, len(prompts))
         call = {"output": "numpy", "batch_size": size, **choices}

@@ -103,6 +103,9 @@ class Family:
     adapter: Callable[..., Any]  # (module, prediction type) -> its adapter
     latent_codec: str | None = "vae"  # the component; None: the network denoises pixels
     latent_multiple: int = 1  # sides of latents are multiples of it
+    latent_limit: int | None = (
+        None  # the longest side of latents that the network has positions for
+    )
     # scheduler_config.json -> the noise schedule, and what the network predicts
     schedule: Callable[[Mapping[str, Any]], Schedule] = schedule_of
     prediction_type: Callable[[Mapping[str, Any]], str] = prediction_type_of
@@ -157,6 +160,11 @@ class Family:
     def reads_prompt(self) -> bool:
         """Whether prompts count."""
         return bool(self.text_encoders) or any(extra.reads_prompt for extra in self.extras)
+
+    @property
+    def uses_guidance_scale(self) -> bool:
+        """Whether the network takes the guidance scale, as guidance-distilled ones do."""
+        return any(extra.uses_guidance_scale for extra in self.extras)
 
     @property
     def uses_mask(self) -> bool:

@@ -42,8 +42,8 @@ class ClassLabel(Extra):
                 found.setdefault(each.strip().casefold(), []).append(label)
         return {name: tuple(labels) for name, labels in found.items() if name}
 
-    def label_of(self, text: str | None) -> int:
-        """The class that `text` names; InputError if it names none, or more than one."""
+    def label_of(self, text: str | None, *, option: str = "prompt") -> int:
+        """The class that `text` names; InputError, for `option`, if it names none or several."""
         name = (text or "").strip().casefold()
         if not name:
             return self.num_classes
@@ -56,15 +56,16 @@ class ClassLabel(Extra):
         if labels:
             listed = " and ".join(map(str, labels))
             raise InputError(
-                f"prompt: got {text!r:.60}, the name of the classes {listed}, expected {numbers}"
+                f"{option}: got {text!r:.60}, the name of the classes {listed}, expected {numbers}"
             )
         expected = f"the name of a class or {numbers}" if self.names else numbers
         hint = did_you_mean(name, list(self._labels))
-        raise InputError(f"prompt: got {text!r:.60}, expected {expected}{hint}")
+        raise InputError(f"{option}: got {text!r:.60}, expected {expected}{hint}")
 
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         """InputError for a text that names no class, and for two classes of one image."""
-        prompt, *_ = [self.label_of(text) for text in texts]
+        prompt, *_ = [self.label_of(text) for text in texts[:-1]]
+        self.label_of(texts[-1], option="negative_prompt")
         label = settings.get("class_label")
         if label is None:
             return

@@ -66,6 +66,7 @@ class Extra(ABC):
     argument: ClassVar[str]  # of the network's adapter
     options: ClassVar[Mapping[str, Option]] = {}  # of a request
     defaults: ClassVar[Mapping[str, Any]] = {}  # of other options, for models that have the extra
+    uses_guidance_scale: ClassVar[bool] = False  # the network takes that of the request
     uses_mask: ClassVar[bool] = False  # the network sees the mask: known latents are not put back
     uses_image: ClassVar[bool] = False  # the network sees the image: strength 1 is the default
     reads_prompt: ClassVar[bool] = False  # `ExtraInputs.texts`, as text encoders do
@@ -75,7 +76,7 @@ class Extra(ABC):
         """InputError for a request that the model does not work with.
 
         `settings` are its guidance rule, image, mask, strength, and the options of extras, `texts`
-        its prompts.
+        its prompts and, last, its negative prompt.
         """
         del settings, texts
 

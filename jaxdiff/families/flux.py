@@ -47,6 +47,7 @@ class DistilledGuidance(Extra):
 
     scale: float
     argument = "guidance"
+    uses_guidance_scale = True
     options: ClassVar[Mapping[str, Option]] = {
         "distilled_guidance_scale": Option(float | None, None, 0, 100)  # None: the model's
     }

@@ -147,6 +147,7 @@ class GuidanceEmbedding(Extra):
 
     width: int
     argument = "timestep_cond"
+    uses_guidance_scale = True
     defaults: ClassVar[Mapping[str, Any]] = {"guidance": "none"}
     untrainable = "got a guidance-distilled UNet, expected one that is not"
 

@@ -124,7 +124,11 @@ def detect(
         clip_tokens=tokens,
     )
     return dataclasses.replace(
-        family, latent_multiple=config.patch_size, text_encoders=encoders, join=join
+        family,
+        latent_multiple=config.patch_size,
+        latent_limit=config.patch_size * config.pos_embed_max_size,
+        text_encoders=encoders,
+        join=join,
     )
 
 

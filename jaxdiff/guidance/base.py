@@ -120,6 +120,11 @@ class Guidance(ABC):
         """The K streams; `combine` gets their outputs in this order."""
 
     @property
+    def reads_negative_prompt(self) -> bool:
+        """Whether one of the streams gets the negative prompt."""
+        return any(stream.prompt_source == "negative" for stream in self.streams)
+
+    @property
     @abstractmethod
     def cond_stream(self) -> int | None:
         """The index of the conditional stream; None if several prompts make it."""

@@ -179,6 +179,7 @@ _TYPES: Mapping[str, Any] = get_type_hints(Request)
 _ARRAYS = ("image", "mask", "noise")
 _NUMBERED = ("prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
 _TEXTS = ("prompt", "negative_prompt", *_NUMBERED)
+_NEGATIVES = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
 _SCALES = ("negative_scale", "classifier_scale", "clip_scale")
 # fields that may differ between the images of a call
 _PER_IMAGE: dict[str, type] = {
@@ -256,6 +257,8 @@ def resolve(
     requests = Requests(requests)
     for request in requests:
         check(request, family, vae_scale_factor)
+        if "guidance" not in chosen:
+            _check_scale_counts(request, defaults, family)
     return requests
 
 
@@ -318,6 +321,13 @@ def _check_guidance(request: Request) -> None:
             f"negative_scale: got it with guidance {request.guidance}, "
             f"expected guidance {' or '.join(fitting)}"
         )
+    for name in () if rule.reads_negative_prompt else _NEGATIVES:
+        if got := getattr(request, name):
+            fitting = [rule for rule, each in RULES.items() if each.reads_negative_prompt]
+            raise InputError(
+                f"{name}: got {got!r:.60} with guidance {request.guidance}, which reads none, "
+                f"expected no negative prompt, or guidance {', '.join(fitting)}"
+            )
     parts = len(split_and(request.prompt, syntax=request.prompt_syntax))
     with prefix_errors(f"guidance {request.guidance}"):
         rule.for_prompts(parts)
@@ -351,6 +361,17 @@ def check_options(options: Mapping[str, Any]) -> None:
             parse_syntax(given.get(name, ""))
 
 
+def _check_scale_counts(request: Request, defaults: Defaults, family: Family) -> None:
+    """InputError for a scale of one's own where the model's rule is none, which has no scale."""
+    unguided = request.guidance.partition("+")[0] == "none" and not family.uses_guidance_scale
+    # Other programs ask with 0 for the conditional model, which 1 is here.
+    if unguided and request.guidance_scale not in (0, 1, defaults.guidance_scale):
+        raise InputError(
+            f"guidance_scale: got {request.guidance_scale} with guidance {request.guidance}, the "
+            f"rule of {family.name}, which has no scale, expected 1, or a rule such as cfg"
+        )
+
+
 def check(request: Request, family: Family, vae_scale_factor: int) -> None:
     """InputError for a request that a model of this family cannot serve."""
     options = {n: getattr(request, n) for n in _TYPES if n not in ("extras", *_ARRAYS)}
@@ -366,6 +387,11 @@ def check(request: Request, family: Family, vae_scale_factor: int) -> None:
             raise InputError(
                 f"{name}: got {size}, expected a multiple of {multiple} "
                 f"such as {low} or {low + multiple}"
+            )
+        limit = vae_scale_factor * (family.latent_limit or size)
+        if size > limit:
+            raise InputError(
+                f"{name}: got {size}, expected at most {limit}, for which the network has positions"
             )
     if request.strength is not None and request.denoising_start is not None:
         raise InputError(

@@ -402,6 +402,8 @@ SD3_QKV = {"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": factor(
 WIDE = {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": factor(2, 2432)}
 CHROMA = {"lora_unet_distilled_guidance_layer_in_proj.lora_down.weight": factor(2, 64)}
 QWEN = {"transformer.transformer_blocks.0.img_mod.1.lora_A.weight": factor(2, 3072)}
+# The names of nobody, though they end as those of FLUX.1 do.
+STRANGE = {"dit.transformer_blocks.0.attn.to_q.lora_A.weight": factor(2, 3072)}
 CONTROL = {
     "double_blocks.0.img_attn.qkv.lora_A.weight": factor(2, 4),
     "double_blocks.0.img_attn.norm.query_norm.scale": factor(2),
@@ -421,6 +423,12 @@ CONTROL = {
             "for Stable Diffusion 3, expected one for FLUX.1 schnell",
         ),
         (CHROMA, "flux_dev", "FLUX.1", "a LoRA for Chroma, expected one for FLUX.1"),
+        (
+            STRANGE,
+            "flux_dev",
+            "FLUX.1",
+            r"such as dit\.transformer.*, expected those of a LoRA for F",
+        ),
         (QWEN, "flux_dev", "FLUX.1", "tensors for Qwen-Image, which is not supported, expected a"),
         (CONTROL, "flux_dev", "FLUX.1", "query_norm.scale: got a control LoRA of FLUX.1"),
         ({"lora_unet_double_blocks_99_img_mlp_0.alpha": factor()}, "flux_dev", "FLUX.1", "nothing"),

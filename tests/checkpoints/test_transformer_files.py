@@ -17,6 +17,7 @@ import jaxdiff
 from jaxdiff.checkpoints.loading import lazy_tensors
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
+from jaxdiff.checkpoints.single_file import write_single_file
 from jaxdiff.checkpoints.single_file_layouts import UNET
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
@@ -314,6 +315,56 @@ def test_what_does_not_fit(written, tmp_path, capsys):
     more = models.arrays(sd3_file) | {f"{UNET}context_processor.x": np.zeros(1, np.float32)}
     originals.write_safetensors(path, more)
     refused(capsys, path, "got Stable Diffusion 3.5 with a context_processor", "--base", sd3)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "kept", "kind"),
+    [
+        ("text_encoders.t5xxl.transformer.", "text_encoders.t5xxl.", "T5EncoderModel"),
+        ("text_encoders.t5xxl.transformer.", "", "T5EncoderModel"),
+        ("text_encoders.clip_l.transformer.", "", "CLIPTextModel"),
+    ],
+)
+def test_a_text_encoder_alone(written, tmp_path, capsys, prefix, kept, kind):
+    """As ComfyUI has them in files of their own, bare or below their prefix."""
+    _, file = written("flux")
+    path = tmp_path / "x.safetensors"
+    own = {n: a for n, a in models.arrays(file).items() if n.startswith(prefix)}
+    cut = "" if kept else prefix
+    originals.write_safetensors(path, {n.removeprefix(cut): a for n, a in own.items()})
+    assert main.run("inspect", [str(path)]) == 0
+    assert f"{path}: {kind} (text encoder file)" in capsys.readouterr().out
+    refused(capsys, path, f"got a text encoder ({kind}), expected a file with a network")
+
+
+@pytest.mark.parametrize("number", ["00001-of-00003", "00002-of-00010"])
+def test_one_of_several_files(written, tmp_path, capsys, number):
+    """Also where it has the tensors that a whole file is recognised by."""
+    _, file = written("flux")
+    path = tmp_path / f"diffusion_pytorch_model-{number}.safetensors"
+    path.write_bytes(file.read_bytes())
+    assert main.run("inspect", [str(path)]) == 0
+    assert "one of several files of a component (shard)" in capsys.readouterr().out
+    refused(capsys, path, "got one of several files of a component, expected the folder of the wh")
+    whole = tmp_path / "diffusion_pytorch_model-00001-of-00001.safetensors"
+    path.rename(whole)
+    assert main.run("inspect", [str(whole)]) == 0
+    assert "FLUX.1 dev (single file)" in capsys.readouterr().out
+
+
+def test_a_shift_that_does_not_count_is_no_warning(written, tmp_path):
+    """diffusers writes the keys of shifts by resolution also where there are none."""
+    parts = read_pipeline(written("sd3")[0])
+    own = {"base_shift": 0.5, "max_shift": 1.15}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unused = dataclasses.replace(parts, scheduler={**parts.scheduler, **own})
+        write_single_file(tmp_path / "a.safetensors", unused)
+    used = {**parts.scheduler, **own, "use_dynamic_shifting": True}
+    with pytest.warns(UserWarning, match="a single file does not say so") as caught:
+        write_single_file(tmp_path / "b.safetensors", dataclasses.replace(parts, scheduler=used))
+    said = [str(each.message).partition(":")[0] for each in caught]
+    assert said == ["use_dynamic_shifting", "base_shift", "max_shift"]
 
 
 def test_a_flow_of_dit_has_no_single_file(written, tmp_path, capsys):

@@ -161,7 +161,7 @@ def test_a_class_has_names_and_a_number(dit):
         ("crane", {}, "prompt: got 'crane', the name of the classes 2 and 3, expected a number"),
         ("square", {"class_label": 1}, "class_label: got 1 besides the prompt 'square'"),
         ("", {"class_label": 5}, "class_label: got 5, expected a number from 0 to 4"),
-        ("square", {"negative_prompt": "dog"}, "prompt: got 'dog', expected the name"),
+        ("square", {"negative_prompt": "dog"}, "^negative_prompt: got 'dog', expected the name"),
         ("square", {"guidance": "pag"}, "guidance: got perturbed attention for a DiT"),
         ("square", {"height": 18}, "latent height: got 9, expected a multiple of the patch size 2"),
     ],

@@ -8,6 +8,7 @@ from transformers import CLIPTokenizer
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.extras import ExtraInputs
+from jaxdiff.families.flux import FLUX, SCHNELL
 from jaxdiff.families.stable_diffusion import SD, SDXL, SDXL_REFINER
 from jaxdiff.guidance.base import Stream
 from jaxdiff.pipeline.conditioning import PromptTokenizers
@@ -136,6 +137,24 @@ def test_numbers_of_the_refiner():
     np.testing.assert_array_equal(time_ids(REFINER, asked, [False, True]), want)
     assert asked.to_metadata(0)["crop_top_left"] == [4, 2]
     assert SD1.extras == ()
+
+
+def test_a_scale_that_the_models_own_rule_has_no_use_for_is_refused():
+    """schnell has no guidance at all; the network of dev takes the scale."""
+    asked = {"prompt": "a", "vae_scale_factor": 2}
+    own = Defaults(sampler="ddim", height=16, width=24, guidance="none", guidance_scale=1.0)
+    message = (
+        "^guidance_scale: got 5.0 with guidance none, the rule of FLUX.1 schnell, which has no"
+    )
+    for scale in (5.0, [1.0, 5.0]):
+        with pytest.raises(InputError, match=message):
+            resolve(own, family=SCHNELL, guidance_scale=scale, **asked)
+    for scale in (0.0, 1.0, None):  # the conditional model, also as diffusers calls it
+        assert len(resolve(own, family=SCHNELL, guidance_scale=scale, **asked)) == 1
+    chosen = resolve(own, family=SCHNELL, guidance_scale=5.0, guidance="cfg", **asked)
+    assert list(chosen.guidance_scales) == [5.0]
+    distilled = resolve(own, family=FLUX, guidance_scale=5.0, **asked)
+    assert list(distilled.guidance_scales) == [5.0]
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,15 @@ def test_a_network_that_was_taught_guidance_is_told_the_scale(single):
             {"negative_scale": 2.0},
             "negative_scale: got it with guidance cfg, expected guidance negative",
         ),
+        (
+            {"guidance": "none", "negative_prompt": "b"},
+            "^negative_prompt: got 'b' with guidance none, which reads none, expected no negative",
+        ),
+        (
+            {"guidance": "none+rescale:phi=0.7", "negative_prompt": "b"},
+            "expected no negative prompt, or guidance cfg, negative, apg",
+        ),
+        ({"guidance": "autoguidance", "negative_prompt": "b"}, "with guidance autoguidance, which"),
         ({"classifier_scale": -1.0}, "classifier_scale: got -1.0"),
         (
             {"guidance": "pag", "prompt": "a AND b"},
