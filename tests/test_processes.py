@@ -21,6 +21,7 @@ from jaxdiff.parallel.mesh import data_mesh, device_put_global, make_mesh, repli
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 12
 CONFIG = f"""
+import jaxdiff.experiments.experiment
 import jaxdiff.experiments.vae
 from jaxdiff.models.vae import AutoencoderKLConfig
 from jaxdiff.training.config import MESHES, TrainConfig, VAEObjective
@@ -28,6 +29,7 @@ model = AutoencoderKLConfig(block_out_channels=(8,), norm_num_groups=1, latent_c
     mid_block_add_attention=False)
 config = TrainConfig(objective=VAEObjective(model=model), mesh=MESHES["fsdp"], steps={STEPS},
     batch_size=8, log_every=1, checkpoint_every=4, sample_every=6)
+jaxdiff.experiments.experiment.VALIDATION_BATCH = 16
 jaxdiff.experiments.vae.SCALE_ESTIMATION_IMAGES = 64
 """
 
