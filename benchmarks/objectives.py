@@ -6,13 +6,13 @@
     PYTHONPATH=. python benchmarks/objectives.py --workdir runs/objectives
     PYTHONPATH=. python benchmarks/objectives.py --workdir runs/objectives --table
 
-Each cell is trained with several seeds, on the same latents, captions and hidden states and with the
-same optimiser, steps and batch size; then generates every second standard prompt of the scenes at
-guidance scale 3 in 25 steps of dpmpp-2m. The UNet is the embedded model's with 96 channels in place
-of 128, the transformer (PixArt's, 2310.00426) has as many parameters and sees every latent pixel. The same command resumes; a finished cell is not
-trained again. `--table` prints what is there as Markdown: means over seeds with the standard error of
-the mean. Losses of different objectives measure different things: compare them within a column
-of one objective only.
+Each pair is trained with several seeds, on the same latents, captions and hidden states and with
+the same optimiser, steps and batch size; then generates every second standard prompt of the scenes
+at guidance scale 3 in 25 steps of dpmpp-2m. The UNet is the embedded model's with 96 channels in
+place of 128, the transformer (PixArt's, 2310.00426) has as many parameters and sees every latent
+pixel. The same command resumes, and trains nothing again that is finished. `--table` prints what
+is there as Markdown: means over seeds with the standard error of the mean. Losses of different
+objectives measure different things: compare those of one objective only.
 """
 
 import argparse
@@ -62,7 +62,7 @@ LOSS = "validation loss"
 
 
 def config(network: str, objective: str, seed: int, options: argparse.Namespace) -> TrainConfig:
-    """The training of one cell with one seed."""
+    """The training of one pair with one seed."""
     return dataclasses.replace(
         UNET,
         objective=dataclasses.replace(
@@ -85,7 +85,7 @@ def config(network: str, objective: str, seed: int, options: argparse.Namespace)
 
 
 def measure(workdir: pathlib.Path, config: TrainConfig) -> dict[str, float]:
-    """Train the cell in `workdir` and evaluate its export."""
+    """Train in `workdir` and evaluate the export."""
     trained = train(config, workdir)
     report = workdir / "evaluation.json"
     call = ["--guidance-scale", "3", "--steps", "25", "--sampler", "dpmpp-2m"]
@@ -105,16 +105,16 @@ def logged(workdir: pathlib.Path) -> list[tuple[str, float]]:
 
 
 def table(results: dict[tuple[str, str], list[dict[str, float]]]) -> str:
-    """The Markdown table of all cells."""
+    """The Markdown table of all pairs."""
     columns = [*ACCURACIES, LOSS]
     rows = [f"| predicts | network | seeds | {' | '.join(columns)} |", "|---" * 8 + "|"]
     for (objective, network), runs in results.items():
-        cells = []
+        means = []
         for column in columns:
             values = [run[column] for run in runs]
             error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.nan
-            cells.append(f"{np.mean(values):.3f} ± {error:.3f}")
-        rows.append(f"| {objective} | {network} | {len(runs)} | {' | '.join(cells)} |")
+            means.append(f"{np.mean(values):.3f} ± {error:.3f}")
+        rows.append(f"| {objective} | {network} | {len(runs)} | {' | '.join(means)} |")
     return "\n".join(rows)
 
 
@@ -139,8 +139,8 @@ def main() -> None:
                     result = measure(workdir, config(network, objective, seed, options))
                     file.write_text(json.dumps(result))
                 if file.exists():
-                    cell = results.setdefault((objective, network), [])
-                    cell.append(json.loads(file.read_text()))
+                    found = json.loads(file.read_text())
+                    results.setdefault((objective, network), []).append(found)
     print(table(results))
 
 
