@@ -122,6 +122,11 @@ class PromptTokenizers(NamedTuple):
         ]
 
 
+def sub_prompts(request: Request) -> list[SubPrompt]:
+    """The prompts of an image, several where AND joins them."""
+    return split_and(request.prompt, syntax=request.prompt_syntax)
+
+
 def texts_by_encoder(request: Request, streams: Sequence[Stream]) -> list[list[Text]]:
     """What readers of each prompt of an image, the first to the third, read in its streams."""
     by_encoder = []
