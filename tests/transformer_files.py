@@ -188,92 +188,116 @@ def components(name, folder):
         return dataclasses.replace(parts, class_name=class_name, components=own)
     plain = read_pipeline(tiny.write_tiny(folder / "sd"))
     words = plain.components["text_encoder"].module.config.vocab_size
-    own, clip = plain.tokenizers["tokenizer"], clip_tokenizer(END)
-    draw = tiny.random_component
-    shift = layout_parts.flow_scheduler(3.0, dynamic=name != "sd3")
-    projects = {"with_projection": True}
-    made = {
-        "flux": lambda: {
-            "class_name": "FluxPipeline",
-            "components": {
-                "transformer": draw(FluxTransformer2DModel, FLUX),
-                "vae": draw(AutoencoderKL, VAE16, seed=1),
-                "text_encoder": _clip(2, "quick_gelu"),
-                "text_encoder_2": _t5(words),
-            },
-            "tokenizers": {"tokenizer": clip, "tokenizer_2": own},
-            "scheduler": shift,
-        },
-        "chroma": lambda: {
-            "class_name": "ChromaPipeline",
-            "components": {
-                "transformer": draw(ChromaTransformer2DModel, CHROMA),
-                "vae": draw(AutoencoderKL, VAE16, seed=1),
-                "text_encoder": _t5(words),
-            },
-            "tokenizers": {"tokenizer": own},
-            "scheduler": shift,
-        },
-        "sd3": lambda: {
-            "class_name": "StableDiffusion3Pipeline",
-            "components": {
-                "transformer": draw(SD3Transformer2DModel, SD3),
-                "vae": draw(AutoencoderKL, VAE_SD3, seed=1),
-                "text_encoder": unprojected(_clip(2, "quick_gelu", **projects)),
-                "text_encoder_2": _clip(3, "gelu", heads=2, **projects),
-                "text_encoder_3": _t5(words),
-            },
-            "tokenizers": {
-                "tokenizer": clip,
-                "tokenizer_2": clip_tokenizer("!"),
-                "tokenizer_3": own,
-            },
-            "scheduler": shift,
-        },
-        "dit": lambda: {
-            "class_name": "DiTPipeline",
-            "components": {
-                "transformer": tied(draw(DiTTransformer2DModel, DIT)),
-                "vae": draw(AutoencoderKL, VAE4, seed=1),
-            },
-            "tokenizers": {},
-            "scheduler": DDIM | {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02},
-            "options": LABELS,
-        },
-        "ldm": lambda: {
-            "class_name": "LDMTextToImagePipeline",
-            "components": {
-                "unet": draw(UNet2DConditionModel, LDM),
-                "vqvae": draw(AutoencoderKL, VAE4, seed=1),
-                "bert": draw(
-                    LDMBertModel,
-                    LDMBertConfig(
-                        vocab_size=words,
-                        encoder_layers=2,
-                        encoder_ffn_dim=16,
-                        encoder_attention_heads=1,
-                        d_model=HEAD,
-                    ),
-                    seed=2,
-                ),
-            },
-            "tokenizers": {"tokenizer": own},
-            "scheduler": DDIM
-            | {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-        },
-        "classes": lambda: {
-            "class_name": "LDMClassConditionalPipeline",
-            "components": {
-                "unet": draw(ClassConditionalUNet2DModel, CLASSES),
-                "vqvae": draw(VQModel, VQ, seed=1),
-            },
-            "tokenizers": {},
-            "scheduler": DDIM
-            | {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195},
-            "options": LABELS,
-        },
-    }[name]()
+    made = FAMILIES[name](words, plain.tokenizers["tokenizer"])
     return dataclasses.replace(plain, absent=(), defaults={}, **made)
+
+
+def _flux(words, tokenizer):
+    return {
+        "class_name": "FluxPipeline",
+        "components": {
+            "transformer": tiny.random_component(FluxTransformer2DModel, FLUX),
+            "vae": tiny.random_component(AutoencoderKL, VAE16, seed=1),
+            "text_encoder": _clip(2, "quick_gelu"),
+            "text_encoder_2": _t5(words),
+        },
+        "tokenizers": {"tokenizer": clip_tokenizer(END), "tokenizer_2": tokenizer},
+        "scheduler": layout_parts.flow_scheduler(3.0, dynamic=True),
+    }
+
+
+def _chroma(words, tokenizer):
+    return {
+        "class_name": "ChromaPipeline",
+        "components": {
+            "transformer": tiny.random_component(ChromaTransformer2DModel, CHROMA),
+            "vae": tiny.random_component(AutoencoderKL, VAE16, seed=1),
+            "text_encoder": _t5(words),
+        },
+        "tokenizers": {"tokenizer": tokenizer},
+        "scheduler": layout_parts.flow_scheduler(3.0, dynamic=True),
+    }
+
+
+def _sd3(words, tokenizer):
+    clip_l = _clip(2, "quick_gelu", with_projection=True)
+    return {
+        "class_name": "StableDiffusion3Pipeline",
+        "components": {
+            "transformer": tiny.random_component(SD3Transformer2DModel, SD3),
+            "vae": tiny.random_component(AutoencoderKL, VAE_SD3, seed=1),
+            "text_encoder": unprojected(clip_l),
+            "text_encoder_2": _clip(3, "gelu", heads=2, with_projection=True),
+            "text_encoder_3": _t5(words),
+        },
+        "tokenizers": {
+            "tokenizer": clip_tokenizer(END),
+            "tokenizer_2": clip_tokenizer("!"),
+            "tokenizer_3": tokenizer,
+        },
+        "scheduler": layout_parts.flow_scheduler(3.0, dynamic=False),
+    }
+
+
+def _dit(words, tokenizer):
+    del words, tokenizer
+    return {
+        "class_name": "DiTPipeline",
+        "components": {
+            "transformer": tied(tiny.random_component(DiTTransformer2DModel, DIT)),
+            "vae": tiny.random_component(AutoencoderKL, VAE4, seed=1),
+        },
+        "tokenizers": {},
+        "scheduler": DDIM | {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02},
+        "options": LABELS,
+    }
+
+
+def _ldm(words, tokenizer):
+    bert = LDMBertConfig(
+        vocab_size=words,
+        encoder_layers=2,
+        encoder_ffn_dim=16,
+        encoder_attention_heads=1,
+        d_model=HEAD,
+    )
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    return {
+        "class_name": "LDMTextToImagePipeline",
+        "components": {
+            "unet": tiny.random_component(UNet2DConditionModel, LDM),
+            "vqvae": tiny.random_component(AutoencoderKL, VAE4, seed=1),
+            "bert": tiny.random_component(LDMBertModel, bert, seed=2),
+        },
+        "tokenizers": {"tokenizer": tokenizer},
+        "scheduler": DDIM | betas,
+    }
+
+
+def _classes(words, tokenizer):
+    del words, tokenizer
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
+    return {
+        "class_name": "LDMClassConditionalPipeline",
+        "components": {
+            "unet": tiny.random_component(ClassConditionalUNet2DModel, CLASSES),
+            "vqvae": tiny.random_component(VQModel, VQ, seed=1),
+        },
+        "tokenizers": {},
+        "scheduler": DDIM | betas,
+        "options": LABELS,
+    }
+
+
+# The parts of a pipeline, from the vocabulary's size and the tokenizer of a tiny one.
+FAMILIES = {
+    "flux": _flux,
+    "chroma": _chroma,
+    "sd3": _sd3,
+    "dit": _dit,
+    "ldm": _ldm,
+    "classes": _classes,
+}
 
 
 def arrays(path):

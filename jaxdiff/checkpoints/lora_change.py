@@ -68,7 +68,7 @@ class Difference(Change):
     diff: Array
 
     def fits(self, shape: Shape) -> bool:
-        return bare(self.diff.shape) == bare(shape)
+        return drop_1x1_kernel(self.diff.shape) == drop_1x1_kernel(shape)
 
     def delta(self, weight: Array) -> Array:
         return self.diff.reshape(weight.shape)
@@ -94,7 +94,7 @@ class Swapped(Change):
         return np.roll(self.change.delta(np.roll(weight, half, axis=0)), half, axis=0)
 
 
-def bare(shape: Shape) -> Shape:
+def drop_1x1_kernel(shape: Shape) -> Shape:
     """A shape without the kernel of a 1 x 1 convolution."""
     return shape[:2] if shape[2:] == (1, 1) else shape
 

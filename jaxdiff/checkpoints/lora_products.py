@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jaxdiff.checkpoints.lora_change import Array, Scaled, Shape, bare
+from jaxdiff.checkpoints.lora_change import Array, Scaled, Shape, drop_1x1_kernel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class GLoRA(Scaled):
 
     def fits(self, shape: Shape) -> bool:
         own, i = self._ordered(shape), shape[1:2]
-        inner, outer = bare(own.a1.shape), bare(own.a2.shape)
+        inner, outer = drop_1x1_kernel(own.a1.shape), drop_1x1_kernel(own.a2.shape)
         return (*i, *outer[:1]) == inner == outer[::-1] and own._added().fits(shape)
 
     def delta(self, weight: Array) -> Array:

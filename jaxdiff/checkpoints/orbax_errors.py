@@ -13,10 +13,10 @@ from jaxdiff.core.errors import WriteError
 
 @contextlib.contextmanager
 def translate_orbax_errors(name: str) -> Iterator[None]:
-    """Turn whatever a writer raises of `name` into a WriteError."""
+    """Turn what a writer of `name` raises where a disk fails into a WriteError."""
     try:
         yield
-    except Exception as error:  # OSError here, tensorstore's ValueError there
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError is tensorstore's
         raise WriteError(
             f"{name}: got {root_cause(error)}, expected a disk that can be written"
         ) from None

@@ -41,6 +41,10 @@ def has_checkpoint(folder: pathlib.Path) -> bool:
     return latest_step(folder) is not None
 
 
+class _DamagedError(Exception):
+    """A checkpoint that cannot be read, and why."""
+
+
 class TrainingStore:
     """The checkpoints in `folder`, one per saved step, of which the newest `keep` stay.
 
@@ -122,10 +126,8 @@ class TrainingStore:
         for step in steps:
             try:
                 found = self._read(step, template)
-            except InputError:
-                raise
-            except Exception as error:  # each layer of the reader has errors of its own
-                damaged.append((step, root_cause(error)))
+            except _DamagedError as error:
+                damaged.append((step, str(error)))
                 continue
             self._quarantine(damaged, instead=step)
             return found
@@ -137,19 +139,19 @@ class TrainingStore:
         return None
 
     def _read(self, step: int, template: PyTree) -> Restored:
-        """A checkpoint. What one process cannot read, or finds changed, none goes on from."""
+        """A checkpoint. _DamagedError in every process if one of them finds it damaged."""
         found, error = None, None
         try:
             found = self._load(step, template)
         except InputError:
             raise
-        except Exception as own:
+        except Exception as own:  # each layer of the reader has errors of its own
             error = own
         if not all_agree(found is not None) or found is None:
-            raise error or ValueError("another process cannot read it")
+            raise _DamagedError(root_cause(error) if error else "another process cannot read it")
         expected = found.host.pop("digest", None)
         if not all_agree(_digest(found.state, found.host) == expected):
-            raise ValueError("its content differs from what was saved")
+            raise _DamagedError("its content differs from what was saved")
         return found
 
     def _load(self, step: int, template: PyTree) -> Restored:

@@ -5,8 +5,10 @@ original height and width, top and left of the crop in the resized (and flipped)
 target height and width.
 """
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -53,10 +55,16 @@ def sample_augmentation(
 
 def size_of(data: bytes) -> tuple[int, int]:
     """Height and width of an encoded image held upright, from its beginning alone."""
+    with _decoding(), Image.open(io.BytesIO(data)) as image:
+        return _upright(image)
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Turn whatever a decoder raises, fed with anything, into a BadSampleError."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _upright(image)
-    except Exception:  # a decoder fed with anything raises anything
+        yield
+    except Exception:
         raise BadSampleError(BROKEN_IMAGE) from None
 
 
@@ -71,21 +79,22 @@ def resize_and_crop(
     Its pixels are flipped left to right where `augment.flip` is below a half. BadSampleError if it
     cannot be decoded.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
+    with _decoding():
+        image = Image.open(io.BytesIO(data))
+    with image:
+        with _decoding():
             original = _upright(image)
-            cover = size_to_cover(original, size)
-            if cover[0] * cover[1] > LONGEST * size[0] * size[1]:
-                raise BadSampleError(TOO_LONG)
-            # Of a JPEG only as many frequencies as needed; the side it lies on is not known yet.
-            largest = _SHARPER * max(cover)
+        if not all(original):
+            raise BadSampleError(BROKEN_IMAGE)
+        cover = size_to_cover(original, size)
+        if cover[0] * cover[1] > LONGEST * size[0] * size[1]:
+            raise BadSampleError(TOO_LONG)
+        # Of a JPEG only as many frequencies as needed; the side it lies on is not known yet.
+        largest = _SHARPER * max(cover)
+        with _decoding():
             image.draft("RGB", (largest, largest))
             pixels = to_rgb(ImageOps.exif_transpose(image) if _tagged(image) else image)
-            animation = image.format if _is_animated(image) else None
-    except BadSampleError:
-        raise
-    except Exception:
-        raise BadSampleError(BROKEN_IMAGE) from None
+        animation = image.format if _is_animated(image) else None
     if animation is not None:
         warnings.warn(
             f"data: got animated {animation} images, of which the first frame is used", stacklevel=2

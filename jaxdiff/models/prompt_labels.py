@@ -1,7 +1,7 @@
 """From a prompt to the labels that classifier guidance aims for.
 
 A classifier's config names its labels. PROMPT_LABELS in its folder says how prompts name them: with
-other words (`LabelWords`, also without that file) or in phrases about objects (`PromptGrammar`).
+other words (`LabelSynonyms`, also without that file) or in phrases about objects (`PromptGrammar`).
 No other module needs to know what the classifier was trained on.
 """
 
@@ -30,7 +30,7 @@ class LabelTargets(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelWords:
+class LabelSynonyms:
     """Prompts that name labels anywhere: "a photo of a golden retriever"."""
 
     # a label, then the words for it; other labels are named by themselves
@@ -163,7 +163,7 @@ class PromptGrammar:
         return answers
 
 
-PromptLabels = LabelWords | PromptGrammar
+PromptLabels = LabelSynonyms | PromptGrammar
 
 
 def prompt_labels(values: Mapping[str, Any], labels: LabelSet, *, source: str) -> PromptLabels:
@@ -171,7 +171,7 @@ def prompt_labels(values: Mapping[str, Any], labels: LabelSet, *, source: str) -
 
     Raises InputError.
     """
-    kind = LabelWords if values.keys() <= {"words"} else PromptGrammar
+    kind = LabelSynonyms if values.keys() <= {"words"} else PromptGrammar
     found = from_mapping(kind, values, source=source)
     with prefix_errors(source):
         found.check(labels)

@@ -1,12 +1,9 @@
 """Requests in batches, and a batch through all stages: from prompts and noise to images."""
 
-import contextlib
 import dataclasses
 import math
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -33,20 +30,17 @@ from jaxdiff.pipeline.conditioning import (
     EncodedPrompts,
     PromptTokenizers,
     TokenizedPrompts,
+    sub_prompts,
     texts_by_encoder,
 )
 from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initial_images
 from jaxdiff.pipeline.nonfinite import check_finite, since_when
 from jaxdiff.pipeline.offload import encode_ahead
-from jaxdiff.pipeline.output import BatchResult, Settings
+from jaxdiff.pipeline.output import BatchResult, Settings, StageTimer
 from jaxdiff.pipeline.programs import BatchArray
-from jaxdiff.pipeline.prompts import SubPrompt, split_and
 from jaxdiff.pipeline.request import Request, Requests
-from jaxdiff.pipeline.tiling import tiled
+from jaxdiff.pipeline.tiling import MAX_UNTILED, TILE, decode_tiles, encode_tiles
 from jaxdiff.samplers.base import get_sampler, per_sample_keys
-
-MAX_UNTILED = 2048 * 2048  # pixels that the VAE processes without tiles
-TILE = 1024  # side of the tiles of larger images, in pixels
 
 
 class ModelFacts(NamedTuple):
@@ -156,29 +150,6 @@ def make_batches(
             yield ordered[first : first + size]
 
 
-class StageTimer:
-    """Seconds by stage, those of compiling counted apart."""
-
-    def __init__(self, stages: CompiledModel) -> None:
-        self._stages = stages
-        self._started = time.perf_counter()
-        self._compiled = stages.compile_s
-        self._seconds = {"encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        started, compiled = time.perf_counter(), self._stages.compile_s
-        yield
-        compiling = self._stages.compile_s - compiled
-        self._seconds[stage] += time.perf_counter() - started - compiling
-
-    def timings(self) -> dict[str, float]:
-        return self._seconds | {
-            "compile_s": self._stages.compile_s - self._compiled,
-            "total_s": time.perf_counter() - self._started,
-        }
-
-
 class Run(NamedTuple):
     """What the images of one batch share."""
 
@@ -187,11 +158,6 @@ class Run(NamedTuple):
     timer: StageTimer
     tile: int | None  # of the VAE, in pixels
     settings: Settings
-
-
-def sub_prompts(request: Request) -> list[SubPrompt]:
-    """The prompts of an image, several where AND joins them."""
-    return split_and(request.prompt, syntax=request.prompt_syntax)
 
 
 def guidance_rule(requests: Requests) -> Guidance:
@@ -453,37 +419,38 @@ class ImageGenerator:
 
         There is no such mask for a network that sees it itself.
         """
-        initial, request = inputs.initial, run.requests[0]
+        initial = inputs.initial
         latents, mask = self._stages.shard(initial.latents), None
         if initial.images is not None:
             latents = self._latents(initial.images, run.tile)
         if initial.masks is not None and not self._facts.family.uses_mask:
             mask = self._stages.shard(self._downsample(initial.masks))
 
-        def extras(network: str) -> ExtraInputs:
-            streams = streams_of(run.rule, network)
-            return ExtraInputs(
-                size=(request.height, request.width),
-                options=tuple(each.extras for each in run.requests),
-                prompted=tuple(stream.prompt_source == "prompt" for stream in streams),
-                texts=tuple(texts_by_encoder(each, streams)[0] for each in run.requests),
-                guidance_scales=np.asarray(inputs.guidance_scales.scale),
-                guidance=request.guidance,
-                image=initial.images,
-                latents=initial.latents,
-                mask=initial.masks,
-                encode=lambda images: self._stages.gather(self._latents(images, run.tile)),
-                downsample=self._downsample,
-            )
-
-        skip, weaker, guide = request.clip_skip, self._auxiliary.guidance_model, None
-        prompts = inputs.prompts
-        conditioning = self._stages.encode(prompts.main, extras("main"), skip=skip)
+        skip, weaker, guide = run.requests[0].clip_skip, self._auxiliary.guidance_model, None
+        prompts, extras = inputs.prompts, self._extra_inputs(inputs, run, "main")
+        conditioning = self._stages.encode(prompts.main, extras, skip=skip)
         if weaker is not None and prompts.guidance_model is not None:
-            guide = weaker.stages.encode(
-                prompts.guidance_model, extras("guidance_model"), skip=skip
-            )
+            extras = self._extra_inputs(inputs, run, "guidance_model")
+            guide = weaker.stages.encode(prompts.guidance_model, extras, skip=skip)
         return jax.block_until_ready(ConditioningPair(conditioning, guide)), latents, mask
+
+    def _extra_inputs(self, inputs: BatchInputs, run: Run, network: str) -> ExtraInputs:
+        """What the extras of a family read for a network: "main" or "guidance_model"."""
+        initial, request = inputs.initial, run.requests[0]
+        streams = streams_of(run.rule, network)
+        return ExtraInputs(
+            size=(request.height, request.width),
+            options=tuple(each.extras for each in run.requests),
+            prompted=tuple(stream.prompt_source == "prompt" for stream in streams),
+            texts=tuple(texts_by_encoder(each, streams)[0] for each in run.requests),
+            guidance_scales=np.asarray(inputs.guidance_scales.scale),
+            guidance=request.guidance,
+            image=initial.images,
+            latents=initial.latents,
+            mask=initial.masks,
+            encode=lambda images: self._stages.gather(self._latents(images, run.tile)),
+            downsample=self._downsample,
+        )
 
     def decode_latents(
         self, latents: Float[NDArray, "b h w c"], vae_tile: int | None
@@ -505,37 +472,16 @@ class ImageGenerator:
         self, latents: BatchArray, tile: int | None
     ) -> tuple[UInt8[NDArray, "b h2 w2 3"], Bool[NDArray, "b"]]:
         """Images of latents on the devices, and which are finite; tiles are blended on the host."""
-        stages, downscale = self._stages, self._downscale
-        if tile is None:
-            images, finite = stages.decode(latents)
-            return stages.gather(images), stages.gather(finite)
-        flags = []
-
-        def decode(part: NDArray) -> NDArray:
-            images, finite = stages.decode(stages.shard(part))
-            flags.append(stages.gather(finite))
-            return stages.gather(images)
-
-        images = tiled(
-            decode,
-            stages.gather(latents),
-            tile=tile // downscale,
-            multiple=1,
-            zoom=Fraction(downscale),
-        )
-        return np.round(images).astype(np.uint8), np.all(flags, axis=0)
+        if tile is not None:
+            return decode_tiles(self._stages, latents, tile, self._downscale)
+        images, finite = self._stages.decode(latents)
+        return self._stages.gather(images), self._stages.gather(finite)
 
     def _latents(self, images: NDArray, tile: int | None) -> BatchArray:
         """Latents on the devices of images, in tiles of `tile` pixels or as a whole."""
-        stages, downscale = self._stages, self._downscale
-
-        def encode(part: NDArray) -> NDArray:
-            return stages.gather(stages.latents(stages.shard(part)))
-
-        if tile is None:
-            return stages.latents(stages.shard(images))
-        latents = tiled(encode, images, tile=tile, multiple=downscale, zoom=Fraction(1, downscale))
-        return stages.shard(latents)
+        if tile is not None:
+            return encode_tiles(self._stages, images, tile, self._downscale)
+        return self._stages.latents(self._stages.shard(images))
 
     def _downsample(self, masks: Float[NDArray, "b h2 w2 1"]) -> Float[NDArray, "b h w 1"]:
         return downsample_mask(masks, self._downscale)

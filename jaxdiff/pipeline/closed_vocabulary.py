@@ -1,4 +1,4 @@
-"""Words that a model was never trained on, where its training captions had a closed vocabulary.
+"""Out-of-vocabulary words, of models whose training captions had a closed vocabulary.
 
 Every word of those captions is a single token, so that a word of several tokens was not in them.
 """
@@ -13,14 +13,14 @@ from jaxdiff.pipeline.prompts import PromptTokenizer, WeightedText, parse_syntax
 WORDS = re.compile(r"[^\W\d_]+|[^\x00-\x7f\w\s]")  # and symbols such as emoji
 
 
-def warn_of_unseen_words(
+def warn_out_of_vocabulary(
     tokenizer: PromptTokenizer,
     texts: Iterable[str | None],
     *,
     syntax: bool,
     added: Collection[str] = (),
 ) -> None:
-    """One warning that names all unseen words of `texts`, and the words that the model knows.
+    """One warning that names the out-of-vocabulary words of `texts`, and those of the vocabulary.
 
     `added` are the tokens of textual inversions.
     """

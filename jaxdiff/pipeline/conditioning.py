@@ -12,7 +12,7 @@ from jaxdiff.core.types import Array, Bool, Float, Int, NDArray, PyTree
 from jaxdiff.families.base import Family, zero_rows
 from jaxdiff.guidance.base import Stream
 from jaxdiff.models.text_encoder import TextModel
-from jaxdiff.pipeline.closed_vocabulary import warn_of_unseen_words
+from jaxdiff.pipeline.closed_vocabulary import warn_out_of_vocabulary
 from jaxdiff.pipeline.prompts import (
     MAX_CHUNKS,
     PromptTokenizer,
@@ -84,7 +84,7 @@ class PromptTokenizers(NamedTuple):
         chunked = [[tokens for row in rows for tokens in row] for rows in by_encoder]
         if self.closed:
             texts = [text for each in requests for text in texts_by_encoder(each, streams)[0]]
-            warn_of_unseen_words(self.first, texts, syntax=requests[0].prompt_syntax)
+            warn_out_of_vocabulary(self.first, texts, syntax=requests[0].prompt_syntax)
         return [max((len(tokens.ids) for tokens in texts), default=0) for texts in chunked]
 
     def tokenize(self, requests: Sequence[Request], streams: Sequence[Stream]) -> TokenizedPrompts:
@@ -133,6 +133,11 @@ class PromptTokenizers(NamedTuple):
         """How many tokens each text encoder reads at once; None: as its tokenizer says."""
         asked = request.max_sequence_length
         return [asked if spec.max_length else None for spec in self.family.text_encoders]
+
+
+def sub_prompts(request: Request) -> list[SubPrompt]:
+    """The prompts of an image, several where AND joins them."""
+    return split_and(request.prompt, syntax=request.prompt_syntax)
 
 
 def texts_by_encoder(request: Request, streams: Sequence[Stream]) -> list[list[Text]]:

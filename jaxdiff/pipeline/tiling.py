@@ -5,9 +5,41 @@ from fractions import Fraction
 
 import numpy as np
 
-from jaxdiff.core.types import Float, NDArray
+from jaxdiff.core.types import Bool, Float, NDArray, UInt8
+from jaxdiff.pipeline.compiled_model import CompiledModel
+from jaxdiff.pipeline.programs import BatchArray
 
+MAX_UNTILED = 2048 * 2048  # pixels that the VAE processes without tiles
+TILE = 1024  # side of the tiles of larger images, in pixels
 OVERLAP = 4  # a tile shares 1 / OVERLAP of its length with the next
+
+
+def decode_tiles(
+    stages: CompiledModel, latents: BatchArray, tile: int, downscale: int
+) -> tuple[UInt8[NDArray, "b h2 w2 3"], Bool[NDArray, "b"]]:
+    """Images of latents on the devices, in tiles of `tile` pixels, and which are finite."""
+    flags = []
+
+    def decode(part: NDArray) -> NDArray:
+        images, finite = stages.decode(stages.shard(part))
+        flags.append(stages.gather(finite))
+        return stages.gather(images)
+
+    whole, zoom = stages.gather(latents), Fraction(downscale)
+    images = tiled(decode, whole, tile=tile // downscale, multiple=1, zoom=zoom)
+    return np.round(images).astype(np.uint8), np.all(flags, axis=0)
+
+
+def encode_tiles(
+    stages: CompiledModel, images: Float[NDArray, "b h2 w2 3"], tile: int, downscale: int
+) -> BatchArray:
+    """Latents on the devices of images in [-1, 1], in tiles of `tile` pixels."""
+
+    def encode(part: NDArray) -> NDArray:
+        return stages.gather(stages.latents(stages.shard(part)))
+
+    zoom = Fraction(1, downscale)
+    return stages.shard(tiled(encode, images, tile=tile, multiple=downscale, zoom=zoom))
 
 
 def starts(length: int, tile: int, step: int) -> list[int]:

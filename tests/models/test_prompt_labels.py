@@ -4,7 +4,7 @@ import pytest
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.attributes import LabelGroup, LabelSet
-from jaxdiff.models.prompt_labels import LabelWords, prompt_labels
+from jaxdiff.models.prompt_labels import LabelSynonyms, prompt_labels
 
 LABELS = LabelSet(
     (
@@ -12,7 +12,7 @@ LABELS = LabelSet(
         LabelGroup(name="styles", labels=("ink", "oil painting"), exclusive=False),
     )
 )
-NAMED = LabelWords(words=(("n1", "golden retriever", "retriever"), ("n2", "cat", "tabby-cat")))
+NAMED = LabelSynonyms(words=(("n1", "golden retriever", "retriever"), ("n2", "cat", "tabby-cat")))
 
 
 def asked(text):
@@ -57,8 +57,8 @@ def test_a_prompt_without_labels_is_refused(text):
 
 
 def test_labels_are_their_own_words():
-    assert prompt_labels({}, LABELS, source="labels.json") == LabelWords()
-    assert LabelWords().labels_of("n1", LABELS).targets.tolist() == [True, *[False] * 5]
+    assert prompt_labels({}, LABELS, source="labels.json") == LabelSynonyms()
+    assert LabelSynonyms().labels_of("n1", LABELS).targets.tolist() == [True, *[False] * 5]
 
 
 @pytest.mark.parametrize(

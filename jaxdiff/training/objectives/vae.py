@@ -91,6 +91,27 @@ def _strip_prefix(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
 
 
+def reconstruction_loss(
+    config: VAEObjective,
+    perceptual_model: PerceptualModel | None,
+    frozen: Frozen,
+    images: Float[Array, "b h w c"],
+    reconstructed: Float[Array, "b h w c"],
+) -> tuple[Array, Metrics]:
+    """The weighted sum of the differences of reconstructed images, and each of them."""
+    parts = {
+        "l1": jnp.mean(jnp.abs(reconstructed - images)),
+        "l2": jnp.mean((reconstructed - images) ** 2),
+        "edge": edge_loss(reconstructed, images),
+    }
+    weights = {"l1": config.l1_weight, "l2": config.l2_weight, "edge": config.edge_weight}
+    total = jnp.asarray(sum(weights[name] * part for name, part in parts.items()))
+    if perceptual_model is None:
+        return total, parts
+    perceptual = perceptual_model.loss(frozen.perceptual, reconstructed, images)
+    return total + config.perceptual_weight * perceptual, parts | {"perceptual": perceptual}
+
+
 def vae_task(
     config: VAEObjective,
     dtype: Dtype = jnp.float32,
@@ -106,21 +127,6 @@ def vae_task(
     template = abstract(AutoencoderKL, config.model, dtype=dtype)
     channels = config.model.out_channels
     discriminator = abstract(PatchDiscriminator, config.discriminator, channels, dtype=dtype)
-    loss_weights = {"l1": config.l1_weight, "l2": config.l2_weight, "edge": config.edge_weight}
-
-    def reconstruction_loss(
-        reconstructed: Float[Array, "b h w c"], images: Float[Array, "b h w c"], frozen: Frozen
-    ) -> tuple[Array, Metrics]:
-        parts = {
-            "l1": jnp.mean(jnp.abs(reconstructed - images)),
-            "l2": jnp.mean((reconstructed - images) ** 2),
-            "edge": edge_loss(reconstructed, images),
-        }
-        total = jnp.asarray(sum(loss_weights[name] * part for name, part in parts.items()))
-        if perceptual_model is None:
-            return total, parts
-        perceptual = perceptual_model.loss(frozen.perceptual, reconstructed, images)
-        return total + config.perceptual_weight * perceptual, parts | {"perceptual": perceptual}
 
     def loss(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
@@ -132,13 +138,14 @@ def vae_task(
         mean, logvar = model.encode(images)
         features = model.decoder_features(decoder_input(config, mean, logvar, key))
         layer = model.decoder.conv_out
-        total, parts = reconstruction_loss(last_layer_image(layer, features), images, frozen)
+        compare = functools.partial(reconstruction_loss, config, perceptual_model, frozen, images)
+        total, parts = compare(last_layer_image(layer, features))
         parts["kl"] = kl_divergence(mean, logvar)
         if not config.freeze_encoder:
             total += config.kl_weight * parts["kl"]
         if not config.adversarial:
             return total, parts
-        image_loss = (lambda x: reconstruction_loss(x, images, frozen)[0]) if adaptive else None
+        image_loss = (lambda x: compare(x)[0]) if config.adversarial_adaptive else None
         gan = gan_loss(
             discriminator,
             _strip_prefix(DISCRIMINATOR_PREFIX, params),
@@ -156,7 +163,6 @@ def vae_task(
         started = step >= config.adversarial_start
         return frozen._replace(adversarial_on=started.astype(jnp.float32))
 
-    adaptive = config.adversarial_adaptive
     init = functools.partial(_initial_params, config, template, discriminator, pretrained)
     shapes = _trained_params(config, param_dict(template), param_dict(discriminator))
     return TrainingTask(shapes, init, loss, rules=VAE, frozen_at_step=frozen_at_step)
