@@ -216,7 +216,7 @@ def test_the_name_tells_turbo(tmp_path):
 def test_texts_have_the_length_that_is_asked_for(pipe):
     """Of T5 alone, and the rest of a text is cut."""
     requests = pipe.resolve(PROMPT, max_sequence_length=3)
-    with pytest.warns(UserWarning, match="truncated, 2 tokens .* in text_encoder_3"):
+    with pytest.warns(UserWarning, match="truncated, 3 tokens .* in text_encoder_3"):
         pipe._tokenizers.num_chunks(requests, parse("none").streams)
     tokens = pipe._tokenizers.tokenize(requests, parse("none").streams)
     assert [ids.shape[-1] for ids in tokens.ids][2] == 3

@@ -1,6 +1,7 @@
 """Whole pipelines of Stable Diffusion 3 against diffusers, from the same start noise."""
 
 import diffusers
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tiny import first_devices
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import jaxdiff
+from jaxdiff.guidance.base import parse
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -232,36 +234,38 @@ def test_lengths_of_texts(tmp_path_factory, sd3_noise, length):
     assert np.abs(plain - want.numpy().transpose(0, 2, 3, 1)).max() > 1e-3
 
 
-def test_a_textual_inversion(tmp_path_factory, tmp_path, sd3_noise):
-    """Of both CLIPs, and then of T5 too; without vectors of its own T5 reads the word as text."""
+def test_a_textual_inversion(tmp_path_factory, tmp_path):
+    """The states of all three encoders; without vectors of its own T5 reads the word as text."""
     _, ours = both("sd3", tmp_path_factory)
     generator = torch.Generator().manual_seed(0)
-    widths = {"": 12, "_2": 12, "_3": WIDTH}
+    widths = {"clip_l": 12, "clip_g": 12, "t5xxl": WIDTH}
     vectors = {n: torch.randn((2, width), generator=generator) for n, width in widths.items()}
-    names = {"": "clip_l", "_2": "clip_g", "_3": "t5xxl"}
-    options = {"guidance_scale": 1.0}
-    words = "<x> <x>_1"  # which diffusers replaces the word by itself
-    plain = ours(PROMPT, latents=sd3_noise, **OURS, **options).images
-    for count in (2, 3):
-        chosen = dict(list(vectors.items())[:count])
-        save_file({names[n]: v for n, v in chosen.items()}, tmp_path / "<x>.safetensors")
-        own = pipeline("sd3")
-        own.set_progress_bar_config(disable=True)
-        for n, rows in chosen.items():
-            encoder, tokens = getattr(own, f"text_encoder{n}"), getattr(own, f"tokenizer{n}")
-            tokens.add_tokens(words.split())
-            encoder.resize_token_embeddings(max(len(tokens), encoder.config.vocab_size))
-            first = tokens.convert_tokens_to_ids("<x>")
-            with torch.no_grad():
-                encoder.get_input_embeddings().weight[first : first + 2] = rows
-        texts = [f"ab {words} c"] * count + ["ab <x> c"] * (3 - count)
-        numbered = dict(zip(("prompt", "prompt_2", "prompt_3"), texts, strict=True))
-        want = own(latents=nchw(sd3_noise), **numbered, **THEIRS, **options).images
+    words, theirs = "<x> <x>_1", pipeline("sd3")
+    numbers = dict(zip(widths, ("", "_2", "_3"), strict=True))
+    plain = theirs.tokenizer_3("ab <x> c").input_ids
+    for name, n in numbers.items():
+        encoder, tokens = getattr(theirs, f"text_encoder{n}"), getattr(theirs, f"tokenizer{n}")
+        tokens.add_tokens(words.split())
+        first = tokens.convert_tokens_to_ids("<x>")
+        with torch.no_grad():
+            encoder.get_input_embeddings().weight[first : first + 2] = vectors[name]
+    for names in (("clip_l", "clip_g"), tuple(widths)):
+        save_file({n: vectors[n] for n in names}, tmp_path / "<x>.safetensors")
         assert ours.load_textual_inversion(tmp_path / "<x>.safetensors") == "<x>"
-        got = ours("ab <x> c", latents=sd3_noise, **OURS, **options).images
+        tokens = ours._tokenizers.tokenize(ours.resolve("ab <x> c"), parse("none").streams)
+        found = dict(zip(widths, tokens.ids, strict=True))
+        if "t5xxl" not in names:
+            assert found["t5xxl"][0, 0, 0, : len(plain)].tolist() == plain
+        for name in names:
+            ids = torch.tensor(found[name][0, 0])
+            component = f"text_encoder{numbers[name]}"
+            want = getattr(theirs, component)(ids, output_hidden_states=True).hidden_states
+            features = getattr(ours, component).features(jnp.asarray(found[name][0, 0]))
+            got, want = (
+                (features.last, want[-1]) if name == "t5xxl" else (features.penultimate, want[-2])
+            )
+            np.testing.assert_allclose(got, want.detach().numpy(), atol=5e-5)
         ours.unload_textual_inversions()
-        agree(got, want, sd3_noise)
-    np.testing.assert_array_equal(ours(PROMPT, latents=sd3_noise, **OURS, **options).images, plain)
 
 
 def test_clip_skip(pipes, sd3_noise):
