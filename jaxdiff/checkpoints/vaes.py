@@ -38,6 +38,8 @@ from jaxdiff.models.vae import AutoencoderKL
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 # Fields of a config that say how latents are scaled for the network.
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+# Each with latents of its own, whose scaling factor nearly tells which they are.
+LATENTS = (SD1, SDXL, layout_sd3.LAYOUT, layout_flux.DEV)
 PIXELS = 512  # sample_size of a VAE whose file does not say it; informative
 
 
@@ -166,7 +168,7 @@ def with_vae(
             "expected an AutoencoderKL"
         )
     factor, expected = config.scaling_factor, scaling["scaling_factor"]
-    if factor in {SD1.scaling_factor, SDXL.scaling_factor} - {expected}:
+    if factor in {layout.scaling_factor for layout in LATENTS} - {expected}:
         warnings.warn(
             f"vae: {vae.path} scales latents by {factor}, another family's factor, expected "
             f"{expected} as the model has; images may be wrong",

@@ -185,7 +185,13 @@ def test_where_a_folder_has_it(model, vae_folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("said", "own", "factor"),
-    [(None, 0.7, 0.7), (None, None, 0.18215), (0.5, None, 0.5), (0.13025, None, 0.13025)],
+    [
+        (None, 0.7, 0.7),
+        (None, None, 0.18215),
+        (0.5, None, 0.5),
+        (0.13025, None, 0.13025),
+        (0.3611, None, 0.3611),
+    ],
 )
 def test_the_scaling_factor(model, vae_folder, tmp_path, said, own, factor):
     """The file's own counts, else that of the model's VAE, else that of the family."""
@@ -196,8 +202,10 @@ def test_the_scaling_factor(model, vae_folder, tmp_path, said, own, factor):
         warnings.simplefilter("always")
         assert read_with(folder, vae_folder).config.scaling_factor == factor
     said = ["".join(str(each.message).partition("scales")[1:]) for each in caught]
-    wrong = "scales latents by 0.13025, another family's factor, expected 0.18215 as the model has"
-    assert said == ([f"{wrong}; images may be wrong"] if factor == 0.13025 else [])
+    wrong = (
+        f"scales latents by {factor}, another family's factor, expected 0.18215 as the model has"
+    )
+    assert said == ([f"{wrong}; images may be wrong"] if factor in (0.13025, 0.3611) else [])
 
 
 def change(folder, **values):
