@@ -33,6 +33,7 @@ Rows = Float[Array, "h 1 bn"]
 # Of a mesh, by the convention of the package: what shares a batch, and what shares the heads.
 BATCH_AXES, HEAD_AXIS = ("data", "fsdp", "guidance"), "tensor"
 LANES = 128
+ROWS = 16  # of a register of two-byte numbers
 VMEM_BUDGET = 5 * 2**20  # bytes of VMEM for the gradients of queries: float32, and twice bfloat16
 LOG2E = math.log2(math.e)
 # Of a grid: a chip's cores may share images and heads; blocks need those before them.
@@ -145,7 +146,7 @@ def block_sizes(queries: int, keys: int, width: int) -> tuple[BlockSizes, BlockS
 
     if keys == LANES:  # no second block of keys: the queries alone make a step long enough
         return fitting(2048, LANES, LANES), fitting(2048, LANES, LANES)
-    return fitting(512, 4096, 512), fitting(1024, 2048, 256)
+    return fitting(512, 5120, 512), fitting(1024, 2048, 256)
 
 
 def _divisor(length: int, most: int) -> int:
@@ -231,16 +232,25 @@ def _forward_kernel(
         sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
 
     q, top, total, out = q_ref[0], top_ref[...], total_ref[...], sum_ref[...]
+
+    def scores(start: int) -> Float[Array, "k q"]:
+        k = k_ref[0, :, start : start + size.key_sub_block]
+        return _masked(_product(k, q, 0, 0), i, j, start, size, config)
+
+    later = scores(0)
     for start in range(0, size.keys, size.key_sub_block):
-        here = slice(start, start + size.key_sub_block)
-        k, v = k_ref[0, :, here], v_ref[0, :, here]
-        s = _masked(_product(k, q, 0, 0), i, j, start, size, config)
+        s, end = later, start + size.key_sub_block
+        if end < size.keys:  # before the softmax of these, so that both can run at once
+            later = scores(end)
         # Every query sees key 0, so new_top is finite from the first block on.
         new_top = jnp.maximum(top, s.max(0, keepdims=True))
-        p = jnp.exp2((s - new_top) * (config.scale * LOG2E))
+        p = jnp.exp2((s - new_top) * (config.scale * LOG2E)).astype(v_ref.dtype)
         shrink = jnp.exp2((top - new_top) * (config.scale * LOG2E))
-        total = total * shrink + p.sum(0, keepdims=True)
-        out = out * shrink + _product(v, p.astype(v.dtype), 1, 0)
+        # A row of ones below the values: the product sums the probabilities too.
+        v = jnp.concatenate([v_ref[0, :, start:end], jnp.ones((ROWS, len(s)), p.dtype)])
+        sums = _product(v, p, 1, 0)
+        out = out * shrink + sums[:-ROWS]
+        total = total * shrink + sums[-1:]
         top = new_top
     top_ref[...], total_ref[...], sum_ref[...] = top, total, out
 
@@ -341,15 +351,23 @@ def _backward_kernel(
     # The softmax Jacobian's second term, one number for each query.
     drift = (d_out.astype(jnp.float32) * out_ref[0].astype(jnp.float32)).sum(0)[None]
     dq = jnp.zeros(q_ref.shape[1:], jnp.float32)
-    for start in range(0, size.keys, size.key_sub_block):
+
+    def products(start: int) -> tuple[Float[Array, "k q"], Float[Array, "k q"]]:
         here = slice(start, start + size.key_sub_block)
-        k, v = k_ref[0, :, here], v_ref[0, :, here]
-        s = _masked(_product(k, q, 0, 0), among_all, j, start, size, config)
+        s = _masked(_product(k_ref[0, :, here], q, 0, 0), among_all, j, start, size, config)
+        return s, _product(v_ref[0, :, here], d_out, 0, 0)
+
+    later = products(0)
+    for start in range(0, size.keys, size.key_sub_block):
+        (s, dp), end = later, start + size.key_sub_block
+        if end < size.keys:
+            later = products(end)
+        here = slice(start, end)
         p = jnp.exp2(s * (config.scale * LOG2E) - log_total)
-        ds = (p * (_product(v, d_out, 0, 0) - drift)).astype(q.dtype)
+        ds = (p * (dp - drift)).astype(q.dtype)
         dv_sum[:, here] += _product(d_out, p.astype(d_out.dtype), 1, 1)
         dk_sum[:, here] += _product(q, ds, 1, 1)
-        dq += _product(k, ds, 1, 0)
+        dq += _product(k_ref[0, :, here], ds, 1, 0)
     dq_sum[:, rows] += dq
 
     @pl.when(i == steps - 1)

@@ -50,12 +50,22 @@ def rotation(ids: Int[Array, "n a"], axes_dims: tuple[int, ...]) -> Rotation:
 
 
 def rotate(x: Float[Array, "b n h d"], by: Rotation) -> Float[Array, "b n h d"]:
-    """`x` with its channels 2 j and 2 j + 1 rotated as a plane; in float32, returned as x."""
-    x32 = x.astype(jnp.float32)
-    even = (jnp.arange(x.shape[-1]) % 2 == 0)[None, None, None]
-    turned = jnp.where(even, -jnp.roll(x32, -1, axis=-1), jnp.roll(x32, 1, axis=-1))
+    """`x` with its channels 2 j and 2 j + 1 rotated as a plane; in float32, returned as x.
+
+    A product with a matrix of 0, 1 and -1 exchanges the channels of a pair, exactly: on a TPU that
+    is a tenth of the time of moving them.
+    """
+    pair = np.array([[0, 1], [-1, 0]])
+    exchange = np.kron(np.eye(x.shape[-1] // 2), pair).astype(x.dtype)
+    turned = jnp.einsum(
+        "bnhd,de->bnhe",
+        x,
+        exchange,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
     cos, sin = (table[None, :, None] for table in by)
-    return (x32 * cos + turned * sin).astype(x.dtype)
+    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
 
 
 def position_ids(tokens: int, images: tuple[tuple[int, int], ...]) -> Int[Array, "n 3"]:
