@@ -20,6 +20,7 @@ import dataclasses
 import json
 import math
 import pathlib
+from typing import cast
 
 import numpy as np
 
@@ -28,9 +29,10 @@ from jaxdiff.cli.train import load_config
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.experiments.train import train
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
-from jaxdiff.training.config import EMAConfig, TrainConfig
+from jaxdiff.training.config import DiffusionObjective, EMAConfig, TrainConfig
 
 UNET = load_config(pathlib.Path(__file__).parents[1] / "configs/scenes_unet.py")
+OBJECTIVE = cast(DiffusionObjective, UNET.objective)
 VP = VPSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 FLOW = FlowSchedule(time_scale=1000.0)
 OBJECTIVES = {
@@ -39,7 +41,7 @@ OBJECTIVES = {
     "velocity": {"schedule": FLOW, "prediction_type": "flow_prediction"},
 }
 NETWORKS = {
-    "UNet": dataclasses.replace(UNET.objective.model, block_out_channels=(96, 96)),
+    "UNet": dataclasses.replace(OBJECTIVE.model, block_out_channels=(96, 96)),
     "transformer": PixArtTransformer2DConfig(
         num_attention_heads=5,
         attention_head_dim=32,
@@ -66,7 +68,7 @@ def config(network: str, objective: str, seed: int, options: argparse.Namespace)
     return dataclasses.replace(
         UNET,
         objective=dataclasses.replace(
-            UNET.objective,
+            OBJECTIVE,
             vae=f"{options.model}/vae",
             text_encoder=str(options.model),
             model=NETWORKS[network],

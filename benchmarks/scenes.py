@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from jaxdiff.data.batches import batches
-from jaxdiff.data.tokenizer import train_tokenizer
+from jaxdiff.data.trained_tokenizer import train_tokenizer
 from jaxdiff.scenes.source import SceneSource
 
 IMAGES = 640

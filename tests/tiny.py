@@ -15,7 +15,7 @@ from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
 from jaxdiff.checkpoints.loading import lazy_tensors
 from jaxdiff.checkpoints.pipelines import PipelineComponents, read_pipeline, write_pipeline
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
-from jaxdiff.data.tokenizer import save_tokenizer, train_tokenizer
+from jaxdiff.data.trained_tokenizer import save_tokenizer, train_tokenizer
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.clip import CLIPTextModel

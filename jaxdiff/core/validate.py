@@ -33,6 +33,16 @@ def in_range(name: str, value: Number, low: float, high: float) -> Number:
     return value
 
 
+def multiple_of(name: str, value: int, factor: int) -> int:
+    """Return `value` if it is a multiple of `factor` above zero; the error names the nearest."""
+    if value <= 0 or value % factor:
+        low = max(value // factor, 1) * factor
+        raise InputError(
+            f"{name}: got {value}, expected a multiple of {factor} such as {low} or {low + factor}"
+        )
+    return value
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 

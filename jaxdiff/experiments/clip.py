@@ -15,7 +15,8 @@ from jaxdiff.checkpoints.pipelines import PREPROCESSOR
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, PyTree
-from jaxdiff.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from jaxdiff.data.tokenizer import load_tokenizer
+from jaxdiff.data.trained_tokenizer import save_tokenizer, train_tokenizer
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
     FILES,

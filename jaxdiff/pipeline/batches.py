@@ -12,6 +12,7 @@ import numpy as np
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.checkpoints.timestep_grids import convention_of, make_grid
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.timing import StageTimer
 from jaxdiff.core.types import Array, Bool, Float, Int, Key, NDArray, UInt8
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.grids import TimestepGrid
@@ -34,13 +35,15 @@ from jaxdiff.pipeline.conditioning import (
     texts_by_encoder,
 )
 from jaxdiff.pipeline.image_inputs import InitialImages, downsample_mask, initial_images
-from jaxdiff.pipeline.nonfinite import check_finite, since_when
+from jaxdiff.pipeline.nonfinite import since_when
 from jaxdiff.pipeline.offload import encode_ahead
-from jaxdiff.pipeline.output import BatchResult, Settings, StageTimer
+from jaxdiff.pipeline.output import BatchResult, Settings
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.request import Request, Requests
 from jaxdiff.pipeline.tiling import MAX_UNTILED, TILE, decode_tiles, encode_tiles
 from jaxdiff.samplers.base import get_sampler, per_sample_keys
+
+STAGES = ("encode_s", "sample_s", "decode_s")
 
 
 class ModelFacts(NamedTuple):
@@ -52,15 +55,6 @@ class ModelFacts(NamedTuple):
     prediction_type: str
     vae_scale_factor: int
     latent_channels: int
-    learns_variance: bool = False  # whether the network does
-
-    def check_sampler(self, request: Request) -> None:
-        """InputError for a sampler that reads a variance where the network learns none."""
-        if get_sampler(request.sampler, request.eta).reads_variance and not self.learns_variance:
-            raise InputError(
-                f"sampler: got {request.sampler} for a network that learns no variance, expected "
-                "ddpm with variance=fixed_small or fixed_large, or another"
-            )
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
         """Height, width and channels of the latents of an image."""
@@ -257,9 +251,9 @@ class ImageGenerator:
         batches = self._batches(requests, settings, batch_size)
         encoded: deque[BatchPrompts] = deque()
         for i, (numbers, batch, rule, scales, tile) in enumerate(batches):
-            timer = StageTimer(self._stages)
+            timer = StageTimer(STAGES, lambda: self._stages.compile_s)
             inputs = self._inputs(batch, rule, scales)
-            padding = self._padding(len(batch), batch_size)
+            padding = self.padding(len(batch), batch_size)
             padded = jax.tree.map(lambda rows, p=padding: rows[p], inputs)
             if self._stages.offloads_text:
                 if not encoded:
@@ -271,7 +265,7 @@ class ImageGenerator:
             latents = self._handover(latents, padded, batch)
             if settings.output != "latent":
                 with timer("decode_s"):
-                    images, finite = self._decode(latents, tile)
+                    images, finite = self.decode(latents, tile)
             else:
                 images = self._stages.gather(latents)
                 finite = np.all(np.isfinite(images), axis=(1, 2, 3))
@@ -308,7 +302,7 @@ class ImageGenerator:
                 batches.append(PlannedBatch(own_numbers, batch, rule, own_scales, tile))
         return batches
 
-    def _padding(self, count: int, size: int) -> Int[NDArray, "b"]:
+    def padding(self, count: int, size: int) -> Int[NDArray, "b"]:
         """The images that fill a batch of `size`: all of them, and the last one again."""
         return np.minimum(np.arange(self._padded(size)), count - 1)
 
@@ -358,7 +352,7 @@ class ImageGenerator:
         """The prompts of the first batches, padded and encoded."""
 
         def padded(batch: PlannedBatch) -> tuple[BatchPrompts, int]:
-            rows = self._padding(len(batch.requests), size)
+            rows = self.padding(len(batch.requests), size)
             prompts = self._prompts(batch.requests, batch.rule)
             return jax.tree.map(lambda leaf: leaf[rows], prompts), batch.requests[0].clip_skip
 
@@ -452,23 +446,7 @@ class ImageGenerator:
             downsample=self._downsample,
         )
 
-    def decode_latents(
-        self, latents: Float[NDArray, "b h w c"], vae_tile: int | None
-    ) -> UInt8[NDArray, "b h2 w2 3"]:
-        """Decode latents with the VAE, in tiles of `vae_tile` pixels; None: of large ones.
-
-        InputError for images that are not finite.
-        """
-        count, downscale = len(latents), self._downscale
-        tile = tile_size(
-            vae_tile, (downscale * latents.shape[1], downscale * latents.shape[2]), downscale
-        )
-        padded = latents[np.minimum(np.arange(self._padded(count)), count - 1)]
-        images, finite = self._decode(self._stages.shard(padded), tile)
-        check_finite("latents", finite[:count])
-        return images[:count]
-
-    def _decode(
+    def decode(
         self, latents: BatchArray, tile: int | None
     ) -> tuple[UInt8[NDArray, "b h2 w2 3"], Bool[NDArray, "b"]]:
         """Images of latents on the devices, and which are finite; tiles are blended on the host."""

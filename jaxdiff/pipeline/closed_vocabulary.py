@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterable
 
-from jaxdiff.data.tokenizer import SUFFIX, merges_of
+from jaxdiff.data.trained_tokenizer import SUFFIX, merges_of
 from jaxdiff.pipeline.prompts import PromptTokenizer, WeightedText, parse_syntax
 
 WORDS = re.compile(r"[^\W\d_]+|[^\x00-\x7f\w\s]")  # and symbols such as emoji

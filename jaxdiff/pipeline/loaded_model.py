@@ -27,12 +27,13 @@ from jaxdiff.families.detection import family_of
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.addons import Addons
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels, GuidanceModel
-from jaxdiff.pipeline.batches import ImageGenerator, ModelFacts
+from jaxdiff.pipeline.batches import ImageGenerator, ModelFacts, tile_size
 from jaxdiff.pipeline.compiled_model import CompiledModel
 from jaxdiff.pipeline.conditioning import PromptTokenizers
 from jaxdiff.pipeline.cost import nfe
 from jaxdiff.pipeline.defaults import model_defaults
 from jaxdiff.pipeline.lora import LoRAManager
+from jaxdiff.pipeline.nonfinite import check_finite
 from jaxdiff.pipeline.offload import OffloadedModel, check_offload
 from jaxdiff.pipeline.on_mesh import OnMesh
 from jaxdiff.pipeline.programs import DataParallel
@@ -105,7 +106,6 @@ class LoadedModel(Addons):
             prediction_type=self.prediction_type,
             vae_scale_factor=downscale,
             latent_channels=channels,
-            learns_variance=self.stages.learns_variance,
         )
         self._generator = ImageGenerator(
             self._facts, self.stages, self._tokenizers, self._auxiliary
@@ -170,9 +170,19 @@ class LoadedModel(Addons):
     def decode_latents(
         self, latents: Float[NDArray, "b h w c"], *, vae_tile: int | None = None
     ) -> UInt8[NDArray, "b h2 w2 3"]:
-        """Images of scaled latents, such as those of `Output.intermediates`; raises InputError."""
-        shape = (None, None, None, self._facts.latent_channels)
-        return self._generator.decode_latents(check_shape("latents", latents, shape), vae_tile)
+        """Images of scaled latents, such as those of `Output.intermediates`.
+
+        In tiles of `vae_tile` pixels; None: only of large images. InputError for latents of
+        another model, and for images that are not finite.
+        """
+        check_shape("latents", latents, (None, None, None, self._facts.latent_channels))
+        count, downscale = len(latents), self._facts.vae_scale_factor
+        height, width = (downscale * side for side in latents.shape[1:3])
+        padded = latents[self._generator.padding(count, count)]
+        tile = tile_size(vae_tile, (height, width), downscale)
+        images, finite = self._generator.decode(self.stages.shard(padded), tile)
+        check_finite("latents", finite[:count])
+        return images[:count]
 
     def nfe(self, requests: Sequence[Request], index: int = 0) -> int:
         """Network evaluations for image `index` of a call (NFE); see `guidance.nfe`."""

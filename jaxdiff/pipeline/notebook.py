@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
+
+from jaxdiff.core.types import NDArray
 
 PATIENCE_S = 1.0  # a call that takes less shows no bar
 
@@ -59,8 +62,12 @@ class NotebookProgress:
             self._handle.update(display.HTML(markup))
 
 
-def images_html(images: Sequence[Image.Image], captions: Sequence[str]) -> str:
-    """The images side by side, each above its caption, as they are without any other file."""
+def images_html(images: Sequence[Image.Image] | NDArray, captions: Sequence[str]) -> str | None:
+    """The images side by side, each above its caption, in no other file; None for latents."""
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8:
+            return None
+        images = [Image.fromarray(image) for image in images]
     figures = []
     for image, caption in zip(images, captions, strict=True):
         buffer = io.BytesIO()

@@ -1,9 +1,7 @@
 """What a call of the pipeline gives, and the settings that say in which form and how."""
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +13,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import one_of, positive
 from jaxdiff.diffusion.grids import TimestepGrid
-from jaxdiff.pipeline.compiled_model import CompiledModel, ProgressCallback
+from jaxdiff.pipeline.compiled_model import ProgressCallback
 from jaxdiff.pipeline.intermediates import Intermediates
 from jaxdiff.pipeline.notebook import images_html
 from jaxdiff.pipeline.request import Request, Requests
@@ -58,29 +56,6 @@ def make_settings(given: Mapping[str, Any]) -> Settings:
     return Settings(**given)
 
 
-class StageTimer:
-    """Seconds by stage, those of compiling counted apart."""
-
-    def __init__(self, stages: CompiledModel) -> None:
-        self._stages = stages
-        self._started = time.perf_counter()
-        self._compiled = stages.compile_s
-        self._seconds = {"encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        started, compiled = time.perf_counter(), self._stages.compile_s
-        yield
-        compiling = self._stages.compile_s - compiled
-        self._seconds[stage] += time.perf_counter() - started - compiling
-
-    def timings(self) -> dict[str, float]:
-        return self._seconds | {
-            "compile_s": self._stages.compile_s - self._compiled,
-            "total_s": time.perf_counter() - self._started,
-        }
-
-
 class BatchResult(NamedTuple):
     """The images of one batch."""
 
@@ -120,12 +95,7 @@ class Output:
 
     def _repr_html_(self) -> str | None:
         """The images, for notebooks; latents have none."""
-        images = list(self.images)
-        if images and isinstance(images[0], np.ndarray):
-            if images[0].dtype != np.uint8:
-                return None
-            images = [Image.fromarray(image) for image in images]
-        return images_html(images, self.requests.prompts)
+        return images_html(self.images, self.requests.prompts)
 
 
 def check_sizes(requests: Sequence[Request], settings: Settings) -> None:

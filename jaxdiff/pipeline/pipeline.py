@@ -160,7 +160,6 @@ class Pipeline(LoadedModel):
             raise InputError("requests: got none, expected at least one")
         for request in requests:
             check(request, self.family, self._facts.vae_scale_factor)
-            self._facts.check_sampler(request)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))
 

@@ -7,10 +7,11 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from jaxdiff.core.aliases import rename_guidance, rename_sampler
+from jaxdiff.core.columns import as_column, column_length, is_single
 from jaxdiff.core.configs import prefix_errors, typed
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
-from jaxdiff.core.validate import in_range, one_of
+from jaxdiff.core.validate import in_range, multiple_of, one_of
 from jaxdiff.diffusion.grids import SPACINGS, listed_timesteps
 from jaxdiff.families.base import Family
 from jaxdiff.families.options import accepted_options, request_options
@@ -39,9 +40,7 @@ class Defaults:
     closed_vocabulary: bool = False
 
     def __post_init__(self) -> None:
-        _check_scale("guidance_scale", self.guidance_scale)
-        _check_loop(self.steps, self.sampler, self.timestep_spacing)
-        parse_rule(self.guidance)
+        check_options({name: getattr(self, name) for name in _DEFAULTS})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,6 +191,7 @@ _PER_IMAGE: dict[str, type] = {
 }
 _RANGES = {
     **dict.fromkeys(("strength", "denoising_start", "denoising_end"), (0, 1)),
+    "steps": (1, MAX_STEPS),
     "clip_skip": (0, 100),
     **dict.fromkeys(("guidance_scale", *_SCALES), (0, MAX_SCALE)),
     "seed": (0, 2**32 - 1),
@@ -244,8 +244,8 @@ def resolve(
     given = {name: values.pop(name) for name in _PER_IMAGE if name in values} | dict(images or {})
     # one value of an extra's option for each image, or one, as a tuple, for all
     given |= {n: value if read[n].is_column(value) else [value] for n, value in extras.items()}
-    count, seed = _count(given), given.get("seed", 0)
-    if _single(seed):
+    count, seed = column_length(given), given.get("seed", 0)
+    if is_single(seed):
         first = typed("seed", seed, int)
         given["seed"] = range(first, first + count)
     columns = {name: _column(name, value, count, defaults) for name, value in given.items()}
@@ -262,45 +262,15 @@ def resolve(
     return requests
 
 
-def _single(value: Any) -> bool:
-    """Whether `value` is one for all images, and no sequence."""
-    return not isinstance(value, list | tuple | range) and getattr(value, "ndim", 0) == 0
-
-
-def _count(columns: Mapping[str, Any]) -> int:
-    """The number of images: the length of the longest column."""
-    lengths = {name: len(column) for name, column in columns.items() if not _single(column)}
-    if 0 in lengths.values():
-        raise InputError(f"{min(lengths, key=lengths.__getitem__)}: got nothing, expected entries")
-    return max(lengths.values(), default=1)
-
-
 def _column(name: str, value: Any, count: int, defaults: Defaults) -> tuple[Any, ...]:
     """`value` as one entry for each of `count` images."""
-    single = _single(value)
-    entries = (value,) * count if single else tuple(value)
-    if len(entries) == 1:
-        entries *= count
-    if len(entries) != count:
-        raise InputError(f"{name}: got {len(entries)} entries, expected 1 or {count}")
+    entries = as_column(name, value, count)
     if name not in _PER_IMAGE:
         return entries
-    if name in _FILLED and not single:
+    if name in _FILLED and not is_single(value):
         entries = tuple(getattr(defaults, name, None) if e is None else e for e in entries)
     own = (typed(name, entry, _TYPES[name]) for entry in entries)
     return tuple(None if entry is None else _PER_IMAGE[name](entry) for entry in own)
-
-
-def _check_scale(name: str, scale: float) -> None:
-    in_range(name, scale, 0, MAX_SCALE)
-
-
-def _check_loop(steps: int, sampler: str | None, timestep_spacing: str | None) -> None:
-    in_range("steps", steps, 1, MAX_STEPS)
-    if sampler is not None:
-        get_sampler(sampler)
-    if timestep_spacing is not None and listed_timesteps(timestep_spacing) is None:
-        one_of("timestep_spacing", timestep_spacing, SPACINGS)
 
 
 def _check_guidance(request: Request) -> None:
@@ -350,7 +320,9 @@ def check_options(options: Mapping[str, Any]) -> None:
             typed(name, value, _TYPES[one_of("option", name, _TYPES)])
     if "sampler" in given:
         get_sampler(given["sampler"], given.get("eta"))
-    _check_loop(given.get("steps", 1), None, given.get("timestep_spacing"))
+    spacing = given.get("timestep_spacing")
+    if spacing is not None and listed_timesteps(spacing) is None:
+        one_of("timestep_spacing", spacing, SPACINGS)
     if "guidance" in given:
         parse_rule(given["guidance"])
     for name, (low, high) in _RANGES.items():
@@ -381,13 +353,7 @@ def check(request: Request, family: Family, vae_scale_factor: int) -> None:
     _check_guidance(request)
     multiple = vae_scale_factor * family.latent_multiple
     for name in ("height", "width"):
-        size = getattr(request, name)
-        if size <= 0 or size % multiple:
-            low = max(size // multiple, 1) * multiple
-            raise InputError(
-                f"{name}: got {size}, expected a multiple of {multiple} "
-                f"such as {low} or {low + multiple}"
-            )
+        size = multiple_of(name, getattr(request, name), multiple)
         limit = vae_scale_factor * (family.latent_limit or size)
         if size > limit:
             raise InputError(

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
+from jaxdiff.samplers.steps import sigma_ratio
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float
 from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
+from jaxdiff.samplers.steps import sigma_ratio
 
 LEARNED = ("learned_range", "learned")
 VARIANCES = ("fixed_small", "fixed_large", *LEARNED)

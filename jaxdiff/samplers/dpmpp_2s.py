@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image
-from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, full_per_image, log_snr_step
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
+from jaxdiff.samplers.steps import full_per_image, log_snr_step
 
 
 class StepStart(NamedTuple):

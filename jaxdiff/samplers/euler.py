@@ -5,8 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
 from jaxdiff.samplers.churn import ChurnSampler
+from jaxdiff.samplers.steps import sigma_ratio
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

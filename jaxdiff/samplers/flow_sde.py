@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel
-from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, sigma_ratio
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
+from jaxdiff.samplers.steps import sigma_ratio
 
 # By the name of g^2: the integral of g^2 / (2 k s^2) over a step.
 DIFFUSIONS: dict[str, Callable[[NoiseLevel, NoiseLevel], Array]] = {

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, PyTree
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, select
-from jaxdiff.samplers.base import NoiseFn, SamplingState, is_finite_step, ratio_step
+from jaxdiff.samplers.base import NoiseFn, SamplingState
 from jaxdiff.samplers.churn import ChurnSampler
+from jaxdiff.samplers.steps import is_finite_step, ratio_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.diffusion.denoising import Denoiser, per_image, select
 from jaxdiff.diffusion.grids import TimestepGrid
-from jaxdiff.samplers.base import ratio_step
+from jaxdiff.samplers.steps import ratio_step
 
 
 def invert(

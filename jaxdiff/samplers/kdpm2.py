@@ -10,14 +10,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, PyTree
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image, select
 from jaxdiff.diffusion.schedules import Schedule
-from jaxdiff.samplers.base import (
-    NoiseFn,
-    Sampler,
-    SamplingState,
-    is_finite_step,
-    ratio_step,
-    sigma_ratio,
-)
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
+from jaxdiff.samplers.steps import is_finite_step, ratio_step, sigma_ratio
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image, select
 from jaxdiff.diffusion.schedules import Schedule
-from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState, is_finite_step, ratio_step
+from jaxdiff.samplers.base import NoiseFn, Sampler, SamplingState
+from jaxdiff.samplers.steps import is_finite_step, ratio_step
 
 # Adams-Bashforth: the weights of eps and of the three before it, by how many of them there are.
 _WEIGHTS = (

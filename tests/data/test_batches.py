@@ -9,7 +9,7 @@ import pytest
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import batches, normalize_images
-from jaxdiff.data.tokenizer import train_tokenizer
+from jaxdiff.data.trained_tokenizer import train_tokenizer
 from jaxdiff.scenes.source import SceneSource
 
 SOURCE = SceneSource(seed=0)

@@ -13,15 +13,8 @@ from transformers import AutoTokenizer, CLIPTokenizer
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.sentencepiece import read_sentencepiece
-from jaxdiff.data.tokenizer import (
-    FILES,
-    VOCABULARIES,
-    load_tokenizer,
-    save_tokenizer,
-    tokenize,
-    train_tokenizer,
-    truncated,
-)
+from jaxdiff.data.tokenizer import VOCABULARIES, load_tokenizer, tokenize, truncated
+from jaxdiff.data.trained_tokenizer import FILES, save_tokenizer, train_tokenizer
 from jaxdiff.scenes.source import SceneSource
 
 

@@ -19,7 +19,8 @@ from jaxdiff.cli import main
 from jaxdiff.cli.train import run
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import batches, normalize_images
-from jaxdiff.data.tokenizer import load_tokenizer, tokenize, train_tokenizer
+from jaxdiff.data.tokenizer import load_tokenizer, tokenize
+from jaxdiff.data.trained_tokenizer import train_tokenizer
 from jaxdiff.experiments import experiment, vae
 from jaxdiff.experiments.datasets import open_dataset
 from jaxdiff.experiments.experiment import training_batches, validation_batch, validation_captions

@@ -15,7 +15,8 @@ from jaxdiff.checkpoints.components import Component, read_component, write_comp
 from jaxdiff.checkpoints.embedded import EMBEDDED
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.batches import normalize_images
-from jaxdiff.data.tokenizer import tokenize, train_tokenizer
+from jaxdiff.data.tokenizer import tokenize
+from jaxdiff.data.trained_tokenizer import train_tokenizer
 from jaxdiff.experiments import evaluation
 from jaxdiff.experiments.evaluation import make_evaluation
 from jaxdiff.experiments.experiment import validation_batch

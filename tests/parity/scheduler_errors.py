@@ -19,13 +19,8 @@ from jaxdiff.checkpoints.schedulers import SchedulerOptions, vp_schedule
 from jaxdiff.checkpoints.timestep_grids import make_grid, make_host_grid
 from jaxdiff.core.types import NDArray
 from jaxdiff.diffusion.denoising import Prediction, per_image
-from jaxdiff.samplers.base import (
-    get_sampler,
-    init_state,
-    per_sample_keys,
-    run_steps,
-    sigma_ratio,
-)
+from jaxdiff.samplers.base import get_sampler, init_state, per_sample_keys, run_steps
+from jaxdiff.samplers.steps import sigma_ratio
 
 M, C = 0.7, 0.25  # mean and variance of the data
 CONFIG = {

@@ -56,7 +56,7 @@ def rotate(x: Float[Array, "b n h d"], by: Rotation) -> Float[Array, "b n h d"]:
     is a tenth of the time of moving them.
     """
     pair = np.array([[0, 1], [-1, 0]])
-    exchange = np.kron(np.eye(x.shape[-1] // 2), pair).astype(x.dtype)
+    exchange = np.kron(np.identity(x.shape[-1] // 2), pair).astype(x.dtype)
     turned = jnp.einsum(
         "bnhd,de->bnhe",
         x,
