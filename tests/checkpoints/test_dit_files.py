@@ -150,5 +150,5 @@ def test_fields_that_the_code_does_not_have(files, tmp_path, capsys):
 def test_no_variance_of_a_flow_is_read(files):
     folder, path, _ = files
     pipe = tiny.first_devices(jaxdiff.load(path, base=folder, dtype="float32", **FLOW), 1)
-    with pytest.raises(InputError, match="sampler: got ddpm:variance=learned_range for a network"):
+    with pytest.raises(InputError, match="variance: got learned_range for a network"):
         pipe("2", sampler="ddpm:variance=learned_range", steps=1)
