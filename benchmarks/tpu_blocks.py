@@ -98,6 +98,7 @@ def flux_part(name: str, batch: int) -> tuple[Callable[..., Any], tuple[Any, ...
     """As `part`, of a block of FLUX.1 and the rotation of its positions."""
     ids = position_ids(FLUX_WORDS, (FLUX_GRID,))
     embedding, tokens = shape(batch, FLUX.width), math.prod(FLUX_GRID)
+    module: Any
     if name == "flux-double":
         module = FluxTransformerBlock(FLUX, layers=LAYERS)
         inputs = shape(batch, tokens, FLUX.width), shape(batch, FLUX_WORDS, FLUX.width), embedding
