@@ -77,13 +77,13 @@ endef
 
 $(VENV)/.run: requirements.txt
 	$(call create,$(VENV))
-	@echo "Setting up $(VENV): about a minute, once"
+	@echo "Setting up $(VENV): one to two minutes, once"
 	@$(VENV)/bin/python -m pip install -q -r requirements.txt
 	@touch $@
 
 $(VENV)/.dev $(NEWEST)/.dev: requirements.txt requirements-dev.txt
 	$(call create,$(@D))
-	@echo "Setting up $(@D) for the tests: about a minute, once"
+	@echo "Setting up $(@D) for the tests: one to two minutes, once"
 	@$(@D)/bin/python -m pip install -q -r requirements-dev.txt
 	@touch $@ $(@D)/.run
 
