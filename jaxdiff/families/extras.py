@@ -75,8 +75,8 @@ class Extra(ABC):
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         """InputError for a request that the model does not work with.
 
-        `settings` are its guidance rule, image, mask, strength, and the options of extras, `texts`
-        its prompts and, last, its negative prompt.
+        `settings` are its guidance rule, image, mask, strength, denoising_start, and the options of
+        extras, `texts` its prompts and, last, its negative prompt.
         """
         del settings, texts
 

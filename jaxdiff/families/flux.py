@@ -105,9 +105,15 @@ class ControlImage(Extra):
     untrainable = "got a transformer with a control image, expected one without"
 
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
-        strength = settings.get("strength")
-        if settings.get("mask") is not None or strength not in (None, 1):
-            got = "a mask" if strength in (None, 1) else f"strength {strength}"
+        start, strength = settings.get("denoising_start"), settings.get("strength")
+        got = None
+        if settings.get("mask") is not None:
+            got = "a mask"
+        elif start is not None:
+            got = f"denoising_start {start}"
+        elif strength not in (None, 1):
+            got = f"strength {strength}"
+        if got is not None:
             raise InputError(
                 f"image: got {got} with a control image, expected it alone: no pixel of it is kept"
             )

@@ -72,6 +72,10 @@ class Wrapper(Guidance):
         """As the wrapped rule."""
         return self.inner.unguided(cond, inputs)
 
+    def skipped(self, inputs: DenoiserInput) -> Prediction:
+        """As the wrapped rule."""
+        return self.inner.skipped(inputs)
+
     def simplify_inner(self, scales: Sequence[float]) -> Guidance:
         """`simplify` of a change that depends on the wrapped rule's prediction alone."""
         return dataclasses.replace(self, inner=self.inner.simplify(scales))

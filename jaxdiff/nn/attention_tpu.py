@@ -33,7 +33,7 @@ Rows = Float[Array, "h 1 bn"]
 # Of a mesh, by the convention of the package: what shares a batch, and what shares the heads.
 BATCH_AXES, HEAD_AXIS = ("data", "fsdp", "guidance"), "tensor"
 LANES = 128
-ROWS = 16  # of a register of two-byte numbers
+ONES = 16  # rows of ones below the values, as many as a register of two-byte numbers has
 VMEM_BUDGET = 5 * 2**20  # bytes of VMEM for the gradients of queries: float32, and twice bfloat16
 LOG2E = math.log2(math.e)
 # Of a grid: a chip's cores may share images and heads; blocks need those before them.
@@ -247,9 +247,9 @@ def _forward_kernel(
         p = jnp.exp2((s - new_top) * (config.scale * LOG2E)).astype(v_ref.dtype)
         shrink = jnp.exp2((top - new_top) * (config.scale * LOG2E))
         # A row of ones below the values: the product sums the probabilities too.
-        v = jnp.concatenate([v_ref[0, :, start:end], jnp.ones((ROWS, len(s)), p.dtype)])
+        v = jnp.concatenate([v_ref[0, :, start:end], jnp.ones((ONES, len(s)), p.dtype)])
         sums = _product(v, p, 1, 0)
-        out = out * shrink + sums[:-ROWS]
+        out = out * shrink + sums[:-ONES]
         total = total * shrink + sums[-1:]
         top = new_top
     top_ref[...], total_ref[...], sum_ref[...] = top, total, out

@@ -258,7 +258,7 @@ def resolve(
     for request in requests:
         check(request, family, vae_scale_factor)
         if "guidance" not in chosen:
-            _check_scale_counts(request, defaults, family)
+            _check_scale_is_used(request, defaults, family)
     return requests
 
 
@@ -333,8 +333,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             parse_syntax(given.get(name, ""))
 
 
-def _check_scale_counts(request: Request, defaults: Defaults, family: Family) -> None:
-    """InputError for a scale of one's own where the model's rule is none, which has no scale."""
+def _check_scale_is_used(request: Request, defaults: Defaults, family: Family) -> None:
+    """InputError for a guidance scale without effect, as the model's own rule is none."""
     unguided = request.guidance.partition("+")[0] == "none" and not family.uses_guidance_scale
     # Other programs ask with 0 for the conditional model, which 1 is here.
     if unguided and request.guidance_scale not in (0, 1, defaults.guidance_scale):
@@ -400,6 +400,7 @@ def _check_family(request: Request, family: Family) -> None:
     texts = [part.text for part in split_and(request.prompt, syntax=request.prompt_syntax)]
     texts.append(request.negative_prompt or "")
     accepted_options(family, request.extras)
-    own = {name: getattr(request, name) for name in ("guidance", "image", "mask", "strength")}
+    names = ("guidance", "image", "mask", "strength", "denoising_start")
+    own = {name: getattr(request, name) for name in names}
     for extra in family.extras:
         extra.check({**own, **request.extras}, texts)

@@ -226,6 +226,7 @@ def test_a_control_image_is_alone(folders):
     for options, message in (
         ({"image": image, "mask": image[..., 0]}, "image: got a mask with a control image"),
         ({"image": image, "strength": 0.5}, "image: got strength 0.5 with a control image"),
+        ({"image": image, "denoising_start": 0.5}, "image: got denoising_start 0.5 with a control"),
         ({"control_image": image}, "control_image: got .*, expected image=..., which FLUX.1 Canny"),
     ):
         with pytest.raises(InputError, match=message):
