@@ -119,7 +119,7 @@ def check_images(model: Any, *arguments: Any, **options: Any) -> None:
 
     It compiles first, for which there is more time.
     """
-    signal.alarm(DRAWING_S)
+    signal.setitimer(signal.ITIMER_PROF, DRAWING_S)
     images = model(*arguments, steps=1, output="numpy", **options).images
     if not np.isfinite(images).all() or not images.any():
         raise BlackImageError("got a black image, expected a word about it")
