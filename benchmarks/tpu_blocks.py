@@ -23,12 +23,13 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from jaxdiff.models.build import param_dict, with_params
-from jaxdiff.models.flux.blocks import position_ids, rotation
+from jaxdiff.models.flux.blocks import position_ids
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxSingleTransformerBlock, FluxTransformerBlock
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import ResnetBlock
+from jaxdiff.nn.rotary import rotation
 from jaxdiff.nn.transformer import Attention, FeedForward, SpatialTransformer
 from jaxdiff.planning.compilers import configure_compiler
 from jaxdiff.planning.compiling import compile_traced

@@ -1,27 +1,32 @@
 """Flash attention as a TPU kernel in which tokens are columns.
 
 The online softmax of Milakov & Gimelshein 2018 and the recomputation of Dao et al. 2022
-(FlashAttention, algorithms 1 and 4). Inside, arrays are (heads, head width, tokens), those of one
-image after those of another: tokens fill the 128 lanes of a register, as a head's width seldom
-does, and the products before and after attention write and read this order, so that nothing is
-copied to change it. Scores are (keys, queries): what belongs to a query is a row, and no sum goes
-across lanes. One kernel computes all gradients and holds those of a head's queries until its last
-block of keys; of many wide queries, as in a VAE, those of one piece at a time.
+(FlashAttention, algorithms 1 and 4). Tokens are columns (nn.tpu_kernels), and scores are (keys,
+queries): what belongs to a query is a row, and no sum goes across lanes. One kernel computes all
+gradients and holds those of a head's queries until its last block of keys; of many wide queries, as
+in a VAE, those of one piece at a time.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.nn.remat import save_for_backward
+from jaxdiff.nn.tpu_kernels import (
+    BY_HEAD,
+    LANES,
+    as_columns,
+    as_tokens,
+    divisor,
+    on_each_device,
+    whole_registers,
+)
 
 Q = Float[Array, "b n h d"]
 KV = Float[Array, "b m h d"]
@@ -30,9 +35,6 @@ Queries = Float[Array, "h d bn"]
 Keys = Float[Array, "h d bm"]
 Rows = Float[Array, "h 1 bn"]
 
-# Of a mesh, by the convention of the package: what shares a batch, and what shares the heads.
-BATCH_AXES, HEAD_AXIS = ("data", "fsdp", "guidance"), "tensor"
-LANES = 128
 ONES = 16  # rows of ones below the values, as many as a register of two-byte numbers has
 VMEM_BUDGET = 5 * 2**20  # bytes of VMEM for the gradients of queries: float32, and twice bfloat16
 LOG2E = math.log2(math.e)
@@ -64,38 +66,18 @@ class _KernelConfig:
 
 
 def tpu(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool = False) -> Q:
-    """Flash attention on a TPU, forwards and backwards.
+    """Flash attention on a TPU, forwards and backwards, on the devices of `on_each_device`.
 
-    The compiler cannot divide a kernel among devices. In a program for several, it must be called
-    under a mesh, and runs on each device's part of the batch (BATCH_AXES) and of the
-    heads ("tensor"), or from within `jax.shard_map` or `jax.pmap`. `interpret` runs it on any
-    platform, slowly, for tests.
+    `interpret` runs it on any platform, slowly, for tests.
     """
     kernel = functools.partial(_on_one_device, causal=causal, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.axis_names or set(mesh.manual_axes) == set(mesh.axis_names):
-        return kernel(q, k, v)
-    spec = partition_spec(q, mesh.shape)
-    # Of the kernel's results nothing is known to the check of varying axes.
-    divided = jax.shard_map(kernel, in_specs=spec, out_specs=spec, check_vma=False)
-    return cast(Array, divided(q, k, v))
-
-
-def partition_spec(q: Q, sizes: Mapping[str, int]) -> PartitionSpec:
-    """How q, k and v are split over a mesh of these sizes; whole along axes that do not divide."""
-    batch = tuple(axis for axis in BATCH_AXES if sizes.get(axis, 1) > 1)
-    heads = HEAD_AXIS if sizes.get(HEAD_AXIS, 1) > 1 else None
-    while len(q) % math.prod(sizes[axis] for axis in batch):
-        batch = batch[:-1]
-    if heads and q.shape[2] % sizes[heads]:
-        heads = None
-    return PartitionSpec(batch or None, None, heads)
+    return on_each_device(kernel, (q, k, v), (BY_HEAD,) * 3)
 
 
 def _on_one_device(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool) -> Q:
     b, n, _, width = q.shape
     m = k.shape[1]
-    rows, columns = (LANES * math.ceil(length / LANES) for length in (n, m))
+    rows, columns = whole_registers(n), whole_registers(m)
     splits = query_splits(rows, width)
     forward, _ = block_sizes(rows, columns, width)
     _, backward = block_sizes(rows // splits, columns, width)
@@ -109,16 +91,8 @@ def _on_one_device(q: Q, k: KV, v: KV, *, causal: bool, interpret: bool) -> Q:
         backward=backward,
         interpret=interpret,
     )
-    out = _attend(_as_columns(q, rows), _as_columns(k, columns), _as_columns(v, columns), config)
-    # Heads and their width go through one axis, or the compiler takes a way over a copy.
-    return cast(Array, out).reshape(-1, b * rows).T.reshape(b, rows, *q.shape[2:])[:, :n]
-
-
-def _as_columns(x: Float[Array, "b _ h d"], length: int) -> Float[Array, "h d all"]:
-    """All tokens as columns, zeros filling those of each image up to `length`."""
-    x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
-    columns = len(x) * length
-    return x.reshape(columns, -1).T.reshape(*x.shape[2:], columns)
+    out = cast(Array, _attend(as_columns(q), as_columns(k), as_columns(v), config))
+    return as_tokens(out, b, n)
 
 
 def query_splits(queries: int, width: int) -> int:
@@ -137,22 +111,16 @@ def block_sizes(queries: int, keys: int, width: int) -> tuple[BlockSizes, BlockS
     wide = math.ceil(width / LANES)
 
     def fitting(most_queries: int, most_keys: int, most_at_once: int) -> BlockSizes:
-        block = _divisor(keys, most_keys // wide)
+        block = divisor(keys, most_keys // wide)
         return BlockSizes(
-            queries=_divisor(queries, most_queries // wide),
+            queries=divisor(queries, most_queries // wide),
             keys=block,
-            key_sub_block=_divisor(block, most_at_once // wide),
+            key_sub_block=divisor(block, most_at_once // wide),
         )
 
     if keys == LANES:  # no second block of keys: the queries alone make a step long enough
         return fitting(2048, LANES, LANES), fitting(2048, LANES, LANES)
     return fitting(512, 5120, 512), fitting(1024, 2048, 256)
-
-
-def _divisor(length: int, most: int) -> int:
-    """The largest number of whole registers up to `most` that divides `length`, which some do."""
-    registers = length // LANES
-    return LANES * max(i for i in range(1, max(most // LANES, 1) + 1) if registers % i == 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

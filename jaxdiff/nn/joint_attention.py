@@ -10,7 +10,8 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float
 from jaxdiff.nn.attention import attention
-from jaxdiff.nn.layers import LayerFactory, RMSNorm
+from jaxdiff.nn.head_norm import HeadNorm
+from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.transformer import split_heads
 
 EPS = 1e-6  # of the norms of queries and keys
@@ -84,9 +85,9 @@ class JointAttention(SelfAttention):
         return _normed(self.norm_added_q, q), _normed(self.norm_added_k, k), v
 
 
-def _norm(width: int, wanted: bool, layers: LayerFactory) -> RMSNorm | None:
-    return layers.rms_norm(width, eps=EPS) if wanted else None
+def _norm(width: int, wanted: bool, layers: LayerFactory) -> HeadNorm | None:
+    return HeadNorm(width, layers=layers, eps=EPS) if wanted else None
 
 
-def _normed(norm: RMSNorm | None, x: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
+def _normed(norm: HeadNorm | None, x: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
     return x if norm is None else norm(x)

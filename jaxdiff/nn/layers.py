@@ -20,6 +20,7 @@ from jaxdiff.nn.norms import broadcast_last, group_norm, layer_norm
 from jaxdiff.nn.platforms import platform_dependent
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+ALL = slice(None)
 
 
 class Linear(nnx.Module):
@@ -32,25 +33,47 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         """Apply the layer, in its compute dtype."""
-        return self._project(x, slice(None))
+        return self._biased(self.product(x))
 
     def split_outputs(self, x: Float[Array, "... i"]) -> tuple[Float[Array, "... o"], ...]:
         """The first and the second half of the outputs."""
         middle = self.kernel.shape[-1] // 2
         # Not a split of the outputs: its gradient would join the halves in a pass of its own.
-        return self._project(x, slice(middle)), self._project(x, slice(middle, None))
+        halves = slice(middle), slice(middle, None)
+        return tuple(self._biased(self.product(x, columns=half), half) for half in halves)
 
-    def _project(self, x: Float[Array, "... i"], columns: slice) -> Float[Array, "... o"]:
+    def of_parts(self, *parts: Float[Array, "... _"]) -> Float[Array, "... o"]:
+        """The layer of these arrays side by side, without a pass that joins them."""
+        first, products = 0, []
+        for part in parts:
+            last = first + part.shape[-1]
+            products.append(self.product(part, rows=slice(first, last)))
+            first = last
+        return self._biased(sum(products[1:], products[0]))
+
+    def product(
+        self, x: Float[Array, "... i"], *, rows: slice = ALL, columns: slice = ALL
+    ) -> Float[Array, "... o"]:
+        """x times these rows and columns of W."""
+
         def as_rows(x: Array, kernel: Array) -> Array:
             return jnp.dot(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
 
         # As one matrix, for XLA on the CPU is slow at weight gradients that sum over several axes.
         # On a TPU tokens keep to their images, or attention has them turned before and after it.
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)[:, columns]
-        y = platform_dependent(x, kernel, tpu=jnp.dot, default=as_rows)
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)[rows, columns]
+        as_it_is = jnp.dot if x.ndim > 2 else _vector_product
+        return platform_dependent(x, kernel, tpu=as_it_is, default=as_rows)
+
+    def _biased(self, y: Float[Array, "... o"], columns: slice = ALL) -> Float[Array, "... o"]:
         if self.bias is None:
             return y
         return y + broadcast_last(self.bias[...].astype(self.dtype)[columns], y.ndim)
+
+
+def _vector_product(x: Float[Array, "b i"], kernel: Float[Array, "i o"]) -> Float[Array, "b o"]:
+    """x W of each row twice: of a single one, a TPU takes the sums without its matrix units."""
+    return jnp.dot(jnp.stack([x, x], axis=1), kernel)[:, 0]
 
 
 class Conv(nnx.Module):
@@ -135,11 +158,15 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         """Normalise in float32, return in the compute dtype."""
+        return self.normalise(x, self.scale[...])
+
+    def normalise(
+        self, x: Float[Array, "... c"], scale: Float[Array, "c"]
+    ) -> Float[Array, "... c"]:
+        """The same with this `scale`."""
         x32 = x.astype(jnp.float32)
         normed = x32 * lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
-        return (normed * broadcast_last(self.scale[...].astype(jnp.float32), x.ndim)).astype(
-            self.dtype
-        )
+        return (normed * broadcast_last(scale.astype(jnp.float32), x.ndim)).astype(self.dtype)
 
 
 class GroupNorm(nnx.Module):

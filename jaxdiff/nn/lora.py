@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxdiff.core.types import Array, Float
 from jaxdiff.nn.initializers import ZEROS, Initializer, Normal
-from jaxdiff.nn.layers import Conv, Linear
+from jaxdiff.nn.layers import ALL, Conv, Linear
 
 
 def _factor(init: Initializer, *shape: int) -> nnx.Param:
@@ -28,9 +28,12 @@ class LoRALinear(Linear):
         self.lora_B = Linear(up, None, dtype=layer.dtype)
         self.scale = scale
 
-    def _project(self, x: Float[Array, "... i"], columns: slice) -> Float[Array, "... o"]:
-        change = self.lora_B._project(self.lora_A(x), columns)
-        return super()._project(x, columns) + self.scale * change
+    def product(
+        self, x: Float[Array, "... i"], *, rows: slice = ALL, columns: slice = ALL
+    ) -> Float[Array, "... o"]:
+        """x times these rows and columns of W + scale A B."""
+        change = self.lora_B.product(self.lora_A.product(x, rows=rows), columns=columns)
+        return super().product(x, rows=rows, columns=columns) + self.scale * change
 
 
 class LoRAConv(Conv):

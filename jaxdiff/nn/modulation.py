@@ -4,30 +4,37 @@ The linear layers that make them of the vector start at zero: nothing is shifted
 a block whose branches are multiplied by gates is the identity (adaLN-zero).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.core.types import Array, Float
+from jaxdiff.nn import modulation_tpu
+from jaxdiff.nn.attention import TPU_FROM
 from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.norms import layer_norm
+from jaxdiff.nn.platforms import platform_dependent
 
 Tokens = Float[Array, "b n d"]
 Vector = Float[Array, "b d"]
 EPS = 1e-6  # of these norms in all published models
 
 
-def normalise(x: Tokens, eps: float = EPS) -> Tokens:
-    """Zero mean and unit variance of each token, in float32, returned in the dtype of x."""
-    width = x.shape[-1]
-    normed = layer_norm(x, jnp.ones(width, jnp.float32), jnp.zeros(width, jnp.float32), eps)
-    return jnp.asarray(normed).astype(x.dtype)
+def modulated_norm(x: Tokens, shift: Vector, scale: Vector, eps: float = EPS) -> Tokens:
+    """LayerNorm(x) (1 + scale) + shift, with one shift and one scale for all tokens of an image."""
 
+    def plain(x: Array, shift: Array, scale: Array) -> Array:
+        width = x.shape[-1]
+        normed = layer_norm(x, jnp.ones(width, jnp.float32), jnp.zeros(width, jnp.float32), eps)
+        return jnp.asarray(normed).astype(x.dtype) * (1 + scale[:, None]) + shift[:, None]
 
-def modulate(x: Tokens, shift: Vector, scale: Vector) -> Tokens:
-    """x (1 + scale) + shift, with one shift and one scale for all tokens of an image."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    if x.shape[1] < TPU_FROM:
+        return plain(x, shift, scale)
+    kernel = functools.partial(modulation_tpu.tpu, eps=eps)
+    return platform_dependent(x, shift, scale, tpu=kernel, default=plain)
 
 
 def gated(x: Tokens, gate: Vector) -> Tokens:
@@ -57,7 +64,7 @@ class AdaLayerNormZero(nnx.Module):
     def __call__(self, x: Tokens, vector: Vector) -> tuple[Tokens, tuple[Vector, ...]]:
         """The normed tokens, shifted and scaled by the first two chunks, and the other chunks."""
         shift, scale, *others = jnp.split(self.linear(jax.nn.silu(vector)), self.chunks, axis=-1)
-        return modulate(normalise(x, self.eps), shift, scale), tuple(others)
+        return modulated_norm(x, shift, scale, self.eps), tuple(others)
 
 
 class AdaLayerNormContinuous(nnx.Module):
@@ -70,4 +77,4 @@ class AdaLayerNormContinuous(nnx.Module):
     def __call__(self, x: Tokens, vector: Float[Array, "b e"]) -> Tokens:
         """The normed tokens, scaled and shifted."""
         scale, shift = jnp.split(self.linear(jax.nn.silu(vector)), 2, axis=-1)
-        return modulate(normalise(x, self.eps), shift, scale)
+        return modulated_norm(x, shift, scale, self.eps)

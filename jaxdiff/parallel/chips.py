@@ -17,6 +17,7 @@ from typing import ClassVar
 import jax
 
 GIB = 2**30
+SCOPED_MEMORY = "xla_tpu_scoped_vmem_limit_kib"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,15 @@ class TPU(Chip):
     cores: int  # per device; they share a kernel's steps
     accelerator: str  # TPU_ACCELERATOR_TYPE of one host
     options: dict[str, str] = dataclasses.field(default_factory=dict)  # of the topology
+    scoped_memory: int | None = None  # KiB of fast memory for an operation; None: XLA's default
+
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """What programs are compiled with, where LIBTPU_INIT_ARGS does not say it."""
+        given = SCOPED_MEMORY in os.environ.get("LIBTPU_INIT_ARGS", "")
+        return (
+            {} if given or self.scoped_memory is None else {SCOPED_MEMORY: f"{self.scoped_memory}"}
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,6 +152,7 @@ CHIPS: dict[str, Chip] = {
         cores=1,
         dimensions=2,
         accelerator="v5litepod-4",
+        scoped_memory=2**16,
     ),
     "v5p": TPU(
         kind="TPU v5",
@@ -164,6 +175,7 @@ CHIPS: dict[str, Chip] = {
         cores=1,
         dimensions=2,
         accelerator="v6e-4",
+        scoped_memory=2**16,
     ),
     "a100": GPU(
         kind="A100",
@@ -186,11 +198,20 @@ CHIPS: dict[str, Chip] = {
 }
 
 
+def _chip_of(device_kind: str) -> Chip | None:
+    """The chip in the table; None if that does not have it."""
+    # The longest name is meant: "TPU v5" is in "TPU v5 lite" too.
+    fitting = [chip for chip in CHIPS.values() if chip.kind in device_kind]
+    return max(fitting, key=lambda chip: len(chip.kind), default=None)
+
+
 def peak_flops() -> float | None:
     """The peak bfloat16 FLOP/s of all devices together; None if the table does not have them."""
-    device = jax.devices()[0].device_kind
-    # The longest name is meant: "TPU v5" is in "TPU v5 lite" too.
-    fitting = [chip for chip in CHIPS.values() if chip.kind in device]
-    if not fitting:
-        return None
-    return max(fitting, key=lambda chip: len(chip.kind)).peak_flops * jax.device_count()
+    chip = _chip_of(jax.devices()[0].device_kind)
+    return None if chip is None else chip.peak_flops * jax.device_count()
+
+
+def compiler_options(device_kind: str) -> dict[str, str]:
+    """What XLA is to be given for programs that run on such devices."""
+    chip = _chip_of(device_kind)
+    return chip.compiler_options if isinstance(chip, TPU) else {}

@@ -94,6 +94,7 @@ class OnMesh(Layout):
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
+        self.devices = list(mesh.devices.flat)
         self.sharding = functools.partial(infer_sharding, mesh=mesh)
         self.num_shards = num_batch_shards(mesh)  # of a batch
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, Sharding
 
 from jaxdiff.core.types import Array, NDArray, PyTree
 from jaxdiff.guidance.base import Guidance
+from jaxdiff.parallel.chips import compiler_options
 from jaxdiff.parallel.mesh import data_mesh, replicated
 
 BatchArray = Array | NDArray  # of a batch, in the form of a layout
@@ -39,6 +40,7 @@ class Layout(ABC):
 
     # of weights by path and shape, as `read_component` takes it; None: whole, on the default device
     sharding: Callable[[str, tuple[int, ...]], Sharding] | None = None
+    devices: list[jax.Device]
     num_shards: int  # of a batch
 
     @property
@@ -92,15 +94,15 @@ class DataParallel(Layout):
     """
 
     def __init__(self, devices: Sequence[jax.Device]) -> None:
-        self._devices = list(devices)
-        self.num_shards = len(self._devices)
+        self.devices = list(devices)
+        self.num_shards = len(self.devices)
 
     def __str__(self) -> str:
         return "no mesh"
 
     def weight_shardings(self, params: PyTree) -> PyTree:
         """Where each of these weights lies: whole on each of the devices."""
-        place = replicated(data_mesh(self._devices))
+        place = replicated(data_mesh(self.devices))
         return jax.tree.map(lambda _: place, params)
 
     def shard(self, tree: PyTree) -> PyTree:
@@ -126,7 +128,7 @@ class DataParallel(Layout):
             for _ in jax.tree.leaves(argument)
         ]
         run = of_leaves(function, arguments)
-        return jax.pmap(run, axis_name="data", in_axes=tuple(axes), devices=self._devices)
+        return jax.pmap(run, axis_name="data", in_axes=tuple(axes), devices=self.devices)
 
 
 def of_leaves(function: Callable[..., Any], arguments: Sequence[PyTree]) -> Callable[..., Any]:
@@ -164,7 +166,8 @@ class CompiledFunction:
             started = time.perf_counter()
             with jax.default_matmul_precision(self._precision):
                 jitted = self._layout.jit(self._function, self._per_image, arguments)
-                self._executables[key] = jitted.lower(*leaves).compile()
+                options = compiler_options(self._layout.devices[0].device_kind)
+                self._executables[key] = jitted.lower(*leaves).compile(options)
             self.compile_s += time.perf_counter() - started
         return self._executables[key](*leaves)
 

@@ -78,7 +78,8 @@ def _compile_for_tpu(traced: Any, topology: Topology, chip: TPU) -> CompiledProg
     bundles = kernel_bundles.schedule_kernels(calls, topology)
     started = time.perf_counter()
     try:
-        compiled = traced.lower(lowering_platforms=(chip.platform,)).compile()
+        lowered = traced.lower(lowering_platforms=(chip.platform,))
+        compiled = lowered.compile(chip.compiler_options)
     except jax.errors.JaxRuntimeError as error:
         size = parse_oom_message(str(error))
         if size is None:

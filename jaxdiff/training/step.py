@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from jaxdiff.core.trees import cast_floating
 from jaxdiff.core.types import Array, Dtype, Float, Int, Key, NDArray, PyTree
+from jaxdiff.parallel.chips import compiler_options
 from jaxdiff.parallel.mesh import FSDP, batch_sharding, device_put_global, replicated
 from jaxdiff.parallel.sharding import (
     ANY,
@@ -240,6 +241,7 @@ def compile_step(step: Step, mesh: Mesh, state: PyTree = None, frozen: PyTree = 
         in_shardings=(state, frozen, shard, replicate),
         out_shardings=(state, replicate),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
         keep_unused=True,  # frozen weights that only sampling reads count as memory
     )
 

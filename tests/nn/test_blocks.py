@@ -11,7 +11,8 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.embeddings import sinusoidal
-from jaxdiff.nn.layers import LayerFactory
+from jaxdiff.nn.layers import LayerFactory, _vector_product
+from jaxdiff.nn.lora import LoRALinear
 from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample, resize_nearest
 from jaxdiff.nn.transformer import Attention, SpatialTransformer
 
@@ -50,22 +51,37 @@ def test_gelu_keeps_its_tail_in_half_precision(dtype):
     np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=4 * precision)
 
 
-def test_halves_of_a_linear_layer_are_its_output():
+@pytest.mark.parametrize("with_lora", [False, True])
+def test_a_linear_layer_in_parts_is_the_layer(with_lora):
+    """The halves of its outputs, and its inputs in parts: values and gradients."""
     layer = layers().linear(6, 10)
+    layer.bias[...] = jnp.arange(10.0)
+    if with_lora:
+        layer = LoRALinear(layer, 2, 0.5)
+        layer.lora_A.kernel, layer.lora_B.kernel = nnx.Param(image(6, 2)), nnx.Param(image(2, 10))
     x = image(2, 3, 6)
-    np.testing.assert_allclose(
-        jnp.concatenate(layer.split_outputs(x), -1), layer(x), rtol=1e-6, atol=1e-6
-    )
 
     def gradient(function):
         graph, state = nnx.split(layer)
-        return jax.grad(lambda s, x: (function(nnx.merge(graph, s), x) ** 2).sum(), (0, 1))(
-            state, x
+
+        def loss(state, x):
+            out = function(nnx.merge(graph, state), x)
+            return (out**2).sum(), out
+
+        return jax.grad(loss, (0, 1), has_aux=True)(state, x)
+
+    whole = gradient(lambda layer, x: layer(x))
+    halves = gradient(lambda layer, x: jnp.concatenate(layer.split_outputs(x), -1))
+    parts = gradient(lambda layer, x: layer.of_parts(x[..., :1], x[..., 1:4], x[..., 4:]))
+    for apart in (halves, parts):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, apart
         )
 
-    joined = gradient(lambda layer, x: layer(x))
-    apart = gradient(lambda layer, x: jnp.concatenate(layer.split_outputs(x), -1))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), joined, apart)
+
+def test_a_product_for_tpus_with_a_vector_of_each_image():
+    x, kernel = image(3, 4), image(4, 5)
+    np.testing.assert_allclose(_vector_product(x, kernel), x @ kernel, rtol=1e-6)
 
 
 def test_unknown_activation():

@@ -1,11 +1,11 @@
-"""The peak of devices against their data sheets."""
+"""The peak of devices against their data sheets, and what is compiled for them with."""
 
 import types
 
 import jax
 import pytest
 
-from jaxdiff.parallel.chips import peak_flops
+from jaxdiff.parallel.chips import SCOPED_MEMORY, compiler_options, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,13 @@ def test_the_peak_is_that_of_the_devices_together(monkeypatch, kind, peak):
 
 def test_other_devices_have_none():
     assert peak_flops() is None
+
+
+def test_the_compiler_is_given_options_for_the_chip(monkeypatch):
+    """What LIBTPU_INIT_ARGS says of the same is the user's to decide."""
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    kinds = {"TPU v6 lite": {SCOPED_MEMORY: "65536"}, "TPU v4": {}, "cpu": {}, "NVIDIA H200": {}}
+    for kind, options in kinds.items():
+        assert compiler_options(kind) == options
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", f"--{SCOPED_MEMORY}=98304")
+    assert compiler_options("TPU v6 lite") == {}

@@ -12,12 +12,9 @@ from jaxdiff.core.validate import check_shape
 from jaxdiff.models.chroma.config import ChromaTransformer2DConfig
 from jaxdiff.models.flux.blocks import (
     DoubleBlock,
-    Rotation,
     SingleBlock,
-    modulated_norm,
     pack,
     position_ids,
-    rotation,
     unpack,
 )
 from jaxdiff.models.flux.config import PATCH
@@ -25,7 +22,9 @@ from jaxdiff.models.flux.module import check_tokens
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
 from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory
+from jaxdiff.nn.modulation import modulated_norm
 from jaxdiff.nn.remat import remat
+from jaxdiff.nn.rotary import Rotation, rotation
 
 # The eps of torch's RMSNorm where none is given, that of float32.
 APPROXIMATOR_EPS = float(jnp.finfo(jnp.float32).eps)

@@ -10,7 +10,7 @@ from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.nn.embeddings import LabelEmbedding, TimestepEmbedding, sinusoidal
 from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory
-from jaxdiff.nn.modulation import AdaLayerNormZero, gated, modulate, normalise
+from jaxdiff.nn.modulation import AdaLayerNormZero, gated, modulated_norm
 from jaxdiff.nn.patches import PatchEmbed, unpatchify
 from jaxdiff.nn.remat import remat
 from jaxdiff.nn.transformer import Attention, FeedForward
@@ -61,7 +61,7 @@ class DiTBlock(nnx.Module):
             x, self.condition(timesteps, labels)
         )
         x = x + gated(self.attn1(normed), gate)
-        normed = modulate(normalise(x, self.norm_eps), ff_shift, ff_scale)
+        normed = modulated_norm(x, ff_shift, ff_scale, self.norm_eps)
         return x + gated(self.ff(normed), ff_gate)
 
     def condition(self, timesteps: Times, labels: Int[Array, "b"]) -> Float[Array, "b d"]:
@@ -114,5 +114,5 @@ class DiTTransformer2DModel(nnx.Module):
             x = block(x, timesteps, class_labels)
         vector = self.transformer_blocks[0].condition(timesteps, class_labels)
         shift, scale = jnp.split(self.proj_out_1(jax.nn.silu(vector)), 2, axis=-1)
-        x = self.proj_out_2(modulate(normalise(x), shift, scale))
+        x = self.proj_out_2(modulated_norm(x, shift, scale))
         return unpatchify(x, grid, self.config.patch_size).astype(sample.dtype)

@@ -6,8 +6,6 @@ side by side (2302.05442, section 2). The norms have no weights: each block is m
 vectors, which come with the call.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,54 +16,15 @@ from jaxdiff.models.flux.config import MLP_RATIO, PATCH, FluxTokensConfig
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.attention_masked import masked_attention
+from jaxdiff.nn.head_norm import HeadNorm
 from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory
-from jaxdiff.nn.modulation import gated, modulate, normalise
+from jaxdiff.nn.modulation import gated, modulated_norm
+from jaxdiff.nn.rotary import Rotation
 from jaxdiff.nn.transformer import FeedForward, split_heads
 
 EPS = 1e-6  # of all norms
 MLP_ACT = "gelu-approximate"
-ROPE_THETA = 10000.0
-
-
-class Rotation(NamedTuple):
-    """Cosine and sine by which each pair of channels of a query or key is rotated."""
-
-    cos: Float[Array, "n d"]
-    sin: Float[Array, "n d"]
-
-
-def rotation(ids: Int[Array, "n a"], axes_dims: tuple[int, ...]) -> Rotation:
-    """The rotary embedding of positions on several axes (RoPE, 2104.09864, eq. 15), in float32.
-
-    Axis i has the next `axes_dims[i]` channels, whose pairs turn by position * 10000^(-2 j / dim).
-    """
-    angles = []
-    for axis, dim in enumerate(axes_dims):
-        frequencies = ROPE_THETA ** -(np.arange(0, dim, 2) / dim)
-        positions = ids[:, axis].astype(jnp.float32)
-        angles.append(positions[:, None] * jnp.asarray(frequencies, jnp.float32)[None])
-    pairs = jnp.repeat(jnp.concatenate(angles, axis=-1), 2, axis=-1)
-    return Rotation(jnp.cos(pairs), jnp.sin(pairs))
-
-
-def rotate(x: Float[Array, "b n h d"], by: Rotation) -> Float[Array, "b n h d"]:
-    """`x` with its channels 2 j and 2 j + 1 rotated as a plane; in float32, returned as x.
-
-    A product with a matrix of 0, 1 and -1 exchanges the channels of a pair, exactly: on a TPU that
-    is a tenth of the time of moving them.
-    """
-    pair = np.array([[0, 1], [-1, 0]])
-    exchange = np.kron(np.identity(x.shape[-1] // 2), pair).astype(x.dtype)
-    turned = jnp.einsum(
-        "bnhd,de->bnhe",
-        x,
-        exchange,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-    cos, sin = (table[None, :, None] for table in by)
-    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
 
 
 def position_ids(tokens: int, images: tuple[tuple[int, int], ...]) -> Int[Array, "n 3"]:
@@ -94,13 +53,6 @@ def unpack(tokens: Float[Array, "b n p"], size: tuple[int, int]) -> Float[Array,
     return cells.transpose(0, 1, 4, 2, 5, 3).reshape(len(tokens), h, w, -1)
 
 
-def modulated_norm(
-    x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
-) -> Float[Array, "b n d"]:
-    """LayerNorm(x) (1 + scale) + shift (adaLN, DiT, 2212.09748)."""
-    return modulate(normalise(x, EPS), shift, scale)
-
-
 class Modulation(nnx.Module):
     """Vectors of a block from the embedding of time, guidance and text; zero at the start."""
 
@@ -119,8 +71,8 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, config: FluxTokensConfig, *, layers: LayerFactory):
         width = config.width
-        self.norm_q = layers.rms_norm(config.attention_head_dim, eps=EPS)
-        self.norm_k = layers.rms_norm(config.attention_head_dim, eps=EPS)
+        self.norm_q = HeadNorm(config.attention_head_dim, layers=layers, eps=EPS)
+        self.norm_k = HeadNorm(config.attention_head_dim, layers=layers, eps=EPS)
         self.to_q = layers.linear(width, width)
         self.to_k = layers.linear(width, width)
         self.to_v = layers.linear(width, width)
@@ -132,12 +84,11 @@ class SelfAttention(nnx.Module):
     ) -> Float[Array, "b n d"]:
         """Mix tokens, of which those without `mask` are seen by none."""
         q, k, v = (split_heads(f(x), self.heads) for f in (self.to_q, self.to_k, self.to_v))
-        return self._attend(self.norm_q(q), self.norm_k(k), v, by, mask)
+        return self._attend(self.norm_q(q, by), self.norm_k(k, by), v, mask)
 
     def _attend(
-        self, q: Array, k: Array, v: Array, by: Rotation, mask: Bool[Array, "b n"] | None
+        self, q: Array, k: Array, v: Array, mask: Bool[Array, "b n"] | None
     ) -> Float[Array, "b n d"]:
-        q, k = rotate(q, by), rotate(k, by)
         if mask is None:
             out = attention(q, k, v, backend=self.backend)
         else:
@@ -151,8 +102,8 @@ class JointAttention(SelfAttention):
     def __init__(self, config: FluxTokensConfig, *, layers: LayerFactory):
         super().__init__(config, layers=layers)
         width = config.width
-        self.norm_added_q = layers.rms_norm(config.attention_head_dim, eps=EPS)
-        self.norm_added_k = layers.rms_norm(config.attention_head_dim, eps=EPS)
+        self.norm_added_q = HeadNorm(config.attention_head_dim, layers=layers, eps=EPS)
+        self.norm_added_k = HeadNorm(config.attention_head_dim, layers=layers, eps=EPS)
         self.add_q_proj = layers.linear(width, width)
         self.add_k_proj = layers.linear(width, width)
         self.add_v_proj = layers.linear(width, width)
@@ -171,14 +122,11 @@ class JointAttention(SelfAttention):
         q, k, v = (split_heads(f(image), heads) for f in (self.to_q, self.to_k, self.to_v))
         added = (self.add_q_proj, self.add_k_proj, self.add_v_proj)
         text_q, text_k, text_v = (split_heads(f(text), heads) for f in added)
-        out = self._attend(
-            jnp.concatenate([self.norm_added_q(text_q), self.norm_q(q)], axis=1),
-            jnp.concatenate([self.norm_added_k(text_k), self.norm_k(k)], axis=1),
-            jnp.concatenate([text_v, v], axis=1),
-            by,
-            mask,
-        )
         m = text.shape[1]
+        of_text, of_image = by.part(slice(m)), by.part(slice(m, None))
+        q = jnp.concatenate([self.norm_added_q(text_q, of_text), self.norm_q(q, of_image)], axis=1)
+        k = jnp.concatenate([self.norm_added_k(text_k, of_text), self.norm_k(k, of_image)], axis=1)
+        out = self._attend(q, k, jnp.concatenate([text_v, v], axis=1), mask)
         return self.to_out[0](out[:, m:]), self.to_add_out(out[:, :m])
 
 
@@ -240,7 +188,7 @@ class SingleBlock(nnx.Module):
         shift, scale, gate = _vectors(modulation)
         normed = modulated_norm(x, shift, scale)
         inner = activation(MLP_ACT)(self.proj_mlp(normed))
-        out = self.proj_out(jnp.concatenate([self.attn(normed, by, mask), inner], axis=-1))
+        out = self.proj_out.of_parts(self.attn(normed, by, mask), inner)
         return x + gated(out, gate)
 
 

@@ -9,19 +9,18 @@ from jaxdiff.core.validate import check_shape
 from jaxdiff.models.flux.blocks import (
     DoubleBlock,
     Modulation,
-    Rotation,
     SingleBlock,
-    modulated_norm,
     pack,
     position_ids,
-    rotation,
     unpack,
 )
 from jaxdiff.models.flux.config import PATCH, FluxTokensConfig, FluxTransformer2DConfig
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
 from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory
+from jaxdiff.nn.modulation import modulated_norm
 from jaxdiff.nn.remat import remat
+from jaxdiff.nn.rotary import Rotation, rotation
 
 TIME_CHANNELS = 256  # of the sines and cosines of time and guidance
 GUIDANCE_FACTOR = 1000.0  # guidance scales are embedded on the scale of times

@@ -15,7 +15,7 @@ from jaxdiff.nn.activations import activation
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
 from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory
-from jaxdiff.nn.modulation import gated, modulate, normalise
+from jaxdiff.nn.modulation import gated, modulated_norm
 from jaxdiff.nn.patches import PatchEmbed, unpatchify
 from jaxdiff.nn.remat import remat
 from jaxdiff.nn.transformer import Attention, FeedForward
@@ -95,9 +95,9 @@ class PixArtBlock(nnx.Module):
         table = self.scale_shift_table[...].astype(modulation.dtype)
         chunks = modulation + table[None]
         shift, scale, gate, ff_shift, ff_scale, ff_gate = (chunks[:, i] for i in range(CHUNKS))
-        x = x + gated(self.attn1(modulate(normalise(x, self.norm_eps), shift, scale)), gate)
+        x = x + gated(self.attn1(modulated_norm(x, shift, scale, self.norm_eps)), gate)
         x = x + self.attn2(x, context)
-        normed = modulate(normalise(x, self.norm_eps), ff_shift, ff_scale)
+        normed = modulated_norm(x, ff_shift, ff_scale, self.norm_eps)
         return x + gated(self.ff(normed), ff_gate)
 
 
@@ -166,5 +166,5 @@ class PixArtTransformer2DModel(nnx.Module):
             x = block(x, context, modulation)
         table = self.scale_shift_table[...].astype(self.dtype)
         shift, scale = (vector + table[i][None] for i in range(2))
-        x = self.proj_out(modulate(normalise(x), shift, scale))
+        x = self.proj_out(modulated_norm(x, shift, scale))
         return unpatchify(x, grid, config.patch_size).astype(sample.dtype)

@@ -11,8 +11,7 @@ from jaxdiff.nn.modulation import (
     AdaLayerNormContinuous,
     AdaLayerNormZero,
     gated,
-    modulate,
-    normalise,
+    modulated_norm,
 )
 from jaxdiff.nn.remat import remat
 from jaxdiff.nn.transformer import FeedForward
@@ -78,7 +77,7 @@ class JointTransformerBlock(nnx.Module):
         out = x + gated(attended, gate)
         if self.attn2 is not None:
             *ff, shift, scale, gate = ff
-            out = out + gated(self.attn2(modulate(normalise(x), shift, scale)), gate)
+            out = out + gated(self.attn2(modulated_norm(x, shift, scale)), gate)
         out = _with_perceptron(self.ff, out, *ff)
         if self.ff_context is None or attended_context is None:
             return out, context
@@ -97,4 +96,4 @@ class JointTransformerBlock(nnx.Module):
 def _with_perceptron(
     perceptron: FeedForward, x: Tokens, shift: Vector, scale: Vector, gate: Vector
 ) -> Tokens:
-    return x + gated(perceptron(modulate(normalise(x), shift, scale)), gate)
+    return x + gated(perceptron(modulated_norm(x, shift, scale)), gate)
