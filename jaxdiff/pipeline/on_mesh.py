@@ -93,10 +93,9 @@ class OnMesh(Layout):
     """
 
     def __init__(self, mesh: Mesh) -> None:
+        super().__init__(list(mesh.devices.flat), num_batch_shards(mesh))
         self._mesh = mesh
-        self.devices = list(mesh.devices.flat)
         self.sharding = functools.partial(infer_sharding, mesh=mesh)
-        self.num_shards = num_batch_shards(mesh)  # of a batch
 
     @property
     def mesh(self) -> Mesh:

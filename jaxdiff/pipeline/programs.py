@@ -40,8 +40,10 @@ class Layout(ABC):
 
     # of weights by path and shape, as `read_component` takes it; None: whole, on the default device
     sharding: Callable[[str, tuple[int, ...]], Sharding] | None = None
-    devices: list[jax.Device]
-    num_shards: int  # of a batch
+
+    def __init__(self, devices: Sequence[jax.Device], num_shards: int) -> None:
+        self.devices, self.num_shards = list(devices), num_shards  # shards of a batch
+        self.compiler_options = compiler_options(self.devices[0].device_kind)
 
     @property
     def mesh(self) -> Mesh | None:
@@ -94,8 +96,7 @@ class DataParallel(Layout):
     """
 
     def __init__(self, devices: Sequence[jax.Device]) -> None:
-        self.devices = list(devices)
-        self.num_shards = len(self.devices)
+        super().__init__(devices, len(devices))
 
     def __str__(self) -> str:
         return "no mesh"
@@ -122,11 +123,8 @@ class DataParallel(Layout):
         Of leaves, since pmap takes axes for arguments to be those of leaves where there happen to
         be equally many, which None among the arguments brings about.
         """
-        axes = [
-            0 if own else None
-            for own, argument in zip(per_image, arguments, strict=True)
-            for _ in jax.tree.leaves(argument)
-        ]
+        leaves = [len(jax.tree.leaves(argument)) for argument in arguments]
+        axes = np.repeat(np.array([0 if own else None for own in per_image], object), leaves)
         run = of_leaves(function, arguments)
         return jax.pmap(run, axis_name="data", in_axes=tuple(axes), devices=self.devices)
 
@@ -166,7 +164,7 @@ class CompiledFunction:
             started = time.perf_counter()
             with jax.default_matmul_precision(self._precision):
                 jitted = self._layout.jit(self._function, self._per_image, arguments)
-                options = compiler_options(self._layout.devices[0].device_kind)
+                options = self._layout.compiler_options
                 self._executables[key] = jitted.lower(*leaves).compile(options)
             self.compile_s += time.perf_counter() - started
         return self._executables[key](*leaves)
