@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jaxdiff.checkpoints import leftovers
@@ -15,8 +15,17 @@ from jaxdiff.checkpoints.layout_registry import is_model
 from jaxdiff.checkpoints.lora_names import has_weights, weights_file
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import TensorInfo
-from jaxdiff.checkpoints.single_file_layouts import SingleFileLayout
+from jaxdiff.checkpoints.single_file_layouts import (
+    ANOTHER_VAE,
+    BASE,
+    TEXT_ENCODERS,
+    VAE_CLASSES,
+    FileComponent,
+    SingleFileLayout,
+)
 from jaxdiff.checkpoints.single_file_settings import read_layout
+from jaxdiff.checkpoints.text_encoder_files import T5, VOCABULARY
+from jaxdiff.checkpoints.tokenizers import WHOLE
 from jaxdiff.checkpoints.vae_layouts import find_vae
 from jaxdiff.checkpoints.weights import find_weights, read_weights
 from jaxdiff.core.errors import InputError
@@ -51,6 +60,7 @@ class Description:
     unknown: tuple[str, ...] = ()  # names of tensors with which the file cannot be loaded
     missing: tuple[str, ...] = ()  # components, and tokenizers of those that are there
     optional: tuple[str, ...] = ()  # components without which it loads too
+    remedies: Mapping[str, str] = dataclasses.field(default_factory=dict)  # each of these, in words
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values."""
@@ -112,20 +122,35 @@ def _single_file(
             parts.append(_part(part.name, part.class_name, tensors))
     lacking = [part for part in layout.components if not groups[part.prefix]]
     predicts = stored_prediction_type(layout.scheduler)
+    missing = (
+        *(part.name for part in lacking if not part.optional),
+        *(
+            part.tokenizer
+            for part in layout.components
+            if part.tokenizer and part.pad is None and part not in lacking
+        ),
+    )
+    optional = tuple(part.name for part in lacking if part.optional)
+    remedies = {name: text for part in layout.components for name, text in _remedies(part)}
     return dataclasses.replace(
         _description(path, "single file", layout.name, predicts, parts),
         left_over=leftovers.count(passed_over),
         unknown=tuple(sorted(unknown)),
-        missing=(
-            *(part.name for part in lacking if not part.optional),
-            *(
-                part.tokenizer
-                for part in layout.components
-                if part.tokenizer and part.pad is None and part not in lacking
-            ),
-        ),
-        optional=tuple(part.name for part in lacking if part.optional),
+        missing=missing,
+        optional=optional,
+        remedies={name: remedies[name] for name in (*missing, *optional)},
     )
+
+
+def _remedies(part: FileComponent) -> Iterator[tuple[str, str]]:
+    """What gives a component, and its tokenizer, that a file lacks."""
+    if part.class_name in VAE_CLASSES:
+        yield part.name, ANOTHER_VAE
+    else:
+        yield part.name, BASE if part.width is None else f"{BASE}, or {TEXT_ENCODERS}"
+    if part.tokenizer is not None:
+        beside = f", or T5's {VOCABULARY} or {WHOLE} beside the file"
+        yield part.tokenizer, f"{BASE}{beside if part.class_name == T5 else ''}"
 
 
 def _pipeline(folder: pathlib.Path, variant: str | None) -> Description:

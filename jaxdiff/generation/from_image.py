@@ -15,6 +15,7 @@ FILES: Mapping[str, str] = {
     "model": "--model",
     "vae": "--vae",  # before weights, of which it is a part
     "base": "--base",
+    "text_encoders": "--text-encoders",
     "weights": "--model and --dtype",
     "guidance_model": "--guidance-model",
     "loras": "--lora",
@@ -69,7 +70,7 @@ def check_restored(
     options = {
         "loras": ("lora",),
         "textual_inversions": ("textual_inversion",),
-        "weights": ("model", "vae", "base"),
+        "weights": ("model", "vae", "base", "text_encoders"),
     }
     others = [
         f"{name} {stored.get(name)!r:.60}, now {settings.get(name)!r:.60} ({wanted})"
