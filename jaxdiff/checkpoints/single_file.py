@@ -44,6 +44,14 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 
 
+class IncompleteFileError(InputError):
+    """A file without a component that its model needs."""
+
+    def __init__(self, path: pathlib.Path, lacking: str, expected: str) -> None:
+        super().__init__(f"{path}: got no {lacking}, expected {expected}")
+        self.path, self.lacking = path, lacking
+
+
 def read_single_file(
     path: pathlib.Path,
     dtype: Dtype | None = None,
@@ -160,18 +168,17 @@ def _absent(
         return []
     required = [part for part in lacking if not part.optional]
     if [part.name for part in required] == [layout.vae]:
-        raise InputError(
-            f"{path}: got no tensors {required[0].prefix}*, expected a complete checkpoint, "
-            f"{ANOTHER_VAE}, or {BASE}"
+        raise IncompleteFileError(
+            path,
+            f"tensors {required[0].prefix}*",
+            f"a complete checkpoint, {ANOTHER_VAE}, or {BASE}",
         )
     if required:
         names = ", ".join(part.name for part in required)
         files = [TEXT_ENCODERS] if any(part.width is not None for part in required) else []
         files += [ANOTHER_VAE] if any(part.name == layout.vae for part in required) else []
         others = f", or {' and '.join(files)}" if files else ""
-        raise InputError(
-            f"{path}: got no {names}, expected a complete checkpoint, or {BASE}{others}"
-        )
+        raise IncompleteFileError(path, names, f"a complete checkpoint, or {BASE}{others}")
     warnings.warn(
         f"{path}: got no {', '.join(part.name for part in lacking)}: images are generated without; "
         f"{BASE} gives it, and so do {TEXT_ENCODERS}",
@@ -193,9 +200,8 @@ def _tokenizer(
         if (found := tokenizer_beside(place)) is not None:
             return found
         beside = f", or {tokenizer_wanted(place, str(part.tokenizer))}"
-    raise InputError(
-        f"{place}: got no {part.tokenizer}, which no single file has, expected {BASE}{beside}"
-    )
+    lacking = f"{part.tokenizer}, which no single file has"
+    raise IncompleteFileError(place, lacking, f"{BASE}{beside}")
 
 
 def _built(

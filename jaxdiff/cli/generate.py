@@ -35,6 +35,7 @@ SHARED = (
     *("timestep_spacing", "eta", "clip_skip", "height", "width", "prompt_syntax"),
     "max_sequence_length",
 )
+FAMILY_OPTIONS = ("distilled_guidance_scale",)  # which networks of some families read
 LISTED = 100  # images that a JSON report names; the manifest names all
 
 
@@ -63,6 +64,9 @@ class Options(ModelOptions):
     """Negative prompt of the third text encoder. Default: the same negative prompt."""
     guidance_scale: float | None = None
     """Guidance scale: 0 ignores the prompt, 1 is the plain conditional model."""
+    distilled_guidance_scale: float | None = None
+    """The scale that the network of FLUX.1 dev takes while a guidance rule such as cfg has the
+    guidance scale. Default: 3.5, 30 in Fill, 10 in Canny and Depth."""
     guidance: str | None = None
     """Guidance rule, such as apg:eta=0.2 or cfg+rescale:phi=0.7+interval:lo=0.3,hi=5."""
     negative_scale: float | None = None
@@ -387,4 +391,7 @@ def _defaults(options: Options) -> PromptSpec:
         strength=options.strength,
         seed=options.seed,
         num_images=options.num_images,
+        options={
+            name: value for name in FAMILY_OPTIONS if (value := getattr(options, name)) is not None
+        },
     )

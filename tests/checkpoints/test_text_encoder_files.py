@@ -25,9 +25,11 @@ from jaxdiff.checkpoints.text_encoder_files import open_text_encoders
 from jaxdiff.checkpoints.tokenizers import read_tokenizer
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
+from jaxdiff.experiments.base_model import load_base_model
 from jaxdiff.families.detection import family_of
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.clip_config import CLIPTextConfig
+from jaxdiff.training.config import DiffusionObjective
 
 TOKENIZER = pathlib.Path(__file__).parents[1] / "data/t5_tokenizer"
 WORDS = 256  # rows of T5's embedding, at least as many as its tokenizer has
@@ -336,6 +338,22 @@ def test_generate_and_the_settings_of_its_images(model, tmp_path, capsys):
     shutil.copy(TOKENIZER / "spiece.model", tmp_path)
     assert main.run("generate", [*command, str(other)]) == 0
     assert len(list((tmp_path / "a").glob("*.png"))) == 2  # nothing is there already
+
+
+def test_a_training_starts_from_the_folder_that_convert_makes(model, tmp_path):
+    folder, files, whole = model("chroma")
+    network, made = str(files / "network.safetensors"), str(tmp_path / "made")
+    for source, lacking in ((network, "vae, text_encoder"), (str(whole), "tokenizer, which")):
+        with pytest.raises(InputError) as error:
+            load_base_model(DiffusionObjective(pipeline=source))
+        assert f"{source}: got no {lacking}" in str(error.value)
+        assert f"a folder, which `jaxdiff convert {source} FOLDER --base FOLDER`" in str(
+            error.value
+        )
+    given = ("--vae", str(files / "vae.safetensors"), "--text-encoders", *texts(files, "t5xxl"))
+    assert main.run("convert", [network, made, *given]) == 0
+    assert load_base_model(DiffusionObjective(pipeline=made)).family.name == "Chroma"
+    assert_same(read_pipeline(made), read_pipeline(folder))
 
 
 def test_inspect_and_loading_name_the_option(model, tmp_path, capsys):
