@@ -12,6 +12,7 @@ from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo, fin
 from jaxdiff.checkpoints.file_kinds import is_shard, text_encoder_alone
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.layout_registry import is_model
+from jaxdiff.checkpoints.lora_formats import control_tensor
 from jaxdiff.checkpoints.lora_names import has_weights, weights_file
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import TensorInfo
@@ -49,6 +50,7 @@ class Description:
 
     path: str
     # "diffusers folder", "component folder", "single file", "VAE file, ... layout", "LoRA",
+    # "control LoRA, not supported",
     # "textual inversion", "text encoder file", "shard", "tensors"
     layout: str
     family: str  # what pipeline or model it is, or is for
@@ -96,7 +98,9 @@ def _file(path: pathlib.Path) -> Description:
             return dataclasses.replace(found, left_over=leftovers.count(vae.passed_over))
         if addon := find_adapter(path, entries):
             parts = [_part(name, addon.layout, group) for name, group in addon.groups.items()]
-            found = _description(path, addon.layout, addon.family, None, parts)
+            control = addon.layout == "LoRA" and control_tensor(entries) is not None
+            layout = "control LoRA, not supported" if control else addon.layout
+            found = _description(path, layout, addon.family, None, parts)
             return dataclasses.replace(found, facts=addon.facts)
         if kind := text_encoder_alone(entries):
             part = _part("text_encoder", kind, entries)
