@@ -27,6 +27,9 @@ FILES: Mapping[str, str] = {
     "mask": "--mask",
 }
 
+# Settings that are left out where they are these, though a model's default may be another.
+LEFT_OUT: Mapping[str, Any] = {"guidance": "cfg"}
+
 
 def typed_options(arguments: Sequence[str]) -> set[str]:
     """The names of the options among the arguments of a command, as fields."""
@@ -47,7 +50,8 @@ def with_settings(
     if stored is None:
         raise InputError(f"from: got {path}, expected a PNG file that jaxdiff generate wrote")
     fields = {field.name for field in dataclasses.fields(options)}  # pyright: ignore
-    own = {name: value for name, value in stored.items() if name in fields - {*typed, *FILES}}
+    every, wanted = {**LEFT_OUT, **stored}, fields - {*typed, *FILES}
+    own = {name: value for name, value in every.items() if name in wanted}
     model = getattr(options, "model", None)
     if "prediction_type" in own and pathlib.Path(model or "").resolve().name != stored["model"]:
         warnings.warn(

@@ -11,7 +11,9 @@ from PIL import Image
 import jaxdiff
 from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.cli import main
+from jaxdiff.generation.from_image import LEFT_OUT
 from jaxdiff.generation.png_files import read_settings
+from jaxdiff.pipeline.request import Request
 
 SIZE = {"height": 16, "width": 16, "steps": 1}
 
@@ -60,6 +62,12 @@ def test_distilled_guidance_scale(flux, generate, tmp_path, capsys):
     assert main.run("generate", again) == 0
     (copy,) = (tmp_path / "b").glob("*.png")
     assert copy.read_bytes() == path.read_bytes()
+
+
+def test_a_rule_that_settings_leave_out():
+    """It is the default of a request, not that of the model."""
+    for name, value in LEFT_OUT.items():
+        assert Request.__dataclass_fields__[name].default == value
 
 
 def test_a_scale_that_does_not_count(generate, capsys, monkeypatch):
