@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jaxdiff.checkpoints import leftovers
@@ -12,11 +12,21 @@ from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo, fin
 from jaxdiff.checkpoints.file_kinds import is_shard, text_encoder_alone
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.layout_registry import is_model
+from jaxdiff.checkpoints.lora_formats import control_tensor
 from jaxdiff.checkpoints.lora_names import has_weights, weights_file
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import TensorInfo
-from jaxdiff.checkpoints.single_file_layouts import SingleFileLayout
+from jaxdiff.checkpoints.single_file_layouts import (
+    ANOTHER_VAE,
+    BASE,
+    TEXT_ENCODERS,
+    VAE_CLASSES,
+    FileComponent,
+    SingleFileLayout,
+)
 from jaxdiff.checkpoints.single_file_settings import read_layout
+from jaxdiff.checkpoints.text_encoder_files import T5, VOCABULARY
+from jaxdiff.checkpoints.tokenizers import WHOLE
 from jaxdiff.checkpoints.vae_layouts import find_vae
 from jaxdiff.checkpoints.weights import find_weights, read_weights
 from jaxdiff.core.errors import InputError
@@ -40,6 +50,7 @@ class Description:
 
     path: str
     # "diffusers folder", "component folder", "single file", "VAE file, ... layout", "LoRA",
+    # "control LoRA, not supported",
     # "textual inversion", "text encoder file", "shard", "tensors"
     layout: str
     family: str  # what pipeline or model it is, or is for
@@ -51,6 +62,7 @@ class Description:
     unknown: tuple[str, ...] = ()  # names of tensors with which the file cannot be loaded
     missing: tuple[str, ...] = ()  # components, and tokenizers of those that are there
     optional: tuple[str, ...] = ()  # components without which it loads too
+    remedies: Mapping[str, str] = dataclasses.field(default_factory=dict)  # each of these, in words
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values."""
@@ -86,7 +98,9 @@ def _file(path: pathlib.Path) -> Description:
             return dataclasses.replace(found, left_over=leftovers.count(vae.passed_over))
         if addon := find_adapter(path, entries):
             parts = [_part(name, addon.layout, group) for name, group in addon.groups.items()]
-            found = _description(path, addon.layout, addon.family, None, parts)
+            control = addon.layout == "LoRA" and control_tensor(entries) is not None
+            layout = "control LoRA, not supported" if control else addon.layout
+            found = _description(path, layout, addon.family, None, parts)
             return dataclasses.replace(found, facts=addon.facts)
         if kind := text_encoder_alone(entries):
             part = _part("text_encoder", kind, entries)
@@ -112,20 +126,35 @@ def _single_file(
             parts.append(_part(part.name, part.class_name, tensors))
     lacking = [part for part in layout.components if not groups[part.prefix]]
     predicts = stored_prediction_type(layout.scheduler)
+    missing = (
+        *(part.name for part in lacking if not part.optional),
+        *(
+            part.tokenizer
+            for part in layout.components
+            if part.tokenizer and part.pad is None and part not in lacking
+        ),
+    )
+    optional = tuple(part.name for part in lacking if part.optional)
+    remedies = {name: text for part in layout.components for name, text in _remedies(part)}
     return dataclasses.replace(
         _description(path, "single file", layout.name, predicts, parts),
         left_over=leftovers.count(passed_over),
         unknown=tuple(sorted(unknown)),
-        missing=(
-            *(part.name for part in lacking if not part.optional),
-            *(
-                part.tokenizer
-                for part in layout.components
-                if part.tokenizer and part.pad is None and part not in lacking
-            ),
-        ),
-        optional=tuple(part.name for part in lacking if part.optional),
+        missing=missing,
+        optional=optional,
+        remedies={name: remedies[name] for name in (*missing, *optional)},
     )
+
+
+def _remedies(part: FileComponent) -> Iterator[tuple[str, str]]:
+    """What gives a component, and its tokenizer, that a file lacks."""
+    if part.class_name in VAE_CLASSES:
+        yield part.name, ANOTHER_VAE
+    else:
+        yield part.name, BASE if part.width is None else f"{BASE}, or {TEXT_ENCODERS}"
+    if part.tokenizer is not None:
+        beside = f", or T5's {VOCABULARY} or {WHOLE} beside the file"
+        yield part.tokenizer, f"{BASE}{beside if part.class_name == T5 else ''}"
 
 
 def _pipeline(folder: pathlib.Path, variant: str | None) -> Description:

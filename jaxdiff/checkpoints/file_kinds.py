@@ -54,7 +54,7 @@ _TEXT_ENCODERS = {
     "CLIPTextModel": "text_model.encoder.layers.0.self_attn.q_proj.weight",
 }
 _SHARD = re.compile(r"-\d+-of-0*(?:[2-9]|[1-9]\d+)\.\w+$")
-_TEXT_PREFIX = re.compile(r"text_encoders\.\w+\.transformer\.")
+TEXT_PREFIX = re.compile(r"text_encoders\.\w+\.transformer\.")
 
 
 def unsupported_family(names: Iterable[str]) -> str | None:
@@ -82,7 +82,7 @@ def text_encoder_alone(names: Iterable[str]) -> str | None:
 
     Whoever asks knows that they are not those of a whole model.
     """
-    plain = {_TEXT_PREFIX.sub("", name) for name in names}
+    plain = {TEXT_PREFIX.sub("", name) for name in names}
     return next((kind for kind, name in _TEXT_ENCODERS.items() if name in plain), None)
 
 

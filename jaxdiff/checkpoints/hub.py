@@ -11,7 +11,7 @@ from jaxdiff.core.errors import InputError
 ID = re.compile(r"[\w.-]+/[\w.-]+")
 INDEX = "model_index.json"
 CONFIG = "config.json"  # of a component
-SETTINGS = (".json", ".txt")  # configs, vocabularies
+SETTINGS = (".json", ".txt", ".model")  # configs, vocabularies
 
 
 def is_id(text: str) -> bool:

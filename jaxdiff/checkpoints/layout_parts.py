@@ -23,7 +23,7 @@ T5, CLIP_L, CLIP_G = (
     f"text_encoders.{name}.transformer." for name in ("t5xxl", "clip_l", "clip_g")
 )
 PREFIXES = (UNET, "")  # of a transformer; files with nothing else have none
-_PROJECTION = "text_projection.weight"
+PROJECTION = "text_projection.weight"
 EMBEDDING, TIED = "shared.weight", "encoder.embed_tokens.weight"  # one table under two names
 
 UNET_PART = FileComponent(
@@ -74,6 +74,7 @@ def t5(number: str, *, optional: bool = False) -> FileComponent:
         read=t5_from_file,
         tokenizer=f"tokenizer{number}",
         optional=optional,
+        width="joint_attention_dim",
     )
 
 
@@ -97,11 +98,12 @@ def clip_l(*, projects: bool) -> FileComponent:
         class_name=name,
         prefix=CLIP_L,
         config=infer_config.clip_text_fields,
-        read=functools.partial(_clip, class_name=name, identity=projects),
+        read=functools.partial(clip, class_name=name, identity=projects),
         write=_without_identity if projects else dict,
         unused=leftovers.PROJECTION,
         tokenizer="tokenizer",
         pad=END,
+        width="pooled_projection_dim",
     )
 
 
@@ -113,28 +115,29 @@ def clip_g() -> FileComponent:
         class_name=name,
         prefix=CLIP_G,
         config=infer_config.clip_text_fields,
-        read=functools.partial(_clip, class_name=name),
+        read=functools.partial(clip, class_name=name),
         tokenizer="tokenizer_2",
         pad="!",
+        width="pooled_projection_dim",
     )
 
 
-def _clip(entries: Entries, *, class_name: str, identity: bool = False) -> dict[str, TensorInfo]:
-    """CLIP's tensors by the names of today's transformers."""
+def clip(entries: Entries, *, class_name: str, identity: bool = False) -> dict[str, TensorInfo]:
+    """CLIP's tensors by the names of today's transformers; `identity` projects by no matrix."""
     names = {name: canonical(name, class_name=class_name) for name in entries}
     found = {new: entries[name] for name, new in names.items() if new is not None}
     norm = found.get("text_model.final_layer_norm.weight")
     if identity and norm is not None:
-        found[_PROJECTION] = identity_matrix(norm.path, _PROJECTION, norm.shape[0])
+        found[PROJECTION] = identity_matrix(norm.path, PROJECTION, norm.shape[0])
     return found
 
 
 def _without_identity(tensors: Tensors) -> dict[str, LazyTensor]:
     """The tensors without a projection, which must be the identity; else InputError."""
-    values = tensors[_PROJECTION].fetch()
+    values = tensors[PROJECTION].fetch()
     if not np.array_equal(values, np.identity(len(values))):
         raise InputError(
-            f"text_encoder: {_PROJECTION}: got another matrix, expected the identity: a single "
+            f"text_encoder: {PROJECTION}: got another matrix, expected the identity: a single "
             "file of Stable Diffusion 3 has no other"
         )
-    return {name: tensor for name, tensor in tensors.items() if name != _PROJECTION}
+    return {name: tensor for name, tensor in tensors.items() if name != PROJECTION}

@@ -59,8 +59,8 @@ def layout_of(entries: Entries, prediction_type: str | None = None) -> SingleFil
         )
     if kind := text_encoder_alone(entries):
         raise InputError(
-            f"{source}: got a text encoder ({kind}), expected a file with a network, to which a "
-            "folder gives text encoders (--base FOLDER, base=...)"
+            f"{source}: got a text encoder ({kind}), expected a file with a network, to which this "
+            "text encoder can be given (--text-encoders FILE ..., text_encoders=...)"
         )
     raise InputError(f"{source}: got {_some(entries)}, expected a checkpoint of {EXPECTED}")
 

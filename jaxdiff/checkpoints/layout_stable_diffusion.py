@@ -1,14 +1,15 @@
 """Single files of Stable Diffusion 1, 2 and XL, as CompVis and Stability AI published them."""
 
 import functools
+import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from jaxdiff.checkpoints import infer_config, ldm_reader, ldm_writer, leftovers
 from jaxdiff.checkpoints.clip_vocabulary import END
-from jaxdiff.checkpoints.key_aliases import canonical
-from jaxdiff.checkpoints.layout_parts import UNET_PART
+from jaxdiff.checkpoints.layout_parts import UNET_PART, clip
 from jaxdiff.checkpoints.prediction_type import stored_prediction_type
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.checkpoints.single_file_layouts import (
@@ -29,6 +30,7 @@ PIPELINES = (
     "LatentConsistencyModelPipeline",
 )
 _FIRST = f"{UNET}input_blocks.0.0.weight"
+_WIDTH = "cross_attention_dim"  # of the UNet: that of all states that it attends to
 _BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 _SCHEDULER = _BETAS | {
     "num_train_timesteps": 1000,
@@ -51,29 +53,36 @@ VAE_PART = FileComponent(
 )
 
 
-def _current_clip(entries: Entries) -> dict[str, TensorInfo]:
-    """The tensors of a CLIPTextModel by the names of today's transformers."""
-    names = {name: canonical(name, class_name="CLIPTextModel") for name in entries}
-    return {new: entries[name] for name, new in names.items() if new is not None}
-
-
 def _clip_l(prefix: str) -> FileComponent:
     return FileComponent(
         name="text_encoder",
         class_name="CLIPTextModel",
         prefix=prefix,
         config=infer_config.clip_text_fields,
-        read=_current_clip,
+        read=functools.partial(clip, class_name="CLIPTextModel"),
         tokenizer="tokenizer",
         pad=END,
+        width=_WIDTH,
     )
+
+
+def _first_layers(entries: Entries, *, class_name: str, depth: int | None) -> dict[str, TensorInfo]:
+    """CLIP's tensors without those of the layers from `depth` on (None: with all)."""
+    layers = {name: re.search(r"\.layers\.(\d+)\.", name) for name in entries}
+    kept = {
+        n: e
+        for n, e in entries.items()
+        if (m := layers[n]) is None or int(m[1]) < (depth or math.inf)
+    }
+    return clip(kept, class_name=class_name)
 
 
 def _open_clip(prefix: str, number: str = "", *, depth: int | None = None) -> FileComponent:
     """OpenCLIP's text encoder; `depth` keeps so many layers and no projection."""
+    class_name = "CLIPTextModelWithProjection" if depth is None else "CLIPTextModel"
     return FileComponent(
         name=f"text_encoder{number}",
-        class_name="CLIPTextModelWithProjection" if depth is None else "CLIPTextModel",
+        class_name=class_name,
         prefix=prefix,
         config=infer_config.clip_text_fields,
         read=functools.partial(ldm_reader.clip_from_open_clip, depth=depth),
@@ -81,6 +90,8 @@ def _open_clip(prefix: str, number: str = "", *, depth: int | None = None) -> Fi
         tokenizer=f"tokenizer{number}",
         pad="!",
         unused=leftovers.UNUSED,
+        width=_WIDTH,
+        alone=functools.partial(_first_layers, class_name=class_name, depth=depth),
     )
 
 

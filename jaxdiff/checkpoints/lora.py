@@ -19,7 +19,14 @@ from jaxdiff.checkpoints.file_kinds import kind_of_model, unsupported_family
 from jaxdiff.checkpoints.inversion_names import BUNDLED
 from jaxdiff.checkpoints.jsonfiles import parse_object, read_object
 from jaxdiff.checkpoints.lora_change import Change, Difference, Scaled, Shape, Swapped
-from jaxdiff.checkpoints.lora_formats import BIASES, FORMATS, format_of, kind_of, unsupported
+from jaxdiff.checkpoints.lora_formats import (
+    BIASES,
+    FORMATS,
+    control_tensor,
+    format_of,
+    kind_of,
+    unsupported,
+)
 from jaxdiff.checkpoints.lora_names import TRANSFORMER, UNET, settings_file, weights_file
 from jaxdiff.checkpoints.lora_products import LoRA
 from jaxdiff.checkpoints.lora_rotations import OFT
@@ -36,8 +43,6 @@ METADATA = "lora_adapter_metadata"  # diffusers' JSON with alphas, in the header
 # Values of PEFT's `init_lora_weights` with which the adapter belongs to other weights.
 MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-# Norms that a LoRA replaces.
-CONTROL = re.compile(r"\.(query|key)_norm\.scale$|\.norm_(added_)?[qk]\.weight$")
 # In names of weights of UNets.
 _OF_UNETS = re.compile(
     r"(down|up|input|output)_blocks|(mid|middle)_block|conv_(in|out)|time_emb|add_embedding"
@@ -288,13 +293,12 @@ class AdapterSettings:
 def reject_unsupported(path: pathlib.Path, names: Iterable[str]) -> None:
     """InputError that names the format of the first of `names` which is not supported."""
     names = sorted(names)
-    factors = any(".lora_A." in name for name in names)
+    if (name := control_tensor(names)) is not None:
+        raise InputError(
+            f"{path}: {name}: got a control LoRA of FLUX.1 (Canny or Depth), which widens the "
+            "network's input and replaces norms, expected a LoRA that changes weights alone"
+        )
     for name in names:
-        if factors and CONTROL.search(name):
-            raise InputError(
-                f"{path}: {name}: got a control LoRA of FLUX.1 (Canny or Depth), which widens the "
-                "network's input and replaces norms, expected a LoRA that changes weights alone"
-            )
         if kind := unsupported(name):
             raise InputError(
                 f"{path}: {name}: got {kind}, expected {', '.join(sorted(NAMES))} or DoRA"

@@ -16,7 +16,7 @@ The scale of an adapter multiplies the whole change. At 0 the model is itself, a
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from jaxdiff.checkpoints.lora_change import Change, Difference, Shape
 from jaxdiff.checkpoints.lora_products import GLoRA, LoHa, LoKr, LoRA
@@ -49,6 +49,17 @@ UNSUPPORTED = {
     "weights in place of the model's": r"\.(set_weight|reshape_weight)$|\.modules_to_save\b",
     "ControlNet-LLLite": r"^lllite_",
 }
+
+# Norms that the control LoRAs of FLUX.1 (Canny, Depth) have in place of the model's.
+_CONTROL = re.compile(r"\.(query|key)_norm\.scale$|\.norm_(added_)?[qk]\.weight$")
+
+
+def control_tensor(names: Iterable[str]) -> str | None:
+    """The first tensor with which a LoRA is a control LoRA of FLUX.1; None for others."""
+    names = sorted(names)
+    if not any(".lora_A." in name for name in names):
+        return None
+    return next((name for name in names if _CONTROL.search(name)), None)
 
 
 def format_of(shapes: Mapping[str, Shape]) -> type[Change] | None:

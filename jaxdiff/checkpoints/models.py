@@ -1,7 +1,7 @@
 """A whole model from wherever it is: a diffusers folder, a single file, the Hub."""
 
 import pathlib
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 from jaxdiff.checkpoints import hub
 from jaxdiff.checkpoints.base_folder import open_base
@@ -14,6 +14,7 @@ from jaxdiff.checkpoints.pipelines import (
     vae_component,
 )
 from jaxdiff.checkpoints.single_file import read_single_file
+from jaxdiff.checkpoints.text_encoder_files import open_text_encoders
 from jaxdiff.checkpoints.vaes import VAESource, open_vae, with_vae
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
@@ -32,22 +33,30 @@ def read_model(
     only: Container[str] | None = None,
     vae: str | pathlib.Path | None = None,
     base: str | pathlib.Path | None = None,
+    text_encoders: str | pathlib.Path | Sequence[str | pathlib.Path] = (),
 ) -> PipelineComponents:
     """The pipeline at `source`: a folder, a file of the original layout, or a Hub repository.
 
     `variant` picks among the weight files of a folder; `prediction_type` says what the network of a
     single file predicts. `vae`, a folder, file or repository with a VAE or a whole model, takes the
-    place of the model's own. `base`, a folder or repository, has what a single file lacks. The rest
-    is `read_pipeline`'s. Raises InputError.
+    place of the model's own, and so do `text_encoders`, files with T5 or CLIP, of those of a single
+    file. `base`, a folder or repository, has what a single file lacks. The rest is
+    `read_pipeline`'s. Raises InputError.
     """
-    # The VAE first: what is wrong with it shows before gigabytes are read.
+    # These first: what is wrong with them shows before gigabytes are read.
     other = None if vae is None else _open_vae(vae, variant)
+    texts = open_text_encoders(_listed(text_encoders))
     skip = () if other is None else (VAE_COMPONENT, *VAE_COMPONENTS.values())
     path = resolve_source(source, variant=variant)
     if base is not None and not path.is_file():
         raise InputError(
             f"base: got {str(base)!r} for {source}, expected a single file as the model, since a "
             "folder has all of its components"
+        )
+    if texts and not path.is_file():
+        raise InputError(
+            f"text_encoders: got {texts[0].path} for {source}, expected a single file as the "
+            "model, since a folder has its own"
         )
     if path.is_file():
         if variant is not None and base is None:
@@ -58,6 +67,7 @@ def read_model(
             dtype,
             prediction_type=prediction_type,
             base=None if folder is None else open_base(folder),
+            text_encoders=texts,
             variant=variant,
             sharding=sharding,
             only=only,
@@ -73,6 +83,12 @@ def read_model(
         return parts
     weights = only is None or vae_component(parts.class_name) in only
     return with_vae(parts, other, dtype, model=path, sharding=sharding, weights=weights)
+
+
+def _listed(paths: str | pathlib.Path | Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
+    """The paths, which may be one alone."""
+    given = [paths] if isinstance(paths, str | pathlib.Path) else paths
+    return [pathlib.Path(path) for path in given]
 
 
 def _open_vae(source: str | pathlib.Path, variant: str | None) -> VAESource:

@@ -2,9 +2,9 @@
 
 import pathlib
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,10 +22,18 @@ from jaxdiff.checkpoints.schedulers import prediction_type_of
 from jaxdiff.checkpoints.single_file_layouts import (
     ANOTHER_VAE,
     BASE,
+    TEXT_ENCODERS,
     FileComponent,
     SingleFileLayout,
 )
 from jaxdiff.checkpoints.single_file_settings import METADATA_KEY, marker_tensors, read_layout
+from jaxdiff.checkpoints.text_encoder_files import (
+    T5,
+    TextEncoderFile,
+    assign,
+    tokenizer_beside,
+    tokenizer_wanted,
+)
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file, check_file
@@ -36,12 +44,21 @@ from jaxdiff.core.validate import one_of
 from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 
 
+class IncompleteFileError(InputError):
+    """A file without a component that its model needs."""
+
+    def __init__(self, path: pathlib.Path, lacking: str, expected: str) -> None:
+        super().__init__(f"{path}: got no {lacking}, expected {expected}")
+        self.path, self.lacking = path, lacking
+
+
 def read_single_file(
     path: pathlib.Path,
     dtype: Dtype | None = None,
     *,
     prediction_type: str | None = None,
     base: BaseFolder | None = None,
+    text_encoders: Sequence[TextEncoderFile] = (),
     variant: str | None = None,
     sharding: Placement = None,
     attention: str = "auto",
@@ -51,9 +68,10 @@ def read_single_file(
     """The model in a single file, its family and sizes told by its tensors.
 
     `prediction_type` overrules what the file says, which the files of Stable Diffusion 2 do not.
-    `base` has the components that the file lacks, of weights the `variant` where it has it. `only`
-    and `skip` are `read_pipeline`'s, the rest `read_component`'s. Raises InputError, naming the
-    file, for anything that is missing, left over or unfit.
+    `text_encoders` are used instead of the file's own. `base` has the components that are still
+    lacking, of weights the `variant` where it has it. `only` and `skip` are `read_pipeline`'s, the
+    rest `read_component`'s. Raises InputError, naming the file, for anything that is missing, left
+    over or unfit.
     """
     if prediction_type is not None:
         one_of("prediction_type", prediction_type, PREDICTION_TYPES)
@@ -63,34 +81,29 @@ def read_single_file(
         layout = replace(layout, pipeline=base.pipeline)
     predicts = stored_prediction_type(layout.scheduler)
     one_of(f"{path}: prediction_type", predicts, PREDICTION_TYPES)
-    skipped = tuple(part.prefix for part in layout.components if part.name in skip)
-    entries = layout.below_prefixes(entries)
-    entries = {name: e for name, e in entries.items() if not (skipped and name.startswith(skipped))}
     wanted = [part for part in layout.components if part.name not in skip]
-    groups = split(entries, {part.prefix: part.class_name for part in _last_bare(wanted)})
-    absent = _absent(path, layout, wanted, groups, base)
+    stored = _stored(path, entries, layout, wanted)
+    config = layout.config(layout.network, stored[layout.network.name].tensors)
+    given = assign(text_encoders, layout, config)
+    stored |= {p.name: _read_alone(given[p.name], p) for p in wanted if p.name in given}
+    absent = _absent(path, layout, [part for part in wanted if part.name not in stored], base)
     wanted = [part for part in wanted if part not in absent]
     tokenizers = {
-        part.tokenizer: _tokenizer(path, part, base, stored=bool(groups[part.prefix]))
+        part.tokenizer: _tokenizer(path, part, base, stored.get(part.name))
         for part in wanted
         if part.tokenizer is not None
     }
     options: dict[str, Any] = {"dtype": dtype, "sharding": sharding, "attention": attention}
     components: dict[str, Component] = {}
-    configs: dict[str, Mapping[str, Any]] = {}
     for part in wanted:
-        weights = only is None or part.name in only
-        if group := groups[part.prefix]:
-            tensors = part.read(group)
-            configs[part.name] = layout.config(part, tensors)
-            components[part.name] = _built(
-                path, part, configs[part.name], tensors, weights=weights, **options
-            )
+        own = options | {"weights": only is None or part.name in only}
+        if part.name in stored:
+            components[part.name] = _built(stored[part.name], layout, part, **own)
         elif base is not None:
-            components[part.name] = base.read(part, weights=weights, variant=variant, **options)
+            components[part.name] = base.read(part, variant=variant, **own)
     scheduler, plain = layout.scheduler, layout.options
     if base is not None and base.pipeline == layout.pipeline:
-        scheduler = base.scheduler(layout, configs[layout.network.name])
+        scheduler = base.scheduler(layout, config)
         plain = {**base.options, **plain}
     return PipelineComponents(
         components=components,
@@ -104,67 +117,102 @@ def read_single_file(
     )
 
 
-def _last_bare(parts: list[FileComponent]) -> list[FileComponent]:
-    """The components, that without a prefix last, as all names begin so."""
-    return sorted(parts, key=lambda part: not part.prefix)
+class _Stored(NamedTuple):
+    """A component in a file: the file, and its tensors under the names of diffusers."""
+
+    path: pathlib.Path
+    tensors: Mapping[str, TensorInfo]
+
+
+def _stored(
+    path: pathlib.Path,
+    entries: Mapping[str, TensorInfo],
+    layout: SingleFileLayout,
+    wanted: Sequence[FileComponent],
+) -> dict[str, _Stored]:
+    """The `wanted` components that a file has, by name; InputError for unknown tensors."""
+    skipped = tuple(part.prefix for part in layout.components if part not in wanted)
+    entries = {
+        name: entry
+        for name, entry in layout.below_prefixes(entries).items()
+        if not (skipped and name.startswith(skipped))
+    }
+    # One without a prefix comes last, as all names begin so.
+    ordered = sorted(wanted, key=lambda part: not part.prefix)
+    groups = split(entries, {part.prefix: part.class_name for part in ordered})
+    return {
+        part.name: _Stored(path, part.read(groups[part.prefix]))
+        for part in wanted
+        if groups[part.prefix]
+    }
+
+
+def _read_alone(file: TextEncoderFile, part: FileComponent) -> _Stored:
+    """The component `part` in a file of its own."""
+    return _Stored(file.path, file.read(part))
 
 
 def _absent(
     path: pathlib.Path,
     layout: SingleFileLayout,
-    wanted: list[FileComponent],
-    groups: Mapping[str, Mapping[str, TensorInfo]],
+    lacking: list[FileComponent],
     base: BaseFolder | None,
 ) -> list[FileComponent]:
-    """The optional components that neither the file nor the base has, with a warning.
+    """Of the components that files are `lacking` the optional ones, which the base lacks too.
 
-    Raises InputError for others that are missing.
+    With a warning; InputError for others that are missing.
     """
-    lacking = [part for part in wanted if not groups[part.prefix]]
     if base is not None:
         lacking = [part for part in lacking if part.optional and base.find(part) is None]
     if not lacking:
         return []
     required = [part for part in lacking if not part.optional]
     if [part.name for part in required] == [layout.vae]:
-        raise InputError(
-            f"{path}: got no tensors {required[0].prefix}*, expected a complete checkpoint, "
-            f"{ANOTHER_VAE}, or {BASE}"
+        raise IncompleteFileError(
+            path,
+            f"tensors {required[0].prefix}*",
+            f"a complete checkpoint, {ANOTHER_VAE}, or {BASE}",
         )
     if required:
         names = ", ".join(part.name for part in required)
-        raise InputError(f"{path}: got no {names}, expected a complete checkpoint, or {BASE}")
+        files = [TEXT_ENCODERS] if any(part.width is not None for part in required) else []
+        files += [ANOTHER_VAE] if any(part.name == layout.vae for part in required) else []
+        others = f", or {' and '.join(files)}" if files else ""
+        raise IncompleteFileError(path, names, f"a complete checkpoint, or {BASE}{others}")
     warnings.warn(
         f"{path}: got no {', '.join(part.name for part in lacking)}: images are generated without; "
-        f"{BASE} gives it",
+        f"{BASE} gives it, and so do {TEXT_ENCODERS}",
         stacklevel=2,
     )
     return lacking
 
 
 def _tokenizer(
-    path: pathlib.Path, part: FileComponent, base: BaseFolder | None, *, stored: bool
+    path: pathlib.Path, part: FileComponent, base: BaseFolder | None, stored: _Stored | None
 ) -> TokenizerFiles:
-    """The tokenizer of a text encoder, which is `stored` in the file, or in the base."""
-    if stored and part.pad is not None:
+    """The tokenizer of a text encoder that is `stored` in a file, or in the base (None)."""
+    if stored is not None and part.pad is not None:
         return clip_tokenizer(part.pad)
-    if base is not None:
+    if base is not None and (stored is None or base.find(part) is not None):
         return base.tokenizer(part)
-    raise InputError(f"{path}: got no {part.tokenizer}, which no single file has, expected {BASE}")
+    place, beside = path if stored is None else stored.path, ""
+    if part.class_name == T5:
+        if (found := tokenizer_beside(place)) is not None:
+            return found
+        beside = f", or {tokenizer_wanted(place, str(part.tokenizer))}"
+    lacking = f"{part.tokenizer}, which no single file has"
+    raise IncompleteFileError(place, lacking, f"{BASE}{beside}")
 
 
 def _built(
-    path: pathlib.Path,
-    part: FileComponent,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, TensorInfo],
-    **options: Any,
+    stored: _Stored, layout: SingleFileLayout, part: FileComponent, **options: Any
 ) -> Component:
-    """A component of the file; `options` are `components.build`'s."""
-    with prefix_errors(str(path)):
-        configs = MODEL_CLASSES[part.class_name].configs(config, source=str(path))
-    sources = (str(path), str(path))
-    return Component(module=build(part.class_name, configs, tensors, sources=sources, **options))
+    """A component of a file; `options` are `components.build`'s."""
+    source, config = str(stored.path), layout.config(part, stored.tensors)
+    with prefix_errors(source):
+        configs = MODEL_CLASSES[part.class_name].configs(config, source=source)
+    module = build(part.class_name, configs, stored.tensors, sources=(source, source), **options)
+    return Component(module=module)
 
 
 def write_single_file(

@@ -15,6 +15,8 @@ VAE = "first_stage_model."
 VAES = (VAE, "vae.")
 ANOTHER_VAE = "a VAE of its own (--vae FILE, vae=...)"  # what a model without one can get
 BASE = "a model with the rest (--base FOLDER, base=...)"  # for files that lack components
+# for those that lack text encoders
+TEXT_ENCODERS = "text encoders in files of their own (--text-encoders FILE ..., text_encoders=...)"
 VAE_CLASSES = ("AutoencoderKL", "VQModel")
 
 Entries = Mapping[str, TensorInfo]
@@ -35,6 +37,10 @@ class FileComponent:
     pad: str | None = None  # token that fills short prompts; None: it is not CLIP's tokenizer
     optional: bool = False  # the model generates without it
     unused: str = leftovers.SILENT  # kind of the tensors that `read` leaves out
+    # Of text encoders that can have a file of their own: the field of the network's config with
+    # the width of what it takes from them, and `read` for such a file where that is another.
+    width: str | None = None
+    alone: Callable[[Entries], dict[str, TensorInfo]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ def read_tokenizer(
     if WHOLE not in names and not set(parts) <= set(names):
         got = ", ".join(names) or "no tokenizer files"
         raise InputError(f"{folder}: got {got}, expected {' and '.join(parts)}")
-    return TokenizerFiles(class_name=name, files={name: _read(folder / name) for name in names})
+    return TokenizerFiles(class_name=name, files={name: read_file(folder / name) for name in names})
 
 
 def _class_name(folder: pathlib.Path) -> str:
@@ -53,7 +53,7 @@ def _class_name(folder: pathlib.Path) -> str:
         if all((folder / part).is_file() for part in parts):
             return name
     settings = folder / SETTINGS[0]
-    raw = parse_object(_read(settings), str(settings)) if settings.is_file() else {}
+    raw = parse_object(read_file(settings), str(settings)) if settings.is_file() else {}
     return str(raw.get("tokenizer_class", next(iter(CLASSES))))
 
 
@@ -71,7 +71,8 @@ def write_tokenizer(folder: pathlib.Path, tokenizer: TokenizerFiles) -> None:
         (folder / name).write_bytes(data)
 
 
-def _read(path: pathlib.Path) -> bytes:
+def read_file(path: pathlib.Path) -> bytes:
+    """The bytes of a tokenizer's file, text in UTF-8; InputError for one that cannot be read."""
     try:
         data = path.read_bytes()
     except OSError as error:

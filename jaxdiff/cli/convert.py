@@ -9,6 +9,7 @@ import tyro
 
 from jaxdiff.checkpoints.layout_stable_diffusion import SD1
 from jaxdiff.checkpoints.lora_writing import find_lora, write_lora
+from jaxdiff.checkpoints.model_options import COMPONENTS, ComponentOptions
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.checkpoints.single_file import write_single_file
@@ -24,7 +25,7 @@ LORA_FORMATS = ("diffusers", "kohya")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ComponentOptions):
     """Convert a checkpoint to another layout.
 
     A LoRA with any known keys becomes FILE.safetensors with the keys of diffusers (PEFT).
@@ -43,16 +44,9 @@ class Options:
     get that of the other weights."""
     variant: str | None = None
     """Variant of the weights in a folder, such as fp16."""
-    prediction_type: str | None = None
-    """What the network of a checkpoint file predicts. Default: what the file says."""
     scaling_factor: float | None = None
     """Scaling factor of a VAE file, which does not store it, for the folder that is written.
     Default: 0.18215; SDXL has 0.13025."""
-    vae: str | None = None
-    """A VAE in place of a whole model's own, or for one without: a file, folder or Hub
-    repository."""
-    base: str | None = None
-    """A diffusers folder or Hub repository with what a checkpoint file lacks."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -65,14 +59,12 @@ def run(arguments: Sequence[str]) -> None:
             options,
             "a LoRA",
             "variant",
-            "prediction_type",
             "scaling_factor",
-            "vae",
-            "base",
+            *COMPONENTS,
         )
         files, what = [options.output], _convert_lora(options, lora, dtype)
     elif (source := pathlib.Path(options.source)).exists() and is_vae(source):
-        _reject(options, "a VAE", "prediction_type", "vae", "base")
+        _reject(options, "a VAE", *COMPONENTS)
         files, what = _convert_vae(options, dtype)
     else:
         _reject(options, "a whole model", "scaling_factor")
@@ -87,9 +79,7 @@ def _convert_model(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.
     parts = read_model(
         options.source,
         variant=options.variant,
-        prediction_type=options.prediction_type,
-        vae=options.vae,
-        base=options.base,
+        **options.components(),
     )
     if layout == "original":
         write_single_file(options.output, parts, dtype=dtype)
@@ -135,7 +125,7 @@ def _convert_vae(options: Options, dtype: Dtype | None) -> tuple[list[pathlib.Pa
 def _reject(options: Options, what: str, *names: str) -> None:
     """InputError for options that say nothing of `what` is converted."""
     for name in names:
-        if (value := getattr(options, name)) is not None:
+        if (value := getattr(options, name)) not in (None, ()):
             raise InputError(f"{name}: got {value!r} for {what}, expected no {name}")
 
 

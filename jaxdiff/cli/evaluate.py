@@ -5,9 +5,12 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+from jaxdiff.checkpoints import model_options
+from jaxdiff.checkpoints.model_options import ModelOptions
 from jaxdiff.cli.arguments import parse
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.configs import Need, check_needs
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import positive
 from jaxdiff.evaluation.alignment import Judge, Prompt, evaluate_alignment, model_generator
 from jaxdiff.experiments.procedural import EMBEDDED_DATA, procedural_dataset
@@ -21,14 +24,15 @@ CALL = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ModelOptions):
     """Generate images of standard scene prompts that were not trained on, and score them.
 
     With --prompt: images of that prompt from consecutive seeds.
     """
 
     model: str | None = None
-    """A diffusers folder, or "renders" for exact renderings. Default: the embedded model."""
+    """A diffusers folder, a checkpoint file, a Hub repository, or "renders" for exact renderings.
+    Default: the embedded model."""
     guidance_scale: float | None = None
     """Guidance scale. Default: the model's own."""
     guidance: str | None = None
@@ -57,7 +61,11 @@ class Options:
     """Also write the report to this JSON file."""
 
 
-NEEDS = {"num_images": Need("prompt"), "prompt_stride": Need("prompt", (None,))}
+NEEDS = {
+    **model_options.NEEDS,
+    "num_images": Need("prompt"),
+    "prompt_stride": Need("prompt", (None,)),
+}
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -70,6 +78,9 @@ def run(arguments: Sequence[str]) -> None:
         check_file(options.output)  # before any image is generated
     size = options.batch_size
     if options.model == "renders":
+        if given := options.components():
+            name, value = next(iter(given.items()))
+            raise InputError(f"{name}: got {value!s:.80} for renders, expected a model")
         generate = judge.render_generator(prompts)
     else:
         import jaxdiff  # only now: bad arguments and --help need not wait for jax
@@ -77,7 +88,7 @@ def run(arguments: Sequence[str]) -> None:
 
         choices = {name: getattr(options, name) for name in CALL}
         check_options(choices)
-        pipe = jaxdiff.load(options.model, mesh=options.mesh)
+        pipe = jaxdiff.load(options.model, mesh=options.mesh, **options.components())
         generate = model_generator(pipe, judge, batch_size=size, **choices)
     report = evaluate_alignment(
         generate, judge, prompts, seed=options.seed, batch_size=size, probes=probes

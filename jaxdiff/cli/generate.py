@@ -12,9 +12,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxdiff.checkpoints import model_options
 from jaxdiff.checkpoints.embedded import EMBEDDED
 from jaxdiff.checkpoints.lora_names import files as lora_files
 from jaxdiff.checkpoints.lora_names import path_and_scale
+from jaxdiff.checkpoints.model_options import COMPONENTS, ModelOptions
+from jaxdiff.checkpoints.text_encoder_files import text_encoder_files
 from jaxdiff.checkpoints.vae_layouts import vae_files
 from jaxdiff.cli.arguments import asks_help, has_option, parse
 from jaxdiff.cli.help import model_defaults, print_choices
@@ -32,11 +35,12 @@ SHARED = (
     *("timestep_spacing", "eta", "clip_skip", "height", "width", "prompt_syntax"),
     "max_sequence_length",
 )
+FAMILY_OPTIONS = ("distilled_guidance_scale",)  # which networks of some families read
 LISTED = 100  # images that a JSON report names; the manifest names all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ModelOptions):
     """Generate images from prompts. Options that you leave out take the model's defaults."""
 
     prompt: tyro.conf.Positional[
@@ -48,16 +52,6 @@ class Options:
     The same command resumes."""
     from_image: Annotated[pathlib.Path | None, tyro.conf.arg(name="from")] = None
     """A PNG file that this command wrote: its settings, except those that other options say."""
-    model: str | None = None
-    """A diffusers folder, a checkpoint file or a Hub repository. Default: the embedded model."""
-    vae: str | None = None
-    """A VAE instead of the model's own (also TAESD): a folder, a file or a Hub repository."""
-    base: str | None = None
-    """A diffusers folder or Hub repository with what a checkpoint file lacks: text encoders,
-    tokenizers, VAE, schedule."""
-    prediction_type: str | None = None
-    """What the network of a checkpoint file predicts, such as v_prediction. Default: what the file
-    says."""
     negative_prompt: str | None = None
     """What the image should not show."""
     prompt_2: str | None = None
@@ -70,6 +64,9 @@ class Options:
     """Negative prompt of the third text encoder. Default: the same negative prompt."""
     guidance_scale: float | None = None
     """Guidance scale: 0 ignores the prompt, 1 is the plain conditional model."""
+    distilled_guidance_scale: float | None = None
+    """The scale that the network of FLUX.1 dev takes while a guidance rule such as cfg has the
+    guidance scale. Default: 3.5, 30 in Fill, 10 in Canny and Depth."""
     guidance: str | None = None
     """Guidance rule, such as apg:eta=0.2 or cfg+rescale:phi=0.7+interval:lo=0.3,hi=5."""
     negative_scale: float | None = None
@@ -145,7 +142,7 @@ class Options:
 
 # What options need to have an effect; `make_jobs` says it of those that lines of a file set too.
 NEEDS = {
-    "prediction_type": Need("model"),
+    **model_options.NEEDS,
     "classifier": Need("classifier_scale"),
     "clip": Need("clip_scale"),
     "hires_strength": Need("hires_scale"),
@@ -264,6 +261,7 @@ def _files(options: Options, jobs: Sequence[ImageJob]) -> set[str | pathlib.Path
         *options.textual_inversion,
         *models,
         *([] if options.vae is None else vae_files(pathlib.Path(options.vae))),
+        *(each for path in options.text_encoders for each in text_encoder_files(path)),
         *given,
         *images,
     }
@@ -273,7 +271,7 @@ def _files(options: Options, jobs: Sequence[ImageJob]) -> set[str | pathlib.Path
 def _program(runner: Any, options: Options, images: Sequence[Any]) -> str:
     """What decides for how long a job compiles, in words."""
     settings = images[0].settings if images else {}
-    names = ("model", "weights", "sampler", "guidance", "height", "width", "vae", "base")
+    names = ("model", "weights", "sampler", "guidance", "height", "width", *COMPONENTS)
     own = [str(settings.get(name)) for name in names]
     passes = [name for name in ("image", "mask", "hires_scale", "refiner") if name in settings]
     return " ".join([*own, *passes, str(options.batch_size), runner.pipe.device_name])
@@ -285,7 +283,13 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
     What suits no model, in the options or in a job, shows before one is loaded.
     """
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
-    from jaxdiff.generation.models import SecondPass, check_addons, load_addons, vae_setting
+    from jaxdiff.generation.models import (
+        SecondPass,
+        check_addons,
+        load_addons,
+        text_encoders_setting,
+        vae_setting,
+    )
     from jaxdiff.generation.runner import Runner, check_jobs
 
     asked = SecondPass(
@@ -308,16 +312,17 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         options.model,
         options.dtype,
         mesh=options.mesh,
-        prediction_type=options.prediction_type,
-        vae=options.vae,
-        base=options.base,
         offload=options.offload,
+        **options.components(),
     )
-    settings = {"model": pipe.name, "weights": pipe.fingerprint}  # before LoRAs change them
+    settings: dict[str, Any] = {"model": pipe.name}
+    settings["weights"] = pipe.fingerprint  # before LoRAs change them
     if options.prediction_type is not None:
         settings["prediction_type"] = options.prediction_type
     settings |= {} if options.vae is None else {"vae": vae_setting(options.vae, pipe.codec)}
     settings |= {} if options.base is None else {"base": pathlib.Path(options.base).name}
+    if options.text_encoders:
+        settings["text_encoders"] = text_encoders_setting(options.text_encoders)
     settings |= load_addons(pipe, **addons, dtype=options.dtype)
     second = asked.of(pipe, options.dtype)
     runner = Runner(
@@ -386,4 +391,7 @@ def _defaults(options: Options) -> PromptSpec:
         strength=options.strength,
         seed=options.seed,
         num_images=options.num_images,
+        options={
+            name: value for name in FAMILY_OPTIONS if (value := getattr(options, name)) is not None
+        },
     )

@@ -24,15 +24,22 @@ def model_defaults(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--model", nargs="?", type=pathlib.Path, default=EMBEDDED)
     parser.add_argument("--vae", nargs="?", type=pathlib.Path)
     parser.add_argument("--base", nargs="?", type=pathlib.Path)
+    parser.add_argument("--text-encoders", nargs="*", type=pathlib.Path, default=[])
     given = parser.parse_known_args(list(arguments))[0]
-    model, others = given.model, (given.vae, given.base)
+    model, others = given.model, (given.vae, given.base, *given.text_encoders)
     if (
         model is not None
         and model.exists()
         and all(path is None or path.exists() for path in others)
     ):
         with contextlib.suppress(InputError):  # help is no place for errors
-            parts = read_model(model, None, only=(), vae=given.vae, base=given.base)
+            parts = read_model(
+                *(model, None),
+                only=(),
+                vae=given.vae,
+                base=given.base,
+                text_encoders=given.text_encoders,
+            )
             found = defaults.model_defaults(parts, family_of(parts, model.name), model.name)
             return dataclasses.asdict(found)
     return {}

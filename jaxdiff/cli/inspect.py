@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from jaxdiff.checkpoints import leftovers
 from jaxdiff.checkpoints.adapter_info import LoRAInfo, TextualInversionInfo
 from jaxdiff.checkpoints.description import Description, describe
-from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE, BASE
-
-VAES = ("vae", "vqvae")  # names of the component
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -51,12 +48,10 @@ def table(found: Description) -> str:
     if found.unknown:
         names = leftovers.shown(found.unknown)
         lines.append(f"  unknown tensors: {names}: the file cannot be loaded with them")
+    lines += [f"  no {name}: loading needs {found.remedies[name]}" for name in found.missing]
     lines += [
-        f"  no {name}: loading needs {ANOTHER_VAE if name in VAES else BASE}"
-        for name in found.missing
-    ]
-    lines += [
-        f"  no {name}: images are generated without; {BASE} gives it" for name in found.optional
+        f"  no {name}: images are generated without; {found.remedies[name]} gives it"
+        for name in found.optional
     ]
     return "\n".join(lines)
 

@@ -6,21 +6,22 @@ from collections.abc import Sequence
 
 import tyro
 
+from jaxdiff.checkpoints import model_options
+from jaxdiff.checkpoints.model_options import ModelOptions
 from jaxdiff.cli.arguments import parse
 from jaxdiff.core.atomic import atomic_file, check_file
+from jaxdiff.core.configs import check_needs
 from jaxdiff.core.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ModelOptions):
     """Show one generation at several steps: the predicted image and the noisy latents."""
 
     prompt: tyro.conf.Positional[str]
     """The prompt."""
     show_steps: str | None = None
     """Steps to show, counted from 0, such as 0,2,5,10. Default: eight from first to last."""
-    model: str | None = None
-    """A diffusers folder, a checkpoint file or a Hub repository. Default: the embedded model."""
     negative_prompt: str | None = None
     """What the image should not show."""
     guidance: str | None = None
@@ -44,16 +45,17 @@ class Options:
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, generate, write. Raises InputError on bad input."""
     options = parse(Options, arguments, prog="jaxdiff strip")
+    check_needs(options, model_options.NEEDS)
     shown = None if options.show_steps is None else _step_numbers(options.show_steps)
     check_file(options.output)  # before anything is generated
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
     from jaxdiff.evaluation.strip import make_strip
     from jaxdiff.pipeline.request import check_options
 
-    own = ("prompt", "show_steps", "model", "output")
+    own = ("prompt", "show_steps", "model", "output", *model_options.COMPONENTS)
     call = {name: value for name, value in vars(options).items() if name not in own}
     check_options(call)
-    pipe = jaxdiff.load(options.model)
+    pipe = jaxdiff.load(options.model, **options.components())
     image = make_strip(pipe, options.prompt, shown, **call)
     with atomic_file(options.output) as temporary:
         image.save(temporary, format="PNG")

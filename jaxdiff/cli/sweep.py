@@ -3,13 +3,15 @@
 import dataclasses
 import pathlib
 import shlex
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
 import tyro
 from rich import progress
 from rich.console import Console
 
+from jaxdiff.checkpoints import model_options
+from jaxdiff.checkpoints.model_options import ModelOptions
 from jaxdiff.cli.arguments import parse
 from jaxdiff.core.atomic import check_file
 from jaxdiff.core.configs import Need, check_needs
@@ -26,7 +28,7 @@ PROMPTS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ModelOptions):
     """Generate every prompt at every guidance scale from one seed, as one grid of images.
 
     Several rules, samplers, numbers of steps or scales of classifier or CLIP guidance give one row
@@ -53,8 +55,6 @@ class Options:
     """Scales of classifier guidance."""
     clip_scales: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--clip-scale"])] = (0.0,)
     """Scales of CLIP guidance."""
-    model: str | None = None
-    """A diffusers folder. Default: the embedded model."""
     guidance_model: str | None = None
     """The weaker model of --guidance autoguidance: a folder, a file or a Hub repository."""
     mesh: str | None = None
@@ -72,7 +72,7 @@ class Options:
     """The PNG file to write."""
 
 
-NEEDS = {"prompt_stride": Need("evaluate")}
+NEEDS = {**model_options.NEEDS, "prompt_stride": Need("evaluate")}
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -91,10 +91,9 @@ def run(arguments: Sequence[str]) -> None:
     from jaxdiff.generation.models import check_guidance_model
     from jaxdiff.pipeline.request import check_options
 
-    axes = {"guidance": options.guidance, "sampler": options.samplers, "steps": options.steps}
-    for name, value in ((name, value) for name, values in axes.items() for value in values):
+    for name, value in _choices(options):
         check_options({name: value})
-    pipe, weaker = jaxdiff.load(options.model, mesh=options.mesh), None
+    pipe, weaker = jaxdiff.load(options.model, mesh=options.mesh, **options.components()), None
     if options.guidance_model is not None:
         check_guidance_model(*(options.guidance or [pipe.defaults.guidance]))
         weaker = jaxdiff.load(options.guidance_model, mesh=options.mesh)
@@ -139,3 +138,17 @@ def run(arguments: Sequence[str]) -> None:
     command = f"python -m jaxdiff sweep {shlex.join(arguments)}"
     for path in sweep.write(options.output, axes, results, images, command):
         print(path)
+
+
+def _choices(options: Options) -> Iterator[tuple[str, Any]]:
+    """Each value of each option of the model's call that is compared."""
+    compared = {
+        "guidance_scale": options.scales,
+        "guidance": options.guidance,
+        "sampler": options.samplers,
+        "steps": options.steps,
+        "classifier_scale": options.classifier_scales,
+        "clip_scale": options.clip_scales,
+    }
+    for name, values in compared.items():
+        yield from ((name, value) for value in values)

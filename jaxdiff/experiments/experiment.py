@@ -16,6 +16,7 @@ from jaxdiff.checkpoints.components import abstract_component, read_component
 from jaxdiff.checkpoints.loading import host_memory
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import PipelineComponents
+from jaxdiff.checkpoints.single_file import IncompleteFileError
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles, read_tokenizer
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, NDArray, PyTree
@@ -56,7 +57,14 @@ class ModelSource(NamedTuple):
 
 
 def _pipeline_in_files(source: str) -> PipelineComponents:
-    parts = read_model(source, only=())
+    try:
+        parts = read_model(source, only=())
+    except IncompleteFileError as error:
+        raise InputError(
+            f"{error.path}: got no {error.lacking}, expected a folder, which `jaxdiff convert "
+            f"{source} FOLDER --base FOLDER` makes of this file (or with --vae FILE and "
+            "--text-encoders FILE ... instead of --base)"
+        ) from None
     family_of(parts, source)
     return parts
 

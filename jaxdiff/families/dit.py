@@ -46,4 +46,8 @@ def detect(
     channels = cast(AutoencoderKL, vae).config.latent_channels
     check_latent_channels(config.in_channels, channels, name="transformer", source=source)
     names = class_names(options, config.num_embeds_ada_norm, source=source)
-    return dataclasses.replace(DIT, extras=(ClassLabel(config.num_embeds_ada_norm, names),))
+    return dataclasses.replace(
+        DIT,
+        latent_multiple=config.patch_size,
+        extras=(ClassLabel(config.num_embeds_ada_norm, names),),
+    )

@@ -4,6 +4,7 @@ As Stable Diffusion 1 and 2 have it, with another network. diffusers has the net
 but no pipeline of it with CLIP: such folders are jaxdiff's own.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -48,4 +49,4 @@ def detect(
             f"{source}: text_encoder: got hidden states of width {width}, expected "
             f"{config.context_width}, as the transformer has"
         )
-    return PIXART_CLIP
+    return dataclasses.replace(PIXART_CLIP, latent_multiple=config.patch_size)

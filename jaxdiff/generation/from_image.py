@@ -15,6 +15,7 @@ FILES: Mapping[str, str] = {
     "model": "--model",
     "vae": "--vae",  # before weights, of which it is a part
     "base": "--base",
+    "text_encoders": "--text-encoders",
     "weights": "--model and --dtype",
     "guidance_model": "--guidance-model",
     "loras": "--lora",
@@ -25,6 +26,9 @@ FILES: Mapping[str, str] = {
     "image": "--image",
     "mask": "--mask",
 }
+
+# Settings that are left out where they are these, though a model's default may be another.
+LEFT_OUT: Mapping[str, Any] = {"guidance": "cfg"}
 
 
 def typed_options(arguments: Sequence[str]) -> set[str]:
@@ -46,7 +50,8 @@ def with_settings(
     if stored is None:
         raise InputError(f"from: got {path}, expected a PNG file that jaxdiff generate wrote")
     fields = {field.name for field in dataclasses.fields(options)}  # pyright: ignore
-    own = {name: value for name, value in stored.items() if name in fields - {*typed, *FILES}}
+    every, wanted = {**LEFT_OUT, **stored}, fields - {*typed, *FILES}
+    own = {name: value for name, value in every.items() if name in wanted}
     model = getattr(options, "model", None)
     if "prediction_type" in own and pathlib.Path(model or "").resolve().name != stored["model"]:
         warnings.warn(
@@ -69,7 +74,7 @@ def check_restored(
     options = {
         "loras": ("lora",),
         "textual_inversions": ("textual_inversion",),
-        "weights": ("model", "vae", "base"),
+        "weights": ("model", "vae", "base", "text_encoders"),
     }
     others = [
         f"{name} {stored.get(name)!r:.60}, now {settings.get(name)!r:.60} ({wanted})"

@@ -90,6 +90,11 @@ def vae_setting(source: str, codec: Any) -> str:
     return f"{pathlib.Path(source).name} {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
+def text_encoders_setting(paths: Sequence[str]) -> list[str]:
+    """The entry of text encoders in files of their own in the settings: names and digests."""
+    return sorted(f"{pathlib.Path(path).name} {file_digest(pathlib.Path(path))}" for path in paths)
+
+
 def check_guidance_model(*rules: str) -> None:
     """InputError unless one of the guidance rules evaluates a weaker model."""
     if not any(stream.network == "guidance_model" for r in rules for stream in parse(r).streams):

@@ -143,7 +143,8 @@ def expand_jobs(
 def _with_defaults(line: PromptSpec, defaults: PromptSpec) -> PromptSpec:
     """`line` with the defaults; those of mask and strength apply only to lines with an image."""
     own = {k: v for k, v in dataclasses.asdict(line).items() if v is not None}
-    filled = dataclasses.replace(defaults, **own)
+    options = {k: v for k, v in line.options.items() if v is not None}
+    filled = dataclasses.replace(defaults, **own | {"options": {**defaults.options, **options}})
     if filled.image is None:
         return dataclasses.replace(filled, mask=line.mask, strength=line.strength)
     return filled

@@ -57,12 +57,17 @@ class NetworkAdapter(ABC):
             x = jnp.concatenate([x, arguments.pop(CHANNELS).astype(x.dtype)], axis=-1)
         if self.unperturbed is None:
             arguments["perturbed"] = perturbed
-        elif perturbed is not None:
+        if perturbed is not None:
+            self.check_perturbed()
+        output = with_params(self.module, params)(x, t, **arguments)
+        return output if variance else output[..., : self.module.config.channels[1]]
+
+    def check_perturbed(self) -> None:
+        """InputError if guidance rules cannot perturb this network, as its call raises."""
+        if self.unperturbed is not None:
             raise InputError(
                 f"guidance: got perturbed attention for {self.unperturbed}, expected another rule"
             )
-        output = with_params(self.module, params)(x, t, **arguments)
-        return output if variance else output[..., : self.module.config.channels[1]]
 
     @property
     def learns_variance(self) -> bool:

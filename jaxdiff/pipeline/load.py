@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -34,6 +34,7 @@ def load(
     prediction_type: str | None = None,
     vae: str | pathlib.Path | None = None,
     base: str | pathlib.Path | None = None,
+    text_encoders: str | pathlib.Path | Sequence[str | pathlib.Path] = (),
     offload: str | None = None,
 ) -> Pipeline:
     """The model at `path` on all local devices; without `path` the embedded one.
@@ -48,7 +49,9 @@ def load(
     what a single file says that its network predicts. `vae`, which may be in any of these places or
     a file or folder with a VAE alone, also TAESD, is used instead of the model's own. `base`, a
     diffusers folder or a repository, gives what a checkpoint file lacks: text encoders, tokenizers,
-    VAE and schedule. `offload` "text" keeps the text encoders' weights on the host, and on the
+    VAE and schedule. `text_encoders` are files with T5, CLIP-L or CLIP bigG, used instead of those
+    of a checkpoint file; T5's tokenizer, if no base has it, is a spiece.model or tokenizer.json
+    beside it. `offload` "text" keeps the text encoders' weights on the host, and on the
     devices only while prompts are encoded; that changes no image. Raises InputError for anything
     missing, broken or unknown.
     """
@@ -70,6 +73,7 @@ def load(
         prediction_type=prediction_type,
         vae=vae,
         base=base,
+        text_encoders=text_encoders,
     )
     folder = pathlib.Path(source)
     if shared is None:

@@ -75,6 +75,7 @@ class LoadedModel(Addons):
         self.text_encoders = list(encoders.values())
         self.schedule = self.family.schedule(parts.scheduler)
         self.prediction_type = self.family.prediction_type(parts.scheduler)
+        self._adapter = self.family.adapter(self.network, self.prediction_type)
         downscale, channels = self.codec.config.downscale, self.codec.config.latent_channels
         self.defaults = model_defaults(parts, self.family, name)
         model = CompiledModel if check_offload(offload) is None else OffloadedModel

@@ -10,6 +10,7 @@ from typing import Any, Unpack, cast
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
+from jaxdiff.guidance.base import parse
 from jaxdiff.pipeline.compiled_model import ProgressCallback
 from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
 from jaxdiff.pipeline.image_inputs import (
@@ -67,6 +68,8 @@ class Pipeline(LoadedModel):
             images=images,
             **options,
         )
+        for request in requests:
+            self._check_network(request)
         if latents is not None:
             requests = with_noise(requests, latents, facts.latent_shape(requests[0]))
         if image is not None or options.get("denoising_end") is not None:
@@ -160,8 +163,14 @@ class Pipeline(LoadedModel):
             raise InputError("requests: got none, expected at least one")
         for request in requests:
             check(request, self.family, self._facts.vae_scale_factor)
+            self._check_network(request)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))
+
+    def _check_network(self, request: Request) -> None:
+        """InputError for a guidance rule that the network cannot serve."""
+        if any(stream.perturbed for stream in parse(request.guidance).streams):
+            self._adapter.check_perturbed()
 
     @rename_arguments
     def invert(

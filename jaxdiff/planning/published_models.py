@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -195,23 +195,37 @@ def published_component(path: str | pathlib.Path, **options: Any) -> nnx.Module:
 
 
 def published_model(
-    source: str, dtype: Dtype, *, base: str | None = None, vae: str | None = None
+    source: str,
+    dtype: Dtype,
+    *,
+    base: str | None = None,
+    vae: str | None = None,
+    text_encoders: Sequence[str] = (),
+    prediction_type: str | None = None,
 ) -> tuple[Family, PipelineComponents]:
     """The family and the components of a pipeline folder or file, or of a published repository.
 
-    Weights are shapes: of files, headers and configs alone are read. `base` and `vae`, which are
-    files or folders too, are those of `jaxdiff.load`. InputError for what is not there.
+    Weights are shapes: of files, headers and configs alone are read. The others, which are files or
+    folders too, are those of `jaxdiff.load`. InputError for what is not there.
     """
     options, others = {"dtype": dtype, "param_dtype": dtype}, {"base": base, "vae": vae}
     given = {name: place for name, place in others.items() if place is not None}
-    if source in PUBLISHED_MODELS and not given:
+    plain = not given and not text_encoders and prediction_type is None
+    if source in PUBLISHED_MODELS and plain:
         parts = PUBLISHED_MODELS[source].pipeline(**options)
     else:
         _check_there(source, given)
-        if pathlib.Path(source).is_dir() and not given:  # tokenizers may lack
+        if pathlib.Path(source).is_dir() and plain:  # tokenizers may lack
             parts = _folder(pathlib.Path(source), **options)
         else:
-            parts = read_model(source, dtype, only=(), base=base, vae=vae)
+            parts = read_model(
+                *(source, dtype),
+                only=(),
+                base=base,
+                vae=vae,
+                text_encoders=text_encoders,
+                prediction_type=prediction_type,
+            )
     modules = {name: component.module for name, component in parts.components.items()}
     return detect_family(parts.class_name, modules, parts.options, source=source), parts
 

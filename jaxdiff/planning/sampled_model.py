@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdiff.checkpoints.model_options import ModelOptions
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.errors import InputError
@@ -30,7 +31,7 @@ CALL = ("steps", "sampler", "guidance", "guidance_scale", "height", "width")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
+class SamplingOptions(ModelOptions):
     """Compile what generates images for absent TPUs or GPUs; report memory and time.
 
     These are the text encoders, the sampling loop and the decoder. Without a mesh every chip runs
@@ -39,14 +40,9 @@ class SamplingOptions:
 
     plan: tuple[str, ...]
     """Topologies, such as v5e:2x4 or h200:8."""
-    model: str
+    model: str = dataclasses.field()
     """A diffusers folder or a checkpoint file, whose weights are not read, or the name of a
     published repository, of which nothing is."""
-    base: str | None = None
-    """A diffusers folder with what a checkpoint file lacks: text encoders, tokenizers, VAE,
-    schedule."""
-    vae: str | None = None
-    """A VAE instead of the model's own: a folder or a file."""
     batch_size: int = 8
     """Images per batch, over all devices together."""
     steps: int | None = None
@@ -154,7 +150,7 @@ class SampledModel(NamedTuple):
 def sampled_model(options: SamplingOptions) -> SampledModel:
     """The model of `options` as shapes; raises InputError."""
     dtype = dtype_of(options.dtype)
-    family, parts = published_model(options.model, dtype, base=options.base, vae=options.vae)
+    family, parts = published_model(options.model, dtype, **options.components())
     modules: dict[str, Any] = {name: each.module for name, each in parts.components.items()}
     prediction_type = family.prediction_type(parts.scheduler)
     texts = {spec.component: modules[spec.component] for spec in family.text_encoders}

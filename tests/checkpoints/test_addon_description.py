@@ -104,6 +104,22 @@ def test_spellings_and_families(tmp_path, capsys, name, spelling, width, family)
     assert "LoCon convolutions no" in said
 
 
+def test_a_control_lora_is_named(tmp_path, capsys):
+    """One of FLUX.1 Canny or Depth, which replaces norms: loading rejects it."""
+    block = "double_blocks.0.img_attn."
+    factors = {f"{block}qkv.lora_{r}.weight": zeros(*shape) for r, shape in FACTORS.items()}
+    norms = {f"{block}norm.query_norm.scale": zeros(128)}
+    path = originals.write_safetensors(tmp_path / "x.safetensors", factors | norms)
+    found, said = inspect(capsys, path)
+    assert (found["layout"], found["family"]) == ("control LoRA, not supported", "FLUX.1")
+    assert f"{path}: FLUX.1 (control LoRA, not supported)" in said
+    plain = originals.write_safetensors(tmp_path / "plain.safetensors", factors)
+    assert inspect(capsys, plain)[0]["layout"] == "LoRA"
+
+
+FACTORS = {"A": (2, 3072), "B": (9216, 2)}
+
+
 def test_a_folder_with_a_lora(tmp_path, capsys):
     tensors = {f"unet.{PATH}.to_k.lora_A.weight": zeros(3, 768)}
     originals.write_safetensors(tmp_path / "pytorch_lora_weights.safetensors", tensors)

@@ -163,7 +163,8 @@ def test_a_class_has_names_and_a_number(dit):
         ("", {"class_label": 5}, "class_label: got 5, expected a number from 0 to 4"),
         ("square", {"negative_prompt": "dog"}, "^negative_prompt: got 'dog', expected the name"),
         ("square", {"guidance": "pag"}, "guidance: got perturbed attention for a DiT"),
-        ("square", {"height": 18}, "latent height: got 9, expected a multiple of the patch size 2"),
+        ("square", {"height": 18}, "^height: got 18, expected a multiple of 4 such as 16"),
+        ("square", {"width": 18}, "^width: got 18, expected a multiple of 4 such as 16"),
     ],
 )
 def test_what_is_refused(dit, prompt, options, message):

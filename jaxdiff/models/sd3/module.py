@@ -80,11 +80,8 @@ class SD3Transformer2DModel(nnx.Module):
         check_shape(
             "pooled_projections", pooled_projections, (len(sample), config.pooled_projection_dim)
         )
-        if perturbed is not None and config.num_layers <= max(SKIPPED_BLOCKS):
-            raise InputError(
-                f"guidance: got a perturbed stream for a transformer of {config.num_layers} "
-                f"blocks, expected more than {max(SKIPPED_BLOCKS)}, of which it skips some"
-            )
+        if perturbed is not None:
+            self.check_perturbed()
         grid = self.pos_embed.grid((sample.shape[1], sample.shape[2]))
         x = self.pos_embed(sample)
         vector = self.time_text_embed(timesteps, pooled_projections)
@@ -96,3 +93,12 @@ class SD3Transformer2DModel(nnx.Module):
                 x, text = jnp.where(skipped, before[0], x), jnp.where(skipped, before[1], text)
         tokens = self.proj_out(self.norm_out(x, vector))
         return unpatchify(tokens, grid, config.patch_size).astype(sample.dtype)
+
+    def check_perturbed(self) -> None:
+        """InputError for a transformer with too few blocks to skip some of them."""
+        depth = self.config.num_layers
+        if depth <= max(SKIPPED_BLOCKS):
+            raise InputError(
+                f"guidance: got a perturbed stream for a transformer of {depth} blocks, expected "
+                f"more than {max(SKIPPED_BLOCKS)}, of which it skips some"
+            )

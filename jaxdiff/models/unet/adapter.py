@@ -14,6 +14,10 @@ class UNetAdapter(NetworkAdapter):
 
     sharding_rules = UNET
 
+    def check_perturbed(self) -> None:
+        """InputError for a UNet without attention in its middle, as its call raises."""
+        self.module.check_perturbed()
+
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int
     ) -> dict[str, jax.ShapeDtypeStruct]:

@@ -79,11 +79,8 @@ class UNet2DConditionModel(nnx.Module):
         """
         self._check(sample, context, text_embeds, time_ids)
         _present("timestep_cond", timestep_cond, self.config.time_cond_proj_dim is not None)
-        if perturbed is not None and not self._can_be_perturbed:
-            raise InputError(
-                "guidance: got perturbed attention for a UNet without attention in its middle "
-                "block, expected a UNet with it"
-            )
+        if perturbed is not None:
+            self.check_perturbed()
         x = sample.astype(self.dtype)
         if self.config.center_input_sample:
             x = 2 * x - 1
@@ -104,9 +101,13 @@ class UNet2DConditionModel(nnx.Module):
         x = activation(self.config.act_fn)(self.conv_norm_out(x))
         return self.conv_out(x).astype(sample.dtype)
 
-    @property
-    def _can_be_perturbed(self) -> bool:
-        return self.mid_block is not None and self.config.mid_block_type in PAG_MID_BLOCKS
+    def check_perturbed(self) -> None:
+        """InputError for a UNet without attention that a guidance rule can perturb."""
+        if self.mid_block is None or self.config.mid_block_type not in PAG_MID_BLOCKS:
+            raise InputError(
+                "guidance: got perturbed attention for a UNet without attention in its middle "
+                "block, expected a UNet with it"
+            )
 
     def _embed_time(
         self,
