@@ -133,6 +133,11 @@ class CompiledModel:
         self._image_processor = image_processor
 
     @property
+    def learns_variance(self) -> bool:
+        """Whether the network learns the variance of a step."""
+        return self._network.learns_variance
+
+    @property
     def compile_s(self) -> float:
         """Seconds that compiling has taken so far."""
         return sum(program.compile_s for program in self._programs.values())
@@ -353,7 +358,7 @@ def guided(
         rule=rule,
         prediction_type=network.prediction_type,
         guidance_model=guide,
-        variance=variance and getattr(network, "learns_variance", False),
+        variance=variance and network.learns_variance,
     )
 
 

@@ -26,6 +26,7 @@ from jaxdiff.pipeline.notebook import notebook_progress
 from jaxdiff.pipeline.options import Options
 from jaxdiff.pipeline.output import Output, check_sizes, collect, make_settings
 from jaxdiff.pipeline.request import Request, Requests, check, resolve
+from jaxdiff.samplers.base import get_sampler
 
 
 class Pipeline(LoadedModel):
@@ -67,6 +68,7 @@ class Pipeline(LoadedModel):
             images=images,
             **options,
         )
+        self._check_variance(requests)
         if latents is not None:
             requests = with_noise(requests, latents, facts.latent_shape(requests[0]))
         if image is not None or options.get("denoising_end") is not None:
@@ -160,8 +162,15 @@ class Pipeline(LoadedModel):
             raise InputError("requests: got none, expected at least one")
         for request in requests:
             check(request, self.family, self._facts.vae_scale_factor)
+        self._check_variance(requests)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))
+
+    def _check_variance(self, requests: Sequence[Request]) -> None:
+        """InputError for a sampler that reads a variance which the network does not learn."""
+        for request in requests:
+            sampler = get_sampler(request.sampler, request.eta)
+            sampler.check_variance(learned=self.stages.learns_variance)
 
     @rename_arguments
     def invert(
