@@ -133,11 +133,6 @@ class CompiledModel:
         self._image_processor = image_processor
 
     @property
-    def learns_variance(self) -> bool:
-        """Whether the network learns the variance of a step."""
-        return self._network.learns_variance
-
-    @property
     def compile_s(self) -> float:
         """Seconds that compiling has taken so far."""
         return sum(program.compile_s for program in self._programs.values())

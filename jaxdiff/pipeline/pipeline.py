@@ -26,7 +26,6 @@ from jaxdiff.pipeline.notebook import notebook_progress
 from jaxdiff.pipeline.options import Options
 from jaxdiff.pipeline.output import Output, check_sizes, collect, make_settings
 from jaxdiff.pipeline.request import Request, Requests, check, resolve
-from jaxdiff.samplers.base import get_sampler
 
 
 class Pipeline(LoadedModel):
@@ -65,10 +64,10 @@ class Pipeline(LoadedModel):
             prompt,
             family=self.family,
             vae_scale_factor=facts.vae_scale_factor,
+            learns_variance=facts.learns_variance,
             images=images,
             **options,
         )
-        self._check_variance(requests)
         if latents is not None:
             requests = with_noise(requests, latents, facts.latent_shape(requests[0]))
         if image is not None or options.get("denoising_end") is not None:
@@ -146,10 +145,9 @@ class Pipeline(LoadedModel):
         own = make_settings(settings)
         self._check(requests)
         for result in self._generator.generate(requests, own):
-            numbers = result.numbers
-            part = [requests[i] for i in numbers]
-            result = result._replace(numbers=list(range(len(numbers))))
-            yield numbers, collect(part, [result], own)
+            part = [requests[i] for i in result.numbers]
+            alone = result._replace(numbers=list(range(len(part))))
+            yield result.numbers, collect(part, [alone], own)
 
     def _check(self, requests: Sequence[Request]) -> None:
         """InputError for requests that this model cannot serve; loads what they need."""
@@ -160,17 +158,11 @@ class Pipeline(LoadedModel):
             )
         if not requests:
             raise InputError("requests: got none, expected at least one")
+        facts = self._facts
         for request in requests:
-            check(request, self.family, self._facts.vae_scale_factor)
-        self._check_variance(requests)
+            check(request, self.family, facts.vae_scale_factor, facts.learns_variance)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))
-
-    def _check_variance(self, requests: Sequence[Request]) -> None:
-        """InputError for a sampler that reads a variance which the network does not learn."""
-        for request in requests:
-            sampler = get_sampler(request.sampler, request.eta)
-            sampler.check_variance(learned=self.stages.learns_variance)
 
     @rename_arguments
     def invert(

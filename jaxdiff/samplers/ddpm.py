@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import jax.numpy as jnp
 
@@ -91,6 +92,7 @@ class DDPM(Sampler):
     ) -> Float[Array, "b *d"]:
         """The standard deviation that an output means, between those of beta~ and beta."""
         self.check_variance(learned=output is not None)
+        output = cast(Array, output)
         if self.variance == "learned":
             return jnp.sqrt(output)
         f = (1 + output) / 2

@@ -205,6 +205,15 @@ class LatentDiffusion:
             if name != self.family.network
         }
 
+    def batch_latents(
+        self, encoders: Mapping[str, Any], batch: Mapping[str, Array], key: Key[Array, "..."]
+    ) -> Float[Array, "b h w c"]:
+        """The scaled latents of a batch, of its images or of their distributions."""
+        if "mean" in batch:
+            codec = self.family.codec(self.partition.networks)
+            return scaled_latents(codec, batch["mean"], batch["logvar"], key)
+        return encode_latents(self.family.codec(encoders), batch["image"], key)
+
     def encode_captions(
         self, encoders: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]
     ) -> list[TextEncoderOutput]:
@@ -265,16 +274,7 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
     lists the weights that are needed then.
     """
     model = LatentDiffusion(partition, config.prediction_type)
-    family = model.family
     options = {"variance": True} if trains_variance(config, model.network) else {}
-
-    def latents(
-        encoders: Mapping[str, Any], batch: dict[str, Array], key: Key[Array, "..."]
-    ) -> Float[Array, "b h w c"]:
-        if "mean" in batch:
-            codec = family.codec(partition.networks)
-            return scaled_latents(codec, batch["mean"], batch["logvar"], key)
-        return encode_latents(family.codec(encoders), batch["image"], key)
 
     def losses(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
@@ -283,7 +283,7 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         latent_key, drop_key, timestep_key, noise_key = per_sample_split(key, _size(batch), 4)
         tables = model.merge_weights(params, frozen)
         encoders = model.build_encoders(tables)
-        x0 = latents(encoders, batch, latent_key)
+        x0 = model.batch_latents(encoders, batch, latent_key)
         cond = _batch_conditioning(config, model, encoders, frozen.null, batch, drop_key)
         t = sample_times(
             timestep_key,
@@ -293,7 +293,8 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
             num_patches(x0) if config.timestep_shift_by_resolution else None,
         )
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
-        call = functools.partial(model.network, tables[family.network], cond=cond, **options)
+        own = tables[model.family.network]
+        call = functools.partial(model.network, own, cond=cond, **options)
         per_image, bound = denoising_losses(config, call, x0, t, eps)
         metrics = {"latent_std": jnp.std(x0)}
         if bound is not None:
