@@ -22,7 +22,6 @@ from jaxdiff.families.extras import GUIDANCE_SCALE
 from jaxdiff.families.text_outputs import cached_outputs
 from jaxdiff.models.build import initial_weights, param_dict, with_params
 from jaxdiff.models.latent_codec import LatentCodec
-from jaxdiff.models.network_adapter import NetworkAdapter
 from jaxdiff.models.vae import sample_latents
 from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import DiffusionObjective, TimestepSampling
@@ -257,8 +256,8 @@ class LatentDiffusion:
         return self.conditioning(uncond, every, batch), self.conditioning(cond, none, batch)
 
 
-def trains_variance(config: DiffusionObjective, network: NetworkAdapter) -> bool:
-    """Whether the loss has the variational bound of the variance that `network` learns."""
+def trains_variance(config: DiffusionObjective, network: Any) -> bool:
+    """Whether the loss has the variational bound of the variance that an adapter's network learns."""
     discrete = isinstance(config.schedule, VPSchedule)
     return discrete and network.learns_variance and config.vlb_weight > 0
 
