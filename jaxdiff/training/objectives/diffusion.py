@@ -257,7 +257,7 @@ class LatentDiffusion:
 
 
 def trains_variance(config: DiffusionObjective, network: Any) -> bool:
-    """Whether the loss has the variational bound of the variance that an adapter's network learns."""
+    """Whether the loss has the bound of the variance that the network of an adapter learns."""
     discrete = isinstance(config.schedule, VPSchedule)
     return discrete and network.learns_variance and config.vlb_weight > 0
 
