@@ -69,12 +69,12 @@ def _clip_l(prefix: str) -> FileComponent:
 def _first_layers(entries: Entries, *, class_name: str, depth: int | None) -> dict[str, TensorInfo]:
     """CLIP's tensors without those of the layers from `depth` on (None: with all)."""
     layers = {name: re.search(r"\.layers\.(\d+)\.", name) for name in entries}
-    kept = {
+    known = {
         n: e
         for n, e in entries.items()
         if (m := layers[n]) is None or int(m[1]) < (depth or math.inf)
     }
-    return clip(kept, class_name=class_name)
+    return clip(known, class_name=class_name)
 
 
 def _open_clip(prefix: str, number: str = "", *, depth: int | None = None) -> FileComponent:

@@ -31,8 +31,8 @@ from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.parallel.mesh import device_put_global
 from jaxdiff.pipeline.tokenizers import tokenizer_of
 from jaxdiff.training.config import DiffusionObjective, Full, TrainConfig
-from jaxdiff.training.config.objectives import reads_labels
-from jaxdiff.training.objectives.diffusion import Frozen
+from jaxdiff.training.config.objectives import VLB_WEIGHT, reads_labels
+from jaxdiff.training.objectives.diffusion import Frozen, trains_variance
 
 SAMPLER, SPACING = "ddim", "trailing"  # of sample grids, and the defaults of what is exported
 
@@ -307,6 +307,12 @@ def _check(base: BaseModel, field: str) -> None:
         raise InputError(
             f"objective.distilled_guidance_scale: got {scale} for {base.family.name}, expected it "
             "left out: its network takes no guidance scale"
+        )
+    network = base.family.adapter(base.networks[base.family.network], objective.prediction_type)
+    if objective.vlb_weight not in (0, VLB_WEIGHT) and not trains_variance(objective, network):
+        raise InputError(
+            f"objective.vlb_weight: got {objective.vlb_weight}, expected it left out: the network "
+            "learns no variance"
         )
     rates = objective.caption_dropout_per_encoder
     if rates and (len(encoders) < 2 or len(rates) != len(encoders)):

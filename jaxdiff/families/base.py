@@ -103,9 +103,7 @@ class Family:
     adapter: Callable[..., Any]  # (module, prediction type) -> its adapter
     latent_codec: str | None = "vae"  # the component; None: the network denoises pixels
     latent_multiple: int = 1  # sides of latents are multiples of it
-    latent_limit: int | None = (
-        None  # the longest side of latents that the network has positions for
-    )
+    latent_limit: int | None = None  # the longest side of latents with positions; None: no limit
     # scheduler_config.json -> the noise schedule, and what the network predicts
     schedule: Callable[[Mapping[str, Any]], Schedule] = schedule_of
     prediction_type: Callable[[Mapping[str, Any]], str] = prediction_type_of

@@ -55,6 +55,10 @@ class ExtraInputs:
     encode: Callable[[NDArray], Float[NDArray, "b h w c"]]
     downsample: Callable[[NDArray], Float[NDArray, "b h w 1"]]
 
+    def image_latents(self) -> Float[NDArray, "b h w c"] | None:
+        """The latents of the images, encoded unless they are given; None without images."""
+        return self.latents if self.image is None else self.encode(self.image)
+
     def for_streams(self, array: Float[NDArray, "b *d"]) -> Float[NDArray, "b k *d"]:
         """One value per image for all of its streams."""
         return np.repeat(array[:, None], len(self.prompted), axis=1)

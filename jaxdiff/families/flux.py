@@ -18,6 +18,7 @@ from jaxdiff.core.types import Array, Bool, Float, NDArray
 from jaxdiff.families.base import Family, TextEncoder
 from jaxdiff.families.components import required_component
 from jaxdiff.families.extras import GUIDANCE_SCALE, Extra, ExtraInputs, Option
+from jaxdiff.guidance.base import is_unguided
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.flux.adapter import FluxAdapter
@@ -55,7 +56,7 @@ class DistilledGuidance(Extra):
 
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         scale = settings.get("distilled_guidance_scale")
-        if scale is not None and _is_unguided(settings["guidance"]):
+        if scale is not None and is_unguided(settings["guidance"]):
             raise InputError(
                 f"distilled_guidance_scale: got {scale} with guidance {settings['guidance']}, "
                 "expected it as the guidance_scale, or a guidance rule such as cfg"
@@ -63,7 +64,7 @@ class DistilledGuidance(Extra):
 
     def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k"]:
         scales = np.asarray(inputs.guidance_scales, np.float32)
-        if not _is_unguided(inputs.guidance):
+        if not is_unguided(inputs.guidance):
             own = [each.get("distilled_guidance_scale", self.scale) for each in inputs.options]
             scales = np.array(own, np.float32)
         return inputs.for_streams(scales)
@@ -71,11 +72,6 @@ class DistilledGuidance(Extra):
     def of_batch(self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]) -> Float[Array, "b"]:
         """The batch's GUIDANCE_SCALE (b,)."""
         return batch[GUIDANCE_SCALE]
-
-
-def _is_unguided(guidance: str) -> bool:
-    """Whether the rule that `guidance` describes leaves the scale to the network."""
-    return guidance.partition("+")[0] == "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +83,7 @@ class ReferenceImage(Extra):
 
     def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k h w c"] | None:
         """The latents; None without an image, from text alone."""
-        latents = inputs.latents
-        if inputs.image is not None:
-            latents = inputs.encode(inputs.image)
+        latents = inputs.image_latents()
         return None if latents is None else inputs.for_streams(latents)
 
     def of_batch(self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]) -> None:
@@ -119,9 +113,7 @@ class ControlImage(Extra):
             )
 
     def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k h w c"]:
-        latents = inputs.latents
-        if inputs.image is not None:
-            latents = inputs.encode(inputs.image)
+        latents = inputs.image_latents()
         if latents is None:
             raise InputError("image: got none, expected the control image, of edges or of depths")
         return inputs.for_streams(latents)

@@ -238,6 +238,11 @@ def parse(text: str) -> Guidance:
     return rule
 
 
+def is_unguided(text: str) -> bool:
+    """Whether the rule that `text` describes is "none", with wrappers or without."""
+    return text.partition("+")[0] == "none"
+
+
 def check(name: str, value: Number, low: float, high: float) -> None:
     """InputError unless `value` lies between `low` and `high`."""
     if isinstance(value, int | float):

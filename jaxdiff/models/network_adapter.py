@@ -29,8 +29,8 @@ class NetworkAdapter(ABC):
     graph: Any = dataclasses.field(init=False, repr=False)
 
     sharding_rules: ClassVar[Rules]
-    # what a network is whose attention no guidance rule can perturb; None: rules can
-    unperturbed: ClassVar[str | None] = None
+    # what errors call a network whose attention no guidance rule can perturb; None: rules can
+    unperturbable: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graph", nnx.split(self.module)[0])
@@ -55,7 +55,7 @@ class NetworkAdapter(ABC):
         arguments: dict[str, Any] = dict(cond)
         if CHANNELS in arguments:
             x = jnp.concatenate([x, arguments.pop(CHANNELS).astype(x.dtype)], axis=-1)
-        if self.unperturbed is None:
+        if self.unperturbable is None:
             arguments["perturbed"] = perturbed
         if perturbed is not None:
             self.check_perturbed()
@@ -66,7 +66,7 @@ class NetworkAdapter(ABC):
         """InputError if guidance rules cannot perturb this network, as its call raises."""
         if self.unperturbed is not None:
             raise InputError(
-                f"guidance: got perturbed attention for {self.unperturbed}, expected another rule"
+                f"guidance: got perturbed attention for {self.unperturbable}, expected another rule"
             )
 
     @property

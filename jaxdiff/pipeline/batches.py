@@ -53,6 +53,7 @@ class ModelFacts(NamedTuple):
     schedule: Schedule
     scheduler_options: SchedulerOptions
     prediction_type: str
+    learns_variance: bool  # whether the network does
     vae_scale_factor: int
     latent_channels: int
 

@@ -353,7 +353,7 @@ def guided(
         rule=rule,
         prediction_type=network.prediction_type,
         guidance_model=guide,
-        variance=variance and getattr(network, "learns_variance", False),
+        variance=variance and network.learns_variance,
     )
 
 

@@ -82,7 +82,7 @@ class NetworkOnMesh:
     @property
     def learns_variance(self) -> bool:
         """Whether the adapter's network does."""
-        return getattr(self.adapter, "learns_variance", False)
+        return self.adapter.learns_variance
 
 
 class OnMesh(Layout):

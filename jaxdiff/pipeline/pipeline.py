@@ -65,6 +65,7 @@ class Pipeline(LoadedModel):
             prompt,
             family=self.family,
             vae_scale_factor=facts.vae_scale_factor,
+            learns_variance=facts.learns_variance,
             images=images,
             **options,
         )
@@ -147,10 +148,9 @@ class Pipeline(LoadedModel):
         own = make_settings(settings)
         self._check(requests)
         for result in self._generator.generate(requests, own):
-            numbers = result.numbers
-            part = [requests[i] for i in numbers]
-            result = result._replace(numbers=list(range(len(numbers))))
-            yield numbers, collect(part, [result], own)
+            part = [requests[i] for i in result.numbers]
+            alone = result._replace(numbers=list(range(len(part))))
+            yield result.numbers, collect(part, [alone], own)
 
     def _check(self, requests: Sequence[Request]) -> None:
         """InputError for requests that this model cannot serve; loads what they need."""
@@ -161,8 +161,9 @@ class Pipeline(LoadedModel):
             )
         if not requests:
             raise InputError("requests: got none, expected at least one")
+        facts = self._facts
         for request in requests:
-            check(request, self.family, self._facts.vae_scale_factor)
+            check(request, self.family, facts.vae_scale_factor, facts.learns_variance)
             self._check_network(request)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))

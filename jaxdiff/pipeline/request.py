@@ -15,7 +15,7 @@ from jaxdiff.core.validate import in_range, multiple_of, one_of
 from jaxdiff.diffusion.grids import SPACINGS, listed_timesteps
 from jaxdiff.families.base import Family
 from jaxdiff.families.options import accepted_options, request_options
-from jaxdiff.guidance.base import MAX_SCALE, RULES
+from jaxdiff.guidance.base import MAX_SCALE, RULES, is_unguided
 from jaxdiff.guidance.base import parse as parse_rule
 from jaxdiff.pipeline.prompts import parse_syntax, split_and
 from jaxdiff.samplers.base import SAMPLERS, get_sampler
@@ -202,15 +202,7 @@ _COLUMNS = {
     name.replace("prompt", "prompts") if name in _TEXTS else f"{name}s": name
     for name in (*_TEXTS, "guidance_scale", *_SCALES, "seed")
 }
-_DEFAULTS = (
-    "guidance_scale",
-    "guidance",
-    "steps",
-    "sampler",
-    "timestep_spacing",
-    "height",
-    "width",
-)
+_DEFAULTS = tuple(f.name for f in dataclasses.fields(Defaults) if f.name != "closed_vocabulary")
 
 
 def resolve(
@@ -219,6 +211,7 @@ def resolve(
     *,
     family: Family,
     vae_scale_factor: int,
+    learns_variance: bool = False,
     images: Mapping[str, Sequence[Any]] | None = None,
     **options: Any,
 ) -> Requests:
@@ -256,7 +249,7 @@ def resolve(
         requests.append(Request(**own, **values, extras=options))
     requests = Requests(requests)
     for request in requests:
-        check(request, family, vae_scale_factor)
+        check(request, family, vae_scale_factor, learns_variance)
         if "guidance" not in chosen:
             _check_scale_is_used(request, defaults, family)
     return requests
@@ -273,9 +266,10 @@ def _column(name: str, value: Any, count: int, defaults: Defaults) -> tuple[Any,
     return tuple(None if entry is None else _PER_IMAGE[name](entry) for entry in own)
 
 
-def _check_guidance(request: Request) -> None:
-    """InputError for a rule that does not support the other options."""
+def _check_guidance(request: Request, learns_variance: bool) -> None:
+    """InputError for a rule or a sampler that does not support the rest."""
     rule, sampler = parse_rule(request.guidance), get_sampler(request.sampler, request.eta)
+    sampler.check_variance(learned=learns_variance)
     capabilities = rule.capabilities
     if capabilities.separate_eps and not sampler.renoises_along_eps:
         fitting = [name for name, each in SAMPLERS.items() if each.renoises_along_eps]
@@ -335,7 +329,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 def _check_scale_is_used(request: Request, defaults: Defaults, family: Family) -> None:
     """InputError for a guidance scale without effect, as the model's own rule is none."""
-    unguided = request.guidance.partition("+")[0] == "none" and not family.uses_guidance_scale
+    unguided = is_unguided(request.guidance) and not family.uses_guidance_scale
     # Other programs ask with 0 for the conditional model, which 1 is here.
     if unguided and request.guidance_scale not in (0, 1, defaults.guidance_scale):
         raise InputError(
@@ -344,18 +338,18 @@ def _check_scale_is_used(request: Request, defaults: Defaults, family: Family) -
         )
 
 
-def check(request: Request, family: Family, vae_scale_factor: int) -> None:
+def check(request: Request, family: Family, vae_scale_factor: int, learns_variance: bool) -> None:
     """InputError for a request that a model of this family cannot serve."""
     options = {n: getattr(request, n) for n in _TYPES if n not in ("extras", *_ARRAYS)}
     for name in (name for name, value in options.items() if value is None):
         typed(name, None, _TYPES[name])  # which not all fields can be
     check_options(options)
-    _check_guidance(request)
+    _check_guidance(request, learns_variance)
     multiple = vae_scale_factor * family.latent_multiple
     for name in ("height", "width"):
         size = multiple_of(name, getattr(request, name), multiple)
-        limit = vae_scale_factor * (family.latent_limit or size)
-        if size > limit:
+        limit = family.latent_limit and vae_scale_factor * family.latent_limit
+        if limit is not None and size > limit:
             raise InputError(
                 f"{name}: got {size}, expected at most {limit}, for which the network has positions"
             )

@@ -55,6 +55,10 @@ class Sampler(ABC):
         """Whether a step reads `Prediction.variance`, which few networks have."""
         return False
 
+    def check_variance(self, *, learned: bool) -> None:
+        """InputError if a step reads a variance that no network has `learned`; never by default."""
+        del learned
+
     def init(self, x: Float[Array, "b *d"]) -> PyTree:
         """The history before the first step, with leaves (b, ...); none by default."""
         del x

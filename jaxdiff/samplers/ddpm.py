@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import jax.numpy as jnp
 
@@ -48,6 +49,14 @@ class DDPM(Sampler):
         """Where it is learned."""
         return self.variance in LEARNED
 
+    def check_variance(self, *, learned: bool) -> None:
+        """Networks without one have the fixed variances."""
+        if self.reads_variance and not learned:
+            raise InputError(
+                f"variance: got {self.variance} for a network that learns no variance, expected "
+                "fixed_small or fixed_large"
+            )
+
     def with_score(self, score: Callable[[Array, NoiseLevel], Array]) -> Sampler:
         """The mean moves."""
         return dataclasses.replace(self, score=score)
@@ -82,11 +91,8 @@ class DDPM(Sampler):
         self, output: Float[Array, "b *d"] | None, small: Array, large: Array
     ) -> Float[Array, "b *d"]:
         """The standard deviation that an output means, between those of beta~ and beta."""
-        if output is None:
-            raise InputError(
-                f"variance: got {self.variance} for a network that learns no variance, expected "
-                "fixed_small or fixed_large"
-            )
+        self.check_variance(learned=output is not None)
+        output = cast(Array, output)
         if self.variance == "learned":
             return jnp.sqrt(output)
         f = (1 + output) / 2

@@ -151,4 +151,4 @@ def test_no_variance_of_a_flow_is_read(files):
     folder, path, _ = files
     pipe = tiny.first_devices(jaxdiff.load(path, base=folder, dtype="float32", **FLOW), 1)
     with pytest.raises(InputError, match="variance: got learned_range for a network"):
-        pipe("2", sampler="ddpm:variance=learned_range", steps=1)
+        pipe.resolve("2", sampler="ddpm:variance=learned_range")

@@ -111,6 +111,7 @@ class ToyAdapter:
     """How the toy network is called."""
 
     sharding_rules = ANY
+    learns_variance = False
 
     def __init__(self, module, prediction_type):
         self.module, self.prediction_type = module, prediction_type

@@ -11,13 +11,18 @@ from jaxdiff.models.build import abstract, param_dict, with_params
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Give every parameter (norms and biases too) random values; signals keep their scale."""
+    """Give every parameter random values that `seed` alone decides; signals keep their scale.
+
+    Scalars and the weights of norms vary around their initial values, which are constants; those of
+    biases are random, so they would make two networks of one seed differ.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim < 2:
-                parameter.copy_(parameter + 0.1 * noise)
+                constant = parameter.ndim == 0 or name.endswith("weight")
+                parameter.copy_((parameter if constant else 0) + 0.1 * noise)
             else:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
     return module.eval()

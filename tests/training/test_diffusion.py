@@ -20,7 +20,7 @@ from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.nn.remat import REMAT
 from jaxdiff.training.config import TimestepSampling
 from jaxdiff.training.objectives.diffusion import (
-    denoising_errors,
+    denoising_losses,
     diffusion_task,
     drop_captions,
     offset_noise,
@@ -101,7 +101,7 @@ def test_a_perfect_network_loses_nothing(kind, weighting):
         seen.append((x, times))
         return target(kind, x0, eps, alpha, sigma)
 
-    errors = denoising_errors(config, perfect, x0, t, eps)
+    errors = denoising_losses(config, perfect, x0, t, eps).error
     np.testing.assert_allclose(errors, 0, atol=1e-11 if kind == "score" else 0)
     (x, times), a, s = seen[0], alpha[:, None, None, None], sigma[:, None, None, None]
     np.testing.assert_allclose(x, a * x0 + s * eps, rtol=1e-6)

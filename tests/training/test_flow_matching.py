@@ -16,7 +16,7 @@ from jaxdiff.diffusion.denoising import target
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule, resolution_shift
 from jaxdiff.training.config import TimestepSampling
 from jaxdiff.training.objectives.diffusion import (
-    denoising_errors,
+    denoising_losses,
     num_patches,
     sample_times,
 )
@@ -136,7 +136,7 @@ def test_the_loss_of_an_exact_denoiser_is_its_conditional_variance(kind, schedul
         D = posterior_mean(x, a, s, MEANS, VARIANCES, mix)
         return target(kind, D, (x - alpha * D) / sigma, jnp.float32(alpha), jnp.float32(sigma))
 
-    errors = np.asarray(denoising_errors(config, exact, x0, t, eps), np.float64)
+    errors = np.asarray(denoising_losses(config, exact, x0, t, eps).error, np.float64)
     expected = FACTORS[kind](alpha, sigma) * conditional_variance(alpha, sigma)
     assert abs(errors.mean() - expected) < 4 * errors.std() / math.sqrt(n)
     assert errors.std() / math.sqrt(n) < 0.05 * expected

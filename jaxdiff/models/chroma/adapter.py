@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.models.flux.adapter import UNPERTURBED
+from jaxdiff.models.flux.adapter import UNPERTURBABLE
 from jaxdiff.models.network_adapter import NetworkAdapter
 from jaxdiff.parallel.sharding import FLUX
 
@@ -12,7 +12,7 @@ class ChromaAdapter(NetworkAdapter):
     """How a Chroma transformer is called."""
 
     sharding_rules = FLUX
-    unperturbed = UNPERTURBED
+    unperturbable = UNPERTURBABLE
 
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int

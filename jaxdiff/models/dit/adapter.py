@@ -11,7 +11,7 @@ class DiTAdapter(NetworkAdapter):
     """How a DiT is called."""
 
     sharding_rules = DIT
-    unperturbed = "a DiT"
+    unperturbable = "a DiT"
 
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int

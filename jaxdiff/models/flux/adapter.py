@@ -7,14 +7,14 @@ from jaxdiff.models.flux.config import PATCH
 from jaxdiff.models.network_adapter import CHANNELS, NetworkAdapter
 from jaxdiff.parallel.sharding import FLUX
 
-UNPERTURBED = "a transformer without self-attention of its own in the middle"
+UNPERTURBABLE = "a transformer without self-attention of its own in the middle"
 
 
 class FluxAdapter(NetworkAdapter):
     """How a FLUX.1 transformer is called."""
 
     sharding_rules = FLUX
-    unperturbed = UNPERTURBED
+    unperturbable = UNPERTURBABLE
 
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int

@@ -10,7 +10,7 @@ class PixArtAdapter(NetworkAdapter):
     """How PixArt's transformer is called."""
 
     sharding_rules = DIT
-    unperturbed = "PixArt's transformer"
+    unperturbable = "PixArt's transformer"
 
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int

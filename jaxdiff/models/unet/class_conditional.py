@@ -85,7 +85,7 @@ class ClassConditionalUNet2DModel(UNet2DConditionModel):
 
 
 class ClassConditionalUNetAdapter(UNetAdapter):
-    """How such a UNet is called, in the pipeline, in trainings and in plans alike."""
+    """How a class-conditional UNet is called."""
 
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int

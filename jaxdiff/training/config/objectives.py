@@ -26,6 +26,7 @@ from jaxdiff.training.config.trainable import Full, Trainable
 
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal", "mode")
 MAX_SAMPLE_STEPS = 1000  # of a flow
+VLB_WEIGHT = 0.001  # of Improved DDPM (2102.09672, section 3.1)
 # The fields of a DiffusionObjective that a pipeline provides.
 PIPELINE_FIELDS = (
     "model",
@@ -191,6 +192,9 @@ class DiffusionObjective(TimestepSampling):
     trainable: Trainable = dataclasses.field(default_factory=Full)  # which weights are trained
     weighting: str = "uniform"  # loss weighting over timesteps: one of WEIGHTINGS
     snr_gamma: float = 5.0  # of min_snr and soft_min_snr: the cap; of p2: the exponent, 0.5 or 1
+    # lambda of the variational bound (2102.09672, eq. 16), in bits per element of an image, which
+    # trains the variance that a network learns; 0: it is not trained
+    vlb_weight: float = VLB_WEIGHT
     noise_offset: float = 0.0  # standard deviation of an offset added to each channel of the noise
     remat: str = "none"  # what the backward pass recomputes, to save memory: one of REMAT
     # whether the shift of a flow is that of the number of 2x2 patches of the latents, as in Flux
@@ -247,6 +251,7 @@ class DiffusionObjective(TimestepSampling):
                 "FlowSchedule"
             )
         positive("objective.snr_gamma", self.snr_gamma)
+        non_negative("objective.vlb_weight", self.vlb_weight)
         non_negative("objective.noise_offset", self.noise_offset)
         for rate in (self.caption_dropout, *self.caption_dropout_per_encoder):
             in_range("objective.caption_dropout", rate, 0, 1)

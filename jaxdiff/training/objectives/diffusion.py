@@ -1,6 +1,7 @@
 """The denoising loss of latent diffusion (2112.10752)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +12,11 @@ from flax import nnx
 
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray
 from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS
+from jaxdiff.diffusion.denoising import predict
 from jaxdiff.diffusion.losses import add_noise, regression, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule, resolution_shift
+from jaxdiff.diffusion.variational_bound import bound_terms
 from jaxdiff.families.base import Family, TextEncoderOutput, select_rows, zero_rows
 from jaxdiff.families.extras import GUIDANCE_SCALE
 from jaxdiff.families.text_outputs import cached_outputs
@@ -201,6 +204,15 @@ class LatentDiffusion:
             if name != self.family.network
         }
 
+    def batch_latents(
+        self, encoders: Mapping[str, Any], batch: Mapping[str, Array], key: Key[Array, "..."]
+    ) -> Float[Array, "b h w c"]:
+        """The scaled latents of a batch, of its images or of their distributions."""
+        if "mean" in batch:
+            codec = self.family.codec(self.partition.networks)
+            return scaled_latents(codec, batch["mean"], batch["logvar"], key)
+        return encode_latents(self.family.codec(encoders), batch["image"], key)
+
     def encode_captions(
         self, encoders: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]
     ) -> list[TextEncoderOutput]:
@@ -244,6 +256,12 @@ class LatentDiffusion:
         return self.conditioning(uncond, every, batch), self.conditioning(cond, none, batch)
 
 
+def trains_variance(config: DiffusionObjective, network: Any) -> bool:
+    """Whether the loss has the bound of the variance that the network of an adapter learns."""
+    discrete = isinstance(config.schedule, VPSchedule)
+    return discrete and network.learns_variance and config.vlb_weight > 0
+
+
 def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) -> TrainingTask:
     """The task of training the parameters of `partition`.
 
@@ -255,49 +273,17 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
     lists the weights that are needed then.
     """
     model = LatentDiffusion(partition, config.prediction_type)
-    family = model.family
-    dtype = model.network.module.dtype
+    options = {"variance": True} if trains_variance(config, model.network) else {}
 
-    def latents(
-        encoders: Mapping[str, Any], batch: dict[str, Array], key: Key[Array, "..."]
-    ) -> Float[Array, "b h w c"]:
-        if "mean" in batch:
-            codec = family.codec(partition.networks)
-            return scaled_latents(codec, batch["mean"], batch["logvar"], key)
-        return encode_latents(family.codec(encoders), batch["image"], key)
-
-    def make_cond(
-        encoders: Mapping[str, Any],
-        null: Mapping[str, Array],
-        batch: dict[str, Array],
-        key: Key[Array, "..."],
-    ) -> dict[str, Array]:
-        rates, b = (config.caption_dropout, config.caption_dropout_per_encoder), _size(batch)
-        cached = any(column in batch for column in (POOLED_COLUMN, *STATE_COLUMNS))
-        if cached or not family.text_encoders:
-            encodings = model.cached_text_encodings(batch, dtype)
-            dropped = caption_dropout_masks(key, b, len(encodings), *rates)
-            empty = model.cached_text_encodings(
-                {name: array[None] for name, array in null.items()}, dtype
-            )
-            rows = zip(dropped, empty, encodings, strict=False)  # a mask also without encoders
-            encodings = [select_rows(*each) for each in rows]
-        else:
-            texts = {name: batch[ids] for name, ids in family.id_columns.items()}
-            ids, dropped = drop_captions(key, texts, null, *rates)
-            encodings = model.encode_captions(encoders, ids)
-        scale = jnp.full(b, config.distilled_guidance_scale, jnp.float32)
-        return model.conditioning(encodings, dropped, {**batch, GUIDANCE_SCALE: scale})
-
-    def errors(
+    def losses(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
-    ) -> tuple[Float[Array, "b"], Times, Float[Array, ""]]:
-        """Weighted error and timestep of each image, and the standard deviation of latents."""
+    ) -> tuple[Float[Array, "b"], Times, Metrics]:
+        """Weighted loss and timestep of each image, and what else is reported of the batch."""
         latent_key, drop_key, timestep_key, noise_key = per_sample_split(key, _size(batch), 4)
         tables = model.merge_weights(params, frozen)
         encoders = model.build_encoders(tables)
-        x0 = latents(encoders, batch, latent_key)
-        cond = make_cond(encoders, frozen.null, batch, drop_key)
+        x0 = model.batch_latents(encoders, batch, latent_key)
+        cond = _batch_conditioning(config, model, encoders, frozen.null, batch, drop_key)
         t = sample_times(
             timestep_key,
             x0.shape[:1],
@@ -306,21 +292,25 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
             num_patches(x0) if config.timestep_shift_by_resolution else None,
         )
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
-        per_image = denoising_errors(
-            config, lambda x, t: model.network(tables[family.network], x, t, cond), x0, t, eps
-        )
-        return per_image * batch["weight"] if "weight" in batch else per_image, t, jnp.std(x0)
+        own = tables[model.family.network]
+        call = functools.partial(model.network, own, cond=cond, **options)
+        per_image, bound = denoising_losses(config, call, x0, t, eps)
+        metrics = {"latent_std": jnp.std(x0)}
+        if bound is not None:
+            per_image += config.vlb_weight * bound
+            metrics["vlb"] = jnp.mean(bound)
+        return per_image * batch["weight"] if "weight" in batch else per_image, t, metrics
 
     def loss(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> tuple[Array, Metrics]:
-        per_image, _, latent_std = errors(params, frozen, batch, key)
-        return jnp.mean(per_image), {"latent_std": latent_std}
+        per_image, _, metrics = losses(params, frozen, batch, key)
+        return jnp.mean(per_image), metrics
 
     def eval_metrics(
         params: Params, frozen: Frozen, batch: dict[str, Array], key: Key[Array, "..."]
     ) -> Metrics:
-        per_image, t, _ = errors(params, frozen, batch, key)
+        per_image, t, _ = losses(params, frozen, batch, key)
         schedule = config.schedule
         end = schedule.time_scale if isinstance(schedule, FlowSchedule) else schedule.num_discrete
         return {"loss": jnp.mean(per_image)} | loss_by_timestep_quartile(per_image, t, end)
@@ -328,6 +318,34 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
     return TrainingTask(
         partition.shapes, partition.init, loss, rules=partition.rules, eval_metrics=eval_metrics
     )
+
+
+def _batch_conditioning(
+    config: DiffusionObjective,
+    model: LatentDiffusion,
+    encoders: Mapping[str, Any],
+    null: Mapping[str, Array],
+    batch: dict[str, Array],
+    key: Key[Array, "..."],
+) -> dict[str, Array]:
+    """The network's conditioning for a batch, in which some captions are dropped."""
+    dtype = model.network.module.dtype
+    rates, b = (config.caption_dropout, config.caption_dropout_per_encoder), _size(batch)
+    cached = any(column in batch for column in (POOLED_COLUMN, *STATE_COLUMNS))
+    if cached or not model.family.text_encoders:
+        encodings = model.cached_text_encodings(batch, dtype)
+        dropped = caption_dropout_masks(key, b, len(encodings), *rates)
+        empty = model.cached_text_encodings(
+            {name: array[None] for name, array in null.items()}, dtype
+        )
+        rows = zip(dropped, empty, encodings, strict=False)  # a mask also without encoders
+        encodings = [select_rows(*each) for each in rows]
+    else:
+        texts = {name: batch[ids] for name, ids in model.family.id_columns.items()}
+        ids, dropped = drop_captions(key, texts, null, *rates)
+        encodings = model.encode_captions(encoders, ids)
+    scale = jnp.full(b, config.distilled_guidance_scale, jnp.float32)
+    return model.conditioning(encodings, dropped, {**batch, GUIDANCE_SCALE: scale})
 
 
 def num_patches(latents: Float[Array, "b h w c"]) -> int:
@@ -374,16 +392,35 @@ def scaled_latents(
     return codec.scale(sample_latents(mean, logvar, noise))
 
 
-def denoising_errors(
+class DenoisingLosses(NamedTuple):
+    """The parts of each image's loss."""
+
+    error: Float[Array, "b"]  # the weighted squared error: L_simple, if the weight is 1
+    bound: Float[Array, "b"] | None  # an estimate of L_vlb in bits per element, see `bound_terms`
+
+
+def denoising_losses(
     config: DiffusionObjective,
     network: Callable[[Array, Array], Array],
     x0: Float[Array, "b h w c"],
     t: Times,
     eps: Float[Array, "b h w c"],
-) -> Float[Array, "b"]:
-    """Each image's weighted squared error of `network(x_t, t)` at x_t = alpha x0 + sigma eps."""
+) -> DenoisingLosses:
+    """The losses of `network(x_t, t)` at x_t = alpha x0 + sigma eps.
+
+    A network that outputs twice the channels learns a variance, the second half. Only that is
+    trained by the bound, which has no gradient for the prediction (2102.09672, section 3.1).
+    """
     alpha, sigma = config.schedule.alpha_sigma(t)
     prediction_type = config.prediction_type
-    output = network(add_noise(x0, eps, alpha, sigma), t)
+    x = add_noise(x0, eps, alpha, sigma)
+    output, variance = jnp.split(network(x, t), [x0.shape[-1]], axis=-1)
     weight = loss_weights(config.weighting, prediction_type, snr(alpha, sigma), config.snr_gamma)
-    return squared_errors(*regression(prediction_type, output, x0, eps, alpha, sigma), weight)
+    pair = regression(prediction_type, output, x0, eps, alpha, sigma)
+    error = squared_errors(*pair, weight)
+    schedule = config.schedule
+    if not variance.size or not isinstance(schedule, VPSchedule):
+        return DenoisingLosses(error, None)
+    D = predict(prediction_type, jax.lax.stop_gradient(output), x, alpha, sigma).x0
+    terms = bound_terms(schedule, variance, D, x0, t)
+    return DenoisingLosses(error, schedule.num_discrete * terms)
