@@ -64,7 +64,7 @@ class NetworkAdapter(ABC):
 
     def check_perturbed(self) -> None:
         """InputError if guidance rules cannot perturb this network, as its call raises."""
-        if self.unperturbed is not None:
+        if self.unperturbable is not None:
             raise InputError(
                 f"guidance: got perturbed attention for {self.unperturbable}, expected another rule"
             )

@@ -23,7 +23,7 @@ Vector = Float[Array, "b d"]
 EPS = 1e-6  # of these norms in all published models
 
 
-def modulated_norm(x: Tokens, shift: Vector, scale: Vector, eps: float = EPS) -> Tokens:
+def modulated_norm(x: Tokens, shift: Vector, scale: Vector, *, eps: float = EPS) -> Tokens:
     """LayerNorm(x) (1 + scale) + shift, with one shift and one scale for all tokens of an image."""
 
     def plain(x: Array, shift: Array, scale: Array) -> Array:
@@ -64,7 +64,7 @@ class AdaLayerNormZero(nnx.Module):
     def __call__(self, x: Tokens, vector: Vector) -> tuple[Tokens, tuple[Vector, ...]]:
         """The normed tokens, shifted and scaled by the first two chunks, and the other chunks."""
         shift, scale, *others = jnp.split(self.linear(jax.nn.silu(vector)), self.chunks, axis=-1)
-        return modulated_norm(x, shift, scale, self.eps), tuple(others)
+        return modulated_norm(x, shift, scale, eps=self.eps), tuple(others)
 
 
 class AdaLayerNormContinuous(nnx.Module):
@@ -77,4 +77,4 @@ class AdaLayerNormContinuous(nnx.Module):
     def __call__(self, x: Tokens, vector: Float[Array, "b e"]) -> Tokens:
         """The normed tokens, scaled and shifted."""
         scale, shift = jnp.split(self.linear(jax.nn.silu(vector)), 2, axis=-1)
-        return modulated_norm(x, shift, scale, self.eps)
+        return modulated_norm(x, shift, scale, eps=self.eps)

@@ -169,5 +169,5 @@ def test_no_kernel_for_few_tokens_or_on_other_platforms(monkeypatch):
         traced = str(jax.make_jaxpr(norm)(heads, turned(tokens, 16)))
         assert traced.count("name=head_norm_forward") == kernels
     np.testing.assert_allclose(
-        modulated_norm(x, vector, vector, EPS), modulated_by_hand(x, vector, vector), atol=1e-5
+        modulated_norm(x, vector, vector, eps=EPS), modulated_by_hand(x, vector, vector), atol=1e-5
     )

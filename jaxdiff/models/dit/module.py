@@ -61,7 +61,7 @@ class DiTBlock(nnx.Module):
             x, self.condition(timesteps, labels)
         )
         x = x + gated(self.attn1(normed), gate)
-        normed = modulated_norm(x, ff_shift, ff_scale, self.norm_eps)
+        normed = modulated_norm(x, ff_shift, ff_scale, eps=self.norm_eps)
         return x + gated(self.ff(normed), ff_gate)
 
     def condition(self, timesteps: Times, labels: Int[Array, "b"]) -> Float[Array, "b d"]:

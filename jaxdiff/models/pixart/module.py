@@ -95,9 +95,9 @@ class PixArtBlock(nnx.Module):
         table = self.scale_shift_table[...].astype(modulation.dtype)
         chunks = modulation + table[None]
         shift, scale, gate, ff_shift, ff_scale, ff_gate = (chunks[:, i] for i in range(CHUNKS))
-        x = x + gated(self.attn1(modulated_norm(x, shift, scale, self.norm_eps)), gate)
+        x = x + gated(self.attn1(modulated_norm(x, shift, scale, eps=self.norm_eps)), gate)
         x = x + self.attn2(x, context)
-        normed = modulated_norm(x, ff_shift, ff_scale, self.norm_eps)
+        normed = modulated_norm(x, ff_shift, ff_scale, eps=self.norm_eps)
         return x + gated(self.ff(normed), ff_gate)
 
 
