@@ -12,10 +12,11 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxdiff.core.types import Array, Dtype, Float
-from jaxdiff.nn.rotary import Rotation, exchange
+from jaxdiff.nn.rotary import Rotation
 from jaxdiff.nn.tpu_kernels import (
     BY_HEAD,
     LANES,
@@ -152,6 +153,14 @@ def _call(
         interpret=config.interpret,
         name=f"head_norm_{direction}_{columns // config.batch}",
     )(*arrays, scale, *matrix, *tables)
+
+
+def exchange(width: int, dtype: Dtype) -> Float[np.ndarray, "d d"]:
+    """The matrix E of 0, 1 and -1 for which E' y has -y[2 j + 1] and y[2 j] at 2 j and 2 j + 1.
+
+    A product with it is exact, and takes a tenth of the time of moving rows.
+    """
+    return np.kron(np.identity(width // 2), np.array([[0, 1], [-1, 0]])).astype(dtype)
 
 
 def _forward_kernel(x_ref, scale_ref, *refs, config: _KernelConfig):

@@ -101,7 +101,8 @@ class _PlannedMesh:
         return sum(size for name, size in self.weights.items() if name not in texts)
 
     def _compiled(self, name: str, each: int) -> Plan:
-        program = self._programs[name]
+        program, images = self._programs[name], each * self.batch_multiple
+        model_flops = program.flops(images) / self.topology.num_chips
         with jax.default_matmul_precision(
             "highest" if dtype_of(self.options.dtype) == jnp.float32 else None
         ):
@@ -109,13 +110,12 @@ class _PlannedMesh:
             compiled = compile_traced(traced, self.topology)
         if name == LOOP:  # that over the steps, of which the plan is of one
             compiled = compiled._replace(unknown_loops=compiled.unknown_loops - 1)
-        images = each * self.batch_multiple
         own = used_bytes(traced, program.weights)
         return Plan(
             topology=self.topology,
             batch_size=images,
             compiled=compiled,
-            model_flops=program.flops(images) / self.topology.num_chips,
+            model_flops=model_flops,
             state_bytes={"weights": shard_bytes(program.weights)},
             resident_bytes=self.resident(name) - own,
             steps=program.runs,

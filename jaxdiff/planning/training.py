@@ -60,6 +60,7 @@ def training_planner(config: TrainConfig, *, largest: bool) -> Planner:
             step = trace_step(config, training, devices, batch_size)
             return compile_traced(step.traced, topology)
 
+        model_flops = step_flops(training, config.batch_size) / topology.num_chips
         step = trace_step(config, training, devices, config.batch_size)
         first = compile_traced(step.traced, topology)
         max_batch = None
@@ -72,7 +73,7 @@ def training_planner(config: TrainConfig, *, largest: bool) -> Planner:
             topology=topology,
             batch_size=config.batch_size,
             compiled=first,
-            model_flops=step_flops(training, config.batch_size) / topology.num_chips,
+            model_flops=model_flops,
             state_bytes=step.state_bytes,
             max_batch_size=max_batch,
         )

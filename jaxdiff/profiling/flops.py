@@ -64,12 +64,13 @@ def _equation(equation: core.JaxprEqn, depends_on_params: list[bool]) -> tuple[f
         return _convolution(equation) * (1 + sum(depends_on_params)), any_depends
     if name == "while":
         raise NotImplementedError("a loop whose length is not known from shapes")
-    inner = [_jaxpr(value) for value in _programs(parameters)]
+    # Of kernels, attention's are above, and those of norms replace no products of the model.
+    inner = [] if name == "pallas_call" else [_jaxpr(value) for value in _programs(parameters)]
     if not inner:
         return 0.0, any_depends
-    if name == "cond":  # the most expensive branch
+    if name == "cond":  # by platform: what one of them computes more is not the model's
         found = [_walk(branch, depends_on_params[1:]) for branch in inner]
-        return max(flops for flops, _ in found), any_depends
+        return min(flops for flops, _ in found), any_depends
     if name == "scan":
         # An iteration's dependencies may reach the next through the carry.
         depends_on_params = [any(depends_on_params)] * len(depends_on_params)

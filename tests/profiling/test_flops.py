@@ -8,9 +8,37 @@ from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.models.presets import preset
 from jaxdiff.nn import attention as module
 from jaxdiff.nn.attention import attention
+from jaxdiff.nn.head_norm import HeadNorm
+from jaxdiff.nn.layers import LayerFactory
+from jaxdiff.nn.modulation import modulated_norm
+from jaxdiff.nn.rotary import rotation
 from jaxdiff.profiling.flops import forward_flops, gradient_flops
 
 S = jax.ShapeDtypeStruct
+
+
+def test_what_a_platform_computes_besides_does_not_count(monkeypatch):
+    """Kernels of norms have no products of the model, nor do rows that a TPU has twice."""
+    monkeypatch.setattr("jaxdiff.nn.platforms.has_tpu_compiler", lambda: True)
+    layers = LayerFactory(rngs=None)
+    norm, linear = HeadNorm(16, layers=layers, eps=1e-6), layers.linear(16, 32)
+    by = rotation(jnp.arange(512)[:, None], (16,))
+    heads, vectors = S((2, 512, 3, 16), jnp.float32), S((2, 16), jnp.float32)
+
+    def normed(params, x):
+        return with_params(norm, params)(x, by)
+
+    def modulated(vector, x):
+        return modulated_norm(x, vector, vector)
+
+    def product(params, x):
+        return with_params(linear, params)(x)
+
+    tokens = S((2, 512, 16), jnp.float32)
+    for count, factor in ((forward_flops, 1), (gradient_flops, 2)):
+        assert count(normed, param_dict(norm), heads) == 0
+        assert count(modulated, vectors, tokens) == 0
+        assert count(product, param_dict(linear), vectors) == factor * 2 * 2 * 16 * 32
 
 
 def test_a_product_costs_once_more_for_each_side_that_is_trained():
