@@ -152,7 +152,6 @@ CHIPS: dict[str, Chip] = {
         cores=1,
         dimensions=2,
         accelerator="v5litepod-4",
-        scoped_memory=2**16,
     ),
     "v5p": TPU(
         kind="TPU v5",
