@@ -100,13 +100,12 @@ class LoadedModel(Addons):
         self._auxiliary = AuxiliaryModels(
             GuidanceModel(self.stages, self._tokenizers, channels, self.schedule), folder
         )
-        adapter = self.family.adapter(self.network, self.prediction_type)
         self._facts = ModelFacts(
             family=self.family,
             schedule=self.schedule,
             scheduler_options=SchedulerOptions.from_config(parts.scheduler, parts.class_name),
             prediction_type=self.prediction_type,
-            learns_variance=adapter.learns_variance,
+            learns_variance=self._adapter.learns_variance,
             vae_scale_factor=downscale,
             latent_channels=channels,
         )

@@ -70,7 +70,8 @@ class Pipeline(LoadedModel):
             **options,
         )
         for request in requests:
-            self._check_network(request)
+            if any(stream.perturbed for stream in parse(request.guidance).streams):
+                self._adapter.check_perturbed()
         if latents is not None:
             requests = with_noise(requests, latents, facts.latent_shape(requests[0]))
         if image is not None or options.get("denoising_end") is not None:
@@ -141,10 +142,7 @@ class Pipeline(LoadedModel):
     def stream(
         self, requests: Sequence[Request], **settings: Any
     ) -> Iterator[tuple[list[int], Output]]:
-        """Like `generate`, batch by batch: the numbers of requests, and the output of these.
-
-        `Output.failures` says which images are not finite.
-        """
+        """Like `generate`, by batch: numbers of requests, and their output with its `failures`."""
         own = make_settings(settings)
         self._check(requests)
         for result in self._generator.generate(requests, own):
@@ -161,17 +159,12 @@ class Pipeline(LoadedModel):
             )
         if not requests:
             raise InputError("requests: got none, expected at least one")
-        facts = self._facts
         for request in requests:
-            check(request, self.family, facts.vae_scale_factor, facts.learns_variance)
-            self._check_network(request)
+            check(request, self.family, self._facts.vae_scale_factor, self._facts.learns_variance)
+            if any(stream.perturbed for stream in parse(request.guidance).streams):
+                self._adapter.check_perturbed()
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))
-
-    def _check_network(self, request: Request) -> None:
-        """InputError for a guidance rule that the network cannot serve."""
-        if any(stream.perturbed for stream in parse(request.guidance).streams):
-            self._adapter.check_perturbed()
 
     @rename_arguments
     def invert(

@@ -358,12 +358,10 @@ def check(request: Request, family: Family, vae_scale_factor: int, learns_varian
             f"strength: got {request.strength} with denoising_start {request.denoising_start}, "
             "expected only one of them"
         )
-    if request.image is None:
-        for name in ("strength", "denoising_start"):
-            if (value := getattr(request, name)) is not None:
-                raise InputError(f"{name}: got {value} without an image, expected an image too")
-        if request.mask is not None:
-            raise InputError("mask: got a mask without an image, expected an image too")
+    for name in ("strength", "denoising_start", "mask") if request.image is None else ():
+        if (value := getattr(request, name)) is not None:
+            got = "a mask" if name == "mask" else value
+            raise InputError(f"{name}: got {got} without an image, expected an image too")
     _check_family(request, family)
 
 
