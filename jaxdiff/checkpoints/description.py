@@ -25,7 +25,7 @@ from jaxdiff.checkpoints.single_file_layouts import (
     SingleFileLayout,
 )
 from jaxdiff.checkpoints.single_file_settings import read_layout
-from jaxdiff.checkpoints.text_encoder_files import T5, VOCABULARY
+from jaxdiff.checkpoints.text_encoder_files import T5, VOCABULARY, tokenizer_beside
 from jaxdiff.checkpoints.tokenizers import WHOLE
 from jaxdiff.checkpoints.vae_layouts import find_vae
 from jaxdiff.checkpoints.weights import find_weights, read_weights
@@ -132,6 +132,7 @@ def _single_file(
             part.tokenizer
             for part in layout.components
             if part.tokenizer and part.pad is None and part not in lacking
+            if part.class_name != T5 or tokenizer_beside(path) is None
         ),
     )
     optional = tuple(part.name for part in lacking if part.optional)

@@ -91,8 +91,8 @@ def vae_setting(source: str, codec: Any) -> str:
 
 
 def text_encoders_setting(paths: Sequence[str]) -> list[str]:
-    """The entry of text encoders in files of their own in the settings: names and digests."""
-    return sorted(f"{pathlib.Path(path).name} {file_digest(pathlib.Path(path))}" for path in paths)
+    """The entry of text encoders' files in the settings: names, as "weights" has their content."""
+    return sorted(pathlib.Path(path).name for path in paths)
 
 
 def check_guidance_model(*rules: str) -> None:

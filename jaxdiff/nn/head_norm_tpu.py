@@ -137,7 +137,7 @@ def _call(
     def whole(x: Array) -> pl.BlockSpec:
         return pl.BlockSpec(x.shape, lambda b, i, h: (0, 0))
 
-    matrix = (jnp.asarray(exchange(width, arrays[-1].dtype)),) if tables else ()
+    matrix = (jnp.asarray(exchange(width, config.dtype)),) if tables else ()
     of_tokens = pl.BlockSpec((width, block), lambda b, i, h: (0, i))
     return pl.pallas_call(
         functools.partial(kernel, config=config),

@@ -62,7 +62,7 @@ class Linear(nnx.Module):
         # As one matrix, for XLA on the CPU is slow at weight gradients that sum over several axes.
         # On a TPU tokens keep to their images, or attention has them turned before and after it.
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)[rows, columns]
-        as_it_is = jnp.dot if x.ndim > 2 else _vector_product
+        as_it_is = _vector_product if x.ndim == 2 else jnp.dot
         return platform_dependent(x, kernel, tpu=as_it_is, default=as_rows)
 
     def _biased(self, y: Float[Array, "... o"], columns: slice = ALL) -> Float[Array, "... o"]:
@@ -72,7 +72,7 @@ class Linear(nnx.Module):
 
 
 def _vector_product(x: Float[Array, "b i"], kernel: Float[Array, "i o"]) -> Float[Array, "b o"]:
-    """x W of each row twice: of a single one, a TPU takes the sums without its matrix units."""
+    """x W of each row twice: of one row, which a chip may have, a TPU uses no matrix units."""
     return jnp.dot(jnp.stack([x, x], axis=1), kernel)[:, 0]
 
 

@@ -214,7 +214,7 @@ def published_model(
     if source in PUBLISHED_MODELS and plain:
         parts = PUBLISHED_MODELS[source].pipeline(**options)
     else:
-        _check_there(source, given)
+        _check_there(source, given, by_name=plain)
         if pathlib.Path(source).is_dir() and plain:  # tokenizers may lack
             parts = _folder(pathlib.Path(source), **options)
         else:
@@ -230,11 +230,16 @@ def published_model(
     return detect_family(parts.class_name, modules, parts.options, source=source), parts
 
 
-def _check_there(source: str, others: Mapping[str, str] = MappingProxyType({})) -> None:
-    """InputError for a model, or `others` by option, that would have to be downloaded."""
+def _check_there(
+    source: str, others: Mapping[str, str] = MappingProxyType({}), *, by_name: bool = True
+) -> None:
+    """InputError for a model, or `others` by option, that would have to be downloaded.
+
+    `by_name` says that a published model would do.
+    """
     for name, place in {"model": source, **others}.items():
         if not pathlib.Path(place).exists():
-            known = f", or {', '.join(PUBLISHED_MODELS)}" if name == "model" and not others else ""
+            known = f", or {', '.join(PUBLISHED_MODELS)}" if name == "model" and by_name else ""
             raise InputError(
                 f"plan: {name}: got {place}, expected a folder or file that is there{known}"
             )

@@ -43,6 +43,11 @@ class SamplingOptions(ModelOptions):
     model: str = dataclasses.field()
     """A diffusers folder or a checkpoint file, whose weights are not read, or the name of a
     published repository, of which nothing is."""
+    vae: str | None = None
+    """A VAE instead of the model's own (also TAESD): a folder or a file."""
+    base: str | None = None
+    """A diffusers folder with what a checkpoint file lacks: text encoders, tokenizers, VAE,
+    schedule."""
     batch_size: int = 8
     """Images per batch, over all devices together."""
     steps: int | None = None

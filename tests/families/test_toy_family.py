@@ -116,6 +116,9 @@ class ToyAdapter:
     def __init__(self, module, prediction_type):
         self.module, self.prediction_type = module, prediction_type
 
+    def check_perturbed(self):
+        raise InputError("guidance: got perturbed attention for a toy")
+
     def __call__(self, params, x, t, cond):
         """The output with weights by dotted path."""
         return with_params(self.module, params)(x, t, **cond)
