@@ -15,21 +15,22 @@ from jaxdiff.training.config import DiffusionObjective, OptimiserConfig, VAEObje
 # Options that have an effect whatever the others are, or of which the command says more than a
 # table could: those that a line of a prompt file can give, and those of other parts of a command.
 ALONE = {
-    generate: "prompt prompts from_image model vae base negative_prompt prompt_2 negative_prompt_2 "
-    "prompt_3 negative_prompt_3 "
-    "guidance_scale guidance negative_scale classifier_scale clip_scale guidance_model steps "
-    "sampler timestep_spacing eta height width image mask strength hires_scale lora "
-    "textual_inversion refiner clip_skip max_sequence_length vae_tile prompt_syntax seed "
-    "num_images batch_size dtype mesh offload output json",
-    evaluate: "model guidance_scale guidance classifier_scale steps sampler timestep_spacing seed "
-    "batch_size mesh prompt output",
+    generate: "prompt prompts from_image model vae base text_encoders negative_prompt prompt_2 "
+    "negative_prompt_2 prompt_3 negative_prompt_3 guidance_scale guidance negative_scale "
+    "distilled_guidance_scale classifier_scale clip_scale guidance_model steps sampler "
+    "timestep_spacing eta height width image mask strength hires_scale lora textual_inversion "
+    "refiner clip_skip max_sequence_length vae_tile prompt_syntax seed num_images batch_size dtype "
+    "mesh offload output json",
+    evaluate: "model vae base text_encoders guidance_scale guidance classifier_scale steps sampler "
+    "timestep_spacing seed batch_size mesh prompt output",
     sweep: "prompt scales guidance samplers steps negative_prompt classifier_scales clip_scales "
-    "model guidance_model mesh evaluate measure_speed seed output",
-    strip: "prompt show_steps model negative_prompt guidance guidance_scale classifier_scale steps "
-    "sampler timestep_spacing seed output",
+    "model vae base text_encoders guidance_model mesh evaluate measure_speed seed output",
+    strip: "prompt show_steps model vae base text_encoders negative_prompt guidance guidance_scale "
+    "classifier_scale steps sampler timestep_spacing seed output",
     cache_latents: "vae output data texts dtype compute_dtype batch_size shard_size "
     "min_bucket_size process_count",
-    convert: "source output format dtype variant prediction_type scaling_factor vae base",
+    convert: "source output format dtype variant prediction_type scaling_factor vae base "
+    "text_encoders",
     export: "source output ema dtype guidance_scale steps sampler timestep_spacing "
     "closed_vocabulary",
 }

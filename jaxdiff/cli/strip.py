@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from jaxdiff.checkpoints import model_options
-from jaxdiff.checkpoints.model_options import ModelOptions
+from jaxdiff.checkpoints.model_options import COMPONENTS, NEEDS, ModelOptions
 from jaxdiff.cli.arguments import parse
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.configs import check_needs
@@ -45,14 +44,14 @@ class Options(ModelOptions):
 def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, generate, write. Raises InputError on bad input."""
     options = parse(Options, arguments, prog="jaxdiff strip")
-    check_needs(options, model_options.NEEDS)
+    check_needs(options, NEEDS)
     shown = None if options.show_steps is None else _step_numbers(options.show_steps)
     check_file(options.output)  # before anything is generated
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
     from jaxdiff.evaluation.strip import make_strip
     from jaxdiff.pipeline.request import check_options
 
-    own = ("prompt", "show_steps", "model", "output", *model_options.COMPONENTS)
+    own = ("prompt", "show_steps", "model", "output", *COMPONENTS)
     call = {name: value for name, value in vars(options).items() if name not in own}
     check_options(call)
     pipe = jaxdiff.load(options.model, **options.components())

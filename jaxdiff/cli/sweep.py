@@ -3,8 +3,8 @@
 import dataclasses
 import pathlib
 import shlex
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import tyro
 from rich import progress
@@ -72,6 +72,7 @@ class Options(ModelOptions):
     """The PNG file to write."""
 
 
+AXES = ("scales", "guidance", "samplers", "steps", "classifier_scales", "clip_scales")
 NEEDS = {**model_options.NEEDS, "prompt_stride": Need("evaluate")}
 
 
@@ -86,13 +87,12 @@ def run(arguments: Sequence[str]) -> None:
         raise InputError(f"output: got {options.output}, expected a file name that ends in .png")
     check_file(options.output)  # before any image is generated
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
-    from jaxdiff.evaluation.sweep import Sweep, make_axes
+    from jaxdiff.evaluation.sweep import Sweep, check_axes, make_axes
     from jaxdiff.evaluation.sweep_results import Results
     from jaxdiff.generation.models import check_guidance_model
-    from jaxdiff.pipeline.request import check_options
 
-    for name, value in _choices(options):
-        check_options({name: value})
+    choices = {name: getattr(options, name) for name in AXES}
+    check_axes(**choices)
     pipe, weaker = jaxdiff.load(options.model, mesh=options.mesh, **options.components()), None
     if options.guidance_model is not None:
         check_guidance_model(*(options.guidance or [pipe.defaults.guidance]))
@@ -101,15 +101,7 @@ def run(arguments: Sequence[str]) -> None:
     judge = procedural_dataset(EMBEDDED_DATA) if options.evaluate else None
     if judge is not None:
         judge.check_model_size(pipe.defaults.height, pipe.defaults.width)
-    axes = make_axes(
-        pipe,
-        scales=options.scales,
-        guidance=options.guidance,
-        samplers=options.samplers,
-        steps=options.steps,
-        classifier_scales=options.classifier_scales,
-        clip_scales=options.clip_scales,
-    )
+    axes = make_axes(pipe, **choices)
     sweep = Sweep(
         pipe=pipe,
         guidance_model=weaker,
@@ -138,17 +130,3 @@ def run(arguments: Sequence[str]) -> None:
     command = f"python -m jaxdiff sweep {shlex.join(arguments)}"
     for path in sweep.write(options.output, axes, results, images, command):
         print(path)
-
-
-def _choices(options: Options) -> Iterator[tuple[str, Any]]:
-    """Each value of each option of the model's call that is compared."""
-    compared = {
-        "guidance_scale": options.scales,
-        "guidance": options.guidance,
-        "sampler": options.samplers,
-        "steps": options.steps,
-        "classifier_scale": options.classifier_scales,
-        "clip_scale": options.clip_scales,
-    }
-    for name, values in compared.items():
-        yield from ((name, value) for value in values)

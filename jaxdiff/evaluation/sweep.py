@@ -48,8 +48,7 @@ class Axes(NamedTuple):
         return [SweepPoint(c, scale) for c in self.combinations for scale in self.scales]
 
 
-def make_axes(
-    pipe: Any,
+def check_axes(
     *,
     scales: Sequence[float],
     guidance: Sequence[str] = (),
@@ -57,12 +56,9 @@ def make_axes(
     steps: Sequence[int] = (),
     classifier_scales: Sequence[float] = (0.0,),
     clip_scales: Sequence[float] = (0.0,),
-) -> Axes:
-    """The axes, with the defaults of `pipe` where one is empty; InputError for bad values."""
-    own = pipe.defaults
-    rules = [rename_guidance(rule) for rule in guidance or (own.guidance,)]
-    samplers, steps = samplers or (own.sampler,), steps or (own.steps,)
-    for rule in rules:
+) -> None:
+    """InputError for values that suit no model, and for no scales."""
+    for rule in guidance:
         parse(rule)
     for sampler in samplers:
         get_sampler(sampler, kind="samplers")
@@ -74,6 +70,22 @@ def make_axes(
             raise InputError(f"{name}: got none, expected at least one")
         for scale in values:
             in_range(name, scale, 0, MAX_SCALE)
+
+
+def make_axes(
+    pipe: Any,
+    *,
+    scales: Sequence[float],
+    guidance: Sequence[str] = (),
+    samplers: Sequence[str] = (),
+    steps: Sequence[int] = (),
+    classifier_scales: Sequence[float] = (0.0,),
+    clip_scales: Sequence[float] = (0.0,),
+) -> Axes:
+    """The axes of values that `check_axes` accepts; an empty one has the default of `pipe`."""
+    own = pipe.defaults
+    rules = [rename_guidance(rule) for rule in guidance or (own.guidance,)]
+    samplers, steps = samplers or (own.sampler,), steps or (own.steps,)
     unique = dict.fromkeys  # keeps the order
     axes = map(unique, (rules, samplers, steps, classifier_scales, clip_scales))
     return Axes([*map(Combination._make, itertools.product(*axes))], tuple(unique(scales)))

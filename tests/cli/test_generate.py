@@ -649,7 +649,7 @@ def test_mistakes_with_files_are_one_sentence(model, tmp_path, capsys, arguments
         ("generate a --classifier no --classifier-scale 1", "classifier: got no (no such folder)"),
         ("strip a --sampler dpmp", "sampler: got 'dpmp', expected one of"),
         ("evaluate --guidance cgf", "guidance: got 'cgf', expected one of"),
-        ("sweep a --samplers euler dpmp", "sampler: got 'dpmp', expected one of"),
+        ("sweep a --samplers euler dpmp", "samplers: got 'dpmp', expected one of"),
         ("sweep a --guidance cgf", "guidance: got 'cgf', expected one of"),
     ],
 )

@@ -248,7 +248,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capsys):
             "sweep: output: got ., expected a file name that ends in .png",
         ),
         ("sweep", ["--output", "none.png", "--guidance", "cgf"], "sweep: guidance: got 'cgf'"),
-        ("sweep", ["--output", "none.png", "--sampler", "x"], "sweep: sampler: got 'x'"),
+        ("sweep", ["--output", "none.png", "--sampler", "x"], "sweep: samplers: got 'x'"),
         ("sweep", ["--output", "none.png", "--steps", "0"], "sweep: steps: got 0"),
         ("sweep", ["--output", "none.png", "--scales", "-1"], "sweep: scales: got -1"),
         ("sweep", ["--output", "none.png", "--clip-scale", "-1"], "sweep: clip_scales: got -1"),
