@@ -137,7 +137,7 @@ def main() -> None:
         timed = function if options.forward else jax.value_and_grad(loss)
         step = jax.jit(timed, in_shardings=here, out_shardings=here)
         traced = step.trace(*shapes) if options.forward else step.trace(shapes, direction)
-        found = compile_traced(traced, topology)
+        found = compile_traced(traced, topology, transformer=of_flux)
         cycles = [total / batch / 1e6 for total in (found.cycles or 0, found.kernel_cycles)]
         print(f"{options.part}, {batch} images: {cycles[0]:.2f} M cycles an image", end="")
         print(f" and {cycles[1]:.2f} M in kernels")

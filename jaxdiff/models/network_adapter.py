@@ -29,8 +29,10 @@ class NetworkAdapter(ABC):
     graph: Any = dataclasses.field(init=False, repr=False)
 
     sharding_rules: ClassVar[Rules]
-    # what errors call a network whose attention no guidance rule can perturb; None: rules can
+    # what errors call a network whose attention no guidance rule can perturb; None: the module's
+    # own `check_perturbed` says whether rules can
     unperturbable: ClassVar[str | None] = None
+    is_transformer: ClassVar[bool] = True  # products of thousands of channels: `chips` compiles so
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graph", nnx.split(self.module)[0])
@@ -64,7 +66,9 @@ class NetworkAdapter(ABC):
 
     def check_perturbed(self) -> None:
         """InputError if guidance rules cannot perturb this network, as its call raises."""
-        if self.unperturbable is not None:
+        if self.unperturbable is None:
+            self.module.check_perturbed()
+        else:
             raise InputError(
                 f"guidance: got perturbed attention for {self.unperturbable}, expected another rule"
             )

@@ -51,15 +51,16 @@ class TPU(Chip):
     cores: int  # per device; they share a kernel's steps
     accelerator: str  # TPU_ACCELERATOR_TYPE of one host
     options: dict[str, str] = dataclasses.field(default_factory=dict)  # of the topology
-    scoped_memory: int | None = None  # KiB of fast memory for an operation; None: XLA's default
+    # KiB of fast memory for an operation of a transformer, whose wide products are cut into fewer
+    # pieces then; None: XLA's default, which is best for a UNet
+    transformer_memory: int | None = None
 
     @property
-    def compiler_options(self) -> dict[str, str]:
-        """What programs are compiled with, where LIBTPU_INIT_ARGS does not say it."""
+    def transformer_options(self) -> dict[str, str]:
+        """What a transformer is compiled with, where LIBTPU_INIT_ARGS does not say it."""
         given = SCOPED_MEMORY in os.environ.get("LIBTPU_INIT_ARGS", "")
-        return (
-            {} if given or self.scoped_memory is None else {SCOPED_MEMORY: f"{self.scoped_memory}"}
-        )
+        memory = self.transformer_memory
+        return {} if given or memory is None else {SCOPED_MEMORY: f"{memory}"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,7 @@ CHIPS: dict[str, Chip] = {
         cores=1,
         dimensions=2,
         accelerator="v6e-4",
-        scoped_memory=2**16,
+        transformer_memory=2**16,
     ),
     "a100": GPU(
         kind="A100",
@@ -210,7 +211,7 @@ def peak_flops() -> float | None:
     return None if chip is None else chip.peak_flops * jax.device_count()
 
 
-def compiler_options(device_kind: str) -> dict[str, str]:
-    """What XLA is to be given for programs that run on such devices."""
+def compiler_options(device_kind: str, *, transformer: bool) -> dict[str, str]:
+    """What XLA is given for a program of a network, or of a `transformer`, on such devices."""
     chip = _chip_of(device_kind)
-    return chip.compiler_options if isinstance(chip, TPU) else {}
+    return chip.transformer_options if transformer and isinstance(chip, TPU) else {}

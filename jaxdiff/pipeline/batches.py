@@ -52,8 +52,7 @@ class ModelFacts(NamedTuple):
     family: Family
     schedule: Schedule
     scheduler_options: SchedulerOptions
-    prediction_type: str
-    learns_variance: bool  # whether the network does
+    network: Any  # the adapter of the denoiser
     vae_scale_factor: int
     latent_channels: int
 
@@ -75,7 +74,7 @@ class ModelFacts(NamedTuple):
                     self.schedule,
                     sampler,
                     steps,
-                    prediction_type=self.prediction_type,
+                    prediction_type=self.network.prediction_type,
                     spacing=spacing,
                     options=self.scheduler_options,
                     num_tokens=num_tokens,

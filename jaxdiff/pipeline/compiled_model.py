@@ -23,6 +23,7 @@ from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.models.latent_codec import LatentCodec, upcast_fp16
+from jaxdiff.parallel.chips import compiler_options
 from jaxdiff.pipeline.classifier_guidance import (
     GuidanceTargets,
     with_classifier_guidance,
@@ -90,22 +91,24 @@ class CompiledModel:
         self,
         family: Family,
         text_encoders: Sequence[Any],
-        network: nnx.Module,
+        network: Any,
         codec: LatentCodec,
         *,
-        prediction_type: str,
         layout: Layout,
     ) -> None:
+        """`network` is the adapter of the denoiser."""
         self.layout, self.num_shards = layout, layout.num_shards
         self.shard, self.gather = layout.shard, layout.gather
         self._auxiliary = Networks(None)
         self._image_processor: CLIPImageProcessor | None = None
         self._family = family
-        self._network = layout.network(family.adapter(network, prediction_type))
-        self.set_weights(text_encoders, network)
+        self._network = layout.network(network)
+        device = layout.devices[0].device_kind
+        self._network_options = compiler_options(device, transformer=network.is_transformer)
+        self.set_weights(text_encoders, network.module)
         self._codec = layout.split(upcast_fp16(cast(Any, codec)))
         # float32 means all of its bits: TPUs and recent GPUs multiply in fewer by default.
-        exact = all(w.dtype == jnp.float32 for w in param_dict(network).values())
+        exact = all(w.dtype == jnp.float32 for w in param_dict(network.module).values())
         self._precision = "highest" if exact else None
         self._programs: dict[Any, CompiledFunction] = {}
 
@@ -150,8 +153,9 @@ class CompiledModel:
         if key not in self._programs:
             chosen = functools.partial(function, **static)
             own = [letter == "b" for letter in per_image]
+            options = self._network_options if function is denoise_steps else {}
             self._programs[key] = CompiledFunction(
-                chosen, own, self.layout, precision=self._precision
+                chosen, own, self.layout, precision=self._precision, options=options
             )
         return self._programs[key]
 

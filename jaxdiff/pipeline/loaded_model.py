@@ -75,16 +75,15 @@ class LoadedModel(Addons):
         self.text_encoders = list(encoders.values())
         self.schedule = self.family.schedule(parts.scheduler)
         self.prediction_type = self.family.prediction_type(parts.scheduler)
-        self._adapter = self.family.adapter(self.network, self.prediction_type)
+        adapter = self.family.adapter(self.network, self.prediction_type)
         downscale, channels = self.codec.config.downscale, self.codec.config.latent_channels
         self.defaults = model_defaults(parts, self.family, name)
         model = CompiledModel if check_offload(offload) is None else OffloadedModel
         self.stages = model(
             self.family,
             self.text_encoders,
-            self.network,
+            adapter,
             _of_unit_variance(self.codec, self.schedule),
-            prediction_type=self.prediction_type,
             layout=DataParallel(self.devices) if mesh is None else OnMesh(mesh),
         )
         files = {c: parts.tokenizers[spec.tokenizer] for c, spec in specs.items()}
@@ -104,8 +103,7 @@ class LoadedModel(Addons):
             family=self.family,
             schedule=self.schedule,
             scheduler_options=SchedulerOptions.from_config(parts.scheduler, parts.class_name),
-            prediction_type=self.prediction_type,
-            learns_variance=self._adapter.learns_variance,
+            network=adapter,
             vae_scale_factor=downscale,
             latent_channels=channels,
         )

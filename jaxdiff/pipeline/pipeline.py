@@ -10,7 +10,6 @@ from typing import Any, Unpack, cast
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
-from jaxdiff.guidance.base import parse
 from jaxdiff.pipeline.compiled_model import ProgressCallback
 from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
 from jaxdiff.pipeline.image_inputs import (
@@ -65,13 +64,10 @@ class Pipeline(LoadedModel):
             prompt,
             family=self.family,
             vae_scale_factor=facts.vae_scale_factor,
-            learns_variance=facts.learns_variance,
+            network=facts.network,
             images=images,
             **options,
         )
-        for request in requests:
-            if any(stream.perturbed for stream in parse(request.guidance).streams):
-                self._adapter.check_perturbed()
         if latents is not None:
             requests = with_noise(requests, latents, facts.latent_shape(requests[0]))
         if image is not None or options.get("denoising_end") is not None:
@@ -160,9 +156,7 @@ class Pipeline(LoadedModel):
         if not requests:
             raise InputError("requests: got none, expected at least one")
         for request in requests:
-            check(request, self.family, self._facts.vae_scale_factor, self._facts.learns_variance)
-            if any(stream.perturbed for stream in parse(request.guidance).streams):
-                self._adapter.check_perturbed()
+            check(request, self.family, self._facts.network, self._facts.vae_scale_factor)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))
 

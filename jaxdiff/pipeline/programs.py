@@ -5,8 +5,9 @@ The functions never know which layout runs them; `on_mesh` has the other one.
 
 import dataclasses
 import time
+import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,6 @@ from jax.sharding import Mesh, Sharding
 
 from jaxdiff.core.types import Array, NDArray, PyTree
 from jaxdiff.guidance.base import Guidance
-from jaxdiff.parallel.chips import compiler_options
 from jaxdiff.parallel.mesh import data_mesh, replicated
 
 BatchArray = Array | NDArray  # of a batch, in the form of a layout
@@ -43,7 +43,6 @@ class Layout(ABC):
 
     def __init__(self, devices: Sequence[jax.Device], num_shards: int) -> None:
         self.devices, self.num_shards = list(devices), num_shards  # shards of a batch
-        self.compiler_options = compiler_options(self.devices[0].device_kind)
 
     @property
     def mesh(self) -> Mesh | None:
@@ -140,7 +139,7 @@ class CompiledFunction:
 
     `per_image` says for each argument whether its leading axis is the batch's (True) or whether it
     is the same for all images (False): weights and loop bounds. `precision` is that of products of
-    float32 matrices, as `jax.default_matmul_precision` takes it.
+    float32 matrices, as `jax.default_matmul_precision` takes it, and `options` are the compiler's.
     """
 
     def __init__(
@@ -150,9 +149,10 @@ class CompiledFunction:
         layout: Layout,
         *,
         precision: str | None = None,
+        options: Mapping[str, str] = types.MappingProxyType({}),
     ) -> None:
         self._function, self._per_image = function, tuple(per_image)
-        self._layout, self._precision = layout, precision
+        self._layout, self._precision, self._options = layout, precision, dict(options)
         self._executables: dict[Any, Any] = {}
         self.compile_s = 0.0
 
@@ -164,8 +164,7 @@ class CompiledFunction:
             started = time.perf_counter()
             with jax.default_matmul_precision(self._precision):
                 jitted = self._layout.jit(self._function, self._per_image, arguments)
-                options = self._layout.compiler_options
-                self._executables[key] = jitted.lower(*leaves).compile(options)
+                self._executables[key] = jitted.lower(*leaves).compile(self._options)
             self.compile_s += time.perf_counter() - started
         return self._executables[key](*leaves)
 

@@ -211,7 +211,7 @@ def resolve(
     *,
     family: Family,
     vae_scale_factor: int,
-    learns_variance: bool = False,
+    network: Any = None,
     images: Mapping[str, Sequence[Any]] | None = None,
     **options: Any,
 ) -> Requests:
@@ -219,7 +219,8 @@ def resolve(
 
     A single prompt with several seeds, scales, steps, other prompts or initial images gives one
     image for each. Height and width must be multiples of `vae_scale_factor` times the multiple that
-    the family has. `images` has the columns "image" and "mask". Raises InputError.
+    the family has. `network` is the adapter of the model's, which says what it can serve; None:
+    all. `images` has the columns "image" and "mask". Raises InputError.
     """
     read, chosen = request_options(), {k: v for k, v in options.items() if v is not None}
     extras = {name: chosen.pop(name) for name in read if name in chosen}
@@ -249,7 +250,7 @@ def resolve(
         requests.append(Request(**own, **values, extras=options))
     requests = Requests(requests)
     for request in requests:
-        check(request, family, vae_scale_factor, learns_variance)
+        check(request, family, network, vae_scale_factor)
         if "guidance" not in chosen:
             _check_scale_is_used(request, defaults, family)
     return requests
@@ -266,10 +267,13 @@ def _column(name: str, value: Any, count: int, defaults: Defaults) -> tuple[Any,
     return tuple(None if entry is None else _PER_IMAGE[name](entry) for entry in own)
 
 
-def _check_guidance(request: Request, learns_variance: bool) -> None:
+def _check_guidance(request: Request, network: Any) -> None:
     """InputError for a rule or a sampler that does not support the rest."""
     rule, sampler = parse_rule(request.guidance), get_sampler(request.sampler, request.eta)
-    sampler.check_variance(learned=learns_variance)
+    if network is not None:
+        sampler.check_variance(learned=network.learns_variance)
+        if any(stream.perturbed for stream in rule.streams):
+            network.check_perturbed()
     capabilities = rule.capabilities
     if capabilities.separate_eps and not sampler.renoises_along_eps:
         fitting = [name for name, each in SAMPLERS.items() if each.renoises_along_eps]
@@ -338,13 +342,13 @@ def _check_scale_is_used(request: Request, defaults: Defaults, family: Family) -
         )
 
 
-def check(request: Request, family: Family, vae_scale_factor: int, learns_variance: bool) -> None:
-    """InputError for a request that a model of this family cannot serve."""
+def check(request: Request, family: Family, network: Any, vae_scale_factor: int) -> None:
+    """InputError for a request that a model of this family and `network` cannot serve."""
     options = {n: getattr(request, n) for n in _TYPES if n not in ("extras", *_ARRAYS)}
     for name in (name for name, value in options.items() if value is None):
         typed(name, None, _TYPES[name])  # which not all fields can be
     check_options(options)
-    _check_guidance(request, learns_variance)
+    _check_guidance(request, network)
     multiple = vae_scale_factor * family.latent_multiple
     for name in ("height", "width"):
         size = multiple_of(name, getattr(request, name), multiple)

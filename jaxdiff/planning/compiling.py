@@ -59,11 +59,15 @@ def parse_oom_message(message: str) -> float | None:
     return float(found.group(1)) * UNITS[found.group(2)] if found else None
 
 
-def compile_traced(traced: Any, topology: Topology) -> CompiledProgram:
-    """Compile `traced` (of `jax.jit(...).trace`) for chips of `topology`."""
+def compile_traced(
+    traced: Any, topology: Topology, *, transformer: bool = False
+) -> CompiledProgram:
+    """Compile `traced` (of `jax.jit(...).trace`), or a `transformer`, for `topology`."""
     chip = topology.chip
     if isinstance(chip, TPU):
-        return _compile_for_tpu(traced, topology, chip)
+        return _compile_for_tpu(
+            traced, topology, chip, chip.transformer_options if transformer else {}
+        )
     started = time.perf_counter()
     lowered = traced.lower(lowering_platforms=(chip.platform,))
     # Without a GPU, libraries cannot be asked which of their kernels is the fastest.
@@ -73,13 +77,15 @@ def compile_traced(traced: Any, topology: Topology) -> CompiledProgram:
     return program._replace(fits=program.total <= chip.hbm, compile_s=seconds)
 
 
-def _compile_for_tpu(traced: Any, topology: Topology, chip: TPU) -> CompiledProgram:
+def _compile_for_tpu(
+    traced: Any, topology: Topology, chip: TPU, options: dict[str, str]
+) -> CompiledProgram:
     calls = kernels.pallas_calls(traced.jaxpr.jaxpr)
     bundles = kernel_bundles.schedule_kernels(calls, topology)
     started = time.perf_counter()
     try:
         lowered = traced.lower(lowering_platforms=(chip.platform,))
-        compiled = lowered.compile(chip.compiler_options)
+        compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         size = parse_oom_message(str(error))
         if size is None:

@@ -107,7 +107,8 @@ class _PlannedMesh:
             "highest" if dtype_of(self.options.dtype) == jnp.float32 else None
         ):
             traced = program.trace(each * self._layout.num_shards)
-            compiled = compile_traced(traced, self.topology)
+            transformer = name == LOOP and self.model.network.is_transformer
+            compiled = compile_traced(traced, self.topology, transformer=transformer)
         if name == LOOP:  # that over the steps, of which the plan is of one
             compiled = compiled._replace(unknown_loops=compiled.unknown_loops - 1)
         own = used_bytes(traced, program.weights)

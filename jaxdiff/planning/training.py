@@ -52,17 +52,18 @@ def trace_step(
 def training_planner(config: TrainConfig, *, largest: bool) -> Planner:
     """Plans the step of `config`, and with `largest` the largest batch; raises InputError."""
     training = wire(config, PUBLISHED)
+    transformer = training.task.transformer
 
     def plan(topology: Topology) -> Plan:
         devices = chips_of(topology)
 
         def compiled(batch_size: int) -> CompiledProgram:
             step = trace_step(config, training, devices, batch_size)
-            return compile_traced(step.traced, topology)
+            return compile_traced(step.traced, topology, transformer=transformer)
 
         model_flops = step_flops(training, config.batch_size) / topology.num_chips
         step = trace_step(config, training, devices, config.batch_size)
-        first = compile_traced(step.traced, topology)
+        first = compile_traced(step.traced, topology, transformer=transformer)
         max_batch = None
         if largest:
             measured, limit = {config.batch_size: first.total}, topology.chip.hbm

@@ -67,6 +67,7 @@ class TrainingTask(NamedTuple):
     )
     # (frozen weights, step) -> the `frozen` argument of the loss at that step
     frozen_at_step: Callable[[Any, Array], Any] = _unchanged
+    transformer: bool = False  # whether most of the work is a transformer's, for the compiler
 
 
 class TrainState(NamedTuple):
@@ -222,12 +223,20 @@ def accumulate_gradients(gradient: Callable[..., PyTree], parts: int) -> Callabl
     return mean
 
 
-def compile_step(step: Step, mesh: Mesh, state: PyTree = None, frozen: PyTree = None) -> Any:
+def compile_step(
+    step: Step,
+    mesh: Mesh,
+    state: PyTree = None,
+    frozen: PyTree = None,
+    *,
+    transformer: bool = False,
+) -> Any:
     """`step` under jit: the batch split over `mesh`, the state's buffers reused.
 
     `state` and `frozen` are the shardings of either (None: replicated). The state passed
-    in is donated: it must not be read after the call.
+    in is donated: it must not be read after the call. `transformer`: see TrainingTask.
     """
+    device = mesh.devices.flat[0].device_kind
     replicate, shard = replicated(mesh), batch_sharding(mesh)
     state, frozen = (replicate if sharding is None else sharding for sharding in (state, frozen))
 
@@ -241,7 +250,7 @@ def compile_step(step: Step, mesh: Mesh, state: PyTree = None, frozen: PyTree = 
         in_shardings=(state, frozen, shard, replicate),
         out_shardings=(state, replicate),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
+        compiler_options=compiler_options(device, transformer=transformer),
         keep_unused=True,  # frozen weights that only sampling reads count as memory
     )
 
@@ -300,7 +309,9 @@ def make_program(
         gradient_accumulation_steps,
         gathered(task.frozen_at_step, frozen_shardings),
     )
-    compiled = compile_step(step, mesh, state_shardings, frozen_shardings)
+    compiled = compile_step(
+        step, mesh, state_shardings, frozen_shardings, transformer=task.transformer
+    )
     return TrainProgram(init, state_shapes, state_shardings, frozen_shardings, compiled)
 
 

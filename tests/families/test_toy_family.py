@@ -37,8 +37,9 @@ from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.families.text_outputs import mask_columns
 from jaxdiff.generation.prompt_file import PromptSpec, make_jobs, read_prompt_file
 from jaxdiff.generation.runner import Runner
-from jaxdiff.models.build import param_dict, with_params
+from jaxdiff.models.build import param_dict
 from jaxdiff.models.clip import CLIPTextModel
+from jaxdiff.models.network_adapter import NetworkAdapter
 from jaxdiff.models.text_encoder import TextFeatures
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.parallel.mesh import sampling_mesh
@@ -107,21 +108,11 @@ class ToyTransformer(ToyNetwork):
         return self.mix(x, t, self.text_proj(tokens).mean(axis=1) + self.style_proj(style))
 
 
-class ToyAdapter:
+class ToyAdapter(NetworkAdapter):
     """How the toy network is called."""
 
     sharding_rules = ANY
-    learns_variance = False
-
-    def __init__(self, module, prediction_type):
-        self.module, self.prediction_type = module, prediction_type
-
-    def check_perturbed(self):
-        raise InputError("guidance: got perturbed attention for a toy")
-
-    def __call__(self, params, x, t, cond):
-        """The output with weights by dotted path."""
-        return with_params(self.module, params)(x, t, **cond)
+    unperturbable = "a toy"
 
     def conditioning_shapes(self, size, tokens):
         """The conditioning of one stream of one image."""

@@ -167,7 +167,7 @@ def arguments_on_cpu(traced):
     return traced.lower().compile().memory_analysis().argument_size_in_bytes
 
 
-def on_cpu(traced, topology):
+def on_cpu(traced, topology, *, transformer):
     """A program of which a chip has to hold the arguments, and nothing else."""
     size = arguments_on_cpu(traced)
     return CompiledProgram(size, fits=size <= topology.chip.hbm, arguments=size, compiler="XLA")

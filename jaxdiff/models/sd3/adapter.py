@@ -11,10 +11,6 @@ class SD3Adapter(NetworkAdapter):
 
     sharding_rules = MMDIT
 
-    def check_perturbed(self) -> None:
-        """InputError for a network that is not deep enough, as its call raises."""
-        self.module.check_perturbed()
-
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int
     ) -> dict[str, jax.ShapeDtypeStruct]:

@@ -13,10 +13,7 @@ class UNetAdapter(NetworkAdapter):
     """How a UNet is called."""
 
     sharding_rules = UNET
-
-    def check_perturbed(self) -> None:
-        """InputError for a UNet without attention in its middle, as its call raises."""
-        self.module.check_perturbed()
+    is_transformer = False
 
     def conditioning_shapes(
         self, size: tuple[int, int], tokens: int

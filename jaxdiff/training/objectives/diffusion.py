@@ -264,7 +264,12 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         return {"loss": jnp.mean(per_image)} | loss_by_timestep_quartile(per_image, t, end)
 
     return TrainingTask(
-        partition.shapes, partition.init, loss, rules=partition.rules, eval_metrics=eval_metrics
+        partition.shapes,
+        partition.init,
+        loss,
+        rules=partition.rules,
+        eval_metrics=eval_metrics,
+        transformer=model.network.is_transformer,
     )
 
 
