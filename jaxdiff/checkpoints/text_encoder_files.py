@@ -13,8 +13,7 @@ from typing import Any
 from jaxdiff.checkpoints.file_kinds import TEXT_PREFIX, is_shard, text_encoder_alone
 from jaxdiff.checkpoints.infer_config import tensor_shape
 from jaxdiff.checkpoints.jsonfiles import parse_object
-from jaxdiff.checkpoints.key_aliases import canonical
-from jaxdiff.checkpoints.layout_parts import EMBEDDING, PROJECTION, t5_from_file
+from jaxdiff.checkpoints.layout_parts import EMBEDDING, PROJECTION, clip, t5_from_file
 from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.checkpoints.single_file_layouts import FileComponent, SingleFileLayout
 from jaxdiff.checkpoints.tokenizers import CLASSES, WHOLE, TokenizerFiles, read_file
@@ -153,8 +152,7 @@ def _text_encoder(path: pathlib.Path, entries: Mapping[str, TensorInfo]) -> Text
     if text_encoder_alone(entries) == T5:
         name, tensors = T5, t5_from_file(entries)
     else:
-        name, names = CLIP, {each: canonical(each, class_name=CLIP) for each in entries}
-        tensors = {new: entries[old] for old, new in names.items() if new is not None}
+        name, tensors = CLIP, clip(entries, class_name=CLIP)
         if text_encoder_alone(tensors) != CLIP:
             return None
     width = tensor_shape(tensors, _EMBEDDINGS[name], 2)[1]

@@ -62,7 +62,7 @@ def _pipeline_in_files(source: str) -> PipelineComponents:
     except IncompleteFileError as error:
         raise InputError(
             f"{error.path}: got no {error.lacking}, expected a folder, which `jaxdiff convert "
-            f"{source} FOLDER --base FOLDER` makes of this file (or with --vae FILE and "
+            f"{source} FOLDER --base BASE` makes of this file (or with --vae FILE and "
             "--text-encoders FILE ... instead of --base)"
         ) from None
     family_of(parts, source)

@@ -68,9 +68,11 @@ def _equation(equation: core.JaxprEqn, depends_on_params: list[bool]) -> tuple[f
     inner = [] if name == "pallas_call" else [_jaxpr(value) for value in _programs(parameters)]
     if not inner:
         return 0.0, any_depends
-    if name == "cond":  # by platform: what one of them computes more is not the model's
-        found = [_walk(branch, depends_on_params[1:]) for branch in inner]
-        return min(flops for flops, _ in found), any_depends
+    if name == "cond":
+        # What one platform computes more than another is not the model's.
+        by_platform = parameters.get("branches_platforms") is not None
+        found = [_walk(branch, depends_on_params[1:])[0] for branch in inner]
+        return min(found) if by_platform else max(found), any_depends
     if name == "scan":
         # An iteration's dependencies may reach the next through the carry.
         depends_on_params = [any(depends_on_params)] * len(depends_on_params)

@@ -41,6 +41,15 @@ def test_what_a_platform_computes_besides_does_not_count(monkeypatch):
         assert count(product, param_dict(linear), vectors) == factor * 2 * 2 * 16 * 32
 
 
+def test_of_branches_the_dearest_counts():
+    a = S((3, 3), jnp.float32)
+
+    def either(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, jnp.sin, x)
+
+    assert forward_flops(either, a) == 2 * 3 * 3 * 3
+
+
 def test_a_product_costs_once_more_for_each_side_that_is_trained():
     a, b = S((3, 5), jnp.float32), S((5, 7), jnp.float32)
     once = 2 * 3 * 5 * 7
