@@ -45,6 +45,7 @@ class _KernelConfig:
     interpret: bool
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "dtype", "interpret"))
 def tpu(
     x: Float[Array, "b n h d"],
     scale: Float[Array, "d"],

@@ -33,6 +33,7 @@ class _KernelConfig:
     interpret: bool
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def tpu(
     x: Tokens,
     shift: Float[Array, "b d"],

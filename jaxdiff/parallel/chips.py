@@ -153,6 +153,7 @@ CHIPS: dict[str, Chip] = {
         cores=1,
         dimensions=2,
         accelerator="v5litepod-4",
+        transformer_memory=2**16,
     ),
     "v5p": TPU(
         kind="TPU v5",
@@ -164,6 +165,7 @@ CHIPS: dict[str, Chip] = {
         cores=2,
         dimensions=3,
         accelerator="v5p-8",
+        transformer_memory=2**16,
     ),
     "v6e": TPU(
         kind="TPU v6 lite",

@@ -347,9 +347,7 @@ def test_a_training_starts_from_the_folder_that_convert_makes(model, tmp_path):
         with pytest.raises(InputError) as error:
             load_base_model(DiffusionObjective(pipeline=source))
         assert f"{source}: got no {lacking}" in str(error.value)
-        assert f"a folder, which `jaxdiff convert {source} FOLDER --base BASE`" in str(
-            error.value
-        )
+        assert f"a folder, which `jaxdiff convert {source} FOLDER --base BASE`" in str(error.value)
     given = ("--vae", str(files / "vae.safetensors"), "--text-encoders", *texts(files, "t5xxl"))
     assert main.run("convert", [network, made, *given]) == 0
     assert load_base_model(DiffusionObjective(pipeline=made)).family.name == "Chroma"

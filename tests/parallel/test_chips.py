@@ -32,9 +32,11 @@ def test_other_devices_have_none():
 def test_the_compiler_is_given_options_for_a_transformer(monkeypatch):
     """What LIBTPU_INIT_ARGS says of the same is the user's to decide."""
     monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
-    kinds = {"TPU v6 lite": {SCOPED_MEMORY: "65536"}, "TPU v4": {}, "cpu": {}, "NVIDIA H200": {}}
-    for kind, options in kinds.items():
-        assert compiler_options(kind, transformer=True) == options
+    more = {SCOPED_MEMORY: "65536"}
+    gaining = ("TPU v5 lite", "TPU v5p", "TPU v6 lite")
+    for kind in (*gaining, "TPU v4", "cpu", "NVIDIA H200"):
+        wanted = more if kind in gaining else {}
+        assert compiler_options(kind, transformer=True) == wanted
         assert compiler_options(kind, transformer=False) == {}
     monkeypatch.setenv("LIBTPU_INIT_ARGS", f"--{SCOPED_MEMORY}=98304")
     assert compiler_options("TPU v6 lite", transformer=True) == {}
