@@ -29,5 +29,8 @@ def accepted_options(family: Family, options: Mapping[str, Any]) -> dict[str, An
         if name in family.options:
             accepted[name] = value
         else:
-            raise InputError(f"{name}: got {value}, expected none for {family.name}")
+            readers = ", ".join(each.name for each in registry.FAMILIES if name in each.options)
+            raise InputError(
+                f"{name}: got {value}, expected none for {family.name}: it is read by {readers}"
+            )
     return accepted
