@@ -198,7 +198,7 @@ def _generate(
     """Generate the missing images of `jobs`: the runner, all planned images, seconds by name."""
     with Progress(quiet=options.json) as progress:
         progress.phase(f"loading {options.model or 'the embedded model'}")
-        runner, second = _runner(options, jobs)
+        runner, stages = _runner(options, jobs)
         plan = runner.plan(jobs, _defaults(options))
         if stored is not None:
             for image in plan:
@@ -209,7 +209,7 @@ def _generate(
         try:
             timings = runner.generate(
                 todo,
-                second,
+                stages,
                 batch_size=options.batch_size,
                 vae_tile=options.vae_tile,
                 on_step=progress.update,
@@ -278,13 +278,13 @@ def _program(runner: Any, options: Options, images: Sequence[Any]) -> str:
 
 
 def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
-    """The runner with the models that the options name, and their second pass or None.
+    """The runner with the models that the options name, and the stages after the first.
 
     What suits no model, in the options or in a job, shows before one is loaded.
     """
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
     from jaxdiff.generation.models import (
-        SecondPass,
+        StageOptions,
         check_addons,
         load_addons,
         text_encoders_setting,
@@ -292,7 +292,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
     )
     from jaxdiff.generation.runner import Runner, check_jobs
 
-    asked = SecondPass(
+    asked = StageOptions(
         hires_scale=options.hires_scale,
         hires_strength=options.hires_strength,
         refiner=options.refiner,
@@ -324,15 +324,15 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
     if options.text_encoders:
         settings["text_encoders"] = text_encoders_setting(options.text_encoders)
     settings |= load_addons(pipe, **addons, dtype=options.dtype)
-    second = asked.of(pipe, options.dtype)
+    stages = asked.stages(pipe, options.dtype)
     runner = Runner(
         pipe=pipe,
         options=shared,
-        settings=settings | ({} if second is None else second.settings),
+        settings=settings | {k: v for stage in stages for k, v in stage.settings.items()},
         output=options.output,
         on_failure=lambda reason: print(f"generate: {reason}", file=sys.stderr),
     )
-    return runner, second
+    return runner, stages
 
 
 def _report(

@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jaxdiff
 from jaxdiff.checkpoints import lora_names
@@ -16,9 +16,8 @@ from jaxdiff.core.validate import in_range
 from jaxdiff.generation.png_files import file_digest
 from jaxdiff.guidance.base import parse
 from jaxdiff.models.build import param_dict
-from jaxdiff.pipeline import hires_fix
-from jaxdiff.pipeline.output import Output
-from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline import stages
+from jaxdiff.pipeline.stages import HiresFix, Refiner, Stage
 
 
 def load_addons(
@@ -104,55 +103,9 @@ def check_guidance_model(*rules: str) -> None:
         )
 
 
-class HiresFix(NamedTuple):
-    """Enlarges the latents of the first pass and refines them."""
-
-    pipe: Any
-    scale: float
-    strength: float
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The entries in the settings."""
-        return {"hires_scale": self.scale, "hires_strength": self.strength}
-
-    def first(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """The requests of the first pass; InputError for some that a hires fix cannot serve."""
-        hires_fix.check_unmasked("hires_scale", requests)
-        return requests
-
-    def second(self, first: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
-        """The output of the second pass."""
-        del arguments  # of the call: the requests of the first pass have all of them
-        scale, strength = self.scale, self.strength
-        return hires_fix.enlarged(self.pipe, first, scale=scale, strength=strength, **settings)
-
-
-class Refiner(NamedTuple):
-    """Another model that takes over the last steps."""
-
-    model: Any
-    start: float
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The entries in the settings."""
-        name = f"{self.model.name} {self.model.fingerprint}"
-        return {"refiner": name, "refiner_start": self.start}
-
-    def first(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """The requests of the first pass; InputError for some that a refiner cannot serve."""
-        hires_fix.check_unmasked("refiner", requests)
-        return [dataclasses.replace(each, denoising_end=self.start) for each in requests]
-
-    def second(self, first: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
-        """The output of the second pass, for the `arguments` of a call."""
-        return hires_fix.refined(self.model, first, start=self.start, **arguments, **settings)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SecondPass:
-    """What a hires fix, or a refiner that takes over the last steps, is asked for."""
+class StageOptions:
+    """What follows the model that begins: a hires fix, or a refiner that takes over."""
 
     hires_scale: float | None = None  # None: no hires fix
     hires_strength: float | None = None  # None: STRENGTH
@@ -165,23 +118,22 @@ class SecondPass:
             raise InputError(
                 "hires_scale: got it together with a refiner, expected only one of them"
             )
-        for name in ("hires_strength", "refiner_start"):
+        limits = {"hires_scale": (1, stages.MAX_ENLARGEMENT)}
+        for name in ("hires_scale", "hires_strength", "refiner_start"):
             if (value := getattr(self, name)) is not None:
-                in_range(name, value, 0, 1)
-        if self.hires_scale is not None:
-            in_range("hires_scale", self.hires_scale, 1, hires_fix.MAX_ENLARGEMENT)
+                in_range(name, value, *limits.get(name, (0, 1)))
 
-    def of(self, pipe: Any, dtype: str | None) -> HiresFix | Refiner | None:
-        """The second pass over what `pipe` generates, its model loaded; None without one."""
+    def stages(self, pipe: Any, dtype: str | None) -> list[Stage]:
+        """The stages that follow `pipe`, their models loaded."""
         if self.hires_scale is not None:
-            strength = self.hires_strength
-            strength = hires_fix.STRENGTH if strength is None else strength
-            return HiresFix(pipe, self.hires_scale, strength)
+            strength = stages.STRENGTH if self.hires_strength is None else self.hires_strength
+            return [HiresFix(pipe, self.hires_scale, strength)]
         if self.refiner is not None:
-            start = hires_fix.START if self.refiner_start is None else self.refiner_start
+            start = stages.START if self.refiner_start is None else self.refiner_start
             model = jaxdiff.load(
                 self.refiner, dtype, mesh=pipe.mesh, vae=self.vae, offload=pipe.offload
             )
-            hires_fix.check_refiner(pipe, model, start)
-            return Refiner(model, start)
-        return None
+            refiner = Refiner(model, start)
+            refiner.check(pipe)
+            return [refiner]
+        return []

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from jaxdiff.core.atomic import os_errors_as_write_error, remove_leftovers
 from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
-from jaxdiff.generation.models import HiresFix, Refiner
 from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, expand_jobs
 from jaxdiff.pipeline.image_inputs import ImageFileError
-from jaxdiff.pipeline.nonfinite import REMEDIES, NonFiniteImageError
+from jaxdiff.pipeline.nonfinite import REMEDIES
 from jaxdiff.pipeline.request import Request, Requests, check_options
+from jaxdiff.pipeline.stages import Stage, first_requests, run_stages
 
 PER_IMAGE = (  # lists in a call
     "negative_prompt",
@@ -115,7 +115,7 @@ class Runner:
     def generate(
         self,
         images: Sequence[PlannedImage],
-        second: HiresFix | Refiner | None,
+        stages: Sequence[Stage],
         *,
         batch_size: int,
         vae_tile: int | None = None,
@@ -140,21 +140,16 @@ class Runner:
             "callback": on_step,
         }
         requests: Sequence[Request] = [image.request for image in images]
-        if second is not None:
-            requests = second.first(requests)
-        output = "pil" if second is None else "latent"
+        requests = first_requests(stages, requests)
+        output = "latent" if stages else "pil"
         for numbers, out in self.pipe.stream(requests, output=output, **settings):
             batch = [images[i] for i in numbers]
-            failures = dict(out.failures)
-            if second is not None:
-                try:
-                    out = second.second(out, self._second_arguments(batch), **settings)
-                except NonFiniteImageError as error:
-                    out = error.output
-                failures = dict(out.failures) | failures
+            if stages:
+                arguments = self._stage_arguments(batch)
+                out = run_stages(stages, out, arguments, output="pil", **settings)
             for number, (planned, image) in enumerate(zip(batch, out.images, strict=True)):
-                if number in failures:
-                    why = f"got numbers that are not finite {failures[number]}, {REMEDIES}"
+                if number in out.failures:
+                    why = f"got numbers that are not finite {out.failures[number]}, {REMEDIES}"
                     self._fail(planned.job, f"{planned.job.name}: {why}")
                 else:
                     write_png(planned.path, image, planned.settings)
@@ -162,8 +157,8 @@ class Runner:
             total = {name: total[name] + out.timings[name] for name in total}
         return total
 
-    def _second_arguments(self, images: Sequence[PlannedImage]) -> dict[str, Any]:
-        """The arguments of a call for the images of a batch, with the numbers of the first pass."""
+    def _stage_arguments(self, images: Sequence[PlannedImage]) -> dict[str, Any]:
+        """The arguments of a call for the images of a batch, with numbers of the first model."""
         arguments = self._arguments([image.job for image in images])
         for name in NUMBERS:
             if name in images[0].settings:

@@ -27,7 +27,7 @@ from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.pipeline.defaults import model_defaults
-from jaxdiff.pipeline.hires_fix import hires_fix
+from jaxdiff.pipeline.stages import hires_fix
 
 WIDTH, LENGTH, CHANNELS = 24, 12, 6
 PROMPT = "a small red circle"

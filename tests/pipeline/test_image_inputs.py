@@ -10,8 +10,8 @@ from jaxdiff.checkpoints.key_mapping import torch_shape
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline import image_inputs
-from jaxdiff.pipeline.hires_fix import hires_fix, refine, refined
 from jaxdiff.pipeline.image_inputs import by_request, image_array, mask_array
+from jaxdiff.pipeline.stages import Refiner, hires_fix, refine
 
 PROMPT = "a small red circle"
 LATENT = {"output": "latent", "seed": 3}
@@ -80,7 +80,8 @@ def test_a_refiner_takes_over_from_another_sampler(single):
     whole = single(PROMPT, sampler="ddim", **way).images
     for pair in (("ddim", "euler"), ("euler", "ddim")):
         first = single(PROMPT, sampler=pair[0], denoising_end=0.6, **way)
-        after = refined(single, first, PROMPT, start=0.6, sampler=pair[1], **way)
+        own = {"steps": 5, "timestep_spacing": "leading", "seed": 3, "sampler": pair[1]}
+        after = Refiner(single, 0.6).run(first, {"prompt": PROMPT, **own}, output="latent")
         assert near(after.images, whole) < 1e-5
 
 
