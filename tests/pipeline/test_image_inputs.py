@@ -92,6 +92,11 @@ def test_handing_over_to_the_same_model_changes_nothing(single):
     assert shared.timings.keys() == whole.timings.keys()
 
 
+def test_an_option_that_neither_model_reads_is_refused(single):
+    with pytest.raises(InputError, match=r"^aesthetic_score: got 7.0, expected none for"):
+        refine(single, single, PROMPT, aesthetic_score=7.0, **LATENT)
+
+
 def test_strength_is_how_much_changes(single, picture):
     kept = encoded(single, picture)
     changes = [
