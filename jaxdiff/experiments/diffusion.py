@@ -50,8 +50,13 @@ from jaxdiff.training.config import (
     DiffusionObjective,
     TrainConfig,
 )
-from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion, diffusion_task
-from jaxdiff.training.objectives.trainable import ParameterPartition, frozen_networks_used
+from jaxdiff.training.objectives.diffusion import (
+    Frozen,
+    LatentDiffusion,
+    ParameterPartition,
+    diffusion_task,
+)
+from jaxdiff.training.objectives.trainable import frozen_networks_used
 from jaxdiff.training.step import Params
 
 

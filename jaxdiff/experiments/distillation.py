@@ -41,9 +41,8 @@ from jaxdiff.training.config import (
     DistillationObjective,
     TrainConfig,
 )
-from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
+from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion, train_denoiser
 from jaxdiff.training.objectives.distillation import distillation_task, student_model
-from jaxdiff.training.objectives.trainable import train_denoiser
 from jaxdiff.training.step import HostParams, Params
 
 

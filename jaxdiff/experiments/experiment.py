@@ -37,7 +37,8 @@ from jaxdiff.training.config import (
     TrainConfig,
     VAEObjective,
 )
-from jaxdiff.training.step import HostParams, Params, TrainingTask, TrainProgram, make_program
+from jaxdiff.training.program import TrainProgram, make_program
+from jaxdiff.training.step import HostParams, Params, TrainingTask
 
 CHECKPOINTS = "checkpoints"  # folder in a workdir
 # The objectives that train on stored images; others need labels, which only rendered data have.

@@ -7,7 +7,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.latents import DESCRIPTION, LatentCacheInfo, read_description
 from jaxdiff.experiments.base_model import BaseModel
 from jaxdiff.training.config import DataConfig, TrainConfig
-from jaxdiff.training.objectives.trainable import ParameterPartition
+from jaxdiff.training.objectives.diffusion import ParameterPartition
 
 
 def read_latent_cache(config: TrainConfig) -> LatentCacheInfo | None:

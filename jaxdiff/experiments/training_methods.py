@@ -26,10 +26,9 @@ from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.experiments.base_model import BaseModel
 from jaxdiff.models.build import param_dict, with_params
 from jaxdiff.training.config import Full, LoRA, TextualInversion
+from jaxdiff.training.objectives.diffusion import ParameterPartition, train_denoiser
 from jaxdiff.training.objectives.trainable import (
-    ParameterPartition,
     split_prefixes,
-    train_denoiser,
     train_denoiser_and_text_encoders,
     train_lora,
     train_textual_inversion,

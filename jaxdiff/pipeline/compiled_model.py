@@ -91,12 +91,11 @@ class CompiledModel:
         self,
         family: Family,
         text_encoders: Sequence[Any],
-        network: Any,
+        network: Any,  # the adapter of the denoiser
         codec: LatentCodec,
         *,
         layout: Layout,
     ) -> None:
-        """`network` is the adapter of the denoiser."""
         self.layout, self.num_shards = layout, layout.num_shards
         self.shard, self.gather = layout.shard, layout.gather
         self._auxiliary = Networks(None)
@@ -153,7 +152,7 @@ class CompiledModel:
         if key not in self._programs:
             chosen = functools.partial(function, **static)
             own = [letter == "b" for letter in per_image]
-            options = self._network_options if function is denoise_steps else {}
+            options = self._network_options if function is denoise_steps else None
             self._programs[key] = CompiledFunction(
                 chosen, own, self.layout, precision=self._precision, options=options
             )

@@ -55,9 +55,8 @@ class Pipeline(LoadedModel):
         if image is not None or mask is not None:
             images = by_request(image, mask, facts.latent_channels)
             downscale = facts.vae_scale_factor
-            multiple = downscale * self.family.latent_multiple
             strength = 1.0 if self.family.uses_image else STRENGTH
-            sizes = downscale, multiple
+            sizes = downscale, downscale * self.family.latent_multiple
             options = cast(Options, with_image_defaults(options, images, *sizes, strength))
         requests = resolve(
             self.defaults,

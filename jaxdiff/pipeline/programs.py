@@ -5,7 +5,6 @@ The functions never know which layout runs them; `on_mesh` has the other one.
 
 import dataclasses
 import time
-import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -149,10 +148,10 @@ class CompiledFunction:
         layout: Layout,
         *,
         precision: str | None = None,
-        options: Mapping[str, str] = types.MappingProxyType({}),
+        options: Mapping[str, str] | None = None,
     ) -> None:
         self._function, self._per_image = function, tuple(per_image)
-        self._layout, self._precision, self._options = layout, precision, dict(options)
+        self._layout, self._precision, self._options = layout, precision, options
         self._executables: dict[Any, Any] = {}
         self.compile_s = 0.0
 

@@ -218,9 +218,9 @@ def resolve(
     """The complete requests; None takes the model's default, one value serves all images.
 
     A single prompt with several seeds, scales, steps, other prompts or initial images gives one
-    image for each. Height and width must be multiples of `vae_scale_factor` times the multiple that
-    the family has. `network` is the adapter of the model's, which says what it can serve; None:
-    all. `images` has the columns "image" and "mask". Raises InputError.
+    image for each. Height and width must be multiples of `vae_scale_factor` times the family's own.
+    `network` is the model's adapter, which says what it can serve (None: everything). `images` has
+    the columns "image" and "mask". Raises InputError.
     """
     read, chosen = request_options(), {k: v for k, v in options.items() if v is not None}
     extras = {name: chosen.pop(name) for name in read if name in chosen}

@@ -35,22 +35,19 @@ from jaxdiff.training.loop import (
 )
 from jaxdiff.training.objectives.classifier import classifier_task
 from jaxdiff.training.objectives.clip import clip_task
-from jaxdiff.training.objectives.diffusion import diffusion_task
+from jaxdiff.training.objectives.diffusion import ParameterPartition, diffusion_task, train_denoiser
 from jaxdiff.training.objectives.distillation import distillation_task
 from jaxdiff.training.objectives.trainable import (
-    ParameterPartition,
-    train_denoiser,
     train_denoiser_and_text_encoders,
     train_lora,
     train_textual_inversion,
 )
 from jaxdiff.training.objectives.vae import vae_task
 from jaxdiff.training.optimiser import make_optimiser
+from jaxdiff.training.program import TrainProgram, make_program
 from jaxdiff.training.step import (
     TrainingTask,
-    TrainProgram,
     TrainState,
-    make_program,
     make_step,
     per_sample_normal,
     per_sample_split,

@@ -14,8 +14,7 @@ from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.training.config import DiffusionObjective
-from jaxdiff.training.objectives.diffusion import LatentDiffusion
-from jaxdiff.training.objectives.trainable import train_denoiser
+from jaxdiff.training.objectives.diffusion import LatentDiffusion, train_denoiser
 
 
 def test_frozen_weights_are_placed_once_and_sampled_with(tmp_path, monkeypatch):

@@ -13,8 +13,7 @@ from tiny_training import OBJECTIVE
 from jaxdiff.core.trees import cast_floating
 from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.training.config import EMAConfig, OptimiserConfig
-from jaxdiff.training.objectives.diffusion import diffusion_task
-from jaxdiff.training.objectives.trainable import train_denoiser
+from jaxdiff.training.objectives.diffusion import diffusion_task, train_denoiser
 from jaxdiff.training.optimiser import learning_rate, make_optimiser
 from jaxdiff.training.step import initial_state, make_step
 

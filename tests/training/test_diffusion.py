@@ -25,9 +25,9 @@ from jaxdiff.training.objectives.diffusion import (
     drop_captions,
     offset_noise,
     sample_timesteps,
+    train_denoiser,
 )
 from jaxdiff.training.objectives.timestep_quartiles import loss_by_timestep_quartile
-from jaxdiff.training.objectives.trainable import train_denoiser
 from jaxdiff.training.step import accumulate_gradients, per_sample_normal
 
 RNG = np.random.default_rng(0)

@@ -19,13 +19,17 @@ from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.nn.embeddings import guidance_embedding
 from jaxdiff.training.config import DistillationObjective, TimestepSampling
-from jaxdiff.training.objectives.diffusion import LatentDiffusion, encode_latents, sample_timesteps
+from jaxdiff.training.objectives.diffusion import (
+    LatentDiffusion,
+    encode_latents,
+    sample_timesteps,
+    train_denoiser,
+)
 from jaxdiff.training.objectives.distillation import (
     distillation_task,
     student_model,
     student_network,
 )
-from jaxdiff.training.objectives.trainable import train_denoiser
 from jaxdiff.training.step import per_sample_normal, per_sample_split
 
 RNG = np.random.default_rng(0)

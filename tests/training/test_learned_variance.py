@@ -18,8 +18,7 @@ from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.training.config import DiffusionObjective
-from jaxdiff.training.objectives.diffusion import Frozen, diffusion_task
-from jaxdiff.training.objectives.trainable import train_denoiser
+from jaxdiff.training.objectives.diffusion import Frozen, diffusion_task, train_denoiser
 
 CONFIG = DiTTransformer2DConfig(
     sample_size=4,

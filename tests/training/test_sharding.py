@@ -20,9 +20,8 @@ from jaxdiff.parallel.mesh import (
 from jaxdiff.parallel.sharding import shardings
 from jaxdiff.training.config import CLIPObjective, EMAConfig, OptimiserConfig
 from jaxdiff.training.objectives.clip import clip_task
-from jaxdiff.training.objectives.diffusion import diffusion_task
-from jaxdiff.training.objectives.trainable import train_denoiser
-from jaxdiff.training.step import make_program
+from jaxdiff.training.objectives.diffusion import diffusion_task, train_denoiser
+from jaxdiff.training.program import make_program
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 STEPS = 6

@@ -26,9 +26,8 @@ from jaxdiff.training.config import (
     TrainConfig,
     resume_identity,
 )
-from jaxdiff.training.objectives.diffusion import diffusion_task
+from jaxdiff.training.objectives.diffusion import diffusion_task, train_denoiser
 from jaxdiff.training.objectives.trainable import (
-    train_denoiser,
     train_denoiser_and_text_encoders,
     train_lora,
     train_textual_inversion,

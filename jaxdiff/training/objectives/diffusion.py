@@ -2,28 +2,30 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
-from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key
+from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray
 from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS
 from jaxdiff.diffusion.denoising import predict
 from jaxdiff.diffusion.losses import add_noise, regression, snr, squared_errors
 from jaxdiff.diffusion.losses import weights as loss_weights
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule, resolution_shift
 from jaxdiff.diffusion.variational_bound import bound_terms
-from jaxdiff.families.base import TextEncoderOutput, select_rows, zero_rows
+from jaxdiff.families.base import Family, TextEncoderOutput, select_rows, zero_rows
 from jaxdiff.families.extras import GUIDANCE_SCALE
 from jaxdiff.families.text_outputs import cached_outputs
-from jaxdiff.models.build import with_params
+from jaxdiff.models.build import initial_weights, param_dict, with_params
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.vae import sample_latents
+from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import DiffusionObjective, TimestepSampling
 from jaxdiff.training.objectives.timestep_quartiles import loss_by_timestep_quartile
-from jaxdiff.training.objectives.trainable import ParameterPartition, Tables
 from jaxdiff.training.step import (
     Metrics,
     Params,
@@ -33,7 +35,57 @@ from jaxdiff.training.step import (
     per_sample_uniform,
 )
 
+Networks = Mapping[str, nnx.Module]  # abstract, by component: denoiser, latent codec, text encoders
+Table = dict[str, Any]  # arrays, or their shapes, by path
+Tables = dict[str, Table]  # by network
+InitialWeights = Iterator[tuple[str, NDArray]]
+LoadWeights = Callable[[], Tables]  # reads the initial weights of networks when they are needed
 Times = Float[Array, "..."] | Int[Array, "..."]
+
+
+class ParameterPartition(NamedTuple):
+    """The weights of a model, partitioned into trained parameters and frozen weights.
+
+    Weights are dicts by dotted path, one for each network. If the parameters are exactly the
+    denoiser's, they have its paths; otherwise paths start with the network's name.
+    """
+
+    family: Family
+    networks: Networks
+    frozen: tuple[str, ...]  # networks with weights that are not parameters
+    shapes: Table  # of the parameters
+    init: Callable[[int], InitialWeights]  # seed -> path and initial value of each parameter
+    # parameters, weights of the frozen networks -> weights of each network
+    merge: Callable[[Table, Tables], Tables]
+    rules: Rules = ANY
+
+
+def train_denoiser(
+    family: Family, networks: Networks, pretrained: LoadWeights = dict
+) -> ParameterPartition:
+    """Train all weights of the denoiser, from the `pretrained` ones or from random ones."""
+    own = family.network
+    frozen = tuple(name for name in networks if name != own)
+
+    def merge(params: Table, frozen: Tables) -> Tables:
+        return {**frozen, own: params}
+
+    def init(seed: int) -> InitialWeights:
+        yield from initial_or_pretrained(networks[own], pretrained().get(own), seed)
+
+    shapes, rules = param_dict(networks[own]), family.adapter.sharding_rules
+    return ParameterPartition(family, networks, frozen, shapes, init, merge, rules)
+
+
+def initial_or_pretrained(
+    network: nnx.Module, pretrained: Mapping[str, Any] | None, seed: int
+) -> InitialWeights:
+    """The `pretrained` weights in float32, or initial ones of `seed`."""
+    if pretrained is None:
+        yield from initial_weights(network, seed)
+    else:
+        for path, array in pretrained.items():
+            yield path, np.asarray(array, np.float32)
 
 
 class Frozen(NamedTuple):

@@ -21,11 +21,13 @@ from jaxdiff.training.config import DistillationObjective
 from jaxdiff.training.objectives.diffusion import (
     Frozen,
     LatentDiffusion,
+    LoadWeights,
+    Networks,
     Times,
     encode_latents,
     sample_times,
+    train_denoiser,
 )
-from jaxdiff.training.objectives.trainable import LoadWeights, Networks, train_denoiser
 from jaxdiff.training.step import (
     Metrics,
     Params,

@@ -1,12 +1,11 @@
-"""Partitions of a diffusion model: which of its weights are trained, and which are frozen.
+"""Partitions of a diffusion model that train more, or less, than its denoiser.
 
-Where more, or less, than the denoiser is trained, the paths of parameters start with the network's
-name: `unet.`, `text_encoder.`.
+Paths of their parameters start with the network's name: `unet.`, `text_encoder.`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,59 +19,16 @@ from jaxdiff.models.build import initial_weights, param_dict
 from jaxdiff.models.clip import extend_token_embedding
 from jaxdiff.models.lora import attention_projections, inject_lora, is_lora_param, layers_of
 from jaxdiff.models.text_encoder import TextModel
-from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import LoRA
-
-Networks = Mapping[str, nnx.Module]  # abstract, by component: denoiser, latent codec, text encoders
-Table = dict[str, Any]  # arrays, or their shapes, by path
-Tables = dict[str, Table]  # by network
-InitialWeights = Iterator[tuple[str, NDArray]]
-LoadWeights = Callable[[], Tables]  # reads the initial weights of networks when they are needed
-
-
-class ParameterPartition(NamedTuple):
-    """The weights of a model, partitioned into trained parameters and frozen weights.
-
-    Weights are dicts by dotted path, one for each network. If the parameters are exactly the
-    denoiser's, they have its paths; otherwise paths start with the network's name.
-    """
-
-    family: Family
-    networks: Networks
-    frozen: tuple[str, ...]  # networks with weights that are not parameters
-    shapes: Table  # of the parameters
-    init: Callable[[int], InitialWeights]  # seed -> path and initial value of each parameter
-    # parameters, weights of the frozen networks -> weights of each network
-    merge: Callable[[Table, Tables], Tables]
-    rules: Rules = ANY
-
-
-def train_denoiser(
-    family: Family, networks: Networks, pretrained: LoadWeights = dict
-) -> ParameterPartition:
-    """Train all weights of the denoiser, from the `pretrained` ones or from random ones."""
-    own = family.network
-    frozen = tuple(name for name in networks if name != own)
-
-    def merge(params: Table, frozen: Tables) -> Tables:
-        return {**frozen, own: params}
-
-    def init(seed: int) -> InitialWeights:
-        yield from initial_or_pretrained(networks[own], pretrained().get(own), seed)
-
-    shapes, rules = param_dict(networks[own]), family.adapter.sharding_rules
-    return ParameterPartition(family, networks, frozen, shapes, init, merge, rules)
-
-
-def initial_or_pretrained(
-    network: nnx.Module, pretrained: Mapping[str, Any] | None, seed: int
-) -> InitialWeights:
-    """The `pretrained` weights in float32, or initial ones of `seed`."""
-    if pretrained is None:
-        yield from initial_weights(network, seed)
-    else:
-        for path, array in pretrained.items():
-            yield path, np.asarray(array, np.float32)
+from jaxdiff.training.objectives.diffusion import (
+    InitialWeights,
+    LoadWeights,
+    Networks,
+    ParameterPartition,
+    Table,
+    Tables,
+    initial_or_pretrained,
+)
 
 
 def train_denoiser_and_text_encoders(
