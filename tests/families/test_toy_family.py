@@ -498,7 +498,7 @@ def test_lines_of_a_file_name_classes(labels, tmp_path):
     runner = Runner(pipe=labels, options={}, settings={"model": "labels"}, output=tmp_path / "out")
     plan = runner.plan(jobs, PromptSpec(prompt=""))
     counts = []
-    runner.generate(plan, None, batch_size=8, on_step=lambda *_: None, on_images=counts.append)
+    runner.generate(plan, (), batch_size=8, on_step=lambda *_: None, on_images=counts.append)
     assert counts == [2]
     for planned, prompt in zip(plan, ("star", "square"), strict=True):
         with Image.open(planned.path) as image:
