@@ -72,7 +72,6 @@ class Options(ModelOptions):
     """The PNG file to write."""
 
 
-AXES = ("scales", "guidance", "samplers", "steps", "classifier_scales", "clip_scales")
 NEEDS = {**model_options.NEEDS, "prompt_stride": Need("evaluate")}
 
 
@@ -87,12 +86,12 @@ def run(arguments: Sequence[str]) -> None:
         raise InputError(f"output: got {options.output}, expected a file name that ends in .png")
     check_file(options.output)  # before any image is generated
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
-    from jaxdiff.evaluation.sweep import Sweep, check_axes, make_axes
+    from jaxdiff.evaluation.sweep import AxisValues, Sweep
     from jaxdiff.evaluation.sweep_results import Results
     from jaxdiff.generation.models import check_guidance_model
 
-    choices = {name: getattr(options, name) for name in AXES}
-    check_axes(**choices)
+    names = [field.name for field in dataclasses.fields(AxisValues)]
+    values = AxisValues(**{name: getattr(options, name) for name in names})
     pipe, weaker = jaxdiff.load(options.model, mesh=options.mesh, **options.components()), None
     if options.guidance_model is not None:
         check_guidance_model(*(options.guidance or [pipe.defaults.guidance]))
@@ -101,7 +100,7 @@ def run(arguments: Sequence[str]) -> None:
     judge = procedural_dataset(EMBEDDED_DATA) if options.evaluate else None
     if judge is not None:
         judge.check_model_size(pipe.defaults.height, pipe.defaults.width)
-    axes = make_axes(pipe, **choices)
+    axes = values.axes(pipe)
     sweep = Sweep(
         pipe=pipe,
         guidance_model=weaker,

@@ -48,47 +48,42 @@ class Axes(NamedTuple):
         return [SweepPoint(c, scale) for c in self.combinations for scale in self.scales]
 
 
-def check_axes(
-    *,
-    scales: Sequence[float],
-    guidance: Sequence[str] = (),
-    samplers: Sequence[str] = (),
-    steps: Sequence[int] = (),
-    classifier_scales: Sequence[float] = (0.0,),
-    clip_scales: Sequence[float] = (0.0,),
-) -> None:
-    """InputError for values that suit no model, and for no scales."""
-    for rule in guidance:
-        parse(rule)
-    for sampler in samplers:
-        get_sampler(sampler, kind="samplers")
-    for number in steps:
-        in_range("steps", number, 1, MAX_STEPS)
-    named = {"scales": scales, "classifier_scales": classifier_scales, "clip_scales": clip_scales}
-    for name, values in named.items():
-        if not values:
-            raise InputError(f"{name}: got none, expected at least one")
-        for scale in values:
-            in_range(name, scale, 0, MAX_SCALE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AxisValues:
+    """What is compared; InputError for values that suit no model, and for no scales.
 
+    Without rules, samplers or numbers of steps there is the default of a model.
+    """
 
-def make_axes(
-    pipe: Any,
-    *,
-    scales: Sequence[float],
-    guidance: Sequence[str] = (),
-    samplers: Sequence[str] = (),
-    steps: Sequence[int] = (),
-    classifier_scales: Sequence[float] = (0.0,),
-    clip_scales: Sequence[float] = (0.0,),
-) -> Axes:
-    """The axes of values that `check_axes` accepts; an empty one has the default of `pipe`."""
-    own = pipe.defaults
-    rules = [rename_guidance(rule) for rule in guidance or (own.guidance,)]
-    samplers, steps = samplers or (own.sampler,), steps or (own.steps,)
-    unique = dict.fromkeys  # keeps the order
-    axes = map(unique, (rules, samplers, steps, classifier_scales, clip_scales))
-    return Axes([*map(Combination._make, itertools.product(*axes))], tuple(unique(scales)))
+    scales: Sequence[float]
+    guidance: Sequence[str] = ()
+    samplers: Sequence[str] = ()
+    steps: Sequence[int] = ()
+    classifier_scales: Sequence[float] = (0.0,)
+    clip_scales: Sequence[float] = (0.0,)
+
+    def __post_init__(self) -> None:
+        for rule in self.guidance:
+            parse(rule)
+        for sampler in self.samplers:
+            get_sampler(sampler, kind="samplers")
+        for number in self.steps:
+            in_range("steps", number, 1, MAX_STEPS)
+        for name in ("scales", "classifier_scales", "clip_scales"):
+            if not getattr(self, name):
+                raise InputError(f"{name}: got none, expected at least one")
+            for scale in getattr(self, name):
+                in_range(name, scale, 0, MAX_SCALE)
+
+    def axes(self, pipe: Any) -> Axes:
+        """The rows and columns for a model."""
+        own = pipe.defaults
+        rules = [rename_guidance(rule) for rule in self.guidance or (own.guidance,)]
+        samplers, steps = self.samplers or (own.sampler,), self.steps or (own.steps,)
+        unique = dict.fromkeys  # without repetitions, in order
+        values = map(unique, (rules, samplers, steps, self.classifier_scales, self.clip_scales))
+        combinations = [*map(Combination._make, itertools.product(*values))]
+        return Axes(combinations, tuple(unique(self.scales)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

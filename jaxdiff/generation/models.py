@@ -16,8 +16,7 @@ from jaxdiff.core.validate import in_range
 from jaxdiff.generation.png_files import file_digest
 from jaxdiff.guidance.base import parse
 from jaxdiff.models.build import param_dict
-from jaxdiff.pipeline import stages
-from jaxdiff.pipeline.stages import HiresFix, Refiner, Stage
+from jaxdiff.pipeline.stages import MAX_ENLARGEMENT, START, STRENGTH, HiresFix, Refiner, Stage
 
 
 def load_addons(
@@ -118,7 +117,7 @@ class StageOptions:
             raise InputError(
                 "hires_scale: got it together with a refiner, expected only one of them"
             )
-        limits = {"hires_scale": (1, stages.MAX_ENLARGEMENT)}
+        limits = {"hires_scale": (1, MAX_ENLARGEMENT)}
         for name in ("hires_scale", "hires_strength", "refiner_start"):
             if (value := getattr(self, name)) is not None:
                 in_range(name, value, *limits.get(name, (0, 1)))
@@ -126,10 +125,10 @@ class StageOptions:
     def stages(self, pipe: Any, dtype: str | None) -> list[Stage]:
         """The stages that follow `pipe`, their models loaded."""
         if self.hires_scale is not None:
-            strength = stages.STRENGTH if self.hires_strength is None else self.hires_strength
+            strength = STRENGTH if self.hires_strength is None else self.hires_strength
             return [HiresFix(pipe, self.hires_scale, strength)]
         if self.refiner is not None:
-            start = stages.START if self.refiner_start is None else self.refiner_start
+            start = START if self.refiner_start is None else self.refiner_start
             model = jaxdiff.load(
                 self.refiner, dtype, mesh=pipe.mesh, vae=self.vae, offload=pipe.offload
             )

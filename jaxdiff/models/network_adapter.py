@@ -32,7 +32,8 @@ class NetworkAdapter(ABC):
     # what errors call a network whose attention no guidance rule can perturb; None: the module's
     # own `check_perturbed` says whether rules can
     unperturbable: ClassVar[str | None] = None
-    is_transformer: ClassVar[bool] = True  # products of thousands of channels: `chips` compiles so
+    # whether compilers give its operations more fast memory (`parallel.chips`): not those of a UNet
+    is_transformer: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graph", nnx.split(self.module)[0])
