@@ -1,14 +1,12 @@
 """Models of the Hugging Face Hub, through huggingface_hub and its cache."""
 
 import pathlib
-import re
 from collections.abc import Sequence
 
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.weights import named_variants
 from jaxdiff.core.errors import InputError
 
-ID = re.compile(r"[\w.-]+/[\w.-]+")
 INDEX = "model_index.json"
 CONFIG = "config.json"  # of a component
 SETTINGS = (".json", ".txt", ".model")  # configs, vocabularies
@@ -16,7 +14,14 @@ SETTINGS = (".json", ".txt", ".model")  # configs, vocabularies
 
 def is_id(text: str) -> bool:
     """Whether `text` can be the name of a repository: owner/name."""
-    return ID.fullmatch(text) is not None
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:  # such as ./name, which is a path
+        return False
+    return text.count("/") == 1
 
 
 def download(

@@ -122,7 +122,11 @@ def test_an_unknown_repository_is_a_sentence(monkeypatch, kind):
 
 
 @pytest.mark.parametrize(
-    "source", ["/no/such/model", "nowhere", "a/b/c", "./x/y", "models/flux.safetensors"]
+    "source",
+    [
+        *("/no/such/model", "nowhere", "a/b/c", "./x/y", "models/flux.safetensors"),
+        *("./nowhere", "../nowhere", "models/nowhere-", "a..b/c"),
+    ],
 )
 def test_what_is_neither_here_nor_a_name_is_refused(source):
     with pytest.raises(
