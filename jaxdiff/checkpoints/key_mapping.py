@@ -27,6 +27,7 @@ EMBEDDINGS = frozenset(
         "embed_positions",
         "relative_attention_bias",
         "embedding_table",  # classes of DiT
+        "class_embedding",  # classes or noise levels of a UNet
         "embedding",
     }
 )

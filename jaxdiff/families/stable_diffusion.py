@@ -225,6 +225,15 @@ FAMILIES = (SD, SDXL, SDXL_REFINER)
 FROM_SCRATCH = "StableDiffusionPipeline", SD
 
 
+# The values that a UNet of these families has; others are of other families' conditioning.
+CONDITIONING = {
+    "addition_embed_type": (None, "text_time"),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+    "context_projection": (None,),
+}
+
+
 def detect(
     components: Mapping[str, nnx.Module], options: Mapping[str, Any], *, source: str
 ) -> Family:
@@ -284,6 +293,11 @@ def _encoders(family: Family, names: Sequence[str]) -> tuple[TextEncoder, ...]:
 
 def _text_family(unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel]) -> Family:
     """The family by what the UNet takes; InputError if the encoders do not fit it."""
+    for name, accepted in CONDITIONING.items():
+        if getattr(unet, name) not in accepted:
+            raise InputError(
+                f"UNet: got {name} {getattr(unet, name)}, expected that of Stable Diffusion"
+            )
     width = sum(encoder.config.hidden_size for encoder in encoders)
     wanted = unet.per_block("cross_attention_dim")[0]
     if width != wanted:

@@ -124,8 +124,25 @@ _REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
 _SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
 _LDM_CLASSES = "CompVis/latent-diffusion/configs/latent-diffusion/cin256-v2.yaml"
 _LDM = "CompVis/ldm-text2im-large-256"
+_KARLO = "kakaobrain/karlo-v1-alpha"
 _SDXL_CONDITIONING = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 _XL_ATTENTION = {"use_linear_projection": True, "upcast_attention": None}
+# The UNets of guided diffusion (2105.05233) that attend to a context beside their pixels.
+_ADDED_KV: dict[str, Any] = {
+    "sample_size": 64,
+    "down_block_types": ("ResnetDownsampleBlock2D", *("SimpleCrossAttnDownBlock2D",) * 3),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": (*("SimpleCrossAttnUpBlock2D",) * 3, "ResnetUpsampleBlock2D"),
+    "layers_per_block": 3,
+    "attention_head_dim": 64,
+    "resnet_time_scale_shift": "scale_shift",
+}
+_KANDINSKY: dict[str, Any] = {
+    **_ADDED_KV,
+    "out_channels": 8,
+    "block_out_channels": (384, 768, 1152, 1536),
+    "cross_attention_dim": 768,
+}
 
 UNETS: dict[str, Preset] = {
     "sd15": _unet(_SD15, 859_520_964, sample_size=64, cross_attention_dim=768),
@@ -178,6 +195,73 @@ UNETS: dict[str, Preset] = {
         projection_class_embeddings_input_dim=2560,
         **_SDXL_CONDITIONING,
         **_XL_ATTENTION,
+    ),
+    "kandinsky21": _unet(
+        "kandinsky-community/kandinsky-2-1",
+        1_228_661_768,
+        addition_embed_type="text_image",
+        encoder_hid_dim=1024,
+        encoder_hid_dim_type="text_image_proj",
+        **_KANDINSKY,
+    ),
+    "kandinsky22": _unet(
+        "kandinsky-community/kandinsky-2-2-decoder",
+        1_253_057_288,
+        addition_embed_type="image",
+        encoder_hid_dim=1280,
+        encoder_hid_dim_type="image_proj",
+        **_KANDINSKY,
+    ),
+    "karlo-decoder": Preset(
+        cls=UNet2DConditionModel,
+        config=UNet2DConditionConfig(
+            in_channels=3,
+            out_channels=6,
+            block_out_channels=(320, 640, 960, 1280),
+            cross_attention_dim=1536,
+            class_embed_type="identity",
+            **_ADDED_KV,
+        ),
+        source=f"{_KARLO}/decoder",
+        parameters=885_439_686,
+    ),
+    "if-i-xl": _unet(
+        "DeepFloyd/IF-I-XL-v1.0",
+        4_304_695_110,
+        in_channels=3,
+        out_channels=6,
+        act_fn="gelu",
+        block_out_channels=(704, 1408, 2112, 2816),
+        cross_attention_dim=2816,
+        cross_attention_norm="group_norm",
+        addition_embed_type="text",
+        encoder_hid_dim=4096,
+        encoder_hid_dim_type="text_proj",
+        **_ADDED_KV,
+    ),
+    "stable-unclip-h": _unet(
+        "stabilityai/stable-diffusion-2-1-unclip",
+        870_173_124,
+        sample_size=96,
+        cross_attention_dim=1024,
+        attention_head_dim=(5, 10, 20, 20),
+        use_linear_projection=True,
+        upcast_attention=True,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=2048,
+    ),
+    "sd-x4-upscaler": _unet(
+        "stabilityai/stable-diffusion-x4-upscaler",
+        473_398_020,
+        sample_size=128,
+        in_channels=7,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+        up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+        block_out_channels=(256, 512, 512, 1024),
+        cross_attention_dim=1024,
+        only_cross_attention=(True, True, True, False),
+        use_linear_projection=True,
+        num_class_embeds=1000,
     ),
     # Beside it the model has a table of classes, [1001, 512].
     "ldm-cin256": Preset(

@@ -117,15 +117,28 @@ class FeedForward(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Self-attention, cross-attention and feed-forward, each a residual after a layer norm."""
+    """Self-attention, cross-attention and feed-forward, each a residual after a layer norm.
 
-    def __init__(self, width: int, *, layers: LayerFactory, heads: int, context_width: int):
+    With `only_cross_attention` the first attention is over the context, too.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        layers: LayerFactory,
+        heads: int,
+        context_width: int,
+        only_cross_attention: bool = False,
+    ):
+        first_width = context_width if only_cross_attention else None
         self.norm1 = layers.layer_norm(width)
-        self.attn1 = Attention(width, layers=layers, heads=heads)
+        self.attn1 = Attention(width, layers=layers, heads=heads, context_width=first_width)
         self.norm2 = layers.layer_norm(width)
         self.attn2 = Attention(width, layers=layers, heads=heads, context_width=context_width)
         self.norm3 = layers.layer_norm(width)
         self.ff = FeedForward(width, layers=layers)
+        self.only_cross_attention = only_cross_attention
         self.remat = layers.remat
 
     @remat
@@ -136,7 +149,8 @@ class TransformerBlock(nnx.Module):
         perturbed: Bool[Array, "b"] | None = None,
     ) -> Float[Array, "b n c"]:
         """Apply the block; without a context both attentions are over x."""
-        x = x + self.attn1(self.norm1(x), perturbed=perturbed)
+        first = context if self.only_cross_attention else None
+        x = x + self.attn1(self.norm1(x), first, perturbed=perturbed)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -158,6 +172,7 @@ class SpatialTransformer(nnx.Module):
         depth: int,
         groups: int,
         linear: bool,
+        only_cross_attention: bool = False,
     ):
         self.norm = layers.group_norm(channels, groups=groups, eps=1e-6)
         if linear:
@@ -167,7 +182,13 @@ class SpatialTransformer(nnx.Module):
             self.proj_in = layers.conv(channels, channels, 1)
             self.proj_out = layers.conv(channels, channels, 1, init=ZEROS)
         self.transformer_blocks = nnx.List(
-            TransformerBlock(channels, layers=layers, heads=heads, context_width=context_width)
+            TransformerBlock(
+                channels,
+                layers=layers,
+                heads=heads,
+                context_width=context_width,
+                only_cross_attention=only_cross_attention,
+            )
             for _ in range(depth)
         )
 

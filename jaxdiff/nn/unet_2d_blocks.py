@@ -10,24 +10,47 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float
+from jaxdiff.nn.added_kv_attention import AddedKVAttention
 from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
 from jaxdiff.nn.transformer import SpatialSelfAttention, SpatialTransformer
 
-AttentionLayer = SpatialSelfAttention | SpatialTransformer
+AttentionLayer = SpatialSelfAttention | SpatialTransformer | AddedKVAttention
 Image = Float[Array, "b h w c"]
 Time = Float[Array, "b e"] | None
 Context = Float[Array, "b n d"] | None
+ContextMask = Bool[Array, "b n"] | None
 Perturbed = Bool[Array, "b"] | None
 
 
 def apply_attention(
-    layer: AttentionLayer, x: Image, context: Context, perturbed: Perturbed = None
+    layer: AttentionLayer,
+    x: Image,
+    context: Context,
+    context_mask: ContextMask = None,
+    perturbed: Perturbed = None,
 ) -> Image:
-    """Apply either kind of attention; only a transformer reads the context and can be perturbed."""
+    """Apply any kind of attention; only a transformer's can be perturbed."""
     if isinstance(layer, SpatialTransformer):
         return layer(x, context, perturbed)
-    return layer(x)
+    if isinstance(layer, SpatialSelfAttention):
+        return layer(x)
+    if context is None:
+        raise InputError("context: got none, expected an array")
+    return layer(x, context, context_mask)
+
+
+def apply_resampling(
+    layer: Downsample | Upsample | ResnetBlock,
+    x: Image,
+    time: Time,
+    size: tuple[int, int] | None = None,
+) -> Float[Array, "b h2 w2 c"]:
+    """Change the resolution; only an upsampling without a residual block takes a `size`."""
+    if isinstance(layer, ResnetBlock):
+        return layer(x, time)
+    return layer(x, size) if isinstance(layer, Upsample) else layer(x)
 
 
 class DownBlock2D(nnx.Module):
@@ -37,22 +60,28 @@ class DownBlock2D(nnx.Module):
         self,
         resnets: Sequence[ResnetBlock],
         attentions: Sequence[AttentionLayer] | None = None,
-        downsampler: Downsample | None = None,
+        downsampler: Downsample | ResnetBlock | None = None,
     ):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions) if attentions else None
         self.downsamplers = nnx.List([downsampler]) if downsampler else None
 
-    def __call__(self, x: Image, time: Time = None, context: Context = None) -> list[Array]:
+    def __call__(
+        self,
+        x: Image,
+        time: Time = None,
+        context: Context = None,
+        context_mask: ContextMask = None,
+    ) -> list[Array]:
         """The feature maps after each block and after the downsampling, the last one to go on."""
         states = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.attentions is not None:
-                x = apply_attention(self.attentions[i], x, context)
+                x = apply_attention(self.attentions[i], x, context, context_mask)
             states.append(x)
         if self.downsamplers is not None:
-            states.append(self.downsamplers[0](x))
+            states.append(apply_resampling(self.downsamplers[0], x, time))
         return states
 
 
@@ -70,13 +99,14 @@ class MidBlock2D(nnx.Module):
         x: Image,
         time: Time = None,
         context: Context = None,
+        context_mask: ContextMask = None,
         perturbed: Perturbed = None,
     ) -> Array:
         """The feature map after all blocks, of the same shape."""
         x = self.resnets[0](x, time)
         for i, resnet in enumerate(list(self.resnets)[1:]):
             if self.attentions is not None:
-                x = apply_attention(self.attentions[i], x, context, perturbed)
+                x = apply_attention(self.attentions[i], x, context, context_mask, perturbed)
             x = resnet(x, time)
         return x
 
@@ -88,7 +118,7 @@ class UpBlock2D(nnx.Module):
         self,
         resnets: Sequence[ResnetBlock],
         attentions: Sequence[AttentionLayer] | None = None,
-        upsampler: Upsample | None = None,
+        upsampler: Upsample | ResnetBlock | None = None,
     ):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions) if attentions else None
@@ -99,6 +129,7 @@ class UpBlock2D(nnx.Module):
         x: Image,
         time: Time = None,
         context: Context = None,
+        context_mask: ContextMask = None,
         *,
         skips: Sequence[Array] | None = None,
         size: tuple[int, int] | None = None,
@@ -107,5 +138,7 @@ class UpBlock2D(nnx.Module):
         for i, resnet in enumerate(self.resnets):
             x = resnet(x if skips is None else jnp.concatenate([x, skips[-1 - i]], -1), time)
             if self.attentions is not None:
-                x = apply_attention(self.attentions[i], x, context)
-        return x if self.upsamplers is None else self.upsamplers[0](x, size)
+                x = apply_attention(self.attentions[i], x, context, context_mask)
+        if self.upsamplers is None:
+            return x
+        return apply_resampling(self.upsamplers[0], x, time, size)

@@ -26,9 +26,12 @@ Rules = tuple[tuple[str, tuple[Axis, Axis]], ...]
 
 COLUMN_PARALLEL, ROW_PARALLEL, FSDP_ONLY = (FSDP, TENSOR), (TENSOR, FSDP), (None, FSDP)
 UNET: Rules = (
-    (r"\.(to_[qkv]|net\.0\.proj|conv1|time_emb_proj|linear_1)\.kernel$", COLUMN_PARALLEL),
+    (
+        r"\.(to_[qkv]|add_[kv]_proj|net\.0\.proj|conv1|time_emb_proj|linear_1)\.kernel$",
+        COLUMN_PARALLEL,
+    ),
     (r"\.(to_out\.0|net\.2|conv2|linear_2)\.kernel$", ROW_PARALLEL),
-    (r"\.kernel$", FSDP_ONLY),
+    (r"\.(kernel|embedding)$", FSDP_ONLY),
 )
 VAE: Rules = (
     (r"\.(to_[qkv]|conv1)\.kernel$", COLUMN_PARALLEL),

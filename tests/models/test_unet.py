@@ -32,6 +32,19 @@ PLAIN = {
     "cross_attention_dim": None,
 }
 
+SIMPLE = {
+    "down_block_types": ("SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"),
+}
+IMAGE = SIMPLE | {
+    "addition_embed_type": "image",
+    "encoder_hid_dim": 5,
+    "encoder_hid_dim_type": "image_proj",
+    "out_channels": 8,
+}
+MASK = jax.ShapeDtypeStruct((2, 5), bool)
+
 
 def shapes(**changes):
     made = {
@@ -123,6 +136,24 @@ def test_same_image_alone_or_in_a_batch():
         (PLAIN, {}, "context: got an array, expected none for this model"),
         (ADDED, {}, "text_embeds: got none, expected an array"),
         (
+            {"num_class_embeds": 9},
+            {"class_labels": jax.ShapeDtypeStruct((2, 3), jnp.float32)},
+            r"class_labels: got shape \(2, 3\), expected \(2\)",
+        ),
+        ({"class_embed_type": "identity"}, {}, "class_labels: got none, expected an array"),
+        ({}, {"context_mask": MASK}, "context_mask: got an array, expected none for this model"),
+        (
+            SIMPLE,
+            {"context_mask": jax.ShapeDtypeStruct((2, 4), bool)},
+            r"context_mask: got shape \(2, 4\), expected \(2, 5\)",
+        ),
+        (
+            SIMPLE,
+            {"sample": jax.ShapeDtypeStruct((2, 8, 7, 4), jnp.float32)},
+            "sample: got 8 rows and 7 columns, expected multiples of 2",
+        ),
+        (IMAGE, {"context": None}, "image_embeds: got none, expected an array"),
+        (
             ADDED,
             {
                 "text_embeds": jax.ShapeDtypeStruct((2, 7), jnp.float32),
@@ -140,17 +171,35 @@ def test_inputs_must_be_those_of_the_config(fields, changes, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"class_embed_type": "timestep"}, "class_embed_type: got 'timestep'"),
-        ({"num_class_embeds": 1000}, "num_class_embeds: got 1000"),
-        ({"addition_embed_type": "image"}, "addition_embed_type: got 'image'"),
-        ({"encoder_hid_dim": 9}, "encoder_hid_dim: got 9"),
+        ({"class_embed_type": "simple_projection"}, "class_embed_type: got 'simple_projection'"),
+        ({"class_embed_type": "projection"}, "projection_class_embeddings_input_dim: got null"),
+        (
+            {"class_embed_type": "timestep", "num_class_embeds": 9},
+            "num_class_embeds: got 9 with class_embed_type timestep, expected one of both",
+        ),
+        ({"class_embeddings_concat": True}, "class_embeddings_concat: got true, expected false"),
+        ({"addition_embed_type": "image"}, "encoder_hid_dim: got null, expected a width for image"),
+        (
+            {"addition_embed_type": "text", "cross_attention_dim": (6, 6)},
+            r"cross_attention_dim: got \(6, 6\), expected one width",
+        ),
+        (
+            {"addition_embed_type": "text", "encoder_hid_dim": 9}
+            | {"encoder_hid_dim_type": "image_proj"},
+            "addition_embed_type: got 'text' with the context of an image",
+        ),
+        ({"encoder_hid_dim_type": "ip_image_proj"}, "encoder_hid_dim_type: got 'ip_image_proj'"),
+        ({"encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim: got null"),
+        ({"cross_attention_norm": "layer_norm"}, "cross_attention_norm: got 'layer_norm'"),
+        ({"learned_variance": True, "out_channels": 5}, "out_channels: got 5, expected an even"),
+        ({"time_embedding_act_fn": "selu"}, "time_embedding_act_fn: got 'selu'"),
         ({"dual_cross_attention": True}, "dual_cross_attention: got True"),
-        ({"only_cross_attention": True}, "only_cross_attention: got True"),
+        ({"only_cross_attention": (True,)}, "only_cross_attention: got 1 entries, expected 2"),
         ({"num_attention_heads": 4}, "num_attention_heads: got 4"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type: got 'fourier'"),
         ({"dropout": 0.1}, "dropout: got 0.1"),
         ({"act_fn": "selu"}, "act_fn: got 'selu'"),
-        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type: got"),
+        ({"mid_block_type": "UNetMidBlock2DAttn"}, "mid_block_type: got"),
         ({"down_block_types": ("DownBlock2D", "KDownBlock2D")}, "down_block_types: got 'KDown"),
         ({"up_block_types": ("UpBlock2D",)}, "up_block_types: got 1 entries, expected 2"),
         ({"layers_per_block": (1, 2, 3)}, "layers_per_block: got 3 entries, expected 2"),
@@ -168,6 +217,11 @@ def test_sizes_that_do_not_divide():
     for fields, message in (
         ({"norm_num_groups": 3}, "norm_num_groups: got 3"),
         ({"attention_head_dim": 3}, "attention heads: got 3, expected a divisor of width 8"),
+        (SIMPLE | {"attention_head_dim": 3}, "width of an attention head: got 3, expected a"),
+        (
+            {"addition_embed_type": "text", "addition_embed_type_num_heads": 4},
+            "addition_embed_type_num_heads: got 4, expected a divisor of 6",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             abstract(UNet2DConditionModel, UNet2DConditionConfig(**SMALL | fields))
@@ -179,6 +233,10 @@ VARIANTS = {
     "sizes": ADDED,
     "inpainting": {"in_channels": 9},
     "distilled": {"time_cond_proj_dim": 4},
+    "image": IMAGE,
+    "hint": IMAGE | {"addition_embed_type": "image_hint", "in_channels": 8},
+    "noise level": SIMPLE | {"in_channels": 8, "out_channels": 8, "class_embed_type": "timestep"},
+    "classes": {"num_class_embeds": 9},
 }
 
 
@@ -196,7 +254,8 @@ def test_the_adapter_calls_the_network_with_the_conditioning_that_it_names(name)
         own = dict(cond)
         if "channels" in own:
             x = jnp.concatenate([x, own.pop("channels")], axis=-1)
-        return with_params(unet, params)(x, t, **own)
+        output = with_params(unet, params)(x, t, **own)
+        return output[..., : unet.config.channels[1]]
 
     given = param_dict(unet), inputs["sample"], inputs["timesteps"], cond
     found, expected = (jax.make_jaxpr(f, return_shape=True)(*given) for f in (network, direct))

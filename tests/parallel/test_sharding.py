@@ -25,6 +25,9 @@ from jaxdiff.parallel.sharding import (
 MODELS = {
     "unet sd15": (("unet", "sd15"), UNET),
     "unet sdxl-base": (("unet", "sdxl-base"), UNET),
+    "unet kandinsky22": (("unet", "kandinsky22"), UNET),
+    "unet if-i-xl": (("unet", "if-i-xl"), UNET),
+    "unet sd-x4-upscaler": (("unet", "sd-x4-upscaler"), UNET),
     "transformer dit-xl-2-256": (("transformer", "dit-xl-2-256"), DIT),
     "transformer flux-dev": (("transformer", "flux-dev"), FLUX),
     "transformer chroma": (("transformer", "chroma"), FLUX),
@@ -56,6 +59,8 @@ def test_two_products_in_a_row_split_the_width_between_them():
     for path, shape, expected in (
         (f"{block}.attn1.to_q.kernel", (640, 640), P("fsdp", "tensor")),
         (f"{block}.attn1.to_out.0.kernel", (640, 640), P("tensor", "fsdp")),
+        ("mid_block.attentions.0.add_k_proj.kernel", (64, 640), P("fsdp", "tensor")),
+        ("class_embedding.embedding", (1000, 640), P(None, "fsdp")),
         (f"{block}.ff.net.0.proj.kernel", (640, 5120), P("fsdp", "tensor")),
         (f"{block}.ff.net.2.kernel", (2560, 640), P("tensor", "fsdp")),
         ("mid_block.resnets.0.conv1.kernel", (3, 3, 64, 64), P(None, None, "fsdp", "tensor")),

@@ -37,7 +37,13 @@ class ClassConditionalUNet2DConfig(UNet2DConditionConfig):
                 f"cross_attention_dim: got {self.cross_attention_dim}, expected the width of the "
                 "embedding of a class, and blocks that attend to it"
             )
-        for name in ("addition_embed_type", "time_cond_proj_dim"):
+        for name in (
+            "addition_embed_type",
+            "class_embed_type",
+            "encoder_hid_dim",
+            "num_class_embeds",
+            "time_cond_proj_dim",
+        ):
             if getattr(self, name) is not None:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected null with classes")
 
