@@ -36,6 +36,8 @@ from jaxdiff.models.unet.class_conditional import (
 )
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
+from jaxdiff.models.unet.unet_2d import UNet2DModel
+from jaxdiff.models.unet.unet_2d_config import UNet2DConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.models.vq_model import VQModel, VQModelConfig
 
@@ -126,6 +128,7 @@ _TEXT = CLIPTextModel, CLIPTextConfig, "clip_text_model"
 _VISION = CLIPVisionModel, CLIPVisionConfig, "clip_vision_model"
 _CLASSES = (
     _diffusers("UNet2DConditionModel", UNet2DConditionModel, UNet2DConditionConfig),
+    _diffusers("UNet2DModel", UNet2DModel, UNet2DConfig),
     _diffusers("FluxTransformer2DModel", FluxTransformer2DModel, FluxTransformer2DConfig),
     _diffusers("ChromaTransformer2DModel", ChromaTransformer2DModel, ChromaTransformer2DConfig),
     _diffusers("SD3Transformer2DModel", SD3Transformer2DModel, SD3Transformer2DConfig),

@@ -28,6 +28,8 @@ from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
+from jaxdiff.models.unet.unet_2d import UNet2DModel
+from jaxdiff.models.unet.unet_2d_config import UNet2DConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.models.vq_model import VQModel, VQModelConfig
 
@@ -262,6 +264,21 @@ UNETS: dict[str, Preset] = {
         only_cross_attention=(True, True, True, False),
         use_linear_projection=True,
         num_class_embeds=1000,
+    ),
+    # One for six steps and one for the last have these shapes.
+    "karlo-super-resolution": Preset(
+        cls=UNet2DModel,
+        config=UNet2DConfig(
+            sample_size=256,
+            in_channels=6,
+            down_block_types=("ResnetDownsampleBlock2D",) * 4,
+            up_block_types=("ResnetUpsampleBlock2D",) * 4,
+            block_out_channels=(320, 640, 960, 1280),
+            layers_per_block=3,
+            add_attention=False,
+        ),
+        source=f"{_KARLO}/super_res_first",
+        parameters=691_579_523,
     ),
     # Beside it the model has a table of classes, [1001, 512].
     "ldm-cin256": Preset(

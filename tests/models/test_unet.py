@@ -10,6 +10,7 @@ from jaxdiff.models.build import abstract, initial_weights, initialise, param_di
 from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
+from jaxdiff.models.unet.unet_2d_config import UNet2DConfig
 
 SMALL = {
     "block_out_channels": (8, 16),
@@ -274,3 +275,19 @@ def test_adapters_of_equal_networks_are_equal():
     assert first != UNetAdapter(first.module, "v_prediction")
     wide = UNet2DConditionConfig(**SMALL | {"attention_head_dim": 4})
     assert first != UNetAdapter(abstract(UNet2DConditionModel, wide), "epsilon")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"time_embedding_type": "fourier"}, "time_embedding_type: got 'fourier'"),
+        ({"class_embed_type": "projection"}, "class_embed_type: got 'projection'"),
+        ({"down_block_types": ("SimpleCrossAttnDownBlock2D",) * 4}, "down_block_types: got 'Simp"),
+        ({"mid_block_scale_factor": 2.0}, "mid_block_scale_factor: got 2.0 with add_attention"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups: got null with resnet"),
+        ({"block_out_channels": (32, 64)}, "down_block_types: got 4 entries, expected 2"),
+    ],
+)
+def test_config_without_text_refuses_what_is_not_there(fields, message):
+    with pytest.raises(InputError, match=message):
+        UNet2DConfig(**fields)

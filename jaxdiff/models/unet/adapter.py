@@ -22,7 +22,7 @@ class UNetAdapter(NetworkAdapter):
         self, size: tuple[int, int], tokens: int
     ) -> dict[str, jax.ShapeDtypeStruct]:
         """The conditioning of one stream of one image, for latents of `size` and so many tokens."""
-        config, dtype = self.module.config, self.module.dtype
+        config, dtype = self.module.unet_config, self.module.dtype
         shapes = conditioning_sizes(config, size, tokens, NUM_TIME_IDS)
         if config.concatenated_channels:
             shapes[CHANNELS] = (*size, config.concatenated_channels)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from jaxdiff.models.unet.config import RESNET_BLOCKS, Depth, UNet2DConditionConfig
+from jaxdiff.models.unet.unet_2d_config import UNet2DConfig
 from jaxdiff.nn.added_kv_attention import AddedKVAttention
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
@@ -141,6 +142,30 @@ def make_mid_block(config: UNet2DConditionConfig, *, layers: LayerFactory) -> Mi
     count = 2 if mixers else 1
     widths, scale = [(width, width)] * count, config.mid_block_scale_factor
     return MidBlock2D(_resnets(config, kind, widths, layers, output_scale=scale), mixers)
+
+
+def make_mid_block_without_text(config: UNet2DConfig, *, layers: LayerFactory) -> MidBlock2D | None:
+    """The middle block of a UNet2DModel: self-attention or none between residual blocks."""
+    if config.mid_block_type is None:
+        return None
+    width, scale = config.block_out_channels[-1], config.mid_block_scale_factor
+    resnets = _resnets(
+        config.conditional,
+        config.mid_block_type,
+        [(width, width)] * 2,
+        layers,
+        output_scale=scale,
+    )
+    if not config.add_attention:
+        return MidBlock2D(resnets)
+    attention = SpatialSelfAttention(
+        width,
+        layers=layers,
+        heads=width // (config.attention_head_dim),
+        groups=config.attn_norm_num_groups or config.norm_num_groups,
+        eps=config.norm_eps,
+    )
+    return MidBlock2D(resnets, [attention])
 
 
 def make_up_block(config: UNet2DConditionConfig, index: int, *, layers: LayerFactory) -> UpBlock2D:

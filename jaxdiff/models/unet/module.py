@@ -47,8 +47,9 @@ class UNet2DConditionModel(nnx.Module):
         layers = LayerFactory(
             rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat
         )
+        self.config = config  # as in its file
+        self.unet_config = config  # in the fields of this class
         channels, blocks = config.block_out_channels, range(len(config.block_out_channels))
-        self.config = config
         self.dtype = dtype
         self.conv_in = layers.conv(config.in_channels, channels[0], config.conv_in_kernel)
         self.time_embedding = TimestepEmbedding(
@@ -113,7 +114,7 @@ class UNet2DConditionModel(nnx.Module):
         if perturbed is not None:
             self.check_perturbed()
         x = sample.astype(self.dtype)
-        if self.config.center_input_sample:
+        if self.unet_config.center_input_sample:
             x = 2 * x - 1
         if isinstance(self.add_embedding, ImageTimeEmbedding) and hint is not None:
             x = jnp.concatenate([x, self.add_embedding.encode_hint(hint)], axis=-1)
@@ -135,12 +136,12 @@ class UNet2DConditionModel(nnx.Module):
             # An odd resolution was rounded up on the way down; the skip below knows the right one.
             size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None
             x = block(x, time, context, context_mask, skips=used, size=size)
-        x = activation(self.config.act_fn)(self.conv_norm_out(x))
+        x = activation(self.unet_config.act_fn)(self.conv_norm_out(x))
         return self.conv_out(x).astype(sample.dtype)
 
     def check_perturbed(self) -> None:
         """InputError for a UNet without attention that a guidance rule can perturb."""
-        if self.mid_block is None or self.config.mid_block_type not in PAG_MID_BLOCKS:
+        if self.mid_block is None or self.unet_config.mid_block_type not in PAG_MID_BLOCKS:
             raise InputError(
                 "guidance: got perturbed attention for a UNet without attention in its middle "
                 "block, expected a UNet with it"
@@ -148,20 +149,20 @@ class UNet2DConditionModel(nnx.Module):
 
     def _embed_time(self, timesteps: Array, given: Mapping[str, Array]) -> Float[Array, "b e"]:
         """The embedding of the time, and of what joins it."""
-        sines = self._sinusoidal(timesteps, self.config.block_out_channels[0])
+        sines = self._sinusoidal(timesteps, self.unet_config.block_out_channels[0])
         time = self.time_embedding(sines, given.get("timestep_cond"))
         if "class_labels" in given:
             classes = self._embed_classes(given["class_labels"])
-            together = self.config.class_embeddings_concat
+            together = self.unet_config.class_embeddings_concat
             time = jnp.concatenate([time, classes], axis=-1) if together else time + classes
         added = self._embed_addition(given)
         time = time if added is None else time + added
-        act = self.config.time_embedding_act_fn
+        act = self.unet_config.time_embedding_act_fn
         return time if act is None else activation(act)(time)
 
     def _embed_classes(self, labels: Array) -> Float[Array, "b e"]:
-        if self.config.class_embed_type == "timestep":
-            labels = self._sinusoidal(labels, self.config.block_out_channels[0])
+        if self.unet_config.class_embed_type == "timestep":
+            labels = self._sinusoidal(labels, self.unet_config.block_out_channels[0])
         if self.class_embedding is None:
             return labels.astype(self.dtype)
         return self.class_embedding(labels)
@@ -178,7 +179,7 @@ class UNet2DConditionModel(nnx.Module):
         if isinstance(embedding, ImageTimeEmbedding):
             return embedding(given["image_embeds"])
         ids = given["time_ids"]
-        sines = self._sinusoidal(ids.reshape(-1), self.config.addition_time_embed_dim or 0)
+        sines = self._sinusoidal(ids.reshape(-1), self.unet_config.addition_time_embed_dim or 0)
         vectors = [given["text_embeds"].astype(jnp.float32), sines.reshape(len(ids), -1)]
         return embedding(jnp.concatenate(vectors, axis=-1))
 
@@ -198,13 +199,13 @@ class UNet2DConditionModel(nnx.Module):
         return sinusoidal(
             values,
             width,
-            cos_first=self.config.flip_sin_to_cos,
-            freq_shift=self.config.freq_shift,
+            cos_first=self.unet_config.flip_sin_to_cos,
+            freq_shift=self.unet_config.freq_shift,
         )
 
     def _check(self, sample: Array, given: Mapping[str, Array], context_mask: Array | None) -> None:
         """Raise InputError unless the inputs are those that the config asks for."""
-        config = self.config
+        config = self.unet_config
         check_shape("sample", sample, (None, None, None, config.in_channels - config.hint_channels))
         batch, rows, columns = sample.shape[:3]
         if rows % config.size_divisor or columns % config.size_divisor:
