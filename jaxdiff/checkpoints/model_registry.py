@@ -26,6 +26,8 @@ from jaxdiff.models.ldm_bert.config import LDMBertConfig
 from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
 from jaxdiff.models.pixart.module import PixArtTransformer2DModel
+from jaxdiff.models.prior.config import PriorTransformerConfig
+from jaxdiff.models.prior.module import PriorTransformer
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
@@ -134,6 +136,7 @@ _CLASSES = (
     _diffusers("SD3Transformer2DModel", SD3Transformer2DModel, SD3Transformer2DConfig),
     _diffusers("DiTTransformer2DModel", DiTTransformer2DModel, DiTTransformer2DConfig),
     _diffusers("PixArtTransformer2DModel", PixArtTransformer2DModel, PixArtTransformer2DConfig),
+    _diffusers("PriorTransformer", PriorTransformer, PriorTransformerConfig),
     _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
     _diffusers("VQModel", VQModel, VQModelConfig),
     _diffusers("AutoencoderTiny", AutoencoderTiny, AutoencoderTinyConfig),

@@ -41,15 +41,16 @@ class NetworkAdapter(ABC):
     def __call__(
         self,
         params: Mapping[str, Any],
-        x: Float[Array, "b h w c"],
+        x: Float[Array, "b *space c"],
         t: Float[Array, "b"] | Int[Array, "b"],
         cond: Mapping[str, Array],
         *,
         perturbed: Bool[Array, "b"] | None = None,
         variance: bool = False,
-    ) -> Float[Array, "b h w o"]:
+    ) -> Float[Array, "b *space o"]:
         """The prediction for noisy latents x at times t, with weights by dotted path.
 
+        Latents are images (b, h, w, c), or vectors (b, c) for networks that denoise embeddings.
         `cond` has arguments of the module by name, and may have `channels` (b, h, w, c) to
         concatenate to x. A learned variance, in as many channels behind those of the prediction, is
         left out unless `variance` asks for it. InputError for `perturbed` images where no rule can

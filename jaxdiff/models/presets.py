@@ -22,6 +22,8 @@ from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
 from jaxdiff.models.ldm_bert.config import LDMBertConfig
 from jaxdiff.models.ldm_bert.module import LDMBertModel
+from jaxdiff.models.prior.config import PriorTransformerConfig
+from jaxdiff.models.prior.module import PriorTransformer
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
@@ -419,8 +421,24 @@ TEXT_ENCODERS["ldm-bert"] = Preset(
     cls=LDMBertModel, config=LDMBertConfig(), source=f"{_LDM}/bert", parameters=581_994_042
 )
 
+PRIORS: dict[str, Preset] = {
+    "kandinsky21": Preset(
+        cls=PriorTransformer,
+        config=PriorTransformerConfig(),
+        source="kandinsky-community/kandinsky-2-1-prior/prior",
+        parameters=1_022_030_080,
+    ),
+    "kandinsky22": Preset(
+        cls=PriorTransformer,
+        config=PriorTransformerConfig(embedding_dim=1280),
+        source="kandinsky-community/kandinsky-2-2-prior/prior",
+        parameters=1_026_225_920,
+    ),
+}
+
 PRESETS: dict[str, dict[str, Preset]] = {
     "unet": UNETS,
+    "prior": PRIORS,
     "transformer": TRANSFORMERS,
     "vae": VAES,
     "text": TEXT_ENCODERS,

@@ -21,7 +21,8 @@ from jaxdiff.training.config import OptimiserConfig
 
 # Trained by Adam under muon: embeddings, and the first and the last layer of a network.
 _ADAM_PATHS = re.compile(r"(^|\.)(conv_in|conv_out|patch_embedding|pos_embed)\.|embedding$")
-_NOT_TRAINED = re.compile(r"(^|\.)pos_embed$")  # stored positions, whose gradient is zero
+# Stored positions, and the statistics of a prior's embeddings, whose gradients are zero.
+_NOT_TRAINED = re.compile(r"(^|\.)(pos_embed|clip_mean|clip_std)$")
 _RMS = 0.2  # of an update of AdamW, as measured in 2502.16982, section 2.2
 
 

@@ -31,6 +31,7 @@ MODELS = {
     "transformer dit-xl-2-256": (("transformer", "dit-xl-2-256"), DIT),
     "transformer flux-dev": (("transformer", "flux-dev"), FLUX),
     "transformer chroma": (("transformer", "chroma"), FLUX),
+    "prior kandinsky22": (("prior", "kandinsky22"), DIT),
     "vae sd": (("vae", "sd"), VAE),
     "text openclip-bigg": (("text", "openclip-bigg"), CLIP),
 }
