@@ -32,6 +32,12 @@ from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
+from jaxdiff.models.unclip import (
+    StableUnCLIPImageNormalizer,
+    StableUnCLIPImageNormalizerConfig,
+    UnCLIPTextProjConfig,
+    UnCLIPTextProjModel,
+)
 from jaxdiff.models.unet.class_conditional import (
     ClassConditionalUNet2DConfig,
     ClassConditionalUNet2DModel,
@@ -140,6 +146,19 @@ _CLASSES = (
     _diffusers("AutoencoderKL", AutoencoderKL, AutoencoderKLConfig),
     _diffusers("VQModel", VQModel, VQModelConfig),
     _diffusers("AutoencoderTiny", AutoencoderTiny, AutoencoderTinyConfig),
+    # Classes of diffusers' pipelines.
+    dataclasses.replace(
+        _diffusers("UnCLIPTextProjModel", UnCLIPTextProjModel, UnCLIPTextProjConfig),
+        module_name="unclip",
+    ),
+    dataclasses.replace(
+        _diffusers(
+            "StableUnCLIPImageNormalizer",
+            StableUnCLIPImageNormalizer,
+            StableUnCLIPImageNormalizerConfig,
+        ),
+        module_name="stable_diffusion",
+    ),
     # diffusers has no such classes.
     _diffusers(
         "ClassConditionalUNet2DModel", ClassConditionalUNet2DModel, ClassConditionalUNet2DConfig

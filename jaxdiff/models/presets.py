@@ -28,6 +28,12 @@ from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
+from jaxdiff.models.unclip import (
+    StableUnCLIPImageNormalizer,
+    StableUnCLIPImageNormalizerConfig,
+    UnCLIPTextProjConfig,
+    UnCLIPTextProjModel,
+)
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.models.unet.unet_2d import UNet2DModel
@@ -436,9 +442,25 @@ PRIORS: dict[str, Preset] = {
     ),
 }
 
+UNCLIP: dict[str, Preset] = {
+    "karlo-text-proj": Preset(
+        cls=UnCLIPTextProjModel,
+        config=UnCLIPTextProjConfig(time_embed_dim=1280, cross_attention_dim=1536),
+        source=f"{_KARLO}/text_proj",
+        parameters=7_878_400,
+    ),
+    "stable-unclip-h-normalizer": Preset(
+        cls=StableUnCLIPImageNormalizer,
+        config=StableUnCLIPImageNormalizerConfig(embedding_dim=1024),
+        source="stabilityai/stable-diffusion-2-1-unclip/image_normalizer",
+        parameters=2_048,
+    ),
+}
+
 PRESETS: dict[str, dict[str, Preset]] = {
     "unet": UNETS,
     "prior": PRIORS,
+    "unclip": UNCLIP,
     "transformer": TRANSFORMERS,
     "vae": VAES,
     "text": TEXT_ENCODERS,

@@ -1,10 +1,15 @@
 """The table of config keys has every argument of the classes of diffusers and transformers."""
 
+import dataclasses
 import inspect
 
 import diffusers
 import pytest
 import transformers
+from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
+    StableUnCLIPImageNormalizer,
+)
 
 from jaxdiff.checkpoints.config_keys import (
     DIFFUSERS_NO_EFFECT,
@@ -27,6 +32,16 @@ from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 
 FORMER = ("Transformer2DModel",)  # whose defaults are those of other models
 OURS = ("LatentClassifier", "ClassConditionalUNet2DModel")  # which diffusers does not have
+OF_PIPELINES = {
+    "UnCLIPTextProjModel": UnCLIPTextProjModel,
+    "StableUnCLIPImageNormalizer": StableUnCLIPImageNormalizer,
+}
+
+
+def defaults(config):
+    """The defaults of a config's fields that have one."""
+    fields = dataclasses.fields(config)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
 
 
 def arguments(cls):
@@ -62,11 +77,12 @@ def test_schedulers(name):
     "kind", [k for k in MODEL_CLASSES.values() if k.library == "diffusers" and k.name not in OURS]
 )
 def test_networks_of_diffusers(kind):
-    cls, config = getattr(diffusers, kind.name), kind.config
+    cls = OF_PIPELINES.get(kind.name) or getattr(diffusers, kind.name)
+    config = kind.config
     known = component_keys(config).keys() | names(DIFFUSERS_NO_EFFECT)
     assert arguments(cls).keys() <= known | getattr(config, "ABSENT", {}).keys()
     for key, default in arguments(cls).items():
-        assert kind.name in FORMER or getattr(config(), key) == default
+        assert kind.name in FORMER or defaults(config).get(key, inspect.Parameter.empty) == default
 
 
 @pytest.mark.parametrize(
