@@ -42,9 +42,10 @@ class UnCLIPTextProjModel(nnx.Module):
         *,
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
+        attention: str = "auto",
         rngs: nnx.Rngs | None,
     ):
-        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         self.config = config
         self.dtype = dtype
         n_in, width = config.clip_embeddings_dim, config.cross_attention_dim
@@ -110,9 +111,10 @@ class StableUnCLIPImageNormalizer(nnx.Module):
         *,
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
+        attention: str = "auto",
         rngs: nnx.Rngs | None,
     ):
-        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        layers = LayerFactory(rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention)
         self.config = config
         self.dtype = dtype
         self.mean = layers.param(ZEROS, (1, config.embedding_dim))

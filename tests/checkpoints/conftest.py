@@ -23,16 +23,26 @@ from jaxdiff.models.ldm_bert.config import LDMBertConfig
 from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
 from jaxdiff.models.pixart.module import PixArtTransformer2DModel
+from jaxdiff.models.prior.config import PriorTransformerConfig
+from jaxdiff.models.prior.module import PriorTransformer
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
 from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
+from jaxdiff.models.unclip import (
+    StableUnCLIPImageNormalizer,
+    StableUnCLIPImageNormalizerConfig,
+    UnCLIPTextProjConfig,
+    UnCLIPTextProjModel,
+)
 from jaxdiff.models.unet.class_conditional import (
     ClassConditionalUNet2DConfig,
     ClassConditionalUNet2DModel,
 )
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
+from jaxdiff.models.unet.unet_2d import UNet2DModel
+from jaxdiff.models.unet.unet_2d_config import UNet2DConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.models.vq_model import VQModel, VQModelConfig
 
@@ -72,6 +82,20 @@ TRANSFORMER = {
     "sample_size": 8,
 }
 DIT = DiTTransformer2DConfig(**TRANSFORMER, out_channels=8, num_embeds_ada_norm=3)
+SUPER_RESOLUTION = UNet2DConfig(
+    in_channels=6,
+    block_out_channels=(8, 16),
+    down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    layers_per_block=1,
+    norm_num_groups=4,
+    num_class_embeds=5,
+)
+PRIOR = PriorTransformerConfig(
+    num_attention_heads=2, attention_head_dim=4, num_layers=1, embedding_dim=6, num_embeddings=5
+)
+TEXT_PROJ = UnCLIPTextProjConfig(clip_embeddings_dim=6, time_embed_dim=8, cross_attention_dim=4)
+NORMALIZER = StableUnCLIPImageNormalizerConfig(embedding_dim=6)
 PIXART = PixArtTransformer2DConfig(**TRANSFORMER, cross_attention_dim=8, caption_channels=6)
 TOKENS = {
     "in_channels": 8,
@@ -156,6 +180,10 @@ def components():
     """One component of every class, by class name."""
     return {
         "UNet2DConditionModel": build(UNet2DConditionModel, UNET),
+        "UNet2DModel": build(UNet2DModel, SUPER_RESOLUTION),
+        "PriorTransformer": build(PriorTransformer, PRIOR),
+        "UnCLIPTextProjModel": build(UnCLIPTextProjModel, TEXT_PROJ),
+        "StableUnCLIPImageNormalizer": build(StableUnCLIPImageNormalizer, NORMALIZER),
         "DiTTransformer2DModel": build(DiTTransformer2DModel, DIT),
         "PixArtTransformer2DModel": build(PixArtTransformer2DModel, PIXART),
         "FluxTransformer2DModel": build(FluxTransformer2DModel, FLUX),
