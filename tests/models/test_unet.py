@@ -97,6 +97,22 @@ def test_a_fresh_network_does_not_heed_the_scale_it_is_told():
     assert not unet.time_embedding.cond_proj.kernel[...].any()
 
 
+@pytest.mark.parametrize("name", ["hint", "noise level", "classes"])
+def test_conditioning_is_computed_in_the_dtype(name):
+    unet = abstract(
+        UNet2DConditionModel, UNet2DConditionConfig(**SMALL | VARIANTS[name]), dtype=jnp.bfloat16
+    )
+    cond = {
+        key: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype)
+        for key, leaf in UNetAdapter(unet, "epsilon").conditioning_shapes((8, 8), 5).items()
+    }
+    inputs = shapes(context=None)
+    jaxpr = jax.make_jaxpr(UNetAdapter(unet, "epsilon"))(
+        param_dict(unet), inputs["sample"], inputs["timesteps"], cond
+    )
+    assert set(dots(jaxpr.jaxpr)) == {("bfloat16", "bfloat16")}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_computes_in_its_dtype_and_returns_the_samples(dtype):
     jaxpr, out = traced(shapes(), {"dtype": jnp.dtype(dtype)})

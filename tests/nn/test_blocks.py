@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.nn.activations import activation
+from jaxdiff.nn.added_kv_attention import AddedKVAttention
 from jaxdiff.nn.embeddings import sinusoidal
 from jaxdiff.nn.layers import LayerFactory, _vector_product
 from jaxdiff.nn.lora import LoRALinear
@@ -131,6 +132,55 @@ def test_residual_blocks_can_start_as_the_identity():
         8, layers=layers(), heads=2, context_width=5, depth=2, groups=2, linear=True
     )
     np.testing.assert_array_equal(jax.jit(lambda x, c: transformer(x, c))(x, image(2, 3, 5)), x)
+
+
+def test_residual_blocks_can_change_the_resolution():
+    """One that starts as the identity gives each pixel four times, or the mean of each four."""
+    x = image(1, 4, 6, 8)
+    options = {"layers": layers(), "groups": 2, "eps": 1e-5, "act": "silu", "zero_init": True}
+    up, down = (ResnetBlock(8, 8, resample=name, **options) for name in ("up", "down"))
+    np.testing.assert_array_equal(up(x), np.repeat(np.repeat(x, 2, axis=1), 2, axis=2))
+    mean = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+    np.testing.assert_allclose(down(x), mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(down(up(x)), x, rtol=1e-5, atol=1e-6)
+
+
+def test_a_time_embedding_may_have_seen_the_activation_function():
+    x, time = image(1, 4, 4, 8), image(1, 6)
+    options = {"layers": layers(), "groups": 2, "eps": 1e-5, "act": "silu", "time_width": 6}
+    block = ResnetBlock(8, 8, **options)
+    expected = block(x, time)
+    block.time_act = False
+    np.testing.assert_allclose(block(x, jax.nn.silu(time)), expected, rtol=1e-5, atol=1e-6)
+
+
+def added_kv_attention(**options):
+    attention = AddedKVAttention(
+        8, layers=layers(), head_width=4, context_width=32, groups=2, **options
+    )
+    attention.to_out[0].kernel[...] = jnp.eye(8)
+    return attention
+
+
+def test_attention_to_equal_tokens_of_a_context_alone_adds_their_value():
+    attention = added_kv_attention(only_cross_attention=True)
+    x, token = image(1, 4, 4, 8), image(1, 1, 32)
+    got = attention(x, jnp.repeat(token, 3, axis=1)) - x
+    expected = jnp.broadcast_to(attention.add_v_proj(token)[:, :, None], x.shape)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norms_context", [False, True])
+def test_hidden_tokens_of_a_context_are_those_that_are_not_there(norms_context):
+    """But for a norm of the context, which is over all of its tokens, as in diffusers."""
+    attention = added_kv_attention(norms_context=norms_context)
+    x, context = image(2, 4, 4, 8), image(2, 5, 32)
+    mask = jnp.broadcast_to(jnp.arange(5) < 3, (2, 5))
+    hidden, shorter = attention(x, context, mask), attention(x, context[:, :3])
+    assert (np.abs(hidden - shorter).max() > 1e-4) == norms_context
+    np.testing.assert_allclose(
+        attention(x, context, jnp.ones((2, 5), bool)), attention(x, context), atol=1e-5
+    )
 
 
 def test_output_scale_divides_the_sum():
