@@ -84,8 +84,8 @@ class UnCLIPTextProjModel(nnx.Module):
 
     def null_image_embeds(self, batch: int) -> Float[Array, "b d"]:
         """What guidance has in place of images' embeddings: a learned one for each."""
-        learned = self.learned_classifier_free_guidance_embeddings[...]
-        return jnp.broadcast_to(learned, (batch, *learned.shape))
+        learned = self.learned_classifier_free_guidance_embeddings[...].astype(self.dtype)
+        return jnp.broadcast_to(learned[None], (batch, *learned.shape))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -128,9 +128,11 @@ class PriorTransformer(nnx.Module):
         return self.proj_to_clip_embeddings(self.norm_out(x)[:, -1]).astype(sample.dtype)
 
     def normalise(self, embeddings: Float[Array, "b d"]) -> Float[Array, "b d"]:
-        """CLIP's image embeddings as the network takes them."""
-        return (embeddings - self.clip_mean[...]) / self.clip_std[...]
+        """CLIP's image embeddings as the network takes them, in float32."""
+        mean, std = (x[...].astype(jnp.float32) for x in (self.clip_mean, self.clip_std))
+        return (embeddings.astype(jnp.float32) - mean) / std
 
     def denormalise(self, sample: Float[Array, "b d"]) -> Float[Array, "b d"]:
-        """What the network generates as CLIP's image embeddings."""
-        return sample * self.clip_std[...] + self.clip_mean[...]
+        """What the network generates as CLIP's image embeddings, in float32."""
+        mean, std = (x[...].astype(jnp.float32) for x in (self.clip_mean, self.clip_std))
+        return sample.astype(jnp.float32) * std + mean
