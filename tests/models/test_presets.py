@@ -1,5 +1,6 @@
 """Presets against published models: configs, and the name and shape of every tensor."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -10,7 +11,7 @@ from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_key_to_path
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import flatten, parameter_count
-from jaxdiff.models.build import param_dict
+from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.presets import PRESETS, preset
 
 INVENTORIES = pathlib.Path(__file__).parent / "inventories"
@@ -45,6 +46,15 @@ def test_config_is_the_published_one(kind, name):
         config = from_mapping(type(known.config), published["config"], source=name)
     assert config == known.config
     assert published["source"].startswith(known.source)
+
+
+@pytest.mark.parametrize(("width", "parameters"), [(320, 935_365_830), (192, 371_605_830)])
+def test_smaller_networks_of_the_pixel_cascade(width, parameters):
+    """IF-I-L and IF-I-M, published as 0.9 and 0.4 billion, differ in widths only."""
+    largest = preset("unet", "if-i-xl")
+    widths = {"block_out_channels": tuple(width * i for i in (1, 2, 3, 4))}
+    config = dataclasses.replace(largest.config, **widths, cross_attention_dim=4 * width)
+    assert parameter_count(param_dict(abstract(largest.cls, config))) == parameters
 
 
 def test_every_inventory_has_a_preset():

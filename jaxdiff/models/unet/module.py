@@ -31,7 +31,7 @@ Sample = Float[Array, "b h w c"]
 PAG_MID_BLOCKS = ("UNetMidBlock2DCrossAttn",)  # middle blocks whose self-attention can be off
 
 
-class UNet2DConditionModel(nnx.Module):
+class UNet2D(nnx.Module):
     """A UNet with attention, conditioned on the timestep and, by its config, a context and more."""
 
     def __init__(
@@ -47,8 +47,7 @@ class UNet2DConditionModel(nnx.Module):
         layers = LayerFactory(
             rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat
         )
-        self.config = config  # as in its file
-        self.unet_config = config  # in the fields of this class
+        self.unet_config = config
         channels, blocks = config.block_out_channels, range(len(config.block_out_channels))
         self.dtype = dtype
         self.conv_in = layers.conv(config.in_channels, channels[0], config.conv_in_kernel)
@@ -230,6 +229,15 @@ class UNet2DConditionModel(nnx.Module):
         if context_mask is not None:
             _present("context_mask", context_mask, config.masks_context and "context" in given)
             check_shape("context_mask", context_mask, given["context"].shape[:2])
+
+
+class UNet2DConditionModel(UNet2D):
+    """A UNet whose config is that of diffusers' class of this name."""
+
+    @property
+    def config(self) -> UNet2DConditionConfig:
+        """The fields of its config.json."""
+        return self.unet_config
 
 
 def _present(name: str, value: Array | None, wanted: bool) -> None:

@@ -8,12 +8,12 @@ from flax import nnx
 
 from jaxdiff.core.types import Dtype
 from jaxdiff.models.unet.blocks import make_mid_block_without_text
-from jaxdiff.models.unet.module import UNet2DConditionModel
+from jaxdiff.models.unet.module import UNet2D
 from jaxdiff.models.unet.unet_2d_config import UNet2DConfig
 from jaxdiff.nn.layers import LayerFactory
 
 
-class UNet2DModel(UNet2DConditionModel):
+class UNet2DModel(UNet2D):
     """A UNet that is conditioned on the timestep and, by its config, a class."""
 
     def __init__(
@@ -34,7 +34,7 @@ class UNet2DModel(UNet2DConditionModel):
             remat=remat,
             rngs=rngs,
         )
-        self.config = config  # pyright: ignore[reportAttributeAccessIssue]
+        self.config = config
         layers = LayerFactory(
             rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat
         )
