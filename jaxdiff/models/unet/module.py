@@ -1,6 +1,7 @@
 """UNet2DConditionModel: the denoising network of Stable Diffusion, and of cascades and decoders."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -22,10 +23,12 @@ from jaxdiff.models.unet.conditioning import (
     make_context_projection,
 )
 from jaxdiff.models.unet.config import UNet2DConditionConfig
+from jaxdiff.models.unet.unet_2d_config import UNet2DConfig
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.embeddings import TimestepEmbedding, sinusoidal
 from jaxdiff.nn.initializers import ZEROS
 from jaxdiff.nn.layers import LayerFactory
+from jaxdiff.nn.unet_2d_blocks import MidBlock2D
 
 Sample = Float[Array, "b h w c"]
 PAG_MID_BLOCKS = ("UNetMidBlock2DCrossAttn",)  # middle blocks whose self-attention can be off
@@ -36,7 +39,7 @@ class UNet2D(nnx.Module):
 
     def __init__(
         self,
-        config: UNet2DConditionConfig,
+        config: UNet2DConditionConfig | UNet2DConfig,
         *,
         dtype: Dtype = jnp.float32,
         param_dtype: Dtype = jnp.float32,
@@ -47,7 +50,8 @@ class UNet2D(nnx.Module):
         layers = LayerFactory(
             rngs=rngs, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat
         )
-        self.unet_config = config
+        self.config: Any = config
+        config = self.unet_config
         channels, blocks = config.block_out_channels, range(len(config.block_out_channels))
         self.dtype = dtype
         self.conv_in = layers.conv(config.in_channels, channels[0], config.conv_in_kernel)
@@ -62,7 +66,7 @@ class UNet2D(nnx.Module):
         self.class_embedding = make_class_embedding(config, layers=layers)
         self.add_embedding = make_added_embedding(config, layers=layers)
         self.down_blocks = nnx.List(make_down_block(config, i, layers=layers) for i in blocks)
-        self.mid_block = make_mid_block(config, layers=layers)
+        self.mid_block = self._make_mid_block(layers)
         self.up_blocks = nnx.List(make_up_block(config, i, layers=layers) for i in blocks)
         self.conv_norm_out = layers.group_norm(
             channels[0], groups=config.norm_num_groups, eps=config.norm_eps
@@ -137,6 +141,14 @@ class UNet2D(nnx.Module):
             x = block(x, time, context, context_mask, skips=used, size=size)
         x = activation(self.unet_config.act_fn)(self.conv_norm_out(x))
         return self.conv_out(x).astype(sample.dtype)
+
+    @property
+    def unet_config(self) -> UNet2DConditionConfig:
+        """Its config in the fields of UNet2DConditionModel."""
+        return self.config
+
+    def _make_mid_block(self, layers: LayerFactory) -> MidBlock2D | None:
+        return make_mid_block(self.unet_config, layers=layers)
 
     def check_perturbed(self) -> None:
         """InputError for a UNet without attention that a guidance rule can perturb."""
@@ -234,10 +246,7 @@ class UNet2D(nnx.Module):
 class UNet2DConditionModel(UNet2D):
     """A UNet whose config is that of diffusers' class of this name."""
 
-    @property
-    def config(self) -> UNet2DConditionConfig:
-        """The fields of its config.json."""
-        return self.unet_config
+    config: UNet2DConditionConfig
 
 
 def _present(name: str, value: Array | None, wanted: bool) -> None:
