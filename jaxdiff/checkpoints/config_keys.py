@@ -73,7 +73,7 @@ SCHEDULER_KEYS: dict[str, Effect] = {
     "base_image_seq_len": counts(_DYNAMIC),
     "max_image_seq_len": counts(_DYNAMIC),
     "shift_terminal": counts("of flows"),
-    "thresholding": refused("dynamic thresholding", False, None),
+    "thresholding": counts("as guidance wrapper threshold, whatever the rule"),
     "use_lu_lambdas": refused("a sigma schedule", False, None),
     "use_flow_sigmas": refused("flows in solvers of other schedules", False, None),
     "invert_sigmas": refused("a flow from images to noise", False, None),
@@ -85,10 +85,10 @@ SCHEDULER_KEYS: dict[str, Effect] = {
     "rho": refused("of EDM's karras sigmas", 7.0),
     "sigma_schedule": counts("the sigma schedule of EDM's classes"),
     "sigma_data": counts("of EDM's classes: latents are divided by it"),
-    "clip_sample": no_effect("latents are never clipped; a warning where diffusers would"),
-    "clip_sample_range": no_effect("only read with clip_sample"),
-    "dynamic_thresholding_ratio": no_effect("only read with thresholding"),
-    "sample_max_value": no_effect("only read with thresholding"),
+    "clip_sample": counts("of pixels, as guidance wrapper clip-sample; latents are never clipped"),
+    "clip_sample_range": counts("with clip_sample"),
+    "dynamic_thresholding_ratio": counts("with thresholding"),
+    "sample_max_value": counts("with thresholding"),
     "flow_shift": no_effect("only read with use_flow_sigmas"),
 }
 

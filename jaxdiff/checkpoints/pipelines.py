@@ -37,6 +37,7 @@ from jaxdiff.core.validate import one_of
 INDEX = "model_index.json"
 DEFAULTS = "jaxdiff.json"
 SCHEDULER = "scheduler"
+SCHEDULER_CONFIG = "scheduler_config.json"
 VAE_COMPONENT = "vae"
 # Where it has another name, by pipeline class.
 VAE_COMPONENTS = {"LDMTextToImagePipeline": "vqvae", "LDMClassConditionalPipeline": "vqvae"}
@@ -45,8 +46,10 @@ CLASSIFIER = "classifier"
 CLIP = "clip"
 AUXILIARY_COMPONENTS = (CLASSIFIER, CLIP)
 PREPROCESSOR = "preprocessor_config.json"  # how images are made ready for CLIP
-# Not part of drawing an image from words: a filter of results, and its image preprocessing.
-SKIPPED = ("safety_checker", "feature_extractor")
+# Schedules of the noise that is added to images that a network takes beside its latents.
+NOISING_SCHEDULERS = ("low_res_scheduler", "image_noising_scheduler")
+# Not part of drawing an image from words: a filter of results, its image preprocessing, a mark.
+SKIPPED = ("safety_checker", "feature_extractor", "watermarker")
 # Components that these classes want to see named, if only as absent.
 NAMED = ("feature_extractor", "image_encoder", "safety_checker")
 # Pipeline classes whose components have other names than that of the model.
@@ -63,6 +66,8 @@ class PipelineComponents:
 
     components: Mapping[str, Component]  # unet, vae, text_encoder, ...
     scheduler: Mapping[str, Any]  # scheduler_config.json as it is, unknown entries included
+    # the configs of NOISING_SCHEDULERS
+    noising_schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tokenizers: Mapping[str, TokenizerFiles] = field(default_factory=dict)
     class_name: str = "StableDiffusionPipeline"  # without the prefix of former Flax classes
     options: Mapping[str, Any] = field(default_factory=dict)  # plain values of model_index.json
@@ -101,7 +106,7 @@ def read_pipeline(
         for name, cls in classes.items()
         if cls and "Tokenizer" in cls
     }
-    scheduler = _scheduler(folder, classes)
+    scheduler, noising = _scheduler(folder, classes), _noising_schedulers(folder, classes)
     defaults = read_object(folder / DEFAULTS) if (folder / DEFAULTS).exists() else {}
     defaults = rename_settings(defaults, source=str(folder / DEFAULTS))
     components = {
@@ -126,6 +131,7 @@ def read_pipeline(
         class_name=index["_class_name"].removeprefix("Flax"),
         components=components,
         scheduler=scheduler,
+        noising_schedulers=noising,
         tokenizers=tokenizers,
         options=plain_values(index),
         absent=tuple(name for name, cls in classes.items() if cls is None),
@@ -138,9 +144,18 @@ def read_scheduler(folder: pathlib.Path) -> dict[str, Any]:
     return _scheduler(folder, component_classes(read_index(folder), str(folder / INDEX)))
 
 
-def _scheduler(folder: pathlib.Path, classes: Mapping[str, str | None]) -> dict[str, Any]:
-    config = read_object(folder / SCHEDULER / "scheduler_config.json")
-    return config | {"_class_name": classes[SCHEDULER]}
+def _scheduler(
+    folder: pathlib.Path, classes: Mapping[str, str | None], name: str = SCHEDULER
+) -> dict[str, Any]:
+    config = read_object(folder / name / SCHEDULER_CONFIG)
+    return config | {"_class_name": classes[name]}
+
+
+def _noising_schedulers(
+    folder: pathlib.Path, classes: Mapping[str, str | None]
+) -> dict[str, dict[str, Any]]:
+    names = [name for name in NOISING_SCHEDULERS if classes.get(name)]
+    return {name: _scheduler(folder, classes, name) for name in names}
 
 
 def vae_component(class_name: str) -> str:
@@ -151,17 +166,21 @@ def vae_component(class_name: str) -> str:
 def abstract_pipeline(
     folder: pathlib.Path, **options: Any
 ) -> tuple[str, dict[str, nnx.Module], dict[str, Any]]:
-    """Class name, modules as shapes, and plain values of a pipeline folder; reads no weights.
+    """Class name, modules as shapes, and options of a pipeline folder; reads no weights.
+
+    The options are the plain values of model_index.json, and the configs of NOISING_SCHEDULERS.
 
     `options` are those of the modules.
     """
     index = read_index(folder)
+    classes = component_classes(index, str(folder / INDEX))
     modules = {
         name: abstract_component(folder / name, class_name=cls, **options)
-        for name, cls in component_classes(index, str(folder / INDEX)).items()
+        for name, cls in classes.items()
         if cls in MODEL_CLASSES
     }
-    return index["_class_name"].removeprefix("Flax"), modules, plain_values(index)
+    values = {**plain_values(index), **_noising_schedulers(folder, classes)}
+    return index["_class_name"].removeprefix("Flax"), modules, values
 
 
 def write_pipeline(
@@ -187,8 +206,9 @@ def write_pipeline(
             write_files(new / name, component, dtype=dtype, flax=flax)
         for name, tokenizer in parts.tokenizers.items():
             write_tokenizer(new / name, tokenizer)
-        (new / SCHEDULER).mkdir()
-        write_object(new / SCHEDULER / "scheduler_config.json", scheduler)
+        for name, config in {SCHEDULER: scheduler, **parts.noising_schedulers}.items():
+            (new / name).mkdir()
+            write_object(new / name / SCHEDULER_CONFIG, config)
         if parts.defaults:
             write_object(new / DEFAULTS, parts.defaults)
         write_object(new / INDEX, index)
@@ -243,7 +263,7 @@ def component_classes(index: Mapping[str, Any], source: str) -> dict[str, str | 
             classes[name] = None
             continue
         cls = present_name(str(value[1]))
-        if name != SCHEDULER and "Tokenizer" not in cls:
+        if name not in (SCHEDULER, *NOISING_SCHEDULERS) and "Tokenizer" not in cls:
             one_of(f"{source}: {name}: class", cls, MODEL_CLASSES)
         classes[name] = cls
     return classes
@@ -273,8 +293,9 @@ def _index_of(parts: PipelineComponents) -> dict[str, Any]:
         index[name] = [kind.module_name or kind.library, kind.name]
     for name, tokenizer in parts.tokenizers.items():
         index[name] = ["transformers", tokenizer.class_name]
-    scheduler = parts.scheduler.get("_class_name")
-    if not isinstance(scheduler, str):
-        raise InputError(f"scheduler: got _class_name {scheduler!r}, expected a string")
-    index[SCHEDULER] = ["diffusers", scheduler]
+    for name, config in {SCHEDULER: parts.scheduler, **parts.noising_schedulers}.items():
+        scheduler = config.get("_class_name")
+        if not isinstance(scheduler, str):
+            raise InputError(f"{name}: got _class_name {scheduler!r}, expected a string")
+        index[name] = ["diffusers", scheduler]
     return index

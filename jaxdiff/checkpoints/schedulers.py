@@ -312,18 +312,31 @@ class SchedulerOptions:
             values["timestep_spacing"] = "trailing"
         if pipeline_class in CORRECTING_PIPELINES:
             values["steps_offset"] = 1
-        elif pipeline_class and _clips(config):
-            warnings.warn(
-                "scheduler_config.json: clip_sample is true, with which diffusers clips latents to "
-                "[-1, 1] in every step: it has no effect here",
-                stacklevel=2,
-            )
         curves = [name for name in SIGMA_SCHEDULES if config.get(f"use_{name}_sigmas")]
         own = config.get("sigma_schedule") if scheduler_class(config) in EDM else None
         return cls(sigma_schedule=curves[0] if curves else own, **values)
 
 
-def _clips(config: Mapping[str, Any]) -> bool:
-    """Whether the class that the config names would clip the image of every step."""
+def clipping_of(config: Mapping[str, Any], *, pixels: bool, pipeline_class: str = "") -> str | None:
+    """The guidance wrapper that clips the image of each step as diffusers' scheduler does.
+
+    None where it does not. Latents are only clipped by thresholding: a warning says so where the
+    scheduler of a pipeline of this class would. InputError for values out of range.
+    """
+    if config.get("thresholding"):
+        names = {"percentile": "dynamic_thresholding_ratio", "max_limit": "sample_max_value"}
+        values = {"percentile": 0.995, "max_limit": 1.0}
+        values |= {name: config[key] for name, key in names.items() if key in config}
+        return "threshold:" + ",".join(f"{name}={value}" for name, value in values.items())
     default = CLIPS_BY_DEFAULT.get(scheduler_class(config))
-    return default is not None and bool(config.get("clip_sample", default))
+    if default is None or not config.get("clip_sample", default):
+        return None
+    if pixels:
+        return f"clip-sample:limit={config.get('clip_sample_range', 1.0)}"
+    if pipeline_class and pipeline_class not in CORRECTING_PIPELINES:
+        warnings.warn(
+            "scheduler_config.json: clip_sample is true, with which diffusers clips latents to "
+            "[-1, 1] in every step: it has no effect here",
+            stacklevel=2,
+        )
+    return None

@@ -92,7 +92,9 @@ class BaseModel:
         """The tokenizers of all text encoders."""
         files, columns = self.pipeline.tokenizers, self.family.id_columns
         tokenizers = {
-            columns[spec.component]: tokenizer_of(files[spec.tokenizer], spec.length)
+            columns[spec.component]: tokenizer_of(
+                files[spec.tokenizer], spec.length, lowercases=spec.lowercases
+            )
             for spec in self.family.text_encoders
         }
         columns = self.family.caption_columns

@@ -70,7 +70,9 @@ def load_text_encoders(folder: pathlib.Path, dtype: Dtype) -> TextEncoders:
         encoders=encoders,
         tokenize=CaptionTokenizer(
             tokenizers={
-                spec.component: tokenizer_of(files[spec.component], spec.length)
+                spec.component: tokenizer_of(
+                    files[spec.component], spec.length, lowercases=spec.lowercases
+                )
                 for spec in family.text_encoders
             }
         ),

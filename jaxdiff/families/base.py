@@ -49,6 +49,7 @@ class TextEncoder:
     prompt: int | None = None
     skips_layers: bool = True  # clip_skip counts
     masks_padding: bool = False  # padding is hidden from the encoder itself
+    lowercases: bool = False  # texts are read in lower case
     # the network's argument for the mask of tokens that are text; None: it gets none
     mask: str | None = None
 
@@ -173,6 +174,11 @@ class Family:
     def uses_image(self) -> bool:
         """Whether the network sees the initial image, as those that edit images do."""
         return any(extra.uses_image for extra in self.extras)
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether the network enlarges an image."""
+        return any(extra.enlarges for extra in self.extras)
 
     def request_conditioning(self, inputs: ExtraInputs) -> dict[str, NDArray]:
         """The conditioning beside the text for a batch of requests."""

@@ -21,7 +21,10 @@ def detect_family(
     *,
     source: str,
 ) -> Family:
-    """The family of a model, whose modules may be shapes; InputError, from `source`, for none."""
+    """The family of a model, whose modules may be shapes; InputError, from `source`, for none.
+
+    `options` are the plain values of model_index.json and the configs of noising schedulers.
+    """
     detect = DETECT[one_of(f"{source}: pipeline class", class_name, DETECT)]
     return detect(components, {"_class_name": class_name, **(options or {})}, source=source)
 
@@ -29,7 +32,8 @@ def detect_family(
 def family_of(parts: PipelineComponents, source: str) -> Family:
     """The family of a pipeline; InputError, from `source`, unless it can be run here."""
     modules = {name: component.module for name, component in parts.components.items()}
-    family = detect_family(parts.class_name, modules, parts.options, source=source)
+    options = {**parts.options, **parts.noising_schedulers}
+    family = detect_family(parts.class_name, modules, options, source=source)
     for encoder in family.text_encoders:
         if encoder.tokenizer not in parts.tokenizers:
             raise InputError(f"{source}: {encoder.tokenizer}: got none, expected a tokenizer")

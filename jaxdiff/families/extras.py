@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, get_args, get_origin
 
 import numpy as np
 
-from jaxdiff.core.types import Array, Bool, Float, NDArray
+from jaxdiff.core.types import Array, Bool, Float, Int, NDArray
 from jaxdiff.core.validate import in_range
 
 GUIDANCE_SCALE = "guidance_scale"  # column of training batches: that which each image is made with
@@ -51,6 +51,10 @@ class ExtraInputs:
     image: Float[NDArray, "b h2 w2 3"] | None = None  # in [-1, 1]
     latents: Float[NDArray, "b h w c"] | None = None  # scaled, instead of the image
     mask: Float[NDArray, "b h2 w2 1"] | None = None  # 1 where the image is repainted
+    low_resolution: Float[NDArray, "b h3 w3 3"] | None = None  # the image to enlarge, in [-1, 1]
+    latent_size: tuple[int, int]  # height and width of the latents
+    # a shape -> for each image standard normal noise, which is not that of its latents
+    noise: Callable[[tuple[int, ...]], Float[NDArray, "b *d"]]
     # images in [-1, 1] -> scaled latents, and a mask of pixels -> of latents
     encode: Callable[[NDArray], Float[NDArray, "b h w c"]]
     downsample: Callable[[NDArray], Float[NDArray, "b h w 1"]]
@@ -59,7 +63,9 @@ class ExtraInputs:
         """The latents of the images, encoded unless they are given; None without images."""
         return self.latents if self.image is None else self.encode(self.image)
 
-    def for_streams(self, array: Float[NDArray, "b *d"]) -> Float[NDArray, "b k *d"]:
+    def for_streams(
+        self, array: Float[NDArray, "b *d"] | Int[NDArray, "b *d"]
+    ) -> Float[NDArray, "b k *d"] | Int[NDArray, "b k *d"]:
         """One value per image for all of its streams."""
         return np.repeat(array[:, None], len(self.prompted), axis=1)
 
@@ -73,13 +79,14 @@ class Extra(ABC):
     uses_guidance_scale: ClassVar[bool] = False  # the network takes that of the request
     uses_mask: ClassVar[bool] = False  # the network sees the mask: known latents are not put back
     uses_image: ClassVar[bool] = False  # the network sees the image: strength 1 is the default
+    enlarges: ClassVar[bool] = False  # the network sees an image that it enlarges
     reads_prompt: ClassVar[bool] = False  # `ExtraInputs.texts`, as text encoders do
     untrainable: ClassVar[str | None] = None  # why no model that has it can be trained
 
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         """InputError for a request that the model does not work with.
 
-        `settings` are its guidance rule, image, mask, strength, denoising_start, and the options of
+        `settings` are its guidance rule, image, mask, strength, denoising_start, and options of
         extras, `texts` its prompts and, last, its negative prompt.
         """
         del settings, texts

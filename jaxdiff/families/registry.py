@@ -6,12 +6,14 @@ from types import ModuleType
 from jaxdiff.families import (
     chroma,
     class_conditional_ldm,
+    deepfloyd_if,
     dit,
     flux,
     latent_diffusion,
     pixart,
     stable_diffusion,
     stable_diffusion_3,
+    stable_diffusion_upscale,
 )
 from jaxdiff.families.base import Family
 
@@ -30,6 +32,8 @@ FAMILY_MODULES: tuple[ModuleType, ...] = (
     pixart,
     flux,
     chroma,
+    deepfloyd_if,
+    stable_diffusion_upscale,
 )
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES

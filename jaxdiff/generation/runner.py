@@ -13,7 +13,7 @@ from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, expand_jobs
-from jaxdiff.pipeline.image_inputs import ImageFileError
+from jaxdiff.pipeline.image_arrays import ImageFileError
 from jaxdiff.pipeline.nonfinite import REMEDIES
 from jaxdiff.pipeline.request import Request, Requests, check_options
 from jaxdiff.pipeline.stages import Stage, first_requests, run_stages

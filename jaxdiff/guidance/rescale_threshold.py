@@ -65,18 +65,21 @@ class StaticThresholding(Wrapper):
 class DynamicThresholding(Wrapper):
     """Dynamic thresholding (Imagen, 2205.11487, section 2.3).
 
-    Each image is clipped to the `percentile` of its own absolute values and shrunk to +-limit, if
-    that percentile is beyond `limit`. Made for pixels in [-1, 1]; latents need a wider limit.
+    Each image is clipped to the `percentile` of its own absolute values, but to `max_limit` at
+    most, and shrunk to +-limit, if that is beyond `limit`. Made for pixels in [-1, 1]; latents need
+    a wider limit.
     """
 
     simplify = Wrapper.simplify_inner
 
     percentile: Number = 0.995
     limit: Number = 1.0
+    max_limit: Number = float("inf")  # sample_max_value in diffusers
 
     def __post_init__(self) -> None:
         check("percentile", self.percentile, 0, 1)
         check("limit", self.limit, 1e-6, 1e6)
+        check("max_limit", self.max_limit, 1e-6, float("inf"))
 
     def combine(
         self, outputs: Outputs, inputs: DenoiserInput, scales: GuidanceScales, state: PyTree
@@ -92,6 +95,7 @@ class DynamicThresholding(Wrapper):
     def _bound(self, prediction: Prediction, inputs: DenoiserInput) -> Prediction:
         D = prediction.x0
         values = jnp.abs(D).reshape(len(D), -1)
-        edge = jnp.maximum(self.limit, jnp.quantile(values, self.percentile, axis=1))
+        edge = jnp.quantile(values, self.percentile, axis=1)
+        edge = jnp.maximum(self.limit, jnp.minimum(self.max_limit, edge))
         edge = edge.reshape(-1, *(1,) * (D.ndim - 1))
         return inputs.denoised(jnp.clip(D, -edge, edge) * (self.limit / edge))

@@ -41,7 +41,7 @@ from jaxdiff.pipeline.output import BatchResult, Settings
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.request import Request, Requests
 from jaxdiff.pipeline.tiling import MAX_UNTILED, TILE, decode_tiles, encode_tiles
-from jaxdiff.samplers.base import get_sampler, per_sample_keys
+from jaxdiff.samplers.base import EXTRA_NOISE_STEP, get_sampler, per_sample_keys
 
 STAGES = ("encode_s", "sample_s", "decode_s")
 
@@ -442,6 +442,11 @@ class ImageGenerator:
             image=initial.images,
             latents=initial.latents,
             mask=initial.masks,
+            low_resolution=initial.low_resolution,
+            latent_size=self._facts.latent_shape(request)[:2],
+            noise=lambda shape: self._stages.gather(
+                self._stages.noise(inputs.keys, shape, step=EXTRA_NOISE_STEP)
+            ),
             encode=lambda images: self._stages.gather(self._latents(images, run.tile)),
             downsample=self._downsample,
         )

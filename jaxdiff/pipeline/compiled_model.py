@@ -36,7 +36,14 @@ from jaxdiff.pipeline.conditioning import (
     encode_prompts,
 )
 from jaxdiff.pipeline.programs import BatchArray, CompiledFunction, Layout
-from jaxdiff.samplers.base import Sampler, SamplingState, init_state, initial_noise, run_steps
+from jaxdiff.samplers.base import (
+    INITIAL_NOISE_STEP,
+    Sampler,
+    SamplingState,
+    init_state,
+    run_steps,
+    step_noise,
+)
 from jaxdiff.samplers.inpainting import InpaintingMask
 
 
@@ -182,9 +189,13 @@ class CompiledModel:
         codec, params = self._codec
         return self.program(_latents, ".b", codec=codec)(params, images)
 
-    def noise(self, keys: Key[Array, "b"], shape: tuple[int, int, int]) -> BatchArray:
-        """The unit-variance noise that each image starts from."""
-        return self.program(initial_noise, "b", shape=shape)(self.shard(keys))
+    def noise(
+        self, keys: Key[Array, "b"], shape: tuple[int, ...], *, step: int = INITIAL_NOISE_STEP
+    ) -> BatchArray:
+        """The unit-variance noise that each image starts from, or that of another `step`."""
+        float32 = jnp.dtype(jnp.float32)
+        program = self.program(step_noise, "b", step=step, shape=shape, dtype=float32)
+        return program(self.shard(keys))
 
     def denoise(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxdiff.checkpoints.configs import native_sample_size
 from jaxdiff.checkpoints.pipelines import PipelineComponents
-from jaxdiff.checkpoints.schedulers import prediction_type_of, sampler_name
+from jaxdiff.checkpoints.schedulers import clipping_of, prediction_type_of, sampler_name
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.base import Family
@@ -32,6 +32,7 @@ def model_defaults(parts: PipelineComponents, family: Family, source: str) -> De
         parts.defaults,
         parts.scheduler,
         size_of(native, family.codec(modules).config.downscale),
+        pixels=family.latent_codec is None,
         pipeline_class=parts.class_name,
         family={**family.request_defaults, **_of_name(family.name, source)},
         source=source,
@@ -49,6 +50,7 @@ def read_defaults(
     scheduler: Mapping[str, Any],
     native: tuple[int, int],
     *,
+    pixels: bool = False,
     pipeline_class: str = "",
     family: Mapping[str, Any] = MappingProxyType({}),
     source: str,
@@ -59,6 +61,8 @@ def read_defaults(
     values = {**size, **family, **_distilled(scheduler), **of_class, **stored}
     if "sampler" not in values:
         values["sampler"] = _default_sampler(scheduler)
+    if "clipping" not in values:
+        values["clipping"] = clipping_of(scheduler, pixels=pixels, pipeline_class=pipeline_class)
     return from_mapping(Defaults, values, source=source)
 
 

@@ -1,28 +1,31 @@
 """Images, masks, latents and noise that a call begins with: by request, and as arrays."""
 
-import contextlib
 import dataclasses
-import functools
 import pathlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import check_shape
-from jaxdiff.data.preprocessing import to_8_bits, to_rgb
+from jaxdiff.pipeline.image_arrays import (
+    ImageInput,
+    are_latents,
+    file_errors,
+    image_array,
+    image_list,
+    image_size,
+    low_resolution_array,
+    low_resolution_list,
+    mask_array,
+)
 from jaxdiff.pipeline.request import Request, Requests
 
-ImageInput = Any  # a PIL image, a file's path, an array, or a sequence of them
 STRENGTH = 0.8  # default for an initial image, as in diffusers; 1 with a mask
-
-
-class ImageFileError(InputError):
-    """A file that is no image, or that cannot be read."""
 
 
 class InitialImages(NamedTuple):
@@ -32,54 +35,34 @@ class InitialImages(NamedTuple):
     latents: Float[NDArray, "b h w c"] | None = None  # scaled, instead of images
     masks: Float[NDArray, "b h2 w2 1"] | None = None  # 1 where the image is repainted
     noise: Float[NDArray, "b h w c"] | None = None  # of unit variance, instead of the seeds'
-
-
-@functools.lru_cache(maxsize=4)
-def read_image(name: str, path: pathlib.Path) -> Image.Image:
-    """The image at `path`, upright; the InputError for any other file begins with `name`."""
-    with _file_errors(name, path), Image.open(path) as image:
-        return ImageOps.exif_transpose(image).copy()
-
-
-@contextlib.contextmanager
-def _file_errors(name: str, path: pathlib.Path) -> Iterator[None]:
-    """An InputError that begins with `name` for a file that is no whole image."""
-    try:
-        yield
-    except UnidentifiedImageError:
-        reason = "not an image"
-    except Image.DecompressionBombError:
-        reason = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
-    except (OSError, SyntaxError, ValueError) as error:  # of damaged chunks of a PNG
-        reason = getattr(error, "strerror", None) or "truncated"
-    else:
-        return
-    raise ImageFileError(f"{name}: got {path} ({reason}), expected an image file")
+    low_resolution: Float[NDArray, "b h3 w3 3"] | None = None  # to be enlarged, in [-1, 1]
 
 
 def by_request(
-    image: ImageInput, mask: ImageInput, latent_channels: int
+    image: ImageInput, mask: ImageInput, low_resolution: ImageInput, latent_channels: int
 ) -> dict[str, list[ImageInput]]:
-    """The image and the mask of each request, where there are any; one entry serves all.
+    """The images and the mask of each request, where there are any; one entry serves all.
 
-    A floating-point array with `latent_channels` channels is latents. InputError for what is no
-    image and for files that are none.
+    A floating-point image with `latent_channels` channels is latents; one to enlarge has values in
+    [-1, 1]. InputError for what is no image and for files that are none.
     """
     columns = {}
+    if low_resolution is not None:
+        columns["low_resolution"] = low_resolution_list(low_resolution)
     if are_latents(image, latent_channels):
         rows = np.asarray(image, np.float32)
         if not np.isfinite(rows).all():
             raise InputError("image: got latents that are not finite, expected numbers")
         columns["image"] = list(rows.reshape(-1, *rows.shape[-3:]))
     elif image is not None:
-        columns["image"] = _items(image, "image", 3)
+        columns["image"] = image_list(image, "image", 3)
     if mask is not None:
-        columns["mask"] = _items(mask, "mask", None)
+        columns["mask"] = image_list(mask, "mask", None)
     for name, items in columns.items():
         if not items:
             raise InputError(f"{name}: got an empty list, expected an image")
         for path in {item for item in items if isinstance(item, pathlib.Path)}:
-            with _file_errors(name, path), Image.open(path) as opened:
+            with file_errors(name, path), Image.open(path) as opened:
                 opened.verify()
     return columns
 
@@ -94,12 +77,18 @@ def with_image_defaults(
     """`options` with the defaults for size and strength that initial images bring with them.
 
     `downscale` is how many pixels wide a latent is; sizes are multiples of `multiple`.
-    `strength` is the default without a mask; with one it is 1.
+    `strength` is the default without a mask; with one it is 1. Of a network that enlarges an image
+    to latents, those have its size.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if "low_resolution" in images and downscale > 1 and "image" not in images:
+        size = image_size(images["low_resolution"][0], 1)
+        sides = {name: downscale * n for name, n in zip(("height", "width"), size, strict=True)}
+        unset = {name: side for name, side in sides.items() if name not in given}
+        return {**_nearest_sides(unset, multiple), **given}
     if "image" not in images:
         return given
-    sides = dict(zip(("height", "width"), _size(images["image"][0], downscale), strict=True))
+    sides = dict(zip(("height", "width"), image_size(images["image"][0], downscale), strict=True))
     unset = {name: side for name, side in sides.items() if name not in given}
     defaults: dict[str, Any] = {**_nearest_sides(unset, multiple)}
     if "denoising_start" not in given:
@@ -121,16 +110,6 @@ def _nearest_sides(sides: Mapping[str, int], multiple: int) -> dict[str, int]:
     return nearest
 
 
-def _size(image: ImageInput, downscale: int) -> tuple[int, int]:
-    """Height and width in pixels of an image or of latents."""
-    if isinstance(image, pathlib.Path):
-        image = read_image("image", image)
-    if isinstance(image, Image.Image):
-        return image.height, image.width
-    height, width = image.shape[:2]
-    return (height, width) if image.dtype == np.uint8 else (downscale * height, downscale * width)
-
-
 def with_noise(requests: Requests, noise: Any, latent_shape: tuple[int, int, int]) -> Requests:
     """Requests with unit-variance noise of their own; InputError for another shape, or NaN."""
     rows = np.asarray(check_shape("latents", noise, (len(requests), *latent_shape)), np.float32)
@@ -145,7 +124,7 @@ def initial_images(
 ) -> InitialImages:
     """The arrays of requests with one batch key; InputError for images that do not fit."""
     first, height, width = requests[0], requests[0].height, requests[0].width
-    images = latents = masks = noise = None
+    images = latents = masks = noise = low_resolution = None
     if first.begins_with_latents:
         rows = np.stack([request.image for request in requests])
         latents = check_shape("image", rows, (None, *latent_shape))
@@ -155,91 +134,9 @@ def initial_images(
         masks = mask_array([request.mask for request in requests], height, width)
     if first.noise is not None:
         noise = np.stack([np.asarray(request.noise) for request in requests])
-    return InitialImages(images, latents, masks, noise)
-
-
-def are_latents(image: ImageInput, channels: int) -> bool:
-    """Whether `image` is floating point with as many channels as latents have."""
-    return (
-        not isinstance(image, list | tuple | str | pathlib.PurePath | Image.Image | None)
-        and np.ndim(image) in (3, 4)
-        and np.shape(image)[-1] == channels
-        and np.issubdtype(np.asarray(image).dtype, np.floating)
-    )
-
-
-def image_array(image: ImageInput, height: int, width: int) -> Float[NDArray, "b h w 3"]:
-    """Pictures in [-1, 1], resized where they have another size.
-
-    Arrays are uint8, (h, w, 3) or (b, h, w, 3). Raises InputError.
-    """
-    rows = [_to_pil(item, "RGB") for item in _items(image, "image", 3)]
-    return np.stack([_array(row, height, width) for row in rows]) / 127.5 - 1
-
-
-def mask_array(mask: ImageInput, height: int, width: int) -> Float[NDArray, "b h w 1"]:
-    """1 where the mask is at least half white, which is where the image is repainted, else 0.
-
-    Masks of another size are resized, then cut at one half, as diffusers does.
-
-    Arrays are bool, or uint8, or floating point in [0, 1]; (h, w) or (b, h, w). Raises InputError.
-    """
-    rows = [_to_pil(item, "L") for item in _items(mask, "mask", None)]
-    grey = np.stack([_array(row, height, width) for row in rows])
-    return (grey >= 127.5).astype(np.float32)[..., None]
-
-
-def _items(value: ImageInput, name: str, channels: int | None) -> list[Any]:
-    """The images of a value as a list."""
-    if isinstance(value, Image.Image):
-        return [value]
-    if isinstance(value, str | pathlib.PurePath):
-        return [pathlib.Path(value)]
-    if isinstance(value, list | tuple):
-        return [item for part in value for item in _items(part, name, channels)]
-    array = np.asarray(value)
-    single = 2 if channels is None else 3
-    right = channels is None or array.shape[-1:] == (channels,)
-    if array.dtype == object or array.ndim not in (single, single + 1) or not right:
-        wanted = "(b, h, w)" if channels is None else f"(b, h, w, {channels})"
-        raise InputError(
-            f"{name}: got {type(value).__name__} of shape {array.shape}, "
-            f"expected an image or an array {wanted}"
-        )
-    if channels is not None and array.dtype != np.uint8:
-        raise InputError(f"{name}: got an array of {array.dtype}, expected uint8")
-    return list(array) if array.ndim == single + 1 else [array]
-
-
-def _to_pil(item: Any, mode: str) -> Image.Image:
-    name = "mask" if mode == "L" else "image"
-    if isinstance(item, pathlib.Path):
-        item = read_image(name, item)
-    if isinstance(item, Image.Image):
-        return to_rgb(item) if mode == "RGB" else _grey(item)
-    if item.dtype == bool:
-        item = item.astype(np.uint8) * np.uint8(255)
-    elif mode == "L" and np.issubdtype(item.dtype, np.floating):
-        item = np.round(np.clip(item, 0, 1) * 255).astype(np.uint8)
-    if item.dtype != np.uint8:
-        raise InputError(f"{name}: got an array of {item.dtype}, expected uint8")
-    return Image.fromarray(item)
-
-
-def _grey(mask: Image.Image) -> Image.Image:
-    """A mask in 8 bits of grey; InputError for one with transparent parts."""
-    if mask.has_transparency_data and np.any(np.asarray(mask.convert("RGBA"))[..., 3] < 255):
-        raise InputError(
-            "mask: got an image with transparent parts, expected white where it is repainted and "
-            "black elsewhere"
-        )
-    return to_8_bits(mask).convert("L")
-
-
-def _array(pil: Image.Image, height: int, width: int) -> Float[NDArray, "h w *c"]:
-    if pil.size != (width, height):
-        pil = pil.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(pil, np.float32)
+    if first.low_resolution is not None:
+        low_resolution = low_resolution_array([each.low_resolution for each in requests])
+    return InitialImages(images, latents, masks, noise, low_resolution)
 
 
 def downsample_mask(

@@ -18,7 +18,7 @@ from jaxdiff.pipeline.compiled_model import (
     Networks,
     guided,
 )
-from jaxdiff.pipeline.image_inputs import ImageInput
+from jaxdiff.pipeline.image_arrays import ImageInput
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.output import Settings, collect
 from jaxdiff.pipeline.programs import BatchArray

@@ -88,7 +88,8 @@ class LoadedModel(Addons):
         )
         files = {c: parts.tokenizers[spec.tokenizer] for c, spec in specs.items()}
         tokenizers = {
-            c: PromptTokenizer(tokenizer_of(each, specs[c].length)) for c, each in files.items()
+            c: PromptTokenizer(tokenizer_of(each, specs[c].length, lowercases=specs[c].lowercases))
+            for c, each in files.items()
         }
         self._tokenizers = PromptTokenizers(
             self.family, tokenizers, closed=self.defaults.closed_vocabulary

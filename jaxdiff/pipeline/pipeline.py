@@ -12,13 +12,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.pipeline.compiled_model import ProgressCallback
 from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
-from jaxdiff.pipeline.image_inputs import (
-    STRENGTH,
-    ImageInput,
-    by_request,
-    with_image_defaults,
-    with_noise,
-)
+from jaxdiff.pipeline.image_arrays import ImageInput
+from jaxdiff.pipeline.image_inputs import STRENGTH, by_request, with_image_defaults, with_noise
 from jaxdiff.pipeline.inversion import ImageInverter, inversion_options
 from jaxdiff.pipeline.loaded_model import LoadedModel
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError
@@ -43,6 +38,7 @@ class Pipeline(LoadedModel):
         prompt: str | Sequence[str],
         *,
         image: ImageInput = None,
+        original_image: ImageInput = None,
         mask: ImageInput = None,
         latents: Any = None,
         **options: Unpack[Options],
@@ -51,9 +47,13 @@ class Pipeline(LoadedModel):
         if options.keys() - Options.__annotations__:
             listed = inspect.signature(type(self).__call__).parameters
             options = cast(Options, without_replaced(options, listed))
-        facts, images = self._facts, {}
-        if image is not None or mask is not None:
-            images = by_request(image, mask, facts.latent_channels)
+        facts, images, low_resolution = self._facts, {}, None
+        if self.family.enlarges:
+            low_resolution, image = image, original_image
+        elif original_image is not None:
+            raise InputError(f"original_image: got it for {self.family.name}, expected an image")
+        if image is not None or mask is not None or low_resolution is not None:
+            images = by_request(image, mask, low_resolution, facts.latent_channels)
             downscale = facts.vae_scale_factor
             strength = 1.0 if self.family.uses_image else STRENGTH
             sizes = downscale, downscale * self.family.latent_multiple
@@ -80,6 +80,7 @@ class Pipeline(LoadedModel):
         prompt: str | Sequence[str],
         *,
         image: ImageInput = None,
+        original_image: ImageInput = None,
         mask: ImageInput = None,
         latents: Any = None,
         vae_tile: int | None = None,
@@ -96,6 +97,8 @@ class Pipeline(LoadedModel):
 
         image, mask: initial images (PIL, uint8, or files) that `strength` changes, or scaled
             latents. The mask is white where the image is repainted and black where it is kept.
+            Models that enlarge an image take that one as `image`, and as `original_image` what they
+            change.
         latents: unit-variance noise (b, h, w, c) instead of that of the seeds.
         vae_tile: tile size of the VAE in pixels. By default images above tiling.MAX_UNTILED pixels
             use tiles of tiling.TILE pixels, and smaller ones none.
@@ -109,7 +112,14 @@ class Pipeline(LoadedModel):
         diffusers' schedulers carry that, such as "euler" and "heun". Raises InputError.
         """
         return self.generate(
-            self.resolve(prompt, image=image, mask=mask, latents=latents, **options),
+            self.resolve(
+                prompt,
+                image=image,
+                original_image=original_image,
+                mask=mask,
+                latents=latents,
+                **options,
+            ),
             vae_tile=vae_tile,
             batch_size=batch_size,
             output=output,

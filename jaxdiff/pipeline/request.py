@@ -17,6 +17,7 @@ from jaxdiff.families.base import Family
 from jaxdiff.families.options import accepted_options, request_options
 from jaxdiff.guidance.base import MAX_SCALE, RULES, is_unguided
 from jaxdiff.guidance.base import parse as parse_rule
+from jaxdiff.pipeline.image_arrays import image_size
 from jaxdiff.pipeline.prompts import parse_syntax, split_and
 from jaxdiff.samplers.base import SAMPLERS, get_sampler
 
@@ -38,9 +39,12 @@ class Defaults:
     # whether the training captions contained only words that are single tokens; jaxdiff then warns
     # of all other words
     closed_vocabulary: bool = False
+    # a wrapper of every rule, unless a request has that wrapper: what clips the images of each step
+    clipping: str | None = None
 
     def __post_init__(self) -> None:
         check_options({name: getattr(self, name) for name in _DEFAULTS})
+        parse_rule(with_clipping(self.guidance, self.clipping))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,10 +85,12 @@ class Request:
     noise: Float[NDArray, "h w c"] | None = dataclasses.field(
         default=None, compare=False, repr=False
     )
+    # what a network enlarges: PIL, uint8 (h, w, 3), a path, or floats in [-1, 1]
+    low_resolution: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def given_arrays(self) -> tuple[bool, ...]:
-        """Whether image, mask and noise are given."""
+        """Whether image, mask, noise and low_resolution are given."""
         return tuple(getattr(self, name) is not None for name in _ARRAYS)
 
     @property
@@ -98,7 +104,14 @@ class Request:
         """What images of one batch have in common."""
         fields = (f.name for f in dataclasses.fields(self) if f.compare and f.name != "extras")
         shared = tuple(getattr(self, name) for name in fields if name not in _PER_IMAGE)
-        return *shared, *self.given_arrays, self.begins_with_latents
+        return *shared, *self.given_arrays, self.begins_with_latents, self.low_resolution_size
+
+    @property
+    def low_resolution_size(self) -> tuple[int, int] | None:
+        """Height and width of the image that is enlarged."""
+        if self.low_resolution is None:
+            return None
+        return image_size(self.low_resolution, 1)
 
     def to_metadata(self) -> dict[str, Any]:
         """The settings as JSON values; rare options only if set."""
@@ -175,7 +188,7 @@ class Requests(tuple[Request, ...]):
 
 
 _TYPES: Mapping[str, Any] = get_type_hints(Request)
-_ARRAYS = ("image", "mask", "noise")
+_ARRAYS = ("image", "mask", "noise", "low_resolution")
 _NUMBERED = ("prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
 _TEXTS = ("prompt", "negative_prompt", *_NUMBERED)
 _NEGATIVES = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
@@ -202,7 +215,10 @@ _COLUMNS = {
     name.replace("prompt", "prompts") if name in _TEXTS else f"{name}s": name
     for name in (*_TEXTS, "guidance_scale", *_SCALES, "seed")
 }
-_DEFAULTS = tuple(f.name for f in dataclasses.fields(Defaults) if f.name != "closed_vocabulary")
+_DEFAULTS = tuple(
+    f.name for f in dataclasses.fields(Defaults) if f.name not in ("closed_vocabulary", "clipping")
+)
+_CLIPPING = ("threshold", "clip-sample")  # wrappers, one of which clips the images of each step
 
 
 def resolve(
@@ -233,7 +249,7 @@ def resolve(
         )
     shared = (values.keys() & _TYPES.keys()) - _PER_IMAGE.keys()
     values |= {name: typed(name, values[name], _TYPES[name]) for name in shared}
-    values["guidance"] = rename_guidance(values["guidance"])
+    values["guidance"] = with_clipping(rename_guidance(values["guidance"]), defaults.clipping)
     values["sampler"] = rename_sampler(values["sampler"])
     given = {name: values.pop(name) for name in _PER_IMAGE if name in values} | dict(images or {})
     # one value of an extra's option for each image, or one, as a tuple, for all
@@ -254,6 +270,14 @@ def resolve(
         if "guidance" not in chosen:
             _check_scale_is_used(request, defaults, family)
     return requests
+
+
+def with_clipping(guidance: str, clipping: str | None) -> str:
+    """A guidance rule with the wrapper `clipping`, unless it has one that clips."""
+    wrappers = [part.partition(":")[0] for part in guidance.split("+")[1:]]
+    if clipping is None or any(name in wrappers for name in _CLIPPING):
+        return guidance
+    return f"{guidance}+{clipping}"
 
 
 def _column(name: str, value: Any, count: int, defaults: Defaults) -> tuple[Any, ...]:
@@ -396,6 +420,8 @@ def _check_family(request: Request, family: Family) -> None:
     texts = [part.text for part in split_and(request.prompt, syntax=request.prompt_syntax)]
     texts.append(request.negative_prompt or "")
     accepted_options(family, request.extras)
+    if request.low_resolution is not None and not family.enlarges:
+        raise InputError(f"low_resolution: got an image, expected none for {family.name}")
     names = ("guidance", "image", "mask", "strength", "denoising_start")
     own = {name: getattr(request, name) for name in names}
     for extra in family.extras:

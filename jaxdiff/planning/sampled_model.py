@@ -22,7 +22,7 @@ from jaxdiff.guidance.base import Guidance, parse
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.pipeline.conditioning import TokenizedPrompts
 from jaxdiff.pipeline.defaults import model_defaults
-from jaxdiff.pipeline.request import Defaults
+from jaxdiff.pipeline.request import Defaults, with_clipping
 from jaxdiff.planning.published_models import published_model
 
 S = jax.ShapeDtypeStruct
@@ -115,7 +115,8 @@ class SampledModel(NamedTuple):
     def rule(self, options: SamplingOptions) -> Guidance:
         """The guidance rule, with the fewest streams."""
         complete = self.with_defaults(options)
-        rule = parse(cast(str, complete.guidance)).for_prompts(1)
+        guidance = with_clipping(cast(str, complete.guidance), self.defaults.clipping)
+        rule = parse(guidance).for_prompts(1)
         return rule.simplify([cast(float, complete.guidance_scale)])
 
     def grid(self, options: SamplingOptions) -> TimestepGrid:

@@ -181,6 +181,7 @@ def run_steps(
 
 # Step i draws with fold_in(key, i); the start is a step number that no grid reaches.
 INITIAL_NOISE_STEP = 2**31 - 1
+EXTRA_NOISE_STEP = 2**31 - 2  # the noise of an image beside the latents
 
 
 def per_sample_keys(seeds: Sequence[int]) -> Key[Array, "b"]:

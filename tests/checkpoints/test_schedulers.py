@@ -9,6 +9,7 @@ import pytest
 from jaxdiff.checkpoints.configs import native_sample_size
 from jaxdiff.checkpoints.schedulers import (
     SchedulerOptions,
+    clipping_of,
     prediction_type_of,
     schedule_of,
     vp_schedule,
@@ -41,16 +42,27 @@ def test_pipelines_of_stable_diffusion_1_and_2_set_steps_offset(given):
         assert options.steps_offset == given.get("steps_offset", 0)
 
 
-def test_clip_sample_is_a_sentence_where_diffusers_clips(recwarn):
+def test_clip_sample_is_a_sentence_where_diffusers_clips_latents(recwarn):
     ddim = {"_class_name": "DDIMScheduler"}
-    xl = "StableDiffusionXLPipeline"
-    SchedulerOptions.from_config(ddim, "StableDiffusionPipeline")
-    SchedulerOptions.from_config(ddim | {"clip_sample": False}, xl)
-    SchedulerOptions.from_config({"_class_name": "EulerDiscreteScheduler", "clip_sample": True}, xl)
+    xl = {"pixels": False, "pipeline_class": "StableDiffusionXLPipeline"}
+    assert clipping_of(ddim, pixels=False, pipeline_class="StableDiffusionPipeline") is None
+    assert clipping_of(ddim | {"clip_sample": False}, **xl) is None
+    assert clipping_of({"_class_name": "EulerDiscreteScheduler", "clip_sample": True}, **xl) is None
     assert not recwarn
     for config in (ddim, {"_class_name": "LCMScheduler", "clip_sample": True}):
         with pytest.warns(UserWarning, match="clip_sample is true.*has no effect here"):
-            SchedulerOptions.from_config(config, xl)
+            assert clipping_of(config, **xl) is None
+
+
+def test_clipping_of_pixels_is_a_wrapper():
+    ddpm = {"_class_name": "DDPMScheduler"}
+    assert clipping_of(ddpm, pixels=True) == "clip-sample:limit=1.0"
+    assert clipping_of(ddpm | {"clip_sample_range": 5}, pixels=True) == "clip-sample:limit=5"
+    dynamic = ddpm | {"thresholding": True, "dynamic_thresholding_ratio": 0.95}
+    for pixels in (True, False):  # which comes before clip_sample
+        found = clipping_of(dynamic | {"sample_max_value": 1.5}, pixels=pixels)
+        assert found == "threshold:percentile=0.95,max_limit=1.5"
+    assert clipping_of(dynamic, pixels=True) == "threshold:percentile=0.95,max_limit=1.0"
 
 
 def test_no_level_below_lambda_min():

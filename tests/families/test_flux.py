@@ -210,6 +210,8 @@ def test_channels_of_the_mask_are_its_pixels():
             guidance_scales=np.ones(1, np.float32),
             image=picture,
             mask=mask,
+            latent_size=(4, 6),
+            noise=np.zeros,
             encode=lambda images: images[:, ::2, ::2],
             downsample=lambda mask: mask,
         )

@@ -347,6 +347,9 @@ def test_thresholds_bound_the_image_and_refit_the_noise():
     # between the sorted values .5 1 2 3, a third of the way is 1
     third, _ = combine(f"none+threshold:percentile={1 / 3}", (image,), 1.0, kind="sample", x=x)
     close(third.x0, [[0.5, -1, 1, 1]])
+    # the percentile counts up to 1.5
+    held, _ = combine("none+threshold:percentile=1,max_limit=1.5", (image,), 1, kind="sample", x=x)
+    close(held.x0, jnp.clip(image, -1.5, 1.5) / 1.5)
     small, _ = combine("none+threshold", (image / 4,), 1.0, kind="sample", x=x)
     close(small.x0, image / 4)
     level = asked("sample").level

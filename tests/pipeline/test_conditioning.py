@@ -32,6 +32,8 @@ def time_ids(family, asked, prompted):
         prompted=tuple(prompted),
         texts=[[each.prompt] * len(prompted) for each in asked],
         guidance_scales=np.asarray(asked.guidance_scales),
+        latent_size=(asked.height // 2, asked.width // 2),
+        noise=np.zeros,
         encode=lambda images: images,
         downsample=lambda masks: masks,
     )
@@ -39,7 +41,7 @@ def time_ids(family, asked, prompted):
 
 
 def test_every_option_is_a_field_of_the_request_and_the_other_way_round():
-    images = {"image", "mask", "noise"}
+    images = {"image", "mask", "noise", "low_resolution"}
     assert {*Options.__annotations__, "prompt", "extras", *images} == {
         field.name for field in dataclasses.fields(Request)
     }

@@ -9,8 +9,9 @@ from PIL import Image
 from jaxdiff.checkpoints.key_mapping import torch_shape
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.build import param_dict
-from jaxdiff.pipeline import image_inputs
-from jaxdiff.pipeline.image_inputs import by_request, image_array, mask_array
+from jaxdiff.pipeline import image_arrays
+from jaxdiff.pipeline.image_arrays import image_array, mask_array
+from jaxdiff.pipeline.image_inputs import by_request
 from jaxdiff.pipeline.stages import Refiner, hires_fix, refine
 
 PROMPT = "a small red circle"
@@ -25,7 +26,7 @@ def picture():
 
 def encoded(pipe, picture):
     """The latents of a picture."""
-    pixels = pipe.stages.shard(image_inputs.image_array(picture, 16, 16))
+    pixels = pipe.stages.shard(image_arrays.image_array(picture, 16, 16))
     return pipe.stages.gather(pipe.stages.latents(pixels))
 
 
@@ -248,9 +249,9 @@ def test_too_little_strength(single, picture):
 
 def test_masks_are_white_from_the_middle_on():
     grey = np.array([[0, 127], [128, 255]], np.uint8)
-    np.testing.assert_array_equal(image_inputs.mask_array(grey, 2, 2)[0, ..., 0], [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(image_arrays.mask_array(grey, 2, 2)[0, ..., 0], [[0, 0], [1, 1]])
     np.testing.assert_array_equal(
-        image_inputs.mask_array(grey / 255.0, 2, 2)[0, ..., 0], [[0, 0], [1, 1]]
+        image_arrays.mask_array(grey / 255.0, 2, 2)[0, ..., 0], [[0, 0], [1, 1]]
     )
 
 
@@ -276,4 +277,4 @@ def test_images_of_any_mode_and_masks_of_any_size():
 def test_a_scan_of_too_many_pixels_is_one_sentence(tmp_path):
     Image.new("1", (20000, 20000)).save(tmp_path / "scan.png")
     with pytest.raises(InputError, match=r"^image: got .*scan.png \(more than 178,956,970 pixels"):
-        by_request(tmp_path / "scan.png", None, 4)
+        by_request(tmp_path / "scan.png", None, None, 4)

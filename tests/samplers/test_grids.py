@@ -154,7 +154,6 @@ def test_options_of_a_checkpoint_and_the_users_choice():
 @pytest.mark.parametrize(
     "config",
     [
-        {"thresholding": True},
         {"use_lu_lambdas": True},
         {"timestep_type": "continuous"},
         {"timestep_spacing": "leaping"},

@@ -1,0 +1,113 @@
+"""A low-resolution image as an input of the network, as the later stages of cascades have it.
+
+Noise is added to the image and the network is told how much: noise conditioning augmentation
+(2106.15282, section 4; Imagen, 2205.11487, section 2.4).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxdiff.checkpoints.schedulers import vp_schedule
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Array, Bool, Float, Int, NDArray
+from jaxdiff.core.validate import in_range
+from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.families.extras import Extra, ExtraInputs, Option
+from jaxdiff.models.network_adapter import CHANNELS
+
+MAX_LEVEL = 1000
+UNTRAINABLE = "got a network that enlarges images, expected one that generates them from text"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisedImage:
+    """How noisy the image is: `schedule` at the step `noise_level`, which is at most `highest`."""
+
+    schedule: VPSchedule
+    noise_level: int  # unless a request says another
+    highest: int
+
+    options: ClassVar[Mapping[str, Option]] = {
+        "noise_level": Option(int | None, None, 0, MAX_LEVEL)  # None: the model's
+    }
+
+    def levels(self, options: Sequence[Mapping[str, Any]]) -> Int[NDArray, "b"]:
+        """The step of each image."""
+        return np.array([each.get("noise_level", self.noise_level) for each in options], np.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowResolutionImage(NoisedImage, Extra):
+    """The image at the size of the latents, with noise, as further channels."""
+
+    argument = CHANNELS
+    enlarges = True
+    untrainable = UNTRAINABLE
+
+    def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
+        level = settings.get("noise_level")
+        if level is not None:
+            in_range("noise_level", level, 0, self.highest)
+
+    def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k h w c"]:
+        if inputs.low_resolution is None:
+            raise InputError("image: got none, expected the image to enlarge")
+        image = resize_bilinear(inputs.low_resolution, inputs.latent_size)
+        levels = self.levels(inputs.options)
+        alpha, sigma = (x[:, None, None, None] for x in self.schedule.alpha_sigma(levels))
+        noisy = alpha * image + sigma * inputs.noise(image.shape[1:])
+        return inputs.for_streams(noisy.astype(np.float32))
+
+    def of_batch(
+        self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
+    ) -> Float[Array, "b h w c"]:
+        raise NotImplementedError(self.untrainable)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseLevel(NoisedImage, Extra):
+    """The step of the image's noise, a class to the network."""
+
+    argument = "class_labels"
+    untrainable = UNTRAINABLE
+
+    def of_request(self, inputs: ExtraInputs) -> Int[NDArray, "b k"]:
+        return inputs.for_streams(self.levels(inputs.options))
+
+    def of_batch(self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]) -> Int[Array, "b"]:
+        raise NotImplementedError(self.untrainable)
+
+
+def low_resolution_extras(
+    schedule: VPSchedule, *, noise_level: int, highest: int
+) -> tuple[Extra, ...]:
+    """Those of a network that enlarges an image; see `NoisedImage`."""
+    values: dict[str, Any] = {"noise_level": noise_level, "highest": highest, "schedule": schedule}
+    return LowResolutionImage(**values), NoiseLevel(**values)
+
+
+def noising_schedule(options: Mapping[str, Any], scheduler: str, source: str) -> VPSchedule:
+    """The schedule of the image's noise: the config of `scheduler` in `options`, or InputError."""
+    config = options.get(scheduler)
+    if not isinstance(config, Mapping):
+        raise InputError(f"{source}: {scheduler}: got none, expected the schedule of its noise")
+    return vp_schedule(config)
+
+
+def resize_bilinear(
+    images: Float[NDArray, "b h w c"], size: tuple[int, int]
+) -> Float[NDArray, "b h2 w2 c"]:
+    """Images at another size, with corners on corners, as PyTorch does it with align_corners."""
+    for axis, length in zip((1, 2), size, strict=True):
+        old = images.shape[axis]
+        if old == length:
+            continue
+        places = np.linspace(0, old - 1, length)
+        low = np.minimum(places.astype(int), max(old - 2, 0))
+        share = (places - low).reshape(-1, *(1,) * (3 - axis)).astype(np.float32)
+        high = np.minimum(low + 1, old - 1)
+        images = (1 - share) * images.take(low, axis) + share * images.take(high, axis)
+    return images
