@@ -18,9 +18,9 @@ ALONE = {
     generate: "prompt prompts from_image model vae base text_encoders negative_prompt prompt_2 "
     "negative_prompt_2 prompt_3 negative_prompt_3 guidance_scale guidance negative_scale "
     "distilled_guidance_scale classifier_scale clip_scale guidance_model steps sampler "
-    "timestep_spacing eta height width image mask strength hires_scale lora textual_inversion "
-    "refiner clip_skip max_sequence_length vae_tile prompt_syntax seed num_images batch_size dtype "
-    "mesh offload output json",
+    "timestep_spacing eta height width image original_image mask strength hires_scale lora "
+    "textual_inversion noise_level then refiner clip_skip max_sequence_length vae_tile "
+    "prompt_syntax seed num_images batch_size dtype mesh offload output json",
     evaluate: "model vae base text_encoders guidance_scale guidance classifier_scale steps sampler "
     "timestep_spacing seed batch_size mesh prompt output",
     sweep: "prompt scales guidance samplers steps negative_prompt classifier_scales clip_scales "

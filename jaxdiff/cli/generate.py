@@ -24,10 +24,17 @@ from jaxdiff.cli.help import model_defaults, print_choices
 from jaxdiff.cli.progress import Progress, note_compile_time, print_report, usual_compile_time
 from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.notation import model_and_options
 from jaxdiff.core.validate import in_range, positive
 from jaxdiff.generation.from_image import FILES, check_restored, typed_options, with_settings
 from jaxdiff.generation.manifest import Entry, Manifest
-from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, make_jobs, read_prompt_file
+from jaxdiff.generation.prompt_file import (
+    IMAGES,
+    ImageJob,
+    PromptSpec,
+    make_jobs,
+    read_prompt_file,
+)
 
 # Options of the model's call that all images share.
 SHARED = (
@@ -35,7 +42,8 @@ SHARED = (
     *("timestep_spacing", "eta", "clip_skip", "height", "width", "prompt_syntax"),
     "max_sequence_length",
 )
-FAMILY_OPTIONS = ("distilled_guidance_scale",)  # which networks of some families read
+# Which networks of some families read.
+FAMILY_OPTIONS = ("distilled_guidance_scale", "noise_level")
 LISTED = 100  # images that a JSON report names; the manifest names all
 
 
@@ -95,7 +103,10 @@ class Options(ModelOptions):
     width: int | None = None
     """Width in pixels."""
     image: pathlib.Path | None = None
-    """Initial image for image-to-image or inpainting; see --strength."""
+    """Initial image for image-to-image or inpainting; see --strength. Of models that enlarge an
+    image: that image."""
+    original_image: pathlib.Path | None = None
+    """Initial image of a model that enlarges another one, which is --image."""
     mask: pathlib.Path | None = None
     """Inpainting mask: white is repainted, black is kept."""
     strength: float | None = None
@@ -112,6 +123,11 @@ class Options(ModelOptions):
     """A second model for the last steps, such as SDXL's refiner."""
     refiner_start: float | None = None
     """Fraction of the denoising process after which the refiner takes over. Default: 0.8."""
+    then: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A model that enlarges the images, or MODEL:NAME=VALUE,NAME=VALUE with options of its own,
+    such as steps=30,noise_level=100. Repeat the option for several."""
+    noise_level: int | None = None
+    """Step of the noise that is added to an image that the model enlarges. Default: the model's."""
     clip_skip: int | None = None
     """Number of layers to skip at the end of the text encoders."""
     max_sequence_length: int | None = None
@@ -237,7 +253,7 @@ def _parsed(arguments: Sequence[str]) -> tuple[Options, dict[str, Any] | None, s
     typed, stored = typed_options(arguments), None
     if options.from_image is not None:
         typed |= {"prompt"} if options.prompt else set()
-        typed |= {"prompt", "image", "mask"} if options.prompts else set()  # those of its lines
+        typed |= {"prompt", *IMAGES} if options.prompts else set()  # those of its lines
         options, stored = with_settings(options, options.from_image, typed)
     check_needs(options, NEEDS)
     return options, stored, typed
@@ -250,11 +266,12 @@ def _files(options: Options, jobs: Sequence[ImageJob]) -> set[str | pathlib.Path
         options.base,
         options.guidance_model,
         options.refiner,
+        *(model_and_options("then", text)[0] for text in options.then),
         options.classifier,
         options.clip,
     ]
-    given = [options.prompts, options.from_image, options.image, options.mask]
-    images = [path for job in jobs for path in (job.spec.image, job.spec.mask)]
+    given = [options.prompts, options.from_image]
+    images = [getattr(spec, name) for spec in (options, *(j.spec for j in jobs)) for name in IMAGES]
     paths = {
         options.model or EMBEDDED,
         *loras,
@@ -273,7 +290,8 @@ def _program(runner: Any, options: Options, images: Sequence[Any]) -> str:
     settings = images[0].settings if images else {}
     names = ("model", "weights", "sampler", "guidance", "height", "width", *COMPONENTS)
     own = [str(settings.get(name)) for name in names]
-    passes = [name for name in ("image", "mask", "hires_scale", "refiner") if name in settings]
+    stages = ("image", "mask", "hires_scale", "refiner", "then")
+    passes = [name for name in stages if name in settings]
     return " ".join([*own, *passes, str(options.batch_size), runner.pipe.device_name])
 
 
@@ -291,6 +309,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         vae_setting,
     )
     from jaxdiff.generation.runner import Runner, check_jobs
+    from jaxdiff.pipeline.stages import stage_settings
 
     asked = StageOptions(
         hires_scale=options.hires_scale,
@@ -298,6 +317,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         refiner=options.refiner,
         refiner_start=options.refiner_start,
         vae=options.vae,
+        then=options.then,
     )
     shared = {name: getattr(options, name) for name in SHARED}
     check_jobs(jobs, _defaults(options), shared)
@@ -307,7 +327,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         **{name: getattr(options, name) for name in ("classifier", "clip", "guidance_model")},
         "guidance": options.guidance,
     }
-    check_addons(**addons, refiner=options.refiner)
+    check_addons(**addons, refiner=options.refiner, then=options.then)
     pipe = jaxdiff.load(
         options.model,
         options.dtype,
@@ -328,7 +348,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
     runner = Runner(
         pipe=pipe,
         options=shared,
-        settings=settings | {k: v for stage in stages for k, v in stage.settings.items()},
+        settings=settings | stage_settings(stages),
         output=options.output,
         on_failure=lambda reason: print(f"generate: {reason}", file=sys.stderr),
     )
@@ -387,6 +407,7 @@ def _defaults(options: Options) -> PromptSpec:
         guidance_scale=options.guidance_scale,
         steps=options.steps,
         image=None if options.image is None else str(options.image),
+        original_image=None if options.original_image is None else str(options.original_image),
         mask=None if options.mask is None else str(options.mask),
         strength=options.strength,
         seed=options.seed,

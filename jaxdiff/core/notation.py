@@ -1,6 +1,7 @@
 """The notation of a choice with options, NAME:OPTION=VALUE,..., such as "ddim:eta=0.5"."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -22,6 +23,14 @@ def split_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
     if len(found) < len(pairs):
         raise InputError(f"{kind}: {name}: got {options!r}, expected each option once")
     return name.strip(), found
+
+
+def model_and_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
+    """The model and the options in MODEL or MODEL:NAME=VALUE,NAME=VALUE; raises InputError."""
+    found = re.search(r":(?=\w+=)", text)
+    if found is None:
+        return text, {}
+    return text[: found.start()], split_options(kind, text[found.start() :])[1]
 
 
 def with_options(kind: str, name: str, choice: T, options: Mapping[str, str]) -> T:

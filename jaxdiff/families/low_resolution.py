@@ -107,7 +107,7 @@ def resize_bilinear(
             continue
         places = np.linspace(0, old - 1, length)
         low = np.minimum(places.astype(int), max(old - 2, 0))
-        share = (places - low).reshape(-1, *(1,) * (3 - axis)).astype(np.float32)
+        weight = (places - low).reshape(-1, *(1,) * (3 - axis)).astype(np.float32)
         high = np.minimum(low + 1, old - 1)
-        images = (1 - share) * images.take(low, axis) + share * images.take(high, axis)
+        images = (1 - weight) * images.take(low, axis) + weight * images.take(high, axis)
     return images

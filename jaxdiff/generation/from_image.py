@@ -23,7 +23,9 @@ FILES: Mapping[str, str] = {
     "classifier": "--classifier",
     "clip": "--clip",
     "refiner": "--refiner",
+    "then": "--then",
     "image": "--image",
+    "original_image": "--original-image",
     "mask": "--mask",
 }
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +11,24 @@ import jaxdiff
 from jaxdiff.checkpoints import lora_names
 from jaxdiff.checkpoints.models import check_source
 from jaxdiff.checkpoints.weights import read_weights
+from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.notation import model_and_options
 from jaxdiff.core.trees import content_digest
 from jaxdiff.core.validate import in_range
 from jaxdiff.generation.png_files import file_digest
 from jaxdiff.guidance.base import parse
 from jaxdiff.models.build import param_dict
-from jaxdiff.pipeline.stages import MAX_ENLARGEMENT, START, STRENGTH, HiresFix, Refiner, Stage
+from jaxdiff.pipeline.request import check_options
+from jaxdiff.pipeline.stages import (
+    MAX_ENLARGEMENT,
+    START,
+    STRENGTH,
+    HiresFix,
+    Refiner,
+    Stage,
+    SuperResolution,
+)
 
 
 def load_addons(
@@ -65,6 +77,7 @@ def check_addons(
     guidance_model: str | None = None,
     guidance: str | None = None,
     refiner: str | None = None,
+    then: Sequence[str] = (),
 ) -> None:
     """InputError for what is not there to be loaded; the arguments are those of `load_addons`."""
     for lora in loras:
@@ -75,7 +88,8 @@ def check_addons(
     for name, folder in (("classifier", classifier), ("clip", clip)):
         if folder is not None and not folder.is_dir():
             raise InputError(f"{name}: got {folder} (no such folder), expected the folder of one")
-    for name, source in (("guidance_model", guidance_model), ("refiner", refiner)):
+    named = [("guidance_model", guidance_model), ("refiner", refiner)]
+    for name, source in (*named, *(("then", enlarging_model(text)[0]) for text in then)):
         if source is not None:
             check_source(source, name=name)
     if guidance_model is not None and guidance is not None:
@@ -102,15 +116,36 @@ def check_guidance_model(*rules: str) -> None:
         )
 
 
+def enlarging_model(text: str) -> tuple[str, dict[str, Any]]:
+    """The model and its options of requests in MODEL:NAME=VALUE,NAME=VALUE; raises InputError."""
+    model, pairs = model_and_options("then", text)
+    options = {name: _number(value) for name, value in pairs.items()}
+    with prefix_errors(f"then: {model}"):
+        check_options(options)
+    return model, options
+
+
+def _number(text: str) -> Any:
+    """The number or truth value that a text is, or else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageOptions:
-    """What follows the model that begins: a hires fix, or a refiner that takes over."""
+    """What follows the model that begins.
+
+    First a hires fix, or a refiner that takes over, and then models that enlarge the images.
+    """
 
     hires_scale: float | None = None  # None: no hires fix
     hires_strength: float | None = None  # None: STRENGTH
     refiner: str | None = None  # None: no refiner
     refiner_start: float | None = None  # None: START
     vae: str | None = None  # of the refiner; None: its own
+    then: Sequence[str] = ()  # as `enlarging_model` reads them
 
     def __post_init__(self) -> None:
         if self.hires_scale is not None and self.refiner is not None:
@@ -124,6 +159,14 @@ class StageOptions:
 
     def stages(self, pipe: Any, dtype: str | None) -> list[Stage]:
         """The stages that follow `pipe`, their models loaded."""
+        enlarging = [
+            SuperResolution(jaxdiff.load(path, dtype, mesh=pipe.mesh, offload=pipe.offload), own)
+            for path, own in map(enlarging_model, self.then)
+        ]
+        return [*self._of_latents(pipe, dtype), *enlarging]
+
+    def _of_latents(self, pipe: Any, dtype: str | None) -> list[Stage]:
+        """The hires fix or the refiner."""
         if self.hires_scale is not None:
             strength = STRENGTH if self.hires_strength is None else self.hires_strength
             return [HiresFix(pipe, self.hires_scale, strength)]

@@ -12,6 +12,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.text import decode_text
 from jaxdiff.core.validate import in_range, one_of
 
+IMAGES = ("image", "original_image", "mask")  # fields that are files
 JSON_LINES = (".jsonl", ".ndjson")
 # Of files whose lines are no prompts.
 OTHER_SUFFIXES = (".csv", ".tsv", ".json", ".parquet", ".xlsx", ".yaml", ".yml")
@@ -30,6 +31,7 @@ class PromptSpec:
     guidance_scale: float | None = None
     steps: int | None = None
     image: str | None = None  # a file, relative to the prompt file's folder
+    original_image: str | None = None  # what changes where `image` is one to enlarge
     mask: str | None = None
     strength: float | None = None
     seed: int | None = None
@@ -95,7 +97,7 @@ def _json_line(line: str, source: str, folder: pathlib.Path) -> PromptSpec:
         options[one_of(f"{source}: field", name, [*fields, *request_options()])] = values[name]
     own = {name: value for name, value in values.items() if name in fields}
     spec = dataclasses.replace(from_mapping(PromptSpec, own, source=source), options=options)
-    files = {name: getattr(spec, name) for name in ("image", "mask")}
+    files = {name: getattr(spec, name) for name in IMAGES}
     paths = {name: str(folder / file) for name, file in files.items() if file is not None}
     return dataclasses.replace(spec, **paths)
 

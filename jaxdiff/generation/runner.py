@@ -12,11 +12,11 @@ from jaxdiff.core.atomic import os_errors_as_write_error, remove_leftovers
 from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.generation.png_files import file_digest, read_settings, write_png
-from jaxdiff.generation.prompt_file import ImageJob, PromptSpec, expand_jobs
+from jaxdiff.generation.prompt_file import IMAGES, ImageJob, PromptSpec, expand_jobs
 from jaxdiff.pipeline.image_arrays import ImageFileError
 from jaxdiff.pipeline.nonfinite import REMEDIES
 from jaxdiff.pipeline.request import Request, Requests, check_options
-from jaxdiff.pipeline.stages import Stage, first_requests, run_stages
+from jaxdiff.pipeline.stages import Stage, first_requests, output_for, run_stages
 
 PER_IMAGE = (  # lists in a call
     "negative_prompt",
@@ -141,7 +141,7 @@ class Runner:
         }
         requests: Sequence[Request] = [image.request for image in images]
         requests = first_requests(stages, requests)
-        output = "latent" if stages else "pil"
+        output = output_for(self.pipe, stages, "pil")
         for numbers, out in self.pipe.stream(requests, output=output, **settings):
             batch = [images[i] for i in numbers]
             if stages:
@@ -171,7 +171,7 @@ class Runner:
         numbers = {name: [getattr(spec, name) for spec in specs] for name in NUMBERS}
         images = {
             name: paths
-            for name in ("image", "mask")
+            for name in IMAGES
             if None not in (paths := [getattr(spec, name) for spec in specs])
         }
         names = {name for spec in specs for name in spec.options}
@@ -206,6 +206,6 @@ def is_same(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
 
 
 def _file_settings(job: ImageJob, digest: Callable[[pathlib.Path], str]) -> dict[str, Any]:
-    """The entries of initial image and mask in the settings: name and digest of each file."""
-    paths = {name: pathlib.Path(getattr(job.spec, name) or "") for name in ("image", "mask")}
+    """The entries of images and mask in the settings: name and digest of each file."""
+    paths = {name: pathlib.Path(getattr(job.spec, name) or "") for name in IMAGES}
     return {name: f"{path.name} {digest(path)}" for name, path in paths.items() if path.name}

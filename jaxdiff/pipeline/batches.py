@@ -257,8 +257,9 @@ class ImageGenerator:
             padded = jax.tree.map(lambda rows, p=padding: rows[p], inputs)
             if self._stages.offloads_text:
                 if not encoded:
+                    ahead = (self._padded_prompts(each, batch_size) for each in batches[i:])
                     with timer("encode_s"):
-                        encoded.extend(self._encoded_ahead(batches[i:], batch_size))
+                        encoded.extend(encode_ahead(self._stages, self._auxiliary, ahead))
                 padded = padded._replace(prompts=encoded.popleft())
             run = Run(Requests(batch[i] for i in padding), rule, timer, tile, settings)
             latents, intermediates = self._denoise(padded, run)
@@ -295,7 +296,9 @@ class ImageGenerator:
         batches = []
         for (numbers, group), tile in zip(groups, tiles, strict=True):
             rule, scales = guidance_rule(group), guidance_scales(group)
-            for rows in make_batches(self._lengths(group, rule), group, size):
+            # how many chunks the prompts of each image have, for each network
+            chunks = [reads.num_chunks(group, own) for reads, own in self._readers(rule)]
+            for rows in make_batches(list(zip(*chunks, strict=True)), group, size):
                 batch = Requests(group[row] for row in rows)
                 own_scales = jax.tree.map(lambda values, r=rows: values[r], scales)
                 own_numbers = [numbers[row] for row in rows]
@@ -304,7 +307,8 @@ class ImageGenerator:
 
     def padding(self, count: int, size: int) -> Int[NDArray, "b"]:
         """The images that fill a batch of `size`: all of them, and the last one again."""
-        return np.minimum(np.arange(self._padded(size)), count - 1)
+        shards = self._stages.num_shards  # a multiple of which the devices share
+        return np.minimum(np.arange(-(-size // shards) * shards), count - 1)
 
     def _handover(self, latents: BatchArray, inputs: BatchInputs, batch: Requests) -> BatchArray:
         """Latents as a call gives them."""
@@ -313,14 +317,11 @@ class ImageGenerator:
             return latents
         return self._stages.shard(self._stages.gather(latents) / scale[:, None, None, None])
 
-    def _lengths(self, requests: Requests, rule: Guidance) -> list[tuple[int, ...]]:
-        """How many chunks the prompts of each image have, for each network."""
+    def _readers(self, rule: Guidance) -> list[tuple[PromptTokenizers, list[Stream]]]:
+        """The tokenizers of each network of a rule, and the streams that it computes."""
+        weaker, own = self._auxiliary.guidance_model, streams_of(rule, "guidance_model")
         readers = [(self._tokenizers, streams_of(rule, "main"))]
-        weaker = self._auxiliary.guidance_model
-        if weaker is not None and (streams := streams_of(rule, "guidance_model")):
-            readers.append((weaker.tokenizers, streams))
-        counts = [tokenizers.num_chunks(requests, streams) for tokenizers, streams in readers]
-        return list(zip(*counts, strict=True))
+        return readers if weaker is None or not own else [*readers, (weaker.tokenizers, own)]
 
     def _inputs(self, requests: Requests, rule: Guidance, scales: GuidanceScales) -> BatchInputs:
         """The inputs of one batch."""
@@ -342,24 +343,12 @@ class ImageGenerator:
 
     def _prompts(self, requests: Requests, rule: Guidance) -> BatchPrompts:
         """The tokens of the prompts of one batch."""
-        main = self._tokenizers.tokenize(requests, streams_of(rule, "main"))
-        weaker, streams = self._auxiliary.guidance_model, streams_of(rule, "guidance_model")
-        if weaker is None or not streams:
-            return BatchPrompts(main)
-        return BatchPrompts(main, weaker.tokenizers.tokenize(requests, streams))
+        return BatchPrompts(*(reads.tokenize(requests, own) for reads, own in self._readers(rule)))
 
-    def _encoded_ahead(self, batches: Sequence[PlannedBatch], size: int) -> Iterator[BatchPrompts]:
-        """The prompts of the first batches, padded and encoded."""
-
-        def padded(batch: PlannedBatch) -> tuple[BatchPrompts, int]:
-            rows = self.padding(len(batch.requests), size)
-            prompts = self._prompts(batch.requests, batch.rule)
-            return jax.tree.map(lambda leaf: leaf[rows], prompts), batch.requests[0].clip_skip
-
-        weaker = self._auxiliary.guidance_model
-        return encode_ahead(
-            self._stages, None if weaker is None else weaker.stages, map(padded, batches)
-        )
+    def _padded_prompts(self, batch: PlannedBatch, size: int) -> tuple[BatchPrompts, int]:
+        """The prompts of a batch, and how many layers of the text encoders to skip."""
+        rows, prompts = self.padding(len(batch.requests), size), self._prompts(*batch[1:3])
+        return jax.tree.map(lambda leaf: leaf[rows], prompts), batch.requests[0].clip_skip
 
     def _failure(self, inputs: BatchInputs, run: Run, row: int) -> str:
         """Since which step image `row` is not finite; the loop runs once more to find out."""
@@ -369,10 +358,6 @@ class ImageGenerator:
         )
         _, pairs = self._denoise(inputs, watched)
         return since_when(steps, pairs[row], run.requests[row].steps)
-
-    def _padded(self, size: int) -> int:
-        """`size`, rounded up to a multiple of the devices that share a batch."""
-        return -(-size // self._stages.num_shards) * self._stages.num_shards
 
     def _denoise(
         self, inputs: BatchInputs, run: Run

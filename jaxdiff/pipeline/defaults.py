@@ -1,5 +1,6 @@
 """A model's default options: those stored with it, and those that its scheduler config reveals."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -11,7 +12,8 @@ from jaxdiff.checkpoints.schedulers import clipping_of, prediction_type_of, samp
 from jaxdiff.core.configs import from_mapping
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.base import Family
-from jaxdiff.pipeline.request import Defaults
+from jaxdiff.guidance.base import parse
+from jaxdiff.pipeline.request import check_options
 
 # Defaults of pipeline classes of diffusers for networks that nothing else tells apart.
 DEFAULTS_OF_CLASSES = {"LatentConsistencyModelPipeline": {"guidance_scale": 8.5, "steps": 4}}
@@ -20,6 +22,39 @@ DEFAULTS_OF_CLASSES = {"LatentConsistencyModelPipeline": {"guidance_scale": 8.5,
 DEFAULTS_OF_NAMES = {
     "Stable Diffusion 3.5": ("turbo", {"guidance_scale": 1.0, "steps": 4}),
 }
+
+
+CLIPPING = ("threshold", "clip-sample")  # wrappers that clip the images of each step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """A model's default options."""
+
+    guidance_scale: float = 7.5
+    guidance: str = "cfg"
+    steps: int = 50
+    sampler: str | None  # None: jaxdiff has no counterpart of the scheduler config's
+    timestep_spacing: str | None = None  # None: that of the scheduler config
+    height: int
+    width: int
+    # whether the training captions contained only words that are single tokens; jaxdiff then warns
+    # of all other words
+    closed_vocabulary: bool = False
+    # a wrapper of every rule, unless a request has one of CLIPPING: what clips images in each step
+    clipping: str | None = None
+
+    def __post_init__(self) -> None:
+        own = {"closed_vocabulary", "clipping"}
+        check_options({name: value for name, value in vars(self).items() if name not in own})
+        parse(self.with_clipping(self.guidance))
+
+    def with_clipping(self, guidance: str) -> str:
+        """A guidance rule with the wrapper that clips, unless it has one itself."""
+        wrappers = [part.partition(":")[0] for part in guidance.split("+")[1:]]
+        if self.clipping is None or any(name in wrappers for name in CLIPPING):
+            return guidance
+        return f"{guidance}+{self.clipping}"
 
 
 def model_defaults(parts: PipelineComponents, family: Family, source: str) -> Defaults:

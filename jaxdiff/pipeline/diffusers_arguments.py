@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.names_elsewhere import did_you_mean
 from jaxdiff.families.options import request_options
+from jaxdiff.pipeline.defaults import Defaults
 from jaxdiff.pipeline.options import Options
-from jaxdiff.pipeline.request import Defaults, Request
+from jaxdiff.pipeline.request import Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 

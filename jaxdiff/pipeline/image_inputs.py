@@ -12,6 +12,7 @@ from PIL import Image
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import check_shape
+from jaxdiff.families.base import Family
 from jaxdiff.pipeline.image_arrays import (
     ImageInput,
     are_latents,
@@ -38,8 +39,19 @@ class InitialImages(NamedTuple):
     low_resolution: Float[NDArray, "b h3 w3 3"] | None = None  # to be enlarged, in [-1, 1]
 
 
+def own_images(
+    family: Family, image: ImageInput, original_image: ImageInput
+) -> tuple[ImageInput, ImageInput]:
+    """The image to begin with and the one to enlarge of a call; InputError for one of no use."""
+    if family.enlarges:
+        return original_image, image
+    if original_image is not None:
+        raise InputError(f"original_image: got it for {family.name}, expected it as the image")
+    return image, None
+
+
 def by_request(
-    image: ImageInput, mask: ImageInput, low_resolution: ImageInput, latent_channels: int
+    image: ImageInput, low_resolution: ImageInput, mask: ImageInput, latent_channels: int
 ) -> dict[str, list[ImageInput]]:
     """The images and the mask of each request, where there are any; one entry serves all.
 
@@ -70,16 +82,15 @@ def by_request(
 def with_image_defaults(
     options: Mapping[str, Any],
     images: Mapping[str, Sequence[ImageInput]],
+    family: Family,
     downscale: int,
-    multiple: int,
-    strength: float = STRENGTH,
 ) -> dict[str, Any]:
     """`options` with the defaults for size and strength that initial images bring with them.
 
-    `downscale` is how many pixels wide a latent is; sizes are multiples of `multiple`.
-    `strength` is the default without a mask; with one it is 1. Of a network that enlarges an image
-    to latents, those have its size.
+    `downscale` is how many pixels wide a latent is. The strength is STRENGTH, but 1 with a mask and
+    for networks that see the image. The latents of networks that enlarge images have their size.
     """
+    multiple = downscale * family.latent_multiple
     given = {name: value for name, value in options.items() if value is not None}
     if "low_resolution" in images and downscale > 1 and "image" not in images:
         size = image_size(images["low_resolution"][0], 1)
@@ -92,7 +103,8 @@ def with_image_defaults(
     unset = {name: side for name, side in sides.items() if name not in given}
     defaults: dict[str, Any] = {**_nearest_sides(unset, multiple)}
     if "denoising_start" not in given:
-        defaults["strength"] = strength if "mask" not in images else 1.0
+        seen = "mask" in images or family.uses_image
+        defaults["strength"] = 1.0 if seen else STRENGTH
         if isinstance(chosen := given.get("strength"), list | tuple):
             filled = [defaults["strength"] if value is None else value for value in chosen]
             given["strength"] = filled

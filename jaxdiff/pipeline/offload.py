@@ -10,6 +10,7 @@ import numpy as np
 from jaxdiff.checkpoints.loading import place_weight
 from jaxdiff.core.types import PyTree
 from jaxdiff.core.validate import one_of
+from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
 from jaxdiff.pipeline.compiled_model import CompiledModel
 from jaxdiff.pipeline.conditioning import Conditioning, EncodedPrompts, TokenizedPrompts
 
@@ -65,13 +66,15 @@ class OffloadedModel(CompiledModel):
 
 
 def encode_ahead(
-    stages: CompiledModel, weaker: CompiledModel | None, batches: Iterable[tuple[Any, int]]
+    stages: CompiledModel, auxiliary: AuxiliaryModels, batches: Iterable[tuple[Any, int]]
 ) -> Iterator[Any]:
     """The prompts of the first of `batches`, encoded, up to ENCODED_AHEAD bytes on the host.
 
     A batch has its `BatchPrompts` and how many layers to skip. The text encoders of the model, and
-    of a `weaker` one, come to the devices once for all of them.
+    of a weaker one that guides it, come to the devices once for all of them.
     """
+    guide = auxiliary.guidance_model
+    weaker = None if guide is None else guide.stages
     encoded_bytes = 0
     with contextlib.ExitStack() as stack:
         for each in (stages, weaker):

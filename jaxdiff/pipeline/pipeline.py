@@ -10,10 +10,10 @@ from typing import Any, Unpack, cast
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
+from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.compiled_model import ProgressCallback
 from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
 from jaxdiff.pipeline.image_arrays import ImageInput
-from jaxdiff.pipeline.image_inputs import STRENGTH, by_request, with_image_defaults, with_noise
 from jaxdiff.pipeline.inversion import ImageInverter, inversion_options
 from jaxdiff.pipeline.loaded_model import LoadedModel
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError
@@ -47,17 +47,14 @@ class Pipeline(LoadedModel):
         if options.keys() - Options.__annotations__:
             listed = inspect.signature(type(self).__call__).parameters
             options = cast(Options, without_replaced(options, listed))
-        facts, images, low_resolution = self._facts, {}, None
-        if self.family.enlarges:
-            low_resolution, image = image, original_image
-        elif original_image is not None:
-            raise InputError(f"original_image: got it for {self.family.name}, expected an image")
-        if image is not None or mask is not None or low_resolution is not None:
-            images = by_request(image, mask, low_resolution, facts.latent_channels)
-            downscale = facts.vae_scale_factor
-            strength = 1.0 if self.family.uses_image else STRENGTH
-            sizes = downscale, downscale * self.family.latent_multiple
-            options = cast(Options, with_image_defaults(options, images, *sizes, strength))
+        facts, images = self._facts, {}
+        if any(given is not None for given in (image, original_image, mask)):
+            own = image_inputs.own_images(self.family, image, original_image)
+            images = image_inputs.by_request(*own, mask, facts.latent_channels)
+            sized = image_inputs.with_image_defaults(
+                options, images, self.family, facts.vae_scale_factor
+            )
+            options = cast(Options, sized)
         requests = resolve(
             self.defaults,
             prompt,
@@ -68,8 +65,8 @@ class Pipeline(LoadedModel):
             **options,
         )
         if latents is not None:
-            requests = with_noise(requests, latents, facts.latent_shape(requests[0]))
-        if image is not None or options.get("denoising_end") is not None:
+            requests = image_inputs.with_noise(requests, latents, facts.latent_shape(requests[0]))
+        if "image" in images or options.get("denoising_end") is not None:
             facts.grid(requests)  # raises where no step is left
         return requests
 
@@ -111,15 +108,9 @@ class Pipeline(LoadedModel):
         that another model can continue with the latents: x, and x / alpha with samplers of which
         diffusers' schedulers carry that, such as "euler" and "heun". Raises InputError.
         """
+        images = {"image": image, "original_image": original_image, "mask": mask}
         return self.generate(
-            self.resolve(
-                prompt,
-                image=image,
-                original_image=original_image,
-                mask=mask,
-                latents=latents,
-                **options,
-            ),
+            self.resolve(prompt, **images, latents=latents, **options),
             vae_tile=vae_tile,
             batch_size=batch_size,
             output=output,
@@ -157,14 +148,12 @@ class Pipeline(LoadedModel):
 
     def _check(self, requests: Sequence[Request]) -> None:
         """InputError for requests that this model cannot serve; loads what they need."""
-        wrong = [each for each in requests if not isinstance(each, Request)]
-        if wrong:
-            raise InputError(
-                f"requests: got {wrong[0]!r:.60}, expected requests such as pipe.resolve gives"
-            )
         if not requests:
             raise InputError("requests: got none, expected at least one")
         for request in requests:
+            if not isinstance(request, Request):
+                got = f"requests: got {request!r:.60}"
+                raise InputError(f"{got}, expected requests such as pipe.resolve gives")
             check(request, self.family, self._facts.network, self._facts.vae_scale_factor)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))

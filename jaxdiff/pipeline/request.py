@@ -26,28 +26,6 @@ MIN_LENGTH = 2  # tokens: one of text, and the end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Defaults:
-    """A model's default options."""
-
-    guidance_scale: float = 7.5
-    guidance: str = "cfg"
-    steps: int = 50
-    sampler: str | None  # None: jaxdiff has no counterpart of the scheduler config's
-    timestep_spacing: str | None = None  # None: that of the scheduler config
-    height: int
-    width: int
-    # whether the training captions contained only words that are single tokens; jaxdiff then warns
-    # of all other words
-    closed_vocabulary: bool = False
-    # a wrapper of every rule, unless a request has that wrapper: what clips the images of each step
-    clipping: str | None = None
-
-    def __post_init__(self) -> None:
-        check_options({name: getattr(self, name) for name in _DEFAULTS})
-        parse_rule(with_clipping(self.guidance, self.clipping))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
     """What one image is generated from: checked, with every default filled in."""
 
@@ -104,14 +82,8 @@ class Request:
         """What images of one batch have in common."""
         fields = (f.name for f in dataclasses.fields(self) if f.compare and f.name != "extras")
         shared = tuple(getattr(self, name) for name in fields if name not in _PER_IMAGE)
-        return *shared, *self.given_arrays, self.begins_with_latents, self.low_resolution_size
-
-    @property
-    def low_resolution_size(self) -> tuple[int, int] | None:
-        """Height and width of the image that is enlarged."""
-        if self.low_resolution is None:
-            return None
-        return image_size(self.low_resolution, 1)
+        small = None if self.low_resolution is None else image_size(self.low_resolution, 1)
+        return *shared, *self.given_arrays, self.begins_with_latents, small
 
     def to_metadata(self) -> dict[str, Any]:
         """The settings as JSON values; rare options only if set."""
@@ -182,10 +154,6 @@ class Requests(tuple[Request, ...]):
         shared = name == field and all(value == column[0] for value in column)
         return column[0] if shared else column
 
-    def to_metadata(self, index: int) -> dict[str, Any]:
-        """The settings of image `index`."""
-        return self[index].to_metadata()
-
 
 _TYPES: Mapping[str, Any] = get_type_hints(Request)
 _ARRAYS = ("image", "mask", "noise", "low_resolution")
@@ -215,14 +183,10 @@ _COLUMNS = {
     name.replace("prompt", "prompts") if name in _TEXTS else f"{name}s": name
     for name in (*_TEXTS, "guidance_scale", *_SCALES, "seed")
 }
-_DEFAULTS = tuple(
-    f.name for f in dataclasses.fields(Defaults) if f.name not in ("closed_vocabulary", "clipping")
-)
-_CLIPPING = ("threshold", "clip-sample")  # wrappers, one of which clips the images of each step
 
 
 def resolve(
-    defaults: Defaults,
+    defaults: Any,  # the model's `Defaults`
     prompt: str | Sequence[str],
     *,
     family: Family,
@@ -241,7 +205,7 @@ def resolve(
     read, chosen = request_options(), {k: v for k, v in options.items() if v is not None}
     extras = {name: chosen.pop(name) for name in read if name in chosen}
     values: dict[str, Any] = {"prompt": prompt, "negative_prompt": None}
-    values |= {name: getattr(defaults, name) for name in _DEFAULTS} | chosen
+    values |= {name: own for name, own in vars(defaults).items() if name in _TYPES} | chosen
     if values["sampler"] is None:
         raise InputError(
             "sampler: got none for a model whose scheduler has no counterpart in jaxdiff, "
@@ -249,7 +213,9 @@ def resolve(
         )
     shared = (values.keys() & _TYPES.keys()) - _PER_IMAGE.keys()
     values |= {name: typed(name, values[name], _TYPES[name]) for name in shared}
-    values["guidance"] = with_clipping(rename_guidance(values["guidance"]), defaults.clipping)
+    values["guidance"] = rename_guidance(values["guidance"])
+    if defaults.clipping is not None:
+        values["guidance"] = defaults.with_clipping(values["guidance"])
     values["sampler"] = rename_sampler(values["sampler"])
     given = {name: values.pop(name) for name in _PER_IMAGE if name in values} | dict(images or {})
     # one value of an extra's option for each image, or one, as a tuple, for all
@@ -272,15 +238,7 @@ def resolve(
     return requests
 
 
-def with_clipping(guidance: str, clipping: str | None) -> str:
-    """A guidance rule with the wrapper `clipping`, unless it has one that clips."""
-    wrappers = [part.partition(":")[0] for part in guidance.split("+")[1:]]
-    if clipping is None or any(name in wrappers for name in _CLIPPING):
-        return guidance
-    return f"{guidance}+{clipping}"
-
-
-def _column(name: str, value: Any, count: int, defaults: Defaults) -> tuple[Any, ...]:
+def _column(name: str, value: Any, count: int, defaults: Any) -> tuple[Any, ...]:
     """`value` as one entry for each of `count` images."""
     entries = as_column(name, value, count)
     if name not in _PER_IMAGE:
@@ -355,7 +313,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             parse_syntax(given.get(name, ""))
 
 
-def _check_scale_is_used(request: Request, defaults: Defaults, family: Family) -> None:
+def _check_scale_is_used(request: Request, defaults: Any, family: Family) -> None:
     """InputError for a guidance scale without effect, as the model's own rule is none."""
     unguided = is_unguided(request.guidance) and not family.uses_guidance_scale
     # Other programs ask with 0 for the conditional model, which 1 is here.
@@ -389,7 +347,8 @@ def check(request: Request, family: Family, network: Any, vae_scale_factor: int)
     for name in ("strength", "denoising_start", "mask") if request.image is None else ():
         if (value := getattr(request, name)) is not None:
             got = "a mask" if name == "mask" else value
-            raise InputError(f"{name}: got {got} without an image, expected an image too")
+            image = "an original_image" if family.enlarges else "an image"
+            raise InputError(f"{name}: got {got} without {image}, expected {image} too")
     _check_family(request, family)
 
 

@@ -1,6 +1,7 @@
-"""Stages: models or passes that follow one another, such as a hires fix or a refiner.
+"""Stages: models or passes that follow one another: hires fixes, refiners, super-resolution.
 
-Each goes on from the latents of the one before. A list of them follows the model that begins.
+Each goes on from the latents or the images of the one before. A list of them follows the model that
+begins.
 """
 
 import dataclasses
@@ -11,32 +12,48 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxdiff.checkpoints.timestep_grids import convention_of
-from jaxdiff.core.aliases import rename_arguments
+from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range
 from jaxdiff.families.options import request_options
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError
-from jaxdiff.pipeline.output import Output, Settings
+from jaxdiff.pipeline.output import Output
 from jaxdiff.pipeline.pipeline import Pipeline
 from jaxdiff.pipeline.request import Request, Requests
 
 MAX_ENLARGEMENT = 8.0
 STRENGTH = 0.7  # of the second pass of a hires fix
 START = 0.8  # where a refiner takes over, as a fraction of the process
-_SETTINGS = Settings.__dataclass_fields__.keys() - {"output"}
+# What stages that enlarge images have from the call.
+_FROM_CALL = {
+    *(f"{name}{number}" for name in ("prompt", "negative_prompt") for number in ("", "_2", "_3")),
+    *("seed", "prompt_syntax"),
+}
 
 
 class Stage(ABC):
-    """What goes on from the latents that a model, or the stage before, has generated."""
+    """What goes on from what a model, or the stage before, has generated."""
 
     option: ClassVar[str]  # that asks for it, as errors name it
+    takes_images: ClassVar[bool] = False  # of what comes before, not its latents
     pipe: Pipeline  # the model that runs it
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Its entries in the settings of images."""
+        """Its entries in the settings of images; the entries of several stages are one list."""
+
+    @property
+    def own_options(self) -> set[str]:
+        """Options of a call that its model reads, though the first may not."""
+        return set()
+
+    def with_options(self, options: Mapping[str, Any]) -> "Stage":
+        """The stage with options of its own; InputError if it has none."""
+        raise InputError(
+            f"stage_options: got {', '.join(options)} for {self.option}, expected them in the call"
+        )
 
     def before(self, requests: Sequence[Request]) -> Sequence[Request]:
         """`requests` as what comes before has to run them; InputError for a mask.
@@ -49,10 +66,28 @@ class Stage(ABC):
 
     @abstractmethod
     def run(self, previous: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
-        """Go on from latents, for the `arguments` of a call, with `settings` of all its images.
+        """Go on, for the `arguments` of a call, with `settings` of all its images.
 
         Raises InputError, and NonFiniteImageError.
         """
+
+
+def output_for(pipe: Pipeline, stages: Sequence[Stage], output: str) -> str:
+    """The form in which `pipe` gives its images to the first of `stages`, or, without any, a call.
+
+    Of pixels the latents are the images, without the rounding of whole numbers.
+    """
+    if not stages:
+        return output
+    return "numpy" if stages[0].takes_images and pipe.family.latent_codec else "latent"
+
+
+def stage_settings(stages: Sequence[Stage]) -> dict[str, Any]:
+    """The entries of all stages in the settings of images."""
+    found: dict[str, Any] = {}
+    for name, value in (item for stage in stages for item in stage.settings.items()):
+        found[name] = [*found[name], *value] if isinstance(found.get(name), list) else value
+    return found
 
 
 def first_requests(stages: Sequence[Stage], requests: Sequence[Request]) -> Sequence[Request]:
@@ -73,7 +108,7 @@ def run_stages(
     """What comes of the latents of a model, with the timings and the `failures` of all stages."""
     out = first
     for number, stage in enumerate(stages):
-        kind = output if number == len(stages) - 1 else "latent"
+        kind = output_for(stage.pipe, stages[number + 1 :], output)
         try:
             found = stage.run(out, arguments, output=kind, **settings)
         except NonFiniteImageError as error:
@@ -128,6 +163,12 @@ class HiresFix(Stage):
         return self.pipe.generate(requests, **settings)
 
 
+def unread_prompts(pipe: Pipeline) -> set[str]:
+    """The options of prompts that no text encoder of a model reads."""
+    numbers = {2, 3}.difference(pipe.family.prompt_numbers)
+    return {f"{name}_{number}" for name in ("prompt", "negative_prompt") for number in numbers}
+
+
 @dataclasses.dataclass(frozen=True)
 class Refiner(Stage):
     """Another model that takes over at the fraction `start` of the process, 0 to 1.
@@ -159,6 +200,11 @@ class Refiner(Stage):
         name = f"{self.pipe.name} {self.pipe.fingerprint}"
         return {"refiner": name, "refiner_start": self.start}
 
+    @property
+    def own_options(self) -> set[str]:
+        """Those of its family."""
+        return set(self.pipe.family.options)
+
     def before(self, requests: Sequence[Request]) -> Sequence[Request]:
         """`requests` up to where it takes over; InputError for a mask."""
         own = super().before(requests)
@@ -166,10 +212,8 @@ class Refiner(Stage):
 
     def run(self, previous: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
         """Go on from the latents of another model, with the options that this one reads."""
-        family = self.pipe.family
-        left_out = {"image", "latents", "strength", *request_options()} - family.options.keys()
-        for number in {2, 3}.difference(family.prompt_numbers):
-            left_out |= {f"prompt_{number}", f"negative_prompt_{number}"}
+        left_out = {"image", "latents", "strength", *request_options()} - self.own_options
+        left_out |= unread_prompts(self.pipe)
         shared = {name: value for name, value in arguments.items() if name not in left_out}
         if shared.get("steps") is None:
             shared["steps"] = previous.request.steps
@@ -192,52 +236,47 @@ class Refiner(Stage):
         ]
 
 
-@rename_arguments
-def hires_fix(
-    pipe: Pipeline,
-    prompt: str | Sequence[str],
-    *,
-    scale: float = 2.0,
-    hires_strength: float = STRENGTH,
-    output: str = "pil",
-    **options: Any,
-) -> Output:
-    """Generate at the given size, upscale the latents by `scale`, refine with `hires_strength`.
+@dataclasses.dataclass(frozen=True)
+class SuperResolution(Stage):
+    """A model that enlarges the images of the stage before, with `options` of requests of its own.
 
-    Models compose images best at the size that they were trained at. The other arguments are those
-    of calling `pipe`. Sizes are rounded to what the model can generate. Raises InputError.
+    It reads the same prompts, and has the same seeds.
     """
-    stage = HiresFix(pipe, scale, hires_strength)
-    return _generate(pipe, stage, {"prompt": prompt, **options}, output)
 
+    pipe: Pipeline
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-def refine(
-    base: Pipeline,
-    refiner: Pipeline,
-    prompt: str | Sequence[str],
-    *,
-    start: float = START,
-    output: str = "pil",
-    **options: Any,
-) -> Output:
-    """Run `base` for the fraction `start` of the denoising process, and `refiner` for the rest.
+    option = "then"
+    takes_images = True
 
-    The other arguments are those of calling `base`; see Refiner. Raises InputError.
-    """
-    stage = Refiner(refiner, start)
-    stage.check(base)
-    return _generate(base, stage, {"prompt": prompt, **options}, output)
+    def __post_init__(self) -> None:
+        if not self.pipe.family.enlarges:
+            raise InputError(
+                f"then: got {self.pipe.name}, which is {self.pipe.family.name}, expected a model "
+                "that enlarges images"
+            )
+        with prefix_errors(f"then: {self.pipe.name}"):
+            for name in _FROM_CALL & self.options.keys():
+                raise InputError(f"{name}: got it for one stage, expected it for the whole call")
+            self.pipe.resolve("", **self.options)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its entries in the settings of images."""
+        name = f"{self.pipe.name} {self.pipe.fingerprint}"
+        return {"then": [{"model": name, **self.options}]}
 
-def _generate(pipe: Pipeline, stage: Stage, options: Mapping[str, Any], output: str) -> Output:
-    """What a call of `pipe` with such options, and then `stage`, generate."""
-    settings = {name: options[name] for name in _SETTINGS & options.keys()}
-    arguments = {name: value for name, value in options.items() if name not in settings}
-    others = stage.pipe.family.options.keys() - pipe.family.options
-    own = {name: value for name, value in arguments.items() if name not in others}
-    requests = first_requests([stage], pipe.resolve(**own))
-    first = pipe.generate(requests, output="latent", **settings)
-    out = run_stages([stage], first, arguments, output=output, **settings)
-    if out.failures:
-        raise NonFiniteImageError(out)
-    return out
+    def with_options(self, options: Mapping[str, Any]) -> "SuperResolution":
+        """The stage with these options of requests."""
+        return SuperResolution(self.pipe, {**self.options, **options})
+
+    def before(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """`requests` as they are: a mask is kept to before the image is enlarged."""
+        return requests
+
+    def run(self, previous: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
+        """Go on from images, with the prompts and seeds of the call."""
+        names = (_FROM_CALL & arguments.keys()) - unread_prompts(self.pipe)
+        shared = {name: arguments[name] for name in names}
+        requests = self.pipe.resolve(**shared, **self.options, image=previous.images)
+        return self.pipe.generate(requests, **settings)

@@ -21,8 +21,7 @@ from jaxdiff.families.text_outputs import num_tokens
 from jaxdiff.guidance.base import Guidance, parse
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.pipeline.conditioning import TokenizedPrompts
-from jaxdiff.pipeline.defaults import model_defaults
-from jaxdiff.pipeline.request import Defaults, with_clipping
+from jaxdiff.pipeline.defaults import Defaults, model_defaults
 from jaxdiff.planning.published_models import published_model
 
 S = jax.ShapeDtypeStruct
@@ -115,7 +114,7 @@ class SampledModel(NamedTuple):
     def rule(self, options: SamplingOptions) -> Guidance:
         """The guidance rule, with the fewest streams."""
         complete = self.with_defaults(options)
-        guidance = with_clipping(cast(str, complete.guidance), self.defaults.clipping)
+        guidance = self.defaults.with_clipping(cast(str, complete.guidance))
         rule = parse(guidance).for_prompts(1)
         return rule.simplify([cast(float, complete.guidance_scale)])
 

@@ -74,6 +74,8 @@ def test_keys_that_count_are_those_that_are_read():
     read |= {key for each in SCHEDULERS.values() for options in each.values() for key in options}
     read |= {"prediction_type", "rescale_betas_zero_snr"}
     read |= {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"}
+    read |= {"thresholding", "dynamic_thresholding_ratio", "sample_max_value"}
+    read |= {"clip_sample", "clip_sample_range"}
     read -= {"zero_terminal_snr", "time_scale", "path", *EDM_KEYS}
     assert read == {k for k, effect in SCHEDULER_KEYS.items() if effect.kind == "counts"}
     assert schedule_of({"rescale_betas_zero_snr": True}) == VPSchedule(zero_terminal_snr=True)

@@ -26,9 +26,9 @@ from jaxdiff.core.aliases import (
 )
 from jaxdiff.core.errors import InputError
 from jaxdiff.guidance.base import RULES, WRAPPERS, parse
+from jaxdiff.pipeline.cascade import hires_fix
 from jaxdiff.pipeline.options import Options
 from jaxdiff.pipeline.pipeline import Pipeline
-from jaxdiff.pipeline.stages import hires_fix
 from jaxdiff.planning.sampled_model import SamplingOptions
 from jaxdiff.samplers.base import get_sampler
 

@@ -26,8 +26,8 @@ from jaxdiff.models.sd3.module import SD3Transformer2DModel
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.pipeline.cascade import hires_fix
 from jaxdiff.pipeline.defaults import model_defaults
-from jaxdiff.pipeline.stages import hires_fix
 
 WIDTH, LENGTH, CHANNELS = 24, 12, 6
 PROMPT = "a small red circle"
@@ -157,7 +157,7 @@ def test_it_generates(pipe):
         jnp.asarray(noise), jnp.array([1000.0]), context, pooled_projections=pooled
     )
     np.testing.assert_allclose(out.images, noise - np.asarray(v), atol=1e-4)
-    assert out.request.to_metadata(0)["prompt_3"] == "a green square"
+    assert out.request[0].to_metadata()["prompt_3"] == "a green square"
 
 
 def test_a_negative_prompt_that_is_not_given_is_the_empty_text(pipe):

@@ -44,8 +44,9 @@ from jaxdiff.models.text_encoder import TextFeatures
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.parallel.mesh import sampling_mesh
 from jaxdiff.parallel.sharding import ANY, infer_shardings
+from jaxdiff.pipeline.defaults import Defaults
 from jaxdiff.pipeline.on_mesh import OnMesh
-from jaxdiff.pipeline.request import Defaults, resolve
+from jaxdiff.pipeline.request import resolve
 from jaxdiff.planning import published_models
 from jaxdiff.planning.sampled_model import SamplingOptions, sampled_model
 from jaxdiff.planning.sampling_programs import place_shapes, trace_loop
@@ -386,7 +387,7 @@ def test_it_generates(pipe):
     v = pipe.transformer(jnp.asarray(noise), jnp.array([999.0]), tokens, jnp.array([[3.0]]))
     alpha, sigma = (float(x[0]) for x in pipe.schedule.alpha_sigma(jnp.array([999])))
     np.testing.assert_allclose(out.images, alpha * noise - sigma * np.asarray(v), atol=1e-5)
-    assert out.request.to_metadata(0)["style"] == 3
+    assert out.request[0].to_metadata()["style"] == 3
     assert "Transformer" in repr(pipe)
 
 
@@ -461,7 +462,7 @@ def test_classes_are_generated(labels):
     np.testing.assert_allclose(out.images, want, atol=1e-5)
     same = labels("", class_label=[2, 1, None], **options)
     np.testing.assert_array_equal(same.images, out.images)
-    assert same.request.to_metadata(0)["class_label"] == 2
+    assert same.request[0].to_metadata()["class_label"] == 2
     assert labels("star").images[0].size == (16, 16)
 
 

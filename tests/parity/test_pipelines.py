@@ -7,7 +7,7 @@ from families import IMAGE_CLASSES, INPAINT_CLASSES, as_class, pipeline
 from tiny import first_devices
 
 import jaxdiff
-from jaxdiff.pipeline.stages import refine
+from jaxdiff.pipeline.cascade import refine
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

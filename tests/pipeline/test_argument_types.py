@@ -21,7 +21,7 @@ from PIL import Image
 
 import jaxdiff
 from jaxdiff.core.errors import InputError
-from jaxdiff.pipeline.stages import hires_fix, refine
+from jaxdiff.pipeline.cascade import hires_fix, refine
 from jaxdiff.training.config import (
     DataConfig,
     EMAConfig,

@@ -12,9 +12,10 @@ from jaxdiff.families.flux import FLUX, SCHNELL
 from jaxdiff.families.stable_diffusion import SD, SDXL, SDXL_REFINER
 from jaxdiff.guidance.base import Stream
 from jaxdiff.pipeline.conditioning import PromptTokenizers
+from jaxdiff.pipeline.defaults import Defaults
 from jaxdiff.pipeline.options import Options
 from jaxdiff.pipeline.prompts import PromptTokenizer
-from jaxdiff.pipeline.request import Defaults, Request, resolve
+from jaxdiff.pipeline.request import Request, resolve
 
 BASE, REFINER, SD1 = SDXL, SDXL_REFINER, SD
 
@@ -74,9 +75,9 @@ def test_second_prompts_image_by_image():
         ("n", "b"),
         ("n", "z"),
     ]
-    assert [asked.to_metadata(i).get("prompt_2") for i in range(3)] == ["x", None, "z"]
+    assert [asked[i].to_metadata().get("prompt_2") for i in range(3)] == ["x", None, "z"]
     assert len(request("a", prompt_2=["x", "y"]).prompts) == 2
-    assert "negative_prompt_2" not in asked.to_metadata(0)
+    assert "negative_prompt_2" not in asked[0].to_metadata()
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_numbers_of_the_refiner():
     )
     want = [[[8, 9, 0, 0, 2.5], [*SIZE, *CROP, 7]]]
     np.testing.assert_array_equal(time_ids(REFINER, asked, [False, True]), want)
-    assert asked.to_metadata(0)["crop_top_left"] == [4, 2]
+    assert asked[0].to_metadata()["crop_top_left"] == [4, 2]
     assert SD1.extras == ()
 
 

@@ -279,6 +279,6 @@ def test_steering_reads_only_the_prompts_that_it_is_for(single, classifier):
 
 
 def test_settings_say_what_guided(single):
-    said = single.resolve(PROMPT, guidance="apg:eta=0.5", clip_scale=2.0).to_metadata(0)
+    said = single.resolve(PROMPT, guidance="apg:eta=0.5", clip_scale=2.0)[0].to_metadata()
     assert (said["guidance"], said["clip_scale"]) == ("apg:eta=0.5", 2.0)
     assert "classifier_scale" not in said

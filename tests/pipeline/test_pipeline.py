@@ -203,10 +203,10 @@ def test_eta_is_the_fresh_noise_of_ddim(single):
     assert np.abs(one.images - plain.images).max() > 0.1
     both = single([PROMPT] * 2, seed=[7, 1], eta=1.0, **way)
     np.testing.assert_allclose(both.images[1], one.images[0], rtol=1e-5, atol=1e-5)
-    assert one.request.to_metadata(0)["eta"] == 1.0
+    assert one.request[0].to_metadata()["eta"] == 1.0
     described = single(PROMPT, seed=1, **{**way, "sampler": "ddim:eta=1"})
     np.testing.assert_array_equal(described.images, one.images)
-    assert "eta" not in plain.request.to_metadata(0)
+    assert "eta" not in plain.request[0].to_metadata()
 
 
 def test_samplers_take_options(single):

@@ -9,6 +9,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.pipeline.intermediates import Intermediates
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.output import Output
+from jaxdiff.pipeline.pipeline import Pipeline
 from jaxdiff.pipeline.request import Request, Requests
 from jaxdiff.pipeline.stages import Stage, first_requests, run_stages
 
@@ -53,6 +54,7 @@ class Appending(Stage):
     number: int | None = None
 
     option = "appending"
+    pipe = Pipeline.__new__(Pipeline)
     settings = {}  # noqa: RUF012
 
     def before(self, requests):

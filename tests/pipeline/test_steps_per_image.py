@@ -73,7 +73,7 @@ def test_intermediates_are_at_the_levels_of_each_image(single):
 def test_the_request_knows_the_steps_of_each_image(single):
     request = single.resolve(PROMPTS, steps=[3, None], sampler="heun")
     assert request.steps == (3, single.defaults.steps)
-    assert [request.to_metadata(i)["steps"] for i in (0, 1)] == list(request.steps)
+    assert [request[i].to_metadata()["steps"] for i in (0, 1)] == list(request.steps)
     assert [single.nfe(request, i) for i in (0, 1)] == [2 * (2 * n - 1) for n in request.steps]
     assert single.resolve("a ring", steps=[2, 3]).prompts == ("a ring", "a ring")
     with pytest.raises(InputError, match="prompt: got 2 entries, expected 1 or 3"):

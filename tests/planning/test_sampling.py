@@ -32,8 +32,8 @@ from jaxdiff.parallel.mesh import sampling_mesh
 from jaxdiff.parallel.sharding import infer_shardings
 from jaxdiff.pipeline.compiled_model import decode_images, denoise_steps
 from jaxdiff.pipeline.conditioning import encode_prompts
+from jaxdiff.pipeline.defaults import Defaults
 from jaxdiff.pipeline.on_mesh import OnMesh
-from jaxdiff.pipeline.request import Defaults
 from jaxdiff.planning import published_models, sampling
 from jaxdiff.planning.compiling import CompiledProgram
 from jaxdiff.planning.published_models import PUBLISHED_MODELS, published_component
