@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "Cascade",
     "InputError",
     "Output",
     "Pipeline",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from jaxdiff.core.errors import InputError
     from jaxdiff.diffusion import schedules
     from jaxdiff.experiments.train import TrainResult, train
+    from jaxdiff.pipeline.cascade import Cascade
     from jaxdiff.pipeline.load import load
     from jaxdiff.pipeline.pipeline import Output, Pipeline
 
@@ -40,6 +42,7 @@ _MODULES = {
     "training": "jaxdiff.training",
 }
 _HOMES = {
+    "Cascade": "jaxdiff.pipeline.cascade",
     "InputError": "jaxdiff.core.errors",
     "Output": "jaxdiff.pipeline.pipeline",
     "Pipeline": "jaxdiff.pipeline.pipeline",

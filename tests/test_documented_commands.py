@@ -33,7 +33,7 @@ WRITTEN = re.compile(r"(runs|data|\.venv)/.*|.*[a-z]\.png")  # by the command or
 PARSER = re.compile(r"argparse|tyro")
 HUB = re.compile(
     r"(stable-diffusion-v1-5|stabilityai)/stable-diffusion-[\w.-]+|black-forest-labs/FLUX\.1-dev"
-    r"|facebook/DiT-XL-2-256"
+    r"|facebook/DiT-XL-2-256|DeepFloyd/IF-I{1,2}-X?L-v1.0"
 )
 
 

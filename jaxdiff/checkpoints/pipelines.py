@@ -74,6 +74,11 @@ class PipelineComponents:
     absent: tuple[str, ...] = ()  # components named but not there, or skipped
     defaults: Mapping[str, Any] = field(default_factory=dict)  # jaxdiff.json
 
+    @property
+    def family_options(self) -> dict[str, Any]:
+        """What tells a family beside the networks: plain values, and noising schedules by name."""
+        return {**self.options, **self.noising_schedulers}
+
 
 def read_pipeline(
     folder: str | pathlib.Path,

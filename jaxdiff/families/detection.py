@@ -32,8 +32,7 @@ def detect_family(
 def family_of(parts: PipelineComponents, source: str) -> Family:
     """The family of a pipeline; InputError, from `source`, unless it can be run here."""
     modules = {name: component.module for name, component in parts.components.items()}
-    options = {**parts.options, **parts.noising_schedulers}
-    family = detect_family(parts.class_name, modules, options, source=source)
+    family = detect_family(parts.class_name, modules, parts.family_options, source=source)
     for encoder in family.text_encoders:
         if encoder.tokenizer not in parts.tokenizers:
             raise InputError(f"{source}: {encoder.tokenizer}: got none, expected a tokenizer")

@@ -90,11 +90,16 @@ def _flux(source: str, parameters: int, **fields: Any) -> Preset:
     )
 
 
-def _vae(source: str, parameters: int, **fields: Any) -> Preset:
+def _vae(
+    source: str,
+    parameters: int,
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512),
+    **fields: Any,
+) -> Preset:
     config = AutoencoderKLConfig(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=block_out_channels,
+        down_block_types=("DownEncoderBlock2D",) * len(block_out_channels),
+        up_block_types=("UpDecoderBlock2D",) * len(block_out_channels),
         layers_per_block=2,
         **fields,
     )
@@ -356,6 +361,13 @@ VAES: dict[str, Preset] = {
         scaling_factor=0.3611,
         shift_factor=0.1159,
         **_NO_QUANT,
+    ),
+    "sd-x4-upscaler": _vae(
+        "stabilityai/stable-diffusion-x4-upscaler",
+        55_325_927,
+        block_out_channels=(128, 256, 512),
+        sample_size=256,
+        scaling_factor=0.08333,
     ),
     "vq-f4": Preset(
         cls=VQModel,

@@ -35,6 +35,8 @@ class PublishedModel:
     components: Mapping[str, tuple[str, str]]  # the kind and the name of the preset of each
     scheduler: Mapping[str, Any]  # scheduler_config.json
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of model_index.json
+    # of the noise of images that a network enlarges
+    noising_schedulers: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     # of requests, where the files leave them open: guidance_scale, steps, height, width, ...
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -49,6 +51,7 @@ class PublishedModel:
             components=components,
             scheduler=self.scheduler,
             options=self.options,
+            noising_schedulers=self.noising_schedulers,
             defaults=self.defaults,
         )
 
@@ -174,6 +177,37 @@ PUBLISHED_MODELS: dict[str, PublishedModel] = {
         },
         scheduler=_FLOW_SCHEDULE,
     ),
+    "DeepFloyd/IF-I-XL-v1.0": PublishedModel(
+        class_name="IFPipeline",
+        components={"unet": ("unet", "if-i-xl"), "text_encoder": ("text", "t5-xxl")},
+        scheduler={
+            "_class_name": "DDPMScheduler",
+            "beta_schedule": "squaredcos_cap_v2",
+            "num_train_timesteps": 1000,
+            "variance_type": "learned_range",
+            "thresholding": True,
+            "dynamic_thresholding_ratio": 0.95,
+            "sample_max_value": 1.5,
+        },
+    ),
+    "stabilityai/stable-diffusion-x4-upscaler": PublishedModel(
+        class_name="StableDiffusionUpscalePipeline",
+        components={
+            "unet": ("unet", "sd-x4-upscaler"),
+            "vae": ("vae", "sd-x4-upscaler"),
+            "text_encoder": ("text", "openclip-h"),
+        },
+        scheduler={
+            "_class_name": "DDIMScheduler",
+            "prediction_type": "v_prediction",
+            **_SD_SCHEDULE,
+            "beta_start": 0.0001,
+            "beta_end": 0.02,
+        },
+        noising_schedulers={
+            "low_res_scheduler": {"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear"}
+        },
+    ),
     "facebook/DiT-XL-2-256": _dit("dit-xl-2-256"),
     "facebook/DiT-XL-2-512": _dit("dit-xl-2-512"),
 }
@@ -227,7 +261,7 @@ def published_model(
                 prediction_type=prediction_type,
             )
     modules = {name: component.module for name, component in parts.components.items()}
-    return detect_family(parts.class_name, modules, parts.options, source=source), parts
+    return detect_family(parts.class_name, modules, parts.family_options, source=source), parts
 
 
 def _check_there(

@@ -351,6 +351,15 @@ PUBLISHED = {
     ),
     "black-forest-labs/FLUX.1-dev": ("FLUX.1", FLOW, "flow_prediction", "euler", 1024, 512),
     "lodestones/Chroma1-HD": ("Chroma", FLOW, "flow_prediction", "euler", 1024, 512),
+    "DeepFloyd/IF-I-XL-v1.0": (
+        *("DeepFloyd IF", VPSchedule(beta_schedule="squaredcos_cap_v2"), "epsilon"),
+        *("ddpm:variance=learned_range", 64, 77),
+    ),
+    "stabilityai/stable-diffusion-x4-upscaler": (
+        "Stable Diffusion upscaler",
+        VPSchedule(beta_schedule="scaled_linear", beta_start=0.0001, beta_end=0.02),
+        *("v_prediction", "ddim", 512, 77),
+    ),
     "facebook/DiT-XL-2-256": ("DiT", LINEAR, "epsilon", "ddim", 256, 0),
     "facebook/DiT-XL-2-512": ("DiT", LINEAR, "epsilon", "ddim", 512, 0),
 }
