@@ -85,6 +85,9 @@ def image_list(value: ImageInput, name: str, channels: int | None) -> list[Any]:
     return list(array) if array.ndim == single + 1 else [array]
 
 
+MAX_VALUE = 4.0  # of images that a network has generated, whose values are about [-1, 1]
+
+
 def low_resolution_list(value: ImageInput) -> list[Any]:
     """The images to enlarge as a list; floating-point ones have values in [-1, 1]."""
     if not are_latents(value, 3):
@@ -92,6 +95,8 @@ def low_resolution_list(value: ImageInput) -> list[Any]:
     rows = np.asarray(value, np.float32)
     if not np.isfinite(rows).all():
         raise InputError("image: got numbers that are not finite, expected an image")
+    if np.abs(rows).max(initial=0) > MAX_VALUE:
+        raise InputError(f"image: got floats up to {rows.max():g}, expected them in [-1, 1]")
     return list(rows.reshape(-1, *rows.shape[-3:]))
 
 

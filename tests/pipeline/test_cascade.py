@@ -133,6 +133,7 @@ def test_an_original_image_is_changed_and_a_mask_kept_to(pipes):
         (2, {"noise_level": 351}, "noise_level: got 351, expected .* 350"),
         (1, {}, "image: got none, expected the image to enlarge"),
         (1, {"image": np.zeros((8, 8, 3)) * np.nan}, "image: got numbers that are not finite"),
+        (1, {"image": np.full((8, 8, 3), 255.0)}, r"image: got floats up to 255, expected .*-1, 1"),
         (1, {"image": np.zeros((8, 8, 4), np.uint8)}, "image: got ndarray of shape"),
         (1, {"strength": 0.5}, "strength: got 0.5 without an original_image"),
         (0, {"guidance": "cfg-pp"}, "guidance: got wrapper threshold for cfg-pp"),

@@ -47,13 +47,14 @@ def output(images, failures):
 
 
 @dataclasses.dataclass
-class Appending(Stage):
-    """Notes what it was asked for; image `number` of what it gives is not finite, if any."""
+class Noting(Stage):
+    """Notes what it was asked for, and adds one; image `number` becomes not finite, if any."""
 
     name: str
     number: int | None = None
+    notes: list = dataclasses.field(default_factory=list)
 
-    option = "appending"
+    option = "noting"
     pipe = Pipeline.__new__(Pipeline)
     settings = {}  # noqa: RUF012
 
@@ -61,31 +62,34 @@ class Appending(Stage):
         return [dataclasses.replace(r, prompt=f"{r.prompt} {self.name}") for r in requests]
 
     def run(self, previous, arguments, **settings):
-        asked = self.name, arguments["prompt"], settings["output"]
-        failures = {} if self.number is None else {self.number: self.name}
-        found = output([*previous.images, asked], failures)
-        if failures:
-            raise NonFiniteImageError(found)
-        return found
+        self.notes.append((self.name, arguments["prompt"], settings["output"]))
+        images = previous.images + 1
+        if self.number is None:
+            return output(images, {})
+        images[self.number] = np.nan
+        raise NonFiniteImageError(output(images, {self.number: self.name}))
 
 
 def test_each_goes_on_from_the_one_before_and_the_first_failure_of_an_image_counts():
-    stages = [Appending("a", 1), Appending("b", 1), Appending("c", 0)]
-    first = output([], {})
+    """An image that is not finite is zeros to the stages behind, so that the others go on."""
+    notes = []
+    stages = [Noting(name, number, notes) for name, number in (("a", 1), ("b", 1), ("c", None))]
+    first = output(np.array([[0.0], [0.0]]), {})
     out = run_stages(stages, first, {"prompt": "a star"}, output="pil")
     kinds = ("latent", "latent", "pil")
-    assert out.images == [(n, "a star", k) for n, k in zip("abc", kinds, strict=True)]
-    assert out.failures == {1: "a", 0: "c"}
+    assert notes == [(n, "a star", k) for n, k in zip("abc", kinds, strict=True)]
+    np.testing.assert_array_equal(out.images, [[3.0], [1.0]])
+    assert out.failures == {1: "a"}
     assert out.timings == {"sample_s": 4.0}
 
 
 def test_the_first_model_gets_what_all_stages_ask_for_from_the_last():
-    (first,) = first_requests([Appending("a"), Appending("b")], [REQUEST])
+    (first,) = first_requests([Noting("a"), Noting("b")], [REQUEST])
     assert first.prompt == "a star b a"
 
 
 def test_a_stage_refuses_masks_by_the_name_of_its_option():
-    assert Stage.before(Appending("a"), [REQUEST]) == [REQUEST]
+    assert Stage.before(Noting("a"), [REQUEST]) == [REQUEST]
     masked = dataclasses.replace(REQUEST, mask=np.ones((16, 16), bool))
-    with pytest.raises(InputError, match=r"^appending: got it with a mask"):
-        Stage.before(Appending("a"), [masked])
+    with pytest.raises(InputError, match=r"^noting: got it with a mask"):
+        Stage.before(Noting("a"), [masked])
