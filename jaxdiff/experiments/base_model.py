@@ -132,7 +132,7 @@ def _from_pipeline(objective: DiffusionObjective, models: ModelSource) -> BaseMo
     source = str(objective.pipeline)
     pipeline = models.pipeline(source)
     modules = {name: component.module for name, component in pipeline.components.items()}
-    family = detect_family(pipeline.class_name, modules, pipeline.options, source=source)
+    family = detect_family(pipeline.class_name, modules, pipeline.family_options, source=source)
     schedule = family.schedule(pipeline.scheduler)
     if not isinstance(schedule, VPSchedule | FlowSchedule):
         raise InputError(
