@@ -186,13 +186,17 @@ def workdir(tmp_path):
     return make
 
 
+# Fields that came later, whose defaults are what those trainings did.
+ADDED = {"objective.model.learned_variance"}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_old_workdir_is_read_and_resumes(workdir, name):
     folder = workdir(name)
     assert read_config(folder) == CONFIGS[name]
     now = resume_identity(CONFIGS[name])
     stored = json.loads((folder / "config.json").read_text())["identity"]
-    assert {aliases.new_path(key) for key in stored} == now.keys()
+    assert {aliases.new_path(key) for key in stored} == now.keys() - ADDED
     check_identity(now, folder)
 
 
