@@ -4,15 +4,17 @@
     python -m jaxdiff cache-latents jaxdiff/assets/scenes runs/scenes_latents --kind scenes \
         --resolution 128 --num-scenes 65536 --batch-size 32 --shard-size 4096 --texts embeddings
     PYTHONPATH=. python benchmarks/objectives.py --workdir runs/objectives
+    PYTHONPATH=. python benchmarks/objectives.py --workdir runs/objectives --speed
     PYTHONPATH=. python benchmarks/objectives.py --workdir runs/objectives --table
 
 Each pair is trained with several seeds, on the same latents, captions and hidden states and with
 the same optimiser, steps and batch size; then generates every second standard prompt of the scenes
 at guidance scale 3 in 25 steps of dpmpp-2m. The UNet is the embedded model's with 96 channels in
 place of 128, the transformer (PixArt's, 2310.00426) has as many parameters and sees every latent
-pixel. The same command resumes, and trains nothing again that is finished. `--table` prints what
-is there as Markdown: means over seeds with the standard error of the mean. Losses of different
-objectives measure different things: compare those of one objective only.
+pixel. The same command resumes, and trains nothing again that is finished. `--speed` measures, on
+an idle machine, how many images a second each network generates in batches of 64, and trains on.
+`--table` prints what is there as Markdown: means over seeds with the standard error of the mean.
+Losses of different objectives measure different things: compare those of one objective only.
 """
 
 import argparse
@@ -20,10 +22,13 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
+import time
 from typing import cast
 
 import numpy as np
 
+import jaxdiff
 from jaxdiff.cli.evaluate import run as evaluate
 from jaxdiff.cli.train import load_config
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
@@ -31,6 +36,7 @@ from jaxdiff.experiments.train import train
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
 from jaxdiff.training.config import DiffusionObjective, EMAConfig, TrainConfig
 
+BATCH = 64  # images that are generated together
 UNET = load_config(pathlib.Path(__file__).parents[1] / "configs/scenes_unet.py")
 OBJECTIVE = cast(DiffusionObjective, UNET.objective)
 VP = VPSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -61,6 +67,7 @@ ACCURACIES = {
     "two objects": "two objects correct",
 }
 LOSS = "validation loss"
+GENERATES, TRAINS = "images/s generated", "images/s trained"
 
 
 def config(network: str, objective: str, seed: int, options: argparse.Namespace) -> TrainConfig:
@@ -100,22 +107,50 @@ def measure(workdir: pathlib.Path, config: TrainConfig) -> dict[str, float]:
     }
 
 
+def speeds(export: pathlib.Path, training: TrainConfig, workdir: pathlib.Path) -> dict[str, float]:
+    """Images a second that a network generates with guidance, and trains on: the best of three."""
+    pipe = jaxdiff.load(export)
+    seconds = []
+    for first in range(0, 4 * BATCH, BATCH):  # the first batch compiles
+        started = time.perf_counter()
+        pipe(
+            "a small red circle",
+            seed=list(range(first, first + BATCH)),
+            guidance_scale=3.0,
+            steps=25,
+            sampler="dpmpp-2m",
+            output="numpy",
+        )
+        seconds.append(time.perf_counter() - started)
+    shutil.rmtree(workdir, ignore_errors=True)
+    short = dataclasses.replace(
+        training, steps=80, log_every=20, sample_every=0, checkpoint_every=80
+    )
+    train(short, workdir)
+    trained = [value for name, value in logged(workdir) if name == "images_per_s"]
+    return {GENERATES: BATCH / min(seconds[1:]), TRAINS: max(trained)}
+
+
 def logged(workdir: pathlib.Path) -> list[tuple[str, float]]:
     """All values of the log of a training, in order."""
     lines = (workdir / "log.jsonl").read_text().splitlines()
     return [item for line in lines for item in json.loads(line).items()]
 
 
-def table(results: dict[tuple[str, str], list[dict[str, float]]]) -> str:
-    """The Markdown table of all pairs."""
-    columns = [*ACCURACIES, LOSS]
-    rows = [f"| predicts | network | seeds | {' | '.join(columns)} |", "|---" * 8 + "|"]
+def table(
+    results: dict[tuple[str, str], list[dict[str, float]]], speed: dict[str, dict[str, float]]
+) -> str:
+    """The Markdown table of all pairs; `speed` is of each network."""
+    columns, rates = [*ACCURACIES, LOSS], [GENERATES, TRAINS] if speed else []
+    rows = [f"| predicts | network | seeds | {' | '.join([*columns, *rates])} |"]
+    rows.append("|---" * (3 + len(columns) + len(rates)) + "|")
     for (objective, network), runs in results.items():
         means = []
         for column in columns:
             values = [run[column] for run in runs]
             error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.nan
             means.append(f"{np.mean(values):.3f} ± {error:.3f}")
+        means += [f"{speed[network][rate]:.1f}" for rate in rates]
         rows.append(f"| {objective} | {network} | {len(runs)} | {' | '.join(means)} |")
     return "\n".join(rows)
 
@@ -130,7 +165,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--speed", action="store_true", help="only measure speed")
     options = parser.parse_args()
+    rates = options.workdir / "speed.json"
+    if options.speed:
+        found = {}
+        for network in NETWORKS:
+            training = config(network, "velocity", 0, options)
+            export = options.workdir / f"velocity-{network}-0/export"
+            found[network] = speeds(export, training, options.workdir / "speed")
+        rates.write_text(json.dumps(found))
+        return
     results: dict[tuple[str, str], list[dict[str, float]]] = {}
     for seed in range(options.seeds):
         for objective in OBJECTIVES:
@@ -143,7 +188,7 @@ def main() -> None:
                 if file.exists():
                     found = json.loads(file.read_text())
                     results.setdefault((objective, network), []).append(found)
-    print(table(results))
+    print(table(results, json.loads(rates.read_text()) if rates.exists() else {}))
 
 
 if __name__ == "__main__":
