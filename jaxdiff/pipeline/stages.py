@@ -265,7 +265,7 @@ class SuperResolution(Stage):
                 "that enlarges images"
             )
         with prefix_errors(f"then: {self.pipe.name}"):
-            for name in _FROM_CALL & self.options.keys():
+            for name in {*_FROM_CALL, "image"} & self.options.keys():
                 raise InputError(f"{name}: got it for one stage, expected it for the whole call")
             self.pipe.resolve("", **self.options)
 

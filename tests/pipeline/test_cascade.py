@@ -152,6 +152,7 @@ def test_stages_are_checked_before_anything_is_generated(pipes):
     for own, message in (
         ([{"noise_level": -1}], "then: second: noise_level: got -1"),
         ([{"seed": 1}], "then: second: seed: got it for one stage"),
+        ([{"image": np.zeros((8, 8, 3), np.uint8)}], "then: second: image: got it for one stage"),
         ([{"stepps": 1}], "then: second: stepps: got an unknown argument"),
         ([{}, {}], "stage_options: got 2, expected one for each of the 1 stages"),
     ):
