@@ -27,3 +27,15 @@ def check_latent_channels(got: int, channels: int, *, name: str, source: str) ->
         raise InputError(
             f"{source}: {name}: got in_channels {got}, expected {channels} as the latents have"
         )
+
+
+def check_context_width(
+    encoder: nnx.Module, width: int | None, *, network: str, source: str
+) -> None:
+    """InputError unless the text encoder's hidden states are as wide as `network` takes them."""
+    got = cast(Any, encoder).config.hidden_size
+    if got != width:
+        raise InputError(
+            f"{source}: text_encoder: got hidden states of width {got}, expected {width}, as the "
+            f"{network} has"
+        )

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.families.base import Family, TextEncoder
-from jaxdiff.families.components import required_component
+from jaxdiff.families.components import check_context_width, required_component
 from jaxdiff.families.low_resolution import low_resolution_extras, noising_schedule
 from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.adapter import UNetAdapter
@@ -58,12 +58,7 @@ def detect(
     unet = required_component(components, "unet", UNet2DConditionModel, source)
     config = cast(UNet2DConditionModel, unet).config
     encoder = required_component(components, "text_encoder", T5EncoderModel, source)
-    width = cast(T5EncoderModel, encoder).config.hidden_size
-    if width != config.context_width:
-        raise InputError(
-            f"{source}: text_encoder: got hidden states of width {width}, expected "
-            f"{config.context_width}, as the UNet has"
-        )
+    check_context_width(encoder, config.context_width, network="UNet", source=source)
     more = config.concatenated_channels
     if config.channels[1] != 3 or more not in (0, 3):
         raise InputError(

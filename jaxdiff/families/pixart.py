@@ -10,9 +10,12 @@ from typing import Any, cast
 
 from flax import nnx
 
-from jaxdiff.core.errors import InputError
 from jaxdiff.families.base import Family, TextEncoder
-from jaxdiff.families.components import check_latent_channels, required_component
+from jaxdiff.families.components import (
+    check_context_width,
+    check_latent_channels,
+    required_component,
+)
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.pixart.adapter import PixArtAdapter
@@ -43,10 +46,5 @@ def detect(
     config = cast(PixArtTransformer2DModel, network).config
     channels = cast(AutoencoderKL, vae).config.latent_channels
     check_latent_channels(config.in_channels, channels, name="transformer", source=source)
-    width = cast(CLIPTextModel, encoder).config.hidden_size
-    if width != config.context_width:
-        raise InputError(
-            f"{source}: text_encoder: got hidden states of width {width}, expected "
-            f"{config.context_width}, as the transformer has"
-        )
+    check_context_width(encoder, config.context_width, network="transformer", source=source)
     return dataclasses.replace(PIXART_CLIP, latent_multiple=config.patch_size)

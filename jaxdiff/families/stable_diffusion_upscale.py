@@ -13,7 +13,7 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.families.base import Family, TextEncoder
-from jaxdiff.families.components import required_component
+from jaxdiff.families.components import check_context_width, required_component
 from jaxdiff.families.low_resolution import low_resolution_extras, noising_schedule
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet.adapter import UNetAdapter
@@ -49,12 +49,7 @@ def detect(
     vae = cast(AutoencoderKL, required_component(components, "vae", AutoencoderKL, source))
     encoder = required_component(components, "text_encoder", CLIPTextModel, source)
     config = cast(UNet2DConditionModel, unet).config
-    width = cast(CLIPTextModel, encoder).config.hidden_size
-    if width != config.context_width:
-        raise InputError(
-            f"{source}: text_encoder: got hidden states of width {width}, expected "
-            f"{config.context_width}, as the UNet has"
-        )
+    check_context_width(encoder, config.context_width, network="UNet", source=source)
     channels = vae.config.latent_channels
     if config.channels != (channels + 3, channels) or config.num_class_embeds is None:
         raise InputError(
