@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -23,7 +23,7 @@ from jaxdiff.experiments.base_model import (
     place_frozen,
     size_shapes,
 )
-from jaxdiff.experiments.evaluation import make_evaluation
+from jaxdiff.experiments.evaluation import captioned_images, make_evaluation
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
     GRID_SIZE,
@@ -197,11 +197,14 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         step_null = null if encoded is None else read_null(folder, encoded)
         return place_frozen(base, dtype, shardings, step_null)
 
-    def make_inputs(captions: Sequence[str]) -> dict[str, NDArray]:
-        return caption_tokenizer(captions) | sampling_inputs(base, side, len(captions))
+    def make_inputs(captions: Sequence[str], images: Callable[[], NDArray]) -> dict[str, NDArray]:
+        return caption_tokenizer(captions) | sampling_inputs(base, side, len(captions), images)
 
-    grid_inputs = shard_or_replicate(make_inputs(_prompts(config, caption_tokenizer)))
     validation = validation_batch(config, tokenizer)
+    prompts = _prompts(config, caption_tokenizer)
+    grid_inputs = shard_or_replicate(
+        make_inputs(prompts, lambda: captioned_images(config, prompts, validation))
+    )
     batch = shard_or_replicate(validation)
     resolved = dataclasses.replace(config, objective=objective)
     evaluate = make_evaluation(resolved, make_inputs, base.codec, validation)
