@@ -15,7 +15,11 @@ from jaxdiff.checkpoints.loading import Placement, host_memory
 from jaxdiff.checkpoints.model_registry import class_of_config, rebuilt
 from jaxdiff.checkpoints.models import read_model, resolve_source, weight_hashes
 from jaxdiff.checkpoints.pipelines import PipelineComponents
-from jaxdiff.checkpoints.schedulers import flow_schedule_config, vp_schedule_config
+from jaxdiff.checkpoints.schedulers import (
+    clipping_of,
+    flow_schedule_config,
+    vp_schedule_config,
+)
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, Int, NDArray
@@ -62,6 +66,11 @@ class BaseModel:
     def codec(self) -> LatentCodec:
         """The latent codec, or that of pixels."""
         return self.family.codec(self.networks)
+
+    @property
+    def clipping(self) -> str | None:
+        """The guidance wrapper that clips the image of each step, where the scheduler does."""
+        return clipping_of(self.pipeline.scheduler, pixels=self.family.latent_codec is None)
 
     @property
     def text_encoders(self) -> dict[str, TextModel]:

@@ -188,6 +188,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
             objective.schedule,
             steps=objective.sample_steps,
             guidance_scale=objective.sample_guidance_scale,
+            clipping=base.clipping,
         )
     )
     eval_metrics = jax.jit(wiring.task.eval_metrics)

@@ -97,6 +97,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
             base.objective.schedule,
             steps=objective.sample_steps,
             guidance_scale=objective.sample_guidance_scale,
+            clipping=base.clipping,
         )
     )
     loss = jax.jit(wiring.task.loss)

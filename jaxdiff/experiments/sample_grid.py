@@ -61,15 +61,21 @@ def _low_resolution(
 
 
 def make_sampler(
-    model: LatentDiffusion, schedule: Schedule, *, steps: int, guidance_scale: float
+    model: LatentDiffusion,
+    schedule: Schedule,
+    *,
+    steps: int,
+    guidance_scale: float,
+    clipping: str | None = None,
 ) -> Callable[..., Array]:
     """The function (parameters, frozen, inputs) -> images in [-1, 1].
 
-    The inputs are `sampling_inputs` and token ids of prompts.
+    The inputs are `sampling_inputs` and token ids of prompts. `clipping` is the guidance wrapper
+    that clips the image of each step, if one does.
     """
     network, sampler = model.network, SAMPLERS[SAMPLER]
     rule = model.family.request_defaults.get("guidance", "cfg")
-    guidance = parse(rule if model.family.latent_codec else f"{rule}+clip-sample")
+    guidance = parse(rule if clipping is None else f"{rule}+{clipping}")
     grid = make_grid(
         schedule, SAMPLER, steps, prediction_type=network.prediction_type, spacing=SPACING
     )
