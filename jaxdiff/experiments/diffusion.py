@@ -1,6 +1,7 @@
 """Training a diffusion model: its network, text encoders, LoRA or textual inversion."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -43,6 +44,7 @@ from jaxdiff.experiments.prior_preservation import prior_preservation_batches
 from jaxdiff.experiments.procedural import image_side
 from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.experiments.training_methods import make_partition, make_training_method
+from jaxdiff.families.text_outputs import cached_columns, output_shapes
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.training.config import (
     PROCEDURAL_KINDS,
@@ -129,11 +131,7 @@ def _wire(
     dtype: Dtype,
 ) -> Wiring:
     family, latents = base.family, config.data.kind == "latents"
-    cached = {} if info is None else info.text_embedding_shapes
-    encodings = {
-        name: jax.ShapeDtypeStruct(shape, dtype_of(cast(LatentCacheInfo, info).dtype))
-        for name, shape in cached.items()
-    }
+    encodings = _text_embedding_shapes(config, base, info, dtype)
     names = partition.frozen
     if not config.sample_every:
         names = frozen_networks_used(partition, latents=latents, text_encodings=bool(encodings))
@@ -166,6 +164,21 @@ def _wire(
         frozen._replace(null=encodings) if encodings else frozen,
         batch,
     )
+
+
+def _text_embedding_shapes(
+    config: TrainConfig, base: BaseModel, info: LatentCacheInfo | None, dtype: Dtype
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The embeddings of a caption: those of the cache, or in `dtype` as one would have them."""
+    if info is not None:
+        stored = dtype_of(info.dtype)
+        shapes = info.text_embedding_shapes.items()
+        return {name: jax.ShapeDtypeStruct(shape, stored) for name, shape in shapes}
+    if not config.data.text_embeddings:
+        return {}
+    outputs = output_shapes(base.family, base.networks)
+    columns = jax.eval_shape(functools.partial(cached_columns, base.family), outputs)
+    return {name: jax.ShapeDtypeStruct(x.shape[1:], dtype) for name, x in columns.items()}
 
 
 def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
