@@ -23,6 +23,9 @@ EMBEDDINGS = frozenset(
         "token_embedding",
         "position_embedding",
         "shared",  # T5's tokens
+        "word_embeddings",  # XLM-RoBERTa's, and the next two
+        "position_embeddings",
+        "token_type_embeddings",
         "embed_tokens",
         "embed_positions",
         "relative_attention_bias",

@@ -15,6 +15,7 @@ WHOLE = "tokenizer.json"
 CLASSES = {
     "CLIPTokenizer": ("vocab.json", "merges.txt"),
     "T5Tokenizer": ("spiece.model",),
+    "XLMRobertaTokenizer": ("sentencepiece.bpe.model",),
     "BertTokenizer": ("vocab.txt",),
 }
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

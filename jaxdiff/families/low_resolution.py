@@ -114,7 +114,7 @@ def noising_schedule(options: Mapping[str, Any], scheduler: str, source: str) ->
 
 
 def resize_bilinear(
-    images: Float[Array | NDArray, "b h w c"], size: tuple[int, int]
+    images: Float[Array | NDArray, "b h w c"], size: tuple[int, ...]
 ) -> Float[Array | NDArray, "b h2 w2 c"]:
     """Images at another size, with corners on corners, as PyTorch does it with align_corners."""
     for axis, length in zip((1, 2), size, strict=True):

@@ -9,6 +9,7 @@ from jaxdiff.families import (
     deepfloyd_if,
     dit,
     flux,
+    kandinsky,
     latent_diffusion,
     pixart,
     pixel_diffusion,
@@ -36,6 +37,7 @@ FAMILY_MODULES: tuple[ModuleType, ...] = (
     deepfloyd_if,
     pixel_diffusion,
     stable_diffusion_upscale,
+    kandinsky,
 )
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES
