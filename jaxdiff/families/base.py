@@ -103,8 +103,7 @@ class Family:
     network_class: type[nnx.Module]
     adapter: Callable[..., Any]  # (module, prediction type) -> its adapter
     latent_codec: str | None = "vae"  # the component; None: the network denoises pixels
-    # the denoising network -> the codec of the embeddings of images that it generates; None: it
-    # generates images
+    # the denoiser -> the codec of the embeddings of images that it generates instead of images
     embeddings: Callable[[Any], LatentCodec] | None = None
     latent_multiple: int = 1  # sides of latents are multiples of it
     latent_limit: int | None = None  # the longest side of latents with positions; None: no limit

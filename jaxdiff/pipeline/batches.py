@@ -56,11 +56,6 @@ class ModelFacts(NamedTuple):
     network: Any  # the adapter of the denoiser
     codec: LatentCodec  # of which only the config counts
 
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels along the side of one latent."""
-        return self.codec.config.downscale
-
     def latent_shape(self, request: Request) -> tuple[int, ...]:
         """The shape of the latents of an image: height, width and channels."""
         return self.codec.latent_shape(request.height, request.width)
@@ -71,7 +66,7 @@ class ModelFacts(NamedTuple):
         rows = []
         for request in requests:
             sampler, steps, spacing = request.sampler, request.steps, request.timestep_spacing
-            num_tokens = request.height * request.width // (2 * self.vae_scale_factor) ** 2
+            num_tokens = request.height * request.width // (2 * self.codec.config.downscale) ** 2
             key = sampler, steps, spacing, num_tokens
             if key not in grids:
                 grid = make_grid(
@@ -243,7 +238,7 @@ class ImageGenerator:
         self._stages = stages
         self._tokenizers = tokenizers
         self._auxiliary = auxiliary
-        self._downscale = facts.vae_scale_factor
+        self._downscale = facts.codec.config.downscale
 
     def generate(self, requests: Sequence[Request], settings: Settings) -> Iterator[BatchResult]:
         """The images, batch by batch; smaller batches are padded to the batch size."""
@@ -444,10 +439,7 @@ class ImageGenerator:
     def decode(
         self, latents: BatchArray, tile: int | None
     ) -> tuple[UInt8[NDArray, "b h2 w2 3"] | Float[NDArray, "b d"], Bool[NDArray, "b"]]:
-        """What latents on the devices decode to, and which of it is finite.
-
-        Tiles are blended on the host.
-        """
+        """What latents decode to, and which of it is finite; tiles are blended on the host."""
         if tile is not None:
             return decode_tiles(self._stages, latents, tile, self._downscale)
         images, finite = self._stages.decode(latents)

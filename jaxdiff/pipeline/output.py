@@ -71,8 +71,7 @@ class BatchResult(NamedTuple):
 class Output:
     """The images in the requested form, their complete requests, and timings."""
 
-    # list of PIL images, uint8 (b, H, W, 3), or scaled float32 latents (b, h, w, c); float32 (b, d)
-    # of models that generate embeddings
+    # PIL images, uint8 (b, H, W, 3), scaled float32 latents (b, h, w, c), or embeddings (b, d)
     images: Any
     requests: Requests  # one for each image
     timings: dict[str, float]  # compile_s, encode_s, sample_s, decode_s, total_s

@@ -47,19 +47,17 @@ class Pipeline(LoadedModel):
         if options.keys() - Options.__annotations__:
             listed = inspect.signature(type(self).__call__).parameters
             options = cast(Options, without_replaced(options, listed))
-        facts, images = self._facts, {}
+        facts, images, downscale = self._facts, {}, self.codec.config.downscale
         if any(given is not None for given in (image, original_image, mask)):
             own = image_inputs.own_images(self.family, image, original_image)
             images = image_inputs.by_request(*own, mask, self.codec.config.latent_channels)
-            sized = image_inputs.with_image_defaults(
-                options, images, self.family, facts.vae_scale_factor
-            )
+            sized = image_inputs.with_image_defaults(options, images, self.family, downscale)
             options = cast(Options, sized)
         requests = resolve(
             self.defaults,
             prompt,
             family=self.family,
-            vae_scale_factor=facts.vae_scale_factor,
+            vae_scale_factor=downscale,
             network=facts.network,
             images=images,
             **options,
@@ -154,7 +152,7 @@ class Pipeline(LoadedModel):
             if not isinstance(request, Request):
                 got = f"requests: got {request!r:.60}"
                 raise InputError(f"{got}, expected requests such as pipe.resolve gives")
-            check(request, self.family, self._facts.network, self._facts.vae_scale_factor)
+            check(request, self.family, self._facts.network, self.codec.config.downscale)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))
 

@@ -1,7 +1,6 @@
 """Requests: what a call of the pipeline generates, one for each image, complete and checked."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
@@ -85,15 +84,10 @@ class Request:
         return *shared, *self.given_arrays, self.begins_with_latents, small
 
     def to_metadata(self) -> dict[str, Any]:
-        """The settings as JSON values; rare options only if set."""
-        own: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            unset = not value if field.name in (*_TEXTS, *_SCALES) else value == field.default
-            required = field.default is dataclasses.MISSING
-            if field.compare and field.name != "extras" and (required or not unset):
-                own[field.name] = value
-        return own | {name: _plain(value) for name, value in self.extras.items()}
+        """The settings as JSON values; rare options only if set, arrays as their hash."""
+        from jaxdiff.pipeline.request_metadata import to_metadata
+
+        return to_metadata(self)
 
     def prompts_for_encoder(self) -> tuple[tuple[str | None, str], ...]:
         """(negative prompt, prompt) for each of up to three text encoders."""
@@ -156,13 +150,13 @@ class Requests(tuple[Request, ...]):
 _TYPES: Mapping[str, Any] = get_type_hints(Request)
 _ARRAYS = ("image", "mask", "noise", "low_resolution")
 _NUMBERED = ("prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
-_TEXTS = ("prompt", "negative_prompt", *_NUMBERED)
+TEXTS = ("prompt", "negative_prompt", *_NUMBERED)
 _NEGATIVES = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
-_SCALES = ("negative_scale", "classifier_scale", "clip_scale")
+SCALES = ("negative_scale", "classifier_scale", "clip_scale")
 # fields that may differ between the images of a call
 _PER_IMAGE: dict[str, type] = {
-    **dict.fromkeys(_TEXTS, str),
-    **dict.fromkeys(("guidance_scale", *_SCALES), float),
+    **dict.fromkeys(TEXTS, str),
+    **dict.fromkeys(("guidance_scale", *SCALES), float),
     "seed": int,
     "steps": int,
     "timestep_spacing": str,
@@ -172,14 +166,14 @@ _RANGES = {
     **dict.fromkeys(("strength", "denoising_start", "denoising_end"), (0, 1)),
     "steps": (1, MAX_STEPS),
     "clip_skip": (0, 100),
-    **dict.fromkeys(("guidance_scale", *_SCALES), (0, MAX_SCALE)),
+    **dict.fromkeys(("guidance_scale", *SCALES), (0, MAX_SCALE)),
     "seed": (0, 2**32 - 1),
 }
 _FILLED = ("steps", "timestep_spacing", "strength")  # where None in a list is the model's default
 # `Requests` by columns: prompts_2, guidance_scales, seeds, ...
 _COLUMNS = {
-    name.replace("prompt", "prompts") if name in _TEXTS else f"{name}s": name
-    for name in (*_TEXTS, "guidance_scale", *_SCALES, "seed")
+    name.replace("prompt", "prompts") if name in TEXTS else f"{name}s": name
+    for name in (*TEXTS, "guidance_scale", *SCALES, "seed")
 }
 
 
@@ -234,13 +228,6 @@ def resolve(
         if "guidance" not in chosen:
             _check_scale_is_used(request, defaults, family)
     return requests
-
-
-def _plain(value: Any) -> Any:
-    """An option's value for JSON: arrays are known by a hash."""
-    if isinstance(value, np.ndarray):
-        return f"sha256 {hashlib.sha256(value.tobytes()).hexdigest()[:12]}"
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _column(name: str, value: Any, count: int, defaults: Any) -> tuple[Any, ...]:
@@ -314,7 +301,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         if name in given:
             in_range(name, given[name], low, high)
     if given.get("prompt_syntax", True):
-        for name in _TEXTS:
+        for name in TEXTS:
             parse_syntax(given.get(name, ""))
 
 
@@ -338,10 +325,8 @@ def check(request: Request, family: Family, network: Any, vae_scale_factor: int)
     _check_guidance(request, network)
     multiple = vae_scale_factor * family.latent_multiple
     if family.embeddings is not None and (request.height, request.width) != (1, 1):
-        raise InputError(
-            f"height, width: got {request.height}x{request.width}, expected none for "
-            f"{family.name}, which generates embeddings of images"
-        )
+        size = f"{request.height}x{request.width}"
+        raise InputError(f"height, width: got {size}, expected none for {family.name}")
     for name in ("height", "width"):
         size = multiple_of(name, getattr(request, name), multiple)
         limit = family.latent_limit and vae_scale_factor * family.latent_limit

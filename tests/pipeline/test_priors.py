@@ -101,7 +101,7 @@ def test_embeddings_that_do_not_fit_are_refused(pipes, options, message):
 
 def test_what_a_prior_cannot_do_is_refused(pipes):
     first, second = pipes
-    with pytest.raises(InputError, match="height, width: got 64x1, expected none"):
+    with pytest.raises(InputError, match="height, width: got 64x1, expected none for Kandinsky"):
         first.resolve(PROMPT, height=64)
     with pytest.raises(InputError, match="image: got one for Kandinsky"):
         first(PROMPT, image=np.zeros((8, 8, 3), np.uint8))

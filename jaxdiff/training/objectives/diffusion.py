@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray
 from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS
 from jaxdiff.diffusion.denoising import predict
@@ -26,7 +25,7 @@ from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.vae import sample_latents
 from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import DiffusionObjective, TimestepSampling
-from jaxdiff.training.objectives.low_resolution import low_resolution_columns
+from jaxdiff.training.objectives.low_resolution import columns_of_batch
 from jaxdiff.training.objectives.timestep_quartiles import loss_by_timestep_quartile
 from jaxdiff.training.step import (
     Metrics,
@@ -218,20 +217,6 @@ class LatentDiffusion:
             return scaled_latents(codec, batch["mean"], batch["logvar"], key)
         return encode_latents(self.family.codec(encoders), batch["image"], key)
 
-    def low_resolution(
-        self, batch: Mapping[str, Array], latent_size: tuple[int, int], key: Key[Array, "..."]
-    ) -> dict[str, Array]:
-        """The columns of a network that enlarges images, made of those of a batch."""
-        if "image" not in batch:
-            raise InputError(
-                "data: got cached latents, expected images: the network enlarges smaller ones"
-            )
-        images = batch["image"]
-        factor = images.shape[1] // latent_size[0]  # 1 for pixels
-        return low_resolution_columns(
-            images, self.enlargement if factor == 1 else factor, latent_size, key
-        )
-
     def encode_captions(
         self, encoders: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]
     ) -> list[TextEncoderOutput]:
@@ -303,7 +288,7 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         encoders = model.build_encoders(tables)
         x0 = model.batch_latents(encoders, batch, latent_key)
         if model.family.enlarges:
-            batch = batch | model.low_resolution(batch, (x0.shape[1], x0.shape[2]), drop_key)
+            batch = batch | columns_of_batch(batch, x0.shape[1:-1], model.enlargement, drop_key)
         cond = _batch_conditioning(config, model, encoders, frozen.null, batch, drop_key)
         t = sample_times(
             timestep_key,

@@ -1,9 +1,32 @@
 """Images to enlarge, which a training makes of its images, with noise (2205.11487, section 2.4)."""
 
+from collections.abc import Mapping
+
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, Key
 from jaxdiff.families.extras import LOW_RESOLUTION, LOW_RESOLUTION_LEVEL, LOW_RESOLUTION_NOISE
 from jaxdiff.training.step import per_sample_normal, per_sample_split, per_sample_uniform
+
+
+def columns_of_batch(
+    batch: Mapping[str, Array],
+    latent_size: tuple[int, ...],
+    enlargement: int,
+    key: Key[Array, "..."],
+) -> dict[str, Array]:
+    """The columns of a network that enlarges images, made of those of a batch.
+
+    Those of pixels are `enlargement` times wider; others as much as an image is than its latents.
+    InputError for a batch of latents.
+    """
+    if "image" not in batch:
+        raise InputError(
+            "data: got cached latents, expected images: the network enlarges smaller ones"
+        )
+    factor = batch["image"].shape[1] // latent_size[0]
+    return low_resolution_columns(
+        batch["image"], enlargement if factor == 1 else factor, latent_size, key
+    )
 
 
 def low_resolution_columns(

@@ -1,0 +1,27 @@
+"""A request as the JSON values that are stored with its image."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.pipeline.request import SCALES, TEXTS, Request
+
+
+def to_metadata(request: Request) -> dict[str, Any]:
+    """The settings of a request as JSON values; rare options only if set, arrays as their hash."""
+    own: dict[str, Any] = {}
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        unset = not value if field.name in (*TEXTS, *SCALES) else value == field.default
+        required = field.default is dataclasses.MISSING
+        if field.compare and field.name != "extras" and (required or not unset):
+            own[field.name] = value
+    return own | {name: _plain(value) for name, value in request.extras.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return f"sha256 {hashlib.sha256(value.tobytes()).hexdigest()[:12]}"
+    return list(value) if isinstance(value, tuple) else value
