@@ -22,6 +22,7 @@ EMBEDDINGS = frozenset(
     {
         "token_embedding",
         "position_embedding",
+        "padding_embedding",  # GLIDE's, by position
         "shared",  # T5's tokens
         "embed_tokens",
         "embed_positions",

@@ -22,6 +22,8 @@ from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.glide_text.config import GlideTextConfig
+from jaxdiff.models.glide_text.module import GlideTextModel
 from jaxdiff.models.ldm_bert.config import LDMBertConfig
 from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
@@ -175,6 +177,8 @@ _CLASSES = (
         module_name="latent_diffusion",
     ),
     _transformers("T5EncoderModel", T5EncoderModel, T5Config, "t5"),
+    # transformers has no such class.
+    _transformers("GlideTextModel", GlideTextModel, GlideTextConfig, "glide_text_model"),
     ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
 )
 MODEL_CLASSES: dict[str, ModelClass] = {kind.name: kind for kind in _CLASSES}

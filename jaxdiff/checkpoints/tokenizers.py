@@ -16,6 +16,7 @@ CLASSES = {
     "CLIPTokenizer": ("vocab.json", "merges.txt"),
     "T5Tokenizer": ("spiece.model",),
     "BertTokenizer": ("vocab.txt",),
+    "GPT2Tokenizer": ("vocab.json", "merges.txt"),
 }
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 BINARY = ".model"

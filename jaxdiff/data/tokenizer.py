@@ -1,4 +1,4 @@
-"""Tokenizers of the files of CLIP, T5 and BERT.
+"""Tokenizers of the files of CLIP, T5, BERT and GPT-2.
 
 transformers, which they are made of, is imported where one is made: that takes most of a second.
 """
@@ -79,6 +79,7 @@ VOCABULARIES = {
     "CLIPTokenizer": "vocab.json",
     "T5Tokenizer": "spiece.model",
     "BertTokenizer": "vocab.txt",
+    "GPT2Tokenizer": "vocab.json",
 }
 
 

@@ -9,6 +9,7 @@ from jaxdiff.families import (
     deepfloyd_if,
     dit,
     flux,
+    glide,
     latent_diffusion,
     pixart,
     stable_diffusion,
@@ -34,6 +35,7 @@ FAMILY_MODULES: tuple[ModuleType, ...] = (
     chroma,
     deepfloyd_if,
     stable_diffusion_upscale,
+    glide,
 )
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES

@@ -69,7 +69,9 @@ class _Layer(nnx.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class _Encoder(nnx.Module):
+class TransformerLayers(nnx.Module):
+    """The layers of a transformer, each of attention and a perceptron after layer norms."""
+
     def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, layers: LayerFactory):
         depth = range(config.num_hidden_layers)
         self.layers = nnx.List(_Layer(config, layers=layers) for _ in depth)
@@ -97,7 +99,7 @@ class TextTransformer(nnx.Module):
     def __init__(self, config: CLIPTextConfig, *, layers: LayerFactory):
         self.config = config
         self.embeddings = _TextEmbeddings(config, layers=layers)
-        self.encoder = _Encoder(config, layers=layers)
+        self.encoder = TransformerLayers(config, layers=layers)
         self.final_layer_norm = layers.layer_norm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, ids: Int[Array, "b n"], skip: int = 0) -> TextFeatures:
@@ -207,7 +209,7 @@ class VisionTransformer(nnx.Module):
         self.embeddings = _VisionEmbeddings(config, layers=layers)
         # The spelling is that of every checkpoint.
         self.pre_layrnorm = layers.layer_norm(config.hidden_size, eps=config.layer_norm_eps)
-        self.encoder = _Encoder(config, layers=layers)
+        self.encoder = TransformerLayers(config, layers=layers)
         self.post_layernorm = layers.layer_norm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> VisionFeatures:

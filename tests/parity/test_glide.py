@@ -1,0 +1,215 @@
+"""GLIDE against its own PyTorch network: modules, files, and whole pipelines of both stages.
+
+diffusers has no GLIDE. `glide_reference` has the tensors of the published network by name and shape.
+"""
+
+import dataclasses
+import gzip
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from copier import agree, image, nchw, randomise
+from glide_files import LENGTH, vocabulary, write_vocabulary
+from glide_reference import Glide, sample
+from PIL import Image
+from tiny import first_devices
+from transformers import GPT2Tokenizer
+
+import jaxdiff
+from jaxdiff.checkpoints.weights import read_weights
+from jaxdiff.families.low_resolution import resize_bilinear
+from jaxdiff.samplers.base import per_sample_keys, step_noise
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+LIMIT = 1e-3  # relative error of the final images
+STEPS, SEED, SIDE, BIG = 20, 7, 8, 16
+PROMPT = "A red Cat"
+END = len(vocabulary()) - 1
+SMALL = {
+    "width": 32,
+    "multiples": (1, 4),
+    "attends": (False, True),
+    "layers": 2,
+    "words": len(vocabulary()),
+    "length": LENGTH,
+    "text_width": 128,
+    "text_layers": 2,
+}
+CHANNELS = {"base": 3, "base_inpaint": 7, "upsample": 6, "upsample_inpaint": 10}
+TABLE = pathlib.Path(__file__).parents[1] / "checkpoints/original/glide.json.gz"
+DEEP = {"multiples": (1, 1, 2, 2, 4, 4), "attends": (False,) * 3 + (True,) * 3, "layers": 2}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_the_reference_has_the_published_tensors(name):
+    shapes = json.loads(gzip.decompress(TABLE.read_bytes()))[name]
+    form = DEEP if name.startswith("upsample") else {}
+    with torch.device("meta"):
+        made = Glide(in_channels=CHANNELS[name], **form)
+    assert {key: list(value.shape) for key, value in made.state_dict().items()} == shapes
+
+
+_MADE = {}
+
+
+def models(*names):
+    return pytest.mark.parametrize("pair", names, indirect=True)
+
+
+@pytest.fixture
+def pair(request, tmp_path_factory):
+    """The reference and the pipeline of its file."""
+    name = request.param
+    if name not in _MADE:
+        theirs = randomise(Glide(in_channels=CHANNELS[name], **SMALL), seed=3)
+        folder = write_vocabulary(tmp_path_factory.mktemp(name))
+        torch.save(theirs.state_dict(), folder / f"{name}.pt")
+        _MADE[name] = theirs, first_devices(jaxdiff.load(folder / f"{name}.pt", "float32"), 1)
+    return _MADE[name]
+
+
+def ids(*texts):
+    """Tokens of texts as the original code pads them."""
+    made = GPT2Tokenizer(vocab=vocabulary(), merges=_merges())
+    rows = [made(text.lower())["input_ids"][:LENGTH] for text in texts]
+    return np.array([row + [END] * (LENGTH - len(row)) for row in rows])
+
+
+def _merges():
+    from glide_files import MERGES
+
+    return [tuple(merge.split()) for merge in MERGES]
+
+
+@models("base")
+def test_text_encoder(pair):
+    theirs, ours = pair
+    rows = ids(PROMPT, "", "a" * 40)
+    assert (rows[0] == END).sum() == LENGTH - 3
+    assert (rows[1] == END).all()
+    assert (rows[2] != END).all()
+    with torch.no_grad():
+        states, pooled = theirs.encode(torch.from_numpy(rows))
+    features = ours.text_encoder.features(jnp.asarray(rows))
+    agree(features.last, states)
+    assert features.pooled is not None
+    agree(features.pooled, pooled)
+
+
+@models(*CHANNELS)
+def test_network(pair):
+    """With all of its channels, in the order of the original code."""
+    theirs, ours = pair
+    x, known, low = image((2, SIDE, SIDE, 3)), image((2, SIDE, SIDE, 3), 2), image((2, 4, 4, 3), 3)
+    mask = np.zeros((2, SIDE, SIDE, 1), np.float32)
+    mask[:, 2:] = 1
+    rows = ids(PROMPT, "cat")
+    channels = {
+        3: [],
+        7: [known * mask, mask],
+        6: [resize_bilinear(low, (SIDE, SIDE), align_corners=False)],
+    }
+    channels[10] = channels[7] + channels[6]
+    count = theirs.in_channels
+    with torch.no_grad():
+        arrays = [nchw(each) for each in (known, mask, low)]
+        want = theirs(nchw(x), torch.tensor([3, 801]), torch.from_numpy(rows), *arrays)
+    features = ours.text_encoder.features(jnp.asarray(rows))
+    got = ours.unet(
+        jnp.asarray(np.concatenate([x, *channels[count]], axis=-1)),
+        jnp.array([3, 801]),
+        features.last,
+        class_labels=features.pooled,
+    )
+    agree(got, want)
+
+
+@pytest.mark.parametrize("size", [(16, 8), (3, 9)])
+def test_bilinear(size):
+    rows = image((2, 4, 6, 3))
+    want = torch.nn.functional.interpolate(nchw(rows), size, mode="bilinear", align_corners=False)
+    got = resize_bilinear(rows, size, align_corners=False)
+    np.testing.assert_allclose(got, want.numpy().transpose(0, 2, 3, 1), atol=1e-6)
+
+
+def predict(network, scale, **inputs):
+    """Guided noise, and the mix of variances that the text alone asks for."""
+    texts = torch.from_numpy(ids(PROMPT, ""))
+
+    def outputs(x, t):
+        cond, null = (
+            network(x, t, texts[i : i + 1].expand(len(x), -1), **inputs).chunk(2, dim=1)
+            for i in (0, 1)
+        )
+        return torch.cat([null[0] + scale * (cond[0] - null[0]), cond[1]], dim=1)
+
+    return outputs
+
+
+def draw(side):
+    """The noises of our steps."""
+    keys = per_sample_keys([SEED])
+
+    def at(step):
+        return nchw(np.asarray(step_noise(keys, step, (side, side, 3), jnp.dtype("float32"))))
+
+    return at
+
+
+def compare(got, want, start):
+    reference = want.numpy().transpose(0, 2, 3, 1)
+    assert np.abs(got - reference).max() / np.abs(reference).max() < LIMIT
+    assert np.abs(reference - start).max() > 0.1
+
+
+@pytest.mark.parametrize("scale", [None, 1.0])
+@models("base", "base_inpaint")
+def test_base(pair, scale):
+    """Ancestral sampling with the learned variance; one for inpainting works without a mask."""
+    theirs, ours = pair
+    noise = image((1, SIDE, SIDE, 3), 5)
+    guided = predict(theirs, 3.0 if scale is None else scale)
+    want = sample(guided, nchw(noise), "cosine", STEPS, draw=draw(SIDE))
+    got = ours(
+        PROMPT,
+        guidance_scale=scale,
+        steps=STEPS,
+        height=SIDE,
+        width=SIDE,
+        latents=noise,
+        seed=SEED,
+        output="latent",
+    )
+    assert got.request.sampler == "ddpm:variance=learned_range"
+    assert got.request.guidance.endswith("+clip-sample:limit=1.0")
+    compare(got.images, want, noise)
+
+
+@pytest.mark.parametrize("scale", [None, 2.0])
+@models("upsample", "upsample_inpaint")
+def test_upsampler(pair, scale):
+    """DDIM, from an image of half the side, without guidance unless it is asked for."""
+    theirs, ours = pair
+    noise = image((1, BIG, BIG, 3), 5)
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    low = nchw(pixels[None].astype(np.float32) / 127.5 - 1)
+    guided = predict(theirs, 1.0 if scale is None else scale, low=low)
+    want = sample(guided, nchw(noise), "linear", STEPS)
+    got = ours(
+        PROMPT,
+        image=Image.fromarray(pixels),
+        guidance_scale=scale,
+        steps=STEPS,
+        height=BIG,
+        width=BIG,
+        latents=noise,
+        seed=SEED,
+        output="latent",
+    )
+    assert got.request.sampler == "ddim"
+    compare(got.images, want, noise)
