@@ -9,7 +9,7 @@ import math
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 HEAD = 64  # channels of an attention head
 GROUPS = 32
@@ -24,7 +24,7 @@ class TextAttention(nn.Module):
     def forward(self, x):
         b, n, c = x.shape
         q, k, v = self.c_qkv(x).reshape(b, n, -1, 3, HEAD).permute(3, 0, 2, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = functional.scaled_dot_product_attention(q, k, v)
         return self.c_proj(out.transpose(1, 2).reshape(b, n, c))
 
 
@@ -35,7 +35,7 @@ class TextMLP(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x):
-        return self.c_proj(F.gelu(self.c_fc(x)))
+        return self.c_proj(functional.gelu(self.c_fc(x)))
 
 
 class TextBlock(nn.Module):
@@ -77,15 +77,15 @@ class Res(nn.Module):
         self.change = change
 
     def forward(self, x, time, states):
-        h = F.silu(self.in_layers[0](x))
+        h = functional.silu(self.in_layers[0](x))
         if self.change == "down":
-            x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+            x, h = functional.avg_pool2d(x, 2), functional.avg_pool2d(h, 2)
         if self.change == "up":
             x, h = (each.repeat_interleave(2, 2).repeat_interleave(2, 3) for each in (x, h))
         h = self.in_layers[2](h)
         scale, shift = self.emb_layers(time)[..., None, None].chunk(2, dim=1)
         h = self.out_layers[0](h) * (1 + scale) + shift
-        return self.skip_connection(x) + self.out_layers[3](F.silu(h))
+        return self.skip_connection(x) + self.out_layers[3](functional.silu(h))
 
 
 class Mix(nn.Module):
@@ -106,7 +106,7 @@ class Mix(nn.Module):
         q, k, v = own.transpose(3, 4).unbind(2)
         ek, ev = other.transpose(3, 4).unbind(2)
         k, v = torch.cat([ek, k], dim=2), torch.cat([ev, v], dim=2)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, c, h * w)
+        out = functional.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, c, h * w)
         return x + self.proj_out(out).reshape(x.shape)
 
 
@@ -187,7 +187,9 @@ class Glide(nn.Module):
             mask = torch.zeros_like(x[:, :1]) if mask is None else mask
             parts += [image * mask, mask]
         if self.in_channels in (6, 10):
-            parts.append(F.interpolate(low, x.shape[2:], mode="bilinear", align_corners=False))
+            parts.append(
+                functional.interpolate(low, x.shape[2:], mode="bilinear", align_corners=False)
+            )
         states, pooled = self.encode(ids)
         time = self.time_embed(sines(t, self.width)) + pooled
         h = self.input_blocks[0][0](torch.cat(parts, dim=1))
@@ -202,7 +204,7 @@ class Glide(nn.Module):
             h = torch.cat([h, skips.pop()], dim=1)
             for module in modules:
                 h = module(h, time, states)
-        return self.out[2](F.silu(self.out[0](h)))
+        return self.out[2](functional.silu(self.out[0](h)))
 
 
 def alphas_bar(kind, total=1000):

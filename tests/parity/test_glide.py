@@ -1,9 +1,9 @@
 """GLIDE against its own PyTorch network: modules, files, and whole pipelines of both stages.
 
-diffusers has no GLIDE. `glide_reference` has the tensors of the published network by name and shape.
+diffusers has no GLIDE. `glide_reference` has the tensors of the published network, by name and
+shape.
 """
 
-import dataclasses
 import gzip
 import json
 import pathlib
@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 from copier import agree, image, nchw, randomise
-from glide_files import LENGTH, vocabulary, write_vocabulary
+from glide_files import LENGTH, MERGES, vocabulary, write_vocabulary
 from glide_reference import Glide, sample
 from PIL import Image
 from tiny import first_devices
 from transformers import GPT2Tokenizer
 
 import jaxdiff
-from jaxdiff.checkpoints.weights import read_weights
+from jaxdiff.checkpoints.models import read_model
+from jaxdiff.checkpoints.pipelines import write_pipeline
+from jaxdiff.checkpoints.safetensors import read_table, read_tensor
+from jaxdiff.checkpoints.single_file import write_single_file
 from jaxdiff.families.low_resolution import resize_bilinear
 from jaxdiff.samplers.base import per_sample_keys, step_noise
 
@@ -69,21 +72,17 @@ def pair(request, tmp_path_factory):
         theirs = randomise(Glide(in_channels=CHANNELS[name], **SMALL), seed=3)
         folder = write_vocabulary(tmp_path_factory.mktemp(name))
         torch.save(theirs.state_dict(), folder / f"{name}.pt")
-        _MADE[name] = theirs, first_devices(jaxdiff.load(folder / f"{name}.pt", "float32"), 1)
-    return _MADE[name]
+        pipe = first_devices(jaxdiff.load(folder / f"{name}.pt", "float32"), 1)
+        _MADE[name] = theirs, pipe, folder / f"{name}.pt"
+    return _MADE[name][:2]
 
 
 def ids(*texts):
     """Tokens of texts as the original code pads them."""
-    made = GPT2Tokenizer(vocab=vocabulary(), merges=_merges())
+    merges = [tuple(merge.split()) for merge in MERGES]
+    made = GPT2Tokenizer(vocab=vocabulary(), merges=merges)
     rows = [made(text.lower())["input_ids"][:LENGTH] for text in texts]
     return np.array([row + [END] * (LENGTH - len(row)) for row in rows])
-
-
-def _merges():
-    from glide_files import MERGES
-
-    return [tuple(merge.split()) for merge in MERGES]
 
 
 @models("base")
@@ -213,3 +212,54 @@ def test_upsampler(pair, scale):
     )
     assert got.request.sampler == "ddim"
     compare(got.images, want, noise)
+
+
+@pytest.mark.parametrize("side", [SIDE, BIG])
+@models("base_inpaint", "upsample_inpaint")
+def test_inpainting(pair, side):
+    """The network sees what is known, and it is put back after each step."""
+    theirs, ours = pair
+    upsamples = theirs.in_channels == 10
+    rng, noise = np.random.default_rng(0), image((1, side, side, 3), 5)
+    pixels, small = (rng.integers(0, 256, (n, n, 3), np.uint8) for n in (side, SIDE))
+    known, low = (nchw(each[None].astype(np.float32) / 127.5 - 1) for each in (pixels, small))
+    painted = np.zeros((side, side), np.uint8)
+    painted[:4, 2:] = 255
+    mask = torch.from_numpy(1 - painted / 255).float()[None, None]
+    inputs = {"image": known, "mask": mask} | ({"low": low} if upsamples else {})
+    z = nchw(noise)
+    want = sample(
+        predict(theirs, 3.0, **inputs),
+        z,
+        "linear" if upsamples else "cosine",
+        STEPS,
+        draw=None if upsamples else draw(side),
+        known=(known, mask, z),
+    )
+    images = {"image": small, "original_image": pixels} if upsamples else {"image": pixels}
+    got = ours(
+        PROMPT,
+        **images,
+        mask=painted,
+        guidance_scale=3.0,
+        steps=STEPS,
+        latents=noise,
+        seed=SEED,
+        output="latent",
+    )
+    assert got.images.shape == noise.shape
+    compare(got.images, want, noise)
+
+
+@models(*CHANNELS)
+def test_files_go_both_ways(pair, tmp_path):
+    """From the file to a folder and back: the tensors are those of PyTorch."""
+    theirs = pair[0]
+    (path,) = (path for made, _, path in _MADE.values() if made is theirs)
+    write_pipeline(tmp_path / "folder", read_model(path))
+    write_single_file(tmp_path / "again.safetensors", read_model(tmp_path / "folder"))
+    found = read_table(tmp_path / "again.safetensors")
+    wanted = theirs.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, entry in found.items():
+        np.testing.assert_array_equal(read_tensor(entry), wanted[name].numpy(), err_msg=name)
