@@ -69,30 +69,32 @@ _SCHEDULER: dict[str, Any] = {
 }
 # The pooled embedding of the text joins that of the time as it is.
 _FIELDS = {"class_embed_type": "identity", "learned_variance": True}
+BASE_SCHEDULER: dict[str, Any] = {
+    **_SCHEDULER,
+    "_class_name": "DDPMScheduler",
+    "beta_schedule": "squaredcos_cap_v2",
+    "variance_type": "learned_range",
+}
+UPSAMPLER_SCHEDULER: dict[str, Any] = {
+    **_SCHEDULER,
+    "_class_name": "DDIMScheduler",
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+}
 _BASE = SingleFileLayout(
     name="GLIDE",
     pipeline=PIPELINES[0],
     components=(_NETWORK, _TEXT_ENCODER),
-    scheduler={
-        **_SCHEDULER,
-        "_class_name": "DDPMScheduler",
-        "beta_schedule": "squaredcos_cap_v2",
-        "variance_type": "learned_range",
-    },
+    scheduler=BASE_SCHEDULER,
     fields={"unet": {**_FIELDS, "sample_size": BASE_SIZE}},
 )
 _UPSAMPLER = replace(
     _BASE,
     name="GLIDE upsampler",
-    scheduler={
-        **_SCHEDULER,
-        "_class_name": "DDIMScheduler",
-        "beta_schedule": "linear",
-        "beta_start": 0.0001,
-        "beta_end": 0.02,
-        "set_alpha_to_one": True,
-        "steps_offset": 0,
-    },
+    scheduler=UPSAMPLER_SCHEDULER,
     fields={"unet": {**_FIELDS, "sample_size": UPSAMPLED_SIZE}},
 )
 
