@@ -76,6 +76,7 @@ class TensorInfo:
     identity: bool = False  # an identity matrix, which no file holds
     # Of rows that lie in so many groups, each of so many parts, the part of this number of each.
     interleaved: tuple[int, int, int] | None = None
+    constant: float | None = None  # the value in all places, which no file holds
 
     def rows(self, begin: int, end: int) -> "TensorInfo":
         """The rows begin ... end - 1 of the first axis, which follow each other in the file."""
@@ -178,6 +179,8 @@ def read_tensor(entry: TensorInfo) -> np.ndarray:
     final = numpy_dtype(entry)
     if entry.identity:
         return np.identity(entry.shape[0], final)
+    if entry.constant is not None:
+        return np.full(entry.shape, entry.constant, final)
     spare = np.empty(entry.nbytes + ALIGNMENT, np.uint8)
     begin = -spare.ctypes.data % ALIGNMENT
     buffer = spare[begin : begin + entry.nbytes]

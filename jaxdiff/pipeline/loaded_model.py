@@ -98,7 +98,14 @@ class LoadedModel(Addons):
         self._loras = LoRAManager(loras, self.family.name)
         self._inversions = TextualInversionManager(tokenizers, encoders, files)
         self._auxiliary = AuxiliaryModels(
-            GuidanceModel(self.stages, self._tokenizers, channels, self.schedule), folder
+            GuidanceModel(
+                self.stages,
+                self._tokenizers,
+                channels,
+                self.schedule,
+                denoises_pixels=self.family.latent_codec is None,
+            ),
+            folder,
         )
         self._facts = ModelFacts(
             family=self.family,

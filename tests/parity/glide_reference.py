@@ -207,6 +207,119 @@ class Glide(nn.Module):
         return self.out[2](functional.silu(self.out[0](h)))
 
 
+class Norm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.g, self.b = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        return functional.layer_norm(x, self.g.shape, self.g, self.b)
+
+
+class Affine(nn.Module):
+    def __init__(self, n_in, n_out, bias=True):
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(n_out, n_in))
+        self.b = nn.Parameter(torch.zeros(n_out)) if bias else None
+
+    def forward(self, x):
+        return functional.linear(x, self.w, self.b)
+
+
+class ClipAttention(nn.Module):
+    def __init__(self, width, causal):
+        super().__init__()
+        self.ln = Norm(width)
+        self.f_q, self.f_k = Affine(width, width), Affine(width, width, bias=False)
+        self.f_v, self.f_c = Affine(width, width), Affine(width, width)
+        self.causal = causal
+
+    def forward(self, x):
+        b, n, c = x.shape
+        normed = self.ln(x)
+        q, k, v = (
+            f(normed).reshape(b, n, -1, HEAD).transpose(1, 2)
+            for f in (self.f_q, self.f_k, self.f_v)
+        )
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return x + self.f_c(out.transpose(1, 2).reshape(b, n, c))
+
+
+class ClipMLP(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.ln = Norm(width)
+        self.f_1, self.f_2 = Affine(width, 4 * width), Affine(4 * width, width)
+
+    def forward(self, x):
+        return x + self.f_2(functional.gelu(self.f_1(self.ln(x))))
+
+
+class ClipBlock(nn.Module):
+    def __init__(self, width, causal):
+        super().__init__()
+        self.f_attn, self.f_mlp = ClipAttention(width, causal), ClipMLP(width)
+
+    def forward(self, x):
+        return self.f_mlp(self.f_attn(x))
+
+
+class ClipText(nn.Module):
+    def __init__(self, words, length, width):
+        super().__init__()
+        self.w_voc = nn.Parameter(torch.empty(words, width))
+        self.w_pos = nn.Parameter(torch.empty(length, width))
+
+    def forward(self, ids):
+        return self.w_voc[ids] + self.w_pos
+
+
+class ClipImage(nn.Module):
+    """Images in [-1, 1], normalised as CLIP's, with a token for the timestep before their own."""
+
+    def __init__(self, size, patch, width, steps):
+        super().__init__()
+        self.w_t = nn.Parameter(torch.empty(steps, width))
+        self.patch_proj = nn.Parameter(torch.empty(width, 3, patch, patch))
+        self.w_pos = nn.Parameter(torch.empty(1 + (size // patch) ** 2, width))
+        self.ln = Norm(width)
+        self.patch = patch
+
+    def forward(self, images, t):
+        mean, std = (torch.tensor(each)[:, None, None] for each in CLIP_NORM)
+        pixels = ((images + 1) * 127.5 - mean) / std
+        patches = functional.conv2d(pixels, self.patch_proj, stride=self.patch)
+        tokens = torch.cat([self.w_t[t][:, None], patches.flatten(2).transpose(1, 2)], dim=1)
+        return self.ln(tokens + self.w_pos)
+
+
+CLIP_NORM = (122.77093945, 116.74601272, 104.09373519), (68.50053285, 66.63215831, 70.32316309)
+
+
+class ClipOutput(nn.Module):
+    def __init__(self, width, out):
+        super().__init__()
+        self.ln, self.f = Norm(width), Affine(width, out, bias=False)
+
+    def forward(self, x):
+        return functional.normalize(self.f(self.ln(x)), dim=-1)
+
+
+class ClipTower(nn.Module):
+    """Unit vectors of what `start` reads, from the token at `place`."""
+
+    def __init__(self, start, width, layers, out, causal):
+        super().__init__()
+        blocks = {f"block_{i}": ClipBlock(width, causal) for i in range(layers)}
+        self.blocks = nn.ModuleDict({"input": start, **blocks, "output": ClipOutput(width, out)})
+
+    def forward(self, *inputs, place=0):
+        x = self.blocks["input"](*inputs)
+        for name, block in self.blocks.items():
+            x = block(x) if name.startswith("block_") else x
+        return self.blocks["output"](x[torch.arange(len(x)), place])
+
+
 def alphas_bar(kind, total=1000):
     """The products of 1 - beta: of the cosine schedule (2102.09672) or of linear betas."""
     if kind == "linear":
@@ -216,7 +329,7 @@ def alphas_bar(kind, total=1000):
 
 
 @torch.no_grad()
-def sample(predict, noise, kind, steps, *, draw=None, known=None):
+def sample(predict, noise, kind, steps, *, draw=None, known=None, gradient=None):
     """Images of `noise` in `steps` equal steps, by the process on the timesteps that are left.
 
     `predict` gives noise and the mix of two variances at images and a timestep. With `draw`, the
@@ -235,14 +348,17 @@ def sample(predict, noise, kind, steps, *, draw=None, known=None):
             eps = (x - math.sqrt(bar) * clean) / math.sqrt(1 - bar)
             x = math.sqrt(before) * clean + math.sqrt(1 - before) * eps
         else:
-            x = (
+            mean = (
                 math.sqrt(before) * beta / (1 - bar) * clean
                 + math.sqrt(1 - beta) * (1 - before) / (1 - bar) * x
             )
             if i:
                 small = math.log(beta * (1 - before) / (1 - bar))
                 logarithm = small + (mix + 1) / 2 * (math.log(beta) - small)
-                x = x + torch.exp(logarithm / 2) * draw(steps - 1 - i)
+                if gradient is not None:
+                    mean = mean + logarithm.exp() * gradient(x, int(left[i]))
+                mean = mean + torch.exp(logarithm / 2) * draw(steps - 1 - i)
+            x = mean
         if known is not None:
             image, mask, z = known
             x = torch.where(mask > 0, math.sqrt(before) * image + math.sqrt(1 - before) * z, x)

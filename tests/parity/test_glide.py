@@ -14,17 +14,22 @@ import pytest
 import torch
 from copier import agree, image, nchw, randomise
 from glide_files import LENGTH, MERGES, vocabulary, write_vocabulary
-from glide_reference import Glide, sample
+from glide_reference import ClipImage, ClipText, ClipTower, Glide, sample
 from PIL import Image
 from tiny import first_devices
 from transformers import GPT2Tokenizer
 
 import jaxdiff
+from jaxdiff.checkpoints.clip_vision import MEAN, STD
+from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
+from jaxdiff.checkpoints.glide_clip import read_glide_clip
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.checkpoints.safetensors import read_table, read_tensor
 from jaxdiff.checkpoints.single_file import write_single_file
+from jaxdiff.data.tokenizer import tokenize
 from jaxdiff.families.low_resolution import resize_bilinear
+from jaxdiff.pipeline.tokenizers import tokenizer_of
 from jaxdiff.samplers.base import per_sample_keys, step_noise
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -263,3 +268,65 @@ def test_files_go_both_ways(pair, tmp_path):
     assert found.keys() == wanted.keys()
     for name, entry in found.items():
         np.testing.assert_array_equal(read_tensor(entry), wanted[name].numpy(), err_msg=name)
+
+
+CLIP_WIDTH, CLIP_OUT = 128, 24
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """The towers of a CLIP of noisy images, and the folder with their files."""
+    folder = tmp_path_factory.mktemp("clip")
+    text = ClipTower(ClipText(65536, 77, CLIP_WIDTH), CLIP_WIDTH, 2, CLIP_OUT, causal=True)
+    images = ClipImage(SIDE, 4, CLIP_WIDTH, 1000)
+    vision = ClipTower(images, CLIP_WIDTH, 2, CLIP_OUT, causal=False)
+    for seed, (name, tower) in enumerate((("text", text), ("image", vision))):
+        torch.save(randomise(tower, seed).state_dict(), folder / f"clip_{name}_enc.pt")
+    return text, vision, folder
+
+
+def clip_ids(*texts):
+    rows = tokenize(tokenizer_of(clip_tokenizer("!")), texts)
+    return torch.from_numpy(rows).long(), (rows == 49407).argmax(axis=1)
+
+
+def test_clip_of_noisy_images(clip):
+    text, vision, folder = clip
+    ours = read_glide_clip(folder)
+    rows, ends = clip_ids(PROMPT, "a much longer text")
+    x, t = image((2, SIDE, SIDE, 3)), np.array([0, 731])
+    with torch.no_grad():
+        agree(ours.text_embeds(jnp.asarray(rows.numpy())), text(rows, place=ends))
+        want = vision(nchw(x), torch.from_numpy(t))
+    mean, std = (np.array(each, np.float32) for each in (MEAN, STD))
+    got = ours.image_embeds(jnp.asarray((x / 2 + 0.5 - mean) / std), jnp.asarray(t))
+    agree(got, want)
+    assert float(ours.logit_scale[...]) == pytest.approx(np.log(100))
+    assert ours.vision_model.config.num_timesteps == 1000
+
+
+@models("base")
+def test_guidance_by_a_clip_of_noisy_images(pair, clip):
+    """The mean of each step moves along the logit of the text, without the empty text."""
+    theirs, ours = pair
+    text, vision, folder = clip
+    ours.load_clip(folder)
+    noise, scale = image((1, SIDE, SIDE, 3), 5), 0.05
+    rows, ends = clip_ids(PROMPT)
+    with torch.no_grad():
+        wanted = text(rows, place=ends)
+
+    def gradient(x, t):
+        with torch.enable_grad():
+            x = x.clone().requires_grad_(True)
+            logit = 100 * (vision(x, torch.tensor([t])) * wanted).sum()
+            return scale * torch.autograd.grad(logit, x)[0]
+
+    want = sample(
+        predict(theirs, 1.0), nchw(noise), "cosine", STEPS, draw=draw(SIDE), gradient=gradient
+    )
+    options = {"steps": STEPS, "height": SIDE, "width": SIDE, "latents": noise, "seed": SEED}
+    got = ours(PROMPT, guidance_scale=1.0, clip_scale=scale, output="latent", **options).images
+    compare(got, want, noise)
+    plain = ours(PROMPT, guidance_scale=1.0, output="latent", **options).images
+    assert np.abs(got - plain).max() > 0.05
