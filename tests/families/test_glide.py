@@ -15,6 +15,7 @@ from original_keys import entries
 from tiny import first_devices
 
 import jaxdiff
+from jaxdiff.checkpoints.components import Component, write_component
 from jaxdiff.checkpoints.description import describe
 from jaxdiff.checkpoints.key_mapping import path_to_torch_key, torch_shape
 from jaxdiff.checkpoints.layout_registry import layout_for, layout_of
@@ -25,7 +26,9 @@ from jaxdiff.checkpoints.single_file import write_single_file
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.detection import detect_family
-from jaxdiff.models.build import abstract, param_dict
+from jaxdiff.models.build import abstract, param_dict, with_params
+from jaxdiff.models.clip import CLIPModel
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.glide_text.config import GlideTextConfig
 from jaxdiff.models.glide_text.module import GlideTextModel
 from jaxdiff.models.presets import preset
@@ -33,6 +36,8 @@ from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
 from jaxdiff.parallel.sharding import ANY, CLIP, UNET, spec
 from jaxdiff.pipeline.cascade import Cascade
+from jaxdiff.pipeline.prompts import PromptTokenizer, chunk_prompt
+from jaxdiff.pipeline.tokenizers import tokenizer_of
 
 TABLE = pathlib.Path(__file__).parents[1] / "checkpoints/original/glide.json.gz"
 PUBLISHED = json.loads(gzip.decompress(TABLE.read_bytes()))
@@ -131,6 +136,20 @@ def test_stages_follow_one_another(files):
     assert np.abs(other - want.images).max() > 1e-3
 
 
+def test_an_empty_text_is_padding(files):
+    """Not a space, which is a token of this vocabulary."""
+    folder = read_model(files / "base.safetensors", only=()).tokenizers["tokenizer"]
+    tokenizer = PromptTokenizer(tokenizer_of(folder, 12, lowercases=True))
+    options = {"max_chunks": 1, "length": 12}
+    end = len(glide_files.vocabulary()) - 1
+    for syntax in (True, False):
+        assert (chunk_prompt(tokenizer, "", syntax=syntax, **options).ids == end).all()
+    ids = chunk_prompt(tokenizer, " A Red(cat:2)", **options).ids[0]
+    tokens = {token: i for i, token in glide_files.vocabulary().items()}
+    shown = [tokens[i] for i in ids.tolist()]
+    assert shown == ["Ġa", "Ġred", "cat", *["<|endoftext|>"] * 9]
+
+
 def test_timesteps_of_the_published_upsampler(files):
     """Few at the end of the process, as in the authors' notebook ("fast27")."""
     sections = zip(range(0, 1000, 200), (10, 10, 3, 2, 2), strict=True)
@@ -204,6 +223,34 @@ def test_missing_files_are_named(files, tmp_path):
         (tmp_path / name).write_bytes(b"no gzip")
     with pytest.raises(InputError, match=r"encoder\.json\.gz: got Not a gzipped file"):
         read_model(path)
+
+
+def test_a_clip_of_noisy_images_needs_pixels_and_both_files(files, tmp_path):
+    config = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=8,
+        patch_size=4,
+        num_timesteps=900,
+    )
+    module = abstract(CLIPModel, CLIPTextConfig(), config, 6)
+    with pytest.raises(InputError, match="timesteps: got none, expected some with num_timesteps"):
+        module.image_embeds(jnp.zeros((1, 8, 8, 3)))
+    plain = abstract(CLIPModel, CLIPTextConfig(), dataclasses.replace(config, num_timesteps=None))
+    with pytest.raises(InputError, match="timesteps: got some, expected none"):
+        plain.image_embeds(jnp.zeros((1, 8, 8, 3)), jnp.zeros(1, jnp.int32))
+    text = dataclasses.replace(CLIPTextConfig(), vocab_size=4, num_hidden_layers=1)
+    module = abstract(CLIPModel, text, config, 6)
+    zeros = {path: jnp.zeros(leaf.shape) for path, leaf in param_dict(module).items()}
+    write_component(tmp_path / "clip", Component(module=with_params(module, zeros)))
+    pipe = first_devices(jaxdiff.load(files / "base.safetensors", dtype="float32"), 1)
+    with pytest.raises(InputError, match="clip: got a CLIP of noisy images with 900 timesteps"):
+        pipe.load_clip(tmp_path / "clip")
+    (tmp_path / "clip_image_enc.pt").touch()
+    with pytest.raises(InputError, match=r"clip: got no clip_text_enc\.pt in"):
+        pipe.load_clip(tmp_path)
 
 
 @pytest.mark.parametrize(
