@@ -18,7 +18,7 @@ from jaxdiff.checkpoints.safetensors import TensorInfo
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.clip import CLIPModel
-from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.clip_config import CLIPTextConfig, NoisyCLIPVisionConfig
 
 TEXT_FILE, IMAGE_FILE = "clip_text_enc", "clip_image_enc"
 ENDINGS = (".pt", ".safetensors")
@@ -121,11 +121,11 @@ def _text_config(entries: Mapping[str, TensorInfo]) -> CLIPTextConfig:
     )
 
 
-def _vision_config(entries: Mapping[str, TensorInfo]) -> CLIPVisionConfig:
+def _vision_config(entries: Mapping[str, TensorInfo]) -> NoisyCLIPVisionConfig:
     place = "vision_model.embeddings"
     patch = tensor_shape(entries, f"{place}.patch_embedding.weight", 4)[2]
     tokens = tensor_shape(entries, f"{place}.position_embedding.weight", 2)[0]
-    return CLIPVisionConfig(
+    return NoisyCLIPVisionConfig(
         num_timesteps=tensor_shape(entries, f"{place}.class_embedding", 2)[0],
         image_size=math.isqrt(tokens - 1) * patch,
         patch_size=patch,

@@ -17,7 +17,11 @@ from jaxdiff.models.chroma.config import ChromaTransformer2DConfig
 from jaxdiff.models.chroma.module import ChromaTransformer2DModel
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
-from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.clip_config import (
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    NoisyCLIPVisionConfig,
+)
 from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
@@ -109,9 +113,10 @@ def _clip(raw: Mapping[str, Any], *, source: str) -> Configs:
     own = {k: v for k, v in raw.items() if k.removesuffix("_dict") not in towers}
     contrast = from_transformers(_CLIPProjectionConfig, own, source=source)
     text, vision = towers.values()
+    seen = NoisyCLIPVisionConfig if "num_timesteps" in vision else CLIPVisionConfig
     return (
         from_transformers(CLIPTextConfig, text, source=f"{source}: text_config"),
-        from_transformers(CLIPVisionConfig, vision, source=f"{source}: vision_config"),
+        from_transformers(seen, vision, source=f"{source}: vision_config"),
         contrast.projection_dim,
     )
 

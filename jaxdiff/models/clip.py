@@ -178,7 +178,7 @@ class CLIPTextModel(nnx.Module):
 class _VisionEmbeddings(nnx.Module):
     def __init__(self, config: CLIPVisionConfig, *, layers: LayerFactory):
         d = config.hidden_size
-        steps = config.num_timesteps
+        steps = config.noise_steps
         shape = (d,) if steps is None else (steps, d)
         self.class_embedding = layers.param(Normal(d**-0.5), shape)
         self.patch_embedding = layers.conv(
@@ -234,12 +234,10 @@ class VisionTransformer(nnx.Module):
         """Class token, then patches, before the first layer and after each; not normed."""
         side = self.config.image_size
         check_shape("images", images, (None, side, side, self.config.num_channels))
-        if (timesteps is None) != (self.config.num_timesteps is None):
+        if (timesteps is None) != (self.config.noise_steps is None):
             got, expected = ("none", "some") if timesteps is None else ("some", "none")
-            raise InputError(
-                f"timesteps: got {got}, expected {expected} with num_timesteps "
-                f"{self.config.num_timesteps}"
-            )
+            kind = "noisy images" if timesteps is None else "images without noise"
+            raise InputError(f"timesteps: got {got}, expected {expected} for a CLIP of {kind}")
         return self.encoder(self.pre_layrnorm(self.embeddings(images, timesteps)), causal=False)
 
 

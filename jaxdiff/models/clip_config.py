@@ -63,16 +63,34 @@ class CLIPVisionConfig:
     patch_size: int = 32
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
-    # of a tower for noisy images, which transformers has not: steps of the noise, from 0
-    num_timesteps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
         _check_sizes(self)
         positive("patch_size", self.patch_size)
-        if self.num_timesteps is not None:
-            positive("num_timesteps", self.num_timesteps)
         if self.image_size < self.patch_size:
             raise InputError(
                 f"image_size: got {self.image_size}, expected at least patch_size {self.patch_size}"
             )
+
+    @property
+    def noise_steps(self) -> int | None:
+        """How many steps of noise a tower for noisy images knows; None for all others."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisyCLIPVisionConfig(CLIPVisionConfig):
+    """An encoder of noisy images, as GLIDE guides with; transformers has no such."""
+
+    num_timesteps: int = 1000  # the noise of each of them has a class token of its own
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no network."""
+        super().__post_init__()
+        positive("num_timesteps", self.num_timesteps)
+
+    @property
+    def noise_steps(self) -> int | None:
+        """How many steps of noise the tower knows."""
+        return self.num_timesteps

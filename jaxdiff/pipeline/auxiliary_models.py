@@ -73,8 +73,8 @@ class AuxiliaryModels:
         else:
             module = self._read("clip", folder, CLIPModel)
         config = module.vision_model.config
-        if config.num_timesteps is not None:
-            self._check_noisy(config.num_timesteps, folder)
+        if config.noise_steps is not None:
+            self._check_noisy(config.noise_steps, folder)
         self.clip = module
         self._clip_tokenizer = tokenizer_of(clip_tokenizer("!")) if of_glide else None
         self.image_processor = read_image_processor(folder, config.image_size)

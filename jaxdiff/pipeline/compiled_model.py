@@ -328,7 +328,7 @@ def denoise_steps(
     gradients = []
     if targets.clip is not None and image_processor is not None:
         clip, codec = networks.clip(params.clip), networks.codec(params.codec)
-        if clip.vision_model.config.num_timesteps is None:
+        if clip.vision_model.config.noise_steps is None:
             denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, codec)
         else:
             log_prob = noisy_clip_log_prob(targets.clip, clip, image_processor)

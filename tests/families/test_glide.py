@@ -28,7 +28,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.families.detection import detect_family
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel
-from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig, NoisyCLIPVisionConfig
 from jaxdiff.models.glide_text.config import GlideTextConfig
 from jaxdiff.models.glide_text.module import GlideTextModel
 from jaxdiff.models.presets import preset
@@ -226,7 +226,7 @@ def test_missing_files_are_named(files, tmp_path):
 
 
 def test_a_clip_of_noisy_images_needs_pixels_and_both_files(files, tmp_path):
-    config = CLIPVisionConfig(
+    config = NoisyCLIPVisionConfig(
         hidden_size=8,
         intermediate_size=16,
         num_hidden_layers=1,
@@ -236,9 +236,10 @@ def test_a_clip_of_noisy_images_needs_pixels_and_both_files(files, tmp_path):
         num_timesteps=900,
     )
     module = abstract(CLIPModel, CLIPTextConfig(), config, 6)
-    with pytest.raises(InputError, match="timesteps: got none, expected some with num_timesteps"):
+    with pytest.raises(InputError, match="timesteps: got none, expected some for a CLIP of noisy"):
         module.image_embeds(jnp.zeros((1, 8, 8, 3)))
-    plain = abstract(CLIPModel, CLIPTextConfig(), dataclasses.replace(config, num_timesteps=None))
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(CLIPVisionConfig)}
+    plain = abstract(CLIPModel, CLIPTextConfig(), CLIPVisionConfig(**shared))
     with pytest.raises(InputError, match="timesteps: got some, expected none"):
         plain.image_embeds(jnp.zeros((1, 8, 8, 3)), jnp.zeros(1, jnp.int32))
     text = dataclasses.replace(CLIPTextConfig(), vocab_size=4, num_hidden_layers=1)
