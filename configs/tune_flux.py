@@ -38,7 +38,7 @@ config = TrainConfig(
         sample_guidance_scale=3.5,
         remat="blocks",
     ),
-    data=DataConfig(kind="latents", path="data/latents-flux"),
+    data=DataConfig(kind="latents", text_embeddings=True, path="data/latents-flux"),
     optimiser=OptimiserConfig(learning_rate=1e-5, beta2=0.999, warmup_steps=500),
     mesh=MeshConfig(data=1, fsdp=-1),
     steps=10_000,

@@ -34,7 +34,7 @@ config = TrainConfig(
         sample_guidance_scale=4.5,
         remat="blocks",
     ),
-    data=DataConfig(kind="latents", path="data/latents-sd35"),
+    data=DataConfig(kind="latents", text_embeddings=True, path="data/latents-sd35"),
     optimiser=OptimiserConfig(learning_rate=1e-5, beta2=0.999, warmup_steps=500),
     mesh=MeshConfig(data=1, fsdp=-1),
     steps=10_000,

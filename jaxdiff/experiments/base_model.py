@@ -15,7 +15,11 @@ from jaxdiff.checkpoints.loading import Placement, host_memory
 from jaxdiff.checkpoints.model_registry import class_of_config, rebuilt
 from jaxdiff.checkpoints.models import read_model, resolve_source, weight_hashes
 from jaxdiff.checkpoints.pipelines import PipelineComponents
-from jaxdiff.checkpoints.schedulers import flow_schedule_config, vp_schedule_config
+from jaxdiff.checkpoints.schedulers import (
+    clipping_of,
+    flow_schedule_config,
+    vp_schedule_config,
+)
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype, Int, NDArray
@@ -24,6 +28,7 @@ from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.experiments.experiment import FILES, ModelSource, shapes_in
 from jaxdiff.families.base import Family
 from jaxdiff.families.detection import detect_family
+from jaxdiff.families.pixel_diffusion import NOISING_SCHEDULER
 from jaxdiff.families.registry import FROM_SCRATCH
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.latent_codec import LatentCodec
@@ -31,7 +36,7 @@ from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.parallel.mesh import device_put_global
 from jaxdiff.pipeline.tokenizers import tokenizer_of
 from jaxdiff.training.config import DiffusionObjective, Full, TrainConfig
-from jaxdiff.training.config.objectives import VLB_WEIGHT, reads_labels
+from jaxdiff.training.config.objectives import PIXELS, VLB_WEIGHT, reads_labels
 from jaxdiff.training.objectives.diffusion import Frozen, trains_variance
 
 SAMPLER, SPACING = "ddim", "trailing"  # of sample grids, and the defaults of what is exported
@@ -61,6 +66,11 @@ class BaseModel:
     def codec(self) -> LatentCodec:
         """The latent codec, or that of pixels."""
         return self.family.codec(self.networks)
+
+    @property
+    def clipping(self) -> str | None:
+        """The guidance wrapper that clips the image of each step, where the scheduler does."""
+        return clipping_of(self.pipeline.scheduler, pixels=self.family.latent_codec is None)
 
     @property
     def text_encoders(self) -> dict[str, TextModel]:
@@ -158,13 +168,18 @@ def _from_pipeline(objective: DiffusionObjective, models: ModelSource) -> BaseMo
 
 def _from_components(objective: DiffusionObjective, models: ModelSource) -> BaseModel:
     network_class = class_of_config(objective.model).module
-    class_name, family = FROM_SCRATCH[network_class]
-    network, codec = family.network, str(family.latent_codec)
+    key = network_class, objective.vae == PIXELS
+    if key not in FROM_SCRATCH:
+        raise InputError(
+            f"objective.vae: got {PIXELS} for a {network_class.__name__}, expected the folder of a "
+            "VAE"
+        )
+    class_name, family = FROM_SCRATCH[key]
+    network, codec = family.network, family.latent_codec
     text_folder = pathlib.Path(str(objective.text_encoder))
-    folders = {codec: pathlib.Path(str(objective.vae))}
+    folders = {} if codec is None else {codec: pathlib.Path(str(objective.vae))}
     folders |= {spec.component: text_folder / spec.component for spec in family.text_encoders}
     modules = {name: models.component(folder) for name, folder in folders.items()}
-    check_channels(objective, cast(Any, modules[codec]))
     # Its config is the objective's, also where its weights are read.
     modules[network] = abstract(network_class, objective.model)
     if objective.weights is not None:
@@ -191,9 +206,12 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
 
     names = {str(i): name for i, name in enumerate(objective.class_names)}
     options = {"id2label": names} if names else {}
+    scheduler = scheduler_config(objective) | {"clip_sample": codec is None}
     pipeline = PipelineComponents(
         components={name: Component(module=module) for name, module in modules.items()},
-        scheduler=scheduler_config(objective),
+        scheduler=scheduler,
+        # of the noise of images to enlarge, if they are
+        noising_schedulers={NOISING_SCHEDULER: scheduler} if codec is None else {},
         tokenizers=models.tokenizers(text_folder) if family.text_encoders else {},
         class_name=class_name,
         options=options,
@@ -205,7 +223,7 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
     )
     return BaseModel(
         objective=objective,
-        family=detect_family(class_name, modules, options, source="objective"),
+        family=detect_family(class_name, modules, pipeline.family_options, source="objective"),
         pipeline=pipeline,
         read=read,
         hash_weights=hash_weights,
@@ -286,10 +304,14 @@ def check_initial_weights(config: TrainConfig, *, resumed: bool) -> None:
             )
 
 
-def check_channels(objective: DiffusionObjective, codec: LatentCodec) -> None:
-    """InputError unless the network takes and predicts as many channels as the codec has."""
-    wanted, names = codec.config.latent_channels, ("in_channels", "out_channels")
-    for name, got in zip(names, objective.model.channels, strict=True):
+def check_channels(objective: DiffusionObjective, codec: LatentCodec, more: int = 0) -> None:
+    """InputError unless the network takes and predicts as many channels as the codec has.
+
+    It takes so many `more`, of an image that it enlarges.
+    """
+    channels, names = codec.config.latent_channels, ("in_channels", "out_channels")
+    pairs = zip((channels + more, channels), objective.model.channels, strict=True)
+    for name, (wanted, got) in zip(names, pairs, strict=True):
         if got != wanted:
             raise InputError(
                 f"objective.model.{name}: got {got}, expected "
@@ -303,7 +325,7 @@ def _check(base: BaseModel, field: str) -> None:
     for extra in base.family.extras:
         if extra.untrainable is not None:
             raise InputError(f"{field}: {extra.untrainable}")
-    check_channels(objective, base.codec)
+    check_channels(objective, base.codec, 3 if base.family.enlarges else 0)
     scale = objective.distilled_guidance_scale
     if scale != 1 and "distilled_guidance_scale" not in base.family.options:
         raise InputError(

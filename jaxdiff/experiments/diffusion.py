@@ -1,8 +1,9 @@
 """Training a diffusion model: its network, text encoders, LoRA or textual inversion."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -23,7 +24,7 @@ from jaxdiff.experiments.base_model import (
     place_frozen,
     size_shapes,
 )
-from jaxdiff.experiments.evaluation import make_evaluation
+from jaxdiff.experiments.evaluation import captioned_images, make_evaluation
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
     GRID_SIZE,
@@ -43,6 +44,7 @@ from jaxdiff.experiments.prior_preservation import prior_preservation_batches
 from jaxdiff.experiments.procedural import image_side
 from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.experiments.training_methods import make_partition, make_training_method
+from jaxdiff.families.text_outputs import cached_columns, output_shapes
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.training.config import (
     PROCEDURAL_KINDS,
@@ -129,11 +131,7 @@ def _wire(
     dtype: Dtype,
 ) -> Wiring:
     family, latents = base.family, config.data.kind == "latents"
-    cached = {} if info is None else info.text_embedding_shapes
-    encodings = {
-        name: jax.ShapeDtypeStruct(shape, dtype_of(cast(LatentCacheInfo, info).dtype))
-        for name, shape in cached.items()
-    }
+    encodings = _text_embedding_shapes(config, base, info, dtype)
     names = partition.frozen
     if not config.sample_every:
         names = frozen_networks_used(partition, latents=latents, text_encodings=bool(encodings))
@@ -168,6 +166,21 @@ def _wire(
     )
 
 
+def _text_embedding_shapes(
+    config: TrainConfig, base: BaseModel, info: LatentCacheInfo | None, dtype: Dtype
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The embeddings of a caption: those of the cache, or in `dtype` as one would have them."""
+    if info is not None:
+        stored = dtype_of(info.dtype)
+        shapes = info.text_embedding_shapes.items()
+        return {name: jax.ShapeDtypeStruct(shape, stored) for name, shape in shapes}
+    if not config.data.text_embeddings:
+        return {}
+    outputs = output_shapes(base.family, base.networks)
+    columns = jax.eval_shape(functools.partial(cached_columns, base.family), outputs)
+    return {name: jax.ShapeDtypeStruct(x.shape[1:], dtype) for name, x in columns.items()}
+
+
 def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:
     """Sample grids of fixed prompts; evaluation: the validation loss, and see `make_evaluation`."""
     resumed = has_checkpoint(workdir / CHECKPOINTS)
@@ -188,6 +201,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
             objective.schedule,
             steps=objective.sample_steps,
             guidance_scale=objective.sample_guidance_scale,
+            clipping=base.clipping,
         )
     )
     eval_metrics = jax.jit(wiring.task.eval_metrics)
@@ -197,11 +211,14 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         step_null = null if encoded is None else read_null(folder, encoded)
         return place_frozen(base, dtype, shardings, step_null)
 
-    def make_inputs(captions: Sequence[str]) -> dict[str, NDArray]:
-        return caption_tokenizer(captions) | sampling_inputs(base, side, len(captions))
+    def make_inputs(captions: Sequence[str], images: Callable[[], NDArray]) -> dict[str, NDArray]:
+        return caption_tokenizer(captions) | sampling_inputs(base, side, len(captions), images)
 
-    grid_inputs = shard_or_replicate(make_inputs(_prompts(config, caption_tokenizer)))
     validation = validation_batch(config, tokenizer)
+    prompts = _prompts(config, caption_tokenizer)
+    grid_inputs = shard_or_replicate(
+        make_inputs(prompts, lambda: captioned_images(config, prompts, validation))
+    )
     batch = shard_or_replicate(validation)
     resolved = dataclasses.replace(config, objective=objective)
     evaluate = make_evaluation(resolved, make_inputs, base.codec, validation)

@@ -9,6 +9,7 @@ import jax
 from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.loading import host_memory
 from jaxdiff.checkpoints.pipelines import write_pipeline
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 from jaxdiff.experiments.base_model import (
     BaseModel,
@@ -62,6 +63,11 @@ def _wire(config: TrainConfig, dtype: Dtype, models: ModelSource) -> _Models:
     teacher_objective = DiffusionObjective(pipeline=objective.teacher)
     base = load_base_model(teacher_objective, models, field="objective.teacher")
     family, networks = base.family, base.abstract_networks(dtype)
+    if family.enlarges:
+        raise InputError(
+            "objective.teacher: got a network that enlarges images, expected one that generates "
+            "them from text"
+        )
     prediction_type = base.objective.prediction_type
     teacher = LatentDiffusion(train_denoiser(family, networks), prediction_type)
     student = student_model(
@@ -91,6 +97,7 @@ def distillation_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: D
             base.objective.schedule,
             steps=objective.sample_steps,
             guidance_scale=objective.sample_guidance_scale,
+            clipping=base.clipping,
         )
     )
     loss = jax.jit(wiring.task.loss)

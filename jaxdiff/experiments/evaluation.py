@@ -31,8 +31,9 @@ from jaxdiff.parallel.sharding import infer_sharding
 from jaxdiff.training.config import PROCEDURAL_KINDS, DiffusionObjective, TrainConfig
 
 DEFAULT_EVAL_IMAGES = 64  # if the config has None
-# captions -> inputs of the sampler, and inputs -> images in [-1, 1]
-MakeSamplingInputs = Callable[[Sequence[str]], Mapping[str, NDArray]]
+# captions, and a way to real images of them, if they are needed -> inputs of the sampler
+MakeSamplingInputs = Callable[[Sequence[str], Callable[[], NDArray]], Mapping[str, NDArray]]
+# inputs -> images in [-1, 1]
 Generate = Callable[[Mapping[str, Array]], Array]
 # The sampler, and the weights of the latent codec on the devices -> metrics by name
 Evaluation = Callable[[Generate, Mapping[str, Array]], Mapping[str, float]]
@@ -65,7 +66,8 @@ def make_evaluation(
     if dataset is not None:
         spread = subsample(dataset.standard_prompts(), count)
         prompts = list(itertools.islice(itertools.cycle(spread), count))
-    inputs = make_inputs([p.text for p in prompts] or validation_captions(config, count))
+    captions = [p.text for p in prompts] or validation_captions(config, count)
+    inputs = make_inputs(captions, lambda: captioned_images(config, captions, validation))
     embed = None if folder is None else _clip_embedding(folder)
 
     reference: list[Moments] = []  # once images are generated
@@ -78,7 +80,7 @@ def make_evaluation(
                 real = (
                     _decoded_images(codec, codec_weights, validation)
                     if dataset is None
-                    else _rendered_prompts(dataset, image_side(config.data))
+                    else _renderings(dataset, image_side(config.data))
                 )
                 reference.append(moments(embed(real)))
             metrics["fid"] = frechet_distance(moments(embed(images)), reference[0])
@@ -133,10 +135,21 @@ def _judge_metrics(
     return {re.sub(r"\W", "_", name): value for name, value in values.items()}
 
 
-def _rendered_prompts(judge: Judge, side: int) -> Float[NDArray, "n s s 3"]:
-    """Renderings of the standard prompts, `side` pixels wide."""
+def captioned_images(
+    config: TrainConfig, captions: Sequence[str], validation: Mapping[str, NDArray]
+) -> Float[NDArray, "n s s 3"]:
+    """Real images of standard prompts, or of the captions of the `validation` split in order."""
+    if config.data.kind in PROCEDURAL_KINDS:
+        return _renderings(procedural_dataset(config.data.kind), image_side(config.data), captions)
+    return validation["image"][np.arange(len(captions)) % len(validation["image"])]
+
+
+def _renderings(
+    judge: Judge, side: int, texts: Sequence[str] | None = None
+) -> Float[NDArray, "n s s 3"]:
+    """Renderings of standard prompts, by default of all, `side` pixels wide."""
     prompts = judge.standard_prompts()
-    texts = [p.text for p in prompts]
+    texts = [p.text for p in prompts] if texts is None else list(texts)
     render = judge.render_generator(prompts, side)
     return normalize_images(render(texts, list(range(len(texts)))))
 

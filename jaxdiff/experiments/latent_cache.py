@@ -39,6 +39,11 @@ def check_latent_cache(
             f"{field}.path: got {folder}, encoded by a VAE with the digest {info.vae}, expected "
             f"{vae_digest} as {base.objective.vae} has"
         )
+    if data.text_embeddings and not info.text_embedding_shapes:
+        raise InputError(
+            f"{field}.text_embeddings: got it for {folder} with captions alone, expected latents "
+            "of cache-latents --texts embeddings"
+        )
     if info.text_embedding_shapes:
         _check_text_is_frozen(data, partition, field)
         _check_text_encoders(info, base, f"{field}.path: got {folder} with embeddings of captions")

@@ -9,8 +9,9 @@ from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.diffusion.schedules import Schedule
 from jaxdiff.experiments.base_model import SAMPLER, SPACING, BaseModel
-from jaxdiff.families.extras import GUIDANCE_SCALE
-from jaxdiff.guidance.base import RULES, GuidanceScales
+from jaxdiff.families.extras import GUIDANCE_SCALE, LOW_RESOLUTION_LEVEL
+from jaxdiff.families.low_resolution import LowResolutionImage
+from jaxdiff.guidance.base import GuidanceScales, parse
 from jaxdiff.guidance.denoiser import stack_streams
 from jaxdiff.pipeline.compiled_model import (
     NO_TARGETS,
@@ -22,27 +23,59 @@ from jaxdiff.pipeline.compiled_model import (
 )
 from jaxdiff.samplers.base import SAMPLERS, initial_noise, per_sample_keys
 from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
+from jaxdiff.training.objectives.low_resolution import low_resolution_columns
 from jaxdiff.training.step import Params
 
 
-def sampling_inputs(base: BaseModel, side: int, count: int) -> dict[str, NDArray]:
-    """Initial noise, of seed i for image i, and size conditioning of `count` images."""
+def sampling_inputs(
+    base: BaseModel,
+    side: int,
+    count: int,
+    images: Callable[[], Float[NDArray, "b h w 3"]] | None = None,
+) -> dict[str, NDArray]:
+    """Initial noise, of seed i for image i, and size conditioning of `count` images.
+
+    A network that enlarges images gets `images`, smaller and with noise of the model's level.
+    """
     codec = base.codec.config
     shape = side // codec.downscale, side // codec.downscale, codec.latent_channels
     noise = np.asarray(initial_noise(per_sample_keys(range(count)), shape))
     sizes = np.tile(np.array([[side, side, 0, 0, side, side]], np.float32), (count, 1))
-    return {"noise": noise, "time_ids": sizes}
+    inputs = {"noise": noise, "time_ids": sizes}
+    if images is None or not base.family.enlarges:
+        return inputs
+    return inputs | _low_resolution(base, images(), shape[:2])
+
+
+def _low_resolution(
+    base: BaseModel, images: Float[NDArray, "b h w 3"], latent_size: tuple[int, int]
+) -> dict[str, NDArray]:
+    factor = base.codec.config.downscale
+    factor = base.objective.enlargement if factor == 1 else factor
+    keys = per_sample_keys(range(len(images)))
+    columns = low_resolution_columns(jnp.asarray(images), factor, latent_size, keys)
+    (extra,) = (each for each in base.family.extras if isinstance(each, LowResolutionImage))
+    level = extra.noise_level / (extra.highest + 1)
+    columns |= {LOW_RESOLUTION_LEVEL: jnp.full(len(images), level, jnp.float32)}
+    return {name: np.asarray(column) for name, column in columns.items()}
 
 
 def make_sampler(
-    model: LatentDiffusion, schedule: Schedule, *, steps: int, guidance_scale: float
+    model: LatentDiffusion,
+    schedule: Schedule,
+    *,
+    steps: int,
+    guidance_scale: float,
+    clipping: str | None = None,
 ) -> Callable[..., Array]:
     """The function (parameters, frozen, inputs) -> images in [-1, 1].
 
-    The inputs are `sampling_inputs` and token ids of prompts.
+    The inputs are `sampling_inputs` and token ids of prompts. `clipping` is the guidance wrapper
+    that clips the image of each step, if one does.
     """
     network, sampler = model.network, SAMPLERS[SAMPLER]
-    guidance = RULES[model.family.request_defaults.get("guidance", "cfg")]
+    rule = model.family.request_defaults.get("guidance", "cfg")
+    guidance = parse(rule if clipping is None else f"{rule}+{clipping}")
     grid = make_grid(
         schedule, SAMPLER, steps, prediction_type=network.prediction_type, spacing=SPACING
     )

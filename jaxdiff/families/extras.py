@@ -14,7 +14,11 @@ import numpy as np
 from jaxdiff.core.types import Array, Bool, Float, Int, NDArray
 from jaxdiff.core.validate import in_range
 
-GUIDANCE_SCALE = "guidance_scale"  # column of training batches: that which each image is made with
+# Columns of training batches beside those of the data.
+GUIDANCE_SCALE = "guidance_scale"  # (b,) that which each image is made with
+LOW_RESOLUTION = "low_resolution"  # (b, h3, w3, 3) the images to enlarge, in [-1, 1]
+LOW_RESOLUTION_NOISE = "low_resolution_noise"  # (b, h, w, 3) of unit variance, of the latents' size
+LOW_RESOLUTION_LEVEL = "low_resolution_level"  # (b,) how much of it, 0 to 1
 
 
 class Option(NamedTuple):

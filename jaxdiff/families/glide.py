@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, cast
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -18,8 +19,13 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, NDArray
 from jaxdiff.families.base import Family, TextEncoder
 from jaxdiff.families.components import check_context_width, required_component
-from jaxdiff.families.extras import Extra, ExtraInputs
-from jaxdiff.families.low_resolution import UNTRAINABLE, resize_bilinear
+from jaxdiff.families.extras import (
+    LOW_RESOLUTION,
+    LOW_RESOLUTION_NOISE,
+    Extra,
+    ExtraInputs,
+)
+from jaxdiff.families.low_resolution import resize_bilinear
 from jaxdiff.models.glide_text.module import GlideTextModel
 from jaxdiff.models.network_adapter import CHANNELS
 from jaxdiff.models.unet.adapter import UNetAdapter
@@ -35,7 +41,7 @@ class _Channels(Extra):
 
     @abstractmethod
     def channels(self, inputs: ExtraInputs) -> Float[NDArray, "b h w c"]:
-        """Those of each image."""
+        """Those of each image of a batch of requests."""
 
     def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k h w c"]:
         return inputs.for_streams(self.channels(inputs).astype(np.float32))
@@ -51,13 +57,24 @@ class LowResolution(_Channels):
     """The image to enlarge in 8 bits, at the size of the result."""
 
     enlarges = True
-    untrainable = UNTRAINABLE
 
     def channels(self, inputs: ExtraInputs) -> Float[NDArray, "b h w 3"]:
         if inputs.low_resolution is None:
             raise InputError("image: got none, expected the image to enlarge")
-        rounded = np.round((np.clip(inputs.low_resolution, -1, 1) + 1) * 127.5) / 127.5 - 1
-        return resize_bilinear(rounded, inputs.latent_size, align_corners=False)
+        return np.asarray(self._enlarged(inputs.low_resolution, inputs.latent_size))
+
+    def of_batch(
+        self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
+    ) -> Float[Array, "b h w 3"]:
+        """The batch's LOW_RESOLUTION."""
+        _, height, width, _ = batch[LOW_RESOLUTION_NOISE].shape
+        return jnp.asarray(self._enlarged(batch[LOW_RESOLUTION], (height, width)))
+
+    def _enlarged(
+        self, image: Float[Array | NDArray, "b h3 w3 3"], size: tuple[int, int]
+    ) -> Float[Array | NDArray, "b h w 3"]:
+        rounded = ((image.clip(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+        return resize_bilinear(rounded, size, align_corners=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +102,7 @@ class KnownPixelsAndLowResolution(_Channels):
     """The pixels that are known, and behind them the image to enlarge."""
 
     enlarges = True
-    untrainable = UNTRAINABLE
+    untrainable = KnownPixels.untrainable
 
     def channels(self, inputs: ExtraInputs) -> Float[NDArray, "b h w 7"]:
         parts = [extra.channels(inputs) for extra in (KnownPixels(), LowResolution())]

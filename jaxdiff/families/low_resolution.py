@@ -8,18 +8,26 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints.schedulers import vp_schedule
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, Int, NDArray
 from jaxdiff.core.validate import in_range
+from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.diffusion.schedules import VPSchedule
-from jaxdiff.families.extras import Extra, ExtraInputs, Option
+from jaxdiff.families.extras import (
+    LOW_RESOLUTION,
+    LOW_RESOLUTION_LEVEL,
+    LOW_RESOLUTION_NOISE,
+    Extra,
+    ExtraInputs,
+    Option,
+)
 from jaxdiff.models.network_adapter import CHANNELS
 
 MAX_LEVEL = 1000
-UNTRAINABLE = "got a network that enlarges images, expected one that generates them from text"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,11 @@ class NoisedImage:
         """The step of each image."""
         return np.array([each.get("noise_level", self.noise_level) for each in options], np.int32)
 
+    def training_levels(self, batch: Mapping[str, Array]) -> Int[Array, "b"]:
+        """The step of each image of a training batch, by its LOW_RESOLUTION_LEVEL."""
+        steps = batch[LOW_RESOLUTION_LEVEL] * (self.highest + 1)
+        return jnp.minimum(steps.astype(jnp.int32), self.highest)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowResolutionImage(NoisedImage, Extra):
@@ -45,7 +58,6 @@ class LowResolutionImage(NoisedImage, Extra):
 
     argument = CHANNELS
     enlarges = True
-    untrainable = UNTRAINABLE
 
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         level = settings.get("noise_level")
@@ -64,7 +76,11 @@ class LowResolutionImage(NoisedImage, Extra):
     def of_batch(
         self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
     ) -> Float[Array, "b h w c"]:
-        raise NotImplementedError(self.untrainable)
+        """The batch's LOW_RESOLUTION with LOW_RESOLUTION_NOISE."""
+        noise = batch[LOW_RESOLUTION_NOISE]
+        image = resize_bilinear(batch[LOW_RESOLUTION], (noise.shape[1], noise.shape[2]))
+        alpha, sigma = self.schedule.alpha_sigma(self.training_levels(batch))
+        return add_noise(jnp.asarray(image), noise, alpha, sigma)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,13 +88,13 @@ class NoiseLevel(NoisedImage, Extra):
     """The step of the image's noise, a class to the network."""
 
     argument = "class_labels"
-    untrainable = UNTRAINABLE
 
     def of_request(self, inputs: ExtraInputs) -> Int[NDArray, "b k"]:
         return inputs.for_streams(self.levels(inputs.options))
 
     def of_batch(self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]) -> Int[Array, "b"]:
-        raise NotImplementedError(self.untrainable)
+        """The levels of the batch."""
+        return self.training_levels(batch)
 
 
 def low_resolution_extras(
@@ -98,8 +114,8 @@ def noising_schedule(options: Mapping[str, Any], scheduler: str, source: str) ->
 
 
 def resize_bilinear(
-    images: Float[NDArray, "b h w c"], size: tuple[int, int], *, align_corners: bool = True
-) -> Float[NDArray, "b h2 w2 c"]:
+    images: Float[Array | NDArray, "b h w c"], size: tuple[int, int], *, align_corners: bool = True
+) -> Float[Array | NDArray, "b h2 w2 c"]:
     """Images at another size, as PyTorch does it: with corners on corners, or edges on edges."""
     for axis, length in zip((1, 2), size, strict=True):
         old = images.shape[axis]
@@ -109,7 +125,8 @@ def resize_bilinear(
         if not align_corners:
             places = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
         low = np.minimum(places.astype(int), max(old - 2, 0))
-        weight = (places - low).reshape(-1, *(1,) * (3 - axis)).astype(np.float32)
+        sides = [length if i == axis else 1 for i in range(4)]
+        weight = (places - low).reshape(sides).astype(np.float32)
         high = np.minimum(low + 1, old - 1)
         images = (1 - weight) * images.take(low, axis) + weight * images.take(high, axis)
     return images

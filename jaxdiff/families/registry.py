@@ -12,6 +12,7 @@ from jaxdiff.families import (
     glide,
     latent_diffusion,
     pixart,
+    pixel_diffusion,
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_upscale,
@@ -34,6 +35,7 @@ FAMILY_MODULES: tuple[ModuleType, ...] = (
     flux,
     chroma,
     deepfloyd_if,
+    pixel_diffusion,
     stable_diffusion_upscale,
     glide,
 )
@@ -41,9 +43,11 @@ DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES
 }
 _FROM_SCRATCH = [getattr(module, "FROM_SCRATCH", None) for module in FAMILY_MODULES]
-# By the class of the network that denoises.
-FROM_SCRATCH: dict[type, tuple[str, Family]] = {
-    each[1].network_class: each for each in _FROM_SCRATCH if each is not None
+# By the class of the network that denoises, and whether it denoises pixels.
+FROM_SCRATCH: dict[tuple[type, bool], tuple[str, Family]] = {
+    (each[1].network_class, each[1].latent_codec is None): each
+    for each in _FROM_SCRATCH
+    if each is not None
 }
 # Every family, for the options of requests that any of them reads.
 FAMILIES: list[Family] = [family for module in FAMILY_MODULES for family in module.FAMILIES]

@@ -18,7 +18,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.data.latent_records import pack_record, read_null
 from jaxdiff.data.latents import NULL_CAPTION_FILE, LatentCacheInfo, LatentSource, read_description
 from jaxdiff.experiments.base_model import load_base_model
-from jaxdiff.experiments.experiment import training_batches
+from jaxdiff.experiments.diffusion import wire_diffusion
+from jaxdiff.experiments.experiment import FILES, training_batches
 from jaxdiff.experiments.latent_cache import check_latent_cache
 from jaxdiff.experiments.loggers import read_lines
 from jaxdiff.experiments.train import experiment
@@ -205,6 +206,23 @@ def test_a_step_reads_no_other_network(made, tmp_path, monkeypatch):
     assert value.shape == ()
 
 
+def wired(made, path, **fields):
+    data = DataConfig(kind="latents", path=str(path), **fields)
+    config = TrainConfig(objective=objective_of(made, "xl"), data=data, batch_size=8, steps=1)
+    return wire_diffusion(dataclasses.replace(config, sample_every=0), jnp.dtype("float16"), FILES)
+
+
+def test_a_plan_without_data_has_the_embeddings_that_the_config_asks_for(made, tmp_path):
+    planned = wired(made, tmp_path / "none", text_embeddings=True)
+    cached = wired(made, made / "xl-float16")
+    assert planned.frozen == cached.frozen
+    assert planned.frozen.weights == {}
+    wanted, got = ({k: each.batch(8)[k] for k in NAMES["xl"]} for each in (cached, planned))
+    assert got == wanted
+    captions = wired(made, tmp_path / "none")
+    assert captions.frozen.weights.keys() == {"text_encoder", "text_encoder_2"}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_training_learns_draws_and_measures(made, tmp_path):
@@ -289,6 +307,14 @@ def test_embeddings_that_are_not_the_trainings_are_refused(made, tmp_path, train
     data = DataConfig(kind="latents", path=str(tmp_path / "l"))
     with pytest.raises(InputError, match=message):
         check_latent_cache(data, base, tuned)
+
+
+def test_captions_alone_are_refused_where_embeddings_are_asked_for(made):
+    assert cache(made, "sd", "captions", "--texts", "captions") == 0
+    base = load_base_model(objective_of(made, "sd"))
+    data = DataConfig(kind="latents", path=str(made / "captions"), text_embeddings=True)
+    with pytest.raises(InputError, match=r"data\.text_embeddings: got it for .*captions alone"):
+        check_latent_cache(data, base, make_training_method(base, jnp.float32, None).partition)
 
 
 def test_a_caption_of_its_own_needs_captions(made):

@@ -34,7 +34,11 @@ IMAGE_KINDS: dict[str, set[str]] = {
 def data_fields() -> dict[str, set[str]]:
     """The fields that each kind of data uses."""
     images = {kind: _PREPARED | fields for kind, fields in IMAGE_KINDS.items()}
-    return {**dict.fromkeys(PROCEDURAL_KINDS, _RENDERED), **images, "latents": _STORED}
+    return {
+        **dict.fromkeys(PROCEDURAL_KINDS, _RENDERED),
+        **images,
+        "latents": _STORED | {"text_embeddings"},
+    }
 
 
 @config_section("data")
@@ -62,6 +66,9 @@ class DataConfig:
     image_key: str = "image"  # its column of images
     caption_key: str = "text"  # its column of captions; in metadata and JSON files their key
     caption: str | None = None  # of all images, instead of their own
+    # whether latents must have embeddings of their captions (cache-latents --texts embeddings), as
+    # a plan takes for granted where there are no data yet
+    text_embeddings: bool = False
     max_bad_fraction: float = 0.05  # fraction of unusable items above which training stops
     validation_size: int = 64  # items in the validation split, at most a tenth of all
     threads: int = 1  # threads that prepare batches

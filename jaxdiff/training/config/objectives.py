@@ -161,6 +161,9 @@ class CLIPObjective:
         return self.attribute_weight > 0
 
 
+PIXELS = "pixels"  # in place of a VAE
+
+
 @config_section("objective")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionObjective(TimestepSampling):
@@ -178,7 +181,8 @@ class DiffusionObjective(TimestepSampling):
     pipeline: str | None = None  # folder, file or Hub id of the model to start from
     # of the network; its class decides which one it is
     model: DenoiserConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
-    vae: str | None = None  # folder of the frozen VAE: export/ of its training
+    # folder of the frozen VAE: export/ of its training; "pixels": the network denoises pixels
+    vae: str | None = None
     # folder with the text_encoder/ and tokenizer/; None for networks that read class labels
     text_encoder: str | None = None
     class_names: tuple[str, ...] = ()  # of each class label; without, captions are numbers
@@ -205,6 +209,8 @@ class DiffusionObjective(TimestepSampling):
     # that guidance-distilled networks take while they are trained, such as FLUX.1 dev (2210.03142);
     # 1: that of images which no guidance has made
     distilled_guidance_scale: float = 1.0
+    # how many times wider images are than those that a network of pixels enlarges to them
+    enlargement: int = 4
     # Class images for prior preservation, half of each batch (DreamBooth, 2208.12242, section 3.3).
     prior_data: DataConfig | None = None
     prior_loss_weight: float = 1.0  # of their loss relative to that of the others
@@ -257,6 +263,7 @@ class DiffusionObjective(TimestepSampling):
             in_range("objective.caption_dropout", rate, 0, 1)
         in_range("objective.distilled_guidance_scale", self.distilled_guidance_scale, 0, 100)
         positive("objective.prior_loss_weight", self.prior_loss_weight)
+        in_range("objective.enlargement", self.enlargement, 2, 64)
         in_range("objective.sample_guidance_scale", self.sample_guidance_scale, 0, 1000)
         in_range(
             "objective.sample_steps",

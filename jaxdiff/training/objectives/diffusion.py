@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int, Key, NDArray
 from jaxdiff.data.texts import POOLED_COLUMN, STATE_COLUMNS
 from jaxdiff.diffusion.denoising import predict
@@ -25,6 +26,7 @@ from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.vae import sample_latents
 from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import DiffusionObjective, TimestepSampling
+from jaxdiff.training.objectives.low_resolution import low_resolution_columns
 from jaxdiff.training.objectives.timestep_quartiles import loss_by_timestep_quartile
 from jaxdiff.training.step import (
     Metrics,
@@ -187,8 +189,11 @@ def drop_captions(
 class LatentDiffusion:
     """A latent diffusion model in training, given parameters and frozen weights."""
 
-    def __init__(self, partition: ParameterPartition, prediction_type: str) -> None:
+    def __init__(
+        self, partition: ParameterPartition, prediction_type: str, enlargement: int = 4
+    ) -> None:
         self.partition, self.family = partition, partition.family
+        self.enlargement = enlargement  # of networks of pixels that enlarge images
         module = partition.networks[self.family.network]
         self.network = self.family.adapter(module, prediction_type)
 
@@ -212,6 +217,20 @@ class LatentDiffusion:
             codec = self.family.codec(self.partition.networks)
             return scaled_latents(codec, batch["mean"], batch["logvar"], key)
         return encode_latents(self.family.codec(encoders), batch["image"], key)
+
+    def low_resolution(
+        self, batch: Mapping[str, Array], latent_size: tuple[int, int], key: Key[Array, "..."]
+    ) -> dict[str, Array]:
+        """The columns of a network that enlarges images, made of those of a batch."""
+        if "image" not in batch:
+            raise InputError(
+                "data: got cached latents, expected images: the network enlarges smaller ones"
+            )
+        images = batch["image"]
+        factor = images.shape[1] // latent_size[0]  # 1 for pixels
+        return low_resolution_columns(
+            images, self.enlargement if factor == 1 else factor, latent_size, key
+        )
 
     def encode_captions(
         self, encoders: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]
@@ -272,7 +291,7 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
     text `states_mask` (b, n), and with pooled embeddings `pooled` (b, p). `frozen_networks_used`
     lists the weights that are needed then.
     """
-    model = LatentDiffusion(partition, config.prediction_type)
+    model = LatentDiffusion(partition, config.prediction_type, config.enlargement)
     options = {"variance": True} if trains_variance(config, model.network) else {}
 
     def losses(
@@ -283,6 +302,8 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         tables = model.merge_weights(params, frozen)
         encoders = model.build_encoders(tables)
         x0 = model.batch_latents(encoders, batch, latent_key)
+        if model.family.enlarges:
+            batch = batch | model.low_resolution(batch, (x0.shape[1], x0.shape[2]), drop_key)
         cond = _batch_conditioning(config, model, encoders, frozen.null, batch, drop_key)
         t = sample_times(
             timestep_key,
