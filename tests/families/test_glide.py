@@ -11,7 +11,9 @@ import glide_files
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from captioned_images import write_folder
 from original_keys import entries
+from PIL import Image
 from tiny import first_devices
 
 import jaxdiff
@@ -26,6 +28,7 @@ from jaxdiff.checkpoints.single_file import write_single_file
 from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.detection import detect_family
+from jaxdiff.families.glide import UPSAMPLER
 from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig, NoisyCLIPVisionConfig
@@ -38,6 +41,7 @@ from jaxdiff.parallel.sharding import ANY, CLIP, UNET, spec
 from jaxdiff.pipeline.cascade import Cascade
 from jaxdiff.pipeline.prompts import PromptTokenizer, chunk_prompt
 from jaxdiff.pipeline.tokenizers import tokenizer_of
+from jaxdiff.training.config import DataConfig, DiffusionObjective, OptimiserConfig, TrainConfig
 
 TABLE = pathlib.Path(__file__).parents[1] / "checkpoints/original/glide.json.gz"
 PUBLISHED = json.loads(gzip.decompress(TABLE.read_bytes()))
@@ -288,3 +292,53 @@ def test_refusals(files, tmp_path):
     pipe = first_devices(jaxdiff.load(tmp_path / "inpaint", dtype="float32"), 1)
     with pytest.raises(InputError, match="mask"):
         pipe("a cat", mask=np.ones((8, 8), bool))
+
+
+def test_a_stage_is_trained_on_what_it_is_given():
+    """The image to enlarge, as of a request; of a training it has no noise."""
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 3)).astype(np.float32)
+    batch = {"low_resolution": jnp.asarray(images), "low_resolution_noise": jnp.zeros((2, 8, 8, 3))}
+    got = UPSAMPLER.batch_conditioning(batch, jnp.zeros(2, bool))["channels"]
+    eight = Image.fromarray(np.round((images[0] + 1) * 127.5).astype(np.uint8))
+    corner = np.asarray(eight, np.float32)[0, 0] / 127.5 - 1
+    np.testing.assert_allclose(got[0, 0, 0], corner, atol=1e-6)
+    # a quarter of the way from the first pixel to the second
+    row = np.asarray(eight, np.float32)[0] / 127.5 - 1
+    np.testing.assert_allclose(got[0, 0, 1], 0.75 * row[0] + 0.25 * row[1], atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(("channels", "side"), [(3, 8), (6, 16)])
+def test_both_stages_are_fine_tuned(tmp_path, channels, side):
+    write_pipeline(tmp_path / "model", glide_files.parts(tmp_path / "words", channels))
+    write_folder(tmp_path / "images", 12, sizes=((16, 16),))
+    data = DataConfig(
+        kind="folder",
+        path=str(tmp_path / "images"),
+        resolution=side,
+        bucket_multiple=8,
+        validation_size=4,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    config = TrainConfig(
+        objective=DiffusionObjective(
+            pipeline=str(tmp_path / "model"), sample_steps=2, enlargement=2
+        ),
+        data=data,
+        optimiser=OptimiserConfig(warmup_steps=0),
+        steps=2,
+        batch_size=8,
+        log_every=1,
+        sample_every=2,
+        tensorboard=False,
+    )
+    result = jaxdiff.train(config, tmp_path / "run", progress=False)
+    assert np.isfinite(result.metrics["loss"])
+    pipe = first_devices(jaxdiff.load(result.export, dtype="float32"), 1)
+    assert pipe.family.name == ("GLIDE" if channels == 3 else "GLIDE upsampler")
+    before, after = (
+        param_dict(read_model(path).components["unet"].module)
+        for path in (tmp_path / "model", result.export)
+    )
+    assert not np.array_equal(before["conv_out.kernel"], after["conv_out.kernel"])
