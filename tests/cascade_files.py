@@ -1,16 +1,22 @@
-"""Small random models of a cascade: DeepFloyd IF's stages, and Stable Diffusion's upscaler."""
+"""Small random models: DeepFloyd IF's stages, Stable Diffusion's upscaler, Kandinsky's parts."""
 
 import dataclasses
 
 import tiny
 
 from jaxdiff.checkpoints.pipelines import read_pipeline
+from jaxdiff.models.clip import CLIPTextModel, CLIPVisionModel
+from jaxdiff.models.clip_config import CLIPVisionConfig
+from jaxdiff.models.prior.config import PriorTransformerConfig
+from jaxdiff.models.prior.module import PriorTransformer
 from jaxdiff.models.t5.config import T5Config
 from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.unet.module import UNet2DConditionModel
+from jaxdiff.models.vq_model import VQModel, VQModelConfig
 
 STATES = 10
+WIDTH = 8  # of embeddings of images
 FIRST = UNet2DConditionConfig(
     sample_size=8,
     in_channels=3,
@@ -89,4 +95,84 @@ def upscaler(folder):
         noising_schedulers={"low_res_scheduler": COSINE},
         options={"max_noise_level": 350},
         defaults={"steps": 2},
+    )
+
+
+UNCLIP = {
+    "_class_name": "UnCLIPScheduler",
+    "prediction_type": "sample",
+    "variance_type": "fixed_small_log",
+    "clip_sample_range": 5.0,
+}
+
+
+def prior(folder):
+    plain = read_pipeline(tiny.write_tiny(folder))
+    text = dataclasses.replace(plain.components["text_encoder"].module.config, projection_dim=WIDTH)
+    network = PriorTransformerConfig(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        num_layers=1,
+        embedding_dim=WIDTH,
+        num_embeddings=text.max_position_embeddings,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=16,
+        projection_dim=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    return dataclasses.replace(
+        plain,
+        class_name="KandinskyV22PriorPipeline",
+        components={
+            "prior": tiny.random_component(PriorTransformer, network, seed=1),
+            "text_encoder": tiny.random_component(CLIPTextModel, text, True, seed=2),
+            "image_encoder": tiny.random_component(CLIPVisionModel, vision, True, seed=3),
+        },
+        scheduler=UNCLIP,
+        defaults={"steps": 3},
+    )
+
+
+def decoder(folder):
+    plain = read_pipeline(tiny.write_tiny(folder))
+    unet = UNet2DConditionConfig(
+        sample_size=8,
+        in_channels=4,
+        out_channels=8,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        layers_per_block=1,
+        addition_embed_type="image",
+        encoder_hid_dim=WIDTH,
+        encoder_hid_dim_type="image_proj",
+    )
+    movq = VQModelConfig(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        num_vq_embeddings=16,
+        norm_num_groups=8,
+        norm_type="spatial",
+    )
+    return dataclasses.replace(
+        plain,
+        class_name="KandinskyV22Pipeline",
+        components={
+            "unet": tiny.random_component(UNet2DConditionModel, unet, seed=1),
+            "movq": tiny.random_component(VQModel, movq, seed=2),
+        },
+        tokenizers={},
+        scheduler={"_class_name": "DDIMScheduler", "clip_sample": False},
+        defaults={"steps": 2, "height": 16, "width": 16},
     )

@@ -106,9 +106,10 @@ DIFFUSERS_NO_EFFECT = {
 }
 TRANSFORMERS_NO_EFFECT = {
     "of training": (
-        "activation_dropout attention_dropout classifier_dropout dropout dropout_rate "
-        "encoder_layerdrop finetuning_task gradient_checkpointing init_std initializer_factor "
-        "initializer_range logit_scale_init_value problem_type tf_legacy_loss"
+        "activation_dropout attention_dropout attention_probs_dropout_prob classifier_dropout "
+        "dropout dropout_rate encoder_layerdrop finetuning_task gradient_checkpointing "
+        "hidden_dropout_prob init_std initializer_factor initializer_range logit_scale_init_value "
+        "problem_type tf_legacy_loss"
     ),
     "of text generation": (
         "bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample "

@@ -60,6 +60,8 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         "conv_out_kernel": (3,),
     },
     "AutoencoderKL": {
+        "down_block_types": tuple(("DownEncoderBlock2D",) * n for n in range(1, 9)),
+        "up_block_types": tuple(("UpDecoderBlock2D",) * n for n in range(1, 9)),
         "act_fn": ("silu", "swish"),
         "shift_factor": (None,),
         "latents_mean": (None,),

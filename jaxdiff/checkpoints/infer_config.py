@@ -108,13 +108,18 @@ def guided_unet_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
 def vae_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
     """The config of an AutoencoderKL."""
     stages = count_modules(entries, "encoder.down_blocks.")
+
+    def types(blocks: str, kind: str) -> tuple[str, ...]:
+        counts = (count_modules(entries, f"{blocks}.{i}.attentions.") for i in range(stages))
+        return tuple(f"Attn{kind}" if count else kind for count in counts)
+
     return {
         "block_out_channels": tuple(
             tensor_shape(entries, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0]
             for i in range(stages)
         ),
-        "down_block_types": ("DownEncoderBlock2D",) * stages,
-        "up_block_types": ("UpDecoderBlock2D",) * stages,
+        "down_block_types": types("encoder.down_blocks", "DownEncoderBlock2D"),
+        "up_block_types": types("decoder.up_blocks", "UpDecoderBlock2D"),
         "layers_per_block": count_modules(entries, "encoder.down_blocks.0.resnets."),
         "latent_channels": tensor_shape(entries, "decoder.conv_in.weight", 4)[1],
         "use_quant_conv": "quant_conv.weight" in entries,

@@ -27,9 +27,11 @@ def canonical(name: str, *, class_name: str) -> str | None:
         if _BARE_CLIP.match(name):
             prefix = "vision_model" if "Vision" in class_name else "text_model"
             return f"{prefix}.{name}"
+    if class_name == "MultilingualCLIP" and _BUFFER.search(name):
+        return None
     if tied := TIED.get(class_name, {}).get(name):
         return tied
-    if class_name == "AutoencoderKL":
+    if class_name in ("AutoencoderKL", "VQModel"):
         # diffusers before 0.17
         return _OLD_ATTENTION.sub(lambda m: f"{m[1]}{NEW_ATTENTION[m[2]]}.", name)
     return name

@@ -24,6 +24,9 @@ EMBEDDINGS = frozenset(
         "position_embedding",
         "padding_embedding",  # GLIDE's, by position
         "shared",  # T5's tokens
+        "word_embeddings",  # XLM-RoBERTa's, and the next two
+        "position_embeddings",
+        "token_type_embeddings",
         "embed_tokens",
         "embed_positions",
         "relative_attention_bias",

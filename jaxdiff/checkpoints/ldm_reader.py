@@ -40,16 +40,19 @@ _VAE = (
     (re.compile(r"^encoder\.down\.(\d+)\.downsample\."), r"encoder.down_blocks.\1.downsamplers.0."),
     (re.compile(r"^decoder\.up\.(\d+)\.block\.(\d+)\."), r"decoder.up_blocks.\1.resnets.\2."),
     (re.compile(r"^decoder\.up\.(\d+)\.upsample\."), r"decoder.up_blocks.\1.upsamplers.0."),
+    (re.compile(r"^encoder\.down\.(\d+)\.attn\."), r"encoder.down_blocks.\1.attentions."),
+    (re.compile(r"^decoder\.up\.(\d+)\.attn\."), r"decoder.up_blocks.\1.attentions."),
     (re.compile(r"\.mid\.block_1\."), ".mid_block.resnets.0."),
     (re.compile(r"\.mid\.block_2\."), ".mid_block.resnets.1."),
-    (re.compile(r"\.mid\.attn_1\.norm\."), ".mid_block.attentions.0.group_norm."),
-    (re.compile(r"\.mid\.attn_1\.([qkv])\."), r".mid_block.attentions.0.to_\1."),
-    (re.compile(r"\.mid\.attn_1\.proj_out\."), ".mid_block.attentions.0.to_out.0."),
-    # Converters of 2023 left diffusers' names inside: to_q, to_out.0 and the like.
     (re.compile(r"\.mid\.attn_1\."), ".mid_block.attentions.0."),
+    # Converters of 2023 left diffusers' names inside: to_q, to_out.0 and the like.
+    (re.compile(r"(\.attentions\.\d+)\.norm\."), r"\1.group_norm."),
+    (re.compile(r"(\.attentions\.\d+)\.([qkv])\."), r"\1.to_\2."),
+    (re.compile(r"(\.attentions\.\d+)\.proj_out\."), r"\1.to_out.0."),
     (re.compile(r"\.nin_shortcut\."), ".conv_shortcut."),
     (re.compile(r"\.norm_out\."), ".conv_norm_out."),
 )
+VAE_ATTENTION = re.compile(r"\.attentions\.\d+\.to_")  # matrices in diffusers
 _STAGE = re.compile(r"decoder\.up_blocks\.(\d+)\.")
 
 TEXT = {
@@ -116,7 +119,7 @@ def vae_from_ldm(entries: Mapping[str, TensorInfo]) -> Entries:
     renamed = _renamed(entries, rename)
     return {
         name: replace(entry, shape=entry.shape[:2])
-        if ".attentions.0.to_" in name and entry.shape[2:] == (1, 1)
+        if VAE_ATTENTION.search(name) and entry.shape[2:] == (1, 1)
         else entry
         for name, entry in renamed.items()
     }

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxdiff.checkpoints.ldm_reader import LAYER_PARTS, MIDDLES, RESNET, TEXT, UNET
+from jaxdiff.checkpoints.ldm_reader import LAYER_PARTS, MIDDLES, RESNET, TEXT, UNET, VAE_ATTENTION
 from jaxdiff.checkpoints.safetensors import LazyTensor
 
 
@@ -58,12 +58,14 @@ def _inverse(table: Mapping[str, str]) -> dict[str, str]:
 
 
 _VAE = (
-    (re.compile(r"coder\.mid_block\.attentions\.0\.group_norm\."), "coder.mid.attn_1.norm."),
-    (re.compile(r"coder\.mid_block\.attentions\.0\.to_([qkv])\."), r"coder.mid.attn_1.\1."),
-    (re.compile(r"coder\.mid_block\.attentions\.0\.to_out\.0\."), "coder.mid.attn_1.proj_out."),
+    (re.compile(r"(\.attentions\.\d+)\.group_norm\."), r"\1.norm."),
+    (re.compile(r"(\.attentions\.\d+)\.to_([qkv])\."), r"\1.\2."),
+    (re.compile(r"(\.attentions\.\d+)\.to_out\.0\."), r"\1.proj_out."),
+    (re.compile(r"coder\.mid_block\.attentions\.0\."), "coder.mid.attn_1."),
     (re.compile(r"coder\.mid_block\.resnets\.0\."), "coder.mid.block_1."),
     (re.compile(r"coder\.mid_block\.resnets\.1\."), "coder.mid.block_2."),
     (re.compile(r"^encoder\.down_blocks\.(\d+)\.resnets\."), r"encoder.down.\1.block."),
+    (re.compile(r"^encoder\.down_blocks\.(\d+)\.attentions\."), r"encoder.down.\1.attn."),
     (
         re.compile(r"^encoder\.down_blocks\.(\d+)\.downsamplers\.0\."),
         r"encoder.down.\1.downsample.",
@@ -71,7 +73,8 @@ _VAE = (
     (re.compile(r"\.conv_shortcut\."), ".nin_shortcut."),
     (re.compile(r"\.conv_norm_out\."), ".norm_out."),
 )
-_UP = re.compile(r"^decoder\.up_blocks\.(\d+)\.(?:(resnets)|upsamplers\.0)\.")
+_UP = re.compile(r"^decoder\.up_blocks\.(\d+)\.(resnets|attentions|upsamplers\.0)\.")
+_UP_PARTS = {"resnets": "block", "attentions": "attn", "upsamplers.0": "upsample"}
 
 
 def vae_to_ldm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -79,11 +82,11 @@ def vae_to_ldm(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     stages = {int(m[1]) for name in tensors if (m := _UP.match(name))}
 
     def stage(m: re.Match[str]) -> str:
-        return f"decoder.up.{len(stages) - 1 - int(m[1])}.{'block' if m[2] else 'upsample'}."
+        return f"decoder.up.{len(stages) - 1 - int(m[1])}.{_UP_PARTS[m[2]]}."
 
     found = {}
     for name, tensor in tensors.items():
-        attention = ".attentions.0.to_" in name and len(tensor.shape) == 2
+        attention = VAE_ATTENTION.search(name) and len(tensor.shape) == 2
         for pattern, spelling in _VAE:
             name = pattern.sub(spelling, name)
         found[_UP.sub(stage, name)] = _convolved(tensor) if attention else tensor

@@ -30,6 +30,8 @@ from jaxdiff.models.glide_text.config import GlideTextConfig
 from jaxdiff.models.glide_text.module import GlideTextModel
 from jaxdiff.models.ldm_bert.config import LDMBertConfig
 from jaxdiff.models.ldm_bert.module import LDMBertModel
+from jaxdiff.models.multilingual_clip.config import MultilingualCLIPConfig
+from jaxdiff.models.multilingual_clip.module import MultilingualCLIP
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
 from jaxdiff.models.pixart.module import PixArtTransformer2DModel
 from jaxdiff.models.prior.config import PriorTransformerConfig
@@ -176,10 +178,14 @@ _CLASSES = (
     _transformers("CLIPTextModelWithProjection", *_TEXT, with_projection=True),
     _transformers("CLIPVisionModel", *_VISION),
     _transformers("CLIPVisionModelWithProjection", *_VISION, with_projection=True),
-    # A class of diffusers' pipeline, in transformers' way.
+    # Classes of diffusers' pipelines, in transformers' way.
     dataclasses.replace(
         _transformers("LDMBertModel", LDMBertModel, LDMBertConfig, "ldmbert"),
         module_name="latent_diffusion",
+    ),
+    dataclasses.replace(
+        _transformers("MultilingualCLIP", MultilingualCLIP, MultilingualCLIPConfig, "M-CLIP"),
+        module_name="kandinsky",
     ),
     _transformers("T5EncoderModel", T5EncoderModel, T5Config, "t5"),
     # transformers has no such class.

@@ -40,7 +40,12 @@ SCHEDULER = "scheduler"
 SCHEDULER_CONFIG = "scheduler_config.json"
 VAE_COMPONENT = "vae"
 # Where it has another name, by pipeline class.
-VAE_COMPONENTS = {"LDMTextToImagePipeline": "vqvae", "LDMClassConditionalPipeline": "vqvae"}
+VAE_COMPONENTS = {
+    "LDMTextToImagePipeline": "vqvae",
+    "LDMClassConditionalPipeline": "vqvae",
+    "KandinskyV22Pipeline": "movq",
+    "KandinskyV22Img2ImgPipeline": "movq",
+}
 # Folders of the networks that guide. model_index.json does not name them; diffusers has no such.
 CLASSIFIER = "classifier"
 CLIP = "clip"
@@ -48,8 +53,17 @@ AUXILIARY_COMPONENTS = (CLASSIFIER, CLIP)
 PREPROCESSOR = "preprocessor_config.json"  # how images are made ready for CLIP
 # Schedules of the noise that is added to images that a network takes beside its latents.
 NOISING_SCHEDULERS = ("low_res_scheduler", "image_noising_scheduler")
-# Not part of drawing an image from words: a filter of results, its image preprocessing, a mark.
-SKIPPED = ("safety_checker", "feature_extractor", "watermarker")
+# Not part of drawing an image from words: a filter of results, and a mark.
+SKIPPED = ("safety_checker", "watermarker")
+# How images are made ready for an image encoder, or else for the filter of results.
+IMAGE_PROCESSORS = ("feature_extractor", "image_processor")
+IMAGE_PROCESSOR_CLASSES = (
+    "CLIPImageProcessor",
+    "CLIPFeatureExtractor",
+    "CLIPImageProcessorFast",
+    "CLIPImageProcessorPil",
+)
+IMAGE_ENCODER = "image_encoder"
 # Components that these classes want to see named, if only as absent.
 NAMED = ("feature_extractor", "image_encoder", "safety_checker")
 # Pipeline classes whose components have other names than that of the model.
@@ -69,6 +83,8 @@ class PipelineComponents:
     # the configs of NOISING_SCHEDULERS
     noising_schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tokenizers: Mapping[str, TokenizerFiles] = field(default_factory=dict)
+    # preprocessor_config.json of those of IMAGE_PROCESSORS that an image encoder needs
+    image_processors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     class_name: str = "StableDiffusionPipeline"  # without the prefix of former Flax classes
     options: Mapping[str, Any] = field(default_factory=dict)  # plain values of model_index.json
     absent: tuple[str, ...] = ()  # components named but not there, or skipped
@@ -111,6 +127,11 @@ def read_pipeline(
         for name, cls in classes.items()
         if cls and "Tokenizer" in cls
     }
+    image_processors = {
+        name: read_object(folder / name / PREPROCESSOR)
+        for name in IMAGE_PROCESSORS
+        if classes.get(name)
+    }
     scheduler, noising = _scheduler(folder, classes), _noising_schedulers(folder, classes)
     defaults = read_object(folder / DEFAULTS) if (folder / DEFAULTS).exists() else {}
     defaults = rename_settings(defaults, source=str(folder / DEFAULTS))
@@ -138,6 +159,7 @@ def read_pipeline(
         scheduler=scheduler,
         noising_schedulers=noising,
         tokenizers=tokenizers,
+        image_processors=image_processors,
         options=plain_values(index),
         absent=tuple(name for name, cls in classes.items() if cls is None),
         defaults=defaults,
@@ -211,6 +233,9 @@ def write_pipeline(
             write_files(new / name, component, dtype=dtype, flax=flax)
         for name, tokenizer in parts.tokenizers.items():
             write_tokenizer(new / name, tokenizer)
+        for name, config in parts.image_processors.items():
+            (new / name).mkdir()
+            write_object(new / name / PREPROCESSOR, config)
         for name, config in {SCHEDULER: scheduler, **parts.noising_schedulers}.items():
             (new / name).mkdir()
             write_object(new / name / SCHEDULER_CONFIG, config)
@@ -251,9 +276,12 @@ def plain_values(index: Mapping[str, Any]) -> dict[str, Any]:
 def component_classes(index: Mapping[str, Any], source: str) -> dict[str, str | None]:
     """The class of every component, None for one that is absent or skipped.
 
+    An image processor without an image encoder, which is that of the filter of results, is skipped.
     Raises InputError for a class that is not known here.
     """
     classes: dict[str, str | None] = {}
+    sees = index.get(IMAGE_ENCODER) not in (None, [None, None])
+    skipped = SKIPPED if sees else (*SKIPPED, *IMAGE_PROCESSORS)
     for name, value in _entries(index).items():
         if not isinstance(value, list):
             continue
@@ -264,11 +292,13 @@ def component_classes(index: Mapping[str, Any], source: str) -> dict[str, str | 
             raise InputError(
                 f"{source}: got {name!r:.80}: {value!r:.80}, expected [library, class]"
             )
-        if name in SKIPPED or value[1] is None:
+        if name in skipped or value[1] is None:
             classes[name] = None
             continue
         cls = present_name(str(value[1]))
-        if name not in (SCHEDULER, *NOISING_SCHEDULERS) and "Tokenizer" not in cls:
+        if name in IMAGE_PROCESSORS:
+            one_of(f"{source}: {name}: class", cls, IMAGE_PROCESSOR_CLASSES)
+        elif name not in (SCHEDULER, *NOISING_SCHEDULERS) and "Tokenizer" not in cls:
             one_of(f"{source}: {name}: class", cls, MODEL_CLASSES)
         classes[name] = cls
     return classes
@@ -298,6 +328,7 @@ def _index_of(parts: PipelineComponents) -> dict[str, Any]:
         index[name] = [kind.module_name or kind.library, kind.name]
     for name, tokenizer in parts.tokenizers.items():
         index[name] = ["transformers", tokenizer.class_name]
+    index |= {name: ["transformers", IMAGE_PROCESSOR_CLASSES[0]] for name in parts.image_processors}
     for name, config in {SCHEDULER: parts.scheduler, **parts.noising_schedulers}.items():
         scheduler = config.get("_class_name")
         if not isinstance(scheduler, str):

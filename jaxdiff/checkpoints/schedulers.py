@@ -19,6 +19,8 @@ from jaxdiff.diffusion.denoising import PREDICTION_TYPES
 from jaxdiff.diffusion.grids import SIGMA_SCHEDULES, TIMESTEP_SPACINGS
 from jaxdiff.diffusion.schedules import EDMSchedule, FlowSchedule, Schedule, VPSchedule
 
+UNCLIP = "UnCLIPScheduler"
+
 # For classes of diffusers the samplers that they stand for, with the values that options of theirs
 # must have. Where one is not given the class takes the first value of the first sampler.
 Options = Mapping[str, tuple[Any, ...]]
@@ -33,6 +35,10 @@ SCHEDULERS: dict[str, dict[str, Options]] = {
         "ddpm:variance=fixed_large": {"variance_type": ("fixed_large",)},
         "ddpm:variance=learned_range": {"variance_type": ("learned_range",)},
         "ddpm:variance=learned": {"variance_type": ("learned",)},
+    },
+    UNCLIP: {
+        "ddpm": {"variance_type": ("fixed_small_log",)},
+        "ddpm:variance=learned_range": {"variance_type": ("learned_range",)},
     },
     "DDIMScheduler": {"ddim": {}},
     "PNDMScheduler": {
@@ -101,11 +107,13 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "KDPM2AncestralDiscreteScheduler": _HEUN,
     "LCMScheduler": {**_HEUN, "beta_schedule": "scaled_linear"},
     "TCDScheduler": {**_HEUN, "beta_schedule": "scaled_linear"},
+    UNCLIP: {"beta_schedule": "squaredcos_cap_v2"},
 }
 # Classes whose samplers clip the image of every step to [-1, 1] in diffusers, and whether they do
 # where `clip_sample` is missing.
 CLIPS_BY_DEFAULT = {
     "DDPMScheduler": True,
+    UNCLIP: True,
     "DDIMScheduler": True,
     "HeunDiscreteScheduler": False,
     "LCMScheduler": False,
@@ -310,6 +318,8 @@ class SchedulerOptions:
         values = {k: v for k, v in config.items() if k in names and v is not None}
         if pipeline_class.startswith(TRAILING_PIPELINES):
             values["timestep_spacing"] = "trailing"
+        if scheduler_class(config) == UNCLIP:
+            values["timestep_spacing"] = "linspace"
         if pipeline_class in CORRECTING_PIPELINES:
             values["steps_offset"] = 1
         curves = [name for name in SIGMA_SCHEDULES if config.get(f"use_{name}_sigmas")]

@@ -15,6 +15,7 @@ WHOLE = "tokenizer.json"
 CLASSES = {
     "CLIPTokenizer": ("vocab.json", "merges.txt"),
     "T5Tokenizer": ("spiece.model",),
+    "XLMRobertaTokenizer": ("sentencepiece.bpe.model",),
     "BertTokenizer": ("vocab.txt",),
     "GPT2Tokenizer": ("vocab.json", "merges.txt"),
 }

@@ -1,4 +1,4 @@
-"""Tokenizers of the files of CLIP, T5, BERT and GPT-2.
+"""Tokenizers of the files of CLIP, T5, XLM-RoBERTa, BERT and GPT-2.
 
 transformers, which they are made of, is imported where one is made: that takes most of a second.
 """
@@ -16,7 +16,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.text import decode_text
 from jaxdiff.core.types import Int, NDArray
 from jaxdiff.core.validate import in_range, one_of
-from jaxdiff.data.sentencepiece import read_sentencepiece
+from jaxdiff.data.sentencepiece import SentencePieceModel, read_sentencepiece
 
 UNLIMITED = 1 << 20  # a model_max_length above this is transformers' way to say "not set"
 
@@ -74,10 +74,12 @@ class TextTokenizer(Protocol):
         ...
 
 
+SETTINGS = "tokenizer_config.json"
 # Of each class the file of its vocabulary in folders without tokenizer.json.
 VOCABULARIES = {
     "CLIPTokenizer": "vocab.json",
     "T5Tokenizer": "spiece.model",
+    "XLMRobertaTokenizer": "sentencepiece.bpe.model",
     "BertTokenizer": "vocab.txt",
     "GPT2Tokenizer": "vocab.json",
 }
@@ -98,8 +100,8 @@ def load_tokenizer(
             f"{folder}: got no tokenizer, expected {vocabulary.name} or tokenizer.json"
         )
     try:
-        if name == "T5Tokenizer" and not whole:
-            tokenizer = _t5(folder)
+        if name in _SENTENCEPIECE and not whole:
+            tokenizer = _SENTENCEPIECE[name](folder)
         else:
             tokenizer = tokenizer_class(name).from_pretrained(str(folder), local_files_only=True)
         tokenizer(str(tokenizer.unk_token_id))  # to see that it works
@@ -116,16 +118,8 @@ def load_tokenizer(
 
 def _t5(folder: pathlib.Path) -> Any:
     """T5's tokenizer of spiece.model: its pieces, and behind them the sentinels, the last first."""
-    model = read_sentencepiece(folder / VOCABULARIES["T5Tokenizer"])
-    if model.unknown != 2:
-        raise InputError(
-            f"{folder}: got the unknown piece at {model.unknown}, expected 2, as T5's models have"
-        )
-    settings, added = {}, {}
-    for name, values in (("tokenizer_config.json", settings), ("added_tokens.json", added)):
-        path = folder / name
-        if path.is_file():
-            values |= json.loads(decode_text(path.read_bytes(), str(path)))
+    model = _pieces(folder, "T5Tokenizer", unknown=2)
+    settings, added = (_json(folder / name) for name in (SETTINGS, "added_tokens.json"))
     count = settings.get("extra_ids", 100)
     sentinels = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(count))]
     tokenizer = tokenizer_class("T5Tokenizer")(
@@ -136,6 +130,36 @@ def _t5(folder: pathlib.Path) -> Any:
     )
     tokenizer.add_tokens(sorted(added.keys() - tokenizer.get_vocab(), key=lambda t: added[t]))
     return tokenizer
+
+
+def _xlm_roberta(folder: pathlib.Path) -> Any:
+    """XLM-RoBERTa's tokenizer of sentencepiece.bpe.model, which has pieces from the id 4 on."""
+    model = _pieces(folder, "XLMRobertaTokenizer", unknown=0)
+    first = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    return tokenizer_class("XLMRobertaTokenizer")(
+        vocab=[*first, *model.pieces[3:], ("<mask>", 0.0)],
+        _spm_precompiled_charsmap=model.characters or None,
+        model_max_length=_json(folder / SETTINGS).get("model_max_length", UNLIMITED + 1),
+    )
+
+
+_SENTENCEPIECE = {"T5Tokenizer": _t5, "XLMRobertaTokenizer": _xlm_roberta}
+
+
+def _pieces(folder: pathlib.Path, name: str, *, unknown: int) -> SentencePieceModel:
+    """The model of the class `name`; InputError unless its unknown piece is at `unknown`."""
+    model = read_sentencepiece(folder / VOCABULARIES[name])
+    if model.unknown != unknown:
+        raise InputError(
+            f"{folder}: got the unknown piece at {model.unknown}, expected {unknown}, as "
+            f"{name.removesuffix('Tokenizer')}'s models have"
+        )
+    return model
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file, empty if there is no file."""
+    return json.loads(decode_text(path.read_bytes(), str(path))) if path.is_file() else {}
 
 
 def tokenize(tokenizer: TextTokenizer, texts: Sequence[str]) -> Int[NDArray, "b n"]:

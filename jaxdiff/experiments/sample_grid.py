@@ -37,18 +37,17 @@ def sampling_inputs(
 
     A network that enlarges images gets `images`, smaller and with noise of the model's level.
     """
-    codec = base.codec.config
-    shape = side // codec.downscale, side // codec.downscale, codec.latent_channels
+    shape = base.codec.latent_shape(side, side)
     noise = np.asarray(initial_noise(per_sample_keys(range(count)), shape))
     sizes = np.tile(np.array([[side, side, 0, 0, side, side]], np.float32), (count, 1))
     inputs = {"noise": noise, "time_ids": sizes}
     if images is None or not base.family.enlarges:
         return inputs
-    return inputs | _low_resolution(base, images(), shape[:2])
+    return inputs | _low_resolution(base, images(), shape[:-1])
 
 
 def _low_resolution(
-    base: BaseModel, images: Float[NDArray, "b h w 3"], latent_size: tuple[int, int]
+    base: BaseModel, images: Float[NDArray, "b h w 3"], latent_size: tuple[int, ...]
 ) -> dict[str, NDArray]:
     factor = base.codec.config.downscale
     factor = base.objective.enlargement if factor == 1 else factor

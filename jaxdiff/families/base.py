@@ -103,6 +103,9 @@ class Family:
     network_class: type[nnx.Module]
     adapter: Callable[..., Any]  # (module, prediction type) -> its adapter
     latent_codec: str | None = "vae"  # the component; None: the network denoises pixels
+    # the denoising network -> the codec of the embeddings of images that it generates; None: it
+    # generates images
+    embeddings: Callable[[Any], LatentCodec] | None = None
     latent_multiple: int = 1  # sides of latents are multiples of it
     latent_limit: int | None = None  # the longest side of latents with positions; None: no limit
     # scheduler_config.json -> the noise schedule, and what the network predicts
@@ -118,7 +121,9 @@ class Family:
     extras: tuple[Extra, ...] = ()
 
     def codec(self, modules: Mapping[str, Any]) -> LatentCodec:
-        """The latent codec among `modules` by component, or that of pixels."""
+        """The latent codec among `modules` by component, or that of pixels or embeddings."""
+        if self.embeddings is not None:
+            return self.embeddings(modules[self.network])
         return Pixels() if self.latent_codec is None else modules[self.latent_codec]
 
     @property

@@ -56,7 +56,7 @@ class ExtraInputs:
     latents: Float[NDArray, "b h w c"] | None = None  # scaled, instead of the image
     mask: Float[NDArray, "b h2 w2 1"] | None = None  # 1 where the image is repainted
     low_resolution: Float[NDArray, "b h3 w3 3"] | None = None  # the image to enlarge, in [-1, 1]
-    latent_size: tuple[int, int]  # height and width of the latents
+    latent_size: tuple[int, ...]  # height and width of the latents, where they have them
     # a shape -> for each image standard normal noise, which is not that of its latents
     noise: Callable[[tuple[int, ...]], Float[NDArray, "b *d"]]
     # images in [-1, 1] -> scaled latents, and a mask of pixels -> of latents

@@ -71,7 +71,7 @@ class LowResolution(_Channels):
         return jnp.asarray(self._enlarged(batch[LOW_RESOLUTION], (height, width)))
 
     def _enlarged(
-        self, image: Float[Array | NDArray, "b h3 w3 3"], size: tuple[int, int]
+        self, image: Float[Array | NDArray, "b h3 w3 3"], size: tuple[int, ...]
     ) -> Float[Array | NDArray, "b h w 3"]:
         rounded = ((image.clip(-1, 1) + 1) * 127.5).round() / 127.5 - 1
         return resize_bilinear(rounded, size, align_corners=False)

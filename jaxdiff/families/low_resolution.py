@@ -114,7 +114,7 @@ def noising_schedule(options: Mapping[str, Any], scheduler: str, source: str) ->
 
 
 def resize_bilinear(
-    images: Float[Array | NDArray, "b h w c"], size: tuple[int, int], *, align_corners: bool = True
+    images: Float[Array | NDArray, "b h w c"], size: tuple[int, ...], *, align_corners: bool = True
 ) -> Float[Array | NDArray, "b h2 w2 c"]:
     """Images at another size, as PyTorch does it: with corners on corners, or edges on edges."""
     for axis, length in zip((1, 2), size, strict=True):

@@ -24,7 +24,8 @@ def accepted_options(family: Family, options: Mapping[str, Any]) -> dict[str, An
     for name, given in options.items():
         value = tuple(given) if isinstance(given, list) else given
         known[one_of("option", name, known)].check(name, value)
-        if value is None or value == known[name].default:
+        default = known[name].default
+        if value is None or (default is not None and value == default):
             continue
         if name in family.options:
             accepted[name] = value

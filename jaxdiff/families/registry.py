@@ -10,6 +10,7 @@ from jaxdiff.families import (
     dit,
     flux,
     glide,
+    kandinsky,
     latent_diffusion,
     pixart,
     pixel_diffusion,
@@ -38,6 +39,7 @@ FAMILY_MODULES: tuple[ModuleType, ...] = (
     pixel_diffusion,
     stable_diffusion_upscale,
     glide,
+    kandinsky,
 )
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES

@@ -19,6 +19,7 @@ from jaxdiff.core.validate import in_range
 from jaxdiff.generation.png_files import file_digest
 from jaxdiff.guidance.base import parse
 from jaxdiff.models.build import param_dict
+from jaxdiff.pipeline.embedding_decoder import check_stages, following_stage
 from jaxdiff.pipeline.request import check_options
 from jaxdiff.pipeline.stages import (
     MAX_ENLARGEMENT,
@@ -27,7 +28,6 @@ from jaxdiff.pipeline.stages import (
     HiresFix,
     Refiner,
     Stage,
-    SuperResolution,
 )
 
 
@@ -137,7 +137,8 @@ def _number(text: str) -> Any:
 class StageOptions:
     """What follows the model that begins.
 
-    First a hires fix, or a refiner that takes over, and then models that enlarge the images.
+    First a hires fix, or a refiner that takes over, and then models that enlarge the images, or
+    make them of the embeddings of a prior.
     """
 
     hires_scale: float | None = None  # None: no hires fix
@@ -160,10 +161,19 @@ class StageOptions:
     def stages(self, pipe: Any, dtype: str | None) -> list[Stage]:
         """The stages that follow `pipe`, their models loaded."""
         enlarging = [
-            SuperResolution(jaxdiff.load(path, dtype, mesh=pipe.mesh, offload=pipe.offload), own)
+            following_stage(
+                jaxdiff.load(path, dtype, mesh=pipe.mesh, offload=pipe.offload), pipe, own
+            )
             for path, own in map(enlarging_model, self.then)
         ]
-        return [*self._of_latents(pipe, dtype), *enlarging]
+        stages = [*self._of_latents(pipe, dtype), *enlarging]
+        if pipe.family.embeddings is not None and not stages:
+            raise InputError(
+                f"model: got {pipe.family.name} alone, which generates embeddings, expected --then "
+                "DECODER"
+            )
+        check_stages(pipe, stages)
+        return stages
 
     def _of_latents(self, pipe: Any, dtype: str | None) -> list[Stage]:
         """The hires fix or the refiner."""

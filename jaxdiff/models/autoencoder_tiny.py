@@ -14,7 +14,7 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float
 from jaxdiff.core.validate import check_shape, one_of, positive
-from jaxdiff.models.latent_codec import check_images
+from jaxdiff.models.latent_codec import SpatialCodec, check_images
 from jaxdiff.nn.activations import ACTIVATIONS, activation
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import resize_nearest
@@ -164,7 +164,7 @@ class DecoderTiny(nnx.Module):
         return 2 * _apply(self.layers, limited).astype(jnp.float32) - 1
 
 
-class AutoencoderTiny(nnx.Module):
+class AutoencoderTiny(SpatialCodec):
     """The VAE: images in [-1, 1] to and from latents of 1/downscale the resolution."""
 
     def __init__(

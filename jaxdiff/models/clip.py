@@ -117,7 +117,8 @@ class TextTransformer(nnx.Module):
         whole = self.final_layer_norm(states[-1])
         last = whole if skip == 0 else self.final_layer_norm(states[-1 - skip])
         pooled = jnp.take_along_axis(whole, self._end(ids)[:, None, None], axis=1)[:, 0]
-        return TextFeatures(last, states[-2 - skip], pooled)
+        mask = jnp.arange(ids.shape[1])[None] <= self._end(ids)[:, None]
+        return TextFeatures(last, states[-2 - skip], pooled, mask)
 
     def _end(self, ids: Int[Array, "b n"]) -> Int[Array, "b"]:
         """Position of the end-of-text token.

@@ -1,4 +1,4 @@
-"""What a latent codec is, and pixels: the codec of networks that denoise images themselves."""
+"""What a latent codec is; those without a network: pixels, and embeddings of images."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -17,6 +17,10 @@ class LatentCodec(Protocol):
 
     config: Any  # with `downscale`, pixels along the side of one latent, and `latent_channels`
 
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of the latents of an image of so many pixels."""
+        ...
+
     def encode(
         self, images: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b h2 w2 z"], Float[Array, "b h2 w2 z"] | None]:
@@ -27,24 +31,36 @@ class LatentCodec(Protocol):
         """Images, not clipped, of unscaled latents."""
         ...
 
-    def scale(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
+    def scale(self, z: Float[Array, "b *space z"]) -> Float[Array, "b *space z"]:
         """Unscaled latents to what the diffusion model sees, about unit variance."""
         ...
 
-    def unscale(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
+    def unscale(self, z: Float[Array, "b *space z"]) -> Float[Array, "b *space z"]:
         """The inverse of `scale`."""
         ...
 
 
-class _PixelsConfig(NamedTuple):
+class SpatialCodec(nnx.Module):
+    """A codec whose latents are images of their own, (h, w, c)."""
+
+    config: Any
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Height, width and channels of the latents of an image of so many pixels."""
+        downscale = self.config.downscale
+        return height // downscale, width // downscale, self.config.latent_channels
+
+
+class _CodecConfig(NamedTuple):
     downscale: int = 1
     latent_channels: int = 3
+    force_upcast: bool = False
 
 
-class Pixels(nnx.Module):
+class Pixels(SpatialCodec):
     """The codec without weights whose latents are the images in [-1, 1] themselves."""
 
-    config = _PixelsConfig()
+    config = _CodecConfig()
 
     def encode(self, images: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w c"], None]:
         """The images."""
@@ -55,6 +71,41 @@ class Pixels(nnx.Module):
         return z
 
     scale = unscale = decode
+
+
+class ImageEmbeddings(nnx.Module):
+    """The codec of networks that denoise embeddings of images (d,), whose latents are normalised.
+
+    `mean` and `std` (1, d) are those of the embeddings. There are no images to encode or decode.
+    """
+
+    def __init__(self, mean: nnx.Param, std: nnx.Param):
+        self.config = _CodecConfig(latent_channels=mean.shape[-1])
+        self.mean, self.std = mean, std
+
+    def latent_shape(self, height: int, width: int) -> tuple[int]:
+        """The width of an embedding, whatever the size of the image."""
+        del height, width
+        return (self.config.latent_channels,)
+
+    def encode(self, images: Array) -> tuple[Array, None]:
+        """InputError: a network makes embeddings of images."""
+        del images
+        raise InputError("image: got one for a model that generates embeddings, expected none")
+
+    def decode(self, z: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        """The embeddings."""
+        return z
+
+    def scale(self, z: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        """Embeddings of zero mean and unit variance, in float32."""
+        mean, std = (each[...].astype(jnp.float32) for each in (self.mean, self.std))
+        return (z.astype(jnp.float32) - mean) / std
+
+    def unscale(self, z: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        """The inverse of `scale`."""
+        mean, std = (each[...].astype(jnp.float32) for each in (self.mean, self.std))
+        return z.astype(jnp.float32) * std + mean
 
 
 def check_images(images: Float[Array, "b h w c"], channels: int, downscale: int) -> None:

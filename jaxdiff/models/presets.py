@@ -14,8 +14,8 @@ from jaxdiff.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConf
 from jaxdiff.models.build import abstract
 from jaxdiff.models.chroma.config import ChromaTransformer2DConfig
 from jaxdiff.models.chroma.module import ChromaTransformer2DModel
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.clip_config import CLIPTextConfig
+from jaxdiff.models.clip import CLIPTextModel, CLIPVisionModel
+from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
@@ -24,6 +24,8 @@ from jaxdiff.models.glide_text.config import GlideTextConfig
 from jaxdiff.models.glide_text.module import GlideTextModel
 from jaxdiff.models.ldm_bert.config import LDMBertConfig
 from jaxdiff.models.ldm_bert.module import LDMBertModel
+from jaxdiff.models.multilingual_clip.config import MultilingualCLIPConfig
+from jaxdiff.models.multilingual_clip.module import MultilingualCLIP
 from jaxdiff.models.prior.config import PriorTransformerConfig
 from jaxdiff.models.prior.module import PriorTransformer
 from jaxdiff.models.sd3.config import SD3Transformer2DConfig
@@ -131,6 +133,16 @@ def _text(source: str, parameters: int, *, with_projection: bool = False, **fiel
         source=source,
         parameters=parameters,
         options={"with_projection": with_projection},
+    )
+
+
+def _image(source: str, parameters: int, **fields: Any) -> Preset:
+    return Preset(
+        cls=CLIPVisionModel,
+        config=CLIPVisionConfig(num_attention_heads=16, patch_size=14, **fields),
+        source=f"{source}/image_encoder",
+        parameters=parameters,
+        options={"with_projection": True},
     )
 
 
@@ -417,6 +429,21 @@ VAES: dict[str, Preset] = {
         source=_LDM_CLASSES,
         parameters=55_322_782,
     ),
+    "kandinsky-movq": Preset(
+        cls=VQModel,
+        config=VQModelConfig(
+            block_out_channels=(128, 256, 256, 512),
+            down_block_types=(*("DownEncoderBlock2D",) * 3, "AttnDownEncoderBlock2D"),
+            up_block_types=("AttnUpDecoderBlock2D", *("UpDecoderBlock2D",) * 3),
+            layers_per_block=2,
+            latent_channels=4,
+            num_vq_embeddings=16384,
+            vq_embed_dim=4,
+            norm_type="spatial",
+        ),
+        source="kandinsky-community/kandinsky-2-2-decoder/movq",
+        parameters=67_832_495,
+    ),
     "taesd": _tiny("madebyollin/taesd", 2_445_063),
     "taef1": _tiny("madebyollin/taef1", 2_458_899, latent_channels=16),
 }
@@ -481,6 +508,51 @@ TEXT_ENCODERS["glide"] = Preset(
     parameters=76_695_808,
 )
 
+TEXT_ENCODERS["kandinsky21-mclip"] = Preset(
+    cls=MultilingualCLIP,
+    config=MultilingualCLIPConfig(
+        vocab_size=250002,
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+    ),
+    source="kandinsky-community/kandinsky-2-1/text_encoder",
+    parameters=560_677_632,
+)
+
+IMAGE_ENCODERS: dict[str, Preset] = {
+    "clip-l": _image(
+        "kandinsky-community/kandinsky-2-1-prior",
+        303_966_208,
+        hidden_size=1024,
+        intermediate_size=4096,
+        projection_dim=768,
+        num_hidden_layers=24,
+    ),
+    "openclip-h": _image(
+        _SD21 + "-unclip",
+        632_076_800,
+        hidden_size=1280,
+        intermediate_size=5120,
+        projection_dim=1024,
+        num_hidden_layers=32,
+        hidden_act="gelu",
+    ),
+    "openclip-bigg": _image(
+        "kandinsky-community/kandinsky-2-2-prior",
+        1_844_907_264,
+        hidden_size=1664,
+        intermediate_size=8192,
+        projection_dim=1280,
+        num_hidden_layers=48,
+        hidden_act="gelu",
+    ),
+}
+
 PRIORS: dict[str, Preset] = {
     "kandinsky21": Preset(
         cls=PriorTransformer,
@@ -518,6 +590,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "transformer": TRANSFORMERS,
     "vae": VAES,
     "text": TEXT_ENCODERS,
+    "image": IMAGE_ENCODERS,
 }
 
 

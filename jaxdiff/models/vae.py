@@ -10,7 +10,7 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float
 from jaxdiff.core.validate import check_shape, one_of, positive
-from jaxdiff.models.latent_codec import check_images
+from jaxdiff.models.latent_codec import SpatialCodec, check_images
 from jaxdiff.nn.activations import ACTIVATIONS, activation
 from jaxdiff.nn.layers import LayerFactory
 from jaxdiff.nn.resnet import Downsample, ResnetBlock, Upsample
@@ -19,6 +19,9 @@ from jaxdiff.nn.unet_2d_blocks import DownBlock2D, MidBlock2D, UpBlock2D
 
 EPS = 1e-6  # of every norm; diffusers fixes it in code, not in the config
 LOGVAR_RANGE = (-30.0, 20.0)
+# The stages of encoder and decoder, and whether attention follows each of their residual blocks.
+DOWN_BLOCKS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
+UP_BLOCKS = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,15 +55,12 @@ class AutoencoderKLConfig:
     def __post_init__(self) -> None:
         """Refuse what AutoencoderKL cannot do."""
         stages = len(self.block_out_channels)
-        for name, kind in (
-            ("down_block_types", "DownEncoderBlock2D"),
-            ("up_block_types", "UpDecoderBlock2D"),
-        ):
+        for name, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             types = getattr(self, name)
             if len(types) != stages:
                 raise InputError(f"{name}: got {len(types)} blocks, expected {stages}")
             for block in types:
-                one_of(name, block, [kind])
+                one_of(name, block, kinds)
         one_of("act_fn", self.act_fn, ACTIVATIONS)
         for name in ("in_channels", "out_channels", "layers_per_block", "latent_channels"):
             positive(name, getattr(self, name))
@@ -99,14 +99,18 @@ def _resnets(config: AutoencoderKLConfig, n_in: int, n_out: int, count: int, lay
     ]
 
 
+def _attentions(config: AutoencoderKLConfig, channels: int, count: int, layers: LayerFactory):
+    groups = config.norm_num_groups
+    return [
+        SpatialSelfAttention(channels, layers=layers, heads=1, groups=groups, eps=EPS)
+        for _ in range(count)
+    ]
+
+
 def _mid(config: AutoencoderKLConfig, layers: LayerFactory) -> MidBlock2D:
     c = config.block_out_channels[-1]
-    attention = SpatialSelfAttention(
-        c, layers=layers, heads=1, groups=config.norm_num_groups, eps=EPS
-    )
-    return MidBlock2D(
-        _resnets(config, c, c, 2, layers), [attention] if config.mid_block_add_attention else None
-    )
+    attentions = _attentions(config, c, int(config.mid_block_add_attention), layers)
+    return MidBlock2D(_resnets(config, c, c, 2, layers), attentions)
 
 
 class Encoder(nnx.Module):
@@ -119,10 +123,12 @@ class Encoder(nnx.Module):
         self.conv_in = layers.conv(config.in_channels, channels[0], 3)
         self.down_blocks = nnx.List()
         for i, (n_in, n_out) in enumerate(zip((channels[0], *channels), channels, strict=False)):
-            last = i == len(channels) - 1
+            last, count = i == len(channels) - 1, config.layers_per_block
+            attentions = count if DOWN_BLOCKS[config.down_block_types[i]] else 0
             self.down_blocks.append(
                 DownBlock2D(
-                    _resnets(config, n_in, n_out, config.layers_per_block, layers),
+                    _resnets(config, n_in, n_out, count, layers),
+                    _attentions(config, n_out, attentions, layers),
                     downsampler=None if last else Downsample(n_out, layers=layers, padding=0),
                 )
             )
@@ -148,10 +154,12 @@ class Decoder(nnx.Module):
         self.mid_block = _mid(config, layers)
         self.up_blocks = nnx.List()
         for i, (n_in, n_out) in enumerate(zip((channels[0], *channels), channels, strict=False)):
-            last = i == len(channels) - 1
+            last, count = i == len(channels) - 1, config.layers_per_block + 1
+            attentions = count if UP_BLOCKS[config.up_block_types[i]] else 0
             self.up_blocks.append(
                 UpBlock2D(
-                    _resnets(config, n_in, n_out, config.layers_per_block + 1, layers),
+                    _resnets(config, n_in, n_out, count, layers),
+                    _attentions(config, n_out, attentions, layers),
                     upsampler=None if last else Upsample(n_out, layers=layers),
                 )
             )
@@ -170,7 +178,7 @@ class Decoder(nnx.Module):
         return self.conv_out(self.features(z))
 
 
-class AutoencoderKL(nnx.Module):
+class AutoencoderKL(SpatialCodec):
     """The VAE: images in [-1, 1] to and from latents of 1/downscale the resolution."""
 
     def __init__(

@@ -50,6 +50,12 @@ T5: Rules = (
     (r"embedding$", FSDP_ONLY),
     (r"kernel$", FSDP_ONLY),
 )
+BERT: Rules = (
+    (r"\.(query|key|value|intermediate\.dense)\.kernel$", COLUMN_PARALLEL),
+    (r"\.output\.dense\.kernel$", ROW_PARALLEL),
+    (r"embeddings?$", FSDP_ONLY),
+    (r"kernel$", FSDP_ONLY),
+)
 # The linear layers of adaptive norms, whose outputs are shifts, scales and gates.
 MODULATION: Rules = ((r"\.(norm\w*|adaln_single)\.linear\.kernel$", COLUMN_PARALLEL),)
 DIT: Rules = (
@@ -73,7 +79,7 @@ FLUX: Rules = (
 )
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
 # For weights of several models, which share no names but these.
-ANY: Rules = (*UNET[:2], *FLUX[:3], *T5[:2], *CLIP, *MMDIT[3:])
+ANY: Rules = (*UNET[:2], *FLUX[:3], *T5[:2], *BERT[:2], *CLIP, *MMDIT[3:])
 
 
 def spec(

@@ -20,6 +20,7 @@ from jaxdiff.diffusion.schedules import FlowSchedule, Schedule
 from jaxdiff.families.base import Family
 from jaxdiff.families.extras import ExtraInputs
 from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream, parse
+from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
 from jaxdiff.pipeline.classifier_guidance import GuidanceTargets
 from jaxdiff.pipeline.compiled_model import (
@@ -53,13 +54,16 @@ class ModelFacts(NamedTuple):
     schedule: Schedule
     scheduler_options: SchedulerOptions
     network: Any  # the adapter of the denoiser
-    vae_scale_factor: int
-    latent_channels: int
+    codec: LatentCodec  # of which only the config counts
 
-    def latent_shape(self, request: Request) -> tuple[int, int, int]:
-        """Height, width and channels of the latents of an image."""
-        downscale = self.vae_scale_factor
-        return request.height // downscale, request.width // downscale, self.latent_channels
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels along the side of one latent."""
+        return self.codec.config.downscale
+
+    def latent_shape(self, request: Request) -> tuple[int, ...]:
+        """The shape of the latents of an image: height, width and channels."""
+        return self.codec.latent_shape(request.height, request.width)
 
     def grid(self, requests: Sequence[Request]) -> TimestepGrid:
         """The timestep grid of each image, with the steps to run, on the host."""
@@ -269,7 +273,7 @@ class ImageGenerator:
                     images, finite = self.decode(latents, tile)
             else:
                 images = self._stages.gather(latents)
-                finite = np.all(np.isfinite(images), axis=(1, 2, 3))
+                finite = np.isfinite(images).reshape(len(images), -1).all(axis=1)
             yield BatchResult(
                 numbers=numbers,
                 images=images[: len(batch)],
@@ -315,7 +319,8 @@ class ImageGenerator:
         scale = handover_scale(inputs.grid, np.asarray(inputs.grid.last), batch)
         if np.all(scale == 1):
             return latents
-        return self._stages.shard(self._stages.gather(latents) / scale[:, None, None, None])
+        whole = self._stages.gather(latents)
+        return self._stages.shard(whole / scale.reshape(-1, *(1,) * (whole.ndim - 1)))
 
     def _readers(self, rule: Guidance) -> list[tuple[PromptTokenizers, list[Stream]]]:
         """The tokenizers of each network of a rule, and the streams that it computes."""
@@ -361,7 +366,7 @@ class ImageGenerator:
 
     def _denoise(
         self, inputs: BatchInputs, run: Run
-    ) -> tuple[BatchArray, Float[NDArray, "b n 2 h w c"]]:
+    ) -> tuple[BatchArray, Float[NDArray, "b n 2 *d"]]:
         """The final latents, still on the devices, and x and D of the intermediate steps."""
         with run.timer("encode_s"):
             conditioning, latents, mask = self._conditioning(inputs, run)
@@ -428,7 +433,7 @@ class ImageGenerator:
             latents=initial.latents,
             mask=initial.masks,
             low_resolution=initial.low_resolution,
-            latent_size=self._facts.latent_shape(request)[:2],
+            latent_size=self._facts.latent_shape(request)[:-1],
             noise=lambda shape: self._stages.gather(
                 self._stages.noise(inputs.keys, shape, step=EXTRA_NOISE_STEP)
             ),
@@ -438,8 +443,11 @@ class ImageGenerator:
 
     def decode(
         self, latents: BatchArray, tile: int | None
-    ) -> tuple[UInt8[NDArray, "b h2 w2 3"], Bool[NDArray, "b"]]:
-        """Images of latents on the devices, and which are finite; tiles are blended on the host."""
+    ) -> tuple[UInt8[NDArray, "b h2 w2 3"] | Float[NDArray, "b d"], Bool[NDArray, "b"]]:
+        """What latents on the devices decode to, and which of it is finite.
+
+        Tiles are blended on the host.
+        """
         if tile is not None:
             return decode_tiles(self._stages, latents, tile, self._downscale)
         images, finite = self._stages.decode(latents)

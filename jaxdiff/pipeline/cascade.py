@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
+from jaxdiff.pipeline.embedding_decoder import check_stages, following_stage
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.output import Output, Settings
 from jaxdiff.pipeline.pipeline import Pipeline
@@ -14,7 +15,6 @@ from jaxdiff.pipeline.stages import (
     HiresFix,
     Refiner,
     Stage,
-    SuperResolution,
     first_requests,
     output_for,
     run_stages,
@@ -26,15 +26,17 @@ _SETTINGS = Settings.__dataclass_fields__.keys() - {"output"}
 class Cascade:
     """A model and what follows it: models that enlarge images, hires fixes, refiners.
 
-    `stages` are `Stage`s, or models that enlarge the images of the one before, such as the second
-    and third of DeepFloyd IF. InputError for a model that does not.
+    `stages` are `Stage`s, or models: those that enlarge the images of the one before, such as the
+    second and third of DeepFloyd IF, and decoders of the embeddings of a prior, as Kandinsky has
+    them. InputError for other models.
     """
 
     def __init__(self, first: Pipeline, *stages: Pipeline | Stage) -> None:
         self.first = first
         self.stages = [
-            stage if isinstance(stage, Stage) else SuperResolution(stage) for stage in stages
+            stage if isinstance(stage, Stage) else following_stage(stage, first) for stage in stages
         ]
+        check_stages(first, self.stages)
 
     @rename_arguments
     def __call__(

@@ -73,7 +73,7 @@ class Denoised(NamedTuple):
     """Where the loop ended, and for each intermediate step x where it starts, and its D."""
 
     latents: BatchArray
-    intermediates: list[tuple[Float[NDArray, "b h w c"], Float[NDArray, "b h w c"]]]
+    intermediates: list[tuple[Float[NDArray, "b *d"], Float[NDArray, "b *d"]]]
 
 
 class StartLevel(NamedTuple):
@@ -259,7 +259,7 @@ class CompiledModel:
             if callback:
                 callback(done, count)
 
-        def at(offset: Int[NDArray, "b"], part: int) -> Float[NDArray, "b h w c"]:
+        def at(offset: Int[NDArray, "b"], part: int) -> Float[NDArray, "b *d"]:
             return np.stack([recorded[int(k)][part][i] for i, k in enumerate(offset)])
 
         return Denoised(carry.x, [(at(offset, 0), at(offset, 1)) for offset in offsets])
@@ -280,7 +280,7 @@ class CompiledModel:
         return Networks(**networks), Networks(**params)
 
     def decode(self, latents: BatchArray) -> tuple[BatchArray, BatchArray]:
-        """Images (uint8) of scaled latents, and which of them are finite."""
+        """Images (uint8), or embeddings, of scaled latents, and which of them are finite."""
         codec, params = self._codec
         return self.program(decode_images, ".b", codec=codec)(params, latents)
 
@@ -381,8 +381,10 @@ def guided(
 def decode_images(
     params: PyTree, latents: Array, *, codec: Callable[[PyTree], LatentCodec]
 ) -> tuple[Array, Array]:
-    """Images (uint8) of scaled latents, and which of them are finite."""
+    """Images (uint8), or embeddings, of scaled latents, and which of them are finite."""
     own = codec(params)
     images = own.decode(own.unscale(latents))
-    finite = jnp.isfinite(images).all(axis=(1, 2, 3))
+    finite = jnp.isfinite(images).reshape(len(images), -1).all(axis=1)
+    if images.ndim == 2:
+        return images, finite
     return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8), finite

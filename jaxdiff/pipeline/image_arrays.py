@@ -105,7 +105,7 @@ def low_resolution_array(images: Sequence[Any]) -> Float[NDArray, "b h w 3"]:
     rows = [
         image
         if isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating)
-        else np.asarray(_to_pil(image, "RGB"), np.float32) / 127.5 - 1
+        else np.asarray(to_pil(image, "RGB"), np.float32) / 127.5 - 1
         for image in images
     ]
     return np.stack(rows)
@@ -116,7 +116,7 @@ def image_array(image: ImageInput, height: int, width: int) -> Float[NDArray, "b
 
     Arrays are uint8, (h, w, 3) or (b, h, w, 3). Raises InputError.
     """
-    rows = [_to_pil(item, "RGB") for item in image_list(image, "image", 3)]
+    rows = [to_pil(item, "RGB") for item in image_list(image, "image", 3)]
     return np.stack([_array(row, height, width) for row in rows]) / 127.5 - 1
 
 
@@ -127,12 +127,13 @@ def mask_array(mask: ImageInput, height: int, width: int) -> Float[NDArray, "b h
 
     Arrays are bool, or uint8, or floating point in [0, 1]; (h, w) or (b, h, w). Raises InputError.
     """
-    rows = [_to_pil(item, "L") for item in image_list(mask, "mask", None)]
+    rows = [to_pil(item, "L") for item in image_list(mask, "mask", None)]
     grey = np.stack([_array(row, height, width) for row in rows])
     return (grey >= 127.5).astype(np.float32)[..., None]
 
 
-def _to_pil(item: Any, mode: str) -> Image.Image:
+def to_pil(item: Any, mode: str) -> Image.Image:
+    """A PIL image of `mode`, "RGB" or "L", of an image, an array or a file; raises InputError."""
     name = "mask" if mode == "L" else "image"
     if isinstance(item, pathlib.Path):
         item = read_image(name, item)

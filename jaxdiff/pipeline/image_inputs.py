@@ -43,6 +43,8 @@ def own_images(
     family: Family, image: ImageInput, original_image: ImageInput
 ) -> tuple[ImageInput, ImageInput]:
     """The image to begin with and the one to enlarge of a call; InputError for one of no use."""
+    if family.embeddings is not None:
+        raise InputError(f"image: got one for {family.name}, which makes embeddings, expected none")
     if family.enlarges:
         return original_image, image
     if original_image is not None:
@@ -122,7 +124,7 @@ def _nearest_sides(sides: Mapping[str, int], multiple: int) -> dict[str, int]:
     return nearest
 
 
-def with_noise(requests: Requests, noise: Any, latent_shape: tuple[int, int, int]) -> Requests:
+def with_noise(requests: Requests, noise: Any, latent_shape: tuple[int, ...]) -> Requests:
     """Requests with unit-variance noise of their own; InputError for another shape, or NaN."""
     rows = np.asarray(check_shape("latents", noise, (len(requests), *latent_shape)), np.float32)
     if not np.isfinite(rows).all():
@@ -131,9 +133,7 @@ def with_noise(requests: Requests, noise: Any, latent_shape: tuple[int, int, int
     return Requests(dataclasses.replace(request, noise=row) for request, row in pairs)
 
 
-def initial_images(
-    requests: Sequence[Request], latent_shape: tuple[int, int, int]
-) -> InitialImages:
+def initial_images(requests: Sequence[Request], latent_shape: tuple[int, ...]) -> InitialImages:
     """The arrays of requests with one batch key; InputError for images that do not fit."""
     first, height, width = requests[0], requests[0].height, requests[0].width
     images = latents = masks = noise = low_resolution = None

@@ -18,11 +18,11 @@ class Intermediates:
     steps: tuple[int, ...]  # from 0
     alpha: Float[NDArray, "n *b"]
     sigma: Float[NDArray, "n *b"]
-    x: Float[NDArray, "n b h w c"]
-    x0: Float[NDArray, "n b h w c"]
+    x: Float[NDArray, "n b *d"]
+    x0: Float[NDArray, "n b *d"]
 
     @property
-    def unit_variance(self) -> Float[NDArray, "n b h w c"]:
+    def unit_variance(self) -> Float[NDArray, "n b *d"]:
         """`x` / sqrt(alpha^2 + sigma^2): latents of unit variance have that spread at any level."""
         spread = np.hypot(self.alpha, self.sigma)
-        return self.x / spread.reshape(len(spread), -1, 1, 1, 1)
+        return self.x / spread.reshape(len(spread), -1, *(1,) * (self.x.ndim - 2))

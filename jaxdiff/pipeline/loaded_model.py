@@ -25,6 +25,7 @@ from jaxdiff.core.validate import check_shape
 from jaxdiff.diffusion.schedules import EDMSchedule, Schedule
 from jaxdiff.families.detection import family_of
 from jaxdiff.models.build import param_dict
+from jaxdiff.models.latent_codec import Pixels
 from jaxdiff.pipeline.addons import Addons
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels, GuidanceModel
 from jaxdiff.pipeline.batches import ImageGenerator, ModelFacts, tile_size
@@ -76,7 +77,6 @@ class LoadedModel(Addons):
         self.schedule = self.family.schedule(parts.scheduler)
         self.prediction_type = self.family.prediction_type(parts.scheduler)
         adapter = self.family.adapter(self.network, self.prediction_type)
-        downscale, channels = self.codec.config.downscale, self.codec.config.latent_channels
         self.defaults = model_defaults(parts, self.family, name)
         model = CompiledModel if check_offload(offload) is None else OffloadedModel
         self.stages = model(
@@ -101,9 +101,9 @@ class LoadedModel(Addons):
             GuidanceModel(
                 self.stages,
                 self._tokenizers,
-                channels,
+                self.codec.config.latent_channels,
                 self.schedule,
-                denoises_pixels=self.family.latent_codec is None,
+                denoises_pixels=isinstance(self.codec, Pixels),
             ),
             folder,
         )
@@ -112,8 +112,7 @@ class LoadedModel(Addons):
             schedule=self.schedule,
             scheduler_options=SchedulerOptions.from_config(parts.scheduler, parts.class_name),
             network=adapter,
-            vae_scale_factor=downscale,
-            latent_channels=channels,
+            codec=self.codec,
         )
         self._generator = ImageGenerator(
             self._facts, self.stages, self._tokenizers, self._auxiliary
@@ -183,8 +182,9 @@ class LoadedModel(Addons):
         In tiles of `vae_tile` pixels; None: only of large images. InputError for latents of
         another model, and for images that are not finite.
         """
-        check_shape("latents", latents, (None, None, None, self._facts.latent_channels))
-        count, downscale = len(latents), self._facts.vae_scale_factor
+        channels, downscale = self.codec.config.latent_channels, self.codec.config.downscale
+        check_shape("latents", latents, (None, None, None, channels))
+        count = len(latents)
         height, width = (downscale * side for side in latents.shape[1:3])
         padded = latents[self._generator.padding(count, count)]
         tile = tile_size(vae_tile, (height, width), downscale)

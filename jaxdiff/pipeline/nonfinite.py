@@ -23,7 +23,7 @@ class NonFiniteImageError(RuntimeError):
         )
 
 
-def since_when(steps: Sequence[int], pairs: Float[NDArray, "n 2 h w c"], total: int) -> str:
+def since_when(steps: Sequence[int], pairs: Float[NDArray, "n 2 *d"], total: int) -> str:
     """Where the latents of an image, x and D of `steps` of `total`, stop being finite."""
     for step, pair in zip(steps, pairs, strict=True):
         if not np.isfinite(pair).all():

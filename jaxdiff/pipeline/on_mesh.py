@@ -54,13 +54,13 @@ class NetworkOnMesh:
     def __call__(
         self,
         params: PyTree,
-        x: Float[Array, "n h w c"],
+        x: Float[Array, "n *space c"],
         t: Float[Array, "n"] | Int[Array, "n"],
         cond: PyTree,
         *,
         variance: bool = False,
         **options: Any,
-    ) -> Float[Array, "n h w o"]:
+    ) -> Float[Array, "n *space o"]:
         """The output of the adapter, each image's on the devices of that image."""
         rows = batch_sharding(self.mesh)
         if splits_streams(self.mesh, len(x)):

@@ -62,7 +62,7 @@ class BatchResult(NamedTuple):
     numbers: list[int]  # which of the requests these are
     images: NDArray  # uint8 images, or float32 latents
     grid: TimestepGrid
-    intermediates: Float[NDArray, "b n 2 h w c"]  # x where each step starts, and its D
+    intermediates: Float[NDArray, "b n 2 *d"]  # x where each step starts, and its D
     failures: dict[int, str]  # by request: why its image is not finite
     timings: dict[str, float]
 
@@ -71,7 +71,9 @@ class BatchResult(NamedTuple):
 class Output:
     """The images in the requested form, their complete requests, and timings."""
 
-    images: Any  # list of PIL images, uint8 (b, H, W, 3), or scaled float32 latents (b, h, w, c)
+    # list of PIL images, uint8 (b, H, W, 3), or scaled float32 latents (b, h, w, c); float32 (b, d)
+    # of models that generate embeddings
+    images: Any
     requests: Requests  # one for each image
     timings: dict[str, float]  # compile_s, encode_s, sample_s, decode_s, total_s
     intermediates: Intermediates  # the latents at `intermediate_steps`
@@ -127,7 +129,7 @@ def collect(
     x, x0 = (np.moveaxis(pairs[:, :, k], 0, 1) for k in (0, 1))
     return Output(
         images=[Image.fromarray(image) for image in images]
-        if settings.output == "pil"
+        if settings.output == "pil" and images[0].dtype == np.uint8
         else np.stack(images),
         requests=Requests(requests),
         timings={name: sum(r.timings[name] for r in results) for name in results[0].timings},

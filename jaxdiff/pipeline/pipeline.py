@@ -50,7 +50,7 @@ class Pipeline(LoadedModel):
         facts, images = self._facts, {}
         if any(given is not None for given in (image, original_image, mask)):
             own = image_inputs.own_images(self.family, image, original_image)
-            images = image_inputs.by_request(*own, mask, facts.latent_channels)
+            images = image_inputs.by_request(*own, mask, self.codec.config.latent_channels)
             sized = image_inputs.with_image_defaults(
                 options, images, self.family, facts.vae_scale_factor
             )

@@ -1,6 +1,7 @@
 """Requests: what a call of the pipeline generates, one for each image, complete and checked."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
@@ -60,9 +61,7 @@ class Request:
     # mask is white where the image is repainted; noise (h, w, c) is used instead of the seed's
     image: Any = dataclasses.field(default=None, compare=False, repr=False)
     mask: Any = dataclasses.field(default=None, compare=False, repr=False)
-    noise: Float[NDArray, "h w c"] | None = dataclasses.field(
-        default=None, compare=False, repr=False
-    )
+    noise: Float[NDArray, "*d"] | None = dataclasses.field(default=None, compare=False, repr=False)
     # what a network enlarges: PIL, uint8 (h, w, 3), a path, or floats in [-1, 1]
     low_resolution: Any = dataclasses.field(default=None, compare=False, repr=False)
 
@@ -94,8 +93,7 @@ class Request:
             required = field.default is dataclasses.MISSING
             if field.compare and field.name != "extras" and (required or not unset):
                 own[field.name] = value
-        extras = self.extras.items()
-        return own | {k: list(v) if isinstance(v, tuple) else v for k, v in extras}
+        return own | {name: _plain(value) for name, value in self.extras.items()}
 
     def prompts_for_encoder(self) -> tuple[tuple[str | None, str], ...]:
         """(negative prompt, prompt) for each of up to three text encoders."""
@@ -238,6 +236,13 @@ def resolve(
     return requests
 
 
+def _plain(value: Any) -> Any:
+    """An option's value for JSON: arrays are known by a hash."""
+    if isinstance(value, np.ndarray):
+        return f"sha256 {hashlib.sha256(value.tobytes()).hexdigest()[:12]}"
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _column(name: str, value: Any, count: int, defaults: Any) -> tuple[Any, ...]:
     """`value` as one entry for each of `count` images."""
     entries = as_column(name, value, count)
@@ -332,6 +337,11 @@ def check(request: Request, family: Family, network: Any, vae_scale_factor: int)
     check_options(options)
     _check_guidance(request, network)
     multiple = vae_scale_factor * family.latent_multiple
+    if family.embeddings is not None and (request.height, request.width) != (1, 1):
+        raise InputError(
+            f"height, width: got {request.height}x{request.width}, expected none for "
+            f"{family.name}, which generates embeddings of images"
+        )
     for name in ("height", "width"):
         size = multiple_of(name, getattr(request, name), multiple)
         limit = family.latent_limit and vae_scale_factor * family.latent_limit
@@ -381,7 +391,7 @@ def _check_family(request: Request, family: Family) -> None:
     accepted_options(family, request.extras)
     if request.low_resolution is not None and not family.enlarges:
         raise InputError(f"low_resolution: got an image, expected none for {family.name}")
-    names = ("guidance", "image", "mask", "strength", "denoising_start")
+    names = ("guidance", "guidance_scale", "image", "mask", "strength", "denoising_start")
     own = {name: getattr(request, name) for name in names}
     for extra in family.extras:
         extra.check({**own, **request.extras}, texts)

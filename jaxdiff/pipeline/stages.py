@@ -26,7 +26,7 @@ MAX_ENLARGEMENT = 8.0
 STRENGTH = 0.7  # of the second pass of a hires fix
 START = 0.8  # where a refiner takes over, as a fraction of the process
 # What stages that enlarge images have from the call.
-_FROM_CALL = {
+FROM_CALL = {
     *(f"{name}{number}" for name in ("prompt", "negative_prompt") for number in ("", "_2", "_3")),
     *("seed", "prompt_syntax"),
 }
@@ -37,6 +37,7 @@ class Stage(ABC):
 
     option: ClassVar[str]  # that asks for it, as errors name it
     takes_images: ClassVar[bool] = False  # of what comes before, not its latents
+    takes_embeddings: ClassVar[bool] = False  # of images
     pipe: Pipeline  # the model that runs it
 
     @property
@@ -79,7 +80,9 @@ def output_for(pipe: Pipeline, stages: Sequence[Stage], output: str) -> str:
     """
     if not stages:
         return output
-    return "numpy" if stages[0].takes_images and pipe.family.latent_codec else "latent"
+    if stages[0].takes_embeddings or (stages[0].takes_images and pipe.family.latent_codec):
+        return "numpy"
+    return "latent"
 
 
 def stage_settings(stages: Sequence[Stage]) -> dict[str, Any]:
@@ -265,7 +268,7 @@ class SuperResolution(Stage):
                 "that enlarges images"
             )
         with prefix_errors(f"then: {self.pipe.name}"):
-            for name in {*_FROM_CALL, "image"} & self.options.keys():
+            for name in {*FROM_CALL, "image"} & self.options.keys():
                 raise InputError(f"{name}: got it for one stage, expected it for the whole call")
             self.pipe.resolve("", **self.options)
 
@@ -285,7 +288,7 @@ class SuperResolution(Stage):
 
     def run(self, previous: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
         """Go on from images, with the prompts and seeds of the call."""
-        names = (_FROM_CALL & arguments.keys()) - unread_prompts(self.pipe)
+        names = (FROM_CALL & arguments.keys()) - unread_prompts(self.pipe)
         shared = {name: arguments[name] for name in names}
         requests = self.pipe.resolve(**shared, **self.options, image=previous.images)
         return self.pipe.generate(requests, **settings)

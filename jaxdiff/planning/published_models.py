@@ -220,6 +220,34 @@ PUBLISHED_MODELS: dict[str, PublishedModel] = {
     # Files, not repositories.
     "openai/glide-text2im/base": _glide("glide-base", BASE_SCHEDULER),
     "openai/glide-text2im/upsample": _glide("glide-upsample", UPSAMPLER_SCHEDULER),
+    "kandinsky-community/kandinsky-2-2-prior": PublishedModel(
+        class_name="KandinskyV22PriorPipeline",
+        components={
+            "prior": ("prior", "kandinsky22"),
+            "text_encoder": ("text", "openclip-bigg"),
+        },
+        scheduler={
+            "_class_name": "UnCLIPScheduler",
+            "num_train_timesteps": 1000,
+            "prediction_type": "sample",
+            "variance_type": "fixed_small_log",
+            "clip_sample": True,
+            "clip_sample_range": 5.0,
+        },
+    ),
+    "kandinsky-community/kandinsky-2-2-decoder": PublishedModel(
+        class_name="KandinskyV22Pipeline",
+        components={"unet": ("unet", "kandinsky22"), "movq": ("vae", "kandinsky-movq")},
+        scheduler={
+            "_class_name": "DDPMScheduler",
+            "beta_schedule": "linear",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "num_train_timesteps": 1000,
+            "clip_sample": False,
+            "variance_type": "learned_range",
+        },
+    ),
     "facebook/DiT-XL-2-256": _dit("dit-xl-2-256"),
     "facebook/DiT-XL-2-512": _dit("dit-xl-2-512"),
 }

@@ -108,8 +108,7 @@ class SampledModel(NamedTuple):
     def latents(self, options: SamplingOptions, batch_size: int) -> jax.ShapeDtypeStruct:
         """The latents of a batch as a shape."""
         height, width = self.size(options)
-        downscale, channels = self.codec.config.downscale, self.codec.config.latent_channels
-        return S((batch_size, height // downscale, width // downscale, channels), jnp.float32)
+        return S((batch_size, *self.codec.latent_shape(height, width)), jnp.float32)
 
     def rule(self, options: SamplingOptions) -> Guidance:
         """The guidance rule, with the fewest streams."""
@@ -148,7 +147,7 @@ class SampledModel(NamedTuple):
         self, x: jax.ShapeDtypeStruct, *leading: int
     ) -> dict[str, jax.ShapeDtypeStruct]:
         """The conditioning for latents x as shapes, with these leading axes."""
-        shapes = self.network.conditioning_shapes(x.shape[1:3], self.num_tokens)
+        shapes = self.network.conditioning_shapes(x.shape[1:-1], self.num_tokens)
         return {name: S((*leading, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()}
 
 

@@ -23,6 +23,8 @@ from jaxdiff.models.glide_text.config import GlideTextConfig
 from jaxdiff.models.glide_text.module import GlideTextModel
 from jaxdiff.models.ldm_bert.config import LDMBertConfig
 from jaxdiff.models.ldm_bert.module import LDMBertModel
+from jaxdiff.models.multilingual_clip.config import MultilingualCLIPConfig
+from jaxdiff.models.multilingual_clip.module import MultilingualCLIP
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
 from jaxdiff.models.pixart.module import PixArtTransformer2DModel
 from jaxdiff.models.prior.config import PriorTransformerConfig
@@ -162,6 +164,16 @@ GLIDE_TEXT = GlideTextConfig(
     projection_dim=6,
     pad_token_id=11,
 )
+MULTILINGUAL_CLIP = MultilingualCLIPConfig(
+    vocab_size=12,
+    hidden_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=10,
+    max_position_embeddings=9,
+    transformerDimensions=8,
+    numDims=6,
+)
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,
@@ -210,6 +222,7 @@ def components():
         "CLIPVisionModel": build(CLIPVisionModel, VISION),
         "CLIPVisionModelWithProjection": build(CLIPVisionModel, VISION, with_projection=True),
         "LDMBertModel": build(LDMBertModel, LDM_BERT),
+        "MultilingualCLIP": build(MultilingualCLIP, MULTILINGUAL_CLIP),
         "T5EncoderModel": build(T5EncoderModel, T5),
         "GlideTextModel": build(GlideTextModel, GLIDE_TEXT),
         "CLIPModel": build(CLIPModel, TEXT, VISION, 6),

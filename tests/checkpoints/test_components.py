@@ -107,16 +107,19 @@ def test_weights_go_where_they_are_told(vae):
     assert bits(by_path.module) == {p: np.asarray(a).tobytes() for p, a in loaded.items()}
 
 
-def test_old_attention_names_of_the_vae(components, vae):
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "VQModel"])
+def test_old_attention_names_of_the_vae(components, tmp_path, kind):
+    write_component(tmp_path / "vae", components[kind])
+
     def rename(tensors):
         old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
         pattern = re.compile(r"\.(to_q|to_k|to_v|to_out\.0)\.")
         return {pattern.sub(lambda m: f".{old[m[1]]}.", k): v for k, v in tensors.items()}
 
-    edit_weights(vae, rename)
-    names = safetensors.numpy.load_file(next(vae.glob("*.safetensors")))
+    edit_weights(tmp_path / "vae", rename)
+    names = safetensors.numpy.load_file(next((tmp_path / "vae").glob("*.safetensors")))
     assert "decoder.mid_block.attentions.0.proj_attn.bias" in names
-    assert bits(read_component(vae).module) == bits(components["AutoencoderKL"].module)
+    assert bits(read_component(tmp_path / "vae").module) == bits(components[kind].module)
 
 
 @pytest.mark.parametrize("kind", ["CLIPTextModel", "CLIPTextModelWithProjection"])
@@ -134,6 +137,14 @@ def test_text_names_with_and_without_prefix(components, tmp_path, kind):
 def test_written_text_names_have_the_prefix(text):
     names = safetensors.numpy.load_file(text / "model.safetensors")
     assert all(name.startswith("text_model.") for name in names)
+
+
+def test_position_ids_of_multilingual_clip_are_ignored(components, tmp_path):
+    name = "transformer.embeddings.position_ids"
+    write_component(tmp_path / "a", components["MultilingualCLIP"])
+    edit_weights(tmp_path / "a", lambda tensors: tensors | {name: np.arange(9)[None]})
+    found = bits(read_component(tmp_path / "a").module)
+    assert found == bits(components["MultilingualCLIP"].module)
 
 
 def test_position_ids_are_ignored(components, text):

@@ -27,8 +27,8 @@ def fill(folder, names):
 def test_files_of_a_class_are_found_and_written_back(tmp_path, name):
     parts = [part for part in CLASSES[name] if part != "merges.txt"]
     folder = fill(tmp_path / "a", [*parts, "tokenizer_config.json", "README.json"])
-    if name != "T5Tokenizer":
-        for part in CLASSES[name]:
+    for part in CLASSES[name]:
+        if not part.endswith(".model"):
             (folder / part).write_text("{}")
     if name == "GPT2Tokenizer":  # whose files have the names of CLIP's
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')

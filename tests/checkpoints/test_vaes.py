@@ -11,7 +11,7 @@ import tiny
 
 import jaxdiff
 from jaxdiff.checkpoints import hub
-from jaxdiff.checkpoints.components import write_component
+from jaxdiff.checkpoints.components import read_component, write_component
 from jaxdiff.checkpoints.description import describe
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.checkpoints.loading import lazy_tensors
@@ -22,7 +22,7 @@ from jaxdiff.cli import main
 from jaxdiff.core.errors import InputError
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.build import param_dict
-from jaxdiff.models.vae import AutoencoderKL
+from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 
 PREFIX = "first_stage_model."
 TINY = tiny.TAESD
@@ -321,6 +321,34 @@ def test_convert_there_and_back(sd1, tmp_path, capsys):
         for key, values in sd1[1].items():
             np.testing.assert_array_equal(got[key], values.astype(dtype), err_msg=key)
     assert describe(tmp_path / "folder").family == "AutoencoderKL"
+
+
+def test_attention_in_the_stages(tmp_path, capsys):
+    """The original code counts the decoder's stages from the finest; so does its `up`."""
+    config = AutoencoderKLConfig(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    )
+    component = tiny.random_component(AutoencoderKL, config, seed=4)
+    write_component(tmp_path / "vae", component)
+    for step in (("vae", "x.safetensors"), ("x.safetensors", "again")):
+        paths = [str(tmp_path / name) for name in step]
+        assert main.run("convert", paths) == 0, capsys.readouterr().err
+    table = read_table(tmp_path / "x.safetensors")
+    attention = {name.rsplit(".", 2)[0] for name in table if "attn" in name}
+    places = {"encoder.down.1.attn.0", "decoder.up.1.attn.0", "decoder.up.1.attn.1"}
+    assert attention == places | {"encoder.mid.attn_1", "decoder.mid.attn_1"}
+    for place in places:
+        parts = {n.removeprefix(f"{place}.") for n in table if n.startswith(f"{place}.")}
+        modules = ("norm", "q", "k", "v", "proj_out")
+        assert parts == {f"{m}.{leaf}" for m in modules for leaf in ("weight", "bias")}
+        assert table[f"{place}.q.weight"].shape == (64, 64, 1, 1)
+    again = read_component(tmp_path / "again").module
+    assert again.config == dataclasses.replace(config, sample_size=512)
+    assert_same(again, component.module)
+    with pytest.warns(UserWarning, match="AutoencoderKL: (down|up)_block_types is"):
+        write_component(tmp_path / "flax", component, flax=True)
 
 
 def test_convert_gives_a_model_its_vae(sd1, bare, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """The generate command with models that enlarge images."""
 
+import json
+
 import cascade_files
 import numpy as np
 from PIL import Image
@@ -48,3 +50,24 @@ def test_models_that_enlarge_images(tmp_path, capsys):
     ):
         assert generate(first, tmp_path / "out", "a ring", "--then", bad) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_prior_and_its_decoder(tmp_path, capsys):
+    prior, decoder = tmp_path / "prior", tmp_path / "decoder"
+    write_pipeline(prior, cascade_files.prior(tmp_path / "a"))
+    write_pipeline(decoder, cascade_files.decoder(tmp_path / "b"))
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": "a ring"}, {"prompt": "a star", "negative_prompt": "a ring"}]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    then = ("--then", f"{decoder}:steps=2")
+    assert generate(prior, tmp_path / "out", "--prompts", str(prompts), *then) == 0
+    paths = list((tmp_path / "out").glob("*.png"))
+    assert len(paths) == 2
+    for path in paths:
+        with Image.open(path) as drawn:
+            assert drawn.size == (16, 16)
+        assert read_settings(path)["prompt"] in ("a ring", "a star")
+    capsys.readouterr()
+    assert generate(prior, tmp_path / "none", "a ring") == 2
+    message = "got Kandinsky 2.2 prior alone, which generates embeddings, expected --then DECODER"
+    assert message in capsys.readouterr().err

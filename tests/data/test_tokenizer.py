@@ -224,6 +224,47 @@ def test_a_cut_file_is_one_sentence(tmp_path):
             assert str(tmp_path) in str(error)  # noqa: PT017
 
 
+@pytest.fixture
+def xlm_roberta(tmp_path):
+    """A folder with T5's model whose first three pieces are those of XLM-RoBERTa's."""
+    data = (T5 / "spiece.model").read_bytes()
+    for _ in range(3):  # a tag, a length, and so many bytes
+        data = data[2 + data[1] :]
+    first = b""
+    for text, kind in ((b"<unk>", 2), (b"<s>", 3), (b"</s>", 3)):
+        piece = b"\x0a" + bytes([len(text)]) + text + b"\x18" + bytes([kind])
+        first += b"\x0a" + bytes([len(piece)]) + piece
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(first + data)
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 9}')
+    return tmp_path
+
+
+def test_ids_of_xlm_roberta(xlm_roberta):
+    """Ids of SentencePiece's library and one, between start and end; the unknown piece's is 3."""
+    tokenizer = load_tokenizer(xlm_roberta, class_name="XLMRobertaTokenizerFast")
+    assert (tokenizer.pad_token_id, tokenizer.unk_token_id) == (1, 3)
+    expected = json.loads((T5 / "expected.json").read_text())
+    for text, ids in zip(expected["texts"], expected["ids"], strict=True):
+        assert tokenizer(text)["input_ids"] == [0, *(3 if i == 2 else i + 1 for i in ids), 2], text
+    pieces = read_sentencepiece(T5 / "spiece.model").pieces
+    assert tokenizer.convert_tokens_to_ids("<mask>") == len(tokenizer) - 1 == len(pieces) + 1
+    ids = tokenize(tokenizer, ["a red circle", ""])
+    words = tokenizer.convert_tokens_to_ids(["▁a", "▁red", "▁circle"])
+    assert ids.tolist() == [[0, *words, 2, 1, 1, 1, 1], [0, 2] + [1] * 7]
+
+
+def test_tokenizer_json_of_xlm_roberta_says_the_same(xlm_roberta):
+    first = load_tokenizer(xlm_roberta, class_name="XLMRobertaTokenizer")
+    first.save_pretrained(xlm_roberta / "again")
+    assert not (xlm_roberta / "again/sentencepiece.bpe.model").exists()
+    second = load_tokenizer(xlm_roberta / "again", class_name="XLMRobertaTokenizer")
+    texts = json.loads((T5 / "expected.json").read_text())["texts"]
+    np.testing.assert_array_equal(tokenize(second, texts), tokenize(first, texts))
+    (xlm_roberta / "sentencepiece.bpe.model").write_bytes((T5 / "spiece.model").read_bytes())
+    with pytest.raises(InputError, match="unknown piece at 2, expected 0, as XLMRoberta's models"):
+        load_tokenizer(xlm_roberta, class_name="XLMRobertaTokenizer")
+
+
 def test_bert(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 8}')

@@ -38,7 +38,7 @@ def test_names_shapes_and_count(kind, name):
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_config_is_the_published_one(kind, name):
     published, known = inventory(kind, name), preset(kind, name)
-    if kind == "text":
+    if kind in ("text", "image"):
         config = from_transformers(type(known.config), published["config"], source=name)
         projects = known.options.get("with_projection", False)
         assert projects == published["class"].endswith("Projection")

@@ -39,6 +39,13 @@ CONFIGS = {
         shift_factor=0.0609,
     ),
     "no-attention": config(8, 12, 16, mid_block_add_attention=False, act_fn="gelu"),
+    "attention-in-stages": config(
+        8,
+        12,
+        layers_per_block=2,
+        down_block_types=("AttnDownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
+    ),
     "grey": config(8, 16, in_channels=1, out_channels=1, use_quant_conv=False),
 }
 
@@ -111,6 +118,51 @@ def test_vector_quantised(name):
     slope = jax.grad(lambda z: ours.quantize(z)[0, 0, 0, 1])(jnp.asarray(z))
     assert slope[0, 0, 0, 1] == slope.sum() == 1
     np.testing.assert_allclose(ours.unscale(ours.scale(jnp.asarray(z))), z, rtol=1e-5)
+
+
+# The decoder's norms have 32 groups, whatever the config says.
+MOVQ = {
+    "f8": config(
+        32,
+        32,
+        64,
+        64,
+        norm_num_groups=8,
+        layers_per_block=2,
+        latent_channels=4,
+        vq_embed_dim=4,
+        num_vq_embeddings=64,
+        norm_type="spatial",
+        down_block_types=("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
+        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3,
+    ),
+    "three-stages": config(
+        64, 32, 32, norm_type="spatial", act_fn="gelu", mid_block_add_attention=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOVQ)
+def test_spatial_norms(name):
+    """Kandinsky's MoVQ: its pipelines neither quantise nor scale the latents."""
+    theirs = randomise(diffusers.VQModel(**MOVQ[name]))
+    with torch.no_grad():
+        theirs.quantize.embedding.weight.mul_(3)  # so that the nearest vectors are several
+    ours = copy(theirs, VQModel, from_mapping(VQModelConfig, MOVQ[name], source=name))
+    side = 2 * ours.config.downscale
+    x = image((2, side, side + ours.config.downscale, 3))
+    latents, logvar = jax.jit(lambda x: ours.encode(x))(jnp.asarray(x))
+    assert logvar is None
+    agree(latents, theirs.encode(nchw(x)).latents)
+    z = jnp.asarray(image((2, 2, 3, ours.config.latent_channels), seed=2))
+    np.testing.assert_array_equal(ours.unscale(ours.scale(z)), z)
+    np.testing.assert_array_equal(ours.scale(z), z)
+    decode = jax.jit(lambda z: ours.decode(z))
+    raw = theirs.decode(nchw(np.asarray(z)), force_not_quantize=True).sample
+    agree(decode(z), raw)
+    quantised = theirs.decode(nchw(np.asarray(z))).sample
+    assert (quantised - raw).abs().max() > 1e-2 * raw.abs().max()
+    agree(decode(ours.quantize(z)), quantised)
 
 
 TINY = {

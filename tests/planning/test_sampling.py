@@ -366,6 +366,14 @@ PUBLISHED = {
         *("epsilon", "ddpm:variance=learned_range", 64, 128),
     ),
     "openai/glide-text2im/upsample": ("GLIDE upsampler", LINEAR, "epsilon", "ddim", 256, 128),
+    "kandinsky-community/kandinsky-2-2-prior": (
+        *("Kandinsky 2.2 prior", VPSchedule(beta_schedule="squaredcos_cap_v2"), "sample"),
+        *("ddpm", 1, 77),
+    ),
+    "kandinsky-community/kandinsky-2-2-decoder": (
+        *("Kandinsky 2.2", VPSchedule(beta_start=0.00085, beta_end=0.012), "epsilon"),
+        *("ddpm:variance=learned_range", 512, 0),
+    ),
     "facebook/DiT-XL-2-256": ("DiT", LINEAR, "epsilon", "ddim", 256, 0),
     "facebook/DiT-XL-2-512": ("DiT", LINEAR, "epsilon", "ddim", 512, 0),
 }
@@ -420,3 +428,15 @@ def test_programs_of_published_models_are_traced(name, monkeypatch):
         wanted["text_encoders"] = (8, 1, tokens, 4096)
     for program, shape in wanted.items():
         assert jax.tree.leaves(programs[program].trace(8).out_info)[0].shape == shape
+
+
+def test_a_prior_is_traced_for_embeddings(monkeypatch):
+    monkeypatch.setattr(published_models, "preset", shallow)
+    name = "kandinsky-community/kandinsky-2-2-prior"
+    options = sampling.SamplingOptions(plan=(), model=name)
+    model = sampling.sampled_model(options)
+    layout = OnMesh(sampling_mesh({"fsdp": 8}, jax.devices()))
+    programs = sampling_programs(model.with_defaults(options), model, layout)
+    for program in ("loop", "decoder"):
+        assert jax.tree.leaves(programs[program].trace(8).out_info)[0].shape == (8, 1280)
+    assert programs["loop"].flops(1) > 0

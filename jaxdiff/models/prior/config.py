@@ -69,6 +69,11 @@ class PriorTransformerConfig:
         return self.embedding_proj_dim or self.embedding_dim
 
     @property
+    def sample_size(self) -> int:
+        """1: an embedding is one for a whole image."""
+        return 1
+
+    @property
     def channels(self) -> tuple[int, int]:
         """Widths of the noisy image embeddings and of the prediction."""
         return self.embedding_dim, self.embedding_dim

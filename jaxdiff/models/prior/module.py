@@ -126,13 +126,3 @@ class PriorTransformer(nnx.Module):
         for block in self.transformer_blocks:
             x = block(x, mask)
         return self.proj_to_clip_embeddings(self.norm_out(x)[:, -1]).astype(sample.dtype)
-
-    def normalise(self, embeddings: Float[Array, "b d"]) -> Float[Array, "b d"]:
-        """CLIP's image embeddings as the network takes them, in float32."""
-        mean, std = (x[...].astype(jnp.float32) for x in (self.clip_mean, self.clip_std))
-        return (embeddings.astype(jnp.float32) - mean) / std
-
-    def denormalise(self, sample: Float[Array, "b d"]) -> Float[Array, "b d"]:
-        """What the network generates as CLIP's image embeddings, in float32."""
-        mean, std = (x[...].astype(jnp.float32) for x in (self.clip_mean, self.clip_std))
-        return sample.astype(jnp.float32) * std + mean

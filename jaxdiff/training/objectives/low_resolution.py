@@ -9,7 +9,7 @@ from jaxdiff.training.step import per_sample_normal, per_sample_split, per_sampl
 def low_resolution_columns(
     images: Float[Array, "b h w 3"],
     factor: int,
-    latent_size: tuple[int, int],
+    latent_size: tuple[int, ...],
     key: Key[Array, "..."],
 ) -> dict[str, Array]:
     """The columns of a network that enlarges images of a `factor`th of the side of `images`.

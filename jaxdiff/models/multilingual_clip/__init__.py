@@ -1,0 +1,1 @@
+"""Kandinsky 2.1's multilingual text encoder."""

@@ -1,0 +1,118 @@
+"""A stage that makes images of the embeddings that a prior generates (unCLIP, 2204.06125)."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, cast
+
+import numpy as np
+
+from jaxdiff.core.configs import prefix_errors
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import Float, NDArray
+from jaxdiff.families.image_embeddings import IMAGE_EMBEDS, NEGATIVE
+from jaxdiff.pipeline.image_encoder import zero_image_embedding
+from jaxdiff.pipeline.output import Output
+from jaxdiff.pipeline.pipeline import Pipeline
+from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.stages import FROM_CALL, Stage, SuperResolution, unread_prompts
+
+
+def following_stage(
+    pipe: Pipeline, first: Pipeline, options: Mapping[str, Any] = MappingProxyType({})
+) -> Stage:
+    """The stage of a model that follows `first`, or others after it; InputError if it cannot."""
+    if reads_embeddings(pipe):
+        return EmbeddingDecoder(pipe, first, options)
+    return SuperResolution(pipe, options)
+
+
+def check_stages(first: Pipeline, stages: Sequence[Stage]) -> None:
+    """InputError for stages that need images where `first` is a prior, which generates none."""
+    if first.family.embeddings is not None and stages and not stages[0].takes_embeddings:
+        raise InputError(
+            f"{stages[0].option}: got it for {first.family.name}, which generates embeddings, "
+            "expected a decoder after it"
+        )
+
+
+def reads_embeddings(pipe: Pipeline) -> bool:
+    """Whether a model makes images of embeddings of images."""
+    return IMAGE_EMBEDS in pipe.family.options
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingDecoder(Stage):
+    """A model that makes images of the embeddings of a `prior`, with `options` of its own.
+
+    Its streams without prompts read the embedding that the prior makes of the negative prompt, or
+    without one that of an image of zeros. It has the seeds of the call, and its prompts where it
+    reads texts. InputError for models that do not go together.
+    """
+
+    pipe: Pipeline
+    prior: Pipeline
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    option = "then"
+    takes_embeddings = True
+
+    def __post_init__(self) -> None:
+        width = self.prior.codec.config.latent_channels
+        if self.prior.family.embeddings is None or not reads_embeddings(self.pipe):
+            raise InputError(
+                f"then: got {self.pipe.name} ({self.pipe.family.name}) after {self.prior.name} "
+                f"({self.prior.family.name}), expected a decoder after a prior"
+            )
+        given = {IMAGE_EMBEDS, NEGATIVE, "seed"} & self.options.keys()
+        if given:
+            raise InputError(f"then: {min(given)}: got it for one stage, expected it left out")
+        with prefix_errors(f"then: {self.pipe.name}"):
+            embedding = np.zeros(width, np.float32)
+            self.pipe.resolve(
+                "", **self.options, **dict.fromkeys((IMAGE_EMBEDS, NEGATIVE), embedding)
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its entries in the settings of images."""
+        name = f"{self.pipe.name} {self.pipe.fingerprint}"
+        return {"then": [{"model": name, **self.options}]}
+
+    def with_options(self, options: Mapping[str, Any]) -> "EmbeddingDecoder":
+        """The stage with these options of requests."""
+        return EmbeddingDecoder(self.pipe, self.prior, {**self.options, **options})
+
+    def before(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """`requests` as they are: a prior has no masks."""
+        return requests
+
+    def run(self, previous: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
+        """Go on from the embeddings of a batch."""
+        unread = unread_prompts(self.pipe)
+        if not self.pipe.family.reads_prompt:
+            unread |= {"prompt", "negative_prompt"}
+        shared = {name: arguments[name] for name in (FROM_CALL & arguments.keys()) - unread}
+        negative = self._negative_embeddings(previous.requests, settings)
+        given = {IMAGE_EMBEDS: np.asarray(previous.images), NEGATIVE: negative}
+        arguments = {"prompt": "", **shared, **self.options, **given}
+        requests = self.pipe.resolve(**cast(Any, arguments))
+        return self.pipe.generate(requests, **settings)
+
+    def _negative_embeddings(
+        self, requests: Sequence[Request], settings: Mapping[str, Any]
+    ) -> Float[NDArray, "b d"]:
+        """What the prior makes of the negative prompts, or without one of an image of zeros."""
+        embeddings: dict[int, Any] = {}
+        having = [i for i, each in enumerate(requests) if each.negative_prompt is not None]
+        if having:
+            negatives = [
+                dataclasses.replace(requests[i], prompt=requests[i].negative_prompt or "")
+                for i in having
+            ]
+            made = self.prior.generate(negatives, **{**settings, "output": "numpy"}).images
+            embeddings = dict(zip(having, made, strict=True))
+        if len(having) < len(requests):
+            zero = zero_image_embedding(self.prior)[0]
+            embeddings = dict.fromkeys(range(len(requests)), zero) | embeddings
+        return np.stack([embeddings[i] for i in range(len(requests))])

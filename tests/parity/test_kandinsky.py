@@ -1,0 +1,199 @@
+"""Kandinsky 2.2 against diffusers: prior and decoder as whole pipelines, from the same noises."""
+
+import diffusers
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from copier import nchw, randomise
+from families import LENGTH, text_encoder, tokenizer
+from PIL import Image
+from tiny import first_devices
+
+import jaxdiff
+from jaxdiff.pipeline.cascade import Cascade
+from jaxdiff.pipeline.image_encoder import image_embeddings, zero_image_embedding
+from jaxdiff.samplers.base import INITIAL_NOISE_STEP, per_sample_keys, step_noise
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+LIMIT = 1e-3  # relative error of the final latents
+STEPS, SEED, WIDTH = 20, 7, 12
+PROMPT, NEGATIVE = "abc", "ij h"
+SIZES = (20, 12, 3), (9, 31, 3)
+
+
+def prior():
+    network = diffusers.PriorTransformer(
+        num_attention_heads=2,
+        attention_head_dim=6,
+        num_layers=2,
+        embedding_dim=WIDTH,
+        num_embeddings=LENGTH,
+        embedding_proj_dim=10,
+    )
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=16,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    return diffusers.KandinskyV22PriorPipeline(
+        prior=randomise(network, 1),
+        image_encoder=randomise(transformers.CLIPVisionModelWithProjection(vision), 2),
+        text_encoder=text_encoder(transformers.CLIPTextModelWithProjection, 3, eos_token_id=22),
+        tokenizer=tokenizer("!"),
+        scheduler=diffusers.UnCLIPScheduler(
+            variance_type="fixed_small_log",
+            prediction_type="sample",
+            num_train_timesteps=1000,
+            clip_sample=True,
+            clip_sample_range=5.0,
+        ),
+        image_processor=transformers.CLIPImageProcessor(size=8, crop_size=8),
+    )
+
+
+def decoder():
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=8,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        layers_per_block=1,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="image",
+        encoder_hid_dim=WIDTH,
+        encoder_hid_dim_type="image_proj",
+    )
+    movq = diffusers.VQModel(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        latent_channels=4,
+        vq_embed_dim=4,
+        num_vq_embeddings=16,
+        norm_num_groups=8,
+        norm_type="spatial",
+    )
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        variance_type="learned_range",
+    )
+    return diffusers.KandinskyV22Pipeline(
+        unet=randomise(unet, 1), movq=randomise(movq, 2), scheduler=scheduler
+    )
+
+
+def pair(make, folder):
+    theirs = make()
+    theirs.save_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    return theirs, first_devices(jaxdiff.load(folder, dtype="float32"), 1)
+
+
+@pytest.fixture(scope="module")
+def priors(tmp_path_factory):
+    return pair(prior, tmp_path_factory.mktemp("prior"))
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory):
+    return pair(decoder, tmp_path_factory.mktemp("decoder"))
+
+
+def noise(step, shape):
+    return np.array(step_noise(per_sample_keys([SEED]), step, shape, jnp.dtype("float32")))
+
+
+@pytest.fixture
+def in_step(monkeypatch):
+    """diffusers' noises of step i are those of jaxdiff, the same in all rows."""
+
+    def patch(module, shape):
+        steps = iter(range(STEPS))
+
+        def draw(wanted, *_, **__):
+            made = noise(next(steps), shape)
+            made = torch.from_numpy(made) if len(shape) == 1 else nchw(made)
+            return made.expand(wanted)
+
+        monkeypatch.setattr(f"diffusers.schedulers.{module}.randn_tensor", draw)
+
+    return patch
+
+
+def close(got, want):
+    want = want.detach().numpy()
+    error = np.abs(got - want).max() / np.abs(want).max()
+    assert error < LIMIT, error
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_embeddings_of_a_text(priors, in_step, scale):
+    theirs, ours = priors
+    in_step("scheduling_unclip", (WIDTH,))
+    start = noise(INITIAL_NOISE_STEP, (WIDTH,))
+    options = {"guidance_scale": scale, "num_inference_steps": STEPS}
+    want = theirs(PROMPT, latents=torch.from_numpy(start), output_type="pt", **options)
+    got = ours(PROMPT, seed=SEED, guidance_scale=scale, steps=STEPS)
+    assert got.images.shape == (1, WIDTH)
+    close(got.images, want.image_embeds)
+    close(zero_image_embedding(ours), want.negative_image_embeds)
+
+
+def test_embeddings_of_an_image(priors):
+    """As diffusers' interpolation has them of images beside texts."""
+    theirs, ours = priors
+    rng = np.random.default_rng(2)
+    pictures = [Image.fromarray(rng.integers(0, 256, size, np.uint8)) for size in SIZES]
+    for picture in pictures:
+        pixels = theirs.image_processor(picture, return_tensors="pt").pixel_values
+        with torch.no_grad():
+            want = theirs.image_encoder(pixels).image_embeds
+        close(image_embeddings(ours, picture), want)
+    assert image_embeddings(ours, pictures).shape == (2, WIDTH)
+
+
+@pytest.mark.parametrize("negative", [None, NEGATIVE])
+def test_an_image_of_a_text(priors, decoders, in_step, negative):
+    """Prior and decoder in one call; a negative prompt goes through the prior, too."""
+    (their_prior, our_prior), (theirs, ours) = priors, decoders
+    options = {"num_inference_steps": STEPS, "output_type": "pt"}
+    in_step("scheduling_unclip", (WIDTH,))
+    start = torch.from_numpy(noise(INITIAL_NOISE_STEP, (WIDTH,)))
+    start = start if negative is None else start.expand(2, WIDTH)
+    embeds = their_prior(PROMPT, negative, latents=start, **options)
+    in_step("scheduling_ddpm", (8, 8, 4))
+    want = theirs(
+        embeds.image_embeds,
+        embeds.negative_image_embeds,
+        height=16,
+        width=16,
+        num_inference_steps=STEPS,
+        latents=nchw(noise(INITIAL_NOISE_STEP, (8, 8, 4))),
+        output_type="latent",
+    ).images
+    cascade = Cascade(our_prior, ours)
+    settings = {"negative_prompt": negative, "steps": STEPS, "seed": SEED}
+    stage = {"height": 16, "width": 16, "steps": STEPS}
+    got = cascade(PROMPT, **settings, stage_options=[stage], output="latent")
+    close(got.images.transpose(0, 3, 1, 2), want)
+    images = ours.decode_latents(want.numpy().transpose(0, 2, 3, 1))
+    with torch.no_grad():
+        decoded = theirs.movq.decode(want, force_not_quantize=True).sample
+    decoded = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().numpy().transpose(0, 2, 3, 1)
+    assert np.abs(images.astype(int) - decoded).max() <= 1

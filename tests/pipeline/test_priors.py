@@ -1,0 +1,122 @@
+"""Priors, which generate embeddings of images, and decoders of these."""
+
+import dataclasses
+
+import cascade_files
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import first_devices
+
+import jaxdiff
+from jaxdiff.checkpoints.pipelines import write_pipeline
+from jaxdiff.core.errors import InputError
+from jaxdiff.models.latent_codec import ImageEmbeddings
+from jaxdiff.pipeline.cascade import Cascade
+from jaxdiff.pipeline.embedding_decoder import EmbeddingDecoder
+from jaxdiff.pipeline.image_encoder import image_embeddings, zero_image_embedding
+from jaxdiff.pipeline.stages import HiresFix
+
+PROMPT, WIDTH = "a small red circle", cascade_files.WIDTH
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kandinsky")
+    write_pipeline(folder / "prior", cascade_files.prior(folder / "of-prior"))
+    write_pipeline(folder / "decoder", cascade_files.decoder(folder / "of-decoder"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipes(folder):
+    names = ("prior", "decoder")
+    return [first_devices(jaxdiff.load(folder / name, dtype="float32"), 1) for name in names]
+
+
+def test_a_prior_generates_embeddings(pipes):
+    first, _ = pipes
+    assert first.defaults.clipping == "clip-sample:limit=5.0"
+    together = first([PROMPT, "a ring"], seed=[3, 4])
+    assert together.images.shape == (2, WIDTH)
+    assert together.images.dtype == np.float32
+    alone = first("a ring", seed=4, intermediate_steps=(0, 2))
+    np.testing.assert_allclose(together.images[1], alone.images[0], atol=1e-5)
+    assert alone.intermediates.x.shape == (2, 1, WIDTH)
+    latents = first("a ring", seed=4, output="latent").images
+    codec = ImageEmbeddings(first.network.clip_mean, first.network.clip_std)
+    np.testing.assert_allclose(codec.unscale(jnp.asarray(latents)), alone.images, atol=1e-5)
+    np.testing.assert_allclose(codec.scale(jnp.asarray(alone.images)), latents, atol=1e-4)
+
+
+def test_a_decoder_follows_a_prior(pipes):
+    first, second = pipes
+    out = Cascade(first, second)(PROMPT, seed=[3, 5], output="latent")
+    embeddings = first(PROMPT, seed=[3, 5]).images
+    zero = zero_image_embedding(first)
+    own = {"image_embeds": embeddings, "negative_image_embeds": zero[0], "seed": [3, 5]}
+    want = second("", **own, output="latent")
+    np.testing.assert_allclose(out.images, want.images, atol=1e-5)
+    assert Cascade(first, second)(PROMPT).images[0].size == (16, 16)
+    text = want.requests[0].to_metadata()["image_embeds"]
+    assert text.startswith("sha256 ")
+    assert text != want.requests[1].to_metadata()["image_embeds"]
+
+
+def test_a_negative_prompt_goes_through_the_prior(pipes):
+    first, second = pipes
+    call = {"negative_prompt": "a ring", "seed": 3}
+    out = Cascade(first, second)(PROMPT, **call, output="latent")
+    embeddings = first(PROMPT, **call).images
+    negative = first("a ring", **call).images
+    own = {"image_embeds": embeddings, "negative_image_embeds": negative, "seed": 3}
+    np.testing.assert_allclose(out.images, second("", **own, output="latent").images, atol=1e-5)
+
+
+def test_mixed_embeddings_and_images_to_begin_with(pipes):
+    _, second = pipes
+    one, other = np.random.default_rng(1).normal(size=(2, WIDTH)).astype(np.float32)
+    mixed = {"image_embeds": 0.3 * one + 0.7 * other, "negative_image_embeds": other}
+    image = np.zeros((16, 16, 3), np.uint8)
+    plain = second("", **mixed, output="numpy").images
+    begun = second("", **mixed, image=image, strength=0.5, output="numpy").images
+    assert plain.shape == begun.shape == (1, 16, 16, 3)
+    assert (plain != begun).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "image_embeds: got none, expected the embedding of an image"),
+        ({"image_embeds": np.zeros(WIDTH)}, "negative_image_embeds: got none"),
+        ({"image_embeds": np.zeros(3), "guidance_scale": 1.0}, r"expected \(8\)|\(8,\)"),
+        ({"image_embeds": np.full(WIDTH, np.nan)}, "image_embeds: got numbers that are not finite"),
+        ({"image_embeds": "a"}, "image_embeds: got 'a', expected an array of numbers"),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_refused(pipes, options, message):
+    with pytest.raises(InputError, match=message):
+        pipes[1].resolve("", **options)
+
+
+def test_what_a_prior_cannot_do_is_refused(pipes):
+    first, second = pipes
+    with pytest.raises(InputError, match="height, width: got 64x1, expected none"):
+        first.resolve(PROMPT, height=64)
+    with pytest.raises(InputError, match="image: got one for Kandinsky"):
+        first(PROMPT, image=np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(InputError, match=r"image_embeds: got .* expected none"):
+        first.resolve(PROMPT, image_embeds=np.zeros(WIDTH))
+    for pair in ((second, second), (first, first), (first, HiresFix(first, 2.0))):
+        with pytest.raises(InputError, match=r"(then|hires_scale): got"):
+            Cascade(*pair)
+    with pytest.raises(InputError, match="image_embeds: got it for one stage"):
+        EmbeddingDecoder(second, first, {"image_embeds": np.zeros(WIDTH)})
+    parts = {n: c for n, c in first.parts.components.items() if n != "image_encoder"}
+    blind = jaxdiff.Pipeline(
+        dataclasses.replace(first.parts, components=parts), name="blind", devices=first.devices
+    )
+    with pytest.raises(InputError, match="blind: got no image_encoder"):
+        Cascade(blind, second)(PROMPT)
+    with pytest.raises(InputError, match="blind: got no image_encoder"):
+        image_embeddings(blind, np.zeros((8, 8, 3), np.uint8))
