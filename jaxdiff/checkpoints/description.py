@@ -25,8 +25,7 @@ from jaxdiff.checkpoints.single_file_layouts import (
     SingleFileLayout,
 )
 from jaxdiff.checkpoints.single_file_settings import read_layout
-from jaxdiff.checkpoints.text_encoder_files import T5, VOCABULARY, tokenizer_beside
-from jaxdiff.checkpoints.tokenizers import WHOLE
+from jaxdiff.checkpoints.tokenizers_beside import BESIDE
 from jaxdiff.checkpoints.vae_layouts import find_vae
 from jaxdiff.checkpoints.weights import find_weights, read_weights
 from jaxdiff.core.errors import InputError
@@ -132,7 +131,7 @@ def _single_file(
             part.tokenizer
             for part in layout.components
             if part.tokenizer and part.pad is None and part not in lacking
-            if part.class_name != T5 or tokenizer_beside(path) is None
+            if part.class_name not in BESIDE or BESIDE[part.class_name].find(path) is None
         ),
     )
     optional = tuple(part.name for part in lacking if part.optional)
@@ -154,8 +153,8 @@ def _remedies(part: FileComponent) -> Iterator[tuple[str, str]]:
     else:
         yield part.name, BASE if part.width is None else f"{BASE}, or {TEXT_ENCODERS}"
     if part.tokenizer is not None:
-        beside = f", or T5's {VOCABULARY} or {WHOLE} beside the file"
-        yield part.tokenizer, f"{BASE}{beside if part.class_name == T5 else ''}"
+        files = BESIDE.get(part.class_name)
+        yield part.tokenizer, BASE if files is None else f"{BASE}, or {files.names} beside the file"
 
 
 def _pipeline(folder: pathlib.Path, variant: str | None) -> Description:

@@ -80,6 +80,31 @@ def unet_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
     }
 
 
+def guided_unet_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of a UNet2DConditionModel of guided diffusion that attends to a context too."""
+    stages = range(count_modules(entries, "down_blocks."))
+    attends = [count_modules(entries, f"down_blocks.{i}.attentions.") > 0 for i in stages]
+    down, up = (
+        ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        ("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"),
+    )
+    context = tensor_shape(entries, "mid_block.attentions.0.add_k_proj.weight", 2)[1]
+    return {
+        "in_channels": tensor_shape(entries, "conv_in.weight", 4)[1],
+        "out_channels": tensor_shape(entries, "conv_out.weight", 4)[0],
+        "down_block_types": tuple(down[attend] for attend in attends),
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "up_block_types": tuple(up[attend] for attend in reversed(attends)),
+        "block_out_channels": tuple(
+            tensor_shape(entries, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in stages
+        ),
+        "layers_per_block": count_modules(entries, "down_blocks.0.resnets."),
+        "cross_attention_dim": context,
+        "attention_head_dim": HEAD_WIDTH,
+        "resnet_time_scale_shift": "scale_shift",
+    }
+
+
 def vae_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
     """The config of an AutoencoderKL."""
     stages = count_modules(entries, "encoder.down_blocks.")
@@ -281,4 +306,20 @@ def ldm_bert_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
             1, tensor_shape(entries, f"{layer}.self_attn.q_proj.weight", 2)[0] // HEAD_WIDTH
         ),
         "head_dim": HEAD_WIDTH,
+    }
+
+
+def glide_text_fields(entries: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config of a GlideTextModel, with heads of HEAD_WIDTH; the last token is padding."""
+    words, width = tensor_shape(entries, "embeddings.token_embedding.weight", 2)
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "num_hidden_layers": count_modules(entries, "encoder.layers."),
+        "num_attention_heads": max(1, width // HEAD_WIDTH),
+        "max_position_embeddings": tensor_shape(entries, "embeddings.position_embedding.weight", 2)[
+            0
+        ],
+        "projection_dim": tensor_shape(entries, "text_projection.weight", 2)[0],
+        "pad_token_id": words - 1,
     }

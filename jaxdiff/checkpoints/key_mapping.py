@@ -22,6 +22,7 @@ EMBEDDINGS = frozenset(
     {
         "token_embedding",
         "position_embedding",
+        "padding_embedding",  # GLIDE's, by position
         "shared",  # T5's tokens
         "word_embeddings",  # XLM-RoBERTa's, and the next two
         "position_embeddings",

@@ -31,6 +31,7 @@ class Rule:
     parts: tuple[str, ...]
     heights: tuple[int, ...] = ()  # of the rows, for parts of unequal height; (): equal
     swapped: bool = False  # the two halves of the rows stand in the other order
+    head_width: int | None = None  # of parts that alternate, as many rows of each for each head
 
 
 def same(original: str, name: str) -> Rule:
@@ -41,6 +42,11 @@ def same(original: str, name: str) -> Rule:
 def rows(original: str, *names: str, heights: Sequence[int] = ()) -> Rule:
     """A tensor of whose rows diffusers makes several; `heights` are their relative numbers."""
     return Rule(original, names, tuple(heights))
+
+
+def heads(original: str, *names: str, width: int) -> Rule:
+    """A tensor whose rows are those of the first head of each part, then of the second, ..."""
+    return Rule(original, names, head_width=width)
 
 
 def swapped(original: str, name: str) -> Rule:
@@ -188,7 +194,10 @@ def _parts(matched: _RuleMatch, entry: TensorInfo, depth: int) -> dict[str, Tens
     everywhere = "*" not in rule.original and any("*" in part for part in rule.parts)
     numbers = [str(i) for i in range(depth)] if everywhere else [matched.number]
     heights = rule.heights or (1,) * len(rule.parts)
-    pieces = [entry] if len(rule.parts) == 1 else _split(entry, heights)
+    if rule.head_width is not None:
+        pieces = split_heads(entry, len(rule.parts), rule.head_width)
+    else:
+        pieces = [entry] if len(rule.parts) == 1 else _split(entry, heights)
     if rule.swapped:
         _check_rows(entry, 2)
         pieces = [entry.with_swapped_halves()]
@@ -209,6 +218,25 @@ def _split(entry: TensorInfo, heights: Sequence[int]) -> list[TensorInfo]:
     return [entry.rows(begin, end) for begin, end in itertools.pairwise(ends)]
 
 
+def split_heads(entry: TensorInfo, parts: int, width: int) -> list[TensorInfo]:
+    """Parts whose rows alternate, `width` of each for each head; InputError for other numbers."""
+    _check_rows(entry, parts * width)
+    groups = entry.shape[0] // (parts * width)
+    return [entry.every(number, parts, groups=groups) for number in range(parts)]
+
+
+def join_heads(parts: Sequence[LazyTensor], width: int) -> LazyTensor:
+    """The inverse of `split_heads`."""
+    first = parts[0]
+
+    def fetch() -> np.ndarray:
+        values = [each.fetch().astype(first.dtype) for each in parts]
+        stacked = np.stack([each.reshape(-1, width, *each.shape[1:]) for each in values], axis=1)
+        return stacked.reshape(-1, *first.shape[1:])
+
+    return replace(first, shape=(len(parts) * first.shape[0], *first.shape[1:]), fetch=fetch)
+
+
 def _check_rows(entry: TensorInfo, parts: int) -> None:
     """InputError for a tensor whose rows are not as many equal parts, one after the other."""
     if not entry.shape or entry.shape[0] % parts or entry.axes is not None:
@@ -227,6 +255,8 @@ def _joined(name: str, rule: Rule, parts: Mapping[int, Sequence[LazyTensor]]) ->
     first = tensors[0]
     if len(tensors) == 1 and not rule.swapped:
         return first
+    if rule.head_width is not None:
+        return join_heads(tensors, rule.head_width)
 
     def fetch() -> np.ndarray:
         values = np.concatenate([each.fetch().astype(first.dtype) for each in tensors])

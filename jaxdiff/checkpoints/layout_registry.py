@@ -7,6 +7,7 @@ from typing import Any
 from jaxdiff.checkpoints import (
     layout_dit,
     layout_flux,
+    layout_glide,
     layout_ldm,
     layout_sd3,
     layout_stable_diffusion,
@@ -32,8 +33,11 @@ LAYOUT_MODULES: tuple[ModuleType, ...] = (
     layout_sd3,
     layout_flux,
     layout_dit,
+    layout_glide,
 )
-EXPECTED = "Stable Diffusion 1, 2, XL, 3 or 3.5, FLUX.1, Chroma, DiT, SiT or latent diffusion"
+EXPECTED = (
+    "Stable Diffusion 1, 2, XL, 3 or 3.5, FLUX.1, Chroma, DiT, SiT, latent diffusion or GLIDE"
+)
 
 
 def layout_of(entries: Entries, prediction_type: str | None = None) -> SingleFileLayout:

@@ -17,11 +17,17 @@ from jaxdiff.models.chroma.config import ChromaTransformer2DConfig
 from jaxdiff.models.chroma.module import ChromaTransformer2DModel
 from jaxdiff.models.classifier import LatentClassifier, LatentClassifierConfig
 from jaxdiff.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel
-from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.models.clip_config import (
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    NoisyCLIPVisionConfig,
+)
 from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.glide_text.config import GlideTextConfig
+from jaxdiff.models.glide_text.module import GlideTextModel
 from jaxdiff.models.ldm_bert.config import LDMBertConfig
 from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.multilingual_clip.config import MultilingualCLIPConfig
@@ -109,9 +115,10 @@ def _clip(raw: Mapping[str, Any], *, source: str) -> Configs:
     own = {k: v for k, v in raw.items() if k.removesuffix("_dict") not in towers}
     contrast = from_transformers(_CLIPProjectionConfig, own, source=source)
     text, vision = towers.values()
+    seen = NoisyCLIPVisionConfig if "num_timesteps" in vision else CLIPVisionConfig
     return (
         from_transformers(CLIPTextConfig, text, source=f"{source}: text_config"),
-        from_transformers(CLIPVisionConfig, vision, source=f"{source}: vision_config"),
+        from_transformers(seen, vision, source=f"{source}: vision_config"),
         contrast.projection_dim,
     )
 
@@ -181,6 +188,8 @@ _CLASSES = (
         module_name="kandinsky",
     ),
     _transformers("T5EncoderModel", T5EncoderModel, T5Config, "t5"),
+    # transformers has no such class.
+    _transformers("GlideTextModel", GlideTextModel, GlideTextConfig, "glide_text_model"),
     ModelClass(name="CLIPModel", module=CLIPModel, configs=_clip, model_type="clip"),
 )
 MODEL_CLASSES: dict[str, ModelClass] = {kind.name: kind for kind in _CLASSES}

@@ -74,6 +74,9 @@ class TensorInfo:
     swapped: bool = False  # whether the halves of the first axis lie in the other order in the file
     negated: bool = False  # whether the file has the values times -1
     identity: bool = False  # an identity matrix, which no file holds
+    # Of rows that lie in so many groups, each of so many parts, the part of this number of each.
+    interleaved: tuple[int, int, int] | None = None
+    constant: float | None = None  # the value in all places, which no file holds
 
     def rows(self, begin: int, end: int) -> "TensorInfo":
         """The rows begin ... end - 1 of the first axis, which follow each other in the file."""
@@ -96,6 +99,11 @@ class TensorInfo:
     def times_minus_one(self) -> "TensorInfo":
         """The negative of a tensor of floats."""
         return replace(self, negated=not self.negated)
+
+    def every(self, number: int, parts: int, *, groups: int) -> "TensorInfo":
+        """Part `number` of the rows of each group, where each of `groups` has `parts` of them."""
+        shape = self.shape[0] // parts, *self.shape[1:]
+        return replace(self, shape=shape, interleaved=(groups, parts, number))
 
 
 def identity_matrix(path: pathlib.Path, name: str, width: int) -> TensorInfo:
@@ -171,6 +179,8 @@ def read_tensor(entry: TensorInfo) -> np.ndarray:
     final = numpy_dtype(entry)
     if entry.identity:
         return np.identity(entry.shape[0], final)
+    if entry.constant is not None:
+        return np.full(entry.shape, entry.constant, final)
     spare = np.empty(entry.nbytes + ALIGNMENT, np.uint8)
     begin = -spare.ctypes.data % ALIGNMENT
     buffer = spare[begin : begin + entry.nbytes]
@@ -192,6 +202,9 @@ def read_tensor(entry: TensorInfo) -> np.ndarray:
         values = np.roll(values, values.size // 2)
     if entry.negated:
         values = -values
+    if entry.interleaved is not None:
+        groups, parts, number = entry.interleaved
+        values = values.reshape(groups, parts, -1)[:, number].reshape(-1)
     if entry.scale is not None:
         values = values * read_tensor(entry.scale).astype(final).reshape(())
     axes = entry.axes

@@ -27,14 +27,9 @@ from jaxdiff.checkpoints.single_file_layouts import (
     SingleFileLayout,
 )
 from jaxdiff.checkpoints.single_file_settings import METADATA_KEY, marker_tensors, read_layout
-from jaxdiff.checkpoints.text_encoder_files import (
-    T5,
-    TextEncoderFile,
-    assign,
-    tokenizer_beside,
-    tokenizer_wanted,
-)
+from jaxdiff.checkpoints.text_encoder_files import TextEncoderFile, assign
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
+from jaxdiff.checkpoints.tokenizers_beside import BESIDE
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.atomic import atomic_file, check_file
 from jaxdiff.core.configs import prefix_errors
@@ -196,10 +191,10 @@ def _tokenizer(
     if base is not None and (stored is None or base.find(part) is not None):
         return base.tokenizer(part)
     place, beside = path if stored is None else stored.path, ""
-    if part.class_name == T5:
-        if (found := tokenizer_beside(place)) is not None:
+    if (files := BESIDE.get(part.class_name)) is not None:
+        if (found := files.find(place)) is not None:
             return found
-        beside = f", or {tokenizer_wanted(place, str(part.tokenizer))}"
+        beside = f", or {files.wanted(place, str(part.tokenizer))}"
     lacking = f"{part.tokenizer}, which no single file has"
     raise IncompleteFileError(place, lacking, f"{BASE}{beside}")
 

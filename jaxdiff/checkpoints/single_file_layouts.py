@@ -66,9 +66,10 @@ class SingleFileLayout:
         return self.components[0]
 
     @property
-    def vae(self) -> str:
-        """The component of the VAE, which need not be called so."""
-        return next(part.name for part in self.components if part.class_name in VAE_CLASSES)
+    def vae(self) -> str | None:
+        """The component of the VAE, which need not be called so; None for models of pixels."""
+        names = (part.name for part in self.components if part.class_name in VAE_CLASSES)
+        return next(names, None)
 
     @property
     def classes(self) -> dict[str, str]:
@@ -79,7 +80,7 @@ class SingleFileLayout:
     @property
     def scaling_factor(self) -> float:
         """What the latents of the VAE are multiplied by."""
-        return self.fields.get(self.vae, {}).get("scaling_factor", 1.0)
+        return self.fields.get(self.vae or "", {}).get("scaling_factor", 1.0)
 
     def below_prefixes(self, entries: Entries) -> dict[str, TensorInfo]:
         """The tensors of a file, all of a component below its prefix."""

@@ -74,12 +74,10 @@ def read_layout(
     )
     if ZERO_SNR in entries or _ends_in_noise(entries):
         scheduler["rescale_betas_zero_snr"] = True
-    return _with_field(
-        replace(layout, scheduler=scheduler),
-        layout.vae,
-        "scaling_factor",
-        factor or layout.scaling_factor,
-    )
+    layout = replace(layout, scheduler=scheduler)
+    if layout.vae is None:
+        return layout
+    return _with_field(layout, layout.vae, "scaling_factor", factor or layout.scaling_factor)
 
 
 def marker_tensors(scheduler: Mapping[str, Any], usual: Mapping[str, Any]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ CLASSES = {
     "T5Tokenizer": ("spiece.model",),
     "XLMRobertaTokenizer": ("sentencepiece.bpe.model",),
     "BertTokenizer": ("vocab.txt",),
+    "GPT2Tokenizer": ("vocab.json", "merges.txt"),
 }
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 BINARY = ".model"
@@ -49,13 +50,17 @@ def read_tokenizer(
 
 
 def _class_name(folder: pathlib.Path) -> str:
-    """The class that a tokenizer's folder is for; CLIP's if nothing says it."""
-    for name, parts in CLASSES.items():
-        if all((folder / part).is_file() for part in parts):
-            return name
+    """The class that a tokenizer's folder is for; CLIP's if nothing says it.
+
+    Where the files are those of several classes, as CLIP's and GPT-2's are, the settings say it.
+    """
     settings = folder / SETTINGS[0]
+    fits = [c for c, parts in CLASSES.items() if all((folder / part).is_file() for part in parts)]
+    if len(fits) == 1:
+        return fits[0]
     raw = parse_object(read_file(settings), str(settings)) if settings.is_file() else {}
-    return str(raw.get("tokenizer_class", next(iter(CLASSES))))
+    named = str(raw.get("tokenizer_class", next(iter(CLASSES))))
+    return named if not fits or named.removesuffix("Fast") in fits else fits[0]
 
 
 def tokenizer_digest(tokenizer: TokenizerFiles) -> str:

@@ -1,4 +1,4 @@
-"""Tokenizers of the files of CLIP, T5, XLM-RoBERTa and BERT.
+"""Tokenizers of the files of CLIP, T5, XLM-RoBERTa, BERT and GPT-2.
 
 transformers, which they are made of, is imported where one is made: that takes most of a second.
 """
@@ -81,6 +81,7 @@ VOCABULARIES = {
     "T5Tokenizer": "spiece.model",
     "XLMRobertaTokenizer": "sentencepiece.bpe.model",
     "BertTokenizer": "vocab.txt",
+    "GPT2Tokenizer": "vocab.json",
 }
 
 

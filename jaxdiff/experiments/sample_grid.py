@@ -53,9 +53,10 @@ def _low_resolution(
     factor = base.objective.enlargement if factor == 1 else factor
     keys = per_sample_keys(range(len(images)))
     columns = low_resolution_columns(jnp.asarray(images), factor, latent_size, keys)
-    (extra,) = (each for each in base.family.extras if isinstance(each, LowResolutionImage))
-    level = extra.noise_level / (extra.highest + 1)
-    columns |= {LOW_RESOLUTION_LEVEL: jnp.full(len(images), level, jnp.float32)}
+    for extra in base.family.extras:
+        if isinstance(extra, LowResolutionImage):
+            level = extra.noise_level / (extra.highest + 1)
+            columns[LOW_RESOLUTION_LEVEL] = jnp.full(len(images), level, jnp.float32)
     return {name: np.asarray(column) for name, column in columns.items()}
 
 

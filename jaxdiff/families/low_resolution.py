@@ -114,14 +114,16 @@ def noising_schedule(options: Mapping[str, Any], scheduler: str, source: str) ->
 
 
 def resize_bilinear(
-    images: Float[Array | NDArray, "b h w c"], size: tuple[int, ...]
+    images: Float[Array | NDArray, "b h w c"], size: tuple[int, ...], *, align_corners: bool = True
 ) -> Float[Array | NDArray, "b h2 w2 c"]:
-    """Images at another size, with corners on corners, as PyTorch does it with align_corners."""
+    """Images at another size, as PyTorch does it: with corners on corners, or edges on edges."""
     for axis, length in zip((1, 2), size, strict=True):
         old = images.shape[axis]
         if old == length:
             continue
         places = np.linspace(0, old - 1, length)
+        if not align_corners:
+            places = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
         low = np.minimum(places.astype(int), max(old - 2, 0))
         sides = [length if i == axis else 1 for i in range(4)]
         weight = (places - low).reshape(sides).astype(np.float32)

@@ -9,6 +9,7 @@ from jaxdiff.families import (
     deepfloyd_if,
     dit,
     flux,
+    glide,
     kandinsky,
     latent_diffusion,
     pixart,
@@ -37,6 +38,7 @@ FAMILY_MODULES: tuple[ModuleType, ...] = (
     deepfloyd_if,
     pixel_diffusion,
     stable_diffusion_upscale,
+    glide,
     kandinsky,
 )
 DETECT: dict[str, Detect] = {

@@ -69,7 +69,9 @@ class _Layer(nnx.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class _Encoder(nnx.Module):
+class TransformerLayers(nnx.Module):
+    """The layers of a transformer, each of attention and a perceptron after layer norms."""
+
     def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, layers: LayerFactory):
         depth = range(config.num_hidden_layers)
         self.layers = nnx.List(_Layer(config, layers=layers) for _ in depth)
@@ -97,7 +99,7 @@ class TextTransformer(nnx.Module):
     def __init__(self, config: CLIPTextConfig, *, layers: LayerFactory):
         self.config = config
         self.embeddings = _TextEmbeddings(config, layers=layers)
-        self.encoder = _Encoder(config, layers=layers)
+        self.encoder = TransformerLayers(config, layers=layers)
         self.final_layer_norm = layers.layer_norm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, ids: Int[Array, "b n"], skip: int = 0) -> TextFeatures:
@@ -177,7 +179,9 @@ class CLIPTextModel(nnx.Module):
 class _VisionEmbeddings(nnx.Module):
     def __init__(self, config: CLIPVisionConfig, *, layers: LayerFactory):
         d = config.hidden_size
-        self.class_embedding = layers.param(Normal(d**-0.5), (d,))
+        steps = config.noise_steps
+        shape = (d,) if steps is None else (steps, d)
+        self.class_embedding = layers.param(Normal(d**-0.5), shape)
         self.patch_embedding = layers.conv(
             config.num_channels,
             d,
@@ -190,10 +194,14 @@ class _VisionEmbeddings(nnx.Module):
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.position_embedding = layers.embed(tokens, d)
 
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self, images: Float[Array, "b h w c"], timesteps: Int[Array, "b"] | None = None
+    ) -> Float[Array, "b n d"]:
         patches = self.patch_embedding(images)
         b, *_, d = patches.shape
         first = self.class_embedding[...].astype(patches.dtype)
+        if timesteps is not None:
+            first = first[timesteps][:, None]
         tokens = jnp.concatenate(
             [jnp.broadcast_to(first, (b, 1, d)), patches.reshape(b, -1, d)], axis=1
         )
@@ -208,19 +216,30 @@ class VisionTransformer(nnx.Module):
         self.embeddings = _VisionEmbeddings(config, layers=layers)
         # The spelling is that of every checkpoint.
         self.pre_layrnorm = layers.layer_norm(config.hidden_size, eps=config.layer_norm_eps)
-        self.encoder = _Encoder(config, layers=layers)
+        self.encoder = TransformerLayers(config, layers=layers)
         self.post_layernorm = layers.layer_norm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def __call__(self, images: Float[Array, "b h w c"]) -> VisionFeatures:
-        """Features with `pooled` not projected; InputError if the images have another size."""
-        last = self.states(images)[-1]
+    def __call__(
+        self, images: Float[Array, "b h w c"], timesteps: Int[Array, "b"] | None = None
+    ) -> VisionFeatures:
+        """Features with `pooled` not projected; InputError if the images have another size.
+
+        A tower for noisy images needs the `timesteps` of their noise.
+        """
+        last = self.states(images, timesteps)[-1]
         return VisionFeatures(last, self.post_layernorm(last[:, 0]))
 
-    def states(self, images: Float[Array, "b h w c"]) -> list[Float[Array, "b n d"]]:
+    def states(
+        self, images: Float[Array, "b h w c"], timesteps: Int[Array, "b"] | None = None
+    ) -> list[Float[Array, "b n d"]]:
         """Class token, then patches, before the first layer and after each; not normed."""
         side = self.config.image_size
         check_shape("images", images, (None, side, side, self.config.num_channels))
-        return self.encoder(self.pre_layrnorm(self.embeddings(images)), causal=False)
+        if (timesteps is None) != (self.config.noise_steps is None):
+            got, expected = ("none", "some") if timesteps is None else ("some", "none")
+            kind = "noisy images" if timesteps is None else "images without noise"
+            raise InputError(f"timesteps: got {got}, expected {expected} for a CLIP of {kind}")
+        return self.encoder(self.pre_layrnorm(self.embeddings(images, timesteps)), causal=False)
 
 
 class CLIPVisionModel(nnx.Module):
@@ -275,9 +294,11 @@ class CLIPModel(nnx.Module):
         """Texts as unit vectors, in float32."""
         return unit(self.text_projection(cast(Array, self.text_model(ids).pooled)))
 
-    def image_embeds(self, images: Float[Array, "b h w c"]) -> Float[Array, "b p"]:
-        """Images as unit vectors, in float32."""
-        return unit(self.visual_projection(self.vision_model(images).pooled))
+    def image_embeds(
+        self, images: Float[Array, "b h w c"], timesteps: Int[Array, "b"] | None = None
+    ) -> Float[Array, "b p"]:
+        """Images as unit vectors, in float32; noisy ones by the `timesteps` of their noise."""
+        return unit(self.visual_projection(self.vision_model(images, timesteps).pooled))
 
 
 def extend_token_embedding(

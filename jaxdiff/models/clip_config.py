@@ -72,3 +72,25 @@ class CLIPVisionConfig:
             raise InputError(
                 f"image_size: got {self.image_size}, expected at least patch_size {self.patch_size}"
             )
+
+    @property
+    def noise_steps(self) -> int | None:
+        """How many steps of noise a tower for noisy images knows; None for all others."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisyCLIPVisionConfig(CLIPVisionConfig):
+    """An encoder of noisy images, as GLIDE guides with; transformers has no such."""
+
+    num_timesteps: int = 1000  # the noise of each of them has a class token of its own
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no network."""
+        super().__post_init__()
+        positive("num_timesteps", self.num_timesteps)
+
+    @property
+    def noise_steps(self) -> int | None:
+        """How many steps of noise the tower knows."""
+        return self.num_timesteps

@@ -20,6 +20,8 @@ from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.glide_text.config import GlideTextConfig
+from jaxdiff.models.glide_text.module import GlideTextModel
 from jaxdiff.models.ldm_bert.config import LDMBertConfig
 from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.multilingual_clip.config import MultilingualCLIPConfig
@@ -152,6 +154,7 @@ _SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
 _LDM_CLASSES = "CompVis/latent-diffusion/configs/latent-diffusion/cin256-v2.yaml"
 _LDM = "CompVis/ldm-text2im-large-256"
 _KARLO = "kakaobrain/karlo-v1-alpha"
+_GLIDE = "openai/glide-text2im"
 _SDXL_CONDITIONING = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 _XL_ATTENTION = {"use_linear_projection": True, "upcast_attention": None}
 # The UNets of guided diffusion (2105.05233) that attend to a context beside their pixels.
@@ -163,6 +166,13 @@ _ADDED_KV: dict[str, Any] = {
     "layers_per_block": 3,
     "attention_head_dim": 64,
     "resnet_time_scale_shift": "scale_shift",
+}
+_GLIDE_UNET: dict[str, Any] = {
+    **_ADDED_KV,
+    "out_channels": 6,
+    "cross_attention_dim": 512,
+    "class_embed_type": "identity",
+    "learned_variance": True,
 }
 _KANDINSKY: dict[str, Any] = {
     **_ADDED_KV,
@@ -251,6 +261,30 @@ UNETS: dict[str, Preset] = {
         ),
         source=f"{_KARLO}/decoder",
         parameters=885_439_686,
+    ),
+    # Those for inpainting have four channels more going in.
+    "glide-base": _unet(
+        f"{_GLIDE}/base",
+        308_334_918,
+        in_channels=3,
+        block_out_channels=(192, 384, 576, 768),
+        **_GLIDE_UNET,
+    ),
+    "glide-upsample": _unet(
+        f"{_GLIDE}/upsample",
+        321_665_478,
+        **_GLIDE_UNET
+        | {
+            "sample_size": 256,
+            "in_channels": 6,
+            "down_block_types": (
+                *("ResnetDownsampleBlock2D",) * 3,
+                *("SimpleCrossAttnDownBlock2D",) * 3,
+            ),
+            "up_block_types": (*("SimpleCrossAttnUpBlock2D",) * 3, *("ResnetUpsampleBlock2D",) * 3),
+            "block_out_channels": (192, 192, 384, 384, 768, 768),
+            "layers_per_block": 2,
+        },
     ),
     "if-i-xl": _unet(
         "DeepFloyd/IF-I-XL-v1.0",
@@ -464,6 +498,14 @@ TEXT_ENCODERS["t5-xxl"] = Preset(
 
 TEXT_ENCODERS["ldm-bert"] = Preset(
     cls=LDMBertModel, config=LDMBertConfig(), source=f"{_LDM}/bert", parameters=581_994_042
+)
+
+# In the file of each of GLIDE's networks.
+TEXT_ENCODERS["glide"] = Preset(
+    cls=GlideTextModel,
+    config=GlideTextConfig(),
+    source=f"{_GLIDE}/base/text_encoder",
+    parameters=76_695_808,
 )
 
 TEXT_ENCODERS["kandinsky21-mclip"] = Preset(

@@ -9,13 +9,15 @@ import jax
 import numpy as np
 
 from jaxdiff.checkpoints.clip_vision import read_image_processor
+from jaxdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from jaxdiff.checkpoints.components import read_component
+from jaxdiff.checkpoints.glide_clip import is_glide_clip, read_glide_clip
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.trees import content_digest
 from jaxdiff.core.types import Bool, Float, NDArray
 from jaxdiff.data.tokenizer import tokenize
-from jaxdiff.diffusion.schedules import Schedule
+from jaxdiff.diffusion.schedules import Schedule, VPSchedule
 from jaxdiff.models.build import param_dict
 from jaxdiff.models.classifier import LatentClassifier
 from jaxdiff.models.clip import CLIPModel
@@ -26,6 +28,7 @@ from jaxdiff.pipeline.compiled_model import CompiledModel
 from jaxdiff.pipeline.conditioning import PromptTokenizers
 from jaxdiff.pipeline.prompts import parse_syntax
 from jaxdiff.pipeline.request import Requests
+from jaxdiff.pipeline.tokenizers import tokenizer_of
 
 M = TypeVar("M")
 
@@ -37,6 +40,7 @@ class GuidanceModel(NamedTuple):
     tokenizers: PromptTokenizers
     latent_channels: int
     schedule: Schedule
+    denoises_pixels: bool = False
 
 
 class AuxiliaryModels:
@@ -50,6 +54,7 @@ class AuxiliaryModels:
         self.prompt_labels: PromptLabels | None = None  # how prompts name its labels
         self.clip: CLIPModel | None = None
         self.image_processor: CLIPImageProcessor | None = None
+        self._clip_tokenizer: Any = None  # of a CLIP that has its own; None: the model's first
 
     def load_classifier(self, folder: pathlib.Path) -> None:
         """Load the classifier of noisy latents in `folder`; InputError for any other model."""
@@ -62,10 +67,29 @@ class AuxiliaryModels:
 
     def load_clip(self, folder: pathlib.Path) -> None:
         """Load the CLIP model in `folder`; InputError for any other model."""
-        module = self._read("clip", folder, CLIPModel)
+        of_glide = is_glide_clip(folder)
+        if of_glide:
+            module = read_glide_clip(folder, sharding=self.own.stages.layout.sharding)
+        else:
+            module = self._read("clip", folder, CLIPModel)
+        config = module.vision_model.config
+        if config.noise_steps is not None:
+            self._check_noisy(config.noise_steps, folder)
         self.clip = module
-        self.image_processor = read_image_processor(folder, module.vision_model.config.image_size)
+        self._clip_tokenizer = tokenizer_of(clip_tokenizer("!")) if of_glide else None
+        self.image_processor = read_image_processor(folder, config.image_size)
         self._use()
+
+    def _check_noisy(self, steps: int, folder: pathlib.Path) -> None:
+        """InputError unless a CLIP of images at so many `steps` of noise sees the model's."""
+        schedule = self.own.schedule
+        own = schedule.num_train_timesteps if isinstance(schedule, VPSchedule) else None
+        if not self.own.denoises_pixels or steps != own:
+            raise InputError(
+                f"clip: got a CLIP of noisy images with {steps} timesteps in {folder}, expected "
+                "one that sees images without noise, as it guides models of pixels with as many "
+                "timesteps alone"
+            )
 
     def _read(self, name: str, folder: pathlib.Path, kind: type[M]) -> M:
         """The network in `folder`; InputError, which begins with `name`, unless it is a `kind`."""
@@ -166,7 +190,7 @@ class AuxiliaryModels:
         texts = list(requests.prompts)
         if requests[0].prompt_syntax:
             texts = ["".join(piece.text or " " for piece in parse_syntax(text)) for text in texts]
-        ids = tokenize(self.own.tokenizers.first.tokenizer, texts)
+        ids = tokenize(self._clip_tokenizer or self.own.tokenizers.first.tokenizer, texts)
         if self.clip is None:
             raise InputError(
                 "clip: got none, expected the folder of one, because clip_scale is set"

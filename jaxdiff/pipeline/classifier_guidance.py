@@ -1,5 +1,6 @@
 """Guidance by a classifier of noisy latents, and by CLIP."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jaxdiff.core.types import Array, Bool, Float
 from jaxdiff.diffusion.denoising import Denoiser, NoiseLevel, per_image
 from jaxdiff.guidance.classifier_guidance import (
+    LogProb,
     classifier_guidance,
     log_prob_gradient,
     loss_guidance,
@@ -57,22 +59,49 @@ def with_clip_guidance(
     return loss_guidance(denoise, loss, wanted.scale)
 
 
-def with_classifier_guidance(
-    denoise: Denoiser, sampler: Sampler, wanted: ClassifierTarget, classifier: LatentClassifier
-) -> tuple[Denoiser, Sampler]:
-    """Denoiser and sampler with the classifier's gradient.
-
-    It moves the mean of a sampler that takes a score, and the noise that all others see.
-    """
+def classifier_log_prob(wanted: ClassifierTarget, classifier: LatentClassifier) -> LogProb:
+    """The log-probability of the labels that are known."""
 
     def log_prob(x: Float[Array, "b h w c"], level: NoiseLevel) -> Float[Array, "b"]:
         logits = classifier(x, jnp.broadcast_to(level.t, (len(x),)))
         return classifier.config.attributes.log_prob(logits, wanted.targets, wanted.known)
 
-    def score(x: Float[Array, "b h w c"], level: NoiseLevel) -> Float[Array, "b h w c"]:
-        return per_image(wanted.scale, x) * log_prob_gradient(log_prob, x, level)
+    return log_prob
 
-    moved = sampler.with_score(score)
+
+def noisy_clip_log_prob(
+    wanted: CLIPTarget, clip: CLIPModel, image_processor: CLIPImageProcessor
+) -> LogProb:
+    """The logit of the text, as a CLIP of noisy images sees it (GLIDE, 2112.10741, section 3.2)."""
+
+    def log_prob(x: Float[Array, "b h w c"], level: NoiseLevel) -> Float[Array, "b"]:
+        t = jnp.round(jnp.broadcast_to(level.t, (len(x),))).astype(jnp.int32)
+        image = clip.image_embeds(image_processor(x.astype(jnp.float32)), t)
+        return jnp.exp(clip.logit_scale[...]) * jnp.sum(image * wanted.text, axis=-1)
+
+    return log_prob
+
+
+def with_gradients(
+    denoise: Denoiser, sampler: Sampler, terms: Sequence[tuple[LogProb, Float[Array, "b"]]]
+) -> tuple[Denoiser, Sampler]:
+    """Denoiser and sampler with the gradients of log-probabilities, each times its scale.
+
+    They move the mean of a sampler that takes a score, and the noise that all others see.
+    """
+
+    def score(x: Float[Array, "b h w c"], level: NoiseLevel) -> Float[Array, "b h w c"]:
+        return sum(
+            (
+                per_image(scale, x) * log_prob_gradient(log_prob, x, level)
+                for log_prob, scale in terms
+            ),
+            start=jnp.zeros_like(x),
+        )
+
+    moved = sampler.with_score(score) if terms else None
     if moved is not None:
         return denoise, moved
-    return classifier_guidance(denoise, log_prob, wanted.scale), sampler
+    for log_prob, scale in terms:
+        denoise = classifier_guidance(denoise, log_prob, scale)
+    return denoise, sampler

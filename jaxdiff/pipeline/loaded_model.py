@@ -25,6 +25,7 @@ from jaxdiff.core.validate import check_shape
 from jaxdiff.diffusion.schedules import EDMSchedule, Schedule
 from jaxdiff.families.detection import family_of
 from jaxdiff.models.build import param_dict
+from jaxdiff.models.latent_codec import Pixels
 from jaxdiff.pipeline.addons import Addons
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels, GuidanceModel
 from jaxdiff.pipeline.batches import ImageGenerator, ModelFacts, tile_size
@@ -102,6 +103,7 @@ class LoadedModel(Addons):
                 self._tokenizers,
                 self.codec.config.latent_channels,
                 self.schedule,
+                denoises_pixels=isinstance(self.codec, Pixels),
             ),
             folder,
         )

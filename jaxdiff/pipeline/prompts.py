@@ -235,7 +235,7 @@ def chunk_prompt(
     chunks: list[tuple[list[int], list[float]]] = [([], [])]
     pieces = parse_syntax(prompt) if syntax else [WeightedText(prompt, 1.0)]
     if max_chunks == 1:
-        pieces = _joined([WeightedText(text or " ", weight) for text, weight in pieces])
+        pieces = _joined([WeightedText(" " if t is None else t, weight) for t, weight in pieces])
     for i, part in enumerate(_between_breaks(pieces)):
         if i:
             chunks.append(([], []))

@@ -14,7 +14,8 @@ def tokenizer_of(
 ) -> TextTokenizer:
     """The tokenizer that reads `files`, for texts of `length` tokens (None: what they say).
 
-    With `lowercases` it reads texts in lower case, without space around them.
+    With `lowercases` it reads texts in lower case, and without space around them unless a space
+    is part of its tokens.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -24,5 +25,7 @@ def tokenizer_of(
     if lowercases:
         backend = tokenizer.backend_tokenizer
         own = [] if backend.normalizer is None else [backend.normalizer]
-        backend.normalizer = Sequence([Lowercase(), Strip(), *own])
+        # GPT-2's words begin with the space before them, which is part of a token.
+        strip = [] if files.class_name.startswith("GPT2") else [Strip()]
+        backend.normalizer = Sequence([Lowercase(), *strip, *own])
     return tokenizer

@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxdiff.checkpoints.components import CONFIG, Component, abstract_component
 from jaxdiff.checkpoints.jsonfiles import read_object
+from jaxdiff.checkpoints.layout_glide import BASE_SCHEDULER, UPSAMPLER_SCHEDULER
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import (
     DEFAULTS,
@@ -123,6 +124,14 @@ def _dit(transformer: str) -> PublishedModel:
     )
 
 
+def _glide(unet: str, scheduler: Mapping[str, Any]) -> PublishedModel:
+    return PublishedModel(
+        class_name="GlidePipeline",
+        components={"unet": ("unet", unet), "text_encoder": ("text", "glide")},
+        scheduler=scheduler,
+    )
+
+
 PUBLISHED_MODELS: dict[str, PublishedModel] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": PublishedModel(
         class_name="StableDiffusionPipeline",
@@ -208,6 +217,9 @@ PUBLISHED_MODELS: dict[str, PublishedModel] = {
             "low_res_scheduler": {"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear"}
         },
     ),
+    # Files, not repositories.
+    "openai/glide-text2im/base": _glide("glide-base", BASE_SCHEDULER),
+    "openai/glide-text2im/upsample": _glide("glide-upsample", UPSAMPLER_SCHEDULER),
     "kandinsky-community/kandinsky-2-2-prior": PublishedModel(
         class_name="KandinskyV22PriorPipeline",
         components={

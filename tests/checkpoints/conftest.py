@@ -19,6 +19,8 @@ from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.dit.module import DiTTransformer2DModel
 from jaxdiff.models.flux.config import FluxTransformer2DConfig
 from jaxdiff.models.flux.module import FluxTransformer2DModel
+from jaxdiff.models.glide_text.config import GlideTextConfig
+from jaxdiff.models.glide_text.module import GlideTextModel
 from jaxdiff.models.ldm_bert.config import LDMBertConfig
 from jaxdiff.models.ldm_bert.module import LDMBertModel
 from jaxdiff.models.multilingual_clip.config import MultilingualCLIPConfig
@@ -153,6 +155,15 @@ LDM_BERT = LDMBertConfig(
     head_dim=3,
     d_model=8,
 )
+GLIDE_TEXT = GlideTextConfig(
+    vocab_size=12,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=5,
+    projection_dim=6,
+    pad_token_id=11,
+)
 MULTILINGUAL_CLIP = MultilingualCLIPConfig(
     vocab_size=12,
     hidden_size=8,
@@ -213,6 +224,7 @@ def components():
         "LDMBertModel": build(LDMBertModel, LDM_BERT),
         "MultilingualCLIP": build(MultilingualCLIP, MULTILINGUAL_CLIP),
         "T5EncoderModel": build(T5EncoderModel, T5),
+        "GlideTextModel": build(GlideTextModel, GLIDE_TEXT),
         "CLIPModel": build(CLIPModel, TEXT, VISION, 6),
     }
 

@@ -27,6 +27,7 @@ MODELS = {
     "unet sdxl-base": (("unet", "sdxl-base"), UNET),
     "unet kandinsky22": (("unet", "kandinsky22"), UNET),
     "unet if-i-xl": (("unet", "if-i-xl"), UNET),
+    "unet glide-upsample": (("unet", "glide-upsample"), UNET),
     "unet sd-x4-upscaler": (("unet", "sd-x4-upscaler"), UNET),
     "transformer dit-xl-2-256": (("transformer", "dit-xl-2-256"), DIT),
     "transformer flux-dev": (("transformer", "flux-dev"), FLUX),

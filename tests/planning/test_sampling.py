@@ -360,6 +360,12 @@ PUBLISHED = {
         VPSchedule(beta_schedule="scaled_linear", beta_start=0.0001, beta_end=0.02),
         *("v_prediction", "ddim", 512, 77),
     ),
+    "openai/glide-text2im/base": (
+        "GLIDE",
+        VPSchedule(beta_schedule="squaredcos_cap_v2"),
+        *("epsilon", "ddpm:variance=learned_range", 64, 128),
+    ),
+    "openai/glide-text2im/upsample": ("GLIDE upsampler", LINEAR, "epsilon", "ddim", 256, 128),
     "kandinsky-community/kandinsky-2-2-prior": (
         *("Kandinsky 2.2 prior", VPSchedule(beta_schedule="squaredcos_cap_v2"), "sample"),
         *("ddpm", 1, 77),
