@@ -43,6 +43,30 @@ class GuidanceTargets(NamedTuple):
     clip: CLIPTarget | None = None
 
 
+def with_models(
+    denoise: Denoiser,
+    sampler: Sampler,
+    targets: GuidanceTargets,
+    image_processor: CLIPImageProcessor | None = None,
+    *,
+    classifier: LatentClassifier | None = None,
+    clip: CLIPModel | None = None,
+    codec: LatentCodec | None = None,
+) -> tuple[Denoiser, Sampler]:
+    """Denoiser and sampler that also follow the classifier and CLIP to their `targets`."""
+    terms = []
+    if targets.clip is not None and clip is not None and image_processor is not None:
+        if clip.vision_model.config.noise_steps is not None:
+            log_prob = noisy_clip_log_prob(targets.clip, clip, image_processor)
+            terms.append((log_prob, targets.clip.scale))
+        elif codec is not None:
+            denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, codec)
+    if targets.classifier is not None and classifier is not None:
+        log_prob = classifier_log_prob(targets.classifier, classifier)
+        terms.append((log_prob, targets.classifier.scale))
+    return with_gradients(denoise, sampler, terms)
+
+
 def with_clip_guidance(
     denoise: Denoiser,
     wanted: CLIPTarget,
@@ -99,7 +123,9 @@ def with_gradients(
             start=jnp.zeros_like(x),
         )
 
-    moved = sampler.with_score(score) if terms else None
+    if not terms:
+        return denoise, sampler
+    moved = sampler.with_score(score)
     if moved is not None:
         return denoise, moved
     for log_prob, scale in terms:

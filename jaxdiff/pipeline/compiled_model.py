@@ -26,10 +26,7 @@ from jaxdiff.models.latent_codec import LatentCodec, upcast_fp16
 from jaxdiff.parallel.chips import compiler_options
 from jaxdiff.pipeline.classifier_guidance import (
     GuidanceTargets,
-    classifier_log_prob,
-    noisy_clip_log_prob,
-    with_clip_guidance,
-    with_gradients,
+    with_models,
 )
 from jaxdiff.pipeline.conditioning import (
     Conditioning,
@@ -325,19 +322,11 @@ def denoise_steps(
 ) -> SamplingState:
     """The state after the steps from `start` to `stop`, as `run_steps` counts them."""
     denoise = guided(params, rule, conditioning, scales, networks, variance=sampler.reads_variance)
-    gradients = []
-    if targets.clip is not None and image_processor is not None:
-        clip, codec = networks.clip(params.clip), networks.codec(params.codec)
-        if clip.vision_model.config.noise_steps is None:
-            denoise = with_clip_guidance(denoise, targets.clip, clip, image_processor, codec)
-        else:
-            log_prob = noisy_clip_log_prob(targets.clip, clip, image_processor)
-            gradients.append((log_prob, targets.clip.scale))
-    if targets.classifier is not None:
-        classifier = networks.classifier(params.classifier)
-        log_prob = classifier_log_prob(targets.classifier, classifier)
-        gradients.append((log_prob, targets.classifier.scale))
-    denoise, sampler = with_gradients(denoise, sampler, gradients)
+    if targets.classifier is not None or targets.clip is not None:
+        names = ("classifier", "clip", "codec")
+        pairs = {name: (getattr(networks, name), getattr(params, name)) for name in names}
+        models = {name: own and own(weights) for name, (own, weights) in pairs.items()}
+        denoise, sampler = with_models(denoise, sampler, targets, image_processor, **models)
     return run_steps(
         denoise,
         state,
