@@ -180,6 +180,8 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
     folders = {} if codec is None else {codec: pathlib.Path(str(objective.vae))}
     folders |= {spec.component: text_folder / spec.component for spec in family.text_encoders}
     modules = {name: models.component(folder) for name, folder in folders.items()}
+    if codec is not None:
+        check_channels(objective, cast(Any, modules[codec]))
     # Its config is the objective's, also where its weights are read.
     modules[network] = abstract(network_class, objective.model)
     if objective.weights is not None:

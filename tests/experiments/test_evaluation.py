@@ -44,8 +44,8 @@ prompts = functools.cache(standard_prompts)
 def once():
     """The prompts, and the drawings of all of them that every evaluation compares with."""
     with pytest.MonkeyPatch.context() as patch:
-        rendered = functools.cache(evaluation._rendered_prompts)
-        patch.setattr(evaluation, "_rendered_prompts", rendered)
+        rendered = functools.cache(evaluation._renderings)
+        patch.setattr(evaluation, "_renderings", rendered)
         patch.setattr(dataset, "standard_prompts", prompts)
         yield
 
@@ -70,14 +70,14 @@ def texts_of(ids):
 def given_with(tokenizer):
     """What pictures of captions are drawn from."""
 
-    def told(captions):
+    def told(captions, images=None):
         noise = np.asarray(initial_noise(per_sample_keys(range(len(captions))), (8, 8, 4)))
         return {"ids": tokenize(tokenizer, captions), "noise": noise}
 
     return told
 
 
-def told(captions):
+def told(captions, images=None):
     """As `told_with` the tokenizer of the prompts."""
     return given_with(texts_of_ids()[1])(captions)
 
