@@ -19,6 +19,7 @@ from jaxdiff.guidance.base import MAX_SCALE, RULES, is_unguided
 from jaxdiff.guidance.base import parse as parse_rule
 from jaxdiff.pipeline.image_arrays import image_size
 from jaxdiff.pipeline.prompts import parse_syntax, split_and
+from jaxdiff.pipeline.request_metadata import NUMBERED, SCALES, TEXTS, to_metadata
 from jaxdiff.samplers.base import SAMPLERS, get_sampler
 
 MAX_STEPS = 1000
@@ -85,8 +86,6 @@ class Request:
 
     def to_metadata(self) -> dict[str, Any]:
         """The settings as JSON values; rare options only if set, arrays as their hash."""
-        from jaxdiff.pipeline.request_metadata import to_metadata
-
         return to_metadata(self)
 
     def prompts_for_encoder(self) -> tuple[tuple[str | None, str], ...]:
@@ -149,10 +148,7 @@ class Requests(tuple[Request, ...]):
 
 _TYPES: Mapping[str, Any] = get_type_hints(Request)
 _ARRAYS = ("image", "mask", "noise", "low_resolution")
-_NUMBERED = ("prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
-TEXTS = ("prompt", "negative_prompt", *_NUMBERED)
 _NEGATIVES = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
-SCALES = ("negative_scale", "classifier_scale", "clip_scale")
 # fields that may differ between the images of a call
 _PER_IMAGE: dict[str, type] = {
     **dict.fromkeys(TEXTS, str),
@@ -349,7 +345,7 @@ def check(request: Request, family: Family, network: Any, vae_scale_factor: int)
 
 def _check_family(request: Request, family: Family) -> None:
     """InputError for options that neither the text encoders nor the network take."""
-    for name in _NUMBERED:
+    for name in NUMBERED:
         got, number = getattr(request, name), int(name[-1])
         if got and number not in family.prompt_numbers:
             which = {2: "second", 3: "third"}[number]

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.pipeline.request import SCALES, TEXTS, Request
+# Options of a request that are left out where they are empty.
+NUMBERED = ("prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
+TEXTS = ("prompt", "negative_prompt", *NUMBERED)
+SCALES = ("negative_scale", "classifier_scale", "clip_scale")
 
 
-def to_metadata(request: Request) -> dict[str, Any]:
-    """The settings of a request as JSON values; rare options only if set, arrays as their hash."""
+def to_metadata(request: Any) -> dict[str, Any]:
+    """A request's settings as JSON values; rare options only if set, arrays as their hash."""
     own: dict[str, Any] = {}
     for field in dataclasses.fields(request):
         value = getattr(request, field.name)
