@@ -36,7 +36,7 @@ from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.parallel.mesh import device_put_global
 from jaxdiff.pipeline.tokenizers import tokenizer_of
 from jaxdiff.training.config import DiffusionObjective, Full, TrainConfig
-from jaxdiff.training.config.objectives import PIXELS, VLB_WEIGHT, reads_labels
+from jaxdiff.training.config.objectives import ENLARGEMENT, PIXELS, VLB_WEIGHT, reads_labels
 from jaxdiff.training.objectives.diffusion import Frozen, trains_variance
 
 SAMPLER, SPACING = "ddim", "trailing"  # of sample grids, and the defaults of what is exported
@@ -328,6 +328,12 @@ def _check(base: BaseModel, field: str) -> None:
         if extra.untrainable is not None:
             raise InputError(f"{field}: {extra.untrainable}")
     check_channels(objective, base.codec, 3 if base.family.enlarges else 0)
+    enlarges_pixels = base.family.enlarges and base.family.latent_codec is None
+    if objective.enlargement != ENLARGEMENT and not enlarges_pixels:
+        raise InputError(
+            f"objective.enlargement: got {objective.enlargement} for {base.family.name}, expected "
+            "it left out: its network enlarges no images of pixels"
+        )
     scale = objective.distilled_guidance_scale
     if scale != 1 and "distilled_guidance_scale" not in base.family.options:
         raise InputError(

@@ -12,10 +12,17 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.families.image_embeddings import IMAGE_EMBEDS, NEGATIVE
 from jaxdiff.pipeline.image_encoder import zero_image_embedding
+from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.output import Output
 from jaxdiff.pipeline.pipeline import Pipeline
 from jaxdiff.pipeline.request import Request
-from jaxdiff.pipeline.stages import FROM_CALL, Stage, SuperResolution, unread_prompts
+from jaxdiff.pipeline.stages import (
+    FROM_CALL,
+    Stage,
+    SuperResolution,
+    unread_prompts,
+    with_zeros,
+)
 
 
 def following_stage(
@@ -93,26 +100,43 @@ class EmbeddingDecoder(Stage):
         if not self.pipe.family.reads_prompt:
             unread |= {"prompt", "negative_prompt"}
         shared = {name: arguments[name] for name in (FROM_CALL & arguments.keys()) - unread}
-        negative = self._negative_embeddings(previous.requests, settings)
+        negative, failures = self._negative_embeddings(previous.requests, settings)
         given = {IMAGE_EMBEDS: np.asarray(previous.images), NEGATIVE: negative}
         arguments = {"prompt": "", **shared, **self.options, **given}
         requests = self.pipe.resolve(**cast(Any, arguments))
-        return self.pipe.generate(requests, **settings)
+        out = _with_failures(self.pipe, requests, settings)
+        return dataclasses.replace(out, failures={**failures, **out.failures})
 
     def _negative_embeddings(
         self, requests: Sequence[Request], settings: Mapping[str, Any]
-    ) -> Float[NDArray, "b d"]:
-        """What the prior makes of the negative prompts, or without one of an image of zeros."""
+    ) -> tuple[Float[NDArray, "b d"], dict[int, str]]:
+        """What the prior makes of the negative prompts, or without one of an image of zeros.
+
+        And why some of it is not finite, by image: they have zeros.
+        """
         embeddings: dict[int, Any] = {}
+        failures: dict[int, str] = {}
         having = [i for i, each in enumerate(requests) if each.negative_prompt is not None]
         if having:
             negatives = [
                 dataclasses.replace(requests[i], prompt=requests[i].negative_prompt or "")
                 for i in having
             ]
-            made = self.prior.generate(negatives, **{**settings, "output": "numpy"}).images
-            embeddings = dict(zip(having, made, strict=True))
+            made = _with_failures(self.prior, negatives, {**settings, "output": "numpy"})
+            failures = {having[i]: why for i, why in made.failures.items()}
+            rows = zip(having, with_zeros(made).images, strict=True)
+            embeddings = dict(rows)
         if len(having) < len(requests):
             zero = zero_image_embedding(self.prior)[0]
             embeddings = dict.fromkeys(range(len(requests)), zero) | embeddings
-        return np.stack([embeddings[i] for i in range(len(requests))])
+        return np.stack([embeddings[i] for i in range(len(requests))]), failures
+
+
+def _with_failures(
+    pipe: Pipeline, requests: Sequence[Request], settings: Mapping[str, Any]
+) -> Output:
+    """The output also where some of it is not finite."""
+    try:
+        return pipe.generate(requests, **settings)
+    except NonFiniteImageError as error:
+        return error.output

@@ -39,8 +39,8 @@ def _encoder(prior: Pipeline) -> CLIPVisionModel:
     part = prior.parts.components.get(IMAGE_ENCODER)
     if part is None or not isinstance(part.module, CLIPVisionModel):
         raise InputError(
-            f"{prior.name}: got no {IMAGE_ENCODER}, expected it: nothing else gives embeddings of "
-            "images, and that for images without a negative prompt"
+            f"{prior.name}: got no {IMAGE_ENCODER}, expected it: it makes the embeddings of "
+            "images, and that which guidance has without a negative prompt"
         )
     return part.module
 

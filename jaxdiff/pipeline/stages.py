@@ -113,7 +113,7 @@ def run_stages(
     for number, stage in enumerate(stages):
         kind = output_for(stage.pipe, stages[number + 1 :], output)
         try:
-            found = stage.run(_with_zeros(out), arguments, output=kind, **settings)
+            found = stage.run(with_zeros(out), arguments, output=kind, **settings)
         except NonFiniteImageError as error:
             found = error.output
         timings = {name: out.timings[name] + seconds for name, seconds in found.timings.items()}
@@ -122,7 +122,7 @@ def run_stages(
     return out
 
 
-def _with_zeros(out: Output) -> Output:
+def with_zeros(out: Output) -> Output:
     """`out` with zeros for images that are not finite, so that the others of a batch go on."""
     if not out.failures:
         return out

@@ -15,6 +15,7 @@ from jaxdiff.models.latent_codec import ImageEmbeddings
 from jaxdiff.pipeline.cascade import Cascade
 from jaxdiff.pipeline.embedding_decoder import EmbeddingDecoder
 from jaxdiff.pipeline.image_encoder import image_embeddings, zero_image_embedding
+from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.stages import HiresFix
 
 PROMPT, WIDTH = "a small red circle", cascade_files.WIDTH
@@ -73,6 +74,30 @@ def test_a_negative_prompt_goes_through_the_prior(pipes):
     np.testing.assert_allclose(out.images, second("", **own, output="latent").images, atol=1e-5)
 
 
+def test_a_negative_embedding_that_is_not_finite_fails_its_image_alone(pipes, monkeypatch):
+    first, second = pipes
+    generate = type(first).generate
+
+    def broken(pipe, requests, **settings):
+        out = generate(pipe, requests, **settings)
+        if pipe is not first or requests[0].prompt != "a ring":
+            return out
+        images = np.full_like(out.images, np.nan)
+        raise NonFiniteImageError(
+            dataclasses.replace(out, images=images, failures={0: "from step 1 of 3"})
+        )
+
+    monkeypatch.setattr(type(first), "generate", broken)
+    call = {"negative_prompt": ["a ring", None], "seed": [3, 4], "output": "numpy"}
+    with pytest.raises(NonFiniteImageError, match="1 of 2 images") as caught:
+        Cascade(first, second)([PROMPT, PROMPT], **call)
+    assert caught.value.output.failures == {0: "from step 1 of 3"}
+    assert caught.value.output.images.shape == (2, 16, 16, 3)
+    alone = Cascade(first, second)(PROMPT, seed=4, output="numpy").images
+    difference = caught.value.output.images[1].astype(int) - alone[0]
+    assert np.abs(difference).max() <= 1
+
+
 def test_mixed_embeddings_and_images_to_begin_with(pipes):
     _, second = pipes
     one, other = np.random.default_rng(1).normal(size=(2, WIDTH)).astype(np.float32)
@@ -89,7 +114,10 @@ def test_mixed_embeddings_and_images_to_begin_with(pipes):
     [
         ({}, "image_embeds: got none, expected the embedding of an image"),
         ({"image_embeds": np.zeros(WIDTH)}, "negative_image_embeds: got none"),
-        ({"image_embeds": np.zeros(3), "guidance_scale": 1.0}, r"expected \(8\)|\(8,\)"),
+        (
+            {"image_embeds": np.zeros(3), "guidance_scale": 1.0},
+            r"shape \(3,\), expected \(8\)",
+        ),
         ({"image_embeds": np.full(WIDTH, np.nan)}, "image_embeds: got numbers that are not finite"),
         ({"image_embeds": "a"}, "image_embeds: got 'a', expected an array of numbers"),
     ],

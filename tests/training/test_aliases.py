@@ -187,7 +187,7 @@ def workdir(tmp_path):
 
 
 # Fields that came later, whose defaults are what those trainings did.
-ADDED = {"objective.model.learned_variance"}
+ADDED = {"objective.model.learned_variance", "objective.enlargement"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -118,7 +118,7 @@ class TrainConfig:
 _IDENTITY: dict[type, tuple[str, ...]] = {
     VAEObjective: ("model", "freeze_encoder", "adversarial", "discriminator"),
     CLIPObjective: ("text", "vision", "projection_dim", "has_attribute_heads"),
-    DiffusionObjective: ("model", "schedule", "prediction_type", "trainable"),
+    DiffusionObjective: ("model", "schedule", "prediction_type", "trainable", "enlargement"),
     DistillationObjective: ("guidance_embedding_dim",),
     ClassifierObjective: ("model", "schedule"),
 }

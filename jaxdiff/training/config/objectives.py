@@ -162,6 +162,7 @@ class CLIPObjective:
 
 
 PIXELS = "pixels"  # in place of a VAE
+ENLARGEMENT = 4
 
 
 @config_section("objective")
@@ -210,7 +211,7 @@ class DiffusionObjective(TimestepSampling):
     # 1: that of images which no guidance has made
     distilled_guidance_scale: float = 1.0
     # how many times wider images are than those that a network of pixels enlarges to them
-    enlargement: int = 4
+    enlargement: int = ENLARGEMENT
     # Class images for prior preservation, half of each batch (DreamBooth, 2208.12242, section 3.3).
     prior_data: DataConfig | None = None
     prior_loss_weight: float = 1.0  # of their loss relative to that of the others
