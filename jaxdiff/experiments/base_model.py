@@ -28,7 +28,7 @@ from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.experiments.experiment import FILES, ModelSource, shapes_in
 from jaxdiff.families.base import Family
 from jaxdiff.families.detection import detect_family
-from jaxdiff.families.pixel_diffusion import NOISING_SCHEDULER
+from jaxdiff.families.low_resolution import NOISING_SCHEDULER
 from jaxdiff.families.registry import FROM_SCRATCH
 from jaxdiff.models.build import abstract, param_dict
 from jaxdiff.models.latent_codec import LatentCodec

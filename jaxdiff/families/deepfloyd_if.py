@@ -10,11 +10,10 @@ from typing import Any, cast
 
 from flax import nnx
 
-from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.families.base import Family, TextEncoder
 from jaxdiff.families.components import check_context_width, required_component
-from jaxdiff.families.low_resolution import low_resolution_extras, noising_schedule
+from jaxdiff.families.low_resolution import NOISE, low_resolution_extras, pixel_stage
 from jaxdiff.models.t5.module import T5EncoderModel
 from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.module import UNet2DConditionModel
@@ -24,8 +23,6 @@ PIPELINE_CLASSES = (
     *(f"IF{task}Pipeline" for task in _TASKS),
     *(f"IF{task}SuperResolutionPipeline" for task in _TASKS),
 )
-NOISING_SCHEDULER = "image_noising_scheduler"
-NOISE = {"noise_level": 250, "highest": 999}
 IF = Family(
     name="DeepFloyd IF",
     network="unet",
@@ -59,17 +56,4 @@ def detect(
     config = cast(UNet2DConditionModel, unet).config
     encoder = required_component(components, "text_encoder", T5EncoderModel, source)
     check_context_width(encoder, config.context_width, network="UNet", source=source)
-    more = config.concatenated_channels
-    if config.channels[1] != 3 or more not in (0, 3):
-        raise InputError(
-            f"{source}: unet: got {config.in_channels} channels in and {config.out_channels} out, "
-            "expected those of an image, and in the second stage of another one to enlarge"
-        )
-    if not more:
-        return dataclasses.replace(IF, latent_multiple=config.size_divisor)
-    schedule = noising_schedule(options, NOISING_SCHEDULER, source)
-    return dataclasses.replace(
-        SUPER_RESOLUTION,
-        latent_multiple=config.size_divisor,
-        extras=low_resolution_extras(schedule, **NOISE),
-    )
+    return pixel_stage(IF, SUPER_RESOLUTION, config, options, source)

@@ -61,16 +61,16 @@ class LowResolution(_Channels):
     def channels(self, inputs: ExtraInputs) -> Float[NDArray, "b h w 3"]:
         if inputs.low_resolution is None:
             raise InputError("image: got none, expected the image to enlarge")
-        return np.asarray(self._enlarged(inputs.low_resolution, inputs.latent_size))
+        return np.asarray(self._upsampled(inputs.low_resolution, inputs.latent_size))
 
     def of_batch(
         self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
     ) -> Float[Array, "b h w 3"]:
         """The batch's LOW_RESOLUTION."""
         _, height, width, _ = batch[LOW_RESOLUTION_NOISE].shape
-        return jnp.asarray(self._enlarged(batch[LOW_RESOLUTION], (height, width)))
+        return jnp.asarray(self._upsampled(batch[LOW_RESOLUTION], (height, width)))
 
-    def _enlarged(
+    def _upsampled(
         self, image: Float[Array | NDArray, "b h3 w3 3"], size: tuple[int, ...]
     ) -> Float[Array | NDArray, "b h w 3"]:
         rounded = ((image.clip(-1, 1) + 1) * 127.5).round() / 127.5 - 1

@@ -17,6 +17,7 @@ from jaxdiff.core.types import Array, Bool, Float, Int, NDArray
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.losses import add_noise
 from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.families.base import Family
 from jaxdiff.families.extras import (
     LOW_RESOLUTION,
     LOW_RESOLUTION_LEVEL,
@@ -26,8 +27,12 @@ from jaxdiff.families.extras import (
     Option,
 )
 from jaxdiff.models.network_adapter import CHANNELS
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 
 MAX_LEVEL = 1000
+# Of UNets of pixels: the schedule of the noise, the step of the image by default, and the highest.
+NOISING_SCHEDULER = "image_noising_scheduler"
+NOISE = {"noise_level": 250, "highest": 999}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +108,30 @@ def low_resolution_extras(
     """Those of a network that enlarges an image; see `NoisedImage`."""
     values: dict[str, Any] = {"noise_level": noise_level, "highest": highest, "schedule": schedule}
     return LowResolutionImage(**values), NoiseLevel(**values)
+
+
+def pixel_stage(
+    first: Family,
+    enlarging: Family,
+    config: UNet2DConditionConfig,
+    options: Mapping[str, Any],
+    source: str,
+) -> Family:
+    """The family of a UNet of pixels: `first`, or `enlarging` where it takes an image to enlarge.
+
+    `options` has the config of NOISING_SCHEDULER for the latter. InputError, from `source`, for
+    other channels.
+    """
+    more = config.concatenated_channels
+    if config.channels[1] != 3 or more not in (0, 3):
+        raise InputError(
+            f"{source}: unet: got {config.in_channels} channels in and {config.out_channels} out, "
+            "expected those of an image, and to enlarge one those of another image too"
+        )
+    if not more:
+        return dataclasses.replace(first, latent_multiple=config.size_divisor)
+    extras = low_resolution_extras(noising_schedule(options, NOISING_SCHEDULER, source), **NOISE)
+    return dataclasses.replace(enlarging, latent_multiple=config.size_divisor, extras=extras)
 
 
 def noising_schedule(options: Mapping[str, Any], scheduler: str, source: str) -> VPSchedule:

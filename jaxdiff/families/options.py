@@ -32,6 +32,6 @@ def accepted_options(family: Family, options: Mapping[str, Any]) -> dict[str, An
         else:
             readers = ", ".join(each.name for each in registry.FAMILIES if name in each.options)
             raise InputError(
-                f"{name}: got {value}, expected none for {family.name}: it is read by {readers}"
+                f"{name}: got {value!s:.60}, expected none for {family.name}: it is read by {readers}"
             )
     return accepted

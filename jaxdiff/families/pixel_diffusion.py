@@ -14,15 +14,13 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.families.base import Family, TextEncoder
 from jaxdiff.families.components import check_context_width, required_component
-from jaxdiff.families.low_resolution import low_resolution_extras, noising_schedule
+from jaxdiff.families.low_resolution import NOISE, low_resolution_extras, pixel_stage
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.module import UNet2DConditionModel
 
 CLASS_NAME = "PixelCLIPPipeline"
 PIPELINE_CLASSES = (CLASS_NAME,)
-NOISING_SCHEDULER = "image_noising_scheduler"
-NOISE = {"noise_level": 250, "highest": 999}
 PIXELS = Family(
     name="pixels with CLIP",
     network="unet",
@@ -51,18 +49,11 @@ def detect(
     encoder = required_component(components, "text_encoder", CLIPTextModel, source)
     config = cast(UNet2DConditionModel, unet).config
     check_context_width(encoder, config.context_width, network="UNet", source=source)
-    more = config.concatenated_channels
-    if config.channels[1] != 3 or more not in (0, 3) or bool(more) != config.has_classes:
+    family = pixel_stage(PIXELS, SUPER_RESOLUTION, config, options, source)
+    if bool(config.concatenated_channels) != config.has_classes:
         raise InputError(
-            f"{source}: unet: got {config.in_channels} channels in and {config.out_channels} out, "
-            "expected those of an image, or in a super-resolution those of another one too, with "
-            "an embedding of its noise level (class_embed_type or num_class_embeds)"
+            f"{source}: unet: got {config.in_channels} channels in, expected an embedding of the "
+            "noise level (class_embed_type or num_class_embeds) where an image is enlarged, and "
+            "none elsewhere"
         )
-    if not more:
-        return dataclasses.replace(PIXELS, latent_multiple=config.size_divisor)
-    schedule = noising_schedule(options, NOISING_SCHEDULER, source)
-    return dataclasses.replace(
-        SUPER_RESOLUTION,
-        latent_multiple=config.size_divisor,
-        extras=low_resolution_extras(schedule, **NOISE),
-    )
+    return family

@@ -10,7 +10,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
 from jaxdiff.core.validate import check_shape, in_range
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.models.text_encoder import TextFeatures
+from jaxdiff.models.text_encoder import TextFeatures, check_tokens
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.initializers import Constant, Normal
@@ -108,11 +108,7 @@ class TextTransformer(nnx.Module):
         `skip` layers at the end count for `pooled` only.
         """
         in_range("clip_skip", skip, 0, self.config.num_hidden_layers - 1)
-        if ids.shape[1] > self.config.max_position_embeddings:
-            raise InputError(
-                f"ids: got {ids.shape[1]} tokens, "
-                f"expected at most {self.config.max_position_embeddings}"
-            )
+        check_tokens(ids, self.config.max_position_embeddings)
         states = self.encoder(self.embeddings(ids), causal=True)
         whole = self.final_layer_norm(states[-1])
         last = whole if skip == 0 else self.final_layer_norm(states[-1 - skip])

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, Int
 
 
@@ -13,6 +14,12 @@ class TextFeatures(NamedTuple):
     # end of the text after all layers, projected if the model projects
     pooled: Float[Array, "b p"] | None = None
     mask: Bool[Array, "b n"] | None = None  # which tokens are text, not padding
+
+
+def check_tokens(ids: Int[Array, "b n"], most: int) -> None:
+    """InputError for texts of more tokens than a text encoder has positions for."""
+    if ids.shape[1] > most:
+        raise InputError(f"ids: got {ids.shape[1]} tokens, expected at most {most}")
 
 
 @runtime_checkable

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.families.image_embeddings import IMAGE_EMBEDS, NEGATIVE
@@ -18,9 +17,9 @@ from jaxdiff.pipeline.pipeline import Pipeline
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.stages import (
     FROM_CALL,
+    ModelStage,
     Stage,
     SuperResolution,
-    unread_prompts,
     with_zeros,
 )
 
@@ -49,7 +48,7 @@ def reads_embeddings(pipe: Pipeline) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbeddingDecoder(Stage):
+class EmbeddingDecoder(ModelStage):
     """A model that makes images of the embeddings of a `prior`, with `options` of its own.
 
     Its streams without prompts read the embedding that the prior makes of the negative prompt, or
@@ -61,7 +60,6 @@ class EmbeddingDecoder(Stage):
     prior: Pipeline
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    option = "then"
     takes_embeddings = True
 
     def __post_init__(self) -> None:
@@ -71,39 +69,15 @@ class EmbeddingDecoder(Stage):
                 f"then: got {self.pipe.name} ({self.pipe.family.name}) after {self.prior.name} "
                 f"({self.prior.family.name}), expected a decoder after a prior"
             )
-        given = {IMAGE_EMBEDS, NEGATIVE, "seed"} & self.options.keys()
-        if given:
-            raise InputError(f"then: {min(given)}: got it for one stage, expected it left out")
-        with prefix_errors(f"then: {self.pipe.name}"):
-            embedding = np.zeros(width, np.float32)
-            self.pipe.resolve(
-                "", **self.options, **dict.fromkeys((IMAGE_EMBEDS, NEGATIVE), embedding)
-            )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Its entries in the settings of images."""
-        name = f"{self.pipe.name} {self.pipe.fingerprint}"
-        return {"then": [{"model": name, **self.options}]}
-
-    def with_options(self, options: Mapping[str, Any]) -> "EmbeddingDecoder":
-        """The stage with these options of requests."""
-        return EmbeddingDecoder(self.pipe, self.prior, {**self.options, **options})
-
-    def before(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """`requests` as they are: a prior has no masks."""
-        return requests
+        embedding = np.zeros(width, np.float32)
+        reserved = {*FROM_CALL, IMAGE_EMBEDS, NEGATIVE}
+        self.check_options(reserved, **dict.fromkeys((IMAGE_EMBEDS, NEGATIVE), embedding))
 
     def run(self, previous: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
         """Go on from the embeddings of a batch."""
-        unread = unread_prompts(self.pipe)
-        if not self.pipe.family.reads_prompt:
-            unread |= {"prompt", "negative_prompt"}
-        shared = {name: arguments[name] for name in (FROM_CALL & arguments.keys()) - unread}
         negative, failures = self._negative_embeddings(previous.requests, settings)
         given = {IMAGE_EMBEDS: np.asarray(previous.images), NEGATIVE: negative}
-        arguments = {"prompt": "", **shared, **self.options, **given}
-        requests = self.pipe.resolve(**cast(Any, arguments))
+        requests = self.pipe.resolve(**self.from_call(arguments), **cast(Any, given))
         out = _with_failures(self.pipe, requests, settings)
         return dataclasses.replace(out, failures={**failures, **out.failures})
 

@@ -6,8 +6,8 @@ begins.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -248,8 +248,45 @@ class Refiner(Stage):
         ]
 
 
+class ModelStage(Stage):
+    """A model of its own, with `options` of requests of its own; others are those of the call."""
+
+    options: Mapping[str, Any]
+
+    option = "then"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its entries in the settings of images."""
+        name = f"{self.pipe.name} {self.pipe.fingerprint}"
+        return {"then": [{"model": name, **self.options}]}
+
+    def with_options(self, options: Mapping[str, Any]) -> "ModelStage":
+        """The stage with these options of requests."""
+        return dataclasses.replace(cast(Any, self), options={**self.options, **options})
+
+    def before(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """`requests` as they are: a mask is kept to before this model has its turn."""
+        return requests
+
+    def check_options(self, reserved: Iterable[str], **given: Any) -> None:
+        """InputError for options that are `reserved`, or that the model refuses beside `given`."""
+        with prefix_errors(f"then: {self.pipe.name}"):
+            for name in self.options.keys() & set(reserved):
+                raise InputError(f"{name}: got it for one stage, expected it for the whole call")
+            self.pipe.resolve("", **self.options, **given)
+
+    def from_call(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The prompts and seeds among the `arguments` of a call, as far as the model reads them."""
+        unread = unread_prompts(self.pipe)
+        if not self.pipe.family.reads_prompt:
+            unread |= {"prompt", "negative_prompt"}
+        names = (FROM_CALL & arguments.keys()) - unread
+        return {"prompt": "", **{name: arguments[name] for name in names}, **self.options}
+
+
 @dataclasses.dataclass(frozen=True)
-class SuperResolution(Stage):
+class SuperResolution(ModelStage):
     """A model that enlarges the images of the stage before, with `options` of requests of its own.
 
     It reads the same prompts, and has the same seeds.
@@ -258,7 +295,6 @@ class SuperResolution(Stage):
     pipe: Pipeline
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    option = "then"
     takes_images = True
 
     def __post_init__(self) -> None:
@@ -267,28 +303,9 @@ class SuperResolution(Stage):
                 f"then: got {self.pipe.name}, which is {self.pipe.family.name}, expected a model "
                 "that enlarges images"
             )
-        with prefix_errors(f"then: {self.pipe.name}"):
-            for name in {*FROM_CALL, "image"} & self.options.keys():
-                raise InputError(f"{name}: got it for one stage, expected it for the whole call")
-            self.pipe.resolve("", **self.options)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Its entries in the settings of images."""
-        name = f"{self.pipe.name} {self.pipe.fingerprint}"
-        return {"then": [{"model": name, **self.options}]}
-
-    def with_options(self, options: Mapping[str, Any]) -> "SuperResolution":
-        """The stage with these options of requests."""
-        return SuperResolution(self.pipe, {**self.options, **options})
-
-    def before(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """`requests` as they are: a mask is kept to before the image is enlarged."""
-        return requests
+        self.check_options({*FROM_CALL, "image"})
 
     def run(self, previous: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
         """Go on from images, with the prompts and seeds of the call."""
-        names = (FROM_CALL & arguments.keys()) - unread_prompts(self.pipe)
-        shared = {name: arguments[name] for name in names}
-        requests = self.pipe.resolve(**shared, **self.options, image=previous.images)
+        requests = self.pipe.resolve(**self.from_call(arguments), image=previous.images)
         return self.pipe.generate(requests, **settings)

@@ -136,7 +136,11 @@ def test_grids_enlarge_real_images_with_the_noise_that_the_model_asks_for(folder
     ("model", "fields", "message"),
     [
         (dataclasses.replace(BASE, in_channels=4), {}, "unet: got 4 channels in and 3 out"),
-        (dataclasses.replace(ENLARGING, class_embed_type=None), {}, "an embedding of its noise"),
+        (
+            dataclasses.replace(ENLARGING, class_embed_type=None),
+            {},
+            "an embedding of the noise level",
+        ),
         (dataclasses.replace(BASE, cross_attention_dim=16), {}, "width 8, expected 16"),
         (BASE, {"enlargement": 2}, "enlargement: got 2 for pixels with CLIP, expected it left out"),
         (BASE, {"enlargement": 1}, "objective.enlargement: got 1, expected a number from 2 to 64"),

@@ -9,11 +9,10 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, Float, Int
 from jaxdiff.core.validate import in_range
 from jaxdiff.models.ldm_bert.config import LDMBertConfig
-from jaxdiff.models.text_encoder import TextFeatures
+from jaxdiff.models.text_encoder import TextFeatures, check_tokens
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.attention import attention
 from jaxdiff.nn.initializers import Normal
@@ -97,11 +96,7 @@ class LDMBertModel(nnx.Module):
         `skip` leaves out layers at the end, 0 to depth - 1.
         """
         in_range("clip_skip", skip, 0, self.config.encoder_layers - 1)
-        if ids.shape[1] > self.config.max_position_embeddings:
-            raise InputError(
-                f"ids: got {ids.shape[1]} tokens, "
-                f"expected at most {self.config.max_position_embeddings}"
-            )
+        check_tokens(ids, self.config.max_position_embeddings)
         return TextFeatures(self.model(ids, skip))
 
     def unused_parameters(self, layer: str, pooled: bool) -> tuple[str, ...]:

@@ -9,11 +9,10 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Dtype, Float, Int
 from jaxdiff.core.validate import in_range
 from jaxdiff.models.multilingual_clip.config import MultilingualCLIPConfig
-from jaxdiff.models.text_encoder import TextFeatures
+from jaxdiff.models.text_encoder import TextFeatures, check_tokens
 from jaxdiff.nn.activations import activation
 from jaxdiff.nn.attention_masked import masked_attention
 from jaxdiff.nn.initializers import Normal
@@ -146,10 +145,7 @@ class MultilingualCLIP(nnx.Module):
         too many tokens. A text of padding alone has no numbers.
         """
         in_range("clip_skip", skip, 0, self.config.num_hidden_layers - 1)
-        if ids.shape[1] > self.config.max_tokens:
-            raise InputError(
-                f"ids: got {ids.shape[1]} tokens, expected at most {self.config.max_tokens}"
-            )
+        check_tokens(ids, self.config.max_tokens)
         mask = ids != self.config.pad_token_id
         states = self.transformer(ids, mask)
         mean = states[-1].astype(jnp.float32).mean(1, where=mask[:, :, None])
