@@ -172,7 +172,7 @@ def _pipeline(folder: pathlib.Path, variant: str | None) -> Description:
     listed = index.get("scheduler")
     if isinstance(listed, list) and len(listed) == 2:  # its class is what counts when loading
         config = config | {"_class_name": listed[1]}
-    predicts = stored_prediction_type(config)
+    predicts = stored_prediction_type(config) if config else None
     family = str(index.get("_class_name", "unknown"))
     return _description(folder, "diffusers folder", family, predicts, parts)
 

@@ -37,9 +37,9 @@ def multiple_of(name: str, value: int, factor: int) -> int:
     """Return `value` if it is a multiple of `factor` above zero; the error names the nearest."""
     if value <= 0 or value % factor:
         low = max(value // factor, 1) * factor
-        raise InputError(
-            f"{name}: got {value}, expected a multiple of {factor} such as {low} or {low + factor}"
-        )
+        kind = "multiple" if value > 0 else "positive multiple"
+        such = f"{low} or {low + factor}"
+        raise InputError(f"{name}: got {value}, expected a {kind} of {factor} such as {such}")
     return value
 
 

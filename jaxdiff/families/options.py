@@ -31,7 +31,6 @@ def accepted_options(family: Family, options: Mapping[str, Any]) -> dict[str, An
             accepted[name] = value
         else:
             readers = ", ".join(each.name for each in registry.FAMILIES if name in each.options)
-            raise InputError(
-                f"{name}: got {value!s:.60}, expected none for {family.name}: it is read by {readers}"
-            )
+            got = f"{name}: got {value!s:.60}"
+            raise InputError(f"{got}, expected none for {family.name}: it is read by {readers}")
     return accepted

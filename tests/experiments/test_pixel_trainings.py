@@ -139,7 +139,7 @@ def test_grids_enlarge_real_images_with_the_noise_that_the_model_asks_for(folder
         (
             dataclasses.replace(ENLARGING, class_embed_type=None),
             {},
-            "an embedding of the noise level",
+            "an embedding of the noise",
         ),
         (dataclasses.replace(BASE, cross_attention_dim=16), {}, "width 8, expected 16"),
         (BASE, {"enlargement": 2}, "enlargement: got 2 for pixels with CLIP, expected it left out"),
