@@ -78,6 +78,8 @@ FLUX: Rules = (
     (r"\.kernel$", FSDP_ONLY),
 )
 CLASSIFIER: Rules = (*UNET[:2], (r"kernel$", FSDP_ONLY))
+# Tables of which a forward pass uses a part: it is taken of the shards.
+_SLICED = re.compile(r"(^|\.)pos_embed$")
 # For weights of several models, which share no names but these.
 ANY: Rules = (*UNET[:2], *FLUX[:3], *T5[:2], *BERT[:2], *CLIP, *MMDIT[3:])
 
@@ -115,15 +117,16 @@ def all_gather_fsdp(weights: PyTree, parts: PyTree) -> PyTree:
 
     Their gradients are reduced and sharded like the weights. Left to itself the
     compiler would rather cut a product into one for each part of its weight as it arrives or
-    leaves, too narrow for a matrix unit.
+    leaves, too narrow for a matrix unit. A table of positions is left as it is: a network uses a
+    small part of it, which the compiler cuts out before it gathers.
     """
 
     def whole(part: NamedSharding) -> NamedSharding:
         axes = [None if axis == FSDP else axis for axis in part.spec]
         return NamedSharding(part.mesh, PartitionSpec(*axes))
 
-    def fetch(weight: Array, part: NamedSharding) -> Array:
-        if FSDP not in part.spec:
+    def fetch(path: tuple[Any, ...], weight: Array, part: NamedSharding) -> Array:
+        if FSDP not in part.spec or _SLICED.search(_name(path)):
             return weight
 
         @jax.custom_vjp
@@ -136,17 +139,21 @@ def all_gather_fsdp(weights: PyTree, parts: PyTree) -> PyTree:
         move.defvjp(lambda x: (move(x), None), back)
         return move(weight)
 
-    return jax.tree.map(fetch, weights, parts)
+    return jax.tree_util.tree_map_with_path(fetch, weights, parts)
 
 
 def infer_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     """Shardings of a tree that holds weights of any models by path, and other arrays."""
 
     def part(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return infer_sharding(".".join(names), leaf.shape, mesh)
+        return infer_sharding(_name(path), leaf.shape, mesh)
 
     return jax.tree_util.tree_map_with_path(part, tree)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The keys of tables on the path of a leaf, with dots between them."""
+    return ".".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
 def infer_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:

@@ -21,8 +21,8 @@ from jaxdiff.training.config import OptimiserConfig
 
 # Trained by Adam under muon: embeddings, and the first and the last layer of a network.
 _ADAM_PATHS = re.compile(r"(^|\.)(conv_in|conv_out|patch_embedding|pos_embed)\.|embedding$")
-# Stored positions, and the statistics of a prior's embeddings, whose gradients are zero.
-_NOT_TRAINED = re.compile(r"(^|\.)(pos_embed|clip_mean|clip_std)$")
+# Stored positions, and the statistics of a prior's embeddings.
+_CONSTANT = re.compile(r"(^|\.)(pos_embed|clip_mean|clip_std)$")
 _RMS = 0.2  # of an update of AdamW, as measured in 2502.16982, section 2.2
 
 
@@ -49,9 +49,14 @@ def weight_decay_mask(params: PyTree) -> PyTree:
     """True for the leaves that weight decay applies to: kernels, not biases, norms or scalars."""
 
     def decays(path: tuple[Any, ...], leaf: Array) -> bool:
-        return leaf.ndim >= 2 and not _NOT_TRAINED.search(_name(path))
+        return leaf.ndim >= 2 and not is_constant(_name(path))
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def is_constant(path: str) -> bool:
+    """Whether the weight at `path` is a constant of its network, whose gradient is zero."""
+    return bool(_CONSTANT.search(path))
 
 
 def _name(path: tuple[Any, ...]) -> str:

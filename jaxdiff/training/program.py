@@ -16,7 +16,12 @@ from jaxdiff.parallel.sharding import (
     shardings,
 )
 from jaxdiff.training.config import EMAConfig, OptimiserConfig
-from jaxdiff.training.optimiser import learning_rate, lr_multipliers, make_optimiser
+from jaxdiff.training.optimiser import (
+    is_constant,
+    learning_rate,
+    lr_multipliers,
+    make_optimiser,
+)
 from jaxdiff.training.step import (
     TrainingTask,
     TrainState,
@@ -52,7 +57,7 @@ def make_program(
     Raises InputError for learning rate multipliers that match no weight.
     """
     multipliers = lr_multipliers(task.shapes, optimiser)
-    frozen_paths = {path for path, value in multipliers.items() if not value}
+    frozen_paths = {path for path, value in multipliers.items() if not value or is_constant(path)}
     transform = make_optimiser(optimiser, steps, multipliers)
     new_state = functools.partial(initial_state, optimiser=transform, power_stds=ema.power_stds)
     state_shapes = jax.eval_shape(new_state, task.shapes)

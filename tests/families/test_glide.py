@@ -309,8 +309,10 @@ def test_a_stage_is_trained_on_what_it_is_given():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize(("channels", "side"), [(3, 8), (6, 16)])
-def test_both_stages_are_fine_tuned(tmp_path, channels, side):
+@pytest.mark.parametrize(
+    ("channels", "side", "options"), [(3, 8, {}), (6, 16, {"enlargement": 2})]
+)
+def test_both_stages_are_fine_tuned(tmp_path, channels, side, options):
     write_pipeline(tmp_path / "model", glide_files.parts(tmp_path / "words", channels))
     write_folder(tmp_path / "images", 12, sizes=((16, 16),))
     data = DataConfig(
@@ -323,7 +325,7 @@ def test_both_stages_are_fine_tuned(tmp_path, channels, side):
     )
     config = TrainConfig(
         objective=DiffusionObjective(
-            pipeline=str(tmp_path / "model"), sample_steps=2, enlargement=2
+            pipeline=str(tmp_path / "model"), sample_steps=2, **options
         ),
         data=data,
         optimiser=OptimiserConfig(warmup_steps=0),

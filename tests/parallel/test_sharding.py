@@ -1,19 +1,26 @@
 """The tables of sharding rules on published models: what is split, how, and how evenly."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.models import presets
 from jaxdiff.models.build import param_dict
+from jaxdiff.nn.layers import LayerFactory
+from jaxdiff.nn.patches import PatchEmbed
 from jaxdiff.parallel.mesh import batch_sharding, make_mesh
 from jaxdiff.parallel.sharding import (
     CLIP,
     DIT,
     FLUX,
+    MMDIT,
     UNET,
     VAE,
     all_gather_fsdp,
@@ -106,6 +113,30 @@ def test_weights_are_whole_where_they_are_used_and_their_gradients_are_not():
     assert "while" not in text
     found = compiled.output_shardings["a.to_q.kernel"]
     assert found.is_equivalent_to(parts["a.to_q.kernel"], 2)
+
+
+def test_a_table_of_positions_is_cut_before_it_is_gathered():
+    mesh = make_mesh(1, 8, 1)
+    table = {"pos_embed.pos_embed": np.ones((1, 64 * 64, 16), np.float32)}
+    parts = shardings(table, MMDIT, mesh)
+    assert parts["pos_embed.pos_embed"].spec == PartitionSpec(None, None, "fsdp")
+    layers = LayerFactory(rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(PatchEmbed(1, 16, 1, layers=layers, base=64, max_size=64))
+
+    def positions(params, x):
+        used = all_gather_fsdp(params, parts)
+        own = {"pos_embed": nnx.Param(used["pos_embed.pos_embed"])}
+        return nnx.merge(graph, nnx.State({**weights, **own}))(x)
+
+    x = jax.ShapeDtypeStruct((8, 4, 4, 1), np.float32)
+    gathered = jax.jit(positions, in_shardings=(parts, batch_sharding(mesh)))
+    text = gathered.lower(table, x).compile().as_text()
+    assert re.search(r"f32\[\S* all-(gather|to-all)\(", text)
+    # no device has more of the table than its shard of 64 x 64 x 2 and the image's part of it
+    sizes = [
+        math.prod(map(int, found.split(","))) for found in re.findall(r"f32\[([\d,]+)\]", text)
+    ]
+    assert max(sizes) == 64 * 64 * 2
 
 
 def test_meshes():
