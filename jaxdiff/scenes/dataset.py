@@ -24,7 +24,7 @@ from jaxdiff.scenes.labels import ATTRIBUTES, GRAMMAR, SLOTS
 from jaxdiff.scenes.labels import collate_attributes as collate_labels
 from jaxdiff.scenes.labels import collate_captioned as collate_captions
 from jaxdiff.scenes.rendering import CANVAS
-from jaxdiff.scenes.source import MAX_SIZE, SceneSource, sample_prompts
+from jaxdiff.scenes.source import MAX_SIZE, MIN_SIZE, SceneSource, sample_prompts
 from jaxdiff.training.config import DataConfig
 
 __all__ = [
@@ -54,8 +54,8 @@ fid_clip = EMBEDDED / "clip"  # trained on scenes
 
 
 def image_size(data: DataConfig) -> int:
-    """Side in pixels of the images, from CANVAS to MAX_SIZE."""
-    return int(in_range("data.resolution", data.resolution or CANVAS, CANVAS, MAX_SIZE))
+    """Side in pixels of the images, from MIN_SIZE to MAX_SIZE."""
+    return int(in_range("data.resolution", data.resolution or CANVAS, MIN_SIZE, MAX_SIZE))
 
 
 def open_source(data: DataConfig, split: str = "train") -> SceneSource:

@@ -13,7 +13,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray, UInt8
 from jaxdiff.scenes.specification import Scene, arrangement
 
-CANVAS = 64  # units along a side of every image, and pixels of the smallest one
+CANVAS = 64  # units along a side of every image, and pixels of an image whose size is not given
 
 # Radii; the shapes below turn a radius into areas that look equally large.
 RADII = {"small": (8.2, 9.0), "large": (12.6, 13.2)}

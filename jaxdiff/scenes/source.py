@@ -34,7 +34,7 @@ SINGLE_OBJECT_PROBABILITY = 0.35  # the others have two
 KINDS = ("one", "two", "heldout-one", "heldout-two")
 DATASET_SIZE = 1 << 40  # items; far more than any training reads
 MAX_VARIATIONS = 8
-MAX_SIZE = 1024  # pixels along a side
+MIN_SIZE, MAX_SIZE = 32, 1024  # pixels along a side
 
 
 def _pick(choices: Sequence[str], u: float) -> str:
@@ -148,7 +148,7 @@ class SceneSource:
         self.seed = int(in_range("seed", seed, 0, 2**63 - 1))
         self.split = one_of("split", split, SPLITS)
         self.variations = int(in_range("variations", variations, 1, MAX_VARIATIONS))
-        self.size = int(in_range("size", size, CANVAS, MAX_SIZE))
+        self.size = int(in_range("size", size, MIN_SIZE, MAX_SIZE))
         # Neighbouring items share their block, which the cache makes only once.
         self._block = functools.lru_cache(maxsize=64)(self._make_block)
 

@@ -241,16 +241,20 @@ def test_the_area_grows_with_the_size_in_pixels(shape):
     assert np.abs(halved - small).max() < 0.3  # the ramp at the edge is half as wide
 
 
-def test_the_size_of_the_images_changes_nothing_else():
-    small, large = (SceneSource(seed=3, variations=2, size=size) for size in (64, 128))
+@pytest.mark.parametrize("side", [32, 64])
+def test_the_size_of_the_images_changes_nothing_else(side):
+    small, large = (SceneSource(seed=3, variations=2, size=size) for size in (side, 2 * side))
     for i in range(4):
         ours, theirs = small[i], large[i]
         assert (ours["caption"], ours["scene"]) == (theirs["caption"], theirs["scene"])
-        assert theirs["image"].shape == (128, 128, 3)
-        halved = theirs["image"].reshape(64, 2, 64, 2, 3).mean((1, 3))
+        assert theirs["image"].shape == (2 * side, 2 * side, 3)
+        halved = theirs["image"].reshape(side, 2, side, 2, 3).mean((1, 3))
         assert np.abs(halved - ours["image"]).mean() < 1
-    with pytest.raises(InputError, match="size: got 32"):
-        SceneSource(seed=3, size=32)
+
+
+def test_images_too_small_to_show_shapes_are_refused():
+    with pytest.raises(InputError, match="size: got 16"):
+        SceneSource(seed=3, size=16)
 
 
 def test_the_image_has_the_palette_and_soft_edges():

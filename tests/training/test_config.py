@@ -105,7 +105,7 @@ def test_a_number_of_scenes_is_for_caches_alone():
 @pytest.mark.parametrize(
     ("side", "message"),
     [
-        (32, "got 32, expected a number from 64 to 1024"),
+        (16, "got 16, expected a number from 32 to 1024"),
         (100, "got 100, expected a multiple of 16"),
     ],
 )
