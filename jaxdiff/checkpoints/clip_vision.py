@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxdiff.checkpoints.components import read_component
 from jaxdiff.checkpoints.jsonfiles import read_object
-from jaxdiff.checkpoints.loading import Placement
+from jaxdiff.checkpoints.loading import Place, Placement, host_memory
 from jaxdiff.checkpoints.pipelines import PREPROCESSOR
 from jaxdiff.core.configs import prefix_errors, typed
 from jaxdiff.core.errors import InputError
@@ -20,6 +20,7 @@ from jaxdiff.models.build import abstract, param_dict, with_params
 from jaxdiff.models.clip import CLIPModel, CLIPVisionModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
 
+_SEEING = "vision_model.", "visual_"  # how the paths of the vision tower's weights begin
 CLIP = "clip"  # the folder of a whole CLIP model among the parts of others
 # CLIP's own normalisation (2103.00020), for folders that do not say theirs.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -92,9 +93,17 @@ def read_vision(
 ) -> tuple[CLIPVisionModel, CLIPImageProcessor]:
     """The vision tower, with its projection if it has one, of the CLIP model in `folder`.
 
-    InputError for a folder of another class. The options are those of `read_component`.
+    InputError for a folder of another class. The options are those of `read_component`; what is of
+    the text stays on the host.
     """
-    module = vision_of(read_component(folder, dtype=dtype, sharding=sharding).module, folder)
+    host = host_memory()
+
+    def place(path: str, shape: tuple[int, ...]) -> Place:
+        if not path.startswith(_SEEING):
+            return host
+        return sharding(path, shape) if callable(sharding) else sharding
+
+    module = vision_of(read_component(folder, dtype=dtype, sharding=place).module, folder)
     return module, read_image_processor(folder, module.config.image_size)
 
 
@@ -103,7 +112,7 @@ def vision_of(module: nnx.Module, folder: pathlib.Path) -> CLIPVisionModel:
     if isinstance(module, CLIPModel):
         width = module.visual_projection.kernel.shape[1]
         table = param_dict(module)
-        seeing = {k: v for k, v in table.items() if k.startswith(("vision_model.", "visual_"))}
+        seeing = {k: v for k, v in table.items() if k.startswith(_SEEING)}
         config = dataclasses.replace(module.vision_model.config, projection_dim=width)
         options = {"dtype": module.vision_model.pre_layrnorm.dtype, "with_projection": True}
         module = with_params(abstract(CLIPVisionModel, config, **options), seeing)

@@ -177,6 +177,29 @@ def flow_schedule_config(schedule: FlowSchedule) -> dict[str, Any]:
     return {"_class_name": FLOW, "num_train_timesteps": scale, "shift": schedule.shift}
 
 
+def unclip_scheduler_config(schedule: Schedule, prediction_type: str) -> dict[str, Any]:
+    """The scheduler_config.json of a prior; InputError for what UnCLIPScheduler has not.
+
+    The image of each step is clipped to the range of Karlo's and Kandinsky's normalised embeddings.
+    """
+    one_of("objective.prediction_type", prediction_type, ("sample", "epsilon"))
+    if not isinstance(schedule, VPSchedule) or schedule != VPSchedule(
+        beta_schedule="squaredcos_cap_v2", num_train_timesteps=schedule.num_train_timesteps
+    ):
+        raise InputError(
+            f"objective.schedule: got {schedule} for a prior, expected "
+            "VPSchedule(beta_schedule=squaredcos_cap_v2), as diffusers' UnCLIPScheduler has"
+        )
+    return {
+        "_class_name": UNCLIP,
+        "prediction_type": prediction_type,
+        "num_train_timesteps": schedule.num_train_timesteps,
+        "variance_type": "fixed_small_log",
+        "clip_sample": True,
+        "clip_sample_range": 5.0,
+    }
+
+
 def prediction_type_of(config: Mapping[str, Any]) -> str:
     """What the network of a diffusers scheduler_config.json predicts; InputError if unknown."""
     name = stored_prediction_type(config)

@@ -18,6 +18,7 @@ from jaxdiff.checkpoints.pipelines import PipelineComponents
 from jaxdiff.checkpoints.schedulers import (
     clipping_of,
     flow_schedule_config,
+    unclip_scheduler_config,
     vp_schedule_config,
 )
 from jaxdiff.checkpoints.weights import digest, find_weights
@@ -26,17 +27,20 @@ from jaxdiff.core.types import Dtype, Int, NDArray
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.experiments.experiment import FILES, ModelSource, shapes_in
+from jaxdiff.experiments.image_encoder import ImageEncoder, image_encoder_of
 from jaxdiff.families.base import Family
 from jaxdiff.families.detection import detect_family
+from jaxdiff.families.image_embeddings import ImageEmbedding
 from jaxdiff.families.low_resolution import NOISING_SCHEDULER
 from jaxdiff.families.registry import FROM_SCRATCH
 from jaxdiff.models.build import abstract, param_dict
+from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.text_encoder import TextModel
 from jaxdiff.parallel.mesh import device_put_global
 from jaxdiff.pipeline.tokenizers import tokenizer_of
 from jaxdiff.training.config import DiffusionObjective, Full, TrainConfig
-from jaxdiff.training.config.objectives import ENLARGEMENT, PIXELS, VLB_WEIGHT, reads_labels
+from jaxdiff.training.config.objectives import ENLARGEMENT, PIXELS, VLB_WEIGHT, components_of
 from jaxdiff.training.objectives.diffusion import Frozen, trains_variance
 
 SAMPLER, SPACING = "ddim", "trailing"  # of sample grids, and the defaults of what is exported
@@ -51,16 +55,23 @@ class BaseModel:
     pipeline: PipelineComponents  # its modules have shapes
     read: Callable[..., PipelineComponents]  # the same with weights; options as `read_pipeline`
     hash_weights: Callable[[], Mapping[str, str]]  # of each component
+    image_encoder: ImageEncoder | None = None  # of networks with embeddings of images
 
     @functools.cached_property
     def digests(self) -> Mapping[str, str]:
         """Of the weights of each component that is read."""
-        return self.hash_weights()
+        found = dict(self.hash_weights())
+        if self.image_encoder is not None and self.image_encoder.folder is not None:
+            found[str(self.family.image_encoder)] = self.image_encoder.digest()
+        return found
 
     @property
     def networks(self) -> dict[str, Any]:
         """The networks of the family, by component, as shapes."""
-        return {name: self.pipeline.components[name].module for name in _components(self.family)}
+        found = {name: self.pipeline.components[name].module for name in _components(self.family)}
+        if self.image_encoder is not None:
+            found[str(self.family.image_encoder)] = self.image_encoder.module
+        return found
 
     @property
     def codec(self) -> LatentCodec:
@@ -71,6 +82,17 @@ class BaseModel:
     def clipping(self) -> str | None:
         """The guidance wrapper that clips the image of each step, where the scheduler does."""
         return clipping_of(self.pipeline.scheduler, pixels=self.family.latent_codec is None)
+
+    @property
+    def begins_at_random(self) -> bool:
+        """Whether the network's initial weights are random."""
+        train = self.objective.trainable
+        return isinstance(train, Full) and (self.objective.weights is None or train.from_scratch)
+
+    @property
+    def image_processor(self) -> CLIPImageProcessor | None:
+        """Of the image encoder."""
+        return None if self.image_encoder is None else self.image_encoder.processor
 
     @property
     def text_encoders(self) -> dict[str, TextModel]:
@@ -90,6 +112,9 @@ class BaseModel:
         self, name: str, dtype: Dtype | None = None, sharding: Placement = None
     ) -> dict[str, Any]:
         """The weights of a component; `dtype` None keeps theirs."""
+        encoder = self.image_encoder
+        if name == self.family.image_encoder and encoder is not None and encoder.folder is not None:
+            return param_dict(encoder.read(dtype, sharding))
         parts = self.read(only=(name,), dtype=dtype, sharding=sharding)
         return param_dict(parts.components[name].module)
 
@@ -128,6 +153,8 @@ def load_base_model(
     """
     make = _from_components if objective.pipeline is None else _from_pipeline
     base = make(objective, models)
+    encoder = image_encoder_of(base.pipeline, base.family, objective.image_encoder, models)
+    base = dataclasses.replace(base, image_encoder=encoder)
     _check(base, field)
     return base
 
@@ -150,25 +177,32 @@ def _from_pipeline(objective: DiffusionObjective, models: ModelSource) -> BaseMo
             "VPSchedule or a FlowSchedule"
         )
     model = cast(Any, modules[family.network]).config
-    folders = ("vae", "weights", *(() if reads_labels(model) else ("text_encoder",)))
-    provided = dict.fromkeys(folders, source) | {
-        "model": model,
-        "schedule": schedule,
-        "prediction_type": family.prediction_type(pipeline.scheduler),
-    }
+    folders = dict.fromkeys(("weights", *components_of(model)), source)
+    if "image_encoder" in folders:
+        folders["image_encoder"] = objective.image_encoder or source
+    provided = (
+        {"image_encoder": None}
+        | folders
+        | {
+            "model": model,
+            "schedule": schedule,
+            "prediction_type": family.prediction_type(pipeline.scheduler),
+        }
+    )
     path = functools.cache(lambda: resolve_source(source))
+    encoder = {str(family.image_encoder)} & pipeline.components.keys()
     return BaseModel(
         objective=dataclasses.replace(objective, pipeline=None, **cast(Any, provided)),
         family=family,
         pipeline=pipeline,
         read=lambda **options: read_model(path(), **options),
-        hash_weights=lambda: weight_hashes(path(), _components(family)),
+        hash_weights=lambda: weight_hashes(path(), (*_components(family), *encoder)),
     )
 
 
 def _from_components(objective: DiffusionObjective, models: ModelSource) -> BaseModel:
     network_class = class_of_config(objective.model).module
-    key = network_class, objective.vae == PIXELS
+    key = network_class, objective.vae in (PIXELS, None), objective.image_encoder is not None
     if key not in FROM_SCRATCH:
         raise InputError(
             f"objective.vae: got {PIXELS} for a {network_class.__name__}, expected the folder of a "
@@ -208,12 +242,12 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
 
     names = {str(i): name for i, name in enumerate(objective.class_names)}
     options = {"id2label": names} if names else {}
-    scheduler = scheduler_config(objective) | {"clip_sample": codec is None}
+    scheduler = scheduler_config(objective, family)
     pipeline = PipelineComponents(
         components={name: Component(module=module) for name, module in modules.items()},
         scheduler=scheduler,
         # of the noise of images to enlarge, if they are
-        noising_schedulers={NOISING_SCHEDULER: scheduler} if codec is None else {},
+        noising_schedulers={NOISING_SCHEDULER: scheduler} if objective.vae == PIXELS else {},
         tokenizers=models.tokenizers(text_folder) if family.text_encoders else {},
         class_name=class_name,
         options=options,
@@ -234,8 +268,8 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
 
 def frozen_shapes(base: BaseModel, names: Iterable[str], dtype: Dtype) -> Frozen:
     """The weights of some networks in `dtype` and the token ids of the null caption, as shapes."""
-    components = base.pipeline.components
-    weights = {name: shapes_in(param_dict(components[name].module), dtype) for name in names}
+    networks = base.networks
+    weights = {name: shapes_in(param_dict(networks[name]), dtype) for name in names}
     null = {
         spec.component: jax.ShapeDtypeStruct(
             (spec.num_tokens(base.text_encoders[spec.component]),), jnp.int32
@@ -271,9 +305,14 @@ def size_shapes(n: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {"time_ids": jax.ShapeDtypeStruct((n, 6), jnp.int32)}
 
 
-def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
-    """The scheduler_config.json with which a pipeline samples as the sample grids do."""
+def scheduler_config(objective: DiffusionObjective, family: Family) -> dict[str, Any]:
+    """The scheduler_config.json with which a pipeline samples as the sample grids do.
+
+    That of a prior is UnCLIPScheduler's, as diffusers asks for; InputError if it has no such one.
+    """
     schedule, predicted = objective.schedule, {"prediction_type": objective.prediction_type}
+    if family.embeddings is not None:
+        return unclip_scheduler_config(schedule, objective.prediction_type)
     if isinstance(schedule, FlowSchedule):
         return flow_schedule_config(schedule) | predicted
     return vp_schedule_config(schedule) | {
@@ -281,7 +320,7 @@ def scheduler_config(objective: DiffusionObjective) -> dict[str, Any]:
         "_class_name": "DDIMScheduler",
         "timestep_spacing": SPACING,
         "set_alpha_to_one": True,
-        "clip_sample": False,
+        "clip_sample": family.latent_codec is None,
         "steps_offset": 1,  # diffusers insists on it; trailing steps do not read it
     }
 
@@ -321,6 +360,20 @@ def check_channels(objective: DiffusionObjective, codec: LatentCodec, more: int 
             )
 
 
+def _check_embeddings(base: BaseModel) -> None:
+    """InputError unless the image encoder's embeddings have the width that the network has."""
+    if base.image_encoder is None:
+        return
+    widths = [extra.width for extra in base.family.extras if isinstance(extra, ImageEmbedding)]
+    wanted = widths[0] if widths else base.codec.config.latent_channels
+    got = base.image_encoder.module.config.projection_dim
+    if got != wanted:
+        raise InputError(
+            f"objective.image_encoder: got embeddings of width {got}, expected {wanted}, as the "
+            "network has"
+        )
+
+
 def _check(base: BaseModel, field: str) -> None:
     """InputError for networks that do not fit together, or need inputs that no data have."""
     objective, encoders = base.objective, base.text_encoders
@@ -328,6 +381,7 @@ def _check(base: BaseModel, field: str) -> None:
         if extra.untrainable is not None:
             raise InputError(f"{field}: {extra.untrainable}")
     check_channels(objective, base.codec, 3 if base.family.enlarges else 0)
+    _check_embeddings(base)
     enlarges_pixels = base.family.enlarges and base.family.latent_codec is None
     if objective.enlargement != ENLARGEMENT and not enlarges_pixels:
         raise InputError(

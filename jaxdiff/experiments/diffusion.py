@@ -41,9 +41,11 @@ from jaxdiff.experiments.experiment import (
 )
 from jaxdiff.experiments.latent_cache import check_latent_cache, read_latent_cache
 from jaxdiff.experiments.prior_preservation import prior_preservation_batches
+from jaxdiff.experiments.priors import embedding_likeness, with_statistics
 from jaxdiff.experiments.procedural import image_side
 from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.experiments.training_methods import make_partition, make_training_method
+from jaxdiff.families.image_embeddings import IMAGE_EMBEDS
 from jaxdiff.families.text_outputs import cached_columns, output_shapes
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.training.config import (
@@ -97,7 +99,8 @@ def _check_size(config: TrainConfig, base: BaseModel, side: int) -> None:
     if config.data.kind in PROCEDURAL_KINDS:
         image_side(config.data, downscale)
     from_pipeline = cast(DiffusionObjective, config.objective).pipeline is not None
-    if not from_pipeline and got != side // downscale:
+    any_size = from_pipeline or base.family.embeddings is not None
+    if not any_size and got != side // downscale:
         raise InputError(
             f"objective.model.sample_size: got {got}, expected {side // downscale} as the latents "
             f"of {base.objective.vae} have"
@@ -131,6 +134,10 @@ def _wire(
     dtype: Dtype,
 ) -> Wiring:
     family, latents = base.family, config.data.kind == "latents"
+    if latents and base.image_encoder is not None:
+        raise InputError(
+            f"data.kind: got latents for {family.name}, expected images, whose embeddings it needs"
+        )
     encodings = _text_embedding_shapes(config, base, info, dtype)
     names = partition.frozen
     if not config.sample_every:
@@ -160,7 +167,7 @@ def _wire(
         return {"mean": moments, "logvar": moments} | shapes
 
     return Wiring(
-        diffusion_task(base.objective, partition),
+        diffusion_task(base.objective, partition, base.image_processor),
         frozen._replace(null=encodings) if encodings else frozen,
         batch,
     )
@@ -188,16 +195,22 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     method = make_training_method(base, dtype, config.data.caption)
     caption_tokenizer, objective = method.caption_tokenizer, base.objective
     check_initial_weights(config, resumed=resumed)
-    info = _check_caches(config, base, method.partition)
+    partition, is_prior = method.partition, base.family.embeddings is not None
+    if is_prior and base.begins_at_random:
+        partition = with_statistics(partition, base, config)
+    info = _check_caches(config, base, partition)
     side = _image_size(config.data, info)
     _check_size(config, base, side)
-    wiring = _wire(config, base, method.partition, info, dtype)
+    wiring = _wire(config, base, partition, info, dtype)
     null = base.null_ids(caption_tokenizer)
     encoded = info if info is not None and info.text_embedding_shapes else None
     tokenizer = caption_tokenizer if encoded is None else None
+    model = LatentDiffusion(
+        partition, objective.prediction_type, image_processor=base.image_processor
+    )
     generate = jax.jit(
         make_sampler(
-            LatentDiffusion(method.partition, objective.prediction_type),
+            model,
             objective.schedule,
             steps=objective.sample_steps,
             guidance_scale=objective.sample_guidance_scale,
@@ -205,6 +218,11 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         )
     )
     eval_metrics = jax.jit(wiring.task.eval_metrics)
+
+    @jax.jit
+    def embed(params: Params, frozen: Frozen, inputs: Mapping[str, Array]) -> Array:
+        encoders = model.build_encoders(model.merge_weights(params, frozen))
+        return model.image_embeddings(encoders, inputs)[IMAGE_EMBEDS]
 
     def load_frozen(shardings: Frozen) -> Frozen:
         folder = pathlib.Path(str(config.data.path))
@@ -227,9 +245,15 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         def images_of(inputs: Mapping[str, Array]) -> Array:
             return generate(params, frozen._replace(null=null), inputs)
 
-        grid = image_grid(gather_to_host(images_of(grid_inputs)), GRID_SIZE // 2)
         metrics = jax.device_get(eval_metrics(params, frozen, batch, jax.random.key(0)))
-        metrics |= evaluate(images_of, frozen.weights.get(str(base.family.latent_codec), {}))
+        if is_prior:
+            real, b = functools.partial(embed, params, frozen), len(validation["image"])
+            inputs = validation | sampling_inputs(base, side, b, lambda: validation["image"])
+            metrics["embedding_likeness"] = embedding_likeness(images_of, real, inputs)
+            grid = None
+        else:
+            metrics |= evaluate(images_of, frozen.weights.get(str(base.family.latent_codec), {}))
+            grid = image_grid(gather_to_host(images_of(grid_inputs)), GRID_SIZE // 2)
         found = {f"validation_{name}": float(value) for name, value in metrics.items()}
         return Samples(found, grid)
 

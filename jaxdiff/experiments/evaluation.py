@@ -73,7 +73,7 @@ def make_evaluation(
     reference: list[Moments] = []  # once images are generated
 
     def evaluate(generate: Generate, codec_weights: Mapping[str, Array]) -> Mapping[str, float]:
-        images = _in_batches(generate, inputs)
+        images = in_batches(generate, inputs)
         metrics = {} if dataset is None else _judge_metrics(dataset, prompts, images)
         if embed is not None:
             if not reference:
@@ -164,7 +164,7 @@ def _clip_embedding(folder: pathlib.Path) -> Embed:
     def embed(params: Mapping[str, Array], images: Array) -> Array:
         return with_params(module, params)(image_processor(images.clip(-1, 1))).pooled
 
-    return lambda images: _in_batches(lambda part: embed(table, part["images"]), {"images": images})
+    return lambda images: in_batches(lambda part: embed(table, part["images"]), {"images": images})
 
 
 def _decoded_images(
@@ -174,10 +174,10 @@ def _decoded_images(
     if "image" in validation:
         return validation["image"]
     decode = jax.jit(lambda params, z: with_params(codec, params).decode(z))
-    return _in_batches(lambda part: decode(weights, part["z"]), {"z": validation["mean"]})
+    return in_batches(lambda part: decode(weights, part["z"]), {"z": validation["mean"]})
 
 
-def _in_batches(function: Generate, arrays: Mapping[str, NDArray]) -> NDArray:
+def in_batches(function: Generate, arrays: Mapping[str, NDArray]) -> NDArray:
     """`function` of all rows, GRID_SIZE at a time, so that the sampler compiles once."""
     n = len(next(iter(arrays.values())))
     rows = np.arange(-(-n // GRID_SIZE) * GRID_SIZE) % n

@@ -35,12 +35,15 @@ def sampling_inputs(
 ) -> dict[str, NDArray]:
     """Initial noise, of seed i for image i, and size conditioning of `count` images.
 
-    A network that enlarges images gets `images`, smaller and with noise of the model's level.
+    A network that enlarges images gets `images`, smaller and with noise of the model's level; one
+    with embeddings of images gets `images` as they are.
     """
     shape = base.codec.latent_shape(side, side)
     noise = np.asarray(initial_noise(per_sample_keys(range(count)), shape))
     sizes = np.tile(np.array([[side, side, 0, 0, side, side]], np.float32), (count, 1))
     inputs = {"noise": noise, "time_ids": sizes}
+    if images is not None and base.image_encoder is not None:
+        inputs["image"] = images()
     if images is None or not base.family.enlarges:
         return inputs
     return inputs | _low_resolution(base, images(), shape[:-1])
@@ -68,7 +71,7 @@ def make_sampler(
     guidance_scale: float,
     clipping: str | None = None,
 ) -> Callable[..., Array]:
-    """The function (parameters, frozen, inputs) -> images in [-1, 1].
+    """The function (parameters, frozen, inputs) -> images in [-1, 1], or embeddings of a prior.
 
     The inputs are `sampling_inputs` and token ids of prompts. `clipping` is the guidance wrapper
     that clips the image of each step, if one does.
@@ -82,11 +85,12 @@ def make_sampler(
 
     def generate(
         params: Params, frozen: Frozen, inputs: Mapping[str, Array]
-    ) -> Float[Array, "b h2 w2 c"]:
+    ) -> Float[Array, "b *space c"]:
         tables, noise = model.merge_weights(params, frozen), inputs["noise"]
         encoders, b = model.build_encoders(tables), len(noise)
         scale = jnp.full(b, guidance_scale, jnp.float32)
-        batch = {**inputs, GUIDANCE_SCALE: scale}
+        embeddings = model.image_embeddings(encoders, inputs)
+        batch = {**inputs, **embeddings, GUIDANCE_SCALE: scale}
         uncond, cond = model.uncond_and_cond(encoders, frozen.null, batch)
         streams = [cond if s.prompt_source == "prompt" else uncond for s in guidance.streams]
         conditioning = stack_streams(*streams)
@@ -107,7 +111,7 @@ def make_sampler(
             image_processor=None,
             sampler=sampler,
         )
-        codec = model.family.codec(encoders)
+        codec = model.codec(tables)
         return codec.decode(codec.unscale(state.x))
 
     return generate

@@ -55,9 +55,8 @@ def make_partition(base: BaseModel, dtype: Dtype) -> ParameterPartition:
         sizes = config.num_vectors, _num_tokens(base)
         initial = functools.partial(_initial_embeddings, base, config)
         return train_textual_inversion(family, networks, *sizes, initial)
-    pretrained = base.objective.weights is not None and not config.from_scratch
     names = [
-        *((family.network,) if pretrained else ()),
+        *(() if base.begins_at_random else (family.network,)),
         *(base.text_encoders if config.text_encoders else ()),
     ]
     train = train_denoiser_and_text_encoders if config.text_encoders else train_denoiser
@@ -83,6 +82,8 @@ def full_fine_tuning(
     def export(params: HostParams, folder: pathlib.Path) -> None:
         others = [name for name in base.pipeline.components if name != own]
         stored = base.read(only=others, sharding=host_memory())  # in their dtypes
+        if base.family.embeddings is not None and base.image_encoder is not None:
+            stored = base.image_encoder.added_to(stored)
         components = dict(stored.components)
         trained = split_prefixes(params) if config.text_encoders else {own: params}
         for name, table in trained.items():

@@ -105,6 +105,8 @@ class Family:
     latent_codec: str | None = "vae"  # the component; None: the network denoises pixels
     # the denoiser -> the codec of the embeddings of images that it generates instead of images
     embeddings: Callable[[Any], LatentCodec] | None = None
+    # the component whose embeddings of images the network generates or reads
+    image_encoder: str | None = None
     latent_multiple: int = 1  # sides of latents are multiples of it
     latent_limit: int | None = None  # the longest side of latents with positions; None: no limit
     # scheduler_config.json -> the noise schedule, and what the network predicts

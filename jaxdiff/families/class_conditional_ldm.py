@@ -34,7 +34,7 @@ CLASS_CONDITIONAL_LDM = Family(
     defaults={"guidance_scale": 3.0, "steps": 50},
 )
 FAMILIES = (CLASS_CONDITIONAL_LDM,)
-FROM_SCRATCH = "LDMClassConditionalPipeline", CLASS_CONDITIONAL_LDM
+FROM_SCRATCH = {"LDMClassConditionalPipeline": CLASS_CONDITIONAL_LDM}
 
 
 def detect(

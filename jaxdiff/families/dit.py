@@ -30,7 +30,7 @@ DIT = Family(
     defaults={"guidance_scale": 4.0, "steps": 50},
 )
 FAMILIES = (DIT,)
-FROM_SCRATCH = "DiTPipeline", DIT
+FROM_SCRATCH = {"DiTPipeline": DIT}
 
 
 def detect(

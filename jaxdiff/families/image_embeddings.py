@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.core.errors import InputError
@@ -13,6 +14,7 @@ from jaxdiff.families.extras import Extra, ExtraInputs, Option
 from jaxdiff.guidance.base import parse
 
 IMAGE_EMBEDS, NEGATIVE = "image_embeds", "negative_image_embeds"
+IMAGE_ENCODER = "image_encoder"  # the component that makes them
 
 
 class EmbeddingOption(Option):
@@ -49,7 +51,6 @@ class ImageEmbedding(Extra):
 
     argument = IMAGE_EMBEDS
     options: ClassVar[Mapping[str, Option]] = {IMAGE_EMBEDS: _OPTION, NEGATIVE: _OPTION}
-    untrainable = "got a decoder of image embeddings, expected a network that reads texts"
 
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         """InputError for embeddings that are missing or of another width."""
@@ -72,4 +73,5 @@ class ImageEmbedding(Extra):
     def of_batch(
         self, batch: Mapping[str, Array], dropped: Bool[Array, "b"]
     ) -> Float[Array, "b d"]:
-        raise NotImplementedError(self.untrainable)
+        """The embedding of each image, or for those with `dropped` captions the negative one."""
+        return jnp.where(dropped[:, None], batch[NEGATIVE], batch[IMAGE_EMBEDS])

@@ -2,6 +2,8 @@
 
 After unCLIP (2204.06125): the prior denoises CLIP's image embeddings, the decoder denoises latents
 of a VQ autoencoder (MoVQ, which quantises nothing here) and reads an embedding instead of a text.
+A decoder that is trained on the latents of an AutoencoderKL has that in its place; such folders are
+jaxdiff's own.
 """
 
 import dataclasses
@@ -13,13 +15,14 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.base import Family, TextEncoder
 from jaxdiff.families.components import check_latent_channels, required_component
-from jaxdiff.families.image_embeddings import ImageEmbedding
+from jaxdiff.families.image_embeddings import IMAGE_ENCODER, ImageEmbedding
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.latent_codec import ImageEmbeddings
 from jaxdiff.models.prior.adapter import PriorAdapter
 from jaxdiff.models.prior.module import PriorTransformer
 from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.module import UNet2DConditionModel
+from jaxdiff.models.vae import AutoencoderKL
 from jaxdiff.models.vq_model import VQModel
 
 _PRIORS = ("KandinskyV22PriorPipeline", "KandinskyV22PriorEmb2EmbPipeline")
@@ -38,6 +41,7 @@ PRIOR = Family(
     adapter=PriorAdapter,
     latent_codec=None,
     embeddings=_embeddings,
+    image_encoder=IMAGE_ENCODER,
     text_encoders=(
         TextEncoder(pooled=True, mask="context_mask", max_chunks=1, skips_layers=False),
     ),
@@ -49,11 +53,13 @@ DECODER = Family(
     network_class=UNet2DConditionModel,
     adapter=UNetAdapter,
     latent_codec="movq",
+    image_encoder=IMAGE_ENCODER,
     text_encoders=(),
     extras=(ImageEmbedding(),),
-    defaults={"guidance_scale": 4.0, "steps": 50, "height": 512, "width": 512},
+    defaults={"guidance_scale": 4.0, "steps": 50},
 )
 FAMILIES = (PRIOR, DECODER)
+FROM_SCRATCH = {_PRIORS[0]: PRIOR, _DECODERS[0]: DECODER}
 
 
 def detect(
@@ -63,7 +69,7 @@ def detect(
     if options["_class_name"] in _PRIORS:
         return _prior(components, source)
     unet = required_component(components, "unet", UNet2DConditionModel, source)
-    codec = required_component(components, "movq", VQModel, source)
+    codec = required_component(components, "movq", (VQModel, AutoencoderKL), source)
     config = cast(UNet2DConditionModel, unet).config
     if config.addition_embed_type != "image" or config.context_projection != "image_proj":
         raise InputError(

@@ -32,7 +32,7 @@ PIXART_CLIP = Family(
     defaults={"guidance_scale": 4.5, "steps": 20},
 )
 FAMILIES = (PIXART_CLIP,)
-FROM_SCRATCH = "PixArtCLIPPipeline", PIXART_CLIP
+FROM_SCRATCH = {"PixArtCLIPPipeline": PIXART_CLIP}
 
 
 def detect(

@@ -35,7 +35,7 @@ SUPER_RESOLUTION = dataclasses.replace(
     extras=low_resolution_extras(VPSchedule(beta_schedule="squaredcos_cap_v2"), **NOISE),
 )
 FAMILIES = (PIXELS, SUPER_RESOLUTION)
-FROM_SCRATCH = CLASS_NAME, PIXELS
+FROM_SCRATCH = {CLASS_NAME: PIXELS}
 
 
 def detect(

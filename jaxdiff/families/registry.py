@@ -24,8 +24,8 @@ from jaxdiff.families.base import Family
 # family; InputError for modules that do not fit together.
 Detect = Callable[..., Family]
 # Files with `PIPELINE_CLASSES`, `FAMILIES`, and `detect`, which tells the families apart. If
-# networks can be trained from scratch, `FROM_SCRATCH` is the pipeline class of such a model, and
-# its family.
+# networks can be trained from scratch, `FROM_SCRATCH` has the families by the pipeline classes of
+# such models.
 FAMILY_MODULES: tuple[ModuleType, ...] = (
     stable_diffusion,
     latent_diffusion,
@@ -44,12 +44,15 @@ FAMILY_MODULES: tuple[ModuleType, ...] = (
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES
 }
-_FROM_SCRATCH = [getattr(module, "FROM_SCRATCH", None) for module in FAMILY_MODULES]
-# By the class of the network that denoises, and whether it denoises pixels.
-FROM_SCRATCH: dict[tuple[type, bool], tuple[str, Family]] = {
-    (each[1].network_class, each[1].latent_codec is None): each
-    for each in _FROM_SCRATCH
-    if each is not None
+# Pipeline class and family by the class of the network that denoises, whether it does without a
+# latent codec, and whether it needs an image encoder.
+FROM_SCRATCH: dict[tuple[type, bool, bool], tuple[str, Family]] = {
+    (family.network_class, family.latent_codec is None, family.image_encoder is not None): (
+        class_name,
+        family,
+    )
+    for module in FAMILY_MODULES
+    for class_name, family in getattr(module, "FROM_SCRATCH", {}).items()
 }
 # Every family, for the options of requests that any of them reads.
 FAMILIES: list[Family] = [family for module in FAMILY_MODULES for family in module.FAMILIES]

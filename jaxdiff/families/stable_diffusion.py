@@ -222,7 +222,7 @@ SDXL_REFINER = dataclasses.replace(
     extras=(AestheticScore(),),
 )
 FAMILIES = (SD, SDXL, SDXL_REFINER)
-FROM_SCRATCH = "StableDiffusionPipeline", SD
+FROM_SCRATCH = {"StableDiffusionPipeline": SD}
 
 
 # The values that a UNet of these families has; others are of other families' conditioning.

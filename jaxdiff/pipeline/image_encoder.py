@@ -8,11 +8,10 @@ import numpy as np
 from jaxdiff.checkpoints.clip_vision import image_processor_of
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
+from jaxdiff.families.image_embeddings import IMAGE_ENCODER
 from jaxdiff.models.clip import CLIPVisionModel
 from jaxdiff.pipeline.image_arrays import ImageInput, image_list, to_pil
 from jaxdiff.pipeline.pipeline import Pipeline
-
-IMAGE_ENCODER = "image_encoder"  # the component of a prior
 
 
 def image_embeddings(prior: Pipeline, images: ImageInput) -> Float[NDArray, "b d"]:

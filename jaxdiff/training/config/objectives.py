@@ -16,6 +16,7 @@ from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from jaxdiff.models.discriminator import PatchDiscriminatorConfig
 from jaxdiff.models.dit.config import DiTTransformer2DConfig
 from jaxdiff.models.pixart.config import PixArtTransformer2DConfig
+from jaxdiff.models.prior.config import PriorTransformerConfig
 from jaxdiff.models.unet.class_conditional import ClassConditionalUNet2DConfig
 from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKLConfig
@@ -43,12 +44,22 @@ DenoiserConfig = (
     | UNet2DConditionConfig
     | DiTTransformer2DConfig
     | PixArtTransformer2DConfig
+    | PriorTransformerConfig
 )
 
 
 def reads_labels(model: Any) -> bool:
     """Whether the network of this config reads class labels, and no text."""
     return isinstance(model, DiTTransformer2DConfig | ClassConditionalUNet2DConfig)
+
+
+def components_of(model: Any) -> tuple[str, ...]:
+    """The fields of a DiffusionObjective with the other networks that one of this config needs."""
+    if isinstance(model, PriorTransformerConfig):
+        return "text_encoder", "image_encoder"
+    if isinstance(model, UNet2DConditionConfig) and model.addition_embed_type == "image":
+        return "vae", "image_encoder"
+    return ("vae",) if reads_labels(model) else ("vae", "text_encoder")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,10 +193,14 @@ class DiffusionObjective(TimestepSampling):
     pipeline: str | None = None  # folder, file or Hub id of the model to start from
     # of the network; its class decides which one it is
     model: DenoiserConfig = dataclasses.field(default_factory=UNet2DConditionConfig)
-    # folder of the frozen VAE: export/ of its training; "pixels": the network denoises pixels
+    # folder of the frozen VAE: export/ of its training; "pixels": the network denoises pixels;
+    # None for priors
     vae: str | None = None
-    # folder with the text_encoder/ and tokenizer/; None for networks that read class labels
+    # folder with the text_encoder/ and tokenizer/; None for networks that read no text
     text_encoder: str | None = None
+    # folder of the CLIP model, or one with image_encoder/ or clip/, of networks that generate or
+    # read embeddings of images; a pipeline may have its own
+    image_encoder: str | None = None
     class_names: tuple[str, ...] = ()  # of each class label; without, captions are numbers
     weights: str | None = None  # folder of a network to start from; None: random weights
     schedule: VPSchedule | FlowSchedule = dataclasses.field(
@@ -276,22 +291,22 @@ class DiffusionObjective(TimestepSampling):
 
     def _check_components(self) -> None:
         """InputError unless every component is given once."""
-        needed = ("vae", "text_encoder")
-        if self.pipeline is None and reads_labels(self.model):
-            needed = ("vae",)
-            if self.text_encoder is not None:
-                raise InputError(
-                    f"objective.text_encoder: got {self.text_encoder}, expected it left out: the "
-                    "network reads class labels"
-                )
-        elif self.pipeline is None and self.class_names:
+        needed = components_of(self.model)
+        if self.pipeline is None and self.class_names and not reads_labels(self.model):
             raise InputError(
-                "objective.class_names: got some, expected them left out: the network reads text"
+                "objective.class_names: got some, expected them left out: the network reads no "
+                "class labels"
             )
         for field in dataclasses.fields(self):
-            if self.pipeline is None and field.name in ("vae", "text_encoder"):
-                if field.name in needed and getattr(self, field.name) is None:
+            if self.pipeline is None and field.name in ("vae", "text_encoder", "image_encoder"):
+                given = getattr(self, field.name)
+                if field.name in needed and given is None:
                     raise InputError(f"objective.{field.name}: got none, expected it or a pipeline")
+                if field.name not in needed and given is not None:
+                    raise InputError(
+                        f"objective.{field.name}: got {given}, expected it left out: the network "
+                        f"needs {' and '.join(needed)} alone"
+                    )
             elif self.pipeline is not None and field.name in PIPELINE_FIELDS:
                 made = field.default_factory
                 default = field.default if made is dataclasses.MISSING else made()

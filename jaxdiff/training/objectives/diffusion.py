@@ -19,8 +19,10 @@ from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule, resolution_shi
 from jaxdiff.diffusion.variational_bound import bound_terms
 from jaxdiff.families.base import Family, TextEncoderOutput, select_rows, zero_rows
 from jaxdiff.families.extras import GUIDANCE_SCALE
+from jaxdiff.families.image_embeddings import IMAGE_EMBEDS, NEGATIVE
 from jaxdiff.families.text_outputs import cached_outputs
 from jaxdiff.models.build import initial_weights, param_dict, with_params
+from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.vae import sample_latents
 from jaxdiff.parallel.sharding import ANY, Rules
@@ -189,10 +191,15 @@ class LatentDiffusion:
     """A latent diffusion model in training, given parameters and frozen weights."""
 
     def __init__(
-        self, partition: ParameterPartition, prediction_type: str, enlargement: int = 4
+        self,
+        partition: ParameterPartition,
+        prediction_type: str,
+        enlargement: int = 4,
+        image_processor: CLIPImageProcessor | None = None,
     ) -> None:
         self.partition, self.family = partition, partition.family
         self.enlargement = enlargement  # of networks of pixels that enlarge images
+        self.image_processor = image_processor  # of networks with embeddings of images
         module = partition.networks[self.family.network]
         self.network = self.family.adapter(module, prediction_type)
 
@@ -208,14 +215,36 @@ class LatentDiffusion:
             if name != self.family.network
         }
 
+    def codec(self, tables: Tables) -> LatentCodec:
+        """The latent codec with its weights."""
+        own = self.family.network
+        modules = self.build_encoders(tables)
+        if self.family.embeddings is not None:
+            modules[own] = with_params(self.partition.networks[own], tables[own])
+        return self.family.codec(modules)
+
+    def image_embeddings(
+        self, encoders: Mapping[str, Any], batch: Mapping[str, Array]
+    ) -> dict[str, Float[Array, "b d"]]:
+        """The columns of embeddings of a batch's images, and of an image of zeros for each."""
+        if self.family.image_encoder is None or self.image_processor is None:
+            return {}
+        pixels = self.image_processor(batch["image"])
+        zero = jnp.zeros_like(pixels[:1])
+        encoder = encoders[self.family.image_encoder]
+        embeds, null = (encoder(x).pooled.astype(jnp.float32) for x in (pixels, zero))
+        return {IMAGE_EMBEDS: embeds, NEGATIVE: jnp.broadcast_to(null, embeds.shape)}
+
     def batch_latents(
-        self, encoders: Mapping[str, Any], batch: Mapping[str, Array], key: Key[Array, "..."]
-    ) -> Float[Array, "b h w c"]:
+        self, tables: Tables, batch: Mapping[str, Array], key: Key[Array, "..."]
+    ) -> Float[Array, "b *space c"]:
         """The scaled latents of a batch, of its images or of their distributions."""
+        if self.family.embeddings is not None:
+            return self.codec(tables).scale(batch[IMAGE_EMBEDS])
         if "mean" in batch:
             codec = self.family.codec(self.partition.networks)
             return scaled_latents(codec, batch["mean"], batch["logvar"], key)
-        return encode_latents(self.family.codec(encoders), batch["image"], key)
+        return encode_latents(self.codec(tables), batch["image"], key)
 
     def encode_captions(
         self, encoders: Mapping[str, Any], ids: Sequence[Int[Array, "b _"]]
@@ -266,7 +295,11 @@ def trains_variance(config: DiffusionObjective, network: Any) -> bool:
     return discrete and network.learns_variance and config.vlb_weight > 0
 
 
-def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) -> TrainingTask:
+def diffusion_task(
+    config: DiffusionObjective,
+    partition: ParameterPartition,
+    image_processor: CLIPImageProcessor | None = None,
+) -> TrainingTask:
     """The task of training the parameters of `partition`.
 
     Batches have `image` (b, h, w, 3) in [-1, 1] and `ids` (b, n) int32, with a second text encoder
@@ -274,9 +307,10 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
     images they may have `mean` and `logvar` (b, h, w, c) of their latents, and instead of ids text
     encodings: `states` (b, n, d), with a second encoder `states_2`, for models with a mask of the
     text `states_mask` (b, n), and with pooled embeddings `pooled` (b, p). `frozen_networks_used`
-    lists the weights that are needed then.
+    lists the weights that are needed then. `image_processor` is that of the image encoder, if the
+    network generates or reads embeddings of images.
     """
-    model = LatentDiffusion(partition, config.prediction_type, config.enlargement)
+    model = LatentDiffusion(partition, config.prediction_type, config.enlargement, image_processor)
     options = {"variance": True} if trains_variance(config, model.network) else {}
 
     def losses(
@@ -286,7 +320,8 @@ def diffusion_task(config: DiffusionObjective, partition: ParameterPartition) ->
         latent_key, drop_key, timestep_key, noise_key = per_sample_split(key, _size(batch), 4)
         tables = model.merge_weights(params, frozen)
         encoders = model.build_encoders(tables)
-        x0 = model.batch_latents(encoders, batch, latent_key)
+        batch = batch | model.image_embeddings(encoders, batch)
+        x0 = model.batch_latents(tables, batch, latent_key)
         if model.family.enlarges:
             batch = batch | columns_of_batch(batch, x0.shape[1:-1], model.enlargement, drop_key)
         cond = _batch_conditioning(config, model, encoders, frozen.null, batch, drop_key)
@@ -371,7 +406,7 @@ def _size(batch: Mapping[str, Array]) -> int:
 
 def offset_noise(
     key: Key[Array, "..."], shape: tuple[int, ...], amount: float
-) -> Float[Array, "b h w c"]:
+) -> Float[Array, "b *space c"]:
     """Standard normal noise plus `amount` times one normal sample per channel and image.
 
     A network trained on it can change the mean of an image (offset noise, N. Guttenberg, 2023).
@@ -379,7 +414,7 @@ def offset_noise(
     if not amount:
         return per_sample_normal(key, shape)
     noise_key, offset_key = per_sample_split(key, shape[0], 2)
-    offset = per_sample_normal(offset_key, (shape[0], 1, 1, shape[3]))
+    offset = per_sample_normal(offset_key, (shape[0], *(1,) * len(shape[1:-1]), shape[-1]))
     return per_sample_normal(noise_key, shape) + amount * offset
 
 
@@ -413,9 +448,9 @@ class DenoisingLosses(NamedTuple):
 def denoising_losses(
     config: DiffusionObjective,
     network: Callable[[Array, Array], Array],
-    x0: Float[Array, "b h w c"],
+    x0: Float[Array, "b *space c"],
     t: Times,
-    eps: Float[Array, "b h w c"],
+    eps: Float[Array, "b *space c"],
 ) -> DenoisingLosses:
     """The losses of `network(x_t, t)` at x_t = alpha x0 + sigma eps.
 

@@ -38,7 +38,7 @@ def train_denoiser_and_text_encoders(
 
     Except for weights without effect on the conditioning: only weight decay would change them.
     """
-    names = [name for name in networks if name != family.latent_codec]
+    names = [name for name in networks if name in (family.network, *family.id_columns)]
     unused = _unused_parameters(family, networks)
 
     def is_used(name: str, path: str) -> bool:
