@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -77,13 +78,17 @@ def folder(tmp_path_factory):
 
 
 def prior(folder, **fields):
-    own = {"text_encoder": str(folder / "text"), "image_encoder": str(folder)}
+    own: dict[str, Any] = {"text_encoder": str(folder / "text"), "image_encoder": str(folder)}
     own |= {"schedule": COSINE, "prediction_type": "sample", "model": PRIOR}
     return DiffusionObjective(**own | fields)
 
 
 def decoder(folder, **fields):
-    own = {"vae": str(folder / "text" / "vae"), "image_encoder": str(folder), "model": DECODER}
+    own: dict[str, Any] = {
+        "vae": str(folder / "text" / "vae"),
+        "image_encoder": str(folder),
+        "model": DECODER,
+    }
     return DiffusionObjective(**own | fields)
 
 
@@ -96,7 +101,13 @@ def config(folder, objective, **fields):
         validation_size=4,
         cache_dir=str(folder / "cache"),
     )
-    own = {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": 2, "tensorboard": False}
+    own: dict[str, Any] = {
+        "steps": 2,
+        "batch_size": 8,
+        "log_every": 1,
+        "sample_every": 2,
+        "tensorboard": False,
+    }
     own |= {"data": data, "optimiser": OptimiserConfig(learning_rate=1e-3, warmup_steps=0)}
     return TrainConfig(objective=objective, **own | fields)
 
@@ -155,7 +166,7 @@ def test_a_prior_denoises_embeddings_normalised_by_those_of_the_data(folder, mon
     images = np.concatenate([next(stream)["image"] for _ in range(2)])
     stream.close()
     encoder = with_params(base.networks["image_encoder"], base.read_weights("image_encoder"))
-    embeddings = np.asarray(encoder(base.image_processor(jnp.asarray(images))).pooled)
+    embeddings = np.asarray(encoder(cast(Any, base.image_processor)(jnp.asarray(images))).pooled)
     np.testing.assert_allclose(weights["clip_mean"], embeddings.mean(0)[None], atol=1e-5)
     np.testing.assert_allclose(weights["clip_std"], embeddings.std(0)[None], atol=1e-5)
     x0 = model_of(base).batch_latents(

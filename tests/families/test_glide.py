@@ -309,9 +309,7 @@ def test_a_stage_is_trained_on_what_it_is_given():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize(
-    ("channels", "side", "options"), [(3, 8, {}), (6, 16, {"enlargement": 2})]
-)
+@pytest.mark.parametrize(("channels", "side", "options"), [(3, 8, {}), (6, 16, {"enlargement": 2})])
 def test_both_stages_are_fine_tuned(tmp_path, channels, side, options):
     write_pipeline(tmp_path / "model", glide_files.parts(tmp_path / "words", channels))
     write_folder(tmp_path / "images", 12, sizes=((16, 16),))
@@ -324,9 +322,7 @@ def test_both_stages_are_fine_tuned(tmp_path, channels, side, options):
         cache_dir=str(tmp_path / "cache"),
     )
     config = TrainConfig(
-        objective=DiffusionObjective(
-            pipeline=str(tmp_path / "model"), sample_steps=2, **options
-        ),
+        objective=DiffusionObjective(pipeline=str(tmp_path / "model"), sample_steps=2, **options),
         data=data,
         optimiser=OptimiserConfig(warmup_steps=0),
         steps=2,
