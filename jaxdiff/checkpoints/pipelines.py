@@ -43,8 +43,11 @@ VAE_COMPONENT = "vae"
 VAE_COMPONENTS = {
     "LDMTextToImagePipeline": "vqvae",
     "LDMClassConditionalPipeline": "vqvae",
-    "KandinskyV22Pipeline": "movq",
-    "KandinskyV22Img2ImgPipeline": "movq",
+    **{
+        f"Kandinsky{version}{task}Pipeline": "movq"
+        for version in ("", "V22")
+        for task in ("", "Img2Img")
+    },
 }
 # Folders of the networks that guide. model_index.json does not name them; diffusers has no such.
 CLASSIFIER = "classifier"

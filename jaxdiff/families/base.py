@@ -107,6 +107,8 @@ class Family:
     embeddings: Callable[[Any], LatentCodec] | None = None
     latent_multiple: int = 1  # sides of latents are multiples of it
     latent_limit: int | None = None  # the longest side of latents with positions; None: no limit
+    # strengths (b,) -> alpha and sigma of images to begin with; None: those of the first step
+    image_level: Callable[[NDArray], tuple[NDArray, NDArray]] | None = None
     # scheduler_config.json -> the noise schedule, and what the network predicts
     schedule: Callable[[Mapping[str, Any]], Schedule] = schedule_of
     prediction_type: Callable[[Mapping[str, Any]], str] = prediction_type_of

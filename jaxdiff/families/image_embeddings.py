@@ -49,7 +49,7 @@ class ImageEmbedding(Extra):
 
     argument = IMAGE_EMBEDS
     options: ClassVar[Mapping[str, Option]] = {IMAGE_EMBEDS: _OPTION, NEGATIVE: _OPTION}
-    untrainable = "got a decoder of image embeddings, expected a network that reads texts"
+    untrainable = "got a decoder of image embeddings, expected a network that takes none"
 
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         """InputError for embeddings that are missing or of another width."""

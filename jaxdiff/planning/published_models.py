@@ -132,6 +132,30 @@ def _glide(unet: str, scheduler: Mapping[str, Any]) -> PublishedModel:
     )
 
 
+_KANDINSKY_SCHEDULE: dict[str, Any] = {
+    "beta_schedule": "linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+}
+
+
+def _prior(class_name: str, prior: str, text_encoder: str) -> PublishedModel:
+    return PublishedModel(
+        class_name=class_name,
+        components={"prior": ("prior", prior), "text_encoder": ("text", text_encoder)},
+        scheduler={
+            "_class_name": "UnCLIPScheduler",
+            "num_train_timesteps": 1000,
+            "prediction_type": "sample",
+            "variance_type": "fixed_small_log",
+            "clip_sample": True,
+            "clip_sample_range": 5.0,
+        },
+    )
+
+
 PUBLISHED_MODELS: dict[str, PublishedModel] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": PublishedModel(
         class_name="StableDiffusionPipeline",
@@ -220,31 +244,32 @@ PUBLISHED_MODELS: dict[str, PublishedModel] = {
     # Files, not repositories.
     "openai/glide-text2im/base": _glide("glide-base", BASE_SCHEDULER),
     "openai/glide-text2im/upsample": _glide("glide-upsample", UPSAMPLER_SCHEDULER),
-    "kandinsky-community/kandinsky-2-2-prior": PublishedModel(
-        class_name="KandinskyV22PriorPipeline",
+    "kandinsky-community/kandinsky-2-1-prior": _prior(
+        "KandinskyPriorPipeline", "kandinsky21", "clip-l-projection"
+    ),
+    "kandinsky-community/kandinsky-2-1": PublishedModel(
+        class_name="KandinskyPipeline",
         components={
-            "prior": ("prior", "kandinsky22"),
-            "text_encoder": ("text", "openclip-bigg"),
+            "unet": ("unet", "kandinsky21"),
+            "movq": ("vae", "kandinsky-movq"),
+            "text_encoder": ("text", "kandinsky21-mclip"),
         },
         scheduler={
-            "_class_name": "UnCLIPScheduler",
-            "num_train_timesteps": 1000,
-            "prediction_type": "sample",
-            "variance_type": "fixed_small_log",
-            "clip_sample": True,
-            "clip_sample_range": 5.0,
+            "_class_name": "DDIMScheduler",
+            **_KANDINSKY_SCHEDULE,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
         },
+    ),
+    "kandinsky-community/kandinsky-2-2-prior": _prior(
+        "KandinskyV22PriorPipeline", "kandinsky22", "openclip-bigg"
     ),
     "kandinsky-community/kandinsky-2-2-decoder": PublishedModel(
         class_name="KandinskyV22Pipeline",
         components={"unet": ("unet", "kandinsky22"), "movq": ("vae", "kandinsky-movq")},
         scheduler={
             "_class_name": "DDPMScheduler",
-            "beta_schedule": "linear",
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "num_train_timesteps": 1000,
-            "clip_sample": False,
+            **_KANDINSKY_SCHEDULE,
             "variance_type": "learned_range",
         },
     ),

@@ -366,6 +366,14 @@ PUBLISHED = {
         *("epsilon", "ddpm:variance=learned_range", 64, 128),
     ),
     "openai/glide-text2im/upsample": ("GLIDE upsampler", LINEAR, "epsilon", "ddim", 256, 128),
+    "kandinsky-community/kandinsky-2-1-prior": (
+        *("Kandinsky 2.1 prior", VPSchedule(beta_schedule="squaredcos_cap_v2"), "sample"),
+        *("ddpm", 1, 77),
+    ),
+    "kandinsky-community/kandinsky-2-1": (
+        *("Kandinsky 2.1", VPSchedule(beta_start=0.00085, beta_end=0.012), "epsilon"),
+        *("ddim", 512, 77),
+    ),
     "kandinsky-community/kandinsky-2-2-prior": (
         *("Kandinsky 2.2 prior", VPSchedule(beta_schedule="squaredcos_cap_v2"), "sample"),
         *("ddpm", 1, 77),
