@@ -35,6 +35,12 @@ class EmbeddingOption(Option):
             raise InputError(f"{name}: got {got}, expected embeddings (d,) or (b, d)")
 
 
+def reads_negative(settings: Mapping[str, Any]) -> bool:
+    """Whether a request with these settings has streams without its prompt, which read NEGATIVE."""
+    streams = parse(settings["guidance"]).streams
+    return settings["guidance_scale"] != 1 and any(s.prompt_source != "prompt" for s in streams)
+
+
 _OPTION = EmbeddingOption(Any, None, -np.inf, np.inf)
 
 
@@ -54,10 +60,7 @@ class ImageEmbedding(Extra):
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         """InputError for embeddings that are missing or of another width."""
         del texts
-        guided = settings["guidance_scale"] != 1 and any(
-            stream.prompt_source != "prompt" for stream in parse(settings["guidance"]).streams
-        )
-        for name in (IMAGE_EMBEDS, *((NEGATIVE,) if guided else ())):
+        for name in (IMAGE_EMBEDS, *((NEGATIVE,) if reads_negative(settings) else ())):
             if settings.get(name) is None:
                 raise InputError(f"{name}: got none, expected the embedding of an image")
         for name in (IMAGE_EMBEDS, NEGATIVE):
@@ -66,7 +69,8 @@ class ImageEmbedding(Extra):
 
     def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k d"]:
         names = [IMAGE_EMBEDS if prompted else NEGATIVE for prompted in inputs.prompted]
-        rows = [[options[name] for name in names] for options in inputs.options]
+        # Without guidance an image has no other, though it may share a batch with those that do.
+        rows = [[own.get(name, own[IMAGE_EMBEDS]) for name in names] for own in inputs.options]
         return np.asarray(rows, np.float32)
 
     def of_batch(

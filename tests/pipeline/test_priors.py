@@ -11,6 +11,7 @@ from tiny import first_devices
 import jaxdiff
 from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.core.errors import InputError
+from jaxdiff.families.detection import detect_family
 from jaxdiff.models.latent_codec import ImageEmbeddings
 from jaxdiff.pipeline.cascade import Cascade
 from jaxdiff.pipeline.embedding_decoder import EmbeddingDecoder
@@ -70,6 +71,7 @@ def test_a_negative_prompt_goes_through_the_prior(pipes):
     out = Cascade(first, second)(PROMPT, **call, output="latent")
     embeddings = first(PROMPT, **call).images
     negative = first("a ring", **call).images
+    assert np.abs(negative - embeddings).max() > 1e-2
     own = {"image_embeds": embeddings, "negative_image_embeds": negative, "seed": 3}
     np.testing.assert_allclose(out.images, second("", **own, output="latent").images, atol=1e-5)
 
@@ -140,11 +142,76 @@ def test_what_a_prior_cannot_do_is_refused(pipes):
             Cascade(*pair)
     with pytest.raises(InputError, match="image_embeds: got it for one stage"):
         EmbeddingDecoder(second, first, {"image_embeds": np.zeros(WIDTH)})
-    parts = {n: c for n, c in first.parts.components.items() if n != "image_encoder"}
-    blind = jaxdiff.Pipeline(
-        dataclasses.replace(first.parts, components=parts), name="blind", devices=first.devices
-    )
+    blind = without(first, "image_encoder")
     with pytest.raises(InputError, match="blind: got no image_encoder"):
         Cascade(blind, second)(PROMPT)
     with pytest.raises(InputError, match="blind: got no image_encoder"):
         image_embeddings(blind, np.zeros((8, 8, 3), np.uint8))
+
+
+def without(pipe, name):
+    """`pipe` without the component `name`."""
+    parts = {key: part for key, part in pipe.parts.components.items() if key != name}
+    own = dataclasses.replace(pipe.parts, components=parts)
+    return jaxdiff.Pipeline(own, name="blind", devices=pipe.devices)
+
+
+def test_without_guidance_no_image_of_zeros_is_encoded(pipes):
+    first, second = pipes
+    alone = Cascade(without(first, "image_encoder"), second)
+    unguided = {"guidance_scale": 1.0}
+    got = alone(PROMPT, seed=3, stage_options=[unguided], output="latent")
+    assert "negative_image_embeds" not in got.request.extras
+    want = Cascade(first, second)(PROMPT, seed=3, stage_options=[unguided], output="latent")
+    np.testing.assert_array_equal(got.images, want.images)
+    # One guided image beside it, which has a negative prompt.
+    scales = {"guidance_scale": [1.0, 4.0]}
+    both = alone(
+        [PROMPT, PROMPT],
+        negative_prompt=[None, "a ring"],
+        seed=[3, 3],
+        stage_options=[scales],
+        output="latent",
+    )
+    np.testing.assert_allclose(both.images[0], want.images[0], atol=1e-4)
+    assert np.abs(both.images[1] - both.images[0]).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def text_decoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kandinsky21")
+    write_pipeline(folder / "decoder", cascade_files.text_decoder(folder / "of-decoder"))
+    return first_devices(jaxdiff.load(folder / "decoder", dtype="float32"), 1)
+
+
+def test_a_decoder_that_reads_texts_has_the_prompts_of_the_call(pipes, text_decoder):
+    first, _ = pipes
+    call = {"negative_prompt": "a ring", "seed": 3}
+    got = Cascade(first, text_decoder)(PROMPT, **call, output="latent")
+    own = {"image_embeds": first(PROMPT, **call).images}
+    own["negative_image_embeds"] = first("a ring", **call).images
+    want = text_decoder(PROMPT, **call, **own, output="latent").images
+    np.testing.assert_allclose(got.images, want, atol=1e-5)
+    for other in ({"negative_prompt": "a star"}, {"prompt": "a star"}):
+        changed = text_decoder(**{"prompt": PROMPT, **call, **own, **other}, output="latent").images
+        assert np.abs(changed - want).max() > 1e-3, other
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoder_hid_dim": 6}, "text_encoder: got hidden_size 10, expected 6, as the UNet has"),
+        ({"cross_attention_dim": 12}, "text_encoder: got numDims 8, expected 12, as the UNet has"),
+        ({"in_channels": 5}, "unet: got in_channels 5, expected 4 as the latents have"),
+        (
+            {"encoder_hid_dim_type": "image_proj"},
+            "unet: got addition_embed_type text_image and encoder_hid_dim_type image_proj, "
+            "expected text_image and text_image_proj or image and image_proj",
+        ),
+    ],
+)
+def test_a_decoder_that_does_not_fit_its_text_encoder_is_refused(tmp_path, fields, message):
+    parts = cascade_files.text_decoder(tmp_path / "of-decoder", **fields)
+    modules = {name: part.module for name, part in parts.components.items()}
+    with pytest.raises(InputError, match=message):
+        detect_family("KandinskyPipeline", modules, source="a folder")
