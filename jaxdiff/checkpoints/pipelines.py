@@ -44,9 +44,11 @@ VAE_COMPONENTS = {
     "LDMTextToImagePipeline": "vqvae",
     "LDMClassConditionalPipeline": "vqvae",
     **{
-        f"Kandinsky{version}{task}Pipeline": "movq"
-        for version in ("", "V22")
-        for task in ("", "Img2Img")
+        f"Kandinsky{task}Pipeline": "movq"
+        for task in (
+            *("", "Img2Img", "Inpaint"),
+            *("V22", "V22Img2Img", "V22Inpaint", "V22Controlnet", "V22ControlnetImg2Img"),
+        )
     },
 }
 # Folders of the networks that guide. model_index.json does not name them; diffusers has no such.

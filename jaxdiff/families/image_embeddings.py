@@ -22,10 +22,10 @@ class EmbeddingOption(Option):
         """Whether `value` has an embedding for each image."""
         return np.ndim(value) == 2
 
-    def check(self, name: str, value: Any) -> None:
-        """InputError unless `value` is finite numbers."""
+    def check(self, name: str, value: Any) -> Any:
+        """`value`; InputError unless it is finite numbers."""
         if value is None:
-            return
+            return None
         try:
             finite = np.isfinite(np.asarray(value, np.float32)).all()
         except (TypeError, ValueError):
@@ -33,6 +33,7 @@ class EmbeddingOption(Option):
         if not finite or np.ndim(value) not in (1, 2):
             got = f"shape {np.shape(value)}" if finite else "numbers that are not finite"
             raise InputError(f"{name}: got {got}, expected embeddings (d,) or (b, d)")
+        return tuple(value) if isinstance(value, list) else value
 
 
 def reads_negative(settings: Mapping[str, Any]) -> bool:

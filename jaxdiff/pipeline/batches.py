@@ -193,8 +193,7 @@ def start_level(grid: TimestepGrid, requests: Requests, family: Family) -> Start
         starts = np.arange(count), np.asarray(grid.first)
         levels = np.asarray(grid.alpha)[starts], np.asarray(grid.sigma)[starts]
         if family.image_level is not None:
-            strengths = [1.0 if each.strength is None else each.strength for each in requests]
-            levels = family.image_level(np.array(strengths))
+            levels = family.image_level(np.array([each.strength or 1.0 for each in requests]))
         sigma = np.where(full, noise, levels[1])
         alpha = np.where(full, np.float32(0), levels[0])
     return StartLevel(*cast(Any, (sigma, alpha)))
@@ -456,4 +455,4 @@ class ImageGenerator:
         return self._stages.latents(self._stages.shard(images))
 
     def _downsample(self, masks: Float[NDArray, "b h2 w2 1"]) -> Float[NDArray, "b h w 1"]:
-        return downsample_mask(masks, self._downscale)
+        return self._facts.family.latent_mask(downsample_mask(masks, self._downscale))

@@ -5,6 +5,7 @@ begins.
 """
 
 import dataclasses
+import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -21,6 +22,7 @@ from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.output import Output
 from jaxdiff.pipeline.pipeline import Pipeline
 from jaxdiff.pipeline.request import Request, Requests
+from jaxdiff.pipeline.request_metadata import plain_value
 
 MAX_ENLARGEMENT = 8.0
 STRENGTH = 0.7  # of the second pass of a hires fix
@@ -30,6 +32,7 @@ FROM_CALL = {
     *(f"{name}{number}" for name in ("prompt", "negative_prompt") for number in ("", "_2", "_3")),
     *("seed", "prompt_syntax"),
 }
+IMAGES = ("image", "original_image", "mask", "hint")  # options that may be files
 
 
 class Stage(ABC):
@@ -259,7 +262,12 @@ class ModelStage(Stage):
     def settings(self) -> dict[str, Any]:
         """Its entries in the settings of images."""
         name = f"{self.pipe.name} {self.pipe.fingerprint}"
-        return {"then": [{"model": name, **self.options}]}
+        own = {
+            key: pathlib.Path(value) if key in IMAGES and isinstance(value, str) else value
+            for key, value in self.options.items()
+        }
+        options = {key: plain_value(value) for key, value in own.items()}
+        return {"then": [{"model": name, **options}]}
 
     def with_options(self, options: Mapping[str, Any]) -> "ModelStage":
         """The stage with these options of requests."""

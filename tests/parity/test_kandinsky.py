@@ -341,3 +341,76 @@ def test_an_image_of_an_image_by_the_first_version(
     options = {"image": picture(), "strength": strength, "steps": STEPS, "seed": SEED}
     got = ours(PROMPT, **given, **options, output="latent")
     close(got.images.transpose(0, 3, 1, 2), want[-1])
+
+
+def hole():
+    """A mask whose parts touch edges, and do not fill latents."""
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:9, 6:11] = mask[15, 13:] = 255
+    return Image.fromarray(mask)
+
+
+def inpainted(pipe, embeddings, *prompt, **options):
+    """diffusers' latents."""
+    return pipe(
+        *prompt,
+        image=picture(),
+        mask_image=hole(),
+        image_embeds=torch.from_numpy(embeddings[:1]),
+        negative_image_embeds=torch.from_numpy(embeddings[1:]),
+        height=16,
+        width=16,
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+        latents=nchw(noise(INITIAL_NOISE_STEP, (8, 8, 4))),
+        **options,
+    )
+
+
+def test_inpainting(tmp_path, in_step, embeddings):
+    """The sampler puts the known latents back after each step."""
+    cls = diffusers.KandinskyV22InpaintPipeline
+    theirs, ours = pair(lambda: decoder(cls, in_channels=9), tmp_path)
+    in_step("scheduling_ddpm", (8, 8, 4))
+    want = inpainted(theirs, embeddings, output_type="latent").images
+    given = {"image_embeds": embeddings[0], "negative_image_embeds": embeddings[1]}
+    options = {"image": picture(), "mask": hole(), "steps": STEPS, "seed": SEED}
+    got = ours("", **given, **options, output="latent")
+    close(got.images.transpose(0, 3, 1, 2), want)
+
+
+def test_inpainting_by_the_first_version(tmp_path, embeddings):
+    """The network alone keeps what is known."""
+    cls = diffusers.KandinskyInpaintPipeline
+    theirs, ours = pair(lambda: text_decoder(cls, in_channels=9), tmp_path)
+    want = []
+    inpainted(theirs, embeddings, PROMPT, callback=lambda _, __, latents: want.append(latents))
+    given = {"image_embeds": embeddings[0], "negative_image_embeds": embeddings[1]}
+    options = {"image": picture(), "mask": hole(), "steps": STEPS, "seed": SEED}
+    got = ours(PROMPT, **given, **options, output="latent")
+    close(got.images.transpose(0, 3, 1, 2), want[-1])
+
+
+def test_an_image_of_depths(tmp_path, in_step, embeddings):
+    """ControlNet's hint, of the resolution that the network's convolutions make latents of."""
+    fields = {"addition_embed_type": "image_hint", "in_channels": 8}
+    cls = diffusers.KandinskyV22ControlnetPipeline
+    theirs, ours = pair(lambda: decoder(cls, **fields), tmp_path)
+    depths = np.random.default_rng(5).integers(0, 256, (64, 64, 3), np.uint8)
+    in_step("scheduling_ddpm", (8, 8, 4))
+    want = []
+    theirs(
+        torch.from_numpy(embeddings[:1]),
+        torch.from_numpy(embeddings[1:]),
+        nchw(depths[None].astype(np.float32) / 255),
+        height=16,
+        width=16,
+        num_inference_steps=STEPS,
+        latents=nchw(noise(INITIAL_NOISE_STEP, (8, 8, 4))),
+        callback=lambda _, __, latents: want.append(latents),
+        output_type="pt",
+    )
+    given = {"image_embeds": embeddings[0], "negative_image_embeds": embeddings[1]}
+    options = {"hint": depths, "height": 16, "width": 16, "steps": STEPS, "seed": SEED}
+    got = ours("", **given, **options, output="latent")
+    close(got.images.transpose(0, 3, 1, 2), want[-1])
