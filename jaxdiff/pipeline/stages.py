@@ -15,6 +15,7 @@ import numpy as np
 from jaxdiff.checkpoints.timestep_grids import convention_of
 from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.notation import IMAGES
 from jaxdiff.core.validate import in_range
 from jaxdiff.families.options import request_options
 from jaxdiff.pipeline import image_inputs
@@ -32,7 +33,6 @@ FROM_CALL = {
     *(f"{name}{number}" for name in ("prompt", "negative_prompt") for number in ("", "_2", "_3")),
     *("seed", "prompt_syntax"),
 }
-IMAGES = ("image", "original_image", "mask", "hint")  # options that may be files
 
 
 class Stage(ABC):

@@ -414,3 +414,13 @@ def test_an_image_of_depths(tmp_path, in_step, embeddings):
     options = {"hint": depths, "height": 16, "width": 16, "steps": STEPS, "seed": SEED}
     got = ours("", **given, **options, output="latent")
     close(got.images.transpose(0, 3, 1, 2), want[-1])
+
+
+def test_saved_folders_are_those_of_diffusers(first_versions, tmp_path):
+    for theirs, ours in first_versions:
+        ours.save(tmp_path / ours.name)
+        again = type(theirs).from_pretrained(tmp_path / ours.name)
+        for name, part in theirs.components.items():
+            if isinstance(part, torch.nn.Module):
+                for key, value in getattr(again, name).state_dict().items():
+                    assert torch.equal(value, part.state_dict()[key]), (name, key)
