@@ -76,10 +76,12 @@ class EmbeddingDecoder(ModelStage):
     def run(self, previous: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
         """Go on from the embeddings of a batch."""
         images = np.asarray(previous.images)
-        given = {IMAGE_EMBEDS: images, NEGATIVE: np.zeros_like(images)}
+        given = {IMAGE_EMBEDS: images}
+        if NEGATIVE in self.pipe.family.options:  # zeros for now
+            given[NEGATIVE] = np.zeros_like(images)
         requests = self.pipe.resolve(**self.from_call(arguments), **cast(Any, given))
-        guided = [i for i, each in enumerate(requests) if reads_negative(vars(each))]
-        prompts = {i: previous.requests[i] for i in guided}
+        guided = [NEGATIVE in given and reads_negative(vars(each)) for each in requests]
+        prompts = {i: previous.requests[i] for i in np.flatnonzero(guided).tolist()}
         negative, failures = self._negative_embeddings(prompts, settings)
         own = [
             dataclasses.replace(each, extras=_with_negative(each.extras, negative.get(i)))
