@@ -1,7 +1,7 @@
 """The first stage of a cascade of pixels (2205.11487): 32x32 scenes of their captions.
 
-    export XLA_FLAGS=--xla_force_host_platform_device_count=2
-    python train.py configs/scenes_cascade_base.py --workdir runs/scenes_cascade_base
+export XLA_FLAGS=--xla_force_host_platform_device_count=2
+python train.py configs/scenes_cascade_base.py --workdir runs/scenes_cascade_base
 """
 
 from jaxdiff.diffusion.schedules import VPSchedule

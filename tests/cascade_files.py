@@ -7,6 +7,8 @@ import tiny
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.models.clip import CLIPTextModel, CLIPVisionModel
 from jaxdiff.models.clip_config import CLIPVisionConfig
+from jaxdiff.models.multilingual_clip.config import MultilingualCLIPConfig
+from jaxdiff.models.multilingual_clip.module import MultilingualCLIP
 from jaxdiff.models.prior.config import PriorTransformerConfig
 from jaxdiff.models.prior.module import PriorTransformer
 from jaxdiff.models.t5.config import T5Config
@@ -108,7 +110,9 @@ UNCLIP = {
 
 def prior(folder):
     plain = read_pipeline(tiny.write_tiny(folder))
-    text = dataclasses.replace(plain.components["text_encoder"].module.config, projection_dim=WIDTH)
+    text = plain.components["text_encoder"].module.config
+    end = text.vocab_size - 1  # where the pooled embedding is
+    text = dataclasses.replace(text, projection_dim=WIDTH, eos_token_id=end)
     network = PriorTransformerConfig(
         num_attention_heads=2,
         attention_head_dim=4,
@@ -138,24 +142,27 @@ def prior(folder):
     )
 
 
-def decoder(folder):
+DECODER = UNet2DConditionConfig(
+    sample_size=8,
+    in_channels=4,
+    out_channels=8,
+    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    block_out_channels=(8, 8),
+    norm_num_groups=4,
+    cross_attention_dim=WIDTH,
+    attention_head_dim=4,
+    layers_per_block=1,
+    addition_embed_type="image",
+    encoder_hid_dim=WIDTH,
+    encoder_hid_dim_type="image_proj",
+)
+
+
+def decoder(folder, **fields):
     plain = read_pipeline(tiny.write_tiny(folder))
-    unet = UNet2DConditionConfig(
-        sample_size=8,
-        in_channels=4,
-        out_channels=8,
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        layers_per_block=1,
-        addition_embed_type="image",
-        encoder_hid_dim=WIDTH,
-        encoder_hid_dim_type="image_proj",
-    )
+    unet = dataclasses.replace(DECODER, **fields)
     movq = VQModelConfig(
         block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -175,4 +182,36 @@ def decoder(folder):
         tokenizers={},
         scheduler={"_class_name": "DDIMScheduler", "clip_sample": False},
         defaults={"steps": 2, "height": 16, "width": 16},
+    )
+
+
+def text_decoder(folder, **fields):
+    """Kandinsky 2.1's decoder, which reads a text, too."""
+    of_text = {
+        "addition_embed_type": "text_image",
+        "encoder_hid_dim": STATES,
+        "encoder_hid_dim_type": "text_image_proj",
+    }
+    plain = read_pipeline(tiny.write_tiny(folder))
+    parts = decoder(folder, **of_text | fields)
+    vocabulary = plain.components["text_encoder"].module.config
+    text = MultilingualCLIPConfig(
+        vocab_size=vocabulary.vocab_size,
+        pad_token_id=0,
+        hidden_size=STATES,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=80,
+        transformerDimensions=STATES,
+        numDims=WIDTH,
+    )
+    return dataclasses.replace(
+        parts,
+        class_name="KandinskyPipeline",
+        components={
+            **parts.components,
+            "text_encoder": tiny.random_component(MultilingualCLIP, text, seed=3),
+        },
+        tokenizers=plain.tokenizers,
     )

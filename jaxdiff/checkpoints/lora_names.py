@@ -58,7 +58,7 @@ _ROLES = (
         for role, end in tensors.items()
     ),
 )
-_OLD_ROLE = re.compile(r"(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight$")
+_OLD_ROLE = re.compile(r"(to_q|to_k|to_v|to_out|add_k_proj|add_v_proj)_lora\.(down|up)\.weight$")
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _PREFIXES = (  # of modules with underscores for dots; None: what the module's name begins with
     ("lora_unet_", KOHYA, None),

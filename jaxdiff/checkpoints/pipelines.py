@@ -43,8 +43,13 @@ VAE_COMPONENT = "vae"
 VAE_COMPONENTS = {
     "LDMTextToImagePipeline": "vqvae",
     "LDMClassConditionalPipeline": "vqvae",
-    "KandinskyV22Pipeline": "movq",
-    "KandinskyV22Img2ImgPipeline": "movq",
+    **{
+        f"Kandinsky{task}Pipeline": "movq"
+        for task in (
+            *("", "Img2Img", "Inpaint"),
+            *("V22", "V22Img2Img", "V22Inpaint", "V22Controlnet", "V22ControlnetImg2Img"),
+        )
+    },
 }
 # Folders of the networks that guide. model_index.json does not name them; diffusers has no such.
 CLASSIFIER = "classifier"

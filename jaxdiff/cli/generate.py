@@ -22,9 +22,9 @@ from jaxdiff.checkpoints.vae_layouts import vae_files
 from jaxdiff.cli.arguments import asks_help, has_option, parse
 from jaxdiff.cli.help import model_defaults, print_choices
 from jaxdiff.cli.progress import Progress, note_compile_time, print_report, usual_compile_time
+from jaxdiff.core import notation
 from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.notation import model_and_options
 from jaxdiff.core.validate import in_range, positive
 from jaxdiff.generation.from_image import FILES, check_restored, typed_options, with_settings
 from jaxdiff.generation.manifest import Entry, Manifest
@@ -124,8 +124,9 @@ class Options(ModelOptions):
     refiner_start: float | None = None
     """Fraction of the denoising process after which the refiner takes over. Default: 0.8."""
     then: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A model that enlarges the images, or MODEL:NAME=VALUE,NAME=VALUE with options of its own,
-    such as steps=30,noise_level=100. Repeat the option for several."""
+    """A model that enlarges the images, or makes them of the embeddings of a prior, or
+    MODEL:NAME=VALUE,NAME=VALUE with options of its own, such as steps=30,noise_level=100 or
+    image=PHOTO.png,mask=HOLE.png. Repeat the option for several."""
     noise_level: int | None = None
     """Step of the noise that is added to an image that the model enlarges. Default: the model's."""
     clip_skip: int | None = None
@@ -262,16 +263,18 @@ def _parsed(arguments: Sequence[str]) -> tuple[Options, dict[str, Any] | None, s
 def _files(options: Options, jobs: Sequence[ImageJob]) -> set[str | pathlib.Path]:
     """The files and folders that a command reads."""
     loras = [file for lora in options.lora for file in lora_files(path_and_scale(lora)[0])]
+    then = [notation.model_and_options("then", text) for text in options.then]
     models = [
         options.base,
         options.guidance_model,
         options.refiner,
-        *(model_and_options("then", text)[0] for text in options.then),
+        *(model for model, _ in then),
         options.classifier,
         options.clip,
     ]
     given = [options.prompts, options.from_image]
     images = [getattr(spec, name) for spec in (options, *(j.spec for j in jobs)) for name in IMAGES]
+    images += [own.get(name) for _, own in then for name in notation.IMAGES]
     paths = {
         options.model or EMBEDDED,
         *loras,

@@ -9,6 +9,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 
 T = TypeVar("T")
+IMAGES = ("image", "original_image", "mask", "hint")  # options of models that may be files
 _FLAGS = {"true": True, "false": False}
 
 

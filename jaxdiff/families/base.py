@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxdiff.checkpoints.schedulers import prediction_type_of, schedule_of
@@ -108,7 +109,10 @@ class Family:
     # the component whose embeddings of images the network generates or reads
     image_encoder: str | None = None
     latent_multiple: int = 1  # sides of latents are multiples of it
+    latent_mask: Callable[[NDArray], NDArray] = np.asarray  # masks of latents -> where they change
     latent_limit: int | None = None  # the longest side of latents with positions; None: no limit
+    # strengths (b,) -> alpha and sigma of images to begin with; None: those of the first step
+    image_level: Callable[[NDArray], tuple[NDArray, NDArray]] | None = None
     # scheduler_config.json -> the noise schedule, and what the network predicts
     schedule: Callable[[Mapping[str, Any]], Schedule] = schedule_of
     prediction_type: Callable[[Mapping[str, Any]], str] = prediction_type_of

@@ -6,6 +6,7 @@ from typing import Any, cast
 from flax import nnx
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.models.unet.config import UNet2DConditionConfig
 
 
 def required_component(
@@ -27,6 +28,21 @@ def check_latent_channels(got: int, channels: int, *, name: str, source: str) ->
         raise InputError(
             f"{source}: {name}: got in_channels {got}, expected {channels} as the latents have"
         )
+
+
+def has_mask_channels(unet: UNet2DConditionConfig, channels: int, *, source: str) -> bool:
+    """Whether the UNet takes a mask and masked latents beside the noisy ones, of `channels`.
+
+    InputError for other channels, which are neither theirs nor those of a hint.
+    """
+    plain = channels + unet.hint_channels
+    masked = None if unet.hint_channels else 2 * channels + 1
+    if unet.in_channels not in (plain, masked):
+        inpainting = "" if masked is None else f", or {masked} for inpainting"
+        raise InputError(
+            f"{source}: unet: got in_channels {unet.in_channels}, expected {plain}{inpainting}"
+        )
+    return unet.in_channels == masked
 
 
 def check_context_width(

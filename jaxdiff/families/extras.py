@@ -35,10 +35,11 @@ class Option(NamedTuple):
         sequence = isinstance(value, list | tuple | np.ndarray)
         return sequence and not (is_pair and all(np.ndim(v) == 0 and v is not None for v in value))
 
-    def check(self, name: str, value: Any) -> None:
-        """InputError for a number beyond the range."""
+    def check(self, name: str, value: Any) -> Any:
+        """`value` as requests have it; InputError for a number beyond the range."""
         for number in np.ravel(() if value is None else value):
             in_range(name, number.item(), self.low, self.high)
+        return tuple(value) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,10 @@ class EmbeddingOption(Option):
         """Whether `value` has an embedding for each image."""
         return np.ndim(value) == 2
 
-    def check(self, name: str, value: Any) -> None:
-        """InputError unless `value` is finite numbers."""
+    def check(self, name: str, value: Any) -> Any:
+        """`value`; InputError unless it is finite numbers."""
         if value is None:
-            return
+            return None
         try:
             finite = np.isfinite(np.asarray(value, np.float32)).all()
         except (TypeError, ValueError):
@@ -35,6 +35,13 @@ class EmbeddingOption(Option):
         if not finite or np.ndim(value) not in (1, 2):
             got = f"shape {np.shape(value)}" if finite else "numbers that are not finite"
             raise InputError(f"{name}: got {got}, expected embeddings (d,) or (b, d)")
+        return tuple(value) if isinstance(value, list) else value
+
+
+def reads_negative(settings: Mapping[str, Any]) -> bool:
+    """Whether a request with these settings has streams without its prompt, which read NEGATIVE."""
+    streams = parse(settings["guidance"]).streams
+    return settings["guidance_scale"] != 1 and any(s.prompt_source != "prompt" for s in streams)
 
 
 _OPTION = EmbeddingOption(Any, None, -np.inf, np.inf)
@@ -55,10 +62,7 @@ class ImageEmbedding(Extra):
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         """InputError for embeddings that are missing or of another width."""
         del texts
-        guided = settings["guidance_scale"] != 1 and any(
-            stream.prompt_source != "prompt" for stream in parse(settings["guidance"]).streams
-        )
-        for name in (IMAGE_EMBEDS, *((NEGATIVE,) if guided else ())):
+        for name in (IMAGE_EMBEDS, *((NEGATIVE,) if reads_negative(settings) else ())):
             if settings.get(name) is None:
                 raise InputError(f"{name}: got none, expected the embedding of an image")
         for name in (IMAGE_EMBEDS, NEGATIVE):
@@ -67,7 +71,8 @@ class ImageEmbedding(Extra):
 
     def of_request(self, inputs: ExtraInputs) -> Float[NDArray, "b k d"]:
         names = [IMAGE_EMBEDS if prompted else NEGATIVE for prompted in inputs.prompted]
-        rows = [[options[name] for name in names] for options in inputs.options]
+        # Without guidance an image has no other, though it may share a batch with those that do.
+        rows = [[own.get(name, own[IMAGE_EMBEDS]) for name in names] for own in inputs.options]
         return np.asarray(rows, np.float32)
 
     def of_batch(

@@ -22,8 +22,7 @@ def accepted_options(family: Family, options: Mapping[str, Any]) -> dict[str, An
     """
     accepted, known = {}, request_options()
     for name, given in options.items():
-        value = tuple(given) if isinstance(given, list) else given
-        known[one_of("option", name, known)].check(name, value)
+        value = known[one_of("option", name, known)].check(name, given)
         default = known[name].default
         if value is None or (default is not None and value == default):
             continue

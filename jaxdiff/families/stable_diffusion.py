@@ -22,7 +22,7 @@ from jaxdiff.checkpoints.single_file_layouts import ANOTHER_VAE
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, NDArray
 from jaxdiff.families.base import Family, TextEncoder
-from jaxdiff.families.components import required_component
+from jaxdiff.families.components import has_mask_channels, required_component
 from jaxdiff.families.extras import GUIDANCE_SCALE, Extra, ExtraInputs, Option
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.clip import CLIPTextModel
@@ -257,7 +257,7 @@ def detect(
     zeros = family.zero_uncond and bool(options.get("force_zeros_for_empty_prompt", True))
     family = dataclasses.replace(family, zero_uncond=zeros, text_encoders=_encoders(family, names))
     extras = family.extras
-    if _has_mask_channels(unet.config, vae.config.latent_channels, source):
+    if has_mask_channels(unet.config, vae.config.latent_channels, source=source):
         extras += (InpaintingChannels(),)
     if unet.config.time_cond_proj_dim is not None:
         extras += (GuidanceEmbedding(unet.config.time_cond_proj_dim),)
@@ -321,13 +321,3 @@ def _text_family(unet: UNet2DConditionConfig, encoders: Sequence[CLIPTextModel])
         f"UNet: got {numbers} inputs besides {pooled} of the pooled embedding, expected "
         f"5 or 6 times {unet.addition_time_embed_dim}"
     )
-
-
-def _has_mask_channels(unet: UNet2DConditionConfig, channels: int, source: str) -> bool:
-    """Whether the UNet takes a mask and masked latents beside the noisy ones."""
-    if unet.in_channels not in (channels, 2 * channels + 1):
-        raise InputError(
-            f"{source}: unet: got in_channels {unet.in_channels}, "
-            f"expected {channels}, or {2 * channels + 1} for inpainting"
-        )
-    return unet.in_channels != channels

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from jaxdiff.core.atomic import os_errors_as_write_error, remove_leftovers
 from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
+from jaxdiff.data.image_arrays import ImageFileError
 from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import IMAGES, ImageJob, PromptSpec, expand_jobs
-from jaxdiff.pipeline.image_arrays import ImageFileError
 from jaxdiff.pipeline.nonfinite import REMEDIES
 from jaxdiff.pipeline.request import Request, Requests, check_options
 from jaxdiff.pipeline.stages import Stage, first_requests, output_for, run_stages

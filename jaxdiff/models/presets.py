@@ -180,6 +180,18 @@ _KANDINSKY: dict[str, Any] = {
     "block_out_channels": (384, 768, 1152, 1536),
     "cross_attention_dim": 768,
 }
+_KANDINSKY_21: dict[str, Any] = {
+    **_KANDINSKY,
+    "addition_embed_type": "text_image",
+    "encoder_hid_dim": 1024,
+    "encoder_hid_dim_type": "text_image_proj",
+}
+_KANDINSKY_22: dict[str, Any] = {
+    **_KANDINSKY,
+    "addition_embed_type": "image",
+    "encoder_hid_dim": 1280,
+    "encoder_hid_dim_type": "image_proj",
+}
 
 UNETS: dict[str, Preset] = {
     "sd15": _unet(_SD15, 859_520_964, sample_size=64, cross_attention_dim=768),
@@ -233,21 +245,23 @@ UNETS: dict[str, Preset] = {
         **_SDXL_CONDITIONING,
         **_XL_ATTENTION,
     ),
-    "kandinsky21": _unet(
-        "kandinsky-community/kandinsky-2-1",
-        1_228_661_768,
-        addition_embed_type="text_image",
-        encoder_hid_dim=1024,
-        encoder_hid_dim_type="text_image_proj",
-        **_KANDINSKY,
+    "kandinsky21": _unet("kandinsky-community/kandinsky-2-1", 1_228_661_768, **_KANDINSKY_21),
+    "kandinsky21-inpaint": _unet(
+        "kandinsky-community/kandinsky-2-1-inpaint", 1_228_679_048, in_channels=9, **_KANDINSKY_21
     ),
     "kandinsky22": _unet(
-        "kandinsky-community/kandinsky-2-2-decoder",
-        1_253_057_288,
-        addition_embed_type="image",
-        encoder_hid_dim=1280,
-        encoder_hid_dim_type="image_proj",
-        **_KANDINSKY,
+        "kandinsky-community/kandinsky-2-2-decoder", 1_253_057_288, **_KANDINSKY_22
+    ),
+    "kandinsky22-inpaint": _unet(
+        "kandinsky-community/kandinsky-2-2-decoder-inpaint",
+        1_253_074_568,
+        in_channels=9,
+        **_KANDINSKY_22,
+    ),
+    "kandinsky22-controlnet": _unet(
+        "kandinsky-community/kandinsky-2-2-controlnet-depth",
+        1_253_429_212,
+        **{**_KANDINSKY_22, "addition_embed_type": "image_hint", "in_channels": 8},
     ),
     "karlo-decoder": Preset(
         cls=UNet2DConditionModel,

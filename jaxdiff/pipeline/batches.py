@@ -180,7 +180,7 @@ def guidance_scales(requests: Requests) -> GuidanceScales:
     return GuidanceScales(*cast(Any, (scales, negative, weights)))
 
 
-def start_level(grid: TimestepGrid, requests: Requests) -> StartLevel:
+def start_level(grid: TimestepGrid, requests: Requests, family: Family) -> StartLevel:
     """From noise, from initial images with noise, or from latents as noisy as they are."""
     noise, count = np.asarray(grid.init_noise_sigma), len(requests)
     sigma, alpha = noise, None
@@ -191,8 +191,11 @@ def start_level(grid: TimestepGrid, requests: Requests) -> StartLevel:
         # a mask at full strength leaves nothing of what it covers
         full = np.array([each.strength == 1 and each.mask is not None for each in requests])
         starts = np.arange(count), np.asarray(grid.first)
-        sigma = np.where(full, noise, np.asarray(grid.sigma)[starts])
-        alpha = np.where(full, np.float32(0), np.asarray(grid.alpha)[starts])
+        levels = np.asarray(grid.alpha)[starts], np.asarray(grid.sigma)[starts]
+        if family.image_level is not None:
+            levels = family.image_level(np.array([each.strength or 1.0 for each in requests]))
+        sigma = np.where(full, noise, levels[1])
+        alpha = np.where(full, np.float32(0), levels[0])
     return StartLevel(*cast(Any, (sigma, alpha)))
 
 
@@ -336,7 +339,7 @@ class ImageGenerator:
             if any(requests.classifier_scales) or any(requests.clip_scales)
             else GuidanceTargets(),
             grid=grid,
-            start=start_level(grid, requests),
+            start=start_level(grid, requests, self._facts.family),
             keys=per_sample_keys(requests.seeds),
             initial=initial,
         )
@@ -452,4 +455,4 @@ class ImageGenerator:
         return self._stages.latents(self._stages.shard(images))
 
     def _downsample(self, masks: Float[NDArray, "b h2 w2 1"]) -> Float[NDArray, "b h w 1"]:
-        return downsample_mask(masks, self._downscale)
+        return self._facts.family.latent_mask(downsample_mask(masks, self._downscale))

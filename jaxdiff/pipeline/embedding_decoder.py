@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
-from jaxdiff.families.image_embeddings import IMAGE_EMBEDS, NEGATIVE
+from jaxdiff.families.image_embeddings import IMAGE_EMBEDS, NEGATIVE, reads_negative
 from jaxdiff.pipeline.image_encoder import zero_image_embedding
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.output import Output
@@ -75,22 +75,31 @@ class EmbeddingDecoder(ModelStage):
 
     def run(self, previous: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
         """Go on from the embeddings of a batch."""
-        negative, failures = self._negative_embeddings(previous.requests, settings)
-        given = {IMAGE_EMBEDS: np.asarray(previous.images), NEGATIVE: negative}
+        images = np.asarray(previous.images)
+        given = {IMAGE_EMBEDS: images}
+        if NEGATIVE in self.pipe.family.options:  # zeros for now
+            given[NEGATIVE] = np.zeros_like(images)
         requests = self.pipe.resolve(**self.from_call(arguments), **cast(Any, given))
-        out = _with_failures(self.pipe, requests, settings)
+        guided = [NEGATIVE in given and reads_negative(vars(each)) for each in requests]
+        prompts = {i: previous.requests[i] for i in np.flatnonzero(guided).tolist()}
+        negative, failures = self._negative_embeddings(prompts, settings)
+        own = [
+            dataclasses.replace(each, extras=_with_negative(each.extras, negative.get(i)))
+            for i, each in enumerate(requests)
+        ]
+        out = _with_failures(self.pipe, own, settings)
         return dataclasses.replace(out, failures={**failures, **out.failures})
 
     def _negative_embeddings(
-        self, requests: Sequence[Request], settings: Mapping[str, Any]
-    ) -> tuple[Float[NDArray, "b d"], dict[int, str]]:
+        self, requests: Mapping[int, Request], settings: Mapping[str, Any]
+    ) -> tuple[dict[int, Float[NDArray, "d"]], dict[int, str]]:
         """What the prior makes of the negative prompts, or without one of an image of zeros.
 
-        And why some of it is not finite, by image: they have zeros.
+        And why some of it is not finite: it is zeros. Both are by image, as `requests` are.
         """
         embeddings: dict[int, Any] = {}
         failures: dict[int, str] = {}
-        having = [i for i, each in enumerate(requests) if each.negative_prompt is not None]
+        having = [i for i, each in requests.items() if each.negative_prompt is not None]
         if having:
             negatives = [
                 dataclasses.replace(requests[i], prompt=requests[i].negative_prompt or "")
@@ -102,8 +111,16 @@ class EmbeddingDecoder(ModelStage):
             embeddings = dict(rows)
         if len(having) < len(requests):
             zero = zero_image_embedding(self.prior)[0]
-            embeddings = dict.fromkeys(range(len(requests)), zero) | embeddings
-        return np.stack([embeddings[i] for i in range(len(requests))]), failures
+            embeddings = dict.fromkeys(requests, zero) | embeddings
+        return embeddings, failures
+
+
+def _with_negative(
+    extras: Mapping[str, Any], negative: Float[NDArray, "d"] | None
+) -> dict[str, Any]:
+    """The options of a request with another negative embedding, or without one."""
+    others = {name: value for name, value in extras.items() if name != NEGATIVE}
+    return others if negative is None else {**others, NEGATIVE: negative}
 
 
 def _with_failures(

@@ -8,9 +8,9 @@ import numpy as np
 from jaxdiff.checkpoints.clip_vision import image_processor_of
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray, PyTree
+from jaxdiff.data.image_arrays import ImageInput, image_list, to_pil
 from jaxdiff.families.image_embeddings import IMAGE_ENCODER
 from jaxdiff.models.clip import CLIPVisionModel
-from jaxdiff.pipeline.image_arrays import ImageInput, image_list, to_pil
 from jaxdiff.pipeline.pipeline import Pipeline
 
 

@@ -12,8 +12,7 @@ from PIL import Image
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import check_shape
-from jaxdiff.families.base import Family
-from jaxdiff.pipeline.image_arrays import (
+from jaxdiff.data.image_arrays import (
     ImageInput,
     are_latents,
     file_errors,
@@ -24,6 +23,7 @@ from jaxdiff.pipeline.image_arrays import (
     low_resolution_list,
     mask_array,
 )
+from jaxdiff.families.base import Family
 from jaxdiff.pipeline.request import Request, Requests
 
 STRENGTH = 0.8  # default for an initial image, as in diffusers; 1 with a mask

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
+from jaxdiff.data.image_arrays import ImageInput
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.pipeline.batches import BatchInputs, ImageGenerator, Run
@@ -18,7 +19,6 @@ from jaxdiff.pipeline.compiled_model import (
     Networks,
     guided,
 )
-from jaxdiff.pipeline.image_arrays import ImageInput
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.output import Settings, collect
 from jaxdiff.pipeline.programs import BatchArray

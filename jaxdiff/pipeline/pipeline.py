@@ -10,10 +10,10 @@ from typing import Any, Unpack, cast
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
+from jaxdiff.data.image_arrays import ImageInput
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.compiled_model import ProgressCallback
 from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
-from jaxdiff.pipeline.image_arrays import ImageInput
 from jaxdiff.pipeline.inversion import ImageInverter, inversion_options
 from jaxdiff.pipeline.loaded_model import LoadedModel
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError

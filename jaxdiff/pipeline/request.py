@@ -12,12 +12,12 @@ from jaxdiff.core.configs import prefix_errors, typed
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Float, NDArray
 from jaxdiff.core.validate import in_range, multiple_of, one_of
+from jaxdiff.data.image_arrays import image_size
 from jaxdiff.diffusion.grids import SPACINGS, listed_timesteps
 from jaxdiff.families.base import Family
 from jaxdiff.families.options import accepted_options, request_options
 from jaxdiff.guidance.base import MAX_SCALE, RULES, is_unguided
 from jaxdiff.guidance.base import parse as parse_rule
-from jaxdiff.pipeline.image_arrays import image_size
 from jaxdiff.pipeline.prompts import parse_syntax, split_and
 from jaxdiff.pipeline.request_metadata import NUMBERED, SCALES, TEXTS, to_metadata
 from jaxdiff.samplers.base import SAMPLERS, get_sampler

@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import pathlib
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 # Options of a request that are left out where they are empty.
 NUMBERED = ("prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
@@ -21,10 +23,19 @@ def to_metadata(request: Any) -> dict[str, Any]:
         required = field.default is dataclasses.MISSING
         if field.compare and field.name != "extras" and (required or not unset):
             own[field.name] = value
-    return own | {name: _plain(value) for name, value in request.extras.items()}
+    return own | {name: plain_value(value) for name, value in request.extras.items()}
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """An option as a JSON value: images, arrays and files as their hash."""
+    if isinstance(value, pathlib.Path):
+        return f"{value.name} {_digest(value.read_bytes())}"
+    if isinstance(value, Image.Image):
+        return _digest(np.asarray(value).tobytes())
     if isinstance(value, np.ndarray):
-        return f"sha256 {hashlib.sha256(value.tobytes()).hexdigest()[:12]}"
-    return list(value) if isinstance(value, tuple) else value
+        return _digest(value.tobytes())
+    return [plain_value(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256 {hashlib.sha256(data).hexdigest()[:12]}"

@@ -5,6 +5,7 @@ begins.
 """
 
 import dataclasses
+import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -14,6 +15,7 @@ import numpy as np
 from jaxdiff.checkpoints.timestep_grids import convention_of
 from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.notation import IMAGES
 from jaxdiff.core.validate import in_range
 from jaxdiff.families.options import request_options
 from jaxdiff.pipeline import image_inputs
@@ -21,6 +23,7 @@ from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.output import Output
 from jaxdiff.pipeline.pipeline import Pipeline
 from jaxdiff.pipeline.request import Request, Requests
+from jaxdiff.pipeline.request_metadata import plain_value
 
 MAX_ENLARGEMENT = 8.0
 STRENGTH = 0.7  # of the second pass of a hires fix
@@ -259,7 +262,12 @@ class ModelStage(Stage):
     def settings(self) -> dict[str, Any]:
         """Its entries in the settings of images."""
         name = f"{self.pipe.name} {self.pipe.fingerprint}"
-        return {"then": [{"model": name, **self.options}]}
+        own = {
+            key: pathlib.Path(value) if key in IMAGES and isinstance(value, str) else value
+            for key, value in self.options.items()
+        }
+        options = {key: plain_value(value) for key, value in own.items()}
+        return {"then": [{"model": name, **options}]}
 
     def with_options(self, options: Mapping[str, Any]) -> "ModelStage":
         """The stage with these options of requests."""

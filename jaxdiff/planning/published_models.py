@@ -132,6 +132,59 @@ def _glide(unet: str, scheduler: Mapping[str, Any]) -> PublishedModel:
     )
 
 
+_KANDINSKY_SCHEDULE: dict[str, Any] = {
+    "beta_schedule": "linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+}
+
+
+def _prior(class_name: str, prior: str, text_encoder: str) -> PublishedModel:
+    return PublishedModel(
+        class_name=class_name,
+        components={"prior": ("prior", prior), "text_encoder": ("text", text_encoder)},
+        scheduler={
+            "_class_name": "UnCLIPScheduler",
+            "num_train_timesteps": 1000,
+            "prediction_type": "sample",
+            "variance_type": "fixed_small_log",
+            "clip_sample": True,
+            "clip_sample_range": 5.0,
+        },
+    )
+
+
+def _kandinsky_21(class_name: str, unet: str) -> PublishedModel:
+    return PublishedModel(
+        class_name=class_name,
+        components={
+            "unet": ("unet", unet),
+            "movq": ("vae", "kandinsky-movq"),
+            "text_encoder": ("text", "kandinsky21-mclip"),
+        },
+        scheduler={
+            "_class_name": "DDIMScheduler",
+            **_KANDINSKY_SCHEDULE,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+        },
+    )
+
+
+def _kandinsky_22(class_name: str, unet: str) -> PublishedModel:
+    return PublishedModel(
+        class_name=class_name,
+        components={"unet": ("unet", unet), "movq": ("vae", "kandinsky-movq")},
+        scheduler={
+            "_class_name": "DDPMScheduler",
+            **_KANDINSKY_SCHEDULE,
+            "variance_type": "learned_range",
+        },
+    )
+
+
 PUBLISHED_MODELS: dict[str, PublishedModel] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": PublishedModel(
         class_name="StableDiffusionPipeline",
@@ -220,33 +273,24 @@ PUBLISHED_MODELS: dict[str, PublishedModel] = {
     # Files, not repositories.
     "openai/glide-text2im/base": _glide("glide-base", BASE_SCHEDULER),
     "openai/glide-text2im/upsample": _glide("glide-upsample", UPSAMPLER_SCHEDULER),
-    "kandinsky-community/kandinsky-2-2-prior": PublishedModel(
-        class_name="KandinskyV22PriorPipeline",
-        components={
-            "prior": ("prior", "kandinsky22"),
-            "text_encoder": ("text", "openclip-bigg"),
-        },
-        scheduler={
-            "_class_name": "UnCLIPScheduler",
-            "num_train_timesteps": 1000,
-            "prediction_type": "sample",
-            "variance_type": "fixed_small_log",
-            "clip_sample": True,
-            "clip_sample_range": 5.0,
-        },
+    "kandinsky-community/kandinsky-2-1-prior": _prior(
+        "KandinskyPriorPipeline", "kandinsky21", "clip-l-projection"
     ),
-    "kandinsky-community/kandinsky-2-2-decoder": PublishedModel(
-        class_name="KandinskyV22Pipeline",
-        components={"unet": ("unet", "kandinsky22"), "movq": ("vae", "kandinsky-movq")},
-        scheduler={
-            "_class_name": "DDPMScheduler",
-            "beta_schedule": "linear",
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "num_train_timesteps": 1000,
-            "clip_sample": False,
-            "variance_type": "learned_range",
-        },
+    "kandinsky-community/kandinsky-2-1": _kandinsky_21("KandinskyPipeline", "kandinsky21"),
+    "kandinsky-community/kandinsky-2-1-inpaint": _kandinsky_21(
+        "KandinskyInpaintPipeline", "kandinsky21-inpaint"
+    ),
+    "kandinsky-community/kandinsky-2-2-prior": _prior(
+        "KandinskyV22PriorPipeline", "kandinsky22", "openclip-bigg"
+    ),
+    "kandinsky-community/kandinsky-2-2-decoder": _kandinsky_22(
+        "KandinskyV22Pipeline", "kandinsky22"
+    ),
+    "kandinsky-community/kandinsky-2-2-decoder-inpaint": _kandinsky_22(
+        "KandinskyV22InpaintPipeline", "kandinsky22-inpaint"
+    ),
+    "kandinsky-community/kandinsky-2-2-controlnet-depth": _kandinsky_22(
+        "KandinskyV22ControlnetPipeline", "kandinsky22-controlnet"
     ),
     "facebook/DiT-XL-2-256": _dit("dit-xl-2-256"),
     "facebook/DiT-XL-2-512": _dit("dit-xl-2-512"),

@@ -71,3 +71,32 @@ def test_a_prior_and_its_decoder(tmp_path, capsys):
     assert generate(prior, tmp_path / "none", "a ring") == 2
     message = "got Kandinsky 2.2 prior alone, which generates embeddings, expected --then DECODER"
     assert message in capsys.readouterr().err
+
+
+def test_images_of_a_stage(tmp_path, capsys):
+    """What a decoder for inpainting begins with; another file of that name is another image."""
+    prior, decoder = tmp_path / "prior", tmp_path / "decoder"
+    write_pipeline(prior, cascade_files.prior(tmp_path / "a"))
+    write_pipeline(decoder, cascade_files.decoder(tmp_path / "b", in_channels=9))
+    photo, hole = tmp_path / "photo.png", tmp_path / "hole.png"
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(photo)
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:8, 4:8] = 255
+    Image.fromarray(mask).save(hole)
+    then = ("--then", f"{decoder}:steps=2,image={photo},mask={hole}")
+    for _ in range(2):
+        assert generate(prior, tmp_path / "out", "a ring", *then) == 0
+    (path,) = (tmp_path / "out").glob("*.png")
+    (stage,) = read_settings(path)["then"]
+    assert stage["image"].startswith("photo.png sha256 ")
+    assert stage["mask"].startswith("hole.png sha256 ")
+    with Image.open(path) as drawn:
+        assert drawn.size == (16, 16)
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(photo)
+    assert generate(prior, tmp_path / "out", "a ring", *then) == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    capsys.readouterr()
+    missing = ("--then", f"{decoder}:image={tmp_path / 'none.png'},mask={hole}")
+    assert generate(prior, tmp_path / "out", "a ring", *missing) == 2
+    assert "none.png" in capsys.readouterr().err.splitlines()[-1]

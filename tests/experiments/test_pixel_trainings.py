@@ -13,6 +13,7 @@ from captioned_images import write_folder
 
 import jaxdiff
 from jaxdiff.checkpoints.pipelines import write_pipeline
+from jaxdiff.checkpoints.safetensors import read_table, read_tensor
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.experiments.base_model import load_base_model
@@ -25,6 +26,7 @@ from jaxdiff.training.config import (
     DataConfig,
     DiffusionObjective,
     DistillationObjective,
+    LoRA,
     OptimiserConfig,
     TrainConfig,
 )
@@ -88,6 +90,26 @@ def test_a_cascade_is_trained_stage_by_stage_and_generates(folder):
     assert [pipe.family.enlarges for pipe in stages] == [False, True]
     out = Cascade(*stages)("a star", seed=1, steps=2, output="numpy")
     assert out.images.shape == (1, 16, 16, 3)
+
+
+@pytest.mark.slow
+def test_a_lora_of_attention_with_added_keys(folder, tmp_path):
+    """DeepFloyd IF's: by default those of the image and of the text are changed."""
+    write_pipeline(tmp_path / "if", cascade_files.first(tmp_path / "of"))
+    made = DiffusionObjective(pipeline=str(tmp_path / "if"), trainable=LoRA(rank=2), sample_steps=2)
+    result = jaxdiff.train(config(folder, made, 8), tmp_path / "run", progress=False)
+    file = result.export / "pytorch_lora_weights.safetensors"
+    end = ".lora_B.weight"  # which is zero at first
+    ups = {name: entry for name, entry in read_table(file).items() if name.endswith(end)}
+    found = {name.removesuffix(end): read_tensor(entry) for name, entry in ups.items()}
+    changed = {name.split("attentions.0.")[-1] for name, up in found.items() if np.any(up)}
+    projections = {"to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"}
+    assert projections <= changed
+    pipe = tiny.first_devices(jaxdiff.load(tmp_path / "if", dtype="float32"), 1)
+    call = {"seed": 1, "steps": 2, "output": "latent"}
+    before = pipe("a star", **call).images
+    pipe.load_lora(file, 100.0)
+    assert np.abs(pipe("a star", **call).images - before).max() > 1e-3
 
 
 def test_a_stage_is_trained_on_smaller_images_with_as_much_noise_as_it_is_told(folder):

@@ -1,11 +1,16 @@
 """LoRAs that PEFT and diffusers write, in every spelling: the pictures of both are the same."""
 
+import dataclasses
 import re
 
+import cascade_files
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from copier import image, nchw
+from copier import image, nchw, randomise
+from diffusers import UNet2DConditionModel
 from families import IMAGE_CLASSES, INPAINT_CLASSES, as_class, pipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -13,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny import first_devices
 
 import jaxdiff
+from jaxdiff.checkpoints.components import read_component
 from jaxdiff.cli import main
 
 pytestmark = [
@@ -104,6 +110,68 @@ def test_a_file_of_diffusers(case):
     want = case.theirs(case.file)
     assert near(case.draw(), want) < 1e-4
     assert near(before, want) > 1e-2
+
+
+ADDED = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
+
+
+@pytest.mark.parametrize("spelling", ["diffusers", "peft", "kohya", "processors"])
+def test_added_keys_and_values(added_case, tmp_path, spelling):
+    """Attention of DeepFloyd IF's and Kandinsky's UNets, which has keys and values of the text."""
+    theirs, tensors, ours = added_case
+    assert {name.split(".")[-3] for name in tensors} >= {"add_k_proj", "add_v_proj"}
+    file = tmp_path / "x.safetensors"
+    named = {f"unet.{name}": tensor for name, tensor in tensors.items()}
+    if spelling == "peft":
+        named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+    elif spelling == "kohya":
+        named = kohya(named, 3.0)
+    elif spelling == "processors":
+        named = {processor(name): tensor for name, tensor in tensors.items()}
+    save_file(named, file)
+    x, context = image((1, 8, 8, 3), seed=6), image((1, 5, cascade_files.STATES), seed=7)
+    inputs = nchw(x), torch.tensor([9]), torch.from_numpy(context)
+    with torch.no_grad():
+        theirs.enable_adapters()
+        want = theirs(*inputs).sample.numpy().transpose(0, 2, 3, 1)
+        theirs.disable_adapters()
+        before = theirs(*inputs).sample.numpy().transpose(0, 2, 3, 1)
+    arguments = jnp.asarray(x), jnp.asarray([9]), jnp.asarray(context)
+    assert near(np.asarray(ours.unet(*arguments)), before) < 1e-4
+    ours.load_lora(file, 2.0)  # alpha / r of `adapted`, which the file does not have
+    got = np.asarray(ours.unet(*arguments))
+    ours.unload_loras()
+    assert near(got, want) < 1e-4
+    assert near(before, want) > 1e-2
+
+
+def processor(name):
+    """The name that diffusers before PEFT has for a tensor of an attention layer."""
+    module, factor, _ = name.rsplit(".", 2)
+    layer, role = module.removesuffix(".0"), {"lora_A": "down", "lora_B": "up"}[factor]
+    path, _, projection = layer.rpartition(".")
+    return f"{path}.processor.{projection}_lora.{role}.weight"
+
+
+@pytest.fixture(scope="module")
+def added_case(tmp_path_factory):
+    """The UNet of a tiny DeepFloyd IF with a LoRA, its factors, and the model here."""
+    folder = tmp_path_factory.mktemp("if")
+    ours = cascade_files.first(folder / "tiny")
+    fields = {name: getattr(cascade_files.FIRST, name) for name in IF_FIELDS}
+    unet = randomise(UNet2DConditionModel(**fields), 1)
+    unet.save_pretrained(folder / "unet")
+    parts = {**ours.components, "unet": read_component(folder / "unet")}
+    own = dataclasses.replace(ours, components=parts)
+    pipe = jaxdiff.Pipeline(own, name="if", devices=jax.devices()[:1])
+    return unet, adapted(unet, ADDED, 1), pipe
+
+
+IF_FIELDS = (
+    *("sample_size", "in_channels", "out_channels", "block_out_channels", "norm_num_groups"),
+    *("down_block_types", "mid_block_type", "up_block_types", "cross_attention_dim"),
+    *("attention_head_dim", "layers_per_block", "encoder_hid_dim", "encoder_hid_dim_type"),
+)
 
 
 @pytest.mark.parametrize("case", ["sd1"], indirect=True)

@@ -8,10 +8,10 @@ from PIL import Image
 
 from jaxdiff.checkpoints.key_mapping import torch_shape
 from jaxdiff.core.errors import InputError
+from jaxdiff.data import image_arrays
+from jaxdiff.data.image_arrays import image_array, mask_array
 from jaxdiff.models.build import param_dict
-from jaxdiff.pipeline import image_arrays
 from jaxdiff.pipeline.cascade import hires_fix, refine
-from jaxdiff.pipeline.image_arrays import image_array, mask_array
 from jaxdiff.pipeline.image_inputs import by_request
 from jaxdiff.pipeline.stages import Refiner
 

@@ -325,6 +325,8 @@ def test_a_file_with_a_base_has_the_plan_of_its_folder(tmp_path, monkeypatch, na
 FLOW = FlowSchedule(time_scale=1000.0, shift=3.0)
 VP = VPSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 LINEAR = VPSchedule(beta_schedule="linear", beta_start=0.0001, beta_end=0.02)
+KANDINSKY = VPSchedule(beta_start=0.00085, beta_end=0.012)
+KANDINSKY_DDPM = KANDINSKY, "epsilon", "ddpm:variance=learned_range", 512, 0
 # Family, schedule, prediction type, sampler, side in pixels, tokens of a prompt.
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": (
@@ -366,13 +368,22 @@ PUBLISHED = {
         *("epsilon", "ddpm:variance=learned_range", 64, 128),
     ),
     "openai/glide-text2im/upsample": ("GLIDE upsampler", LINEAR, "epsilon", "ddim", 256, 128),
+    "kandinsky-community/kandinsky-2-1-prior": (
+        *("Kandinsky 2.1 prior", VPSchedule(beta_schedule="squaredcos_cap_v2"), "sample"),
+        *("ddpm", 1, 77),
+    ),
+    "kandinsky-community/kandinsky-2-1": ("Kandinsky 2.1", KANDINSKY, "epsilon", "ddim", 512, 77),
+    "kandinsky-community/kandinsky-2-1-inpaint": (
+        *("Kandinsky 2.1", KANDINSKY, "epsilon", "ddim", 512, 77),
+    ),
     "kandinsky-community/kandinsky-2-2-prior": (
         *("Kandinsky 2.2 prior", VPSchedule(beta_schedule="squaredcos_cap_v2"), "sample"),
         *("ddpm", 1, 77),
     ),
-    "kandinsky-community/kandinsky-2-2-decoder": (
-        *("Kandinsky 2.2", VPSchedule(beta_start=0.00085, beta_end=0.012), "epsilon"),
-        *("ddpm:variance=learned_range", 512, 0),
+    "kandinsky-community/kandinsky-2-2-decoder": ("Kandinsky 2.2", *KANDINSKY_DDPM),
+    "kandinsky-community/kandinsky-2-2-decoder-inpaint": ("Kandinsky 2.2", *KANDINSKY_DDPM),
+    "kandinsky-community/kandinsky-2-2-controlnet-depth": (
+        *("Kandinsky 2.2 ControlNet", *KANDINSKY_DDPM),
     ),
     "facebook/DiT-XL-2-256": ("DiT", LINEAR, "epsilon", "ddim", 256, 0),
     "facebook/DiT-XL-2-512": ("DiT", LINEAR, "epsilon", "ddim", 512, 0),

@@ -53,12 +53,20 @@ def reads_labels(model: Any) -> bool:
     return isinstance(model, DiTTransformer2DConfig | ClassConditionalUNet2DConfig)
 
 
+# By addition_embed_type of a UNet that reads embeddings of images, with texts or without.
+_EMBEDDED = {
+    "image": ("vae", "image_encoder"),
+    "image_hint": ("vae", "image_encoder"),
+    "text_image": ("vae", "text_encoder", "image_encoder"),
+}
+
+
 def components_of(model: Any) -> tuple[str, ...]:
     """The fields of a DiffusionObjective with the other networks that one of this config needs."""
     if isinstance(model, PriorTransformerConfig):
         return "text_encoder", "image_encoder"
-    if isinstance(model, UNet2DConditionConfig) and model.addition_embed_type == "image":
-        return "vae", "image_encoder"
+    if isinstance(model, UNet2DConditionConfig) and model.addition_embed_type in _EMBEDDED:
+        return _EMBEDDED[model.addition_embed_type]
     return ("vae",) if reads_labels(model) else ("vae", "text_encoder")
 
 

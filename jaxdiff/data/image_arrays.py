@@ -132,9 +132,12 @@ def mask_array(mask: ImageInput, height: int, width: int) -> Float[NDArray, "b h
     return (grey >= 127.5).astype(np.float32)[..., None]
 
 
-def to_pil(item: Any, mode: str) -> Image.Image:
-    """A PIL image of `mode`, "RGB" or "L", of an image, an array or a file; raises InputError."""
-    name = "mask" if mode == "L" else "image"
+def to_pil(item: Any, mode: str, name: str | None = None) -> Image.Image:
+    """A PIL image of `mode`, "RGB" or "L", of an image, an array or a file.
+
+    InputError, which begins with `name`, for others; None: "image", or "mask" of "L".
+    """
+    name = name or ("mask" if mode == "L" else "image")
     if isinstance(item, pathlib.Path):
         item = read_image(name, item)
     if isinstance(item, Image.Image):
