@@ -45,7 +45,7 @@ from jaxdiff.experiments.priors import embedding_likeness, with_statistics
 from jaxdiff.experiments.procedural import image_side
 from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.experiments.training_methods import make_partition, make_training_method
-from jaxdiff.families.image_embeddings import IMAGE_EMBEDS
+from jaxdiff.families.image_embeddings import IMAGE_EMBEDS, IMAGE_ENCODER
 from jaxdiff.families.text_outputs import cached_columns, output_shapes
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.training.config import (
@@ -60,6 +60,7 @@ from jaxdiff.training.objectives.diffusion import (
     ParameterPartition,
     diffusion_task,
 )
+from jaxdiff.training.objectives.image_columns import embedding_columns
 from jaxdiff.training.objectives.trainable import frozen_networks_used
 from jaxdiff.training.step import Params
 
@@ -205,9 +206,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     null = base.null_ids(caption_tokenizer)
     encoded = info if info is not None and info.text_embedding_shapes else None
     tokenizer = caption_tokenizer if encoded is None else None
-    model = LatentDiffusion(
-        partition, objective.prediction_type, image_processor=base.image_processor
-    )
+    model = LatentDiffusion(partition, objective.prediction_type)
     generate = jax.jit(
         make_sampler(
             model,
@@ -215,6 +214,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
             steps=objective.sample_steps,
             guidance_scale=objective.sample_guidance_scale,
             clipping=base.clipping,
+            image_processor=base.image_processor,
         )
     )
     eval_metrics = jax.jit(wiring.task.eval_metrics)
@@ -222,7 +222,8 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     @jax.jit
     def embed(params: Params, frozen: Frozen, inputs: Mapping[str, Array]) -> Array:
         encoders = model.build_encoders(model.merge_weights(params, frozen))
-        return model.image_embeddings(encoders, inputs)[IMAGE_EMBEDS]
+        encoder, processor = encoders[IMAGE_ENCODER], cast(Any, base.image_processor)
+        return embedding_columns(encoder, processor, inputs["image"])[IMAGE_EMBEDS]
 
     def load_frozen(shardings: Frozen) -> Frozen:
         folder = pathlib.Path(str(config.data.path))

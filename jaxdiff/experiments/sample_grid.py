@@ -13,6 +13,7 @@ from jaxdiff.families.extras import GUIDANCE_SCALE, LOW_RESOLUTION_LEVEL
 from jaxdiff.families.low_resolution import LowResolutionImage
 from jaxdiff.guidance.base import GuidanceScales, parse
 from jaxdiff.guidance.denoiser import stack_streams
+from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.pipeline.compiled_model import (
     NO_TARGETS,
     ConditioningPair,
@@ -23,7 +24,8 @@ from jaxdiff.pipeline.compiled_model import (
 )
 from jaxdiff.samplers.base import SAMPLERS, initial_noise, per_sample_keys
 from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
-from jaxdiff.training.objectives.low_resolution import low_resolution_columns
+from jaxdiff.training.objectives.guided_conditioning import uncond_and_cond
+from jaxdiff.training.objectives.image_columns import embedding_columns, low_resolution_columns
 from jaxdiff.training.step import Params
 
 
@@ -70,11 +72,13 @@ def make_sampler(
     steps: int,
     guidance_scale: float,
     clipping: str | None = None,
+    image_processor: CLIPImageProcessor | None = None,
 ) -> Callable[..., Array]:
     """The function (parameters, frozen, inputs) -> images in [-1, 1], or embeddings of a prior.
 
     The inputs are `sampling_inputs` and token ids of prompts. `clipping` is the guidance wrapper
-    that clips the image of each step, if one does.
+    that clips the image of each step, if one does, and `image_processor` is that of a network with
+    embeddings of images.
     """
     network, sampler = model.network, SAMPLERS[SAMPLER]
     rule = model.family.request_defaults.get("guidance", "cfg")
@@ -89,9 +93,11 @@ def make_sampler(
         tables, noise = model.merge_weights(params, frozen), inputs["noise"]
         encoders, b = model.build_encoders(tables), len(noise)
         scale = jnp.full(b, guidance_scale, jnp.float32)
-        embeddings = model.image_embeddings(encoders, inputs)
-        batch = {**inputs, **embeddings, GUIDANCE_SCALE: scale}
-        uncond, cond = model.uncond_and_cond(encoders, frozen.null, batch)
+        batch = {**inputs, GUIDANCE_SCALE: scale}
+        if image_processor is not None and model.family.embeddings is None:
+            encoder = encoders[str(model.family.image_encoder)]
+            batch |= embedding_columns(encoder, image_processor, inputs["image"])
+        uncond, cond = uncond_and_cond(model, encoders, frozen.null, batch)
         streams = [cond if s.prompt_source == "prompt" else uncond for s in guidance.streams]
         conditioning = stack_streams(*streams)
         first = jnp.int32(0)

@@ -30,6 +30,7 @@ from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.pipeline.cascade import Cascade
 from jaxdiff.training.config import DataConfig, DiffusionObjective, OptimiserConfig, TrainConfig
 from jaxdiff.training.objectives.diffusion import LatentDiffusion
+from jaxdiff.training.objectives.image_columns import columns_of_images
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 WIDTH, SIDE = 8, 16
@@ -135,8 +136,7 @@ def result_of(workdir):
 
 def model_of(base):
     partition = make_partition(base, jnp.float32)
-    options = {"image_processor": base.image_processor}
-    return LatentDiffusion(partition, base.objective.prediction_type, **options)
+    return LatentDiffusion(partition, base.objective.prediction_type)
 
 
 def test_embeddings_are_those_of_the_images_and_of_an_image_of_zeros(folder):
@@ -144,7 +144,8 @@ def test_embeddings_are_those_of_the_images_and_of_an_image_of_zeros(folder):
     model, images = model_of(base), jax.random.uniform(jax.random.key(1), (3, 8, 8, 3), minval=-1)
     table = base.read_weights("image_encoder")
     encoders = model.build_encoders({"image_encoder": table})
-    columns = model.image_embeddings(encoders, {"image": images})
+    make = cast(Any, columns_of_images(model.family, image_processor=base.image_processor))
+    columns = make(encoders, {"image": images}, jax.random.key(0))
     encoder = with_params(base.networks["image_encoder"], table)
     std = jnp.asarray([0.26862954, 0.26130258, 0.27577711])[None, None, None]
     wanted = encoder(images / 2 / std).pooled

@@ -30,7 +30,7 @@ from jaxdiff.training.config import (
     OptimiserConfig,
     TrainConfig,
 )
-from jaxdiff.training.objectives.low_resolution import columns_of_batch, low_resolution_columns
+from jaxdiff.training.objectives.image_columns import low_resolution_columns
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 COSINE = VPSchedule(beta_schedule="squaredcos_cap_v2")
@@ -115,7 +115,7 @@ def test_a_lora_of_attention_with_added_keys(folder, tmp_path):
 def test_a_stage_is_trained_on_smaller_images_with_as_much_noise_as_it_is_told(folder):
     base = load_base_model(objective(folder, ENLARGING, enlargement=2))
     images = jax.random.uniform(jax.random.key(1), (64, 16, 16, 3), minval=-1)
-    columns = columns_of_batch({"image": images}, (16, 16), 2, jax.random.key(2))
+    columns = low_resolution_columns(images, 2, (16, 16), jax.random.key(2))
     means = images.reshape(64, 8, 2, 8, 2, 3).mean((2, 4))
     np.testing.assert_allclose(columns["low_resolution"], means, atol=1e-6)
     cond: dict[str, Any] = {

@@ -19,7 +19,7 @@ from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule, resolution_shi
 from jaxdiff.diffusion.variational_bound import bound_terms
 from jaxdiff.families.base import Family, TextEncoderOutput, select_rows, zero_rows
 from jaxdiff.families.extras import GUIDANCE_SCALE
-from jaxdiff.families.image_embeddings import IMAGE_EMBEDS, NEGATIVE
+from jaxdiff.families.image_embeddings import IMAGE_EMBEDS
 from jaxdiff.families.text_outputs import cached_outputs
 from jaxdiff.models.build import initial_weights, param_dict, with_params
 from jaxdiff.models.image_processor import CLIPImageProcessor
@@ -27,7 +27,7 @@ from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.vae import sample_latents
 from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import DiffusionObjective, TimestepSampling
-from jaxdiff.training.objectives.low_resolution import columns_of_batch
+from jaxdiff.training.objectives.image_columns import columns_of_images
 from jaxdiff.training.objectives.timestep_quartiles import loss_by_timestep_quartile
 from jaxdiff.training.step import (
     Metrics,
@@ -190,16 +190,8 @@ def drop_captions(
 class LatentDiffusion:
     """A latent diffusion model in training, given parameters and frozen weights."""
 
-    def __init__(
-        self,
-        partition: ParameterPartition,
-        prediction_type: str,
-        enlargement: int = 4,
-        image_processor: CLIPImageProcessor | None = None,
-    ) -> None:
+    def __init__(self, partition: ParameterPartition, prediction_type: str) -> None:
         self.partition, self.family = partition, partition.family
-        self.enlargement = enlargement  # of networks of pixels that enlarge images
-        self.image_processor = image_processor  # of networks with embeddings of images
         module = partition.networks[self.family.network]
         self.network = self.family.adapter(module, prediction_type)
 
@@ -217,23 +209,8 @@ class LatentDiffusion:
 
     def codec(self, tables: Tables) -> LatentCodec:
         """The latent codec with its weights."""
-        own = self.family.network
-        modules = self.build_encoders(tables)
-        if self.family.embeddings is not None:
-            modules[own] = with_params(self.partition.networks[own], tables[own])
-        return self.family.codec(modules)
-
-    def image_embeddings(
-        self, encoders: Mapping[str, Any], batch: Mapping[str, Array]
-    ) -> dict[str, Float[Array, "b d"]]:
-        """The columns of embeddings of a batch's images, and of an image of zeros for each."""
-        if self.family.image_encoder is None or self.image_processor is None:
-            return {}
-        pixels = self.image_processor(batch["image"])
-        zero = jnp.zeros_like(pixels[:1])
-        encoder = encoders[self.family.image_encoder]
-        embeds, null = (encoder(x).pooled.astype(jnp.float32) for x in (pixels, zero))
-        return {IMAGE_EMBEDS: embeds, NEGATIVE: jnp.broadcast_to(null, embeds.shape)}
+        networks = self.partition.networks
+        return self.family.codec({n: with_params(networks[n], w) for n, w in tables.items()})
 
     def batch_latents(
         self, tables: Tables, batch: Mapping[str, Array], key: Key[Array, "..."]
@@ -273,21 +250,6 @@ class LatentDiffusion:
         extras = self.family.batch_conditioning(batch, jnp.stack(dropped).all(axis=0))
         return self.family.text_conditioning(encodings) | extras
 
-    def uncond_and_cond(
-        self,
-        encoders: Mapping[str, Any],
-        null: Mapping[str, Int[Array, "_"]],
-        batch: Mapping[str, Array],
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """The conditioning of the null caption and of the captions of a batch."""
-        columns = self.family.id_columns
-        cond = self.encode_captions(encoders, [batch[column] for column in columns.values()])
-        uncond = self.encode_captions(encoders, [null[name][None] for name in columns])
-        uncond = jax.tree.map(lambda row, rows: jnp.broadcast_to(row, rows.shape), uncond, cond)
-        b = len(jax.tree.leaves(batch)[0])
-        none, every = ([jnp.full(b, dropped)] * max(len(cond), 1) for dropped in (False, True))
-        return self.conditioning(uncond, every, batch), self.conditioning(cond, none, batch)
-
 
 def trains_variance(config: DiffusionObjective, network: Any) -> bool:
     """Whether the loss has the bound of the variance that the network of an adapter learns."""
@@ -307,10 +269,10 @@ def diffusion_task(
     images they may have `mean` and `logvar` (b, h, w, c) of their latents, and instead of ids text
     encodings: `states` (b, n, d), with a second encoder `states_2`, for models with a mask of the
     text `states_mask` (b, n), and with pooled embeddings `pooled` (b, p). `frozen_networks_used`
-    lists the weights that are needed then. `image_processor` is that of the image encoder, if the
-    network generates or reads embeddings of images.
+    lists the weights that are needed then. `image_processor` is an image encoder's.
     """
-    model = LatentDiffusion(partition, config.prediction_type, config.enlargement, image_processor)
+    model = LatentDiffusion(partition, config.prediction_type)
+    make_columns = columns_of_images(partition.family, config.enlargement, image_processor)
     options = {"variance": True} if trains_variance(config, model.network) else {}
 
     def losses(
@@ -320,10 +282,9 @@ def diffusion_task(
         latent_key, drop_key, timestep_key, noise_key = per_sample_split(key, _size(batch), 4)
         tables = model.merge_weights(params, frozen)
         encoders = model.build_encoders(tables)
-        batch = batch | model.image_embeddings(encoders, batch)
+        if make_columns is not None:
+            batch = batch | make_columns(encoders, batch, drop_key)
         x0 = model.batch_latents(tables, batch, latent_key)
-        if model.family.enlarges:
-            batch = batch | columns_of_batch(batch, x0.shape[1:-1], model.enlargement, drop_key)
         cond = _batch_conditioning(config, model, encoders, frozen.null, batch, drop_key)
         t = sample_times(
             timestep_key,
@@ -333,8 +294,8 @@ def diffusion_task(
             num_patches(x0) if config.timestep_shift_by_resolution else None,
         )
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
-        own = tables[model.family.network]
-        call = functools.partial(model.network, own, cond=cond, **options)
+        weights = tables[model.family.network]
+        call = functools.partial(model.network, weights, cond=cond, **options)
         per_image, bound = denoising_losses(config, call, x0, t, eps)
         metrics = {"latent_std": jnp.std(x0)}
         if bound is not None:

@@ -28,6 +28,7 @@ from jaxdiff.training.objectives.diffusion import (
     sample_times,
     train_denoiser,
 )
+from jaxdiff.training.objectives.guided_conditioning import uncond_and_cond
 from jaxdiff.training.step import (
     Metrics,
     Params,
@@ -116,7 +117,7 @@ def distillation_task(
         w = per_sample_uniform(scale_key, (len(x0),), low, high)
         alpha, sigma = schedule.alpha_sigma(t)
         x = add_noise(x0, per_sample_normal(noise_key, x0.shape, x0.dtype), alpha, sigma)
-        streams = teacher.uncond_and_cond(encoders, frozen.null, batch)
+        streams = uncond_and_cond(teacher, encoders, frozen.null, batch)
         target = jax.lax.stop_gradient(teacher_output(frozen, x, t, streams, w))
         none = jnp.full(len(x0), False)
         cond = streams[1] | family.batch_conditioning({**batch, GUIDANCE_SCALE: w}, none)
