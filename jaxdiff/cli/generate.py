@@ -103,10 +103,10 @@ class Options(ModelOptions):
     width: int | None = None
     """Width in pixels."""
     image: pathlib.Path | None = None
-    """Initial image for image-to-image or inpainting; see --strength. Of models that enlarge an
-    image: that image."""
+    """Initial image for image-to-image or inpainting; see --strength. Of models that enlarge or
+    vary an image: that image."""
     original_image: pathlib.Path | None = None
-    """Initial image of a model that enlarges another one, which is --image."""
+    """Initial image of a model that enlarges or varies another one, which is --image."""
     mask: pathlib.Path | None = None
     """Inpainting mask: white is repainted, black is kept."""
     strength: float | None = None
@@ -125,9 +125,11 @@ class Options(ModelOptions):
     """Fraction of the denoising process after which the refiner takes over. Default: 0.8."""
     then: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A model that enlarges the images, or MODEL:NAME=VALUE,NAME=VALUE with options of its own,
-    such as steps=30,noise_level=100. Repeat the option for several."""
+    such as steps=30,noise_level=100. Repeat the option for several. :NAME=VALUE,... has the options
+    of the next model in the folder of --model, if that has several."""
     noise_level: int | None = None
-    """Step of the noise that is added to an image that the model enlarges. Default: the model's."""
+    """Step of the noise that is added to an image that the model enlarges, or to the embedding of
+    one that it varies. Default: the model's."""
     clip_skip: int | None = None
     """Number of layers to skip at the end of the text encoders."""
     max_sequence_length: int | None = None
@@ -300,7 +302,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
 
     What suits no model, in the options or in a job, shows before one is loaded.
     """
-    import jaxdiff  # only now: bad arguments and --help need not wait for jax
+    # only now: bad arguments and --help need not wait for jax
     from jaxdiff.generation.models import (
         StageOptions,
         check_addons,
@@ -309,6 +311,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         vae_setting,
     )
     from jaxdiff.generation.runner import Runner, check_jobs
+    from jaxdiff.pipeline.load import load_stages
     from jaxdiff.pipeline.stages import stage_settings
 
     asked = StageOptions(
@@ -328,7 +331,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         "guidance": options.guidance,
     }
     check_addons(**addons, refiner=options.refiner, then=options.then)
-    pipe = jaxdiff.load(
+    pipe, *others = load_stages(
         options.model,
         options.dtype,
         mesh=options.mesh,
@@ -344,7 +347,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
     if options.text_encoders:
         settings["text_encoders"] = text_encoders_setting(options.text_encoders)
     settings |= load_addons(pipe, **addons, dtype=options.dtype)
-    stages = asked.stages(pipe, options.dtype)
+    stages = asked.stages(pipe, options.dtype, others)
     runner = Runner(
         pipe=pipe,
         options=shared,

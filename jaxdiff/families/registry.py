@@ -17,6 +17,7 @@ from jaxdiff.families import (
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_upscale,
+    stable_unclip,
 )
 from jaxdiff.families.base import Family
 
@@ -40,6 +41,7 @@ FAMILY_MODULES: tuple[ModuleType, ...] = (
     stable_diffusion_upscale,
     glide,
     kandinsky,
+    stable_unclip,
 )
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES

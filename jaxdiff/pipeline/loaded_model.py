@@ -33,6 +33,7 @@ from jaxdiff.pipeline.compiled_model import CompiledModel
 from jaxdiff.pipeline.conditioning import PromptTokenizers
 from jaxdiff.pipeline.cost import nfe
 from jaxdiff.pipeline.defaults import model_defaults
+from jaxdiff.pipeline.image_embedder import ImageEmbedder
 from jaxdiff.pipeline.lora import LoRAManager
 from jaxdiff.pipeline.nonfinite import check_finite
 from jaxdiff.pipeline.offload import OffloadedModel, check_offload
@@ -86,6 +87,7 @@ class LoadedModel(Addons):
             _of_unit_variance(self.codec, self.schedule),
             layout=DataParallel(self.devices) if mesh is None else OnMesh(mesh),
         )
+        self.image_embedder = ImageEmbedder(parts, self.stages, name)
         files = {c: parts.tokenizers[spec.tokenizer] for c, spec in specs.items()}
         tokenizers = {
             c: PromptTokenizer(tokenizer_of(each, specs[c].length, lowercases=specs[c].lowercases))
@@ -113,6 +115,7 @@ class LoadedModel(Addons):
             scheduler_options=SchedulerOptions.from_config(parts.scheduler, parts.class_name),
             network=adapter,
             codec=self.codec,
+            image_prompts=self.image_embedder.of_requests,
         )
         self._generator = ImageGenerator(
             self._facts, self.stages, self._tokenizers, self._auxiliary
