@@ -11,6 +11,7 @@ from jaxdiff.families import (
     flux,
     glide,
     kandinsky,
+    karlo,
     latent_diffusion,
     pixart,
     pixel_diffusion,
@@ -42,6 +43,7 @@ FAMILY_MODULES: tuple[ModuleType, ...] = (
     glide,
     kandinsky,
     stable_unclip,
+    karlo,
 )
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES

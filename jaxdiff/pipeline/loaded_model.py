@@ -77,13 +77,13 @@ class LoadedModel(Addons):
         self.text_encoders = list(encoders.values())
         self.schedule = self.family.schedule(parts.scheduler)
         self.prediction_type = self.family.prediction_type(parts.scheduler)
-        adapter = self.family.adapter(self.network, self.prediction_type)
+        self.adapter = self.family.adapter(self.network, self.prediction_type)
         self.defaults = model_defaults(parts, self.family, name)
         model = CompiledModel if check_offload(offload) is None else OffloadedModel
         self.stages = model(
             self.family,
             self.text_encoders,
-            adapter,
+            self.adapter,
             _of_unit_variance(self.codec, self.schedule),
             layout=DataParallel(self.devices) if mesh is None else OnMesh(mesh),
         )
@@ -113,7 +113,7 @@ class LoadedModel(Addons):
             family=self.family,
             schedule=self.schedule,
             scheduler_options=SchedulerOptions.from_config(parts.scheduler, parts.class_name),
-            network=adapter,
+            network=self.adapter,
             codec=self.codec,
             image_prompts=self.image_embedder.of_requests,
         )
