@@ -168,10 +168,8 @@ def read_pipeline(
         for name in IMAGE_PROCESSORS
         if classes.get(name)
     }
-    class_name = index["_class_name"].removeprefix("Flax")
-    scheduler = _scheduler(folder, classes) if has_scheduler(class_name) else {}
+    scheduler, of_stages = _schedulers(folder, index, classes)
     noising = _noising_schedulers(folder, classes)
-    own = {name: _scheduler(folder, classes, name) for name in stage_schedulers(class_name)}
     defaults = read_object(folder / DEFAULTS) if (folder / DEFAULTS).exists() else {}
     defaults = rename_settings(defaults, source=str(folder / DEFAULTS))
     components = {
@@ -193,10 +191,10 @@ def read_pipeline(
         for name, cls in modules.items()
     }
     return PipelineComponents(
-        class_name=class_name,
+        class_name=index["_class_name"].removeprefix("Flax"),
         components=components,
         scheduler=scheduler,
-        stage_schedulers=own,
+        stage_schedulers=of_stages,
         noising_schedulers=noising,
         tokenizers=tokenizers,
         image_processors=image_processors,
@@ -206,9 +204,21 @@ def read_pipeline(
     )
 
 
-def read_scheduler(folder: pathlib.Path) -> dict[str, Any]:
-    """scheduler_config.json of a pipeline folder, with the class that model_index.json names."""
-    return _scheduler(folder, component_classes(read_index(folder), str(folder / INDEX)))
+def read_schedulers(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The scheduler config of a pipeline folder, and those of several models by component.
+
+    Each has the class that model_index.json names.
+    """
+    index = read_index(folder)
+    return _schedulers(folder, index, component_classes(index, str(folder / INDEX)))
+
+
+def _schedulers(
+    folder: pathlib.Path, index: Mapping[str, Any], classes: Mapping[str, str | None]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    name = index["_class_name"].removeprefix("Flax")
+    own = _scheduler(folder, classes) if has_scheduler(name) else {}
+    return own, {each: _scheduler(folder, classes, each) for each in stage_schedulers(name)}
 
 
 def _scheduler(

@@ -19,6 +19,7 @@ from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.checkpoints.safetensors import write_tensors
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.trees import parameter_count
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.models.build import abstract, param_dict
@@ -326,6 +327,7 @@ FLOW = FlowSchedule(time_scale=1000.0, shift=3.0)
 VP = VPSchedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 LINEAR = VPSchedule(beta_schedule="linear", beta_start=0.0001, beta_end=0.02)
 # Family, schedule, prediction type, sampler, side in pixels, tokens of a prompt.
+COSINE = VPSchedule(beta_schedule="squaredcos_cap_v2")
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": (
         *("Stable Diffusion 1 or 2", VP, "epsilon", "pndm", 512, 77),
@@ -373,6 +375,16 @@ PUBLISHED = {
     "kandinsky-community/kandinsky-2-2-decoder": (
         *("Kandinsky 2.2", VPSchedule(beta_start=0.00085, beta_end=0.012), "epsilon"),
         *("ddpm:variance=learned_range", 512, 0),
+    ),
+    "stabilityai/stable-diffusion-2-1-unclip": (
+        *("Stable unCLIP", VP, "v_prediction", "ddim", 768, 77),
+    ),
+    "kakaobrain/karlo-v1-alpha/prior": ("Karlo prior", COSINE, "sample", "ddpm", 1, 77),
+    "kakaobrain/karlo-v1-alpha/decoder": (
+        *("Karlo", COSINE, "epsilon", "ddpm:variance=learned_range", 64, 77),
+    ),
+    "kakaobrain/karlo-v1-alpha/super_res": (
+        *("Karlo super-resolution", COSINE, "epsilon", "ddpm", 256, 0),
     ),
     "facebook/DiT-XL-2-256": ("DiT", LINEAR, "epsilon", "ddim", 256, 0),
     "facebook/DiT-XL-2-512": ("DiT", LINEAR, "epsilon", "ddim", 512, 0),
@@ -428,6 +440,27 @@ def test_programs_of_published_models_are_traced(name, monkeypatch):
         wanted["text_encoders"] = (8, 1, tokens, 4096)
     for program, shape in wanted.items():
         assert jax.tree.leaves(programs[program].trace(8).out_info)[0].shape == shape
+
+
+# Of unCLIP's designs: what the loop gives for each image.
+UNCLIP = {
+    "stabilityai/stable-diffusion-2-1-unclip": (96, 96, 4),
+    "kakaobrain/karlo-v1-alpha/decoder": (64, 64, 3),
+    "kakaobrain/karlo-v1-alpha/super_res": (256, 256, 3),
+}
+
+
+@pytest.mark.parametrize("name", UNCLIP)
+def test_the_loops_of_unclip_are_traced(name):
+    options, model = published(name)
+    layout = OnMesh(sampling_mesh({"fsdp": 8}, jax.devices()))
+    programs = sampling_programs(model.with_defaults(options), model, layout)
+    assert jax.tree.leaves(programs["loop"].trace(8).out_info)[0].shape == (8, *UNCLIP[name])
+    weights = sum(parameter_count(param_dict(each)) for each in model.components.values())
+    stored = PUBLISHED_MODELS[name].components.items()
+    counts = {each: preset(*chosen).parameters for each, chosen in stored}
+    counts.pop("image_normalizer", None)  # its two vectors are read on the host
+    assert weights == sum(counts.values())
 
 
 def test_a_prior_is_traced_for_embeddings(monkeypatch):
