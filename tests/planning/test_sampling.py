@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import transformer_files
+import unclip_files
 from jax.sharding import Mesh
 
 import jaxdiff
@@ -461,6 +462,21 @@ def test_the_loops_of_unclip_are_traced(name):
     counts = {each: preset(*chosen).parameters for each, chosen in stored}
     counts.pop("image_normalizer", None)  # its two vectors are read on the host
     assert weights == sum(counts.values())
+
+
+def test_one_of_several_models_in_a_folder_is_planned(tmp_path):
+    folder = tmp_path / "karlo"
+    write_pipeline(folder, unclip_files.karlo(tmp_path / "parts"))
+    for name, family, size in (
+        *(("prior", "Karlo prior", 1), ("decoder", "Karlo", 8)),
+        ("super_res", "Karlo super-resolution", 16),
+    ):
+        model = sampled_model(SamplingOptions(plan=(), model=str(folder / name), dtype="float32"))
+        assert (model.family.name, model.defaults.height, model.defaults.steps) == (family, size, 2)
+    with pytest.raises(InputError, match="which is several models, expected .*karlo/prior or"):
+        sampled_model(SamplingOptions(plan=(), model=str(folder)))
+    with pytest.raises(InputError, match="expected a folder or file that is there"):
+        sampled_model(SamplingOptions(plan=(), model=str(folder / "nothing")))
 
 
 def test_a_prior_is_traced_for_embeddings(monkeypatch):
