@@ -473,7 +473,7 @@ def test_one_of_several_models_in_a_folder_is_planned(tmp_path):
     ):
         model = sampled_model(SamplingOptions(plan=(), model=str(folder / name), dtype="float32"))
         assert (model.family.name, model.defaults.height, model.defaults.steps) == (family, size, 2)
-    with pytest.raises(InputError, match="which is several models, expected .*karlo/prior or"):
+    with pytest.raises(InputError, match=r"which is several models, expected .*karlo/prior or"):
         sampled_model(SamplingOptions(plan=(), model=str(folder)))
     with pytest.raises(InputError, match="expected a folder or file that is there"):
         sampled_model(SamplingOptions(plan=(), model=str(folder / "nothing")))
