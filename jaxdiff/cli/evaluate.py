@@ -83,13 +83,13 @@ def run(arguments: Sequence[str]) -> None:
             raise InputError(f"{name}: got {value!s:.80} for renders, expected a model")
         generate = judge.render_generator(prompts)
     else:
-        # only now: bad arguments and --help need not wait for jax
-        from jaxdiff.pipeline.load import load_model
+        import jaxdiff  # only now: bad arguments and --help need not wait for jax
+        from jaxdiff.pipeline.load import one_model
         from jaxdiff.pipeline.request import check_options
 
         choices = {name: getattr(options, name) for name in CALL}
         check_options(choices)
-        pipe = load_model(options.model, mesh=options.mesh, **options.components())
+        pipe = one_model(jaxdiff.load(options.model, mesh=options.mesh, **options.components()))
         generate = model_generator(pipe, judge, batch_size=size, **choices)
     report = evaluate_alignment(
         generate, judge, prompts, seed=options.seed, batch_size=size, probes=probes

@@ -302,7 +302,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
 
     What suits no model, in the options or in a job, shows before one is loaded.
     """
-    # only now: bad arguments and --help need not wait for jax
+    import jaxdiff  # only now: bad arguments and --help need not wait for jax
     from jaxdiff.generation.models import (
         StageOptions,
         check_addons,
@@ -311,7 +311,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         vae_setting,
     )
     from jaxdiff.generation.runner import Runner, check_jobs
-    from jaxdiff.pipeline.load import load_stages
+    from jaxdiff.pipeline.load import models_of
     from jaxdiff.pipeline.stages import stage_settings
 
     asked = StageOptions(
@@ -331,13 +331,14 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         "guidance": options.guidance,
     }
     check_addons(**addons, refiner=options.refiner, then=options.then)
-    pipe, *others = load_stages(
+    loaded = jaxdiff.load(
         options.model,
         options.dtype,
         mesh=options.mesh,
         offload=options.offload,
         **options.components(),
     )
+    pipe, *others = models_of(loaded)
     settings: dict[str, Any] = {"model": pipe.name}
     settings["weights"] = pipe.fingerprint  # before LoRAs change them
     if options.prediction_type is not None:

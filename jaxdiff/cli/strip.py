@@ -47,15 +47,15 @@ def run(arguments: Sequence[str]) -> None:
     check_needs(options, NEEDS)
     shown = None if options.show_steps is None else _step_numbers(options.show_steps)
     check_file(options.output)  # before anything is generated
-    # only now: bad arguments and --help need not wait for jax
+    import jaxdiff  # only now: bad arguments and --help need not wait for jax
     from jaxdiff.evaluation.strip import make_strip
-    from jaxdiff.pipeline.load import load_model
+    from jaxdiff.pipeline.load import one_model
     from jaxdiff.pipeline.request import check_options
 
     own = ("prompt", "show_steps", "model", "output", *COMPONENTS)
     call = {name: value for name, value in vars(options).items() if name not in own}
     check_options(call)
-    pipe = load_model(options.model, **options.components())
+    pipe = one_model(jaxdiff.load(options.model, **options.components()))
     image = make_strip(pipe, options.prompt, shown, **call)
     with atomic_file(options.output) as temporary:
         image.save(temporary, format="PNG")

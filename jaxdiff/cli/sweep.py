@@ -85,18 +85,21 @@ def run(arguments: Sequence[str]) -> None:
     if options.output.suffix != ".png":
         raise InputError(f"output: got {options.output}, expected a file name that ends in .png")
     check_file(options.output)  # before any image is generated
-    # only now: bad arguments and --help need not wait for jax
+    import jaxdiff  # only now: bad arguments and --help need not wait for jax
     from jaxdiff.evaluation.sweep import AxisValues, Sweep
     from jaxdiff.evaluation.sweep_results import Results
     from jaxdiff.generation.models import check_guidance_model
-    from jaxdiff.pipeline.load import load_model
+    from jaxdiff.pipeline.load import one_model
 
     names = [field.name for field in dataclasses.fields(AxisValues)]
     values = AxisValues(**{name: getattr(options, name) for name in names})
-    pipe, weaker = load_model(options.model, mesh=options.mesh, **options.components()), None
+    pipe, weaker = (
+        one_model(jaxdiff.load(options.model, mesh=options.mesh, **options.components())),
+        None,
+    )
     if options.guidance_model is not None:
         check_guidance_model(*(options.guidance or [pipe.defaults.guidance]))
-        weaker = load_model(options.guidance_model, mesh=options.mesh)
+        weaker = one_model(jaxdiff.load(options.guidance_model, mesh=options.mesh))
         pipe.set_guidance_model(weaker)
     judge = procedural_dataset(EMBEDDED_DATA) if options.evaluate else None
     if judge is not None:

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jaxdiff
 from jaxdiff.checkpoints import lora_names
 from jaxdiff.checkpoints.models import check_source
 from jaxdiff.checkpoints.weights import read_weights
@@ -19,7 +20,7 @@ from jaxdiff.generation.png_files import file_digest
 from jaxdiff.guidance.base import parse
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.embedding_decoder import check_stages, following_stage
-from jaxdiff.pipeline.load import load_model
+from jaxdiff.pipeline.load import one_model
 from jaxdiff.pipeline.request import check_options
 from jaxdiff.pipeline.stages import (
     MAX_ENLARGEMENT,
@@ -62,7 +63,9 @@ def load_addons(
         pipe.load_clip(clip)
     if guidance_model is not None:
         check_guidance_model(guidance or pipe.defaults.guidance)
-        weaker = load_model(guidance_model, dtype, mesh=pipe.mesh, offload=pipe.offload)
+        weaker = one_model(
+            jaxdiff.load(guidance_model, dtype, mesh=pipe.mesh, offload=pipe.offload)
+        )
         pipe.set_guidance_model(weaker)
         settings["guidance_model"] = f"{weaker.name} {weaker.fingerprint}"
     return {name: value for name, value in settings.items() if value}
@@ -172,7 +175,7 @@ class StageOptions:
             )
         models = [*zip(others, [*own, *({} for _ in others[len(own) :])], strict=True)]
         models += [
-            (load_model(path, dtype, mesh=pipe.mesh, offload=pipe.offload), options)
+            (one_model(jaxdiff.load(path, dtype, mesh=pipe.mesh, offload=pipe.offload)), options)
             for path, options in following
             if path
         ]
@@ -193,10 +196,10 @@ class StageOptions:
             return [HiresFix(pipe, self.hires_scale, strength)]
         if self.refiner is not None:
             start = START if self.refiner_start is None else self.refiner_start
-            model = load_model(
+            model = jaxdiff.load(
                 self.refiner, dtype, mesh=pipe.mesh, vae=self.vae, offload=pipe.offload
             )
-            refiner = Refiner(model, start)
+            refiner = Refiner(one_model(model), start)
             refiner.check(pipe)
             return [refiner]
         return []

@@ -100,18 +100,17 @@ def load(
     return pipes[0] if len(pipes) == 1 else Cascade(*pipes)
 
 
-def load_stages(path: str | pathlib.Path | None = None, *args: Any, **options: Any) -> list[Any]:
-    """The models at `path`, in the order in which they run; the arguments are those of `load`."""
-    loaded = load(path, *args, **options)
+def models_of(loaded: Pipeline | Any) -> list[Any]:
+    """The models that `load` gave, in the order in which they run."""
     return list(loaded.pipes) if isinstance(loaded, Cascade) else [loaded]
 
 
-def load_model(path: str | pathlib.Path | None = None, *args: Any, **options: Any) -> Pipeline:
-    """As `load`, but InputError for several models."""
-    first, *others = load_stages(path, *args, **options)
+def one_model(loaded: Pipeline | Any) -> Any:
+    """The model that `load` gave; InputError for several."""
+    first, *others = models_of(loaded)
     if others:
         names = ", ".join(pipe.family.name for pipe in (first, *others))
-        raise InputError(f"model: got {path}, which is several models ({names}), expected one")
+        raise InputError(f"model: got a folder of several models ({names}), expected one model")
     return first
 
 
