@@ -22,6 +22,13 @@ from jaxdiff.checkpoints.components import (
     write_files,
 )
 from jaxdiff.checkpoints.flax_layout import flax_index
+from jaxdiff.checkpoints.folder_stages import (
+    FOLDER_STAGES,
+    SCHEDULER,
+    FolderStage,
+    has_scheduler,
+    stage_schedulers,
+)
 from jaxdiff.checkpoints.jsonfiles import read_object, write_object
 from jaxdiff.checkpoints.loading import Placement
 from jaxdiff.checkpoints.model_registry import MODEL_CLASSES, class_name_of, present_name
@@ -36,7 +43,6 @@ from jaxdiff.core.validate import one_of
 
 INDEX = "model_index.json"
 DEFAULTS = "jaxdiff.json"
-SCHEDULER = "scheduler"
 SCHEDULER_CONFIG = "scheduler_config.json"
 VAE_COMPONENT = "vae"
 # Where it has another name, by pipeline class.
@@ -71,11 +77,6 @@ IMAGE_PROCESSOR_CLASSES = (
 IMAGE_ENCODER = "image_encoder"
 # Components that these classes want to see named, if only as absent.
 NAMED = ("feature_extractor", "image_encoder", "safety_checker")
-# Pipeline classes whose components have other names than that of the model.
-REFUSED = {
-    "StableUnCLIPPipeline": "Stable unCLIP",
-    "StableUnCLIPImg2ImgPipeline": "Stable unCLIP",
-}
 LAYOUT = "0.42.1"  # the diffusers release whose folder layout is written
 
 
@@ -84,7 +85,11 @@ class PipelineComponents:
     """What a pipeline folder holds."""
 
     components: Mapping[str, Component]  # unet, vae, text_encoder, ...
-    scheduler: Mapping[str, Any]  # scheduler_config.json as it is, unknown entries included
+    # scheduler_config.json as it is, unknown entries included; none where each of several models
+    # has its own
+    scheduler: Mapping[str, Any]
+    # those of several models, by component
+    stage_schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # the configs of NOISING_SCHEDULERS
     noising_schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tokenizers: Mapping[str, TokenizerFiles] = field(default_factory=dict)
@@ -99,6 +104,37 @@ class PipelineComponents:
     def family_options(self) -> dict[str, Any]:
         """What tells a family beside the networks: plain values, and noising schedules by name."""
         return {**self.options, **self.noising_schedulers}
+
+    @property
+    def schedulers(self) -> dict[str, Mapping[str, Any]]:
+        """All scheduler configs by component."""
+        own = {SCHEDULER: self.scheduler} if has_scheduler(self.class_name) else {}
+        return {**own, **self.stage_schedulers, **self.noising_schedulers}
+
+    def stages(self) -> dict[str, "PipelineComponents"]:
+        """The models of a folder with several, by name in the order in which they run.
+
+        Of any other this one, without a name.
+        """
+        stages = FOLDER_STAGES.get(self.class_name)
+        if stages is None:
+            return {"": self}
+        return {stage.name: self._stage(stage) for stage in stages}
+
+    def _stage(self, stage: FolderStage) -> "PipelineComponents":
+        def own(table: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+            return {name: table[name] for name in names if name in table}
+
+        return PipelineComponents(
+            class_name=stage.class_name,
+            components=own(self.components, stage.components),
+            tokenizers=own(self.tokenizers, stage.tokenizers),
+            scheduler=self.schedulers[stage.scheduler],
+            noising_schedulers=own(self.noising_schedulers, stage.noising_schedulers),
+            image_processors=own(self.image_processors, stage.image_processors),
+            options=self.options,
+            defaults=self.defaults.get(stage.name, {}),
+        )
 
 
 def read_pipeline(
@@ -137,7 +173,8 @@ def read_pipeline(
         for name in IMAGE_PROCESSORS
         if classes.get(name)
     }
-    scheduler, noising = _scheduler(folder, classes), _noising_schedulers(folder, classes)
+    scheduler, of_stages = _schedulers(folder, index, classes)
+    noising = _noising_schedulers(folder, classes)
     defaults = read_object(folder / DEFAULTS) if (folder / DEFAULTS).exists() else {}
     defaults = rename_settings(defaults, source=str(folder / DEFAULTS))
     components = {
@@ -162,6 +199,7 @@ def read_pipeline(
         class_name=index["_class_name"].removeprefix("Flax"),
         components=components,
         scheduler=scheduler,
+        stage_schedulers=of_stages,
         noising_schedulers=noising,
         tokenizers=tokenizers,
         image_processors=image_processors,
@@ -171,9 +209,21 @@ def read_pipeline(
     )
 
 
-def read_scheduler(folder: pathlib.Path) -> dict[str, Any]:
-    """scheduler_config.json of a pipeline folder, with the class that model_index.json names."""
-    return _scheduler(folder, component_classes(read_index(folder), str(folder / INDEX)))
+def read_schedulers(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The scheduler config of a pipeline folder, and those of several models by component.
+
+    Each has the class that model_index.json names.
+    """
+    index = read_index(folder)
+    return _schedulers(folder, index, component_classes(index, str(folder / INDEX)))
+
+
+def _schedulers(
+    folder: pathlib.Path, index: Mapping[str, Any], classes: Mapping[str, str | None]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    name = index["_class_name"].removeprefix("Flax")
+    own = _scheduler(folder, classes) if has_scheduler(name) else {}
+    return own, {each: _scheduler(folder, classes, each) for each in stage_schedulers(name)}
 
 
 def _scheduler(
@@ -228,10 +278,10 @@ def write_pipeline(
     load. A pipeline folder in its place is replaced, where other files beside the components stay;
     any other folder must be empty. InputError for a class that Flax had no counterpart of.
     """
-    index, scheduler = _index_of(parts), dict(parts.scheduler)
+    index, schedulers = _index_of(parts), parts.schedulers
     if flax:
         index = flax_index(index)
-        scheduler["_class_name"] = index[SCHEDULER][1]
+        schedulers[SCHEDULER] = {**parts.scheduler, "_class_name": index[SCHEDULER][1]}
     with atomic_folder(pathlib.Path(folder), marker=INDEX, stale=(DEFAULTS,)) as new:
         for name, component in parts.components.items():
             (new / name).mkdir()
@@ -241,7 +291,7 @@ def write_pipeline(
         for name, config in parts.image_processors.items():
             (new / name).mkdir()
             write_object(new / name / PREPROCESSOR, config)
-        for name, config in {SCHEDULER: scheduler, **parts.noising_schedulers}.items():
+        for name, config in schedulers.items():
             (new / name).mkdir()
             write_object(new / name / SCHEDULER_CONFIG, config)
         if parts.defaults:
@@ -250,7 +300,7 @@ def write_pipeline(
 
 
 def read_index(folder: pathlib.Path) -> dict[str, Any]:
-    """model_index.json, which must name its class and a scheduler."""
+    """model_index.json, which must name its class and the schedulers of that."""
     if not (folder / INDEX).exists():
         raise InputError(f"{folder}: got no {INDEX}, expected a diffusers pipeline folder")
     index = read_object(folder / INDEX)
@@ -258,13 +308,10 @@ def read_index(folder: pathlib.Path) -> dict[str, Any]:
         got = index.get("_class_name")
         raise InputError(f"{folder / INDEX}: _class_name: got {got!r:.80}, expected a string")
     name = index["_class_name"].removeprefix("Flax")
-    if name in REFUSED:
-        raise InputError(
-            f"{folder / INDEX}: _class_name: got {name}, which is {REFUSED[name]}, expected a "
-            "pipeline that begins from text, such as StableDiffusionPipeline"
-        )
-    if index.get(SCHEDULER) in (None, [None, None]):
-        raise InputError(f"{folder / INDEX}: got no scheduler, expected one")
+    needed = (*([SCHEDULER] if has_scheduler(name) else []), *stage_schedulers(name))
+    for scheduler in needed:
+        if index.get(scheduler) in (None, [None, None]):
+            raise InputError(f"{folder / INDEX}: got no {scheduler}, expected one")
     return index
 
 
@@ -285,6 +332,8 @@ def component_classes(index: Mapping[str, Any], source: str) -> dict[str, str | 
     Raises InputError for a class that is not known here.
     """
     classes: dict[str, str | None] = {}
+    pipeline = str(index.get("_class_name")).removeprefix("Flax")
+    schedulers = (SCHEDULER, *NOISING_SCHEDULERS, *stage_schedulers(pipeline))
     sees = index.get(IMAGE_ENCODER) not in (None, [None, None])
     skipped = SKIPPED if sees else (*SKIPPED, *IMAGE_PROCESSORS)
     for name, value in _entries(index).items():
@@ -303,7 +352,7 @@ def component_classes(index: Mapping[str, Any], source: str) -> dict[str, str | 
         cls = present_name(str(value[1]))
         if name in IMAGE_PROCESSORS:
             one_of(f"{source}: {name}: class", cls, IMAGE_PROCESSOR_CLASSES)
-        elif name not in (SCHEDULER, *NOISING_SCHEDULERS) and "Tokenizer" not in cls:
+        elif name not in schedulers and "Tokenizer" not in cls:
             one_of(f"{source}: {name}: class", cls, MODEL_CLASSES)
         classes[name] = cls
     return classes
@@ -334,7 +383,7 @@ def _index_of(parts: PipelineComponents) -> dict[str, Any]:
     for name, tokenizer in parts.tokenizers.items():
         index[name] = ["transformers", tokenizer.class_name]
     index |= {name: ["transformers", IMAGE_PROCESSOR_CLASSES[0]] for name in parts.image_processors}
-    for name, config in {SCHEDULER: parts.scheduler, **parts.noising_schedulers}.items():
+    for name, config in parts.schedulers.items():
         scheduler = config.get("_class_name")
         if not isinstance(scheduler, str):
             raise InputError(f"{name}: got _class_name {scheduler!r}, expected a string")

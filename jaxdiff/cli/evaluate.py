@@ -84,11 +84,12 @@ def run(arguments: Sequence[str]) -> None:
         generate = judge.render_generator(prompts)
     else:
         import jaxdiff  # only now: bad arguments and --help need not wait for jax
+        from jaxdiff.pipeline.load import one_model
         from jaxdiff.pipeline.request import check_options
 
         choices = {name: getattr(options, name) for name in CALL}
         check_options(choices)
-        pipe = jaxdiff.load(options.model, mesh=options.mesh, **options.components())
+        pipe = one_model(jaxdiff.load(options.model, mesh=options.mesh, **options.components()))
         generate = model_generator(pipe, judge, batch_size=size, **choices)
     report = evaluate_alignment(
         generate, judge, prompts, seed=options.seed, batch_size=size, probes=probes

@@ -103,10 +103,10 @@ class Options(ModelOptions):
     width: int | None = None
     """Width in pixels."""
     image: pathlib.Path | None = None
-    """Initial image for image-to-image or inpainting; see --strength. Of models that enlarge an
-    image: that image."""
+    """Initial image for image-to-image or inpainting; see --strength. Of models that enlarge or
+    vary an image: that image."""
     original_image: pathlib.Path | None = None
-    """Initial image of a model that enlarges another one, which is --image."""
+    """Initial image of a model that enlarges or varies another one, which is --image."""
     mask: pathlib.Path | None = None
     """Inpainting mask: white is repainted, black is kept."""
     strength: float | None = None
@@ -126,9 +126,11 @@ class Options(ModelOptions):
     then: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A model that enlarges the images, or makes them of the embeddings of a prior, or
     MODEL:NAME=VALUE,NAME=VALUE with options of its own, such as steps=30,noise_level=100 or
-    image=PHOTO.png,mask=HOLE.png. Repeat the option for several."""
+    image=PHOTO.png,mask=HOLE.png. Repeat the option for several. :NAME=VALUE,... has the options of
+    the next model in the folder of --model, if that has several."""
     noise_level: int | None = None
-    """Step of the noise that is added to an image that the model enlarges. Default: the model's."""
+    """Step of the noise that is added to an image that the model enlarges, or to the embedding of
+    one that it varies. Default: the model's."""
     clip_skip: int | None = None
     """Number of layers to skip at the end of the text encoders."""
     max_sequence_length: int | None = None
@@ -312,6 +314,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         vae_setting,
     )
     from jaxdiff.generation.runner import Runner, check_jobs
+    from jaxdiff.pipeline.load import models_of
     from jaxdiff.pipeline.stages import stage_settings
 
     asked = StageOptions(
@@ -331,13 +334,14 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         "guidance": options.guidance,
     }
     check_addons(**addons, refiner=options.refiner, then=options.then)
-    pipe = jaxdiff.load(
+    loaded = jaxdiff.load(
         options.model,
         options.dtype,
         mesh=options.mesh,
         offload=options.offload,
         **options.components(),
     )
+    pipe, *others = models_of(loaded)
     settings: dict[str, Any] = {"model": pipe.name}
     settings["weights"] = pipe.fingerprint  # before LoRAs change them
     if options.prediction_type is not None:
@@ -347,7 +351,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
     if options.text_encoders:
         settings["text_encoders"] = text_encoders_setting(options.text_encoders)
     settings |= load_addons(pipe, **addons, dtype=options.dtype)
-    stages = asked.stages(pipe, options.dtype)
+    stages = asked.stages(pipe, options.dtype, others)
     runner = Runner(
         pipe=pipe,
         options=shared,

@@ -49,12 +49,13 @@ def run(arguments: Sequence[str]) -> None:
     check_file(options.output)  # before anything is generated
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
     from jaxdiff.evaluation.strip import make_strip
+    from jaxdiff.pipeline.load import one_model
     from jaxdiff.pipeline.request import check_options
 
     own = ("prompt", "show_steps", "model", "output", *COMPONENTS)
     call = {name: value for name, value in vars(options).items() if name not in own}
     check_options(call)
-    pipe = jaxdiff.load(options.model, **options.components())
+    pipe = one_model(jaxdiff.load(options.model, **options.components()))
     image = make_strip(pipe, options.prompt, shown, **call)
     with atomic_file(options.output) as temporary:
         image.save(temporary, format="PNG")

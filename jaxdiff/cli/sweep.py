@@ -89,13 +89,17 @@ def run(arguments: Sequence[str]) -> None:
     from jaxdiff.evaluation.sweep import AxisValues, Sweep
     from jaxdiff.evaluation.sweep_results import Results
     from jaxdiff.generation.models import check_guidance_model
+    from jaxdiff.pipeline.load import one_model
 
     names = [field.name for field in dataclasses.fields(AxisValues)]
     values = AxisValues(**{name: getattr(options, name) for name in names})
-    pipe, weaker = jaxdiff.load(options.model, mesh=options.mesh, **options.components()), None
+    pipe, weaker = (
+        one_model(jaxdiff.load(options.model, mesh=options.mesh, **options.components())),
+        None,
+    )
     if options.guidance_model is not None:
         check_guidance_model(*(options.guidance or [pipe.defaults.guidance]))
-        weaker = jaxdiff.load(options.guidance_model, mesh=options.mesh)
+        weaker = one_model(jaxdiff.load(options.guidance_model, mesh=options.mesh))
         pipe.set_guidance_model(weaker)
     judge = procedural_dataset(EMBEDDED_DATA) if options.evaluate else None
     if judge is not None:

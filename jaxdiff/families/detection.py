@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import nnx
 
+from jaxdiff.checkpoints.folder_stages import FOLDER_STAGES
 from jaxdiff.checkpoints.pipelines import INDEX, PipelineComponents, abstract_pipeline
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
@@ -25,6 +26,11 @@ def detect_family(
 
     `options` are the plain values of model_index.json and the configs of noising schedulers.
     """
+    if class_name in FOLDER_STAGES:
+        names = ", ".join(stage.name for stage in FOLDER_STAGES[class_name])
+        raise InputError(
+            f"{source}: got {class_name}, which is several models ({names}), expected one model"
+        )
     detect = DETECT[one_of(f"{source}: pipeline class", class_name, DETECT)]
     return detect(components, {"_class_name": class_name, **(options or {})}, source=source)
 

@@ -60,6 +60,8 @@ class ExtraInputs:
     latent_size: tuple[int, ...]  # height and width of the latents, where they have them
     # a shape -> for each image standard normal noise, which is not that of its latents
     noise: Callable[[tuple[int, ...]], Float[NDArray, "b *d"]]
+    # CLIP's embeddings of the images that are prompts; None: the model makes none
+    image_prompts: Callable[[], Float[NDArray, "b e"]] | None = None
     # images in [-1, 1] -> scaled latents, and a mask of pixels -> of latents
     encode: Callable[[NDArray], Float[NDArray, "b h w c"]]
     downsample: Callable[[NDArray], Float[NDArray, "b h w 1"]]
@@ -85,14 +87,15 @@ class Extra(ABC):
     uses_mask: ClassVar[bool] = False  # the network sees the mask: known latents are not put back
     uses_image: ClassVar[bool] = False  # the network sees the image: strength 1 is the default
     enlarges: ClassVar[bool] = False  # the network sees an image that it enlarges
+    reads_image_prompt: bool = False  # `ExtraInputs.image_prompts`
     reads_prompt: ClassVar[bool] = False  # `ExtraInputs.texts`, as text encoders do
     untrainable: ClassVar[str | None] = None  # why no model that has it can be trained
 
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         """InputError for a request that the model does not work with.
 
-        `settings` are its guidance rule, image, mask, strength, denoising_start, and options of
-        extras, `texts` its prompts and, last, its negative prompt.
+        `settings` are its guidance rule, image, image_prompt, mask, strength, denoising_start, and
+        options of extras, `texts` its prompts and, last, its negative prompt.
         """
         del settings, texts
 

@@ -15,6 +15,11 @@ def request_options() -> dict[str, Option]:
     return {name: option for family in registry.FAMILIES for name, option in family.options.items()}
 
 
+def varies_image(family: Family) -> bool:
+    """Whether the `image` of a call is one of which the network gets CLIP's embedding."""
+    return any(extra.reads_image_prompt for extra in family.extras)
+
+
 def accepted_options(family: Family, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `options` that `family` reads, without defaults.
 

@@ -11,12 +11,14 @@ from jaxdiff.families import (
     flux,
     glide,
     kandinsky,
+    karlo,
     latent_diffusion,
     pixart,
     pixel_diffusion,
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_upscale,
+    stable_unclip,
 )
 from jaxdiff.families.base import Family
 
@@ -40,6 +42,8 @@ FAMILY_MODULES: tuple[ModuleType, ...] = (
     stable_diffusion_upscale,
     glide,
     kandinsky,
+    stable_unclip,
+    karlo,
 )
 DETECT: dict[str, Detect] = {
     name: module.detect for module in FAMILY_MODULES for name in module.PIPELINE_CLASSES

@@ -20,6 +20,7 @@ from jaxdiff.generation.png_files import file_digest
 from jaxdiff.guidance.base import parse
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.embedding_decoder import check_stages, following_stage
+from jaxdiff.pipeline.load import one_model
 from jaxdiff.pipeline.request import check_options
 from jaxdiff.pipeline.stages import (
     MAX_ENLARGEMENT,
@@ -62,7 +63,9 @@ def load_addons(
         pipe.load_clip(clip)
     if guidance_model is not None:
         check_guidance_model(guidance or pipe.defaults.guidance)
-        weaker = jaxdiff.load(guidance_model, dtype, mesh=pipe.mesh, offload=pipe.offload)
+        weaker = one_model(
+            jaxdiff.load(guidance_model, dtype, mesh=pipe.mesh, offload=pipe.offload)
+        )
         pipe.set_guidance_model(weaker)
         settings["guidance_model"] = f"{weaker.name} {weaker.fingerprint}"
     return {name: value for name, value in settings.items() if value}
@@ -89,7 +92,7 @@ def check_addons(
         if folder is not None and not folder.is_dir():
             raise InputError(f"{name}: got {folder} (no such folder), expected the folder of one")
     named = [("guidance_model", guidance_model), ("refiner", refiner)]
-    for name, source in (*named, *(("then", enlarging_model(text)[0]) for text in then)):
+    for name, source in (*named, *(("then", enlarging_model(text)[0] or None) for text in then)):
         if source is not None:
             check_source(source, name=name)
     if guidance_model is not None and guidance is not None:
@@ -117,7 +120,10 @@ def check_guidance_model(*rules: str) -> None:
 
 
 def enlarging_model(text: str) -> tuple[str, dict[str, Any]]:
-    """The model and its options of requests in MODEL:NAME=VALUE,NAME=VALUE; raises InputError."""
+    """The model and its options of requests in MODEL:NAME=VALUE,NAME=VALUE; raises InputError.
+
+    Without a name the model is the next one of a folder with several.
+    """
     model, pairs = model_and_options("then", text)
     options = {name: _number(value) for name, value in pairs.items()}
     with prefix_errors(f"then: {model}"):
@@ -158,14 +164,22 @@ class StageOptions:
             if (value := getattr(self, name)) is not None:
                 in_range(name, value, *limits.get(name, (0, 1)))
 
-    def stages(self, pipe: Any, dtype: str | None) -> list[Stage]:
-        """The stages that follow `pipe`, their models loaded."""
-        enlarging = [
-            following_stage(
-                jaxdiff.load(path, dtype, mesh=pipe.mesh, offload=pipe.offload), pipe, own
+    def stages(self, pipe: Any, dtype: str | None, others: Sequence[Any] = ()) -> list[Stage]:
+        """The stages that follow `pipe`, their models loaded, first the `others` of its folder."""
+        following = [enlarging_model(text) for text in self.then]
+        own = [options for path, options in following if not path]
+        if len(own) > len(others):
+            raise InputError(
+                f"then: got the options of {len(own)} models without a name, expected those of "
+                f"{len(others)}, as many as follow the first one in its folder"
             )
-            for path, own in map(enlarging_model, self.then)
+        models = [*zip(others, [*own, *({} for _ in others[len(own) :])], strict=True)]
+        models += [
+            (one_model(jaxdiff.load(path, dtype, mesh=pipe.mesh, offload=pipe.offload)), options)
+            for path, options in following
+            if path
         ]
+        enlarging = [following_stage(model, pipe, options) for model, options in models]
         stages = [*self._of_latents(pipe, dtype), *enlarging]
         if pipe.family.embeddings is not None and not stages:
             raise InputError(
@@ -185,7 +199,7 @@ class StageOptions:
             model = jaxdiff.load(
                 self.refiner, dtype, mesh=pipe.mesh, vae=self.vae, offload=pipe.offload
             )
-            refiner = Refiner(model, start)
+            refiner = Refiner(one_model(model), start)
             refiner.check(pipe)
             return [refiner]
         return []

@@ -23,6 +23,7 @@ class Addons:
     stages: CompiledModel
     text_encoders: list[Any]
     network: Any
+    adapter: Any  # of the network
 
     @property
     def loras(self) -> dict[str, float]:
@@ -106,4 +107,4 @@ class Addons:
     set_guide = set_guidance_model  # its former name
 
     def _weights_changed(self) -> None:
-        self.stages.set_weights(self.text_encoders, self.network)
+        self.stages.set_weights(self.text_encoders, self.adapter.module)

@@ -55,6 +55,7 @@ class ModelFacts(NamedTuple):
     scheduler_options: SchedulerOptions
     network: Any  # the adapter of the denoiser
     codec: LatentCodec  # of which only the config counts
+    image_prompts: Any  # requests -> CLIP's embeddings (b, d) of their images
 
     def latent_shape(self, request: Request) -> tuple[int, ...]:
         """The shape of the latents of an image: height, width and channels."""
@@ -431,6 +432,7 @@ class ImageGenerator:
             latents=initial.latents,
             mask=initial.masks,
             low_resolution=initial.low_resolution,
+            image_prompts=lambda: self._facts.image_prompts(run.requests),
             latent_size=self._facts.latent_shape(request)[:-1],
             noise=lambda shape: self._stages.gather(
                 self._stages.noise(inputs.keys, shape, step=EXTRA_NOISE_STEP)

@@ -38,6 +38,14 @@ class Cascade:
         ]
         check_stages(first, self.stages)
 
+    def __repr__(self) -> str:
+        return f"Cascade({', '.join(map(repr, self.pipes))})"
+
+    @property
+    def pipes(self) -> tuple[Pipeline, ...]:
+        """The models, in the order in which they run."""
+        return (self.first, *(stage.pipe for stage in self.stages))
+
     @rename_arguments
     def __call__(
         self,

@@ -37,8 +37,8 @@ REPLACED: Mapping[str, str] = {
     "padding_mask_crop": "an image that is cropped already",
     "control_image": "image=..., which FLUX.1 Canny and Depth take as the control image",
     "image_reference": "image=..., which FLUX.1 Kontext takes as the reference too",
-    "ip_adapter_image": "it left out: there are no image prompts",
-    "ip_adapter_image_embeds": "it left out: there are no image prompts",
+    "ip_adapter_image": "it left out: there are no IP-Adapters",
+    "ip_adapter_image_embeds": "it left out: there are no IP-Adapters",
 }
 
 

@@ -52,8 +52,9 @@ class EmbeddingDecoder(ModelStage):
     """A model that makes images of the embeddings of a `prior`, with `options` of its own.
 
     Its streams without prompts read the embedding that the prior makes of the negative prompt, or
-    without one that of an image of zeros. It has the seeds of the call, and its prompts where it
-    reads texts. InputError for models that do not go together.
+    without one that of an image of zeros, unless the model has another for them. It has the seeds
+    of the call, and its prompts where it reads texts. InputError for models that do not go
+    together.
     """
 
     pipe: Pipeline
@@ -70,8 +71,8 @@ class EmbeddingDecoder(ModelStage):
                 f"({self.prior.family.name}), expected a decoder after a prior"
             )
         embedding = np.zeros(width, np.float32)
-        reserved = {*FROM_CALL, IMAGE_EMBEDS, NEGATIVE}
-        self.check_options(reserved, **dict.fromkeys((IMAGE_EMBEDS, NEGATIVE), embedding))
+        own = {IMAGE_EMBEDS, NEGATIVE} & self.pipe.family.options.keys()
+        self.check_options({*FROM_CALL, *own}, **dict.fromkeys(own, embedding))
 
     def run(self, previous: Output, arguments: Mapping[str, Any], **settings: Any) -> Output:
         """Go on from the embeddings of a batch."""

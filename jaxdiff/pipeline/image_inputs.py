@@ -24,6 +24,7 @@ from jaxdiff.data.image_arrays import (
     mask_array,
 )
 from jaxdiff.families.base import Family
+from jaxdiff.families.options import varies_image
 from jaxdiff.pipeline.request import Request, Requests
 
 STRENGTH = 0.8  # default for an initial image, as in diffusers; 1 with a mask
@@ -39,30 +40,40 @@ class InitialImages(NamedTuple):
     low_resolution: Float[NDArray, "b h3 w3 3"] | None = None  # to be enlarged, in [-1, 1]
 
 
-def own_images(
-    family: Family, image: ImageInput, original_image: ImageInput
-) -> tuple[ImageInput, ImageInput]:
-    """The image to begin with and the one to enlarge of a call; InputError for one of no use."""
+class CallImages(NamedTuple):
+    """The images of a call by what they are for."""
+
+    image: ImageInput = None  # to begin with
+    low_resolution: ImageInput = None  # to enlarge
+    image_prompt: ImageInput = None  # whose embedding the network gets
+
+
+def own_images(family: Family, image: ImageInput, original_image: ImageInput) -> CallImages:
+    """What the images of a call are for; InputError for one of no use."""
     if family.embeddings is not None:
         raise InputError(f"image: got one for {family.name}, which makes embeddings, expected none")
     if family.enlarges:
-        return original_image, image
+        return CallImages(original_image, low_resolution=image)
+    if varies_image(family):
+        return CallImages(original_image, image_prompt=image)
     if original_image is not None:
         raise InputError(f"original_image: got it for {family.name}, expected it as the image")
-    return image, None
+    return CallImages(image)
 
 
 def by_request(
-    image: ImageInput, low_resolution: ImageInput, mask: ImageInput, latent_channels: int
+    images: CallImages, mask: ImageInput, latent_channels: int
 ) -> dict[str, list[ImageInput]]:
     """The images and the mask of each request, where there are any; one entry serves all.
 
     A floating-point image with `latent_channels` channels is latents; one to enlarge has values in
     [-1, 1]. InputError for what is no image and for files that are none.
     """
-    columns = {}
-    if low_resolution is not None:
-        columns["low_resolution"] = low_resolution_list(low_resolution)
+    columns, image = {}, images.image
+    if images.low_resolution is not None:
+        columns["low_resolution"] = low_resolution_list(images.low_resolution)
+    if images.image_prompt is not None:
+        columns["image_prompt"] = image_list(images.image_prompt, "image", 3)
     if are_latents(image, latent_channels):
         rows = np.asarray(image, np.float32)
         if not np.isfinite(rows).all():

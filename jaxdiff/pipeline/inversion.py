@@ -10,6 +10,8 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.data.image_arrays import ImageInput
 from jaxdiff.diffusion.grids import TimestepGrid
+from jaxdiff.families.base import Family
+from jaxdiff.families.options import varies_image
 from jaxdiff.guidance.base import Guidance, GuidanceScales
 from jaxdiff.pipeline.batches import BatchInputs, ImageGenerator, Run
 from jaxdiff.pipeline.compiled_model import (
@@ -40,7 +42,9 @@ UNREAD = (
 )
 
 
-def inversion_options(image: ImageInput, options: Mapping[str, Any]) -> dict[str, Any]:
+def inversion_options(
+    image: ImageInput, options: Mapping[str, Any], family: Family
+) -> dict[str, Any]:
     """The options of the requests of an inversion; InputError for those that it does not read."""
     if image is None:
         raise InputError("image: got None, expected the image to invert")
@@ -54,7 +58,8 @@ def inversion_options(image: ImageInput, options: Mapping[str, Any]) -> dict[str
         raise InputError(
             f"sampler: got {chosen['sampler']!r}, expected one that adds no noise for an inversion"
         )
-    return chosen | {"image": image, "strength": 1.0}  # all steps
+    name = "original_image" if family.enlarges or varies_image(family) else "image"
+    return chosen | {name: image, "strength": 1.0}  # all steps
 
 
 class ImageInverter(ImageGenerator):

@@ -1,9 +1,10 @@
-"""`load`: a model folder, or the embedded model, as a `Pipeline`."""
+"""`load`: a model folder, or the embedded model, as a `Pipeline`; several models as a `Cascade`."""
 
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -20,6 +21,7 @@ from jaxdiff.models.build import param_dict
 from jaxdiff.parallel.mesh import FSDP, TENSOR, MeshSpec, data_mesh, replicated, sampling_mesh
 from jaxdiff.parallel.sharding import infer_sharding, infer_shardings
 from jaxdiff.pipeline import cache
+from jaxdiff.pipeline.cascade import Cascade
 from jaxdiff.pipeline.offload import TEXT, check_offload
 from jaxdiff.pipeline.pipeline import Pipeline
 
@@ -36,11 +38,12 @@ def load(
     base: str | pathlib.Path | None = None,
     text_encoders: str | pathlib.Path | Sequence[str | pathlib.Path] = (),
     offload: str | None = None,
-) -> Pipeline:
+) -> Pipeline | Any:
     """The model at `path` on all local devices; without `path` the embedded one.
 
     `path` is a diffusers folder, a checkpoint file in the original layout (.safetensors, .ckpt), or
-    a repository of the Hub (owner/name).
+    a repository of the Hub (owner/name). A folder with several models that follow one another, such
+    as Karlo's, is a `Cascade`.
 
     `dtype` is what the networks compute in and keep their weights in: float32, bfloat16 or float16;
     by default float32 on CPU and bfloat16 elsewhere. `mesh`, such as {"fsdp": 4, "tensor": 2} or
@@ -58,7 +61,7 @@ def load(
     check_offload(offload)
     shared = None if mesh is None else sampling_mesh(mesh, jax.local_devices())
     devices = jax.local_devices() if shared is None else list(shared.devices.flat)
-    name = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
+    default = "float32" if devices[0].platform == "cpu" else "bfloat16"
     cache.enable()
     if path is None and not EMBEDDED.is_dir():
         raise InputError(
@@ -68,7 +71,7 @@ def load(
     read = functools.partial(
         read_model,
         source,
-        dtype_of(name),
+        dtype_of(dtype or default),
         variant=variant,
         prediction_type=prediction_type,
         vae=vae,
@@ -76,23 +79,39 @@ def load(
         text_encoders=text_encoders,
     )
     folder = pathlib.Path(source)
+    name = folder.resolve().name
     if shared is None:
         place = replicated(data_mesh(devices))
     else:
         _check_split(read(only=()), shared)
         place = functools.partial(infer_sharding, mesh=shared)
-    if offload == TEXT:
-        parts = _with_texts_on_host(read, place, folder.name)
-    else:
-        parts = read(sharding=place)
-    return Pipeline(
-        parts,
-        name=folder.resolve().name,
-        devices=devices,
-        mesh=shared,
-        offload=offload,
-        folder=folder if folder.is_dir() else None,
-    )
+    parts = _with_texts_on_host(read, place, name) if offload == TEXT else read(sharding=place)
+    pipes = [
+        Pipeline(
+            stage,
+            name=f"{name}/{own}" if own else name,
+            devices=devices,
+            mesh=shared,
+            offload=offload,
+            folder=folder if folder.is_dir() else None,
+        )
+        for own, stage in parts.stages().items()
+    ]
+    return pipes[0] if len(pipes) == 1 else Cascade(*pipes)
+
+
+def models_of(loaded: Pipeline | Any) -> list[Any]:
+    """The models that `load` gave, in the order in which they run."""
+    return list(loaded.pipes) if isinstance(loaded, Cascade) else [loaded]
+
+
+def one_model(loaded: Pipeline | Any) -> Any:
+    """The model that `load` gave; InputError for several."""
+    first, *others = models_of(loaded)
+    if others:
+        names = ", ".join(pipe.family.name for pipe in (first, *others))
+        raise InputError(f"model: got a folder of several models ({names}), expected one model")
+    return first
 
 
 def _with_texts_on_host(
@@ -108,10 +127,10 @@ def _with_texts_on_host(
             f"offload: got {TEXT!r} where JAX sees no CPU, expected cpu among JAX_PLATFORMS"
         )
     described = read(only=())
-    family = family_of(described, name)
-    texts = {spec.component for spec in family.text_encoders}
+    families = [family_of(stage, name) for stage in described.stages().values()]
+    texts = {spec.component for family in families for spec in family.text_encoders}
     if not texts:
-        raise InputError(f"offload: got {TEXT!r} for {family.name}, which has no text encoder")
+        raise InputError(f"offload: got {TEXT!r} for {families[0].name}, which has no text encoder")
     parts = read(sharding=place, only=described.components.keys() - texts)
     offloaded = read(sharding=host, only=texts).components
     components = {

@@ -33,6 +33,7 @@ from jaxdiff.pipeline.compiled_model import CompiledModel
 from jaxdiff.pipeline.conditioning import PromptTokenizers
 from jaxdiff.pipeline.cost import nfe
 from jaxdiff.pipeline.defaults import model_defaults
+from jaxdiff.pipeline.image_embedder import ImageEmbedder
 from jaxdiff.pipeline.lora import LoRAManager
 from jaxdiff.pipeline.nonfinite import check_finite
 from jaxdiff.pipeline.offload import OffloadedModel, check_offload
@@ -76,16 +77,17 @@ class LoadedModel(Addons):
         self.text_encoders = list(encoders.values())
         self.schedule = self.family.schedule(parts.scheduler)
         self.prediction_type = self.family.prediction_type(parts.scheduler)
-        adapter = self.family.adapter(self.network, self.prediction_type)
+        self.adapter = self.family.adapter(self.network, self.prediction_type)
         self.defaults = model_defaults(parts, self.family, name)
         model = CompiledModel if check_offload(offload) is None else OffloadedModel
         self.stages = model(
             self.family,
             self.text_encoders,
-            adapter,
+            self.adapter,
             _of_unit_variance(self.codec, self.schedule),
             layout=DataParallel(self.devices) if mesh is None else OnMesh(mesh),
         )
+        self.image_embedder = ImageEmbedder(parts, self.stages, name)
         files = {c: parts.tokenizers[spec.tokenizer] for c, spec in specs.items()}
         tokenizers = {
             c: PromptTokenizer(tokenizer_of(each, specs[c].length, lowercases=specs[c].lowercases))
@@ -111,8 +113,9 @@ class LoadedModel(Addons):
             family=self.family,
             schedule=self.schedule,
             scheduler_options=SchedulerOptions.from_config(parts.scheduler, parts.class_name),
-            network=adapter,
+            network=self.adapter,
             codec=self.codec,
+            image_prompts=self.image_embedder.of_requests,
         )
         self._generator = ImageGenerator(
             self._facts, self.stages, self._tokenizers, self._auxiliary

@@ -50,7 +50,7 @@ class Pipeline(LoadedModel):
         facts, images, downscale = self._facts, {}, self.codec.config.downscale
         if any(given is not None for given in (image, original_image, mask)):
             own = image_inputs.own_images(self.family, image, original_image)
-            images = image_inputs.by_request(*own, mask, self.codec.config.latent_channels)
+            images = image_inputs.by_request(own, mask, self.codec.config.latent_channels)
             sized = image_inputs.with_image_defaults(options, images, self.family, downscale)
             options = cast(Options, sized)
         requests = resolve(
@@ -92,8 +92,8 @@ class Pipeline(LoadedModel):
 
         image, mask: initial images (PIL, uint8, or files) that `strength` changes, or scaled
             latents. The mask is white where the image is repainted and black where it is kept.
-            Models that enlarge an image take that one as `image`, and as `original_image` what they
-            change.
+            Models that enlarge or vary an image take that one as `image`, and as `original_image`
+            what they change.
         latents: unit-variance noise (b, h, w, c) instead of that of the seeds.
         vae_tile: tile size of the VAE in pixels. By default images above tiling.MAX_UNTILED pixels
             use tiles of tiling.TILE pixels, and smaller ones none.
@@ -170,6 +170,6 @@ class Pipeline(LoadedModel):
         By default the guidance scale is 1 and the sampler ddim. The way back has errors of first
         order in the length of the steps, which guidance enlarges. Raises InputError.
         """
-        requests = self.resolve(prompt, **inversion_options(image, options))
+        requests = self.resolve(prompt, **inversion_options(image, options, self.family))
         inverter = ImageInverter(self._facts, self.stages, self._tokenizers, self._auxiliary)
         return inverter.invert(requests, batch_size)

@@ -15,7 +15,7 @@ from jaxdiff.core.validate import in_range, multiple_of, one_of
 from jaxdiff.data.image_arrays import image_size
 from jaxdiff.diffusion.grids import SPACINGS, listed_timesteps
 from jaxdiff.families.base import Family
-from jaxdiff.families.options import accepted_options, request_options
+from jaxdiff.families.options import accepted_options, request_options, varies_image
 from jaxdiff.guidance.base import MAX_SCALE, RULES, is_unguided
 from jaxdiff.guidance.base import parse as parse_rule
 from jaxdiff.pipeline.prompts import parse_syntax, split_and
@@ -62,12 +62,14 @@ class Request:
     image: Any = dataclasses.field(default=None, compare=False, repr=False)
     mask: Any = dataclasses.field(default=None, compare=False, repr=False)
     noise: Float[NDArray, "*d"] | None = dataclasses.field(default=None, compare=False, repr=False)
+    # of which a network gets CLIP's embedding: PIL, uint8 (h, w, 3), or a path
+    image_prompt: Any = dataclasses.field(default=None, compare=False, repr=False)
     # what a network enlarges: PIL, uint8 (h, w, 3), a path, or floats in [-1, 1]
     low_resolution: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def given_arrays(self) -> tuple[bool, ...]:
-        """Whether image, mask, noise and low_resolution are given."""
+        """Whether image, mask, noise, image_prompt and low_resolution are given."""
         return tuple(getattr(self, name) is not None for name in _ARRAYS)
 
     @property
@@ -147,7 +149,7 @@ class Requests(tuple[Request, ...]):
 
 
 _TYPES: Mapping[str, Any] = get_type_hints(Request)
-_ARRAYS = ("image", "mask", "noise", "low_resolution")
+_ARRAYS = ("image", "mask", "noise", "image_prompt", "low_resolution")
 _NEGATIVES = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
 # fields that may differ between the images of a call
 _PER_IMAGE: dict[str, type] = {
@@ -188,7 +190,7 @@ def resolve(
     A single prompt with several seeds, scales, steps, other prompts or initial images gives one
     image for each. Height and width must be multiples of `vae_scale_factor` times the family's own.
     `network` is the model's adapter, which says what it can serve (None: everything). `images` has
-    the columns "image" and "mask". Raises InputError.
+    the columns of image, mask, image_prompt and low_resolution. Raises InputError.
     """
     read, chosen = request_options(), {k: v for k, v in options.items() if v is not None}
     extras = {name: chosen.pop(name) for name in read if name in chosen}
@@ -338,7 +340,7 @@ def check(request: Request, family: Family, network: Any, vae_scale_factor: int)
     for name in ("strength", "denoising_start", "mask") if request.image is None else ():
         if (value := getattr(request, name)) is not None:
             got = "a mask" if name == "mask" else value
-            image = "an original_image" if family.enlarges else "an image"
+            image = "an original_image" if family.enlarges or varies_image(family) else "an image"
             raise InputError(f"{name}: got {got} without {image}, expected {image} too")
     _check_family(request, family)
 
@@ -370,9 +372,10 @@ def _check_family(request: Request, family: Family) -> None:
     texts = [part.text for part in split_and(request.prompt, syntax=request.prompt_syntax)]
     texts.append(request.negative_prompt or "")
     accepted_options(family, request.extras)
-    if request.low_resolution is not None and not family.enlarges:
-        raise InputError(f"low_resolution: got an image, expected none for {family.name}")
-    names = ("guidance", "guidance_scale", "image", "mask", "strength", "denoising_start")
-    own = {name: getattr(request, name) for name in names}
+    read = {"low_resolution": family.enlarges, "image_prompt": varies_image(family)}
+    for name in (name for name in read if not read[name] and getattr(request, name) is not None):
+        raise InputError(f"{name}: got an image, expected none for {family.name}")
+    names = ("guidance", "guidance_scale", "image", "image_prompt", "mask", "strength")
+    own = {name: getattr(request, name) for name in (*names, "denoising_start")}
     for extra in family.extras:
         extra.check({**own, **request.extras}, texts)

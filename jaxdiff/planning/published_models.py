@@ -9,14 +9,17 @@ from typing import Any
 from flax import nnx
 
 from jaxdiff.checkpoints.components import CONFIG, Component, abstract_component
+from jaxdiff.checkpoints.folder_stages import FOLDER_STAGES
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.layout_glide import BASE_SCHEDULER, UPSAMPLER_SCHEDULER
 from jaxdiff.checkpoints.models import read_model
 from jaxdiff.checkpoints.pipelines import (
     DEFAULTS,
+    INDEX,
     PipelineComponents,
     abstract_pipeline,
-    read_scheduler,
+    read_index,
+    read_schedulers,
 )
 from jaxdiff.checkpoints.tokenizers import TokenizerFiles
 from jaxdiff.core.aliases import rename_settings
@@ -79,6 +82,13 @@ _FLUX_SCHEDULE = {
     "max_shift": 1.15,
     "base_image_seq_len": 256,
     "max_image_seq_len": 4096,
+}
+
+_UNCLIP_SCHEDULE: dict[str, Any] = {
+    "_class_name": "UnCLIPScheduler",
+    "num_train_timesteps": 1000,
+    "variance_type": "fixed_small_log",
+    "clip_sample": True,
 }
 
 
@@ -145,14 +155,7 @@ def _prior(class_name: str, prior: str, text_encoder: str) -> PublishedModel:
     return PublishedModel(
         class_name=class_name,
         components={"prior": ("prior", prior), "text_encoder": ("text", text_encoder)},
-        scheduler={
-            "_class_name": "UnCLIPScheduler",
-            "num_train_timesteps": 1000,
-            "prediction_type": "sample",
-            "variance_type": "fixed_small_log",
-            "clip_sample": True,
-            "clip_sample_range": 5.0,
-        },
+        scheduler=_UNCLIP_SCHEDULE | {"prediction_type": "sample", "clip_sample_range": 5.0},
     )
 
 
@@ -292,6 +295,47 @@ PUBLISHED_MODELS: dict[str, PublishedModel] = {
     "kandinsky-community/kandinsky-2-2-controlnet-depth": _kandinsky_22(
         "KandinskyV22ControlnetPipeline", "kandinsky22-controlnet"
     ),
+    "stabilityai/stable-diffusion-2-1-unclip": PublishedModel(
+        class_name="StableUnCLIPImg2ImgPipeline",
+        components={
+            "unet": ("unet", "stable-unclip-h"),
+            "vae": ("vae", "sd"),
+            "text_encoder": ("text", "openclip-h"),
+            "image_encoder": ("image", "openclip-h"),
+            "image_normalizer": ("unclip", "stable-unclip-h-normalizer"),
+        },
+        scheduler={
+            "_class_name": "DDIMScheduler",
+            "prediction_type": "v_prediction",
+            **_SD_SCHEDULE,
+        },
+        noising_schedulers={
+            "image_noising_scheduler": {
+                "_class_name": "DDPMScheduler",
+                "beta_schedule": "squaredcos_cap_v2",
+            }
+        },
+    ),
+    # The models in one repository.
+    "kakaobrain/karlo-v1-alpha/prior": _prior(
+        "UnCLIPPriorPipeline", "kandinsky21", "clip-l-projection"
+    ),
+    "kakaobrain/karlo-v1-alpha/decoder": PublishedModel(
+        class_name="UnCLIPDecoderPipeline",
+        components={
+            "decoder": ("unet", "karlo-decoder"),
+            "text_proj": ("unclip", "karlo-text-proj"),
+            "text_encoder": ("text", "clip-l-projection"),
+        },
+        scheduler=_UNCLIP_SCHEDULE | {"variance_type": "learned_range"},
+    ),
+    "kakaobrain/karlo-v1-alpha/super_res": PublishedModel(
+        class_name="UnCLIPSuperResolutionPipeline",
+        components=dict.fromkeys(
+            ("super_res_first", "super_res_last"), ("unet", "karlo-super-resolution")
+        ),
+        scheduler=_UNCLIP_SCHEDULE,
+    ),
     "facebook/DiT-XL-2-256": _dit("dit-xl-2-256"),
     "facebook/DiT-XL-2-512": _dit("dit-xl-2-512"),
 }
@@ -323,14 +367,17 @@ def published_model(
 ) -> tuple[Family, PipelineComponents]:
     """The family and the components of a pipeline folder or file, or of a published repository.
 
-    Weights are shapes: of files, headers and configs alone are read. The others, which are files or
-    folders too, are those of `jaxdiff.load`. InputError for what is not there.
+    Of a folder with several models FOLDER/NAME is one. Weights are shapes: of files, headers and
+    configs alone are read. The others, which are files or folders too, are those of `jaxdiff.load`.
+    InputError for what is not there.
     """
     options, others = {"dtype": dtype, "param_dtype": dtype}, {"base": base, "vae": vae}
     given = {name: place for name, place in others.items() if place is not None}
     plain = not given and not text_encoders and prediction_type is None
     if source in PUBLISHED_MODELS and plain:
         parts = PUBLISHED_MODELS[source].pipeline(**options)
+    elif plain and (stage := _stage(pathlib.Path(source))):
+        parts = _folder(pathlib.Path(source).parent, **options).stages()[stage]
     else:
         _check_there(source, given, by_name=plain)
         if pathlib.Path(source).is_dir() and plain:  # tokenizers may lack
@@ -344,8 +391,19 @@ def published_model(
                 text_encoders=text_encoders,
                 prediction_type=prediction_type,
             )
+    if stages := FOLDER_STAGES.get(parts.class_name):
+        names = " or ".join(f"{source}/{stage.name}" for stage in stages)
+        raise InputError(f"plan: model: got {source}, which is several models, expected {names}")
     modules = {name: component.module for name, component in parts.components.items()}
     return detect_family(parts.class_name, modules, parts.family_options, source=source), parts
+
+
+def _stage(path: pathlib.Path) -> str | None:
+    """The name of the model that `path` is in the folder with several that it is in, if it is."""
+    if not (path.parent / INDEX).is_file():
+        return None
+    stages = FOLDER_STAGES.get(read_index(path.parent)["_class_name"], ())
+    return next((stage.name for stage in stages if stage.name == path.name), None)
 
 
 def _check_there(
@@ -367,13 +425,15 @@ def _folder(folder: pathlib.Path, **options: Any) -> PipelineComponents:
     class_name, modules, plain = abstract_pipeline(folder, **options)
     defaults = folder / DEFAULTS
     stored = read_object(defaults) if defaults.exists() else {}
+    scheduler, of_stages = read_schedulers(folder)
     return PipelineComponents(
         class_name=class_name,
         components={
             name: Component(module=module, config=read_object(folder / name / CONFIG))
             for name, module in modules.items()
         },
-        scheduler=read_scheduler(folder),
+        scheduler=scheduler,
+        stage_schedulers=of_stages,
         options=plain,
         defaults=rename_settings(stored, source=str(defaults)),
     )

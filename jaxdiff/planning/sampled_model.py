@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.checkpoints.model_options import ModelOptions
+from jaxdiff.checkpoints.pipelines import IMAGE_ENCODER
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.checkpoints.timestep_grids import make_grid
 from jaxdiff.core.errors import InputError
@@ -158,13 +159,16 @@ def sampled_model(options: SamplingOptions) -> SampledModel:
     modules: dict[str, Any] = {name: each.module for name, each in parts.components.items()}
     prediction_type = family.prediction_type(parts.scheduler)
     texts = {spec.component: modules[spec.component] for spec in family.text_encoders}
+    network = family.adapter(modules[family.network], prediction_type)
+    own = {name: modules[name] for name in (IMAGE_ENCODER,) if name in modules}
+    own[family.network] = network.module
     codec = {} if family.latent_codec is None else {family.latent_codec: family.codec(modules)}
     return SampledModel(
         family=family,
-        network=family.adapter(modules[family.network], prediction_type),
+        network=network,
         codec=family.codec(modules),
         text_encoders=texts,
-        components=cast(Any, {family.network: modules[family.network], **codec, **texts}),
+        components=cast(Any, {**own, **codec, **texts}),
         schedule=family.schedule(parts.scheduler),
         scheduler_options=SchedulerOptions.from_config(parts.scheduler, parts.class_name),
         prediction_type=prediction_type,

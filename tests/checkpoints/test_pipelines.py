@@ -221,9 +221,8 @@ def test_scheduler_without_class(parts, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stable_unclip_is_refused_by_name(tmp_path):
-    name = "StableUnCLIPImg2ImgPipeline"
-    index = {"_class_name": name, "image_noising_scheduler": ["diffusers", "DDPMScheduler"]}
+def test_each_of_several_models_needs_a_scheduler(tmp_path):
+    index = {"_class_name": "StableUnCLIPPipeline", "scheduler": ["diffusers", "DDIMScheduler"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match=rf"_class_name: got {name}, which is Stable unCLIP"):
+    with pytest.raises(InputError, match=r"got no prior_scheduler, expected one"):
         read_pipeline(tmp_path)

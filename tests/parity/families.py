@@ -105,11 +105,10 @@ def text_encoder(cls, seed, **fields):
         vocab_size=40,
         hidden_size=12,
         intermediate_size=24,
-        projection_dim=10,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=LENGTH,
-        **{"eos_token_id": 39, "bos_token_id": 38} | fields,
+        **{"projection_dim": 10, "eos_token_id": 39, "bos_token_id": 38} | fields,
     )
     return randomise(cls(config), seed)
 

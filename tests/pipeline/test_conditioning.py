@@ -42,7 +42,7 @@ def time_ids(family, asked, prompted):
 
 
 def test_every_option_is_a_field_of_the_request_and_the_other_way_round():
-    images = {"image", "mask", "noise", "low_resolution"}
+    images = {"image", "mask", "noise", "image_prompt", "low_resolution"}
     assert {*Options.__annotations__, "prompt", "extras", *images} == {
         field.name for field in dataclasses.fields(Request)
     }

@@ -12,7 +12,7 @@ from jaxdiff.data import image_arrays
 from jaxdiff.data.image_arrays import image_array, mask_array
 from jaxdiff.models.build import param_dict
 from jaxdiff.pipeline.cascade import hires_fix, refine
-from jaxdiff.pipeline.image_inputs import by_request
+from jaxdiff.pipeline.image_inputs import CallImages, by_request
 from jaxdiff.pipeline.stages import Refiner
 
 PROMPT = "a small red circle"
@@ -278,4 +278,4 @@ def test_images_of_any_mode_and_masks_of_any_size():
 def test_a_scan_of_too_many_pixels_is_one_sentence(tmp_path):
     Image.new("1", (20000, 20000)).save(tmp_path / "scan.png")
     with pytest.raises(InputError, match=r"^image: got .*scan.png \(more than 178,956,970 pixels"):
-        by_request(tmp_path / "scan.png", None, None, 4)
+        by_request(CallImages(tmp_path / "scan.png"), None, 4)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import transformer_files
+import unclip_files
 from jax.sharding import Mesh
 
 import jaxdiff
@@ -19,6 +20,7 @@ from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.checkpoints.safetensors import write_tensors
 from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.trees import parameter_count
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
 from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.models.build import abstract, param_dict
@@ -328,6 +330,7 @@ LINEAR = VPSchedule(beta_schedule="linear", beta_start=0.0001, beta_end=0.02)
 KANDINSKY = VPSchedule(beta_start=0.00085, beta_end=0.012)
 KANDINSKY_DDPM = KANDINSKY, "epsilon", "ddpm:variance=learned_range", 512, 0
 # Family, schedule, prediction type, sampler, side in pixels, tokens of a prompt.
+COSINE = VPSchedule(beta_schedule="squaredcos_cap_v2")
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": (
         *("Stable Diffusion 1 or 2", VP, "epsilon", "pndm", 512, 77),
@@ -385,6 +388,16 @@ PUBLISHED = {
     "kandinsky-community/kandinsky-2-2-controlnet-depth": (
         *("Kandinsky 2.2 ControlNet", *KANDINSKY_DDPM),
     ),
+    "stabilityai/stable-diffusion-2-1-unclip": (
+        *("Stable unCLIP", VP, "v_prediction", "ddim", 768, 77),
+    ),
+    "kakaobrain/karlo-v1-alpha/prior": ("Karlo prior", COSINE, "sample", "ddpm", 1, 77),
+    "kakaobrain/karlo-v1-alpha/decoder": (
+        *("Karlo", COSINE, "epsilon", "ddpm:variance=learned_range", 64, 77),
+    ),
+    "kakaobrain/karlo-v1-alpha/super_res": (
+        *("Karlo super-resolution", COSINE, "epsilon", "ddpm", 256, 0),
+    ),
     "facebook/DiT-XL-2-256": ("DiT", LINEAR, "epsilon", "ddim", 256, 0),
     "facebook/DiT-XL-2-512": ("DiT", LINEAR, "epsilon", "ddim", 512, 0),
 }
@@ -439,6 +452,42 @@ def test_programs_of_published_models_are_traced(name, monkeypatch):
         wanted["text_encoders"] = (8, 1, tokens, 4096)
     for program, shape in wanted.items():
         assert jax.tree.leaves(programs[program].trace(8).out_info)[0].shape == shape
+
+
+# Of unCLIP's designs: what the loop gives for each image.
+UNCLIP = {
+    "stabilityai/stable-diffusion-2-1-unclip": (96, 96, 4),
+    "kakaobrain/karlo-v1-alpha/decoder": (64, 64, 3),
+    "kakaobrain/karlo-v1-alpha/super_res": (256, 256, 3),
+}
+
+
+@pytest.mark.parametrize("name", UNCLIP)
+def test_the_loops_of_unclip_are_traced(name):
+    options, model = published(name)
+    layout = OnMesh(sampling_mesh({"fsdp": 8}, jax.devices()))
+    programs = sampling_programs(model.with_defaults(options), model, layout)
+    assert jax.tree.leaves(programs["loop"].trace(8).out_info)[0].shape == (8, *UNCLIP[name])
+    weights = sum(parameter_count(param_dict(each)) for each in model.components.values())
+    stored = PUBLISHED_MODELS[name].components.items()
+    counts = {each: preset(*chosen).parameters for each, chosen in stored}
+    counts.pop("image_normalizer", None)  # its two vectors are read on the host
+    assert weights == sum(counts.values())
+
+
+def test_one_of_several_models_in_a_folder_is_planned(tmp_path):
+    folder = tmp_path / "karlo"
+    write_pipeline(folder, unclip_files.karlo(tmp_path / "parts"))
+    for name, family, size in (
+        *(("prior", "Karlo prior", 1), ("decoder", "Karlo", 8)),
+        ("super_res", "Karlo super-resolution", 16),
+    ):
+        model = sampled_model(SamplingOptions(plan=(), model=str(folder / name), dtype="float32"))
+        assert (model.family.name, model.defaults.height, model.defaults.steps) == (family, size, 2)
+    with pytest.raises(InputError, match=r"which is several models, expected .*karlo/prior or"):
+        sampled_model(SamplingOptions(plan=(), model=str(folder)))
+    with pytest.raises(InputError, match="expected a folder or file that is there"):
+        sampled_model(SamplingOptions(plan=(), model=str(folder / "nothing")))
 
 
 def test_a_prior_is_traced_for_embeddings(monkeypatch):
