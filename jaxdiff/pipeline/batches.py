@@ -289,15 +289,10 @@ class ImageGenerator:
         self, requests: Sequence[Request], settings: Settings, size: int
     ) -> list[PlannedBatch]:
         """The batches of at most `size` requests, in the order in which they are generated."""
-        groups = [
-            (numbers, Requests(requests[i] for i in numbers)) for numbers in by_batch_key(requests)
-        ]
-        tiles = [
-            tile_size(settings.vae_tile, (group[0].height, group[0].width), self._downscale)
-            for _, group in groups
-        ]
         batches = []
-        for (numbers, group), tile in zip(groups, tiles, strict=True):
+        for numbers in by_batch_key(requests):
+            group = Requests(requests[i] for i in numbers)
+            tile = tile_size(settings.vae_tile, (group[0].height, group[0].width), self._downscale)
             rule, scales = guidance_rule(group), guidance_scales(group)
             # how many chunks the prompts of each image have, for each network
             chunks = [reads.num_chunks(group, own) for reads, own in self._readers(rule)]
