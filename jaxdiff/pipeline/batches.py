@@ -84,8 +84,7 @@ class ModelFacts(NamedTuple):
             ends = request.step_range(
                 np.asarray(grid.t[0, :steps]),
                 grid.t.shape[1] - 1,
-                # As diffusers' pipelines of flows do it.
-                round_up=isinstance(self.schedule, FlowSchedule),
+                round_up=isinstance(self.schedule, FlowSchedule),  # as diffusers' pipelines do
             )
             first, last = (np.array([end], np.int32) for end in ends)
             rows.append(grid._replace(first=first, last=last))
@@ -298,9 +297,8 @@ class ImageGenerator:
             chunks = [reads.num_chunks(group, own) for reads, own in self._readers(rule)]
             for rows in make_batches(list(zip(*chunks, strict=True)), group, size):
                 batch = Requests(group[row] for row in rows)
-                own_scales = jax.tree.map(lambda values, r=rows: values[r], scales)
-                own_numbers = [numbers[row] for row in rows]
-                batches.append(PlannedBatch(own_numbers, batch, rule, own_scales, tile))
+                own = jax.tree.map(lambda values, r=rows: values[r], scales)
+                batches.append(PlannedBatch([numbers[i] for i in rows], batch, rule, own, tile))
         return batches
 
     def padding(self, count: int, size: int) -> Int[NDArray, "b"]:
