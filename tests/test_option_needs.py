@@ -21,8 +21,8 @@ ALONE = {
     "timestep_spacing eta height width image original_image mask strength hires_scale lora "
     "textual_inversion noise_level then refiner clip_skip max_sequence_length vae_tile "
     "prompt_syntax seed num_images batch_size dtype mesh offload output json",
-    evaluate: "model vae base text_encoders guidance_scale guidance classifier_scale steps sampler "
-    "timestep_spacing seed batch_size mesh prompt output",
+    evaluate: "model then vae base text_encoders guidance_scale guidance classifier_scale steps "
+    "sampler timestep_spacing seed batch_size mesh prompt output",
     sweep: "prompt scales guidance samplers steps negative_prompt classifier_scales clip_scales "
     "model vae base text_encoders guidance_model mesh evaluate measure_speed seed output",
     strip: "prompt show_steps model vae base text_encoders negative_prompt guidance guidance_scale "

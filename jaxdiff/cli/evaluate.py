@@ -4,6 +4,9 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
 
 from jaxdiff.checkpoints import model_options
 from jaxdiff.checkpoints.model_options import ModelOptions
@@ -33,6 +36,9 @@ class Options(ModelOptions):
     model: str | None = None
     """A diffusers folder, a checkpoint file, a Hub repository, or "renders" for exact renderings.
     Default: the embedded model."""
+    then: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A model that enlarges the images, or makes them of the embeddings of a prior, or
+    MODEL:NAME=VALUE,NAME=VALUE with options of its own. Repeat the option for several."""
     guidance_scale: float | None = None
     """Guidance scale. Default: the model's own."""
     guidance: str | None = None
@@ -78,19 +84,25 @@ def run(arguments: Sequence[str]) -> None:
         check_file(options.output)  # before any image is generated
     size = options.batch_size
     if options.model == "renders":
-        if given := options.components():
+        if given := options.components() | ({"then": options.then[0]} if options.then else {}):
             name, value = next(iter(given.items()))
             raise InputError(f"{name}: got {value!s:.80} for renders, expected a model")
         generate = judge.render_generator(prompts)
     else:
         import jaxdiff  # only now: bad arguments and --help need not wait for jax
-        from jaxdiff.pipeline.load import one_model
+        from jaxdiff.generation.models import StageOptions, check_addons
+        from jaxdiff.pipeline.load import models_of
         from jaxdiff.pipeline.request import check_options
 
         choices = {name: getattr(options, name) for name in CALL}
         check_options(choices)
-        pipe = one_model(jaxdiff.load(options.model, mesh=options.mesh, **options.components()))
-        generate = model_generator(pipe, judge, batch_size=size, **choices)
+        check_addons(then=options.then)
+        loaded = jaxdiff.load(options.model, mesh=options.mesh, **options.components())
+        first, *others = models_of(loaded)
+        stages = StageOptions(then=options.then).stages(first, None, others)
+        pipe = jaxdiff.Cascade(first, *stages) if stages else first
+        last = pipe.pipes[-1] if stages else first
+        generate = model_generator(pipe, judge, batch_size=size, last=last, **choices)
     report = evaluate_alignment(
         generate, judge, prompts, seed=options.seed, batch_size=size, probes=probes
     )

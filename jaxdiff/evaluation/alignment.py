@@ -151,12 +151,16 @@ def evaluate_alignment(
     return Report(accuracies=accuracies(answers), measures=measures)
 
 
-def model_generator(pipe: Any, judge: Judge, *, batch_size: int = 64, **options: Any) -> Generate:
+def model_generator(
+    pipe: Any, judge: Judge, *, batch_size: int = 64, last: Any = None, **options: Any
+) -> Generate:
     """The generator that calls `pipe` with `options` (guidance_scale, steps, ...).
 
-    InputError unless the judge can check images of the model's size.
+    `last` is the model of a cascade that makes the images; None: `pipe`. InputError unless the
+    judge can check images of its size.
     """
-    judge.check_model_size(pipe.defaults.height, pipe.defaults.width)
+    defaults = (pipe if last is None else last).defaults
+    judge.check_model_size(defaults.height, defaults.width)
 
     def generate(texts: list[str], seeds: list[int]) -> UInt8[NDArray, "n h w 3"]:
         call = {"seed": seeds, "batch_size": batch_size, "output": "numpy"}

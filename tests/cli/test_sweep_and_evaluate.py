@@ -5,12 +5,14 @@ import json
 import re
 import types
 
+import cascade_files
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
 
 import jaxdiff
+from jaxdiff.checkpoints.pipelines import write_pipeline
 from jaxdiff.cli import main
 from jaxdiff.core.aliases import ACCURACIES
 from jaxdiff.evaluation.image_grid import CELL, GAP, LABEL, LINE
@@ -278,3 +280,14 @@ def test_one_prompt_is_evaluated_over_seeds(capsys):
     out = capsys.readouterr().out
     assert re.search(r"two objects correct +1.000 ± 0.000  of 5\n", out)
     assert "circle" not in out
+
+
+def test_a_cascade_is_evaluated_at_the_size_of_its_last_images(tmp_path, capsys):
+    for name, parts in {"first": cascade_files.first, "second": cascade_files.second}.items():
+        write_pipeline(tmp_path / name, parts(tmp_path / f"of-{name}"))
+    second = f"{tmp_path / 'second'}:steps=2"
+    arguments = ["--model", str(tmp_path / "first"), "--then", second]
+    assert main.run("evaluate", arguments) == 2
+    assert capsys.readouterr().err.startswith("evaluate: model: got a default size of 16 x 16")
+    assert main.run("evaluate", ["--model", "renders", "--then", second]) == 2
+    assert capsys.readouterr().err.startswith("evaluate: then: got")
