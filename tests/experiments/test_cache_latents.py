@@ -234,7 +234,7 @@ def test_scenes_are_cached_as_the_source_draws_them(made, tmp_path, capsys):
     for more, message in (
         ([], "num_scenes: got none"),
         (["--num-scenes", "0"], "num_scenes: got 0"),
-        (["--num-scenes", "3", "--resolution", "32"], "data.resolution: got 32"),
+        (["--num-scenes", "3", "--resolution", "16"], "data.resolution: got 16"),
         (
             ["--num-scenes", "3", "--resolution", "65"],
             "data.resolution: got 65, expected a multiple",
