@@ -24,7 +24,7 @@ class ImagePrompt(Extra):
     reads_image_prompt: bool = False
 
     options: ClassVar[Mapping[str, Option]] = {IMAGE_EMBEDS: ImageEmbedding.options[IMAGE_EMBEDS]}
-    untrainable = ImageEmbedding.untrainable
+    untrainable = "got a network of texts and embeddings of images, expected one of either"
 
     def check(self, settings: Mapping[str, Any], texts: Sequence[str]) -> None:
         """InputError for none, for two, and for one of another width."""

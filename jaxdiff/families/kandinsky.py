@@ -3,9 +3,8 @@
 After unCLIP (2204.06125): the prior denoises CLIP's image embeddings, the decoder denoises latents
 of a VQ autoencoder (MoVQ, which quantises nothing here). The decoder of 2.1 reads a text beside the
 embedding, that of 2.2 the embedding alone. Both have variants for inpainting, and 2.2 one that
-takes an image of depths (ControlNet's hint).
-A decoder that is trained on the latents of an AutoencoderKL has that in its place; such folders are
-jaxdiff's own.
+takes an image of depths (ControlNet's hint). A decoder that is trained on the latents of an
+AutoencoderKL has that in its place; such folders are jaxdiff's own.
 """
 
 import dataclasses
@@ -24,12 +23,9 @@ from jaxdiff.families.components import has_mask_channels, required_component
 from jaxdiff.families.extras import Extra, ExtraInputs, Option
 from jaxdiff.families.image_embeddings import IMAGE_ENCODER, ImageEmbedding
 from jaxdiff.families.image_option import IMAGE_OPTION
-from jaxdiff.models.clip import CLIPTextModel
-from jaxdiff.models.latent_codec import ImageEmbeddings
+from jaxdiff.families.unclip_prior import check_prior, unclip_prior
 from jaxdiff.models.multilingual_clip.module import MultilingualCLIP
 from jaxdiff.models.network_adapter import CHANNELS
-from jaxdiff.models.prior.adapter import PriorAdapter
-from jaxdiff.models.prior.module import PriorTransformer
 from jaxdiff.models.unet.adapter import UNetAdapter
 from jaxdiff.models.unet.conditioning import HINT_SCALE
 from jaxdiff.models.unet.config import UNet2DConditionConfig
@@ -51,10 +47,6 @@ PIPELINE_CLASSES = (
     "KandinskyV22ControlnetImg2ImgPipeline",
 )
 _IMAGE_NOISE = VPSchedule(beta_start=1e-4, beta_end=0.02)
-
-
-def _embeddings(prior: PriorTransformer) -> ImageEmbeddings:
-    return ImageEmbeddings(prior.clip_mean, prior.clip_std)
 
 
 def _image_level(
@@ -132,19 +124,7 @@ class Hint(Extra):
         raise NotImplementedError(self.untrainable)
 
 
-PRIOR = Family(
-    name="Kandinsky 2.2 prior",
-    network="prior",
-    network_class=PriorTransformer,
-    adapter=PriorAdapter,
-    latent_codec=None,
-    embeddings=_embeddings,
-    image_encoder=IMAGE_ENCODER,
-    text_encoders=(
-        TextEncoder(pooled=True, mask="context_mask", max_chunks=1, skips_layers=False),
-    ),
-    defaults={"guidance_scale": 4.0, "steps": 25},
-)
+PRIOR = unclip_prior("Kandinsky 2.2 prior")
 PRIOR_21 = dataclasses.replace(PRIOR, name="Kandinsky 2.1 prior")
 DECODER = Family(
     name="Kandinsky 2.2",
@@ -183,7 +163,7 @@ def detect(
     """The family of `components`; InputError, from `source`, if they do not fit together."""
     if options["_class_name"] in _PRIORS:
         family = PRIOR_21 if options["_class_name"] == _PRIOR_21 else PRIOR
-        _check_prior(components, source)
+        check_prior(family, components, source)
         return family
     unet = required_component(components, "unet", UNet2DConditionModel, source)
     codec = required_component(components, "movq", (VQModel, AutoencoderKL), source)
@@ -208,19 +188,6 @@ def detect(
     return dataclasses.replace(family, latent_mask=_repainted, extras=(*extras, known(channels)))
 
 
-def _check_prior(components: Mapping[str, nnx.Module], source: str) -> None:
-    """InputError unless the text encoder gives what the prior takes."""
-    prior = required_component(components, "prior", PriorTransformer, source)
-    encoder = required_component(components, "text_encoder", CLIPTextModel, source)
-    config, text = cast(PriorTransformer, prior).config, cast(CLIPTextModel, encoder).config
-    wanted = {
-        "hidden_size": config.embedding_dim,
-        "projection_dim": config.pooled_width,
-        "max_position_embeddings": config.num_embeddings,
-    }
-    _check_fields(text, wanted, "prior", source)
-
-
 def _check_text_encoder(
     components: Mapping[str, nnx.Module], config: UNet2DConditionConfig, source: str
 ) -> None:
@@ -228,13 +195,8 @@ def _check_text_encoder(
     encoder = required_component(components, "text_encoder", MultilingualCLIP, source)
     text = cast(MultilingualCLIP, encoder).config
     wanted = {"hidden_size": config.encoder_hid_dim, "numDims": config.cross_attention_dim}
-    _check_fields(text, wanted, "UNet", source)
-
-
-def _check_fields(config: Any, wanted: Mapping[str, Any], network: str, source: str) -> None:
     for name, expected in wanted.items():
-        if (got := getattr(config, name)) != expected:
+        if (got := getattr(text, name)) != expected:
             raise InputError(
-                f"{source}: text_encoder: got {name} {got}, expected {expected}, as the "
-                f"{network} has"
+                f"{source}: text_encoder: got {name} {got}, expected {expected}, as the UNet has"
             )

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.base import Family, TextEncoder
 from jaxdiff.families.components import required_component
+from jaxdiff.families.image_embeddings import IMAGE_ENCODER
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.latent_codec import ImageEmbeddings
 from jaxdiff.models.prior.adapter import PriorAdapter
@@ -27,6 +28,7 @@ def unclip_prior(name: str, *, prefix: str = "") -> Family:
         adapter=PriorAdapter,
         latent_codec=None,
         embeddings=_embeddings,
+        image_encoder=IMAGE_ENCODER,
         text_encoders=(
             TextEncoder(
                 component=f"{prefix}text_encoder",

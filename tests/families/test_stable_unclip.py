@@ -13,12 +13,14 @@ import jaxdiff
 from jaxdiff.checkpoints.pipelines import read_pipeline, write_pipeline
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import VPSchedule
+from jaxdiff.experiments.base_model import load_base_model
 from jaxdiff.families.detection import detect_family
 from jaxdiff.models.build import abstract, with_params
 from jaxdiff.models.unclip import StableUnCLIPImageNormalizer, StableUnCLIPImageNormalizerConfig
 from jaxdiff.pipeline.cascade import Cascade
 from jaxdiff.pipeline.image_encoder import image_embeddings
 from jaxdiff.pipeline.load import one_model
+from jaxdiff.training.config import DiffusionObjective
 
 PROMPT, WIDTH = "a small red circle", unclip_files.WIDTH
 
@@ -166,3 +168,12 @@ def test_components_that_do_not_fit_are_refused(pipe, name, change, message):
     options = unclip_files.NOISING
     with pytest.raises(InputError, match=message):
         detect_family("StableUnCLIPImg2ImgPipeline", modules, options, source="model")
+
+
+def test_what_cannot_be_trained_is_named(tmp_path):
+    for name, make in {"one": unclip_files.variations, "two": unclip_files.with_prior}.items():
+        write_pipeline(tmp_path / name, make(tmp_path / f"of-{name}"))
+    with pytest.raises(InputError, match=r"objective\.pipeline: got a network of texts and embed"):
+        load_base_model(DiffusionObjective(pipeline=str(tmp_path / "one")))
+    with pytest.raises(InputError, match="which is several models"):
+        load_base_model(DiffusionObjective(pipeline=str(tmp_path / "two")))
