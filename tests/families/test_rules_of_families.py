@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import transformer_files as models
+import unclip_files
 
 from jaxdiff.checkpoints.pipelines import read_pipeline
 from jaxdiff.core.errors import InputError
@@ -63,10 +64,12 @@ MADE = {
     "sd3 with 10 blocks": lambda folder: deep(models.components("sd3", folder)),
     "pixart": pixart,
     "prior": cascade_files.prior,
+    "karlo super-resolution": lambda folder: unclip_files.karlo(folder).stages()["super_res"],
     **{name: functools.partial(models.components, name) for name in (*models.FAMILIES, *NEEDED)},
 }
 
 
+PROMPTS = {"karlo super-resolution": ""}  # which reads none
 SIZED = [name for name in MADE if name != "prior"]  # which generates no images
 
 
@@ -94,7 +97,7 @@ def sentence_of_streams(name, perturbed):
     latents = pipe.codec.latent_shape(*(8 * pipe.codec.config.downscale,) * 2)
     x, t = struct((2, *latents), jnp.float32), struct((2,), jnp.float32)
     try:
-        jax.eval_shape(functools.partial(adapter, **options), param_dict(pipe.network), x, t, cond)
+        jax.eval_shape(functools.partial(adapter, **options), param_dict(adapter.module), x, t, cond)
     except InputError as error:
         return str(error)
     return None
@@ -105,7 +108,7 @@ def sentence_of_request(pipe, rule):
     options = NEEDED.get(pipe.name, {})
     options |= {"height": 16, "width": 16} if pipe.name in SIZED else {}
     try:
-        pipe.resolve("1", guidance=rule, **options)
+        pipe.resolve(PROMPTS.get(pipe.name, "1"), guidance=rule, **options)
     except InputError as error:
         return str(error) if "perturbed" in str(error) else None
     return None
@@ -136,7 +139,7 @@ def test_sizes_are_refused_in_pixels(name, side):
     multiple = pipe.codec.config.downscale * pipe.family.latent_multiple
     sizes = {"height": 4 * multiple, "width": 4 * multiple}
     options = NEEDED.get(name, {}) | sizes
-    (request,) = pipe.resolve("1", **options)
+    (request,) = pipe.resolve(PROMPTS.get(pipe.name, "1"), **options)
     assert (request.height, request.width) == (4 * multiple,) * 2
     x = jax.ShapeDtypeStruct(
         (1, *(4 * pipe.family.latent_multiple,) * 2, pipe.codec.config.latent_channels), jnp.float32
@@ -145,9 +148,9 @@ def test_sizes_are_refused_in_pixels(name, side):
     shapes = adapter.conditioning_shapes(x.shape[1:3], 16)
     cond = {n: jax.ShapeDtypeStruct((1, *s.shape), s.dtype) for n, s in shapes.items()}
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    out = jax.eval_shape(adapter, param_dict(pipe.network), x, t, cond)
+    out = jax.eval_shape(adapter, param_dict(adapter.module), x, t, cond)
     assert out.shape[1:3] == x.shape[1:3]
     for wrong in (multiple + 1, multiple // 2 * 3):
         message = re.escape(f"{side}: got {wrong}, expected a multiple of {multiple} such as")
         with pytest.raises(InputError, match=f"^{message}"):
-            pipe.resolve("1", **options | {side: wrong})
+            pipe.resolve(PROMPTS.get(pipe.name, "1"), **options | {side: wrong})
