@@ -97,7 +97,8 @@ def sentence_of_streams(name, perturbed):
     latents = pipe.codec.latent_shape(*(8 * pipe.codec.config.downscale,) * 2)
     x, t = struct((2, *latents), jnp.float32), struct((2,), jnp.float32)
     try:
-        jax.eval_shape(functools.partial(adapter, **options), param_dict(adapter.module), x, t, cond)
+        call = functools.partial(adapter, **options)
+        jax.eval_shape(call, param_dict(adapter.module), x, t, cond)
     except InputError as error:
         return str(error)
     return None
