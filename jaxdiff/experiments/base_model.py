@@ -180,15 +180,13 @@ def _from_pipeline(objective: DiffusionObjective, models: ModelSource) -> BaseMo
     folders = dict.fromkeys(("weights", *components_of(model)), source)
     if "image_encoder" in folders:
         folders["image_encoder"] = objective.image_encoder or source
-    provided = (
-        {"image_encoder": None}
-        | folders
-        | {
-            "model": model,
-            "schedule": schedule,
-            "prediction_type": family.prediction_type(pipeline.scheduler),
-        }
-    )
+    provided = {
+        "image_encoder": None,
+        **folders,
+        "model": model,
+        "schedule": schedule,
+        "prediction_type": family.prediction_type(pipeline.scheduler),
+    }
     path = functools.cache(lambda: resolve_source(source))
     encoder = {str(family.image_encoder)} & pipeline.components.keys()
     return BaseModel(

@@ -41,7 +41,7 @@ from jaxdiff.experiments.experiment import (
 )
 from jaxdiff.experiments.latent_cache import check_latent_cache, read_latent_cache
 from jaxdiff.experiments.prior_preservation import prior_preservation_batches
-from jaxdiff.experiments.priors import embedding_likeness, with_statistics
+from jaxdiff.experiments.priors import check_evaluation, embedding_cosine, with_statistics
 from jaxdiff.experiments.procedural import image_side
 from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.experiments.training_methods import make_partition, make_training_method
@@ -197,6 +197,9 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
     caption_tokenizer, objective = method.caption_tokenizer, base.objective
     check_initial_weights(config, resumed=resumed)
     partition, is_prior = method.partition, base.family.embeddings is not None
+    if is_prior:
+        check_evaluation(objective)
+        objective = dataclasses.replace(objective, num_eval_images=0)
     if is_prior and base.begins_at_random:
         partition = with_statistics(partition, base, config)
     info = _check_caches(config, base, partition)
@@ -250,7 +253,7 @@ def diffusion_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtyp
         if is_prior:
             real, b = functools.partial(embed, params, frozen), len(validation["image"])
             inputs = validation | sampling_inputs(base, side, b, lambda: validation["image"])
-            metrics["embedding_likeness"] = embedding_likeness(images_of, real, inputs)
+            metrics["embedding_cosine"] = embedding_cosine(images_of, real, inputs)
             grid = None
         else:
             metrics |= evaluate(images_of, frozen.weights.get(str(base.family.latent_codec), {}))

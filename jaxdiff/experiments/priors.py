@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.experiments.base_model import BaseModel
 from jaxdiff.experiments.evaluation import Generate, in_batches
@@ -14,13 +15,23 @@ from jaxdiff.experiments.experiment import training_batches
 from jaxdiff.experiments.image_encoder import ImageEncoder
 from jaxdiff.families.image_embeddings import IMAGE_ENCODER
 from jaxdiff.models.build import with_params
-from jaxdiff.training.config import TrainConfig
+from jaxdiff.training.config import DiffusionObjective, TrainConfig
 from jaxdiff.training.objectives.diffusion import (
     InitialWeights,
     ParameterPartition,
 )
 
 NUM_MEASURED = 4096  # images behind the mean and the deviation of embeddings
+
+
+def check_evaluation(objective: DiffusionObjective) -> None:
+    """InputError for evaluation of images, of which a prior generates none."""
+    for name in ("num_eval_images", "eval_clip"):
+        if given := getattr(objective, name):
+            raise InputError(
+                f"objective.{name}: got {given} for a prior, expected it left out: it generates "
+                "embeddings, no images"
+            )
 
 
 def with_statistics(
@@ -58,7 +69,7 @@ def _statistics(
     return embeddings.mean(0).astype(np.float32), embeddings.std(0).astype(np.float32)
 
 
-def embedding_likeness(generate: Generate, embed: Generate, inputs: Mapping[str, NDArray]) -> float:
+def embedding_cosine(generate: Generate, embed: Generate, inputs: Mapping[str, NDArray]) -> float:
     """The mean cosine between embeddings that are generated of captions and those of their images.
 
     `embed` makes the latter; `inputs` are those of the sampler, with the images.

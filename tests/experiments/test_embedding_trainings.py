@@ -18,7 +18,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.experiments import priors
 from jaxdiff.experiments.base_model import load_base_model
-from jaxdiff.experiments.diffusion import wire_diffusion
+from jaxdiff.experiments.diffusion import diffusion_experiment, wire_diffusion
 from jaxdiff.experiments.experiment import FILES, training_batches
 from jaxdiff.experiments.training_methods import make_partition
 from jaxdiff.families.image_embeddings import IMAGE_EMBEDS, NEGATIVE
@@ -122,7 +122,7 @@ def test_a_prior_and_a_decoder_are_trained_and_generate_together(folder, monkeyp
         result = jaxdiff.train(config(folder, short), folder / name, progress=False)
         assert np.isfinite(result.metrics["loss"])
         stages.append(jaxdiff.load(result.export, dtype="float32"))
-    assert -1 <= result_of(folder / "prior")["validation_embedding_likeness"] <= 1
+    assert "validation_embedding_cosine" in result_of(folder / "prior")
     assert not (folder / "prior" / "samples").exists()
     assert (folder / "decoder" / "samples" / "step_000002.png").is_file()
     out = Cascade(*stages)("a star", seed=1, steps=2, output="numpy")
@@ -200,6 +200,23 @@ def test_an_image_encoder_is_given_where_the_network_needs_one(folder):
     wide = dataclasses.replace(DECODER, encoder_hid_dim=16)
     with pytest.raises(InputError, match=r"image_encoder: got embeddings of width 8, expected 16"):
         load_base_model(decoder(folder, model=wide))
+
+
+def test_the_cosine_is_that_of_the_angle_whatever_the_lengths():
+    angles = np.linspace(0, np.pi, 20)
+    made = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.arange(1, 21)[:, None]
+    inputs = {"made": made, "real": np.tile([3.0, 0.0], (20, 1))}
+    found = priors.embedding_cosine(lambda x: x["made"], lambda x: x["real"], inputs)
+    assert found == pytest.approx(np.cos(angles).mean(), abs=1e-6)
+    near = priors.embedding_cosine(lambda x: x["real"], lambda x: x["real"], inputs)
+    assert near == pytest.approx(1)
+
+
+@pytest.mark.parametrize("given", [{"num_eval_images": 8}, {"eval_clip": "clip"}])
+def test_a_prior_generates_no_images_to_evaluate(folder, tmp_path, given):
+    training = config(folder, prior(folder, **given))
+    with pytest.raises(InputError, match=rf"objective\.{next(iter(given))}: got .* for a prior"):
+        diffusion_experiment(training, tmp_path, jnp.float32)
 
 
 def test_cached_latents_have_no_images_to_embed(folder):
