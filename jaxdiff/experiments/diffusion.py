@@ -9,6 +9,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.checkpoints.pipelines import IMAGE_ENCODER
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Dtype, NDArray, dtype_of
@@ -45,7 +46,7 @@ from jaxdiff.experiments.priors import check_evaluation, embedding_cosine, with_
 from jaxdiff.experiments.procedural import image_side
 from jaxdiff.experiments.sample_grid import make_sampler, sampling_inputs
 from jaxdiff.experiments.training_methods import make_partition, make_training_method
-from jaxdiff.families.image_embeddings import IMAGE_EMBEDS, IMAGE_ENCODER
+from jaxdiff.families.image_embeddings import IMAGE_EMBEDS
 from jaxdiff.families.text_outputs import cached_columns, output_shapes
 from jaxdiff.parallel.distributed import gather_to_host
 from jaxdiff.training.config import (

@@ -8,13 +8,17 @@ from jaxdiff.checkpoints.clip_vision import clip_folder, image_processor_of, rea
 from jaxdiff.checkpoints.components import Component
 from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.loading import Placement, host_memory
-from jaxdiff.checkpoints.pipelines import IMAGE_PROCESSORS, PREPROCESSOR, PipelineComponents
+from jaxdiff.checkpoints.pipelines import (
+    IMAGE_ENCODER,
+    IMAGE_PROCESSORS,
+    PREPROCESSOR,
+    PipelineComponents,
+)
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Dtype
 from jaxdiff.experiments.experiment import ModelSource
 from jaxdiff.families.base import Family
-from jaxdiff.families.image_embeddings import IMAGE_ENCODER
 from jaxdiff.models.clip import CLIPVisionModel
 from jaxdiff.models.image_processor import CLIPImageProcessor
 

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.checkpoints.pipelines import IMAGE_ENCODER
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.experiments.base_model import BaseModel
 from jaxdiff.experiments.evaluation import Generate, in_batches
 from jaxdiff.experiments.experiment import training_batches
 from jaxdiff.experiments.image_encoder import ImageEncoder
-from jaxdiff.families.image_embeddings import IMAGE_ENCODER
 from jaxdiff.models.build import with_params
 from jaxdiff.training.config import DiffusionObjective, TrainConfig
 from jaxdiff.training.objectives.diffusion import (

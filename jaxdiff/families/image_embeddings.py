@@ -14,7 +14,6 @@ from jaxdiff.families.extras import Extra, ExtraInputs, Option
 from jaxdiff.guidance.base import parse
 
 IMAGE_EMBEDS, NEGATIVE = "image_embeds", "negative_image_embeds"
-IMAGE_ENCODER = "image_encoder"  # the component that makes them
 
 
 class EmbeddingOption(Option):

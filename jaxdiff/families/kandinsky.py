@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from flax import nnx
 
+from jaxdiff.checkpoints.pipelines import IMAGE_ENCODER
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Bool, Float, NDArray
 from jaxdiff.data.image_arrays import image_array
@@ -21,7 +22,7 @@ from jaxdiff.diffusion.schedules import VPSchedule
 from jaxdiff.families.base import Family, TextEncoder
 from jaxdiff.families.components import has_mask_channels, required_component
 from jaxdiff.families.extras import Extra, ExtraInputs, Option
-from jaxdiff.families.image_embeddings import IMAGE_ENCODER, ImageEmbedding
+from jaxdiff.families.image_embeddings import ImageEmbedding
 from jaxdiff.families.image_option import IMAGE_OPTION
 from jaxdiff.families.unclip_prior import check_prior, unclip_prior
 from jaxdiff.models.multilingual_clip.module import MultilingualCLIP

@@ -5,10 +5,10 @@ from typing import cast
 
 from flax import nnx
 
+from jaxdiff.checkpoints.pipelines import IMAGE_ENCODER
 from jaxdiff.core.errors import InputError
 from jaxdiff.families.base import Family, TextEncoder
 from jaxdiff.families.components import required_component
-from jaxdiff.families.image_embeddings import IMAGE_ENCODER
 from jaxdiff.models.clip import CLIPTextModel
 from jaxdiff.models.latent_codec import ImageEmbeddings
 from jaxdiff.models.prior.adapter import PriorAdapter
