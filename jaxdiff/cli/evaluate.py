@@ -86,7 +86,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.model == "renders":
         if given := options.components() | ({"then": options.then[0]} if options.then else {}):
             name, value = next(iter(given.items()))
-            raise InputError(f"{name}: got {value!s:.80} for renders, expected a model")
+            raise InputError(f"{name}: got {value!s:.80} for model renders, expected it left out")
         generate = judge.render_generator(prompts)
     else:
         import jaxdiff  # only now: bad arguments and --help need not wait for jax
