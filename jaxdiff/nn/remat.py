@@ -12,6 +12,7 @@ from jaxdiff.core.types import PyTree
 P = ParamSpec("P")
 R = TypeVar("R")
 SAVED_NAME = "kept"
+BETWEEN_BLOCKS = "between blocks"
 # The last is cuDNN's attention, which jax gives no other name.
 MATMUL_PRIMITIVES = ("dot_general", "conv_general_dilated", "dot_product_attention_fwd_wrapper")
 
@@ -19,6 +20,13 @@ MATMUL_PRIMITIVES = ("dot_general", "conv_general_dilated", "dot_product_attenti
 def save_for_backward(value: PyTree) -> PyTree:
     """Mark `value` as saved by "products", although no matrix product computed it."""
     return jax.tree.map(lambda x: checkpoint_name(x, SAVED_NAME), value)
+
+
+def save_between_blocks(value: PyTree) -> PyTree:
+    """Mark the arrays in `value` as inputs of a network or block: see `saved_beside_shards`."""
+    return jax.tree.map(
+        lambda x: checkpoint_name(x, BETWEEN_BLOCKS) if isinstance(x, jax.Array) else x, value
+    )
 
 
 def _is_matmul(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -37,6 +45,16 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 }
 
 
+def saved_beside_shards(remat: str) -> Callable[..., Any]:
+    """The policy of a loss that gathers its weights again for the backward pass.
+
+    A policy around blocks decides inside them too. So it is theirs, which `remat` names in REMAT
+    and which is not "none", and what is marked as the input of a network or block is saved.
+    """
+    between = _policies.save_only_these_names(BETWEEN_BLOCKS)
+    return _policies.save_from_both_policies(REMAT[remat], between)
+
+
 def remat(
     call: Callable[Concatenate[Any, P], R],
 ) -> Callable[Concatenate[Any, P], R]:
@@ -49,6 +67,9 @@ def remat(
     def call_with_remat(block: Any, *arrays: P.args, **named: P.kwargs) -> R:
         apply = functools.partial(call, block)
         policy = REMAT[block.remat]
-        return (apply if policy is None else jax.checkpoint(apply, policy=policy))(*arrays, **named)
+        if policy is None:
+            return apply(*arrays, **named)
+        arrays, named = save_between_blocks((arrays, named))
+        return jax.checkpoint(apply, policy=policy)(*arrays, **named)
 
     return call_with_remat

@@ -51,9 +51,12 @@ def make_program(
     optimiser: OptimiserConfig = OptimiserConfig(),  # noqa: B008 - it is frozen
     ema: EMAConfig = EMAConfig(),  # noqa: B008
     gradient_accumulation_steps: int = 1,
+    saved_beside_shards: Callable[..., Any] | None = None,
 ) -> TrainProgram:
     """The program of a training of `steps` steps; `frozen` are frozen weights, or their shapes.
 
+    With a policy `saved_beside_shards` of what is saved from the forward pass, weights that it
+    gathered are dropped, and gathered again for the backward pass (ZeRO stage 3, 1910.02054).
     Raises InputError for learning rate multipliers that match no weight.
     """
     multipliers = lr_multipliers(task.shapes, optimiser)
@@ -77,14 +80,23 @@ def make_program(
             return function
         return lambda weights, *others: function(all_gather_fsdp(weights, parts), *others)
 
+    def loss_of_shards(params: PyTree, frozen: PyTree, *others: Any) -> Any:
+        whole = all_gather_fsdp(frozen, infer_shardings(frozen, mesh))
+        return task.loss(all_gather_fsdp(params, param_shardings), whole, *others)
+
+    loss = gathered(task.loss, param_shardings)
+    frozen_at_step = gathered(task.frozen_at_step, frozen_shardings)
+    if saved_beside_shards is not None:
+        loss = jax.checkpoint(loss_of_shards, policy=saved_beside_shards)
+        frozen_at_step = task.frozen_at_step
     step = make_step(
-        stop_gradients_for(gathered(task.loss, param_shardings), frozen_paths),
+        stop_gradients_for(loss, frozen_paths),
         transform,
         learning_rate(optimiser, steps),
         ema,
         task.project_params,
         gradient_accumulation_steps,
-        gathered(task.frozen_at_step, frozen_shardings),
+        frozen_at_step,
     )
     compiled = compile_step(
         step, mesh, state_shardings, frozen_shardings, transformer=task.transformer
