@@ -14,7 +14,9 @@ from jaxdiff.training.config import (
     CLIPObjective,
     DataConfig,
     DiffusionObjective,
+    DistillationObjective,
     EMAConfig,
+    MeshConfig,
     OptimiserConfig,
     TrainConfig,
     VAEObjective,
@@ -49,6 +51,28 @@ CONFIG = TrainConfig(objective=VAEObjective(), steps=10, batch_size=4)
 def test_impossible_trainings_are_refused(changes):
     with pytest.raises(InputError, match="got"):
         dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize(
+    ("objective", "remat"),
+    [
+        (VAEObjective(), None),
+        (DiffusionObjective(pipeline="here"), "none"),
+        (DistillationObjective(teacher="here", remat="blocks"), "blocks"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_weights_are_gathered_again_only_between_blocks(objective, remat):
+    assert getattr(objective, "remat", None) == remat
+    with pytest.raises(InputError, match=r"mesh\.reshard_after_forward: got true, expected a Diff"):
+        dataclasses.replace(
+            CONFIG, objective=objective, mesh=MeshConfig(fsdp=8, reshard_after_forward=True)
+        )
+
+
+def test_weights_that_are_not_shared_are_not_gathered_again():
+    with pytest.raises(InputError, match=r"reshard_after_forward: got true with mesh\.fsdp 1"):
+        MeshConfig(data=8, reshard_after_forward=True)
 
 
 @pytest.mark.parametrize(

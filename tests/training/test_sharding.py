@@ -1,6 +1,9 @@
 """One training on meshes of all kinds: the same losses, and nobody holds more than their part."""
 
+import collections
+import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -10,6 +13,7 @@ from tiny_training import OBJECTIVE
 
 from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from jaxdiff.nn.remat import saved_beside_shards
 from jaxdiff.parallel.mesh import (
     batch_sharding,
     device_put_global,
@@ -41,20 +45,25 @@ CONTRAST = CLIPObjective(
 )
 
 
-@functools.cache
-def trained(sizes):
-    """Losses of a few steps, and the state after them."""
-    mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
-    frozen = tiny_training.frozen()
-    learn = diffusion_task(OBJECTIVE, train_denoiser(SD, tiny_training.networks()))
-    program = make_program(
-        learn,
+def program_on(mesh, frozen, remat="none", *, reshard=False):
+    objective = dataclasses.replace(OBJECTIVE, remat=remat)
+    return make_program(
+        diffusion_task(objective, train_denoiser(SD, tiny_training.networks(objective))),
         frozen,
         mesh,
         steps=STEPS,
         optimiser=OptimiserConfig(learning_rate=1e-2, warmup_steps=1),
         ema=EMAConfig(decay=0.9),
+        saved_beside_shards=saved_beside_shards(remat) if reshard else None,
     )
+
+
+@functools.cache
+def trained(sizes, remat="none", *, reshard=False):
+    """Losses of a few steps, and the state after them."""
+    mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+    frozen = tiny_training.frozen()
+    program = program_on(mesh, frozen, remat, reshard=reshard)
     state = program.init(2)
     frozen, base = (
         jax.tree.map(device_put_global, frozen, program.frozen_shardings),
@@ -78,6 +87,39 @@ def test_the_loss_curve_is_that_of_one_device(sizes):
     losses, _ = trained(sizes)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert len(set(losses)) == STEPS
+
+
+@pytest.mark.parametrize("remat", ["blocks", pytest.param("products", marks=pytest.mark.slow)])
+def test_weights_that_are_gathered_again_train_as_those_that_are_kept(remat):
+    expected, _ = trained((1, 1, 1))
+    losses, _ = trained((2, 2, 2), remat, reshard=True)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_the_backward_pass_gathers_again_what_blocks_need():
+    """As the compiler sees it: each weight of a block once more, and nothing of a frozen network.
+
+    What the VAE and the text encoder gave is kept.
+    """
+
+    def gathers(*, reshard):
+        mesh = make_mesh(1, 8, 1)
+        program = program_on(mesh, tiny_training.frozen(), "blocks", reshard=reshard)
+        batch = {
+            "image": jax.ShapeDtypeStruct((8, 8, 8, 3), np.float32),
+            "ids": jax.ShapeDtypeStruct((8, 5), np.int32),
+        }
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        frozen = jax.eval_shape(tiny_training.frozen)
+        lowered = program.step.lower(program.state_shapes, frozen, batch, key)
+        shapes = re.findall(r"= f32\[(\S+)\]\S+ all-gather\(", lowered.compile().as_text())
+        return collections.Counter(shapes)
+
+    kept, again = gathers(reshard=False), gathers(reshard=True)
+    for kernel in ("3,3,8,8", "32,8", "8,64"):  # convolutions, both ways of perceptrons
+        assert kept[kernel]
+        assert again[kernel] == 2 * kept[kernel]
+    assert again["20,8"] == kept["20,8"] == 1  # of the text encoder
 
 
 @pytest.mark.parametrize("sizes", BY_MESH)
