@@ -26,7 +26,6 @@ from jaxdiff.experiments.datasets import dataset_captions, open_dataset
 from jaxdiff.experiments.procedural import image_side, procedural_dataset
 from jaxdiff.families.detection import family_of
 from jaxdiff.models.build import param_dict
-from jaxdiff.nn.remat import saved_beside_shards
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, device_put_global, replicated
 from jaxdiff.training.config import (
     IMAGE_KINDS,
@@ -95,11 +94,7 @@ class Wiring(NamedTuple):
             optimiser=config.optimiser,
             ema=config.ema,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
-            saved_beside_shards=(
-                saved_beside_shards(getattr(config.objective, "remat", "none"))
-                if config.mesh.reshard_after_forward
-                else None
-            ),
+            reshard_after_forward=config.mesh.reshard_after_forward,
         )
 
 

@@ -1,32 +1,32 @@
 """Rematerialisation: what the forward pass saves for the backward pass, and what is recomputed."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
+from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxdiff.core.types import PyTree
+from jaxdiff.core.types import Array, PyTree
 
+Gather = Callable[[str, Array], Array]  # path, shard -> the whole weight
 P = ParamSpec("P")
 R = TypeVar("R")
 SAVED_NAME = "kept"
-BETWEEN_BLOCKS = "between blocks"
 # The last is cuDNN's attention, which jax gives no other name.
 MATMUL_PRIMITIVES = ("dot_general", "conv_general_dilated", "dot_product_attention_fwd_wrapper")
+# Inside `regathering`: id of a gathered weight -> its shard, and what gathers that.
+_SHARDS: contextvars.ContextVar[Mapping[int, tuple[Array, Callable[[Array], Array]]]] = (
+    contextvars.ContextVar("shards")
+)
 
 
 def save_for_backward(value: PyTree) -> PyTree:
     """Mark `value` as saved by "products", although no matrix product computed it."""
     return jax.tree.map(lambda x: checkpoint_name(x, SAVED_NAME), value)
-
-
-def save_between_blocks(value: PyTree) -> PyTree:
-    """Mark the arrays in `value` as inputs of a network or block: see `saved_beside_shards`."""
-    return jax.tree.map(
-        lambda x: checkpoint_name(x, BETWEEN_BLOCKS) if isinstance(x, jax.Array) else x, value
-    )
 
 
 def _is_matmul(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -45,16 +45,6 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 }
 
 
-def saved_beside_shards(remat: str) -> Callable[..., Any]:
-    """The policy of a loss that gathers its weights again for the backward pass.
-
-    A policy around blocks decides inside them too. So it is theirs, which `remat` names in REMAT
-    and which is not "none", and what is marked as the input of a network or block is saved.
-    """
-    between = _policies.save_only_these_names(BETWEEN_BLOCKS)
-    return _policies.save_from_both_policies(REMAT[remat], between)
-
-
 def remat(
     call: Callable[Concatenate[Any, P], R],
 ) -> Callable[Concatenate[Any, P], R]:
@@ -65,11 +55,43 @@ def remat(
 
     @functools.wraps(call)
     def call_with_remat(block: Any, *arrays: P.args, **named: P.kwargs) -> R:
-        apply = functools.partial(call, block)
         policy = REMAT[block.remat]
         if policy is None:
-            return apply(*arrays, **named)
-        arrays, named = save_between_blocks((arrays, named))
-        return jax.checkpoint(apply, policy=policy)(*arrays, **named)
+            return call(block, *arrays, **named)
+        graph, weights = nnx.split(block)
+        gathered, tree = jax.tree.flatten(weights)
+        shards = _SHARDS.get({})
+        sources = [shards.get(id(weight), (weight, _unchanged)) for weight in gathered]
+
+        def apply(sharded: list[Array], *arrays: P.args, **named: P.kwargs) -> R:
+            whole = [gather(w) for w, (_, gather) in zip(sharded, sources, strict=True)]
+            return call(nnx.merge(graph, jax.tree.unflatten(tree, whole)), *arrays, **named)
+
+        return jax.checkpoint(apply, policy=policy)([w for w, _ in sources], *arrays, **named)
 
     return call_with_remat
+
+
+def _unchanged(weight: Array) -> Array:
+    return weight
+
+
+@contextlib.contextmanager
+def regathering(
+    gathered: Mapping[str, Array], shards: Mapping[str, Array], gather: Gather
+) -> Iterator[None]:
+    """Rematerialised blocks that are called with weights of `gathered` read `shards` instead.
+
+    They gather them by themselves, and so once more in the backward pass, where nothing but the
+    shards was kept. The keys are the paths of weights.
+    """
+    token = _SHARDS.set(
+        {
+            id(weight): (shards[path], functools.partial(gather, path))
+            for path, weight in gathered.items()
+        }
+    )
+    try:
+        yield
+    finally:
+        _SHARDS.reset(token)

@@ -112,13 +112,14 @@ def shardings(shapes: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, 
     }
 
 
-def all_gather_fsdp(weights: PyTree, parts: PyTree) -> PyTree:
+def all_gather_fsdp(weights: PyTree, parts: PyTree, *, reduce_at_once: bool = False) -> PyTree:
     """`weights`, sharded as in `parts`, gathered along "fsdp" where they are used.
 
     Their gradients are reduced and sharded like the weights. Left to itself the
     compiler would rather cut a product into one for each part of its weight as it arrives or
     leaves, too narrow for a matrix unit. A table of positions is left as it is: a network uses a
-    small part of it, which the compiler cuts out before it gathers.
+    small part of it, which the compiler cuts out before it gathers. With `reduce_at_once` no
+    gradient is kept whole until the optimiser reads its part.
     """
 
     def whole(part: NamedSharding) -> NamedSharding:
@@ -134,7 +135,8 @@ def all_gather_fsdp(weights: PyTree, parts: PyTree) -> PyTree:
             return lax.with_sharding_constraint(x, whole(part))
 
         def back(_: None, gradient: Array) -> tuple[Array]:
-            return (lax.with_sharding_constraint(move(gradient), part),)
+            reduced = lax.with_sharding_constraint(move(gradient), part)
+            return (lax.optimization_barrier(reduced) if reduce_at_once else reduced,)
 
         move.defvjp(lambda x: (move(x), None), back)
         return move(weight)

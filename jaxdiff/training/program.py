@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxdiff.core.types import PyTree
+from jaxdiff.core.types import Array, PyTree
+from jaxdiff.nn.remat import regathering
 from jaxdiff.parallel.mesh import FSDP, device_put_global
 from jaxdiff.parallel.sharding import (
     all_gather_fsdp,
@@ -51,13 +52,13 @@ def make_program(
     optimiser: OptimiserConfig = OptimiserConfig(),  # noqa: B008 - it is frozen
     ema: EMAConfig = EMAConfig(),  # noqa: B008
     gradient_accumulation_steps: int = 1,
-    saved_beside_shards: Callable[..., Any] | None = None,
+    reshard_after_forward: bool = False,
 ) -> TrainProgram:
     """The program of a training of `steps` steps; `frozen` are frozen weights, or their shapes.
 
-    With a policy `saved_beside_shards` of what is saved from the forward pass, weights that it
-    gathered are dropped, and gathered again for the backward pass (ZeRO stage 3, 1910.02054).
-    Raises InputError for learning rate multipliers that match no weight.
+    With `reshard_after_forward` blocks with rematerialisation gather their parameters along "fsdp"
+    in the forward pass, and again in the backward pass (ZeRO stage 3, 1910.02054). Raises
+    InputError for learning rate multipliers that match no weight.
     """
     multipliers = lr_multipliers(task.shapes, optimiser)
     frozen_paths = {path for path, value in multipliers.items() if not value or is_constant(path)}
@@ -80,23 +81,26 @@ def make_program(
             return function
         return lambda weights, *others: function(all_gather_fsdp(weights, parts), *others)
 
-    def loss_of_shards(params: PyTree, frozen: PyTree, *others: Any) -> Any:
-        whole = all_gather_fsdp(frozen, infer_shardings(frozen, mesh))
-        return task.loss(all_gather_fsdp(params, param_shardings), whole, *others)
+    def gather(path: str, weight: Array) -> Array:
+        parts = {path: param_shardings[path]}
+        return all_gather_fsdp({path: weight}, parts, reduce_at_once=True)[path]
 
-    loss = gathered(task.loss, param_shardings)
-    frozen_at_step = gathered(task.frozen_at_step, frozen_shardings)
-    if saved_beside_shards is not None:
-        loss = jax.checkpoint(loss_of_shards, policy=saved_beside_shards)
-        frozen_at_step = task.frozen_at_step
+    def loss_of_shards(params: dict[str, Array], *others: Any) -> Any:
+        whole = {path: gather(path, weight) for path, weight in params.items()}
+        with regathering(whole, params, gather):
+            return task.loss(whole, *others)
+
     step = make_step(
-        stop_gradients_for(loss, frozen_paths),
+        stop_gradients_for(
+            loss_of_shards if reshard_after_forward else gathered(task.loss, param_shardings),
+            frozen_paths,
+        ),
         transform,
         learning_rate(optimiser, steps),
         ema,
         task.project_params,
         gradient_accumulation_steps,
-        frozen_at_step,
+        gathered(task.frozen_at_step, frozen_shardings),
     )
     compiled = compile_step(
         step, mesh, state_shardings, frozen_shardings, transformer=task.transformer

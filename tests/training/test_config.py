@@ -16,6 +16,7 @@ from jaxdiff.training.config import (
     DiffusionObjective,
     DistillationObjective,
     EMAConfig,
+    LoRA,
     MeshConfig,
     OptimiserConfig,
     TrainConfig,
@@ -58,6 +59,7 @@ def test_impossible_trainings_are_refused(changes):
     [
         (VAEObjective(), None),
         (DiffusionObjective(pipeline="here"), "none"),
+        (DiffusionObjective(pipeline="here", trainable=LoRA(), remat="blocks"), "blocks"),
         (DistillationObjective(teacher="here", remat="blocks"), "blocks"),
     ],
     ids=lambda each: type(each).__name__,

@@ -13,7 +13,6 @@ from tiny_training import OBJECTIVE
 
 from jaxdiff.families.stable_diffusion import SD
 from jaxdiff.models.clip_config import CLIPTextConfig, CLIPVisionConfig
-from jaxdiff.nn.remat import saved_beside_shards
 from jaxdiff.parallel.mesh import (
     batch_sharding,
     device_put_global,
@@ -54,7 +53,7 @@ def program_on(mesh, frozen, remat="none", *, reshard=False):
         steps=STEPS,
         optimiser=OptimiserConfig(learning_rate=1e-2, warmup_steps=1),
         ema=EMAConfig(decay=0.9),
-        saved_beside_shards=saved_beside_shards(remat) if reshard else None,
+        reshard_after_forward=reshard,
     )
 
 

@@ -107,12 +107,15 @@ class TrainConfig:
                 f"gradient_accumulation_steps: got {self.gradient_accumulation_steps}, expected 1: "
                 "CLIP contrasts each caption with the whole batch"
             )
-        if self.mesh.reshard_after_forward and (
-            not isinstance(self.objective, DiffusionObjective) or self.objective.remat == "none"
+        objective = self.objective
+        if self.mesh.reshard_after_forward and not (
+            isinstance(objective, DiffusionObjective)
+            and isinstance(objective.trainable, Full)
+            and objective.remat != "none"
         ):
             raise InputError(
-                "mesh.reshard_after_forward: got true, expected a DiffusionObjective with "
-                "objective.remat blocks (or products)"
+                "mesh.reshard_after_forward: got true, expected a DiffusionObjective of all "
+                "weights (trainable Full) with objective.remat blocks or products"
             )
         if self.batch_size % self.data.variations:
             raise InputError(

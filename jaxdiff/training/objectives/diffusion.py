@@ -25,7 +25,6 @@ from jaxdiff.models.build import initial_weights, param_dict, with_params
 from jaxdiff.models.image_processor import CLIPImageProcessor
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.models.vae import sample_latents
-from jaxdiff.nn.remat import save_between_blocks
 from jaxdiff.parallel.sharding import ANY, Rules
 from jaxdiff.training.config import DiffusionObjective, TimestepSampling
 from jaxdiff.training.objectives.image_columns import columns_of_images
@@ -295,7 +294,6 @@ def diffusion_task(
             num_patches(x0) if config.timestep_shift_by_resolution else None,
         )
         eps = offset_noise(noise_key, x0.shape, config.noise_offset).astype(x0.dtype)
-        x0, cond, eps = save_between_blocks((x0, cond, eps))
         weights = tables[model.family.network]
         call = functools.partial(model.network, weights, cond=cond, **options)
         per_image, bound = denoising_losses(config, call, x0, t, eps)
