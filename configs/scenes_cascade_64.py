@@ -46,10 +46,10 @@ config = TrainConfig(
     optimiser=OptimiserConfig(
         name="muon", learning_rate=2e-3, warmup_steps=100, decay_fraction=0.3
     ),
-    steps=1250,
+    steps=800,
     batch_size=32,
     ema=EMAConfig(decay=0.995),
     log_every=50,
-    checkpoint_every=200,
-    sample_every=625,
+    checkpoint_every=100,
+    sample_every=400,
 )

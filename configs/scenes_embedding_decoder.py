@@ -47,10 +47,10 @@ config = TrainConfig(
     optimiser=OptimiserConfig(
         name="muon", learning_rate=2e-3, warmup_steps=200, decay_fraction=0.3
     ),
-    steps=1_300,
+    steps=950,
     batch_size=128,
     ema=EMAConfig(decay=0.999),
     log_every=50,
     checkpoint_every=250,
-    sample_every=650,
+    sample_every=475,
 )
