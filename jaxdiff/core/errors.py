@@ -1,5 +1,8 @@
 """The exceptions whose message is all that the user needs."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """Bad input, in one sentence `name: got X, expected Y`; the command line exits with 2.
@@ -13,6 +16,15 @@ class InputError(ValueError):
 
 class WriteError(InputError):
     """A place that cannot be written to (any more): no permission, no space, no such folder."""
+
+
+@contextlib.contextmanager
+def errors_of(field: str) -> Iterator[None]:
+    """Names the `field` that led to an InputError, such as one of the file that it names."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from None
 
 
 def os_error_message(error: OSError) -> str:

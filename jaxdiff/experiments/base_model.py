@@ -22,7 +22,7 @@ from jaxdiff.checkpoints.schedulers import (
     vp_schedule_config,
 )
 from jaxdiff.checkpoints.weights import digest, find_weights
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, errors_of
 from jaxdiff.core.types import Dtype, Int, NDArray
 from jaxdiff.data.texts import CaptionTokenizer
 from jaxdiff.diffusion.schedules import FlowSchedule, VPSchedule
@@ -210,8 +210,13 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
     network, codec = family.network, family.latent_codec
     text_folder = pathlib.Path(str(objective.text_encoder))
     folders = {} if codec is None else {codec: pathlib.Path(str(objective.vae))}
-    folders |= {spec.component: text_folder / spec.component for spec in family.text_encoders}
-    modules = {name: models.component(folder) for name, folder in folders.items()}
+    with errors_of("objective.vae"):
+        modules = {name: models.component(folder) for name, folder in folders.items()}
+    texts = {spec.component: text_folder / spec.component for spec in family.text_encoders}
+    with errors_of("objective.text_encoder"):
+        modules |= {name: models.component(folder) for name, folder in texts.items()}
+        tokenizers = models.tokenizers(text_folder) if texts else {}
+    folders |= texts
     if codec is not None:
         check_channels(objective, cast(Any, modules[codec]))
     # Its config is the objective's, also where its weights are read.
@@ -246,7 +251,7 @@ def _from_components(objective: DiffusionObjective, models: ModelSource) -> Base
         scheduler=scheduler,
         # of the noise of images to enlarge, if they are
         noising_schedulers={NOISING_SCHEDULER: scheduler} if objective.vae == PIXELS else {},
-        tokenizers=models.tokenizers(text_folder) if family.text_encoders else {},
+        tokenizers=tokenizers,
         class_name=class_name,
         options=options,
         defaults={
@@ -333,7 +338,8 @@ def check_initial_weights(config: TrainConfig, *, resumed: bool) -> None:
     if objective.weights is None or replaced:
         return
     shapes = param_dict(abstract(class_of_config(objective.model).module, objective.model))
-    stored = param_dict(FILES.component(pathlib.Path(str(objective.weights))))
+    with errors_of("objective.weights"):
+        stored = param_dict(FILES.component(pathlib.Path(str(objective.weights))))
     for path in sorted(stored.keys() | shapes):
         got, wanted = (table[path].shape if path in table else None for table in (stored, shapes))
         if got != wanted:

@@ -11,7 +11,7 @@ from jaxdiff.checkpoints.jsonfiles import write_object
 from jaxdiff.checkpoints.pipelines import CLASSIFIER
 from jaxdiff.checkpoints.weights import digest, find_weights
 from jaxdiff.core.configs import to_mapping
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, errors_of
 from jaxdiff.core.types import Array, Dtype
 from jaxdiff.experiments.experiment import (
     FILES,
@@ -79,7 +79,8 @@ def _abstract_vae(
     objective: ClassifierObjective, dtype: Dtype, models: ModelSource
 ) -> AutoencoderKL:
     folder = pathlib.Path(objective.vae)
-    return cast(AutoencoderKL, models.component(folder, dtype=dtype, param_dtype=dtype))
+    with errors_of("objective.vae"):
+        return cast(AutoencoderKL, models.component(folder, dtype=dtype, param_dtype=dtype))
 
 
 def classifier_experiment(config: TrainConfig, workdir: pathlib.Path, dtype: Dtype) -> Experiment:

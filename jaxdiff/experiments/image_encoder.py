@@ -15,7 +15,7 @@ from jaxdiff.checkpoints.pipelines import (
     PipelineComponents,
 )
 from jaxdiff.checkpoints.weights import digest, find_weights
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, errors_of
 from jaxdiff.core.types import Dtype
 from jaxdiff.experiments.experiment import ModelSource
 from jaxdiff.families.base import Family
@@ -63,7 +63,8 @@ def find_image_encoder(source: str, models: ModelSource) -> ImageEncoder:
     root = pathlib.Path(source)
     own = root / IMAGE_ENCODER
     folder = own if own.is_dir() else clip_folder(root)
-    module = vision_of(models.component(folder), folder)
+    with errors_of("objective.image_encoder"):
+        module = vision_of(models.component(folder), folder)
     if module.visual_projection is None:
         raise InputError(
             f"objective.image_encoder: got {type(module).__name__} without a projection in "

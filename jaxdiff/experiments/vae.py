@@ -15,7 +15,7 @@ from jaxdiff.checkpoints.jsonfiles import read_object
 from jaxdiff.checkpoints.loading import host_memory
 from jaxdiff.checkpoints.training_state import has_checkpoint
 from jaxdiff.checkpoints.weights import digest, find_weights
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, errors_of
 from jaxdiff.core.types import Array, Dtype, Float, NDArray
 from jaxdiff.experiments.experiment import (
     CHECKPOINTS,
@@ -88,7 +88,8 @@ def _check_pretrained(objective: VAEObjective) -> AutoencoderKLConfig:
     Its scaling may differ where `objective` leaves it out, or where the training changes it.
     """
     folder = pathlib.Path(str(objective.weights))
-    found = FILES.component(folder)
+    with errors_of("objective.weights"):
+        found = FILES.component(folder)
     if not isinstance(found, AutoencoderKL):
         name = type(found).__name__
         raise InputError(f"objective.weights: got {name} in {folder}, expected AutoencoderKL")
@@ -116,7 +117,8 @@ def _perceptual_model(
     if objective.perceptual_model is None:
         return None
     folder = clip_folder(pathlib.Path(objective.perceptual_model))
-    tower = vision_of(models.component(folder), folder)
+    with errors_of("objective.perceptual_model"):
+        tower = vision_of(models.component(folder), folder)
     config, projected = tower.config, tower.visual_projection is not None
     module = abstract(CLIPVisionModel, config, projected, dtype=dtype, param_dtype=dtype)
     return PerceptualModel(module, read_image_processor(folder, config.image_size))

@@ -1,14 +1,17 @@
-"""A UNet that begins at random among the other parts of a pipeline."""
+"""What a training begins with: a UNet that is random among the parts of a pipeline, and folders."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 import tiny
+from tiny_training import OBJECTIVE
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.experiments.base_model import load_base_model
+from jaxdiff.experiments.base_model import check_initial_weights, load_base_model
 from jaxdiff.experiments.training_methods import make_training_method
 from jaxdiff.models.build import initial_weights, param_dict
-from jaxdiff.training.config import DiffusionObjective, Full
+from jaxdiff.training.config import DiffusionObjective, Full, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -39,3 +42,24 @@ def test_only_the_unet_begins_at_random(tmp_path, text_encoders):
 def test_a_scratch_without_a_pipeline_is_refused():
     with pytest.raises(InputError, match="from_scratch: got it without"):
         DiffusionObjective(vae="vae", text_encoder="text", trainable=Full(from_scratch=True))
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        ({}, r"objective\.vae: .*vae.config\.json: got no such file"),
+        ({"vae": "pixels"}, r"objective\.text_encoder: .*text_encoder.config\.json: got no such"),
+    ],
+)
+def test_a_folder_that_is_missing_is_named_with_its_field(tmp_path, folders, message):
+    names = {name: str(tmp_path / name) for name in ("vae", "text_encoder")}
+    with pytest.raises(InputError, match=message):
+        load_base_model(dataclasses.replace(OBJECTIVE, **names | folders))
+
+
+def test_missing_initial_weights_are_named_with_their_field(tmp_path):
+    config = TrainConfig(
+        objective=dataclasses.replace(OBJECTIVE, weights=str(tmp_path)), steps=1, batch_size=1
+    )
+    with pytest.raises(InputError, match=r"objective\.weights: .*config\.json: got no such file"):
+        check_initial_weights(config, resumed=False)

@@ -88,8 +88,8 @@ class DataConfig:
             value = getattr(self, field.name)
             if value != field.default and field.name not in used:
                 raise InputError(
-                    f"data.{field.name}: got {value!r}, expected it left out for data.kind "
-                    f"{self.kind}"
+                    f"data.{field.name}: got {value!r}, expected {field.default!r} for data.kind "
+                    f"{self.kind}, which does not read it"
                 )
         if self.kind not in PROCEDURAL_KINDS and self.path is None:
             raise InputError(f"data.path: got none, expected one for data.kind {self.kind}")
