@@ -4,7 +4,7 @@
     PYTHONPATH=. python benchmarks/designs.py cost
     PYTHONPATH=. python benchmarks/designs.py score --workdir runs --output runs/designs.json
     PYTHONPATH=. python benchmarks/designs.py speed --workdir runs
-    PYTHONPATH=. python benchmarks/designs.py picture --workdir runs --output docs/designs.png
+    PYTHONPATH=. python benchmarks/designs.py grid --workdir runs --output docs/designs.png
 
 `classes` draws single objects into a folder, captioned by colour and shape, for
 configs/scenes_classes.py. `cost` prints the parameters and the operations of each training as its
@@ -17,6 +17,7 @@ batches of 16 on an idle machine. Trained models are read from WORKDIR/CONFIG/ex
 import argparse
 import json
 import pathlib
+import textwrap
 import time
 from typing import Any, NamedTuple
 
@@ -81,10 +82,10 @@ def draw_classes(folder: pathlib.Path, count: int) -> None:
     for i in range(count):
         scene = sample_scene(rng, "train", 1)
         layout = layout_objects(scene, rng.random(NUM_LAYOUT_UNIFORMS))
-        (thing,) = scene.objects
+        (drawn,) = scene.objects
         name = f"{i:05}.png"
         Image.fromarray(render(scene, layout)).save(folder / name)
-        lines.append({"file_name": name, "text": class_of(thing.colour, thing.shape)})
+        lines.append({"file_name": name, "text": class_of(drawn.colour, drawn.shape)})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -156,7 +157,7 @@ def shown(name: str, prompt: str) -> str:
     return class_of(first.colour, first.shape)
 
 
-def draw_picture(names: list[str], workdir: pathlib.Path, output: pathlib.Path) -> None:
+def draw_grid(names: list[str], workdir: pathlib.Path, output: pathlib.Path) -> None:
     """The same prompts by each design; a cascade also after each of its stages."""
     rows, labels = [], []
     for name in names:
@@ -177,10 +178,7 @@ def draw_picture(names: list[str], workdir: pathlib.Path, output: pathlib.Path) 
             images = each(prompts, seed=0, **options).images
             rows.append([np.asarray(image.resize((128, 128), 0)) for image in images])
             labels.append(label)
-    columns = [prompt.replace(" on ", "\non ").replace(" above ", "\nabove ") for prompt in PROMPTS]
-    columns = [
-        c.replace(" left of", "\nleft of").replace(" right of", "\nright of") for c in columns
-    ]
+    columns = [textwrap.fill(prompt, 28) for prompt in PROMPTS]
     labelled_grid(rows, labels, columns).save(output)
 
 
@@ -193,7 +191,7 @@ def main() -> None:
     classes.add_argument("folder", type=pathlib.Path)
     classes.add_argument("--count", type=int, default=8192)
     commands.add_parser("cost")
-    for command, output in (("score", "runs/designs.json"), ("speed", None), ("picture", None)):
+    for command, output in (("score", "runs/designs.json"), ("speed", None), ("grid", None)):
         sub = commands.add_parser(command)
         sub.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"))
         sub.add_argument("--designs", nargs="+", choices=DESIGNS, default=list(DESIGNS))
@@ -209,7 +207,7 @@ def main() -> None:
     elif options.command == "speed":
         print_speeds(options.designs, options.workdir)
     else:
-        draw_picture(options.designs, options.workdir, options.output)
+        draw_grid(options.designs, options.workdir, options.output)
 
 
 if __name__ == "__main__":
