@@ -28,6 +28,7 @@ import jaxdiff
 from jaxdiff.cli.train import load_config
 from jaxdiff.evaluation.alignment import evaluate_alignment, model_generator
 from jaxdiff.evaluation.image_grid import labelled_grid
+from jaxdiff.experiments.experiment import FILES
 from jaxdiff.experiments.procedural import EMBEDDED_DATA, procedural_dataset
 from jaxdiff.experiments.train import wire
 from jaxdiff.pipeline.pipeline import Pipeline
@@ -100,7 +101,7 @@ def print_costs() -> None:
     for name, design in DESIGNS.items():
         for each in design.configs:
             config = load_config(CONFIGS / f"{each}.py")
-            training = wire(config)
+            training = wire(config, FILES)
             parameters = sum(leaf.size for leaf in training.task.shapes.values())
             total = config.steps * step_flops(training, config.batch_size)
             print(

@@ -60,6 +60,6 @@ config = TrainConfig(
     batch_size=128,
     ema=EMAConfig(decay=0.999),
     log_every=50,
-    checkpoint_every=250,
+    checkpoint_every=100,
     sample_every=500,
 )

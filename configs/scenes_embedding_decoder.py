@@ -45,12 +45,12 @@ config = TrainConfig(
     ),
     data=DataConfig(resolution=128),
     optimiser=OptimiserConfig(
-        name="muon", learning_rate=2e-3, warmup_steps=200, decay_fraction=0.3
+        name="muon", learning_rate=2e-3, warmup_steps=100, decay_fraction=0.3
     ),
-    steps=950,
+    steps=550,
     batch_size=128,
-    ema=EMAConfig(decay=0.999),
+    ema=EMAConfig(decay=0.995),
     log_every=50,
-    checkpoint_every=250,
-    sample_every=475,
+    checkpoint_every=50,
+    sample_every=275,
 )

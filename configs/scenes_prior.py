@@ -35,10 +35,10 @@ config = TrainConfig(
     optimiser=OptimiserConfig(
         name="muon", learning_rate=2e-3, warmup_steps=100, decay_fraction=0.3
     ),
-    steps=1_000,
+    steps=400,
     batch_size=128,
     ema=EMAConfig(decay=0.995),
     log_every=50,
-    checkpoint_every=250,
-    sample_every=500,
+    checkpoint_every=100,
+    sample_every=200,
 )
