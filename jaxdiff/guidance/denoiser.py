@@ -46,6 +46,7 @@ def guided_denoiser(
     prediction_type: str,
     guidance_model: ConditionedNetwork | None = None,
     variance: bool = False,
+    uniform: bool = False,
 ) -> Denoiser:
     """The denoiser of a network that predicts `prediction_type`, guided by `rule`.
 
@@ -54,8 +55,8 @@ def guided_denoiser(
     null_1, cond_1, ...]. This order keeps the streams of an image on the device of the image when
     the batch is sharded; all nulls before all conditions would have to be exchanged at each step.
     The network sees its own dtype; combining happens in that of x, which is float32. With
-    `variance` its predictions have the variance that it learns, see `LearnedVariance`. InputError
-    where streams and conditioning do not fit.
+    `variance` its predictions have the variance that it learns, see `LearnedVariance`; `uniform` is
+    that of `denoise_by_mode`. InputError where streams and conditioning do not fit.
     """
     main = ConditionedNetwork(network, weights, conditioning, prediction_type, variance)
     rule = LearnedVariance(inner=rule) if variance else rule
@@ -73,7 +74,7 @@ def guided_denoiser(
         mode = rule.mode(level, state)
         if isinstance(mode, int) and mode == GUIDED:
             return rule.combine(call_streams(range(len(rule.streams))), inputs, scales, state)
-        return denoise_by_mode(mode, rule, call_streams, inputs, scales, state)
+        return denoise_by_mode(mode, rule, call_streams, inputs, scales, state, uniform=uniform)
 
     return denoise
 

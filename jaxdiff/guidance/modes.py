@@ -17,10 +17,14 @@ def denoise_by_mode(
     inputs: DenoiserInput,
     scales: GuidanceScales,
     state: PyTree,
+    *,
+    uniform: bool = False,
 ) -> tuple[Prediction, PyTree]:
     """The prediction of each image in its `mode`, by the outputs of `call_streams`.
 
-    Where the rule guides no image the conditional stream is run alone, and where it skips all none.
+    Where the rule guides no image the conditional stream is run alone, and where it skips all none,
+    but not with `uniform`: all streams are always run, so that no image rounds otherwise because of
+    what the others need.
     """
     mode = jnp.where(inputs.level.active, mode, SKIP)
     every = range(len(rule.streams))
@@ -42,5 +46,7 @@ def denoise_by_mode(
         combined = rule.combine(outputs, inputs, scales, state)
         return select(mode == GUIDED, combined, unguided(cond))
 
+    if uniform:
+        return guided()
     # by what the image that needs most needs; each has its own of it
     return jax.lax.switch(jnp.max(mode), (skip, conditional, guided))

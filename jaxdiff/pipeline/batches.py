@@ -26,6 +26,7 @@ from jaxdiff.pipeline.classifier_guidance import GuidanceTargets
 from jaxdiff.pipeline.compiled_model import (
     CompiledModel,
     ConditioningPair,
+    LoopInputs,
     StartLevel,
 )
 from jaxdiff.pipeline.conditioning import (
@@ -42,7 +43,7 @@ from jaxdiff.pipeline.output import BatchResult, Settings
 from jaxdiff.pipeline.programs import BatchArray
 from jaxdiff.pipeline.request import Request, Requests
 from jaxdiff.pipeline.tiling import MAX_UNTILED, TILE, decode_tiles, encode_tiles
-from jaxdiff.samplers.base import EXTRA_NOISE_STEP, get_sampler, per_sample_keys
+from jaxdiff.samplers.base import EXTRA_NOISE_STEP, Sampler, get_sampler, per_sample_keys
 
 STAGES = ("encode_s", "sample_s", "decode_s")
 
@@ -320,14 +321,20 @@ class ImageGenerator:
         readers = [(self._tokenizers, streams_of(rule, "main"))]
         return readers if weaker is None or not own else [*readers, (weaker.tokenizers, own)]
 
-    def _inputs(self, requests: Requests, rule: Guidance, scales: GuidanceScales) -> BatchInputs:
-        """The inputs of one batch."""
+    def _inputs(
+        self,
+        requests: Requests,
+        rule: Guidance,
+        scales: GuidanceScales,
+        prompts: BatchPrompts | None = None,
+    ) -> BatchInputs:
+        """The inputs of one batch, whose `prompts` may be encoded already."""
         grid = self._facts.grid(requests)
         initial = InitialImages()
         if any(requests[0].given_arrays):
             initial = initial_images(requests, self._facts.latent_shape(requests[0]))
         return BatchInputs(
-            prompts=self._prompts(requests, rule),
+            prompts=self._prompts(requests, rule) if prompts is None else prompts,
             guidance_scales=scales,
             targets=self._auxiliary.guidance_targets(requests)
             if any(requests.classifier_scales) or any(requests.clip_scales)
@@ -361,32 +368,42 @@ class ImageGenerator:
     ) -> tuple[BatchArray, Float[NDArray, "b n 2 *d"]]:
         """The final latents, still on the devices, and x and D of the intermediate steps."""
         with run.timer("encode_s"):
-            conditioning, latents, mask = self._conditioning(inputs, run)
+            loop_inputs = self._loop_inputs(inputs, run)
         with run.timer("sample_s"):
-            shape = self._facts.latent_shape(run.requests[0])
-            if inputs.initial.noise is None:
-                noise = self._stages.noise(inputs.keys, shape)
-            else:
-                noise = self._stages.shard(inputs.initial.noise)
-            sampler = get_sampler(run.requests[0].sampler, run.requests[0].eta)
             latents, pairs = self._stages.denoise(
-                noise,
-                conditioning,
-                inputs.guidance_scales,
-                inputs.grid,
-                inputs.keys,
-                sampler=sampler.for_schedule(self._facts.schedule),
+                loop_inputs,
+                sampler=self._sampler(run.requests[0]),
                 rule=run.rule,
-                start=inputs.start,
-                targets=inputs.targets,
-                given=latents,
-                mask=mask,
                 callback=run.settings.callback,
                 intermediate_steps=run.settings.intermediate_steps,
             )
-        count = len(inputs.guidance_scales.scale)
+        count, shape = len(run.requests), self._facts.latent_shape(run.requests[0])
         stacked = np.asarray(pairs, np.float32).reshape(len(pairs), 2, count, *shape)
         return latents, np.moveaxis(stacked, 2, 0)
+
+    def _sampler(self, request: Request) -> Sampler:
+        """The sampler of a request, for the schedule of the model."""
+        return get_sampler(request.sampler, request.eta).for_schedule(self._facts.schedule)
+
+    def _loop_inputs(self, inputs: BatchInputs, run: Run) -> LoopInputs:
+        """What the sampling loop of a batch reads, with all that has to be encoded for it."""
+        conditioning, latents, mask = self._conditioning(inputs, run)
+        if inputs.initial.noise is None:
+            shape = self._facts.latent_shape(run.requests[0])
+            noise = self._stages.noise(inputs.keys, shape)
+        else:
+            noise = self._stages.shard(inputs.initial.noise)
+        return LoopInputs(
+            noise=noise,
+            conditioning=conditioning,
+            scales=inputs.guidance_scales,
+            grid=inputs.grid,
+            keys=inputs.keys,
+            start=inputs.start,
+            targets=inputs.targets,
+            given=latents,
+            mask=mask,
+        )
 
     def _conditioning(
         self, inputs: BatchInputs, run: Run

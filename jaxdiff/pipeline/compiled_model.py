@@ -1,5 +1,6 @@
 """A model as compiled functions: encode prompts and images, denoise, decode."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -81,6 +82,25 @@ class StartLevel(NamedTuple):
 
 
 NO_TARGETS = GuidanceTargets()
+
+
+class LoopInputs(NamedTuple):
+    """What the sampling loop of a batch reads.
+
+    Noise, conditioning, latents and mask are on the devices, in the form of the layout.
+    """
+
+    noise: BatchArray
+    conditioning: ConditioningPair
+    scales: GuidanceScales
+    grid: TimestepGrid
+    keys: Key[Array, "b"]
+    start: StartLevel
+    targets: GuidanceTargets = NO_TARGETS
+    given: BatchArray | None = None  # latents to begin with
+    mask: BatchArray | None = None  # 0 where those stay
+
+
 CHUNK_S = 0.5  # how long the loop runs between two looks at the clock and at Ctrl-C
 
 
@@ -92,6 +112,7 @@ class CompiledModel:
     """
 
     offloads_text = False  # whether the text encoders are on the devices only to encode prompts
+    weights_version = 0  # of text encoders and denoiser: another number for other weights
 
     def __init__(
         self,
@@ -105,7 +126,7 @@ class CompiledModel:
         self.layout, self.num_shards = layout, layout.num_shards
         self.shard, self.gather = layout.shard, layout.gather
         self._auxiliary = Networks(None)
-        self._image_processor: CLIPImageProcessor | None = None
+        self.image_processor: CLIPImageProcessor | None = None
         self._family = family
         self._network = layout.network(network)
         device = layout.devices[0].device_kind
@@ -119,6 +140,7 @@ class CompiledModel:
 
     def set_weights(self, text_encoders: Sequence[Any], network: nnx.Module) -> None:
         """Use the weights that these modules have now; programs are kept."""
+        self.weights_version += 1
         self._texts = [self.layout.split(encoder) for encoder in text_encoders]
         self._denoiser = self._network, param_dict(network)
 
@@ -138,7 +160,7 @@ class CompiledModel:
             clip=None if clip is None else self.layout.split(clip),
             codec=None if clip is None else self._codec,
         )
-        self._image_processor = image_processor
+        self.image_processor = image_processor
 
     @property
     def compile_s(self) -> float:
@@ -173,6 +195,10 @@ class CompiledModel:
             return self.shard(prompts.conditioning) | conditioning
         return self.encode_text(prompts, skip=skip) | conditioning
 
+    def text_encoders_on_devices(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the text encoders are on the devices, as here they always are."""
+        return contextlib.nullcontext()
+
     def encode_text(self, prompts: TokenizedPrompts, *, skip: int) -> Conditioning:
         """The texts' part of the conditioning."""
         if not self._texts:
@@ -196,62 +222,42 @@ class CompiledModel:
         program = self.program(step_noise, "b", step=step, shape=shape, dtype=float32)
         return program(self.shard(keys))
 
+    def loop(
+        self, inputs: LoopInputs, *, sampler: Sampler, rule: Guidance, uniform: bool = False
+    ) -> "SamplingLoop":
+        """The sampling loop of a batch; for `uniform` see `guidance.modes`."""
+        return SamplingLoop(self, inputs, sampler=sampler, rule=rule, uniform=uniform)
+
     def denoise(
         self,
-        noise: BatchArray,
-        conditioning: ConditioningPair,
-        scales: GuidanceScales,
-        grid: TimestepGrid,
-        keys: Key[Array, "b"],
+        inputs: LoopInputs,
         *,
         sampler: Sampler,
         rule: Guidance,
-        start: StartLevel,
-        targets: GuidanceTargets = NO_TARGETS,
-        given: BatchArray | None = None,
-        mask: BatchArray | None = None,
         callback: ProgressCallback | None = None,
         intermediate_steps: Collection[int] = (),
     ) -> Denoised:
         """Latents after the steps `grid.first` ... `grid.last` - 1 of each image.
 
-        In chunks of about CHUNK_S seconds. With a `mask` the latents `given` stay where it is 0.
-        Each of the `intermediate_steps`, which all images run, is a chunk of its own; that changes
-        no bit and compiles nothing.
+        In chunks of about CHUNK_S seconds. With a mask the latents given stay where it is 0. Each
+        of the `intermediate_steps`, which all images run, is a chunk of its own; that changes no
+        bit and compiles nothing.
         """
-        first = np.asarray(grid.first)
-        networks, params = self.networks(rule, targets)
-        self.layout.check_streams(len(first), rule)
-        levels, begin, w, k, s = self.shard((grid, start, scales, keys, targets))
-        known = None if mask is None else InpaintingMask(*cast(Any, (given, noise, mask)))
-        rule = self.layout.replicate(jax.tree.map(np.float32, rule))
-        program = self.program(init_latents, "bbb.", sampler=sampler)
-        carry = program(noise, given, begin, rule)
-        program = self.program(
-            denoise_steps,
-            "..bbbbbbb..",
-            networks=networks,
-            image_processor=self._image_processor,
-            sampler=sampler,
-        )
-        count = int(np.max(grid.last - first))  # of the image with the most steps
+        first, last = np.asarray(inputs.grid.first), np.asarray(inputs.grid.last)
+        loop = self.loop(inputs, sampler=sampler, rule=rule)
+        state, count = loop.begin(), int(np.max(last - first))  # of the image with the most steps
         # how many steps of its own an image has made where an intermediate step starts
         offsets = [step - first for step in intermediate_steps]
         starts = {int(k) for offset in offsets for k in offset}
         ends = {count, *starts, *(k + 1 for k in starts)}
         done, chunk, recorded = 0, 1, {}
         while done < count:
-            x = self.gather(carry.x) if done in starts else None
-            started = time.perf_counter()
+            x = self.gather(state.x) if done in starts else None
             stop = min(done + chunk, *(end for end in ends if end > done))
-            bounds = self.layout.replicate((np.int32(done), np.int32(stop)))
-            compiled = program.compile_s
-            carry = program(params, rule, carry, conditioning, w, levels, k, known, s, *bounds)
-            jax.block_until_ready(carry)
-            ran = time.perf_counter() - started - (program.compile_s - compiled)
+            state, ran = loop.run(state, done, stop)
             chunk = max(1, int(CHUNK_S * (stop - done) / max(ran, 1e-6)))
             if x is not None:
-                recorded[done] = x, self.gather(carry.x0)
+                recorded[done] = x, self.gather(state.x0)
             done = stop
             if callback:
                 callback(done, count)
@@ -259,7 +265,7 @@ class CompiledModel:
         def at(offset: Int[NDArray, "b"], part: int) -> Float[NDArray, "b *d"]:
             return np.stack([recorded[int(k)][part][i] for i, k in enumerate(offset)])
 
-        return Denoised(carry.x, [(at(offset, 0), at(offset, 1)) for offset in offsets])
+        return Denoised(state.x, [(at(offset, 0), at(offset, 1)) for offset in offsets])
 
     def networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
         """The networks that are needed, and their weights."""
@@ -280,6 +286,70 @@ class CompiledModel:
         """Images (uint8), or embeddings, of scaled latents, and which of them are finite."""
         codec, params = self._codec
         return self.program(decode_images, ".b", codec=codec)(params, latents)
+
+
+class SamplingLoop:
+    """The compiled steps of a batch, and what they read, on the devices."""
+
+    def __init__(
+        self,
+        model: CompiledModel,
+        inputs: LoopInputs,
+        *,
+        sampler: Sampler,
+        rule: Guidance,
+        uniform: bool,
+    ) -> None:
+        layout, (networks, self._params) = model.layout, model.networks(rule, inputs.targets)
+        layout.check_streams(len(inputs.keys), rule)
+        own = inputs.grid, inputs.start, inputs.scales, inputs.keys, inputs.targets
+        self._grid, start, *others = model.shard(own)
+        self._layout, self._rule = layout, layout.replicate(jax.tree.map(np.float32, rule))
+        known = None if inputs.mask is None else (inputs.given, inputs.noise, inputs.mask)
+        mask = None if known is None else InpaintingMask(*cast(Any, known))
+        self._begin = functools.partial(
+            model.program(init_latents, "bbb.", sampler=sampler), inputs.noise, inputs.given, start
+        )
+        self._others = inputs.conditioning, others[0], others[1], mask, others[2]
+        self._program = model.program(
+            denoise_steps,
+            "..bbbbbbb..",
+            networks=networks,
+            image_processor=model.image_processor,
+            sampler=sampler,
+            uniform=uniform,
+        )
+
+    def begin(self) -> SamplingState:
+        """The state of each image before its first step."""
+        return self._begin(self._rule)
+
+    def go_to(self, first: Int[NDArray, "b"]) -> None:
+        """Count the steps of each image from `first`."""
+        self._grid = self._grid._replace(first=self._layout.shard(first))
+
+    def run(self, state: SamplingState, start: int, stop: int) -> tuple[SamplingState, float]:
+        """The state after the steps from `start` to `stop`, and the seconds that they took.
+
+        Steps of each image count from its `grid.first`. Compiling is not in the seconds.
+        """
+        began, compiled = time.perf_counter(), self._program.compile_s
+        conditioning, scales, keys, mask, targets = self._others
+        bounds = self._layout.replicate((np.int32(start), np.int32(stop)))
+        state = self._program(
+            self._params,
+            self._rule,
+            state,
+            conditioning,
+            scales,
+            self._grid,
+            keys,
+            mask,
+            targets,
+            *bounds,
+        )
+        jax.block_until_ready(state)
+        return state, time.perf_counter() - began - (self._program.compile_s - compiled)
 
 
 def _latents(params: PyTree, images: Array, *, codec: Callable[[PyTree], LatentCodec]) -> Array:
@@ -319,9 +389,18 @@ def denoise_steps(
     networks: Networks,
     image_processor: CLIPImageProcessor | None,
     sampler: Sampler,
+    uniform: bool = False,
 ) -> SamplingState:
     """The state after the steps from `start` to `stop`, as `run_steps` counts them."""
-    denoise = guided(params, rule, conditioning, scales, networks, variance=sampler.reads_variance)
+    denoise = guided(
+        params,
+        rule,
+        conditioning,
+        scales,
+        networks,
+        variance=sampler.reads_variance,
+        uniform=uniform,
+    )
     if targets.classifier is not None or targets.clip is not None:
         names = ("classifier", "clip", "codec")
         pairs = {name: (getattr(networks, name), getattr(params, name)) for name in names}
@@ -348,8 +427,12 @@ def guided(
     networks: Networks,
     *,
     variance: bool = False,
+    uniform: bool = False,
 ) -> Denoiser:
-    """The denoiser of the network, guided by a rule; with the `variance` that it learns, if any."""
+    """The denoiser of the network, guided by a rule; with the `variance` that it learns, if any.
+
+    For `uniform` see `guidance.modes`.
+    """
     network, weaker, guide = networks.denoiser, networks.guidance_model, None
     if weaker is not None:
         guide = ConditionedNetwork(
@@ -364,6 +447,7 @@ def guided(
         prediction_type=network.prediction_type,
         guidance_model=guide,
         variance=variance and network.learns_variance,
+        uniform=uniform,
     )
 
 

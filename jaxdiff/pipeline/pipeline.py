@@ -21,6 +21,7 @@ from jaxdiff.pipeline.notebook import notebook_progress
 from jaxdiff.pipeline.options import Options
 from jaxdiff.pipeline.output import Output, check_sizes, collect, make_settings
 from jaxdiff.pipeline.request import Request, Requests, check, resolve
+from jaxdiff.pipeline.slots import ImagePreparer
 
 
 class Pipeline(LoadedModel):
@@ -122,7 +123,7 @@ class Pipeline(LoadedModel):
         NonFiniteImageError, which has the output, where images are not finite.
         """
         own = make_settings(settings)
-        self._check(requests)
+        self.check(requests)
         check_sizes(requests, own)
         in_notebook = "IPython" in sys.modules and own.callback is None
         with notebook_progress() if in_notebook else nullcontext(own.callback) as shown:
@@ -138,13 +139,17 @@ class Pipeline(LoadedModel):
     ) -> Iterator[tuple[list[int], Output]]:
         """Like `generate`, by batch: numbers of requests, and their output with its `failures`."""
         own = make_settings(settings)
-        self._check(requests)
+        self.check(requests)
         for result in self._generator.generate(requests, own):
             part = [requests[i] for i in result.numbers]
             alone = result._replace(numbers=list(range(len(part))))
             yield result.numbers, collect(part, [alone], own)
 
-    def _check(self, requests: Sequence[Request]) -> None:
+    def preparer(self) -> ImagePreparer:
+        """What encodes requests for `slots.Slots`, and decodes what comes of them."""
+        return ImagePreparer(self._facts, self.stages, self._tokenizers, self._auxiliary)
+
+    def check(self, requests: Sequence[Request]) -> None:
         """InputError for requests that this model cannot serve; loads what they need."""
         if not requests:
             raise InputError("requests: got none, expected at least one")

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, Sharding
 
 from jaxdiff.core.types import Array, NDArray, PyTree
 from jaxdiff.guidance.base import Guidance
-from jaxdiff.parallel.mesh import data_mesh, replicated
+from jaxdiff.parallel.mesh import batch_sharding, data_mesh, replicated
 
 BatchArray = Array | NDArray  # of a batch, in the form of a layout
 
@@ -106,7 +106,8 @@ class DataParallel(Layout):
 
     def shard(self, tree: PyTree) -> PyTree:
         """Arrays (b, ...) of the host in the form of the layout."""
-        return jax.tree.map(lambda x: x.reshape(self.num_shards, -1, *x.shape[1:]), tree)
+        split = jax.tree.map(lambda x: x.reshape(self.num_shards, -1, *x.shape[1:]), tree)
+        return jax.device_put(split, batch_sharding(data_mesh(self.devices)))
 
     def gather(self, array: BatchArray) -> NDArray:
         """An array of a batch as (b, ...) on the host."""

@@ -1,0 +1,315 @@
+"""The engine: requests in, images out, for jobs and servers alike.
+
+Requests wait in a queue, are prepared (their texts and images encoded) a little ahead, and share
+slots with others of their kind, in which a compiled step advances each from a noise level of its
+own. What is done is decoded while the others go on. Three threads do this; a ticket tells how far
+an image is.
+"""
+
+import heapq
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+from jaxdiff.core.errors import InputError
+from jaxdiff.core.types import NDArray
+from jaxdiff.generation.scheduling import Candidate, choose, chunk_length
+from jaxdiff.generation.tickets import (
+    CANCELLED,
+    DECODING,
+    DONE,
+    FAILED,
+    SAMPLING,
+    CancelledError,
+    GeneratedImage,
+    NonFiniteError,
+    QueueFullError,
+    Ticket,
+)
+from jaxdiff.pipeline.nonfinite import REMEDIES, NonFiniteImageError
+from jaxdiff.pipeline.output import Settings
+from jaxdiff.pipeline.pipeline import Pipeline
+from jaxdiff.pipeline.request import Request
+from jaxdiff.pipeline.slots import PreparedImage, Slots
+
+MAX_GROUPS = 8  # of slots that are kept while nothing is in them
+
+
+class _Group:
+    """Slots, what is prepared for them, and what a step of theirs takes."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.prepared: list[tuple[Ticket, PreparedImage]] = []  # a heap
+        self.step_s: float | None = None
+
+    @property
+    def oldest(self) -> float:
+        """When the ticket that came first of those inside and waiting was given out."""
+        tickets = [*self.slots.tickets, *(ticket for ticket, _ in self.prepared)]
+        return min(ticket.times["waiting"] for ticket in tickets)
+
+
+class Engine:
+    """Generates the images of requests of one model, as many at a time as it has slots.
+
+    `slots` are the images of one kind that share a step, `max_waiting` the requests that wait at
+    most, and `output` and `vae_tile` those of a call.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        *,
+        slots: int = 8,
+        max_waiting: int = 256,
+        output: str = "numpy",
+        vae_tile: int | None = None,
+    ) -> None:
+        self.pipe, self.max_waiting = pipe, max_waiting
+        self._size, self._settings = slots, Settings(output=output, vae_tile=vae_tile)
+        self._preparer = pipe.preparer()
+        self._ahead = 2 * slots  # prepared images that wait for a slot
+        self._changed = threading.Condition()
+        self._waiting: list[Ticket] = []  # a heap
+        self._groups: dict[Hashable, _Group] = {}
+        self._prepared = 0  # images in all groups that wait for a slot
+        self._preparing = 0
+        self._decoding: deque[tuple[Ticket, PreparedImage, NDArray, bool]] = deque()
+        self._in_decoder = 0
+        self._given_out = 0
+        self._live: set[Ticket] = set()  # those that are not over
+        self._closing = self._stopped = False
+        self._broken: BaseException | None = None
+        self.sample_s = 0.0  # in which the devices advanced images
+        names = {"prepare": self._prepare, "sample": self._sample, "decode": self._decode}
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(own,), name=f"engine-{name}", daemon=True)
+            for name, own in names.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.close(drain=kind is None)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have no slot yet."""
+        return len(self._waiting) + self._preparing + self._prepared
+
+    @property
+    def running(self) -> int:
+        """How many images are in slots or in the decoder."""
+        with self._changed:
+            inside = sum(len(group.slots.tickets) for group in self._groups.values())
+            return inside + len(self._decoding) + self._in_decoder
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        priority: int = 0,
+        on_progress: Callable[[int, int], None] | None = None,
+        block: bool = True,
+    ) -> Ticket:
+        """Take a request in; its ticket has the image in the end.
+
+        Where too many wait, it waits for a place itself, or else (`block` False) raises
+        QueueFullError. `on_progress` is called from the engine's thread and must be quick. Raises
+        InputError for a request that the model cannot serve, and CancelledError after `close`.
+        """
+        self.pipe.check([request])
+        with self._changed:
+            while self.waiting >= self.max_waiting and not self._closing:
+                if not block:
+                    raise QueueFullError(f"{self.waiting} requests are waiting already")
+                self._changed.wait()
+            self._check_open()
+            self._given_out += 1
+            ticket = Ticket(
+                request, priority=priority, number=self._given_out, on_progress=on_progress
+            )
+            self._live.add(ticket)
+            ticket.future.add_done_callback(lambda _: self._live.discard(ticket))
+            heapq.heappush(self._waiting, ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
+        """Take nothing in any more, and end: with `drain` when all images are there.
+
+        Otherwise, and after `timeout` seconds, tickets that are not done are cancelled. Returns
+        whether all were done.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            if drain:
+                self._changed.wait_for(lambda: self._stopped or not self._live, timeout)
+            done, self._stopped = not self._live, True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for ticket in list(self._live):
+            ticket.end(CANCELLED, CancelledError("the engine was closed"))
+        return done and self._broken is None
+
+    def _check_open(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+        if self._closing:
+            raise CancelledError("the engine is closed")
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        """Run the loop of a thread; an error that nobody expects ends all tickets with it."""
+        try:
+            loop()
+        except BaseException as error:
+            with self._changed:
+                self._broken, self._closing, self._stopped = error, True, True
+                self._changed.notify_all()
+            for ticket in list(self._live):
+                ticket.end(FAILED, error)
+
+    def _prepare(self) -> None:
+        """The thread that encodes what requests begin with."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._stopped or (self._waiting and self._prepared < self._ahead)
+                )
+                if self._stopped:
+                    return
+                room = min(self._size, self._ahead - self._prepared)
+                taken = [heapq.heappop(self._waiting) for _ in range(min(room, len(self._waiting)))]
+                self._preparing = len(taken)
+            images = self._prepared_images([ticket for ticket in taken if not ticket.future.done()])
+            with self._changed:
+                for ticket, image in images:
+                    group = self._group(image.key)
+                    heapq.heappush(group.prepared, (ticket, image))
+                self._prepared += len(images)
+                self._preparing = 0
+                self._changed.notify_all()
+
+    def _prepared_images(self, tickets: Sequence[Ticket]) -> list[tuple[Ticket, PreparedImage]]:
+        """The prepared images of those that can be; the others' tickets end with the reason."""
+        try:
+            images = self._preparer.prepare([each.request for each in tickets], self._settings)
+            return list(zip(tickets, images, strict=True))
+        except InputError as error:
+            if len(tickets) == 1:
+                tickets[0].end(FAILED, error)
+                return []
+        return [pair for ticket in tickets for pair in self._prepared_images([ticket])]
+
+    def _group(self, key: Hashable) -> _Group:
+        """The group of a key, a new one if need be; old ones without images make room."""
+        if key not in self._groups:
+            idle = [k for k, g in self._groups.items() if not (g.prepared or g.slots.tickets)]
+            for old in idle[: max(0, len(self._groups) + 1 - MAX_GROUPS)]:
+                del self._groups[old]
+            self._groups[key] = _Group(Slots(self.pipe.stages, self._size))
+        return self._groups[key]
+
+    def _sample(self) -> None:
+        """The thread that advances images."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._busy_groups())
+                if self._stopped:
+                    return
+                group = self._next_group()
+                entering = self._entering(group)
+                is_open = not self._closing
+                self._changed.notify_all()
+            if entering:
+                group.slots.admit(entering)
+                for ticket, _ in entering:
+                    ticket.enter(SAMPLING)
+            if group.slots.tickets:
+                self._advance(group, is_open=is_open)
+
+    def _busy_groups(self) -> list[_Group]:
+        return [g for g in self._groups.values() if g.prepared or g.slots.tickets]
+
+    def _next_group(self) -> _Group:
+        groups = self._busy_groups()
+        candidates = [Candidate(g.slots, len(g.prepared), g.oldest) for g in groups]
+        return groups[choose(candidates) or 0]
+
+    def _entering(self, group: _Group) -> list[tuple[Ticket, PreparedImage]]:
+        """What enters the free slots of a group; who gave up leaves first."""
+        for ticket in group.slots.tickets:
+            if ticket.future.done():
+                group.slots.remove(ticket)
+        entering: list[tuple[Ticket, PreparedImage]] = []
+        while group.prepared and len(entering) < group.slots.free:
+            ticket, image = heapq.heappop(group.prepared)
+            self._prepared -= 1
+            if not ticket.future.done():
+                entering.append((ticket, image))
+        return entering
+
+    def _advance(self, group: _Group, *, is_open: bool) -> None:
+        """Run a chunk of a group's slots, and hand on what is done and what is to be shown."""
+        slots, steps = group.slots, chunk_length(group.slots, group.step_s, is_open=is_open)
+        seconds = slots.run(steps)
+        self.sample_s += seconds
+        group.step_s = seconds / steps
+        for ticket in slots.tickets:
+            ticket.advance(*slots.position(ticket))
+        shown = [
+            (ticket, image, slots.denoised(ticket), False)
+            for ticket, image in slots.seated
+            if ticket.previews and ticket.progress[0] < ticket.progress[1]
+        ]
+        finished = [(*entry, True) for entry in slots.take_finished()]
+        for ticket, *_ in finished:
+            ticket.enter(DECODING)
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or len(self._decoding) < self._ahead)
+            self._decoding.extend([*shown, *finished])
+            self._changed.notify_all()
+
+    def _decode(self) -> None:
+        """The thread that decodes latents and ends tickets."""
+        shards = self.pipe.stages.num_shards
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._decoding)
+                if self._stopped:
+                    return
+                shape = self._decoding[0][2].shape
+                alike = [entry for entry in self._decoding if entry[2].shape == shape][:shards]
+                taken = {id(entry) for entry in alike}
+                self._decoding = deque(each for each in self._decoding if id(each) not in taken)
+                self._in_decoder = len(alike)
+                self._changed.notify_all()
+            decoded = self._preparer.decode_alike(
+                [(image, latents) for _, image, latents, _ in alike], self._settings
+            )
+            for (ticket, image, _, is_last), (pixels, finite) in zip(alike, decoded, strict=True):
+                if not is_last:
+                    ticket.show(pixels)
+                elif finite:
+                    ticket.end(DONE, GeneratedImage(pixels, image.request, ticket.seconds()))
+                else:
+                    ticket.end(FAILED, NonFiniteError(self._why(image.request)))
+            with self._changed:
+                self._in_decoder = 0
+                self._changed.notify_all()
+
+    def _why(self, request: Request) -> str:
+        """Since when an image is not finite; it is generated once more to find out."""
+        try:
+            self.pipe.generate([request], output="latent")
+            where = "in the decoder"
+        except NonFiniteImageError as error:
+            where = error.output.failures[0]
+        return f"got numbers that are not finite {where}, {REMEDIES}"
