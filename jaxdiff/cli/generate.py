@@ -191,7 +191,7 @@ def run(arguments: Sequence[str]) -> None:
     entries = [Entry.of(image.path, image.job.seed, image.job.source) for image in made]
     manifest.write(entries, runner.failures)
     todo = sum(not image.exists for image in plan)
-    generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
+    generating = timings.pop("generate_s")
     report = _report(options, manifest, entries, total=time.perf_counter() - started) | {
         "failed": len(runner.failures),
         "renamed": sum(image.renamed for image in made if not image.exists),
@@ -224,14 +224,14 @@ def _generate(
                 check_restored(stored, image.settings, typed)
         todo = [image for image in plan if not image.exists]
         program = _program(runner, options, todo)
-        progress.start(len(todo), options.batch_size, compile_s=usual_compile_time(program))
+        progress.start(len(todo), compile_s=usual_compile_time(program))
         try:
             timings = runner.generate(
                 todo,
                 stages,
                 batch_size=options.batch_size,
                 vae_tile=options.vae_tile,
-                on_step=progress.update,
+                on_progress=progress.update,
                 on_images=progress.add_images,
             )
         except KeyboardInterrupt:
@@ -310,10 +310,12 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         StageOptions,
         check_addons,
         load_addons,
+        stored_bytes,
         text_encoders_setting,
         vae_setting,
     )
     from jaxdiff.generation.runner import Runner, check_jobs
+    from jaxdiff.parallel.cores import one_device_per_core
     from jaxdiff.pipeline.load import models_of
     from jaxdiff.pipeline.stages import stage_settings
 
@@ -334,6 +336,8 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         "guidance": options.guidance,
     }
     check_addons(**addons, refiner=options.refiner, then=options.then)
+    if options.mesh is None:
+        one_device_per_core(stored_bytes(options.model), len(jobs))
     loaded = jaxdiff.load(
         options.model,
         options.dtype,

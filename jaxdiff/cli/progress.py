@@ -39,7 +39,7 @@ class Progress:
             disable=quiet or not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=None, count="")
-        self._images = self._batch = 0
+        self._images = 0
         self._printed_at = -float("inf")  # when the last line was printed
         self.done = 0  # images that are written
 
@@ -60,9 +60,9 @@ class Progress:
         self._bar.update(self._task, description=text)
         self._print_line(text)
 
-    def start(self, images: int, batch_size: int, *, compile_s: float | None) -> None:
-        """`images` are generated next, in batches; their programs usually take `compile_s`."""
-        self._images, self._batch = images, batch_size
+    def start(self, images: int, *, compile_s: float | None) -> None:
+        """`images` are generated next; their programs usually take `compile_s` to compile."""
+        self._images = images
         if images:
             usual = "the first time takes longest"
             if compile_s is not None:
@@ -70,18 +70,15 @@ class Progress:
             self.phase(f"compiling ({usual})")
             self._bar.update(self._task, total=images, count=f"0/{images} images")
 
-    def update(self, done: int, steps: int) -> None:
-        """The batch has finished `done` of its `steps` denoising steps."""
-        batch = min(self._batch, self._images - self.done)
-        completed = self.done + batch * done / steps
-        text = "generating" if done < steps else "decoding"
-        self._bar.update(self._task, completed=completed, description=text)
+    def update(self, sampled: float) -> None:
+        """So much has been sampled, in images: half of the steps are half an image."""
+        self._bar.update(self._task, completed=sampled, description="generating")
 
     def add_images(self, images: int) -> None:
-        """A batch of `images` images has been written."""
+        """`images` more have been written."""
         self.done += images
         count = f"{self.done}/{self._images} images"
-        self._bar.update(self._task, completed=self.done, count=count, description="generating")
+        self._bar.update(self._task, count=count)
         if time.monotonic() - self._printed_at > LINE_S:
             self._print_line(count)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from jaxdiff.core.errors import InputError
+from jaxdiff.core.timing import StageTimer
 from jaxdiff.core.types import NDArray
 from jaxdiff.generation.scheduling import Candidate, choose, chunk_length
 from jaxdiff.generation.tickets import (
@@ -27,9 +28,11 @@ from jaxdiff.generation.tickets import (
     QueueFullError,
     Ticket,
 )
+from jaxdiff.pipeline.batches import STAGES
 from jaxdiff.pipeline.nonfinite import REMEDIES, NonFiniteImageError
 from jaxdiff.pipeline.output import Settings
 from jaxdiff.pipeline.pipeline import Pipeline
+from jaxdiff.pipeline.programs import compile_s_of_thread
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.slots import PreparedImage, Slots
 
@@ -82,7 +85,7 @@ class Engine:
         self._live: set[Ticket] = set()  # those that are not over
         self._closing = self._stopped = False
         self._broken: BaseException | None = None
-        self.sample_s = 0.0  # in which the devices advanced images
+        self.timer = StageTimer(STAGES, compile_s_of_thread)  # each stage has a thread of its own
         names = {"prepare": self._prepare, "sample": self._sample, "decode": self._decode}
         self._threads = [
             threading.Thread(target=self._guarded, args=(own,), name=f"engine-{name}", daemon=True)
@@ -159,6 +162,14 @@ class Engine:
             ticket.end(CANCELLED, CancelledError("the engine was closed"))
         return done and self._broken is None
 
+    def fail(self, error: BaseException) -> None:
+        """End all tickets with an error after which no image is of use, and take in no more."""
+        with self._changed:
+            self._broken, self._closing, self._stopped = error, True, True
+            self._changed.notify_all()
+        for ticket in list(self._live):
+            ticket.end(FAILED, error)
+
     def _check_open(self) -> None:
         if self._broken is not None:
             raise self._broken
@@ -170,25 +181,20 @@ class Engine:
         try:
             loop()
         except BaseException as error:
-            with self._changed:
-                self._broken, self._closing, self._stopped = error, True, True
-                self._changed.notify_all()
-            for ticket in list(self._live):
-                ticket.end(FAILED, error)
+            self.fail(error)
 
     def _prepare(self) -> None:
         """The thread that encodes what requests begin with."""
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._stopped or (self._waiting and self._prepared < self._ahead)
-                )
+                self._changed.wait_for(lambda: self._stopped or self._room())
                 if self._stopped:
                     return
-                room = min(self._size, self._ahead - self._prepared)
-                taken = [heapq.heappop(self._waiting) for _ in range(min(room, len(self._waiting)))]
+                room = self._room()
+                taken = [heapq.heappop(self._waiting) for _ in range(room)]
                 self._preparing = len(taken)
-            images = self._prepared_images([ticket for ticket in taken if not ticket.future.done()])
+            with self.timer("encode_s"):
+                images = self._prepared_images([each for each in taken if not each.future.done()])
             with self._changed:
                 for ticket, image in images:
                     group = self._group(image.key)
@@ -196,6 +202,16 @@ class Engine:
                 self._prepared += len(images)
                 self._preparing = 0
                 self._changed.notify_all()
+
+    def _room(self) -> int:
+        """How many waiting requests are to be prepared now: none with enough of them ahead.
+
+        One that comes before some of those still is.
+        """
+        if not self._waiting or self._prepared < self._ahead:
+            return min(len(self._waiting), self._size, self._ahead - self._prepared)
+        first = self._waiting[0].priority
+        return int(any(t.priority > first for g in self._groups.values() for t, _ in g.prepared))
 
     def _prepared_images(self, tickets: Sequence[Ticket]) -> list[tuple[Ticket, PreparedImage]]:
         """The prepared images of those that can be; the others' tickets end with the reason."""
@@ -229,7 +245,8 @@ class Engine:
                 is_open = not self._closing
                 self._changed.notify_all()
             if entering:
-                group.slots.admit(entering)
+                with self.timer("sample_s"):
+                    group.slots.admit(entering)
                 for ticket, _ in entering:
                     ticket.enter(SAMPLING)
             if group.slots.tickets:
@@ -259,8 +276,8 @@ class Engine:
     def _advance(self, group: _Group, *, is_open: bool) -> None:
         """Run a chunk of a group's slots, and hand on what is done and what is to be shown."""
         slots, steps = group.slots, chunk_length(group.slots, group.step_s, is_open=is_open)
-        seconds = slots.run(steps)
-        self.sample_s += seconds
+        with self.timer("sample_s"):
+            seconds = slots.run(steps)
         group.step_s = seconds / steps
         for ticket in slots.tickets:
             ticket.advance(*slots.position(ticket))
@@ -291,9 +308,10 @@ class Engine:
                 self._decoding = deque(each for each in self._decoding if id(each) not in taken)
                 self._in_decoder = len(alike)
                 self._changed.notify_all()
-            decoded = self._preparer.decode_alike(
-                [(image, latents) for _, image, latents, _ in alike], self._settings
-            )
+            with self.timer("decode_s"):
+                decoded = self._preparer.decode_alike(
+                    [(image, latents) for _, image, latents, _ in alike], self._settings
+                )
             for (ticket, image, _, is_last), (pixels, finite) in zip(alike, decoded, strict=True):
                 if not is_last:
                     ticket.show(pixels)

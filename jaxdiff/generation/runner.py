@@ -5,16 +5,26 @@ import functools
 import hashlib
 import json
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from jaxdiff.core.atomic import os_errors_as_write_error, remove_leftovers
 from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.image_arrays import ImageFileError
+from jaxdiff.generation.engine import Engine
+from jaxdiff.generation.finisher import Finisher, Outcome, StageFinisher
 from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import IMAGES, ImageJob, PromptSpec, expand_jobs
+from jaxdiff.generation.tickets import GeneratedImage, NonFiniteError
+from jaxdiff.pipeline.batches import STAGES
+from jaxdiff.pipeline.intermediates import NO_INTERMEDIATES
 from jaxdiff.pipeline.nonfinite import REMEDIES
+from jaxdiff.pipeline.output import Output
 from jaxdiff.pipeline.request import Request, Requests, check_options
 from jaxdiff.pipeline.stages import Stage, first_requests, output_for, run_stages
 
@@ -119,43 +129,86 @@ class Runner:
         *,
         batch_size: int,
         vae_tile: int | None = None,
-        on_step: Callable[[int, int], None],
+        on_progress: Callable[[float], None],
         on_images: Callable[[int], None],
     ) -> dict[str, float]:
-        """Generate and write batch by batch; returns seconds by name.
+        """Generate and write the images; returns seconds by name, "generate_s" those of all.
 
-        Written images stay if a later batch is interrupted. Images that are not finite are not
-        written, but become `failures`. `on_step` gets the steps done of a batch and their number,
-        `on_images` the number of images that a batch has written.
+        `batch_size` images share a step. Images are written as they are done, and stay if the rest
+        is interrupted; what cannot be generated becomes `failures`. `on_progress` gets how much is
+        sampled, in images, and `on_images` how many images are over with.
         """
-        total = {"compile_s": 0.0, "encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
         with os_errors_as_write_error(self.output, "a folder to write to"):
             self.output.mkdir(parents=True, exist_ok=True)
             remove_leftovers(image.path for image in images)
         if not images:
-            return total
-        settings: dict[str, Any] = {
-            "vae_tile": vae_tile,
-            "batch_size": min(batch_size, len(images)),
-            "callback": on_step,
+            return dict.fromkeys((*STAGES, "compile_s", "generate_s"), 0.0)
+        requests = first_requests(stages, [image.request for image in images])
+        sampled: dict[int, float] = {}  # of each image, by number
+
+        def note(number: int, done: int, steps: int) -> None:
+            sampled[number] = done / steps
+            on_progress(sum(sampled.values()))
+
+        began, compiled = time.perf_counter(), self.pipe.stages.compile_s
+        size = min(batch_size, len(images))
+        engine = Engine(
+            self.pipe,
+            slots=size,
+            max_waiting=2 * size,
+            output=output_for(self.pipe, stages, "numpy"),
+            vae_tile=vae_tile,
+        )
+        write = functools.partial(self._write, on_images=on_images)
+        seconds = dict.fromkeys((*STAGES, "compile_s", "total_s"), 0.0)  # of the stages
+        finisher: Finisher = Finisher(write, engine.fail)
+        if stages:
+            settings = {"vae_tile": vae_tile, "batch_size": size}
+            run = functools.partial(self._run_stages, stages, settings, seconds)
+            finisher = StageFinisher(write, engine.fail, run, size)
+        with finisher, engine:
+            for number, (image, request) in enumerate(zip(images, requests, strict=True)):
+                ticket = engine.submit(request, on_progress=functools.partial(note, number))
+                ticket.future.add_done_callback(functools.partial(finisher.put, image))
+        timings = {name: engine.timer.timings()[name] + seconds[name] for name in STAGES}
+        compile_s = self.pipe.stages.compile_s - compiled + seconds["compile_s"]
+        generate_s = time.perf_counter() - began - compile_s
+        return {**timings, "compile_s": compile_s, "generate_s": generate_s}
+
+    def _write(
+        self, planned: PlannedImage, result: Outcome, on_images: Callable[[int], None]
+    ) -> None:
+        """Write an image, or note why there is none."""
+        if isinstance(result, Exception):
+            self._fail(planned.job, f"{planned.job.name}: {result}")
+        else:
+            write_png(planned.path, Image.fromarray(result), planned.settings)
+        on_images(1)
+
+    def _run_stages(
+        self,
+        stages: Sequence[Stage],
+        settings: Mapping[str, Any],
+        seconds: dict[str, float],
+        planned: Sequence[PlannedImage],
+        images: Sequence[GeneratedImage],
+    ) -> list[Outcome]:
+        """What the stages after the first make of a batch."""
+        first = Output(
+            images=np.stack([image.image for image in images]),
+            requests=Requests(image.request for image in images),
+            timings=dict.fromkeys(seconds, 0.0),
+            intermediates=NO_INTERMEDIATES,
+        )
+        arguments = self._stage_arguments(planned)
+        out = run_stages(stages, first, arguments, output="numpy", **settings)
+        for name in seconds:
+            seconds[name] += out.timings[name]
+        why = {
+            n: f"got numbers that are not finite {text}, {REMEDIES}"
+            for n, text in out.failures.items()
         }
-        requests: Sequence[Request] = [image.request for image in images]
-        requests = first_requests(stages, requests)
-        output = output_for(self.pipe, stages, "pil")
-        for numbers, out in self.pipe.stream(requests, output=output, **settings):
-            batch = [images[i] for i in numbers]
-            if stages:
-                arguments = self._stage_arguments(batch)
-                out = run_stages(stages, out, arguments, output="pil", **settings)
-            for number, (planned, image) in enumerate(zip(batch, out.images, strict=True)):
-                if number in out.failures:
-                    why = f"got numbers that are not finite {out.failures[number]}, {REMEDIES}"
-                    self._fail(planned.job, f"{planned.job.name}: {why}")
-                else:
-                    write_png(planned.path, image, planned.settings)
-            on_images(len(batch))
-            total = {name: total[name] + out.timings[name] for name in total}
-        return total
+        return [NonFiniteError(why[n]) if n in why else image for n, image in enumerate(out.images)]
 
     def _stage_arguments(self, images: Sequence[PlannedImage]) -> dict[str, Any]:
         """The arguments of a call for the images of a batch, with numbers of the first model."""

@@ -105,6 +105,8 @@ def test_lower_numbers_come_first(pipe, gate):
         for seed, priority in ((1, 5), (2, 0), (3, 0), (4, -1)):
             ticket = engine.submit(request(pipe, seed=seed), priority=priority)
             ticket.future.add_done_callback(lambda own: done.append(own.result().request.seed))
+        with engine._changed:
+            assert engine._changed.wait_for(lambda: engine._prepared == 4, WAIT)
         gate.set()
     assert done == [4, 2, 3, 1]
 
