@@ -161,7 +161,7 @@ def _resolved(name: str, path: str, folder: str) -> str:
     return path
 
 
-def typed_cell(name: str, value: Any) -> Any:
+def table_value(name: str, value: Any) -> Any:
     """What a cell of a table says of field `name`: text is parsed by the type of the field.
 
     None for an empty one. A text that is no such value stays text, which `parse_spec` refuses.
@@ -170,7 +170,7 @@ def typed_cell(name: str, value: Any) -> Any:
         return None
     kinds = getattr(_HINTS.get(name), "__args__", (_HINTS.get(name),))
     if name == "loras":
-        return _lora_cell(value)
+        return _table_loras(value)
     if isinstance(value, str) and str not in kinds:
         value = _parsed(value.strip(), kinds)
     # A column of integers with gaps has floats.
@@ -178,7 +178,7 @@ def typed_cell(name: str, value: Any) -> Any:
     return int(value) if whole and int in kinds else value
 
 
-def _lora_cell(value: Any) -> Any:
+def _table_loras(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
