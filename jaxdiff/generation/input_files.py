@@ -35,14 +35,15 @@ def open_input(where: str | pathlib.Path) -> Iterator[io.BufferedReader]:
         if not str(where).lower().endswith(COMPRESSED):
             yield file
             return
-        with io.BufferedReader(gzip.GzipFile(fileobj=file), BLOCK) as unpacked:
+        packed: Any = gzip.GzipFile(fileobj=file)
+        with io.BufferedReader(packed, BLOCK) as unpacked:
             yield unpacked
 
 
 def _open(where: str | pathlib.Path) -> io.BufferedReader:
     try:
         if not is_url(where):
-            return pathlib.Path(where).open("rb", buffering=BLOCK)
+            return io.BufferedReader(io.FileIO(where), BLOCK)
         from fsspec.core import url_to_fs  # only now: most files are local
 
         fs, path = url_to_fs(str(where))
