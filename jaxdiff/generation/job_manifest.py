@@ -6,7 +6,8 @@ begins with a line about the job. Then there is a line for each image that is du
     {"index", "number", "source", "custom_id", "file", "seed", "width", "height", "size"}
 
 or that could not be made, `{"index", "number", "source", "custom_id", "error"}`, with `number` null
-for a line of the prompt file as a whole. The last line about an image counts. `index` is that of
+for a line of the prompt file as a whole. Of OpenAI's output file a line is about all `images` of a
+prompt, `number` null, `end` where the file ended then. The last line about an image counts. `index` is that of
 its prompt, `number` is its own among the images of that.
 """
 
@@ -74,8 +75,8 @@ class JobManifest:
         self.key, self.shard = key, shard
         self.failures: dict[tuple[int, int | None], Entry] = {}  # the last of each
         self.intents: set[str] = set()  # files that the job has begun to write
-        self.tars: set[str] = set()  # with images that the manifest has
-        self.last_end = 0  # of the file that images were appended to
+        self.containers: set[str] = set()  # files of several images that the manifest has
+        self.ends: dict[str, int] = {}  # of files that images were appended to
         self.folder = f"{FOLDER}/{key}"
         self._place, self._container, self._is_there = place, container, is_there
         self._done = ImageSet()
@@ -219,9 +220,6 @@ class JobManifest:
             self.intents.add(entry["intent"])
         if "index" in entry and ("error" in entry or self._is_there(entry)):
             self._apply(entry)
-            tar, separator, _ = str(entry.get("file", "")).partition(".tar/")
-            if separator:
-                self.tars.add(f"{tar}.tar")
 
     def _apply(self, entry: Entry) -> None:
         index, number = entry["index"], entry.get("number")
@@ -229,7 +227,10 @@ class JobManifest:
             if number is None or (index, number) not in self._done:
                 self.failures[index, number] = entry
             return
-        self.last_end = max(self.last_end, entry.get("end", 0))
+        file, separator, _ = str(entry["file"]).partition(".tar/")
+        if separator or number is None:
+            self.containers.add(f"{file}.tar" if separator else file)
+            self.ends[file] = max(self.ends.get(file, 0), entry.get("end", 0))
         numbers = range(entry["images"]) if number is None else (number,)
         for each in numbers:
             self._done.add(index, each)

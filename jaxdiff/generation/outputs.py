@@ -28,7 +28,6 @@ from jaxdiff.generation.places import Place
 from jaxdiff.generation.shards import Shard
 
 FOLDER_SIZE = 10_000  # images
-NOT_FINITE = "got numbers that are not finite, expected an image"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +153,7 @@ class Output(abc.ABC):
     def _suffix(self, item: ImageItem) -> str:
         return SUFFIXES[self._encoding(item)[0]]
 
-    def _check(self, key: str) -> None:
+    def _check(self, key: str) -> None:  # noqa: B027
         """InputError for a place that holds what is not the job's."""
 
     @abc.abstractmethod
@@ -165,7 +164,7 @@ class Output(abc.ABC):
     def _store(self, item: ImageItem, data: bytes) -> None:
         """Write an encoded image, and record it once it is durable."""
 
-    def _finish(self) -> None:
+    def _finish(self) -> None:  # noqa: B027
         """Write what is left."""
 
 
@@ -242,10 +241,17 @@ class FolderOutput(Output):
             return None
         stored = settings_in(io.BytesIO(data), source=self._place.show(file))
         wanted = json.loads(json.dumps(item.settings))
-        is_same = stored is not None and without_none(stored) == without_none(wanted)
+        is_same = stored is not None and _without_none(stored) == _without_none(wanted)
         return len(data) if is_same else None
 
 
-def without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _check_finite(image: Any) -> None:
+    """InputError for latents that are not finite."""
+    array = np.empty(0) if isinstance(image, Image.Image) else np.asarray(image)
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise InputError("image: got numbers that are not finite, expected an image")
+
+
+def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings, of which None stands for one that is left out."""
     return {name: value for name, value in settings.items() if value is not None}

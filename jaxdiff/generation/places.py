@@ -122,6 +122,13 @@ class LocalPlace:
         except OSError as error:
             raise InputError(f"{self.root / name}: got {error}, expected a file to read") from None
 
+    def size(self, name: str) -> int:
+        """The size of a file in bytes, 0 if there is none."""
+        try:
+            return (self.root / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+
     def names(self, folder: str = "") -> set[str]:
         """The names of the files and folders in a folder, none if that is not there."""
         try:

@@ -67,7 +67,7 @@ class TarOutput(Output):
 
     def _recover(self) -> None:
         """Record the images of a tar that was completed when the process was killed."""
-        for name in sorted(self.manifest.intents & self._tars - self.manifest.tars):
+        for name in sorted(self.manifest.intents & self._tars - self.manifest.containers):
             data = self._place.read(name) or b""
             for entry in _stored_entries(data):
                 self.manifest.record(entry | {"file": f"{name}/{entry['file']}"})
