@@ -6,9 +6,9 @@ begins with a line about the job. Then there is a line for each image that is du
     {"index", "number", "source", "custom_id", "file", "seed", "width", "height", "size"}
 
 or that could not be made, `{"index", "number", "source", "custom_id", "error"}`, with `number` null
-for a line of the prompt file as a whole. Of OpenAI's output file a line is about all `images` of a
-prompt, `number` null, `end` where the file ended then. The last line about an image counts. `index` is that of
-its prompt, `number` is its own among the images of that.
+for a line of the prompt file as a whole. The last line about an image counts. `index` is that of
+its prompt, `number` is its own among the images of that. In OpenAI's output file all `images` of a
+prompt are one line, which has `number` null and `end`, where the file ended then.
 """
 
 import contextlib
@@ -84,6 +84,7 @@ class JobManifest:
         self._pending: list[bytes] = []
         self._folders: set[str] = set()
         self._error: Exception | None = None
+        self.before_flush: Callable[[], None] = lambda: None  # brings to the disk what lines name
         self._log = self._open()
         self.is_new = not self._read()
         self._closed = threading.Event()
@@ -135,9 +136,15 @@ class JobManifest:
             with self._lock:
                 data, folders = b"".join(self._pending), self._folders
                 self._pending, self._folders = [], set()
-            if data:
+            if not data:
+                return
+            try:
                 self._place.sync(sorted(folders))
+                self.before_flush()
                 self._log.append(data)
+            except Exception as error:  # nothing may be written behind what is missing
+                self._error = error
+                raise
 
     def close(self) -> None:
         """Write what is left, and let other processes write the manifest."""
@@ -154,8 +161,7 @@ class JobManifest:
         while not self._closed.wait(self._period):
             try:
                 self.flush()
-            except Exception as error:  # for the thread that writes images
-                self._error = self._error or error
+            except Exception:  # which the next call raises
                 return
 
     def _raise(self) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import re
-import threading
 import time
 from typing import Any
 
@@ -20,7 +19,7 @@ from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import one_of
 from jaxdiff.generation.job_manifest import Entry, JobManifest
 from jaxdiff.generation.openai_batch import FORMATS, error_entry, response_entry
-from jaxdiff.generation.outputs import ImageItem, Output
+from jaxdiff.generation.outputs import ImageItem, Output, WriteLock
 from jaxdiff.generation.places import LocalPlace, Place, RemotePlace
 from jaxdiff.generation.shards import Shard
 
@@ -50,7 +49,7 @@ class OpenAIOutput(Output):
         one_of("image_format", image_format, FORMATS)
         label = f"-{shard.label}" if shard.count > 1 else ""
         self._output, self._error = f"{stem}_output{label}", f"{stem}_error{label}.jsonl"
-        self._lock = threading.Lock()
+        self._lock = WriteLock()
         self._images: dict[int, dict[int, bytes]] = {}  # of requests that are not complete
         self._failed: set[int] = set()
         self._names = place.names()
@@ -183,21 +182,31 @@ class _Appended(_Writer):
         with os_errors_as_write_error(self._path):
             self._file: Any = self._path.open("ab", buffering=0)
             self._file.truncate(manifest.ends.get(name, 0))
+        manifest.before_flush = self._sync
+
+    def _sync(self) -> None:
+        with os_errors_as_write_error(self._path):
+            os.fsync(self._file.fileno())
 
     def add(self, line: bytes, entry: dict[str, Any]) -> None:
         with os_errors_as_write_error(self._path):
             view = memoryview(line)
             while view:
                 view = view[self._file.write(view) :]
-            os.fsync(self._file.fileno())
             end = self._file.seek(0, os.SEEK_END)
         self._manifest.record(entry | {"file": self._name, "end": end})
 
     def close(self) -> None:
+        self._manifest.flush()
+        self._manifest.before_flush = lambda: None
         self._file.close()
 
     def abort(self) -> None:
-        self._file.close()
+        """Stop; what the manifest does not know of is cut off at the next start."""
+        try:
+            self.close()
+        except InputError:  # raised before, by the call that wrote
+            self._file.close()
 
 
 class _Parts(_Writer):

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.generation.image_files import (
     SUFFIXES,
     check_format,
@@ -71,6 +72,24 @@ class ImageItem:
         }
 
 
+class WriteLock:
+    """A lock of what several threads append to; after an error in it nobody gets it any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_broken = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._is_broken:
+            self._lock.release()
+            raise WriteError("output: got an error before, expected none")
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._is_broken = error is not None
+        self._lock.release()
+
+
 class Output(abc.ABC):
     """Where the images of a shard of a job go. `write` and `fail` may be called by many threads."""
 
@@ -93,24 +112,17 @@ class Output(abc.ABC):
 
     def write(self, item: ImageItem) -> None:
         """Write an image; one that is not finite is a failure. Raises WriteError."""
-        array = item.image
-        is_float = not isinstance(array, Image.Image) and np.issubdtype(array.dtype, np.floating)
-        if is_float and not np.isfinite(array).all():
-            self.fail(
-                item.index,
-                item.number,
-                NOT_FINITE,
-                source=item.source,
-                custom_id=item.custom_id,
-            )
-            return
         try:
+            _check_finite(item.image)
             data = encode(item.image, item.settings, *self._encoding(item))
-        except InputError as error:  # of what the format does not hold
-            reason = str(error)
-            self.fail(item.index, item.number, reason, source=item.source, custom_id=item.custom_id)
-            return
-        self._store(item, data)
+        except InputError as error:  # of what the format does not hold, too
+            self.fail_item(item, str(error))
+        else:
+            self._store(item, data)
+
+    def fail_item(self, item: ImageItem, reason: str) -> None:
+        """Record that an image is none."""
+        self.fail(item.index, item.number, reason, source=item.source, custom_id=item.custom_id)
 
     def fail(
         self,

@@ -5,14 +5,13 @@ import json
 import pathlib
 import re
 import tarfile
-import threading
 from typing import Any
 
 from jaxdiff.core.atomic import os_errors_as_write_error
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import positive
 from jaxdiff.generation.job_manifest import FOLDER, Entry
-from jaxdiff.generation.outputs import ImageItem, Output
+from jaxdiff.generation.outputs import ImageItem, Output, WriteLock
 from jaxdiff.generation.places import Place
 from jaxdiff.generation.shards import Shard
 
@@ -45,7 +44,7 @@ class TarOutput(Output):
         if max_bytes is not None:
             positive("max_bytes", max_bytes)
         self._prefix = f"{shard.index:05d}"
-        self._lock = threading.Lock()
+        self._lock = WriteLock()
         self._tar: tarfile.TarFile | None = None
         self._file, self._name = pathlib.Path(), ""
         self._entries: list[Entry] = []
