@@ -204,17 +204,6 @@ class FolderOutput(Output):
         super().__init__(place, key, shard, image_format=image_format, quality=quality)
         self._listed.clear()
 
-    def folder_of(self, item: ImageItem) -> str:
-        """The folder of an image below the output: "" without subfolders.
-
-        A folder has the images of FOLDER_SIZE // count lines, so many as fit, or a part of them.
-        """
-        if not self._subfolders:
-            return ""
-        lines = max(FOLDER_SIZE // item.count, 1)
-        part = f"-{item.number // FOLDER_SIZE:03d}" if item.count > FOLDER_SIZE else ""
-        return f"{item.index // lines:06d}{part}"
-
     def _is_there(self, entry: Entry) -> bool:
         if not self._verify:
             return True
@@ -226,7 +215,8 @@ class FolderOutput(Output):
         return name in self._listed[folder]
 
     def _store(self, item: ImageItem, data: bytes) -> None:
-        folder, suffix = self.folder_of(item), self._suffix(item)
+        suffix = self._suffix(item)
+        folder = folder_of(item.index, item.number, item.count) if self._subfolders else ""
         prefix = f"{folder}/" if folder else ""
         own = f"{prefix}{item.name}{suffix}"
         content = json.dumps(item.settings, sort_keys=True)
@@ -255,6 +245,16 @@ class FolderOutput(Output):
         wanted = json.loads(json.dumps(item.settings))
         is_same = stored is not None and _without_none(stored) == _without_none(wanted)
         return len(data) if is_same else None
+
+
+def folder_of(index: int, number: int, count: int) -> str:
+    """The folder of image `number` of the `count` images of a line.
+
+    A folder has the images of as many lines as fit into FOLDER_SIZE, or a part of those of one.
+    """
+    lines = max(FOLDER_SIZE // count, 1)
+    part = f"-{number // FOLDER_SIZE:03d}" if count > FOLDER_SIZE else ""
+    return f"{index // lines:06d}{part}"
 
 
 def _check_finite(image: Any) -> None:

@@ -85,7 +85,7 @@ def parse_spec(values: Mapping[str, Any], source: str, folder: str) -> PromptSpe
     if "prompt" not in own:
         raise InputError(f"{source}: got no field 'prompt', expected one")
     with prefix_errors(source):
-        _check_numbers(own)
+        _check_values(own)
         for name in IMAGES:
             if own.get(name) is not None:
                 own[name] = _resolved(name, own[name], folder)
@@ -103,9 +103,11 @@ def _known_fields() -> tuple[str, ...]:
     return (*FIELDS, *request_options())
 
 
-def _check_numbers(values: Mapping[str, Any]) -> None:
+def _check_values(values: Mapping[str, Any]) -> None:
     """InputError for what no model can take."""
     for name, value in values.items():
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+            raise InputError(f"{name}: got {value!r:.80}, expected text, without halves of pairs")
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name}: got {value}, expected a finite number")
     for name in ("steps", "height", "width", "max_sequence_length"):

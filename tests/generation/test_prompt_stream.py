@@ -126,6 +126,7 @@ def test_forms_of_loras(tmp_path):
         ({"loras": [{"scale": 3}]}, "loras: got no field 'path'"),
         ({"loras": [{"path": "a", "weight": 3}]}, "loras: field: got 'weight'"),
         ({"loras": [{"path": "a", "scale": "x"}]}, "loras: scale: got 'x', expected a number"),
+        ({"negative_prompt": "\ud83d"}, "negative_prompt: got .*without halves of pairs"),
         ({"prompt": None}, "prompt: got None, expected a string"),
     ],
 )
