@@ -6,7 +6,6 @@ memory until all of them are there.
 """
 
 import abc
-import contextlib
 import json
 import os
 import pathlib
@@ -224,6 +223,7 @@ class _Parts(_Writer):
         self._number = max(known, default=-1) + 1
         self._path = scratch / "part.jsonl"
         self._entries: list[dict[str, Any]] = []
+        self._size = 0
         self._file: Any = None
 
     def add(self, line: bytes, entry: dict[str, Any]) -> None:
@@ -231,7 +231,8 @@ class _Parts(_Writer):
             self._file = self._file or self._path.open("wb")
             self._file.write(line)
         self._entries.append(entry)
-        if self._file.tell() >= PART_SIZE:
+        self._size += len(line)
+        if self._size >= PART_SIZE:
             self.close()
 
     def close(self) -> None:
@@ -245,8 +246,8 @@ class _Parts(_Writer):
         for entry in self._entries:
             self._manifest.record(entry | {"file": name})
         self._manifest.flush()
-        self._number, self._entries = self._number + 1, []
+        self._number, self._entries, self._size = self._number + 1, [], 0
 
     def abort(self) -> None:
-        with contextlib.suppress(AttributeError):
+        if self._file is not None:
             self._file.close()

@@ -5,6 +5,7 @@ the process was killed.
 """
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -104,7 +105,11 @@ class Output(abc.ABC):
         self.manifest = JobManifest(
             place, key, shard, container=self.container, is_there=self._is_there
         )
-        self._scratch = place.use_scratch(f"{self.manifest.folder}/{shard.label}.tmp")
+        try:
+            self._scratch = place.use_scratch(f"{self.manifest.folder}/{shard.label}.tmp")
+        except BaseException:
+            self.manifest.close()
+            raise
 
     def done(self, index: int, number: int) -> bool:
         """Whether the image is there."""
@@ -241,7 +246,9 @@ class FolderOutput(Output):
         data = self._place.read(file)
         if data is None:
             return None
-        stored = settings_in(io.BytesIO(data), source=self._place.show(file))
+        stored = None
+        with contextlib.suppress(InputError):  # settings that contradict themselves
+            stored = settings_in(io.BytesIO(data), source=self._place.show(file))
         wanted = json.loads(json.dumps(item.settings))
         is_same = stored is not None and _without_none(stored) == _without_none(wanted)
         return len(data) if is_same else None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from jaxdiff.core.atomic import os_errors_as_write_error
-from jaxdiff.core.errors import InputError, WriteError
+from jaxdiff.core.errors import InputError, WriteError, os_error_message
 from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED
 from jaxdiff.generation.input_files import is_url
 
@@ -180,17 +180,24 @@ class RemotePlace:
 
     def write(self, name: str, data: bytes, *, replace: bool) -> bool:
         """Write a file; without `replace` False if there is one, which stays as it is."""
-        if not replace and self._retry(name, lambda: self._fs.exists(self._full(name))):
-            return False
-        self._retry(name, lambda: self._fs.pipe_file(self._full(name), data))
-        return True
+        return self._put(name, lambda: self._fs.pipe_file(self._full(name), data), replace)
 
     def publish(self, name: str, file: pathlib.Path, *, replace: bool) -> bool:
         """Upload a complete local `file`, which is removed; see `write`."""
+        is_new = self._put(name, lambda: self._fs.put_file(str(file), self._full(name)), replace)
+        if is_new:
+            file.unlink()
+        return is_new
+
+    def _put(self, name: str, put: Callable[[], Any], replace: bool) -> bool:
         if not replace and self._retry(name, lambda: self._fs.exists(self._full(name))):
             return False
-        self._retry(name, lambda: self._fs.put_file(str(file), self._full(name)))
-        file.unlink()
+        try:
+            self._retry(name, put)
+        except FileNotFoundError as error:  # there is no such bucket
+            raise WriteError(
+                f"{self.show(name)}: got {os_error_message(error)}, expected a file to write"
+            ) from None
         return True
 
     def sync(self, folders: Iterable[str]) -> None:

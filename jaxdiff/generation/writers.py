@@ -31,6 +31,8 @@ class Writers:
 
     def submit(self, item: ImageItem) -> None:
         """Write an image soon; waits while the queue is full. Raises WriteError."""
+        if self._closed:
+            raise ValueError("submit: got an image after close, expected none")
         while True:
             self._raise()
             try:

@@ -386,6 +386,33 @@ def test_a_storage_without_an_answer_is_asked_again(monkeypatch):
     with pytest.raises(WriteError, match=r"^memory://retry/out/a: got refused, expected a file"):
         place.write("a", b"data", replace=True)
 
+    def no_bucket(*arguments):
+        raise FileNotFoundError("out")
+
+    monkeypatch.setattr(place._fs, "pipe_file", no_bucket)
+    with pytest.raises(WriteError, match=r"^memory://retry/out/b: got no such file, expected"):
+        place.write("b", b"data", replace=False)
+    assert place.read("b") is None
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "link", "replace"):
+        act = getattr(places.os, name)
+        monkeypatch.setattr(
+            places.os, name, lambda *a, name=name, act=act: (calls.append(name), act(*a))
+        )
+    (tmp_path / "new").mkdir()
+    place = LocalPlace(tmp_path / "new")
+    assert place.write("a", b"1", replace=False)
+    assert calls == ["fsync", "link"]
+    (tmp_path / "b").write_bytes(b"2")
+    assert place.publish("b", tmp_path / "b", replace=False)
+    assert calls == ["fsync", "link"] * 2
+    place.sync([""])
+    assert calls[4:] == ["fsync"]
+    assert place.names() == {"a", "b"}
+
 
 def test_a_file_system_without_links(tmp_path, monkeypatch):
     def link(source, target):
@@ -464,6 +491,8 @@ def test_a_full_queue_blocks_and_close_drains():
     thread.join()
     writers.close()
     writers.close()
+    with pytest.raises(ValueError, match="an image after close"):
+        writers.submit(item(1))
     assert sorted(each.index for each in output.items) == list(range(20))
     assert output.closed == "closed"
 
