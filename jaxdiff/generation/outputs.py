@@ -27,6 +27,7 @@ from jaxdiff.generation.image_files import (
 )
 from jaxdiff.generation.job_manifest import Entry, JobManifest
 from jaxdiff.generation.places import Place
+from jaxdiff.generation.prompt_stream import BadLine, LineImage
 from jaxdiff.generation.shards import Shard
 
 FOLDER_SIZE = 10_000  # images
@@ -47,6 +48,24 @@ class ImageItem:
     settings: Mapping[str, Any]  # that the file carries
     image_format: str | None = None  # None: the job's
     quality: int | None = None  # of WebP and JPEG; None: the job's
+
+    @classmethod
+    def of(cls, planned: LineImage, image: Any, settings: Mapping[str, Any]) -> "ImageItem":
+        """The image that a line of a prompt file asks for, once it is generated."""
+        line = planned.line
+        return cls(
+            index=line.index,
+            number=planned.number,
+            count=planned.count,
+            name=planned.name,
+            source=line.source,
+            custom_id=line.custom_id,
+            seed=planned.seed,
+            image=image,
+            settings=settings,
+            image_format=line.image_format,
+            quality=line.quality,
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -124,6 +143,10 @@ class Output(abc.ABC):
             self.fail_item(item, str(error))
         else:
             self._store(item, data)
+
+    def fail_line(self, line: BadLine) -> None:
+        """Record that there is no image of a line of the prompt file."""
+        self.fail(line.index, None, line.reason, source=line.source, custom_id=line.custom_id)
 
     def fail_item(self, item: ImageItem, reason: str) -> None:
         """Record that an image is none."""
