@@ -185,7 +185,9 @@ class _Columns:
     ) -> None:
         twice = sorted({name for name in found if found.count(name) > 1})
         if twice:
-            raise InputError(f"prompts: {where}: got the columns {_listed(twice)} twice")
+            raise InputError(
+                f"prompts: {where}: got {_listed(twice)} twice, expected each column once"
+            )
         if columns is None:
             columns = {name: name for name in found}
             unknown = [name for name in found if name not in FIELDS]

@@ -8,9 +8,12 @@ import time
 import tracemalloc
 
 import fsspec
+import hypothesis
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.generation import input_files, prompt_rows
@@ -222,7 +225,7 @@ def test_columns_are_fields_or_mapped(tmp_path, name):
 def test_tables_without_prompts(tmp_path):
     with pytest.raises(InputError, match="got no column prompt"):
         list(read_prompts(write_table(tmp_path / "p.csv", [["seed"], ["3"]])))
-    with pytest.raises(InputError, match="got the columns seed twice"):
+    with pytest.raises(InputError, match="got seed twice, expected each column once"):
         list(read_prompts(write_table(tmp_path / "q.csv", [["prompt", "seed", "seed"], ["3"]])))
     with pytest.raises(InputError, match=r"^columns: got .*\.txt, expected a \.csv"):
         list(read_prompts(write(tmp_path / "p.txt", "a"), columns={"prompt": "a"}))
@@ -358,6 +361,32 @@ def test_images_of_a_line_have_seeds_and_names():
     assert [i.seed for i in line_images(bare, defaults)] == list(range(1, 10))
     with pytest.raises(InputError, match="p:13: seed: got 4294967296"):
         list(line_images(bare, PromptSpec(prompt="", seed=2**32 - 1, num_images=2)))
+
+
+LINES = st.sampled_from(
+    [
+        *(b"prompt,seed\n", b"prompt\tseed\n", b"a,1\n", b'{"prompt": "a"}\n', b'{"prompt": '),
+        *(b'"', b"\n", b"\r", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\\ud800"),
+        *(b'{"custom_id": "a", "body": {}}\n', b'{"prompt": "a", "loras": [{}]}\n'),
+        *(b'[{"a": 1}]\n', b'{"seed": 1e999}\n'),
+    ]
+)
+
+
+@hypothesis.settings(max_examples=40)
+@given(st.lists(st.one_of(LINES, st.binary(max_size=20)), max_size=8).map(b"".join))
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".tsv", ".txt.gz", ".parquet"])
+def test_whatever_is_in_a_file_leads_to_lines_or_a_sentence(tmp_path_factory, suffix, data):
+    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
+    path.write_bytes(data)
+    for packed in (False, True) if suffix.endswith(".gz") else (False,):
+        path.write_bytes(gzip.compress(data) if packed else data)
+        try:
+            lines = list(read_prompts(path))
+        except InputError:
+            continue
+        assert [line.index for line in lines] == list(range(len(lines)))
+        assert all(line.reason.startswith(line.source) for line in lines if type(line) is BadLine)
 
 
 def test_reading_prompts_imports_no_jax(tmp_path):
