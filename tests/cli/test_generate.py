@@ -250,7 +250,7 @@ def test_an_image_is_made_again_from_its_settings(model, tmp_path, addons, capsy
     assert not added_by(model, tmp_path / "c", "--from", str(path), "--lora", f"{lora}:0.1")
     Image.new("RGB", (9, 9)).save(tmp_path / "foreign.png")
     assert generate(model, tmp_path / "d", "--from", str(tmp_path / "foreign.png")) == 2
-    assert "foreign.png, expected a PNG file that jaxdiff generate wrote" in stderr(capsys)
+    assert "foreign.png, expected an image that jaxdiff generate wrote" in stderr(capsys)
 
 
 NO_JAX = "import sys; sys.modules['jax'] = None; from jaxdiff.cli.main import main; main()"
