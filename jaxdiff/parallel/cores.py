@@ -11,9 +11,9 @@ MAX_FRACTION = 0.25  # of the machine's memory that the copies of the weights ma
 def one_device_per_core(weight_bytes: int, most: int) -> int:
     """Make a CPU device of each core, at most `most`; returns how many.
 
-    Fewer where so many copies of `weight_bytes` would take more than MAX_FRACTION of the memory. Nothing
-    changes where JAX has its devices already, or XLA_FLAGS or JAX_NUM_CPU_DEVICES say how many
-    there are; other kinds of devices are what they are.
+    Fewer where so many copies of `weight_bytes` would take more than MAX_FRACTION of the memory.
+    Nothing changes where JAX has its devices already, or XLA_FLAGS or JAX_NUM_CPU_DEVICES say how
+    many there are; other kinds of devices are what they are.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     fitting = int(MAX_FRACTION * memory / max(weight_bytes, 1))
