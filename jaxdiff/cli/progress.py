@@ -39,7 +39,7 @@ class Progress:
             disable=quiet or not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=None, count="")
-        self._images = 0
+        self._images: int | None = 0
         self._printed_at = -float("inf")  # when the last line was printed
         self.done = 0  # images that are written
 
@@ -60,15 +60,18 @@ class Progress:
         self._bar.update(self._task, description=text)
         self._print_line(text)
 
-    def start(self, images: int, *, compile_s: float | None) -> None:
-        """`images` are generated next; their programs usually take `compile_s` to compile."""
+    def start(self, images: int | None, *, compile_s: float | None) -> None:
+        """`images` are generated next; their programs usually take `compile_s` to compile.
+
+        None: of a file whose length is not known.
+        """
         self._images = images
-        if images:
+        if images != 0:
             usual = "the first time takes longest"
             if compile_s is not None:
                 usual = f"{max(compile_s, 1):.0f} s last time"
             self.phase(f"compiling ({usual})")
-            self._bar.update(self._task, total=images, count=f"0/{images} images")
+            self._bar.update(self._task, total=images, count=self._count)
 
     def update(self, sampled: float) -> None:
         """So much has been sampled, in images: half of the steps are half an image."""
@@ -77,10 +80,14 @@ class Progress:
     def add_images(self, images: int) -> None:
         """`images` more have been written."""
         self.done += images
-        count = f"{self.done}/{self._images} images"
-        self._bar.update(self._task, count=count)
+        self._bar.update(self._task, count=self._count, description="generating")
         if time.monotonic() - self._printed_at > LINE_S:
-            self._print_line(count)
+            self._print_line(self._count)
+
+    @property
+    def _count(self) -> str:
+        of_all = "" if self._images is None else f"/{self._images}"
+        return f"{self.done}{of_all} images"
 
     def _print_line(self, text: str) -> None:
         if self._lines:

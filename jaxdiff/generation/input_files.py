@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import io
 import pathlib
 import time
@@ -50,6 +51,25 @@ def _open(where: str | pathlib.Path) -> io.BufferedReader:
         return io.BufferedReader(_RetryingReader(fs.open(path, "rb"), str(where)), BLOCK)
     except Exception as error:  # each file system has errors of its own
         raise unreadable(where, error) from None
+
+
+def content_identity(where: str | pathlib.Path) -> str:
+    """What tells a file from others: a hash of its content, of a URL what the storage says of it.
+
+    InputError if it cannot be read.
+    """
+    try:
+        if not is_url(where):
+            with pathlib.Path(where).open("rb") as file:
+                return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+        from fsspec.core import url_to_fs  # only now: most files are local
+
+        fs, path = url_to_fs(str(where))
+        info = fs.info(path)
+    except Exception as error:  # each file system has errors of its own
+        raise unreadable(where, error) from None
+    names = ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created")
+    return str([info.get(name) for name in names])
 
 
 def unreadable(where: str | pathlib.Path, error: Exception) -> InputError:

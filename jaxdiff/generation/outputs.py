@@ -20,6 +20,7 @@ from PIL import Image
 
 from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.generation.image_files import (
+    LATENTS,
     SUFFIXES,
     check_format,
     encode,
@@ -129,6 +130,11 @@ class Output(abc.ABC):
         except BaseException:
             self.manifest.close()
             raise
+
+    @property
+    def stores_latents(self) -> bool:
+        """Whether its files are of latents, not of images."""
+        return self._format == LATENTS
 
     def done(self, index: int, number: int) -> bool:
         """Whether the image is there."""

@@ -5,37 +5,23 @@ import functools
 import hashlib
 import json
 import pathlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from jaxdiff.core.atomic import os_errors_as_write_error, remove_leftovers
 from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.image_arrays import ImageFileError
-from jaxdiff.generation.engine import Engine
-from jaxdiff.generation.finisher import Finisher, Outcome, StageFinisher
+from jaxdiff.generation.arguments import NUMBERS, call_arguments, line_options
+from jaxdiff.generation.asked_images import generate_images
+from jaxdiff.generation.finisher import Outcome
 from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import IMAGES, ImageJob, PromptSpec, expand_jobs
-from jaxdiff.generation.tickets import GeneratedImage, NonFiniteError
 from jaxdiff.pipeline.batches import STAGES
-from jaxdiff.pipeline.intermediates import NO_INTERMEDIATES
-from jaxdiff.pipeline.nonfinite import REMEDIES
-from jaxdiff.pipeline.output import Output
 from jaxdiff.pipeline.request import Request, Requests, check_options
-from jaxdiff.pipeline.stages import Stage, first_requests, output_for, run_stages
-
-PER_IMAGE = (  # lists in a call
-    "negative_prompt",
-    "prompt_2",
-    "negative_prompt_2",
-    "prompt_3",
-    "negative_prompt_3",
-)
-NUMBERS = ("guidance_scale", "steps", "strength")  # lists too, unless an image has none
+from jaxdiff.pipeline.stages import Stage
 
 
 class PlannedImage(NamedTuple):
@@ -85,7 +71,7 @@ class Runner:
                         raise
                     self._fail(job, str(error))
                     continue
-                settings = {**self.settings, **_file_settings(job, digest)}
+                settings = {**self.settings, **file_settings(job.spec, digest)}
                 settings |= request.to_metadata()
                 rows.append((job, settings, request))
         if not rows and jobs:
@@ -143,37 +129,16 @@ class Runner:
             remove_leftovers(image.path for image in images)
         if not images:
             return dict.fromkeys((*STAGES, "compile_s", "generate_s"), 0.0)
-        requests = first_requests(stages, [image.request for image in images])
-        sampled: dict[int, float] = {}  # of each image, by number
-
-        def note(number: int, done: int, steps: int) -> None:
-            sampled[number] = done / steps
-            on_progress(sum(sampled.values()))
-
-        began, compiled = time.perf_counter(), self.pipe.stages.compile_s
-        size = min(batch_size, len(images))
-        engine = Engine(
+        return generate_images(
             self.pipe,
-            slots=size,
-            max_waiting=2 * size,
-            output=output_for(self.pipe, stages, "numpy"),
+            stages,
+            ((image, image.request) for image in images),
+            write=functools.partial(self._write, on_images=on_images),
+            stage_arguments=self._stage_arguments,
+            slots=min(batch_size, len(images)),
             vae_tile=vae_tile,
+            on_progress=on_progress,
         )
-        write = functools.partial(self._write, on_images=on_images)
-        seconds = dict.fromkeys((*STAGES, "compile_s", "total_s"), 0.0)  # of the stages
-        finisher: Finisher = Finisher(write, engine.fail)
-        if stages:
-            settings = {"vae_tile": vae_tile, "batch_size": size}
-            run = functools.partial(self._run_stages, stages, settings, seconds)
-            finisher = StageFinisher(write, engine.fail, run, size)
-        with finisher, engine:
-            for number, (image, request) in enumerate(zip(images, requests, strict=True)):
-                ticket = engine.submit(request, on_progress=functools.partial(note, number))
-                ticket.future.add_done_callback(functools.partial(finisher.put, image))
-        timings = {name: engine.timer.timings()[name] + seconds[name] for name in STAGES}
-        compile_s = self.pipe.stages.compile_s - compiled + seconds["compile_s"]
-        generate_s = time.perf_counter() - began - compile_s
-        return {**timings, "compile_s": compile_s, "generate_s": generate_s}
 
     def _write(
         self, planned: PlannedImage, result: Outcome, on_images: Callable[[int], None]
@@ -185,31 +150,6 @@ class Runner:
             write_png(planned.path, Image.fromarray(result), planned.settings)
         on_images(1)
 
-    def _run_stages(
-        self,
-        stages: Sequence[Stage],
-        settings: Mapping[str, Any],
-        seconds: dict[str, float],
-        planned: Sequence[PlannedImage],
-        images: Sequence[GeneratedImage],
-    ) -> list[Outcome]:
-        """What the stages after the first make of a batch."""
-        first = Output(
-            images=np.stack([image.image for image in images]),
-            requests=Requests(image.request for image in images),
-            timings=dict.fromkeys(seconds, 0.0),
-            intermediates=NO_INTERMEDIATES,
-        )
-        arguments = self._stage_arguments(planned)
-        out = run_stages(stages, first, arguments, output="numpy", **settings)
-        for name in seconds:
-            seconds[name] += out.timings[name]
-        why = {
-            n: f"got numbers that are not finite {text}, {REMEDIES}"
-            for n, text in out.failures.items()
-        }
-        return [NonFiniteError(why[n]) if n in why else image for n, image in enumerate(out.images)]
-
     def _stage_arguments(self, images: Sequence[PlannedImage]) -> dict[str, Any]:
         """The arguments of a call for the images of a batch, with numbers of the first model."""
         arguments = self._arguments([image.job for image in images])
@@ -220,37 +160,15 @@ class Runner:
 
     def _arguments(self, jobs: Sequence[ImageJob]) -> dict[str, Any]:
         """The pipeline's arguments for jobs that can share a call."""
-        specs = [job.spec for job in jobs]
-        numbers = {name: [getattr(spec, name) for spec in specs] for name in NUMBERS}
-        images = {
-            name: paths
-            for name in IMAGES
-            if None not in (paths := [getattr(spec, name) for spec in specs])
-        }
-        names = {name for spec in specs for name in spec.options}
-        return {
-            **images,
-            **self.options,
-            **{name: [spec.options.get(name) for spec in specs] for name in names},
-            "prompt": [spec.prompt for spec in specs],
-            **{name: [getattr(spec, name) for spec in specs] for name in PER_IMAGE},
-            **{name: None if None in column else column for name, column in numbers.items()},
-            "seed": [job.seed for job in jobs],
-        }
+        return call_arguments(jobs, self.options)
 
 
 def check_jobs(jobs: Sequence[ImageJob], defaults: PromptSpec, options: Mapping[str, Any]) -> None:
     """InputError for jobs, or `options` of all of them, that suit no model: none is needed."""
-    check_options({**options, **_own_options(defaults)})  # a bad option is no mistake of a line
+    check_options({**options, **line_options(defaults)})  # a bad option is no mistake of a line
     for job in {id(job.spec): job for job in jobs}.values():  # once for all images of a line
         with prefix_errors(job.source):
-            check_options({**options, **_own_options(job.spec)})
-
-
-def _own_options(spec: PromptSpec) -> dict[str, Any]:
-    """What a line says of its images, but for files."""
-    names = ("prompt", *PER_IMAGE, *NUMBERS)
-    return {**spec.options, **{name: getattr(spec, name) for name in names}}
+            check_options({**options, **line_options(job.spec)})
 
 
 def is_same(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
@@ -258,7 +176,7 @@ def is_same(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     return all(stored.get(name) == settings.get(name) for name in {*stored, *settings})
 
 
-def _file_settings(job: ImageJob, digest: Callable[[pathlib.Path], str]) -> dict[str, Any]:
+def file_settings(spec: PromptSpec, digest: Callable[[pathlib.Path], str]) -> dict[str, Any]:
     """The entries of images and mask in the settings: name and digest of each file."""
-    paths = {name: pathlib.Path(getattr(job.spec, name) or "") for name in IMAGES}
+    paths = {name: pathlib.Path(getattr(spec, name) or "") for name in IMAGES}
     return {name: f"{path.name} {digest(path)}" for name, path in paths.items() if path.name}
