@@ -1,13 +1,15 @@
 """Items of small jobs, and a job as a process: python image_jobs.py OUTPUT CONTAINER COUNT."""
 
+import contextlib
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from jaxdiff.core.errors import WriteError
 from jaxdiff.generation.open_output import open_output
 from jaxdiff.generation.outputs import ImageItem
-from jaxdiff.generation.writers import Writers
 
 KEY = "0123456789abcdef"
 PER_LINE = 2
@@ -42,14 +44,29 @@ def item(index, number=0, count=1, **changes):
     return ImageItem(**values | changes)
 
 
+@contextlib.contextmanager
+def writing(output):
+    """A function that writes an image in one of two threads; leaving closes the output."""
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            started = []
+            yield lambda each: started.append(pool.submit(output.write, each))
+        for each in started:
+            each.result()
+    except WriteError:
+        output.abort()
+        raise
+    output.close()
+
+
 def main(where, container, count):
     output = open_output(where, key=KEY, container=container, images_per_tar=20, prompts="in.jsonl")
-    with Writers(output, queue_size=8) as writers:
+    with writing(output) as write:
         print("begun", flush=True)
         for index in range(count):
             for number in range(PER_LINE):
                 if not output.done(index, number):
-                    writers.submit(item(index, number, PER_LINE))
+                    write(item(index, number, PER_LINE))
                     time.sleep(0.002)
     assert "jax" not in sys.modules
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxdiff.core.errors import InputError
+from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.generation.arguments import NUMBERS, call_arguments, line_options
 from jaxdiff.generation.asked_images import Progress, generate_images
 from jaxdiff.generation.finisher import Outcome
@@ -90,8 +90,11 @@ class BatchJob:
                 output="latent" if self.output.stores_latents else "numpy",
                 on_progress=on_progress,
             )
-        except BaseException:
+        except WriteError:
             self.output.abort()
+            raise
+        except BaseException:
+            self.output.close()  # what is generated is written, a short tar too
             raise
         self.output.close()
         return timings

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from image_jobs import KEY, settings
+from image_jobs import KEY, settings, writing
 from PIL import Image
 
 from jaxdiff.generation.image_files import read_settings
@@ -14,7 +14,6 @@ from jaxdiff.generation.outputs import ImageItem
 from jaxdiff.generation.prompt_spec import PromptSpec
 from jaxdiff.generation.prompt_stream import BadLine, line_images, read_prompts
 from jaxdiff.generation.shards import Shard
-from jaxdiff.generation.writers import Writers
 
 DEFAULTS = PromptSpec(prompt="", seed=100, num_images=2)
 
@@ -22,7 +21,7 @@ DEFAULTS = PromptSpec(prompt="", seed=100, num_images=2)
 def run(prompts, where, shard=None, **options):
     """What a job of a shard leaves: the numbers of images that it made and of those it has."""
     output, made = open_output(where, key=KEY, shard=shard, prompts=prompts, **options), 0
-    with Writers(output, threads=2, queue_size=4) as writers:
+    with writing(output) as write:
         for line in read_prompts(prompts, shard=shard):
             if isinstance(line, BadLine):
                 output.fail_line(line)
@@ -31,7 +30,7 @@ def run(prompts, where, shard=None, **options):
                 if not output.done(line.index, planned.number):
                     image = np.full((8, 8, 3), planned.seed % 256, np.uint8)
                     own = settings(0) | {"prompt": planned.spec.prompt, "seed": planned.seed}
-                    writers.submit(ImageItem.of(planned, image, own))
+                    write(ImageItem.of(planned, image, own))
                     made += 1
     return made, len(output.manifest)
 

@@ -2,13 +2,11 @@ import base64
 import collections
 import json
 import tarfile
-import threading
-import time
 
 import fsspec
 import numpy as np
 import pytest
-from image_jobs import KEY, item, settings
+from image_jobs import KEY, item, settings, writing
 from PIL import Image
 
 from jaxdiff.core.errors import InputError, WriteError
@@ -17,10 +15,9 @@ from jaxdiff.data.sources.tars import TarSource
 from jaxdiff.generation import openai_output, places
 from jaxdiff.generation.image_files import read_settings, settings_in
 from jaxdiff.generation.open_output import open_output
-from jaxdiff.generation.outputs import FOLDER_SIZE, Output, folder_of
+from jaxdiff.generation.outputs import FOLDER_SIZE, folder_of
 from jaxdiff.generation.places import LocalPlace, RemotePlace
 from jaxdiff.generation.shards import Shard
-from jaxdiff.generation.writers import Writers
 
 
 def write(where, *items, **options):
@@ -445,72 +442,6 @@ def test_places_that_are_none(tmp_path):
     assert (tmp_path / "new" / ".jobs").is_dir()
 
 
-class Recorder(Output):
-    """An output that only notes what it gets, at most one at a time, when it may."""
-
-    container = "folder"
-
-    def __init__(self):
-        self.items, self.closed = [], None
-        self.gate = threading.Event()
-
-    def write(self, each):
-        self.gate.wait()
-        if each.index == 99:
-            raise OSError(28, "No space left on device")
-        self.items.append(each)
-
-    def close(self):
-        self.closed = "closed"
-
-    def abort(self):
-        self.closed = "aborted"
-
-    def _is_there(self, entry):
-        return True
-
-    def _store(self, each, data):
-        pass
-
-
-def test_a_full_queue_blocks_and_close_drains():
-    output = Recorder()
-    writers = Writers(output, threads=2, queue_size=3)
-    submitted = []
-
-    def submit():
-        for index in range(20):
-            writers.submit(item(index))
-            submitted.append(index)
-
-    thread = threading.Thread(target=submit)
-    thread.start()
-    time.sleep(0.15)
-    assert len(submitted) == 5  # two that are being written, and three that wait
-    output.gate.set()
-    thread.join()
-    writers.close()
-    writers.close()
-    with pytest.raises(ValueError, match="an image after close"):
-        writers.submit(item(1))
-    assert sorted(each.index for each in output.items) == list(range(20))
-    assert output.closed == "closed"
-
-
-def test_an_error_is_raised_by_the_next_call():
-    output = Recorder()
-    output.gate.set()
-    writers = Writers(output, threads=1, queue_size=2)
-    writers.submit(item(99))
-    deadline = time.monotonic() + 10
-    with pytest.raises(WriteError, match="No space left on device"):  # noqa: PT012
-        while time.monotonic() < deadline:
-            writers.submit(item(1))
-    with pytest.raises(WriteError, match="No space left on device"):
-        writers.close()
-    assert output.closed == "aborted"
-
-
 def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path, monkeypatch):
     write_file = LocalPlace.write
     budget = iter(range(5))
@@ -524,22 +455,11 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(LocalPlace, "write", write_some)
     with (  # noqa: PT012
         pytest.raises(WriteError, match=r"png: got no space left on device, expected a file"),
-        Writers(open_output(tmp_path, key=KEY), threads=2, queue_size=2) as writers,
+        writing(open_output(tmp_path, key=KEY)) as write,
     ):
         for index in range(100):
-            writers.submit(item(index))
+            write(item(index))
     monkeypatch.setattr(LocalPlace, "write", write_file)
     output = open_output(tmp_path, key=KEY)
     assert len(output.manifest) == 5 == len(files(tmp_path))
     output.close()
-
-
-def test_an_error_of_the_job_still_closes_the_output(tmp_path):
-    with (  # noqa: PT012
-        pytest.raises(KeyError),
-        Writers(open_output(tmp_path, key=KEY, container="tar")) as writers,
-    ):
-        writers.submit(item(1))
-        raise KeyError
-    assert files(tmp_path) == ["00000-000000.tar"]
-    open_output(tmp_path, key=KEY, container="tar").close()
