@@ -6,6 +6,7 @@ own. What is done is decoded while the others go on. Three threads do this; a ti
 an image is.
 """
 
+import contextlib
 import heapq
 import threading
 from collections import deque
@@ -37,6 +38,7 @@ from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.slots import PreparedImage, Slots
 
 MAX_GROUPS = 8  # of slots that are kept while nothing is in them
+OFFLOADED_AHEAD = 128  # images that are prepared at a time with text encoders that are offloaded
 
 
 class _Group:
@@ -74,6 +76,13 @@ class Engine:
         self._size, self._settings = slots, Settings(output=output, vae_tile=vae_tile)
         self._preparer = pipe.preparer()
         self._ahead = 2 * slots  # prepared images that wait for a slot
+        # Programs of a mesh exchange data, in an order that all devices have to share; and encoders
+        # that are offloaded have no room beside a step. Then the threads take turns.
+        offloads, shares = pipe.stages.offloads_text, pipe.mesh is not None
+        self._turn: Any = threading.Lock() if offloads or shares else contextlib.nullcontext()
+        if offloads:  # each time they come to the devices, for as many as can be
+            self._ahead = max(self._ahead, OFFLOADED_AHEAD)
+            self.max_waiting = max(max_waiting, OFFLOADED_AHEAD)
         self._changed = threading.Condition()
         self._waiting: list[Ticket] = []  # a heap
         self._groups: dict[Hashable, _Group] = {}
@@ -193,7 +202,7 @@ class Engine:
                 room = self._room()
                 taken = [heapq.heappop(self._waiting) for _ in range(room)]
                 self._preparing = len(taken)
-            with self.timer("encode_s"):
+            with self._turn, self.timer("encode_s"):
                 images = self._prepared_images([each for each in taken if not each.future.done()])
             with self._changed:
                 for ticket, image in images:
@@ -208,6 +217,8 @@ class Engine:
 
         One that comes before some of those still is.
         """
+        if self.pipe.stages.offloads_text:  # all at once
+            return 0 if self._prepared else min(len(self._waiting), self._ahead)
         if not self._waiting or self._prepared < self._ahead:
             return min(len(self._waiting), self._size, self._ahead - self._prepared)
         first = self._waiting[0].priority
@@ -245,7 +256,7 @@ class Engine:
                 is_open = not self._closing
                 self._changed.notify_all()
             if entering:
-                with self.timer("sample_s"):
+                with self._turn, self.timer("sample_s"):
                     group.slots.admit(entering)
                 for ticket, _ in entering:
                     ticket.enter(SAMPLING)
@@ -276,7 +287,7 @@ class Engine:
     def _advance(self, group: _Group, *, is_open: bool) -> None:
         """Run a chunk of a group's slots, and hand on what is done and what is to be shown."""
         slots, steps = group.slots, chunk_length(group.slots, group.step_s, is_open=is_open)
-        with self.timer("sample_s"):
+        with self._turn, self.timer("sample_s"):
             seconds = slots.run(steps)
         group.step_s = seconds / steps
         for ticket in slots.tickets:
@@ -286,7 +297,8 @@ class Engine:
             for ticket, image in slots.seated
             if ticket.previews and ticket.progress[0] < ticket.progress[1]
         ]
-        finished = [(*entry, True) for entry in slots.take_finished()]
+        with self._turn:
+            finished = [(*entry, True) for entry in slots.take_finished()]
         for ticket, *_ in finished:
             ticket.enter(DECODING)
         with self._changed:
@@ -308,7 +320,7 @@ class Engine:
                 self._decoding = deque(each for each in self._decoding if id(each) not in taken)
                 self._in_decoder = len(alike)
                 self._changed.notify_all()
-            with self.timer("decode_s"):
+            with self._turn, self.timer("decode_s"):
                 decoded = self._preparer.decode_alike(
                     [(image, latents) for _, image, latents, _ in alike], self._settings
                 )
