@@ -277,12 +277,26 @@ class Engine:
                 entering = self._entering(group)
                 is_open = not self._closing
                 self._changed.notify_all()
-            if entering:
-                group.slots.admit(entering)
-                for ticket, _ in entering:
-                    ticket.enter(SAMPLING)
-            if group.slots.tickets:
-                self._advance(group, is_open=is_open)
+            try:
+                if entering:
+                    group.slots.admit(entering)
+                    for ticket, _ in entering:
+                        ticket.enter(SAMPLING)
+                if group.slots.tickets:
+                    self._advance(group, is_open=is_open)
+            except Exception as error:
+                if group.step_s is not None:
+                    raise
+                self._give_up(group, error)
+
+    def _give_up(self, group: _Group, error: Exception) -> None:
+        """End the tickets of a group whose first step cannot be compiled or run; others go on."""
+        with self._changed:
+            self._groups = {key: each for key, each in self._groups.items() if each is not group}
+            self._prepared -= len(group.prepared)
+            self._changed.notify_all()
+        for ticket in [*group.slots.tickets, *(ticket for ticket, _ in group.prepared)]:
+            ticket.end(FAILED, error)
 
     def _busy_groups(self) -> list[_Group]:
         return [g for g in self._groups.values() if g.prepared or g.slots.tickets]

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 import jaxdiff
 from jaxdiff.core.errors import InputError
-from jaxdiff.serve import health, jobs_api, openai_api
+from jaxdiff.serve import health, jobs_api, openai_api, web_ui_api
 from jaxdiff.serve.access import Access, App, Gate
 from jaxdiff.serve.errors import (
     RequestError,
@@ -22,7 +22,7 @@ from jaxdiff.serve.errors import (
 )
 from jaxdiff.serve.service import Service
 
-ROUTERS = (openai_api.router, jobs_api.router, health.router)
+ROUTERS = (openai_api.router, web_ui_api.router, jobs_api.router, health.router)
 
 
 def make_app(service: Service, access: Access) -> tuple[App, Gate]:
