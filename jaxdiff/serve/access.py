@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxdiff.serve.metrics import OTHER
 from jaxdiff.serve.service import Service
 
 LOG = logging.getLogger("jaxdiff.serve")
-BODY_TIMEOUT_S = 30.0  # between two parts of a body
+BODY_TIMEOUT_S = 120.0  # for a whole body
 SPARE_REQUESTS = 64  # beyond those that the queue and the slots hold: status, results, refusals
 HEALTH = "/health/"
 UPLOADS = ("/v1/images/edits", "/sdapi/v1/img2img", "/sdapi/v1/png-info", "/jobs")
@@ -190,15 +191,16 @@ def _bounded(scope: Scope, receive: Receive, limit: int) -> Receive:
     if length.isdigit() and int(length[:20]) > limit:
         raise _too_large(limit)
     received, complete = 0, False
+    end = time.monotonic() + BODY_TIMEOUT_S
 
     async def bounded() -> Message:
         nonlocal received, complete
         if complete:
             return await receive()
         try:
-            message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
+            message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0.001))
         except TimeoutError:
-            raise RequestError(408, "body: got no more of it for too long") from None
+            raise RequestError(408, "body: got no end of it in time") from None
         if message["type"] == "http.request":
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)

@@ -1,6 +1,5 @@
 """The application: all APIs behind one gate."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
@@ -42,7 +41,8 @@ def make_app(service: Service, access: Access) -> tuple[App, Gate]:
         app.include_router(router)
     for kind in (HTTPException, RequestValidationError, InputError, Exception):
         app.add_exception_handler(kind, _answer_error)
-    gate = Gate(cast(App, app), service, access, _routes(app.routes))
+    routes = [route for router in ROUTERS for route in router.routes]
+    gate = Gate(cast(App, app), service, access, routes)
     if not access.origins:
         return gate, gate
     cors = CORSMiddleware(
@@ -53,10 +53,6 @@ def make_app(service: Service, access: Access) -> tuple[App, Gate]:
         expose_headers=["Retry-After"],
     )
     return cast(App, cors), gate
-
-
-def _routes(routes: Sequence[Any]) -> list[Any]:
-    return [route for route in routes if hasattr(route, "path") and hasattr(route, "matches")]
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -45,15 +45,11 @@ class Limits:
             parse_size("sizes", size)
 
     def check_texts(self, texts: Iterable[str | None]) -> None:
-        """RequestError for a text that is too long."""
+        """InputError for a text that is too long."""
         for text in texts:
             if text is not None and len(text) > self.max_prompt_length:
-                raise RequestError(
-                    400,
-                    f"prompt: got {len(text)} characters, expected at most "
-                    f"{self.max_prompt_length}",
-                    param="prompt",
-                    code="string_too_long",
+                raise InputError(
+                    f"prompt: got {len(text)} characters, expected at most {self.max_prompt_length}"
                 )
 
     def check_count(self, count: int, name: str = "n") -> None:
