@@ -81,14 +81,14 @@ $(VENV)/.run: requirements.txt
 	@$(VENV)/bin/python -m pip install -q -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev $(NEWEST)/.dev: requirements.txt requirements-dev.txt
+$(VENV)/.dev $(NEWEST)/.dev: requirements.txt requirements-serve.txt requirements-dev.txt
 	$(call create,$(@D))
 	@echo "Setting up $(@D) for the tests: one to two minutes, once"
 	@$(@D)/bin/python -m pip install -q -r requirements-dev.txt
 	@touch $@ $(@D)/.run
 
 # torch first and alone: the exact version has a CPU build, a range would bring gigabytes.
-$(PARITY)/.ready: requirements.txt requirements-dev.txt requirements-parity.txt
+$(PARITY)/.ready: requirements.txt requirements-serve.txt requirements-dev.txt requirements-parity.txt
 	$(call create,$(PARITY))
 	@echo "Setting up $(PARITY): PyTorch and diffusers, a few minutes, once"
 	@$(PARITY)/bin/python -m pip install -q $$(grep '^torch==' requirements-parity.txt)

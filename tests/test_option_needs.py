@@ -7,7 +7,7 @@ import typing
 
 import pytest
 
-from jaxdiff.cli import cache_latents, convert, evaluate, export, generate, strip, sweep
+from jaxdiff.cli import cache_latents, convert, evaluate, export, generate, serve, strip, sweep
 from jaxdiff.core.configs import Need, check_needs
 from jaxdiff.core.errors import InputError
 from jaxdiff.samplers import SAMPLERS
@@ -28,6 +28,10 @@ ALONE = {
     "model vae base text_encoders guidance_model mesh evaluate measure_speed seed output",
     strip: "prompt show_steps model vae base text_encoders negative_prompt guidance guidance_scale "
     "classifier_scale steps sampler timestep_spacing seed output",
+    serve: "model vae base text_encoders dtype mesh offload vae_tile host port api_key cors_origin "
+    "served_model_name slots max_waiting shutdown_timeout max_pixels max_steps max_images sizes "
+    "max_prompt_length max_upload_bytes max_json_bytes max_image_pixels lora_folder max_jobs "
+    "job_ttl max_job_bytes",
     cache_latents: "vae output data texts dtype compute_dtype batch_size shard_size "
     "min_bucket_size process_count",
     convert: "source output format dtype variant prediction_type scaling_factor vae base "

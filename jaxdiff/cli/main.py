@@ -21,6 +21,7 @@ COMMANDS = {
     "cache-latents": "encode images once, to train from their latents",
     "export": "write a trained model as a diffusers folder",
     "convert": "convert a checkpoint to another layout",
+    "serve": "answer HTTP requests for images",
     "inspect": "describe a checkpoint",
     "evaluate": "measure how well a scene model follows its prompts",
     "sweep": "compare guidance rules, samplers and scales",
@@ -31,7 +32,7 @@ USAGE = "usage: jaxdiff COMMAND ...\n       jaxdiff --version\n\n" + "\n".join(
 )
 
 # Those that import jax, for seconds, before they can say anything.
-IMPORT_JAX = ("train", "cache-latents", "export", "convert", "evaluate", "sweep", "strip")
+IMPORT_JAX = ("train", "cache-latents", "export", "convert", "evaluate", "sweep", "strip", "serve")
 CLOSED_PIPE = 141  # the exit code of what SIGPIPE ends
 
 

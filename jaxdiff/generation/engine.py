@@ -7,13 +7,13 @@ an image is.
 """
 
 import contextlib
+import dataclasses
 import heapq
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxdiff.core.errors import InputError
 from jaxdiff.core.timing import StageTimer
 from jaxdiff.core.types import NDArray
 from jaxdiff.generation.scheduling import Candidate, choose, chunk_length
@@ -23,6 +23,7 @@ from jaxdiff.generation.tickets import (
     DONE,
     FAILED,
     SAMPLING,
+    WAITING,
     CancelledError,
     GeneratedImage,
     NonFiniteError,
@@ -56,11 +57,26 @@ class _Group:
         return min(ticket.times["waiting"] for ticket in tickets)
 
 
+class _Decoded(NamedTuple):
+    """What waits for the decoder: an image, or a preview for those who have asked for one."""
+
+    ticket: Ticket
+    image: PreparedImage
+    latents: NDArray
+    previews: list[Callable[[NDArray], None]] | None = None
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What latents that are decoded together have in common."""
+        return self.latents.shape, self.ticket.output
+
+
 class Engine:
     """Generates the images of requests of one model, as many at a time as it has slots.
 
     `slots` are the images of one kind that share a step, `max_waiting` the requests that wait at
-    most, and `output` and `vae_tile` those of a call.
+    most, and `output` and `vae_tile` those of a call. `explain_failures` is whether an image that
+    is not finite is generated once more, to find out since when; the others wait for that.
     """
 
     def __init__(
@@ -71,8 +87,10 @@ class Engine:
         max_waiting: int = 256,
         output: str = "numpy",
         vae_tile: int | None = None,
+        explain_failures: bool = True,
     ) -> None:
         self.pipe, self.max_waiting = pipe, max_waiting
+        self._explains = explain_failures
         self._size, self._settings = slots, Settings(output=output, vae_tile=vae_tile)
         self._preparer = pipe.preparer()
         self._ahead = 2 * slots  # prepared images that wait for a slot
@@ -88,7 +106,7 @@ class Engine:
         self._groups: dict[Hashable, _Group] = {}
         self._prepared = 0  # images in all groups that wait for a slot
         self._preparing = 0
-        self._decoding: deque[tuple[Ticket, PreparedImage, NDArray, bool]] = deque()
+        self._decoding: deque[_Decoded] = deque()
         self._in_decoder = 0
         self._given_out = 0
         self._live: set[Ticket] = set()  # those that are not over
@@ -121,6 +139,23 @@ class Engine:
             inside = sum(len(group.slots.tickets) for group in self._groups.values())
             return inside + len(self._decoding) + self._in_decoder
 
+    @property
+    def slots_in_use(self) -> int:
+        """How many slots have an image, in all groups."""
+        with self._changed:
+            return sum(len(group.slots.tickets) for group in self._groups.values())
+
+    @property
+    def broken(self) -> bool:
+        """Whether an error that nobody expected has ended it."""
+        return self._broken is not None
+
+    def position(self, ticket: Ticket) -> int | None:
+        """How many requests without a slot come before a ticket; None once it has one."""
+        if ticket.state != WAITING:
+            return None
+        return sum(each.state == WAITING and each < ticket for each in list(self._live))
+
     def submit(
         self,
         request: Request,
@@ -128,8 +163,9 @@ class Engine:
         priority: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
         block: bool = True,
+        output: str | None = None,
     ) -> Ticket:
-        """Take a request in; its ticket has the image in the end.
+        """Take a request in; its ticket has the image in the end, as `output` if that is given.
 
         Where too many wait, it waits for a place itself, or else (`block` False) raises
         QueueFullError. `on_progress` is called from the engine's thread and must be quick. Raises
@@ -144,13 +180,26 @@ class Engine:
             self._check_open()
             self._given_out += 1
             ticket = Ticket(
-                request, priority=priority, number=self._given_out, on_progress=on_progress
+                request,
+                priority=priority,
+                number=self._given_out,
+                on_progress=on_progress,
+                output=output,
             )
             self._live.add(ticket)
-            ticket.future.add_done_callback(lambda _: self._live.discard(ticket))
             heapq.heappush(self._waiting, ticket)
+            ticket.future.add_done_callback(lambda _: self._forget(ticket))
             self._changed.notify_all()
         return ticket
+
+    def _forget(self, ticket: Ticket) -> None:
+        """Let go of a ticket that is over; if it was waiting, another one has its place."""
+        with self._changed:
+            self._live.discard(ticket)
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+                heapq.heapify(self._waiting)
+            self._changed.notify_all()
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
         """Take nothing in any more, and end: with `drain` when all images are there.
@@ -229,7 +278,7 @@ class Engine:
         try:
             images = self._preparer.prepare([each.request for each in tickets], self._settings)
             return list(zip(tickets, images, strict=True))
-        except InputError as error:
+        except Exception as error:
             if len(tickets) == 1:
                 tickets[0].end(FAILED, error)
                 return []
@@ -255,13 +304,27 @@ class Engine:
                 entering = self._entering(group)
                 is_open = not self._closing
                 self._changed.notify_all()
-            if entering:
-                with self._turn, self.timer("sample_s"):
-                    group.slots.admit(entering)
-                for ticket, _ in entering:
-                    ticket.enter(SAMPLING)
-            if group.slots.tickets:
-                self._advance(group, is_open=is_open)
+            try:
+                if entering:
+                    with self._turn, self.timer("sample_s"):
+                        group.slots.admit(entering)
+                    for ticket, _ in entering:
+                        ticket.enter(SAMPLING)
+                if group.slots.tickets:
+                    self._advance(group, is_open=is_open)
+            except Exception as error:
+                if group.step_s is not None:
+                    raise
+                self._give_up(group, error)
+
+    def _give_up(self, group: _Group, error: Exception) -> None:
+        """End the tickets of a group whose first step cannot be compiled or run; others go on."""
+        with self._changed:
+            self._groups = {key: each for key, each in self._groups.items() if each is not group}
+            self._prepared -= len(group.prepared)
+            self._changed.notify_all()
+        for ticket in [*group.slots.tickets, *(ticket for ticket, _ in group.prepared)]:
+            ticket.end(FAILED, error)
 
     def _busy_groups(self) -> list[_Group]:
         return [g for g in self._groups.values() if g.prepared or g.slots.tickets]
@@ -287,18 +350,20 @@ class Engine:
     def _advance(self, group: _Group, *, is_open: bool) -> None:
         """Run a chunk of a group's slots, and hand on what is done and what is to be shown."""
         slots, steps = group.slots, chunk_length(group.slots, group.step_s, is_open=is_open)
+        wanted = [ticket.steps_to_preview for ticket in slots.tickets]
+        steps = min([steps, *(step for step in wanted if step)])
         with self._turn, self.timer("sample_s"):
             seconds = slots.run(steps)
         group.step_s = seconds / steps
         for ticket in slots.tickets:
             ticket.advance(*slots.position(ticket))
         shown = [
-            (ticket, image, slots.denoised(ticket), False)
+            _Decoded(ticket, image, slots.denoised(ticket), ticket.take_previews())
             for ticket, image in slots.seated
-            if ticket.previews and ticket.progress[0] < ticket.progress[1]
+            if ticket.steps_to_preview == 0 and ticket.progress[0] < ticket.progress[1]
         ]
         with self._turn:
-            finished = [(*entry, True) for entry in slots.take_finished()]
+            finished = [_Decoded(*entry) for entry in slots.take_finished()]
         for ticket, *_ in finished:
             ticket.enter(DECODING)
         with self._changed:
@@ -314,19 +379,23 @@ class Engine:
                 self._changed.wait_for(lambda: self._stopped or self._decoding)
                 if self._stopped:
                     return
-                shape = self._decoding[0][2].shape
-                alike = [entry for entry in self._decoding if entry[2].shape == shape][:shards]
+                kind = self._decoding[0].kind
+                alike = [each for each in self._decoding if each.kind == kind][:shards]
                 taken = {id(entry) for entry in alike}
                 self._decoding = deque(each for each in self._decoding if id(each) not in taken)
                 self._in_decoder = len(alike)
                 self._changed.notify_all()
+            settings = self._settings
+            if (output := alike[0].ticket.output) is not None:
+                settings = dataclasses.replace(settings, output=output)
             with self._turn, self.timer("decode_s"):
                 decoded = self._preparer.decode_alike(
-                    [(image, latents) for _, image, latents, _ in alike], self._settings
+                    [(entry.image, entry.latents) for entry in alike], settings
                 )
-            for (ticket, image, _, is_last), (pixels, finite) in zip(alike, decoded, strict=True):
-                if not is_last:
-                    ticket.show(pixels)
+            for entry, (pixels, finite) in zip(alike, decoded, strict=True):
+                ticket, image, _, previews = entry
+                if previews is not None:
+                    ticket.show(pixels, previews)
                 elif finite:
                     ticket.end(DONE, GeneratedImage(pixels, image.request, ticket.seconds()))
                 else:
@@ -337,8 +406,11 @@ class Engine:
 
     def _why(self, request: Request) -> str:
         """Since when an image is not finite; it is generated once more to find out."""
+        if not self._explains:
+            return f"got numbers that are not finite, {REMEDIES}"
         try:
-            self.pipe.generate([request], output="latent")
+            with self._turn:
+                self.pipe.generate([request], output="latent")
             where = "in the decoder"
         except NonFiniteImageError as error:
             where = error.output.failures[0]

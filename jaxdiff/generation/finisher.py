@@ -48,6 +48,8 @@ class Finisher:
     def put(self, asked: Any, future: Future[GeneratedImage]) -> None:
         """Write what a ticket's future has: a callback for when it is done."""
         error = future.exception()
+        if self._error is not None:
+            return
         if error is None:
             self._queue.put((asked, future.result()))
         elif isinstance(error, InputError | NonFiniteError):

@@ -48,13 +48,16 @@ class Ticket:
         priority: int = 0,
         number: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
+        output: str | None = None,
     ) -> None:
         self.request, self.priority, self.number = request, priority, number
+        self.output = output  # the form of the image; None: that of the engine
         self.state = WAITING
         self.progress: tuple[int, int] = (0, request.steps)
         self.future: Future[GeneratedImage] = Future()
         self.on_progress = on_progress
-        self.previews: list[Callable[[NDArray], None]] = []  # each gets the next one
+        # each gets the first one after its number of steps
+        self.previews: list[tuple[int, Callable[[NDArray], None]]] = []
         self.times = {WAITING: time.monotonic()}
         self._lock = threading.Lock()
 
@@ -73,9 +76,14 @@ class Ticket:
         """Give up the image; its slot is free at the end of the chunk. False if it is over."""
         return self.end(CANCELLED, CancelledError("the request was cancelled"))
 
-    def preview(self, callback: Callable[[NDArray], None]) -> None:
-        """Call back with the image as it looks after the chunk of steps that runs now."""
-        self.previews.append(callback)
+    def preview(self, callback: Callable[[NDArray], None], *, step: int = 0) -> None:
+        """Call back with the image as it looks after `step` steps, or the chunk that runs now."""
+        self.previews.append((step, callback))
+
+    @property
+    def steps_to_preview(self) -> int | None:
+        """How many steps are left to the next preview that is wanted; None: there is none."""
+        return min((max(step - self.progress[0], 0) for step, _ in self.previews), default=None)
 
     def advance(self, done: int, steps: int) -> None:
         """Note the steps done; an error of the callback ends the ticket."""
@@ -83,9 +91,14 @@ class Ticket:
         if self.on_progress is not None:
             self._call(lambda call: call(done, steps), [self.on_progress])
 
-    def show(self, image: NDArray) -> None:
+    def take_previews(self) -> list[Callable[[NDArray], None]]:
+        """The callbacks of the previews that are due; they get no other one."""
+        done, asked = self.progress[0], self.previews
+        self.previews = [each for each in asked if each[0] > done]
+        return [call for step, call in asked if step <= done]
+
+    def show(self, image: NDArray, callbacks: Sequence[Callable[[NDArray], None]]) -> None:
         """Give a preview to those who have asked for one."""
-        callbacks, self.previews = self.previews, []
         self._call(lambda call: call(image), callbacks)
 
     def _call(self, call: Callable[[Any], None], callbacks: Sequence[Any]) -> None:

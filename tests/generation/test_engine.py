@@ -134,7 +134,9 @@ def test_a_request_that_cannot_be_served_fails_alone(pipe, monkeypatch):
             engine.submit(dataclasses.replace(request(pipe), height=17))
 
 
-def test_an_image_that_is_not_finite_fails_alone(pipe, monkeypatch):
+@pytest.fixture
+def not_finite(monkeypatch):
+    """Images with seed 1 are not finite."""
     decode = ImagePreparer.decode_alike
 
     def broken(self, images, settings):
@@ -145,11 +147,80 @@ def test_an_image_that_is_not_finite_fails_alone(pipe, monkeypatch):
         ]
 
     monkeypatch.setattr(ImagePreparer, "decode_alike", broken)
+
+
+def test_an_image_that_is_not_finite_fails_alone(pipe, not_finite):
     with Engine(pipe, slots=3) as engine:
         tickets = [engine.submit(request(pipe, seed=i)) for i in range(3)]
         with pytest.raises(NonFiniteError, match="not finite in the decoder"):
             tickets[1].result(WAIT)
         assert all(tickets[i].result(WAIT).image.any() for i in (0, 2))
+
+
+def test_a_kind_that_cannot_be_compiled_fails_alone(pipe):
+    with Engine(pipe, slots=2) as engine:
+        fine = engine.submit(request(pipe))
+        broken = [engine.submit(request(pipe, i, guidance="autoguidance")) for i in range(3)]
+        for ticket in broken:
+            with pytest.raises(InputError, match="guidance_model: got none"):
+                ticket.result(WAIT)
+        assert fine.result(WAIT).image.any()
+        assert engine.submit(request(pipe, seed=1)).result(WAIT).image.any()
+        assert (engine.waiting, engine.running, engine.broken) == (0, 0, False)
+
+
+def test_what_breaks_the_preparation_of_a_request_ends_it_alone(pipe, monkeypatch):
+    prepare = ImagePreparer.prepare
+
+    def broken(self, requests, settings):
+        if any(each.seed == 1 for each in requests):
+            raise UnicodeError("no such letter")
+        return prepare(self, requests, settings)
+
+    monkeypatch.setattr(ImagePreparer, "prepare", broken)
+    with Engine(pipe, slots=3) as engine:
+        tickets = [engine.submit(request(pipe, seed=i)) for i in range(3)]
+        with pytest.raises(UnicodeError, match="no such letter"):
+            tickets[1].result(WAIT)
+        assert all(tickets[i].result(WAIT).image.any() for i in (0, 2))
+
+
+def test_who_gives_up_makes_room_in_the_queue(pipe, gate):
+    with Engine(pipe, slots=1, max_waiting=4) as engine:
+        running = engine.submit(request(pipe))
+        assert gate.entered.wait(WAIT)
+        others = [engine.submit(request(pipe, seed=i, height=32)) for i in range(4)]
+        assert sorted(engine.position(ticket) for ticket in others) == [0, 1, 2, 3]
+        assert engine.position(running) is None
+        assert engine.slots_in_use == 1
+        with pytest.raises(QueueFullError):
+            engine.submit(request(pipe, seed=9), block=False)
+        others[-1].cancel()
+        last = engine.submit(request(pipe, seed=9), block=False)
+        gate.set()
+        assert last.result(WAIT).image.any()
+
+
+def test_previews_after_given_steps_and_other_forms(pipe):
+    shown = []
+    with Engine(pipe, slots=2) as engine:
+        ticket = engine.submit(request(pipe, steps=6))
+        for step in (4, 2):
+            ticket.preview(
+                lambda image, step=step: shown.append((step, ticket.progress[0], image)), step=step
+            )
+        latents = engine.submit(request(pipe, seed=1), output="latent").result(WAIT).image
+        ticket.result(WAIT)
+    assert [step for step, *_ in shown] == [2, 4]
+    plain = pipe.generate([request(pipe, seed=1)], output="latent").images[0]
+    np.testing.assert_allclose(latents, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_failures_that_are_not_explained(pipe, not_finite):
+    with Engine(pipe, slots=1, explain_failures=False) as engine:
+        ticket = engine.submit(request(pipe, seed=1))
+        with pytest.raises(NonFiniteError, match="got numbers that are not finite, expected"):
+            ticket.result(WAIT)
 
 
 def test_what_nobody_expects_ends_every_ticket_with_it(pipe, monkeypatch, gate):
