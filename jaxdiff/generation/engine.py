@@ -146,6 +146,11 @@ class Engine:
             return sum(len(group.slots.tickets) for group in self._groups.values())
 
     @property
+    def sample_s(self) -> float:
+        """For how many seconds devices have advanced images."""
+        return self.timer.timings()["sample_s"]
+
+    @property
     def broken(self) -> bool:
         """Whether an error that nobody expected has ended it."""
         return self._broken is not None
