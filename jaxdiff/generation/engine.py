@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
-from jaxdiff.core.timing import StageTimer
+from jaxdiff.core.timing import StageTimer, compile_s_of_thread
 from jaxdiff.core.types import NDArray
 from jaxdiff.generation.scheduling import Candidate, choose, chunk_length
 from jaxdiff.generation.tickets import (
@@ -34,7 +34,6 @@ from jaxdiff.pipeline.batches import STAGES
 from jaxdiff.pipeline.nonfinite import REMEDIES, NonFiniteImageError
 from jaxdiff.pipeline.output import Settings
 from jaxdiff.pipeline.pipeline import Pipeline
-from jaxdiff.pipeline.programs import compile_s_of_thread
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.slots import PreparedImage, Slots
 
@@ -96,8 +95,8 @@ class Engine:
         self._ahead = 2 * slots  # prepared images that wait for a slot
         # Programs of a mesh exchange data, in an order that all devices have to share; and encoders
         # that are offloaded have no room beside a step. Then the threads take turns.
-        offloads, shares = pipe.stages.offloads_text, pipe.mesh is not None
-        self._turn: Any = threading.Lock() if offloads or shares else contextlib.nullcontext()
+        offloads, on_mesh = pipe.stages.offloads_text, pipe.mesh is not None
+        self._turn: Any = threading.Lock() if offloads or on_mesh else contextlib.nullcontext()
         if offloads:  # each time they come to the devices, for as many as can be
             self._ahead = max(self._ahead, OFFLOADED_AHEAD)
             self.max_waiting = max(max_waiting, OFFLOADED_AHEAD)
