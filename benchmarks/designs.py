@@ -60,6 +60,7 @@ DESIGNS = {
     "prior and decoder": Design(("scenes_prior", "scenes_embedding_decoder"), 1.0),
     CLASSES: Design(("scenes_classes",), 3.0),
 }
+VAE = ("scenes_vae", "scenes_decoder")  # of all but the cascade
 PROMPTS = (
     "a large red star on a white background",
     "a small green circle on a grey background",
@@ -98,8 +99,9 @@ def class_of(colour: str, shape: str) -> str:
 def print_costs() -> None:
     """Parameters, and operations of each training."""
     print("| design | config | parameters | steps x images | operations |\n|---|---|---|---|---|")
-    for name, design in DESIGNS.items():
-        for each in design.configs:
+    every = {name: design.configs for name, design in DESIGNS.items()} | {"VAE": VAE}
+    for name, configs in every.items():
+        for each in configs:
             config = load_config(CONFIGS / f"{each}.py")
             training = wire(config, FILES)
             parameters = sum(leaf.size for leaf in training.task.shapes.values())

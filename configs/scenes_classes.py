@@ -56,10 +56,10 @@ config = TrainConfig(
     optimiser=OptimiserConfig(
         name="muon", learning_rate=2e-3, warmup_steps=200, decay_fraction=0.3
     ),
-    steps=1_000,
+    steps=1_200,
     batch_size=128,
     ema=EMAConfig(decay=0.999),
     log_every=50,
     checkpoint_every=100,
-    sample_every=500,
+    sample_every=600,
 )

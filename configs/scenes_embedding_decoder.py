@@ -47,10 +47,10 @@ config = TrainConfig(
     optimiser=OptimiserConfig(
         name="muon", learning_rate=2e-3, warmup_steps=100, decay_fraction=0.3
     ),
-    steps=550,
+    steps=700,
     batch_size=128,
     ema=EMAConfig(decay=0.995),
     log_every=50,
     checkpoint_every=50,
-    sample_every=275,
+    sample_every=350,
 )
