@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from jaxdiff.checkpoints.model_options import ModelOptions
 from jaxdiff.cli.arguments import parse
 from jaxdiff.core.configs import check_needs
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.validate import positive
+from jaxdiff.core.validate import in_range, non_negative, positive
 
 API_KEY = "JAXDIFF_API_KEY"  # the environment variable with keys, separated by commas
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
@@ -88,14 +89,21 @@ def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, load the model, serve until a signal. Raises InputError on bad input."""
     options = parse(Options, arguments, prog="jaxdiff serve")
     check_needs(options, NEEDS)
+    in_range("port", options.port, 0, 65535)
+    non_negative("shutdown_timeout", options.shutdown_timeout)
     positive("slots", options.slots)
     positive("max_waiting", options.max_waiting)
     if options.lora_folder is not None and not options.lora_folder.is_dir():
         raise InputError(f"lora_folder: got {options.lora_folder}, expected a folder")
     keys = _keys(options)
+    for origin in options.cors_origin:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise InputError(
+                f"cors_origin: got {origin!r:.60}, expected an origin such as https://example.com"
+            )
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise InputError(
-            f"serve: got an installation without {', '.join(missing)}, expected one with what the "
+            f"got an installation without {', '.join(missing)}, expected one with what the "
             "server needs: pip install 'jaxdiff[serve]'"
         )
     import jaxdiff  # only now: bad arguments and --help need not wait for jax

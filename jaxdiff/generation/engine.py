@@ -200,13 +200,13 @@ class Engine:
             self._changed.notify_all()
             if drain:
                 self._changed.wait_for(lambda: self._stopped or not self._live, timeout)
-            done, self._stopped = not self._live, True
+            done, self._stopped = not self._live and self._broken is None, True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
         for ticket in list(self._live):
             ticket.end(CANCELLED, CancelledError("the engine was closed"))
-        return done and self._broken is None
+        for thread in self._threads:
+            thread.join()
+        return done
 
     def _check_open(self) -> None:
         if self._broken is not None:

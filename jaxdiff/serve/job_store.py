@@ -31,12 +31,14 @@ class Job:
         self, generation: Any, output_format: OutputFormat, quality: int | None = None
     ) -> None:
         self.id = secrets.token_urlsafe(18)  # that nobody can guess
-        self.owner, self.output_format = generation.owner, output_format
+        self.owner: str = generation.owner
+        self.output_format: OutputFormat = output_format
         self.created = int(time.time())
         self.ended: float | None = None  # by time.monotonic
         self.images: list[JobImage] = []
         self.generation: Any = generation
-        self._quality, self._final = quality, DONE
+        self._quality = quality
+        self._final: JobState = DONE
 
     @property
     def state(self) -> JobState:
@@ -78,7 +80,7 @@ class Job:
                 found.append(JobImage(seed, data=data))
             except Exception as error:
                 found.append(JobImage(seed, error=error_of(error).message))
-        ends = (CANCELLED, DONE, FAILED)
+        ends: tuple[JobState, ...] = (CANCELLED, DONE, FAILED)
         self._final = next(state for state in ends if state in states)
         self.images, self.ended = found, time.monotonic()
         self.generation = None

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import logging
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import Any
 import uvicorn
 
 from jaxdiff.core.errors import InputError, os_error_message
-from jaxdiff.core.validate import in_range, non_negative
 from jaxdiff.serve.access import Access, Gate, is_loopback
 from jaxdiff.serve.app import make_app
 from jaxdiff.serve.service import Service
@@ -30,10 +30,6 @@ class ServerOptions:
     shutdown_timeout: float = 30.0  # seconds
     access: Access = dataclasses.field(default_factory=Access)
 
-    def __post_init__(self) -> None:
-        in_range("port", self.port, 0, 65535)
-        non_negative("shutdown_timeout", self.shutdown_timeout)
-
 
 class Server(uvicorn.Server):
     """A server that ends what is begun before it stops: new requests get 503 meanwhile."""
@@ -48,8 +44,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                host=options.access.host,
-                port=options.port,
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -73,6 +68,10 @@ class Server(uvicorn.Server):
         """Where the server listens."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal; raises InputError."""
+        super().run(sockets or [_listen(self._options.access.host, self._options.port)])
 
     async def startup(self, sockets: Any = None) -> None:
         """Listen, and begin to load the model."""
@@ -104,8 +103,10 @@ class Server(uvicorn.Server):
         threading.Thread(target=self._drain, name="serve-drain", daemon=True).start()
 
     def _drain(self) -> None:
-        self._service.drain(self._options.shutdown_timeout)
-        done = threading.Event()
+        timeout, done = self._options.shutdown_timeout, threading.Event()
+        drain = threading.Thread(target=self._service.drain, args=(timeout,), daemon=True)
+        drain.start()
+        drain.join(timeout + LAST_ANSWERS_S)
         for _ in range(int(LAST_ANSWERS_S / 0.05)):
             if not self._gate.active:
                 break
@@ -127,17 +128,18 @@ def serve(
     server = Server(service, options, on_ready)
     try:
         server.run()
-    except SystemExit:  # uvicorn has logged why it cannot listen
-        raise _unusable(options) from None
-    except OSError as error:
-        raise _unusable(options, error) from None
     finally:
         service.close()
     if server.load_error is not None:
         raise server.load_error
 
 
-def _unusable(options: ServerOptions, error: OSError | None = None) -> InputError:
-    why = "an address that cannot be used" if error is None else os_error_message(error)
-    place = f"{options.access.host}:{options.port}"
-    return InputError(f"port: got {place} ({why}), expected a free port")
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; InputError for an address that cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=1024)
+    except OSError as error:
+        why = os_error_message(error)
+        place = f"port: got {host}:{port} ({why})"
+        raise InputError(f"{place}, expected an address of this machine and a free port") from None

@@ -33,6 +33,7 @@ from jaxdiff.serve.metrics import Metrics, Reason
 LOG = logging.getLogger("jaxdiff.serve")
 MAX_SEED = 2**32 - 1
 MAX_RETRY_S = 600
+CLOSE_S = 10.0
 SMOOTHING = 0.2  # of the average time of an image: the weight of the newest one
 
 
@@ -302,8 +303,17 @@ class Service:
         return self.engine is None or self.engine.close(drain=True, timeout=timeout)
 
     def close(self) -> None:
-        """Stop at once; images that are not done are cancelled."""
+        """Stop at once; images that are not done are cancelled.
+
+        A step or a compilation that runs now is not waited for longer than CLOSE_S.
+        """
         self.draining = True
+        if self.engine is not None:
+            close = threading.Thread(target=self._close, daemon=True)
+            close.start()
+            close.join(CLOSE_S)
+
+    def _close(self) -> None:
         if self.engine is not None:
             self.engine.close(drain=False)
 
@@ -349,7 +359,7 @@ def first_request(pipe: Pipeline) -> Request:
     """A request with all defaults, and a grey image where the model needs one."""
     grey = Image.new("RGB", (pipe.defaults.width, pipe.defaults.height), "grey")
     white = Image.new("L", grey.size, 255)
-    tries = ({}, {"image": grey}, {"image": grey, "mask": white})
+    tries: tuple[dict[str, Any], ...] = ({}, {"image": grey}, {"image": grey, "mask": white})
     for number, images in enumerate(tries):
         for prompt in ("", "0"):  # labels of classes have numbers
             try:
