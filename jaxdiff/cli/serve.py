@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import logging
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ from jaxdiff.core.configs import check_needs
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.validate import in_range, non_negative, positive
 
+LOG = logging.getLogger("jaxdiff.serve")
 API_KEY = "JAXDIFF_API_KEY"  # the environment variable with keys, separated by commas
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -80,6 +82,8 @@ class Options(ModelOptions):
     """Seconds for which a job is kept after it is done."""
     max_job_bytes: int = 2**30
     """Bytes of the images of jobs that are kept at most."""
+    log_requests: bool = False
+    """Print a line on stderr for each request: path, status, seconds, and OpenAI's `user`."""
 
 
 NEEDS = model_options.NEEDS
@@ -133,6 +137,11 @@ def run(arguments: Sequence[str]) -> None:
         vae_tile=options.vae_tile,
         jobs=Jobs(max_jobs=options.max_jobs, ttl=options.job_ttl, max_bytes=options.max_job_bytes),
     )
+    if options.log_requests:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        LOG.addHandler(handler)
+        LOG.setLevel(logging.INFO)
     serve(
         service,
         ServerOptions(
