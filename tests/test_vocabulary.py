@@ -48,6 +48,7 @@ ELSEWHERE = {
     ("benchmarks/probes.py", "eye"),
     ("jaxdiff/checkpoints/flax_msgpack.py", "tell"),
     ("jaxdiff/data/sources/tars.py", "tell"),
+    ("jaxdiff/generation/input_files.py", "tell"),
 }
 
 

@@ -19,6 +19,7 @@ from jaxdiff.checkpoints.lora_names import path_and_scale
 from jaxdiff.checkpoints.model_options import COMPONENTS, ModelOptions
 from jaxdiff.checkpoints.text_encoder_files import text_encoder_files
 from jaxdiff.checkpoints.vae_layouts import vae_files
+from jaxdiff.cli import batch_job
 from jaxdiff.cli.arguments import asks_help, has_option, parse
 from jaxdiff.cli.help import model_defaults, print_choices
 from jaxdiff.cli.progress import Progress, note_compile_time, print_report, usual_compile_time
@@ -35,6 +36,7 @@ from jaxdiff.generation.prompt_file import (
     make_jobs,
     read_prompt_file,
 )
+from jaxdiff.generation.shards import Shard
 
 # Options of the model's call that all images share.
 SHARED = (
@@ -55,9 +57,16 @@ class Options(ModelOptions):
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="[PROMPT ...]")]
     ] = ()
     """One or more prompts."""
-    prompts: pathlib.Path | None = None
-    """A prompt file: .jsonl with {"prompt": ..., "seed": ...}, or text with one prompt per line.
-    The same command resumes."""
+    prompts: str | None = None
+    """A prompt file: .jsonl with {"prompt": ..., "seed": ...}, .csv, .parquet, requests of OpenAI's
+    Batch API, or text with one prompt per line; a path or a URL. The same command resumes."""
+    shard: str | None = None
+    """INDEX/COUNT, from 0: generate this part of the prompt file, such as 3/16. Default: what
+    Slurm, Kubernetes or a TPU slice say, or else all of it."""
+    columns: tuple[str, ...] = ()
+    """FIELD=COLUMN for the columns of a table that are to be read, such as prompt=caption."""
+    max_bad_lines: int | None = None
+    """How many lines of a long prompt file may be no prompts. Default: 100."""
     from_image: Annotated[pathlib.Path | None, tyro.conf.arg(name="from")] = None
     """A PNG file that this command wrote: its settings, except those that other options say."""
     negative_prompt: str | None = None
@@ -152,9 +161,16 @@ class Options(ModelOptions):
     """Share weights and work between devices, such as fsdp=4,tensor=2 or guidance=2."""
     offload: str | None = None
     """What leaves the devices while it is not needed: text, the text encoders."""
-    output: pathlib.Path = pathlib.Path("out")
-    """Folder for the PNG files. Images that exist with the same settings are kept; nothing is
-    overwritten."""
+    output: str = "out"
+    """Folder for the images, or, with --prompts, its URL. Images that exist with the same settings
+    are kept; nothing is overwritten."""
+    container: str | None = None
+    """folder, tar (webdataset) or openai (an output file of the Batch API). Default: folder, and
+    openai for requests of that API."""
+    image_format: str | None = None
+    """png, webp, jpeg or latents, of the images of --prompts. Default: png."""
+    quality: int | None = None
+    """Quality of webp and jpeg, 0 to 100. Default: 90 and 95."""
     json: bool = False
     """Print one JSON object at the end instead of text."""
 
@@ -166,6 +182,7 @@ NEEDS = {
     "clip": Need("clip_scale"),
     "hires_strength": Need("hires_scale"),
     "refiner_start": Need("refiner"),
+    **{name: Need("prompts") for name in batch_job.OPTIONS},
 }
 
 
@@ -178,9 +195,16 @@ def run(arguments: Sequence[str]) -> None:
         return
     started = time.perf_counter()
     options, stored, typed = _parsed(arguments)
+    if bool(options.prompt) == (options.prompts is not None):
+        got = "both a PROMPT and --prompts" if options.prompt else "none"
+        raise InputError(f"prompt: got {got}, expected either a PROMPT or --prompts FILE")
+    shard = batch_job.asked_shard(options) if options.prompts else None
+    if batch_job.is_batch_job(options, shard):
+        _run_batch_job(options, shard)
+        return
     jobs = _jobs(options, stored)
     asked = {name: value for name, value in vars(options).items() if name != "json"}
-    manifest = Manifest.of(options.output, asked, _files(options, jobs))
+    manifest = Manifest.of(pathlib.Path(options.output), asked, _files(options, jobs))
     entries = manifest.read(jobs)
     if entries is not None:
         report = _report(options, manifest, entries, total=time.perf_counter() - started)
@@ -191,7 +215,7 @@ def run(arguments: Sequence[str]) -> None:
     entries = [Entry.of(image.path, image.job.seed, image.job.source) for image in made]
     manifest.write(entries, runner.failures)
     todo = sum(not image.exists for image in plan)
-    generating = timings["encode_s"] + timings["sample_s"] + timings["decode_s"]
+    generating = timings.pop("generate_s")
     report = _report(options, manifest, entries, total=time.perf_counter() - started) | {
         "failed": len(runner.failures),
         "renamed": sum(image.renamed for image in made if not image.exists),
@@ -205,6 +229,26 @@ def run(arguments: Sequence[str]) -> None:
         raise InputError(
             f"got {len(runner.failures)} of {len(jobs)} images that could not be generated, "
             "expected none; the same command tries them again"
+        )
+
+
+def _run_batch_job(options: Options, shard: Shard | None) -> None:
+    """Generate the images of a batch job, and report."""
+    _check_numbers(options)
+    if options.from_image is not None:
+        raise InputError("from: got it with a batch job, expected the options themselves")
+
+    def load() -> tuple[Any, Any, Any]:
+        runner, stages = _runner(options, ())
+        return runner.pipe, stages, runner.settings
+
+    shared = {name: getattr(options, name) for name in SHARED}
+    report = batch_job.run_batch_job(options, _defaults(options), shard, shared, load)
+    print_report(report, as_json=options.json)
+    if failed := report["failed"] + report["bad_lines"]:
+        raise InputError(
+            f"got {failed} images or lines that could not be generated, expected none; the same "
+            "command tries them again"
         )
 
 
@@ -224,14 +268,14 @@ def _generate(
                 check_restored(stored, image.settings, typed)
         todo = [image for image in plan if not image.exists]
         program = _program(runner, options, todo)
-        progress.start(len(todo), options.batch_size, compile_s=usual_compile_time(program))
+        progress.start(len(todo), compile_s=usual_compile_time(program))
         try:
             timings = runner.generate(
                 todo,
                 stages,
                 batch_size=options.batch_size,
                 vae_tile=options.vae_tile,
-                on_step=progress.update,
+                on_progress=progress.update,
                 on_images=progress.add_images,
             )
         except KeyboardInterrupt:
@@ -310,10 +354,12 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         StageOptions,
         check_addons,
         load_addons,
+        stored_bytes,
         text_encoders_setting,
         vae_setting,
     )
     from jaxdiff.generation.runner import Runner, check_jobs
+    from jaxdiff.parallel.cores import one_device_per_core
     from jaxdiff.pipeline.load import models_of
     from jaxdiff.pipeline.stages import stage_settings
 
@@ -334,6 +380,8 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         "guidance": options.guidance,
     }
     check_addons(**addons, refiner=options.refiner, then=options.then)
+    if options.mesh is None:
+        one_device_per_core(stored_bytes(options.model), len(jobs) or sys.maxsize)
     loaded = jaxdiff.load(
         options.model,
         options.dtype,
@@ -356,7 +404,7 @@ def _runner(options: Options, jobs: Sequence[ImageJob]) -> tuple[Any, Any]:
         pipe=pipe,
         options=shared,
         settings=settings | stage_settings(stages),
-        output=options.output,
+        output=pathlib.Path(options.output),
         on_failure=lambda reason: print(f"generate: {reason}", file=sys.stderr),
     )
     return runner, stages
@@ -369,7 +417,7 @@ def _report(
     listed = entries[: None if not options.json or len(entries) <= LISTED else 0]
     return {
         "count": len(entries),
-        "images": [str(options.output / entry.image) for entry in listed],
+        "images": [str(pathlib.Path(options.output, entry.image)) for entry in listed],
         "seeds": [entry.seed for entry in listed],
         "manifest": str(manifest.path),
         **dict.fromkeys(("failed", "renamed", "skipped"), 0),
@@ -386,20 +434,21 @@ def _jobs(options: Options, stored: Mapping[str, Any] | None) -> list[ImageJob]:
 
     `stored` are the settings of the image of --from; what no option says is of the model's family.
     """
-    if bool(options.prompt) == (options.prompts is not None):
-        got = "both a PROMPT and --prompts" if options.prompt else "none"
-        raise InputError(f"prompt: got {got}, expected either a PROMPT or --prompts FILE")
-    if options.output.is_file():
-        raise InputError(f"output: got {options.output}, which is a file, expected a folder")
-    positive("num_images", options.num_images)
-    in_range("seed", options.seed, 0, 2**32 - 1)
-    positive("batch_size", options.batch_size)
+    _check_numbers(options)
     no_extras = {*vars(options), *FILES}
     extras = {name: value for name, value in (stored or {}).items() if name not in no_extras}
     lines = [("", PromptSpec(prompt=text, options=extras)) for text in options.prompt]
     if options.prompts is not None:
         lines = read_prompt_file(options.prompts)
     return make_jobs(lines, _defaults(options), numbered=options.prompts is not None)
+
+
+def _check_numbers(options: Options) -> None:
+    if pathlib.Path(options.output).is_file():
+        raise InputError(f"output: got {options.output}, which is a file, expected a folder")
+    positive("num_images", options.num_images)
+    in_range("seed", options.seed, 0, 2**32 - 1)
+    positive("batch_size", options.batch_size)
 
 
 def _defaults(options: Options) -> PromptSpec:

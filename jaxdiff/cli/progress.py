@@ -39,7 +39,7 @@ class Progress:
             disable=quiet or not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=None, count="")
-        self._images = self._batch = 0
+        self._images: int | None = 0
         self._printed_at = -float("inf")  # when the last line was printed
         self.done = 0  # images that are written
 
@@ -60,30 +60,34 @@ class Progress:
         self._bar.update(self._task, description=text)
         self._print_line(text)
 
-    def start(self, images: int, batch_size: int, *, compile_s: float | None) -> None:
-        """`images` are generated next, in batches; their programs usually take `compile_s`."""
-        self._images, self._batch = images, batch_size
-        if images:
+    def start(self, images: int | None, *, compile_s: float | None) -> None:
+        """`images` are generated next; their programs usually take `compile_s` to compile.
+
+        None: of a file whose length is not known.
+        """
+        self._images = images
+        if images != 0:
             usual = "the first time takes longest"
             if compile_s is not None:
                 usual = f"{max(compile_s, 1):.0f} s last time"
             self.phase(f"compiling ({usual})")
-            self._bar.update(self._task, total=images, count=f"0/{images} images")
+            self._bar.update(self._task, total=images, count=self._count)
 
-    def update(self, done: int, steps: int) -> None:
-        """The batch has finished `done` of its `steps` denoising steps."""
-        batch = min(self._batch, self._images - self.done)
-        completed = self.done + batch * done / steps
-        text = "generating" if done < steps else "decoding"
-        self._bar.update(self._task, completed=completed, description=text)
+    def update(self, sampled: float) -> None:
+        """So much has been sampled, in images: half of the steps are half an image."""
+        self._bar.update(self._task, completed=sampled, description="generating")
 
     def add_images(self, images: int) -> None:
-        """A batch of `images` images has been written."""
+        """`images` more have been written."""
         self.done += images
-        count = f"{self.done}/{self._images} images"
-        self._bar.update(self._task, completed=self.done, count=count, description="generating")
+        self._bar.update(self._task, count=self._count, description="generating")
         if time.monotonic() - self._printed_at > LINE_S:
-            self._print_line(count)
+            self._print_line(self._count)
+
+    @property
+    def _count(self) -> str:
+        of_all = "" if self._images is None else f"/{self._images}"
+        return f"{self.done}{of_all} images"
 
     def _print_line(self, text: str) -> None:
         if self._lines:

@@ -6,6 +6,7 @@ own. What is done is decoded while the others go on. Three threads do this; a ti
 an image is.
 """
 
+import contextlib
 import dataclasses
 import heapq
 import threading
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
+from jaxdiff.core.timing import StageTimer
 from jaxdiff.core.types import NDArray
 from jaxdiff.generation.scheduling import Candidate, choose, chunk_length
 from jaxdiff.generation.tickets import (
@@ -28,13 +30,16 @@ from jaxdiff.generation.tickets import (
     QueueFullError,
     Ticket,
 )
+from jaxdiff.pipeline.batches import STAGES
 from jaxdiff.pipeline.nonfinite import REMEDIES, NonFiniteImageError
 from jaxdiff.pipeline.output import Settings
 from jaxdiff.pipeline.pipeline import Pipeline
+from jaxdiff.pipeline.programs import compile_s_of_thread
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.slots import PreparedImage, Slots
 
 MAX_GROUPS = 8  # of slots that are kept while nothing is in them
+OFFLOADED_AHEAD = 128  # images that are prepared at a time with text encoders that are offloaded
 
 
 class _Group:
@@ -89,6 +94,13 @@ class Engine:
         self._size, self._settings = slots, Settings(output=output, vae_tile=vae_tile)
         self._preparer = pipe.preparer()
         self._ahead = 2 * slots  # prepared images that wait for a slot
+        # Programs of a mesh exchange data, in an order that all devices have to share; and encoders
+        # that are offloaded have no room beside a step. Then the threads take turns.
+        offloads, shares = pipe.stages.offloads_text, pipe.mesh is not None
+        self._turn: Any = threading.Lock() if offloads or shares else contextlib.nullcontext()
+        if offloads:  # each time they come to the devices, for as many as can be
+            self._ahead = max(self._ahead, OFFLOADED_AHEAD)
+            self.max_waiting = max(max_waiting, OFFLOADED_AHEAD)
         self._changed = threading.Condition()
         self._waiting: list[Ticket] = []  # a heap
         self._groups: dict[Hashable, _Group] = {}
@@ -100,7 +112,7 @@ class Engine:
         self._live: set[Ticket] = set()  # those that are not over
         self._closing = self._stopped = False
         self._broken: BaseException | None = None
-        self.sample_s = 0.0  # in which the devices advanced images
+        self.timer = StageTimer(STAGES, compile_s_of_thread)  # each stage has a thread of its own
         names = {"prepare": self._prepare, "sample": self._sample, "decode": self._decode}
         self._threads = [
             threading.Thread(target=self._guarded, args=(own,), name=f"engine-{name}", daemon=True)
@@ -132,6 +144,11 @@ class Engine:
         """How many slots have an image, in all groups."""
         with self._changed:
             return sum(len(group.slots.tickets) for group in self._groups.values())
+
+    @property
+    def sample_s(self) -> float:
+        """For how many seconds devices have advanced images."""
+        return self.timer.timings()["sample_s"]
 
     @property
     def broken(self) -> bool:
@@ -208,6 +225,14 @@ class Engine:
             thread.join()
         return done
 
+    def fail(self, error: BaseException) -> None:
+        """End all tickets with an error after which no image is of use, and take in no more."""
+        with self._changed:
+            self._broken, self._closing, self._stopped = error, True, True
+            self._changed.notify_all()
+        for ticket in list(self._live):
+            ticket.end(FAILED, error)
+
     def _check_open(self) -> None:
         if self._broken is not None:
             raise self._broken
@@ -219,25 +244,20 @@ class Engine:
         try:
             loop()
         except BaseException as error:
-            with self._changed:
-                self._broken, self._closing, self._stopped = error, True, True
-                self._changed.notify_all()
-            for ticket in list(self._live):
-                ticket.end(FAILED, error)
+            self.fail(error)
 
     def _prepare(self) -> None:
         """The thread that encodes what requests begin with."""
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._stopped or (self._waiting and self._prepared < self._ahead)
-                )
+                self._changed.wait_for(lambda: self._stopped or self._room())
                 if self._stopped:
                     return
-                room = min(self._size, self._ahead - self._prepared)
-                taken = [heapq.heappop(self._waiting) for _ in range(min(room, len(self._waiting)))]
+                room = self._room()
+                taken = [heapq.heappop(self._waiting) for _ in range(room)]
                 self._preparing = len(taken)
-            images = self._prepared_images([ticket for ticket in taken if not ticket.future.done()])
+            with self._turn, self.timer("encode_s"):
+                images = self._prepared_images([each for each in taken if not each.future.done()])
             with self._changed:
                 for ticket, image in images:
                     group = self._group(image.key)
@@ -245,6 +265,18 @@ class Engine:
                 self._prepared += len(images)
                 self._preparing = 0
                 self._changed.notify_all()
+
+    def _room(self) -> int:
+        """How many waiting requests are to be prepared now: none with enough of them ahead.
+
+        One that comes before some of those still is.
+        """
+        if self.pipe.stages.offloads_text:  # all at once
+            return 0 if self._prepared else min(len(self._waiting), self._ahead)
+        if not self._waiting or self._prepared < self._ahead:
+            return min(len(self._waiting), self._size, self._ahead - self._prepared)
+        first = self._waiting[0].priority
+        return int(any(t.priority > first for g in self._groups.values() for t, _ in g.prepared))
 
     def _prepared_images(self, tickets: Sequence[Ticket]) -> list[tuple[Ticket, PreparedImage]]:
         """The prepared images of those that can be; the others' tickets end with the reason."""
@@ -279,7 +311,8 @@ class Engine:
                 self._changed.notify_all()
             try:
                 if entering:
-                    group.slots.admit(entering)
+                    with self._turn, self.timer("sample_s"):
+                        group.slots.admit(entering)
                     for ticket, _ in entering:
                         ticket.enter(SAMPLING)
                 if group.slots.tickets:
@@ -324,8 +357,8 @@ class Engine:
         slots, steps = group.slots, chunk_length(group.slots, group.step_s, is_open=is_open)
         wanted = [ticket.steps_to_preview for ticket in slots.tickets]
         steps = min([steps, *(step for step in wanted if step)])
-        seconds = slots.run(steps)
-        self.sample_s += seconds
+        with self._turn, self.timer("sample_s"):
+            seconds = slots.run(steps)
         group.step_s = seconds / steps
         for ticket in slots.tickets:
             ticket.advance(*slots.position(ticket))
@@ -334,7 +367,8 @@ class Engine:
             for ticket, image in slots.seated
             if ticket.steps_to_preview == 0 and ticket.progress[0] < ticket.progress[1]
         ]
-        finished = [_Decoded(*entry) for entry in slots.take_finished()]
+        with self._turn:
+            finished = [_Decoded(*entry) for entry in slots.take_finished()]
         for ticket, *_ in finished:
             ticket.enter(DECODING)
         with self._changed:
@@ -357,11 +391,12 @@ class Engine:
                 self._in_decoder = len(alike)
                 self._changed.notify_all()
             settings = self._settings
-            if (output := alike[0][0].output) is not None:
+            if (output := alike[0].ticket.output) is not None:
                 settings = dataclasses.replace(settings, output=output)
-            decoded = self._preparer.decode_alike(
-                [(entry.image, entry.latents) for entry in alike], settings
-            )
+            with self._turn, self.timer("decode_s"):
+                decoded = self._preparer.decode_alike(
+                    [(entry.image, entry.latents) for entry in alike], settings
+                )
             for entry, (pixels, finite) in zip(alike, decoded, strict=True):
                 ticket, image, _, previews = entry
                 if previews is not None:
@@ -379,7 +414,8 @@ class Engine:
         if not self._explains:
             return f"got numbers that are not finite, {REMEDIES}"
         try:
-            self.pipe.generate([request], output="latent")
+            with self._turn:
+                self.pipe.generate([request], output="latent")
             where = "in the decoder"
         except NonFiniteImageError as error:
             where = error.output.failures[0]

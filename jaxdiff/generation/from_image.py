@@ -1,4 +1,4 @@
-"""The options of `generate` that made an image, from the settings in its PNG file."""
+"""The options of `generate` that made an image, from the settings in its file."""
 
 import dataclasses
 import pathlib
@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jaxdiff.core.errors import InputError
-from jaxdiff.generation.png_files import read_settings
+from jaxdiff.generation.image_files import read_settings
 
 T = TypeVar("T")
 # Settings that name files: a name and a digest do not say where those are.
@@ -48,9 +48,9 @@ def with_settings(
     """
     stored = read_settings(path)
     if not path.is_file():
-        raise InputError(f"from: got {path} (no such file), expected a PNG file")
+        raise InputError(f"from: got {path} (no such file), expected an image file")
     if stored is None:
-        raise InputError(f"from: got {path}, expected a PNG file that jaxdiff generate wrote")
+        raise InputError(f"from: got {path}, expected an image that jaxdiff generate wrote")
     fields = {field.name for field in dataclasses.fields(options)}  # pyright: ignore
     every, wanted = {**LEFT_OUT, **stored}, fields - {*typed, *FILES}
     own = {name: value for name, value in every.items() if name in wanted}

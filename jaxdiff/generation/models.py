@@ -4,11 +4,13 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jaxdiff
 from jaxdiff.checkpoints import lora_names
+from jaxdiff.checkpoints.embedded import EMBEDDED
 from jaxdiff.checkpoints.models import check_source
 from jaxdiff.checkpoints.weights import read_weights
 from jaxdiff.core.configs import prefix_errors
@@ -97,6 +99,16 @@ def check_addons(
             check_source(source, name=name)
     if guidance_model is not None and guidance is not None:
         check_guidance_model(guidance)
+
+
+def stored_bytes(model: str | None) -> int:
+    """The size of the files of a model (None: the embedded one); infinite if it is not here yet."""
+    path = pathlib.Path(model or EMBEDDED)
+    if path.is_file():
+        return path.stat().st_size
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*.safetensors"))
+    return sys.maxsize
 
 
 def vae_setting(source: str, codec: Any) -> str:

@@ -8,24 +8,20 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from jaxdiff.core.atomic import os_errors_as_write_error, remove_leftovers
 from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.image_arrays import ImageFileError
+from jaxdiff.generation.arguments import NUMBERS, call_arguments, line_options
+from jaxdiff.generation.asked_images import generate_images
+from jaxdiff.generation.finisher import Outcome
 from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import IMAGES, ImageJob, PromptSpec, expand_jobs
-from jaxdiff.pipeline.nonfinite import REMEDIES
+from jaxdiff.pipeline.batches import STAGES
 from jaxdiff.pipeline.request import Request, Requests, check_options
-from jaxdiff.pipeline.stages import Stage, first_requests, output_for, run_stages
-
-PER_IMAGE = (  # lists in a call
-    "negative_prompt",
-    "prompt_2",
-    "negative_prompt_2",
-    "prompt_3",
-    "negative_prompt_3",
-)
-NUMBERS = ("guidance_scale", "steps", "strength")  # lists too, unless an image has none
+from jaxdiff.pipeline.stages import Stage
 
 
 class PlannedImage(NamedTuple):
@@ -75,7 +71,7 @@ class Runner:
                         raise
                     self._fail(job, str(error))
                     continue
-                settings = {**self.settings, **_file_settings(job, digest)}
+                settings = {**self.settings, **file_settings(job.spec, digest)}
                 settings |= request.to_metadata()
                 rows.append((job, settings, request))
         if not rows and jobs:
@@ -119,43 +115,40 @@ class Runner:
         *,
         batch_size: int,
         vae_tile: int | None = None,
-        on_step: Callable[[int, int], None],
+        on_progress: Callable[[float], None],
         on_images: Callable[[int], None],
     ) -> dict[str, float]:
-        """Generate and write batch by batch; returns seconds by name.
+        """Generate and write the images; returns seconds by name, "generate_s" those of all.
 
-        Written images stay if a later batch is interrupted. Images that are not finite are not
-        written, but become `failures`. `on_step` gets the steps done of a batch and their number,
-        `on_images` the number of images that a batch has written.
+        `batch_size` images share a step. Images are written as they are done, and stay if the rest
+        is interrupted; what cannot be generated becomes `failures`. `on_progress` gets how much is
+        sampled, in images, and `on_images` how many images are over with.
         """
-        total = {"compile_s": 0.0, "encode_s": 0.0, "sample_s": 0.0, "decode_s": 0.0}
         with os_errors_as_write_error(self.output, "a folder to write to"):
             self.output.mkdir(parents=True, exist_ok=True)
             remove_leftovers(image.path for image in images)
         if not images:
-            return total
-        settings: dict[str, Any] = {
-            "vae_tile": vae_tile,
-            "batch_size": min(batch_size, len(images)),
-            "callback": on_step,
-        }
-        requests: Sequence[Request] = [image.request for image in images]
-        requests = first_requests(stages, requests)
-        output = output_for(self.pipe, stages, "pil")
-        for numbers, out in self.pipe.stream(requests, output=output, **settings):
-            batch = [images[i] for i in numbers]
-            if stages:
-                arguments = self._stage_arguments(batch)
-                out = run_stages(stages, out, arguments, output="pil", **settings)
-            for number, (planned, image) in enumerate(zip(batch, out.images, strict=True)):
-                if number in out.failures:
-                    why = f"got numbers that are not finite {out.failures[number]}, {REMEDIES}"
-                    self._fail(planned.job, f"{planned.job.name}: {why}")
-                else:
-                    write_png(planned.path, image, planned.settings)
-            on_images(len(batch))
-            total = {name: total[name] + out.timings[name] for name in total}
-        return total
+            return dict.fromkeys((*STAGES, "compile_s", "generate_s"), 0.0)
+        return generate_images(
+            self.pipe,
+            stages,
+            ((image, image.request) for image in images),
+            write=functools.partial(self._write, on_images=on_images),
+            stage_arguments=self._stage_arguments,
+            slots=min(batch_size, len(images)),
+            vae_tile=vae_tile,
+            on_progress=on_progress,
+        )
+
+    def _write(
+        self, planned: PlannedImage, result: Outcome, on_images: Callable[[int], None]
+    ) -> None:
+        """Write an image, or note why there is none."""
+        if isinstance(result, Exception):
+            self._fail(planned.job, f"{planned.job.name}: {result}")
+        else:
+            write_png(planned.path, Image.fromarray(result), planned.settings)
+        on_images(1)
 
     def _stage_arguments(self, images: Sequence[PlannedImage]) -> dict[str, Any]:
         """The arguments of a call for the images of a batch, with numbers of the first model."""
@@ -167,37 +160,15 @@ class Runner:
 
     def _arguments(self, jobs: Sequence[ImageJob]) -> dict[str, Any]:
         """The pipeline's arguments for jobs that can share a call."""
-        specs = [job.spec for job in jobs]
-        numbers = {name: [getattr(spec, name) for spec in specs] for name in NUMBERS}
-        images = {
-            name: paths
-            for name in IMAGES
-            if None not in (paths := [getattr(spec, name) for spec in specs])
-        }
-        names = {name for spec in specs for name in spec.options}
-        return {
-            **images,
-            **self.options,
-            **{name: [spec.options.get(name) for spec in specs] for name in names},
-            "prompt": [spec.prompt for spec in specs],
-            **{name: [getattr(spec, name) for spec in specs] for name in PER_IMAGE},
-            **{name: None if None in column else column for name, column in numbers.items()},
-            "seed": [job.seed for job in jobs],
-        }
+        return call_arguments(jobs, self.options)
 
 
 def check_jobs(jobs: Sequence[ImageJob], defaults: PromptSpec, options: Mapping[str, Any]) -> None:
     """InputError for jobs, or `options` of all of them, that suit no model: none is needed."""
-    check_options({**options, **_own_options(defaults)})  # a bad option is no mistake of a line
+    check_options({**options, **line_options(defaults)})  # a bad option is no mistake of a line
     for job in {id(job.spec): job for job in jobs}.values():  # once for all images of a line
         with prefix_errors(job.source):
-            check_options({**options, **_own_options(job.spec)})
-
-
-def _own_options(spec: PromptSpec) -> dict[str, Any]:
-    """What a line says of its images, but for files."""
-    names = ("prompt", *PER_IMAGE, *NUMBERS)
-    return {**spec.options, **{name: getattr(spec, name) for name in names}}
+            check_options({**options, **line_options(job.spec)})
 
 
 def is_same(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
@@ -205,7 +176,7 @@ def is_same(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     return all(stored.get(name) == settings.get(name) for name in {*stored, *settings})
 
 
-def _file_settings(job: ImageJob, digest: Callable[[pathlib.Path], str]) -> dict[str, Any]:
+def file_settings(spec: PromptSpec, digest: Callable[[pathlib.Path], str]) -> dict[str, Any]:
     """The entries of images and mask in the settings: name and digest of each file."""
-    paths = {name: pathlib.Path(getattr(job.spec, name) or "") for name in IMAGES}
+    paths = {name: pathlib.Path(getattr(spec, name) or "") for name in IMAGES}
     return {name: f"{path.name} {digest(path)}" for name, path in paths.items() if path.name}

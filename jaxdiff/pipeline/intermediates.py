@@ -26,3 +26,9 @@ class Intermediates:
         """`x` / sqrt(alpha^2 + sigma^2): latents of unit variance have that spread at any level."""
         spread = np.hypot(self.alpha, self.sigma)
         return self.x / spread.reshape(len(spread), -1, *(1,) * (self.x.ndim - 2))
+
+
+_NOTHING = np.zeros((0, 0, 1, 1, 1), np.float32)
+NO_INTERMEDIATES = Intermediates(
+    steps=(), alpha=_NOTHING[..., 0, 0, 0], sigma=_NOTHING[..., 0, 0, 0], x=_NOTHING, x0=_NOTHING
+)

@@ -4,6 +4,7 @@ The functions never know which layout runs them; `on_mesh` has the other one.
 """
 
 import dataclasses
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -134,6 +135,14 @@ def of_leaves(function: Callable[..., Any], arguments: Sequence[PyTree]) -> Call
     return lambda *leaves: function(*jax.tree.unflatten(structure, leaves))
 
 
+_THREAD = threading.local()
+
+
+def compile_s_of_thread() -> float:
+    """Seconds that compiling has taken so far in the thread that asks."""
+    return getattr(_THREAD, "compile_s", 0.0)
+
+
 class CompiledFunction:
     """A pure function compiled for a layout, one executable per shapes; counts compile seconds.
 
@@ -165,7 +174,9 @@ class CompiledFunction:
             with jax.default_matmul_precision(self._precision):
                 jitted = self._layout.jit(self._function, self._per_image, arguments)
                 self._executables[key] = jitted.lower(*leaves).compile(self._options)
-            self.compile_s += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self.compile_s += seconds
+            _THREAD.compile_s = compile_s_of_thread() + seconds
         return self._executables[key](*leaves)
 
     @property

@@ -1,6 +1,5 @@
 """The generate command on a tiny model: files, resuming, JSON, a sentence for each mistake."""
 
-import functools
 import hashlib
 import json
 import os
@@ -10,10 +9,12 @@ import shutil
 import subprocess
 import sys
 
+import generate_command as generate_command_in_process
 import numpy as np
 import originals
 import pytest
 import tiny
+from generate_command import generate, load_once, stderr
 from PIL import Image
 
 import jaxdiff
@@ -26,7 +27,6 @@ from jaxdiff.generation.manifest import Manifest
 from jaxdiff.generation.png_files import read_settings
 from jaxdiff.models.autoencoder_tiny import AutoencoderTiny
 from jaxdiff.models.build import param_dict, replace_weights
-from jaxdiff.pipeline.load import load
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -34,31 +34,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny.write_tiny(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@functools.cache
-def load_once(name, dtype=None, mesh=None, prediction_type=None, vae=None, base=None, offload=None):
-    """A model on one device with a linear UNet, and what earlier commands compiled for it."""
-    pipe = load(name, dtype, prediction_type=prediction_type, vae=vae)
-    return tiny.with_linear_unet(tiny.first_devices(pipe, 1))
-
-
-def generate(model, output, *arguments):
-    """Run the command in this process; returns its exit code.
-
-    Models are read once, unless the command changes them.
-    """
-    command = [*arguments, "--model", str(model), "--output", str(output)]
-    with pytest.MonkeyPatch.context() as patch:
-        if not {"--vae", "--lora", "--textual-inversion", "--embedding"} & set(arguments):
-            patch.setattr(jaxdiff, "load", load_once)
-        return main.run("generate", command)
-
-
-def stderr(capsys):
-    """What was printed on stderr, without the phases of the work."""
-    lines = capsys.readouterr().err.splitlines(keepends=True)
-    return "".join(x for x in lines if not re.match("generate: (loading|compiling)", x))
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +225,7 @@ def test_an_image_is_made_again_from_its_settings(model, tmp_path, addons, capsy
     assert not added_by(model, tmp_path / "c", "--from", str(path), "--lora", f"{lora}:0.1")
     Image.new("RGB", (9, 9)).save(tmp_path / "foreign.png")
     assert generate(model, tmp_path / "d", "--from", str(tmp_path / "foreign.png")) == 2
-    assert "foreign.png, expected a PNG file that jaxdiff generate wrote" in stderr(capsys)
+    assert "foreign.png, expected an image that jaxdiff generate wrote" in stderr(capsys)
 
 
 NO_JAX = "import sys; sys.modules['jax'] = None; from jaxdiff.cli.main import main; main()"
@@ -353,7 +328,7 @@ def test_the_prediction_type_of_a_file(model, tmp_path, capsys, monkeypatch):
         return once(str(model))
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[__name__], "load_once", load_file)
+        patch.setattr(generate_command_in_process, "load_once", load_file)
         option = ("--prediction-type", "v_prediction")
         (path,) = added_by(model, tmp_path / "a", "a ring", *option)
         assert not added_by(model, tmp_path / "a", "--from", str(path))

@@ -33,8 +33,8 @@ def test_what_was_drawn_and_what_was_there(capsys, count, skipped, message):
 def test_phases_are_lines_where_stderr_is_no_terminal(capsys):
     with Progress(quiet=False) as progress:
         progress.phase("loading a model")
-        progress.start(2, 1, compile_s=4.2)
-        progress.update(3, 3)
+        progress.start(2, compile_s=4.2)
+        progress.update(1.0)
         progress.add_images(1)
     assert progress.done == 1
     lines = ["loading a model", "compiling (4 s last time)"]

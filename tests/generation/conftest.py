@@ -5,7 +5,13 @@ import jaxdiff
 
 
 @pytest.fixture(scope="session")
-def pipe(tmp_path_factory):
+def folder(tmp_path_factory):
+    """The folder of the tiny model."""
+    return tiny.write_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pipe(folder):
     """The tiny model on one device, with a linear network for its UNet."""
-    whole = jaxdiff.load(tiny.write_tiny(tmp_path_factory.mktemp("model") / "tiny"))
+    whole = jaxdiff.load(folder)
     return tiny.with_linear_unet(tiny.first_devices(whole, 1))

@@ -3,9 +3,12 @@
 import dataclasses
 import threading
 
+import jax
 import numpy as np
 import pytest
+import tiny
 
+import jaxdiff
 from jaxdiff.core.errors import InputError
 from jaxdiff.generation import engine as engine_module
 from jaxdiff.generation.engine import Engine
@@ -14,6 +17,7 @@ from jaxdiff.generation.tickets import (
     NonFiniteError,
     QueueFullError,
 )
+from jaxdiff.pipeline.programs import CompiledFunction
 from jaxdiff.pipeline.slots import ImagePreparer, Slots
 
 WAIT = 60  # seconds, after which a test fails rather than hangs
@@ -105,6 +109,9 @@ def test_lower_numbers_come_first(pipe, gate):
         for seed, priority in ((1, 5), (2, 0), (3, 0), (4, -1)):
             ticket = engine.submit(request(pipe, seed=seed), priority=priority)
             ticket.future.add_done_callback(lambda own: done.append(own.result().request.seed))
+        with engine._changed:
+            is_settled = lambda: not (engine._preparing or engine._room())  # noqa: E731
+            assert engine._changed.wait_for(is_settled, WAIT)
         gate.set()
     assert done == [4, 2, 3, 1]
 
@@ -275,6 +282,31 @@ def test_a_callback_that_fails_ends_its_ticket_alone(pipe):
         with pytest.raises(ValueError, match="no such window"):
             first.result(WAIT)
         assert second.result(WAIT).image.any()
+
+
+@pytest.mark.parametrize("kind", ["mesh", "offload"])
+def test_threads_take_turns_where_they_have_to(folder, kind, monkeypatch):
+    options = {"mesh": "fsdp=2"} if kind == "mesh" else {"offload": "text"}
+    shared = tiny.with_linear_unet(jaxdiff.load(folder, **options))
+    run, inside, most = CompiledFunction.__call__, [], []
+
+    def watched(self, *arguments):
+        inside.append(1)
+        most.append(len(inside))
+        try:
+            return jax.block_until_ready(run(self, *arguments))
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(CompiledFunction, "__call__", watched)
+    requests = [request(shared, seed=i, steps=2 + i % 3) for i in range(8)]
+    with Engine(shared, slots=2) as engine:
+        tickets = [engine.submit(each) for each in requests]
+        images = [ticket.result(WAIT).image for ticket in tickets]
+    assert max(most) == 1
+    plain = shared.generate(requests, output="numpy").images
+    for mine, own in zip(images, plain, strict=True):
+        assert np.abs(mine.astype(int) - own).max() <= 1
 
 
 def test_groups_without_images_make_room(pipe, monkeypatch):

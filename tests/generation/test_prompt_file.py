@@ -86,18 +86,14 @@ def test_bad_lines_name_the_line(tmp_path, text, message):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(
-        InputError, match=r"none\.txt \(No such file or directory\), expected a text"
-    ):
+    with pytest.raises(InputError, match=r"none\.txt \(no such file\), expected a file to read"):
         read_prompt_file(tmp_path / "none.txt")
 
 
 def test_file_that_is_no_text(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes(b"a red star\ncaf\xe9")
-    with pytest.raises(
-        InputError, match=r"^prompts: .*prompts\.txt:2: got bytes that are not UTF-8"
-    ):
+    with pytest.raises(InputError, match=r"^/.*prompts\.txt:2: got bytes that are not UTF-8"):
         read_prompt_file(path)
 
 
@@ -129,10 +125,10 @@ def test_slug_is_a_safe_file_name():
     assert slug("你好") == "image"
 
 
-@pytest.mark.parametrize("name", ["prompts.csv", "prompts.JSON", "p.parquet"])
+@pytest.mark.parametrize("name", ["prompts.JSON", "p.xlsx"])
 def test_files_whose_lines_are_no_prompts(tmp_path, name):
     (tmp_path / name).write_text("prompt\na star\n")
-    with pytest.raises(InputError, match=r"^prompts: got .*, expected a \.jsonl file"):
+    with pytest.raises(InputError, match=r"^prompts: got .*, expected a file whose name ends in"):
         read_prompt_file(tmp_path / name)
 
 
@@ -144,7 +140,5 @@ def test_names_of_files_of_json_lines(tmp_path, name):
 
 def test_objects_in_a_file_of_texts_are_refused(tmp_path):
     (tmp_path / "p.txt").write_text('{"prompt": "a star"}')
-    with pytest.raises(
-        InputError, match=r"^prompts: got objects in .*, expected them in a \.jsonl"
-    ):
+    with pytest.raises(InputError, match=r"p\.txt:1: got an object, expected it in a \.jsonl file"):
         read_prompt_file(tmp_path / "p.txt")

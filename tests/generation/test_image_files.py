@@ -1,12 +1,17 @@
+import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import load_file, save_file
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.diffusion.grids import SPACINGS
+from jaxdiff.generation.from_image import with_settings
+from jaxdiff.generation.image_files import SUFFIXES, check_format, encode
 from jaxdiff.generation.parameters_text import SAMPLER_WORDS, SCHEDULE_WORDS, parameters_text
 from jaxdiff.generation.png_files import read_settings, write_png
 from jaxdiff.samplers import SAMPLERS
@@ -131,3 +136,102 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/a\.png: got .*, expected a file to write"):
         write_png(tmp_path / "file" / "a.png", Image.new("RGB", (4, 4)), SETTINGS)
+
+
+def write(path, image, *options, settings=SETTINGS):
+    path.write_bytes(encode(image, settings, *options))
+    return path
+
+
+IMAGE = Image.linear_gradient("L").resize((64, 32)).convert("RGB")
+
+
+@pytest.mark.parametrize("image_format", ["png", "webp", "jpeg"])
+@pytest.mark.parametrize("as_array", [True, False])
+def test_every_format_carries_its_settings(tmp_path, image_format, as_array):
+    settings = SETTINGS | {"prompt": "a naïve ring 指輪 \U0001f600"}
+    image = np.asarray(IMAGE) if as_array else IMAGE
+    path = write(tmp_path / f"a{SUFFIXES[image_format]}", image, image_format, settings=settings)
+    assert read_settings(path) == settings
+    with Image.open(path) as stored:
+        assert stored.format == image_format.upper()
+        difference = np.abs(np.asarray(stored, float) - np.asarray(IMAGE, float))
+        assert difference.max() <= (0 if image_format == "png" else 8)
+        if image_format != "png":  # where A1111 reads its text
+            comment = stored.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+            assert comment == b"UNICODE\0" + parameters_text(settings).encode("utf-16-be")
+
+
+@pytest.mark.parametrize("image_format", ["webp", "jpeg"])
+def test_quality_decides_on_the_size(tmp_path, image_format):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    sizes = [len(encode(noise, SETTINGS, image_format, quality)) for quality in (10, 50, 95)]
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_latents_are_a_tensor_with_metadata(tmp_path, dtype):
+    latents = np.arange(24, dtype=dtype).reshape(4, 3, 2).transpose(1, 0, 2)
+    path = write(tmp_path / "a.safetensors", latents, "latents")
+    assert read_settings(path) == SETTINGS
+    stored = load_file(path)["latents"]
+    assert stored.dtype == dtype
+    np.testing.assert_array_equal(stored, latents)
+
+
+@pytest.mark.parametrize("image_format", SUFFIXES)
+@pytest.mark.parametrize("cut", [1, 20, 0.5])
+def test_a_cut_file_has_no_settings(tmp_path, image_format, cut):
+    image = np.ones((32, 32, 4), np.float32) if image_format == "latents" else IMAGE
+    path = write(tmp_path / "a", image, image_format)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * cut) if cut < 1 else -cut])
+    assert read_settings(path) is None
+
+
+def test_other_files_have_no_settings(tmp_path):
+    save_file({"x": np.ones(3)}, tmp_path / "a.safetensors", {"jaxdiff": "{}"})
+    IMAGE.save(tmp_path / "a.jpg")
+    IMAGE.save(tmp_path / "b.jpg", exif=bytes(20))
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "jaxdiff:[1"
+    IMAGE.save(tmp_path / "a.webp", exif=exif)
+    (tmp_path / "a.bin").write_bytes((2).to_bytes(8, "little") + b"[]")
+    (tmp_path / "b.bin").write_bytes((2).to_bytes(8, "little") + b"{}")
+    for path in tmp_path.iterdir():
+        assert read_settings(path) is None, path
+
+
+def test_settings_that_are_too_long_for_jpeg():
+    settings = SETTINGS | {"prompt": "star " * 10_000}
+    with pytest.raises(InputError, match=r"^image_format: got settings of \d+ bytes, .* JPEG"):
+        encode(IMAGE, settings, "jpeg")
+    for image_format in ("png", "webp"):
+        assert len(encode(IMAGE, settings, image_format)) > 50_000
+
+
+def test_formats_and_qualities_are_checked():
+    check_format("webp", 0)
+    check_format("latents")
+    with pytest.raises(InputError, match=r"^image_format: got 'gif', expected one of"):
+        check_format("gif")
+    with pytest.raises(InputError, match=r"^quality: got 101"):
+        check_format("jpeg", 101)
+    with pytest.raises(InputError, match=r"^quality: got 90 for png, expected webp or jpeg"):
+        check_format("png", 90)
+
+
+def test_options_are_read_from_every_format(tmp_path):
+    @dataclasses.dataclass
+    class Options:
+        prompt: tuple[str, ...] = ()
+        steps: int = 3
+        seed: int = 0
+
+    for image_format in ("webp", "jpeg"):
+        path = write(tmp_path / "a", IMAGE, image_format)
+        options, stored = with_settings(Options(), path, {"seed"})
+        assert options == Options(("a naïve ring",), 25, 0)
+        assert stored == SETTINGS
+    with pytest.raises(InputError, match="no such file"):
+        with_settings(Options(), tmp_path / "none.webp", ())
