@@ -96,14 +96,15 @@ class Engine:
         self._ahead = 2 * slots  # prepared images that wait for a slot
         # Programs of a mesh exchange data, in an order that all devices have to share; and encoders
         # that are offloaded have no room beside a step. Then the threads take turns.
-        offloads, shares = pipe.stages.offloads_text, pipe.mesh is not None
-        self._turn: Any = threading.Lock() if offloads or shares else contextlib.nullcontext()
+        offloads, on_mesh = pipe.stages.offloads_text, pipe.mesh is not None
+        self._turn: Any = threading.Lock() if offloads or on_mesh else contextlib.nullcontext()
         if offloads:  # each time they come to the devices, for as many as can be
             self._ahead = max(self._ahead, OFFLOADED_AHEAD)
             self.max_waiting = max(max_waiting, OFFLOADED_AHEAD)
         self._changed = threading.Condition()
         self._waiting: list[Ticket] = []  # a heap
         self._groups: dict[Hashable, _Group] = {}
+        self._sampled: _Group | None = None  # the one that images enter, or that is advanced
         self._prepared = 0  # images in all groups that wait for a slot
         self._preparing = 0
         self._decoding: deque[_Decoded] = deque()
@@ -292,7 +293,8 @@ class Engine:
     def _group(self, key: Hashable) -> _Group:
         """The group of a key, a new one if need be; old ones without images make room."""
         if key not in self._groups:
-            idle = [k for k, g in self._groups.items() if not (g.prepared or g.slots.tickets)]
+            groups = ((k, g) for k, g in self._groups.items() if g is not self._sampled)
+            idle = [k for k, g in groups if not (g.prepared or g.slots.tickets)]
             for old in idle[: max(0, len(self._groups) + 1 - MAX_GROUPS)]:
                 del self._groups[old]
             self._groups[key] = _Group(Slots(self.pipe.stages, self._size))
@@ -305,7 +307,7 @@ class Engine:
                 self._changed.wait_for(lambda: self._stopped or self._busy_groups())
                 if self._stopped:
                     return
-                group = self._next_group()
+                self._sampled = group = self._next_group()
                 entering = self._entering(group)
                 is_open = not self._closing
                 self._changed.notify_all()

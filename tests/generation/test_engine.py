@@ -315,3 +315,22 @@ def test_groups_without_images_make_room(pipe, monkeypatch):
         for height in (16, 32, 48, 16):
             engine.submit(request(pipe, height=height)).result(WAIT)
         assert len(engine._groups) <= 2
+
+
+def test_images_that_enter_keep_their_group(pipe, monkeypatch):
+    monkeypatch.setattr(engine_module, "MAX_GROUPS", 1)
+    entering, go, admit = threading.Event(), threading.Event(), Slots.admit
+
+    def slow(self, images):
+        entering.set()
+        assert go.wait(WAIT)
+        admit(self, images)
+
+    monkeypatch.setattr(Slots, "admit", slow)
+    with Engine(pipe, slots=1) as engine:
+        first = engine.submit(request(pipe, steps=9))
+        assert entering.wait(WAIT)
+        second = engine.submit(request(pipe, height=32))
+        threading.Timer(0.2, go.set).start()
+        assert first.result(WAIT).image.any()
+        assert second.result(WAIT).image.any()
