@@ -335,7 +335,7 @@ class Service:
         """The tokens of a text by the first tokenizer; 0 for a model without one."""
         if not text or not self.pipe.text_encoders:
             return 0
-        return len(self.pipe.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self.pipe.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def latent_positions(self, height: int, width: int) -> int:
         """How many latents an image of this size has."""
