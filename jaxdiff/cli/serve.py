@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -56,7 +57,7 @@ class Options(ModelOptions):
     max_waiting: int = 64
     """Images that wait at most; more are refused with 429."""
     shutdown_timeout: float = 30.0
-    """Seconds that SIGTERM leaves for the images that are begun."""
+    """Seconds that images in progress have after SIGTERM."""
     sizes: tuple[str, ...] = ()
     """The sizes that are served, such as 512x512 1024x1024, each of which compiles programs of its
     own. Default: all."""
@@ -77,7 +78,7 @@ class Options(ModelOptions):
     lora_folder: pathlib.Path | None = None
     """The folder with the LoRAs that clients see."""
     max_jobs: int = 1000
-    """Jobs that are kept at most; the oldest that are done make room."""
+    """Jobs that are kept at most; then the oldest ended ones are dropped."""
     job_ttl: float = 600.0
     """Seconds for which a job is kept after it is done."""
     max_job_bytes: int = 2**30
@@ -142,7 +143,7 @@ def run(arguments: Sequence[str]) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         LOG.addHandler(handler)
         LOG.setLevel(logging.INFO)
-    serve(
+    has_ended = serve(
         service,
         ServerOptions(
             port=options.port,
@@ -155,6 +156,9 @@ def run(arguments: Sequence[str]) -> None:
             flush=True,
         ),
     )
+    if not has_ended:  # Python would abort where it meets a thread that compiles
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _keys(options: Options) -> tuple[str, ...]:

@@ -170,7 +170,7 @@ class _Answer:
         await self._send(message)
 
     async def fail(self, error: RequestError, scope: Scope, receive: Receive) -> None:
-        """Send an error, unless something else was begun: then the connection is cut."""
+        """Send an error; if another answer has started, raise it, which cuts the connection."""
         if self.status != GONE:
             raise error
         response = error_response(error, scope["path"])

@@ -69,7 +69,7 @@ class Job:
             self.generation.cancel()
 
     def end(self) -> None:
-        """Make the files of the images, whose tickets are all over, and let go of these."""
+        """Encode the images, whose tickets are all over, and drop the tickets."""
         found, states = [], set()
         for ticket in self.generation.tickets:
             states.add(ticket.state)
@@ -105,7 +105,7 @@ class Jobs:
             raise RequestError(429, message, code="too_many_jobs", retry_after=self._ttl or 1)
 
     def add(self, job: Job) -> None:
-        """Keep a job; the oldest that have ended make room."""
+        """Keep a job, and drop the oldest ended ones where there are too many."""
         with self._lock:
             self._jobs[job.id] = job
         self.clean()
@@ -121,7 +121,7 @@ class Jobs:
         return job
 
     def clean(self) -> None:
-        """Let go of jobs that have ended: after their time, or where there are too many."""
+        """Drop ended jobs: those whose time is over, and the oldest where there are too many."""
         now = time.monotonic()
         with self._lock:
             ended = [(job.ended, job) for job in self._jobs.values() if job.ended is not None]

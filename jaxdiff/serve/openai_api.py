@@ -303,7 +303,7 @@ async def _events(
         try:
             shown = await asyncio.wait_for(queue.get(), KEEP_ALIVE_S)
         except TimeoutError:
-            yield b": still at it\n\n"
+            yield b": keep-alive\n\n"
             continue
         ticket = generation.tickets[shown.number]
         if shown.pixels is None:

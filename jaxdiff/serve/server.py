@@ -32,7 +32,7 @@ class ServerOptions:
 
 
 class Server(uvicorn.Server):
-    """A server that ends what is begun before it stops: new requests get 503 meanwhile."""
+    """A server that finishes its requests before it stops; new ones get 503 meanwhile."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class Server(uvicorn.Server):
         self._service, self._options, self._on_ready = service, options, on_ready
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loader: threading.Thread | None = None
         self.load_error: BaseException | None = None
 
     @property
@@ -77,7 +78,13 @@ class Server(uvicorn.Server):
         """Listen, and begin to load the model."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        threading.Thread(target=self._load, name="serve-load", daemon=True).start()
+        self._loader = threading.Thread(target=self._load, name="serve-load", daemon=True)
+        self._loader.start()
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the model is being loaded."""
+        return self._loader is not None and self._loader.is_alive()
 
     def _load(self) -> None:
         try:
@@ -98,7 +105,7 @@ class Server(uvicorn.Server):
         self.stop()
 
     def stop(self) -> None:
-        """Take no more requests, and stop when those that are begun are answered."""
+        """Take no more requests, and stop when those in progress are answered."""
         self._stopping = self._service.draining = True
         threading.Thread(target=self._drain, name="serve-drain", daemon=True).start()
 
@@ -116,8 +123,11 @@ class Server(uvicorn.Server):
 
 def serve(
     service: Service, options: ServerOptions, on_ready: Callable[[str], None] = lambda _: None
-) -> None:
-    """Serve until a signal; raises what ended the loading of the model, and InputError."""
+) -> bool:
+    """Serve until a signal; returns whether all threads have ended.
+
+    Raises what ended the loading of the model, and InputError.
+    """
     access = options.access
     if not access.keys and not is_loopback(access.host):
         warnings.warn(
@@ -129,9 +139,10 @@ def serve(
     try:
         server.run()
     finally:
-        service.close()
+        has_ended = service.close()
     if server.load_error is not None:
         raise server.load_error
+    return has_ended and not server.is_loading
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -298,20 +298,22 @@ class Service:
             raise self._unavailable("the engine has stopped after an error")
 
     def drain(self, timeout: float | None) -> bool:
-        """Take nothing in any more and end what is begun, in `timeout` seconds at most."""
+        """Take no more requests, and finish those in progress, in `timeout` seconds at most."""
         self.draining = True
         return self.engine is None or self.engine.close(drain=True, timeout=timeout)
 
-    def close(self) -> None:
-        """Stop at once; images that are not done are cancelled.
+    def close(self) -> bool:
+        """Stop at once, and cancel images that are not done.
 
-        A step or a compilation that runs now is not waited for longer than CLOSE_S.
+        Returns whether all threads have ended: a compilation can take longer than CLOSE_S.
         """
         self.draining = True
         if self.engine is not None:
             close = threading.Thread(target=self._close, daemon=True)
             close.start()
             close.join(CLOSE_S)
+            return not close.is_alive()
+        return True
 
     def _close(self) -> None:
         if self.engine is not None:
