@@ -13,8 +13,9 @@ import tiny
 
 import jaxdiff
 from jaxdiff.cli import main
-from jaxdiff.guidance.base import RULES, extrapolate, rule
+from jaxdiff.guidance.base import RULES, extrapolate
 from jaxdiff.guidance.classifier_free import CondUncond
+from jaxdiff.guidance.rule import rule
 from jaxdiff.samplers.base import SAMPLERS, Sampler
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -1,8 +1,22 @@
 """How long the stages of a work take, apart from what is done once."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+
+_THREAD = threading.local()
+
+
+def note_compiling(seconds: float) -> float:
+    """Count `seconds` of compiling for the thread that has done it; returns them."""
+    _THREAD.compile_s = compile_s_of_thread() + seconds
+    return seconds
+
+
+def compile_s_of_thread() -> float:
+    """Seconds that compiling has taken so far in the thread that asks."""
+    return getattr(_THREAD, "compile_s", 0.0)
 
 
 class StageTimer:

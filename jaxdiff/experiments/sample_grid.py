@@ -22,7 +22,8 @@ from jaxdiff.pipeline.compiled_model import (
     denoise_steps,
     init_latents,
 )
-from jaxdiff.samplers.base import SAMPLERS, initial_noise, per_sample_keys
+from jaxdiff.samplers.base import SAMPLERS, per_sample_keys
+from jaxdiff.samplers.sampling import initial_noise
 from jaxdiff.training.objectives.diffusion import Frozen, LatentDiffusion
 from jaxdiff.training.objectives.guided_conditioning import uncond_and_cond
 from jaxdiff.training.objectives.image_columns import embedding_columns, low_resolution_columns

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
-from jaxdiff.core.timing import StageTimer
+from jaxdiff.core.timing import StageTimer, compile_s_of_thread
 from jaxdiff.core.types import NDArray
 from jaxdiff.generation.scheduling import Candidate, choose, chunk_length
 from jaxdiff.generation.tickets import (
@@ -34,7 +34,6 @@ from jaxdiff.pipeline.batches import STAGES
 from jaxdiff.pipeline.nonfinite import REMEDIES, NonFiniteImageError
 from jaxdiff.pipeline.output import Settings
 from jaxdiff.pipeline.pipeline import Pipeline
-from jaxdiff.pipeline.programs import compile_s_of_thread
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.slots import PreparedImage, Slots
 

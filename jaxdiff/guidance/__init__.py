@@ -14,7 +14,6 @@ from jaxdiff.guidance.base import (
     GuidanceScales,
     Stream,
     parse,
-    rule,
 )
 from jaxdiff.guidance.cfg_plus_plus import CFGPlusPlus
 from jaxdiff.guidance.cfg_zero_star import CFGZeroStar
@@ -27,6 +26,7 @@ from jaxdiff.guidance.rescale_threshold import (
     GuidanceRescale,
     StaticThresholding,
 )
+from jaxdiff.guidance.rule import rule
 from jaxdiff.guidance.scale_schedules import AdaptiveGuidance, GuidanceInterval, ScaleSchedule
 from jaxdiff.guidance.weaker import Autoguidance, PerturbedAttention
 from jaxdiff.guidance.wrapper import Wrapper

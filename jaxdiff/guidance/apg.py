@@ -13,11 +13,11 @@ from jaxdiff.guidance.base import (
     Number,
     Outputs,
     check,
-    rule,
 )
 from jaxdiff.guidance.classifier_free import CondUncond
 from jaxdiff.guidance.no_guidance import NoGuidance
 from jaxdiff.guidance.projection import project_onto
+from jaxdiff.guidance.rule import rule
 
 
 @rule

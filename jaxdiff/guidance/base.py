@@ -9,17 +9,8 @@ pytrees: their numbers can be traced, so that another value compiles nothing.
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    NamedTuple,
-    TypeVar,
-    dataclass_transform,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jaxdiff.core.aliases import rename_guidance
@@ -28,17 +19,15 @@ from jaxdiff.core.notation import split_options, with_options
 from jaxdiff.core.types import Array, Float, Int, PyTree
 from jaxdiff.core.validate import in_range, one_of
 from jaxdiff.diffusion.denoising import NoiseLevel, Prediction, per_image, predict, target
+from jaxdiff.guidance.simplification import check_simplify
 
 if TYPE_CHECKING:
     from jaxdiff.guidance.wrapper import Wrapper
 
 Number = float | Float[Array, ""]
 Outputs = tuple[Float[Array, "b *d"], ...]  # raw, of the streams
-T = TypeVar("T")
 
 MAX_SCALE = 1000.0
-# methods of a rule on which its predictions depend, beside `simplify`
-PREDICTING = ("combine", "mode", "unguided", "uncond_and_cond", "streams", "cond_stream")
 SKIP, CONDITIONAL, GUIDED = 0, 1, 2  # modes of a rule, by cost
 
 
@@ -100,14 +89,8 @@ class Guidance(ABC):
     internal: ClassVar[tuple[str, ...]] = ()  # fields that requests set, not users
 
     def __init_subclass__(cls) -> None:
-        """TypeError for a rule that predicts otherwise than the one whose `simplify` it has."""
         super().__init_subclass__()
-        changed = [name for name in PREDICTING if name in vars(cls)]
-        if changed and "simplify" not in vars(cls) and cls.simplify is not Guidance.simplify:
-            raise TypeError(
-                f"{cls.__name__}: got {changed[0]} with the simplify of another rule, "
-                "expected simplify too (simplify = Guidance.simplify keeps all streams)"
-            )
+        check_simplify(cls, Guidance)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -188,29 +171,6 @@ class Guidance(ABC):
         raise InputError(
             f"prompt: got {num_prompts} prompts joined by AND, expected 1 with this guidance rule"
         )
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-def rule(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen dataclass and a pytree of its numbers and of the rule that it wraps."""
-    registered = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    names = [f.name for f in dataclasses.fields(registered)]  # pyright: ignore[reportArgumentType]
-    hints = get_type_hints(registered, include_extras=True)  # also of annotations that are strings
-    data_fields = [name for name in names if hints[name] in (Number, Guidance)]
-    meta_fields = [name for name in names if name not in data_fields]
-
-    def flatten(value: T) -> tuple[list[Any], tuple[Any, ...]]:
-        data, meta = ([getattr(value, n) for n in names] for names in (data_fields, meta_fields))
-        return data, tuple(meta)
-
-    def unflatten(meta: tuple[Any, ...], leaves: Sequence[Any]) -> T:
-        value = object.__new__(registered)  # not through __init__: traced numbers cannot be checked
-        for name, content in zip([*data_fields, *meta_fields], [*leaves, *meta], strict=True):
-            object.__setattr__(value, name, content)
-        return value
-
-    jax.tree_util.register_pytree_node(registered, flatten, unflatten)
-    return registered
 
 
 # By name. The package's __init__ lists them, so any import of this module fills the tables.

@@ -8,9 +8,9 @@ from jaxdiff.guidance.base import (
     GuidanceScales,
     Outputs,
     extrapolate,
-    rule,
 )
 from jaxdiff.guidance.classifier_free import CondUncond
+from jaxdiff.guidance.rule import rule
 
 
 @rule

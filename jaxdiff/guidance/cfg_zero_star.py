@@ -12,9 +12,9 @@ from jaxdiff.guidance.base import (
     Outputs,
     check,
     extrapolate,
-    rule,
 )
 from jaxdiff.guidance.classifier_free import CondUncond
+from jaxdiff.guidance.rule import rule
 
 
 @rule

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.denoising import Prediction
-from jaxdiff.guidance.base import DenoiserInput, GuidanceScales, Outputs, rule
+from jaxdiff.guidance.base import DenoiserInput, GuidanceScales, Outputs
+from jaxdiff.guidance.rule import rule
 from jaxdiff.guidance.wrapper import Wrapper
 
 

@@ -9,9 +9,9 @@ from jaxdiff.guidance.base import (
     GuidanceScales,
     Outputs,
     Stream,
-    rule,
 )
 from jaxdiff.guidance.projection import project_onto
+from jaxdiff.guidance.rule import rule
 
 
 @rule

@@ -2,7 +2,8 @@
 
 from jaxdiff.core.types import PyTree
 from jaxdiff.diffusion.denoising import Prediction
-from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, Outputs, Stream, rule
+from jaxdiff.guidance.base import DenoiserInput, Guidance, GuidanceScales, Outputs, Stream
+from jaxdiff.guidance.rule import rule
 
 
 @rule

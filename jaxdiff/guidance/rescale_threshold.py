@@ -4,7 +4,8 @@ import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, PyTree
 from jaxdiff.diffusion.denoising import Prediction
-from jaxdiff.guidance.base import DenoiserInput, GuidanceScales, Number, Outputs, check, rule
+from jaxdiff.guidance.base import DenoiserInput, GuidanceScales, Number, Outputs, check
+from jaxdiff.guidance.rule import rule
 from jaxdiff.guidance.wrapper import Wrapper
 
 

@@ -14,8 +14,8 @@ from jaxdiff.guidance.base import (
     Number,
     Outputs,
     check,
-    rule,
 )
+from jaxdiff.guidance.rule import rule
 from jaxdiff.guidance.wrapper import Wrapper
 
 

@@ -14,9 +14,9 @@ from jaxdiff.guidance.base import (
     Stream,
     check,
     extrapolate,
-    rule,
 )
 from jaxdiff.guidance.no_guidance import NoGuidance
+from jaxdiff.guidance.rule import rule
 
 
 @rule

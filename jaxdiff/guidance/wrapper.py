@@ -13,8 +13,8 @@ from jaxdiff.guidance.base import (
     GuidanceScales,
     Outputs,
     Stream,
-    rule,
 )
+from jaxdiff.guidance.rule import rule
 
 
 @rule

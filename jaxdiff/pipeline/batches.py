@@ -13,7 +13,7 @@ from jaxdiff.checkpoints.schedulers import SchedulerOptions
 from jaxdiff.checkpoints.timestep_grids import convention_of, make_grid
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.timing import StageTimer
-from jaxdiff.core.types import Array, Bool, Float, Int, Key, NDArray, UInt8
+from jaxdiff.core.types import Bool, Float, Int, NDArray, UInt8
 from jaxdiff.core.validate import in_range
 from jaxdiff.diffusion.grids import TimestepGrid
 from jaxdiff.diffusion.schedules import FlowSchedule, Schedule
@@ -22,11 +22,12 @@ from jaxdiff.families.extras import ExtraInputs
 from jaxdiff.guidance.base import Guidance, GuidanceScales, Stream, parse
 from jaxdiff.models.latent_codec import LatentCodec
 from jaxdiff.pipeline.auxiliary_models import AuxiliaryModels
-from jaxdiff.pipeline.classifier_guidance import GuidanceTargets
 from jaxdiff.pipeline.compiled_model import (
+    NO_TARGETS,
     CompiledModel,
     ConditioningPair,
     LoopInputs,
+    PerImage,
     StartLevel,
 )
 from jaxdiff.pipeline.conditioning import (
@@ -103,11 +104,7 @@ class BatchInputs(NamedTuple):
     """Everything that differs between the images of a batch, one row for each."""
 
     prompts: BatchPrompts
-    guidance_scales: GuidanceScales
-    targets: GuidanceTargets
-    grid: TimestepGrid
-    start: StartLevel
-    keys: Key[Array, "b"]
+    own: PerImage
     initial: InitialImages
 
 
@@ -276,7 +273,7 @@ class ImageGenerator:
             yield BatchResult(
                 numbers=numbers,
                 images=images[: len(batch)],
-                grid=inputs.grid,
+                grid=inputs.own.grid,
                 intermediates=intermediates[: len(batch)],
                 failures={
                     numbers[i]: self._failure(padded, run, i)
@@ -309,7 +306,7 @@ class ImageGenerator:
 
     def _handover(self, latents: BatchArray, inputs: BatchInputs, batch: Requests) -> BatchArray:
         """Latents as a call gives them."""
-        scale = handover_scale(inputs.grid, np.asarray(inputs.grid.last), batch)
+        scale = handover_scale(inputs.own.grid, np.asarray(inputs.own.grid.last), batch)
         if np.all(scale == 1):
             return latents
         whole = self._stages.gather(latents)
@@ -333,17 +330,12 @@ class ImageGenerator:
         initial = InitialImages()
         if any(requests[0].given_arrays):
             initial = initial_images(requests, self._facts.latent_shape(requests[0]))
-        return BatchInputs(
-            prompts=self._prompts(requests, rule) if prompts is None else prompts,
-            guidance_scales=scales,
-            targets=self._auxiliary.guidance_targets(requests)
-            if any(requests.classifier_scales) or any(requests.clip_scales)
-            else GuidanceTargets(),
-            grid=grid,
-            start=start_level(grid, requests, self._facts.family),
-            keys=per_sample_keys(requests.seeds),
-            initial=initial,
-        )
+        targets = NO_TARGETS
+        if any(requests.classifier_scales) or any(requests.clip_scales):
+            targets = self._auxiliary.guidance_targets(requests)
+        start = start_level(grid, requests, self._facts.family)
+        own = PerImage(grid, start, scales, per_sample_keys(requests.seeds), targets)
+        return BatchInputs(prompts or self._prompts(requests, rule), own, initial)
 
     def _prompts(self, requests: Requests, rule: Guidance) -> BatchPrompts:
         """The tokens of the prompts of one batch."""
@@ -356,7 +348,7 @@ class ImageGenerator:
 
     def _failure(self, inputs: BatchInputs, run: Run, row: int) -> str:
         """Since which step image `row` is not finite; the loop runs once more to find out."""
-        steps = tuple(range(int(np.max(inputs.grid.first)), int(np.min(inputs.grid.last))))
+        steps = tuple(range(int(np.max(inputs.own.grid.first)), int(np.min(inputs.own.grid.last))))
         watched = run._replace(
             settings=dataclasses.replace(run.settings, callback=None, intermediate_steps=steps)
         )
@@ -390,20 +382,10 @@ class ImageGenerator:
         conditioning, latents, mask = self._conditioning(inputs, run)
         if inputs.initial.noise is None:
             shape = self._facts.latent_shape(run.requests[0])
-            noise = self._stages.noise(inputs.keys, shape)
+            noise = self._stages.noise(inputs.own.keys, shape)
         else:
             noise = self._stages.shard(inputs.initial.noise)
-        return LoopInputs(
-            noise=noise,
-            conditioning=conditioning,
-            scales=inputs.guidance_scales,
-            grid=inputs.grid,
-            keys=inputs.keys,
-            start=inputs.start,
-            targets=inputs.targets,
-            given=latents,
-            mask=mask,
-        )
+        return LoopInputs(inputs.own, noise, conditioning, latents, mask)
 
     def _conditioning(
         self, inputs: BatchInputs, run: Run
@@ -436,7 +418,7 @@ class ImageGenerator:
             options=tuple(each.extras for each in run.requests),
             prompted=tuple(stream.prompt_source == "prompt" for stream in streams),
             texts=tuple(texts_by_encoder(each, streams)[0] for each in run.requests),
-            guidance_scales=np.asarray(inputs.guidance_scales.scale),
+            guidance_scales=np.asarray(inputs.own.scales.scale),
             guidance=request.guidance,
             image=initial.images,
             latents=initial.latents,
@@ -445,7 +427,7 @@ class ImageGenerator:
             image_prompts=lambda: self._facts.image_prompts(run.requests),
             latent_size=self._facts.latent_shape(request)[:-1],
             noise=lambda shape: self._stages.gather(
-                self._stages.noise(inputs.keys, shape, step=EXTRA_NOISE_STEP)
+                self._stages.noise(inputs.own.keys, shape, step=EXTRA_NOISE_STEP)
             ),
             encode=lambda images: self._stages.gather(self._latents(images, run.tile)),
             downsample=self._downsample,

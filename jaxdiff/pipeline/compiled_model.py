@@ -35,6 +35,7 @@ from jaxdiff.pipeline.conditioning import (
     TokenizedPrompts,
     encode_prompts,
 )
+from jaxdiff.pipeline.intermediates import StepRecorder
 from jaxdiff.pipeline.programs import BatchArray, CompiledFunction, Layout
 from jaxdiff.samplers.base import (
     INITIAL_NOISE_STEP,
@@ -84,19 +85,22 @@ class StartLevel(NamedTuple):
 NO_TARGETS = GuidanceTargets()
 
 
+class PerImage(NamedTuple):
+    """What each image of a batch has of its own, beside its conditioning; on the host."""
+
+    grid: TimestepGrid
+    start: StartLevel
+    scales: GuidanceScales
+    keys: Key[Array, "b"]
+    targets: GuidanceTargets = NO_TARGETS
+
+
 class LoopInputs(NamedTuple):
-    """What the sampling loop of a batch reads.
+    """What the sampling loop of a batch reads; arrays are on the devices, but for `own`."""
 
-    Noise, conditioning, latents and mask are on the devices, in the form of the layout.
-    """
-
+    own: PerImage
     noise: BatchArray
     conditioning: ConditioningPair
-    scales: GuidanceScales
-    grid: TimestepGrid
-    keys: Key[Array, "b"]
-    start: StartLevel
-    targets: GuidanceTargets = NO_TARGETS
     given: BatchArray | None = None  # latents to begin with
     mask: BatchArray | None = None  # 0 where those stay
 
@@ -222,12 +226,6 @@ class CompiledModel:
         program = self.program(step_noise, "b", step=step, shape=shape, dtype=float32)
         return program(self.shard(keys))
 
-    def loop(
-        self, inputs: LoopInputs, *, sampler: Sampler, rule: Guidance, uniform: bool = False
-    ) -> "SamplingLoop":
-        """The sampling loop of a batch; for `uniform` see `guidance.modes`."""
-        return SamplingLoop(self, inputs, sampler=sampler, rule=rule, uniform=uniform)
-
     def denoise(
         self,
         inputs: LoopInputs,
@@ -239,33 +237,26 @@ class CompiledModel:
     ) -> Denoised:
         """Latents after the steps `grid.first` ... `grid.last` - 1 of each image.
 
-        In chunks of about CHUNK_S seconds. With a mask the latents given stay where it is 0. Each
-        of the `intermediate_steps`, which all images run, is a chunk of its own; that changes no
-        bit and compiles nothing.
+        In chunks of about CHUNK_S seconds; each of the `intermediate_steps`, which all images run,
+        is one of its own. With a mask the latents given stay where it is 0.
         """
-        first, last = np.asarray(inputs.grid.first), np.asarray(inputs.grid.last)
-        loop = self.loop(inputs, sampler=sampler, rule=rule)
+        first, last = np.asarray(inputs.own.grid.first), np.asarray(inputs.own.grid.last)
+        loop = SamplingLoop(self, inputs, sampler=sampler, rule=rule)
         state, count = loop.begin(), int(np.max(last - first))  # of the image with the most steps
-        # how many steps of its own an image has made where an intermediate step starts
-        offsets = [step - first for step in intermediate_steps]
-        starts = {int(k) for offset in offsets for k in offset}
-        ends = {count, *starts, *(k + 1 for k in starts)}
-        done, chunk, recorded = 0, 1, {}
+        recorder = StepRecorder(intermediate_steps, first) if intermediate_steps else None
+        done, chunk = 0, 1
         while done < count:
-            x = self.gather(state.x) if done in starts else None
-            stop = min(done + chunk, *(end for end in ends if end > done))
+            stop = min(done + chunk, count)
+            if recorder is not None:
+                stop = recorder.next_stop(done, stop, lambda x=state.x: self.gather(x))
             state, ran = loop.run(state, done, stop)
             chunk = max(1, int(CHUNK_S * (stop - done) / max(ran, 1e-6)))
-            if x is not None:
-                recorded[done] = x, self.gather(state.x0)
+            if recorder is not None:
+                recorder.after(done, lambda x0=state.x0: self.gather(x0))
             done = stop
             if callback:
                 callback(done, count)
-
-        def at(offset: Int[NDArray, "b"], part: int) -> Float[NDArray, "b *d"]:
-            return np.stack([recorded[int(k)][part][i] for i, k in enumerate(offset)])
-
-        return Denoised(state.x, [(at(offset, 0), at(offset, 1)) for offset in offsets])
+        return Denoised(state.x, [] if recorder is None else recorder.pairs())
 
     def networks(self, rule: Guidance, targets: GuidanceTargets) -> tuple[Networks, Networks]:
         """The networks that are needed, and their weights."""
@@ -298,19 +289,19 @@ class SamplingLoop:
         *,
         sampler: Sampler,
         rule: Guidance,
-        uniform: bool,
+        uniform: bool = False,
     ) -> None:
-        layout, (networks, self._params) = model.layout, model.networks(rule, inputs.targets)
-        layout.check_streams(len(inputs.keys), rule)
-        own = inputs.grid, inputs.start, inputs.scales, inputs.keys, inputs.targets
-        self._grid, start, *others = model.shard(own)
+        layout, (networks, self._params) = model.layout, model.networks(rule, inputs.own.targets)
+        layout.check_streams(len(inputs.own.keys), rule)
+        self._grid, start, scales, keys, targets = model.shard(inputs.own)
         self._layout, self._rule = layout, layout.replicate(jax.tree.map(np.float32, rule))
         known = None if inputs.mask is None else (inputs.given, inputs.noise, inputs.mask)
         mask = None if known is None else InpaintingMask(*cast(Any, known))
         self._begin = functools.partial(
             model.program(init_latents, "bbb.", sampler=sampler), inputs.noise, inputs.given, start
         )
-        self._others = inputs.conditioning, others[0], others[1], mask, others[2]
+        self._fixed = inputs.conditioning, scales
+        self._others = keys, mask, targets
         self._program = model.program(
             denoise_steps,
             "..bbbbbbb..",
@@ -329,24 +320,11 @@ class SamplingLoop:
         self._grid = self._grid._replace(first=self._layout.shard(first))
 
     def run(self, state: SamplingState, start: int, stop: int) -> tuple[SamplingState, float]:
-        """The state after the steps from `start` to `stop`, and the seconds that they took.
-
-        Steps of each image count from its `grid.first`. Compiling is not in the seconds.
-        """
+        """The state after steps `start` to `stop`, as `run_steps` counts them; seconds of them."""
         began, compiled = time.perf_counter(), self._program.compile_s
-        conditioning, scales, keys, mask, targets = self._others
         bounds = self._layout.replicate((np.int32(start), np.int32(stop)))
         state = self._program(
-            self._params,
-            self._rule,
-            state,
-            conditioning,
-            scales,
-            self._grid,
-            keys,
-            mask,
-            targets,
-            *bounds,
+            self._params, self._rule, state, *self._fixed, self._grid, *self._others, *bounds
         )
         jax.block_until_ready(state)
         return state, time.perf_counter() - began - (self._program.compile_s - compiled)

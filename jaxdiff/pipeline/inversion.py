@@ -1,11 +1,12 @@
 """DDIM inversion: from images to the noise from which a call leads back to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
 from jaxdiff.core.types import Array, Float, NDArray
 from jaxdiff.data.image_arrays import ImageInput
@@ -86,7 +87,7 @@ class ImageInverter(ImageGenerator):
             conditioning, latents, _ = self._conditioning(inputs, run)
         with run.timer("sample_s"):
             noise = _invert(
-                self._stages, latents, conditioning, inputs.guidance_scales, inputs.grid, run.rule
+                self._stages, latents, conditioning, inputs.own.scales, inputs.own.grid, run.rule
             )
         return noise, np.zeros((len(run.requests), 0, 2, 1, 1, 1), np.float32)
 
@@ -121,3 +122,25 @@ def invert_latents(
     """The unit-variance noise that leads to `latents` on the grid; see `samplers.invert`."""
     denoise = guided(params, rule, conditioning, scales, networks)
     return invert(denoise, latents, grid, guidance_state=rule.init_state(latents))
+
+
+class Invertible:
+    """A model that leads images back to the noise which they come from."""
+
+    @rename_arguments
+    def invert(
+        self: Any,
+        image: ImageInput,
+        prompt: str | Sequence[str] = "",
+        *,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Float[NDArray, "b h w c"]:
+        """DDIM inversion: noise that leads to `image` as `latents` of a call with these options.
+
+        By default the guidance scale is 1 and the sampler ddim. The way back has errors of first
+        order in the length of the steps, which guidance enlarges. Raises InputError.
+        """
+        requests = self.resolve(prompt, **inversion_options(image, options, self.family))
+        inverter = ImageInverter(self._facts, self.stages, self._tokenizers, self._auxiliary)
+        return inverter.invert(requests, batch_size)

@@ -9,12 +9,11 @@ from typing import Any, Unpack, cast
 
 from jaxdiff.core.aliases import rename_arguments
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.types import Float, NDArray
 from jaxdiff.data.image_arrays import ImageInput
 from jaxdiff.pipeline import image_inputs
 from jaxdiff.pipeline.compiled_model import ProgressCallback
 from jaxdiff.pipeline.diffusers_arguments import lists_options, without_replaced
-from jaxdiff.pipeline.inversion import ImageInverter, inversion_options
+from jaxdiff.pipeline.inversion import Invertible
 from jaxdiff.pipeline.loaded_model import LoadedModel
 from jaxdiff.pipeline.nonfinite import NonFiniteImageError
 from jaxdiff.pipeline.notebook import notebook_progress
@@ -24,7 +23,7 @@ from jaxdiff.pipeline.request import Request, Requests, check, resolve
 from jaxdiff.pipeline.slots import ImagePreparer
 
 
-class Pipeline(LoadedModel):
+class Pipeline(Invertible, LoadedModel):
     """A text-to-image model; `jaxdiff.load` makes one.
 
     `network` and `text_encoders` are modules that you can call; components also have their own
@@ -160,21 +159,3 @@ class Pipeline(LoadedModel):
             check(request, self.family, self._facts.network, self.codec.config.downscale)
         if any(request.classifier_scale or request.clip_scale for request in requests):
             self._auxiliary.load_missing(Requests(requests))
-
-    @rename_arguments
-    def invert(
-        self,
-        image: ImageInput,
-        prompt: str | Sequence[str] = "",
-        *,
-        batch_size: int | None = None,
-        **options: Any,
-    ) -> Float[NDArray, "b h w c"]:
-        """DDIM inversion: noise that leads to `image` as `latents` of a call with these options.
-
-        By default the guidance scale is 1 and the sampler ddim. The way back has errors of first
-        order in the length of the steps, which guidance enlarges. Raises InputError.
-        """
-        requests = self.resolve(prompt, **inversion_options(image, options, self.family))
-        inverter = ImageInverter(self._facts, self.stages, self._tokenizers, self._auxiliary)
-        return inverter.invert(requests, batch_size)

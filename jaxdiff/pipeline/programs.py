@@ -4,7 +4,6 @@ The functions never know which layout runs them; `on_mesh` has the other one.
 """
 
 import dataclasses
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding
 
+from jaxdiff.core.timing import note_compiling
 from jaxdiff.core.types import Array, NDArray, PyTree
 from jaxdiff.guidance.base import Guidance
 from jaxdiff.parallel.mesh import batch_sharding, data_mesh, replicated
@@ -96,19 +96,21 @@ class DataParallel(Layout):
 
     def __init__(self, devices: Sequence[jax.Device]) -> None:
         super().__init__(devices, len(devices))
+        self._mesh = data_mesh(self.devices)
+        self._place = batch_sharding(self._mesh)
 
     def __str__(self) -> str:
         return "no mesh"
 
     def weight_shardings(self, params: PyTree) -> PyTree:
         """Where each of these weights lies: whole on each of the devices."""
-        place = replicated(data_mesh(self.devices))
+        place = replicated(self._mesh)
         return jax.tree.map(lambda _: place, params)
 
     def shard(self, tree: PyTree) -> PyTree:
         """Arrays (b, ...) of the host in the form of the layout."""
         split = jax.tree.map(lambda x: x.reshape(self.num_shards, -1, *x.shape[1:]), tree)
-        return jax.device_put(split, batch_sharding(data_mesh(self.devices)))
+        return jax.device_put(split, self._place)
 
     def gather(self, array: BatchArray) -> NDArray:
         """An array of a batch as (b, ...) on the host."""
@@ -133,14 +135,6 @@ def of_leaves(function: Callable[..., Any], arguments: Sequence[PyTree]) -> Call
     """`function`, called with the leaves of such `arguments`."""
     structure = jax.tree.structure(tuple(arguments))
     return lambda *leaves: function(*jax.tree.unflatten(structure, leaves))
-
-
-_THREAD = threading.local()
-
-
-def compile_s_of_thread() -> float:
-    """Seconds that compiling has taken so far in the thread that asks."""
-    return getattr(_THREAD, "compile_s", 0.0)
 
 
 class CompiledFunction:
@@ -174,9 +168,7 @@ class CompiledFunction:
             with jax.default_matmul_precision(self._precision):
                 jitted = self._layout.jit(self._function, self._per_image, arguments)
                 self._executables[key] = jitted.lower(*leaves).compile(self._options)
-            seconds = time.perf_counter() - started
-            self.compile_s += seconds
-            _THREAD.compile_s = compile_s_of_thread() + seconds
+            self.compile_s += note_compiling(time.perf_counter() - started)
         return self._executables[key](*leaves)
 
     @property

@@ -54,12 +54,12 @@ class PreparedImage(NamedTuple):
     @property
     def first(self) -> int:
         """The step that it begins with."""
-        return int(self.inputs.grid.first[0])
+        return int(self.inputs.own.grid.first[0])
 
     @property
     def last(self) -> int:
         """The step before which it is done."""
-        return int(self.inputs.grid.last[0])
+        return int(self.inputs.own.grid.last[0])
 
 
 class ImagePreparer(ImageGenerator):
@@ -95,7 +95,7 @@ class ImagePreparer(ImageGenerator):
             latents = np.stack([own[row][1] for row in self.padding(len(own), shards)])
             request = own[0][0].request
             if settings.output == "latent":
-                grid = jax.tree.map(_concatenated, *(image.inputs.grid for image, _ in own))
+                grid = jax.tree.map(_concatenated, *(image.inputs.own.grid for image, _ in own))
                 requests = Requests(image.request for image, _ in own)
                 scale = handover_scale(grid, np.asarray(grid.last), requests)
                 decoded = latents[: len(own)] / scale.reshape(-1, *(1,) * (latents.ndim - 1))
@@ -144,8 +144,8 @@ class ImagePreparer(ImageGenerator):
             name: jax.tree.map(gather, getattr(inputs, name))
             for name in ("noise", "conditioning", "given", "mask")
         }
-        own = inputs._replace(keys=cast(Any, None), **on_devices)
-        return jax.tree.map(np.asarray, own)
+        own = inputs.own._replace(keys=cast(Any, None))
+        return jax.tree.map(np.asarray, inputs._replace(own=own, **on_devices))
 
     def _encoded(self, rule: Guidance, requests: Sequence[Request]) -> list[BatchPrompts]:
         """The encoded texts of each request, one row each, from the cache as far as it has them."""
@@ -276,7 +276,7 @@ class Slots:
         rows = [some if seat is None else seat.image for seat in self._seats]
         inputs = jax.tree.map(_concatenated, *(row.inputs for row in rows))
         keys = per_sample_keys([row.request.seed for row in rows])
-        inputs = inputs._replace(keys=keys)
+        inputs = inputs._replace(own=inputs.own._replace(keys=keys))
         put = self._model.shard
         on_devices = inputs._replace(
             noise=put(inputs.noise),
@@ -284,8 +284,8 @@ class Slots:
             given=put(inputs.given),
             mask=put(inputs.mask),
         )
-        self._loop = self._model.loop(
-            on_devices, sampler=some.sampler, rule=some.rule, uniform=self._uniform
+        self._loop = SamplingLoop(
+            self._model, on_devices, sampler=some.sampler, rule=some.rule, uniform=self._uniform
         )
         state = self._loop.begin()
         if self._state is not None:

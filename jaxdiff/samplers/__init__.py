@@ -15,7 +15,6 @@ from jaxdiff.samplers.base import (
     SamplingState,
     get_sampler,
     init_state,
-    initial_noise,
     per_sample_keys,
     run_steps,
 )
@@ -33,7 +32,7 @@ from jaxdiff.samplers.kdpm2 import KDPM2, KDPM2Ancestral
 from jaxdiff.samplers.lcm import LCM
 from jaxdiff.samplers.lms import LMS
 from jaxdiff.samplers.pndm import PNDM
-from jaxdiff.samplers.sampling import sample
+from jaxdiff.samplers.sampling import initial_noise, sample
 from jaxdiff.samplers.tcd import TCD
 from jaxdiff.samplers.unipc import UniPC
 

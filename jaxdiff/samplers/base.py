@@ -203,8 +203,3 @@ def step_noise(
         return jax.random.normal(jax.random.fold_in(key, step), shape, dtype)
 
     return jax.vmap(one)(keys, jnp.broadcast_to(jnp.asarray(step), keys.shape))
-
-
-def initial_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b *d"]:
-    """The standard normal latents of `shape` (h, w, c) that each image starts from, in float32."""
-    return step_noise(keys, INITIAL_NOISE_STEP, shape, jnp.dtype(jnp.float32))

@@ -1,11 +1,18 @@
-"""A whole sampling: all steps of a grid."""
+"""A whole sampling: its first noise, and all steps of a grid."""
 
 import jax.numpy as jnp
 
 from jaxdiff.core.types import Array, Float, Key, PyTree
 from jaxdiff.diffusion.denoising import Denoiser, per_image
 from jaxdiff.diffusion.grids import TimestepGrid
-from jaxdiff.samplers.base import GuidancePhaseFn, Sampler, init_state, run_steps
+from jaxdiff.samplers.base import (
+    INITIAL_NOISE_STEP,
+    GuidancePhaseFn,
+    Sampler,
+    init_state,
+    run_steps,
+    step_noise,
+)
 
 
 def sample(
@@ -25,3 +32,8 @@ def sample(
     return run_steps(
         denoise, state, grid, keys, *ends, sampler=sampler, guidance_phase=guidance_phase
     ).x
+
+
+def initial_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b *d"]:
+    """The standard normal latents of `shape` (h, w, c) that each image starts from, in float32."""
+    return step_noise(keys, INITIAL_NOISE_STEP, shape, jnp.dtype(jnp.float32))

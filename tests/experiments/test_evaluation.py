@@ -27,7 +27,8 @@ from jaxdiff.models.unet.config import UNet2DConditionConfig
 from jaxdiff.models.vae import AutoencoderKL, AutoencoderKLConfig
 from jaxdiff.parallel.mesh import make_mesh
 from jaxdiff.parallel.sharding import infer_shardings
-from jaxdiff.samplers.base import initial_noise, per_sample_keys
+from jaxdiff.samplers.base import per_sample_keys
+from jaxdiff.samplers.sampling import initial_noise
 from jaxdiff.scenes import dataset
 from jaxdiff.scenes.judge import render_generator, standard_prompts
 from jaxdiff.training.config import DataConfig, DiffusionObjective, TrainConfig

@@ -10,9 +10,9 @@ from oracles import level_at
 
 from jaxdiff.core.errors import InputError
 from jaxdiff.guidance.base import RULES, WRAPPERS, DenoiserInput, GuidanceScales, parse
-from jaxdiff.guidance.base import rule as make_rule
 from jaxdiff.guidance.classifier_free import ClassifierFree
 from jaxdiff.guidance.denoiser import ConditionedNetwork, guided_denoiser
+from jaxdiff.guidance.rule import rule as make_rule
 from jaxdiff.guidance.scale_schedules import GuidanceInterval
 from jaxdiff.guidance.wrapper import Wrapper
 
@@ -243,7 +243,9 @@ def test_simplify_is_not_inherited_by_another_rule():
 POSTPONED = """
 from __future__ import annotations
 
-from jaxdiff.guidance.base import Number, rule
+from jaxdiff.guidance.base import Number
+
+from jaxdiff.guidance.rule import rule
 from jaxdiff.guidance.wrapper import Wrapper
 
 

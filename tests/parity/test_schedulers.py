@@ -27,8 +27,8 @@ from jaxdiff.checkpoints.timestep_grids import make_grid, make_host_grid
 from jaxdiff.diffusion.schedules import EDMSchedule
 from jaxdiff.guidance.base import RULES, GuidanceScales
 from jaxdiff.guidance.denoiser import guided_denoiser
-from jaxdiff.samplers.base import get_sampler, initial_noise, per_sample_keys, step_noise
-from jaxdiff.samplers.sampling import sample
+from jaxdiff.samplers.base import get_sampler, per_sample_keys, step_noise
+from jaxdiff.samplers.sampling import initial_noise, sample
 
 # torch 2.13 inside diffusers, about numpy's keywords
 pytestmark = pytest.mark.filterwarnings(

@@ -20,12 +20,11 @@ from jaxdiff.samplers.base import (
     SAMPLERS,
     get_sampler,
     init_state,
-    initial_noise,
     per_sample_keys,
     run_steps,
     step_noise,
 )
-from jaxdiff.samplers.sampling import sample
+from jaxdiff.samplers.sampling import initial_noise, sample
 
 # with options that make a sampler stochastic
 DRAWING = [f"{name}:{o}=1" for name, each in SAMPLERS.items() for o in each.stochastic_options]
