@@ -31,7 +31,7 @@ ALONE = {
     serve: "model vae base text_encoders dtype mesh offload vae_tile host port api_key cors_origin "
     "served_model_name slots max_waiting shutdown_timeout max_pixels max_steps max_images sizes "
     "max_prompt_length max_upload_bytes max_json_bytes max_image_pixels lora_folder max_jobs "
-    "job_ttl max_job_bytes",
+    "job_ttl max_job_bytes log_requests",
     cache_latents: "vae output data texts dtype compute_dtype batch_size shard_size "
     "min_bucket_size process_count",
     convert: "source output format dtype variant prediction_type scaling_factor vae base "

@@ -2,8 +2,11 @@
 
 import dataclasses
 import importlib.util
+import logging
 import os
 import pathlib
+import re
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -14,8 +17,9 @@ from jaxdiff.checkpoints.model_options import ModelOptions
 from jaxdiff.cli.arguments import parse
 from jaxdiff.core.configs import check_needs
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.validate import positive
+from jaxdiff.core.validate import in_range, non_negative, positive
 
+LOG = logging.getLogger("jaxdiff.serve")
 API_KEY = "JAXDIFF_API_KEY"  # the environment variable with keys, separated by commas
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -53,7 +57,7 @@ class Options(ModelOptions):
     max_waiting: int = 64
     """Images that wait at most; more are refused with 429."""
     shutdown_timeout: float = 30.0
-    """Seconds that SIGTERM leaves for the images that are begun."""
+    """Seconds that images in progress have after SIGTERM."""
     sizes: tuple[str, ...] = ()
     """The sizes that are served, such as 512x512 1024x1024, each of which compiles programs of its
     own. Default: all."""
@@ -74,11 +78,13 @@ class Options(ModelOptions):
     lora_folder: pathlib.Path | None = None
     """The folder with the LoRAs that clients see."""
     max_jobs: int = 1000
-    """Jobs that are kept at most; the oldest that are done make room."""
+    """Jobs that are kept at most; then the oldest ended ones are dropped."""
     job_ttl: float = 600.0
     """Seconds for which a job is kept after it is done."""
     max_job_bytes: int = 2**30
     """Bytes of the images of jobs that are kept at most."""
+    log_requests: bool = False
+    """Print a line on stderr for each request: path, status, seconds, and OpenAI's `user`."""
 
 
 NEEDS = model_options.NEEDS
@@ -88,14 +94,21 @@ def run(arguments: Sequence[str]) -> None:
     """Parse `arguments`, load the model, serve until a signal. Raises InputError on bad input."""
     options = parse(Options, arguments, prog="jaxdiff serve")
     check_needs(options, NEEDS)
+    in_range("port", options.port, 0, 65535)
+    non_negative("shutdown_timeout", options.shutdown_timeout)
     positive("slots", options.slots)
     positive("max_waiting", options.max_waiting)
     if options.lora_folder is not None and not options.lora_folder.is_dir():
         raise InputError(f"lora_folder: got {options.lora_folder}, expected a folder")
     keys = _keys(options)
+    for origin in options.cors_origin:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise InputError(
+                f"cors_origin: got {origin!r:.60}, expected an origin such as https://example.com"
+            )
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise InputError(
-            f"serve: got an installation without {', '.join(missing)}, expected one with what the "
+            f"got an installation without {', '.join(missing)}, expected one with what the "
             "server needs: pip install 'jaxdiff[serve]'"
         )
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
@@ -125,7 +138,12 @@ def run(arguments: Sequence[str]) -> None:
         vae_tile=options.vae_tile,
         jobs=Jobs(max_jobs=options.max_jobs, ttl=options.job_ttl, max_bytes=options.max_job_bytes),
     )
-    serve(
+    if options.log_requests:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        LOG.addHandler(handler)
+        LOG.setLevel(logging.INFO)
+    has_ended = serve(
         service,
         ServerOptions(
             port=options.port,
@@ -138,6 +156,9 @@ def run(arguments: Sequence[str]) -> None:
             flush=True,
         ),
     )
+    if not has_ended:  # Python would abort where it meets a thread that compiles
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _keys(options: Options) -> tuple[str, ...]:

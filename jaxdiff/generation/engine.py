@@ -2,8 +2,8 @@
 
 Requests wait in a queue, are prepared (their texts and images encoded) a little ahead, and share
 slots with others of their kind, in which a compiled step advances each from a noise level of its
-own. What is done is decoded while the others go on. Three threads do this; a ticket tells how far
-an image is.
+own. What is done is decoded while the others go on, and programs of new kinds are compiled. Four
+threads do this; a ticket tells how far an image is.
 """
 
 import contextlib
@@ -48,6 +48,7 @@ class _Group:
         self.slots = slots
         self.prepared: list[tuple[Ticket, PreparedImage]] = []  # a heap
         self.step_s: float | None = None
+        self.is_compiled = False  # and its first step has run
 
     @property
     def oldest(self) -> float:
@@ -103,6 +104,7 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: list[Ticket] = []  # a heap
         self._groups: dict[Hashable, _Group] = {}
+        self._in_hand: dict[bool, _Group] = {}  # that images enter, or that are advanced
         self._prepared = 0  # images in all groups that wait for a slot
         self._preparing = 0
         self._decoding: deque[_Decoded] = deque()
@@ -112,7 +114,12 @@ class Engine:
         self._closing = self._stopped = False
         self._broken: BaseException | None = None
         self.timer = StageTimer(STAGES, compile_s_of_thread)  # each stage has a thread of its own
-        names = {"prepare": self._prepare, "sample": self._sample, "decode": self._decode}
+        names = {
+            "prepare": self._prepare,
+            "begin": lambda: self._sample(is_compiled=False),
+            "sample": lambda: self._sample(is_compiled=True),
+            "decode": self._decode,
+        }
         self._threads = [
             threading.Thread(target=self._guarded, args=(own,), name=f"engine-{name}", daemon=True)
             for name, own in names.items()
@@ -216,13 +223,13 @@ class Engine:
             self._changed.notify_all()
             if drain:
                 self._changed.wait_for(lambda: self._stopped or not self._live, timeout)
-            done, self._stopped = not self._live, True
+            done, self._stopped = not self._live and self._broken is None, True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
         for ticket in list(self._live):
             ticket.end(CANCELLED, CancelledError("the engine was closed"))
-        return done and self._broken is None
+        for thread in self._threads:
+            thread.join()
+        return done
 
     def fail(self, error: BaseException) -> None:
         """End all tickets with an error after which no image is of use, and take in no more."""
@@ -291,20 +298,26 @@ class Engine:
     def _group(self, key: Hashable) -> _Group:
         """The group of a key, a new one if need be; old ones without images make room."""
         if key not in self._groups:
-            idle = [k for k, g in self._groups.items() if not (g.prepared or g.slots.tickets)]
+            in_hand = list(self._in_hand.values())
+            groups = ((k, g) for k, g in self._groups.items() if g not in in_hand)
+            idle = [k for k, g in groups if not (g.prepared or g.slots.tickets)]
             for old in idle[: max(0, len(self._groups) + 1 - MAX_GROUPS)]:
                 del self._groups[old]
             self._groups[key] = _Group(Slots(self.pipe.stages, self._size))
         return self._groups[key]
 
-    def _sample(self) -> None:
-        """The thread that advances images."""
+    def _sample(self, *, is_compiled: bool) -> None:
+        """The thread that advances images, or the one that begins with new kinds of them.
+
+        Their programs are compiled there, while images of other kinds go on.
+        """
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._busy_groups())
+                self._in_hand.pop(is_compiled, None)
+                self._changed.wait_for(lambda: self._stopped or self._busy_groups(is_compiled))
                 if self._stopped:
                     return
-                group = self._next_group()
+                self._in_hand[is_compiled] = group = self._next_group(is_compiled)
                 entering = self._entering(group)
                 is_open = not self._closing
                 self._changed.notify_all()
@@ -320,6 +333,9 @@ class Engine:
                 if group.step_s is not None:
                     raise
                 self._give_up(group, error)
+            with self._changed:
+                group.is_compiled = group.step_s is not None
+                self._changed.notify_all()
 
     def _give_up(self, group: _Group, error: Exception) -> None:
         """End the tickets of a group whose first step cannot be compiled or run; others go on."""
@@ -330,11 +346,12 @@ class Engine:
         for ticket in [*group.slots.tickets, *(ticket for ticket, _ in group.prepared)]:
             ticket.end(FAILED, error)
 
-    def _busy_groups(self) -> list[_Group]:
-        return [g for g in self._groups.values() if g.prepared or g.slots.tickets]
+    def _busy_groups(self, is_compiled: bool) -> list[_Group]:
+        groups = [g for g in self._groups.values() if g.is_compiled is is_compiled]
+        return [g for g in groups if g.prepared or g.slots.tickets]
 
-    def _next_group(self) -> _Group:
-        groups = self._busy_groups()
+    def _next_group(self, is_compiled: bool) -> _Group:
+        groups = self._busy_groups(is_compiled)
         candidates = [Candidate(g.slots, len(g.prepared), g.oldest) for g in groups]
         return groups[choose(candidates) or 0]
 
@@ -361,12 +378,12 @@ class Engine:
         group.step_s = seconds / steps
         for ticket in slots.tickets:
             ticket.advance(*slots.position(ticket))
-        shown = [
-            _Decoded(ticket, image, slots.denoised(ticket), ticket.take_previews())
-            for ticket, image in slots.seated
-            if ticket.steps_to_preview == 0 and ticket.progress[0] < ticket.progress[1]
-        ]
         with self._turn:
+            shown = [
+                _Decoded(ticket, image, slots.denoised(ticket), ticket.take_previews())
+                for ticket, image in slots.seated
+                if ticket.steps_to_preview == 0 and ticket.progress[0] < ticket.progress[1]
+            ]
             finished = [_Decoded(*entry) for entry in slots.take_finished()]
         for ticket, *_ in finished:
             ticket.enter(DECODING)
@@ -392,10 +409,15 @@ class Engine:
             settings = self._settings
             if (output := alike[0].ticket.output) is not None:
                 settings = dataclasses.replace(settings, output=output)
-            with self._turn, self.timer("decode_s"):
-                decoded = self._preparer.decode_alike(
-                    [(entry.image, entry.latents) for entry in alike], settings
-                )
+            try:
+                with self._turn, self.timer("decode_s"):
+                    decoded = self._preparer.decode_alike(
+                        [(entry.image, entry.latents) for entry in alike], settings
+                    )
+            except Exception as error:  # such as an image for which there is no memory
+                for entry in alike:
+                    entry.ticket.end(FAILED, error)
+                alike, decoded = [], []
             for entry, (pixels, finite) in zip(alike, decoded, strict=True):
                 ticket, image, _, previews = entry
                 if previews is not None:

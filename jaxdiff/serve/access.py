@@ -115,7 +115,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        answer, began = _Answer(send), time.monotonic()
         counted = not scope["path"].startswith(HEALTH)
         self.active += counted
         try:
@@ -136,6 +136,10 @@ class Gate:
         finally:
             self.active -= counted
             self._service.metrics.answer(self._route(scope), answer.status)
+            if counted:
+                seconds = time.monotonic() - began
+                method, path = scope["method"], scope["path"]
+                LOG.info("%a %a %d %.3f s", method, path, answer.status, seconds)
 
     def _check(self, scope: Scope) -> None:
         headers = {
@@ -166,7 +170,7 @@ class _Answer:
         await self._send(message)
 
     async def fail(self, error: RequestError, scope: Scope, receive: Receive) -> None:
-        """Send an error, unless something else was begun: then the connection is cut."""
+        """Send an error; if another answer has started, raise it, which cuts the connection."""
         if self.status != GONE:
             raise error
         response = error_response(error, scope["path"])

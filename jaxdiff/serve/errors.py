@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from http.client import responses
 from typing import Any
@@ -136,7 +136,7 @@ def from_validation(errors: Sequence[Any], path: str) -> RequestError:
     return RequestError(status, message, param=where[0] if where else None, code="invalid_value")
 
 
-def documented(*statuses: int, web_ui: bool = False) -> Mapping[int | str, dict[str, Any]]:
+def documented(*statuses: int, web_ui: bool = False) -> dict[int | str, dict[str, Any]]:
     """Those statuses for the OpenAPI schema, and those that any request can get."""
     always = (400, 401, 403, 408, 413, 429, 500, 503)
     model = WebUIErrorBody if web_ui else ErrorBody

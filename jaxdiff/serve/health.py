@@ -1,6 +1,6 @@
 """Whether the server lives, whether it takes requests, and its metrics."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
@@ -19,12 +19,14 @@ class Health(BaseModel):
     status: Literal["ok", "loading", "draining", "broken"]
 
 
-_RESPONSES = {
+_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": Health},
     503: {"model": Health, "description": "Service Unavailable"},
     400: {"model": ErrorBody, "description": "Bad Request"},
 }
-_PAGE = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+_PAGE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 
 
 def _health(request: Request) -> Health:

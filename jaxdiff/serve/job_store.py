@@ -31,12 +31,14 @@ class Job:
         self, generation: Any, output_format: OutputFormat, quality: int | None = None
     ) -> None:
         self.id = secrets.token_urlsafe(18)  # that nobody can guess
-        self.owner, self.output_format = generation.owner, output_format
+        self.owner: str = generation.owner
+        self.output_format: OutputFormat = output_format
         self.created = int(time.time())
         self.ended: float | None = None  # by time.monotonic
         self.images: list[JobImage] = []
         self.generation: Any = generation
-        self._quality, self._final = quality, DONE
+        self._quality = quality
+        self._final: JobState = DONE
 
     @property
     def state(self) -> JobState:
@@ -67,7 +69,7 @@ class Job:
             self.generation.cancel()
 
     def end(self) -> None:
-        """Make the files of the images, whose tickets are all over, and let go of these."""
+        """Encode the images, whose tickets are all over, and drop the tickets."""
         found, states = [], set()
         for ticket in self.generation.tickets:
             states.add(ticket.state)
@@ -78,7 +80,7 @@ class Job:
                 found.append(JobImage(seed, data=data))
             except Exception as error:
                 found.append(JobImage(seed, error=error_of(error).message))
-        ends = (CANCELLED, DONE, FAILED)
+        ends: tuple[JobState, ...] = (CANCELLED, DONE, FAILED)
         self._final = next(state for state in ends if state in states)
         self.images, self.ended = found, time.monotonic()
         self.generation = None
@@ -103,7 +105,7 @@ class Jobs:
             raise RequestError(429, message, code="too_many_jobs", retry_after=self._ttl or 1)
 
     def add(self, job: Job) -> None:
-        """Keep a job; the oldest that have ended make room."""
+        """Keep a job, and drop the oldest ended ones where there are too many."""
         with self._lock:
             self._jobs[job.id] = job
         self.clean()
@@ -119,7 +121,7 @@ class Jobs:
         return job
 
     def clean(self) -> None:
-        """Let go of jobs that have ended: after their time, or where there are too many."""
+        """Drop ended jobs: those whose time is over, and the oldest where there are too many."""
         now = time.monotonic()
         with self._lock:
             ended = [(job.ended, job) for job in self._jobs.values() if job.ended is not None]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from jaxdiff.checkpoints.lora_names import has_weights
 from jaxdiff.core.errors import InputError
-from jaxdiff.core.validate import in_range, non_negative, positive
+from jaxdiff.core.validate import in_range, positive
 from jaxdiff.pipeline.request import Request
 from jaxdiff.serve.errors import RequestError
 
@@ -153,13 +153,3 @@ def check_loras(names: Sequence[str], folder: pathlib.Path | None) -> None:
         param="loras",
         code="lora_not_supported",
     )
-
-
-def check_priority(name: str, value: int) -> int:
-    """The priority of a request; InputError for one out of range."""
-    return in_range(name, value, *PRIORITIES)
-
-
-def check_seconds(name: str, value: float) -> float:
-    """A time that may be 0; InputError for any other."""
-    return non_negative(name, value)

@@ -3,7 +3,13 @@
 import itertools
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import generate_latest
 
 from jaxdiff.generation.engine import Engine
@@ -22,6 +28,7 @@ class Metrics:
     """The metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second line for each counter, which few read
         self.registry = own = CollectorRegistry()
         self.running = Gauge("jaxdiff_requests_running", "Images being generated", registry=own)
         self.waiting = Gauge("jaxdiff_requests_waiting", "Images without a slot", registry=own)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ from jaxdiff.serve.openai_fields import (
 )
 from jaxdiff.serve.service import Generation, Service
 
+LOG = logging.getLogger("jaxdiff.serve")
 KEEP_ALIVE_S = 15.0  # between two parts of a stream
 MAX_FIELDS = 64  # of a form
 IMAGE_FIELDS = ("image", "image[]", "mask")
@@ -202,6 +204,8 @@ async def _answer(request: Request, asked: Asked) -> Response:
     """The images, as one answer or as a stream of events."""
     service = service_of(request)
     priority = priority_of(request, asked.fields.priority)
+    if asked.fields.user is not None:
+        LOG.info("%d images for user %r", len(asked.requests), asked.fields.user)
     if asked.fields.stream:
         return await _stream(service, asked, priority, owner_of(request))
     generation = await asyncio.to_thread(
@@ -299,7 +303,7 @@ async def _events(
         try:
             shown = await asyncio.wait_for(queue.get(), KEEP_ALIVE_S)
         except TimeoutError:
-            yield b": still at it\n\n"
+            yield b": keep-alive\n\n"
             continue
         ticket = generation.tickets[shown.number]
         if shown.pixels is None:
@@ -310,13 +314,14 @@ async def _events(
                 generation.cancel()
                 yield _event("error", {"type": "error", **error_body(error_of(error))})
                 return
-            own = {"usage": asked.usage.model_dump(), "seed": ticket.request.seed}
+            own = {"usage": asked.usage.model_dump()}
             name, pixels = "completed", image.image
         else:
             own, name, pixels = {"partial_image_index": shown.index}, "partial_image", shown.pixels
+        seed = {"seed": ticket.request.seed}  # which tells several images apart
         encoded = await asyncio.to_thread(_encoded, pixels, asked.fields)
         kind = f"{asked.kind}.{name}"
-        yield _event(kind, {"type": kind, "b64_json": encoded, **_of_event(asked), **own})
+        yield _event(kind, {"type": kind, "b64_json": encoded, **_of_event(asked), **own, **seed})
 
 
 def _of_event(asked: Asked) -> dict[str, Any]:

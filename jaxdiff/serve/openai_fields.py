@@ -185,7 +185,12 @@ class Models(BaseModel):
     data: list[Model]
 
 
-EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}  # what a stream answers
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["event", "data"],
+}
+EVENTS = {"text/event-stream": {"schema": _EVENT}}  # what a stream answers, each of it
 _PNG = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import logging
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import Any
 import uvicorn
 
 from jaxdiff.core.errors import InputError, os_error_message
-from jaxdiff.core.validate import in_range, non_negative
 from jaxdiff.serve.access import Access, Gate, is_loopback
 from jaxdiff.serve.app import make_app
 from jaxdiff.serve.service import Service
@@ -30,13 +30,9 @@ class ServerOptions:
     shutdown_timeout: float = 30.0  # seconds
     access: Access = dataclasses.field(default_factory=Access)
 
-    def __post_init__(self) -> None:
-        in_range("port", self.port, 0, 65535)
-        non_negative("shutdown_timeout", self.shutdown_timeout)
-
 
 class Server(uvicorn.Server):
-    """A server that ends what is begun before it stops: new requests get 503 meanwhile."""
+    """A server that finishes its requests before it stops; new ones get 503 meanwhile."""
 
     def __init__(
         self,
@@ -48,8 +44,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                host=options.access.host,
-                port=options.port,
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -61,6 +56,7 @@ class Server(uvicorn.Server):
         self._service, self._options, self._on_ready = service, options, on_ready
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loader: threading.Thread | None = None
         self.load_error: BaseException | None = None
 
     @property
@@ -74,11 +70,21 @@ class Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal; raises InputError."""
+        super().run(sockets or [_listen(self._options.access.host, self._options.port)])
+
     async def startup(self, sockets: Any = None) -> None:
         """Listen, and begin to load the model."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        threading.Thread(target=self._load, name="serve-load", daemon=True).start()
+        self._loader = threading.Thread(target=self._load, name="serve-load", daemon=True)
+        self._loader.start()
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the model is being loaded."""
+        return self._loader is not None and self._loader.is_alive()
 
     def _load(self) -> None:
         try:
@@ -99,13 +105,15 @@ class Server(uvicorn.Server):
         self.stop()
 
     def stop(self) -> None:
-        """Take no more requests, and stop when those that are begun are answered."""
+        """Take no more requests, and stop when those in progress are answered."""
         self._stopping = self._service.draining = True
         threading.Thread(target=self._drain, name="serve-drain", daemon=True).start()
 
     def _drain(self) -> None:
-        self._service.drain(self._options.shutdown_timeout)
-        done = threading.Event()
+        timeout, done = self._options.shutdown_timeout, threading.Event()
+        drain = threading.Thread(target=self._service.drain, args=(timeout,), daemon=True)
+        drain.start()
+        drain.join(timeout + LAST_ANSWERS_S)
         for _ in range(int(LAST_ANSWERS_S / 0.05)):
             if not self._gate.active:
                 break
@@ -115,8 +123,11 @@ class Server(uvicorn.Server):
 
 def serve(
     service: Service, options: ServerOptions, on_ready: Callable[[str], None] = lambda _: None
-) -> None:
-    """Serve until a signal; raises what ended the loading of the model, and InputError."""
+) -> bool:
+    """Serve until a signal; returns whether all threads have ended.
+
+    Raises what ended the loading of the model, and InputError.
+    """
     access = options.access
     if not access.keys and not is_loopback(access.host):
         warnings.warn(
@@ -127,17 +138,19 @@ def serve(
     server = Server(service, options, on_ready)
     try:
         server.run()
-    except SystemExit:  # uvicorn has logged why it cannot listen
-        raise _unusable(options) from None
-    except OSError as error:
-        raise _unusable(options, error) from None
     finally:
-        service.close()
+        has_ended = service.close()
     if server.load_error is not None:
         raise server.load_error
+    return has_ended and not server.is_loading
 
 
-def _unusable(options: ServerOptions, error: OSError | None = None) -> InputError:
-    why = "an address that cannot be used" if error is None else os_error_message(error)
-    place = f"{options.access.host}:{options.port}"
-    return InputError(f"port: got {place} ({why}), expected a free port")
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; InputError for an address that cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=1024)
+    except OSError as error:
+        why = os_error_message(error)
+        place = f"port: got {host}:{port} ({why})"
+        raise InputError(f"{place}, expected an address of this machine and a free port") from None

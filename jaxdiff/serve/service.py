@@ -33,6 +33,7 @@ from jaxdiff.serve.metrics import Metrics, Reason
 LOG = logging.getLogger("jaxdiff.serve")
 MAX_SEED = 2**32 - 1
 MAX_RETRY_S = 600
+CLOSE_S = 10.0
 SMOOTHING = 0.2  # of the average time of an image: the weight of the newest one
 
 
@@ -297,13 +298,24 @@ class Service:
             raise self._unavailable("the engine has stopped after an error")
 
     def drain(self, timeout: float | None) -> bool:
-        """Take nothing in any more and end what is begun, in `timeout` seconds at most."""
+        """Take no more requests, and finish those in progress, in `timeout` seconds at most."""
         self.draining = True
         return self.engine is None or self.engine.close(drain=True, timeout=timeout)
 
-    def close(self) -> None:
-        """Stop at once; images that are not done are cancelled."""
+    def close(self) -> bool:
+        """Stop at once, and cancel images that are not done.
+
+        Returns whether all threads have ended: a compilation can take longer than CLOSE_S.
+        """
         self.draining = True
+        if self.engine is not None:
+            close = threading.Thread(target=self._close, daemon=True)
+            close.start()
+            close.join(CLOSE_S)
+            return not close.is_alive()
+        return True
+
+    def _close(self) -> None:
         if self.engine is not None:
             self.engine.close(drain=False)
 
@@ -325,7 +337,7 @@ class Service:
         """The tokens of a text by the first tokenizer; 0 for a model without one."""
         if not text or not self.pipe.text_encoders:
             return 0
-        return len(self.pipe.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self.pipe.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def latent_positions(self, height: int, width: int) -> int:
         """How many latents an image of this size has."""
@@ -349,7 +361,7 @@ def first_request(pipe: Pipeline) -> Request:
     """A request with all defaults, and a grey image where the model needs one."""
     grey = Image.new("RGB", (pipe.defaults.width, pipe.defaults.height), "grey")
     white = Image.new("L", grey.size, 255)
-    tries = ({}, {"image": grey}, {"image": grey, "mask": white})
+    tries: tuple[dict[str, Any], ...] = ({}, {"image": grey}, {"image": grey, "mask": white})
     for number, images in enumerate(tries):
         for prompt in ("", "0"):  # labels of classes have numbers
             try:

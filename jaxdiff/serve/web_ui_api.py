@@ -45,7 +45,7 @@ router = APIRouter(
     prefix="/sdapi/v1",
     route_class=CarefulRoute,
     tags=["A1111"],
-    responses=dict(documented(web_ui=True)),
+    responses=documented(web_ui=True),
 )
 IMAGES: dict[str, Any] = {"response_model": ImagesAnswer}
 

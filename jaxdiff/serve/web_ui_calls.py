@@ -189,8 +189,9 @@ def _images(service: Service, fields: ImageToImage, options: dict[str, Any]) -> 
     if fields.mask is not None:
         given = image_from_base64("mask", fields.mask, most)
         # of a mask with transparency the opaque parts count, as in the web UI
-        transparent = given.mode == "RGBA" and given.getextrema()[3] != (255, 255)
-        mask = given.getchannel("A") if transparent else given.convert("L")
+        mask = given.convert("L")
+        if given.mode == "RGBA" and given.getchannel("A").getextrema() != (255, 255):
+            mask = given.getchannel("A")
         if fields.inpainting_mask_invert:
             mask = ImageChops.invert(mask)
     elif fields.inpainting_mask_invert:

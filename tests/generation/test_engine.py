@@ -315,3 +315,59 @@ def test_groups_without_images_make_room(pipe, monkeypatch):
         for height in (16, 32, 48, 16):
             engine.submit(request(pipe, height=height)).result(WAIT)
         assert len(engine._groups) <= 2
+
+
+def test_images_that_enter_keep_their_group(pipe, monkeypatch):
+    monkeypatch.setattr(engine_module, "MAX_GROUPS", 1)
+    entering, go, admit = threading.Event(), threading.Event(), Slots.admit
+
+    def slow(self, images):
+        entering.set()
+        assert go.wait(WAIT)
+        admit(self, images)
+
+    monkeypatch.setattr(Slots, "admit", slow)
+    with Engine(pipe, slots=1) as engine:
+        first = engine.submit(request(pipe, steps=9))
+        assert entering.wait(WAIT)
+        second = engine.submit(request(pipe, height=32))
+        threading.Timer(0.2, go.set).start()
+        assert first.result(WAIT).image.any()
+        assert second.result(WAIT).image.any()
+
+
+def test_kinds_that_are_compiled_do_not_stop_the_others(pipe, monkeypatch):
+    compiling, go, run = threading.Event(), threading.Event(), Slots.run
+
+    def slow(self, steps):
+        if self.seated[0][1].request.height == 32 and not go.is_set():
+            compiling.set()
+            assert go.wait(WAIT)
+        return run(self, steps)
+
+    monkeypatch.setattr(Slots, "run", slow)
+    with Engine(pipe, slots=2) as engine:
+        engine.submit(request(pipe)).result(WAIT)
+        new = [engine.submit(request(pipe, seed=i, height=32)) for i in range(3)]
+        assert compiling.wait(WAIT)
+        assert engine.submit(request(pipe, seed=1)).result(WAIT).image.any()
+        assert {ticket.state for ticket in new} <= {"waiting", "sampling"}
+        go.set()
+        assert all(ticket.result(WAIT).image.any() for ticket in new)
+
+
+def test_an_image_that_cannot_be_decoded_fails_alone(pipe, monkeypatch):
+    decode = ImagePreparer.decode_alike
+
+    def broken(self, images, settings):
+        if any(image.request.height == 32 for image, _ in images):
+            raise MemoryError("no room")
+        return decode(self, images, settings)
+
+    monkeypatch.setattr(ImagePreparer, "decode_alike", broken)
+    with Engine(pipe, slots=2) as engine:
+        tall, small = (engine.submit(request(pipe, height=side)) for side in (32, 16))
+        with pytest.raises(MemoryError, match="no room"):
+            tall.result(WAIT)
+        assert small.result(WAIT).image.any()
+        assert not engine.broken

@@ -202,6 +202,37 @@ def test_draining_takes_a_bounded_time(pipe, gate):
 
 
 @pytest.mark.slow
+def test_a_process_that_gets_sigterm_while_it_compiles(tmp_path):
+    """Until it is ready nothing is in progress, and it ends at once, with 0."""
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path)}  # of the embedded model, which takes seconds
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxdiff", "serve", "--port", str(port)],
+        cwd=pathlib.Path(__file__).parents[2],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}/health/ready"
+
+    def is_loading():
+        try:
+            return httpx.get(url).json() == {"status": "loading"}
+        except httpx.TransportError:
+            return False
+
+    wait_for(is_loading)
+    compiled = tmp_path / "jaxdiff"
+    wait_for(lambda: any(each.is_file() for each in compiled.rglob("*")))
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=WAIT)
+    assert (process.returncode, out, errors) == (0, "", "")
+
+
+@pytest.mark.slow
 def test_a_process_that_gets_sigterm(tmp_path):
     model = tiny.write_tiny(tmp_path / "tiny")
     command = [sys.executable, "-W", "error", "-m", "jaxdiff", "serve", "--model", str(model)]

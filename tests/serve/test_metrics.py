@@ -1,5 +1,7 @@
 """Metrics: what they count, and that clients cannot make more of them."""
 
+import logging
+
 from prometheus_client.parser import text_string_to_metric_families
 from serving import running
 
@@ -50,6 +52,16 @@ def test_what_is_counted(pipe, not_finite):
     assert found["jaxdiff_sampling_seconds_total",] > 0
     stages = sum(v for k, v in found.items() if k[0] == "jaxdiff_stage_seconds_sum")
     assert abs(stages - found["jaxdiff_request_latency_seconds_sum",]) < 1e-3
+
+
+def test_a_log_of_requests(client, caplog):
+    with caplog.at_level(logging.INFO, "jaxdiff.serve"):
+        client.post(PATH, json={"prompt": "a star", "user": "me\n"})
+        client.get("/health/live")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == r"1 images for user 'me\n'"
+    assert lines[1].startswith(f"'POST' '{PATH}' 200 0.")
+    assert len(lines) == 2
 
 
 def test_labels_are_few_whatever_clients_send(client):
