@@ -19,7 +19,7 @@ import json
 import pathlib
 import textwrap
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
@@ -127,7 +127,7 @@ def score(names: list[str], workdir: pathlib.Path, output: pathlib.Path) -> None
         design, model = DESIGNS[name], load(DESIGNS[name], workdir)
         prompts = judge.standard_prompts()[::STRIDE]
         if name == CLASSES:
-            classes = load_config(CONFIGS / "scenes_classes.py").objective.class_names
+            classes = cast(Any, load_config(CONFIGS / "scenes_classes.py").objective).class_names
             prompts = [judge.parse_prompt(text) for text in classes] * PER_CLASS
         last = model if isinstance(model, Pipeline) else model.pipes[-1]
         generate = model_generator(
@@ -156,7 +156,8 @@ def shown(name: str, prompt: str) -> str:
     """What a design can be told of a prompt: one of classes, its first object's class."""
     if name != CLASSES:
         return prompt
-    (first, *_) = procedural_dataset(EMBEDDED_DATA).parse_prompt(prompt).scene.objects
+    parsed: Any = procedural_dataset(EMBEDDED_DATA).parse_prompt(prompt)
+    (first, *_) = parsed.scene.objects
     return class_of(first.colour, first.shape)
 
 

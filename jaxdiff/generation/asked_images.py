@@ -40,7 +40,7 @@ def generate_images(
     for those that `stages` go on from. "generate_s" is the time of all but compiling.
     """
     began, compiled = time.perf_counter(), pipe.stages.compile_s
-    seconds = dict.fromkeys((*STAGES, "compile_s", "total_s"), 0.0)  # of the stages
+    seconds: dict[str, float] = dict.fromkeys((*STAGES, "compile_s", "total_s"), 0.0)  # of stages
     engine = Engine(
         pipe,
         slots=slots,
@@ -105,7 +105,7 @@ def _run_stages(
     out = run_stages(stages, first, stage_arguments(asked), **settings)
     for name in seconds:
         seconds[name] += out.timings[name]
-    failures = {
+    failures: dict[int, Any] = {
         number: NonFiniteError(f"got numbers that are not finite {why}, {REMEDIES}")
         for number, why in out.failures.items()
     }

@@ -99,7 +99,7 @@ class ImagePreparer(ImageGenerator):
                 requests = Requests(image.request for image, _ in own)
                 scale = handover_scale(grid, np.asarray(grid.last), requests)
                 decoded = latents[: len(own)] / scale.reshape(-1, *(1,) * (latents.ndim - 1))
-                finite = np.isfinite(decoded).reshape(len(decoded), -1).all(axis=1)
+                finite = np.all(np.isfinite(decoded).reshape(len(decoded), -1), axis=1)
             else:
                 tile = tile_size(
                     settings.vae_tile, (request.height, request.width), self._downscale

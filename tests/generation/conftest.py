@@ -2,6 +2,13 @@ import pytest
 import tiny
 
 import jaxdiff
+from jaxdiff.core.shutdown import SHUTDOWN_REQUESTED
+
+
+@pytest.fixture(autouse=True)
+def running():
+    """Nothing is shut down, as it is after a command that another test ran."""
+    SHUTDOWN_REQUESTED.clear()
 
 
 @pytest.fixture(scope="session")
