@@ -112,6 +112,8 @@ def run(arguments: Sequence[str]) -> None:
             "server needs: pip install 'jaxdiff[serve]'"
         )
     import jaxdiff  # only now: bad arguments and --help need not wait for jax
+    from jaxdiff.generation.models import stored_bytes
+    from jaxdiff.parallel.cores import one_device_per_core
     from jaxdiff.pipeline.load import one_model
     from jaxdiff.serve.access import Access
     from jaxdiff.serve.job_store import Jobs
@@ -119,6 +121,8 @@ def run(arguments: Sequence[str]) -> None:
     from jaxdiff.serve.server import ServerOptions, serve
     from jaxdiff.serve.service import Service
 
+    if options.mesh is None:
+        one_device_per_core(stored_bytes(options.model), options.slots)
     names = [field.name for field in dataclasses.fields(Limits)]
     service = Service(
         lambda: one_model(
