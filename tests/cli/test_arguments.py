@@ -65,7 +65,7 @@ def test_names_of_other_programs_lead_to_names_of_ours():
         "--version": "",
         "--device": "",
         "--turbo": "",
-        "--quiet": "",
+        "--silent": "",
         "--ar": "",
     }.items(),
 )

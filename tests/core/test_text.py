@@ -12,6 +12,8 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "jaxdiff"
 # What decodes otherwise: files that this program alone writes, or that come with it; a compiler's
 # output; strings that are not files.
 OTHERS = {
+    "generation/openai_batch.py",  # base64
+    "serve/access.py",  # base64
     "checkpoints/clip_vocabulary.py",
     "checkpoints/flax_msgpack.py",
     "cli/progress.py",
