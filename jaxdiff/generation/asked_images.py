@@ -44,7 +44,7 @@ def generate_images(
     engine = Engine(
         pipe,
         slots=slots,
-        max_waiting=2 * slots,
+        max_waiting=4 * slots,
         output=output_for(pipe, stages, output),
         vae_tile=vae_tile,
     )

@@ -37,6 +37,7 @@ from jaxdiff.pipeline.pipeline import Pipeline
 from jaxdiff.pipeline.request import Request
 from jaxdiff.pipeline.slots import PreparedImage, Slots
 
+AHEAD = 4  # times the slots
 MAX_GROUPS = 8  # of slots that are kept while nothing is in them
 OFFLOADED_AHEAD = 128  # images that are prepared at a time with text encoders that are offloaded
 
@@ -93,7 +94,7 @@ class Engine:
         self._explains = explain_failures
         self._size, self._settings = slots, Settings(output=output, vae_tile=vae_tile)
         self._preparer = pipe.preparer()
-        self._ahead = 2 * slots  # prepared images that wait for a slot
+        self._ahead = AHEAD * slots  # prepared images that wait for a slot
         # Programs of a mesh exchange data, in an order that all devices have to share; and encoders
         # that are offloaded have no room beside a step. Then the threads take turns.
         offloads, on_mesh = pipe.stages.offloads_text, pipe.mesh is not None
@@ -394,14 +395,14 @@ class Engine:
 
     def _decode(self) -> None:
         """The thread that decodes latents and ends tickets."""
-        shards = self.pipe.stages.num_shards
+        most = max(self._size, self.pipe.stages.num_shards)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or self._decoding)
                 if self._stopped:
                     return
                 kind = self._decoding[0].kind
-                alike = [each for each in self._decoding if each.kind == kind][:shards]
+                alike = [each for each in self._decoding if each.kind == kind][:most]
                 taken = {id(entry) for entry in alike}
                 self._decoding = deque(each for each in self._decoding if id(each) not in taken)
                 self._in_decoder = len(alike)

@@ -293,15 +293,9 @@ class SamplingLoop:
     ) -> None:
         layout, (networks, self._params) = model.layout, model.networks(rule, inputs.own.targets)
         layout.check_streams(len(inputs.own.keys), rule)
-        self._grid, start, scales, keys, targets = model.shard(inputs.own)
         self._layout, self._rule = layout, layout.replicate(jax.tree.map(np.float32, rule))
-        known = None if inputs.mask is None else (inputs.given, inputs.noise, inputs.mask)
-        mask = None if known is None else InpaintingMask(*cast(Any, known))
-        self._begin = functools.partial(
-            model.program(init_latents, "bbb.", sampler=sampler), inputs.noise, inputs.given, start
-        )
-        self._fixed = inputs.conditioning, scales
-        self._others = keys, mask, targets
+        self._first_program = model.program(init_latents, "bbb.", sampler=sampler)
+        self.place(inputs)
         self._program = model.program(
             denoise_steps,
             "..bbbbbbb..",
@@ -311,9 +305,17 @@ class SamplingLoop:
             uniform=uniform,
         )
 
+    def place(self, inputs: LoopInputs) -> None:
+        """Read these inputs from now on, which are of the same kind as those before."""
+        self._grid, start, scales, keys, targets = self._layout.shard(inputs.own)
+        known = (inputs.given, inputs.noise, inputs.mask)
+        mask = None if inputs.mask is None else InpaintingMask(*cast(Any, known))
+        self._first = inputs.noise, inputs.given, start
+        self._fixed, self._others = (inputs.conditioning, scales), (keys, mask, targets)
+
     def begin(self) -> SamplingState:
         """The state of each image before its first step."""
-        return self._begin(self._rule)
+        return self._first_program(*self._first, self._rule)
 
     def go_to(self, first: Int[NDArray, "b"]) -> None:
         """Count the steps of each image from `first`."""

@@ -17,6 +17,7 @@ from jaxdiff.diffusion.denoising import select
 from jaxdiff.guidance.base import Guidance
 from jaxdiff.pipeline.batches import (
     STAGES,
+    BatchInputs,
     BatchPrompts,
     ImageGenerator,
     Run,
@@ -28,10 +29,10 @@ from jaxdiff.pipeline.batches import (
     tile_size,
 )
 from jaxdiff.pipeline.compiled_model import CompiledModel, LoopInputs, SamplingLoop
-from jaxdiff.pipeline.conditioning import EncodedPrompts, texts_by_encoder
+from jaxdiff.pipeline.conditioning import Conditioning, EncodedPrompts, texts_by_encoder
 from jaxdiff.pipeline.output import Settings
 from jaxdiff.pipeline.request import Request, Requests
-from jaxdiff.samplers.base import Sampler, SamplingState, per_sample_keys
+from jaxdiff.samplers.base import Sampler, SamplingState
 
 CACHED_TEXTS = 2**28  # bytes of encoded texts that are kept on the host
 
@@ -40,9 +41,10 @@ class PreparedImage(NamedTuple):
     """An image before its first step: what the sampling loop reads, one row on the host."""
 
     request: Request
-    inputs: LoopInputs  # without keys, which the seed has
+    inputs: LoopInputs  # with keys as numbers, and noise only if it is not that of the seed
     rule: Guidance
     sampler: Sampler
+    latent_shape: tuple[int, ...]
 
     @property
     def key(self) -> Hashable:
@@ -88,7 +90,7 @@ class ImagePreparer(ImageGenerator):
         self, images: Sequence[tuple[PreparedImage, NDArray]], settings: Settings
     ) -> list[tuple[NDArray, bool]]:
         """What latents of one shape decode to, and which of it is finite, an image a device."""
-        found: list[tuple[NDArray, bool]] = []
+        running: list[Any] = []  # decoded on the devices, without waiting for one after the other
         shards = self._stages.num_shards
         for start in range(0, len(images), shards):
             own = images[start : start + shards]
@@ -104,8 +106,16 @@ class ImagePreparer(ImageGenerator):
                 tile = tile_size(
                     settings.vae_tile, (request.height, request.width), self._downscale
                 )
-                decoded, finite = self.decode(self._stages.shard(latents), tile)
-            found += [(decoded[i], bool(finite[i])) for i in range(len(own))]
+                on_devices = self._stages.shard(latents)
+                if tile is None:
+                    decoded, finite = self._stages.decode(on_devices)
+                else:
+                    decoded, finite = self.decode(on_devices, tile)
+            running.append((len(own), settings.output == "latent" or tile, decoded, finite))
+        found: list[tuple[NDArray, bool]] = []
+        for count, on_host, *pair in running:
+            pixels, is_finite = pair if on_host else map(self._stages.gather, pair)
+            found += [(pixels[i], bool(is_finite[i])) for i in range(count)]
         return found
 
     def _prepare_alike(
@@ -134,17 +144,24 @@ class ImagePreparer(ImageGenerator):
                         jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], whole),
                         rule,
                         self._sampler(batch[0]),
+                        self._facts.latent_shape(batch[0]),
                     )
         return found
 
+    def _loop_inputs(self, inputs: BatchInputs, run: Run) -> LoopInputs:
+        """What the sampling loop reads, but for the noise of seeds, which slots draw."""
+        conditioning, latents, mask = self._conditioning(inputs, run)
+        noise = cast(Any, inputs.initial.noise)
+        return LoopInputs(inputs.own, noise, conditioning, latents, mask)
+
     def _on_host(self, inputs: LoopInputs) -> LoopInputs:
-        """The same without keys, and with arrays of the devices on the host."""
+        """The same with arrays of the devices on the host, and keys as numbers."""
         gather = self._stages.gather
         on_devices = {
             name: jax.tree.map(gather, getattr(inputs, name))
-            for name in ("noise", "conditioning", "given", "mask")
+            for name in ("conditioning", "given", "mask")
         }
-        own = inputs.own._replace(keys=cast(Any, None))
+        own = inputs.own._replace(keys=cast(Any, jax.random.key_data(inputs.own.keys)))
         return jax.tree.map(np.asarray, inputs._replace(own=own, **on_devices))
 
     def _encoded(self, rule: Guidance, requests: Sequence[Request]) -> list[BatchPrompts]:
@@ -186,6 +203,7 @@ class ImagePreparer(ImageGenerator):
         lengths = list(zip(*chunks, strict=True))
         found: dict[int, BatchPrompts] = {}
         shards, weaker = self._stages.num_shards, self._auxiliary.guidance_model
+        encoded: list[tuple[list[int], Any, Any]] = []  # images, and their texts on the devices
         with self._stages.text_encoders_on_devices():
             for length in sorted(set(lengths)):
                 alike = [i for i, own in enumerate(lengths) if own == length]
@@ -194,20 +212,24 @@ class ImagePreparer(ImageGenerator):
                     rows = self.padding(len(own), shards)
                     tokens = self._prompts(Requests(requests[own[row]] for row in rows), rule)
                     skip = requests[own[0]].clip_skip
-                    pair = tokens._replace(main=_encoded_on_host(self._stages, tokens.main, skip))
+                    main, guide = self._stages.encode_text(cast(Any, tokens.main), skip=skip), None
                     if weaker is not None and tokens.guidance_model is not None:
-                        guide = _encoded_on_host(weaker.stages, tokens.guidance_model, skip)
-                        pair = pair._replace(guidance_model=guide)
-                    for row, number in enumerate(own):
-                        found[number] = jax.tree.map(
-                            lambda leaf, row=row: leaf[row : row + 1], pair
-                        )
+                        own_tokens = cast(Any, tokens.guidance_model)
+                        guide = weaker.stages.encode_text(own_tokens, skip=skip)
+                    encoded.append((own, main, guide))
+        # Only now, so that none of them waits for a chunk of steps of its own.
+        for own, main, guide in encoded:
+            pair = BatchPrompts(_on_host(self._stages, main), None)
+            if guide is not None and weaker is not None:
+                pair = pair._replace(guidance_model=_on_host(weaker.stages, guide))
+            for row, number in enumerate(own):
+                found[number] = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], pair)
         for number in range(len(requests)):
             yield found[number]
 
 
-def _encoded_on_host(stages: CompiledModel, tokens: Any, skip: int) -> EncodedPrompts:
-    return EncodedPrompts(jax.tree.map(stages.gather, stages.encode_text(tokens, skip=skip)))
+def _on_host(stages: CompiledModel, conditioning: Conditioning) -> EncodedPrompts:
+    return EncodedPrompts(jax.tree.map(stages.gather, conditioning))
 
 
 def _concatenated(*rows: NDArray) -> NDArray:
@@ -238,6 +260,8 @@ class Slots:
         self._uniform = model.layout.devices[0].platform == "cpu"
         self._seats: list[_Seat | None] = [None] * self.size
         self._loop: SamplingLoop | None = None
+        self._version = -1  # of the weights that it reads
+        self._merge = model.program(merged, "bbb")
         self._state: SamplingState | None = None
 
     @property
@@ -275,22 +299,31 @@ class Slots:
         some = next(seat.image for seat in self._seats if seat is not None)
         rows = [some if seat is None else seat.image for seat in self._seats]
         inputs = jax.tree.map(_concatenated, *(row.inputs for row in rows))
-        keys = per_sample_keys([row.request.seed for row in rows])
-        inputs = inputs._replace(own=inputs.own._replace(keys=keys))
-        put = self._model.shard
+        keys = jax.random.wrap_key_data(cast(Any, inputs.own.keys))
+        noise, put = inputs.noise, self._model.shard
+        if noise is None:
+            noise = self._model.noise(keys, some.latent_shape)
         on_devices = inputs._replace(
-            noise=put(inputs.noise),
+            own=inputs.own._replace(keys=keys),
+            noise=put(noise) if inputs.noise is not None else noise,
             conditioning=put(inputs.conditioning),
             given=put(inputs.given),
             mask=put(inputs.mask),
         )
-        self._loop = SamplingLoop(
-            self._model, on_devices, sampler=some.sampler, rule=some.rule, uniform=self._uniform
-        )
+        if self._loop is None or self._version != self._model.weights_version:
+            self._loop = SamplingLoop(
+                self._model,
+                on_devices,
+                sampler=some.sampler,
+                rule=some.rule,
+                uniform=self._uniform,
+            )
+            self._version = self._model.weights_version
+        else:
+            self._loop.place(on_devices)
         state = self._loop.begin()
         if self._state is not None:
-            merge = self._model.program(merged, "bbb")
-            state = merge(put(entering), state, self._state)
+            state = self._merge(put(entering), state, self._state)
         self._state = state
 
     def run(self, steps: int) -> float:
