@@ -1,5 +1,7 @@
 """Batch jobs of `jaxdiff generate`: prompt files of any length, in shards, into any output."""
 
+import functools
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,12 +17,13 @@ from jaxdiff.generation.prompt_spec import PromptSpec
 from jaxdiff.generation.prompt_stream import BadLine, PromptLine, read_prompts
 from jaxdiff.generation.shards import Shard, shard_from_environment
 
+HEAD = 100  # lines that tell requests of OpenAI's Batch API from others
 SMALL = 10_000  # lines; of files with so many all are checked before an image is generated
 # What only batch jobs have; each needs --prompts.
 OPTIONS = ("shard", "container", "image_format", "quality", "columns", "max_bad_lines")
 
 
-def asked_shard(options: Any) -> Shard | None:
+def chosen_shard(options: Any) -> Shard | None:
     """The shard of --shard, or that of the environment; None if neither names one."""
     if options.shard is not None:
         return Shard.parse(options.shard)
@@ -58,6 +61,24 @@ def columns_of(texts: tuple[str, ...]) -> dict[str, str] | None:
     return {field: column for field, _, column in pairs} or None
 
 
+def container_of(chosen: str | None, lines: Iterator[PromptLine | BadLine]) -> str:
+    """The `chosen` container, or that for these `lines`, of which the first HEAD are looked at.
+
+    InputError for one that does not suit them, and for a file that cannot be read.
+    """
+    if chosen is not None:
+        one_of("container", chosen, CONTAINERS)
+    is_openai = any(line.custom_id is not None for line in itertools.islice(lines, HEAD))
+    container = chosen or ("openai" if is_openai else "folder")
+    if (container == "openai") != is_openai:
+        kind = "requests" if is_openai else "no requests"
+        raise InputError(
+            f"container: got {container} for a file with {kind} of OpenAI's Batch API, "
+            f"expected {'openai' if is_openai else 'folder or tar'}"
+        )
+    return container
+
+
 def run_batch_job(
     options: Any, defaults: PromptSpec, shard: Shard | None, shared: Mapping[str, Any], load: Any
 ) -> dict[str, Any]:
@@ -67,24 +88,8 @@ def run_batch_job(
     """
     from jaxdiff.generation.batch_job import BatchJob, check_line, job_key
 
-    started, shard = time.perf_counter(), shard or Shard()
-    if options.container is not None:
-        one_of("container", options.container, CONTAINERS)
-
-    def lines() -> Iterator[PromptLine | BadLine]:
-        return read_prompts(
-            options.prompts,
-            shard=shard,
-            columns=columns_of(options.columns),
-            check=lambda spec: check_line(shared, spec),
-        )
-
-    first = next(lines(), None)  # raises InputError for a file that cannot be read
-    is_openai = first is not None and first.custom_id is not None
-    container = options.container or ("openai" if is_openai else "folder")
-    if (container == "openai") != is_openai:
-        got = "requests of OpenAI's Batch API" if is_openai else "no requests of OpenAI's Batch API"
-        raise InputError(f"container: got {container} for a file with {got}, expected another")
+    started, shard, columns = time.perf_counter(), shard or Shard(), columns_of(options.columns)
+    container = container_of(options.container, read_prompts(options.prompts, columns=columns))
     with Progress(quiet=options.json) as progress:
         progress.phase(f"loading {options.model or 'the embedded model'}")
         pipe, stages, settings = load()
@@ -111,8 +116,10 @@ def run_batch_job(
             on_image=lambda: progress.add_images(1),
         )
         progress.start(None, compile_s=None)
+        check = functools.partial(check_line, shared)
+        lines = read_prompts(options.prompts, shard=shard, columns=columns, check=check)
         try:
-            timings = job.run(lines(), batch_size=options.batch_size, vae_tile=options.vae_tile)
+            timings = job.run(lines, batch_size=options.batch_size, vae_tile=options.vae_tile)
         except KeyboardInterrupt:
             done = len(output.manifest)
             raise KeyboardInterrupt(f"{done} images are done; the same command resumes") from None

@@ -198,7 +198,7 @@ def run(arguments: Sequence[str]) -> None:
     if bool(options.prompt) == (options.prompts is not None):
         got = "both a PROMPT and --prompts" if options.prompt else "none"
         raise InputError(f"prompt: got {got}, expected either a PROMPT or --prompts FILE")
-    shard = batch_job.asked_shard(options) if options.prompts else None
+    shard = batch_job.chosen_shard(options) if options.prompts else None
     if batch_job.is_batch_job(options, shard):
         _run_batch_job(options, shard)
         return

@@ -22,8 +22,8 @@ OPTIONS = (
 
 
 @runtime_checkable
-class AskedImage(Protocol):
-    """An image that is asked for: the options of its line, with the defaults, and its seed."""
+class SeededSpec(Protocol):
+    """The options of an image, those of its line with the defaults, and its seed."""
 
     @property
     def spec(self) -> PromptSpec:
@@ -36,7 +36,7 @@ class AskedImage(Protocol):
         ...
 
 
-def call_arguments(images: Sequence[AskedImage], options: Mapping[str, Any]) -> dict[str, Any]:
+def call_arguments(images: Sequence[SeededSpec], options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments for images that can share a call; `options` are those of all lines."""
     specs = [image.spec for image in images]
     numbers = {name: [getattr(spec, name) for spec in specs] for name in NUMBERS}

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import pathlib
 import threading
@@ -12,8 +11,8 @@ from typing import Any, NamedTuple
 
 from jaxdiff.core.errors import InputError, WriteError
 from jaxdiff.generation.arguments import NUMBERS, call_arguments, line_options
-from jaxdiff.generation.asked_images import Progress, generate_images
 from jaxdiff.generation.finisher import Outcome
+from jaxdiff.generation.generate_images import Progress, generate_images
 from jaxdiff.generation.input_files import content_identity
 from jaxdiff.generation.outputs import ImageItem, Output
 from jaxdiff.generation.png_files import file_digest
@@ -24,7 +23,7 @@ from jaxdiff.pipeline.request import Request, Requests, check_options
 from jaxdiff.pipeline.stages import Stage
 
 
-class AskedImage(NamedTuple):
+class JobImage(NamedTuple):
     """An image of a line with its complete settings."""
 
     image: LineImage
@@ -82,7 +81,7 @@ class BatchJob:
             timings = generate_images(
                 self.pipe,
                 self.stages,
-                self._asked(lines),
+                self._missing(lines),
                 write=self._write,
                 stage_arguments=self._stage_arguments,
                 slots=batch_size,
@@ -99,7 +98,7 @@ class BatchJob:
         self.output.close()
         return timings
 
-    def _asked(self, lines: Iterable[PromptLine | BadLine]) -> Iterator[tuple[AskedImage, Request]]:
+    def _missing(self, lines: Iterable[PromptLine | BadLine]) -> Iterator[tuple[JobImage, Request]]:
         """The images that are missing, with their requests."""
         digest = functools.lru_cache(1024)(file_digest)
         for line in lines:
@@ -123,13 +122,13 @@ class BatchJob:
 
     def _resolved(
         self, image: LineImage, digest: Callable[[pathlib.Path], str]
-    ) -> tuple[AskedImage, Request]:
+    ) -> tuple[JobImage, Request]:
         (request,) = self.pipe.resolve(**call_arguments([image], self.options))
         networks = self.pipe.auxiliary_fingerprints(Requests([request]))
         used = {n: hash_ for n, hash_ in networks.items() if getattr(request, f"{n}_scale")}
         files = file_settings(image.spec, digest)
         settings = {**self.settings, **files, **request.to_metadata(), **used}
-        return AskedImage(image, settings), request
+        return JobImage(image, settings), request
 
     def _note_bad(self, line: BadLine) -> None:
         self.output.fail_line(line)
@@ -141,8 +140,8 @@ class BatchJob:
                 f"{self.max_bad_lines} (--max-bad-lines)"
             )
 
-    def _write(self, asked: AskedImage, outcome: Outcome) -> None:
-        image, settings = asked
+    def _write(self, planned: JobImage, outcome: Outcome) -> None:
+        image, settings = planned
         done = not isinstance(outcome, Exception)
         if isinstance(outcome, Exception):
             self.output.fail_item(ImageItem.of(image, None, settings), str(outcome))
@@ -154,18 +153,10 @@ class BatchJob:
             self.failed += not done
         self.on_image()
 
-    def _stage_arguments(self, asked: Sequence[AskedImage]) -> dict[str, Any]:
+    def _stage_arguments(self, planned: Sequence[JobImage]) -> dict[str, Any]:
         """The arguments of a call for the images of a batch, with numbers of the first model."""
-        arguments = call_arguments([each.image for each in asked], self.options)
+        arguments = call_arguments([each.image for each in planned], self.options)
         for name in NUMBERS:
-            if name in asked[0].settings:
-                arguments[name] = [each.settings[name] for each in asked]
+            if name in planned[0].settings:
+                arguments[name] = [each.settings[name] for each in planned]
         return arguments
-
-
-def peek(
-    lines: Iterator[PromptLine | BadLine], count: int
-) -> tuple[list[PromptLine | BadLine], Iterator[PromptLine | BadLine]]:
-    """The first `count` lines, and all of them again."""
-    head = list(itertools.islice(lines, count))
-    return head, itertools.chain(head, lines)

@@ -14,7 +14,7 @@ WRITERS = 2  # threads
 QUEUED = 64  # images that wait for a thread
 
 Outcome = NDArray | Exception  # an image, or why there is none
-Write = Callable[[Any, Outcome], None]  # of what was asked for, and what came of it
+Write = Callable[[Any, Outcome], None]  # of what was planned, and what came of it
 
 
 class Finisher:
@@ -45,15 +45,15 @@ class Finisher:
         if self._error is not None and self._error is not error:
             raise self._error from None
 
-    def put(self, asked: Any, future: Future[GeneratedImage]) -> None:
+    def put(self, planned: Any, future: Future[GeneratedImage]) -> None:
         """Write what a ticket's future has: a callback for when it is done."""
         error = future.exception()
         if self._error is not None:
             return
         if error is None:
-            self._queue.put((asked, future.result()))
+            self._queue.put((planned, future.result()))
         elif isinstance(error, InputError | NonFiniteError):
-            self._queue.put((asked, error))
+            self._queue.put((planned, error))
         elif not isinstance(error, CancelledError):
             self._fail(error)
 
@@ -61,8 +61,8 @@ class Finisher:
         while (entry := self._queue.get()) is not None:
             self._guarded(self._take, *entry)
 
-    def _take(self, asked: Any, result: GeneratedImage | Exception) -> None:
-        self._write(asked, result if isinstance(result, Exception) else result.image)
+    def _take(self, planned: Any, result: GeneratedImage | Exception) -> None:
+        self._write(planned, result if isinstance(result, Exception) else result.image)
 
     def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
         if self._error is not None:
@@ -99,18 +99,18 @@ class StageFinisher(Finisher):
         for key in list(self._groups):
             self._guarded(self._finish, key)
 
-    def _take(self, asked: Any, result: GeneratedImage | Exception) -> None:
+    def _take(self, planned: Any, result: GeneratedImage | Exception) -> None:
         if isinstance(result, Exception):
-            self._write(asked, result)
+            self._write(planned, result)
             return
         key = result.request.batch_key
         group = self._groups.setdefault(key, [])
-        group.append((asked, result))
+        group.append((planned, result))
         if len(group) == self._size:
             self._finish(key)
 
     def _finish(self, key: Hashable) -> None:
         group = self._groups.pop(key)
-        outcomes = self._run_stages([asked for asked, _ in group], [each for _, each in group])
-        for (asked, _), outcome in zip(group, outcomes, strict=True):
-            self._write(asked, outcome)
+        outcomes = self._run_stages([planned for planned, _ in group], [each for _, each in group])
+        for (planned, _), outcome in zip(group, outcomes, strict=True):
+            self._write(planned, outcome)

@@ -15,8 +15,8 @@ from jaxdiff.core.configs import prefix_errors
 from jaxdiff.core.errors import InputError
 from jaxdiff.data.image_arrays import ImageFileError
 from jaxdiff.generation.arguments import NUMBERS, call_arguments, line_options
-from jaxdiff.generation.asked_images import generate_images
 from jaxdiff.generation.finisher import Outcome
+from jaxdiff.generation.generate_images import generate_images
 from jaxdiff.generation.png_files import file_digest, read_settings, write_png
 from jaxdiff.generation.prompt_file import IMAGES, ImageJob, PromptSpec, expand_jobs
 from jaxdiff.pipeline.batches import STAGES

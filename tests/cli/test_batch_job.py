@@ -98,16 +98,19 @@ def test_requests_of_the_batch_api(model, tmp_path, capsys):
     ]
     request = {"method": "POST", "url": "/v1/images/generations"}
     lines = [{"custom_id": f"r{i}", **request, "body": body} for i, body in enumerate(bodies)]
-    path.write_text("\n".join(map(json.dumps, lines)))
+    path.write_text("\n".join(["{", *map(json.dumps, lines)]))  # the first line is cut
     assert generate(model, out, "--prompts", str(path), "--json") == 2
-    assert report(capsys)["bad_lines"] == 1
+    assert report(capsys)["bad_lines"] == 2
+    empty = ("--shard", "1/2", "--container", "openai")  # a shard without lines is one too
+    assert generate(model, out, "--prompts", str(path), *empty) == 0
     answers = {
         (own := json.loads(line))["custom_id"]: own["response"]["body"]["data"]
         for line in (out / "requests_output.jsonl").read_text().splitlines()
     }
     assert {name: len(data) for name, data in answers.items()} == {"r0": 2, "r2": 1}
-    (error,) = map(json.loads, (out / "requests_error.jsonl").read_text().splitlines())
-    assert error["custom_id"] == "r1"
+    errors = list(map(json.loads, (out / "requests_error.jsonl").read_text().splitlines()))
+    assert [each["custom_id"] for each in errors] == [None, "r1"]
+    error = errors[1]
     assert "model: got 'another', expected tiny" in error["error"]["message"]
 
 

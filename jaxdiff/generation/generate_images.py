@@ -1,4 +1,4 @@
-"""From images that are asked for to images that are written: the way that all jobs go."""
+"""From images that are planned to images that are written: the way that all jobs go."""
 
 import functools
 import time
@@ -24,7 +24,7 @@ Progress = Callable[[float], None]  # how much is sampled, in images
 def generate_images(
     pipe: Pipeline,
     stages: Sequence[Stage],
-    asked: Iterable[tuple[Any, Request]],
+    planned: Iterable[tuple[Any, Request]],
     *,
     write: Write,
     stage_arguments: Callable[[Sequence[Any]], Mapping[str, Any]],
@@ -33,9 +33,9 @@ def generate_images(
     vae_tile: int | None = None,
     on_progress: Progress = lambda sampled: None,
 ) -> dict[str, float]:
-    """Generate what is `asked` for, with its request, and `write` it; returns seconds by name.
+    """Generate what is `planned`, each with its request, and `write` it; returns seconds by name.
 
-    `asked` is read as there is room. `write` is called, in other threads, with what was asked for
+    `planned` is read as there is room. `write` is called, in other threads, with what was planned
     and its image, or the reason why there is none. `stage_arguments` are the arguments of the call
     for those that `stages` go on from. "generate_s" is the time of all but compiling.
     """
@@ -55,7 +55,7 @@ def generate_images(
         finisher = StageFinisher(write, engine.fail, run, slots)
     progress = _Progress(on_progress)
     with finisher, engine:
-        for own, request in asked:
+        for own, request in planned:
             (first,) = first_requests(stages, [request])
             ticket = engine.submit(first, on_progress=progress.of_next())
             ticket.future.add_done_callback(functools.partial(finisher.put, own))
@@ -92,7 +92,7 @@ def _run_stages(
     stage_arguments: Callable[[Sequence[Any]], Mapping[str, Any]],
     settings: Mapping[str, Any],
     seconds: dict[str, float],
-    asked: Sequence[Any],
+    planned: Sequence[Any],
     images: Sequence[GeneratedImage],
 ) -> list[Outcome]:
     """What the stages after the first make of a batch; their timings join `seconds`."""
@@ -102,7 +102,7 @@ def _run_stages(
         timings=dict.fromkeys(seconds, 0.0),
         intermediates=NO_INTERMEDIATES,
     )
-    out = run_stages(stages, first, stage_arguments(asked), **settings)
+    out = run_stages(stages, first, stage_arguments(planned), **settings)
     for name in seconds:
         seconds[name] += out.timings[name]
     failures: dict[int, Any] = {
