@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from gated_slots import WAIT, gated_slots
 
 import jaxdiff
 from jaxdiff.core.errors import InputError
@@ -20,8 +21,6 @@ from jaxdiff.generation.tickets import (
 from jaxdiff.pipeline.programs import CompiledFunction
 from jaxdiff.pipeline.slots import ImagePreparer, Slots
 
-WAIT = 60  # seconds, after which a test fails rather than hangs
-
 
 def request(pipe, seed=0, **options):
     return pipe.resolve("a blue star", **{"seed": seed, "steps": 3, **options})[0]
@@ -30,15 +29,7 @@ def request(pipe, seed=0, **options):
 @pytest.fixture
 def gate(monkeypatch):
     """Slots run only while it is set; `gate.entered` is set as soon as they want to."""
-    gate, run = threading.Event(), Slots.run
-    gate.entered = threading.Event()
-
-    def gated(self, steps):
-        gate.entered.set()
-        assert gate.wait(WAIT)
-        return run(self, steps)
-
-    monkeypatch.setattr(Slots, "run", gated)
+    gate = gated_slots(monkeypatch)
     yield gate
     gate.set()
 

@@ -1,13 +1,12 @@
 """A server of the tiny model on a free port, for all tests of the folder."""
 
-import threading
-
 import pytest
 import tiny
-from serving import WAIT, running
+from gated_slots import gated_slots
+from serving import running
 
 import jaxdiff
-from jaxdiff.pipeline.slots import ImagePreparer, Slots
+from jaxdiff.pipeline.slots import ImagePreparer
 
 
 @pytest.fixture(scope="session")
@@ -39,15 +38,7 @@ def client(server):
 @pytest.fixture
 def gate(monkeypatch):
     """Slots run only while it is set; `gate.entered` is set as soon as they want to."""
-    gate, run = threading.Event(), Slots.run
-    gate.entered = threading.Event()
-
-    def gated(self, steps):
-        gate.entered.set()
-        assert gate.wait(WAIT)
-        return run(self, steps)
-
-    monkeypatch.setattr(Slots, "run", gated)
+    gate = gated_slots(monkeypatch)
     yield gate
     gate.set()
 
