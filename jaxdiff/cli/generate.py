@@ -246,9 +246,10 @@ def _run_batch_job(options: Options, shard: Shard | None) -> None:
     report = batch_job.run_batch_job(options, _defaults(options), shard, shared, load)
     print_report(report, as_json=options.json)
     if failed := report["failed"] + report["bad_lines"]:
+        nouns = "image or line" if failed == 1 else "images or lines"
         raise InputError(
-            f"got {failed} images or lines that could not be generated, expected none; the same "
-            "command tries them again"
+            f"got {failed} {nouns} that could not be generated, expected none; the same command "
+            "tries them again"
         )
 
 

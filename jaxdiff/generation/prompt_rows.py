@@ -199,7 +199,7 @@ class _Columns:
                 names = f"the columns {_listed(unknown)}" if unknown else "no column prompt"
                 raise InputError(
                     f"prompts: {where}: got {names}, expected the names of fields, such as prompt "
-                    "and seed; --columns prompt=CAPTION,seed=ID says which column is which field"
+                    "and seed; --columns prompt=CAPTION seed=ID says which column is which field"
                 )
         for name, column in columns.items():
             if name not in FIELDS:
